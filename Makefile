@@ -1,0 +1,62 @@
+# `make quickstart` is all that a new machine with Python 3.11 or later needs. Everything goes into .venv.
+# Settings: PYTHON=python3.12, VENV=.venv-312, CONSTRAINTS= (none), ARGS="--no-demo" (for quickstart and test).
+
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+ARGS ?=
+
+# Each candidate is run, not only looked for: a version manager's shim may exist and still fail.
+TRY_PYTHON = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c '$(TRY_PYTHON)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint types format constraints clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed-run ## Install dinomed into .venv
+
+quickstart: $(VENV)/.installed-run ## The main job on synthetic lesions, then the demo (about 10 minutes on 2 cores)
+	$(BIN)/dinomed quickstart $(ARGS)
+
+test: $(VENV)/.installed-test ## Install what the tests need, and run them
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## Style and mistakes (ruff)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev ## Types (mypy)
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## Put the code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: $(VENV)/.installed-dev ## Write the versions in .venv to constraints.txt
+	{ grep '^#' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
+		| grep -E '^[A-Za-z0-9._-]+==' | grep -viE '^(dinomed|nvidia-|cuda-|triton|uv=)'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean: ## Remove .venv and caches; keeps runs/
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist dinomed.egg-info
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No working Python 3.11 or later with its venv module was found."; \
+		echo "Install one (Debian, Ubuntu: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python"; \
+		exit 2; }
+	@"$(PYTHON)" -c '$(TRY_PYTHON)' || { echo "PYTHON=$(PYTHON): needs Python 3.11 or later with its venv module"; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+
+# .installed-run, .installed-test and .installed-dev: the package alone, or with that extra. uv takes a quarter of
+# pip's time; where it cannot be had, pip does the same.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing dinomed into $(VENV): a few minutes the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || echo "uv cannot be had; using pip"
+	@if [ -x $(BIN)/uv ]; then installer="$(BIN)/uv pip install --python $(BIN)/python"; \
+	else installer="$(BIN)/python -m pip install --disable-pip-version-check"; fi; \
+	set -x; $$installer $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".$(if $(filter run,$*),,[$*])"
+	@touch $@

@@ -1,0 +1,160 @@
+"""The command line, assembled: a table of commands, each imported only when it is asked for.
+
+`dinomed --help` has to answer at once, so neither this file nor the command modules import torch and the like; the
+bodies of the commands do. `main` turns whatever a command raises into one line on stderr and an exit code.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dinomed import __version__
+from dinomed.apps.options import Debug
+from dinomed.errors import DinomedError, UsageError, did_you_mean
+
+# name -> module in dinomed.apps.commands and its function; a mapping is a group. The order is the order of the work.
+COMMANDS: dict[str, Any] = {
+    "quickstart": "quickstart:quickstart",
+    "doctor": "doctor:doctor",
+    "scan": "scan:scan",
+    "pretrain": "pretrain:pretrain",
+    "features": "features:features",
+    "probe": "probe:probe",
+    "train": {"classify": "train:classify", "segment": "train:segment"},
+    "evaluate": "evaluate:evaluate",
+    "predict": "predict:predict",
+    "demo": {"segment": "demo:segment"},
+}
+GROUP_HELP = {
+    "train": "Train a light head on the features of a frozen backbone.",
+    "demo": "Show a result in the browser.",
+}
+SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
+class _LazyGroup(TyperGroup):
+    """A group whose commands are imported when they are named."""
+
+    targets: dict[str, Any] = COMMANDS
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name, target in self.targets.items() if _exists(target)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.targets:
+            raise UsageError(f"no command {cmd_name!r}{did_you_mean(cmd_name, self.targets)}")
+        return _build(cmd_name, self.targets[cmd_name])
+
+
+def _exists(target: Any) -> bool:  # while the commands are being written
+    from importlib.util import find_spec
+
+    if isinstance(target, dict):
+        return any(map(_exists, target.values()))
+    return find_spec(f"dinomed.apps.commands.{target.partition(':')[0]}") is not None
+
+
+def _build(name: str, target: Any) -> Any:
+    """The command called `name`: a function of a command module, or a group of such."""
+    if isinstance(target, dict):
+        return _build_group(name, target)
+    module, _, function = target.partition(":")
+    single = typer.Typer(**SETTINGS)
+    single.command(name)(getattr(import_module(f"dinomed.apps.commands.{module}"), function))
+    return typer.main.get_command(single)
+
+
+def _build_group(name: str, targets: dict[str, Any]) -> Any:
+    group = typer.Typer(
+        name=name,
+        cls=type(f"{name.title()}Group", (_LazyGroup,), {"targets": targets}),
+        no_args_is_help=True,
+        **SETTINGS,
+    )
+    group.callback(help=GROUP_HELP[name])(lambda: None)
+    return typer.main.get_command(group)
+
+
+app = typer.Typer(name="dinomed", cls=_LazyGroup, no_args_is_help=True, **SETTINGS)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"dinomed {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)]
+
+
+@app.callback()
+def _root(version: Version = False, debug: Debug = False) -> None:
+    """Self-supervised ViT backbones and light heads for medical images. For research use only, not for diagnosis."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong request, 130 and 143 on SIGINT and SIGTERM."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments or os.environ.get("DINOMED_DEBUG", "") not in ("", "0")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # the same bytes under any locale; unpaired surrogates of odd file names too
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)  # commands that save their work first install their own
+    sys.exit(_run([a for a in arguments if a != "--debug"], debug))
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    """Run one command; its exit code."""
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="dinomed", standalone_mode=False)
+        sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's exit
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:  # the reader (`| head`) has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Print one or two lines about `error`; its exit code."""
+    if isinstance(error, DinomedError):
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if type(error).__name__ == "NoArgsIsHelpError":  # `dinomed train`: the help has been asked for, in a way
+        print(error, file=sys.stderr)
+        return 2
+    if hasattr(error, "format_message"):  # Typer's own errors (their base class moved between its versions)
+        context = getattr(error, "ctx", None)
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        if context is not None:
+            print(f"see: {context.command_path} --help", file=sys.stderr)
+        return getattr(error, "exit_code", 2)
+    print(
+        f"internal error: {type(error).__name__}: {error}\nplease report it with the output of the same command "
+        "with --debug added",
+        file=sys.stderr,
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The lesion segmentation demo: drop a picture, see the outline, move the threshold, take the mask away."""
+
+import html
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from dinomed.apps.demos.serve import CACHE_SWEEP_S
+from dinomed.apps.output import RESEARCH_LINE
+from dinomed.apps.overlay import FILL, draw_mask, draw_probability
+from dinomed.errors import DinomedError
+from dinomed.images.read import read_image, write_mask
+
+MAX_PIXELS = 50_000_000  # a demo shares one machine; the largest dermoscopy pictures have 24 megapixels
+FILLED, OUTLINE, PROBABILITY = "Filled", "Outline", "Probability"
+CONFIDENCE = (
+    "mean of the lesion probability that the model gives to the pixels inside the outline. It is not calibrated: "
+    "it says how sure the model is, not how often it is right."
+)
+WAITING = '<div class="message" id="waiting">Drop a picture, or click an example.</div>'
+
+
+class Predictor(Protocol):
+    """What the demo needs of a segmentation adapter (`dinomed.adapters.predict.load_adapter` gives one)."""
+
+    threshold: float
+    classes: Sequence[str]
+
+    def probability(self, image: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3) to the probability of lesion, float32 (H, W)."""
+        ...
+
+
+class Seen(NamedTuple):
+    """A visitor's picture and what the model said of it: kept, so that the threshold moves without the model."""
+
+    name: str
+    image: np.ndarray
+    probability: np.ndarray
+
+
+class Measured(NamedTuple):
+    """What the page says of a mask; `confidence` is None where nothing is inside."""
+
+    area_px: int
+    area_fraction: float
+    confidence: float | None
+    highest: float
+
+
+def measure(probability: np.ndarray, threshold: float) -> Measured:
+    """Area and mean probability of the pixels that are at least `threshold` probable; probability float32 (H, W)."""
+    inside = probability >= threshold
+    area = int(inside.sum())
+    confidence = float(probability[inside].mean()) if area else None
+    return Measured(area, area / inside.size, confidence, float(probability.max()))
+
+
+def describe(probability: np.ndarray, threshold: float) -> str:
+    """The measurements as cards of HTML, or that no lesion was found."""
+    found = measure(probability, threshold)
+    if found.confidence is None:
+        return _message(
+            "no-lesion",
+            f"No lesion found at threshold {threshold:.2f}. The highest probability in this picture is "
+            f"{found.highest:.2f}: a lower threshold may outline something, or there may be nothing.",
+        )
+    height, width = probability.shape
+    return (
+        '<div class="cards">'
+        + _card("area-px", "Area", f"{found.area_px:,}", "px")
+        + _card("area-percent", "Share of the picture", f"{100 * found.area_fraction:.1f}", "%")
+        + _card("confidence", "Confidence", f"{100 * found.confidence:.0f}", "%")
+        + f'</div><div class="hint">Picture: {width} × {height} px. Confidence: {CONFIDENCE}</div>'
+    )
+
+
+def build_segment_demo(predictor: Predictor, examples: Sequence[Path] = (), subtitle: str = "") -> gr.Blocks:
+    """The page; `serve` serves it.
+
+    Args:
+        predictor: gives the probability map of a picture; called once for each picture, not for each threshold.
+        examples: pictures to try, shown as thumbnails.
+        subtitle: one line under the title: which adapter on which backbone.
+    """
+    with gr.Blocks(title="dinomed: lesion segmentation", analytics_enabled=False, delete_cache=CACHE_SWEEP_S) as demo:
+        gr.Markdown(f"# Lesion segmentation\n{html.escape(subtitle)}", elem_id="title")
+        gr.HTML(f'<div id="research">{RESEARCH_LINE}</div>')
+        seen = gr.State(None, time_to_live=CACHE_SWEEP_S[1])
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                picture = gr.Image(
+                    label="Picture", type="filepath", sources=["upload", "clipboard"], height=330, elem_id="picture",
+                    placeholder="Drop a picture here\nor click to choose one", buttons=["fullscreen"],
+                )  # fmt: skip
+                _take_as_is(picture)
+                if examples:
+                    gr.Examples(
+                        [[str(path)] for path in examples], inputs=[picture], label="Examples", elem_id="examples",
+                        cache_examples=False, api_visibility="private",
+                    )  # fmt: skip
+            with gr.Column(scale=3, min_width=380):
+                result = gr.Image(
+                    label="Outline", interactive=False, height=400, elem_id="result",
+                    buttons=["fullscreen", "download"], alt_text="The picture with the outline of the lesion",
+                )  # fmt: skip
+                with gr.Row():
+                    threshold = gr.Slider(
+                        0.01, 0.99, value=round(predictor.threshold, 2), step=0.01, label="Threshold",
+                        elem_id="threshold", info="Pixels at least this probable are outlined.", scale=3,
+                    )  # fmt: skip
+                    view = gr.Radio([FILLED, OUTLINE, PROBABILITY], value=FILLED, label="Show", elem_id="view", scale=2)
+                numbers = gr.HTML(WAITING, elem_id="numbers")
+                download = gr.DownloadButton(
+                    "Download the mask (PNG)", variant="primary", interactive=False, elem_id="download"
+                )
+
+        outputs = [result, numbers, download]
+
+        def look(path: str | None, cut: float, shown: str) -> list[Any]:
+            if path is None:
+                return [None, None, WAITING, _no_mask()]
+            try:
+                image = read_image(path, max_pixels=MAX_PIXELS)
+            except DinomedError as error:
+                reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
+                return [None, None, _message("error", f"This file cannot be read as a picture: {reason}"), _no_mask()]
+            now = Seen(Path(path).stem, image, predictor.probability(image))
+            return [now, *draw(now, cut, shown)]
+
+        def draw(now: Seen | None, cut: float, shown: str) -> list[Any]:
+            if now is None:
+                return [gr.skip(), gr.skip(), gr.skip()]
+            mask = (now.probability >= cut).astype(np.uint8)
+            if shown == PROBABILITY:
+                drawn = draw_probability(now.image, now.probability)
+            else:
+                drawn = draw_mask(now.image, mask, fill=FILL if shown == FILLED else 0)
+            # Straight into Gradio's own cache, which is private and swept; it would make a second copy otherwise.
+            folder = Path(result.GRADIO_CACHE) / uuid.uuid4().hex
+            folder.mkdir(parents=True)
+            Image.fromarray(drawn).save(folder / f"{now.name}_outline.jpg", quality=92, subsampling=0)
+            write_mask(folder / f"{now.name}_mask.png", mask)
+            take = gr.DownloadButton(value=folder / f"{now.name}_mask.png", interactive=True)
+            return [folder / f"{now.name}_outline.jpg", describe(now.probability, cut), take]
+
+        quiet: dict[str, Any] = {"api_visibility": "private"}
+        picture.change(look, [picture, threshold, view], [seen, *outputs], show_progress_on=[result], **quiet)
+        live = {"trigger_mode": "always_last", "show_progress": "hidden"} | quiet
+        threshold.change(draw, [seen, threshold, view], outputs, **live)
+        view.change(draw, [seen, threshold, view], outputs, **live)
+    return demo
+
+
+def _take_as_is(component: gr.Image) -> None:
+    """Hand the uploaded file over as it is, and no other.
+
+    Gradio would decode it first (without our limits, in its own way) and would fetch a URL given in its place. Set
+    on the instance: for a subclass of a component Gradio writes a stub file beside the source.
+    """
+    move = component.async_move_resource_to_block_cache
+
+    async def only_files(url_or_file_path: str | Path | None) -> str | None:
+        if "://" in str(url_or_file_path):
+            raise gr.Error("A URL was given; this demo takes files only.")
+        return await move(url_or_file_path)
+
+    def keep_path(payload: Any) -> str | None:
+        return payload.path if payload is not None else None
+
+    component.async_move_resource_to_block_cache = only_files  # type: ignore[method-assign]
+    component.preprocess = keep_path  # type: ignore[method-assign]
+
+
+def _no_mask() -> gr.DownloadButton:
+    return gr.DownloadButton(value=None, interactive=False)
+
+
+def _message(kind: str, text: str) -> str:
+    return f'<div class="message {kind}" id="{kind}">{html.escape(text)}</div>'
+
+
+def _card(elem_id: str, name: str, value: str, unit: str) -> str:
+    return (
+        f'<div class="card"><div class="name">{name}</div>'
+        f'<div class="value"><span id="{elem_id}">{value}</span> <span class="unit">{unit}</span></div></div>'
+    )

@@ -1,0 +1,31 @@
+"""Options that several commands share, each with one name, one meaning and one help text.
+
+Use as annotations: ``def probe(data: Data, device: Device = "auto", as_json: Json = False) -> None``.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+
+def _quiet(value: bool) -> bool:
+    from dinomed.progress import set_quiet
+
+    set_quiet(value)
+    return value
+
+
+Data = Annotated[Path, Option("--data", help="Manifest (.parquet or .csv), or a folder of images.", show_default=False)]
+Backbone = Annotated[
+    str, Option("--backbone", "-b", help="Run folder, backbone folder, or a name such as dinov2_vits14.")
+]
+Weights = Annotated[Path | None, Option("--weights", help="Weights file for a backbone that is given by name.")]
+Output = Annotated[Path, Option("--output", "-o", help="Where to write.", show_default=False)]
+Device = Annotated[str, Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Seed = Annotated[int, Option("--seed", help="Seed of everything random.", min=0)]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace an earlier result of dinomed in the output folder.")]
+Resume = Annotated[bool, Option("--resume", help="Go on where an interrupted run stopped.")]
+Json = Annotated[bool, Option("--json", help="Data as JSON on stdout; everything else goes to stderr.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress, no notes.", callback=_quiet)]
+Debug = Annotated[bool, Option("--debug", help="Show tracebacks (works after any command; or DINOMED_DEBUG=1).")]

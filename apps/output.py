@@ -1,0 +1,55 @@
+"""What a command reports: JSON for programs or a table for people, on stdout; nothing else goes there."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dinomed.files import to_json
+
+RESEARCH_LINE = "For research use only. Not for diagnosis."
+
+
+def emit(data: Mapping[str, Any], as_json: bool, table: Table | None = None) -> None:
+    """Print `data` as one JSON object, or `table` (by default the keys and values of `data`) for a person."""
+    if as_json:
+        print(to_json(dict(data), indent=2))
+        return
+    if table is None:
+        table = build_table(("", ""), [(key, value) for key, value in data.items() if not isinstance(value, Mapping)])
+    # Off a terminal, rich would squeeze the table into 80 columns and cut words: give it room.
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+
+
+def build_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:
+    """A table; numbers stand to the right, floats with three decimals, a dash where there is no value.
+
+    >>> build_table(("method", "Dice"), [("Otsu", 0.67)]).row_count
+    1
+    """
+    table = Table(title=title, title_justify="left", show_header=any(columns))
+    rows = [list(row) for row in rows]
+    for index, name in enumerate(columns):
+        numeric = any(isinstance(row[index], int | float) for row in rows)
+        table.add_column(name, justify="right" if numeric and index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(value) for value in row))
+    return table
+
+
+def cell(value: Any) -> str:
+    """One value as a person reads it.
+
+    >>> cell(0.81234), cell(None), cell(float("nan")), cell(1200)
+    ('0.812', '–', '–', '1,200')
+    """
+    if value is None or (isinstance(value, float) and value != value):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value).replace("[", r"\[")  # rich reads [..] as markup

@@ -1,0 +1,3 @@
+"""dinomed: self-supervised ViT backbones and light heads for medical images. For research use only."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,86 @@
+"""A backbone for use, not for training: its tokens, its own preprocessing, its fingerprint."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.vit import Tokens, VisionTransformer
+from dinomed.errors import UsageError
+
+
+class FrozenBackbone(nn.Module):
+    """Images to tokens, without gradients and always in eval mode.
+
+    `fingerprint` is 64 hex digits over all that the features depend on. `source` is where the weights came from: a
+    path, or None where they are the released ones of `name`.
+    """
+
+    def __init__(
+        self, vit: VisionTransformer, preprocessing: Preprocessing, name: str,
+        source: str | None = None, metadata: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if preprocessing.channels != vit.config.in_channels:
+            raise UsageError(f"{name}: takes {vit.config.in_channels} channels, preprocessing {preprocessing.channels}")
+        check_image_size(preprocessing.image_size, vit.config.patch_size)
+        self.vit = vit.eval().requires_grad_(False)
+        self.preprocessing, self.name, self.source = preprocessing, name, source
+        self.metadata = dict(metadata or {})
+        self.fingerprint = fingerprint(vit, preprocessing)
+        self.embed_dim, self.patch_size = vit.config.embed_dim, vit.config.patch_size
+        self.depth = vit.config.depth
+
+    @property
+    def device(self) -> torch.device:
+        return self.vit.pos_embed.device
+
+    def train(self, mode: bool = True) -> "FrozenBackbone":
+        """Stays in eval mode: a head that is trained around it must not switch stochastic depth on."""
+        return super().train(False)
+
+    @torch.no_grad()  # not inference_mode: its tensors may not enter the graph of a head that is trained on them
+    def forward(self, images: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tokens]:
+        """(B, channels, height, width), preprocessed, any size that the patch divides -> the tokens of each of
+        `blocks` (0 is the first, -1 the last), after the final norm."""
+        return self.vit.forward_blocks(images.to(self.device), blocks)
+
+    def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+        """(rows, columns) of patches for a square side or a (height, width), px; default: its own preprocessing."""
+        size = self.preprocessing.image_size if image_size is None else image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height // self.patch_size, width // self.patch_size
+
+
+def check_image_size(image_size: int, patch_size: int) -> None:
+    """Raises a `UsageError` that names the nearest sizes if the patch does not divide `image_size`."""
+    below = image_size // patch_size * patch_size
+    if image_size != below or not below:
+        near = " or ".join(str(size) for size in (below, below + patch_size) if size)
+        raise UsageError(f"image size {image_size} is not a multiple of the patch size {patch_size}; nearest: {near}")
+
+
+def fingerprint(vit: VisionTransformer, preprocessing: Preprocessing) -> str:
+    """A hash of what the features depend on: architecture, preprocessing, and every weight (name, type, shape, bytes).
+
+    Left out, so that the same weights from any file format get the same fingerprint: what only training uses (the mask
+    token, stochastic depth), and how the class token and its position are split, of which only the sum is ever used.
+    """
+    training_only = {"drop_path", "layerscale", "image_size"}  # the latter two show in the weights
+    head = {
+        "architecture": vit.config.model_dump(mode="json", exclude=training_only),
+        "preprocessing": preprocessing.model_dump(mode="json"),
+    }
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    state = {key: value.detach().cpu() for key, value in vit.state_dict().items() if key != "mask_token"}
+    position = state["pos_embed"]
+    state["cls_token"], state["pos_embed"] = state["cls_token"] + position[:, :1], position[:, 1:]
+    for key in sorted(state):
+        value = state[key].contiguous()
+        digest.update(f"\n{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(memoryview(value.view(torch.uint8).flatten().numpy()))
+    return digest.hexdigest()

@@ -1,0 +1,183 @@
+"""`load_backbone(name_or_path)`: a frozen backbone that knows its own preprocessing and its fingerprint."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from dinomed.backbones.download import cached_weights
+from dinomed.backbones.frozen import FrozenBackbone, check_image_size
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.variants import VARIANTS
+from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.weights import build_with_weights, read_weights
+from dinomed.device import resolve_device
+from dinomed.errors import DinomedError, UsageError, did_you_mean
+from dinomed.files import read_json, replacing, to_json, write_text
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FORMAT = "dinomed.backbone/1"
+
+
+def save_backbone(
+    folder: str | Path, vit: VisionTransformer, preprocessing: Preprocessing, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write `model.safetensors` and `config.json`.
+
+    The config also stands in the header of `model.safetensors`, and is read from there: so one rename replaces all
+    of an older backbone, and an interrupted save leaves either the old or the new one. `config.json` is for people
+    and other tools.
+    """
+    folder = Path(folder)
+    text = to_json(
+        {
+            "format": FORMAT,
+            "architecture": vit.config.model_dump(mode="json"),
+            "preprocessing": preprocessing.model_dump(mode="json"),
+            "metadata": dict(metadata or {}),
+        },
+        indent=2,
+    )
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in vit.state_dict().items()}
+    with replacing(folder / WEIGHTS_FILE) as temporary:
+        try:
+            save_file(state, temporary, metadata={"config": text})
+        except SafetensorError as error:  # how it reports a full disk
+            raise DinomedError(f"cannot write {folder / WEIGHTS_FILE}: {error}") from None
+    write_text(folder / CONFIG_FILE, text + "\n")
+
+
+def load_backbone(
+    name_or_path: str | Path,
+    *,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    image_size: int | None = None,
+) -> FrozenBackbone:
+    """A frozen backbone.
+
+    Args:
+        name_or_path: the name of a variant (`dinov2_vits14`: its released weights are fetched once and kept in a
+            cache), or a path: a run folder, a backbone folder, or a folder saved by transformers.
+        weights: with a name, a file with its weights: official `.pth`, timm, transformers, or safetensors.
+        device: cpu, cuda, cuda:N, mps or auto.
+        image_size: side of the square that images are resized to, px, instead of the backbone's own.
+
+    Raises:
+        UsageError: no such name or path, weights of another architecture, an image size that the patch does not divide.
+        DinomedError: a file that cannot be fetched, is damaged, or wants to run code.
+    """
+    if str(name_or_path) in VARIANTS:
+        backbone = _load_variant(str(name_or_path), weights, image_size)
+    else:
+        if weights is not None:
+            raise UsageError(f"weights {weights} need the name of their architecture, not {str(name_or_path)!r}")
+        backbone = _load_path(Path(name_or_path), image_size)
+    return backbone.to(device if isinstance(device, torch.device) else resolve_device(device))
+
+
+def _sized(preprocessing: Preprocessing, image_size: int | None) -> Preprocessing:
+    return preprocessing if image_size is None else preprocessing.model_copy(update={"image_size": image_size})
+
+
+def _load_variant(name: str, weights: str | Path | None, image_size: int | None) -> FrozenBackbone:
+    variant = VARIANTS[name]
+    if image_size is not None:
+        check_image_size(image_size, variant.patch_size)  # before a long download
+    if weights is None and variant.release is None:
+        raise UsageError(f"{name} has no released weights; pretrain it, or give --weights FILE")
+    path = Path(weights) if weights is not None else cached_weights(name)
+    vit = build_with_weights(variant.config(), read_weights(path), str(path))
+    return FrozenBackbone(vit, _sized(Preprocessing(), image_size), name, None if weights is None else str(path))
+
+
+def _load_path(path: Path, image_size: int | None) -> FrozenBackbone:
+    if not path.exists():
+        known = did_you_mean(str(path), VARIANTS) if path.name == str(path) else ""
+        raise UsageError(f"backbone {str(path)!r} is no known name and no existing path{known}")
+    if path.is_file():
+        raise UsageError(f"{path}: a file needs its architecture too: --backbone dinov2_vits14 --weights {path}")
+    folder = path / "backbone" if (path / "backbone").is_dir() else path
+    if (folder / "adapter.json").exists():
+        raise UsageError(f"{path} is an adapter; give the backbone that it was trained on")
+    if not (folder / WEIGHTS_FILE).is_file() and not (folder / "pytorch_model.bin").is_file():
+        if (path / "checkpoints").exists() or (path / "run.json").exists():
+            raise UsageError(f"{path} is a run without a backbone yet; its first checkpoint writes one")
+        raise UsageError(f"{path} holds no backbone (a run of dinomed pretrain, or {CONFIG_FILE} and {WEIGHTS_FILE})")
+    name = path.resolve().parent.name if path.name == "backbone" else path.resolve().name
+    header = _read_header(folder / WEIGHTS_FILE)
+    if header is None:
+        return _load_transformers(folder, name, image_size)
+    try:
+        config = ViTConfig.model_validate(header["architecture"])
+        preprocessing = Preprocessing.model_validate(header["preprocessing"])
+    except (KeyError, TypeError, ValidationError):
+        raise DinomedError(f"{folder / WEIGHTS_FILE}: its config is not one that this version reads") from None
+    vit = build_with_weights(config, read_weights(folder), str(folder / WEIGHTS_FILE))
+    return FrozenBackbone(vit, _sized(preprocessing, image_size), name, str(path), header.get("metadata"))
+
+
+def _read_header(path: Path) -> dict[str, Any] | None:
+    """The config that `save_backbone` put into the file; None if it is not ours."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("config")
+        return None if text is None else json.loads(text)
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise DinomedError(f"{path}: a damaged safetensors file ({error})") from None
+
+
+def _load_transformers(folder: Path, name: str, image_size: int | None) -> FrozenBackbone:
+    """A folder of transformers' ``save_pretrained``.
+
+    The position embedding is resized as the official code does: transformers leaves the offset of the plain models
+    out, so away from the weights' own size its features differ slightly from those the weights were trained to give.
+    """
+    config_file = folder / CONFIG_FILE
+    theirs = read_json(config_file)
+    kind = theirs.get("model_type") if isinstance(theirs, dict) else None
+    if kind not in {"dinov2", "dinov2_with_registers"}:
+        raise UsageError(f"{folder}: {CONFIG_FILE} is of a {kind or 'unknown'} model, not of a DINOv2 one")
+    registers = kind == "dinov2_with_registers"
+    try:
+        config = ViTConfig(
+            embed_dim=theirs["hidden_size"],
+            depth=theirs["num_hidden_layers"],
+            num_heads=theirs["num_attention_heads"],
+            patch_size=theirs["patch_size"],
+            image_size=theirs["image_size"],
+            in_channels=theirs.get("num_channels", 3),
+            num_registers=theirs.get("num_register_tokens", 4) if registers else 0,
+            feed_forward="swiglu" if theirs.get("use_swiglu_ffn") else "mlp",
+            mlp_ratio=theirs.get("mlp_ratio", 4),
+            position_antialias=registers,
+            position_offset=0.0 if registers else 0.1,
+        )
+    except (KeyError, ValidationError) as error:
+        raise DinomedError(f"{config_file}: not a config of DINOv2 ({str(error).splitlines()[0]})") from None
+    vit = build_with_weights(config, read_weights(folder), str(folder))
+    preprocessing = _transformers_preprocessing(folder, config)
+    return FrozenBackbone(vit, _sized(preprocessing, image_size), name, str(folder))
+
+
+def _transformers_preprocessing(folder: Path, config: ViTConfig) -> Preprocessing:
+    """Mean, std and crop size of `preprocessor_config.json`, if there is one; ours squashes and does not crop."""
+    path = folder / "preprocessor_config.json"
+    theirs = read_json(path) if path.is_file() else {}
+    known: dict[str, Any] = {"channels": config.in_channels}
+    known |= {ours: theirs[key] for ours, key in (("mean", "image_mean"), ("std", "image_std")) if key in theirs}
+    size = (theirs.get("crop_size") or {}).get("height")
+    if isinstance(size, int) and size % config.patch_size == 0:
+        known["image_size"] = size
+    try:
+        return Preprocessing(**known)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise DinomedError(f"{path}: cannot be used ({problem}); its mean and std are needed") from None

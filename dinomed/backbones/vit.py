@@ -1,0 +1,145 @@
+"""The vision transformer of DINOv2 (Oquab et al. 2023; registers: Darcet et al. 2023), for any size and any channels.
+
+One module serves pretraining and frozen use. Its state dict is the official one, key by key.
+
+Shape suffixes: B images, N tokens, C channels of the embedding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from dinomed.config import Config
+from dinomed.layers.block import Block
+from dinomed.layers.patch_embedding import PatchEmbedding, resize_position_embedding
+
+
+class ViTConfig(Config):
+    """The architecture; with the weights it is all that is needed to run them."""
+
+    embed_dim: int = Field(384, ge=8)
+    depth: int = Field(12, ge=1)
+    num_heads: int = Field(6, ge=1)
+    patch_size: int = Field(14, ge=1)
+    image_size: int = Field(224, ge=8, description="side of the square image that the position embedding is for, px")
+    in_channels: int = Field(3, ge=1)
+    num_registers: int = Field(0, ge=0)
+    feed_forward: Literal["mlp", "swiglu"] = "mlp"
+    mlp_ratio: float = Field(4.0, gt=0)
+    layerscale: float | None = Field(1e-5, description="initial value; null: no LayerScale")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth, the same in every block; training only")
+    position_antialias: bool = Field(True, description="how the position embedding is resized (a property of weights)")
+    position_offset: float = Field(0.0, ge=0, description="0.1 in the released plain models, else 0")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "ViTConfig":
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+        return self
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a block gives for B images, after the final norm."""
+
+    cls: Tensor  # B, C
+    registers: Tensor  # B, R, C (R may be 0)
+    patches: Tensor  # B, rows * columns, C
+
+
+class VisionTransformer(nn.Module):
+    """Images to tokens. `forward` takes one batch; `forward_packed` takes several of different sizes at once."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.embed_dim
+        num_patches = (config.image_size // config.patch_size) ** 2
+        self.patch_embed = PatchEmbedding(config.patch_size, config.in_channels, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        if config.num_registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, config.num_registers, dim))
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                config.num_heads,
+                feed_forward=config.feed_forward,
+                hidden=int(dim * config.mlp_ratio),
+                layerscale=config.layerscale,
+                drop_path=config.drop_path,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Truncated normal (0.02) for linear layers and positions, as in the reference code."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        if self.config.num_registers:
+            nn.init.normal_(self.register_tokens, std=1e-6)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def embed(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
+        """(B, channels, height, width), masks (B, patches) bool or None -> (B, 1 + registers + patches, C).
+
+        Raises:
+            ValueError: wrong number of channels, or a size that the patch does not divide.
+        """
+        x = self.patch_embed(images)
+        if masks is not None:
+            x = torch.where(masks.unsqueeze(-1), self.mask_token.to(x.dtype).unsqueeze(0), x)
+        rows, columns = (side // self.config.patch_size for side in images.shape[-2:])
+        cls_position, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        grid = resize_position_embedding(
+            grid, (rows, columns), antialias=self.config.position_antialias, offset=self.config.position_offset
+        )
+        parts = [(self.cls_token + cls_position).expand(len(x), -1, -1), x + grid]
+        if self.config.num_registers:
+            parts.insert(1, self.register_tokens.expand(len(x), -1, -1))
+        return torch.cat(parts, dim=1)
+
+    def _tokens(self, x: Tensor) -> Tokens:
+        x = self.norm(x)
+        start = 1 + self.config.num_registers
+        return Tokens(cls=x[:, 0], registers=x[:, 1:start], patches=x[:, start:])
+
+    def forward_packed(self, crops: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Tokens]:
+        """Several batches of images of different sizes through the blocks as one packed sequence; equal to a
+        separate forward of each. `masks` holds one (B, patches) mask or None for each batch."""
+        xs = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
+        for block in self.blocks:
+            xs = block(xs)
+        return [self._tokens(x) for x in xs]
+
+    def forward(self, images: Tensor, masks: Tensor | None = None) -> Tokens:
+        """The tokens of the last block."""
+        return self.forward_packed([images], [masks])[0]
+
+    def forward_blocks(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
+        """The tokens after each of `blocks` (0 is the first; negative from the end), each through the final norm.
+
+        Blocks after the last wanted one are not computed.
+        """
+        wanted = [block + self.config.depth if block < 0 else block for block in blocks]
+        if not wanted or any(not 0 <= block < self.config.depth for block in wanted):
+            raise ValueError(f"blocks {list(blocks)}: the backbone has blocks 0 to {self.config.depth - 1}")
+        found: dict[int, Tokens] = {}
+        xs = [self.embed(images)]
+        for index, block in enumerate(self.blocks[: max(wanted) + 1]):
+            xs = block(xs)
+            if index in wanted:
+                found[index] = self._tokens(xs[0])
+        return [found[block] for block in wanted]

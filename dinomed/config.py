@@ -1,0 +1,176 @@
+"""Typed configuration from YAML: a base file and short deltas, `a.b=value` overrides, errors that name file and key.
+
+Plain YAML has traps that cost a night of training: a duplicate key wins silently, ``3e-4`` is a string, ``no`` is
+False. The loader here refuses the first, reads the second as a number and leaves the third a word.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dinomed.errors import UsageError, did_you_mean
+
+MAX_BYTES = 1_000_000  # a config is a page of text; more is a mistake or an attack
+C = TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every config: unknown keys are refused, instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with 1.2 booleans and floats, no duplicate keys, no aliases (so no "billion laughs")."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not a word", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag not in {f"tag:yaml.org,2002:{t}" for t in ("bool", "float", "timestamp")}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text; `source` names it in errors."""
+    if len(text) > MAX_BYTES:
+        raise UsageError(f"{source}: larger than {MAX_BYTES:,} bytes; this is not a config")
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UsageError(f"{source}, line {line}: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UsageError(f"{source}: not valid YAML ({str(error).splitlines()[0]})") from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read one YAML mapping, merged over the file that its ``base:`` key names (relative to it), if any."""
+    return _read_chain(Path(path), ())
+
+
+def _read_chain(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in chain:
+        raise UsageError(f"{path}: its chain of `base:` files comes back to itself")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path}: larger than {MAX_BYTES:,} bytes; this is not a config")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"config {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"config {path} cannot be read: {error}") from None
+    data = parse_yaml(text, str(path))
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: a config is a mapping of keys to values, not a {type(data).__name__}")
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    return merge(_read_chain(path.parent / str(base), (*chain, resolved)), data)
+
+
+def merge(base: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
+    """`delta` over `base`, mapping by mapping; anything else is replaced.
+
+    >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
+    {'a': {'x': 1, 'y': 3}}
+    """
+    out = dict(base)
+    for key, value in delta.items():
+        old = out.get(key)
+        out[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """``["optim.lr=3e-4"]`` to a nested mapping; values are read as YAML."""
+    out: dict[str, Any] = {}
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        keys = name.strip().split(".")
+        if not equals or not all(keys):
+            raise UsageError(f"--set {text!r}: expected a.b=value")
+        nested: Any = parse_yaml(value, f"--set {text}")
+        for key in reversed(keys):
+            nested = {key: nested}
+        out = merge(out, nested)
+    return out
+
+
+def build_config(cls: type[C], data: Mapping[str, Any], source: str) -> C:
+    """Validate `data`; a `UsageError` names `source`, the key's path, and the nearest key if one is unknown."""
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(cls, problem) for problem in error.errors()]
+        more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+        raise UsageError(f"{source}: " + "; ".join(lines[:3]) + more) from None
+
+
+def load_config(cls: type[C], path: str | Path | None, overrides: Iterable[str] = ()) -> C:
+    """The config of `path` (or the defaults), with overrides on top."""
+    data = read_yaml(path) if path is not None else {}
+    source = str(path) if path is not None else "config"
+    overrides = list(overrides)
+    if overrides:
+        data = merge(data, parse_overrides(overrides))
+        source += " with --set"
+    return build_config(cls, data, source)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config, as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _explain(cls: type[BaseModel], problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{did_you_mean(where.rpartition('.')[2], _keys_at(cls, problem['loc'][:-1]))}"
+    given = problem.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | None) else ""
+    return f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _keys_at(cls: type[BaseModel], path: Iterable[Any]) -> list[str]:
+    models: list[type[BaseModel]] = [cls]
+    for step in path:
+        found: list[type[BaseModel]] = []
+        for model in models:
+            if step in model.model_fields:
+                annotation = model.model_fields[step].annotation
+                candidates = (annotation, *get_args(annotation))
+                found += [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        models = found or models
+    return [key for model in models for key in model.model_fields]

@@ -1,0 +1,217 @@
+"""The manifest: one table of images, the form in which every job takes and hands on its data.
+
+A row is an image. Always there: `image` (path relative to the root, with ``/``), `sha256` of the file, `width` and
+`height` in pixels (upright), `mode`, `format`, `bytes`. Where known: `group` (patient, lesion or video: never in two
+splits), `split` (train, val, test), `label`, `mask` (relative path), and free columns of text from the user's CSV, kept
+as written. An empty cell is null.
+
+The root is kept relative to the manifest's own folder, so that both move together: in Parquet in the schema's
+metadata, in CSV in a column `root`, which is left out where the images lie in the CSV's own folder.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dinomed.datasets.tables import read_csv, write_csv
+from dinomed.errors import DinomedError, UsageError, did_you_mean
+from dinomed.files import replacing
+
+TEXT, NUMBER = pa.string(), pa.int64()
+FIXED: dict[str, pa.DataType] = {
+    "image": TEXT, "sha256": TEXT, "width": NUMBER, "height": NUMBER, "mode": TEXT, "format": TEXT, "bytes": NUMBER,
+}  # fmt: skip
+KNOWN = (*FIXED, "group", "split", "label", "mask")
+_ROOT = b"dinomed.root"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table of images and the folder that their paths start from; see the module for the columns."""
+
+    table: pa.Table
+    root: Path
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.table.column_names)
+
+    def has(self, name: str) -> bool:
+        """Whether the column is there and holds any value."""
+        return name in self.table.column_names and self.table[name].null_count < len(self)
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column, None where empty. An unknown column is a `UsageError` naming the nearest."""
+        if name not in self.table.column_names:
+            raise UsageError(f"the manifest has no column {name!r}{did_you_mean(name, self.table.column_names)}")
+        return list(self.table[name].to_pylist())
+
+    def path(self, index: int) -> Path:
+        return self.root / self.table["image"][index].as_py()
+
+    def mask_path(self, index: int) -> Path | None:
+        mask = self.table["mask"][index].as_py() if "mask" in self.table.column_names else None
+        return None if mask is None else self.root / mask
+
+    def classes(self, column: str = "label") -> list[str]:
+        """The distinct values of a label column, sorted."""
+        return sorted({value for value in self.column(column) if value is not None})
+
+    def take(self, indices: Sequence[int]) -> "Manifest":
+        """The rows at `indices`, in that order."""
+        return replace(self, table=self.table.take(pa.array(indices, pa.int64())))
+
+    def select(self, **values: str) -> "Manifest":
+        """The rows where each named column has the given value: ``manifest.select(split="train")``."""
+        table = self.table
+        for name, value in values.items():
+            self.column(name)
+            table = table.filter(pc.equal(table[name], value))
+        return replace(self, table=table)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the paths and contents of the images, in their order."""
+        digest = hashlib.sha256()
+        for image, content in zip(self.column("image"), self.column("sha256"), strict=True):
+            digest.update(f"{image}\0{content}\n".encode())
+        return digest.hexdigest()
+
+
+def build_manifest(columns: dict[str, list[Any]], root: Path) -> Manifest:
+    """A manifest of columns: the known ones first, in their order, then the free ones as text."""
+    names = [name for name in KNOWN if name in columns] + [name for name in columns if name not in KNOWN]
+    arrays = {name: pa.array(columns[name], FIXED.get(name, TEXT)) for name in names}
+    return Manifest(pa.table(arrays), root)
+
+
+def write_manifest(manifest: Manifest, path: str | Path) -> None:
+    """Write Parquet, or CSV if the name ends so; atomic, and the same bytes for the same manifest and place."""
+    path = Path(path)
+    root = _relative_root(manifest.root, path.parent)
+    if path.suffix.lower() == ".csv":
+        table = manifest.table
+        if root != ".":
+            table = table.append_column("root", pa.array([root] * len(manifest), TEXT))
+        write_csv(path, table.column_names, zip(*(column.to_pylist() for column in table.columns), strict=True))
+        return
+    with replacing(path) as temporary:
+        pq.write_table(manifest.table.replace_schema_metadata({_ROOT: root.encode()}), temporary, compression="zstd")
+
+
+def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
+    """Read a manifest, Parquet or CSV by content.
+
+    Args:
+        root: the folder that the paths start from; by default the one that the manifest names.
+
+    Raises:
+        UsageError: no such file, not a manifest, a column is missing, a path leaves the root, the root is not there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; make a manifest of it: dinomed scan {path} -o OUT.parquet")
+    if not path.is_file():
+        raise UsageError(f"manifest {path} does not exist")
+    table, named = _read_parquet(path) if _is_parquet(path) else _read_csv_table(path)
+    _check_paths(path, table, "image")
+    if "mask" in table.column_names:
+        _check_paths(path, table, "mask")
+    base = path.parent / named if root is None else Path(root)
+    if not base.is_dir():
+        raise UsageError(f"{path}: its images are expected in {base}, which does not exist; move it back beside them")
+    return Manifest(table, base)
+
+
+def is_manifest(path: str | Path) -> bool:
+    """Whether a file is one that `read_manifest` should be tried on: Parquet by content, or named .csv."""
+    return _is_parquet(Path(path)) or Path(path).suffix.lower() == ".csv"
+
+
+def open_collection(path: str | Path) -> Manifest:
+    """Images, however they are given: a manifest, a folder (scanned in memory, no labels needed), or one image file."""
+    from dinomed.datasets.scan import scan, scan_file  # it imports this module
+
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; give a manifest, a folder of images, or an image")
+    if path.is_dir():
+        return scan(path, make_split=False).manifest
+    return read_manifest(path) if is_manifest(path) else scan_file(path)
+
+
+def leaves_root(path: str) -> bool:
+    """Whether a path of a manifest does not stay below the root, on any system: absolute, or climbing by ``..``."""
+    parts = PurePosixPath(path).parts
+    return not parts or path.startswith(("/", "\\")) or bool(PureWindowsPath(path).drive) or ".." in parts
+
+
+def _relative_root(root: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(root.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # another drive (Windows): nothing relative leads there
+        return root.resolve().as_posix()
+
+
+def _is_parquet(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError:
+        return False
+
+
+def _read_parquet(path: Path) -> tuple[pa.Table, str]:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DinomedError(f"manifest {path} is damaged or cut off ({str(error).splitlines()[0][:100]})") from None
+    named = (table.schema.metadata or {}).get(_ROOT, b".").decode()
+    return _typed(path, table.replace_schema_metadata(None)), named
+
+
+def _read_csv_table(path: Path) -> tuple[pa.Table, str]:
+    names, rows = read_csv(path)
+    columns: dict[str, list[str | None]] = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+    roots = set(columns.pop("root", [])) if "sha256" in columns else set()
+    if len(roots) > 1:
+        raise UsageError(f"{path}: column 'root' has to be the same in every row")
+    table = _typed(path, pa.table({name: pa.array(values, TEXT) for name, values in columns.items()}))
+    return table, (roots.pop() if roots else None) or "."
+
+
+def _typed(path: Path, table: pa.Table) -> pa.Table:
+    """The known columns in their types; a `UsageError` names what is missing."""
+    names = table.column_names
+    if "image" in names and "sha256" not in names:
+        raise UsageError(
+            f"{path} is a table of labels, not a manifest; make one: dinomed scan FOLDER --labels {path} -o OUT.parquet"
+        )
+    for name in FIXED:
+        if name not in names:
+            raise UsageError(f"{path} is not a manifest: no column {name!r}{did_you_mean(name, names)}")
+    try:
+        for name in (name for name in KNOWN if name in names):
+            table = table.set_column(names.index(name), name, table[name].cast(FIXED.get(name, TEXT)))
+            if name in FIXED and table[name].null_count:
+                raise UsageError(f"{path}: column {name!r} has an empty cell")
+    except pa.ArrowException as error:
+        raise UsageError(f"{path}: column {name!r}: {str(error).splitlines()[0]}") from None
+    return table
+
+
+def _check_paths(path: Path, table: pa.Table, column: str) -> None:
+    for value in table[column].to_pylist():
+        if value is not None and leaves_root(value):
+            raise UsageError(f"{path}: {column} {value!r} leaves the folder of the images; paths are relative to it")

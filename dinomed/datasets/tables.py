@@ -1,0 +1,59 @@
+"""CSV, strictly: UTF-8, one header line, as many cells in each row; an empty cell is None. Everything is text."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dinomed.errors import UsageError
+from dinomed.files import replacing
+
+_DELIMITERS = ",;\t"
+
+
+def read_csv(path: str | Path) -> tuple[list[str], list[list[str | None]]]:
+    """Column names and rows. Commas, semicolons or tabs separate, whichever the header line has most of.
+
+    Raises:
+        UsageError: missing, not text, no header, a column twice, a row with another number of cells (with its line).
+    """
+    csv.field_size_limit(2**24)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(_DELIMITERS, key=header.count), strict=True)
+            names = [name.strip() for name in next(reader, [])]
+            _check_header(path, names)
+            rows = [_check_row(path, reader.line_num, row, len(names)) for row in reader if row]
+    except FileNotFoundError:
+        raise UsageError(f"table {path} does not exist") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text; save the table as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+    except OSError as error:
+        raise UsageError(f"table {path} cannot be read: {error.strerror or error}") from None
+    return names, rows
+
+
+def write_csv(path: str | Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV atomically; None becomes an empty cell."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(rows)
+
+
+def _check_header(path: str | Path, names: list[str]) -> None:
+    if not any(names):
+        raise UsageError(f"{path} is empty; the first line of a table names its columns")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"{path}: column {twice[0]!r} twice")
+
+
+def _check_row(path: str | Path, line: int, row: list[str], cells: int) -> list[str | None]:
+    if len(row) != cells:
+        raise UsageError(f"{path}, line {line}: {len(row)} cells, the header has {cells}")
+    return [cell or None for cell in row]

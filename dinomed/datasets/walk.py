@@ -1,0 +1,92 @@
+"""Finding image files below a folder: each once, hidden ones not, links with care."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from dinomed.images.decode import looks_like_image
+
+# A file so named is expected to be an image, and reported if it is none; any other counts if its content is one.
+IMAGE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif", ".dcm", ".dicom"]
+)
+
+
+@dataclass
+class Found:
+    """Image files as sorted paths relative to the folder; what was refused, with reasons; how many were no images."""
+
+    images: list[str] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    others: int = 0
+
+
+def walk(root: Path, *, follow_links: bool = False) -> Found:
+    """All image files below `root`, masks included. Hidden files and folders are passed over.
+
+    Links to what lies below `root` add nothing; links out of it are refused, or followed with `follow_links`. No
+    file is listed twice and no folder entered twice, so loops end.
+    """
+    walker = _Walker(root, follow_links)
+    while walker.folders or walker.links:
+        if walker.folders:
+            walker.enter(walker.folders.pop())
+        else:  # all that is really there has been seen: it goes by its own name, not by a link's
+            walker.links.sort(reverse=True)
+            walker.follow(walker.links.pop())
+    found = Found(refused=walker.refused)
+    for name in sorted(walker.files):
+        if not _is_text(name):
+            found.refused.append((name.encode("utf-8", "backslashreplace").decode(), "its name is not valid UTF-8"))
+        elif PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES or looks_like_image(root / name):
+            found.images.append(name)
+        else:
+            found.others += 1
+    return found
+
+
+class _Walker:
+    def __init__(self, root: Path, follow_links: bool) -> None:
+        self.root, self.follow_links = root, follow_links
+        self.top = os.path.realpath(root)
+        self.seen = {self.top}  # real paths
+        self.folders, self.links, self.files = [""], list[str](), list[str]()
+        self.refused: list[tuple[str, str]] = []
+
+    def enter(self, folder: str) -> None:
+        try:
+            entries = list(os.scandir(self.root / folder))
+        except OSError as error:
+            self.refused.append((folder, f"folder cannot be read: {error.strerror}"))
+            return
+        real = os.path.realpath(self.root / folder)
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_symlink():
+                self.links.append(name)
+            elif entry.is_dir() or entry.is_file():
+                self._add(name, os.path.join(real, entry.name), entry.is_dir())
+
+    def follow(self, link: str) -> None:
+        target = os.path.realpath(self.root / link)
+        if not os.path.exists(target):
+            self.refused.append((link, "broken link"))
+        elif not self.follow_links and os.path.commonpath([target, self.top]) != self.top:
+            self.refused.append((link, "a link out of the folder; follow such links with --follow-links"))
+        elif os.path.isdir(target) or os.path.isfile(target):
+            self._add(link, target, os.path.isdir(target))
+
+    def _add(self, name: str, real: str, folder: bool) -> None:
+        if real not in self.seen:
+            self.seen.add(real)
+            (self.folders if folder else self.files).append(name)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,116 @@
+"""Writing so that nothing is ever half-written: a temporary name in the same folder, fsync, rename."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dinomed.errors import DinomedError, UsageError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`; renamed over it when the block ends well, removed when it does not.
+
+    Raises:
+        DinomedError: the folder cannot be written, or the disk is full; the old file is untouched.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise DinomedError(f"cannot write {path}: {error.strerror or error}") from None
+    temporary = Path(name)
+    try:
+        yield temporary
+        sync(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private; these are ordinary outputs
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        raise DinomedError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Write JSON atomically; not-a-number becomes null, as JSON has no other word for it."""
+    write_text(path, to_json(data, indent=2) + "\n")
+
+
+def to_json(data: Any, indent: int | None = None) -> str:
+    """Strict JSON (NaN and infinities as null), keys in the order given."""
+    return json.dumps(_finite(data), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float) and not abs(data) < float("inf"):
+        return None
+    if isinstance(data, dict):
+        return {str(key): _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return data
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; a file that is cut off or no JSON is a `DinomedError` naming it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DinomedError(f"{path} cannot be read: {error}") from None
+
+
+def sha256_file(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder entry to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) -> Path:
+    """Make `folder` ready for new output, or refuse.
+
+    A folder that holds something is used again only with `overwrite`, and only if `marker` (the file that this
+    kind of output always has) shows that dinomed made it: a mistyped ``-o`` must not mix with a user's own files.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"output {folder} is a file; give a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DinomedError(f"output folder {folder} is not writable: {error.strerror or error}") from None
+    if any(folder.iterdir()):
+        if not (folder / marker).exists():
+            raise UsageError(f"output folder {folder} is not empty and holds no {marker}; choose another folder")
+        if not overwrite:
+            raise UsageError(f"output folder {folder} already holds a result; add --overwrite to replace it")
+    return folder
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

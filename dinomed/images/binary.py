@@ -1,0 +1,108 @@
+"""Masks: from the many ways in which "lesion or not" is stored, to 0 and 1; label maps are refused, not guessed.
+
+Accepted are two levels (0 and 1, 0 and 255, any two-coloured palette with black) and 0 to 255 with *soft edges*: half
+tones, as JPEG and smooth resizing leave them, are cut at half. Half tones are edges if they lie within 4 px of both a
+dark (below 32) and a bright (from 224) pixel, and take up at most a quarter of the picture. Dark pixels above 0 are
+compression noise if they lie within 16 px of a bright one. More of either than 1% of the foreground is a level with a
+meaning of its own (a class, a "don't care"), which nobody but the user can map.
+"""
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from dinomed.errors import DinomedError
+from dinomed.images.intensity import flatten, is_wide, samples
+
+_HALF, _DARK, _BRIGHT = 128, 32, 224
+_EDGE_PX, _NOISE_PX = 4, 16
+_MAX_HALF_TONES, _STRAY = 0.25, 0.01
+
+
+def to_mask(image: Image.Image) -> np.ndarray:
+    """Decode `image` to a mask, uint8 ``(H, W)`` of 0 and 1. Not turned upright.
+
+    Raises:
+        DinomedError: the values are not those of a mask; they are named.
+    """
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    if is_wide(image):
+        return _from_wide(samples(image))
+    if image.mode == "P":
+        colors = image.convert("RGB").getcolors(2) or []
+        lit = [color for _, color in colors if any(color)]
+        if colors and len(lit) <= 1:  # black and one other colour, whichever it is
+            return np.asarray(image.convert("RGB")).any(axis=2).astype(np.uint8)
+    flat = flatten(image)
+    if flat.mode == "L":
+        return binarize(np.asarray(flat))
+    return binarize(_one_color(np.asarray(flat.convert("RGB"))))
+
+
+def binarize(levels: np.ndarray) -> np.ndarray:
+    """Gray levels, uint8 ``(H, W)``, to 0 and 1; see the module for the rule.
+
+    >>> binarize(np.array([[0, 255], [255, 0]], np.uint8)).tolist()
+    [[0, 1], [1, 0]]
+    """
+    present = np.flatnonzero(np.bincount(levels.ravel(), minlength=256))
+    if present[-1] <= 1:
+        return levels.copy()
+    mask = (levels >= _HALF).astype(np.uint8)
+    if set(present) <= {0, 255}:
+        return mask
+    bright = levels >= _BRIGHT
+    half_tone = (levels >= _DARK) & ~bright
+    noise = (levels > 0) & (levels < _DARK)
+    if present[-1] < _BRIGHT or half_tone.mean() > _MAX_HALF_TONES:
+        raise _refused(present)
+    edge = _near(bright, _EDGE_PX) & _near(levels < _DARK, _EDGE_PX)
+    stray = (half_tone & ~edge).sum() + (noise & ~_near(bright, _NOISE_PX)).sum()
+    if stray > _STRAY * mask.sum():
+        raise _refused(present)
+    return mask
+
+
+def _from_wide(values: np.ndarray) -> np.ndarray:
+    """Samples above 8 bits: 0 and 1, 8-bit levels in a 16-bit file, or the full 16 bits."""
+    if values.dtype.kind == "f":
+        if not np.isin(values, (0, 1)).all():
+            raise DinomedError("floating-point values other than 0 and 1; a mask has 0 and 1, or 0 and 255")
+        return values.astype(np.uint8)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise _refused(np.unique(values))
+    if high <= 255:
+        return binarize(values.astype(np.uint8))
+    if high < _BRIGHT * 257:
+        raise _refused(np.unique(values))
+    return binarize((values.astype(np.uint32) // 257).astype(np.uint8))
+
+
+def _one_color(pixels: np.ndarray) -> np.ndarray:
+    """RGB ``(H, W, 3)`` -> levels of its brightest channel, if what is bright has one colour (or is white)."""
+    if (pixels == pixels[..., :1]).all():
+        return pixels[..., 0]
+    levels = pixels.max(axis=2)
+    codes = ((pixels >= _HALF) * np.array([1, 2, 4], np.uint8)).sum(axis=2)
+    counts = np.bincount(codes.ravel(), minlength=8)[1:]
+    common = counts > _STRAY * counts.sum()
+    if common.sum() > 1:
+        names = [name for name, there in zip(_COLORS, common, strict=True) if there]
+        raise DinomedError(f"several colours ({', '.join(names)}); a mask has black and one other")
+    return levels
+
+
+_COLORS = ("red", "green", "yellow", "blue", "magenta", "cyan", "white")
+
+
+def _near(pixels: np.ndarray, distance: int) -> np.ndarray:
+    """Where a true pixel lies within `distance` (along both axes)."""
+    side = 2 * distance + 1
+    return cv2.dilate(pixels.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)
+
+
+def _refused(levels: np.ndarray) -> DinomedError:
+    named = ", ".join(str(int(level)) for level in levels[:8]) + (", ..." if len(levels) > 8 else "")
+    return DinomedError(f"values {named} are not those of a mask (0 and 1, or 0 and 255); map its classes to 0 and 255")

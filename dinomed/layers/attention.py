@@ -1,0 +1,83 @@
+"""Multi-head self-attention over packed sequences: every crop of every image attends to itself alone.
+
+Shape suffixes: T tokens of all sequences together, B images, N tokens an image, C channels, H heads, D channels a head.
+
+Crops of one size form a group (B, N). The linear layers see all tokens as one (T, C) matrix; the attention itself runs
+group by group, which equals the block-diagonal mask of DINOv2 (Oquab et al. 2023, section 5, "sequence packing") and
+needs no mask: SDPA has a CPU kernel, xformers has none. On CUDA xformers' ``BlockDiagonalMask`` does
+all groups in one call.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+Group = tuple[int, int]
+
+
+class Attention(nn.Module):
+    """qkv and output projection; state-dict keys are those of DINOv2 (``qkv``, ``proj``)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"embedding dimension {dim} is not divisible by {num_heads} heads")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_TC: Tensor, groups: Sequence[Group]) -> Tensor:
+        """(T, C) -> (T, C), where T is the sum of B * N over `groups`, in that order."""
+        T, C = x_TC.shape
+        qkv_T3HD = self.qkv(x_TC).view(T, 3, self.num_heads, C // self.num_heads)
+        if len(groups) > 1 and x_TC.is_cuda and xformers_works(x_TC.dtype, C // self.num_heads):
+            out_TC = _block_diagonal(qkv_T3HD, groups).reshape(T, C)
+        else:
+            out_TC = torch.cat([_one_group(part, group) for part, group in _split(qkv_T3HD, groups)])
+        return self.proj(out_TC)
+
+
+def _split(qkv_T3HD: Tensor, groups: Sequence[Group]) -> list[tuple[Tensor, Group]]:
+    return list(zip(qkv_T3HD.split([B * N for B, N in groups]), groups, strict=True))
+
+
+def _one_group(qkv_T3HD: Tensor, group: Group) -> Tensor:
+    B, N = group
+    _, _, H, D = qkv_T3HD.shape
+    q, k, v = qkv_T3HD.view(B, N, 3, H, D).permute(2, 0, 3, 1, 4)  # each B, H, N, D
+    return scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B * N, H * D)
+
+
+def _block_diagonal(qkv_T3HD: Tensor, groups: Sequence[Group]) -> Tensor:
+    from xformers.ops import fmha
+
+    mask = _block_diagonal_mask(tuple(groups), qkv_T3HD.device)
+    q, k, v = qkv_T3HD[None].unbind(2)  # each 1, T, H, D
+    return fmha.memory_efficient_attention(q, k, v, attn_bias=mask)
+
+
+@cache
+def _block_diagonal_mask(groups: tuple[Group, ...], device: torch.device) -> object:
+    from xformers.ops import fmha
+
+    return fmha.attn_bias.BlockDiagonalMask.from_seqlens([N for B, N in groups for _ in range(B)], device=device)
+
+
+@cache
+def xformers_works(dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether xformers' block-diagonal attention runs here, forward and backward, found by trying it once.
+
+    Its wheels are built for one torch and CUDA version; with others its kernels are missing, which only a call shows.
+    """
+    try:
+        q = torch.randn(1, 12, 2, head_dim, dtype=dtype, device="cuda", requires_grad=True)
+        from xformers.ops import fmha
+
+        mask = fmha.attn_bias.BlockDiagonalMask.from_seqlens([8, 4], device=q.device)
+        fmha.memory_efficient_attention(q, q, q, attn_bias=mask).sum().backward()
+        return True
+    except (ImportError, NotImplementedError, RuntimeError, ValueError, AttributeError, TypeError):
+        return False

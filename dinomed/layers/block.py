@@ -1,0 +1,49 @@
+"""The transformer block of DINOv2: pre-norm attention and feed-forward, LayerScale, stochastic depth by slicing."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dinomed.layers.attention import Attention, Group
+from dinomed.layers.feed_forward import MLP, SwiGLU
+from dinomed.layers.stochastic_depth import add_residual
+
+FEED_FORWARD = {"mlp": MLP, "swiglu": SwiGLU}
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel (Touvron et al. 2021, CaiT)."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """A list of groups in, the same list out; each group is (B, N, C)."""
+
+    def __init__(
+        self, dim: int, num_heads: int, *, feed_forward: str, hidden: int, layerscale: float | None, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.ls1 = nn.Identity() if layerscale is None else LayerScale(dim, layerscale)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = FEED_FORWARD[feed_forward](dim, hidden)
+        self.ls2 = nn.Identity() if layerscale is None else LayerScale(dim, layerscale)
+        self.drop_path = drop_path
+
+    def _attention(self, x_TC: Tensor, groups: Sequence[Group]) -> Tensor:
+        return self.ls1(self.attn(self.norm1(x_TC), groups))
+
+    def _feed_forward(self, x_TC: Tensor, groups: Sequence[Group]) -> Tensor:
+        return self.ls2(self.mlp(self.norm2(x_TC)))
+
+    def forward(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        rate = self.drop_path if self.training else 0.0
+        return add_residual(add_residual(xs, self._attention, rate), self._feed_forward, rate)

@@ -1,0 +1,88 @@
+"""The whole of a pretraining run's settings; each part is defined beside the code it configures."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from dinomed.backbones.vit import ViTConfig
+from dinomed.config import Config
+from dinomed.pretrain.crops import CropConfig
+from dinomed.pretrain.masking import MaskConfig
+from dinomed.pretrain.method import ObjectiveConfig, TeacherConfig
+from dinomed.pretrain.optimizer import OptimizerConfig
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class RunConfig(Config):
+    """How long, how large, and what is written when."""
+
+    steps: int = Field(125_000, ge=1)
+    batch_size: int = Field(1024, ge=1, description="images; each gives 2 global and `crops.num_local` local views")
+    seed: int = Field(0, ge=0, lt=2**63)
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of matrix products; weights, losses and the optimiser stay float32"
+    )
+    workers: int = Field(2, ge=0, description="processes that read and crop images")
+    log_every: int = Field(10, ge=1, description="steps")
+    checkpoint_every: int = Field(500, ge=1, description="steps")
+    keep_checkpoints: int = Field(2, ge=1)
+    pca_images: int = Field(8, ge=0, description="held-aside images shown as PCA pictures at every checkpoint")
+    max_bad_steps: int = Field(5, ge=0, description="steps in a row whose loss is not finite, before the run stops")
+
+
+class PretrainConfig(Config):
+    """`dinomed pretrain CONFIG` reads this from YAML."""
+
+    backbone: ViTConfig = ViTConfig(drop_path=0.3)
+    crops: CropConfig = CropConfig()
+    masks: MaskConfig = MaskConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    run: RunConfig = RunConfig()
+    mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="of each channel, in [0, 1]")
+    std: tuple[float, ...] = Field(IMAGENET_STD, description="of each channel, in [0, 1]")
+    frozen_size: int | None = Field(
+        None, ge=8, description="px to which images are resized for frozen use; the global views' size if not given"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _position_grid(cls, data: Any) -> Any:
+        """The position embedding is made for the global views unless the config says otherwise."""
+        if isinstance(data, dict) and isinstance(data.get("backbone", {}), dict):
+            crops = data.get("crops")
+            size = crops.get("global_size", 224) if isinstance(crops, dict) else 224
+            backbone = {"drop_path": 0.3, "image_size": size, **data.get("backbone", {})}
+            data = {**data, "backbone": backbone}
+        return data
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PretrainConfig":
+        patch = self.backbone.patch_size
+        sizes = {"crops.global_size": self.crops.global_size, "frozen_size": self.image_size}
+        if self.crops.num_local:
+            sizes["crops.local_size"] = self.crops.local_size
+        for name, size in sizes.items():
+            if size % patch:
+                near = size // patch * patch
+                raise ValueError(f"{name} {size} is not divisible by the patch size {patch}; try {near or patch}")
+        channels = self.backbone.in_channels
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(f"mean and std need {channels} values, one a channel (backbone.in_channels)")
+        if min(self.std) <= 0:
+            raise ValueError(f"std {self.std}: every value must be positive")
+        patches = (self.crops.global_size // patch) ** 2
+        low = int(patches * self.masks.ratio[0])
+        if self.objective.ibot_weight and patches * self.masks.ratio[1] < 1:
+            raise ValueError(f"masks.ratio {self.masks.ratio} of {patches} patches masks none ({low}); raise it or ibot_weight: 0")
+        o = self.objective
+        if not (o.dino_weight or o.ibot_weight or o.koleo_weight):
+            raise ValueError("every weight of the objective is 0; nothing would be learned")
+        return self
+
+    @property
+    def image_size(self) -> int:
+        """Side in px that images are resized to when the backbone is used frozen."""
+        return self.frozen_size or self.crops.global_size

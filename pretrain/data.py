@@ -1,0 +1,132 @@
+"""The stream of training batches: any step's batch can be made from the seed alone, by any worker.
+
+Images come in a new order every epoch; the stream is cut into batches without regard to epochs. Position p of the
+stream decides the image and its crops, step s decides the masks: a run that resumes at step s continues exactly.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dinomed.errors import DinomedError
+from dinomed.images.read import UnreadableImage, read_image
+from dinomed.pretrain.crops import CropConfig, MultiCrop
+from dinomed.pretrain.masking import MaskConfig, sample_masks
+
+_CROPS, _MASKS = 1, 2  # separate streams of random numbers
+_TRIES = 10
+LOADER_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Sample:
+    position: int
+    globals: np.ndarray  # 2, s, s, channels, uint8
+    locals: np.ndarray
+    name: str
+    skipped: list[str]  # unreadable files passed over on the way, with their reasons
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """As `dinomed.pretrain.method.Batch`, still uint8 (a quarter of the bytes to move)."""
+
+    step: int
+    globals: Tensor  # 2B, s, s, channels
+    locals: Tensor
+    masks: Tensor
+    masked: Tensor
+    mask_weights: Tensor
+    names: list[str]
+    skipped: list[str]
+
+    def pin_memory(self) -> "RawBatch":
+        tensors = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return RawBatch(**{**vars(self), **tensors})
+
+
+class CropStream(Dataset[Sample]):
+    """Position in the stream -> the crops of an image. `paths` are absolute, `names` are for messages."""
+
+    def __init__(self, paths: list[str], names: list[str], crops: CropConfig, channels: int, seed: int) -> None:
+        self.paths, self.names, self.seed, self.channels = paths, names, seed, channels
+        self.multi_crop = MultiCrop(crops)
+        self._epoch, self._order = -1, np.empty(0, int)
+
+    def image_index(self, position: int) -> int:
+        """Which image stands at `position` of the stream: a permutation of all images in each epoch."""
+        epoch, within = divmod(position, len(self.paths))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.paths))
+        return int(self._order[within])
+
+    def __getitem__(self, position: int) -> Sample:
+        skipped: list[str] = []
+        for attempt in range(_TRIES):
+            index = (self.image_index(position) + attempt) % len(self.paths)
+            try:
+                image = read_image(self.paths[index], channels=self.channels)
+            except UnreadableImage as error:  # readable when scanned; a run of days goes on without it
+                skipped.append(f"{self.names[index]}: {error.reason}")
+                continue
+            seed = int(np.random.default_rng([self.seed, _CROPS, position]).integers(2**63))
+            views, local = self.multi_crop(image, seed)
+            return Sample(position, views, local, self.names[index], skipped)
+        raise DinomedError(f"{_TRIES} images in a row cannot be read, the last one {skipped[-1]}; scan the folder again")
+
+
+class Collate:
+    """Samples of one step to a `RawBatch`, masks included."""
+
+    def __init__(self, masks: MaskConfig, grid: tuple[int, int], seed: int) -> None:
+        self.masks, self.grid, self.seed = masks, grid, seed
+
+    def __call__(self, samples: list[Sample]) -> RawBatch:
+        step = samples[0].position // len(samples)
+        rng = np.random.default_rng([self.seed, _MASKS, step])
+        masks = torch.from_numpy(sample_masks(2 * len(samples), self.grid, self.masks, rng))
+        counts = masks.sum(1, keepdim=True).clamp_min(1)
+        return RawBatch(
+            step=step,
+            globals=_view_major([s.globals for s in samples]),
+            locals=_view_major([s.locals for s in samples]),
+            masks=masks,
+            masked=masks.flatten().nonzero().flatten(),
+            mask_weights=(1.0 / counts).expand_as(masks)[masks],
+            names=[s.name for s in samples],
+            skipped=[line for s in samples for line in s.skipped],
+        )
+
+
+def _view_major(crops: list[np.ndarray]) -> Tensor:
+    """B arrays (V, s, s, channels) -> (V * B, s, s, channels), view by view."""
+    return torch.from_numpy(np.stack(crops, axis=1).reshape(-1, *crops[0].shape[1:]))
+
+
+def batches(
+    stream: CropStream, collate: Collate, *, batch_size: int, first_step: int, last_step: int, workers: int, pin: bool
+) -> Iterator[RawBatch]:
+    """The batches of steps `first_step` .. `last_step - 1`, in order."""
+    steps = range(first_step, last_step)
+    positions = [range(step * batch_size, (step + 1) * batch_size) for step in steps]
+    loader = DataLoader(
+        stream,
+        batch_sampler=positions,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin,
+        timeout=LOADER_TIMEOUT_S if workers else 0,
+        prefetch_factor=4 if workers else None,
+    )
+    iterator = iter(loader)
+    for _ in steps:
+        try:
+            yield next(iterator)
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            raise DinomedError(f"a data worker died or hung ({str(error).splitlines()[0]}); resume with --resume") from None

@@ -1,0 +1,26 @@
+"""KoLeo: spreads features evenly over the sphere (Sablayrolles et al. 2018, "Spreading vectors for similarity search").
+
+DINOv2 puts it on the class tokens of the global views, weight 0.1.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def koleo(features: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """(B, C) -> scalar: minus the mean log distance of each L2-normalised row to its nearest neighbour in the batch.
+
+    Always in float32: in half precision 1e-8 is zero and one exact duplicate makes the loss infinite. A batch of one
+    has no neighbour; its loss is 0, with zero gradient.
+    """
+    if len(features) < 2:
+        return features.sum() * 0.0
+    with torch.autocast(features.device.type, enabled=False):
+        x = normalize(features.float(), dim=-1)
+        with torch.no_grad():
+            similarity = x @ x.T
+            similarity.fill_diagonal_(-2.0)
+            nearest = similarity.argmax(dim=1)
+        distance = (x - x[nearest] + epsilon).norm(dim=-1)
+        return -torch.log(distance + epsilon).mean()

@@ -1,0 +1,150 @@
+"""DINOv2's objective: a student learns from its own moving average (Oquab et al. 2023, section 4).
+
+Shape suffixes: V views, B images, K prototypes, M masked patches.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dinomed.backbones.vit import ViTConfig, VisionTransformer
+from dinomed.config import Config
+from dinomed.pretrain.heads import Head, HeadConfig
+from dinomed.pretrain.losses import Center, dino_loss, ibot_loss, koleo, sinkhorn_knopp
+from dinomed.pretrain.schedules import Schedule
+
+
+class ObjectiveConfig(Config):
+    dino_weight: float = Field(1.0, ge=0)
+    ibot_weight: float = Field(1.0, ge=0)
+    koleo_weight: float = Field(0.1, ge=0)
+    koleo_views: Literal["both", "first"] = Field("both", description="the code uses both global views, the paper one")
+    targets: Literal["sinkhorn", "centering"] = "sinkhorn"
+    center_momentum: float = Field(0.9, ge=0, lt=1)
+    untied_heads: bool = True
+    dino_head: HeadConfig = HeadConfig()
+    ibot_head: HeadConfig = HeadConfig()
+    student_temperature: float = Field(0.1, gt=0)
+
+
+class TeacherConfig(Config):
+    momentum: float = Field(0.992, ge=0, le=1)
+    momentum_end: float = Field(1.0, ge=0, le=1)
+    temperature: float = Field(0.07, gt=0)
+    temperature_start: float = Field(0.04, gt=0)
+    temperature_warmup: float = Field(0.3, ge=0, lt=1, description="fraction of the run; 37,500 of 125,000 iterations")
+
+    def momentum_at(self, step: int, total: int) -> float:
+        return Schedule(peak=self.momentum, end=self.momentum_end)(step, total)
+
+    def temperature_at(self, step: int, total: int) -> float:
+        end = self.temperature
+        return Schedule(start=self.temperature_start, peak=end, end=end, warmup=self.temperature_warmup)(step, total)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of B images, view by view: row ``v * B + b`` is view v of image b. Images are float, normalised."""
+
+    globals: Tensor  # 2B, channels, s, s
+    locals: Tensor  # V'B, channels, t, t (V' may be 0)
+    masks: Tensor  # 2B, patches, bool
+    masked: Tensor  # M, indices into the flattened masks
+    mask_weights: Tensor  # M, 1 / (masked patches of the view)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Each term before its weight, and their weighted sum."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    targets: Tensor | None  # 2, B, K: what the teacher asked for on class tokens, for the monitor
+
+
+class DINOv2(nn.Module):
+    """Student and teacher. Terms of weight zero, and their heads, are not built: each term runs without the others."""
+
+    def __init__(self, backbone: ViTConfig, objective: ObjectiveConfig) -> None:
+        super().__init__()
+        self.objective = objective
+        student = nn.ModuleDict({"backbone": VisionTransformer(backbone)})
+        if objective.dino_weight:
+            student["dino_head"] = Head(backbone.embed_dim, objective.dino_head)
+        if objective.ibot_weight and (objective.untied_heads or not objective.dino_weight):
+            student["ibot_head"] = Head(backbone.embed_dim, objective.ibot_head)
+        self.student = student
+        self.teacher = copy.deepcopy(student).eval().requires_grad_(False)
+        self.centers = nn.ModuleDict()
+        if objective.targets == "centering":
+            for name in ("dino", "ibot"):
+                if getattr(objective, f"{name}_weight"):
+                    prototypes = self._head(self.teacher, name).prototypes.shape[0]
+                    self.centers[name] = Center(prototypes, objective.center_momentum)
+
+    @staticmethod
+    def _head(side: nn.ModuleDict, name: str) -> Head:
+        """The head of a term; with tied heads both terms use DINO's."""
+        head = side[f"{name}_head" if f"{name}_head" in side else "dino_head"]
+        assert isinstance(head, Head)
+        return head
+
+    def train(self, mode: bool = True) -> "DINOv2":
+        super().train(mode)
+        self.teacher.eval()  # no stochastic depth in the teacher
+        return self
+
+    @torch.no_grad()
+    def _targets(self, name: str, scores: Tensor, temperature: float) -> Tensor:
+        if self.objective.targets == "sinkhorn":
+            return sinkhorn_knopp(scores, temperature)
+        return self.centers[name](scores, temperature)
+
+    @torch.no_grad()
+    def teach(self, batch: Batch, temperature: float) -> dict[str, Tensor]:
+        """The teacher's targets: ``dino`` (2, B, K) and ``ibot`` (M, K), as far as their terms are on."""
+        tokens = self.teacher["backbone"](batch.globals)
+        targets = {}
+        if self.objective.dino_weight:
+            scores = self._head(self.teacher, "dino")(tokens.cls)
+            targets["dino"] = self._targets("dino", scores, temperature).unflatten(0, (2, -1))
+        if self.objective.ibot_weight:
+            patches = tokens.patches.flatten(0, 1)[batch.masked]
+            targets["ibot"] = self._targets("ibot", self._head(self.teacher, "ibot")(patches), temperature)
+        return targets
+
+    def forward(self, batch: Batch, temperature: float) -> Losses:
+        """The losses of a batch at a teacher temperature."""
+        o = self.objective
+        targets = self.teach(batch, temperature)
+        crops, masks = [batch.globals], [batch.masks if o.ibot_weight else None]
+        if len(batch.locals):
+            crops.append(batch.locals)
+            masks.append(None)
+        views = self.student["backbone"].forward_packed(crops, masks)
+        num_views = len(batch.globals)
+        terms = {}
+        if o.dino_weight:
+            cls = torch.cat([view.cls for view in views]).unflatten(0, (-1, num_views // 2))
+            terms["dino"] = dino_loss(self._head(self.student, "dino")(cls), targets["dino"], o.student_temperature)
+        if o.ibot_weight:
+            patches = views[0].patches.flatten(0, 1)[batch.masked]
+            scores = self._head(self.student, "ibot")(patches)
+            terms["ibot"] = ibot_loss(scores, targets["ibot"], batch.mask_weights, num_views, o.student_temperature)
+        if o.koleo_weight:
+            first, second = views[0].cls.chunk(2)
+            terms["koleo"] = koleo(first) + koleo(second) if o.koleo_views == "both" else koleo(first)
+        weights = {"dino": o.dino_weight, "ibot": o.ibot_weight, "koleo": o.koleo_weight}
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        return Losses(total, {name: term.detach() for name, term in terms.items()}, targets.get("dino"))
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """``teacher = momentum * teacher + (1 - momentum) * student``, all weights in one call."""
+        torch._foreach_lerp_(
+            list(self.teacher.parameters()), [p.detach() for p in self.student.parameters()], 1 - momentum
+        )

@@ -1,0 +1,84 @@
+"""AdamW with DINOv2's parameter groups, and the schedules that drive it."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from dinomed.config import Config
+from dinomed.pretrain.schedules import Schedule
+
+
+class OptimizerConfig(Config):
+    """Learning rate `lr` is for a batch of `reference_batch`; the schedule's shape is warm-up, then cosine to `lr_end`."""
+
+    lr: float = Field(4e-3, gt=0, description="at the reference batch; 4e-3 is the paper's short run")
+    lr_end: float = Field(1e-6, ge=0)
+    lr_scaling: Literal["sqrt", "linear", "none"] = Field("sqrt", description="how lr grows with the batch")
+    reference_batch: int = Field(1024, ge=1)
+    warmup: float = Field(0.16, ge=0, lt=1, description="fraction of the run")
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.04, ge=0)
+    weight_decay_end: float = Field(0.4, ge=0)
+    clip_norm: float = Field(3.0, gt=0, description="of the gradient of each submodule (backbone, each head)")
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    patch_embed_lr: float = Field(0.2, gt=0, description="factor on the learning rate of the patch embedding")
+    freeze_prototypes: float = Field(0.01, ge=0, lt=1, description="fraction of the run; 1,250 of 125,000 iterations")
+
+    def peak_lr(self, batch: int) -> float:
+        ratio = batch / self.reference_batch
+        return self.lr * {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[self.lr_scaling]
+
+
+class OptimizerDriver:
+    """The optimiser of a student, with every group's learning rate and weight decay set before each step."""
+
+    def __init__(self, student: nn.ModuleDict, config: OptimizerConfig, batch: int, total_steps: int) -> None:
+        self.config, self.total_steps = config, total_steps
+        self.student = student
+        self.lr = Schedule(peak=config.peak_lr(batch), end=config.lr_end, warmup=config.warmup)
+        self.weight_decay = Schedule(peak=config.weight_decay, end=config.weight_decay_end)
+        groups = list(parameter_groups(student, config))
+        self.adamw = torch.optim.AdamW(groups, betas=config.betas, fused=True)
+
+    def set_schedules(self, step: int) -> float:
+        """Set all groups for `step`; returns the learning rate of an ordinary one."""
+        lr, decay = self.lr(step, self.total_steps), self.weight_decay(step, self.total_steps)
+        frozen = step < int(self.config.freeze_prototypes * self.total_steps)
+        for group in self.adamw.param_groups:
+            group["lr"] = 0.0 if frozen and group["is_prototypes"] else lr * group["lr_factor"]
+            group["weight_decay"] = decay * group["decay_factor"]
+        return lr
+
+    def clip_gradients(self) -> dict[str, float]:
+        """Clip each submodule's gradient to `clip_norm`; returns the norms before clipping."""
+        return {
+            name: float(nn.utils.clip_grad_norm_(module.parameters(), self.config.clip_norm))
+            for name, module in self.student.items()
+        }
+
+
+def parameter_groups(student: nn.ModuleDict, config: OptimizerConfig) -> Iterator[dict[str, Any]]:
+    """Groups of equal factors: no decay on one-dimensional tensors (biases, norms, LayerScale), as in the reference;
+    layer decay over the depth; the patch embedding slower; prototypes apart, to be frozen at first."""
+    depth = len(student["backbone"].blocks)
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        factor = config.layer_decay ** (depth + 1 - _layer(name, depth))
+        if ".patch_embed." in name:
+            factor *= config.patch_embed_lr
+        decay = 0.0 if parameter.ndim == 1 else 1.0
+        groups.setdefault((factor, decay, name.endswith(".prototypes")), []).append(parameter)
+    for (factor, decay, prototypes), parameters in groups.items():
+        yield {"params": parameters, "lr_factor": factor, "decay_factor": decay, "is_prototypes": prototypes}
+
+
+def _layer(name: str, depth: int) -> int:
+    """0 for the embedding, 1 .. depth for the blocks, depth + 1 for the final norm and the heads."""
+    parts = name.split(".")
+    if parts[0] != "backbone" or parts[1] == "norm":
+        return depth + 1
+    return int(parts[2]) + 1 if parts[1] == "blocks" else 0

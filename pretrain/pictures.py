@@ -1,0 +1,38 @@
+"""The picture that shows whether a backbone sees anything: held-aside images above their PCA colours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.features.projection import pca_colours
+from dinomed.files import replacing
+from dinomed.images.read import read_image
+
+_CELL = 160  # px
+
+
+@torch.no_grad()
+def write_pca_picture(
+    path: Path, backbone: nn.Module, preprocessing: Preprocessing, images: Sequence[Path], device: torch.device
+) -> None:
+    """A PNG: the images in the upper row, the PCA of their patch features (all together) in the lower one."""
+    pixels = [read_image(image, channels=preprocessing.channels) for image in images]
+    batch = torch.stack([preprocessing(image) for image in pixels]).to(device)
+    was_training = backbone.training
+    patches = backbone.eval()(batch).patches
+    backbone.train(was_training)
+    rows = preprocessing.image_size // backbone.config.patch_size
+    colours = pca_colours(patches.float().cpu().numpy().reshape(len(pixels), rows, rows, -1))
+    upper = [np.asarray(Image.fromarray(_rgb(image)).resize((_CELL, _CELL), Image.Resampling.BICUBIC)) for image in pixels]
+    lower = [np.asarray(Image.fromarray(image).resize((_CELL, _CELL), Image.Resampling.NEAREST)) for image in colours]
+    with replacing(path) as temporary:
+        Image.fromarray(np.vstack([np.hstack(upper), np.hstack(lower)])).save(temporary)
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    return image if image.shape[2] == 3 else np.repeat(image[..., :1], 3, axis=2)

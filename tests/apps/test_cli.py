@@ -1,0 +1,189 @@
+"""The command line itself: fast help, one-line errors, exit codes, signals."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dinomed.apps import cli
+from dinomed.errors import DinomedError, UsageError
+
+HEAVY = ["torch", "torchvision", "monai", "gradio", "sklearn", "pyarrow", "pandas", "numpy", "PIL", "pydantic", "faiss"]
+
+
+def every_command(table: dict, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, target in table.items():
+        if isinstance(target, dict):
+            yield from every_command(target, (*prefix, name))
+        yield (*prefix, name)
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dinomed.apps.cli", *arguments],
+        capture_output=True, text=True, timeout=60, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def run_here(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    captured = capsys.readouterr()
+    return int(end.value.code or 0), captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", [(), *every_command(cli.COMMANDS)], ids=lambda c: " ".join(c) or "dinomed")
+def test_help_needs_no_heavy_import_and_no_long_time(command: tuple[str, ...]) -> None:
+    # In a process of its own, which measures itself: a second process costs as much as the help.
+    script = (
+        "import sys, time; began = time.perf_counter()\n"
+        "from dinomed.apps import cli\n"
+        f"try: cli.main({[*command, '--help']!r})\n"
+        "except SystemExit as end: code = end.code\n"
+        f"print(code, time.perf_counter() - began, *[m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    code, seconds, *imported = done.stderr.split()
+    assert code == "0", done.stderr
+    assert imported == []
+    assert float(seconds) < 2.0  # about 0.15 s on an idle machine; a heavy import takes longer than this
+    assert "Usage: dinomed" in done.stdout
+
+
+def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run_here("--help", capsys=capsys)
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run_here("--version", capsys=capsys)
+    assert (code, out.split()[0]) == (0, "dinomed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["pretrane"], "did you mean 'pretrain'?"),
+        (["demo", "segmnt"], "did you mean 'segment'?"),
+        (["pretrain", "--dat", "x"], "--data"),
+        (["pretrain"], "config"),
+        (["pretrain", "x.yaml", "--data", "d", "-o", "o", "--seed", "many"], "--seed"),
+        (["pretrain", "x.yaml", "--data", "d", "-o", "o"], "x.yaml does not exist"),
+    ],
+)
+def test_a_wrong_request_is_told_in_two_lines_with_exit_code_2(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run_here(*arguments, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert len(err.strip().splitlines()) <= 2
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that raise what their name says."""
+
+    def raiser(error: BaseException):
+        def command() -> None:
+            raise error
+
+        return command
+
+    errors: dict[str, BaseException] = {
+        "usage": UsageError("give a folder"),
+        "failure": DinomedError("disk is full"),
+        "bug": KeyError("x"),
+        "interrupt": KeyboardInterrupt(),
+        "stopped": SystemExit(143),
+    }
+    module = type(sys)("dinomed.apps.commands.failing")
+    for name, error in errors.items():
+        setattr(module, name, raiser(error))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name in errors:
+        monkeypatch.setitem(cli.COMMANDS, name, f"failing:{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "told"),
+    [
+        ("usage", 2, "error: give a folder\n"),
+        ("failure", 1, "error: disk is full\n"),
+        ("interrupt", 130, ""),
+        ("stopped", 143, ""),
+    ],
+)
+def test_what_a_command_raises_becomes_an_exit_code(
+    failing: None, name: str, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here(name, capsys=capsys) == (code, "", told)
+
+
+def test_a_bug_is_told_without_traceback_unless_debug(
+    failing: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = run_here("bug", capsys=capsys)
+    assert code == 1
+    assert err.startswith("internal error: KeyError")
+    assert "--debug" in err
+    assert "Traceback" not in err
+    with pytest.raises(KeyError):
+        cli.main(["bug", "--debug"])
+    monkeypatch.setenv("DINOMED_DEBUG", "1")
+    with pytest.raises(KeyError):
+        cli.main(["bug"])
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} -m dinomed.apps.cli --help | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+
+
+def test_output_is_utf_8_whatever_the_locale() -> None:
+    script = "from dinomed.apps import cli; cli._run = lambda *_: print('Größe × µm') or 0; cli.main([])"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True, timeout=60, env={**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.stdout.decode("utf-8").strip() == "Größe × µm"
+
+
+def test_pretrain_dry_run_prints_settings_that_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("run: {steps: 7}\n")
+    wanted = [
+        "pretrain",
+        str(config),
+        "--data",
+        "d",
+        "-o",
+        "o",
+        "--dry-run",
+        "--set",
+        "run.batch_size=3",
+        "--seed",
+        "5",
+    ]
+    _, out, _ = run_here(*wanted, "--json", capsys=capsys)
+    settings = json.loads(out)["run"]
+    assert (settings["steps"], settings["batch_size"], settings["seed"]) == (7, 3, 5)
+    _, text, _ = run_here(*wanted, capsys=capsys)
+    config.write_text(text)
+    _, again, _ = run_here("pretrain", str(config), "--data", "d", "-o", "o", "--dry-run", capsys=capsys)
+    assert again == text
+
+
+def test_an_unknown_setting_is_named_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("run: {stepz: 7}\n")
+    code, _, err = run_here("pretrain", str(config), "--data", "d", "-o", "o", capsys=capsys)
+    assert code == 2
+    assert "run.stepz" in err
+    assert "'steps'" in err

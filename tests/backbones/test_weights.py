@@ -1,0 +1,167 @@
+"""Files of weights: every known format gives the same tensors; damaged, hostile and foreign ones give one line."""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dinomed.backbones.variants import build_vit
+from dinomed.backbones.vit import VisionTransformer
+from dinomed.backbones.weights import build_with_weights, convert, inflate_channels, read_weights
+from dinomed.errors import DinomedError, UsageError
+
+SMALL = {"embed_dim": 16, "depth": 4, "num_heads": 2, "image_size": 56}
+
+
+def vit(name: str = "dinov2_vits14", **overrides: object) -> VisionTransformer:
+    torch.manual_seed(0)
+    model = build_vit(name, **{**SMALL, **overrides})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+def chunked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As DINOv2's training keeps blocks in two chunks: the inner number counts on, the outer is the chunk's."""
+
+    def rename(key: str) -> str:
+        first, _, rest = key.removeprefix("blocks.").partition(".")
+        return f"blocks.{int(first) // 2}.{first}.{rest}" if key.startswith("blocks.") else key
+
+    return {rename(key): value for key, value in state.items()}
+
+
+WRAPPINGS: dict[str, Callable[[dict[str, Tensor]], dict]] = {
+    "official": lambda state: state,
+    "teacher": lambda state: {
+        "teacher": {f"backbone.{key}": value for key, value in chunked(state).items()}
+        | {"dino_head.mlp.0.weight": torch.zeros(2, 2)},
+        "student": {"other": torch.zeros(1)},
+    },
+    "lightning": lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+    "with a classifier": lambda state: {"model": {**state, "head.weight": torch.zeros(2, 16)}},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vitg14_reg"])
+def test_wrapped_official_files_give_the_same_tensors(name: str, wrapping: str, tmp_path: Path) -> None:
+    expected = vit(name).state_dict()
+    torch.save(WRAPPINGS[wrapping](dict(expected)), tmp_path / "weights.pth")
+    found = read_weights(tmp_path / "weights.pth")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_safetensors_are_told_by_content_and_half_precision_becomes_float32(tmp_path: Path) -> None:
+    expected = {key: value.half() for key, value in vit().state_dict().items()}
+    save_file(expected, tmp_path / "weights.pth")  # the wrong suffix
+    found = read_weights(tmp_path / "weights.pth")
+    assert all(torch.equal(found[key], value.float()) for key, value in expected.items())
+
+
+def test_the_split_class_position_of_timm_is_put_back() -> None:
+    state = vit("dinov2_vits14_reg").state_dict()
+    theirs = dict(state)
+    theirs["reg_token"] = theirs.pop("register_tokens")
+    theirs["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
+    theirs["pos_embed"] = state["pos_embed"][:, 1:]
+    del theirs["mask_token"]
+    config = vit("dinov2_vits14_reg").config
+    found = build_with_weights(config, convert(theirs), "timm")
+    images = torch.randn(1, 3, 56, 56)
+    assert torch.equal(found(images).patches, build_with_weights(config, state, "own")(images).patches)
+    assert not found.mask_token.any()
+
+
+class Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_a_pickle_that_wants_to_run_code_is_refused(writer: str, tmp_path: Path) -> None:
+    marker, path = tmp_path / "side-effect", tmp_path / "weights.pth"
+    data = {**vit().state_dict(), "extra": Payload(marker)}
+    if writer == "torch":
+        torch.save(data, path)
+    else:
+        path.write_bytes(pickle.dumps({"extra": Payload(marker)}))
+    with pytest.raises(DinomedError) as caught:
+        read_weights(path)
+    assert not marker.exists()
+    assert "refused: it holds more than tensors" in str(caught.value)
+    assert "mkdir" in str(caught.value) or writer == "pickle"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+@pytest.mark.parametrize("keep", [0.0, 0.0001, 0.3, 0.999])
+def test_truncated_files_give_one_line(kind: str, keep: float, tmp_path: Path) -> None:
+    path = tmp_path / f"weights.{kind}"
+    state = vit().state_dict()
+    torch.save(state, path) if kind == "pth" else save_file(state, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    with pytest.raises(DinomedError) as caught:
+        read_weights(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>404</html>", b"PK\x03\x04 no zip", b"\xff" * 64, b"\x10\0\0\0\0\0\0\0{no json       "]
+)
+def test_other_files_give_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(DinomedError) as caught:
+        read_weights(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_tensors_and_a_missing_one(tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "weights.pth")
+    with pytest.raises(DinomedError, match="no table of tensors"):
+        read_weights(tmp_path / "weights.pth")
+    with pytest.raises(UsageError, match="do not exist"):
+        read_weights(tmp_path / "nothing.pth")
+
+
+def test_another_architecture_lists_what_differs() -> None:
+    state = vit(depth=5).state_dict()
+    with pytest.raises(UsageError) as caught:
+        build_with_weights(vit(num_registers=4).config, state, "weights.pth")
+    message = str(caught.value)
+    assert message.startswith(
+        "weights.pth: weights of another architecture: 1 missing (register_tokens); 14 not known ("
+    )
+    assert "blocks.4.norm1.weight" in message
+    with pytest.raises(UsageError, match=r"of another shape \(cls_token is 1x1x16, expected 1x1x24, "):
+        build_with_weights(vit(embed_dim=24).config, vit().state_dict(), "weights.pth")
+    with pytest.raises(UsageError, match=r"1 not known \(blocks.0.mlp.norm.weight\)"):
+        build_with_weights(vit().config, {**vit().state_dict(), "blocks.0.mlp.norm.weight": torch.ones(1)}, "x")
+
+
+def test_a_position_embedding_for_another_size_sets_the_size() -> None:
+    found = build_with_weights(vit(image_size=112).config, vit(image_size=56).state_dict(), "x")
+    assert found.config.image_size == 56
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_inflated_channels_see_a_grey_image_as_before(channels: int) -> None:
+    state = vit().state_dict()
+    inflated = build_with_weights(vit(in_channels=channels).config, inflate_channels(state, channels), "x")
+    grey = torch.randn(1, 1, 56, 56)
+    before = vit().embed(grey.expand(-1, 3, -1, -1))
+    after = inflated.embed(grey.expand(-1, channels, -1, -1))
+    assert torch.allclose(after, before, atol=1e-4)  # sums of 588 products of order 1

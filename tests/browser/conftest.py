@@ -1,0 +1,116 @@
+"""A headless Chromium of the system, and a demo served by a process of its own."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright; set DINOMED_TEST_CHROMIUM to its path if it is not on PATH."""
+    path = os.environ.get("DINOMED_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium fonts-dejavu-core")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@dataclass
+class Visit:
+    """One page, and every address it asked for."""
+
+    page: Any
+    requests: list[str]
+
+    def text(self, elem_id: str) -> str:
+        return self.page.inner_text(f"#{elem_id}")
+
+    def upload(self, path: Path) -> None:
+        """Put a file into the drop zone, after removing the one that is there."""
+        remove = self.page.locator("#picture button[aria-label='Remove Image']")
+        if remove.count():
+            remove.click()
+            self.page.wait_for_selector("#waiting")
+        self.page.set_input_files("#picture input[type=file]", str(path))
+
+    def set_threshold(self, value: float) -> None:
+        self.page.locator("#threshold input[type=number]").fill(str(value))
+        self.page.keyboard.press("Enter")
+
+
+@pytest.fixture
+def visit(browser: Any, demo: "Demo") -> Iterator[Visit]:
+    context = browser.new_context(viewport={"width": 1280, "height": 920}, accept_downloads=True)
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(demo.address)
+    page.wait_for_selector("#threshold")
+    yield Visit(page, requests)
+    context.close()
+
+
+@dataclass
+class Demo:
+    address: str
+    process: subprocess.Popen[str]
+    temporary: Path
+
+
+@contextlib.contextmanager
+def serving(command: list[str], temporary: Path) -> Iterator[Demo]:
+    """Start `command`, which prints the address it serves at; stop it with SIGTERM."""
+    temporary.mkdir(exist_ok=True)
+    errors = (temporary.parent / "stderr.txt").open("w+")
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=errors, text=True,
+        env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        errors.seek(0)
+        assert address.startswith("http://127.0.0.1:"), errors.read()
+        yield Demo(address, process, temporary)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        errors.close()
+
+
+Serve = Callable[[list[str], Path], contextlib.AbstractContextManager[Demo]]
+
+
+@pytest.fixture(scope="session")
+def serve() -> Serve:
+    return serving
+
+
+@pytest.fixture(scope="session")
+def stand_in() -> list[str]:
+    """A command that serves the demo over a stand-in for the adapter: what is dark is lesion, so a test knows the mask."""
+    return [sys.executable, str(Path(__file__).with_name("dark_is_lesion.py"))]
+
+
+@pytest.fixture(scope="module")
+def demo(browser: Any, stand_in: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    with serving(stand_in, tmp_path_factory.mktemp("demo") / "tmp") as demo:
+        yield demo

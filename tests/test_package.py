@@ -1,0 +1,145 @@
+"""The package as it is installed: complete, in layers, and the same from a wheel."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+# layer -> what it may import of dinomed; the core may import none of the others
+LAYERS = {
+    "dinomed": set(),
+    "pretrain": {"pretrain"},
+    "adapters": {"adapters"},
+    "apps": {"pretrain", "adapters", "apps", "configs"},
+    "configs": set(),
+}
+
+
+def sources(folder: str) -> Iterator[Path]:
+    """The Python files of one of the top-level folders, without what links from it into another."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        if path.resolve() == ROOT.resolve() / path.relative_to(ROOT):
+            yield path
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_imports_only_those_below_it(layer: str) -> None:
+    others = {"pretrain", "adapters", "apps", "configs"}
+    for path in sources(layer):
+        for module in imported(path):
+            top, _, rest = module.partition(".")
+            assert top not in others, f"{path.relative_to(ROOT)}: import dinomed.{top}, not {top}"
+            if top == "dinomed":
+                wanted = rest.partition(".")[0]
+                assert wanted not in others - LAYERS[layer], f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_the_walk_over_imports_sees_what_it_should() -> None:
+    assert "dinomed.errors" in set(imported(ROOT / "apps" / "cli.py"))
+    assert len(list(sources("dinomed"))) > 10
+    assert not any("pretrain" in path.parts for path in sources("dinomed"))  # the links are not followed
+
+
+def test_pyproject_lists_every_package() -> None:
+    folders = PYPROJECT["tool"]["setuptools"]["package-dir"]
+    found = set()
+    for name, folder in folders.items():
+        for path in sources(folder):
+            parts = path.parent.relative_to(ROOT / folder).parts
+            found.add(".".join((name, *parts)))
+    assert found == set(PYPROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_every_package_has_an_init() -> None:
+    folders = PYPROJECT["tool"]["setuptools"]["package-dir"]
+    for package in PYPROJECT["tool"]["setuptools"]["packages"]:
+        base = max((name for name in folders if package == name or package.startswith(name + ".")), key=len)
+        folder = ROOT / folders[base] / package.removeprefix(base).strip(".").replace(".", "/")
+        assert (folder / "__init__.py").is_file(), folder
+
+
+def test_the_links_point_into_the_tree() -> None:
+    for name in ("pretrain", "adapters", "apps", "configs"):
+        link = ROOT / "dinomed" / name
+        assert link.is_symlink()
+        assert link.readlink() == Path("..") / name
+
+
+def test_constraints_hold_names_and_versions_only() -> None:
+    from packaging.requirements import Requirement
+
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    pins = {Requirement(line).name.lower().replace("_", "-"): Requirement(line) for line in lines}
+    assert all(pin.url is None and str(pin.specifier).startswith("==") for pin in pins.values())
+    project = PYPROJECT["project"]
+    for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+        wanted = Requirement(text)
+        pin = pins[wanted.name.lower().replace("_", "-")]
+        version = next(iter(pin.specifier)).version
+        assert wanted.specifier.contains(version), f"{pin} is outside {wanted}"
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_all_folders_and_works(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77")
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        tmp_path,
+        ROOT,
+    ]
+    # Built from a copy: a build leaves its folders in the tree.
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for folder in LAYERS:
+        subprocess.run(["cp", "-a", str(ROOT / folder), str(copy)], check=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+    build[-1] = copy
+    done = subprocess.run(list(map(str, build)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in LAYERS:
+        for path in sources(folder):
+            inside = path.relative_to(ROOT).as_posix()
+            assert (inside if folder == "dinomed" else f"dinomed/{inside}") in names
+    assert not any(name.split("/")[0] in LAYERS.keys() - {"dinomed"} for name in names)
+    for config in (ROOT / "configs").rglob("*.yaml"):
+        assert f"dinomed/configs/{config.relative_to(ROOT / 'configs').as_posix()}" in names
+
+    # Unpacked alone and first on the path, it answers from there.
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    script = (
+        "import dinomed.apps.cli as c, dinomed.pretrain, dinomed.adapters; print(c.__file__); c.main(['--version'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {script}"],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    assert str(tmp_path / "site") in done.stdout, done.stderr
+    assert "dinomed 0." in done.stdout
