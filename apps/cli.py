@@ -7,6 +7,7 @@ bodies of the commands do. `main` turns whatever a command raises into one line 
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Any
@@ -48,20 +49,12 @@ class _LazyGroup(TyperGroup):
     targets: dict[str, Any] = COMMANDS
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [name for name, target in self.targets.items() if _exists(target)]
+        return list(self.targets)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.targets:
             raise UsageError(f"no command {cmd_name!r}{did_you_mean(cmd_name, self.targets)}")
         return _build(cmd_name, self.targets[cmd_name])
-
-
-def _exists(target: Any) -> bool:  # while the commands are being written
-    from importlib.util import find_spec
-
-    if isinstance(target, dict):
-        return any(map(_exists, target.values()))
-    return find_spec(f"dinomed.apps.commands.{target.partition(':')[0]}") is not None
 
 
 def _build(name: str, target: Any) -> Any:
@@ -109,6 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # the same bytes under any locale; unpaired surrogates of odd file names too
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if not debug:  # what a library will change some day is no news to a user
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", category)
     signal.signal(signal.SIGTERM, _terminate)  # commands that save their work first install their own
     sys.exit(_run([a for a in arguments if a != "--debug"], debug))
 
@@ -117,12 +113,18 @@ def _terminate(signum: int, frame: Any) -> None:
     raise SystemExit(128 + signum)
 
 
+def invoke(arguments: Sequence[str]) -> int:
+    """Run one command in this process; whatever it raises passes through."""
+    code = typer.main.get_command(app).main(list(arguments), prog_name="dinomed", standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
 def _run(arguments: list[str], debug: bool) -> int:
     """Run one command; its exit code."""
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="dinomed", standalone_mode=False)
+        code = invoke(arguments)
         sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's exit
-        return code if isinstance(code, int) else 0
+        return code
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:  # the reader (`| head`) has what it wanted

@@ -29,3 +29,9 @@ Resume = Annotated[bool, Option("--resume", help="Go on where an interrupted run
 Json = Annotated[bool, Option("--json", help="Data as JSON on stdout; everything else goes to stderr.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress, no notes.", callback=_quiet)]
 Debug = Annotated[bool, Option("--debug", help="Show tracebacks (works after any command; or DINOMED_DEBUG=1).")]
+ImageSize = Annotated[
+    int | None, Option("--image-size", help="Side of the square that images are resized to, px.", min=8)
+]
+Cache = Annotated[
+    Path | None, Option("--cache", help="Folder for computed features [beside the manifest: NAME.features].")
+]

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich import markup
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +37,7 @@ def build_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
         numeric = any(isinstance(row[index], int | float) for row in rows)
         table.add_column(name, justify="right" if numeric and index else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(cell(value) for value in row))
+        table.add_row(*(markup.escape(cell(value)) for value in row))
     return table
 
 
@@ -52,4 +53,4 @@ def cell(value: Any) -> str:
         return f"{value:.3f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(value).replace("[", r"\[")  # rich reads [..] as markup
+    return str(value)

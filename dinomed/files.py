@@ -9,7 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows: no locks there
+    fcntl = None  # type: ignore[assignment]
+
 from dinomed.errors import DinomedError, UsageError
+from dinomed.progress import say
 
 
 @contextmanager
@@ -87,6 +93,16 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def check_writable(folder: Path) -> None:
+    """Make `folder` if need be, and refuse if nothing can be written in it: before the work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DinomedError(f"output folder {folder} is not writable: {error.strerror or error}") from None
+
+
 def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) -> Path:
     """Make `folder` ready for new output, or refuse.
 
@@ -96,18 +112,40 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) 
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output {folder} is a file; give a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise DinomedError(f"output folder {folder} is not writable: {error.strerror or error}") from None
+    check_writable(folder)
     if any(folder.iterdir()):
         if not (folder / marker).exists():
             raise UsageError(f"output folder {folder} is not empty and holds no {marker}; choose another folder")
         if not overwrite:
             raise UsageError(f"output folder {folder} already holds a result; add --overwrite to replace it")
     return folder
+
+
+@contextmanager
+def locked(folder: str | Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
+    """Hold `folder` (made if need be) against other processes; the lock goes with the process, however it ends.
+
+    Raises:
+        DinomedError: another process holds it (unless `wait`), or the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / name, "a")  # noqa: SIM115 (closed below, after its own errors)
+    except OSError as error:
+        raise DinomedError(f"cannot write in {folder}: {error.strerror or error}") from None
+    with file:
+        if fcntl is None:
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if not wait:
+                raise DinomedError(f"{folder} is in use by another process; wait for it or choose another") from None
+            say(f"waiting for another process that works in {folder}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _umask() -> int:

@@ -15,3 +15,34 @@ def real_data() -> Path:
     if not (folder / "dermoscopy" / "labels.csv").is_file():
         pytest.skip(f"no real images at {folder}; set DINOMED_TEST_DATA to the folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random ViT: 32 channels, 3 blocks, patch 8, images of 32 px."""
+    import torch
+
+    from dinomed.backbones.load import save_backbone
+    from dinomed.backbones.preprocessing import Preprocessing
+    from dinomed.backbones.vit import VisionTransformer, ViTConfig
+
+    folder = tmp_path_factory.mktemp("backbones") / "tiny"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = ViTConfig(embed_dim=32, depth=3, num_heads=2, patch_size=8, image_size=32, layerscale=None)
+        save_backbone(folder, VisionTransformer(config), Preprocessing(image_size=32))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lesion_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of 60 small synthetic lesions with labels, groups, splits and masks. Not to be written to."""
+    from dinomed.datasets.manifest import write_manifest
+    from dinomed.datasets.scan import scan
+    from dinomed.datasets.synthetic import write_lesions
+
+    folder = tmp_path_factory.mktemp("collections")
+    write_lesions(folder / "lesions", count=60, size=(36, 48), broken=0)
+    result = scan(folder / "lesions", labels="labels.csv", group="lesion_id")
+    write_manifest(result.manifest, folder / "lesions.parquet")
+    return folder / "lesions.parquet"

@@ -27,12 +27,12 @@ def serve_segment(
     Raises:
         UsageError: the adapter is no segmenter, or the folder of examples holds no picture.
     """
-    from dinomed.adapters.predict import load_adapter
+    from dinomed.adapters.predict import SegmentPredictor, load_adapter
 
     with private_environment() as folder:
         say("loading the adapter and its backbone")
         predictor = load_adapter(adapter, device=device, backbone=backbone)
-        if predictor.task != "segment":
+        if not isinstance(predictor, SegmentPredictor):
             raise UsageError(
                 f"{adapter} is a {predictor.task} adapter; this demo needs one made by `dinomed train segment`"
             )
@@ -40,8 +40,10 @@ def serve_segment(
 
         from dinomed.apps.demos.segment import build_segment_demo  # imports Gradio, so only here
 
-        subtitle = f"Adapter {adapter} on backbone {predictor.backbone.name}"
-        serve(lambda: build_segment_demo(predictor, chosen, subtitle), host=host, port=port, browser=browser)
+        frozen = predictor.backbone
+        subtitle = f"Adapter {adapter} on backbone {frozen.name}"
+        channels = frozen.preprocessing.channels
+        serve(lambda: build_segment_demo(predictor, chosen, subtitle, channels), host=host, port=port, browser=browser)
 
 
 def choose_examples(adapter: Path, given: Path | None, scratch: Path) -> list[Path]:
@@ -65,4 +67,4 @@ def _pictures(folder: Path) -> list[Path]:
 def _synthetic(scratch: Path) -> list[Path]:
     from dinomed.datasets.synthetic import write_lesions
 
-    return _pictures(write_lesions(scratch, count=NUM_EXAMPLES, seed=7, size=(360, 480)) / "images")
+    return _pictures(write_lesions(scratch, count=NUM_EXAMPLES, seed=7, size=(360, 480), broken=0) / "images")

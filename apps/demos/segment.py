@@ -10,6 +10,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from dinomed.adapters.predict import lesion_summary
 from dinomed.apps.demos.serve import CACHE_SWEEP_S
 from dinomed.apps.output import RESEARCH_LINE
 from dinomed.apps.overlay import FILL, draw_mask, draw_probability
@@ -29,10 +30,9 @@ class Predictor(Protocol):
     """What the demo needs of a segmentation adapter (`dinomed.adapters.predict.load_adapter` gives one)."""
 
     threshold: float
-    classes: Sequence[str]
 
     def probability(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, 3) to the probability of lesion, float32 (H, W)."""
+        """uint8 (H, W, channels) to the probability of lesion, float32 (H, W)."""
         ...
 
 
@@ -44,26 +44,9 @@ class Seen(NamedTuple):
     probability: np.ndarray
 
 
-class Measured(NamedTuple):
-    """What the page says of a mask; `confidence` is None where nothing is inside."""
-
-    area_px: int
-    area_fraction: float
-    confidence: float | None
-    highest: float
-
-
-def measure(probability: np.ndarray, threshold: float) -> Measured:
-    """Area and mean probability of the pixels that are at least `threshold` probable; probability float32 (H, W)."""
-    inside = probability >= threshold
-    area = int(inside.sum())
-    confidence = float(probability[inside].mean()) if area else None
-    return Measured(area, area / inside.size, confidence, float(probability.max()))
-
-
 def describe(probability: np.ndarray, threshold: float) -> str:
     """The measurements as cards of HTML, or that no lesion was found."""
-    found = measure(probability, threshold)
+    found = lesion_summary(probability, threshold)
     if found.confidence is None:
         return _message(
             "no-lesion",
@@ -80,13 +63,16 @@ def describe(probability: np.ndarray, threshold: float) -> str:
     )
 
 
-def build_segment_demo(predictor: Predictor, examples: Sequence[Path] = (), subtitle: str = "") -> gr.Blocks:
+def build_segment_demo(
+    predictor: Predictor, examples: Sequence[Path] = (), subtitle: str = "", channels: int = 3
+) -> gr.Blocks:
     """The page; `serve` serves it.
 
     Args:
         predictor: gives the probability map of a picture; called once for each picture, not for each threshold.
         examples: pictures to try, shown as thumbnails.
         subtitle: one line under the title: which adapter on which backbone.
+        channels: what the predictor takes, 3 (RGB) or 1 (gray).
     """
     with gr.Blocks(title="dinomed: lesion segmentation", analytics_enabled=False, delete_cache=CACHE_SWEEP_S) as demo:
         gr.Markdown(f"# Lesion segmentation\n{html.escape(subtitle)}", elem_id="title")
@@ -112,9 +98,9 @@ def build_segment_demo(predictor: Predictor, examples: Sequence[Path] = (), subt
                 with gr.Row():
                     threshold = gr.Slider(
                         0.01, 0.99, value=round(predictor.threshold, 2), step=0.01, label="Threshold",
-                        elem_id="threshold", info="Pixels at least this probable are outlined.", scale=3,
+                        elem_id="threshold", info="Pixels at least this probable are outlined.",
                     )  # fmt: skip
-                    view = gr.Radio([FILLED, OUTLINE, PROBABILITY], value=FILLED, label="Show", elem_id="view", scale=2)
+                    view = gr.Radio([FILLED, OUTLINE, PROBABILITY], value=FILLED, label="Show", elem_id="view")
                 numbers = gr.HTML(WAITING, elem_id="numbers")
                 download = gr.DownloadButton(
                     "Download the mask (PNG)", variant="primary", interactive=False, elem_id="download"
@@ -127,10 +113,11 @@ def build_segment_demo(predictor: Predictor, examples: Sequence[Path] = (), subt
                 return [None, None, WAITING, _no_mask()]
             try:
                 image = read_image(path, max_pixels=MAX_PIXELS)
+                pixels = image if channels == 3 else read_image(path, channels=channels)
             except DinomedError as error:
                 reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
                 return [None, None, _message("error", f"This file cannot be read as a picture: {reason}"), _no_mask()]
-            now = Seen(Path(path).stem, image, predictor.probability(image))
+            now = Seen(Path(path).stem, image, predictor.probability(pixels))
             return [now, *draw(now, cut, shown)]
 
         def draw(now: Seen | None, cut: float, shown: str) -> list[Any]:

@@ -18,7 +18,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as in Pi
 class Preprocessing(Config):
     """The whole image, squashed to a square: nothing at the border is lost, and every patch has its place.
 
-    Resized as 8-bit, bicubic and antialiased by torchvision, twice as fast as Pillow, within one grey level of it
+    Resized as 8-bit, bicubic and antialiased by torchvision, four times as fast as Pillow, within one grey level of it
     (two where it enlarges).
     """
 

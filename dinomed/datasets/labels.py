@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from dinomed.datasets.manifest import KNOWN
+from dinomed.datasets.manifest import RESERVED
 from dinomed.datasets.splits import split_name
 from dinomed.datasets.tables import read_csv
 from dinomed.errors import UsageError, did_you_mean
@@ -20,6 +20,7 @@ _GROUP_LIKE = ("patient", "patient_id", "subject", "subject_id", "case_id", "stu
 class Labels:
     """Rows by image; the columns that they have; files that other columns name (depth maps and the like)."""
 
+    path: Path | None = None
     rows: dict[str, dict[str, str | None]] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     targets: set[str] = field(default_factory=set)
@@ -52,13 +53,13 @@ def read_labels(
         UsageError: a column is missing (the nearest is named), an image has two rows, a split is no split.
     """
     names, rows = read_csv(path)
-    out = Labels()
+    out = Labels(path)
     sources = _sources(path, names, image_column, roles)
     free = [name for name in names if name not in (image_column, *sources.values())]
-    clashes = [name for name in free if name in KNOWN]
+    clashes = [name for name in free if name in RESERVED and roles.get(name) != NONE]
     if clashes:
         out.notes.append(f"columns of {path.name} that are not used: {', '.join(clashes)}")
-        free = [name for name in free if name not in KNOWN]
+    free = [name for name in free if name not in RESERVED]
     if "group" not in sources and roles["group"] is None and (like := [n for n in names if n.lower() in _GROUP_LIKE]):
         out.notes.append(f"column {like[0]!r} looks like a group; keep its images in one split with --group {like[0]}")
     out.columns = [*sources, *free]
@@ -77,32 +78,25 @@ def read_labels(
             raise UsageError(f"{path}: image {image!r} in rows {first[image]} and {number}; keep one")
         first[image] = number
         row = {role: cells[index[name]] for role, name in sources.items()}
-        if row.get("split"):
-            row["split"] = _split(path, number, row["split"])
-        if row.get("mask"):
-            row["mask"] = _find_mask(place, row["mask"], image, path, out)
-        row |= {name: cells[index[name]] for name in free}
-        out.rows[image] = row
+        if (word := row.get("split")) is not None:
+            row["split"] = _split(path, number, word)
+        if (word := row.get("mask")) is not None:
+            row["mask"], reason = place.find(word, masks=True)
+            if row["mask"] is None:
+                out.missing.append((word, f"mask of {image} in {path.name}, but {reason}"))
+        out.rows[image] = row | {name: cells[index[name]] for name in free}
     known = set(files)
-    out.targets = {cell for i in map(index.get, free) for cells in rows if (cell := cells[i]) in known}
+    out.targets = {cell for name in free for cells in rows if (cell := cells[index[name]]) and cell in known}
     return out
-
-
-def _find_mask(place: "_Places", named: str | None, image: str, path: Path, out: Labels) -> str | None:
-    mask, reason = place.find(named or "", masks=True)
-    if mask is None:
-        out.missing.append((named or "", f"mask of {image} in {path.name}, but {reason}"))
-    return mask
 
 
 def _sources(path: Path, names: list[str], image_column: str, roles: dict[str, str | None]) -> dict[str, str]:
     """Which column plays which role."""
     asked = {"image": image_column} | {role: roles[role] for role in ROLES}
     for role, name in asked.items():
-        if name not in (None, NONE, *names):
+        if name not in names and (role == "image" or name not in (None, NONE)):
             option = "--image-column" if role == "image" else f"--{role}"
-            hint = did_you_mean(str(name), names)
-            raise UsageError(f"{path} has no column {name!r} ({option}){hint}")
+            raise UsageError(f"{path} has no column {name!r} ({option}){did_you_mean(str(name), names)}")
     taken = {
         role: name for role in ROLES if (name := asked[role] or (role if role in names else None)) not in (None, NONE)
     }

@@ -11,25 +11,29 @@ metadata, in CSV in a column `root`, which is left out where the images lie in t
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dinomed.datasets.tables import read_csv, write_csv
 from dinomed.errors import DinomedError, UsageError, did_you_mean
 from dinomed.files import replacing
+from dinomed.progress import warn
 
 TEXT, NUMBER = pa.string(), pa.int64()
 FIXED: dict[str, pa.DataType] = {
     "image": TEXT, "sha256": TEXT, "width": NUMBER, "height": NUMBER, "mode": TEXT, "format": TEXT, "bytes": NUMBER,
 }  # fmt: skip
 KNOWN = (*FIXED, "group", "split", "label", "mask")
+RESERVED = (*KNOWN, "root")
+"""Names that a user's own column cannot have."""
 _ROOT = b"dinomed.root"
 
 
@@ -70,15 +74,13 @@ class Manifest:
 
     def take(self, indices: Sequence[int]) -> "Manifest":
         """The rows at `indices`, in that order."""
-        return replace(self, table=self.table.take(pa.array(indices, pa.int64())))
+        return replace(self, table=self.table.take(_array(indices, NUMBER)))
 
     def select(self, **values: str) -> "Manifest":
         """The rows where each named column has the given value: ``manifest.select(split="train")``."""
-        table = self.table
-        for name, value in values.items():
-            self.column(name)
-            table = table.filter(pc.equal(table[name], value))
-        return replace(self, table=table)
+        wanted = tuple(values.values())
+        rows = zip(*(self.column(name) for name in values), strict=True)
+        return self.take([i for i, row in enumerate(rows) if row == wanted])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -92,8 +94,7 @@ class Manifest:
 def build_manifest(columns: dict[str, list[Any]], root: Path) -> Manifest:
     """A manifest of columns: the known ones first, in their order, then the free ones as text."""
     names = [name for name in KNOWN if name in columns] + [name for name in columns if name not in KNOWN]
-    arrays = {name: pa.array(columns[name], FIXED.get(name, TEXT)) for name in names}
-    return Manifest(pa.table(arrays), root)
+    return Manifest(pa.table({name: _array(columns[name], FIXED.get(name, TEXT)) for name in names}), root)
 
 
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
@@ -103,7 +104,7 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
     if path.suffix.lower() == ".csv":
         table = manifest.table
         if root != ".":
-            table = table.append_column("root", pa.array([root] * len(manifest), TEXT))
+            table = table.append_column("root", _array([root] * len(manifest), TEXT))
         write_csv(path, table.column_names, zip(*(column.to_pylist() for column in table.columns), strict=True))
         return
     with replacing(path) as temporary:
@@ -117,7 +118,8 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
         root: the folder that the paths start from; by default the one that the manifest names.
 
     Raises:
-        UsageError: no such file, not a manifest, a column is missing, a path leaves the root, the root is not there.
+        UsageError: no such file, not a manifest, a column is missing, an image is there twice, a path leaves the root,
+            the root is not there.
     """
     path = Path(path)
     if path.is_dir():
@@ -147,7 +149,12 @@ def open_collection(path: str | Path) -> Manifest:
     if not path.exists():
         raise UsageError(f"{path} does not exist; give a manifest, a folder of images, or an image")
     if path.is_dir():
-        return scan(path, make_split=False).manifest
+        result = scan(path, make_split=False)
+        for name, reason in result.unreadable[:5]:
+            warn(f"{path / name}: {reason}; passed over")
+        if len(result.unreadable) > 5:
+            warn(f"{len(result.unreadable) - 5} more files of {path} cannot be read; `dinomed scan` lists them")
+        return result.manifest
     return read_manifest(path) if is_manifest(path) else scan_file(path)
 
 
@@ -155,6 +162,15 @@ def leaves_root(path: str) -> bool:
     """Whether a path of a manifest does not stay below the root, on any system: absolute, or climbing by ``..``."""
     parts = PurePosixPath(path).parts
     return not parts or path.startswith(("/", "\\")) or bool(PureWindowsPath(path).drive) or ".." in parts
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """As `pa.array`, which would import pandas to see whether it was given some: more than a second, for nothing."""
+    if kind == NUMBER:
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, np.int64))])
+    builder = pa.lib.StringBuilder()
+    builder.append_values(values)
+    return builder.finish()
 
 
 def _relative_root(root: Path, folder: Path) -> str:
@@ -174,7 +190,8 @@ def _is_parquet(path: Path) -> bool:
 
 def _read_parquet(path: Path) -> tuple[pa.Table, str]:
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # `pq.read_table` imports pandas
+            table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise DinomedError(f"manifest {path} is damaged or cut off ({str(error).splitlines()[0][:100]})") from None
     named = (table.schema.metadata or {}).get(_ROOT, b".").decode()
@@ -187,7 +204,7 @@ def _read_csv_table(path: Path) -> tuple[pa.Table, str]:
     roots = set(columns.pop("root", [])) if "sha256" in columns else set()
     if len(roots) > 1:
         raise UsageError(f"{path}: column 'root' has to be the same in every row")
-    table = _typed(path, pa.table({name: pa.array(values, TEXT) for name, values in columns.items()}))
+    table = _typed(path, pa.table({name: _array(values, TEXT) for name, values in columns.items()}))
     return table, (roots.pop() if roots else None) or "."
 
 
@@ -212,6 +229,9 @@ def _typed(path: Path, table: pa.Table) -> pa.Table:
 
 
 def _check_paths(path: Path, table: pa.Table, column: str) -> None:
-    for value in table[column].to_pylist():
+    values = table[column].to_pylist()
+    if column == "image" and len(set(values)) < len(values):
+        raise UsageError(f"{path}: image {Counter(values).most_common(1)[0][0]!r} twice; an image is one row")
+    for value in values:
         if value is not None and leaves_root(value):
             raise UsageError(f"{path}: {column} {value!r} leaves the folder of the images; paths are relative to it")

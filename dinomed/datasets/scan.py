@@ -1,22 +1,22 @@
 """From a folder of pictures to a manifest: every image read once, labels and masks matched, splits by group."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dinomed.datasets.facts import Facts, read_all, read_facts
+from dinomed.datasets.findings import check_masks, count_masks, notes, nothing_in, warn_duplicates, warn_unreadable
 from dinomed.datasets.folders import Pairs, classes_of, pair_masks, splits_of
 from dinomed.datasets.labels import NONE, Labels, find_labels, read_labels
 from dinomed.datasets.manifest import Manifest, build_manifest
-from dinomed.datasets.splits import check_splits, explain_gaps, make_splits
-from dinomed.datasets.walk import Found, walk
+from dinomed.datasets.splits import check_ratios, check_splits, explain_gaps, make_splits
+from dinomed.datasets.walk import walk
 from dinomed.errors import UsageError
 
 FOLDERS = "folders"
 """In place of a CSV: folder names are the classes."""
-_LISTED = 5  # examples in a message
 
 
 @dataclass
@@ -70,53 +70,66 @@ def scan(
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder" if folder.exists() else f"folder {folder} does not exist")
+    check_ratios(ratios)
+    roles = {"label": label, "group": group, "mask": mask, "split": split}
+    path = _table_path(labels, folder, roles)
     found = walk(folder, follow_links=follow_links)
     pairs = pair_masks(found.images)
     table = Labels()
-    if labels is not None and str(labels) != FOLDERS:
-        roles = {"label": label, "group": group, "mask": mask, "split": split}
-        path = find_labels(labels, folder)
+    if path is not None:
         table = read_labels(path, folder, found.images, pairs.images, image_column=image_column, roles=roles)
     masks = _masks(table, pairs, mask)
     others = {*masks.values(), *table.targets}
-    images = sorted({path for path in pairs.images if path not in others} | set(table.rows))
+    images = sorted({image for image in pairs.images if image not in others} | set(table.rows))
     facts, failed = read_all(folder, images, masks, workers)
     unreadable = [*found.refused, *failed, *table.missing]
     if not facts:
-        raise UsageError(_nothing_in(folder, unreadable))
-    _check_masks(facts)
+        raise UsageError(nothing_in(folder, unreadable))
+    check_masks(facts)
     unreadable += [(f.mask, f"mask of {f.image}: {f.mask_problem}") for f in facts if f.mask and f.mask_problem]
 
-    rows = [table.rows.get(f.image, {}) for f in facts]
-    columns = _columns(facts, rows, table)
+    columns = _columns(facts, table)
     if str(labels) == FOLDERS:
-        columns["label"] = _class_folders(folder, facts)
+        columns["label"] = _class_folders(folder, columns["image"])
+    classes = columns.get("label", [None] * len(facts))
     duplicates = _duplicates(facts)
-    given_groups = columns.get("group")
-    given_splits = _given_splits(columns, facts)
-    if given_groups and given_splits:
-        check_splits(given_groups, given_splits)
-    columns["group"] = _groups(facts, given_groups, given_splits, duplicates)
-    if given_splits:
-        columns["split"] = given_splits
-    elif make_split:
-        columns["split"] = make_splits(
-            _joined(facts, columns["group"], duplicates), columns.get("label", [None] * len(facts)), ratios, seed
-        )
-    result = ScanResult(build_manifest(columns, folder), unreadable, _count_masks(facts), duplicates)
-    result.warnings = [
-        *_warn_unreadable(len(facts), len(failed), masks, facts),
-        *_warn_duplicates(columns, facts, duplicates, given_groups is not None),
-        *explain_gaps(columns["group"], columns.get("label", [None] * len(facts)), columns.get("split", [])),
-    ]
-    result.notes = _notes(folder, found, pairs, table, facts, labels, columns)
-    return result
+    grouped = "group" in columns
+    splits = _given_splits(columns, split)
+    if grouped and splits:
+        check_splits(columns["group"], splits)
+    columns["group"] = _groups(columns, splits, duplicates)
+    if not splits and make_split:
+        splits = [*make_splits(_joined(columns, duplicates), classes, ratios, seed)]
+    if splits:
+        columns["split"] = splits
+    return ScanResult(
+        build_manifest(columns, folder),
+        unreadable,
+        count_masks(facts),
+        duplicates,
+        warnings=[
+            *warn_unreadable(facts, len(failed)),
+            *warn_duplicates(columns, duplicates, grouped=grouped),
+            *explain_gaps(columns["group"], classes, splits or [None] * len(facts)),
+        ],
+        notes=notes(folder, found, pairs, table, columns, sum(f.header.frames > 1 for f in facts)),
+    )
 
 
 def scan_file(path: str | Path) -> Manifest:
     """The manifest of one image file; `UnreadableImage` if it cannot be used."""
     path = Path(path)
-    return build_manifest(_columns([read_facts(path.parent, path.name)], [{}], Labels()), path.parent)
+    return build_manifest(_columns([read_facts(path.parent, path.name)], Labels()), path.parent)
+
+
+def _table_path(labels: str | Path | None, folder: Path, roles: dict[str, str | None]) -> Path | None:
+    """The CSV, if one is asked for."""
+    if labels is not None and str(labels) != FOLDERS:
+        return find_labels(labels, folder)
+    for role, name in roles.items():
+        if name not in (None, NONE):
+            raise UsageError(f"--{role} {name} is a column of a CSV; name the CSV with --labels")
+    return None
 
 
 def _masks(table: Labels, pairs: Pairs, mask: str | None) -> dict[str, str]:
@@ -126,26 +139,7 @@ def _masks(table: Labels, pairs: Pairs, mask: str | None) -> dict[str, str]:
     return {} if mask == NONE else dict(pairs.masks)
 
 
-def _check_masks(facts: list[Facts]) -> None:
-    """Refuse masks that would spoil a training silently: of another size than the image, or none that is a mask."""
-    wrong = [f"{f.mask}: {f.mask_problem}" for f in facts if f.wrong_size]
-    if wrong:
-        more = f" (and {len(wrong) - _LISTED} more)" if len(wrong) > _LISTED else ""
-        raise UsageError(
-            f"{len(wrong)} of {len(facts)} images have a mask of another size; nothing was written. "
-            + "; ".join(wrong[:_LISTED])
-            + more
-        )
-    given = [f for f in facts if f.mask]
-    bad = [f for f in given if f.mask_problem]
-    if bad and len(bad) == len(given):
-        raise UsageError(
-            f"none of the {len(bad)} masks can be used ({bad[0].mask}: {bad[0].mask_problem}); "
-            "--mask none goes on without masks"
-        )
-
-
-def _columns(facts: list[Facts], rows: list[dict[str, str | None]], table: Labels) -> dict[str, list[Any]]:
+def _columns(facts: list[Facts], table: Labels) -> dict[str, list[Any]]:
     """The columns that are read off the files, and those of the CSV."""
     columns: dict[str, list[Any]] = {
         "image": [f.image for f in facts],
@@ -156,49 +150,47 @@ def _columns(facts: list[Facts], rows: list[dict[str, str | None]], table: Label
         "format": [f.header.format for f in facts],
         "bytes": [f.bytes for f in facts],
     }
-    for name in table.columns:
-        columns[name] = [row.get(name) for row in rows]
-    columns.pop("mask", None)
+    rows = [table.rows.get(f.image, {}) for f in facts]
+    columns |= {name: [row.get(name) for row in rows] for name in table.columns if name != "mask"}
     if any(f.foreground is not None for f in facts):
         columns["mask"] = [f.mask if f.foreground is not None else None for f in facts]
     return columns
 
 
-def _class_folders(folder: Path, facts: list[Facts]) -> list[str | None]:
-    classes = classes_of(f.image for f in facts)
+def _class_folders(folder: Path, images: list[str]) -> list[str | None]:
+    classes = classes_of(images)
     if not classes:
         raise UsageError(f"{folder} has no class folders (FOLDER/CLASS/image); give the labels as a CSV, or none")
-    return [classes.get(f.image) for f in facts]
+    return [classes.get(image) for image in images]
 
 
-def _duplicates(facts: Iterable[Facts]) -> list[list[str]]:
+def _duplicates(facts: list[Facts]) -> list[list[str]]:
     same: dict[str, list[str]] = defaultdict(list)
     for f in facts:
         same[f.sha256].append(f.image)
     return [images for images in same.values() if len(images) > 1]
 
 
-def _given_splits(columns: dict[str, list[Any]], facts: list[Facts]) -> list[str | None]:
-    """From the CSV, else from split folders; empty where nobody gave any."""
-    if any(columns.get("split", [])):
-        return columns["split"]
-    columns.pop("split", None)
-    by_folder = splits_of(f.image for f in facts)
-    return [by_folder.get(f.image) for f in facts] if by_folder else []
+def _given_splits(columns: dict[str, list[Any]], split: str | None) -> list[str | None]:
+    """From the CSV, else from split folders; empty where nobody gave any, or they are not wanted."""
+    given: list[str | None] = columns.get("split", [])
+    if any(given) or split == NONE:
+        return given
+    by_folder = splits_of(columns["image"])
+    return [by_folder.get(image) for image in columns["image"]] if by_folder else []
 
 
-def _groups(
-    facts: list[Facts], given: list[str | None] | None, splits: Sequence[str | None], duplicates: list[list[str]]
-) -> list[str]:
-    """The group of each image; one without is its own group, named by its path, shared by images of the same bytes
-    (unless given splits part them: that is warned about, and not hidden)."""
-    first = {image: images[0] for images in duplicates for image in images}
-    split = dict(zip((f.image for f in facts), splits, strict=True)) if splits else {}
-    own = {image: head if split.get(image) == split.get(head) else image for image, head in first.items()}
-    return [named or own.get(f.image, f.image) for f, named in zip(facts, given or [None] * len(facts), strict=True)]
+def _groups(columns: dict[str, list[Any]], splits: list[str | None], duplicates: list[list[str]]) -> list[str]:
+    """The group of each image. One without is its own group, named by its path; images of the same bytes share one,
+    unless given splits part them (which is warned about, and not hidden)."""
+    images = columns["image"]
+    split = dict(zip(images, splits or [None] * len(images), strict=True))
+    own = {image: same[0] if split[image] == split[same[0]] else image for same in duplicates for image in same}
+    given = columns.get("group", [None] * len(images))
+    return [group or own.get(image, image) for image, group in zip(images, given, strict=True)]
 
 
-def _joined(facts: list[Facts], groups: list[str], duplicates: list[list[str]]) -> list[str]:
+def _joined(columns: dict[str, list[Any]], duplicates: list[list[str]]) -> list[str]:
     """Groups for making splits: those that share an image are one, or the same picture could be on both sides."""
     parent: dict[str, str] = {}
 
@@ -207,85 +199,10 @@ def _joined(facts: list[Facts], groups: list[str], duplicates: list[list[str]]) 
             group = parent[group]
         return group
 
-    of = {f.image: group for f, group in zip(facts, groups, strict=True)}
+    group = dict(zip(columns["image"], columns["group"], strict=True))
     for images in duplicates:
         for image in images[1:]:
-            one, other = sorted((head(of[images[0]]), head(of[image])))
+            one, other = sorted((head(group[images[0]]), head(group[image])))
             if one != other:
                 parent[other] = one
-    return [head(group) for group in groups]
-
-
-def _count_masks(facts: list[Facts]) -> dict[str, int]:
-    shares = [f.foreground for f in facts if f.foreground is not None]
-    return {"masks": len(shares), "empty": shares.count(0.0), "full": shares.count(1.0)}
-
-
-def _nothing_in(folder: Path, unreadable: list[tuple[str, str]]) -> str:
-    if not unreadable:
-        return f"folder {folder} holds no image"
-    path, reason = unreadable[0]
-    return (
-        f"folder {folder} holds no image that can be read ({len(unreadable)} files refused, the first {path}: {reason})"
-    )
-
-
-def _warn_unreadable(read: int, failed: int, masks: dict[str, str], facts: list[Facts]) -> list[str]:
-    lines = []
-    if failed > read:
-        lines.append(
-            f"MORE THAN HALF of the images cannot be read: {failed} of {failed + read}. Is this the right folder?"
-        )
-    bad = sum(f.mask_problem is not None for f in facts)
-    if bad:
-        lines.append(f"{bad} of {len(masks)} masks cannot be used; their images are kept without")
-    return lines
-
-
-def _warn_duplicates(
-    columns: dict[str, list[Any]], facts: list[Facts], duplicates: list[list[str]], grouped: bool
-) -> list[str]:
-    """Images of the same bytes that stand in different groups, splits or classes."""
-    lines = []
-    index = {f.image: i for i, f in enumerate(facts)}
-    for name, why in (
-        ("split", "the test sees training images"),
-        ("group", "their groups may be one; made splits keep them together"),
-        ("label", "one of the labels is wrong"),
-    ):
-        if name not in columns or (name == "group" and not grouped):
-            continue
-        apart = [images for images in duplicates if len({columns[name][index[i]] for i in images} - {None}) > 1]
-        if apart:
-            named = "; ".join(" = ".join(images) for images in apart[:_LISTED])
-            more = "; ..." if len(apart) > _LISTED else ""
-            sets = "set" if len(apart) == 1 else "sets"
-            lines.append(f"{len(apart)} {sets} of identical images in different {name}s ({why}): {named}{more}")
-    return lines
-
-
-def _notes(
-    folder: Path,
-    found: Found,
-    pairs: Pairs,
-    table: Labels,
-    facts: list[Facts],
-    labels: str | Path | None,
-    columns: dict[str, list[Any]],
-) -> list[str]:
-    notes = list(table.notes)
-    if labels is None and (tables := sorted(path.name for path in folder.glob("*.csv"))):
-        notes.append(f"{tables[0]} lies in the folder; use it with --labels {tables[0]}")
-    if table.rows and (bare := sum(f.image not in table.rows for f in facts)):
-        notes.append(f"{bare} images are not in the CSV; they are kept without a label")
-    if "split" in columns and (bare := columns["split"].count(None)):
-        notes.append(f"{bare} images have no split; training and evaluation pass them over")
-    if frames := sum(f.header.frames > 1 for f in facts):
-        notes.append(f"{frames} files have several frames or pages; the first is used")
-    if pairs.orphans:
-        notes.append(f"{len(pairs.orphans)} masks have no image ({pairs.orphans[0]})")
-    if pairs.several and "mask" not in table.columns:
-        notes.append(f"{len(pairs.several)} images have several masks ({pairs.several[0]}); the first by name is used")
-    if found.others:
-        notes.append(f"{found.others} other files passed over")
-    return notes
+    return [head(name) for name in columns["group"]]

@@ -62,7 +62,7 @@ def make_splits(
         for label, n in counts.items():
             wanted = np.maximum(shares * class_totals[label], 1e-9)
             lack += n * (1 - filled[label] / wanted)
-        best = max(np.flatnonzero(fits & (shares > 0)), key=lambda i: (round(lack[i], 9), shares[i], -i))
+        best = max(np.flatnonzero(fits & (shares > 0)), key=lambda i: (round(float(lack[i]), 9), shares[i], -i))
         assigned[group] = SPLITS[best]
         sizes[best] += counts.total()
         for label, n in counts.items():

@@ -40,9 +40,14 @@ def read_csv(path: str | Path) -> tuple[list[str], list[list[str | None]]]:
 def write_csv(path: str | Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write a CSV atomically; None becomes an empty cell."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows(rows)
+        for row in (names, *rows):
+            file.write(",".join(map(_cell, row)) + "\n")
+
+
+def _cell(value: Any) -> str:
+    """Quoted where anything might read it otherwise. (Python's writer leaves a lone carriage return bare.)"""
+    text = "" if value is None else str(value)
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in '",;\t\r\n') else text
 
 
 def _check_header(path: str | Path, names: list[str]) -> None:

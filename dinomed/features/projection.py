@@ -23,7 +23,7 @@ def pca_colours(patches: np.ndarray, *, foreground_only: bool = True) -> np.ndar
         border[:, :width] = border[:, -width:] = border[:, :, :width] = border[:, :, -width:] = True
         if first[border.ravel()].mean() > first[~border.ravel()].mean():
             first = -first
-        if 3 < (first > 0).sum():
+        if (first > 0).sum() > 3:
             keep = first > 0
     colours = np.zeros((len(flat), 3))
     components = _components(flat[keep], 3)

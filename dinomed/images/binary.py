@@ -2,9 +2,10 @@
 
 Accepted are two levels (0 and 1, 0 and 255, any two-coloured palette with black) and 0 to 255 with *soft edges*: half
 tones, as JPEG and smooth resizing leave them, are cut at half. Half tones are edges if they lie within 4 px of both a
-dark (below 32) and a bright (from 224) pixel, and take up at most a quarter of the picture. Dark pixels above 0 are
-compression noise if they lie within 16 px of a bright one. More of either than 1% of the foreground is a level with a
-meaning of its own (a class, a "don't care"), which nobody but the user can map.
+dark (below 32) and a bright (from 224) pixel, and take up at most a quarter of the picture. Dark pixels that are not
+quite black are compression noise if they lie within 20 px (a JPEG block of halved colour) of a bright one. More of
+either than 1% of the foreground is a level with a meaning of its own (a class, a "don't care"), which nobody but the
+user can map.
 """
 
 import cv2
@@ -15,7 +16,7 @@ from dinomed.errors import DinomedError
 from dinomed.images.intensity import flatten, is_wide, samples
 
 _HALF, _DARK, _BRIGHT = 128, 32, 224
-_EDGE_PX, _NOISE_PX = 4, 16
+_EDGE_PX, _NOISE_PX, _MAX_BLACK = 4, 20, 3
 _MAX_HALF_TONES, _STRAY = 0.25, 0.01
 
 
@@ -30,10 +31,10 @@ def to_mask(image: Image.Image) -> np.ndarray:
     if is_wide(image):
         return _from_wide(samples(image))
     if image.mode == "P":
-        colors = image.convert("RGB").getcolors(2) or []
-        lit = [color for _, color in colors if any(color)]
-        if colors and len(lit) <= 1:  # black and one other colour, whichever it is
-            return np.asarray(image.convert("RGB")).any(axis=2).astype(np.uint8)
+        lit = np.asarray(image.convert("RGB")).any(axis=2)
+        colors = image.convert("RGB").getcolors(2)
+        if colors is not None and len(colors) - (not lit.all()) <= 1:  # black and one other, whichever it is
+            return np.asarray(lit, np.uint8)
     flat = flatten(image)
     if flat.mode == "L":
         return binarize(np.asarray(flat))
@@ -54,7 +55,8 @@ def binarize(levels: np.ndarray) -> np.ndarray:
         return mask
     bright = levels >= _BRIGHT
     half_tone = (levels >= _DARK) & ~bright
-    noise = (levels > 0) & (levels < _DARK)
+    black = np.bincount(levels[levels < _DARK], minlength=1).argmax()  # 0, or near it in a strongly compressed JPEG
+    noise = (levels < _DARK) & (levels != (black if black <= _MAX_BLACK else 0))
     if present[-1] < _BRIGHT or half_tone.mean() > _MAX_HALF_TONES:
         raise _refused(present)
     edge = _near(bright, _EDGE_PX) & _near(levels < _DARK, _EDGE_PX)

@@ -21,16 +21,6 @@ __all__ = [
     "read_mask",
     "write_mask",
 ]
-    "MAX_PIXELS",
-    "Header",
-    "MaskSizeError",
-    "UnreadableImage",
-    "read_header",
-    "read_image",
-    "read_image_and_header",
-    "read_mask",
-    "write_mask",
-]
 
 
 class MaskSizeError(UnreadableImage):

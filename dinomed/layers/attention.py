@@ -33,7 +33,7 @@ class Attention(nn.Module):
         """(T, C) -> (T, C), where T is the sum of B * N over `groups`, in that order."""
         T, C = x_TC.shape
         qkv_T3HD = self.qkv(x_TC).view(T, 3, self.num_heads, C // self.num_heads)
-        if len(groups) > 1 and x_TC.is_cuda and xformers_works(x_TC.dtype, C // self.num_heads):
+        if len(groups) > 1 and x_TC.is_cuda and xformers_works(qkv_T3HD.dtype, C // self.num_heads):
             out_TC = _block_diagonal(qkv_T3HD, groups).reshape(T, C)
         else:
             out_TC = torch.cat([_one_group(part, group) for part, group in _split(qkv_T3HD, groups)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import pytest
 from dinomed.apps import cli
 from dinomed.errors import DinomedError, UsageError
 
-HEAVY = ["torch", "torchvision", "monai", "gradio", "sklearn", "pyarrow", "pandas", "numpy", "PIL", "pydantic", "faiss"]
+# Not in the list: pydantic, which Typer itself uses.
+HEAVY = ["torch", "torchvision", "monai", "gradio", "sklearn", "pyarrow", "pandas", "numpy", "PIL", "faiss", "yaml"]
 
 
 def every_command(table: dict, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -138,6 +140,25 @@ def test_a_bug_is_told_without_traceback_unless_debug(
     monkeypatch.setenv("DINOMED_DEBUG", "1")
     with pytest.raises(KeyError):
         cli.main(["bug"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_command_quietly(number: int, code: int) -> None:
+    script = (
+        "import sys, time, types\n"
+        "from dinomed.apps import cli\n"
+        "module = types.ModuleType('dinomed.apps.commands.long')\n"
+        "module.run = lambda: (print('started', flush=True), time.sleep(30))[1]\n"
+        "sys.modules[module.__name__] = module\n"
+        "cli.COMMANDS['long'] = 'long:run'\n"
+        "cli.main(['long'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (code, "")
 
 
 def test_a_closed_pipe_is_no_error() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dinomed.backbones.frozen import fingerprint
@@ -156,6 +157,19 @@ def test_a_damaged_backbone_gives_one_line(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DinomedError, match=r"model\.safetensors: a damaged safetensors file"):
         load_backbone(tmp_path)
+
+
+def test_a_full_disk_gives_one_line_and_keeps_the_old_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(state: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"some")
+        raise SafetensorError("I/O error: No space left on device")  # how safetensors reports it
+
+    save_backbone(tmp_path, vit(), PREPROCESSING, {})
+    monkeypatch.setattr("dinomed.backbones.load.save_file", save)
+    with pytest.raises(DinomedError, match=r"cannot write .*model\.safetensors: .*No space left"):
+        save_backbone(tmp_path, vit(), PREPROCESSING, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert load_backbone(tmp_path).fingerprint == fingerprint(vit(), PREPROCESSING)
 
 
 def test_an_interrupted_save_keeps_the_old_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

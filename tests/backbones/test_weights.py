@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +128,28 @@ def test_other_files_give_one_line(content: bytes, tmp_path: Path) -> None:
         read_weights(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_damaged_bytes_never_give_another_exception(kind: str, tmp_path: Path) -> None:
+    path, rng = tmp_path / "weights.pth", random.Random(0)
+    state = {"cls_token": torch.ones(1, 1, 4), "norm.weight": torch.ones(4)}
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    messages = []
+    for _ in range(100):
+        damaged = bytearray(whole[: rng.randrange(len(whole) // 2, len(whole) + 1)])
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            read_weights(path)
+        except DinomedError as error:
+            messages.append(str(error))
+    assert len(messages) > 50
+    assert not any("\n" in message for message in messages)
 
 
 def test_a_file_without_tensors_and_a_missing_one(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def serve() -> Serve:
 
 @pytest.fixture(scope="session")
 def stand_in() -> list[str]:
-    """A command that serves the demo over a stand-in for the adapter: what is dark is lesion, so a test knows the mask."""
+    """A command that serves the demo over a stand-in for the adapter: dark is lesion, so a test knows the mask."""
     return [sys.executable, str(Path(__file__).with_name("dark_is_lesion.py"))]
 
 

@@ -1,0 +1,72 @@
+"""The linear heads of the DINOv2 paper (section 7; appendix B.3): all that they show is in the features already."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dinomed.adapters.contract import ADAPTERS, Adapter, HeadConfig
+from dinomed.features.compute import Features
+
+
+class LinearClassifierConfig(HeadConfig):
+    """`tokens`: the class token, the mean of the patch tokens, or both beside each other."""
+
+    tokens: Literal["cls", "mean", "cls+mean"] = "cls"
+
+
+@ADAPTERS.register("classify.linear")
+class LinearClassifier(Adapter):
+    """Features, standardised by the training set's mean and deviation, through one linear layer.
+
+    The features of small backbones differ in scale by orders of magnitude between channels: without standardisation
+    one learning rate does not fit all.
+    """
+
+    task, Config = "classify", LinearClassifierConfig
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, config: LinearClassifierConfig, embed_dim: int, num_classes: int) -> None:
+        super().__init__(config, embed_dim, num_classes)
+        width = embed_dim * len(config.blocks) * (2 if config.tokens == "cls+mean" else 1)
+        self.register_buffer("shift", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.linear = nn.Linear(width, num_classes)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def calibrate(self, cls: np.ndarray, mean: np.ndarray) -> None:
+        pooled = self._pool(Features(torch.from_numpy(cls), torch.from_numpy(mean)))
+        self.shift.copy_(pooled.mean(0))
+        self.scale.copy_(1 / pooled.std(0, correction=0).clamp_min(1e-6))
+
+    def forward(self, features: Features) -> Tensor:
+        pooled = (self._pool(features) - self.shift) * self.scale
+        return self.linear(pooled)
+
+    def _pool(self, features: Features) -> Tensor:
+        parts = {"cls": [features.cls], "mean": [features.mean], "cls+mean": [features.cls, features.mean]}
+        return torch.cat(parts[self.config.tokens], dim=-1)
+
+
+@ADAPTERS.register("segment.linear")
+class LinearSegmenter(Adapter):
+    """BatchNorm and a 1x1 convolution on patch tokens: one logit a patch. With the last four blocks it is the paper's
+    multi-scale variant, without its test-time flips."""
+
+    task = "segment"
+
+    def __init__(self, config: Any, embed_dim: int, num_classes: int) -> None:
+        super().__init__(config, embed_dim, num_classes)
+        width = embed_dim * len(config.blocks)
+        self.norm = nn.BatchNorm2d(width)
+        self.linear = nn.Conv2d(width, num_classes, kernel_size=1)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        assert self.linear.bias is not None
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Features) -> Tensor:
+        assert features.patches is not None
+        return self.linear(self.norm(features.patches))

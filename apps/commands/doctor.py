@@ -1,0 +1,91 @@
+"""`dinomed doctor`: what this machine offers, in one table to read or to put into a report of a problem."""
+
+from typing import Any
+
+from dinomed.apps.options import Json
+
+PACKAGES = (
+    "dinomed", "torch", "torchvision", "xformers", "monai", "segmentation-models-pytorch", "albumentations",
+    "faiss-cpu", "gradio", "typer", "pydantic", "pyarrow", "scikit-learn", "safetensors", "numpy", "pillow",
+)  # fmt: skip
+
+
+def doctor(as_json: Json = False) -> None:
+    """Show versions, devices and the cache of this machine."""
+    from dinomed.apps.output import build_table, emit
+
+    found = examine()
+    writable = "writable" if found["cache"]["writable"] else "not writable"
+    rows = [("python", found["python"]), ("system", found["system"])]
+    rows += [(name, number or "not installed") for name, number in found["packages"].items()]
+    rows += [("processors", f"{found['processors']}, of which torch uses {found['threads']}")]
+    rows += [(device["name"], device["about"]) for device in found["devices"]]
+    rows += [
+        ("used by --device auto", found["auto"]),
+        ("attention on CUDA", found["attention"]),
+        ("cache of weights", f"{found['cache']['folder']} ({writable})"),
+        ("Chromium (browser tests only)", found["chromium"] or "not found: apt-get install chromium fonts-dejavu-core"),
+    ]
+    emit(found, as_json, None if as_json else build_table(("", ""), rows))
+
+
+def examine() -> dict[str, Any]:
+    """What `dinomed doctor --json` prints."""
+    import os
+    import platform
+    import shutil
+
+    import torch
+
+    from dinomed.backbones.download import cache_folder
+    from dinomed.device import resolve_device
+
+    folder = cache_folder()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": _devices(),
+        "auto": str(resolve_device("auto")),
+        "attention": _attention(),
+        "cache": {"folder": str(folder), "writable": os.access(existing, os.W_OK)},
+        "chromium": shutil.which("chromium") or shutil.which("chromium-browser"),
+        "note": "for research use only",
+    }
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[dict[str, str]]:
+    """Every accelerator that torch can use, by the name that ``--device`` takes."""
+    import torch
+
+    found = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        about = torch.cuda.get_device_properties(index)
+        memory = f"{about.total_memory / 2**30:.0f} GiB, compute capability {about.major}.{about.minor}"
+        found.append({"name": f"cuda:{index}", "about": f"{about.name}, {memory}"})
+    if torch.backends.mps.is_available():
+        found.append({"name": "mps", "about": "Apple GPU"})
+    return found
+
+
+def _attention() -> str:
+    """Which back-end packed sequences use: the same trial that pretraining makes."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no CUDA device; the CPU uses torch's own"
+    from dinomed.layers.attention import xformers_works
+
+    return "xformers" if xformers_works(torch.bfloat16, 64) else "torch's own (xformers does not run here)"

@@ -1,0 +1,44 @@
+"""`dinomed evaluate`: the metrics of an adapter on one split."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from dinomed.apps.options import Data, Device, Json, Quiet
+
+
+def evaluate(
+    adapter: Annotated[Path, Argument(help="Adapter folder, as `dinomed train` writes it.")],
+    data: Data,
+    split: Annotated[str, Option("--split", help="Split to evaluate: train, val or test.")] = "test",
+    backbone: Annotated[str | None, Option("--backbone", "-b", help="Where its backbone is now, if moved.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure an adapter on images with known answers.
+
+    Segmenters: Dice, IoU, HD95 (px), image by image at the image's own size. Classifiers: accuracy, balanced
+    accuracy, AUROC, by class. For research use only.
+    """
+    from dinomed.adapters.evaluate import evaluate as run
+    from dinomed.apps.output import emit
+    from dinomed.datasets.manifest import open_collection
+
+    report = run(adapter, open_collection(data), split, device=device, backbone=backbone)
+    emit(report, as_json, None if as_json else _table(report))
+
+
+def _table(report: dict[str, Any]) -> Any:
+    from dinomed.apps.output import RESEARCH_LINE, build_table
+
+    metrics = report["metrics"]
+    rows: list[tuple[str, Any]] = [(name, value) for name, value in metrics.items() if isinstance(value, int | float)]
+    if report["task"] == "segment":
+        rows.append(("threshold", report["threshold"]))
+    for name, row in metrics.get("per_class", {}).items():
+        rows += [(f"{name}: n", row["n"]), (f"{name}: recall", row["recall"]), (f"{name}: AUROC", row["auroc"])]
+    table = build_table(("", report["split"]), rows, title=f"{report['adapter']} on {report['backbone']['name']}")
+    table.caption = RESEARCH_LINE
+    return table

@@ -1,0 +1,48 @@
+"""`dinomed features`: the features of images, as a table for other tools."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from dinomed.apps.options import Backbone, Device, ImageSize, Json, Output, Overwrite, Quiet, Weights
+
+
+def features(
+    images: Annotated[Path, Argument(help="Folder of images, one image, or a manifest.")],
+    backbone: Backbone,
+    output: Output,
+    weights: Weights = None,
+    tokens: Annotated[str, Option("--tokens", help="cls, mean (of the patch tokens) or cls+mean.")] = "cls",
+    image_size: ImageSize = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the features of every image: a Parquet table with the columns image and feature.
+
+    An interrupted run goes on where it stopped. Files that cannot be read are listed in OUT.unreadable.csv, and the
+    rest goes on. For research use only.
+    """
+    from dinomed.apps.output import emit
+    from dinomed.backbones.load import load_backbone
+    from dinomed.datasets.collect import collect
+    from dinomed.features.table import check_table_output, write_feature_table
+
+    check_table_output(output, tokens, overwrite=overwrite)
+    found = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+    manifest, unreadable = collect(images)
+    written = write_feature_table(found, manifest, output, tokens=tokens, unreadable=unreadable)
+    report = {
+        "table": str(output),
+        "images": written.images,
+        "dimension": written.dimension,
+        "backbone": found.name,
+        "fingerprint": found.fingerprint,
+        "image_size": found.preprocessing.image_size,
+        "unreadable": len(unreadable),
+        "unreadable_list": None if written.unreadable_list is None else str(written.unreadable_list),
+        "note": "for research use only",
+    }
+    emit(report, as_json)

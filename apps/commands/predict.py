@@ -1,0 +1,50 @@
+"""`dinomed predict`: masks or probabilities for new images."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from dinomed.apps.options import Device, Json, Output, Overwrite, Quiet
+
+
+def predict(
+    adapter: Annotated[Path, Argument(help="Adapter folder, as `dinomed train` writes it.")],
+    images: Annotated[Path, Argument(help="Folder of images, one image, or a manifest.")],
+    output: Output,
+    backbone: Annotated[str | None, Option("--backbone", "-b", help="Where its backbone is now, if moved.")] = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Outline or classify every image of a folder.
+
+    A segmenter writes a mask (PNG, 0 and 255) of each image's own size under its relative name; where two images
+    would share one, as a.jpg and a.png, both keep their whole name: a.jpg.png, a.png.png. `predictions.csv` lists
+    areas, or the probabilities of a classifier. Images that cannot be read are listed in `unreadable.csv` while the
+    rest goes on; the exit code is then 1. For research use only.
+    """
+    from dinomed.adapters.folders import FAILED_FILE, TABLE_FILE, predict_collection
+    from dinomed.adapters.predict import load_adapter
+    from dinomed.apps.output import emit
+    from dinomed.datasets.collect import collect
+    from dinomed.errors import DinomedError
+
+    predictor = load_adapter(adapter, device, backbone)
+    manifest, unreadable = collect(images)
+    done = predict_collection(predictor, manifest, output, unreadable=unreadable, overwrite=overwrite)
+    report = {
+        "output": str(done.folder),
+        "table": str(done.folder / TABLE_FILE),
+        "images": done.images,
+        "unreadable": len(done.unreadable),
+        "note": "for research use only",
+    }
+    emit(report, as_json)
+    if done.unreadable:
+        first, reason = done.unreadable[0]
+        raise DinomedError(
+            f"{len(done.unreadable)} files could not be read, listed in {done.folder / FAILED_FILE} "
+            f"(the first: {first}: {reason}); the other {done.images} are done"
+        )

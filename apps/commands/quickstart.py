@@ -1,0 +1,50 @@
+"""`dinomed quickstart`: the main job from pictures to a demo."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dinomed.apps.options import Device, Json, Quiet, Seed
+
+
+def quickstart(
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of your own images; synthetic lesions if not given.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="As in `dinomed scan`; labels.csv in the folder is found by itself.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option("--group", help="As in `dinomed scan`: patients, lesions, videos.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything.")] = Path("runs/quickstart"),
+    count: Annotated[int, typer.Option("--count", help="Number of synthetic pictures.", min=40)] = 600,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting of the pretraining: a.b=value.")
+    ] = None,
+    no_demo: Annotated[bool, typer.Option("--no-demo", help="Stop after the report (--json does too).")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do the whole job once, from pictures to a demo.
+
+    Without --data it draws synthetic lesions, and takes less than 10 minutes on 2 cores. Each command is shown as it
+    runs. Started again with the same settings, it goes on where it stopped. For research use only.
+    """
+    from dinomed.apps.output import emit
+    from dinomed.apps.quickstart import Plan, run_quickstart, show_results
+    from dinomed.progress import say
+
+    plan = Plan(output, data, labels, group, count, tuple(overrides or ()), seed, device, quiet)
+    results = run_quickstart(plan)
+    emit(results, as_json, None if as_json else show_results(results))
+    say(f"report: {results['report']}")
+    if no_demo or as_json or results["segmenter"] is None:
+        return  # (with --json, stdout is for one object: no address may follow)
+    from dinomed.apps.demos.launch import serve_segment
+
+    say(f"\n$ dinomed demo segment --adapter {results['segmenter']} --examples {results['examples']}")
+    serve_segment(Path(results["segmenter"]), examples=Path(results["examples"]), device=device)

@@ -1,0 +1,147 @@
+"""`dinomed scan`: a folder of images to a manifest."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from dinomed.apps.options import Json, Output, Overwrite, Quiet, Seed
+
+if TYPE_CHECKING:
+    from dinomed.datasets.manifest import Manifest
+    from dinomed.datasets.scan import ScanResult
+
+
+def scan(
+    folder: Annotated[Path, Argument(help="The folder; its subfolders are scanned too.", show_default=False)],
+    output: Output,
+    labels: Annotated[
+        str | None, Option("--labels", help="CSV with a row an image (here or in FOLDER), or `folders`: FOLDER/CLASS/.")
+    ] = None,
+    image_column: Annotated[str, Option("--image-column", help="Column of the CSV that names the image.")] = "image",
+    label: Annotated[str | None, Option("--label", help="Column of classes [`label` if there]; or `none`.")] = None,
+    group: Annotated[
+        str | None,
+        Option("--group", help="Column of patients, lesions or videos: never in two splits [`group` if there]."),
+    ] = None,
+    mask: Annotated[str | None, Option("--mask", help="Column of mask files [`mask` if there]; or `none`.")] = None,
+    split: Annotated[
+        str | None, Option("--split", help="Column of train, val, test [`split` if there]; `none` makes new ones.")
+    ] = None,
+    ratios: Annotated[str, Option("--ratios", help="Shares of train,val,test where splits are made.")] = "0.7,0.1,0.2",
+    seed: Seed = 0,
+    workers: Annotated[int | None, Option("--workers", help="Threads; one a processor by default.", min=1)] = None,
+    follow_links: Annotated[bool, Option("--follow-links", help="Follow links that lead out of FOLDER.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read every image of a folder and write a manifest: content hash, size, label, group, split and mask.
+
+    Files that cannot be read are listed beside it, in OUT.unreadable.csv, with reasons. Splits are by group.
+    """
+    from dinomed.apps.output import emit
+    from dinomed.datasets import scan as scanning
+    from dinomed.datasets.manifest import write_manifest
+    from dinomed.datasets.tables import write_csv
+    from dinomed.progress import say, warn
+
+    _check_output(output, overwrite)
+    result = scanning.scan(
+        folder, labels, image_column=image_column, label=label, group=group, mask=mask, split=split,
+        ratios=_parse_ratios(ratios), seed=seed, workers=workers, follow_links=follow_links,
+    )  # fmt: skip
+    write_manifest(result.manifest, output)
+    refused = output.with_suffix(".unreadable.csv")
+    if result.unreadable:
+        write_csv(refused, ("path", "reason"), result.unreadable)
+    else:
+        refused.unlink(missing_ok=True)  # of an earlier scan
+    for line in result.warnings:
+        warn(line)
+    if result.unreadable:
+        say(f"unreadable files and their reasons: {refused}")
+    for line in result.notes:
+        say(line)
+    report = {"manifest": str(output), "unreadable_list": str(refused) if result.unreadable else None}
+    report |= summarize(result)
+    emit(report, as_json, None if as_json else _table(report))
+
+
+def summarize(result: "ScanResult") -> dict[str, Any]:
+    """The counts of a scan, as ``--json`` prints them."""
+    from dinomed.datasets.splits import SPLITS
+
+    manifest = result.manifest
+    there = [name for name in SPLITS if manifest.has("split") and name in manifest.column("split")]
+    return {
+        **_count(manifest),
+        "splits": {name: _count(manifest.select(split=name)) for name in there},
+        "masks": result.masks,
+        "duplicates": result.duplicates,
+        "unreadable": len(result.unreadable),
+        "formats": _tally(manifest.column("format")),
+        "fingerprint": manifest.fingerprint,
+        "warnings": result.warnings,
+        "notes": [*result.notes, "for research use only"],
+    }
+
+
+def _count(manifest: "Manifest") -> dict[str, Any]:
+    classes = _tally(manifest.column("label")) if manifest.has("label") else {}
+    return {"images": len(manifest), "groups": len(set(manifest.column("group"))), "classes": classes}
+
+
+def _tally(values: list[Any]) -> dict[str, int]:
+    return dict(sorted(Counter(value for value in values if value is not None).items()))
+
+
+def _table(report: dict[str, Any]) -> Any:
+    """Rows by class, columns by split, and the rest below."""
+    from dinomed.apps.output import build_table
+
+    splits, masks, duplicates = report["splits"], report["masks"], report["duplicates"]
+    rows: list[tuple[Any, ...]] = [
+        (f"class {name}", total, *(part["classes"].get(name, 0) for part in splits.values()))
+        for name, total in report["classes"].items()
+    ]
+    blank = [""] * len(splits)
+    rows += [
+        ("images", report["images"], *(part["images"] for part in splits.values())),
+        ("groups", report["groups"], *(part["groups"] for part in splits.values())),
+        ("masks", masks["masks"], *blank),
+    ]
+    rows += [(f"  {kind}", masks[kind], *blank) for kind in ("empty", "full") if masks[kind]]
+    rows += [("sets of identical images", len(duplicates), *blank)] if duplicates else []
+    rows += [("unreadable", report["unreadable"], *blank)]
+    return build_table(("", "all", *splits), rows, title=report["manifest"])
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    """Refuse before the work what could not be written after it, and what would be lost by it."""
+    from dinomed.datasets.manifest import read_manifest
+    from dinomed.errors import DinomedError, UsageError
+    from dinomed.files import check_writable
+
+    if output.suffix.lower() not in (".parquet", ".csv"):
+        raise UsageError(f"output {output}: a manifest is a .parquet or .csv file")
+    if output.is_dir():
+        raise UsageError(f"output {output} is a folder; give a file, such as {output / 'manifest.parquet'}")
+    if output.exists() and not overwrite:
+        raise UsageError(f"output {output} exists already; add --overwrite to replace it")
+    if output.exists():
+        try:
+            read_manifest(output, root=output.parent)
+        except DinomedError as error:
+            raise UsageError(f"output {output} is not overwritten, since it is no manifest: {error}") from None
+    check_writable(output.parent)
+
+
+def _parse_ratios(text: str) -> list[float]:
+    from dinomed.errors import UsageError
+
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--ratios {text}: expected three numbers, such as 0.7,0.1,0.2") from None

@@ -1,0 +1,103 @@
+"""`dinomed train`: light heads on the features of a frozen backbone."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+from dinomed.apps.options import Backbone, Cache, Data, Device, Json, Output, Overwrite, Quiet, Weights
+
+if TYPE_CHECKING:
+    from dinomed.adapters.fit import FitResult
+
+Config = Annotated[Path | None, Option("--config", "-c", help="YAML file, such as configs/adapters/segment.yaml.")]
+Set = Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")]
+SeedOrConfig = Annotated[int | None, Option("--seed", help="Instead of the seed of the config.", min=0)]
+
+
+def classify(
+    backbone: Backbone,
+    data: Data,
+    output: Output,
+    config: Config = None,
+    overrides: Set = None,
+    weights: Weights = None,
+    cache: Cache = None,
+    seed: SeedOrConfig = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a classifier on the labels of a manifest.
+
+    Learns from the split train and keeps the epoch that is best on val. For research use only.
+    """
+    from dinomed.adapters.config import ClassifyConfig
+    from dinomed.adapters.fit import fit_classifier
+
+    settings = _settings(ClassifyConfig, config, overrides, seed)
+    result = fit_classifier(
+        **_inputs(backbone, weights, device, data, cache), out=output, config=settings, overwrite=overwrite
+    )
+    _report(result, as_json)
+
+
+def segment(
+    backbone: Backbone,
+    data: Data,
+    output: Output,
+    config: Config = None,
+    overrides: Set = None,
+    weights: Weights = None,
+    cache: Cache = None,
+    seed: SeedOrConfig = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a lesion segmenter on the masks of a manifest.
+
+    Learns from the split train, keeps the epoch that is best on val, and chooses the threshold there. For research
+    use only.
+    """
+    from dinomed.adapters.config import SegmentConfig
+    from dinomed.adapters.fit import fit_segmenter
+
+    settings = _settings(SegmentConfig, config, overrides, seed)
+    result = fit_segmenter(
+        **_inputs(backbone, weights, device, data, cache), out=output, config=settings, overwrite=overwrite
+    )
+    _report(result, as_json)
+
+
+def _settings(kind: Any, config: Path | None, overrides: list[str] | None, seed: int | None) -> Any:
+    from dinomed.config import load_config
+    from dinomed.configs import find_config
+
+    path = None if config is None else find_config(config)
+    return load_config(kind, path, [*(overrides or ()), *([f"seed={seed}"] if seed is not None else [])])
+
+
+def _inputs(backbone: str, weights: Path | None, device: str, data: Path, cache: Path | None) -> dict[str, Any]:
+    from dinomed.backbones.load import load_backbone
+    from dinomed.datasets.manifest import open_collection
+    from dinomed.features.extract import default_store
+
+    manifest = open_collection(data)
+    found = load_backbone(backbone, weights=weights, device=device)
+    return {"backbone": found, "manifest": manifest, "store": cache or default_store(data)}
+
+
+def _report(result: "FitResult", as_json: bool) -> None:
+    from dinomed.apps.output import RESEARCH_LINE, build_table, emit
+
+    found = {name: value for name, value in result.validation.items() if isinstance(value, int | float)}
+    threshold = {} if result.threshold is None else {"threshold": result.threshold}
+    report = {"adapter": str(result.folder), "epoch": result.epoch, **threshold, "validation": result.validation}
+    rows = [("adapter", str(result.folder)), ("epoch kept", result.epoch), *threshold.items()]
+    rows += [(f"{name} (val)", value) for name, value in found.items()]
+    table = build_table(("", ""), rows)
+    table.caption = RESEARCH_LINE
+    emit(report | {"note": "for research use only"}, as_json, table)

@@ -1,0 +1,172 @@
+"""What a quickstart shows beside its numbers: pictures of the segmentation, curves, settings, versions."""
+
+import json
+import math
+import platform
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dinomed.apps import report
+from dinomed.apps.baselines import otsu_mask
+from dinomed.apps.journal import Journal
+from dinomed.apps.overlay import draw_mask, line_width_px, outline
+from dinomed.apps.quickstart import table_of
+from dinomed.datasets.manifest import Manifest
+from dinomed.images.read import read_image, read_mask
+from dinomed.metrics.segmentation import Overlap, overlap, segmentation_metrics
+from dinomed.progress import track
+
+MAX_PICTURES = 60  # of the test split are looked at for the pictures; the table is over all of them
+TRUTH = (255, 255, 255)
+PACKAGES = ("dinomed", "torch", "torchvision", "monai", "scikit-learn", "gradio", "numpy")
+READING = (
+    "Both backbones are frozen and differ only in their weights. AUROC is the mean "
+    "over classes, one against the rest; balanced accuracy is the mean recall of the classes."
+)
+
+
+@dataclass
+class Findings:
+    """A finished quickstart, as far as the report looks into it."""
+
+    manifest: Manifest
+    scanned: dict[str, Any]
+    pretrained: dict[str, Any]
+    ssl: Path
+    segmenter: Path | None
+
+    @cached_property
+    def test(self) -> Manifest:
+        """Test images that have a mask."""
+        chosen = self.manifest.select(split="test")
+        return chosen.take([i for i in range(len(chosen)) if chosen.mask_path(i)])
+
+    def _mask(self, index: int, image: np.ndarray) -> np.ndarray:
+        path = self.test.mask_path(index)
+        assert path is not None
+        return read_mask(path, size=(image.shape[0], image.shape[1]))
+
+    def otsu_dice(self) -> float:
+        """Mean Dice of Otsu's threshold on the test split."""
+        found: list[Overlap] = []
+        for index in track(range(len(self.test)), "Otsu's threshold"):
+            image = read_image(self.test.path(index))
+            found.append(overlap(self._mask(index, image), otsu_mask(image)))
+        return segmentation_metrics(found)["dice"]
+
+    def copy_examples(self, folder: Path, count: int) -> None:
+        """Test pictures for the demo: never seen in training."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for index in _spread(len(self.test), count):
+            path = self.test.path(index)
+            shutil.copyfile(path, folder / path.name)
+
+    def segmented(self) -> list[tuple[float, np.ndarray, str]]:
+        """(Dice, picture with outlines, name) of the best, median and worst test picture."""
+        from dinomed.adapters.predict import SegmentPredictor, load_adapter
+
+        assert self.segmenter is not None
+        predictor = load_adapter(self.segmenter)
+        assert isinstance(predictor, SegmentPredictor)
+        judged = []
+        for index in track(_spread(len(self.test), MAX_PICTURES), "pictures for the report"):
+            image = read_image(self.test.path(index), channels=predictor.backbone.preprocessing.channels)
+            mask = (predictor.probability(image) >= predictor.threshold).astype(np.uint8)
+            judged.append((overlap(self._mask(index, image), mask).dice, index, mask))
+        judged.sort(key=lambda one: -one[0])
+        middle = len(judged) // 2
+        picked = [*judged[:2], *judged[middle : middle + 2], *judged[-2:]] if len(judged) >= 6 else judged
+        out = []
+        for dice, index, mask in picked:
+            image = read_image(self.test.path(index))
+            drawn = draw_mask(image, mask, fill=0.12)
+            drawn[outline(self._mask(index, image), max(1, line_width_px(image.shape) // 2))] = TRUTH
+            out.append((dice, drawn, self.test.column("image")[index]))
+        return out
+
+
+def write_report(findings: Findings, results: dict[str, Any], journal: Journal, device: str) -> str:
+    """The report as one HTML document."""
+    parts = [report.paragraph(f"{results['images']:,} images ({results['data']}), {_splits(findings.scanned)}.")]
+    columns, rows = table_of(results)
+    if len(columns) > 1:
+        parts += [report.heading("Results on the test split"), report.build_table(columns, rows, best=0)]
+        parts.append(report.paragraph(READING))
+    if results["data"] == "synthetic lesions":
+        parts.append(report.paragraph("Synthetic lesions show that everything works; they say nothing about patients."))
+    if findings.segmenter is not None:
+        looked_at = min(len(findings.test), MAX_PICTURES)
+        parts.append(report.heading(f"Segmentation: best, median and worst of {looked_at} test pictures"))
+        parts += [report.figure(drawn, f"Dice {dice:.2f}, {name}") for dice, drawn, name in findings.segmented()]
+        parts.append(report.paragraph("Cyan: the model's outline. White: the reference."))
+    parts += _pretraining(findings)
+    system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, device {device}."
+    parts += [
+        report.heading("How to do it by hand"),
+        report.code("\n".join(f"{name}  # {journal.seconds[name]:.0f} s" for name in journal.commands)),
+        report.heading("Settings and versions"),
+        report.folded("all settings of the pretraining", (findings.ssl / "config.yaml").read_text(encoding="utf-8")),
+        report.build_table(["package", "version"], [(name, version(name)) for name in PACKAGES]),
+        report.paragraph(system),
+    ]
+    return report.build_page("dinomed quickstart", parts)
+
+
+def _pretraining(findings: Findings) -> list[str]:
+    """The PCA picture and the curves."""
+    told = findings.pretrained
+    parts = [
+        report.heading("Pretraining"),
+        report.paragraph(
+            f"{told['steps']:,} steps on {told['images']:,} images, {told['images_per_second']:.0f} images a second."
+        ),
+    ]
+    pictures = sorted((findings.ssl / "pca").glob("*.png"))
+    if pictures:
+        with Image.open(pictures[-1]) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        parts.append(report.figure(pixels, "Held-aside pictures, and the first three principal components of their "
+                                   "patch features as colours: like colours, like features.", wide=True))  # fmt: skip
+    parts.append("<div>" + "".join(_curves(findings.ssl)) + "</div>")
+    return parts
+
+
+def _curves(run: Path) -> list[str]:
+    """Each loss of ``log.jsonl`` over the steps; DINO's and iBOT's beside log K, where nothing has been learned."""
+    from dinomed.config import load_config
+    from dinomed.pretrain.config import PretrainConfig
+
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    objective = load_config(PretrainConfig, run / "config.yaml").objective
+    heads = {
+        "dino": objective.dino_head,
+        "ibot": objective.ibot_head if objective.untied_heads else objective.dino_head,
+    }
+    flat = {name: {"log K": math.log(head.prototypes)} for name, head in heads.items()}
+    names = {
+        "dino": ("DINO loss (class tokens)", flat["dino"]),
+        "ibot": ("iBOT loss (masked patches)", flat["ibot"]),
+        "koleo": ("KoLeo loss (spread of the features)", {}),
+        "target_information": ("what the teacher's targets tell, in nats (0: collapse)", {}),
+    }
+    return [
+        report.curve([(line["step"], line[key]) for line in lines if line.get(key) is not None], caption, marks)
+        for key, (caption, marks) in names.items()
+    ]
+
+
+def _splits(scanned: dict[str, Any]) -> str:
+    return ", ".join(f"{part['images']:,} {name}" for name, part in scanned["splits"].items()) or "no split"
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """At most `count` indices, evenly over `total`."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist() if total else []

@@ -1,0 +1,43 @@
+"""Exact nearest neighbours by cosine similarity (faiss, flat inner product).
+
+faiss answers a k beyond its size with index -1, and a query of nan with anything, both silently: here k is cut to what
+there is, and vectors that are not finite are refused.
+"""
+
+import faiss
+import numpy as np
+
+from dinomed.errors import DinomedError
+
+
+def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` most similar of `vectors` for each query, best first.
+
+    Args:
+        queries: (Q, C); vectors: (N, C). They are L2-normalised here; a vector of zeros is similar (0) to nothing.
+        k: cut to N.
+
+    Returns:
+        Cosine similarities float32 (Q, min(k, N)) and indices int64 of the same shape.
+
+    Raises:
+        DinomedError: a value that is not finite, or other dimensions.
+    """
+    if k < 1 or len(vectors) == 0:
+        raise DinomedError(f"nearest neighbours: k is {k} of {len(vectors)} vectors; both must be at least 1")
+    if queries.shape[1] != vectors.shape[1]:
+        raise DinomedError(f"features of {queries.shape[1]} values against an index of {vectors.shape[1]}")
+    index = faiss.IndexFlatIP(int(vectors.shape[1]))
+    index.add(normalised(vectors, "vector"))
+    similarities, indices = index.search(normalised(queries, "query"), min(k, len(vectors)))
+    assert (indices >= 0).all()
+    return similarities, indices
+
+
+def normalised(vectors: np.ndarray, kind: str = "vector") -> np.ndarray:
+    """Rows of length 1, float32 (rows of zeros stay). Raises `DinomedError` naming the first row that is not finite."""
+    out = np.ascontiguousarray(vectors, np.float32)
+    bad = ~np.isfinite(out).all(axis=1)
+    if bad.any():
+        raise DinomedError(f"{kind} {int(bad.argmax())} holds values that are not finite (nan or infinite)")
+    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)

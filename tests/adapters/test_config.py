@@ -1,0 +1,47 @@
+"""Settings: defaults, files and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from dinomed.adapters.config import ClassifyConfig, SegmentConfig, adapter_class
+from dinomed.adapters.linear import LinearClassifier, LinearSegmenter
+from dinomed.config import load_config, to_yaml
+from dinomed.errors import UsageError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "adapters"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("classify", ClassifyConfig), ("segment", SegmentConfig)])
+def test_the_base_files_are_the_defaults(name: str, kind: type) -> None:
+    assert load_config(kind, CONFIGS / f"{name}.yaml") == kind()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_file_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    kind = ClassifyConfig if path.stem.startswith("classify") else SegmentConfig
+    config = load_config(kind, path)
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(kind, tmp_path / "again.yaml") == config
+    assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("head.name=liner", "did you mean 'classify.linear'"),
+        ("head.tokns=mean", "did you mean 'tokens'"),
+        ("head.blocks=[]", "head.*blocks"),
+        ("fit.epoch=3", "did you mean 'fit.epochs'|did you mean 'epochs'"),
+        ("fit.learning_rate=0", "greater than 0"),
+        ("image_size=yes", "image_size"),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_config(ClassifyConfig, None, [override])
+
+
+def test_adapters_are_found_by_task_and_name() -> None:
+    assert adapter_class("classify", "linear") is LinearClassifier
+    assert adapter_class("segment", "linear") is LinearSegmenter

@@ -1,0 +1,57 @@
+"""Logistic regression: the optimum by its definition, and scikit-learn's answer."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from dinomed.adapters import logistic
+from dinomed.adapters.logistic import fit_logistic
+
+
+def data(classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(150) % classes
+    centres = rng.normal(size=(classes, 7))
+    features = (centres[labels] + rng.normal(size=(150, 7))) * 10.0 ** np.arange(-3, 4)  # very different scales
+    return features.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("newton", [True, False])
+def test_the_gradient_vanishes_at_the_solution(classes: int, newton: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not newton:
+        monkeypatch.setattr(logistic, "_NEWTON", 0)
+    features, labels = data(classes)
+    path = fit_logistic(features, labels, (0.01, 1.0))
+    assert all(path.converged)
+    x = (features.astype(np.float64) - path.shift) / path.scale
+    for index, c in enumerate(path.cs):
+        residual = path.probabilities(features, index) - np.eye(classes)[labels]
+        weights = path.weights[index]
+        if classes == 2:  # only the second row is penalised: the model has one weight vector
+            residual, weights = residual[:, 1:], weights[1:]
+        gradient = c * residual.T @ x + weights[:, :-1]
+        scale = np.abs(c * np.abs(residual).T @ np.abs(x)).max()
+        # the solvers stop at a gradient of 1e-6 of the mean loss; L-BFGS also when the loss stands still
+        assert np.abs(gradient).max() < 1e-3 * scale
+        assert np.abs(c * residual.sum(0)).max() < 1e-3 * scale  # intercepts carry no penalty
+
+
+def test_probabilities_are_those_of_scikit_learn() -> None:
+    features, labels = data(4)
+    path = fit_logistic(features, labels, (1.0, 0.1))
+    assert path.cs == (0.1, 1.0)
+    new = data(4, seed=1)[0]
+    for index, c in enumerate(path.cs):
+        oracle = make_pipeline(StandardScaler(), LogisticRegression(C=c, tol=1e-8, max_iter=10_000))
+        oracle.fit(features.astype(np.float64), labels)
+        # two solvers, each stopping near the optimum
+        assert path.probabilities(new, index) == pytest.approx(oracle.predict_proba(new.astype(np.float64)), abs=1e-4)
+
+
+def test_a_constant_feature_does_no_harm() -> None:
+    features, labels = data(2)
+    features[:, 0] = 3.0
+    assert np.isfinite(fit_logistic(features, labels, (1.0,)).probabilities(features, 0)).all()

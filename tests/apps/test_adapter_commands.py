@@ -1,0 +1,184 @@
+"""features, probe, train, evaluate and predict as a user meets them: output, exit codes, nothing lost."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dinomed.apps import cli
+from dinomed.backbones.load import load_backbone
+from dinomed.datasets.manifest import read_manifest
+from dinomed.images.read import read_image
+
+SEGMENT = ("train", "segment", "-b", "ssl", "--data", "derm.parquet")
+FAST = ("--set", "fit.epochs=2", "--set", "fit.min_steps=0")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, tiny_backbone: Path) -> Path:
+    """A folder as a user has it: images, derm.parquet, ssl with an untrained backbone."""
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copytree(lesion_manifest.parent / "lesions", folder / "lesions")
+    shutil.copy(lesion_manifest, folder / "derm.parquet")
+    for name in ("backbone", "untrained"):
+        shutil.copytree(tiny_backbone, folder / "ssl" / name)
+    return folder
+
+
+@pytest.fixture
+def trained(runs: Path, run) -> Path:
+    for task, name in (("classify", "cls"), ("segment", "seg")):
+        if not (runs / name).exists():
+            options = ("--backbone", runs / "ssl", "--data", runs / "derm.parquet", "-o", runs / name, *FAST)
+            code, _, err = run("train", task, *options, "--quiet")
+            assert code == 0, err
+    return runs
+
+
+def test_the_whole_way_in_json(trained: Path, run) -> None:
+    data = ("--data", trained / "derm.parquet", "--json", "--quiet")
+    for extra in ((), ("--untrained",)):
+        code, out, err = run("probe", trained / "ssl", *data, *extra)
+        assert code == 0, err
+        assert {"auroc", "balanced_accuracy", "accuracy"} <= json.loads(out)["logistic"].keys()
+    code, out, _ = run("evaluate", trained / "seg", *data)
+    assert code == 0
+    assert 0 < json.loads(out)["metrics"]["dice"] <= 1
+    code, out, _ = run("evaluate", trained / "cls", *data, "--split", "val")
+    assert json.loads(out)["split"] == "val"
+    assert (trained / "derm.features").is_dir()
+
+
+def test_tables_say_that_they_are_for_research(trained: Path, run) -> None:
+    for command in (("probe", trained / "ssl"), ("evaluate", trained / "seg"), ("evaluate", trained / "cls")):
+        code, out, _ = run(*command, "--data", trained / "derm.parquet")
+        assert code == 0
+        assert "research use only" in out
+    again = ("--backbone", trained / "ssl", "--data", trained / "derm.parquet", "-o", trained / "cls")
+    code, out, _ = run("train", "classify", *again, *FAST, "--overwrite")
+    assert code == 0
+    assert "research use only" in out
+
+
+def test_predict_keeps_the_good_and_fails_at_the_end(trained: Path, run, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for path in sorted((trained / "lesions" / "images").iterdir())[:3]:
+        shutil.copy(path, pictures)
+    code, out, err = run("predict", trained / "seg", pictures, "-o", tmp_path / "out", "--json")
+    assert code == 0, err
+    assert json.loads(out)["images"] == 3
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
+    code, out, err = run("predict", trained / "seg", pictures, "-o", tmp_path / "out", "--json", "--overwrite")
+    assert code == 1
+    assert "1 files could not be read" in err
+    assert "broken.jpg" in err
+    assert json.loads(out)["images"] == 3
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    one = min(path for path in pictures.iterdir() if path.name != "broken.jpg")
+    code, _, err = run("predict", trained / "cls", one, "-o", tmp_path / "one")
+    assert code == 0, err
+    assert one.name in (tmp_path / "one" / "predictions.csv").read_text()
+
+
+def test_features_are_a_table_of_class_tokens(runs: Path, run, tmp_path: Path) -> None:
+    out = tmp_path / "feats.parquet"
+    code, text, err = run("features", runs / "derm.parquet", "--backbone", runs / "ssl", "-o", out, "--json")
+    assert code == 0, err
+    assert json.loads(text)["dimension"] == 32
+    table = pq.read_table(out)
+    assert table.column_names == ["image", "feature"]
+    assert str(table.schema.field("feature").type).startswith("fixed_size_list<")
+    manifest = read_manifest(runs / "derm.parquet")
+    assert table["image"].to_pylist() == manifest.column("image")
+    backbone = load_backbone(runs / "ssl")
+    image = backbone.preprocessing(read_image(manifest.path(7)))
+    expected = backbone(image[None])[0].cls[0].numpy()
+    assert np.array(table["feature"][7].as_py(), np.float32) == pytest.approx(expected, abs=2e-6)  # another batch size
+    assert list(tmp_path.iterdir()) == [out]  # the shards are gone
+    code, _, err = run("features", runs / "derm.parquet", "--backbone", runs / "ssl", "-o", out)
+    assert code == 2
+    assert "--overwrite" in err
+
+
+def test_features_of_a_folder_pass_broken_files_over(runs: Path, run, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    shutil.copytree(runs / "lesions" / "images", pictures)
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
+    out = tmp_path / "feats.parquet"
+    code, text, err = run("features", pictures, "--backbone", runs / "ssl", "-o", out, "--tokens", "cls+mean", "--json")
+    assert code == 0, err
+    report = json.loads(text)
+    assert (report["images"], report["unreadable"], report["dimension"]) == (60, 1, 64)
+    assert "broken.jpg" in (tmp_path / "feats.unreadable.csv").read_text()
+    assert "warning" in err
+
+
+def test_features_with_a_weights_file_and_a_name(runs: Path, run, tmp_path: Path) -> None:
+    from dinomed.backbones.variants import build_vit
+
+    torch.save(build_vit("vit_micro_patch16").state_dict(), tmp_path / "weights.pth")
+    manifest = runs / "derm.parquet"
+    options = ("--weights", tmp_path / "weights.pth", "--image-size", 32, "-o", tmp_path / "feats.parquet")
+    code, _, err = run("features", manifest, "--backbone", "vit_micro_patch16", *options)
+    assert code == 0, err
+    assert len(pq.read_table(tmp_path / "feats.parquet")) == 60
+    # and an adapter on it, which finds the file again
+    chosen = ("--backbone", "vit_micro_patch16", "--weights", tmp_path / "weights.pth")
+    more = ("--set", "image_size=32", "--cache", tmp_path / "cache", *FAST)
+    code, _, err = run("train", "classify", *chosen, "--data", manifest, "-o", tmp_path / "cls", *more)
+    assert code == 0, err
+    code, _, err = run("evaluate", tmp_path / "cls", "--data", manifest)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("probe", "ssl/backbone", "--data", "derm.parquet", "--untrained"), 2, "keeps no untrained backbone"),
+        (("probe", "nowhere", "--data", "derm.parquet"), 2, "no known name and no existing path"),
+        (("probe", "ssl", "--data", "none.parquet"), 2, "none.parquet does not exist"),
+        (("probe", "ssl", "--data", "derm.parquet", "--label", "lable"), 2, "no labels in a column 'lable'"),
+        (("probe", "ssl", "--data", "derm.parquet", "--split", "tset"), 2, "split 'tset'"),
+        (("train", "classify", "-b", "ssl", "--data", "lesions", "-o", "x"), 2, "no labels"),
+        ((*SEGMENT, "-o", "x", "--set", "fit.lr=1"), 2, "fit.lr"),
+        (
+            (*SEGMENT, "-o", "x", "--set", "image_size=33"),
+            2,
+            "nearest: 32",
+        ),
+        ((*SEGMENT, "-o", "lesions"), 2, "lesions is not empty"),
+        ((*SEGMENT, "-o", "x", "-c", "no.yaml"), 2, "no.yaml"),
+        ((*SEGMENT, "-o", "x", "--set", "head.blocks=[9]"), 2, "blocks 0 to 2"),
+        (("evaluate", "ssl", "--data", "derm.parquet"), 2, "is no adapter"),
+        (("features", "derm.parquet", "-b", "ssl", "-o", "feats.csv"), 2, "a .parquet file"),
+        (("features", "derm.parquet", "-b", "ssl", "-o", "feats.parquet", "--tokens", "cs"), 2, "'cls'"),
+        (("features", "derm.parquet", "-b", "ssl", "-o", "derm.parquet", "--overwrite"), 2, "no table of features"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else None,
+)
+def test_mistakes_take_one_line(
+    runs: Path, run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    monkeypatch.chdir(runs)
+    found, out, err = run(*arguments)
+    assert (found, out) == (code, ""), err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (runs / "x" / "adapter.json").exists()

@@ -1,0 +1,80 @@
+"""Splits: never a group on two sides, classes spread, the seed decides (reliability rows 20 and 24)."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dinomed.datasets.splits import SPLITS, check_splits, explain_gaps, make_splits, split_name
+from dinomed.errors import UsageError
+
+rows = st.lists(st.tuples(st.sampled_from("ABCDEFGHIJ"), st.sampled_from(["x", "y", None])), max_size=60)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows, st.integers(0, 9))
+def test_no_group_is_in_two_splits_whatever_the_groups(rows: list[tuple[str, str | None]], seed: int) -> None:
+    groups, labels = [row[0] for row in rows], [row[1] for row in rows]
+    splits = make_splits(groups, labels, seed=seed)
+    assert len(splits) == len(rows)
+    check_splits(groups, splits)  # raises if one is
+    assert make_splits(groups, labels, seed=seed) == splits
+    backwards = make_splits(groups[::-1], labels[::-1], seed=seed)
+    assert backwards[::-1] == splits  # the order of the images does not matter
+    if len(set(groups)) >= 3:
+        assert set(splits) >= {"train", "test"}
+
+
+def test_shares_are_met_for_every_class() -> None:
+    labels = ["rare"] * 40 + ["common"] * 960
+    splits = make_splits([f"g{i // 2}" for i in range(1000)], labels)
+    for label, total in Counter(labels).items():
+        for split, share in zip(SPLITS, (0.7, 0.1, 0.2), strict=True):
+            found = sum(one == label and other == split for one, other in zip(labels, splits, strict=True))
+            assert abs(found - share * total) <= 2  # groups of two images cannot be cut
+
+
+def test_one_large_group_does_not_fill_the_test_set() -> None:
+    groups = ["big"] * 40 + ["second"] * 30 + [f"g{i}" for i in range(30)]
+    counts = Counter(make_splits(groups, [None] * 100))
+    assert counts["train"] >= 60
+    assert counts["val"] >= 5
+    assert counts["test"] >= 5
+
+
+def test_few_groups_still_reach_every_split() -> None:
+    assert sorted(make_splits(list("abc"), [None] * 3)) == ["test", "train", "val"]
+    assert make_splits(["a"], [None]) == ["train"]
+    assert make_splits([], []) == []
+
+
+def test_seeds_differ_and_ratios_are_obeyed() -> None:
+    groups = [str(i) for i in range(100)]
+    assert make_splits(groups, [None] * 100, seed=1) != make_splits(groups, [None] * 100, seed=2)
+    assert Counter(make_splits(groups, [None] * 100, ratios=(8, 0, 2))) == {"train": 80, "test": 20}
+
+
+@pytest.mark.parametrize("ratios", [(1, 2), (0, 0.5, 0.5), (0.7, -0.1, 0.4), (float("nan"), 1, 1)])
+def test_bad_ratios_are_refused(ratios: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match="ratios"):
+        make_splits(["a"], [None], ratios=ratios)
+
+
+def test_a_group_in_two_splits_is_named() -> None:
+    with pytest.raises(UsageError, match=r"group 'p1' is in train and test \(and 1 more groups\)"):
+        check_splits(["p1", "p2", "p1", "p2"], ["test", "train", "train", "val"])
+    check_splits(["p1", None, "p1", None], ["train", "test", None, "train"])
+
+
+def test_a_class_with_one_sample_is_told() -> None:
+    labels = ["many"] * 20 + ["single"]
+    groups = [str(i) for i in range(21)]
+    splits = make_splits(groups, labels)
+    assert explain_gaps(groups, labels, splits) == ["class 'single' (1 group) is not in val or test"]
+
+
+def test_names_of_splits() -> None:
+    assert [split_name(word) for word in ("Training", " VALIDATION ", "valid", "dev", "TEST", "fold1", "")] == [
+        "train", "val", "val", "val", "test", None, None,
+    ]  # fmt: skip

@@ -1,0 +1,214 @@
+"""Features computed once: equal to a plain forward, resumed after a kill, never those of something else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.load import load_backbone, save_backbone
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.vit import VisionTransformer
+from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.errors import DinomedError, UsageError
+from dinomed.features import extract as extracting
+from dinomed.features.compute import prefetch
+from dinomed.features.extract import default_store, extract
+from dinomed.features.store import FeatureStore, write_shard
+from dinomed.images.read import read_image
+
+SMALL = {"batch_size": 3, "shard_size": 8, "patches": True}  # 20 images: shards of 8, 8 and 4
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_backbone: Path) -> FrozenBackbone:
+    return load_backbone(tiny_backbone)
+
+
+@pytest.fixture(scope="module")
+def manifest(lesion_manifest: Path) -> Manifest:
+    return read_manifest(lesion_manifest).take(range(20))
+
+
+def everything(store: FeatureStore) -> list[np.ndarray]:
+    return [store.cls, store.mean, store.patches(range(len(store)))]
+
+
+def same(one: FeatureStore, other: FeatureStore) -> bool:
+    return all((a == b).all() for a, b in zip(everything(one), everything(other), strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(backbone: FrozenBackbone, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return extract(backbone, manifest, store=tmp_path_factory.mktemp("store"), **SMALL)
+
+
+def test_features_are_those_of_a_plain_forward(backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path) -> None:
+    store = extract(backbone, manifest, store=tmp_path, blocks=(0, -1), **SMALL)
+    images = torch.stack([backbone.preprocessing(read_image(manifest.path(i))) for i in range(len(manifest))])
+    first, last = backbone(images, (0, -1))
+    # float32 through three blocks, in batches of another size
+    assert store.cls == pytest.approx(torch.cat([first.cls, last.cls], 1).numpy(), abs=2e-6)
+    patches = torch.cat([first.patches, last.patches], 2)
+    assert store.mean == pytest.approx(patches.mean(1).numpy(), abs=2e-6)
+    grid = patches.transpose(1, 2).reshape(len(manifest), 64, 4, 4).numpy()
+    # float16 keeps 11 bits: half a unit in the last place of values up to 4 is 2**-10
+    assert store.patches([5, 0, 19]) == pytest.approx(grid[[5, 0, 19]], abs=2**-10)
+    assert store.patches([5]).dtype == store.cls.dtype == np.float32
+    assert len(store) == 20
+
+
+def test_a_second_run_computes_nothing(
+    backbone: FrozenBackbone, manifest: Manifest, whole: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extracting, "compute_features", None)
+    assert same(extract(backbone, manifest, store=whole.folder.parent, **SMALL), whole)
+
+
+KILLED = """
+import os, signal, sys
+from dinomed.backbones.load import load_backbone
+from dinomed.datasets.manifest import read_manifest
+from dinomed.features import extract as extracting
+
+compute, calls = extracting.compute_features, 0
+def counted(*arguments):
+    global calls
+    calls += 1
+    if calls == 5:  # in the middle of the second shard
+        os.kill(os.getpid(), signal.SIGKILL)
+    return compute(*arguments)
+extracting.compute_features = counted
+manifest = read_manifest(sys.argv[2]).take(range(20))
+extracting.extract(load_backbone(sys.argv[1]), manifest, store=sys.argv[3], batch_size=3, shard_size=8, patches=True)
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(
+    tiny_backbone: Path, lesion_manifest: Path, backbone: FrozenBackbone, manifest: Manifest, whole: FeatureStore,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    command = [sys.executable, "-c", KILLED, str(tiny_backbone), str(lesion_manifest), str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    records = [path.name for path in tmp_path.rglob("*.json")]
+    assert records == ["00000.json"]
+    computed = []
+    compute = extracting.compute_features
+    monkeypatch.setattr(extracting, "compute_features", lambda *a: computed.append(len(a[1])) or compute(*a))
+    resumed = extract(backbone, manifest, store=tmp_path, **SMALL)
+    assert sum(computed) == 12  # the first shard was kept
+    assert same(resumed, whole)
+
+
+def test_an_end_at_any_write_leaves_what_can_be_resumed(
+    backbone: FrozenBackbone, manifest: Manifest, whole: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+    for stop in range(12):  # three shards of four files
+        left = stop
+
+        def failing(source: str, target: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        store = tmp_path / str(stop)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", failing)
+            with pytest.raises(KeyboardInterrupt):
+                extract(backbone, manifest, store=store, **SMALL)
+        assert same(extract(backbone, manifest, store=store, **SMALL), whole)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "record", "key"])
+def test_a_damaged_or_foreign_shard_is_noticed_and_computed_again(
+    backbone: FrozenBackbone, manifest: Manifest, whole: FeatureStore, tmp_path: Path, damage: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    store = extract(backbone, manifest, store=tmp_path, **SMALL)
+    file, record = store.folder / "00001.patches.npy", store.folder / "00001.json"
+    content = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(content[:-100])
+    elif damage == "flip":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "gone":
+        file.unlink()
+    elif damage == "record":
+        record.write_text("[]")
+    else:  # the shard of another backbone, moved here
+        other = json.loads(record.read_text())
+        other["key"]["backbone"] = "0" * 64
+        record.write_text(json.dumps(other))
+    assert same(extract(backbone, manifest, store=tmp_path, **SMALL), whole)
+    assert "00001 are not used" in capsys.readouterr().err
+
+
+def test_another_backbone_other_images_and_other_settings_have_their_own_features(
+    backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    save_backbone(tmp_path / "other", VisionTransformer(backbone.vit.config), Preprocessing(image_size=32))
+    other = load_backbone(tmp_path / "other")
+    larger = load_backbone(tmp_path / "other", image_size=40)
+    stores = [
+        extract(backbone, manifest, store=tmp_path / "s"),
+        extract(other, manifest, store=tmp_path / "s"),
+        extract(larger, manifest, store=tmp_path / "s"),
+        extract(backbone, manifest.take(range(19, -1, -1)), store=tmp_path / "s"),
+        extract(backbone, manifest, store=tmp_path / "s", blocks=(1,)),
+    ]
+    assert len({store.folder for store in stores}) == 5
+    assert stores[3].cls[::-1] == pytest.approx(stores[0].cls, abs=2e-6)  # batches of other images
+    assert not np.allclose(stores[0].cls, stores[1].cls)
+
+
+def test_an_unreadable_image_ends_it_by_name(backbone: FrozenBackbone, lesion_manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    source = read_manifest(lesion_manifest).take(range(3))
+    for i in range(3):
+        target = tmp_path / source.column("image")[i]
+        target.write_bytes(source.path(i).read_bytes()[: 300 if i == 1 else None])
+    moved = Manifest(source.table, tmp_path)
+    with pytest.raises(DinomedError, match=source.column("image")[1]):
+        extract(backbone, moved, store=tmp_path / "store")
+
+
+def test_no_images_and_unknown_blocks_are_usage_errors(
+    backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no images"):
+        extract(backbone, manifest.take([]), store=tmp_path)
+    with pytest.raises(UsageError, match="blocks 0 to 2"):
+        extract(backbone, manifest, store=tmp_path, blocks=(3,))
+
+
+def test_tokens_that_overflow_are_refused(whole: FeatureStore, tmp_path: Path) -> None:
+    key = whole.key
+    arrays = {kind: whole.shard(0, kind).astype(np.float32) for kind in key.kinds}
+    arrays["patches"][0, 0, 0, 0] = 1e6  # float16 ends at 65,504
+    with np.errstate(over="ignore"), pytest.raises(DinomedError, match="not finite in float16"):
+        write_shard(tmp_path, key, 0, arrays)
+
+
+def test_prefetch_keeps_the_order_and_does_not_run_away() -> None:
+    started: list[int] = []
+    results = prefetch(lambda x: started.append(x) or x * x, range(100), workers=2, ahead=3)
+    assert next(results) == 0
+    assert len(started) <= 7  # two workers, three ahead, the one given out, and one being submitted
+    assert list(results) == [x * x for x in range(1, 100)]
+
+
+def test_the_default_place_is_beside_the_manifest(tmp_path: Path) -> None:
+    assert default_store(tmp_path / "derm.parquet") == tmp_path / "derm.features"
+    (tmp_path / "derm").mkdir()
+    assert default_store(tmp_path / "derm") == tmp_path / "derm.features"

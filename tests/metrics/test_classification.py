@@ -1,0 +1,75 @@
+"""Classification metrics against scikit-learn, and the policy for what is undefined."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+
+from dinomed.metrics.classification import classification_metrics
+
+CLASSES = ["a", "b", "c"]
+
+
+def predictions(seed: int = 0, n: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(3, n, p=[0.7, 0.2, 0.1])
+    logits = rng.normal(size=(n, 3)) + 1.5 * np.eye(3)[labels]
+    return labels, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+def test_the_values_are_those_of_scikit_learn() -> None:
+    labels, probabilities = predictions()
+    found = classification_metrics(labels, probabilities, CLASSES)
+    predicted = probabilities.argmax(1)
+    assert found["accuracy"] == pytest.approx(accuracy_score(labels, predicted), abs=1e-12)
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12)
+    expected = roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+    assert found["auroc"] == pytest.approx(expected, abs=1e-12)  # the same sums in another order
+    assert [row["n"] for row in found["per_class"].values()] == np.bincount(labels).tolist()
+    assert found["undefined_auroc"] == []
+
+
+def test_auroc_counts_pairs_by_hand() -> None:
+    labels = np.array([0, 0, 1, 1])
+    positive = np.array([0.1, 0.6, 0.4, 0.9])  # of four pairs (1 against 0) three are in order
+    found = classification_metrics(labels, np.column_stack([1 - positive, positive]), ["no", "yes"])
+    assert found["auroc"] == 0.75
+    assert found["per_class"]["yes"] == {"n": 2, "recall": 0.5, "auroc": 0.75}
+
+
+def test_an_absent_class_is_nan_named_and_left_out() -> None:
+    labels, probabilities = predictions()
+    seen = labels != 2
+    found = classification_metrics(labels[seen], probabilities[seen], CLASSES)
+    assert np.isnan(found["per_class"]["c"]["auroc"])
+    assert np.isnan(found["per_class"]["c"]["recall"])
+    assert found["undefined_auroc"] == ["c"]
+    two = [found["per_class"][name]["auroc"] for name in "ab"]
+    assert found["auroc"] == pytest.approx(np.mean(two), abs=1e-12)
+    assert found["balanced_accuracy"] == pytest.approx(
+        np.mean([found["per_class"][name]["recall"] for name in "ab"]), abs=1e-12
+    )
+
+
+def test_a_class_that_is_unknown_to_the_classifier_counts_as_wrong() -> None:
+    labels, probabilities = predictions()
+    unknown = probabilities.copy()
+    unknown[:, 2] = np.nan
+    found = classification_metrics(labels, unknown, CLASSES)
+    assert found["per_class"]["c"]["recall"] == 0.0
+    assert found["undefined_auroc"] == ["c"]
+    right = (probabilities[:, :2].argmax(1) == labels).mean()
+    assert found["accuracy"] == pytest.approx(right, abs=1e-12)
+
+
+def test_one_class_only_has_no_auroc_and_never_zero() -> None:
+    labels, probabilities = predictions()
+    found = classification_metrics(labels[labels == 0], probabilities[labels == 0], CLASSES)
+    assert np.isnan(found["auroc"])
+    assert found["undefined_auroc"] == CLASSES
+
+
+def test_probabilities_that_are_not_finite_are_refused() -> None:
+    labels, probabilities = predictions()
+    probabilities[3, 1] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        classification_metrics(labels, probabilities, CLASSES)

@@ -1,0 +1,84 @@
+"""Dice, IoU and HD95 against float64 and SciPy, and the policy for empty masks."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import binary_erosion
+from scipy.spatial.distance import cdist
+
+from dinomed.metrics.segmentation import DiceByThreshold, overlap, segmentation_metrics
+
+
+def blob(seed: int, height: int = 40, width: int = 56) -> np.ndarray:
+    """A filled ellipse, somewhere."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    cy, cx = rng.uniform(0.3, 0.7, 2) * (height, width)
+    ry, rx = rng.uniform(0.15, 0.3, 2) * (height, width)
+    return (((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 <= 1).astype(np.uint8)
+
+
+def surface(mask: np.ndarray) -> np.ndarray:
+    """Coordinates of the mask's pixels that touch the outside (a cross of neighbours)."""
+    return np.argwhere(mask.astype(bool) & ~binary_erosion(mask.astype(bool)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_values_against_definitions(seed: int) -> None:
+    truth, prediction = blob(seed), blob(seed + 100)
+    found = overlap(truth, prediction)
+    a, b = truth.astype(np.float64), prediction.astype(np.float64)
+    # float32 sums of fewer than 2**24 pixels are exact; one division is left to differ
+    assert found.dice == pytest.approx(2 * (a * b).sum() / (a.sum() + b.sum()), abs=1e-6)
+    assert found.iou == pytest.approx((a * b).sum() / np.maximum(a, b).sum(), abs=1e-6)
+    distances = cdist(surface(truth), surface(prediction))
+    directed = np.percentile(distances.min(0), 95), np.percentile(distances.min(1), 95)
+    assert found.hd95_px == pytest.approx(max(directed), abs=1e-4)  # MONAI computes it in float32
+
+
+def test_a_shift_by_three_pixels_is_three_pixels() -> None:
+    truth = np.zeros((30, 30), np.uint8)
+    truth[10:20, 5:15] = 1
+    assert overlap(truth, np.roll(truth, 3, axis=1)).hd95_px == pytest.approx(3.0)
+    assert overlap(truth, truth).hd95_px == 0.0
+
+
+EMPTY, FULL = np.zeros((8, 8), np.uint8), np.ones((8, 8), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "dice"), [(EMPTY, EMPTY, 1.0), (EMPTY, FULL, 0.0), (FULL, EMPTY, 0.0), (FULL, FULL, 1.0)]
+)
+def test_empty_and_full_masks(truth: np.ndarray, prediction: np.ndarray, dice: float) -> None:
+    found = overlap(truth, prediction)
+    assert (found.dice, found.iou) == (dice, dice)
+    assert np.isnan(found.hd95_px) == (truth is EMPTY or prediction is EMPTY)
+
+
+def test_the_means_count_what_they_leave_out() -> None:
+    found = segmentation_metrics([overlap(EMPTY, EMPTY), overlap(FULL, EMPTY), overlap(FULL, FULL)])
+    assert found["dice"] == pytest.approx(2 / 3)
+    assert (found["hd95_px"], found["hd95_undefined"]) == (0.0, 2)
+    assert (found["empty_truth"], found["empty_prediction"], found["n"]) == (1, 2, 3)
+    nothing = segmentation_metrics([overlap(EMPTY, EMPTY)])
+    assert np.isnan(nothing["hd95_px"])
+
+
+def test_dice_by_threshold_is_the_dice_at_each_threshold() -> None:
+    thresholds = (0.2, 0.5, 0.8)
+    rng = np.random.default_rng(0)
+    scores = DiceByThreshold(thresholds)
+    expected = []
+    for seed in range(4):
+        truth = blob(seed) if seed else np.zeros((40, 56), np.uint8)
+        probability = np.clip(0.6 * truth + rng.normal(0.2, 0.2, truth.shape), 0, 1).astype(np.float32)
+        probability[0, :3] = thresholds  # a pixel at the threshold is inside
+        scores.add(truth, probability)
+        expected.append([overlap(truth, probability >= np.float32(t)).dice for t in thresholds])
+    assert scores.dice == pytest.approx(np.mean(expected, axis=0), abs=1e-6)
+    assert scores.best()[0] == thresholds[int(np.argmax(np.mean(expected, axis=0)))]
+
+
+def test_of_equal_thresholds_the_one_next_to_half_is_best() -> None:
+    scores = DiceByThreshold((0.1, 0.4, 0.7, 0.9))
+    scores.add(FULL, np.full((8, 8), 0.95, np.float32))
+    assert scores.best() == (0.4, 1.0)
