@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or not there: a new folder for each, written under another name, renamed at the end.
+"""Checkpoints that are whole or not there: a new folder for each, written under another name, renamed at the end.
 
 A checkpoint is a folder of safetensors files and a ``state.json``, written last, that holds the size and hash of each.
 Nothing is pickled. A folder that was damaged later is noticed when read, and the one before it is used.
@@ -44,7 +44,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def write_checkpoint(root: Path, name: str, files: Mapping[str, Tensors], state: dict[str, Any]) -> Path:
-    """``root/name/`` with a safetensors file for each of `files` and `state`; what is there under that name is replaced.
+    """``root/name/`` with a safetensors file for each of `files` and `state`; one of that name is replaced.
 
     Raises:
         DinomedError: it cannot be written; older checkpoints are untouched and nothing half-written stays.

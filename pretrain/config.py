@@ -76,7 +76,9 @@ class PretrainConfig(Config):
         patches = (self.crops.global_size // patch) ** 2
         low = int(patches * self.masks.ratio[0])
         if self.objective.ibot_weight and patches * self.masks.ratio[1] < 1:
-            raise ValueError(f"masks.ratio {self.masks.ratio} of {patches} patches masks none ({low}); raise it or ibot_weight: 0")
+            raise ValueError(
+                f"masks.ratio {self.masks.ratio} of {patches} patches masks none ({low}); raise it or ibot_weight: 0"
+            )
         o = self.objective
         if not (o.dino_weight or o.ibot_weight or o.koleo_weight):
             raise ValueError("every weight of the objective is 0; nothing would be learned")

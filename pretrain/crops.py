@@ -53,7 +53,7 @@ class CropConfig(Config):
 
 
 class MultiCrop:
-    """``crops(image, seed)`` with image uint8 (H, W, channels) -> globals (2, s, s, channels), locals (n, t, t, channels)."""
+    """``crops(image, seed)``: uint8 (H, W, channels) -> globals (2, s, s, channels), locals (n, t, t, channels)."""
 
     def __init__(self, config: CropConfig) -> None:
         self.config = config
@@ -136,9 +136,7 @@ def _colours(config: CropConfig, *, blur: float, solarize: float) -> Any:
                 p=config.jitter_probability,
             ),
             A.ToGray(p=config.gray_probability),
-            A.GaussianBlur(
-                blur_limit=(config.blur_kernel, config.blur_kernel), sigma_limit=config.blur_sigma, p=blur
-            ),
+            A.GaussianBlur(blur_limit=(config.blur_kernel, config.blur_kernel), sigma_limit=config.blur_sigma, p=blur),
             A.Solarize(threshold_range=(0.5, 0.5), p=solarize),
         ],
         seed=0,

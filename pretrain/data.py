@@ -76,7 +76,9 @@ class CropStream(Dataset[Sample]):
             seed = int(np.random.default_rng([self.seed, _CROPS, position]).integers(2**63))
             views, local = self.multi_crop(image, seed)
             return Sample(position, views, local, self.names[index], skipped)
-        raise DinomedError(f"{_TRIES} images in a row cannot be read, the last one {skipped[-1]}; scan the folder again")
+        raise DinomedError(
+            f"{_TRIES} images in a row cannot be read, the last one {skipped[-1]}; scan the folder again"
+        )
 
 
 class Collate:
@@ -112,7 +114,7 @@ def batches(
 ) -> Iterator[RawBatch]:
     """The batches of steps `first_step` .. `last_step - 1`, in order."""
     steps = range(first_step, last_step)
-    positions = [range(step * batch_size, (step + 1) * batch_size) for step in steps]
+    positions = [list(range(step * batch_size, (step + 1) * batch_size)) for step in steps]
     loader = DataLoader(
         stream,
         batch_sampler=positions,
@@ -129,4 +131,6 @@ def batches(
         except RuntimeError as error:
             if "DataLoader" not in str(error):
                 raise
-            raise DinomedError(f"a data worker died or hung ({str(error).splitlines()[0]}); resume with --resume") from None
+            raise DinomedError(
+                f"a data worker died or hung ({str(error).splitlines()[0]}); resume with --resume"
+            ) from None

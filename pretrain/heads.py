@@ -1,5 +1,7 @@
 """The projection head of DINO and iBOT: an MLP, an L2-normalised bottleneck, and prototypes of unit length."""
 
+import itertools
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class Head(nn.Module):
         super().__init__()
         widths = [dim, *[config.hidden] * (config.layers - 1), config.bottleneck]
         modules: list[nn.Module] = []
-        for wide, narrow in zip(widths[:-1], widths[1:], strict=True):
+        for wide, narrow in itertools.pairwise(widths):
             modules += [nn.Linear(wide, narrow), nn.GELU()]
         self.mlp = nn.Sequential(*modules[:-1])
         self.prototypes = nn.Parameter(torch.empty(config.prototypes, config.bottleneck))

@@ -1,5 +1,6 @@
 """Block-wise masks for iBOT (BEiT, Bao et al. 2021), with DINOv2's distribution of ratios."""
 
+import itertools
 import math
 
 import numpy as np
@@ -36,7 +37,7 @@ def sample_masks(num_views: int, grid: tuple[int, int], config: MaskConfig, rng:
     masks = np.zeros((num_views, rows * columns), dtype=bool)
     num_masked = int(num_views * config.probability)
     bounds = np.linspace(*config.ratio, num_masked + 1)
-    for index, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for index, (low, high) in enumerate(itertools.pairwise(bounds)):
         wanted = int(rows * columns * rng.uniform(low, high))
         masks[index] = block_mask(grid, wanted, config, rng).ravel()
     return rng.permutation(masks)

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dinomed.backbones.vit import ViTConfig, VisionTransformer
+from dinomed.backbones.vit import VisionTransformer, ViTConfig
 from dinomed.config import Config
 from dinomed.pretrain.heads import Head, HeadConfig
 from dinomed.pretrain.losses import Center, dino_loss, ibot_loss, koleo, sinkhorn_knopp
@@ -93,6 +93,13 @@ class DINOv2(nn.Module):
         assert isinstance(head, Head)
         return head
 
+    @property
+    def result(self) -> VisionTransformer:
+        """The backbone that a run is for: the teacher's."""
+        backbone = self.teacher["backbone"]
+        assert isinstance(backbone, VisionTransformer)
+        return backbone
+
     def train(self, mode: bool = True) -> "DINOv2":
         super().train(mode)
         self.teacher.eval()  # no stochastic depth in the teacher
@@ -102,7 +109,10 @@ class DINOv2(nn.Module):
     def _targets(self, name: str, scores: Tensor, temperature: float) -> Tensor:
         if self.objective.targets == "sinkhorn":
             return sinkhorn_knopp(scores, temperature)
-        return self.centers[name](scores, temperature)
+        center = self.centers[name]
+        assert isinstance(center, Center)
+        targets: Tensor = center(scores, temperature)
+        return targets
 
     @torch.no_grad()
     def teach(self, batch: Batch, temperature: float) -> dict[str, Tensor]:
@@ -125,7 +135,9 @@ class DINOv2(nn.Module):
         if len(batch.locals):
             crops.append(batch.locals)
             masks.append(None)
-        views = self.student["backbone"].forward_packed(crops, masks)
+        backbone = self.student["backbone"]
+        assert isinstance(backbone, VisionTransformer)
+        views = backbone.forward_packed(crops, masks)
         num_views = len(batch.globals)
         terms = {}
         if o.dino_weight:

@@ -16,8 +16,8 @@ LOG_FILE = "log.jsonl"
 def target_statistics(targets_2BK: Tensor) -> dict[str, float]:
     """How much the teacher says, in nats.
 
-    ``target_entropy``: of one image's target (log K: it says nothing; 0: it is certain). ``target_entropy_mean``: of the
-    batch's mean target (0: all images get the same prototype, a collapse). Their difference, ``target_information``, is
+    ``target_entropy``: of one image's target (log K: it says nothing; 0: it is certain). ``target_entropy_mean``: of
+    the batch's mean target (0: all images get the same prototype, a collapse). Their difference, ``target_information``, is
     what the target tells about which image it is; at 0 there is nothing to learn and the DINO term stays at log K.
     """
     rows = targets_2BK.flatten(0, 1)
@@ -28,7 +28,7 @@ def target_statistics(targets_2BK: Tensor) -> dict[str, float]:
 
 
 class RunLog:
-    """``log.jsonl`` and ``tensorboard/`` of a run folder; on resume, what was logged after the checkpoint is dropped."""
+    """``log.jsonl`` and ``tensorboard/`` of a run folder; a resume drops what came after its checkpoint."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self.path = folder / LOG_FILE
@@ -86,7 +86,7 @@ class Averages:
 
 
 def effective_drop_rate(batch: int, rate: float) -> float:
-    """The true stochastic-depth rate of a batch of views, which slicing floors (see `dinomed.layers.stochastic_depth`)."""
+    """The true stochastic-depth rate of a batch of views, floored by slicing (`dinomed.layers.stochastic_depth`)."""
     from dinomed.layers.stochastic_depth import num_kept
 
     return 1 - num_kept(batch, rate) / batch if rate else 0.0

@@ -8,12 +8,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.config import Config
 from dinomed.pretrain.schedules import Schedule
 
 
 class OptimizerConfig(Config):
-    """Learning rate `lr` is for a batch of `reference_batch`; the schedule's shape is warm-up, then cosine to `lr_end`."""
+    """`lr` is for a batch of `reference_batch`; the schedule is a linear warm-up, then a cosine to `lr_end`."""
 
     lr: float = Field(4e-3, gt=0, description="at the reference batch; 4e-3 is the paper's short run")
     lr_end: float = Field(1e-6, ge=0)
@@ -64,7 +65,9 @@ class OptimizerDriver:
 def parameter_groups(student: nn.ModuleDict, config: OptimizerConfig) -> Iterator[dict[str, Any]]:
     """Groups of equal factors: no decay on one-dimensional tensors (biases, norms, LayerScale), as in the reference;
     layer decay over the depth; the patch embedding slower; prototypes apart, to be frozen at first."""
-    depth = len(student["backbone"].blocks)
+    backbone = student["backbone"]
+    assert isinstance(backbone, VisionTransformer)
+    depth = backbone.config.depth
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         factor = config.layer_decay ** (depth + 1 - _layer(name, depth))

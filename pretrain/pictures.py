@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.features.projection import pca_colours
 from dinomed.files import replacing
 from dinomed.images.read import read_image
@@ -18,7 +18,7 @@ _CELL = 160  # px
 
 @torch.no_grad()
 def write_pca_picture(
-    path: Path, backbone: nn.Module, preprocessing: Preprocessing, images: Sequence[Path], device: torch.device
+    path: Path, backbone: VisionTransformer, preprocessing: Preprocessing, images: Sequence[Path], device: torch.device
 ) -> None:
     """A PNG: the images in the upper row, the PCA of their patch features (all together) in the lower one."""
     pixels = [read_image(image, channels=preprocessing.channels) for image in images]
@@ -28,7 +28,9 @@ def write_pca_picture(
     backbone.train(was_training)
     rows = preprocessing.image_size // backbone.config.patch_size
     colours = pca_colours(patches.float().cpu().numpy().reshape(len(pixels), rows, rows, -1))
-    upper = [np.asarray(Image.fromarray(_rgb(image)).resize((_CELL, _CELL), Image.Resampling.BICUBIC)) for image in pixels]
+    upper = [
+        np.asarray(Image.fromarray(_rgb(image)).resize((_CELL, _CELL), Image.Resampling.BICUBIC)) for image in pixels
+    ]
     lower = [np.asarray(Image.fromarray(image).resize((_CELL, _CELL), Image.Resampling.NEAREST)) for image in colours]
     with replacing(path) as temporary:
         Image.fromarray(np.vstack([np.hstack(upper), np.hstack(lower)])).save(temporary)

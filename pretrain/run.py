@@ -31,7 +31,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DinomedError(f"run folder {folder} is in use by another process; wait for it or choose another") from None
+            raise DinomedError(
+                f"run folder {folder} is in use by another process; wait for it or choose another"
+            ) from None
         yield
 
 
@@ -90,7 +92,10 @@ def _check_same(folder: Path, config: PretrainConfig, data: dict[str, Any]) -> N
         if before.get(key) != now.get(key) and key not in FREE_TO_CHANGE
     ]
     if changed:
-        raise UsageError(f"{folder} was started with other settings ({'; '.join(changed)}); resume it with its own, or use another folder")
+        raise UsageError(
+            f"{folder} was started with other settings ({'; '.join(changed)}); "
+            "resume it with its own, or use another folder"
+        )
     old_data = read_json(folder / RECORD_FILE)["data"]
     if old_data["fingerprint"] != data["fingerprint"]:
         raise UsageError(

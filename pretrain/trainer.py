@@ -79,7 +79,7 @@ def pretrain(
         record: dict[str, Any] = {"device": describe_device(where), "parameters": _count(model)}
         if first == 0:
             write_record(out, config, about_data, step=0, **record)
-            save_backbone(out / "untrained", model.teacher["backbone"], preprocessing, {"step": 0})
+            save_backbone(out / "untrained", model.result, preprocessing, {"step": 0})
         else:
             say(f"resuming {out} at step {first} of {run.steps}")
 
@@ -109,11 +109,11 @@ def pretrain(
             """A checkpoint, and beside it what a person or the next command can use already."""
             save_state(out / CHECKPOINTS, step, model, optimizer, scaler, where)
             prune_checkpoints(out / CHECKPOINTS, run.keep_checkpoints)
-            save_backbone(out / "backbone", model.teacher["backbone"], preprocessing, {"step": step})
+            save_backbone(out / "backbone", model.result, preprocessing, {"step": step})
             if len(aside):
                 pictures = [aside.path(i) for i in range(len(aside))]
                 path = out / "pca" / f"{step:08d}.png"
-                write_pca_picture(path, model.teacher["backbone"], preprocessing, pictures, where)
+                write_pca_picture(path, model.result, preprocessing, pictures, where)
             write_record(out, config, about_data, step=step, unreadable=sorted(unreadable), **record)
 
         with bar("pretrain", run.steps, start=first) as progress:
@@ -134,8 +134,7 @@ def pretrain(
                 if finite:
                     scaler.step(optimizer.adamw)
                     scaler.update()
-                    momentum = config.teacher.momentum_at(step, run.steps)
-                    model.update_teacher(momentum)
+                    model.update_teacher(config.teacher.momentum_at(step, run.steps))
                     bad_steps = 0
                     averages.add({"loss": losses.total, **losses.terms})
                 else:
@@ -153,8 +152,8 @@ def pretrain(
                     if memory is not None:
                         extra["memory_gib"] = memory
                     extra["drop_path_effective"] = effective_drop_rate(len(batch.globals), config.backbone.drop_path)
-                    schedule = {"lr": lr, "teacher_temperature": temperature, "teacher_momentum": momentum} if finite else {}
-                    log.write(done, {**latest, **extra, **schedule, "images_per_second": rate})
+                    extra |= {"lr": lr, "teacher_temperature": temperature, "images_per_second": rate}
+                    log.write(done, {**latest, **extra})
                 text = " ".join(f"{name} {value:.3f}" for name, value in latest.items())
                 progress.advance(1, text)
                 if done % run.checkpoint_every == 0 or done == run.steps or stop.exit_code is not None:
@@ -208,7 +207,9 @@ def _report_unreadable(raw: RawBatch, known: set[str], num_images: int) -> set[s
     for line in sorted(new):
         warn(f"{line}; another image takes its place")
     if len(known | new) > max(_MAX_UNREADABLE * num_images, 3):
-        raise DinomedError(f"{len(known | new)} of {num_images} images cannot be read any more; check the disk, scan again")
+        raise DinomedError(
+            f"{len(known | new)} of {num_images} images cannot be read any more; check the disk, scan again"
+        )
     return new
 
 
@@ -219,8 +220,9 @@ def _stop_if_diverged(out: Path, raw: RawBatch, step: int, bad_steps: int, allow
         path = out / "bad_batch.json"
         write_json(path, {"step": step, "images": raw.names})
         raise DinomedError(
-            f"{bad_steps} steps in a row without a finite loss, the last at step {step} (its images: {path}); the teacher is "
-            "untouched. Usually the learning rate is too high: lower optimizer.lr, or use run.precision=float32"
+            f"{bad_steps} steps in a row without a finite loss, the last at step {step} (its images: {path}); "
+            "the teacher is untouched. Usually the learning rate is too high: lower optimizer.lr, "
+            "or use run.precision=float32"
         )
 
 

@@ -7,6 +7,8 @@ from typer import Argument, Option
 
 from dinomed.apps.options import Data, Device, Json, Quiet
 
+NOTE = "for research use only"
+
 
 def evaluate(
     adapter: Annotated[Path, Argument(help="Adapter folder, as `dinomed train` writes it.")],
@@ -31,14 +33,13 @@ def evaluate(
 
 
 def _table(report: dict[str, Any]) -> Any:
-    from dinomed.apps.output import RESEARCH_LINE, build_table
+    from dinomed.apps.output import build_table
 
-    metrics = report["metrics"]
-    rows: list[tuple[str, Any]] = [(name, value) for name, value in metrics.items() if isinstance(value, int | float)]
-    if report["task"] == "segment":
-        rows.append(("threshold", report["threshold"]))
-    for name, row in metrics.get("per_class", {}).items():
-        rows += [(f"{name}: n", row["n"]), (f"{name}: recall", row["recall"]), (f"{name}: AUROC", row["auroc"])]
-    table = build_table(("", report["split"]), rows, title=f"{report['adapter']} on {report['backbone']['name']}")
-    table.caption = RESEARCH_LINE
-    return table
+    metrics, title = report["metrics"], f"{report['adapter']} on {report['backbone']['name']}, split {report['split']}"
+    if report["task"] == "classify":
+        rows = [(name, row["n"], row["recall"], row["auroc"]) for name, row in metrics["per_class"].items()]
+        rows.append(("mean over classes", metrics["n"], metrics["balanced_accuracy"], metrics["auroc"]))
+        rows.append(("accuracy", metrics["n"], metrics["accuracy"], None))
+        return build_table(("class", "n", "recall", "AUROC"), [*rows, (NOTE, None, None, None)], title=title)
+    values = [*metrics.items(), ("threshold", report["threshold"]), (NOTE, None)]
+    return build_table(("", report["split"]), values, title=title)

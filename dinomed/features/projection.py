@@ -1,4 +1,4 @@
-"""The PCA picture of DINOv2 (figure 1): patch features of several images as colours that mean the same in all of them."""
+"""The PCA picture of DINOv2 (figure 1): patch features of several images as colours, the same in all of them."""
 
 import numpy as np
 

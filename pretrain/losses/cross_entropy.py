@@ -29,7 +29,9 @@ def dino_loss(student_VBK: Tensor, targets_2BK: Tensor, temperature: float = 0.1
     return loss / pairs
 
 
-def ibot_loss(student_MK: Tensor, targets_MK: Tensor, weights_M: Tensor, num_views: int, temperature: float = 0.1) -> Tensor:
+def ibot_loss(
+    student_MK: Tensor, targets_MK: Tensor, weights_M: Tensor, num_views: int, temperature: float = 0.1
+) -> Tensor:
     """iBOT (Zhou et al. 2021) on masked patches: each weighs 1 / (masked patches of its view), the sum is divided by
     all global views of the batch, masked or not, as in the reference code."""
     losses = cross_entropy(student_MK.float() / temperature, targets_MK)

@@ -1,0 +1,40 @@
+"""A pretraining small enough for a test: two blocks, a dozen synthetic pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinomed.config import build_config, merge
+from dinomed.datasets.manifest import write_manifest
+from dinomed.datasets.scan import scan
+from dinomed.datasets.synthetic import write_lesions
+from dinomed.pretrain.config import PretrainConfig
+
+TINY: dict[str, Any] = {
+    "backbone": {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8, "drop_path": 0.3, "num_registers": 1},
+    "crops": {"global_size": 32, "local_size": 16, "num_local": 2, "blur_kernel": 3},
+    "objective": {
+        "dino_head": {"prototypes": 24, "hidden": 16, "bottleneck": 8},
+        "ibot_head": {"prototypes": 16, "hidden": 16, "bottleneck": 8},
+    },
+    "optimizer": {"lr": 1e-3, "lr_scaling": "none"},
+    "run": {"steps": 6, "batch_size": 4, "workers": 0, "checkpoint_every": 2, "log_every": 1, "pca_images": 2},
+}
+
+
+@pytest.fixture
+def tiny() -> Callable[..., PretrainConfig]:
+    """``tiny(run={"steps": 3})``: the tiny config with changes."""
+    return lambda **changes: build_config(PretrainConfig, merge(TINY, changes), "tiny")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of synthetic lesions."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_lesions(folder / "lesions", count=40, seed=1, size=(48, 64), broken=0)
+    path = folder / "lesions.parquet"
+    write_manifest(scan(folder / "lesions", labels=folder / "lesions" / "labels.csv").manifest, path)
+    return path

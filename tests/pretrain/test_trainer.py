@@ -1,0 +1,138 @@
+"""The run as a whole: exact resume, one owner, and what a person is told when it cannot go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dinomed.backbones.load import load_backbone
+from dinomed.checkpoint import list_checkpoints
+from dinomed.config import to_yaml
+from dinomed.errors import DinomedError, UsageError
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.run import locked
+from dinomed.pretrain.trainer import pretrain
+
+Tiny = Callable[..., PretrainConfig]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """All of the newest checkpoint: student, teacher, optimiser, random state."""
+    folder = list_checkpoints(run / "checkpoints")[-1]
+    return {f"{p.stem}.{k}": v for p in sorted(folder.glob("*.safetensors")) for k, v in load_file(p).items()}
+
+
+def assert_same(a: Path, b: Path) -> None:
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys()
+    for key in left:
+        assert torch.equal(left[key], right[key]), key  # bit for bit
+
+
+def command(config: Path, data: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "dinomed.apps.cli", "pretrain", str(config), "--data", str(data), "-o", str(out),
+            "--device", "cpu", *more]  # fmt: skip
+
+
+def test_a_run_leaves_everything_that_the_next_command_needs(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    result = pretrain(tiny(), pictures, tmp_path / "run", device="cpu")
+    lines = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "dino", "ibot", "koleo", "target_information", "lr"} <= lines[-1].keys()
+    assert len(list_checkpoints(result.folder / "checkpoints")) == 2
+    assert list((result.folder / "pca").glob("*.png"))
+    trained, untrained = load_backbone(result.folder), load_backbone(result.folder / "untrained")
+    assert trained.fingerprint != untrained.fingerprint
+    assert trained.preprocessing.image_size == 32
+
+
+def test_killed_and_resumed_equals_unbroken_bit_for_bit(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(to_yaml(tiny(run={"steps": 30, "checkpoint_every": 3, "workers": 1})))
+    subprocess.run(command(config, pictures, tmp_path / "whole"), check=True, capture_output=True)
+    process = subprocess.Popen(command(config, pictures, tmp_path / "cut"), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list_checkpoints(tmp_path / "cut" / "checkpoints")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert int(list_checkpoints(tmp_path / "cut" / "checkpoints")[-1].name[5:]) < 30, "killed too late to test anything"
+    subprocess.run(command(config, pictures, tmp_path / "cut", "--resume"), check=True, capture_output=True)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_and_saves(
+    tiny: Tiny, pictures: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(to_yaml(tiny(run={"steps": 100_000, "checkpoint_every": 100_000})))
+    process = subprocess.Popen(command(config, pictures, tmp_path / "run"), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "log.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code, errors
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_cut_off_checkpoint_is_passed_over_with_a_warning(
+    tiny: Tiny, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for run in (whole, cut):
+        pretrain(tiny(), pictures, run, device="cpu")
+    newest = list_checkpoints(cut / "checkpoints")[-1] / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    pretrain(tiny(), pictures, cut, device="cpu", resume=True)
+    assert "damaged" in capsys.readouterr().err
+    assert_same(whole, cut)
+
+
+def test_a_resume_with_other_settings_or_images_is_refused(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    pretrain(tiny(), pictures, tmp_path / "run", device="cpu")
+    with pytest.raises(UsageError, match=r"optimizer\.lr: 0\.001 -> 0\.002"):
+        pretrain(tiny(optimizer={"lr": 2e-3}), pictures, tmp_path / "run", device="cpu", resume=True)
+    with pytest.raises(UsageError, match="--resume"):
+        pretrain(tiny(), pictures, tmp_path / "run", device="cpu")
+
+
+def test_two_runs_cannot_share_a_folder(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    with locked(tmp_path / "run"), pytest.raises(DinomedError, match="in use"):
+        pretrain(tiny(), pictures, tmp_path / "run", device="cpu", overwrite=True)
+
+
+def test_a_folder_with_other_things_is_left_alone(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="not empty"):
+        pretrain(tiny(), pictures, tmp_path, device="cpu", overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(
+    tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dinomed.pretrain import method
+
+    monkeypatch.setattr(method, "koleo", lambda x: x.sum() * float("nan"))
+    with pytest.raises(DinomedError, match=r"bad_batch\.json"):
+        pretrain(tiny(run={"max_bad_steps": 1}), pictures, tmp_path / "run", device="cpu")
+    assert len(json.loads((tmp_path / "run" / "bad_batch.json").read_text())["images"]) == 4
+
+
+def test_fewer_images_than_a_batch_are_refused(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="fewer than a batch"):
+        pretrain(tiny(run={"batch_size": 4096}), pictures, tmp_path / "run", device="cpu")
