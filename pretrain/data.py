@@ -123,6 +123,8 @@ def batches(
         pin_memory=pin,
         timeout=LOADER_TIMEOUT_S if workers else 0,
         prefetch_factor=4 if workers else None,
+        # its own, or each new loader draws from the global one and a resumed run is no longer the same
+        generator=torch.Generator(),
     )
     iterator = iter(loader)
     for _ in steps:

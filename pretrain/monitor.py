@@ -17,8 +17,9 @@ def target_statistics(targets_2BK: Tensor) -> dict[str, float]:
     """How much the teacher says, in nats.
 
     ``target_entropy``: of one image's target (log K: it says nothing; 0: it is certain). ``target_entropy_mean``: of
-    the batch's mean target (0: all images get the same prototype, a collapse). Their difference, ``target_information``, is
-    what the target tells about which image it is; at 0 there is nothing to learn and the DINO term stays at log K.
+    the batch's mean target (0: all images get the same prototype, a collapse). Their difference,
+    ``target_information``, is what the target tells about which image it is; at 0 there is nothing to learn and the
+    DINO term stays at log K.
     """
     rows = targets_2BK.flatten(0, 1)
     each = -(rows * rows.clamp_min(1e-12).log()).sum(-1).mean().item()

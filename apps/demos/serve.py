@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +66,8 @@ def serve(build: Callable[[], Any], *, host: str = "127.0.0.1", port: int | None
     try:
         print(address.rstrip("/"), flush=True)
         say("serving the demo; stop it with Ctrl-C")
-        threading.Event().wait()  # until SIGINT or SIGTERM raises here
+        while True:  # until SIGINT or SIGTERM raises here
+            time.sleep(1)  # not one wait for ever: a signal that arrives just before it would go unheard
     finally:
         demo.close(verbose=False)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinomed.adapters.config import SegmentConfig
 from dinomed.apps import cli, quickstart
 from dinomed.config import load_config
 from dinomed.configs import find_config
@@ -24,11 +25,13 @@ run: {steps: 4, batch_size: 8, workers: 0, log_every: 1, checkpoint_every: 2, pc
 
 @pytest.fixture(autouse=True)
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backbone that trains in a second, instead of the one that is worth looking at."""
+    """A backbone and a head that train in a second, instead of those that are worth looking at."""
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     monkeypatch.setattr(quickstart, "CONFIG", str(path))
-    monkeypatch.setattr(quickstart, "SHORT", ("--set", "fit.epochs=2", "--set", "fit.min_steps=20"))
+    head = tmp_path / "head.yaml"
+    head.write_text("fit: {epochs: 2, min_steps: 20}\n")
+    monkeypatch.setattr(quickstart, "SEGMENT_CONFIG", str(head))
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict, str]:
@@ -37,9 +40,10 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict, str]
     return json.loads(captured.out), captured.err
 
 
-def test_the_config_that_is_shipped_is_valid() -> None:
+def test_the_configs_that_are_shipped_are_valid() -> None:
     config = load_config(PretrainConfig, find_config("configs/pretrain/quickstart.yaml"))
     assert config.run.steps > 100
+    load_config(SegmentConfig, find_config("configs/adapters/segment.yaml"))
 
 
 @pytest.mark.slow

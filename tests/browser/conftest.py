@@ -92,8 +92,11 @@ def serving(command: list[str], temporary: Path) -> Iterator[Demo]:
         yield Demo(address, process, temporary)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        errors.close()
+        try:
+            process.wait(30)
+        finally:
+            process.kill()  # only what did not end by itself
+            errors.close()
 
 
 Serve = Callable[[list[str], Path], contextlib.AbstractContextManager[Demo]]
