@@ -1,10 +1,8 @@
 """A run folder: who may write to it, what it was started with, and whether a resume is the same run."""
 
 import contextlib
-import fcntl
 import platform
 import signal
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,26 +13,13 @@ import torch
 
 from dinomed.checkpoint import list_checkpoints
 from dinomed.config import build_config, parse_yaml, to_yaml
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import UsageError
 from dinomed.files import prepare_output, read_json, write_json, write_text
 from dinomed.pretrain.config import PretrainConfig
 
-CONFIG_FILE, RECORD_FILE, LOCK_FILE, CHECKPOINTS = "config.yaml", "run.json", ".lock", "checkpoints"
+CONFIG_FILE, RECORD_FILE, CHECKPOINTS = "config.yaml", "run.json", "checkpoints"
 # settings that a resumed run may change: they do not touch the weights or the order of the data
 FREE_TO_CHANGE = {"run.workers", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.pca_images"}
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder; a second process is refused. The lock goes with the process, however it ends."""
-    with (folder / LOCK_FILE).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DinomedError(
-                f"run folder {folder} is in use by another process; wait for it or choose another"
-            ) from None
-        yield
 
 
 def open_run(folder: Path, config: PretrainConfig, data: dict[str, Any], *, resume: bool, overwrite: bool) -> None:

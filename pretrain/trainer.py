@@ -14,14 +14,14 @@ from dinomed.checkpoint import prune_checkpoints
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.device import resolve_device
 from dinomed.errors import DinomedError, UsageError
-from dinomed.files import write_json
+from dinomed.files import locked, write_json
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data import Collate, CropStream, RawBatch, batches
 from dinomed.pretrain.method import Batch, DINOv2, Losses
 from dinomed.pretrain.monitor import Averages, RunLog, device_memory_gib, effective_drop_rate, target_statistics
 from dinomed.pretrain.optimizer import OptimizerDriver
 from dinomed.pretrain.pictures import write_pca_picture
-from dinomed.pretrain.run import CHECKPOINTS, StopSignal, clear_run, describe_device, locked, open_run, write_record
+from dinomed.pretrain.run import CHECKPOINTS, StopSignal, clear_run, describe_device, open_run, write_record
 from dinomed.pretrain.state import load_state, save_state
 from dinomed.progress import bar, say, warn
 

@@ -17,8 +17,8 @@ from dinomed.backbones.load import load_backbone
 from dinomed.checkpoint import list_checkpoints
 from dinomed.config import to_yaml
 from dinomed.errors import DinomedError, UsageError
+from dinomed.files import locked
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.run import locked
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
