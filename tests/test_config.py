@@ -1,0 +1,68 @@
+"""Configs: what plain YAML gets wrong, and errors that name the key."""
+
+from pathlib import Path
+
+import pytest
+
+from dinomed.config import Config, build_config, load_config, parse_yaml, to_yaml
+from dinomed.configs import find_config
+from dinomed.errors import UsageError
+from dinomed.pretrain.config import PretrainConfig
+
+
+class Inner(Config):
+    learning_rate: float = 1.0
+    name: str = "a"
+
+
+class Outer(Config):
+    inner: Inner = Inner()
+    steps: int = 1
+
+
+def test_numbers_and_words_are_what_they_look_like() -> None:
+    assert parse_yaml("a: 3e-4\nb: no\nc: true\nd: 12\ne: 2024-01-01", "x") == {
+        "a": 3e-4, "b": "no", "c": True, "d": 12, "e": "2024-01-01",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2", "line 2: key 'a' twice"),
+        ("a: &x [1]\nb: *x", "aliases"),
+        ("a: [", "line"),
+        ("1: a", "not a word"),
+        ("a: !!python/object/apply:os.system [ls]", "line 1"),
+        ("x" * 1_000_001, "larger than"),
+    ],
+)
+def test_traps_are_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_yaml(text, "file.yaml")
+
+
+def test_an_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"f\.yaml: unknown key 'inner\.learning_rte'; did you mean 'learning_rate'\?"):
+        build_config(Outer, {"inner": {"learning_rte": 1}}, "f.yaml")
+
+
+def test_a_delta_lies_over_its_base_and_overrides_over_both(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("steps: 5\ninner: {learning_rate: 2, name: b}")
+    (tmp_path / "delta.yaml").write_text("base: base.yaml\ninner: {name: c}")
+    config = load_config(Outer, tmp_path / "delta.yaml", ["inner.learning_rate=3e-4"])
+    assert config == Outer(steps=5, inner=Inner(learning_rate=3e-4, name="c"))
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(Outer, tmp_path / "again.yaml") == config
+
+
+def test_a_base_that_comes_back_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: a.yaml")
+    with pytest.raises(UsageError, match="comes back to itself"):
+        load_config(Outer, tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("name", ["dinov2", "vit_tiny_cpu", "quickstart"])
+def test_the_recipes_are_valid(name: str) -> None:
+    config = load_config(PretrainConfig, find_config(Path(f"configs/pretrain/{name}.yaml")))
+    assert config.backbone.image_size == config.crops.global_size
