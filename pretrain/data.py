@@ -4,6 +4,7 @@ Images come in a new order every epoch; the stream is cut into batches without r
 stream decides the image and its crops, step s decides the masks: a run that resumes at step s continues exactly.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -109,6 +110,13 @@ def _view_major(crops: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(crops, axis=1).reshape(-1, *crops[0].shape[1:]))
 
 
+def _leave_group(_worker: int) -> None:
+    """Ctrl-C, and a SIGTERM to the process group, are for the trainer, which saves; a worker that died of one would
+    break the step. The trainer's own death is noticed by the workers themselves."""
+    if hasattr(os, "setsid"):  # not on Windows
+        os.setsid()
+
+
 def batches(
     stream: CropStream, collate: Collate, *, batch_size: int, first_step: int, last_step: int, workers: int, pin: bool
 ) -> Iterator[RawBatch]:
@@ -123,6 +131,7 @@ def batches(
         pin_memory=pin,
         timeout=LOADER_TIMEOUT_S if workers else 0,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_group,
         # its own, or each new loader draws from the global one and a resumed run is no longer the same
         generator=torch.Generator(),
     )

@@ -74,12 +74,14 @@ def test_a_signal_finishes_the_step_and_saves(
     tiny: Tiny, pictures: Path, tmp_path: Path, number: int, code: int
 ) -> None:
     config = tmp_path / "tiny.yaml"
-    config.write_text(to_yaml(tiny(run={"steps": 100_000, "checkpoint_every": 100_000})))
-    process = subprocess.Popen(command(config, pictures, tmp_path / "run"), stderr=subprocess.PIPE, text=True)
+    config.write_text(to_yaml(tiny(run={"steps": 100_000, "checkpoint_every": 100_000, "workers": 1})))
+    process = subprocess.Popen(
+        command(config, pictures, tmp_path / "run"), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "log.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(process.pid, number)
+    os.killpg(process.pid, number)  # as a terminal or a scheduler does: to the workers too
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code, errors
     assert list_checkpoints(tmp_path / "run" / "checkpoints")
