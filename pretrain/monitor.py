@@ -36,7 +36,7 @@ class RunLog:
         self._tensorboard_folder, self._first_step = folder / "tensorboard", first_step
         self._writer: Any = None
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) < first_step]
+            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= first_step]
             with replacing(self.path) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept))
 
@@ -51,7 +51,7 @@ class RunLog:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(self._tensorboard_folder, purge_step=self._first_step or None)
+            self._writer = SummaryWriter(self._tensorboard_folder, purge_step=self._first_step + 1)
         return self._writer
 
     def close(self) -> None:

@@ -37,6 +37,12 @@ def assert_same(a: Path, b: Path) -> None:
         assert torch.equal(left[key], right[key]), key  # bit for bit
 
 
+def told(run: Path) -> list[tuple[int, float]]:
+    """The steps and losses of the log."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
 def command(config: Path, data: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "dinomed.apps.cli", "pretrain", str(config), "--data", str(data), "-o", str(out),
             "--device", "cpu", *more]  # fmt: skip
@@ -67,6 +73,7 @@ def test_killed_and_resumed_equals_unbroken_bit_for_bit(tiny: Tiny, pictures: Pa
     assert int(list_checkpoints(tmp_path / "cut" / "checkpoints")[-1].name[5:]) < 30, "killed too late to test anything"
     subprocess.run(command(config, pictures, tmp_path / "cut", "--resume"), check=True, capture_output=True)
     assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert told(tmp_path / "whole") == told(tmp_path / "cut")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -1,0 +1,123 @@
+"""What a user would do without dinomed, measured on the same manifest and splits: the lines to beat.
+
+    python benchmarks/alternatives.py runs/derm.parquet --json
+
+- logistic regression on 24x24 RGB pixels, its strength chosen on val by macro AUROC;
+- Otsu's threshold, the darker side as the lesion;
+- a U-Net (resnet18 encoder, random weights) trained from scratch on few images with masks, the last epoch kept.
+"""
+
+import argparse
+import time
+from typing import Any
+
+import albumentations as A
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+from monai.losses import DiceCELoss
+
+from dinomed.adapters.data import class_indices, labelled, masked, train_classes
+from dinomed.adapters.logistic import fit_logistic
+from dinomed.adapters.masks import load_mask, shrink_mask
+from dinomed.adapters.predict import resize_probability
+from dinomed.apps.baselines import otsu_mask
+from dinomed.datasets.manifest import Manifest, open_collection
+from dinomed.files import to_json
+from dinomed.images.read import read_image
+from dinomed.metrics.classification import classification_metrics
+from dinomed.metrics.segmentation import overlap, segmentation_metrics
+from dinomed.progress import track
+
+
+def shrink(image: np.ndarray, size: int) -> np.ndarray:
+    """To (size, size, 3), uint8, by area."""
+    return A.Resize(size, size, interpolation=3)(image=image)["image"]  # 3: area
+
+
+def pixel_regression(manifest: Manifest, size: int) -> dict[str, Any]:
+    """Logistic regression on the pixels of thumbnails."""
+    rows = labelled(manifest)
+    parts = {name: rows.select(split=name) for name in ("train", "val", "test")}
+    classes = train_classes(parts["train"], "label")
+    x, y = {}, {}
+    for name, part in parts.items():
+        pictures = [shrink(read_image(part.path(i)), size) for i in track(range(len(part)), f"pixels of {name}")]
+        x[name] = np.stack(pictures).reshape(len(part), -1).astype(np.float32) / 255
+        y[name] = class_indices(part, "label", classes, name)[0]
+    path = fit_logistic(x["train"], y["train"], cs=tuple(10.0**power for power in range(-6, 1)))
+    val = [classification_metrics(y["val"], path.probabilities(x["val"], i), classes) for i in range(len(path.cs))]
+    best = int(np.argmax([found["auroc"] for found in val]))
+    test = classification_metrics(y["test"], path.probabilities(x["test"], best), classes)
+    return {"C": path.cs[best], **{key: test[key] for key in ("n", "auroc", "balanced_accuracy", "accuracy")}}
+
+
+def otsu(manifest: Manifest) -> dict[str, Any]:
+    """No training at all."""
+    test = masked(manifest).select(split="test")
+    rows = track(range(len(test)), "Otsu's threshold")
+    return segmentation_metrics([overlap(load_mask(test, i), otsu_mask(read_image(test.path(i)))) for i in rows])
+
+
+def unet(manifest: Manifest, images: int, epochs: int, size: int, seed: int) -> dict[str, Any]:
+    """A small U-Net from scratch on `images` of the training images, drawn at random."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    train, test = (masked(manifest).select(split=name) for name in ("train", "test"))
+    train = train.take(rng.permutation(len(train))[:images].tolist())
+    pictures = [shrink(read_image(train.path(i)), size) for i in range(len(train))]
+    masks = [shrink_mask(load_mask(train, i), size) for i in range(len(train))]
+    augment = A.Compose([A.D4(p=1.0), A.ColorJitter(0.2, 0.2, 0.2, 0.02, p=0.8)], seed=seed)
+    model = smp.Unet("resnet18", encoder_weights=None)
+    batch = 8
+    steps = epochs * (len(pictures) // batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=steps)
+    loss = DiceCELoss(sigmoid=True)
+    began = time.monotonic()
+    for _ in track(range(epochs), "U-Net from scratch"):
+        order = rng.permutation(len(pictures))
+        for rows in order[: len(order) // batch * batch].reshape(-1, batch):
+            pairs = [augment(image=pictures[i], mask=masks[i]) for i in rows]
+            x = torch.from_numpy(np.stack([one["image"] for one in pairs])).permute(0, 3, 1, 2).float() / 255
+            y = torch.from_numpy(np.stack([one["mask"] for one in pairs]))[:, None].float()
+            optimizer.zero_grad()
+            loss(model(x), y).backward()
+            optimizer.step()
+            schedule.step()
+    seconds = time.monotonic() - began
+    model.eval()
+    found = []
+    with torch.no_grad():
+        for i in track(range(len(test)), "U-Net on test"):
+            x = torch.from_numpy(shrink(read_image(test.path(i)), size)).permute(2, 0, 1)[None].float() / 255
+            truth = load_mask(test, i)
+            found.append(overlap(truth, resize_probability(model(x), truth.shape) >= 0.5))
+    return {"images": len(pictures), "steps": steps, "seconds": round(seconds), **segmentation_metrics(found)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest", help="with labels, masks and splits, as `dinomed scan` writes it")
+    parser.add_argument("--pixels", type=int, default=24, help="side of the thumbnails, px")
+    parser.add_argument("--unet-images", type=int, default=200)
+    parser.add_argument("--unet-epochs", type=int, default=40)
+    parser.add_argument("--unet-size", type=int, default=160, help="side of its input, px")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="everything measured, as JSON")
+    options = parser.parse_args()
+    manifest = open_collection(options.manifest)
+    report = {
+        "pixels": pixel_regression(manifest, options.pixels),
+        "otsu": otsu(manifest),
+        "unet": unet(manifest, options.unet_images, options.unet_epochs, options.unet_size, options.seed),
+    }
+    if options.json:
+        print(to_json(report, indent=2))
+        return
+    for name, found in report.items():
+        print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in found.items()))
+
+
+if __name__ == "__main__":
+    main()
