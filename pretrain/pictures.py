@@ -14,20 +14,26 @@ from dinomed.files import replacing
 from dinomed.images.read import read_image
 
 _CELL = 160  # px
+_MIN_GRID = 24  # patches a side: the 6 of a small global view show no shape
 
 
 @torch.no_grad()
 def write_pca_picture(
     path: Path, backbone: VisionTransformer, preprocessing: Preprocessing, images: Sequence[Path], device: torch.device
 ) -> None:
-    """A PNG: the images in the upper row, the PCA of their patch features (all together) in the lower one."""
+    """A PNG: the images in the upper row, the PCA of their patch features (all together) in the lower one.
+
+    The first component alone would not find the foreground here: between skins it is the tone, so all patches are shown.
+    """
     pixels = [read_image(image, channels=preprocessing.channels) for image in images]
-    batch = torch.stack([preprocessing(image) for image in pixels]).to(device)
+    side = max(preprocessing.image_size, _MIN_GRID * backbone.config.patch_size)
+    resize = preprocessing.model_copy(update={"image_size": side})
+    batch = torch.stack([resize(image) for image in pixels]).to(device)
     was_training = backbone.training
     patches = backbone.eval()(batch).patches
     backbone.train(was_training)
-    rows = preprocessing.image_size // backbone.config.patch_size
-    colours = pca_colours(patches.float().cpu().numpy().reshape(len(pixels), rows, rows, -1))
+    rows = side // backbone.config.patch_size
+    colours = pca_colours(patches.float().cpu().numpy().reshape(len(pixels), rows, rows, -1), foreground_only=False)
     upper = [
         np.asarray(Image.fromarray(_rgb(image)).resize((_CELL, _CELL), Image.Resampling.BICUBIC)) for image in pixels
     ]

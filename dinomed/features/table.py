@@ -16,6 +16,7 @@ from dinomed.errors import UsageError, did_you_mean
 from dinomed.features.extract import extract
 from dinomed.features.store import Kind
 from dinomed.files import check_writable, replacing
+from dinomed.notice import RESEARCH_USE
 from dinomed.progress import warn
 
 TOKENS: dict[str, tuple[Kind, ...]] = {"cls": ("cls",), "mean": ("mean",), "cls+mean": ("cls", "mean")}
@@ -83,7 +84,7 @@ def write_feature_table(
         b"fingerprint": backbone.fingerprint.encode(),
         b"image_size": str(backbone.preprocessing.image_size).encode(),
         b"tokens": tokens.encode(),
-        b"purpose": b"for research use only, not for diagnosis",
+        b"purpose": RESEARCH_USE.encode(),
     }
     kind = pa.list_(pa.float32(), dimension)
     schema = pa.schema([("image", pa.string()), ("feature", kind)], metadata=note)
