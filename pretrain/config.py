@@ -19,6 +19,9 @@ class RunConfig(Config):
 
     steps: int = Field(125_000, ge=1)
     batch_size: int = Field(1024, ge=1, description="images; each gives 2 global and `crops.num_local` local views")
+    micro_batch: int | None = Field(
+        None, ge=1, description="images held in memory at once; the objective still sees the whole batch"
+    )
     seed: int = Field(0, ge=0, lt=2**63)
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of matrix products; weights, losses and the optimiser stay float32"

@@ -45,6 +45,22 @@ class RawBatch:
     names: list[str]
     skipped: list[str]
 
+    def split(self, size: int | None) -> "list[RawBatch]":
+        """Slices of `size` images, the last one of the rest; the batch itself if it is no larger, or for None."""
+        count = len(self.names)
+        if size is None or size >= count:
+            return [self]
+        grids = [x.reshape(len(x) // count, count, *x.shape[1:]) for x in (self.globals, self.locals, self.masks)]
+        slices = []
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            views, local, masks = (grid[:, part].flatten(0, 1) for grid in grids)
+            masked, weights = _masked(masks)
+            # what could not be read is told once, with the first slice
+            skipped = [] if start else self.skipped
+            slices.append(RawBatch(self.step, views, local, masks, masked, weights, self.names[part], skipped))
+        return slices
+
     def pin_memory(self) -> "RawBatch":
         tensors = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
         return RawBatch(**{**vars(self), **tensors})
@@ -92,17 +108,23 @@ class Collate:
         step = samples[0].position // len(samples)
         rng = np.random.default_rng([self.seed, _MASKS, step])
         masks = torch.from_numpy(sample_masks(2 * len(samples), self.grid, self.masks, rng))
-        counts = masks.sum(1, keepdim=True).clamp_min(1)
+        masked, weights = _masked(masks)
         return RawBatch(
             step=step,
             globals=_view_major([s.globals for s in samples]),
             locals=_view_major([s.locals for s in samples]),
             masks=masks,
-            masked=masks.flatten().nonzero().flatten(),
-            mask_weights=(1.0 / counts).expand_as(masks)[masks],
+            masked=masked,
+            mask_weights=weights,
             names=[s.name for s in samples],
             skipped=[line for s in samples for line in s.skipped],
         )
+
+
+def _masked(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (views, patches) to the indices of masked patches (M,) and the weight of each, 1 / (those of its view)."""
+    counts = masks.sum(1, keepdim=True).clamp_min(1)
+    return masks.flatten().nonzero().flatten(), (1.0 / counts).expand_as(masks)[masks]
 
 
 def _view_major(crops: list[np.ndarray]) -> Tensor:

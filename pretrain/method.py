@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import Tokens, VisionTransformer, ViTConfig
 from dinomed.config import Config
 from dinomed.pretrain.heads import Head, HeadConfig
 from dinomed.pretrain.losses import Center, dino_loss, ibot_loss, koleo, sinkhorn_knopp
@@ -115,31 +115,35 @@ class DINOv2(nn.Module):
         return targets
 
     @torch.no_grad()
-    def teach(self, batch: Batch, temperature: float) -> dict[str, Tensor]:
-        """The teacher's targets: ``dino`` (2, B, K) and ``ibot`` (M, K), as far as their terms are on."""
+    def score(self, batch: Batch) -> dict[str, Tensor]:
+        """The teacher's scores: ``dino`` (2, B, K) and ``ibot`` (M, K), as far as their terms are on."""
         tokens = self.teacher["backbone"](batch.globals)
-        targets = {}
+        scores = {}
         if self.objective.dino_weight:
-            scores = self._head(self.teacher, "dino")(tokens.cls)
-            targets["dino"] = self._targets("dino", scores, temperature).unflatten(0, (2, -1))
+            scores["dino"] = self._head(self.teacher, "dino")(tokens.cls).unflatten(0, (2, -1))
         if self.objective.ibot_weight:
-            patches = tokens.patches.flatten(0, 1)[batch.masked]
-            targets["ibot"] = self._targets("ibot", self._head(self.teacher, "ibot")(patches), temperature)
-        return targets
+            scores["ibot"] = self._head(self.teacher, "ibot")(tokens.patches.flatten(0, 1)[batch.masked])
+        return scores
 
-    def forward(self, batch: Batch, temperature: float) -> Losses:
-        """The losses of a batch at a teacher temperature."""
-        o = self.objective
-        targets = self.teach(batch, temperature)
-        crops, masks = [batch.globals], [batch.masks if o.ibot_weight else None]
+    def make_targets(self, scores: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
+        """Scores, as `score` gives them, to targets of the same shapes; all rows of the batch take part."""
+        return {
+            name: self._targets(name, rows.flatten(0, -2), temperature).view_as(rows) for name, rows in scores.items()
+        }
+
+    def view(self, batch: Batch) -> list[Tokens]:
+        """The student's tokens: of the global views, masked, and of the local ones if there are any."""
+        crops, masks = [batch.globals], [batch.masks if self.objective.ibot_weight else None]
         if len(batch.locals):
             crops.append(batch.locals)
             masks.append(None)
         backbone = self.student["backbone"]
         assert isinstance(backbone, VisionTransformer)
-        views = backbone.forward_packed(crops, masks)
-        num_views = len(batch.globals)
-        terms = {}
+        return backbone.forward_packed(crops, masks)
+
+    def compare(self, batch: Batch, views: list[Tokens], targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The terms that are means over images: ``dino`` and ``ibot``."""
+        o, num_views, terms = self.objective, len(batch.globals), {}
         if o.dino_weight:
             cls = torch.cat([view.cls for view in views]).unflatten(0, (-1, num_views // 2))
             terms["dino"] = dino_loss(self._head(self.student, "dino")(cls), targets["dino"], o.student_temperature)
@@ -147,12 +151,25 @@ class DINOv2(nn.Module):
             patches = views[0].patches.flatten(0, 1)[batch.masked]
             scores = self._head(self.student, "ibot")(patches)
             terms["ibot"] = ibot_loss(scores, targets["ibot"], batch.mask_weights, num_views, o.student_temperature)
-        if o.koleo_weight:
-            first, second = views[0].cls.chunk(2)
-            terms["koleo"] = koleo(first) + koleo(second) if o.koleo_views == "both" else koleo(first)
-        weights = {"dino": o.dino_weight, "ibot": o.ibot_weight, "koleo": o.koleo_weight}
-        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        return Losses(total, {name: term.detach() for name, term in terms.items()}, targets.get("dino"))
+        return terms
+
+    def spread(self, cls_2BC: Tensor) -> Tensor:
+        """KoLeo on the class tokens of the global views."""
+        first, second = cls_2BC
+        return koleo(first) + koleo(second) if self.objective.koleo_views == "both" else koleo(first)
+
+    def weigh(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the terms."""
+        return torch.stack([getattr(self.objective, f"{name}_weight") * term for name, term in terms.items()]).sum()
+
+    def forward(self, batch: Batch, temperature: float) -> Losses:
+        """The losses of a batch at a teacher temperature."""
+        targets = self.make_targets(self.score(batch), temperature)
+        views = self.view(batch)
+        terms = self.compare(batch, views, targets)
+        if self.objective.koleo_weight:
+            terms["koleo"] = self.spread(views[0].cls.unflatten(0, (2, -1)))
+        return Losses(self.weigh(terms), {name: term.detach() for name, term in terms.items()}, targets.get("dino"))
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

@@ -23,7 +23,7 @@ def write_pca_picture(
 ) -> None:
     """A PNG: the images in the upper row, the PCA of their patch features (all together) in the lower one.
 
-    The first component alone would not find the foreground here: between skins it is the tone, so all patches are shown.
+    The first component would not find the foreground here: between skins it is the tone. So all patches are shown.
     """
     pixels = [read_image(image, channels=preprocessing.channels) for image in images]
     side = max(preprocessing.image_size, _MIN_GRID * backbone.config.patch_size)

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.device import resolve_device
 from dinomed.errors import DinomedError, UsageError
 from dinomed.files import locked, write_json
+from dinomed.pretrain.accumulate import forward_backward
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data import Collate, CropStream, RawBatch, batches
-from dinomed.pretrain.method import Batch, DINOv2, Losses
+from dinomed.pretrain.method import Batch, DINOv2
 from dinomed.pretrain.monitor import Averages, RunLog, device_memory_gib, effective_drop_rate, target_statistics
 from dinomed.pretrain.optimizer import OptimizerDriver
 from dinomed.pretrain.pictures import write_pca_picture
@@ -104,6 +106,11 @@ def pretrain(
         log, averages = RunLog(out, first), Averages()
         unreadable: set[str] = set()
         bad_steps, began, latest = 0, time.monotonic(), {}
+        precision = _PRECISION[run.precision]
+        autocast = partial(torch.autocast, where.type, precision, enabled=run.precision != "float32")
+
+        def backward(loss: torch.Tensor) -> None:
+            scaler.scale(loss).backward()
 
         def finish(step: int) -> None:
             """A checkpoint, and beside it what a person or the next command can use already."""
@@ -121,25 +128,24 @@ def pretrain(
                 unreadable |= _report_unreadable(raw, unreadable, len(train))
                 lr = optimizer.set_schedules(step)
                 temperature = config.teacher.temperature_at(step, run.steps)
-                batch = _to_device(raw, where, mean, std)
-                with torch.autocast(where.type, _PRECISION[run.precision], enabled=run.precision != "float32"):
-                    losses: Losses = model(batch, temperature)
+                slices = [partial(_to_device, part, where, mean, std) for part in raw.split(run.micro_batch)]
                 optimizer.adamw.zero_grad(set_to_none=True)
-                finite = bool(torch.isfinite(losses.total))
-                if finite:
-                    scaler.scale(losses.total).backward()
-                    scaler.unscale_(optimizer.adamw)
-                    norms = optimizer.clip_gradients()
-                    finite = scaler.is_enabled() or all(np.isfinite(list(norms.values())))
+                losses = forward_backward(model, slices, temperature, autocast, backward)
+                scaler.unscale_(optimizer.adamw)
+                norms = optimizer.clip_gradients()
+                # in float16 the scaler skips a step whose gradient overflowed, and lowers its scale
+                finite = bool(torch.isfinite(losses.total)) and (
+                    scaler.is_enabled() or all(np.isfinite(list(norms.values())))
+                )
                 if finite:
                     scaler.step(optimizer.adamw)
-                    scaler.update()
                     model.update_teacher(config.teacher.momentum_at(step, run.steps))
                     bad_steps = 0
                     averages.add({"loss": losses.total, **losses.terms})
                 else:
                     bad_steps += 1
                     _stop_if_diverged(out, raw, step, bad_steps, run.max_bad_steps)
+                scaler.update()
 
                 done = step + 1
                 if done % run.log_every == 0 or done == run.steps:
@@ -151,7 +157,9 @@ def pretrain(
                     memory = device_memory_gib(where)
                     if memory is not None:
                         extra["memory_gib"] = memory
-                    extra["drop_path_effective"] = effective_drop_rate(len(batch.globals), config.backbone.drop_path)
+                    extra["drop_path_effective"] = effective_drop_rate(
+                        2 * (run.micro_batch or run.batch_size), config.backbone.drop_path
+                    )
                     extra |= {"lr": lr, "teacher_temperature": temperature, "images_per_second": rate}
                     log.write(done, {**latest, **extra})
                 text = " ".join(f"{name} {value:.3f}" for name, value in latest.items())
@@ -169,13 +177,19 @@ def pretrain(
 
 
 def _choose_images(manifest: Manifest, config: PretrainConfig) -> tuple[Manifest, Manifest]:
-    """(images to train on, held-aside images for the PCA pictures). Validation and test images are never trained on;
-    the pictures are of validation images, or, without a split, of a few that are then not trained on."""
+    """(images to train on, held-aside images for the PCA pictures). Validation and test images are never trained on,
+    nor are images without a split whose patient or lesion is among them; the pictures are of validation images, or,
+    without a split, of a few that are then not trained on."""
     count = config.run.pca_images
     if manifest.has("split"):
         splits = manifest.column("split")
-        train = manifest.take([i for i, split in enumerate(splits) if split in (None, "", "train")])
+        groups = manifest.column("group") if manifest.has("group") else [None] * len(manifest)
+        kept_back = {g for g, split in zip(groups, splits, strict=True) if split in ("val", "test")} - {None}
+        usable = [i for i, split in enumerate(splits) if split in (None, "", "train")]
+        train = manifest.take([i for i in usable if groups[i] not in kept_back])
         aside = manifest.take([i for i, split in enumerate(splits) if split == "val"])
+        if len(train) < len(usable):
+            warn(f"left out: {len(usable) - len(train)} images whose group has others in val or test")
     else:
         # by content, so that adding images to a collection changes few of them
         order = sorted(range(len(manifest)), key=manifest.column("sha256").__getitem__)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from dinomed.backbones.load import load_backbone
 from dinomed.checkpoint import list_checkpoints
 from dinomed.config import to_yaml
+from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.files import locked
 from dinomed.pretrain.config import PretrainConfig
@@ -145,3 +146,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(
 def test_fewer_images_than_a_batch_are_refused(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fewer than a batch"):
         pretrain(tiny(run={"batch_size": 4096}), pictures, tmp_path / "run", device="cpu")
+
+
+def test_no_image_of_a_group_that_is_kept_back_is_trained_on(
+    tiny: Tiny, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = read_manifest(pictures)
+    splits = ["test", None, "val", *[None if i % 2 else "train" for i in range(len(whole) - 3)]]
+    groups = ["a", "a", "b", *[f"c{i}" for i in range(len(whole) - 3)]]
+    columns = {name: whole.column(name) for name in whole.columns} | {"split": splits, "group": groups}
+    write_manifest(build_manifest(columns, whole.root), tmp_path / "marked.parquet")
+    result = pretrain(tiny(run={"steps": 1}), tmp_path / "marked.parquet", tmp_path / "run", device="cpu")
+    assert result.images == len(whole) - 3
+    assert "left out" in capsys.readouterr().err
