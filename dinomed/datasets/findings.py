@@ -1,6 +1,6 @@
 """What a scan found: masks that cannot be used, duplicates that stand apart, and all else that a person should know."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,18 @@ def check_masks(facts: list[Facts]) -> None:
             f"none of the {len(bad)} masks can be used ({bad[0].mask}: {bad[0].mask_problem}); "
             "--mask none goes on without masks"
         )
+
+
+def warn_doubtful(doubtful: Mapping[str, str]) -> list[str]:
+    """Masks that go unused since the image of their name may not be theirs."""
+    if not doubtful:
+        return []
+    mask, reason = next(iter(doubtful.items()))
+    return [
+        f"{count(len(doubtful), 'mask')} may belong to another image than the one of that name, and "
+        f"{'is' if len(doubtful) == 1 else 'are'} not used; the first is {mask}: {reason}. "
+        "Name the mask of each image in a CSV (--labels, column mask)"
+    ]
 
 
 def count_masks(facts: list[Facts]) -> dict[str, int]:

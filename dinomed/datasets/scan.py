@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.datasets.facts import Facts, read_all, read_facts
-from dinomed.datasets.findings import check_masks, count_masks, notes, nothing_in, warn_duplicates, warn_unreadable
+from dinomed.datasets.findings import (
+    check_masks,
+    count_masks,
+    notes,
+    nothing_in,
+    warn_doubtful,
+    warn_duplicates,
+    warn_unreadable,
+)
 from dinomed.datasets.folders import Pairs, classes_of, pair_masks, splits_of
 from dinomed.datasets.labels import NONE, Labels, find_labels, read_labels
 from dinomed.datasets.manifest import Manifest, build_manifest
@@ -109,6 +117,7 @@ def scan(
         duplicates,
         warnings=[
             *warn_unreadable(facts, len(failed)),
+            *warn_doubtful({} if "mask" in table.columns or mask == NONE else pairs.doubtful),
             *warn_duplicates(columns, duplicates, grouped=grouped),
             *explain_gaps(columns["group"], classes, splits or [None] * len(facts)),
         ],

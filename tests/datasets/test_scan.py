@@ -196,6 +196,21 @@ def test_without_a_csv_masks_are_found_by_name(folder: Path) -> None:
     assert "labels.csv lies in the folder and is not used; use it with --labels labels.csv" in result.notes
 
 
+def test_masks_in_doubt_are_told_and_not_used(folder: Path) -> None:
+    paint(folder / "images/3.jpg", 33)
+    result = scan(folder)
+    assert cells(result, "mask")["images/3.png"] is None
+    assert cells(result, "mask")["images/4.png"] == "masks/4.png"
+    assert [line for line in result.warnings if "doubt" in line or "not used" in line] == [
+        "1 mask may belong to another image than the one of that name, and is not used; the first is masks/3.png: "
+        "2 images have its name: images/3.jpg, images/3.png. "
+        "Name the mask of each image in a CSV (--labels, column mask)"
+    ]
+    assert "masks/3.png" not in result.manifest.column("image")
+    assert not any("not used" in line for line in scan(folder, "labels.csv").warnings)  # the CSV says whose it is
+    assert not any("not used" in line for line in scan(folder, mask="none").warnings)
+
+
 def test_files_in_other_columns_are_no_images(tmp_path: Path) -> None:
     paint(tmp_path / "images/a.png", 0)
     paint(tmp_path / "depth/a_depth.png", 1)
