@@ -33,6 +33,9 @@ def scan(
     seed: Seed = 0,
     workers: Annotated[int | None, Option("--workers", help="Threads; one a processor by default.", min=1)] = None,
     follow_links: Annotated[bool, Option("--follow-links", help="Follow links that lead out of FOLDER.")] = False,
+    keep_ids: Annotated[
+        bool, Option("--keep-ids", help="Keep columns such as names, dates, numbers of patients; groups as written.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -51,6 +54,7 @@ def scan(
     result = scanning.scan(
         folder, labels, image_column=image_column, label=label, group=group, mask=mask, split=split,
         ratios=_parse_ratios(ratios), seed=seed, workers=workers, follow_links=follow_links,
+        keep_ids=keep_ids,
     )  # fmt: skip
     write_manifest(result.manifest, output)
     refused = output.with_suffix(".unreadable.csv")

@@ -2,8 +2,8 @@
 
 A row is an image. Always there: `image` (path relative to the root, with ``/``), `sha256` of the file, `width` and
 `height` in pixels (upright), `mode`, `format`, `bytes`. Where known: `group` (patient, lesion or video: never in two
-splits), `split` (train, val, test), `label`, `mask` (relative path), and free columns of text from the user's CSV, kept
-as written. An empty cell is null.
+splits), `split` (train, val, test), `label`, `mask` (relative path), and free columns of text from the user's CSV,
+where a number stays as it is written. An empty cell is null.
 
 The root is kept relative to the manifest's own folder, so that both move together: in Parquet in the schema's
 metadata, in CSV in a column `root`, which is left out where the images lie in the CSV's own folder.

@@ -57,6 +57,7 @@ def scan(
     make_split: bool = True,
     workers: int | None = None,
     follow_links: bool = False,
+    keep_ids: bool = False,
 ) -> ScanResult:
     """Read every image below `folder`.
 
@@ -70,6 +71,7 @@ def scan(
             uses none.
         ratios: shares of train, val and test where splits are made.
         workers: threads; None for one a processor.
+        keep_ids: keep columns of the CSV that tell who a patient is, and groups of such a column as they are written.
 
     Raises:
         UsageError: no such folder; no readable image in it; a column or the CSV is missing; a mask of another size
@@ -85,7 +87,9 @@ def scan(
     pairs = pair_masks(found.images)
     table = Labels()
     if path is not None:
-        table = read_labels(path, folder, found.images, pairs.images, image_column=image_column, roles=roles)
+        table = read_labels(
+            path, folder, found.images, pairs.images, image_column=image_column, roles=roles, keep_ids=keep_ids
+        )
     masks = _masks(table, pairs, mask)
     others = {*masks.values(), *table.targets}
     images = sorted({image for image in pairs.images if image not in others} | set(table.rows))
@@ -118,6 +122,7 @@ def scan(
         warnings=[
             *warn_unreadable(facts, len(failed)),
             *warn_doubtful({} if "mask" in table.columns or mask == NONE else pairs.doubtful),
+            *table.warnings,
             *warn_duplicates(columns, duplicates, grouped=grouped),
             *explain_gaps(columns["group"], classes, splits or [None] * len(facts)),
         ],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinomed.datasets.manifest import read_manifest, write_manifest
+from dinomed.datasets.manifest import KNOWN, read_manifest, write_manifest
 from dinomed.datasets.scan import ScanResult, scan
 from dinomed.datasets.splits import check_splits
 from dinomed.errors import UsageError
@@ -160,6 +160,63 @@ def test_an_image_in_two_rows_is_refused(folder: Path) -> None:
 def test_a_column_that_looks_like_a_group_is_pointed_at(folder: Path) -> None:
     assert any("--group lesion_id" in note for note in scan(folder, "labels.csv").notes)
     assert not any("--group" in note for note in scan(folder, "labels.csv", group="none").notes)
+
+
+def test_blanks_around_cells_make_no_other_class_or_group(folder: Path) -> None:
+    edit(folder, "images/1.png,masks/1.png,nv,L0,01", "images/1.png,masks/1.png, nv , L0,01 ")
+    edit(folder, "images/2.png,masks/2.png,mel,", "images/2.png,masks/2.png, \t,")
+    result = scan(folder, "labels.csv", group="lesion_id")
+    assert result.manifest.classes() == ["mel", "nv"]
+    assert result.manifest.column("group")[1] == "L0"
+    assert result.manifest.column("label")[2] is None
+    assert result.manifest.column("age")[1] == "01"
+
+
+def test_a_file_whose_name_ends_in_a_blank_is_found(tmp_path: Path) -> None:
+    paint(tmp_path / "a ")
+    paint(tmp_path / "b.png", 1)
+    (tmp_path / "labels.csv").write_text("image,depth,label\nb.png,a ,x\n")
+    assert scan(tmp_path, "labels.csv").manifest.column("depth") == ["a "]
+
+
+def test_classes_and_groups_that_differ_in_case_are_told(folder: Path) -> None:
+    edit(folder, "nv,L0,01", "NV,l0,01")
+    edit(folder, "mel,L1,03", "Mel,L1,03")
+    warnings = scan(folder, "labels.csv", group="lesion_id").warnings
+    assert [line for line in warnings if "upper and lower" in line] == [
+        "2 labels are written in upper and lower case, and taken for different ones: "
+        "'nv' (row 2) and 'NV' (row 3), ...; write them alike if they are the same",
+        "1 group is written in upper and lower case, and taken for different ones: "
+        "'L0' (row 2) and 'l0' (row 3); write them alike if they are the same",
+    ]
+
+
+def test_columns_that_tell_who_a_patient_is_are_left_out(folder: Path) -> None:
+    lines = (folder / "labels.csv").read_text().splitlines()
+    more = ["Patient Name,MRN,BirthDate,e-mail,sex"] + [f"Planted-{i},M{i},1970-01-0{i},p@x,f" for i in range(10)]
+    (folder / "labels.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(lines, more, strict=True)))
+    result = scan(folder, "labels.csv")
+    assert [name for name in result.manifest.columns if name not in KNOWN] == ["lesion_id", "age", "sex"]
+    told = "columns of labels.csv that may tell who a patient is are left out: Patient Name, MRN, BirthDate, e-mail"
+    assert f"{told}; --keep-ids keeps them" in result.notes
+    kept = scan(folder, "labels.csv", keep_ids=True)
+    assert kept.manifest.column("Patient Name")[3] == "Planted-3"
+    assert not any("keep-ids" in note for note in kept.notes)
+
+
+def test_groups_that_tell_who_a_patient_is_become_numbers(folder: Path) -> None:
+    edit(folder, "lesion_id", "MRN")
+    edit(folder, "nv,L0,01", "nv,l0,01")
+    result = scan(folder, "labels.csv", group="MRN")
+    groups = result.manifest.column("group")
+    assert sorted(set(groups)) == ["1", "2", "3", "4", "5", "6"]
+    assert [groups[i] == groups[i + 1] for i in range(2, 10, 2)] == [True] * 4
+    assert "groups are numbered, since 'MRN' may tell who a patient is; --keep-ids stores them as they are written" in (
+        result.notes
+    )
+    assert any("different ones: row 2 and row 3;" in line for line in result.warnings)
+    assert "L0" not in str([*result.warnings, *result.notes, result.manifest.table.to_pydict()])
+    assert scan(folder, "labels.csv", group="MRN", keep_ids=True).manifest.column("group")[:2] == ["L0", "l0"]
 
 
 def test_masks_of_another_size_are_refused_in_pairs(folder: Path) -> None:
