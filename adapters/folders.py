@@ -5,29 +5,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 
+from dinomed.adapters.plan import FAILED_FILE, PLAN_FILE, TABLE_FILE, Plan, Row, add_rows, begin, finish
 from dinomed.adapters.predict import ClassifyPredictor, SegmentPredictor, lesion_summary
-from dinomed.datasets.manifest import Manifest, leaves_root
-from dinomed.datasets.tables import read_csv, write_csv
+from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
 from dinomed.features.compute import Loaded, load_images
-from dinomed.files import locked, prepare_output, write_json
+from dinomed.files import locked, prepare_output
 from dinomed.images.read import write_mask
-from dinomed.progress import bar
+from dinomed.progress import bar, say
 
-RECORD_FILE, TABLE_FILE, FAILED_FILE = "predictions.json", "predictions.csv", "unreadable.csv"
 BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
 class Written:
-    """How a prediction ended: images done, and (path, reason) of those that could not be read."""
+    """How a prediction ended: images done (`kept` of them by an interrupted run before), and (path, reason) of those
+    that could not be read."""
 
     folder: Path
     images: int
+    kept: int
     unreadable: list[tuple[str, str]]
 
 
@@ -43,52 +44,60 @@ def predict_collection(
 
     A segmenter writes masks (PNG, 0 and 255, of each image's own size) under the images' relative names (see
     `mask_names`), and `predictions.csv` with area and confidence; a classifier writes `predictions.csv` with the
-    probability of each class. `predictions.json` says what made them. An image that cannot be read is listed in
-    `unreadable.csv`, and the rest goes on.
+    probability of each class. `predictions.json` says what makes them and lists the masks; it is there first, and says
+    ``"complete": true`` at the end. Called again after an interruption, with the same images and adapter, what is done
+    is kept and the rest is made. An image that cannot be read is listed in `unreadable.csv`, and the rest goes on.
 
     Args:
         unreadable: (path, reason) of files that were refused earlier; they are listed too.
-        overwrite: replace the masks and tables of an earlier prediction in `out`.
+        overwrite: begin anew, and remove what an earlier prediction in `out` wrote (only that).
 
     Raises:
-        UsageError: `out` is in use, or inside the folder of the images.
+        UsageError: `out` is in use, or the folder of the images itself.
     """
     out = Path(out)
-    root = manifest.root.resolve()
-    if out.resolve() == root or root in out.resolve().parents:
-        raise UsageError(f"output {out} lies in the folder of the images; masks would be taken for images later")
-    prepare_output(out, overwrite=overwrite, marker=RECORD_FILE)
+    if out.resolve() == manifest.root.resolve():
+        raise UsageError(f"output {out} is the folder of the images; give a folder for the results alone")
+    names = manifest.column("image")
+    segmenter = isinstance(predictor, SegmentPredictor)
+    masks = mask_names(names) if segmenter else []
+    plan = Plan(_settings(predictor, manifest), tuple(masks))
+    prepare_output(out, overwrite=True, marker=PLAN_FILE)  # an earlier result: `begin` decides
     with locked(out):
-        _clear(out)
-        segmenter = isinstance(predictor, SegmentPredictor)
-        write_json(
-            out / RECORD_FILE,
-            {
-                "purpose": predictor.metadata["purpose"],
-                "task": predictor.task,
-                "classes": predictor.classes,
-                "threshold": predictor.threshold if isinstance(predictor, SegmentPredictor) else None,
-                "adapter": predictor.metadata["weights_sha256"],
-                "backbone": predictor.backbone.fingerprint,
-                "images": manifest.fingerprint,
-            },
-        )
-        names = manifest.column("image")
-        masks = mask_names(names) if segmenter else [""] * len(names)
-        rows: list[list[Any]] = []
+        done = begin(out, plan, overwrite=overwrite)
+        todo = [i for i, name in enumerate(names) if name not in done]
+        kept = len(done)
+        if kept:
+            say(f"{kept} of {len(names)} images are done already")
         failed = list(unreadable)
-        with bar("predicting", len(manifest)) as progress:
-            for loaded in batches(manifest, predictor):
-                good = [one for one in loaded if one.pixels is not None]
-                failed += [(names[one.index], one.error.reason) for one in loaded if one.error]
+        with bar("predicting", len(names), kept) as progress:
+            for loaded in batches(manifest.take(todo), predictor):
+                good = [(todo[one.index], one) for one in loaded if one.pixels is not None]
+                failed += [(names[todo[one.index]], one.error.reason) for one in loaded if one.error]
                 if good:
-                    rows += _predict_batch(predictor, good, names, masks, out)
+                    rows = _predict_batch(predictor, good, names, masks, out)
+                    add_rows(out, rows)
+                    done |= {row[0]: row for row in rows}
                 progress.advance(len(loaded))
         columns = ["mask", "area_px", "area_fraction", "confidence"] if segmenter else ["predicted", *predictor.classes]
-        write_csv(out / TABLE_FILE, ["image", *columns], rows)
+        write_csv(out / TABLE_FILE, ["image", *columns], [done[name] for name in names if name in done])
         if failed:
             write_csv(out / FAILED_FILE, ["image", "reason"], failed)
-    return Written(out, len(rows), failed)
+        else:
+            (out / FAILED_FILE).unlink(missing_ok=True)
+        finish(out, plan)
+    return Written(out, len(done), kept, failed)
+
+
+def _settings(predictor: SegmentPredictor | ClassifyPredictor, manifest: Manifest) -> dict[str, object]:
+    return {
+        "task": predictor.task,
+        "classes": list(predictor.classes),
+        "threshold": predictor.threshold if isinstance(predictor, SegmentPredictor) else None,
+        "adapter": predictor.metadata["weights_sha256"],
+        "backbone": predictor.backbone.fingerprint,
+        "images": manifest.fingerprint,
+    }
 
 
 def batches(
@@ -102,25 +111,25 @@ def batches(
 
 def _predict_batch(
     predictor: SegmentPredictor | ClassifyPredictor,
-    loaded: Sequence[Loaded],
+    loaded: Sequence[tuple[int, Loaded]],
     names: Sequence[str],
     masks: Sequence[str],
     out: Path,
-) -> list[list[Any]]:
-    """The rows of the table; a segmenter's masks are written on the way."""
-    pixels = torch.stack([one.pixels for one in loaded if one.pixels is not None])
+) -> list[Row]:
+    """The rows of the table for (row of the manifest, image); a segmenter's masks are written on the way."""
+    pixels = torch.stack([one.pixels for _, one in loaded if one.pixels is not None])
     if isinstance(predictor, ClassifyPredictor):
         return [
-            [names[one.index], predictor.classes[values.argmax()], *(f"{value:.6f}" for value in values)]
-            for one, values in zip(loaded, predictor.probability_rows(pixels), strict=True)
+            [names[i], predictor.classes[values.argmax()], *(f"{value:.6f}" for value in values)]
+            for (i, _), values in zip(loaded, predictor.probability_rows(pixels), strict=True)
         ]
     rows = []
-    maps = predictor.probability_maps(pixels, [one.size for one in loaded])
-    for one, probability in zip(loaded, maps, strict=True):
-        write_mask(out / masks[one.index], probability >= predictor.threshold)
+    maps = predictor.probability_maps(pixels, [one.size for _, one in loaded])
+    for (i, _), probability in zip(loaded, maps, strict=True):
+        write_mask(out / masks[i], probability >= predictor.threshold)
         found = lesion_summary(probability, predictor.threshold)
         confidence = None if found.confidence is None else f"{found.confidence:.4f}"
-        rows.append([names[one.index], masks[one.index], found.area_px, f"{found.area_fraction:.6f}", confidence])
+        rows.append([names[i], masks[i], found.area_px, f"{found.area_fraction:.6f}", confidence])
     return rows
 
 
@@ -143,17 +152,3 @@ def mask_names(images: Sequence[str]) -> list[str]:
         if not any(clash):
             return names
         whole = [keep or new for keep, new in zip(whole, clash, strict=True)]
-
-
-def _clear(out: Path) -> None:
-    """Remove what an earlier prediction wrote here, by its own table, so that no mask of it stays among the new."""
-    table = out / TABLE_FILE
-    if table.is_file():
-        names, rows = read_csv(table)
-        if "mask" in names:
-            for row in rows:
-                mask = row[names.index("mask")]
-                if mask and not leaves_root(mask):
-                    (out / mask).unlink(missing_ok=True)
-    for name in (TABLE_FILE, FAILED_FILE):
-        (out / name).unlink(missing_ok=True)

@@ -23,23 +23,27 @@ def predict(
     A segmenter writes a mask (PNG, 0 and 255) of each image's own size under its relative name; where two images
     would share one, as a.jpg and a.png, both keep their whole name: a.jpg.png, a.png.png. `predictions.csv` lists
     areas, or the probabilities of a classifier. Images that cannot be read are listed in `unreadable.csv` while the
-    rest goes on; the exit code is then 1. For research use only.
+    rest goes on; the exit code is then 1. The same command after an interruption goes on where it stopped. For
+    research use only.
     """
-    from dinomed.adapters.folders import FAILED_FILE, TABLE_FILE, predict_collection
+    from dinomed.adapters.folders import predict_collection
+    from dinomed.adapters.inputs import find_images
+    from dinomed.adapters.plan import FAILED_FILE, TABLE_FILE
     from dinomed.adapters.predict import load_adapter
     from dinomed.apps.output import emit
-    from dinomed.datasets.collect import collect
     from dinomed.errors import DinomedError
+    from dinomed.notice import RESEARCH_USE
 
     predictor = load_adapter(adapter, device, backbone)
-    manifest, unreadable = collect(images)
+    manifest, unreadable = find_images(images)
     done = predict_collection(predictor, manifest, output, unreadable=unreadable, overwrite=overwrite)
     report = {
         "output": str(done.folder),
         "table": str(done.folder / TABLE_FILE),
         "images": done.images,
+        "kept": done.kept,
         "unreadable": len(done.unreadable),
-        "note": "for research use only",
+        "note": RESEARCH_USE,
     }
     emit(report, as_json)
     if done.unreadable:

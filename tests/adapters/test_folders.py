@@ -1,20 +1,24 @@
 """Predicting folders: every image gets its file, unreadable ones are told, nothing else is touched."""
 
 import csv
+import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dinomed.adapters import folders
 from dinomed.adapters.config import ClassifyConfig, FitConfig, SegmentConfig
 from dinomed.adapters.fit import fit_classifier, fit_segmenter
 from dinomed.adapters.folders import mask_names, predict_collection
+from dinomed.adapters.inputs import find_images
 from dinomed.adapters.predict import ClassifyPredictor, SegmentPredictor, lesion_summary, load_adapter
 from dinomed.backbones.load import load_backbone
-from dinomed.datasets.collect import collect
 from dinomed.datasets.manifest import read_manifest
-from dinomed.errors import UsageError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.images.read import read_image, read_mask
 
 QUICK = FitConfig(epochs=2, batch_size=16, min_steps=0, learning_rate=0.02)
@@ -55,7 +59,7 @@ def table(out: Path, name: str = "predictions.csv") -> list[dict[str, str]]:
 def test_every_image_gets_a_mask_of_its_own_size(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
-    manifest, unreadable = collect(pictures)
+    manifest, unreadable = find_images(pictures)
     done = predict_collection(predictors[0], manifest, tmp_path / "out", unreadable=unreadable)
     assert done.images == 5
     assert [path for path, _ in done.unreadable] == ["broken.jpg"]
@@ -81,7 +85,7 @@ def test_every_image_gets_a_mask_of_its_own_size(
 def test_a_classifier_writes_one_table(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
-    manifest, _ = collect(pictures)
+    manifest, _ = find_images(pictures)
     predict_collection(predictors[1], manifest, tmp_path / "out")
     rows = table(tmp_path / "out")
     assert list(rows[0]) == ["image", "predicted", *predictors[1].classes]
@@ -95,7 +99,7 @@ def test_a_classifier_writes_one_table(
 def test_outputs_are_replaced_only_when_asked_and_only_our_own(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
-    manifest, _ = collect(pictures)
+    manifest, _ = find_images(pictures)
     out = tmp_path / "out"
     predict_collection(predictors[0], manifest, out)
     (out / "mine.txt").write_text("mine")
@@ -104,15 +108,120 @@ def test_outputs_are_replaced_only_when_asked_and_only_our_own(
     predict_collection(predictors[0], manifest.take([0]), out, overwrite=True)
     assert {path.name for path in out.rglob("*.png")} == {"a.png"}  # the masks of the first run are gone
     assert (out / "mine.txt").exists()
-    for inside in (pictures, pictures / "masks"):
-        with pytest.raises(UsageError, match="in the folder of the images"):
-            predict_collection(predictors[0], manifest, inside)
+    with pytest.raises(UsageError, match="is the folder of the images"):
+        predict_collection(predictors[0], manifest, pictures)
+
+
+def test_a_file_of_somebody_else_is_never_replaced(
+    predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
+) -> None:
+    manifest, _ = find_images(pictures)
+    out = tmp_path / "out"
+    predict_collection(predictors[0], manifest.take([0]), out)
+    (out / "sub").mkdir()
+    (out / "sub" / "a.png").write_text("mine")
+    with pytest.raises(UsageError, match=r"sub/a\.png is in the way"):
+        predict_collection(predictors[0], manifest, out, overwrite=True)
+    assert (out / "sub" / "a.png").read_text() == "mine"
+    assert (out / "a.png").exists()  # the earlier result is whole
+    assert json.loads((out / "predictions.json").read_text())["complete"] is True
+
+
+def test_an_output_among_the_images_is_not_read_as_input(
+    predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path
+) -> None:
+    first, unreadable = find_images(pictures)
+    predict_collection(predictors[0], first, pictures / "sub" / "out")
+    (pictures / "sub" / "out" / "cut.png").write_bytes(b"\x89PNG")
+    again, unreadable_again = find_images(pictures)
+    assert again.fingerprint == first.fingerprint
+    assert unreadable_again == unreadable
+    with pytest.raises(UsageError, match="no image but what an earlier prediction wrote"):
+        find_images(_only(pictures / "sub", "out"))
+
+
+def test_masks_beside_the_images_are_no_inputs_and_need_not_fit(pictures: Path) -> None:
+    (pictures / "broken.jpg").unlink()
+    Image.new("L", (3, 3)).save(pictures / "gray_mask.png")
+    manifest, unreadable = find_images(pictures)
+    assert (len(manifest), unreadable) == (5, [])
+
+
+def _only(folder: Path, keep: str) -> Path:
+    for path in folder.iterdir():
+        if path.name != keep:
+            path.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("task", ["segment", "classify"])
+@pytest.mark.parametrize("cut", ["", "half a line", "lost mask"])
+def test_an_interrupted_prediction_goes_on(
+    predictors: tuple[SegmentPredictor, ClassifyPredictor],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    cut: str,
+) -> None:
+    predictor = predictors[0] if task == "segment" else predictors[1]
+    manifest, unreadable = find_images(pictures)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    monkeypatch.setattr(folders, "batches", partial(folders.batches, size=2))
+    predict_collection(predictor, manifest, whole, unreadable=unreadable)
+    seen: list[int] = []
+
+    def stop_in_the_second(*arguments: Any) -> Any:
+        seen.append(len(arguments[1]))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return predict_batch(*arguments)
+
+    predict_batch = folders._predict_batch
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "_predict_batch", stop_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            predict_collection(predictor, manifest, out)
+    assert json.loads((out / "predictions.json").read_text())["complete"] is False
+    assert not (out / "predictions.csv").exists()
+    kept = 2
+    if cut == "half a line":
+        with open(out / "predictions.partial.jsonl", "a") as file:
+            file.write('["gray.tif", "gray')
+    elif cut == "lost mask" and task == "segment":
+        (out / "a.jpg.png").unlink()
+        kept = 1
+    with pytest.raises(UsageError, match="unfinished prediction by another adapter or of other images"):
+        predict_collection(predictor, manifest.take([0]), out)
+    done = predict_collection(predictor, manifest, out, unreadable=unreadable)
+    assert (done.images, done.kept) == (5, kept)
+    assert _content(out) == _content(whole)
+    with pytest.raises(UsageError, match="already holds a result"):
+        predict_collection(predictor, manifest, out)
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_plan_that_names_files_elsewhere_is_not_followed(
+    predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
+) -> None:
+    manifest, _ = find_images(pictures)
+    out, precious = tmp_path / "out", tmp_path / "precious.png"
+    predict_collection(predictors[0], manifest, out)
+    precious.write_text("mine")
+    plan = json.loads((out / "predictions.json").read_text())
+    (out / "predictions.json").write_text(json.dumps(plan | {"masks": ["../precious.png"]}))
+    with pytest.raises(DinomedError, match="no plan of this version"):
+        predict_collection(predictors[0], manifest, out, overwrite=True)
+    assert precious.exists()
 
 
 def test_an_image_that_breaks_later_is_listed_and_the_rest_goes_on(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
-    manifest, _ = collect(pictures)
+    manifest, _ = find_images(pictures)
     (pictures / "a.png").write_bytes(b"")
     done = predict_collection(predictors[0], manifest, tmp_path / "out")
     assert done.images == 4

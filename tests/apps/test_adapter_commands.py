@@ -96,6 +96,38 @@ def test_predict_keeps_the_good_and_fails_at_the_end(trained: Path, run, tmp_pat
     assert one.name in (tmp_path / "one" / "predictions.csv").read_text()
 
 
+def test_predict_takes_what_lies_in_the_current_folder(
+    trained: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = min((trained / "lesions" / "images").iterdir())
+    shutil.copy(source, tmp_path / "lesion.jpg")
+    monkeypatch.chdir(tmp_path)
+    for given, out in (("lesion.jpg", "one"), (".", "all")):
+        for again in ((), ("--overwrite",)):
+            code, text, err = run("predict", trained / "seg", given, "-o", f"{out}/", "--json", *again)
+            assert code == 0, err
+            assert json.loads(text)["images"] == 1
+        assert (tmp_path / out / "lesion.png").exists()
+
+
+def test_predict_goes_on_where_it_was_stopped(
+    trained: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("predict", trained / "seg", trained / "lesions" / "images", "-o", tmp_path / "out", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr("dinomed.adapters.folders.write_csv", _interrupt)
+        assert run(*options)[0] == 130
+    code, out, err = run(*options)
+    assert code == 0, err
+    report = json.loads(out)
+    assert (report["images"], report["kept"]) == (60, 60)
+    assert "not for diagnosis" in report["note"]
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_features_are_a_table_of_class_tokens(runs: Path, run, tmp_path: Path) -> None:
     out = tmp_path / "feats.parquet"
     code, text, err = run("features", runs / "derm.parquet", "--backbone", runs / "ssl", "-o", out, "--json")
