@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinomed.files import sha256_file
-from dinomed.images.read import Header, MaskSizeError, UnreadableImage, read_image_and_header, read_mask
+from dinomed.images.read import Header, MaskSizeError, UnreadableImage, read_header, read_image_and_header, read_mask
 from dinomed.progress import bar
 
+_LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _CHUNK = 32  # files a task: single files cost more in switching between threads than they spread the load
 
 
 @dataclass(frozen=True)
 class Facts:
     """One image that can be used. `foreground` is the share of its mask that is lesion, None where there is none;
-    `mask_problem` says why a mask cannot be used, `wrong_size` that it has another size than the image."""
+    `mask_problem` says why a mask cannot be used, `wrong_size` that it has another size than the image; `turned` that
+    EXIF turns the image and not the mask, and that both have a shape that fits either way."""
 
     image: str
     sha256: str
@@ -26,6 +28,7 @@ class Facts:
     foreground: float | None = None
     mask_problem: str | None = None
     wrong_size: bool = False
+    turned: bool = False
 
 
 def read_facts(folder: Path, image: str, mask: str | None = None) -> Facts:
@@ -36,13 +39,25 @@ def read_facts(folder: Path, image: str, mask: str | None = None) -> Facts:
     """
     path = folder / image
     header, _ = read_image_and_header(path)
-    foreground, problem, wrong_size = None, None, False
+    foreground, problem, wrong_size, turned = None, None, False, False
     if mask is not None:
         try:
             foreground = float(read_mask(folder / mask, size=(header.height, header.width)).mean())
+            turned = header.orientation != 1 and _fits_both_ways(header) and read_header(folder / mask).orientation == 1
         except UnreadableImage as error:
             problem, wrong_size = error.reason, isinstance(error, MaskSizeError)
-    return Facts(image, sha256_file(path), path.stat().st_size, header, mask, foreground, problem, wrong_size)
+            if wrong_size and _fits_as_stored(header, read_header(folder / mask)):
+                problem += "; it fits the image as it is stored, before its EXIF orientation: turn the mask upright"
+    return Facts(image, sha256_file(path), path.stat().st_size, header, mask, foreground, problem, wrong_size, turned)
+
+
+def _fits_both_ways(image: Header) -> bool:
+    """Whether turning the image as its EXIF orientation asks leaves its shape as it was."""
+    return image.width == image.height or image.orientation not in _LYING
+
+
+def _fits_as_stored(image: Header, mask: Header) -> bool:
+    return image.orientation in _LYING and (mask.height, mask.width) == (image.width, image.height)
 
 
 def read_all(

@@ -52,6 +52,18 @@ def warn_doubtful(doubtful: Mapping[str, str]) -> list[str]:
     ]
 
 
+def warn_turned(facts: Sequence[Facts]) -> list[str]:
+    """Images that are turned upright while their masks, which say nothing of it, may be drawn on the stored ones."""
+    turned = [f for f in facts if f.turned]
+    if not turned:
+        return []
+    subject = "image is turned by its" if len(turned) == 1 else "images are turned by their"
+    return [
+        f"{len(turned):,} {subject} EXIF orientation, the mask is not, and its shape fits both ways; make sure that it "
+        f"is drawn on the upright image. The first is {turned[0].image} with {turned[0].mask}"
+    ]
+
+
 def count_masks(facts: list[Facts]) -> dict[str, int]:
     shares = [f.foreground for f in facts if f.foreground is not None]
     return {"masks": len(shares), "empty": shares.count(0.0), "full": shares.count(1.0)}

@@ -14,6 +14,7 @@ from dinomed.datasets.findings import (
     nothing_in,
     warn_doubtful,
     warn_duplicates,
+    warn_turned,
     warn_unreadable,
 )
 from dinomed.datasets.folders import Pairs, classes_of, pair_masks, splits_of
@@ -122,6 +123,7 @@ def scan(
         warnings=[
             *warn_unreadable(facts, len(failed)),
             *warn_doubtful({} if "mask" in table.columns or mask == NONE else pairs.doubtful),
+            *warn_turned(facts),
             *table.warnings,
             *warn_duplicates(columns, duplicates, grouped=grouped),
             *explain_gaps(columns["group"], classes, splits or [None] * len(facts)),

@@ -40,13 +40,15 @@ class UnreadableImage(DinomedError):
 @dataclass(frozen=True)
 class Header:
     """What the header says: `width` and `height` in pixels, upright (after EXIF orientation); `mode` as Pillow names
-    it (``RGB``, ``L``, ``I;16``, ``CMYK``, ...); `format` (``JPEG``, ``PNG``, ...); `frames` in the file."""
+    it (``RGB``, ``L``, ``I;16``, ``CMYK``, ...); `format` (``JPEG``, ``PNG``, ...); `frames` in the file; the EXIF
+    `orientation` (1 to 8) of the pixels as they are stored, 1 if it says none."""
 
     width: int
     height: int
     mode: str
     format: str
     frames: int
+    orientation: int = 1
 
 
 @contextmanager
@@ -73,7 +75,8 @@ def header_of(image: Image.Image) -> Header:
     width, height = image.size
     if _orientation(image) in (5, 6, 7, 8):
         width, height = height, width
-    return Header(width, height, image.mode, image.format or "", getattr(image, "n_frames", 1))
+    frames = getattr(image, "n_frames", 1)
+    return Header(width, height, image.mode, image.format or "", frames, _stored_orientation(image))
 
 
 def upright_of(image: Image.Image, pixels: np.ndarray) -> np.ndarray:
@@ -99,7 +102,17 @@ def looks_like_image(path: str | Path) -> bool:
     return start.startswith(_MAGIC) or webp or start[128:132] == b"DICM"
 
 
+def _stored_orientation(image: Image.Image) -> int:
+    """As the file has it, be it for us to undo or for Pillow; 1 for what is none."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        found = image.tag_v2.get(_ORIENTATION, 1)
+    else:
+        found = _orientation(image)
+    return found if found in range(1, 9) else 1
+
+
 def _orientation(image: Image.Image) -> int:
+    """What is still to be undone."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1  # Pillow turns these itself, and reports the turned size
     try:

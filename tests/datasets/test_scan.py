@@ -227,6 +227,30 @@ def test_masks_of_another_size_are_refused_in_pairs(folder: Path) -> None:
     assert "masks/2.png: the mask is 12x16, its image 16x12" in str(caught.value)
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+def test_a_mask_that_exif_does_not_turn_with_its_image_is_told(folder: Path, format: str) -> None:
+    def turn(name: str, orientation: int, size: tuple[int, int] = (16, 12)) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", size).save(folder / name, format, exif=exif)
+
+    turn("images/1.png", 3)
+    turn("images/2.png", 3)
+    turn("masks/2.png", 3)  # turned alike
+    turn("images/4.png", 6, (12, 16))  # its mask fits the upright shape alone
+    turn("images/5.png", 1)
+    assert [line for line in scan(folder, "labels.csv").warnings if "EXIF" in line] == [
+        "1 image is turned by its EXIF orientation, the mask is not, and its shape fits both ways; make sure that it "
+        "is drawn on the upright image. The first is images/1.png with masks/1.png"
+    ]
+    turn("images/7.png", 6, (10, 10))
+    write_mask(folder / "masks/7.png", np.ones((10, 10), np.uint8))
+    assert any("2 images are turned" in line for line in scan(folder, "labels.csv").warnings)
+    turn("images/8.png", 6)
+    with pytest.raises(UsageError, match=r"masks/8.png: the mask is 16x12, its image 12x16 .*turn the mask upright"):
+        scan(folder, "labels.csv")
+
+
 def test_one_bad_mask_is_listed_all_bad_masks_are_refused(folder: Path) -> None:
     def spoil(i: int) -> None:
         Image.fromarray(np.arange(192, dtype=np.uint8).reshape(12, 16)).save(folder / f"masks/{i}.png")

@@ -77,7 +77,7 @@ def test_exif_orientation_is_applied_to_image_mask_and_header(tmp_path: Path, fo
     mask = np.where(turned[..., 0] > 100, 255, 0).astype(np.uint8)
     mask_path.write_bytes(encode(np.ascontiguousarray(mask), format, exif=exif))
     header = read_header(path)
-    assert (header.height, header.width) == (24, 40)
+    assert (header.height, header.width, header.orientation) == (24, 40, orientation)
     image = read_image(path)
     assert np.abs(image.astype(int) - upright).mean() < 8
     agreement = (read_mask(mask_path, size=(24, 40)) == (upright[..., 0] > 100)).mean()
