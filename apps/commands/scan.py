@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from dinomed.apps.options import Json, Output, Overwrite, Quiet, Seed
+from dinomed.notice import RESEARCH_USE
 
 if TYPE_CHECKING:
     from dinomed.datasets.manifest import Manifest
@@ -36,13 +37,17 @@ def scan(
     keep_ids: Annotated[
         bool, Option("--keep-ids", help="Keep columns such as names, dates, numbers of patients; groups as written.")
     ] = False,
+    allow_unreadable: Annotated[
+        bool, Option("--allow-unreadable", help="Go on where more than half of the files cannot be read.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Read every image of a folder and write a manifest: content hash, size, label, group, split and mask.
 
-    Files that cannot be read are listed beside it, in OUT.unreadable.csv, with reasons. Splits are by group.
+    Files that cannot be read are listed beside it, in OUT.unreadable.csv, with reasons. Splits are by group. For
+    research use only, not for diagnosis.
     """
     from dinomed.apps.output import emit
     from dinomed.datasets import scan as scanning
@@ -54,7 +59,7 @@ def scan(
     result = scanning.scan(
         folder, labels, image_column=image_column, label=label, group=group, mask=mask, split=split,
         ratios=_parse_ratios(ratios), seed=seed, workers=workers, follow_links=follow_links,
-        keep_ids=keep_ids,
+        keep_ids=keep_ids, allow_unreadable=allow_unreadable,
     )  # fmt: skip
     write_manifest(result.manifest, output)
     refused = output.with_suffix(".unreadable.csv")
@@ -88,7 +93,7 @@ def summarize(result: "ScanResult") -> dict[str, Any]:
         "formats": _tally(manifest.column("format")),
         "fingerprint": manifest.fingerprint,
         "warnings": result.warnings,
-        "notes": [*result.notes, "for research use only"],
+        "notes": [*result.notes, RESEARCH_USE],
     }
 
 

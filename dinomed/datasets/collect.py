@@ -14,6 +14,6 @@ def collect(path: str | Path) -> tuple[Manifest, list[tuple[str, str]]]:
         DinomedError: a single image cannot be read, or a manifest is damaged.
     """
     if Path(path).is_dir():
-        result = scan(path, make_split=False)
+        result = scan(path, make_split=False, allow_unreadable=True)
         return result.manifest, result.unreadable
     return open_collection(path), []

@@ -8,7 +8,7 @@ from dinomed.datasets.facts import Facts
 from dinomed.datasets.folders import Pairs
 from dinomed.datasets.labels import Labels
 from dinomed.datasets.walk import Found
-from dinomed.errors import UsageError
+from dinomed.errors import DinomedError, UsageError
 
 _LISTED = 5  # examples in a message
 
@@ -78,12 +78,22 @@ def nothing_in(folder: Path, unreadable: Sequence[tuple[str, str]]) -> str:
     return f"folder {folder} holds no image that can be read ({refused} refused, the first {path}: {reason})"
 
 
+def check_readable(folder: Path, readable: int, refused: Sequence[tuple[str, str]]) -> None:
+    """Stop where more than half of the files are refused: more likely the wrong folder, or a copy that failed."""
+    if len(refused) > readable:
+        path, reason = refused[0]
+        raise DinomedError(
+            f"{len(refused):,} of {len(refused) + readable:,} files of {folder} cannot be read, the first is {path}: "
+            f"{reason}; is it the right folder? dinomed scan --allow-unreadable makes a manifest of the others"
+        )
+
+
 def warn_unreadable(facts: Sequence[Facts], failed: int) -> list[str]:
     """Failures that make the collection doubtful."""
     lines = []
     if failed > len(facts):
         total = failed + len(facts)
-        lines.append(f"MORE THAN HALF of the images cannot be read ({failed:,} of {total:,}): is it the right folder?")
+        lines.append(f"MORE THAN HALF of the files cannot be read ({failed:,} of {total:,}): is it the right folder?")
     bad = [f for f in facts if f.mask_problem]
     if bad:
         lines.append(

@@ -9,6 +9,7 @@ from typing import Any
 from dinomed.datasets.facts import Facts, read_all, read_facts
 from dinomed.datasets.findings import (
     check_masks,
+    check_readable,
     count_masks,
     notes,
     nothing_in,
@@ -59,6 +60,7 @@ def scan(
     workers: int | None = None,
     follow_links: bool = False,
     keep_ids: bool = False,
+    allow_unreadable: bool = False,
 ) -> ScanResult:
     """Read every image below `folder`.
 
@@ -73,10 +75,12 @@ def scan(
         ratios: shares of train, val and test where splits are made.
         workers: threads; None for one a processor.
         keep_ids: keep columns of the CSV that tell who a patient is, and groups of such a column as they are written.
+        allow_unreadable: go on, with a warning, where more than half of the files cannot be read.
 
     Raises:
         UsageError: no such folder; no readable image in it; a column or the CSV is missing; a mask of another size
             than its image; no mask that can be used; a group in two splits.
+        DinomedError: more than half of the files cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -98,6 +102,8 @@ def scan(
     unreadable = [*found.refused, *failed, *table.missing]
     if not facts:
         raise UsageError(nothing_in(folder, unreadable))
+    if not allow_unreadable:
+        check_readable(folder, len(facts), [*found.refused, *failed])
     check_masks(facts)
     unreadable += [(f.mask, f"mask of {f.image}: {f.mask_problem}") for f in facts if f.mask and f.mask_problem]
 
@@ -121,7 +127,7 @@ def scan(
         count_masks(facts),
         duplicates,
         warnings=[
-            *warn_unreadable(facts, len(failed)),
+            *warn_unreadable(facts, len(found.refused) + len(failed)),
             *warn_doubtful({} if "mask" in table.columns or mask == NONE else pairs.doubtful),
             *warn_turned(facts),
             *table.warnings,

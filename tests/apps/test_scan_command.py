@@ -11,6 +11,7 @@ import pytest
 
 from dinomed.datasets.manifest import read_manifest
 from dinomed.datasets.synthetic import write_lesions
+from dinomed.notice import RESEARCH_USE
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_json_is_the_only_thing_on_stdout(lesions: Path, tmp_path: Path) -> None
     report = json.loads(done.stdout)
     assert (report["images"], report["unreadable"], report["masks"]["masks"]) == (30, 3, 30)
     assert sum(report["classes"].values()) == sum(part["images"] for part in report["splits"].values()) == 30
-    assert "for research use only" in report["notes"]
+    assert RESEARCH_USE in report["notes"]
     assert all(line.startswith("warning: ") for line in done.stderr.splitlines())
 
 
@@ -98,6 +99,34 @@ def test_bad_requests_get_one_line(lesions: Path, tmp_path: Path, arguments: lis
     assert len(done.stderr.splitlines()) <= 2
     assert done.stdout == ""
     assert not list(tmp_path.glob("m.*"))
+
+
+def test_a_folder_that_is_mostly_unreadable_gives_no_manifest(tmp_path: Path) -> None:
+    mostly = write_lesions(tmp_path / "mostly", count=3, size=(40, 40), broken=4)
+    out = tmp_path / "m.parquet"
+    done = dinomed("scan", mostly, "-o", out)
+    assert done.returncode == 1
+    assert "error: 4 of 7 files of" in done.stderr
+    assert "--allow-unreadable" in done.stderr
+    assert not list(tmp_path.glob("m.*"))
+    done = dinomed("scan", mostly, "-o", out, "--allow-unreadable")
+    assert (done.returncode, len(read_manifest(out))) == (0, 3)
+    assert "MORE THAN HALF" in done.stderr
+
+
+def test_names_and_numbers_of_patients_are_nowhere_unless_asked_for(tmp_path: Path) -> None:
+    clean = write_lesions(tmp_path / "clean", count=6, size=(40, 40), broken=0)
+    lines = (clean / "labels.csv").read_text().splitlines()
+    lines = [f"{line},{'PatientName,MRN' if i == 0 else f'Planted{i},Planted{i % 2}'}" for i, line in enumerate(lines)]
+    (clean / "labels.csv").write_text("\n".join(lines))
+    wanted = ["scan", clean, "--labels", "labels.csv", "--group", "MRN", "--split", "none"]
+    done = dinomed(*wanted, "-o", tmp_path / "out" / "m.csv")
+    assert done.returncode == 0, done.stderr
+    assert "Planted" not in done.stdout + done.stderr
+    assert not any(b"Planted" in path.read_bytes() for path in (tmp_path / "out").iterdir())
+    assert "PatientName; --keep-ids keeps them" in done.stderr
+    assert dinomed(*wanted, "-o", tmp_path / "kept.csv", "--keep-ids").returncode == 0
+    assert "Planted3" in (tmp_path / "kept.csv").read_text()
 
 
 def test_the_stale_list_of_an_earlier_scan_goes(lesions: Path, tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinomed.datasets.collect import collect
 from dinomed.datasets.manifest import KNOWN, read_manifest, write_manifest
 from dinomed.datasets.scan import ScanResult, scan
 from dinomed.datasets.splits import check_splits
-from dinomed.errors import UsageError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.images.read import read_image, write_mask
 
 
@@ -82,11 +83,17 @@ def test_bad_files_are_listed_and_the_scan_goes_on(folder: Path) -> None:
     assert not any("HALF" in line for line in result.warnings)
 
 
-def test_more_than_half_unreadable_is_a_loud_warning(tmp_path: Path) -> None:
+def test_more_than_half_unreadable_ends_the_scan_unless_allowed(tmp_path: Path) -> None:
     paint(tmp_path / "a.png")
-    for i in range(2):
-        (tmp_path / f"{i}.jpg").write_bytes(b"")
-    assert "MORE THAN HALF of the images cannot be read (2 of 3)" in scan(tmp_path).warnings[0]
+    (tmp_path / "0.jpg").write_bytes(b"")
+    assert len(scan(tmp_path).unreadable) == 1  # just half
+    (tmp_path / "1.jpg").symlink_to("gone")
+    with pytest.raises(DinomedError, match=r"2 of 3 files of .* cannot be read, the first is 1.jpg: broken link;"):
+        scan(tmp_path)
+    allowed = scan(tmp_path, allow_unreadable=True)
+    assert "MORE THAN HALF of the files cannot be read (2 of 3)" in allowed.warnings[0]
+    assert len(allowed.manifest) == 1
+    assert len(collect(tmp_path)[1]) == 2
 
 
 def test_nothing_to_read_names_the_folder(tmp_path: Path) -> None:
