@@ -1,21 +1,25 @@
 """The main job in one go: every step is a command of its own, printed as it runs; then a table and a report.
 
 pictures -> scan -> pretrain -> probe -> train classify, train segment -> evaluate -> report
+Which of these the images allow is decided, and said, after the scan (`dinomed.apps.quickstart_scope`).
 """
 
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dinomed.apps.journal import JOURNAL, Journal
+from dinomed.apps.quickstart_scope import Scope, find_scope
 from dinomed.config import load_config, to_yaml
 from dinomed.configs import find_config
 from dinomed.datasets.manifest import read_manifest
 from dinomed.errors import UsageError
 from dinomed.files import locked, prepare_output, sha256_file, write_json, write_text
+from dinomed.notice import RESEARCH_USE
 from dinomed.progress import say
 
 CONFIG = "configs/pretrain/quickstart.yaml"
@@ -28,6 +32,7 @@ COLUMNS = {
     "dice": "Dice",
 }
 NUM_EXAMPLES = 6
+SYNTHETIC = "synthetic lesions"
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Plan:
     data: Path | None = None
     labels: str | None = None
     group: str | None = None
+    mask: str | None = None
     count: int = 600
     overrides: tuple[str, ...] = ()
     seed: int = 0
@@ -48,11 +54,17 @@ class Plan:
 def run_quickstart(plan: Plan) -> dict[str, Any]:
     """Run every step that the images allow; the results as the table, ``results.json`` and the report show them.
 
-    Without labels nothing is probed or classified, without masks nothing is segmented; this is said.
+    What is done, and what not and why, is said in one line once the images are known, before anything is trained.
 
     Raises:
-        UsageError: the folder of images is missing or holds none, or a step is refused.
+        UsageError: the folder of images is missing, holds too few, or holds the output folder; or a step is refused.
+        DinomedError: another process works in the output folder.
     """
+    if plan.data is not None and plan.folder.resolve().is_relative_to(plan.data.resolve()):
+        raise UsageError(
+            f"output {plan.folder} lies in the folder of the images, and would be scanned as one of them next time; "
+            "choose another with -o"
+        )
     prepare_output(plan.folder, overwrite=True, marker=JOURNAL)
     with locked(plan.folder):
         return _run(plan, Journal(plan.folder, ["--quiet"] if plan.quiet else []))
@@ -61,62 +73,76 @@ def run_quickstart(plan: Plan) -> dict[str, Any]:
 def _run(plan: Plan, journal: Journal) -> dict[str, Any]:
     began = time.monotonic()
     images = plan.data or _draw_lesions(plan)
-    manifest = plan.folder / "images.parquet"
-    scanned = journal.run("scan", images, *_scan_options(plan, images), "-o", manifest, output=manifest, always=True)
-    journal.depends_on(sha256_file(manifest))
-    has_labels = _has_labels(scanned)
-    has_masks = scanned["masks"]["masks"] > 0
+    path = plan.folder / "images.parquet"
+    scanned = journal.run("scan", images, *_scan_options(plan, images), "-o", path, output=path, always=True)
+    journal.depends_on(sha256_file(path))
+    manifest, masks = read_manifest(path), scanned["masks"]
+    scope = find_scope(manifest, images, plan.seed, all_empty=masks["masks"] == masks["empty"])
+    say(f"\n{scope.sentence()}")
 
-    ssl, untrained = plan.folder / "ssl", plan.folder / "ssl" / "untrained"
-    pretrained = _pretrain(plan, journal, scanned, manifest, ssl)
-
-    on_device = ["--device", plan.device] if plan.device != "auto" else []
-    seeded = ["--seed", plan.seed, *on_device] if plan.seed else on_device
+    ssl = plan.folder / "ssl"
+    pretrained = _pretrain(plan, journal, scope.images, path, ssl)
     rows: list[dict[str, Any]] = [{"method": "pretrained here"}, {"method": "the same backbone, untrained"}]
-    segmenter = plan.folder / "seg"
-    if has_labels:
-        for row, backbone in zip(rows, (ssl, untrained), strict=True):
-            row |= _flatten_probe(journal.run("probe", backbone, "--data", manifest, *on_device))
-        classifier = plan.folder / "cls"
-        wanted = ["--backbone", ssl, "--data", manifest, "-o", classifier]
-        journal.run("train", "classify", *wanted, *seeded, output=classifier)
-        evaluated = journal.run("evaluate", classifier, "--data", manifest, "--split", "test", *on_device)
-    else:
-        evaluated = None
-        say("no labels: nothing to probe or classify (give --labels, or a folder for each class)")
-    if has_masks:
-        for row, backbone, adapter in zip(
-            rows, (ssl, untrained), (segmenter, plan.folder / "seg_untrained"), strict=True
-        ):
-            wanted = ["--backbone", backbone, "--data", manifest, "-o", adapter]
-            journal.run("train", "segment", *wanted, "--config", SEGMENT_CONFIG, *seeded, output=adapter)
-            told = journal.run("evaluate", adapter, "--data", manifest, "--split", "test", *on_device)
-            row["dice"] = told["metrics"]["dice"]
-    else:
-        say("no masks: no segmentation and no demo (masks in a folder `masks`, named as their images, are found)")
+    backbones = (ssl, ssl / "untrained")
+    classifier = _classify(plan, journal, scope, path, backbones, rows)
+    segmenter = _segment(plan, journal, scope, path, backbones, rows)
 
     from dinomed.apps.quickstart_report import Findings, write_report
 
-    found = segmenter if has_masks else None
-    findings = Findings(read_manifest(manifest), scanned, pretrained, ssl, found)
-    if has_masks:
+    findings = Findings(manifest, scanned, scope, pretrained, ssl, segmenter)
+    examples = plan.folder / "examples"
+    written = findings.write_examples(examples, NUM_EXAMPLES) if segmenter else []
+    if scope.judge_masks:
         rows.append({"method": "Otsu's threshold, no model", "dice": findings.otsu_dice()})
-        findings.copy_examples(plan.folder / "examples", NUM_EXAMPLES)
     results = {
-        "data": "synthetic lesions" if plan.data is None else str(plan.data),
+        "data": SYNTHETIC if plan.data is None else str(plan.data),
         "images": scanned["images"],
         "classes": scanned["classes"],
+        "scope": scope.sentence(),
         "results": rows,
-        "classifier": evaluated and evaluated["metrics"],
-        "segmenter": found and str(found),
-        "examples": found and str(plan.folder / "examples"),
+        "classifier": classifier,
+        "segmenter": segmenter and str(segmenter),
+        "examples": str(examples) if written else None,
         "report": str(plan.folder / "report.html"),
         "seconds": round(time.monotonic() - began, 1),
-        "note": "for research use only",
+        "note": RESEARCH_USE,
     }
     write_json(plan.folder / "results.json", results)
     write_text(plan.folder / "report.html", write_report(findings, results, journal, plan.device))
     return results
+
+
+def _classify(
+    plan: Plan, journal: Journal, scope: Scope, data: Path, backbones: Sequence[Path], rows: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Judge the features into `rows`, one a backbone; the classifier's metrics on test, if there are any."""
+    if scope.judge_classes:
+        for row, backbone in zip(rows, backbones, strict=True):
+            row |= _flatten_probe(journal.run("probe", backbone, "--data", data, *_seeded(plan)))
+    if not scope.classify:
+        return None
+    adapter = plan.folder / "cls"
+    wanted = ["--backbone", backbones[0], "--data", data, "-o", adapter]
+    journal.run("train", "classify", *wanted, *_seeded(plan), output=adapter)
+    if not scope.judge_classes:
+        return None
+    return journal.run("evaluate", adapter, "--data", data, "--split", "test", *_on_device(plan))["metrics"]
+
+
+def _segment(
+    plan: Plan, journal: Journal, scope: Scope, data: Path, backbones: Sequence[Path], rows: list[dict[str, Any]]
+) -> Path | None:
+    """The segmenter on the first backbone; where test can judge, one on each, and their Dice into `rows`."""
+    if not scope.segment:
+        return None
+    adapters = (plan.folder / "seg", plan.folder / "seg_untrained") if scope.judge_masks else (plan.folder / "seg",)
+    for row, backbone, adapter in zip(rows, backbones, adapters, strict=False):
+        wanted = ["--backbone", backbone, "--data", data, "-o", adapter]
+        journal.run("train", "segment", *wanted, "--config", SEGMENT_CONFIG, *_seeded(plan), output=adapter)
+        if scope.judge_masks:
+            told = journal.run("evaluate", adapter, "--data", data, "--split", "test", *_on_device(plan))
+            row["dice"] = told["metrics"]["dice"]
+    return adapters[0]
 
 
 def show_results(results: dict[str, Any]) -> Any:
@@ -124,7 +150,7 @@ def show_results(results: dict[str, Any]) -> Any:
     from dinomed.apps.output import build_table
 
     columns, rows = table_of(results)
-    title = f"{results['images']:,} images ({results['data']}), test split; for research use only"
+    title = f"{results['images']:,} images ({results['data']}), test split; {RESEARCH_USE}"
     return build_table(columns, rows, title=title)
 
 
@@ -156,31 +182,31 @@ def _scan_options(plan: Plan, images: Path) -> list[str]:
     labels = plan.labels or ("labels.csv" if (images / "labels.csv").is_file() else None)
     options = ["--labels", labels] if labels else []
     options += ["--group", plan.group] if plan.group else []
+    options += ["--mask", plan.mask] if plan.mask else []
     return [*options, *(["--seed", str(plan.seed)] if plan.seed else [])]
 
 
-def _has_labels(scanned: dict[str, Any]) -> bool:
-    """At least two classes to learn, and images of them to judge by."""
-    splits = scanned["splits"]
-    return all(len(splits.get(name, {}).get("classes", {})) >= 2 for name in ("train", "test"))
-
-
-def _pretrain(plan: Plan, journal: Journal, scanned: dict[str, Any], manifest: Path, out: Path) -> dict[str, Any]:
+def _pretrain(plan: Plan, journal: Journal, images: int, data: Path, out: Path) -> dict[str, Any]:
     from dinomed.pretrain.config import PretrainConfig
 
     overrides = list(plan.overrides)
     config = load_config(PretrainConfig, find_config(CONFIG), overrides)
-    train = scanned["splits"].get("train", scanned)["images"]
-    if train < 4:
-        raise UsageError(f"{train} images to train on; a backbone needs hundreds at the least")
-    if train < config.run.batch_size:  # a small collection of the user's own
-        overrides.insert(0, f"run.batch_size={train}")
+    if images < config.run.batch_size:  # a small collection of the user's own
+        overrides.insert(0, f"run.batch_size={images}")
     if plan.seed:
         overrides.append(f"run.seed={plan.seed}")
     journal.depends_on(to_yaml(load_config(PretrainConfig, find_config(CONFIG), overrides)))
     sets = [word for override in overrides for word in ("--set", override)]
-    on_device = ["--device", plan.device] if plan.device != "auto" else []
-    return journal.run("pretrain", CONFIG, "--data", manifest, "-o", out, *sets, *on_device, output=out, resume=True)
+    wanted = ["--data", data, "-o", out, *sets, *_on_device(plan)]
+    return journal.run("pretrain", CONFIG, *wanted, output=out, resume=True)
+
+
+def _on_device(plan: Plan) -> list[str]:
+    return ["--device", plan.device] if plan.device != "auto" else []
+
+
+def _seeded(plan: Plan) -> list[str]:
+    return [*(["--seed", str(plan.seed)] if plan.seed else []), *_on_device(plan)]
 
 
 def _flatten_probe(report: dict[str, Any]) -> dict[str, float]:

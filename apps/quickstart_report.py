@@ -15,9 +15,11 @@ from PIL import Image
 
 from dinomed.apps import report
 from dinomed.apps.baselines import otsu_mask
+from dinomed.apps.examples import spread, write_examples
 from dinomed.apps.journal import Journal
 from dinomed.apps.overlay import draw_mask, line_width_px, outline
-from dinomed.apps.quickstart import table_of
+from dinomed.apps.quickstart import SYNTHETIC, table_of
+from dinomed.apps.quickstart_scope import Scope
 from dinomed.datasets.manifest import Manifest
 from dinomed.images.read import read_image, read_mask
 from dinomed.metrics.segmentation import Overlap, overlap, segmentation_metrics
@@ -38,6 +40,7 @@ class Findings:
 
     manifest: Manifest
     scanned: dict[str, Any]
+    scope: Scope
     pretrained: dict[str, Any]
     ssl: Path
     segmenter: Path | None
@@ -61,23 +64,27 @@ class Findings:
             found.append(overlap(self._mask(index, image), otsu_mask(image)))
         return segmentation_metrics(found)["dice"]
 
-    def copy_examples(self, folder: Path, count: int) -> None:
-        """Test pictures for the demo: never seen in training."""
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for index in _spread(len(self.test), count):
-            path = self.test.path(index)
-            shutil.copyfile(path, folder / path.name)
+    def write_examples(self, folder: Path, count: int) -> list[Path]:
+        """Pictures for the demo, from test if there are any (never seen in training), else from val, else from train.
 
-    def segmented(self) -> list[tuple[float, np.ndarray, str]]:
-        """(Dice, picture with outlines, name) of the best, median and worst test picture."""
+        Numbered and encoded anew: neither the names of the files nor what is written in them goes along.
+        """
+        splits = self.manifest.column("split")
+        of_splits = [[i for i, name in enumerate(splits) if name == split] for split in ("test", "val", "train")]
+        with_masks = [i for i in of_splits[0] if self.manifest.mask_path(i)]
+        rows = next(filter(None, [with_masks, *of_splits]))
+        shutil.rmtree(folder, ignore_errors=True)
+        return write_examples([self.manifest.path(rows[i]) for i in spread(len(rows), count)], folder, count)
+
+    def segmented(self) -> list[tuple[float, np.ndarray]]:
+        """(Dice, picture with outlines) of the best, median and worst test pictures, best first."""
         from dinomed.adapters.predict import SegmentPredictor, load_adapter
 
         assert self.segmenter is not None
         predictor = load_adapter(self.segmenter)
         assert isinstance(predictor, SegmentPredictor)
         judged = []
-        for index in track(_spread(len(self.test), MAX_PICTURES), "pictures for the report"):
+        for index in track(spread(len(self.test), MAX_PICTURES), "pictures for the report"):
             image = read_image(self.test.path(index), channels=predictor.backbone.preprocessing.channels)
             mask = (predictor.probability(image) >= predictor.threshold).astype(np.uint8)
             judged.append((overlap(self._mask(index, image), mask).dice, index, mask))
@@ -89,23 +96,27 @@ class Findings:
             image = read_image(self.test.path(index))
             drawn = draw_mask(image, mask, fill=0.12)
             drawn[outline(self._mask(index, image), max(1, line_width_px(image.shape) // 2))] = TRUTH
-            out.append((dice, drawn, self.test.column("image")[index]))
+            out.append((dice, drawn))
         return out
 
 
 def write_report(findings: Findings, results: dict[str, Any], journal: Journal, device: str) -> str:
     """The report as one HTML document."""
     parts = [report.paragraph(f"{results['images']:,} images ({results['data']}), {_splits(findings.scanned)}.")]
+    parts.append(report.paragraph(results["scope"]))
     columns, rows = table_of(results)
     if len(columns) > 1:
         parts += [report.heading("Results on the test split"), report.build_table(columns, rows, best=0)]
         parts.append(report.paragraph(READING))
-    if results["data"] == "synthetic lesions":
+    if results["data"] == SYNTHETIC:
         parts.append(report.paragraph("Synthetic lesions show that everything works; they say nothing about patients."))
-    if findings.segmenter is not None:
+    if findings.scope.judge_masks:
         looked_at = min(len(findings.test), MAX_PICTURES)
         parts.append(report.heading(f"Segmentation: best, median and worst of {looked_at} test pictures"))
-        parts += [report.figure(drawn, f"Dice {dice:.2f}, {name}") for dice, drawn, name in findings.segmented()]
+        parts += [
+            report.figure(drawn, f"Picture {number}: Dice {dice:.2f}")  # numbered: a file's name may be a patient's
+            for number, (dice, drawn) in enumerate(findings.segmented(), start=1)
+        ]
         parts.append(report.paragraph("Cyan: the model's outline. White: the reference."))
     parts += _pretraining(findings)
     system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, device {device}."
@@ -165,8 +176,3 @@ def _curves(run: Path) -> list[str]:
 
 def _splits(scanned: dict[str, Any]) -> str:
     return ", ".join(f"{part['images']:,} {name}" for name, part in scanned["splits"].items()) or "no split"
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """At most `count` indices, evenly over `total`."""
-    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist() if total else []

@@ -18,6 +18,7 @@ def quickstart(
     group: Annotated[
         str | None, typer.Option("--group", help="As in `dinomed scan`: patients, lesions, videos.")
     ] = None,
+    mask: Annotated[str | None, typer.Option("--mask", help="As in `dinomed scan`; `none` for no masks.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything.")] = Path("runs/quickstart"),
     count: Annotated[int, typer.Option("--count", help="Number of synthetic pictures.", min=40)] = 600,
     overrides: Annotated[
@@ -32,13 +33,14 @@ def quickstart(
     """Do the whole job once, from pictures to a demo.
 
     Without --data it draws synthetic lesions, and takes less than 10 minutes on 2 cores. Each command is shown as it
-    runs. Started again with the same settings, it goes on where it stopped. For research use only.
+    runs. Started again with the same settings, it goes on where it stopped. Of your own images it does what they allow:
+    with labels it classifies, with masks it segments and shows the demo. For research use only, not for diagnosis.
     """
     from dinomed.apps.output import emit
     from dinomed.apps.quickstart import Plan, run_quickstart, show_results
     from dinomed.progress import say
 
-    plan = Plan(output, data, labels, group, count, tuple(overrides or ()), seed, device, quiet)
+    plan = Plan(output, data, labels, group, mask, count, tuple(overrides or ()), seed, device, quiet)
     results = run_quickstart(plan)
     emit(results, as_json, None if as_json else show_results(results))
     say(f"report: {results['report']}")
@@ -46,5 +48,7 @@ def quickstart(
         return  # (with --json, stdout is for one object: no address may follow)
     from dinomed.apps.demos.launch import serve_segment
 
-    say(f"\n$ dinomed demo segment --adapter {results['segmenter']} --examples {results['examples']}")
-    serve_segment(Path(results["segmenter"]), examples=Path(results["examples"]), device=device)
+    examples = results["examples"]
+    offered = f" --examples {examples}" if examples else ""
+    say(f"\n$ dinomed demo segment --adapter {results['segmenter']}{offered}")
+    serve_segment(Path(results["segmenter"]), examples=examples and Path(examples), device=device)

@@ -62,7 +62,9 @@ def test_synthetic_lesions_from_pictures_to_report(tmp_path: Path, capsys: pytes
     assert report.count("data:image/jpeg") == 7  # six segmented pictures and the PCA
     assert report.count("<polyline") >= 3
     assert "For research use only" in report
-    assert len(list((folder / "examples").iterdir())) == quickstart.NUM_EXAMPLES
+    assert "SYN_" not in report  # a file's name may be a patient's
+    names = sorted(path.name for path in (folder / "examples").iterdir())
+    assert names == [f"example_{n}.jpg" for n in range(1, quickstart.NUM_EXAMPLES + 1)]
 
     again, told = run(capsys, "--count", "48", "-o", str(folder))
     assert again["results"] == results["results"]
@@ -70,21 +72,103 @@ def test_synthetic_lesions_from_pictures_to_report(tmp_path: Path, capsys: pytes
     assert again["seconds"] < results["seconds"]
 
 
-@pytest.mark.slow
-def test_own_pictures_without_labels_are_pretrained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def draw(folder: Path, names: list[str], masks: list[str] = ()) -> Path:  # type: ignore[assignment]
+    """Pictures of 50x40 with a dark square, and their masks: ``images/NAME.png`` and ``masks/NAME.png``, or split
+    folders above them where NAME is ``SPLIT/NAME``."""
     rng = np.random.default_rng(0)
-    own = tmp_path / "own"
-    own.mkdir()
-    for i in range(12):
-        Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(own / f"{i}.png")
+    mask = np.zeros((40, 50), bool)
+    mask[10:25, 15:35] = True
+    for name in names:
+        split, _, stem = name.rpartition("/")
+        pixels = rng.integers(150, 255, (40, 50, 3), dtype=np.uint8)
+        pixels[mask] //= 4
+        for kind, array in (("images", pixels), ("masks", mask)):
+            if kind == "images" or name in masks:
+                (folder / split / kind).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(folder / split / kind / f"{stem}.png")
+    return folder
+
+
+def label(folder: Path, classes: dict[str, str]) -> None:
+    rows = "".join(f"{name},{value}\n" for name, value in classes.items())
+    (folder / "labels.csv").write_text("image,label\n" + rows)
+
+
+def commands(told: str) -> set[str]:
+    """The first word of each command that was run."""
+    return {line.split()[2] for line in told.splitlines() if line.startswith("$ dinomed ")}
+
+
+@pytest.mark.slow
+def test_without_labels_and_masks_a_backbone_is_pretrained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = draw(tmp_path / "own", [f"{i:02}" for i in range(12)])
     results, told = run(capsys, "--data", str(own), "-o", str(tmp_path / "out"))
     assert results["segmenter"] is None
-    assert "no labels" in told
-    assert "no masks" in told
+    assert commands(told) == {"scan", "pretrain"}
+    plan = told.index("Plan: pretrain on 8 images. Not done: classification (no labels")
+    assert "segmentation and demo (no masks" in told[plan:].splitlines()[0]
+    assert plan < told.index("$ dinomed pretrain")
     assert [set(row) for row in results["results"]] == [{"method"}, {"method"}]
     report = (tmp_path / "out" / "report.html").read_text()
     assert "Results on the test split" not in report
+    assert "Not done: classification" in report
     assert "<polyline" in report
+
+
+@pytest.mark.slow
+def test_masks_in_train_only_give_a_segmenter_that_is_not_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"train/{i:02}" for i in range(8)] + [f"test/{i:02}" for i in range(10, 13)]
+    own = draw(tmp_path / "own", names, masks=names[:8])
+    results, told = run(capsys, "--data", str(own), "-o", str(tmp_path / "out"))
+    assert "segment, from 8 masks (not judged)" in told
+    assert "judging the segmentation (no mask in test)" in results["scope"]
+    assert commands(told) == {"scan", "pretrain", "train"}
+    assert (Path(results["segmenter"]) / "adapter.json").is_file()
+    assert len(list(Path(results["examples"]).iterdir())) == 3  # of test, though it has no masks
+
+
+@pytest.mark.slow
+def test_labels_alone_give_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{i:02}" for i in range(20)]
+    own = draw(tmp_path / "own", names)
+    label(own, {name: "ab"[i % 2] for i, name in enumerate(names)})
+    results, told = run(capsys, "--data", str(own), "-o", str(tmp_path / "out"))
+    assert "classify 2 classes (judged on test)" in told
+    assert results["segmenter"] is None
+    assert 0 <= results["classifier"]["balanced_accuracy"] <= 1
+    assert 0 <= results["results"][0]["knn_auroc"] <= 1
+
+
+@pytest.mark.slow
+def test_one_class_is_not_classified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{i:02}" for i in range(10)]
+    own = draw(tmp_path / "own", names)
+    label(own, dict.fromkeys(names, "nevus"))
+    results, told = run(capsys, "--data", str(own), "-o", str(tmp_path / "out"))
+    assert "classification (the labels of train are of one class)" in told
+    assert results["classifier"] is None
+
+
+def test_three_images_are_too_few_and_nothing_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = draw(tmp_path / "own", ["a", "b", "c"])
+    with pytest.raises(SystemExit) as end:
+        cli.main(["quickstart", "--data", str(own), "-o", str(tmp_path / "out"), "--no-demo"])
+    told = capsys.readouterr().err
+    assert end.value.code == 2
+    assert f"error: {own}: 3 images that can be read" in told
+    assert "needs 4 at the least" in told
+    assert "$ dinomed pretrain" not in told
+
+
+def test_an_output_among_the_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = draw(tmp_path / "own", ["a", "b", "c"])
+    with pytest.raises(SystemExit) as end:
+        cli.main(["quickstart", "--data", str(own), "-o", str(own / "runs"), "--no-demo"])
+    assert end.value.code == 2
+    assert "lies in the folder of the images" in capsys.readouterr().err
+    assert not (own / "runs").exists()
 
 
 def test_another_seed_draws_other_lesions(tmp_path: Path) -> None:
@@ -127,6 +211,7 @@ def test_a_folder_of_something_else_is_not_written_into(tmp_path: Path, capsys: 
         (["labels.csv"], {}, ["--labels", "labels.csv"]),
         (["labels.csv"], {"labels": "other.csv", "group": "patient"}, ["--labels", "other.csv", "--group", "patient"]),
         ([], {"labels": "folders", "seed": 3}, ["--labels", "folders", "--seed", "3"]),
+        ([], {"mask": "none"}, ["--mask", "none"]),
     ],
 )
 def test_own_labels_are_found_or_given(tmp_path: Path, files: list, asked: dict, options: list) -> None:
@@ -134,13 +219,3 @@ def test_own_labels_are_found_or_given(tmp_path: Path, files: list, asked: dict,
         (tmp_path / name).write_text("")
     plan = quickstart.Plan(tmp_path / "out", data=tmp_path, **asked)
     assert quickstart._scan_options(plan, tmp_path) == options
-
-
-@pytest.mark.parametrize(
-    ("train", "test", "expected"),
-    [({"a": 5, "b": 5}, {"a": 1, "b": 1}, True), ({"a": 5}, {"a": 1}, False), ({"a": 5, "b": 5}, {"a": 2}, False)],
-)
-def test_two_classes_are_needed_in_both_splits(train: dict, test: dict, expected: bool) -> None:
-    splits = {"train": {"classes": train}, "test": {"classes": test}}
-    assert quickstart._has_labels({"splits": splits}) is expected
-    assert quickstart._has_labels({"splits": {}}) is False
