@@ -6,6 +6,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from dinomed.apps.options import Backbone, Device, ImageSize, Json, Output, Overwrite, Quiet, Weights
+from dinomed.notice import RESEARCH_USE
 
 
 def features(
@@ -23,7 +24,7 @@ def features(
     """Write the features of every image: a Parquet table with the columns image and feature.
 
     An interrupted run goes on where it stopped. Files that cannot be read are listed in OUT.unreadable.csv, and the
-    rest goes on. For research use only.
+    rest goes on. For research use only, not for diagnosis.
     """
     from dinomed.apps.output import emit
     from dinomed.backbones.load import load_backbone
@@ -43,6 +44,6 @@ def features(
         "image_size": found.preprocessing.image_size,
         "unreadable": len(unreadable),
         "unreadable_list": None if written.unreadable_list is None else str(written.unreadable_list),
-        "note": "for research use only",
+        "note": RESEARCH_USE,
     }
     emit(report, as_json)

@@ -10,6 +10,7 @@ training is noisier than their rounding (about 1 part in 2,000; they come out of
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,9 @@ from dinomed.progress import warn
 
 FORMAT = "dinomed.features/1"
 Kind = Literal["cls", "mean", "patches"]
+LOCK_FILE = ".lock"
+_STORE = re.compile(r"[0-9a-f]{16}")
+_PART = re.compile(r"\d{5,}\.(?:json|(?:cls|mean|patches)\.npy)|\.lock|\.tmp-.*")
 DTYPES = {"cls": np.float32, "mean": np.float32, "patches": np.float16}
 
 
@@ -98,6 +102,22 @@ class FeatureStore:
 
     def _all(self, kind: Kind) -> np.ndarray:
         return np.concatenate([self.shard(shard, kind) for shard in range(self.key.num_shards)])
+
+
+def remove_stores(folder: Path) -> None:
+    """Remove the features below `folder`, of whichever keys, and what is empty then; anything else stays."""
+    for store in folder.iterdir():
+        if _STORE.fullmatch(store.name) and store.is_dir() and not store.is_symlink():
+            for path in store.iterdir():
+                if _PART.fullmatch(path.name) and not path.is_dir():
+                    path.unlink()
+            _remove_if_empty(store)
+    _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not folder.is_symlink() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def shard_file(folder: Path, shard: int, kind: Kind) -> Path:

@@ -1,6 +1,5 @@
 """Features as a Parquet table, written shard by shard: no more than one shard is in memory."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.features.extract import extract
-from dinomed.features.store import Kind
+from dinomed.features.store import Kind, remove_stores
 from dinomed.files import check_writable, replacing
 from dinomed.notice import RESEARCH_USE
 from dinomed.progress import warn
@@ -51,6 +50,10 @@ def check_table_output(path: str | Path, tokens: str = "cls", *, overwrite: bool
             raise UsageError(f"output {path} exists already; add --overwrite to replace it")
         if not _is_ours(path):
             raise UsageError(f"output {path} is not overwritten, since it is no table of features")
+    if (parts := _parts(path)).exists() and not parts.is_dir():
+        raise UsageError(
+            f"{parts} is a file; a folder of that name is needed while features are computed: move it away"
+        )
     check_writable(path.parent)
 
 
@@ -65,6 +68,7 @@ def write_feature_table(
 ) -> FeatureTable:
     """Columns `image` (path relative to the root of the manifest) and `feature` (fixed-size list of float32), in the
     manifest's order. While it runs, shards are kept in ``OUT.parts``; a run that was interrupted goes on from them.
+    They are removed in the end, and nothing else is that a folder of that name may hold.
 
     Args:
         tokens: a key of `TOKENS`: the class token, the mean patch token, or both beside each other; of the last block.
@@ -74,7 +78,7 @@ def write_feature_table(
         DinomedError: an image cannot be read, or the disk is full.
     """
     path = Path(path)
-    parts = path.with_suffix(".parts")
+    parts = _parts(path)
     store = extract(backbone, manifest, store=parts, shard_size=shard_size)
     kinds = TOKENS[tokens]
     dimension = backbone.embed_dim * len(kinds)
@@ -95,8 +99,12 @@ def write_feature_table(
             values = np.concatenate([store.shard(shard, name) for name in kinds], axis=1)
             feature = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float32()), dimension)
             writer.write_table(pa.table([names.slice(rows.start, len(rows)), feature], schema=schema))
-    shutil.rmtree(parts)
+    remove_stores(parts)
     return FeatureTable(len(store), dimension, _list_unreadable(path, unreadable))
+
+
+def _parts(path: Path) -> Path:
+    return path.with_suffix(".parts")
 
 
 def _list_unreadable(path: Path, unreadable: Sequence[tuple[str, str]]) -> Path | None:
