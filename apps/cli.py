@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from dinomed import __version__
 from dinomed.apps.options import Debug
 from dinomed.errors import DinomedError, UsageError, did_you_mean
+from dinomed.notice import RESEARCH_USE
 
 # name -> module in dinomed.apps.commands and its function; a mapping is a group. The order is the order of the work.
 COMMANDS: dict[str, Any] = {
@@ -90,9 +91,8 @@ def _version(value: bool) -> None:
 Version = Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)]
 
 
-@app.callback()
-def _root(version: Version = False, debug: Debug = False) -> None:
-    """Self-supervised ViT backbones and light heads for medical images. For research use only, not for diagnosis."""
+@app.callback(help=f"Self-supervised ViT backbones and light heads for medical images; {RESEARCH_USE}.")
+def _root(version: Version = False, debug: Debug = False) -> None: ...
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -150,12 +150,28 @@ def _explain(error: Exception) -> int:
         if context is not None:
             print(f"see: {context.command_path} --help", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    if isinstance(error, OSError):  # a full disk, no permission, a file that vanished: no bug, and not to be foreseen
+        print(f"error: {_os_error(error)}", file=sys.stderr)
+        return 1
     print(
         f"internal error: {type(error).__name__}: {error}\nplease report it with the output of the same command "
         "with --debug added",
         file=sys.stderr,
     )
     return 1
+
+
+def _os_error(error: OSError) -> str:
+    """What the system says, in one line that names the file if it does.
+
+    >>> _os_error(PermissionError(13, "Permission denied", "out/log.jsonl"))
+    'out/log.jsonl: Permission denied (--debug shows where)'
+    """
+    names = " -> ".join(
+        os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
+    )
+    said = error.strerror or str(error) or type(error).__name__
+    return f"{names + ': ' if names else ''}{said} (--debug shows where)".replace("\n", " ")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,23 @@
 """The command line itself: fast help, one-line errors, exit codes, signals."""
 
+import errno
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dinomed.apps import cli
 from dinomed.errors import DinomedError, UsageError
+from dinomed.notice import RESEARCH_USE
 
 # Not in the list: pydantic, which Typer itself uses.
 HEAVY = ["torch", "torchvision", "monai", "gradio", "sklearn", "pyarrow", "pandas", "numpy", "PIL", "faiss", "yaml"]
@@ -22,6 +28,20 @@ def every_command(table: dict, prefix: tuple[str, ...] = ()) -> Iterator[tuple[s
         if isinstance(target, dict):
             yield from every_command(target, (*prefix, name))
         yield (*prefix, name)
+
+
+def own_options(command: tuple[str, ...]) -> set[str]:
+    """The long options that the function of a command asks for, and those that all have."""
+    target: Any = cli.COMMANDS
+    for name in command:
+        target = target[name]
+    if isinstance(target, dict):
+        return {"--help", *(["--version", "--debug"] if command == () else [])}
+    module, _, function = target.partition(":")
+    parameters = inspect.signature(getattr(import_module(f"dinomed.apps.commands.{module}"), function)).parameters
+    declared = [note for one in parameters.values() for note in getattr(one.annotation, "__metadata__", ())]
+    words = [word for note in declared for word in (note.default, *(note.param_decls or ()))]  # Typer's way: see Option
+    return {"--help", *(name for word in words if str(word).startswith("--") for name in word.split("/"))}
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -52,6 +72,9 @@ def test_help_needs_no_heavy_import_and_no_long_time(command: tuple[str, ...]) -
     code, seconds, *imported = done.stderr.split()
     assert code == "0", done.stderr
     assert imported == []
+    assert RESEARCH_USE in " ".join(done.stdout.split()) or command != ()
+    options = set(re.findall(r"^ +(?:-\w, *)?(--[\w-]+)", done.stdout, re.MULTILINE))
+    assert options == own_options(command)
     assert float(seconds) < 2.0  # about 0.15 s on an idle machine; a heavy import takes longer than this
     assert "Usage: dinomed" in done.stdout
 
@@ -101,6 +124,9 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
         "usage": UsageError("give a folder"),
         "failure": DinomedError("disk is full"),
         "bug": KeyError("x"),
+        "full": OSError(errno.ENOSPC, "No space left on device", "out/log.jsonl"),
+        "vanished": FileNotFoundError(errno.ENOENT, "No such file or directory", "a", None, "b"),
+        "nameless": ConnectionError("the other side\nhung up"),
         "interrupt": KeyboardInterrupt(),
         "stopped": SystemExit(143),
     }
@@ -117,6 +143,9 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("usage", 2, "error: give a folder\n"),
         ("failure", 1, "error: disk is full\n"),
+        ("full", 1, "error: out/log.jsonl: No space left on device (--debug shows where)\n"),
+        ("vanished", 1, "error: a -> b: No such file or directory (--debug shows where)\n"),
+        ("nameless", 1, "error: the other side hung up (--debug shows where)\n"),
         ("interrupt", 130, ""),
         ("stopped", 143, ""),
     ],
@@ -137,6 +166,8 @@ def test_a_bug_is_told_without_traceback_unless_debug(
     assert "Traceback" not in err
     with pytest.raises(KeyError):
         cli.main(["bug", "--debug"])
+    with pytest.raises(OSError, match="No space left"):
+        cli.main(["full", "--debug"])
     monkeypatch.setenv("DINOMED_DEBUG", "1")
     with pytest.raises(KeyError):
         cli.main(["bug"])
