@@ -1,99 +1,95 @@
-"""Adapter bundles: a folder with `adapter.safetensors` and `adapter.json`. Nothing in it is pickled.
+"""Adapter bundles: a folder with `adapter.safetensors`, and beside it, for people, `adapter.json`, `adapter.yaml` and
+`log.jsonl`. Nothing in it is pickled.
 
-The JSON says all that is needed to use the adapter again: task, head, classes, threshold, preprocessing, and which
-backbone (a path relative to the bundle, so that both move together, and its fingerprint). It holds no image names,
-groups or other values of the manifest's rows. Beside it lie `adapter.yaml`, the settings, and `log.jsonl`.
+`adapter.safetensors` alone is the adapter: the weights of the head, hashes of what it has seen, and in its header the
+record (`dinomed.adapters.record`), which names the hash of the tensors. So one rename replaces all of an older adapter,
+and a record and weights of two adapters cannot be taken for one. It holds no image names, groups or other values of
+the manifest's rows. `adapter.json` is the same record, `adapter.yaml` the settings.
 """
 
+import hashlib
 import os
 import platform
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from json import JSONDecodeError, loads
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from dinomed.adapters.config import TrainConfig, adapter_class
-from dinomed.adapters.contract import Adapter, Task
+from dinomed.adapters.contract import Adapter
+from dinomed.adapters.loop import LOG_FILE
+from dinomed.adapters.record import FORMAT, AdapterRecord
+from dinomed.adapters.reference import refer_to
+from dinomed.adapters.seen import Seen, seen_from_tensors
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.backbones.load import load_backbone
-from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.variants import VARIANTS
 from dinomed.checkpoint import read_tensors, write_tensors
-from dinomed.config import Config, build_config, to_yaml
+from dinomed.config import build_config, to_yaml
 from dinomed.errors import DinomedError, UsageError
-from dinomed.files import locked, prepare_output, read_json, replacing, sha256_file, write_json, write_text
+from dinomed.files import locked, prepare_output, read_json, sync, to_json, write_json, write_text
 
-RECORD_FILE, WEIGHTS_FILE, CONFIG_FILE = "adapter.json", "adapter.safetensors", "adapter.yaml"
-FORMAT: Final = "dinomed.adapter/1"
-PURPOSE = "for research use only, not for diagnosis"
+WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json", "adapter.yaml"
+STAGE = ".unfinished"
+_HEADER = "adapter"
+_HEAD, _SEEN = "head.", "seen."  # in front of the names of tensors
 _PACKAGES = ("dinomed", "torch", "monai", "scikit-learn", "numpy")
 
 
-class BackboneReference(Config):
-    """Where the backbone is: `path` (a folder) or `weights` (a file, with `name`), relative to the bundle; with
-    neither, the released weights of `name`."""
+@dataclass(frozen=True)
+class Output:
+    """The folder of a bundle, and the folder in it where its files gather until it is whole."""
 
-    name: str
-    path: str | None = None
-    weights: str | None = None
-    fingerprint: str
-    embed_dim: int
-
-
-class AdapterRecord(Config):
-    """The content of `adapter.json`. `threshold` is for segmenters. `validation` are metrics on the val images."""
-
-    format: Literal["dinomed.adapter/1"] = FORMAT
-    purpose: str = PURPOSE
-    task: Task
-    head: dict[str, Any]
-    classes: tuple[str, ...] = Field(min_length=1)
-    threshold: float | None = Field(None, gt=0, lt=1)
-    backbone: BackboneReference
-    preprocessing: Preprocessing
-    validation: dict[str, Any]
-    training: dict[str, Any]
-    weights_sha256: str
+    folder: Path
+    stage: Path
 
 
 @contextmanager
-def open_output(folder: str | Path, config: TrainConfig, *, overwrite: bool) -> Iterator[Path]:
-    """The output folder, checked, held against other processes, with the settings written into it.
+def open_output(folder: str | Path, config: TrainConfig, *, overwrite: bool) -> Iterator[Output]:
+    """The output folder, checked and held against other processes; the settings are staged.
 
     What a fit that never finished left is replaced without asking; an adapter stays until the new one is written.
     """
     folder = Path(folder)
-    unfinished = (folder / CONFIG_FILE).exists() and not (folder / RECORD_FILE).exists()
-    prepare_output(folder, overwrite=overwrite or unfinished, marker=CONFIG_FILE)
+    output = Output(folder, folder / STAGE)
+    unfinished = output.stage.is_dir() and not (folder / WEIGHTS_FILE).exists()
+    prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else WEIGHTS_FILE)
+    output.stage.mkdir(exist_ok=True)
     with locked(folder):
-        write_text(folder / CONFIG_FILE, to_yaml(config))
-        yield folder
+        shutil.rmtree(output.stage)
+        output.stage.mkdir()
+        write_text(output.stage / CONFIG_FILE, to_yaml(config))
+        yield output
 
 
 def save_bundle(
-    folder: Path,
+    output: Output,
     adapter: Adapter,
     backbone: FrozenBackbone,
     *,
     classes: list[str],
+    seen: Seen,
     threshold: float | None = None,
     validation: dict[str, Any],
     training: dict[str, Any],
 ) -> AdapterRecord:
-    """Write the adapter: first the weights, then the record with their checksum, each atomically."""
-    with replacing(folder / WEIGHTS_FILE) as temporary:
-        write_tensors(temporary, adapter.state_dict())
+    """Stage the adapter, then move its files into place; cut off anywhere, it leaves the old adapter or the new one."""
+    tensors = {_HEAD + name: tensor.detach().cpu() for name, tensor in adapter.state_dict().items()}
+    tensors |= {_SEEN + name: tensor for name, tensor in seen.to_tensors().items()}
     record = AdapterRecord(
         task=adapter.task,
         head=adapter.config.model_dump(mode="json"),
         classes=tuple(classes),
         threshold=threshold,
-        backbone=_reference(backbone, folder),
+        backbone=refer_to(backbone, output.folder),
         preprocessing=backbone.preprocessing,
         validation=validation,
         training={
@@ -101,10 +97,39 @@ def save_bundle(
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         },
-        weights_sha256=sha256_file(folder / WEIGHTS_FILE),
+        weights_sha256=hash_tensors(tensors),
     )
-    write_json(folder / RECORD_FILE, record.model_dump(mode="json"))
+    data = record.model_dump(mode="json")
+    write_tensors(output.stage / WEIGHTS_FILE, tensors, {_HEADER: to_json(data)})
+    write_json(output.stage / RECORD_FILE, data)
+    _publish(output)
     return record
+
+
+def _publish(output: Output) -> None:
+    """The older adapter first loses what is for people only, then is replaced in one step."""
+    beside = (RECORD_FILE, CONFIG_FILE, LOG_FILE)
+    try:
+        for name in beside:
+            (output.folder / name).unlink(missing_ok=True)
+        os.replace(output.stage / WEIGHTS_FILE, output.folder / WEIGHTS_FILE)
+        sync(output.folder)
+        for name in beside:
+            if (output.stage / name).exists():
+                os.replace(output.stage / name, output.folder / name)
+        output.stage.rmdir()
+    except OSError as error:
+        raise DinomedError(f"cannot write {output.folder}: {error.strerror or error}") from None
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_record(folder: str | Path) -> AdapterRecord:
@@ -112,22 +137,29 @@ def read_record(folder: str | Path) -> AdapterRecord:
 
     Raises:
         UsageError: there is no bundle.
-        DinomedError: its record is damaged or of another format.
+        DinomedError: it is damaged, of another format, or mixed up of two.
     """
-    path = Path(folder) / RECORD_FILE
-    if not path.parent.is_dir():
+    folder = Path(folder)
+    if not folder.is_dir():
         raise UsageError(f"adapter {folder} does not exist; make one: dinomed train classify|segment ... -o {folder}")
+    path = folder / WEIGHTS_FILE
     if not path.is_file():
-        unfinished = (path.parent / CONFIG_FILE).exists()
+        if (folder / RECORD_FILE).exists():
+            raise DinomedError(f"{path} is missing; copy the whole folder of the adapter, or train again")
         raise UsageError(
             f"{folder} holds no adapter yet; its training did not finish, run it again"
-            if unfinished
-            else f"{folder} is no adapter (it holds no {RECORD_FILE}); give the output folder of dinomed train"
+            if (folder / STAGE).is_dir()
+            else f"{folder} is no adapter (it holds no {WEIGHTS_FILE}); give the output folder of dinomed train"
         )
-    data = read_json(path)
+    data = _read_header(path)
     found = data.get("format") if isinstance(data, dict) else None
     if found != FORMAT:
-        raise DinomedError(f"{path}: format {found!r}, this version reads {FORMAT!r}")
+        raise DinomedError(f"{path}: format {found!r}, this version reads {FORMAT!r}; train again")
+    if (folder / RECORD_FILE).exists() and read_json(folder / RECORD_FILE) != data:
+        raise DinomedError(
+            f"{folder / RECORD_FILE} is not the record in {WEIGHTS_FILE}: it was changed, or the files of two adapters "
+            "are mixed up; copy both from one training, or train again"
+        )
     try:
         return AdapterRecord.model_validate(data)
     except ValidationError as error:
@@ -139,66 +171,40 @@ def load_head(folder: str | Path, record: AdapterRecord) -> Adapter:
     """The adapter with its weights, on the CPU, in eval mode.
 
     Raises:
-        DinomedError: the weights are missing, damaged, or do not belong to the record.
+        DinomedError: the weights are damaged, or do not belong to the record.
     """
-    path = Path(folder) / WEIGHTS_FILE
-    if not path.is_file() or sha256_file(path) != record.weights_sha256:
-        raise DinomedError(f"{path} is missing, cut off, or of another training than {RECORD_FILE}; train again")
     cls = adapter_class(record.task, str(record.head.get("name")))
     num_classes = len(record.classes)
     adapter = cls(build_config(cls.Config, record.head, str(folder)), record.backbone.embed_dim, num_classes)
     try:
-        adapter.load_state_dict(read_tensors(path))
+        adapter.load_state_dict(_read_part(folder, record, _HEAD))
     except RuntimeError as error:
-        raise DinomedError(f"{path}: weights of another head ({str(error).splitlines()[-1].strip()})") from None
+        line = str(error).splitlines()[-1].strip()
+        raise DinomedError(f"{Path(folder) / WEIGHTS_FILE}: weights of another head ({line})") from None
     return adapter.eval()
 
 
-def find_backbone(
-    folder: str | Path, record: AdapterRecord, given: str | Path | None = None, device: str | torch.device = "cpu"
-) -> FrozenBackbone:
-    """The backbone that the adapter was made on, or `given` in its place if it is the same one elsewhere.
-
-    Raises:
-        DinomedError: it is not there.
-        UsageError: it is another one; both fingerprints are named.
-    """
-    reference, size = record.backbone, record.preprocessing.image_size
-    place: Path | None
-    if given is not None:
-        name, place = (reference.name, Path(given)) if Path(given).is_file() else (str(given), None)
-    else:
-        relative = reference.path or reference.weights
-        place = None if relative is None else Path(os.path.normpath(Path(folder) / relative))
-        if place is not None and not place.exists():
-            raise DinomedError(f"the backbone of adapter {folder} is not at {place}; say where: --backbone PATH")
-        name, place = (str(place), None) if reference.path else (reference.name, place)
-    found = load_backbone(name, weights=place, image_size=size, device=device)
-    if found.fingerprint != reference.fingerprint:
-        raise UsageError(
-            f"adapter {folder} was made on backbone {reference.name} with fingerprint {reference.fingerprint[:16]}, "
-            f"but {given or found.source or found.name} has {found.fingerprint[:16]}; "
-            "give the one it was made on (--backbone PATH), or train again"
-        )
-    return found
+def read_seen(folder: str | Path, record: AdapterRecord) -> Seen:
+    """What the adapter was fitted and chosen on. Raises `DinomedError` as `load_head` does."""
+    return seen_from_tensors(_read_part(folder, record, _SEEN))
 
 
-def _reference(backbone: FrozenBackbone, folder: Path) -> BackboneReference:
-    source = None if backbone.source is None else Path(backbone.source)
-    relative = None if source is None else _relative(source, folder)
-    is_file = source is not None and source.is_file()
-    assert not is_file or backbone.name in VARIANTS
-    return BackboneReference(
-        name=backbone.name,
-        path=None if is_file else relative,
-        weights=relative if is_file else None,
-        fingerprint=backbone.fingerprint,
-        embed_dim=backbone.embed_dim,
-    )
+def _read_part(folder: str | Path, record: AdapterRecord, prefix: str) -> dict[str, Tensor]:
+    path = Path(folder) / WEIGHTS_FILE
+    tensors = read_tensors(path)
+    if hash_tensors(tensors) != record.weights_sha256:
+        raise DinomedError(f"{path} is damaged: its tensors are not those of its record; copy it again, or train again")
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _relative(path: Path, folder: Path) -> str:
+def _read_header(path: Path) -> Any:
     try:
-        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-    except ValueError:  # another drive (Windows)
-        return path.resolve().as_posix()
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(_HEADER)
+        if text is None:
+            raise DinomedError(
+                f"{path} holds no record of an adapter: it is of an earlier version or another file; train again"
+            )
+        return loads(text)
+    except (SafetensorError, OSError, JSONDecodeError) as error:
+        raise DinomedError(f"{path} is cut off, damaged, or no safetensors file ({error}); train again") from None

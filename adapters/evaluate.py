@@ -6,17 +6,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from dinomed.adapters.bundle import PURPOSE
+from dinomed.adapters.bundle import read_record, read_seen
 from dinomed.adapters.data import class_indices, labelled, masked, select_split, widen
 from dinomed.adapters.folders import batches
 from dinomed.adapters.masks import load_mask
 from dinomed.adapters.predict import ClassifyPredictor, SegmentPredictor, load_adapter
+from dinomed.adapters.seen import Overlap
 from dinomed.datasets.manifest import Manifest
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import Loaded
 from dinomed.metrics.classification import classification_metrics
 from dinomed.metrics.segmentation import overlap, segmentation_metrics
-from dinomed.progress import bar
+from dinomed.notice import RESEARCH_USE
+from dinomed.progress import bar, warn
 
 
 def evaluate(
@@ -26,33 +28,56 @@ def evaluate(
     *,
     device: str = "cpu",
     backbone: str | Path | None = None,
+    allow_seen: bool = False,
 ) -> dict[str, Any]:
     """Metrics over the images of `split` that have a mask (segmenter) or a label (classifier).
 
     Masks are compared at each image's own size. See `dinomed.metrics` for what the values mean and for the policy on
     empty masks and absent classes.
 
+    Args:
+        allow_seen: go on if the adapter has seen some of the images, or others of their groups, in training or
+            validation. Metrics are then too good, and the result says so.
+
     Returns:
-        `task`, `split`, `metrics`, `threshold` or `classes`, and what identifies adapter, backbone and images.
+        `task`, `split`, `metrics`, `threshold` or `classes`, what identifies adapter, backbone and images, and
+        `seen_in_training`: how many `images` were, and how many others are `of_seen_groups`.
 
     Raises:
-        UsageError: no labels or masks, an empty split, or no adapter in `folder`.
+        UsageError: no labels or masks, an empty split, no adapter in `folder`, or images that it has seen.
         DinomedError: an image or mask cannot be read.
     """
+    record = read_record(folder)
+    column = record.training.get("label_column", "label")
+    rows = masked(manifest) if record.task == "segment" else labelled(manifest, column)
+    chosen = select_split(rows, split)
+    seen = read_seen(folder, record).find(chosen, manifest)
+    if seen:
+        _tell_seen(seen, len(chosen), f"split {split!r}", folder, allow_seen)
     predictor = load_adapter(folder, device, backbone)
-    result: dict[str, Any] = {"purpose": PURPOSE, "adapter": str(folder), "task": predictor.task, "split": split}
+    result: dict[str, Any] = {"purpose": RESEARCH_USE, "adapter": str(folder), "task": predictor.task, "split": split}
     if isinstance(predictor, SegmentPredictor):
-        chosen = select_split(masked(manifest), split)
         result |= {"threshold": predictor.threshold, "metrics": _segmentation(predictor, chosen)}
     else:
-        column = predictor.metadata["training"]["label_column"]
-        chosen = select_split(labelled(manifest, column), split)
         result |= {"classes": predictor.classes, "metrics": _classification(predictor, chosen, column, split)}
     return result | {
+        "seen_in_training": {"images": len(seen.images), "of_seen_groups": len(seen.groups)},
         "backbone": {"name": predictor.backbone.name, "fingerprint": predictor.backbone.fingerprint},
         "image_size": predictor.backbone.preprocessing.image_size,
         "images": chosen.fingerprint,
     }
+
+
+def _tell_seen(seen: Overlap, total: int, where: str, folder: str | Path, allow: bool) -> None:
+    parts = []
+    if seen.images:
+        parts.append(f"{len(seen.images)} of {total} images of {where} are among them (such as {seen.images[0]})")
+    if seen.groups:
+        parts.append(f"{len(seen.groups)} of {total} are of a group that is among them (such as {seen.groups[0]})")
+    told = f"adapter {folder} has seen these images in training or validation: {', and '.join(parts)}"
+    if not allow:
+        raise UsageError(f"{told}; give images that it has not seen, or add --allow-seen (the result will say so)")
+    warn(f"{told}; the metrics are too good")
 
 
 def _segmentation(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dinomed.adapters.config import ClassifyConfig, SegmentConfig, TrainConfig
 from dinomed.adapters.data import Splits, class_indices, fit_splits, labelled, masked, train_classes, widen
 from dinomed.adapters.loop import Best, run_epochs
 from dinomed.adapters.masks import Masks, choose_threshold, dice
+from dinomed.adapters.seen import collect_seen
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
@@ -62,7 +63,7 @@ def fit_classifier(
         raise UsageError("no image in val has a class that train has; correct the splits, or scan with --split none")
     backbone = at_image_size(backbone, config.image_size or backbone.preprocessing.image_size)
     adapter = build_adapter(config, backbone, len(classes))
-    with open_output(out, config, overwrite=overwrite) as folder:
+    with open_output(out, config, overwrite=overwrite) as output:
         train, val = extract_splits(backbone, splits, adapter, store)
         adapter.calibrate(train.cls, train.mean)
         adapter.to(backbone.device)
@@ -85,14 +86,15 @@ def fit_classifier(
 
         best = run_epochs(
             adapter, config.fit, count=len(labels), batch_loss=batch_loss, validate=validate, seed=config.seed,
-            folder=folder, description="training the classifier",
+            folder=output.stage, description="training the classifier",
         )  # fmt: skip
         with torch.no_grad():
             probabilities = val_logits().softmax(-1).cpu().numpy()
         metrics = classification_metrics(val_labels, widen(probabilities, len(val_names)), val_names)
+        seen = collect_seen((splits.train, splits.val))
         training = _training(config, splits, best, backbone) | {"label_column": config.label}
-        save_bundle(folder, adapter, backbone, classes=classes, validation=metrics, training=training)
-    return FitResult(folder, best.epoch, metrics)
+        save_bundle(output, adapter, backbone, classes=classes, seen=seen, validation=metrics, training=training)
+    return FitResult(output.folder, best.epoch, metrics)
 
 
 def fit_segmenter(
@@ -118,7 +120,7 @@ def fit_segmenter(
     size = config.image_size or default_segment_size(backbone)
     backbone = at_image_size(backbone, size)
     adapter = build_adapter(config, backbone, num_classes=1)
-    with open_output(out, config, overwrite=overwrite) as folder:
+    with open_output(out, config, overwrite=overwrite) as output:
         train, val = extract_splits(backbone, splits, adapter, store)
         masks, val_masks = Masks(splits.train, size, "train"), Masks(splits.val, size, "val")
         adapter.calibrate(train.cls, train.mean)
@@ -143,15 +145,17 @@ def fit_segmenter(
 
         best = run_epochs(
             adapter, config.fit, count=len(train), batch_loss=batch_loss, validate=validate, seed=config.seed,
-            folder=folder, description="training the segmenter",
+            folder=output.stage, description="training the segmenter",
         )  # fmt: skip
         threshold, val_dice = choose_threshold(splits.val, lambda rows: logits(val, rows))
         metrics = {"n": len(val), "dice": val_dice, "dice_at_training_size": best.values["val_dice"]}
+        seen = collect_seen((splits.train, splits.val))
         training = _training(config, splits, best, backbone)
         save_bundle(
-            folder, adapter, backbone, classes=[LESION], threshold=threshold, validation=metrics, training=training
-        )
-    return FitResult(folder, best.epoch, metrics, threshold)
+            output, adapter, backbone, classes=[LESION], seen=seen, threshold=threshold, validation=metrics,
+            training=training,
+        )  # fmt: skip
+    return FitResult(output.folder, best.epoch, metrics, threshold)
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> Tensor:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dinomed.adapters.bundle import AdapterRecord, find_backbone, load_head, read_record
+from dinomed.adapters.bundle import load_head, read_record
 from dinomed.adapters.contract import Adapter
+from dinomed.adapters.record import AdapterRecord
+from dinomed.adapters.reference import find_backbone
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.device import resolve_device
 from dinomed.features.compute import compute_features

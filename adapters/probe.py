@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.bundle import PURPOSE
 from dinomed.adapters.data import class_indices, fit_splits, labelled, select_split, train_classes, widen
 from dinomed.adapters.knn import knn_probabilities
 from dinomed.adapters.logistic import fit_logistic
@@ -13,6 +12,7 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.features.extract import extract
 from dinomed.metrics.classification import classification_metrics
+from dinomed.notice import RESEARCH_USE
 
 CHOSEN_BY = "auroc"
 
@@ -55,7 +55,7 @@ def probe(
     }
     judge_val, judge_test = _judge(splits.val, label, classes, "val"), _judge(chosen, label, classes, split)
     return {
-        "purpose": PURPOSE,
+        "purpose": RESEARCH_USE,
         "split": split,
         "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
         "image_size": backbone.preprocessing.image_size,

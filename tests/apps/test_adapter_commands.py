@@ -59,8 +59,9 @@ def test_the_whole_way_in_json(trained: Path, run) -> None:
     code, out, _ = run("evaluate", trained / "seg", *data)
     assert code == 0
     assert 0 < json.loads(out)["metrics"]["dice"] <= 1
-    code, out, _ = run("evaluate", trained / "cls", *data, "--split", "val")
-    assert json.loads(out)["split"] == "val"
+    code, out, _ = run("evaluate", trained / "cls", *data)
+    assert json.loads(out)["split"] == "test"
+    assert json.loads(out)["seen_in_training"] == {"images": 0, "of_seen_groups": 0}
     assert (trained / "derm.features").is_dir()
 
 
@@ -73,6 +74,20 @@ def test_tables_say_that_they_are_for_research(trained: Path, run) -> None:
     code, out, _ = run("train", "classify", *again, *FAST, "--overwrite")
     assert code == 0
     assert "research use only" in out
+
+
+def test_what_was_trained_or_chosen_on_is_not_measured_unawares(trained: Path, run) -> None:
+    options = ("evaluate", trained / "cls", "--data", trained / "derm.parquet", "--split", "val")
+    code, out, err = run(*options)
+    assert (code, out) == (2, "")
+    assert "--allow-seen" in err
+    assert len(err.splitlines()) == 1
+    code, out, err = run(*options, "--allow-seen")
+    assert code == 0
+    assert "warning" in err
+    assert "seen in training" in out
+    code, out, _ = run(*options, "--allow-seen", "--json")
+    assert json.loads(out)["seen_in_training"]["images"] == json.loads(out)["metrics"]["n"]
 
 
 def test_predict_keeps_the_good_and_fails_at_the_end(trained: Path, run, tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""What an adapter has seen, by hashes: so that nobody measures it on its own training images unawares."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinomed.datasets.manifest import Manifest
+
+_BYTES = 16  # of each SHA-256: two of a million images share them by chance once in 10^27
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Rows of a manifest that were seen: `images` of the same bytes; `groups`: others, of a group that was seen. Both
+    by the images' paths."""
+
+    images: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.images or self.groups)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Hashes of the images (their bytes) and of the groups (their names) of train and val.
+
+    Groups that are numbers, or named by an image as `dinomed scan` names those it was not told, are left out: another
+    collection has the same ones, and the number of a patient could be found by trying all. They are still recognised
+    in a manifest that lists a seen image of theirs.
+    """
+
+    images: frozenset[bytes]
+    groups: frozenset[bytes]
+
+    def find(self, chosen: Manifest, manifest: Manifest) -> Overlap:
+        """What of `chosen` was seen; it is a part of `manifest`, whose other rows tell more about groups."""
+        own = {group for group, content in zip(_groups(manifest), _contents(manifest), strict=True)
+               if content in self.images}  # fmt: skip
+        own |= {group for group in set(_groups(chosen)) - own if group is not None and _hash(group) in self.groups}
+        images, groups = [], []
+        rows = zip(chosen.column("image"), _contents(chosen), _groups(chosen), strict=True)
+        for image, content, group in rows:
+            if content in self.images:
+                images.append(image)
+            elif group is not None and group in own:
+                groups.append(image)
+        return Overlap(tuple(images), tuple(groups))
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """uint8 (N, 16) each, sorted."""
+        return {"images": _pack(self.images), "groups": _pack(self.groups)}
+
+
+def collect_seen(manifests: Iterable[Manifest]) -> Seen:
+    """What fitting on these manifests sees."""
+    images: set[bytes] = set()
+    groups: set[bytes] = set()
+    for manifest in manifests:
+        images.update(_contents(manifest))
+        names = {group for group in _groups(manifest) if group is not None}
+        groups.update(_hash(group) for group in names.difference(manifest.column("image")) if not group.isdecimal())
+    return Seen(frozenset(images), frozenset(groups))
+
+
+def seen_from_tensors(tensors: Mapping[str, Tensor]) -> Seen:
+    """The inverse of `Seen.to_tensors`."""
+    images, groups = (frozenset(row.numpy().tobytes() for row in tensors[name]) for name in ("images", "groups"))
+    return Seen(images, groups)
+
+
+def _contents(manifest: Manifest) -> list[bytes]:
+    return [bytes.fromhex(value)[:_BYTES] for value in manifest.column("sha256")]
+
+
+def _groups(manifest: Manifest) -> Sequence[str | None]:
+    return manifest.column("group") if manifest.has("group") else [None] * len(manifest)
+
+
+def _hash(group: str) -> bytes:
+    return hashlib.sha256(f"dinomed group\0{group}".encode()).digest()[:_BYTES]
+
+
+def _pack(hashes: frozenset[bytes]) -> Tensor:
+    return torch.from_numpy(np.frombuffer(b"".join(sorted(hashes)), np.uint8).reshape(-1, _BYTES).copy())

@@ -1,0 +1,202 @@
+"""Bundles: whole or not there, never mixed up, and what each way of damaging one says."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dinomed.adapters import bundle
+from dinomed.adapters.build import build_adapter
+from dinomed.adapters.bundle import load_head, open_output, read_record, read_seen, save_bundle
+from dinomed.adapters.config import SegmentConfig
+from dinomed.adapters.record import AdapterRecord
+from dinomed.adapters.seen import Seen
+from dinomed.backbones.load import load_backbone
+from dinomed.errors import DinomedError, UsageError
+
+NOTHING = Seen(frozenset(), frozenset())
+
+
+class Stop(BaseException):
+    """As a kill: nothing catches it."""
+
+
+def save(folder: Path, backbone: Path, seed: int) -> AdapterRecord:
+    found, config = load_backbone(backbone), SegmentConfig(seed=seed)
+    with open_output(folder, config, overwrite=True) as output:
+        (output.stage / "log.jsonl").write_text(f"{seed}\n")
+        adapter = build_adapter(config, found, 1)
+        return save_bundle(
+            output, adapter, found, classes=["lesion"], seen=NOTHING, threshold=0.5, validation={}, training={}
+        )
+
+
+@pytest.fixture
+def one(tmp_path: Path, tiny_backbone: Path) -> Path:
+    save(tmp_path / "one", tiny_backbone, 1)
+    return tmp_path / "one"
+
+
+def test_a_bundle_is_four_files_and_loads_from_one(one: Path) -> None:
+    assert {path.name for path in one.iterdir()} - {".lock"} == {
+        "adapter.safetensors",
+        "adapter.json",
+        "adapter.yaml",
+        "log.jsonl",
+    }
+    for path in one.iterdir():
+        if path.name != "adapter.safetensors":
+            path.unlink()
+    record = read_record(one)
+    assert load_head(one, record).task == "segment"
+    assert read_seen(one, record) == NOTHING
+
+
+def what_loads(folder: Path) -> str:
+    """The hash of the adapter in `folder`, which loads; or "did not finish"."""
+    try:
+        record = read_record(folder)
+    except UsageError as error:
+        return "did not finish" if "did not finish" in str(error) else str(error)
+    load_head(folder, record)
+    return record.weights_sha256
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_save_cut_off_anywhere_leaves_the_old_bundle_or_the_new_one(
+    tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    folder, outcomes = tmp_path / "bundle", []
+    for steps in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        old = save(folder, tiny_backbone, 1) if overwrite else None
+        left = steps
+
+        def step(function):
+            def counted(*arguments, **options):
+                nonlocal left
+                if not left:
+                    raise Stop
+                left -= 1
+                return function(*arguments, **options)
+
+            return counted
+
+        with monkeypatch.context() as patch:
+            for owner, name in ((os, "replace"), (os, "fsync"), (os, "rmdir"), (Path, "unlink"), (Path, "rmdir")):
+                patch.setattr(owner, name, step(getattr(owner, name)))
+            try:
+                new = save(folder, tiny_backbone, 2)
+                done = True
+            except Stop:
+                new, done = None, False
+        outcomes.append(what_loads(folder))
+        if done:
+            break
+        save(folder, tiny_backbone, 2)  # and the next try needs no help
+    assert new is not None
+    first = "did not finish" if old is None else old.weights_sha256
+    assert outcomes == sorted(outcomes, key=lambda found: found == new.weights_sha256)  # first the old, then the new
+    assert set(outcomes) == {first, new.weights_sha256}
+    assert len(outcomes) > 8
+
+
+def header(path: Path) -> dict:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["adapter"])
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    data = header(path) | changes
+    save_file(load_file(path), path, {"adapter": json.dumps(data)})
+    path.with_name("adapter.json").write_text(json.dumps(data))
+
+
+class _Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("owned",))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("cut", "cut off, damaged"),
+        ("empty", "cut off, damaged"),
+        ("pickle", "no safetensors file"),
+        ("torch pickle", "no safetensors file"),
+        ("gone", "is missing"),
+        ("flipped", "its tensors are not those of its record"),
+        ("no header", "holds no record of an adapter"),
+        ("format", "format 'dinomed.adapter/9'"),
+        ("field", "threshold"),
+        ("json cut", "cannot be read"),
+        ("json changed", "is not the record"),
+        ("json of another", "files of two adapters are mixed up"),
+        ("weights of another", "files of two adapters are mixed up"),
+    ],
+)
+def test_a_damaged_bundle_is_a_clear_error(
+    one: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, damage: str, told: str
+) -> None:
+    monkeypatch.chdir(one.parent)
+    weights, record = one / "adapter.safetensors", one / "adapter.json"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-8])
+    elif damage == "empty":
+        weights.write_bytes(b"")
+    elif damage == "pickle":
+        weights.write_bytes(pickle.dumps(_Evil()))
+    elif damage == "torch pickle":
+        torch.save(_Evil(), weights)
+    elif damage == "gone":
+        weights.unlink()
+    elif damage == "flipped":
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+    elif damage == "no header":
+        save_file(load_file(weights), weights)
+    elif damage == "format":
+        rewrite(weights, format="dinomed.adapter/9")
+    elif damage == "field":
+        rewrite(weights, threshold=7)
+    elif damage == "json cut":
+        record.write_text(record.read_text()[:50])
+    elif damage == "json changed":
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"threshold": 0.1}))
+    else:
+        other = one.parent / "other"
+        save(other, tiny_backbone, 2)
+        name = "adapter.json" if damage == "json of another" else "adapter.safetensors"
+        shutil.copy(other / name, one / name)
+    with pytest.raises(DinomedError, match=str(one)) as error:
+        load_head(one, read_record(one))
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (one.parent / "owned").exists()
+
+
+def test_what_is_no_bundle_is_said(tmp_path: Path, tiny_backbone: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        read_record(tmp_path / "none")
+    with pytest.raises(UsageError, match="is no adapter"):
+        read_record(tiny_backbone)
+
+
+def test_the_hash_depends_on_names_shapes_and_bytes() -> None:
+    base = {"a": torch.arange(4.0), "n": torch.tensor(3)}
+    changed = [
+        {"b": base["a"], "n": base["n"]},
+        {"a": base["a"].reshape(2, 2), "n": base["n"]},
+        {"a": base["a"].int(), "n": base["n"]},
+        {"a": base["a"] + 1, "n": base["n"]},
+    ]
+    hashes = {bundle.hash_tensors(tensors) for tensors in (base, *changed)}
+    assert len(hashes) == 5
+    assert bundle.hash_tensors(dict(reversed(base.items()))) == bundle.hash_tensors(base)
