@@ -1,7 +1,8 @@
 """Typed configuration from YAML: a base file and short deltas, `a.b=value` overrides, errors that name file and key.
 
 Plain YAML has traps that cost a night of training: a duplicate key wins silently, ``3e-4`` is a string, ``no`` is
-False. The loader here refuses the first, reads the second as a number and leaves the third a word.
+False, ``010`` is 8 and ``1:30`` is 90. The loader here refuses the first and reads the others as YAML 1.2 does: a
+number, a word, 10 and a word.
 """
 
 import re
@@ -25,7 +26,7 @@ class Config(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with 1.2 booleans and floats, no duplicate keys, no aliases (so no "billion laughs")."""
+    """Safe YAML with 1.2 booleans and numbers, no duplicate keys, no aliases (so no "billion laughs")."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -44,21 +45,34 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_yaml_int(self, node: Any) -> int:
+        text = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: a word that looks like a number to it is quoted."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, regexp)
         for tag, regexp in resolvers
-        if tag not in {f"tag:yaml.org,2002:{t}" for t in ("bool", "float", "timestamp")}
+        if tag not in {f"tag:yaml.org,2002:{t}" for t in ("bool", "int", "float", "timestamp")}
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"),
     list("-+0123456789."),
 )
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -153,7 +167,7 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Iterable[str] 
 
 def to_yaml(config: Config) -> str:
     """The resolved config, as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _explain(cls: type[BaseModel], problem: Any) -> str:

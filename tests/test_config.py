@@ -27,6 +27,25 @@ def test_numbers_and_words_are_what_they_look_like() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10), ("-07", -7), ("+3", 3), ("0", 0), ("0o17", 15), ("0x1F", 31),
+        ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("1_000", "1_000"), ("0b11", "0b11"), ("08", 8), ("!!int '012'", 12),
+    ],
+)  # fmt: skip
+def test_numbers_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    (found,) = parse_yaml(f"a: {text}", "x").values()
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "word", ["010", "1:30", "3e-4", "0o17", "0x1F", "1_000", "no", "true", "12", "2024-01-01", "null", "", "~", "1."]
+)
+def test_words_that_look_like_numbers_are_written_so_that_they_are_read_back(word: str) -> None:
+    assert parse_yaml(to_yaml(Inner(name=word)), "x")["name"] == word
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: 1\na: 2", "line 2: key 'a' twice"),
@@ -35,6 +54,7 @@ def test_numbers_and_words_are_what_they_look_like() -> None:
         ("1: a", "not a word"),
         ("a: !!python/object/apply:os.system [ls]", "line 1"),
         ("x" * 1_000_001, "larger than"),
+        ("a: !!int 1:30", "not valid YAML"),
     ],
 )
 def test_traps_are_refused(text: str, message: str) -> None:

@@ -158,10 +158,17 @@ def open_collection(path: str | Path) -> Manifest:
     return read_manifest(path) if is_manifest(path) else scan_file(path)
 
 
-def leaves_root(path: str) -> bool:
-    """Whether a path of a manifest does not stay below the root, on any system: absolute, or climbing by ``..``."""
-    parts = PurePosixPath(path).parts
-    return not parts or path.startswith(("/", "\\")) or bool(PureWindowsPath(path).drive) or ".." in parts
+def leaves_root(path: str, windows: bool = os.name == "nt") -> bool:
+    """Whether a path of a manifest does not stay below the root: absolute (of either system), or climbing by ``..``.
+
+    On Windows any drive and ``..`` between backslashes count too; elsewhere names may be so.
+
+    >>> leaves_root("a:1.png", windows=False), leaves_root("a:1.png", windows=True)
+    (False, True)
+    """
+    place = PureWindowsPath(path) if windows else PurePosixPath(path)
+    absolute = path.startswith(("/", "\\")) or path[1:3] == ":\\"
+    return not place.parts or absolute or bool(place.drive) or ".." in place.parts
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

@@ -45,6 +45,24 @@ text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 names = text.filter(lambda name: not leaves_root(name))
 
 
+@pytest.mark.parametrize(
+    ("path", "here", "on_windows"),
+    [
+        ("a:1.png", False, True), ("a:/1.png", False, True), ("C:\\a.png", True, True), ("\\\\host\\a.png", True, True),
+        ("x\\..\\..\\a.png", False, True), ("x/../../a.png", True, True), ("/a.png", True, True), ("x/a.png", False, False),
+    ],
+)  # fmt: skip
+def test_drives_and_backslashes_count_where_there_are_any(path: str, here: bool, on_windows: bool) -> None:
+    assert (leaves_root(path, windows=False), leaves_root(path, windows=True)) == (here, on_windows)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+def test_a_name_with_a_colon_is_read(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a:1.png")
+    write_manifest(open_collection(tmp_path), tmp_path / "m.csv")
+    assert read_manifest(tmp_path / "m.csv").column("image") == ["a:1.png"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(images=st.lists(names, unique=True, max_size=6), suffix=st.sampled_from([".parquet", ".csv"]), data=st.data())
 def test_any_path_and_value_round_trips(
