@@ -6,6 +6,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -97,21 +98,22 @@ def test_constraints_hold_names_and_versions_only() -> None:
         assert wanted.specifier.contains(version), f"{pin} is outside {wanted}"
 
 
+def test_what_the_code_imports_is_declared() -> None:
+    from packaging.requirements import Requirement
+
+    declared = {Requirement(text).name.lower().replace("_", "-") for text in PYPROJECT["project"]["dependencies"]}
+    owners = packages_distributions()
+    used = {module.partition(".")[0] for layer in LAYERS for path in sources(layer) for module in imported(path)}
+    third_party = used - set(sys.stdlib_module_names) - {"dinomed"}
+    assert {"torch", "cv2", "yaml"} <= third_party
+    for module in sorted(third_party):
+        names = {name.lower().replace("_", "-") for name in owners.get(module, [module])}
+        assert names & declared, f"{module} is imported, and pyproject.toml asks for none of {sorted(names)}"
+
+
 @pytest.mark.slow
 def test_a_wheel_holds_all_folders_and_works(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", minversion="77")
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        tmp_path,
-        ROOT,
-    ]
     # Built from a copy: a build leaves its folders in the tree.
     copy = tmp_path / "copy"
     copy.mkdir()
