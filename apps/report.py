@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dinomed.apps.output import RESEARCH_LINE, cell
+from dinomed.apps.output import cell
+from dinomed.notice import RESEARCH_USE
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #0891b2; --soft: #64748b; --edge: #cbd5e1; --mark: #0891b21f; }
@@ -44,7 +45,7 @@ def build_page(title: str, parts: Sequence[str]) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n"
-        f'<p class="research">{RESEARCH_LINE}</p>\n' + "\n".join(parts) + "\n</body></html>\n"
+        f'<p class="research">{RESEARCH_USE.capitalize()}.</p>\n' + "\n".join(parts) + "\n</body></html>\n"
     )
 
 

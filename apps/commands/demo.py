@@ -9,7 +9,14 @@ from dinomed.apps.options import Device, Quiet
 
 Adapter = Annotated[Path, typer.Option("--adapter", "-a", help="Adapter folder, as `dinomed train` writes it.")]
 Host = Annotated[str, typer.Option("--host", help="Address to serve at; the default is this machine only.")]
-Port = Annotated[int | None, typer.Option("--port", help="First port to try; any free one from 7860 if not given.")]
+Port = Annotated[
+    int | None,
+    typer.Option("--port", help="Port to serve at; 0 for any [the first free one from 7860].", min=0, max=65535),
+]
+Login = Annotated[
+    Path | None, typer.Option("--login", help="File with a line USER:PASSWORD, which visitors have to give.")
+]
+Anyone = Annotated[bool, typer.Option("--anyone", help="Serve the network at --host without a login.")]
 NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Do not open a browser window.")]
 
 
@@ -19,17 +26,19 @@ def segment(
     examples: Annotated[Path | None, typer.Option("--examples", help="Folder of pictures to offer.")] = None,
     host: Host = "127.0.0.1",
     port: Port = None,
+    login: Login = None,
+    anyone: Anyone = False,
     no_browser: NoBrowser = False,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Outline lesions in pictures that you drop into the browser.
 
-    Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this machine, and uploads are removed at
-    the end. For research use only, not for diagnosis.
+    Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this machine; what was put in and what came
+    out is removed after half an hour, and at the end. For research use only, not for diagnosis.
     """
     from dinomed.apps.demos.launch import serve_segment
+    from dinomed.apps.demos.serve import choose_address
 
-    serve_segment(
-        adapter, backbone=backbone, examples=examples, host=host, port=port, browser=not no_browser, device=device
-    )
+    address = choose_address(host, port, login_file=login, anyone=anyone)
+    serve_segment(adapter, backbone=backbone, examples=examples, address=address, browser=not no_browser, device=device)

@@ -39,6 +39,7 @@ def examine() -> dict[str, Any]:
 
     from dinomed.backbones.download import cache_folder
     from dinomed.device import resolve_device
+    from dinomed.notice import RESEARCH_USE
 
     folder = cache_folder()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -53,7 +54,7 @@ def examine() -> dict[str, Any]:
         "attention": _attention(),
         "cache": {"folder": str(folder), "writable": os.access(existing, os.W_OK)},
         "chromium": shutil.which("chromium") or shutil.which("chromium-browser"),
-        "note": "for research use only",
+        "note": RESEARCH_USE,
     }
 
 

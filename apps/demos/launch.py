@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from dinomed.apps.demos.serve import private_environment, serve
+from dinomed.apps.demos.serve import Address, choose_address, private_environment, serve
+from dinomed.apps.examples import spread, write_examples
 from dinomed.errors import UsageError
 from dinomed.progress import say
 
 NUM_EXAMPLES = 6
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def serve_segment(
@@ -15,8 +15,7 @@ def serve_segment(
     *,
     backbone: str | None = None,
     examples: Path | None = None,
-    host: str = "127.0.0.1",
-    port: int | None = None,
+    address: Address | None = None,
     browser: bool = True,
     device: str = "auto",
 ) -> None:
@@ -24,47 +23,57 @@ def serve_segment(
 
     Examples are the pictures of the folder given, else of the adapter's own ``examples/``, else synthetic ones.
 
+    Args:
+        address: where to serve; None for a free port of this machine alone.
+
     Raises:
         UsageError: the adapter is no segmenter, or the folder of examples holds no picture.
     """
     from dinomed.adapters.predict import SegmentPredictor, load_adapter
 
+    address = address or choose_address()
     with private_environment() as folder:
+        chosen = choose_examples(adapter, examples, folder)
         say("loading the adapter and its backbone")
         predictor = load_adapter(adapter, device=device, backbone=backbone)
         if not isinstance(predictor, SegmentPredictor):
             raise UsageError(
                 f"{adapter} is a {predictor.task} adapter; this demo needs one made by `dinomed train segment`"
             )
-        chosen = choose_examples(adapter, examples, folder / "synthetic")
 
         from dinomed.apps.demos.segment import build_segment_demo  # imports Gradio, so only here
 
         frozen = predictor.backbone
-        subtitle = f"Adapter {adapter} on backbone {frozen.name}"
+        # The folder's name alone: visitors need not know where things lie on this machine.
+        subtitle = f"Adapter {adapter.resolve().name} on backbone {frozen.name}"
         channels = frozen.preprocessing.channels
-        serve(lambda: build_segment_demo(predictor, chosen, subtitle, channels), host=host, port=port, browser=browser)
+        serve(lambda: build_segment_demo(predictor, chosen, subtitle, channels), address, browser=browser)
 
 
 def choose_examples(adapter: Path, given: Path | None, scratch: Path) -> list[Path]:
-    """At most `NUM_EXAMPLES` pictures; synthetic ones are drawn into `scratch`."""
+    """At most `NUM_EXAMPLES` pictures, as numbered copies in ``scratch/examples``; see `dinomed.apps.examples`.
+
+    Raises:
+        UsageError: there is no picture in the folder `given`.
+    """
     if given is not None:
-        found = _pictures(given)
+        if not given.is_dir():
+            raise UsageError(f"--examples {given} is not a folder")
+        found = _copy(given, scratch / "examples")
         if not found:
             raise UsageError(f"--examples {given}: no pictures in this folder")
         return found
-    return _pictures(adapter / "examples") or _synthetic(scratch)
+    return _copy(adapter / "examples", scratch / "examples") or _copy(_synthetic(scratch), scratch / "examples")
 
 
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-    step = max(1, len(found) // NUM_EXAMPLES)
-    return found[::step][:NUM_EXAMPLES]
+def _copy(folder: Path, out: Path) -> list[Path]:
+    """Numbered copies of pictures from all over the folder; another takes the place of one that cannot be read."""
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    first = [files[i] for i in spread(len(files), NUM_EXAMPLES)]
+    return write_examples([*first, *(path for path in files if path not in set(first))], out, NUM_EXAMPLES)
 
 
-def _synthetic(scratch: Path) -> list[Path]:
+def _synthetic(scratch: Path) -> Path:
     from dinomed.datasets.synthetic import write_lesions
 
-    return _pictures(write_lesions(scratch, count=NUM_EXAMPLES, seed=7, size=(360, 480), broken=0) / "images")
+    return write_lesions(scratch / "synthetic", count=NUM_EXAMPLES, seed=7, size=(360, 480), broken=0) / "images"

@@ -1,29 +1,37 @@
 """The lesion segmentation demo: drop a picture, see the outline, move the threshold, take the mask away."""
 
 import html
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import gradio as gr
 import numpy as np
 from PIL import Image
 
 from dinomed.adapters.predict import lesion_summary
+from dinomed.apps.demos.recent import Recent, Seen
 from dinomed.apps.demos.serve import CACHE_SWEEP_S
-from dinomed.apps.output import RESEARCH_LINE
+from dinomed.apps.examples import MAX_PIXELS
 from dinomed.apps.overlay import FILL, draw_mask, draw_probability
 from dinomed.errors import DinomedError
 from dinomed.images.read import read_image, write_mask
+from dinomed.notice import RESEARCH_USE
 
-MAX_PIXELS = 50_000_000  # a demo shares one machine; the largest dermoscopy pictures have 24 megapixels
+KEPT_PIXELS = 2 * MAX_PIXELS  # of all visitors together, 7 bytes each
 FILLED, OUTLINE, PROBABILITY = "Filled", "Outline", "Probability"
 CONFIDENCE = (
     "mean of the lesion probability that the model gives to the pixels inside the outline. It is not calibrated: "
     "it says how sure the model is, not how often it is right."
 )
 WAITING = '<div class="message" id="waiting">Drop a picture, or click an example.</div>'
+
+
+def _message(kind: str, text: str) -> str:
+    return f'<div class="message {kind}" id="{kind}">{html.escape(text)}</div>'
+
+
+PUT_AWAY = _message("put-away", "This picture was put away, to make room or after a while; drop it again.")
 
 
 class Predictor(Protocol):
@@ -34,14 +42,6 @@ class Predictor(Protocol):
     def probability(self, image: np.ndarray) -> np.ndarray:
         """uint8 (H, W, channels) to the probability of lesion, float32 (H, W)."""
         ...
-
-
-class Seen(NamedTuple):
-    """A visitor's picture and what the model said of it: kept, so that the threshold moves without the model."""
-
-    name: str
-    image: np.ndarray
-    probability: np.ndarray
 
 
 def describe(probability: np.ndarray, threshold: float) -> str:
@@ -76,8 +76,10 @@ def build_segment_demo(
     """
     with gr.Blocks(title="dinomed: lesion segmentation", analytics_enabled=False, delete_cache=CACHE_SWEEP_S) as demo:
         gr.Markdown(f"# Lesion segmentation\n{html.escape(subtitle)}", elem_id="title")
-        gr.HTML(f'<div id="research">{RESEARCH_LINE}</div>')
-        seen = gr.State(None, time_to_live=CACHE_SWEEP_S[1])
+        gr.HTML(f'<div id="research">{RESEARCH_USE.capitalize()}.</div>')
+        recent = Recent(KEPT_PIXELS)
+        seen = gr.State(None, time_to_live=CACHE_SWEEP_S[1], delete_callback=recent.drop)  # a key of `recent`
+        looked_at = gr.State(0)  # pictures in this visit, which number the files to take away: names may be patients'
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 picture = gr.Image(
@@ -108,37 +110,43 @@ def build_segment_demo(
 
         outputs = [result, numbers, download]
 
-        def look(path: str | None, cut: float, shown: str) -> list[Any]:
+        def look(path: str | None, cut: float, shown: str, before: str | None, count: int) -> list[Any]:
+            recent.drop(before)
             if path is None:
-                return [None, None, WAITING, _no_mask()]
+                return [None, count, None, WAITING, _no_mask()]
             try:
                 image = read_image(path, max_pixels=MAX_PIXELS)
                 pixels = image if channels == 3 else read_image(path, channels=channels)
             except DinomedError as error:
                 reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
-                return [None, None, _message("error", f"This file cannot be read as a picture: {reason}"), _no_mask()]
-            now = Seen(Path(path).stem, image, predictor.probability(pixels))
-            return [now, *draw(now, cut, shown)]
+                told = _message("error", f"This file cannot be read as a picture: {reason}")
+                return [None, count, None, told, _no_mask()]
+            key = recent.put(Seen(count + 1, image, predictor.probability(pixels)))
+            return [key, count + 1, *draw(key, cut, shown)]
 
-        def draw(now: Seen | None, cut: float, shown: str) -> list[Any]:
-            if now is None:
+        def draw(key: str | None, cut: float, shown: str) -> list[Any]:
+            if key is None:
                 return [gr.skip(), gr.skip(), gr.skip()]
+            now = recent.get(key)
+            if now is None:
+                return [None, PUT_AWAY, _no_mask()]
             mask = (now.probability >= cut).astype(np.uint8)
             if shown == PROBABILITY:
                 drawn = draw_probability(now.image, now.probability)
             else:
                 drawn = draw_mask(now.image, mask, fill=FILL if shown == FILLED else 0)
             # Straight into Gradio's own cache, which is private and swept; it would make a second copy otherwise.
-            folder = Path(result.GRADIO_CACHE) / uuid.uuid4().hex
-            folder.mkdir(parents=True)
-            Image.fromarray(drawn).save(folder / f"{now.name}_outline.jpg", quality=92, subsampling=0)
-            write_mask(folder / f"{now.name}_mask.png", mask)
-            take = gr.DownloadButton(value=folder / f"{now.name}_mask.png", interactive=True)
-            return [folder / f"{now.name}_outline.jpg", describe(now.probability, cut), take]
+            folder = now.new_drawing(Path(result.GRADIO_CACHE))
+            outlined, taken = folder / f"outline_{now.number}.jpg", folder / f"mask_{now.number}.png"
+            Image.fromarray(drawn).save(outlined, quality=92, subsampling=0)
+            write_mask(taken, mask)
+            return [outlined, describe(now.probability, cut), gr.DownloadButton(value=taken, interactive=True)]
 
-        quiet: dict[str, Any] = {"api_visibility": "private"}
-        picture.change(look, [picture, threshold, view], [seen, *outputs], show_progress_on=[result], **quiet)
-        live = {"trigger_mode": "always_last", "show_progress": "hidden"} | quiet
+        # One at a time, whichever event it is: the memory of one picture at work, not of all that wait.
+        one: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "look", "concurrency_limit": 1}
+        every = [seen, looked_at, *outputs]
+        picture.change(look, [picture, threshold, view, seen, looked_at], every, show_progress_on=[result], **one)
+        live = {"trigger_mode": "always_last", "show_progress": "hidden"} | one
         threshold.change(draw, [seen, threshold, view], outputs, **live)
         view.change(draw, [seen, threshold, view], outputs, **live)
     return demo
@@ -166,10 +174,6 @@ def _take_as_is(component: gr.Image) -> None:
 
 def _no_mask() -> gr.DownloadButton:
     return gr.DownloadButton(value=None, interactive=False)
-
-
-def _message(kind: str, text: str) -> str:
-    return f'<div class="message {kind}" id="{kind}">{html.escape(text)}</div>'
 
 
 def _card(elem_id: str, name: str, value: str, unit: str) -> str:

@@ -3,6 +3,7 @@
 Gradio on its own counts usage, keeps uploads in a shared folder and exits untidily on SIGTERM; here it does not.
 """
 
+import errno
 import os
 import socket
 import sys
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,60 @@ from dinomed.errors import DinomedError, UsageError
 from dinomed.progress import say, warn
 
 MAX_UPLOAD = "64mb"
-MAX_WAITING = 16  # further visitors are told that the demo is busy
-CACHE_SWEEP_S = (600, 3600)  # every ten minutes, drop what is older than an hour
+MAX_WAITING = 64  # further visitors are told that the demo is busy
+CACHE_SWEEP_S = (60, 1800)  # every minute, remove uploads and results that are older than half an hour
 FIRST_PORT, PORTS_TRIED = 7860, 100
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to serve and to whom, checked: nothing is loaded for a demo that cannot be served.
+
+    `login` is a user and a password that visitors have to give, or None.
+    """
+
+    host: str
+    port: int
+    login: tuple[str, str] | None = None
+
+
+def choose_address(
+    host: str = "127.0.0.1", port: int | None = None, *, login_file: Path | None = None, anyone: bool = False
+) -> Address:
+    """The address to serve at.
+
+    Args:
+        port: None for the first free one from 7860, 0 for any.
+        login_file: a text file with one line, ``USER:PASSWORD``.
+        anyone: needed, and warned of, to serve other machines than this one without a login.
+
+    Raises:
+        UsageError: a host or port that cannot be; another machine could come in and neither `login_file` nor `anyone`
+            is given; no login in `login_file`.
+        DinomedError: the port is in use.
+    """
+    login = None if login_file is None else _read_login(login_file)
+    if host not in LOOPBACK:
+        if login is None and not anyone:
+            raise UsageError(
+                f"--host {host}: anyone on the network could use the demo; add --login FILE (a line USER:PASSWORD), "
+                "or --anyone if that is meant"
+            )
+        if login is None:
+            warn(f"--host {host}: anyone on the network can use the demo")
+        warn("pictures and passwords cross the network unencrypted; put HTTPS in front where that matters")
+    return Address(host, _free_port(host, port), login)
+
+
+def _read_login(path: Path) -> tuple[str, str]:
+    try:
+        user, _, password = path.read_text(encoding="utf-8").strip().partition(":")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--login {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not user or not password or "\n" in password:
+        raise UsageError(f"--login {path}: expected one line, USER:PASSWORD")
+    return user, password
 
 
 @contextmanager
@@ -38,33 +90,28 @@ def private_environment() -> Iterator[Path]:
         yield Path(folder)
 
 
-def serve(build: Callable[[], Any], *, host: str = "127.0.0.1", port: int | None = None, browser: bool = True) -> None:
+def serve(build: Callable[[], Any], address: Address, *, browser: bool = True) -> None:
     """Serve the Blocks that `build` makes until a signal comes; print the address on stdout once it answers.
 
     Args:
         build: called inside `private_environment`, so it may import Gradio.
-        port: the first to try; the next free one is taken, and said, if it is in use. None: any from 7860.
         browser: also open the page in the user's browser.
     """
-    chosen = _free_port(host, port or FIRST_PORT)
-    if port and chosen != port:
-        say(f"port {port} is in use; taking {chosen}")
-    if host not in LOOPBACK:
-        warn(f"--host {host}: anyone who reaches this machine can use the demo and see pictures put into it")
     from dinomed.apps.demos.look import LOOK  # imports Gradio, so only here
 
     demo = build()
     demo.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     try:
-        _, address, _ = demo.launch(
-            server_name=host, server_port=chosen, share=False, inbrowser=browser and sys.stdout.isatty(),
-            prevent_thread_lock=True, quiet=True, ssr_mode=False, mcp_server=False, footer_links=[],
-            max_file_size=MAX_UPLOAD, max_threads=8, state_session_capacity=MAX_WAITING, **LOOK,
+        _, link, _ = demo.launch(
+            server_name=address.host, server_port=address.port, auth=address.login, share=False,
+            inbrowser=browser and sys.stdout.isatty(), prevent_thread_lock=True, quiet=True, ssr_mode=False,
+            mcp_server=False, footer_links=[], max_file_size=MAX_UPLOAD, max_threads=8,
+            state_session_capacity=MAX_WAITING, **LOOK,
         )  # fmt: skip
     except OSError as error:
-        raise DinomedError(f"the demo cannot be served at {host}:{chosen}: {error}") from None
+        raise DinomedError(f"the demo cannot be served at {address.host}:{address.port}: {error}") from None
     try:
-        print(address.rstrip("/"), flush=True)
+        print(link.rstrip("/"), flush=True)
         say("serving the demo; stop it with Ctrl-C")
         while True:  # until SIGINT or SIGTERM raises here
             time.sleep(1)  # not one wait for ever: a signal that arrives just before it would go unheard
@@ -72,20 +119,28 @@ def serve(build: Callable[[], Any], *, host: str = "127.0.0.1", port: int | None
         demo.close(verbose=False)
 
 
-def _free_port(host: str, first: int) -> int:
-    """The first port from `first` on that nobody listens at."""
-    for port in range(first, min(first + PORTS_TRIED, 65536)):
+def _free_port(host: str, port: int | None) -> int:
+    """`port` if nobody listens at it (0: the system's choice); of None, the first free one from `FIRST_PORT` on."""
+    for tried in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS_TRIED):
         try:
-            family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        except OSError as error:
-            raise UsageError(f"--host {host}: {error.strerror or error}") from None
+            family, kind, protocol, _, where = socket.getaddrinfo(host, tried, type=socket.SOCK_STREAM)[0]
+        except (OSError, UnicodeError) as error:
+            raise UsageError(f"--host {host}: {getattr(error, 'strerror', None) or error}") from None
+        except OverflowError:
+            raise UsageError(f"--port {tried}: choose one from 0 to 65535") from None
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(where)
-                return port
+                return int(probe.getsockname()[1])
             except PermissionError:
-                raise UsageError(f"--port {port}: not allowed; choose one above 1023") from None
+                raise UsageError(f"--port {tried}: not allowed; choose one above 1023") from None
             except OSError as error:
                 last = error
-    raise DinomedError(f"no free port at {host} from {first} on ({last.strerror or last})")
+    if last.errno != errno.EADDRINUSE:
+        raise UsageError(f"--host {host}: {last.strerror or last}")
+    if port is not None:
+        raise DinomedError(f"--port {port} is in use; choose another, or leave it out to take any that is free")
+    raise DinomedError(
+        f"no free port at {host} from {FIRST_PORT} to {FIRST_PORT + PORTS_TRIED - 1}; give one by --port"
+    )

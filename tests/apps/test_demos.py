@@ -2,28 +2,85 @@
 
 import asyncio
 import os
+import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from dinomed.apps import cli
+from dinomed.apps.demos import serve
 from dinomed.apps.demos.launch import NUM_EXAMPLES, choose_examples
-from dinomed.apps.demos.serve import _free_port, private_environment
+from dinomed.apps.demos.recent import KEPT_DRAWINGS, Recent, Seen
+from dinomed.apps.demos.serve import private_environment
 from dinomed.errors import UsageError
 
 
-def test_the_next_free_port_is_taken() -> None:
+@pytest.fixture
+def busy_port() -> Iterator[int]:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
-        port = busy.getsockname()[1]
-        assert port < _free_port("127.0.0.1", port) < port + 100
+        yield busy.getsockname()[1]
 
 
-def test_a_host_that_is_not_ours_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"no\.such\.host\.invalid"):
-        _free_port("no.such.host.invalid", 7860)
+def test_a_port_in_use_is_told_before_anything_is_loaded(busy_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["demo", "segment", "--adapter", "no/such/adapter", "--port", str(busy_port)])
+    assert end.value.code == 1
+    assert capsys.readouterr().err == (
+        f"error: --port {busy_port} is in use; choose another, or leave it out to take any that is free\n"
+    )
+
+
+@pytest.mark.parametrize(("port", "why"), [("-1", "0"), ("65536", "65535"), ("70000", "65535"), ("http", "integer")])
+def test_a_port_that_cannot_be_is_refused(port: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["demo", "segment", "--adapter", "no/such/adapter", "--port", port])
+    assert end.value.code == 2
+    assert re.match(f"error: .*--port.* {why}", capsys.readouterr().err)
+
+
+def test_without_a_port_the_next_free_one_is_taken(busy_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "FIRST_PORT", busy_port)
+    assert busy_port < serve.choose_address().port < busy_port + 100
+    assert serve.choose_address(port=0).port > 0
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "a" * 300])
+def test_a_host_that_is_not_ours_is_refused(host: str) -> None:
+    with pytest.raises(UsageError, match=f"--host {host}"):
+        serve.choose_address(host, anyone=True)
+
+
+def test_the_network_is_let_in_by_login_or_by_an_option_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match="anyone on the network could use the demo; add --login FILE"):
+        serve.choose_address("0.0.0.0", 0)
+    assert serve.choose_address("0.0.0.0", 0, anyone=True).login is None
+    told = capsys.readouterr().err
+    assert "anyone on the network can use the demo" in told
+    login = tmp_path / "login"
+    login.write_text("ada:a:b\n")
+    assert serve.choose_address("0.0.0.0", 0, login_file=login).login == ("ada", "a:b")
+    told = capsys.readouterr().err
+    assert "anyone" not in told
+    assert "unencrypted" in told
+    assert "a:b" not in told
+
+
+@pytest.mark.parametrize("text", [None, "", "ada", ":secret", "ada:", "ada:x\nbob:secret", b"\xff\xfe"])
+def test_a_login_file_without_a_login_is_refused_and_not_shown(tmp_path: Path, text: str | bytes | None) -> None:
+    login = tmp_path / "login"
+    if text is not None:
+        login.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError, match="--login") as refused:
+        serve.choose_address("0.0.0.0", 0, login_file=login)
+    assert "secret" not in str(refused.value)
 
 
 def test_uploads_go_to_a_private_folder_that_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,20 +96,66 @@ def test_uploads_go_to_a_private_folder_that_is_removed(monkeypatch: pytest.Monk
 def write_pictures(folder: Path, count: int) -> None:
     folder.mkdir(parents=True)
     for i in range(count):
-        Image.new("RGB", (8, 6)).save(folder / f"{i:02d}.png")
+        Image.new("RGB", (8, 6), (i, 0, 0)).save(folder / f"{i:02d}.png")
 
 
 def test_examples_are_those_given_else_the_adapter_s_else_synthetic(tmp_path: Path) -> None:
     adapter, given = tmp_path / "adapter", tmp_path / "given"
     adapter.mkdir()
-    synthetic = choose_examples(adapter, None, tmp_path / "scratch")
-    assert len(synthetic) == NUM_EXAMPLES
+    assert len(choose_examples(adapter, None, tmp_path / "s1")) == NUM_EXAMPLES
     write_pictures(adapter / "examples", 2)
-    assert [path.name for path in choose_examples(adapter, None, tmp_path / "s2")] == ["00.png", "01.png"]
+    assert len(choose_examples(adapter, None, tmp_path / "s2")) == 2
     write_pictures(given, 20)
-    assert len(choose_examples(adapter, given, tmp_path / "s3")) == NUM_EXAMPLES
-    with pytest.raises(UsageError, match="no pictures"):
-        choose_examples(adapter, tmp_path / "scratch", tmp_path / "s4")
+    found = choose_examples(adapter, given, tmp_path / "s3")
+    assert [path.name for path in found] == [f"example_{n}.jpg" for n in range(1, NUM_EXAMPLES + 1)]
+    assert {path.parent for path in found} == {tmp_path / "s3" / "examples"}
+    (tmp_path / "empty").mkdir()
+    for nothing, why in (("empty", "no pictures"), ("none", "not a folder")):
+        with pytest.raises(UsageError, match=why):
+            choose_examples(adapter, tmp_path / nothing, tmp_path / "s4")
+
+
+def test_examples_are_chosen_by_content_and_carry_no_name_and_no_exif(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    write_pictures(given, 1)
+    (given / "00.png").rename(given / "DOE_JANE_scan")  # a picture, whatever it is called
+    (given / "a.png").write_text("<html>not a picture</html>")
+    (given / "b.jpg").write_bytes(b"")
+    Image.new("1", (20_000, 20_000)).save(given / "c.png")  # a bomb
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "DOE^JANE 1950", 6  # description; turned by a quarter
+    Image.new("RGB", (30, 20)).save(given / "d.jpg", exif=exif, comment=b"DOE^JANE")
+    found = choose_examples(tmp_path, given, tmp_path / "scratch")
+    assert [path.name for path in found] == ["example_1.jpg", "example_2.jpg"]
+    assert sorted(Image.open(path).size for path in found) == [(8, 6), (20, 30)]  # the second upright
+    for path in found:
+        assert b"DOE" not in path.read_bytes()
+        assert not Image.open(path).getexif()
+        assert "comment" not in Image.open(path).info
+
+
+def seen(pixels: int, number: int = 1) -> Seen:
+    return Seen(number, np.zeros((1, pixels, 3), np.uint8), np.zeros((1, pixels), np.float32))
+
+
+def test_pictures_in_memory_are_bounded_and_the_longest_unused_go() -> None:
+    recent = Recent(max_pixels=100)
+    first, second = recent.put(seen(40, 1)), recent.put(seen(40, 2))
+    assert recent.get(first).number == 1  # used: the second is now the older one
+    third = recent.put(seen(40, 3))
+    assert recent.get(second) is None
+    assert (recent.get(first).number, recent.get(third).number) == (1, 3)
+    large = recent.put(seen(1000, 4))  # alone it may be larger than all
+    assert [recent.get(key) is None for key in (first, third, large)] == [True, True, False]
+    recent.drop(large)
+    recent.drop(None)
+    assert recent.get(large) is None
+
+
+def test_old_drawings_of_a_picture_are_removed(tmp_path: Path) -> None:
+    one = seen(1)
+    folders = [one.new_drawing(tmp_path) for _ in range(KEPT_DRAWINGS + 2)]
+    assert [folder.exists() for folder in folders] == [False, False, *[True] * KEPT_DRAWINGS]
 
 
 def test_the_drop_zone_takes_files_only_and_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

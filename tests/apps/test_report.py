@@ -44,7 +44,7 @@ def test_page_is_self_contained_and_escapes_everything() -> None:
     assert "script" not in reader.tags
     assert "link" not in reader.tags
     assert all(source.startswith("data:image/") for source in reader.sources)
-    assert "For research use only. Not for diagnosis." in page
+    assert "For research use only, not for diagnosis." in page
     assert "http://" not in page
     assert "https://" not in page
 

@@ -1,5 +1,9 @@
-"""Serves the segmentation demo over a predictor without a network: the darker, the more probable."""
+"""Serves the segmentation demo over a predictor without a network: the darker, the more probable.
 
+python dark_is_lesion.py [--sweep SECONDS] [--login FILE]
+"""
+
+import argparse
 import signal
 import sys
 from pathlib import Path
@@ -7,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dinomed.apps.demos.serve import private_environment, serve
+from dinomed.apps.demos.serve import choose_address, private_environment, serve
 
 
 class Dark:
@@ -25,10 +29,17 @@ def stop(number: int, frame: object) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sweep", type=int, help="remove uploads and results after so many seconds")
+    parser.add_argument("--login", type=Path)
+    asked = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
     with private_environment() as folder:
-        from dinomed.apps.demos.segment import build_segment_demo
+        from dinomed.apps.demos import segment
 
+        if asked.sweep:
+            segment.CACHE_SWEEP_S = (1, asked.sweep)
         example = Path(folder) / "example.png"
         Image.new("RGB", (64, 48), (200, 150, 140)).save(example)
-        serve(lambda: build_segment_demo(Dark(), [example], "a stand-in"), browser=False)
+        address = choose_address(login_file=asked.login)
+        serve(lambda: segment.build_segment_demo(Dark(), [example], "a stand-in"), address, browser=False)

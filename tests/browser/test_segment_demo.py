@@ -44,7 +44,7 @@ def wait_for_area(visit, expected: int) -> None:
 
 
 def test_from_upload_to_mask(visit, demo, spot: Path, tmp_path: Path) -> None:
-    assert "For research use only. Not for diagnosis." in visit.text("research")
+    assert "For research use only, not for diagnosis." in visit.text("research")
     visit.upload(spot)
     visit.page.wait_for_selector("#result img")
 
@@ -75,7 +75,7 @@ def test_from_upload_to_mask(visit, demo, spot: Path, tmp_path: Path) -> None:
 
     with visit.page.expect_download() as download:
         visit.page.locator("#download").click()
-    assert download.value.suggested_filename == "spot on skin_mask.png"
+    assert download.value.suggested_filename == "mask_1.png"
     mask = np.asarray(Image.open(download.value.path()))
     assert mask.shape == (240, 320)
     assert set(np.unique(mask)) == {0, 255}
@@ -125,7 +125,7 @@ def test_only_uploads_are_read(demo, visit, path: str) -> None:
     config = json.load(urllib.request.urlopen(f"{demo.address}/config"))
     index = next(d["id"] for d in config["dependencies"] if d["targets"][0][1] == "change")
     payload = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    body = {"data": [payload, 0.5, "Filled"], "fn_index": index, "session_hash": "byhand"}
+    body = {"data": [payload, 0.5, "Filled", None, 0], "fn_index": index, "session_hash": "byhand"}
     status, answer = ask(f"{demo.address}/gradio_api/queue/join", body)
     if status == 200:  # accepted into the queue; what became of it?
         status, answer = ask(f"{demo.address}/gradio_api/queue/data?session_hash=byhand")

@@ -1,0 +1,63 @@
+"""What visitors look at now: pictures and what the model said of them, so that the threshold moves without the model.
+
+Bounded by pixels, whoever comes: the pictures that were not used for longest go first.
+"""
+
+import shutil
+import uuid
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+KEPT_DRAWINGS = 3  # of one picture; a browser may still be fetching the one before
+
+
+@dataclass
+class Seen:
+    """A picture (uint8 (H, W, 3)), its probability of lesion (float32 (H, W)) and its number in the visit."""
+
+    number: int
+    image: np.ndarray
+    probability: np.ndarray
+    drawings: deque[Path] = field(default_factory=deque)
+
+    def new_drawing(self, cache: Path) -> Path:
+        """A new folder below `cache`; the oldest of this picture is removed."""
+        while len(self.drawings) >= KEPT_DRAWINGS:
+            shutil.rmtree(self.drawings.popleft(), ignore_errors=True)
+        folder = cache / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        self.drawings.append(folder)
+        return folder
+
+
+class Recent:
+    """`Seen` by keys that nobody can guess; at most `max_pixels` in all, but always the newest one."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self.max_pixels = max_pixels
+        self._kept: OrderedDict[str, Seen] = OrderedDict()
+        self._lock = Lock()
+
+    def put(self, seen: Seen) -> str:
+        key = uuid.uuid4().hex
+        with self._lock:
+            self._kept[key] = seen
+            while len(self._kept) > 1 and sum(one.probability.size for one in self._kept.values()) > self.max_pixels:
+                self._kept.popitem(last=False)
+        return key
+
+    def get(self, key: str) -> Seen | None:
+        """None if it was put away."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def drop(self, key: str | None) -> None:
+        with self._lock:
+            if key is not None:
+                self._kept.pop(key, None)
