@@ -39,9 +39,12 @@ class TrainConfig(Config):
     @classmethod
     def _head(cls, value: Any) -> Any:
         """The settings of the adapter that ``head.name`` names."""
-        if isinstance(value, dict):
+        if not isinstance(value, dict):
+            return value
+        try:
             return build_config(adapter_class(cls.task, str(value.get("name", "linear"))).Config, value, "head")
-        return value
+        except UsageError as error:  # pydantic passes a ValueError on to `build_config`, which knows the file
+            raise ValueError(str(error).removeprefix("head: ")) from None
 
 
 class ClassifyConfig(TrainConfig):

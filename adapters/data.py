@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.manifest import FIXED, Manifest
 from dinomed.datasets.splits import check_splits, make_splits
 from dinomed.errors import UsageError
 from dinomed.progress import say, warn
@@ -30,10 +30,11 @@ def labelled(manifest: Manifest, column: str = "label") -> Manifest:
         UsageError: no such column, or it is empty.
     """
     if not manifest.has(column):
-        others = ", ".join(manifest.columns)
+        others = [name for name in manifest.columns if name not in (*FIXED, "mask", column) and manifest.has(name)]
         raise UsageError(
-            f"the manifest has no labels in a column {column!r} (columns: {others}); "
-            "scan with --labels FILE.csv (and --label COLUMN), or with --labels folders"
+            f"the manifest has no labels in a column {column!r} (columns: {', '.join(others) or 'none'}); "
+            "name another one, or make them: dinomed scan FOLDER --labels FILE.csv (and --label COLUMN), or "
+            "--labels folders"
         )
     return manifest.take([i for i, value in enumerate(manifest.column(column)) if value is not None])
 

@@ -10,11 +10,13 @@ from dinomed.adapters.knn import knn_probabilities
 from dinomed.adapters.logistic import fit_logistic
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
+from dinomed.errors import UsageError
 from dinomed.features.extract import extract
 from dinomed.metrics.classification import classification_metrics
 from dinomed.notice import RESEARCH_USE
 
 CHOSEN_BY = "auroc"
+REPORTED = ("val", "test")  # splits that nothing is fitted on
 
 
 def probe(
@@ -36,8 +38,12 @@ def probe(
         seed: for making val out of train where the manifest has none.
 
     Raises:
-        UsageError: no labels, one class only, an empty split, or a group in two splits.
+        UsageError: no labels, one class only, an empty split, a group in two splits, or `split` is neither val nor
+            test.
     """
+    if split not in REPORTED:
+        told = "train would be measured on itself" if split == "train" else "there is no such split to report on"
+        raise UsageError(f"--split {split}: {told}; give {' or '.join(REPORTED)}")
     rows = labelled(manifest, label)
     splits = fit_splits(rows, label, seed)
     chosen = splits.val if split == "val" else select_split(rows, split)

@@ -48,7 +48,8 @@ def probe(
 
 
 def _table(report: dict[str, Any]) -> Any:
-    from dinomed.apps.output import RESEARCH_LINE, build_table
+    from dinomed.apps.output import build_table
+    from dinomed.notice import RESEARCH_USE
 
     knn, logistic, split = report["knn"], report["logistic"], report["split"]
     columns = ("", f"n ({split})", f"k-NN, k = {knn['k']}", f"logistic regression, C = {logistic['C']:g}")
@@ -65,5 +66,5 @@ def _table(report: dict[str, Any]) -> Any:
         for name, row in knn["per_class"].items()
     ]
     table = build_table(columns, rows, title=f"Frozen features of {report['backbone']['name']}")
-    table.caption = f"k and C: best {report['chosen_by']}. {RESEARCH_LINE}"
+    table.caption = f"k and C: best {report['chosen_by']}; {RESEARCH_USE}"
     return table

@@ -92,11 +92,12 @@ def _inputs(backbone: str, weights: Path | None, device: str, data: Path, cache:
 
 def _report(result: "FitResult", as_json: bool) -> None:
     from dinomed.apps.output import build_table, emit
+    from dinomed.notice import RESEARCH_USE
 
     found = {name: value for name, value in result.validation.items() if isinstance(value, int | float)}
     threshold = {} if result.threshold is None else {"threshold": result.threshold}
     report = {"adapter": str(result.folder), "epoch": result.epoch, **threshold, "validation": result.validation}
     rows = [("adapter", str(result.folder)), ("epoch kept", result.epoch), *threshold.items()]
     rows += [(f"{name} (val)", value) for name, value in found.items()]
-    note = {"note": "for research use only"}
+    note = {"note": RESEARCH_USE}
     emit(report | note, as_json, build_table(("", ""), [*rows, *note.items()]))

@@ -42,6 +42,26 @@ def test_mistakes_are_named(override: str, message: str) -> None:
         load_config(ClassifyConfig, None, [override])
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("head: {tokns: mean}", "head.yaml: head: unknown key 'tokns'; did you mean 'tokens'?"),
+        ("head: {name: liner}", "head.yaml: head: unknown adapter 'classify.liner'; did you mean 'classify.linear'?"),
+        ("head: {blocks: [one]}", "head.yaml: head: blocks.0: "),
+        ("head: linear", "head.yaml: head: "),
+        ("haed: {name: linear}", "head.yaml: unknown key 'haed'; did you mean 'head'?"),
+        ("fit: {epochs: 0}", "head.yaml: fit.epochs: "),
+        ("base: gone.yaml", "gone.yaml does not exist"),
+    ],
+)
+def test_mistakes_in_a_file_name_it_and_the_nearest(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "head.yaml").write_text(text)
+    with pytest.raises(UsageError) as error:
+        load_config(ClassifyConfig, tmp_path / "head.yaml")
+    assert f"{tmp_path}/{message}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_adapters_are_found_by_task_and_name() -> None:
     assert adapter_class("classify", "linear") is LinearClassifier
     assert adapter_class("segment", "linear") is LinearSegmenter

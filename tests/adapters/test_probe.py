@@ -12,6 +12,7 @@ from dinomed.adapters.logistic import fit_logistic
 from dinomed.adapters.probe import probe
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.errors import UsageError
 from dinomed.features.extract import extract
 from dinomed.metrics.classification import classification_metrics
 
@@ -50,6 +51,40 @@ def test_the_choice_does_not_look_at_test(tiny_backbone: Path, lesion_manifest: 
     for method, setting in (("knn", "k"), ("logistic", "C")):
         assert one[method][setting] == other[method][setting]
     assert one["logistic"]["auroc"] != other["logistic"]["auroc"]
+
+
+@pytest.mark.parametrize("split", ["train", "tset", ""])
+def test_it_reports_on_val_or_test_alone(tiny_backbone: Path, lesion_manifest: Path, store: Path, split: str) -> None:
+    with pytest.raises(UsageError, match="give val or test"):
+        probe(load_backbone(tiny_backbone), read_manifest(lesion_manifest), store=store, split=split)
+
+
+def test_labels_that_are_not_there_are_told_with_the_columns_and_the_remedy(
+    tiny_backbone: Path, lesion_manifest: Path, store: Path
+) -> None:
+    manifest = read_manifest(lesion_manifest)
+    table = manifest.table.rename_columns(["diagnosis" if name == "label" else name for name in manifest.columns])
+    with pytest.raises(UsageError) as error:
+        probe(load_backbone(tiny_backbone), Manifest(table, manifest.root), store=store)
+    told = str(error.value)
+    assert "diagnosis" in told
+    assert "dinomed scan FOLDER --labels" in told
+    assert not any(name in told for name in ("sha256", "bytes", "mask", "\n"))
+
+
+def test_a_class_of_one_image_is_told_and_left_out_of_the_means(
+    tiny_backbone: Path, lesion_manifest: Path, store: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    manifest = read_manifest(lesion_manifest)
+    labels = manifest.column("label")
+    labels[manifest.column("split").index("train")] = "single"
+    table = manifest.table.drop_columns(["label"]).append_column("label", pa.array(labels))
+    monkeypatch.setattr(probing, "fit_logistic", lambda x, y: fit_logistic(x, y, (0.1,)))
+    report = probe(load_backbone(tiny_backbone), Manifest(table, manifest.root), store=store)
+    assert "one training image only of class 'single'" in capsys.readouterr().err
+    assert report["classes"]["single"] == 1
+    assert np.isfinite(report["knn"]["auroc"])
 
 
 def test_an_undefined_auroc_on_val_falls_back_without_a_crash(
