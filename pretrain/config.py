@@ -4,14 +4,13 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from dinomed.backbones.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from dinomed.backbones.vit import ViTConfig
 from dinomed.config import Config
 from dinomed.pretrain.crops import CropConfig
 from dinomed.pretrain.masking import MaskConfig
 from dinomed.pretrain.method import ObjectiveConfig, TeacherConfig
 from dinomed.pretrain.optimizer import OptimizerConfig
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class RunConfig(Config):

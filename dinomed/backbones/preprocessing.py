@@ -5,8 +5,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
 from dinomed.config import Config
 from dinomed.errors import UsageError
@@ -37,6 +35,10 @@ class Preprocessing(Config):
 
     def __call__(self, image: NDArray[np.uint8]) -> Tensor:
         """uint8 (height, width, channels) -> float32 (channels, image_size, image_size), normalised."""
+        # Here, since it takes as long to import as torch, and settings need only the constants above.
+        from torchvision.transforms.v2 import InterpolationMode
+        from torchvision.transforms.v2.functional import resize
+
         pixels = torch.from_numpy(np.array(match_channels(image, self.channels))).permute(2, 0, 1)
         size = [self.image_size, self.image_size]
         small = resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Release:
-    """Where the weights of a variant come from. The publisher signs nothing: the checksums are those on which
-    several independent public projects agree."""
+    """Where the weights of a variant come from.
+
+    The publisher names no checksums: those below are what other public projects recorded, each found in at least three
+    of them. A wrong one fails closed: the file that is downloaded is refused (`dinomed.backbones.download`).
+    """
 
     url: str
     sha256: str

@@ -20,7 +20,21 @@ def test_the_middle_is_coloured_and_the_border_black(sign: float) -> None:
 
 def test_a_feature_has_the_same_colour_in_every_picture() -> None:
     rng = np.random.default_rng(1)
-    one = rng.normal(size=(1, 8, 8, 6))
-    colours = pca_colours(np.concatenate([one, one]), foreground_only=False)
-    assert np.array_equal(colours[0], colours[1])
-    assert colours.std() > 0
+    one, other = rng.normal(size=(8, 8, 6)), rng.normal(1, 3, size=(8, 8, 6))
+    other[:4, 2] = one[5, 3:7]  # four patches of the first picture, elsewhere in the second
+    colours = pca_colours(np.stack([one, other]), foreground_only=False)
+    assert np.array_equal(colours[1, :4, 2], colours[0, 5, 3:7])
+    assert np.abs(colours[0].astype(int) - colours[1]).mean() > 10
+    # Which components they are is decided by all pictures together, so another companion gives other colours.
+    alone = pca_colours(one[None], foreground_only=False)
+    assert np.abs(alone[0].astype(int) - colours[0]).mean() > 10
+
+
+def test_colours_follow_the_directions_in_which_features_differ_most() -> None:
+    rng = np.random.default_rng(2)
+    strengths = np.array([0.1, 9.0, 0.1, 3.0, 0.1, 1.0])
+    patches = rng.normal(size=(2, 12, 12, 6)) * strengths
+    colours = pca_colours(patches, foreground_only=False).reshape(-1, 3).astype(float)
+    for component, channel in enumerate([1, 3, 5]):  # red, green and blue, strongest first
+        correlation = np.corrcoef(colours[:, component], patches[..., channel].ravel())[0, 1]
+        assert abs(correlation) > 0.9  # 288 samples of unequal variance: nearly the axes themselves
