@@ -1,6 +1,9 @@
 """The main job on small collections: all of it, and as much of it as the images allow."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +205,27 @@ def test_a_folder_of_something_else_is_not_written_into(tmp_path: Path, capsys: 
         cli.main(["quickstart", "-o", str(tmp_path), "--no-demo"])
     assert end.value.code == 2
     assert "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_of_two_processes_in_one_folder_the_second_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "dinomed.apps.cli", "quickstart", "--no-demo", "-o", str(out)]
+    with subprocess.Popen([*command, "--count", "4000"], stderr=subprocess.DEVNULL) as first:
+        try:
+            while not (out / "lesions.json").exists() and first.poll() is None:
+                time.sleep(0.05)
+            drawn = set((out / "lesions").rglob("*"))
+            second = subprocess.run([*command, "--count", "40"], capture_output=True, text=True, timeout=120)
+            assert first.poll() is None  # still at work, so the second one did meet it
+        finally:
+            first.terminate()
+    assert second.returncode == 1
+    assert second.stdout == ""
+    assert second.stderr == f"error: {out} is in use by another process; wait for it or choose another\n"
+    assert json.loads((out / "lesions.json").read_text())["count"] == 4000  # the second one wrote nothing
+    assert drawn <= set((out / "lesions").rglob("*"))
+    assert first.returncode == 143
 
 
 @pytest.mark.parametrize(
