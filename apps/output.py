@@ -10,8 +10,6 @@ from rich.table import Table
 
 from dinomed.files import to_json
 
-RESEARCH_LINE = "For research use only. Not for diagnosis."
-
 
 def emit(data: Mapping[str, Any], as_json: bool, table: Table | None = None) -> None:
     """Print `data` as one JSON object, or `table` (by default the keys and values of `data`) for a person."""

@@ -8,10 +8,11 @@
 """
 
 import argparse
+import os
 import time
 from typing import Any
 
-import albumentations as A
+import cv2
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
@@ -32,7 +33,15 @@ from dinomed.progress import track
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
     """To (size, size, 3), uint8, by area."""
-    return A.Resize(size, size, interpolation=3)(image=image)["image"]  # 3: area
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def build_augmentation(seed: int) -> Any:
+    """Turns, mirrors and colours, of an image and its mask at once."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the network for its newest version
+    import albumentations as A
+
+    return A.Compose([A.D4(p=1.0), A.ColorJitter(0.2, 0.2, 0.2, 0.02, p=0.8)], seed=seed)
 
 
 def pixel_regression(manifest: Manifest, size: int) -> dict[str, Any]:
@@ -67,7 +76,7 @@ def unet(manifest: Manifest, images: int, epochs: int, size: int, seed: int) -> 
     train = train.take(rng.permutation(len(train))[:images].tolist())
     pictures = [shrink(read_image(train.path(i)), size) for i in range(len(train))]
     masks = [shrink_mask(load_mask(train, i), size) for i in range(len(train))]
-    augment = A.Compose([A.D4(p=1.0), A.ColorJitter(0.2, 0.2, 0.2, 0.02, p=0.8)], seed=seed)
+    augment = build_augmentation(seed)
     model = smp.Unet("resnet18", encoder_weights=None)
     batch = 8
     steps = epochs * (len(pictures) // batch)

@@ -1,0 +1,43 @@
+"""The benchmark's own parts: nothing asks the network, and thumbnails are means."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "alternatives.py"
+
+
+@pytest.fixture(scope="module")
+def alternatives() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("alternatives", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_albumentations_is_kept_from_asking_for_its_newest_version(
+    alternatives: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "albumentations.py").write_text(
+        "import os\nSETTING = os.environ.get('NO_ALBUMENTATIONS_UPDATE')\n"
+        "D4 = ColorJitter = lambda *a, **k: None\nCompose = lambda *a, **k: SETTING\n"
+    )
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"})
+    for name in [name for name in sys.modules if name.split(".")[0] == "albumentations"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert alternatives.build_augmentation(0) == "1"
+    sys.modules.pop("albumentations")
+
+
+def test_thumbnails_are_means(alternatives: ModuleType) -> None:
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[:2, :3] = 200
+    assert alternatives.shrink(image, 2)[:, :, 0].tolist() == [[200, 0], [0, 0]]
