@@ -18,6 +18,7 @@ from dinomed.datasets.synthetic_scene import KINDS, draw_scene
 from dinomed.datasets.synthetic_view import take_view
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
+from dinomed.progress import bar
 
 _SHARES = (0.45, 0.30, 0.25)  # of the kinds
 _VIEWS = (0.72, 0.20, 0.08)  # lesions with 1, 2 and 3 pictures
@@ -48,7 +49,7 @@ def write_lesions(
         (folder / name).mkdir(parents=True, exist_ok=True)
     lesions = _plan(count, seed)
 
-    def write_lesion(lesion: int) -> None:
+    def write_lesion(lesion: int) -> int:
         kind, pictures = lesions[lesion]
         tall, wide = (round(side * _MARGIN) for side in size)
         scene = draw_scene(kind, tall, wide, np.random.default_rng([seed, _SCENE, lesion]))
@@ -57,9 +58,15 @@ def write_lesions(
             name = _name(lesion, view)
             Image.fromarray(pixels).save(folder / f"images/{name}.jpg", quality=92)
             Image.fromarray(mask.astype(bool)).save(folder / f"masks/{name}.png")
+        return pictures
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(write_lesion, range(len(lesions))))
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        with bar("drawing lesions", count) as progress:
+            for pictures in pool.map(write_lesion, range(len(lesions))):
+                progress.advance(pictures)
+    finally:
+        pool.shutdown(cancel_futures=True)  # who interrupts it does not wait for the rest
     for i in range(broken):
         (folder / f"images/broken_{i}.jpg").write_bytes(_broken(i, size, seed))
     _write_labels(folder, lesions, seed)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from dinomed.images.decode import looks_like_image
+from dinomed.progress import track
 
 # A file so named is expected to be an image, and reported if it is none; any other counts if its content is one.
 IMAGE_SUFFIXES = frozenset(
@@ -35,7 +36,7 @@ def walk(root: Path, *, follow_links: bool = False) -> Found:
             walker.links.sort(reverse=True)
             walker.follow(walker.links.pop())
     found = Found(refused=walker.refused)
-    for name in sorted(walker.files):
+    for name in track(sorted(walker.files), "finding images"):
         if not _is_text(name):
             found.refused.append((name.encode("utf-8", "backslashreplace").decode(), "its name is not valid UTF-8"))
         elif PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES or looks_like_image(root / name):

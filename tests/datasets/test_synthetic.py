@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinomed import progress
 from dinomed.datasets.scan import scan
 from dinomed.datasets.splits import check_splits
 from dinomed.datasets.synthetic import write_lesions
 from dinomed.datasets.synthetic_scene import KINDS, draw_scene
+from dinomed.datasets.walk import walk
 from dinomed.errors import UsageError
 from dinomed.images.read import read_image, read_mask
 
@@ -30,6 +32,18 @@ def test_the_seed_decides_every_byte(lesions: Path, tmp_path: Path) -> None:
     assert contents(again) == contents(lesions)
     other = write_lesions(tmp_path / "c", count=90, seed=4)
     assert contents(other)["images/SYN_00000_a.jpg"] != contents(lesions)["images/SYN_00000_a.jpg"]
+
+
+def test_drawing_and_finding_show_how_far_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", -1.0)  # a line at each step
+    write_lesions(tmp_path / "a", count=7, size=(24, 32), broken=0)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("drawing lesions ")]
+    assert len(lines) == len({line.split()[2] for line in lines}) > 1
+    assert lines[-1].startswith("drawing lesions 7/7 in ")
+    walk(tmp_path / "a")
+    assert "finding images 15/15 in " in capsys.readouterr().err  # the pictures, their masks, labels.csv
 
 
 def test_scan_takes_it_and_lists_the_broken_files(lesions: Path) -> None:
