@@ -14,11 +14,13 @@ from dinomed.adapters.config import ClassifyConfig, FitConfig, SegmentConfig
 from dinomed.adapters.evaluate import evaluate
 from dinomed.adapters.fit import class_weights, fit_classifier, fit_segmenter
 from dinomed.adapters.masks import load_mask
-from dinomed.adapters.predict import ClassifyPredictor, SegmentPredictor, load_adapter
+from dinomed.adapters.predict import ClassifyPredictor, SegmentPredictor, load_adapter, resize_probability
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import VisionTransformer
+from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.config import load_config
+from dinomed.configs import find_config
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import Features
@@ -164,6 +166,32 @@ def test_class_weights_make_every_class_weigh_the_same() -> None:
     labels = np.array([0, 0, 0, 1, 2, 2])
     weights = class_weights(labels, 3).double().numpy()
     assert np.bincount(labels, weights[labels]) == pytest.approx([2, 2, 2])  # N / classes
+
+
+def test_the_multiscale_config_trains_and_predicts_at_the_images_own_size(
+    manifest: Manifest, place: Path, tmp_path: Path
+) -> None:
+    config = load_config(SegmentConfig, find_config("configs/adapters/segment_multiscale.yaml"))
+    config = config.model_copy(update={"fit": QUICK, "image_size": 32})
+    torch.manual_seed(0)
+    vit = VisionTransformer(ViTConfig(embed_dim=16, depth=5, num_heads=2, patch_size=8, image_size=32, layerscale=None))
+    save_backbone(tmp_path / "five", vit, Preprocessing(image_size=32))
+    five = load_backbone(tmp_path / "five")
+    folder = fit_segmenter(five, manifest, tmp_path / "seg", config, store=tmp_path / "store").folder
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["train_loss"] < log[0]["train_loss"]
+    predictor = load_adapter(folder)
+    assert isinstance(predictor, SegmentPredictor)
+    assert predictor.adapter.linear.weight.shape == (1, 4 * 16, 1, 1)
+    image = np.random.default_rng(0).integers(0, 255, (41, 67, 3), np.uint8)
+    assert predictor.probability(image).shape == (41, 67)
+    # each block has a say, and in the order of the config
+    tokens = predictor.backbone(predictor.backbone.preprocessing(image)[None], config.head.blocks)
+    patches = torch.cat([block.patches for block in tokens], -1).transpose(1, 2).unflatten(2, (4, 4))
+    logits = predictor.adapter(Features(patches[:, :, 0, 0], patches[:, :, 0, 0], patches))
+    assert resize_probability(logits.detach(), (41, 67)) == pytest.approx(predictor.probability(image), abs=1e-6)
+    with pytest.raises(UsageError, match="the backbone has blocks 0 to 2"):  # the tiny one
+        fit_segmenter(load_backbone(place / "ssl"), manifest, tmp_path / "no", config, store=tmp_path / "store")
 
 
 # What is wrong with the data

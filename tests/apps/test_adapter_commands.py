@@ -8,9 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from dinomed.apps import cli
-from dinomed.backbones.load import load_backbone
+from dinomed.backbones.load import load_backbone, save_backbone
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import read_manifest
 from dinomed.images.read import read_image
 
@@ -137,6 +140,81 @@ def test_predict_goes_on_where_it_was_stopped(
     report = json.loads(out)
     assert (report["images"], report["kept"]) == (60, 60)
     assert "not for diagnosis" in report["note"]
+
+
+def _break(folder: Path, how: str) -> None:
+    """Spoil a copy of `trained` in one way."""
+    weights = folder / "seg" / "adapter.safetensors"
+    if how == "bundle cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "bundle pickle":
+        torch.save({"weight": torch.zeros(2)}, weights)
+    elif how == "backbone gone":
+        shutil.rmtree(folder / "ssl")
+    elif how == "backbone cut":
+        path = folder / "ssl" / "backbone" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+    elif how == "other backbone":
+        torch.manual_seed(7)
+        config = load_backbone(folder / "ssl").vit.config
+        save_backbone(folder / "ssl" / "backbone", VisionTransformer(config), Preprocessing(image_size=32))
+    elif how == "mask of another size":
+        Image.new("L", (5, 5)).save(min((folder / "lesions" / "masks").iterdir()))
+    elif how == "image gone":
+        for path in (folder / "lesions" / "images").iterdir():
+            path.unlink()
+    elif how == "folder without images":
+        (folder / "text").mkdir()
+        (folder / "text" / "notes.txt").write_text("no picture")
+    elif how == "no image":
+        (folder / "page.jpg").write_text("<html>")
+
+
+EVALUATE, PREDICT = ("evaluate", "seg", "--data", "derm.parquet"), ("predict", "seg", "lesions/images", "-o", "x")
+
+
+@pytest.mark.parametrize(
+    ("how", "arguments", "code", "message"),
+    [
+        ("bundle cut", PREDICT, 1, "cut off, damaged"),
+        ("bundle pickle", EVALUATE, 1, "no safetensors file"),
+        ("backbone gone", PREDICT, 1, "say where: --backbone PATH"),
+        ("backbone gone", ("train", *SEGMENT[1:], "-o", "x"), 2, "no known name and no existing path"),
+        ("backbone cut", PREDICT, 1, "model.safetensors"),
+        ("other backbone", EVALUATE, 2, "was made on backbone ssl with fingerprint"),
+        ("", (*PREDICT, "-b", "nowhere"), 2, "no existing path"),
+        ("", ("predict", "none", "lesions", "-o", "x"), 2, "adapter none does not exist"),
+        ("", ("predict", "lesions", "lesions", "-o", "x"), 2, "is no adapter"),
+        ("", ("predict", "seg", "none", "-o", "x"), 2, "none does not exist"),
+        ("", ("predict", "seg", "lesions/images", "-o", "derm.parquet"), 2, "is a file"),
+        ("", ("predict", "seg", "lesions/images", "-o", "lesions/images"), 2, "is the folder of the images"),
+        ("", ("evaluate", "seg", "--data", "lesions"), 2, "no splits"),
+        ("", (*EVALUATE, "--split", "tset"), 2, "no usable image in split 'tset'"),
+        ("mask of another size", ("evaluate", "seg", "--data", "lesions"), 2, "mask of another size"),
+        ("mask of another size", ("train", *SEGMENT[1:], "-o", "x", *FAST, "--cache", "new"), 1, "its image"),
+        ("image gone", EVALUATE, 1, "scan the folder again"),
+        ("folder without images", ("predict", "seg", "text", "-o", "x"), 2, "holds no image"),
+        ("no image", ("predict", "seg", "page.jpg", "-o", "x"), 1, "page.jpg"),
+    ],
+    ids=lambda value: " ".join(value)[:50] if isinstance(value, tuple) else None,
+)
+def test_what_is_broken_is_told_in_one_line(
+    trained: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    how: str, arguments: tuple[str, ...], code: int, message: str,
+) -> None:  # fmt: skip
+    for name in ("lesions", "ssl", "seg"):
+        shutil.copytree(trained / name, tmp_path / name)
+    shutil.copy(trained / "derm.parquet", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    _break(tmp_path, how)
+    found, out, err = run(*arguments, "--quiet")
+    assert (found, out) == (code, ""), err
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not (tmp_path / "x" / "adapter.safetensors").exists()
+    assert not (tmp_path / "x" / "predictions.csv").exists()
 
 
 def _interrupt(*_: object) -> None:
