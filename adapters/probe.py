@@ -41,9 +41,7 @@ def probe(
         UsageError: no labels, one class only, an empty split, a group in two splits, or `split` is neither val nor
             test.
     """
-    if split not in REPORTED:
-        told = "train would be measured on itself" if split == "train" else "there is no such split to report on"
-        raise UsageError(f"--split {split}: {told}; give {' or '.join(REPORTED)}")
+    check_split(split)
     rows = labelled(manifest, label)
     splits = fit_splits(rows, label, seed)
     chosen = splits.val if split == "val" else select_split(rows, split)
@@ -72,6 +70,13 @@ def probe(
         "logistic": _choose("C", logistic_of, judge_val, judge_test)
         | {"not_converged": [c for c, done in zip(path.cs, path.converged, strict=True) if not done]},
     }
+
+
+def check_split(split: str) -> None:
+    """Raises a `UsageError` for a split that cannot be reported on."""
+    if split not in REPORTED:
+        told = "train would be measured on itself" if split == "train" else "there is no such split to report on"
+        raise UsageError(f"--split {split}: {told}; give {' or '.join(REPORTED)}")
 
 
 def _judge(manifest: Manifest, label: str, classes: list[str], split: str) -> Any:

@@ -29,6 +29,7 @@ def probe(
     Both learn from the split train and the class token of the last block. k and the strength of the penalty are chosen
     on val by macro AUROC, and the result is reported on test. For research use only.
     """
+    from dinomed.adapters.probe import check_split
     from dinomed.adapters.probe import probe as run
     from dinomed.apps.output import emit
     from dinomed.backbones.load import load_backbone
@@ -36,6 +37,7 @@ def probe(
     from dinomed.errors import UsageError
     from dinomed.features.extract import default_store
 
+    check_split(split)  # before a backbone is fetched
     path: str | Path = backbone
     if untrained:
         path = Path(backbone) / "untrained"

@@ -280,7 +280,7 @@ def test_features_with_a_weights_file_and_a_name(runs: Path, run, tmp_path: Path
         (("probe", "ssl", "--data", "none.parquet"), 2, "none.parquet does not exist"),
         (("probe", "ssl", "--data", "derm.parquet", "--label", "lable"), 2, "no labels in a column 'lable'"),
         (("probe", "ssl", "--data", "derm.parquet", "--split", "tset"), 2, "--split tset"),
-        (("probe", "ssl", "--data", "derm.parquet", "--split", "train"), 2, "measured on itself; give val or test"),
+        (("probe", "nowhere", "--data", "derm.parquet", "--split", "train"), 2, "measured on itself; give val or test"),
         (("train", "classify", "-b", "ssl", "--data", "lesions", "-o", "x"), 2, "no labels"),
         ((*SEGMENT, "-o", "x", "--set", "fit.lr=1"), 2, "fit.lr"),
         (
