@@ -26,6 +26,7 @@ LOOK: dict[str, Any] = {
         block_label_background_fill_dark="*neutral_700",
         block_label_text_color="*neutral_800",
         block_label_text_color_dark="*neutral_100",
+        block_border_width="1px",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_text_color="white",
@@ -36,9 +37,15 @@ LOOK: dict[str, Any] = {
 #research { border-left: 4px solid #d97706; padding: .35rem .8rem; font-weight: 600;
             background: color-mix(in srgb, #d97706 14%, transparent); border-radius: 4px; }
 #picture img, #result img { width: 100% !important; height: 100% !important; object-fit: contain !important; }
+/* The labels and buttons stand above the picture, not on it. */
+#picture .image-container, #result .image-container { padding: 44px 6px 6px; box-sizing: border-box; }
+#examples > .gallery { display: grid; grid-template-columns: repeat(6, 1fr); gap: .5rem; }
+#examples .gallery-item { width: 100%; max-width: none; aspect-ratio: 4 / 3; }
+#examples .gallery-item :is(span, .container, img) { display: block; width: 100%; height: 100%; max-width: none; }
+#examples .gallery-item img { object-fit: cover; }
 .html-container { padding: 0 !important; }
 #title h1 { margin: .2rem 0 .1rem; font-size: 1.5rem; }
-#title p { margin: 0; color: var(--body-text-color-subdued); }
+#title p { margin: .15rem 0; color: var(--body-text-color-subdued); }
 .cards { display: grid; grid-template-columns: repeat(3, 1fr); gap: .7rem; }
 .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .55rem .8rem;
         background: var(--block-background-fill); }

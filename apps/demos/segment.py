@@ -20,6 +20,10 @@ from dinomed.notice import RESEARCH_USE
 
 KEPT_PIXELS = 2 * MAX_PIXELS  # of all visitors together, 7 bytes each
 FILLED, OUTLINE, PROBABILITY = "Filled", "Outline", "Probability"
+EXPLANATION = (
+    "Drop a picture in: the model says of each pixel how probable a lesion is there, and what is at least as probable "
+    "as the threshold is outlined. Nothing leaves the machine that serves this page."
+)
 CONFIDENCE = (
     "mean of the lesion probability that the model gives to the pixels inside the outline. It is not calibrated: "
     "it says how sure the model is, not how often it is right."
@@ -58,8 +62,8 @@ def describe(probability: np.ndarray, threshold: float) -> str:
         '<div class="cards">'
         + _card("area-px", "Area", f"{found.area_px:,}", "px")
         + _card("area-percent", "Share of the picture", f"{100 * found.area_fraction:.1f}", "%")
-        + _card("confidence", "Confidence", f"{100 * found.confidence:.0f}", "%")
-        + f'</div><div class="hint">Picture: {width} × {height} px. Confidence: {CONFIDENCE}</div>'
+        + _card("confidence", "Mean confidence", f"{100 * found.confidence:.0f}", "%")
+        + f'</div><div class="hint">Picture: {width} × {height} px. Mean confidence: {CONFIDENCE}</div>'
     )
 
 
@@ -75,7 +79,7 @@ def build_segment_demo(
         channels: what the predictor takes, 3 (RGB) or 1 (gray).
     """
     with gr.Blocks(title="dinomed: lesion segmentation", analytics_enabled=False, delete_cache=CACHE_SWEEP_S) as demo:
-        gr.Markdown(f"# Lesion segmentation\n{html.escape(subtitle)}", elem_id="title")
+        gr.HTML(f"<h1>Lesion segmentation</h1><p>{EXPLANATION}</p><p>{html.escape(subtitle)}</p>", elem_id="title")
         gr.HTML(f'<div id="research">{RESEARCH_USE.capitalize()}.</div>')
         recent = Recent(KEPT_PIXELS)
         seen = gr.State(None, time_to_live=CACHE_SWEEP_S[1], delete_callback=recent.drop)  # a key of `recent`
@@ -99,8 +103,8 @@ def build_segment_demo(
                 )  # fmt: skip
                 with gr.Row():
                     threshold = gr.Slider(
-                        0.01, 0.99, value=round(predictor.threshold, 2), step=0.01, label="Threshold",
-                        elem_id="threshold", info="Pixels at least this probable are outlined.",
+                        0.01, 0.99, value=round(predictor.threshold, 2), step=0.01, elem_id="threshold",
+                        label="Threshold (probability)", info="0 to 1; pixels at least so probable are outlined.",
                     )  # fmt: skip
                     view = gr.Radio([FILLED, OUTLINE, PROBABILITY], value=FILLED, label="Show", elem_id="view")
                 numbers = gr.HTML(WAITING, elem_id="numbers")
