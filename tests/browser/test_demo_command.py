@@ -3,14 +3,18 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from dinomed.adapters.predict import load_adapter
 from dinomed.apps import cli
 from dinomed.backbones.load import save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer, ViTConfig
 from dinomed.datasets.synthetic import write_lesions
+from dinomed.images.read import read_image
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -48,6 +52,26 @@ def test_a_trained_adapter_outlines_a_lesion(visit, adapters: Path) -> None:
     visit.set_threshold(0.02)  # nearly everything is at least this probable
     visit.page.wait_for_selector("#area-px")
     assert int(visit.text("area-px").replace(",", "")) > 0
+
+
+def test_the_mask_taken_away_is_the_model_s(visit, adapters: Path) -> None:
+    path = sorted((adapters / "lesions" / "images").glob("*.jpg"))[1]
+    predictor = load_adapter(adapters / "seg")
+    probability = predictor.probability(read_image(path))
+    threshold = round(float(np.median(probability)), 2)  # about half of the picture, whatever it has learned
+    expected = probability >= threshold
+    visit.upload(path)
+    visit.page.wait_for_selector("#area-px, #no-lesion")
+    visit.set_threshold(threshold)
+    visit.page.wait_for_function(
+        "n => document.querySelector('#area-px')?.innerText.replaceAll(',', '') === n", arg=str(expected.sum())
+    )
+    visit.page.wait_for_timeout(300)  # for the button, which is told after the numbers
+    with visit.page.expect_download() as download:
+        visit.page.locator("#download").click()
+    mask = np.asarray(Image.open(download.value.path()))
+    assert mask.shape == (150, 200)
+    assert ((mask == 255) == expected).all()
 
 
 def test_synthetic_examples_are_offered_where_the_adapter_has_none(visit) -> None:

@@ -85,6 +85,59 @@ def test_from_upload_to_mask(visit, demo, spot: Path, tmp_path: Path) -> None:
     assert outside == []
 
 
+def test_the_line_is_seen_on_the_page(visit, spot: Path) -> None:
+    """Not only in the file that was sent: in what the browser paints."""
+    assert visit.page.locator("#research").is_visible()
+    visit.upload(spot)
+    wait_for_area(visit, int((np.asarray(Image.open(spot))[..., 0] <= 102).sum()))
+    visit.page.wait_for_timeout(1000)  # for the fading in
+    painted = np.asarray(Image.open(io.BytesIO(visit.page.locator("#result img").screenshot())).convert("RGB"))
+    cyan = (np.abs(painted.astype(int) - LINE) < 60).all(-1)
+    rows, columns = np.nonzero(cyan)
+    height, width = cyan.shape  # the picture fills the frame in one direction and is centred in the other
+    scale = min(height / 240, width / 320)
+    for found, centre in ((rows, height / 2), (columns, width / 2)):
+        assert found.min() == pytest.approx(centre - 70 * scale, abs=4)
+        assert found.max() == pytest.approx(centre + 70 * scale, abs=4)
+    assert not cyan[height // 2, width // 2]
+
+
+def test_a_higher_threshold_never_outlines_more(visit, tmp_path: Path) -> None:
+    ramp = np.repeat(np.linspace(0, 255, 200).astype(np.uint8)[None, :], 120, axis=0)
+    path = tmp_path / "ramp.png"
+    Image.fromarray(np.repeat(ramp[..., None], 3, -1)).save(path)
+    probability = (1 - np.asarray(Image.open(path)).mean(axis=-1) / 255).astype(np.float32)
+    visit.upload(path)
+    visit.page.wait_for_selector("#area-px")
+    before = np.ones_like(probability, bool)
+    for threshold in (0.1, 0.35, 0.6, 0.9):
+        visit.set_threshold(threshold)
+        expected = probability >= threshold
+        wait_for_area(visit, int(expected.sum()))
+        visit.page.wait_for_timeout(300)  # for the button, which is told after the numbers
+        with visit.page.expect_download() as download:
+            visit.page.locator("#download").click()
+        mask = np.asarray(Image.open(download.value.path())) == 255
+        assert (mask == expected).all()
+        assert not (mask & ~before).any()
+        assert mask.sum() < before.sum()
+        assert float(visit.text("confidence")) == pytest.approx(100 * probability[expected].mean(), abs=0.51)
+        before = mask
+
+
+def test_an_upload_over_the_limit_is_told_and_the_next_one_works(visit, spot: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large.png"
+    large.write_bytes(spot.read_bytes() + bytes(65 * 2**20))
+    visit.page.set_input_files("#picture input[type=file]", str(large))
+    told = visit.page.locator(".toast-body, .toast-wrap").first
+    told.wait_for()
+    assert "size" in told.inner_text().lower()
+    visit.page.reload()
+    visit.page.wait_for_selector("#threshold")
+    visit.upload(spot)
+    visit.page.wait_for_selector("#area-px")
+
+
 def model_calls(demo) -> int:
     return (demo.temporary.parent / "stderr.txt").read_text().count("model called")
 
