@@ -132,8 +132,6 @@ def test_an_upload_over_the_limit_is_told_and_the_next_one_works(visit, spot: Pa
     told = visit.page.locator(".toast-body, .toast-wrap").first
     told.wait_for()
     assert "size" in told.inner_text().lower()
-    visit.page.reload()
-    visit.page.wait_for_selector("#threshold")
     visit.upload(spot)
     visit.page.wait_for_selector("#area-px")
 
