@@ -2,11 +2,16 @@
 
 A checkpoint is a folder of safetensors files and a ``state.json``, written last, that holds the size and hash of each.
 Nothing is pickled. A folder that was damaged later is noticed when read, and the one before it is used.
+
+Several processes write together, each its own shards, by torch's distributed checkpoint with safetensors as its
+storage; what any number of processes wrote, any other number reads.
 """
 
 import os
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from dinomed.distributed import is_distributed, on_main
 from dinomed.errors import DinomedError
 from dinomed.files import read_json, sha256_file, sync, write_json
 from dinomed.progress import warn
@@ -43,37 +49,48 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise DinomedError(f"{path} cannot be read: {error}") from None
 
 
-def write_checkpoint(root: Path, name: str, files: Mapping[str, Tensors], state: dict[str, Any]) -> Path:
-    """``root/name/`` with a safetensors file for each of `files` and `state`; one of that name is replaced.
+def write_checkpoint(root: Path, name: str, tensors: Tensors, state: dict[str, Any]) -> Path:
+    """``root/name/`` with `tensors` and `state`; one of that name is replaced. All ranks call it together.
 
     Raises:
         DinomedError: it cannot be written; older checkpoints are untouched and nothing half-written stays.
     """
     temporary = root / f".tmp-{name}"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        sums = {}
-        for stem, tensors in files.items():
-            path = temporary / f"{stem}.safetensors"
-            write_tensors(path, tensors)
-            sums[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        write_json(temporary / STATE_FILE, {"files": sums, "state": state})
-        sync(temporary)
-        final = root / name
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-        sync(root)
+        on_main(lambda: _make_empty(temporary))
+        if is_distributed():
+            _write_shards(temporary, tensors)
+        else:
+            write_tensors(temporary / "tensors.safetensors", tensors)
+        return on_main(lambda: _seal(temporary, root / name, state))
     except OSError as error:
         raise DinomedError(f"cannot write checkpoint {root / name}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _seal(temporary: Path, final: Path, state: dict[str, Any]) -> Path:
+    """Write the state with the size and hash of every file, and give the folder its name."""
+    sums = {}
+    for path in sorted(temporary.glob("*.safetensors")):
+        sync(path)
+        sums[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    write_json(temporary / STATE_FILE, {"files": sums, "state": state})
+    sync(temporary)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    sync(final.parent)
     return final
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """(tensors by file stem, state) of a checkpoint whose sizes and hashes all match.
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose files all have the sizes and hashes that they were written with.
 
     Raises:
         DinomedError: a file is missing, cut off or changed.
@@ -81,13 +98,55 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], d
     record = read_json(folder / STATE_FILE)
     if not isinstance(record, dict) or not {"files", "state"} <= record.keys():
         raise DinomedError(f"{folder / STATE_FILE} is not the state of a checkpoint")
-    files = {}
     for name, expected in record["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
             raise DinomedError(f"{path} is missing, cut off or changed")
-        files[path.stem] = read_tensors(path)
-    return files, record["state"]
+    state: dict[str, Any] = record["state"]
+    return state
+
+
+def list_tensors(folder: Path) -> list[str]:
+    """The names of the tensors in a checkpoint."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+    return sorted(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
+
+
+def fill(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Read `tensors` in place, by name, from a checkpoint; sharded ones read only their part of it.
+
+    Raises:
+        DinomedError: a name is not there, or has another shape.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    with _translated(f"checkpoint {folder} cannot be read"):
+        reader = dcp.HuggingFaceStorageReader(str(folder))
+        dcp.load(dict(tensors), storage_reader=reader, no_dist=not is_distributed())
+
+
+def _write_shards(folder: Path, tensors: Tensors) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    with _translated(f"cannot write checkpoint {folder}"):
+        dcp.save(dict(tensors), storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """torch's `CheckpointException` (no `Exception`, and a page long) to one line."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    except CheckpointException as error:
+        causes = {str(failure[0]).splitlines()[0] for failure in error.failures.values()}
+        raise DinomedError(f"{what}: {'; '.join(sorted(causes))}") from None
+    except (OSError, SafetensorError, RuntimeError, ValueError, AssertionError) as error:
+        raise DinomedError(f"{what}: {str(error).splitlines()[0]}") from None
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -95,8 +154,8 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted(p for p in root.glob("step_*") if p.is_dir()) if root.is_dir() else []
 
 
-def read_newest_checkpoint(root: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
-    """The newest checkpoint that can be read, with a warning for each that cannot; None where there is none at all.
+def newest_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint and its state, with a warning for each damaged one; None where there is none at all.
 
     Raises:
         DinomedError: there are checkpoints and none can be read.
@@ -104,7 +163,7 @@ def read_newest_checkpoint(root: Path) -> tuple[dict[str, dict[str, torch.Tensor
     folders = list_checkpoints(root)
     for folder in reversed(folders):
         try:
-            return read_checkpoint(folder)
+            return folder, read_checkpoint(folder)
         except DinomedError as error:
             warn(f"checkpoint {folder.name} is damaged ({error}); trying the one before")
     if folders:

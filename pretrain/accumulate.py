@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dinomed.pretrain.method import Batch, DINOv2, Losses
+from dinomed.pretrain.parallel import reduce_gradients
 
 Load = Callable[[], Batch]  # a slice, moved to the device when it is its turn
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -29,7 +30,8 @@ def forward_backward(
     model: DINOv2, slices: Sequence[Load], temperature: float, autocast: Autocast, backward: Callable[[Tensor], None]
 ) -> Losses:
     """The losses of the batch that `slices` make up; gradients are added to the student's by `backward`, which gets
-    the loss of one slice after another, such as ``lambda loss: scaler.scale(loss).backward()``."""
+    the loss of one slice after another, such as ``lambda loss: scaler.scale(loss).backward()``. Of several processes
+    each has a batch of its own; their gradients are averaged after the last slice."""
     if len(slices) == 1:
         with autocast():
             losses: Losses = model(slices[0](), temperature)
@@ -62,6 +64,7 @@ def forward_backward(
             losses_of_slice = [model.weigh(own)] if own else []
             if pull_2BC is not None:
                 losses_of_slice.append((views[0].cls.unflatten(0, (2, -1)).float() * pull_2BC).sum())
+        reduce_gradients(model.student, now=index == len(slices) - 1)
         backward(torch.stack(losses_of_slice).sum())
         for name, term in own.items():
             terms[name] = terms.get(name, torch.zeros_like(term)) + term.detach()

@@ -25,7 +25,13 @@ class RunConfig(Config):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of matrix products; weights, losses and the optimiser stay float32"
     )
-    workers: int = Field(2, ge=0, description="processes that read and crop images")
+    workers: int = Field(2, ge=0, description="processes that read and crop images, for each training process")
+    parallel: Literal["replicate", "shard"] = Field(
+        "replicate", description="with several processes: each holds the model, or a part of it (FSDP2)"
+    )
+    compile: bool = Field(False, description="torch.compile each block; pays on CUDA only")
+    checkpoint_activations: bool = Field(False, description="recompute blocks: a third more time, half the memory")
+    timeout_s: float = Field(120, gt=0, description="until a process that hangs ends a run of several")
     log_every: int = Field(10, ge=1, description="steps")
     checkpoint_every: int = Field(500, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dinomed.distributed import rank, world_size
 from dinomed.errors import DinomedError
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.pretrain.crops import CropConfig, MultiCrop
@@ -99,15 +100,17 @@ class CropStream(Dataset[Sample]):
 
 
 class Collate:
-    """Samples of one step to a `RawBatch`, masks included."""
+    """The samples of this process at one step to a `RawBatch`, masks included."""
 
-    def __init__(self, masks: MaskConfig, grid: tuple[int, int], seed: int) -> None:
-        self.masks, self.grid, self.seed = masks, grid, seed
+    def __init__(self, masks: MaskConfig, grid: tuple[int, int], seed: int, batch_size: int | None = None) -> None:
+        """`batch_size` is that of all processes together; by default there is one, and the samples are all."""
+        self.masks, self.grid, self.seed, self.batch_size = masks, grid, seed, batch_size
 
     def __call__(self, samples: list[Sample]) -> RawBatch:
-        step = samples[0].position // len(samples)
-        rng = np.random.default_rng([self.seed, _MASKS, step])
-        masks = torch.from_numpy(sample_masks(2 * len(samples), self.grid, self.masks, rng))
+        whole = self.batch_size or len(samples)
+        step, first = divmod(samples[0].position, whole)
+        rows = [view * whole + first + image for view in range(2) for image in range(len(samples))]
+        masks = torch.from_numpy(sample_masks(2 * whole, self.grid, self.masks, (self.seed, _MASKS, step), rows))
         masked, weights = _masked(masks)
         return RawBatch(
             step=step,
@@ -142,12 +145,16 @@ def _leave_group(_worker: int) -> None:
 def batches(
     stream: CropStream, collate: Collate, *, batch_size: int, first_step: int, last_step: int, workers: int, pin: bool
 ) -> Iterator[RawBatch]:
-    """The batches of steps `first_step` .. `last_step - 1`, in order."""
-    steps = range(first_step, last_step)
-    positions = [list(range(step * batch_size, (step + 1) * batch_size)) for step in steps]
+    """The batches of steps `first_step` .. `last_step - 1`, in order.
+
+    `batch_size` is that of all processes together; each gets an equal, contiguous part of every batch, so that the
+    order of the images does not depend on how many processes there are.
+    """
+    steps, own = range(first_step, last_step), batch_size // world_size()
+    positions = [range(step * batch_size + rank() * own, step * batch_size + (rank() + 1) * own) for step in steps]
     loader = DataLoader(
         stream,
-        batch_sampler=positions,
+        batch_sampler=[list(part) for part in positions],
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin,

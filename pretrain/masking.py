@@ -1,7 +1,7 @@
 """Block-wise masks for iBOT (BEiT, Bao et al. 2021), with DINOv2's distribution of ratios."""
 
-import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -27,20 +27,27 @@ class MaskConfig(Config):
         return self
 
 
-def sample_masks(num_views: int, grid: tuple[int, int], config: MaskConfig, rng: np.random.Generator) -> np.ndarray:
-    """bool (num_views, rows * columns), True where masked.
+def sample_masks(
+    num_views: int, grid: tuple[int, int], config: MaskConfig, seed: Sequence[int], rows: Sequence[int] | None = None
+) -> np.ndarray:
+    """bool (num_views, patches), True where masked; of the views in `rows` only, if given.
 
     ``int(num_views * probability)`` views get a mask; the i-th draws its ratio from the i-th of as many equal bins of
-    `config.ratio`, so that every batch holds light and heavy masks. Which view gets which is shuffled.
+    `config.ratio`, so that every batch holds light and heavy masks. Which view gets which is shuffled. A view's mask
+    depends on the seed and its row alone: each process of several makes only those of its own views.
     """
-    rows, columns = grid
-    masks = np.zeros((num_views, rows * columns), dtype=bool)
+    patches = grid[0] * grid[1]
+    rng = np.random.default_rng([*seed])
     num_masked = int(num_views * config.probability)
+    wanted = np.zeros(num_views, int)
     bounds = np.linspace(*config.ratio, num_masked + 1)
-    for index, (low, high) in enumerate(itertools.pairwise(bounds)):
-        wanted = int(rows * columns * rng.uniform(low, high))
-        masks[index] = block_mask(grid, wanted, config, rng).ravel()
-    return rng.permutation(masks)
+    wanted[:num_masked] = (patches * rng.uniform(bounds[:-1], bounds[1:])).astype(int)
+    rng.shuffle(wanted)
+    chosen = range(num_views) if rows is None else rows
+    masks = np.zeros((len(chosen), patches), dtype=bool)
+    for index, row in enumerate(chosen):
+        masks[index] = block_mask(grid, int(wanted[row]), config, np.random.default_rng([*seed, 1 + row])).ravel()
+    return masks
 
 
 def block_mask(grid: tuple[int, int], wanted: int, config: MaskConfig, rng: np.random.Generator) -> np.ndarray:

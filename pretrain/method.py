@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from dinomed.backbones.vit import Tokens, VisionTransformer, ViTConfig
 from dinomed.config import Config
+from dinomed.distributed import gather_rows
 from dinomed.pretrain.heads import Head, HeadConfig
 from dinomed.pretrain.losses import Center, dino_loss, ibot_loss, koleo, sinkhorn_knopp
+from dinomed.pretrain.parallel import local
 from dinomed.pretrain.schedules import Schedule
 
 
@@ -117,7 +119,7 @@ class DINOv2(nn.Module):
     @torch.no_grad()
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """The teacher's scores: ``dino`` (2, B, K) and ``ibot`` (M, K), as far as their terms are on."""
-        tokens = self.teacher["backbone"](batch.globals)
+        tokens = self.result.forward_packed([batch.globals], [None])[0]
         scores = {}
         if self.objective.dino_weight:
             scores["dino"] = self._head(self.teacher, "dino")(tokens.cls).unflatten(0, (2, -1))
@@ -154,8 +156,9 @@ class DINOv2(nn.Module):
         return terms
 
     def spread(self, cls_2BC: Tensor) -> Tensor:
-        """KoLeo on the class tokens of the global views."""
-        first, second = cls_2BC
+        """KoLeo on the class tokens of the global views, among those of all ranks: a neighbour in the batch is one
+        wherever it lies (the paper looks on one device only, which ties the loss to the number of devices)."""
+        first, second = (gather_rows(view) for view in cls_2BC)
         return koleo(first) + koleo(second) if self.objective.koleo_views == "both" else koleo(first)
 
     def weigh(self, terms: dict[str, Tensor]) -> Tensor:
@@ -175,5 +178,5 @@ class DINOv2(nn.Module):
     def update_teacher(self, momentum: float) -> None:
         """``teacher = momentum * teacher + (1 - momentum) * student``, all weights in one call."""
         torch._foreach_lerp_(
-            list(self.teacher.parameters()), [p.detach() for p in self.student.parameters()], 1 - momentum
+            [local(p) for p in self.teacher.parameters()], [local(p) for p in self.student.parameters()], 1 - momentum
         )

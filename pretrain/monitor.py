@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinomed.distributed import sum_over_ranks, world_size
 from dinomed.files import replacing, to_json
 
 LOG_FILE = "log.jsonl"
@@ -19,13 +20,17 @@ def target_statistics(targets_2BK: Tensor) -> dict[str, float]:
     ``target_entropy``: of one image's target (log K: it says nothing; 0: it is certain). ``target_entropy_mean``: of
     the batch's mean target (0: all images get the same prototype, a collapse). Their difference,
     ``target_information``, is what the target tells about which image it is; at 0 there is nothing to learn and the
-    DINO term stays at log K.
+    DINO term stays at log K. All ranks measure together.
     """
     rows = targets_2BK.flatten(0, 1)
-    each = -(rows * rows.clamp_min(1e-12).log()).sum(-1).mean().item()
-    mean = rows.mean(0)
-    both = -(mean * mean.clamp_min(1e-12).log()).sum().item()
+    own = torch.cat([rows.mean(0), _entropy(rows).mean().view(1)])
+    mean_K, each_1 = (sum_over_ranks(own) / world_size()).split([rows.shape[1], 1])
+    each, both = each_1.item(), _entropy(mean_K).item()
     return {"target_entropy": each, "target_entropy_mean": both, "target_information": both - each}
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * p.clamp_min(1e-12).log()).sum(-1)
 
 
 class RunLog:

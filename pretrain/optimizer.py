@@ -1,15 +1,17 @@
 """AdamW with DINOv2's parameter groups, and the schedules that drive it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.config import Config
+from dinomed.errors import DinomedError
+from dinomed.pretrain.parallel import whole
 from dinomed.pretrain.schedules import Schedule
 
 
@@ -57,9 +59,29 @@ class OptimizerDriver:
     def clip_gradients(self) -> dict[str, float]:
         """Clip each submodule's gradient to `clip_norm`; returns the norms before clipping."""
         return {
-            name: float(nn.utils.clip_grad_norm_(module.parameters(), self.config.clip_norm))
+            name: float(whole(nn.utils.clip_grad_norm_(module.parameters(), self.config.clip_norm)))
             for name, module in self.student.items()
         }
+
+    def state(self) -> dict[str, Tensor]:
+        """AdamW's moments and step counts, by the name of their parameter."""
+        return {
+            f"{name}.{key}": value
+            for name, parameter in self.student.named_parameters()
+            for key, value in self.adamw.state[parameter].items()
+        }
+
+    def make_state(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Zeros in place of the moments and counts of those `names` (of `state`), to be filled from a checkpoint."""
+        parameters = dict(self.student.named_parameters())
+        for name in names:
+            owner, key = name.rsplit(".", 1)
+            if owner not in parameters:
+                raise DinomedError(f"the checkpoint has a moment of {owner}, which this run's model has not")
+            parameter = parameters[owner]
+            zeros = parameter.new_zeros((), dtype=torch.float32) if key == "step" else torch.zeros_like(parameter)
+            self.adamw.state[parameter][key] = zeros
+        return self.state()
 
 
 def parameter_groups(student: nn.ModuleDict, config: OptimizerConfig) -> Iterator[dict[str, Any]]:

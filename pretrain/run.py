@@ -19,7 +19,10 @@ from dinomed.pretrain.config import PretrainConfig
 
 CONFIG_FILE, RECORD_FILE, CHECKPOINTS = "config.yaml", "run.json", "checkpoints"
 # settings that a resumed run may change: they do not touch the weights or the order of the data
-FREE_TO_CHANGE = {"run.workers", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.pca_images"}
+FREE_TO_CHANGE = {
+    f"run.{name}"
+    for name in ("workers", "log_every", "checkpoint_every", "keep_checkpoints", "pca_images", "parallel", "timeout_s")
+}
 
 
 def open_run(folder: Path, config: PretrainConfig, data: dict[str, Any], *, resume: bool, overwrite: bool) -> None:

@@ -1,53 +1,56 @@
-"""Everything a run needs to go on exactly where it was: weights, optimiser, random states, position in the data."""
+"""Everything a run needs to go on exactly where it was: weights, optimiser, position in the data.
+
+Random numbers need no place here: those of a step are drawn from the seed and the step (`seed_step`).
+"""
 
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from dinomed.checkpoint import read_newest_checkpoint, write_checkpoint
+from dinomed.checkpoint import fill, list_tensors, newest_checkpoint, write_checkpoint
+from dinomed.distributed import on_main, rank
+from dinomed.errors import DinomedError
 from dinomed.pretrain.method import DINOv2
 from dinomed.pretrain.optimizer import OptimizerDriver
+
+_DEPTH = 3  # a stream of random numbers of its own; the data's are in `data.py`
 
 
 def checkpoint_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def save_state(
-    root: Path, step: int, model: DINOv2, optimizer: OptimizerDriver, scaler: torch.amp.GradScaler, device: torch.device
-) -> None:
-    """Write a checkpoint after `step` finished steps."""
-    moments = {
-        f"{index}.{name}": value
-        for index, values in optimizer.adamw.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-    random = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        random["cuda"] = torch.cuda.get_rng_state(device)
-    files = {"model": model.state_dict(), "optimizer": moments, "random": random}
-    write_checkpoint(root, checkpoint_name(step), files, {"step": step, "scaler": scaler.state_dict()})
+def seed_step(seed: int, step: int) -> None:
+    """What a step draws (stochastic depth) depends on the seed, the step and the rank, and on nothing before it."""
+    torch.manual_seed(int(np.random.default_rng([seed, _DEPTH, step, rank()]).integers(2**63)))
 
 
-def load_state(
-    root: Path, model: DINOv2, optimizer: OptimizerDriver, scaler: torch.amp.GradScaler, device: torch.device
-) -> int:
-    """Restore the newest readable checkpoint in place; returns the number of finished steps (0 if there is none)."""
-    found = read_newest_checkpoint(root)
+def save_state(root: Path, step: int, model: DINOv2, optimizer: OptimizerDriver, scaler: torch.amp.GradScaler) -> None:
+    """Write a checkpoint after `step` finished steps; all ranks call it together."""
+    tensors = _prefixed("model", model.state_dict()) | _prefixed("optimizer", optimizer.state())
+    write_checkpoint(root, checkpoint_name(step), tensors, {"step": step, "scaler": scaler.state_dict()})
+
+
+def load_state(root: Path, model: DINOv2, optimizer: OptimizerDriver, scaler: torch.amp.GradScaler) -> int:
+    """Restore the newest readable checkpoint in place, whatever number of processes wrote it; returns the number of
+    finished steps (0 if there is none)."""
+    found = on_main(lambda: newest_checkpoint(root))
     if found is None:
         return 0
-    files, state = found
-    model.load_state_dict(files["model"])
-    moments: dict[int, dict[str, Any]] = {}
-    for key, value in files["optimizer"].items():
-        index, name = key.split(".", 1)
-        moments.setdefault(int(index), {})[name] = value
-    groups = optimizer.adamw.state_dict()["param_groups"]  # set anew before every step
-    optimizer.adamw.load_state_dict({"state": moments, "param_groups": groups})
+    folder, state = found
+    there = list_tensors(folder)
+    moments = [name.removeprefix("optimizer.") for name in there if name.startswith("optimizer.")]
+    tensors = _prefixed("model", model.state_dict()) | _prefixed("optimizer", optimizer.make_state(moments))
+    missing = sorted(tensors.keys() - set(there))
+    if missing:
+        raise DinomedError(f"{folder} lacks {len(missing)} tensors of this run, such as {missing[0]}")
+    fill(tensors, folder)
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(files["random"]["cpu"])
-    if device.type == "cuda" and "cuda" in files["random"]:
-        torch.cuda.set_rng_state(files["random"]["cuda"], device)
     return int(state["step"])
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}

@@ -1,34 +1,32 @@
-"""Pretraining from top to bottom: images in, a run folder with a backbone out. One process, one device."""
+"""Pretraining from top to bottom: images in, a run folder with a backbone out."""
 
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dinomed.backbones.load import save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.checkpoint import prune_checkpoints
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.device import resolve_device
+from dinomed.distributed import gather_objects, max_over_ranks, on_main, process_group, rank, world_size
 from dinomed.errors import DinomedError, UsageError
 from dinomed.files import locked, write_json
-from dinomed.pretrain.accumulate import forward_backward
+from dinomed.pretrain.collection import choose_images
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data import Collate, CropStream, RawBatch, batches
-from dinomed.pretrain.method import Batch, DINOv2
+from dinomed.pretrain.engine import Engine, StepReport, mean_over_ranks
 from dinomed.pretrain.monitor import Averages, RunLog, device_memory_gib, effective_drop_rate, target_statistics
-from dinomed.pretrain.optimizer import OptimizerDriver
 from dinomed.pretrain.pictures import write_pca_picture
 from dinomed.pretrain.run import CHECKPOINTS, StopSignal, clear_run, describe_device, open_run, write_record
-from dinomed.pretrain.state import load_state, save_state
 from dinomed.progress import bar, say, warn
 
 _MAX_UNREADABLE = 0.05  # share of the images; above it something is wrong with the disk, not with a file
-_PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -63,182 +61,165 @@ def pretrain(
         DinomedError: the loss is no number for `run.max_bad_steps` steps in a row, or nothing can be written or read.
         SystemExit: 143 or 130 after SIGTERM or SIGINT; the step was finished and a checkpoint written.
     """
-    run, where = config.run, resolve_device(device)
-    train, aside = _choose_images(read_manifest(data), config)
-    about_data = {"fingerprint": train.fingerprint, "images": len(train), "held_aside": len(aside)}
-    open_run(out, config, about_data, resume=resume, overwrite=overwrite)
-    with locked(out), StopSignal() as stop:
-        if not resume:
-            clear_run(out)
-        torch.manual_seed(run.seed)
-        model = DINOv2(config.backbone, config.objective).to(where).train()
-        optimizer = OptimizerDriver(model.student, config.optimizer, run.batch_size, run.steps)
-        scaler = torch.amp.GradScaler(where.type, enabled=run.precision == "float16")
-        preprocessing = Preprocessing(
-            image_size=config.image_size, mean=config.mean, std=config.std, channels=config.backbone.in_channels
-        )
-        first = load_state(out / CHECKPOINTS, model, optimizer, scaler, where)
-        record: dict[str, Any] = {"device": describe_device(where), "parameters": _count(model)}
-        if first == 0:
-            write_record(out, config, about_data, step=0, **record)
-            save_backbone(out / "untrained", model.result, preprocessing, {"step": 0})
-        else:
-            say(f"resuming {out} at step {first} of {run.steps}")
+    run = config.run
+    with process_group(resolve_device(device), run.timeout_s) as where:
+        if run.batch_size % world_size():
+            raise UsageError(f"a batch of {run.batch_size} images cannot be shared by {world_size()} processes evenly")
+        train, aside = choose_images(read_manifest(data), config)
+        about_data = {"fingerprint": train.fingerprint, "images": len(train), "held_aside": len(aside)}
+        on_main(lambda: open_run(out, config, about_data, resume=resume, overwrite=overwrite))
+        with locked(out) if rank() == 0 else nullcontext(), StopSignal() as stop:
+            return _Run(config, train, aside, about_data, out, where).train(stop, resume=resume)
 
-        crops = CropStream(
-            [str(train.path(i)) for i in range(len(train))],
-            train.column("image"),
-            config.crops,
-            config.backbone.in_channels,
-            run.seed,
+
+class _Run:
+    """One call of `pretrain`: what stays the same from step to step."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        train: Manifest,
+        aside: Manifest,
+        about_data: dict[str, Any],
+        out: Path,
+        device: torch.device,
+    ) -> None:
+        self.config, self.num_images, self.about_data, self.out, self.device = (
+            config,
+            len(train),
+            about_data,
+            out,
+            device,
         )
+        self.pictures = [aside.path(i) for i in range(len(aside))]
+        channels = config.backbone.in_channels
+        self.preprocessing = Preprocessing(
+            image_size=config.image_size, mean=config.mean, std=config.std, channels=channels
+        )
+        paths = [str(train.path(i)) for i in range(len(train))]
+        self.crops = CropStream(paths, train.column("image"), config.crops, channels, config.run.seed)
+        self.unreadable: set[str] = set()
+        self.bad_steps = 0
+
+    def train(self, stop: StopSignal, *, resume: bool) -> RunResult:
+        config, run, out = self.config, self.config.run, self.out
+        if not resume:
+            on_main(lambda: clear_run(out))
+        engine = Engine(config, self.device)
+        self.about_model = {
+            "device": describe_device(self.device), "processes": world_size(), "parameters": engine.parameters
+        }  # fmt: skip
+        first = engine.load(out / CHECKPOINTS)
+        if first == 0:
+            untrained = engine.result()
+            on_main(lambda: self._begin(untrained))
+        elif rank() == 0:
+            say(f"resuming {out} at step {first} of {run.steps}")
+        log, averages, latest = RunLog(out, first) if rank() == 0 else None, Averages(), {}
+        began = time.monotonic()
+        with bar("pretrain", run.steps, start=first) if rank() == 0 else nullcontext() as progress:
+            for step, raw in enumerate(self._batches(first), start=first):
+                self._note_unreadable(raw)
+                report = engine.step(raw, step)
+                self._count_bad_steps(report, raw, step)
+                if report.finite:
+                    averages.add(report.losses)
+                done = step + 1
+                if done % run.log_every == 0 or done == run.steps:
+                    latest = mean_over_ranks(averages.take(), self.device)
+                    rate = (done - first) * run.batch_size / (time.monotonic() - began)
+                    line = latest | self._measure(report) | {"images_per_second": rate}
+                    if log:
+                        log.write(done, line)
+                if progress:
+                    progress.advance(1, " ".join(f"{name} {value:.3f}" for name, value in latest.items()))
+                exit_code = max_over_ranks(stop.exit_code or 0, self.device)
+                if done % run.checkpoint_every == 0 or done == run.steps or exit_code:
+                    self._save(engine, done)
+                if exit_code and done < run.steps:
+                    if log:
+                        log.close()
+                        say(f"stopped after step {done} of {run.steps}; go on with --resume")
+                    raise SystemExit(exit_code)
+        if log:
+            log.close()
+        seconds = time.monotonic() - began
+        speed = (run.steps - first) * run.batch_size / max(seconds, 1e-9)
+        return RunResult(out, out / "backbone", run.steps, self.num_images, seconds, speed, latest)
+
+    def _batches(self, first: int) -> Iterator[RawBatch]:
+        config, run = self.config, self.config.run
         side = config.crops.global_size // config.backbone.patch_size
-        stream = batches(
-            crops,
-            Collate(config.masks, (side, side), run.seed),
+        return batches(
+            self.crops,
+            Collate(config.masks, (side, side), run.seed, run.batch_size),
             batch_size=run.batch_size,
             first_step=first,
             last_step=run.steps,
             workers=run.workers,
-            pin=where.type == "cuda",
+            pin=self.device.type == "cuda",
         )
-        mean, std = (torch.tensor(v, device=where).view(-1, 1, 1) * 255 for v in (config.mean, config.std))
-        log, averages = RunLog(out, first), Averages()
-        unreadable: set[str] = set()
-        bad_steps, began, latest = 0, time.monotonic(), {}
-        precision = _PRECISION[run.precision]
-        autocast = partial(torch.autocast, where.type, precision, enabled=run.precision != "float32")
 
-        def backward(loss: torch.Tensor) -> None:
-            scaler.scale(loss).backward()
+    def _begin(self, untrained: VisionTransformer) -> None:
+        write_record(self.out, self.config, self.about_data, step=0, **self.about_model)
+        save_backbone(self.out / "untrained", untrained, self.preprocessing, {"step": 0})
 
-        def finish(step: int) -> None:
-            """A checkpoint, and beside it what a person or the next command can use already."""
-            save_state(out / CHECKPOINTS, step, model, optimizer, scaler, where)
-            prune_checkpoints(out / CHECKPOINTS, run.keep_checkpoints)
-            save_backbone(out / "backbone", model.result, preprocessing, {"step": step})
-            if len(aside):
-                pictures = [aside.path(i) for i in range(len(aside))]
-                path = out / "pca" / f"{step:08d}.png"
-                write_pca_picture(path, model.result, preprocessing, pictures, where)
-            write_record(out, config, about_data, step=step, unreadable=sorted(unreadable), **record)
+    def _save(self, engine: Engine, step: int) -> None:
+        """A checkpoint, and beside it what a person or the next command can use already."""
+        engine.save(self.out / CHECKPOINTS, step)
+        backbone = engine.result()
+        on_main(lambda: self._show(backbone, step))
 
-        with bar("pretrain", run.steps, start=first) as progress:
-            for step, raw in enumerate(stream, start=first):
-                unreadable |= _report_unreadable(raw, unreadable, len(train))
-                lr = optimizer.set_schedules(step)
-                temperature = config.teacher.temperature_at(step, run.steps)
-                slices = [partial(_to_device, part, where, mean, std) for part in raw.split(run.micro_batch)]
-                optimizer.adamw.zero_grad(set_to_none=True)
-                losses = forward_backward(model, slices, temperature, autocast, backward)
-                scaler.unscale_(optimizer.adamw)
-                norms = optimizer.clip_gradients()
-                # in float16 the scaler skips a step whose gradient overflowed, and lowers its scale
-                finite = bool(torch.isfinite(losses.total)) and (
-                    scaler.is_enabled() or all(np.isfinite(list(norms.values())))
-                )
-                if finite:
-                    scaler.step(optimizer.adamw)
-                    model.update_teacher(config.teacher.momentum_at(step, run.steps))
-                    bad_steps = 0
-                    averages.add({"loss": losses.total, **losses.terms})
-                else:
-                    bad_steps += 1
-                    _stop_if_diverged(out, raw, step, bad_steps, run.max_bad_steps)
-                scaler.update()
-
-                done = step + 1
-                if done % run.log_every == 0 or done == run.steps:
-                    latest = averages.take()
-                    rate = (done - first) * run.batch_size / (time.monotonic() - began)
-                    extra = {f"gradient_norm/{name}": value for name, value in norms.items()} if finite else {}
-                    if losses.targets is not None:
-                        extra |= target_statistics(losses.targets)
-                    memory = device_memory_gib(where)
-                    if memory is not None:
-                        extra["memory_gib"] = memory
-                    extra["drop_path_effective"] = effective_drop_rate(
-                        2 * (run.micro_batch or run.batch_size), config.backbone.drop_path
-                    )
-                    extra |= {"lr": lr, "teacher_temperature": temperature, "images_per_second": rate}
-                    log.write(done, {**latest, **extra})
-                text = " ".join(f"{name} {value:.3f}" for name, value in latest.items())
-                progress.advance(1, text)
-                if done % run.checkpoint_every == 0 or done == run.steps or stop.exit_code is not None:
-                    finish(done)
-                if stop.exit_code is not None and done < run.steps:
-                    log.close()
-                    say(f"stopped after step {done} of {run.steps}; go on with --resume")
-                    raise SystemExit(stop.exit_code)
-        log.close()
-        seconds = time.monotonic() - began
-        speed = (run.steps - first) * run.batch_size / max(seconds, 1e-9)
-        return RunResult(out, out / "backbone", run.steps, len(train), seconds, speed, latest)
-
-
-def _choose_images(manifest: Manifest, config: PretrainConfig) -> tuple[Manifest, Manifest]:
-    """(images to train on, held-aside images for the PCA pictures). Validation and test images are never trained on,
-    nor are images without a split whose patient or lesion is among them; the pictures are of validation images, or,
-    without a split, of a few that are then not trained on."""
-    count = config.run.pca_images
-    if manifest.has("split"):
-        splits = manifest.column("split")
-        groups = manifest.column("group") if manifest.has("group") else [None] * len(manifest)
-        kept_back = {g for g, split in zip(groups, splits, strict=True) if split in ("val", "test")} - {None}
-        usable = [i for i, split in enumerate(splits) if split in (None, "", "train")]
-        train = manifest.take([i for i in usable if groups[i] not in kept_back])
-        aside = manifest.take([i for i, split in enumerate(splits) if split == "val"])
-        if len(train) < len(usable):
-            warn(f"left out: {len(usable) - len(train)} images whose group has others in val or test")
-    else:
-        # by content, so that adding images to a collection changes few of them
-        order = sorted(range(len(manifest)), key=manifest.column("sha256").__getitem__)
-        count = min(count, len(manifest) // 10)
-        aside, train = manifest.take(sorted(order[:count])), manifest.take(sorted(order[count:]))
-    if len(train) < config.run.batch_size:
-        raise UsageError(
-            f"{len(train)} training images are fewer than a batch of {config.run.batch_size}; "
-            f"add images, or --set run.batch_size={max(len(train), 1)}"
+    def _show(self, backbone: VisionTransformer, step: int) -> None:
+        save_backbone(self.out / "backbone", backbone, self.preprocessing, {"step": step})
+        if self.pictures:
+            path = self.out / "pca" / f"{step:08d}.png"
+            write_pca_picture(path, backbone, self.preprocessing, self.pictures, self.device)
+        write_record(
+            self.out, self.config, self.about_data, step=step, unreadable=sorted(self.unreadable), **self.about_model
         )
-    chosen = np.linspace(0, len(aside) - 1, min(count, len(aside))).round().astype(int).tolist() if len(aside) else []
-    return train, aside.take(chosen)
 
+    def _measure(self, report: StepReport) -> dict[str, float]:
+        """What a log line holds beside the losses; all ranks measure together."""
+        run = self.config.run
+        found = {f"gradient_norm/{name}": value for name, value in report.gradient_norms.items() if report.finite}
+        if report.targets is not None:
+            found |= target_statistics(report.targets)
+        memory = device_memory_gib(self.device)
+        if memory is not None:
+            found["memory_gib"] = memory
+        views = 2 * min(run.micro_batch or run.batch_size, run.batch_size // world_size())
+        found["drop_path_effective"] = effective_drop_rate(views, self.config.backbone.drop_path)
+        return found | {"lr": report.lr, "teacher_temperature": report.temperature}
 
-def _to_device(raw: RawBatch, device: torch.device, mean: torch.Tensor, std: torch.Tensor) -> Batch:
-    """uint8 (n, s, s, channels) -> float32 (n, channels, s, s), normalised, on the device."""
+    def _note_unreadable(self, raw: RawBatch) -> None:
+        new = set(raw.skipped) - self.unreadable
+        for line in sorted(new):
+            warn(f"{line}; another image takes its place")
+        self.unreadable |= new
+        if len(self.unreadable) > max(_MAX_UNREADABLE * self.num_images, 3):
+            raise DinomedError(
+                f"{len(self.unreadable)} of {self.num_images} images cannot be read any more; "
+                "check the disk, then scan again"
+            )
 
-    def images(x: torch.Tensor) -> torch.Tensor:
-        return x.to(device, non_blocking=True).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
-
-    def move(x: torch.Tensor) -> torch.Tensor:
-        return x.to(device, non_blocking=True)
-
-    return Batch(images(raw.globals), images(raw.locals), move(raw.masks), move(raw.masked), move(raw.mask_weights))
-
-
-def _report_unreadable(raw: RawBatch, known: set[str], num_images: int) -> set[str]:
-    new = set(raw.skipped) - known
-    for line in sorted(new):
-        warn(f"{line}; another image takes its place")
-    if len(known | new) > max(_MAX_UNREADABLE * num_images, 3):
+    def _count_bad_steps(self, report: StepReport, raw: RawBatch, step: int) -> None:
+        """A step whose loss or gradient is not finite is skipped; too many in a row end the run."""
+        if report.finite:
+            self.bad_steps = 0
+            return
+        self.bad_steps += 1
+        if rank() == 0:
+            warn(
+                f"step {step}: the loss or its gradient is not finite; the step is skipped ({self.bad_steps} in a row)"
+            )
+        if self.bad_steps <= self.config.run.max_bad_steps:
+            return
+        path = self.out / "bad_batch.json"
+        names = gather_objects(raw.names)
+        on_main(lambda: write_json(path, {"step": step, "images": [name for part in names for name in part]}))
         raise DinomedError(
-            f"{len(known | new)} of {num_images} images cannot be read any more; check the disk, scan again"
-        )
-    return new
-
-
-def _stop_if_diverged(out: Path, raw: RawBatch, step: int, bad_steps: int, allowed: int) -> None:
-    """A step whose loss or gradient is not finite is skipped; too many in a row end the run."""
-    warn(f"step {step}: the loss or its gradient is not finite; the step is skipped ({bad_steps} in a row)")
-    if bad_steps > allowed:
-        path = out / "bad_batch.json"
-        write_json(path, {"step": step, "images": raw.names})
-        raise DinomedError(
-            f"{bad_steps} steps in a row without a finite loss, the last at step {step} (its images: {path}); "
+            f"{self.bad_steps} steps in a row without a finite loss, the last at step {step} (its images: {path}); "
             "the teacher is untouched. Usually the learning rate is too high: lower optimizer.lr, "
             "or use run.precision=float32"
         )
-
-
-def _count(model: DINOv2) -> dict[str, int]:
-    return {name: sum(p.numel() for p in module.parameters()) for name, module in model.student.items()}

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dinomed.config import Config
 from dinomed.layers.block import Block
@@ -79,6 +80,7 @@ class VisionTransformer(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.checkpoint_activations = False  # in training: recompute each block in the backward, for less memory
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -121,7 +123,8 @@ class VisionTransformer(nn.Module):
         separate forward of each. `masks` holds one (B, patches) mask or None for each batch."""
         xs = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
         for block in self.blocks:
-            xs = block(xs)
+            recompute = self.checkpoint_activations and torch.is_grad_enabled()
+            xs = checkpoint(block, xs, use_reentrant=False) if recompute else block(xs)
         return [self._tokens(x) for x in xs]
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tokens:

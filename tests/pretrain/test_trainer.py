@@ -103,7 +103,7 @@ def test_a_cut_off_checkpoint_is_passed_over_with_a_warning(
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for run in (whole, cut):
         pretrain(tiny(), pictures, run, device="cpu")
-    newest = list_checkpoints(cut / "checkpoints")[-1] / "model.safetensors"
+    newest = list_checkpoints(cut / "checkpoints")[-1] / "tensors.safetensors"
     newest.write_bytes(newest.read_bytes()[:1000])
     pretrain(tiny(), pictures, cut, device="cpu", resume=True)
     assert "damaged" in capsys.readouterr().err

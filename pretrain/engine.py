@@ -1,0 +1,130 @@
+"""One optimiser step: student, teacher, optimiser and schedules, on one device or on all of them."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dinomed.backbones.vit import VisionTransformer
+from dinomed.checkpoint import prune_checkpoints
+from dinomed.distributed import is_distributed, max_over_ranks, on_main, sum_over_ranks, world_size
+from dinomed.errors import UsageError
+from dinomed.pretrain.accumulate import forward_backward
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.data import RawBatch
+from dinomed.pretrain.method import Batch, DINOv2
+from dinomed.pretrain.optimizer import OptimizerDriver
+from dinomed.pretrain.parallel import distribute, whole_state
+from dinomed.pretrain.state import load_state, save_state, seed_step
+
+PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step did. `losses` (each term, and "loss", their weighted sum) are this process's; the rest is shared."""
+
+    losses: dict[str, torch.Tensor]
+    targets: torch.Tensor | None  # 2, B, K: the teacher's on class tokens
+    gradient_norms: dict[str, float]
+    finite: bool  # if not, the step was skipped
+    lr: float
+    temperature: float
+
+
+class Engine:
+    """Builds the model of a config and trains it step by step; all ranks make the same calls."""
+
+    def __init__(self, config: PretrainConfig, device: torch.device) -> None:
+        run = config.run
+        self.config, self.device = config, device
+        torch.manual_seed(run.seed)
+        self.model = DINOv2(config.backbone, config.objective).to(device).train()
+        self.parameters = {
+            name: sum(p.numel() for p in module.parameters()) for name, module in self.model.student.items()
+        }
+        self._prepare_blocks()
+        self._precision = PRECISION[run.precision]
+        if is_distributed():
+            if run.precision == "float16":
+                raise UsageError("run.precision float16 is for one process; use bfloat16 with several")
+            half = None if run.precision == "float32" else self._precision
+            for side in (self.model.student, self.model.teacher):
+                distribute(side, run.parallel, device, half)
+        self.optimizer = OptimizerDriver(self.model.student, config.optimizer, run.batch_size, run.steps)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "float16")
+        self._mean, self._std = (torch.tensor(v, device=device).view(-1, 1, 1) * 255 for v in (config.mean, config.std))
+
+    def _prepare_blocks(self) -> None:
+        run = self.config.run
+        for side in (self.model.student, self.model.teacher):
+            backbone = side["backbone"]
+            assert isinstance(backbone, VisionTransformer)
+            backbone.checkpoint_activations = run.checkpoint_activations
+            if run.compile:
+                for block in backbone.blocks:
+                    block.compile()
+
+    def step(self, raw: RawBatch, step: int) -> StepReport:
+        """One optimiser step on this process's part of a batch; skipped by all if any has a loss that is no number."""
+        config, run, optimizer = self.config, self.config.run, self.optimizer
+        seed_step(run.seed, step)
+        lr = optimizer.set_schedules(step)
+        temperature = config.teacher.temperature_at(step, run.steps)
+        slices = [partial(self._to_device, part) for part in raw.split(run.micro_batch)]
+        autocast = partial(torch.autocast, self.device.type, self._precision, enabled=run.precision != "float32")
+        optimizer.adamw.zero_grad(set_to_none=True)
+        losses = forward_backward(self.model, slices, temperature, autocast, self._backward)
+        self.scaler.unscale_(optimizer.adamw)
+        norms = optimizer.clip_gradients()
+        # in float16 the scaler skips a step whose gradient overflowed, and lowers its scale
+        finite = bool(torch.isfinite(losses.total)) and (
+            self.scaler.is_enabled() or all(np.isfinite(list(norms.values())))
+        )
+        finite = not max_over_ranks(int(not finite), self.device)
+        if finite:
+            self.scaler.step(optimizer.adamw)
+            self.model.update_teacher(config.teacher.momentum_at(step, run.steps))
+        self.scaler.update()
+        terms = {"loss": losses.total.detach(), **losses.terms}
+        return StepReport(terms, losses.targets, norms, finite, lr, temperature)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def _to_device(self, raw: RawBatch) -> Batch:
+        """uint8 (n, s, s, channels) -> float32 (n, channels, s, s), normalised, on the device."""
+
+        def images(x: torch.Tensor) -> torch.Tensor:
+            x = x.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+            return x.sub_(self._mean).div_(self._std)
+
+        def move(x: torch.Tensor) -> torch.Tensor:
+            return x.to(self.device, non_blocking=True)
+
+        return Batch(images(raw.globals), images(raw.locals), move(raw.masks), move(raw.masked), move(raw.mask_weights))
+
+    def load(self, root: Path) -> int:
+        """Restore the newest readable checkpoint; returns its step, 0 if there is none."""
+        return load_state(root, self.model, self.optimizer, self.scaler)
+
+    def save(self, root: Path, step: int) -> None:
+        """Write a checkpoint, and remove those that are no longer kept."""
+        save_state(root, step, self.model, self.optimizer, self.scaler)
+        on_main(lambda: prune_checkpoints(root, self.config.run.keep_checkpoints))
+
+    def result(self) -> VisionTransformer:
+        """The backbone that a run is for, the teacher's, whole: itself in one process, a copy where it is sharded."""
+        if not is_distributed():
+            return self.model.result
+        copy = VisionTransformer(self.config.backbone).to(self.device)
+        copy.load_state_dict(dict(whole_state(self.model.result)))
+        return copy.eval().requires_grad_(False)
+
+
+def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """The mean of each value over all ranks."""
+    total = sum_over_ranks(torch.tensor(list(values.values()), dtype=torch.float64, device=device))
+    return dict(zip(values, (total / world_size()).tolist(), strict=True))

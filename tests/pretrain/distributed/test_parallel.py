@@ -1,0 +1,150 @@
+"""Two real processes give what one gives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dinomed.config import to_yaml
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.trainer import pretrain
+
+Tiny = Callable[..., PretrainConfig]
+HERE = Path(__file__).parent
+
+
+def launch(count: int, *arguments: str) -> list[str]:
+    """The command that starts `count` processes by torchrun."""
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *arguments,
+    ]  # fmt: skip
+
+
+def run(count: int, config: PretrainConfig, data: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """`dinomed pretrain` in `count` processes."""
+    path = out.with_suffix(".yaml")
+    path.write_text(to_yaml(config))
+    command = ["pretrain", str(path), "--data", str(data), "-o", str(out), "--device", "cpu", *more]
+    start = launch(count, "-m", "dinomed.apps.cli") if count > 1 else [sys.executable, "-m", "dinomed.apps.cli"]
+    return subprocess.run([*start, *command], capture_output=True, text=True, check=False, timeout=300)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "backbone" / "model.safetensors")
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The same losses and weights, up to the order in which gradients are summed."""
+    for one, other in zip(log(a), log(b), strict=True):
+        for name in ("loss", "dino", "ibot", "target_entropy", "target_entropy_mean"):
+            # float32 sums in another order; the second step on also through AdamW, which enlarges rounding
+            assert one[name] == pytest.approx(other[name], rel=2e-3), name
+    first, second = weights(a), weights(b)
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=2e-2, atol=2e-4)
+
+
+def test_every_collective_operation(tmp_path: Path) -> None:
+    subprocess.run(launch(2, str(HERE / "two_processes.py"), str(tmp_path)), check=True, capture_output=True)
+    both = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for found in both:
+        assert found["gathered"] == [[0, 1], [2, 3], [4, 5], [10, 11], [12, 13], [14, 15]]
+        assert found["gradient"] == [[3, 3]] * 3
+        assert found["max"] == 5
+        assert found["objects"] == ["rank 0", "rank 1"]
+        assert found["main"] == 0
+        assert found["told"] == "only rank 0 was asked"
+        assert found["size"] == 2
+
+
+@pytest.fixture
+def one(tiny: Tiny, pictures: Path, tmp_path: Path) -> Path:
+    """A run of one process, without stochastic depth (its random subsets are each process's own)."""
+    pretrain(settings(tiny), pictures, tmp_path / "one", device="cpu")
+    return tmp_path / "one"
+
+
+def settings(tiny: Tiny, **run: object) -> PretrainConfig:
+    return tiny(backbone={"drop_path": 0.0}, run={"steps": 4, **run})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"parallel": "replicate"}, {"parallel": "shard"}, {"parallel": "shard", "micro_batch": 1}], ids=str
+)
+def test_two_processes_train_as_one(
+    tiny: Tiny, pictures: Path, tmp_path: Path, one: Path, changes: dict[str, object]
+) -> None:
+    done = run(2, settings(tiny, **changes), pictures, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(one, tmp_path / "two")
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    tiny: Tiny, pictures: Path, tmp_path: Path, one: Path, before: int, after: int
+) -> None:
+    config, out = settings(tiny, parallel="shard", checkpoint_every=2), tmp_path / "changed"
+    assert run(before, config, pictures, out).returncode == 0
+    # as if it had been killed after step 2
+    for folder in (out / "checkpoints").glob("step_00000004"):
+        (folder / "state.json").unlink()
+    done = run(after, config, pictures, out, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "resuming" in done.stderr
+    assert_same_run(one, out)
+
+
+def test_a_killed_process_ends_the_run_and_it_can_be_resumed(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    config, out = settings(tiny, steps=400, checkpoint_every=2, log_every=1), tmp_path / "killed"
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    command = ["pretrain", str(path), "--data", str(pictures), "-o", str(out), "--device", "cpu"]
+    process = subprocess.Popen(
+        launch(2, "-m", "dinomed.apps.cli", *command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for(lambda: (out / "checkpoints" / "step_00000002").exists(), process)
+    os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
+    output, _ = process.communicate(timeout=150)
+    assert process.returncode != 0
+    assert "SIGKILL" in output or "Signal 9" in output
+    assert any((out / "checkpoints").glob("step_*"))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    done = run(2, settings(tiny, batch_size=3), pictures, tmp_path / "odd")
+    assert done.returncode != 0
+    assert "a batch of 3 images cannot be shared by 2 processes evenly" in done.stderr
+
+
+def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def child_of_rank(parent: int, rank: int) -> int:
+    """The process that the launcher started with this rank (Linux: read from its environment)."""
+    for status in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            environment = status.read_bytes()
+        except OSError:
+            continue
+        stat = (status.parent / "stat").read_text().rsplit(")", 1)[1].split()
+        if f"\0RANK={rank}\0".encode() in environment and int(stat[1]) == parent:
+            return int(status.parent.name)
+    raise AssertionError("no such process")

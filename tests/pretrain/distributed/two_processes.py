@@ -1,0 +1,44 @@
+"""Run by torchrun in the tests: `python -m torch.distributed.run ... two_processes.py WHAT ARGUMENTS`."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from dinomed.distributed import gather_objects, gather_rows, max_over_ranks, on_main, process_group, rank, world_size
+from dinomed.errors import UsageError
+
+
+def operations() -> dict[str, object]:
+    """Each collective operation, with values that differ between the ranks."""
+    rows = torch.arange(6.0).reshape(3, 2) + 10 * rank()
+    rows.requires_grad_()
+    gathered = gather_rows(rows)
+    # every rank weighs all rows with its own factor: an owner's gradient is the sum of the factors
+    (gathered.sum() * (1 + rank())).backward()
+
+    def fail() -> None:
+        raise UsageError("only rank 0 was asked")
+
+    try:
+        on_main(fail)
+        told = "nothing"
+    except UsageError as error:
+        told = str(error)
+    assert rows.grad is not None
+    return {
+        "gathered": gathered.tolist(),
+        "gradient": rows.grad.tolist(),
+        "max": max_over_ranks(rank() * 5, torch.device("cpu")),
+        "objects": gather_objects(f"rank {rank()}"),
+        "main": on_main(lambda: rank()),
+        "told": told,
+        "size": world_size(),
+    }
+
+
+if __name__ == "__main__":
+    with process_group(torch.device("cpu"), timeout_s=60):
+        found = operations()
+        Path(sys.argv[1], f"{rank()}.json").write_text(json.dumps(found))
