@@ -139,7 +139,9 @@ def _run(arguments: list[str], debug: bool) -> int:
 def _explain(error: Exception) -> int:
     """Print one or two lines about `error`; its exit code."""
     if isinstance(error, DinomedError):
-        print(f"error: {error}", file=sys.stderr)
+        # of several training processes all find the same fault in a request, and the first one says so
+        if not (isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0"):
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if type(error).__name__ == "NoArgsIsHelpError":  # `dinomed train`: the help has been asked for, in a way
         print(error, file=sys.stderr)

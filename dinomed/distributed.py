@@ -34,6 +34,11 @@ def was_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def launched_rank() -> int:
+    """The rank that a launcher gave this process, also before and after the group exists."""
+    return int(os.environ.get("RANK", "0")) if was_launched() else 0
+
+
 @contextmanager
 def process_group(device: torch.device, timeout_s: float) -> Iterator[torch.device]:
     """The group of all launched processes, and the device of this one; without a launcher, nothing but `device`.

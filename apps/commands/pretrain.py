@@ -18,6 +18,7 @@ def pretrain(
     resume: Resume = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+    nproc: Annotated[int, typer.Option("--nproc", help="Processes (devices) on this machine.", min=1)] = 1,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -39,8 +40,21 @@ def pretrain(
         else:
             print(to_yaml(resolved), end="")
         return
+    if nproc > 1:
+        from dinomed.pretrain.launch import launch
+
+        flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
+        launch(
+            nproc,
+            ["pretrain", str(config), "--data", str(data), "-o", str(output), "--device", device]
+            + [part for setting in settings for part in ("--set", setting)]
+            + [flag for flag, given in flags.items() if given],
+        )
+        return
+    from dinomed.distributed import launched_rank
     from dinomed.pretrain.trainer import pretrain as run
 
     result = run(resolved, data, output, device=device, resume=resume, overwrite=overwrite)
     report = asdict(result) | {"folder": str(result.folder), "backbone": str(result.backbone)}
-    emit(report | {"note": "for research use only"}, as_json)
+    if launched_rank() == 0:
+        emit(report | {"note": "for research use only"}, as_json)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dinomed.checkpoint import list_checkpoints
 from dinomed.config import to_yaml
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.trainer import pretrain
@@ -22,20 +23,13 @@ Tiny = Callable[..., PretrainConfig]
 HERE = Path(__file__).parent
 
 
-def launch(count: int, *arguments: str) -> list[str]:
-    """The command that starts `count` processes by torchrun."""
-    return [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *arguments,
-    ]  # fmt: skip
-
-
 def run(count: int, config: PretrainConfig, data: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """`dinomed pretrain` in `count` processes."""
     path = out.with_suffix(".yaml")
     path.write_text(to_yaml(config))
     command = ["pretrain", str(path), "--data", str(data), "-o", str(out), "--device", "cpu", *more]
-    start = launch(count, "-m", "dinomed.apps.cli") if count > 1 else [sys.executable, "-m", "dinomed.apps.cli"]
-    return subprocess.run([*start, *command], capture_output=True, text=True, check=False, timeout=300)
+    command = [sys.executable, "-m", "dinomed.apps.cli", *command, "--nproc", str(count)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -58,7 +52,8 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 def test_every_collective_operation(tmp_path: Path) -> None:
-    subprocess.run(launch(2, str(HERE / "two_processes.py"), str(tmp_path)), check=True, capture_output=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, str(HERE / "two_processes.py"), str(tmp_path)], check=True, capture_output=True)
     both = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     for found in both:
         assert found["gathered"] == [[0, 1], [2, 3], [4, 5], [10, 11], [12, 13], [14, 15]]
@@ -111,28 +106,49 @@ def test_a_killed_process_ends_the_run_and_it_can_be_resumed(tiny: Tiny, picture
     config, out = settings(tiny, steps=400, checkpoint_every=2, log_every=1), tmp_path / "killed"
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
-    command = ["pretrain", str(path), "--data", str(pictures), "-o", str(out), "--device", "cpu"]
-    process = subprocess.Popen(
-        launch(2, "-m", "dinomed.apps.cli", *command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = start(path, pictures, out)
     wait_for(lambda: (out / "checkpoints" / "step_00000002").exists(), process)
     os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
-    output, _ = process.communicate(timeout=150)
-    assert process.returncode != 0
-    assert "SIGKILL" in output or "Signal 9" in output
-    assert any((out / "checkpoints").glob("step_*"))
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 1
+    assert "error: process 1 of 2 was killed (SIGKILL) and the others were ended; --resume goes on" in errors
+    assert "Traceback" not in errors
+    assert list_checkpoints(out / "checkpoints")
+
+
+def test_asked_to_stop_all_processes_save_the_same_step(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    config, out = settings(tiny, steps=400, checkpoint_every=1000, log_every=1), tmp_path / "stopped"
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    process = start(path, pictures, out)
+    wait_for(lambda: (out / "log.jsonl").exists(), process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 143, errors
+    (saved,) = list_checkpoints(out / "checkpoints")
+    assert f"stopped after step {int(saved.name.removeprefix('step_'))} of 400" in errors
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     done = run(2, settings(tiny, batch_size=3), pictures, tmp_path / "odd")
-    assert done.returncode != 0
-    assert "a batch of 3 images cannot be shared by 2 processes evenly" in done.stderr
+    assert done.returncode == 2
+    assert done.stderr == "error: a batch of 3 images cannot be shared by 2 processes evenly\n"
+
+
+def start(config: Path, data: Path, out: Path) -> subprocess.Popen[str]:
+    command = ["pretrain", str(config), "--data", str(data), "-o", str(out), "--device", "cpu", "--nproc", "2"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "dinomed.apps.cli", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not ready():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
         time.sleep(0.1)
 
