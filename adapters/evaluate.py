@@ -35,16 +35,20 @@ def evaluate(
     Masks are compared at each image's own size. See `dinomed.metrics` for what the values mean and for the policy on
     empty masks and absent classes.
 
+    Images that the adapter has seen in training or validation, and others of their groups, are left out with a
+    warning: a duplicate across the splits is common, and must not flatter. On the splits train and val, which are all
+    seen, they stay.
+
     Args:
-        allow_seen: go on if the adapter has seen some of the images, or others of their groups, in training or
-            validation. Metrics are then too good, and the result says so.
+        allow_seen: leave none out on other splits either. Metrics are then too good, and the result says so.
 
     Returns:
         `task`, `split`, `metrics`, `threshold` or `classes`, what identifies adapter, backbone and images, and
-        `seen_in_training`: how many `images` were, and how many others are `of_seen_groups`.
+        `seen_in_training`: how many `images` were, how many others are `of_seen_groups`, and whether they are
+        `left_out`.
 
     Raises:
-        UsageError: no labels or masks, an empty split, no adapter in `folder`, or images that it has seen.
+        UsageError: no labels or masks, an empty split, no adapter in `folder`, or a split most of which it has seen.
         DinomedError: an image or mask cannot be read.
     """
     record = read_record(folder)
@@ -52,8 +56,11 @@ def evaluate(
     rows = masked(manifest) if record.task == "segment" else labelled(manifest, column)
     chosen = select_split(rows, split)
     seen = read_seen(folder, record).find(chosen, manifest)
+    leave_out = bool(seen) and not allow_seen and split not in ("train", "val")
     if seen:
-        _tell_seen(seen, len(chosen), f"split {split!r}", folder, allow_seen)
+        _tell_seen(seen, len(chosen), f"split {split!r}", folder, leave_out)
+    if leave_out:
+        chosen = seen.remove_from(chosen)
     predictor = load_adapter(folder, device, backbone)
     result: dict[str, Any] = {"purpose": RESEARCH_USE, "adapter": str(folder), "task": predictor.task, "split": split}
     if isinstance(predictor, SegmentPredictor):
@@ -61,23 +68,27 @@ def evaluate(
     else:
         result |= {"classes": predictor.classes, "metrics": _classification(predictor, chosen, column, split)}
     return result | {
-        "seen_in_training": {"images": len(seen.images), "of_seen_groups": len(seen.groups)},
+        "seen_in_training": {
+            "images": len(seen.images),
+            "of_seen_groups": len(seen.groups),
+            "left_out": leave_out,
+        },
         "backbone": {"name": predictor.backbone.name, "fingerprint": predictor.backbone.fingerprint},
         "image_size": predictor.backbone.preprocessing.image_size,
         "images": chosen.fingerprint,
     }
 
 
-def _tell_seen(seen: Overlap, total: int, where: str, folder: str | Path, allow: bool) -> None:
+def _tell_seen(seen: Overlap, total: int, where: str, folder: str | Path, leave_out: bool) -> None:
     parts = []
     if seen.images:
         parts.append(f"{len(seen.images)} of {total} images of {where} are among them (such as {seen.images[0]})")
     if seen.groups:
         parts.append(f"{len(seen.groups)} of {total} are of a group that is among them (such as {seen.groups[0]})")
     told = f"adapter {folder} has seen these images in training or validation: {', and '.join(parts)}"
-    if not allow:
+    if leave_out and len(seen) > total / 2:
         raise UsageError(f"{told}; give images that it has not seen, or add --allow-seen (the result will say so)")
-    warn(f"{told}; the metrics are too good")
+    warn(f"{told}; {'they are left out' if leave_out else 'the metrics are too good'}")
 
 
 def _segmentation(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def find_images(path: str | Path) -> tuple[Manifest, list[tuple[str, str]]]:
     folder = Path(path)
     if not folder.is_dir():
         return open_collection(folder), []
-    result = scan(folder, make_split=False, mask="none")
+    result = scan(folder, make_split=False, mask="none", allow_unreadable=True)
     images = result.manifest.column("image")
     ours = _predictions(folder, [*images, *(name for name, _ in result.unreadable)])
     kept = [i for i, image in enumerate(images) if not _is_below(image, ours)]

@@ -21,8 +21,13 @@ class Overlap:
     images: tuple[str, ...]
     groups: tuple[str, ...]
 
-    def __bool__(self) -> bool:
-        return bool(self.images or self.groups)
+    def __len__(self) -> int:
+        return len(self.images) + len(self.groups)
+
+    def remove_from(self, manifest: Manifest) -> Manifest:
+        """The rows of `manifest` that are not among them."""
+        known = {*self.images, *self.groups}
+        return manifest.take([i for i, image in enumerate(manifest.column("image")) if image not in known])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ def evaluate(
     split: Annotated[str, Option("--split", help="Split to evaluate: train, val or test.")] = "test",
     backbone: Annotated[str | None, Option("--backbone", "-b", help="Where its backbone is now, if moved.")] = None,
     allow_seen: Annotated[
-        bool, Option("--allow-seen", help="Go on with images that it was trained or chosen on; the result says so.")
+        bool, Option("--allow-seen", help="Keep images that it was trained or chosen on; the result says so.")
     ] = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -23,8 +23,8 @@ def evaluate(
     """Measure an adapter on images with known answers.
 
     Segmenters: Dice, IoU, HD95 (px), image by image at the image's own size. Classifiers: accuracy, balanced
-    accuracy, AUROC, by class. Images that the adapter has seen in training or validation, and others of their
-    groups, are refused. For research use only.
+    accuracy, AUROC, by class. Of a test split, images that the adapter has seen in training or validation, and
+    others of their groups, are left out. For research use only.
     """
     from dinomed.adapters.evaluate import evaluate as run
     from dinomed.apps.output import emit
@@ -41,8 +41,9 @@ def _table(report: dict[str, Any]) -> Any:
     metrics, title = report["metrics"], f"{report['adapter']} on {report['backbone']['name']}, split {report['split']}"
     seen = report["seen_in_training"]
     notes: list[tuple[Any, ...]] = [(RESEARCH_USE, None)]
-    if any(seen.values()):
-        notes.insert(0, ("TOO GOOD: images seen in training or validation", seen["images"]))
+    if seen["images"] or seen["of_seen_groups"]:
+        what = "left out" if seen["left_out"] else "TOO GOOD"
+        notes.insert(0, (f"{what}: images seen in training or validation", seen["images"]))
         notes.insert(1, ("and images of groups that were seen there", seen["of_seen_groups"]))
     if report["task"] == "classify":
         rows = [(name, row["n"], row["recall"], row["auroc"]) for name, row in metrics["per_class"].items()]

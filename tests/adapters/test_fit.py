@@ -71,13 +71,13 @@ def change(manifest: Manifest, **columns: list) -> Manifest:
 
 
 def test_a_classifier_learns_its_training_images(classifier: Path, manifest: Manifest) -> None:
-    found = evaluate(classifier, manifest, "train", allow_seen=True)["metrics"]
+    found = evaluate(classifier, manifest, "train")["metrics"]
     assert found["auroc"] > 0.65  # chance is 0.5 with a deviation of 0.06 for 40 images; the backbone is random
     assert found["n"] == len(manifest.select(split="train"))
 
 
 def test_a_segmenter_beats_a_mask_of_everything(segmenter: Path, manifest: Manifest) -> None:
-    found = evaluate(segmenter, manifest, "train", allow_seen=True)["metrics"]
+    found = evaluate(segmenter, manifest, "train")["metrics"]
     train = manifest.select(split="train")
     share = np.array([load_mask(train, i).mean() for i in range(len(train))])
     assert found["dice"] > (2 * share / (1 + share)).mean() + 0.05  # by little: the backbone is random
@@ -133,10 +133,11 @@ def test_the_record_says_what_is_needed_and_names_no_image(
             assert not any(value in text for value in manifest.column(column))
 
 
-def test_what_was_seen_is_refused_by_content_whatever_its_name_or_split(
-    classifier: Path, manifest: Manifest, tmp_path: Path
+def test_what_was_seen_is_left_out_by_content_whatever_its_name_or_split(
+    classifier: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate(classifier, manifest, "test")["seen_in_training"] == {"images": 0, "of_seen_groups": 0}
+    clean = evaluate(classifier, manifest, "test")
+    assert clean["seen_in_training"] == {"images": 0, "of_seen_groups": 0, "left_out": False}
     train = manifest.select(split="train").take([0, 1])
     renamed = change(train, image=["x.png", "y.png"], split=["test"] * 2, group=None)
     for number, image in enumerate(("x.png", "y.png")):
@@ -144,11 +145,15 @@ def test_what_was_seen_is_refused_by_content_whatever_its_name_or_split(
     moved = Manifest(renamed.table, tmp_path)
     with pytest.raises(UsageError, match=r"2 of 2 images of split 'test'.*such as x\.png.*--allow-seen"):
         evaluate(classifier, moved)
-    assert evaluate(classifier, moved, allow_seen=True)["seen_in_training"] == {"images": 2, "of_seen_groups": 0}
+    kept = evaluate(classifier, moved, allow_seen=True)["seen_in_training"]
+    assert kept == {"images": 2, "of_seen_groups": 0, "left_out": False}
     groups = manifest.column("group")
     groups[manifest.column("split").index("test")] = groups[manifest.column("split").index("val")]
-    with pytest.raises(UsageError, match=r"1 of \d+ are of a group that is among them"):
-        evaluate(classifier, change(manifest, group=groups))
+    fewer = evaluate(classifier, change(manifest, group=groups))
+    assert fewer["seen_in_training"] == {"images": 0, "of_seen_groups": 1, "left_out": True}
+    assert fewer["metrics"]["n"] == clean["metrics"]["n"] - 1
+    assert "1 of" in (told := capsys.readouterr().err)
+    assert "they are left out" in told
 
 
 def test_float16_patches_cost_less_than_a_thousandth(segmenter: Path, manifest: Manifest) -> None:

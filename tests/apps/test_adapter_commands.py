@@ -64,7 +64,7 @@ def test_the_whole_way_in_json(trained: Path, run) -> None:
     assert 0 < json.loads(out)["metrics"]["dice"] <= 1
     code, out, _ = run("evaluate", trained / "cls", *data)
     assert json.loads(out)["split"] == "test"
-    assert json.loads(out)["seen_in_training"] == {"images": 0, "of_seen_groups": 0}
+    assert json.loads(out)["seen_in_training"] == {"images": 0, "of_seen_groups": 0, "left_out": False}
     assert (trained / "derm.features").is_dir()
 
 
@@ -82,14 +82,10 @@ def test_tables_say_that_they_are_for_research(trained: Path, run) -> None:
 def test_what_was_trained_or_chosen_on_is_not_measured_unawares(trained: Path, run) -> None:
     options = ("evaluate", trained / "cls", "--data", trained / "derm.parquet", "--split", "val")
     code, out, err = run(*options)
-    assert (code, out) == (2, "")
-    assert "--allow-seen" in err
-    assert len(err.splitlines()) == 1
-    code, out, err = run(*options, "--allow-seen")
     assert code == 0
-    assert "warning" in err
-    assert "seen in training" in out
-    code, out, _ = run(*options, "--allow-seen", "--json")
+    assert "the metrics are too good" in err
+    assert "TOO GOOD: images seen in training" in out
+    code, out, _ = run(*options, "--json")
     assert json.loads(out)["seen_in_training"]["images"] == json.loads(out)["metrics"]["n"]
 
 
