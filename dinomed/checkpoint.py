@@ -106,11 +106,26 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     return state
 
 
-def list_tensors(folder: Path) -> list[str]:
-    """The names of the tensors in a checkpoint."""
+def describe_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name, with their shapes and types and without their data (on torch's `meta`)."""
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-    return sorted(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
+    with _translated(f"checkpoint {folder} cannot be read"):
+        found: dict[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return {
+        name: torch.empty(found[name].size, dtype=found[name].properties.dtype, device="meta") for name in sorted(found)
+    }
+
+
+def read_whole(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The tensors whose names start with `prefix`, whole, whatever number of processes wrote them; without it."""
+    tensors = {
+        name: torch.empty_like(like, device="cpu")
+        for name, like in describe_tensors(folder).items()
+        if name.startswith(prefix)
+    }
+    fill(tensors, folder)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def fill(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:

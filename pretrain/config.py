@@ -39,6 +39,20 @@ class RunConfig(Config):
     max_bad_steps: int = Field(5, ge=0, description="steps in a row whose loss is not finite, before the run stops")
 
 
+class StartConfig(Config):
+    """Nothing given: random weights."""
+
+    weights: str | None = Field(None, description="a run or backbone folder, or the name of a released backbone")
+    file: str | None = Field(None, description="a file with the weights of that name, if they are not to be fetched")
+    warmup: float | None = Field(
+        None, ge=0, le=1, description="fraction of the run in which only heads and mask token learn; 1: the whole run. "
+        "If not given: 0.1 where the heads are new, 0 where they come along"
+    )  # fmt: skip
+    resize_positions: bool = Field(
+        False, description="the position embedding to the grid of the global views, once; else at every forward"
+    )
+
+
 class PretrainConfig(Config):
     """`dinomed pretrain CONFIG` reads this from YAML."""
 
@@ -49,6 +63,7 @@ class PretrainConfig(Config):
     teacher: TeacherConfig = TeacherConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
+    start: StartConfig = StartConfig()
     mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="of each channel, in [0, 1]")
     std: tuple[float, ...] = Field(IMAGENET_STD, description="of each channel, in [0, 1]")
     frozen_size: int | None = Field(

@@ -17,6 +17,7 @@ from dinomed.pretrain.data import RawBatch
 from dinomed.pretrain.method import Batch, DINOv2
 from dinomed.pretrain.optimizer import OptimizerDriver
 from dinomed.pretrain.parallel import distribute, whole_state
+from dinomed.pretrain.start import Start, load_start
 from dinomed.pretrain.state import load_state, save_state, seed_step
 
 PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,11 +38,13 @@ class StepReport:
 class Engine:
     """Builds the model of a config and trains it step by step; all ranks make the same calls."""
 
-    def __init__(self, config: PretrainConfig, device: torch.device) -> None:
+    def __init__(self, config: PretrainConfig, device: torch.device, start: Start | None = None) -> None:
         run = config.run
         self.config, self.device = config, device
         torch.manual_seed(run.seed)
         self.model = DINOv2(config.backbone, config.objective).to(device).train()
+        if start is not None:
+            load_start(start, self.model.student, self.model.teacher)
         self.parameters = {
             name: sum(p.numel() for p in module.parameters()) for name, module in self.model.student.items()
         }
@@ -53,7 +56,9 @@ class Engine:
             half = None if run.precision == "float32" else self._precision
             for side in (self.model.student, self.model.teacher):
                 distribute(side, run.parallel, device, half)
-        self.optimizer = OptimizerDriver(self.model.student, config.optimizer, run.batch_size, run.steps)
+        self.optimizer = OptimizerDriver(
+            self.model.student, config.optimizer, run.batch_size, run.steps, config.start.warmup or 0.0
+        )
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "float16")
         self._mean, self._std = (torch.tensor(v, device=device).view(-1, 1, 1) * 255 for v in (config.mean, config.std))
 

@@ -39,8 +39,13 @@ class OptimizerConfig(Config):
 class OptimizerDriver:
     """The optimiser of a student, with every group's learning rate and weight decay set before each step."""
 
-    def __init__(self, student: nn.ModuleDict, config: OptimizerConfig, batch: int, total_steps: int) -> None:
+    def __init__(
+        self, student: nn.ModuleDict, config: OptimizerConfig, batch: int, total_steps: int, heads_first: float = 0.0
+    ) -> None:
+        """`heads_first`: fraction of the run in which the backbone's weights, but for the mask token, do not move;
+        its learning rate then rises to the others' over as many steps again."""
         self.config, self.total_steps = config, total_steps
+        self.heads_first = int(heads_first * total_steps)
         self.student = student
         self.lr = Schedule(peak=config.peak_lr(batch), end=config.lr_end, warmup=config.warmup)
         self.weight_decay = Schedule(peak=config.weight_decay, end=config.weight_decay_end)
@@ -51,8 +56,10 @@ class OptimizerDriver:
         """Set all groups for `step`; returns the learning rate of an ordinary one."""
         lr, decay = self.lr(step, self.total_steps), self.weight_decay(step, self.total_steps)
         frozen = step < int(self.config.freeze_prototypes * self.total_steps)
+        thaw = min(max((step - self.heads_first) / self.heads_first, 0.0), 1.0) if self.heads_first else 1.0
         for group in self.adamw.param_groups:
-            group["lr"] = 0.0 if frozen and group["is_prototypes"] else lr * group["lr_factor"]
+            factor = 0.0 if frozen and group["kind"] == "prototypes" else thaw if group["kind"] == "backbone" else 1.0
+            group["lr"] = lr * group["lr_factor"] * factor
             group["weight_decay"] = decay * group["decay_factor"]
         return lr
 
@@ -86,19 +93,25 @@ class OptimizerDriver:
 
 def parameter_groups(student: nn.ModuleDict, config: OptimizerConfig) -> Iterator[dict[str, Any]]:
     """Groups of equal factors: no decay on one-dimensional tensors (biases, norms, LayerScale), as in the reference;
-    layer decay over the depth; the patch embedding slower; prototypes apart, to be frozen at first."""
+    layer decay over the depth; the patch embedding slower; prototypes and backbone apart, to be frozen at first."""
     backbone = student["backbone"]
     assert isinstance(backbone, VisionTransformer)
     depth = backbone.config.depth
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, str], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         factor = config.layer_decay ** (depth + 1 - _layer(name, depth))
         if ".patch_embed." in name:
             factor *= config.patch_embed_lr
         decay = 0.0 if parameter.ndim == 1 else 1.0
-        groups.setdefault((factor, decay, name.endswith(".prototypes")), []).append(parameter)
-    for (factor, decay, prototypes), parameters in groups.items():
-        yield {"params": parameters, "lr_factor": factor, "decay_factor": decay, "is_prototypes": prototypes}
+        groups.setdefault((factor, decay, _kind(name)), []).append(parameter)
+    for (factor, decay, kind), parameters in groups.items():
+        yield {"params": parameters, "lr_factor": factor, "decay_factor": decay, "kind": kind}
+
+
+def _kind(name: str) -> str:
+    if name.endswith(".prototypes"):
+        return "prototypes"
+    return "backbone" if name.startswith("backbone.") and not name.endswith(".mask_token") else "other"
 
 
 def _layer(name: str, depth: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinomed.checkpoint import fill, list_tensors, newest_checkpoint, write_checkpoint
+from dinomed.checkpoint import describe_tensors, fill, newest_checkpoint, write_checkpoint
 from dinomed.distributed import on_main, rank
 from dinomed.errors import DinomedError
 from dinomed.pretrain.method import DINOv2
@@ -40,7 +40,7 @@ def load_state(root: Path, model: DINOv2, optimizer: OptimizerDriver, scaler: to
     if found is None:
         return 0
     folder, state = found
-    there = list_tensors(folder)
+    there = describe_tensors(folder)
     moments = [name.removeprefix("optimizer.") for name in there if name.startswith("optimizer.")]
     tensors = _prefixed("model", model.state_dict()) | _prefixed("optimizer", optimizer.make_state(moments))
     missing = sorted(tensors.keys() - set(there))

@@ -24,6 +24,7 @@ from dinomed.pretrain.engine import Engine, StepReport, mean_over_ranks
 from dinomed.pretrain.monitor import Averages, RunLog, device_memory_gib, effective_drop_rate, target_statistics
 from dinomed.pretrain.pictures import write_pca_picture
 from dinomed.pretrain.run import CHECKPOINTS, StopSignal, clear_run, describe_device, open_run, write_record
+from dinomed.pretrain.start import Start, fit_config, read_start
 from dinomed.progress import bar, say, warn
 
 _MAX_UNREADABLE = 0.05  # share of the images; above it something is wrong with the disk, not with a file
@@ -65,11 +66,13 @@ def pretrain(
     with process_group(resolve_device(device), run.timeout_s) as where:
         if run.batch_size % world_size():
             raise UsageError(f"a batch of {run.batch_size} images cannot be shared by {world_size()} processes evenly")
+        start = read_start(config.start)
+        config = fit_config(config, start)
         train, aside = choose_images(read_manifest(data), config)
         about_data = {"fingerprint": train.fingerprint, "images": len(train), "held_aside": len(aside)}
         on_main(lambda: open_run(out, config, about_data, resume=resume, overwrite=overwrite))
         with locked(out) if rank() == 0 else nullcontext(), StopSignal() as stop:
-            return _Run(config, train, aside, about_data, out, where).train(stop, resume=resume)
+            return _Run(config, start, train, aside, about_data, out, where).train(stop, resume=resume)
 
 
 class _Run:
@@ -78,19 +81,15 @@ class _Run:
     def __init__(
         self,
         config: PretrainConfig,
+        start: Start | None,
         train: Manifest,
         aside: Manifest,
         about_data: dict[str, Any],
         out: Path,
         device: torch.device,
     ) -> None:
-        self.config, self.num_images, self.about_data, self.out, self.device = (
-            config,
-            len(train),
-            about_data,
-            out,
-            device,
-        )
+        self.config, self.start, self.out, self.device = config, start, out, device
+        self.about_data, self.num_images = about_data, len(train)
         self.pictures = [aside.path(i) for i in range(len(aside))]
         channels = config.backbone.in_channels
         self.preprocessing = Preprocessing(
@@ -105,7 +104,7 @@ class _Run:
         config, run, out = self.config, self.config.run, self.out
         if not resume:
             on_main(lambda: clear_run(out))
-        engine = Engine(config, self.device)
+        engine = Engine(config, self.device, self.start)
         self.about_model = {
             "device": describe_device(self.device), "processes": world_size(), "parameters": engine.parameters
         }  # fmt: skip

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from dinomed.checkpoint import (
+    describe_tensors,
     fill,
     list_checkpoints,
-    list_tensors,
     newest_checkpoint,
     prune_checkpoints,
     read_checkpoint,
+    read_whole,
     write_checkpoint,
 )
 from dinomed.errors import DinomedError
@@ -28,11 +29,12 @@ def save(root: Path, step: int) -> Path:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     folder = save(tmp_path, 3)
     assert read_checkpoint(folder) == {"step": 3}
-    assert list_tensors(folder) == ["count", "w"]
+    assert {name: tuple(tensor.shape) for name, tensor in describe_tensors(folder).items()} == {"count": (), "w": (64,)}
     tensors = {"w": torch.zeros(64), "count": torch.tensor(0.0)}
     fill(tensors, folder)
     assert torch.equal(tensors["w"], torch.full((64,), 3.0))
     assert tensors["count"] == 7
+    assert read_whole(folder, "cou") == {"nt": 7}
 
 
 @pytest.mark.parametrize("wanted", [{"v": torch.zeros(64)}, {"w": torch.zeros(63)}], ids=["name", "shape"])

@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., PretrainConfig]:
     """``tiny(run={"steps": 3})``: the tiny config with changes."""
     return lambda **changes: build_config(PretrainConfig, merge(TINY, changes), "tiny")

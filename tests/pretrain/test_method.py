@@ -120,10 +120,11 @@ def test_no_decay_on_what_is_one_dimensional_and_layers_decay(tiny: Tiny) -> Non
     assert found.keys() == set(names.values())
     assert found["backbone.blocks.0.norm1.weight"]["decay_factor"] == 0
     assert found["backbone.blocks.0.attn.qkv.weight"] | {"params": 0} == {
-        "params": 0, "lr_factor": 0.25, "decay_factor": 1.0, "is_prototypes": False,
+        "params": 0, "lr_factor": 0.25, "decay_factor": 1.0, "kind": "backbone",
     }  # fmt: skip
     assert found["backbone.patch_embed.proj.weight"]["lr_factor"] == pytest.approx(0.5**3 * 0.2)
-    assert found["dino_head.prototypes"]["is_prototypes"]
+    assert found["dino_head.prototypes"]["kind"] == "prototypes"
+    assert found["backbone.mask_token"]["kind"] == "other"
 
 
 def test_impossible_settings_are_refused(tiny: Tiny) -> None:
