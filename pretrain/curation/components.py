@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
+from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from dinomed.errors import UsageError, did_you_mean
@@ -32,9 +32,10 @@ def connect(component: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     if not ends.size:
         return component.copy()
     # only what the edges touch is numbered: a piece costs what it holds, not what the whole pile holds
-    nodes, edges = np.unique(ends, return_inverse=True)
-    edges = edges.reshape(ends.shape)
-    graph = coo_array((np.ones(edges.shape[1], bool), (edges[0], edges[1])), shape=(len(nodes), len(nodes)))
+    nodes, number = np.unique(ends, return_inverse=True)
+    first, second = number.reshape(ends.shape)
+    # truth values: equal edges add up to one edge
+    graph = coo_matrix((np.full(len(first), True), (first, second)), shape=(len(nodes), len(nodes)))
     _, group = connected_components(graph, directed=False)
     lowest = np.full(len(nodes), np.iinfo(np.int64).max)
     np.minimum.at(lowest, group, nodes)

@@ -52,6 +52,12 @@ def test_a_long_chain_is_one_component() -> None:
     assert not components(len(rows), rows[:-1][order], rows[1:][order]).any()
 
 
+@pytest.mark.parametrize("times", [2, 256, 70_000])
+def test_an_edge_may_be_there_many_times(times: int) -> None:
+    """A sum of so many ones in a byte would be none."""
+    assert components(3, np.full(times, 1), np.full(times, 2)).tolist() == [0, 1, 1]
+
+
 def test_labelled_then_largest_then_sharpest_then_path() -> None:
     columns = {
         "labelled": [False, False, True, True, True, True],

@@ -1,7 +1,6 @@
 """The exact search against products in double precision: every way it can take, cut and shortened."""
 
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
@@ -55,7 +54,7 @@ BOUNDS = [(16, False), (16, True), (32, False), (None, False), (None, True)]
 
 
 @pytest.fixture(params=BOUNDS, ids=lambda p: f"{p[0] or 'all'}-{'bfloat16' if p[1] else 'float32'}")
-def every_bound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int | None, bool]]:
+def every_bound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int | None, bool]:
     """The search takes the way it is told, not the fastest one of this machine; in small tiles."""
     width, half = request.param
 
@@ -67,7 +66,7 @@ def every_bound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(neighbors, "fit_bound", forced)
     monkeypatch.setattr(neighbors, "TILE_ROWS", 96)
     monkeypatch.setattr(neighbors, "TILE_COLUMNS", 128)
-    yield request.param
+    return request.param
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.6, 0.9])
@@ -75,7 +74,7 @@ def every_bound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def test_all_pairs_and_no_others_are_found(
     every_bound: tuple[int | None, bool], decay: float, threshold: float
 ) -> None:
-    x = features(700, decay=decay)
+    x = features(600, decay=decay)
     pairs = near_pairs(x, threshold=threshold)
     expected = oracle(x, None, threshold)
     assert len(expected) > 10
