@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.data import class_indices, fit_splits, labelled, select_split, train_classes, widen
-from dinomed.adapters.knn import knn_probabilities
+from dinomed.features.knn import knn_probabilities
 from dinomed.adapters.logistic import fit_logistic
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest

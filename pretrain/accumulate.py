@@ -50,6 +50,7 @@ def forward_backward(
     del scores
 
     terms: dict[str, Tensor] = {}
+    seen: list[Tensor] = []
     pulls: list[Tensor | None] = [None] * len(slices)
     if model.objective.koleo_weight:
         terms["koleo"], pull = _spread(model, slices, autocast)
@@ -58,6 +59,7 @@ def forward_backward(
         with autocast():
             batch = load()
             views = model.view(batch)
+            seen.append(views[0].cls.detach())
             share = sizes[index] / sum(sizes)
             own = model.compare(batch, views, {name: part[index] for name, part in parts.items()})
             own = {name: share * term for name, term in own.items()}
@@ -68,7 +70,7 @@ def forward_backward(
         backward(torch.stack(losses_of_slice).sum())
         for name, term in own.items():
             terms[name] = terms.get(name, torch.zeros_like(term)) + term.detach()
-    return Losses(model.weigh(terms).detach(), terms, targets.get("dino"))
+    return Losses(model.weigh(terms).detach(), terms, targets.get("dino"), torch.cat(seen))
 
 
 def _spread(model: DINOv2, slices: Sequence[Load], autocast: Autocast) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class StepReport:
 
     losses: dict[str, torch.Tensor]
     targets: torch.Tensor | None  # 2, B, K: the teacher's on class tokens
+    cls: torch.Tensor | None  # 2B, C: the student's class tokens of the global views
     gradient_norms: dict[str, float]
     finite: bool  # if not, the step was skipped
     lr: float
@@ -94,7 +96,7 @@ class Engine:
             self.model.update_teacher(config.teacher.momentum_at(step, run.steps))
         self.scaler.update()
         terms = {"loss": losses.total.detach(), **losses.terms}
-        return StepReport(terms, losses.targets, norms, finite, lr, temperature)
+        return StepReport(terms, losses.targets, losses.cls, norms, finite, lr, temperature)
 
     def _backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss).backward()
@@ -111,13 +113,13 @@ class Engine:
 
         return Batch(images(raw.globals), images(raw.locals), move(raw.masks), move(raw.masked), move(raw.mask_weights))
 
-    def load(self, root: Path) -> int:
-        """Restore the newest readable checkpoint; returns its step, 0 if there is none."""
+    def load(self, root: Path) -> tuple[int, dict[str, Any]]:
+        """Restore the newest readable checkpoint; returns its step (0 if there is none) and what else was saved."""
         return load_state(root, self.model, self.optimizer, self.scaler)
 
-    def save(self, root: Path, step: int) -> None:
+    def save(self, root: Path, step: int, more: dict[str, Any]) -> None:
         """Write a checkpoint, and remove those that are no longer kept."""
-        save_state(root, step, self.model, self.optimizer, self.scaler)
+        save_state(root, step, self.model, self.optimizer, self.scaler, more)
         on_main(lambda: prune_checkpoints(root, self.config.run.keep_checkpoints))
 
     def result(self) -> VisionTransformer:

@@ -66,6 +66,7 @@ class Losses:
     total: Tensor
     terms: dict[str, Tensor]
     targets: Tensor | None  # 2, B, K: what the teacher asked for on class tokens, for the monitor
+    cls: Tensor | None = None  # 2B, C: the student's class tokens of the global views, for the monitor
 
 
 class DINOv2(nn.Module):
@@ -172,7 +173,8 @@ class DINOv2(nn.Module):
         terms = self.compare(batch, views, targets)
         if self.objective.koleo_weight:
             terms["koleo"] = self.spread(views[0].cls.unflatten(0, (2, -1)))
-        return Losses(self.weigh(terms), {name: term.detach() for name, term in terms.items()}, targets.get("dino"))
+        detached = {name: term.detach() for name, term in terms.items()}
+        return Losses(self.weigh(terms), detached, targets.get("dino"), views[0].cls.detach())
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

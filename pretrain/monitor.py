@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinomed.distributed import sum_over_ranks, world_size
+from dinomed.distributed import gather_rows, sum_over_ranks, world_size
 from dinomed.files import replacing, to_json
 
 LOG_FILE = "log.jsonl"
@@ -31,6 +31,15 @@ def target_statistics(targets_2BK: Tensor) -> dict[str, float]:
 
 def _entropy(p: Tensor) -> Tensor:
     return -(p * p.clamp_min(1e-12).log()).sum(-1)
+
+
+@torch.no_grad()
+def effective_rank(features_NC: Tensor) -> float:
+    """RankMe (Garrido et al. 2023): the exponential of the entropy of the normalised singular values of N features, 1
+    to min(N, C). Near 1 all images look the same. Over the rows of all ranks."""
+    rows = gather_rows(features_NC.float())
+    values = torch.linalg.svdvals(rows)
+    return float(torch.exp(_entropy(values / values.sum().clamp_min(1e-12))))
 
 
 class RunLog:

@@ -21,7 +21,19 @@ CONFIG_FILE, RECORD_FILE, CHECKPOINTS = "config.yaml", "run.json", "checkpoints"
 # settings that a resumed run may change: they do not touch the weights or the order of the data
 FREE_TO_CHANGE = {
     f"run.{name}"
-    for name in ("workers", "log_every", "checkpoint_every", "keep_checkpoints", "pca_images", "parallel", "timeout_s")
+    for name in (
+        "workers",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "pca_images",
+        "parallel",
+        "timeout_s",
+        "assumed_watts",
+        "max_bad_steps",
+        "checkpoint_activations",
+        "compile",
+    )
 }
 
 
@@ -50,7 +62,7 @@ def clear_run(folder: Path) -> None:
     """Remove what an earlier run left, and only that."""
     import shutil
 
-    for name in (CHECKPOINTS, "backbone", "untrained", "pca", "tensorboard"):
+    for name in (CHECKPOINTS, "backbone", "best", "untrained", "pca", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("log.jsonl", RECORD_FILE, CONFIG_FILE):
         (folder / name).unlink(missing_ok=True)

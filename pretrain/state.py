@@ -4,6 +4,7 @@ Random numbers need no place here: those of a step are drawn from the seed and t
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,18 +28,27 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int(np.random.default_rng([seed, _DEPTH, step, rank()]).integers(2**63)))
 
 
-def save_state(root: Path, step: int, model: DINOv2, optimizer: OptimizerDriver, scaler: torch.amp.GradScaler) -> None:
+def save_state(
+    root: Path,
+    step: int,
+    model: DINOv2,
+    optimizer: OptimizerDriver,
+    scaler: torch.amp.GradScaler,
+    more: dict[str, Any],
+) -> None:
     """Write a checkpoint after `step` finished steps; all ranks call it together."""
     tensors = _prefixed("model", model.state_dict()) | _prefixed("optimizer", optimizer.state())
-    write_checkpoint(root, checkpoint_name(step), tensors, {"step": step, "scaler": scaler.state_dict()})
+    write_checkpoint(root, checkpoint_name(step), tensors, {"step": step, "scaler": scaler.state_dict(), "more": more})
 
 
-def load_state(root: Path, model: DINOv2, optimizer: OptimizerDriver, scaler: torch.amp.GradScaler) -> int:
+def load_state(
+    root: Path, model: DINOv2, optimizer: OptimizerDriver, scaler: torch.amp.GradScaler
+) -> tuple[int, dict[str, Any]]:
     """Restore the newest readable checkpoint in place, whatever number of processes wrote it; returns the number of
-    finished steps (0 if there is none)."""
+    finished steps (0 if there is none) and the `more` that was saved with it."""
     found = on_main(lambda: newest_checkpoint(root))
     if found is None:
-        return 0
+        return 0, {}
     folder, state = found
     there = describe_tensors(folder)
     moments = [name.removeprefix("optimizer.") for name in there if name.startswith("optimizer.")]
@@ -49,7 +59,7 @@ def load_state(root: Path, model: DINOv2, optimizer: OptimizerDriver, scaler: to
     fill(tensors, folder)
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
-    return int(state["step"])
+    return int(state["step"]), state["more"]
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

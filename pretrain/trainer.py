@@ -20,11 +20,12 @@ from dinomed.files import locked, write_json
 from dinomed.pretrain.collection import choose_images
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data import Collate, CropStream, RawBatch, batches
-from dinomed.pretrain.engine import Engine, StepReport, mean_over_ranks
-from dinomed.pretrain.monitor import Averages, RunLog, device_memory_gib, effective_drop_rate, target_statistics
+from dinomed.pretrain.engine import Engine, StepReport
+from dinomed.pretrain.online import choose_labelled
 from dinomed.pretrain.pictures import write_pca_picture
 from dinomed.pretrain.run import CHECKPOINTS, StopSignal, clear_run, describe_device, open_run, write_record
 from dinomed.pretrain.start import Start, fit_config, read_start
+from dinomed.pretrain.watch import Watch
 from dinomed.progress import bar, say, warn
 
 _MAX_UNREADABLE = 0.05  # share of the images; above it something is wrong with the disk, not with a file
@@ -41,6 +42,7 @@ class RunResult:
     seconds: float
     images_per_second: float
     losses: dict[str, float]
+    energy: dict[str, Any]
 
 
 def pretrain(
@@ -68,11 +70,12 @@ def pretrain(
             raise UsageError(f"a batch of {run.batch_size} images cannot be shared by {world_size()} processes evenly")
         start = read_start(config.start)
         config = fit_config(config, start)
-        train, aside = choose_images(read_manifest(data), config)
+        manifest = read_manifest(data)
+        train, aside = choose_images(manifest, config)
         about_data = {"fingerprint": train.fingerprint, "images": len(train), "held_aside": len(aside)}
         on_main(lambda: open_run(out, config, about_data, resume=resume, overwrite=overwrite))
         with locked(out) if rank() == 0 else nullcontext(), StopSignal() as stop:
-            return _Run(config, start, train, aside, about_data, out, where).train(stop, resume=resume)
+            return _Run(config, start, manifest, train, aside, about_data, out, where).train(stop, resume=resume)
 
 
 class _Run:
@@ -82,6 +85,7 @@ class _Run:
         self,
         config: PretrainConfig,
         start: Start | None,
+        manifest: Manifest,
         train: Manifest,
         aside: Manifest,
         about_data: dict[str, Any],
@@ -97,6 +101,7 @@ class _Run:
         )
         paths = [str(train.path(i)) for i in range(len(train))]
         self.crops = CropStream(paths, train.column("image"), config.crops, channels, config.run.seed)
+        self.knn = choose_labelled(manifest, train, self.preprocessing, config.run.knn_images)
         self.unreadable: set[str] = set()
         self.bad_steps = 0
 
@@ -105,46 +110,48 @@ class _Run:
         if not resume:
             on_main(lambda: clear_run(out))
         engine = Engine(config, self.device, self.start)
+        first, state = engine.load(out / CHECKPOINTS)
+        watch = Watch(config, out, self.device, first, self.knn, state)
         self.about_model = {
             "device": describe_device(self.device), "processes": world_size(), "parameters": engine.parameters
         }  # fmt: skip
-        first = engine.load(out / CHECKPOINTS)
         if first == 0:
             untrained = engine.result()
+            watch.judge(0, untrained)
             on_main(lambda: self._begin(untrained))
         elif rank() == 0:
             say(f"resuming {out} at step {first} of {run.steps}")
-        log, averages, latest = RunLog(out, first) if rank() == 0 else None, Averages(), {}
-        began = time.monotonic()
+        began, done = time.monotonic(), first
         with bar("pretrain", run.steps, start=first) if rank() == 0 else nullcontext() as progress:
             for step, raw in enumerate(self._batches(first), start=first):
+                if watch.has_stalled:
+                    break
                 self._note_unreadable(raw)
                 report = engine.step(raw, step)
                 self._count_bad_steps(report, raw, step)
                 if report.finite:
-                    averages.add(report.losses)
+                    watch.add(report)
                 done = step + 1
                 if done % run.log_every == 0 or done == run.steps:
-                    latest = mean_over_ranks(averages.take(), self.device)
-                    rate = (done - first) * run.batch_size / (time.monotonic() - began)
-                    line = latest | self._measure(report) | {"images_per_second": rate}
-                    if log:
-                        log.write(done, line)
+                    watch.write(done, report)
                 if progress:
-                    progress.advance(1, " ".join(f"{name} {value:.3f}" for name, value in latest.items()))
+                    progress.advance(1, " ".join(f"{name} {value:.3f}" for name, value in watch.latest.items()))
                 exit_code = max_over_ranks(stop.exit_code or 0, self.device)
                 if done % run.checkpoint_every == 0 or done == run.steps or exit_code:
-                    self._save(engine, done)
+                    self._save(engine, watch, done)
                 if exit_code and done < run.steps:
-                    if log:
-                        log.close()
+                    watch.close()
+                    if rank() == 0:
                         say(f"stopped after step {done} of {run.steps}; go on with --resume")
                     raise SystemExit(exit_code)
-        if log:
-            log.close()
+        watch.close()
+        if done < run.steps and rank() == 0:
+            say(f"ended after step {done} of {run.steps}: {run.patience} checkpoints without a better k-NN; the best "
+                f"backbone, of step {watch.progress.best_step}, is {out / 'best'}")  # fmt: skip
         seconds = time.monotonic() - began
-        speed = (run.steps - first) * run.batch_size / max(seconds, 1e-9)
-        return RunResult(out, out / "backbone", run.steps, self.num_images, seconds, speed, latest)
+        speed = (done - first) * run.batch_size / max(seconds, 1e-9)
+        energy = watch.energy.report(world_size())
+        return RunResult(out, out / "backbone", done, self.num_images, seconds, speed, watch.latest, energy)
 
     def _batches(self, first: int) -> Iterator[RawBatch]:
         config, run = self.config, self.config.run
@@ -163,33 +170,29 @@ class _Run:
         write_record(self.out, self.config, self.about_data, step=0, **self.about_model)
         save_backbone(self.out / "untrained", untrained, self.preprocessing, {"step": 0})
 
-    def _save(self, engine: Engine, step: int) -> None:
+    def _save(self, engine: Engine, watch: Watch, step: int) -> None:
         """A checkpoint, and beside it what a person or the next command can use already."""
-        engine.save(self.out / CHECKPOINTS, step)
         backbone = engine.result()
-        on_main(lambda: self._show(backbone, step))
+        best = watch.judge(step, backbone)
+        engine.save(self.out / CHECKPOINTS, step, watch.state())
+        on_main(lambda: self._show(backbone, step, watch, best))
 
-    def _show(self, backbone: VisionTransformer, step: int) -> None:
-        save_backbone(self.out / "backbone", backbone, self.preprocessing, {"step": step})
+    def _show(self, backbone: VisionTransformer, step: int, watch: Watch, best: bool) -> None:
+        for name in ("backbone", "best") if best else ("backbone",):
+            save_backbone(self.out / name, backbone, self.preprocessing, {"step": step})
         if self.pictures:
             path = self.out / "pca" / f"{step:08d}.png"
             write_pca_picture(path, backbone, self.preprocessing, self.pictures, self.device)
         write_record(
-            self.out, self.config, self.about_data, step=step, unreadable=sorted(self.unreadable), **self.about_model
+            self.out,
+            self.config,
+            self.about_data,
+            step=step,
+            unreadable=sorted(self.unreadable),
+            knn=watch.progress.as_dict() if watch.knn else None,
+            energy=watch.energy.report(world_size()),
+            **self.about_model,
         )
-
-    def _measure(self, report: StepReport) -> dict[str, float]:
-        """What a log line holds beside the losses; all ranks measure together."""
-        run = self.config.run
-        found = {f"gradient_norm/{name}": value for name, value in report.gradient_norms.items() if report.finite}
-        if report.targets is not None:
-            found |= target_statistics(report.targets)
-        memory = device_memory_gib(self.device)
-        if memory is not None:
-            found["memory_gib"] = memory
-        views = 2 * min(run.micro_batch or run.batch_size, run.batch_size // world_size())
-        found["drop_path_effective"] = effective_drop_rate(views, self.config.backbone.drop_path)
-        return found | {"lr": report.lr, "teacher_temperature": report.temperature}
 
     def _note_unreadable(self, raw: RawBatch) -> None:
         new = set(raw.skipped) - self.unreadable

@@ -8,8 +8,8 @@ import re
 
 _WORDS = frozenset(
     ["mrn", "accession", "address", "street", "zip", "zipcode", "postcode", "phone", "telephone", "mobile", "fax",
-     "email", "mail", "ssn", "nhs", "passport", "insurance", "birth", "birthday", "birthdate", "dob", "date", "datetime",
-     "surname", "forename", "physician", "doctor"]
+     "email", "mail", "ssn", "nhs", "passport", "insurance", "birth", "birthday", "birthdate", "dob", "date",
+     "datetime", "surname", "forename", "physician", "doctor"]
 )  # fmt: skip
 _PHRASE = re.compile(
     r"(patients?|subjects?|person|first|middle|last|full|given|family|maiden)name|medicalrecord|hospital(id|n)"

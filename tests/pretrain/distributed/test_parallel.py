@@ -37,7 +37,8 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def log(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
 
 
 def assert_same_run(a: Path, b: Path) -> None:

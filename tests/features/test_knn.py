@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from dinomed.adapters.knn import TEMPERATURE, knn_probabilities
+from dinomed.features.knn import TEMPERATURE, knn_probabilities
 
 
 def unit(x: np.ndarray) -> np.ndarray:
