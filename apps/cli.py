@@ -26,6 +26,7 @@ COMMANDS: dict[str, Any] = {
     "doctor": "doctor:doctor",
     "scan": "scan:scan",
     "pretrain": "pretrain:pretrain",
+    "distill": "pretrain:distill",
     "features": "features:features",
     "probe": "probe:probe",
     "train": {"classify": "train:classify", "segment": "train:segment"},

@@ -36,7 +36,7 @@ class RunConfig(Config):
     checkpoint_every: int = Field(500, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=1)
     pca_images: int = Field(8, ge=0, description="held-aside images shown as PCA pictures at every checkpoint")
-    knn_images: int = Field(2000, ge=0, description="labelled training images of the online k-NN; 0: none")
+    knn_images: int = Field(1000, ge=0, description="labelled training images of the online k-NN; 0: none")
     patience: int | None = Field(
         None, ge=1, description="checkpoints in a row without a better online k-NN (AUROC on val), then the run stops"
     )

@@ -15,7 +15,8 @@ from dinomed.errors import UsageError
 from dinomed.pretrain.accumulate import forward_backward
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data import RawBatch
-from dinomed.pretrain.method import Batch, DINOv2
+from dinomed.pretrain.distill import Distillation, Teacher
+from dinomed.pretrain.method import Batch, DINOv2, backbone_of
 from dinomed.pretrain.optimizer import OptimizerDriver
 from dinomed.pretrain.parallel import distribute, whole_state
 from dinomed.pretrain.start import Start, load_start
@@ -40,13 +41,17 @@ class StepReport:
 class Engine:
     """Builds the model of a config and trains it step by step; all ranks make the same calls."""
 
-    def __init__(self, config: PretrainConfig, device: torch.device, start: Start | None = None) -> None:
+    def __init__(
+        self, config: PretrainConfig, device: torch.device, start: Start | None = None, teacher: Teacher | None = None
+    ) -> None:
+        """`start`: weights to begin with; `teacher`: to distil from."""
         run = config.run
         self.config, self.device = config, device
         torch.manual_seed(run.seed)
-        self.model = DINOv2(config.backbone, config.objective).to(device).train()
+        model = DINOv2(config.backbone, config.objective) if teacher is None else Distillation(config, teacher)
         if start is not None:
-            load_start(start, self.model.student, self.model.teacher)
+            load_start(start, model)
+        self.model = model.to(device).train()
         self.parameters = {
             name: sum(p.numel() for p in module.parameters()) for name, module in self.model.student.items()
         }
@@ -56,7 +61,7 @@ class Engine:
             if run.precision == "float16":
                 raise UsageError("run.precision float16 is for one process; use bfloat16 with several")
             half = None if run.precision == "float32" else self._precision
-            for side in (self.model.student, self.model.teacher):
+            for side in self.model.sides:
                 distribute(side, run.parallel, device, half)
         self.optimizer = OptimizerDriver(
             self.model.student, config.optimizer, run.batch_size, run.steps, config.start.warmup or 0.0
@@ -66,9 +71,8 @@ class Engine:
 
     def _prepare_blocks(self) -> None:
         run = self.config.run
-        for side in (self.model.student, self.model.teacher):
-            backbone = side["backbone"]
-            assert isinstance(backbone, VisionTransformer)
+        for side in self.model.sides:
+            backbone = backbone_of(side)
             backbone.checkpoint_activations = run.checkpoint_activations
             if run.compile:
                 for block in backbone.blocks:
@@ -111,7 +115,10 @@ class Engine:
         def move(x: torch.Tensor) -> torch.Tensor:
             return x.to(self.device, non_blocking=True)
 
-        return Batch(images(raw.globals), images(raw.locals), move(raw.masks), move(raw.masked), move(raw.mask_weights))
+        batch = Batch(
+            images(raw.globals), images(raw.locals), move(raw.masks), move(raw.masked), move(raw.mask_weights)
+        )
+        return self.model.prepare(batch)
 
     def load(self, root: Path) -> tuple[int, dict[str, Any]]:
         """Restore the newest readable checkpoint; returns its step (0 if there is none) and what else was saved."""

@@ -75,13 +75,8 @@ class DINOv2(nn.Module):
     def __init__(self, backbone: ViTConfig, objective: ObjectiveConfig) -> None:
         super().__init__()
         self.objective = objective
-        student = nn.ModuleDict({"backbone": VisionTransformer(backbone)})
-        if objective.dino_weight:
-            student["dino_head"] = Head(backbone.embed_dim, objective.dino_head)
-        if objective.ibot_weight and (objective.untied_heads or not objective.dino_weight):
-            student["ibot_head"] = Head(backbone.embed_dim, objective.ibot_head)
-        self.student = student
-        self.teacher = copy.deepcopy(student).eval().requires_grad_(False)
+        self.student = build_side(backbone, objective)
+        self.teacher = copy.deepcopy(self.student).eval().requires_grad_(False)
         self.centers = nn.ModuleDict()
         if objective.targets == "centering":
             for name in ("dino", "ibot"):
@@ -97,11 +92,18 @@ class DINOv2(nn.Module):
         return head
 
     @property
+    def sides(self) -> tuple[nn.ModuleDict, ...]:
+        """All that has weights; the student first."""
+        return (self.student, self.teacher)
+
+    @property
     def result(self) -> VisionTransformer:
         """The backbone that a run is for: the teacher's."""
-        backbone = self.teacher["backbone"]
-        assert isinstance(backbone, VisionTransformer)
-        return backbone
+        return backbone_of(self.teacher)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch as this method wants it."""
+        return batch
 
     def train(self, mode: bool = True) -> "DINOv2":
         super().train(mode)
@@ -120,7 +122,7 @@ class DINOv2(nn.Module):
     @torch.no_grad()
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """The teacher's scores: ``dino`` (2, B, K) and ``ibot`` (M, K), as far as their terms are on."""
-        tokens = self.result.forward_packed([batch.globals], [None])[0]
+        tokens = backbone_of(self.teacher).forward_packed([batch.globals], [None])[0]
         scores = {}
         if self.objective.dino_weight:
             scores["dino"] = self._head(self.teacher, "dino")(tokens.cls).unflatten(0, (2, -1))
@@ -140,9 +142,7 @@ class DINOv2(nn.Module):
         if len(batch.locals):
             crops.append(batch.locals)
             masks.append(None)
-        backbone = self.student["backbone"]
-        assert isinstance(backbone, VisionTransformer)
-        return backbone.forward_packed(crops, masks)
+        return backbone_of(self.student).forward_packed(crops, masks)
 
     def compare(self, batch: Batch, views: list[Tokens], targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """The terms that are means over images: ``dino`` and ``ibot``."""
@@ -167,7 +167,7 @@ class DINOv2(nn.Module):
         return torch.stack([getattr(self.objective, f"{name}_weight") * term for name, term in terms.items()]).sum()
 
     def forward(self, batch: Batch, temperature: float) -> Losses:
-        """The losses of a batch at a teacher temperature."""
+        """The losses of a prepared batch at a teacher temperature."""
         targets = self.make_targets(self.score(batch), temperature)
         views = self.view(batch)
         terms = self.compare(batch, views, targets)
@@ -178,7 +178,26 @@ class DINOv2(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """``teacher = momentum * teacher + (1 - momentum) * student``, all weights in one call."""
-        torch._foreach_lerp_(
-            [local(p) for p in self.teacher.parameters()], [local(p) for p in self.student.parameters()], 1 - momentum
-        )
+        """``teacher = momentum * teacher + (1 - momentum) * student``."""
+        average(self.teacher, self.student, momentum)
+
+
+def build_side(backbone: ViTConfig, objective: ObjectiveConfig) -> nn.ModuleDict:
+    """A student or a teacher: a backbone and the heads of the terms that are on."""
+    side = nn.ModuleDict({"backbone": VisionTransformer(backbone)})
+    if objective.dino_weight:
+        side["dino_head"] = Head(backbone.embed_dim, objective.dino_head)
+    if objective.ibot_weight and (objective.untied_heads or not objective.dino_weight):
+        side["ibot_head"] = Head(backbone.embed_dim, objective.ibot_head)
+    return side
+
+
+def backbone_of(side: nn.ModuleDict) -> VisionTransformer:
+    backbone = side["backbone"]
+    assert isinstance(backbone, VisionTransformer)
+    return backbone
+
+
+def average(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
+    """``slow = momentum * slow + (1 - momentum) * fast``, in place, all weights in one call."""
+    torch._foreach_lerp_([local(p) for p in slow.parameters()], [local(p) for p in fast.parameters()], 1 - momentum)

@@ -18,7 +18,7 @@ from dinomed.features.knn import knn_probabilities
 from dinomed.metrics.classification import classification_metrics
 
 K = 20
-MAX_QUERIES = 1000
+MAX_QUERIES = 500
 _BATCH = 64
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
@@ -21,6 +21,7 @@ from dinomed.config import build_config, merge
 from dinomed.errors import UsageError
 from dinomed.layers.patch_embedding import resize_position_embedding
 from dinomed.pretrain.config import PretrainConfig, StartConfig
+from dinomed.pretrain.method import DINOv2
 from dinomed.progress import say
 
 NEW_HEADS_WARMUP = 0.1
@@ -77,10 +78,12 @@ def fit_config(config: PretrainConfig, start: Start | None) -> PretrainConfig:
     return build_config(PretrainConfig, data, f"weights of {config.start.weights}")
 
 
-def load_start(start: Start, student: nn.ModuleDict, teacher: nn.ModuleDict) -> None:
-    """Put the weights into a student and a teacher that `fit_config` described; heads that do not fit stay new."""
+def load_start(start: Start, model: DINOv2) -> None:
+    """Put the weights into a model that `fit_config` described (into the student, and what follows it); heads that do
+    not fit stay new."""
     came, new = 0, 0
-    for side_name, side in (("student", student), ("teacher", teacher)):
+    sides = {"student": model.student, "teacher": model.sides[-1]}
+    for side_name, side in sides.items():
         own = side.state_dict()
         for name, tensor in _tensors_for(start, side_name, own).items():
             fits = own[name].shape == tensor.shape

@@ -20,6 +20,7 @@ from dinomed.files import locked, write_json
 from dinomed.pretrain.collection import choose_images
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data import Collate, CropStream, RawBatch, batches
+from dinomed.pretrain.distill import Teacher, fit_student, read_teacher
 from dinomed.pretrain.engine import Engine, StepReport
 from dinomed.pretrain.online import choose_labelled
 from dinomed.pretrain.pictures import write_pca_picture
@@ -53,8 +54,11 @@ def pretrain(
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
+    teacher: Path | None = None,
 ) -> RunResult:
     """Train a DINOv2 backbone on the training split of the manifest `data`; rows without a split are used too.
+
+    With a `teacher`, a run folder, its frozen teacher is distilled into a student (`dinomed.pretrain.distill`).
 
     With the same config, data, device and library versions the result is the same, bit for bit on a CPU, whether the
     run was interrupted and resumed or not.
@@ -70,12 +74,19 @@ def pretrain(
             raise UsageError(f"a batch of {run.batch_size} images cannot be shared by {world_size()} processes evenly")
         start = read_start(config.start)
         config = fit_config(config, start)
+        larger = read_teacher(teacher) if teacher is not None else None
+        if larger is not None:
+            config = fit_student(config, larger)
         manifest = read_manifest(data)
         train, aside = choose_images(manifest, config)
         about_data = {"fingerprint": train.fingerprint, "images": len(train), "held_aside": len(aside)}
+        if teacher is not None:
+            about_data["teacher"] = str(teacher)
         on_main(lambda: open_run(out, config, about_data, resume=resume, overwrite=overwrite))
         with locked(out) if rank() == 0 else nullcontext(), StopSignal() as stop:
-            return _Run(config, start, manifest, train, aside, about_data, out, where).train(stop, resume=resume)
+            return _Run(config, start, larger, manifest, train, aside, about_data, out, where).train(
+                stop, resume=resume
+            )
 
 
 class _Run:
@@ -85,6 +96,7 @@ class _Run:
         self,
         config: PretrainConfig,
         start: Start | None,
+        teacher: Teacher | None,
         manifest: Manifest,
         train: Manifest,
         aside: Manifest,
@@ -92,7 +104,7 @@ class _Run:
         out: Path,
         device: torch.device,
     ) -> None:
-        self.config, self.start, self.out, self.device = config, start, out, device
+        self.config, self.start, self.teacher, self.out, self.device = config, start, teacher, out, device
         self.about_data, self.num_images = about_data, len(train)
         self.pictures = [aside.path(i) for i in range(len(aside))]
         channels = config.backbone.in_channels
@@ -109,7 +121,7 @@ class _Run:
         config, run, out = self.config, self.config.run, self.out
         if not resume:
             on_main(lambda: clear_run(out))
-        engine = Engine(config, self.device, self.start)
+        engine = Engine(config, self.device, self.start, self.teacher)
         first, state = engine.load(out / CHECKPOINTS)
         watch = Watch(config, out, self.device, first, self.knn, state)
         self.about_model = {

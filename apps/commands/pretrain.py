@@ -1,34 +1,38 @@
-"""`dinomed pretrain`: a DINOv2 backbone from unlabelled images."""
+"""`dinomed pretrain`: a DINOv2 backbone from unlabelled images. `dinomed distill`: a smaller one from a larger."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from dinomed.apps.options import Data, Device, Json, Output, Overwrite, Quiet, Resume
 
 if TYPE_CHECKING:
     from dinomed.pretrain.config import PretrainConfig
 
+ConfigFile = Annotated[Path, Argument(help="YAML file, such as configs/pretrain/vit_tiny_cpu.yaml.")]
+Overrides = Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")]
+Seed = Annotated[int | None, Option("--seed", help="Instead of run.seed of the config.", min=0)]
+DryRun = Annotated[bool, Option("--dry-run", help="Print the resolved settings and what they cost, and stop.")]
+Nproc = Annotated[int, Option("--nproc", help="Processes (devices) on this machine.", min=1)]
+
 
 def pretrain(
-    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/pretrain/vit_tiny_cpu.yaml.")],
+    config: ConfigFile,
     data: Data,
     output: Output,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override one setting: a.b=value.")] = None,
+    overrides: Overrides = None,
     start: Annotated[
-        str | None, typer.Option("--from", help="Weights to start from: a run or backbone folder, or a released name.")
+        str | None, Option("--from", help="Weights to start from: a run or backbone folder, or a released name.")
     ] = None,
-    weights: Annotated[Path | None, typer.Option("--weights", help="A file with the weights of that name.")] = None,
-    phase: Annotated[
-        str | None, typer.Option("--phase", help="highres: crops of 518 px, after --from a finished run.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Instead of run.seed of the config.", min=0)] = None,
+    weights: Annotated[Path | None, Option("--weights", help="A file with the weights of that name.")] = None,
+    phase: Annotated[str | None, Option("--phase", help="highres: crops of 518 px, after --from a run.")] = None,
+    seed: Seed = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
-    nproc: Annotated[int, typer.Option("--nproc", help="Processes (devices) on this machine.", min=1)] = 1,
+    dry_run: DryRun = False,
+    nproc: Nproc = 1,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -37,56 +41,119 @@ def pretrain(
 
     Ctrl-C or SIGTERM finish the step and write a checkpoint; --resume goes on as if nothing had happened.
     """
-    from dinomed.apps.output import emit
-    from dinomed.config import load_config, to_yaml
-    from dinomed.configs import find_config
-    from dinomed.files import to_json
-    from dinomed.pretrain.config import PretrainConfig
-
-    given = {"run.seed": seed, "start.weights": start, "start.file": weights and str(weights)}
-    settings = [*(overrides or ()), *(f"{key}={to_json(value)}" for key, value in given.items() if value is not None)]
-    resolved = load_config(PretrainConfig, find_config(config), settings)
-    if phase is not None:
-        resolved = _enter_phase(phase, find_config(config), settings)
+    settings = _settings(overrides, {"run.seed": seed, "start.weights": start, "start.file": weights and str(weights)})
+    flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
+    resolved = _resolve(config, settings, phase)
     if dry_run:
-        if as_json:
-            emit(resolved.model_dump(mode="json"), as_json)
-        else:
-            print(to_yaml(resolved), end="")
-        return
-    if nproc > 1:
-        from dinomed.pretrain.launch import launch
-
-        options = {"--device": device, "--phase": phase}
-        flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
-        launch(
+        _show(resolved, as_json)
+    elif nproc > 1:
+        _launch(
             nproc,
-            ["pretrain", str(config), "--data", str(data), "-o", str(output)]
-            + [part for setting in settings for part in ("--set", setting)]
-            + [part for option, value in options.items() if value for part in (option, value)]
-            + [flag for flag, given in flags.items() if given],
+            ["pretrain", config],
+            settings,
+            {"--data": data, "-o": output, "--device": device, "--phase": phase},
+            flags,
         )
-        return
-    from dinomed.distributed import launched_rank
-    from dinomed.pretrain.trainer import pretrain as run
-
-    result = run(resolved, data, output, device=device, resume=resume, overwrite=overwrite)
-    report = asdict(result) | {"folder": str(result.folder), "backbone": str(result.backbone)}
-    if launched_rank() == 0:
-        emit(report | {"note": "for research use only"}, as_json)
+    else:
+        _run(resolved, data, output, device, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
-def _enter_phase(phase: str, file: Path, settings: list[str]) -> "PretrainConfig":
-    """The config of a phase: the file's, changed for the phase, with what was set on top."""
+def distill(
+    config: ConfigFile,
+    teacher: Annotated[Path, Option("--teacher", help="Run folder of the larger model; it stays as it is.")],
+    data: Data,
+    output: Output,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    nproc: Nproc = 1,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a small backbone to do what a large one does.
+
+    CONFIG describes the student; what it must share with the teacher (prototypes, normalisation) comes from there.
+    """
+    settings = _settings(overrides, {"run.seed": seed})
+    flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
+    resolved = _resolve(config, settings, None)
+    if dry_run:
+        _show(resolved, as_json)
+    elif nproc > 1:
+        options = {"--teacher": teacher, "--data": data, "-o": output, "--device": device}
+        _launch(nproc, ["distill", config], settings, options, flags)
+    else:
+        _run(resolved, data, output, device, resume=resume, overwrite=overwrite, as_json=as_json, teacher=teacher)
+
+
+def _settings(overrides: list[str] | None, given: dict[str, object]) -> list[str]:
+    from dinomed.files import to_json
+
+    return [*(overrides or ()), *(f"{key}={to_json(value)}" for key, value in given.items() if value is not None)]
+
+
+def _resolve(config: Path, settings: list[str], phase: str | None) -> "PretrainConfig":
     from dinomed.config import build_config, load_config, merge, parse_overrides
+    from dinomed.configs import find_config
     from dinomed.errors import UsageError
     from dinomed.pretrain.config import PretrainConfig
-    from dinomed.pretrain.start import to_high_resolution
 
+    file = find_config(config)
+    if phase is None:
+        return load_config(PretrainConfig, file, settings)
     if phase != "highres":
         raise UsageError(f"--phase {phase!r}: expected highres")
-    changed = to_high_resolution(load_config(PretrainConfig, file))
-    config = build_config(PretrainConfig, merge(changed.model_dump(), parse_overrides(settings)), "--phase highres")
-    if config.start.weights is None:
+    from dinomed.pretrain.start import to_high_resolution
+
+    changed = to_high_resolution(load_config(PretrainConfig, file)).model_dump()  # what was set stays on top
+    resolved = build_config(PretrainConfig, merge(changed, parse_overrides(settings)), "--phase highres")
+    if resolved.start.weights is None:
         raise UsageError("--phase highres goes on from a run: give it with --from")
-    return config
+    return resolved
+
+
+def _show(config: "PretrainConfig", as_json: bool) -> None:
+    from dinomed.apps.output import emit
+    from dinomed.config import to_yaml
+
+    if as_json:
+        emit(config.model_dump(mode="json"), as_json)
+    else:
+        print(to_yaml(config), end="")
+
+
+def _launch(
+    nproc: int, command: list[str | Path], settings: list[str], options: dict[str, object], flags: dict[str, bool]
+) -> None:
+    """The same command in several processes."""
+    from dinomed.pretrain.launch import launch
+
+    words = [str(word) for word in command]
+    words += [word for setting in settings for word in ("--set", setting)]
+    words += [str(word) for option, value in options.items() if value is not None for word in (option, value)]
+    launch(nproc, [*words, *(flag for flag, given in flags.items() if given)])
+
+
+def _run(
+    config: "PretrainConfig",
+    data: Path,
+    output: Path,
+    device: str,
+    *,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+    teacher: Path | None = None,
+) -> None:
+    from dinomed.apps.output import emit
+    from dinomed.distributed import launched_rank
+    from dinomed.notice import RESEARCH_USE
+    from dinomed.pretrain.trainer import pretrain as run
+
+    result = run(config, data, output, device=device, resume=resume, overwrite=overwrite, teacher=teacher)
+    if launched_rank() == 0:
+        report = asdict(result) | {"folder": str(result.folder), "backbone": str(result.backbone)}
+        emit(report | {"note": RESEARCH_USE}, as_json)
