@@ -25,6 +25,9 @@ class RunConfig(Config):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of matrix products; weights, losses and the optimiser stay float32"
     )
+    scale_to_data: bool = Field(
+        False, description="prototypes by the number of images, teacher momentum by the batch (dinomed.pretrain.rules)"
+    )
     workers: int = Field(2, ge=0, description="processes that read and crop images, for each training process")
     parallel: Literal["replicate", "shard"] = Field(
         "replicate", description="with several processes: each holds the model, or a part of it (FSDP2)"

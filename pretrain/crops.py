@@ -16,9 +16,34 @@ from dinomed.config import Config
 Range = tuple[float, float]
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "natural": {},
+    # any way up; hue and saturation tell lesions apart
+    "dermoscopy": {
+        "jitter": (0.2, 0.2, 0.1, 0.02), "gray_probability": 0.0, "solarize_probability": 0.0, "vertical_flip": 0.5,
+    },
+    # any way up; light and white balance vary, red and brown are not the same
+    "endoscopy": {
+        "jitter": (0.3, 0.3, 0.15, 0.03), "gray_probability": 0.0, "solarize_probability": 0.0, "vertical_flip": 0.5,
+    },
+    # the heart is on the left, the diaphragm below; no colour, and inverted is another picture
+    "xray": {
+        "jitter": (0.3, 0.3, 0.0, 0.0), "gray_probability": 0.0, "solarize_probability": 0.0, "horizontal_flip": 0.0,
+    },
+    # depth goes down: shadows and enhancement lie below what casts them
+    "ultrasound": {"jitter": (0.3, 0.3, 0.0, 0.0), "gray_probability": 0.0, "solarize_probability": 0.0},
+    # mirrored, it is the other eye; the vessels' arcades are above and below
+    "fundus": {"jitter": (0.2, 0.2, 0.1, 0.02), "gray_probability": 0.0, "solarize_probability": 0.0},
+}  # fmt: skip
+"""What a modality changes of the recipe's colours and flips: what would turn a finding into another one is off."""
+
+
 class CropConfig(Config):
     """Sizes in px, scales as fractions of the image's area, probabilities in [0, 1]."""
 
+    modality: Literal["natural", "dermoscopy", "endoscopy", "xray", "ultrasound", "fundus"] = Field(
+        "natural", description="presets of colours and flips; what is given besides stays"
+    )
     global_size: int = Field(224, ge=8)
     global_scale: Range = (0.32, 1.0)
     local_size: int = Field(98, ge=8)
@@ -36,6 +61,11 @@ class CropConfig(Config):
     blur_kernel: int = Field(9, ge=3, description="px, odd")
     blur_sigma: Range = (0.1, 2.0)
     solarize_probability: float = Field(0.2, ge=0, le=1, description="second global view only, at half the range")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: Any) -> Any:
+        return {**PRESETS.get(data.get("modality", ""), {}), **data} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _ranges(self) -> "CropConfig":

@@ -36,6 +36,10 @@ class Start:
     preprocessing: Preprocessing
     rest: dict[str, Tensor]
 
+    @property
+    def has_heads(self) -> bool:
+        return any(".dino_head." in name or ".ibot_head." in name for name in self.rest)
+
 
 def read_start(config: StartConfig) -> Start | None:
     """The weights that a config names; None for random ones.
@@ -74,7 +78,7 @@ def fit_config(config: PretrainConfig, start: Start | None) -> PretrainConfig:
     if start.preprocessing.channels == config.backbone.in_channels:
         data |= {"mean": start.preprocessing.mean, "std": start.preprocessing.std}
     if config.start.warmup is None:
-        data["start"] = data["start"] | {"warmup": 0.0 if _has_heads(start) else NEW_HEADS_WARMUP}
+        data["start"] = data["start"] | {"warmup": 0.0 if start.has_heads else NEW_HEADS_WARMUP}
     return build_config(PretrainConfig, data, f"weights of {config.start.weights}")
 
 
@@ -90,12 +94,8 @@ def load_start(start: Start, model: DINOv2) -> None:
             came, new = came + fits, new + (not fits)
             if fits:
                 own[name].copy_(tensor)
-    heads = "with its heads" if _has_heads(start) and not new else "with new heads"
+    heads = "with its heads" if start.has_heads and not new else "with new heads"
     say(f"starting from trained weights ({came} tensors), {heads}")
-
-
-def _has_heads(start: Start) -> bool:
-    return any(".dino_head." in name or ".ibot_head." in name for name in start.rest)
 
 
 def _tensors_for(start: Start, side: str, own: dict[str, Tensor]) -> dict[str, Tensor]:

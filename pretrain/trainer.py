@@ -24,6 +24,7 @@ from dinomed.pretrain.distill import Teacher, fit_student, read_teacher
 from dinomed.pretrain.engine import Engine, StepReport
 from dinomed.pretrain.online import choose_labelled
 from dinomed.pretrain.pictures import write_pca_picture
+from dinomed.pretrain.rules import scale_to_data
 from dinomed.pretrain.run import CHECKPOINTS, StopSignal, clear_run, describe_device, open_run, write_record
 from dinomed.pretrain.start import Start, fit_config, read_start
 from dinomed.pretrain.watch import Watch
@@ -79,6 +80,8 @@ def pretrain(
             config = fit_student(config, larger)
         manifest = read_manifest(data)
         train, aside = choose_images(manifest, config)
+        came_with_heads = larger is not None or (start is not None and start.has_heads)
+        config = scale_to_data(config, len(train), keep_heads=came_with_heads)
         about_data = {"fingerprint": train.fingerprint, "images": len(train), "held_aside": len(aside)}
         if teacher is not None:
             about_data["teacher"] = str(teacher)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from dinomed.config import Config, build_config, load_config, parse_yaml, to_yaml
-from dinomed.configs import find_config
 from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 class Inner(Config):
@@ -82,7 +83,24 @@ def test_a_base_that_comes_back_to_itself_is_refused(tmp_path: Path) -> None:
         load_config(Outer, tmp_path / "a.yaml")
 
 
-@pytest.mark.parametrize("name", ["dinov2", "vit_tiny_cpu", "quickstart"])
-def test_the_recipes_are_valid(name: str) -> None:
-    config = load_config(PretrainConfig, find_config(Path(f"configs/pretrain/{name}.yaml")))
+RECIPES = sorted(path for folder in ("pretrain", "ablations") for path in (CONFIGS / folder).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_recipes_are_valid_and_say_what_they_are(path: Path) -> None:
+    config = load_config(PretrainConfig, path)
     assert config.backbone.image_size == config.crops.global_size
+    comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert len(comment) >= 2
+    assert any("dinomed " in line or "python benchmarks/" in line or "torchrun " in line for line in comment)
+
+
+def test_an_ablation_changes_something_and_the_recipe_is_the_papers() -> None:
+    base = load_config(PretrainConfig, CONFIGS / "pretrain" / "vit_tiny_cpu.yaml")
+    for path in (CONFIGS / "ablations").glob("*.yaml"):
+        assert load_config(PretrainConfig, path) != base, path.stem
+    paper = load_config(PretrainConfig, CONFIGS / "pretrain" / "dinov2_vitg_long.yaml")
+    assert paper.optimizer.peak_lr(paper.run.batch_size) == pytest.approx(3.5e-4, rel=0.02)  # section B.1
+    assert paper.run.steps * paper.teacher.temperature_warmup == 37_500
+    assert paper.run.steps * paper.optimizer.warmup == 100_000
+    assert paper.run.steps * paper.optimizer.freeze_prototypes == 1_250

@@ -45,7 +45,7 @@ def pretrain(
     flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
     resolved = _resolve(config, settings, phase)
     if dry_run:
-        _show(resolved, as_json)
+        _show(resolved, device, nproc, as_json)
     elif nproc > 1:
         _launch(
             nproc,
@@ -81,7 +81,7 @@ def distill(
     flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
     resolved = _resolve(config, settings, None)
     if dry_run:
-        _show(resolved, as_json)
+        _show(resolved, device, nproc, as_json)
     elif nproc > 1:
         options = {"--teacher": teacher, "--data": data, "-o": output, "--device": device}
         _launch(nproc, ["distill", config], settings, options, flags)
@@ -115,14 +115,19 @@ def _resolve(config: Path, settings: list[str], phase: str | None) -> "PretrainC
     return resolved
 
 
-def _show(config: "PretrainConfig", as_json: bool) -> None:
+def _show(config: "PretrainConfig", device: str, nproc: int, as_json: bool) -> None:
+    """The settings as they would be used, and what a run would cost."""
     from dinomed.apps.output import emit
     from dinomed.config import to_yaml
+    from dinomed.device import resolve_device
+    from dinomed.pretrain.estimate import estimate
 
+    costs = asdict(estimate(config, resolve_device(device), nproc))
     if as_json:
-        emit(config.model_dump(mode="json"), as_json)
+        emit({"config": config.model_dump(mode="json"), "estimate": costs}, as_json)
     else:
         print(to_yaml(config), end="")
+        print("# estimate, rough: " + ", ".join(f"{name} {value:,.3g}" for name, value in costs.items()))
 
 
 def _launch(

@@ -1,0 +1,111 @@
+"""What each part of the recipe is worth on a small budget: one run for each config and seed, one table.
+
+    python benchmarks/ablations.py --data runs/derm.parquet --images 19200 --seeds 0 1 -o runs/ablations
+
+All runs see the same number of images, whatever their batch. Judged on val, so that choices made here do not use test
+up. Stopped and started again it goes on where it was.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomed.adapters.probe import probe
+from dinomed.backbones.load import load_backbone
+from dinomed.config import load_config
+from dinomed.configs import find_config
+from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.features.extract import default_store
+from dinomed.files import write_json
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.trainer import pretrain
+from dinomed.progress import say
+
+BASE = "configs/pretrain/vit_tiny_cpu.yaml"
+K = 20
+COLUMNS = (
+    "knn_auroc",
+    "knn_balanced_accuracy",
+    "logistic_auroc",
+    "logistic_balanced_accuracy",
+    "dino",
+    "rank",
+    "seconds",
+)
+
+
+def run_one(
+    config: Path, data: Path, manifest: Manifest, out: Path, images: int, seed: int, device: str
+) -> dict[str, Any]:
+    """One run and its figures; what `out` holds already is used."""
+    done = out / "ablation.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    batch = load_config(PretrainConfig, config).run.batch_size
+    steps = max(images // batch, 1)
+    settings = [f"run.steps={steps}", f"run.seed={seed}", f"run.checkpoint_every={steps}", "run.knn_images=0"]
+    resolved = load_config(PretrainConfig, config, settings)
+    result = pretrain(resolved, data, out, device=device, resume=(out / "config.yaml").exists())
+    last = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-1]
+    backbone = load_backbone(out, device=device)
+    found = probe(backbone, manifest, store=default_store(data, backbone), split="val")
+    knn = next(row for row in found["knn"]["tried"] if row["k"] == K)
+    figures = {
+        "knn_auroc": knn["auroc"],
+        "knn_balanced_accuracy": knn["balanced_accuracy"],
+        "logistic_auroc": found["logistic"]["auroc"],
+        "logistic_balanced_accuracy": found["logistic"]["balanced_accuracy"],
+        "dino": last.get("dino"),
+        "rank": last.get("rank"),
+        "seconds": result.seconds,
+    }
+    write_json(done, figures)
+    return figures
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: a row a config, each value the mean over seeds and, with several, their range."""
+    lines = ["| config | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+    for name, runs in rows.items():
+        cells = []
+        for column in COLUMNS:
+            values = [run[column] for run in runs if run[column] is not None]
+            digits = 0 if column == "seconds" else 3
+            spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.{digits}f}{spread}" if values else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--configs", type=Path, default=Path("configs/ablations"))
+    parser.add_argument("--only", nargs="*", help="names of configs; `base` is the recipe itself")
+    parser.add_argument("--images", type=int, default=19200, help="images that each run sees")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+
+    manifest = read_manifest(arguments.data)
+    configs = {"base": find_config(BASE)} | {path.stem: path for path in sorted(arguments.configs.glob("*.yaml"))}
+    unknown = sorted(set(arguments.only or ()) - configs.keys())
+    if unknown:
+        parser.error(f"no config {unknown[0]!r}; there are {', '.join(configs)}")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name in arguments.only or configs:
+        for seed in arguments.seeds:
+            say(f"{name}, seed {seed}")
+            out = arguments.output / f"{name}_{arguments.images}_{seed}"
+            figures = run_one(configs[name], arguments.data, manifest, out, arguments.images, seed, arguments.device)
+            rows.setdefault(name, []).append(figures)
+        write_json(arguments.output / "ablations.json", rows)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
