@@ -14,7 +14,7 @@ import numpy as np
 from dinomed.errors import DinomedError, UsageError
 from dinomed.files import read_json, replacing, sha256_file, write_json
 from dinomed.pretrain.curation.neighbors import MEMORY_GIB, rank, top_k
-from dinomed.pretrain.curation.pairs import Collector, Pairs
+from dinomed.pretrain.curation.pairs import SLACK, Collector, Pairs
 from dinomed.pretrain.curation.vectors import (
     GIB,
     blocks,
@@ -81,7 +81,7 @@ class Searcher:
 
     def candidates(self, queries: np.ndarray, k: int, probes: int | None = None) -> np.ndarray:
         """int64 (Q, n): rows that may be among the `k` nearest of each query, in no order; -1 is none."""
-        wanted = min(k * _OVERSAMPLING[self.codec] + Collector.SLACK, len(self.x))
+        wanted = min(k * _OVERSAMPLING[self.codec] + SLACK, len(self.x))
         parameters: Any = faiss.SearchParametersIVF()
         parameters.nprobe = probes or self.probes
         return np.asarray(self.index.search(np.ascontiguousarray(queries), wanted, params=parameters)[1])

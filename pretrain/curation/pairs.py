@@ -11,7 +11,8 @@ from dinomed.pretrain.curation.vectors import GIB, similarity_of
 
 # a pair held (twice while parts are joined), and what choosing the best of each row needs beside it at its peak
 PAIR_BYTES, RANK_BYTES = 40, 110
-FIRST_COMPACTION = 4_000_000  # pairs
+FIRST_COMPACTION = 1_000_000  # pairs
+SLACK = 8  # more than k are kept until the end, so that rounding does not decide which of near-equals is among the k
 
 
 @dataclass(frozen=True)
@@ -76,30 +77,34 @@ def best_pairs(pairs: Pairs, k: int, *, symmetric: bool) -> Pairs:
     `symmetric` (pairs within one set): among the k of either end, as in a graph of k nearest neighbours whose edges
     have no direction. Otherwise: among the k of row `i`.
     """
-    count = len(pairs)
-    if symmetric:
-        rows = np.concatenate([pairs.i, pairs.j])
-        others = np.concatenate([pairs.j, pairs.i])
-        order = np.lexsort((others, -np.concatenate([pairs.similarity, pairs.similarity]), rows))
-    else:
-        rows = pairs.i
-        order = np.lexsort((pairs.j, -pairs.similarity, rows))
-    grouped = rows[order]
-    first = np.flatnonzero(np.concatenate([[True], grouped[1:] != grouped[:-1]])) if len(grouped) else grouped
-    rank = np.arange(len(grouped)) - np.repeat(first, np.diff(np.append(first, len(grouped))))
-    keep = np.zeros(count, bool)
-    keep[order[rank < k] % max(count, 1)] = True
+    _, pair, rank = _ranked(pairs, symmetric)
+    keep = np.zeros(len(pairs), bool)
+    keep[pair[rank < k]] = True
     return pairs.take(keep)
+
+
+def _ranked(pairs: Pairs, symmetric: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row by row, the best first: the row, the number of the pair, and its rank in the row. With `symmetric` a pair is
+    there for both of its rows."""
+    rows, others, similarity = pairs.i, pairs.j, pairs.similarity
+    if symmetric:
+        rows, others = np.concatenate([pairs.i, pairs.j]), np.concatenate([pairs.j, pairs.i])
+        similarity = np.concatenate([similarity, similarity])
+    order = np.lexsort((others, -similarity, rows))
+    rows = rows[order]
+    new = np.ones(len(rows), bool)
+    new[1:] = rows[1:] != rows[:-1]
+    first = np.flatnonzero(new)
+    rank = np.arange(len(rows)) - np.repeat(first, np.diff(np.append(first, len(rows))))
+    return rows, order % max(len(pairs), 1), rank
 
 
 class Collector:
     """Gathers candidates, and never holds more than `memory_gib` of them.
 
-    Candidates carry a similarity in single precision, wrong by `margin` at most. `finish` computes it as
-    `similarity_of` does and drops what is not above the threshold, so that the answer does not depend on the tiles.
+    Candidates carry a similarity in single precision. `finish` computes it as `similarity_of` does and drops what is
+    not above the threshold, so that the answer does not depend on tiles, threads or the kind of product.
     """
-
-    SLACK = 8  # beyond k, so that rounding does not decide which of near-equals is among the k
 
     def __init__(self, k: int | None, *, symmetric: bool, memory_gib: float, repeats: bool = False) -> None:
         """`repeats`: a pair may be added more than once."""
@@ -109,6 +114,22 @@ class Collector:
         self._parts: list[Pairs] = []
         self._held = 0
         self._next = min(self._limit, FIRST_COMPACTION)
+        # similarity that a pair of a row needs to be among its k + SLACK; replaced as a whole, as threads read it
+        self._needed = np.empty(0, np.float32)
+
+    def may_be_kept(self, pairs: Pairs) -> np.ndarray:
+        """False for those that cannot be among the k of what has been added so far, bool (P,)."""
+        needed = self._needed
+        if not len(needed):
+            return np.ones(len(pairs), bool)
+        least = self._look_up(needed, pairs.i)
+        if self.symmetric:
+            least = np.minimum(least, self._look_up(needed, pairs.j))
+        return np.asarray(pairs.similarity >= least)
+
+    @staticmethod
+    def _look_up(needed: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return np.where(rows < len(needed), needed[np.minimum(rows, len(needed) - 1)], np.float32(-np.inf))
 
     def add(self, pairs: Pairs) -> None:
         """Raises `DinomedError` if the pairs do not fit."""
@@ -122,7 +143,7 @@ class Collector:
     def _compact(self) -> None:
         held = self._joined()
         self._parts, self._held = [held], len(held)
-        if self._held > self._limit // 2:
+        if self._held > 0.75 * self._limit:  # more, and it would do little else than choose
             fewer = f"a k below {self.k}" if self.k is not None else "a k (only the best of each row)"
             raise DinomedError(
                 f"more than {self._held:,} pairs are above the threshold and do not fit in {self._memory_gib:.3g} GiB; "
@@ -134,8 +155,15 @@ class Collector:
         held = concatenated(self._parts)
         if self._repeats:
             held = distinct(held)
-        if self.k is not None:
-            held = best_pairs(held, self.k + self.SLACK, symmetric=self.symmetric)
+        if self.k is not None and len(held):
+            row, pair, rank = _ranked(held, self.symmetric)
+            last = rank == self.k + SLACK - 1
+            needed = np.full(int(row[-1]) + 1, -np.inf, np.float32)
+            needed[row[last]] = held.similarity[pair[last]]
+            self._needed = needed
+            keep = np.zeros(len(held), bool)
+            keep[pair[rank < self.k + SLACK]] = True
+            held = held.take(keep)
         return held
 
     def finish(self, x: np.ndarray, y: np.ndarray, threshold: float) -> Pairs:
