@@ -115,17 +115,13 @@ class Collector:
         self._held = 0
         self._next = min(self._limit, FIRST_COMPACTION)
         # similarity that a pair of a row needs to be among its k + SLACK; replaced as a whole, as threads read it
-        self._needed = np.empty(0, np.float32)
+        self._needed = np.full(1, -np.inf, np.float32)
 
-    def may_be_kept(self, pairs: Pairs) -> np.ndarray:
-        """False for those that cannot be among the k of what has been added so far, bool (P,)."""
+    def needed(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """The similarity below which a pair cannot be among the k of what has been added so far, of i and j's shape."""
         needed = self._needed
-        if not len(needed):
-            return np.ones(len(pairs), bool)
-        least = self._look_up(needed, pairs.i)
-        if self.symmetric:
-            least = np.minimum(least, self._look_up(needed, pairs.j))
-        return np.asarray(pairs.similarity >= least)
+        least = self._look_up(needed, i)
+        return np.minimum(least, self._look_up(needed, j)) if self.symmetric else least + np.zeros_like(j, np.float32)
 
     @staticmethod
     def _look_up(needed: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -87,20 +87,23 @@ class TileSearch:
             similarity = similarity_of(x, y, i, j, precise=False)
         else:
             whole = (tile if self.bound.is_cosine else as_tensor(x) @ as_tensor(y).T).numpy()
-            i, j = np.divmod(self._best(whole, least), len(y))
+            i, j = np.divmod(self._best(whole, least, rows, columns), len(y))
             similarity = whole[i, j]
         pairs = Pairs(i + rows.start, j + columns.start, similarity)
-        keep = (similarity > least) & self.collector.may_be_kept(pairs)
+        keep = (similarity > least) & (similarity >= self.collector.needed(pairs.i, pairs.j))
         if self.collector.symmetric and columns.start < rows.stop:
             keep &= pairs.i < pairs.j
         return pairs.take(keep)
 
-    def _best(self, whole: np.ndarray, least: float) -> np.ndarray:
+    def _best(self, whole: np.ndarray, least: float, rows: slice, columns: slice) -> np.ndarray:
         """Where in a tile (flat) the cosine is above `least`; where that is nearly everywhere, as it is for frames of
         one video, only what may be among the k of its row or, within one set, of its column."""
         above = whole > np.float32(least)
-        k = self.collector.k
-        if k is not None and np.count_nonzero(above) > pairs_in_tile(k):
+        k, most = self.collector.k, pairs_in_tile(self.collector.k)
+        if k is not None and np.count_nonzero(above) > most:
+            i, j = np.arange(rows.start, rows.stop)[:, None], np.arange(columns.start, columns.stop)[None]
+            above &= whole >= self.collector.needed(i, j)
+        if k is not None and np.count_nonzero(above) > most:
             wanted = k + SLACK + 1  # one for the row itself
             worst = np.full(whole.shape, np.inf, np.float32)
             if wanted < whole.shape[1]:
