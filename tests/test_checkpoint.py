@@ -95,3 +95,65 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
         save(tmp_path, step)
     prune_checkpoints(tmp_path, 2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000002", "step_00000030"]
+
+
+KILLS_AT_EVERY_WRITE = """
+import os, sys
+from pathlib import Path
+import torch
+from dinomed.checkpoint import newest_checkpoint, write_checkpoint
+
+root = Path(sys.argv[1])
+WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
+
+
+def save(step):
+    write_checkpoint(root, f"step_{step:08d}", {"w": torch.full((64,), float(step))}, {"step": step})
+
+
+def die_at(count):
+    seen = 0
+
+    def hook(event, arguments):
+        nonlocal seen
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in WRITES) and str(root) in str(arguments[0]):
+            seen += 1
+            if seen == count:
+                os._exit(9)  # as SIGKILL: nothing is flushed, no finally is run
+
+    sys.addaudithook(hook)
+
+
+save(1)
+count = 0
+while True:
+    count += 1
+    child = os.fork()
+    if child == 0:
+        die_at(count)
+        save(2)
+        os._exit(0)
+    died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    found = newest_checkpoint(root)
+    assert found is not None, count
+    step = found[1]["step"]
+    assert step == 2 or died, (count, step)
+    if step == 2 and not died:
+        break
+    if step == 2:  # it was whole already: the next child begins as this one did
+        import shutil
+
+        shutil.rmtree(found[0])
+save(3)
+assert newest_checkpoint(root)[1]["step"] == 3
+print(count)
+"""
+
+
+def test_killed_at_every_single_write_there_is_always_a_whole_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLS_AT_EVERY_WRITE, str(tmp_path / "checkpoints")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 5  # as many places to die at
+    assert not list((tmp_path / "checkpoints").glob(".tmp-*"))
