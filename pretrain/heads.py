@@ -1,6 +1,7 @@
 """The projection head of DINO and iBOT: an MLP, an L2-normalised bottleneck, and prototypes of unit length."""
 
 import itertools
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -41,4 +42,28 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.mlp(x)
         x = normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
-        return linear(x, normalize(self.prototypes, dim=-1).to(x.dtype))
+        scores: Tensor = _Cosine.apply(x, self.prototypes)
+        return scores
+
+
+class _Cosine(torch.autograd.Function):
+    """``x @ normalize(w).T`` without the normalised copy of w, which is the largest tensor of a small model: the
+    product is scaled instead, and w's gradient is made in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w_KC: Tensor) -> Tensor:
+        inverse_K = 1 / w_KC.norm(dim=-1).clamp_min(1e-12)
+        ctx.save_for_backward(x, w_KC, inverse_K)
+        return linear(x, w_KC.to(x.dtype)).mul_(inverse_K.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, w_KC, inverse_K = ctx.saved_tensors
+        gradient = (gradients[0] * inverse_K.to(x.dtype)).flatten(0, -2)
+        to_x = (gradient @ w_KC.to(x.dtype)).view_as(x) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return to_x, None
+        to_w = (gradient.T @ x.flatten(0, -2)).to(w_KC.dtype)
+        # what lengthens w changes nothing: take the part along w away
+        along_K = torch.linalg.vecdot(w_KC, to_w) * inverse_K.square()
+        return to_x, to_w.addcmul_(w_KC, along_K.unsqueeze(-1).to(w_KC.dtype), value=-1)

@@ -1,15 +1,42 @@
-"""The two cross-entropies of DINOv2, fused: ``logsumexp(s) - t.s`` needs no log-softmax matrix.
+"""The two cross-entropies of DINOv2, fused: no log-softmax matrix, and a backward that writes its gradient once.
 
 Shape suffixes: V views, B images, K prototypes, M masked patches.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    """(..., K) student scores (already divided by the temperature) and targets with rows summing to 1 -> (...)."""
-    return torch.logsumexp(scores, dim=-1) - (targets * scores).sum(dim=-1)
+def cross_entropy(scores: Tensor, targets: Tensor, temperature: float, mass: float = 1.0) -> Tensor:
+    """(..., K) student scores and targets whose rows sum to `mass` (broadcast over the leading dimensions) -> (...).
+
+    In float32 whatever the scores are. ``mass`` 2 compares one row of scores with the sum of two targets.
+    """
+    loss: Tensor = _CrossEntropy.apply(scores.float(), targets, 1 / temperature, mass)
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """``mass * logsumexp(s / T) - t . s / T``; kept for the backward are the exponentials instead of the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, targets: Tensor, sharpness: float, mass: float) -> Tensor:
+        largest = scores.amax(-1, keepdim=True)
+        product = torch.einsum("...k,...k->...", targets, scores)
+        exponentials = torch.sub(scores, largest).mul_(sharpness).exp_()
+        total = exponentials.sum(-1)
+        ctx.save_for_backward(exponentials, total, targets)
+        ctx.sharpness, ctx.mass = sharpness, mass
+        return mass * (total.log() + sharpness * largest.squeeze(-1)) - sharpness * product
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        exponentials, total, targets = ctx.saved_tensors
+        scale = gradients[0] * ctx.sharpness
+        gradient = exponentials * (scale * ctx.mass / total).unsqueeze(-1)
+        return gradient.addcmul_(targets, scale.unsqueeze(-1), value=-1), None, None, None
 
 
 def dino_loss(student_VBK: Tensor, targets_2BK: Tensor, temperature: float = 0.1) -> Tensor:
@@ -18,14 +45,11 @@ def dino_loss(student_VBK: Tensor, targets_2BK: Tensor, temperature: float = 0.1
     The first two student views are the global ones; a view is never compared with itself. The mean over all pairs:
     2 global and 2 x 8 local pairs in the recipe, so "divided by 2 + 16".
     """
-    scores = student_VBK.float() / temperature
-    pairs = 2 + 2 * (len(scores) - 2)
-    loss = cross_entropy(scores[0], targets_2BK[1]).mean() + cross_entropy(scores[1], targets_2BK[0]).mean()
-    if len(scores) > 2:
+    pairs = 2 + 2 * (len(student_VBK) - 2)
+    loss = cross_entropy(student_VBK[:2], targets_2BK.flip(0), temperature).mean(1).sum()
+    if len(student_VBK) > 2:
         # linear in the targets: both teacher views at once
-        both = targets_2BK.sum(0)
-        local = scores[2:]
-        loss = loss + (2 * torch.logsumexp(local, dim=-1) - (both * local).sum(-1)).mean(dim=1).sum()
+        loss = loss + cross_entropy(student_VBK[2:], targets_2BK.sum(0), temperature, mass=2.0).mean(1).sum()
     return loss / pairs
 
 
@@ -34,5 +58,4 @@ def ibot_loss(
 ) -> Tensor:
     """iBOT (Zhou et al. 2021) on masked patches: each weighs 1 / (masked patches of its view), the sum is divided by
     all global views of the batch, masked or not, as in the reference code."""
-    losses = cross_entropy(student_MK.float() / temperature, targets_MK)
-    return (losses * weights_M).sum() / num_views
+    return (cross_entropy(student_MK, targets_MK, temperature) * weights_M).sum() / num_views

@@ -20,13 +20,13 @@ def sinkhorn_knopp(scores_BK: Tensor, temperature: float, iterations: int = 3) -
     converge).
     """
     with torch.autocast(scores_BK.device.type, enabled=False):  # it would make the products below half precision
-        q_BK = torch.exp((scores_BK.float() - 1.0) / temperature)
+        q_BK = torch.sub(scores_BK.float(), 1.0).mul_(1 / temperature).exp_()
         row_B = torch.ones(q_BK.shape[0], device=q_BK.device)
         inverse_K = torch.ones(q_BK.shape[1], device=q_BK.device)
         for _ in range(iterations):  # also with no row on this rank: the others wait for its share of the sums
             inverse_K = 1.0 / sum_over_ranks(row_B @ q_BK).clamp_min(torch.finfo(torch.float32).tiny)
             row_B = 1.0 / (q_BK @ inverse_K)
-        return q_BK * inverse_K * row_B.unsqueeze(1)
+        return q_BK.mul_(inverse_K).mul_(row_B.unsqueeze(1))
 
 
 class Center(nn.Module):
@@ -43,7 +43,7 @@ class Center(nn.Module):
     def forward(self, scores_BK: Tensor, temperature: float) -> Tensor:
         """(B, K) scores -> (B, K) targets with the centre as it was; then the centre moves towards these scores."""
         scores = scores_BK.float()
-        targets = torch.softmax((scores - self.center_K) / temperature, dim=-1)
+        targets = torch.softmax(torch.sub(scores, self.center_K).mul_(1 / temperature), dim=-1)
         total = sum_over_ranks(torch.cat([scores.sum(0), scores.new_tensor([float(len(scores))])]))
         if total[-1] > 0:
             self.center_K.lerp_(total[:-1] / total[-1], 1 - self.momentum)

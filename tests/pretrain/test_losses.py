@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
+from dinomed.pretrain.heads import Head, HeadConfig
 from dinomed.pretrain.losses import Center, dino_loss, ibot_loss, koleo, sinkhorn_knopp
+from dinomed.pretrain.losses.cross_entropy import cross_entropy
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -106,3 +109,38 @@ def test_koleo_of_one_image_is_zero() -> None:
     assert koleo(x) == 0
     assert x.grad is not None
     assert not x.grad.any()
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 7), (5, 7)])
+def test_the_fused_cross_entropy_has_torchs_value_and_gradient(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = (2 * torch.rand(shape, generator=generator) - 1).requires_grad_()
+    targets = torch.softmax(5 * torch.rand(shape[-2:], generator=generator), -1)
+    weights = torch.rand(shape[:-1], generator=generator)
+    for mass in (1.0, 2.0):
+        (cross_entropy(scores, mass * targets, 0.1, mass) * weights).sum().backward()
+        found, scores.grad = scores.grad, None
+        reference = -(mass * targets * torch.log_softmax(scores / 0.1, -1)).sum(-1)
+        (reference * weights).sum().backward()
+        assert found is not None
+        torch.testing.assert_close(found, scores.grad, rtol=1e-4, atol=1e-5)  # float32, exponents up to 20
+        torch.testing.assert_close(cross_entropy(scores, mass * targets, 0.1, mass), reference, rtol=1e-5, atol=1e-5)
+        scores.grad = None
+
+
+def test_the_head_is_a_cosine_with_the_gradient_of_one() -> None:
+    torch.manual_seed(0)
+    head = Head(12, HeadConfig(prototypes=9, hidden=8, bottleneck=6)).double()
+    x = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+
+    def reference(x: torch.Tensor) -> torch.Tensor:
+        return normalize(head.mlp(x), dim=-1) @ normalize(head.prototypes, dim=-1).T
+
+    upstream = torch.randn(2, 5, 9, dtype=torch.float64)
+    parameters = [x, *head.parameters()]
+    found = torch.autograd.grad((head(x) * upstream).sum(), parameters)
+    wanted = torch.autograd.grad((reference(x) * upstream).sum(), parameters)
+    torch.testing.assert_close(head(x), reference(x))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    assert float(head(x).abs().max()) <= 1 + 1e-6
