@@ -1,0 +1,87 @@
+"""Do two pictures show the same thing, moved? Points that match under one affine map.
+
+Descriptors and hashes propose pairs; among millions of pairs of look-alikes some proposals are wrong. Here each is
+checked: SIFT points of both (Lowe, 2004), matched by their surroundings, and counted where one map carries them onto
+each other. Pictures of different lesions share none or a handful, copies share tens to hundreds, and so do two
+photographs of one lesion with the same hairs.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+LEAST_MATCHES = 8
+"""From here on two pictures are called copies. Of different real lesions none has reached 7 (docs/curation.md)."""
+_SHORT, _LONG = 256, 512  # px that a picture is scaled to: the short side, unless the long one would be over the other
+_POINTS = 600
+_RATIO = 0.8  # Lowe's: the best match has to be that much nearer than the second
+_TOLERANCE_PX = 4.0
+_SHRINK, _STRETCH = 0.2, 2.2  # the smallest scale of the map, and the largest ratio of its two scales
+_CELL_PX = 6  # points nearer than this count once
+
+
+@dataclass(frozen=True)
+class Points:
+    """SIFT points: `place` float32 (n, 2) in px of the scaled picture, `look` float32 (n, 128) of length 1."""
+
+    place: np.ndarray
+    look: np.ndarray
+
+
+@dataclass(frozen=True)
+class Alignable:
+    """The points of a picture, and those of its mirror image: SIFT knows turns, but not mirrors."""
+
+    plain: Points
+    mirrored: Points
+
+
+def find_points(image: np.ndarray) -> Alignable:
+    """The points of a picture, uint8 RGB ``(H, W, 3)``; few or none where it is smooth. 60 ms."""
+    short, long = sorted(image.shape[:2])
+    scale = min(_SHORT / short, _LONG / long)
+    gray = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+    kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    gray = np.asarray(cv2.resize(gray, None, fx=scale, fy=scale, interpolation=kind))
+    gray = np.asarray(cv2.createCLAHE(2.0, (8, 8)).apply(gray))  # so that pale skin has points too
+    return Alignable(_sift(gray), _sift(np.ascontiguousarray(gray[:, ::-1])))
+
+
+def count_matches(one: Alignable, other: Alignable) -> int:
+    """The number of places that match under one affine map, of either picture as it is or mirrored: 0 to `_POINTS`."""
+    return max(_count(one.plain, other.plain), _count(one.mirrored, other.plain))
+
+
+def _sift(gray: np.ndarray) -> Points:
+    sift = cv2.SIFT.create(nfeatures=_POINTS, contrastThreshold=0.01, edgeThreshold=15)
+    found, look = sift.detectAndCompute(gray, None)
+    if look is None or not len(found):
+        return Points(np.empty((0, 2), np.float32), np.empty((0, 128), np.float32))
+    root = np.sqrt(look / np.maximum(look.sum(axis=1, keepdims=True), 1e-6))  # Hellinger distance, "RootSIFT"
+    return Points(np.array([point.pt for point in found], np.float32), root.astype(np.float32))
+
+
+def _count(one: Points, other: Points) -> int:
+    if min(len(one.place), len(other.place)) < LEAST_MATCHES:
+        return 0
+    likeness = one.look @ other.look.T
+    order = np.argpartition(-likeness, 1, axis=1)[:, :2]
+    best = np.take_along_axis(likeness, order, axis=1)
+    swap = best[:, 1] > best[:, 0]
+    nearest = np.where(swap, order[:, 1], order[:, 0])
+    first, second = (np.sqrt(np.maximum(2 - 2 * value, 0)) for value in (best.max(axis=1), best.min(axis=1)))
+    clear = first < _RATIO * second
+    if clear.sum() < LEAST_MATCHES:
+        return 0
+    source, target = one.place[clear], other.place[nearest[clear]]
+    matrix, inside = cv2.estimateAffine2D(
+        source, target, method=cv2.RANSAC, ransacReprojThreshold=_TOLERANCE_PX, maxIters=1000
+    )
+    if matrix is None:
+        return 0
+    scales = np.linalg.svd(matrix[:, :2], compute_uv=False)
+    if scales[1] < _SHRINK or scales[0] > 1 / _SHRINK or scales[0] > _STRETCH * scales[1]:
+        return 0  # points squeezed onto a line or a spot agree with anything
+    kept = np.asarray(inside).ravel() > 0
+    return min(len(np.unique(np.round(places[kept] / _CELL_PX), axis=0)) for places in (source, target))
