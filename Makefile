@@ -12,18 +12,21 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c '$(TRY_PYTHON)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint types format constraints clean
+.PHONY: help install quickstart test test-long lint types format constraints clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed-run ## Install dinomed into .venv
 
 quickstart: $(VENV)/.installed-run ## The main job on synthetic lesions, then the demo (about 10 minutes on 2 cores)
 	$(BIN)/dinomed quickstart $(ARGS)
 
-test: $(VENV)/.installed-test ## Install what the tests need, and run them
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed-test ## Install what the tests need, and run them (but for the long ones)
+	$(BIN)/python -m pytest -m "not long" $(ARGS)
+
+test-long: $(VENV)/.installed-test ## Run the long tests: runs in two processes, killed and resumed
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Style and mistakes (ruff)
 	$(BIN)/ruff check .

@@ -78,7 +78,13 @@ def settings(tiny: Tiny, **run: object) -> PretrainConfig:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"parallel": "replicate"}, {"parallel": "shard"}, {"parallel": "shard", "micro_batch": 1}], ids=str
+    "changes",
+    [
+        {"parallel": "shard"},
+        pytest.param({"parallel": "replicate"}, marks=pytest.mark.long),
+        pytest.param({"parallel": "shard", "micro_batch": 1}, marks=pytest.mark.long),
+    ],
+    ids=str,
 )
 def test_two_processes_train_as_one(
     tiny: Tiny, pictures: Path, tmp_path: Path, one: Path, changes: dict[str, object]
@@ -88,6 +94,7 @@ def test_two_processes_train_as_one(
     assert_same_run(one, tmp_path / "two")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(
     tiny: Tiny, pictures: Path, tmp_path: Path, one: Path, before: int, after: int
@@ -103,6 +110,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert_same_run(one, out)
 
 
+@pytest.mark.long
 def test_a_killed_process_ends_the_run_and_it_can_be_resumed(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     config, out = settings(tiny, steps=400, checkpoint_every=2, log_every=1), tmp_path / "killed"
     path = tmp_path / "config.yaml"
@@ -117,6 +125,7 @@ def test_a_killed_process_ends_the_run_and_it_can_be_resumed(tiny: Tiny, picture
     assert list_checkpoints(out / "checkpoints")
 
 
+@pytest.mark.long
 def test_asked_to_stop_all_processes_save_the_same_step(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     config, out = settings(tiny, steps=400, checkpoint_every=1000, log_every=1), tmp_path / "stopped"
     path = tmp_path / "config.yaml"
@@ -130,6 +139,7 @@ def test_asked_to_stop_all_processes_save_the_same_step(tiny: Tiny, pictures: Pa
     assert f"stopped after step {int(saved.name.removeprefix('step_'))} of 400" in errors
 
 
+@pytest.mark.long
 def test_a_batch_that_cannot_be_shared_is_refused(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     done = run(2, settings(tiny, batch_size=3), pictures, tmp_path / "odd")
     assert done.returncode == 2
