@@ -13,7 +13,7 @@ import numpy as np
 
 from dinomed.errors import DinomedError, UsageError
 from dinomed.files import read_json, replacing, sha256_file, write_json
-from dinomed.pretrain.curation.neighbors import MEMORY_GIB, rank, top_k
+from dinomed.pretrain.curation.neighbors import MEMORY_GIB, near_pairs, rank, top_k
 from dinomed.pretrain.curation.pairs import SLACK, Collector, Pairs
 from dinomed.pretrain.curation.vectors import (
     GIB,
@@ -220,6 +220,31 @@ def tune(
         )
     searcher.measured = Measured(recall, int(true.sum()), len(rows), probes)
     return searcher.measured
+
+
+def find_pairs(
+    x: np.ndarray,
+    y: np.ndarray | None = None,
+    *,
+    threshold: float,
+    k: int,
+    recall: float = 0.95,
+    memory_gib: float = MEMORY_GIB,
+    exact_up_to: int = EXACT_UP_TO,
+    seed: int = 0,
+) -> tuple[Pairs, Measured | None]:
+    """As `neighbors.near_pairs` with a k; beyond so many vectors (squared: products) by an index tuned to a recall.
+
+    Returns:
+        The pairs, and what the approximate search was measured to find; None if the search was exact.
+    """
+    target = x if y is None else y
+    if len(x) * len(target) <= exact_up_to**2:
+        return near_pairs(x, y, threshold=threshold, k=k, memory_gib=memory_gib), None
+    check_count(k, len(target) - 1, "k", "other vectors")
+    searcher = build_index(target, memory_gib=memory_gib / 2, seed=seed)
+    measured = tune(searcher, k=k, threshold=threshold, target=recall, seed=seed)
+    return searcher.near_pairs(None if y is None else x, threshold=threshold, k=k, memory_gib=memory_gib / 2), measured
 
 
 def write_index(searcher: Searcher, path: str | Path) -> None:

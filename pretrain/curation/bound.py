@@ -15,7 +15,6 @@ from threadpoolctl import threadpool_limits
 from dinomed.pretrain.curation.products import LONGEST, HalfProduct, Product, byte_product, fastest, gains, rounding
 from dinomed.pretrain.curation.vectors import GIB, blocks
 
-SAMPLE = 1024
 WIDTHS = (16, 32, 64, 128, 256)
 # Used for choices that change the time only: in multiply-adds of a large float32 product, what it takes to fetch and
 # multiply one pair of rows (measured on x86 with AVX-512).
@@ -88,13 +87,14 @@ def fit_bound(x: np.ndarray, y: np.ndarray | None, threshold: float, memory_gib:
 
     Which one it is changes the time only. The sample is spread evenly: every worker arrives at the same.
     """
-    first = x[_spread(len(x))]
-    second = first if y is None else y[_spread(len(y))]
-    both = first if y is None else np.concatenate([first, second])
-    rows, few = len(x) + (0 if y is None else len(y)), first[:: max(len(first) // 256, 1)]
+    rows = len(x) + (0 if y is None else len(y))
+    both = [x] if y is None else [x, y]
+    # judged on other rows than it was made of: of these it would promise too much
+    basis = np.concatenate([some[_spread(len(some), 2048, 0.0)] for some in both])
+    few, many = x[_spread(len(x), 256, 0.25)], both[-1][_spread(len(both[-1]), 1024, 0.5)]
     with threadpool_limits(1):  # several threads gain nothing here, and lose seconds where processors are shared
-        choices = [bound for bound in _choices(both) if rows * bound.row_bytes <= memory_gib * GIB]
-        return min(choices, key=lambda bound: _work(bound, few, second, threshold))
+        choices = [bound for bound in _choices(basis) if rows * bound.row_bytes <= memory_gib * GIB]
+        return min(choices, key=lambda bound: _work(bound, few, many, threshold))
 
 
 def _choices(sample: np.ndarray) -> list[Bound]:
@@ -110,8 +110,10 @@ def _choices(sample: np.ndarray) -> list[Bound]:
     return [Bound(dimension), *map(Bound, [dimension] * len(bases), bases, coarse)]
 
 
-def _spread(count: int) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, min(count, SAMPLE)).astype(np.int64))
+def _spread(count: int, most: int, shift: float) -> np.ndarray:
+    """Rows at even distances, the first after a part of that distance."""
+    size = min(count, most)
+    return ((np.arange(size) + shift) * count / size).astype(np.int64)
 
 
 def _work(bound: Bound, few: np.ndarray, many: np.ndarray, threshold: float) -> float:

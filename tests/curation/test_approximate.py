@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from dinomed.errors import DinomedError, UsageError
-from dinomed.pretrain.curation.approximate import Codec, build_index, choose_codec, load_index, tune, write_index
+from dinomed.pretrain.curation.approximate import (
+    Codec,
+    build_index,
+    choose_codec,
+    find_pairs,
+    load_index,
+    tune,
+    write_index,
+)
 from dinomed.pretrain.curation.neighbors import near_pairs, top_k
 from dinomed.pretrain.curation.pairs import Pairs, merge_pairs
 
@@ -73,6 +81,18 @@ def test_pairs_with_other_vectors_and_in_parts(x: np.ndarray) -> None:
     # a pair that one end has among its best and the other has not is in one part only: the best of both are the same
     assert keys(merged) == keys(own)
     assert (merged.similarity == own.similarity).all()
+
+
+def test_many_vectors_are_searched_by_an_index_and_few_exactly(x: np.ndarray) -> None:
+    exact, measured = find_pairs(x, threshold=0.6, k=8)
+    assert measured is None
+    found, measured = find_pairs(x, threshold=0.6, k=8, exact_up_to=3999)
+    assert measured is not None
+    assert measured.recall >= 0.95
+    assert len(keys(found) & keys(exact)) > 0.93 * len(exact)
+    found, measured = find_pairs(x[:500], x[500:], threshold=0.6, k=8, exact_up_to=100)
+    assert measured is not None
+    assert len(keys(found) & keys(near_pairs(x[:500], x[500:], threshold=0.6, k=8))) > 0.9 * len(found)
 
 
 def test_the_same_seed_gives_the_same_index(x: np.ndarray) -> None:
