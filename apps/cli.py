@@ -107,7 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for category in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", category)
     signal.signal(signal.SIGTERM, _terminate)  # commands that save their work first install their own
-    sys.exit(_run([a for a in arguments if a != "--debug"], debug))
+    code = _run([a for a in arguments if a != "--debug"], debug)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # raised in the midst of the exit it would only show a traceback
+    sys.exit(code)
 
 
 def _terminate(signum: int, frame: Any) -> None:

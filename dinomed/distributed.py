@@ -4,6 +4,7 @@ Processes are started by torchrun (or `dinomed pretrain --nproc N`), which tells
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,7 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dinomed.errors import DinomedError
+
 T = TypeVar("T")
+# gloo and NCCL have no exception of their own for this
+_LOST_PEER = re.compile(r"gloo|NCCL|[Cc]onnection (reset|closed|refused)|[Tt]imed out|Timeout")
 
 
 def is_distributed() -> bool:
@@ -55,6 +60,12 @@ def process_group(device: torch.device, timeout_s: float) -> Iterator[torch.devi
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
         yield device
+    except (dist.DistError, RuntimeError) as error:
+        if isinstance(error, dist.DistError) or _LOST_PEER.search(str(error)):
+            raise DinomedError(
+                f"process {rank()} lost another one, which died or hung for {timeout_s:g} s; its message tells why"
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -4,6 +4,7 @@ Replication is FSDP2 on a mesh whose sharding side is 1 (what DDP does, on one c
 recipe's: float32 shards; half precision for the broadcast and the reduction of the backbone, float32 for the heads.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import Literal
 
@@ -25,6 +26,8 @@ def distribute(side: nn.ModuleDict, how: Parallel, device: torch.device, half: t
     """
     from torch.distributed.device_mesh import init_device_mesh
 
+    # that its outputs are views matters to code that changes them in place, and none here does
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     shape, names = ((world_size(), 1), ("replicate", "shard")) if how == "replicate" else ((world_size(),), ("shard",))
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     policy = MixedPrecisionPolicy() if half is None else MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half)

@@ -121,7 +121,7 @@ def test_a_killed_process_ends_the_run_and_it_can_be_resumed(tiny: Tiny, picture
     _, errors = process.communicate(timeout=150)
     assert process.returncode == 1
     assert "error: process 1 of 2 was killed (SIGKILL) and the others were ended; --resume goes on" in errors
-    assert "Traceback" not in errors
+    assert not any(word in errors for word in ("Traceback", "internal error", "UserWarning"))
     assert list_checkpoints(out / "checkpoints")
 
 
