@@ -25,6 +25,7 @@ COMMANDS: dict[str, Any] = {
     "quickstart": "quickstart:quickstart",
     "doctor": "doctor:doctor",
     "scan": "scan:scan",
+    "audit": "audit:audit",
     "pretrain": "pretrain:pretrain",
     "distill": "pretrain:distill",
     "features": "features:features",

@@ -1,0 +1,152 @@
+"""How many copies each descriptor and each hash finds, by kind of copy, at 90% precision.
+
+    python benchmarks/copies.py runs/derm.parquet --json
+    python benchmarks/copies.py runs/derm.parquet --backbone runs/ssl --fit whitening
+    python benchmarks/copies.py runs/derm.parquet --hashes
+
+Descriptors are fitted to some groups; of others, `--references` images are searched with synthetic copies of
+`--queries` of them. A pair is right if the image is the copy's original; images of one group are no pair. One threshold
+for all kinds: the lowest at which nine in ten of the pairs above it are right. The share of copies that are found says
+less than it seems where true copies are rarer than here: `false` is the number of wrong pairs at that threshold.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.features.compute import prefetch
+from dinomed.files import to_json
+from dinomed.images.read import read_image
+from dinomed.pretrain.curation.copies import KINDS, make_copy
+from dinomed.pretrain.curation.descriptor import DescriptorConfig, fit_descriptor
+from dinomed.pretrain.curation.hashes import fit_pca_hash, hamming_pairs, phash, phash_views, thumbnail
+from dinomed.pretrain.curation.sources import BackboneConfig, ComposedConfig, SSCDConfig
+from dinomed.progress import track
+
+PRECISION = 0.9
+
+
+def choose(manifest: Manifest, fit: int, references: int, seed: int) -> tuple[Manifest, Manifest]:
+    """(images to fit to, images to search in): one of a group, and no group in both."""
+    first: dict[str, int] = {}
+    for index, group in enumerate(manifest.column("group")):
+        first.setdefault(group or str(index), index)
+    order = np.random.default_rng(seed).permutation(list(first.values())).tolist()
+    return manifest.take(order[:fit]), manifest.take(order[fit : fit + references])
+
+
+def copies_of(manifest: Manifest, index: int, seed: int) -> list[np.ndarray]:
+    image = read_image(manifest.path(index))
+    return [make_copy(image, kind, np.random.default_rng([seed, index, n])) for n, kind in enumerate(KINDS)]
+
+
+def judge(similarity: np.ndarray) -> dict[str, Any]:
+    """Q queries, K kinds, N references (the original of query q is reference q), float (Q, K, N)."""
+    queries = np.arange(len(similarity))
+    right = similarity[queries, :, queries].copy()  # Q, K
+    similarity[queries, :, queries] = -np.inf
+    best, wrong = np.sort(right.ravel())[::-1], np.sort(similarity.ravel())[::-1]
+    found = np.arange(1, len(best) + 1)
+    false = np.searchsorted(-wrong, -best, side="right")
+    enough = np.flatnonzero(found / (found + false) >= PRECISION)
+    if not len(enough):
+        return {"threshold": None, "recall": 0.0, "false": 0, **dict.fromkeys(KINDS, 0.0)}
+    threshold = float(best[enough[-1]])
+    by_kind = (right >= threshold).mean(axis=0)
+    report = {"threshold": threshold, "recall": float((right >= threshold).mean()), "false": int(false[enough[-1]])}
+    return report | dict(zip(KINDS, by_kind.tolist(), strict=True))
+
+
+def measure_descriptor(
+    config: DescriptorConfig, fit: Manifest, references: Manifest, queries: int, seed: int, device: str
+) -> dict[str, Any]:
+    began = time.monotonic()
+    descriptor = fit_descriptor(config, [fit], device=device)
+    fitted = time.monotonic()
+    rows = range(0, len(references), 64)
+    blocks = prefetch(
+        lambda i: [read_image(references.path(n)) for n in range(i, min(i + 64, len(references)))], rows, 2
+    )
+    vectors = np.concatenate([descriptor(block) for block in track(blocks, "references", len(rows))])
+    described = time.monotonic()
+    found = [descriptor(copies_of(references, i, seed)) @ vectors.T for i in track(range(queries), "copies")]
+    speed = len(references) / (described - fitted)
+    return judge(np.stack(found)) | {"fit_s": fitted - began, "images_per_second": speed}
+
+
+def measure_hashes(fit: Manifest, references: Manifest, queries: int, seed: int) -> list[dict[str, Any]]:
+    """Each hash at several radii: recall by kind, and the wrong pairs among all pairs of references."""
+    fitted = fit_pca_hash(np.stack([thumbnail(read_image(fit.path(i))) for i in range(len(fit))]))
+
+    def hashes(image: np.ndarray) -> tuple[np.ndarray, ...]:
+        return phash(image, 64), phash(image, 256), fitted(thumbnail(image)[None])[0], phash_views(image, 256)
+
+    originals = [hashes(read_image(references.path(i))) for i in track(range(len(references)), "references")]
+    copies = [[hashes(copy) for copy in copies_of(references, i, seed)] for i in track(range(queries), "copies")]
+    rows = []
+    for which, name, radii in (
+        (0, "phash, 64 bits", (2, 4)), (1, "phash, 256 bits", (8, 24, 40)), (2, "PCA hash, 64 bits", (2, 4, 6)),
+        (3, "phash, 256 bits, 8 views", (8, 24, 40)),
+    ):  # fmt: skip
+        known = np.stack([row[which if which < 3 else 1] for row in originals])
+        for radius in radii:
+            pairs = hamming_pairs(known, radius=radius)
+            row: dict[str, Any] = {"hash": name, "radius": radius, "false": len(pairs)}
+            if which == 3:
+                pairs = hamming_pairs(np.concatenate([row[3] for row in originals]), known, radius=radius)
+                row["false"] = len(
+                    {(min(i, j), max(i, j)) for i, j in zip(pairs.i // 8, pairs.j, strict=True) if i != j}
+                )
+            for n, kind in enumerate(KINDS):
+                asked = np.stack([query[n][which] for query in copies]).reshape(-1, known.shape[1])
+                near = hamming_pairs(asked, known, radius=radius)
+                views = len(asked) // queries
+                row[kind] = (
+                    len({int(i) // views for i, j in zip(near.i, near.j, strict=True) if i // views == j}) / queries
+                )
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--backbone")
+    parser.add_argument("--weights", help="of the backbone; or, without one, an SSCD file")
+    parser.add_argument("--fit", default="copies", choices=["copies", "whitening", "none"])
+    parser.add_argument("--fit-images", type=int, default=1000)
+    parser.add_argument("--references", type=int, default=3000)
+    parser.add_argument("--queries", type=int, default=250)
+    parser.add_argument("--hashes", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    fit, references = choose(read_manifest(args.manifest), args.fit_images, args.references, args.seed)
+    queries = min(args.queries, len(references))
+    if args.hashes:
+        rows = measure_hashes(fit, references, queries, args.seed + 1)
+    else:
+        source: ComposedConfig | BackboneConfig | SSCDConfig = ComposedConfig()
+        if args.backbone:
+            source = BackboneConfig(backbone=args.backbone, weights=args.weights)
+        elif args.weights:
+            source = SSCDConfig(weights=args.weights)
+        config = DescriptorConfig(source=source, fit=args.fit, fit_images=len(fit), seed=args.seed)
+        found = measure_descriptor(config, fit, references, queries, args.seed + 1, args.device)
+        rows = [{"descriptor": source.kind, "fit": args.fit, "fit_images": len(fit)} | found]
+    if args.json:
+        print(to_json({"references": len(references), "queries": queries, "rows": rows}, indent=2))
+        return
+    for index, row in enumerate(rows):
+        if index == 0:
+            print("| " + " | ".join(row) + " |\n|" + "---|" * len(row))
+        print("| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()
