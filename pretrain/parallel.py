@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import register_dataclass
 
-from dinomed.backbones.vit import VisionTransformer
+from dinomed.backbones.vit import Tokens, VisionTransformer
 from dinomed.distributed import world_size
 
 Parallel = Literal["replicate", "shard"]
+# FSDP2 gathers weights for the backward when a gradient reaches an output: it has to find the tensors in ours
+# (torch 2.11 does not look into a dataclass that it does not know)
+register_dataclass(Tokens)
 
 
 def distribute(side: nn.ModuleDict, how: Parallel, device: torch.device, half: torch.dtype | None) -> None:
