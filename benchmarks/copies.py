@@ -3,6 +3,7 @@
     python benchmarks/copies.py runs/derm.parquet --json
     python benchmarks/copies.py runs/derm.parquet --backbone runs/ssl --fit whitening
     python benchmarks/copies.py runs/derm.parquet --hashes
+    python benchmarks/copies.py runs/derm.parquet --audit --queries 20
 
 Descriptors are fitted to some groups; of others, `--references` images are searched with synthetic copies of
 `--queries` of them. A pair is right if the image is the copy's original; images of one group are no pair. One threshold
@@ -11,16 +12,21 @@ less than it seems where true copies are rarer than here: `false` is the number 
 """
 
 import argparse
+import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.datasets.scan import scan
 from dinomed.features.compute import prefetch
 from dinomed.files import to_json
 from dinomed.images.read import read_image
+from dinomed.pretrain.curation.audit import AuditConfig, audit
 from dinomed.pretrain.curation.copies import KINDS, make_copy
 from dinomed.pretrain.curation.descriptor import DescriptorConfig, fit_descriptor
 from dinomed.pretrain.curation.hashes import fit_pca_hash, hamming_pairs, phash, phash_views, thumbnail
@@ -112,6 +118,27 @@ def measure_hashes(fit: Manifest, references: Manifest, queries: int, seed: int)
     return rows
 
 
+def measure_audit(fit: Manifest, references: Manifest, queries: int, seed: int) -> dict[str, Any]:
+    """`dinomed audit` of the references against copies of some of them and as many other images."""
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(queries):
+            for kind, copy in zip(KINDS, copies_of(references, index, seed), strict=True):
+                Image.fromarray(copy).save(Path(folder) / f"{index:05d}_{kind}.png")
+            for other in (2 * index, 2 * index + 1):
+                shutil.copy(fit.path(other), Path(folder) / f"other_{other:05d}{fit.path(other).suffix}")
+        test = scan(folder, make_split=False).manifest
+        began = time.monotonic()
+        found = audit(references, test, AuditConfig(groups=False))
+        seconds = time.monotonic() - began
+        names = test.column("image")
+        pairs = [(names[pair.test], pair.train) for pair in found.pairs]
+    right = {name for name, row in pairs if not name.startswith("other") and int(name[:5]) == row}
+    wrong = [(name, references.column("image")[row or 0]) for name, row in pairs if name not in right]
+    by_kind = {kind: sum(name[6:-4] == kind for name in right) / queries for kind in KINDS}
+    report = {"test_images": len(names), "recall": len(right) / (queries * len(KINDS)), "wrong": len(wrong)}
+    return report | by_kind | {"seconds": seconds, "wrong_pairs": wrong}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", type=Path)
@@ -122,6 +149,7 @@ def main() -> None:
     parser.add_argument("--references", type=int, default=3000)
     parser.add_argument("--queries", type=int, default=250)
     parser.add_argument("--hashes", action="store_true")
+    parser.add_argument("--audit", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true")
@@ -130,6 +158,8 @@ def main() -> None:
     queries = min(args.queries, len(references))
     if args.hashes:
         rows = measure_hashes(fit, references, queries, args.seed + 1)
+    elif args.audit:
+        rows = [measure_audit(fit, references, queries, args.seed + 1)]
     else:
         source: ComposedConfig | BackboneConfig | SSCDConfig = ComposedConfig()
         if args.backbone:
