@@ -113,7 +113,7 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output {folder} is a file; give a folder")
     check_writable(folder)
-    if any(folder.iterdir()):
+    if any(path.name != ".lock" for path in folder.iterdir()):  # a lock alone: made by a run that ended at once
         if not (folder / marker).exists():
             raise UsageError(f"output folder {folder} is not empty and holds no {marker}; choose another folder")
         if not overwrite:

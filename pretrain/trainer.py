@@ -70,6 +70,9 @@ def pretrain(
         SystemExit: 143 or 130 after SIGTERM or SIGINT; the step was finished and a checkpoint written.
     """
     run = config.run
+    for source in (teacher, config.start.weights):
+        if source is not None and out.exists() and Path(source).resolve().is_relative_to(out.resolve()):
+            raise UsageError(f"output {out} holds what the run starts from ({source}); choose another folder")
     with process_group(resolve_device(device), run.timeout_s) as where:
         if run.batch_size % world_size():
             raise UsageError(f"a batch of {run.batch_size} images cannot be shared by {world_size()} processes evenly")

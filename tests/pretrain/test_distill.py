@@ -115,3 +115,18 @@ def test_what_cannot_teach_is_refused(tiny: Tiny, teacher: Path) -> None:
         read_teacher(teacher / "backbone")
     with pytest.raises(UsageError, match="the teacher's patches are 8 px, the student's 16"):
         fit_student(tiny(backbone={"patch_size": 16}), read_teacher(teacher))
+
+
+def test_a_teacher_or_a_start_is_never_overwritten(tiny: Tiny, teacher: Path, pictures: Path) -> None:
+    before = sorted(path.name for path in (teacher / "checkpoints").iterdir())
+    with pytest.raises(UsageError, match="holds what the run starts from"):
+        pretrain(tiny(), pictures, teacher, device="cpu", teacher=teacher, overwrite=True)
+    with pytest.raises(UsageError, match="holds what the run starts from"):
+        pretrain(tiny(start={"weights": str(teacher / "backbone")}), pictures, teacher, device="cpu", overwrite=True)
+    assert sorted(path.name for path in (teacher / "checkpoints").iterdir()) == before
+
+
+def test_a_folder_with_a_lock_alone_can_be_used(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()  # what a run that ended at once leaves
+    assert pretrain(tiny(run={"steps": 1}), pictures, tmp_path / "run", device="cpu").steps == 1
