@@ -100,6 +100,8 @@ class PretrainConfig(Config):
                 near = size // patch * patch
                 raise ValueError(f"{name} {size} is not divisible by the patch size {patch}; try {near or patch}")
         channels = self.backbone.in_channels
+        if channels not in (1, 3):
+            raise ValueError(f"backbone.in_channels {channels}: images are read with 1 channel (gray) or 3 (RGB)")
         if len(self.mean) != channels or len(self.std) != channels:
             raise ValueError(f"mean and std need {channels} values, one a channel (backbone.in_channels)")
         if min(self.std) <= 0:

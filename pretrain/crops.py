@@ -73,6 +73,8 @@ class CropConfig(Config):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
                 raise ValueError(f"{name} {low, high}: expected 0 < low <= high <= 1")
+        if not all(0 <= value <= 1 for value in self.jitter[:3]) or not 0 <= self.jitter[3] <= 0.5:
+            raise ValueError(f"jitter {self.jitter}: expected three values from 0 to 1 and a hue from 0 to 0.5")
         if self.blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel {self.blur_kernel} is even; a kernel has a middle")
         return self
