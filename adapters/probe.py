@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.data import class_indices, fit_splits, labelled, select_split, train_classes, widen
-from dinomed.features.knn import knn_probabilities
 from dinomed.adapters.logistic import fit_logistic
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.features.extract import extract
+from dinomed.features.knn import knn_probabilities
 from dinomed.metrics.classification import classification_metrics
 from dinomed.notice import RESEARCH_USE
 

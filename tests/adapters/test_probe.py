@@ -7,13 +7,13 @@ import pyarrow as pa
 import pytest
 
 from dinomed.adapters import probe as probing
-from dinomed.features.knn import knn_probabilities
 from dinomed.adapters.logistic import fit_logistic
 from dinomed.adapters.probe import probe
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import UsageError
 from dinomed.features.extract import extract
+from dinomed.features.knn import knn_probabilities
 from dinomed.metrics.classification import classification_metrics
 
 
