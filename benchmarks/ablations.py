@@ -3,7 +3,8 @@
     python benchmarks/ablations.py --data runs/derm.parquet --images 19200 --seeds 0 1 -o runs/ablations
 
 All runs see the same number of images, whatever their batch. Judged on val, so that choices made here do not use test
-up. Stopped and started again it goes on where it was.
+up. Stopped and started again it goes on where it was. Configs whose `start` has settings go on from the weights of
+`--from`; without it they are left out.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from dinomed.configs import find_config
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.features.extract import default_store
 from dinomed.files import write_json
-from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.config import PretrainConfig, StartConfig
 from dinomed.pretrain.trainer import pretrain
 from dinomed.progress import say
 
@@ -37,8 +38,13 @@ COLUMNS = (
 )
 
 
+def goes_on(config: Path) -> bool:
+    """Whether a config is made to start from trained weights."""
+    return load_config(PretrainConfig, config).start != StartConfig()
+
+
 def run_one(
-    config: Path, data: Path, manifest: Manifest, out: Path, images: int, seed: int, device: str
+    config: Path, data: Path, manifest: Manifest, out: Path, images: int, seed: int, start: Path | None, device: str
 ) -> dict[str, Any]:
     """One run and its figures; what `out` holds already is used."""
     done = out / "ablation.json"
@@ -47,11 +53,13 @@ def run_one(
     batch = load_config(PretrainConfig, config).run.batch_size
     steps = max(images // batch, 1)
     settings = [f"run.steps={steps}", f"run.seed={seed}", f"run.checkpoint_every={steps}", "run.knn_images=0"]
+    if goes_on(config):
+        settings.append(f"start.weights={start}")
     resolved = load_config(PretrainConfig, config, settings)
     result = pretrain(resolved, data, out, device=device, resume=(out / "config.yaml").exists())
     last = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-1]
     backbone = load_backbone(out, device=device)
-    found = probe(backbone, manifest, store=default_store(data, backbone), split="val")
+    found = probe(backbone, manifest, store=default_store(data), split="val")
     knn = next(row for row in found["knn"]["tried"] if row["k"] == K)
     figures = {
         "knn_auroc": knn["auroc"],
@@ -86,6 +94,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--configs", type=Path, default=Path("configs/ablations"))
     parser.add_argument("--only", nargs="*", help="names of configs; `base` is the recipe itself")
+    parser.add_argument("--from", dest="start", type=Path, help="backbone or run for the configs that go on from one")
     parser.add_argument("--images", type=int, default=19200, help="images that each run sees")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default="auto")
@@ -96,12 +105,17 @@ def main() -> None:
     unknown = sorted(set(arguments.only or ()) - configs.keys())
     if unknown:
         parser.error(f"no config {unknown[0]!r}; there are {', '.join(configs)}")
+    names = arguments.only or [name for name, path in configs.items() if arguments.start or not goes_on(path)]
+    if arguments.start is None and (first := next((name for name in names if goes_on(configs[name])), None)):
+        parser.error(f"config {first!r} goes on from trained weights; give them by --from")
     rows: dict[str, list[dict[str, Any]]] = {}
-    for name in arguments.only or configs:
+    for name in names:
         for seed in arguments.seeds:
             say(f"{name}, seed {seed}")
             out = arguments.output / f"{name}_{arguments.images}_{seed}"
-            figures = run_one(configs[name], arguments.data, manifest, out, arguments.images, seed, arguments.device)
+            figures = run_one(
+                configs[name], arguments.data, manifest, out, arguments.images, seed, arguments.start, arguments.device
+            )
             rows.setdefault(name, []).append(figures)
         write_json(arguments.output / "ablations.json", rows)
     print(table(rows))

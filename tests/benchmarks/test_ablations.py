@@ -1,0 +1,52 @@
+"""The ablation benchmark as a person calls it: runs, goes on where it was, and tables."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dinomed.datasets.manifest import write_manifest
+from dinomed.datasets.scan import scan
+from dinomed.datasets.synthetic import write_lesions
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ablations.py"
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough images for a batch of 64."""
+    folder = tmp_path_factory.mktemp("hundred")
+    write_lesions(folder / "lesions", count=110, size=(36, 48), broken=0)
+    write_manifest(scan(folder / "lesions", labels="labels.csv", group="lesion_id").manifest, folder / "m.parquet")
+    return folder / "m.parquet"
+
+
+def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments), "--images", "64", "--device", "cpu"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_row_for_each_config_and_nothing_is_done_twice(hundred: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    common = ("--data", hundred, "-o", out, "--from", tiny_backbone, "--only", "base", "continued")
+    first = _run(*common)
+    assert first.returncode == 0, first.stderr
+    rows = json.loads((out / "ablations.json").read_text())
+    assert [len(rows[name]) for name in ("base", "continued")] == [1, 1]
+    assert 0 < rows["base"][0]["knn_auroc"] < 1
+    assert first.stdout.count("\n") == 4  # head, rule, two rows
+    log = out / "continued_64_0" / "log.jsonl"
+    before = log.stat().st_mtime_ns
+    assert _run(*common).stdout == first.stdout
+    assert log.stat().st_mtime_ns == before
+
+
+def test_what_goes_on_from_weights_asks_for_them(lesion_manifest: Path, tmp_path: Path) -> None:
+    result = _run("--data", lesion_manifest, "-o", tmp_path, "--only", "continued")
+    assert result.returncode == 2
+    assert "--from" in result.stderr.splitlines()[-1]
