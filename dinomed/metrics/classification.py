@@ -1,59 +1,151 @@
-"""Accuracy, balanced accuracy and AUROC, with one policy for classes that cannot be judged.
+"""What a classifier gets right: accuracy, balanced accuracy, AUROC, AUPRC, confusion, calibration.
 
 Policy: what is undefined is nan, is named, and is left out of means; it never counts as 0.
-- AUROC of a class needs images with and without it, and a classifier that knows it. The macro AUROC (one against the
-  rest) is the mean over the classes where it is defined.
+- AUROC and AUPRC of a class need images with and without it, and a classifier that knows it. The macro values (one
+  against the rest) are means over the classes where they are defined.
 - Balanced accuracy is the mean recall over the classes that occur. An image of a class that the classifier does not
-  know counts as wrong, there and in the accuracy.
+  know counts as wrong, there and in the accuracy, in the calibration error and in the Brier score; it has no log loss.
+- Of no images, everything is nan.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
+
+from dinomed.metrics.calibration import brier_scores, calibration_errors, log_losses
+from dinomed.metrics.ranking import Ranking
 
 
-def classification_metrics(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Metrics of N predictions over K classes.
+@dataclass(frozen=True)
+class Predictions:
+    """N predictions over K classes, checked.
 
     Args:
         labels: int (N,), indices into `classes`.
         probabilities: float (N, K); a column of nan for a class that the classifier does not know.
         classes: K names.
 
-    Returns:
-        `n`, `accuracy`, `balanced_accuracy`, `auroc` (all in 0 to 1, or nan), `per_class` (name -> `n`, `recall`,
-        `auroc`), and `undefined_auroc`, the names left out of the macro AUROC.
-
     Raises:
         ValueError: a probability of a known class is not finite.
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
-    assert probabilities.shape == (len(labels), len(classes)), (probabilities.shape, len(labels), len(classes))
-    known = ~np.isnan(probabilities).all(axis=0) if len(labels) else np.ones(len(classes), bool)
-    if not np.isfinite(probabilities[:, known]).all():
-        raise ValueError("probabilities that are not finite")
-    predicted = np.where(known, probabilities, -np.inf).argmax(axis=1)
-    per_class = {}
-    for index, name in enumerate(classes):
-        positive = labels == index
-        judged = known[index] and 0 < positive.sum() < len(labels)
-        per_class[name] = {
-            "n": int(positive.sum()),
-            "recall": float((predicted[positive] == index).mean()) if positive.any() else float("nan"),
-            "auroc": float(roc_auc_score(positive, probabilities[:, index])) if judged else float("nan"),
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    classes: Sequence[str]
+
+    def __post_init__(self) -> None:
+        expected = (len(self.labels), len(self.classes))
+        assert self.probabilities.shape == expected, (self.probabilities.shape, expected)
+        if not np.isfinite(self.probabilities[:, self.known]).all():
+            raise ValueError("probabilities that are not finite")
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """Which classes the classifier knows, bool (K,)."""
+        if not len(self.labels):
+            return np.ones(len(self.classes), bool)
+        return ~np.isnan(self.probabilities).all(axis=0)
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        return np.where(self.known, self.probabilities, -np.inf).argmax(axis=1)
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """The probability of the predicted class, float (N,)."""
+        return np.where(self.known, self.probabilities, -np.inf).max(axis=1)
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        return self.predicted == self.labels
+
+    @cached_property
+    def rankings(self) -> list[Ranking | None]:
+        """Of each class against the rest; None for one that the classifier does not know."""
+        return [
+            Ranking(self.labels == index, self.probabilities[:, index]) if known else None
+            for index, known in enumerate(self.known)
+        ]
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """Log loss and Brier score of each image, float64 (N, 2)."""
+        return np.stack([log_losses(self.labels, self.probabilities), brier_scores(self.labels, self.probabilities)], 1)
+
+    def values(self, counts: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The metrics of R resamples at once, each (R,) or, by class, (R, K); a statistic for the bootstrap.
+
+        Args:
+            counts: (R, N), how often each image was drawn; once where it is None (R is 1).
+        """
+        drawn = np.ones((1, len(self.labels))) if counts is None else counts
+        is_class = np.eye(len(self.classes))[self.labels]
+        called = np.eye(len(self.classes))[self.predicted]
+        total, positives, hits = drawn.sum(axis=1), drawn @ is_class, drawn @ (is_class * called)
+        predicted = drawn @ called
+        recall = _divide(hits, positives)
+        negatives = total[:, None] - positives
+        nothing = np.full((len(drawn), 1), np.nan)
+        auroc, auprc = (
+            np.hstack([nothing if one is None else measure(one)[:, None] for one in self.rankings])
+            for measure in (lambda one: one.auroc(counts), lambda one: one.average_precision(counts))
+        )
+        defined = ~np.isnan(self.losses)
+        losses = _divide(drawn @ np.where(defined, self.losses, 0.0), drawn @ defined)
+        auprc = np.where(np.isnan(auroc), np.nan, auprc)
+        return {
+            "accuracy": _divide(hits.sum(axis=1), total),
+            "balanced_accuracy": _row_means(recall),
+            "auroc": _row_means(auroc),
+            "auprc": _row_means(auprc),
+            "ece": calibration_errors(self.confidence, self.correct, drawn),
+            "nll": losses[:, 0],
+            "brier": losses[:, 1],
+            "class_recall": recall,
+            "class_specificity": _divide(negatives - (predicted - hits), negatives),
+            "class_precision": _divide(hits, predicted),
+            "class_auroc": auroc,
+            "class_auprc": auprc,
         }
+
+
+PER_CLASS = ("recall", "specificity", "precision", "auroc", "auprc")
+
+
+def classification_metrics(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Metrics of N predictions over K classes; see `Predictions` for the arguments and errors.
+
+    Returns:
+        `n`; `accuracy`, `balanced_accuracy`, `auroc`, `auprc`, `ece` (15 bins, see `dinomed.metrics.calibration`), all
+        in 0 to 1; `nll` (nats), `brier` (0 to 2); `per_class` (name -> `n`, and at the most probable class `recall`,
+        `specificity`, `precision`; `auroc`, `auprc`); `confusion`, K x K counts, a row for each true class; and
+        `undefined_auroc`, the names left out of the macro values.
+    """
+    predictions = Predictions(np.asarray(labels), np.asarray(probabilities), classes)
+    values = {name: value[0] for name, value in predictions.values().items()}
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(confusion, (predictions.labels, predictions.predicted), 1)
+    per_class = {
+        name: {"n": int(confusion[index].sum()), **{key: float(values[f"class_{key}"][index]) for key in PER_CLASS}}
+        for index, name in enumerate(classes)
+    }
     return {
-        "n": len(labels),
-        "accuracy": float((predicted == labels).mean()) if len(labels) else float("nan"),
-        "balanced_accuracy": _mean([row["recall"] for row in per_class.values()]),
-        "auroc": _mean([row["auroc"] for row in per_class.values()]),
+        "n": len(predictions.labels),
+        **{name: float(value) for name, value in values.items() if not name.startswith("class_")},
         "per_class": per_class,
+        "confusion": confusion.tolist(),
         "undefined_auroc": [name for name, row in per_class.items() if np.isnan(row["auroc"])],
     }
 
 
-def _mean(values: Sequence[float]) -> float:
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+
+
+def _row_means(values: np.ndarray) -> np.ndarray:
+    """Of each row, the mean over what is defined; nan where nothing is."""
+    defined = ~np.isnan(values)
+    return _divide(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1).astype(float))

@@ -2,9 +2,19 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    confusion_matrix,
+    log_loss,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
-from dinomed.metrics.classification import classification_metrics
+from dinomed.metrics.classification import Predictions, classification_metrics
 
 CLASSES = ["a", "b", "c"]
 
@@ -26,6 +36,31 @@ def test_the_values_are_those_of_scikit_learn() -> None:
     assert found["auroc"] == pytest.approx(expected, abs=1e-12)  # the same sums in another order
     assert [row["n"] for row in found["per_class"].values()] == np.bincount(labels).tolist()
     assert found["undefined_auroc"] == []
+    one_hot = np.eye(3)[labels]
+    assert found["auprc"] == pytest.approx(average_precision_score(one_hot, probabilities, average="macro"), abs=1e-12)
+    assert found["confusion"] == confusion_matrix(labels, predicted).tolist()
+    assert found["nll"] == pytest.approx(log_loss(labels, probabilities), abs=1e-12)
+    brier = sum(brier_score_loss(one_hot[:, k], probabilities[:, k]) for k in range(3))
+    assert found["brier"] == pytest.approx(brier, abs=1e-12)
+    for index, name in enumerate(CLASSES):
+        row, truth, called = found["per_class"][name], labels == index, predicted == index
+        assert row["precision"] == pytest.approx(precision_score(truth, called), abs=1e-12)
+        assert row["recall"] == pytest.approx(recall_score(truth, called), abs=1e-12)
+        assert row["specificity"] == pytest.approx(recall_score(~truth, ~called), abs=1e-12)
+
+
+def test_a_resample_is_judged_as_the_images_that_it_holds() -> None:
+    labels, probabilities = predictions()
+    probabilities = probabilities.round(2)  # with ties
+    counts = np.random.default_rng(1).integers(0, 4, (5, len(labels)))
+    counts[4, labels == 2] = 0
+    together = Predictions(labels, probabilities, CLASSES).values(counts)
+    for row, count in enumerate(counts):
+        drawn = np.repeat(np.arange(len(labels)), count)
+        alone = Predictions(labels[drawn], probabilities[drawn], CLASSES).values()
+        for name, values in alone.items():  # the same sums in another order
+            np.testing.assert_allclose(together[name][row], values[0], atol=1e-12, err_msg=f"{name} of resample {row}")
+    assert np.isnan(together["class_auroc"][4, 2])
 
 
 def test_auroc_counts_pairs_by_hand() -> None:
@@ -33,7 +68,9 @@ def test_auroc_counts_pairs_by_hand() -> None:
     positive = np.array([0.1, 0.6, 0.4, 0.9])  # of four pairs (1 against 0) three are in order
     found = classification_metrics(labels, np.column_stack([1 - positive, positive]), ["no", "yes"])
     assert found["auroc"] == 0.75
-    assert found["per_class"]["yes"] == {"n": 2, "recall": 0.5, "auroc": 0.75}
+    assert found["per_class"]["yes"]["auroc"] == 0.75
+    assert found["per_class"]["yes"]["recall"] == 0.5
+    assert found["confusion"] == [[1, 1], [1, 1]]
 
 
 def test_an_absent_class_is_nan_named_and_left_out() -> None:
@@ -57,6 +94,9 @@ def test_a_class_that_is_unknown_to_the_classifier_counts_as_wrong() -> None:
     found = classification_metrics(labels, unknown, CLASSES)
     assert found["per_class"]["c"]["recall"] == 0.0
     assert found["undefined_auroc"] == ["c"]
+    assert np.isfinite(found["nll"])  # over the images of classes that it knows
+    own = np.square(probabilities[:, :2] - np.eye(3)[labels][:, :2]).sum(1) + (labels == 2)
+    assert found["brier"] == pytest.approx(own.mean(), abs=1e-12)  # the unknown class got a probability of 0
     right = (probabilities[:, :2].argmax(1) == labels).mean()
     assert found["accuracy"] == pytest.approx(right, abs=1e-12)
 
@@ -65,6 +105,13 @@ def test_one_class_only_has_no_auroc_and_never_zero() -> None:
     labels, probabilities = predictions()
     found = classification_metrics(labels[labels == 0], probabilities[labels == 0], CLASSES)
     assert np.isnan(found["auroc"])
+    assert found["undefined_auroc"] == CLASSES
+
+
+def test_no_images_are_nan_everywhere() -> None:
+    found = classification_metrics(np.zeros(0, int), np.zeros((0, 3)), CLASSES)
+    assert found["n"] == 0
+    assert all(np.isnan(found[name]) for name in ("accuracy", "auroc", "auprc", "ece", "nll", "brier"))
     assert found["undefined_auroc"] == CLASSES
 
 

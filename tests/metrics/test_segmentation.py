@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
 
-from dinomed.metrics.segmentation import DiceByThreshold, overlap, segmentation_metrics
+from dinomed.metrics.segmentation import DiceByThreshold, overlap, segmentation_metrics, tolerance_px
 
 
 def blob(seed: int, height: int = 40, width: int = 56) -> np.ndarray:
@@ -33,6 +33,9 @@ def test_values_against_definitions(seed: int) -> None:
     distances = cdist(surface(truth), surface(prediction))
     directed = np.percentile(distances.min(0), 95), np.percentile(distances.min(1), 95)
     assert found.hd95_px == pytest.approx(max(directed), abs=1e-4)  # MONAI computes it in float32
+    near = distances <= tolerance_px(truth.shape)
+    within = near.any(1).sum() + near.any(0).sum()
+    assert found.surface_dice == pytest.approx(within / sum(distances.shape), abs=1e-6)
 
 
 def test_a_shift_by_three_pixels_is_three_pixels() -> None:
@@ -50,7 +53,7 @@ EMPTY, FULL = np.zeros((8, 8), np.uint8), np.ones((8, 8), np.uint8)
 )
 def test_empty_and_full_masks(truth: np.ndarray, prediction: np.ndarray, dice: float) -> None:
     found = overlap(truth, prediction)
-    assert (found.dice, found.iou) == (dice, dice)
+    assert (found.dice, found.iou, found.surface_dice) == (dice, dice, dice)
     assert np.isnan(found.hd95_px) == (truth is EMPTY or prediction is EMPTY)
 
 

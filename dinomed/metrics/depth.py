@@ -1,0 +1,54 @@
+"""Depth: RMSE, AbsRel and the delta accuracies (Eigen et al. 2014, section 4.3), over the pixels of known depth.
+
+Policy: a pixel counts where its true depth is finite, above `low` and at most `high`; there the prediction has to be
+finite, and is clipped to the range, as the DINOv2 evaluation does. An image without such a pixel is nan, and is left
+out of the means.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+NAMES = ("rmse", "abs_rel", "delta1", "delta2", "delta3")
+
+
+def depth_errors(
+    truth: np.ndarray, prediction: np.ndarray, low: float = 1e-3, high: float = float("inf")
+) -> dict[str, float]:
+    """Errors of one depth map.
+
+    Args:
+        truth, prediction: (H, W), in one unit; the RMSE is in that unit, too.
+        low, high: the range of depths that count, above `low` and up to `high`.
+
+    Returns:
+        `rmse`; `abs_rel`, the mean of error / truth; `delta1` to `delta3`, the shares of pixels whose ratio to the
+        truth, or its inverse, is below 1.25, 1.25^2, 1.25^3; `pixels`, how many counted.
+
+    Raises:
+        ValueError: a prediction that is not finite at a pixel that counts.
+    """
+    assert truth.shape == prediction.shape, (truth.shape, prediction.shape)
+    assert 0 < low < high, (low, high)
+    valid = np.isfinite(truth) & (truth > low) & (truth <= high)
+    y, p = truth[valid].astype(np.float64), prediction[valid].astype(np.float64)
+    if not np.isfinite(p).all():
+        raise ValueError("predicted depths that are not finite")
+    if not len(y):
+        return dict.fromkeys(NAMES, float("nan")) | {"pixels": 0}
+    p = np.clip(p, low, high)
+    ratio = np.maximum(p / y, y / p)
+    return {
+        "rmse": float(np.sqrt(np.square(p - y).mean())),
+        "abs_rel": float((np.abs(p - y) / y).mean()),
+        **{f"delta{power}": float((ratio < 1.25**power).mean()) for power in (1, 2, 3)},
+        "pixels": int(valid.sum()),
+    }
+
+
+def depth_metrics(errors: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Means over images; `n` images, `undefined` of them without a pixel that counts."""
+    defined = [one for one in errors if one["pixels"]]
+    means = {name: float(np.mean([one[name] for one in defined])) if defined else float("nan") for name in NAMES}
+    return {"n": len(errors), **means, "undefined": len(errors) - len(defined)}

@@ -1,0 +1,139 @@
+"""Labels that do not exclude each other: each is judged by itself, then the mean over the labels.
+
+Policy: a truth of nan is not known; the image is left out of that label's values and stays in those of the others.
+AUROC and AUPRC of a label need images with and without it and a classifier that knows it (no column of nan); the macro
+values are means over the labels where they are defined, and the others are named. Sensitivity, specificity and
+precision are at a threshold (see `dinomed.metrics.operating`), nan where nothing can be divided by.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dinomed.metrics.calibration import calibration_errors
+from dinomed.metrics.operating import operating_point
+from dinomed.metrics.ranking import Ranking
+
+_SMALLEST = 1e-12
+
+
+@dataclass(frozen=True)
+class MultilabelPredictions:
+    """N predictions of L labels, checked.
+
+    Args:
+        truth: float (N, L) of 0, 1 and nan.
+        probabilities: float (N, L), 0 to 1; a column of nan for a label that the classifier does not know.
+        classes: L names.
+        thresholds: L thresholds at which a label is said to be there; 0.5 for one that is None.
+    """
+
+    truth: np.ndarray
+    probabilities: np.ndarray
+    classes: Sequence[str]
+    thresholds: Sequence[float | None] | None = None
+
+    def __post_init__(self) -> None:
+        expected = (len(self.truth), len(self.classes))
+        assert self.truth.shape == self.probabilities.shape == expected, (self.truth.shape, self.probabilities.shape)
+        if not np.isfinite(self.probabilities[:, self.known]).all():
+            raise ValueError("probabilities that are not finite")
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        if not len(self.truth):
+            return np.ones(len(self.classes), bool)
+        return ~np.isnan(self.probabilities).all(axis=0)
+
+    def threshold(self, index: int) -> float:
+        chosen = None if self.thresholds is None else self.thresholds[index]
+        return 0.5 if chosen is None else float(chosen)
+
+    @cached_property
+    def parts(self) -> list[tuple[np.ndarray, Ranking] | None]:
+        """Of each label, the rows where it is known and their ranking."""
+        out: list[tuple[np.ndarray, Ranking] | None] = []
+        for index, known in enumerate(self.known):
+            rows = np.flatnonzero(~np.isnan(self.truth[:, index]))
+            scores = self.probabilities[rows, index]
+            out.append((rows, Ranking(self.truth[rows, index] == 1, scores)) if known else None)
+        return out
+
+    def values(self, counts: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The metrics of R resamples at once, as `dinomed.metrics.classification.Predictions.values`."""
+        drawn = np.ones((1, len(self.truth))) if counts is None else counts
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in ("auroc", "auprc", "ece", "brier", "nll")}
+        for index, part in enumerate(self.parts):
+            if part is None:
+                for values in columns.values():
+                    values.append(np.full(len(drawn), np.nan))
+                continue
+            rows, ranking = part
+            own, truth, scores = drawn[:, rows], self.truth[rows, index], self.probabilities[rows, index]
+            auroc = ranking.auroc(own)
+            clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
+            columns["auroc"].append(auroc)
+            columns["auprc"].append(np.where(np.isnan(auroc), np.nan, ranking.average_precision(own)))
+            columns["ece"].append(calibration_errors(scores, truth, own))
+            columns["brier"].append(_mean(own, np.square(scores - truth)))
+            columns["nll"].append(_mean(own, -np.where(truth == 1, np.log(clipped), np.log(1 - clipped))))
+        by_class = {f"class_{name}": np.stack(values, axis=1) for name, values in columns.items()}
+        return {name.removeprefix("class_"): _row_means(values) for name, values in by_class.items()} | by_class
+
+
+def multilabel_metrics(
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    thresholds: Sequence[float | None] | None = None,
+) -> dict[str, Any]:
+    """Metrics of N predictions of L labels; see `MultilabelPredictions` for the arguments.
+
+    Returns:
+        `n`; means over the labels of `auroc`, `auprc`, `ece`, `brier` (0 to 1), `nll` (nats), `balanced_accuracy` (of
+        sensitivity and specificity); `exact_match`, the share of images with every known label right; `per_class`
+        (name -> `n`, images with it; `known`, images where it is known; `auroc`, `auprc`, `ece`, and what
+        `operating_point` gives); `undefined_auroc`, the names left out of the macro values.
+    """
+    predictions = MultilabelPredictions(np.asarray(truth, float), np.asarray(probabilities, float), classes, thresholds)
+    values = {name: value[0] for name, value in predictions.values().items()}
+    per_class: dict[str, dict[str, Any]] = {}
+    right = np.ones(len(predictions.truth), bool)
+    balanced = []
+    for index, name in enumerate(classes):
+        rows = np.flatnonzero(~np.isnan(predictions.truth[:, index]))
+        positive = predictions.truth[rows, index] == 1
+        scores = np.nan_to_num(predictions.probabilities[rows, index], nan=0.0)
+        point = operating_point(positive, scores, predictions.threshold(index))
+        right[rows] &= (scores >= point["threshold"]) == positive
+        balanced.append((point["sensitivity"] + point["specificity"]) / 2)
+        per_class[name] = {
+            "n": int(positive.sum()),
+            "known": len(rows),
+            **{key: float(values[f"class_{key}"][index]) for key in ("auroc", "auprc", "ece")},
+            **point,
+        }
+    macro = {name: float(value) for name, value in values.items() if not name.startswith("class_")}
+    return {
+        "n": len(predictions.truth),
+        **macro,
+        "balanced_accuracy": float(_row_means(np.array([balanced], float))[0]),
+        "exact_match": float(right.mean()) if len(right) else float("nan"),
+        "per_class": per_class,
+        "undefined_auroc": [name for name, row in per_class.items() if np.isnan(row["auroc"])],
+    }
+
+
+def _mean(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    total = counts.sum(axis=1)
+    return np.divide(counts @ values, total, out=np.full(len(total), np.nan), where=total > 0)
+
+
+def _row_means(values: np.ndarray) -> np.ndarray:
+    defined = ~np.isnan(values)
+    count = defined.sum(axis=1)
+    total = np.where(defined, values, 0.0).sum(axis=1)
+    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)

@@ -1,0 +1,72 @@
+"""AUROC and average precision of many resamples at once: one sort, then sums of weights.
+
+A resample is a row of counts, how often each image was drawn; with ones it is the sample itself. Both measures only
+depend on the order of the scores, which is the same in every resample.
+
+Policy: without a positive or without a negative, AUROC is nan; without a positive, average precision is nan.
+"""
+
+import numpy as np
+
+
+class Ranking:
+    """N scores of one class in order, ties together.
+
+    Args:
+        positive: bool (N,).
+        scores: float (N,), finite; high means positive.
+
+    >>> ranking = Ranking(np.array([False, False, True, True]), np.array([0.1, 0.6, 0.4, 0.9]))
+    >>> float(ranking.auroc()[0])
+    0.75
+    """
+
+    def __init__(self, positive: np.ndarray, scores: np.ndarray) -> None:
+        assert positive.shape == scores.shape, (positive.shape, scores.shape)
+        self.order = np.argsort(-scores, kind="stable")
+        ordered = scores[self.order]
+        self.starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.array([], int)
+        self.thresholds = ordered[self.starts]
+        self.positive = positive[self.order].astype(np.float64)
+
+    def steps(self, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Positives and negatives at each distinct score, from the highest; float64 (R, distinct scores) each.
+
+        Args:
+            counts: (R, N), how often each image counts; once where it is None (R is 1).
+        """
+        if not len(self.order):
+            rows = 1 if counts is None else len(counts)
+            return np.zeros((rows, 0)), np.zeros((rows, 0))
+        drawn = np.ones((1, len(self.order))) if counts is None else counts[:, self.order].astype(np.float64)
+        total = np.add.reduceat(drawn, self.starts, axis=1)
+        hits = np.add.reduceat(drawn * self.positive, self.starts, axis=1)
+        return hits, total - hits
+
+    def auroc(self, counts: np.ndarray | None = None) -> np.ndarray:
+        """The share of pairs (positive, negative) in the right order, ties half; float64 (R,)."""
+        hits, false = self.steps(counts)
+        before = hits.cumsum(axis=1) - hits / 2
+        return _divide((before * false).sum(axis=1), hits.sum(axis=1) * false.sum(axis=1))
+
+    def average_precision(self, counts: np.ndarray | None = None) -> np.ndarray:
+        """The mean precision over the positives, without interpolation, as scikit-learn defines it; float64 (R,)."""
+        hits, false = self.steps(counts)
+        found = hits.cumsum(axis=1)
+        precision = found / np.maximum(found + false.cumsum(axis=1), 1e-300)
+        return _divide((precision * hits).sum(axis=1), hits.sum(axis=1))
+
+    def roc(self) -> tuple[np.ndarray, np.ndarray]:
+        """False and true positive rates at each threshold, from (0, 0) to (1, 1); nan where undefined."""
+        hits, false = (np.r_[0.0, part[0].cumsum()] for part in self.steps())
+        return _divide(false, np.full_like(false, false[-1])), _divide(hits, np.full_like(hits, hits[-1]))
+
+    def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
+        """Recall (rising) and precision at each threshold; nan without a positive."""
+        hits, false = (part[0].cumsum() for part in self.steps())
+        total = hits[-1] if len(hits) else 0.0
+        return _divide(hits, np.full_like(hits, total)), hits / np.maximum(hits + false, 1e-300)
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)

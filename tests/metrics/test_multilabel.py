@@ -1,0 +1,67 @@
+"""Labels side by side against scikit-learn, with unknown truths, unknown labels and resamples."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss, log_loss, roc_auc_score
+
+from dinomed.metrics.multilabel import MultilabelPredictions, multilabel_metrics
+
+NAMES = ["a", "b", "c"]
+
+
+def sample(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    truth = (rng.random((150, 3)) < [0.5, 0.2, 0.1]).astype(float)
+    return truth, (1 / (1 + np.exp(-rng.normal(size=(150, 3)) - 2 * truth + 1))).round(2).clip(0.01, 0.99)
+
+
+def test_the_values_are_those_of_scikit_learn() -> None:
+    truth, probabilities = sample()
+    found = multilabel_metrics(truth, probabilities, NAMES, (0.5, None, 0.3))
+    called = probabilities >= [0.5, 0.5, 0.3]
+    assert found["auroc"] == pytest.approx(roc_auc_score(truth, probabilities), abs=1e-12)
+    assert found["auprc"] == pytest.approx(average_precision_score(truth, probabilities), abs=1e-12)
+    columns = range(3)
+    balanced = np.mean([balanced_accuracy_score(truth[:, i], called[:, i]) for i in columns])
+    assert found["balanced_accuracy"] == pytest.approx(balanced, abs=1e-12)
+    brier = np.mean([brier_score_loss(truth[:, i], probabilities[:, i]) for i in columns])
+    assert found["brier"] == pytest.approx(brier, abs=1e-12)
+    assert found["nll"] == pytest.approx(np.mean([log_loss(truth[:, i], probabilities[:, i]) for i in columns]))
+    assert found["exact_match"] == pytest.approx((called == truth).all(1).mean())
+    assert [row["n"] for row in found["per_class"].values()] == truth.sum(0).tolist()
+
+
+def test_a_truth_that_is_not_known_is_left_out_of_its_label_alone() -> None:
+    truth, probabilities = sample()
+    partly = truth.copy()
+    partly[:50, 1] = np.nan
+    found, all_ = multilabel_metrics(partly, probabilities, NAMES), multilabel_metrics(truth, probabilities, NAMES)
+    assert found["per_class"]["a"] == all_["per_class"]["a"]
+    assert found["per_class"]["b"]["known"] == 100
+    expected = roc_auc_score(truth[50:, 1], probabilities[50:, 1])
+    assert found["per_class"]["b"]["auroc"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_label_of_one_value_and_a_label_nobody_knows_are_named() -> None:
+    truth, probabilities = sample()
+    truth[:, 0] = 1
+    probabilities[:, 2] = np.nan
+    found = multilabel_metrics(truth, probabilities, NAMES)
+    assert found["undefined_auroc"] == ["a", "c"]
+    assert found["auroc"] == pytest.approx(roc_auc_score(truth[:, 1], probabilities[:, 1]), abs=1e-12)
+    assert np.isnan(found["per_class"]["a"]["specificity"])
+    assert found["per_class"]["c"]["sensitivity"] == 0.0
+    nothing = multilabel_metrics(np.full((4, 3), np.nan), probabilities[:4], NAMES)
+    assert np.isnan([nothing["auroc"], nothing["ece"], nothing["balanced_accuracy"]]).all()
+
+
+def test_a_resample_is_judged_as_the_images_that_it_holds() -> None:
+    truth, probabilities = sample()
+    truth[::7, 0] = np.nan
+    counts = np.random.default_rng(1).integers(0, 3, (4, 150))
+    together = MultilabelPredictions(truth, probabilities, NAMES).values(counts)
+    for row, count in enumerate(counts):
+        drawn = np.repeat(np.arange(150), count)
+        alone = MultilabelPredictions(truth[drawn], probabilities[drawn], NAMES).values()
+        for name, values in alone.items():  # the same sums in another order
+            np.testing.assert_allclose(together[name][row], values[0], atol=1e-12, err_msg=name)
