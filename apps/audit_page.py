@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.apps.report import build_page, build_table, code, figure, heading, paragraph
 from dinomed.datasets.manifest import Manifest
 from dinomed.images.read import UnreadableImage, read_image
+from dinomed.page import build_page, build_table, code, figure, heading, paragraph
 from dinomed.pretrain.curation.audit import KINDS, Audit, Pair
 
 MAX_PAIRS = 100

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dinomed.files import to_json
+from dinomed.words import cell
 
 
 def emit(data: Mapping[str, Any], as_json: bool, table: Table | None = None) -> None:
@@ -37,18 +38,3 @@ def build_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     for row in rows:
         table.add_row(*(markup.escape(cell(value)) for value in row))
     return table
-
-
-def cell(value: Any) -> str:
-    """One value as a person reads it.
-
-    >>> cell(0.81234), cell(None), cell(float("nan")), cell(1200)
-    ('0.812', '–', '–', '1,200')
-    """
-    if value is None or (isinstance(value, float) and value != value):
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return str(value)

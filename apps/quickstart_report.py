@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dinomed.apps import report
+from dinomed import page
 from dinomed.apps.baselines import otsu_mask
 from dinomed.apps.examples import spread, write_examples
 from dinomed.apps.journal import Journal
@@ -102,41 +102,41 @@ class Findings:
 
 def write_report(findings: Findings, results: dict[str, Any], journal: Journal, device: str) -> str:
     """The report as one HTML document."""
-    parts = [report.paragraph(f"{results['images']:,} images ({results['data']}), {_splits(findings.scanned)}.")]
-    parts.append(report.paragraph(results["scope"]))
+    parts = [page.paragraph(f"{results['images']:,} images ({results['data']}), {_splits(findings.scanned)}.")]
+    parts.append(page.paragraph(results["scope"]))
     columns, rows = table_of(results)
     if len(columns) > 1:
-        parts += [report.heading("Results on the test split"), report.build_table(columns, rows, best=0)]
-        parts.append(report.paragraph(READING))
+        parts += [page.heading("Results on the test split"), page.build_table(columns, rows, best=0)]
+        parts.append(page.paragraph(READING))
     if results["data"] == SYNTHETIC:
-        parts.append(report.paragraph("Synthetic lesions show that everything works; they say nothing about patients."))
+        parts.append(page.paragraph("Synthetic lesions show that everything works; they say nothing about patients."))
     if findings.scope.judge_masks:
         looked_at = min(len(findings.test), MAX_PICTURES)
-        parts.append(report.heading(f"Segmentation: best, median and worst of {looked_at} test pictures"))
+        parts.append(page.heading(f"Segmentation: best, median and worst of {looked_at} test pictures"))
         parts += [
-            report.figure(drawn, f"Picture {number}: Dice {dice:.2f}")  # numbered: a file's name may be a patient's
+            page.figure(drawn, f"Picture {number}: Dice {dice:.2f}")  # numbered: a file's name may be a patient's
             for number, (dice, drawn) in enumerate(findings.segmented(), start=1)
         ]
-        parts.append(report.paragraph("Cyan: the model's outline. White: the reference."))
+        parts.append(page.paragraph("Cyan: the model's outline. White: the reference."))
     parts += _pretraining(findings)
     system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, device {device}."
     parts += [
-        report.heading("How to do it by hand"),
-        report.code("\n".join(f"{name}  # {journal.seconds[name]:.0f} s" for name in journal.commands)),
-        report.heading("Settings and versions"),
-        report.folded("all settings of the pretraining", (findings.ssl / "config.yaml").read_text(encoding="utf-8")),
-        report.build_table(["package", "version"], [(name, version(name)) for name in PACKAGES]),
-        report.paragraph(system),
+        page.heading("How to do it by hand"),
+        page.code("\n".join(f"{name}  # {journal.seconds[name]:.0f} s" for name in journal.commands)),
+        page.heading("Settings and versions"),
+        page.folded("all settings of the pretraining", (findings.ssl / "config.yaml").read_text(encoding="utf-8")),
+        page.build_table(["package", "version"], [(name, version(name)) for name in PACKAGES]),
+        page.paragraph(system),
     ]
-    return report.build_page("dinomed quickstart", parts)
+    return page.build_page("dinomed quickstart", parts)
 
 
 def _pretraining(findings: Findings) -> list[str]:
     """The PCA picture and the curves."""
     told = findings.pretrained
     parts = [
-        report.heading("Pretraining"),
-        report.paragraph(
+        page.heading("Pretraining"),
+        page.paragraph(
             f"{told['steps']:,} steps on {told['images']:,} images, {told['images_per_second']:.0f} images a second."
         ),
     ]
@@ -144,7 +144,7 @@ def _pretraining(findings: Findings) -> list[str]:
     if pictures:
         with Image.open(pictures[-1]) as picture:
             pixels = np.asarray(picture.convert("RGB"))
-        parts.append(report.figure(pixels, "Held-aside pictures, and the first three principal components of their "
+        parts.append(page.figure(pixels, "Held-aside pictures, and the first three principal components of their "
                                    "patch features as colours: like colours, like features.", wide=True))  # fmt: skip
     parts.append("<div>" + "".join(_curves(findings.ssl)) + "</div>")
     return parts
@@ -169,7 +169,7 @@ def _curves(run: Path) -> list[str]:
         "target_information": ("what the teacher's targets tell, in nats (0: collapse)", {}),
     }
     return [
-        report.curve([(line["step"], line[key]) for line in lines if line.get(key) is not None], caption, marks)
+        page.curve([(line["step"], line[key]) for line in lines if line.get(key) is not None], caption, marks)
         for key, (caption, marks) in names.items()
     ]
 

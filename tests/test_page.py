@@ -2,7 +2,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from dinomed.apps.report import build_page, build_table, code, curve, figure, folded, heading, paragraph
+from dinomed.page import build_page, build_table, code, curve, figure, folded, heading, paragraph
 
 NASTY = "<script>alert(1)</script>\"'&"
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dinomed.apps.output import cell
 from dinomed.notice import RESEARCH_USE
+from dinomed.words import cell
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #0891b2; --soft: #64748b; --edge: #cbd5e1; --mark: #0891b21f; }
