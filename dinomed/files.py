@@ -1,5 +1,6 @@
 """Writing so that nothing is ever half-written: a temporary name in the same folder, fsync, rename."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -108,10 +109,15 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) 
 
     A folder that holds something is used again only with `overwrite`, and only if `marker` (the file that this
     kind of output always has) shows that dinomed made it: a mistyped ``-o`` must not mix with a user's own files.
+
+    Raises:
+        UsageError: it holds something that may not be replaced, or is a file.
+        DinomedError: another process works in it, or it cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output {folder} is a file; give a folder")
+    check_free(folder)
     check_writable(folder)
     if any(path.name != ".lock" for path in folder.iterdir()):  # a lock alone: made by a run that ended at once
         if not (folder / marker).exists():
@@ -119,6 +125,26 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) 
         if not overwrite:
             raise UsageError(f"output folder {folder} already holds a result; add --overwrite to replace it")
     return folder
+
+
+def check_free(folder: str | Path, name: str = ".lock") -> None:
+    """Refuse if another process holds `folder` (`locked`), without making or holding anything: what it has written by
+    then is a part of a result, and would be called something else.
+
+    Raises:
+        DinomedError: it is held.
+    """
+    if fcntl is None or not (Path(folder) / name).is_file():
+        return
+    with contextlib.suppress(FileNotFoundError), open(Path(folder) / name) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            raise _in_use(folder) from None
+
+
+def _in_use(folder: str | Path) -> DinomedError:
+    return DinomedError(f"{folder} is in use by another process; wait for it or choose another")
 
 
 @contextmanager
@@ -142,7 +168,7 @@ def locked(folder: str | Path, name: str = ".lock", *, wait: bool = False) -> It
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             if not wait:
-                raise DinomedError(f"{folder} is in use by another process; wait for it or choose another") from None
+                raise _in_use(folder) from None
             say(f"waiting for another process that works in {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

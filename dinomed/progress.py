@@ -38,11 +38,14 @@ def warn(message: str) -> None:
 class Bar:
     """A running count of `total` (unknown if None); `advance` moves it, `note` shows a short text beside it."""
 
+    _live = False  # whether one of them has the terminal
+
     def __init__(self, description: str, total: int | None, start: int = 0) -> None:
         self.description, self.total, self.done, self.text = description, total, start, ""
         self._began, self._start, self._spoke = time.monotonic(), start, time.monotonic()
         self._progress: Progress | None = None
-        if console.is_terminal and not _quiet:
+        if console.is_terminal and not _quiet and not Bar._live:  # two at once would write over each other
+            Bar._live = True
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                 TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
@@ -69,6 +72,7 @@ class Bar:
     def close(self) -> None:
         if self._progress:
             self._progress.stop()
+            Bar._live = False
         elif time.monotonic() - self._began > 2.0:
             say(self._line())
 

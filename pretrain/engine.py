@@ -18,7 +18,7 @@ from dinomed.pretrain.data import RawBatch
 from dinomed.pretrain.distill import Distillation, Teacher
 from dinomed.pretrain.method import Batch, DINOv2, backbone_of
 from dinomed.pretrain.optimizer import OptimizerDriver
-from dinomed.pretrain.parallel import distribute, whole_state
+from dinomed.pretrain.parallel import distribute, local, whole_state
 from dinomed.pretrain.start import Start, load_start
 from dinomed.pretrain.state import load_state, save_state, seed_step
 
@@ -101,6 +101,19 @@ class Engine:
         self.scaler.update()
         terms = {"loss": losses.total.detach(), **losses.terms}
         return StepReport(terms, losses.targets, losses.cls, norms, finite, lr, temperature)
+
+    @torch.no_grad()
+    def is_sound(self, raw: RawBatch) -> bool:
+        """Whether the weights, and what student and teacher make of a batch, are finite: a step shows only in the next
+        one's loss that its update was too large. It costs a forward pass."""
+        run = self.config.run
+        batch = self._to_device(raw.split(run.micro_batch)[0])
+        with torch.autocast(self.device.type, self._precision, enabled=run.precision != "float32"):
+            views = self.model.view(batch)
+            tokens = [values for view in views for values in (view.cls, view.patches)]
+            found = [*self.model.score(batch).values(), *tokens]
+        found += [local(p) for side in self.model.sides for p in side.parameters()]
+        return not max_over_ranks(int(not all(bool(torch.isfinite(values).all()) for values in found)), self.device)
 
     def _backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss).backward()

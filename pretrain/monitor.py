@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dinomed.distributed import gather_rows, sum_over_ranks, world_size
+from dinomed.errors import DinomedError
 from dinomed.files import replacing, to_json
 
 LOG_FILE = "log.jsonl"
@@ -36,8 +37,10 @@ def _entropy(p: Tensor) -> Tensor:
 @torch.no_grad()
 def effective_rank(features_NC: Tensor) -> float:
     """RankMe (Garrido et al. 2023): the exponential of the entropy of the normalised singular values of N features, 1
-    to min(N, C). Near 1 all images look the same. Over the rows of all ranks."""
+    to min(N, C). Near 1 all images look the same; nan where a feature is not finite. Over the rows of all ranks."""
     rows = gather_rows(features_NC.float())
+    if not torch.isfinite(rows).all():
+        return math.nan
     values = torch.linalg.svdvals(rows)
     return float(torch.exp(_entropy(values / values.sum().clamp_min(1e-12))))
 
@@ -55,8 +58,11 @@ class RunLog:
                 temporary.write_text("".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(to_json({"step": step, **values}) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(to_json({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise DinomedError(f"cannot write {self.path}: {error.strerror or error}") from None
         for name, value in values.items():
             if math.isfinite(value):
                 self._scalars().add_scalar(name, value, step)

@@ -3,6 +3,7 @@
 import contextlib
 import platform
 import signal
+from collections.abc import Collection
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +15,9 @@ import torch
 from dinomed.checkpoint import list_checkpoints
 from dinomed.config import build_config, parse_yaml, to_yaml
 from dinomed.errors import UsageError
-from dinomed.files import prepare_output, read_json, write_json, write_text
+from dinomed.files import check_free, prepare_output, read_json, write_json, write_text
 from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.curation.seen import SEEN_FILE
 
 CONFIG_FILE, RECORD_FILE, CHECKPOINTS = "config.yaml", "run.json", "checkpoints"
 # settings that a resumed run may change: they do not touch the weights or the order of the data
@@ -45,7 +47,9 @@ def open_run(folder: Path, config: PretrainConfig, data: dict[str, Any], *, resu
     Raises:
         UsageError: the folder holds a run and neither `resume` nor `overwrite` is given; or it is to be resumed with
             other settings or other images, which are listed.
+        DinomedError: another process works in the folder.
     """
+    check_free(folder)
     if resume and (folder / CONFIG_FILE).exists():
         _check_same(folder, config, data)
         return
@@ -64,7 +68,7 @@ def clear_run(folder: Path) -> None:
 
     for name in (CHECKPOINTS, "backbone", "best", "untrained", "pca", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("log.jsonl", RECORD_FILE, CONFIG_FILE):
+    for name in ("log.jsonl", SEEN_FILE, RECORD_FILE, CONFIG_FILE):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -80,6 +84,21 @@ def write_record(folder: Path, config: PretrainConfig, data: dict[str, Any], **m
         **more,
     }
     write_json(folder / RECORD_FILE, record)
+
+
+def check_kept(asked: PretrainConfig, config: PretrainConfig, fixed: Collection[str], source: str) -> None:
+    """Refuse where one of the `fixed` settings (``backbone.embed_dim``; or a whole section) is another one in `config`,
+    which follows `source`, than was `asked` for.
+
+    Raises:
+        UsageError: with both values.
+    """
+    before, now = _flat(asked.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+    for key, value in before.items():
+        if now[key] != value and any(key == name or key.startswith(f"{name}.") for name in fixed):
+            raise UsageError(
+                f"--set {key}={value}: with {source} it is {now[key]}, and cannot be another; leave the setting out"
+            )
 
 
 def _check_same(folder: Path, config: PretrainConfig, data: dict[str, Any]) -> None:

@@ -1,31 +1,43 @@
 """Pretraining from top to bottom: images in, a run folder with a backbone out."""
 
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dinomed.backbones.load import save_backbone
+from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
-from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.checkpoint import list_checkpoints
+from dinomed.datasets.manifest import Manifest, open_collection
 from dinomed.device import resolve_device
 from dinomed.distributed import gather_objects, max_over_ranks, on_main, process_group, rank, world_size
 from dinomed.errors import DinomedError, UsageError
-from dinomed.files import locked, write_json
+from dinomed.files import locked, read_json, write_json
+from dinomed.images.read import UnreadableImage
 from dinomed.pretrain.collection import choose_images
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data import Collate, CropStream, RawBatch, batches
 from dinomed.pretrain.distill import Teacher, fit_student, read_teacher
 from dinomed.pretrain.engine import Engine, StepReport
+from dinomed.pretrain.noting import Noting
 from dinomed.pretrain.online import choose_labelled
 from dinomed.pretrain.pictures import write_pca_picture
 from dinomed.pretrain.rules import scale_to_data
-from dinomed.pretrain.run import CHECKPOINTS, StopSignal, clear_run, describe_device, open_run, write_record
+from dinomed.pretrain.run import (
+    CHECKPOINTS,
+    RECORD_FILE,
+    StopSignal,
+    check_kept,
+    clear_run,
+    describe_device,
+    open_run,
+    write_record,
+)
 from dinomed.pretrain.start import Start, fit_config, read_start
 from dinomed.pretrain.watch import Watch
 from dinomed.progress import bar, say, warn
@@ -56,10 +68,14 @@ def pretrain(
     resume: bool = False,
     overwrite: bool = False,
     teacher: Path | None = None,
+    fixed: Collection[str] = (),
 ) -> RunResult:
-    """Train a DINOv2 backbone on the training split of the manifest `data`; rows without a split are used too.
+    """Train a DINOv2 backbone on the training split of `data`, a manifest or a folder of images; images without a split
+    are used too.
 
     With a `teacher`, a run folder, its frozen teacher is distilled into a student (`dinomed.pretrain.distill`).
+    `fixed` names settings (``backbone.embed_dim``) that somebody asked for: weights of another kind are refused, where
+    else the settings would follow them.
 
     With the same config, data, device and library versions the result is the same, bit for bit on a CPU, whether the
     run was interrupted and resumed or not.
@@ -73,26 +89,37 @@ def pretrain(
     for source in (teacher, config.start.weights):
         if source is not None and out.exists() and Path(source).resolve().is_relative_to(out.resolve()):
             raise UsageError(f"output {out} holds what the run starts from ({source}); choose another folder")
-    with process_group(resolve_device(device), run.timeout_s) as where:
-        if run.batch_size % world_size():
-            raise UsageError(f"a batch of {run.batch_size} images cannot be shared by {world_size()} processes evenly")
-        start = read_start(config.start)
-        config = fit_config(config, start)
-        larger = read_teacher(teacher) if teacher is not None else None
-        if larger is not None:
-            config = fit_student(config, larger)
-        manifest = read_manifest(data)
-        train, aside = choose_images(manifest, config)
-        came_with_heads = larger is not None or (start is not None and start.has_heads)
-        config = scale_to_data(config, len(train), keep_heads=came_with_heads)
-        about_data = {"fingerprint": train.fingerprint, "images": len(train), "held_aside": len(aside)}
-        if teacher is not None:
-            about_data["teacher"] = str(teacher)
-        on_main(lambda: open_run(out, config, about_data, resume=resume, overwrite=overwrite))
-        with locked(out) if rank() == 0 else nullcontext(), StopSignal() as stop:
-            return _Run(config, start, larger, manifest, train, aside, about_data, out, where).train(
-                stop, resume=resume
-            )
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite begins it anew; give one of the two")
+    with ExitStack() as stack:
+        with process_group(resolve_device(device), run.timeout_s) as where:
+            if run.batch_size % world_size():
+                raise UsageError(
+                    f"a batch of {run.batch_size} images cannot be shared by {world_size()} processes evenly"
+                )
+            asked, start = config, read_start(config.start)
+            config = fit_config(config, start)
+            larger = read_teacher(teacher) if teacher is not None else None
+            if larger is not None:
+                config = fit_student(config, larger)
+            check_kept(asked, config, fixed, f"the weights of {teacher or config.start.weights}")
+            manifest = open_collection(data)
+            train, aside = choose_images(manifest, config)
+            came_with_heads = larger is not None or (start is not None and start.has_heads)
+            config = scale_to_data(config, len(train), keep_heads=came_with_heads)
+            about_data = {"fingerprint": train.fingerprint, "images": len(train), "held_aside": len(aside)}
+            if teacher is not None:
+                about_data["teacher"] = str(teacher)
+            on_main(lambda: open_run(out, config, about_data, resume=resume, overwrite=overwrite))
+            on_main(lambda: stack.enter_context(locked(out)))
+            if not resume:
+                on_main(lambda: clear_run(out))
+            noting = Noting(out, train) if rank() == 0 else None
+            with StopSignal() as stop:
+                result = _Run(config, start, larger, manifest, train, aside, about_data, out, where).train(stop)
+        if noting is not None:
+            noting.finish()  # when the other processes are free to go
+        return result
 
 
 class _Run:
@@ -123,10 +150,8 @@ class _Run:
         self.unreadable: set[str] = set()
         self.bad_steps = 0
 
-    def train(self, stop: StopSignal, *, resume: bool) -> RunResult:
+    def train(self, stop: StopSignal) -> RunResult:
         config, run, out = self.config, self.config.run, self.out
-        if not resume:
-            on_main(lambda: clear_run(out))
         engine = Engine(config, self.device, self.start, self.teacher)
         first, state = engine.load(out / CHECKPOINTS)
         watch = Watch(config, out, self.device, first, self.knn, state)
@@ -137,8 +162,8 @@ class _Run:
             untrained = engine.result()
             watch.judge(0, untrained)
             on_main(lambda: self._begin(untrained))
-        elif rank() == 0:
-            say(f"resuming {out} at step {first} of {run.steps}")
+        else:
+            self._catch_up(engine, watch, first)
         began, done = time.monotonic(), first
         with bar("pretrain", run.steps, start=first) if rank() == 0 else nullcontext() as progress:
             for step, raw in enumerate(self._batches(first), start=first):
@@ -156,7 +181,7 @@ class _Run:
                     progress.advance(1, " ".join(f"{name} {value:.3f}" for name, value in watch.latest.items()))
                 exit_code = max_over_ranks(stop.exit_code or 0, self.device)
                 if done % run.checkpoint_every == 0 or done == run.steps or exit_code:
-                    self._save(engine, watch, done)
+                    self._save(engine, watch, done, raw)
                 if exit_code and done < run.steps:
                     watch.close()
                     if rank() == 0:
@@ -188,8 +213,27 @@ class _Run:
         write_record(self.out, self.config, self.about_data, step=0, **self.about_model)
         save_backbone(self.out / "untrained", untrained, self.preprocessing, {"step": 0})
 
-    def _save(self, engine: Engine, watch: Watch, step: int) -> None:
-        """A checkpoint, and beside it what a person or the next command can use already."""
+    def _catch_up(self, engine: Engine, watch: Watch, step: int) -> None:
+        """After an interruption between a checkpoint and what belongs beside it: write that now."""
+        result, best = engine.result(), watch.progress.best_step == step
+        on_main(lambda: self._write_missing(result, step, watch, best))
+
+    def _write_missing(self, backbone: VisionTransformer, step: int, watch: Watch, best: bool) -> None:
+        say(f"resuming {self.out} at step {step} of {self.config.run.steps}")
+        with suppress(DinomedError, KeyError):
+            self.unreadable = set(read_json(self.out / RECORD_FILE)["unreadable"])
+        if any(_step_of(self.out / name) != step for name in (("backbone", "best") if best else ("backbone",))):
+            self._show(backbone, step, watch, best)
+
+    def _save(self, engine: Engine, watch: Watch, step: int, raw: RawBatch) -> None:
+        """A checkpoint, and beside it what a person or the next command can use already.
+
+        Weights that an update has wrecked are not kept: the checkpoint before them stays the newest one.
+        """
+        if not engine.is_sound(raw):
+            raise DinomedError(
+                f"the run has diverged: after step {step} its weights give values that are not finite. {self._advise()}"
+            )
         backbone = engine.result()
         best = watch.judge(step, backbone)
         engine.save(self.out / CHECKPOINTS, step, watch.state())
@@ -200,7 +244,10 @@ class _Run:
             save_backbone(self.out / name, backbone, self.preprocessing, {"step": step})
         if self.pictures:
             path = self.out / "pca" / f"{step:08d}.png"
-            write_pca_picture(path, backbone, self.preprocessing, self.pictures, self.device)
+            try:
+                write_pca_picture(path, backbone, self.preprocessing, self.pictures, self.device)
+            except UnreadableImage as error:
+                warn(f"no PCA picture of step {step}: {error}")
         write_record(
             self.out,
             self.config,
@@ -240,6 +287,19 @@ class _Run:
         on_main(lambda: write_json(path, {"step": step, "images": [name for part in names for name in part]}))
         raise DinomedError(
             f"{self.bad_steps} steps in a row without a finite loss, the last at step {step} (its images: {path}); "
-            "the teacher is untouched. Usually the learning rate is too high: lower optimizer.lr, "
-            "or use run.precision=float32"
+            f"those steps changed nothing; {self._advise()}"
         )
+
+    def _advise(self) -> str:
+        """What is left of a run that diverged, and what to do."""
+        kept = list_checkpoints(self.out / CHECKPOINTS)
+        left = f"the last good state is kept ({kept[-1]})" if kept else "no checkpoint had been written yet"
+        return f"{left}. Usually the learning rate is too high: lower optimizer.lr, or use run.precision=float32"
+
+
+def _step_of(backbone: Path) -> int | None:
+    """The step that a backbone was written at; None where there is none that can be read."""
+    try:
+        return load_backbone(backbone).metadata.get("step")
+    except DinomedError:
+        return None

@@ -1,0 +1,167 @@
+"""What is left of a run that was interrupted or went wrong, and what it says of the images it has seen."""
+
+import shutil
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+
+from dinomed.backbones.load import load_backbone
+from dinomed.checkpoint import list_checkpoints, read_whole
+from dinomed.datasets.manifest import read_manifest
+from dinomed.errors import DinomedError, UsageError
+from dinomed.pretrain import trainer
+from dinomed.pretrain.collection import choose_images
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.curation.seen import read_seen
+from dinomed.pretrain.engine import Engine, StepReport
+from dinomed.pretrain.online import OnlineKNN
+from dinomed.pretrain.trainer import pretrain
+
+Tiny = Callable[..., PretrainConfig]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, pictures: Path) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    pretrain(tiny(), pictures, out, device="cpu")
+    return out
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run of 6 steps."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def assert_backbone_is_of_the_checkpoint(run: Path) -> None:
+    newest = list_checkpoints(run / "checkpoints")[-1]
+    teacher = read_whole(newest, "model.teacher.backbone.")
+    found = load_backbone(run)
+    assert found.metadata["step"] == int(newest.name.removeprefix("step_"))
+    state = found.vit.state_dict()
+    assert teacher.keys() == state.keys()
+    for name, tensor in teacher.items():
+        assert torch.equal(state[name], tensor), name
+
+
+def test_a_run_notes_the_images_that_it_is_trained_on_and_no_others(run: Path, tiny: Tiny, pictures: Path) -> None:
+    manifest = read_manifest(pictures)
+    train, _ = choose_images(manifest, tiny())
+    assert 0 < len(train) < len(manifest)
+    seen = read_seen(run)
+    assert seen.sha256 == sorted(train.column("sha256"))
+    assert seen.readable.all()
+
+
+def test_a_resume_notes_them_if_nobody_did_yet(run: Path, tiny: Tiny, pictures: Path) -> None:
+    whole = (run / "seen.parquet").read_bytes()
+    before = (run / "seen.parquet").stat().st_mtime_ns
+    pretrain(tiny(), pictures, run, device="cpu", resume=True)
+    assert (run / "seen.parquet").stat().st_mtime_ns == before  # not read all over again
+    for harm in (b"", whole[:100]):
+        (run / "seen.parquet").write_bytes(harm)
+        pretrain(tiny(), pictures, run, device="cpu", resume=True)
+        assert (run / "seen.parquet").read_bytes() == whole
+
+
+def test_notes_that_cannot_be_written_do_not_end_a_training(
+    tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dinomed.pretrain import noting
+
+    def full(*_: object, **__: object) -> None:
+        raise DinomedError("disk full")
+
+    monkeypatch.setattr(noting, "write_seen", full)
+    assert pretrain(tiny(run={"steps": 1}), pictures, tmp_path / "run", device="cpu").steps == 1
+    assert "seen.parquet was not written" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("harm", ["missing", "older", "cut off"])
+def test_a_resume_brings_the_backbone_up_to_the_checkpoint(run: Path, tiny: Tiny, pictures: Path, harm: str) -> None:
+    """A kill between the two leaves the new checkpoint and the old backbone."""
+    backbone = run / "backbone"
+    if harm == "cut off":
+        weights = backbone / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-10])
+    else:
+        shutil.rmtree(backbone)
+    if harm == "older":
+        shutil.copytree(run / "untrained", backbone)
+    pretrain(tiny(), pictures, run, device="cpu", resume=True)
+    assert_backbone_is_of_the_checkpoint(run)
+
+
+def test_a_kill_between_checkpoint_and_backbone_leaves_nothing_that_a_resume_does_not_mend(
+    tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Run, "_show", kill)
+        with pytest.raises(Killed):
+            pretrain(tiny(run={"steps": 2}), pictures, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "backbone").exists()
+    pretrain(tiny(run={"steps": 2}), pictures, tmp_path / "run", device="cpu", resume=True)
+    assert_backbone_is_of_the_checkpoint(tmp_path / "run")
+
+
+def test_the_best_backbone_is_mended_too(
+    tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rising = count(0.1, 0.1)
+    monkeypatch.setattr(OnlineKNN, "measure", lambda *_: {"knn_auroc": next(rising)})  # every checkpoint is the best
+    pretrain(tiny(), pictures, tmp_path / "run", device="cpu")
+    shutil.rmtree(tmp_path / "run" / "best")
+    pretrain(tiny(), pictures, tmp_path / "run", device="cpu", resume=True)
+    assert load_backbone(tmp_path / "run" / "best").metadata["step"] == 6
+
+
+def test_a_run_that_diverges_keeps_its_last_good_state(
+    tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The update of step 3 wrecks the weights while its loss is still fine: nothing of it may be kept."""
+    whole = Engine.step
+
+    def wreck(self: Engine, raw: object, step: int) -> StepReport:
+        if step == 3:
+            for group in self.optimizer.adamw.param_groups:
+                group["lr"] = 1e30
+            self.optimizer.set_schedules = lambda _: 1e30  # type: ignore[method-assign]
+        return whole(self, raw, step)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "step", wreck)
+    with pytest.raises(DinomedError, match=r"diverged: after step 4 .*last good state is kept \(.*step_00000002\)"):
+        pretrain(tiny(run={"keep_checkpoints": 1}), pictures, tmp_path / "run", device="cpu")
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
+    assert_backbone_is_of_the_checkpoint(tmp_path / "run")
+    assert all(bool(t.isfinite().all()) for t in load_backbone(tmp_path / "run").vit.state_dict().values())
+
+
+def test_a_learning_rate_that_wrecks_the_weights_ends_in_one_line(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    """Also between checkpoints, where the monitor looks at values that are not finite."""
+    config = tiny(optimizer={"lr": 1e8}, run={"checkpoint_every": 100, "steps": 40, "max_bad_steps": 2})
+    with pytest.raises(DinomedError, match="no checkpoint had been written yet"):
+        pretrain(config, pictures, tmp_path / "run", device="cpu")
+
+
+def test_resume_and_overwrite_together_are_refused(run: Path, tiny: Tiny, pictures: Path) -> None:
+    with pytest.raises(UsageError, match="give one of the two"):
+        pretrain(tiny(), pictures, run, device="cpu", resume=True, overwrite=True)
+    assert list_checkpoints(run / "checkpoints")
+
+
+def test_a_folder_of_images_will_do(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    config = tiny(run={"steps": 2, "pca_images": 0})
+    images = read_manifest(pictures).root / "images"
+    result = pretrain(config, images, tmp_path / "run", device="cpu")
+    assert result.images == len(read_manifest(pictures)) == len(read_seen(tmp_path / "run"))
+    assert pretrain(config, images, tmp_path / "run", device="cpu", resume=True).steps == 2
