@@ -1,0 +1,109 @@
+"""Images a second of every stage of curation that looks at pixels, and the share of each.
+
+    python benchmarks/curation_stages.py runs/derm.parquet runs/polyps.parquet --images 200
+    python benchmarks/curation_stages.py runs/derm.parquet --backbone runs/ssl --json
+
+One thread, processor seconds, the same images for each stage, drawn by a seed. `scan` is what a manifest costs
+(checksum, header, a whole reading to see that it can be read), `read` the decoding that later stages begin with.
+`describe` is the copy-detection descriptor that needs no weights; what fitting it takes is not counted, for it does not
+grow with the pile. `embed` is the backbone, with its preprocessing. The search is measured in near_duplicates.py.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from dinomed.backbones.load import load_backbone
+from dinomed.datasets.facts import read_facts
+from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.features.compute import compute_features
+from dinomed.files import to_json
+from dinomed.images.read import read_image
+from dinomed.pretrain.curation.descriptor import DescriptorConfig, fit_descriptor
+from dinomed.pretrain.curation.hashes import phash_views
+from dinomed.pretrain.curation.quality import measure_quality
+from dinomed.progress import set_quiet
+
+BATCH = 16
+FITTED = 64
+
+
+def draw(manifest: Manifest, count: int, seed: int) -> Manifest:
+    rows = np.random.default_rng(seed).permutation(len(manifest))[:count]
+    return manifest.take(sorted(rows.tolist()))
+
+
+def timed(work: Callable[[Any], Any], items: list[Any]) -> float:
+    """Processor seconds, of all threads, for all of the items; the first is done once before."""
+    work(items[0])
+    began = time.process_time()
+    for item in items:
+        work(item)
+    return time.process_time() - began
+
+
+def measure(manifest: Manifest, backbone: str | None, weights: str | None) -> list[dict[str, Any]]:
+    """A row for each stage: images a second, and its share of the time of all."""
+    rows = list(range(len(manifest)))
+    pictures = [read_image(manifest.path(row)) for row in rows]
+    batches = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
+    fitted = DescriptorConfig(fit_images=min(FITTED, len(manifest)))
+    describe = fit_descriptor(fitted, [manifest], workers=1)
+    names = manifest.column("image")
+    seconds = {
+        "scan": timed(lambda row: read_facts(manifest.root, names[row]), rows),
+        "read": timed(lambda row: read_image(manifest.path(row)), rows),
+        "quality": timed(measure_quality, pictures),
+        "hashes": timed(lambda picture: phash_views(picture, 256), pictures),
+        "describe": timed(describe, batches),
+    }
+    if backbone is not None:
+        frozen = load_backbone(backbone, weights=weights, device="cpu")
+
+        def embed(batch: list[np.ndarray]) -> None:
+            compute_features(frozen, torch.stack([frozen.preprocessing(picture) for picture in batch]), (-1,), False)
+
+        seconds["embed"] = timed(embed, batches)
+    whole = sum(seconds.values())
+    found = [(name, len(pictures) / each, each / whole) for name, each in seconds.items()]
+    found.append(("all", len(pictures) / whole, 1.0))
+    return [{"stage": name, "images_per_second": speed, "share": share} for name, speed, share in found]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifests", type=Path, nargs="+")
+    parser.add_argument("--images", type=int, default=200, help="of each manifest")
+    parser.add_argument("--backbone", help="run folder or name of released weights; without it nothing is embedded")
+    parser.add_argument("--weights", help="file of the released weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    set_quiet(True)
+    report = []
+    for path in asked.manifests:
+        manifest = draw(read_manifest(path), asked.images, asked.seed)
+        sides = [(manifest.column("width")[row], manifest.column("height")[row]) for row in range(len(manifest))]
+        megapixels = float(np.mean([width * height for width, height in sides])) / 1e6
+        stages = measure(manifest, asked.backbone, asked.weights)
+        report.append({"manifest": path.name, "images": len(manifest), "megapixels": megapixels, "stages": stages})
+    if asked.json:
+        print(to_json(report, indent=2))
+        return
+    for found in report:
+        print(f"\n{found['manifest']}: {found['images']} images of {found['megapixels']:.2f} megapixels\n")
+        print("| stage | images/s | share |\n|---|---|---|")
+        for row in found["stages"]:
+            print(f"| {row['stage']} | {row['images_per_second']:.0f} | {row['share']:.0%} |")
+
+
+if __name__ == "__main__":
+    main()
