@@ -33,6 +33,8 @@ COMMANDS: dict[str, Any] = {
     "train": {"classify": "train:classify", "segment": "train:segment"},
     "evaluate": "evaluate:evaluate",
     "predict": "predict:predict",
+    "index": "index:index",
+    "search": "search:search",
     "demo": {"segment": "demo:segment"},
 }
 GROUP_HELP = {

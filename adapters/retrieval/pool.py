@@ -1,0 +1,101 @@
+"""From the tokens of an image to the one vector that it is found by."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dinomed.adapters.contract import Needs
+from dinomed.config import Config
+from dinomed.errors import UsageError, did_you_mean
+from dinomed.features.compute import Features
+
+Pool = Literal["cls", "mean", "cls+mean", "gem"]
+POOLS: tuple[str, ...] = get_args(Pool)
+_FLOOR = 1e-6  # generalised means are of positive numbers
+
+
+class Pooling(Config):
+    """How the tokens of the last block become one vector.
+
+    `cls`: the class token. `mean`: the mean patch token. `cls+mean`: both, each of length 1. `gem`: the generalised
+    mean of the patch tokens, (mean of x^p)^(1/p) over x clipped at 0, which lies between mean (p = 1) and maximum
+    (Radenović et al. 2018, "Fine-tuning CNN image retrieval with no human annotation", section 3.2).
+    """
+
+    tokens: Pool = "cls"
+    gem_power: float = Field(3.0, ge=1, le=64)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs((-1,), patches=self.tokens == "gem")
+
+    def __call__(self, features: Features) -> Tensor:
+        """Features of the last block -> (B, D), not normalised but for the parts of `cls+mean`."""
+        if self.tokens == "cls":
+            return features.cls
+        if self.tokens == "mean":
+            return features.mean
+        if self.tokens == "cls+mean":
+            return torch.cat([normalize(features.cls, dim=-1), normalize(features.mean, dim=-1)], dim=-1)
+        assert features.patches is not None
+        return gem(features.patches, self.gem_power)
+
+
+def gem(patches: Tensor, power: float) -> Tensor:
+    """(B, C, rows, columns) -> (B, C): the generalised mean over the grid.
+
+    Divided by the largest value first, so that no power of float32 tokens overflows.
+    """
+    positive = patches.float().flatten(2).clamp_min(_FLOOR)
+    largest = positive.amax(dim=2, keepdim=True)
+    return largest[..., 0] * (positive / largest).pow(power).mean(dim=2).pow(1 / power)
+
+
+def parse_pool(word: str) -> Pool:
+    """Raises a `UsageError` that names the nearest if there is no such pooling."""
+    if word not in POOLS:
+        raise UsageError(f"--pool {word!r}{did_you_mean(word, POOLS)}")
+    return word  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """``(x - mean) @ matrix``: decorrelated, of equal variance, in fewer dimensions; `mean` (C,), `matrix` (C, D)."""
+
+    mean: np.ndarray
+    matrix: np.ndarray
+
+    def __call__(self, vectors: np.ndarray) -> np.ndarray:
+        """(N, C) -> float32 (N, D)."""
+        return (vectors - self.mean).astype(np.float32) @ self.matrix
+
+
+def fit_whitening(vectors: np.ndarray, dimension: int) -> Whitening:
+    """PCA whitening to `dimension` values (Jégou and Chum 2012, "Negative evidences and co-occurrences in image
+    retrieval: the benefit of PCA and whitening", section 3).
+
+    Directions in which the images hardly differ are not blown up: 0.01% of the largest variance is added to each.
+
+    Args:
+        vectors: (N, C), as pooled.
+
+    Raises:
+        UsageError: more dimensions than the vectors have, or than N images can tell apart (N - 1).
+    """
+    count, own = vectors.shape
+    most = min(own, count - 1)
+    if not 1 <= dimension <= most:
+        raise UsageError(f"--whiten {dimension}: {count} vectors of {own} values allow 1 to {most} dimensions")
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    centred = vectors.astype(np.float64) - mean
+    variances, directions = np.linalg.eigh(centred.T @ centred / count)
+    variances, directions = variances[::-1][:dimension].clip(0), directions[:, ::-1][:, :dimension]
+    ridge = max(1e-4 * float(variances[0]), 1e-12)
+    signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(dimension)])  # of eigh they are arbitrary
+    matrix = directions * signs / np.sqrt(variances + ridge)
+    return Whitening(mean.astype(np.float32), matrix.astype(np.float32))

@@ -1,0 +1,81 @@
+"""`dinomed index`: the images of a manifest, made searchable."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from dinomed.apps.options import Backbone, Cache, Device, ImageSize, Json, Output, Overwrite, Quiet, Weights
+
+Where = Annotated[
+    list[str] | None,
+    Option("--where", help="Only images with COLUMN=VALUE (or !=, <, <=, >, >=) in the manifest; may be repeated."),
+]
+
+
+def index(
+    data: Annotated[Path, Argument(help="Manifest (.parquet or .csv), or a folder of images.")],
+    backbone: Backbone,
+    output: Output,
+    weights: Weights = None,
+    kind: Annotated[
+        str, Option("--kind", help="flat (exact), hnsw (a graph: fast from 100,000 images on) or ivf (cells).")
+    ] = "flat",
+    pool: Annotated[
+        str, Option("--pool", help="The vector of an image: cls, mean, cls+mean, or gem (generalised mean).")
+    ] = "cls",
+    gem_power: Annotated[
+        float,
+        Option("--gem-power", help="Of gem: 1 is the mean; higher weighs the strongest patches more.", min=1, max=64),
+    ] = 3.0,
+    whiten: Annotated[int | None, Option("--whiten", help="PCA-whiten vectors to so many values.", min=1)] = None,
+    where: Where = None,
+    image_size: ImageSize = None,
+    cache: Cache = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Index images, so that `dinomed search` finds those that are similar.
+
+    Writes the folder OUTPUT with index.safetensors. It names images, groups and labels, as the manifest does, and
+    finds the images and the backbone where they are now. For research use only, not for diagnosis.
+    """
+    import numpy as np
+
+    from dinomed.adapters.retrieval.build import build_index
+    from dinomed.adapters.retrieval.engine import parse_kind
+    from dinomed.adapters.retrieval.filters import choose, parse_conditions
+    from dinomed.adapters.retrieval.pool import Pooling, parse_pool
+    from dinomed.apps.output import emit
+    from dinomed.backbones.load import load_backbone
+    from dinomed.datasets.collect import collect
+    from dinomed.features.extract import default_store
+    from dinomed.notice import RESEARCH_USE
+
+    conditions = parse_conditions(where or [])
+    how, pooling = parse_kind(kind), Pooling(tokens=parse_pool(pool), gem_power=gem_power)
+    manifest, unreadable = collect(data)
+    allowed = choose(manifest, conditions)
+    if allowed is not None:
+        manifest = manifest.take(np.flatnonzero(allowed).tolist())
+    found = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+    made = build_index(
+        found, manifest, output, store=cache or default_store(data), kind=how, pooling=pooling, whiten=whiten,
+        overwrite=overwrite,
+    )  # fmt: skip
+    report = {
+        "index": str(output),
+        "images": len(made),
+        "dimension": made.record.dimension,
+        "kind": made.record.kind,
+        "pool": made.record.pooling.tokens,
+        "whitened": made.record.whitened,
+        "backbone": found.name,
+        "fingerprint": found.fingerprint,
+        "image_size": found.preprocessing.image_size,
+        "unreadable": len(unreadable),
+        "note": RESEARCH_USE,
+    }
+    emit(report, as_json)

@@ -1,0 +1,84 @@
+"""Conditions on metadata, and who is related to whom."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dinomed.adapters.retrieval.filters import Relatives, choose, groups_of, parse_conditions
+from dinomed.datasets.manifest import Manifest, build_manifest
+from dinomed.errors import UsageError
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    count = 6
+    return build_manifest(
+        {
+            "image": [f"{i}.png" for i in range(count)],
+            "sha256": ["aa", "bb", "cc", "dd", "ee", "aa"],
+            "width": [8] * count, "height": [8] * count, "mode": ["RGB"] * count, "format": ["PNG"] * count,
+            "bytes": [1] * count,
+            "group": ["p1", "p1", "p2", "3.png", None, "p3"],
+            "sex": ["male", "female", "male", None, "female", "male"],
+            "age": ["50", "9", "70.5", None, "nan", "old"],
+        },
+        Path("."),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("texts", "rows"),
+    [
+        (["sex=male"], [0, 2, 5]),
+        (["sex!=male"], [1, 4]),  # an empty cell meets no condition
+        (["age>=50"], [0, 2]),  # as numbers: "9" is not beyond "50"; what is no number meets none
+        (["age<50"], [1]),
+        ([" sex = male ", "age > 50"], [2]),
+        (["image=1.png"], [1]),
+    ],
+)
+def test_conditions(manifest: Manifest, texts: list[str], rows: list[int]) -> None:
+    assert np.flatnonzero(choose(manifest, parse_conditions(texts))).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["sax=male"], "did you mean 'sex'"),
+        (["sex=mael"], "did you mean 'male'"),
+        (["sex=m", ], "known: female, male"),
+        (["age>old"], "'old' is no number"),
+        (["sex>1"], "holds no numbers"),
+        (["sex"], "expected COLUMN=VALUE"),
+        (["=male"], "expected COLUMN=VALUE"),
+        (["sex="], "expected COLUMN=VALUE"),
+        (["sex=female", "age>=70"], "no image meets all of"),
+    ],
+)  # fmt: skip
+def test_conditions_that_cannot_be_met_are_named(manifest: Manifest, texts: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        choose(manifest, parse_conditions(texts))
+
+
+def test_no_condition_chooses_everything(manifest: Manifest) -> None:
+    assert choose(manifest, []) is None
+
+
+def test_relatives_are_the_same_bytes_and_the_same_group(manifest: Manifest) -> None:
+    relatives = Relatives(manifest)
+    assert relatives.rows("zz").tolist() == []
+    assert relatives.rows("cc").tolist() == [2]
+    # the same picture is in the index twice, under two patients: neither they nor their other pictures are shown
+    assert relatives.rows("aa").tolist() == [0, 1, 5]
+    assert relatives.rows("zz", "p1").tolist() == [0, 1]
+    assert relatives.rows("dd").tolist() == [3]
+    assert [relatives.knows(*one) for one in (("zz", None), ("zz", "p9"), ("cc", None), ("dd", None))] == [
+        False, True, True, False,
+    ]  # fmt: skip
+
+
+def test_a_group_that_scan_made_of_the_name_is_no_group(manifest: Manifest) -> None:
+    """Another collection may well have a 3.png."""
+    assert groups_of(manifest) == ["p1", "p1", "p2", None, None, "p3"]
+    assert Relatives(manifest).rows("zz", groups_of(manifest)[3]).tolist() == []

@@ -1,0 +1,158 @@
+"""index, search and evaluate of an index as a user meets them: output, exit codes, hostile input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinomed.apps import cli
+from dinomed.datasets.manifest import read_manifest
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, tiny_backbone: Path) -> Path:
+    """A folder as a user has it: lesions/, derm.parquet, ssl/, and the index idx."""
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copytree(lesion_manifest.parent / "lesions", folder / "lesions")
+    shutil.copy(lesion_manifest, folder / "derm.parquet")
+    shutil.copytree(tiny_backbone, folder / "ssl")
+    with pytest.raises(SystemExit) as end:
+        cli.main(
+            ["index", str(folder / "derm.parquet"), "-b", str(folder / "ssl"), "-o", str(folder / "idx"), "--quiet"]
+        )
+    assert not end.value.code
+    return folder
+
+
+def pictures(place: Path) -> list[Path]:
+    return sorted((place / "lesions" / "images").iterdir())
+
+
+def test_an_image_finds_similar_ones_of_other_groups(place: Path, run) -> None:
+    options = ("--index", place / "idx", "-k", 4, "--exclude-same-group", "--json", "--quiet")
+    code, out, err = run("search", pictures(place)[0], *options)
+    assert code == 0, err
+    found = json.loads(out)
+    (query,) = found["queries"]
+    own = read_manifest(place / "derm.parquet").column("group")[0]
+    assert [one["rank"] for one in query["results"]] == [1, 2, 3, 4]
+    assert own not in [one["group"] for one in query["results"]]
+    assert query["group_known"]
+    first = query["results"][0]
+    assert first["similarity"] + first["distance"] == pytest.approx(1)
+    rows = read_manifest(place / "derm.parquet")
+    assert first["label"] == rows.column("label")[rows.column("image").index(first["image"])]
+    assert first["columns"].keys() == {"age", "sex"}
+    assert found["purpose"] == "for research use only, not for diagnosis"
+
+
+def test_a_folder_filtered_with_evidence_and_pictures(place: Path, run, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for path in pictures(place)[:2]:
+        shutil.copy(path, folder)
+    options = ("--index", place / "idx", "-k", 3, "--where", "sex=female", "--where", "age>=40", "--evidence")
+    code, out, err = run("search", folder, *options, "-o", tmp_path / "out", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found == json.loads((tmp_path / "out" / "results.json").read_text())
+    for number, query in enumerate(found["queries"], 1):
+        for one in query["results"]:
+            assert one["columns"]["sex"] == "female"
+            assert float(one["columns"]["age"]) >= 40
+            evidence = one["evidence"]
+            left, top, right, bottom = evidence["regions"][0]["query_box"]
+            assert 0 <= left < right <= 48  # pictures are 48 x 36 px
+            assert 0 <= top < bottom <= 36
+            drawn = np.asarray(Image.open(tmp_path / "out" / evidence["picture"]))
+            assert drawn.shape == (320, 427 + 8 + 427, 3)
+            assert evidence["picture"] == f"{number:04d}_{one['rank']:02d}.jpg"
+    code, _, err = run("search", folder, *options, "-o", tmp_path / "out")
+    assert code == 2
+    assert "add --overwrite" in err
+    code, out, _ = run("search", pictures(place)[0], "--index", place / "idx", "-o", tmp_path / "out", "--overwrite")
+    assert code == 0
+    assert "research use only" in out
+    assert not list((tmp_path / "out").glob("*.jpg"))
+
+
+def test_an_unknown_group_and_too_large_a_k_are_said(place: Path, run, tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "new.png")
+    code, out, err = run(
+        "search", tmp_path / "new.png", "--index", place / "idx", "-k", 999, "--exclude-same-group", "--json"
+    )
+    assert code == 0
+    found = json.loads(out)
+    assert len(found["queries"][0]["results"]) == 60
+    assert "the index holds 60 images" in err
+    assert "the group of 1 of 1 images is not known" in err
+    assert len(found["notes"]) == 2
+
+
+def test_broken_files_are_named_and_the_rest_is_searched(place: Path, run, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    shutil.copy(pictures(place)[0], folder / "good.jpg")
+    (folder / "bad.jpg").write_bytes(pictures(place)[0].read_bytes()[:300])
+    (folder / "empty.png").write_bytes(b"")
+    code, out, err = run("search", folder, "--index", place / "idx", "--json", "-k", 1)
+    assert code == 1
+    assert {one["image"] for one in json.loads(out)["unreadable"]} == {"bad.jpg", "empty.png"}
+    assert [one["image"] for one in json.loads(out)["queries"]] == ["good.jpg"]
+    assert "2 files could not be read" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "{p}/none.png", "--index", "{p}/idx"], "does not exist"),
+        (["search", "{p}/empty", "--index", "{p}/idx"], "{p}/empty"),
+        (["search", "{p}/lesions/labels.csv", "--index", "{p}/idx"], "not a manifest"),
+        (["search", "{p}/lesions", "--index", "{p}/nowhere"], "does not exist; make one: dinomed index"),
+        (["search", "{p}/lesions", "--index", "{p}/ssl"], "is no index"),
+        (["search", "{p}/lesions", "--index", "{p}/idx", "--where", "sax=male"], "did you mean 'sex'"),
+        (["search", "{p}/lesions", "--index", "{p}/idx", "--where", "sex=mal"], "did you mean 'male'"),
+        (["search", "{p}/lesions", "--index", "{p}/idx", "-k", "0"], "-k"),
+        (["search", "{p}/lesions", "--index", "{p}/idx", "--backbone", "{p}/nothing"], "no known name"),
+        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/idx"], "add --overwrite"),
+        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/lesions"], "not empty"),
+        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/new", "--kind", "tree"], "--kind 'tree'"),
+        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/new", "--pool", "max"], "--pool 'max'"),
+        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/new", "--whiten", "99"], "allow 1 to 32 dimensions"),
+        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/new", "--where", "split=holdout"], "known: test"),
+        (["index", "{p}/empty", "-b", "{p}/ssl", "-o", "{p}/new"], "{p}/empty"),
+    ],
+)
+def test_a_wrong_request_is_one_line_that_names_the_thing(place: Path, run, arguments: list[str], message: str) -> None:
+    (place / "empty").mkdir(exist_ok=True)
+    code, out, err = run(*(one.replace("{p}", str(place)) for one in arguments))
+    assert code == 2, err
+    assert message.replace("{p}", str(place)) in err
+    assert err.count("error:") == 1
+    assert out == ""
+
+
+def test_only_a_part_of_a_manifest_is_indexed(place: Path, run) -> None:
+    code, out, err = run(
+        "index", place / "derm.parquet", "-b", place / "ssl", "-o", place / "part", "--where", "split=train",
+        "--kind", "ivf", "--pool", "cls+mean", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    made = json.loads(out)
+    assert made["images"] == read_manifest(place / "derm.parquet").column("split").count("train")
+    assert (made["kind"], made["dimension"], made["pool"]) == ("ivf", 64, "cls+mean")
