@@ -1,0 +1,66 @@
+"""Attentive pooling: a learned query looks for the patches that matter, in place of a mean over all of them.
+
+Cross-attention with one query that does not depend on the image (Yu et al. 2022, CoCa, section 3.2; Bardes et al. 2024,
+V-JEPA, section 4): its keys fold into the query, and its values can be pooled before they are projected. What is
+computed is the same, in a (P x C) by (C x heads) product instead of two of (P x C) by (C x C).
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dinomed.adapters.contract import ADAPTERS, Adapter, HeadConfig, Needs
+from dinomed.features.compute import Features
+
+
+class AttentiveConfig(HeadConfig):
+    """`heads`: how many places the query looks for. `with_cls`: the class token beside what was pooled."""
+
+    name: str = "attentive"
+    heads: int = Field(8, ge=1)
+    with_cls: bool = True
+
+
+@ADAPTERS.register("classify.attentive")
+class AttentiveClassifier(Adapter):
+    """Patch tokens through LayerNorm, pooled by attention, and a linear layer on what was found."""
+
+    task, Config = "classify", AttentiveConfig
+
+    def __init__(self, config: AttentiveConfig, embed_dim: int, num_classes: int) -> None:
+        super().__init__(config, embed_dim, num_classes)
+        width = embed_dim * len(config.blocks)
+        heads = next(heads for heads in range(min(config.heads, width), 0, -1) if width % heads == 0)
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Parameter(torch.randn(width, heads) * width**-0.5)
+        self.value = nn.Parameter(torch.randn(heads, width, width // heads) * width**-0.5)
+        self.pooled_norm = nn.LayerNorm(width)
+        self.cls_norm = nn.LayerNorm(width) if config.with_cls else None
+        self.linear = nn.Linear(width * (2 if config.with_cls else 1), num_classes)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(tuple(self.config.blocks), patches=True)
+
+    def attention(self, features: Features) -> Tensor:
+        """How much each patch counts for each head: (B, heads, rows, columns), each map of sum 1."""
+        assert features.patches is not None
+        rows, columns = features.patches.shape[-2:]
+        return self._weights(self._tokens(features)).transpose(1, 2).unflatten(2, (rows, columns))
+
+    def forward(self, features: Features) -> Tensor:
+        tokens = self._tokens(features)
+        pooled = self._weights(tokens).transpose(1, 2) @ tokens  # B, heads, width
+        found = self.pooled_norm(torch.einsum("bhc,hcd->bhd", pooled, self.value).flatten(1))
+        if self.cls_norm is not None:
+            found = torch.cat([found, self.cls_norm(features.cls)], dim=1)
+        return self.linear(found)
+
+    def _tokens(self, features: Features) -> Tensor:
+        assert features.patches is not None
+        return self.norm(features.patches.flatten(2).transpose(1, 2))
+
+    def _weights(self, tokens: Tensor) -> Tensor:
+        return (tokens @ self.query).softmax(dim=1)  # B, patches, heads

@@ -1,0 +1,63 @@
+"""Attentive pooling is multi-head cross-attention with one query, computed in a cheaper order."""
+
+import pytest
+import torch
+from torch import nn
+
+from dinomed.adapters.attentive import AttentiveClassifier, AttentiveConfig
+from dinomed.features.compute import Features
+
+
+def sample(batch: int = 3, channels: int = 8, rows: int = 4, columns: int = 5) -> Features:
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(batch, channels, rows, columns, generator=generator)
+    return Features(torch.randn(batch, channels, generator=generator), patches.mean((2, 3)), patches)
+
+
+def test_it_is_the_cross_attention_of_torch() -> None:
+    torch.manual_seed(1)
+    width, heads = 8, 2
+    adapter = AttentiveClassifier(AttentiveConfig(heads=heads, with_cls=False), width, 3).double()
+    features = sample()
+    features = Features(features.cls.double(), features.mean.double(), features.patches.double())
+    oracle = nn.MultiheadAttention(width, heads, bias=False, batch_first=True, dtype=torch.float64)
+    query = torch.randn(1, 1, width, dtype=torch.float64)
+    with torch.no_grad():
+        w_q, w_k, w_v = oracle.in_proj_weight.chunk(3)
+        q = (query[0, 0] @ w_q.T).view(heads, -1) * (width // heads) ** -0.5
+        adapter.query.copy_(torch.einsum("hd,hdc->ch", q, w_k.view(heads, -1, width)))
+        adapter.value.copy_(w_v.view(heads, -1, width).transpose(1, 2))
+        oracle.out_proj.weight.copy_(torch.eye(width))
+        tokens = adapter._tokens(features)
+        expected = adapter.linear(adapter.pooled_norm(oracle(query.expand(3, -1, -1), tokens, tokens)[0][:, 0]))
+        torch.testing.assert_close(adapter(features), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_attention_sums_to_one_over_the_patches_of_the_grid() -> None:
+    adapter = AttentiveClassifier(AttentiveConfig(heads=4), 8, 3)
+    maps = adapter.attention(sample())
+    assert maps.shape == (3, 4, 4, 5)
+    torch.testing.assert_close(maps.sum((2, 3)), torch.ones(3, 4))
+
+
+@pytest.mark.parametrize(("asked", "width", "used"), [(8, 12, 6), (8, 7, 7), (3, 8, 2)])
+def test_heads_that_do_not_divide_the_channels_are_fewer(asked: int, width: int, used: int) -> None:
+    assert AttentiveClassifier(AttentiveConfig(heads=asked), width, 2).query.shape == (width, used)
+
+
+def test_it_finds_the_one_patch_that_matters() -> None:
+    torch.manual_seed(0)
+    adapter = AttentiveClassifier(AttentiveConfig(heads=2, with_cls=False), 8, 2)
+    patches, y, place = torch.randn(800, 8, 6, 6), torch.arange(800) % 2, torch.randint(0, 36, (800,))
+    patches.flatten(2)[torch.arange(800), :, place] = 0.0
+    patches.flatten(2)[torch.arange(800), 0, place] = 8.0  # the sign beside it is the class
+    patches.flatten(2)[torch.arange(800), 1, place] = 16.0 * y - 8
+    features = Features(torch.zeros(800, 8), patches.mean((2, 3)), patches)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.02)
+    for _ in range(100):
+        loss = nn.functional.cross_entropy(adapter(features), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    weight = adapter.attention(features).flatten(2)[torch.arange(800), :, place].max(1).values
+    assert weight.mean() > 5 / 36  # a mean over the patches gives it 1 / 36
