@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from dinomed.distributed import rank, world_size
 from dinomed.errors import DinomedError
 from dinomed.images.read import UnreadableImage, read_image
+from dinomed.images.unchanged import check_unchanged
 from dinomed.pretrain.crops import CropConfig, MultiCrop
 from dinomed.pretrain.masking import MaskConfig, sample_masks
 
@@ -68,9 +69,19 @@ class RawBatch:
 
 
 class CropStream(Dataset[Sample]):
-    """Position in the stream -> the crops of an image. `paths` are absolute, `names` are for messages."""
+    """Position in the stream -> the crops of an image. `paths` are absolute, `names` are for messages; `stamps` are the
+    bytes and SHA-256 of each file when it was scanned: one that has changed is passed over."""
 
-    def __init__(self, paths: list[str], names: list[str], crops: CropConfig, channels: int, seed: int) -> None:
+    def __init__(
+        self,
+        paths: list[str],
+        names: list[str],
+        crops: CropConfig,
+        channels: int,
+        seed: int,
+        stamps: list[tuple[int, str]] | None = None,
+    ) -> None:
+        self.stamps = stamps
         self.paths, self.names, self.seed, self.channels = paths, names, seed, channels
         self.multi_crop = MultiCrop(crops)
         self._epoch, self._order = -1, np.empty(0, int)
@@ -87,6 +98,8 @@ class CropStream(Dataset[Sample]):
         for attempt in range(_TRIES):
             index = (self.image_index(position) + attempt) % len(self.paths)
             try:
+                if self.stamps is not None:
+                    check_unchanged(self.paths[index], *self.stamps[index])
                 image = read_image(self.paths[index], channels=self.channels)
             except UnreadableImage as error:  # readable when scanned; a run of days goes on without it
                 skipped.append(f"{self.names[index]}: {error.reason}")

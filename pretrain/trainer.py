@@ -145,7 +145,8 @@ class _Run:
             image_size=config.image_size, mean=config.mean, std=config.std, channels=channels
         )
         paths = [str(train.path(i)) for i in range(len(train))]
-        self.crops = CropStream(paths, train.column("image"), config.crops, channels, config.run.seed)
+        stamps = list(zip(train.column("bytes"), train.column("sha256"), strict=True))
+        self.crops = CropStream(paths, train.column("image"), config.crops, channels, config.run.seed, stamps)
         self.knn = choose_labelled(manifest, train, self.preprocessing, config.run.knn_images)
         self.unreadable: set[str] = set()
         self.bad_steps = 0
@@ -266,7 +267,7 @@ class _Run:
         self.unreadable |= new
         if len(self.unreadable) > max(_MAX_UNREADABLE * self.num_images, 3):
             raise DinomedError(
-                f"{len(self.unreadable)} of {self.num_images} images cannot be read any more; "
+                f"{len(self.unreadable)} of {self.num_images} images cannot be read any more, or have changed; "
                 "check the disk, then scan again"
             )
 

@@ -14,6 +14,7 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
 from dinomed.images.read import UnreadableImage, read_image
+from dinomed.images.unchanged import check_unchanged
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -58,9 +59,11 @@ def load_images(manifest: Manifest, preprocessing: Preprocessing, workers: int |
     workers 520; the smallest backbone takes 40/s a core).
     """
     channels = preprocessing.channels if preprocessing.channels in (1, 3) else 3
+    stamps = list(zip(manifest.column("bytes"), manifest.column("sha256"), strict=True))
 
     def load(index: int) -> Loaded:
         try:
+            check_unchanged(manifest.path(index), *stamps[index])
             image = read_image(manifest.path(index), channels=channels)
         except UnreadableImage as error:
             return Loaded(index, (0, 0), None, error)

@@ -165,3 +165,22 @@ def test_a_folder_of_images_will_do(tiny: Tiny, pictures: Path, tmp_path: Path) 
     result = pretrain(config, images, tmp_path / "run", device="cpu")
     assert result.images == len(read_manifest(pictures)) == len(read_seen(tmp_path / "run"))
     assert pretrain(config, images, tmp_path / "run", device="cpu", resume=True).steps == 2
+
+
+def test_images_changed_since_the_scan_are_passed_over_and_named(
+    tiny: Tiny, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(pictures.parent, tmp_path / "data")
+    data = tmp_path / "data" / pictures.name
+    train, _ = choose_images(read_manifest(data), tiny())
+    whole = pretrain(tiny(run={"steps": 10}), data, tmp_path / "whole", device="cpu")
+    train.path(0).write_bytes(train.path(1).read_bytes())  # a good image, of another content
+    capsys.readouterr()
+    result = pretrain(tiny(run={"steps": 10}), data, tmp_path / "one", device="cpu")
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{train.column('image')[0]}: changed since the scan; scan again; another image takes its place" in said
+    assert result.losses != whole.losses
+    for i in range(len(train)):
+        train.path(i).write_bytes(train.path(i).read_bytes() + b"\0")
+    with pytest.raises(DinomedError, match="scan"):
+        pretrain(tiny(run={"steps": 10}), data, tmp_path / "all", device="cpu")

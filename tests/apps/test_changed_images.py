@@ -1,0 +1,85 @@
+"""Images that were changed after the scan: every command that reads them by a manifest says so."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinomed.apps import cli
+from dinomed.datasets.manifest import read_manifest
+
+Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*arguments: object) -> tuple[int, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        return int(end.value.code or 0), " ".join(capsys.readouterr().err.split())
+
+    return run
+
+
+@pytest.fixture
+def manifest(lesion_manifest: Path, tmp_path: Path) -> Path:
+    shutil.copytree(lesion_manifest.parent, tmp_path / "data", ignore=shutil.ignore_patterns("*.features"))
+    return tmp_path / "data" / lesion_manifest.name
+
+
+def change(manifest: Path, split: str, how: str) -> str:
+    """Change the first image of a split; its name."""
+    images = read_manifest(manifest).select(split=split)
+    path = images.path(0)
+    if how == "other size":
+        with Image.open(path) as image:
+            image.resize((20, 30)).save(path)
+    else:  # one pixel is enough; the length of the file may stay
+        content = bytearray(path.read_bytes())
+        content[-20] ^= 1
+        path.write_bytes(content)
+    name: str = images.column("image")[0]
+    return name
+
+
+@pytest.mark.parametrize("how", ["other size", "other bytes"])
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_training_and_evaluation_refuse(
+    manifest: Path, tiny_backbone: Path, tmp_path: Path, call: Call, task: str, how: str
+) -> None:
+    adapter = tmp_path / "adapter"
+    train = ("train", task, "--backbone", tiny_backbone, "--data", manifest, "-o", adapter)
+    few = ("--set", "fit.epochs=1", "--set", "fit.min_steps=1")
+    size = ("--set", "image_size=32") if task == "segment" else ()
+    code, said = call(*train, *few, *size)
+    assert code == 0, said
+    name = change(manifest, "test", how)
+    code, said = call("evaluate", adapter, "--data", manifest, "--split", "test")
+    assert code == 1
+    assert f"{name}: changed since the scan; scan again" in said
+    name = change(manifest, "train", how)
+    shutil.rmtree(manifest.with_suffix(".features"))
+    code, said = call(*train, *few, *size, "--overwrite")
+    assert code == 1
+    assert f"{name}: changed since the scan; scan again" in said
+
+
+def test_unchanged_is_what_has_the_same_bytes_whatever_its_date(tmp_path: Path) -> None:
+    from dinomed.files import sha256_file
+    from dinomed.images.read import UnreadableImage
+    from dinomed.images.unchanged import check_unchanged
+
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
+    size, digest = path.stat().st_size, sha256_file(path)
+    path.touch()
+    check_unchanged(path, size, digest)
+    for harm in (path.read_bytes() + b"\0", b"\0" * size):
+        path.write_bytes(harm)
+        with pytest.raises(UnreadableImage, match="changed since the scan"):
+            check_unchanged(path, size, digest)
+    check_unchanged(tmp_path / "gone.png", 0, "")  # for the reader to tell
