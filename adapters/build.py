@@ -19,9 +19,10 @@ MIN_GRID = 24  # patches a side that a segmenter gets by default
 def build_adapter(config: TrainConfig, backbone: FrozenBackbone, num_classes: int) -> Adapter:
     """A new adapter; its first weights depend on the seed alone."""
     cls = adapter_class(config.task, config.head.name)
+    head = cls.settle(config.head, backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return cls(config.head, backbone.embed_dim, num_classes)
+        return cls(head, backbone.embed_dim, num_classes)
 
 
 def extract_splits(

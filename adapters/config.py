@@ -1,11 +1,12 @@
-"""Settings of a training run of an adapter: what is fitted, on what, and how."""
+"""Settings of a training run that all tasks share: which head, at which size, and how it is fitted."""
 
+from importlib import import_module
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator
 
+from dinomed.adapters.catalogue import BUILT_IN
 from dinomed.adapters.contract import ADAPTERS, Adapter, HeadConfig, Task
-from dinomed.adapters.linear import LinearClassifierConfig  # its module registers the heads that come with dinomed
 from dinomed.config import Config, build_config
 from dinomed.errors import UsageError
 
@@ -27,7 +28,7 @@ class FitConfig(Config):
 
 
 class TrainConfig(Config):
-    """What classifiers and segmenters share. `image_size` (px) is the side of the square that the backbone sees."""
+    """What all tasks share. `image_size` (px) is the side of the square that the backbone sees."""
 
     task: ClassVar[Task]
     head: SerializeAsAny[HeadConfig]
@@ -47,31 +48,15 @@ class TrainConfig(Config):
             raise ValueError(str(error).removeprefix("head: ")) from None
 
 
-class ClassifyConfig(TrainConfig):
-    """`image_size` null: the backbone's own. `label` is the manifest's column of classes.
-
-    A linear classifier is a convex problem and often an ill-conditioned one: on dermoscopy with an untrained backbone
-    L-BFGS reached a balanced accuracy of 0.41 on test where AdamW ended at 0.34, in the same time.
-    """
-
-    task = "classify"
-    head: SerializeAsAny[HeadConfig] = LinearClassifierConfig()
-    label: str = "label"
-    class_weights: Literal["balanced", "none"] = Field("balanced", description="balanced: each class weighs the same")
-    fit: FitConfig = FitConfig(optimizer="lbfgs", weight_decay=1e-5, epochs=100, patience=10, batch_size=256)
-
-
-class SegmentConfig(TrainConfig):
-    """`image_size` null: the smallest that gives 24 patches a side, and not less than the backbone's own. Patches are
-    the finest detail that a linear head can draw."""
-
-    task = "segment"
-    head: SerializeAsAny[HeadConfig] = HeadConfig()
-    fit: FitConfig = FitConfig(epochs=15, patience=3, batch_size=32, learning_rate=1e-3)
-
-
 def adapter_class(task: Task, name: str) -> type[Adapter]:
-    """The adapter registered as "TASK.NAME". An unknown one is a `UsageError` naming the nearest."""
+    """The adapter called "TASK.NAME": one that comes with dinomed (its module is imported only now), or a plug-in.
+
+    Raises:
+        UsageError: there is none, or it is for another task; the nearest name is given.
+    """
+    for entry in BUILT_IN:  # of this task all, so that a misspelt name finds its nearest; of others none
+        if entry.task == task:
+            import_module(f"dinomed.adapters.{entry.module}")
     found = ADAPTERS[f"{task}.{name}"]
     if found.task != task:
         raise UsageError(f"adapter {name!r} is for {found.task}, not for {task}")

@@ -10,7 +10,7 @@ To add one, write one file: a subclass of `Adapter` with a config beside it, reg
         task, Config = "classify", PoolConfig
         ...
 
-and use it with ``dinomed train classify --set head.name=pool``. A third party names its class in an entry point of the
+and use it with ``dinomed train classify --head pool``. A third party names its class in an entry point of the
 group ``dinomed.adapters`` instead.
 """
 
@@ -22,11 +22,12 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
+from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import Config
 from dinomed.features.compute import Features
 from dinomed.registry import Registry
 
-Task = Literal["classify", "segment"]
+Task = Literal["classify", "segment", "depth"]
 
 
 class HeadConfig(Config):
@@ -38,10 +39,24 @@ class HeadConfig(Config):
 
 @dataclass(frozen=True)
 class Needs:
-    """What an adapter asks of the backbone: tokens of which blocks, and whether patch by patch."""
+    """What an adapter asks of the backbone. Class tokens and mean patch tokens always come; `patches` asks for the
+    patch tokens themselves, which are a hundred times as many."""
 
     blocks: tuple[int, ...]
     patches: bool
+
+
+def split_blocks(features: Features, count: int) -> list[Features]:
+    """Features of `count` blocks, concatenated along the channels, as one `Features` for each block, in order (views).
+
+    >>> both = Features(cls=torch.zeros(2, 6), mean=torch.zeros(2, 6), patches=torch.zeros(2, 6, 4, 5))
+    >>> [tuple(one.patches.shape) for one in split_blocks(both, 2)]
+    [(2, 3, 4, 5), (2, 3, 4, 5)]
+    """
+    grids = [None] * count if features.patches is None else features.patches.chunk(count, dim=1)
+    assert features.cls.shape[1] % count == 0, (tuple(features.cls.shape), count)
+    parts = zip(features.cls.chunk(count, dim=1), features.mean.chunk(count, dim=1), grids, strict=True)
+    return [Features(cls, mean, patches) for cls, mean, patches in parts]
 
 
 class Adapter(nn.Module):
@@ -49,12 +64,15 @@ class Adapter(nn.Module):
 
     `task` decides how it is fitted and what logits are:
     - classify: (B, classes), a softmax gives probabilities;
-    - segment: (B, 1, rows, columns) on any grid, resized bilinearly to the image; a sigmoid gives probabilities.
+    - segment: (B, classes, rows, columns) on any grid, resized bilinearly to the image; a sigmoid gives probabilities
+      where each class has a mask of its own (one of one class, or several that may overlap), a softmax where every
+      pixel has one class;
+    - depth: (B, 1, rows, columns) on any grid, resized bilinearly to the image; these are depths, in the data's unit.
 
     Args:
-        config: an instance of `Config`.
+        config: an instance of `Config`, settled.
         embed_dim: channels of the backbone; features hold ``len(config.blocks)`` times as many.
-        num_classes: classes of a classifier; 1 for a segmenter.
+        num_classes: classes of a classifier or a segmenter; 1 for depth.
     """
 
     task: ClassVar[Task]
@@ -64,9 +82,15 @@ class Adapter(nn.Module):
         super().__init__()
         self.config, self.embed_dim, self.num_classes = config, embed_dim, num_classes
 
+    @classmethod
+    def settle(cls, config: Any, backbone: FrozenBackbone) -> Any:
+        """The config with what depends on the backbone filled in, such as blocks at a third of its depth; the bundle
+        keeps it so."""
+        return config
+
     @property
     def needs(self) -> Needs:
-        return Needs(tuple(self.config.blocks), patches=self.task == "segment")
+        return Needs(tuple(self.config.blocks), patches=self.task != "classify")
 
     def calibrate(self, cls: np.ndarray, mean: np.ndarray) -> None:
         """Look at the pooled features of all training images, float32 (N, blocks * C), once before the fit."""

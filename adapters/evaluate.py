@@ -3,22 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from dinomed.adapters.bundle import read_record, read_seen
-from dinomed.adapters.data import class_indices, labelled, masked, select_split, widen
-from dinomed.adapters.folders import batches
-from dinomed.adapters.masks import load_mask
-from dinomed.adapters.predict import ClassifyPredictor, SegmentPredictor, load_adapter
+from dinomed.adapters.data import labelled, masked, select_split
+from dinomed.adapters.evaluate_classify import measure_classifier
+from dinomed.adapters.evaluate_segment import measure_segmenter
+from dinomed.adapters.predict import SegmentPredictor, load_adapter
 from dinomed.adapters.seen import Overlap
 from dinomed.datasets.manifest import Manifest
-from dinomed.errors import DinomedError, UsageError
-from dinomed.features.compute import Loaded
-from dinomed.metrics.classification import classification_metrics
-from dinomed.metrics.segmentation import overlap, segmentation_metrics
+from dinomed.errors import UsageError
 from dinomed.notice import RESEARCH_USE
-from dinomed.progress import bar, warn
+from dinomed.progress import warn
 
 
 def evaluate(
@@ -64,9 +58,9 @@ def evaluate(
     predictor = load_adapter(folder, device, backbone)
     result: dict[str, Any] = {"purpose": RESEARCH_USE, "adapter": str(folder), "task": predictor.task, "split": split}
     if isinstance(predictor, SegmentPredictor):
-        result |= {"threshold": predictor.threshold, "metrics": _segmentation(predictor, chosen)}
+        result |= {"threshold": predictor.threshold, "metrics": measure_segmenter(predictor, chosen)}
     else:
-        result |= {"classes": predictor.classes, "metrics": _classification(predictor, chosen, column, split)}
+        result |= {"classes": predictor.classes, "metrics": measure_classifier(predictor, chosen, column, split)}
     return result | {
         "seen_in_training": {
             "images": len(seen.images),
@@ -89,32 +83,3 @@ def _tell_seen(seen: Overlap, total: int, where: str, folder: str | Path, leave_
     if leave_out and len(seen) > total / 2:
         raise UsageError(f"{told}; give images that it has not seen, or add --allow-seen (the result will say so)")
     warn(f"{told}; {'they are left out' if leave_out else 'the metrics are too good'}")
-
-
-def _segmentation(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, Any]:
-    overlaps = []
-    with bar("evaluating", len(manifest)) as progress:
-        for loaded in batches(manifest, predictor):
-            maps = predictor.probability_maps(_pixels(loaded), [one.size for one in loaded])
-            for one, probability in zip(loaded, maps, strict=True):
-                overlaps.append(overlap(load_mask(manifest, one.index), probability >= predictor.threshold))
-            progress.advance(len(loaded))
-    return segmentation_metrics(overlaps)
-
-
-def _classification(predictor: ClassifyPredictor, manifest: Manifest, column: str, split: str) -> dict[str, Any]:
-    labels, names = class_indices(manifest, column, predictor.classes, split)
-    rows = []
-    with bar("evaluating", len(manifest)) as progress:
-        for loaded in batches(manifest, predictor):
-            rows.append(predictor.probability_rows(_pixels(loaded)))
-            progress.advance(len(loaded))
-    return classification_metrics(labels, widen(np.concatenate(rows), len(names)), names)
-
-
-def _pixels(loaded: list[Loaded]) -> torch.Tensor:
-    """The batch; an unreadable image ends an evaluation, since a mean over the others would hide it."""
-    for one in loaded:
-        if one.error is not None:
-            raise DinomedError(f"{one.error}; it could be read when the manifest was made: scan the folder again")
-    return torch.stack([one.pixels for one in loaded if one.pixels is not None])

@@ -12,7 +12,7 @@ from dinomed.adapters.plan import FAILED_FILE, PLAN_FILE, TABLE_FILE, Plan, Row,
 from dinomed.adapters.predict import ClassifyPredictor, SegmentPredictor, lesion_summary
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
-from dinomed.errors import UsageError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import Loaded, load_images
 from dinomed.files import locked, prepare_output
 from dinomed.images.read import write_mask
@@ -107,6 +107,14 @@ def batches(
     images = load_images(manifest, predictor.backbone.preprocessing)
     while chunk := list(islice(images, size)):
         yield chunk
+
+
+def stack_pixels(loaded: list[Loaded]) -> torch.Tensor:
+    """The batch; an unreadable image ends an evaluation, since a mean over the others would hide it."""
+    for one in loaded:
+        if one.error is not None:
+            raise DinomedError(f"{one.error}; it could be read when the manifest was made: scan the folder again")
+    return torch.stack([one.pixels for one in loaded if one.pixels is not None])
 
 
 def _predict_batch(

@@ -8,10 +8,13 @@ from typer import Option
 from dinomed.apps.options import Backbone, Cache, Data, Device, Json, Output, Overwrite, Quiet, Weights
 
 if TYPE_CHECKING:
-    from dinomed.adapters.fit import FitResult
+    from dinomed.adapters.fitting import FitResult
 
 Config = Annotated[Path | None, Option("--config", "-c", help="YAML file, such as configs/adapters/segment.yaml.")]
 Set = Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")]
+Head = Annotated[
+    str | None, Option("--head", help="Which head, as `dinomed models` lists them (short for --set head.name=NAME).")
+]
 SeedOrConfig = Annotated[int | None, Option("--seed", help="Instead of the seed of the config.", min=0)]
 
 
@@ -19,6 +22,7 @@ def classify(
     backbone: Backbone,
     data: Data,
     output: Output,
+    head: Head = None,
     config: Config = None,
     overrides: Set = None,
     weights: Weights = None,
@@ -33,10 +37,10 @@ def classify(
 
     Learns from the split train and keeps the epoch that is best on val. For research use only.
     """
-    from dinomed.adapters.config import ClassifyConfig
+    from dinomed.adapters.config_classify import ClassifyConfig
     from dinomed.adapters.fit import fit_classifier
 
-    settings = _settings(ClassifyConfig, config, overrides, seed)
+    settings = _settings(ClassifyConfig, config, overrides, seed, head)
     result = fit_classifier(
         **_inputs(backbone, weights, device, data, cache), out=output, config=settings, overwrite=overwrite
     )
@@ -47,6 +51,7 @@ def segment(
     backbone: Backbone,
     data: Data,
     output: Output,
+    head: Head = None,
     config: Config = None,
     overrides: Set = None,
     weights: Weights = None,
@@ -62,22 +67,26 @@ def segment(
     Learns from the split train, keeps the epoch that is best on val, and chooses the threshold there. For research
     use only.
     """
-    from dinomed.adapters.config import SegmentConfig
+    from dinomed.adapters.config_segment import SegmentConfig
     from dinomed.adapters.fit import fit_segmenter
 
-    settings = _settings(SegmentConfig, config, overrides, seed)
+    settings = _settings(SegmentConfig, config, overrides, seed, head)
     result = fit_segmenter(
         **_inputs(backbone, weights, device, data, cache), out=output, config=settings, overwrite=overwrite
     )
     _report(result, as_json)
 
 
-def _settings(kind: Any, config: Path | None, overrides: list[str] | None, seed: int | None) -> Any:
+def _settings(
+    kind: Any, config: Path | None, overrides: list[str] | None, seed: int | None, head: str | None = None
+) -> Any:
     from dinomed.config import load_config
     from dinomed.configs import find_config
 
     path = None if config is None else find_config(config)
-    return load_config(kind, path, [*(overrides or ()), *([f"seed={seed}"] if seed is not None else [])])
+    options = {"head.name": head, "seed": seed}
+    short = [f"{name}={value}" for name, value in options.items() if value is not None]
+    return load_config(kind, path, [*(overrides or ()), *short])
 
 
 def _inputs(backbone: str, weights: Path | None, device: str, data: Path, cache: Path | None) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dinomed.adapters.config import ClassifyConfig, SegmentConfig, adapter_class
+from dinomed.adapters.config import adapter_class
+from dinomed.adapters.config_classify import ClassifyConfig
+from dinomed.adapters.config_segment import SegmentConfig
 from dinomed.adapters.linear import LinearClassifier, LinearSegmenter
 from dinomed.config import load_config, to_yaml
 from dinomed.errors import UsageError

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from dinomed.adapters.bundle import read_record
-from dinomed.adapters.config import ClassifyConfig, FitConfig, SegmentConfig
+from dinomed.adapters.config import FitConfig
+from dinomed.adapters.config_classify import ClassifyConfig
+from dinomed.adapters.config_segment import SegmentConfig
 from dinomed.adapters.evaluate import evaluate
 from dinomed.adapters.fit import class_weights, fit_classifier, fit_segmenter
 from dinomed.adapters.masks import load_mask
@@ -270,7 +272,9 @@ def test_an_unfinished_fit_is_begun_again_without_asking(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("dinomed.adapters.fit.save_bundle", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "dinomed.adapters.fit_classify.save_bundle", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             fit_classifier(backbone, manifest, tmp_path / "cls", CLASSIFY, store=place / "store")
     with pytest.raises(UsageError, match="did not finish"):

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from dinomed.adapters import folders
-from dinomed.adapters.config import ClassifyConfig, FitConfig, SegmentConfig
+from dinomed.adapters.config import FitConfig
+from dinomed.adapters.config_classify import ClassifyConfig
+from dinomed.adapters.config_segment import SegmentConfig
 from dinomed.adapters.fit import fit_classifier, fit_segmenter
 from dinomed.adapters.folders import mask_names, predict_collection
 from dinomed.adapters.inputs import find_images
