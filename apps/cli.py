@@ -24,6 +24,7 @@ from dinomed.notice import RESEARCH_USE
 COMMANDS: dict[str, Any] = {
     "quickstart": "quickstart:quickstart",
     "doctor": "doctor:doctor",
+    "models": "models:models",
     "scan": "scan:scan",
     "audit": "audit:audit",
     "pretrain": "pretrain:pretrain",

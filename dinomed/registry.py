@@ -5,6 +5,7 @@ from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from dinomed.errors import UsageError, did_you_mean
+from dinomed.progress import warn
 
 T = TypeVar("T")
 
@@ -37,7 +38,16 @@ class Registry(Generic[T]):
     def _load_plugins(self) -> None:
         group, self._group = self._group, None
         for point in entry_points(group=group) if group else ():
-            self._items.setdefault(point.name, point.load())
+            if point.name in self._items:
+                warn(f"plug-in {point.value}: there is a {self.kind} {point.name!r} already; it is not used")
+                continue
+            try:
+                item = point.load()
+            except Exception as error:  # another's code may raise anything; ours goes on without it
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                warn(f"plug-in {point.value} ({self.kind} {point.name!r}) cannot be loaded: {said}")
+                continue
+            self._items.setdefault(point.name, item)  # its module may have registered it by itself
 
     def __getitem__(self, name: str) -> T:
         if name not in self._items:

@@ -16,7 +16,7 @@ from dinomed.adapters.retrieval.filters import Condition, Relatives, choose, gro
 from dinomed.adapters.retrieval.index import Found, IndexRecord, RetrievalIndex, read_index
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
-from dinomed.datasets.manifest import FIXED, Manifest
+from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.device import resolve_device
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import Features, Loaded, compute_features, load_images
@@ -24,7 +24,7 @@ from dinomed.images.read import read_image
 from dinomed.progress import bar
 
 BATCH_SIZE = 16
-_NOT_SHOWN = {*FIXED, "mask", "group", "label", "split"}
+_NOT_SHOWN = set(KNOWN)  # shown by themselves, or facts of the file
 
 
 @dataclass

@@ -1,0 +1,40 @@
+"""A head of one's own for dinomed: the class token through one hidden layer."""
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dinomed.adapters.contract import Adapter, HeadConfig
+from dinomed.features.compute import Features
+
+
+class MLPConfig(HeadConfig):
+    """What ``--set head.hidden=64`` can change; `name` and `blocks` are there already."""
+
+    name: str = "mlp"
+    hidden: int = Field(64, ge=1)
+
+
+class MLPClassifier(Adapter):
+    """Standardised class tokens, a hidden layer, one logit for each class."""
+
+    task, Config = "classify", MLPConfig
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, config: MLPConfig, embed_dim: int, num_classes: int) -> None:
+        super().__init__(config, embed_dim, num_classes)
+        width = embed_dim * len(config.blocks)
+        self.register_buffer("shift", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.layers = nn.Sequential(nn.Linear(width, config.hidden), nn.GELU(), nn.Linear(config.hidden, num_classes))
+
+    def calibrate(self, cls: np.ndarray, mean: np.ndarray) -> None:
+        """Called once, with the features of all training images, before the fit."""
+        tokens = torch.from_numpy(cls)
+        self.shift.copy_(tokens.mean(0))
+        self.scale.copy_(1 / tokens.std(0, correction=0).clamp_min(1e-6))
+
+    def forward(self, features: Features) -> Tensor:
+        return self.layers((features.cls - self.shift) * self.scale)
