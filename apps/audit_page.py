@@ -3,16 +3,14 @@
 from html import escape
 from typing import Any
 
-import numpy as np
-
+from dinomed.album import MIB, Album
 from dinomed.datasets.manifest import Manifest
-from dinomed.images.read import UnreadableImage, read_image
-from dinomed.page import build_page, build_table, code, figure, heading, paragraph
+from dinomed.page import build_page, build_table, code, heading, paragraph
 from dinomed.pretrain.curation.audit import KINDS, Audit, Pair
 
 MAX_PAIRS = 100
 """Of each kind; a page with more is too large to open. The JSON has all."""
-_SIDE = 300  # px
+_LIMIT = 64 * MIB
 _TITLES = {
     "exact": "Exact copies: the same file",
     "near": "Near copies: the same picture, changed",
@@ -41,13 +39,14 @@ def build_audit_page(
     )
     parts = [paragraph(f"{names[0]} against {names[1]}. {verdict}"), build_table(("", "number"), rows)]
     parts += [paragraph(note) for note in found.notes]
+    album = Album(_LIMIT, names=True)  # they are the point: these images have to be taken out
     for kind in KINDS:
         pairs = [pair for pair in found.pairs if pair.kind == kind]
         if pairs:
             parts.append(heading(f"{_TITLES[kind]} ({len(pairs)})"))
             if len(pairs) > MAX_PAIRS:
                 parts.append(paragraph(f"The first {MAX_PAIRS} are shown; `--json` lists all."))
-            parts += [_show(pair, train, test) for pair in pairs[:MAX_PAIRS]]
+            parts += [_show(album, pair, train, test) for pair in pairs[:MAX_PAIRS]]
     return build_page("Leak audit", [*parts, heading("Settings"), code(settings)])
 
 
@@ -69,19 +68,10 @@ def describe_pair(pair: Pair) -> str:
     return ", ".join(words)
 
 
-def _show(pair: Pair, train: Manifest | None, test: Manifest) -> str:
+def _show(album: Album, pair: Pair, train: Manifest | None, test: Manifest) -> str:
     left = (
         "<figure><figcaption>in the training set; only its hash is kept</figcaption></figure>"
         if pair.train is None or train is None
-        else _picture(train, pair.train, "train")
+        else album.picture(train, pair.train, "train")
     )
-    return f"<div>{left}{_picture(test, pair.test, 'test')}<p class='soft'>{escape(describe_pair(pair))}</p></div>"
-
-
-def _picture(manifest: Manifest, row: int, side: str) -> str:
-    name = manifest.column("image")[row]
-    try:
-        image = read_image(manifest.path(row))
-    except UnreadableImage as error:
-        return f"<figure><figcaption>{escape(f'{side}: {name}, {error.reason}')}</figcaption></figure>"
-    return figure(np.ascontiguousarray(image), f"{side}: {name}", max_side=_SIDE)
+    return f"<div>{left}{album.picture(test, pair.test, 'test')}<p class='soft'>{escape(describe_pair(pair))}</p></div>"

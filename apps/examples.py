@@ -29,15 +29,6 @@ def write_examples(paths: Iterable[Path], folder: Path, count: int) -> list[Path
     return written
 
 
-def spread(total: int, count: int) -> list[int]:
-    """At most `count` indices, evenly over `total`.
-
-    >>> spread(10, 3), spread(2, 6), spread(0, 6)
-    ([0, 4, 9], [0, 1], [])
-    """
-    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist() if total else []
-
-
 def _read(path: Path) -> np.ndarray | None:
     try:
         return read_image(path, max_pixels=MAX_PIXELS)

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from dinomed import page
+from dinomed.album import spread
 from dinomed.apps.baselines import otsu_mask
-from dinomed.apps.examples import spread, write_examples
+from dinomed.apps.examples import write_examples
 from dinomed.apps.journal import Journal
 from dinomed.apps.overlay import draw_mask, line_width_px, outline
 from dinomed.apps.quickstart import SYNTHETIC, table_of

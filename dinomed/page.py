@@ -33,7 +33,17 @@ figcaption { max-width: 20rem; } figure.wide figcaption { max-width: none; }
 details { margin: .8rem 0; } summary { cursor: pointer; }
 pre { overflow-x: auto; background: var(--mark); padding: .7rem .9rem; border-radius: 4px; font-size: .85rem; }
 svg { border: 1px solid var(--edge); border-radius: 4px; } svg text { fill: var(--soft); font-size: 11px; }
+.pair { display: inline-block; vertical-align: top; margin: 0 1.2rem .6rem 0; } .pair p { margin: 0; }
+td.bars { width: 14rem; } td.bars i { display: block; height: .5rem; margin: .12rem 0; border-radius: 2px; }
+td.bars i:first-child { background: var(--soft); } td.bars i:last-child { background: var(--line); }
+.key { white-space: nowrap; margin-right: .8rem; } .key b { font-size: 1.1rem; line-height: 1; }
+:root { --c0: #0891b2; --c1: #dc2626; --c2: #94a3b8; --c3: #d97706; --c4: #7c3aed; --c5: #16a34a; --c6: #db2777;
+  --c7: #92400e; }
+@media (prefers-color-scheme: dark) { :root { --c0: #22d3ee; --c1: #f87171; --c2: #64748b; --c3: #fbbf24;
+  --c4: #a78bfa; --c5: #4ade80; --c6: #f472b6; --c7: #d6a06a; } }
 """
+COLORS = 8
+"""Colours that `scatter` has."""
 
 
 def build_page(title: str, parts: Sequence[str]) -> str:
@@ -83,17 +93,24 @@ def _cell(value: Any) -> str:
     return f"<td class='number'>{text}</td>" if number or value is None else f"<td>{text}</td>"
 
 
-def figure(image: np.ndarray, caption: str, *, wide: bool = False, max_side: int = 420) -> str:
-    """A picture, uint8 (H, W, 3), reduced to `max_side` px (`wide`: 1200) so that the file stays small."""
+def figure(
+    image: np.ndarray, caption: str, *, wide: bool = False, max_side: int = 420, quality: int = 90, width_px: int = 260
+) -> str:
+    """A picture, uint8 (H, W, 3), reduced to `max_side` px (`wide`: 1200) so that the file stays small.
+
+    Args:
+        quality: of the JPEG.
+        width_px: shown at least so wide.
+    """
     picture = Image.fromarray(image)
     side = 1200 if wide else max_side
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     data = io.BytesIO()
-    picture.save(data, "JPEG", quality=90, subsampling=0)
+    picture.save(data, "JPEG", quality=quality, subsampling=0)
     source = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
     kind = ' class="wide"' if wide else ""
     return (
-        f'<figure{kind}><img src="{source}" alt="{escape(caption)}" width="{max(picture.width, 260)}">'
+        f'<figure{kind}><img src="{source}" alt="{escape(caption)}" width="{max(picture.width, width_px)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
@@ -134,4 +151,48 @@ def curve(points: Sequence[tuple[float, float]], caption: str, marks: Mapping[st
         f'<figure><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="{escape(caption)}">{lines}{axis}<polyline points="{path}" fill="none" stroke="var(--line)" '
         f'stroke-width="1.8"/></svg><figcaption>{escape(caption)}</figcaption></figure>'
+    )
+
+
+def compare(column: str, names: tuple[str, str], rows: Sequence[tuple[str, float, float]]) -> str:
+    """A table of two numbers a row, (name, one, other), with bars: the share of each in the sum of its column."""
+    sums = (sum(row[1] for row in rows) or 1, sum(row[2] for row in rows) or 1)
+    most = max((max(one / sums[0], other / sums[1]) for _, one, other in rows), default=0) or 1
+    head = "".join(f"<th>{escape(name)}</th>" for name in (column, names[0], "", names[1], "", ""))
+    body = ""
+    for name, *values in rows:
+        shares = [value / total for value, total in zip(values, sums, strict=True)]
+        cells = "".join(
+            f"{_cell(value)}<td class='number soft'>{share:.1%}</td>"
+            for value, share in zip(values, shares, strict=True)
+        )
+        bars = "".join(f'<i style="width:{100 * share / most:.1f}%"></i>' for share in shares)
+        body += f"<tr><td>{escape(name)}</td>{cells}<td class='bars'>{bars}</td></tr>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def scatter(
+    groups: Mapping[str, np.ndarray], caption: str, *, box: tuple[float, float, float, float], width: int = 460
+) -> str:
+    """Points of up to `COLORS` groups, each float (n, 2), as SVG with their names and numbers below.
+
+    Args:
+        groups: the first are drawn first; a group without points keeps its colour.
+        box: (left, bottom, right, top) of what is seen; points outside are drawn at the edge.
+    """
+    height = round(width * 0.8)
+    low, high = np.array(box[:2]), np.array(box[2:])
+    paths, keys = "", ""
+    for number, (name, points) in enumerate(groups.items()):
+        color = f"var(--c{number % COLORS})"
+        place = (np.clip(points, low, high) - low) / np.maximum(high - low, 1e-9)
+        place = np.stack([4 + place[:, 0] * (width - 8), height - 4 - place[:, 1] * (height - 8)], axis=1)
+        dots = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in place)  # a line of no length with round ends
+        paths += f'<path d="{dots}" stroke="{color}"/>' if dots else ""
+        key = f"{escape(name)} ({len(points):,})"
+        keys += f'<span class="key"><b style="color:{color}">●</b> {key}</span> '
+    return (
+        f'<figure class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="{escape(caption)}" stroke-width="3.4" stroke-linecap="round" stroke-opacity="0.6" fill="none">'
+        f"{paths}</svg><figcaption>{escape(caption)}<br>{keys}</figcaption></figure>"
     )

@@ -1,7 +1,10 @@
 """Fixtures for all tests: the real images (skipped where they are absent) and one thread for torch."""
 
 import os
+import runpy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,3 +49,9 @@ def lesion_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = scan(folder / "lesions", labels="labels.csv", group="lesion_id")
     write_manifest(result.manifest, folder / "lesions.parquet")
     return folder / "lesions.parquet"
+
+
+@pytest.fixture(scope="session")
+def make_outcome() -> Callable[..., Any]:
+    """See `curation/curation_page.py`."""
+    return runpy.run_path(str(ROOT / "tests" / "curation" / "curation_page.py"))["make_outcome"]  # type: ignore[no-any-return]

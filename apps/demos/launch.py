@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from dinomed.album import spread
 from dinomed.apps.demos.serve import Address, choose_address, private_environment, serve
-from dinomed.apps.examples import spread, write_examples
+from dinomed.apps.examples import write_examples
 from dinomed.errors import UsageError
 from dinomed.progress import say
 
