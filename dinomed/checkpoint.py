@@ -28,6 +28,10 @@ STATE_FILE = "state.json"
 Tensors = Mapping[str, torch.Tensor]
 
 
+class DamagedCheckpoints(DinomedError):
+    """No checkpoint of a run can be read."""
+
+
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
     """One safetensors file, flushed to disk; not atomic by itself.
 
@@ -173,7 +177,7 @@ def newest_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint and its state, with a warning for each damaged one; None where there is none at all.
 
     Raises:
-        DinomedError: there are checkpoints and none can be read.
+        DamagedCheckpoints: there are checkpoints and none can be read; what is to be done depends on whose they are.
     """
     folders = list_checkpoints(root)
     for folder in reversed(folders):
@@ -182,7 +186,7 @@ def newest_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
         except DinomedError as error:
             warn(f"checkpoint {folder.name} is damaged ({error}); trying the one before")
     if folders:
-        raise DinomedError(f"none of the {len(folders)} checkpoints in {root} can be read; start anew with --overwrite")
+        raise DamagedCheckpoints(f"none of the {len(folders)} checkpoints in {root} can be read")
     return None
 
 

@@ -136,7 +136,7 @@ def check_free(folder: str | Path, name: str = ".lock") -> None:
     """
     if fcntl is None or not (Path(folder) / name).is_file():
         return
-    with contextlib.suppress(FileNotFoundError), open(Path(folder) / name) as file:
+    with contextlib.suppress(OSError), open(Path(folder) / name) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:

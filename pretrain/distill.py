@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dinomed.backbones.vit import VisionTransformer
-from dinomed.checkpoint import newest_checkpoint, read_whole
+from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.checkpoint import DamagedCheckpoints, newest_checkpoint, read_whole
 from dinomed.config import build_config, merge, parse_yaml
-from dinomed.errors import UsageError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.method import Batch, DINOv2, average, backbone_of, build_side
 from dinomed.pretrain.run import CHECKPOINTS, CONFIG_FILE
@@ -32,9 +32,15 @@ def read_teacher(folder: Path) -> Teacher:
 
     Raises:
         UsageError: it is no run folder; released backbones have no heads, which have to be fitted first.
+        DinomedError: it is damaged.
     """
     path = folder / CONFIG_FILE
-    found = newest_checkpoint(folder / CHECKPOINTS)
+    try:
+        found = newest_checkpoint(folder / CHECKPOINTS)
+    except DamagedCheckpoints as error:
+        raise DinomedError(
+            f"teacher {folder} is damaged: {error}; give a whole copy of it, or another teacher"
+        ) from None
     if not path.is_file() or found is None:
         raise UsageError(
             f"teacher {folder} is no run with a checkpoint. A backbone alone has no heads to teach with: fit them "
@@ -49,9 +55,14 @@ def fit_student(config: PretrainConfig, teacher: Teacher) -> PretrainConfig:
     not, normalisation, channels; without masks and stochastic depth.
 
     Raises:
-        UsageError: the patch sizes differ, so that patch tokens cannot be compared.
+        UsageError: the patch sizes differ, so that patch tokens cannot be compared; or the channels do.
     """
-    theirs = teacher.config
+    theirs, channels = teacher.config, config.backbone.in_channels
+    if channels not in (theirs.backbone.in_channels, ViTConfig.model_fields["in_channels"].default):
+        raise UsageError(
+            f"the teacher takes {theirs.backbone.in_channels} channels, the student {channels} (backbone.in_channels): "
+            "both see the same images; leave the setting out"
+        )
     if theirs.backbone.patch_size != config.backbone.patch_size:
         raise UsageError(
             f"the teacher's patches are {theirs.backbone.patch_size} px, the student's {config.backbone.patch_size}: "
@@ -76,7 +87,12 @@ class Distillation(DINOv2):
         super().__init__(config.backbone, config.objective)
         self.average = self.teacher  # a copy of the student as it begins
         self.teacher = build_side(teacher.config.backbone, teacher.config.objective).eval().requires_grad_(False)
-        self.teacher.load_state_dict(teacher.state)
+        try:
+            self.teacher.load_state_dict(teacher.state)
+        except RuntimeError as error:  # names every tensor, a line each
+            raise DinomedError(
+                f"the teacher's checkpoint does not fit its {CONFIG_FILE} ({str(error).splitlines()[1].strip()[:200]})"
+            ) from None
 
     @property
     def sides(self) -> tuple[nn.ModuleDict, ...]:

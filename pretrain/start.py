@@ -16,9 +16,9 @@ from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.backbones.weights import inflate_channels
-from dinomed.checkpoint import newest_checkpoint, read_whole
+from dinomed.checkpoint import DamagedCheckpoints, newest_checkpoint, read_whole
 from dinomed.config import build_config, merge
-from dinomed.errors import UsageError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.layers.patch_embedding import resize_position_embedding
 from dinomed.pretrain.config import PretrainConfig, StartConfig
 from dinomed.pretrain.method import DINOv2
@@ -57,7 +57,12 @@ def read_start(config: StartConfig) -> Start | None:
 
 
 def _heads_of_run(folder: Path) -> dict[str, Tensor]:
-    found = newest_checkpoint(folder / "checkpoints") if folder.is_dir() else None
+    try:
+        found = newest_checkpoint(folder / "checkpoints") if folder.is_dir() else None
+    except DamagedCheckpoints as error:
+        raise DinomedError(
+            f"{folder} cannot be started from: {error}; its backbone alone may be whole: {folder / 'backbone'}"
+        ) from None
     if found is None:
         return {}
     return read_whole(found[0], "model.")

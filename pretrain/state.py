@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinomed.checkpoint import describe_tensors, fill, newest_checkpoint, write_checkpoint
+from dinomed.checkpoint import DamagedCheckpoints, describe_tensors, fill, newest_checkpoint, write_checkpoint
 from dinomed.distributed import on_main, rank
 from dinomed.errors import DinomedError
 from dinomed.pretrain.method import DINOv2
@@ -46,7 +46,10 @@ def load_state(
 ) -> tuple[int, dict[str, Any]]:
     """Restore the newest readable checkpoint in place, whatever number of processes wrote it; returns the number of
     finished steps (0 if there is none) and the `more` that was saved with it."""
-    found = on_main(lambda: newest_checkpoint(root))
+    try:
+        found = on_main(lambda: newest_checkpoint(root))
+    except DamagedCheckpoints as error:
+        raise DinomedError(f"{error}; start anew with --overwrite") from None
     if found is None:
         return 0, {}
     folder, state = found

@@ -89,8 +89,6 @@ def pretrain(
     for source in (teacher, config.start.weights):
         if source is not None and out.exists() and Path(source).resolve().is_relative_to(out.resolve()):
             raise UsageError(f"output {out} holds what the run starts from ({source}); choose another folder")
-    if resume and overwrite:
-        raise UsageError("--resume goes on with a run and --overwrite begins it anew; give one of the two")
     with ExitStack() as stack:
         with process_group(resolve_device(device), run.timeout_s) as where:
             if run.batch_size % world_size():

@@ -37,10 +37,11 @@ def pretrain(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Pretrain a DINOv2 backbone on the images of a manifest.
+    """Pretrain a DINOv2 backbone on the images of a manifest or a folder.
 
     Ctrl-C or SIGTERM finish the step and write a checkpoint; --resume goes on as if nothing had happened.
     """
+    _refuse_both(resume, overwrite)
     settings = _settings(overrides, {"run.seed": seed, "start.weights": start, "start.file": weights and str(weights)})
     flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
     resolved = _resolve(config, settings, phase)
@@ -55,7 +56,7 @@ def pretrain(
             flags,
         )
     else:
-        _run(resolved, data, output, device, resume=resume, overwrite=overwrite, as_json=as_json)
+        _run(resolved, data, output, device, overrides, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 def distill(
@@ -77,6 +78,7 @@ def distill(
 
     CONFIG describes the student; what it must share with the teacher (prototypes, normalisation) comes from there.
     """
+    _refuse_both(resume, overwrite)
     settings = _settings(overrides, {"run.seed": seed})
     flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
     resolved = _resolve(config, settings, None)
@@ -86,7 +88,17 @@ def distill(
         options = {"--teacher": teacher, "--data": data, "-o": output, "--device": device}
         _launch(nproc, ["distill", config], settings, options, flags)
     else:
-        _run(resolved, data, output, device, resume=resume, overwrite=overwrite, as_json=as_json, teacher=teacher)
+        _run(
+            resolved, data, output, device, overrides,
+            resume=resume, overwrite=overwrite, as_json=as_json, teacher=teacher,
+        )  # fmt: skip
+
+
+def _refuse_both(resume: bool, overwrite: bool) -> None:
+    from dinomed.errors import UsageError
+
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite begins it anew; give one of the two")
 
 
 def _settings(overrides: list[str] | None, given: dict[str, object]) -> list[str]:
@@ -147,6 +159,7 @@ def _run(
     data: Path,
     output: Path,
     device: str,
+    overrides: list[str] | None,
     *,
     resume: bool,
     overwrite: bool,
@@ -158,7 +171,8 @@ def _run(
     from dinomed.notice import RESEARCH_USE
     from dinomed.pretrain.trainer import pretrain as run
 
-    result = run(config, data, output, device=device, resume=resume, overwrite=overwrite, teacher=teacher)
+    fixed = [text.partition("=")[0].strip() for text in overrides or ()]
+    result = run(config, data, output, device=device, resume=resume, overwrite=overwrite, teacher=teacher, fixed=fixed)
     if launched_rank() == 0:
         report = asdict(result) | {"folder": str(result.folder), "backbone": str(result.backbone)}
         emit(report | {"note": RESEARCH_USE}, as_json)

@@ -155,6 +155,8 @@ def open_collection(path: str | Path) -> Manifest:
         if len(result.unreadable) > 5:
             warn(f"{len(result.unreadable) - 5} more files of {path} cannot be read; `dinomed scan` lists them")
         return result.manifest
+    if not path.is_file():
+        raise UsageError(f"{path} is a pipe or a device; give a manifest, a folder of images, or an image")
     return read_manifest(path) if is_manifest(path) else scan_file(path)
 
 

@@ -11,7 +11,7 @@ import torch
 from dinomed.backbones.load import load_backbone
 from dinomed.checkpoint import list_checkpoints, read_whole
 from dinomed.datasets.manifest import read_manifest
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError
 from dinomed.pretrain import trainer
 from dinomed.pretrain.collection import choose_images
 from dinomed.pretrain.config import PretrainConfig
@@ -151,12 +151,6 @@ def test_a_learning_rate_that_wrecks_the_weights_ends_in_one_line(tiny: Tiny, pi
     config = tiny(optimizer={"lr": 1e8}, run={"checkpoint_every": 100, "steps": 40, "max_bad_steps": 2})
     with pytest.raises(DinomedError, match="no checkpoint had been written yet"):
         pretrain(config, pictures, tmp_path / "run", device="cpu")
-
-
-def test_resume_and_overwrite_together_are_refused(run: Path, tiny: Tiny, pictures: Path) -> None:
-    with pytest.raises(UsageError, match="give one of the two"):
-        pretrain(tiny(), pictures, run, device="cpu", resume=True, overwrite=True)
-    assert list_checkpoints(run / "checkpoints")
 
 
 def test_a_folder_of_images_will_do(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
