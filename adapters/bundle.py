@@ -28,7 +28,7 @@ from torch import Tensor
 from dinomed.adapters.config import TrainConfig, adapter_class
 from dinomed.adapters.contract import Adapter
 from dinomed.adapters.loop import LOG_FILE
-from dinomed.adapters.record import FORMAT, AdapterRecord
+from dinomed.adapters.record import FORMAT, READABLE, AdapterRecord
 from dinomed.adapters.reference import refer_to
 from dinomed.adapters.seen import Seen, seen_from_tensors
 from dinomed.backbones.frozen import FrozenBackbone
@@ -78,6 +78,7 @@ def save_bundle(
     classes: list[str],
     seen: Seen,
     threshold: float | None = None,
+    usage: dict[str, Any] | None = None,
     validation: dict[str, Any],
     training: dict[str, Any],
 ) -> AdapterRecord:
@@ -89,6 +90,7 @@ def save_bundle(
         head=adapter.config.model_dump(mode="json"),
         classes=tuple(classes),
         threshold=threshold,
+        usage=usage or {},
         backbone=refer_to(backbone, output.folder),
         preprocessing=backbone.preprocessing,
         validation=validation,
@@ -153,7 +155,7 @@ def read_record(folder: str | Path) -> AdapterRecord:
         )
     data = _read_header(path)
     found = data.get("format") if isinstance(data, dict) else None
-    if found != FORMAT:
+    if found not in READABLE:
         raise DinomedError(f"{path}: format {found!r}, this version reads {FORMAT!r}; train again")
     if (folder / RECORD_FILE).exists() and read_json(folder / RECORD_FILE) != data:
         raise DinomedError(
@@ -174,8 +176,8 @@ def load_head(folder: str | Path, record: AdapterRecord) -> Adapter:
         DinomedError: the weights are damaged, or do not belong to the record.
     """
     cls = adapter_class(record.task, str(record.head.get("name")))
-    num_classes = len(record.classes)
-    adapter = cls(build_config(cls.Config, record.head, str(folder)), record.backbone.embed_dim, num_classes)
+    embed_dim = record.backbone.embed_dim * int(record.usage.get("width", 1))  # several images beside each other
+    adapter = cls(build_config(cls.Config, record.head, str(folder)), embed_dim, len(record.classes))
     try:
         adapter.load_state_dict(_read_part(folder, record, _HEAD))
     except RuntimeError as error:

@@ -9,7 +9,9 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import Config
 from dinomed.notice import RESEARCH_USE
 
-FORMAT: Final = "dinomed.adapter/2"
+FORMAT: Final = "dinomed.adapter/3"
+READABLE: Final = (FORMAT, "dinomed.adapter/2")
+"""What this version reads. 3 added `usage`, which an older version would not apply; a record of 2 has none."""
 
 
 class BackboneReference(Config):
@@ -26,16 +28,19 @@ class BackboneReference(Config):
 class AdapterRecord(Config):
     """The content of `adapter.json`, which also stands in the header of the weights.
 
-    `threshold` is for segmenters. `validation` are metrics on the val images. `weights_sha256` is over the tensors, not
-    over the file (see `dinomed.adapters.bundle.hash_tensors`): the file holds the record itself.
+    `threshold` is for segmenters of one class. `usage` is what else using the head takes: how masks are read and
+    written, thresholds of classes, mirror images and windows, the range of depths; of a classifier what
+    `dinomed.adapters.answer` says. `validation` are metrics on the val images. `weights_sha256` is over the tensors,
+    not over the file (see `dinomed.adapters.bundle.hash_tensors`): the file holds the record itself.
     """
 
-    format: Literal["dinomed.adapter/2"] = FORMAT
+    format: Literal["dinomed.adapter/3", "dinomed.adapter/2"] = FORMAT
     purpose: str = RESEARCH_USE
     task: Task
     head: dict[str, Any]
     classes: tuple[str, ...] = Field(min_length=1)
     threshold: float | None = Field(None, gt=0, lt=1)
+    usage: dict[str, Any] = Field(default_factory=dict)
     backbone: BackboneReference
     preprocessing: Preprocessing
     validation: dict[str, Any]
