@@ -3,9 +3,10 @@
 import numpy as np
 
 from dinomed.datasets.manifest import Manifest
+from dinomed.distributed import rank
 from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.progress import warn
+from dinomed.progress import say, warn
 
 
 def choose_images(manifest: Manifest, config: PretrainConfig) -> tuple[Manifest, Manifest]:
@@ -34,3 +35,39 @@ def choose_images(manifest: Manifest, config: PretrainConfig) -> tuple[Manifest,
         )
     chosen = np.linspace(0, len(aside) - 1, min(count, len(aside))).round().astype(int).tolist() if len(aside) else []
     return train, aside.take(chosen)
+
+
+def fit_images(config: PretrainConfig, images: Manifest) -> PretrainConfig:
+    """`config` as the images ask for it: `images.bits` 16 where it is not given and some have more than 8; what means
+    something of red, green and blue only off where the backbone takes another number of channels.
+
+    Raises:
+        UsageError: the images have other channels than the backbone takes.
+    """
+    channels, changes = config.backbone.in_channels, dict[str, object]()
+    if images.has("channels") and images.has("bits"):
+        _check_channels(images, channels)
+        if config.images.bits is None and max(images.column("bits")) > 8:
+            changes["images"] = config.images.model_copy(update={"bits": 16})
+            if rank() == 0:
+                say("some images have more than 8 bits: all are read with 16 (images.bits)")
+    off = config.crops.needs_rgb()
+    if channels != 3 and off:
+        changes["crops"] = config.crops.without_rgb()
+        if rank() == 0:
+            say(f"{', '.join(off)}: off, since they need RGB and the backbone takes {channels} channels")
+    return config.model_copy(update=changes)
+
+
+def _check_channels(images: Manifest, wanted: int) -> None:
+    """An image has the channels of the backbone, or one (repeated); RGB becomes gray, and of several pages the first
+    is taken, where 1 or 3 are wanted."""
+    names, counts, modes = (images.column(name) for name in ("image", "channels", "mode"))
+    for name, count, mode in zip(names, counts, modes, strict=True):
+        is_array = " x " in mode
+        known = wanted in (1, 3) and (not is_array or count == 3)
+        if count not in (1, wanted) and not known:
+            raise UsageError(
+                f"{name} has {count} channels, and the backbone takes {wanted}: --set backbone.in_channels={count}, "
+                f"with mean and std of {count} values"
+            )

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from dinomed.backbones.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from dinomed.backbones.vit import ViTConfig
 from dinomed.config import Config
+from dinomed.images.intensity import IntensityConfig
 from dinomed.pretrain.crops import CropConfig
 from dinomed.pretrain.masking import MaskConfig
 from dinomed.pretrain.method import ObjectiveConfig, TeacherConfig
@@ -72,6 +73,7 @@ class PretrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
     start: StartConfig = StartConfig()
+    images: IntensityConfig = IntensityConfig()
     mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="of each channel, in [0, 1]")
     std: tuple[float, ...] = Field(IMAGENET_STD, description="of each channel, in [0, 1]")
     frozen_size: int | None = Field(
@@ -80,13 +82,18 @@ class PretrainConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _position_grid(cls, data: Any) -> Any:
-        """The position embedding is made for the global views unless the config says otherwise."""
+    def _defaults(cls, data: Any) -> Any:
+        """The position embedding is made for the global views unless the config says otherwise; channels that are not
+        RGB are normalised alike, by the average of ImageNet's."""
         if isinstance(data, dict) and isinstance(data.get("backbone", {}), dict):
             crops = data.get("crops")
             size = crops.get("global_size", 224) if isinstance(crops, dict) else 224
             backbone = {"drop_path": 0.3, "image_size": size, **data.get("backbone", {})}
             data = {**data, "backbone": backbone}
+            channels = backbone.get("in_channels", 3)
+            if isinstance(channels, int) and 0 < channels != 3:
+                for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+                    data.setdefault(name, (round(sum(values) / 3, 3),) * channels)
         return data
 
     @model_validator(mode="after")
@@ -100,8 +107,6 @@ class PretrainConfig(Config):
                 near = size // patch * patch
                 raise ValueError(f"{name} {size} is not divisible by the patch size {patch}; try {near or patch}")
         channels = self.backbone.in_channels
-        if channels not in (1, 3):
-            raise ValueError(f"backbone.in_channels {channels}: images are read with 1 channel (gray) or 3 (RGB)")
         if len(self.mean) != channels or len(self.std) != channels:
             raise ValueError(f"mean and std need {channels} values, one a channel (backbone.in_channels)")
         if min(self.std) <= 0:

@@ -1,20 +1,18 @@
 """Multi-crop: one image to two global views and several local ones (Caron et al. 2020; DINOv2 settings).
 
-The crop itself is cut here (area-averaged when it shrinks, bicubic when it grows); flips and colours are
-albumentations', an order of magnitude faster than the same on tensors. Everything drawn for an image comes from one
-seed, so an image's views do not depend on which worker made them: that is what makes a resumed run exact.
+The crop itself is cut here (area-averaged when it shrinks, bicubic when it grows); flips and colours are in
+`dinomed.pretrain.colours`. Everything drawn for an image comes from one seed, so an image's views do not depend on
+which worker made them: that is what makes a resumed run exact.
 """
 
-import os
+import math
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from dinomed.config import Config
-
-Range = tuple[float, float]
-
+from dinomed.pretrain.colours import Colours, Range, with_channels
 
 PRESETS: dict[str, dict[str, Any]] = {
     "natural": {},
@@ -61,6 +59,9 @@ class CropConfig(Config):
     blur_kernel: int = Field(9, ge=3, description="px, odd")
     blur_sigma: Range = (0.1, 2.0)
     solarize_probability: float = Field(0.2, ge=0, le=1, description="second global view only, at half the range")
+    reduced_decoding: bool = Field(
+        True, description="decode a large JPEG to a half (quarter, eighth) of its size where every crop still shrinks"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -83,35 +84,47 @@ class CropConfig(Config):
         """For the first global, the second global and the local views."""
         return (1.0, 0.1, 0.5) if self.blur == "paper" else (0.0, 0.9, 0.5)
 
+    def needs_rgb(self) -> list[str]:
+        """What is switched on and means something of red, green and blue only."""
+        on = {
+            "saturation": self.jitter[2] * self.jitter_probability,
+            "hue": self.jitter[3] * self.jitter_probability,
+            "gray": self.gray_probability,
+        }
+        return [name for name, strength in on.items() if strength]
+
+    def without_rgb(self) -> "CropConfig":
+        """The same without what `needs_rgb` names."""
+        return self.model_copy(update={"jitter": (*self.jitter[:2], 0.0, 0.0), "gray_probability": 0.0})
+
+    def smallest_area(self) -> int:
+        """The smallest area of an image, px, of which no crop has to be enlarged (but for its aspect)."""
+        areas = [self.global_size**2 / self.global_scale[0]]
+        if self.num_local:
+            areas.append(self.local_size**2 / self.local_scale[0])
+        return math.ceil(max(areas))
+
 
 class MultiCrop:
-    """``crops(image, seed)``: uint8 (H, W, channels) -> globals (2, s, s, channels), locals (n, t, t, channels)."""
+    """``crops(image, seed)``: (H, W, channels), uint8 or float32 -> globals (2, s, s, channels), locals (n, t, t,
+    channels) of that type."""
 
     def __init__(self, config: CropConfig) -> None:
         self.config = config
         first, second, local = config.blur_probabilities()
-        self._first = _colours(config, blur=first, solarize=0.0)
-        self._second = _colours(config, blur=second, solarize=config.solarize_probability)
-        self._local = _colours(config, blur=local, solarize=0.0)
+        self._globals = (_colours(config, first), _colours(config, second, config.solarize_probability))
+        self._local = _colours(config, local)
 
     def __call__(self, image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(seed)
-        c = self.config
-        for compose, sub_seed in zip(
-            (self._first, self._second, self._local), rng.integers(0, 2**31, 3).tolist(), strict=True
-        ):
-            compose.set_random_seed(sub_seed)
+        c, channels = self.config, image.shape[2]
         views = [
-            compose(image=random_resized_crop(image, c.global_size, c.global_scale, rng))["image"]
-            for compose in (self._first, self._second)
+            colours(random_resized_crop(image, c.global_size, c.global_scale, rng), rng) for colours in self._globals
         ]
-        crops = [
-            self._local(image=random_resized_crop(image, c.local_size, c.local_scale, rng))["image"]
-            for _ in range(c.num_local)
-        ]
-        channels = image.shape[2]
-        empty = np.empty((0, c.local_size, c.local_size, channels), np.uint8)
-        return np.stack(views), np.stack(crops) if crops else empty
+        crops = np.empty((c.num_local, c.local_size, c.local_size, channels), image.dtype)
+        for crop in crops:
+            crop[:] = self._local(random_resized_crop(image, c.local_size, c.local_scale, rng), rng)
+        return np.stack(views), crops
 
 
 def random_resized_crop(
@@ -123,24 +136,25 @@ def random_resized_crop(
     """
     import cv2
 
-    height, width, channels = image.shape
-    top, left, rows, columns = _window(height, width, scale, aspect, rng)
-    window = np.ascontiguousarray(image[top : top + rows, left : left + columns])
-    shrinks = rows >= size and columns >= size
-    out = cv2.resize(window, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    return out.reshape(size, size, channels)  # cv2 drops a single channel
+    top, left, rows, columns = _window(image.shape[0], image.shape[1], scale, aspect, rng)
+    window = image[top : top + rows, left : left + columns]
+    if rows >= size and columns >= size:
+        return with_channels(cv2.resize, window, (size, size), interpolation=cv2.INTER_AREA)
+    out = with_channels(cv2.resize, window, (size, size), interpolation=cv2.INTER_CUBIC)
+    return out if out.dtype == np.uint8 else np.clip(out, 0, 1, out=out)  # bicubic overshoots
 
 
 def _window(
     height: int, width: int, scale: Range, aspect: Range, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
+    low, high = math.log(aspect[0]), math.log(aspect[1])
     for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        ratio = np.exp(rng.uniform(*np.log(aspect)))
-        columns, rows = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        u = rng.random(4).tolist()
+        area = height * width * (scale[0] + u[0] * (scale[1] - scale[0]))
+        ratio = math.exp(low + u[1] * (high - low))
+        columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < columns <= width and 0 < rows <= height:
-            top, left = rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1)
-            return int(top), int(left), rows, columns
+            return int(u[2] * (height - rows + 1)), int(u[3] * (width - columns + 1)), rows, columns
     rows, columns = height, width
     if width / height < aspect[0]:
         rows = round(width / aspect[0])
@@ -149,31 +163,14 @@ def _window(
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def _colours(config: CropConfig, *, blur: float, solarize: float) -> Any:
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the network for its newest version
-    import albumentations as A
-    import cv2
-
-    cv2.setNumThreads(0)  # workers are the parallelism
-    brightness, contrast, saturation, hue = config.jitter
-    return A.Compose(
-        [
-            A.HorizontalFlip(p=config.horizontal_flip),
-            A.VerticalFlip(p=config.vertical_flip),
-            A.ColorJitter(
-                brightness=_around_one(brightness),
-                contrast=_around_one(contrast),
-                saturation=_around_one(saturation),
-                hue=(-hue, hue),
-                p=config.jitter_probability,
-            ),
-            A.ToGray(p=config.gray_probability),
-            A.GaussianBlur(blur_limit=(config.blur_kernel, config.blur_kernel), sigma_limit=config.blur_sigma, p=blur),
-            A.Solarize(threshold_range=(0.5, 0.5), p=solarize),
-        ],
-        seed=0,
+def _colours(config: CropConfig, blur: float, solarize: float = 0.0) -> Colours:
+    return Colours(
+        flips=(config.horizontal_flip, config.vertical_flip),
+        jitter=config.jitter,
+        jitter_probability=config.jitter_probability,
+        gray=config.gray_probability,
+        blur=blur,
+        blur_kernel=config.blur_kernel,
+        blur_sigma=config.blur_sigma,
+        solarize=solarize,
     )
-
-
-def _around_one(strength: float) -> Range:
-    return max(0.0, 1 - strength), 1 + strength

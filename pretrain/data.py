@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dinomed.distributed import rank, world_size
 from dinomed.errors import DinomedError
-from dinomed.images.read import UnreadableImage, read_image
+from dinomed.images.read import PLAIN, IntensityConfig, UnreadableImage, read_image
 from dinomed.images.unchanged import check_unchanged
 from dinomed.pretrain.crops import CropConfig, MultiCrop
 from dinomed.pretrain.masking import MaskConfig, sample_masks
@@ -28,7 +28,7 @@ LOADER_TIMEOUT_S = 300
 @dataclass(frozen=True)
 class Sample:
     position: int
-    globals: np.ndarray  # 2, s, s, channels, uint8
+    globals: np.ndarray  # 2, s, s, channels; uint8, or float32 in 0 to 1
     locals: np.ndarray
     name: str
     skipped: list[str]  # unreadable files passed over on the way, with their reasons
@@ -36,7 +36,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class RawBatch:
-    """As `dinomed.pretrain.method.Batch`, still uint8 (a quarter of the bytes to move)."""
+    """As `dinomed.pretrain.method.Batch`, as it was read: uint8 (a quarter of the bytes), or float32 in 0 to 1."""
 
     step: int
     globals: Tensor  # 2B, s, s, channels
@@ -80,10 +80,12 @@ class CropStream(Dataset[Sample]):
         channels: int,
         seed: int,
         stamps: list[tuple[int, str]] | None = None,
+        intensity: IntensityConfig = PLAIN,
     ) -> None:
         self.stamps = stamps
-        self.paths, self.names, self.seed, self.channels = paths, names, seed, channels
+        self.paths, self.names, self.seed, self.channels, self.intensity = paths, names, seed, channels, intensity
         self.multi_crop = MultiCrop(crops)
+        self.at_least = crops.smallest_area() if crops.reduced_decoding else None
         self._epoch, self._order = -1, np.empty(0, int)
 
     def image_index(self, position: int) -> int:
@@ -100,7 +102,9 @@ class CropStream(Dataset[Sample]):
             try:
                 if self.stamps is not None:
                     check_unchanged(self.paths[index], *self.stamps[index])
-                image = read_image(self.paths[index], channels=self.channels)
+                image = read_image(
+                    self.paths[index], channels=self.channels, intensity=self.intensity, at_least=self.at_least
+                )
             except UnreadableImage as error:  # readable when scanned; a run of days goes on without it
                 skipped.append(f"{self.names[index]}: {error.reason}")
                 continue

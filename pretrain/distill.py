@@ -76,6 +76,7 @@ def fit_student(config: PretrainConfig, teacher: Teacher) -> PretrainConfig:
         "objective": objective,
         "mean": theirs.mean,
         "std": theirs.std,
+        "images": theirs.images.model_dump(),
     }
     return build_config(PretrainConfig, merge(config.model_dump(), delta), "distillation")
 

@@ -67,7 +67,7 @@ class Engine:
             self.model.student, config.optimizer, run.batch_size, run.steps, config.start.warmup or 0.0
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "float16")
-        self._mean, self._std = (torch.tensor(v, device=device).view(-1, 1, 1) * 255 for v in (config.mean, config.std))
+        self._mean, self._std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (config.mean, config.std))
 
     def _prepare_blocks(self) -> None:
         run = self.config.run
@@ -119,11 +119,12 @@ class Engine:
         self.scaler.scale(loss).backward()
 
     def _to_device(self, raw: RawBatch) -> Batch:
-        """uint8 (n, s, s, channels) -> float32 (n, channels, s, s), normalised, on the device."""
+        """(n, s, s, channels), uint8 or float32 in 0 to 1 -> float32 (n, channels, s, s), normalised, on the device."""
 
         def images(x: torch.Tensor) -> torch.Tensor:
-            x = x.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
-            return x.sub_(self._mean).div_(self._std)
+            top = 255 if x.dtype == torch.uint8 else 1
+            x = x.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            return torch.sub(x, top * self._mean).div_(top * self._std)
 
         def move(x: torch.Tensor) -> torch.Tensor:
             return x.to(self.device, non_blocking=True)

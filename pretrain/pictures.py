@@ -11,7 +11,6 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.features.projection import pca_colours
 from dinomed.files import replacing
-from dinomed.images.read import read_image
 
 _CELL = 160  # px
 _MIN_GRID = 24  # patches a side: the 6 of a small global view show no shape
@@ -25,7 +24,7 @@ def write_pca_picture(
 
     The first component would not find the foreground here: between skins it is the tone. So all patches are shown.
     """
-    pixels = [read_image(image, channels=preprocessing.channels) for image in images]
+    pixels = [preprocessing.read(image) for image in images]
     side = max(preprocessing.image_size, _MIN_GRID * backbone.config.patch_size)
     resize = preprocessing.model_copy(update={"image_size": side})
     batch = torch.stack([resize(image) for image in pixels]).to(device)
@@ -43,4 +42,6 @@ def write_pca_picture(
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
-    return image if image.shape[2] == 3 else np.repeat(image[..., :1], 3, axis=2)
+    """For the eye: RGB as it is, of other channels the first as gray; uint8."""
+    shown = image if image.shape[2] == 3 else np.repeat(image[..., :1], 3, axis=2)
+    return shown if shown.dtype == np.uint8 else (shown * 255).round().astype(np.uint8)

@@ -19,6 +19,7 @@ from dinomed.backbones.weights import inflate_channels
 from dinomed.checkpoint import DamagedCheckpoints, newest_checkpoint, read_whole
 from dinomed.config import build_config, merge
 from dinomed.errors import DinomedError, UsageError
+from dinomed.images.intensity import IntensityConfig
 from dinomed.layers.patch_embedding import resize_position_embedding
 from dinomed.pretrain.config import PretrainConfig, StartConfig
 from dinomed.pretrain.method import DINOv2
@@ -82,6 +83,8 @@ def fit_config(config: PretrainConfig, start: Start | None) -> PretrainConfig:
     data = config.model_dump() | {"backbone": backbone}
     if start.preprocessing.channels == config.backbone.in_channels:
         data |= {"mean": start.preprocessing.mean, "std": start.preprocessing.std}
+        if config.images == IntensityConfig():
+            data["images"] = start.preprocessing.intensity
     if config.start.warmup is None:
         data["start"] = data["start"] | {"warmup": 0.0 if start.has_heads else NEW_HEADS_WARMUP}
     return build_config(PretrainConfig, data, f"weights of {config.start.weights}")

@@ -19,7 +19,7 @@ from dinomed.distributed import gather_objects, max_over_ranks, on_main, process
 from dinomed.errors import DinomedError, UsageError
 from dinomed.files import locked, read_json, write_json
 from dinomed.images.read import UnreadableImage
-from dinomed.pretrain.collection import choose_images
+from dinomed.pretrain.collection import choose_images, fit_images
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data import Collate, CropStream, RawBatch, batches
 from dinomed.pretrain.distill import Teacher, fit_student, read_teacher
@@ -103,6 +103,7 @@ def pretrain(
             check_kept(asked, config, fixed, f"the weights of {teacher or config.start.weights}")
             manifest = open_collection(data)
             train, aside = choose_images(manifest, config)
+            config = fit_images(config, train)
             came_with_heads = larger is not None or (start is not None and start.has_heads)
             config = scale_to_data(config, len(train), keep_heads=came_with_heads)
             about_data = {"fingerprint": train.fingerprint, "images": len(train), "held_aside": len(aside)}
@@ -140,11 +141,17 @@ class _Run:
         self.pictures = [aside.path(i) for i in range(len(aside))]
         channels = config.backbone.in_channels
         self.preprocessing = Preprocessing(
-            image_size=config.image_size, mean=config.mean, std=config.std, channels=channels
+            image_size=config.image_size,
+            mean=config.mean,
+            std=config.std,
+            channels=channels,
+            intensity=config.images,
         )
         paths = [str(train.path(i)) for i in range(len(train))]
         stamps = list(zip(train.column("bytes"), train.column("sha256"), strict=True))
-        self.crops = CropStream(paths, train.column("image"), config.crops, channels, config.run.seed, stamps)
+        self.crops = CropStream(
+            paths, train.column("image"), config.crops, channels, config.run.seed, stamps, config.images
+        )
         self.knn = choose_labelled(manifest, train, self.preprocessing, config.run.knn_images)
         self.unreadable: set[str] = set()
         self.bad_steps = 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import Tokens, VisionTransformer
 from dinomed.errors import UsageError
+from dinomed.images.intensity import IntensityConfig
 
 
 class FrozenBackbone(nn.Module):
@@ -71,9 +72,10 @@ def fingerprint(vit: VisionTransformer, preprocessing: Preprocessing) -> str:
     token, stochastic depth), and how the class token and its position are split, of which only the sum is ever used.
     """
     training_only = {"drop_path", "layerscale", "image_size"}  # the latter two show in the weights
+    unusual = preprocessing.intensity != IntensityConfig()  # older backbones keep their fingerprint
     head = {
         "architecture": vit.config.model_dump(mode="json", exclude=training_only),
-        "preprocessing": preprocessing.model_dump(mode="json"),
+        "preprocessing": preprocessing.model_dump(mode="json", exclude=None if unusual else {"intensity"}),
     }
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     state = {key: value.detach().cpu() for key, value in vit.state_dict().items() if key != "mask_token"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinomed.files import sha256_file
-from dinomed.images.read import Header, MaskSizeError, UnreadableImage, read_header, read_image_and_header, read_mask
+from dinomed.images.read import Header, MaskSizeError, UnreadableImage, read_header, read_mask, read_whole
 from dinomed.progress import bar
 
 _LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -38,7 +38,7 @@ def read_facts(folder: Path, image: str, mask: str | None = None) -> Facts:
         UnreadableImage: the image cannot be used. A mask that cannot be used is told in the result.
     """
     path = folder / image
-    header, _ = read_image_and_header(path)
+    header = read_whole(path)
     foreground, problem, wrong_size, turned = None, None, False, False
     if mask is not None:
         try:

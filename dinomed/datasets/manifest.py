@@ -1,7 +1,8 @@
 """The manifest: one table of images, the form in which every job takes and hands on its data.
 
 A row is an image. Always there: `image` (path relative to the root, with ``/``), `sha256` of the file, `width` and
-`height` in pixels (upright), `mode`, `format`, `bytes`. Where known: `group` (patient, lesion or video: never in two
+`height` in pixels (upright), `mode`, `format`, `bytes`. Where known: `channels` and `bits` of a sample as stored
+(`dinomed.images.decode.Header`; older manifests lack them), `group` (patient, lesion or video: never in two
 splits), `split` (train, val, test), `label`, `mask` (relative path), and free columns of text from the user's CSV,
 where a number stays as it is written. An empty cell is null.
 
@@ -31,7 +32,10 @@ TEXT, NUMBER = pa.string(), pa.int64()
 FIXED: dict[str, pa.DataType] = {
     "image": TEXT, "sha256": TEXT, "width": NUMBER, "height": NUMBER, "mode": TEXT, "format": TEXT, "bytes": NUMBER,
 }  # fmt: skip
-KNOWN = (*FIXED, "group", "split", "label", "mask")
+SAMPLES: dict[str, pa.DataType] = {"channels": NUMBER, "bits": NUMBER}
+KNOWN = (*FIXED, *SAMPLES, "group", "split", "label", "mask")
+TYPES = FIXED | SAMPLES
+"""Of the columns that are not text."""
 RESERVED = (*KNOWN, "root")
 """Names that a user's own column cannot have."""
 _ROOT = b"dinomed.root"
@@ -94,7 +98,7 @@ class Manifest:
 def build_manifest(columns: dict[str, list[Any]], root: Path) -> Manifest:
     """A manifest of columns: the known ones first, in their order, then the free ones as text."""
     names = [name for name in KNOWN if name in columns] + [name for name in columns if name not in KNOWN]
-    return Manifest(pa.table({name: _array(columns[name], FIXED.get(name, TEXT)) for name in names}), root)
+    return Manifest(pa.table({name: _array(columns[name], _kind(name)) for name in names}), root)
 
 
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
@@ -155,8 +159,6 @@ def open_collection(path: str | Path) -> Manifest:
         if len(result.unreadable) > 5:
             warn(f"{len(result.unreadable) - 5} more files of {path} cannot be read; `dinomed scan` lists them")
         return result.manifest
-    if not path.is_file():
-        raise UsageError(f"{path} is a pipe or a device; give a manifest, a folder of images, or an image")
     return read_manifest(path) if is_manifest(path) else scan_file(path)
 
 
@@ -180,6 +182,10 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     builder = pa.lib.StringBuilder()
     builder.append_values(values)
     return builder.finish()
+
+
+def _kind(name: str) -> pa.DataType:
+    return TYPES.get(name, TEXT)
 
 
 def _relative_root(root: Path, folder: Path) -> str:
@@ -229,8 +235,8 @@ def _typed(path: Path, table: pa.Table) -> pa.Table:
             raise UsageError(f"{path} is not a manifest: no column {name!r}{did_you_mean(name, names)}")
     try:
         for name in (name for name in KNOWN if name in names):
-            table = table.set_column(names.index(name), name, table[name].cast(FIXED.get(name, TEXT)))
-            if name in FIXED and table[name].null_count:
+            table = table.set_column(names.index(name), name, table[name].cast(_kind(name)))
+            if name in (*FIXED, *SAMPLES) and table[name].null_count:
                 raise UsageError(f"{path}: column {name!r} has an empty cell")
     except pa.ArrowException as error:
         raise UsageError(f"{path}: column {name!r}: {str(error).splitlines()[0]}") from None

@@ -171,6 +171,8 @@ def _columns(facts: list[Facts], table: Labels) -> dict[str, list[Any]]:
         "mode": [f.header.mode for f in facts],
         "format": [f.header.format for f in facts],
         "bytes": [f.bytes for f in facts],
+        "channels": [f.header.channels for f in facts],
+        "bits": [f.header.bits for f in facts],
     }
     rows = [table.rows.get(f.image, {}) for f in facts]
     columns |= {name: [row.get(name) for row in rows] for name in table.columns if name != "mask"}

@@ -8,9 +8,9 @@ from dinomed.images.decode import looks_like_image
 from dinomed.progress import track
 
 # A file so named is expected to be an image, and reported if it is none; any other counts if its content is one.
-IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif", ".dcm", ".dicom"]
-)
+IMAGE_SUFFIXES = frozenset([
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif", ".dcm", ".dicom", ".npy"
+])  # fmt: skip
 
 
 @dataclass

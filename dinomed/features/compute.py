@@ -13,7 +13,7 @@ from torch import Tensor
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
-from dinomed.images.read import UnreadableImage, read_image
+from dinomed.images.read import UnreadableImage
 from dinomed.images.unchanged import check_unchanged
 
 T = TypeVar("T")
@@ -58,13 +58,12 @@ def load_images(manifest: Manifest, preprocessing: Preprocessing, workers: int |
     started or copied (600 pictures of 200x150 to 192 px on two busy cores: 960 images/s, a DataLoader with two
     workers 520; the smallest backbone takes 40/s a core).
     """
-    channels = preprocessing.channels if preprocessing.channels in (1, 3) else 3
     stamps = list(zip(manifest.column("bytes"), manifest.column("sha256"), strict=True))
 
     def load(index: int) -> Loaded:
         try:
             check_unchanged(manifest.path(index), *stamps[index])
-            image = read_image(manifest.path(index), channels=channels)
+            image = preprocessing.read(manifest.path(index))
         except UnreadableImage as error:
             return Loaded(index, (0, 0), None, error)
         return Loaded(index, (image.shape[0], image.shape[1]), preprocessing(image))

@@ -22,8 +22,11 @@ from dinomed.errors import DinomedError
 MAX_PIXELS = 100_000_000
 """Largest image that is decoded: 300 MB as RGB. Checked from the header."""
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
-_ORIENTATION = 274  # the EXIF tag
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"BM")
+MAX_PAGES = 512
+GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
+"""Pillow's modes without colour."""
+_ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of EXIF and of TIFF
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"BM", b"\x93NUMPY")
 
 
 class UnreadableImage(DinomedError):
@@ -41,7 +44,8 @@ class UnreadableImage(DinomedError):
 class Header:
     """What the header says: `width` and `height` in pixels, upright (after EXIF orientation); `mode` as Pillow names
     it (``RGB``, ``L``, ``I;16``, ``CMYK``, ...); `format` (``JPEG``, ``PNG``, ...); `frames` in the file; the EXIF
-    `orientation` (1 to 8) of the pixels as they are stored, 1 if it says none."""
+    `orientation` (1 to 8) of the pixels as they are stored, 1 if it says none; `channels`: 3 of a colour picture, 1 of
+    a gray one, of a TIFF with several gray pages of one size as many as pages; `bits` of a sample as stored."""
 
     width: int
     height: int
@@ -49,6 +53,8 @@ class Header:
     format: str
     frames: int
     orientation: int = 1
+    channels: int = 3
+    bits: int = 8
 
 
 @contextmanager
@@ -57,7 +63,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image
     try:
         with (
             _quiet_pillow,
-            open(path, "rb", opener=_open_regular) as file,
+            open(path, "rb", opener=open_regular) as file,
             Image.open(file, formats=FORMATS) as image,
         ):
             _check_size(image.width * image.height, max_pixels)
@@ -72,11 +78,45 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image
 
 def header_of(image: Image.Image) -> Header:
     """The header of an opened image."""
+    bits = _bits(image)  # first: to look for its orientation a PNG may be decoded, and then it no longer tells
     width, height = image.size
     if _orientation(image) in (5, 6, 7, 8):
         width, height = height, width
     frames = getattr(image, "n_frames", 1)
-    return Header(width, height, image.mode, image.format or "", frames, _stored_orientation(image))
+    orientation, channels = _stored_orientation(image), 1 if image.mode in GRAY else 3
+    if channels == 1 and isinstance(image, TiffImagePlugin.TiffImageFile) and _are_alike(image):
+        channels = frames
+    return Header(width, height, image.mode, image.format or "", frames, orientation, channels=channels, bits=bits)
+
+
+def _bits(image: Image.Image) -> int:
+    """Bits of a sample as they are stored; Pillow itself keeps the upper 8 of 16-bit colour."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        stored = image.tag_v2.get(_BITS_PER_SAMPLE, (8,))
+        return max(int(bits) for bits in stored)
+    if image.mode == "1":
+        return 1
+    raw = [tile.args for tile in getattr(image, "tile", [])]
+    return 16 if ";16" in str(raw) or image.mode[0] == "I" else 8
+
+
+def _are_alike(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether all pages (up to `MAX_PAGES`) are gray pictures of one size and depth, as the bands of one picture are.
+
+    The file is at its first page again.
+    """
+    pages = image.n_frames
+    if not 1 < pages <= MAX_PAGES:
+        return False
+    first = (image.size, image.mode)
+    try:
+        for page in range(1, pages):
+            image.seek(page)
+            if (image.size, image.mode) != first:
+                return False
+        return True
+    finally:
+        image.seek(0)
 
 
 def upright_of(image: Image.Image, pixels: np.ndarray) -> np.ndarray:
@@ -97,7 +137,7 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 def looks_like_image(path: str | Path) -> bool:
     """Whether the first bytes are those of an image format (or of DICOM); false where they cannot be read."""
-    start = _first_bytes(path)
+    start = first_bytes(path)
     webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
     return start.startswith(_MAGIC) or webp or start[128:132] == b"DICM"
 
@@ -123,7 +163,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _open_regular(path: str, flags: int) -> int:
+def open_regular(path: str, flags: int) -> int:
     """As `os.open`, for regular files only: a pipe would block for ever."""
     handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -161,7 +201,7 @@ def _reason(error: Exception, path: str | Path, max_pixels: int) -> str:
 
 def _kind(path: str | Path) -> str:
     """What a file is that no image format claims."""
-    start = _first_bytes(path)
+    start = first_bytes(path)
     if not start:
         return "empty file"
     if start[128:132] == b"DICM":
@@ -178,10 +218,11 @@ def _kind(path: str | Path) -> str:
     return f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
 
 
-def _first_bytes(path: str | Path) -> bytes:
+def first_bytes(path: str | Path, count: int = 1024) -> bytes:
+    """The start of a regular file; nothing where it cannot be read."""
     try:
-        with open(path, "rb", opener=_open_regular) as file:
-            return file.read(1024)
+        with open(path, "rb", opener=open_regular) as file:
+            return file.read(count)
     except (OSError, DinomedError):
         return b""
 

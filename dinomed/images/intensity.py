@@ -1,14 +1,115 @@
-"""From what a file holds to 8-bit channels: 16 bits scaled, transparency flattened."""
+"""From what a file holds to channels in one range: depths scaled, windows applied, transparency flattened.
+
+With 8 bits a sample is uint8, 0-255; with 16 it is float32 in 0 to 1, of which no step of 16 bits is lost. What becomes
+0 and 1 is, in this order: the `window`; the `percentiles` of each channel of each picture; else the full range, that of
+the smallest usual bit depth (8, 10, 12, 14, 16) that holds the picture's largest sample. Floating-point samples have a
+full range only if they lie in 0 to 1.
+"""
+
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
+from pydantic import Field, model_validator
 
-from dinomed.errors import DinomedError
+from dinomed.config import Config
+from dinomed.errors import DinomedError, UsageError
+from dinomed.images.decode import GRAY, header_of
 
 BACKGROUND = (0, 0, 0)
 """Transparent pixels are shown over black, the colour of the surround in most medical pictures."""
 _DEPTHS = (8, 10, 12, 14, 16)
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as in Pillow's "L"
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF tag
+
+
+class IntensityConfig(Config):
+    """How samples become numbers; see the module for the rule."""
+
+    bits: Literal[8, 16] | None = Field(
+        None, description="of a sample when it is read; not given: 8, but in pretraining 16 where the images have more"
+    )
+    window: tuple[float, float] | None = Field(
+        None, description="stored values that become black and white; CT lung in Hounsfield units: [-1350, 150]"
+    )
+    percentiles: tuple[float, float] | None = Field(
+        None, description="of each channel of each image, that become black and white, such as [0.5, 99.5]"
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "IntensityConfig":
+        if self.window and self.percentiles:
+            raise ValueError("window and percentiles: give one of them")
+        if self.window and not self.window[0] < self.window[1]:
+            raise ValueError(f"window {self.window}: expected low < high")
+        if self.percentiles and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(f"percentiles {self.percentiles}: expected 0 <= low < high <= 100")
+        return self
+
+    @property
+    def is_plain(self) -> bool:
+        """8 bits by the full range, which needs no arithmetic for an 8-bit picture."""
+        return self.bits != 16 and self.window is None and self.percentiles is None
+
+
+def to_range(values: np.ndarray, config: IntensityConfig) -> np.ndarray:
+    """Samples ``(H, W, channels)`` of any real type -> uint8 0-255 or, with 16 bits, float32 0 to 1.
+
+    >>> to_range(np.array([[[0], [32768], [65535]]], np.uint16), IntensityConfig(bits=16)).round(4).ravel().tolist()
+    [0.0, 0.5, 1.0]
+    >>> to_range(np.array([[[-1350], [-600], [400]]], np.int16), IntensityConfig(window=(-1350, 150))).ravel().tolist()
+    [0, 128, 255]
+
+    Raises:
+        DinomedError: no full range is known for the samples, or some are no numbers.
+    """
+    if config.is_plain and values.dtype == np.uint8:
+        return values
+    if config.is_plain and values.dtype.kind in "ui":
+        return scale_to_uint8(values)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DinomedError("some values are no numbers or infinite")
+    low, high = _limits(values, config)
+    unit = (values.astype(np.float32) - np.float32(low)) / np.maximum(np.float32(high) - np.float32(low), 1e-12)
+    unit = np.clip(unit, 0, 1, dtype=np.float32)
+    return unit if config.bits == 16 else (unit * 255).round().astype(np.uint8)
+
+
+def _limits(values: np.ndarray, config: IntensityConfig) -> tuple[Any, Any]:
+    """The values that become 0 and 1: two numbers, or one for each channel."""
+    if config.window:
+        return config.window
+    if config.percentiles:
+        low, high = np.percentile(values, config.percentiles, axis=(0, 1))
+        return low, high
+    least, largest = float(values.min()), float(values.max())
+    if values.dtype.kind == "f":
+        if least < 0 or largest > 1:
+            raise DinomedError(
+                f"floating-point values from {least:g} to {largest:g} have no fixed range; set images.window, or store "
+                "them in 0 to 1"
+            )
+        return 0, 1
+    if least < 0 or largest > 65535:
+        raise DinomedError(f"values from {least:g} to {largest:g} fit no 16-bit range; set images.window")
+    return 0, 1 if values.dtype.kind == "b" else next(2**bits - 1 for bits in _DEPTHS if largest < 2**bits)
+
+
+def match_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """An image (H, W, any), uint8 or float32, with `channels` channels: gray is repeated, RGB becomes luma.
+
+    Raises:
+        UsageError: no such rule is known for the two numbers.
+    """
+    own = image.shape[2]
+    if own == channels:
+        return image
+    if own == 1:
+        return np.repeat(image, channels, axis=2)
+    if (own, channels) == (3, 1):
+        luma = image.astype(np.float32) @ _LUMA
+        return (luma.round().astype(np.uint8) if image.dtype == np.uint8 else luma.clip(0, 1))[..., None]
+    raise UsageError(f"an image of {own} channels does not fit a backbone that takes {channels}")
 
 
 def scale_to_uint8(values: np.ndarray) -> np.ndarray:
@@ -38,6 +139,23 @@ def to_channels(image: Image.Image, channels: int) -> np.ndarray:
         return np.repeat(scale_to_uint8(samples(image))[..., None], channels, axis=2)
     pixels = np.asarray(flatten(image).convert("RGB" if channels == 3 else "L"))
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def to_samples(image: Image.Image, channels: int) -> np.ndarray:
+    """The samples of `image` as they are stored, ``(H, W, n)``, n being `channels` where the file holds as many bands
+    or gray pages, else 1 or 3. Colour of 16 bits is not among them: Pillow keeps the upper 8. Not turned upright."""
+    if channels not in (1, 3):
+        if header_of(image).channels == channels:
+            pages = []
+            for page in range(channels):
+                image.seek(page)
+                pages.append(samples(image) if is_wide(image) else np.asarray(image.convert("L")))
+            return np.stack(pages, axis=-1)
+        if len(image.getbands()) == channels:
+            return np.asarray(image)
+    if is_wide(image):
+        return samples(image)[..., None]
+    return to_channels(image, 1 if channels == 1 or image.mode in GRAY else 3)
 
 
 def is_wide(image: Image.Image) -> bool:

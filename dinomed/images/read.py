@@ -5,20 +5,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dinomed.errors import DinomedError
 from dinomed.files import replacing
+from dinomed.images.arrays import is_array, read_array
 from dinomed.images.binary import to_mask
 from dinomed.images.decode import MAX_PIXELS, Header, UnreadableImage, header_of, open_image, upright_of
-from dinomed.images.intensity import to_channels
+from dinomed.images.deep import read_deep_colour
+from dinomed.images.intensity import IntensityConfig, match_channels, to_channels, to_range, to_samples
 
 __all__ = [
     "MAX_PIXELS",
     "Header",
+    "IntensityConfig",
     "MaskSizeError",
     "UnreadableImage",
     "read_header",
     "read_image",
     "read_image_and_header",
     "read_mask",
+    "read_whole",
     "write_mask",
 ]
 
@@ -27,36 +32,100 @@ class MaskSizeError(UnreadableImage):
     """A mask of another size than its image."""
 
 
+PLAIN = IntensityConfig()
+
+
 def read_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
     """Size, mode and format without decoding (a PNG without EXIF in front is decoded to look for it behind)."""
+    if is_array(path):
+        return read_array(path, max_pixels)[0]
     with open_image(path, max_pixels) as image:
         return header_of(image)
 
 
-def read_image(path: str | Path, *, channels: int = 3, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a JPEG, PNG, TIFF, BMP, WebP or GIF file: uint8 ``(H, W, channels)``, 0-255, upright.
+def read_image(
+    path: str | Path,
+    *,
+    channels: int = 3,
+    intensity: IntensityConfig = PLAIN,
+    at_least: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """Read a JPEG, PNG, TIFF, BMP, WebP or GIF file, or a NumPy array: ``(H, W, channels)``, upright.
+
+    uint8, 0-255; with ``IntensityConfig(bits=16)`` float32 in 0 to 1.
 
     EXIF orientation is applied; CMYK and palettes become RGB; transparency is laid over black; more than 8 bits are
-    scaled (`dinomed.images.intensity.scale_to_uint8`); of an animation or several pages the first is taken.
+    scaled (`dinomed.images.intensity`). With 1 or 3 channels the first of an animation or of several pages is taken;
+    with any other number the gray pages of a TIFF are the channels, or its bands, or those of an array.
 
     Args:
-        channels: 3 (RGB; gray is repeated) or 1 (luma).
+        channels: 3 (RGB; gray is repeated), 1 (luma), or as many as the file holds (gray is repeated).
+        intensity: depth and range.
+        at_least: area in px: a JPEG may be decoded to a half, a quarter or an eighth of its sides, which is faster
+            and averages over blocks, but not to an area below this.
 
     Raises:
-        UnreadableImage: missing, cut off, damaged, no image, floating-point, or more than `max_pixels` pixels (found
-            in the header, before memory is used).
+        UnreadableImage: missing, cut off, damaged, no image, of another number of channels, without a range, or more
+            than `max_pixels` pixels (found in the header, before memory is used).
     """
-    return read_image_and_header(path, channels=channels, max_pixels=max_pixels)[1]
+    return read_image_and_header(
+        path, channels=channels, intensity=intensity, at_least=at_least, max_pixels=max_pixels
+    )[1]
 
 
 def read_image_and_header(
-    path: str | Path, *, channels: int = 3, max_pixels: int = MAX_PIXELS
+    path: str | Path,
+    *,
+    channels: int = 3,
+    intensity: IntensityConfig = PLAIN,
+    at_least: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[Header, np.ndarray]:
     """As `read_image`, with the header; for those who record both."""
-    assert channels in (1, 3), channels
+    if is_array(path):
+        header, values = read_array(path, max_pixels)
+        return header, _finish(path, values, channels, intensity)
     with open_image(path, max_pixels) as image:
         header = header_of(image)
-        return header, upright_of(image, to_channels(image, channels))
+        if intensity.is_plain and channels in (1, 3):
+            if at_least is not None:
+                _reduce(image, at_least)
+            return header, upright_of(image, to_channels(image, channels))
+        deep = not intensity.is_plain and header.channels == 3 and header.bits > 8
+        values = read_deep_colour(path, image) if deep else to_samples(image, channels)
+        return header, upright_of(image, _finish(path, values, channels, intensity))
+
+
+def read_whole(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
+    """The header of an image that was decoded to its end, with its own channels, so that it is known to be readable.
+
+    Raises:
+        UnreadableImage: it is not.
+    """
+    if is_array(path):
+        return read_array(path, max_pixels)[0]
+    header, _ = read_image_and_header(path, max_pixels=max_pixels)
+    if header.channels not in (1, 3):
+        with open_image(path, max_pixels) as image:
+            to_samples(image, header.channels)
+    return header
+
+
+def _reduce(image: Image.Image, at_least: int) -> None:
+    """Let a JPEG be decoded at the smallest of its scales whose area is `at_least` px; nothing for other formats."""
+    width, height = image.size
+    for scale in (8, 4, 2):
+        if (width // scale) * (height // scale) >= at_least:
+            image.draft(None, (width // scale, height // scale))
+            return
+
+
+def _finish(path: str | Path, values: np.ndarray, channels: int, intensity: IntensityConfig) -> np.ndarray:
+    try:
+        return match_channels(to_range(values, intensity), channels)
+    except DinomedError as error:
+        raise UnreadableImage(path, str(error)) from None
 
 
 def read_mask(path: str | Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:

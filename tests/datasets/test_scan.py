@@ -52,7 +52,8 @@ def test_everything_of_the_csv_arrives(folder: Path) -> None:
     result = scan(folder, "labels.csv", group="lesion_id")
     manifest = result.manifest
     assert manifest.columns == [
-        "image", "sha256", "width", "height", "mode", "format", "bytes", "group", "split", "label", "mask", "age",
+        "image", "sha256", "width", "height", "mode", "format", "bytes", "channels", "bits", "group", "split", "label",
+        "mask", "age",
     ]  # fmt: skip
     assert len(manifest) == 10
     assert manifest.column("group") == [f"L{i // 2}" for i in range(10)]

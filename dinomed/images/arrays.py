@@ -1,0 +1,111 @@
+"""Pictures of any number of channels: NumPy arrays, and TIFF files of more bands than Pillow knows.
+
+A NumPy file holds one picture, ``(height, width, channels)``, of integers or floating-point numbers, and is read
+without unpickling. A TIFF file counts here if its first page has 2 or more than 4 samples a pixel, or 4 that are no
+colours.
+"""
+
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from dinomed.errors import DinomedError
+from dinomed.images.decode import FORMATS, MAX_PIXELS, Header, UnreadableImage, first_bytes, open_regular
+
+MAX_CHANNELS = 512
+"""Bands of one picture; hyperspectral cameras give some hundreds."""
+NPY_MAGIC = b"\x93NUMPY"
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MAX_BYTES = 2**31
+
+
+def is_array(path: str | Path) -> bool:
+    """Whether a file is one for `read_array`, by content; false where it cannot be opened."""
+    start = first_bytes(path, 6)
+    return start == NPY_MAGIC or (start.startswith(_TIFF_MAGIC) and _has_bands(path))
+
+
+def read_array(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Header, np.ndarray]:
+    """The header and the samples ``(H, W, channels)`` as they are stored; its mode is such as ``uint16 x 5``.
+
+    Raises:
+        UnreadableImage: missing, damaged, pickled, of another shape or type, or too large (found in the header).
+    """
+    try:
+        npy = first_bytes(path, 6) == NPY_MAGIC
+        values = _read_npy(path, max_pixels) if npy else _read_bands(path, max_pixels)
+    except UnreadableImage:
+        raise
+    except DinomedError as error:
+        raise UnreadableImage(path, str(error)) from None
+    except Exception as error:  # on damaged bytes both readers raise nearly anything
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnreadableImage(path, f"damaged ({text[:100]})") from None
+    height, width, channels = values.shape
+    bits = 8 * values.dtype.itemsize
+    mode, kind = f"{values.dtype.name} x {channels}", "NPY" if npy else FORMATS[2]
+    return Header(width, height, mode, kind, 1, channels=channels, bits=bits), values
+
+
+def _read_npy(path: str | Path, max_pixels: int) -> np.ndarray:
+    with open(path, "rb", opener=open_regular) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in read_header:
+            raise DinomedError(f"a NumPy file of version {version[0]}.{version[1]}, which is not read")
+        shape, _, dtype = read_header[version](file)
+        _check(shape, dtype, max_pixels)
+        file.seek(0)
+        try:
+            values = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError):
+            raise DinomedError("truncated") from None
+    return np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False))
+
+
+def _has_bands(path: str | Path) -> bool:
+    """Whether Pillow would not know what to make of the samples of a TIFF file."""
+    import tifffile
+
+    try:
+        with warnings.catch_warnings(action="ignore"), tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            samples = page.samplesperpixel
+            return samples == 2 or samples > 4 or (samples == 4 and page.photometric not in (2, 5, 6))
+    except Exception:  # whatever is wrong, Pillow will name it
+        return False
+
+
+def _read_bands(path: str | Path, max_pixels: int) -> np.ndarray:
+    import tifffile
+
+    with warnings.catch_warnings(action="ignore"), tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        channels = page.samplesperpixel
+        _check((page.imagelength, page.imagewidth, channels), np.dtype(page.dtype or "V1"), max_pixels)
+        try:
+            values = page.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            name = getattr(page.compression, "name", page.compression)
+            raise DinomedError(f"TIFF bands compressed by {name}; save them uncompressed or by deflate") from None
+    if page.planarconfig == 2:  # band after band
+        values = np.moveaxis(values, 0, -1)
+    return np.ascontiguousarray(values.reshape(page.imagelength, page.imagewidth, channels))
+
+
+def _check(shape: tuple[int, ...], dtype: np.dtype, max_pixels: int) -> None:
+    if dtype.kind not in "uifb" or dtype.hasobject:
+        raise DinomedError(f"values of type {dtype.name}; expected integers or floating-point numbers")
+    if len(shape) != 3 or min(shape) < 1:
+        raise DinomedError(f"an array of shape {shape}; a picture is (height, width, channels)")
+    height, width, channels = shape
+    if channels > MAX_CHANNELS:
+        raise DinomedError(f"{channels} channels, over the limit of {MAX_CHANNELS}; the last axis is the channels'")
+    if height * width > max_pixels:
+        raise DinomedError(f"{height * width / 1e6:.0f} megapixels, over the limit of {max_pixels / 1e6:g}")
+    if math.prod(shape) * dtype.itemsize > _MAX_BYTES:
+        raise DinomedError(f"{math.prod(shape) * dtype.itemsize / 1e9:.1f} GB of samples, over the limit of 2.1")

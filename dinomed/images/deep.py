@@ -1,0 +1,50 @@
+"""Colour of 16 bits, of which Pillow keeps the upper 8: PNG by OpenCV, TIFF by tifffile."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+from dinomed.errors import DinomedError
+
+
+def read_deep_colour(path: str | Path, image: Image.Image) -> np.ndarray:
+    """The samples of a colour picture of more than 8 bits, RGB ``(H, W, 3)``, mostly uint16, not turned upright.
+
+    `image` is the same file, opened. Transparency is laid over black, as `dinomed.images.intensity.flatten` does.
+    """
+    tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+    values = _from_tiff(path) if tiff else _from_png(path)
+    if values.ndim != 3 or values.shape[2] not in (3, 4):
+        raise DinomedError(f"{image.format} colour of this kind is read with 8 bits only; set images.bits=8")
+    if values.shape[2] == 4:
+        top = np.iinfo(values.dtype).max
+        values = (values[..., :3] * (values[..., 3:] / top)).round().astype(values.dtype)
+    return np.ascontiguousarray(values)
+
+
+def _from_png(path: str | Path) -> np.ndarray:
+    import cv2
+
+    data = np.fromfile(path, np.uint8)
+    values = cv2.imdecode(data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if values is None:
+        raise DinomedError("damaged (OpenCV cannot decode it)")
+    if values.ndim != 3:
+        return values
+    return values[..., [2, 1, 0, 3][: values.shape[2]]]
+
+
+def _from_tiff(path: str | Path) -> np.ndarray:
+    import tifffile
+
+    with warnings.catch_warnings(action="ignore"), tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        try:
+            values = page.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            raise DinomedError("16-bit colour in a compressed TIFF; save it uncompressed or by deflate") from None
+    return np.moveaxis(values, 0, -1) if page.planarconfig == 2 else values

@@ -1,0 +1,75 @@
+"""Label maps: pictures whose values are classes, not brightness. Read as they are stored, never scaled or guessed."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dinomed.errors import DinomedError
+from dinomed.files import replacing
+from dinomed.images.arrays import is_array, read_array
+from dinomed.images.decode import MAX_PIXELS, header_of, open_image, upright_of
+from dinomed.images.intensity import is_wide, samples
+from dinomed.images.read import MaskSizeError, UnreadableImage
+
+
+def read_labels(path: str | Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The value of each pixel, int64 ``(H, W)``, upright: gray levels of any depth, indices of a palette, 0 and 1 of a
+    bitmap, or an array (H, W, 1).
+
+    Args:
+        size: ``(height, width)`` that the map must have.
+
+    Raises:
+        MaskSizeError: of another size.
+        UnreadableImage: it cannot be read, has colours, fractions, or was compressed with loss (JPEG), which invents
+            values between the classes.
+    """
+    values = _from_array(path, max_pixels) if is_array(path) else _from_picture(path, max_pixels)
+    if size is not None and values.shape != size:
+        raise MaskSizeError(
+            path,
+            f"the mask is {values.shape[1]}x{values.shape[0]}, its image {size[1]}x{size[0]} (width x height)",
+        )
+    return values
+
+
+def write_labels(path: str | Path, labels: np.ndarray) -> None:
+    """Write values 0 to 65535 ``(H, W)`` as a gray PNG, of 16 bits where 8 are too few."""
+    assert labels.ndim == 2, labels.shape
+    assert 0 <= labels.min(initial=0) <= labels.max(initial=0) < 2**16
+    kind = np.uint8 if labels.max(initial=0) < 256 else np.uint16
+    with replacing(path) as temporary:
+        Image.fromarray(labels.astype(kind)).save(temporary, format="PNG")
+
+
+def _from_array(path: str | Path, max_pixels: int) -> np.ndarray:
+    values = read_array(path, max_pixels)[1]
+    if values.shape[2] != 1:
+        raise UnreadableImage(path, f"{values.shape[2]} channels; a label map has one value a pixel")
+    return _whole(path, values[..., 0])
+
+
+def _from_picture(path: str | Path, max_pixels: int) -> np.ndarray:
+    with open_image(path, max_pixels) as image:
+        if header_of(image).format == "JPEG":
+            raise DinomedError("a JPEG cannot be a label map, since it invents values between the classes; use PNG")
+        if image.mode == "1":
+            values = np.asarray(image).astype(np.int64)
+        elif is_wide(image):
+            values = samples(image)
+        elif image.mode in ("L", "P"):
+            values = np.asarray(image)
+        else:
+            pixels = np.asarray(image.convert("RGB"))
+            if (pixels != pixels[..., :1]).any():
+                raise DinomedError("colours; a label map has one value a pixel (gray, or a palette)")
+            values = pixels[..., 0]
+        return _whole(path, upright_of(image, values))
+
+
+def _whole(path: str | Path, values: np.ndarray) -> np.ndarray:
+    whole = values.astype(np.int64)
+    if values.dtype.kind == "f" and (whole != values).any():
+        raise UnreadableImage(path, "fractions; the values of a label map are whole numbers")
+    return whole
