@@ -5,11 +5,13 @@ bodies of the commands do. `main` turns whatever a command raises into one line 
 """
 
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +19,7 @@ from typer.core import TyperGroup
 
 from dinomed import __version__
 from dinomed.apps.options import Debug
-from dinomed.errors import DinomedError, UsageError, did_you_mean
+from dinomed.errors import DinomedError, UsageError, did_you_mean, printable
 from dinomed.notice import RESEARCH_USE
 
 # name -> module in dinomed.apps.commands and its function; a mapping is a group. The order is the order of the work.
@@ -126,9 +128,19 @@ def invoke(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """``-o "$OUT"`` without an OUT is no wish to write into the current folder, which an empty path means."""
+    for before, word in pairwise(["", *arguments]):
+        if not word:
+            raise UsageError(f"an empty value{f' for {before}' if before.startswith('-') else ''}; give one")
+        if re.fullmatch(r"--[\w-]+=", word):
+            raise UsageError(f"an empty value for {word[:-1]}; give one")
+
+
 def _run(arguments: list[str], debug: bool) -> int:
     """Run one command; its exit code."""
     try:
+        _refuse_empty(arguments)
         code = invoke(arguments)
         sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's exit
         return code
@@ -148,7 +160,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, DinomedError):
         # of several training processes all find the same fault in a request, and the first one says so
         if not (isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0"):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     if type(error).__name__ == "NoArgsIsHelpError":  # `dinomed train`: the help has been asked for, in a way
         print(error, file=sys.stderr)
@@ -162,12 +174,31 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError):  # a full disk, no permission, a file that vanished: no bug, and not to be foreseen
         print(f"error: {_os_error(error)}", file=sys.stderr)
         return 1
+    if (wanted := _too_large(error)) is not None:
+        print(
+            f"error: not enough memory{wanted}; use a smaller batch, smaller images or a smaller model", file=sys.stderr
+        )
+        return 1
     print(
         f"internal error: {type(error).__name__}: {error}\nplease report it with the output of the same command "
         "with --debug added",
         file=sys.stderr,
     )
     return 1
+
+
+def _too_large(error: Exception) -> str | None:
+    """How much could not be allocated, if it is said, where that is what an error of any library means; else None.
+
+    >>> _too_large(RuntimeError("can't allocate memory: you tried to allocate 4000 bytes. Error code 12"))
+    ' (4000 bytes)'
+    """
+    text = str(error)
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not known and not re.search(r"can't allocate memory|not enough memory|[Oo]ut of memory", text):
+        return None
+    size = re.search(r"llocate ([\d.]+ (?:bytes|[KMGTPE]iB))", text)
+    return f" ({size[1]})" if size else ""
 
 
 def _os_error(error: OSError) -> str:

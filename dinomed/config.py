@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from dinomed.errors import UsageError, did_you_mean
 
@@ -24,9 +24,30 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, data: Any) -> Any:
+        """``steps: true`` would be taken as 1."""
+        for name, value in data.items() if isinstance(data, Mapping) else ():
+            field = cls.model_fields.get(name)
+            kinds = _kinds(field.annotation) if field else set()
+            values = value if isinstance(value, list | tuple) else [value]
+            if kinds & {int, float} and bool not in kinds and any(isinstance(one, bool) for one in values):
+                raise ValueError(
+                    f"{name} is {'true' if value is True else 'false' if value is False else value}, expected a number"
+                )
+        return data
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that a field can be of, those of its items too."""
+    parts = get_args(annotation)
+    return set().union(*map(_kinds, parts)) if parts else {annotation}
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with 1.2 booleans and numbers, no duplicate keys, no aliases (so no "billion laughs")."""
+    """Safe YAML with 1.2 booleans and numbers, no duplicate keys, no aliases (so no "billion laughs"), no tags but
+    those of such values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -45,6 +66,12 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_yaml_bool(self, node: Any) -> bool:
+        text = self.construct_scalar(node)
+        if text not in ("true", "True", "false", "False"):
+            raise yaml.constructor.ConstructorError(None, None, f"{text!r} is not true or false", node.start_mark)
+        return text in ("true", "True")
+
     def construct_yaml_int(self, node: Any) -> int:
         text = self.construct_scalar(node)
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
@@ -54,6 +81,11 @@ class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads: a word that looks like a number to it is quoted."""
 
 
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+_Loader.yaml_constructors = {
+    tag: build for tag, build in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag in _TAGS
+}
+_Loader.add_constructor("tag:yaml.org,2002:bool", _Loader.construct_yaml_bool)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.yaml_implicit_resolvers = {
     first: [
@@ -94,16 +126,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _read_chain(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    resolved = path.resolve()
-    if resolved in chain:
-        raise UsageError(f"{path}: its chain of `base:` files comes back to itself")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path}: larger than {MAX_BYTES:,} bytes; this is not a config")
-        text = path.read_text(encoding="utf-8")
+        resolved = path.resolve()
+        if resolved in chain:
+            raise UsageError(f"{path}: its chain of `base:` files comes back to itself")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_BYTES + 1)  # a device has no size, and no end
     except FileNotFoundError:
         raise UsageError(f"config {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # not UTF-8; a NUL in the name; a loop of links
         raise UsageError(f"config {path} cannot be read: {error}") from None
     data = parse_yaml(text, str(path))
     if data is None:

@@ -26,3 +26,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known: {', '.join(known)}" if 0 < len(known) <= 20 else ""
+
+
+def printable(text: str) -> str:
+    """`text` with characters that would move the cursor or end a line (of file names, mostly) written as escapes.
+
+    >>> printable("a\\0b\\n")
+    'a\\\\x00b\\\\n'
+    """
+    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)

@@ -76,7 +76,7 @@ def read_json(path: str | Path) -> Any:
     """Read JSON; a file that is cut off or no JSON is a `DinomedError` naming it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DinomedError(f"{path} cannot be read: {error}") from None
 
 

@@ -42,11 +42,11 @@ class CropConfig(Config):
     modality: Literal["natural", "dermoscopy", "endoscopy", "xray", "ultrasound", "fundus"] = Field(
         "natural", description="presets of colours and flips; what is given besides stays"
     )
-    global_size: int = Field(224, ge=8)
+    global_size: int = Field(224, ge=8, le=4096)
     global_scale: Range = (0.32, 1.0)
-    local_size: int = Field(98, ge=8)
+    local_size: int = Field(98, ge=8, le=4096)
     local_scale: Range = (0.05, 0.32)
-    num_local: int = Field(8, ge=0)
+    num_local: int = Field(8, ge=0, le=256)
     horizontal_flip: float = Field(0.5, ge=0, le=1)
     vertical_flip: float = Field(0.0, ge=0, le=1)
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
@@ -76,6 +76,8 @@ class CropConfig(Config):
                 raise ValueError(f"{name} {low, high}: expected 0 < low <= high <= 1")
         if not all(0 <= value <= 1 for value in self.jitter[:3]) or not 0 <= self.jitter[3] <= 0.5:
             raise ValueError(f"jitter {self.jitter}: expected three values from 0 to 1 and a hue from 0 to 0.5")
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise ValueError(f"blur_sigma {self.blur_sigma}: expected 0 < low <= high, px")
         if self.blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel {self.blur_kernel} is even; a kernel has a middle")
         return self

@@ -12,10 +12,10 @@ from dinomed.config import Config
 
 
 class HeadConfig(Config):
-    prototypes: int = Field(65536, ge=2)
-    hidden: int = Field(2048, ge=1)
-    bottleneck: int = Field(256, ge=1)
-    layers: int = Field(3, ge=1)
+    prototypes: int = Field(65536, ge=2, le=2**22)
+    hidden: int = Field(2048, ge=1, le=65_536)
+    bottleneck: int = Field(256, ge=1, le=65_536)
+    layers: int = Field(3, ge=1, le=32)
 
 
 class Head(nn.Module):

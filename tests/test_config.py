@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dinomed.config import Config, build_config, load_config, parse_yaml, to_yaml
+from dinomed.config import Config, build_config, load_config, parse_yaml, read_yaml, to_yaml
 from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig
 
@@ -104,3 +104,46 @@ def test_an_ablation_changes_something_and_the_recipe_is_the_papers() -> None:
     assert paper.run.steps * paper.teacher.temperature_warmup == 37_500
     assert paper.run.steps * paper.optimizer.warmup == 100_000
     assert paper.run.steps * paper.optimizer.freeze_prototypes == 1_250
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: !!bool abc", "not true or false"),
+        ("a: !!timestamp abc", "tag"),
+        ("a: !!python/object/apply:os.system [ls]", "tag"),
+        ("a: !!int abc", "not valid YAML"),
+        ("a: !!float abc", "not valid YAML"),
+        ("a: !!binary abc", "tag"),
+    ],
+)
+def test_tags_end_in_one_line(text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parse_yaml(text, "x.yaml")
+
+
+def test_a_base_with_a_nul_in_its_name_and_a_device_end_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text('base: "a\\0b"\n')
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_yaml(tmp_path / "a.yaml")
+    with pytest.raises(UsageError, match="larger than"):
+        read_yaml("/dev/zero")
+
+
+def test_true_is_no_number() -> None:
+    for setting in ("run.steps=true", "optimizer.lr=false", "mean=[true, 0.5, 0.5]", "run.micro_batch=true"):
+        with pytest.raises(UsageError, match="expected a number"):
+            load_config(PretrainConfig, None, [setting])
+    assert load_config(PretrainConfig, None, ["run.compile=true"]).run.compile
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "crops.global_size=1000000", "backbone.embed_dim=1000000", "backbone.depth=100000",
+        "objective.dino_head.prototypes=1000000000", "crops.num_local=100000", "crops.blur_sigma=[0, 0]",
+    ],
+)  # fmt: skip
+def test_a_slip_of_the_finger_is_told_and_not_tried(setting: str) -> None:
+    with pytest.raises(UsageError, match=setting.partition("=")[0].rpartition(".")[2]):
+        load_config(PretrainConfig, None, [setting])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import Tokens, VisionTransformer
+from dinomed.backbones.vit import MAX_IMAGE_SIZE, Tokens, VisionTransformer
 from dinomed.errors import UsageError
 from dinomed.images.intensity import IntensityConfig
 
@@ -58,7 +58,9 @@ class FrozenBackbone(nn.Module):
 
 
 def check_image_size(image_size: int, patch_size: int) -> None:
-    """Raises a `UsageError` that names the nearest sizes if the patch does not divide `image_size`."""
+    """Raises a `UsageError` that names the nearest sizes if the patch does not divide `image_size`, or the limit."""
+    if image_size > MAX_IMAGE_SIZE:
+        raise UsageError(f"image size {image_size} is over the limit of {MAX_IMAGE_SIZE} px")
     below = image_size // patch_size * patch_size
     if image_size != below or not below:
         near = " or ".join(str(size) for size in (below, below + patch_size) if size)

@@ -130,8 +130,8 @@ def _read_header(path: Path) -> dict[str, Any] | None:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get("config")
         return None if text is None else json.loads(text)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise DinomedError(f"{path}: a damaged safetensors file ({error})") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise DinomedError(f"{path}: a damaged safetensors file ({str(error)[:200]})") from None
 
 
 def _load_transformers(folder: Path, name: str, image_size: int | None) -> FrozenBackbone:

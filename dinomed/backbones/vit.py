@@ -18,19 +18,25 @@ from dinomed.config import Config
 from dinomed.layers.block import Block
 from dinomed.layers.patch_embedding import PatchEmbedding, resize_position_embedding
 
+MAX_IMAGE_SIZE = 8192
+"""Largest side of an image that a backbone takes, px: its tokens alone are gigabytes there."""
+
 
 class ViTConfig(Config):
-    """The architecture; with the weights it is all that is needed to run them."""
+    """The architecture; with the weights it is all that is needed to run them. The upper bounds are far above any model
+    that was ever trained, and low enough for a slip of the finger to be told and not tried."""
 
-    embed_dim: int = Field(384, ge=8)
-    depth: int = Field(12, ge=1)
+    embed_dim: int = Field(384, ge=8, le=16_384)
+    depth: int = Field(12, ge=1, le=512)
     num_heads: int = Field(6, ge=1)
-    patch_size: int = Field(14, ge=1)
-    image_size: int = Field(224, ge=8, description="side of the square image that the position embedding is for, px")
-    in_channels: int = Field(3, ge=1)
-    num_registers: int = Field(0, ge=0)
+    patch_size: int = Field(14, ge=1, le=512)
+    image_size: int = Field(
+        224, ge=8, le=MAX_IMAGE_SIZE, description="side of the square image that the position embedding is for, px"
+    )
+    in_channels: int = Field(3, ge=1, le=1024)
+    num_registers: int = Field(0, ge=0, le=1024)
     feed_forward: Literal["mlp", "swiglu"] = "mlp"
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0, le=64)
     layerscale: float | None = Field(1e-5, description="initial value; null: no LayerScale")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth, the same in every block; training only")
     position_antialias: bool = Field(True, description="how the position embedding is resized (a property of weights)")

@@ -45,13 +45,14 @@ def _read(path: Path) -> Any:
             start = file.read(9)
         if start[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
             return load_file(path)
+        if not start.startswith((b"PK", b"\x80")):  # a zip archive, a pickle
+            what = "an empty file" if not start else "not a file of weights (.pth or .safetensors)"
+            raise DinomedError(f"{path}: {what}")
         with warnings.catch_warnings(action="ignore"):  # on pickle protocols; the outcome is said below
             return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise DinomedError(f"{path}: a damaged safetensors file ({_first_line(error)})") from None
     except pickle.UnpicklingError as error:
-        if not start.startswith((b"PK", b"\x80")):  # a zip archive, a pickle
-            raise DinomedError(f"{path}: not a file of weights (.pth or .safetensors)") from None
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise DinomedError(
             f"{path}: refused: it holds more than tensors{f' ({name[1]})' if name else ''}, and reading that may run "
@@ -59,12 +60,16 @@ def _read(path: Path) -> Any:
         ) from None
     except OSError as error:
         raise DinomedError(f"{path} cannot be read: {error.strerror or error}") from None
+    except DinomedError:
+        raise
     except Exception as error:  # on damaged bytes an unpickler may raise anything
         raise DinomedError(f"{path}: cut off, damaged, or not a file of weights ({_first_line(error)})") from None
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    """The first sentence of what a library says."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.split(r"\.\s", line)[0].removesuffix(".")[:200]
 
 
 def _unwrap(data: Any, path: Path) -> State:
@@ -177,6 +182,7 @@ def build_with_weights(config: ViTConfig, state: Mapping[str, Tensor], source: s
 
     Raises:
         UsageError: the weights are of another architecture.
+        DinomedError: they are integers.
     """
     position = state.get("pos_embed")
     side = _side(position.shape[1] - 1) if position is not None and position.ndim == 3 else None
@@ -188,6 +194,12 @@ def build_with_weights(config: ViTConfig, state: Mapping[str, Tensor], source: s
     problems = differences({key: value.shape for key, value in vit.state_dict().items()}, state)
     if problems:
         raise UsageError(f"{source}: weights of another architecture: {'; '.join(problems)}")
+    numbers = [key for key, value in state.items() if not value.is_floating_point()]
+    if numbers:
+        raise DinomedError(
+            f"{source}: {len(numbers)} weights are {str(state[numbers[0]].dtype).removeprefix('torch.')}, not floating "
+            f"point ({_few(numbers)})"
+        )
     vit.load_state_dict(state, assign=True)
     return vit
 

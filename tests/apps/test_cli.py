@@ -241,3 +241,39 @@ def test_an_unknown_setting_is_named_with_the_nearest(tmp_path: Path, capsys: py
     assert code == 2
     assert "run.stepz" in err
     assert "'steps'" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["scan", "x", "-o", ""], "an empty value for -o"),
+        (["scan", "x", "--output="], "an empty value for --output"),
+        (["scan", "", "-o", "m.parquet"], "an empty value; give one"),
+    ],
+)
+def test_an_empty_value_is_not_the_current_folder(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run_here(*arguments, capsys=capsys)
+    assert code == 2
+    assert told in err
+
+
+def test_what_cannot_be_allocated_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+    import torch
+
+    for allocate in (lambda: torch.empty(2**60), lambda: np.empty(2**57)):
+        with pytest.raises((RuntimeError, MemoryError)) as caught:
+            allocate()
+        assert cli._explain(caught.value) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("error: not enough memory (")
+        assert len(err.splitlines()) == 1
+    assert cli._explain(RuntimeError("shapes differ")) == 1
+    assert capsys.readouterr().err.startswith("internal error")
+
+
+def test_what_a_file_is_called_cannot_write_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._explain(DinomedError("a\0b\x1b[2J\nc ä.png: gone"))
+    assert capsys.readouterr().err == "error: a\\x00b\\x1b[2J\\nc ä.png: gone\n"

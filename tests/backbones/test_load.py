@@ -194,3 +194,29 @@ def test_an_interrupted_save_keeps_the_old_backbone(tmp_path: Path, monkeypatch:
                 save_backbone(tmp_path, other, new, {})
         assert load_backbone(tmp_path).fingerprint == expected
         assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"architecture": {"embed_dim": 1000000000}, "preprocessing": {}}',
+        '{"architecture": {"depth": 100000}, "preprocessing": {}}',
+        '{"architecture": {}, "preprocessing": {"image_size": 10000000000}}',
+        '{"architecture": ' + "9" * 10_000 + "}",
+        "{",
+    ],
+)
+def test_a_header_that_asks_for_the_impossible_gives_one_line(tmp_path: Path, header: str) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"config": header})
+    with pytest.raises((DinomedError, UsageError)) as caught:
+        load_backbone(tmp_path)
+    assert "model.safetensors" in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_an_absurd_image_size_is_refused(tmp_path: Path) -> None:
+    save_backbone(tmp_path, vit(), PREPROCESSING, {})
+    with pytest.raises(UsageError, match="over the limit of 8192 px"):
+        load_backbone(tmp_path, image_size=14 * 60_000)

@@ -188,3 +188,22 @@ def test_inflated_channels_see_a_grey_image_as_before(channels: int) -> None:
     before = vit().embed(grey.expand(-1, 3, -1, -1))
     after = inflated.embed(grey.expand(-1, channels, -1, -1))
     assert torch.allclose(after, before, atol=1e-4)  # sums of 588 products of order 1
+
+
+def test_integers_are_no_weights() -> None:
+    state = vit().state_dict()
+    state["cls_token"] = state["cls_token"].int()
+    with pytest.raises(DinomedError, match=r"x: 1 weights are int32, not floating point \(cls_token\)"):
+        build_with_weights(vit().config, state, "x")
+
+
+def test_what_is_no_file_of_weights_is_told_in_whole_sentences(tmp_path: Path) -> None:
+    for content, told in ((b"hello, this is text\n", "not a file of weights"), (b"", "an empty file")):
+        (tmp_path / "w.pth").write_bytes(content)
+        with pytest.raises(DinomedError, match=rf"w\.pth: {told}"):
+            read_weights(tmp_path / "w.pth")
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "w.pth")
+    (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:200_000])
+    with pytest.raises(DinomedError) as caught:
+        read_weights(tmp_path / "w.pth")
+    assert str(caught.value).endswith("failed finding central directory)")
