@@ -177,22 +177,23 @@ def scatter(
     """Points of up to `COLORS` groups, each float (n, 2), as SVG with their names and numbers below.
 
     Args:
-        groups: the first are drawn first; a group without points keeps its colour.
+        groups: the first are drawn on top; a group without points keeps its colour.
         box: (left, bottom, right, top) of what is seen; points outside are drawn at the edge.
     """
     height = round(width * 0.8)
     low, high = np.array(box[:2]), np.array(box[2:])
     paths, keys = "", ""
+    dot = min(max(300 / max(sum(len(points) for points in groups.values()), 1) ** 0.5, 3.0), 9.0)
     for number, (name, points) in enumerate(groups.items()):
         color = f"var(--c{number % COLORS})"
         place = (np.clip(points, low, high) - low) / np.maximum(high - low, 1e-9)
         place = np.stack([4 + place[:, 0] * (width - 8), height - 4 - place[:, 1] * (height - 8)], axis=1)
         dots = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in place)  # a line of no length with round ends
-        paths += f'<path d="{dots}" stroke="{color}"/>' if dots else ""
+        paths = (f'<path d="{dots}" stroke="{color}"/>' if dots else "") + paths
         key = f"{escape(name)} ({len(points):,})"
         keys += f'<span class="key"><b style="color:{color}">●</b> {key}</span> '
     return (
-        f'<figure class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="{escape(caption)}" stroke-width="3.4" stroke-linecap="round" stroke-opacity="0.6" fill="none">'
+        f'<figure class="wide" style="width:{width}px"><svg viewBox="0 0 {width} {height}" width="100%" role="img" '
+        f'aria-label="{escape(caption)}" stroke-width="{dot:.1f}" stroke-linecap="round" stroke-opacity="0.65">'
         f"{paths}</svg><figcaption>{escape(caption)}<br>{keys}</figcaption></figure>"
     )

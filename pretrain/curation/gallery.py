@@ -25,7 +25,7 @@ def show_pairs(outcome: Outcome, album: Album) -> list[str]:
         if not len(found):
             continue
         shown = found[spread(len(found), PAIRS)]
-        parts.append(heading(f"{reason.capitalize()}: {len(found):,} pairs"))
+        parts.append(heading(f"{reason.capitalize()}: {_count(len(found), 'pair')}"))
         note = f"{len(shown)} of them, evenly from the most to the least alike." if len(shown) < len(found) else ""
         parts.append(paragraph(f"Left: removed, since {MEANING[reason]}. {note}".strip()))
         for place in shown:
@@ -73,3 +73,7 @@ def show_clusters(outcome: Outcome, album: Album) -> list[str]:
         crossed = (~outcome.keep[chosen]).tolist()
         parts.append(album.sheet(outcome.manifest, chosen.tolist(), caption, crossed=crossed, side=64))
     return parts
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

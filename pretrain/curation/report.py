@@ -132,7 +132,7 @@ def _maps(outcome: Outcome, _: Album) -> list[str]:
             "Two principal components of the embeddings; a copy lies where its original does. "
             + (f"A sample of {len(rows):,} of {len(placed):,} images." if len(rows) < len(placed) else "")
         ),
-        draw(fate, [*fates[1:], "kept"], everything, "before, by what became of it"),
+        draw(fate, fates, everything, "before, by what became of it"),
         draw(source, sorted(set(source[kept])), kept, "after, by what brought it in"),
     ]
     columns = _shown_columns(outcome)
