@@ -5,6 +5,8 @@ V-JEPA, section 4): its keys fold into the query, and its values can be pooled b
 computed is the same, in a (P x C) by (C x heads) product instead of two of (P x C) by (C x C).
 """
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ class AttentiveClassifier(Adapter):
     """Patch tokens through LayerNorm, pooled by attention, and a linear layer on what was found."""
 
     task, Config = "classify", AttentiveConfig
+    FIT: ClassVar = {"optimizer": "adamw", "epochs": 30, "patience": 6, "batch_size": 64, "weight_decay": 0.05}
 
     def __init__(self, config: AttentiveConfig, embed_dim: int, num_classes: int) -> None:
         super().__init__(config, embed_dim, num_classes)

@@ -13,16 +13,14 @@ from dinomed.features.compute import Features
 from dinomed.features.extract import extract
 from dinomed.features.store import FeatureStore
 
-MIN_GRID = 24  # patches a side that a segmenter gets by default
 
-
-def build_adapter(config: TrainConfig, backbone: FrozenBackbone, num_classes: int) -> Adapter:
-    """A new adapter; its first weights depend on the seed alone."""
+def build_adapter(config: TrainConfig, backbone: FrozenBackbone, num_classes: int, *, width: int = 1) -> Adapter:
+    """A new adapter; its first weights depend on the seed alone. `width` images' features are beside each other."""
     cls = adapter_class(config.task, config.head.name)
     head = cls.settle(config.head, backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return cls(head, backbone.embed_dim, num_classes)
+        return cls(head, backbone.embed_dim * width, num_classes)
 
 
 def extract_splits(
@@ -48,9 +46,9 @@ def at_image_size(backbone: FrozenBackbone, image_size: int) -> FrozenBackbone:
     return FrozenBackbone(backbone.vit, preprocessing, backbone.name, backbone.source, backbone.metadata)
 
 
-def default_segment_size(backbone: FrozenBackbone) -> int:
-    """The backbone's own size, or what gives `MIN_GRID` patches a side if that is more, px."""
-    return max(backbone.preprocessing.image_size, MIN_GRID * backbone.patch_size)
+def default_image_size(backbone: FrozenBackbone, grid: int) -> int:
+    """The backbone's own size, or what gives `grid` patches a side if that is more, px."""
+    return max(backbone.preprocessing.image_size, grid * backbone.patch_size)
 
 
 def gather(store: FeatureStore, indices: Sequence[int], device: torch.device) -> Features:

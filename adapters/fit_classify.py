@@ -1,25 +1,52 @@
 """Fitting classifiers on cached features: seconds on two cores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from dinomed.adapters.answer import Answer, calibrate
 from dinomed.adapters.build import at_image_size, build_adapter, extract_splits, gather
-from dinomed.adapters.bundle import open_output, save_bundle
+from dinomed.adapters.bundle import Output, open_output, save_bundle
 from dinomed.adapters.config_classify import ClassifyConfig
-from dinomed.adapters.data import class_indices, fit_splits, labelled, train_classes, widen
+from dinomed.adapters.contract import Adapter
+from dinomed.adapters.data import Splits, fit_splits, widen
 from dinomed.adapters.fitting import FitResult, chunks, training_record
-from dinomed.adapters.loop import run_epochs
+from dinomed.adapters.groups import Groups, check_labels, group_images
+from dinomed.adapters.loop import Best, run_epochs
 from dinomed.adapters.seen import collect_seen
+from dinomed.adapters.solve import Examples, SolvedClassifier
+from dinomed.adapters.targets import prevalence
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
+from dinomed.features.compute import Features
 from dinomed.features.store import FeatureStore
 from dinomed.metrics.classification import classification_metrics
+from dinomed.metrics.multilabel import multilabel_metrics
+
+
+@dataclass(frozen=True)
+class Part:
+    """The examples of a split: `truth` of each (see `Examples`), `names` of all classes in it, and `gather`, indices to
+    features on the device."""
+
+    truth: np.ndarray
+    names: list[str]
+    gather: Callable[[Sequence[int]], Features]
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    def examples(self) -> Examples:
+        """All of them with their pooled features, on the CPU."""
+        features = self.gather(range(len(self)))
+        return Examples(features.cls.cpu().numpy(), features.mean.cpu().numpy(), self.truth)
 
 
 def fit_classifier(
@@ -31,58 +58,151 @@ def fit_classifier(
     store: str | Path,
     overwrite: bool = False,
 ) -> FitResult:
-    """Fit a classifier on the split train, keep the epoch with the lowest loss on val, write a bundle to `out`.
+    """Fit a classifier on the split train, choose on val (the epoch with the lowest loss; k, C or the head of a grid by
+    the macro AUROC), fit its temperature and thresholds there, and write a bundle to `out`.
 
     Args:
         store: where features are kept (`dinomed.features.extract.default_store`).
 
     Raises:
-        UsageError: no labels, one class only, no train split, a group in two splits, or `out` is in use.
+        UsageError: no labels, one class only, no train split, a group in two splits, images of a group with different
+            labels (unit: group), or `out` is in use.
     """
     config = config or ClassifyConfig()
-    splits = fit_splits(labelled(manifest, config.label), config.label, config.seed)
-    classes = train_classes(splits.train, config.label)
-    labels = class_indices(splits.train, config.label, classes, "train")[0]
-    val_labels, val_names = class_indices(splits.val, config.label, classes, "val")
-    if not (val_labels < len(classes)).any():
+    targets = config.targets
+    stratify = targets.columns[0] if len(targets.columns) == 1 else None
+    splits = fit_splits(targets.usable(manifest), stratify, config.seed)
+    classes = targets.names(splits.train)
+    parts = (splits.train, splits.val)
+    groups = [_groups(part, config) for part in parts]
+    rows = [part if found is None else found.first() for part, found in zip(parts, groups, strict=True)]
+    truth, _ = targets.truth(rows[0], classes, "train")
+    val_truth, val_names = targets.truth(rows[1], classes, "val")
+    if val_truth.ndim == 1 and not (val_truth < len(classes)).any():
         raise UsageError("no image in val has a class that train has; correct the splits, or scan with --split none")
     backbone = at_image_size(backbone, config.image_size or backbone.preprocessing.image_size)
-    adapter = build_adapter(config, backbone, len(classes))
+    adapter = build_adapter(config, backbone, len(classes), width=config.answer.width)
+    used = splits if groups[0] is None else _frames(splits, groups)
     with open_output(out, config, overwrite=overwrite) as output:
-        train, val = extract_splits(backbone, splits, adapter, store)
-        adapter.calibrate(train.cls, train.mean)
+        stores = extract_splits(backbone, used, adapter, store)
+        train, val = (
+            Part(truth, names, _gatherer(found, part, config, len(adapter.needs.blocks), backbone.device))
+            for truth, names, found, part in zip((truth, val_truth), (classes, val_names), stores, groups, strict=True)
+        )
+        if isinstance(adapter, SolvedClassifier):
+            adapter, best, chosen = _solve(adapter, train, val, config)
+        else:
+            best, chosen = _train(adapter, train, val, config, output, stores[0], backbone.device), {}
         adapter.to(backbone.device)
-        y, val_y = (torch.from_numpy(indices).to(backbone.device) for indices in (labels, val_labels))
-        weight = class_weights(labels, len(classes)).to(backbone.device) if config.class_weights == "balanced" else None
-        known = val_y < len(classes)
-
-        def logits(store: FeatureStore, rows: Sequence[int]) -> Tensor:
-            return adapter(gather(store, rows, backbone.device))
-
-        def batch_loss(indices: Tensor) -> Tensor:
-            return cross_entropy(logits(train, indices.tolist()), y[indices], weight)
-
-        def val_logits() -> Tensor:
-            return torch.cat([logits(val, rows) for rows in chunks(len(val), config.fit.batch_size)])
-
-        def validate() -> tuple[float, dict[str, float]]:
-            loss = cross_entropy(val_logits()[known], val_y[known], weight).item()
-            return -loss, {"val_loss": loss}
-
-        best = run_epochs(
-            adapter, config.fit, count=len(labels), batch_loss=batch_loss, validate=validate, seed=config.seed,
-            folder=output.stage, description="training the classifier",
-        )  # fmt: skip
         with torch.no_grad():
-            probabilities = val_logits().softmax(-1).cpu().numpy()
-        metrics = classification_metrics(val_labels, widen(probabilities, len(val_names)), val_names)
-        seen = collect_seen((splits.train, splits.val))
-        training = training_record(config, splits, best, backbone) | {"label_column": config.label}
-        save_bundle(output, adapter, backbone, classes=classes, seen=seen, validation=metrics, training=training)
+            logits = _logits(adapter, val, config.fit.batch_size).cpu()
+        answer = calibrate(config.answer, logits.numpy(), val.truth)
+        metrics = measure(val.truth, answer.probabilities(logits).numpy(), val.names, answer)
+        training = training_record(config, splits, best, backbone) | {
+            "label_column": targets.title,
+            "classes": prevalence(train.truth, classes),
+            "units": {"train": len(train), "val": len(val), "unit": config.unit},
+        }
+        if chosen:
+            training["chosen"] = chosen
+        save_bundle(
+            output, adapter, backbone, classes=classes, seen=collect_seen((splits.train, splits.val)),
+            usage=answer.model_dump(mode="json"), validation=metrics, training=training,
+        )  # fmt: skip
     return FitResult(output.folder, best.epoch, metrics)
+
+
+def measure(truth: np.ndarray, probabilities: np.ndarray, names: Sequence[str], answer: Answer) -> dict[str, Any]:
+    """Metrics of either kind; probabilities (N, K) are widened to the names that only occur here."""
+    wide = widen(probabilities, len(names))
+    if answer.multilabel:
+        thresholds = [*answer.thresholds, *[None] * len(names)][: len(names)]
+        return multilabel_metrics(truth, wide, names, thresholds)
+    return classification_metrics(truth, wide, names)
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
     """N / (classes * N of the class), float32: each class weighs the same in the sum over the images."""
     counts = np.bincount(labels, minlength=num_classes)
     return torch.from_numpy(len(labels) / (num_classes * np.maximum(counts, 1))).float()
+
+
+def _groups(manifest: Manifest, config: ClassifyConfig) -> Groups | None:
+    if config.unit == "image":
+        return None
+    groups = group_images(manifest, config.frames, fill=config.pool == "concat")
+    check_labels(groups, manifest, config.columns)
+    return groups
+
+
+def _frames(splits: Splits, groups: Sequence[Groups | None]) -> Splits:
+    """The splits with the frames that are looked at alone."""
+    train, val = groups
+    assert train is not None
+    assert val is not None
+    return replace(splits, train=train.manifest, val=val.manifest)
+
+
+def _gatherer(
+    store: FeatureStore, groups: Groups | None, config: ClassifyConfig, blocks: int, device: torch.device
+) -> Callable[[Sequence[int]], Features]:
+    if groups is None:
+        return lambda rows: gather(store, rows, device)
+    cls, mean = (torch.from_numpy(groups.pool(x, config.pool, blocks)).to(device) for x in (store.cls, store.mean))
+    return lambda rows: Features(cls[list(rows)], mean[list(rows)])
+
+
+def _weight(truth: np.ndarray, config: ClassifyConfig, num_classes: int) -> Tensor | None:
+    if config.class_weights == "none" or truth.ndim == 2:
+        return None
+    return class_weights(truth, num_classes)
+
+
+def _solve(
+    adapter: SolvedClassifier, train: Part, val: Part, config: ClassifyConfig
+) -> tuple[Adapter, Best, dict[str, Any]]:
+    weight = _weight(train.truth, config, len(train.names))
+    with torch.no_grad():
+        solution = adapter.solve(
+            train.examples(), val.examples(), None if weight is None else weight.double().numpy(), config.seed
+        )
+    return solution.adapter.eval(), Best(0, 0.0, {}), solution.chosen
+
+
+def _train(
+    adapter: Adapter, train: Part, val: Part, config: ClassifyConfig, output: Output, store: FeatureStore,
+    device: torch.device,
+) -> Best:  # fmt: skip
+    """By epochs, in place."""
+    pooled = train.gather(range(len(train))) if not store.key.patches else Features(
+        torch.from_numpy(store.cls), torch.from_numpy(store.mean)
+    )  # fmt: skip
+    adapter.calibrate(pooled.cls.cpu().numpy(), pooled.mean.cpu().numpy())
+    adapter.to(device)
+    weight = _weight(train.truth, config, len(train.names))
+    weight = None if weight is None else weight.to(device)
+    y, val_y = (torch.from_numpy(part.truth).to(device) for part in (train, val))
+    if val_y.ndim == 2:
+        val_y, known = val_y[:, : len(train.names)], torch.ones(len(val_y), dtype=torch.bool, device=device)
+    else:
+        known = val_y < len(train.names)
+
+    def loss(logits: Tensor, truth: Tensor) -> Tensor:
+        if truth.ndim == 1:
+            return cross_entropy(logits, truth, weight)
+        there = ~truth.isnan()
+        return binary_cross_entropy_with_logits(logits[there], truth[there].to(logits))
+
+    def validate() -> tuple[float, dict[str, float]]:
+        value = loss(_logits(adapter, val, config.fit.batch_size)[known], val_y[known]).item()
+        return -value, {"val_loss": value}
+
+    return run_epochs(
+        adapter, config.fit, count=len(train),
+        batch_loss=lambda indices: loss(adapter(train.gather(indices.tolist())), y[indices]),
+        validate=validate, seed=config.seed, folder=output.stage, description="training the classifier",
+    )  # fmt: skip
+
+
+def _logits(adapter: Adapter, part: Part, batch_size: int) -> Tensor:
+    return torch.cat([adapter(part.gather(rows)) for rows in chunks(len(part), batch_size)])

@@ -118,11 +118,10 @@ def test_every_head_of_the_grid_is_trained_as_it_would_be_alone(multilabel: bool
     train_stacks(stacks, x, truth, weight, config, seed=3)
     for stack, (start, bias) in zip(stacks, alone, strict=True):
         for head, rate in enumerate(config.learning_rates):
-            rows = slice(head * CLASSES, (head + 1) * CLASSES)
-            linear = torch.nn.Linear(start.shape[1], CLASSES)
+            linear = torch.nn.Linear(start.shape[2], CLASSES)
             with torch.no_grad():
-                linear.weight.copy_(start[rows])
-                linear.bias.copy_(bias[rows])
+                linear.weight.copy_(start[:, head])
+                linear.bias.copy_(bias[:, head])
             optimizer = torch.optim.SGD(linear.parameters(), lr=rate * 16 / 256, momentum=0.9)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
             generator, waiting = torch.Generator().manual_seed(3), torch.zeros(0, dtype=torch.int64)
@@ -141,8 +140,8 @@ def test_every_head_of_the_grid_is_trained_as_it_would_be_alone(multilabel: bool
                 optimizer.step()
                 schedule.step()
             # float32 through 25 steps; a wrong momentum, rate or weight shows in the first digit
-            torch.testing.assert_close(stack.weight[rows], linear.weight.detach(), atol=2e-5, rtol=1e-4)
-            torch.testing.assert_close(stack.bias[rows], linear.bias.detach(), atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(stack.weight[:, head], linear.weight.detach(), atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(stack.bias[:, head], linear.bias.detach(), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("standardise", [False, True])
@@ -172,7 +171,7 @@ def test_each_head_of_the_grid_is_the_same_as_a_plain_one(place: int, index: int
     plain = grid._plain(stack, index, shift, scale)
     blocks = len(plain.config.blocks)
     cut = Examples(val.cls[:, -blocks * DIM :], val.mean[:, -blocks * DIM :], val.truth)
-    expected = stack.logits((grid._inputs(val) - shift) * scale)[:, index * CLASSES : (index + 1) * CLASSES]
+    expected = stack.logits((grid._inputs(val) - shift) * scale)[:, index].T
     torch.testing.assert_close(logits(plain, cut), expected, atol=1e-5, rtol=1e-5)
 
 
