@@ -13,7 +13,7 @@ from torch import Tensor
 from dinomed.adapters.config import FitConfig
 from dinomed.adapters.contract import Adapter
 from dinomed.errors import DinomedError
-from dinomed.files import to_json
+from dinomed.files import append_text, to_json, write_text
 from dinomed.progress import bar
 
 LOG_FILE = "log.jsonl"
@@ -53,10 +53,8 @@ def run_epochs(
     """
     trainer = (_AdamW if config.optimizer == "adamw" else _LBFGS)(adapter, config, count, batch_loss, seed)
     best, kept, began = Best(0, float("-inf"), {}), _copy(adapter), monotonic()
-    with (
-        bar(description, config.epochs * trainer.steps) as progress,
-        open(folder / LOG_FILE, "w", encoding="utf-8") as log,
-    ):
+    write_text(folder / LOG_FILE, "")
+    with bar(description, config.epochs * trainer.steps) as progress:
         for epoch in range(1, config.epochs + 1):
             adapter.train()
             losses = []
@@ -72,8 +70,7 @@ def run_epochs(
             if score > best.score:
                 best, kept = Best(epoch, score, values), _copy(adapter)
             row: dict[str, Any] = {"epoch": epoch, "train_loss": train_loss, **values}
-            log.write(to_json({**row, "seconds": round(monotonic() - began, 2)}) + "\n")
-            log.flush()
+            append_text(folder / LOG_FILE, to_json({**row, "seconds": round(monotonic() - began, 2)}) + "\n")
             if epoch - best.epoch >= config.patience:
                 break
     adapter.load_state_dict(kept)

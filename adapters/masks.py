@@ -10,10 +10,11 @@ from torch import Tensor
 
 from dinomed.adapters.predict import resize_probability
 from dinomed.datasets.manifest import Manifest
+from dinomed.errors import UsageError
 from dinomed.features.compute import prefetch
 from dinomed.images.read import read_mask
 from dinomed.metrics.segmentation import DiceByThreshold
-from dinomed.progress import bar
+from dinomed.progress import bar, warn
 
 THRESHOLDS = tuple(percent / 100 for percent in range(5, 100, 5))
 
@@ -47,6 +48,11 @@ class Masks:
                 packed.append(one)
                 progress.advance()
         self._packed = np.stack(packed)
+        if not self._packed.any():
+            told = f"every mask of {split} is empty at {size} px"
+            if split == "train":
+                raise UsageError(f"{told}: there is no lesion to learn; give masks that have one")
+            warn(f"{told}: epochs and threshold are chosen by what is left empty alone")
 
     def take(self, indices: Sequence[int]) -> Tensor:
         """uint8 (n, 1, size, size) of 0 and 1."""

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.datasets.manifest import leaves_root
+from dinomed.datasets.predictions import PLAN_FILE
 from dinomed.errors import DinomedError, UsageError
 from dinomed.files import read_json, to_json, write_json, write_text
 from dinomed.notice import RESEARCH_USE
 
-PLAN_FILE, TABLE_FILE, FAILED_FILE = "predictions.json", "predictions.csv", "unreadable.csv"
+TABLE_FILE, FAILED_FILE = "predictions.csv", "unreadable.csv"
 ROWS_FILE = "predictions.partial.jsonl"
 FORMAT = "dinomed.predictions/1"
 Row = list[Any]

@@ -65,9 +65,19 @@ def run_quickstart(plan: Plan) -> dict[str, Any]:
             f"output {plan.folder} lies in the folder of the images, and would be scanned as one of them next time; "
             "choose another with -o"
         )
+    _check_settings(plan)
     prepare_output(plan.folder, overwrite=True, marker=JOURNAL)
     with locked(plan.folder):
         return _run(plan, Journal(plan.folder, ["--quiet"] if plan.quiet else []))
+
+
+def _check_settings(plan: Plan) -> None:
+    """What the steps would refuse after minutes of work, at once."""
+    from dinomed.device import resolve_device
+    from dinomed.pretrain.config import PretrainConfig
+
+    load_config(PretrainConfig, find_config(CONFIG), plan.overrides)
+    resolve_device(plan.device)
 
 
 def _run(plan: Plan, journal: Journal) -> dict[str, Any]:

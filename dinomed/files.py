@@ -52,6 +52,19 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def append_text(path: str | Path, text: str) -> None:
+    """Add UTF-8 text to a file, a log; a kill may leave a part of its last line.
+
+    Raises:
+        DinomedError: it cannot be written (a full disk, mostly).
+    """
+    try:
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except OSError as error:
+        raise DinomedError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def write_json(path: str | Path, data: Any) -> None:
     """Write JSON atomically; not-a-number becomes null, as JSON has no other word for it."""
     write_text(path, to_json(data, indent=2) + "\n")
@@ -171,7 +184,17 @@ def locked(folder: str | Path, name: str = ".lock", *, wait: bool = False) -> It
                 raise _in_use(folder) from None
             say(f"waiting for another process that works in {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
+        if not _is_still(folder / name, file.fileno()):  # its holder has just removed it: the result is there
+            raise _in_use(folder)
         yield
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Whether `path` still names the open file `handle`."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _umask() -> int:

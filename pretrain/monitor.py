@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from dinomed.distributed import gather_rows, sum_over_ranks, world_size
-from dinomed.errors import DinomedError
-from dinomed.files import replacing, to_json
+from dinomed.files import append_text, replacing, to_json
 
 LOG_FILE = "log.jsonl"
 
@@ -58,11 +57,7 @@ class RunLog:
                 temporary.write_text("".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(to_json({"step": step, **values}) + "\n")
-        except OSError as error:
-            raise DinomedError(f"cannot write {self.path}: {error.strerror or error}") from None
+        append_text(self.path, to_json({"step": step, **values}) + "\n")
         for name, value in values.items():
             if math.isfinite(value):
                 self._scalars().add_scalar(name, value, step)

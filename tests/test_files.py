@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dinomed.errors import DinomedError, UsageError
-from dinomed.files import check_free, locked, prepare_output
+from dinomed.files import append_text, check_free, locked, prepare_output
 
 HOLD = "import sys; from dinomed.files import locked\nwith locked(sys.argv[1]): print('held', flush=True); input()"
 
@@ -44,3 +44,23 @@ def test_a_free_folder_is_neither_made_nor_changed(tmp_path: Path) -> None:
         pass
     check_free(tmp_path / "done")
     assert [path.name for path in (tmp_path / "done").iterdir()] == [".lock"]
+
+
+def test_a_lock_that_its_holder_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened before, locked after: two could hold the same folder, by two files of that name."""
+    from dinomed import files
+
+    real = files.fcntl.flock
+
+    def removed(file: object, how: int) -> None:
+        real(file, how)
+        (tmp_path / ".lock").unlink()
+
+    monkeypatch.setattr(files.fcntl, "flock", removed)
+    with pytest.raises(DinomedError, match="in use"), locked(tmp_path):
+        pass
+
+
+def test_a_full_disk_names_the_log() -> None:
+    with pytest.raises(DinomedError, match=r"cannot write /dev/full: No space left"):
+        append_text("/dev/full", "a line\n")

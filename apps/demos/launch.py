@@ -30,8 +30,10 @@ def serve_segment(
     Raises:
         UsageError: the adapter is no segmenter, or the folder of examples holds no picture.
     """
+    from dinomed.adapters.bundle import read_record
     from dinomed.adapters.predict import SegmentPredictor, load_adapter
 
+    read_record(adapter)  # before examples are made and Gradio is imported
     address = address or choose_address()
     with private_environment() as folder:
         chosen = choose_examples(adapter, examples, folder)

@@ -21,6 +21,7 @@ from dinomed.datasets.findings import (
 from dinomed.datasets.folders import Pairs, classes_of, pair_masks, splits_of
 from dinomed.datasets.labels import NONE, Labels, find_labels, read_labels
 from dinomed.datasets.manifest import Manifest, build_manifest
+from dinomed.datasets.predictions import find_predictions
 from dinomed.datasets.splits import check_ratios, check_splits, explain_gaps, make_splits
 from dinomed.datasets.walk import walk
 from dinomed.errors import UsageError
@@ -62,7 +63,7 @@ def scan(
     keep_ids: bool = False,
     allow_unreadable: bool = False,
 ) -> ScanResult:
-    """Read every image below `folder`.
+    """Read every image below `folder`. Folders that a prediction was written to are passed over, with a note.
 
     Splits come from the CSV, else from split folders, else (with `make_split`) they are made: by group, stratified by
     label. Without groups each image is its own, but images with the same bytes share one.
@@ -89,17 +90,24 @@ def scan(
     roles = {"label": label, "group": group, "mask": mask, "split": split}
     path = _table_path(labels, folder, roles)
     found = walk(folder, follow_links=follow_links)
+    files = found.images
+    predicted = find_predictions(folder, [*files, *(name for name, _ in found.refused)])
+    passed = {file for inside in predicted.values() for file in inside}
+    found.images = [image for image in files if image not in passed]
+    found.refused = [(name, reason) for name, reason in found.refused if name not in passed]
     pairs = pair_masks(found.images)
     table = Labels()
     if path is not None:
         table = read_labels(
-            path, folder, found.images, pairs.images, image_column=image_column, roles=roles, keep_ids=keep_ids
+            path, folder, files, pairs.images, image_column=image_column, roles=roles, keep_ids=keep_ids
         )
     masks = _masks(table, pairs, mask)
     others = {*masks.values(), *table.targets}
     images = sorted({image for image in pairs.images if image not in others} | set(table.rows))
     facts, failed = read_all(folder, images, masks, workers)
     unreadable = [*found.refused, *failed, *table.missing]
+    if not facts and passed:
+        raise UsageError(f"folder {folder} holds no image but what an earlier prediction wrote")
     if not facts:
         raise UsageError(nothing_in(folder, unreadable))
     if not allow_unreadable:
@@ -134,7 +142,14 @@ def scan(
             *warn_duplicates(columns, duplicates, grouped=grouped),
             *explain_gaps(columns["group"], classes, splits or [None] * len(facts)),
         ],
-        notes=notes(folder, found, pairs, table, columns, sum(f.header.frames > 1 for f in facts)),
+        notes=[
+            *(
+                f"{place} holds what `dinomed predict` wrote ({len(inside):,} pictures), and is passed over; "
+                "name its masks in a CSV (--labels, column mask) if they are to be learned from"
+                for place, inside in predicted.items()
+            ),
+            *notes(folder, found, pairs, table, columns, sum(f.header.frames > 1 for f in facts)),
+        ],
     )
 
 

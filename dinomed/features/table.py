@@ -13,8 +13,8 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.features.extract import extract
-from dinomed.features.store import Kind, remove_stores
-from dinomed.files import check_writable, replacing
+from dinomed.features.store import LOCK_FILE, Kind, remove_stores
+from dinomed.files import check_writable, locked, replacing
 from dinomed.notice import RESEARCH_USE
 from dinomed.progress import warn
 
@@ -75,10 +75,23 @@ def write_feature_table(
         unreadable: (path, reason) of files that were refused earlier; they are listed in ``OUT.unreadable.csv``.
 
     Raises:
-        DinomedError: an image cannot be read, or the disk is full.
+        DinomedError: an image cannot be read, the disk is full, or another process writes this table.
     """
     path = Path(path)
     parts = _parts(path)
+    with locked(parts, LOCK_FILE):
+        try:
+            count, dimension = _write_table(backbone, manifest, path, parts, tokens, shard_size)
+            remove_stores(parts)
+        finally:
+            _remove_traces(parts)
+    return FeatureTable(count, dimension, _list_unreadable(path, unreadable))
+
+
+def _write_table(
+    backbone: FrozenBackbone, manifest: Manifest, path: Path, parts: Path, tokens: str, shard_size: int
+) -> tuple[int, int]:
+    """The table, by way of shards in `parts`; how many rows and how wide."""
     store = extract(backbone, manifest, store=parts, shard_size=shard_size)
     kinds = TOKENS[tokens]
     dimension = backbone.embed_dim * len(kinds)
@@ -99,8 +112,19 @@ def write_feature_table(
             values = np.concatenate([store.shard(shard, name) for name in kinds], axis=1)
             feature = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float32()), dimension)
             writer.write_table(pa.table([names.slice(rows.start, len(rows)), feature], schema=schema))
-    remove_stores(parts)
-    return FeatureTable(len(store), dimension, _list_unreadable(path, unreadable))
+    return len(store), dimension
+
+
+def _remove_traces(parts: Path) -> None:
+    """The lock, and what is empty, or was when nothing could be computed."""
+    stores = [folder for folder in parts.iterdir() if folder.is_dir() and not folder.is_symlink()]
+    for folder in stores:
+        if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            (folder / LOCK_FILE).unlink()
+            folder.rmdir()
+    (parts / LOCK_FILE).unlink(missing_ok=True)
+    if not any(parts.iterdir()):
+        parts.rmdir()
 
 
 def _parts(path: Path) -> Path:

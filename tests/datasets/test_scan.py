@@ -1,6 +1,7 @@
 """Scanning folders: labels, masks, splits, duplicates and what is refused (reliability rows 9, 10, 18-21, 24)."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from dinomed.datasets.collect import collect
 from dinomed.datasets.manifest import KNOWN, read_manifest, write_manifest
 from dinomed.datasets.scan import ScanResult, scan
 from dinomed.datasets.splits import check_splits
+from dinomed.datasets.synthetic import write_lesions
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.read import read_image, write_mask
 
@@ -443,3 +445,21 @@ def test_polyps_depth_and_dicom(real_data: Path) -> None:
     assert depth.manifest.has("depth")
     with pytest.raises(UsageError, match="DICOM, which is not read yet"):
         scan(real_data / "dicom")
+
+
+def test_masks_of_an_earlier_prediction_are_no_images(tmp_path: Path) -> None:
+    from dinomed.adapters.plan import PLAN_FILE, Plan
+
+    write_lesions(tmp_path / "data", count=6, size=(36, 48), broken=0)
+    before = scan(tmp_path / "data", labels="labels.csv").manifest
+    out = tmp_path / "data" / "out"
+    shutil.copytree(tmp_path / "data" / "masks", out / "images")  # under the images' names, as predict writes them
+    (out / "empty.png").touch()
+    Plan({}, ("images/a.png",), complete=True).write(out)
+    result = scan(tmp_path / "data", labels="labels.csv")
+    assert result.manifest.table.equals(before.table)
+    assert result.unreadable == []
+    assert any(note.startswith("out holds what `dinomed predict` wrote (7 pictures)") for note in result.notes)
+    assert len(scan(out, allow_unreadable=True).manifest) > 0  # named itself, it is what is wanted
+    (out / PLAN_FILE).write_text("{}")  # another tool's: nothing is known of it
+    assert len(scan(tmp_path / "data", labels="labels.csv").manifest) > len(before)

@@ -8,9 +8,10 @@ import pytest
 
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
-from dinomed.errors import UsageError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.features.extract import extract
 from dinomed.features.table import check_table_output, write_feature_table
+from dinomed.files import locked
 
 
 def test_shards_go_and_files_of_others_stay(tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path) -> None:
@@ -39,3 +40,23 @@ def test_a_file_in_the_place_of_the_shards_is_refused_at_once(tmp_path: Path) ->
     (tmp_path / "f.parts").write_text("of the user")
     with pytest.raises(UsageError, match=r"f.parts is a file"):
         check_table_output(tmp_path / "f.parquet")
+
+
+def test_a_table_that_another_process_writes_is_in_use(
+    tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path
+) -> None:
+    backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest).take(range(2))
+    with locked(tmp_path / "f.parts"), pytest.raises(DinomedError, match=r"f\.parts is in use by another process"):
+        write_feature_table(backbone, manifest, tmp_path / "f.parquet")
+    write_feature_table(backbone, manifest, tmp_path / "f.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["f.parquet"]
+
+
+def test_a_table_that_fails_leaves_nothing_empty_behind(
+    tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path
+) -> None:
+    backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest).take(range(2))
+    lost = type(manifest)(manifest.table, tmp_path)  # its images are elsewhere
+    with pytest.raises(DinomedError, match="does not exist"):
+        write_feature_table(backbone, lost, tmp_path / "f.parquet")
+    assert list(tmp_path.iterdir()) == []
