@@ -12,6 +12,7 @@ from dinomed.pretrain.crops import CropConfig
 from dinomed.pretrain.masking import MaskConfig
 from dinomed.pretrain.method import ObjectiveConfig, TeacherConfig
 from dinomed.pretrain.optimizer import OptimizerConfig
+from dinomed.pretrain.tune import TuneConfig
 
 
 class RunConfig(Config):
@@ -73,6 +74,7 @@ class PretrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
     start: StartConfig = StartConfig()
+    tune: TuneConfig = TuneConfig()
     images: IntensityConfig = IntensityConfig()
     mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="of each channel, in [0, 1]")
     std: tuple[float, ...] = Field(IMAGENET_STD, description="of each channel, in [0, 1]")

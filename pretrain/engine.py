@@ -21,6 +21,7 @@ from dinomed.pretrain.optimizer import OptimizerDriver
 from dinomed.pretrain.parallel import distribute, local, whole_state
 from dinomed.pretrain.start import Start, load_start
 from dinomed.pretrain.state import load_state, save_state, seed_step
+from dinomed.pretrain.tune import add_lora
 
 PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -51,6 +52,8 @@ class Engine:
         model = DINOv2(config.backbone, config.objective) if teacher is None else Distillation(config, teacher)
         if start is not None:
             load_start(start, model)
+        if config.tune.lora is not None:
+            add_lora(backbone_of(model.student), config.tune.lora)
         self.model = model.to(device).train()
         self.parameters = {
             name: sum(p.numel() for p in module.parameters()) for name, module in self.model.student.items()

@@ -4,12 +4,14 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.method import build_side
+from dinomed.pretrain.tune import LoraConfig
 
 BYTES = 4
-STUDENT_COPIES = 4  # weight, gradient, two moments
+LEARNED_COPIES = 3  # of each weight that learns: gradient, two moments
 SAVED_PER_TOKEN = 19  # floats a block keeps of a token for the backward, in units of the embedding's width
 SAVED_PER_SCORE = 3  # floats a head keeps of a score: itself, its softmax, the target
 EFFICIENCY = 0.35  # of the speed of large matrix products: what a step reaches with its small ones and all else
@@ -50,7 +52,9 @@ def estimate(config: PretrainConfig, device: torch.device, processes: int = 1) -
     flop += own * sum(2 * size * (3 * rows[name][0] + rows[name][1]) for name, size in sizes.items())
 
     shards = processes if run.parallel == "shard" else 1
-    fixed = (STUDENT_COPIES + 1) * (backbone + heads) * BYTES / shards
+    adapters = _adapters(side, config.tune.lora)
+    learned = heads + (adapters or backbone)
+    fixed = (2 * (backbone + heads) + adapters + LEARNED_COPIES * learned) * BYTES / shards  # student and teacher
     width = 2 if run.precision != "float32" else BYTES
     depth = 2 if run.checkpoint_activations else vit.depth  # the inputs of all blocks, and one block's own
     saved = held * student * vit.embed_dim * SAVED_PER_TOKEN * depth * kept * width
@@ -63,6 +67,18 @@ def estimate(config: PretrainConfig, device: torch.device, processes: int = 1) -
         backbone, heads, student + teacher, flop / 1e12, (fixed + saved + scores) / 2**30, seconds,
         seconds * run.steps / 3600,
     )  # fmt: skip
+
+
+def _adapters(side: nn.ModuleDict, lora: LoraConfig | None) -> int:
+    """Weights of the low-rank adapters; 0 where there are none."""
+    if lora is None:
+        return 0
+    layers = [(name.split(".")[-1], m) for name, m in side.named_modules() if ".blocks." in name]
+    return sum(
+        lora.rank * (m.in_features + m.out_features)
+        for name, m in layers
+        if name in lora.targets and isinstance(m, nn.Linear)
+    )
 
 
 def _grid(size: int, config: PretrainConfig) -> int:

@@ -18,6 +18,7 @@ from dinomed.pretrain.heads import Head, HeadConfig
 from dinomed.pretrain.losses import Center, dino_loss, ibot_loss, koleo, sinkhorn_knopp
 from dinomed.pretrain.parallel import local
 from dinomed.pretrain.schedules import Schedule
+from dinomed.pretrain.tune import plain_parameters
 
 
 class ObjectiveConfig(Config):
@@ -199,5 +200,8 @@ def backbone_of(side: nn.ModuleDict) -> VisionTransformer:
 
 
 def average(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
-    """``slow = momentum * slow + (1 - momentum) * fast``, in place, all weights in one call."""
-    torch._foreach_lerp_([local(p) for p in slow.parameters()], [local(p) for p in fast.parameters()], 1 - momentum)
+    """``slow = momentum * slow + (1 - momentum) * fast``, in place, all weights in one call; `fast` with its adapters
+    merged, if it has any."""
+    torch._foreach_lerp_(
+        [local(p) for p in slow.parameters()], [local(p) for _, p in plain_parameters(fast)], 1 - momentum
+    )

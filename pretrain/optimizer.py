@@ -93,12 +93,15 @@ class OptimizerDriver:
 
 def parameter_groups(student: nn.ModuleDict, config: OptimizerConfig) -> Iterator[dict[str, Any]]:
     """Groups of equal factors: no decay on one-dimensional tensors (biases, norms, LayerScale), as in the reference;
-    layer decay over the depth; the patch embedding slower; prototypes and backbone apart, to be frozen at first."""
+    layer decay over the depth; the patch embedding slower; prototypes and backbone apart, to be frozen at first. What
+    does not learn, as beside an adapter, is in none."""
     backbone = student["backbone"]
     assert isinstance(backbone, VisionTransformer)
     depth = backbone.config.depth
     groups: dict[tuple[float, float, str], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
+        if not parameter.requires_grad:
+            continue
         factor = config.layer_decay ** (depth + 1 - _layer(name, depth))
         if ".patch_embed." in name:
             factor *= config.patch_embed_lr

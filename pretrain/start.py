@@ -23,6 +23,7 @@ from dinomed.images.intensity import IntensityConfig
 from dinomed.layers.patch_embedding import resize_position_embedding
 from dinomed.pretrain.config import PretrainConfig, StartConfig
 from dinomed.pretrain.method import DINOv2
+from dinomed.pretrain.tune import check_tune, has_lora
 from dinomed.progress import say
 
 NEW_HEADS_WARMUP = 0.1
@@ -74,6 +75,8 @@ def fit_config(config: PretrainConfig, start: Start | None) -> PretrainConfig:
 
     Its own are stochastic depth and the number of input channels (the first layer is inflated if need be).
     """
+    feed_forward = config.backbone.feed_forward if start is None else start.vit.config.feed_forward
+    check_tune(config.tune, feed_forward, has_start=start is not None)
     if start is None:
         return config
     theirs = start.vit.config.model_dump(exclude={"drop_path", "in_channels"})
@@ -107,9 +110,12 @@ def load_start(start: Start, model: DINOv2) -> None:
 
 
 def _tensors_for(start: Start, side: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What there is for one side: all of it from a run, else the backbone."""
+    """What there is for one side: all of it from a run, else the backbone; also where adapters stand beside the
+    student's, which the teacher has merged."""
     rest = {name.removeprefix(f"{side}."): t for name, t in start.rest.items() if name.startswith(f"{side}.")}
-    found = rest or {f"backbone.{name}": tensor for name, tensor in start.vit.state_dict().items()}
+    found = {name: tensor for name, tensor in rest.items() if not name.startswith("backbone.") or not has_lora(rest)}
+    if not any(name.startswith("backbone.") for name in found):
+        found |= {f"backbone.{name}": tensor for name, tensor in start.vit.state_dict().items()}
     backbone = {name.removeprefix("backbone."): t for name, t in found.items() if name.startswith("backbone.")}
     kernel, position = own["backbone.patch_embed.proj.weight"], own["backbone.pos_embed"]
     backbone = inflate_channels(backbone, kernel.shape[1])

@@ -62,6 +62,7 @@ def scan(
     follow_links: bool = False,
     keep_ids: bool = False,
     allow_unreadable: bool = False,
+    label_maps: bool = False,
 ) -> ScanResult:
     """Read every image below `folder`. Folders that a prediction was written to are passed over, with a note.
 
@@ -77,6 +78,7 @@ def scan(
         workers: threads; None for one a processor.
         keep_ids: keep columns of the CSV that tell who a patient is, and groups of such a column as they are written.
         allow_unreadable: go on, with a warning, where more than half of the files cannot be read.
+        label_maps: masks hold values of several classes (`dinomed.images.labelmap`).
 
     Raises:
         UsageError: no such folder; no readable image in it; a column or the CSV is missing; a mask of another size
@@ -104,7 +106,7 @@ def scan(
     masks = _masks(table, pairs, mask)
     others = {*masks.values(), *table.targets}
     images = sorted({image for image in pairs.images if image not in others} | set(table.rows))
-    facts, failed = read_all(folder, images, masks, workers)
+    facts, failed = read_all(folder, images, masks, workers, label_maps)
     unreadable = [*found.refused, *failed, *table.missing]
     if not facts and passed:
         raise UsageError(f"folder {folder} holds no image but what an earlier prediction wrote")
@@ -148,7 +150,14 @@ def scan(
                 "name its masks in a CSV (--labels, column mask) if they are to be learned from"
                 for place, inside in predicted.items()
             ),
-            *notes(folder, found, pairs, table, columns, sum(f.header.frames > 1 for f in facts)),
+            *notes(
+                folder,
+                found,
+                pairs,
+                table,
+                columns,
+                sum(f.header.frames > 1 and f.header.channels in (1, 3) for f in facts),
+            ),
         ],
     )
 
