@@ -77,6 +77,11 @@ class Adapter(nn.Module):
 
     task: ClassVar[Task]
     Config: ClassVar[type[HeadConfig]] = HeadConfig
+    grid: ClassVar[int] = 24
+    """Patches a side that a dense task gets by default, if the backbone's own size gives fewer."""
+    flips: ClassVar[bool] = False
+    scales: ClassVar[tuple[float, ...]] = (1.0,)
+    """Mirror images and other sizes that a prediction of a dense task is averaged over by default."""
 
     def __init__(self, config: Any, embed_dim: int, num_classes: int) -> None:
         super().__init__()

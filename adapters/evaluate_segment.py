@@ -1,22 +1,62 @@
-"""Metrics of a segmenter: masks compared at each image's own size."""
+"""Metrics of a segmenter: masks compared at each image's own size, class by class."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dinomed.adapters.folders import batches, stack_pixels
-from dinomed.adapters.masks import load_mask
 from dinomed.adapters.predict import SegmentPredictor
 from dinomed.datasets.manifest import Manifest
-from dinomed.metrics.segmentation import overlap, segmentation_metrics
+from dinomed.metrics.lesions import LesionCounts, count_lesions
+from dinomed.metrics.segmentation import Overlap, overlap, segmentation_metrics
 from dinomed.progress import bar
 
 
-def measure_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, Any]:
-    """Means over the images of `manifest`, all of which have a mask (`dinomed.metrics.segmentation`)."""
-    overlaps = []
+@dataclass(frozen=True)
+class Compared:
+    """One class of one image: overlap of the masks, and its lesions."""
+
+    overlap: Overlap
+    lesions: LesionCounts
+
+
+def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, list[Compared]]:
+    """Of each class (but the background), the images of `manifest` in their order; all of them have masks."""
+    legend = predictor.legend
+    found: dict[str, list[Compared]] = {legend.names[k]: [] for k in legend.reported}
     with bar("evaluating", len(manifest)) as progress:
         for loaded in batches(manifest, predictor):
-            maps = predictor.probability_maps(stack_pixels(loaded), [one.size for one in loaded])
-            for one, probability in zip(loaded, maps, strict=True):
-                overlaps.append(overlap(load_mask(manifest, one.index), probability >= predictor.threshold))
+            maps = predictor.batch_maps(stack_pixels(loaded), [one.size for one in loaded])
+            for one, probabilities in zip(loaded, maps, strict=True):
+                truth = legend.planes(legend.read(manifest, one.index))
+                guess = legend.planes(predictor.decide(probabilities))
+                for k in legend.reported:
+                    pair = Compared(overlap(truth[k], guess[k]), count_lesions(truth[k], guess[k]))
+                    found[legend.names[k]].append(pair)
             progress.advance(len(loaded))
-    return segmentation_metrics(overlaps)
+    return found
+
+
+def measure_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, Any]:
+    """`dinomed.metrics.segmentation` over the images of `manifest`; of several classes the means over them, and
+    `per_class`."""
+    compared = compare_masks(predictor, manifest)
+    per_class = {name: segmentation_metrics([one.overlap for one in cases]) for name, cases in compared.items()}
+    return mean_over_classes(per_class)
+
+
+def mean_over_classes(per_class: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The metrics of the one class, or the means over the classes where they are defined, with `n` and `per_class`."""
+    first = next(iter(per_class.values()))
+    if len(per_class) == 1:
+        return first
+    means = {
+        key: _mean([row[key] for row in per_class.values()]) for key, value in first.items() if isinstance(value, float)
+    }
+    return {"n": first["n"], **means, "per_class": per_class}
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")

@@ -2,25 +2,29 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from monai.losses import DiceCELoss
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dinomed.adapters.build import at_image_size, build_adapter, default_segment_size, extract_splits, gather
+from dinomed.adapters.build import at_image_size, build_adapter, default_image_size, extract_splits, gather
 from dinomed.adapters.bundle import open_output, save_bundle
+from dinomed.adapters.config import adapter_class
 from dinomed.adapters.config_segment import SegmentConfig
-from dinomed.adapters.data import fit_splits, masked
+from dinomed.adapters.data import Splits, fit_splits
+from dinomed.adapters.dense import Views
 from dinomed.adapters.fitting import FitResult, chunks, training_record
+from dinomed.adapters.legend import Legend, build_legend, find_legend
 from dinomed.adapters.loop import run_epochs
-from dinomed.adapters.masks import Masks, choose_threshold, dice
+from dinomed.adapters.losses import build_loss
+from dinomed.adapters.masks import Masks, choose_thresholds, dice_of_logits
 from dinomed.adapters.seen import collect_seen
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
+from dinomed.errors import UsageError
 from dinomed.features.store import FeatureStore
-
-LESION = "lesion"
 
 
 def fit_segmenter(
@@ -32,40 +36,42 @@ def fit_segmenter(
     store: str | Path,
     overwrite: bool = False,
 ) -> FitResult:
-    """Fit a segmenter on the split train by Dice + cross-entropy, keep the epoch with the best Dice on val, choose the
-    threshold on val at the images' own size, write a bundle to `out`.
+    """Fit a segmenter on the split train, keep the epoch with the best Dice on val, choose the thresholds on val at the
+    images' own size (where a pixel may have several classes, or none), write a bundle to `out`.
 
     Args:
         store: where features are kept (`dinomed.features.extract.default_store`).
 
     Raises:
-        UsageError: no masks, no train split, a group in two splits, or `out` is in use.
+        UsageError: no masks, masks with values that no class has, no train split, a group in two splits, or `out` is
+            in use.
     """
     config = config or SegmentConfig()
-    splits = fit_splits(masked(manifest), None, config.seed)
-    size = config.image_size or default_segment_size(backbone)
+    legend, splits = prepare_masks(manifest, config)
+    head = adapter_class("segment", config.head.name)
+    size = config.image_size or default_image_size(backbone, head.grid)
     backbone = at_image_size(backbone, size)
-    adapter = build_adapter(config, backbone, num_classes=1)
+    adapter = build_adapter(config, backbone, num_classes=len(legend.names))
+    views = views_of_config(config, adapter.flips, adapter.scales)
     with open_output(out, config, overwrite=overwrite) as output:
         train, val = extract_splits(backbone, splits, adapter, store)
-        masks, val_masks = Masks(splits.train, size, "train"), Masks(splits.val, size, "val")
+        masks, val_masks = Masks(splits.train, size, "train", legend), Masks(splits.val, size, "val", legend)
         adapter.calibrate(train.cls, train.mean)
         adapter.to(backbone.device)
-        loss = DiceCELoss(sigmoid=True)
+        loss = build_loss(config.loss, legend.exclusive, config.tversky_alpha)
 
         def logits(store: FeatureStore, rows: Sequence[int]) -> Tensor:
-            return adapter(gather(store, rows, backbone.device))
+            return interpolate(adapter(gather(store, rows, backbone.device)), (size, size), mode="bilinear")
 
         def batch_loss(indices: Tensor) -> Tensor:
             rows = indices.tolist()
-            up = interpolate(logits(train, rows), (size, size), mode="bilinear")
-            return loss(up, masks.take(rows).to(up))
+            return loss(logits(train, rows), masks.take(rows).to(backbone.device))
 
         def validate() -> tuple[float, dict[str, float]]:
             scores = []
             for rows in chunks(len(val), config.fit.batch_size):
-                up = interpolate(logits(val, rows), (size, size), mode="bilinear")
-                scores.append(dice(up > 0, val_masks.take(rows).to(up)))
+                truth = val_masks.take(rows).to(backbone.device)
+                scores.append(dice_of_logits(logits(val, rows), truth, legend))
             mean = torch.cat(scores).mean().item()
             return mean, {"val_dice": mean}
 
@@ -73,12 +79,39 @@ def fit_segmenter(
             adapter, config.fit, count=len(train), batch_loss=batch_loss, validate=validate, seed=config.seed,
             folder=output.stage, description="training the segmenter",
         )  # fmt: skip
-        threshold, val_dice = choose_threshold(splits.val, lambda rows: logits(val, rows))
-        metrics = {"n": len(val), "dice": val_dice, "dice_at_training_size": best.values["val_dice"]}
+        metrics: dict[str, Any] = {"n": len(val), "dice_at_training_size": best.values["val_dice"]}
+        usage: dict[str, Any] = {"legend": legend.to_dict(), "views": vars(views)}
+        threshold = None
+        if not legend.exclusive:
+
+            def probabilities(row: int, shape: tuple[int, int]) -> np.ndarray:
+                maps = adapter(gather(val, [row], backbone.device))
+                return interpolate(maps.float(), shape, mode="bilinear")[0].sigmoid().cpu().numpy()
+
+            thresholds, metrics["dice"] = choose_thresholds(splits.val, probabilities, legend)
+            usage["thresholds"] = thresholds
+            threshold = thresholds[0] if len(thresholds) == 1 else None
         seen = collect_seen((splits.train, splits.val))
         training = training_record(config, splits, best, backbone)
         save_bundle(
-            output, adapter, backbone, classes=[LESION], seen=seen, threshold=threshold, validation=metrics,
-            training=training,
+            output, adapter, backbone, classes=list(legend.names), seen=seen, threshold=threshold, usage=usage,
+            validation=metrics, training=training,
         )  # fmt: skip
     return FitResult(output.folder, best.epoch, metrics, threshold)
+
+
+def prepare_masks(manifest: Manifest, config: SegmentConfig) -> tuple[Legend, Splits]:
+    """What the masks mean, and the rows that have them, in train and val."""
+    legend = build_legend(config.kind, config.classes) or find_legend(manifest)
+    splits = fit_splits(legend.usable(manifest), None, config.seed)
+    if len(splits.train) < 2:
+        raise UsageError("train has one image with a mask only; a segmenter needs two or more")
+    return legend, splits
+
+
+def views_of_config(config: SegmentConfig, flips: bool, scales: tuple[float, ...]) -> Views:
+    """How the bundle will look at images: as the settings say, else as the head does."""
+    return Views(
+        flips=flips if config.flips is None else config.flips,
+        scales=scales if config.scales is None else config.scales,
+    )

@@ -1,24 +1,21 @@
-"""Predicting whole collections: a mask for each image, or one table of probabilities."""
+"""Predicting whole collections: a file for each image, or one table of probabilities."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 
-from dinomed.adapters.plan import FAILED_FILE, PLAN_FILE, TABLE_FILE, Plan, Row, add_rows, begin, finish
-from dinomed.adapters.predict import ClassifyPredictor, SegmentPredictor, lesion_summary
+from dinomed.adapters.outputs import Writer, build_writer
+from dinomed.adapters.plan import FAILED_FILE, PLAN_FILE, TABLE_FILE, Plan, add_rows, begin, finish
+from dinomed.adapters.predict import AnyPredictor
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import Loaded, load_images
 from dinomed.files import locked, prepare_output
-from dinomed.images.read import write_mask
 from dinomed.progress import bar, say
-
-BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Written:
 
 
 def predict_collection(
-    predictor: SegmentPredictor | ClassifyPredictor,
+    predictor: AnyPredictor,
     manifest: Manifest,
     out: str | Path,
     *,
@@ -42,11 +39,11 @@ def predict_collection(
 ) -> Written:
     """Predict every image of a manifest.
 
-    A segmenter writes masks (PNG, 0 and 255, of each image's own size) under the images' relative names (see
-    `mask_names`), and `predictions.csv` with area and confidence; a classifier writes `predictions.csv` with the
-    probability of each class. `predictions.json` says what makes them and lists the masks; it is there first, and says
-    ``"complete": true`` at the end. Called again after an interruption, with the same images and adapter, what is done
-    is kept and the rest is made. An image that cannot be read is listed in `unreadable.csv`, and the rest goes on.
+    A segmenter writes masks (PNG, of each image's own size) under the images' relative names, and a depth estimator
+    depth maps (see `dinomed.adapters.outputs`); `predictions.csv` has a row an image. `predictions.json` says what
+    makes them and lists the files; it is there first, and says ``"complete": true`` at the end. Called again after an
+    interruption, with the same images and adapter, what is done is kept and the rest is made. An image that cannot be
+    read is listed in `unreadable.csv`, and the rest goes on.
 
     Args:
         unreadable: (path, reason) of files that were refused earlier; they are listed too.
@@ -59,12 +56,12 @@ def predict_collection(
     if out.resolve() == manifest.root.resolve():
         raise UsageError(f"output {out} is the folder of the images; give a folder for the results alone")
     names = manifest.column("image")
-    segmenter = isinstance(predictor, SegmentPredictor)
-    masks = mask_names(names) if segmenter else []
-    plan = Plan(_settings(predictor, manifest), tuple(masks))
+    writer = build_writer(predictor, names)
+    plan = Plan(_settings(predictor, manifest, writer), (*writer.files, *writer.beside))
     prepare_output(out, overwrite=True, marker=PLAN_FILE)  # an earlier result: `begin` decides
     with locked(out):
         done = begin(out, plan, overwrite=overwrite)
+        writer.begin(out)
         todo = [i for i, name in enumerate(names) if name not in done]
         kept = len(done)
         if kept:
@@ -72,15 +69,15 @@ def predict_collection(
         failed = list(unreadable)
         with bar("predicting", len(names), kept) as progress:
             for loaded in batches(manifest.take(todo), predictor):
-                good = [(todo[one.index], one) for one in loaded if one.pixels is not None]
+                good = [one for one in loaded if one.pixels is not None]
                 failed += [(names[todo[one.index]], one.error.reason) for one in loaded if one.error]
                 if good:
-                    rows = _predict_batch(predictor, good, names, masks, out)
+                    indices, sizes = [todo[one.index] for one in good], [one.size for one in good]
+                    rows = writer.rows(indices, stack_pixels(good), sizes, out)
                     add_rows(out, rows)
                     done |= {row[0]: row for row in rows}
                 progress.advance(len(loaded))
-        columns = ["mask", "area_px", "area_fraction", "confidence"] if segmenter else ["predicted", *predictor.classes]
-        write_csv(out / TABLE_FILE, ["image", *columns], [done[name] for name in names if name in done])
+        write_csv(out / TABLE_FILE, ["image", *writer.columns], [done[name] for name in names if name in done])
         if failed:
             write_csv(out / FAILED_FILE, ["image", "reason"], failed)
         else:
@@ -89,23 +86,21 @@ def predict_collection(
     return Written(out, len(done), kept, failed)
 
 
-def _settings(predictor: SegmentPredictor | ClassifyPredictor, manifest: Manifest) -> dict[str, object]:
+def _settings(predictor: AnyPredictor, manifest: Manifest, writer: Writer) -> dict[str, object]:
     return {
         "task": predictor.task,
         "classes": list(predictor.classes),
-        "threshold": predictor.threshold if isinstance(predictor, SegmentPredictor) else None,
+        **writer.settings,
         "adapter": predictor.metadata["weights_sha256"],
         "backbone": predictor.backbone.fingerprint,
         "images": manifest.fingerprint,
     }
 
 
-def batches(
-    manifest: Manifest, predictor: SegmentPredictor | ClassifyPredictor, size: int = BATCH_SIZE
-) -> Iterator[list[Loaded]]:
+def batches(manifest: Manifest, predictor: AnyPredictor, size: int | None = None) -> Iterator[list[Loaded]]:
     """The images of a manifest, ready for the predictor, some at a time; unreadable ones are among them."""
-    images = load_images(manifest, predictor.backbone.preprocessing)
-    while chunk := list(islice(images, size)):
+    images = load_images(manifest, predictor.preprocessing)
+    while chunk := list(islice(images, size or predictor.batch_size)):
         yield chunk
 
 
@@ -115,48 +110,3 @@ def stack_pixels(loaded: list[Loaded]) -> torch.Tensor:
         if one.error is not None:
             raise DinomedError(f"{one.error}; it could be read when the manifest was made: scan the folder again")
     return torch.stack([one.pixels for one in loaded if one.pixels is not None])
-
-
-def _predict_batch(
-    predictor: SegmentPredictor | ClassifyPredictor,
-    loaded: Sequence[tuple[int, Loaded]],
-    names: Sequence[str],
-    masks: Sequence[str],
-    out: Path,
-) -> list[Row]:
-    """The rows of the table for (row of the manifest, image); a segmenter's masks are written on the way."""
-    pixels = torch.stack([one.pixels for _, one in loaded if one.pixels is not None])
-    if isinstance(predictor, ClassifyPredictor):
-        return [
-            [names[i], predictor.classes[values.argmax()], *(f"{value:.6f}" for value in values)]
-            for (i, _), values in zip(loaded, predictor.probability_rows(pixels), strict=True)
-        ]
-    rows = []
-    maps = predictor.probability_maps(pixels, [one.size for _, one in loaded])
-    for (i, _), probability in zip(loaded, maps, strict=True):
-        write_mask(out / masks[i], probability >= predictor.threshold)
-        found = lesion_summary(probability, predictor.threshold)
-        confidence = None if found.confidence is None else f"{found.confidence:.4f}"
-        rows.append([names[i], masks[i], found.area_px, f"{found.area_fraction:.6f}", confidence])
-    return rows
-
-
-def mask_names(images: Sequence[str]) -> list[str]:
-    """A relative PNG name for each image: its own with the suffix .png.
-
-    Where two would get the same one, as a.jpg and a.png do, both keep their whole name in front: a.jpg.png, a.png.png.
-
-    >>> mask_names(["x/a.jpg", "b.jpg", "b.png"])
-    ['x/a.png', 'b.jpg.png', 'b.png.png']
-    """
-    whole = [False] * len(images)
-    while True:
-        names = [
-            image + ".png" if keep else str(PurePosixPath(image).with_suffix(".png"))
-            for image, keep in zip(images, whole, strict=True)
-        ]
-        counts = Counter(name.casefold() for name in names)  # some file systems know no case
-        clash = [counts[name.casefold()] > 1 and not keep for name, keep in zip(names, whole, strict=True)]
-        if not any(clash):
-            return names
-        whole = [keep or new for keep, new in zip(whole, clash, strict=True)]

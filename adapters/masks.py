@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import ceil, log2
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from dinomed.adapters.predict import resize_probability
+from dinomed.adapters.legend import BINARY, Legend
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.features.compute import prefetch
-from dinomed.images.read import read_mask
 from dinomed.metrics.segmentation import DiceByThreshold
 from dinomed.progress import bar, warn
 
@@ -20,11 +20,8 @@ THRESHOLDS = tuple(percent / 100 for percent in range(5, 100, 5))
 
 
 def load_mask(manifest: Manifest, index: int) -> np.ndarray:
-    """The mask of an image at the image's own size, uint8 (H, W) of 0 and 1."""
-    path = manifest.mask_path(index)
-    assert path is not None
-    size = (manifest.table["height"][index].as_py(), manifest.table["width"][index].as_py())
-    return read_mask(path, size=size)
+    """The binary mask of an image at the image's own size, uint8 (H, W) of 0 and 1."""
+    return BINARY.read(manifest, index)[0]
 
 
 def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:
@@ -33,14 +30,31 @@ def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return (share >= 0.5).astype(np.uint8)
 
 
-class Masks:
-    """All masks of a split at the training size, one bit a pixel."""
+def shrink_truth(truth: np.ndarray, size: int, legend: Legend) -> np.ndarray:
+    """uint8 (planes, H, W) to (planes, size, size): of classes that exclude each other the one with the largest share
+    of the new pixel, else each mask by itself."""
+    if not legend.exclusive:
+        return np.stack([shrink_mask(plane, size) for plane in truth])
+    best, index = np.full((size, size), -1.0, np.float32), np.zeros((1, size, size), np.uint8)
+    for k in np.unique(truth):
+        share = cv2.resize((truth[0] == k).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+        index[0][share > best] = k
+        best = np.maximum(best, share)
+    return index
 
-    def __init__(self, manifest: Manifest, size: int, split: str) -> None:
-        self.size = size
+
+class Masks:
+    """All masks of a split at the training size, as few bits a pixel as there need be."""
+
+    def __init__(self, manifest: Manifest, size: int, split: str, legend: Legend = BINARY) -> None:
+        self.size, self.exclusive = size, legend.exclusive
+        self.bits = max(1, ceil(log2(len(legend.names)))) if legend.exclusive else len(legend.names)
 
         def load(index: int) -> np.ndarray:
-            return np.packbits(shrink_mask(load_mask(manifest, index), size), axis=-1)
+            small = shrink_truth(legend.read(manifest, index), size, legend)
+            if self.exclusive:
+                small = (small[0] >> np.arange(self.bits, dtype=np.uint8)[:, None, None]) & 1
+            return np.packbits(small, axis=-1)
 
         packed: list[np.ndarray] = []
         with bar(f"masks of {split}", len(manifest)) as progress:
@@ -55,22 +69,45 @@ class Masks:
             warn(f"{told}: epochs and threshold are chosen by what is left empty alone")
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (n, 1, size, size) of 0 and 1."""
-        return torch.from_numpy(np.unpackbits(self._packed[list(indices)], axis=-1, count=self.size))[:, None]
+        """uint8 (n, planes, size, size); see `dinomed.adapters.legend`."""
+        planes = np.unpackbits(self._packed[list(indices)], axis=-1, count=self.size)
+        if self.exclusive:
+            weights = (1 << np.arange(self.bits)).astype(np.uint8)[:, None, None]
+            planes = (planes * weights).sum(axis=1, keepdims=True, dtype=np.uint8)
+        return torch.from_numpy(planes)
 
 
 def dice(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Dice of each image (B,), 1 where both are empty, as in `dinomed.metrics.segmentation`."""
-    hit, total = (prediction * truth).sum((1, 2, 3)), prediction.sum((1, 2, 3)) + truth.sum((1, 2, 3))
-    return torch.where(total > 0, 2 * hit / total.clamp_min(1), 1.0)
+    """Dice of each image (B,), 1 where both are empty, as in `dinomed.metrics.segmentation`; of several planes their
+    mean."""
+    hit, total = (prediction * truth).sum((2, 3)), prediction.sum((2, 3)) + truth.sum((2, 3))
+    return torch.where(total > 0, 2 * hit / total.clamp_min(1), 1.0).mean(1)
 
 
-def choose_threshold(manifest: Manifest, logits: Callable[[Sequence[int]], Tensor]) -> tuple[float, float]:
-    """The threshold with the best mean Dice over the images at their own size, and that Dice."""
-    scores = DiceByThreshold(THRESHOLDS)
+def dice_of_logits(logits: Tensor, truth: Tensor, legend: Legend) -> Tensor:
+    """The mean Dice over the reported classes of each image (B,), of logits (B, classes, H, W) at the size of the truth
+    (B, planes, H, W), cut at a probability of half or at the highest one."""
+    if not legend.exclusive:
+        return dice((logits > 0).to(logits), truth.to(logits))
+    index = torch.tensor(legend.reported, device=logits.device).view(-1, 1, 1)
+    return dice((logits.argmax(1, keepdim=True) == index).float(), (truth == index).float())
+
+
+def choose_thresholds(
+    manifest: Manifest, probabilities: Callable[[int, tuple[int, int]], np.ndarray], legend: Legend
+) -> tuple[list[float], float]:
+    """For each class the threshold with the best mean Dice over the images at their own size, and the mean over the
+    classes of that Dice.
+
+    Args:
+        probabilities: row of the manifest and (height, width) -> float32 (classes, height, width).
+    """
+    scores = [DiceByThreshold(THRESHOLDS) for _ in legend.names]
     with torch.no_grad(), bar("choosing the threshold", len(manifest)) as progress:
-        truths = prefetch(partial(load_mask, manifest), range(len(manifest)), None)
-        for i, truth in enumerate(truths):
-            scores.add(truth, resize_probability(logits([i]), truth.shape))
+        for i, truth in enumerate(prefetch(partial(legend.read, manifest), range(len(manifest)), None)):
+            height, width = truth.shape[1:]
+            for one, plane, probability in zip(scores, truth, probabilities(i, (height, width)), strict=True):
+                one.add(plane, probability)
             progress.advance()
-    return scores.best()
+    best = [one.best() for one in scores]
+    return [threshold for threshold, _ in best], float(np.mean([value for _, value in best]))

@@ -40,6 +40,9 @@ def scan(
     allow_unreadable: Annotated[
         bool, Option("--allow-unreadable", help="Go on where more than half of the files cannot be read.")
     ] = False,
+    label_maps: Annotated[
+        bool, Option("--label-maps", help="Masks are label maps: a value for each of several classes.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -59,7 +62,7 @@ def scan(
     result = scanning.scan(
         folder, labels, image_column=image_column, label=label, group=group, mask=mask, split=split,
         ratios=_parse_ratios(ratios), seed=seed, workers=workers, follow_links=follow_links,
-        keep_ids=keep_ids, allow_unreadable=allow_unreadable,
+        keep_ids=keep_ids, allow_unreadable=allow_unreadable, label_maps=label_maps,
     )  # fmt: skip
     write_manifest(result.manifest, output)
     refused = output.with_suffix(".unreadable.csv")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinomed.files import sha256_file
+from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import Header, MaskSizeError, UnreadableImage, read_header, read_mask, read_whole
 from dinomed.progress import bar
 
@@ -31,8 +32,8 @@ class Facts:
     turned: bool = False
 
 
-def read_facts(folder: Path, image: str, mask: str | None = None) -> Facts:
-    """Read `image` and `mask` (paths relative to `folder`).
+def read_facts(folder: Path, image: str, mask: str | None = None, label_maps: bool = False) -> Facts:
+    """Read `image` and `mask` (paths relative to `folder`); masks may be label maps, of any values.
 
     Raises:
         UnreadableImage: the image cannot be used. A mask that cannot be used is told in the result.
@@ -42,7 +43,8 @@ def read_facts(folder: Path, image: str, mask: str | None = None) -> Facts:
     foreground, problem, wrong_size, turned = None, None, False, False
     if mask is not None:
         try:
-            foreground = float(read_mask(folder / mask, size=(header.height, header.width)).mean())
+            read = read_label_map if label_maps else read_mask
+            foreground = float((read(folder / mask, size=(header.height, header.width)) != 0).mean())
             turned = header.orientation != 1 and _fits_both_ways(header) and read_header(folder / mask).orientation == 1
         except UnreadableImage as error:
             problem, wrong_size = error.reason, isinstance(error, MaskSizeError)
@@ -61,7 +63,11 @@ def _fits_as_stored(image: Header, mask: Header) -> bool:
 
 
 def read_all(
-    folder: Path, images: Sequence[str], masks: Mapping[str, str], workers: int | None = None
+    folder: Path,
+    images: Sequence[str],
+    masks: Mapping[str, str],
+    workers: int | None = None,
+    label_maps: bool = False,
 ) -> tuple[list[Facts], list[tuple[str, str]]]:
     """The facts of all `images` that can be read, in their order, and (path, reason) of the others.
 
@@ -70,7 +76,7 @@ def read_all(
     """
 
     def read_chunk(start: int) -> list[Facts | UnreadableImage]:
-        return [_try(folder, image, masks.get(image)) for image in images[start : start + _CHUNK]]
+        return [_try(folder, image, masks.get(image), label_maps) for image in images[start : start + _CHUNK]]
 
     starts = range(0, len(images), _CHUNK)
     facts: list[Facts] = []
@@ -90,8 +96,8 @@ def read_all(
     return facts, unreadable
 
 
-def _try(folder: Path, image: str, mask: str | None) -> Facts | UnreadableImage:
+def _try(folder: Path, image: str, mask: str | None, label_maps: bool) -> Facts | UnreadableImage:
     try:
-        return read_facts(folder, image, mask)
+        return read_facts(folder, image, mask, label_maps)
     except UnreadableImage as error:
         return error

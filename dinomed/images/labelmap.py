@@ -13,7 +13,9 @@ from dinomed.images.intensity import is_wide, samples
 from dinomed.images.read import MaskSizeError, UnreadableImage
 
 
-def read_labels(path: str | Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_label_map(
+    path: str | Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """The value of each pixel, int64 ``(H, W)``, upright: gray levels of any depth, indices of a palette, 0 and 1 of a
     bitmap, or an array (H, W, 1).
 
@@ -34,7 +36,7 @@ def read_labels(path: str | Path, *, size: tuple[int, int] | None = None, max_pi
     return values
 
 
-def write_labels(path: str | Path, labels: np.ndarray) -> None:
+def write_label_map(path: str | Path, labels: np.ndarray) -> None:
     """Write values 0 to 65535 ``(H, W)`` as a gray PNG, of 16 bits where 8 are too few."""
     assert labels.ndim == 2, labels.shape
     assert 0 <= labels.min(initial=0) <= labels.max(initial=0) < 2**16

@@ -15,8 +15,9 @@ from dinomed.adapters.config import FitConfig
 from dinomed.adapters.config_classify import ClassifyConfig
 from dinomed.adapters.config_segment import SegmentConfig
 from dinomed.adapters.fit import fit_classifier, fit_segmenter
-from dinomed.adapters.folders import mask_names, predict_collection
+from dinomed.adapters.folders import predict_collection
 from dinomed.adapters.inputs import find_images
+from dinomed.adapters.outputs import ClassifyWriter, SegmentWriter, file_names
 from dinomed.adapters.predict import ClassifyPredictor, SegmentPredictor, lesion_summary, load_adapter
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
@@ -177,11 +178,12 @@ def test_an_interrupted_prediction_goes_on(
         seen.append(len(arguments[1]))
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return predict_batch(*arguments)
+        return write_rows(*arguments)
 
-    predict_batch = folders._predict_batch
+    writer = SegmentWriter if task == "segment" else ClassifyWriter
+    write_rows = writer.rows
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "_predict_batch", stop_in_the_second)
+        patch.setattr(writer, "rows", stop_in_the_second)
         with pytest.raises(KeyboardInterrupt):
             predict_collection(predictor, manifest, out)
     assert json.loads((out / "predictions.json").read_text())["complete"] is False
@@ -231,10 +233,10 @@ def test_an_image_that_breaks_later_is_listed_and_the_rest_goes_on(
 
 
 def test_names_never_collide() -> None:
-    assert mask_names(["a.jpg", "b/a.jpg"]) == ["a.png", "b/a.png"]
-    assert mask_names(["a.jpg", "A.png"]) == ["a.jpg.png", "A.png.png"]  # one file where case does not count
+    assert file_names(["a.jpg", "b/a.jpg"]) == ["a.png", "b/a.png"]
+    assert file_names(["a.jpg", "A.png"]) == ["a.jpg.png", "A.png.png"]  # one file where case does not count
     tricky = ["a.jpg", "a.png", "a.jpg.tif"]  # the third wants the name that the first gets
-    names = mask_names(tricky)
+    names = file_names(tricky)
     assert len(set(names)) == 3
     assert names == ["a.jpg.png", "a.png.png", "a.jpg.tif.png"]
 

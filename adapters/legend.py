@@ -1,0 +1,211 @@
+"""How masks say what a pixel is, and back: one lesion or none, one class of several, or classes that may overlap.
+
+- binary: a mask in the column `mask`, by the rule of `dinomed.images.binary`; one class, "lesion";
+- multiclass: a label map in the column `mask`; each value is a class, every pixel has one;
+- multilabel: each class has a mask of its own, in a column of its own (binary), or as a bit of the values of the
+  label map in the column `mask` (1, 2, 4, ...).
+
+In memory a truth is uint8 (planes, H, W): one plane of class indices for multiclass, else a plane of 0 and 1 a class.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dinomed.datasets.manifest import Manifest, leaves_root
+from dinomed.errors import UsageError
+from dinomed.features.compute import prefetch
+from dinomed.images.labelmap import read_label_map
+from dinomed.images.read import read_mask
+from dinomed.progress import bar, warn
+
+Kind = Literal["binary", "multiclass", "multilabel"]
+MASK, LESION, BACKGROUND = "mask", "lesion", "background"
+MAX_CLASSES, MAX_BITS = 256, 16
+
+
+@dataclass(frozen=True)
+class Legend:
+    """`names` of the classes in the order of a head's channels; `codes`: the value of each in a label map (or its
+    bit), or the column of its masks."""
+
+    kind: Kind
+    names: tuple[str, ...]
+    codes: tuple[int | str, ...]
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether every pixel has exactly one class: softmax, not sigmoid."""
+        return self.kind == "multiclass"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The manifest's columns that hold the masks."""
+        named = tuple(str(code) for code in self.codes if isinstance(code, str))
+        return named or (MASK,)
+
+    @property
+    def reported(self) -> tuple[int, ...]:
+        """The classes that metrics are about: all but the background (value 0 of a label map)."""
+        return tuple(i for i, code in enumerate(self.codes) if not (self.exclusive and code == 0))
+
+    def usable(self, manifest: Manifest) -> Manifest:
+        """The rows that have all masks.
+
+        Raises:
+            UsageError: a column is missing or empty, no row has all, or a path leaves the folder of the images.
+        """
+        for column in self.columns:
+            if not manifest.has(column):
+                hint = "" if column == MASK else f" in a column {column!r} (columns: {', '.join(manifest.columns)})"
+                raise UsageError(
+                    f"the manifest has no masks{hint}; scan a folder with images/ and masks/, or give a mask column "
+                    "with --labels (label maps: dinomed scan --label-maps)"
+                )
+        cells = list(zip(*(manifest.column(column) for column in self.columns), strict=True))
+        full = [i for i, row in enumerate(cells) if all(cell is not None for cell in row)]
+        part = sum(any(cell is not None for cell in row) for row in cells) - len(full)
+        if not full:
+            raise UsageError(f"no image has a mask in every column of {', '.join(self.columns)}")
+        if part:
+            warn(f"{part} images have masks of some classes only, and are left out")
+        for row in cells:
+            for cell in row:
+                if cell is not None and leaves_root(cell):
+                    raise UsageError(f"mask {cell!r} leaves the folder of the images; paths are relative to it")
+        return manifest.take(full)
+
+    def read(self, manifest: Manifest, index: int) -> np.ndarray:
+        """The truth of an image at its own size, uint8 (planes, H, W).
+
+        Raises:
+            UnreadableImage: a mask is damaged, or of another size than its image.
+            UsageError: a value that no class has; all such values of this mask are listed.
+        """
+        size = (manifest.table["height"][index].as_py(), manifest.table["width"][index].as_py())
+        paths = [_path(manifest, index, column) for column in self.columns]
+        if self.kind == "binary" or (self.kind == "multilabel" and self.columns != (MASK,)):
+            return np.stack([read_mask(path, size=size) for path in paths])
+        values = read_label_map(paths[0], size=size)
+        unknown = np.setdiff1d(values, self.values())
+        if len(unknown):
+            raise UsageError(self._refusal(paths[0], unknown))
+        if self.exclusive:
+            codes = np.array(self.codes, np.int64)
+            order = np.argsort(codes)
+            return order[np.searchsorted(codes[order], values)].astype(np.uint8)[None]
+        return np.stack([(values & int(bit)) != 0 for bit in self.codes]).astype(np.uint8)
+
+    def values(self) -> np.ndarray:
+        """Every value that a label map may hold."""
+        if self.exclusive:
+            return np.array(self.codes, np.int64)
+        sums = np.zeros(1, np.int64)
+        for bit in self.codes:
+            sums = np.concatenate([sums, sums | int(bit)])
+        return sums
+
+    def encode(self, truth: np.ndarray) -> np.ndarray:
+        """uint8 (planes, H, W) -> the values of a label map, int64 (H, W): the inverse of `read` for label maps. Masks
+        in columns of their own get the bits 1, 2, 4, ... in the order of the classes."""
+        if self.exclusive:
+            return np.array(self.codes, np.int64)[truth[0]]
+        bits = [code if isinstance(code, int) else 2**i for i, code in enumerate(self.codes)]
+        return np.sum([plane.astype(np.int64) * bit for plane, bit in zip(truth, bits, strict=True)], axis=0)
+
+    def planes(self, truth: np.ndarray) -> np.ndarray:
+        """uint8 (planes, H, W) -> a mask of each class, uint8 (classes, H, W)."""
+        if not self.exclusive:
+            return truth
+        return (truth == np.arange(len(self.names))[:, None, None]).astype(np.uint8)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "names": list(self.names), "codes": list(self.codes)}
+
+    def _refusal(self, path: Path, unknown: np.ndarray) -> str:
+        shown = ", ".join(map(str, unknown[:10].tolist())) + (", ..." if len(unknown) > 10 else "")
+        known = ", ".join(f"{name} {code}" for name, code in zip(self.names, self.codes, strict=True))
+        return (
+            f"{path}: {'values' if len(unknown) > 1 else 'value'} {shown} of no class (known: {known}); name them with "
+            f"--set classes, or correct the mask"
+        )
+
+
+BINARY = Legend("binary", (LESION,), (1,))
+
+
+def legend_from(data: Mapping[str, Any] | None) -> Legend:
+    """The inverse of `Legend.to_dict`; of nothing, the legend of binary masks."""
+    return BINARY if not data else Legend(data["kind"], tuple(data["names"]), tuple(data["codes"]))
+
+
+def build_legend(kind: Kind, classes: Mapping[str, int | str]) -> Legend | None:
+    """The legend that settings describe; None where the values of label maps are to be found (`find_legend`).
+
+    Raises:
+        UsageError: settings that contradict each other.
+    """
+    names, codes = tuple(classes), tuple(classes.values())
+    if kind == "binary":
+        if len(classes) > 1 or any(isinstance(code, int) and code != 1 for code in codes):
+            raise UsageError("classes: binary masks have one class; set kind to multiclass or multilabel for several")
+        return Legend(kind, names or (LESION,), codes or (1,))
+    numbers = [code for code in codes if isinstance(code, int)]
+    if kind == "multiclass":
+        if len(numbers) < len(codes):
+            raise UsageError("classes: each class of a label map is a number; columns are for kind multilabel")
+        if len(set(numbers)) < len(numbers):
+            raise UsageError("classes: two classes have the same value")
+        if not classes:
+            return None
+        if 0 not in numbers:
+            names, codes = (BACKGROUND, *names), (0, *codes)
+        if len(set(names)) < len(names):
+            raise UsageError(f"classes: {BACKGROUND!r} stands for value 0; give it that, or name the class otherwise")
+        return Legend(kind, names, codes)
+    if not classes:
+        raise UsageError("classes: multilabel masks need {NAME: COLUMN, ...} or {NAME: BIT, ...} (1, 2, 4, ...)")
+    if 0 < len(numbers) < len(codes):
+        raise UsageError("classes: either columns or bits, not both")
+    if numbers and not all(0 < bit < 2**MAX_BITS and bit.bit_count() == 1 for bit in numbers):
+        raise UsageError(f"classes: the bits of classes are 1, 2, 4, ..., {2 ** (MAX_BITS - 1)}")
+    if len(set(codes)) < len(codes):
+        raise UsageError("classes: two classes have the same bit or column")
+    return Legend(kind, names, codes)
+
+
+def find_legend(manifest: Manifest) -> Legend:
+    """The values of all label maps of a manifest (train and val), each a class named by its value.
+
+    Raises:
+        UsageError: too many values for classes, or one only.
+    """
+    counts: Counter[int] = Counter()
+    plain = Legend("multiclass", (), ())
+    rows = plain.usable(manifest)
+
+    def load(index: int) -> Sequence[int]:
+        return np.unique(read_label_map(_path(rows, index, MASK))).tolist()
+
+    with bar("values of the masks", len(rows)) as progress:
+        for found in prefetch(load, range(len(rows)), None):
+            counts.update(found)
+            progress.advance()
+            if len(counts) > MAX_CLASSES:
+                raise UsageError(
+                    f"the masks have more than {MAX_CLASSES} values; these are no label maps (brightness, depth?)"
+                )
+    codes = tuple(sorted({0, *counts}))
+    if codes[0] < 0:
+        raise UsageError(f"the masks have negative values ({codes[0]}); name the classes with --set classes")
+    if len(codes) < 2:
+        raise UsageError("every mask is 0 everywhere; there is nothing to learn")
+    return Legend("multiclass", tuple(BACKGROUND if code == 0 else str(code) for code in codes), codes)
+
+
+def _path(manifest: Manifest, index: int, column: str) -> Path:
+    return manifest.root / manifest.table[column][index].as_py()
