@@ -3,8 +3,8 @@
 A row is an image. Always there: `image` (path relative to the root, with ``/``), `sha256` of the file, `width` and
 `height` in pixels (upright), `mode`, `format`, `bytes`. Where known: `channels` and `bits` of a sample as stored
 (`dinomed.images.decode.Header`; older manifests lack them), `group` (patient, lesion or video: never in two
-splits), `split` (train, val, test), `label`, `mask` (relative path), and free columns of text from the user's CSV,
-where a number stays as it is written. An empty cell is null.
+splits), `split` (train, val, test), `label`, `mask` (relative path), `keep` (true or false: `dinomed curate`), and free
+columns of text from the user's CSV, where a number stays as it is written. An empty cell is null.
 
 The root is kept relative to the manifest's own folder, so that both move together: in Parquet in the schema's
 metadata, in CSV in a column `root`, which is left out where the images lie in the CSV's own folder.
@@ -26,15 +26,15 @@ import pyarrow.parquet as pq
 from dinomed.datasets.tables import read_csv, write_csv
 from dinomed.errors import DinomedError, UsageError, did_you_mean
 from dinomed.files import replacing
-from dinomed.progress import warn
+from dinomed.progress import say, warn
 
-TEXT, NUMBER = pa.string(), pa.int64()
+TEXT, NUMBER, TRUTH = pa.string(), pa.int64(), pa.bool_()
 FIXED: dict[str, pa.DataType] = {
     "image": TEXT, "sha256": TEXT, "width": NUMBER, "height": NUMBER, "mode": TEXT, "format": TEXT, "bytes": NUMBER,
 }  # fmt: skip
 SAMPLES: dict[str, pa.DataType] = {"channels": NUMBER, "bits": NUMBER}
-KNOWN = (*FIXED, *SAMPLES, "group", "split", "label", "mask")
-TYPES = FIXED | SAMPLES
+KNOWN = (*FIXED, *SAMPLES, "group", "split", "label", "mask", "keep")
+TYPES = FIXED | SAMPLES | {"keep": TRUTH}
 """Of the columns that are not text."""
 RESERVED = (*KNOWN, "root")
 """Names that a user's own column cannot have."""
@@ -85,6 +85,12 @@ class Manifest:
         wanted = tuple(values.values())
         rows = zip(*(self.column(name) for name in values), strict=True)
         return self.take([i for i, row in enumerate(rows) if row == wanted])
+
+    def kept(self) -> "Manifest":
+        """The rows that a curation keeps; all, where none was made. A cell that was emptied keeps nothing."""
+        if "keep" not in self.table.column_names:
+            return self
+        return self.take([i for i, keep in enumerate(self.column("keep")) if keep])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -146,7 +152,10 @@ def is_manifest(path: str | Path) -> bool:
 
 
 def open_collection(path: str | Path) -> Manifest:
-    """Images, however they are given: a manifest, a folder (scanned in memory, no labels needed), or one image file."""
+    """Images, however they are given: a manifest, a folder (scanned in memory, no labels needed), or one image file.
+
+    Of a curated manifest only what it keeps: the rest are copies, junk, and images of test sets.
+    """
     from dinomed.datasets.scan import scan, scan_file  # it imports this module
 
     path = Path(path)
@@ -159,7 +168,15 @@ def open_collection(path: str | Path) -> Manifest:
         if len(result.unreadable) > 5:
             warn(f"{len(result.unreadable) - 5} more files of {path} cannot be read; `dinomed scan` lists them")
         return result.manifest
-    return read_manifest(path) if is_manifest(path) else scan_file(path)
+    if not path.is_file():
+        raise UsageError(f"{path} is a pipe or a device; give a manifest, a folder of images, or an image")
+    if not is_manifest(path):
+        return scan_file(path)
+    manifest = read_manifest(path)
+    kept = manifest.kept()
+    if len(kept) < len(manifest):
+        say(f"{path}: {len(kept):,} images are used, {len(manifest) - len(kept):,} have keep = false")
+    return kept
 
 
 def leaves_root(path: str, windows: bool = os.name == "nt") -> bool:
@@ -179,6 +196,9 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """As `pa.array`, which would import pandas to see whether it was given some: more than a second, for nothing."""
     if kind == NUMBER:
         return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, np.int64))])
+    if kind == TRUTH:
+        bits = np.packbits(np.array([bool(value) for value in values], bool), bitorder="little")
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(bits)])
     builder = pa.lib.StringBuilder()
     builder.append_values(values)
     return builder.finish()

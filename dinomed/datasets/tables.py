@@ -38,7 +38,7 @@ def read_csv(path: str | Path) -> tuple[list[str], list[list[str | None]]]:
 
 
 def write_csv(path: str | Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV atomically; None becomes an empty cell."""
+    """Write a CSV atomically; None becomes an empty cell, a truth value true or false."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         for row in (names, *rows):
             file.write(",".join(map(_cell, row)) + "\n")
@@ -46,7 +46,7 @@ def write_csv(path: str | Path, names: Sequence[str], rows: Iterable[Iterable[An
 
 def _cell(value: Any) -> str:
     """Quoted where anything might read it otherwise. (Python's writer leaves a lone carriage return bare.)"""
-    text = "" if value is None else str(value)
+    text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in '",;\t\r\n') else text
 
 
