@@ -59,7 +59,7 @@ class Removed:
     row: np.ndarray  # int64, of the manifest
     duplicate_of: np.ndarray  # int64, row of the manifest, or -1
     reference: np.ndarray  # int64, row of the references, or -1: exactly one of the two is given
-    similarity: np.ndarray  # float32: cosine of descriptors; share of equal bits where a hash found it; 1 if exact
+    similarity: np.ndarray  # float32: cosine of descriptors, also where a hash found it; 1 if exact
     how: list[How]
 
     def __len__(self) -> int:
@@ -107,8 +107,8 @@ class Outcome:
         """What was removed for being like another image, with that image."""
         chosen = np.flatnonzero((self.rows["duplicate_of"] >= 0) | (self.rows["reference"] >= 0))
         chosen = chosen[np.lexsort((chosen, -self.rows["similarity"][chosen]))]
-        names = ("duplicate_of", "reference", "similarity")
-        return Removed(chosen, *(self.rows[name][chosen] for name in names), self.rows["how"][chosen].tolist())
+        of, reference, similarity = (self.rows[name][chosen] for name in ("duplicate_of", "reference", "similarity"))
+        return Removed(chosen, of, reference, similarity, self.rows["how"][chosen].tolist())
 
     @cached_property
     def points(self) -> np.ndarray:

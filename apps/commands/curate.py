@@ -1,0 +1,156 @@
+"""`dinomed curate`: from a raw pile of images to a clean, leak-free, balanced collection."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+from dinomed.apps.options import Device, Json, Overwrite, Quiet, Weights
+
+if TYPE_CHECKING:
+    from dinomed.pretrain.curation.outcome import Outcome
+    from dinomed.pretrain.curation.pile import Named, Pile
+    from dinomed.pretrain.curation.settings import CurationConfig
+
+
+def curate(
+    pool: Annotated[Path, Option("--pool", help="Manifest or folder of the raw images.", show_default=False)],
+    output: Annotated[Path, Option("--output", "-o", help="Manifest to write: .parquet or .csv.", show_default=False)],
+    trusted: Annotated[
+        list[Path] | None,
+        Option("--trusted", help="Manifest of a small clean set: is kept, and asks for images like its own. Repeat."),
+    ] = None,
+    exclude: Annotated[
+        list[Path] | None,
+        Option("--exclude", help="Manifest of a set that must stay out, with its copies and its groups. Repeat."),
+    ] = None,
+    config: Annotated[Path | None, Option("--config", help="YAML file, such as configs/curation/default.yaml.")] = None,
+    overrides: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None,
+    backbone: Annotated[
+        str | None, Option("--backbone", "-b", help="Frozen backbone to compare contents by; a run, or a name.")
+    ] = None,
+    weights: Weights = None,
+    embeddings: Annotated[
+        list[Path] | None, Option("--embeddings", help="Table of `dinomed features` of the pool, by that backbone.")
+    ] = None,
+    engine: Annotated[str, Option("--engine", help="local or ray.")] = "local",
+    ray_address: Annotated[
+        str | None, Option("--ray-address", help="Of a running cluster; by default Ray starts one on this machine.")
+    ] = None,
+    workers: Annotated[int | None, Option("--workers", help="Threads, or with Ray processes.", min=1)] = None,
+    device: Device = "auto",
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the settings and the sets, and stop.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a collection to pretrain on: clean, without copies, without test images, like the trusted sets.
+
+    Nothing is deleted: the output is the pool's manifest (and trusted images that are not in it) with `keep` and the
+    `reason` why not; `dinomed pretrain --data` takes what is kept. What was computed lies in OUT.stages: an interrupted
+    run goes on from there. For research use only.
+    """
+    from dinomed.config import load_config
+    from dinomed.configs import find_config
+    from dinomed.errors import UsageError
+    from dinomed.pretrain.curation.choosing import Embedder
+    from dinomed.pretrain.curation.engine import build_engine
+    from dinomed.pretrain.curation.pile import build_pile
+    from dinomed.pretrain.curation.pipeline import curate as run
+    from dinomed.pretrain.curation.settings import CurationConfig
+
+    _check_options(output, engine, ray_address, overwrite=overwrite or dry_run)
+    if weights is not None and backbone is None:
+        raise UsageError("--weights: name the backbone that they are of with --backbone")
+    settings = load_config(CurationConfig, None if config is None else find_config(config), overrides or [])
+    sets = [[_open(path, option) for path in paths] for option, paths in
+            (("--pool", [pool]), ("--trusted", trusted or []), ("--exclude", exclude or []))]  # fmt: skip
+    pile = build_pile(sets[0][0], sets[1], sets[2], hold_out=settings.hold_out)
+    if dry_run:
+        _show(pile, settings, output, as_json)
+        return
+    embedder = Embedder(backbone, None if weights is None else str(weights), embeddings or ())
+    runner = build_engine(engine, address=ray_address, workers=workers)
+    try:
+        outcome = run(pile, output, settings, engine=runner, embedder=embedder, device=device, workers=workers)
+    finally:
+        runner.close()
+    _report(outcome, as_json)
+
+
+def _check_options(output: Path, engine: str, address: str | None, *, overwrite: bool) -> None:
+    from dinomed.errors import UsageError, did_you_mean
+    from dinomed.files import check_writable
+    from dinomed.pretrain.curation.outcome import summary_path
+
+    if engine not in ("local", "ray"):
+        raise UsageError(f"--engine {engine!r}{did_you_mean(engine, ('local', 'ray'))}")
+    if address is not None and engine != "ray":
+        raise UsageError(f"--ray-address {address}: add --engine ray")
+    if output.suffix.lower() not in (".parquet", ".csv") or output.is_dir():
+        raise UsageError(f"output {output}: a curation is written to a .parquet or .csv file")
+    if output.exists():
+        if not overwrite:
+            raise UsageError(f"output {output} exists already; add --overwrite to replace it")
+        if not summary_path(output).is_file():
+            raise UsageError(f"output {output} is not overwritten, since no curation wrote it")
+    check_writable(output.parent)
+
+
+def _open(path: Path, option: str) -> "Named":
+    from dinomed.datasets.manifest import open_collection
+    from dinomed.errors import UsageError
+    from dinomed.pretrain.curation.pile import Named
+
+    try:
+        return Named(path.stem if path.is_file() else path.resolve().name, open_collection(path))
+    except UsageError as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
+def _show(pile: "Pile", settings: "CurationConfig", output: Path, as_json: bool) -> None:
+    """The settings as they would be used, and how many images there are."""
+    from dinomed.apps.output import emit
+    from dinomed.config import to_yaml
+
+    sets = {
+        "output": str(output), "pool": pile.pool, "trusted": {one.name: len(one.rows) for one in pile.trusted},
+        "excluded": {name: pile.reference_sets.count(name) for name in dict.fromkeys(pile.reference_sets)},
+        "images_to_read": len(pile) + len(pile.reference_sets),
+    }  # fmt: skip
+    if as_json:
+        emit({**sets, "config": settings.model_dump(mode="json")}, as_json)
+    else:
+        print(to_yaml(settings), end="")
+        print("# " + ", ".join(f"{name}: {value}" for name, value in sets.items()))
+
+
+def _report(outcome: "Outcome", as_json: bool) -> None:
+    from dinomed.apps.output import build_table, emit
+    from dinomed.progress import say
+
+    page = _write_page(outcome)
+    summary = outcome.summary
+    report: dict[str, Any] = {"output": str(outcome.path), "report": None if page is None else str(page), **summary}
+    if as_json:
+        emit(report, as_json)
+        return
+    kept = outcome.counts["kept"]
+    rows = [(reason, count, count / summary["images"]) for reason, count in outcome.counts.items()]
+    emit(report, False, build_table(("images", "count", "share"), rows, f"{kept:,} of {summary['images']:,} are kept"))
+    table = [(row.name, row.mode, row.images, row.retrieved, row.kept) for row in outcome.sources]
+    if table:
+        emit(report, False, build_table(("source", "mode", "images", "retrieved", "kept"), table))
+    say(f"{outcome.path} is ready for dinomed pretrain --data; {summary['purpose']}")
+
+
+def _write_page(outcome: "Outcome") -> Path | None:
+    from importlib.util import find_spec
+
+    if find_spec("dinomed.pretrain.curation.report") is None:
+        return None
+    from dinomed.pretrain.curation.report import write_report
+
+    page = outcome.path.with_suffix(".html")
+    write_report(outcome, page)
+    return page
