@@ -28,6 +28,7 @@ COMMANDS: dict[str, Any] = {
     "doctor": "doctor:doctor",
     "models": "models:models",
     "scan": "scan:scan",
+    "curate": "curate:curate",
     "audit": "audit:audit",
     "pretrain": "pretrain:pretrain",
     "distill": "pretrain:distill",
