@@ -1,21 +1,42 @@
 """Metrics of a saved adapter on one split, through the same path as prediction: image in, prediction out."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dinomed.adapters.answer import answer_from
 from dinomed.adapters.bundle import read_record, read_seen
-from dinomed.adapters.data import labelled, masked, select_split
-from dinomed.adapters.evaluate_classify import measure_classifier
-from dinomed.adapters.evaluate_segment import measure_segmenter
-from dinomed.adapters.predict import SegmentPredictor, load_adapter
+from dinomed.adapters.data import select_split
+from dinomed.adapters.evaluate_classify import Unit, judge_classifier
+from dinomed.adapters.legend import legend_from
+from dinomed.adapters.predict import AnyPredictor, ClassifyPredictor, SegmentPredictor, load_adapter
+from dinomed.adapters.record import AdapterRecord
+from dinomed.adapters.report import Judged, check_columns, split_subgroups, summarize
 from dinomed.adapters.seen import Overlap
+from dinomed.adapters.targets import Targets
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
+from dinomed.metrics.bootstrap import RESAMPLES
 from dinomed.notice import RESEARCH_USE
 from dinomed.progress import warn
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Evaluation:
+    """`result` is what there is to write; `judged` and `predictor` are for pictures."""
+
+    result: dict[str, Any]
+    judged: Judged
+    predictor: AnyPredictor
+
+
+def evaluate(folder: str | Path, manifest: Manifest, split: str = "test", **options: Any) -> dict[str, Any]:
+    """The result of `evaluate_in_full`, with the same arguments."""
+    return evaluate_in_full(folder, manifest, split, **options).result
+
+
+def evaluate_in_full(
     folder: str | Path,
     manifest: Manifest,
     split: str = "test",
@@ -23,7 +44,10 @@ def evaluate(
     device: str = "cpu",
     backbone: str | Path | None = None,
     allow_seen: bool = False,
-) -> dict[str, Any]:
+    unit: Unit | None = None,
+    by: Sequence[str] = (),
+    resamples: int = RESAMPLES,
+) -> Evaluation:
     """Metrics over the images of `split` that have a mask (segmenter) or a label (classifier).
 
     Masks are compared at each image's own size. See `dinomed.metrics` for what the values mean and for the policy on
@@ -35,33 +59,38 @@ def evaluate(
 
     Args:
         allow_seen: leave none out on other splits either. Metrics are then too good, and the result says so.
+        unit: of a classifier, image or group: one answer for all images of a group. By default what it was made for.
+        by: columns whose values make subgroups.
+        resamples: of the groups, for the intervals.
 
     Returns:
-        `task`, `split`, `metrics`, `threshold` or `classes`, what identifies adapter, backbone and images, and
+        Its result has `task`, `split`, `threshold` or `classes`, what identifies adapter, backbone and images,
         `seen_in_training`: how many `images` were, how many others are `of_seen_groups`, and whether they are
-        `left_out`.
+        `left_out`; and what `dinomed.adapters.report.summarize` gives. It names no image and no group.
 
     Raises:
-        UsageError: no labels or masks, an empty split, no adapter in `folder`, or a split most of which it has seen.
+        UsageError: no labels or masks, an empty split, no adapter in `folder`, a split most of which it has seen, or a
+            column of `by` that is not there or is no property.
         DinomedError: an image or mask cannot be read.
     """
     record = read_record(folder)
-    column = record.training.get("label_column", "label")
-    rows = masked(manifest) if record.task == "segment" else labelled(manifest, column)
-    chosen = select_split(rows, split)
+    check_columns(manifest, by)
+    chosen = select_split(_usable(record, manifest), split)
     seen = read_seen(folder, record).find(chosen, manifest)
     leave_out = bool(seen) and not allow_seen and split not in ("train", "val")
     if seen:
         _tell_seen(seen, len(chosen), f"split {split!r}", folder, leave_out)
     if leave_out:
         chosen = seen.remove_from(chosen)
+    for column in by:
+        split_subgroups(chosen, column)  # refused before the work, not after it
     predictor = load_adapter(folder, device, backbone)
+    judged = _judge(predictor, chosen, split, unit)
     result: dict[str, Any] = {"purpose": RESEARCH_USE, "adapter": str(folder), "task": predictor.task, "split": split}
-    if isinstance(predictor, SegmentPredictor):
-        result |= {"threshold": predictor.threshold, "metrics": measure_segmenter(predictor, chosen)}
-    else:
-        result |= {"classes": predictor.classes, "metrics": measure_classifier(predictor, chosen, column, split)}
-    return result | {
+    result |= {"threshold": predictor.threshold} if isinstance(predictor, SegmentPredictor) else {}
+    result |= {"classes": predictor.classes} if isinstance(predictor, ClassifyPredictor) else {}
+    result |= {"unit": unit or (predictor.answer.unit if isinstance(predictor, ClassifyPredictor) else "image")}
+    result |= summarize(judged, by, resamples) | {
         "seen_in_training": {
             "images": len(seen.images),
             "of_seen_groups": len(seen.groups),
@@ -71,6 +100,25 @@ def evaluate(
         "image_size": predictor.backbone.preprocessing.image_size,
         "images": chosen.fingerprint,
     }
+    return Evaluation(result, judged, predictor)
+
+
+def _usable(record: AdapterRecord, manifest: Manifest) -> Manifest:
+    """The rows that can be measured."""
+    if record.task == "segment":
+        return legend_from(record.usage.get("legend")).usable(manifest)
+    answer = answer_from(record)
+    return Targets(answer.columns, answer.separator).usable(manifest)
+
+
+def _judge(predictor: AnyPredictor, manifest: Manifest, split: str, unit: Unit | None) -> Judged:
+    if isinstance(predictor, ClassifyPredictor):
+        return judge_classifier(predictor, manifest, split, unit)
+    if unit == "group":
+        raise UsageError("one answer for a group is what classifiers give; leave --unit out")
+    from dinomed.adapters.evaluate_segment import judge_segmenter  # MONAI takes seconds, and classifiers need none
+
+    return judge_segmenter(predictor, manifest)
 
 
 def _tell_seen(seen: Overlap, total: int, where: str, folder: str | Path, leave_out: bool) -> None:

@@ -1,5 +1,6 @@
 """Metrics of a segmenter: masks compared at each image's own size, class by class."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,8 +8,9 @@ import numpy as np
 
 from dinomed.adapters.folders import batches, stack_pixels
 from dinomed.adapters.predict import SegmentPredictor
+from dinomed.adapters.report import JudgedValues, groups_of
 from dinomed.datasets.manifest import Manifest
-from dinomed.metrics.lesions import LesionCounts, count_lesions
+from dinomed.metrics.lesions import LesionCounts, count_lesions, lesion_metrics
 from dinomed.metrics.segmentation import Overlap, overlap, segmentation_metrics
 from dinomed.progress import bar
 
@@ -44,6 +46,26 @@ def measure_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> dict[s
     compared = compare_masks(predictor, manifest)
     per_class = {name: segmentation_metrics([one.overlap for one in cases]) for name, cases in compared.items()}
     return mean_over_classes(per_class)
+
+
+def judge_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> JudgedValues:
+    """The images of `manifest` with their overlaps (of several classes, their means), for a report; its metrics have
+    the counts of `dinomed.metrics.lesions` too, as `lesions`."""
+    compared = compare_masks(predictor, manifest)
+
+    def summary(rows: Sequence[int]) -> dict[str, Any]:
+        chosen = {name: [cases[i] for i in rows] for name, cases in compared.items()}
+        per_class = {name: segmentation_metrics([one.overlap for one in cases]) for name, cases in chosen.items()}
+        lesions = {name: lesion_metrics([one.lesions for one in cases]) for name, cases in chosen.items()}
+        return mean_over_classes(per_class) | {"lesions": lesions if len(lesions) > 1 else next(iter(lesions.values()))}
+
+    columns = {}
+    for name in ("dice", "iou", "surface_dice", "hd95_px"):
+        values = np.array([[getattr(one.overlap, name) for one in cases] for cases in compared.values()], float)
+        known = ~np.isnan(values)
+        total, count = np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0)
+        columns[name] = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+    return JudgedValues(manifest, groups_of(manifest), columns, summary)
 
 
 def mean_over_classes(per_class: dict[str, dict[str, Any]]) -> dict[str, Any]:

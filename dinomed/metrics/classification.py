@@ -88,11 +88,9 @@ class Predictions:
         predicted = drawn @ called
         recall = _divide(hits, positives)
         negatives = total[:, None] - positives
-        nothing = np.full((len(drawn), 1), np.nan)
-        auroc, auprc = (
-            np.hstack([nothing if one is None else measure(one)[:, None] for one in self.rankings])
-            for measure in (lambda one: one.auroc(counts), lambda one: one.average_precision(counts))
-        )
+        nothing = (np.full(len(drawn), np.nan),) * 2
+        ranked = [nothing if one is None else one.measures(counts) for one in self.rankings]
+        auroc, auprc = (np.stack([pair[side] for pair in ranked], axis=1) for side in (0, 1))
         defined = ~np.isnan(self.losses)
         losses = _divide(drawn @ np.where(defined, self.losses, 0.0), drawn @ defined)
         auprc = np.where(np.isnan(auroc), np.nan, auprc)

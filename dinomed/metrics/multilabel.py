@@ -73,10 +73,10 @@ class MultilabelPredictions:
                 continue
             rows, ranking = part
             own, truth, scores = drawn[:, rows], self.truth[rows, index], self.probabilities[rows, index]
-            auroc = ranking.auroc(own)
+            auroc, auprc = ranking.measures(own)
             clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
             columns["auroc"].append(auroc)
-            columns["auprc"].append(np.where(np.isnan(auroc), np.nan, ranking.average_precision(own)))
+            columns["auprc"].append(np.where(np.isnan(auroc), np.nan, auprc))
             columns["ece"].append(calibration_errors(scores, truth, own))
             columns["brier"].append(_mean(own, np.square(scores - truth)))
             columns["nll"].append(_mean(own, -np.where(truth == 1, np.log(clipped), np.log(1 - clipped))))

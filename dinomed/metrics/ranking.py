@@ -43,18 +43,18 @@ class Ranking:
         hits = np.add.reduceat(drawn * self.positive, self.starts, axis=1)
         return hits, total - hits
 
+    def measures(self, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """`auroc` and `average_precision` in one go."""
+        hits, false = self.steps(counts)
+        return _auroc(hits, false), _average_precision(hits, false)
+
     def auroc(self, counts: np.ndarray | None = None) -> np.ndarray:
         """The share of pairs (positive, negative) in the right order, ties half; float64 (R,)."""
-        hits, false = self.steps(counts)
-        before = hits.cumsum(axis=1) - hits / 2
-        return _divide((before * false).sum(axis=1), hits.sum(axis=1) * false.sum(axis=1))
+        return _auroc(*self.steps(counts))
 
     def average_precision(self, counts: np.ndarray | None = None) -> np.ndarray:
         """The mean precision over the positives, without interpolation, as scikit-learn defines it; float64 (R,)."""
-        hits, false = self.steps(counts)
-        found = hits.cumsum(axis=1)
-        precision = found / np.maximum(found + false.cumsum(axis=1), 1e-300)
-        return _divide((precision * hits).sum(axis=1), hits.sum(axis=1))
+        return _average_precision(*self.steps(counts))
 
     def roc(self) -> tuple[np.ndarray, np.ndarray]:
         """False and true positive rates at each threshold, from (0, 0) to (1, 1); nan where undefined."""
@@ -66,6 +66,17 @@ class Ranking:
         hits, false = (part[0].cumsum() for part in self.steps())
         total = hits[-1] if len(hits) else 0.0
         return _divide(hits, np.full_like(hits, total)), hits / np.maximum(hits + false, 1e-300)
+
+
+def _auroc(hits: np.ndarray, false: np.ndarray) -> np.ndarray:
+    before = hits.cumsum(axis=1) - hits / 2
+    return _divide(np.einsum("rt,rt->r", before, false), hits.sum(axis=1) * false.sum(axis=1))
+
+
+def _average_precision(hits: np.ndarray, false: np.ndarray) -> np.ndarray:
+    found = hits.cumsum(axis=1)
+    precision = found / np.maximum(found + false.cumsum(axis=1), 1e-300)
+    return _divide(np.einsum("rt,rt->r", precision, hits), hits.sum(axis=1))
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
