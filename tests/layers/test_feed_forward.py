@@ -31,3 +31,24 @@ def test_mlp_uses_the_exact_gelu() -> None:
     x = torch.tensor([[1.5]])
     expected = 1.5 * 0.5 * (1 + torch.erf(torch.tensor(1.5 / 2**0.5)))  # the tanh form differs by 2e-4 here
     assert abs(layer(x).item() - expected.item()) < 1e-6
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_recomputed_gelu_gives_the_gradients_of_the_plain_layers_and_keeps_less(frozen: bool) -> None:
+    torch.manual_seed(0)
+    mlp = MLP(8, 32).double()
+    mlp.fc2.weight.requires_grad_(not frozen)
+    x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mlp, (x,))
+    plain = mlp.fc2(mlp.act(mlp.fc1(x)))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        ours = mlp(x)
+    assert torch.equal(ours, plain)
+    assert kept.count(torch.Size([3, 5, 32])) == 1
+    wanted = [p for p in (x, *mlp.parameters()) if p.requires_grad]
+    upstream = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad(ours, wanted, upstream), torch.autograd.grad(plain, wanted, upstream), strict=True
+    ):
+        torch.testing.assert_close(a, b)  # float64

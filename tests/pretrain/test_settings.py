@@ -1,0 +1,85 @@
+"""Settings that trade time for memory change nothing of what is learned."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.data import Collate, RawBatch, Sample
+from dinomed.pretrain.engine import Engine
+from dinomed.pretrain.method import backbone_of
+
+Tiny = Callable[..., PretrainConfig]
+CPU = torch.device("cpu")
+
+
+def batch(config: PretrainConfig) -> RawBatch:
+    rng = np.random.default_rng(0)
+    c, count = config.crops, config.run.batch_size
+
+    def pixels(views: int, size: int) -> np.ndarray:
+        return rng.integers(0, 256, (views, size, size, 3), np.uint8)
+
+    samples = [Sample(i, pixels(2, c.global_size), pixels(c.num_local, c.local_size), str(i), []) for i in range(count)]
+    side = c.global_size // config.backbone.patch_size
+    return Collate(config.masks, (side, side), 0)(samples)
+
+
+def gradients(config: PretrainConfig) -> dict[str, torch.Tensor]:
+    """Of one step of the student's weights, with stochastic depth, which both runs draw alike."""
+    engine = Engine(config, CPU)
+    engine.optimizer.adamw.step = lambda *_, **__: None  # type: ignore[method-assign]  # the gradients stay
+    assert engine.step(batch(config), 2).finite
+    return {name: p.grad for name, p in engine.model.student.named_parameters() if p.grad is not None}
+
+
+def assert_alike(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: n + m)
+
+
+def test_checkpointed_activations_give_the_same_gradients(tiny: Tiny) -> None:
+    wanted = gradients(tiny())
+    assert len(wanted) > 30
+    found = gradients(tiny(run={"checkpoint_activations": True}))
+    assert_alike(found, wanted, 1e-6)  # the same operations on the same numbers; sums may be ordered otherwise
+
+
+def test_checkpointing_recomputes_every_block(tiny: Tiny) -> None:
+    calls = []
+    for setting in (False, True):
+        config = tiny(run={"checkpoint_activations": setting})
+        engine, count = Engine(config, CPU), [0]
+        for block in backbone_of(engine.model.student).blocks:
+            block.norm1.register_forward_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
+        engine.step(batch(config), 2)
+        calls.append(count[0])
+    assert calls == [2, 4]
+
+
+@pytest.mark.long  # a compiler runs
+def test_compiled_blocks_give_the_same_gradients(tiny: Tiny) -> None:
+    probe = torch.compile(lambda x: (x * 2).sin())
+    try:
+        probe(torch.ones(3))
+    except Exception as error:
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+    changes = {"backbone": {"drop_path": 0.0}, "optimizer": {"clip_norm": 1e6}}
+    wanted = gradients(tiny(**changes))
+    found = gradients(tiny(**changes, run={"compile": True}))
+    # float32, fused and in another order; small gradients of a random model
+    assert_alike({name.replace("_orig_mod.", ""): g for name, g in found.items()}, wanted, 1e-4)
+
+
+def test_koleo_of_both_views_or_of_the_first(tiny: Tiny) -> None:
+    from dinomed.pretrain.losses import koleo
+
+    config = tiny()
+    for views, wanted in (("both", lambda a, b: koleo(a) + koleo(b)), ("first", lambda a, b: koleo(a))):
+        model = copy.deepcopy(Engine(tiny(objective={"koleo_views": views}), CPU).model)
+        tokens = torch.randn(2, config.run.batch_size, 16, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(model.spread(tokens), wanted(*tokens))
