@@ -1,0 +1,134 @@
+"""DPT (Ranftl et al. 2021, "Vision Transformers for Dense Prediction", section 3), as DINOv2 uses it for depth.
+
+Tokens of four blocks, each with the class token projected into it ("project" readout), are reassembled to a pyramid of
+4, 2, 1 and 1/2 times the patch grid with D/8, D/4, D/2 and D channels, brought to one width, and fused from the
+coarsest on; the last fusion doubles the grid once more, to 8 times the patches a side.
+"""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from dinomed.adapters.contract import ADAPTERS, Adapter, HeadConfig, split_blocks
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.features.compute import Features
+
+_QUARTERS = {24: (4, 11, 17, 23)}  # the reference code's choice for ViT-L
+
+
+def quarter_blocks(depth: int) -> tuple[int, ...]:
+    """Four blocks that divide the depth evenly, counted from 0, the last one among them.
+
+    >>> quarter_blocks(12), quarter_blocks(40)
+    ((2, 5, 8, 11), (9, 19, 29, 39))
+    """
+    return _QUARTERS.get(depth) or tuple(max(-(-depth * k // 4), 1) - 1 for k in (1, 2, 3, 4))
+
+
+class PyramidConfig(HeadConfig):
+    """What heads on four blocks share; `blocks` empty: the quarters of the backbone's depth."""
+
+    blocks: tuple[int, ...] = Field((), description="empty: a quarter, half, three quarters and all of the depth")
+
+
+class DPTConfig(PyramidConfig):
+    """`channels`: the width of the fusion; the paper's 256."""
+
+    name: str = "dpt"
+    channels: int = Field(256, ge=8, multiple_of=2)
+
+
+class PyramidAdapter(Adapter):
+    """A head on blocks that are chosen by the backbone's depth."""
+
+    @classmethod
+    def settle(cls, config: Any, backbone: FrozenBackbone) -> Any:
+        return config if config.blocks else config.model_copy(update={"blocks": quarter_blocks(backbone.depth)})
+
+
+class DPT(nn.Module):
+    """Features of four blocks, finest first -> (B, channels, 8 * rows, 8 * columns)."""
+
+    def __init__(self, embed_dim: int, channels: int) -> None:
+        super().__init__()
+        widths = [max(embed_dim // share, 1) for share in (8, 4, 2, 1)]
+        self.readouts = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(2 * embed_dim, embed_dim, 1), nn.GELU()) for _ in widths
+        )  # a linear layer on each patch
+        self.projects = nn.ModuleList(nn.Conv2d(embed_dim, width, 1) for width in widths)
+        self.resizes = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(widths[0], widths[0], 4, stride=4),
+                nn.ConvTranspose2d(widths[1], widths[1], 2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(widths[3], widths[3], 3, stride=2, padding=1),
+            ]
+        )
+        self.convs = nn.ModuleList(nn.Conv2d(width, channels, 3, padding=1, bias=False) for width in widths)
+        self.fusions = nn.ModuleList(_Fusion(channels, with_skip=k < 3) for k in range(4))
+        self.project = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
+
+    def forward(self, blocks: list[Features]) -> Tensor:
+        levels = []
+        layers = zip(self.readouts, self.projects, self.resizes, self.convs, strict=True)
+        for one, (readout, project, resize, conv) in zip(blocks, layers, strict=True):
+            assert one.patches is not None
+            cls = one.cls[:, :, None, None].expand_as(one.patches)
+            levels.append(conv(resize(project(readout(torch.cat([one.patches, cls], dim=1))))))
+        rows, columns = levels[0].shape[-2:]
+        sizes = [(2 * rows, 2 * columns), *(tuple(level.shape[-2:]) for level in levels[:-1])]
+        x = None
+        for k in (3, 2, 1, 0):
+            x = self.fusions[k](levels[k], x, sizes[k])
+        return self.project(x)
+
+
+class _Fusion(nn.Module):
+    """The coarser result and this level, each through a residual unit, enlarged to `size`."""
+
+    def __init__(self, channels: int, with_skip: bool) -> None:
+        super().__init__()
+        self.skip = _Residual(channels) if with_skip else None
+        self.unit = _Residual(channels)
+        self.project = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, level: Tensor, coarser: Tensor | None, size: tuple[int, ...]) -> Tensor:
+        x = level
+        if self.skip is not None:
+            assert coarser is not None
+            x = coarser + self.skip(level)
+        return self.project(interpolate(self.unit(x), (size[0], size[1]), mode="bilinear", align_corners=True))
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions, activation first."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.convs(x)
+
+
+@ADAPTERS.register("segment.dpt")
+class DPTSegmenter(PyramidAdapter):
+    """DPT with one logit a class."""
+
+    task, Config = "segment", DPTConfig
+
+    def __init__(self, config: DPTConfig, embed_dim: int, num_classes: int) -> None:
+        super().__init__(config, embed_dim, num_classes)
+        self.dpt = DPT(embed_dim, config.channels)
+        self.head = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(config.channels, num_classes, 1))
+
+    def forward(self, features: Features) -> Tensor:
+        return self.head(self.dpt(split_blocks(features, 4)))
