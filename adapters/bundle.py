@@ -1,5 +1,5 @@
-"""Adapter bundles: a folder with `adapter.safetensors`, and beside it, for people, `adapter.json`, `adapter.yaml` and
-`log.jsonl`. Nothing in it is pickled.
+"""Adapter bundles: a folder with `adapter.safetensors`, and beside it, for people, `card.md`, `adapter.json`,
+`adapter.yaml` and `log.jsonl`. Nothing in it is pickled.
 
 `adapter.safetensors` alone is the adapter: the weights of the head, hashes of what it has seen, and in its header the
 record (`dinomed.adapters.record`), which names the hash of the tensors. So one rename replaces all of an older adapter,
@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dinomed.adapters.card import CARD_FILE, build_card
 from dinomed.adapters.config import TrainConfig, adapter_class
 from dinomed.adapters.contract import Adapter
 from dinomed.adapters.loop import LOG_FILE
@@ -104,13 +105,14 @@ def save_bundle(
     data = record.model_dump(mode="json")
     write_tensors(output.stage / WEIGHTS_FILE, tensors, {_HEADER: to_json(data)})
     write_json(output.stage / RECORD_FILE, data)
+    write_text(output.stage / CARD_FILE, build_card(record))
     _publish(output)
     return record
 
 
 def _publish(output: Output) -> None:
     """The older adapter first loses what is for people only, then is replaced in one step."""
-    beside = (RECORD_FILE, CONFIG_FILE, LOG_FILE)
+    beside = (RECORD_FILE, CONFIG_FILE, CARD_FILE, LOG_FILE)
     try:
         for name in beside:
             (output.folder / name).unlink(missing_ok=True)

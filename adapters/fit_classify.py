@@ -43,6 +43,21 @@ class Part:
     def __len__(self) -> int:
         return len(self.truth)
 
+    def of_blocks(self, have: Sequence[int], wanted: Sequence[int]) -> "Part":
+        """With the features of some of its blocks alone: a solved head may need fewer than were tried."""
+        if tuple(have) == tuple(wanted):
+            return self
+        places = [list(have).index(block) for block in wanted]
+
+        def pick(x: Tensor) -> Tensor:
+            return x.unflatten(1, (len(have), -1))[:, places].flatten(1)
+
+        def fewer(rows: Sequence[int]) -> Features:
+            features = self.gather(rows)
+            return Features(pick(features.cls), pick(features.mean))
+
+        return replace(self, gather=fewer)
+
     def examples(self) -> Examples:
         """All of them with their pooled features, on the CPU."""
         features = self.gather(range(len(self)))
@@ -90,7 +105,9 @@ def fit_classifier(
             for truth, names, found, part in zip((truth, val_truth), (classes, val_names), stores, groups, strict=True)
         )
         if isinstance(adapter, SolvedClassifier):
+            tried = adapter.needs.blocks
             adapter, best, chosen = _solve(adapter, train, val, config)
+            val = val.of_blocks(tried, adapter.needs.blocks)
         else:
             best, chosen = _train(adapter, train, val, config, output, stores[0], backbone.device), {}
         adapter.to(backbone.device)

@@ -1,0 +1,72 @@
+"""The model card: front matter that parses, what it has to say, and nothing that it must not."""
+
+from typing import Any
+
+import yaml
+
+from dinomed.adapters.card import build_card
+from dinomed.adapters.record import AdapterRecord
+from dinomed.backbones.preprocessing import Preprocessing
+
+DATA = {
+    "train": {"images": 1200, "manifest": "a" * 64},
+    "val": {"images": 150, "manifest": "b" * 64},
+    "val_made_here": True,
+    "by_group": True,
+}
+
+
+def record(**changes: Any) -> AdapterRecord:
+    values: dict[str, Any] = {
+        "task": "classify",
+        "head": {"name": "linear", "blocks": [-1]},
+        "classes": ("a|b <script>", "mel"),
+        "usage": {"temperature": 1.234, "unit": "image"},
+        "backbone": {"name": "dinov2_vits14", "fingerprint": "f" * 64, "embed_dim": 384},
+        "preprocessing": Preprocessing(image_size=56),
+        "validation": {"n": 150, "auroc": 0.87654, "ece": float("nan"), "per_class": {"mel": {"n": 3}}},
+        "training": {"data": DATA, "classes": {"a|b <script>": 1188, "mel": 12}, "written": "2026-01-01"},
+        "weights_sha256": "0" * 64,
+    }
+    return AdapterRecord.model_validate({**values, **changes})
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    _, head, _ = card.split("---\n", 2)
+    return yaml.safe_load(head)
+
+
+def test_the_front_matter_is_that_of_the_hub() -> None:
+    front = front_matter(build_card(record()))
+    assert front["pipeline_tag"] == "image-classification"
+    metrics = {row["type"]: row["value"] for row in front["model-index"][0]["results"][0]["metrics"]}
+    assert metrics == {"n": 150, "auroc": 0.8765}  # what is undefined is left out
+
+
+def test_it_says_data_split_licence_metrics_and_limits() -> None:
+    card = build_card(record())
+    for part in ("research use only", "| train | 1,200 | `aaaaaaaaaaaaaaaa` |", "Split by group",
+                 "set aside from train", "Apache-2.0", "| auroc | 0.877 |", "1.234", "Fewer than 30 training examples of: mel"):  # fmt: skip
+        assert part.lower() in card.lower(), part
+    assert "may be in two splits" in build_card(record(training={"data": {**DATA, "by_group": False}}))
+
+
+def test_own_weights_have_no_known_licence_and_their_place_is_not_told() -> None:
+    backbone = {"name": "ssl", "path": "../../secret/place", "fingerprint": "f" * 64, "embed_dim": 8}
+    card = build_card(record(backbone=backbone))
+    assert "not known" in card
+    assert "Apache" not in card
+    assert "secret" not in card
+
+
+def test_a_name_of_a_class_breaks_neither_table_nor_page() -> None:
+    card = build_card(record())
+    assert "<script>" not in card.split("---\n", 2)[2]
+    assert "a\\|b" in card
+
+
+def test_other_tasks_and_old_records_have_a_card_too() -> None:
+    segment = build_card(record(task="segment", classes=("lesion",), usage={}, threshold=0.35, training={}))
+    assert "| threshold | 0.35, chosen on val |" in segment
+    assert front_matter(segment)["pipeline_tag"] == "image-segmentation"
+    assert front_matter(build_card(record(task="depth", classes=("depth",))))["pipeline_tag"] == "depth-estimation"
