@@ -8,8 +8,10 @@ Patch tokens are float16: they are a hundred times as many as class tokens, and 
 training is noisier than their rounding (about 1 part in 2,000; they come out of a LayerNorm, so the range is safe).
 """
 
+import errno
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -142,6 +144,9 @@ def write_shard(folder: Path, key: FeatureKey, shard: int, arrays: Mapping[Kind,
         path = shard_file(folder, shard, kind)
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, array)
+            file.flush()
+            if os.fstat(file.fileno()).st_size < array.nbytes:  # NumPy does not look whether the last bytes were taken
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     write_json(record_file(folder, shard), {"key": key.model_dump(mode="json"), "shard": shard, "files": files})
 
