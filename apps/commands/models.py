@@ -68,7 +68,7 @@ def _adapters() -> list[dict[str, Any]]:
 def _plugin(point: EntryPoint) -> dict[str, Any]:
     """A head of another package, by its metadata alone: importing it would run its code."""
     task, _, name = point.name.partition(".")
-    about = None if point.dist is None else point.dist.metadata
+    about: Any = None if point.dist is None else point.dist.metadata
     return {
         "task": task,
         "name": name,

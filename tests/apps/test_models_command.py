@@ -82,7 +82,7 @@ def test_a_plug_in_that_cannot_be_loaded_is_told_and_passed_over(
     assert list(fruit) == ["apple"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_plug_in_is_installed_listed_trained_and_used(
     tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path
 ) -> None:

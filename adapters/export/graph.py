@@ -1,0 +1,148 @@
+"""The ViT and the heads, written so that tracing them fixes neither the batch nor, where asked, the image size.
+
+What is computed is the same as in `dinomed.backbones.vit`; there, Python integers decide on the way (is this the size
+that the positions are for?), which a traced graph would keep for ever. Here they are tensors.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, scaled_dot_product_attention
+
+from dinomed.adapters.contract import Needs
+from dinomed.adapters.predict import AnyPredictor, ClassifyPredictor
+from dinomed.backbones.vit import VisionTransformer
+from dinomed.features.compute import Features
+
+
+class PortableViT(nn.Module):
+    """Preprocessed images (B, channels, height, width) to the features of chosen blocks.
+
+    Args:
+        image_size: the side of the square that all images have, px; None: any that the patch divides.
+    """
+
+    def __init__(self, vit: VisionTransformer, needs: Needs, image_size: int | None) -> None:
+        super().__init__()
+        self.vit, self.needs, self.image_size = vit, needs, image_size
+        self.wanted = [block % vit.config.depth for block in needs.blocks]
+        if image_size is not None:
+            with torch.no_grad():
+                blank = torch.zeros(1, vit.config.in_channels, image_size, image_size)
+                grid = vit.embed(blank)[:, 1 + vit.config.num_registers :] - vit.patch_embed(blank)
+            self.register_buffer("positions", grid, persistent=False)
+
+    def forward(self, images: Tensor) -> Features:
+        config = self.vit.config
+        x = self.vit.patch_embed.proj(images)
+        batch, rows, columns = x.shape[0], x.shape[2], x.shape[3]
+        x = x.flatten(2).transpose(1, 2)
+        x = x + (self.positions if self.image_size is not None else self._positions(rows, columns))
+        first = self.vit.cls_token + self.vit.pos_embed[:, :1]
+        parts = [first.expand(batch, -1, -1), x]
+        if config.num_registers:
+            parts.insert(1, self.vit.register_tokens.expand(batch, -1, -1))
+        x = torch.cat(parts, dim=1)
+        found: dict[int, Tensor] = {}
+        for index, block in enumerate(self.vit.blocks[: max(self.wanted) + 1]):
+            x = _through(block, x)
+            if index in self.wanted:
+                found[index] = self.vit.norm(x)
+        tokens = [found[block] for block in self.wanted]
+        patches = torch.cat([one[:, 1 + config.num_registers :] for one in tokens], dim=-1)
+        grid = patches.transpose(1, 2).reshape(batch, patches.shape[-1], rows, columns) if self.needs.patches else None
+        return Features(torch.cat([one[:, 0] for one in tokens], dim=-1), patches.mean(dim=1), grid)
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        config = self.vit.config
+        side = config.image_size // config.patch_size
+        size = [torch.arange(count).to(torch.float32) for count in (rows, columns)]
+        native = (size[0][-1] == side - 1) & (size[1][-1] == side - 1)  # there the positions are as they stand
+        plain = torch.arange(side).to(torch.float32)
+        left, right = (
+            torch.where(
+                native,
+                (places[:, None] == plain).to(torch.float32),
+                resampling(places, side, antialias=config.position_antialias, offset=config.position_offset),
+            )
+            for places in size
+        )
+        grid = self.vit.pos_embed[:, 1:].reshape(side, side, -1)
+        return torch.einsum("ri,ijc,sj->rsc", left, grid, right).reshape(1, -1, config.embed_dim)
+
+
+class BackboneGraph(nn.Module):
+    """Preprocessed images to `cls` (B, C) and `patches` (B, C, rows, columns) of the last block."""
+
+    def __init__(self, vit: VisionTransformer, image_size: int | None) -> None:
+        super().__init__()
+        self.backbone = PortableViT(vit, Needs((-1,), patches=True), image_size)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(pixels)
+        assert features.patches is not None
+        return features.cls, features.patches
+
+
+class AdapterGraph(nn.Module):
+    """Preprocessed images to what the adapter says of them, as its predictor does in one pass of the whole image.
+
+    A classifier gives (B, classes), calibrated; a segmenter (B, classes, height, width), a depth adapter
+    (B, 1, height, width), at the size of the images that it is given.
+    """
+
+    def __init__(self, predictor: AnyPredictor, image_size: int | None) -> None:
+        super().__init__()
+        self.adapter, self._predictor = predictor.adapter, predictor
+        self.backbone = PortableViT(predictor.backbone.vit, predictor.adapter.needs, image_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features, predictor = self.backbone(pixels), self._predictor
+        if isinstance(predictor, ClassifyPredictor):
+            alone = predictor.answer.alone(features, len(self.adapter.needs.blocks))
+            return predictor.answer.probabilities(self.adapter(alone))
+        logits = interpolate(self.adapter(features).float(), size=pixels.shape[-2:], mode="bilinear")
+        return predictor.activate(logits)
+
+
+def resampling(places: Tensor, side: int, *, antialias: bool, offset: float) -> Tensor:
+    """Weights (N, side) by which bicubic interpolation makes N values of `side`: those of
+    ``torch.nn.functional.interpolate``, as a matrix that can be made of any N in a graph.
+
+    Args:
+        places: 0 .. N - 1, float32.
+        offset: of `ViTConfig.position_offset`; the scale is side / (N + offset).
+    """
+    taps = torch.arange(side).to(places)
+    scale = side / (places[-1] + 1 + offset)
+    if antialias:
+        centre = scale * (places + 0.5)
+        weights = _cubic((taps + 0.5 - centre[:, None]) / scale.clamp_min(1.0), -0.5)
+        return weights / weights.sum(dim=1, keepdim=True)
+    source = scale * (places + 0.5) - 0.5
+    first = source.floor()
+    weights = torch.zeros_like(source)[:, None] * taps
+    for step in (-1, 0, 1, 2):  # what lies beyond the border is the border
+        tap = (first + step).clamp(0, side - 1)
+        weights = weights + _cubic(source - first - step, -0.75)[:, None] * (tap[:, None] == taps).to(places)
+    return weights
+
+
+def _cubic(distance: Tensor, a: float) -> Tensor:
+    """The cubic convolution kernel (Keys 1981)."""
+    x = distance.abs()
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def _through(block: Any, x: Tensor) -> Tensor:
+    """One `dinomed.layers.block.Block` on one group (B, N, C)."""
+    batch, count, width = x.shape
+    heads = block.attn.num_heads
+    qkv = block.attn.qkv(block.norm1(x)).reshape(batch, count, 3, heads, width // heads)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    out = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, count, width)
+    x = x + block.ls1(block.attn.proj(out))
+    return x + block.ls2(block.mlp(block.norm2(x)))

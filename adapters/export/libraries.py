@@ -1,0 +1,191 @@
+"""Backbones as timm and as transformers write them to disk: names, configs, and what each library cannot say.
+
+Both resize the position embedding by a rule of their own, which is not that of all weights. So it is written at the
+backbone's own image size, where nothing is resized and the features are the same; at other sizes they differ slightly.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinomed.adapters.export.onnx_file import TOLERANCE, difference
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.vit import ViTConfig
+from dinomed.checkpoint import write_tensors
+from dinomed.errors import DinomedError, UsageError
+from dinomed.features.compute import compute_features
+from dinomed.files import write_json
+from dinomed.layers.patch_embedding import resize_position_embedding
+
+State = dict[str, Tensor]
+
+
+def write_timm(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]:
+    """``timm.create_model("local-dir:FOLDER", pretrained=True)``. Checked by timm, where it is installed."""
+    config, reading = backbone.vit.config, backbone.preprocessing
+    state = _at_own_size(backbone)
+    registers = config.num_registers > 0
+    state.pop("mask_token")
+    if registers:  # timm has no place for the class token in positions that registers have none in
+        state["reg_token"] = state.pop("register_tokens")
+        position = state["pos_embed"]
+        state["cls_token"], state["pos_embed"] = state["cls_token"] + position[:, :1], position[:, 1:]
+    arguments: dict[str, Any] = {
+        "img_size": reading.image_size, "patch_size": config.patch_size, "in_chans": config.in_channels,
+        "embed_dim": config.embed_dim, "depth": config.depth, "num_heads": config.num_heads,
+        "init_values": None if config.layerscale is None else 1e-5, "mlp_ratio": config.mlp_ratio,
+        "reg_tokens": config.num_registers, "no_embed_class": registers,
+    }  # fmt: skip
+    if config.feed_forward == "swiglu":
+        state = {
+            name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2."): v for name, v in state.items()
+        }
+        wide = len(state["blocks.0.mlp.fc1.weight"])
+        arguments["mlp_ratio"] = (wide + 0.5) / config.embed_dim  # timm cuts the product down to a whole number
+        name = "vit_giant_patch14_reg4_dinov2" if registers else "vit_giant_patch14_dinov2"
+    else:
+        name = "vit_small_patch14_reg4_dinov2" if registers else "vit_small_patch14_dinov2"
+    size = [config.in_channels, reading.image_size, reading.image_size]
+    write_tensors(folder / "model.safetensors", state, {"format": "pt"})
+    write_json(
+        folder / "config.json",
+        {
+            "architecture": name,
+            "num_classes": 0,
+            "num_features": config.embed_dim,
+            "global_pool": "token",
+            "model_args": arguments,
+            "pretrained_cfg": {
+                "custom_load": False, "input_size": size, "fixed_input_size": True, "interpolation": "bicubic",
+                "crop_pct": 1.0, "crop_mode": "squash", "mean": list(reading.mean), "std": list(reading.std),
+                "num_classes": 0, "pool_size": None, "first_conv": "patch_embed.proj", "classifier": "head",
+            },
+        },
+    )  # fmt: skip
+    try:
+        import timm
+    except ImportError:
+        return {"compared_with": None, "note": "timm is not installed here: not checked"}
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    return _compare(backbone, "timm", theirs.forward_features)
+
+
+def write_transformers(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]:
+    """``AutoModel.from_pretrained(FOLDER)``, under the names that transformers has on disk. Checked by it, where it is
+    installed.
+
+    Raises:
+        UsageError: an MLP ratio that is no whole number, which its config cannot say.
+    """
+    config, reading = backbone.vit.config, backbone.preprocessing
+    if config.mlp_ratio != int(config.mlp_ratio):
+        raise UsageError(
+            f"--format transformers: its config takes whole MLP ratios, this backbone's is {config.mlp_ratio}"
+        )
+    kind = "dinov2_with_registers" if config.num_registers else "dinov2"
+    write_tensors(folder / "model.safetensors", to_transformers(_at_own_size(backbone), config), {"format": "pt"})
+    about: dict[str, Any] = {
+        "architectures": ["Dinov2WithRegistersModel" if config.num_registers else "Dinov2Model"],
+        "model_type": kind,
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "mlp_ratio": int(config.mlp_ratio),
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "image_size": reading.image_size,
+        "patch_size": config.patch_size,
+        "num_channels": config.in_channels,
+        "qkv_bias": True,
+        "layerscale_value": 1.0,
+        "drop_path_rate": 0.0,
+        "use_swiglu_ffn": config.feed_forward == "swiglu",
+        "torch_dtype": "float32",
+    }
+    if config.num_registers:
+        about["num_register_tokens"] = config.num_registers
+    write_json(folder / "config.json", about)
+    square = {"height": reading.image_size, "width": reading.image_size}
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "BitImageProcessor", "do_resize": True, "size": square, "resample": 3,
+            "do_center_crop": False, "crop_size": square, "do_rescale": True, "rescale_factor": 1 / 255,
+            "do_normalize": True, "image_mean": list(reading.mean), "image_std": list(reading.std),
+            "do_convert_rgb": reading.channels == 3,
+        },
+    )  # fmt: skip
+    try:
+        from transformers import AutoModel
+        from transformers.utils.logging import disable_progress_bar
+    except ImportError:
+        return {"compared_with": None, "note": "transformers is not installed here: not checked"}
+    disable_progress_bar()  # it would stand among what the command says
+    theirs = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+    return _compare(backbone, "transformers", lambda pixels: theirs(pixels).last_hidden_state)
+
+
+def to_transformers(state: State, config: ViTConfig) -> State:
+    """Our names to theirs on disk; a LayerScale of 1 where the backbone has none, which theirs always has."""
+    out: State = {}
+    simple = {
+        "cls_token": "embeddings.cls_token", "mask_token": "embeddings.mask_token",
+        "register_tokens": "embeddings.register_tokens", "pos_embed": "embeddings.position_embeddings",
+    }  # fmt: skip
+    inner = [
+        (".attn.proj.", ".attention.output.dense."), (".ls1.gamma", ".layer_scale1.lambda1"),
+        (".ls2.gamma", ".layer_scale2.lambda1"), (".mlp.w12.", ".mlp.weights_in."), (".mlp.w3.", ".mlp.weights_out."),
+    ]  # fmt: skip
+    for name, value in state.items():
+        if name in simple:
+            out[simple[name]] = value
+        elif name.startswith("patch_embed.proj."):
+            out[name.replace("patch_embed.proj.", "embeddings.patch_embeddings.projection.")] = value
+        elif name.startswith("norm."):
+            out[f"layernorm.{name.removeprefix('norm.')}"] = value
+        elif ".attn.qkv." in name:
+            base, end = name.replace("blocks.", "encoder.layer.", 1).split(".attn.qkv.")
+            for part, rows in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                out[f"{base}.attention.attention.{part}.{end}"] = rows
+        else:
+            theirs = name.replace("blocks.", "encoder.layer.", 1)
+            for ours, other in inner:
+                theirs = theirs.replace(ours, other)
+            out[theirs] = value
+    if config.layerscale is None:
+        for index in range(config.depth):
+            for number in (1, 2):
+                out[f"encoder.layer.{index}.layer_scale{number}.lambda1"] = torch.ones(config.embed_dim)
+    return out
+
+
+def _at_own_size(backbone: FrozenBackbone) -> State:
+    """The weights, with positions for the size that the backbone is used at."""
+    config = backbone.vit.config
+    state = {name: value.detach().cpu().clone() for name, value in backbone.vit.state_dict().items()}
+    position = state["pos_embed"]
+    grid = resize_position_embedding(
+        position[:, 1:], backbone.grid(), antialias=config.position_antialias, offset=config.position_offset
+    )
+    state["pos_embed"] = torch.cat([position[:, :1], grid], dim=1)
+    return state
+
+
+@torch.inference_mode()
+def _compare(backbone: FrozenBackbone, library: str, forward: Any) -> dict[str, Any]:
+    """All tokens of random images, from the folder as the library reads it."""
+    reading = backbone.preprocessing
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, reading.channels, reading.image_size, reading.image_size, generator=generator)
+    tokens, first = forward(pixels), 1 + backbone.vit.config.num_registers
+    ours = compute_features(backbone, pixels, (-1,), True)
+    assert ours.patches is not None
+    worst = difference([tokens[:, 0], tokens[:, first:]], [ours.cls, ours.patches.flatten(2).transpose(1, 2)])
+    if not worst <= TOLERANCE:
+        raise DinomedError(
+            f"{library} gives other values for this backbone than dinomed: they differ by {worst:.2g} (allowed: "
+            f"{TOLERANCE:g}); nothing is written"
+        )
+    return {"compared_with": library, "largest_difference": worst, "tolerance": TOLERANCE}

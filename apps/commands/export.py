@@ -1,0 +1,52 @@
+"""`dinomed export`: a backbone or an adapter in the format of another tool."""
+
+from typing import Annotated
+
+from typer import Argument, Option
+
+from dinomed.apps.options import ImageSize, Json, Output, Overwrite, Quiet, Weights
+
+
+def export(
+    source: Annotated[str, Argument(help="Adapter folder, run folder, backbone folder, or a name.")],
+    kind: Annotated[str, Option("--format", "-f", help="onnx, safetensors, timm, transformers or monai.")],
+    output: Output,
+    dynamic_size: Annotated[
+        bool, Option("--dynamic-size", help="ONNX: for images of any size, not of the backbone's own alone.")
+    ] = False,
+    weights: Weights = None,
+    backbone: Annotated[
+        str | None, Option("--backbone", "-b", help="Of an adapter: where its backbone is now.")
+    ] = None,
+    image_size: ImageSize = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a folder that another tool loads, ready to be pushed to a hub.
+
+    What is written is loaded again by that tool and compared with the original; where it differs, nothing is written.
+    The folder holds a card (README.md), a NOTICE and export.json. For research use only, not for diagnosis.
+    """
+    from dinomed.adapters.export.run import check_format, export
+    from dinomed.adapters.export.source import load_source
+    from dinomed.apps.output import emit
+
+    check_format(kind)
+    found = load_source(source, weights=weights, backbone=backbone, image_size=image_size)
+    report = export(found, kind, output, dynamic_size=dynamic_size, backbone=backbone, overwrite=overwrite)
+    report = {"output": str(output), **report}
+    if as_json:
+        emit(report, True)
+        return
+    parity = report["parity"]
+    shown = {
+        "output": report["output"],
+        "format": kind,
+        "task": found.task,
+        "files": ", ".join(report["files"]),
+        "compared with": parity.get("compared_with") or parity.get("note"),
+        "largest difference": None if "largest_difference" not in parity else f"{parity['largest_difference']:.1e}",
+        "note": report["purpose"],
+    }
+    emit(shown, False)
