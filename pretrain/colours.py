@@ -1,8 +1,8 @@
 """What happens to a crop after it was cut: flips, colours, blur, solarisation (Caron et al. 2021; DINOv2 settings).
 
 On NumPy arrays by OpenCV: torchvision's formulas and order of colours at random, for any number of channels, uint8 or
-float32 in 0 to 1. The same by albumentations takes twice as long and by torchvision four times
-(`benchmarks/loading.py`), and neither takes more than three channels.
+float32 in 0 to 1. By albumentations the same takes 1.2 to 1.6 times as long with all else alike, by torchvision on
+tensors 5 to 10 times (`benchmarks/loading.py`), and neither jitters more than three channels.
 """
 
 from typing import Any
@@ -97,7 +97,7 @@ def shift_hue(image: np.ndarray, turn: float) -> np.ndarray:
     """RGB: the hue turned by `turn` of a whole circle, -0.5 to 0.5."""
     if image.dtype == np.uint8:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-        hsv[..., 0] += np.uint8(round(turn * 255) % 256)
+        hsv[..., 0] += np.uint8(round(turn * 256) % 256)
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     hsv[..., 0] = (hsv[..., 0] + 360 * turn) % 360

@@ -145,12 +145,15 @@ def to_samples(image: Image.Image, channels: int) -> np.ndarray:
     """The samples of `image` as they are stored, ``(H, W, n)``, n being `channels` where the file holds as many bands
     or gray pages, else 1 or 3. Colour of 16 bits is not among them: Pillow keeps the upper 8. Not turned upright."""
     if channels not in (1, 3):
-        if header_of(image).channels == channels:
-            pages = []
+        pages = header_of(image).channels if image.mode in GRAY else 1
+        if pages not in (1, channels):
+            raise UsageError(f"an image of {pages} channels (pages) does not fit a backbone that takes {channels}")
+        if pages == channels:
+            bands = []
             for page in range(channels):
                 image.seek(page)
-                pages.append(samples(image) if is_wide(image) else np.asarray(image.convert("L")))
-            return np.stack(pages, axis=-1)
+                bands.append(samples(image) if is_wide(image) else np.asarray(image.convert("L")))
+            return np.stack(bands, axis=-1)
         if len(image.getbands()) == channels:
             return np.asarray(image)
     if is_wide(image):
