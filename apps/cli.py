@@ -39,7 +39,8 @@ COMMANDS: dict[str, Any] = {
     "predict": "predict:predict",
     "index": "index:index",
     "search": "search:search",
-    "demo": {"segment": "demo:segment"},
+    "export": "export:export",
+    "demo": {"segment": "demo:segment", "classify": "demo:classify", "retrieve": "demo:retrieve"},
 }
 GROUP_HELP = {
     "train": "Train a light head on the features of a frozen backbone.",

@@ -20,7 +20,7 @@ from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.device import resolve_device
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import Features, Loaded, compute_features, load_images
-from dinomed.images.read import read_image
+from dinomed.images.read import UnreadableImage, read_image
 from dinomed.progress import bar
 
 BATCH_SIZE = 16
@@ -123,8 +123,15 @@ class Retriever:
         return self._grids([image])[0]
 
     def read(self, row: int) -> np.ndarray:
-        """The image at a row of the index, uint8 (H, W, 3). Raises `UnreadableImage` if it is no longer there."""
-        return read_image(self.index.manifest.path(row))
+        """The image at a row of the index, uint8 (H, W, 3).
+
+        Raises:
+            UnreadableImage: it is no longer there, or a link leads out of the folder of the images.
+        """
+        path, root = self.index.manifest.path(row), self.index.manifest.root.resolve()
+        if not path.resolve().is_relative_to(root):
+            raise UnreadableImage(path, "leads out of the folder of the images")
+        return read_image(path)
 
     def evidence(self, image: np.ndarray, found: Sequence[Found]) -> list[tuple[np.ndarray | None, Evidence | None]]:
         """For each result its picture, uint8 (H, W, 3), and what in `image` and in it is alike; (None, None) where it

@@ -9,6 +9,7 @@ from dinomed.apps.commands.index import Where
 from dinomed.apps.options import Device, Json, Overwrite, Quiet
 
 if TYPE_CHECKING:
+    from dinomed.adapters.retrieval.filters import Condition
     from dinomed.adapters.retrieval.search import Answer, Retriever
     from dinomed.datasets.manifest import Manifest
 
@@ -26,6 +27,11 @@ def search(
     output: Annotated[
         Path | None, Option("--output", "-o", help="Folder for results.json and, with --evidence, pictures.")
     ] = None,
+    evaluate: Annotated[
+        bool, Option("--evaluate", help="Of a manifest with labels: mAP, recall and precision, in place of results.")
+    ] = False,
+    split: Annotated[str, Option("--split", help="With --evaluate: whose images are the queries.")] = "test",
+    label: Annotated[str, Option("--label", help="With --evaluate: the column that says what is relevant.")] = "label",
     backbone: Annotated[str | None, Option("--backbone", "-b", help="Where its backbone is now, if moved.")] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -35,18 +41,27 @@ def search(
     """Find the most similar images.
 
     Similarity is that of the backbone's features (cosine, 1 for the same), not of diagnoses. Images that cannot be
-    read are named, and the rest goes on; the exit code is then 1. For research use only, not for diagnosis.
+    read are named, and the rest goes on; the exit code is then 1.
+
+    With --evaluate each labelled image of a split is a query, and images of its label are what it should find; its
+    own group never counts. Add --where split=train to search among those only. For research use only, not for
+    diagnosis.
     """
     from dinomed.adapters.retrieval.filters import parse_conditions
     from dinomed.adapters.retrieval.search import load_retriever
     from dinomed.apps.output import emit
     from dinomed.datasets.collect import collect
-    from dinomed.errors import DinomedError
+    from dinomed.errors import DinomedError, UsageError
     from dinomed.files import locked, prepare_output, write_json
     from dinomed.notice import RESEARCH_USE
     from dinomed.progress import warn
 
     conditions = parse_conditions(where or [])
+    if evaluate:
+        if evidence or exact or output is not None:
+            raise UsageError("--evaluate gives metrics alone: leave out --evidence, --exact and -o")
+        _evaluate(load_retriever(index, device, backbone), images, split, label, conditions, as_json)
+        return
     if output is not None:
         prepare_output(output, overwrite=overwrite, marker=RESULTS_FILE)
         _remove_pictures(output)
@@ -102,6 +117,23 @@ def search(
 
 
 RESULTS_FILE = "results.json"
+
+
+def _evaluate(
+    retriever: "Retriever", images: Path, split: str, label: str, conditions: "list[Condition]", as_json: bool
+) -> None:
+    from dinomed.adapters.retrieval.evaluate import evaluate_index
+    from dinomed.apps.output import build_table, emit
+    from dinomed.datasets.manifest import open_collection
+
+    report = evaluate_index(retriever, open_collection(images), split, label=label, conditions=conditions)
+    columns = ("n", "map", "recall@10", "precision@1", "precision@5", "precision@10")
+    rows = [(name, *(row[key] for key in columns), "") for name, row in report["per_class"].items()]
+    low, high = report["metrics"]["intervals"]["map"]
+    means = report["metrics"]
+    rows.append(("all", *(means[key] for key in columns), f"mAP {low:.3f} to {high:.3f}"))
+    rows.append((report["purpose"], *[None] * len(columns), ""))
+    emit(report, as_json, build_table((label, *columns, "95% interval"), rows, title=f"queries of split {split}"))
 
 
 def _remove_pictures(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""From an adapter folder to its served demo: which adapter, which examples."""
+"""From an adapter or an index to its served demo: what is loaded, which examples."""
 
 from pathlib import Path
 
@@ -51,6 +51,69 @@ def serve_segment(
         subtitle = f"Adapter {adapter.resolve().name} on backbone {frozen.name}"
         channels = frozen.preprocessing.channels
         serve(lambda: build_segment_demo(predictor, chosen, subtitle, channels), address, browser=browser)
+
+
+def serve_classify(
+    adapter: Path,
+    *,
+    index: Path | None = None,
+    backbone: str | None = None,
+    examples: Path | None = None,
+    address: Address | None = None,
+    browser: bool = True,
+    device: str = "auto",
+) -> None:
+    """Load a classification adapter, and an index if one is given, and serve their demo until a signal comes.
+
+    Raises:
+        UsageError: the adapter is no classifier, or the folder of examples holds no picture.
+    """
+    from dinomed.adapters.predict import ClassifyPredictor, load_adapter
+    from dinomed.adapters.retrieval.search import load_retriever
+
+    address = address or choose_address()
+    with private_environment() as folder:
+        chosen = choose_examples(adapter, examples, folder)
+        say("loading the adapter and its backbone")
+        predictor = load_adapter(adapter, device=device, backbone=backbone)
+        if not isinstance(predictor, ClassifyPredictor):
+            raise UsageError(
+                f"{adapter} is a {predictor.task} adapter; this demo needs one made by `dinomed train classify`"
+            )
+        retriever = None if index is None else load_retriever(index, device)
+
+        from dinomed.apps.demos.classify import build_classify_demo  # imports Gradio, so only here
+
+        subtitle = f"Adapter {adapter.resolve().name} on backbone {predictor.backbone.name}"
+        if retriever is not None:
+            subtitle += f"; {len(retriever.index):,} cases to compare with"
+        serve(lambda: build_classify_demo(predictor, retriever, chosen, subtitle), address, browser=browser)
+
+
+def serve_retrieve(
+    index: Path,
+    *,
+    backbone: str | None = None,
+    examples: Path | None = None,
+    address: Address | None = None,
+    browser: bool = True,
+    device: str = "auto",
+) -> None:
+    """Load an index and serve its demo until a signal comes. Raises as `load_retriever`, and as `choose_examples`."""
+    from dinomed.adapters.retrieval.search import load_retriever
+
+    address = address or choose_address()
+    with private_environment() as folder:
+        chosen = choose_examples(index, examples, folder)
+        say("loading the index and its backbone")
+        retriever = load_retriever(index, device, backbone)
+
+        from dinomed.apps.demos.retrieve import build_retrieve_demo  # imports Gradio, so only here
+
+        subtitle = (
+            f"Index {index.resolve().name} of {len(retriever.index):,} cases, on backbone {retriever.backbone.name}"
+        )
+        serve(lambda: build_retrieve_demo(retriever, chosen, subtitle), address, browser=browser)
 
 
 def choose_examples(adapter: Path, given: Path | None, scratch: Path) -> list[Path]:

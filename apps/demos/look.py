@@ -55,6 +55,21 @@ LOOK: dict[str, Any] = {
 .hint { font-size: .82rem; color: var(--body-text-color-subdued); margin-top: .5rem; line-height: 1.35; }
 .message { border-radius: 8px; padding: .7rem .9rem; border: 1px solid var(--border-color-primary);
            background: var(--block-background-fill); color: var(--body-text-color); }
+.cases { display: flex; flex-wrap: wrap; gap: .7rem; }
+.case { margin: 0; border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .4rem;
+        background: var(--block-background-fill); max-width: 100%; }
+.case img { max-width: 100%; border-radius: 4px; display: block; }
+.case figcaption { font-size: .85rem; color: var(--body-text-color); display: flex; justify-content: space-between;
+                   gap: .8rem; padding-top: .25rem; }
+.case .similarity { font-variant-numeric: tabular-nums; color: var(--body-text-color-subdued); }
+.bar-row { display: grid; grid-template-columns: minmax(6rem, 14rem) 1fr 4rem; gap: .7rem; align-items: center;
+           padding: .15rem 0; color: var(--body-text-color); }
+#best { font-weight: 650; }
+.bar-name { overflow-wrap: anywhere; }
+.bar { height: .8rem; border-radius: 4px; overflow: hidden;
+       background: color-mix(in srgb, var(--body-text-color) 12%, transparent); }
+.bar-fill { display: block; height: 100%; background: var(--primary-600, #0891b2); }
+.bar-value { text-align: right; font-variant-numeric: tabular-nums; }
 .message.error { border-color: #dc2626; background: color-mix(in srgb, #dc2626 12%, transparent); }
 """,
 }

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dinomed.adapters.predict import lesion_summary
+from dinomed.apps.demos.parts import PUT_AWAY, WAITING, drop_zone, message
 from dinomed.apps.demos.recent import Recent, Seen
 from dinomed.apps.demos.serve import CACHE_SWEEP_S
 from dinomed.apps.examples import MAX_PIXELS
@@ -28,14 +29,6 @@ CONFIDENCE = (
     "mean of the lesion probability that the model gives to the pixels inside the outline. It is not calibrated: "
     "it says how sure the model is, not how often it is right."
 )
-WAITING = '<div class="message" id="waiting">Drop a picture, or click an example.</div>'
-
-
-def _message(kind: str, text: str) -> str:
-    return f'<div class="message {kind}" id="{kind}">{html.escape(text)}</div>'
-
-
-PUT_AWAY = _message("put-away", "This picture was put away, to make room or after a while; drop it again.")
 
 
 class Predictor(Protocol):
@@ -52,7 +45,7 @@ def describe(probability: np.ndarray, threshold: float) -> str:
     """The measurements as cards of HTML, or that no lesion was found."""
     found = lesion_summary(probability, threshold)
     if found.confidence is None:
-        return _message(
+        return message(
             "no-lesion",
             f"No lesion found at threshold {threshold:.2f}. The highest probability in this picture is "
             f"{found.highest:.2f}: a lower threshold may outline something, or there may be nothing.",
@@ -86,16 +79,7 @@ def build_segment_demo(
         looked_at = gr.State(0)  # pictures in this visit, which number the files to take away: names may be patients'
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                picture = gr.Image(
-                    label="Picture", type="filepath", sources=["upload", "clipboard"], height=330, elem_id="picture",
-                    placeholder="Drop a picture here\nor click to choose one", buttons=["fullscreen"],
-                )  # fmt: skip
-                _take_as_is(picture)
-                if examples:
-                    gr.Examples(
-                        [[str(path)] for path in examples], inputs=[picture], label="Examples", elem_id="examples",
-                        cache_examples=False, api_visibility="private",
-                    )  # fmt: skip
+                picture = drop_zone(examples)
             with gr.Column(scale=3, min_width=380):
                 result = gr.Image(
                     label="Outline", interactive=False, height=400, elem_id="result",
@@ -123,7 +107,7 @@ def build_segment_demo(
                 pixels = image if channels == 3 else read_image(path, channels=channels)
             except DinomedError as error:
                 reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
-                told = _message("error", f"This file cannot be read as a picture: {reason}")
+                told = message("error", f"This file cannot be read as a picture: {reason}")
                 return [None, count, None, told, _no_mask()]
             key = recent.put(Seen(count + 1, image, predictor.probability(pixels)))
             return [key, count + 1, *draw(key, cut, shown)]
@@ -154,26 +138,6 @@ def build_segment_demo(
         threshold.change(draw, [seen, threshold, view], outputs, **live)
         view.change(draw, [seen, threshold, view], outputs, **live)
     return demo
-
-
-def _take_as_is(component: gr.Image) -> None:
-    """Hand the uploaded file over as it is, and no other.
-
-    Gradio would decode it first (without our limits, in its own way) and would fetch a URL given in its place. Set
-    on the instance: for a subclass of a component Gradio writes a stub file beside the source.
-    """
-    move = component.async_move_resource_to_block_cache
-
-    async def only_files(url_or_file_path: str | Path | None) -> str | None:
-        if "://" in str(url_or_file_path):
-            raise gr.Error("A URL was given; this demo takes files only.")
-        return await move(url_or_file_path)
-
-    def keep_path(payload: Any) -> str | None:
-        return payload.path if payload is not None else None
-
-    component.async_move_resource_to_block_cache = only_files  # type: ignore[method-assign]
-    component.preprocess = keep_path  # type: ignore[method-assign]
 
 
 def _no_mask() -> gr.DownloadButton:

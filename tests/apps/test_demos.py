@@ -163,10 +163,10 @@ def test_the_drop_zone_takes_files_only_and_as_they_are(tmp_path: Path, monkeypa
     import gradio as gr
     from gradio.data_classes import FileData
 
-    from dinomed.apps.demos.segment import _take_as_is
+    from dinomed.apps.demos.parts import take_as_is
 
     zone = gr.Image(type="filepath")
-    _take_as_is(zone)
+    take_as_is(zone)
     with pytest.raises(gr.Error, match="files only"):
         asyncio.run(zone.async_move_resource_to_block_cache("https://example.org/a.png"))
     file = tmp_path / "garbage.png"

@@ -156,3 +156,20 @@ def test_only_a_part_of_a_manifest_is_indexed(place: Path, run) -> None:
     made = json.loads(out)
     assert made["images"] == read_manifest(place / "derm.parquet").column("split").count("train")
     assert (made["kind"], made["dimension"], made["pool"]) == ("ivf", 64, "cls+mean")
+
+
+def test_an_index_is_measured(place: Path, run) -> None:
+    options = ("search", place / "derm.parquet", "--index", place / "idx", "--evaluate", "--where", "split=train")
+    code, out, err = run(*options, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    splits = read_manifest(place / "derm.parquet").column("split")
+    assert found["metrics"]["n"] == splits.count("test")
+    assert found["index"]["searched"] == splits.count("train")
+    assert 0 < found["metrics"]["map"] < 1
+    code, out, _ = run(*options)
+    assert code == 0
+    assert "research use only" in out
+    code, _, err = run(*options, "--evidence")
+    assert code == 2
+    assert "--evaluate gives metrics alone" in err

@@ -63,7 +63,7 @@ def visit(browser: Any, demo: "Demo") -> Iterator[Visit]:
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     page.goto(demo.address)
-    page.wait_for_selector("#threshold")
+    page.wait_for_selector("#picture")
     yield Visit(page, requests)
     context.close()
 

@@ -1,0 +1,68 @@
+"""Similar cases of an index, as a part of a page: picture, label, similarity; no names, which may be patients'."""
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+
+from dinomed.adapters.retrieval.index import Found
+from dinomed.adapters.retrieval.search import Retriever
+from dinomed.apps.demos.parts import inline, message
+from dinomed.apps.matches import draw_matches
+from dinomed.errors import DinomedError
+
+ALONE_PX, PAIR_PX = 120, 170
+GONE = '<div class="hint">The picture is no longer where the index was made of it.</div>'
+
+
+def similar(retriever: Retriever, query: np.ndarray, sha256: str, k: int, exclude: bool) -> tuple[list[Found], int]:
+    """The `k` most similar cases, and how many were kept out as the picture itself or of its patient or lesion.
+
+    Args:
+        query: (D,), of `Retriever.of_features`.
+        sha256: of the file that was dropped; by it the picture is recognised.
+    """
+    related = retriever.relatives.rows(sha256) if exclude else np.empty(0, np.int64)
+    return retriever.index.search(query[None], k, excluded=[related])[0], len(related)
+
+
+def show_cases(
+    retriever: Retriever, picture: np.ndarray, found: Sequence[Found], related: int, *, regions: bool
+) -> str:
+    """HTML of the cases, best first; with `regions` beside the picture that was dropped, and what matches framed."""
+    if not found:
+        return message("no-cases", "The index has no other case than those of this patient or lesion.")
+    cases = []
+    if regions:
+        for one, (other, evidence) in zip(found, retriever.evidence(picture, found), strict=True):
+            drawn = None if other is None or evidence is None else draw_matches(picture, other, evidence, PAIR_PX)
+            cases.append(_case(retriever, one, drawn, PAIR_PX))
+    else:
+        cases = [_case(retriever, one, _read(retriever, one.row), ALONE_PX) for one in found]
+    kept_out = (
+        f"{related} of the index {'is' if related == 1 else 'are'} this picture itself, or of the same patient, lesion "
+        "or video, and not shown. " if related else ""
+    )  # fmt: skip
+    hint = (
+        f"{kept_out}Similarity is that of the backbone's features (cosine): 1 is the same picture. It is none of "
+        "diagnoses."
+    )
+    return f'<div id="cases" class="cases">{"".join(cases)}</div><div class="hint" id="cases-hint">{hint}</div>'
+
+
+def _case(retriever: Retriever, found: Found, picture: np.ndarray | None, height_px: int) -> str:
+    about = retriever.describe(found, 0)
+    label = "no label" if about["label"] is None else str(about["label"])
+    shown = GONE if picture is None else inline(picture, f"A similar case, {label}", height_px)
+    return (
+        f'<figure class="case">{shown}<figcaption><b>{html.escape(label)}</b> '
+        f'<span class="similarity" title="distance {1 - found.similarity:.3f}">{found.similarity:.3f}</span>'
+        "</figcaption></figure>"
+    )
+
+
+def _read(retriever: Retriever, row: int) -> np.ndarray | None:
+    try:
+        return retriever.read(row)
+    except DinomedError:
+        return None

@@ -1,0 +1,81 @@
+"""What the pages share: the drop zone, messages, and pictures of an index as parts of the page itself."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from dinomed.apps.examples import MAX_PIXELS
+from dinomed.errors import DinomedError
+from dinomed.images.read import read_image
+
+
+def message(kind: str, text: str) -> str:
+    """A box; its id is its kind."""
+    return f'<div class="message {kind}" id="{kind}">{html.escape(text)}</div>'
+
+
+PUT_AWAY = message("put-away", "This picture was put away, to make room or after a while; drop it again.")
+WAITING = '<div class="message" id="waiting">Drop a picture, or click an example.</div>'
+
+
+def drop_zone(examples: Sequence[Path]) -> gr.Image:
+    """The place for a picture, and examples below it. Its value is the path of the file, as it was uploaded."""
+    picture = gr.Image(
+        label="Picture", type="filepath", sources=["upload", "clipboard"], height=330, elem_id="picture",
+        placeholder="Drop a picture here\nor click to choose one", buttons=["fullscreen"],
+    )  # fmt: skip
+    take_as_is(picture)
+    if examples:
+        gr.Examples(
+            [[str(path)] for path in examples], inputs=[picture], label="Examples", elem_id="examples",
+            cache_examples=False, api_visibility="private",
+        )  # fmt: skip
+    return picture
+
+
+def take_as_is(component: gr.Image) -> None:
+    """Hand the uploaded file over as it is, and no other.
+
+    Gradio would decode it first (without our limits, in its own way) and would fetch a URL given in its place. Set
+    on the instance: for a subclass of a component Gradio writes a stub file beside the source.
+    """
+    move = component.async_move_resource_to_block_cache
+
+    async def only_files(url_or_file_path: str | Path | None) -> str | None:
+        if "://" in str(url_or_file_path):
+            raise gr.Error("A URL was given; this demo takes files only.")
+        return await move(url_or_file_path)
+
+    def keep_path(payload: Any) -> str | None:
+        return payload.path if payload is not None else None
+
+    component.async_move_resource_to_block_cache = only_files  # type: ignore[method-assign]
+    component.preprocess = keep_path  # type: ignore[method-assign]
+
+
+def read_picture(path: str) -> tuple[np.ndarray | None, str]:
+    """A dropped picture, uint8 (H, W, 3), or None and what to tell the visitor."""
+    try:
+        return read_image(path, max_pixels=MAX_PIXELS), ""
+    except DinomedError as error:
+        reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
+        if reason == "does not exist":  # swept, while the page was still open
+            return None, PUT_AWAY
+        return None, message("error", f"This file cannot be read as a picture: {reason}")
+
+
+def inline(picture: np.ndarray, alt: str, height_px: int) -> str:
+    """An <img> that holds the picture, uint8 (H, W, 3), reduced to `height_px`: no file, no name, no address."""
+    small = Image.fromarray(picture)
+    small.thumbnail((10 * height_px, height_px), Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    small.save(data, format="JPEG", quality=88)
+    source = base64.b64encode(data.getvalue()).decode()
+    return f'<img src="data:image/jpeg;base64,{source}" alt="{html.escape(alt, quote=True)}">'

@@ -1,0 +1,117 @@
+"""`dinomed demo classify` and `dinomed demo retrieve`, as a visitor meets them."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dinomed.adapters.predict import load_adapter
+from dinomed.adapters.retrieval.search import load_retriever
+from dinomed.apps import cli
+from dinomed.backbones.load import save_backbone
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.datasets.manifest import read_manifest
+from dinomed.datasets.synthetic import write_lesions
+from dinomed.images.read import read_image
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the adapter `cls`, the index `idx`, and the pictures they were made from."""
+    folder = tmp_path_factory.mktemp("made")
+    torch.manual_seed(0)
+    vit = VisionTransformer(ViTConfig(embed_dim=32, depth=2, num_heads=2, patch_size=8, image_size=64))
+    save_backbone(folder / "backbone", vit, Preprocessing(image_size=64), {})
+    write_lesions(folder / "lesions", count=40, seed=1, broken=0)
+    manifest = str(folder / "images.parquet")
+    quiet = ["--quiet", "--json"]
+    cli.invoke(
+        ["scan", str(folder / "lesions"), "--labels", "labels.csv", "--group", "lesion_id", "-o", manifest, *quiet]
+    )
+    own = ["--backbone", str(folder / "backbone"), "--device", "cpu", *quiet]
+    cli.invoke(["train", "classify", "-o", str(folder / "cls"), "--data", manifest, *own])
+    cli.invoke(["index", manifest, "-o", str(folder / "idx"), *own])
+    return folder
+
+
+@pytest.fixture(scope="module", params=["retrieve", "classify"])
+def demo(browser, serve, made: Path, tmp_path_factory: pytest.TempPathFactory, request):
+    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", request.param, "--index", str(made / "idx")]
+    if request.param == "classify":
+        command += ["--adapter", str(made / "cls")]
+    with serve([*command, "--no-browser", "--device", "cpu"], tmp_path_factory.mktemp("demo") / "tmp") as demo:
+        demo.kind = request.param
+        yield demo
+
+
+def similarities(visit) -> list[float]:
+    return [float(text) for text in visit.page.locator("#cases .similarity").all_inner_texts()]
+
+
+def grouped(made: Path) -> int:
+    """A row of the manifest whose lesion has other pictures too."""
+    groups = read_manifest(made / "images.parquet").column("group")
+    return next(row for row, group in enumerate(groups) if groups.count(group) > 1)
+
+
+def test_a_picture_of_the_index_gets_other_cases_and_nothing_leaves(visit, demo, made: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(made / "images.parquet")
+    row = grouped(made)
+    visit.upload(shutil.copy(manifest.path(row), tmp_path / "mine.jpg"))  # known by its content, not by its name
+    visit.page.wait_for_selector("#cases")
+    retriever = load_retriever(made / "idx")
+    (answer,) = retriever.search(manifest.take([row]), 6, exclude_same_group=True)
+    assert similarities(visit) == [round(one.similarity, 3) for one in answer.found]
+    labels = visit.page.locator("#cases figcaption b").all_inner_texts()
+    assert labels == [manifest.column("label")[one.row] for one in answer.found]
+    assert f"{answer.related} of the index are this picture itself" in visit.text("cases-hint")
+    assert visit.page.locator("#cases img").count() == 6
+    page = visit.page.content()
+    for hidden in (str(made), *(manifest.column("group")), *(Path(name).stem for name in manifest.column("image"))):
+        assert hidden not in page
+    assert all(url.startswith((demo.address, "data:", "blob:")) for url in visit.requests)
+
+
+def test_regions_that_match_are_drawn_when_asked(visit, demo, made: Path) -> None:
+    visit.upload(read_manifest(made / "images.parquet").path(0))
+    visit.page.wait_for_selector("#cases")
+    wide = "() => [...document.querySelectorAll('#cases img')].every(i => i.naturalWidth > 2.2 * i.naturalHeight)"
+    if demo.kind == "classify":
+        visit.page.locator("#regions input").click()
+    visit.page.wait_for_function(wide)  # the picture and the case side by side
+    visit.page.locator("#regions input").click()
+    visit.page.wait_for_function(wide.replace("every", "some").replace("() => ", "() => !"))
+
+
+def test_probabilities_are_those_of_the_adapter(visit, demo, made: Path) -> None:
+    if demo.kind != "classify":
+        visit.page.locator("#exclude input").click()
+        visit.upload(read_manifest(made / "images.parquet").path(1))
+        visit.page.wait_for_selector("#cases")
+        assert similarities(visit)[0] == 1  # the picture itself is shown where that is wanted
+        return
+    path = read_manifest(made / "images.parquet").path(1)
+    visit.upload(path)
+    visit.page.wait_for_selector("#probabilities")
+    expected = load_adapter(made / "cls").probabilities(read_image(path))
+    names = visit.page.locator(".bar-name").all_inner_texts()
+    values = [float(text.rstrip("%")) for text in visit.page.locator(".bar-value").all_inner_texts()]
+    assert dict(zip(names, values, strict=True)) == {name: round(100 * p, 1) for name, p in expected.items()}
+    assert values == sorted(values, reverse=True)
+    assert re.search(r"(?i)calibrated", visit.text("calibrated"))
+
+
+def test_what_is_no_picture_is_told_and_the_page_lives(visit, demo, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    visit.upload(tmp_path / "broken.png")
+    visit.page.wait_for_selector("#error")
+    assert "cannot be read as a picture" in visit.text("error")
+    assert str(tmp_path) not in visit.text("error")
+    visit.upload(read_manifest(made / "images.parquet").path(2))
+    visit.page.wait_for_selector("#cases")
