@@ -1,0 +1,193 @@
+"""`dinomed curate` on a real pile in which copies, junk and test images are planted: what it finds, by kind.
+
+    python benchmarks/curation.py --lesions runs/derm.parquet --others runs/polyps.parquet \\
+        --unlabelled runs/isic.parquet --backbone runs/ssl --images 1500 -o runs/curation
+    python benchmarks/curation.py ... --judge        # only the tables, of the last run
+
+The trusted set are training images of `--lesions`, the excluded set is one image of each of some test lesions; the pool
+is lesions of neither, images of the other sets, and what `planting.py` plants. A planted copy is found if it and its
+original are not both kept; junk if it is not kept; a test image if it is not kept, and known for what it is if the
+reason says so. Precision is asked of every reason: of the images that it removes, how many deserve it. Exact copies and
+relatives that the sets themselves hold deserve it too.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from planting import JUNK, Planted, plant, read_truth
+
+from dinomed.apps.cli import invoke
+from dinomed.datasets.manifest import read_manifest
+from dinomed.files import to_json
+from dinomed.pretrain.curation import reasons
+from dinomed.pretrain.curation.outcome import Outcome, load_outcome
+from dinomed.pretrain.curation.quality import REASONS as QUALITY
+
+TEST = (reasons.TEST_COPY, reasons.TEST_GROUP, reasons.TEST_LINK)
+COPY = (reasons.EXACT, reasons.HASH, reasons.NEAR)
+ASKED = (reasons.UNLIKE, reasons.NOT_RETRIEVED, reasons.NOT_SAMPLED)
+SPOILT = ("blur", "rescale", "brightness", "mixed")  # kinds of copies that may fall to a quality filter, rightly
+FOUND_BY = {"quality": QUALITY, "a copy": COPY, "of a test image": TEST, "not asked for": ASKED}
+
+
+@dataclass
+class Row:
+    """An image of the pool after the curation."""
+
+    name: str
+    planted: Planted
+    keep: bool
+    reason: str | None
+    like: str  # the image that is kept in its place, or the excluded one that it is a copy of
+
+
+def read_rows(outcome: Outcome, truth: dict[str, Planted]) -> dict[str, Row]:
+    names = [Path(name).name for name in outcome.manifest.column("image")]
+    references = outcome.references.column("image") if outcome.references is not None else []
+    rows = {}
+    for place, name in enumerate(names):
+        if name in truth:
+            kept, out = int(outcome.rows["duplicate_of"][place]), int(outcome.rows["reference"][place])
+            like = names[kept] if kept >= 0 else Path(references[out]).name if out >= 0 else ""
+            rows[name] = Row(name, truth[name], bool(outcome.keep[place]), outcome.reason[place], like)
+    return rows
+
+
+def recall_of(rows: dict[str, Row]) -> list[dict[str, Any]]:
+    """A line for every kind that was planted: how many are found, and by what."""
+    lines = []
+    for kind, how in dict.fromkeys((row.planted.kind, row.planted.how) for row in rows.values()):
+        own = [row for row in rows.values() if (row.planted.kind, row.planted.how) == (kind, how)]
+        if kind == "copy":
+            found = [row for row in own if not (row.keep and rows[row.planted.of].keep)]
+        elif kind in ("test copy", "test group", "junk"):
+            found = [row for row in own if not row.keep]
+        else:
+            continue
+        # of two copies the original may be the one that is removed
+        removed = [row if not row.keep else rows[row.planted.of] for row in found]
+        by = Counter(word for row in removed for word, group in FOUND_BY.items() if row.reason in group)
+        lines.append(
+            {"planted": kind, "how": how, "images": len(own), "found": len(found), "recall": len(found) / len(own)}
+            | {word: by[word] for word in FOUND_BY}
+        )
+    order = ["copy", "test copy", "test group", "junk"]
+    return sorted(lines, key=lambda line: order.index(line["planted"]))
+
+
+def families(rows: dict[str, Row]) -> Iterator[set[str]]:
+    """Images of the pool that are truly copies of each other: an original and what was made of it."""
+    family: dict[str, set[str]] = {}
+    for row in rows.values():
+        if row.planted.kind == "copy":
+            family.setdefault(row.planted.of, {row.planted.of}).add(row.name)
+    return iter(family.values())
+
+
+def precision_of(rows: dict[str, Row], same: dict[str, str]) -> list[dict[str, Any]]:
+    """A line for each group of reasons: of what it removes, what is planted, what deserves it otherwise, what is wrong.
+
+    Args:
+        same: content of each image of the pool: files that are equal are true copies, planted or not.
+    """
+    family = {name: number for number, names in enumerate(families(rows)) for name in names}
+    lines = []
+    for word, group in FOUND_BY.items():
+        removed = [row for row in rows.values() if row.reason in group]
+        verdict = Counter(_deserved(row, word, rows, family, same) for row in removed)
+        clear = verdict["planted"] + verdict["relative"] + verdict["wrong"]
+        share = (clear - verdict["wrong"]) / clear if clear else None
+        wrong = [asdict(row) for row in removed if _deserved(row, word, rows, family, same) == "wrong"]
+        lines.append(
+            {"removed as": word, "images": len(removed), "planted": verdict["planted"],
+             "relatives": verdict["relative"], "wrong": verdict["wrong"], "precision": share, "wrong_images": wrong}
+        )  # fmt: skip
+    return lines
+
+
+def _deserved(row: Row, word: str, rows: dict[str, Row], family: dict[str, int], same: dict[str, str]) -> str:
+    """ "planted"; "relative": not planted, but a copy or of the same lesion; else "wrong"."""
+    kind = row.planted.kind
+    if word == "quality":  # a copy that was blurred or made small is no better than junk
+        return "planted" if kind == "junk" else "relative" if row.planted.how in SPOILT else "wrong"
+    if word == "a copy":
+        other = rows.get(row.like)
+        if row.name in family and family[row.name] == family.get(row.like):
+            return "planted"
+        if kind == "junk" or (other is not None and other.planted.kind == "junk"):
+            return "planted"  # one black picture is a copy of another, and a blurred lesion of that lesion
+        equal = other is not None and same[row.name] == same[other.name]
+        mine = _group(row, rows)
+        return "relative" if equal or (other is not None and mine and mine == _group(other, rows)) else "wrong"
+    if word == "of a test image":
+        return "planted" if kind in ("test copy", "test group") else "wrong"
+    return "planted" if kind in ("other", "junk") else "wrong"
+
+
+def _group(row: Row, rows: dict[str, Row]) -> str:
+    """The lesion or patient that an image of the pool shows, as far as it is known."""
+    return rows[row.planted.of].planted.group if row.planted.kind == "copy" else row.planted.group
+
+
+def shares_kept(rows: dict[str, Row]) -> list[dict[str, Any]]:
+    """Of the real images, by the set that they are of: how many are clean, and how many of these are asked for."""
+    lines = []
+    for kind in ("lesion", "unlabelled", "other"):
+        own = [row for row in rows.values() if row.planted.kind == kind]
+        clean = [row for row in own if row.keep or row.reason in ASKED]
+        kept = sum(row.keep for row in own)
+        lines.append({"set": kind, "images": len(own), "clean": len(clean), "kept": kept,
+                      "retrieved": kept / len(clean) if clean else None})  # fmt: skip
+    return lines
+
+
+def print_table(lines: list[dict[str, Any]]) -> None:
+    names = [name for name in lines[0] if name != "wrong_images"]
+    print("\n| " + " | ".join(names) + " |\n|" + "---|" * len(names))
+    for line in lines:
+        cells = (line[name] for name in names)
+        print("| " + " | ".join(f"{cell:.2f}" if isinstance(cell, float) else f"{cell}" for cell in cells) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lesions", type=Path, required=True, help="manifest with groups and splits")
+    parser.add_argument("--others", type=Path, nargs="+", required=True, help="manifests that are not asked for")
+    parser.add_argument("--unlabelled", type=Path, nargs="*", default=[], help="manifests of the same modality")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/curation"))
+    parser.add_argument("--images", type=int, default=1500, help="of the pile, about")
+    parser.add_argument("--backbone", help="as of dinomed curate")
+    parser.add_argument("--weights")
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="as of dinomed curate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--judge", action="store_true", help="only the tables, of what was curated before")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+
+    folder, output = asked.output, asked.output / "curated.parquet"
+    if not asked.judge:
+        others, unlabelled = ([read_manifest(path) for path in paths] for paths in (asked.others, asked.unlabelled))
+        plant(read_manifest(asked.lesions), others, unlabelled, folder, asked.images, asked.seed)
+        command = ["curate", "--pool", f"{folder}/pool.parquet", "--trusted", f"{folder}/trusted.parquet"]
+        command += ["--exclude", f"{folder}/exclude.parquet", "-o", str(output), "--overwrite"]
+        command += [f"--{name}={value}" for name in ("backbone", "weights") if (value := getattr(asked, name))]
+        if invoke([*command, *(f"--set={setting}" for setting in asked.settings)]):
+            parser.exit(1)
+    outcome = load_outcome(output)
+    rows = read_rows(outcome, read_truth(folder))
+    pool = read_manifest(folder / "pool.parquet")
+    same = dict(zip(pool.column("image"), pool.column("sha256"), strict=True))
+    found = {"recall": recall_of(rows), "precision": precision_of(rows, same), "kept": shares_kept(rows)}
+    if asked.json:
+        print(to_json({"images": len(outcome.keep), "seed": asked.seed, "junk": list(JUNK), **found}, indent=2))
+        return
+    for lines in found.values():
+        print_table(lines)
+
+
+if __name__ == "__main__":
+    main()
