@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dinomed.config import build_config
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.features.neighbors import normalised
 from dinomed.features.table import MARK
@@ -20,9 +21,9 @@ from dinomed.pretrain.curation.job import VECTORS, Job
 from dinomed.pretrain.curation.linking import Vectors
 from dinomed.pretrain.curation.neighbors import top_k
 from dinomed.pretrain.curation.outcome import Source
-from dinomed.pretrain.curation.pile import QuerySet
+from dinomed.pretrain.curation.pile import Pile, QuerySet
 from dinomed.pretrain.curation.retrieve import Mode, choose_mode, retrieve_clusters, retrieve_samples
-from dinomed.pretrain.curation.settings import QuerySetConfig
+from dinomed.pretrain.curation.settings import CurationConfig, QuerySetConfig
 from dinomed.pretrain.curation.shelf import column_to_vectors, key_of, vectors_to_column
 from dinomed.pretrain.curation.stages import Embed, load_frozen
 from dinomed.pretrain.curation.verdicts import Verdicts, missing
@@ -56,13 +57,19 @@ class Chosen:
     record: dict[str, Any]
 
 
+def check_sets(pile: Pile, config: CurationConfig) -> None:
+    """Raises `UsageError` for settings of a trusted set that is not there, or that make no sense."""
+    known = [queries.name for queries in pile.trusted]
+    for name in config.retrieval.sets:
+        if name not in known:
+            raise UsageError(f"retrieval.sets: no trusted set is called {name!r}{did_you_mean(name, known)}")
+    for queries in pile.trusted:
+        _settings(config, queries)
+
+
 def choose(job: Job, verdicts: Verdicts, vectors: Vectors, embedder: Embedder) -> Chosen:
     """Drop what is not asked for."""
     pile, config = job.pile, job.config.retrieval
-    for name in config.sets:
-        known = [queries.name for queries in pile.trusted]
-        if name not in known:
-            raise UsageError(f"retrieval.sets: no trusted set is called {name!r}{did_you_mean(name, known)}")
     trusted = pile.is_trusted
     candidates = np.flatnonzero(verdicts.alive & ~trusted)
     asking = np.flatnonzero(verdicts.alive & trusted)
@@ -115,8 +122,6 @@ def _embed(job: Job, rows: np.ndarray, vectors: Vectors, embedder: Embedder) -> 
     digests = manifest.column("sha256")
     identity = [digests[row] for row in rows.tolist()]
     if embedder.backbone is None:
-        if embedder.tables:
-            raise UsageError("--embeddings: name the backbone that made them with --backbone")
         note = "no --backbone: images are compared by the copy-detection descriptor, which knows copies, not contents"
         job.notes.append(note)
         warn(note)
@@ -152,7 +157,7 @@ def _read_tables(tables: Sequence[Path], fingerprint: str, job: Job) -> dict[int
     known: dict[int, np.ndarray] = {}
     if not tables:
         return known
-    images = job.pile.manifest.column("image")[: job.pile.pool]
+    images = job.pile.paths[: job.pile.pool]
     by_path = {path: row for row, path in enumerate(images)}
     for table in tables:
         try:
@@ -195,7 +200,7 @@ def _retrieve(
             job.notes.append(f"{queries.name}: all of its images are excluded, and it asks for nothing")
             warn(job.notes[-1])
             continue
-        settings, mode = _settings(job, queries)
+        settings, mode = _settings(job.config, queries)
         vectors = np.ascontiguousarray(x[slot[own]])
         name = f"{number:02d}.arrow"
         step_key = key_of("retrieve", key, slot[own].tolist(), mode, settings.model_dump(), job.config.seed)
@@ -240,11 +245,11 @@ def _advice(mode: Mode, settings: QuerySetConfig) -> str:
     return f"no cluster holds more than {settings.min_queries} of its images; fewer retrieval.clusters, or mode sample"
 
 
-def _settings(job: Job, queries: QuerySet) -> tuple[QuerySetConfig, Mode]:
-    config = job.config.retrieval
-    shared = {name: getattr(config, name) for name in QuerySetConfig.model_fields}
-    from dinomed.config import build_config
-
+def _settings(curation: CurationConfig, queries: QuerySet) -> tuple[QuerySetConfig, Mode]:
+    config = curation.retrieval
+    shared: dict[str, Any] = {name: getattr(config, name) for name in QuerySetConfig.model_fields}
+    if config.mode == "all":
+        shared["mode"] = "auto"
     own = build_config(QuerySetConfig, shared | config.sets.get(queries.name, {}), f"retrieval.sets.{queries.name}")
     mode = choose_mode(len(queries.rows), config.sample_from) if own.mode == "auto" else own.mode
     return own, mode

@@ -15,7 +15,7 @@ import numpy as np
 from dinomed.errors import UsageError
 from dinomed.pretrain.curation.settings import FacesConfig
 
-_SIDE = 320  # px of the short side at which is looked
+_SIDE = 240  # px of the short side at which is looked
 
 
 @lru_cache

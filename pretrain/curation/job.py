@@ -80,11 +80,11 @@ class Job:
         A piece is what there is of a block of `shard_size` rows, so that a change at the end of a pile, or of a few
         verdicts, leaves most pieces as they are.
         """
-        images, digests = manifest.column("image"), manifest.column("sha256")
+        digests = manifest.column("sha256")
         items, sizes = [], []
         for block, chosen in _blocks(rows, self.config.shard_size):
             own = chosen.tolist()
-            key = key_of(stage, settings, [[images[row], digests[row]] for row in own])
+            key = key_of(stage, settings, [digests[row] for row in own])
             items.append((f"{prefix}{block:06d}", key, [str(manifest.path(row)) for row in own]))
             sizes.append(len(own))
         tables = self.pieces(stage, items, work, description, sizes)

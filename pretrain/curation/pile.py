@@ -39,6 +39,7 @@ class Pile:
     manifest: Manifest  # N rows, of one root
     pool: int  # of them, the first so many are the pool's
     trusted: tuple[QuerySet, ...]
+    paths: list[str]  # N, as the manifest has them that an image comes from
     groups: list[str | None]  # N, those that somebody gave
     references: Manifest | None  # R rows
     reference_groups: list[str | None]
@@ -82,7 +83,8 @@ def build_pile(pool: Named, trusted: Sequence[Named], exclude: Sequence[Named], 
     known_contents: dict[str, int] = {}
     for row, digest in enumerate(base.column("sha256")):
         known_contents.setdefault(digest, row)
-    parts, groups, queries, count = [base], own_groups(pool.manifest), [], len(base)
+    parts, queries, count = [base], [], len(base)
+    paths, groups = pool.manifest.column("image"), own_groups(pool.manifest)
     for given in asking:
         moved = _rebased(given.manifest, root)
         rows: list[int] = []
@@ -94,9 +96,10 @@ def build_pile(pool: Named, trusted: Sequence[Named], exclude: Sequence[Named], 
                 new.append(index)
             known_paths.setdefault(path, row)
             rows.append(row)
-        own = own_groups(given.manifest)
+        own, own_paths = own_groups(given.manifest), given.manifest.column("image")
         parts.append(moved.take(new))
         groups += [own[index] for index in new]
+        paths += [own_paths[index] for index in new]
         queries.append(QuerySet(given.name, np.unique(np.array(rows, np.int64))))
         count += len(new)
     if queries and len({row for one in queries for row in one.rows.tolist() if row < len(base)}) == len(base):
@@ -108,7 +111,7 @@ def build_pile(pool: Named, trusted: Sequence[Named], exclude: Sequence[Named], 
         None if not out else _joined([_rebased(g.manifest, _common_root([o.manifest for o in out])) for g in out])
     )
     return Pile(
-        _joined(parts), len(base), tuple(queries), groups, references,
+        _joined(parts), len(base), tuple(queries), paths, groups, references,
         [group for given in out for group in own_groups(given.manifest)],
         [given.name for given in out for _ in range(len(given.manifest))],
     )  # fmt: skip

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.files import locked
 from dinomed.pretrain.curation import reasons
-from dinomed.pretrain.curation.choosing import Embedder, choose
+from dinomed.pretrain.curation.choosing import Embedder, check_sets, choose
 from dinomed.pretrain.curation.engine import Engine, LocalEngine
 from dinomed.pretrain.curation.faces import check_detector
 from dinomed.pretrain.curation.job import Job
@@ -45,7 +45,10 @@ def curate(
         UsageError: settings that do not fit the pile.
         DinomedError: too few images to work with, or what was computed cannot be written.
     """
-    config, output = config or CurationConfig(), Path(output)
+    config, output, embedder = config or CurationConfig(), Path(output), embedder or Embedder()
+    check_sets(pile, config)
+    if embedder.tables and embedder.backbone is None:
+        raise UsageError("--embeddings: name the backbone that made them with --backbone")
     if config.faces.action != "off":
         check_detector()
     folder = stages_path(output)
@@ -57,7 +60,7 @@ def curate(
         _judge(job, looks, verdicts)
         faces = _find_faces(job, verdicts)
         links = link(job, looks, reference_looks, verdicts)
-        chosen = choose(job, verdicts, links.vectors, embedder or Embedder())
+        chosen = choose(job, verdicts, links.vectors, embedder)
         if not verdicts.alive.any():
             job.notes.append("no image is kept")
             warn("no image is kept: see the column `reason`")
@@ -69,16 +72,16 @@ def curate(
 def _apply_rules(job: Job, verdicts: Verdicts) -> None:
     """Allow and deny lists; they are for the pool, and trusted images are what they are."""
     own = ~job.pile.is_trusted
-    verdicts.drop(denied(job.pile.manifest, job.config.rules.deny) & own, reasons.DENIED)
-    verdicts.drop(~allowed(job.pile.manifest, job.config.rules.allow) & own, reasons.NOT_ALLOWED)
+    verdicts.drop(denied(job.pile, job.config.rules.deny) & own, reasons.DENIED)
+    verdicts.drop(~allowed(job.pile, job.config.rules.allow) & own, reasons.NOT_ALLOWED)
 
 
 def _look(job: Job, verdicts: Verdicts) -> tuple[pa.Table, pa.Table | None]:
     """Every image that the rules leave is read once; the table has a row for each of the pile."""
     pile, work = job.pile, Look(job.workers)
     rows = np.flatnonzero(verdicts.alive)
-    if not len(rows):
-        raise DinomedError("the rules leave no image; loosen rules.allow or rules.deny")
+    if not verdicts.alive[: pile.pool].any():
+        raise UsageError("the rules leave no image of the pool; loosen rules.allow or rules.deny")
     looks = job.over_images("look", 1, pile.manifest, rows, work, description="looking at images")
     if len(rows) < len(pile):
         place = np.full(len(pile), -1, np.int64)

@@ -27,10 +27,14 @@ class Thresholds:
         return self.sure if self.check is None else min(self.sure, self.check)
 
 
-WITHIN = {"composed": Thresholds(0.7, 0.5), "backbone": Thresholds(0.98, 0.7), "sscd": Thresholds(SELF_THRESHOLD, None)}
+WITHIN = {
+    "composed": Thresholds(0.7, 0.55),
+    "backbone": Thresholds(0.98, 0.7),
+    "sscd": Thresholds(SELF_THRESHOLD, None),
+}
 """Within the pile, by the kind of source."""
 EXCLUDED = {
-    "composed": Thresholds(0.65, 0.4),
+    "composed": Thresholds(0.65, 0.5),
     "backbone": Thresholds(0.95, 0.6),
     "sscd": Thresholds(RELATIVE_THRESHOLD, None),
 }
