@@ -4,7 +4,7 @@ What a file is called may name a patient. Without `names` a picture is known by 
 whoever has the manifest finds it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 import numpy as np
@@ -28,9 +28,18 @@ class Album:
         self.left_out = 0  # figures
 
     def picture(
-        self, manifest: Manifest, row: int, what: str = "", *, side: int = 300, quality: int = 90, width_px: int = 260
+        self,
+        manifest: Manifest,
+        row: int,
+        what: str = "",
+        *,
+        side: int = 300,
+        quality: int = 90,
+        width_px: int = 260,
+        draw: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> str:
-        """One picture, its longer side `side` px at most, with `what` it is; also where it cannot be read."""
+        """One picture, its longer side `side` px at most, with `what` it is; also where it cannot be read. `draw` puts
+        something on it: uint8 (H, W, 3) -> the same."""
         caption = f"{what}: {self._name(manifest, row)}" if what else self._name(manifest, row)
         if self._full():
             return _missing(caption, "left out, for the page is large enough")
@@ -38,6 +47,7 @@ class Album:
             image = read_image(manifest.path(row))
         except UnreadableImage as error:
             return _missing(caption, error.reason)
+        image = image if draw is None else draw(image)
         return self._spend(
             figure(np.ascontiguousarray(image), caption, max_side=side, quality=quality, width_px=width_px)
         )

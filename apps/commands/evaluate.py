@@ -5,7 +5,9 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Data, Device, Json, Quiet
+from dinomed.apps.options import Data, Device, Json, Overwrite, Quiet
+
+METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 
 
 def evaluate(
@@ -16,21 +18,50 @@ def evaluate(
     allow_seen: Annotated[
         bool, Option("--allow-seen", help="Keep images that it was trained or chosen on; the result says so.")
     ] = False,
+    unit: Annotated[
+        str | None, Option("--unit", help="Of a classifier: image, or group for one answer for all images of a group.")
+    ] = None,
+    by: Annotated[str | None, Option("--by", help="Columns whose values are subgroups: sex,localization.")] = None,
+    resamples: Annotated[int, Option("--resamples", help="Of the groups, for the intervals.", min=10)] = 1000,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Folder for report.html and metrics.json.", show_default=False)
+    ] = None,
+    names: Annotated[bool, Option("--names", help="Show in the report what images are called.")] = False,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure an adapter on images with known answers.
 
-    Segmenters: Dice, IoU, HD95 (px), image by image at the image's own size. Classifiers: accuracy, balanced
-    accuracy, AUROC, by class. Of a test split, images that the adapter has seen in training or validation, and
-    others of their groups, are left out. For research use only.
+    Segmenters: Dice, IoU, surface Dice, HD95 (px), image by image at the image's own size, and by lesion. Classifiers:
+    AUROC, AUPRC, accuracy, calibration, by class, and what happens at the thresholds chosen on val. Intervals are by
+    bootstrap over groups. Of a test split, images that the adapter has seen in training or validation, and others of
+    their groups, are left out. With -o a page with curves, subgroups and the best and worst cases as pictures is
+    written, which names no image unless asked (--names). For research use only.
     """
-    from dinomed.adapters.evaluate import evaluate as run
+    from dinomed.adapters.evaluate import evaluate_in_full
     from dinomed.apps.output import emit
     from dinomed.datasets.manifest import open_collection
+    from dinomed.errors import UsageError
+    from dinomed.files import prepare_output, write_json, write_text
 
-    report = run(adapter, open_collection(data), split, device=device, backbone=backbone, allow_seen=allow_seen)
+    if unit not in (None, "image", "group"):
+        raise UsageError(f"--unit {unit}: give image or group")
+    if output is not None:
+        prepare_output(output, overwrite=overwrite, marker=METRICS_FILE)
+    manifest = open_collection(data)
+    found = evaluate_in_full(
+        adapter, manifest, split, device=device, backbone=backbone, allow_seen=allow_seen, unit=unit,  # type: ignore[arg-type]
+        by=[name.strip() for name in by.split(",") if name.strip()] if by else (), resamples=resamples,
+    )  # fmt: skip
+    report = found.result
+    if output is not None:
+        from dinomed.apps.evaluation_page import build_evaluation_page
+
+        write_text(output / REPORT_FILE, build_evaluation_page(found, manifest, names=names))
+        write_json(output / METRICS_FILE, {key: value for key, value in report.items() if key != "adapter"})
+        report |= {"report": str(output / REPORT_FILE)}
     emit(report, as_json, None if as_json else _table(report))
 
 
@@ -45,11 +76,24 @@ def _table(report: dict[str, Any]) -> Any:
         what = "left out" if seen["left_out"] else "TOO GOOD"
         notes.insert(0, (f"{what}: images seen in training or validation", seen["images"]))
         notes.insert(1, ("and images of groups that were seen there", seen["of_seen_groups"]))
+    if "report" in report:
+        notes.append((report["report"], None))
     if report["task"] == "classify":
-        rows = [(name, row["n"], row["recall"], row["auroc"]) for name, row in metrics["per_class"].items()]
-        rows.append(("mean over classes", metrics["n"], metrics["balanced_accuracy"], metrics["auroc"]))
-        rows.append(("accuracy", metrics["n"], metrics["accuracy"], None))
-        rows += [(*note, None, None) for note in notes]
-        return build_table(("class", "n", "recall", "AUROC"), rows, title=title)
-    values = [*metrics.items(), ("threshold", report["threshold"]), *notes]
-    return build_table(("", report["split"]), values, title=title)
+        shown = ("n", "recall" if "confusion" in metrics else "sensitivity", "auroc", "auprc")
+        rows = [(name, *(row[key] for key in shown), "") for name, row in metrics["per_class"].items()]
+        rows += _intervals(report, 4) + [(note, value, None, None, None, "") for note, value in notes]
+        return build_table(("class", "n", "sensitivity", "AUROC", "AUPRC", "95% interval"), rows, title=title)
+    skipped = (*report["intervals"], "lesions", "per_class")
+    plain = [(key, value, "") for key, value in metrics.items() if key not in skipped]
+    values = [*_intervals(report, 1), *plain, ("threshold", report.get("threshold"), "")]
+    return build_table(("", report["split"], "95% interval"), [*values, *((*note, "") for note in notes)], title=title)
+
+
+def _intervals(report: dict[str, Any], place: int) -> list[tuple[Any, ...]]:
+    """A row for each metric, its value in column `place`, its interval in the last."""
+    from dinomed.words import cell
+
+    return [
+        (name, *[None] * (place - 1), row["value"], f"{cell(float(row['low']))} to {cell(float(row['high']))}")
+        for name, row in report["intervals"].items()
+    ]
