@@ -126,7 +126,7 @@ def fit_classifier(
             output, adapter, backbone, classes=classes, seen=collect_seen((splits.train, splits.val)),
             usage=answer.model_dump(mode="json"), validation=metrics, training=training,
         )  # fmt: skip
-    return FitResult(output.folder, best.epoch, metrics)
+    return FitResult(output.folder, best.epoch, metrics, chosen=chosen)
 
 
 def measure(truth: np.ndarray, probabilities: np.ndarray, names: Sequence[str], answer: Answer) -> dict[str, Any]:

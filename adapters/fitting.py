@@ -1,6 +1,6 @@
 """What all fits share: their result, and what a bundle records of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from dinomed.backbones.frozen import FrozenBackbone
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit gives: the bundle's folder, the epoch kept, metrics on val, and the threshold of a segmenter."""
+    """What a fit gives: the bundle's folder, the epoch kept, metrics on val, the threshold of a segmenter, and what a
+    head that is solved and not trained (epoch 0) chose on val."""
 
     folder: Path
     epoch: int
     validation: dict[str, Any]
     threshold: float | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
 
 
 def chunks(count: int, size: int) -> list[list[int]]:

@@ -53,6 +53,7 @@ def fit_logistic(
     cs: Sequence[float] = CS,
     weights_of: np.ndarray | None = None,
     standard_of: np.ndarray | None = None,
+    quiet: bool = False,
 ) -> LogisticPath:
     """Fit for each C, from the strongest penalty to the weakest.
 
@@ -60,6 +61,7 @@ def fit_logistic(
         features: (N, C); labels: int (N,), every class from 0 to K - 1 at least once.
         weights_of: float (N,), what each example counts; once where it is None.
         standard_of: features (M, C) whose mean and deviation are used to standardise; by default those fitted on.
+        quiet: show no progress: one of many fits.
     """
     given = features if standard_of is None else standard_of
     shift, scale = given.mean(axis=0, dtype=np.float64), given.std(axis=0, dtype=np.float64)
@@ -73,7 +75,7 @@ def fit_logistic(
         warnings.catch_warnings(action="ignore", category=ConvergenceWarning),  # told in `converged`
         threadpool_limits(1),  # small products: two threads on a busy machine took five times as long
     ):
-        for c in track(sorted(cs), "logistic regression"):
+        for c in sorted(cs) if quiet else track(sorted(cs), "logistic regression"):
             model.set_params(C=c)
             model.fit(standard, labels, sample_weight=weights_of)
             weights.append(np.column_stack([_rows(model.coef_, num_classes), _rows(model.intercept_, num_classes)]))

@@ -230,7 +230,7 @@ def _drawer(found: Evaluation, collection: Manifest, row: int) -> Callable[[np.n
     legend = predictor.legend
 
     def union(truth: np.ndarray) -> np.ndarray:
-        return legend.planes(truth)[list(legend.reported)].any(axis=0).astype(np.uint8)
+        return np.asarray(legend.planes(truth)[list(legend.reported)].any(axis=0), np.uint8)
 
     def draw(image: np.ndarray) -> np.ndarray:
         channels = predictor.preprocessing.channels

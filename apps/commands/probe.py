@@ -5,7 +5,9 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Cache, Data, Device, ImageSize, Json, Quiet, Seed, Weights
+from dinomed.apps.options import Cache, Data, Device, ImageSize, Json, Overwrite, Quiet, Seed, Weights
+
+FEW_SHOT_FILE, REPORT_FILE = "few_shot.json", "report.html"
 
 
 def probe(
@@ -17,6 +19,15 @@ def probe(
     weights: Weights = None,
     label: Annotated[str, Option("--label", help="Column of classes in the manifest.")] = "label",
     split: Annotated[str, Option("--split", help="Split to report on: test or val.")] = "test",
+    shots: Annotated[
+        str | None,
+        Option("--few-shot", help="Numbers of labelled groups a class, such as 1,2,4,8,16,all: how many are needed?"),
+    ] = None,
+    seeds: Annotated[int, Option("--seeds", help="Draws of each number, for --few-shot.", min=1, max=100)] = 5,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Folder for few_shot.json and report.html.", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
     image_size: ImageSize = None,
     cache: Cache = None,
     seed: Seed = 0,
@@ -27,7 +38,10 @@ def probe(
     """Judge frozen features by k-NN and logistic regression.
 
     Both learn from the split train and the class token of the last block. k and the strength of the penalty are chosen
-    on val by macro AUROC, and the result is reported on test. For research use only.
+    on val by macro AUROC, and the result is reported on test.
+
+    With --few-shot: logistic regression of a fixed strength on few labelled groups (patients, lesions) a class, several
+    draws of each number, and with -o a page with curves. For research use only.
     """
     from dinomed.adapters.probe import check_split
     from dinomed.adapters.probe import probe as run
@@ -36,8 +50,18 @@ def probe(
     from dinomed.datasets.manifest import open_collection
     from dinomed.errors import UsageError
     from dinomed.features.extract import default_store
+    from dinomed.files import prepare_output, write_json, write_text
 
     check_split(split)  # before a backbone is fetched
+    numbers = None
+    if shots is not None:
+        from dinomed.adapters.few_shot import parse_shots
+
+        numbers = parse_shots(shots)
+    if output is not None:
+        if numbers is None:
+            raise UsageError("--output is for the page of --few-shot; give --few-shot 1,2,4,8,16,all, or --json")
+        prepare_output(output, overwrite=overwrite, marker=FEW_SHOT_FILE)
     path: str | Path = backbone
     if untrained:
         path = Path(backbone) / "untrained"
@@ -45,7 +69,19 @@ def probe(
             raise UsageError(f"--untrained: {backbone} keeps no untrained backbone; it has to be a run of pretrain")
     manifest = open_collection(data)
     found = load_backbone(path, weights=weights, device=device, image_size=image_size)
-    report = run(found, manifest, store=cache or default_store(data), label=label, split=split, seed=seed)
+    store = cache or default_store(data)
+    if numbers is not None:
+        from dinomed.adapters.few_shot import few_shot
+
+        curve = few_shot(found, manifest, store=store, shots=numbers, seeds=seeds, label=label, split=split, seed=seed)
+        if output is not None:
+            from dinomed.apps.few_shot_page import build_few_shot_page
+
+            write_text(output / REPORT_FILE, build_few_shot_page(curve))
+            write_json(output / FEW_SHOT_FILE, curve)
+        emit(curve, as_json, None if as_json else _few_shot_table(curve))
+        return
+    report = run(found, manifest, store=store, label=label, split=split, seed=seed)
     emit(report, as_json, None if as_json else _table(report))
 
 
@@ -69,4 +105,20 @@ def _table(report: dict[str, Any]) -> Any:
     ]
     table = build_table(columns, rows, title=f"Frozen features of {report['backbone']['name']}")
     table.caption = f"k and C: best {report['chosen_by']}; {RESEARCH_USE}"
+    return table
+
+
+def _few_shot_table(report: dict[str, Any]) -> Any:
+    from dinomed.apps.few_shot_page import advice, shots_word
+    from dinomed.apps.output import build_table
+    from dinomed.notice import RESEARCH_USE
+
+    rows = [
+        (shots_word(row["shots"]), round(row["images"]), row["auroc"]["mean"], row["auroc"]["sd"],
+         row["balanced_accuracy"]["mean"], row["balanced_accuracy"]["sd"])
+        for row in report["shots"]
+    ]  # fmt: skip
+    columns = (f"labelled {report['unit']} a class", "images", "AUROC (macro)", "sd", "balanced accuracy", "sd")
+    table = build_table(columns, rows, title=f"Few labels on features of {report['backbone']['name']}")
+    table.caption = f"{advice(report)} {report['split']}, {report['seeds']} draws; {RESEARCH_USE}"
     return table

@@ -1,6 +1,7 @@
 """The pictures of a curation's report: pairs side by side, sheets of what was unfit, clusters."""
 
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from dinomed.pretrain.curation.reasons import MEANING, REASONS
 PAIRS = 8  # shown of each reason
 SHEET = 36  # pictures on a contact sheet
 CLUSTERS = 12
-_SIZE = {"side": 180, "quality": 85, "width_px": 150}
+_SIZE: dict[str, Any] = {"side": 180, "quality": 85, "width_px": 150}
 
 
 def show_pairs(outcome: Outcome, album: Album) -> list[str]:
