@@ -44,4 +44,7 @@ BUILT_IN: tuple[Entry, ...] = (
     Entry("segment", "deeplabv3plus", "decoders", "SMP: DeepLabV3+ on a pyramid of blocks", "Chen et al. 2018"),
     Entry("segment", "pan", "decoders", "SMP: PAN on a pyramid of blocks", "Li et al. 2018"),
     Entry("segment", "upernet", "decoders", "SMP: UPerNet on a pyramid of blocks", "Xiao et al. 2018"),
+    Entry("depth", "linear", "depth", "256 bins, linear on the last block and its class token", "DINOv2, section 7.4"),
+    Entry("depth", "linear4", "depth", "the same on four blocks", "DINOv2, section 7.4"),
+    Entry("depth", "dpt", "depth", "DPT with a depth head", "Ranftl et al. 2021; DINOv2, section 7.4"),
 )

@@ -11,6 +11,7 @@ only one row of windows is in memory.
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,12 @@ class Views:
     def native(self) -> bool:
         """Whether the image itself is needed, and not only its square."""
         return self.window is not None or self.scales != (1.0,)
+
+
+def views_of(usage: dict[str, Any]) -> Views:
+    """How a bundle says that images are looked at."""
+    found = usage.get("views")
+    return Views(**{**found, "scales": tuple(found["scales"])}) if isinstance(found, dict) else Views()
 
 
 class AsItIs(Preprocessing):

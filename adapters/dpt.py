@@ -8,7 +8,7 @@ coarsest on; the last fusion doubles the grid once more, to 8 times the patches 
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -39,6 +39,13 @@ class DPTConfig(PyramidConfig):
 
     name: str = "dpt"
     channels: int = Field(256, ge=8, multiple_of=2)
+
+    @field_validator("blocks")
+    @classmethod
+    def _four(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
+        if len(blocks) not in (0, 4):
+            raise ValueError(f"DPT takes four blocks, not {len(blocks)}; [] takes the quarters of the depth")
+        return blocks
 
 
 class PyramidAdapter(Adapter):

@@ -8,9 +8,10 @@ from typing import Any
 from dinomed.adapters.answer import answer_from
 from dinomed.adapters.bundle import read_record, read_seen
 from dinomed.adapters.data import select_split
+from dinomed.adapters.depthmaps import source_from
 from dinomed.adapters.evaluate_classify import Unit, judge_classifier
 from dinomed.adapters.legend import legend_from
-from dinomed.adapters.predict import AnyPredictor, ClassifyPredictor, SegmentPredictor, load_adapter
+from dinomed.adapters.predict import AnyPredictor, ClassifyPredictor, DepthPredictor, SegmentPredictor, load_adapter
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.report import Judged, check_columns, split_subgroups, summarize
 from dinomed.adapters.seen import Overlap
@@ -48,7 +49,7 @@ def evaluate_in_full(
     by: Sequence[str] = (),
     resamples: int = RESAMPLES,
 ) -> Evaluation:
-    """Metrics over the images of `split` that have a mask (segmenter) or a label (classifier).
+    """Metrics over the images of `split` that have a mask (segmenter), a label (classifier) or a depth map.
 
     Masks are compared at each image's own size. See `dinomed.metrics` for what the values mean and for the policy on
     empty masks and absent classes.
@@ -107,6 +108,8 @@ def _usable(record: AdapterRecord, manifest: Manifest) -> Manifest:
     """The rows that can be measured."""
     if record.task == "segment":
         return legend_from(record.usage.get("legend")).usable(manifest)
+    if record.task == "depth":
+        return source_from(record.usage).usable(manifest)
     answer = answer_from(record)
     return Targets(answer.columns, answer.separator).usable(manifest)
 
@@ -116,6 +119,10 @@ def _judge(predictor: AnyPredictor, manifest: Manifest, split: str, unit: Unit |
         return judge_classifier(predictor, manifest, split, unit)
     if unit == "group":
         raise UsageError("one answer for a group is what classifiers give; leave --unit out")
+    if isinstance(predictor, DepthPredictor):
+        from dinomed.adapters.evaluate_depth import judge_depth
+
+        return judge_depth(predictor, manifest)
     from dinomed.adapters.evaluate_segment import judge_segmenter  # MONAI takes seconds, and classifiers need none
 
     return judge_segmenter(predictor, manifest)

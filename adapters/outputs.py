@@ -13,9 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from dinomed.adapters.plan import Row
-from dinomed.adapters.predict import AnyPredictor, ClassifyPredictor, SegmentPredictor
+from dinomed.adapters.predict import AnyPredictor, ClassifyPredictor, DepthPredictor, SegmentPredictor
 from dinomed.adapters.predict_segment import summarize
 from dinomed.files import write_json
+from dinomed.images.depthmap import write_depth
 from dinomed.images.labelmap import write_label_map
 from dinomed.images.read import write_mask
 
@@ -98,10 +99,34 @@ class SegmentWriter(Writer):
         return [name, file, found.area_px, f"{found.area_fraction:.6f}", confidence]
 
 
+class DepthWriter(Writer):
+    """Depth maps, gray PNG of 16 bits; `legend.json` says what a value stands for. Rows of their range."""
+
+    def __init__(self, predictor: DepthPredictor, names: Sequence[str]) -> None:
+        self.predictor, self.names = predictor, names
+        columns = ["depth", "min_depth", "median_depth", "max_depth"]
+        super().__init__(columns, file_names(names), [LEGEND_FILE], {"scale": predictor.file_scale})
+
+    def begin(self, out: Path) -> None:
+        unit = self.predictor.source.unit
+        note = "depth = value * scale; 0: not known"
+        write_json(out / LEGEND_FILE, {"scale": self.predictor.file_scale, "unit": unit, "note": note})
+
+    def rows(self, indices: Sequence[int], pixels: Tensor, sizes: Sequence[Size], out: Path) -> list[Row]:
+        rows = []
+        for i, maps in zip(indices, self.predictor.batch_maps(pixels, sizes), strict=True):
+            write_depth(out / self.files[i], maps[0], self.predictor.file_scale)
+            known = (float(maps[0].min()), float(np.median(maps[0])), float(maps[0].max()))
+            rows.append([self.names[i], self.files[i], *(f"{value:.6g}" for value in known)])
+        return rows
+
+
 def build_writer(predictor: AnyPredictor, names: Sequence[str]) -> Writer:
     """The writer of a predictor's task, for images of these relative names."""
     if isinstance(predictor, SegmentPredictor):
         return SegmentWriter(predictor, names)
+    if isinstance(predictor, DepthPredictor):
+        return DepthWriter(predictor, names)
     return ClassifyWriter(predictor, names)
 
 

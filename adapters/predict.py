@@ -6,6 +6,7 @@ import torch
 
 from dinomed.adapters.bundle import load_head, read_record
 from dinomed.adapters.predict_classify import ClassifyPredictor
+from dinomed.adapters.predict_depth import DepthPredictor
 from dinomed.adapters.predict_segment import LesionSummary, SegmentPredictor, lesion_summary, resize_probability
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.reference import find_backbone
@@ -14,6 +15,7 @@ from dinomed.device import resolve_device
 __all__ = [
     "AnyPredictor",
     "ClassifyPredictor",
+    "DepthPredictor",
     "LesionSummary",
     "Predictor",
     "SegmentPredictor",
@@ -23,8 +25,12 @@ __all__ = [
 ]
 
 
-AnyPredictor = SegmentPredictor | ClassifyPredictor
-_KINDS: dict[str, type[AnyPredictor]] = {"classify": ClassifyPredictor, "segment": SegmentPredictor}
+AnyPredictor = SegmentPredictor | ClassifyPredictor | DepthPredictor
+_KINDS: dict[str, type[AnyPredictor]] = {
+    "classify": ClassifyPredictor,
+    "segment": SegmentPredictor,
+    "depth": DepthPredictor,
+}
 
 
 def load_adapter(

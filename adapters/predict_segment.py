@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from dinomed.adapters.contract import Adapter
-from dinomed.adapters.dense import DensePredictor, Views
+from dinomed.adapters.dense import DensePredictor, views_of
 from dinomed.adapters.legend import legend_from
 from dinomed.adapters.record import AdapterRecord
 from dinomed.backbones.frozen import FrozenBackbone
@@ -48,12 +48,6 @@ class SegmentPredictor(DensePredictor):
             return probabilities.argmax(axis=0).astype(np.uint8)[None]
         cuts = np.array(self.thresholds, np.float32)[:, None, None]
         return (probabilities >= cuts).astype(np.uint8)
-
-
-def views_of(usage: dict[str, object]) -> Views:
-    """How a bundle says that images are looked at."""
-    found = usage.get("views")
-    return Views(**{**found, "scales": tuple(found["scales"])}) if isinstance(found, dict) else Views()
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ COMMANDS: dict[str, Any] = {
     "distill": "pretrain:distill",
     "features": "features:features",
     "probe": "probe:probe",
-    "train": {"classify": "train:classify", "segment": "train:segment"},
+    "train": {"classify": "train:classify", "segment": "train:segment", "depth": "train:depth"},
     "evaluate": "evaluate:evaluate",
     "predict": "predict:predict",
     "index": "index:index",

@@ -23,6 +23,15 @@ def classify(
     data: Data,
     output: Output,
     head: Head = None,
+    label: Annotated[
+        str | None, Option("--label", help="Column of classes [label]; several columns of 0 and 1: oedema,effusion.")
+    ] = None,
+    separator: Annotated[
+        str | None, Option("--separator", help="Between several labels in one cell of the column, such as '|'.")
+    ] = None,
+    unit: Annotated[
+        str | None, Option("--unit", help="image, or group for one answer for all images of a group (8 at most).")
+    ] = None,
     config: Config = None,
     overrides: Set = None,
     weights: Weights = None,
@@ -35,12 +44,13 @@ def classify(
 ) -> None:
     """Train a classifier on the labels of a manifest.
 
-    Learns from the split train and keeps the epoch that is best on val. For research use only.
+    Learns from the split train, and chooses on val: the epoch, or what the head has to choose (k, C, a learning rate),
+    the temperature of its probabilities, and thresholds. For research use only.
     """
     from dinomed.adapters.config_classify import ClassifyConfig
     from dinomed.adapters.fit import fit_classifier
 
-    settings = _settings(ClassifyConfig, config, overrides, seed, head)
+    settings = _settings(ClassifyConfig, config, [*_targets(label, separator, unit), *(overrides or ())], seed, head)
     result = fit_classifier(
         **_inputs(backbone, weights, device, data, cache), out=output, config=settings, overwrite=overwrite
     )
@@ -77,6 +87,36 @@ def segment(
     _report(result, as_json)
 
 
+def depth(
+    backbone: Backbone,
+    data: Data,
+    output: Output,
+    head: Head = None,
+    config: Config = None,
+    overrides: Set = None,
+    weights: Weights = None,
+    cache: Cache = None,
+    seed: SeedOrConfig = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a depth estimator on the depth maps of a manifest (a column `depth`).
+
+    Learns from the split train and keeps the epoch that is best on val. Depths stay between the least and the greatest
+    of train, or what --set head.low and head.high say. For research use only.
+    """
+    from dinomed.adapters.config_depth import DepthConfig
+    from dinomed.adapters.fit import fit_depth
+
+    settings = _settings(DepthConfig, config, overrides, seed, head)
+    result = fit_depth(
+        **_inputs(backbone, weights, device, data, cache), out=output, config=settings, overwrite=overwrite
+    )
+    _report(result, as_json)
+
+
 def _settings(
     kind: Any, config: Path | None, overrides: list[str] | None, seed: int | None, head: str | None = None
 ) -> Any:
@@ -99,6 +139,16 @@ def _inputs(backbone: str, weights: Path | None, device: str, data: Path, cache:
     return {"backbone": found, "manifest": manifest, "store": cache or default_store(data)}
 
 
+def _targets(label: str | None, separator: str | None, unit: str | None) -> list[str]:
+    """The options as settings; names are quoted, since they may look like anything."""
+    import json
+
+    columns = [name.strip() for name in (label or "").split(",") if name.strip()]
+    found = {} if not columns else {"label": columns[0] if len(columns) == 1 else columns}
+    given: dict[str, object] = {**found, "separator": separator, "unit": unit}
+    return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+
+
 def _report(result: "FitResult", as_json: bool) -> None:
     from dinomed.apps.output import build_table, emit
     from dinomed.notice import RESEARCH_USE
@@ -106,7 +156,10 @@ def _report(result: "FitResult", as_json: bool) -> None:
     found = {name: value for name, value in result.validation.items() if isinstance(value, int | float)}
     threshold = {} if result.threshold is None else {"threshold": result.threshold}
     report = {"adapter": str(result.folder), "epoch": result.epoch, **threshold, "validation": result.validation}
-    rows = [("adapter", str(result.folder)), ("epoch kept", result.epoch), *threshold.items()]
+    chosen = {name: value for name, value in result.chosen.items() if not isinstance(value, dict | list)}
+    report |= {"chosen": result.chosen} if chosen else {}
+    epoch = [] if chosen else [("epoch kept", result.epoch)]
+    rows: list[tuple[str, object]] = [("adapter", str(result.folder)), *epoch, *chosen.items(), *threshold.items()]
     rows += [(f"{name} (val)", value) for name, value in found.items()]
     note = {"note": RESEARCH_USE}
     emit(report | note, as_json, build_table(("", ""), [*rows, *note.items()]))

@@ -1,0 +1,88 @@
+"""Depth maps for fitting and judging: which rows have one, read at the image's own size or at the training size."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinomed.datasets.manifest import Manifest, leaves_root
+from dinomed.errors import DinomedError, UsageError
+from dinomed.features.compute import prefetch
+from dinomed.images.depthmap import read_depth
+from dinomed.progress import bar
+
+
+@dataclass(frozen=True)
+class DepthSource:
+    """Where depths are, and what stored values mean."""
+
+    column: str = "depth"
+    scale: float = 1.0
+    unit: str = ""
+
+    def usable(self, manifest: Manifest) -> Manifest:
+        """The rows that have a depth map.
+
+        Raises:
+            UsageError: no such column, or it is empty; a path leaves the folder of the images.
+        """
+        if not manifest.has(self.column):
+            raise UsageError(
+                f"the manifest has no depth maps in a column {self.column!r}; name them in a CSV (column image, column "
+                f"{self.column}; paths from the folder) and scan with --labels, or name the column with --set column="
+            )
+        cells = manifest.column(self.column)
+        for cell in cells:
+            if cell is not None and leaves_root(cell):
+                raise UsageError(f"depth map {cell!r} leaves the folder of the images; paths are relative to it")
+        return manifest.take([i for i, cell in enumerate(cells) if cell is not None])
+
+    def read(self, manifest: Manifest, index: int) -> np.ndarray:
+        """The depths of an image at its own size, float32 (H, W), nan where they are not known."""
+        size = (manifest.table["height"][index].as_py(), manifest.table["width"][index].as_py())
+        return read_depth(manifest.root / manifest.table[self.column][index].as_py(), self.scale, size=size)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"column": self.column, "scale": self.scale, "unit": self.unit}
+
+
+def source_from(usage: Mapping[str, Any]) -> DepthSource:
+    """What a bundle says of its depth maps."""
+    return DepthSource(**{key: value for key, value in usage["depth"].items() if key not in ("low", "high")})
+
+
+def shrink_depth(depth: np.ndarray, size: int) -> np.ndarray:
+    """To (size, size), as the image is squashed: the mean of the depths that are known in each new pixel."""
+    known = (~np.isnan(depth)).astype(np.float32)
+    total = cv2.resize(np.nan_to_num(depth) * known, (size, size), interpolation=cv2.INTER_AREA)
+    share = cv2.resize(known, (size, size), interpolation=cv2.INTER_AREA)
+    return np.where(share > 1e-3, total / np.maximum(share, 1e-3), np.float32(np.nan)).astype(np.float32)
+
+
+class DepthMaps:
+    """All depth maps of a split at the training size, float32."""
+
+    def __init__(self, manifest: Manifest, source: DepthSource, size: int, split: str) -> None:
+        self.low, self.high = float("inf"), 0.0
+        maps: list[np.ndarray] = []
+        with bar(f"depth maps of {split}", len(manifest)) as progress:
+            for depth in prefetch(lambda i: source.read(manifest, i), range(len(manifest)), None):
+                if not np.isnan(depth).all():
+                    self.low, self.high = (
+                        min(self.low, float(np.nanmin(depth))),
+                        max(self.high, float(np.nanmax(depth))),
+                    )
+                maps.append(shrink_depth(depth, size))
+                progress.advance()
+        if not self.low < self.high:
+            what = "no pixel of known depth" if not self.high else f"one depth only ({self.high:g})"
+            raise DinomedError(f"the depth maps of {split} have {what}; is the scale right?")
+        self._maps = np.stack(maps)[:, None]
+
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """float32 (n, 1, size, size), nan where not known."""
+        return torch.from_numpy(self._maps[list(indices)])

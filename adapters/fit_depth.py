@@ -1,0 +1,111 @@
+"""Fitting depth estimators on cached features."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from dinomed.adapters.build import at_image_size, build_adapter, default_image_size, extract_splits, gather
+from dinomed.adapters.bundle import open_output, save_bundle
+from dinomed.adapters.config import adapter_class
+from dinomed.adapters.config_depth import DepthConfig
+from dinomed.adapters.data import fit_splits
+from dinomed.adapters.dense import Views
+from dinomed.adapters.depth import with_range
+from dinomed.adapters.depthmaps import DepthMaps, DepthSource
+from dinomed.adapters.fitting import FitResult, chunks, training_record
+from dinomed.adapters.loop import run_epochs
+from dinomed.adapters.losses_depth import gradient_loss, sig_loss
+from dinomed.adapters.seen import collect_seen
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.datasets.manifest import Manifest
+from dinomed.features.store import FeatureStore
+from dinomed.metrics.depth import depth_errors, depth_metrics
+
+DEPTH = "depth"
+
+
+def fit_depth(
+    backbone: FrozenBackbone,
+    manifest: Manifest,
+    out: str | Path,
+    config: DepthConfig | None = None,
+    *,
+    store: str | Path,
+    overwrite: bool = False,
+) -> FitResult:
+    """Fit a depth estimator on the split train by SigLoss and the gradient loss, keep the epoch with the lowest SigLoss
+    on val, write a bundle to `out`.
+
+    The range of depths is that of the settings, else from the least to the greatest depth of train.
+
+    Args:
+        store: where features are kept (`dinomed.features.extract.default_store`).
+
+    Raises:
+        UsageError: no depth maps, no train split, a group in two splits, or `out` is in use.
+        DinomedError: a depth map is damaged, or none has a known depth.
+    """
+    config = config or DepthConfig()
+    source = DepthSource(config.column, config.scale, config.unit)
+    splits = fit_splits(source.usable(manifest), None, config.seed)
+    head = adapter_class("depth", config.head.name)
+    size = config.image_size or default_image_size(backbone, head.grid)
+    backbone = at_image_size(backbone, size)
+    with open_output(out, config, overwrite=overwrite) as output:
+        truth, val_truth = (
+            DepthMaps(part, source, size, name) for name, part in (("train", splits.train), ("val", splits.val))
+        )
+        ranged = config.model_copy(update={"head": with_range(config.head, truth.low, truth.high)})
+        adapter = build_adapter(ranged, backbone, num_classes=1)
+        low, high = adapter.config.limits()
+        train, val = extract_splits(backbone, splits, adapter, store)
+        adapter.calibrate(train.cls, train.mean)
+        adapter.to(backbone.device)
+
+        def depths(store: FeatureStore, rows: Sequence[int]) -> Tensor:
+            return interpolate(adapter(gather(store, rows, backbone.device)), (size, size), mode="bilinear")
+
+        def within(maps: DepthMaps, rows: Sequence[int]) -> Tensor:
+            """Depths beyond the range count as unknown, as in the metrics."""
+            found = maps.take(rows).to(backbone.device)
+            return torch.where((found >= low) & (found <= high), found, torch.nan)
+
+        def batch_loss(indices: Tensor) -> Tensor:
+            rows = indices.tolist()
+            prediction, known = depths(train, rows), within(truth, rows)
+            return sig_loss(prediction, known) + config.gradient_weight * gradient_loss(prediction, known)
+
+        def validate() -> tuple[float, dict[str, float]]:
+            parts = chunks(len(val), config.fit.batch_size)
+            losses = [sig_loss(depths(val, rows), within(val_truth, rows)).item() * len(rows) for rows in parts]
+            loss = sum(losses) / len(val)
+            return -loss, {"val_sig_loss": loss}
+
+        best = run_epochs(
+            adapter, config.fit, count=len(train), batch_loss=batch_loss, validate=validate, seed=config.seed,
+            folder=output.stage, description="training the depth estimator",
+        )  # fmt: skip
+        errors = []
+        with torch.no_grad():
+            for row in range(len(val)):
+                known = source.read(splits.val, row)
+                guess = interpolate(adapter(gather(val, [row], backbone.device)), known.shape, mode="bilinear")
+                errors.append(depth_errors(known, guess[0, 0].cpu().numpy(), *limits_of_metrics(low, high)))
+        metrics = depth_metrics(errors)
+        seen = collect_seen((splits.train, splits.val))
+        views = Views(flips=adapter.flips if config.flips is None else config.flips)
+        usage = {"depth": source.to_dict() | {"low": low, "high": high}, "views": vars(views)}
+        save_bundle(
+            output, adapter, backbone, classes=[DEPTH], seen=seen, usage=usage, validation=metrics,
+            training=training_record(config, splits, best, backbone),
+        )  # fmt: skip
+    return FitResult(output.folder, best.epoch, metrics)
+
+
+def limits_of_metrics(low: float, high: float) -> tuple[float, float]:
+    """The range for `depth_errors`, which leaves out what is not above its lower end: here `low` itself counts."""
+    return float(np.nextafter(np.float32(low), np.float32(0))), high
