@@ -4,7 +4,8 @@
         [--device cpu] [--json]
 
 Random weights of the same architecture, a batch of 8 random images, float32, from pixels to all tokens of the last
-block. Each round runs all in turn; ratios are of the same round, so that another load on the machine weighs on all.
+block. Each round runs all in turn, and ratios are of the same round; on a CPU seconds are the processor's, all threads
+together, so that another load on the machine weighs on all alike.
 """
 
 import argparse
@@ -78,17 +79,18 @@ def of_adapters(name: str, image_size: int, device: torch.device) -> dict[str, R
 def measure(runs: dict[str, Run], image_size: int, rounds: int, device: torch.device) -> dict[str, Any]:
     pixels = torch.randn(BATCH, 3, image_size, image_size, device=device)
     first = next(iter(runs))
+    clock = time.process_time if device.type == "cpu" else time.perf_counter  # with one thread: of an idle core
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     with torch.inference_mode():
         for turn in range(rounds + 1):
             order = list(runs) if turn % 2 else list(runs)[::-1]
             for name in order:
                 _wait(device)
-                began = time.perf_counter()
+                began = clock()
                 runs[name](pixels)
                 _wait(device)
                 if turn:  # the first round warms up
-                    seconds[name].append(time.perf_counter() - began)
+                    seconds[name].append(clock() - began)
     ratios = {name: [value / own for value, own in zip(seconds[name], seconds[first], strict=True)] for name in runs}
     return {
         name: {

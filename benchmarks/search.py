@@ -3,8 +3,9 @@
     python benchmarks/search.py [--count 100000] [--dimension 384] [--queries 1000] [--kinds flat,hnsw,ivf] [--json]
 
 Vectors are around 2,000 centres whose sizes follow a power law, as features of a collection of related pictures are; a
-query is a vector moved a little. Recall is the share of the exact ten nearest that are found. OMP_NUM_THREADS sets the
-number of threads. Queries are asked 256 at a time (a batch) and one by one (a visitor).
+query is a vector moved a little. Recall is the share of the exact ten nearest that are found. Queries are asked 256 at
+a time (a batch) and one by one (a visitor). Times are seconds of the processor, all threads together, so that another
+load on the machine changes them little: with OMP_NUM_THREADS=1 they are what one idle core needs.
 """
 
 import argparse
@@ -32,22 +33,22 @@ def make_vectors(count: int, dimension: int, queries: int, seed: int = 0) -> tup
 
 
 def measure(kind: str, vectors: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    began = time.perf_counter()
+    began = time.process_time()
     arrays = build_graph(kind, vectors)  # type: ignore[arg-type]
-    built = time.perf_counter()
+    built = time.process_time()
     index = restore(kind, vectors, arrays)  # type: ignore[arg-type]
-    restored = time.perf_counter()
+    restored = time.process_time()
 
     def search(part: np.ndarray) -> np.ndarray:
         return search_exactly(vectors, part, K)[1] if index is None else search_graph(index, part, K)[1]
 
-    start = time.perf_counter()
+    start = time.process_time()
     found = np.concatenate([search(queries[i : i + BATCH]) for i in range(0, len(queries), BATCH)])
-    batched = time.perf_counter() - start
-    start = time.perf_counter()
+    batched = time.process_time() - start
+    start = time.process_time()
     for row in range(SINGLE):
         search(queries[row : row + 1])
-    single = time.perf_counter() - start
+    single = time.process_time() - start
     return {
         "kind": kind,
         "build_s": built - began,

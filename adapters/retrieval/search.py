@@ -118,34 +118,32 @@ class Retriever:
             "columns": {name: value for name, value in cells.items() if name not in _NOT_SHOWN and value is not None},
         }
 
-    def grid(self, image: np.ndarray) -> Grid:
-        """Patch tokens of an image, uint8 (H, W, channels)."""
-        return self._grids([image])[0]
-
     def read(self, row: int) -> np.ndarray:
-        """The image at a row of the index, uint8 (H, W, 3).
+        """The image at a row of the index as a person sees it, uint8 (H, W, 3).
 
         Raises:
             UnreadableImage: it is no longer there, or a link leads out of the folder of the images.
         """
+        return read_image(self._path(row))
+
+    def evidence(self, image: np.ndarray, found: Sequence[Found]) -> list[Evidence | None]:
+        """What in `image` (as ``backbone.preprocessing.read`` gives it) and in each result is alike; None where the
+        result can no longer be read. Patch tokens are computed anew: of a whole collection they would fill a disk."""
+        others: list[np.ndarray | None] = []
+        for one in found:
+            try:
+                others.append(self.backbone.preprocessing.read(self._path(one.row)))
+            except UnreadableImage:
+                others.append(None)
+        query, *grids = self._grids([image, *(other for other in others if other is not None)])
+        left = iter(grids)
+        return [None if other is None else match(query, next(left)) for other in others]
+
+    def _path(self, row: int) -> Path:
         path, root = self.index.manifest.path(row), self.index.manifest.root.resolve()
         if not path.resolve().is_relative_to(root):
             raise UnreadableImage(path, "leads out of the folder of the images")
-        return read_image(path)
-
-    def evidence(self, image: np.ndarray, found: Sequence[Found]) -> list[tuple[np.ndarray | None, Evidence | None]]:
-        """For each result its picture, uint8 (H, W, 3), and what in `image` and in it is alike; (None, None) where it
-        can no longer be read. Patch tokens are computed anew: of a whole collection they would fill a disk."""
-        query = self.grid(image)
-        pictures: list[np.ndarray | None] = []
-        for one in found:
-            try:
-                pictures.append(self.read(one.row))
-            except DinomedError:
-                pictures.append(None)
-        there = [picture for picture in pictures if picture is not None]
-        grids = iter(self._grids(there))
-        return [(None, None) if picture is None else (picture, match(query, next(grids))) for picture in pictures]
+        return path
 
     @torch.inference_mode()
     def _grids(self, images: Sequence[np.ndarray]) -> list[Grid]:

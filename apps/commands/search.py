@@ -165,17 +165,22 @@ def _add_evidence(
 
     from dinomed.apps.matches import draw_matches
     from dinomed.files import replacing
-    from dinomed.images.read import read_image
+    from dinomed.images.read import UnreadableImage, read_image
 
-    image = read_image(manifest.path(row))
-    for result, (picture, found) in zip(results, retriever.evidence(image, answer.found), strict=True):
+    path = manifest.path(row)
+    evidence = retriever.evidence(retriever.backbone.preprocessing.read(path), answer.found)
+    for result, one, found in zip(results, answer.found, evidence, strict=True):
         result["evidence"] = None if found is None else found.to_json()
         if found is None:
             result["evidence_missing"] = "the indexed image can no longer be read"
-        elif output is not None and picture is not None:
+        elif output is not None:
             name = f"{row + 1:04d}_{result['rank']:02d}.jpg"
+            try:
+                drawn = draw_matches(read_image(path), retriever.read(one.row), found)
+            except UnreadableImage:  # arrays and bands have no picture
+                continue
             with replacing(output / name) as temporary:
-                Image.fromarray(draw_matches(image, picture, found)).save(temporary, format="JPEG", quality=92)
+                Image.fromarray(drawn).save(temporary, format="JPEG", quality=92)
             result["evidence"]["picture"] = name
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from dinomed.adapters.retrieval.index import Found
 from dinomed.adapters.retrieval.search import Retriever
-from dinomed.apps.demos.parts import inline, message
+from dinomed.apps.demos.parts import Picture, inline, message
 from dinomed.apps.matches import draw_matches
 from dinomed.errors import DinomedError
 
@@ -26,16 +26,15 @@ def similar(retriever: Retriever, query: np.ndarray, sha256: str, k: int, exclud
     return retriever.index.search(query[None], k, excluded=[related])[0], len(related)
 
 
-def show_cases(
-    retriever: Retriever, picture: np.ndarray, found: Sequence[Found], related: int, *, regions: bool
-) -> str:
+def show_cases(retriever: Retriever, picture: Picture, found: Sequence[Found], related: int, *, regions: bool) -> str:
     """HTML of the cases, best first; with `regions` beside the picture that was dropped, and what matches framed."""
     if not found:
         return message("no-cases", "The index has no other case than those of this patient or lesion.")
     cases = []
     if regions:
-        for one, (other, evidence) in zip(found, retriever.evidence(picture, found), strict=True):
-            drawn = None if other is None or evidence is None else draw_matches(picture, other, evidence, PAIR_PX)
+        for one, evidence in zip(found, retriever.evidence(picture.given, found), strict=True):
+            other = _read(retriever, one.row)
+            drawn = None if other is None or evidence is None else draw_matches(picture.shown, other, evidence, PAIR_PX)
             cases.append(_case(retriever, one, drawn, PAIR_PX))
     else:
         cases = [_case(retriever, one, _read(retriever, one.row), ALONE_PX) for one in found]

@@ -13,7 +13,6 @@ from dinomed.adapters.together import predict_many
 from dinomed.apps.demos.cases import show_cases, similar
 from dinomed.apps.demos.parts import WAITING, drop_zone, read_picture
 from dinomed.apps.demos.serve import CACHE_SWEEP_S
-from dinomed.files import sha256_file
 from dinomed.notice import RESEARCH_USE
 
 CASES = 6
@@ -46,14 +45,14 @@ def build_classify_demo(
         def look(path: str | None, with_regions: bool) -> list[str]:
             if path is None:
                 return [WAITING, ""]
-            image, told = read_picture(path)
-            if image is None:
+            dropped, told = read_picture(path, predictor.backbone.preprocessing)
+            if dropped is None:
                 return [told, ""]
             if retriever is None:
-                return [show_probabilities(predictor, predict_many([predictor], [image])[0][0]), ""]
-            (probabilities,), (query,) = predict_many([predictor, retriever], [image])
-            found, related = similar(retriever, query, sha256_file(path), CASES, True)
-            cases = show_cases(retriever, image, found, related, regions=with_regions)
+                return [show_probabilities(predictor, predict_many([predictor], [dropped.given])[0][0]), ""]
+            (probabilities,), (query,) = predict_many([predictor, retriever], [dropped.given])
+            found, related = similar(retriever, query, dropped.sha256, CASES, True)
+            cases = show_cases(retriever, dropped, found, related, regions=with_regions)
             return [show_probabilities(predictor, probabilities), cases]
 
         one: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "look", "concurrency_limit": 1}

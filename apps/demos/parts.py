@@ -4,6 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 from PIL import Image
 
 from dinomed.apps.examples import MAX_PIXELS
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError
+from dinomed.files import sha256_file
 from dinomed.images.read import read_image
 
 
@@ -60,10 +63,20 @@ def take_as_is(component: gr.Image) -> None:
     component.preprocess = keep_path  # type: ignore[method-assign]
 
 
-def read_picture(path: str) -> tuple[np.ndarray | None, str]:
-    """A dropped picture, uint8 (H, W, 3), or None and what to tell the visitor."""
+@dataclass(frozen=True)
+class Picture:
+    """A dropped picture: as it is shown, uint8 (H, W, 3), and as the model's `Preprocessing.read` gives it."""
+
+    shown: np.ndarray
+    given: np.ndarray
+    sha256: str
+
+
+def read_picture(path: str, preprocessing: Preprocessing) -> tuple[Picture | None, str]:
+    """The picture, or None and what to tell the visitor."""
     try:
-        return read_image(path, max_pixels=MAX_PIXELS), ""
+        shown = read_image(path, max_pixels=MAX_PIXELS)
+        return Picture(shown, preprocessing.read(path), sha256_file(path)), ""
     except DinomedError as error:
         reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
         if reason == "does not exist":  # swept, while the page was still open

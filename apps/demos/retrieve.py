@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 
 from dinomed.adapters.retrieval.search import Retriever
 from dinomed.apps.demos.cases import show_cases, similar
 from dinomed.apps.demos.parts import WAITING, drop_zone, read_picture
 from dinomed.apps.demos.serve import CACHE_SWEEP_S
-from dinomed.files import sha256_file
 from dinomed.notice import RESEARCH_USE
 
 MOST = 24  # cases on a page
@@ -45,12 +43,12 @@ def build_retrieve_demo(retriever: Retriever, examples: Sequence[Path] = (), sub
         def look(path: str | None, k: int, with_regions: bool, without_own: bool) -> str:
             if path is None:
                 return WAITING
-            image, told = read_picture(path)
-            if image is None:
+            dropped, told = read_picture(path, retriever.backbone.preprocessing)
+            if dropped is None:
                 return told
-            query = retriever.vectors(torch.stack([retriever.backbone.preprocessing(image)]))[0]
-            found, related = similar(retriever, query, sha256_file(path), int(k), without_own)
-            return show_cases(retriever, image, found, related, regions=with_regions)
+            query = retriever.vectors(retriever.backbone.preprocessing(dropped.given)[None])[0]
+            found, related = similar(retriever, query, dropped.sha256, int(k), without_own)
+            return show_cases(retriever, dropped, found, related, regions=with_regions)
 
         one: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "look", "concurrency_limit": 1}
         inputs = [picture, count, regions, exclude]

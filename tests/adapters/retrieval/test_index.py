@@ -225,6 +225,26 @@ def test_a_forged_index_with_right_checksums_is_refused(made: Path, tmp_path: Pa
     assert len(read_index(forge(source, tmp_path / "forged", good))) == 60  # the forger can make a good one
 
 
+def test_a_link_out_of_the_folder_of_the_images_is_not_followed(
+    lesions: Manifest, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside.png"
+    for name in lesions.column("image")[:3]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(lesions.root / name, root / name)
+    manifest = Manifest(lesions.take(range(3)).table, root)
+    build_index(load_backbone(tiny_backbone), manifest, tmp_path / "idx", store=tmp_path / "store")
+    shutil.copy(manifest.path(0), outside)
+    manifest.path(0).unlink()
+    manifest.path(0).symlink_to(outside)
+    retriever = load_retriever(tmp_path / "idx")
+    with pytest.raises(DinomedError, match="leads out of the folder"):
+        retriever.read(0)
+    found = retriever.index.search(retriever.index.vectors[:1], 3)[0]
+    evidence = retriever.evidence(read_image(manifest.path(1)), found)
+    assert [one is None for one in evidence] == [True, False, False]
+
+
 def test_an_interrupted_build_goes_on_and_an_older_index_stays_until_then(
     made: Path, lesions: Manifest, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
