@@ -1,0 +1,127 @@
+"""Does curation help learning? The same small pretraining on the raw pile, on what is kept, and on as many at random.
+
+    python benchmarks/curation_learning.py --pile runs/curation/curated.parquet --data runs/derm.parquet \\
+        --images 38400 --seeds 0 1 2 -o runs/curation_learning
+
+All runs see the same number of images, so those of fewer images see each more often. `raw` is the whole pile with its
+junk, copies and planted test images, `random` another draw of it for each seed, `trusted` (if there are enough of them
+for a batch) the trusted images alone. Judged on val of `--data`, whose images the curation should have kept out
+(`--exclude`): k-NN and logistic regression on frozen features. Stopped and started again it goes on where it was.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomed.adapters.probe import probe
+from dinomed.backbones.load import load_backbone
+from dinomed.config import load_config
+from dinomed.configs import find_config
+from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
+from dinomed.features.extract import default_store
+from dinomed.files import write_json
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.curation.outcome import Outcome, load_outcome
+from dinomed.pretrain.trainer import pretrain
+from dinomed.progress import say
+
+CONFIG = "configs/pretrain/vit_tiny_cpu.yaml"
+K = 20
+SETS = ("raw", "random", "curated", "trusted")
+FIGURES = ("knn_auroc", "knn_balanced_accuracy", "logistic_auroc", "logistic_balanced_accuracy", "rank")
+
+
+def rows_of(outcome: Outcome, name: str, seed: int) -> np.ndarray:
+    """The rows of the pile that a run learns from."""
+    every = np.arange(len(outcome.keep))
+    if name == "raw":
+        return every[[reason != "unreadable" for reason in outcome.reason]]
+    if name == "curated":
+        return np.flatnonzero(outcome.keep)
+    if name == "random":
+        drawn = np.random.default_rng(seed).permutation(rows_of(outcome, "raw", seed))
+        return np.sort(drawn[: int(outcome.keep.sum())])
+    source = outcome.manifest.column("source")
+    return every[[word == "as is" for word in source]]
+
+
+def write_set(manifest: Manifest, rows: np.ndarray, path: Path) -> Manifest:
+    """The images alone: no splits, labels or verdicts, so that a run takes them all and knows nothing else."""
+    names = ("image", "sha256", "width", "height", "mode", "format", "bytes", "channels", "bits")
+    chosen = manifest.take(rows.tolist())
+    kept = build_manifest({name: chosen.column(name) for name in names if chosen.has(name)}, manifest.root)
+    write_manifest(kept, path)
+    return kept
+
+
+def run_one(
+    outcome: Outcome, name: str, seed: int, data: Path, out: Path, images: int, settings: list[str], device: str
+) -> dict[str, Any]:
+    """One run and its figures; what `out` holds already is used."""
+    done = out / "learned.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    own = out.with_suffix(".parquet")
+    chosen = write_set(outcome.manifest, rows_of(outcome, name, seed), own)
+    batch = load_config(PretrainConfig, find_config(CONFIG), settings).run.batch_size
+    steps = max(images // batch, 1)
+    asked = [*settings, f"run.steps={steps}", f"run.seed={seed}", f"run.checkpoint_every={max(steps // 4, 1)}",
+             "run.knn_images=0", "run.pca_images=0"]  # fmt: skip
+    resolved = load_config(PretrainConfig, find_config(CONFIG), asked)
+    result = pretrain(resolved, own, out, device=device, resume=(out / "config.yaml").exists())
+    last = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-1]
+    backbone = load_backbone(out, device=device)
+    found = probe(backbone, read_manifest(data), store=default_store(data), split="val")
+    knn = next(row for row in found["knn"]["tried"] if row["k"] == K)
+    figures = {
+        "images": len(chosen), "seen": steps * batch, "knn_auroc": knn["auroc"],
+        "knn_balanced_accuracy": knn["balanced_accuracy"], "logistic_auroc": found["logistic"]["auroc"],
+        "logistic_balanced_accuracy": found["logistic"]["balanced_accuracy"], "rank": last.get("rank"),
+        "seconds": result.seconds,
+    }  # fmt: skip
+    write_json(done, figures)
+    return figures
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: a row a set, each value the mean over seeds and, with several, their range."""
+    lines = ["| learned from | images | " + " | ".join(FIGURES) + " |", "|---" * (2 + len(FIGURES)) + "|"]
+    for name, runs in rows.items():
+        cells = []
+        for figure in FIGURES:
+            values = [run[figure] for run in runs if run[figure] is not None]
+            spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
+        lines.append(f"| {name} | {runs[0]['images']:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pile", type=Path, required=True, help="what dinomed curate wrote")
+    parser.add_argument("--data", type=Path, required=True, help="manifest with labels and splits, to judge by")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/curation_learning"))
+    parser.add_argument("--only", nargs="*", choices=SETS, default=list(SETS[:3]))
+    parser.add_argument("--images", type=int, default=19200, help="images that each run sees")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="as of dinomed pretrain")
+    parser.add_argument("--device", default="auto")
+    asked = parser.parse_args()
+    outcome = load_outcome(asked.pile)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for seed in asked.seeds:  # a seed at a time: what there is after an hour can be compared
+        for name in asked.only:
+            say(f"{name}, seed {seed}")
+            out = asked.output / f"{name}_{asked.images}_{seed}"
+            asked.output.mkdir(parents=True, exist_ok=True)
+            figures = run_one(outcome, name, seed, asked.data, out, asked.images, asked.settings, asked.device)
+            rows.setdefault(name, []).append(figures)
+        write_json(asked.output / "learning.json", rows)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
