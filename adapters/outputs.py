@@ -55,7 +55,7 @@ class ClassifyWriter(Writer):
 
     def rows(self, indices: Sequence[int], pixels: Tensor, sizes: Sequence[Size], out: Path) -> list[Row]:
         return [
-            [self.names[i], self.predictor.classes[values.argmax()], *(f"{value:.6f}" for value in values)]
+            [self.names[i], self.predictor.predicted(values), *(f"{value:.6f}" for value in values)]
             for i, values in zip(indices, self.predictor.probability_rows(pixels), strict=True)
         ]
 

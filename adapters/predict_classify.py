@@ -33,6 +33,15 @@ class ClassifyPredictor(Predictor):
         """Float32 (B, classes) of a preprocessed batch, each image by itself."""
         return self.answer.probabilities(self.logits(pixels)).cpu().numpy()
 
+    def predicted(self, values: np.ndarray) -> str:
+        """The most probable class of a row of probabilities; of labels that do not exclude each other all that reach
+        their thresholds (0.5 where val gave none), with the separator between them."""
+        if not self.answer.multilabel:
+            return str(self.classes[int(values.argmax())])
+        cuts = [0.5 if cut is None else cut for cut in self.answer.thresholds] or [0.5] * len(self.classes)
+        found = [name for name, value, cut in zip(self.classes, values, cuts, strict=True) if value >= cut]
+        return (self.answer.separator or "|").join(found)
+
     def group_rows(self, batches: Iterable[Tensor], groups: Groups) -> np.ndarray:
         """Float32 (groups, classes) of the preprocessed images of ``groups.manifest``, in its order.
 

@@ -13,6 +13,10 @@ def predict(
     images: Annotated[Path, Argument(help="Folder of images, one image, or a manifest.")],
     output: Output,
     backbone: Annotated[str | None, Option("--backbone", "-b", help="Where its backbone is now, if moved.")] = None,
+    unit: Annotated[
+        str | None,
+        Option("--unit", help="Of a classifier and a manifest with groups: group, for one row for all images of one."),
+    ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -22,20 +26,31 @@ def predict(
 
     A segmenter writes a mask (PNG, 0 and 255) of each image's own size under its relative name; where two images
     would share one, as a.jpg and a.png, both keep their whole name: a.jpg.png, a.png.png. `predictions.csv` lists
-    areas, or the probabilities of a classifier. Images that cannot be read are listed in `unreadable.csv` while the
-    rest goes on; the exit code is then 1. The same command after an interruption goes on where it stopped. For
-    research use only.
+    areas, or the probabilities of a classifier, calibrated on val; with --unit group it has a row for each group.
+    Images that cannot be read are listed in `unreadable.csv` while the rest goes on; the exit code is then 1. The same
+    command after an interruption goes on where it stopped. For research use only.
     """
     from dinomed.adapters.folders import predict_collection
     from dinomed.adapters.inputs import find_images
     from dinomed.adapters.plan import FAILED_FILE, TABLE_FILE
     from dinomed.adapters.predict import load_adapter
     from dinomed.apps.output import emit
-    from dinomed.errors import DinomedError
+    from dinomed.errors import DinomedError, UsageError
     from dinomed.notice import RESEARCH_USE
 
+    if unit not in (None, "image", "group"):
+        raise UsageError(f"--unit {unit}: give image or group")
     predictor = load_adapter(adapter, device, backbone)
     manifest, unreadable = find_images(images)
+    if unit == "group":
+        from dinomed.adapters.predict_classify import ClassifyPredictor
+        from dinomed.adapters.predict_groups import predict_group_table
+
+        if not isinstance(predictor, ClassifyPredictor):
+            raise UsageError("--unit group: one answer for a group is what classifiers give; leave it out")
+        count = predict_group_table(predictor, manifest, output, overwrite=overwrite)
+        emit({"output": str(output), "table": str(output / TABLE_FILE), "groups": count, "note": RESEARCH_USE}, as_json)
+        return
     done = predict_collection(predictor, manifest, output, unreadable=unreadable, overwrite=overwrite)
     report = {
         "output": str(done.folder),

@@ -15,6 +15,7 @@ from dinomed.adapters.evaluate import evaluate, evaluate_in_full
 from dinomed.adapters.fit_classify import fit_classifier
 from dinomed.adapters.predict import load_adapter
 from dinomed.adapters.predict_classify import ClassifyPredictor
+from dinomed.adapters.predict_groups import predict_group_table
 from dinomed.adapters.report import JudgedClasses
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
@@ -181,3 +182,32 @@ def test_the_temperature_and_thresholds_come_from_val_and_change_no_ranking() ->
     assert separated.temperature is None
     unknown = calibrate(Answer(), logits, np.where(truth == 2, 3, truth))
     assert unknown.thresholds[2] is None
+
+
+@pytest.mark.parametrize("unit", ["image", "group"])
+def test_a_table_of_groups_is_what_evaluation_measures(
+    unit: str, place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
+) -> None:
+    pairs = zip(manifest.column("split"), manifest.column("label"), strict=True)
+    data = with_columns(manifest, group=[None if i % 7 == 3 else "-".join(pair) for i, pair in enumerate(pairs)])
+    folder = fit_classifier(
+        backbone, data, tmp_path / "out", settings("knn", unit=unit, frames=3), store=place / "store"
+    ).folder
+    predictor = load_adapter(folder)
+    assert isinstance(predictor, ClassifyPredictor)
+    test = data.select(split="test")
+    own = test.column("group")
+    assert predict_group_table(predictor, test, tmp_path / "table") == len(set(own) - {None}) + own.count(None)
+    lines = [line.split(",") for line in (tmp_path / "table" / "predictions.csv").read_text().splitlines()]
+    assert lines[0] == ["group", "images", "predicted", *manifest.classes()]
+    judged = evaluate_in_full(folder, data, unit="group", resamples=10).judged
+    assert isinstance(judged, JudgedClasses)
+    for line, name, expected in zip(lines[1:], judged.groups, judged.probabilities, strict=True):
+        count = own.count(name) if isinstance(name, str) else 1
+        alone = [image for image, group in zip(test.column("image"), own, strict=True) if group is None]
+        assert line[0] in ([name] if isinstance(name, str) else alone)
+        assert int(line[1]) == (min(3, count) if unit == "group" else count)
+        assert [float(value) for value in line[3:]] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert line[2] == manifest.classes()[int(expected.argmax())]
+    with pytest.raises(UsageError, match="already holds a result"):
+        predict_group_table(predictor, test, tmp_path / "table")
