@@ -1,7 +1,8 @@
 """What of the clean pool is asked for: by trusted sets (DINOv2, section 3), or evenly where there is none."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from dinomed.config import build_config
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.features.neighbors import normalised
 from dinomed.features.table import MARK
+from dinomed.files import to_json
 from dinomed.pretrain.curation import reasons
-from dinomed.pretrain.curation.approximate import build_index, tune
+from dinomed.pretrain.curation.approximate import Measured, build_index, tune
 from dinomed.pretrain.curation.cluster import Clusters, kmeans
 from dinomed.pretrain.curation.hierarchy import balanced_sample, hierarchical_kmeans
 from dinomed.pretrain.curation.job import VECTORS, Job
@@ -22,7 +24,7 @@ from dinomed.pretrain.curation.linking import Vectors
 from dinomed.pretrain.curation.neighbors import top_k
 from dinomed.pretrain.curation.outcome import Source
 from dinomed.pretrain.curation.pile import Pile, QuerySet
-from dinomed.pretrain.curation.retrieve import Mode, choose_mode, retrieve_clusters, retrieve_samples
+from dinomed.pretrain.curation.retrieve import Mode, Retrieved, choose_mode, retrieve_clusters, retrieve_samples
 from dinomed.pretrain.curation.settings import CurationConfig, QuerySetConfig
 from dinomed.pretrain.curation.shelf import column_to_vectors, key_of, vectors_to_column
 from dinomed.pretrain.curation.stages import Embed, load_frozen
@@ -126,9 +128,9 @@ def _embed(job: Job, rows: np.ndarray, vectors: Vectors, embedder: Embedder) -> 
         job.notes.append(note)
         warn(note)
         key = key_of("embed", vectors.key, identity)
-        blocks = (vectors.x[vectors.slot[rows[start : start + 4096]]] for start in range(0, len(rows), 4096))
+        known_blocks = (vectors.x[vectors.slot[rows[start : start + 4096]]] for start in range(0, len(rows), 4096))
         shape = (len(rows), int(vectors.x.shape[1]))
-        return job.matrix("embed", VECTORS, key, blocks, shape), key, {"embedding": "descriptor"}
+        return job.matrix("embed", VECTORS, key, known_blocks, shape), key, {"embedding": "descriptor"}
     backbone = load_frozen(embedder.backbone, embedder.weights, job.device)
     record = {"embedding": backbone.name, "fingerprint": backbone.fingerprint}
     known = _read_tables(embedder.tables, backbone.fingerprint, job)
@@ -139,7 +141,11 @@ def _embed(job: Job, rows: np.ndarray, vectors: Vectors, embedder: Embedder) -> 
     if len(todo):
         ordered = np.sort(todo)
         table = job.over_images("embed", backbone.fingerprint, manifest, ordered, work, description="embeddings")
-        out = column_to_vectors(table["vector"])
+        column = table["vector"]
+        blocks = (column_to_vectors(pa.chunked_array([chunk])) for chunk in column.chunks)
+        shape = (len(ordered), int(column.type.list_size))
+        own = key_of("computed", backbone.fingerprint, [digests[row] for row in ordered.tolist()])
+        out = job.matrix("embed", "computed.npy", own, blocks, shape)
         computed = {row: place for place, row in enumerate(ordered.tolist())}
     dimension = int(out.shape[1]) if out is not None else len(next(iter(known.values())))
     key = key_of("embed", backbone.fingerprint, identity, [str(path) for path in embedder.tables])
@@ -201,6 +207,8 @@ def _retrieve(
             warn(job.notes[-1])
             continue
         settings, mode = _settings(job.config, queries)
+        if mode == "sample" and settings.k > len(pool):  # said here: what is found again has the same notes
+            _say_fewer(job, "retrieval.k", settings.k, len(pool))
         vectors = np.ascontiguousarray(x[slot[own]])
         name = f"{number:02d}.arrow"
         step_key = key_of("retrieve", key, slot[own].tolist(), mode, settings.model_dump(), job.config.seed)
@@ -220,18 +228,22 @@ def _retrieve(
                     vectors, pool, clusters, min_queries=settings.min_queries, per_cluster=settings.per_cluster,
                     limit=settings.limit, seed=job.config.seed,
                 )  # fmt: skip
+                measured = None
             else:
-                found = _sample(job, vectors, pool, settings)
+                found, measured = _sample(job, vectors, pool, settings)
             table = pa.table({"row": found.row, "similarity": found.similarity})
-            return table.replace_schema_metadata({"before_limit": str(found.before_limit)})
+            note = {"before_limit": found.before_limit, "measured": measured and asdict(measured)}
+            return table.replace_schema_metadata({"note": to_json(note)})
 
         with job.timed("retrieve", len(own)):
             table = shelf.make(name, step_key, compute)
         rows = candidates[table["row"].to_numpy()]
         new = rows[verdicts.alive[rows] & missing(source[rows])]
         source[new], retrieved_for[new] = mode, queries.name
-        before = int(table.schema.metadata[b"before_limit"])
-        found_by.append(Source(queries.name, mode, len(own), before, len(new)))
+        note = json.loads(table.schema.metadata[b"note"])
+        found_by.append(Source(queries.name, mode, len(own), note["before_limit"], len(new)))
+        if note["measured"]:
+            job.searches.append({"search": f"retrieval for {queries.name}", **note["measured"]})
         if not len(rows):
             job.notes.append(f"{queries.name} retrieves nothing: {_advice(mode, settings)}")
             warn(job.notes[-1])
@@ -281,19 +293,19 @@ def _say_fewer(job: Job, name: str, wanted: int, there: int) -> None:
     warn(note)
 
 
-def _sample(job: Job, vectors: np.ndarray, pool: np.ndarray, settings: QuerySetConfig) -> Any:
-    k = settings.k
-    if k > len(pool):
-        _say_fewer(job, "retrieval.k", k, len(pool))
-        k = len(pool)
-    searcher = None
+def _sample(
+    job: Job, vectors: np.ndarray, pool: np.ndarray, settings: QuerySetConfig
+) -> tuple[Retrieved, Measured | None]:
+    k = min(settings.k, len(pool))
+    searcher = measured = None
     if len(vectors) * len(pool) > job.config.search.exact_up_to**2 and k < len(pool):
         searcher = build_index(pool, memory_gib=job.config.memory_gib / 2, seed=job.config.seed)
-        tune(searcher, k=k, target=job.config.search.recall, seed=job.config.seed)
-    return retrieve_samples(
+        measured = tune(searcher, k=k, target=job.config.search.recall, seed=job.config.seed)
+    found = retrieve_samples(
         vectors, pool, k=k, threshold=settings.threshold, limit=settings.limit, searcher=searcher,
         memory_gib=job.config.memory_gib,
     )  # fmt: skip
+    return found, measured
 
 
 def _balance(
