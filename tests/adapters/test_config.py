@@ -6,22 +6,24 @@ import pytest
 
 from dinomed.adapters.config import adapter_class
 from dinomed.adapters.config_classify import ClassifyConfig
+from dinomed.adapters.config_depth import DepthConfig
 from dinomed.adapters.config_segment import SegmentConfig
 from dinomed.adapters.linear import LinearClassifier, LinearSegmenter
 from dinomed.config import load_config, to_yaml
 from dinomed.errors import UsageError
 
+KINDS = {"classify": ClassifyConfig, "segment": SegmentConfig, "depth": DepthConfig}
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "adapters"
 
 
-@pytest.mark.parametrize(("name", "kind"), [("classify", ClassifyConfig), ("segment", SegmentConfig)])
+@pytest.mark.parametrize(("name", "kind"), KINDS.items())
 def test_the_base_files_are_the_defaults(name: str, kind: type) -> None:
     assert load_config(kind, CONFIGS / f"{name}.yaml") == kind()
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_file_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
-    kind = ClassifyConfig if path.stem.startswith("classify") else SegmentConfig
+    kind = KINDS[path.stem.partition("_")[0]]
     config = load_config(kind, path)
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert load_config(kind, tmp_path / "again.yaml") == config
