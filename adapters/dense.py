@@ -30,8 +30,8 @@ MAX_SCALED = 4096  # px: a larger side of the square would take attention maps o
 
 @dataclass(frozen=True)
 class Views:
-    """How an image is looked at: mirrored too, at which factors of the adapter's size, or by windows of `window` px
-    that overlap by the share `overlap` (0 to below 1)."""
+    """How an image is looked at: mirrored too, at which factors of the adapter's size, or, where a side is longer than
+    `window` px, by windows of that size that overlap by the share `overlap` (0 to below 1)."""
 
     flips: bool = False
     scales: tuple[float, ...] = (1.0,)
@@ -82,7 +82,11 @@ class DensePredictor(Predictor):
     def batch_maps(self, pixels: Tensor, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         """The same of a batch made ready by `preprocessing`, each image at its own (height, width)."""
         if self.views.window is not None:
-            return [self._by_windows(image, self.views.window) for image in pixels]
+            window = self.views.window
+            return [
+                self._whole(image, size) if max(size) <= window else self._by_windows(image, window)
+                for image, size in zip(pixels, sizes, strict=True)
+            ]
         return [self._whole(one, size) for one, size in zip(pixels, sizes, strict=True)] if self._several else [
             self.resized(one[None], size) for one, size in zip(self.logits(pixels), sizes, strict=True)
         ]  # fmt: skip

@@ -106,6 +106,12 @@ def prepare_masks(manifest: Manifest, config: SegmentConfig) -> tuple[Legend, Sp
     splits = fit_splits(legend.usable(manifest), None, config.seed)
     if len(splits.train) < 2:
         raise UsageError("train has one image with a mask only; a segmenter needs two or more")
+    sides = zip(splits.train.column("width"), splits.train.column("height"), strict=True)
+    if config.window and (longest := max(map(max, sides))) > config.window:
+        raise UsageError(
+            f"window {config.window}: train has images of {longest} px, which are looked at whole; give a window of "
+            f"{longest} or more, or train on parts of them"
+        )
     return legend, splits
 
 
@@ -113,5 +119,7 @@ def views_of_config(config: SegmentConfig, flips: bool, scales: tuple[float, ...
     """How the bundle will look at images: as the settings say, else as the head does."""
     return Views(
         flips=flips if config.flips is None else config.flips,
-        scales=scales if config.scales is None else config.scales,
+        scales=(1.0,) if config.window else scales if config.scales is None else config.scales,
+        window=config.window,
+        overlap=config.overlap,
     )

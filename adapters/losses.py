@@ -22,9 +22,12 @@ def build_loss(name: LossName, exclusive: bool, alpha: float = TVERSKY_ALPHA) ->
     Args:
         alpha: for tversky, the weight of false positives, in (0, 1); false negatives have the rest.
     """
-    from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, TverskyLoss
+    from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, FocalLoss, TverskyLoss
 
     options: dict[str, Any] = {"softmax": True, "to_onehot_y": True} if exclusive else {"sigmoid": True}
+    if name == "dice_focal" and exclusive:  # MONAI's DiceFocalLoss takes a sigmoid for its focal part all the same
+        dice, focal = DiceLoss(**options), FocalLoss(to_onehot_y=True, use_softmax=True)
+        return lambda logits, truth: dice(logits, truth) + focal(logits, truth)
     if name == "tversky":
         loss: Callable[[Tensor, Tensor], Tensor] = TverskyLoss(**options, alpha=alpha, beta=1 - alpha)
     else:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -30,6 +30,7 @@ from dinomed.images.read import UnreadableImage, read_image
 
 QUICK = FitConfig(epochs=8, patience=8, batch_size=8, learning_rate=0.02, min_steps=0)
 CLASSES = {"spot": 3, "bar": 200}
+SPOTS = {"kind": "multilabel", "classes": {"spot": "spot", "bar": "bar"}}
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     binary mask of each."""
     folder = tmp_path_factory.mktemp("shapes")
     rng = np.random.default_rng(0)
-    for kind in ("images", "masks", "bits", "spots", "bars"):
+    for kind in ("images", "masks", "sums", "spots", "bars"):
         (folder / kind).mkdir()
-    rows = ["image,bits,spot,bar,split"]
+    rows = ["image,sum,spot,bar,split"]
     for i in range(24):
         pixels = rng.integers(90, 130, (40, 56, 3)).astype(np.uint8)
         spot, bar = np.zeros((40, 56), bool), np.zeros((40, 56), bool)
@@ -55,11 +56,11 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         values = np.zeros((40, 56), np.uint8)
         values[spot], values[bar] = 3, 200
         Image.fromarray(values).save(folder / "masks" / f"{i:02}.png")
-        Image.fromarray((spot + 2 * bar).astype(np.uint8)).save(folder / "bits" / f"{i:02}.png")
+        Image.fromarray((spot + 2 * bar).astype(np.uint8)).save(folder / "sums" / f"{i:02}.png")
         Image.fromarray(spot).save(folder / "spots" / f"{i:02}.png")
         Image.fromarray(bar).save(folder / "bars" / f"{i:02}.png")
         split = ("train", "train", "val", "test")[i // 6]
-        rows.append(f"images/{i:02}.png,bits/{i:02}.png,spots/{i:02}.png,bars/{i:02}.png,{split}")
+        rows.append(f"images/{i:02}.png,sums/{i:02}.png,spots/{i:02}.png,bars/{i:02}.png,{split}")
     (folder / "labels.csv").write_text("\n".join(rows))
     return scan(folder, labels="labels.csv", label_maps=True).manifest
 
@@ -107,7 +108,7 @@ def test_labels_that_overlap_from_columns_and_from_bits_are_the_same(
     shapes: Manifest, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     columns = fit(shapes, tmp_path / "a", tiny_backbone, kind="multilabel", classes={"spot": "spot", "bar": "bar"})
-    bits = with_mask(shapes, "bits")
+    bits = with_mask(shapes, "sum")
     folder = fit(bits, tmp_path / "b", tiny_backbone, kind="multilabel", classes={"spot": 1, "bar": 2})
     one, other = load_adapter(columns), load_adapter(folder)
     assert isinstance(one, SegmentPredictor)
@@ -178,6 +179,7 @@ def test_label_maps_are_read_as_they_are_stored(tmp_path: Path) -> None:
             read_label_map(tmp_path / name)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 5), st.integers(0, 2**31), st.sampled_from(["multiclass", "multilabel"]))
 def test_encoding_and_packing_lose_nothing(count: int, seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
@@ -249,6 +251,7 @@ class Ramp(DensePredictor):
         return pixels
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(8, 32), st.floats(0, 0.9))
 def test_windows_cover_every_pixel_and_blend_to_what_each_says(h: int, w: int, window: int, overlap: float) -> None:
     image = torch.arange(3 * h * w).reshape(3, h, w) % 251
@@ -261,3 +264,46 @@ def test_windows_overlap_at_least_as_asked() -> None:
     starts = _starts(1000, 100, 0.5)
     assert (np.diff(starts) <= 50).all()
     assert starts[-1] == 900
+
+
+def test_large_images_are_predicted_by_windows_of_the_size_that_was_learned(
+    shapes: Manifest, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="images of 56 px"):
+        fit(shapes, tmp_path / "no", tiny_backbone, kind="multiclass", window=40)
+    folder = fit(shapes, tmp_path / "seg", tiny_backbone, kind="multiclass", classes=CLASSES, window=56)
+    predictor = load_adapter(folder)
+    assert isinstance(predictor, SegmentPredictor)
+    image = read_image(shapes.path(1))
+    small = predictor.probabilities(image)
+    plain = load_adapter(fit(shapes, tmp_path / "plain", tiny_backbone, kind="multiclass", classes=CLASSES))
+    assert isinstance(plain, SegmentPredictor)
+    assert small == pytest.approx(plain.probabilities(image), abs=1e-5)  # not larger than the window: squashed whole
+    large = np.tile(image, (5, 4, 1))
+    found = predictor.probabilities(large)
+    assert found.shape == (3, 200, 224)
+    assert found.sum(axis=0) == pytest.approx(1, abs=1e-5)
+    truth = np.tile(predictor.legend.read(shapes, 1)[0], (5, 4))
+    right, wrong = (
+        (np.array(maps).argmax(axis=0) == truth)[truth > 0].mean() for maps in (found, plain.probabilities(large))
+    )
+    assert right > wrong + 0.1  # squashed whole, four spots in a row are smaller than a patch
+
+
+def test_mirror_images_and_sizes_are_averaged(shapes: Manifest, tiny_backbone: Path, tmp_path: Path) -> None:
+    folder = fit(shapes, tmp_path / "seg", tiny_backbone, flips=True, scales=(1.0, 2.0), **SPOTS)
+    predictor = load_adapter(folder)
+    assert isinstance(predictor, SegmentPredictor)
+    image = read_image(shapes.path(1))
+    found = predictor.probabilities(image)
+    assert predictor.probabilities(image[:, ::-1])[..., ::-1] == pytest.approx(found, abs=1e-5)
+    single = at_one_size(predictor, 1.0).maps(image)
+    double = at_one_size(predictor, 2.0).maps(image)
+    assert found == pytest.approx((single + double) / 2, abs=1e-5)
+
+
+def at_one_size(predictor: SegmentPredictor, scale: float) -> SegmentPredictor:
+    """The same predictor at one size, mirrored."""
+    once = object.__new__(SegmentPredictor)
+    once.__dict__.update(predictor.__dict__ | {"views": Views(flips=True, scales=(scale,))})
+    return once
