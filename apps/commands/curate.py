@@ -131,7 +131,7 @@ def _report(outcome: "Outcome", as_json: bool) -> None:
 
     page = _write_page(outcome)
     summary = outcome.summary
-    report: dict[str, Any] = {"output": str(outcome.path), "report": None if page is None else str(page), **summary}
+    report: dict[str, Any] = {"output": str(outcome.path), "report": str(page), **summary}
     if as_json:
         emit(report, as_json)
         return
@@ -144,11 +144,7 @@ def _report(outcome: "Outcome", as_json: bool) -> None:
     say(f"{outcome.path} is ready for dinomed pretrain --data; {summary['purpose']}")
 
 
-def _write_page(outcome: "Outcome") -> Path | None:
-    from importlib.util import find_spec
-
-    if find_spec("dinomed.pretrain.curation.report") is None:
-        return None
+def _write_page(outcome: "Outcome") -> Path:
     from dinomed.pretrain.curation.report import write_report
 
     page = outcome.path.with_suffix(".html")
