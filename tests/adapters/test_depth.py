@@ -143,7 +143,7 @@ def frames(real_data: Path) -> Manifest:
 
 @pytest.mark.data
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["linear", "dpt"])
+@pytest.mark.parametrize("name", ["linear", pytest.param("dpt", marks=pytest.mark.long)])
 def test_heads_overfit_the_frames_and_keep_to_their_range(
     name: str, frames: Manifest, tiny_backbone: Path, tmp_path: Path
 ) -> None:
