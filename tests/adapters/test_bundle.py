@@ -43,11 +43,12 @@ def one(tmp_path: Path, tiny_backbone: Path) -> Path:
     return tmp_path / "one"
 
 
-def test_a_bundle_is_four_files_and_loads_from_one(one: Path) -> None:
+def test_a_bundle_is_five_files_and_loads_from_one(one: Path) -> None:
     assert {path.name for path in one.iterdir()} - {".lock"} == {
         "adapter.safetensors",
         "adapter.json",
         "adapter.yaml",
+        "card.md",
         "log.jsonl",
     }
     for path in one.iterdir():
