@@ -30,7 +30,7 @@ def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_row_for_each_config_and_nothing_is_done_twice(hundred: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     out = tmp_path / "r"
     common = ("--data", hundred, "-o", out, "--from", tiny_backbone, "--only", "base", "continued")
