@@ -43,6 +43,10 @@ class Preprocessing(Config):
     def __call__(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
         """uint8, or float32 in 0 to 1, (height, width, channels) -> float32 (channels, image_size, image_size),
         normalised."""
+        return self.normalise(self.squash(image))
+
+    def squash(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
+        """(height, width, channels) -> (channels, image_size, image_size), of the same type and range."""
         # Here, since it takes as long to import as torch, and settings need only the constants above.
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2.functional import resize
@@ -50,6 +54,10 @@ class Preprocessing(Config):
         pixels = torch.from_numpy(np.array(match_channels(image, self.channels))).permute(2, 0, 1)
         size = [self.image_size, self.image_size]
         small = resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        return small.clamp(0, 1) if small.is_floating_point() else small  # bicubic overshoots
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """uint8, or float32 in 0 to 1, (channels, height, width) -> float32 by `mean` and `std`."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        unit = small.clamp(0, 1) if small.is_floating_point() else small.float() / 255  # bicubic overshoots
+        unit = image if image.is_floating_point() else image.float() / 255
         return ((unit - mean) / std).contiguous()
