@@ -1,7 +1,8 @@
 """Adapter bundles: a folder with `adapter.safetensors`, and beside it, for people, `card.md`, `adapter.json`,
 `adapter.yaml` and `log.jsonl`. Nothing in it is pickled.
 
-`adapter.safetensors` alone is the adapter: the weights of the head, hashes of what it has seen, and in its header the
+`adapter.safetensors` alone is the adapter: the weights of the head, those by which a tuned backbone differs from its
+base (which stays where it is, untouched), hashes of what it has seen, and in its header the
 record (`dinomed.adapters.record`), which names the hash of the tensors. So one rename replaces all of an older adapter,
 and a record and weights of two adapters cannot be taken for one. It holds no image names, groups or other values of
 the manifest's rows. `adapter.json` is the same record, `adapter.yaml` the settings.
@@ -28,10 +29,11 @@ from torch import Tensor
 from dinomed.adapters.card import CARD_FILE, build_card
 from dinomed.adapters.config import TrainConfig, adapter_class
 from dinomed.adapters.contract import Adapter
-from dinomed.adapters.loop import LOG_FILE
-from dinomed.adapters.record import FORMAT, READABLE, AdapterRecord
+from dinomed.adapters.loop import LOG_FILE, STATE_FOLDER
+from dinomed.adapters.record import FORMAT, READABLE, AdapterRecord, TunedReference
 from dinomed.adapters.reference import refer_to
 from dinomed.adapters.seen import Seen, seen_from_tensors
+from dinomed.adapters.tune import Tuned, changed_backbone
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.checkpoint import read_tensors, write_tensors
 from dinomed.config import build_config, to_yaml
@@ -41,7 +43,7 @@ from dinomed.files import locked, prepare_output, read_json, sync, to_json, writ
 WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json", "adapter.yaml"
 STAGE = ".unfinished"
 _HEADER = "adapter"
-_HEAD, _SEEN = "head.", "seen."  # in front of the names of tensors
+_HEAD, _SEEN, _TUNED = "head.", "seen.", "backbone."  # in front of the names of tensors
 _PACKAGES = ("dinomed", "torch", "monai", "scikit-learn", "numpy")
 
 
@@ -57,7 +59,8 @@ class Output:
 def open_output(folder: str | Path, config: TrainConfig, *, overwrite: bool) -> Iterator[Output]:
     """The output folder, checked and held against other processes; the settings are staged.
 
-    What a fit that never finished left is replaced without asking; an adapter stays until the new one is written.
+    What a fit that never finished left is replaced without asking, but for its state, from which the same fit goes on;
+    an adapter stays until the new one is written.
     """
     folder = Path(folder)
     output = Output(folder, folder / STAGE)
@@ -65,8 +68,9 @@ def open_output(folder: str | Path, config: TrainConfig, *, overwrite: bool) -> 
     prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else WEIGHTS_FILE)
     output.stage.mkdir(exist_ok=True)
     with locked(folder):
-        shutil.rmtree(output.stage)
-        output.stage.mkdir()
+        for left in output.stage.iterdir():
+            if left.name != STATE_FOLDER:
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         write_text(output.stage / CONFIG_FILE, to_yaml(config))
         yield output
 
@@ -82,10 +86,16 @@ def save_bundle(
     usage: dict[str, Any] | None = None,
     validation: dict[str, Any],
     training: dict[str, Any],
+    tuned: Tuned | None = None,
 ) -> AdapterRecord:
-    """Stage the adapter, then move its files into place; cut off anywhere, it leaves the old adapter or the new one."""
+    """Stage the adapter, then move its files into place; cut off anywhere, it leaves the old adapter or the new one.
+
+    `backbone` is the one that the bundle refers to; `tuned`, if it has learned with the head, what became of it.
+    """
     tensors = {_HEAD + name: tensor.detach().cpu() for name, tensor in adapter.state_dict().items()}
     tensors |= {_SEEN + name: tensor for name, tensor in seen.to_tensors().items()}
+    if tuned is not None:
+        tensors |= {_TUNED + name: tensor.detach().cpu() for name, tensor in tuned.changed.items()}
     record = AdapterRecord(
         task=adapter.task,
         head=adapter.config.model_dump(mode="json"),
@@ -93,6 +103,13 @@ def save_bundle(
         threshold=threshold,
         usage=usage or {},
         backbone=refer_to(backbone, output.folder),
+        tuned=None
+        if tuned is None
+        else TunedReference(
+            how=tuned.how,
+            weights=sum(t.numel() for t in tuned.changed.values()),
+            fingerprint=tuned.backbone.fingerprint,
+        ),
         preprocessing=backbone.preprocessing,
         validation=validation,
         training={
@@ -121,7 +138,7 @@ def _publish(output: Output) -> None:
         for name in beside:
             if (output.stage / name).exists():
                 os.replace(output.stage / name, output.folder / name)
-        output.stage.rmdir()
+        shutil.rmtree(output.stage)
     except OSError as error:
         raise DinomedError(f"cannot write {output.folder}: {error.strerror or error}") from None
 
@@ -186,6 +203,27 @@ def load_head(folder: str | Path, record: AdapterRecord) -> Adapter:
         line = str(error).splitlines()[-1].strip()
         raise DinomedError(f"{Path(folder) / WEIGHTS_FILE}: weights of another head ({line})") from None
     return adapter.eval()
+
+
+def load_tuned(folder: str | Path, record: AdapterRecord, base: FrozenBackbone) -> FrozenBackbone:
+    """The backbone that the head looks at: `base`, which the record refers to, or what became of it in the fit.
+
+    Raises:
+        DinomedError: the weights are damaged, or give another backbone than the record says.
+    """
+    if record.tuned is None:
+        return base
+    try:
+        found = changed_backbone(base, _read_part(folder, record, _TUNED))
+    except RuntimeError as error:
+        line = str(error).splitlines()[-1].strip()
+        raise DinomedError(f"{Path(folder) / WEIGHTS_FILE}: weights of another backbone ({line})") from None
+    if found.fingerprint != record.tuned.fingerprint:
+        raise DinomedError(
+            f"{Path(folder) / WEIGHTS_FILE}: its tuned backbone has fingerprint {found.fingerprint[:16]}, the record "
+            f"says {record.tuned.fingerprint[:16]}; copy the bundle again, or train again"
+        )
+    return found
 
 
 def read_seen(folder: str | Path, record: AdapterRecord) -> Seen:

@@ -27,7 +27,12 @@ def build_card(record: AdapterRecord) -> str:
     front: dict[str, Any] = {
         "library_name": "dinomed",
         "pipeline_tag": PIPELINES[record.task],
-        "tags": ["medical-imaging", "dinov2", "frozen-backbone", "research-only"],
+        "tags": [
+            "medical-imaging",
+            "dinov2",
+            "frozen-backbone" if record.tuned is None else "tuned-backbone",
+            "research-only",
+        ],
         "license": "other",
         "license_name": "backbone-and-data",
         "model-index": [
@@ -45,7 +50,7 @@ def build_card(record: AdapterRecord) -> str:
     }
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     parts = [
-        f"# A {_KINDS[record.task]} on frozen features",
+        f"# A {_KINDS[record.task]} on {'frozen' if record.tuned is None else 'tuned'} features",
         f"**{RESEARCH_USE.capitalize()}.** It has no clearance as a medical device, and was measured on the data below "
         "alone.",
         "## What it is",
@@ -80,7 +85,7 @@ def _what(record: AdapterRecord, licence: str) -> list[tuple[str, str]]:
         ("task", record.task),
         ("head", f"{record.head['name']}, blocks {', '.join(map(str, record.head.get('blocks', ())))}"),
         ("classes", ", ".join(record.classes)),
-        ("backbone", f"{record.backbone.name}, frozen; fingerprint `{record.backbone.fingerprint[:16]}`"),
+        ("backbone", _backbone(record)),
         ("licence of the backbone", licence),
         ("image size", f"{record.preprocessing.image_size} px, whole image squashed to a square"),
     ]
@@ -95,6 +100,17 @@ def _what(record: AdapterRecord, licence: str) -> list[tuple[str, str]]:
     versions = record.training.get("versions", {})
     rows.append(("made", f"{record.training.get('written', '')} with dinomed {versions.get('dinomed', '')}"))
     return rows
+
+
+def _backbone(record: AdapterRecord) -> str:
+    base = f"{record.backbone.name}, {{}}; fingerprint `{record.backbone.fingerprint[:16]}`"
+    if record.tuned is None:
+        return base.format("frozen")
+    tuned = record.tuned
+    return (
+        base.format("from which it was tuned")
+        + f"; tuned ({tuned.how}, {tuned.weights:,} weights changed, in this bundle): `{tuned.fingerprint[:16]}`"
+    )
 
 
 def _data(record: AdapterRecord) -> list[tuple[str, str, str]]:

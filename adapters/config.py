@@ -3,9 +3,11 @@
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from dinomed.adapters.augment import AugmentConfig
 from dinomed.adapters.catalogue import BUILT_IN
+from dinomed.adapters.config_tune import TuneConfig
 from dinomed.adapters.contract import ADAPTERS, Adapter, HeadConfig, Task
 from dinomed.config import Config, build_config
 from dinomed.errors import UsageError
@@ -25,16 +27,61 @@ class FitConfig(Config):
     batch_size: int = Field(256, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        "float32", description="of matrix products, on CUDA; weights, losses and validation stay float32"
+    )
+
+
+LIVE_FIT: dict[str, Any] = {
+    "optimizer": "adamw", "epochs": 20, "min_steps": 0, "patience": 5, "batch_size": 16, "learning_rate": 1e-3,
+    "weight_decay": 0.01,
+}  # fmt: skip
+"""The fit, where it is not given, if images go through the backbone in every epoch."""
 
 
 class TrainConfig(Config):
-    """What all tasks share. `image_size` (px) is the side of the square that the backbone sees."""
+    """What all tasks share. `image_size` (px) is the side of the square that the backbone sees.
+
+    With `augment` (none, light, dermoscopy, endoscopy, xray, ultrasound, fundus, or a mapping) training images are
+    changed at random, and with `tune` (none, last:N, lora, lora:RANK, or a mapping) the backbone learns too. With
+    either, images go through the backbone in every epoch; otherwise their features are computed once.
+    """
 
     task: ClassVar[Task]
     head: SerializeAsAny[HeadConfig]
     image_size: int | None = Field(None, ge=8)
     seed: int = Field(0, ge=0)
+    augment: AugmentConfig = AugmentConfig()
+    tune: TuneConfig = TuneConfig()
     fit: FitConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_of_live(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("fit", {}), dict):
+            return data
+        try:
+            augment, tune = (
+                kind.model_validate(data.get(name, {}))
+                for kind, name in ((AugmentConfig, "augment"), (TuneConfig, "tune"))
+            )
+        except ValidationError:
+            return data  # the field's own validation tells
+        live = augment.active or tune.active
+        return {**data, "fit": {**LIVE_FIT, **data.get("fit", {})}} if live else data
+
+    @model_validator(mode="after")
+    def _batches(self) -> "TrainConfig":
+        if self.fit.optimizer == "lbfgs" and self.live:
+            raise ValueError("fit.optimizer: lbfgs takes all images at once; with augment or tune take adamw")
+        if self.fit.optimizer == "lbfgs" and self.fit.precision != "float32":
+            raise ValueError(f"fit.precision: {self.fit.precision} is too coarse for lbfgs; take adamw or float32")
+        return self
+
+    @property
+    def live(self) -> bool:
+        """Whether images go through the backbone in every epoch."""
+        return self.augment.active or self.tune.active
 
     @field_validator("head", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from dinomed.adapters.config import FitConfig, TrainConfig, adapter_class
 from dinomed.adapters.contract import HeadConfig
 from dinomed.adapters.groups import FRAMES
 from dinomed.adapters.linear import LinearClassifierConfig
+from dinomed.adapters.solve import SolvedClassifier
 from dinomed.adapters.targets import Targets
 from dinomed.errors import UsageError
 
@@ -60,6 +61,10 @@ class ClassifyConfig(TrainConfig):
             raise ValueError(f"fit.optimizer: lbfgs takes all images at once; head {self.head.name} needs adamw")
         if patches and self.unit == "group":
             raise ValueError(f"unit: head {self.head.name} looks at the patches of one image; for groups take another")
+        if self.live and self.unit == "group":
+            raise ValueError("unit: augment and tune are for single images; leave them out, or set unit: image")
+        if self.live and issubclass(adapter_class("classify", self.head.name), SolvedClassifier):
+            raise ValueError(f"augment and tune are for heads trained by epochs; {self.head.name} is solved at once")
         return self
 
     @property

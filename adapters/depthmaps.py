@@ -1,5 +1,6 @@
 """Depth maps for fitting and judging: which rows have one, read at the image's own size or at the training size."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,3 +87,7 @@ class DepthMaps:
     def take(self, indices: Sequence[int]) -> Tensor:
         """float32 (n, 1, size, size), nan where not known."""
         return torch.from_numpy(self._maps[list(indices)])
+
+    def digest(self) -> bytes:
+        """SHA-256 of all of them."""
+        return hashlib.sha256(self._maps.tobytes()).digest()

@@ -1,4 +1,4 @@
-"""Fitting classifiers on cached features: seconds on two cores."""
+"""Fitting classifiers: seconds on two cores where features are computed once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +16,11 @@ from dinomed.adapters.bundle import Output, open_output, save_bundle
 from dinomed.adapters.config_classify import ClassifyConfig
 from dinomed.adapters.contract import Adapter
 from dinomed.adapters.data import Splits, fit_splits, widen
+from dinomed.adapters.feed import CachedFeed, Feed, check_precision, in_precision, open_feed
 from dinomed.adapters.fitting import FitResult, chunks, training_record
 from dinomed.adapters.groups import Groups, check_labels, group_images
 from dinomed.adapters.loop import Best, run_epochs
+from dinomed.adapters.resume import fit_key
 from dinomed.adapters.seen import collect_seen
 from dinomed.adapters.solve import Examples, SolvedClassifier
 from dinomed.adapters.targets import prevalence
@@ -99,17 +101,27 @@ def fit_classifier(
     adapter = build_adapter(config, backbone, len(classes), width=config.answer.width)
     used = splits if groups[0] is None else _frames(splits, groups)
     with open_output(out, config, overwrite=overwrite) as output:
-        stores = extract_splits(backbone, used, adapter, store)
-        train, val = (
-            Part(truth, names, _gatherer(found, part, config, len(adapter.needs.blocks), backbone.device))
-            for truth, names, found, part in zip((truth, val_truth), (classes, val_names), stores, groups, strict=True)
-        )
+        take = torch.from_numpy(truth).__getitem__
+        if config.live:
+            feed = open_feed(backbone, used, adapter, config, store, take)
+            val = Part(val_truth, val_names, feed.val)
+        else:
+            check_precision(config.fit, backbone.device)
+            stores = extract_splits(backbone, used, adapter, store)
+            train, val = (
+                Part(known, names, _gatherer(found, part, config, len(adapter.needs.blocks), backbone.device))
+                for known, names, found, part in zip(
+                    (truth, val_truth), (classes, val_names), stores, groups, strict=True
+                )
+            )
+            feed = CachedFeed((train.gather, val.gather), _pooled(train, stores[0]), take)
         if isinstance(adapter, SolvedClassifier):
             tried = adapter.needs.blocks
             adapter, best, chosen = _solve(adapter, train, val, config)
             val = val.of_blocks(tried, adapter.needs.blocks)
         else:
-            best, chosen = _train(adapter, train, val, config, output, stores[0], backbone.device), {}
+            key = fit_key(config, splits, backbone)
+            best, chosen = _train(adapter, feed, truth, val, config, output, key, backbone.device), {}
         adapter.to(backbone.device)
         with torch.no_grad():
             logits = _logits(adapter, val, config.fit.batch_size).cpu()
@@ -117,14 +129,15 @@ def fit_classifier(
         metrics = measure(val.truth, answer.probabilities(logits).numpy(), val.names, answer)
         training = training_record(config, splits, best, backbone) | {
             "label_column": targets.title,
-            "classes": prevalence(train.truth, classes),
-            "units": {"train": len(train), "val": len(val), "unit": config.unit},
+            "classes": prevalence(truth, classes),
+            "units": {"train": len(truth), "val": len(val), "unit": config.unit},
         }
         if chosen:
             training["chosen"] = chosen
         save_bundle(
             output, adapter, backbone, classes=classes, seen=collect_seen((splits.train, splits.val)),
             usage=answer.model_dump(mode="json"), validation=metrics, training=training,
+            tuned=feed.tuned(),
         )  # fmt: skip
     return FitResult(output.folder, best.epoch, metrics, chosen=chosen)
 
@@ -186,23 +199,30 @@ def _solve(
     return solution.adapter.eval(), Best(0, 0.0, {}), solution.chosen
 
 
+def _pooled(train: Part, store: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
+    """Class tokens and mean patch tokens of all training examples."""
+    if store.key.patches:
+        return store.cls, store.mean
+    found = train.gather(range(len(train)))
+    return found.cls.cpu().numpy(), found.mean.cpu().numpy()
+
+
 def _train(
-    adapter: Adapter, train: Part, val: Part, config: ClassifyConfig, output: Output, store: FeatureStore,
+    adapter: Adapter, feed: Feed, truth: np.ndarray, val: Part, config: ClassifyConfig, output: Output, key: str,
     device: torch.device,
 ) -> Best:  # fmt: skip
     """By epochs, in place."""
-    pooled = train.gather(range(len(train))) if not store.key.patches else Features(
-        torch.from_numpy(store.cls), torch.from_numpy(store.mean)
-    )  # fmt: skip
-    adapter.calibrate(pooled.cls.cpu().numpy(), pooled.mean.cpu().numpy())
+    adapter.calibrate(feed.cls, feed.mean)
     adapter.to(device)
-    weight = _weight(train.truth, config, len(train.names))
+    classes = adapter.num_classes
+    weight = _weight(truth, config, classes)
     weight = None if weight is None else weight.to(device)
-    y, val_y = (torch.from_numpy(part.truth).to(device) for part in (train, val))
+    val_y = torch.from_numpy(val.truth).to(device)
     if val_y.ndim == 2:
-        val_y, known = val_y[:, : len(train.names)], torch.ones(len(val_y), dtype=torch.bool, device=device)
+        val_y, known = val_y[:, :classes], torch.ones(len(val_y), dtype=torch.bool, device=device)
     else:
-        known = val_y < len(train.names)
+        known = val_y < classes
+    forward = in_precision(adapter, config.fit.precision, device)
 
     def loss(logits: Tensor, truth: Tensor) -> Tensor:
         if truth.ndim == 1:
@@ -215,9 +235,10 @@ def _train(
         return -value, {"val_loss": value}
 
     return run_epochs(
-        adapter, config.fit, count=len(train),
-        batch_loss=lambda indices: loss(adapter(train.gather(indices.tolist())), y[indices]),
-        validate=validate, seed=config.seed, folder=output.stage, description="training the classifier",
+        feed.model(adapter), config.fit, count=len(truth), batches=feed.train,
+        batch_loss=lambda batch: loss(forward(batch.features), batch.truth),
+        validate=validate, seed=config.seed, folder=output.stage, key=key, description="training the classifier",
+        groups=feed.groups(adapter, config.fit),
     )  # fmt: skip
 
 

@@ -1,6 +1,5 @@
-"""Fitting depth estimators on cached features."""
+"""Fitting depth estimators."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dinomed.adapters.build import at_image_size, build_adapter, default_image_size, extract_splits, gather
+from dinomed.adapters.build import at_image_size, build_adapter, default_image_size
 from dinomed.adapters.bundle import open_output, save_bundle
 from dinomed.adapters.config import adapter_class
 from dinomed.adapters.config_depth import DepthConfig
@@ -16,13 +15,14 @@ from dinomed.adapters.data import fit_splits
 from dinomed.adapters.dense import Views
 from dinomed.adapters.depth import with_range
 from dinomed.adapters.depthmaps import DepthMaps, DepthSource
+from dinomed.adapters.feed import Batch, in_precision, open_feed
 from dinomed.adapters.fitting import FitResult, chunks, training_record
 from dinomed.adapters.loop import run_epochs
 from dinomed.adapters.losses_depth import gradient_loss, sig_loss
+from dinomed.adapters.resume import fit_key
 from dinomed.adapters.seen import collect_seen
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
-from dinomed.features.store import FeatureStore
 from dinomed.metrics.depth import depth_errors, depth_metrics
 
 DEPTH = "depth"
@@ -62,38 +62,41 @@ def fit_depth(
         ranged = config.model_copy(update={"head": with_range(config.head, truth.low, truth.high)})
         adapter = build_adapter(ranged, backbone, num_classes=1)
         low, high = adapter.config.limits()
-        train, val = extract_splits(backbone, splits, adapter, store)
-        adapter.calibrate(train.cls, train.mean)
+        feed = open_feed(backbone, splits, adapter, config, store, truth.take)
+        adapter.calibrate(feed.cls, feed.mean)
         adapter.to(backbone.device)
+        forward = in_precision(adapter, config.fit.precision, backbone.device)
 
-        def depths(store: FeatureStore, rows: Sequence[int]) -> Tensor:
-            return interpolate(adapter(gather(store, rows, backbone.device)), (size, size), mode="bilinear")
+        def stretch(depths: Tensor) -> Tensor:
+            return interpolate(depths, (size, size), mode="bilinear")
 
-        def within(maps: DepthMaps, rows: Sequence[int]) -> Tensor:
+        def within(found: Tensor) -> Tensor:
             """Depths beyond the range count as unknown, as in the metrics."""
-            found = maps.take(rows).to(backbone.device)
             return torch.where((found >= low) & (found <= high), found, torch.nan)
 
-        def batch_loss(indices: Tensor) -> Tensor:
-            rows = indices.tolist()
-            prediction, known = depths(train, rows), within(truth, rows)
+        def batch_loss(batch: Batch) -> Tensor:
+            prediction, known = stretch(forward(batch.features)), within(batch.truth)
             return sig_loss(prediction, known) + config.gradient_weight * gradient_loss(prediction, known)
 
         def validate() -> tuple[float, dict[str, float]]:
-            parts = chunks(len(val), config.fit.batch_size)
-            losses = [sig_loss(depths(val, rows), within(val_truth, rows)).item() * len(rows) for rows in parts]
-            loss = sum(losses) / len(val)
+            losses = []
+            for rows in chunks(len(splits.val), config.fit.batch_size):
+                known = within(val_truth.take(rows).to(backbone.device))
+                losses.append(sig_loss(stretch(adapter(feed.val(rows))), known).item() * len(rows))
+            loss = sum(losses) / len(splits.val)
             return -loss, {"val_sig_loss": loss}
 
         best = run_epochs(
-            adapter, config.fit, count=len(train), batch_loss=batch_loss, validate=validate, seed=config.seed,
-            folder=output.stage, description="training the depth estimator",
+            feed.model(adapter), config.fit, count=len(splits.train), batches=feed.train, batch_loss=batch_loss,
+            validate=validate, seed=config.seed, folder=output.stage, description="training the depth estimator",
+            key=fit_key(config, splits, backbone, truth.digest() + val_truth.digest()),
+            groups=feed.groups(adapter, config.fit),
         )  # fmt: skip
         errors = []
         with torch.no_grad():
-            for row in range(len(val)):
+            for row in range(len(splits.val)):
                 known = source.read(splits.val, row)
-                guess = interpolate(adapter(gather(val, [row], backbone.device)), known.shape, mode="bilinear")
+                guess = interpolate(adapter(feed.val([row])), known.shape, mode="bilinear")
                 errors.append(depth_errors(known, guess[0, 0].cpu().numpy(), *limits_of_metrics(low, high)))
         metrics = depth_metrics(errors)
         seen = collect_seen((splits.train, splits.val))
@@ -101,7 +104,7 @@ def fit_depth(
         usage = {"depth": source.to_dict() | {"low": low, "high": high}, "views": vars(views)}
         save_bundle(
             output, adapter, backbone, classes=[DEPTH], seen=seen, usage=usage, validation=metrics,
-            training=training_record(config, splits, best, backbone),
+            training=training_record(config, splits, best, backbone), tuned=feed.tuned(),
         )  # fmt: skip
     return FitResult(output.folder, best.epoch, metrics)
 

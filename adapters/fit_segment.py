@@ -1,6 +1,5 @@
-"""Fitting segmenters on cached features: minutes on two cores."""
+"""Fitting segmenters: minutes on two cores where features are computed once."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dinomed.adapters.build import at_image_size, build_adapter, default_image_size, extract_splits, gather
+from dinomed.adapters.build import at_image_size, build_adapter, default_image_size
 from dinomed.adapters.bundle import open_output, save_bundle
 from dinomed.adapters.config import adapter_class
 from dinomed.adapters.config_segment import SegmentConfig
 from dinomed.adapters.data import Splits, fit_splits
 from dinomed.adapters.dense import Views
+from dinomed.adapters.feed import in_precision, open_feed
 from dinomed.adapters.fitting import FitResult, chunks, training_record
 from dinomed.adapters.legend import Legend, build_legend, find_legend
 from dinomed.adapters.loop import run_epochs
 from dinomed.adapters.losses import build_loss
 from dinomed.adapters.masks import Masks, choose_thresholds, dice_of_logits
+from dinomed.adapters.resume import fit_key
 from dinomed.adapters.seen import collect_seen
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
-from dinomed.features.store import FeatureStore
 
 
 def fit_segmenter(
@@ -54,38 +54,38 @@ def fit_segmenter(
     adapter = build_adapter(config, backbone, num_classes=len(legend.names))
     views = views_of_config(config, adapter.flips, adapter.scales)
     with open_output(out, config, overwrite=overwrite) as output:
-        train, val = extract_splits(backbone, splits, adapter, store)
         masks, val_masks = Masks(splits.train, size, "train", legend), Masks(splits.val, size, "val", legend)
-        adapter.calibrate(train.cls, train.mean)
+        feed = open_feed(backbone, splits, adapter, config, store, masks.take)
+        adapter.calibrate(feed.cls, feed.mean)
         adapter.to(backbone.device)
         loss = build_loss(config.loss, legend.exclusive, config.tversky_alpha)
+        forward = in_precision(adapter, config.fit.precision, backbone.device)
 
-        def logits(store: FeatureStore, rows: Sequence[int]) -> Tensor:
-            return interpolate(adapter(gather(store, rows, backbone.device)), (size, size), mode="bilinear")
-
-        def batch_loss(indices: Tensor) -> Tensor:
-            rows = indices.tolist()
-            return loss(logits(train, rows), masks.take(rows).to(backbone.device))
+        def stretch(logits: Tensor) -> Tensor:
+            return interpolate(logits, (size, size), mode="bilinear")
 
         def validate() -> tuple[float, dict[str, float]]:
             scores = []
-            for rows in chunks(len(val), config.fit.batch_size):
+            for rows in chunks(len(splits.val), config.fit.batch_size):
                 truth = val_masks.take(rows).to(backbone.device)
-                scores.append(dice_of_logits(logits(val, rows), truth, legend))
+                scores.append(dice_of_logits(stretch(adapter(feed.val(rows))), truth, legend))
             mean = torch.cat(scores).mean().item()
             return mean, {"val_dice": mean}
 
         best = run_epochs(
-            adapter, config.fit, count=len(train), batch_loss=batch_loss, validate=validate, seed=config.seed,
-            folder=output.stage, description="training the segmenter",
+            feed.model(adapter), config.fit, count=len(splits.train), batches=feed.train,
+            batch_loss=lambda batch: loss(stretch(forward(batch.features)), batch.truth), validate=validate,
+            seed=config.seed, folder=output.stage, description="training the segmenter",
+            key=fit_key(config, splits, backbone, masks.digest() + val_masks.digest()),
+            groups=feed.groups(adapter, config.fit),
         )  # fmt: skip
-        metrics: dict[str, Any] = {"n": len(val), "dice_at_training_size": best.values["val_dice"]}
+        metrics: dict[str, Any] = {"n": len(splits.val), "dice_at_training_size": best.values["val_dice"]}
         usage: dict[str, Any] = {"legend": legend.to_dict(), "views": vars(views)}
         threshold = None
         if not legend.exclusive:
 
             def probabilities(row: int, shape: tuple[int, int]) -> np.ndarray:
-                maps = adapter(gather(val, [row], backbone.device))
+                maps = adapter(feed.val([row]))
                 return interpolate(maps.float(), shape, mode="bilinear")[0].sigmoid().cpu().numpy()
 
             thresholds, metrics["dice"] = choose_thresholds(splits.val, probabilities, legend)
@@ -95,7 +95,7 @@ def fit_segmenter(
         training = training_record(config, splits, best, backbone)
         save_bundle(
             output, adapter, backbone, classes=list(legend.names), seen=seen, threshold=threshold, usage=usage,
-            validation=metrics, training=training,
+            validation=metrics, training=training, tuned=feed.tuned(),
         )  # fmt: skip
     return FitResult(output.folder, best.epoch, metrics, threshold)
 

@@ -1,5 +1,6 @@
 """Masks for fitting: read, squashed to the training size, compared, and cut at the best threshold."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil, log2
@@ -75,6 +76,10 @@ class Masks:
             weights = (1 << np.arange(self.bits)).astype(np.uint8)[:, None, None]
             planes = (planes * weights).sum(axis=1, keepdims=True, dtype=np.uint8)
         return torch.from_numpy(planes)
+
+    def digest(self) -> bytes:
+        """SHA-256 of all of them."""
+        return hashlib.sha256(self._packed.tobytes()).digest()
 
 
 def dice(prediction: Tensor, truth: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from dinomed.adapters.bundle import load_head, read_record
+from dinomed.adapters.bundle import load_head, load_tuned, read_record
 from dinomed.adapters.predict_classify import ClassifyPredictor
 from dinomed.adapters.predict_depth import DepthPredictor
 from dinomed.adapters.predict_segment import LesionSummary, SegmentPredictor, lesion_summary, resize_probability
@@ -51,4 +51,4 @@ def load_adapter(
     adapter = load_head(folder, record)
     where = resolve_device(device) if isinstance(device, str) else device
     found = find_backbone(folder, record, backbone, where)
-    return _KINDS[record.task](record, adapter, found)
+    return _KINDS[record.task](record, adapter, load_tuned(folder, record, found))

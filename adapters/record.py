@@ -9,9 +9,10 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import Config
 from dinomed.notice import RESEARCH_USE
 
-FORMAT: Final = "dinomed.adapter/3"
-READABLE: Final = (FORMAT, "dinomed.adapter/2")
-"""What this version reads. 3 added `usage`, which an older version would not apply; a record of 2 has none."""
+FORMAT: Final = "dinomed.adapter/4"
+READABLE: Final = (FORMAT, "dinomed.adapter/3", "dinomed.adapter/2")
+"""What this version reads. 3 added `usage` and 4 `tuned`, which an older version would not apply; older records have
+none."""
 
 
 class BackboneReference(Config):
@@ -25,16 +26,26 @@ class BackboneReference(Config):
     embed_dim: int
 
 
+class TunedReference(Config):
+    """What became of the backbone where it learned with the head: `how` (``last:2``, ``lora:8``), how many weights
+    changed, and the fingerprint of the whole with these. They are in the file of the adapter."""
+
+    how: str
+    weights: int
+    fingerprint: str
+
+
 class AdapterRecord(Config):
     """The content of `adapter.json`, which also stands in the header of the weights.
 
     `threshold` is for segmenters of one class. `usage` is what else using the head takes: how masks are read and
     written, thresholds of classes, mirror images and windows, the range of depths; of a classifier what
-    `dinomed.adapters.answer` says. `validation` are metrics on the val images. `weights_sha256` is over the tensors,
+    `dinomed.adapters.answer` says. `validation` are metrics on the val images. `tuned`: the
+    backbone has learned too, from the one that `backbone` names. `weights_sha256` is over the tensors,
     not over the file (see `dinomed.adapters.bundle.hash_tensors`): the file holds the record itself.
     """
 
-    format: Literal["dinomed.adapter/3", "dinomed.adapter/2"] = FORMAT
+    format: Literal["dinomed.adapter/4", "dinomed.adapter/3", "dinomed.adapter/2"] = FORMAT
     purpose: str = RESEARCH_USE
     task: Task
     head: dict[str, Any]
@@ -42,6 +53,7 @@ class AdapterRecord(Config):
     threshold: float | None = Field(None, gt=0, lt=1)
     usage: dict[str, Any] = Field(default_factory=dict)
     backbone: BackboneReference
+    tuned: TunedReference | None = None
     preprocessing: Preprocessing
     validation: dict[str, Any]
     training: dict[str, Any]

@@ -1,4 +1,4 @@
-"""`dinomed train`: light heads on the features of a frozen backbone."""
+"""`dinomed train`: light heads on the features of a backbone, frozen or tuned with them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,10 @@ Set = Annotated[list[str] | None, Option("--set", help="Override one setting: a.
 Head = Annotated[
     str | None, Option("--head", help="Which head, as `dinomed models` lists them (short for --set head.name=NAME).")
 ]
+Tune = Annotated[
+    str | None,
+    Option("--tune", help="What of the backbone learns too: none, last:N (blocks), lora or lora:RANK [none]."),
+]
 SeedOrConfig = Annotated[int | None, Option("--seed", help="Instead of the seed of the config.", min=0)]
 
 
@@ -23,6 +27,7 @@ def classify(
     data: Data,
     output: Output,
     head: Head = None,
+    tune: Tune = None,
     label: Annotated[
         str | None, Option("--label", help="Column of classes [label]; several columns of 0 and 1: oedema,effusion.")
     ] = None,
@@ -50,7 +55,9 @@ def classify(
     from dinomed.adapters.config_classify import ClassifyConfig
     from dinomed.adapters.fit import fit_classifier
 
-    settings = _settings(ClassifyConfig, config, [*_targets(label, separator, unit), *(overrides or ())], seed, head)
+    settings = _settings(
+        ClassifyConfig, config, [*_targets(label, separator, unit), *(overrides or ())], seed, head, tune
+    )
     result = fit_classifier(
         **_inputs(backbone, weights, device, data, cache), out=output, config=settings, overwrite=overwrite
     )
@@ -62,6 +69,7 @@ def segment(
     data: Data,
     output: Output,
     head: Head = None,
+    tune: Tune = None,
     config: Config = None,
     overrides: Set = None,
     weights: Weights = None,
@@ -80,7 +88,7 @@ def segment(
     from dinomed.adapters.config_segment import SegmentConfig
     from dinomed.adapters.fit import fit_segmenter
 
-    settings = _settings(SegmentConfig, config, overrides, seed, head)
+    settings = _settings(SegmentConfig, config, overrides, seed, head, tune)
     result = fit_segmenter(
         **_inputs(backbone, weights, device, data, cache), out=output, config=settings, overwrite=overwrite
     )
@@ -92,6 +100,7 @@ def depth(
     data: Data,
     output: Output,
     head: Head = None,
+    tune: Tune = None,
     config: Config = None,
     overrides: Set = None,
     weights: Weights = None,
@@ -110,7 +119,7 @@ def depth(
     from dinomed.adapters.config_depth import DepthConfig
     from dinomed.adapters.fit import fit_depth
 
-    settings = _settings(DepthConfig, config, overrides, seed, head)
+    settings = _settings(DepthConfig, config, overrides, seed, head, tune)
     result = fit_depth(
         **_inputs(backbone, weights, device, data, cache), out=output, config=settings, overwrite=overwrite
     )
@@ -118,13 +127,18 @@ def depth(
 
 
 def _settings(
-    kind: Any, config: Path | None, overrides: list[str] | None, seed: int | None, head: str | None = None
+    kind: Any,
+    config: Path | None,
+    overrides: list[str] | None,
+    seed: int | None,
+    head: str | None = None,
+    tune: str | None = None,
 ) -> Any:
     from dinomed.config import load_config
     from dinomed.configs import find_config
 
     path = None if config is None else find_config(config)
-    options = {"head.name": head, "seed": seed}
+    options = {"head.name": head, "seed": seed, "tune": tune}
     short = [f"{name}={value}" for name, value in options.items() if value is not None]
     return load_config(kind, path, [*(overrides or ()), *short])
 

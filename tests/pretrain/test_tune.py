@@ -121,6 +121,6 @@ def test_what_cannot_be_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tune, "world_size", lambda: 2)
     with pytest.raises(UsageError, match="for one process"):
         check_tune(config, "mlp", has_start=True)
-    monkeypatch.setattr(tune, "find_spec", lambda name: None)
+    monkeypatch.setattr("dinomed.backbones.lora.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'dinomed\[lora\]'"):
         check_tune(config, "mlp", has_start=True)
