@@ -50,6 +50,8 @@ def export(
         DinomedError: what was written gives other values than the original; nothing of it stays.
     """
     check_format(kind)
+    if source.predictor is not None and kind in OF_BACKBONES and source.predictor.metadata["tuned"]:
+        source = Source(source.backbone)  # the one that has learned with the head is nowhere else
     if source.predictor is not None and kind in OF_BACKBONES:
         raise UsageError(f"--format {kind} holds a backbone; give the backbone that the adapter was trained on")
     if dynamic_size and kind != "onnx":
