@@ -73,7 +73,7 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _batches(self) -> "TrainConfig":
         if self.fit.optimizer == "lbfgs" and self.live:
-            raise ValueError("fit.optimizer: lbfgs takes all images at once; with augment or tune take adamw")
+            raise ValueError("fit.optimizer: lbfgs takes all images at once; with augment or tune set it to adamw")
         if self.fit.optimizer == "lbfgs" and self.fit.precision != "float32":
             raise ValueError(f"fit.precision: {self.fit.precision} is too coarse for lbfgs; take adamw or float32")
         return self

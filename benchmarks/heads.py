@@ -1,0 +1,149 @@
+"""What it saves to compute features once: a segmenter's fit on kept features against one that recomputes them in every
+epoch.
+
+    python benchmarks/heads.py [--head linear --head dpt] [--channels 32] [--epochs 10] [--images 48] [--rounds 3]
+        [--json]
+
+Synthetic lesions, a ViT with random weights, float32, the same batches in the same order. "kept" counts computing and
+writing the features, reading them back, and all epochs; "recomputed" the reading of the images and the passes of the
+backbone in every epoch. Neither counts the features of val, or masks. Each round runs both in turn, and ratios are of
+the same round; on a CPU seconds are the processor's, all threads together, so that another load on the machine weighs
+on both alike. DPT is 32 channels wide, unless told otherwise: at the paper's 256 a CPU spends nearly all in the head.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import interpolate
+
+from dinomed.adapters.build import build_adapter, gather
+from dinomed.adapters.config_segment import SegmentConfig
+from dinomed.adapters.data import Splits
+from dinomed.adapters.feed import Batch, CachedFeed, Feed, LiveFeed
+from dinomed.adapters.fit_segment import prepare_masks
+from dinomed.adapters.loop import run_epochs
+from dinomed.adapters.losses import build_loss
+from dinomed.adapters.masks import Masks, dice_of_logits
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.variants import build_vit
+from dinomed.config import build_config
+from dinomed.datasets.scan import scan
+from dinomed.datasets.synthetic import write_lesions
+from dinomed.features.extract import extract
+from dinomed.progress import set_quiet
+
+
+class Fit:
+    """One fit, by either way, with all that both share made beforehand."""
+
+    def __init__(self, head: str, backbone: FrozenBackbone, folder: Path, epochs: int, channels: int) -> None:
+        fit = {"epochs": epochs, "patience": epochs, "min_steps": 0, "batch_size": 16}
+        settings = {"name": head} | ({"channels": channels} if head == "dpt" else {})
+        self.config = build_config(SegmentConfig, {"head": settings, "fit": fit}, "benchmark")
+        self.backbone, self.folder = backbone, folder
+        manifest = scan(folder / "lesions", labels="labels.csv", group="lesion_id").manifest
+        self.legend, splits = prepare_masks(manifest, self.config)
+        self.splits: Splits = splits
+        self.size = backbone.preprocessing.image_size
+        self.masks, self.val_masks = (
+            Masks(part, self.size, name) for part, name in ((splits.train, "train"), (splits.val, "val"))
+        )
+        adapter = build_adapter(self.config, backbone, 1)
+        needs = adapter.needs
+        self.val = extract(backbone, splits.val, store=folder / "val", blocks=needs.blocks, patches=True)
+        extract(backbone, splits.train, store=folder / "val", blocks=needs.blocks)  # pooled, for `LiveFeed`
+
+    def run(self, way: str) -> tuple[float, float]:
+        """Seconds, and the best Dice on val."""
+        clock = time.process_time if self.backbone.device.type == "cpu" else time.perf_counter
+        adapter = build_adapter(self.config, self.backbone, 1).to(self.backbone.device)
+        loss = build_loss(self.config.loss, self.legend.exclusive, self.config.tversky_alpha)
+        stretch = partial(interpolate, size=(self.size, self.size), mode="bilinear")
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            began = clock()
+            feed = self._feed(way, adapter, Path(scratch))
+
+            def batch_loss(batch: Batch) -> torch.Tensor:
+                return loss(stretch(adapter(batch.features)), batch.truth)
+
+            def validate() -> tuple[float, dict[str, float]]:
+                rows = list(range(len(self.splits.val)))
+                truth = self.val_masks.take(rows).to(self.backbone.device)
+                mean = dice_of_logits(stretch(adapter(feed.val(rows))), truth, self.legend).mean().item()
+                return mean, {"val_dice": mean}
+
+            best = run_epochs(
+                adapter, self.config.fit, count=len(self.splits.train), batches=feed.train, batch_loss=batch_loss,
+                validate=validate, seed=0, folder=Path(scratch), key="", description=way,
+            )  # fmt: skip
+            return clock() - began, best.score
+
+    def _feed(self, way: str, adapter: Any, scratch: Path) -> Feed:
+        if way == "recomputed":
+            store = self.folder / "val"
+            return LiveFeed(self.backbone, self.splits, adapter, self.config, store, self.masks.take)
+        blocks, device = adapter.needs.blocks, self.backbone.device
+        train = extract(self.backbone, self.splits.train, store=scratch, blocks=blocks, patches=True)
+        gathers = (partial(gather, train, device=device), partial(gather, self.val, device=device))
+        return CachedFeed(gathers, (train.cls, train.mean), self.masks.take)
+
+
+def measure(fit: Fit, rounds: int) -> dict[str, Any]:
+    ways = ("kept", "recomputed")
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    scores: dict[str, float] = {}
+    for turn in range(rounds):
+        for way in ways if turn % 2 else ways[::-1]:
+            spent, scores[way] = fit.run(way)
+            seconds[way].append(spent)
+    ratios = [slow / fast for slow, fast in zip(seconds["recomputed"], seconds["kept"], strict=True)]
+    return {
+        "seconds": {way: statistics.median(values) for way, values in seconds.items()},
+        "times_faster": statistics.median(ratios),
+        "min": min(ratios),
+        "max": max(ratios),
+        "val_dice": scores,
+        "train_images": len(fit.splits.train),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--head", action="append", help="[linear, dpt]")
+    parser.add_argument("--backbone", default="vit_tiny_patch8")
+    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--images", type=int, default=48, help="lesions; about 70% of them are train")
+    parser.add_argument("--channels", type=int, default=32, help="of DPT")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    set_quiet(True)
+    torch.manual_seed(0)
+    reading = Preprocessing(image_size=asked.image_size)
+    backbone = FrozenBackbone(build_vit(asked.backbone, image_size=asked.image_size), reading, asked.backbone)
+    backbone.to(torch.device(asked.device))
+    with tempfile.TemporaryDirectory() as place:
+        write_lesions(Path(place) / "lesions", count=asked.images, broken=0)
+        found = {
+            head: measure(Fit(head, backbone, Path(place), asked.epochs, asked.channels), asked.rounds)
+            for head in asked.head or ("linear", "dpt")
+        }
+    if asked.json:
+        print(json.dumps({"threads": torch.get_num_threads(), "device": asked.device, "results": found}))
+        return
+    for head, row in found.items():
+        print(head, row)
+
+
+if __name__ == "__main__":
+    main()
