@@ -1,5 +1,6 @@
 """A backbone that learns with the head: what of it changes, what the bundle holds, and who uses it."""
 
+import json
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pydantic import ValidationError
 
@@ -21,6 +23,7 @@ from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import load_source
 from dinomed.adapters.feed import check_precision
 from dinomed.adapters.fit import fit_classifier, fit_depth, fit_segmenter
+from dinomed.adapters.linear import LinearSegmenter
 from dinomed.adapters.predict import SegmentPredictor, load_adapter
 from dinomed.adapters.tune import LearningBackbone
 from dinomed.backbones.frozen import FrozenBackbone
@@ -140,7 +143,7 @@ def test_tuned_weights_are_covered_by_the_hash(place: Path, manifest: Manifest, 
         load_adapter(tmp_path / "seg")
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "onnx", "timm"])
+@pytest.mark.parametrize("kind", ["safetensors", pytest.param("onnx", marks=pytest.mark.slow), "timm"])
 def test_an_exported_adapter_has_the_tuned_backbone(place: Path, manifest: Manifest, tmp_path: Path, kind: str) -> None:
     for package in {"onnx": ("onnx", "onnxruntime", "onnxscript"), "timm": ("timm",)}.get(kind, ()):
         pytest.importorskip(package)
@@ -197,8 +200,6 @@ def test_words_are_read_and_written(word: str, parsed: int | None) -> None:
     assert (config.last or (config.lora and config.lora.rank)) == parsed
     assert config.word in (word, f"{word}:8")
     segment = build_config(SegmentConfig, {"tune": word}, "test")
-    import yaml
-
     assert build_config(SegmentConfig, yaml.safe_load(to_yaml(segment)), "again") == segment
 
 
@@ -235,3 +236,33 @@ def test_lora_without_peft_is_told(tiny_backbone: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("dinomed.backbones.lora.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'dinomed\[lora\]'"):
         LearningBackbone(load_backbone(tiny_backbone), TuneConfig.model_validate("lora"), (2,), seed=0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("tune", ["none", "last:1"])
+def test_half_precision_learns_as_float32_does(
+    precision: str, tune: str, place: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, where it is refused to users: autocast and the scaler of gradients are the same code there."""
+    monkeypatch.setattr("dinomed.adapters.feed.check_precision", lambda config, device: None)
+    seen: list[torch.dtype] = []
+    forward = LinearSegmenter.forward
+
+    def watch(self: LinearSegmenter, features: Any) -> torch.Tensor:
+        out = forward(self, features)
+        seen.append(out.dtype)
+        return out
+
+    monkeypatch.setattr(LinearSegmenter, "forward", watch)
+    losses = {}
+    for kind in ("float32", precision):
+        settings = {"image_size": 48, "tune": tune, "fit": {**FIT, "optimizer": "adamw", "precision": kind}}
+        config = build_config(SegmentConfig, settings, "test")
+        out = tmp_path / kind
+        fit_segmenter(load_backbone(place / "ssl"), manifest, out, config, store=place / "store")
+        losses[kind] = [json.loads(line)["train_loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert {torch.float32, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]} == set(seen)
+    assert losses[precision] != losses["float32"]
+    assert losses[precision] == pytest.approx(losses["float32"], rel=0.01)  # bfloat16 has 8 bits
+    tensors = read_tensors(tmp_path / precision / "adapter.safetensors")
+    assert {t.dtype for name, t in tensors.items() if name.startswith(("head.linear", "backbone."))} == {torch.float32}
