@@ -118,10 +118,13 @@ def _resolve(config: Path, settings: list[str], phase: str | None) -> "PretrainC
         return load_config(PretrainConfig, file, settings)
     if phase != "highres":
         raise UsageError(f"--phase {phase!r}: expected highres")
-    from dinomed.pretrain.start import to_high_resolution
+    from dinomed.pretrain.start import HIGH_RESOLUTION, to_high_resolution
 
-    changed = to_high_resolution(load_config(PretrainConfig, file)).model_dump()  # what was set stays on top
-    resolved = build_config(PretrainConfig, merge(changed, parse_overrides(settings)), "--phase highres")
+    plain, asked = load_config(PretrainConfig, file, settings), parse_overrides(settings)
+    sized = "global_size" in asked.get("crops", {})
+    size = plain.crops.global_size if sized else HIGH_RESOLUTION  # local crops follow it
+    changed = to_high_resolution(load_config(PretrainConfig, file), size).model_dump()  # what was set stays on top
+    resolved = build_config(PretrainConfig, merge(changed, asked), "--phase highres")
     if resolved.start.weights is None:
         raise UsageError("--phase highres goes on from a run: give it with --from")
     return resolved
