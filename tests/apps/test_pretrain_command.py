@@ -160,6 +160,6 @@ def test_local_views_follow_the_size_that_the_high_resolution_phase_is_given() -
     from dinomed.apps.commands.pretrain import _resolve
 
     recipe = Path("configs/pretrain/vit_tiny_cpu.yaml")  # 48 and 24 px, patch 8
-    for settings, sizes in (([], (520, 264)), (["crops.global_size=96"], (96, 48))):
+    for settings, sizes in (([], (520, 256)), (["crops.global_size=96"], (96, 48))):
         crops = _resolve(recipe, ["start.weights=a", *settings], "highres").crops
         assert (crops.global_size, crops.local_size) == sizes
