@@ -86,9 +86,9 @@ def run_epochs(
     trainer: _AdamW | _LBFGS
     trainer = _AdamW(groups, config, count, seed) if config.optimizer == "adamw" else _LBFGS(groups, config, count)
     run = _Run(model, trainer, Resume(folder / STATE_FOLDER, key))
-    run.restore()
     device = next(model.parameters()).device
     try:
+        run.restore()
         with bar(description, config.epochs * trainer.steps, run.epoch * trainer.steps) as progress:
             while run.epoch < config.epochs and run.epoch - run.best.epoch < config.patience:
                 epoch = run.epoch + 1
