@@ -42,7 +42,7 @@ from dinomed.files import locked, prepare_output, read_json, sync, to_json, writ
 
 WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json", "adapter.yaml"
 STAGE = ".unfinished"
-_HEADER = "adapter"
+HEADER = "adapter"
 _HEAD, _SEEN, _TUNED = "head.", "seen.", "backbone."  # in front of the names of tensors
 _PACKAGES = ("dinomed", "torch", "monai", "scikit-learn", "numpy")
 
@@ -120,7 +120,7 @@ def save_bundle(
         weights_sha256=hash_tensors(tensors),
     )
     data = record.model_dump(mode="json")
-    write_tensors(output.stage / WEIGHTS_FILE, tensors, {_HEADER: to_json(data)})
+    write_tensors(output.stage / WEIGHTS_FILE, tensors, {HEADER: to_json(data)})
     write_json(output.stage / RECORD_FILE, data)
     write_text(output.stage / CARD_FILE, build_card(record))
     _publish(output)
@@ -242,7 +242,7 @@ def _read_part(folder: str | Path, record: AdapterRecord, prefix: str) -> dict[s
 def _read_header(path: Path) -> Any:
     try:
         with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(_HEADER)
+            text = (file.metadata() or {}).get(HEADER)
         if text is None:
             raise DinomedError(
                 f"{path} holds no record of an adapter: it is of an earlier version or another file; train again"

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from dinomed.adapters.bundle import _HEADER, RECORD_FILE, WEIGHTS_FILE, read_record
+from dinomed.adapters.bundle import HEADER, RECORD_FILE, WEIGHTS_FILE, read_record
 from dinomed.adapters.export.onnx_file import TOLERANCE, difference
 from dinomed.adapters.export.source import Source
+from dinomed.adapters.predict_segment import SegmentPredictor
 from dinomed.adapters.reference import find_backbone
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.checkpoint import read_tensors, write_tensors
@@ -36,7 +37,7 @@ def write_safetensors(source: Source, folder: Path, backbone: str | None = None)
     if source.folder is not None:
         inside = record.backbone.model_copy(update={"path": BACKBONE_FOLDER, "weights": None})
         data = record.model_copy(update={"backbone": inside}).model_dump(mode="json")
-        write_tensors(folder / WEIGHTS_FILE, read_tensors(source.folder / WEIGHTS_FILE), {_HEADER: to_json(data)})
+        write_tensors(folder / WEIGHTS_FILE, read_tensors(source.folder / WEIGHTS_FILE), {HEADER: to_json(data)})
         write_json(folder / RECORD_FILE, data)
     again = load_backbone(place)
     if again.fingerprint != frozen.fingerprint:
@@ -152,19 +153,30 @@ def _writer(source: Source) -> tuple[str, str]:
             f"{{'purpose': @purpose, 'classes': {_names(source)!r}, 'images': @predictions}}",
         )
     size = "Image.open(image).size[::-1]"
-    stretch = f"torch.nn.functional.interpolate(found.detach(), size={size}, mode='bilinear')[0].cpu().numpy()"
-    if source.task == "depth":
-        kept, suffix = f"{stretch}[0].astype('float32')", ".tif"
-    elif len(_names(source)) == 1:
-        threshold = (source.predictor.metadata["threshold"] if source.predictor else None) or 0.5
-        kept, suffix = f"({stretch}[0] >= {threshold!r}).astype('uint8') * 255", ".png"
+    stretch = f"torch.nn.functional.interpolate(found.detach().cpu(), size={size}, mode='bilinear')[0]"
+    if isinstance(source.predictor, SegmentPredictor):
+        kept, suffix = _decision(source.predictor, stretch), ".png"
     else:
-        kept, suffix = f"{stretch}.argmax(0).astype('uint8')", ".png"
+        kept, suffix = f"{stretch}[0].numpy().astype('float32')", ".tif"
     return (
         f"$lambda image, found, out: {{'image': image, 'file': (lambda name: (Image.fromarray({kept}).save(name), "
         f"name)[1])(str(pathlib.Path(out, pathlib.Path(image).name + '{suffix}')))}}",
         f"{{'purpose': @purpose, 'classes': {_names(source)!r}, 'images': @predictions}}",
     )
+
+
+def _decision(predictor: SegmentPredictor, maps: str) -> str:
+    """The words that make a picture of the probabilities `maps` (classes, height, width), as `dinomed predict` does: 0
+    and 255 of one class, values of classes that exclude each other, sums of bits of others."""
+    legend = predictor.legend
+    if len(legend.names) == 1:
+        return f"({maps}[0].numpy() >= {predictor.threshold!r}).astype('uint8') * 255"
+    codes = [code if isinstance(code, int) else 2**i for i, code in enumerate(legend.codes)]
+    kind = "uint8" if (max(codes) if legend.exclusive else sum(codes)) < 256 else "uint16"
+    if legend.exclusive:
+        return f"torch.tensor({codes})[{maps}.argmax(0)].numpy().astype('{kind}')"
+    cuts = f"torch.tensor({list(predictor.thresholds)})[:, None, None]"
+    return f"(({maps} >= {cuts}) * torch.tensor({codes})[:, None, None]).sum(0).numpy().astype('{kind}')"
 
 
 def _names(source: Source) -> list[str]:

@@ -26,9 +26,10 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer, ViTConfig
-from dinomed.datasets.manifest import read_manifest
+from dinomed.datasets.manifest import build_manifest, read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import compute_features
+from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import read_image
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -153,6 +154,10 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, ti
     fit_classifier(backbone, manifest, folder / "cls", config=ClassifyConfig(), **given)
     short = SegmentConfig.model_validate({"fit": {"epochs": 1, "min_steps": 0, "batch_size": 16}, "image_size": 32})
     fit_segmenter(backbone, manifest, folder / "seg", config=short, **given)
+    again = {name: manifest.column(name) for name in manifest.columns} | {"second": manifest.column("mask")}
+    both = short.model_dump() | {"kind": "multilabel", "classes": {"one": "mask", "two": "second"}}
+    overlapping = build_manifest(again, manifest.root)
+    fit_segmenter(backbone, overlapping, folder / "both", config=SegmentConfig.model_validate(both), **given)
     return folder
 
 
@@ -242,7 +247,7 @@ def test_safetensors_of_an_adapter_stands_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param("cls", marks=pytest.mark.long), "seg"])
+@pytest.mark.parametrize("name", [pytest.param("cls", marks=pytest.mark.long), "seg", "both"])
 def test_monai_runs_its_bundle(name: str, adapters: Path, lesion_manifest: Path, tmp_path: Path) -> None:
     from monai.bundle import ConfigParser
 
@@ -257,6 +262,7 @@ def test_monai_runs_its_bundle(name: str, adapters: Path, lesion_manifest: Path,
     found = json.loads((tmp_path / "out" / "output" / "predictions.json").read_text())
     predictor = load_adapter(adapters / name)
     assert len(found["images"]) == 60
+    overlaps = 0
     for one in found["images"][:8]:
         image = read_image(one["image"])
         if name == "cls":
@@ -264,10 +270,17 @@ def test_monai_runs_its_bundle(name: str, adapters: Path, lesion_manifest: Path,
             truth = np.array(list(predictor.probabilities(image).values()))
             # bicubic in float32 here and in 8 bits there: a grey level at most between them
             assert np.abs(np.array(one["probabilities"]) - truth).max() < 0.05
+        elif name == "both":  # classes that overlap: sums of bits, each by its own threshold
+            bits = read_label_map(one["file"])
+            truth = predictor.legend.encode(predictor.decide(predictor.probabilities(image)))
+            assert bits.shape == truth.shape
+            assert (bits == truth).mean() > 0.97
+            overlaps += int((truth == 3).sum())
         else:
             mask = read_image(one["file"], channels=1)[..., 0] > 0
             assert mask.shape == image.shape[:2]
             assert (mask == (predictor.probability(image) >= predictor.threshold)).mean() > 0.97
+    assert overlaps or name != "both"  # an argmax could not say so
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else(tmp_path: Path, tiny_backbone: Path) -> None:
