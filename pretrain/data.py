@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dinomed.distributed import rank, world_size
 from dinomed.errors import DinomedError
@@ -159,6 +159,22 @@ def _leave_group(_worker: int) -> None:
         os.setsid()
 
 
+class Positions(Sampler[list[int]]):
+    """What a process takes of each batch: `own` positions from `first` on. Made when they are asked for, since those of
+    a long run are a thousand million."""
+
+    def __init__(self, steps: range, batch_size: int, first: int, own: int) -> None:
+        self.steps, self.batch_size, self.first, self.own = steps, batch_size, first, own
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            begin = step * self.batch_size + self.first
+            yield list(range(begin, begin + self.own))
+
+
 def batches(
     stream: CropStream, collate: Collate, *, batch_size: int, first_step: int, last_step: int, workers: int, pin: bool
 ) -> Iterator[RawBatch]:
@@ -168,10 +184,9 @@ def batches(
     order of the images does not depend on how many processes there are.
     """
     steps, own = range(first_step, last_step), batch_size // world_size()
-    positions = [range(step * batch_size + rank() * own, step * batch_size + (rank() + 1) * own) for step in steps]
     loader = DataLoader(
         stream,
-        batch_sampler=[list(part) for part in positions],
+        batch_sampler=Positions(steps, batch_size, rank() * own, own),
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin,

@@ -41,6 +41,7 @@ def curate(
     device: Device = "auto",
     dry_run: Annotated[bool, Option("--dry-run", help="Print the settings and the sets, and stop.")] = False,
     overwrite: Overwrite = False,
+    names: Annotated[bool, Option("--names", help="Show in the report what images are called.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -75,7 +76,7 @@ def curate(
         outcome = run(pile, output, settings, engine=runner, embedder=embedder, device=device, workers=workers)
     finally:
         runner.close()
-    _report(outcome, as_json)
+    _report(outcome, as_json, names)
 
 
 def _check_options(output: Path, engine: str, address: str | None, *, overwrite: bool) -> None:
@@ -125,11 +126,11 @@ def _show(pile: "Pile", settings: "CurationConfig", output: Path, as_json: bool)
         print("# " + ", ".join(f"{name}: {value}" for name, value in sets.items()))
 
 
-def _report(outcome: "Outcome", as_json: bool) -> None:
+def _report(outcome: "Outcome", as_json: bool, names: bool) -> None:
     from dinomed.apps.output import build_table, emit
     from dinomed.progress import say
 
-    page = _write_page(outcome)
+    page = _write_page(outcome, names)
     summary = outcome.summary
     report: dict[str, Any] = {"output": str(outcome.path), "report": str(page), **summary}
     if as_json:
@@ -144,9 +145,9 @@ def _report(outcome: "Outcome", as_json: bool) -> None:
     say(f"{outcome.path} is ready for dinomed pretrain --data; {summary['purpose']}")
 
 
-def _write_page(outcome: "Outcome") -> Path:
+def _write_page(outcome: "Outcome", names: bool) -> Path:
     from dinomed.pretrain.curation.report import write_report
 
     page = outcome.path.with_suffix(".html")
-    write_report(outcome, page)
+    write_report(outcome, page, names=names)
     return page

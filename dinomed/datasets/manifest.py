@@ -246,6 +246,9 @@ def _read_csv_table(path: Path) -> tuple[pa.Table, str]:
 def _typed(path: Path, table: pa.Table) -> pa.Table:
     """The known columns in their types; a `UsageError` names what is missing."""
     names = table.column_names
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{path}: column {twice!r} twice")
     if "image" in names and "sha256" not in names:
         raise UsageError(
             f"{path} is a table of labels, not a manifest; make one: dinomed scan FOLDER --labels {path} -o OUT.parquet"

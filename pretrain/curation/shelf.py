@@ -18,7 +18,9 @@ from dinomed.errors import DinomedError
 from dinomed.files import read_json, replacing, sha256_file, write_json
 from dinomed.progress import warn
 
-FORMAT = "dinomed.stage/1"
+FORMAT = "dinomed.stage/2"
+"""Part of every key: raised when code that decides (thresholds, alignment, descriptors) changes, so that pieces of
+before are made again. 2: points that align have to be alike between them."""
 
 
 def key_of(*parts: Any) -> str:

@@ -221,3 +221,14 @@ def test_open_collection_takes_what_it_gets(tmp_path: Path, capsys: pytest.Captu
         open_collection(data / "b.jpg")
     with pytest.raises(UsageError, match="does not exist"):
         open_collection(tmp_path / "nowhere")
+
+
+def test_two_columns_of_one_name_are_refused(manifest: Manifest, tmp_path: Path) -> None:
+    twice = pa.Table.from_arrays([*manifest.table.columns, manifest.table["image"]], [*manifest.columns, "image"])
+    pq.write_table(twice, tmp_path / "m.parquet")
+    write_manifest(manifest, tmp_path / "m.csv")
+    lines = (tmp_path / "m.csv").read_text().splitlines()
+    (tmp_path / "m.csv").write_text("\n".join(line + "," + line.split(",")[0] for line in lines))
+    for name in ("m.parquet", "m.csv"):
+        with pytest.raises(UsageError, match="column 'image' twice"):
+            read_manifest(tmp_path / name)
