@@ -49,8 +49,9 @@ def serve_segment(
         frozen = predictor.backbone
         # The folder's name alone: visitors need not know where things lie on this machine.
         subtitle = f"Adapter {adapter.resolve().name} on backbone {frozen.name}"
-        channels = frozen.preprocessing.channels
-        serve(lambda: build_segment_demo(predictor, chosen, subtitle, channels), address, browser=browser)
+        serve(
+            lambda: build_segment_demo(predictor, chosen, subtitle, frozen.preprocessing.read), address, browser=browser
+        )
 
 
 def serve_classify(

@@ -1,7 +1,7 @@
 """The lesion segmentation demo: drop a picture, see the outline, move the threshold, take the mask away."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,7 +61,10 @@ def describe(probability: np.ndarray, threshold: float) -> str:
 
 
 def build_segment_demo(
-    predictor: Predictor, examples: Sequence[Path] = (), subtitle: str = "", channels: int = 3
+    predictor: Predictor,
+    examples: Sequence[Path] = (),
+    subtitle: str = "",
+    read: Callable[[str], np.ndarray] | None = None,
 ) -> gr.Blocks:
     """The page; `serve` serves it.
 
@@ -69,7 +72,7 @@ def build_segment_demo(
         predictor: gives the probability map of a picture; called once for each picture, not for each threshold.
         examples: pictures to try, shown as thumbnails.
         subtitle: one line under the title: which adapter on which backbone.
-        channels: what the predictor takes, 3 (RGB) or 1 (gray).
+        read: a file -> what the predictor takes of it (16 bits, bands), where that is not the picture as it is shown.
     """
     with gr.Blocks(title="dinomed: lesion segmentation", analytics_enabled=False, delete_cache=CACHE_SWEEP_S) as demo:
         gr.HTML(f"<h1>Lesion segmentation</h1><p>{EXPLANATION}</p><p>{html.escape(subtitle)}</p>", elem_id="title")
@@ -104,7 +107,7 @@ def build_segment_demo(
                 return [None, count, None, WAITING, _no_mask()]
             try:
                 image = read_image(path, max_pixels=MAX_PIXELS)
-                pixels = image if channels == 3 else read_image(path, channels=channels)
+                pixels = image if read is None else read(path)
             except DinomedError as error:
                 reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
                 told = message("error", f"This file cannot be read as a picture: {reason}")

@@ -173,3 +173,24 @@ def test_the_drop_zone_takes_files_only_and_as_they_are(tmp_path: Path, monkeypa
     file.write_text("not a picture")  # reading it, and saying what is wrong, is ours
     assert zone.preprocess(FileData(path=str(file))) == str(file)
     assert zone.preprocess(None) is None
+
+
+def test_the_predictor_gets_what_the_backbone_reads_and_not_the_picture_as_shown(tmp_path: Path) -> None:
+    with private_environment():
+        from dinomed.apps.demos.segment import build_segment_demo
+
+        given: list[np.ndarray] = []
+
+        class Spy:
+            threshold = 0.5
+
+            def probability(self, image: np.ndarray) -> np.ndarray:
+                given.append(image)
+                return np.zeros(image.shape[:2], np.float32)
+
+        Image.fromarray(np.full((6, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
+        deep = np.full((6, 8, 1), 0.61, np.float32)
+        demo = build_segment_demo(Spy(), read=lambda path: deep)
+        (look,) = [one.fn for one in demo.fns.values() if one.name == "look"]
+        look(str(tmp_path / "deep.png"), 0.5, "Filled", None, 0)
+        assert given == [deep]
