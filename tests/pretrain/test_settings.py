@@ -68,11 +68,13 @@ def test_compiled_blocks_give_the_same_gradients(tiny: Tiny) -> None:
         probe(torch.ones(3))
     except Exception as error:
         pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
-    changes = {"backbone": {"drop_path": 0.0}, "optimizer": {"clip_norm": 1e6}}
+    # Without KoLeo, whose gradient is one over the distance of tokens that a random model hardly tells apart: with it
+    # the rounding of float32 (2e-7 of a gradient here) becomes 2e-3.
+    changes = {"backbone": {"drop_path": 0.0}, "optimizer": {"clip_norm": 1e6}, "objective": {"koleo_weight": 0.0}}
     wanted = gradients(tiny(**changes))
     found = gradients(tiny(**changes, run={"compile": True}))
-    # float32, fused and in another order; small gradients of a random model
-    assert_alike({name.replace("_orig_mod.", ""): g for name, g in found.items()}, wanted, 1e-4)
+    # float32, fused and in another order
+    assert_alike({name.replace("_orig_mod.", ""): g for name, g in found.items()}, wanted, 1e-5)
 
 
 def test_koleo_of_both_views_or_of_the_first(tiny: Tiny) -> None:
