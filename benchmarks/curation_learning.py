@@ -5,8 +5,8 @@
 
 All runs see the same number of images, so those of fewer images see each more often. `raw` is the whole pile with its
 junk, copies and planted test images, `random` another draw of it for each seed, `trusted` (if there are enough of them
-for a batch) the trusted images alone. Judged on val of `--data`, whose images the curation should have kept out
-(`--exclude`): k-NN and logistic regression on frozen features. Stopped and started again it goes on where it was.
+for a batch) the trusted images alone. Judged on val of `--data`, none of whose images and groups may be in
+the pile: k-NN and logistic regression on frozen features. Stopped and started again it goes on where it was.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from dinomed.backbones.load import load_backbone
 from dinomed.config import load_config
 from dinomed.configs import find_config
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
+from dinomed.errors import UsageError
 from dinomed.features.extract import default_store
 from dinomed.files import write_json
 from dinomed.pretrain.config import PretrainConfig
@@ -46,6 +47,23 @@ def rows_of(outcome: Outcome, name: str, seed: int) -> np.ndarray:
         return np.sort(drawn[: int(outcome.keep.sum())])
     source = outcome.manifest.column("source")
     return every[[word == "as is" for word in source]]
+
+
+def refuse_overlap(outcome: Outcome, data: Manifest) -> None:
+    """Nobody learns from what it is judged by.
+
+    Raises:
+        UsageError: an image that learning may begin from (whatever the curation said of it) is one of val, or of its
+            groups.
+    """
+    val = data.select(split="val")
+    rows = outcome.manifest.take(rows_of(outcome, "raw", 0).tolist())
+    for column in ("sha256", "group"):
+        if not (val.has(column) and rows.has(column)):
+            continue
+        both = {value for value in rows.column(column) if value is not None} & set(val.column(column))
+        if both:
+            raise UsageError(f"{len(both)} values of {column} are in the pile and among the val images of --data")
 
 
 def write_set(manifest: Manifest, rows: np.ndarray, path: Path) -> Manifest:
@@ -111,6 +129,10 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
     outcome = load_outcome(asked.pile)
+    try:
+        refuse_overlap(outcome, read_manifest(asked.data))
+    except UsageError as error:
+        parser.error(str(error))
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in asked.seeds:  # a seed at a time: what there is after an hour can be compared
         for name in asked.only:
