@@ -114,8 +114,9 @@ def test_slices_hold_every_view_mask_and_name_once(raw: RawBatch) -> None:
 
 
 def test_a_run_in_slices_learns_what_a_whole_one_does(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
-    changes = {"drop_path": 0.0}
-    whole = pretrain(tiny(backbone=changes), pictures, tmp_path / "whole", device="cpu")
-    sliced = pretrain(tiny(backbone=changes, run={"micro_batch": 3}), pictures, tmp_path / "sliced", device="cpu")
-    # float32: KoLeo is the logarithm of distances that at first are as small as their rounding
-    assert sliced.losses == pytest.approx(whole.losses, rel=1e-2)
+    # Without KoLeo, whose logarithm magnifies rounding until runs part; its slices are compared above, in float64.
+    changes = {"backbone": {"drop_path": 0.0}, "objective": {"koleo_weight": 0}}
+    whole = pretrain(tiny(**changes), pictures, tmp_path / "whole", device="cpu")
+    sliced = pretrain(tiny(**changes, run={"micro_batch": 3}), pictures, tmp_path / "sliced", device="cpu")
+    # float32: other batch shapes, other order of sums, over six steps
+    assert sliced.losses == pytest.approx(whole.losses, rel=1e-3)
