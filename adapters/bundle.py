@@ -27,13 +27,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dinomed.adapters.card import CARD_FILE, build_card
-from dinomed.adapters.config import TrainConfig, adapter_class
 from dinomed.adapters.contract import Adapter
-from dinomed.adapters.loop import LOG_FILE, STATE_FOLDER
+from dinomed.adapters.fitting.config import TrainConfig, adapter_class
+from dinomed.adapters.fitting.loop import LOG_FILE, STATE_FOLDER
+from dinomed.adapters.fitting.tune import Tuned, changed_backbone
 from dinomed.adapters.record import FORMAT, READABLE, AdapterRecord, TunedReference
 from dinomed.adapters.reference import refer_to
 from dinomed.adapters.seen import Seen, seen_from_tensors
-from dinomed.adapters.tune import Tuned, changed_backbone
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.checkpoint import read_tensors, write_tensors
 from dinomed.config import build_config, to_yaml

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinomed.adapters.answer import answer_from
 from dinomed.adapters.bundle import read_record, read_seen
-from dinomed.adapters.data import select_split
-from dinomed.adapters.depthmaps import source_from
-from dinomed.adapters.evaluate_classify import Unit, judge_classifier
-from dinomed.adapters.legend import legend_from
+from dinomed.adapters.classify.answer import answer_from
+from dinomed.adapters.classify.evaluate import Unit, judge_classifier
+from dinomed.adapters.classify.targets import Targets
+from dinomed.adapters.depth.maps import source_from
+from dinomed.adapters.fitting.data import select_split
 from dinomed.adapters.predict import AnyPredictor, ClassifyPredictor, DepthPredictor, SegmentPredictor, load_adapter
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.report import Judged, check_columns, split_subgroups, summarize
 from dinomed.adapters.seen import Overlap
-from dinomed.adapters.targets import Targets
+from dinomed.adapters.segment.legend import legend_from
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.metrics.bootstrap import RESAMPLES
@@ -120,10 +120,10 @@ def _judge(predictor: AnyPredictor, manifest: Manifest, split: str, unit: Unit |
     if unit == "group":
         raise UsageError("one answer for a group is what classifiers give; leave --unit out")
     if isinstance(predictor, DepthPredictor):
-        from dinomed.adapters.evaluate_depth import judge_depth
+        from dinomed.adapters.depth.evaluate import judge_depth
 
         return judge_depth(predictor, manifest)
-    from dinomed.adapters.evaluate_segment import judge_segmenter  # MONAI takes seconds, and classifiers need none
+    from dinomed.adapters.segment.evaluate import judge_segmenter  # MONAI takes seconds, and classifiers need none
 
     return judge_segmenter(predictor, manifest)
 

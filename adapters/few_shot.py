@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.data import class_indices, fit_splits, labelled, select_split, train_classes, widen
-from dinomed.adapters.logistic import fit_logistic
+from dinomed.adapters.fitting.data import class_indices, fit_splits, labelled, select_split, train_classes, widen
+from dinomed.adapters.heads.logistic import fit_logistic
 from dinomed.adapters.report import groups_of
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest

@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from dinomed.adapters.bundle import load_head, load_tuned, read_record
-from dinomed.adapters.predict_classify import ClassifyPredictor
-from dinomed.adapters.predict_depth import DepthPredictor
-from dinomed.adapters.predict_segment import LesionSummary, SegmentPredictor, lesion_summary, resize_probability
+from dinomed.adapters.classify.predict import ClassifyPredictor
+from dinomed.adapters.depth.predict import DepthPredictor
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.reference import find_backbone
+from dinomed.adapters.segment.predict import LesionSummary, SegmentPredictor, lesion_summary, resize_probability
 from dinomed.device import resolve_device
 
 __all__ = [

@@ -40,7 +40,7 @@ class AdapterRecord(Config):
 
     `threshold` is for segmenters of one class. `usage` is what else using the head takes: how masks are read and
     written, thresholds of classes, mirror images and windows, the range of depths; of a classifier what
-    `dinomed.adapters.answer` says. `validation` are metrics on the val images. `tuned`: the
+    `dinomed.adapters.classify.answer` says. `validation` are metrics on the val images. `tuned`: the
     backbone has learned too, from the one that `backbone` names. `weights_sha256` is over the tensors,
     not over the file (see `dinomed.adapters.bundle.hash_tensors`): the file holds the record itself.
     """

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.answer import Answer
-from dinomed.adapters.data import widen
+from dinomed.adapters.classify.answer import Answer
+from dinomed.adapters.fitting.data import widen
 from dinomed.datasets.manifest import FIXED, Manifest
 from dinomed.errors import UsageError
 from dinomed.metrics.bootstrap import LEVEL, RESAMPLES, Statistic, bootstrap, bootstrap_mean
@@ -65,8 +65,8 @@ class Judged(ABC):
 
 @dataclass
 class JudgedClasses(Judged):
-    """A classifier's answers: `truth` as in `dinomed.adapters.solve.Examples`, `probabilities` (N, K), and the `names`
-    of K classes and of those that only occur here."""
+    """A classifier's answers: `truth` as in `dinomed.adapters.heads.solve.Examples`, `probabilities` (N, K), and the
+    `names` of K classes and of those that only occur here."""
 
     manifest: Manifest
     groups: list[object]

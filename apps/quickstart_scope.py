@@ -8,7 +8,7 @@ import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dinomed.adapters.data import fit_splits, labelled, masked
+from dinomed.adapters.fitting.data import fit_splits, labelled, masked
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 

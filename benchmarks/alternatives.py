@@ -18,10 +18,10 @@ import segmentation_models_pytorch as smp
 import torch
 from monai.losses import DiceCELoss
 
-from dinomed.adapters.data import class_indices, labelled, masked, train_classes
-from dinomed.adapters.logistic import fit_logistic
-from dinomed.adapters.masks import load_mask, shrink_mask
+from dinomed.adapters.fitting.data import class_indices, labelled, masked, train_classes
+from dinomed.adapters.heads.logistic import fit_logistic
 from dinomed.adapters.predict import resize_probability
+from dinomed.adapters.segment.masks import load_mask, shrink_mask
 from dinomed.apps.baselines import otsu_mask
 from dinomed.datasets.manifest import Manifest, open_collection
 from dinomed.files import to_json

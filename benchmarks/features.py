@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dinomed.adapters.contract import HeadConfig, Needs
-from dinomed.adapters.linear import LinearClassifier, LinearClassifierConfig, LinearSegmenter
+from dinomed.adapters.heads.linear import LinearClassifier, LinearClassifierConfig, LinearSegmenter
 from dinomed.adapters.together import shared_features
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing

@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate
 
-from dinomed.adapters.build import build_adapter, gather
-from dinomed.adapters.config_segment import SegmentConfig
-from dinomed.adapters.data import Splits
-from dinomed.adapters.feed import Batch, CachedFeed, Feed, LiveFeed
-from dinomed.adapters.fit_segment import prepare_masks
-from dinomed.adapters.loop import run_epochs
-from dinomed.adapters.losses import build_loss
-from dinomed.adapters.masks import Masks, dice_of_logits
+from dinomed.adapters.fitting.build import build_adapter, gather
+from dinomed.adapters.fitting.data import Splits
+from dinomed.adapters.fitting.feed import Batch, CachedFeed, Feed, LiveFeed
+from dinomed.adapters.fitting.loop import run_epochs
+from dinomed.adapters.segment.config import SegmentConfig
+from dinomed.adapters.segment.fit import prepare_masks
+from dinomed.adapters.segment.losses import build_loss
+from dinomed.adapters.segment.masks import Masks, dice_of_logits
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.variants import build_vit

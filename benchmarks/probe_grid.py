@@ -1,4 +1,4 @@
-"""The paper's grid of 52 linear heads: stacked (`dinomed.adapters.grid`) beside separate heads, interleaved.
+"""The paper's grid of 52 linear heads: stacked (`dinomed.adapters.heads.grid`) beside separate heads, interleaved.
 
     python benchmarks/probe_grid.py [--rounds 5] [--steps 100] [--images 2000] [--dim 384] [--classes 7] [--json]
 
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dinomed.adapters.grid import GridConfig, Stack, _batches, build_stacks, train_stacks
+from dinomed.adapters.heads.grid import GridConfig, Stack, _batches, build_stacks, train_stacks
 from dinomed.progress import set_quiet
 
 

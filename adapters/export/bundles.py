@@ -9,8 +9,8 @@ import torch
 from dinomed.adapters.bundle import HEADER, RECORD_FILE, WEIGHTS_FILE, read_record
 from dinomed.adapters.export.onnx_file import TOLERANCE, difference
 from dinomed.adapters.export.source import Source
-from dinomed.adapters.predict_segment import SegmentPredictor
 from dinomed.adapters.reference import find_backbone
+from dinomed.adapters.segment.predict import SegmentPredictor
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.checkpoint import read_tensors, write_tensors
 from dinomed.errors import DinomedError, UsageError

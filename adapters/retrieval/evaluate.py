@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dinomed.adapters.data import labelled, select_split
+from dinomed.adapters.fitting.data import labelled, select_split
 from dinomed.adapters.retrieval.filters import Condition, choose, groups_of
 from dinomed.adapters.retrieval.search import Retriever
 from dinomed.datasets.manifest import Manifest

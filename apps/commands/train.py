@@ -8,7 +8,7 @@ from typer import Option
 from dinomed.apps.options import Backbone, Cache, Data, Device, Json, Output, Overwrite, Quiet, Weights
 
 if TYPE_CHECKING:
-    from dinomed.adapters.fitting import FitResult
+    from dinomed.adapters.fitting.outcome import FitResult
 
 Config = Annotated[Path | None, Option("--config", "-c", help="YAML file, such as configs/adapters/segment.yaml.")]
 Set = Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")]
@@ -52,8 +52,8 @@ def classify(
     Learns from the split train, and chooses on val: the epoch, or what the head has to choose (k, C, a learning rate),
     the temperature of its probabilities, and thresholds. For research use only.
     """
-    from dinomed.adapters.config_classify import ClassifyConfig
-    from dinomed.adapters.fit import fit_classifier
+    from dinomed.adapters.classify.config import ClassifyConfig
+    from dinomed.adapters.classify.fit import fit_classifier
 
     settings = _settings(
         ClassifyConfig, config, [*_targets(label, separator, unit), *(overrides or ())], seed, head, tune
@@ -85,8 +85,8 @@ def segment(
     Learns from the split train, keeps the epoch that is best on val, and chooses the threshold there. For research
     use only.
     """
-    from dinomed.adapters.config_segment import SegmentConfig
-    from dinomed.adapters.fit import fit_segmenter
+    from dinomed.adapters.segment.config import SegmentConfig
+    from dinomed.adapters.segment.fit import fit_segmenter
 
     settings = _settings(SegmentConfig, config, overrides, seed, head, tune)
     result = fit_segmenter(
@@ -116,8 +116,8 @@ def depth(
     Learns from the split train and keeps the epoch that is best on val. Depths stay between the least and the greatest
     of train, or what --set head.low and head.high say. For research use only.
     """
-    from dinomed.adapters.config_depth import DepthConfig
-    from dinomed.adapters.fit import fit_depth
+    from dinomed.adapters.depth.config import DepthConfig
+    from dinomed.adapters.depth.fit import fit_depth
 
     settings = _settings(DepthConfig, config, overrides, seed, head, tune)
     result = fit_depth(

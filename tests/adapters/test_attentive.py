@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dinomed.adapters.attentive import AttentiveClassifier, AttentiveConfig
+from dinomed.adapters.heads.attentive import AttentiveClassifier, AttentiveConfig
 from dinomed.features.compute import Features
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from dinomed.adapters.augment import PRESETS, Augment, AugmentConfig
-from dinomed.adapters.legend import BINARY
-from dinomed.adapters.loop import Draw
-from dinomed.adapters.masks import Masks
-from dinomed.adapters.pictures import Pictures
+from dinomed.adapters.fitting.augment import PRESETS, Augment, AugmentConfig
+from dinomed.adapters.fitting.loop import Draw
+from dinomed.adapters.fitting.pictures import Pictures
+from dinomed.adapters.segment.legend import BINARY
+from dinomed.adapters.segment.masks import Masks
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.datasets.scan import scan

@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dinomed.adapters import bundle
-from dinomed.adapters.build import build_adapter
 from dinomed.adapters.bundle import load_head, open_output, read_record, read_seen, save_bundle
-from dinomed.adapters.config_segment import SegmentConfig
+from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.seen import Seen
+from dinomed.adapters.segment.config import SegmentConfig
 from dinomed.backbones.load import load_backbone
 from dinomed.errors import DinomedError, UsageError
 

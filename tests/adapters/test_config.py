@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from dinomed.adapters.config import adapter_class
-from dinomed.adapters.config_classify import ClassifyConfig
-from dinomed.adapters.config_depth import DepthConfig
-from dinomed.adapters.config_segment import SegmentConfig
-from dinomed.adapters.linear import LinearClassifier, LinearSegmenter
+from dinomed.adapters.classify.config import ClassifyConfig
+from dinomed.adapters.depth.config import DepthConfig
+from dinomed.adapters.fitting.config import adapter_class
+from dinomed.adapters.heads.linear import LinearClassifier, LinearSegmenter
+from dinomed.adapters.segment.config import SegmentConfig
 from dinomed.config import load_config, to_yaml
 from dinomed.errors import UsageError
 

@@ -7,16 +7,16 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from dinomed.adapters.build import build_adapter
 from dinomed.adapters.bundle import load_head, open_output, read_record, save_bundle
-from dinomed.adapters.config import FitConfig
-from dinomed.adapters.config_segment import SegmentConfig
-from dinomed.adapters.decoders import DECODERS, DecoderConfig
-from dinomed.adapters.dpt import DPT, DPTConfig, quarter_blocks
-from dinomed.adapters.fit import fit_segmenter
-from dinomed.adapters.losses import build_loss
+from dinomed.adapters.fitting.build import build_adapter
+from dinomed.adapters.fitting.config import FitConfig
+from dinomed.adapters.heads.decoders import DECODERS, DecoderConfig
+from dinomed.adapters.heads.dpt import DPT, DPTConfig, quarter_blocks
+from dinomed.adapters.heads.smp_encoder import register_encoder
 from dinomed.adapters.seen import Seen
-from dinomed.adapters.smp_encoder import register_encoder
+from dinomed.adapters.segment.config import SegmentConfig
+from dinomed.adapters.segment.fit import fit_segmenter
+from dinomed.adapters.segment.losses import build_loss
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
 from dinomed.errors import UsageError

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from dinomed.adapters.build import build_adapter
-from dinomed.adapters.config import FitConfig
-from dinomed.adapters.config_depth import DepthConfig
-from dinomed.adapters.depth import LinearDepth, LinearDepthConfig
-from dinomed.adapters.depthmaps import DepthSource, shrink_depth
+from dinomed.adapters.depth.config import DepthConfig
+from dinomed.adapters.depth.fit import fit_depth
+from dinomed.adapters.depth.losses import gradient_loss, sig_loss
+from dinomed.adapters.depth.maps import DepthSource, shrink_depth
 from dinomed.adapters.evaluate import evaluate
-from dinomed.adapters.fit import fit_depth
-from dinomed.adapters.folders import predict_collection
-from dinomed.adapters.losses_depth import gradient_loss, sig_loss
+from dinomed.adapters.fitting.build import build_adapter
+from dinomed.adapters.fitting.config import FitConfig
+from dinomed.adapters.folders.predict import predict_collection
+from dinomed.adapters.heads.depth import LinearDepth, LinearDepthConfig
 from dinomed.adapters.predict import DepthPredictor, load_adapter
 from dinomed.backbones.load import load_backbone
 from dinomed.config import load_config

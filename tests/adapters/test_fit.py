@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from dinomed.adapters.bundle import read_record
-from dinomed.adapters.config import FitConfig
-from dinomed.adapters.config_classify import ClassifyConfig
-from dinomed.adapters.config_segment import SegmentConfig
+from dinomed.adapters.classify.config import ClassifyConfig
+from dinomed.adapters.classify.fit import class_weights, fit_classifier
 from dinomed.adapters.evaluate import evaluate
-from dinomed.adapters.fit import class_weights, fit_classifier, fit_segmenter
-from dinomed.adapters.masks import load_mask
+from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.predict import ClassifyPredictor, SegmentPredictor, load_adapter, resize_probability
+from dinomed.adapters.segment.config import SegmentConfig
+from dinomed.adapters.segment.fit import fit_segmenter
+from dinomed.adapters.segment.masks import load_mask
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
@@ -273,7 +274,7 @@ def test_an_unfinished_fit_is_begun_again_without_asking(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(
-            "dinomed.adapters.fit_classify.save_bundle", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+            "dinomed.adapters.classify.fit.save_bundle", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
             fit_classifier(backbone, manifest, tmp_path / "cls", CLASSIFY, store=place / "store")

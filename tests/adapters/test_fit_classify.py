@@ -8,14 +8,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dinomed.adapters.answer import Answer, calibrate
 from dinomed.adapters.bundle import read_record
-from dinomed.adapters.config_classify import ClassifyConfig
+from dinomed.adapters.classify.answer import Answer, calibrate
+from dinomed.adapters.classify.config import ClassifyConfig
+from dinomed.adapters.classify.fit import fit_classifier
+from dinomed.adapters.classify.predict import ClassifyPredictor
+from dinomed.adapters.classify.predict_groups import predict_group_table
 from dinomed.adapters.evaluate import evaluate, evaluate_in_full
-from dinomed.adapters.fit_classify import fit_classifier
 from dinomed.adapters.predict import load_adapter
-from dinomed.adapters.predict_classify import ClassifyPredictor
-from dinomed.adapters.predict_groups import predict_group_table
 from dinomed.adapters.report import JudgedClasses
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinomed.adapters import folders
-from dinomed.adapters.config import FitConfig
-from dinomed.adapters.config_classify import ClassifyConfig
-from dinomed.adapters.config_segment import SegmentConfig
-from dinomed.adapters.fit import fit_classifier, fit_segmenter
-from dinomed.adapters.folders import predict_collection
-from dinomed.adapters.inputs import find_images
-from dinomed.adapters.outputs import ClassifyWriter, SegmentWriter, file_names
+from dinomed.adapters.classify.config import ClassifyConfig
+from dinomed.adapters.classify.fit import fit_classifier
+from dinomed.adapters.fitting.config import FitConfig
+from dinomed.adapters.folders import predict as folders
+from dinomed.adapters.folders.inputs import find_images
+from dinomed.adapters.folders.outputs import ClassifyWriter, SegmentWriter, file_names
+from dinomed.adapters.folders.predict import predict_collection
 from dinomed.adapters.predict import ClassifyPredictor, SegmentPredictor, lesion_summary, load_adapter
+from dinomed.adapters.segment.config import SegmentConfig
+from dinomed.adapters.segment.fit import fit_segmenter
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
 from dinomed.errors import DinomedError, UsageError

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dinomed.adapters.groups import check_labels, evenly_spaced, group_images
+from dinomed.adapters.classify.groups import check_labels, evenly_spaced, group_images
 from dinomed.datasets.manifest import Manifest, build_manifest
 from dinomed.errors import UsageError
 

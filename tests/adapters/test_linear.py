@@ -8,8 +8,8 @@ import torch
 from monai.losses import DiceCELoss
 
 from dinomed.adapters.contract import HeadConfig
-from dinomed.adapters.linear import LinearClassifier, LinearClassifierConfig, LinearSegmenter
-from dinomed.adapters.masks import Masks, dice, load_mask, shrink_mask
+from dinomed.adapters.heads.linear import LinearClassifier, LinearClassifierConfig, LinearSegmenter
+from dinomed.adapters.segment.masks import Masks, dice, load_mask, shrink_mask
 from dinomed.datasets.manifest import read_manifest
 from dinomed.features.compute import Features
 from dinomed.metrics.segmentation import overlap

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dinomed.adapters.config import FitConfig
-from dinomed.adapters.config_segment import SegmentConfig
 from dinomed.adapters.dense import DensePredictor, Views, _starts
 from dinomed.adapters.evaluate import evaluate
-from dinomed.adapters.fit import fit_segmenter
-from dinomed.adapters.folders import predict_collection
-from dinomed.adapters.legend import Legend, build_legend, find_legend
-from dinomed.adapters.losses import build_loss
-from dinomed.adapters.masks import Masks, dice_of_logits, shrink_truth
+from dinomed.adapters.fitting.config import FitConfig
+from dinomed.adapters.folders.predict import predict_collection
 from dinomed.adapters.predict import SegmentPredictor, load_adapter
+from dinomed.adapters.segment.config import SegmentConfig
+from dinomed.adapters.segment.fit import fit_segmenter
+from dinomed.adapters.segment.legend import Legend, build_legend, find_legend
+from dinomed.adapters.segment.losses import build_loss
+from dinomed.adapters.segment.masks import Masks, dice_of_logits, shrink_truth
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan import scan

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from dinomed.adapters import probe as probing
-from dinomed.adapters.logistic import fit_logistic
+from dinomed.adapters.heads.logistic import fit_logistic
 from dinomed.adapters.probe import probe
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import Manifest, read_manifest

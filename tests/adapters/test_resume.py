@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from dinomed.adapters import loop, resume
 from dinomed.adapters.bundle import STAGE, read_record
-from dinomed.adapters.config_classify import ClassifyConfig
-from dinomed.adapters.config_segment import SegmentConfig
-from dinomed.adapters.fit import fit_classifier, fit_segmenter
+from dinomed.adapters.classify.config import ClassifyConfig
+from dinomed.adapters.classify.fit import fit_classifier
+from dinomed.adapters.fitting import loop, resume
+from dinomed.adapters.segment.config import SegmentConfig
+from dinomed.adapters.segment.fit import fit_segmenter
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
 

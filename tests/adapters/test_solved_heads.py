@@ -7,11 +7,11 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from dinomed.adapters.contract import Adapter
-from dinomed.adapters.grid import GridClassifier, GridConfig, Stack, build_stacks, train_stacks
-from dinomed.adapters.knn import KnnClassifier, KnnConfig
-from dinomed.adapters.linear import LinearClassifier
-from dinomed.adapters.logistic import LogisticClassifier, LogisticConfig
-from dinomed.adapters.solve import Examples, best_of, macro_auroc
+from dinomed.adapters.heads.grid import GridClassifier, GridConfig, Stack, build_stacks, train_stacks
+from dinomed.adapters.heads.knn import KnnClassifier, KnnConfig
+from dinomed.adapters.heads.linear import LinearClassifier
+from dinomed.adapters.heads.logistic import LogisticClassifier, LogisticConfig
+from dinomed.adapters.heads.solve import Examples, best_of, macro_auroc
 from dinomed.features.compute import Features
 from dinomed.features.knn import knn_probabilities
 

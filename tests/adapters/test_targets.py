@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinomed.adapters.targets import Targets, prevalence
+from dinomed.adapters.classify.targets import Targets, prevalence
 from dinomed.datasets.manifest import Manifest, build_manifest
 from dinomed.errors import UsageError
 

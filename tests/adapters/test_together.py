@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from dinomed.adapters.config_classify import ClassifyConfig
-from dinomed.adapters.config_segment import SegmentConfig
+from dinomed.adapters.classify.config import ClassifyConfig
+from dinomed.adapters.classify.fit import fit_classifier
 from dinomed.adapters.contract import Needs
-from dinomed.adapters.fit_classify import fit_classifier
-from dinomed.adapters.fit_segment import fit_segmenter
 from dinomed.adapters.predict import load_adapter
 from dinomed.adapters.retrieval.build import build_index
 from dinomed.adapters.retrieval.search import load_retriever
+from dinomed.adapters.segment.config import SegmentConfig
+from dinomed.adapters.segment.fit import fit_segmenter
 from dinomed.adapters.together import predict_many, shared_features
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest

@@ -14,18 +14,20 @@ from PIL import Image
 from pydantic import ValidationError
 
 from dinomed.adapters.bundle import load_head, read_record
-from dinomed.adapters.config_classify import ClassifyConfig
-from dinomed.adapters.config_depth import DepthConfig
-from dinomed.adapters.config_segment import SegmentConfig
-from dinomed.adapters.config_tune import TuneConfig
+from dinomed.adapters.classify.config import ClassifyConfig
+from dinomed.adapters.classify.fit import fit_classifier
+from dinomed.adapters.depth.config import DepthConfig
+from dinomed.adapters.depth.fit import fit_depth
 from dinomed.adapters.evaluate import evaluate
 from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import load_source
-from dinomed.adapters.feed import check_precision
-from dinomed.adapters.fit import fit_classifier, fit_depth, fit_segmenter
-from dinomed.adapters.linear import LinearSegmenter
+from dinomed.adapters.fitting.config_tune import TuneConfig
+from dinomed.adapters.fitting.feed import check_precision
+from dinomed.adapters.fitting.tune import LearningBackbone
+from dinomed.adapters.heads.linear import LinearSegmenter
 from dinomed.adapters.predict import SegmentPredictor, load_adapter
-from dinomed.adapters.tune import LearningBackbone
+from dinomed.adapters.segment.config import SegmentConfig
+from dinomed.adapters.segment.fit import fit_segmenter
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.checkpoint import read_tensors
@@ -244,7 +246,7 @@ def test_half_precision_learns_as_float32_does(
     precision: str, tune: str, place: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU, where it is refused to users: autocast and the scaler of gradients are the same code there."""
-    monkeypatch.setattr("dinomed.adapters.feed.check_precision", lambda config, device: None)
+    monkeypatch.setattr("dinomed.adapters.fitting.feed.check_precision", lambda config, device: None)
     seen: list[torch.dtype] = []
     forward = LinearSegmenter.forward
 

@@ -129,7 +129,7 @@ def test_predict_goes_on_where_it_was_stopped(
 ) -> None:
     options = ("predict", trained / "seg", trained / "lesions" / "images", "-o", tmp_path / "out", "--json")
     with monkeypatch.context() as patch:
-        patch.setattr("dinomed.adapters.folders.write_csv", _interrupt)
+        patch.setattr("dinomed.adapters.folders.predict.write_csv", _interrupt)
         assert run(*options)[0] == 130
     code, out, err = run(*options)
     assert code == 0, err

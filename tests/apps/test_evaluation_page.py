@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dinomed.adapters.answer import Answer
+from dinomed.adapters.classify.answer import Answer
 from dinomed.adapters.report import JudgedClasses, JudgedValues, by_subgroup, extremes, split_subgroups, summarize
 from dinomed.apps import cli
 from dinomed.apps.plots import bands, matrix, square, thin

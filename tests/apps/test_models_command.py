@@ -46,7 +46,7 @@ def test_models_are_listed_without_heavy_imports(tmp_path: Path) -> None:
 
 def test_every_built_in_head_of_the_list_can_be_built() -> None:
     from dinomed.adapters.catalogue import BUILT_IN
-    from dinomed.adapters.config import adapter_class
+    from dinomed.adapters.fitting.config import adapter_class
 
     for entry in BUILT_IN:
         assert adapter_class(entry.task, entry.name).task == entry.task

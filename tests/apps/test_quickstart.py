@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinomed.adapters.config_segment import SegmentConfig
+from dinomed.adapters.segment.config import SegmentConfig
 from dinomed.apps import cli, quickstart
 from dinomed.config import load_config
 from dinomed.configs import find_config

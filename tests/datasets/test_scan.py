@@ -448,7 +448,7 @@ def test_polyps_depth_and_dicom(real_data: Path) -> None:
 
 
 def test_masks_of_an_earlier_prediction_are_no_images(tmp_path: Path) -> None:
-    from dinomed.adapters.plan import PLAN_FILE, Plan
+    from dinomed.adapters.folders.plan import PLAN_FILE, Plan
 
     write_lesions(tmp_path / "data", count=6, size=(36, 48), broken=0)
     before = scan(tmp_path / "data", labels="labels.csv").manifest

@@ -1,0 +1,125 @@
+"""What a classifier is to say, out of a manifest's columns: one class of several, or labels that do not exclude each
+other, in one column with a separator (``a|b``) or in several columns of 0 and 1.
+
+Of several columns an empty cell is not known and is left out of that label alone; of one column it is an image without
+labels, which is left out.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dinomed.adapters.fitting.data import class_indices, labelled, train_classes
+from dinomed.datasets.manifest import Manifest
+from dinomed.errors import UsageError
+from dinomed.progress import say, warn
+
+_TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which columns hold the labels; several columns, or a separator, make labels that do not exclude each other."""
+
+    columns: tuple[str, ...]
+    separator: str | None = None
+
+    @property
+    def multilabel(self) -> bool:
+        return self.separator is not None or len(self.columns) > 1
+
+    @property
+    def title(self) -> str:
+        return ", ".join(self.columns)
+
+    def usable(self, manifest: Manifest) -> Manifest:
+        """The rows that have a label.
+
+        Raises:
+            UsageError: no such column, it is empty, or a cell of several columns is neither 0 nor 1.
+        """
+        if len(self.columns) == 1:
+            return labelled(manifest, self.columns[0])
+        table = self._cells(manifest)
+        return manifest.take(np.flatnonzero(~np.isnan(table).all(axis=1)).tolist())
+
+    def names(self, train: Manifest) -> list[str]:
+        """The classes or labels that can be learned from the training rows.
+
+        Raises:
+            UsageError: there is nothing to tell apart.
+        """
+        if not self.multilabel:
+            return train_classes(train, self.columns[0])
+        if self.separator is None:
+            names, table = list(self.columns), self._cells(train)
+        else:
+            names = sorted({name for names in self._split(train) for name in names})
+            table = self._marks(train, names)
+        flat = [name for name, column in zip(names, table.T, strict=True) if len(set(column[~np.isnan(column)])) < 2]
+        if len(flat) == len(names):
+            raise UsageError(
+                f"every label of {self.title} has one value only in the training images; there is nothing to learn"
+            )
+        if flat:
+            warn(f"in train {_list(flat)} has one value only: what is learned of it is how often it occurs")
+        return names
+
+    def truth(self, manifest: Manifest, names: Sequence[str], split: str) -> tuple[np.ndarray, list[str]]:
+        """int (N,) indices, or float (N, L) of 0, 1 and nan; and `names` with those that only occur here behind them.
+
+        Those are warned about: they cannot be predicted.
+        """
+        if not self.multilabel:
+            return class_indices(manifest, self.columns[0], names, split)
+        if self.separator is None:
+            return self._cells(manifest), list(names)
+        here = Counter(name for row in self._split(manifest) for name in row)
+        unseen = sorted(set(here) - set(names))
+        if unseen:
+            count = sum(here[name] for name in unseen)
+            warn(f"{split} has {_list(unseen)} ({count} times), unknown to training: never predicted, with no AUROC")
+        absent = [name for name in names if name not in here]
+        if absent:
+            say(f"note: {split} has no image of {_list(absent)}; left out of the means there")
+        wide = [*names, *unseen]
+        return self._marks(manifest, wide), wide
+
+    def _split(self, manifest: Manifest) -> list[list[str]]:
+        assert self.separator is not None
+        column = manifest.column(self.columns[0])
+        return [[part for cell in value.split(self.separator) if (part := cell.strip())] for value in column]
+
+    def _marks(self, manifest: Manifest, names: Sequence[str]) -> np.ndarray:
+        place = {name: i for i, name in enumerate(names)}
+        table = np.zeros((len(manifest), len(names)))
+        for row, found in enumerate(self._split(manifest)):
+            table[row, [place[name] for name in found]] = 1
+        return table
+
+    def _cells(self, manifest: Manifest) -> np.ndarray:
+        table = np.full((len(manifest), len(self.columns)), np.nan)
+        for index, name in enumerate(self.columns):
+            for row, value in enumerate(manifest.column(name)):
+                word = None if value is None else str(value).strip().lower()
+                if word in _TRUE or word in _FALSE:
+                    table[row, index] = float(word in _TRUE)
+                elif word:
+                    raise UsageError(
+                        f"column {name!r} holds {value!r}; of several label columns, each holds 1, 0 or nothing"
+                    )
+        return table
+
+
+def prevalence(truth: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+    """How many examples have each class or label."""
+    if truth.ndim == 2:
+        return {name: int(np.nansum(truth[:, i])) for i, name in enumerate(names)}
+    return {name: int((truth == i).sum()) for i, name in enumerate(names)}
+
+
+def _list(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return f"{'label' if len(names) == 1 else 'labels'} {shown}{', ...' if len(names) > 5 else ''}"

@@ -1,0 +1,61 @@
+"""What goes into a fit: the backbone at the right size, a fresh head, and the features of each split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dinomed.adapters.contract import Adapter
+from dinomed.adapters.fitting.config import TrainConfig, adapter_class
+from dinomed.adapters.fitting.data import Splits
+from dinomed.backbones.frozen import FrozenBackbone, check_image_size
+from dinomed.features.compute import Features
+from dinomed.features.extract import extract
+from dinomed.features.store import FeatureStore
+
+
+def build_adapter(config: TrainConfig, backbone: FrozenBackbone, num_classes: int, *, width: int = 1) -> Adapter:
+    """A new adapter; its first weights depend on the seed alone. `width` images' features are beside each other."""
+    cls = adapter_class(config.task, config.head.name)
+    head = cls.settle(config.head, backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return cls(head, backbone.embed_dim * width, num_classes)
+
+
+def extract_splits(
+    backbone: FrozenBackbone, splits: Splits, adapter: Adapter, store: str | Path
+) -> tuple[FeatureStore, FeatureStore]:
+    """The features of train and of val; each split has its own store, shared by all that use it."""
+    needs = adapter.needs
+    train, val = (
+        extract(
+            backbone, part, store=store, blocks=needs.blocks, patches=needs.patches, description=f"features of {name}"
+        )
+        for name, part in (("train", splits.train), ("val", splits.val))
+    )
+    return train, val
+
+
+def at_image_size(backbone: FrozenBackbone, image_size: int) -> FrozenBackbone:
+    """The same backbone for images resized to another square, px. Raises a `UsageError` if the patch does not fit."""
+    if image_size == backbone.preprocessing.image_size:
+        return backbone
+    check_image_size(image_size, backbone.patch_size)
+    preprocessing = backbone.preprocessing.model_copy(update={"image_size": image_size})
+    return FrozenBackbone(backbone.vit, preprocessing, backbone.name, backbone.source, backbone.metadata)
+
+
+def default_image_size(backbone: FrozenBackbone, grid: int) -> int:
+    """The backbone's own size, or what gives `grid` patches a side if that is more, px."""
+    return max(backbone.preprocessing.image_size, grid * backbone.patch_size)
+
+
+def gather(store: FeatureStore, indices: Sequence[int], device: torch.device) -> Features:
+    """The features of some images of a store, with their patches if it holds them."""
+    rows = list(indices)
+    return Features(
+        torch.from_numpy(store.cls[rows]).to(device),
+        torch.from_numpy(store.mean[rows]).to(device),
+        torch.from_numpy(store.patches(rows)).to(device) if store.key.patches else None,
+    )

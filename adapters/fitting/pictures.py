@@ -1,0 +1,69 @@
+"""Training images read anew for each batch, augmented together with what is known of them."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinomed.adapters.fitting.augment import Augment
+from dinomed.adapters.fitting.loop import Draw
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.datasets.manifest import Manifest
+from dinomed.errors import DinomedError
+from dinomed.features.compute import prefetch
+from dinomed.images.read import UnreadableImage
+from dinomed.images.unchanged import check_unchanged
+
+AHEAD = 2  # batches that are ready before they are asked for
+Take = Callable[[Sequence[int]], Tensor]
+
+
+class Pictures:
+    """Images of a manifest as the backbone takes them; what is known of them comes along.
+
+    Args:
+        truth: rows -> a value for each, or its map (planes, side, side) at the size that the backbone sees.
+        augment: None leaves images as they are.
+    """
+
+    def __init__(
+        self, manifest: Manifest, preprocessing: Preprocessing, truth: Take, augment: Augment | None, seed: int
+    ) -> None:
+        self.manifest, self.preprocessing, self.truth = manifest, preprocessing, truth
+        self.augment, self.seed = augment, seed
+        self._stamps = list(zip(manifest.column("bytes"), manifest.column("sha256"), strict=True))
+
+    def batches(self, draws: Iterable[Draw]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(B, channels, side, side), normalised, and the truth of each batch; read ahead in threads."""
+        yield from prefetch(self.load, draws, min(8, os.cpu_count() or 1), AHEAD)
+
+    def load(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """One batch.
+
+        Raises:
+            DinomedError: an image cannot be read, or is another one than the manifest says.
+        """
+        rows = draw.indices.tolist()
+        truth = self.truth(rows)
+        read = map(partial(self._one, turn=draw.turn), rows, truth)
+        pixels, known = zip(*read, strict=True)
+        return torch.stack(pixels), torch.stack(known)
+
+    def _one(self, row: int, truth: Tensor, turn: int) -> tuple[Tensor, Tensor]:
+        path = self.manifest.path(row)
+        try:
+            check_unchanged(path, *self._stamps[row])
+            image = self.preprocessing.squash(self.preprocessing.read(path))
+        except UnreadableImage as error:
+            raise DinomedError(f"{error}; it could be read when the manifest was made: scan the folder again") from None
+        if self.augment is not None:
+            maps = truth.numpy() if truth.ndim == 3 else None
+            changed, moved = self.augment(
+                np.ascontiguousarray(image.permute(1, 2, 0).numpy()), maps, self.seed, turn, row
+            )
+            image = torch.from_numpy(changed).permute(2, 0, 1)
+            truth = truth if moved is None else torch.from_numpy(moved)
+        return self.preprocessing.normalise(image), truth

@@ -1,0 +1,102 @@
+"""Every decoder of segmentation-models-pytorch as a head, by name: `--head unet`, `--head fpn`, ...
+
+DPT is not among them, since SMP's own does not take a plain ViT with patches of 14; ours is
+`dinomed.adapters.heads.dpt`.
+"""
+
+import inspect
+from typing import Any
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from dinomed.adapters.contract import ADAPTERS
+from dinomed.adapters.heads.dpt import PyramidAdapter, PyramidConfig
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.errors import UsageError
+from dinomed.features.compute import Features
+
+DECODERS = {
+    "unet": "Unet",
+    "unetplusplus": "UnetPlusPlus",
+    "manet": "MAnet",
+    "linknet": "Linknet",
+    "fpn": "FPN",
+    "pspnet": "PSPNet",
+    "segformer": "Segformer",
+    "deeplabv3": "DeepLabV3",
+    "deeplabv3plus": "DeepLabV3Plus",
+    "pan": "PAN",
+    "upernet": "UPerNet",
+}
+"""Name of the head -> class of SMP."""
+_OURS = ("encoder_name", "encoder_depth", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
+
+
+class DecoderConfig(PyramidConfig):
+    """`channels`: widths of the levels at 1/2 to 1/32. `stride`: px that a patch counts for, 8 or 16; null: the nearer
+    one. `options`: further arguments of the class in SMP, such as `decoder_channels`."""
+
+    name: str
+    channels: tuple[int, int, int, int, int] = (32, 64, 128, 256, 256)
+    stride: int | None = Field(None, description="8, 16, or null: whichever is nearer to the patch size")
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> "DecoderConfig":
+        if self.stride not in (None, 8, 16):
+            raise ValueError("stride: 8, 16 or null")
+        if self.options and self.name in DECODERS:
+            import segmentation_models_pytorch as smp
+
+            known = set(inspect.signature(getattr(smp, DECODERS[self.name])).parameters) - {*_OURS, "kwargs"}
+            if unknown := sorted(set(self.options) - known):
+                raise ValueError(f"options: {unknown[0]!r} is none of {self.name}; it has {', '.join(sorted(known))}")
+        return self
+
+
+class SMPSegmenter(PyramidAdapter):
+    """A decoder of SMP on a pyramid of the frozen ViT's blocks (`dinomed.adapters.heads.smp_encoder`)."""
+
+    task, Config = "segment", DecoderConfig
+
+    @classmethod
+    def settle(cls, config: Any, backbone: FrozenBackbone) -> Any:
+        from dinomed.adapters.heads.smp_encoder import nearest_stride
+
+        config = super().settle(config, backbone)
+        return config if config.stride else config.model_copy(update={"stride": nearest_stride(backbone.patch_size)})
+
+    def __init__(self, config: DecoderConfig, embed_dim: int, num_classes: int) -> None:
+        from dinomed.adapters.heads.smp_encoder import build_model
+
+        super().__init__(config, embed_dim, num_classes)
+        try:
+            self.model: Any = build_model(
+                DECODERS[config.name], num_classes, config.options, embed_dim=embed_dim, blocks=config.blocks,
+                stride=config.stride or 16, channels=config.channels,
+            )  # fmt: skip
+        except (ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"head.options: {config.name} refuses them: {str(error).splitlines()[0]}") from None
+
+    def forward(self, features: Features) -> Tensor:
+        from dinomed.adapters.heads.smp_encoder import pad_grid
+
+        assert features.patches is not None
+        rows, columns = features.patches.shape[-2:]
+        padded = pad_grid(features.patches, self.model.encoder.multiple)
+        levels = self.model.encoder(Features(features.cls, features.mean, padded))
+        try:
+            out = self.model.segmentation_head(self.model.decoder(levels))
+        except RuntimeError as error:
+            if "too small" not in str(error):
+                raise
+            raise UsageError(
+                f"{self.config.name} halves {rows}x{columns} patches until nothing is left; set a larger image_size"
+            ) from None
+        height, width = out.shape[-2] * rows // padded.shape[-2], out.shape[-1] * columns // padded.shape[-1]
+        return out[..., :height, :width]
+
+
+for _name in DECODERS:
+    ADAPTERS.register(f"segment.{_name}")(SMPSegmenter)

@@ -1,0 +1,87 @@
+"""k nearest neighbours as an adapter: the bundle keeps the training features, and nothing is fitted but k.
+
+The vote is that of `dinomed.features.knn` (Caron et al. 2021, section 4.1): cosine similarity, weight
+exp(similarity / 0.07).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dinomed.adapters.contract import ADAPTERS
+from dinomed.adapters.heads.linear import LinearClassifierConfig
+from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, best_of, macro_auroc
+from dinomed.features.compute import Features
+from dinomed.features.knn import KS, TEMPERATURE
+
+_SMALLEST = 1e-6  # a share of the vote below counts as this: a logit has to be finite
+
+
+class KnnConfig(LinearClassifierConfig):
+    """`k` null: the best of 10, 20, 100 and 200 on val."""
+
+    name: str = "knn"
+    k: int | None = Field(None, ge=1)
+
+
+@ADAPTERS.register("classify.knn")
+class KnnClassifier(SolvedClassifier):
+    """`bank` (N, width) are the training features, of length 1; `votes` (N, K) what each votes for, nan where it has no
+    say; `independent` says that the labels do not exclude each other."""
+
+    Config = KnnConfig
+    bank: Tensor
+    votes: Tensor
+    k: Tensor
+    independent: Tensor
+
+    def __init__(self, config: KnnConfig, embed_dim: int, num_classes: int) -> None:
+        super().__init__(config, embed_dim, num_classes)
+        width = embed_dim * len(config.blocks) * (2 if config.tokens == "cls+mean" else 1)
+        self.register_buffer("bank", torch.zeros(0, width))
+        self.register_buffer("votes", torch.zeros(0, num_classes))
+        self.register_buffer("k", torch.tensor(1))
+        self.register_buffer("independent", torch.tensor(False))
+
+    def solve(self, train: Examples, val: Examples, weight: np.ndarray | None, seed: int) -> Solution:
+        """`weight` makes the neighbours of a class count as often as if all classes had as many."""
+        self.bank = self._unit(torch.from_numpy(train.cls), torch.from_numpy(train.mean))
+        self.independent = torch.tensor(train.multilabel)
+        votes = train.truth if train.multilabel else np.eye(self.num_classes)[train.truth]
+        self.votes = torch.from_numpy(votes * (1.0 if weight is None or train.multilabel else weight)).float()
+        ks = sorted({min(k, len(train)) for k in (KS if self.config.k is None else (self.config.k,))})
+        queries = Features(torch.from_numpy(val.cls), torch.from_numpy(val.mean))
+        scores = []
+        for k in ks:
+            self.k = torch.tensor(k)
+            scores.append(macro_auroc(val.truth, self(queries).numpy()))
+        _, k = best_of(ks, scores)
+        self.k = torch.tensor(k)
+        return Solution(self, {"k": k, "chosen_by": CHOSEN_BY, "tried": dict(zip(map(str, ks), scores, strict=True))})
+
+    def forward(self, features: Features) -> Tensor:
+        """Logs of the shares of the vote; log odds of them for labels that do not exclude each other."""
+        similarity, index = (self._unit(features.cls, features.mean) @ self.bank.T).topk(int(self.k))
+        weight = ((similarity - 1) / TEMPERATURE).exp()
+        votes = self.votes[index]
+        shares = (weight.unsqueeze(-1) * votes.nan_to_num()).sum(1)
+        if self.independent:
+            total = (weight.unsqueeze(-1) * ~votes.isnan()).sum(1).clamp_min(1e-30)
+            return (shares / total).clamp(_SMALLEST, 1 - _SMALLEST).logit()
+        return (shares / shares.sum(1, keepdim=True)).clamp_min(_SMALLEST).log()
+
+    def _unit(self, cls: Tensor, mean: Tensor) -> Tensor:
+        parts = {"cls": [cls], "mean": [mean], "cls+mean": [cls, mean]}[self.config.tokens]
+        return normalize(torch.cat(parts, dim=-1), dim=-1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A bundle holds as many features as it was fitted on."""
+        for name in ("bank", "votes"):
+            value = state_dict.get(prefix + name)
+            if value is not None and value.ndim == 2 and value.shape[1] == getattr(self, name).shape[1]:
+                setattr(self, name, torch.zeros_like(value))
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,142 @@
+"""Logistic regression with an L2 penalty, its strength chosen on validation: for probes, and as a head.
+
+Features are standardised by the training set: without it the penalty depends on the scale of each channel. The DINOv2
+code tries 45 values of C, logspace(-6, 5); here every fourth of them, the powers of ten, each started from the one
+before. C is the one of scikit-learn: large means a weak penalty.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from dinomed.adapters.contract import ADAPTERS
+from dinomed.adapters.heads.linear import LinearClassifier, LinearClassifierConfig
+from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, best_of, macro_auroc
+from dinomed.features.compute import Features
+from dinomed.progress import track
+
+CS = tuple(10.0**power for power in range(-6, 6))
+MAX_ITERATIONS = 500
+_NEWTON = 3000  # parameters up to which Newton's method (a matrix of their square) is the faster and the exact one
+
+
+@dataclass(frozen=True)
+class LogisticPath:
+    """The fits of a sequence of C: `weights` (C values, K, features + 1), the intercept last, for standardised
+    features; `converged` says which reached the optimum within `MAX_ITERATIONS`."""
+
+    cs: tuple[float, ...]
+    weights: np.ndarray
+    shift: np.ndarray
+    scale: np.ndarray
+    converged: tuple[bool, ...]
+
+    def probabilities(self, features: np.ndarray, index: int) -> np.ndarray:
+        """Float64 (N, K) by the fit of ``cs[index]``."""
+        standard = (features.astype(np.float64) - self.shift) / self.scale
+        weights = self.weights[index]
+        logits = standard @ weights[:, :-1].T + weights[:, -1]
+        logits -= logits.max(axis=1, keepdims=True)
+        return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def fit_logistic(
+    features: np.ndarray,
+    labels: np.ndarray,
+    cs: Sequence[float] = CS,
+    weights_of: np.ndarray | None = None,
+    standard_of: np.ndarray | None = None,
+    quiet: bool = False,
+) -> LogisticPath:
+    """Fit for each C, from the strongest penalty to the weakest.
+
+    Args:
+        features: (N, C); labels: int (N,), every class from 0 to K - 1 at least once.
+        weights_of: float (N,), what each example counts; once where it is None.
+        standard_of: features (M, C) whose mean and deviation are used to standardise; by default those fitted on.
+        quiet: show no progress: one of many fits.
+    """
+    given = features if standard_of is None else standard_of
+    shift, scale = given.mean(axis=0, dtype=np.float64), given.std(axis=0, dtype=np.float64)
+    scale = np.where(scale > 1e-6, scale, 1.0)
+    standard = (features.astype(np.float64) - shift) / scale
+    num_classes = int(labels.max()) + 1
+    solver = "newton-cholesky" if (features.shape[1] + 1) * num_classes <= _NEWTON else "lbfgs"
+    model = LogisticRegression(solver=solver, max_iter=MAX_ITERATIONS, tol=1e-6, warm_start=True)
+    weights, converged = [], []
+    with (
+        warnings.catch_warnings(action="ignore", category=ConvergenceWarning),  # told in `converged`
+        threadpool_limits(1),  # small products: two threads on a busy machine took five times as long
+    ):
+        for c in sorted(cs) if quiet else track(sorted(cs), "logistic regression"):
+            model.set_params(C=c)
+            model.fit(standard, labels, sample_weight=weights_of)
+            weights.append(np.column_stack([_rows(model.coef_, num_classes), _rows(model.intercept_, num_classes)]))
+            converged.append(int(model.n_iter_[0]) < MAX_ITERATIONS)
+    return LogisticPath(tuple(sorted(cs)), np.stack(weights), shift, scale, tuple(converged))
+
+
+def _rows(values: np.ndarray, num_classes: int) -> np.ndarray:
+    """One row a class; of two classes scikit-learn gives the row of the second only."""
+    return values if len(values) == num_classes else np.concatenate([np.zeros_like(values), values])
+
+
+class LogisticConfig(LinearClassifierConfig):
+    """`cs`: the strengths to choose from on val."""
+
+    name: str = "logistic"
+    cs: tuple[float, ...] = Field(CS, min_length=1)
+
+
+@ADAPTERS.register("classify.logistic")
+class LogisticClassifier(SolvedClassifier, LinearClassifier):
+    """A linear classifier that is solved to its optimum; one regression a label where labels do not exclude each
+    other, all of one C."""
+
+    Config = LogisticConfig
+
+    def solve(self, train: Examples, val: Examples, weight: np.ndarray | None, seed: int) -> Solution:
+        x, queries = (
+            self._pool(Features(torch.from_numpy(part.cls), torch.from_numpy(part.mean))).numpy()
+            for part in (train, val)
+        )
+        cs = sorted(self.config.cs)
+        if train.multilabel:
+            paths = [_one_label(x, train.truth[:, index], cs) for index in range(self.num_classes)]
+            tables = [np.concatenate([path.weights[c] for path in paths]) for c in range(len(cs))]
+        else:
+            paths = [fit_logistic(x, train.truth, cs, None if weight is None else weight[train.truth])]
+            tables = list(paths[0].weights)
+        shift, scale = paths[0].shift, paths[0].scale
+        standard = (queries - shift) / scale
+        scores = [macro_auroc(val.truth, standard @ table[:, :-1].T + table[:, -1]) for table in tables]
+        index, c = best_of(cs, scores)
+        table = torch.from_numpy(tables[index]).float()
+        with torch.no_grad():
+            self.shift.copy_(torch.from_numpy(shift))
+            self.scale.copy_(torch.from_numpy(1 / scale))
+            self.linear.weight.copy_(table[:, :-1])
+            self.linear.bias.copy_(table[:, -1])
+        unfinished = [one for one, *done in zip(cs, *(path.converged for path in paths), strict=True) if not all(done)]
+        tried = dict(zip(map(str, cs), scores, strict=True))
+        return Solution(self, {"C": c, "chosen_by": CHOSEN_BY, "tried": tried, "not_converged": unfinished})
+
+
+def _one_label(x: np.ndarray, truth: np.ndarray, cs: Sequence[float]) -> LogisticPath:
+    """One label against its absence, over the examples where it is known; a constant where it has one value."""
+    known = ~np.isnan(truth)
+    if len(set(truth[known])) == 2:
+        path = fit_logistic(x[known], truth[known].astype(int), cs, standard_of=x)
+        return LogisticPath(path.cs, path.weights[:, 1:] - path.weights[:, :1], path.shift, path.scale, path.converged)
+    shift, scale = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    weights = np.zeros((len(cs), 1, x.shape[1] + 1))
+    share = (np.nansum(truth) + 0.5) / (known.sum() + 1)
+    weights[..., -1] = np.log(share / (1 - share))
+    return LogisticPath(tuple(cs), weights, shift, np.where(scale > 1e-6, scale, 1.0), (True,) * len(cs))
