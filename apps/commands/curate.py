@@ -54,7 +54,7 @@ def curate(
     from dinomed.config import load_config
     from dinomed.configs import find_config
     from dinomed.errors import UsageError
-    from dinomed.pretrain.curation.choosing import Embedder
+    from dinomed.pretrain.curation.embedding import Embedder
     from dinomed.pretrain.curation.engine import build_engine
     from dinomed.pretrain.curation.pile import build_pile
     from dinomed.pretrain.curation.pipeline import curate as run

@@ -16,7 +16,7 @@ from dinomed.pretrain.curation.engine import Engine, Work
 from dinomed.pretrain.curation.pile import Pile
 from dinomed.pretrain.curation.settings import CurationConfig
 from dinomed.pretrain.curation.shelf import Shelf, key_of
-from dinomed.progress import bar
+from dinomed.progress import bar, warn
 
 VECTORS = "vectors.npy"
 
@@ -34,6 +34,14 @@ class Job:
     notes: list[str] = field(default_factory=list)
     searches: list[dict[str, Any]] = field(default_factory=list)
     _shelves: dict[str, tuple[Shelf, set[str]]] = field(default_factory=dict)
+
+    def warn(self, note: str) -> None:
+        """Say it now, and again in the report."""
+        self.notes.append(note)
+        warn(note)
+
+    def say_fewer(self, name: str, wanted: int, there: int) -> None:
+        self.warn(f"{name} is {wanted:,}, and {there:,} images are left to choose from: {there:,} are used")
 
     def shelf(self, stage: str) -> Shelf:
         if stage not in self._shelves:

@@ -12,7 +12,8 @@ import pyarrow as pa
 from dinomed.errors import DinomedError, UsageError
 from dinomed.files import locked
 from dinomed.pretrain.curation import reasons
-from dinomed.pretrain.curation.choosing import Embedder, check_sets, choose
+from dinomed.pretrain.curation.choosing import check_sets, choose
+from dinomed.pretrain.curation.embedding import Embedder
 from dinomed.pretrain.curation.engine import Engine, LocalEngine
 from dinomed.pretrain.curation.faces import check_detector
 from dinomed.pretrain.curation.job import Job
@@ -98,8 +99,7 @@ def _look(job: Job, verdicts: Verdicts) -> tuple[pa.Table, pa.Table | None]:
         "look", 1, pile.references, every, work, prefix="excluded-", description="looking at excluded images"
     )
     if lost := len(found) - found["problem"].null_count:
-        job.notes.append(f"{lost} excluded images cannot be read: only equal files of them are found")
-        warn(job.notes[-1])
+        job.warn(f"{lost} excluded images cannot be read: only equal files of them are found")
     return looks, found
 
 
