@@ -65,5 +65,5 @@ class _Cosine(torch.autograd.Function):
             return to_x, None
         to_w = (gradient.T @ x.flatten(0, -2)).to(w_KC.dtype)
         # what lengthens w changes nothing: take the part along w away
-        along_K = torch.linalg.vecdot(w_KC, to_w) * inverse_K.square()
+        along_K = torch.einsum("kc,kc->k", w_KC, to_w) * inverse_K.square()  # no product of that size
         return to_x, to_w.addcmul_(w_KC, along_K.unsqueeze(-1).to(w_KC.dtype), value=-1)
