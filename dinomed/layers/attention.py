@@ -36,8 +36,13 @@ class Attention(nn.Module):
         if len(groups) > 1 and x_TC.is_cuda and xformers_works(qkv_T3HD.dtype, C // self.num_heads):
             out_TC = _block_diagonal(qkv_T3HD, groups).reshape(T, C)
         else:
-            out_TC = torch.cat([_one_group(part, group) for part, group in _split(qkv_T3HD, groups)])
+            out_TC = pack([_one_group(part, group) for part, group in _split(qkv_T3HD, groups)])
         return self.proj(out_TC)
+
+
+def pack(parts: Sequence[Tensor]) -> Tensor:
+    """Parts of a matrix below each other; a single one as it is, where `torch.cat` would copy it."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _split(qkv_T3HD: Tensor, groups: Sequence[Group]) -> list[tuple[Tensor, Group]]:

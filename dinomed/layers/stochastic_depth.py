@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dinomed.layers.attention import Group
+from dinomed.layers.attention import Group, pack
 
 Branch = Callable[[Tensor, Sequence[Group]], Tensor]
 
@@ -25,13 +25,13 @@ def add_residual(xs: Sequence[Tensor], branch: Branch, rate: float) -> list[Tens
     the branch scaled by B / kept so that its expectation is unchanged."""
     if rate == 0.0:
         groups = [(x.shape[0], x.shape[1]) for x in xs]
-        residual = branch(torch.cat([x.flatten(0, 1) for x in xs]), groups)
+        residual = branch(pack([x.flatten(0, 1) for x in xs]), groups)
         parts = residual.split([B * N for B, N in groups])
         return [x + part.view_as(x) for x, part in zip(xs, parts, strict=True)]
     kept = [torch.randperm(len(x), device=x.device)[: num_kept(len(x), rate)] for x in xs]
     subsets = [x[index] for x, index in zip(xs, kept, strict=True)]
     groups = [(x.shape[0], x.shape[1]) for x in subsets]
-    residual = branch(torch.cat([x.flatten(0, 1) for x in subsets]), groups)
+    residual = branch(pack([x.flatten(0, 1) for x in subsets]), groups)
     parts = residual.split([B * N for B, N in groups])
     return [
         torch.index_add(x, 0, index, part.view(len(index), *x.shape[1:]).to(x.dtype), alpha=len(x) / len(index))
