@@ -102,10 +102,11 @@ def _forward(config: PretrainConfig, kind: str) -> float:
 
 
 def _head_rows(config: PretrainConfig) -> dict[str, tuple[float, float]]:
-    """Rows that each head sees of an image: of the student, of the teacher."""
+    """Rows that each head sees of an image: of the student, of the teacher. Tied, DINO's sees those of both."""
     patches = (config.crops.global_size // config.backbone.patch_size) ** 2
     masked = 2 * patches * config.masks.probability * sum(config.masks.ratio) / 2
-    return {"dino_head": (2 + config.crops.num_local, 2), "ibot_head": (masked, masked)}
+    tied = masked if config.objective.ibot_weight and not config.objective.untied_heads else 0
+    return {"dino_head": (2 + config.crops.num_local + tied, 2 + tied), "ibot_head": (masked, masked)}
 
 
 def matrix_speed(device: torch.device, precision: str, seconds: float = 0.3) -> float:

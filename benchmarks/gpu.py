@@ -1,0 +1,181 @@
+"""A whole DINOv2 training step on a GPU: images per second, peak memory and model FLOPs utilisation, side by side.
+
+    python benchmarks/gpu.py [--peer PYTHON] [--model vits14 vitl14] [--rounds 5] [--compile]
+    python benchmarks/gpu.py --device cpu --model tiny --largest 8 --rounds 1       # tries it out without a GPU
+
+Compared are our step, our own step without packing, slicing and fused attention (`slow.py`), and, with ``--peer``, the
+Python of an environment that holds lightly-train, its step; what is the same in all is in `contenders.py`. Every
+figure is of a process of its own. First each is given batches that double until memory is full, or up to ``--largest``;
+its best batch is the one of most images per second. Then rounds in turns: each at its own best batch, and all at the
+largest batch that every one of them holds, where memory can be compared. Ratios are ours to theirs, of the same round:
+the paper's claim (section 5) is 2 times the images per second and a third of the memory of iBOT.
+
+Utilisation (MFU) is the FLOP that our step needs for as many images (`flops.py` says what is counted), whoever takes
+it, over the device's dense peak: what is computed and thrown away is no use. It is left out where no peak is known.
+``--compile`` and ``--checkpoint-activations`` are of our step only.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from contenders import MODELS, STEPS, Figures, Setting, compare_rounds, measure_apart, run_rounds, spread
+
+Try = Callable[[int], Figures]  # a batch size -> what `measure` gives
+
+
+def try_batches(attempt: Try, smallest: int, largest: int) -> dict[int, float | None]:
+    """Images per second of `smallest`, its double and so on, up to `largest` or until memory is full (None)."""
+    found: dict[int, float | None] = {}
+    batch = smallest
+    while batch <= largest:
+        figures = attempt(batch)
+        found[batch] = None if figures.get("full") else figures["images_per_second"]
+        print(f"  batch {batch}: {'memory is full' if found[batch] is None else f'{found[batch]:.4g} images/s'}",
+              file=sys.stderr)  # fmt: skip
+        if found[batch] is None:
+            break
+        batch *= 2
+    return found
+
+
+def best_of(found: Mapping[int, float | None]) -> int | None:
+    """The batch of most images per second; None where none fits."""
+    fitting = {batch: speed for batch, speed in found.items() if speed is not None}
+    return max(fitting, key=fitting.__getitem__) if fitting else None
+
+
+def compare(
+    setting: Setting, contenders: Mapping[str, str], *, smallest: int, largest: int, rounds: int, peak: float | None
+) -> dict[str, Any]:
+    """All that is to be said of one model; `contenders` are names and their Pythons, `peak` is in FLOP/s."""
+    found, best = {}, {}
+    for who, python in contenders.items():
+        print(f"{setting.model}, {who}", file=sys.stderr)
+        own = settings_of(who, setting)
+        found[who] = try_batches(partial(_attempt, who, own, python), smallest, largest)
+        batch = best_of(found[who])
+        if batch is None:
+            print(f"{who}: no batch fits, not even {smallest}; left out", file=sys.stderr)
+        else:
+            best[who] = replace(own, batch=batch)
+    report: dict[str, Any] = {"images_per_second_by_batch": found}
+    if not best:
+        return report
+    held = [max(batch for batch, speed in found[who].items() if speed is not None) for who in best]
+    equal = {who: replace(chosen, batch=min(held)) for who, chosen in best.items()}
+    report["best_batch"] = _rounds(best, contenders, rounds, peak)
+    report["one_batch"] = report["best_batch"] if equal == best else _rounds(equal, contenders, rounds, peak)
+    return report
+
+
+def _attempt(who: str, setting: Setting, python: str, batch: int) -> Figures:
+    return measure_apart(who, replace(setting, batch=batch), python)
+
+
+def settings_of(who: str, setting: Setting) -> Setting:
+    """Compilation and checkpointing are the product's."""
+    return setting if who == "dinomed" else replace(setting, compile=False, checkpoint_activations=False)
+
+
+def _rounds(
+    settings: Mapping[str, Setting], contenders: Mapping[str, str], rounds: int, peak: float | None
+) -> dict[str, Any]:
+    runs = run_rounds(settings, contenders, rounds)
+    full = [who for who, figures in runs.items() if any(one.get("full") for one in figures)]
+    for who in full:  # what fits once may not fit again where other work shares the device
+        print(f"{who}: memory was full in a later round; left out of the comparison", file=sys.stderr)
+        del runs[who]
+    table = {who: _summary(settings[who], figures, peak) for who, figures in runs.items()}
+    ratios = {
+        who: {key: compare_rounds(runs["dinomed"], figures, key) for key in ("images_per_second", "gib")}
+        for who, figures in runs.items()
+        if who != "dinomed" and "dinomed" in runs
+    }
+    return {"figures": table, "ours_to_theirs": ratios}
+
+
+def _summary(setting: Setting, figures: list[Figures], peak: float | None) -> dict[str, Any]:
+    from flops import count_flops
+
+    needed = count_flops(setting) / setting.batch
+    speed = spread([one["images_per_second"] for one in figures])
+    summary = {
+        "batch": setting.batch,
+        "images_per_second": speed,
+        "gib": spread([one["gib"] for one in figures]),
+        "model_teraflop_per_image": needed / 1e12,
+        "teraflop_per_second": needed * speed["median"] / 1e12,
+    }
+    return summary if peak is None else summary | {"mfu": needed * speed["median"] / peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=["vits14", "vitl14"])
+    parser.add_argument("--who", nargs="+", choices=STEPS, help="by default all, lightly with --peer only")
+    parser.add_argument("--peer", metavar="PYTHON", help="of an environment with lightly-train")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), help="by default bfloat16, float32 on a CPU")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--checkpoint-activations", action="store_true")
+    parser.add_argument("--drop-path", type=float, default=0.3, help="rate of stochastic depth")
+    parser.add_argument("--smallest", type=int, default=4, help="batch to begin with")
+    parser.add_argument("--largest", type=int, default=4096, help="batch to end with, if memory has room for it")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10, help="measured, of each process")
+    arguments = parser.parse_args()
+    if min(arguments.smallest, arguments.rounds, arguments.steps) < 1 or arguments.largest < arguments.smallest:
+        parser.error("--rounds, --steps and --smallest are at least 1, and --largest no less than --smallest")
+    who = arguments.who or [name for name in STEPS if name != "lightly" or arguments.peer]
+    if "lightly" in who and arguments.peer is None:
+        parser.error("--who lightly needs --peer, the Python of an environment with lightly-train")
+
+    import torch
+    from flops import peak_flops
+
+    from dinomed.device import resolve_device
+    from dinomed.errors import UsageError
+    from dinomed.pretrain.run import describe_device
+
+    try:
+        device = resolve_device(arguments.device)
+    except UsageError as error:
+        parser.error(str(error))
+    precision = arguments.precision or ("bfloat16" if device.type == "cuda" else "float32")
+    name = describe_device(device)
+    peak = peak_flops(name, precision)
+    pythons = {name: arguments.peer if name == "lightly" else sys.executable for name in who}
+    report: dict[str, Any] = {
+        "device": name,
+        "torch": torch.__version__,
+        "precision": precision,
+        "peak_teraflop_per_second": None if peak is None else peak / 1e12,
+    }
+    for model in arguments.model:
+        setting = Setting(
+            model=model,
+            device=str(device),
+            precision=precision,
+            drop_path=arguments.drop_path,
+            compile=arguments.compile,
+            checkpoint_activations=arguments.checkpoint_activations,
+            steps=arguments.steps,
+        )
+        report[model] = compare(
+            setting,
+            pythons,
+            smallest=arguments.smallest,
+            largest=arguments.largest,
+            rounds=arguments.rounds,
+            peak=peak,
+        )
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
