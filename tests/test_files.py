@@ -24,7 +24,7 @@ def held_by_another(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        process.communicate("\n", timeout=30)
+        process.communicate("\n", timeout=300)
 
 
 def test_what_another_process_has_begun_to_write_is_in_use_and_not_a_strange_folder(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_wheel_holds_all_folders_and_works(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {script}"],
-        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        capture_output=True, text=True, timeout=300, cwd=tmp_path,
     )  # fmt: skip
     assert str(tmp_path / "site") in done.stdout, done.stderr
     assert "dinomed 0." in done.stdout

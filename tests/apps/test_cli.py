@@ -47,7 +47,7 @@ def own_options(command: tuple[str, ...]) -> set[str]:
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "dinomed.apps.cli", *arguments],
-        capture_output=True, text=True, timeout=60, env={**os.environ, **environment},
+        capture_output=True, text=True, timeout=300, env={**os.environ, **environment},
     )  # fmt: skip
 
 
@@ -62,13 +62,13 @@ def run_here(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, 
 def test_help_needs_no_heavy_import_and_no_long_time(command: tuple[str, ...]) -> None:
     # In a process of its own, which measures itself: a second process costs as much as the help.
     script = (
-        "import sys, time; began = time.perf_counter()\n"
+        "import sys, time; began = time.process_time()\n"
         "from dinomed.apps import cli\n"
         f"try: cli.main({[*command, '--help']!r})\n"
         "except SystemExit as end: code = end.code\n"
-        f"print(code, time.perf_counter() - began, *[m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+        f"print(code, time.process_time() - began, *[m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     code, seconds, *imported = done.stderr.split()
     assert code == "0", done.stderr
     assert imported == []
@@ -76,7 +76,7 @@ def test_help_needs_no_heavy_import_and_no_long_time(command: tuple[str, ...]) -
     listed = done.stdout.partition("\nOptions:\n")[2]  # a line of the words above may begin with an option, too
     options = set(re.findall(r"^ +(?:-\w, *)?(--[\w-]+)", listed, re.MULTILINE))
     assert options == own_options(command)
-    assert float(seconds) < 2.0  # about 0.15 s on an idle machine; a heavy import takes longer than this
+    assert float(seconds) < 2.0  # of the processor; about 0.15 s, and a heavy import takes longer than this
     assert "Usage: dinomed" in done.stdout
 
 
@@ -189,13 +189,13 @@ def test_a_signal_ends_a_command_quietly(number: int, code: int) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
     process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (code, "")
 
 
 def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m dinomed.apps.cli --help | true"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.stderr == ""
 
 
@@ -203,7 +203,7 @@ def test_output_is_utf_8_whatever_the_locale() -> None:
     script = "from dinomed.apps import cli; cli._run = lambda *_: print('Größe × µm') or 0; cli.main([])"
     done = subprocess.run(
         [sys.executable, "-c", script],
-        capture_output=True, timeout=60, env={**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+        capture_output=True, timeout=300, env={**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert done.stdout.decode("utf-8").strip() == "Größe × µm"
 

@@ -216,7 +216,7 @@ def test_of_two_processes_in_one_folder_the_second_is_refused(tmp_path: Path) ->
             while not (out / "lesions.json").exists() and first.poll() is None:
                 time.sleep(0.05)
             drawn = set((out / "lesions").rglob("*"))
-            second = subprocess.run([*command, "--count", "40"], capture_output=True, text=True, timeout=120)
+            second = subprocess.run([*command, "--count", "40"], capture_output=True, text=True, timeout=300)
             assert first.poll() is None  # still at work, so the second one did meet it
         finally:
             first.terminate()

@@ -22,7 +22,7 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dinomed(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "dinomed.apps.cli", *map(str, arguments)],
-        capture_output=True, text=True, encoding="utf-8", cwd=cwd, env=os.environ | environment, timeout=120,
+        capture_output=True, text=True, encoding="utf-8", cwd=cwd, env=os.environ | environment, timeout=300,
     )  # fmt: skip
 
 

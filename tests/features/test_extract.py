@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     command = [sys.executable, "-c", KILLED, str(tiny_backbone), str(lesion_manifest), str(tmp_path)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
     assert done.returncode == -signal.SIGKILL
     records = [path.name for path in tmp_path.rglob("*.json")]
     assert records == ["00000.json"]

@@ -94,7 +94,7 @@ def test_a_signal_finishes_the_step_and_saves(
     while not (tmp_path / "run" / "log.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, number)  # as a terminal or a scheduler does: to the workers too
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == code, errors
     assert list_checkpoints(tmp_path / "run" / "checkpoints")
     assert "--resume" in errors
