@@ -84,13 +84,20 @@ class Watch:
         before, better = self.progress.start, self.progress.add(done, found[FOLLOWED])
         if self.log:
             self.log.write(done, found)
-            if before is not None and found[FOLLOWED] < before and not self._warned:
-                self._warned = True
-                warn(
-                    f"step {done}: the features tell classes apart worse than at the start of the run (k-NN AUROC "
-                    f"{found[FOLLOWED]:.3f}, then {before:.3f}); lower optimizer.lr, or raise start.warmup"
-                )
+            self._warn_of_fall(done, before, found[FOLLOWED])
         return better
+
+    def _warn_of_fall(self, done: int, before: float | None, now: float) -> None:
+        """Once, where the k-NN is below the start by more than so few validation images explain."""
+        assert self.knn is not None
+        if before is None or self._warned or not before - now > self.knn.chance(before, now):
+            return
+        self._warned = True
+        warn(
+            f"step {done}: the features tell classes apart worse than at the start of the run (k-NN AUROC {now:.3f}, "
+            f"then {before:.3f}: more than chance for {len(self.knn.labels[1])} validation images); lower "
+            "optimizer.lr, or raise start.warmup"
+        )
 
     @property
     def has_stalled(self) -> bool:

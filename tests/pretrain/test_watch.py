@@ -19,7 +19,7 @@ from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.energy import KG_PER_KWH, PUE, EnergyMeter
 from dinomed.pretrain.health import Health
 from dinomed.pretrain.monitor import effective_rank, target_statistics
-from dinomed.pretrain.online import Progress, choose_labelled
+from dinomed.pretrain.online import OnlineKNN, Progress, auroc_error, choose_labelled
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
@@ -126,13 +126,70 @@ def test_a_run_that_no_longer_improves_ends_and_keeps_its_best(
     assert again.steps == 8  # it has ended, and a resume does not forget it
 
 
-def test_features_that_got_worse_are_told_of(
-    tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("values", "times"),
+    [
+        ([1.0, 0.9, 0.1, 0.0], 1),
+        ([0.8, 0.799, 0.7, 0.6], 0),  # three validation images or four: that is chance
+        ([0.6, 0.7, 0.8, 0.65], 0),  # below its best, above its start
+    ],
+)
+def test_features_that_got_worse_than_chance_explains_are_told_of_once(
+    tiny: Tiny,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    values: list[float],
+    times: int,
 ) -> None:
-    values = iter([0.8, 0.7, 0.6, 0.5])
-    monkeypatch.setattr(watch.OnlineKNN, "measure", lambda *_: {"knn_auroc": next(values)})
+    measured = iter(values)
+    monkeypatch.setattr(watch.OnlineKNN, "measure", lambda *_: {"knn_auroc": next(measured)})
     pretrain(tiny(), pictures, tmp_path / "run", device="cpu")
-    assert capsys.readouterr().err.count("worse than at the start") == 1
+    assert capsys.readouterr().err.count("worse than at the start") == times
+
+
+@pytest.mark.parametrize(("auroc", "positives", "negatives"), [(0.6, 10, 40), (0.8, 30, 30), (0.9, 100, 20)])
+def test_the_error_of_an_auroc_is_that_of_drawing_it_again(auroc: float, positives: int, negatives: int) -> None:
+    rng, draws = np.random.default_rng(0), 4000
+    high = rng.exponential(auroc / (1 - auroc), (draws, positives, 1))
+    found = (high > rng.exponential(1.0, (draws, 1, negatives))).mean((1, 2))
+    assert found.mean() == pytest.approx(auroc, abs=0.01)
+    # 4,000 draws tell a deviation to 1.1%, times three
+    assert found.std() == pytest.approx(auroc_error(auroc, positives, negatives), rel=0.035)
+
+
+def _knn(counts: list[int]) -> OnlineKNN:
+    """Of validation images alone, so many of each class."""
+    knn = OnlineKNN.__new__(OnlineKNN)
+    knn.classes = [str(index) for index in range(len(counts))]
+    knn.labels = [np.empty(0, int), np.repeat(np.arange(len(counts)), counts)]
+    return knn
+
+
+@pytest.mark.parametrize("counts", [[60, 60], [20, 30, 50], [5, 15, 40, 100, 0], [10, 12, 60, 8, 9, 130, 11]])
+def test_what_chance_may_take_is_what_drawing_again_takes(counts: list[int]) -> None:
+    """Scores of a class are noise plus what the image gives for its own class; measured twice with nothing changed."""
+    rng, knn, falls = np.random.default_rng(1), _knn(counts), []
+    truth = np.eye(len(counts), dtype=bool)[knn.labels[1]]
+    truth = truth[:, truth.any(0)]
+    positives, negatives = truth.sum(0), (~truth).sum(0)
+    for _ in range(1500):
+        votes = rng.normal(size=(2, *truth.shape)) + 1.2 * truth
+        votes = np.exp(votes) / np.exp(votes).sum(2, keepdims=True)
+        ranks = votes.argsort(1).argsort(1)  # there are no ties: Mann and Whitney's count of pairs
+        aurocs = ((ranks * truth).sum(1) - positives * (positives - 1) / 2) / (positives * negatives)
+        before, now = aurocs.mean(1)
+        falls.append((before - now) / knn.chance(before, now))
+    # Two standard errors of one are 1.4 of the difference of two that have nothing in common: 8% fall further, and
+    # fewer where classes are of very different size, of which the formula thinks too little.
+    assert 0.015 < np.mean(np.array(falls) > 1) < 0.11
+
+
+def test_the_fewer_the_images_the_more_may_chance_take() -> None:
+    assert _knn([200, 200]).chance(0.8, 0.75) < 0.05 < _knn([60, 60]).chance(0.8, 0.75)
+    assert _knn([2, 2]).chance(1.0, 0.5) > 0.4  # a perfect start on four images is no certain one
+    assert _knn([200, 200, 0]).chance(0.8, 0.75) == _knn([200, 200]).chance(0.8, 0.75)
 
 
 def test_energy_is_watts_times_time_times_pue(monkeypatch: pytest.MonkeyPatch) -> None:
