@@ -1,5 +1,6 @@
 """Using adapters: `load_adapter` gives a predictor of images as arrays; folders are in `dinomed.adapters.folders`."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from dinomed.adapters.depth.predict import DepthPredictor
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.reference import find_backbone
 from dinomed.adapters.segment.predict import LesionSummary, SegmentPredictor, lesion_summary, resize_probability
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.load import load_backbone
 from dinomed.device import resolve_device
 
 __all__ = [
@@ -34,7 +37,11 @@ _KINDS: dict[str, type[AnyPredictor]] = {
 
 
 def load_adapter(
-    folder: str | Path, device: str | torch.device = "cpu", backbone: str | Path | None = None
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    backbone: str | Path | None = None,
+    *,
+    load: Callable[..., FrozenBackbone] = load_backbone,
 ) -> AnyPredictor:
     """The predictor of a bundle.
 
@@ -42,6 +49,7 @@ def load_adapter(
         folder: what ``dinomed train`` wrote.
         device: cpu, cuda, cuda:N, mps or auto.
         backbone: where the backbone is, if it is no longer where the bundle says.
+        load: another `load_backbone`, such as `dinomed.adapters.together.Backbones`.
 
     Raises:
         UsageError: no such bundle, or another backbone than it was made on.
@@ -50,5 +58,5 @@ def load_adapter(
     record = read_record(folder)
     adapter = load_head(folder, record)
     where = resolve_device(device) if isinstance(device, str) else device
-    found = find_backbone(folder, record, backbone, where)
+    found = find_backbone(folder, record, backbone, where, load)
     return _KINDS[record.task](record, adapter, load_tuned(folder, record, found))

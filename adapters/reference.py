@@ -1,6 +1,7 @@
 """From a bundle to its backbone and back: a path relative to the bundle, so that both move together."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,9 +14,14 @@ from dinomed.errors import DinomedError, UsageError
 
 
 def find_backbone(
-    folder: str | Path, record: AdapterRecord, given: str | Path | None = None, device: str | torch.device = "cpu"
+    folder: str | Path,
+    record: AdapterRecord,
+    given: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    load: Callable[..., FrozenBackbone] = load_backbone,
 ) -> FrozenBackbone:
-    """The backbone that the adapter was made on, or `given` in its place if it is the same one elsewhere.
+    """The backbone that the adapter was made on, or `given` in its place if it is the same one elsewhere. `load` takes
+    what `load_backbone` does.
 
     Raises:
         DinomedError: it is not there.
@@ -31,7 +37,7 @@ def find_backbone(
         if place is not None and not place.exists():
             raise DinomedError(f"the backbone of adapter {folder} is not at {place}; say where: --backbone PATH")
         name, place = (str(place), None) if reference.path else (reference.name, place)
-    found = load_backbone(name, weights=place, image_size=size, device=device)
+    found = load(name, weights=place, image_size=size, device=device)
     if found.fingerprint != reference.fingerprint:
         raise UsageError(
             f"adapter {folder} was made on backbone {reference.name} with fingerprint {reference.fingerprint[:16]}, "

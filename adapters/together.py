@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,39 @@ from torch import Tensor
 
 from dinomed.adapters.contract import Needs
 from dinomed.adapters.dense import DensePredictor
+from dinomed.adapters.fitting.build import at_image_size
 from dinomed.adapters.predict import ClassifyPredictor, Predictor
 from dinomed.adapters.retrieval.search import Retriever
 from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.load import load_backbone
+from dinomed.backbones.variants import VARIANTS
 from dinomed.features.compute import Features
 
 Consumer = Predictor | Retriever
+
+
+class Backbones:
+    """`load_backbone`, but what was loaded once is kept: adapters of one backbone share its weights, at whatever size
+    each looks at images."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str | None, ...], FrozenBackbone] = {}
+
+    def __call__(
+        self,
+        name: str | Path,
+        *,
+        weights: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        image_size: int | None = None,
+    ) -> FrozenBackbone:
+        """As `load_backbone`; `image_size` null is the backbone's own."""
+        which = str(name) if str(name) in VARIANTS else str(Path(name).resolve())
+        key = (which, None if weights is None else str(Path(weights).resolve()), str(device))
+        if key not in self._kept:
+            self._kept[key] = load_backbone(name, weights=weights, device=device)
+        found = self._kept[key]
+        return found if image_size is None else at_image_size(found, image_size)
 
 
 @torch.inference_mode()

@@ -40,7 +40,12 @@ COMMANDS: dict[str, Any] = {
     "index": "index:index",
     "search": "search:search",
     "export": "export:export",
-    "demo": {"segment": "demo:segment", "classify": "demo:classify", "retrieve": "demo:retrieve"},
+    "demo": {
+        "segment": "demo:segment",
+        "classify": "demo:classify",
+        "retrieve": "demo:retrieve",
+        "all": "demo:every",
+    },
 }
 GROUP_HELP = {
     "train": "Train a light head on the features of a frozen backbone.",

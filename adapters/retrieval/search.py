@@ -1,6 +1,6 @@
 """Searching an index by images: `load_retriever` gives an index with its backbone."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,8 @@ from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.device import resolve_device
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import Features, Loaded, compute_features, load_images
-from dinomed.images.read import UnreadableImage, read_image
+from dinomed.images.read import UnreadableImage
+from dinomed.images.shown import read_shown
 from dinomed.progress import bar
 
 BATCH_SIZE = 16
@@ -119,12 +120,13 @@ class Retriever:
         }
 
     def read(self, row: int) -> np.ndarray:
-        """The image at a row of the index as a person sees it, uint8 (H, W, 3).
+        """The image at a row of the index as a person sees it, uint8 (H, W, 3); of arrays and bands the first channel.
 
         Raises:
             UnreadableImage: it is no longer there, or a link leads out of the folder of the images.
         """
-        return read_image(self._path(row))
+        preprocessing = self.backbone.preprocessing
+        return read_shown(self._path(row), preprocessing.channels, preprocessing.intensity)
 
     def evidence(self, image: np.ndarray, found: Sequence[Found]) -> list[Evidence | None]:
         """What in `image` (as ``backbone.preprocessing.read`` gives it) and in each result is alike; None where the
@@ -159,13 +161,18 @@ class Retriever:
 
 
 def load_retriever(
-    folder: str | Path, device: str | torch.device = "cpu", backbone: str | Path | None = None
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    backbone: str | Path | None = None,
+    *,
+    load: Callable[..., FrozenBackbone] = load_backbone,
 ) -> Retriever:
     """An index that `dinomed index` wrote, with the backbone that it was made on.
 
     Args:
         device: cpu, cuda, cuda:N, mps or auto.
         backbone: where the backbone is, if it is no longer where the index says.
+        load: another `load_backbone`, such as `dinomed.adapters.together.Backbones`.
 
     Raises:
         UsageError: no such index, or another backbone than it was made on (both fingerprints are named).
@@ -173,10 +180,16 @@ def load_retriever(
     """
     index = read_index(folder)
     where = resolve_device(device) if isinstance(device, str) else device
-    return Retriever(index, _find_backbone(Path(folder), index.record, backbone, where))
+    return Retriever(index, _find_backbone(Path(folder), index.record, backbone, where, load))
 
 
-def _find_backbone(folder: Path, record: IndexRecord, given: str | Path | None, device: torch.device) -> FrozenBackbone:
+def _find_backbone(
+    folder: Path,
+    record: IndexRecord,
+    given: str | Path | None,
+    device: torch.device,
+    load: Callable[..., FrozenBackbone],
+) -> FrozenBackbone:
     reference = record.backbone
     name, weights = str(given) if given is not None else reference.name, None
     if given is not None and Path(given).is_file():
@@ -186,7 +199,7 @@ def _find_backbone(folder: Path, record: IndexRecord, given: str | Path | None, 
         if not place.exists():
             raise DinomedError(f"the backbone of index {folder} is not at {place}; say where: --backbone PATH")
         name, weights = (str(place), None) if reference.path else (reference.name, place)
-    found = load_backbone(name, weights=weights, image_size=record.preprocessing.image_size, device=device)
+    found = load(name, weights=weights, image_size=record.preprocessing.image_size, device=device)
     if found.fingerprint != reference.fingerprint:
         raise UsageError(
             f"index {folder} was made on backbone {reference.name} with fingerprint {reference.fingerprint[:16]}, "

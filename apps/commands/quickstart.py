@@ -46,9 +46,9 @@ def quickstart(
     say(f"report: {results['report']}")
     if no_demo or as_json or results["segmenter"] is None:
         return  # (with --json, stdout is for one object: no address may follow)
-    from dinomed.apps.demos.launch import serve_segment
+    from dinomed.apps.demos.launch import serve_demo
 
     examples = results["examples"]
     offered = f" --examples {examples}" if examples else ""
     say(f"\n$ dinomed demo segment --adapter {results['segmenter']}{offered}")
-    serve_segment(Path(results["segmenter"]), examples=examples and Path(examples), device=device)
+    serve_demo(segment=Path(results["segmenter"]), examples=examples and Path(examples), device=device)

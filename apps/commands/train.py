@@ -1,33 +1,71 @@
 """`dinomed train`: light heads on the features of a backbone, frozen or tuned with them."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from dinomed.apps.expand import expand
 from dinomed.apps.options import Backbone, Cache, Data, Device, Json, Output, Overwrite, Quiet, Weights
 
 if TYPE_CHECKING:
     from dinomed.adapters.fitting.outcome import FitResult
 
-Config = Annotated[Path | None, Option("--config", "-c", help="YAML file, such as configs/adapters/segment.yaml.")]
-Set = Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")]
-Head = Annotated[
-    str | None, Option("--head", help="Which head, as `dinomed models` lists them (short for --set head.name=NAME).")
-]
-Tune = Annotated[
-    str | None,
-    Option("--tune", help="What of the backbone learns too: none, last:N (blocks), lora or lora:RANK [none]."),
-]
-SeedOrConfig = Annotated[int | None, Option("--seed", help="Instead of the seed of the config.", min=0)]
+
+@dataclass(frozen=True)
+class Training:
+    """What all tasks can be told."""
+
+    backbone: Backbone
+    data: Data
+    output: Output
+    head: Annotated[
+        str | None,
+        Option("--head", help="Which head, as `dinomed models` lists them (short for --set head.name=NAME)."),
+    ] = None
+    tune: Annotated[
+        str | None,
+        Option("--tune", help="What of the backbone learns too: none, last:N (blocks), lora or lora:RANK [none]."),
+    ] = None
+    config: Annotated[
+        Path | None, Option("--config", "-c", help="YAML file, such as configs/adapters/segment.yaml.")
+    ] = None
+    overrides: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None
+    weights: Weights = None
+    cache: Cache = None
+    seed: Annotated[int | None, Option("--seed", help="Instead of the seed of the config.", min=0)] = None
+    overwrite: Overwrite = False
+    device: Device = "auto"
+    as_json: Json = False
+    quiet: Quiet = False
+
+    def settings(self, kind: Any, more: Sequence[str] = ()) -> Any:
+        """The config of a task, of all that was given; `more` are settings that have options of their own."""
+        from dinomed.config import load_config
+        from dinomed.configs import find_config
+
+        path = None if self.config is None else find_config(self.config)
+        options = {"head.name": self.head, "seed": self.seed, "tune": self.tune}
+        short = [f"{name}={value}" for name, value in options.items() if value is not None]
+        return load_config(kind, path, [*more, *(self.overrides or ()), *short])
+
+    def fit(self, fit: Callable[..., "FitResult"], settings: Any) -> None:
+        """Fit, and say what came out."""
+        from dinomed.backbones.load import load_backbone
+        from dinomed.datasets.manifest import open_collection
+        from dinomed.features.extract import default_store
+
+        manifest = open_collection(self.data)
+        backbone = load_backbone(self.backbone, weights=self.weights, device=self.device)
+        store = self.cache or default_store(self.data)
+        _report(fit(backbone, manifest, self.output, settings, store=store, overwrite=self.overwrite), self.as_json)
 
 
+@expand
 def classify(
-    backbone: Backbone,
-    data: Data,
-    output: Output,
-    head: Head = None,
-    tune: Tune = None,
+    training: Training,
     label: Annotated[
         str | None, Option("--label", help="Column of classes [label]; several columns of 0 and 1: oedema,effusion.")
     ] = None,
@@ -37,15 +75,6 @@ def classify(
     unit: Annotated[
         str | None, Option("--unit", help="image, or group for one answer for all images of a group (8 at most).")
     ] = None,
-    config: Config = None,
-    overrides: Set = None,
-    weights: Weights = None,
-    cache: Cache = None,
-    seed: SeedOrConfig = None,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Train a classifier on the labels of a manifest.
 
@@ -55,31 +84,11 @@ def classify(
     from dinomed.adapters.classify.config import ClassifyConfig
     from dinomed.adapters.classify.fit import fit_classifier
 
-    settings = _settings(
-        ClassifyConfig, config, [*_targets(label, separator, unit), *(overrides or ())], seed, head, tune
-    )
-    result = fit_classifier(
-        **_inputs(backbone, weights, device, data, cache), out=output, config=settings, overwrite=overwrite
-    )
-    _report(result, as_json)
+    training.fit(fit_classifier, training.settings(ClassifyConfig, _targets(label, separator, unit)))
 
 
-def segment(
-    backbone: Backbone,
-    data: Data,
-    output: Output,
-    head: Head = None,
-    tune: Tune = None,
-    config: Config = None,
-    overrides: Set = None,
-    weights: Weights = None,
-    cache: Cache = None,
-    seed: SeedOrConfig = None,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@expand
+def segment(training: Training) -> None:
     """Train a lesion segmenter on the masks of a manifest.
 
     Learns from the split train, keeps the epoch that is best on val, and chooses the threshold there. For research
@@ -88,29 +97,11 @@ def segment(
     from dinomed.adapters.segment.config import SegmentConfig
     from dinomed.adapters.segment.fit import fit_segmenter
 
-    settings = _settings(SegmentConfig, config, overrides, seed, head, tune)
-    result = fit_segmenter(
-        **_inputs(backbone, weights, device, data, cache), out=output, config=settings, overwrite=overwrite
-    )
-    _report(result, as_json)
+    training.fit(fit_segmenter, training.settings(SegmentConfig))
 
 
-def depth(
-    backbone: Backbone,
-    data: Data,
-    output: Output,
-    head: Head = None,
-    tune: Tune = None,
-    config: Config = None,
-    overrides: Set = None,
-    weights: Weights = None,
-    cache: Cache = None,
-    seed: SeedOrConfig = None,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@expand
+def depth(training: Training) -> None:
     """Train a depth estimator on the depth maps of a manifest (a column `depth`).
 
     Learns from the split train and keeps the epoch that is best on val. Depths stay between the least and the greatest
@@ -119,38 +110,7 @@ def depth(
     from dinomed.adapters.depth.config import DepthConfig
     from dinomed.adapters.depth.fit import fit_depth
 
-    settings = _settings(DepthConfig, config, overrides, seed, head, tune)
-    result = fit_depth(
-        **_inputs(backbone, weights, device, data, cache), out=output, config=settings, overwrite=overwrite
-    )
-    _report(result, as_json)
-
-
-def _settings(
-    kind: Any,
-    config: Path | None,
-    overrides: list[str] | None,
-    seed: int | None,
-    head: str | None = None,
-    tune: str | None = None,
-) -> Any:
-    from dinomed.config import load_config
-    from dinomed.configs import find_config
-
-    path = None if config is None else find_config(config)
-    options = {"head.name": head, "seed": seed, "tune": tune}
-    short = [f"{name}={value}" for name, value in options.items() if value is not None]
-    return load_config(kind, path, [*(overrides or ()), *short])
-
-
-def _inputs(backbone: str, weights: Path | None, device: str, data: Path, cache: Path | None) -> dict[str, Any]:
-    from dinomed.backbones.load import load_backbone
-    from dinomed.datasets.manifest import open_collection
-    from dinomed.features.extract import default_store
-
-    manifest = open_collection(data)
-    found = load_backbone(backbone, weights=weights, device=device)
-    return {"backbone": found, "manifest": manifest, "store": cache or default_store(data)}
+    training.fit(fit_depth, training.settings(DepthConfig))
 
 
 def _targets(label: str | None, separator: str | None, unit: str | None) -> list[str]:

@@ -46,7 +46,7 @@ def show_cases(retriever: Retriever, picture: Picture, found: Sequence[Found], r
         f"{kept_out}Similarity is that of the backbone's features (cosine): 1 is the same picture. It is none of "
         "diagnoses."
     )
-    return f'<div id="cases" class="cases">{"".join(cases)}</div><div class="hint" id="cases-hint">{hint}</div>'
+    return f'<div class="cases">{"".join(cases)}</div><div class="hint cases-hint">{hint}</div>'
 
 
 def _case(retriever: Retriever, found: Found, picture: np.ndarray | None, height_px: int) -> str:

@@ -1,6 +1,8 @@
-"""From an adapter or an index to its served demo: what is loaded, which examples."""
+"""From adapters and an index to their served page: what is loaded, which examples."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dinomed.album import spread
 from dinomed.apps.demos.serve import Address, choose_address, private_environment, serve
@@ -8,116 +10,141 @@ from dinomed.apps.examples import write_examples
 from dinomed.errors import UsageError
 from dinomed.progress import say
 
+if TYPE_CHECKING:
+    from dinomed.adapters.predict import AnyPredictor
+    from dinomed.adapters.retrieval.search import Retriever
+    from dinomed.apps.demos.page import Panel
+
 NUM_EXAMPLES = 6
 
 
-def serve_segment(
-    adapter: Path,
+def serve_demo(
     *,
+    segment: Path | None = None,
+    classify: Path | None = None,
+    index: Path | None = None,
+    retrieve: bool = True,
     backbone: str | None = None,
     examples: Path | None = None,
     address: Address | None = None,
     browser: bool = True,
     device: str = "auto",
 ) -> None:
-    """Load a segmentation adapter and serve its demo until a signal comes.
+    """Load adapters and an index, and serve their page until a signal comes; of several, each has a tab.
 
-    Examples are the pictures of the folder given, else of the adapter's own ``examples/``, else synthetic ones.
+    A backbone that they share is loaded once. Examples are the pictures of the folder given, else of an ``examples/``
+    in the folder of an adapter or of the index, else synthetic ones.
 
     Args:
+        segment: a segmentation adapter.
+        classify: a classification adapter.
+        index: shown in a tab of its own (if `retrieve`), and beside the classes as cases that look alike.
+        backbone: where the backbone is now, if it was moved.
         address: where to serve; None for a free port of this machine alone.
 
     Raises:
-        UsageError: the adapter is no segmenter, or the folder of examples holds no picture.
+        UsageError: nothing is given, an adapter is of another task, the folder of examples holds no picture, or the
+            classifier and the index read pictures differently.
     """
-    from dinomed.adapters.bundle import read_record
-    from dinomed.adapters.predict import SegmentPredictor, load_adapter
-
-    read_record(adapter)  # before examples are made and Gradio is imported
+    given = {"segment": segment, "classify": classify}
+    adapters = {task: folder for task, folder in given.items() if folder is not None}
+    folders = [*adapters.values(), *([] if index is None else [index])]
+    if not folders:
+        raise UsageError("nothing to show: give one or more of --segment ADAPTER, --classify ADAPTER and --index INDEX")
+    _check_tasks(adapters)
     address = address or choose_address()
-    with private_environment() as folder:
-        chosen = choose_examples(adapter, examples, folder)
-        say("loading the adapter and its backbone")
-        predictor = load_adapter(adapter, device=device, backbone=backbone)
-        if not isinstance(predictor, SegmentPredictor):
-            raise UsageError(
-                f"{adapter} is a {predictor.task} adapter; this demo needs one made by `dinomed train segment`"
-            )
+    with private_environment() as scratch:
+        chosen = choose_examples(folders, examples, scratch)
+        predictors, retriever = _load(adapters, index, backbone, device)
+        _check_reading(predictors, retriever)
+        consumers = [*predictors.values(), *([] if retriever is None else [retriever])]
+        bands = next((n for one in consumers if (n := one.backbone.preprocessing.channels) not in (1, 3)), None)
+        if bands is not None:  # examples are written as colour pictures, which such a backbone cannot take
+            if examples is not None:
+                raise UsageError(
+                    f"--examples: these are shown in colour, and a backbone takes {bands} channels; leave it out"
+                )
+            chosen = []
 
-        from dinomed.apps.demos.segment import build_segment_demo  # imports Gradio, so only here
+        from dinomed.apps.demos.page import build_page  # imports Gradio, so only here
 
-        frozen = predictor.backbone
-        # The folder's name alone: visitors need not know where things lie on this machine.
-        subtitle = f"Adapter {adapter.resolve().name} on backbone {frozen.name}"
         serve(
-            lambda: build_segment_demo(predictor, chosen, subtitle, frozen.preprocessing.read), address, browser=browser
+            lambda: build_page(
+                list(_panels(predictors, retriever, retrieve)),
+                chosen,
+                _subtitle(adapters, index, predictors, retriever),
+            ),
+            address,
+            browser=browser,
         )
 
 
-def serve_classify(
-    adapter: Path,
-    *,
-    index: Path | None = None,
-    backbone: str | None = None,
-    examples: Path | None = None,
-    address: Address | None = None,
-    browser: bool = True,
-    device: str = "auto",
-) -> None:
-    """Load a classification adapter, and an index if one is given, and serve their demo until a signal comes.
+def _check_tasks(adapters: dict[str, Path]) -> None:
+    from dinomed.adapters.bundle import read_record
 
-    Raises:
-        UsageError: the adapter is no classifier, or the folder of examples holds no picture.
-    """
-    from dinomed.adapters.predict import ClassifyPredictor, load_adapter
+    for task, folder in adapters.items():  # before examples are made and Gradio is imported
+        found = read_record(folder).task
+        if found != task:
+            raise UsageError(f"{folder} is a {found} adapter; this needs one made by `dinomed train {task}`")
+
+
+def _load(
+    adapters: dict[str, Path], index: Path | None, backbone: str | None, device: str
+) -> tuple[dict[str, "AnyPredictor"], "Retriever | None"]:
+    from dinomed.adapters.predict import load_adapter
     from dinomed.adapters.retrieval.search import load_retriever
+    from dinomed.adapters.together import Backbones
 
-    address = address or choose_address()
-    with private_environment() as folder:
-        chosen = choose_examples(adapter, examples, folder)
-        say("loading the adapter and its backbone")
-        predictor = load_adapter(adapter, device=device, backbone=backbone)
-        if not isinstance(predictor, ClassifyPredictor):
-            raise UsageError(
-                f"{adapter} is a {predictor.task} adapter; this demo needs one made by `dinomed train classify`"
-            )
-        retriever = None if index is None else load_retriever(index, device)
-
-        from dinomed.apps.demos.classify import build_classify_demo  # imports Gradio, so only here
-
-        subtitle = f"Adapter {adapter.resolve().name} on backbone {predictor.backbone.name}"
-        if retriever is not None:
-            subtitle += f"; {len(retriever.index):,} cases to compare with"
-        serve(lambda: build_classify_demo(predictor, retriever, chosen, subtitle), address, browser=browser)
+    say("loading what is shown, and its backbone")
+    load = Backbones()
+    predictors = {task: load_adapter(folder, device, backbone, load=load) for task, folder in adapters.items()}
+    return predictors, None if index is None else load_retriever(index, device, backbone, load=load)
 
 
-def serve_retrieve(
-    index: Path,
-    *,
-    backbone: str | None = None,
-    examples: Path | None = None,
-    address: Address | None = None,
-    browser: bool = True,
-    device: str = "auto",
-) -> None:
-    """Load an index and serve its demo until a signal comes. Raises as `load_retriever`, and as `choose_examples`."""
-    from dinomed.adapters.retrieval.search import load_retriever
-
-    address = address or choose_address()
-    with private_environment() as folder:
-        chosen = choose_examples(index, examples, folder)
-        say("loading the index and its backbone")
-        retriever = load_retriever(index, device, backbone)
-
-        from dinomed.apps.demos.retrieve import build_retrieve_demo  # imports Gradio, so only here
-
-        subtitle = (
-            f"Index {index.resolve().name} of {len(retriever.index):,} cases, on backbone {retriever.backbone.name}"
+def _check_reading(predictors: dict[str, "AnyPredictor"], retriever: "Retriever | None") -> None:
+    """Raises a `UsageError` if the cases beside the classes would be of a picture that is read in another way."""
+    if retriever is None or "classify" not in predictors:
+        return
+    one, other = (each.backbone.preprocessing for each in (predictors["classify"], retriever))
+    if (one.channels, one.intensity) != (other.channels, other.intensity):
+        raise UsageError(
+            "the backbones of the classifier and of the index read pictures differently (channels, bits or window); "
+            "show them apart: demo classify, demo retrieve"
         )
-        serve(lambda: build_retrieve_demo(retriever, chosen, subtitle), address, browser=browser)
 
 
-def choose_examples(adapter: Path, given: Path | None, scratch: Path) -> list[Path]:
+def _panels(predictors: dict[str, "AnyPredictor"], retriever: "Retriever | None", retrieve: bool) -> Iterator["Panel"]:
+    from dinomed.adapters.predict import ClassifyPredictor, SegmentPredictor
+    from dinomed.apps.demos.classify import ClassifyPanel
+    from dinomed.apps.demos.retrieve import RetrievePanel
+    from dinomed.apps.demos.segment import SegmentPanel
+
+    for predictor in predictors.values():
+        if isinstance(predictor, SegmentPredictor):
+            yield SegmentPanel(predictor)
+        elif isinstance(predictor, ClassifyPredictor):
+            yield ClassifyPanel(predictor, retriever)
+    if retriever is not None and retrieve:
+        yield RetrievePanel(retriever)
+
+
+def _subtitle(
+    adapters: dict[str, Path], index: Path | None, predictors: dict[str, "AnyPredictor"], retriever: "Retriever | None"
+) -> str:
+    """Folders by their names alone: visitors need not know where things lie on this machine."""
+    parts = [
+        f"adapter {folder.resolve().name} on backbone {predictors[task].backbone.name}"
+        for task, folder in adapters.items()
+    ]
+    if index is not None and retriever is not None:
+        parts.append(
+            f"index {index.resolve().name} of {len(retriever.index):,} cases on backbone {retriever.backbone.name}"
+        )
+    text = "; ".join(parts)
+    return text[:1].upper() + text[1:]
+
+
+def choose_examples(folders: list[Path], given: Path | None, scratch: Path) -> list[Path]:
     """At most `NUM_EXAMPLES` pictures, as numbered copies in ``scratch/examples``; see `dinomed.apps.examples`.
 
     Raises:
@@ -130,7 +157,10 @@ def choose_examples(adapter: Path, given: Path | None, scratch: Path) -> list[Pa
         if not found:
             raise UsageError(f"--examples {given}: no pictures in this folder")
         return found
-    return _copy(adapter / "examples", scratch / "examples") or _copy(_synthetic(scratch), scratch / "examples")
+    for folder in folders:
+        if found := _copy(folder / "examples", scratch / "examples"):
+            return found
+    return _copy(_synthetic(scratch), scratch / "examples")
 
 
 def _copy(folder: Path, out: Path) -> list[Path]:

@@ -16,16 +16,17 @@ from dinomed.apps.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError
 from dinomed.files import sha256_file
-from dinomed.images.read import read_image
+from dinomed.images.read import read_header, read_image
+from dinomed.images.shown import read_shown
 
 
 def message(kind: str, text: str) -> str:
-    """A box; its id is its kind."""
-    return f'<div class="message {kind}" id="{kind}">{html.escape(text)}</div>'
+    """A box; its class is its kind."""
+    return f'<div class="message {kind}">{html.escape(text)}</div>'
 
 
 PUT_AWAY = message("put-away", "This picture was put away, to make room or after a while; drop it again.")
-WAITING = '<div class="message" id="waiting">Drop a picture, or click an example.</div>'
+WAITING = message("waiting", "Drop a picture, or click an example.")
 
 
 def drop_zone(examples: Sequence[Path]) -> gr.Image:
@@ -72,11 +73,16 @@ class Picture:
     sha256: str
 
 
-def read_picture(path: str, preprocessing: Preprocessing) -> tuple[Picture | None, str]:
-    """The picture, or None and what to tell the visitor."""
+def read_picture(path: str, preprocessing: Preprocessing | None) -> tuple[Picture | None, str]:
+    """The picture, or None and what to tell the visitor. Without a preprocessing it is given as it is shown."""
     try:
-        shown = read_image(path, max_pixels=MAX_PIXELS)
-        return Picture(shown, preprocessing.read(path), sha256_file(path)), ""
+        read_header(path, MAX_PIXELS)
+        if preprocessing is None:
+            shown = given = read_image(path, max_pixels=MAX_PIXELS)
+        else:
+            given = preprocessing.read(path)
+            shown = read_shown(path, preprocessing.channels, preprocessing.intensity, MAX_PIXELS)
+        return Picture(shown, given, sha256_file(path)), ""
     except DinomedError as error:
         reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
         if reason == "does not exist":  # swept, while the page was still open

@@ -1,7 +1,6 @@
-"""The lesion segmentation demo: drop a picture, see the outline, move the threshold, take the mask away."""
+"""The segmentation panel: see the outline, move the threshold, take the mask away."""
 
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,30 +8,27 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from dinomed.adapters.predict import lesion_summary
-from dinomed.apps.demos.parts import PUT_AWAY, WAITING, drop_zone, message
+from dinomed.adapters.predict import SegmentPredictor, lesion_summary
+from dinomed.adapters.segment.legend import LESION
+from dinomed.apps.demos.page import LIVE, Panel
+from dinomed.apps.demos.parts import PUT_AWAY, WAITING, Picture, message
 from dinomed.apps.demos.recent import Recent, Seen
-from dinomed.apps.demos.serve import CACHE_SWEEP_S
 from dinomed.apps.examples import MAX_PIXELS
 from dinomed.apps.overlay import FILL, draw_mask, draw_probability
-from dinomed.errors import DinomedError
-from dinomed.images.read import read_image, write_mask
-from dinomed.notice import RESEARCH_USE
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.images.read import write_mask
 
 KEPT_PIXELS = 2 * MAX_PIXELS  # of all visitors together, 7 bytes each
 FILLED, OUTLINE, PROBABILITY = "Filled", "Outline", "Probability"
-EXPLANATION = (
-    "Drop a picture in: the model says of each pixel how probable a lesion is there, and what is at least as probable "
-    "as the threshold is outlined. Nothing leaves the machine that serves this page."
-)
+ANY = "any of them"
 CONFIDENCE = (
-    "mean of the lesion probability that the model gives to the pixels inside the outline. It is not calibrated: "
+    "mean of the probability that the model gives to the pixels inside the outline. It is not calibrated: "
     "it says how sure the model is, not how often it is right."
 )
 
 
 class Predictor(Protocol):
-    """What the demo needs of a segmentation adapter (`dinomed.adapters.predict.load_adapter` gives one)."""
+    """What the panel needs of a segmentation adapter (`dinomed.adapters.predict.load_adapter` gives one)."""
 
     threshold: float
 
@@ -41,13 +37,13 @@ class Predictor(Protocol):
         ...
 
 
-def describe(probability: np.ndarray, threshold: float) -> str:
-    """The measurements as cards of HTML, or that no lesion was found."""
+def describe(probability: np.ndarray, threshold: float, kind: str = LESION) -> str:
+    """The measurements as cards of HTML, or that nothing of this `kind` was found."""
     found = lesion_summary(probability, threshold)
     if found.confidence is None:
         return message(
             "no-lesion",
-            f"No lesion found at threshold {threshold:.2f}. The highest probability in this picture is "
+            f"No {kind} found at threshold {threshold:.2f}. The highest probability in this picture is "
             f"{found.highest:.2f}: a lower threshold may outline something, or there may be nothing.",
         )
     height, width = probability.shape
@@ -60,87 +56,112 @@ def describe(probability: np.ndarray, threshold: float) -> str:
     )
 
 
-def build_segment_demo(
-    predictor: Predictor,
-    examples: Sequence[Path] = (),
-    subtitle: str = "",
-    read: Callable[[str], np.ndarray] | None = None,
-) -> gr.Blocks:
-    """The page; `serve` serves it.
+class SegmentPanel(Panel):
+    """One class at a time is outlined: where there are several, the visitor chooses which, or any of them.
+
+    The model is called once for each picture (and class), not for each threshold.
 
     Args:
-        predictor: gives the probability map of a picture; called once for each picture, not for each threshold.
-        examples: pictures to try, shown as thumbnails.
-        subtitle: one line under the title: which adapter on which backbone.
-        read: a file -> what the predictor takes of it (16 bits, bands), where that is not the picture as it is shown.
+        predictor: a `SegmentPredictor`, which shares its pass with the other panels, or another by the contract above.
+        preprocessing: how files are read for it; None: as they are shown.
     """
-    with gr.Blocks(title="dinomed: lesion segmentation", analytics_enabled=False, delete_cache=CACHE_SWEEP_S) as demo:
-        gr.HTML(f"<h1>Lesion segmentation</h1><p>{EXPLANATION}</p><p>{html.escape(subtitle)}</p>", elem_id="title")
-        gr.HTML(f'<div id="research">{RESEARCH_USE.capitalize()}.</div>')
-        recent = Recent(KEPT_PIXELS)
-        seen = gr.State(None, time_to_live=CACHE_SWEEP_S[1], delete_callback=recent.drop)  # a key of `recent`
-        looked_at = gr.State(0)  # pictures in this visit, which number the files to take away: names may be patients'
+
+    name, title = "segment", "Segmentation"
+    explanation = (
+        "The model says of each pixel how probable a lesion is there, and what is at least as probable as the "
+        "threshold is outlined."
+    )
+
+    def __init__(self, predictor: Predictor, preprocessing: Preprocessing | None = None) -> None:
+        self.predictor, self.preprocessing = predictor, preprocessing
+        self.consumers, self.cuts = [], {LESION: predictor.threshold}
+        if isinstance(predictor, SegmentPredictor):
+            self.consumers, self.preprocessing = [predictor], predictor.backbone.preprocessing
+            self.cuts = _cuts(predictor)
+        self.recent = Recent(KEPT_PIXELS)
+
+    def build(self) -> None:
+        first, cut = next(iter(self.cuts.items()))
+        self.seen, looked_at, self.chosen = gr.State(), gr.State(0), gr.State(first)
+        which = gr.Dropdown(
+            list(self.cuts), value=first, label="Class", elem_id="which", visible=len(self.cuts) > 1, filterable=False
+        )
+        self.result = gr.Image(
+            label="Outline", interactive=False, height=400, elem_id="result",
+            buttons=["fullscreen", "download"], alt_text="The picture with the outline of what was found",
+        )  # fmt: skip
         with gr.Row():
-            with gr.Column(scale=2, min_width=320):
-                picture = drop_zone(examples)
-            with gr.Column(scale=3, min_width=380):
-                result = gr.Image(
-                    label="Outline", interactive=False, height=400, elem_id="result",
-                    buttons=["fullscreen", "download"], alt_text="The picture with the outline of the lesion",
-                )  # fmt: skip
-                with gr.Row():
-                    threshold = gr.Slider(
-                        0.01, 0.99, value=round(predictor.threshold, 2), step=0.01, elem_id="threshold",
-                        label="Threshold (probability)", info="0 to 1; pixels at least so probable are outlined.",
-                    )  # fmt: skip
-                    view = gr.Radio([FILLED, OUTLINE, PROBABILITY], value=FILLED, label="Show", elem_id="view")
-                numbers = gr.HTML(WAITING, elem_id="numbers")
-                download = gr.DownloadButton(
-                    "Download the mask (PNG)", variant="primary", interactive=False, elem_id="download"
-                )
+            threshold = gr.Slider(
+                0.01, 0.99, value=round(cut, 2), step=0.01, elem_id="threshold",
+                label="Threshold (probability)", info="0 to 1; pixels at least so probable are outlined.",
+            )  # fmt: skip
+            view = gr.Radio([FILLED, OUTLINE, PROBABILITY], value=FILLED, label="Show", elem_id="view")
+        numbers = gr.HTML(WAITING, elem_id="numbers")
+        download = gr.DownloadButton(
+            "Download the mask (PNG)", variant="primary", interactive=False, elem_id="download"
+        )
+        self.drawn: list[Any] = [self.result, numbers, download]
+        self.live: list[Any] = [threshold, view]
+        self.inputs = [threshold, view, self.seen, looked_at, which, self.chosen]
+        self.outputs = [self.seen, looked_at, *self.drawn, threshold, self.chosen]
+        self.asks, self.waits = [which], self.result
 
-        outputs = [result, numbers, download]
+    def listen(self) -> None:
+        for control in self.live:
+            control.change(self.draw, [self.seen, *self.live, self.chosen], self.drawn, **LIVE)
 
-        def look(path: str | None, cut: float, shown: str, before: str | None, count: int) -> list[Any]:
-            recent.drop(before)
-            if path is None:
-                return [None, count, None, WAITING, _no_mask()]
-            try:
-                image = read_image(path, max_pixels=MAX_PIXELS)
-                pixels = image if read is None else read(path)
-            except DinomedError as error:
-                reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
-                told = message("error", f"This file cannot be read as a picture: {reason}")
-                return [None, count, None, told, _no_mask()]
-            key = recent.put(Seen(count + 1, image, predictor.probability(pixels)))
-            return [key, count + 1, *draw(key, cut, shown)]
+    def answer(self, picture: Picture, answers: Sequence[Any], *values: Any) -> list[Any]:
+        _, view, before, count, which, _ = values
+        self.recent.drop(before)
+        cut, moved = self._cut(*values)
+        probability = self._of_class(answers[0], which) if answers else self.predictor.probability(picture.given)
+        key = self.recent.put(Seen(count + 1, picture.shown, probability))
+        return [key, count + 1, *self.draw(key, cut, view, which), moved, which]
 
-        def draw(key: str | None, cut: float, shown: str) -> list[Any]:
-            if key is None:
-                return [gr.skip(), gr.skip(), gr.skip()]
-            now = recent.get(key)
-            if now is None:
-                return [None, PUT_AWAY, _no_mask()]
-            mask = (now.probability >= cut).astype(np.uint8)
-            if shown == PROBABILITY:
-                drawn = draw_probability(now.image, now.probability)
-            else:
-                drawn = draw_mask(now.image, mask, fill=FILL if shown == FILLED else 0)
-            # Straight into Gradio's own cache, which is private and swept; it would make a second copy otherwise.
-            folder = now.new_drawing(Path(result.GRADIO_CACHE))
-            outlined, taken = folder / f"outline_{now.number}.jpg", folder / f"mask_{now.number}.png"
-            Image.fromarray(drawn).save(outlined, quality=92, subsampling=0)
-            write_mask(taken, mask)
-            return [outlined, describe(now.probability, cut), gr.DownloadButton(value=taken, interactive=True)]
+    def refuse(self, told: str, *values: Any) -> list[Any]:
+        _, _, before, count, which, _ = values
+        self.recent.drop(before)
+        return [None, count, None, told, _no_mask(), self._cut(*values)[1], which]
 
-        # One at a time, whichever event it is: the memory of one picture at work, not of all that wait.
-        one: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "look", "concurrency_limit": 1}
-        every = [seen, looked_at, *outputs]
-        picture.change(look, [picture, threshold, view, seen, looked_at], every, show_progress_on=[result], **one)
-        live = {"trigger_mode": "always_last", "show_progress": "hidden"} | one
-        threshold.change(draw, [seen, threshold, view], outputs, **live)
-        view.change(draw, [seen, threshold, view], outputs, **live)
-    return demo
+    def draw(self, key: str | None, cut: float, view: str, which: str) -> list[Any]:
+        """Values of the picture, the numbers and the button."""
+        if key is None:
+            return [gr.skip(), gr.skip(), gr.skip()]
+        now = self.recent.get(key)
+        if now is None:
+            return [None, PUT_AWAY, _no_mask()]
+        mask = (now.probability >= cut).astype(np.uint8)
+        if view == PROBABILITY:
+            drawn = draw_probability(now.image, now.probability)
+        else:
+            drawn = draw_mask(now.image, mask, fill=FILL if view == FILLED else 0)
+        # Straight into Gradio's own cache, which is private and swept; it would make a second copy otherwise.
+        folder = now.new_drawing(Path(self.result.GRADIO_CACHE))
+        outlined, taken = folder / f"outline_{now.number}.jpg", folder / f"mask_{now.number}.png"
+        Image.fromarray(drawn).save(outlined, quality=92, subsampling=0)
+        write_mask(taken, mask)
+        told = describe(now.probability, cut, which)
+        return [outlined, told, gr.DownloadButton(value=taken, interactive=True)]
+
+    def _cut(self, threshold: float, view: str, before: Any, count: int, which: str, chosen: str) -> tuple[float, Any]:
+        """The threshold, and what becomes of its slider: another class begins at its own."""
+        if which == chosen:
+            return threshold, gr.skip()
+        return self.cuts[which], gr.Slider(value=round(self.cuts[which], 2))
+
+    def _of_class(self, maps: np.ndarray, which: str) -> np.ndarray:
+        """float32 (classes, H, W) -> (H, W)."""
+        assert isinstance(self.predictor, SegmentPredictor)
+        if which == ANY or len(maps) == 1:
+            return self.predictor.any_class(maps)
+        return np.ascontiguousarray(maps[self.predictor.legend.names.index(which)])
+
+
+def _cuts(predictor: SegmentPredictor) -> dict[str, float]:
+    """The classes to choose from, each with the threshold that it begins at."""
+    legend = predictor.legend
+    own = {legend.names[k]: 0.5 if legend.exclusive else predictor.thresholds[k] for k in legend.reported}
+    return own if len(own) == 1 else {ANY: predictor.threshold, **own}
 
 
 def _no_mask() -> gr.DownloadButton:

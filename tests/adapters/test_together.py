@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dinomed.adapters import together
 from dinomed.adapters.classify.config import ClassifyConfig
 from dinomed.adapters.classify.fit import fit_classifier
 from dinomed.adapters.contract import Needs
@@ -65,3 +66,34 @@ def test_many_adapters_on_one_pass(
             assert found[place][row].shape == (1, *image.shape[:2])
             assert np.abs(found[place][row][0] - one.probability(image)).max() < 1e-5
         assert found[3][row] @ retriever.index.vectors[row] == pytest.approx(1, abs=1e-5)
+
+
+def test_what_shares_a_backbone_loads_it_once(
+    tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
+    store = tmp_path / "store"
+    fit_classifier(backbone, manifest, tmp_path / "cls", config=ClassifyConfig(), store=store)
+    short = {"fit": {"epochs": 1, "min_steps": 0, "batch_size": 16}, "image_size": 48}
+    fit_segmenter(backbone, manifest, tmp_path / "seg", config=SegmentConfig.model_validate(short), store=store)
+    tuned = SegmentConfig.model_validate({**short, "tune": "last:1"})
+    fit_segmenter(backbone, manifest, tmp_path / "tuned", config=tuned, store=store)
+    build_index(backbone, manifest, tmp_path / "idx", store=store)
+    loaded = []
+    monkeypatch.setattr(together, "load_backbone", lambda *a, **k: loaded.append(a) or load_backbone(*a, **k))
+    load = together.Backbones()
+    consumers = [load_adapter(tmp_path / name, load=load) for name in ("cls", "seg", "tuned")]
+    consumers.append(load_retriever(tmp_path / "idx", load=load))
+    assert len(loaded) == 1
+    cls, seg, own, retriever = consumers
+    assert cls.backbone.vit is seg.backbone.vit is retriever.backbone.vit
+    assert own.backbone.vit is not cls.backbone.vit  # it has learned, and nobody else looks at it
+    image = read_image(manifest.path(0))
+    for (said,), one in zip(predict_many(consumers, [image]), consumers, strict=True):
+        if one is retriever:
+            assert said @ retriever.index.vectors[0] == pytest.approx(1, abs=1e-5)
+        elif one is cls:
+            assert said == pytest.approx(load_adapter(tmp_path / "cls").probabilities(image), abs=1e-5)
+        else:
+            alone = load_adapter(tmp_path / ("seg" if one is seg else "tuned"))
+            assert np.abs(said[0] - alone.probability(image)).max() < 1e-5

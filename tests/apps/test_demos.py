@@ -16,7 +16,9 @@ from dinomed.apps.demos import serve
 from dinomed.apps.demos.launch import NUM_EXAMPLES, choose_examples
 from dinomed.apps.demos.recent import KEPT_DRAWINGS, Recent, Seen
 from dinomed.apps.demos.serve import private_environment
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import UsageError
+from dinomed.images.intensity import IntensityConfig
 
 
 @pytest.fixture
@@ -102,17 +104,17 @@ def write_pictures(folder: Path, count: int) -> None:
 def test_examples_are_those_given_else_the_adapter_s_else_synthetic(tmp_path: Path) -> None:
     adapter, given = tmp_path / "adapter", tmp_path / "given"
     adapter.mkdir()
-    assert len(choose_examples(adapter, None, tmp_path / "s1")) == NUM_EXAMPLES
+    assert len(choose_examples([adapter], None, tmp_path / "s1")) == NUM_EXAMPLES
     write_pictures(adapter / "examples", 2)
-    assert len(choose_examples(adapter, None, tmp_path / "s2")) == 2
+    assert len(choose_examples([adapter], None, tmp_path / "s2")) == 2
     write_pictures(given, 20)
-    found = choose_examples(adapter, given, tmp_path / "s3")
+    found = choose_examples([adapter], given, tmp_path / "s3")
     assert [path.name for path in found] == [f"example_{n}.jpg" for n in range(1, NUM_EXAMPLES + 1)]
     assert {path.parent for path in found} == {tmp_path / "s3" / "examples"}
     (tmp_path / "empty").mkdir()
     for nothing, why in (("empty", "no pictures"), ("none", "not a folder")):
         with pytest.raises(UsageError, match=why):
-            choose_examples(adapter, tmp_path / nothing, tmp_path / "s4")
+            choose_examples([adapter], tmp_path / nothing, tmp_path / "s4")
 
 
 def test_examples_are_chosen_by_content_and_carry_no_name_and_no_exif(tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_examples_are_chosen_by_content_and_carry_no_name_and_no_exif(tmp_path: 
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "DOE^JANE 1950", 6  # description; turned by a quarter
     Image.new("RGB", (30, 20)).save(given / "d.jpg", exif=exif, comment=b"DOE^JANE")
-    found = choose_examples(tmp_path, given, tmp_path / "scratch")
+    found = choose_examples([tmp_path], given, tmp_path / "scratch")
     assert [path.name for path in found] == ["example_1.jpg", "example_2.jpg"]
     assert sorted(Image.open(path).size for path in found) == [(8, 6), (20, 30)]  # the second upright
     for path in found:
@@ -177,7 +179,8 @@ def test_the_drop_zone_takes_files_only_and_as_they_are(tmp_path: Path, monkeypa
 
 def test_the_predictor_gets_what_the_backbone_reads_and_not_the_picture_as_shown(tmp_path: Path) -> None:
     with private_environment():
-        from dinomed.apps.demos.segment import build_segment_demo
+        from dinomed.apps.demos.page import build_page
+        from dinomed.apps.demos.segment import SegmentPanel
 
         given: list[np.ndarray] = []
 
@@ -189,8 +192,28 @@ def test_the_predictor_gets_what_the_backbone_reads_and_not_the_picture_as_shown
                 return np.zeros(image.shape[:2], np.float32)
 
         Image.fromarray(np.full((6, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
-        deep = np.full((6, 8, 1), 0.61, np.float32)
-        demo = build_segment_demo(Spy(), read=lambda path: deep)
-        (look,) = [one.fn for one in demo.fns.values() if one.name == "look"]
-        look(str(tmp_path / "deep.png"), 0.5, "Filled", None, 0)
-        assert given == [deep]
+        reads = Preprocessing(mean=(0.5,), std=(0.5,), channels=1, intensity=IntensityConfig(bits=16))
+        demo = build_page([SegmentPanel(Spy(), reads)])
+        look = next(one.fn for one in demo.fns.values() if one.name == "look")
+        look(str(tmp_path / "deep.png"), 0.5, "Filled", None, 0, "lesion", "lesion")
+        (image,) = given
+        assert (image.shape, image.dtype) == ((6, 8, 1), np.float32)
+        assert image == pytest.approx(40_000 / 65_535, abs=1e-4)
+
+
+def test_a_page_of_nothing_and_adapters_of_another_task_are_refused(
+    tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*command: object) -> str:
+        with pytest.raises(SystemExit) as end:
+            cli.main([*map(str, command), "--no-browser"])
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    assert "one or more of --segment ADAPTER, --classify ADAPTER and --index INDEX" in told("demo", "all")
+    out = tmp_path / "cls"
+    cli.invoke(["train", "classify", "-b", str(tiny_backbone), "--data", str(lesion_manifest), "-o", str(out), "-q"])
+    capsys.readouterr()
+    assert told("demo", "all", "--segment", out) == (
+        f"error: {out} is a classify adapter; this needs one made by `dinomed train segment`\n"
+    )

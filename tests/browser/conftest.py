@@ -42,12 +42,16 @@ class Visit:
     def text(self, elem_id: str) -> str:
         return self.page.inner_text(f"#{elem_id}")
 
+    def told(self, kind: str) -> str:
+        """The text of a message, see `dinomed.apps.demos.parts.message`."""
+        return self.page.inner_text(f".message.{kind}")
+
     def upload(self, path: Path) -> None:
         """Put a file into the drop zone, after removing the one that is there."""
         remove = self.page.locator("#picture button[aria-label='Remove Image']")
         if remove.count():
             remove.click()
-            self.page.wait_for_selector("#waiting")
+            self.page.wait_for_selector(".waiting:visible")
         self.page.set_input_files("#picture input[type=file]", str(path))
 
     def set_threshold(self, value: float) -> None:

@@ -35,11 +35,12 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
     with private_environment() as folder:
-        from dinomed.apps.demos import segment
+        from dinomed.apps.demos import page
+        from dinomed.apps.demos.segment import SegmentPanel
 
         if asked.sweep:
-            segment.CACHE_SWEEP_S = (1, asked.sweep)
+            page.CACHE_SWEEP_S = (1, asked.sweep)
         example = Path(folder) / "example.png"
         Image.new("RGB", (64, 48), (200, 150, 140)).save(example)
         address = choose_address(login_file=asked.login)
-        serve(lambda: segment.build_segment_demo(Dark(), [example], "a stand-in"), address, browser=False)
+        serve(lambda: page.build_page([SegmentPanel(Dark())], [example], "a stand-in"), address, browser=False)

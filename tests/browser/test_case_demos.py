@@ -51,7 +51,7 @@ def demo(browser, serve, made: Path, tmp_path_factory: pytest.TempPathFactory, r
 
 
 def similarities(visit) -> list[float]:
-    return [float(text) for text in visit.page.locator("#cases .similarity").all_inner_texts()]
+    return [float(text) for text in visit.page.locator(".cases .similarity").all_inner_texts()]
 
 
 def grouped(made: Path) -> int:
@@ -64,14 +64,14 @@ def test_a_picture_of_the_index_gets_other_cases_and_nothing_leaves(visit, demo,
     manifest = read_manifest(made / "images.parquet")
     row = grouped(made)
     visit.upload(shutil.copy(manifest.path(row), tmp_path / "mine.jpg"))  # known by its content, not by its name
-    visit.page.wait_for_selector("#cases")
+    visit.page.wait_for_selector(".cases")
     retriever = load_retriever(made / "idx")
     (answer,) = retriever.search(manifest.take([row]), 6, exclude_same_group=True)
     assert similarities(visit) == [round(one.similarity, 3) for one in answer.found]
-    labels = visit.page.locator("#cases figcaption b").all_inner_texts()
+    labels = visit.page.locator(".cases figcaption b").all_inner_texts()
     assert labels == [manifest.column("label")[one.row] for one in answer.found]
-    assert f"{answer.related} of the index are this picture itself" in visit.text("cases-hint")
-    assert visit.page.locator("#cases img").count() == 6
+    assert f"{answer.related} of the index are this picture itself" in visit.page.inner_text(".cases-hint")
+    assert visit.page.locator(".cases img").count() == 6
     page = visit.page.content()
     for hidden in (str(made), *(manifest.column("group")), *(Path(name).stem for name in manifest.column("image"))):
         assert hidden not in page
@@ -80,12 +80,13 @@ def test_a_picture_of_the_index_gets_other_cases_and_nothing_leaves(visit, demo,
 
 def test_regions_that_match_are_drawn_when_asked(visit, demo, made: Path) -> None:
     visit.upload(read_manifest(made / "images.parquet").path(0))
-    visit.page.wait_for_selector("#cases")
-    wide = "() => [...document.querySelectorAll('#cases img')].every(i => i.naturalWidth > 2.2 * i.naturalHeight)"
+    visit.page.wait_for_selector(".cases")
+    wide = "() => [...document.querySelectorAll('.cases img')].every(i => i.naturalWidth > 2.2 * i.naturalHeight)"
+    regions = visit.page.locator("#similar-regions input" if demo.kind == "classify" else "#regions input")
     if demo.kind == "classify":
-        visit.page.locator("#regions input").click()
+        regions.click()
     visit.page.wait_for_function(wide)  # the picture and the case side by side
-    visit.page.locator("#regions input").click()
+    regions.click()
     visit.page.wait_for_function(wide.replace("every", "some").replace("() => ", "() => !"))
 
 
@@ -93,7 +94,7 @@ def test_probabilities_are_those_of_the_adapter(visit, demo, made: Path) -> None
     if demo.kind != "classify":
         visit.page.locator("#exclude input").click()
         visit.upload(read_manifest(made / "images.parquet").path(1))
-        visit.page.wait_for_selector("#cases")
+        visit.page.wait_for_selector(".cases")
         assert similarities(visit)[0] == 1  # the picture itself is shown where that is wanted
         return
     path = read_manifest(made / "images.parquet").path(1)
@@ -110,8 +111,8 @@ def test_probabilities_are_those_of_the_adapter(visit, demo, made: Path) -> None
 def test_what_is_no_picture_is_told_and_the_page_lives(visit, demo, made: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     visit.upload(tmp_path / "broken.png")
-    visit.page.wait_for_selector("#error")
-    assert "cannot be read as a picture" in visit.text("error")
-    assert str(tmp_path) not in visit.text("error")
+    visit.page.wait_for_selector(".error")
+    assert "cannot be read as a picture" in visit.told("error")
+    assert str(tmp_path) not in visit.told("error")
     visit.upload(read_manifest(made / "images.parquet").path(2))
-    visit.page.wait_for_selector("#cases")
+    visit.page.wait_for_selector(".cases")

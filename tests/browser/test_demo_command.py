@@ -48,7 +48,7 @@ def demo(browser, serve, adapters: Path, tmp_path_factory: pytest.TempPathFactor
 def test_a_trained_adapter_outlines_a_lesion(visit, adapters: Path) -> None:
     assert "seg" in visit.text("title")
     visit.upload(sorted((adapters / "lesions" / "images").glob("*.jpg"))[0])
-    visit.page.wait_for_selector("#area-px, #no-lesion")
+    visit.page.wait_for_selector("#area-px, .no-lesion")
     visit.set_threshold(0.02)  # nearly everything is at least this probable
     visit.page.wait_for_selector("#area-px")
     assert int(visit.text("area-px").replace(",", "")) > 0
@@ -61,7 +61,7 @@ def test_the_mask_taken_away_is_the_model_s(visit, adapters: Path) -> None:
     threshold = round(float(np.median(probability)), 2)  # about half of the picture, whatever it has learned
     expected = probability >= threshold
     visit.upload(path)
-    visit.page.wait_for_selector("#area-px, #no-lesion")
+    visit.page.wait_for_selector("#area-px, .no-lesion")
     visit.set_threshold(threshold)
     visit.page.wait_for_function(
         "n => document.querySelector('#area-px')?.innerText.replaceAll(',', '') === n", arg=str(expected.sum())

@@ -35,7 +35,7 @@ class Client:
 
     def ask(self, path: str, data: bytes | None = None, kind: str = "application/json") -> bytes:
         url = path if path.startswith("http") else f"{self.address}{path}"
-        with self.opener.open(urllib.request.Request(url, data, {"Content-Type": kind}), timeout=60) as answer:
+        with self.opener.open(urllib.request.Request(url, data, {"Content-Type": kind}), timeout=300) as answer:
             return answer.read()
 
     def upload(self, name: str, data: bytes) -> str:
@@ -49,13 +49,13 @@ class Client:
         config = json.loads(self.ask("/config"))
         event = next(one for one in config["dependencies"] if one["targets"][0][1] == "change")
         picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        wanted = {"data": [picture, threshold, "Filled", None, None], "fn_index": event["id"]}
+        wanted = {"data": [picture, threshold, "Filled", None, 0, "lesion", "lesion"], "fn_index": event["id"]}
         self.ask("/gradio_api/queue/join", json.dumps({**wanted, "session_hash": self.session}).encode())
         events = self.ask(f"/gradio_api/queue/data?session_hash={self.session}").decode()
         told = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: ")]
         done = next(one for one in told if one["msg"] == "process_completed")
         assert done["success"], done
-        return done["output"]["data"][2:]
+        return done["output"]["data"][2:5]
 
 
 def encode(pixels: np.ndarray, **options) -> bytes:
