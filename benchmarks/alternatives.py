@@ -27,8 +27,8 @@ from dinomed.datasets.manifest import Manifest, open_collection
 from dinomed.files import to_json
 from dinomed.images.read import read_image
 from dinomed.metrics.classification import classification_metrics
-from dinomed.metrics.segmentation import overlap, segmentation_metrics
-from dinomed.progress import track
+from dinomed.metrics.segmentation import Overlap, overlap, segmentation_metrics
+from dinomed.progress import bar, track
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
@@ -68,41 +68,76 @@ def otsu(manifest: Manifest) -> dict[str, Any]:
     return segmentation_metrics([overlap(load_mask(test, i), otsu_mask(read_image(test.path(i)))) for i in rows])
 
 
-def unet(manifest: Manifest, images: int, epochs: int, size: int, seed: int) -> dict[str, Any]:
-    """A small U-Net from scratch on `images` of the training images, drawn at random."""
+def fit_unet(
+    train: Manifest,
+    size: int,
+    rng: np.random.Generator,
+    seed: int,
+    *,
+    epochs: int | None = None,
+    seconds: float | None = None,
+) -> tuple[torch.nn.Module, int]:
+    """A small U-Net from scratch on images with masks, at `size` px, for so many epochs, or until the processor has
+    worked so long on it (all threads; reading the images is not counted); its learning rate goes through one cycle in
+    either. Returns it with its last weights, and the steps it took."""
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    train, test = (masked(manifest).select(split=name) for name in ("train", "test"))
-    train = train.take(rng.permutation(len(train))[:images].tolist())
     pictures = [shrink(read_image(train.path(i)), size) for i in range(len(train))]
     masks = [shrink_mask(load_mask(train, i), size) for i in range(len(train))]
     augment = build_augmentation(seed)
     model = smp.Unet("resnet18", encoder_weights=None)
-    batch = 8
-    steps = epochs * (len(pictures) // batch)
+    batch = min(8, len(pictures))
+    total = 1000 if epochs is None else epochs * (len(pictures) // batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=total)
     loss = DiceCELoss(sigmoid=True)
-    began = time.monotonic()
-    for _ in track(range(epochs), "U-Net from scratch"):
-        order = rng.permutation(len(pictures))
-        for rows in order[: len(order) // batch * batch].reshape(-1, batch):
-            pairs = [augment(image=pictures[i], mask=masks[i]) for i in rows]
-            x = torch.from_numpy(np.stack([one["image"] for one in pairs])).permute(0, 3, 1, 2).float() / 255
-            y = torch.from_numpy(np.stack([one["mask"] for one in pairs]))[:, None].float()
-            optimizer.zero_grad()
-            loss(model(x), y).backward()
-            optimizer.step()
-            schedule.step()
-    seconds = time.monotonic() - began
-    model.eval()
+    steps, began = 0, time.process_time()
+    with bar("U-Net from scratch", total) as progress:
+        while schedule.last_epoch < total:
+            order = rng.permutation(len(pictures))
+            for rows in order[: len(order) // batch * batch].reshape(-1, batch):
+                pairs = [augment(image=pictures[i], mask=masks[i]) for i in rows]
+                x = torch.from_numpy(np.stack([one["image"] for one in pairs])).permute(0, 3, 1, 2).float() / 255
+                y = torch.from_numpy(np.stack([one["mask"] for one in pairs]))[:, None].float()
+                optimizer.zero_grad()
+                loss(model(x), y).backward()
+                optimizer.step()
+                steps += 1
+                done = steps if seconds is None else round(total * (time.process_time() - began) / seconds)
+                for _ in range(min(done, total) - schedule.last_epoch):
+                    schedule.step()
+                    progress.advance()
+                if schedule.last_epoch >= total:
+                    break
+    return model.eval(), steps
+
+
+@torch.no_grad()
+def unet_probability(model: torch.nn.Module, image: np.ndarray, size: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Of an image that is shrunk to `size`, float32 (H, W) of the given shape."""
+    x = torch.from_numpy(shrink(image, size)).permute(2, 0, 1)[None].float() / 255
+    return resize_probability(model(x), shape)
+
+
+def compare_unet(model: torch.nn.Module, manifest: Manifest, size: int, threshold: float = 0.5) -> list[Overlap]:
+    """Each image of `manifest` at its own size."""
     found = []
-    with torch.no_grad():
-        for i in track(range(len(test)), "U-Net on test"):
-            x = torch.from_numpy(shrink(read_image(test.path(i)), size)).permute(2, 0, 1)[None].float() / 255
-            truth = load_mask(test, i)
-            found.append(overlap(truth, resize_probability(model(x), truth.shape) >= 0.5))
-    return {"images": len(pictures), "steps": steps, "seconds": round(seconds), **segmentation_metrics(found)}
+    for i in track(range(len(manifest)), "U-Net on test"):
+        truth = load_mask(manifest, i)
+        guess = unet_probability(model, read_image(manifest.path(i)), size, truth.shape) >= threshold
+        found.append(overlap(truth, guess))
+    return found
+
+
+def unet(manifest: Manifest, images: int, epochs: int, size: int, seed: int) -> dict[str, Any]:
+    """A small U-Net from scratch on `images` of the training images, drawn at random."""
+    rng = np.random.default_rng(seed)
+    train, test = (masked(manifest).select(split=name) for name in ("train", "test"))
+    train = train.take(rng.permutation(len(train))[:images].tolist())
+    began = time.monotonic()
+    model, steps = fit_unet(train, size, rng, seed, epochs=epochs)
+    seconds = time.monotonic() - began
+    found = compare_unet(model, test, size)
+    return {"images": len(train), "steps": steps, "seconds": round(seconds), **segmentation_metrics(found)}
 
 
 def main() -> None:

@@ -1,28 +1,86 @@
-"""All heads side by side on one frozen backbone, each trained and judged by the commands of dinomed.
+"""All heads side by side on one backbone, and beside them a U-Net from scratch that is trained as long.
 
-    python benchmarks/head_table.py runs/derm.parquet --backbone runs/ssl --images 600 -o runs/heads
-    python benchmarks/head_table.py runs/polyps.parquet --backbone runs/ssl --task segment --test-where centre=C4
+    python benchmarks/head_table.py runs/derm.parquet -b runs/ssl --untrained runs/ssl/untrained --task classify
+    python benchmarks/head_table.py runs/polyps.parquet -b runs/ssl --task segment --test-where centre=C1 --unet
 
-For each head: its parameters, the seconds of its training (features computed before are not counted), and on test the
-metric with its 95% interval over patients or lesions. Of a large collection a part is drawn, by group. Stopped and
-started again it goes on where it was.
+For each head: its parameters, the seconds of its training, and on test the metric with its 95% interval over patients
+or lesions, by what `dinomed train` and `dinomed evaluate` do. Seconds are the processor's, all threads together, so
+that another load on the machine weighs little. Features are computed before; a line below the table says what they
+cost. With `--tune-heads` a head is trained again with the backbone learning along (LoRA, the last block): there images
+go through the backbone in every epoch, which is counted. With `--unet` a U-Net learns from scratch on the same images,
+for as many seconds as the slowest head on frozen features took, and as the middle one; its threshold is chosen on val,
+as a segmenter's is.
+
+Of a large collection a part is drawn, by group, the same for every seed. Stopped and started again it goes on where it
+was; a row that was made of other settings, images or weights is made again.
 """
 
 import argparse
 import json
-import subprocess
-import sys
+import re
+import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dinomed.adapters.catalogue import BUILT_IN
-from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
+from dinomed.adapters.classify.config import ClassifyConfig
+from dinomed.adapters.evaluate import evaluate
+from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size, extract_splits
+from dinomed.adapters.fitting.config import TrainConfig, adapter_class
+from dinomed.adapters.fitting.data import Splits, fit_splits, masked
+from dinomed.adapters.predict import load_adapter
+from dinomed.adapters.report import JudgedValues, groups_of, summarize
+from dinomed.adapters.segment.config import SegmentConfig
+from dinomed.adapters.segment.fit import prepare_masks
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.load import load_backbone
+from dinomed.config import load_config
+from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest
+from dinomed.errors import DinomedError, UsageError
+from dinomed.features.extract import resolve_blocks
+from dinomed.files import write_json, write_text
 from dinomed.progress import say, warn
 
 METRICS = {"classify": ("auroc", "balanced_accuracy"), "segment": ("dice", "iou")}
+CONFIGS: dict[str, type[TrainConfig]] = {"classify": ClassifyConfig, "segment": SegmentConfig}
+TUNES = ("lora", "last:1")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all rows share; `options` are settings of every training, or, as ``HEAD:a.b=c``, of one head's."""
+
+    task: str
+    manifest: Manifest
+    out: Path
+    options: Sequence[str]
+
+    def config(self, head: str, seed: int, tune: str = "none") -> TrainConfig:
+        """Of options for the same key the last one counts, one for this head more than one for all."""
+        own = [text.removeprefix(f"{head}:") for text in self.options if text.startswith(f"{head}:")]
+        common = [text for text in self.options if ":" not in text.partition("=")[0]]
+        return load_config(
+            CONFIGS[self.task], None, [*common, *own, f"head.name={head}", f"seed={seed}", f"tune={tune}"]
+        )
+
+    def row(
+        self, name: str, seed: int, made_of: dict[str, Any], measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What `measure` gives, or what it gave before of the same things."""
+        made_of = {**made_of, "images": self.manifest.fingerprint}
+        path = self.out / (re.sub(r"\W+", "-", f"{self.task} {name} {seed}") + ".json")
+        found = json.loads(path.read_text()) if path.exists() else {}
+        if found.get("made_of") != json.loads(json.dumps(made_of)):
+            say(f"{self.task}: {name}, seed {seed}")
+            found = measure() | {"made_of": made_of}
+            write_json(path, found)
+        return found
 
 
 def hold_out(manifest: Manifest, column: str, value: str) -> Manifest:
@@ -36,109 +94,196 @@ def hold_out(manifest: Manifest, column: str, value: str) -> Manifest:
     return build_manifest(columns, manifest.root)
 
 
-def draw(manifest: Manifest, images: int | None, seed: int) -> Manifest:
-    """About `images` of each split, whole groups, in a random order that `seed` decides."""
-    if images is None:
+def draw(manifest: Manifest, images: Sequence[int]) -> Manifest:
+    """About so many images of train, val and test (one number: of each; none: all), whole groups, at random."""
+    if not images:
         return manifest
     groups = manifest.column("group") if manifest.has("group") else manifest.column("image")
     rows: list[int] = []
-    for split in ("train", "val", "test"):
+    for split, wanted in zip(("train", "val", "test"), images * 3 if len(images) == 1 else images, strict=True):
         members: dict[str, list[int]] = {}
         for row, (group, where) in enumerate(zip(groups, manifest.column("split"), strict=True)):
             if where == split:
                 members.setdefault(group, []).append(row)
         names = sorted(members)
         taken = 0
-        for index in np.random.default_rng(seed).permutation(len(names)):
-            if taken >= images:
+        for index in np.random.default_rng(0).permutation(len(names)):
+            if taken >= wanted:
                 break
             rows += members[names[index]]
             taken += len(members[names[index]])
     return manifest.take(sorted(rows))
 
 
-def run(*arguments: object) -> dict[str, Any]:
-    """A command of dinomed, and what it reports."""
-    command = [sys.executable, "-m", "dinomed.apps.cli", *map(str, arguments), "--json", "-q"]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if result.returncode:
-        raise subprocess.CalledProcessError(result.returncode, command)
-    return json.loads(result.stdout)
+def prepare_features(config: TrainConfig, backbone: FrozenBackbone, manifest: Manifest, store: Path) -> dict[str, Any]:
+    """The features that a head will find, and the processor's seconds that they cost (next to none, if there)."""
+    size, splits, classes = _setting(config, backbone, manifest)
+    backbone = at_image_size(backbone, size)
+    adapter = build_adapter(config, backbone, classes)
+    if config.live:
+        return {"seconds": 0.0, "of": "nothing kept"}
+    began = time.process_time()
+    extract_splits(backbone, splits, adapter, store)
+    blocks = ", ".join(str(block + 1) for block in resolve_blocks(adapter.needs.blocks, backbone.depth))
+    kind = "patch and class tokens" if adapter.needs.patches else "pooled tokens"
+    return {"seconds": time.process_time() - began, "of": f"{kind} of blocks {blocks} at {size} px"}
 
 
-def count_parameters(adapter: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(adapter / "adapter.safetensors", "np") as file:
-        names = [name for name in file.keys() if name.startswith("head.")]  # noqa: SIM118  (no mapping)
-        return int(sum(np.prod(file.get_slice(name).get_shape()) for name in names))
-
-
-def measure(
-    task: str, head: str, data: Path, backbone: str, out: Path, seed: int, options: list[str]
-) -> dict[str, Any]:
-    """One head, trained twice: the first time for one epoch, so that the second finds its features."""
-    done = out.with_suffix(".json")
-    if done.exists():
-        return json.loads(done.read_text())
-    train = ("train", task, "--head", head, "-b", backbone, "--data", data, "-o", out, "--seed", seed, "--overwrite")
-    extra = [part for option in options for part in ("--set", option)]
-    run("train", task, "--head", head, "-b", backbone, "--data", data, "-o", out, "--overwrite", "--set",
-        "fit.epochs=1", "--set", "fit.min_steps=1")  # fmt: skip
-    began = time.monotonic()
-    run(*train, *extra)
-    seconds = time.monotonic() - began
-    report = run("evaluate", out, "--data", data, "--split", "test", "-o", out.with_suffix(".evaluation"))
-    row = {"parameters": count_parameters(out), "seconds": round(seconds, 1), "metrics": report["metrics"]}
-    row["intervals"] = report.get("intervals", {})
-    done.write_text(json.dumps(row, indent=1))
-    return row
+def _setting(config: TrainConfig, backbone: FrozenBackbone, manifest: Manifest) -> tuple[int, Splits, int]:
+    """Image size, splits and classes, as the fit will have them."""
+    if isinstance(config, SegmentConfig):
+        legend, splits = prepare_masks(manifest, config)
+        grid = adapter_class("segment", config.head.name).grid
+        return config.image_size or default_image_size(backbone, grid), splits, len(legend.names)
+    assert isinstance(config, ClassifyConfig)
+    splits = fit_splits(config.targets.usable(manifest), config.targets.columns[0], config.seed)
+    return config.image_size or backbone.preprocessing.image_size, splits, len(config.targets.names(splits.train))
 
 
-def table(task: str, rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a row a head."""
+def measure_head(bench: Bench, config: TrainConfig, backbone: FrozenBackbone, where: str) -> dict[str, Any]:
+    """One head, trained on features that are there, and judged on test."""
+    from dinomed.adapters.classify.fit import fit_classifier
+    from dinomed.adapters.segment.fit import fit_segmenter
+
+    store = bench.out / "features"
+    features = prepare_features(config, backbone, bench.manifest, store)
+    with tempfile.TemporaryDirectory(
+        dir=bench.out
+    ) as folder:  # a new one: an interrupted fit would go on, half measured
+        adapter = Path(folder) / "adapter"
+        began = time.process_time()
+        if isinstance(config, SegmentConfig):
+            fit_segmenter(backbone, bench.manifest, adapter, config, store=store)
+        else:
+            assert isinstance(config, ClassifyConfig)
+            fit_classifier(backbone, bench.manifest, adapter, config, store=store)
+        seconds = time.process_time() - began
+        report = evaluate(adapter, bench.manifest, "test", backbone=where)
+        learned = sum(parameter.numel() for parameter in load_adapter(adapter, backbone=where).adapter.parameters())
+    row = {"parameters": learned, "tuned": count_tuned(config, backbone), "seconds": round(seconds, 1)}
+    return row | {"features": features, "metrics": report["metrics"], "intervals": report["intervals"]}
+
+
+def count_tuned(config: TrainConfig, backbone: FrozenBackbone) -> int:
+    """The weights of the backbone that learn with the head."""
+    from dinomed.adapters.fitting.tune import LearningBackbone
+
+    if not config.tune.active:
+        return 0
+    groups = LearningBackbone(backbone, config.tune, [backbone.depth - 1], config.seed).groups()
+    return sum(parameter.numel() for group in groups for parameter in group.parameters)
+
+
+def measure_unet(bench: Bench, size: int, seed: int, seconds: float) -> dict[str, Any]:
+    """A U-Net from scratch, judged as a segmenter is."""
+    from alternatives import compare_unet, fit_unet, unet_probability
+
+    from dinomed.adapters.segment.legend import BINARY
+    from dinomed.adapters.segment.masks import choose_thresholds
+    from dinomed.images.read import read_image
+    from dinomed.metrics.segmentation import segmentation_metrics
+
+    rows = masked(bench.manifest)
+    splits, test = fit_splits(rows, None, seed), rows.select(split="test")
+    model, steps = fit_unet(splits.train, size, np.random.default_rng(seed), seed, seconds=seconds)
+
+    def probabilities(row: int, shape: tuple[int, int]) -> np.ndarray:
+        return unet_probability(model, read_image(splits.val.path(row)), size, shape)[None]
+
+    (threshold,), _ = choose_thresholds(splits.val, probabilities, BINARY)
+    found = compare_unet(model, test, size, threshold)
+    columns = {name: np.array([getattr(one, name) for one in found]) for name in METRICS["segment"]}
+    judged = JudgedValues(
+        test, groups_of(test), columns, lambda chosen: segmentation_metrics([found[i] for i in chosen])
+    )
+    row = {"parameters": sum(p.numel() for p in model.parameters()), "tuned": 0, "seconds": round(seconds, 1)}
+    return row | {"steps": steps, "threshold": threshold} | summarize(judged)
+
+
+def table(task: str, rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: a row a head; where there are several seeds, the interval is of the first."""
     names = METRICS[task]
     lines = ["| head | parameters | seconds | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
-    for head, row in rows.items():
+    for head, seeds in rows.items():
         cells = []
         for name in names:
-            interval = row["intervals"].get(name)
-            ends = (interval["low"], interval["high"]) if isinstance(interval, dict) else interval
-            cells.append(f"{row['metrics'][name]:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""))
-        lines.append(f"| {head} | {row['parameters']:,} | {row['seconds']:.0f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            first, *others = (row["intervals"][name] for row in seeds)
+            ends = f"{first['value']:.3f} ({first['low']:.3f} to {first['high']:.3f})"
+            cells.append(", ".join([ends, *(f"{one['value']:.3f}" for one in others)]))
+        first = seeds[0]
+        learned = f"{first['parameters']:,}" + (f" + {first['tuned']:,}" if first["tuned"] else "")
+        took = ", ".join(f"{row['seconds']:.0f}" for row in seeds)
+        lines.append(f"| {head} | {learned} | {took} | " + " | ".join(cells) + " |")
+    costs: dict[str, float] = {}
+    for row in (row for seeds in rows.values() for row in seeds if row.get("features")):
+        costs[row["features"]["of"]] = max(costs.get(row["features"]["of"], 0.0), row["features"]["seconds"])
+    shown = "; ".join(f"{of}: {seconds:.0f} s" for of, seconds in costs.items() if of != "nothing kept")
+    tested = next(iter(rows.values()))[0]["metrics"]["n"]
+    return "\n".join([*lines, "", f"Features of train and val, once: {shown}. Judged on {tested} images."])
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="manifest with labels or masks, and splits")
     parser.add_argument("--backbone", "-b", required=True)
     parser.add_argument("--task", choices=sorted(METRICS), default="segment")
     parser.add_argument("--heads", nargs="*", help="all that are there, if not given")
-    parser.add_argument("--images", type=int, help="about so many of each split")
+    parser.add_argument("--untrained", metavar="BACKBONE", help="rows for this backbone, too")
+    parser.add_argument("--untrained-heads", nargs="*", help="--heads, if not given")
+    parser.add_argument("--tune-heads", nargs="*", default=[], help="also with a backbone that learns")
+    parser.add_argument("--unet", action="store_true", help="beside a U-Net from scratch (segment)")
+    parser.add_argument("--unet-size", type=int, default=160, help="side of its input, px")
+    parser.add_argument("--images", type=int, nargs="+", default=[], help="about so many of train, val and test")
     parser.add_argument("--test-where", metavar="COLUMN=VALUE", help="these rows are test, the others train and val")
-    parser.add_argument("--set", dest="options", action="append", default=[], help="a setting of every training")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", dest="options", action="append", default=[], help="a.b=c, or HEAD:a.b=c for one head")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/heads"))
-    arguments = parser.parse_args()
+    return parser
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    manifest = read_manifest(arguments.data)
-    if arguments.test_where:
-        manifest = hold_out(manifest, *arguments.test_where.split("=", 1))
-    data = arguments.output / f"data_{arguments.task}.parquet"
-    if not data.exists():
-        write_manifest(draw(manifest, arguments.images, arguments.seed), data)
-    heads = arguments.heads or [entry.name for entry in BUILT_IN if entry.task == arguments.task]
-    rows = {}
-    for head in heads:
-        say(f"{arguments.task} --head {head}")
-        out = arguments.output / f"{arguments.task}_{head}"
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = build_parser()
+    given = parser.parse_args(words)
+    if len(given.images) not in (0, 1, 3):
+        parser.error("--images: one number, or three: of train, val and test")
+    if given.unet and given.task != "segment":
+        parser.error("--unet draws masks: it is for --task segment")
+    manifest = read_manifest(given.data)
+    if given.test_where:
+        manifest = hold_out(manifest, *given.test_where.split("=", 1))
+    given.output.mkdir(parents=True, exist_ok=True)
+    bench = Bench(given.task, draw(manifest, given.images), given.output, given.options)
+    every = [entry.name for entry in BUILT_IN if entry.task == given.task]
+    heads = every if given.heads is None else given.heads
+    plan = [(head, head, given.backbone, "none") for head in heads]
+    if given.untrained:
+        others = heads if given.untrained_heads is None else given.untrained_heads
+        plan += [(f"{head}, untrained backbone", head, given.untrained, "none") for head in others]
+    plan += [(f"{head}, tune {how}", head, given.backbone, how) for head in given.tune_heads for how in TUNES]
+    rows: dict[str, list[dict[str, Any]]] = {}
+
+    def add(name: str, seed: int, made_of: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
         try:
-            rows[head] = measure(arguments.task, head, data, arguments.backbone, out, arguments.seed, arguments.options)
-        except subprocess.CalledProcessError as error:
-            warn(f"{head} failed with exit code {error.returncode}; it has no row")
-    print(table(arguments.task, rows))
+            found = bench.row(name, seed, made_of, measure)
+        except (DinomedError, UsageError) as error:
+            warn(f"{name}, seed {seed}, failed and has no row: {error}")
+            return
+        rows.setdefault(name, []).append(found)
+        write_text(given.output / f"{given.task}.md", table(given.task, rows) + "\n")
+
+    for seed in given.seeds:
+        for name, head, where, tune in plan:
+            config, backbone = bench.config(head, seed, tune), load_backbone(where)
+            made_of = {"config": config.model_dump(mode="json"), "backbone": backbone.fingerprint}
+            add(name, seed, made_of, partial(measure_head, bench, config, backbone, where))
+        frozen = sorted((rows[head][-1]["seconds"], head) for head in heads if head in rows)
+        for word, index in (("slowest", -1), ("middle", len(frozen) // 2)) if given.unet and frozen else ():
+            seconds, head = frozen[index]
+            made_of = {"unet": given.unet_size, "seconds": seconds, "seed": seed}
+            name = f"U-Net from scratch, as long as the {word} head"
+            say(f"{name}: {head}, {seconds:.0f} s")
+            add(name, seed, made_of, partial(measure_unet, bench, given.unet_size, seed, seconds))
+    print(table(given.task, rows))
 
 
 if __name__ == "__main__":

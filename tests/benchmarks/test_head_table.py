@@ -1,0 +1,146 @@
+"""The table of all heads as a person calls it: rows of every kind, going on, and what it draws."""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from dinomed.datasets.manifest import read_manifest
+from dinomed.metrics.segmentation import Overlap
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+SCRATCH = "U-Net from scratch, as long as the"
+
+
+@pytest.fixture(scope="module")
+def head_table() -> Iterator[ModuleType]:
+    """Beside its neighbour `alternatives`, as when it is run."""
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module("head_table")
+    sys.path.remove(str(FOLDER))
+    for name in ("head_table", "alternatives"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def table(
+    head_table: ModuleType, lesion_manifest: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """What the script prints of the lesions and the tiny backbone, given more options."""
+
+    def run(*words: object) -> str:
+        head_table.main([str(one) for one in (lesion_manifest, "-b", tiny_backbone, *words)])
+        return capsys.readouterr().out
+
+    return run
+
+
+def _rows(text: str) -> dict[str, list[str]]:
+    """Name of the row -> its cells."""
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    return {cells[1]: cells[2:-1] for cells in ([cell.strip() for cell in line.split("|")] for line in lines)}
+
+
+@pytest.mark.slow
+def test_segmenters_beside_a_network_from_scratch(
+    table: Callable[..., str], tiny_backbone: Path, tmp_path: Path
+) -> None:
+    common = (
+        "--untrained", tiny_backbone, "--untrained-heads", "linear", "--tune-heads", "linear",
+        "--heads", "linear", "pspnet", "--images", 16, 8, 8, "--unet", "--unet-size", 32, "-o", tmp_path / "t",
+        "--set", "fit.epochs=2", "--set", "fit.min_steps=0", "--set", "fit.batch_size=8", "--set", "image_size=48",
+        "--set", "linear:fit.epochs=3",
+    )  # fmt: skip
+    rows = _rows(table(*common))
+    tuned = ["linear, tune lora", "linear, tune last:1"]
+    scratch = [f"{SCRATCH} slowest head", f"{SCRATCH} middle head"]
+    assert list(rows) == ["linear", "pspnet", "linear, untrained backbone", *tuned, *scratch]
+    # 32 channels: BatchNorm's two and a 1x1 convolution of one class
+    assert rows["linear"][0] == "97"
+    # a block of 32 channels: two LayerNorms, qkv, projection, MLP of four times the width
+    assert rows["linear, tune last:1"][0] == f"97 + {2 * 64 + 32 * 96 + 96 + 32 * 32 + 32 + 2 * 32 * 128 + 128 + 32:,}"
+    assert rows["linear, untrained backbone"][2:] == rows["linear"][2:]  # the same weights were given
+    found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "t").glob("*.json")}
+    assert len(found) == len(rows)
+    head, network = found["segment-pspnet-0"], found["segment-U-Net-from-scratch-as-long-as-the-slowest-head-0"]
+    assert network["metrics"]["n"] == head["metrics"]["n"] >= 8
+    assert network["made_of"]["images"] == head["made_of"]["images"]
+    assert network["steps"] >= 1
+    assert [one["made_of"]["config"]["fit"]["epochs"] for one in (found["segment-linear-0"], head)] == [3, 2]
+    for one in found.values():
+        dice = one["intervals"]["dice"]
+        assert dice["value"] == pytest.approx(one["metrics"]["dice"])
+        assert dice["low"] <= dice["value"] <= dice["high"]
+
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").glob("segment-*.json")}
+    table(*common, "--set", "pspnet:fit.learning_rate=1e-4")
+    changed = {path.stem for path, when in kept.items() if path.stat().st_mtime_ns != when}
+    assert "segment-pspnet-0" in changed
+    assert changed <= {"segment-pspnet-0", *(name for name in found if "U-Net" in name)}
+
+
+def test_classifiers_with_two_seeds(table: Callable[..., str], tmp_path: Path) -> None:
+    rows = _rows(
+        table(
+            "--task", "classify", "--heads", "knn", "attentive", "--seeds", 0, 1, "--set", "attentive:fit.epochs=2",
+            "-o", tmp_path,
+        )
+    )  # fmt: skip
+    assert list(rows) == ["knn", "attentive"]
+    assert rows["knn"][0] == "0"
+    for cells in rows.values():
+        first, second = cells[2].split("), ")
+        assert 0 <= float(second) <= 1
+        assert 0 <= float(first.split()[0]) <= 1
+
+
+def test_drawn_are_whole_groups_of_every_split(head_table: ModuleType, lesion_manifest: Path) -> None:
+    manifest = read_manifest(lesion_manifest)
+    part = head_table.draw(manifest, [10, 5, 5])
+    for split, wanted in (("train", 10), ("val", 5), ("test", 5)):
+        groups = part.select(split=split).column("group")
+        whole = [group for group in manifest.select(split=split).column("group") if group in set(groups)]
+        assert sorted(groups) == sorted(whole)
+        assert wanted <= len(groups) < wanted + max(map(whole.count, whole))
+    assert head_table.draw(manifest, [10, 5, 5]).fingerprint == part.fingerprint
+    assert head_table.draw(manifest, []) is manifest
+
+
+def test_a_held_out_value_is_all_of_test(head_table: ModuleType, lesion_manifest: Path) -> None:
+    manifest = read_manifest(lesion_manifest)
+    value = manifest.column("label")[0]
+    held = head_table.hold_out(manifest, "label", value)
+    assert set(held.select(split="test").column("label")) == {value}
+    assert len(held.select(split="test")) == manifest.column("label").count(value)
+    parts = [{*held.select(split=split).column("group")} for split in ("train", "val")]
+    assert not parts[0] & parts[1]
+
+
+@pytest.mark.slow
+def test_a_network_from_scratch_learns_and_keeps_to_its_time(head_table: ModuleType, lesion_manifest: Path) -> None:
+    from alternatives import compare_unet, fit_unet
+
+    manifest = read_manifest(lesion_manifest).select(split="train")
+    few, short = fit_unet(manifest, 32, np.random.default_rng(0), 0, epochs=1)
+    many, steps = fit_unet(manifest, 32, np.random.default_rng(0), 0, epochs=8)
+    assert steps == 8 * short
+    found: list[list[Overlap]] = [compare_unet(model, manifest, 32) for model in (few, many)]
+    before, after = (np.mean([one.dice for one in each]) for each in found)
+    assert after > max(before, 0.5)
+    _, limited = fit_unet(manifest, 32, np.random.default_rng(0), 0, seconds=1e-6)
+    assert limited == 1  # one step is the least
+
+
+@pytest.mark.parametrize("words", [("--images", 3, 4), ("--unet", "--task", "classify")])
+def test_what_cannot_be_measured_is_refused(
+    table: Callable[..., str], words: tuple[object, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        table(*words)
+    assert stop.value.code == 2
+    assert str(words[0]) in capsys.readouterr().err.splitlines()[-1]
