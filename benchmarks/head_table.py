@@ -100,7 +100,7 @@ def draw(manifest: Manifest, images: Sequence[int]) -> Manifest:
         return manifest
     groups = manifest.column("group") if manifest.has("group") else manifest.column("image")
     rows: list[int] = []
-    for split, wanted in zip(("train", "val", "test"), images * 3 if len(images) == 1 else images, strict=True):
+    for split, wanted in zip(("train", "val", "test"), [*images] * (3 // len(images)), strict=True):
         members: dict[str, list[int]] = {}
         for row, (group, where) in enumerate(zip(groups, manifest.column("split"), strict=True)):
             if where == split:
