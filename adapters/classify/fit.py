@@ -114,7 +114,7 @@ def fit_classifier(
                     (truth, val_truth), (classes, val_names), stores, groups, strict=True
                 )
             )
-            feed = CachedFeed((train.gather, val.gather), _pooled(train, stores[0]), take)
+            feed = CachedFeed(backbone, (train.gather, val.gather), _pooled(train, stores[0]), take)
         if isinstance(adapter, SolvedClassifier):
             tried = adapter.needs.blocks
             adapter, best, chosen = _solve(adapter, train, val, config)

@@ -67,13 +67,18 @@ class TrainConfig(Config):
             )
         except ValidationError:
             return data  # the field's own validation tells
-        live = augment.active or tune.active
+        live = augment.active or tune.active or cls._cuts(data)
         return {**data, "fit": {**LIVE_FIT, **data.get("fit", {})}} if live else data
+
+    @classmethod
+    def _cuts(cls, data: dict[str, Any]) -> bool:
+        """Whether settings ask for random windows of training images."""
+        return False
 
     @model_validator(mode="after")
     def _batches(self) -> "TrainConfig":
         if self.fit.optimizer == "lbfgs" and self.live:
-            raise ValueError("fit.optimizer: lbfgs takes all images at once; with augment or tune set it to adamw")
+            raise ValueError("fit.optimizer: lbfgs takes all images at once; with augment, tune, crop set adamw")
         if self.fit.optimizer == "lbfgs" and self.fit.precision != "float32":
             raise ValueError(f"fit.precision: {self.fit.precision} is too coarse for lbfgs; take adamw or float32")
         return self

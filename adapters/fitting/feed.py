@@ -2,6 +2,7 @@
 
 - Nothing is augmented and the backbone is frozen: train and val are computed once and kept (`CachedFeed`).
 - Images are augmented: those of train go through the backbone in every epoch; val is computed once and kept.
+- Training looks at random windows of images: those of train go through the backbone in every epoch.
 - The backbone learns with the head: both go through it in every epoch (`LiveFeed`).
 """
 
@@ -24,11 +25,13 @@ from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.loop import Draw, Group
 from dinomed.adapters.fitting.pictures import Pictures, Take
 from dinomed.adapters.fitting.tune import LearningBackbone, Tuned
+from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.errors import UsageError
 from dinomed.features.compute import Features, compute_features
 from dinomed.features.extract import extract, resolve_blocks
 from dinomed.features.store import FeatureStore
+from dinomed.progress import bar
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Gather = Callable[[Sequence[int]], Features]
@@ -47,6 +50,8 @@ class Feed(ABC):
 
     cls: np.ndarray
     mean: np.ndarray
+    backbone: FrozenBackbone
+    """As it is now: what it has learned so far."""
 
     @abstractmethod
     def train(self, draws: Iterable[Draw]) -> Iterator[Batch]:
@@ -72,7 +77,14 @@ class CachedFeed(Feed):
     """Features that are there. `gathers`: rows of train and of val to their features, on the device; `pooled`: `cls`
     and `mean` of train; `truth`: of rows of train."""
 
-    def __init__(self, gathers: tuple[Gather, Gather], pooled: tuple[np.ndarray, np.ndarray], truth: Take) -> None:
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        gathers: tuple[Gather, Gather],
+        pooled: tuple[np.ndarray, np.ndarray],
+        truth: Take,
+    ) -> None:
+        self.backbone = backbone
         self._train, self._val = gathers
         self.cls, self.mean = pooled
         self.truth = truth
@@ -88,22 +100,27 @@ class CachedFeed(Feed):
 
 
 class LiveFeed(Feed):
-    """Images of train, augmented, through the backbone in every epoch; and those of val, if it learns."""
+    """Images of train, augmented, or random windows of them, through the backbone in every epoch; and those of val, if
+    it learns. With windows `val` is not for use: who validates predicts as the bundle will."""
 
     def __init__(
         self, backbone: FrozenBackbone, splits: Splits, adapter: Adapter, config: TrainConfig, store: str | Path,
-        truth: Take,
+        truth: Take, windows: RandomWindows | None = None,
     ) -> None:  # fmt: skip
-        self.needs, self.precision, self.backbone = adapter.needs, config.fit.precision, backbone
+        self.needs, self.precision = adapter.needs, config.fit.precision
         blocks, seed = resolve_blocks(self.needs.blocks, backbone.depth), config.seed
         self.learning = LearningBackbone(backbone, config.tune, blocks, seed) if config.tune.active else None
+        self.backbone = self.learning or backbone
         settings = config.augment.of_depth() if config.task == "depth" else config.augment
         augment = Augment(settings, backbone.preprocessing.channels) if settings.active else None
-        self.pictures = Pictures(splits.train, backbone.preprocessing, truth, augment, seed)
-        pooled = extract(backbone, splits.train, store=store, blocks=blocks, description="pooled features of train")
-        self.cls, self.mean = pooled.cls, pooled.mean
+        self.pictures = Pictures(splits.train, backbone.preprocessing, truth, augment, seed, windows)
+        if windows is None:
+            pooled = extract(backbone, splits.train, store=store, blocks=blocks, description="pooled features of train")
+            self.cls, self.mean = pooled.cls, pooled.mean
+        else:
+            self.cls, self.mean = self._pooled(backbone, len(splits.train), config.fit.batch_size)
         self.kept: FeatureStore | None = None
-        if self.learning is None:
+        if self.learning is None and windows is None:
             self.kept = extract(
                 backbone, splits.val, store=store, blocks=blocks, patches=self.needs.patches,
                 description="features of val",
@@ -111,12 +128,22 @@ class LiveFeed(Feed):
         nothing = lambda rows: torch.zeros(len(rows))
         self.plain = Pictures(splits.val, backbone.preprocessing, nothing, None, seed)
 
+    def _pooled(self, backbone: FrozenBackbone, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pooled features of the windows of the first pass."""
+        cls, mean = [], []
+        with bar("pooled features of train", count) as progress:
+            for pixels, _ in self.pictures.batches(Draw(rows, 0) for rows in torch.arange(count).split(size)):
+                found = compute_features(backbone, pixels, self.needs.blocks, False)
+                cls.append(found.cls.cpu().numpy())
+                mean.append(found.mean.cpu().numpy())
+                progress.advance(len(pixels))
+        return np.concatenate(cls), np.concatenate(mean)
+
     def train(self, draws: Iterable[Draw]) -> Iterator[Batch]:
-        backbone = self.learning or self.backbone
         for pixels, truth in self.pictures.batches(draws):
-            with half_precision(self.precision, backbone.device):
-                features = compute_features(backbone, pixels, self.needs.blocks, self.needs.patches)
-            yield Batch(features, truth.to(backbone.device))
+            with half_precision(self.precision, self.backbone.device):
+                features = compute_features(self.backbone, pixels, self.needs.blocks, self.needs.patches)
+            yield Batch(features, truth.to(self.backbone.device))
 
     def val(self, rows: Sequence[int]) -> Features:
         if self.kept is not None:
@@ -139,22 +166,29 @@ class LiveFeed(Feed):
 
 
 def open_feed(
-    backbone: FrozenBackbone, splits: Splits, adapter: Adapter, config: TrainConfig, store: str | Path, truth: Take
+    backbone: FrozenBackbone,
+    splits: Splits,
+    adapter: Adapter,
+    config: TrainConfig,
+    store: str | Path,
+    truth: Take,
+    windows: RandomWindows | None = None,
 ) -> Feed:
     """The feed that the settings ask for.
 
     Args:
         truth: rows of train -> what is known of them: a value each, or a map (planes, side, side).
+        windows: what training looks at, with their own truth, if not at whole images.
 
     Raises:
         UsageError: settings that this backbone or device cannot have.
     """
     check_precision(config.fit, backbone.device)
     if config.live:
-        return LiveFeed(backbone, splits, adapter, config, store, truth)
+        return LiveFeed(backbone, splits, adapter, config, store, truth, windows)
     train, val = extract_splits(backbone, splits, adapter, store)
     gathers = (partial(gather, train, device=backbone.device), partial(gather, val, device=backbone.device))
-    return CachedFeed(gathers, (train.cls, train.mean), truth)
+    return CachedFeed(backbone, gathers, (train.cls, train.mean), truth)
 
 
 def check_precision(config: FitConfig, device: torch.device) -> None:

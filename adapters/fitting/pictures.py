@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dinomed.adapters.fitting.augment import Augment
 from dinomed.adapters.fitting.loop import Draw
+from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError
@@ -27,13 +28,20 @@ class Pictures:
     Args:
         truth: rows -> a value for each, or its map (planes, side, side) at the size that the backbone sees.
         augment: None leaves images as they are.
+        windows: draws a window of each image, and knows what there is to know of it, in place of `truth`.
     """
 
     def __init__(
-        self, manifest: Manifest, preprocessing: Preprocessing, truth: Take, augment: Augment | None, seed: int
+        self,
+        manifest: Manifest,
+        preprocessing: Preprocessing,
+        truth: Take,
+        augment: Augment | None,
+        seed: int,
+        windows: RandomWindows | None = None,
     ) -> None:
         self.manifest, self.preprocessing, self.truth = manifest, preprocessing, truth
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.windows = augment, seed, windows
         self._stamps = list(zip(manifest.column("bytes"), manifest.column("sha256"), strict=True))
 
     def batches(self, draws: Iterable[Draw]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -47,7 +55,7 @@ class Pictures:
             DinomedError: an image cannot be read, or is another one than the manifest says.
         """
         rows = draw.indices.tolist()
-        truth = self.truth(rows)
+        truth = self.truth(rows) if self.windows is None else torch.zeros(len(rows))
         read = map(partial(self._one, turn=draw.turn), rows, truth)
         pixels, known = zip(*read, strict=True)
         return torch.stack(pixels), torch.stack(known)
@@ -56,7 +64,11 @@ class Pictures:
         path = self.manifest.path(row)
         try:
             check_unchanged(path, *self._stamps[row])
-            image = self.preprocessing.squash(self.preprocessing.read(path))
+            pixels = self.preprocessing.read(path)
+            if self.windows is not None:
+                pixels, known = self.windows.draw(pixels, self.seed, turn, row)
+                truth = torch.from_numpy(known)
+            image = self.preprocessing.squash(pixels)
         except UnreadableImage as error:
             raise DinomedError(f"{error}; it could be read when the manifest was made: scan the folder again") from None
         if self.augment is not None:

@@ -1,5 +1,7 @@
 """Settings of a segmenter's training run."""
 
+from typing import Any
+
 from pydantic import Field, SerializeAsAny, model_validator
 
 from dinomed.adapters.contract import HeadConfig
@@ -20,8 +22,10 @@ class SegmentConfig(TrainConfig):
     `image_size`; null leaves it to the head.
 
     `window`: images with a longer side than this, px, are predicted by windows of this size, which overlap by the share
-    `overlap`; null squashes every image whole. Training looks at whole images, so they must not be larger than the
-    window: what it cuts out of a large image then is as large as what was learned from.
+    `overlap`; null squashes every image whole. What is cut out of an image then has to be as large as what was learned
+    from: either the images of train are not larger than the window, or `crop` is set. Then training looks at random
+    windows of larger images, too, in every epoch another one of each, the share `crop` of which holds something of the
+    mask (`dinomed.adapters.fitting.windows`); val is predicted by windows after every epoch.
     """
 
     task = "segment"
@@ -34,6 +38,7 @@ class SegmentConfig(TrainConfig):
     scales: tuple[float, ...] | None = None
     window: int | None = Field(None, ge=16)
     overlap: float = Field(0.25, ge=0, le=0.9)
+    crop: float | None = Field(None, ge=0, le=1, description="share of training windows with something of the mask")
     fit: FitConfig = FitConfig(epochs=15, patience=3, batch_size=32, learning_rate=1e-3)
 
     @model_validator(mode="after")
@@ -46,4 +51,14 @@ class SegmentConfig(TrainConfig):
             raise ValueError("scales: one or more factors from 0.25 to 4")
         if self.window is not None and self.scales not in (None, (1.0,)):
             raise ValueError("window and scales: windows have one size; leave one of them out")
+        if self.crop is not None and self.window is None:
+            raise ValueError("crop: training looks at random windows; say how large they are: window=PX")
         return self
+
+    @classmethod
+    def _cuts(cls, data: dict[str, Any]) -> bool:
+        return data.get("crop") is not None
+
+    @property
+    def live(self) -> bool:
+        return super().live or self.crop is not None

@@ -82,6 +82,41 @@ class Masks:
         return hashlib.sha256(self._packed.tobytes()).digest()
 
 
+class WholeMasks:
+    """Masks of a split at the images' own size, read anew each time they are wanted; once, here, to see that they can
+    be, and that there is something in them."""
+
+    def __init__(self, manifest: Manifest, split: str, legend: Legend) -> None:
+        self.manifest, self.legend = manifest, legend
+        self.background = legend.codes.index(0) if legend.exclusive else 0
+        self._digest = hashlib.sha256()
+        something = False
+
+        def look(index: int) -> tuple[bytes, bool]:
+            truth = self.read(index)
+            return hashlib.sha256(truth.tobytes()).digest(), bool((truth != self.background).any())
+
+        with bar(f"masks of {split}", len(manifest)) as progress:
+            for found, own in prefetch(look, range(len(manifest)), None):
+                self._digest.update(found)
+                something = something or own
+                progress.advance()
+        if not something:
+            raise UsageError(f"every mask of {split} is empty: there is no lesion to learn; give masks that have one")
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 (planes, H, W)."""
+        return self.legend.read(self.manifest, index)
+
+    def marked(self, truth: np.ndarray) -> np.ndarray:
+        """(planes, H, W) -> a mask of each class that metrics are about, (classes, H, W)."""
+        return self.legend.planes(truth)[list(self.legend.reported)]
+
+    def digest(self) -> bytes:
+        """SHA-256 of all of them."""
+        return self._digest.digest()
+
+
 def dice(prediction: Tensor, truth: Tensor) -> Tensor:
     """Dice of each image (B,), 1 where both are empty, as in `dinomed.metrics.segmentation`; of several planes their
     mean."""
@@ -98,6 +133,12 @@ def dice_of_logits(logits: Tensor, truth: Tensor, legend: Legend) -> Tensor:
     return dice((logits.argmax(1, keepdim=True) == index).float(), (truth == index).float())
 
 
+def dice_of_maps(maps: np.ndarray, truth: np.ndarray, legend: Legend) -> float:
+    """The same of the probabilities (classes, H, W) of one image."""
+    logits = torch.from_numpy(maps)[None] - 0.5  # of the same sign, and of the same order
+    return dice_of_logits(logits, torch.from_numpy(truth)[None], legend).item()
+
+
 def choose_thresholds(
     manifest: Manifest, probabilities: Callable[[int, tuple[int, int]], np.ndarray], legend: Legend
 ) -> tuple[list[float], float]:
@@ -105,7 +146,7 @@ def choose_thresholds(
     classes of that Dice.
 
     Args:
-        probabilities: row of the manifest and (height, width) -> float32 (classes, height, width).
+        probabilities: row of the manifest (asked for in order) and (height, width) -> float32 (classes, height, width).
     """
     scores = [DiceByThreshold(THRESHOLDS) for _ in legend.names]
     with torch.no_grad(), bar("choosing the threshold", len(manifest)) as progress:

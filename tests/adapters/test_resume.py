@@ -30,6 +30,10 @@ CASES: dict[str, tuple[Any, Any]] = {
         ClassifyConfig.model_validate({"fit": {"epochs": 4, "patience": 4, "optimizer": "lbfgs"}}),
     ),
     "augmented": (fit_segmenter, SegmentConfig.model_validate({**SEGMENT, "augment": "dermoscopy"})),
+    "windows": (
+        fit_segmenter,
+        SegmentConfig.model_validate({**SEGMENT, "image_size": 32, "window": 24, "crop": 0.5, "augment": "light"}),
+    ),
     "last": (fit_segmenter, SegmentConfig.model_validate({**SEGMENT, "tune": "last:1", "augment": "light"})),
     "lora": (
         fit_classifier,
