@@ -30,7 +30,7 @@ def choose_images(manifest: Manifest, config: PretrainConfig) -> tuple[Manifest,
         aside, train = manifest.take(sorted(order[:count])), manifest.take(sorted(order[count:]))
     if len(train) < config.run.batch_size:
         raise UsageError(
-            f"{len(train)} training images are fewer than a batch of {config.run.batch_size}; "
+            f"{len(train)} training images in {manifest.called} are fewer than a batch of {config.run.batch_size}; "
             f"add images, or --set run.batch_size={max(len(train), 1)}"
         )
     chosen = np.linspace(0, len(aside) - 1, min(count, len(aside))).round().astype(int).tolist() if len(aside) else []

@@ -17,6 +17,7 @@ from dinomed.distributed import gather_objects, rank, world_size
 from dinomed.features.compute import load_images
 from dinomed.features.knn import knn_probabilities
 from dinomed.metrics.classification import classification_metrics
+from dinomed.progress import say
 
 K = 20
 MAX_QUERIES = 500
@@ -88,17 +89,27 @@ def auroc_error(auroc: float, positives: int, negatives: int) -> float:
 
 
 def choose_labelled(manifest: Manifest, train: Manifest, preprocessing: Preprocessing, limit: int) -> OnlineKNN | None:
-    """The online k-NN of a collection: up to `limit` labelled images of `train` and `MAX_QUERIES` of val; None without
-    labels, without val, with one class only, or for a limit of 0."""
-    if limit == 0 or not manifest.has("label") or not manifest.has("split"):
+    """The online k-NN of a collection: up to `limit` labelled images of `train` and `MAX_QUERIES` of val; None for a
+    limit of 0, and, as is then said, without labels, without val or with one class only."""
+    if limit == 0:
         return None
+    for column in ("label", "split"):
+        if not manifest.has(column):
+            _tell(f"{manifest.called} has no {column}s; for one: {manifest.scan_again('--labels FILE.csv')}")
+            return None
     voters = _some(_labelled(train), limit)
     known = {*voters.column("label")} if len(voters) else set()
     queries = _labelled(manifest.select(split="val"))
     queries = _some(queries.take([i for i, name in enumerate(queries.column("label")) if name in known]), MAX_QUERIES)
     if len(known) < 2 or len(Counter(queries.column("label"))) < 2:
+        _tell(f"the labelled images of {manifest.called} in train and val are not of two classes each")
         return None
     return OnlineKNN(voters, queries, preprocessing)
+
+
+def _tell(reason: str) -> None:
+    if rank() == 0:
+        say(f"no online k-NN will tell what the features are worth: {reason}")
 
 
 def _labelled(manifest: Manifest) -> Manifest:

@@ -153,6 +153,8 @@ class _Run:
             paths, train.column("image"), config.crops, channels, config.run.seed, stamps, config.images
         )
         self.knn = choose_labelled(manifest, train, self.preprocessing, config.run.knn_images)
+        if self.knn is None and config.run.patience and rank() == 0:
+            warn("run.patience waits for a better online k-NN, and there is none: the run goes on to its last step")
         self.unreadable: set[str] = set()
         self.bad_steps = 0
 

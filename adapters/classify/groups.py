@@ -63,8 +63,8 @@ def group_images(manifest: Manifest, frames: int = FRAMES, *, fill: bool = False
     """
     if not manifest.has("group"):
         raise UsageError(
-            "unit: group needs a column 'group' in the manifest (a lesion, patient or video); "
-            "scan again with --group COLUMN"
+            f"unit: group needs a column 'group' (a lesion, patient or video), which {manifest.called} has not; "
+            f"{manifest.scan_again('--labels FILE.csv --group COLUMN')}"
         )
     found: dict[tuple[str, str | int], list[int]] = defaultdict(list)
     for row, name in enumerate(manifest.column("group")):

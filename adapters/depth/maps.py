@@ -33,8 +33,9 @@ class DepthSource:
         """
         if not manifest.has(self.column):
             raise UsageError(
-                f"the manifest has no depth maps in a column {self.column!r}; name them in a CSV (column image, column "
-                f"{self.column}; paths from the folder) and scan with --labels, or name the column with --set column="
+                f"{manifest.called} has no depth maps in a column {self.column!r}; name the column with --set column=, "
+                f"or name them in a CSV (columns image and {self.column}; paths from the folder): "
+                f"{manifest.scan_again('--labels FILE.csv')}"
             )
         cells = manifest.column(self.column)
         for cell in cells:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dinomed.datasets.manifest import FIXED, Manifest
+from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.datasets.splits import check_splits, make_splits
 from dinomed.errors import UsageError
 from dinomed.progress import say, warn
@@ -30,11 +30,12 @@ def labelled(manifest: Manifest, column: str = "label") -> Manifest:
         UsageError: no such column, or it is empty.
     """
     if not manifest.has(column):
-        others = [name for name in manifest.columns if name not in (*FIXED, "mask", column) and manifest.has(name)]
+        own = {*KNOWN} - {"label", "group"}
+        others = [name for name in manifest.columns if name not in {*own, column} and manifest.has(name)]
         raise UsageError(
-            f"the manifest has no labels in a column {column!r} (columns: {', '.join(others) or 'none'}); "
-            "name another one, or make them: dinomed scan FOLDER --labels FILE.csv (and --label COLUMN), or "
-            "--labels folders"
+            f"{manifest.called} has no labels in a column {column!r} (columns: {', '.join(others) or 'none'}); "
+            f"name another one, or make them: {manifest.scan_again('--labels FILE.csv')} (--label COLUMN names theirs; "
+            "--labels folders takes a folder for each class)"
         )
     return manifest.take([i for i, value in enumerate(manifest.column(column)) if value is not None])
 
@@ -43,7 +44,8 @@ def masked(manifest: Manifest) -> Manifest:
     """The rows that have a mask. Raises a `UsageError` if there are none."""
     if not manifest.has("mask"):
         raise UsageError(
-            "the manifest has no masks; scan a folder with images/ and masks/, or give a mask column with --labels"
+            f"{manifest.called} has no masks; put them into a folder masks beside images, or name them in a column "
+            f"mask of a CSV: {manifest.scan_again('--labels FILE.csv')}"
         )
     return manifest.take([i for i, value in enumerate(manifest.column("mask")) if value is not None])
 
@@ -51,12 +53,12 @@ def masked(manifest: Manifest) -> Manifest:
 def select_split(manifest: Manifest, split: str) -> Manifest:
     """The rows of one split; a `UsageError` if there are none."""
     if not manifest.has("split"):
-        raise UsageError("the manifest has no splits; scan the folder again (scan makes them, by group)")
+        raise UsageError(f"{manifest.called} has no splits; scan makes them, by group: {manifest.scan_again()}")
     found = manifest.select(split=split)
     if not len(found):
         counts = Counter(value for value in manifest.column("split") if value is not None)
         there = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-        raise UsageError(f"no usable image in split {split!r} (there are: {there or 'none'})")
+        raise UsageError(f"{manifest.called} has no usable image in split {split!r} (there are: {there or 'none'})")
     return found
 
 
@@ -77,8 +79,8 @@ def fit_splits(manifest: Manifest, column: str | None, seed: int) -> Splits:
     if not parts["train"] or not parts["val"]:
         raise UsageError("no split 'val', and train has too few groups to make one; add images or a split column")
     warn(
-        f"the manifest has no split 'val': {len(parts['val'])} of {len(train)} training images are set aside for it, "
-        "by group; settings are chosen on them"
+        f"{manifest.called} has no split 'val': {len(parts['val'])} of {len(train)} training images are set aside "
+        "for it, by group; settings are chosen on them"
     )
     return Splits(train.take(parts["train"]), train.take(parts["val"]), made=True)
 

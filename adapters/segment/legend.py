@@ -63,8 +63,8 @@ class Legend:
             if not manifest.has(column):
                 hint = "" if column == MASK else f" in a column {column!r} (columns: {', '.join(manifest.columns)})"
                 raise UsageError(
-                    f"the manifest has no masks{hint}; scan a folder with images/ and masks/, or give a mask column "
-                    "with --labels (label maps: dinomed scan --label-maps)"
+                    f"{manifest.called} has no masks{hint}; put them into a folder masks beside images, or name them "
+                    f"in a CSV: {manifest.scan_again('--labels FILE.csv')} (label maps: --label-maps)"
                 )
         cells = list(zip(*(manifest.column(column) for column in self.columns), strict=True))
         full = [i for i, row in enumerate(cells) if all(cell is not None for cell in row)]

@@ -1,5 +1,6 @@
 """Images for use, however they are given; what cannot be read is told and not hidden."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from dinomed.datasets.manifest import Manifest, open_collection
@@ -15,5 +16,5 @@ def collect(path: str | Path) -> tuple[Manifest, list[tuple[str, str]]]:
     """
     if Path(path).is_dir():
         result = scan(path, make_split=False, allow_unreadable=True)
-        return result.manifest, result.unreadable
+        return replace(result.manifest, source=Path(path)), result.unreadable
     return open_collection(path), []

@@ -12,9 +12,10 @@ metadata, in CSV in a column `root`, which is left out where the images lie in t
 
 import hashlib
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -47,6 +48,7 @@ class Manifest:
 
     table: pa.Table
     root: Path
+    source: Path | None = field(default=None, compare=False)  # what was given: a manifest, a folder or an image
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -55,6 +57,19 @@ class Manifest:
     def columns(self) -> list[str]:
         return list(self.table.column_names)
 
+    @property
+    def called(self) -> str:
+        """What a message calls it: as it was given."""
+        if self.source is None:
+            return "the manifest"
+        return f"folder {self.source}" if self.source.is_dir() else str(self.source)
+
+    def scan_again(self, options: str = "") -> str:
+        """The command that makes a manifest of its images with these options, for a message."""
+        words = ["dinomed scan", shlex.quote(str(self.root)), options, "-o M.parquet"]
+        then = ", and give M.parquet" if self.source is not None and self.source.is_dir() else ""
+        return " ".join(word for word in words if word) + then
+
     def has(self, name: str) -> bool:
         """Whether the column is there and holds any value."""
         return name in self.table.column_names and self.table[name].null_count < len(self)
@@ -62,7 +77,7 @@ class Manifest:
     def column(self, name: str) -> list[Any]:
         """The values of a column, None where empty. An unknown column is a `UsageError` naming the nearest."""
         if name not in self.table.column_names:
-            raise UsageError(f"the manifest has no column {name!r}{did_you_mean(name, self.table.column_names)}")
+            raise UsageError(f"{self.called} has no column {name!r}{did_you_mean(name, self.table.column_names)}")
         return list(self.table[name].to_pylist())
 
     def path(self, index: int) -> Path:
@@ -143,7 +158,7 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
     base = path.parent / named if root is None else Path(root)
     if not base.is_dir():
         raise UsageError(f"{path}: its images are expected in {base}, which does not exist; move it back beside them")
-    return Manifest(table, base)
+    return Manifest(table, base, path)
 
 
 def is_manifest(path: str | Path) -> bool:
@@ -167,11 +182,11 @@ def open_collection(path: str | Path) -> Manifest:
             warn(f"{path / name}: {reason}; passed over")
         if len(result.unreadable) > 5:
             warn(f"{len(result.unreadable) - 5} more files of {path} cannot be read; `dinomed scan` lists them")
-        return result.manifest
+        return replace(result.manifest, source=path)
     if not path.is_file():
         raise UsageError(f"{path} is a pipe or a device; give a manifest, a folder of images, or an image")
     if not is_manifest(path):
-        return scan_file(path)
+        return replace(scan_file(path), source=path)
     manifest = read_manifest(path)
     kept = manifest.kept()
     if len(kept) < len(manifest):
