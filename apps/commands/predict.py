@@ -48,8 +48,9 @@ def predict(
 
         if not isinstance(predictor, ClassifyPredictor):
             raise UsageError("--unit group: one answer for a group is what classifiers give; leave it out")
-        count = predict_group_table(predictor, manifest, output, overwrite=overwrite)
-        emit({"output": str(output), "table": str(output / TABLE_FILE), "groups": count, "note": RESEARCH_USE}, as_json)
+        made = predict_group_table(predictor, manifest, output, overwrite=overwrite)
+        told = {"output": str(output), "table": str(output / TABLE_FILE), "groups": made.groups, "kept": made.kept}
+        emit({**told, "note": RESEARCH_USE}, as_json)
         return
     done = predict_collection(predictor, manifest, output, unreadable=unreadable, overwrite=overwrite)
     report = {

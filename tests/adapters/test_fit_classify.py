@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from dinomed.adapters.bundle import read_record
+from dinomed.adapters.classify import predict_groups
 from dinomed.adapters.classify.answer import Answer, calibrate
 from dinomed.adapters.classify.config import ClassifyConfig
 from dinomed.adapters.classify.fit import fit_classifier
@@ -197,7 +199,7 @@ def test_a_table_of_groups_is_what_evaluation_measures(
     assert isinstance(predictor, ClassifyPredictor)
     test = data.select(split="test")
     own = test.column("group")
-    assert predict_group_table(predictor, test, tmp_path / "table") == len(set(own) - {None}) + own.count(None)
+    assert predict_group_table(predictor, test, tmp_path / "table").groups == len(set(own) - {None}) + own.count(None)
     lines = [line.split(",") for line in (tmp_path / "table" / "predictions.csv").read_text().splitlines()]
     assert lines[0] == ["group", "images", "predicted", *manifest.classes()]
     judged = evaluate_in_full(folder, data, unit="group", resamples=10).judged
@@ -211,3 +213,46 @@ def test_a_table_of_groups_is_what_evaluation_measures(
         assert line[2] == manifest.classes()[int(expected.argmax())]
     with pytest.raises(UsageError, match="already holds a result"):
         predict_group_table(predictor, test, tmp_path / "table")
+
+
+@pytest.mark.parametrize("cut", ["between", "half a line", "twice"])
+def test_an_interrupted_table_of_groups_goes_on_and_is_the_same(
+    cut: str, place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # groups of 1 to 4 images; one is named as an image without a group is
+    own = [f"g{i // 4}" if i % 4 else None for i in range(len(manifest))]
+    own[1] = manifest.column("image")[0]
+    data = with_columns(manifest, group=own, split=["test"] * len(manifest))
+    folder = fit_classifier(backbone, manifest, tmp_path / "cls", settings(), store=place / "store").folder
+    predictor = load_adapter(folder)
+    assert isinstance(predictor, ClassifyPredictor)
+    monkeypatch.setattr(predict_groups, "IMAGES", 7)
+    whole = predict_group_table(predictor, data, tmp_path / "whole")
+    assert (whole.groups, whole.kept) == (len(set(own) - {None}) + own.count(None), 0)
+    real, calls = predict_groups._rows, 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 0:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    for _ in range(2 if cut == "twice" else 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(predict_groups, "_rows", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                predict_group_table(predictor, data, tmp_path / "out")
+    assert not (tmp_path / "out" / "predictions.csv").exists()
+    rows = tmp_path / "out" / "predictions.partial.jsonl"
+    noted = len(rows.read_text().splitlines())
+    if cut == "half a line":
+        rows.write_text(rows.read_text()[:-20])
+    with pytest.raises(UsageError, match="by another adapter or of other images"):
+        predict_group_table(predictor, data.take(range(5)), tmp_path / "out")
+    done = predict_group_table(predictor, data, tmp_path / "out")
+    assert 0 < done.kept <= noted
+    assert (done.kept == noted) == (cut != "half a line")
+    for name in ("predictions.csv", "predictions.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not rows.exists()
