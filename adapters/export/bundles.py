@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from dinomed.adapters.bundle import HEADER, RECORD_FILE, WEIGHTS_FILE, read_record
-from dinomed.adapters.export.onnx_file import TOLERANCE, difference
-from dinomed.adapters.export.source import Source
+from dinomed.adapters.export.parity import compare
+from dinomed.adapters.export.source import Source, load_source
 from dinomed.adapters.reference import find_backbone
 from dinomed.adapters.segment.predict import SegmentPredictor
 from dinomed.backbones.load import load_backbone, save_backbone
@@ -25,7 +25,7 @@ def write_safetensors(source: Source, folder: Path, backbone: str | None = None)
     """A backbone as `load_backbone` reads it; an adapter with its backbone in a folder inside, whole by itself.
 
     Raises:
-        DinomedError: what is read back has another fingerprint.
+        DinomedError: what is read back has another fingerprint, or predicts something else.
     """
     if source.folder is None:
         frozen, place = source.backbone, folder
@@ -42,7 +42,10 @@ def write_safetensors(source: Source, folder: Path, backbone: str | None = None)
     again = load_backbone(place)
     if again.fingerprint != frozen.fingerprint:
         raise DinomedError("what was written is read back as another backbone; nothing is kept")
-    return {"compared_with": "dinomed", "fingerprint": again.fingerprint, "largest_difference": 0.0}
+    found = Source(again) if source.folder is None else load_source(str(folder))
+    side = source.preprocessing.image_size
+    parity = compare(source, "dinomed", found.reference, [(2, side, side)])
+    return {**parity, "fingerprint": found.backbone.fingerprint}
 
 
 def write_monai(source: Source, folder: Path) -> dict[str, Any]:
@@ -52,37 +55,40 @@ def write_monai(source: Source, folder: Path) -> dict[str, Any]:
     what happens to an image before stands in the config.
 
     Raises:
-        UsageError: channels that are neither gray nor RGB.
-        DinomedError: the network as it is read back gives something else than the original.
+        UsageError: channels that are neither gray nor RGB; 16 bits, a window or percentiles.
+        DinomedError: the head cannot be traced, or the network as it is read back gives something else.
     """
     reading = source.preprocessing
     if reading.channels not in (1, 3):
-        raise UsageError(f"--format monai: its configs read gray or RGB files, this backbone takes {reading.channels}")
+        raise UsageError(
+            f"--format monai: its configs read gray or RGB files, this backbone takes {reading.channels} channels; "
+            "take onnx or safetensors"
+        )
+    if not reading.intensity.is_plain:
+        raise UsageError(
+            "--format monai: its configs read files of 8 bits by their full range, this backbone reads them by "
+            f"{reading.intensity.model_dump(mode='json', exclude_none=True)}; take onnx or safetensors"
+        )
     graph, side = source.graph(reading.image_size), reading.image_size
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.randn(count, reading.channels, side, side, generator=generator) for count in (2, 1, 3)]
+    example = torch.zeros(2, reading.channels, side, side)
     (folder / "models").mkdir(parents=True)
     path = folder / "models" / NETWORK_FILE
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         try:
-            torch.jit.trace(graph, images[0], check_trace=False).save(str(path))
+            traced = torch.jit.trace(graph, example, check_trace=False)
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or ["RuntimeError"])[0][:200]
-            raise UsageError(f"this {source.task} head cannot be written as TorchScript: {reason}") from None
-        network = torch.jit.load(str(path))
-        worst = 0.0
-        for pixels in images:
-            found = network(pixels)
-            worst = max(
-                worst, difference(list(found) if isinstance(found, tuple) else [found], source.reference(pixels))
-            )
-    if not worst <= TOLERANCE:
-        raise DinomedError(
-            f"the TorchScript network differs by {worst:.2g} (allowed: {TOLERANCE:g}); nothing is written"
-        )
+            raise DinomedError(
+                f"{source.title} cannot be written as TorchScript: {reason}; take onnx or safetensors"
+            ) from None
+        try:
+            traced.save(str(path))
+        except (RuntimeError, OSError) as error:  # how torch reports a full disk
+            raise DinomedError(f"cannot write {path}: {str(error).splitlines()[0][:200]}") from None
+        parity = compare(source, "TorchScript", torch.jit.load(str(path)), [(n, side, side) for n in (2, 1, 3)])
     write_json(folder / "configs" / "metadata.json", _metadata(source))
     write_json(folder / "configs" / "inference.json", _inference(source))
-    return {"compared_with": "TorchScript", "largest_difference": worst, "tolerance": TOLERANCE}
+    return parity
 
 
 def _inference(source: Source) -> dict[str, Any]:

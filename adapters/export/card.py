@@ -3,6 +3,7 @@
 from typing import Any
 
 from dinomed.adapters.export.source import Source
+from dinomed.adapters.predict import ClassifyPredictor, DepthPredictor, SegmentPredictor
 from dinomed.backbones.variants import VARIANTS, Release
 from dinomed.notice import RESEARCH_USE
 
@@ -71,6 +72,7 @@ def card(source: Source, kind: str, parity: dict[str, Any]) -> str:
     lines += [
         f"- {reading.channels} channels, 0 to 1, the whole image squashed to {reading.image_size} x "
         f"{reading.image_size} px (bicubic, antialiased)",
+        f"- samples of files: {_samples(source)}",
         f"- minus mean {list(reading.mean)}, divided by {list(reading.std)}, channel by channel",
         "",
         "## What it is",
@@ -87,6 +89,18 @@ def card(source: Source, kind: str, parity: dict[str, Any]) -> str:
         ]
     lines += ["", "## Checked", _checked(parity), "", "## Licence", "See NOTICE.", ""]
     return "\n".join(lines)
+
+
+def _samples(source: Source) -> str:
+    """How what a file holds becomes 0 to 1."""
+    found = source.preprocessing.intensity
+    depth = f"{found.bits or 8} bits"
+    if found.window is not None:
+        return f"{depth}; {found.window[0]:g} becomes 0 and {found.window[1]:g} becomes 1"
+    if found.percentiles is not None:
+        return f"{depth}; of each image and channel, percentile {found.percentiles[0]:g} becomes 0, percentile " \
+            f"{found.percentiles[1]:g} becomes 1"  # fmt: skip
+    return f"{depth}, the full range of the file's own depth"
 
 
 def _own_use(source: Source) -> str:
@@ -106,6 +120,17 @@ def _about_head(source: Source) -> list[str]:
     lines = [f"- classes, in the order of the output: {', '.join(record['classes'])}"]
     if record["threshold"] is not None:
         lines.append(f"- threshold that was best on validation: {record['threshold']:.4f}")
+    if isinstance(source.predictor, ClassifyPredictor):
+        lines += _about_answer(source.predictor)
+    elif isinstance(source.predictor, SegmentPredictor):
+        lines += _about_masks(source.predictor)
+    elif isinstance(source.predictor, DepthPredictor):
+        unit = f" {source.predictor.source.unit}" if source.predictor.source.unit else ", in the unit of its maps"
+        lines.append(f"- depths from {source.predictor.low:g} to {source.predictor.high:g}{unit}")
+    if record["tuned"] is not None:
+        lines.append(
+            f"- the backbone has learned with the head ({record['tuned']['how']}); its weights are in this file"
+        )
     if source.task != "classify":
         lines.append(
             "- one pass over the whole image; mirror images and windows, where dinomed uses them, are not in it"
@@ -115,6 +140,33 @@ def _about_head(source: Source) -> list[str]:
         f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
     )
     return [*lines, f"- on its validation images: {shown or 'nothing measured'}"]
+
+
+def _about_answer(predictor: ClassifyPredictor) -> list[str]:
+    answer = predictor.answer
+    kind = "a sigmoid for each label" if answer.multilabel else "one softmax over the classes"
+    heat = "no temperature" if answer.temperature is None else f"temperature {answer.temperature:.4f}"
+    lines = [f"- probabilities: {kind}, {heat} (applied already)"]
+    if any(cut is not None for cut in answer.thresholds):
+        cuts = zip(predictor.classes, answer.thresholds, strict=True)
+        told = ", ".join(f"{name} {'none' if cut is None else f'{cut:.4f}'}" for name, cut in cuts)
+        lines.append(f"- thresholds with the largest sensitivity + specificity on validation: {told}")
+    if answer.unit == "group":
+        lines.append(
+            "- made for groups of images (" + ("their features averaged" if answer.pool == "mean" else
+            f"the features of {answer.width} beside each other") + "); here each image is a group of one"
+        )  # fmt: skip
+    return lines
+
+
+def _about_masks(predictor: SegmentPredictor) -> list[str]:
+    legend = predictor.legend
+    if legend.exclusive:
+        return ["- every pixel has one class, the most probable one"]
+    if len(legend.names) == 1:
+        return []
+    cuts = ", ".join(f"{name} {cut:.4f}" for name, cut in zip(legend.names, predictor.thresholds, strict=True))
+    return [f"- classes may overlap; thresholds that were best on validation: {cuts}"]
 
 
 def _checked(parity: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
 from dinomed.adapters.contract import Needs
+from dinomed.adapters.export.traceable import traceable
 from dinomed.adapters.predict import AnyPredictor, ClassifyPredictor
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.features.compute import Features
@@ -94,7 +95,8 @@ class AdapterGraph(nn.Module):
 
     def __init__(self, predictor: AnyPredictor, image_size: int | None) -> None:
         super().__init__()
-        self.adapter, self._predictor = predictor.adapter, predictor
+        self.adapter = traceable(predictor.adapter, any_size=image_size is None)
+        self._predictor = predictor
         self.backbone = PortableViT(predictor.backbone.vit, predictor.adapter.needs, image_size)
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinomed.adapters.export.onnx_file import TOLERANCE, difference
+from dinomed.adapters.export.parity import compare
+from dinomed.adapters.export.source import Source
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.vit import ViTConfig
 from dinomed.checkpoint import write_tensors
-from dinomed.errors import DinomedError, UsageError
-from dinomed.features.compute import compute_features
+from dinomed.errors import UsageError
 from dinomed.files import write_json
 from dinomed.layers.patch_embedding import resize_position_embedding
 
@@ -173,19 +173,12 @@ def _at_own_size(backbone: FrozenBackbone) -> State:
     return state
 
 
-@torch.inference_mode()
 def _compare(backbone: FrozenBackbone, library: str, forward: Any) -> dict[str, Any]:
-    """All tokens of random images, from the folder as the library reads it."""
-    reading = backbone.preprocessing
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(2, reading.channels, reading.image_size, reading.image_size, generator=generator)
-    tokens, first = forward(pixels), 1 + backbone.vit.config.num_registers
-    ours = compute_features(backbone, pixels, (-1,), True)
-    assert ours.patches is not None
-    worst = difference([tokens[:, 0], tokens[:, first:]], [ours.cls, ours.patches.flatten(2).transpose(1, 2)])
-    if not worst <= TOLERANCE:
-        raise DinomedError(
-            f"{library} gives other values for this backbone than dinomed: they differ by {worst:.2g} (allowed: "
-            f"{TOLERANCE:g}); nothing is written"
-        )
-    return {"compared_with": library, "largest_difference": worst, "tolerance": TOLERANCE}
+    """All tokens, from the folder as the library reads it."""
+    first, side = 1 + backbone.vit.config.num_registers, backbone.preprocessing.image_size
+
+    def answer(pixels: Tensor) -> list[Tensor]:
+        tokens = forward(pixels)
+        return [tokens[:, 0], tokens[:, first:].transpose(1, 2).unflatten(2, backbone.grid())]
+
+    return compare(Source(backbone), library, answer, [(2, side, side)])

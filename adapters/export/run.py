@@ -57,6 +57,9 @@ def export(
     if dynamic_size and kind != "onnx":
         raise UsageError("--dynamic-size is for --format onnx")
     out = Path(out)
+    for place in (source.folder, source.backbone.source):
+        if place is not None and out.resolve() == Path(place).resolve():
+            raise UsageError(f"output {out} is what is to be exported; choose another folder")
     unfinished = (out / STAGE).is_dir() and not (out / REPORT_FILE).exists()
     prepare_output(out, overwrite=overwrite or unfinished, marker=STAGE if unfinished else REPORT_FILE)
     with locked(out):
@@ -75,8 +78,9 @@ def export(
             write_text(stage / "README.md", card(source, kind, parity))
             write_text(stage / "NOTICE", notice(source))
             report = _report(source, kind, parity, stage)
+            write_json(stage / REPORT_FILE, report)
             _remove_earlier(out)
-            _publish(stage, out, report)
+            _publish(stage, out, [*report["files"], REPORT_FILE])
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     return report
@@ -100,15 +104,15 @@ def _report(source: Source, kind: str, parity: dict[str, Any], stage: Path) -> d
     }
 
 
-def _publish(stage: Path, out: Path, report: dict[str, Any]) -> None:
+def _publish(stage: Path, out: Path, names: list[str]) -> None:
+    """The report goes last: without it the folder is no whole export."""
     try:
-        for name in report["files"]:
+        for name in names:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(stage / name, out / name)
         sync(out)
     except OSError as error:
         raise DinomedError(f"cannot write {out}: {error.strerror or error}") from None
-    write_json(out / REPORT_FILE, report)  # last: without it the folder is no whole export
 
 
 def _remove_earlier(out: Path) -> None:

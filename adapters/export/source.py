@@ -1,5 +1,6 @@
 """What is to be exported: a backbone, or an adapter with its own."""
 
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,13 @@ class Source:
         return "features" if self.predictor is None else self.predictor.task
 
     @property
+    def title(self) -> str:
+        """What an error calls it."""
+        if self.predictor is None:
+            return f"backbone {self.backbone.name}"
+        return f"a {self.task} adapter with head {self.predictor.metadata['head'].get('name')}"
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """What the exported graph gives, by name."""
         return {"features": ("cls", "patches"), "depth": ("depth",)}.get(self.task, ("probabilities",))
@@ -56,6 +64,16 @@ class Source:
         size = (pixels.shape[-2], pixels.shape[-1])
         logits = self.predictor.logits(pixels)
         return [torch.stack([torch.from_numpy(self.predictor.resized(one[None], size)) for one in logits])]
+
+    def doubled(self) -> "Source":
+        """The same in float64, to see what float32 costs."""
+        frozen = self.backbone
+        backbone = FrozenBackbone(deepcopy(frozen.vit).double(), frozen.preprocessing, frozen.name)
+        if self.predictor is None:
+            return Source(backbone)
+        predictor = copy(self.predictor)
+        predictor.backbone, predictor.adapter = backbone, deepcopy(self.predictor.adapter).double()
+        return Source(backbone, predictor)
 
     def describe(self) -> dict[str, Any]:
         """What goes into the exported files: no path, group or image name."""

@@ -75,7 +75,8 @@ class ViTEncoder(nn.Module, EncoderMixin):
             level = layer(grids[self.source(k)])
             found.append(avg_pool2d(level, -scale) if scale < 0 else level)
         if image is None:  # no decoder looks at the pixels, but they ask for their size
-            image = found[0].new_zeros(()).expand(len(found[0]), 3, rows * self.stride, columns * self.stride)
+            batch = found[0].shape[0]  # not len, which a traced graph keeps as a number
+            image = found[0].new_zeros(()).expand(batch, 3, rows * self.stride, columns * self.stride)
         return [image, *found]
 
     def _features(self, images: Tensor) -> Features:

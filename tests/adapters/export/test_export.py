@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from dinomed.adapters.classify.config import ClassifyConfig
 from dinomed.adapters.classify.fit import fit_classifier
 from dinomed.adapters.contract import Needs
-from dinomed.adapters.export import onnx_file
+from dinomed.adapters.export import parity
 from dinomed.adapters.export.graph import PortableViT, resampling
 from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import Source, load_source
@@ -220,9 +220,9 @@ def test_an_export_that_answers_otherwise_is_not_written(tmp_path: Path, monkeyp
 
 def test_difference_fails_for_what_is_no_number() -> None:
     one = [torch.ones(2)]
-    assert onnx_file.difference(one, [torch.full((2,), 1.5)]) == pytest.approx(1 / 3)
+    assert parity.difference(one, [torch.full((2,), 1.5)]) == pytest.approx(1 / 3)
     for other in ([torch.full((2,), torch.nan)], [torch.ones(3)], []):
-        assert not onnx_file.difference(one, other) <= onnx_file.TOLERANCE
+        assert not parity.difference(one, other) <= parity.TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["cls", "seg"])

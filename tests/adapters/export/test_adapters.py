@@ -1,0 +1,240 @@
+"""Every head in every format, against what `load_adapter` predicts of the same pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dinomed.adapters.contract import Needs
+from dinomed.adapters.export.run import export
+from dinomed.adapters.export.source import load_source
+from dinomed.adapters.export.traceable import AnyPool, traceable
+from dinomed.adapters.heads.decoders import DECODERS
+from dinomed.adapters.predict import AnyPredictor, ClassifyPredictor, load_adapter
+from dinomed.errors import UsageError
+
+Make = Callable[..., Path]
+THREE = ("a", "b", "c")
+CLASSIFIERS: list[Any] = [
+    *((head, {"classes": THREE}) for head in ("linear", "knn", "logistic", "grid", "attentive")),
+    *((head, {"classes": THREE, "usage": {"multilabel": True}}) for head in ("knn", "logistic")),
+]
+SMALL_ENOUGH = [name for name in DECODERS if name != "pan"]  # PAN halves 8 patches until nothing is left
+DENSE: list[Any] = [
+    *(("segment", head, {}) for head in ("linear", "multiscale", "dpt", *SMALL_ENOUGH)),
+    ("segment", "linear", {"classes": THREE, "kind": "multiclass"}),
+    ("segment", "dpt", {"classes": THREE, "kind": "multilabel"}),
+    *(("depth", head, {}) for head in ("linear", "linear4", "dpt")),
+]
+ALL: list[Any] = [*(("classify", head, more) for head, more in CLASSIFIERS), *DENSE]
+ALL += [("classify", "linear", {"classes": THREE, "tune": "lora:2"}), ("segment", "linear", {"tune": "last:1"})]
+# float32 sums in another order, magnified by BatchNorm over random channels that hardly vary: up to 4e-4 was seen;
+# another computation, such as positions or pooling that are off by a pixel, gives 1e-2
+CLOSE = 1e-3
+
+
+def picture(predictor: AnyPredictor, height: int, width: int) -> np.ndarray:
+    """Noise and a bright square, uint8: of the backbone's own size, so that nothing is resized on the way."""
+    image = np.random.default_rng(5).integers(0, 160, (height, width, predictor.backbone.preprocessing.channels))
+    image[height // 4 : height // 2, width // 4 : width // 2] += 90
+    return image.astype(np.uint8)
+
+
+def predicted(predictor: AnyPredictor, image: np.ndarray) -> np.ndarray:
+    """What a user of `load_adapter` gets."""
+    if isinstance(predictor, ClassifyPredictor):
+        return np.array(list(predictor.probabilities(image).values()))
+    return predictor.maps(image)
+
+
+def check(found: np.ndarray, truth: np.ndarray) -> None:
+    scale = max(1.0, float(np.abs(truth).max()))  # depths go up to 9
+    assert found.shape == truth.shape
+    assert np.ptp(truth) > 0.01  # a constant answer would compare equal whatever was exported
+    assert np.abs(found - truth).max() < CLOSE * scale
+
+
+@pytest.mark.parametrize(("task", "head", "more"), ALL)
+def test_the_graph_says_what_the_adapter_predicts_at_every_size(
+    task: str, head: str, more: dict[str, Any], make_adapter: Make
+) -> None:
+    """The graph that is written as ONNX, still in torch."""
+    folder = make_adapter(task, head, **more)
+    source, predictor = load_source(str(folder)), load_adapter(folder)
+    fixed, free = source.graph(64), source.graph(None)
+    image = picture(predictor, 64, 64)
+    pixels = predictor.backbone.preprocessing(image)[None]
+    with torch.no_grad():
+        check(fixed(pixels)[0].numpy(), predicted(predictor, image))
+        check(free(pixels)[0].numpy(), predicted(predictor, image))
+        other = torch.randn(2, 3, 72, 104, generator=torch.Generator().manual_seed(2))
+        check(free(other).numpy(), source.reference(other)[0].numpy())
+
+
+def onnx_check(folder: Path, out: Path, *, dynamic_size: bool) -> dict[str, Any]:
+    """Export, then ask ONNX Runtime of a picture; returns the report."""
+    runtime = pytest.importorskip("onnxruntime")
+    report = export(load_source(str(folder)), "onnx", out, dynamic_size=dynamic_size)
+    session = runtime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    predictor = load_adapter(folder)
+    image = picture(predictor, 64, 64)
+    pixels = predictor.backbone.preprocessing(image)[None].numpy()
+    for count in (1, 3):
+        (found,) = session.run(None, {"pixels": np.repeat(pixels, count, axis=0)})
+        assert len(found) == count
+        check(found[-1], predicted(predictor, image))
+    if dynamic_size:
+        other = torch.randn(2, 3, 80, 112, generator=torch.Generator().manual_seed(2))
+        (found,) = session.run(None, {"pixels": other.numpy()})
+        check(found, load_source(str(folder)).reference(other)[0].numpy())
+    return report
+
+
+LONG = pytest.mark.long
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "head", ["unet", *(pytest.param(one, marks=LONG) for one in ("fpn", "deeplabv3plus", "upernet", "segformer"))]
+)
+def test_onnx_of_an_smp_decoder_takes_any_batch_and_size(head: str, make_adapter: Make, tmp_path: Path) -> None:
+    onnx_check(make_adapter("segment", head), tmp_path / "out", dynamic_size=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "head", "more"),
+    [
+        ("segment", "dpt", {"classes": THREE, "kind": "multilabel"}),
+        pytest.param("segment", "linear", {"classes": THREE, "kind": "multiclass"}, marks=LONG),
+        pytest.param("segment", "multiscale", {}, marks=LONG),
+        pytest.param("depth", "linear", {}, marks=LONG),
+        pytest.param("depth", "linear4", {}, marks=LONG),
+        pytest.param("depth", "dpt", {}, marks=LONG),
+    ],
+)
+def test_onnx_of_other_dense_heads_takes_any_batch_and_size(
+    task: str, head: str, more: dict[str, Any], make_adapter: Make, tmp_path: Path
+) -> None:
+    onnx_check(make_adapter(task, head, **more), tmp_path / "out", dynamic_size=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("head", "more"),
+    [(head, more) if head == "knn" and "usage" in more else pytest.param(head, more, marks=LONG)
+     for head, more in CLASSIFIERS],
+)  # fmt: skip
+def test_onnx_of_a_classifier_is_calibrated_and_says_its_thresholds(
+    head: str, more: dict[str, Any], make_adapter: Make, tmp_path: Path
+) -> None:
+    report = onnx_check(make_adapter("classify", head, **more), tmp_path / "out", dynamic_size=False)
+    usage = report["source"]["usage"]
+    assert usage["temperature"] == 1.7
+    assert usage["thresholds"] == [0.3] * 3
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "temperature 1.7000 (applied already)" in card
+    assert "a 0.3000, b 0.3000, c 0.3000" in card
+    assert ("a sigmoid for each label" in card) == ("usage" in more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tune", ["lora:2", pytest.param("last:1", marks=LONG)])
+def test_onnx_holds_the_weights_of_a_tuned_backbone(tune: str, make_adapter: Make, tmp_path: Path) -> None:
+    folder = make_adapter("classify", "linear", classes=THREE, tune=tune)
+    report = onnx_check(folder, tmp_path / "out", dynamic_size=False)
+    record = load_adapter(folder).metadata
+    assert report["source"]["backbone"]["fingerprint"] == record["tuned"]["fingerprint"]
+    assert record["tuned"]["fingerprint"] != record["backbone"]["fingerprint"]
+    assert f"has learned with the head ({tune})" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "more"),
+    [
+        ("classify", "knn", {"classes": THREE}),
+        ("segment", "unet", {}),
+        ("depth", "dpt", {}),
+        ("classify", "linear", {"classes": THREE, "tune": "lora:2"}),
+        ("segment", "linear", {"tune": "last:1"}),
+    ],
+)
+def test_own_format_and_torchscript_predict_the_same(
+    task: str, head: str, more: dict[str, Any], make_adapter: Make, tmp_path: Path
+) -> None:
+    folder = make_adapter(task, head, **more)
+    for kind in ("safetensors", "monai"):
+        export(load_source(str(folder)), kind, tmp_path / kind)
+    moved = (tmp_path / "safetensors").rename(tmp_path / "elsewhere")
+    ours, theirs = load_adapter(folder), load_adapter(moved)
+    image = picture(ours, 64, 64)
+    assert np.array_equal(predicted(ours, image), predicted(theirs, image))
+    assert theirs.backbone.fingerprint == ours.backbone.fingerprint
+    network = torch.jit.load(str(tmp_path / "monai" / "models" / "model.ts"))
+    with torch.no_grad():
+        check(network(ours.backbone.preprocessing(image)[None])[0].numpy(), predicted(ours, image))
+
+
+def test_a_tuned_backbone_is_what_timm_and_transformers_get(make_adapter: Make, tmp_path: Path) -> None:
+    timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")
+    folder = make_adapter("classify", "linear", classes=THREE, tune="lora:2")
+    predictor = load_adapter(folder)
+    assert isinstance(predictor, ClassifyPredictor)
+    for kind in ("timm", "transformers"):
+        export(load_source(str(folder)), kind, tmp_path / kind)
+    image = picture(predictor, 64, 64)
+    pixels = predictor.backbone.preprocessing(image)[None]
+    with torch.no_grad():
+        theirs = [
+            timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()(pixels),
+            transformers.AutoModel.from_pretrained(tmp_path / "transformers").eval()(pixels).last_hidden_state[:, 0],
+        ]
+        head: Any = predictor.adapter
+        for cls in theirs:  # the head on their features predicts what ours does
+            logits = head.linear((cls - head.shift) * head.scale)
+            check(predictor.answer.probabilities(logits)[0].numpy(), predicted(predictor, image))
+
+
+def test_adaptive_pooling_is_torchs_at_every_size() -> None:
+    from torch.nn.functional import adaptive_avg_pool2d
+
+    x = torch.randn(2, 3, 13, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for rows, columns in ((1, 2), (3, 3), (6, 6), (13, 7), (17, 9)):
+        truth = adaptive_avg_pool2d(x, (rows, columns))
+        assert (AnyPool(rows, columns)(x) - truth).abs().max() < 1e-12
+
+
+def test_the_traced_copy_leaves_the_head_alone(make_adapter: Make) -> None:
+    predictor = load_adapter(make_adapter("segment", "upernet"))
+    before = [type(part) for part in predictor.adapter.modules()]
+    copy = traceable(predictor.adapter, any_size=True)
+    assert any(isinstance(part, AnyPool) for part in copy.modules())
+    assert [type(part) for part in predictor.adapter.modules()] == before
+    assert copy.needs == Needs(predictor.adapter.needs.blocks, patches=True)
+
+
+def test_four_channels_and_sixteen_bits(
+    small_backbone: Callable[..., Path], make_adapter: Make, tmp_path: Path
+) -> None:
+    from dinomed.images.intensity import IntensityConfig
+
+    four = small_backbone(channels=4)
+    window = small_backbone(intensity=IntensityConfig(bits=16, window=(-1350, 150)))
+    for backbone, reason in ((four, "takes 4 channels"), (window, "'window': [-1350.0, 150.0]")):
+        folder = make_adapter("classify", "linear", classes=THREE, backbone=backbone)
+        with pytest.raises(UsageError, match="take onnx or safetensors") as refusal:
+            export(load_source(str(folder)), "monai", tmp_path / "refused")
+        assert reason in str(refusal.value)
+        assert not [path for path in (tmp_path / "refused").iterdir() if path.name != ".lock"]
+        out = tmp_path / reason[-4:].strip("]. ")
+        export(load_source(str(folder)), "safetensors", out / "own")
+        ours, theirs = load_adapter(folder), load_adapter(out / "own")
+        image = picture(ours, 64, 64)
+        assert np.array_equal(predicted(ours, image), predicted(theirs, image))
+        for kind in ("timm", "transformers"):
+            report = export(load_source(str(backbone)), kind, out / kind)
+            assert report["parity"]["largest_difference"] < 1e-5
+    assert "16 bits; -1350 becomes 0 and 150 becomes 1" in (out / "timm" / "README.md").read_text()
