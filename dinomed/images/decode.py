@@ -62,7 +62,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image
     """The first frame of an image file, not decoded yet; whatever goes wrong inside the block is `UnreadableImage`."""
     try:
         with (
-            _quiet_pillow,
+            quiet_pillow,
             open(path, "rb", opener=open_regular) as file,
             Image.open(file, formats=FORMATS) as image,
         ):
@@ -205,7 +205,7 @@ def _kind(path: str | Path) -> str:
     if not start:
         return "empty file"
     if start[128:132] == b"DICM":
-        return "DICOM, which is not read yet"
+        return "DICOM, which is read as an image only"
     if start.startswith(_MAGIC):
         return "damaged or truncated in its header"
     words = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -251,4 +251,4 @@ class _QuietPillow:
                 self._saved.__exit__(None, None, None)
 
 
-_quiet_pillow = _QuietPillow()
+quiet_pillow = _QuietPillow()

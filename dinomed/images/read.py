@@ -11,6 +11,7 @@ from dinomed.images.arrays import is_array, read_array
 from dinomed.images.binary import to_mask
 from dinomed.images.decode import MAX_PIXELS, Header, UnreadableImage, header_of, open_image, upright_of
 from dinomed.images.deep import read_deep_colour
+from dinomed.images.dicom import is_dicom, read_dicom, read_dicom_header
 from dinomed.images.intensity import IntensityConfig, match_channels, to_channels, to_range, to_samples
 
 __all__ = [
@@ -39,6 +40,8 @@ def read_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
     """Size, mode and format without decoding (a PNG without EXIF in front is decoded to look for it behind)."""
     if is_array(path):
         return read_array(path, max_pixels)[0]
+    if is_dicom(path):
+        return read_dicom_header(path, max_pixels)
     with open_image(path, max_pixels) as image:
         return header_of(image)
 
@@ -51,12 +54,13 @@ def read_image(
     at_least: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-    """Read a JPEG, PNG, TIFF, BMP, WebP or GIF file, or a NumPy array: ``(H, W, channels)``, upright.
+    """Read a JPEG, PNG, TIFF, BMP, WebP, GIF or DICOM file, or a NumPy array: ``(H, W, channels)``, upright.
 
     uint8, 0-255; with ``IntensityConfig(bits=16)`` float32 in 0 to 1.
 
     EXIF orientation is applied; CMYK and palettes become RGB; transparency is laid over black; more than 8 bits are
-    scaled (`dinomed.images.intensity`). With 1 or 3 channels the first of an animation or of several pages is taken;
+    scaled (`dinomed.images.intensity`; of DICOM by its window, `dinomed.images.dicom`). With 1 or 3 channels the first
+    of an animation or of several pages is taken;
     with any other number the gray pages of a TIFF are the channels, or its bands, or those of an array.
 
     Args:
@@ -86,6 +90,9 @@ def read_image_and_header(
     if is_array(path):
         header, values = read_array(path, max_pixels)
         return header, _finish(path, values, channels, intensity)
+    if is_dicom(path):
+        header, shown = read_dicom(path, intensity, max_pixels)
+        return header, _match(path, shown, channels)
     with open_image(path, max_pixels) as image:
         header = header_of(image)
         if intensity.is_plain and channels in (1, 3):
@@ -124,6 +131,13 @@ def _reduce(image: Image.Image, at_least: int) -> None:
 def _finish(path: str | Path, values: np.ndarray, channels: int, intensity: IntensityConfig) -> np.ndarray:
     try:
         return match_channels(to_range(values, intensity), channels)
+    except DinomedError as error:
+        raise UnreadableImage(path, str(error)) from None
+
+
+def _match(path: str | Path, shown: np.ndarray, channels: int) -> np.ndarray:
+    try:
+        return match_channels(shown, channels)
     except DinomedError as error:
         raise UnreadableImage(path, str(error)) from None
 

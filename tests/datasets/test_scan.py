@@ -443,8 +443,10 @@ def test_polyps_depth_and_dicom(real_data: Path) -> None:
     depth = scan(real_data / "depth", "labels.csv")
     assert len(depth.manifest) == 10
     assert depth.manifest.has("depth")
-    with pytest.raises(UsageError, match="DICOM, which is not read yet"):
-        scan(real_data / "dicom")
+    pictures = scan(real_data / "dicom")
+    assert len(pictures.manifest) >= 39  # of 67: others are segmentations, or need a codec
+    assert set(pictures.manifest.column("format")) == {"DICOM"}
+    assert {1, 3} == set(pictures.manifest.column("channels"))
 
 
 def test_masks_of_an_earlier_prediction_are_no_images(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_a_progressive_jpeg_cut_in_half_is_refused(tmp_path: Path) -> None:
         (b"just a note\n", "text, not an image"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page, not an image"),
         (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "SVG, a vector drawing; export it as PNG"),
-        (b"\0" * 128 + b"DICM" + b"\0" * 64, "DICOM, which is not read yet"),
+        (b"\0" * 128 + b"DICM" + b"\0" * 64, "DICOM without pixels"),
         (b"%PDF-1.4\n\x00\x01\x02\xff", "not a JPEG, PNG, TIFF, BMP, WEBP or GIF image"),
         (b"\xff\xd8\xff\xe0", "damaged or truncated in its header"),
     ],
