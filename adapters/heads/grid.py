@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dinomed.adapters.contract import ADAPTERS, HeadConfig
 from dinomed.adapters.heads.linear import LinearClassifier, LinearClassifierConfig
-from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, best_of, macro_auroc
+from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, auroc_of_logits, best_of
 from dinomed.errors import DinomedError
 from dinomed.features.compute import Features
 from dinomed.progress import bar
@@ -81,7 +81,7 @@ class GridClassifier(SolvedClassifier):
             for index in range(len(config.learning_rates)):
                 own = logits[:, index].T
                 rows.append((stack, index))
-                scores.append(macro_auroc(val.truth, own.numpy()) if own.isfinite().all() else float("nan"))
+                scores.append(auroc_of_logits(val.truth, own.numpy()) if own.isfinite().all() else float("nan"))
         place, (stack, index) = best_of(rows, scores)
         chosen = {"blocks": stack.blocks, "mean_patch": stack.pooled, "learning_rate": config.learning_rates[index]}
         if not stack.weight[:, index].isfinite().all():

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from dinomed.adapters.contract import ADAPTERS
 from dinomed.adapters.heads.linear import LinearClassifier, LinearClassifierConfig
-from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, best_of, macro_auroc
+from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, auroc_of_logits, best_of
 from dinomed.features.compute import Features
 from dinomed.progress import track
 
@@ -116,7 +116,7 @@ class LogisticClassifier(SolvedClassifier, LinearClassifier):
             tables = list(paths[0].weights)
         shift, scale = paths[0].shift, paths[0].scale
         standard = (queries - shift) / scale
-        scores = [macro_auroc(val.truth, standard @ table[:, :-1].T + table[:, -1]) for table in tables]
+        scores = [auroc_of_logits(val.truth, standard @ table[:, :-1].T + table[:, -1]) for table in tables]
         index, c = best_of(cs, scores)
         table = torch.from_numpy(tables[index]).float()
         with torch.no_grad():

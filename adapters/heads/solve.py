@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from scipy.special import logsumexp
 
 from dinomed.adapters.contract import Adapter
 from dinomed.metrics.ranking import Ranking
@@ -60,8 +61,19 @@ class SolvedClassifier(Adapter):
         """
 
 
+def auroc_of_logits(truth: np.ndarray, logits: np.ndarray) -> float:
+    """`macro_auroc` of the probabilities that (N, K) logits stand for.
+
+    Of classes that exclude each other a logit alone says little, since what the others say of the same example is
+    missing: a logistic regression chosen by logits was one that always gives the largest class.
+    """
+    scores = logits.astype(np.float64)
+    return macro_auroc(truth, scores if truth.ndim == 2 else scores - logsumexp(scores, axis=1, keepdims=True))
+
+
 def macro_auroc(truth: np.ndarray, scores: np.ndarray) -> float:
-    """The mean AUROC over the columns of (N, K) scores where it is defined, one against the rest; nan where nowhere."""
+    """The mean AUROC over the columns of (N, K) probabilities, or of what ranks as they do, where it is defined, one
+    against the rest; nan where nowhere."""
     values = []
     for index in range(scores.shape[1]):
         own = truth[:, index] if truth.ndim == 2 else (truth == index).astype(float)

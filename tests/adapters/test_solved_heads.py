@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from dinomed.adapters.contract import Adapter
 from dinomed.adapters.heads.grid import GridClassifier, GridConfig, Stack, build_stacks, train_stacks
 from dinomed.adapters.heads.knn import KnnClassifier, KnnConfig
 from dinomed.adapters.heads.linear import LinearClassifier
-from dinomed.adapters.heads.logistic import LogisticClassifier, LogisticConfig
-from dinomed.adapters.heads.solve import Examples, best_of, macro_auroc
+from dinomed.adapters.heads.logistic import LogisticClassifier, LogisticConfig, fit_logistic
+from dinomed.adapters.heads.solve import Examples, auroc_of_logits, best_of, macro_auroc
 from dinomed.features.compute import Features
 from dinomed.features.knn import knn_probabilities
 
@@ -157,7 +158,7 @@ def test_the_grid_leaves_the_plain_linear_head_that_was_best(standardise: bool) 
     plain = solution.adapter
     own = plain.config.blocks
     cut = Examples(val.cls[:, -len(own) * DIM :], val.mean[:, -len(own) * DIM :], val.truth)
-    assert macro_auroc(val.truth, logits(plain, cut).numpy()) == pytest.approx(solution.chosen["score"], abs=1e-9)
+    assert auroc_of_logits(val.truth, logits(plain, cut).numpy()) == pytest.approx(solution.chosen["score"], abs=1e-9)
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -183,6 +184,27 @@ def test_a_grid_that_diverges_keeps_a_head_that_did_not() -> None:
     found = GridClassifier(config, DIM, CLASSES).solve(huge, big, None, 0)
     assert found.chosen["learning_rate"] == 1e-30
     assert logits(found.adapter, big).isfinite().all()
+
+
+def test_classes_are_ranked_by_probability_as_scikit_learn_and_the_evaluation_do() -> None:
+    rng = np.random.default_rng(0)
+    truth, scores = rng.integers(0, CLASSES, 60), rng.normal(size=(60, CLASSES))
+    scores[np.arange(60), truth] += 1
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    expected = roc_auc_score(truth, shares, multi_class="ovr")
+    assert auroc_of_logits(truth, scores) == pytest.approx(expected, abs=1e-12)
+    assert auroc_of_logits(truth, scores + rng.normal(size=(60, 1)) * 9) == pytest.approx(expected, abs=1e-12)
+    marks = np.eye(CLASSES)[truth]  # as labels each of its own: a sigmoid ranks as its logit does
+    assert auroc_of_logits(marks, scores) == pytest.approx(roc_auc_score(marks, scores, average="macro"), abs=1e-12)
+
+
+def test_the_strength_of_a_logistic_regression_is_chosen_as_the_probe_chooses() -> None:
+    train, val = examples(150, 0), examples(60, 1)
+    adapter = LogisticClassifier(LogisticConfig(tokens="cls"), DIM, CLASSES)
+    tried = adapter.solve(train, val, None, 0).chosen["tried"]
+    path = fit_logistic(train.cls, train.truth)
+    found = [roc_auc_score(val.truth, path.probabilities(val.cls, i), multi_class="ovr") for i in range(len(path.cs))]
+    assert list(tried.values()) == pytest.approx(found, abs=1e-9)
 
 
 def test_nothing_defined_on_val_chooses_the_first() -> None:
