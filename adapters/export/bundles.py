@@ -1,5 +1,6 @@
 """Folders that stand alone: dinomed's own format with the backbone inside, and a bundle that MONAI runs."""
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,12 @@ def write_monai(source: Source, folder: Path) -> dict[str, Any]:
             raise DinomedError(
                 f"{source.title} cannot be written as TorchScript: {reason}; take onnx or safetensors"
             ) from None
+        buffer = io.BytesIO()  # by itself torch ends the whole process where the disk is full
+        torch.jit.save(traced, buffer)
         try:
-            traced.save(str(path))
-        except (RuntimeError, OSError) as error:  # how torch reports a full disk
-            raise DinomedError(f"cannot write {path}: {str(error).splitlines()[0][:200]}") from None
+            path.write_bytes(buffer.getbuffer())
+        except OSError as error:
+            raise DinomedError(f"cannot write {path}: {error.strerror or error}") from None
         parity = compare(source, "TorchScript", torch.jit.load(str(path)), [(n, side, side) for n in (2, 1, 3)])
     write_json(folder / "configs" / "metadata.json", _metadata(source))
     write_json(folder / "configs" / "inference.json", _inference(source))

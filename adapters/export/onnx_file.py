@@ -31,7 +31,7 @@ def write_onnx(source: Source, folder: Path, *, dynamic_size: bool = False) -> d
 
     Raises:
         UsageError: the packages are not installed.
-        DinomedError: the model cannot be traced, or ONNX Runtime gives something else than the original.
+        DinomedError: the model cannot be traced or written, or ONNX Runtime gives something else than dinomed.
     """
     onnx, runtime = _packages()
     reading, patch = source.preprocessing, source.backbone.patch_size
@@ -58,12 +58,17 @@ def write_onnx(source: Source, folder: Path, *, dynamic_size: bool = False) -> d
     assert program is not None
     path = folder / MODEL_FILE
     large = sum(p.numel() * p.element_size() for p in graph.parameters()) > _LARGEST * 0.9
-    program.save(str(path), external_data=large)
-    if not large:  # beside external data it would have to be loaded whole
-        model = onnx.load(str(path))
-        facts = {name: value if isinstance(value, str) else to_json(value) for name, value in source.describe().items()}
-        onnx.helper.set_model_props(model, facts)
-        onnx.save(model, str(path))
+    try:
+        program.save(str(path), external_data=large)
+        if not large:  # beside external data it would have to be loaded whole
+            model = onnx.load(str(path))
+            facts = {
+                name: value if isinstance(value, str) else to_json(value) for name, value in source.describe().items()
+            }
+            onnx.helper.set_model_props(model, facts)
+            onnx.save(model, str(path))
+    except OSError as error:
+        raise DinomedError(f"cannot write {path}: {error.strerror or error}") from None
     return _compare(source, path, runtime, dynamic_size)
 
 
