@@ -18,7 +18,7 @@ from dinomed.pretrain.data import RawBatch
 from dinomed.pretrain.distill import Distillation, Teacher
 from dinomed.pretrain.method import Batch, DINOv2, backbone_of
 from dinomed.pretrain.optimizer import OptimizerDriver
-from dinomed.pretrain.parallel import distribute, local, whole_state
+from dinomed.pretrain.parallel import average_gradients, distribute, local, whole_state
 from dinomed.pretrain.start import Start, load_start
 from dinomed.pretrain.state import load_state, save_state, seed_step
 from dinomed.pretrain.tune import add_lora
@@ -64,7 +64,7 @@ class Engine:
             if run.precision == "float16":
                 raise UsageError("run.precision float16 is for one process; use bfloat16 with several")
             half = None if run.precision == "float32" else self._precision
-            for side in self.model.sides:
+            for side in self.model.sides if config.tune.lora is None else ():
                 distribute(side, run.parallel, device, half)
         self.optimizer = OptimizerDriver(
             self.model.student, config.optimizer, run.batch_size, run.steps, config.start.warmup or 0.0
@@ -91,6 +91,8 @@ class Engine:
         autocast = partial(torch.autocast, self.device.type, self._precision, enabled=run.precision != "float32")
         optimizer.adamw.zero_grad(set_to_none=True)
         losses = forward_backward(self.model, slices, temperature, autocast, self._backward)
+        if is_distributed() and config.tune.lora is not None:
+            average_gradients(self.model.student)
         self.scaler.unscale_(optimizer.adamw)
         norms = optimizer.clip_gradients()
         # in float16 the scaler skips a step whose gradient overflowed, and lowers its scale

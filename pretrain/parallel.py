@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import register_dataclass
 
 from dinomed.backbones.vit import Tokens, VisionTransformer
-from dinomed.distributed import world_size
+from dinomed.distributed import sum_over_ranks, world_size
 
 Parallel = Literal["replicate", "shard"]
 # FSDP2 gathers weights for the backward when a gradient reaches an output: it has to find the tensors in ours
@@ -51,6 +51,19 @@ def reduce_gradients(side: nn.ModuleDict, now: bool) -> None:
     for module in side.values():
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(now)
+
+
+def average_gradients(side: nn.ModuleDict) -> None:
+    """The mean of each gradient over all processes, in one message: for a side that every process holds whole and
+    FSDP2 knows nothing of, as it cannot spread a layer of which an adapter alone learns."""
+    learned = [p for p in side.parameters() if p.requires_grad]
+    for parameter in learned:
+        if parameter.grad is None:  # none here, and perhaps one elsewhere
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in learned if p.grad is not None]
+    total = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients])).div_(world_size())
+    for gradient, mean in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def local(tensor: Tensor) -> Tensor:

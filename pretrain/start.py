@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.variants import VARIANTS
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.backbones.weights import inflate_channels
 from dinomed.checkpoint import DamagedCheckpoints, newest_checkpoint, read_whole
@@ -76,7 +77,7 @@ def fit_config(config: PretrainConfig, start: Start | None) -> PretrainConfig:
     Its own are stochastic depth and the number of input channels (the first layer is inflated if need be).
     """
     feed_forward = config.backbone.feed_forward if start is None else start.vit.config.feed_forward
-    check_tune(config.tune, feed_forward, has_start=start is not None)
+    check_tune(config.tune, feed_forward, has_start=start is not None, parallel=config.run.parallel)
     if start is None:
         return config
     theirs = start.vit.config.model_dump(exclude={"drop_path", "in_channels"})
@@ -91,6 +92,16 @@ def fit_config(config: PretrainConfig, start: Start | None) -> PretrainConfig:
     if config.start.warmup is None:
         data["start"] = data["start"] | {"warmup": 0.0 if start.has_heads else NEW_HEADS_WARMUP}
     return build_config(PretrainConfig, data, f"weights of {config.start.weights}")
+
+
+def read_plan(config: StartConfig) -> Start | None:
+    """As `read_start`, but what is released is not fetched: its architecture is known, and its weights stay unmade."""
+    name = config.weights
+    if name is None or name not in VARIANTS or VARIANTS[name].release is None or config.file is not None:
+        return read_start(config)
+    with torch.device("meta"):
+        vit = VisionTransformer(VARIANTS[name].config())
+    return Start(vit, Preprocessing(), {})
 
 
 def load_start(start: Start, model: DINOv2) -> None:

@@ -46,7 +46,7 @@ def pretrain(
     flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
     resolved = _resolve(config, settings, phase)
     if dry_run:
-        _show(resolved, device, nproc, as_json)
+        _show(resolved, device, nproc, as_json, overrides)
     elif nproc > 1:
         _launch(
             nproc,
@@ -83,7 +83,7 @@ def distill(
     flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
     resolved = _resolve(config, settings, None)
     if dry_run:
-        _show(resolved, device, nproc, as_json)
+        _show(resolved, device, nproc, as_json, overrides, teacher)
     elif nproc > 1:
         options = {"--teacher": teacher, "--data": data, "-o": output, "--device": device}
         _launch(nproc, ["distill", config], settings, options, flags)
@@ -130,19 +130,38 @@ def _resolve(config: Path, settings: list[str], phase: str | None) -> "PretrainC
     return resolved
 
 
-def _show(config: "PretrainConfig", device: str, nproc: int, as_json: bool) -> None:
-    """The settings as they would be used, and what a run would cost."""
+def _show(
+    asked: "PretrainConfig",
+    device: str,
+    nproc: int,
+    as_json: bool,
+    overrides: list[str] | None,
+    teacher: Path | None = None,
+) -> None:
+    """The settings as they would be used, with the architecture of what the run starts from, and what it would cost."""
     from dinomed.apps.output import emit
     from dinomed.config import to_yaml
     from dinomed.device import resolve_device
+    from dinomed.pretrain.distill import fit_student, read_teacher
     from dinomed.pretrain.estimate import estimate
+    from dinomed.pretrain.run import check_kept
+    from dinomed.pretrain.start import fit_config, read_plan
 
+    config = fit_config(asked, read_plan(asked.start))
+    if teacher is not None:
+        config = fit_student(config, read_teacher(teacher))
+    check_kept(asked, config, _names(overrides), f"the weights of {teacher or asked.start.weights}")
     costs = asdict(estimate(config, resolve_device(device), nproc))
     if as_json:
         emit({"config": config.model_dump(mode="json"), "estimate": costs}, as_json)
     else:
         print(to_yaml(config), end="")
         print("# estimate, rough: " + ", ".join(f"{name} {value:,.3g}" for name, value in costs.items()))
+
+
+def _names(overrides: list[str] | None) -> list[str]:
+    """The settings that somebody asked for."""
+    return [text.partition("=")[0].strip() for text in overrides or ()]
 
 
 def _launch(
@@ -174,7 +193,7 @@ def _run(
     from dinomed.notice import RESEARCH_USE
     from dinomed.pretrain.trainer import pretrain as run
 
-    fixed = [text.partition("=")[0].strip() for text in overrides or ()]
+    fixed = _names(overrides)
     result = run(config, data, output, device=device, resume=resume, overwrite=overwrite, teacher=teacher, fixed=fixed)
     if launched_rank() == 0:
         report = asdict(result) | {"folder": str(result.folder), "backbone": str(result.backbone)}

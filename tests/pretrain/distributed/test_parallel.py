@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def test_every_collective_operation(tmp_path: Path) -> None:
     for found in both:
         assert found["gathered"] == [[0, 1], [2, 3], [4, 5], [10, 11], [12, 13], [14, 15]]
         assert found["gradient"] == [[3, 3]] * 3
+        assert found["averaged"] == {"both.weight": [[1.5, 3.0]], "one.weight": [[3.0, 4.0]], "frozen.weight": None}
         assert found["max"] == 5
         assert found["objects"] == ["rank 0", "rank 1"]
         assert found["main"] == 0
@@ -92,6 +94,34 @@ def test_two_processes_train_as_one(
     done = run(2, settings(tiny, **changes), pictures, tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert_same_run(one, tmp_path / "two")
+
+
+@pytest.mark.long
+def test_two_processes_adapt_as_one_and_one_goes_on(
+    tiny: Tiny, pictures: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    lora = {"lora": {"rank": 2, "alpha": 4, "targets": ["qkv", "proj", "fc1"]}}
+    start = {"weights": str(tiny_backbone), "warmup": 0.0}
+    config = settings(tiny).model_dump() | {"tune": lora, "start": start}
+    config = PretrainConfig.model_validate(config)
+    pretrain(config, pictures, tmp_path / "one", device="cpu")
+    done = run(2, config, pictures, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    base = load_file(tiny_backbone / "model.safetensors")
+    moved = {name for name, tensor in weights(tmp_path / "two").items() if not torch.equal(tensor, base[name])}
+    assert moved - {"mask_token"} == {
+        f"blocks.{i}.{layer}.weight" for i in range(3) for layer in ("attn.qkv", "attn.proj", "mlp.fc1")
+    }
+    checkpoints = list_checkpoints(tmp_path / "two" / "checkpoints")
+    shutil.rmtree(checkpoints[-1])
+    pretrain(config, pictures, tmp_path / "two", device="cpu", resume=True)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    sharded = config.model_copy(update={"run": config.run.model_copy(update={"parallel": "shard"})})
+    refused = run(2, sharded, pictures, tmp_path / "sharded")
+    assert refused.returncode == 2
+    assert "run.parallel=replicate" in refused.stderr
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ import torch
 
 from dinomed.distributed import gather_objects, gather_rows, max_over_ranks, on_main, process_group, rank, world_size
 from dinomed.errors import UsageError
+from dinomed.pretrain.parallel import average_gradients
 
 
 def operations() -> dict[str, object]:
@@ -27,7 +28,14 @@ def operations() -> dict[str, object]:
     except UsageError as error:
         told = str(error)
     assert rows.grad is not None
+    side = torch.nn.ModuleDict({name: torch.nn.Linear(2, 1, bias=False) for name in ("both", "one", "frozen")})
+    side["frozen"].requires_grad_(False)
+    side["both"].weight.grad = torch.tensor([[1.0, 2.0]]) * (1 + rank())
+    if rank() == 1:  # here only, such as of a head that no image of rank 0 went through
+        side["one"].weight.grad = torch.tensor([[6.0, 8.0]])
+    average_gradients(side)
     return {
+        "averaged": {name: None if p.grad is None else p.grad.tolist() for name, p in side.named_parameters()},
         "gathered": gathered.tolist(),
         "gradient": rows.grad.tolist(),
         "max": max_over_ranks(rank() * 5, torch.device("cpu")),
