@@ -55,7 +55,12 @@ class ClassifyConfig(TrainConfig):
     @model_validator(mode="after")
     def _possible(self) -> "ClassifyConfig":
         if self.separator is not None and len(self.columns) > 1:
-            raise ValueError("label: several columns hold 0 and 1 each; a separator is for one column")
+            raise ValueError(
+                "label: several columns hold 0 and 1 each; a separator is for one column: leave one of them out"
+            )
+        twice = [name for name in self.columns if self.columns.count(name) > 1]
+        if twice:
+            raise ValueError(f"label: column {twice[0]!r} is named twice")
         patches = getattr(adapter_class("classify", self.head.name), "FIT", None) is not None
         if patches and self.fit.optimizer == "lbfgs":
             raise ValueError(f"fit.optimizer: lbfgs takes all images at once; head {self.head.name} needs adamw")

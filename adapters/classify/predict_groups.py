@@ -61,6 +61,8 @@ def predict_group_table(
         parts = list(_parts(groups))
         todo = [places for places in parts if not all(str(place) in done for place in places)]
         kept = len(groups) - sum(map(len, todo))
+        if len(groups) == len(groups.manifest):
+            say("note: every image is a group of its own; a manifest made with scan --group knows others")
         if kept:
             say(f"{kept} of {len(groups)} groups are done already")
         with bar("predicting", len(groups), kept) as progress:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dinomed.adapters.fitting.data import class_indices, labelled, train_classes
-from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.errors import UsageError
 from dinomed.progress import say, warn
 
+_NO_LABELS = ("image", "sha256", "group", "mask", "split")
 _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 
 
@@ -38,10 +39,18 @@ class Targets:
         """The rows that have a label.
 
         Raises:
-            UsageError: no such column, it is empty, or a cell of several columns is neither 0 nor 1.
+            UsageError: no such column, it is empty or holds no labels, or a cell of several columns is neither 0 nor 1.
         """
+        for name in self.columns:
+            if name in _NO_LABELS:
+                raise UsageError(f"column {name!r} holds no labels (columns that may: {_others(manifest)})")
         if len(self.columns) == 1:
             return labelled(manifest, self.columns[0])
+        missing = [name for name in self.columns if name not in manifest.columns]
+        if missing:
+            raise UsageError(
+                f"no column {', '.join(map(repr, missing))} for the labels {self.title} (columns: {_others(manifest)})"
+            )
         table = self._cells(manifest)
         return manifest.take(np.flatnonzero(~np.isnan(table).all(axis=1)).tolist())
 
@@ -55,9 +64,18 @@ class Targets:
             return train_classes(train, self.columns[0])
         if self.separator is None:
             names, table = list(self.columns), self._cells(train)
+            unknown = [name for name, column in zip(names, table.T, strict=True) if np.isnan(column).all()]
+            if unknown:
+                raise UsageError(f"{_list(unknown)}: not known of any training image; leave it out")
         else:
-            names = sorted({name for names in self._split(train) for name in names})
+            cells = self._split(train)
+            names = sorted({name for names in cells for name in names})
             table = self._marks(train, names)
+            if not any(self.separator in value for value in train.column(self.columns[0])):
+                warn(
+                    f"no cell of column {self.title!r} holds the separator {self.separator!r}: each image has one "
+                    "label, and yet labels are taken not to exclude each other; without a separator they do"
+                )
         flat = [name for name, column in zip(names, table.T, strict=True) if len(set(column[~np.isnan(column)])) < 2]
         if len(flat) == len(names):
             raise UsageError(
@@ -108,7 +126,8 @@ class Targets:
                     table[row, index] = float(word in _TRUE)
                 elif word:
                     raise UsageError(
-                        f"column {name!r} holds {value!r}; of several label columns, each holds 1, 0 or nothing"
+                        f"column {name!r} holds {value!r}; of several label columns, each holds 1 (yes), 0 (no) or "
+                        "nothing (not known)"
                     )
         return table
 
@@ -118,6 +137,11 @@ def prevalence(truth: np.ndarray, names: Sequence[str]) -> dict[str, int]:
     if truth.ndim == 2:
         return {name: int(np.nansum(truth[:, i])) for i, name in enumerate(names)}
     return {name: int((truth == i).sum()) for i, name in enumerate(names)}
+
+
+def _others(manifest: Manifest) -> str:
+    hidden = set(KNOWN) - {"label"}
+    return ", ".join(name for name in manifest.columns if name not in hidden and manifest.has(name)) or "none"
 
 
 def _list(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from typer import Option
 
 from dinomed.apps.expand import expand
 from dinomed.apps.options import Backbone, Cache, Data, Device, Json, Output, Overwrite, Quiet, Weights
+from dinomed.errors import UsageError
 
 if TYPE_CHECKING:
     from dinomed.adapters.fitting.outcome import FitResult
@@ -118,6 +119,8 @@ def _targets(label: str | None, separator: str | None, unit: str | None) -> list
     import json
 
     columns = [name.strip() for name in (label or "").split(",") if name.strip()]
+    if label is not None and not columns:
+        raise UsageError(f"--label {label!r} names no column; give one, or several with commas between them")
     found = {} if not columns else {"label": columns[0] if len(columns) == 1 else columns}
     given: dict[str, object] = {**found, "separator": separator, "unit": unit}
     return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]

@@ -158,6 +158,8 @@ def test_what_cannot_be_asked_is_told_in_one_line(
         settings("attentive", unit="group")
     with pytest.raises(UsageError, match="a separator is for one column"):
         settings(label=["a", "b"], separator="|")
+    with pytest.raises(UsageError, match="column 'a' is named twice"):
+        settings(label=["a", "b", "a"])
     torn = with_columns(manifest, group=[f"all-{split}" for split in manifest.column("split")])
     with pytest.raises(UsageError, match="hold images of different labels"):
         fit_classifier(backbone, torn, tmp_path / "no", settings(unit="group"), store=place / "store")

@@ -58,6 +58,22 @@ def test_what_is_no_label_is_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert "label 'a' has one value only" in capsys.readouterr().err
 
 
+def test_columns_that_hold_no_labels_or_none_of_train_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"column 'group' holds no labels \(columns that may: a\)"):
+        Targets(("group",)).usable(table(a=["1"], group=["p"]))
+    with pytest.raises(UsageError, match=r"no column 'c', 'd' for the labels a, c, d \(columns: a\)"):
+        Targets(("a", "c", "d")).usable(table(a=["1"]))
+    with pytest.raises(UsageError, match="label 'b': not known of any training image; leave it out"):
+        Targets(("a", "b")).names(table(a=["1", "0"], b=[None, None]))
+
+
+def test_a_separator_that_no_cell_holds_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Targets(("f",), "|").names(table(f=["a", "b"])) == ["a", "b"]
+    assert "no cell of column 'f' holds the separator '|'" in capsys.readouterr().err
+    Targets(("f",), "|").names(table(f=["a|b", "b"]))
+    assert "no cell" not in capsys.readouterr().err
+
+
 def test_one_column_without_a_separator_is_a_class() -> None:
     targets = Targets(("label",))
     rows = targets.usable(table(label=["x", "y", None, "x"]))

@@ -18,6 +18,7 @@ from dinomed.datasets.manifest import read_manifest
 from dinomed.images.read import read_image
 
 SEGMENT = ("train", "segment", "-b", "ssl", "--data", "derm.parquet")
+CLASSIFY = ("train", "classify", "-b", "ssl", "--data", "derm.parquet", "-o", "x")
 FAST = ("--set", "fit.epochs=2", "--set", "fit.min_steps=0")
 
 
@@ -279,6 +280,13 @@ def test_features_with_a_weights_file_and_a_name(runs: Path, run, tmp_path: Path
         (("probe", "nowhere", "--data", "derm.parquet", "--split", "train"), 2, "measured on itself; give val or test"),
         (("train", "classify", "-b", "ssl", "--data", "lesions", "-o", "x"), 2, "no labels"),
         ((*SEGMENT, "-o", "x", "--set", "fit.lr=1"), 2, "fit.lr"),
+        ((*CLASSIFY, "--label", ","), 2, "--label ',' names no column"),
+        ((*CLASSIFY, "--label", "label,label"), 2, "column 'label' is named twice"),
+        ((*CLASSIFY, "--label", "group"), 2, "column 'group' holds no labels"),
+        ((*CLASSIFY, "--label", "label,nothere"), 2, "no column 'nothere' for the labels label, nothere"),
+        ((*CLASSIFY, "--label", "label,sex"), 2, "each holds 1 (yes), 0 (no) or nothing (not known)"),
+        ((*CLASSIFY, "--label", "a,b", "--separator", "|"), 2, "a separator is for one column"),
+        ((*CLASSIFY, "--unit", "patient"), 2, "'image' or 'group'"),
         (
             (*SEGMENT, "-o", "x", "--set", "image_size=33"),
             2,
