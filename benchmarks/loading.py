@@ -308,8 +308,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--passes", type=int, default=1, help="over the images, in each round and for each loader")
     parser.add_argument("--distribution-passes", type=int, default=8, help="views of each image that are compared")
+    parser.add_argument("--draws", type=int, default=4000, help="of windows, flips and the like, that are counted")
     arguments = parser.parse_args()
-    report: dict[str, Any] = {"shares": shares()}
+    report: dict[str, Any] = {"shares": shares(arguments.draws)}
     for size in arguments.size:
         with tempfile.TemporaryDirectory() as folder:
             paths = write_images(Path(folder), size, arguments.images)
@@ -320,7 +321,7 @@ def main() -> None:
                 print(f"{size}, round {turn + 1}: { {k: v[-1] for k, v in rounds.items()} }", file=sys.stderr)
             report[size] = {
                 "distributions": compare(paths, arguments.distribution_passes),
-                "windows": compare_windows(size),
+                "windows": compare_windows(size, arguments.draws),
             }
             for kind in ("clock", "core") if rounds["ours"] else ():
                 made = {name: [one[kind] for one in found] for name, found in rounds.items()}
