@@ -71,6 +71,7 @@ def area(html: str) -> int:
     return int(html.split('id="area-px">')[1].split("<")[0].replace(",", ""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["last:1", "lora:2"])
 def test_a_tuned_backbone_answers_beside_its_base(
     tune: str, page: Callable[..., Any], tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path

@@ -1,0 +1,93 @@
+"""`dinomed demo segment` with an adapter of several classes on arrays of five channels of 16 bits."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from dinomed.adapters.predict import load_adapter
+from dinomed.apps import cli
+from dinomed.backbones.load import save_backbone
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.images.intensity import IntensityConfig
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+BANDS = 5
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    torch.manual_seed(0)
+    vit = VisionTransformer(
+        ViTConfig(embed_dim=32, depth=2, num_heads=2, patch_size=8, image_size=64, in_channels=BANDS)
+    )
+    reads = Preprocessing(
+        image_size=64, mean=(0.5,) * BANDS, std=(0.25,) * BANDS, channels=BANDS, intensity=IntensityConfig(bits=16)
+    )
+    save_backbone(folder / "backbone", vit, reads, {})
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / "data" / name).mkdir(parents=True)
+    rows = ["image,split"]
+    for i in range(24):
+        pixels = rng.integers(0, 20_000, (64, 80, BANDS)).astype(np.uint16)
+        values = np.zeros((64, 80), np.uint8)
+        values[8:32, 8:40], values[40:60, 44:76] = 3, 7
+        pixels[values == 3, 3], pixels[values == 7, 4] = 60_000, 50_000
+        np.save(folder / "data" / "images" / f"{i:02}.npy", pixels)
+        Image.fromarray(values).save(folder / "data" / "masks" / f"{i:02}.png")
+        rows.append(f"images/{i:02}.npy,{'val' if i > 17 else 'train'}")
+    (folder / "data" / "labels.csv").write_text("\n".join(rows))
+    manifest, quiet = str(folder / "m.parquet"), ["--quiet", "--json"]
+    cli.invoke(["scan", str(folder / "data"), "--labels", "labels.csv", "--label-maps", "-o", manifest, *quiet])
+    kinds = ["--set", "kind=multiclass", "--set", "classes={liver: 3, kidney: 7}", "--set", "image_size=64"]
+    short = ["--set", "fit.epochs=3", "--set", "fit.min_steps=60", "--set", "fit.batch_size=6"]
+    own = ["--backbone", str(folder / "backbone"), "--data", manifest, "--device", "cpu", *kinds, *short, *quiet]
+    cli.invoke(["train", "segment", "-o", str(folder / "seg"), *own])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(browser, serve, made: Path, tmp_path_factory: pytest.TempPathFactory):
+    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", "segment", "--adapter", str(made / "seg")]
+    with serve([*command, "--no-browser", "--device", "cpu"], tmp_path_factory.mktemp("demo") / "tmp") as demo:
+        yield demo
+
+
+def wait_for_area(visit, expected: int) -> None:
+    visit.page.wait_for_function(
+        "n => document.querySelector('#area-px')?.innerText.replaceAll(',', '') === String(n)", arg=expected
+    )
+
+
+def test_the_class_that_is_chosen_is_outlined(visit, made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.tif"
+    tifffile.imwrite(path, np.load(made / "data" / "images" / "20.npy").transpose(2, 0, 1), photometric="minisblack")
+    predictor = load_adapter(made / "seg")
+    maps = predictor.probabilities(predictor.preprocessing.read(path))
+    assert ((maps[1:] >= 0.5).sum(axis=(1, 2)) > 0).all()  # both were learned, or nothing is shown below
+    assert visit.page.locator("#examples").count() == 0
+    visit.upload(path)
+    wait_for_area(visit, int((maps[1:].sum(axis=0) >= 0.5).sum()))
+    for name, one in (("liver", maps[1]), ("kidney", maps[2])):
+        visit.page.locator("#which input").click()
+        visit.page.get_by_role("option", name=name).click()
+        wait_for_area(visit, int((one >= 0.5).sum()))
+    visit.set_threshold(0.9)
+    visit.page.locator("#which input").click()
+    visit.page.get_by_role("option", name="liver").click()
+    wait_for_area(visit, int((maps[1] >= 0.5).sum()))  # another class begins at its own threshold
+    assert float(visit.page.locator("#threshold input[type=number]").input_value()) == 0.5
+
+
+def test_a_colour_picture_is_refused_in_one_line(visit, tmp_path: Path) -> None:
+    Image.new("RGB", (80, 64)).save(tmp_path / "colour.png")
+    visit.upload(tmp_path / "colour.png")
+    visit.page.wait_for_selector(".error")
+    assert "does not fit a backbone that takes 5" in visit.told("error")
