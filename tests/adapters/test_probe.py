@@ -68,7 +68,7 @@ def test_labels_that_are_not_there_are_told_with_the_columns_and_the_remedy(
         probe(load_backbone(tiny_backbone), Manifest(table, manifest.root), store=store)
     told = str(error.value)
     assert "diagnosis" in told
-    assert "dinomed scan FOLDER --labels" in told
+    assert f"dinomed scan {manifest.root} --labels FILE.csv" in told
     assert not any(name in told for name in ("sha256", "bytes", "mask", "\n"))
 
 
