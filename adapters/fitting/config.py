@@ -10,7 +10,7 @@ from dinomed.adapters.contract import ADAPTERS, Adapter, HeadConfig, Task
 from dinomed.adapters.fitting.augment import AugmentConfig
 from dinomed.adapters.fitting.config_tune import TuneConfig
 from dinomed.config import Config, build_config
-from dinomed.errors import UsageError
+from dinomed.errors import UsageError, did_you_mean
 
 
 class FitConfig(Config):
@@ -109,7 +109,11 @@ def adapter_class(task: Task, name: str) -> type[Adapter]:
     for entry in BUILT_IN:  # of this task all, so that a misspelt name finds its nearest; of others none
         if entry.task == task:
             import_module(f"dinomed.adapters.heads.{entry.module}")
-    found = ADAPTERS[f"{task}.{name}"]
+    full = f"{task}.{name}"
+    if full not in ADAPTERS:  # compared without the task, which would make any two names alike
+        names = [known.removeprefix(f"{task}.") for known in ADAPTERS if known.startswith(f"{task}.")]
+        raise UsageError(f"{task} has no head {name!r}{did_you_mean(name, names)} (dinomed models lists them)")
+    found = ADAPTERS[full]
     if found.task != task:
         raise UsageError(f"adapter {name!r} is for {found.task}, not for {task}")
     return found

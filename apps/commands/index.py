@@ -53,6 +53,7 @@ def index(
     from dinomed.datasets.collect import collect
     from dinomed.features.extract import default_store
     from dinomed.notice import RESEARCH_USE
+    from dinomed.progress import warn
 
     conditions = parse_conditions(where or [])
     how, pooling = parse_kind(kind), Pooling(tokens=parse_pool(pool), gem_power=gem_power)
@@ -65,6 +66,12 @@ def index(
         found, manifest, output, store=cache or default_store(data), kind=how, pooling=pooling, whiten=whiten,
         overwrite=overwrite,
     )  # fmt: skip
+    if unreadable:
+        name, reason = unreadable[0]
+        if len(unreadable) == 1:
+            warn(f"1 file could not be read and is not in the index: {name}: {reason}")
+        else:
+            warn(f"{len(unreadable)} files could not be read and are not in the index (the first: {name}: {reason})")
     report = {
         "index": str(output),
         "images": len(made),

@@ -33,7 +33,7 @@ def test_every_file_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("head.name=liner", "did you mean 'classify.linear'"),
+        ("head.name=liner", "did you mean 'linear'"),
         ("head.tokns=mean", "did you mean 'tokens'"),
         ("head.blocks=[]", "head.*blocks"),
         ("fit.epoch=3", "did you mean 'fit.epochs'|did you mean 'epochs'"),
@@ -50,7 +50,8 @@ def test_mistakes_are_named(override: str, message: str) -> None:
     ("text", "message"),
     [
         ("head: {tokns: mean}", "head.yaml: head: unknown key 'tokns'; did you mean 'tokens'?"),
-        ("head: {name: liner}", "head.yaml: head: unknown adapter 'classify.liner'; did you mean 'classify.linear'?"),
+        ("head: {name: nosuch}", "head.yaml: head: classify has no head 'nosuch'; known: "),
+        ("head: {name: liner}", "head.yaml: head: classify has no head 'liner'; did you mean 'linear'?"),
         ("head: {blocks: [one]}", "head.yaml: head: blocks.0: "),
         ("head: linear", "head.yaml: head: "),
         ("haed: {name: linear}", "head.yaml: unknown key 'haed'; did you mean 'head'?"),

@@ -111,5 +111,5 @@ def test_the_example_plug_in_is_installed_listed_trained_and_used(
     assert mlp["package"] == "dinomed-mlp 0.1.0"
     assert mlp["licence"] == "Apache-2.0"
     assert json.loads(predicted)["images"] == 60
-    with pytest.raises(UsageError, match=r"unknown adapter 'classify.mlp'"):  # here the plug-in is not installed
+    with pytest.raises(UsageError, match="classify has no head 'mlp'"):  # here the plug-in is not installed
         cli.invoke(["predict", str(out), str(images), "-o", str(tmp_path / "again")])

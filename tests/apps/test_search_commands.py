@@ -147,6 +147,16 @@ def test_a_wrong_request_is_one_line_that_names_the_thing(place: Path, run, argu
     assert out == ""
 
 
+def test_broken_files_are_named_when_a_folder_is_indexed(place: Path, run, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(pictures(place)[0], tmp_path / "in" / "whole.png")
+    (tmp_path / "in" / "cut.png").write_bytes(pictures(place)[1].read_bytes()[:200])
+    code, out, err = run("index", tmp_path / "in", "-b", place / "ssl", "-o", tmp_path / "idx", "--json")
+    assert code == 0, err
+    assert json.loads(out)["unreadable"] == 1
+    assert "1 file could not be read and is not in the index: cut.png: " in err
+
+
 def test_only_a_part_of_a_manifest_is_indexed(place: Path, run) -> None:
     code, out, err = run(
         "index", place / "derm.parquet", "-b", place / "ssl", "-o", place / "part", "--where", "split=train",
