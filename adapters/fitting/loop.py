@@ -108,7 +108,8 @@ def run_epochs(
                 write_text(folder / LOG_FILE, "".join(to_json(row) + "\n" for row in run.log))
                 run.keep()
     except (KeyboardInterrupt, SystemExit):
-        say(f"interrupted in epoch {run.epoch + 1}; the same command goes on after epoch {run.kept}")
+        again = f"goes on after epoch {run.kept}" if run.kept else "starts again (no epoch was kept yet)"
+        say(f"interrupted in epoch {run.epoch + 1}; the same command {again}")
         raise
     model.load_state_dict(run.weights, strict=False)
     model.eval()

@@ -77,6 +77,20 @@ def test_an_interrupted_fit_ends_with_the_weights_of_one_that_was_not(
     assert not (again / STAGE).exists()
 
 
+def test_a_fit_stopped_before_anything_was_kept_says_that_it_starts_again(
+    tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def stop(self: Any, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+    fit, config = CASES["lbfgs"]
+    monkeypatch.setattr(loop._Run, "end_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "cut", config, store=tmp_path / "s")
+    assert "in epoch 1; the same command starts again" in capsys.readouterr().err
+
+
 def test_a_state_of_other_settings_data_or_damaged_is_not_used(
     tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
