@@ -87,7 +87,7 @@ def test_a_fit_stopped_before_anything_was_kept_says_that_it_starts_again(
     fit, config = CASES["lbfgs"]
     monkeypatch.setattr(loop._Run, "end_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
-        fit(load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "cut", config, store=tmp_path / "s")
+        fit(load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "c", config, store=tmp_path / "s")
     assert "in epoch 1; the same command starts again" in capsys.readouterr().err
 
 
