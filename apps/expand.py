@@ -23,9 +23,7 @@ from typing import Any
 def expand(command: Callable[..., None]) -> Callable[..., None]:
     """The command with each parameter that is a dataclass replaced by the fields of it."""
     signature = inspect.signature(command, eval_str=True)
-    kinds: dict[str, Any] = {
-        p.name: p.annotation for p in signature.parameters.values() if is_dataclass(p.annotation)
-    }
+    kinds: dict[str, Any] = {p.name: p.annotation for p in signature.parameters.values() if is_dataclass(p.annotation)}
     flat: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
         if parameter.name in kinds:

@@ -177,6 +177,8 @@ class _AdamW:
         self.batches = max(1, count // self.size + (count % self.size > 1))
         self.passes = max(1, ceil(config.min_steps / (config.epochs * self.batches)))
         self.steps = self.passes * self.batches
+        if self.passes > 1:
+            say(f"{self.passes} passes over {count} examples an epoch, for fit.min_steps={config.min_steps} in all")
         self.total, self.done, self.groups = config.epochs * self.steps, 0, groups
         self.optimizer = torch.optim.AdamW(
             [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups],

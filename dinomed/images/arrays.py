@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dinomed.errors import DinomedError
-from dinomed.images.decode import FORMATS, MAX_PIXELS, Header, UnreadableImage, first_bytes, open_regular
+from dinomed.images.decode import FORMATS, MAX_PIXELS, Header, UnreadableImage, first_bytes, open_regular, too_large
 
 MAX_CHANNELS = 512
 """Bands of one picture; hyperspectral cameras give some hundreds."""
@@ -106,6 +106,6 @@ def _check(shape: tuple[int, ...], dtype: np.dtype, max_pixels: int) -> None:
     if channels > MAX_CHANNELS:
         raise DinomedError(f"{channels} channels, over the limit of {MAX_CHANNELS}; the last axis is the channels'")
     if height * width > max_pixels:
-        raise DinomedError(f"{height * width / 1e6:.0f} megapixels, over the limit of {max_pixels / 1e6:g}")
+        raise DinomedError(too_large(height * width, max_pixels))
     if math.prod(shape) * dtype.itemsize > _MAX_BYTES:
         raise DinomedError(f"{math.prod(shape) * dtype.itemsize / 1e9:.1f} GB of samples, over the limit of 2.1")

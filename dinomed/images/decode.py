@@ -173,9 +173,14 @@ def open_regular(path: str, flags: int) -> int:
     return handle
 
 
+def too_large(pixels: int, max_pixels: int) -> str:
+    """What is said of an image of more than `max_pixels`."""
+    return f"{pixels / 1e6:.0f} megapixels, over the limit of {max_pixels / 1e6:g}; cut it into tiles, or shrink it"
+
+
 def _check_size(pixels: int, max_pixels: int) -> None:
     if pixels > max_pixels:
-        raise DinomedError(f"{pixels / 1e6:.0f} megapixels, over the limit of {max_pixels / 1e6:g}")
+        raise DinomedError(too_large(pixels, max_pixels))
 
 
 def _reason(error: Exception, path: str | Path, max_pixels: int) -> str:
@@ -191,7 +196,7 @@ def _reason(error: Exception, path: str | Path, max_pixels: int) -> str:
         return _kind(path)
     if isinstance(error, Image.DecompressionBombError):
         pixels = int((re.findall(r"\d+", text) or ["0"])[0])
-        return f"{pixels / 1e6:.0f} megapixels, over the limit of {max_pixels / 1e6:g}"
+        return too_large(pixels, max_pixels)
     if "truncated" in text.lower():
         return "truncated"
     if isinstance(error, MemoryError):

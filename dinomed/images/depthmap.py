@@ -8,7 +8,7 @@ from PIL import Image
 from dinomed.errors import DinomedError
 from dinomed.files import replacing
 from dinomed.images.arrays import NPY_MAGIC
-from dinomed.images.decode import MAX_PIXELS, first_bytes, header_of, open_image, upright_of
+from dinomed.images.decode import MAX_PIXELS, first_bytes, header_of, open_image, too_large, upright_of
 from dinomed.images.intensity import is_wide, samples
 from dinomed.images.read import MaskSizeError, UnreadableImage
 
@@ -65,5 +65,5 @@ def _from_array(path: str | Path, max_pixels: int) -> np.ndarray:
     if values.ndim != 2 or not values.size or values.dtype.kind not in "uif":
         raise UnreadableImage(path, f"{values.dtype.name} of shape {values.shape}; a depth map is numbers (H, W)")
     if values.size > max_pixels:
-        raise UnreadableImage(path, f"{values.size / 1e6:.0f} megapixels, over the limit of {max_pixels / 1e6:g}")
+        raise UnreadableImage(path, too_large(values.size, max_pixels))
     return np.asarray(values)

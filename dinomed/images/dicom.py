@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from dinomed.errors import DinomedError
-from dinomed.images.decode import MAX_PIXELS, Header, UnreadableImage, first_bytes, open_regular, quiet_pillow
+from dinomed.images.decode import (
+    MAX_PIXELS,
+    Header,
+    UnreadableImage,
+    first_bytes,
+    open_regular,
+    quiet_pillow,
+    too_large,
+)
 from dinomed.images.intensity import IntensityConfig, to_range
 
 FALLBACK = (0.5, 99.5)
@@ -100,9 +108,7 @@ def _read_elements(path: str | Path, max_pixels: int) -> Any:
     if not rows or not columns:
         raise UnreadableImage(path, "DICOM without pixels")
     if rows * columns > max_pixels:
-        raise UnreadableImage(
-            path, f"{rows * columns / 1e6:.0f} megapixels, over the limit of {max_pixels / 1e6:g}"
-        )  # fmt: skip
+        raise UnreadableImage(path, too_large(rows * columns, max_pixels))
     return elements
 
 
