@@ -7,7 +7,8 @@ splits), `split` (train, val, test), `label`, `mask` (relative path), `keep` (tr
 columns of text from the user's CSV, where a number stays as it is written. An empty cell is null.
 
 The root is kept relative to the manifest's own folder, so that both move together: in Parquet in the schema's
-metadata, in CSV in a column `root`, which is left out where the images lie in the CSV's own folder.
+metadata, in CSV in a column `root`, which is left out where the images lie in the CSV's own folder. Parquet that another
+tool rewrote has lost the metadata; such a column does there, too.
 """
 
 import hashlib
@@ -155,7 +156,12 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
     _check_paths(path, table, "image")
     if "mask" in table.column_names:
         _check_paths(path, table, "mask")
-    base = path.parent / named if root is None else Path(root)
+    base = path.parent / (named or ".") if root is None else Path(root)
+    if named is None and root is None and len(table) and not (base / table["image"][0].as_py()).exists():
+        raise UsageError(
+            f"{path} does not say where its images are, and they are not beside it; add a column 'root' with their "
+            "folder (tools that rewrite a manifest, as pandas does, leave it out)"
+        )
     if not base.is_dir():
         raise UsageError(f"{path}: its images are expected in {base}, which does not exist; move it back beside them")
     return Manifest(table, base, path)
@@ -238,24 +244,36 @@ def _is_parquet(path: Path) -> bool:
         return False
 
 
-def _read_parquet(path: Path) -> tuple[pa.Table, str]:
+def _read_parquet(path: Path) -> tuple[pa.Table, str | None]:
+    """The table, and the root that is noted in it."""
     try:
         with pq.ParquetFile(path) as file:  # `pq.read_table` imports pandas
             table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise DinomedError(f"manifest {path} is damaged or cut off ({str(error).splitlines()[0][:100]})") from None
-    named = (table.schema.metadata or {}).get(_ROOT, b".").decode()
-    return _typed(path, table.replace_schema_metadata(None)), named
+    noted = (table.schema.metadata or {}).get(_ROOT)
+    named = None if noted is None else noted.decode()
+    table = table.replace_schema_metadata(None)
+    if named is None and "root" in table.column_names:
+        named = _only_root(path, set(table["root"].to_pylist()))
+        table = table.drop_columns("root")
+    return _typed(path, table), named
+
+
+def _only_root(path: Path, roots: set[Any]) -> str | None:
+    if len(roots) > 1:
+        raise UsageError(f"{path}: column 'root' has to be the same in every row")
+    root = next(iter(roots), None)
+    return None if root is None else str(root) or None
 
 
 def _read_csv_table(path: Path) -> tuple[pa.Table, str]:
+    """The table, and the root that is noted in it, or the CSV's own folder."""
     names, rows = read_csv(path)
     columns: dict[str, list[str | None]] = {name: [row[i] for row in rows] for i, name in enumerate(names)}
     roots = set(columns.pop("root", [])) if "sha256" in columns else set()
-    if len(roots) > 1:
-        raise UsageError(f"{path}: column 'root' has to be the same in every row")
     table = _typed(path, pa.table({name: _array(values, TEXT) for name, values in columns.items()}))
-    return table, (roots.pop() if roots else None) or "."
+    return table, _only_root(path, roots) or "."
 
 
 def _typed(path: Path, table: pa.Table) -> pa.Table:

@@ -112,6 +112,26 @@ def test_a_csv_beside_its_images_needs_no_root(manifest: Manifest, tmp_path: Pat
     assert read_manifest(tmp_path / "data" / "m.csv").table.equals(manifest.table)
 
 
+def test_parquet_that_another_tool_rewrote_is_read_or_says_what_it_lacks(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "m.parquet"
+    write_manifest(manifest, path)
+    table = pq.read_table(path).replace_schema_metadata(None)
+    pq.write_table(table, path)
+    with pytest.raises(UsageError, match=r"does not say where its images are.*add a column 'root'"):
+        read_manifest(path)
+    assert len(read_manifest(path, root=manifest.root)) == len(manifest)
+    rooted = table.append_column("root", pa.array([str(manifest.root)] * len(table)))
+    pq.write_table(rooted, path)
+    found = read_manifest(path)
+    assert found.root == manifest.root
+    assert "root" not in found.columns
+    pq.write_table(
+        rooted.set_column(rooted.column_names.index("root"), "root", pa.array([*"abcdefgh"][: len(table)])), path
+    )
+    with pytest.raises(UsageError, match="the same in every row"):
+        read_manifest(path)
+
+
 def test_same_manifest_same_bytes(manifest: Manifest, tmp_path: Path) -> None:
     for suffix in (".parquet", ".csv"):
         for name in ("one", "two"):
