@@ -7,8 +7,8 @@ splits), `split` (train, val, test), `label`, `mask` (relative path), `keep` (tr
 columns of text from the user's CSV, where a number stays as it is written. An empty cell is null.
 
 The root is kept relative to the manifest's own folder, so that both move together: in Parquet in the schema's
-metadata, in CSV in a column `root`, which is left out where the images lie in the CSV's own folder. Parquet that another
-tool rewrote has lost the metadata; such a column does there, too.
+metadata, in CSV in a column `root`, which is left out where the images lie in the CSV's own folder. Parquet that
+another tool rewrote has lost the metadata; such a column does there, too.
 """
 
 import hashlib
