@@ -28,7 +28,9 @@ def dicom(values: np.ndarray, **elements: Any) -> Dataset:
     file.file_meta = FileMetaDataset()
     file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = generate_uid(
+        entropy_srcs=["one"]
+    )  # a file of equal bytes
     file.PatientName, file.PatientID, file.PatientBirthDate = MARKER, MARKER, "19500101"
     colour = elements.get("SamplesPerPixel") == 3
     file.SamplesPerPixel, file.PhotometricInterpretation = (3, "RGB") if colour else (1, "MONOCHROME2")
