@@ -101,7 +101,7 @@ def _read_elements(path: str | Path, max_pixels: int) -> Any:
             kind = str(elements.get("SOPClassUID", ""))
     except OSError as error:
         raise UnreadableImage(path, (error.strerror or "cannot be read").lower()) from None
-    except Exception:
+    except Exception:  # as in `read_dicom`: nearly anything, and with what it read
         raise UnreadableImage(path, "damaged or truncated DICOM") from None
     if kind in _SEGMENTATION:
         raise UnreadableImage(path, "a DICOM segmentation, which is no picture")
@@ -180,5 +180,5 @@ def _compression(path: str | Path) -> str:
 
     try:
         return str(read_file_meta_info(path).TransferSyntaxUID.name)
-    except Exception:
+    except Exception:  # the file is refused already; this only names why
         return "an unknown method"
