@@ -26,19 +26,19 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.card import CARD_FILE, build_card
-from dinomed.adapters.contract import Adapter
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.loop import LOG_FILE, STATE_FOLDER
 from dinomed.adapters.fitting.tune import Tuned, changed_backbone
 from dinomed.adapters.record import FORMAT, READABLE, AdapterRecord, TunedReference
 from dinomed.adapters.reference import refer_to
-from dinomed.adapters.seen import Seen, seen_from_tensors
+from dinomed.adapters.training_images import Seen, seen_from_tensors
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.checkpoint import read_tensors, write_tensors
 from dinomed.config import build_config, to_yaml
 from dinomed.errors import DinomedError, UsageError
-from dinomed.files import locked, prepare_output, read_json, sync, to_json, write_json, write_text
+from dinomed.io.checkpoint import read_tensors, write_tensors
+from dinomed.io.files import locked, prepare_output, read_json, sync, to_json, write_json, write_text
 
 WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json", "adapter.yaml"
 STAGE = ".unfinished"

@@ -11,8 +11,8 @@ import yaml
 
 from dinomed.adapters.record import AdapterRecord
 from dinomed.backbones.variants import VARIANTS
+from dinomed.html.words import cell
 from dinomed.notice import RESEARCH_USE
-from dinomed.words import cell
 
 CARD_FILE = "card.md"
 PIPELINES = {"classify": "image-classification", "segment": "image-segmentation", "depth": "depth-estimation"}

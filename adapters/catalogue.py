@@ -1,7 +1,7 @@
 """The heads that come with dinomed, as a table that needs no torch: what `--head` accepts, and where each is from.
 
 A head of one's own needs no row here: an entry point of the group ``dinomed.adapters`` names it (see
-`dinomed.adapters.contract`).
+`dinomed.adapters.adapter`).
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from dinomed.adapters.contract import Task
+from dinomed.adapters.adapter import Task
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import Config
 from dinomed.notice import RESEARCH_USE
@@ -40,7 +40,7 @@ class AdapterRecord(Config):
 
     `threshold` is for segmenters of one class. `usage` is what else using the head takes: how masks are read and
     written, thresholds of classes, mirror images and windows, the range of depths; of a classifier what
-    `dinomed.adapters.classify.answer` says. `validation` are metrics on the val images. `tuned`: the
+    `dinomed.adapters.tasks.classify.answer` says. `validation` are metrics on the val images. `tuned`: the
     backbone has learned too, from the one that `backbone` names. `weights_sha256` is over the tensors,
     not over the file (see `dinomed.adapters.bundle.hash_tensors`): the file holds the record itself.
     """

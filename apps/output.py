@@ -8,8 +8,8 @@ from rich import markup
 from rich.console import Console
 from rich.table import Table
 
-from dinomed.files import to_json
-from dinomed.words import cell
+from dinomed.html.words import cell
+from dinomed.io.files import to_json
 
 
 def emit(data: Mapping[str, Any], as_json: bool, table: Table | None = None) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.probe import probe
+from dinomed.adapters.evaluation.probe import probe
 from dinomed.backbones.load import load_backbone
 from dinomed.config import load_config
 from dinomed.configs import find_config
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.features.extract import default_store
-from dinomed.files import write_json
+from dinomed.io.files import write_json
 from dinomed.pretrain.config import PretrainConfig, StartConfig
 from dinomed.pretrain.trainer import pretrain
 from dinomed.progress import say

@@ -20,12 +20,12 @@ from monai.losses import DiceCELoss
 
 from dinomed.adapters.fitting.data import class_indices, labelled, masked, train_classes
 from dinomed.adapters.heads.logistic import fit_logistic
-from dinomed.adapters.predict import resize_probability
-from dinomed.adapters.segment.masks import load_mask, shrink_mask
-from dinomed.apps.baselines import otsu_mask
+from dinomed.adapters.inference.loader import resize_probability
+from dinomed.adapters.tasks.segment.masks import load_mask, shrink_mask
+from dinomed.apps.quickstart.baselines import otsu_mask
 from dinomed.datasets.manifest import Manifest, open_collection
-from dinomed.files import to_json
 from dinomed.images.read import read_image
+from dinomed.io.files import to_json
 from dinomed.metrics.classification import classification_metrics
 from dinomed.metrics.segmentation import Overlap, overlap, segmentation_metrics
 from dinomed.progress import bar, track

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dinomed.pretrain.config import PretrainConfig
-    from dinomed.pretrain.data import RawBatch
-    from dinomed.pretrain.engine import Engine
+    from dinomed.pretrain.data.stream import RawBatch
+    from dinomed.pretrain.train_step import Engine
 
 # this file runs in lightly-train's environment too: it imports dinomed and torch only where they are used
 MODELS: dict[str, dict[str, int]] = {
@@ -79,7 +79,7 @@ def make_raw(config: "PretrainConfig", sizes: tuple[int, int]) -> "RawBatch":
     """A batch as the data workers hand it over: random pixels in views of these sides, and the masks of the config."""
     import numpy as np
 
-    from dinomed.pretrain.data import Collate, Sample
+    from dinomed.pretrain.data.stream import Collate, Sample
 
     rng, side = np.random.default_rng(0), config.crops.global_size // config.backbone.patch_size
 
@@ -112,7 +112,7 @@ def run_engine(engine: "Engine", setting: Setting) -> Callable[[], None]:
 def dinomed_step(setting: Setting) -> Callable[[], None]:
     import torch
 
-    from dinomed.pretrain.engine import Engine
+    from dinomed.pretrain.train_step import Engine
 
     return run_engine(Engine(make_config(setting), torch.device(setting.device)), setting)
 
@@ -121,7 +121,7 @@ def slow_step(setting: Setting) -> Callable[[], None]:
     import torch
     from slow import slow_down
 
-    from dinomed.pretrain.engine import Engine
+    from dinomed.pretrain.train_step import Engine
 
     engine = Engine(make_config(setting), torch.device(setting.device))
     slow_down(engine.model)

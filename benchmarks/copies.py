@@ -22,15 +22,15 @@ import numpy as np
 from PIL import Image
 
 from dinomed.datasets.manifest import Manifest, read_manifest
-from dinomed.datasets.scan import scan
+from dinomed.datasets.scan.scan import scan
 from dinomed.features.compute import prefetch
-from dinomed.files import to_json
 from dinomed.images.read import read_image
-from dinomed.pretrain.curation.audit import AuditConfig, audit
-from dinomed.pretrain.curation.copies import KINDS, make_copy
-from dinomed.pretrain.curation.descriptor import DescriptorConfig, fit_descriptor
-from dinomed.pretrain.curation.hashes import fit_pca_hash, hamming_pairs, phash, phash_views, thumbnail
-from dinomed.pretrain.curation.sources import BackboneConfig, ComposedConfig, SSCDConfig
+from dinomed.io.files import to_json
+from dinomed.pretrain.curation.audit.audit import AuditConfig, audit
+from dinomed.pretrain.curation.deduplication.hashes import fit_pca_hash, hamming_pairs, phash, phash_views, thumbnail
+from dinomed.pretrain.curation.descriptors.descriptor import DescriptorConfig, fit_descriptor
+from dinomed.pretrain.curation.descriptors.sources import BackboneConfig, ComposedConfig, SSCDConfig
+from dinomed.pretrain.curation.descriptors.synthetic_copies import KINDS, make_copy
 from dinomed.progress import track
 
 PRECISION = 0.9

@@ -22,10 +22,10 @@ from planting import JUNK, Planted, plant, read_truth
 
 from dinomed.apps.cli import invoke
 from dinomed.datasets.manifest import read_manifest
-from dinomed.files import to_json
+from dinomed.io.files import to_json
 from dinomed.pretrain.curation import reasons
-from dinomed.pretrain.curation.outcome import Outcome, load_outcome
-from dinomed.pretrain.curation.quality import REASONS as QUALITY
+from dinomed.pretrain.curation.filters.quality import REASONS as QUALITY
+from dinomed.pretrain.curation.output.read import Outcome, load_outcome
 
 TEST = (reasons.TEST_COPY, reasons.TEST_GROUP, reasons.TEST_LINK)
 COPY = (reasons.EXACT, reasons.HASH, reasons.NEAR)

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from dinomed.backbones.load import load_backbone
-from dinomed.datasets.facts import read_facts
 from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.datasets.scan.facts import read_facts
 from dinomed.features.compute import compute_features
-from dinomed.files import to_json
 from dinomed.images.read import read_image
-from dinomed.pretrain.curation.descriptor import DescriptorConfig, fit_descriptor
-from dinomed.pretrain.curation.hashes import phash_views
-from dinomed.pretrain.curation.quality import measure_quality
+from dinomed.io.files import to_json
+from dinomed.pretrain.curation.deduplication.hashes import phash_views
+from dinomed.pretrain.curation.descriptors.descriptor import DescriptorConfig, fit_descriptor
+from dinomed.pretrain.curation.filters.quality import measure_quality
 from dinomed.progress import set_quiet
 
 BATCH = 16

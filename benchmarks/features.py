@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from dinomed.adapters.contract import HeadConfig, Needs
+from dinomed.adapters.adapter import HeadConfig, Needs
 from dinomed.adapters.heads.linear import LinearClassifier, LinearClassifierConfig, LinearSegmenter
-from dinomed.adapters.together import shared_features
+from dinomed.adapters.inference.shared import shared_features
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.variants import VARIANTS, build_vit

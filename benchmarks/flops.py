@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dinomed.pretrain.method import Batch, DINOv2
+from dinomed.pretrain.model.dinov2 import Batch, DINOv2
 
 # Dense peaks of the vendor's data sheets in TFLOP/s, by a part of the name that torch gives: bfloat16 on tensor cores
 # (without sparsity), float32 without TF32. The longer names first.

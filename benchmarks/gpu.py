@@ -140,7 +140,7 @@ def main() -> None:
 
     from dinomed.device import resolve_device
     from dinomed.errors import UsageError
-    from dinomed.pretrain.run import describe_device
+    from dinomed.pretrain.run_folder import describe_device
 
     try:
         device = resolve_device(arguments.device)

@@ -29,22 +29,22 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.catalogue import BUILT_IN
-from dinomed.adapters.classify.config import ClassifyConfig
-from dinomed.adapters.evaluate import evaluate
+from dinomed.adapters.evaluation.evaluate import evaluate
+from dinomed.adapters.evaluation.report import JudgedValues, groups_of, summarize
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size, extract_splits
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits, fit_splits, masked
-from dinomed.adapters.predict import load_adapter
-from dinomed.adapters.report import JudgedValues, groups_of, summarize
-from dinomed.adapters.segment.config import SegmentConfig
-from dinomed.adapters.segment.fit import prepare_masks
+from dinomed.adapters.inference.loader import load_adapter
+from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.tasks.segment.fit import prepare_masks
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.config import load_config
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.extract import resolve_blocks
-from dinomed.files import write_json, write_text
+from dinomed.io.files import write_json, write_text
 from dinomed.progress import say, warn
 
 METRICS = {"classify": ("auroc", "balanced_accuracy"), "segment": ("dice", "iou")}
@@ -142,8 +142,8 @@ def _setting(config: TrainConfig, backbone: FrozenBackbone, manifest: Manifest) 
 
 def measure_head(bench: Bench, config: TrainConfig, backbone: FrozenBackbone, where: str) -> dict[str, Any]:
     """One head, trained on features that are there, and judged on test."""
-    from dinomed.adapters.classify.fit import fit_classifier
-    from dinomed.adapters.segment.fit import fit_segmenter
+    from dinomed.adapters.tasks.classify.fit import fit_classifier
+    from dinomed.adapters.tasks.segment.fit import fit_segmenter
 
     store = bench.out / "features"
     features = prepare_features(config, backbone, bench.manifest, store)
@@ -178,8 +178,8 @@ def measure_unet(bench: Bench, size: int, seed: int, seconds: float) -> dict[str
     """A U-Net from scratch, judged as a segmenter is."""
     from alternatives import compare_unet, fit_unet, unet_probability
 
-    from dinomed.adapters.segment.legend import BINARY
-    from dinomed.adapters.segment.masks import choose_thresholds
+    from dinomed.adapters.tasks.segment.legend import BINARY
+    from dinomed.adapters.tasks.segment.masks import choose_thresholds
     from dinomed.images.read import read_image
     from dinomed.metrics.segmentation import segmentation_metrics
 

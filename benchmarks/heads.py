@@ -27,16 +27,16 @@ from dinomed.adapters.fitting.build import build_adapter, gather
 from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.feed import Batch, CachedFeed, Feed, LiveFeed
 from dinomed.adapters.fitting.loop import run_epochs
-from dinomed.adapters.segment.config import SegmentConfig
-from dinomed.adapters.segment.fit import prepare_masks
-from dinomed.adapters.segment.losses import build_loss
-from dinomed.adapters.segment.masks import Masks, dice_of_logits
+from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.tasks.segment.fit import prepare_masks
+from dinomed.adapters.tasks.segment.losses import build_loss
+from dinomed.adapters.tasks.segment.masks import Masks, dice_of_logits
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.variants import build_vit
 from dinomed.config import build_config
-from dinomed.datasets.scan import scan
-from dinomed.datasets.synthetic import write_lesions
+from dinomed.datasets.scan.scan import scan
+from dinomed.datasets.synthetic.lesions import write_lesions
 from dinomed.features.extract import extract
 from dinomed.progress import set_quiet
 

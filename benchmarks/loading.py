@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.images.read import read_image
-from dinomed.pretrain.crops import CropConfig, MultiCrop, random_resized_crop
+from dinomed.pretrain.data.crops import CropConfig, MultiCrop, random_resized_crop
 
 Views = tuple[np.ndarray, np.ndarray]  # 2, 224, 224, 3 and 8, 98, 98, 3; uint8
 Load = Callable[[Path, int], Views]
@@ -182,7 +182,7 @@ def write_images(folder: Path, size: str, count: int) -> list[Path]:
     """Synthetic lesions as JPEG of ``WIDTHxHEIGHT``."""
     from PIL import Image
 
-    from dinomed.datasets.synthetic import write_lesions
+    from dinomed.datasets.synthetic.lesions import write_lesions
 
     width, height = (int(side) for side in size.split("x"))
     write_lesions(folder / "drawn", count=count, seed=0, size=(height, width), broken=0)
@@ -247,7 +247,7 @@ def compare_windows(size: str, draws: int = 4000) -> dict[str, Any]:
     from scipy.stats import ks_2samp
     from torchvision.transforms import RandomResizedCrop
 
-    from dinomed.pretrain.crops import _window
+    from dinomed.pretrain.data.crops import _window
 
     width, height = (int(side) for side in size.split("x"))
     rng, blank = np.random.default_rng(0), torch.empty(1, height, width)

@@ -29,13 +29,13 @@ import faiss
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from dinomed.files import to_json
-from dinomed.pretrain.curation import bound as bounds
-from dinomed.pretrain.curation import products
-from dinomed.pretrain.curation.approximate import build_index, tune
-from dinomed.pretrain.curation.bound import fit_bound
-from dinomed.pretrain.curation.neighbors import near_pairs
-from dinomed.pretrain.curation.pairs import Pairs
+from dinomed.io.files import to_json
+from dinomed.pretrain.curation.search import bound as bounds
+from dinomed.pretrain.curation.search import low_precision as products
+from dinomed.pretrain.curation.search.bound import fit_bound
+from dinomed.pretrain.curation.search.exact import near_pairs
+from dinomed.pretrain.curation.search.ivf import build_index, tune
+from dinomed.pretrain.curation.search.pairs import Pairs
 from dinomed.progress import say, set_quiet
 
 BLOCK = 10_000

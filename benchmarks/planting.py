@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dinomed.datasets.manifest import Manifest, build_manifest, write_manifest
-from dinomed.datasets.scan import scan
-from dinomed.files import read_json, write_json
+from dinomed.datasets.scan.scan import scan
 from dinomed.images.read import read_image
-from dinomed.pretrain.curation.copies import KINDS, make_copy
-from dinomed.pretrain.curation.seen import own_groups
+from dinomed.io.files import read_json, write_json
+from dinomed.pretrain.curation.audit.training_index import own_groups
+from dinomed.pretrain.curation.descriptors.synthetic_copies import KINDS, make_copy
 from dinomed.progress import track
 
 JUNK = ("black", "blank", "over-exposed", "blurred", "tiny", "text page", "noise", "chart", "landscape")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dinomed.backbones.vit import Tokens
 from dinomed.layers.attention import Attention
 from dinomed.layers.block import Block
-from dinomed.pretrain.method import Batch, DINOv2, backbone_of
+from dinomed.pretrain.model.dinov2 import Batch, DINOv2, backbone_of
 
 
 class PlainAttention(nn.Module):

@@ -8,11 +8,11 @@ from dinomed.backbones.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from dinomed.backbones.vit import ViTConfig
 from dinomed.config import Config
 from dinomed.images.intensity import IntensityConfig
-from dinomed.pretrain.crops import CropConfig
-from dinomed.pretrain.masking import MaskConfig
-from dinomed.pretrain.method import ObjectiveConfig, TeacherConfig
-from dinomed.pretrain.optimizer import OptimizerConfig
-from dinomed.pretrain.tune import TuneConfig
+from dinomed.pretrain.data.crops import CropConfig
+from dinomed.pretrain.data.masking import MaskConfig
+from dinomed.pretrain.model.dinov2 import ObjectiveConfig, TeacherConfig
+from dinomed.pretrain.model.lora import TuneConfig
+from dinomed.pretrain.optim.optimizer import OptimizerConfig
 
 
 class RunConfig(Config):
@@ -28,7 +28,8 @@ class RunConfig(Config):
         "float32", description="of matrix products; weights, losses and the optimiser stay float32"
     )
     scale_to_data: bool = Field(
-        False, description="prototypes by the number of images, teacher momentum by the batch (dinomed.pretrain.rules)"
+        False,
+        description="prototypes by the number of images, teacher momentum by the batch (dinomed.pretrain.optim.scaling_rules)",
     )
     workers: int = Field(2, ge=0, description="processes that read and crop images, for each training process")
     parallel: Literal["replicate", "shard"] = Field(

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinomed.checkpoint import DamagedCheckpoints, describe_tensors, fill, newest_checkpoint, write_checkpoint
 from dinomed.distributed import on_main, rank
 from dinomed.errors import DinomedError
-from dinomed.pretrain.method import DINOv2
-from dinomed.pretrain.optimizer import OptimizerDriver
+from dinomed.io.checkpoint import DamagedCheckpoints, describe_tensors, fill, newest_checkpoint, write_checkpoint
+from dinomed.pretrain.model.dinov2 import DINOv2
+from dinomed.pretrain.optim.optimizer import OptimizerDriver
 
 _DEPTH = 3  # a stream of random numbers of its own; the data's are in `data.py`
 

@@ -12,23 +12,24 @@ import torch
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
-from dinomed.checkpoint import list_checkpoints
 from dinomed.datasets.manifest import Manifest, open_collection
 from dinomed.device import resolve_device
 from dinomed.distributed import gather_objects, max_over_ranks, on_main, process_group, rank, world_size
 from dinomed.errors import DinomedError, UsageError
-from dinomed.files import locked, read_json, write_json
 from dinomed.images.read import UnreadableImage
-from dinomed.pretrain.collection import choose_images, fit_images
+from dinomed.io.checkpoint import list_checkpoints
+from dinomed.io.files import locked, read_json, write_json
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.data import Collate, CropStream, RawBatch, batches
-from dinomed.pretrain.distill import Teacher, fit_student, read_teacher
-from dinomed.pretrain.engine import Engine, StepReport
-from dinomed.pretrain.noting import Noting
-from dinomed.pretrain.online import choose_labelled
-from dinomed.pretrain.pictures import write_pca_picture
-from dinomed.pretrain.rules import scale_to_data
-from dinomed.pretrain.run import (
+from dinomed.pretrain.data.select_images import choose_images, fit_images
+from dinomed.pretrain.data.stream import Collate, CropStream, RawBatch, batches
+from dinomed.pretrain.index_writer import Noting
+from dinomed.pretrain.model.distillation import Teacher, fit_student, read_teacher
+from dinomed.pretrain.model.initialisation import Start, fit_config, read_start
+from dinomed.pretrain.monitoring.metrics import Watch
+from dinomed.pretrain.monitoring.online_knn import choose_labelled
+from dinomed.pretrain.monitoring.pca_pictures import write_pca_picture
+from dinomed.pretrain.optim.scaling_rules import scale_to_data
+from dinomed.pretrain.run_folder import (
     CHECKPOINTS,
     RECORD_FILE,
     StopSignal,
@@ -38,8 +39,7 @@ from dinomed.pretrain.run import (
     open_run,
     write_record,
 )
-from dinomed.pretrain.start import Start, fit_config, read_start
-from dinomed.pretrain.watch import Watch
+from dinomed.pretrain.train_step import Engine, StepReport
 from dinomed.progress import bar, say, warn
 
 _MAX_UNREADABLE = 0.05  # share of the images; above it something is wrong with the disk, not with a file
@@ -73,7 +73,7 @@ def pretrain(
     """Train a DINOv2 backbone on the training split of `data`, a manifest or a folder of images; images without a split
     are used too.
 
-    With a `teacher`, a run folder, its frozen teacher is distilled into a student (`dinomed.pretrain.distill`).
+    With a `teacher`, a run folder, its frozen teacher is distilled into a student (`dinomed.pretrain.model.distillation`).
     `fixed` names settings (``backbone.embed_dim``) that somebody asked for: weights of another kind are refused, where
     else the settings would follow them.
 

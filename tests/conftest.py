@@ -45,8 +45,8 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lesion_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of 60 small synthetic lesions with labels, groups, splits and masks. Not to be written to."""
     from dinomed.datasets.manifest import write_manifest
-    from dinomed.datasets.scan import scan
-    from dinomed.datasets.synthetic import write_lesions
+    from dinomed.datasets.scan.scan import scan
+    from dinomed.datasets.synthetic.lesions import write_lesions
 
     folder = tmp_path_factory.mktemp("collections")
     write_lesions(folder / "lesions", count=60, size=(36, 48), broken=0)
@@ -57,5 +57,5 @@ def lesion_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_outcome() -> Callable[..., Any]:
-    """See `curation/curation_page.py`."""
-    return runpy.run_path(str(ROOT / "tests" / "curation" / "curation_page.py"))["make_outcome"]  # type: ignore[no-any-return]
+    """See `pretrain/curation/curation_page.py`."""
+    return runpy.run_path(str(ROOT / "tests" / "pretrain" / "curation" / "curation_page.py"))["make_outcome"]  # type: ignore[no-any-return]

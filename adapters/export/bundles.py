@@ -11,11 +11,11 @@ from dinomed.adapters.bundle import HEADER, RECORD_FILE, WEIGHTS_FILE, read_reco
 from dinomed.adapters.export.parity import compare
 from dinomed.adapters.export.source import Source, load_source
 from dinomed.adapters.reference import find_backbone
-from dinomed.adapters.segment.predict import SegmentPredictor
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.backbones.load import load_backbone, save_backbone
-from dinomed.checkpoint import read_tensors, write_tensors
 from dinomed.errors import DinomedError, UsageError
-from dinomed.files import to_json, write_json
+from dinomed.io.checkpoint import read_tensors, write_tensors
+from dinomed.io.files import to_json, write_json
 from dinomed.notice import RESEARCH_USE
 
 BACKBONE_FOLDER = "backbone"

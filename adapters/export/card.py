@@ -3,7 +3,7 @@
 from typing import Any
 
 from dinomed.adapters.export.source import Source
-from dinomed.adapters.predict import ClassifyPredictor, DepthPredictor, SegmentPredictor
+from dinomed.adapters.inference.loader import ClassifyPredictor, DepthPredictor, SegmentPredictor
 from dinomed.backbones.variants import VARIANTS, Release
 from dinomed.notice import RESEARCH_USE
 
@@ -109,7 +109,7 @@ def _own_use(source: Source) -> str:
             '```python\nfrom dinomed.backbones.load import load_backbone\nbackbone = load_backbone("THIS_FOLDER")\n```'
         )
     return (
-        '```python\nfrom dinomed.adapters.predict import load_adapter\nadapter = load_adapter("THIS_FOLDER")\n```\n'
+        '```python\nfrom dinomed.adapters.inference.loader import load_adapter\nadapter = load_adapter("THIS_FOLDER")\n```\n'
         "or `dinomed predict THIS_FOLDER IMAGES -o OUT`."
     )
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
-from dinomed.adapters.contract import Needs
+from dinomed.adapters.adapter import Needs
 from dinomed.adapters.export.traceable import traceable
-from dinomed.adapters.predict import AnyPredictor, ClassifyPredictor
+from dinomed.adapters.inference.loader import AnyPredictor, ClassifyPredictor
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.features.compute import Features
 

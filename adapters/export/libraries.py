@@ -14,9 +14,9 @@ from dinomed.adapters.export.parity import compare
 from dinomed.adapters.export.source import Source
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.vit import ViTConfig
-from dinomed.checkpoint import write_tensors
 from dinomed.errors import UsageError
-from dinomed.files import write_json
+from dinomed.io.checkpoint import write_tensors
+from dinomed.io.files import write_json
 from dinomed.layers.patch_embedding import resize_position_embedding
 
 State = dict[str, Tensor]

@@ -13,7 +13,7 @@ import torch
 from dinomed.adapters.export.parity import compare
 from dinomed.adapters.export.source import Source
 from dinomed.errors import DinomedError, UsageError
-from dinomed.files import to_json
+from dinomed.io.files import to_json
 
 MODEL_FILE = "model.onnx"
 OPSET = 18  # the first in which Resize is antialiased

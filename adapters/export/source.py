@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dinomed.adapters.bundle import WEIGHTS_FILE
 from dinomed.adapters.export.graph import AdapterGraph, BackboneGraph
-from dinomed.adapters.predict import AnyPredictor, ClassifyPredictor, load_adapter
+from dinomed.adapters.inference.loader import AnyPredictor, ClassifyPredictor, load_adapter
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing

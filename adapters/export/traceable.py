@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dinomed.adapters.contract import Adapter
+from dinomed.adapters.adapter import Adapter
 
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm  # they count batches, in training only
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dinomed.adapters.contract import Adapter
+from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
 from dinomed.backbones.frozen import FrozenBackbone, check_image_size

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig, Task
 from dinomed.adapters.catalogue import BUILT_IN
-from dinomed.adapters.contract import ADAPTERS, Adapter, HeadConfig, Task
 from dinomed.adapters.fitting.augment import AugmentConfig
 from dinomed.adapters.fitting.config_tune import TuneConfig
 from dinomed.config import Config, build_config

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dinomed.adapters.contract import Adapter
+from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.fitting.augment import Augment
 from dinomed.adapters.fitting.build import extract_splits, gather
 from dinomed.adapters.fitting.config import FitConfig, TrainConfig

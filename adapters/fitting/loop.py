@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.fitting.resume import Resume, learned, pack, unpack
 from dinomed.errors import DinomedError
-from dinomed.files import to_json, write_text
+from dinomed.io.files import to_json, write_text
 from dinomed.progress import bar, say
 
 LOG_FILE, STATE_FOLDER = "log.jsonl", "state"

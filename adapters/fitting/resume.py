@@ -19,9 +19,9 @@ from torch import Tensor
 from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.fitting.data import Splits
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.checkpoint import newest_checkpoint, prune_checkpoints, read_whole, write_checkpoint
 from dinomed.errors import DinomedError
-from dinomed.files import to_json
+from dinomed.io.checkpoint import newest_checkpoint, prune_checkpoints, read_whole, write_checkpoint
+from dinomed.io.files import to_json
 from dinomed.progress import say, warn
 
 SHARE = 0.05

@@ -1,6 +1,6 @@
 """Random windows of training images that are larger than what is looked at at once.
 
-Prediction by windows (`dinomed.adapters.dense`) sees an image at its own scale; so has training then. A share of the
+Prediction by windows (`dinomed.adapters.inference.dense`) sees an image at its own scale; so has training then. A share of the
 windows is drawn around a pixel of something that the mask has, of each kind alike: elsewhere small lesions would hardly
 ever be seen (nnU-Net, Isensee et al. 2021, does so with a third of each batch).
 """

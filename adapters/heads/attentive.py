@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dinomed.adapters.contract import ADAPTERS, Adapter, HeadConfig, Needs
+from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig, Needs
 from dinomed.features.compute import Features
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dinomed.adapters.contract import ADAPTERS
+from dinomed.adapters.adapter import ADAPTERS
 from dinomed.adapters.heads.dpt import PyramidAdapter, PyramidConfig
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.errors import UsageError

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from dinomed.adapters.contract import ADAPTERS, Adapter, HeadConfig, split_blocks
+from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig, split_blocks
 from dinomed.adapters.heads.dpt import DPT, DPTConfig, PyramidAdapter
 from dinomed.features.compute import Features
 

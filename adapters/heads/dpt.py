@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from dinomed.adapters.contract import ADAPTERS, Adapter, HeadConfig, split_blocks
+from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig, split_blocks
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.features.compute import Features
 

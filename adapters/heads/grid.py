@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dinomed.adapters.contract import ADAPTERS, HeadConfig
+from dinomed.adapters.adapter import ADAPTERS, HeadConfig
 from dinomed.adapters.heads.linear import LinearClassifier, LinearClassifierConfig
 from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, auroc_of_logits, best_of
 from dinomed.errors import DinomedError

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dinomed.adapters.contract import ADAPTERS
+from dinomed.adapters.adapter import ADAPTERS
 from dinomed.adapters.heads.linear import LinearClassifierConfig
 from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, best_of, macro_auroc
 from dinomed.features.compute import Features

@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from dinomed.adapters.contract import ADAPTERS
+from dinomed.adapters.adapter import ADAPTERS
 from dinomed.adapters.heads.linear import LinearClassifier, LinearClassifierConfig
 from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, auroc_of_logits, best_of
 from dinomed.features.compute import Features

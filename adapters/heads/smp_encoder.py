@@ -19,7 +19,7 @@ from segmentation_models_pytorch.encoders._base import EncoderMixin
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
-from dinomed.adapters.contract import split_blocks
+from dinomed.adapters.adapter import split_blocks
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.features.compute import Features, compute_features
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy.special import logsumexp
 
-from dinomed.adapters.contract import Adapter
+from dinomed.adapters.adapter import Adapter
 from dinomed.metrics.ranking import Ranking
 
 CHOSEN_BY = "macro AUROC on val"

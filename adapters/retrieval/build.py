@@ -26,7 +26,7 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.features.compute import Features
 from dinomed.features.extract import extract
-from dinomed.files import locked, prepare_output, replacing
+from dinomed.io.files import locked, prepare_output, replacing
 from dinomed.progress import bar, say
 
 PARTS = ".unfinished"

@@ -26,12 +26,12 @@ from dinomed.adapters.record import BackboneReference
 from dinomed.adapters.retrieval.engine import Arrays, Kind, restore, search_exactly, search_graph
 from dinomed.adapters.retrieval.pool import Pooling, Whitening
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.checkpoint import read_tensors, write_tensors
 from dinomed.config import Config
 from dinomed.datasets.manifest import FIXED, Manifest, leaves_root
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.neighbors import normalised
-from dinomed.files import replacing, to_json, write_json
+from dinomed.io.checkpoint import read_tensors, write_tensors
+from dinomed.io.files import replacing, to_json, write_json
 from dinomed.notice import RESEARCH_USE
 
 FORMAT: Final = "dinomed.index/1"

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dinomed.adapters.contract import Needs
+from dinomed.adapters.adapter import Needs
 from dinomed.config import Config
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.features.compute import Features

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinomed.adapters.contract import Needs
+from dinomed.adapters.adapter import Needs
 from dinomed.adapters.retrieval.evidence import Evidence, Grid, match
 from dinomed.adapters.retrieval.filters import Condition, Relatives, choose, groups_of
 from dinomed.adapters.retrieval.index import Found, IndexRecord, RetrievalIndex, read_index
@@ -172,7 +172,7 @@ def load_retriever(
     Args:
         device: cpu, cuda, cuda:N, mps or auto.
         backbone: where the backbone is, if it is no longer where the index says.
-        load: another `load_backbone`, such as `dinomed.adapters.together.Backbones`.
+        load: another `load_backbone`, such as `dinomed.adapters.inference.shared.Backbones`.
 
     Raises:
         UsageError: no such index, or another backbone than it was made on (both fingerprints are named).

@@ -10,8 +10,8 @@ from dinomed.apps.options import Device, Json, Quiet
 
 if TYPE_CHECKING:
     from dinomed.datasets.manifest import Manifest
-    from dinomed.pretrain.curation.audit import Audit, AuditConfig, Pair
-    from dinomed.pretrain.curation.seen import Seen
+    from dinomed.pretrain.curation.audit.audit import Audit, AuditConfig, Pair
+    from dinomed.pretrain.curation.audit.training_index import Seen
 
 _SHOWN = 20  # pairs on the terminal
 
@@ -48,9 +48,9 @@ def audit(
     from dinomed.apps.output import emit
     from dinomed.config import to_yaml
     from dinomed.errors import UsageError
-    from dinomed.files import check_writable, write_text
-    from dinomed.pretrain.curation.audit import audit as run
-    from dinomed.pretrain.curation.audit import audit_seen
+    from dinomed.io.files import check_writable, write_text
+    from dinomed.pretrain.curation.audit.audit import audit as run
+    from dinomed.pretrain.curation.audit.audit import audit_seen
 
     if page is not None:
         if page.suffix.lower() not in (".html", ".htm"):
@@ -64,7 +64,7 @@ def audit(
         assert images is not None
         found = run(images, tests, settings, device=device, workers=workers, cache=cache)
     if page is not None:
-        from dinomed.apps.audit_page import build_audit_page
+        from dinomed.apps.pages.audit import build_audit_page
 
         write_text(page, build_audit_page(found, images, tests, names, to_yaml(settings)))
     report = _report(found, images, tests, names, page)
@@ -76,7 +76,7 @@ def audit(
 def _settings(config: Path | None, overrides: list[str], backbone: str | None) -> "AuditConfig":
     from dinomed.config import load_config
     from dinomed.errors import UsageError
-    from dinomed.pretrain.curation.audit import AuditConfig
+    from dinomed.pretrain.curation.audit.audit import AuditConfig
 
     settings = load_config(AuditConfig, config, overrides)
     if backbone is None:
@@ -92,9 +92,9 @@ def _sides(
     train: Path, test: Path | None, train_split: str | None, test_split: str | None
 ) -> "tuple[Seen | None, Manifest | None, Manifest, tuple[str, str]]":
     """(what a run has seen, or None; training images, or None; test images; what the two are called)."""
-    from dinomed.datasets.collect import collect
+    from dinomed.datasets.open import collect
     from dinomed.errors import UsageError
-    from dinomed.pretrain.curation.seen import SEEN_FILE, read_seen
+    from dinomed.pretrain.curation.audit.training_index import SEEN_FILE, read_seen
 
     if train.is_dir() and any((train / name).exists() for name in (SEEN_FILE, "run.json", "checkpoints")):
         if test is None:

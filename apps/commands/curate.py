@@ -8,9 +8,9 @@ from typer import Option
 from dinomed.apps.options import Device, Json, Overwrite, Quiet, Weights
 
 if TYPE_CHECKING:
-    from dinomed.pretrain.curation.outcome import Outcome
-    from dinomed.pretrain.curation.pile import Named, Pile
-    from dinomed.pretrain.curation.settings import CurationConfig
+    from dinomed.pretrain.curation.config import CurationConfig
+    from dinomed.pretrain.curation.output.read import Outcome
+    from dinomed.pretrain.curation.pool import Named, Pile
 
 
 def curate(
@@ -54,11 +54,11 @@ def curate(
     from dinomed.config import load_config
     from dinomed.configs import find_config
     from dinomed.errors import UsageError
-    from dinomed.pretrain.curation.embedding import Embedder
-    from dinomed.pretrain.curation.engine import build_engine
-    from dinomed.pretrain.curation.pile import build_pile
+    from dinomed.pretrain.curation.config import CurationConfig
     from dinomed.pretrain.curation.pipeline import curate as run
-    from dinomed.pretrain.curation.settings import CurationConfig
+    from dinomed.pretrain.curation.pool import build_pile
+    from dinomed.pretrain.curation.runtime.executor import build_engine
+    from dinomed.pretrain.curation.selection.embedding import Embedder
 
     _check_options(output, engine, ray_address, overwrite=overwrite or dry_run)
     if weights is not None and backbone is None:
@@ -81,8 +81,8 @@ def curate(
 
 def _check_options(output: Path, engine: str, address: str | None, *, overwrite: bool) -> None:
     from dinomed.errors import UsageError, did_you_mean
-    from dinomed.files import check_writable
-    from dinomed.pretrain.curation.outcome import summary_path
+    from dinomed.io.files import check_writable
+    from dinomed.pretrain.curation.output.read import summary_path
 
     if engine not in ("local", "ray"):
         raise UsageError(f"--engine {engine!r}{did_you_mean(engine, ('local', 'ray'))}")
@@ -101,7 +101,7 @@ def _check_options(output: Path, engine: str, address: str | None, *, overwrite:
 def _open(path: Path, option: str) -> "Named":
     from dinomed.datasets.manifest import open_collection
     from dinomed.errors import UsageError
-    from dinomed.pretrain.curation.pile import Named
+    from dinomed.pretrain.curation.pool import Named
 
     try:
         return Named(path.stem if path.is_file() else path.resolve().name, open_collection(path))
@@ -146,7 +146,7 @@ def _report(outcome: "Outcome", as_json: bool, names: bool) -> None:
 
 
 def _write_page(outcome: "Outcome", names: bool) -> Path:
-    from dinomed.pretrain.curation.report import write_report
+    from dinomed.pretrain.curation.output.report import write_report
 
     page = outcome.path.with_suffix(".html")
     write_report(outcome, page, names=names)

@@ -37,7 +37,7 @@ def examine() -> dict[str, Any]:
 
     import torch
 
-    from dinomed.backbones.download import cache_folder
+    from dinomed.backbones.hub import cache_folder
     from dinomed.device import resolve_device
     from dinomed.notice import RESEARCH_USE
 

@@ -40,11 +40,11 @@ def evaluate(
     their groups, are left out. With -o a page with curves, subgroups and the best and worst cases as pictures is
     written, which names no image unless asked (--names). For research use only.
     """
-    from dinomed.adapters.evaluate import evaluate_in_full
+    from dinomed.adapters.evaluation.evaluate import evaluate_in_full
     from dinomed.apps.output import emit
     from dinomed.datasets.manifest import open_collection
     from dinomed.errors import UsageError
-    from dinomed.files import prepare_output, write_json, write_text
+    from dinomed.io.files import prepare_output, write_json, write_text
 
     if unit not in (None, "image", "group"):
         raise UsageError(f"--unit {unit}: give image or group")
@@ -57,7 +57,7 @@ def evaluate(
     )  # fmt: skip
     report = found.result
     if output is not None:
-        from dinomed.apps.evaluation_page import build_evaluation_page
+        from dinomed.apps.pages.evaluation import build_evaluation_page
 
         write_text(output / REPORT_FILE, build_evaluation_page(found, manifest, names=names))
         write_json(output / METRICS_FILE, {key: value for key, value in report.items() if key != "adapter"})
@@ -91,7 +91,7 @@ def _table(report: dict[str, Any]) -> Any:
 
 def _intervals(report: dict[str, Any], place: int) -> list[tuple[Any, ...]]:
     """A row for each metric, its value in column `place`, its interval in the last."""
-    from dinomed.words import cell
+    from dinomed.html.words import cell
 
     return [
         (name, *[None] * (place - 1), row["value"], f"{cell(float(row['low']))} to {cell(float(row['high']))}")

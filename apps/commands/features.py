@@ -28,7 +28,7 @@ def features(
     """
     from dinomed.apps.output import emit
     from dinomed.backbones.load import load_backbone
-    from dinomed.datasets.collect import collect
+    from dinomed.datasets.open import collect
     from dinomed.features.table import check_table_output, write_feature_table
 
     check_table_output(output, tokens, overwrite=overwrite)

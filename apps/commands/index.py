@@ -50,7 +50,7 @@ def index(
     from dinomed.adapters.retrieval.pool import Pooling, parse_pool
     from dinomed.apps.output import emit
     from dinomed.backbones.load import load_backbone
-    from dinomed.datasets.collect import collect
+    from dinomed.datasets.open import collect
     from dinomed.features.extract import default_store
     from dinomed.notice import RESEARCH_USE
     from dinomed.progress import warn

@@ -22,7 +22,7 @@ def models(as_json: Json = False) -> None:
 
 
 def _backbones() -> list[dict[str, Any]]:
-    from dinomed.backbones.download import cache_folder
+    from dinomed.backbones.hub import cache_folder
     from dinomed.backbones.variants import VARIANTS
 
     rows = []

@@ -30,10 +30,10 @@ def predict(
     Images that cannot be read are listed in `unreadable.csv` while the rest goes on; the exit code is then 1. The same
     command after an interruption goes on where it stopped. For research use only.
     """
-    from dinomed.adapters.folders.inputs import find_images
-    from dinomed.adapters.folders.plan import FAILED_FILE, TABLE_FILE
-    from dinomed.adapters.folders.predict import predict_collection
-    from dinomed.adapters.predict import load_adapter
+    from dinomed.adapters.inference.folder import predict_collection
+    from dinomed.adapters.inference.inputs import find_images
+    from dinomed.adapters.inference.loader import load_adapter
+    from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE
     from dinomed.apps.output import emit
     from dinomed.errors import DinomedError, UsageError
     from dinomed.notice import RESEARCH_USE
@@ -43,8 +43,8 @@ def predict(
     predictor = load_adapter(adapter, device, backbone)
     manifest, unreadable = find_images(images)
     if unit == "group":
-        from dinomed.adapters.classify.predict import ClassifyPredictor
-        from dinomed.adapters.classify.predict_groups import predict_group_table
+        from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
+        from dinomed.adapters.tasks.classify.predict_groups import predict_group_table
 
         if not isinstance(predictor, ClassifyPredictor):
             raise UsageError("--unit group: one answer for a group is what classifiers give; leave it out")

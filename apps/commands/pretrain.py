@@ -102,7 +102,7 @@ def _refuse_both(resume: bool, overwrite: bool) -> None:
 
 
 def _settings(overrides: list[str] | None, given: dict[str, object]) -> list[str]:
-    from dinomed.files import to_json
+    from dinomed.io.files import to_json
 
     return [*(overrides or ()), *(f"{key}={to_json(value)}" for key, value in given.items() if value is not None)]
 
@@ -118,7 +118,7 @@ def _resolve(config: Path, settings: list[str], phase: str | None) -> "PretrainC
         return load_config(PretrainConfig, file, settings)
     if phase != "highres":
         raise UsageError(f"--phase {phase!r}: expected highres")
-    from dinomed.pretrain.start import HIGH_RESOLUTION, to_high_resolution
+    from dinomed.pretrain.model.initialisation import HIGH_RESOLUTION, to_high_resolution
 
     plain, asked = load_config(PretrainConfig, file, settings), parse_overrides(settings)
     sized = "global_size" in asked.get("crops", {})
@@ -142,10 +142,10 @@ def _show(
     from dinomed.apps.output import emit
     from dinomed.config import to_yaml
     from dinomed.device import resolve_device
-    from dinomed.pretrain.distill import fit_student, read_teacher
-    from dinomed.pretrain.estimate import estimate
-    from dinomed.pretrain.run import check_kept
-    from dinomed.pretrain.start import fit_config, read_plan
+    from dinomed.pretrain.model.distillation import fit_student, read_teacher
+    from dinomed.pretrain.model.initialisation import fit_config, read_plan
+    from dinomed.pretrain.monitoring.cost_estimate import estimate
+    from dinomed.pretrain.run_folder import check_kept
 
     config = fit_config(asked, read_plan(asked.start))
     if teacher is not None:
@@ -168,7 +168,7 @@ def _launch(
     nproc: int, command: list[str | Path], settings: list[str], options: dict[str, object], flags: dict[str, bool]
 ) -> None:
     """The same command in several processes."""
-    from dinomed.pretrain.launch import launch
+    from dinomed.pretrain.distributed.launch import launch
 
     words = [str(word) for word in command]
     words += [word for setting in settings for word in ("--set", setting)]

@@ -43,19 +43,19 @@ def probe(
     With --few-shot: logistic regression of a fixed strength on few labelled groups (patients, lesions) a class, several
     draws of each number, and with -o a page with curves. For research use only.
     """
-    from dinomed.adapters.probe import check_split
-    from dinomed.adapters.probe import probe as run
+    from dinomed.adapters.evaluation.probe import check_split
+    from dinomed.adapters.evaluation.probe import probe as run
     from dinomed.apps.output import emit
     from dinomed.backbones.load import load_backbone
     from dinomed.datasets.manifest import open_collection
     from dinomed.errors import UsageError
     from dinomed.features.extract import default_store
-    from dinomed.files import prepare_output, write_json, write_text
+    from dinomed.io.files import prepare_output, write_json, write_text
 
     check_split(split)  # before a backbone is fetched
     numbers = None
     if shots is not None:
-        from dinomed.adapters.few_shot import parse_shots
+        from dinomed.adapters.evaluation.few_shot import parse_shots
 
         numbers = parse_shots(shots)
     if output is not None:
@@ -71,11 +71,11 @@ def probe(
     found = load_backbone(path, weights=weights, device=device, image_size=image_size)
     store = cache or default_store(data)
     if numbers is not None:
-        from dinomed.adapters.few_shot import few_shot
+        from dinomed.adapters.evaluation.few_shot import few_shot
 
         curve = few_shot(found, manifest, store=store, shots=numbers, seeds=seeds, label=label, split=split, seed=seed)
         if output is not None:
-            from dinomed.apps.few_shot_page import build_few_shot_page
+            from dinomed.apps.pages.few_shot import build_few_shot_page
 
             write_text(output / REPORT_FILE, build_few_shot_page(curve))
             write_json(output / FEW_SHOT_FILE, curve)
@@ -109,8 +109,8 @@ def _table(report: dict[str, Any]) -> Any:
 
 
 def _few_shot_table(report: dict[str, Any]) -> Any:
-    from dinomed.apps.few_shot_page import advice, shots_word
     from dinomed.apps.output import build_table
+    from dinomed.apps.pages.few_shot import advice, shots_word
     from dinomed.notice import RESEARCH_USE
 
     rows = [

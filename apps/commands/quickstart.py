@@ -37,7 +37,7 @@ def quickstart(
     with labels it classifies, with masks it segments and shows the demo. For research use only, not for diagnosis.
     """
     from dinomed.apps.output import emit
-    from dinomed.apps.quickstart import Plan, run_quickstart, show_results
+    from dinomed.apps.quickstart.run import Plan, run_quickstart, show_results
     from dinomed.progress import say
 
     plan = Plan(output, data, labels, group, mask, count, tuple(overrides or ()), seed, device, quiet)

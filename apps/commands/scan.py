@@ -11,7 +11,7 @@ from dinomed.notice import RESEARCH_USE
 
 if TYPE_CHECKING:
     from dinomed.datasets.manifest import Manifest
-    from dinomed.datasets.scan import ScanResult
+    from dinomed.datasets.scan.scan import ScanResult
 
 
 def scan(
@@ -53,8 +53,8 @@ def scan(
     research use only, not for diagnosis.
     """
     from dinomed.apps.output import emit
-    from dinomed.datasets import scan as scanning
     from dinomed.datasets.manifest import write_manifest
+    from dinomed.datasets.scan import scan as scanning
     from dinomed.datasets.tables import write_csv
     from dinomed.progress import say, warn
 
@@ -134,7 +134,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
     """Refuse before the work what could not be written after it, and what would be lost by it."""
     from dinomed.datasets.manifest import read_manifest
     from dinomed.errors import DinomedError, UsageError
-    from dinomed.files import check_writable
+    from dinomed.io.files import check_writable
 
     if output.suffix.lower() not in (".parquet", ".csv"):
         raise UsageError(f"output {output}: a manifest is a .parquet or .csv file")

@@ -50,9 +50,9 @@ def search(
     from dinomed.adapters.retrieval.filters import parse_conditions
     from dinomed.adapters.retrieval.search import load_retriever
     from dinomed.apps.output import emit
-    from dinomed.datasets.collect import collect
+    from dinomed.datasets.open import collect
     from dinomed.errors import DinomedError, UsageError
-    from dinomed.files import locked, prepare_output, write_json
+    from dinomed.io.files import locked, prepare_output, write_json
     from dinomed.notice import RESEARCH_USE
     from dinomed.progress import warn
 
@@ -163,9 +163,9 @@ def _add_evidence(
     """What matches, into each of `results`; with `output` also as pictures, QUERY_RANK.jpg."""
     from PIL import Image
 
-    from dinomed.apps.matches import draw_matches
-    from dinomed.files import replacing
+    from dinomed.apps.pages.matches import draw_matches
     from dinomed.images.read import UnreadableImage, read_image
+    from dinomed.io.files import replacing
 
     path = manifest.path(row)
     evidence = retriever.evidence(retriever.backbone.preprocessing.read(path), answer.found)

@@ -82,8 +82,8 @@ def classify(
     Learns from the split train, and chooses on val: the epoch, or what the head has to choose (k, C, a learning rate),
     the temperature of its probabilities, and thresholds. For research use only.
     """
-    from dinomed.adapters.classify.config import ClassifyConfig
-    from dinomed.adapters.classify.fit import fit_classifier
+    from dinomed.adapters.tasks.classify.config import ClassifyConfig
+    from dinomed.adapters.tasks.classify.fit import fit_classifier
 
     training.fit(fit_classifier, training.settings(ClassifyConfig, _targets(label, separator, unit)))
 
@@ -95,8 +95,8 @@ def segment(training: Training) -> None:
     Learns from the split train, keeps the epoch that is best on val, and chooses the threshold there. For research
     use only.
     """
-    from dinomed.adapters.segment.config import SegmentConfig
-    from dinomed.adapters.segment.fit import fit_segmenter
+    from dinomed.adapters.tasks.segment.config import SegmentConfig
+    from dinomed.adapters.tasks.segment.fit import fit_segmenter
 
     training.fit(fit_segmenter, training.settings(SegmentConfig))
 
@@ -108,8 +108,8 @@ def depth(training: Training) -> None:
     Learns from the split train and keeps the epoch that is best on val. Depths stay between the least and the greatest
     of train, or what --set head.low and head.high say. For research use only.
     """
-    from dinomed.adapters.depth.config import DepthConfig
-    from dinomed.adapters.depth.fit import fit_depth
+    from dinomed.adapters.tasks.depth.config import DepthConfig
+    from dinomed.adapters.tasks.depth.fit import fit_depth
 
     training.fit(fit_depth, training.settings(DepthConfig))
 

@@ -8,7 +8,7 @@ import numpy as np
 from dinomed.adapters.retrieval.index import Found
 from dinomed.adapters.retrieval.search import Retriever
 from dinomed.apps.demos.parts import Picture, inline, message
-from dinomed.apps.matches import draw_matches
+from dinomed.apps.pages.matches import draw_matches
 from dinomed.errors import DinomedError
 
 ALONE_PX, PAIR_PX = 120, 170

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from dinomed.adapters.predict import ClassifyPredictor
+from dinomed.adapters.inference.loader import ClassifyPredictor
 from dinomed.adapters.retrieval.search import Retriever
 from dinomed.apps.demos.cases import show_cases, similar
 from dinomed.apps.demos.page import Panel

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinomed.album import spread
 from dinomed.apps.demos.serve import Address, choose_address, private_environment, serve
-from dinomed.apps.examples import write_examples
+from dinomed.apps.quickstart.examples import write_examples
 from dinomed.errors import UsageError
+from dinomed.html.album import spread
 from dinomed.progress import say
 
 if TYPE_CHECKING:
-    from dinomed.adapters.predict import AnyPredictor
+    from dinomed.adapters.inference.loader import AnyPredictor
     from dinomed.adapters.retrieval.search import Retriever
     from dinomed.apps.demos.page import Panel
 
@@ -91,9 +91,9 @@ def _check_tasks(adapters: dict[str, Path]) -> None:
 def _load(
     adapters: dict[str, Path], index: Path | None, backbone: str | None, device: str
 ) -> tuple[dict[str, "AnyPredictor"], "Retriever | None"]:
-    from dinomed.adapters.predict import load_adapter
+    from dinomed.adapters.inference.loader import load_adapter
+    from dinomed.adapters.inference.shared import Backbones
     from dinomed.adapters.retrieval.search import load_retriever
-    from dinomed.adapters.together import Backbones
 
     say("loading what is shown, and its backbone")
     load = Backbones()
@@ -114,7 +114,7 @@ def _check_reading(predictors: dict[str, "AnyPredictor"], retriever: "Retriever 
 
 
 def _panels(predictors: dict[str, "AnyPredictor"], retriever: "Retriever | None", retrieve: bool) -> Iterator["Panel"]:
-    from dinomed.adapters.predict import ClassifyPredictor, SegmentPredictor
+    from dinomed.adapters.inference.loader import ClassifyPredictor, SegmentPredictor
     from dinomed.apps.demos.classify import ClassifyPanel
     from dinomed.apps.demos.retrieve import RetrievePanel
     from dinomed.apps.demos.segment import SegmentPanel
@@ -145,7 +145,7 @@ def _subtitle(
 
 
 def choose_examples(folders: list[Path], given: Path | None, scratch: Path) -> list[Path]:
-    """At most `NUM_EXAMPLES` pictures, as numbered copies in ``scratch/examples``; see `dinomed.apps.examples`.
+    """At most `NUM_EXAMPLES` pictures, as numbered copies in ``scratch/examples``; see `dinomed.apps.quickstart.examples`.
 
     Raises:
         UsageError: there is no picture in the folder `given`.
@@ -171,6 +171,6 @@ def _copy(folder: Path, out: Path) -> list[Path]:
 
 
 def _synthetic(scratch: Path) -> Path:
-    from dinomed.datasets.synthetic import write_lesions
+    from dinomed.datasets.synthetic.lesions import write_lesions
 
     return write_lesions(scratch / "synthetic", count=NUM_EXAMPLES, seed=7, size=(360, 480), broken=0) / "images"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import gradio as gr
 
-from dinomed.adapters.together import Consumer, predict_many
+from dinomed.adapters.inference.shared import Consumer, predict_many
 from dinomed.apps.demos.parts import WAITING, Picture, drop_zone, read_picture
 from dinomed.apps.demos.serve import CACHE_SWEEP_S
 from dinomed.backbones.preprocessing import Preprocessing

@@ -12,12 +12,12 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from dinomed.apps.examples import MAX_PIXELS
+from dinomed.apps.quickstart.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError
-from dinomed.files import sha256_file
 from dinomed.images.read import read_header, read_image
 from dinomed.images.shown import read_shown
+from dinomed.io.files import sha256_file
 
 
 def message(kind: str, text: str) -> str:

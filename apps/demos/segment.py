@@ -8,13 +8,13 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from dinomed.adapters.predict import SegmentPredictor, lesion_summary
-from dinomed.adapters.segment.legend import LESION
+from dinomed.adapters.inference.loader import SegmentPredictor, lesion_summary
+from dinomed.adapters.tasks.segment.legend import LESION
 from dinomed.apps.demos.page import LIVE, Panel
 from dinomed.apps.demos.parts import PUT_AWAY, WAITING, Picture, message
 from dinomed.apps.demos.recent import Recent, Seen
-from dinomed.apps.examples import MAX_PIXELS
-from dinomed.apps.overlay import FILL, draw_mask, draw_probability
+from dinomed.apps.pages.overlay import FILL, draw_mask, draw_probability
+from dinomed.apps.quickstart.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.images.read import write_mask
 
@@ -28,7 +28,7 @@ CONFIDENCE = (
 
 
 class Predictor(Protocol):
-    """What the panel needs of a segmentation adapter (`dinomed.adapters.predict.load_adapter` gives one)."""
+    """What the panel needs of a segmentation adapter (`dinomed.adapters.inference.loader.load_adapter` gives one)."""
 
     threshold: float
 

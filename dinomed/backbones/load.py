@@ -10,15 +10,15 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from dinomed.backbones.download import cached_weights
 from dinomed.backbones.frozen import FrozenBackbone, check_image_size
+from dinomed.backbones.hub import cached_weights
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.variants import VARIANTS
 from dinomed.backbones.vit import VisionTransformer, ViTConfig
 from dinomed.backbones.weights import build_with_weights, read_weights
 from dinomed.device import resolve_device
 from dinomed.errors import DinomedError, UsageError, did_you_mean
-from dinomed.files import read_json, replacing, to_json, write_text
+from dinomed.io.files import read_json, replacing, to_json, write_text
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = "dinomed.backbone/1"

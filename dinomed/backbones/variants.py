@@ -18,7 +18,7 @@ class Release:
     """Where the weights of a variant come from.
 
     The publisher names no checksums: those below are what other public projects recorded, each found in at least three
-    of them. A wrong one fails closed: the file that is downloaded is refused (`dinomed.backbones.download`).
+    of them. A wrong one fails closed: the file that is downloaded is refused (`dinomed.backbones.hub`).
     """
 
     url: str

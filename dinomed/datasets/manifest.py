@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from dinomed.datasets.tables import read_csv, write_csv
 from dinomed.errors import DinomedError, UsageError, did_you_mean
-from dinomed.files import replacing
+from dinomed.io.files import replacing
 from dinomed.progress import say, warn
 
 TEXT, NUMBER, TRUTH = pa.string(), pa.int64(), pa.bool_()
@@ -177,7 +177,7 @@ def open_collection(path: str | Path) -> Manifest:
 
     Of a curated manifest only what it keeps: the rest are copies, junk, and images of test sets.
     """
-    from dinomed.datasets.scan import scan, scan_file  # it imports this module
+    from dinomed.datasets.scan.scan import scan, scan_file  # it imports this module
 
     path = Path(path)
     if not path.exists():

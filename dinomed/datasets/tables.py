@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.errors import UsageError
-from dinomed.files import replacing
+from dinomed.io.files import replacing
 
 _DELIMITERS = ",;\t"
 

@@ -13,7 +13,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import Loaded, compute_features, load_images
 from dinomed.features.store import DTYPES, LOCK_FILE, FeatureKey, FeatureStore, Kind, is_whole, write_shard
-from dinomed.files import locked
+from dinomed.io.files import locked
 from dinomed.progress import Bar, bar, say, warn
 
 SHARD_SIZE = 256  # at most this much work is lost; 60 MB of patch tokens at 24x24 patches of 192 channels

@@ -22,7 +22,7 @@ import numpy as np
 
 from dinomed.config import Config
 from dinomed.errors import DinomedError
-from dinomed.files import read_json, replacing, sha256_file, write_json
+from dinomed.io.files import read_json, replacing, sha256_file, write_json
 from dinomed.progress import warn
 
 FORMAT = "dinomed.features/1"

@@ -14,7 +14,7 @@ from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.features.extract import extract
 from dinomed.features.store import LOCK_FILE, Kind, remove_stores
-from dinomed.files import check_writable, locked, replacing
+from dinomed.io.files import check_writable, locked, replacing
 from dinomed.notice import RESEARCH_USE
 from dinomed.progress import warn
 

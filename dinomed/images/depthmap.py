@@ -6,11 +6,11 @@ import numpy as np
 from PIL import Image
 
 from dinomed.errors import DinomedError
-from dinomed.files import replacing
 from dinomed.images.arrays import NPY_MAGIC
 from dinomed.images.decode import MAX_PIXELS, first_bytes, header_of, open_image, too_large, upright_of
 from dinomed.images.intensity import is_wide, samples
 from dinomed.images.read import MaskSizeError, UnreadableImage
+from dinomed.io.files import replacing
 
 
 def read_depth(

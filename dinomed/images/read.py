@@ -6,13 +6,13 @@ import numpy as np
 from PIL import Image
 
 from dinomed.errors import DinomedError
-from dinomed.files import replacing
 from dinomed.images.arrays import is_array, read_array
 from dinomed.images.binary import to_mask
 from dinomed.images.decode import MAX_PIXELS, Header, UnreadableImage, header_of, open_image, upright_of
 from dinomed.images.deep import read_deep_colour
 from dinomed.images.dicom import is_dicom, read_dicom, read_dicom_header
 from dinomed.images.intensity import IntensityConfig, match_channels, to_channels, to_range, to_samples
+from dinomed.io.files import replacing
 
 __all__ = [
     "MAX_PIXELS",

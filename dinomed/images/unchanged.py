@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from dinomed.files import sha256_file
 from dinomed.images.decode import UnreadableImage
+from dinomed.io.files import sha256_file
 
 
 def check_unchanged(path: str | Path, size: int, sha256: str) -> None:

@@ -5,7 +5,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dinomed.adapters.contract import Adapter, HeadConfig
+from dinomed.adapters.adapter import Adapter, HeadConfig
 from dinomed.features.compute import Features
 
 

@@ -10,21 +10,21 @@ import numpy as np
 import pyarrow as pa
 
 from dinomed.errors import DinomedError, UsageError
-from dinomed.files import locked
+from dinomed.io.files import locked
 from dinomed.pretrain.curation import reasons
-from dinomed.pretrain.curation.choosing import check_sets, choose
-from dinomed.pretrain.curation.embedding import Embedder
-from dinomed.pretrain.curation.engine import Engine, LocalEngine
-from dinomed.pretrain.curation.faces import check_detector
-from dinomed.pretrain.curation.job import Job
-from dinomed.pretrain.curation.linking import link
-from dinomed.pretrain.curation.outcome import Outcome, load_outcome, stages_path
-from dinomed.pretrain.curation.pile import Pile
-from dinomed.pretrain.curation.result import Boxes, write_result
-from dinomed.pretrain.curation.rules import allowed, denied
-from dinomed.pretrain.curation.settings import CurationConfig
+from dinomed.pretrain.curation.config import CurationConfig
+from dinomed.pretrain.curation.decisions import Verdicts, judge_all, missing
+from dinomed.pretrain.curation.deduplication.stage import link
+from dinomed.pretrain.curation.filters.allow_deny import allowed, denied
+from dinomed.pretrain.curation.filters.faces import check_detector
+from dinomed.pretrain.curation.output.read import Outcome, load_outcome, stages_path
+from dinomed.pretrain.curation.output.write import Boxes, write_result
+from dinomed.pretrain.curation.pool import Pile
+from dinomed.pretrain.curation.runtime.context import Job
+from dinomed.pretrain.curation.runtime.executor import Engine, LocalEngine
+from dinomed.pretrain.curation.selection.embedding import Embedder
+from dinomed.pretrain.curation.selection.stage import check_sets, choose
 from dinomed.pretrain.curation.stages import FACTS, FindFaces, Look
-from dinomed.pretrain.curation.verdicts import Verdicts, judge_all, missing
 from dinomed.progress import warn
 
 

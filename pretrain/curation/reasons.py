@@ -3,7 +3,7 @@
 An image has one reason, the first that applies; the manifest has no word for what is kept.
 """
 
-from dinomed.pretrain.curation.quality import REASONS as QUALITY
+from dinomed.pretrain.curation.filters.quality import REASONS as QUALITY
 
 DENIED, NOT_ALLOWED = "denied", "not allowed"
 UNREADABLE = "unreadable"

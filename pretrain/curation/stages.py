@@ -18,17 +18,17 @@ from dinomed.errors import DinomedError
 from dinomed.features.compute import prefetch
 from dinomed.features.neighbors import normalised
 from dinomed.images.read import UnreadableImage, read_image
-from dinomed.pretrain.curation.alignment import Alignable, count_matches, find_points
-from dinomed.pretrain.curation.approximate import load_index
-from dinomed.pretrain.curation.descriptor import Descriptor, load_descriptor
-from dinomed.pretrain.curation.faces import find_faces
-from dinomed.pretrain.curation.hashes import THUMBNAIL, phash_views, thumbnail
-from dinomed.pretrain.curation.neighbors import near_pairs
-from dinomed.pretrain.curation.pairs import no_pairs
-from dinomed.pretrain.curation.quality import Quality, measure_quality
-from dinomed.pretrain.curation.settings import FacesConfig
-from dinomed.pretrain.curation.shelf import vectors_to_column
-from dinomed.pretrain.curation.sources import ComposedSource
+from dinomed.pretrain.curation.config import FacesConfig
+from dinomed.pretrain.curation.deduplication.hashes import THUMBNAIL, phash_views, thumbnail
+from dinomed.pretrain.curation.deduplication.keypoints import Alignable, count_matches, find_points
+from dinomed.pretrain.curation.descriptors.descriptor import Descriptor, load_descriptor
+from dinomed.pretrain.curation.descriptors.sources import ComposedSource
+from dinomed.pretrain.curation.filters.faces import find_faces
+from dinomed.pretrain.curation.filters.quality import Quality, measure_quality
+from dinomed.pretrain.curation.runtime.cache import vectors_to_column
+from dinomed.pretrain.curation.search.exact import near_pairs
+from dinomed.pretrain.curation.search.ivf import load_index
+from dinomed.pretrain.curation.search.pairs import no_pairs
 
 FACTS = tuple(field.name for field in fields(Quality))
 _BATCH = 16

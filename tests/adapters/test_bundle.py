@@ -15,8 +15,8 @@ from dinomed.adapters import bundle
 from dinomed.adapters.bundle import load_head, open_output, read_record, read_seen, save_bundle
 from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.record import AdapterRecord
-from dinomed.adapters.seen import Seen
-from dinomed.adapters.segment.config import SegmentConfig
+from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.training_images import Seen
 from dinomed.backbones.load import load_backbone
 from dinomed.errors import DinomedError, UsageError
 

@@ -69,9 +69,9 @@ def test_training_and_evaluation_refuse(
 
 
 def test_unchanged_is_what_has_the_same_bytes_whatever_its_date(tmp_path: Path) -> None:
-    from dinomed.files import sha256_file
     from dinomed.images.read import UnreadableImage
     from dinomed.images.unchanged import check_unchanged
+    from dinomed.io.files import sha256_file
 
     path = tmp_path / "a.png"
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)

@@ -189,7 +189,7 @@ def test_an_interrupted_save_keeps_the_old_backbone(tmp_path: Path, monkeypatch:
             real(source, target)
 
         with monkeypatch.context() as patch:
-            patch.setattr("dinomed.files.os.replace", stop)
+            patch.setattr("dinomed.io.files.os.replace", stop)
             with pytest.raises(KeyboardInterrupt):
                 save_backbone(tmp_path, other, new, {})
         assert load_backbone(tmp_path).fingerprint == expected

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dinomed.datasets.manifest import write_manifest
-from dinomed.datasets.scan import scan
-from dinomed.datasets.synthetic import write_lesions
+from dinomed.datasets.scan.scan import scan
+from dinomed.datasets.synthetic.lesions import write_lesions
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ablations.py"
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from dinomed.pretrain.engine import Engine
-from dinomed.pretrain.estimate import estimate
-from dinomed.pretrain.method import backbone_of
+from dinomed.pretrain.model.dinov2 import backbone_of
+from dinomed.pretrain.monitoring.cost_estimate import estimate
+from dinomed.pretrain.train_step import Engine
 
 CPU = torch.device("cpu")
 Script = Callable[[str], ModuleType]

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dinomed.adapters.predict import load_adapter
+from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.retrieval.search import load_retriever
 from dinomed.apps import cli
 from dinomed.backbones.load import save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer, ViTConfig
 from dinomed.datasets.manifest import read_manifest
-from dinomed.datasets.synthetic import write_lesions
+from dinomed.datasets.synthetic.lesions import write_lesions
 from dinomed.images.read import read_image
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

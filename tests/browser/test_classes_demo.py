@@ -9,7 +9,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from dinomed.adapters.predict import load_adapter
+from dinomed.adapters.inference.loader import load_adapter
 from dinomed.apps import cli
 from dinomed.backbones.load import save_backbone
 from dinomed.backbones.preprocessing import Preprocessing

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dinomed.pretrain.curation.report import write_report
+from dinomed.pretrain.curation.output.report import write_report
 
 pytestmark = pytest.mark.browser
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinomed.apps.overlay import LINE
+from dinomed.apps.pages.overlay import LINE
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -75,7 +75,7 @@ def add_depth(folder: Path) -> None:
 
 def record(folder: Path) -> dict[str, Any]:
     """Run the whole road in an empty folder and return what must not change."""
-    from dinomed.datasets.synthetic import write_lesions
+    from dinomed.datasets.synthetic.lesions import write_lesions
 
     values: dict[str, Any] = {}
     write_lesions(folder / "lesions", count=90, size=(60, 80), broken=2)

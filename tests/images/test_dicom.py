@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, SecondaryCaptureImageStorage, generate_uid
 
-from dinomed.datasets.scan import scan
+from dinomed.datasets.scan.scan import scan
 from dinomed.images.dicom import is_dicom
 from dinomed.images.read import IntensityConfig, UnreadableImage, read_header, read_image, read_mask, read_whole
 

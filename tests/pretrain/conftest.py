@@ -8,8 +8,8 @@ import pytest
 
 from dinomed.config import build_config, merge
 from dinomed.datasets.manifest import write_manifest
-from dinomed.datasets.scan import scan
-from dinomed.datasets.synthetic import write_lesions
+from dinomed.datasets.scan.scan import scan
+from dinomed.datasets.synthetic.lesions import write_lesions
 from dinomed.pretrain.config import PretrainConfig
 
 TINY: dict[str, Any] = {

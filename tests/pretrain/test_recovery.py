@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from dinomed.backbones.load import load_backbone
-from dinomed.checkpoint import list_checkpoints, read_whole
 from dinomed.datasets.manifest import read_manifest
 from dinomed.errors import DinomedError
+from dinomed.io.checkpoint import list_checkpoints, read_whole
 from dinomed.pretrain import trainer
-from dinomed.pretrain.collection import choose_images
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.curation.seen import read_seen
-from dinomed.pretrain.engine import Engine, StepReport
-from dinomed.pretrain.online import OnlineKNN
+from dinomed.pretrain.curation.audit.training_index import read_seen
+from dinomed.pretrain.data.select_images import choose_images
+from dinomed.pretrain.monitoring.online_knn import OnlineKNN
+from dinomed.pretrain.train_step import Engine, StepReport
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
@@ -71,7 +71,7 @@ def test_a_resume_notes_them_if_nobody_did_yet(run: Path, tiny: Tiny, pictures: 
 def test_notes_that_cannot_be_written_do_not_end_a_training(
     tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dinomed.pretrain import noting
+    from dinomed.pretrain import index_writer as noting
 
     def full(*_: object, **__: object) -> None:
         raise DinomedError("disk full")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.data import Collate, RawBatch, Sample
-from dinomed.pretrain.engine import Engine
-from dinomed.pretrain.method import backbone_of
+from dinomed.pretrain.data.stream import Collate, RawBatch, Sample
+from dinomed.pretrain.model.dinov2 import backbone_of
+from dinomed.pretrain.train_step import Engine
 
 Tiny = Callable[..., PretrainConfig]
 CPU = torch.device("cpu")

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from dinomed.backbones.load import load_backbone
-from dinomed.checkpoint import list_checkpoints
 from dinomed.config import to_yaml
 from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
 from dinomed.errors import DinomedError, UsageError
-from dinomed.files import locked
+from dinomed.io.checkpoint import list_checkpoints
+from dinomed.io.files import locked
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.trainer import pretrain
 
@@ -139,7 +139,7 @@ def test_a_folder_with_other_things_is_left_alone(tiny: Tiny, pictures: Path, tm
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(
     tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dinomed.pretrain import method
+    from dinomed.pretrain.model import dinov2 as method
 
     monkeypatch.setattr(method, "koleo", lambda x: x.sum() * float("nan"))
     with pytest.raises(DinomedError, match=r"bad_batch\.json"):

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.bundle import open_output, save_bundle
-from dinomed.adapters.classify.config import ClassifyConfig
-from dinomed.adapters.contract import Adapter
-from dinomed.adapters.depth.config import DepthConfig
 from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.fitting.config_tune import TuneConfig
 from dinomed.adapters.fitting.tune import LearningBackbone
 from dinomed.adapters.heads.decoders import DECODERS
 from dinomed.adapters.heads.solve import Examples, SolvedClassifier
-from dinomed.adapters.seen import Seen
-from dinomed.adapters.segment.config import SegmentConfig
+from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.adapters.tasks.depth.config import DepthConfig
+from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.training_images import Seen
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing

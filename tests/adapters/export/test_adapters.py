@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from dinomed.adapters.contract import Needs
+from dinomed.adapters.adapter import Needs
 from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import load_source
 from dinomed.adapters.export.traceable import AnyPool, traceable
 from dinomed.adapters.heads.decoders import DECODERS
-from dinomed.adapters.predict import AnyPredictor, ClassifyPredictor, load_adapter
+from dinomed.adapters.inference.loader import AnyPredictor, ClassifyPredictor, load_adapter
 from dinomed.errors import UsageError
 
 Make = Callable[..., Path]

@@ -16,9 +16,9 @@ from dinomed.adapters.export import run
 from dinomed.adapters.export.parity import compare
 from dinomed.adapters.export.run import REPORT_FILE, export
 from dinomed.adapters.export.source import Source, load_source
-from dinomed.adapters.predict import load_adapter
+from dinomed.adapters.inference.loader import load_adapter
 from dinomed.errors import DinomedError, UsageError
-from dinomed.files import sha256_file
+from dinomed.io.files import sha256_file
 
 Make = Callable[..., Path]
 SHAPES = [(2, 64, 64)]

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from dinomed.adapters.classify.config import ClassifyConfig
-from dinomed.adapters.classify.fit import fit_classifier
-from dinomed.adapters.contract import Needs
+from dinomed.adapters.adapter import Needs
 from dinomed.adapters.export import parity
 from dinomed.adapters.export.graph import PortableViT, resampling
 from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import Source, load_source
-from dinomed.adapters.predict import load_adapter
-from dinomed.adapters.segment.config import SegmentConfig
-from dinomed.adapters.segment.fit import fit_segmenter
+from dinomed.adapters.inference.loader import load_adapter
+from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.adapters.tasks.classify.fit import fit_classifier
+from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.apps import cli
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dinomed.adapters.retrieval.evidence import Grid, match
-from dinomed.apps.matches import draw_matches
+from dinomed.apps.pages.matches import draw_matches
 
 
 def tokens(rows: int, columns: int, seed: int = 0) -> np.ndarray:

@@ -20,11 +20,11 @@ from dinomed.adapters.retrieval.index import INDEX_FILE, RetrievalIndex, read_in
 from dinomed.adapters.retrieval.pool import Pooling
 from dinomed.adapters.retrieval.search import load_retriever
 from dinomed.backbones.load import load_backbone
-from dinomed.checkpoint import read_tensors, write_tensors
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import compute_features
 from dinomed.images.read import read_image
+from dinomed.io.checkpoint import read_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")

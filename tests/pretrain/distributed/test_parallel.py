@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dinomed.checkpoint import list_checkpoints
 from dinomed.config import to_yaml
+from dinomed.io.checkpoint import list_checkpoints
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.trainer import pretrain
 

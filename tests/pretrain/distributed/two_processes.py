@@ -8,7 +8,7 @@ import torch
 
 from dinomed.distributed import gather_objects, gather_rows, max_over_ranks, on_main, process_group, rank, world_size
 from dinomed.errors import UsageError
-from dinomed.pretrain.parallel import average_gradients
+from dinomed.pretrain.distributed.parallel import average_gradients
 
 
 def operations() -> dict[str, object]:

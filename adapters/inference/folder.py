@@ -1,0 +1,112 @@
+"""Predicting whole collections: a file for each image, or one table of probabilities."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from dinomed.adapters.inference.loader import AnyPredictor
+from dinomed.adapters.inference.outputs import Writer, build_writer
+from dinomed.adapters.inference.plan import FAILED_FILE, PLAN_FILE, TABLE_FILE, Plan, add_rows, begin, finish
+from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.tables import write_csv
+from dinomed.errors import DinomedError, UsageError
+from dinomed.features.compute import Loaded, load_images
+from dinomed.io.files import locked, prepare_output
+from dinomed.progress import bar, say
+
+
+@dataclass(frozen=True)
+class Written:
+    """How a prediction ended: images done (`kept` of them by an interrupted run before), and (path, reason) of those
+    that could not be read."""
+
+    folder: Path
+    images: int
+    kept: int
+    unreadable: list[tuple[str, str]]
+
+
+def predict_collection(
+    predictor: AnyPredictor,
+    manifest: Manifest,
+    out: str | Path,
+    *,
+    unreadable: Sequence[tuple[str, str]] = (),
+    overwrite: bool = False,
+) -> Written:
+    """Predict every image of a manifest.
+
+    A segmenter writes masks (PNG, of each image's own size) under the images' relative names, and a depth estimator
+    depth maps (see `dinomed.adapters.inference.outputs`); `predictions.csv` has a row an image. `predictions.json` says
+    what makes them and lists the files; it is there first, and says ``"complete": true`` at the end. Called again after
+    an interruption, with the same images and adapter, what is done is kept and the rest is made. An image that cannot
+    be read is listed in `unreadable.csv`, and the rest goes on.
+
+    Args:
+        unreadable: (path, reason) of files that were refused earlier; they are listed too.
+        overwrite: begin anew, and remove what an earlier prediction in `out` wrote (only that).
+
+    Raises:
+        UsageError: `out` is in use, or the folder of the images itself.
+    """
+    out = Path(out)
+    if out.resolve() == manifest.root.resolve():
+        raise UsageError(f"output {out} is the folder of the images; give a folder for the results alone")
+    names = manifest.column("image")
+    writer = build_writer(predictor, names)
+    plan = Plan(_settings(predictor, manifest, writer), (*writer.files, *writer.beside))
+    prepare_output(out, overwrite=True, marker=PLAN_FILE)  # an earlier result: `begin` decides
+    with locked(out):
+        done = begin(out, plan, overwrite=overwrite)
+        writer.begin(out)
+        todo = [i for i, name in enumerate(names) if name not in done]
+        kept = len(done)
+        if kept:
+            say(f"{kept} of {len(names)} images are done already")
+        failed = list(unreadable)
+        with bar("predicting", len(names), kept) as progress:
+            for loaded in batches(manifest.take(todo), predictor):
+                good = [one for one in loaded if one.pixels is not None]
+                failed += [(names[todo[one.index]], one.error.reason) for one in loaded if one.error]
+                if good:
+                    indices, sizes = [todo[one.index] for one in good], [one.size for one in good]
+                    rows = writer.rows(indices, stack_pixels(good), sizes, out)
+                    add_rows(out, rows)
+                    done |= {row[0]: row for row in rows}
+                progress.advance(len(loaded))
+        write_csv(out / TABLE_FILE, ["image", *writer.columns], [done[name] for name in names if name in done])
+        if failed:
+            write_csv(out / FAILED_FILE, ["image", "reason"], failed)
+        else:
+            (out / FAILED_FILE).unlink(missing_ok=True)
+        finish(out, plan)
+    return Written(out, len(done), kept, failed)
+
+
+def _settings(predictor: AnyPredictor, manifest: Manifest, writer: Writer) -> dict[str, object]:
+    return {
+        "task": predictor.task,
+        "classes": list(predictor.classes),
+        **writer.settings,
+        "adapter": predictor.metadata["weights_sha256"],
+        "backbone": predictor.backbone.fingerprint,
+        "images": manifest.fingerprint,
+    }
+
+
+def batches(manifest: Manifest, predictor: AnyPredictor, size: int | None = None) -> Iterator[list[Loaded]]:
+    """The images of a manifest, ready for the predictor, some at a time; unreadable ones are among them."""
+    images = load_images(manifest, predictor.preprocessing)
+    while chunk := list(islice(images, size or predictor.batch_size)):
+        yield chunk
+
+
+def stack_pixels(loaded: list[Loaded]) -> torch.Tensor:
+    """The batch; an unreadable image ends an evaluation, since a mean over the others would hide it."""
+    for one in loaded:
+        if one.error is not None:
+            raise DinomedError(f"{one.error}; it could be read when the manifest was made: scan the folder again")
+    return torch.stack([one.pixels for one in loaded if one.pixels is not None])

@@ -1,0 +1,246 @@
+"""Fitting classifiers: seconds on two cores where features are computed once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from dinomed.adapters.adapter import Adapter
+from dinomed.adapters.bundle import Output, open_output, save_bundle
+from dinomed.adapters.fitting.build import at_image_size, build_adapter, extract_splits, gather
+from dinomed.adapters.fitting.data import Splits, fit_splits, widen
+from dinomed.adapters.fitting.feed import CachedFeed, Feed, check_precision, in_precision, open_feed
+from dinomed.adapters.fitting.loop import Best, run_epochs
+from dinomed.adapters.fitting.outcome import FitResult, chunks, training_record
+from dinomed.adapters.fitting.resume import fit_key
+from dinomed.adapters.heads.solve import Examples, SolvedClassifier
+from dinomed.adapters.tasks.classify.answer import Answer, calibrate
+from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.adapters.tasks.classify.groups import Groups, check_labels, group_images
+from dinomed.adapters.tasks.classify.targets import prevalence
+from dinomed.adapters.training_images import collect_seen
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.datasets.manifest import Manifest
+from dinomed.errors import UsageError
+from dinomed.features.compute import Features
+from dinomed.features.store import FeatureStore
+from dinomed.metrics.classification import classification_metrics
+from dinomed.metrics.multilabel import multilabel_metrics
+
+
+@dataclass(frozen=True)
+class Part:
+    """The examples of a split: `truth` of each (see `Examples`), `names` of all classes in it, and `gather`, indices to
+    features on the device."""
+
+    truth: np.ndarray
+    names: list[str]
+    gather: Callable[[Sequence[int]], Features]
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    def of_blocks(self, have: Sequence[int], wanted: Sequence[int]) -> "Part":
+        """With the features of some of its blocks alone: a solved head may need fewer than were tried."""
+        if tuple(have) == tuple(wanted):
+            return self
+        places = [list(have).index(block) for block in wanted]
+
+        def pick(x: Tensor) -> Tensor:
+            return x.unflatten(1, (len(have), -1))[:, places].flatten(1)
+
+        def fewer(rows: Sequence[int]) -> Features:
+            features = self.gather(rows)
+            return Features(pick(features.cls), pick(features.mean))
+
+        return replace(self, gather=fewer)
+
+    def examples(self) -> Examples:
+        """All of them with their pooled features, on the CPU."""
+        features = self.gather(range(len(self)))
+        return Examples(features.cls.cpu().numpy(), features.mean.cpu().numpy(), self.truth)
+
+
+def fit_classifier(
+    backbone: FrozenBackbone,
+    manifest: Manifest,
+    out: str | Path,
+    config: ClassifyConfig | None = None,
+    *,
+    store: str | Path,
+    overwrite: bool = False,
+) -> FitResult:
+    """Fit a classifier on the split train, choose on val (the epoch with the lowest loss; k, C or the head of a grid by
+    the macro AUROC), fit its temperature and thresholds there, and write a bundle to `out`.
+
+    Args:
+        store: where features are kept (`dinomed.features.extract.default_store`).
+
+    Raises:
+        UsageError: no labels, one class only, no train split, a group in two splits, images of a group with different
+            labels (unit: group), or `out` is in use.
+    """
+    config = config or ClassifyConfig()
+    targets = config.targets
+    stratify = targets.columns[0] if len(targets.columns) == 1 else None
+    splits = fit_splits(targets.usable(manifest), stratify, config.seed)
+    classes = targets.names(splits.train)
+    parts = (splits.train, splits.val)
+    groups = [_groups(part, config) for part in parts]
+    rows = [part if found is None else found.first() for part, found in zip(parts, groups, strict=True)]
+    truth, _ = targets.truth(rows[0], classes, "train")
+    val_truth, val_names = targets.truth(rows[1], classes, "val")
+    if val_truth.ndim == 1 and not (val_truth < len(classes)).any():
+        raise UsageError("no image in val has a class that train has; correct the splits, or scan with --split none")
+    backbone = at_image_size(backbone, config.image_size or backbone.preprocessing.image_size)
+    adapter = build_adapter(config, backbone, len(classes), width=config.answer.width)
+    used = splits if groups[0] is None else _frames(splits, groups)
+    with open_output(out, config, overwrite=overwrite) as output:
+        take = torch.from_numpy(truth).__getitem__
+        if config.live:
+            feed = open_feed(backbone, used, adapter, config, store, take)
+            val = Part(val_truth, val_names, feed.val)
+        else:
+            check_precision(config.fit, backbone.device)
+            stores = extract_splits(backbone, used, adapter, store)
+            train, val = (
+                Part(known, names, _gatherer(found, part, config, len(adapter.needs.blocks), backbone.device))
+                for known, names, found, part in zip(
+                    (truth, val_truth), (classes, val_names), stores, groups, strict=True
+                )
+            )
+            feed = CachedFeed(backbone, (train.gather, val.gather), _pooled(train, stores[0]), take)
+        if isinstance(adapter, SolvedClassifier):
+            tried = adapter.needs.blocks
+            adapter, best, chosen = _solve(adapter, train, val, config)
+            val = val.of_blocks(tried, adapter.needs.blocks)
+        else:
+            key = fit_key(config, splits, backbone)
+            best, chosen = _train(adapter, feed, truth, val, config, output, key, backbone.device), {}
+        adapter.to(backbone.device)
+        with torch.no_grad():
+            logits = _logits(adapter, val, config.fit.batch_size).cpu()
+        answer = calibrate(config.answer, logits.numpy(), val.truth)
+        metrics = measure(val.truth, answer.probabilities(logits).numpy(), val.names, answer)
+        training = training_record(config, splits, best, backbone) | {
+            "label_column": targets.title,
+            "classes": prevalence(truth, classes),
+            "units": {"train": len(truth), "val": len(val), "unit": config.unit},
+        }
+        if chosen:
+            training["chosen"] = chosen
+        save_bundle(
+            output, adapter, backbone, classes=classes, seen=collect_seen((splits.train, splits.val)),
+            usage=answer.model_dump(mode="json"), validation=metrics, training=training,
+            tuned=feed.tuned(),
+        )  # fmt: skip
+    return FitResult(output.folder, best.epoch, metrics, chosen=chosen)
+
+
+def measure(truth: np.ndarray, probabilities: np.ndarray, names: Sequence[str], answer: Answer) -> dict[str, Any]:
+    """Metrics of either kind; probabilities (N, K) are widened to the names that only occur here."""
+    wide = widen(probabilities, len(names))
+    if answer.multilabel:
+        thresholds = [*answer.thresholds, *[None] * len(names)][: len(names)]
+        return multilabel_metrics(truth, wide, names, thresholds)
+    return classification_metrics(truth, wide, names)
+
+
+def class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
+    """N / (classes * N of the class), float32: each class weighs the same in the sum over the images."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return torch.from_numpy(len(labels) / (num_classes * np.maximum(counts, 1))).float()
+
+
+def _groups(manifest: Manifest, config: ClassifyConfig) -> Groups | None:
+    if config.unit == "image":
+        return None
+    groups = group_images(manifest, config.frames, fill=config.pool == "concat")
+    check_labels(groups, manifest, config.columns)
+    return groups
+
+
+def _frames(splits: Splits, groups: Sequence[Groups | None]) -> Splits:
+    """The splits with the frames that are looked at alone."""
+    train, val = groups
+    assert train is not None
+    assert val is not None
+    return replace(splits, train=train.manifest, val=val.manifest)
+
+
+def _gatherer(
+    store: FeatureStore, groups: Groups | None, config: ClassifyConfig, blocks: int, device: torch.device
+) -> Callable[[Sequence[int]], Features]:
+    if groups is None:
+        return lambda rows: gather(store, rows, device)
+    cls, mean = (torch.from_numpy(groups.pool(x, config.pool, blocks)).to(device) for x in (store.cls, store.mean))
+    return lambda rows: Features(cls[list(rows)], mean[list(rows)])
+
+
+def _weight(truth: np.ndarray, config: ClassifyConfig, num_classes: int) -> Tensor | None:
+    if config.class_weights == "none" or truth.ndim == 2:
+        return None
+    return class_weights(truth, num_classes)
+
+
+def _solve(
+    adapter: SolvedClassifier, train: Part, val: Part, config: ClassifyConfig
+) -> tuple[Adapter, Best, dict[str, Any]]:
+    weight = _weight(train.truth, config, len(train.names))
+    with torch.no_grad():
+        solution = adapter.solve(
+            train.examples(), val.examples(), None if weight is None else weight.double().numpy(), config.seed
+        )
+    return solution.adapter.eval(), Best(0, 0.0, {}), solution.chosen
+
+
+def _pooled(train: Part, store: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
+    """Class tokens and mean patch tokens of all training examples."""
+    if store.key.patches:
+        return store.cls, store.mean
+    found = train.gather(range(len(train)))
+    return found.cls.cpu().numpy(), found.mean.cpu().numpy()
+
+
+def _train(
+    adapter: Adapter, feed: Feed, truth: np.ndarray, val: Part, config: ClassifyConfig, output: Output, key: str,
+    device: torch.device,
+) -> Best:  # fmt: skip
+    """By epochs, in place."""
+    adapter.calibrate(feed.cls, feed.mean)
+    adapter.to(device)
+    classes = adapter.num_classes
+    weight = _weight(truth, config, classes)
+    weight = None if weight is None else weight.to(device)
+    val_y = torch.from_numpy(val.truth).to(device)
+    if val_y.ndim == 2:
+        val_y, known = val_y[:, :classes], torch.ones(len(val_y), dtype=torch.bool, device=device)
+    else:
+        known = val_y < classes
+    forward = in_precision(adapter, config.fit.precision, device)
+
+    def loss(logits: Tensor, truth: Tensor) -> Tensor:
+        if truth.ndim == 1:
+            return cross_entropy(logits, truth, weight)
+        there = ~truth.isnan()
+        return binary_cross_entropy_with_logits(logits[there], truth[there].to(logits))
+
+    def validate() -> tuple[float, dict[str, float]]:
+        value = loss(_logits(adapter, val, config.fit.batch_size)[known], val_y[known]).item()
+        return -value, {"val_loss": value}
+
+    return run_epochs(
+        feed.model(adapter), config.fit, count=len(truth), batches=feed.train,
+        batch_loss=lambda batch: loss(forward(batch.features), batch.truth),
+        validate=validate, seed=config.seed, folder=output.stage, key=key, description="training the classifier",
+        groups=feed.groups(adapter, config.fit),
+    )  # fmt: skip
+
+
+def _logits(adapter: Adapter, part: Part, batch_size: int) -> Tensor:
+    return torch.cat([adapter(part.gather(rows)) for rows in chunks(len(part), batch_size)])

@@ -1,0 +1,123 @@
+"""Predicting groups: one row of probabilities for all images of a lesion, patient or video."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dinomed.adapters.inference.folder import batches, stack_pixels
+from dinomed.adapters.inference.plan import PLAN_FILE, TABLE_FILE, Plan, Row, add_rows, begin, finish
+from dinomed.adapters.tasks.classify.evaluate import groups_for
+from dinomed.adapters.tasks.classify.groups import Groups
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
+from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.tables import write_csv
+from dinomed.errors import UsageError
+from dinomed.io.files import locked, prepare_output
+from dinomed.progress import bar, say
+
+IMAGES = 64
+"""Of so many images, and the rest of their last group, the rows are noted together."""
+
+
+@dataclass(frozen=True)
+class WrittenGroups:
+    """How a prediction ended: groups done, `kept` of them by an interrupted run before."""
+
+    groups: int
+    kept: int
+
+
+def predict_group_table(
+    predictor: ClassifyPredictor, manifest: Manifest, out: str | Path, *, overwrite: bool = False
+) -> WrittenGroups:
+    """Write `predictions.csv` with a row a group: its name (of an image without a group, the image's), how many images
+    were looked at, the answer, and the probability of each class.
+
+    An adapter for groups looks at its frames of each; one for images has its probabilities averaged over all. Called
+    again after an interruption, with the same images and adapter, what is done is kept, and the table is the same.
+
+    Raises:
+        UsageError: the manifest has no groups, or `out` is in use.
+        DinomedError: an image cannot be read: a group without one of its images would be another group.
+    """
+    out = Path(out)
+    if out.resolve() == manifest.root.resolve():
+        raise UsageError(f"output {out} is the folder of the images; give a folder for the results alone")
+    groups = groups_for(predictor, manifest)
+    plan = Plan(
+        {
+            "task": predictor.task,
+            "unit": "group",
+            "classes": list(predictor.classes),
+            "adapter": predictor.metadata["weights_sha256"],
+            "backbone": predictor.backbone.fingerprint,
+            "images": manifest.fingerprint,
+        },
+        (),
+    )
+    prepare_output(out, overwrite=True, marker=PLAN_FILE)  # an earlier result: `begin` decides
+    with locked(out):
+        done = begin(out, plan, overwrite=overwrite)  # by the groups' places: a group may be named as an image is
+        parts = list(_parts(groups))
+        todo = [places for places in parts if not all(str(place) in done for place in places)]
+        kept = len(groups) - sum(map(len, todo))
+        if len(groups) == len(groups.manifest):
+            say("note: every image is a group of its own; a manifest made with scan --group knows others")
+        if kept:
+            say(f"{kept} of {len(groups)} groups are done already")
+        with bar("predicting", len(groups), kept) as progress:
+            for places in todo:
+                rows = _rows(predictor, groups, places)
+                add_rows(out, rows)
+                done |= {row[0]: row for row in rows}
+                progress.advance(len(places))
+        write_csv(
+            out / TABLE_FILE,
+            ["group", "images", "predicted", *predictor.classes],
+            [done[str(place)][1:] for place in range(len(groups))],
+        )
+        finish(out, plan)
+    return WrittenGroups(len(groups), kept)
+
+
+def _parts(groups: Groups) -> Iterator[list[int]]:
+    """Places of groups, the same ones together in every run: what is computed together may decide over a last digit."""
+    part: list[int] = []
+    images = 0
+    for place, members in enumerate(groups.members):
+        part.append(place)
+        images += len(set(members))
+        if images >= IMAGES:
+            yield part
+            part, images = [], 0
+    if part:
+        yield part
+
+
+def _rows(predictor: ClassifyPredictor, groups: Groups, places: Sequence[int]) -> list[Row]:
+    part = _take(groups, places)
+    pixels = (stack_pixels(loaded) for loaded in batches(part.manifest, predictor))
+    images = part.manifest.column("image")
+    return [
+        [
+            str(place),
+            images[members[0]] if name is None else name,
+            len(set(members)),
+            predictor.predicted(values),
+            *(f"{value:.6f}" for value in values),
+        ]
+        for place, name, members, values in zip(
+            places, part.names, part.members, predictor.group_rows(pixels, part), strict=True
+        )
+    ]
+
+
+def _take(groups: Groups, places: Sequence[int]) -> Groups:
+    """Some of the groups, with their images alone."""
+    used = sorted({row for place in places for row in groups.members[place]})
+    new = {row: i for i, row in enumerate(used)}
+    return Groups(
+        groups.manifest.take(used),
+        tuple(tuple(new[row] for row in groups.members[place]) for place in places),
+        tuple(groups.names[place] for place in places),
+    )

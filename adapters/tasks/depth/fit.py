@@ -1,0 +1,114 @@
+"""Fitting depth estimators."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from dinomed.adapters.bundle import open_output, save_bundle
+from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size
+from dinomed.adapters.fitting.config import adapter_class
+from dinomed.adapters.fitting.data import fit_splits
+from dinomed.adapters.fitting.feed import Batch, in_precision, open_feed
+from dinomed.adapters.fitting.loop import run_epochs
+from dinomed.adapters.fitting.outcome import FitResult, chunks, training_record
+from dinomed.adapters.fitting.resume import fit_key
+from dinomed.adapters.heads.depth import with_range
+from dinomed.adapters.inference.dense import Views
+from dinomed.adapters.tasks.depth.config import DepthConfig
+from dinomed.adapters.tasks.depth.losses import gradient_loss, sig_loss
+from dinomed.adapters.tasks.depth.maps import DepthMaps, DepthSource
+from dinomed.adapters.training_images import collect_seen
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.datasets.manifest import Manifest
+from dinomed.metrics.depth import depth_errors, depth_metrics
+
+DEPTH = "depth"
+
+
+def fit_depth(
+    backbone: FrozenBackbone,
+    manifest: Manifest,
+    out: str | Path,
+    config: DepthConfig | None = None,
+    *,
+    store: str | Path,
+    overwrite: bool = False,
+) -> FitResult:
+    """Fit a depth estimator on the split train by SigLoss and the gradient loss, keep the epoch with the lowest SigLoss
+    on val, write a bundle to `out`.
+
+    The range of depths is that of the settings, else from the least to the greatest depth of train.
+
+    Args:
+        store: where features are kept (`dinomed.features.extract.default_store`).
+
+    Raises:
+        UsageError: no depth maps, no train split, a group in two splits, or `out` is in use.
+        DinomedError: a depth map is damaged, or none has a known depth.
+    """
+    config = config or DepthConfig()
+    source = DepthSource(config.column, config.scale, config.unit)
+    splits = fit_splits(source.usable(manifest), None, config.seed)
+    head = adapter_class("depth", config.head.name)
+    size = config.image_size or default_image_size(backbone, head.grid)
+    backbone = at_image_size(backbone, size)
+    with open_output(out, config, overwrite=overwrite) as output:
+        truth, val_truth = (
+            DepthMaps(part, source, size, name) for name, part in (("train", splits.train), ("val", splits.val))
+        )
+        ranged = config.model_copy(update={"head": with_range(config.head, truth.low, truth.high)})
+        adapter = build_adapter(ranged, backbone, num_classes=1)
+        low, high = adapter.config.limits()
+        feed = open_feed(backbone, splits, adapter, config, store, truth.take)
+        adapter.calibrate(feed.cls, feed.mean)
+        adapter.to(backbone.device)
+        forward = in_precision(adapter, config.fit.precision, backbone.device)
+
+        def stretch(depths: Tensor) -> Tensor:
+            return interpolate(depths, (size, size), mode="bilinear")
+
+        def within(found: Tensor) -> Tensor:
+            """Depths beyond the range count as unknown, as in the metrics."""
+            return torch.where((found >= low) & (found <= high), found, torch.nan)
+
+        def batch_loss(batch: Batch) -> Tensor:
+            prediction, known = stretch(forward(batch.features)), within(batch.truth)
+            return sig_loss(prediction, known) + config.gradient_weight * gradient_loss(prediction, known)
+
+        def validate() -> tuple[float, dict[str, float]]:
+            losses = []
+            for rows in chunks(len(splits.val), config.fit.batch_size):
+                known = within(val_truth.take(rows).to(backbone.device))
+                losses.append(sig_loss(stretch(adapter(feed.val(rows))), known).item() * len(rows))
+            loss = sum(losses) / len(splits.val)
+            return -loss, {"val_sig_loss": loss}
+
+        best = run_epochs(
+            feed.model(adapter), config.fit, count=len(splits.train), batches=feed.train, batch_loss=batch_loss,
+            validate=validate, seed=config.seed, folder=output.stage, description="training the depth estimator",
+            key=fit_key(config, splits, backbone, truth.digest() + val_truth.digest()),
+            groups=feed.groups(adapter, config.fit),
+        )  # fmt: skip
+        errors = []
+        with torch.no_grad():
+            for row in range(len(splits.val)):
+                known = source.read(splits.val, row)
+                guess = interpolate(adapter(feed.val([row])), known.shape, mode="bilinear")
+                errors.append(depth_errors(known, guess[0, 0].cpu().numpy(), *limits_of_metrics(low, high)))
+        metrics = depth_metrics(errors)
+        seen = collect_seen((splits.train, splits.val))
+        views = Views(flips=adapter.flips if config.flips is None else config.flips)
+        usage = {"depth": source.to_dict() | {"low": low, "high": high}, "views": vars(views)}
+        save_bundle(
+            output, adapter, backbone, classes=[DEPTH], seen=seen, usage=usage, validation=metrics,
+            training=training_record(config, splits, best, backbone), tuned=feed.tuned(),
+        )  # fmt: skip
+    return FitResult(output.folder, best.epoch, metrics)
+
+
+def limits_of_metrics(low: float, high: float) -> tuple[float, float]:
+    """The range for `depth_errors`, which leaves out what is not above its lower end: here `low` itself counts."""
+    return float(np.nextafter(np.float32(low), np.float32(0))), high

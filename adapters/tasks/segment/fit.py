@@ -1,0 +1,200 @@
+"""Fitting segmenters: minutes on two cores where features are computed once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from dinomed.adapters.adapter import Adapter
+from dinomed.adapters.bundle import open_output, save_bundle
+from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size
+from dinomed.adapters.fitting.config import adapter_class
+from dinomed.adapters.fitting.data import Splits, fit_splits
+from dinomed.adapters.fitting.feed import in_precision, open_feed
+from dinomed.adapters.fitting.loop import run_epochs
+from dinomed.adapters.fitting.outcome import FitResult, chunks, training_record
+from dinomed.adapters.fitting.pictures import Take
+from dinomed.adapters.fitting.resume import fit_key
+from dinomed.adapters.fitting.windows import RandomWindows
+from dinomed.adapters.inference.dense import Views
+from dinomed.adapters.inference.folder import batches, stack_pixels
+from dinomed.adapters.record import AdapterRecord, BackboneReference
+from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.tasks.segment.legend import Legend, build_legend, find_legend
+from dinomed.adapters.tasks.segment.losses import build_loss
+from dinomed.adapters.tasks.segment.masks import (
+    Masks,
+    WholeMasks,
+    choose_thresholds,
+    dice_of_logits,
+    dice_of_maps,
+    shrink_truth,
+)
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor
+from dinomed.adapters.training_images import collect_seen
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.datasets.manifest import Manifest
+from dinomed.errors import UsageError
+from dinomed.features.compute import prefetch
+
+
+def fit_segmenter(
+    backbone: FrozenBackbone,
+    manifest: Manifest,
+    out: str | Path,
+    config: SegmentConfig | None = None,
+    *,
+    store: str | Path,
+    overwrite: bool = False,
+) -> FitResult:
+    """Fit a segmenter on the split train, keep the epoch with the best Dice on val, choose the thresholds on val (where
+    a pixel may have several classes, or none) at the images' own size, predicted as the bundle will predict: with its
+    mirror images, sizes or windows; write a bundle to `out`.
+
+    Args:
+        store: where features are kept (`dinomed.features.extract.default_store`).
+
+    Raises:
+        UsageError: no masks, masks with values that no class has, no train split, a group in two splits, or `out` is
+            in use.
+    """
+    config = config or SegmentConfig()
+    legend, splits = prepare_masks(manifest, config)
+    head = adapter_class("segment", config.head.name)
+    size = config.image_size or default_image_size(backbone, head.grid)
+    backbone = at_image_size(backbone, size)
+    adapter = build_adapter(config, backbone, num_classes=len(legend.names))
+    views = views_of_config(config, adapter.flips, adapter.scales)
+    with open_output(out, config, overwrite=overwrite) as output:
+        truth = _read_truth(config, splits, size, legend)
+        feed = open_feed(backbone, splits, adapter, config, store, truth.take, truth.windows)
+        adapter.calibrate(feed.cls, feed.mean)
+        adapter.to(backbone.device)
+        loss = build_loss(config.loss, legend.exclusive, config.tversky_alpha)
+        forward = in_precision(adapter, config.fit.precision, backbone.device)
+        usage: dict[str, Any] = {"legend": legend.to_dict(), "views": vars(views)}
+        predictor = _as_bundle(adapter, backbone, feed.backbone, legend, usage)
+
+        def stretch(logits: Tensor) -> Tensor:
+            return interpolate(logits, (size, size), mode="bilinear")
+
+        def validate_squares() -> Iterator[float]:
+            for rows in chunks(len(splits.val), config.fit.batch_size):
+                logits = stretch(adapter(feed.val(rows)))
+                yield from dice_of_logits(logits, truth.val(rows).to(backbone.device), legend).tolist()
+
+        def validate_windows() -> Iterator[float]:
+            truths = prefetch(partial(legend.read, splits.val), range(len(splits.val)), None)
+            for maps, known in zip(predicted_maps(predictor, splits.val), truths, strict=True):
+                yield dice_of_maps(maps, known, legend)
+
+        def validate() -> tuple[float, dict[str, float]]:
+            mean = float(np.mean(list(validate_squares() if truth.windows is None else validate_windows())))
+            return mean, {"val_dice": mean}
+
+        best = run_epochs(
+            feed.model(adapter), config.fit, count=len(splits.train), batches=feed.train,
+            batch_loss=lambda batch: loss(stretch(forward(batch.features)), batch.truth), validate=validate,
+            seed=config.seed, folder=output.stage, description="training the segmenter",
+            key=fit_key(config, splits, backbone, truth.digest),
+            groups=feed.groups(adapter, config.fit),
+        )  # fmt: skip
+        measured = "dice_at_training_size" if truth.windows is None else "dice_by_windows"
+        metrics: dict[str, Any] = {"n": len(splits.val), measured: best.values["val_dice"]}
+        threshold = None
+        if not legend.exclusive:
+            plain = not views.native and not views.flips
+            predicted = None if plain else predicted_maps(predictor, splits.val)
+
+            def probabilities(row: int, shape: tuple[int, int]) -> np.ndarray:
+                if predicted is not None:
+                    return next(predicted)
+                maps = adapter(feed.val([row]))  # of features that are there already
+                return interpolate(maps.float(), shape, mode="bilinear")[0].sigmoid().cpu().numpy()
+
+            thresholds, metrics["dice"] = choose_thresholds(splits.val, probabilities, legend)
+            usage["thresholds"] = thresholds
+            threshold = thresholds[0] if len(thresholds) == 1 else None
+        seen = collect_seen((splits.train, splits.val))
+        training = training_record(config, splits, best, backbone)
+        save_bundle(
+            output, adapter, backbone, classes=list(legend.names), seen=seen, threshold=threshold, usage=usage,
+            validation=metrics, training=training, tuned=feed.tuned(),
+        )  # fmt: skip
+    return FitResult(output.folder, best.epoch, metrics, threshold)
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """Masks of train (`take`; of windows their own) and of val (`val`) at the training size, and a hash of them all."""
+
+    take: Take
+    val: Take
+    digest: bytes
+    windows: RandomWindows | None = None
+
+
+def _read_truth(config: SegmentConfig, splits: Splits, size: int, legend: Legend) -> _Truth:
+    if config.crop is None:
+        masks, val = Masks(splits.train, size, "train", legend), Masks(splits.val, size, "val", legend)
+        return _Truth(masks.take, val.take, masks.digest() + val.digest())
+    assert config.window is not None
+    whole = WholeMasks(splits.train, "train", legend)
+    val_digest = Masks(splits.val, size, "val", legend).digest()
+    windows = RandomWindows(
+        config.window, config.crop, whole.read, whole.marked, partial(shrink_truth, size=size, legend=legend),
+        whole.background,
+    )  # fmt: skip
+    nothing = lambda rows: torch.zeros(len(rows))
+    return _Truth(nothing, nothing, whole.digest() + val_digest, windows)
+
+
+def _as_bundle(
+    adapter: Adapter, base: FrozenBackbone, backbone: FrozenBackbone, legend: Legend, usage: dict[str, Any]
+) -> SegmentPredictor:
+    """The predictor that the bundle will be, of a head and a backbone (made of `base`) that still learn: what is chosen
+    on val is chosen on what will be predicted."""
+    record = AdapterRecord(
+        task="segment", head=adapter.config.model_dump(mode="json"), classes=tuple(legend.names), usage=usage,
+        backbone=BackboneReference(name=base.name, fingerprint=base.fingerprint, embed_dim=base.embed_dim),
+        preprocessing=base.preprocessing, validation={}, training={}, weights_sha256="",
+    )  # fmt: skip
+    return SegmentPredictor(record, adapter, backbone)
+
+
+def predicted_maps(predictor: SegmentPredictor, manifest: Manifest) -> Iterator[np.ndarray]:
+    """Probabilities (classes, H, W) of each image, as prediction gives them."""
+    for loaded in batches(manifest, predictor):
+        yield from predictor.batch_maps(stack_pixels(loaded), [one.size for one in loaded])
+
+
+def prepare_masks(manifest: Manifest, config: SegmentConfig) -> tuple[Legend, Splits]:
+    """What the masks mean, and the rows that have them, in train and val."""
+    legend = build_legend(config.kind, config.classes) or find_legend(manifest)
+    splits = fit_splits(legend.usable(manifest), None, config.seed)
+    if len(splits.train) < 2:
+        raise UsageError("train has one image with a mask only; a segmenter needs two or more")
+    sides = zip(splits.train.column("width"), splits.train.column("height"), strict=True)
+    if config.window and config.crop is None and (longest := max(map(max, sides))) > config.window:
+        raise UsageError(
+            f"window {config.window}: train has images of {longest} px, which are looked at whole; add --set crop=0.5 "
+            "to train on random windows of them, half of which hold something of the mask, or give a window of "
+            f"{longest} or more"
+        )
+    return legend, splits
+
+
+def views_of_config(config: SegmentConfig, flips: bool, scales: tuple[float, ...]) -> Views:
+    """How the bundle will look at images: as the settings say, else as the head does."""
+    return Views(
+        flips=flips if config.flips is None else config.flips,
+        scales=(1.0,) if config.window else scales if config.scales is None else config.scales,
+        window=config.window,
+        overlap=config.overlap,
+    )

@@ -1,0 +1,77 @@
+"""The pairs of an audit side by side on one page: for a person to judge what the numbers say."""
+
+from html import escape
+from typing import Any
+
+from dinomed.datasets.manifest import Manifest
+from dinomed.html.album import MIB, Album
+from dinomed.html.page import build_page, build_table, code, heading, paragraph
+from dinomed.pretrain.curation.audit.audit import KINDS, Audit, Pair
+
+MAX_PAIRS = 100
+"""Of each kind; a page with more is too large to open. The JSON has all."""
+_LIMIT = 64 * MIB
+_TITLES = {
+    "exact": "Exact copies: the same file",
+    "near": "Near copies: the same picture, changed",
+    "group": "Shared groups: another picture of a patient, lesion or video that is in the training set",
+}
+
+
+def build_audit_page(
+    found: Audit, train: Manifest | None, test: Manifest, names: tuple[str, str], settings: str
+) -> str:
+    """HTML with the pictures in it, reduced; nothing is fetched.
+
+    Args:
+        train: None where the training images are known by their hashes only.
+        names: what the two sides are called.
+        settings: as the audit ran, in YAML.
+    """
+    counts = found.counts
+    rows: list[tuple[Any, ...]] = [(_TITLES[kind], counts[kind]) for kind in KINDS]
+    rows += [("test images in any pair", found.leaked), ("test images", found.test_images)]
+    rows += [("training images", found.train_images), ("test images that cannot be read", found.unreadable)]
+    verdict = (
+        f"{found.leaked} of {found.test_images} test images have a copy or a relative in the training set."
+        if found.pairs
+        else "No leak was found."
+    )
+    parts = [paragraph(f"{names[0]} against {names[1]}. {verdict}"), build_table(("", "number"), rows)]
+    parts += [paragraph(note) for note in found.notes]
+    album = Album(_LIMIT, names=True)  # they are the point: these images have to be taken out
+    for kind in KINDS:
+        pairs = [pair for pair in found.pairs if pair.kind == kind]
+        if pairs:
+            parts.append(heading(f"{_TITLES[kind]} ({len(pairs)})"))
+            if len(pairs) > MAX_PAIRS:
+                parts.append(paragraph(f"The first {MAX_PAIRS} are shown; `--json` lists all."))
+            parts += [_show(album, pair, train, test) for pair in pairs[:MAX_PAIRS]]
+    return build_page("Leak audit", [*parts, heading("Settings"), code(settings)])
+
+
+def describe_pair(pair: Pair) -> str:
+    """The likeness of a pair in words.
+
+    >>> describe_pair(Pair("near", 0, 0, similarity=0.8123, matches=37))
+    'similarity 0.81, 37 points align'
+    """
+    words = []
+    if pair.kind == "group":
+        words.append(f"group {pair.group}")
+    if pair.similarity is not None:
+        words.append(f"similarity {pair.similarity:.2f}")
+    if pair.matches is not None:
+        words.append(f"{pair.matches} points align")
+    if pair.distance is not None and pair.kind == "near":
+        words.append(f"{pair.distance} of 256 bits differ")
+    return ", ".join(words)
+
+
+def _show(album: Album, pair: Pair, train: Manifest | None, test: Manifest) -> str:
+    left = (
+        "<figure><figcaption>in the training set; only its hash is kept</figcaption></figure>"
+        if pair.train is None or train is None
+        else album.picture(train, pair.train, "train")
+    )
+    return f"<div>{left}{album.picture(test, pair.test, 'test')}<p class='soft'>{escape(describe_pair(pair))}</p></div>"

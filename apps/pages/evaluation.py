@@ -1,0 +1,242 @@
+"""An evaluation as one HTML page that a reviewer can check: numbers with intervals, curves, subgroups, and the best and
+worst cases as pictures; no script, nothing fetched. What images are called is shown on request only."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from dinomed.adapters.evaluation.evaluate import Evaluation
+from dinomed.adapters.evaluation.report import JudgedClasses, extremes
+from dinomed.adapters.inference.loader import SegmentPredictor
+from dinomed.apps.pages.overlay import draw_mask, line_width_px, outline
+from dinomed.apps.pages.plots import matrix, square
+from dinomed.datasets.manifest import Manifest
+from dinomed.html.album import Album
+from dinomed.html.page import build_page, build_table, code, heading, paragraph
+from dinomed.html.words import cell
+from dinomed.images.read import read_image
+from dinomed.metrics.calibration import reliability
+from dinomed.metrics.ranking import Ranking
+
+CASES = 6
+TRUTH = (255, 255, 255)
+TITLES = {
+    "auroc": "AUROC (mean over classes, one against the rest)",
+    "auprc": "AUPRC (mean over classes)",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "ece": "calibration error (ECE, 15 bins)",
+    "brier": "Brier score",
+    "nll": "log loss, nats",
+    "dice": "Dice",
+    "iou": "IoU",
+    "surface_dice": "surface Dice (tolerance 0.5% of the diagonal)",
+    "hd95_px": "HD95, px",
+    "rmse": "RMSE",
+    "abs_rel": "AbsRel",
+}
+
+
+def build_evaluation_page(found: Evaluation, collection: Manifest, *, names: bool = False) -> str:
+    """HTML.
+
+    Args:
+        collection: the manifest as it was given; pictures are known by their rows in it.
+        names: show what images are called.
+    """
+    result, judged = found.result, found.judged
+    parts = [paragraph(_opening(result)), *_warnings(result), *_headline(result)]
+    if isinstance(judged, JudgedClasses):
+        parts += _classes(result, judged)
+    else:
+        parts += _lesions(result["metrics"].get("lesions"))
+    parts += _subgroups(result)
+    parts += _cases(found, collection, Album(names=names))
+    settings = {key: result[key] for key in ("backbone", "image_size", "images", "bootstrap", "seen_in_training")}
+    lines = [f"{key}: {value}" for key, value in settings.items()]
+    return build_page("Evaluation", [*parts, heading("What was measured"), code("\n".join(lines))])
+
+
+def _opening(result: Mapping[str, Any]) -> str:
+    what = {"classify": "classifier", "segment": "segmenter", "depth": "depth estimator"}[result["task"]]
+    unit = "groups" if result["unit"] == "group" else "images"
+    return (
+        f"A {what} on backbone {result['backbone']['name']}, split {result['split']}: "
+        f"{result['metrics']['n']:,} {unit} of {result['bootstrap']['groups']:,} {_over(result)}."
+    )
+
+
+def _over(result: Mapping[str, Any]) -> str:
+    return "patients, lesions or videos" if result["bootstrap"]["over"] == "groups" else "images, taken as independent"
+
+
+def _warnings(result: Mapping[str, Any]) -> list[str]:
+    seen = result["seen_in_training"]
+    count = seen["images"] + seen["of_seen_groups"]
+    if not count:
+        return []
+    if seen["left_out"]:
+        return [
+            paragraph(f"{count:,} images were left out: the adapter, or a relative of theirs, was trained on them.")
+        ]
+    return [paragraph(f"TOO GOOD: {count:,} of these images, or relatives of theirs, were seen in training.")]
+
+
+def _headline(result: Mapping[str, Any]) -> list[str]:
+    boot = result["bootstrap"]
+    rows = [(TITLES.get(name, name), row["value"], _interval(row)) for name, row in result["intervals"].items()]
+    note = (
+        f"Intervals: {boot['level']:.0%}, percentiles of {boot['resamples']:,} resamples of {_over(result)} (cluster "
+        "bootstrap). A dash is what is undefined; it is left out of means and never counts as 0."
+    )
+    return [build_table(("metric", "value", "95% interval"), rows), f'<p class="soft">{note}</p>']
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    low, high = cell(float(row["low"])), cell(float(row["high"]))
+    return low if low == high == cell(None) else f"{low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high}"
+
+
+def _classes(result: Mapping[str, Any], judged: JudgedClasses) -> list[str]:
+    metrics = result["metrics"]
+    keys = [key for key in ("n", "known", "recall", "specificity", "precision", "auroc", "auprc", "ece")
+            if key in next(iter(metrics["per_class"].values()))]  # fmt: skip
+    rows = [(name, *(row[key] for key in keys)) for name, row in metrics["per_class"].items()]
+    parts = [heading("Classes"), build_table(("class", *keys), rows)]
+    if result["operating"]:
+        parts.append(paragraph("At the thresholds chosen on val (largest sensitivity + specificity), each by itself:"))
+        rows = [
+            (name, row["threshold"], row["sensitivity"], _side(row, "sensitivity"), row["specificity"],
+             _side(row, "specificity"), row["precision"])
+            for name, row in result["operating"].items()
+        ]  # fmt: skip
+        columns = ("class", "threshold", "sensitivity", "95% interval", "specificity", "95% interval", "precision")
+        parts.append(build_table(columns, rows))
+    if "confusion" in metrics:
+        parts += [heading("Confusion"), matrix(judged.names, metrics["confusion"])]
+    temperature = result["temperature"]
+    told = "not scaled" if temperature is None else f"after a temperature of {temperature:.2f}, fitted on val"
+    return [*parts, heading("Curves"), _roc(judged), _precision(judged), _reliability(judged, told)]
+
+
+def _side(row: Mapping[str, Any], name: str) -> str:
+    return _interval({"low": row[f"{name}_low"], "high": row[f"{name}_high"]})
+
+
+def _rankings(judged: JudgedClasses) -> dict[str, Ranking]:
+    found = {}
+    for index, name in enumerate(judged.names):
+        rows, positive = judged.positives(index)
+        scores = judged.wide[rows, index]
+        if 0 < positive.sum() < len(positive) and np.isfinite(scores).all():
+            found[name] = Ranking(positive, scores)
+    return found
+
+
+def _roc(judged: JudgedClasses) -> str:
+    lines = {name: list(zip(*one.roc(), strict=True)) for name, one in _rankings(judged).items()}
+    return square(lines, "ROC, each class against the rest", ("1 - specificity", "sensitivity"), diagonal=True)
+
+
+def _precision(judged: JudgedClasses) -> str:
+    lines = {name: list(zip(*one.precision_recall(), strict=True)) for name, one in _rankings(judged).items()}
+    return square(lines, "Precision and recall, each class against the rest", ("recall", "precision"))
+
+
+def _reliability(judged: JudgedClasses, told: str) -> str:
+    if judged.answer.multilabel:
+        known = ~np.isnan(judged.truth) & ~np.isnan(judged.wide)
+        name, confidence, correct = "all labels", judged.wide[known], judged.truth[known] == 1
+    else:
+        top = np.nan_to_num(judged.wide, nan=-1.0)
+        name, confidence, correct = "most probable class", top.max(axis=1), top.argmax(axis=1) == judged.truth
+    points = [(one["confidence"], one["accuracy"]) for one in reliability(confidence, correct)]
+    caption = f"Reliability: how often it is right against how sure it is, {told}"
+    return square({name: points}, caption, ("probability", "share that is right"), diagonal=True, dots=True)
+
+
+def _lesions(lesions: Mapping[str, Any] | None) -> list[str]:
+    if not lesions:
+        return []
+    by_class = lesions if isinstance(next(iter(lesions.values())), dict) else {"lesion": lesions}
+    columns = ("lesions", "found", "missed", "false", "sensitivity", "precision", "false_per_image", "clear_images",
+               "clear_with_false")  # fmt: skip
+    rows = [(name, *(row[key] for key in columns)) for name, row in by_class.items()]
+    titles = ("", "lesions", "found", "missed", "false", "sensitivity", "precision", "false an image",
+              "images without a lesion", "of them with an outline")  # fmt: skip
+    note = paragraph(
+        "By lesion (connected outlines): found where a tenth of it is covered, false where it touches none."
+    )
+    return [heading("Lesions"), note, build_table(titles, rows)]
+
+
+def _subgroups(result: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for column, rows in result.get("subgroups", {}).items():
+        first = list(result["intervals"])[:2]
+        table = []
+        for row in rows:
+            values = [part for name in first for part in (row["intervals"][name]["value"],
+                                                          _interval(row["intervals"][name]))]  # fmt: skip
+            table.append((row["value"], row["n"], row["groups"], *values, "few: says little" if row["few"] else ""))
+        titles = [part for name in first for part in (TITLES.get(name, name).partition(" (")[0], "95% interval")]
+        parts += [heading(f"By {column}"), build_table((column, "n", "groups", *titles, ""), table)]
+    return parts
+
+
+def _cases(found: Evaluation, collection: Manifest, album: Album) -> list[str]:
+    """The worst and the best, as pictures; a segmenter's with both outlines."""
+    place = {image: row for row, image in enumerate(collection.column("image"))}
+    images = found.judged.manifest.column("image")
+    best, worst = extremes(found.judged, CASES)
+    parts = []
+    for title, units in (("Worst cases", worst), ("Best cases", best)):
+        parts.append(heading(title))
+        for unit in units:
+            row = place[images[unit]]
+            parts.append(
+                album.picture(
+                    collection, row, _describe(found, unit), draw=_drawer(found, collection, row), width_px=200
+                )
+            )
+    if isinstance(found.predictor, SegmentPredictor):
+        parts.append('<p class="soft">Coloured: predicted. White line: the reference.</p>')
+    return parts
+
+
+def _describe(found: Evaluation, unit: int) -> str:
+    judged = found.judged
+    if not isinstance(judged, JudgedClasses):
+        name = judged.headline[0]
+        return f"{TITLES.get(name, name)} {abs(judged.scores[unit]):.2f}"
+    row = np.nan_to_num(judged.wide[unit], nan=-1.0)
+    if judged.answer.multilabel:
+        there = [name for name, value in zip(judged.names, judged.truth[unit], strict=True) if value == 1]
+        said = [
+            f"{name} {value:.2f}"
+            for name, value, cut in zip(judged.names, row, judged.thresholds, strict=True)
+            if value >= (0.5 if cut is None else cut)
+        ]
+        return f"is {', '.join(there) or 'none'}; said: {', '.join(said) or 'none'}"
+    guess = int(row.argmax())
+    return f"is {judged.names[int(judged.truth[unit])]}; said: {judged.names[guess]} {row[guess]:.2f}"
+
+
+def _drawer(found: Evaluation, collection: Manifest, row: int) -> Callable[[np.ndarray], np.ndarray] | None:
+    predictor = found.predictor
+    if not isinstance(predictor, SegmentPredictor):
+        return None
+    legend = predictor.legend
+
+    def union(truth: np.ndarray) -> np.ndarray:
+        return np.asarray(legend.planes(truth)[list(legend.reported)].any(axis=0), np.uint8)
+
+    def draw(image: np.ndarray) -> np.ndarray:
+        channels = predictor.preprocessing.channels
+        own = image if channels == 3 else read_image(collection.path(row), channels=channels)
+        drawn = draw_mask(image, union(predictor.decide(predictor.probabilities(own))), fill=0.12)
+        drawn[outline(union(legend.read(collection, row)), max(1, line_width_px(image.shape) // 2))] = TRUTH
+        return drawn
+
+    return draw

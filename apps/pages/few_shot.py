@@ -1,0 +1,59 @@
+"""Few-shot curves as one HTML page: how many labels are needed?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dinomed.adapters.evaluation.few_shot import METRICS
+from dinomed.apps.pages.plots import bands
+from dinomed.html.page import build_page, build_table, code, paragraph
+
+TITLES = {"auroc": "AUROC (macro)", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
+
+
+def build_few_shot_page(report: Mapping[str, Any]) -> str:
+    """HTML with the curves as SVG; nothing in it names an image or a group."""
+    unit = report["unit"]
+    opening = (
+        f"Frozen features of {report['backbone']['name']}, class token of the last block; logistic regression, C = "
+        f"{report['C']:g}, on the given number of labelled {unit} a class; split {report['split']}, {report['n']:,} "
+        f"images. Each number is the mean over {report['seeds']} draws; the band goes from the lowest to the highest."
+    )
+    ticks = [shots_word(row["shots"]) for row in report["shots"]]
+    figures = [
+        bands(
+            {TITLES[name]: [(row[name]["mean"], row[name]["low"], row[name]["high"]) for row in report["shots"]]},
+            ticks, f"over labelled {unit} a class", (f"labelled {unit} a class", TITLES[name]),
+        )
+        for name in METRICS
+    ]  # fmt: skip
+    columns = [f"{unit} a class", "images used"]
+    columns += [part for name in METRICS for part in (TITLES[name], "sd")]
+    rows = [
+        (tick, round(row["images"]), *(part for name in METRICS for part in (row[name]["mean"], row[name]["sd"])))
+        for tick, row in zip(ticks, report["shots"], strict=True)
+    ]
+    parts = [paragraph(opening), *figures, build_table(columns, rows), paragraph(advice(report))]
+    if report["fewer"]:
+        told = ", ".join(f"{name}: {count}" for name, count in report["fewer"].items())
+        parts.append(paragraph(f"Classes with fewer labelled {unit} in train than the most asked for: {told}."))
+    settings = {key: report[key] for key in ("backbone", "image_size", "seeds", "C", "split")}
+    return build_page("How many labels?", [*parts, code("\n".join(f"{k}: {v}" for k, v in settings.items()))])
+
+
+def advice(report: Mapping[str, Any]) -> str:
+    """What the last doubling brought, in a sentence."""
+    rows = [row for row in report["shots"] if np.isfinite(row["auroc"]["mean"])]
+    if len(rows) < 2:
+        return "One number of labels says nothing of what more of them would bring."
+    before, last = rows[-2:]
+    gain, spread = last["auroc"]["mean"] - before["auroc"]["mean"], max(before["auroc"]["sd"], last["auroc"]["sd"])
+    step = f"From {shots_word(before['shots'])} to {shots_word(last['shots'])} the macro AUROC changes by {gain:+.3f}"
+    if gain > max(spread, 0.005):
+        return f"{step}, more than the spread between draws ({spread:.3f}): more labels are likely to help."
+    return f"{step}, within the spread between draws or too little to matter ({spread:.3f}): look elsewhere for gains."
+
+
+def shots_word(count: int | None) -> str:
+    return "all" if count is None else str(count)

@@ -1,0 +1,127 @@
+"""Curves in the unit square, and matrices, as parts of a page (`dinomed.html.page`): ROC, precision and recall, reliability,
+scores over the number of labels."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+
+from dinomed.html.page import COLORS
+
+Points = Sequence[tuple[float, float]]
+MOST = 160  # points of a drawn line; more are not seen and make the page large
+_LEFT, _TOP, _SIDE, _BOTTOM = 40, 10, 230, 34  # px
+
+
+def square(
+    lines: Mapping[str, Points], caption: str, axes: tuple[str, str], *, diagonal: bool = False, dots: bool = False
+) -> str:
+    """Lines in 0 to 1 by 0 to 1, each of its own colour, with a key below.
+
+    Args:
+        axes: names of x and y.
+        diagonal: also the line from (0, 0) to (1, 1): chance, or perfect calibration.
+        dots: mark the points themselves.
+    """
+    paths, keys = "", ""
+    for number, (name, points) in enumerate(lines.items()):
+        color = f"var(--c{number % COLORS})"
+        drawn = [_place(x, y) for x, y in thin(points)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
+        paths += f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.7"/>'
+        if dots:
+            paths += "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{color}"/>' for x, y in drawn)
+        keys += f'<span class="key"><b style="color:{color}">–</b> {escape(name)}</span> '
+    (x0, y0), (x1, y1) = _place(0, 0), _place(1, 1)
+    frame = f'<rect x="{x0}" y="{y1}" width="{x1 - x0}" height="{y0 - y1}" fill="none" stroke="var(--edge)"/>'
+    if diagonal:
+        frame += f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke="var(--soft)" stroke-dasharray="3 3"/>'
+    for value in (0, 0.5, 1):
+        x, y = _place(value, value)
+        frame += f'<text x="{x}" y="{y0 + 14}" text-anchor="middle">{value:g}</text>'
+        frame += f'<text x="{x0 - 5}" y="{y + 4}" text-anchor="end">{value:g}</text>'
+    frame += f'<text x="{(x0 + x1) / 2}" y="{y0 + 28}" text-anchor="middle">{escape(axes[0])}</text>'
+    middle = (y0 + y1) / 2
+    frame += (
+        f'<text x="11" y="{middle}" text-anchor="middle" transform="rotate(-90 11 {middle})">{escape(axes[1])}</text>'
+    )
+    return _figure(frame + paths, _LEFT + _SIDE + 14, _TOP + _SIDE + _BOTTOM, caption, keys)
+
+
+def bands(
+    lines: Mapping[str, Sequence[tuple[float, float, float]]], ticks: Sequence[str], caption: str, axes: tuple[str, str]
+) -> str:
+    """Values with a spread over named steps: each line a row of (value, low, high), one for each of `ticks`."""
+    width, height, left, bottom, top = 420, 230, 46, 36, 10
+    values = [v for rows in lines.values() for row in rows for v in row if np.isfinite(v)]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 0.05
+    low, high = low - margin, high + margin
+    step = (width - left - 20) / max(len(ticks) - 1, 1)
+
+    def place(index: int, value: float) -> tuple[float, float]:
+        return left + 8 + index * step, top + (high - value) / (high - low) * (height - top - bottom)
+
+    shapes, keys = "", ""
+    for number, (name, rows) in enumerate(lines.items()):
+        color = f"var(--c{number % COLORS})"
+        known = [(i, row) for i, row in enumerate(rows) if np.isfinite(row).all()]
+        upper = [place(i, row[2]) for i, row in known]
+        lower = [place(i, row[1]) for i, row in reversed(known)]
+        area = " ".join(f"{x:.1f},{y:.1f}" for x, y in (*upper, *lower))
+        line = [place(i, row[0]) for i, row in known]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
+        shapes += f'<polygon points="{area}" fill="{color}" fill-opacity="0.15"/>'
+        shapes += f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>'
+        shapes += "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{color}"/>' for x, y in line)
+        keys += f'<span class="key"><b style="color:{color}">–</b> {escape(name)}</span> '
+    for index, tick in enumerate(ticks):
+        shapes += f'<text x="{place(index, low)[0]:.1f}" y="{height - 20}" text-anchor="middle">{escape(tick)}</text>'
+    for value in np.linspace(low + margin, high - margin, 4):
+        y = place(0, value)[1]
+        shapes += f'<text x="{left - 4}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>'
+    shapes += f'<text x="{(left + width) / 2}" y="{height - 5}" text-anchor="middle">{escape(axes[0])}</text>'
+    return _figure(shapes, width, height, f"{axes[1]}: {caption}", keys)
+
+
+def matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """A confusion matrix as a table: a row for each true class, shaded by its share of the row."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = ""
+    for name, row in zip(names, counts, strict=True):
+        total = sum(row)
+        cells = "".join(
+            f"<td class='number' style='background:rgb(8 145 178 / {60 * value / total if total else 0:.0f}%)'>"
+            f"{value:,}</td>"
+            for value in row
+        )
+        body += f"<tr><th>{escape(name)}</th>{cells}<td class='number soft'>{total:,}</td></tr>"
+    return f"<table><thead><tr><th>true \\ predicted</th>{head}<th>all</th></tr></thead><tbody>{body}</tbody></table>"
+
+
+def thin(points: Points, most: int = MOST) -> list[tuple[float, float]]:
+    """At most about `most` of the points that are finite, evenly along the line; both ends stay.
+
+    >>> len(thin([(x / 999, 0.5) for x in range(1000)])) <= MOST + 1
+    True
+    """
+    known = [(float(x), float(y)) for x, y in points if np.isfinite(x) and np.isfinite(y)]
+    if len(known) <= most:
+        return known
+    table = np.array(known)
+    along = np.r_[0, np.abs(np.diff(table, axis=0)).sum(axis=1).cumsum()]
+    keep = np.unique(np.searchsorted(along, np.linspace(0, along[-1], most)))
+    return [known[i] for i in np.unique([0, *keep[keep < len(known)], len(known) - 1])]
+
+
+def _place(x: float, y: float) -> tuple[float, float]:
+    return _LEFT + x * _SIDE, _TOP + (1 - y) * _SIDE
+
+
+def _figure(shapes: str, width: int, height: int, caption: str, keys: str) -> str:
+    return (
+        f'<figure class="wide" style="width:{width}px"><svg viewBox="0 0 {width} {height}" width="100%" role="img" '
+        f'aria-label="{escape(caption)}">{shapes}</svg><figcaption>{escape(caption)}<br>{keys}</figcaption></figure>'
+    )

@@ -1,0 +1,91 @@
+"""Released weights: fetched once, checked, kept in a cache."""
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from dinomed.backbones.variants import VARIANTS
+from dinomed.errors import DinomedError, UsageError
+from dinomed.io.files import sha256_file, sync
+from dinomed.progress import bar, say
+
+TIMEOUT_S = 30.0
+_MIB = 1 << 20
+
+
+def cache_folder() -> Path:
+    """`DINOMED_CACHE`, else `~/.cache/dinomed`."""
+    own = os.environ.get("DINOMED_CACHE")
+    try:
+        return Path(own) if own else Path.home() / ".cache" / "dinomed"
+    except RuntimeError:
+        raise DinomedError("no home folder to keep weights in; set DINOMED_CACHE to a folder") from None
+
+
+def cached_weights(name: str) -> Path:
+    """The file of the released weights of variant `name`, downloaded if it is not in the cache.
+
+    A download that breaks off is continued next time. Only a file with the right checksum gets its final name.
+
+    Raises:
+        UsageError: the variant has no released weights.
+        DinomedError: no network, a cache that cannot be written, or a file with another checksum.
+    """
+    release = VARIANTS[name].release
+    if release is None:
+        raise UsageError(f"{name} has no released weights")
+    path = cache_folder() / "weights" / release.file_name
+    if path.is_file():
+        return path
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        remedy = "set DINOMED_CACHE to another folder"
+        raise DinomedError(f"cannot keep weights in {path.parent}: {error.strerror or error}; {remedy}") from None
+    elsewhere = f"fetch {release.url} on another machine and give it as --weights FILE"
+    say(f"fetching {release.url} ({release.licence})")
+    try:
+        _fetch(release.url, part)
+        found = sha256_file(part)
+        if found != release.sha256:
+            part.unlink()
+            raise DinomedError(
+                f"{release.url}: checksum {found[:16]}... instead of {release.sha256[:16]}...; removed, try again"
+            )
+        sync(part)
+        part.replace(path)
+    except urllib.error.HTTPError as error:
+        raise DinomedError(f"{release.url}: the server answers {error.code} {error.reason}; {elsewhere}") from None
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise DinomedError(f"no network for the weights of {name} ({reason}); {elsewhere}") from None
+    except OSError as error:
+        raise DinomedError(f"cannot write {part}: {error.strerror or error}") from None
+    return path
+
+
+def _fetch(url: str, part: Path) -> None:
+    """Append what `part` still lacks; from the start where the server cannot continue."""
+    have = part.stat().st_size
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        reply = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # nothing is left to fetch
+            raise
+        return
+    with reply, open(part, "ab") as file:
+        if reply.status != 206:
+            have = 0
+            file.truncate(0)
+        length = reply.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with bar(f"{part.stem} (MiB)", total and total // _MIB, start=have // _MIB) as progress:
+            while chunk := reply.read(_MIB):
+                file.write(chunk)
+                progress.advance()
+    if total is not None and part.stat().st_size < total:
+        raise ConnectionError("the connection broke off")

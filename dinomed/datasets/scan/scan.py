@@ -1,0 +1,256 @@
+"""From a folder of pictures to a manifest: every image read once, labels and masks matched, splits by group."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dinomed.datasets.manifest import Manifest, build_manifest
+from dinomed.datasets.scan.facts import Facts, read_all, read_facts
+from dinomed.datasets.scan.findings import (
+    check_masks,
+    check_readable,
+    count_masks,
+    notes,
+    nothing_in,
+    warn_doubtful,
+    warn_duplicates,
+    warn_turned,
+    warn_unreadable,
+)
+from dinomed.datasets.scan.folders import Pairs, classes_of, pair_masks, splits_of
+from dinomed.datasets.scan.labels import NONE, Labels, find_labels, read_labels
+from dinomed.datasets.scan.predictions import find_predictions
+from dinomed.datasets.scan.walk import walk
+from dinomed.datasets.splits import check_ratios, check_splits, explain_gaps, make_splits
+from dinomed.errors import UsageError
+
+FOLDERS = "folders"
+"""In place of a CSV: folder names are the classes."""
+
+
+@dataclass
+class ScanResult:
+    """A manifest, and what there is to say about it.
+
+    `unreadable` lists what could not be used, as (path, reason); `masks` counts masks, and the empty and full ones;
+    `duplicates` are sets of images with the same bytes; `warnings` concern the data's fitness, `notes` the rest.
+    """
+
+    manifest: Manifest
+    unreadable: list[tuple[str, str]]
+    masks: dict[str, int]
+    duplicates: list[list[str]]
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def scan(
+    folder: str | Path,
+    labels: str | Path | None = None,
+    *,
+    image_column: str = "image",
+    label: str | None = None,
+    group: str | None = None,
+    mask: str | None = None,
+    split: str | None = None,
+    ratios: Sequence[float] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+    make_split: bool = True,
+    workers: int | None = None,
+    follow_links: bool = False,
+    keep_ids: bool = False,
+    allow_unreadable: bool = False,
+    label_maps: bool = False,
+) -> ScanResult:
+    """Read every image below `folder`. Folders that a prediction was written to are passed over, with a note.
+
+    Splits come from the CSV, else from split folders, else (with `make_split`) they are made: by group, stratified by
+    label. Without groups each image is its own, but images with the same bytes share one.
+
+    Args:
+        labels: a CSV (as given, or in `folder`; see `dinomed.datasets.scan.labels`), ``"folders"`` for classes by folder
+            name, or None.
+        label, group, mask, split: columns of the CSV; None takes the one of that very name if it is there, ``"none"``
+            uses none.
+        ratios: shares of train, val and test where splits are made.
+        workers: threads; None for one a processor.
+        keep_ids: keep columns of the CSV that tell who a patient is, and groups of such a column as they are written.
+        allow_unreadable: go on, with a warning, where more than half of the files cannot be read.
+        label_maps: masks hold values of several classes (`dinomed.images.labelmap`).
+
+    Raises:
+        UsageError: no such folder; no readable image in it; a column or the CSV is missing; a mask of another size
+            than its image; no mask that can be used; a group in two splits.
+        DinomedError: more than half of the files cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder" if folder.exists() else f"folder {folder} does not exist")
+    check_ratios(ratios)
+    roles = {"label": label, "group": group, "mask": mask, "split": split}
+    path = _table_path(labels, folder, roles)
+    found = walk(folder, follow_links=follow_links)
+    files = found.images
+    predicted = find_predictions(folder, [*files, *(name for name, _ in found.refused)])
+    passed = {file for inside in predicted.values() for file in inside}
+    found.images = [image for image in files if image not in passed]
+    found.refused = [(name, reason) for name, reason in found.refused if name not in passed]
+    pairs = pair_masks(found.images)
+    table = Labels()
+    if path is not None:
+        table = read_labels(
+            path, folder, files, pairs.images, image_column=image_column, roles=roles, keep_ids=keep_ids
+        )
+    masks = _masks(table, pairs, mask)
+    others = {*masks.values(), *table.targets}
+    images = sorted({image for image in pairs.images if image not in others} | set(table.rows))
+    facts, failed = read_all(folder, images, masks, workers, label_maps)
+    unreadable = [*found.refused, *failed, *table.missing]
+    if not facts and passed:
+        raise UsageError(f"folder {folder} holds no image but what an earlier prediction wrote")
+    if not facts:
+        raise UsageError(nothing_in(folder, unreadable))
+    if not allow_unreadable:
+        check_readable(folder, len(facts), [*found.refused, *failed])
+    check_masks(facts)
+    unreadable += [(f.mask, f"mask of {f.image}: {f.mask_problem}") for f in facts if f.mask and f.mask_problem]
+
+    columns = _columns(facts, table)
+    if str(labels) == FOLDERS:
+        columns["label"] = _class_folders(folder, columns["image"])
+    classes = columns.get("label", [None] * len(facts))
+    duplicates = _duplicates(facts)
+    grouped = "group" in columns
+    splits = _given_splits(columns, split)
+    if grouped and splits:
+        check_splits(columns["group"], splits)
+    columns["group"] = _groups(columns, splits, duplicates)
+    if not splits and make_split:
+        splits = [*make_splits(_joined(columns, duplicates), classes, ratios, seed)]
+    if splits:
+        columns["split"] = splits
+    return ScanResult(
+        build_manifest(columns, folder),
+        unreadable,
+        count_masks(facts),
+        duplicates,
+        warnings=[
+            *warn_unreadable(facts, len(found.refused) + len(failed)),
+            *warn_doubtful({} if "mask" in table.columns or mask == NONE else pairs.doubtful),
+            *warn_turned(facts),
+            *table.warnings,
+            *warn_duplicates(columns, duplicates, grouped=grouped),
+            *explain_gaps(columns["group"], classes, splits or [None] * len(facts)),
+        ],
+        notes=[
+            *(
+                f"{place} holds what `dinomed predict` wrote ({len(inside):,} pictures), and is passed over; "
+                "name its masks in a CSV (--labels, column mask) if they are to be learned from"
+                for place, inside in predicted.items()
+            ),
+            *notes(
+                folder,
+                found,
+                pairs,
+                table,
+                columns,
+                sum(f.header.frames > 1 and f.header.channels in (1, 3) for f in facts),
+            ),
+        ],
+    )
+
+
+def scan_file(path: str | Path) -> Manifest:
+    """The manifest of one image file; `UnreadableImage` if it cannot be used."""
+    path = Path(path)
+    return build_manifest(_columns([read_facts(path.parent, path.name)], Labels()), path.parent)
+
+
+def _table_path(labels: str | Path | None, folder: Path, roles: dict[str, str | None]) -> Path | None:
+    """The CSV, if one is asked for."""
+    if labels is not None and str(labels) != FOLDERS:
+        return find_labels(labels, folder)
+    for role, name in roles.items():
+        if name not in (None, NONE):
+            raise UsageError(f"--{role} {name} is a column of a CSV; name the CSV with --labels")
+    return None
+
+
+def _masks(table: Labels, pairs: Pairs, mask: str | None) -> dict[str, str]:
+    """The mask of each image: as the CSV says, else by folders and names."""
+    if "mask" in table.columns:
+        return {image: named for image, row in table.rows.items() if (named := row["mask"])}
+    return {} if mask == NONE else dict(pairs.masks)
+
+
+def _columns(facts: list[Facts], table: Labels) -> dict[str, list[Any]]:
+    """The columns that are read off the files, and those of the CSV."""
+    columns: dict[str, list[Any]] = {
+        "image": [f.image for f in facts],
+        "sha256": [f.sha256 for f in facts],
+        "width": [f.header.width for f in facts],
+        "height": [f.header.height for f in facts],
+        "mode": [f.header.mode for f in facts],
+        "format": [f.header.format for f in facts],
+        "bytes": [f.bytes for f in facts],
+        "channels": [f.header.channels for f in facts],
+        "bits": [f.header.bits for f in facts],
+    }
+    rows = [table.rows.get(f.image, {}) for f in facts]
+    columns |= {name: [row.get(name) for row in rows] for name in table.columns if name != "mask"}
+    if any(f.foreground is not None for f in facts):
+        columns["mask"] = [f.mask if f.foreground is not None else None for f in facts]
+    return columns
+
+
+def _class_folders(folder: Path, images: list[str]) -> list[str | None]:
+    classes = classes_of(images)
+    if not classes:
+        raise UsageError(f"{folder} has no class folders (FOLDER/CLASS/image); give the labels as a CSV, or none")
+    return [classes.get(image) for image in images]
+
+
+def _duplicates(facts: list[Facts]) -> list[list[str]]:
+    same: dict[str, list[str]] = defaultdict(list)
+    for f in facts:
+        same[f.sha256].append(f.image)
+    return [images for images in same.values() if len(images) > 1]
+
+
+def _given_splits(columns: dict[str, list[Any]], split: str | None) -> list[str | None]:
+    """From the CSV, else from split folders; empty where nobody gave any, or they are not wanted."""
+    given: list[str | None] = columns.get("split", [])
+    if any(given) or split == NONE:
+        return given
+    by_folder = splits_of(columns["image"])
+    return [by_folder.get(image) for image in columns["image"]] if by_folder else []
+
+
+def _groups(columns: dict[str, list[Any]], splits: list[str | None], duplicates: list[list[str]]) -> list[str]:
+    """The group of each image. One without is its own group, named by its path; images of the same bytes share one,
+    unless given splits part them (which is warned about, and not hidden)."""
+    images = columns["image"]
+    split = dict(zip(images, splits or [None] * len(images), strict=True))
+    own = {image: same[0] if split[image] == split[same[0]] else image for same in duplicates for image in same}
+    given = columns.get("group", [None] * len(images))
+    return [group or own.get(image, image) for image, group in zip(images, given, strict=True)]
+
+
+def _joined(columns: dict[str, list[Any]], duplicates: list[list[str]]) -> list[str]:
+    """Groups for making splits: those that share an image are one, or the same picture could be on both sides."""
+    parent: dict[str, str] = {}
+
+    def head(group: str) -> str:
+        while group in parent:
+            group = parent[group]
+        return group
+
+    group = dict(zip(columns["image"], columns["group"], strict=True))
+    for images in duplicates:
+        for image in images[1:]:
+            one, other = sorted((head(group[images[0]]), head(group[image])))
+            if one != other:
+                parent[other] = one
+    return [head(name) for name in columns["group"]]

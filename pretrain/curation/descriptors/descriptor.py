@@ -1,0 +1,155 @@
+"""Copy-detection descriptors: vectors of length 1 whose cosine is high for copies of one picture, low for others.
+
+Three sources of raw features, and a projection that is fitted to the collection (`projection`):
+
+* `composed`: colour, gradients and texture; no weights, no device (`composed`);
+* `backbone`: class token and generalised mean of the patch tokens of a frozen ViT (DINO, arXiv 2104.14294, section
+  4.2.2: power 4);
+* `sscd`: the network of the DINOv2 paper, from a file that the user has (`sscd`).
+
+The sources are in `dinomed.pretrain.curation.descriptors.sources`.
+
+A descriptor is fitted once (`fit_descriptor`), saved, and then a pure function of images: shards of a pile can be
+described anywhere, in any order. Its fingerprint says whether two sets of vectors may be compared.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from dinomed.config import Config, build_config
+from dinomed.datasets.manifest import Manifest
+from dinomed.errors import DinomedError, UsageError
+from dinomed.features.compute import prefetch
+from dinomed.features.neighbors import normalised
+from dinomed.images.read import UnreadableImage, read_image
+from dinomed.io.files import replacing
+from dinomed.pretrain.curation.descriptors.projection import Projection, fit_invariance, fit_whitening
+from dinomed.pretrain.curation.descriptors.sources import (
+    ComposedConfig,
+    ComposedSource,
+    Source,
+    SourceConfig,
+    build_source,
+)
+from dinomed.pretrain.curation.descriptors.synthetic_copies import KINDS, make_copy
+from dinomed.progress import bar
+
+FORMAT = "dinomed.descriptor/1"
+LEAST = 8  # images to fit to; with fewer, nothing is known of how pictures differ
+_BATCH = 16
+
+
+class DescriptorConfig(Config):
+    """Which features, and what is fitted to the collection."""
+
+    source: SourceConfig = ComposedConfig()
+    fit: Literal["copies", "whitening", "none"] = Field(
+        "copies", description="learn from synthetic copies what to overlook; or whiten; or leave as it is"
+    )
+    dimension: int = Field(512, ge=2)
+    fit_images: int = Field(1000, ge=LEAST, description="images that are fitted to, drawn from the collection")
+    whitening_power: float = Field(0.5, ge=0, le=1)
+    seed: int = Field(0, ge=0)
+
+
+class Descriptor:
+    """Images to vectors float32 (N, D) of length 1. `fingerprint`: 64 hex digits over all that they depend on."""
+
+    def __init__(self, config: DescriptorConfig, source: Source, projection: Projection | None) -> None:
+        self.config, self.source, self.projection = config, source, projection
+        digest = hashlib.sha256(source.fingerprint.encode())
+        for array in () if projection is None else (projection.mean, projection.matrix):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Pictures, uint8 RGB ``(H, W, 3)`` of any sizes. Raises `DinomedError` if a feature is not finite."""
+        raw = np.concatenate([self.source(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
+        return normalised(raw, "descriptor of image") if self.projection is None else self.projection(raw)
+
+
+def fit_descriptor(
+    config: DescriptorConfig, manifests: Sequence[Manifest], *, device: str = "auto", workers: int | None = None
+) -> Descriptor:
+    """A descriptor fitted to a sample of the images of some manifests, the same for the same seed.
+
+    Raises:
+        DinomedError: fewer than `LEAST` images of the sample can be read.
+    """
+    source = build_source(config.source, device)
+    if config.fit == "none":
+        return Descriptor(config, source, None)
+    paths = [manifest.path(i) for manifest in manifests for i in range(len(manifest))]
+    rng = np.random.default_rng(config.seed)
+    chosen = sorted(rng.choice(len(paths), min(config.fit_images, len(paths)), replace=False).tolist())
+    kinds = KINDS if config.fit == "copies" else ()
+
+    def read(index: int) -> np.ndarray | None:
+        try:
+            image = read_image(paths[index])
+        except UnreadableImage:
+            return None
+        streams = [np.random.default_rng([config.seed, index, n]) for n in range(len(kinds))]
+        copies = [make_copy(image, kind, stream) for kind, stream in zip(kinds, streams, strict=True)]
+        return source([image, *copies])
+
+    # A network has threads of its own; reading is then the small part.
+    threads = workers if isinstance(source, ComposedSource) else 1
+    rows = []
+    with bar("fitting the descriptor", len(chosen)) as progress:
+        for row in prefetch(read, chosen, threads):
+            rows += [] if row is None else [row]
+            progress.advance()
+    if len(rows) < LEAST:
+        raise DinomedError(f"a descriptor needs {LEAST} images to be fitted to, and {len(rows)} can be read")
+    raw = np.stack(rows)
+    if config.fit == "whitening":
+        return Descriptor(config, source, fit_whitening(raw[:, 0], config.dimension, config.whitening_power))
+    return Descriptor(config, source, fit_invariance(raw[:, 0], raw[:, 1:], config.dimension))
+
+
+def save_descriptor(path: str | Path, descriptor: Descriptor) -> None:
+    """One safetensors file: the projection, and in its header config and fingerprint. Weights of networks stay where
+    they are."""
+    projection = descriptor.projection
+    arrays = {} if projection is None else {"mean": projection.mean, "matrix": projection.matrix}
+    header = {"format": FORMAT, "fingerprint": descriptor.fingerprint}
+    header["config"] = json.dumps(descriptor.config.model_dump(mode="json"))
+    with replacing(path) as temporary:
+        try:
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, header)
+        except SafetensorError as error:
+            raise DinomedError(f"cannot write {path}: {error}") from None
+
+
+def load_descriptor(path: str | Path, *, device: str = "auto") -> Descriptor:
+    """Back from `save_descriptor`.
+
+    Raises:
+        UsageError: no such file.
+        DinomedError: damaged, no descriptor, or the backbone or network that it was fitted on has changed since.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"descriptor {path} does not exist")
+    try:
+        with safe_open(path, "np") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if header.get("format") != FORMAT:
+            raise DinomedError(f"{path} is not a descriptor")
+        config = build_config(DescriptorConfig, json.loads(header["config"]), str(path))
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise DinomedError(f"{path}: a damaged descriptor ({str(error).splitlines()[0][:100]})") from None
+    projection = Projection(arrays["mean"], arrays["matrix"]) if arrays else None
+    found = Descriptor(config, build_source(config.source, device), projection)
+    if found.fingerprint != header["fingerprint"]:
+        raise DinomedError(f"{path} was fitted on other weights than {config.source.kind} has now; fit it again")
+    return found

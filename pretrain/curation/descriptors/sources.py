@@ -1,0 +1,101 @@
+"""Where the raw features of a copy-detection descriptor come from: by hand, from a frozen backbone, from SSCD.
+
+A source is built from its config, and maps pictures, uint8 RGB ``(H, W, 3)``, to float32 (B, C).
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.load import load_backbone
+from dinomed.config import Config
+from dinomed.device import resolve_device
+from dinomed.features.compute import compute_features
+from dinomed.io.files import sha256_file
+from dinomed.pretrain.curation.descriptors.handcrafted import SIZE, compose
+from dinomed.pretrain.curation.descriptors.sscd import describe, load_sscd
+
+
+class ComposedConfig(Config):
+    """No settings: it needs nothing."""
+
+    kind: Literal["composed"] = "composed"
+
+
+class BackboneConfig(Config):
+    """A frozen ViT, named as everywhere: a run folder, or the name of released weights with their file."""
+
+    kind: Literal["backbone"] = "backbone"
+    backbone: str
+    weights: str | None = None
+    image_size: int | None = Field(None, ge=8, description="px, instead of the backbone's own")
+    power: float = Field(4.0, gt=0, description="of the generalised mean of patch tokens")
+
+
+class SSCDConfig(Config):
+    """An SSCD file; see `load_sscd`."""
+
+    kind: Literal["sscd"] = "sscd"
+    weights: str
+    allow_code: bool = Field(False, description="run the program in a TorchScript file")
+
+
+SourceConfig = Annotated[ComposedConfig | BackboneConfig | SSCDConfig, Field(discriminator="kind")]
+
+
+class Source(Protocol):
+    """Pictures, uint8 RGB ``(H, W, 3)``, to raw features float32 (B, C)."""
+
+    fingerprint: str
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
+
+
+class ComposedSource:
+    """See `composed`."""
+
+    fingerprint = f"composed/1/{SIZE}"
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([compose(image) for image in images])
+
+
+class BackboneSource:
+    """The class token, and the generalised mean of the patch tokens, of the last block."""
+
+    def __init__(self, backbone: FrozenBackbone, power: float) -> None:
+        self.backbone, self.power = backbone, power
+        self.fingerprint = f"backbone/1/{backbone.fingerprint}/{power}"
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        batch = torch.stack([self.backbone.preprocessing(image) for image in images])
+        found = compute_features(self.backbone, batch, (-1,), patches=True)
+        assert found.patches is not None
+        pooled = found.patches.clamp(min=1e-6).pow(self.power).mean(dim=(2, 3)).pow(1 / self.power)
+        return np.asarray(torch.cat([found.cls, pooled], dim=1).float().cpu().numpy())
+
+
+class SSCDSource:
+    """See `sscd`."""
+
+    def __init__(self, path: str, allow_code: bool, device: torch.device) -> None:
+        self.device = device
+        self.network = load_sscd(path, allow_code=allow_code).to(device)
+        self.fingerprint = f"sscd/1/{sha256_file(path)}"
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        return describe(self.network, images, self.device)
+
+
+def build_source(config: SourceConfig, device: str = "auto") -> Source:
+    """The source that a config names; `device` is for those that are networks."""
+    if isinstance(config, ComposedConfig):
+        return ComposedSource()
+    if isinstance(config, SSCDConfig):
+        return SSCDSource(config.weights, config.allow_code, resolve_device(device))
+    loaded = load_backbone(config.backbone, weights=config.weights, device=device, image_size=config.image_size)
+    return BackboneSource(loaded, config.power)

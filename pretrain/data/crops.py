@@ -1,0 +1,178 @@
+"""Multi-crop: one image to two global views and several local ones (Caron et al. 2020; DINOv2 settings).
+
+The crop itself is cut here (area-averaged when it shrinks, bicubic when it grows); flips and colours are in
+`dinomed.pretrain.data.colours`. Everything drawn for an image comes from one seed, so an image's views do not depend on
+which worker made them: that is what makes a resumed run exact.
+"""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from dinomed.config import Config
+from dinomed.pretrain.data.colours import Colours, Range, with_channels
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "natural": {},
+    # any way up; hue and saturation tell lesions apart
+    "dermoscopy": {
+        "jitter": (0.2, 0.2, 0.1, 0.02), "gray_probability": 0.0, "solarize_probability": 0.0, "vertical_flip": 0.5,
+    },
+    # any way up; light and white balance vary, red and brown are not the same
+    "endoscopy": {
+        "jitter": (0.3, 0.3, 0.15, 0.03), "gray_probability": 0.0, "solarize_probability": 0.0, "vertical_flip": 0.5,
+    },
+    # the heart is on the left, the diaphragm below; no colour, and inverted is another picture
+    "xray": {
+        "jitter": (0.3, 0.3, 0.0, 0.0), "gray_probability": 0.0, "solarize_probability": 0.0, "horizontal_flip": 0.0,
+    },
+    # depth goes down: shadows and enhancement lie below what casts them
+    "ultrasound": {"jitter": (0.3, 0.3, 0.0, 0.0), "gray_probability": 0.0, "solarize_probability": 0.0},
+    # mirrored, it is the other eye; the vessels' arcades are above and below
+    "fundus": {"jitter": (0.2, 0.2, 0.1, 0.02), "gray_probability": 0.0, "solarize_probability": 0.0},
+}  # fmt: skip
+"""What a modality changes of the recipe's colours and flips: what would turn a finding into another one is off."""
+
+
+class CropConfig(Config):
+    """Sizes in px, scales as fractions of the image's area, probabilities in [0, 1]."""
+
+    modality: Literal["natural", "dermoscopy", "endoscopy", "xray", "ultrasound", "fundus"] = Field(
+        "natural", description="presets of colours and flips; what is given besides stays"
+    )
+    global_size: int = Field(224, ge=8, le=4096)
+    global_scale: Range = (0.32, 1.0)
+    local_size: int = Field(98, ge=8, le=4096)
+    local_scale: Range = (0.05, 0.32)
+    num_local: int = Field(8, ge=0, le=256)
+    horizontal_flip: float = Field(0.5, ge=0, le=1)
+    vertical_flip: float = Field(0.0, ge=0, le=1)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    jitter_probability: float = Field(0.8, ge=0, le=1)
+    gray_probability: float = Field(0.2, ge=0, le=1)
+    blur: Literal["paper", "released"] = Field(
+        "paper", description="probability for the first global, second global and local views: 1 / 0.1 / 0.5 as the "
+        "paper says; the released code inverts it by accident: 0 / 0.9 / 0.5"
+    )  # fmt: skip
+    blur_kernel: int = Field(9, ge=3, description="px, odd")
+    blur_sigma: Range = (0.1, 2.0)
+    solarize_probability: float = Field(0.2, ge=0, le=1, description="second global view only, at half the range")
+    reduced_decoding: bool = Field(
+        True, description="decode a large JPEG to a half (quarter, eighth) of its size where every crop still shrinks"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: Any) -> Any:
+        return {**PRESETS.get(data.get("modality", ""), {}), **data} if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "CropConfig":
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} {low, high}: expected 0 < low <= high <= 1")
+        if not all(0 <= value <= 1 for value in self.jitter[:3]) or not 0 <= self.jitter[3] <= 0.5:
+            raise ValueError(f"jitter {self.jitter}: expected three values from 0 to 1 and a hue from 0 to 0.5")
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise ValueError(f"blur_sigma {self.blur_sigma}: expected 0 < low <= high, px")
+        if self.blur_kernel % 2 == 0:
+            raise ValueError(f"blur_kernel {self.blur_kernel} is even; a kernel has a middle")
+        return self
+
+    def blur_probabilities(self) -> tuple[float, float, float]:
+        """For the first global, the second global and the local views."""
+        return (1.0, 0.1, 0.5) if self.blur == "paper" else (0.0, 0.9, 0.5)
+
+    def needs_rgb(self) -> list[str]:
+        """What is switched on and means something of red, green and blue only."""
+        on = {
+            "saturation": self.jitter[2] * self.jitter_probability,
+            "hue": self.jitter[3] * self.jitter_probability,
+            "gray": self.gray_probability,
+        }
+        return [name for name, strength in on.items() if strength]
+
+    def without_rgb(self) -> "CropConfig":
+        """The same without what `needs_rgb` names."""
+        return self.model_copy(update={"jitter": (*self.jitter[:2], 0.0, 0.0), "gray_probability": 0.0})
+
+    def smallest_area(self) -> int:
+        """The smallest area of an image, px, of which no crop has to be enlarged (but for its aspect)."""
+        areas = [self.global_size**2 / self.global_scale[0]]
+        if self.num_local:
+            areas.append(self.local_size**2 / self.local_scale[0])
+        return math.ceil(max(areas))
+
+
+class MultiCrop:
+    """``crops(image, seed)``: (H, W, channels), uint8 or float32 -> globals (2, s, s, channels), locals (n, t, t,
+    channels) of that type."""
+
+    def __init__(self, config: CropConfig) -> None:
+        self.config = config
+        first, second, local = config.blur_probabilities()
+        self._globals = (_colours(config, first), _colours(config, second, config.solarize_probability))
+        self._local = _colours(config, local)
+
+    def __call__(self, image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        c, channels = self.config, image.shape[2]
+        views = [
+            colours(random_resized_crop(image, c.global_size, c.global_scale, rng), rng) for colours in self._globals
+        ]
+        crops = np.empty((c.num_local, c.local_size, c.local_size, channels), image.dtype)
+        for crop in crops:
+            crop[:] = self._local(random_resized_crop(image, c.local_size, c.local_scale, rng), rng)
+        return np.stack(views), crops
+
+
+def random_resized_crop(
+    image: np.ndarray, size: int, scale: Range, rng: np.random.Generator, aspect: Range = (3 / 4, 4 / 3)
+) -> np.ndarray:
+    """A window of `scale` of the area and log-uniform `aspect`, resized to (size, size, channels).
+
+    As torchvision's RandomResizedCrop: ten tries, then the largest centred window of an allowed aspect.
+    """
+    import cv2
+
+    top, left, rows, columns = _window(image.shape[0], image.shape[1], scale, aspect, rng)
+    window = image[top : top + rows, left : left + columns]
+    if rows >= size and columns >= size:
+        return with_channels(cv2.resize, window, (size, size), interpolation=cv2.INTER_AREA)
+    out = with_channels(cv2.resize, window, (size, size), interpolation=cv2.INTER_CUBIC)
+    return out if out.dtype == np.uint8 else np.clip(out, 0, 1, out=out)  # bicubic overshoots
+
+
+def _window(
+    height: int, width: int, scale: Range, aspect: Range, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    for _ in range(10):
+        u = rng.random(4).tolist()
+        area = height * width * (scale[0] + u[0] * (scale[1] - scale[0]))
+        ratio = math.exp(low + u[1] * (high - low))
+        columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < columns <= width and 0 < rows <= height:
+            return int(u[2] * (height - rows + 1)), int(u[3] * (width - columns + 1)), rows, columns
+    rows, columns = height, width
+    if width / height < aspect[0]:
+        rows = round(width / aspect[0])
+    elif width / height > aspect[1]:
+        columns = round(height * aspect[1])
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def _colours(config: CropConfig, blur: float, solarize: float = 0.0) -> Colours:
+    return Colours(
+        flips=(config.horizontal_flip, config.vertical_flip),
+        jitter=config.jitter,
+        jitter_probability=config.jitter_probability,
+        gray=config.gray_probability,
+        blur=blur,
+        blur_kernel=config.blur_kernel,
+        blur_sigma=config.blur_sigma,
+        solarize=solarize,
+    )

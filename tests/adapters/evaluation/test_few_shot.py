@@ -1,0 +1,76 @@
+"""Few-shot draws: by group, nested, seeded; the curve against a fit by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from dinomed.adapters.evaluation.few_shot import STRENGTH, draw_shots, few_shot, parse_shots
+from dinomed.apps.pages.few_shot import advice, build_few_shot_page
+from dinomed.backbones.load import load_backbone
+from dinomed.datasets.manifest import read_manifest
+from dinomed.errors import UsageError
+from dinomed.features.extract import extract
+from dinomed.metrics.classification import classification_metrics
+
+
+def test_shots_are_whole_groups_of_each_class_nested_and_seeded() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 60, 200).tolist()
+    labels = np.array([group % 3 for group in groups])
+    before: set[int] = set()
+    for count in (1, 2, 5):
+        rows = draw_shots(labels, groups, count, 7)
+        chosen = {groups[row] for row in rows}
+        assert [sum(group % 3 == label for group in chosen) for label in range(3)] == [count] * 3
+        assert set(rows) == {row for row in range(200) if groups[row] in chosen}
+        assert before <= set(rows)
+        before = set(rows)
+    assert (draw_shots(labels, groups, 5, 7) == draw_shots(labels, groups, 5, 7)).all()
+    assert set(draw_shots(labels, groups, 5, 8)) != before
+    assert len(draw_shots(labels, groups, None, 0)) == len(draw_shots(labels, groups, 1000, 0)) == 200
+
+
+def test_numbers_of_shots_are_read_and_refused() -> None:
+    assert parse_shots("8, 1,all,2,2") == (1, 2, 8, None)
+    for wrong in ("0", "one", "1,-2", "", "1.5", "²"):
+        with pytest.raises(UsageError, match="few-shot"):
+            parse_shots(wrong)
+
+
+def test_the_curve_is_a_weighted_regression_on_the_drawn_rows(
+    tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path
+) -> None:
+    backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
+    report = few_shot(backbone, manifest, store=tmp_path, shots=(1, 3, None), seeds=2)
+    assert [row["draws"] for row in report["shots"]] == [2, 2, 1]
+    parts = {name: manifest.select(split=name) for name in ("train", "test")}
+    x = {name: extract(backbone, part, store=tmp_path).cls for name, part in parts.items()}
+    classes = manifest.classes()
+    y = {name: np.array([classes.index(label) for label in part.column("label")]) for name, part in parts.items()}
+    shift, scale = x["train"].mean(0, dtype=float), x["train"].std(0, dtype=float)
+    values = []
+    for seed in range(2):
+        rows = draw_shots(y["train"], parts["train"].column("group"), 3, seed)
+        model = LogisticRegression(C=STRENGTH, class_weight="balanced", tol=1e-8, max_iter=2000)
+        model.fit((x["train"][rows] - shift) / scale, y["train"][rows])
+        found = model.predict_proba((x["test"] - shift) / scale)
+        values.append(classification_metrics(y["test"], found, classes)["auroc"])
+    row = report["shots"][1]["auroc"]
+    # a pair of nearly equal scores may turn with the solver's tolerance
+    assert row["mean"] == pytest.approx(np.mean(values), abs=0.01)
+    assert row["low"] <= row["mean"] <= row["high"]
+    page = build_few_shot_page(report)
+    assert page.count("<svg") == 3
+    assert not any(value in page for column in ("image", "group") for value in manifest.column(column))
+
+
+def test_the_advice_follows_the_last_step() -> None:
+    def report(gain: float) -> dict:
+        rows = [(8, 0.7), (None, 0.7 + gain)]
+        return {"shots": [{"shots": count, "auroc": {"mean": value, "sd": 0.01}} for count, value in rows]}
+
+    assert "likely to help" in advice(report(0.05))
+    assert "within the spread" in advice(report(0.002))
+    assert "One number" in advice({"shots": [{"shots": 1, "auroc": {"mean": float("nan"), "sd": 0.0}}]})

@@ -1,0 +1,102 @@
+"""The probe: fitted on train, chosen on val, reported on test, and nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dinomed.adapters.evaluation import probe as probing
+from dinomed.adapters.evaluation.probe import probe
+from dinomed.adapters.heads.logistic import fit_logistic
+from dinomed.backbones.load import load_backbone
+from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.errors import UsageError
+from dinomed.features.extract import extract
+from dinomed.features.knn import knn_probabilities
+from dinomed.metrics.classification import classification_metrics
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+def test_the_report_is_what_its_parts_give(tiny_backbone: Path, lesion_manifest: Path, store: Path) -> None:
+    backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
+    report = probe(backbone, manifest, store=store)
+    parts = {name: manifest.select(split=name) for name in ("train", "val", "test")}
+    x = {name: extract(backbone, part, store=store).cls for name, part in parts.items()}
+    classes = manifest.classes()
+    y = {name: np.array([classes.index(label) for label in part.column("label")]) for name, part in parts.items()}
+    val, test = (knn_probabilities(x["train"], y["train"], x[name], len(classes)) for name in ("val", "test"))
+    best = max(val, key=lambda k: (classification_metrics(y["val"], val[k], classes)["auroc"], -k))
+    assert report["knn"]["k"] == best
+    assert report["knn"]["auroc"] == classification_metrics(y["test"], test[best], classes)["auroc"]
+    assert max(row["k"] for row in report["knn"]["tried"]) == len(parts["train"])  # 100 and 200 are cut to it
+    assert report["logistic"]["C"] in [row["C"] for row in report["logistic"]["tried"]]
+    assert len(report["logistic"]["tried"]) == 12
+    assert report["classes"] == {name: int((y["train"] == i).sum()) for i, name in enumerate(classes)}
+    assert "research use only" in report["purpose"]
+
+
+def test_the_choice_does_not_look_at_test(tiny_backbone: Path, lesion_manifest: Path, store: Path) -> None:
+    backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
+    labels, splits = manifest.column("label"), manifest.column("split")
+    rolled = [
+        labels[i - 1] if split == "test" else label for i, (label, split) in enumerate(zip(labels, splits, strict=True))
+    ]
+    table = manifest.table.drop_columns(["label"]).append_column("label", pa.array(rolled))
+    one, other = (probe(backbone, m, store=store) for m in (manifest, Manifest(table, manifest.root)))
+    for method, setting in (("knn", "k"), ("logistic", "C")):
+        assert one[method][setting] == other[method][setting]
+    assert one["logistic"]["auroc"] != other["logistic"]["auroc"]
+
+
+@pytest.mark.parametrize("split", ["train", "tset", ""])
+def test_it_reports_on_val_or_test_alone(tiny_backbone: Path, lesion_manifest: Path, store: Path, split: str) -> None:
+    with pytest.raises(UsageError, match="give val or test"):
+        probe(load_backbone(tiny_backbone), read_manifest(lesion_manifest), store=store, split=split)
+
+
+def test_labels_that_are_not_there_are_told_with_the_columns_and_the_remedy(
+    tiny_backbone: Path, lesion_manifest: Path, store: Path
+) -> None:
+    manifest = read_manifest(lesion_manifest)
+    table = manifest.table.rename_columns(["diagnosis" if name == "label" else name for name in manifest.columns])
+    with pytest.raises(UsageError) as error:
+        probe(load_backbone(tiny_backbone), Manifest(table, manifest.root), store=store)
+    told = str(error.value)
+    assert "diagnosis" in told
+    assert f"dinomed scan {manifest.root} --labels FILE.csv" in told
+    assert not any(name in told for name in ("sha256", "bytes", "mask", "\n"))
+
+
+def test_a_class_of_one_image_is_told_and_left_out_of_the_means(
+    tiny_backbone: Path, lesion_manifest: Path, store: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    manifest = read_manifest(lesion_manifest)
+    labels = manifest.column("label")
+    labels[manifest.column("split").index("train")] = "single"
+    table = manifest.table.drop_columns(["label"]).append_column("label", pa.array(labels))
+    monkeypatch.setattr(probing, "fit_logistic", lambda x, y: fit_logistic(x, y, (0.1,)))
+    report = probe(load_backbone(tiny_backbone), Manifest(table, manifest.root), store=store)
+    assert "one training image only of class 'single'" in capsys.readouterr().err
+    assert report["classes"]["single"] == 1
+    assert np.isfinite(report["knn"]["auroc"])
+
+
+def test_an_undefined_auroc_on_val_falls_back_without_a_crash(
+    tiny_backbone: Path, lesion_manifest: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
+    one_class = [
+        i
+        for i, (label, split) in enumerate(zip(manifest.column("label"), manifest.column("split"), strict=True))
+        if split != "val" or label == "regular"
+    ]
+    monkeypatch.setattr(probing, "fit_logistic", lambda x, y: fit_logistic(x, y, (1.0, 0.1)))
+    report = probe(backbone, manifest.take(one_class), store=store)
+    assert report["knn"]["k"] == 10  # the smallest
+    assert report["logistic"]["C"] == 0.1

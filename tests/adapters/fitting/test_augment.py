@@ -1,0 +1,148 @@
+"""Augmentation: image and truth move together, nothing is mixed, and the same numbers give the same change."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dinomed.adapters.fitting.augment import PRESETS, Augment, AugmentConfig
+from dinomed.adapters.fitting.loop import Draw
+from dinomed.adapters.fitting.pictures import Pictures
+from dinomed.adapters.tasks.segment.legend import BINARY
+from dinomed.adapters.tasks.segment.masks import Masks
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.datasets.scan.scan import scan
+from dinomed.errors import DinomedError
+from dinomed.images.read import read_image
+
+SIDE = 64
+MOVES = AugmentConfig(rotate=180, scale=0.3, shift=0.1, horizontal_flip=0.5, vertical_flip=0.5)
+
+
+def picture(planes: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of 8 px, and the truth that can be seen in each of the channels."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, (planes, SIDE // 8, SIDE // 8), np.uint8).repeat(8, 1).repeat(8, 2)
+    image = np.full((SIDE, SIDE, 3), 60, np.uint8)
+    image[truth[0] == 1] = 200
+    return image, truth
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "none"])
+def test_image_and_mask_move_together(preset: str) -> None:
+    image, truth = picture()
+    augment = Augment(AugmentConfig.model_validate(preset), 3)
+    moved = 0
+    for turn in range(12):
+        changed, mask = augment(image, truth, 0, turn, 3)
+        assert mask is not None
+        assert mask.shape == truth.shape
+        assert set(np.unique(mask)) <= {0, 1}
+        gray = changed.mean(axis=2)
+        inside, outside = np.median(gray[mask[0] == 1]), np.median(gray[mask[0] == 0])
+        seen = gray > (inside + outside) / 2  # the colours may have changed, their order may not
+        # Nearest against bilinear, and a blur of 1.5 px, differ at the borders of blocks of 8 px.
+        assert (seen == (mask[0] == 1)).mean() > 0.9
+        moved += not np.array_equal(mask, truth)
+    assert moved > 6
+
+
+def test_several_planes_labels_and_unknown_depths_are_moved_and_never_mixed() -> None:
+    image, planes = picture(6)
+    augment = Augment(MOVES, 3)
+    for turn in range(5):
+        _, many = augment(image, planes, 1, turn, 0)
+        assert many is not None
+        for plane, alone in zip(many, planes, strict=True):
+            _, single = augment(image, alone[None], 1, turn, 0)
+            assert single is not None
+            assert np.array_equal(plane, single[0])
+    labels = np.random.default_rng(1).choice(np.array([0, 7, 200], np.uint8), (1, SIDE, SIDE))
+    depth = np.where(labels == 7, np.nan, labels).astype(np.float32)
+    _, found = augment(image, labels, 2, 0, 0)
+    _, deep = augment(image, depth, 2, 0, 0)
+    assert found is not None
+    assert deep is not None
+    assert set(np.unique(found)) <= {0, 7, 200}
+    assert np.array_equal(np.isnan(deep), found == 7)
+    assert np.array_equal(deep[found != 7], found[found != 7].astype(np.float32))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_any_channels_and_both_depths_of_images(channels: int, kind: type) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (SIDE, SIDE, channels), np.uint8)
+    given = image if kind is np.uint8 else image.astype(np.float32) / 255
+    changed, truth = Augment(AugmentConfig.model_validate("endoscopy"), channels)(given, None, 0, 0, 0)
+    assert truth is None
+    assert changed.shape == image.shape
+    assert changed.dtype == kind
+    if kind is np.float32:
+        assert changed.min() >= 0
+        assert changed.max() <= 1
+
+
+def test_a_change_depends_on_seed_pass_and_image_alone() -> None:
+    image, truth = picture()
+    augment = Augment(MOVES, 3)
+    alone = [augment(image, truth, 4, turn, row)[0] for turn in range(3) for row in range(8)]
+    assert len({one.tobytes() for one in alone}) > 20
+    with ThreadPoolExecutor(4) as pool:  # in any order, in any thread
+        numbers = [(turn, row) for turn in range(3) for row in range(8)]
+        mixed = list(pool.map(lambda n: augment(image, truth, 4, *n)[0], numbers[::-1]))[::-1]
+    assert all(np.array_equal(one, other) for one, other in zip(alone, mixed, strict=True))
+    assert not np.array_equal(alone[0], augment(image, truth, 5, 0, 0)[0])
+
+
+def test_depths_keep_their_scale() -> None:
+    for preset in PRESETS:
+        assert AugmentConfig.model_validate(preset).of_depth().scale == 0
+    assert AugmentConfig.model_validate({"preset": "light", "rotate": 40}).rotate == 40
+    assert not AugmentConfig.model_validate("none").active
+
+
+def test_unaugmented_pictures_are_those_that_are_predicted(lesion_manifest: Path) -> None:
+    manifest, reading = read_manifest(lesion_manifest).select(split="val"), Preprocessing(image_size=48)
+    masks = Masks(manifest, 48, "val")
+    pictures = Pictures(manifest, reading, masks.take, None, 0)
+    draws = [Draw(torch.tensor([2, 0]), 0), Draw(torch.tensor([1]), 0)]
+    (pixels, truth), (other, _) = pictures.batches(draws)
+    assert torch.equal(pixels[1], reading(read_image(manifest.path(0))))
+    assert torch.equal(other[0], reading(read_image(manifest.path(1))))
+    assert torch.equal(truth, masks.take([2, 0]))
+
+
+def test_an_image_that_has_changed_since_is_named(lesion_manifest: Path, tmp_path: Path) -> None:
+    import shutil
+
+    found = read_manifest(lesion_manifest)
+    shutil.copytree(found.root, tmp_path / "lesions")
+    manifest = Manifest(found.table, tmp_path / "lesions")
+    manifest.path(1).write_bytes(b"no image")
+    pictures = Pictures(manifest, Preprocessing(), lambda rows: torch.zeros(len(rows)), None, 0)
+    with pytest.raises(DinomedError, match=r"scan the folder again"):
+        list(pictures.batches([Draw(torch.tensor([0, 1]), 0)]))
+
+
+def test_real_lesions_stay_under_their_masks(real_data: Path) -> None:
+    manifest = scan(real_data / "dermoscopy", make_split=False).manifest
+    if not manifest.has("mask"):
+        pytest.skip("no masks beside these images")
+    rows = [i for i, mask in enumerate(manifest.column("mask")) if mask is not None][:6]
+    chosen = manifest.take(rows)
+    masks = Masks(chosen, 112, "test", BINARY)
+    reading = Preprocessing(image_size=112)
+    augment = Augment(AugmentConfig.model_validate("dermoscopy"), 3)
+    plain, changed = (Pictures(chosen, reading, masks.take, one, 0) for one in (None, augment))
+    draw = Draw(torch.arange(len(rows)), 0)
+    (a, truth), (b, moved) = plain.load(draw), changed.load(draw)
+    assert not torch.equal(truth, moved)
+    for before, mask, after, other in zip(a, truth, b, moved, strict=True):
+        darker = [
+            p.mean(0)[m[0] == 1].mean() < p.mean(0)[m[0] == 0].mean() for p, m in ((before, mask), (after, other))
+        ]
+        assert darker[0] == darker[1]  # a lesion that is darker than the skin around it still is

@@ -1,0 +1,165 @@
+"""A fit that is cut off goes on, and ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dinomed.adapters.bundle import STAGE, read_record
+from dinomed.adapters.fitting import loop, resume
+from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.adapters.tasks.classify.fit import fit_classifier
+from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.tasks.segment.fit import fit_segmenter
+from dinomed.backbones.load import load_backbone
+from dinomed.datasets.manifest import read_manifest
+
+FIT = {"epochs": 4, "patience": 4, "batch_size": 16, "min_steps": 0}
+SEGMENT: dict[str, Any] = {"head": {"name": "dpt", "channels": 8}, "image_size": 48, "fit": FIT}  # it has dropout
+CASES: dict[str, tuple[Any, Any]] = {
+    "dpt": (fit_segmenter, SegmentConfig.model_validate(SEGMENT)),
+    "lbfgs": (
+        fit_classifier,
+        ClassifyConfig.model_validate({"fit": {"epochs": 4, "patience": 4, "optimizer": "lbfgs"}}),
+    ),
+    "augmented": (fit_segmenter, SegmentConfig.model_validate({**SEGMENT, "augment": "dermoscopy"})),
+    "windows": (
+        fit_segmenter,
+        SegmentConfig.model_validate({**SEGMENT, "image_size": 32, "window": 24, "crop": 0.5, "augment": "light"}),
+    ),
+    "last": (fit_segmenter, SegmentConfig.model_validate({**SEGMENT, "tune": "last:1", "augment": "light"})),
+    "lora": (
+        fit_classifier,
+        ClassifyConfig.model_validate({"fit": FIT, "tune": {"lora": {"rank": 2, "dropout": 0.2}}}),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_interrupted_fit_ends_with_the_weights_of_one_that_was_not(
+    case: str, tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if case == "lora":
+        pytest.importorskip("peft")
+    fit, config = CASES[case]
+    monkeypatch.setattr(resume, "SHARE", 1.0)  # after every epoch
+    data: dict[str, Any] = {"manifest": read_manifest(lesion_manifest), "store": tmp_path / "store", "config": config}
+    whole = fit(load_backbone(tiny_backbone), out=tmp_path / "whole", **data).folder
+    keep = loop._Run.keep
+
+    def cut(self: Any) -> None:
+        keep(self)
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "keep", cut)
+        with pytest.raises(KeyboardInterrupt):
+            fit(load_backbone(tiny_backbone), out=tmp_path / "cut", **data)
+    assert "the same command goes on after epoch 2" in capsys.readouterr().err
+    torch.rand(3)  # what came before must not matter
+    again = fit(load_backbone(tiny_backbone), out=tmp_path / "cut", **data).folder
+    assert "going on after epoch 2 of an interrupted training" in capsys.readouterr().err
+    assert read_record(again).weights_sha256 == read_record(whole).weights_sha256
+    logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (whole, again)]
+    assert [row.pop("seconds") for row in logs[0]] != []
+    assert all(row.pop("seconds") > 0 for row in logs[1])
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == 4
+    assert not (again / STAGE).exists()
+
+
+def test_a_fit_stopped_before_anything_was_kept_says_that_it_starts_again(
+    tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def stop(self: Any, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+    fit, config = CASES["lbfgs"]
+    monkeypatch.setattr(loop._Run, "end_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "c", config, store=tmp_path / "s")
+    assert "in epoch 1; the same command starts again" in capsys.readouterr().err
+
+
+def test_a_state_of_other_settings_data_or_damaged_is_not_used(
+    tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    fit, config = CASES["lbfgs"]
+    monkeypatch.setattr(resume, "SHARE", 1.0)
+    manifest, backbone = read_manifest(lesion_manifest), load_backbone(tiny_backbone)
+    keep = loop._Run.keep
+
+    def cut(self: Any) -> None:
+        keep(self)
+        raise SystemExit(143)
+
+    def leave_a_state() -> Path:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop._Run, "keep", cut)
+            with pytest.raises(SystemExit):
+                fit(backbone, manifest, tmp_path / "cut", config, store=tmp_path / "store")
+        assert "goes on after epoch" in capsys.readouterr().err
+        return next((tmp_path / "cut" / STAGE / "state").glob("step_*"))
+
+    leave_a_state()
+    other = config.model_copy(update={"seed": 5})
+    fit(backbone, manifest, tmp_path / "cut", other, store=tmp_path / "store")
+    assert "other settings, data or backbone is dropped" in capsys.readouterr().err
+    fresh = fit(backbone, manifest, tmp_path / "fresh", other, store=tmp_path / "store").folder
+    assert read_record(fresh).weights_sha256 == read_record(tmp_path / "cut").weights_sha256
+    for path in (tmp_path / "cut").glob("*"):
+        path.unlink()
+    tensors = leave_a_state() / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-7])
+    fit(backbone, manifest, tmp_path / "cut", config, store=tmp_path / "store")
+    assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_killed_command_goes_on_and_a_terminated_one_says_so(
+    tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path
+) -> None:
+    settings = {"head.channels": 8, "image_size": 48, "fit.epochs": 30, "fit.patience": 30, "fit.min_steps": 0}
+    sets = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+
+    def command(out: str) -> list[str]:
+        return [
+            sys.executable, "-m", "dinomed.apps.cli", "train", "segment", "--head", "dpt", "--backbone",
+            str(tiny_backbone), "--data", str(lesion_manifest), "--cache", str(tmp_path / "store"), "--device", "cpu",
+            "-o", str(tmp_path / out), *sets,
+        ]  # fmt: skip
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command("whole"), env=environment, check=True, capture_output=True)
+    state = tmp_path / "cut" / STAGE / "state"
+    process = subprocess.Popen(command("cut"), env=environment, stderr=subprocess.DEVNULL)
+    while not list(state.glob("step_*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = subprocess.Popen(command("cut"), env=environment, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        told = ""
+        while "going on after epoch" not in told and (line := process.stderr.readline()):
+            told += line
+        process.send_signal(number)
+        told += process.stderr.read()
+        assert process.wait() == code, told
+        assert "the same command goes on after epoch" in told
+        assert "Traceback" not in told
+    done = subprocess.run(command("cut"), env=environment, check=True, capture_output=True, text=True)
+    assert "going on after epoch" in done.stderr
+    hashes = {read_record(tmp_path / name).weights_sha256 for name in ("whole", "cut")}
+    assert len(hashes) == 1

@@ -1,0 +1,252 @@
+"""Predicting folders: every image gets its file, unreadable ones are told, nothing else is touched."""
+
+import csv
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinomed.adapters.fitting.config import FitConfig
+from dinomed.adapters.inference import folder as folders
+from dinomed.adapters.inference.folder import predict_collection
+from dinomed.adapters.inference.inputs import find_images
+from dinomed.adapters.inference.loader import ClassifyPredictor, SegmentPredictor, lesion_summary, load_adapter
+from dinomed.adapters.inference.outputs import ClassifyWriter, SegmentWriter, file_names
+from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.adapters.tasks.classify.fit import fit_classifier
+from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.tasks.segment.fit import fit_segmenter
+from dinomed.backbones.load import load_backbone
+from dinomed.datasets.manifest import read_manifest
+from dinomed.errors import DinomedError, UsageError
+from dinomed.images.read import read_image, read_mask
+
+QUICK = FitConfig(epochs=2, batch_size=16, min_steps=0, learning_rate=0.02)
+
+
+@pytest.fixture(scope="module")
+def predictors(
+    tiny_backbone: Path, lesion_manifest: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SegmentPredictor, ClassifyPredictor]:
+    folder = tmp_path_factory.mktemp("bundles")
+    backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
+    fit_segmenter(backbone, manifest, folder / "seg", SegmentConfig(fit=QUICK, image_size=32), store=folder / "store")
+    fit_classifier(backbone, manifest, folder / "cls", ClassifyConfig(fit=QUICK), store=folder / "store")
+    seg, cls = load_adapter(folder / "seg"), load_adapter(folder / "cls")
+    assert isinstance(seg, SegmentPredictor)
+    assert isinstance(cls, ClassifyPredictor)
+    return seg, cls
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Images of several sizes and kinds, two of one stem, and one that is cut off."""
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in [("a.jpg", (50, 30)), ("a.png", (41, 67)), ("sub/a.jpg", (20, 20)), ("ü b.png", (9, 200))]:
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(folder / name)
+    Image.new("L", (31, 17), 90).save(folder / "gray.tif")
+    (folder / "broken.jpg").write_bytes((folder / "a.jpg").read_bytes()[:200])
+    return folder
+
+
+def table(out: Path, name: str = "predictions.csv") -> list[dict[str, str]]:
+    with open(out / name, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_image_gets_a_mask_of_its_own_size(
+    predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
+) -> None:
+    manifest, unreadable = find_images(pictures)
+    done = predict_collection(predictors[0], manifest, tmp_path / "out", unreadable=unreadable)
+    assert done.images == 5
+    assert [path for path, _ in done.unreadable] == ["broken.jpg"]
+    masks = {row["image"]: row["mask"] for row in table(tmp_path / "out")}
+    assert masks == {
+        "a.jpg": "a.jpg.png",
+        "a.png": "a.png.png",
+        "gray.tif": "gray.png",
+        "sub/a.jpg": "sub/a.png",
+        "ü b.png": "ü b.png",
+    }
+    for row in table(tmp_path / "out"):
+        image = read_image(pictures / row["image"])
+        mask = read_mask(tmp_path / "out" / row["mask"], size=image.shape[:2])
+        # one image alone gives what it gives in a batch, up to pixels at the threshold itself
+        alone = predictors[0].probability(image)
+        sure = np.abs(alone - predictors[0].threshold) > 1e-5
+        assert (mask == (alone >= predictors[0].threshold))[sure].all()
+        assert int(row["area_px"]) == mask.sum()
+    assert table(tmp_path / "out", "unreadable.csv")[0]["image"] == "broken.jpg"
+
+
+def test_a_classifier_writes_one_table(
+    predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
+) -> None:
+    manifest, _ = find_images(pictures)
+    predict_collection(predictors[1], manifest, tmp_path / "out")
+    rows = table(tmp_path / "out")
+    assert list(rows[0]) == ["image", "predicted", *predictors[1].classes]
+    for row in rows:
+        values = [float(row[name]) for name in predictors[1].classes]
+        assert sum(values) == pytest.approx(1, abs=1e-5)  # six decimals of each
+        assert row["predicted"] == predictors[1].classes[int(np.argmax(values))]
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_outputs_are_replaced_only_when_asked_and_only_our_own(
+    predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
+) -> None:
+    manifest, _ = find_images(pictures)
+    out = tmp_path / "out"
+    predict_collection(predictors[0], manifest, out)
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="--overwrite"):
+        predict_collection(predictors[0], manifest, out)
+    predict_collection(predictors[0], manifest.take([0]), out, overwrite=True)
+    assert {path.name for path in out.rglob("*.png")} == {"a.png"}  # the masks of the first run are gone
+    assert (out / "mine.txt").exists()
+    with pytest.raises(UsageError, match="is the folder of the images"):
+        predict_collection(predictors[0], manifest, pictures)
+
+
+def test_a_file_of_somebody_else_is_never_replaced(
+    predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
+) -> None:
+    manifest, _ = find_images(pictures)
+    out = tmp_path / "out"
+    predict_collection(predictors[0], manifest.take([0]), out)
+    (out / "sub").mkdir()
+    (out / "sub" / "a.png").write_text("mine")
+    with pytest.raises(UsageError, match=r"sub/a\.png is in the way"):
+        predict_collection(predictors[0], manifest, out, overwrite=True)
+    assert (out / "sub" / "a.png").read_text() == "mine"
+    assert (out / "a.png").exists()  # the earlier result is whole
+    assert json.loads((out / "predictions.json").read_text())["complete"] is True
+
+
+def test_an_output_among_the_images_is_not_read_as_input(
+    predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path
+) -> None:
+    first, unreadable = find_images(pictures)
+    predict_collection(predictors[0], first, pictures / "sub" / "out")
+    (pictures / "sub" / "out" / "cut.png").write_bytes(b"\x89PNG")
+    again, unreadable_again = find_images(pictures)
+    assert again.fingerprint == first.fingerprint
+    assert unreadable_again == unreadable
+    with pytest.raises(UsageError, match="no image but what an earlier prediction wrote"):
+        find_images(_only(pictures / "sub", "out"))
+
+
+def test_masks_beside_the_images_are_no_inputs_and_need_not_fit(pictures: Path) -> None:
+    (pictures / "broken.jpg").unlink()
+    Image.new("L", (3, 3)).save(pictures / "gray_mask.png")
+    manifest, unreadable = find_images(pictures)
+    assert (len(manifest), unreadable) == (5, [])
+
+
+def _only(folder: Path, keep: str) -> Path:
+    for path in folder.iterdir():
+        if path.name != keep:
+            path.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("task", ["segment", "classify"])
+@pytest.mark.parametrize("cut", ["", "half a line", "lost mask"])
+def test_an_interrupted_prediction_goes_on(
+    predictors: tuple[SegmentPredictor, ClassifyPredictor],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    cut: str,
+) -> None:
+    predictor = predictors[0] if task == "segment" else predictors[1]
+    manifest, unreadable = find_images(pictures)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    monkeypatch.setattr(folders, "batches", partial(folders.batches, size=2))
+    predict_collection(predictor, manifest, whole, unreadable=unreadable)
+    seen: list[int] = []
+
+    def stop_in_the_second(*arguments: Any) -> Any:
+        seen.append(len(arguments[1]))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return write_rows(*arguments)
+
+    writer = SegmentWriter if task == "segment" else ClassifyWriter
+    write_rows = writer.rows
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "rows", stop_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            predict_collection(predictor, manifest, out)
+    assert json.loads((out / "predictions.json").read_text())["complete"] is False
+    assert not (out / "predictions.csv").exists()
+    kept = 2
+    if cut == "half a line":
+        with open(out / "predictions.partial.jsonl", "a") as file:
+            file.write('["gray.tif", "gray')
+    elif cut == "lost mask" and task == "segment":
+        (out / "a.jpg.png").unlink()
+        kept = 1
+    with pytest.raises(UsageError, match="unfinished prediction by another adapter or of other images"):
+        predict_collection(predictor, manifest.take([0]), out)
+    done = predict_collection(predictor, manifest, out, unreadable=unreadable)
+    assert (done.images, done.kept) == (5, kept)
+    assert _content(out) == _content(whole)
+    with pytest.raises(UsageError, match="already holds a result"):
+        predict_collection(predictor, manifest, out)
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_plan_that_names_files_elsewhere_is_not_followed(
+    predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
+) -> None:
+    manifest, _ = find_images(pictures)
+    out, precious = tmp_path / "out", tmp_path / "precious.png"
+    predict_collection(predictors[0], manifest, out)
+    precious.write_text("mine")
+    plan = json.loads((out / "predictions.json").read_text())
+    (out / "predictions.json").write_text(json.dumps(plan | {"masks": ["../precious.png"]}))
+    with pytest.raises(DinomedError, match="no plan of this version"):
+        predict_collection(predictors[0], manifest, out, overwrite=True)
+    assert precious.exists()
+
+
+def test_an_image_that_breaks_later_is_listed_and_the_rest_goes_on(
+    predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
+) -> None:
+    manifest, _ = find_images(pictures)
+    (pictures / "a.png").write_bytes(b"")
+    done = predict_collection(predictors[0], manifest, tmp_path / "out")
+    assert done.images == 4
+    assert [path for path, _ in done.unreadable] == ["a.png"]
+
+
+def test_names_never_collide() -> None:
+    assert file_names(["a.jpg", "b/a.jpg"]) == ["a.png", "b/a.png"]
+    assert file_names(["a.jpg", "A.png"]) == ["a.jpg.png", "A.png.png"]  # one file where case does not count
+    tricky = ["a.jpg", "a.png", "a.jpg.tif"]  # the third wants the name that the first gets
+    names = file_names(tricky)
+    assert len(set(names)) == 3
+    assert names == ["a.jpg.png", "a.png.png", "a.jpg.tif.png"]
+
+
+def test_lesion_summary() -> None:
+    probability = np.array([[0.9, 0.7], [0.2, 0.1]], np.float32)
+    found = lesion_summary(probability, 0.7)  # a pixel at the threshold is inside, in float32 too
+    assert (found.area_px, found.area_fraction) == (2, 0.5)
+    assert found.confidence == pytest.approx(0.8, abs=1e-7)
+    nothing = lesion_summary(probability, 0.95)
+    assert (nothing.area_px, nothing.confidence) == (0, None)
+    assert nothing.highest == pytest.approx(0.9)

@@ -1,0 +1,99 @@
+"""Adapters that share a pass say what each says by itself."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dinomed.adapters.adapter import Needs
+from dinomed.adapters.inference import shared as together
+from dinomed.adapters.inference.loader import load_adapter
+from dinomed.adapters.inference.shared import predict_many, shared_features
+from dinomed.adapters.retrieval.build import build_index
+from dinomed.adapters.retrieval.search import load_retriever
+from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.adapters.tasks.classify.fit import fit_classifier
+from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.tasks.segment.fit import fit_segmenter
+from dinomed.backbones.load import load_backbone
+from dinomed.datasets.manifest import read_manifest
+from dinomed.features.compute import compute_features
+from dinomed.images.read import read_image
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        [Needs((-1,), False)],
+        [Needs((0, -1), True), Needs((-1,), False), Needs((2, 0), True), Needs((-1,), False)],
+    ],
+)
+def test_shared_features_are_those_of_separate_passes(tiny_backbone: Path, needs: list[Needs]) -> None:
+    backbone = load_backbone(tiny_backbone)
+    pixels = torch.randn(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+    for need, found in zip(needs, shared_features(backbone, pixels, needs), strict=True):
+        expected = compute_features(backbone, pixels, need.blocks, need.patches)
+        assert torch.equal(found.cls, expected.cls)
+        assert torch.allclose(found.mean, expected.mean, atol=1e-6)  # a mean by block, and one of all
+        assert (found.patches is None) == (expected.patches is None)
+        if found.patches is not None:
+            assert torch.equal(found.patches, expected.patches)
+
+
+def test_many_adapters_on_one_pass(
+    tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
+    store = tmp_path / "store"
+    fit_classifier(backbone, manifest, tmp_path / "cls", config=ClassifyConfig(), store=store)
+    short = {"fit": {"epochs": 1, "min_steps": 0, "batch_size": 16}}
+    for name, size in (("seg", 32), ("large", 48)):
+        config = SegmentConfig.model_validate({**short, "image_size": size})
+        fit_segmenter(backbone, manifest, tmp_path / name, config=config, store=store)
+    build_index(backbone, manifest, tmp_path / "idx", store=store)
+    consumers = [*(load_adapter(tmp_path / name) for name in ("cls", "seg", "large")), load_retriever(tmp_path / "idx")]
+    cls, seg, large, retriever = consumers
+    images = [read_image(manifest.path(row)) for row in range(3)]
+    passes = []
+    real = type(backbone).forward
+    monkeypatch.setattr(type(backbone), "forward", lambda self, *a, **k: passes.append(1) or real(self, *a, **k))
+    found = predict_many(consumers, images)
+    assert len(passes) == 2  # three of one size, and the segmenter of another
+    for row, image in enumerate(images):
+        assert found[0][row] == pytest.approx(cls.probabilities(image), abs=1e-5)
+        for place, one in ((1, seg), (2, large)):
+            assert found[place][row].shape == (1, *image.shape[:2])
+            assert np.abs(found[place][row][0] - one.probability(image)).max() < 1e-5
+        assert found[3][row] @ retriever.index.vectors[row] == pytest.approx(1, abs=1e-5)
+
+
+def test_what_shares_a_backbone_loads_it_once(
+    tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
+    store = tmp_path / "store"
+    fit_classifier(backbone, manifest, tmp_path / "cls", config=ClassifyConfig(), store=store)
+    short = {"fit": {"epochs": 1, "min_steps": 0, "batch_size": 16}, "image_size": 48}
+    fit_segmenter(backbone, manifest, tmp_path / "seg", config=SegmentConfig.model_validate(short), store=store)
+    tuned = SegmentConfig.model_validate({**short, "tune": "last:1"})
+    fit_segmenter(backbone, manifest, tmp_path / "tuned", config=tuned, store=store)
+    build_index(backbone, manifest, tmp_path / "idx", store=store)
+    loaded = []
+    monkeypatch.setattr(together, "load_backbone", lambda *a, **k: loaded.append(a) or load_backbone(*a, **k))
+    load = together.Backbones()
+    consumers = [load_adapter(tmp_path / name, load=load) for name in ("cls", "seg", "tuned")]
+    consumers.append(load_retriever(tmp_path / "idx", load=load))
+    assert len(loaded) == 1
+    cls, seg, own, retriever = consumers
+    assert cls.backbone.vit is seg.backbone.vit is retriever.backbone.vit
+    assert own.backbone.vit is not cls.backbone.vit  # it has learned, and nobody else looks at it
+    image = read_image(manifest.path(0))
+    for (said,), one in zip(predict_many(consumers, [image]), consumers, strict=True):
+        if one is retriever:
+            assert said @ retriever.index.vectors[0] == pytest.approx(1, abs=1e-5)
+        elif one is cls:
+            assert said == pytest.approx(load_adapter(tmp_path / "cls").probabilities(image), abs=1e-5)
+        else:
+            alone = load_adapter(tmp_path / ("seg" if one is seg else "tuned"))
+            assert np.abs(said[0] - alone.probability(image)).max() < 1e-5

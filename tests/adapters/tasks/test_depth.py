@@ -1,0 +1,196 @@
+"""Depth: files, losses in double precision, heads that keep to their range, and the whole way on real frames."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from dinomed.adapters.evaluation.evaluate import evaluate
+from dinomed.adapters.fitting.build import build_adapter
+from dinomed.adapters.fitting.config import FitConfig
+from dinomed.adapters.heads.depth import LinearDepth, LinearDepthConfig
+from dinomed.adapters.inference.folder import predict_collection
+from dinomed.adapters.inference.loader import DepthPredictor, load_adapter
+from dinomed.adapters.tasks.depth.config import DepthConfig
+from dinomed.adapters.tasks.depth.fit import fit_depth
+from dinomed.adapters.tasks.depth.losses import gradient_loss, sig_loss
+from dinomed.adapters.tasks.depth.maps import DepthSource, shrink_depth
+from dinomed.backbones.load import load_backbone
+from dinomed.config import load_config
+from dinomed.configs import find_config
+from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.datasets.scan.scan import scan
+from dinomed.errors import DinomedError, UsageError
+from dinomed.features.compute import Features
+from dinomed.images.depthmap import read_depth, write_depth
+from dinomed.images.read import MaskSizeError, UnreadableImage
+
+SIMCOL = 20 / 65280
+
+
+def maps(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    prediction, truth = torch.rand(2, 2, 1, 20, 18, generator=generator, dtype=torch.float64) * 9 + 0.5
+    truth[torch.rand(truth.shape, generator=generator) < 0.2] = float("nan")
+    return prediction, truth
+
+
+def test_sig_loss_is_its_formula() -> None:
+    prediction, truth = maps()
+    known = ~np.isnan(truth.numpy())
+    d = np.log(prediction.numpy()[known] + 1e-3) - np.log(truth.numpy()[known] + 1e-3)
+    expected = np.sqrt(d.var(ddof=1) + 0.15 * d.mean() ** 2)
+    assert sig_loss(prediction, truth).item() == pytest.approx(expected, rel=1e-10)
+    assert sig_loss(prediction.float(), truth.float()).item() == pytest.approx(expected, rel=1e-5)
+    assert sig_loss(2 * truth, truth).item() == pytest.approx(0.15**0.5 * np.log(2), rel=1e-2)  # + 0.001 in the logs
+
+
+def test_gradient_loss_is_its_formula() -> None:
+    prediction, truth = maps(1)
+    d = np.log(prediction.numpy() + 1e-3) - np.log(truth.numpy() + 1e-3)
+    expected = 0.0
+    for scale in (1, 2, 4, 8):
+        part = d[:, 0, ::scale, ::scale]
+        down, across = np.abs(part[:, 2:] - part[:, :-2]), np.abs(part[:, :, 2:] - part[:, :, :-2])
+        expected += (np.nansum(down) + np.nansum(across)) / (~np.isnan(part)).sum()
+    assert gradient_loss(prediction, truth).item() == pytest.approx(expected, rel=1e-10)
+    assert gradient_loss(3 * prediction, 3 * prediction).item() == 0
+
+
+def test_losses_of_perfect_and_of_unknown_depths_have_finite_slopes() -> None:
+    truth = torch.full((1, 1, 8, 8), 2.0)
+    for known in (truth, torch.full_like(truth, float("nan"))):
+        prediction = truth.clone().requires_grad_()
+        (sig_loss(prediction, known) + gradient_loss(prediction, known)).backward()
+        assert prediction.grad is not None
+        assert prediction.grad.isfinite().all()
+
+
+def test_the_linear_head_is_the_papers_formula() -> None:
+    head = LinearDepth(LinearDepthConfig(low=0.5, high=8, bins=16, blocks=(0, 1)), embed_dim=6, num_classes=1)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_()
+    x = Features(torch.randn(2, 12), torch.randn(2, 12), torch.randn(2, 12, 3, 4))
+    assert x.patches is not None
+    tokens = torch.cat([x.patches, x.cls[:, :, None, None].expand_as(x.patches)], 1)  # as the reference: joined first,
+    big = interpolate(tokens, scale_factor=4, mode="bilinear").double()  # enlarged, then the layer
+    weight = torch.cat([head.patch_layer.weight[:, :, 0, 0], head.cls_layer.weight], 1).double()
+    logits = torch.einsum("kc,bchw->bkhw", weight, big) + head.patch_layer.bias.double()[:, None, None]
+    shares = logits.relu() + 0.1
+    expected = (shares / shares.sum(1, keepdim=True) * torch.linspace(0.5, 8, 16)[:, None, None]).sum(1)
+    torch.testing.assert_close(head(x)[:, 0].double(), expected, atol=1e-4, rtol=0)  # float32 sums of 24 products
+
+
+@pytest.mark.parametrize("name", ["linear", "linear4", "dpt"])
+def test_depths_stay_in_the_range_whatever_the_features(name: str, tiny_backbone: Path) -> None:
+    head_settings = {"name": name, "low": 0.3, "high": 7.0} | ({"channels": 16} if name == "dpt" else {})
+    config = DepthConfig.model_validate({"head": head_settings})
+    head = build_adapter(config, load_backbone(tiny_backbone), num_classes=1)
+    width = 32 * len(head.config.blocks)
+    for factor in (0.0, 1.0, 1e4):
+        out = head(Features(*torch.randn(2, 2, width) * factor, torch.randn(2, width, 5, 4) * factor)).detach()
+        assert out.shape[:2] == (2, 1)
+        assert out.min() >= 0.3
+        assert out.max() <= 7.0
+
+
+def test_depth_files(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 300], [65280, 65535, 7]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "d.png")
+    found = read_depth(tmp_path / "d.png", SIMCOL, size=(2, 3))
+    assert np.isnan(found[0, 0])
+    assert found[1, 0] == pytest.approx(20)
+    np.testing.assert_allclose(found[0, 1:], values[0, 1:] * SIMCOL, rtol=1e-6)
+    np.save(tmp_path / "d.npy", np.array([[1.5, -1, np.inf], [np.nan, 0, 2]]))
+    array = read_depth(tmp_path / "d.npy", 2.0)
+    np.testing.assert_array_equal(array, np.array([[3, np.nan, np.nan], [np.nan, np.nan, 4]], np.float32))
+    write_depth(tmp_path / "w.png", found, SIMCOL)
+    np.testing.assert_array_equal(read_depth(tmp_path / "w.png", SIMCOL), found)
+    Image.new("L", (4, 4)).save(tmp_path / "j.jpg")
+    Image.new("RGB", (4, 4)).save(tmp_path / "c.png")
+    np.save(tmp_path / "o.npy", np.array([{}], object), allow_pickle=True)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "d.npy").read_bytes()[:-8])
+    for name, told in (("j.jpg", "JPEG"), ("c.png", "gray"), ("o.npy", "damaged"), ("cut.npy", "damaged")):
+        with pytest.raises(UnreadableImage, match=told):
+            read_depth(tmp_path / name)
+    with pytest.raises(MaskSizeError, match="the depth map is 3x2, its image 4x4"):
+        read_depth(tmp_path / "d.png", size=(4, 4))
+
+
+def test_shrinking_leaves_unknown_depths_out() -> None:
+    depth = np.full((4, 4), 2.0, np.float32)
+    depth[:2, :2] = np.nan
+    depth[0, 2] = np.nan
+    small = shrink_depth(depth, 2)
+    assert np.isnan(small[0, 0])
+    assert small[0, 1] == small[1, 0] == small[1, 1] == 2
+
+
+@pytest.fixture(scope="module")
+def frames(real_data: Path) -> Manifest:
+    """The ten frames; eight to learn from, and two of them again as val and test."""
+    manifest = scan(real_data / "depth", labels="labels.csv", make_split=False).manifest
+    assert len(manifest) == 10
+    splits = pa.array(["train"] * 8 + ["val", "test"], pa.string())
+    return Manifest(manifest.table.append_column("split", splits), manifest.root)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear", pytest.param("dpt", marks=pytest.mark.long)])
+def test_heads_overfit_the_frames_and_keep_to_their_range(
+    name: str, frames: Manifest, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """What is learned of eight frames has to come close to them, even on a random backbone."""
+    fit = FitConfig(epochs=10, patience=10, batch_size=8, learning_rate=0.005 if name == "dpt" else 0.05, min_steps=150)
+    head = {"name": name} | ({"channels": 16} if name == "dpt" else {"bins": 64, "blocks": [0, 1, 2]})
+    config = DepthConfig.model_validate({"head": head, "scale": SIMCOL, "unit": "cm", "image_size": 64, "fit": fit})
+    folder = fit_depth(load_backbone(tiny_backbone), frames, tmp_path / "d", config, store=tmp_path / "s").folder
+    found = evaluate(folder, frames, "train")["metrics"]
+    constant = constant_error(frames)
+    assert found["rmse"] < 0.5 * constant
+    assert found["unit"] == "cm"
+    predictor = load_adapter(folder)
+    assert isinstance(predictor, DepthPredictor)
+    predict_collection(predictor, frames.take([0, 9]), tmp_path / "out")
+    legend = json.loads((tmp_path / "out" / "legend.json").read_text())
+    assert legend["unit"] == "cm"
+    for path in (tmp_path / "out").rglob("*.png"):
+        depth = read_depth(path, legend["scale"])
+        assert depth.shape == (frames.table["height"][0].as_py(), frames.table["width"][0].as_py())
+        assert predictor.low - legend["scale"] <= depth.min() <= depth.max() <= predictor.high + legend["scale"]
+
+
+def constant_error(frames: Manifest) -> float:
+    """The mean RMSE of each frame's own median: better than any one depth for all."""
+    depths = [DepthSource(scale=SIMCOL).read(frames, i) for i in range(8)]
+    return float(np.mean([np.sqrt(np.nanmean((depth - np.nanmedian(depth)) ** 2)) for depth in depths]))
+
+
+def test_what_is_wrong_with_depth_maps_is_said(lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    manifest, backbone = read_manifest(lesion_manifest), load_backbone(tiny_backbone)
+    with pytest.raises(UsageError, match="no depth maps in a column 'depth'"):
+        fit_depth(backbone, manifest, tmp_path / "a", store=tmp_path / "s")
+    size = (manifest.table["height"][0].as_py(), manifest.table["width"][0].as_py())
+    np.save(tmp_path / "flat.npy", np.full(size, 3.0))
+    climbing = Manifest(
+        manifest.table.append_column("depth", pa.array(["../" * 3 + "etc"] * len(manifest), pa.string())), manifest.root
+    )
+    with pytest.raises(UsageError, match="leaves the folder"):
+        fit_depth(backbone, climbing, tmp_path / "b", store=tmp_path / "s")
+    flat = manifest.table.append_column("depth", pa.array(["flat.npy"] * len(manifest), pa.string()))
+    with pytest.raises(DinomedError, match=r"one depth only \(3\)"):
+        fit_depth(backbone, Manifest(flat, tmp_path), tmp_path / "c", store=tmp_path / "s")
+    with pytest.raises(ValueError, match="must be below"):
+        LinearDepthConfig(low=3, high=2)
+
+
+@pytest.mark.parametrize("name", ["depth", "depth_dpt", "depth_simcol"])
+def test_the_configs_that_come_with_dinomed_are_read(name: str) -> None:
+    assert load_config(DepthConfig, find_config(f"configs/adapters/{name}.yaml")).column == "depth"

@@ -1,0 +1,260 @@
+"""Every head of classifiers through the whole way: fitted, saved, loaded, measured; several labels; groups."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from dinomed.adapters.bundle import read_record
+from dinomed.adapters.evaluation.evaluate import evaluate, evaluate_in_full
+from dinomed.adapters.evaluation.report import JudgedClasses
+from dinomed.adapters.inference.loader import load_adapter
+from dinomed.adapters.tasks.classify import predict_groups
+from dinomed.adapters.tasks.classify.answer import Answer, calibrate
+from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.adapters.tasks.classify.fit import fit_classifier
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
+from dinomed.adapters.tasks.classify.predict_groups import predict_group_table
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.load import load_backbone
+from dinomed.config import build_config
+from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.errors import UsageError
+from dinomed.images.read import read_image
+
+HEADS = {
+    "linear": {},
+    "knn": {},
+    "logistic": {"cs": [0.01, 1.0]},
+    "grid": {"blocks": [-2, -1], "steps": 30, "learning_rates": [0.001, 0.1]},
+    "attentive": {"heads": 2},
+}
+QUICK = {"epochs": 3, "min_steps": 0}
+
+
+def settings(head: str = "linear", **others: object) -> ClassifyConfig:
+    return build_config(ClassifyConfig, {"head": {"name": head, **HEADS[head]}, "fit": QUICK, **others}, "test")
+
+
+def with_columns(manifest: Manifest, **columns: list[str | None]) -> Manifest:
+    table = manifest.table
+    for name, values in columns.items():
+        if name in table.column_names:
+            table = table.drop_columns([name])
+        table = table.append_column(name, pa.array(values, pa.string()))
+    return Manifest(table, manifest.root)
+
+
+@pytest.fixture(scope="module")
+def place(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifiers")
+    shutil.copytree(tiny_backbone, folder / "ssl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(place: Path) -> FrozenBackbone:
+    return load_backbone(place / "ssl")
+
+
+@pytest.fixture(scope="module")
+def manifest(lesion_manifest: Path) -> Manifest:
+    return read_manifest(lesion_manifest)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_predicts_from_its_bundle_what_was_measured_at_its_fit(
+    head: str, place: Path, backbone: FrozenBackbone, manifest: Manifest
+) -> None:
+    result = fit_classifier(backbone, manifest, place / head, settings(head), store=place / "store")
+    record = read_record(result.folder)
+    assert record.head["name"] == ("linear" if head == "grid" else head)
+    assert record.classes == tuple(manifest.classes())
+    predictor = load_adapter(result.folder)
+    assert isinstance(predictor, ClassifyPredictor)
+    assert sum(predictor.probabilities(read_image(manifest.path(0))).values()) == pytest.approx(1, abs=1e-5)
+    # from pictures in place of cached features (patches were float16), through the temperature of the bundle
+    again = evaluate(result.folder, manifest, "val", resamples=10)["metrics"]
+    assert again["nll"] == pytest.approx(result.validation["nll"], abs=2e-3)
+    assert again["auroc"] == pytest.approx(result.validation["auroc"], abs=0.02)  # a near tie may turn
+    text = "".join(path.read_bytes().decode(errors="replace") for path in result.folder.iterdir())
+    assert not any(value in text for column in ("image", "group") for value in manifest.column(column))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("columns", [False, True])
+def test_several_labels_an_image(
+    head: str, columns: bool, place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    marks = rng.random((len(manifest), 2)) < 0.4
+    if columns:
+        cells = [[None if rng.random() < 0.1 else str(int(value)) for value in column] for column in marks.T]
+        data, asked = with_columns(manifest, round=cells[0], dark=cells[1]), {"label": ["round", "dark"]}
+    else:
+        words = ["|".join(n for n, value in zip(("dark", "round"), row, strict=True) if value) or None for row in marks]
+        data, asked = with_columns(manifest, finding=words), {"label": "finding", "separator": "|"}
+    result = fit_classifier(backbone, data, tmp_path / "out", settings(head, **asked), store=place / "store")
+    predictor = load_adapter(result.folder)
+    assert isinstance(predictor, ClassifyPredictor)
+    assert predictor.answer.multilabel
+    assert set(predictor.classes) == {"round", "dark"}
+    again = evaluate(result.folder, data, "val", resamples=10)
+    assert again["metrics"]["nll"] == pytest.approx(result.validation["nll"], abs=2e-3)
+    assert "confusion" not in again["metrics"]
+
+
+@pytest.mark.parametrize("head", ["linear", "knn", "grid", "logistic"])
+@pytest.mark.parametrize("pool", ["mean", "concat"])
+def test_one_answer_for_a_group_is_the_head_on_its_pooled_features(
+    head: str, pool: str, place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
+) -> None:
+    # pairs of images of one split and label are a group; the last one may be alone
+    rows: dict[tuple[str, str], list[int]] = {}
+    for i, key in enumerate(zip(manifest.column("split"), manifest.column("label"), strict=True)):
+        rows.setdefault(key, []).append(i)
+    names = {i: f"pair-{n}-{k // 2}" for n, own in enumerate(rows.values()) for k, i in enumerate(own)}
+    data = with_columns(manifest, group=[names[i] for i in range(len(manifest))])
+    config = settings(head, unit="group", pool=pool, frames=2)
+    result = fit_classifier(backbone, data, tmp_path / "out", config, store=place / "store")
+    record = read_record(result.folder)
+    assert record.training["units"]["train"] == len(set(data.select(split="train").column("group")))
+    found = evaluate_in_full(result.folder, data, "val", resamples=10)
+    assert found.result["unit"] == "group"
+    assert found.result["metrics"]["nll"] == pytest.approx(result.validation["nll"], abs=1e-3)
+    judged, predictor = found.judged, found.predictor
+    assert isinstance(judged, JudgedClasses)
+    assert isinstance(predictor, ClassifyPredictor)
+    assert len(judged.groups) == found.result["metrics"]["n"] < len(data.select(split="val"))
+    image = read_image(manifest.path(0))
+    assert sum(predictor.probabilities(image).values()) == pytest.approx(1, abs=1e-5)  # a group of one
+
+
+def test_answers_for_images_are_averaged_over_their_group(
+    place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
+) -> None:
+    folder = fit_classifier(backbone, manifest, tmp_path / "out", settings(), store=place / "store").folder
+    images, groups = (
+        evaluate_in_full(folder, manifest, "test", resamples=10, unit=unit).judged for unit in ("image", "group")
+    )
+    assert isinstance(images, JudgedClasses)
+    assert isinstance(groups, JudgedClasses)
+    for index, name in enumerate(groups.groups):
+        own = [i for i, group in enumerate(images.groups) if group == name]
+        np.testing.assert_allclose(groups.probabilities[index], images.probabilities[own].mean(0), atol=1e-6)
+    assert len(groups.groups) == len(set(images.groups))
+
+
+def test_what_cannot_be_asked_is_told_in_one_line(
+    place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="lbfgs takes all images at once; head attentive needs adamw"):
+        build_config(ClassifyConfig, {"head": {"name": "attentive"}, "fit": {"optimizer": "lbfgs"}}, "test")
+    with pytest.raises(UsageError, match="looks at the patches of one image"):
+        settings("attentive", unit="group")
+    with pytest.raises(UsageError, match="a separator is for one column"):
+        settings(label=["a", "b"], separator="|")
+    with pytest.raises(UsageError, match="column 'a' is named twice"):
+        settings(label=["a", "b", "a"])
+    torn = with_columns(manifest, group=[f"all-{split}" for split in manifest.column("split")])
+    with pytest.raises(UsageError, match="hold images of different labels"):
+        fit_classifier(backbone, torn, tmp_path / "no", settings(unit="group"), store=place / "store")
+    folder = fit_classifier(backbone, manifest, tmp_path / "cls", settings(), store=place / "store").folder
+    for by, told in ((("sx",), "no column 'sx'"), (("group",), "no property"), (("lesion",), "no column 'lesion'")):
+        with pytest.raises(UsageError, match=told):
+            evaluate(folder, manifest, by=by)
+    many = with_columns(manifest, clinic=[f"c{i}" for i in range(len(manifest))], empty=[None] * len(manifest))
+    with pytest.raises(UsageError, match=r"--by empty: the column is empty"):
+        evaluate(folder, many, by=("empty",))
+
+
+def test_the_temperature_and_thresholds_come_from_val_and_change_no_ranking() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 400)
+    logits = (6 * (np.eye(3)[truth] + rng.normal(size=(400, 3)))).astype(np.float32)
+    answer = calibrate(Answer(), logits, truth)
+    assert answer.temperature is not None
+    assert answer.temperature > 2  # far too sure
+    plain, scaled = (a.probabilities(torch.from_numpy(logits)).argmax(1) for a in (Answer(), answer))
+    assert (plain == scaled).all()
+    assert len(answer.thresholds) == 3
+    separated = calibrate(Answer(), np.eye(3, dtype=np.float32)[truth], truth)
+    assert separated.temperature is None
+    unknown = calibrate(Answer(), logits, np.where(truth == 2, 3, truth))
+    assert unknown.thresholds[2] is None
+
+
+@pytest.mark.parametrize("unit", ["image", "group"])
+def test_a_table_of_groups_is_what_evaluation_measures(
+    unit: str, place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
+) -> None:
+    pairs = zip(manifest.column("split"), manifest.column("label"), strict=True)
+    data = with_columns(manifest, group=[None if i % 7 == 3 else "-".join(pair) for i, pair in enumerate(pairs)])
+    folder = fit_classifier(
+        backbone, data, tmp_path / "out", settings("knn", unit=unit, frames=3), store=place / "store"
+    ).folder
+    predictor = load_adapter(folder)
+    assert isinstance(predictor, ClassifyPredictor)
+    test = data.select(split="test")
+    own = test.column("group")
+    assert predict_group_table(predictor, test, tmp_path / "table").groups == len(set(own) - {None}) + own.count(None)
+    lines = [line.split(",") for line in (tmp_path / "table" / "predictions.csv").read_text().splitlines()]
+    assert lines[0] == ["group", "images", "predicted", *manifest.classes()]
+    judged = evaluate_in_full(folder, data, unit="group", resamples=10).judged
+    assert isinstance(judged, JudgedClasses)
+    for line, name, expected in zip(lines[1:], judged.groups, judged.probabilities, strict=True):
+        count = own.count(name) if isinstance(name, str) else 1
+        alone = [image for image, group in zip(test.column("image"), own, strict=True) if group is None]
+        assert line[0] in ([name] if isinstance(name, str) else alone)
+        assert int(line[1]) == (min(3, count) if unit == "group" else count)
+        assert [float(value) for value in line[3:]] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert line[2] == manifest.classes()[int(expected.argmax())]
+    with pytest.raises(UsageError, match="already holds a result"):
+        predict_group_table(predictor, test, tmp_path / "table")
+
+
+@pytest.mark.parametrize("cut", ["between", "half a line", "twice"])
+def test_an_interrupted_table_of_groups_goes_on_and_is_the_same(
+    cut: str, place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # groups of 1 to 4 images; one is named as an image without a group is
+    own = [f"g{i // 4}" if i % 4 else None for i in range(len(manifest))]
+    own[1] = manifest.column("image")[0]
+    data = with_columns(manifest, group=own, split=["test"] * len(manifest))
+    folder = fit_classifier(backbone, manifest, tmp_path / "cls", settings(), store=place / "store").folder
+    predictor = load_adapter(folder)
+    assert isinstance(predictor, ClassifyPredictor)
+    monkeypatch.setattr(predict_groups, "IMAGES", 7)
+    whole = predict_group_table(predictor, data, tmp_path / "whole")
+    assert (whole.groups, whole.kept) == (len(set(own) - {None}) + own.count(None), 0)
+    real, calls = predict_groups._rows, 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 0:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    for _ in range(2 if cut == "twice" else 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(predict_groups, "_rows", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                predict_group_table(predictor, data, tmp_path / "out")
+    assert not (tmp_path / "out" / "predictions.csv").exists()
+    rows = tmp_path / "out" / "predictions.partial.jsonl"
+    noted = len(rows.read_text().splitlines())
+    if cut == "half a line":
+        rows.write_text(rows.read_text()[:-20])
+    with pytest.raises(UsageError, match="by another adapter or of other images"):
+        predict_group_table(predictor, data.take(range(5)), tmp_path / "out")
+    done = predict_group_table(predictor, data, tmp_path / "out")
+    assert 0 < done.kept <= noted
+    assert (done.kept == noted) == (cut != "half a line")
+    for name in ("predictions.csv", "predictions.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not rows.exists()

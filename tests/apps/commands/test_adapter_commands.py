@@ -1,0 +1,314 @@
+"""features, probe, train, evaluate and predict as a user meets them: output, exit codes, nothing lost."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from dinomed.apps import cli
+from dinomed.backbones.load import load_backbone, save_backbone
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.vit import VisionTransformer
+from dinomed.datasets.manifest import read_manifest
+from dinomed.images.read import read_image
+
+SEGMENT = ("train", "segment", "-b", "ssl", "--data", "derm.parquet")
+CLASSIFY = ("train", "classify", "-b", "ssl", "--data", "derm.parquet", "-o", "x")
+FAST = ("--set", "fit.epochs=2", "--set", "fit.min_steps=0")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, tiny_backbone: Path) -> Path:
+    """A folder as a user has it: images, derm.parquet, ssl with an untrained backbone."""
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copytree(lesion_manifest.parent / "lesions", folder / "lesions")
+    shutil.copy(lesion_manifest, folder / "derm.parquet")
+    for name in ("backbone", "untrained"):
+        shutil.copytree(tiny_backbone, folder / "ssl" / name)
+    return folder
+
+
+@pytest.fixture
+def trained(runs: Path, run) -> Path:
+    for task, name in (("classify", "cls"), ("segment", "seg")):
+        if not (runs / name).exists():
+            options = ("--backbone", runs / "ssl", "--data", runs / "derm.parquet", "-o", runs / name, *FAST)
+            code, _, err = run("train", task, *options, "--quiet")
+            assert code == 0, err
+    return runs
+
+
+def test_the_whole_way_in_json(trained: Path, run) -> None:
+    data = ("--data", trained / "derm.parquet", "--json", "--quiet")
+    for extra in ((), ("--untrained",)):
+        code, out, err = run("probe", trained / "ssl", *data, *extra)
+        assert code == 0, err
+        assert {"auroc", "balanced_accuracy", "accuracy"} <= json.loads(out)["logistic"].keys()
+    code, out, _ = run("evaluate", trained / "seg", *data)
+    assert code == 0
+    assert 0 < json.loads(out)["metrics"]["dice"] <= 1
+    code, out, _ = run("evaluate", trained / "cls", *data)
+    assert json.loads(out)["split"] == "test"
+    assert json.loads(out)["seen_in_training"] == {"images": 0, "of_seen_groups": 0, "left_out": False}
+    assert (trained / "derm.features").is_dir()
+
+
+def test_tables_say_that_they_are_for_research(trained: Path, run) -> None:
+    for command in (("probe", trained / "ssl"), ("evaluate", trained / "seg"), ("evaluate", trained / "cls")):
+        code, out, _ = run(*command, "--data", trained / "derm.parquet")
+        assert code == 0
+        assert "research use only" in out
+    again = ("--backbone", trained / "ssl", "--data", trained / "derm.parquet", "-o", trained / "cls")
+    code, out, _ = run("train", "classify", *again, *FAST, "--overwrite")
+    assert code == 0
+    assert "research use only" in out
+
+
+def test_what_was_trained_or_chosen_on_is_not_measured_unawares(trained: Path, run) -> None:
+    options = ("evaluate", trained / "cls", "--data", trained / "derm.parquet", "--split", "val")
+    code, out, err = run(*options)
+    assert code == 0
+    assert "the metrics are too good" in err
+    assert "TOO GOOD: images seen in training" in out
+    code, out, _ = run(*options, "--json")
+    assert json.loads(out)["seen_in_training"]["images"] == json.loads(out)["metrics"]["n"]
+
+
+def test_predict_keeps_the_good_and_fails_at_the_end(trained: Path, run, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for path in sorted((trained / "lesions" / "images").iterdir())[:3]:
+        shutil.copy(path, pictures)
+    code, out, err = run("predict", trained / "seg", pictures, "-o", tmp_path / "out", "--json")
+    assert code == 0, err
+    assert json.loads(out)["images"] == 3
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
+    code, out, err = run("predict", trained / "seg", pictures, "-o", tmp_path / "out", "--json", "--overwrite")
+    assert code == 1
+    assert "1 files could not be read" in err
+    assert "broken.jpg" in err
+    assert json.loads(out)["images"] == 3
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    one = min(path for path in pictures.iterdir() if path.name != "broken.jpg")
+    code, _, err = run("predict", trained / "cls", one, "-o", tmp_path / "one")
+    assert code == 0, err
+    assert one.name in (tmp_path / "one" / "predictions.csv").read_text()
+
+
+def test_predict_takes_what_lies_in_the_current_folder(
+    trained: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = min((trained / "lesions" / "images").iterdir())
+    shutil.copy(source, tmp_path / "lesion.jpg")
+    monkeypatch.chdir(tmp_path)
+    for given, out in (("lesion.jpg", "one"), (".", "all")):
+        for again in ((), ("--overwrite",)):
+            code, text, err = run("predict", trained / "seg", given, "-o", f"{out}/", "--json", *again)
+            assert code == 0, err
+            assert json.loads(text)["images"] == 1
+        assert (tmp_path / out / "lesion.png").exists()
+
+
+def test_predict_goes_on_where_it_was_stopped(
+    trained: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("predict", trained / "seg", trained / "lesions" / "images", "-o", tmp_path / "out", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr("dinomed.adapters.inference.folder.write_csv", _interrupt)
+        assert run(*options)[0] == 130
+    code, out, err = run(*options)
+    assert code == 0, err
+    report = json.loads(out)
+    assert (report["images"], report["kept"]) == (60, 60)
+    assert "not for diagnosis" in report["note"]
+
+
+def _break(folder: Path, how: str) -> None:
+    """Spoil a copy of `trained` in one way."""
+    weights = folder / "seg" / "adapter.safetensors"
+    if how == "bundle cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "bundle pickle":
+        torch.save({"weight": torch.zeros(2)}, weights)
+    elif how == "backbone gone":
+        shutil.rmtree(folder / "ssl")
+    elif how == "backbone cut":
+        path = folder / "ssl" / "backbone" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+    elif how == "other backbone":
+        torch.manual_seed(7)
+        config = load_backbone(folder / "ssl").vit.config
+        save_backbone(folder / "ssl" / "backbone", VisionTransformer(config), Preprocessing(image_size=32))
+    elif how == "mask of another size":
+        Image.new("L", (5, 5)).save(min((folder / "lesions" / "masks").iterdir()))
+    elif how == "image gone":
+        for path in (folder / "lesions" / "images").iterdir():
+            path.unlink()
+    elif how == "folder without images":
+        (folder / "text").mkdir()
+        (folder / "text" / "notes.txt").write_text("no picture")
+    elif how == "no image":
+        (folder / "page.jpg").write_text("<html>")
+
+
+EVALUATE, PREDICT = ("evaluate", "seg", "--data", "derm.parquet"), ("predict", "seg", "lesions/images", "-o", "x")
+
+
+@pytest.mark.parametrize(
+    ("how", "arguments", "code", "message"),
+    [
+        ("bundle cut", PREDICT, 1, "cut off, damaged"),
+        ("bundle pickle", EVALUATE, 1, "no safetensors file"),
+        ("backbone gone", PREDICT, 1, "say where: --backbone PATH"),
+        ("backbone gone", ("train", *SEGMENT[1:], "-o", "x"), 2, "no known name and no existing path"),
+        ("backbone cut", PREDICT, 1, "model.safetensors"),
+        ("other backbone", EVALUATE, 2, "was made on backbone ssl with fingerprint"),
+        ("", (*PREDICT, "-b", "nowhere"), 2, "no existing path"),
+        ("", ("predict", "none", "lesions", "-o", "x"), 2, "adapter none does not exist"),
+        ("", ("predict", "lesions", "lesions", "-o", "x"), 2, "is no adapter"),
+        ("", ("predict", "seg", "none", "-o", "x"), 2, "none does not exist"),
+        ("", ("predict", "seg", "lesions/images", "-o", "derm.parquet"), 2, "is a file"),
+        ("", ("predict", "seg", "lesions/images", "-o", "lesions/images"), 2, "is the folder of the images"),
+        ("", ("evaluate", "seg", "--data", "lesions"), 2, "no splits"),
+        ("", (*EVALUATE, "--split", "tset"), 2, "no usable image in split 'tset'"),
+        ("mask of another size", ("evaluate", "seg", "--data", "lesions"), 2, "mask of another size"),
+        ("mask of another size", ("train", *SEGMENT[1:], "-o", "x", *FAST, "--cache", "new"), 1, "its image"),
+        ("image gone", EVALUATE, 1, "scan the folder again"),
+        ("folder without images", ("predict", "seg", "text", "-o", "x"), 2, "holds no image"),
+        ("no image", ("predict", "seg", "page.jpg", "-o", "x"), 1, "page.jpg"),
+    ],
+    ids=lambda value: " ".join(value)[:50] if isinstance(value, tuple) else None,
+)
+def test_what_is_broken_is_told_in_one_line(
+    trained: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    how: str, arguments: tuple[str, ...], code: int, message: str,
+) -> None:  # fmt: skip
+    for name in ("lesions", "ssl", "seg"):
+        shutil.copytree(trained / name, tmp_path / name)
+    shutil.copy(trained / "derm.parquet", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    _break(tmp_path, how)
+    found, out, err = run(*arguments, "--quiet")
+    assert (found, out) == (code, ""), err
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not (tmp_path / "x" / "adapter.safetensors").exists()
+    assert not (tmp_path / "x" / "predictions.csv").exists()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_features_are_a_table_of_class_tokens(runs: Path, run, tmp_path: Path) -> None:
+    out = tmp_path / "feats.parquet"
+    code, text, err = run("features", runs / "derm.parquet", "--backbone", runs / "ssl", "-o", out, "--json")
+    assert code == 0, err
+    assert json.loads(text)["dimension"] == 32
+    table = pq.read_table(out)
+    assert table.column_names == ["image", "feature"]
+    assert str(table.schema.field("feature").type).startswith("fixed_size_list<")
+    manifest = read_manifest(runs / "derm.parquet")
+    assert table["image"].to_pylist() == manifest.column("image")
+    backbone = load_backbone(runs / "ssl")
+    image = backbone.preprocessing(read_image(manifest.path(7)))
+    expected = backbone(image[None])[0].cls[0].numpy()
+    assert np.array(table["feature"][7].as_py(), np.float32) == pytest.approx(expected, abs=2e-6)  # another batch size
+    assert list(tmp_path.iterdir()) == [out]  # the shards are gone
+    code, _, err = run("features", runs / "derm.parquet", "--backbone", runs / "ssl", "-o", out)
+    assert code == 2
+    assert "--overwrite" in err
+
+
+def test_features_of_a_folder_pass_broken_files_over(runs: Path, run, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    shutil.copytree(runs / "lesions" / "images", pictures)
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
+    out = tmp_path / "feats.parquet"
+    code, text, err = run("features", pictures, "--backbone", runs / "ssl", "-o", out, "--tokens", "cls+mean", "--json")
+    assert code == 0, err
+    report = json.loads(text)
+    assert (report["images"], report["unreadable"], report["dimension"]) == (60, 1, 64)
+    assert "broken.jpg" in (tmp_path / "feats.unreadable.csv").read_text()
+    assert "warning" in err
+
+
+def test_features_with_a_weights_file_and_a_name(runs: Path, run, tmp_path: Path) -> None:
+    from dinomed.backbones.variants import build_vit
+
+    torch.save(build_vit("vit_micro_patch16").state_dict(), tmp_path / "weights.pth")
+    manifest = runs / "derm.parquet"
+    options = ("--weights", tmp_path / "weights.pth", "--image-size", 32, "-o", tmp_path / "feats.parquet")
+    code, _, err = run("features", manifest, "--backbone", "vit_micro_patch16", *options)
+    assert code == 0, err
+    assert len(pq.read_table(tmp_path / "feats.parquet")) == 60
+    # and an adapter on it, which finds the file again
+    chosen = ("--backbone", "vit_micro_patch16", "--weights", tmp_path / "weights.pth")
+    more = ("--set", "image_size=32", "--cache", tmp_path / "cache", *FAST)
+    code, _, err = run("train", "classify", *chosen, "--data", manifest, "-o", tmp_path / "cls", *more)
+    assert code == 0, err
+    code, _, err = run("evaluate", tmp_path / "cls", "--data", manifest)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("probe", "ssl/backbone", "--data", "derm.parquet", "--untrained"), 2, "keeps no untrained backbone"),
+        (("probe", "nowhere", "--data", "derm.parquet"), 2, "no known name and no existing path"),
+        (("probe", "ssl", "--data", "none.parquet"), 2, "none.parquet does not exist"),
+        (("probe", "ssl", "--data", "derm.parquet", "--label", "lable"), 2, "no labels in a column 'lable'"),
+        (("probe", "ssl", "--data", "derm.parquet", "--split", "tset"), 2, "--split tset"),
+        (("probe", "nowhere", "--data", "derm.parquet", "--split", "train"), 2, "measured on itself; give val or test"),
+        (("train", "classify", "-b", "ssl", "--data", "lesions", "-o", "x"), 2, "no labels"),
+        ((*SEGMENT, "-o", "x", "--set", "fit.lr=1"), 2, "fit.lr"),
+        ((*CLASSIFY, "--label", ","), 2, "--label ',' names no column"),
+        ((*CLASSIFY, "--label", "label,label"), 2, "column 'label' is named twice"),
+        ((*CLASSIFY, "--label", "group"), 2, "column 'group' holds no labels"),
+        ((*CLASSIFY, "--label", "label,nothere"), 2, "no column 'nothere' for the labels label, nothere"),
+        ((*CLASSIFY, "--label", "label,sex"), 2, "each holds 1 (yes), 0 (no) or nothing (not known)"),
+        ((*CLASSIFY, "--label", "a,b", "--separator", "|"), 2, "a separator is for one column"),
+        ((*CLASSIFY, "--unit", "patient"), 2, "'image' or 'group'"),
+        (
+            (*SEGMENT, "-o", "x", "--set", "image_size=33"),
+            2,
+            "nearest: 32",
+        ),
+        ((*SEGMENT, "-o", "lesions"), 2, "lesions is not empty"),
+        ((*SEGMENT, "-o", "x", "-c", "no.yaml"), 2, "no.yaml"),
+        ((*SEGMENT, "-o", "x", "--set", "head.blocks=[9]"), 2, "blocks 0 to 2"),
+        (("evaluate", "ssl", "--data", "derm.parquet"), 2, "is no adapter"),
+        (("features", "derm.parquet", "-b", "ssl", "-o", "feats.csv"), 2, "a .parquet file"),
+        (("features", "derm.parquet", "-b", "ssl", "-o", "feats.parquet", "--tokens", "cs"), 2, "'cls'"),
+        (("features", "derm.parquet", "-b", "ssl", "-o", "derm.parquet", "--overwrite"), 2, "no table of features"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else None,
+)
+def test_mistakes_take_one_line(
+    runs: Path, run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    monkeypatch.chdir(runs)
+    found, out, err = run(*arguments)
+    assert (found, out) == (code, ""), err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (runs / "x" / "adapter.json").exists()

@@ -1,0 +1,164 @@
+"""`dinomed audit` as a user meets it: exit codes for CI, JSON, a page that fetches nothing."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinomed.apps import cli
+from dinomed.apps.pages.audit import build_audit_page, describe_pair
+from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
+from dinomed.datasets.scan.scan import scan
+from dinomed.pretrain.curation.audit.audit import Audit, Pair
+from dinomed.pretrain.curation.audit.training_index import write_seen
+
+FAST = ["--set", "descriptor.fit_images=16", "--set", "candidates=2", "--quiet"]
+
+
+def dinomed(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*map(str, arguments)])
+    captured = capsys.readouterr()
+    return int(end.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """a.parquet, b.parquet (one image of a.parquet mirrored, one as it is), clean.parquet, split.parquet (all)."""
+    root = tmp_path_factory.mktemp("audit")
+    rng = np.random.default_rng(0)
+    drawn = [np.kron(rng.integers(0, 256, (12, 16, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(24)]
+    folders = {
+        "a": {f"a{n}.png": drawn[n] for n in range(10)},
+        "b": {"mirrored.png": drawn[0][:, ::-1], "same.png": drawn[1], "own.png": drawn[10]},
+        "clean": {f"c{n}.png": drawn[12 + n] for n in range(5)},
+    }
+    for name, images in folders.items():
+        (root / name).mkdir()
+        for file, pixels in images.items():
+            Image.fromarray(np.ascontiguousarray(pixels)).save(root / name / file)
+        write_manifest(scan(root / name, make_split=False).manifest, root / f"{name}.parquet")
+    both = scan(root, make_split=False).manifest
+    splits = ["train" if name.startswith("a/") else "test" for name in both.column("image")]
+    columns = {name: both.column(name) for name in both.columns} | {"split": splits}
+    write_manifest(build_manifest(columns, both.root), root / "split.parquet")
+    return root
+
+
+def test_a_leak_exits_with_one_and_names_both_images(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = dinomed(capsys, "audit", sets / "a.parquet", sets / "b.parquet", "--json", *FAST)
+    report = json.loads(out)
+    assert (code, err) == (1, "")
+    assert report["counts"] == {"exact": 1, "near": 1, "group": 0}
+    assert report["leaked_test_images"] == 2
+    pairs = {pair["kind"]: pair for pair in report["pairs"]}
+    assert (pairs["exact"]["train"], pairs["exact"]["test"]) == ("a1.png", "same.png")
+    assert (pairs["near"]["train"], pairs["near"]["test"]) == ("a0.png", "mirrored.png")
+    assert pairs["exact"]["similarity"] == 1
+    assert 0.3 < pairs["near"]["similarity"] <= 1.001
+    assert report["notes"][-1] == "for research use only, not for diagnosis"
+    code, out, _ = dinomed(capsys, "audit", sets / "a.parquet", sets / "b.parquet", *FAST)
+    assert code == 1
+    assert "LEAK: 2 of 3 test images" in out
+    assert "mirrored.png" in out
+
+
+def test_no_leak_exits_with_zero(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = dinomed(capsys, "audit", sets / "a.parquet", sets / "clean.parquet", *FAST)
+    assert code == 0
+    assert "no leak found: 0 of 5" in out
+
+
+def test_folders_will_do(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = dinomed(capsys, "audit", sets / "a", sets / "b", "--json", "--set", "near=false", "--quiet")
+    assert (code, json.loads(out)["counts"]["exact"]) == (1, 1)
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_one_manifest_is_audited_between_its_splits(
+    sets: Path, twice: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [sets / "split.parquet"] * (2 if twice else 1)
+    code, out, _ = dinomed(capsys, "audit", *given, "--json", *FAST)
+    report = json.loads(out)
+    assert code == 1
+    assert (report["train_images"], report["test_images"]) == (10, 8)
+    assert report["train"].endswith("split.parquet (train)")
+    assert {pair["test"] for pair in report["pairs"]} == {"b/mirrored.png", "b/same.png"}
+
+
+def test_splits_can_be_named(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = [sets / "split.parquet", sets / "clean.parquet", "--train-split", "train"]
+    code, out, _ = dinomed(capsys, "audit", *chosen, "--json", "--set", "near=false", "--quiet")
+    assert (code, json.loads(out)["train_images"]) == (0, 10)
+
+
+def test_a_run_answers_for_itself(sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_seen(tmp_path, read_manifest(sets / "a.parquet"))
+    page = tmp_path / "page.html"
+    code, out, _ = dinomed(capsys, "audit", tmp_path, sets / "b.parquet", "--json", "-o", page, "--quiet")
+    report = json.loads(out)
+    assert code == 1
+    assert report["counts"] == {"exact": 1, "near": 1, "group": 0}
+    assert [pair["train"] for pair in report["pairs"]] == [None, None]
+    assert "only its hash is kept" in page.read_text()
+    assert dinomed(capsys, "audit", tmp_path, sets / "clean.parquet", "--quiet")[0] == 0
+
+
+def test_the_page_shows_the_pairs_and_fetches_nothing(
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "out" / "page.html"
+    dinomed(capsys, "audit", sets / "a.parquet", sets / "b.parquet", "-o", page, *FAST)
+    text = page.read_text()
+    assert text.count("<img") == 4
+    assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)"', text))
+    assert not re.search(r"https?://|<script|<link|url\(", text)
+    assert "train: a0.png" in text
+    assert "test: mirrored.png" in text
+    assert "For research use only" in text
+    assert "hash_radius: 24" in text
+    assert list(page.parent.iterdir()) == [page]
+
+
+def test_names_from_outside_are_escaped_on_the_page(sets: Path) -> None:
+    manifest = read_manifest(sets / "a.parquet")
+    found = Audit([Pair("group", None, 0, group="<b>x</b>")], 1, 1)
+    page = build_audit_page(found, None, manifest, ("<i>", "y"), "")
+    assert "<b>x" not in page
+    assert "<i>" not in page
+    assert "1 of 1 test images" in page
+
+
+def test_likeness_in_words() -> None:
+    assert describe_pair(Pair("near", 0, 0, 0.5, 3, 40)) == "similarity 0.50, 40 points align, 3 of 256 bits differ"
+    assert describe_pair(Pair("group", 0, 0, group="p")) == "group p"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{sets}/a.parquet"], "compared with itself"),
+        (["{sets}/a.parquet", "{sets}/a.parquet"], "compared with itself"),
+        (["{sets}/split.parquet", "--train-split", "test", "--test-split", "test"], "the same 8 images"),
+        (["{sets}/a.parquet", "{sets}/none.parquet"], "none.parquet does not exist"),
+        (["{sets}/split.parquet", "--train-split", "trian"], "no image in split 'trian'"),
+        (["{sets}/a.parquet", "{sets}/b.parquet", "-o", "page.txt"], "the page is an .html file"),
+        (["{sets}/a.parquet", "{sets}/b.parquet", "--set", "min_similarity=2"], "min_similarity"),
+        (["{sets}/a.parquet", "{sets}/b.parquet", "--set", "hash_radus=2"], "did you mean 'hash_radius'"),
+        (["{run}", "{sets}/b.parquet"], "holds no seen.parquet; give the manifest"),
+        (["{run}"], "is a run; name the test images too"),
+        (["{sets}/a.parquet", "{sets}/b.parquet", "--backbone", "nowhere"], "no known name and no existing path"),
+    ],
+)  # fmt: skip
+def test_bad_requests_get_one_line(
+    sets: Path, tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    code, out, err = dinomed(capsys, "audit", *(a.format(sets=sets, run=tmp_path) for a in arguments), "--quiet")
+    assert (code, out) == (2, "")
+    assert said in err
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,165 @@
+"""`dinomed pretrain` and `dinomed distill` as a person calls them, and what other commands make of their runs."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from dinomed.apps import cli
+from dinomed.datasets.manifest import read_manifest, write_manifest
+from dinomed.datasets.synthetic.lesions import write_lesions
+
+TINY = """\
+backbone: {embed_dim: 16, depth: 2, num_heads: 2, patch_size: 8}
+crops: {global_size: 32, local_size: 16, num_local: 2, blur_kernel: 3}
+objective:
+  dino_head: {prototypes: 24, hidden: 16, bottleneck: 8}
+  ibot_head: {prototypes: 16, hidden: 16, bottleneck: 8}
+run: {steps: 2, batch_size: 4, workers: 0, checkpoint_every: 2, log_every: 1, pca_images: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def call(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, stdout, and stderr without its line breaks."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return int(end.value.code or 0), captured.out, " ".join(captured.err.split())
+
+
+@pytest.fixture(scope="module")
+def run(config: Path, lesion_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "ssl"
+    with pytest.raises(SystemExit) as end:
+        cli.main(["pretrain", str(config), "--data", str(lesion_manifest), "-o", str(out), "--device", "cpu"])
+    assert not end.value.code
+    return out
+
+
+def test_a_run_can_be_asked_whether_it_has_seen_images(
+    run: Path, lesion_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = read_manifest(lesion_manifest).select(split="train")
+    write_manifest(train, tmp_path / "train.parquet")
+    code, out, _ = call("audit", run, tmp_path / "train.parquet", "--json", capsys=capsys)
+    assert code == 1
+    found = {pair["test"] for pair in json.loads(out)["pairs"] if pair["kind"] == "exact"}
+    assert found == set(train.column("image"))
+    strangers = write_lesions(tmp_path / "others", count=8, seed=99, size=(36, 48), broken=0)
+    code, out, errors = call("audit", run, strangers, "--json", capsys=capsys)
+    assert (code, json.loads(out)["pairs"]) == (0, []), errors
+
+
+@pytest.fixture
+def small(config: Path, lesion_manifest: Path, tmp_path: Path) -> list[object]:
+    """The arguments of a run of its own."""
+    return [config, "--data", lesion_manifest, "-o", tmp_path / "out", "--device", "cpu"]
+
+
+def test_settings_that_the_weights_decide_are_refused_and_not_dropped(
+    run: Path, small: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, setting in ((("pretrain", *small, "--from", run), "embed_dim"), (("distill", *small), "in_channels")):
+        given = {"embed_dim": 32, "in_channels": 1}[setting]
+        more = ["--set", f"backbone.{setting}={given}", "--set", "mean=[0.5]", "--set", "std=[0.5]"]
+        extra = ["--teacher", run] if command[0] == "distill" else []
+        code, _, errors = call(*command, *extra, *(more if setting == "in_channels" else more[:2]), capsys=capsys)
+        assert code == 2
+        assert f"backbone.{setting}" in errors
+        assert str(given) in errors
+        assert {"embed_dim": "16", "in_channels": "3"}[setting] in errors
+        assert not (small[4] / "config.yaml").exists()  # type: ignore[operator]
+
+
+def test_settings_that_are_the_same_or_free_are_taken(
+    run: Path, small: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--set", "backbone.embed_dim=16", "--set", "backbone.drop_path=0.25"]
+    code, _, errors = call("pretrain", *small, "--from", run, *settings, capsys=capsys)
+    assert code == 0, errors
+    assert "drop_path: 0.25" in (small[4] / "config.yaml").read_text()  # type: ignore[operator]
+
+
+def test_a_damaged_teacher_is_not_to_be_overwritten(
+    run: Path, small: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(run, teacher)
+    for path in teacher.rglob("tensors.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    for command in (("distill", *small, "--teacher", teacher), ("pretrain", *small, "--from", teacher)):
+        code, _, errors = call(*command, capsys=capsys)
+        assert code == 1
+        assert f"{teacher} is damaged" in errors or f"{teacher} cannot be started from" in errors
+        assert "--overwrite" not in errors
+
+
+def test_resume_and_overwrite_together_are_refused(
+    run: Path, config: Path, lesion_manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, errors = call(
+        "pretrain", config, "--data", lesion_manifest, "-o", run, "--resume", "--overwrite", capsys=capsys
+    )
+    assert (code, "give one of the two" in errors) == (2, True)
+    assert (run / "run.json").exists()
+
+
+def test_a_folder_of_images_will_do(
+    config: Path, lesion_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = read_manifest(lesion_manifest).root / "images"
+    arguments = ["pretrain", config, "--data", images, "-o", tmp_path / "run", "--device", "cpu", "--json"]
+    code, out, errors = call(*arguments, capsys=capsys)
+    assert code == 0, errors
+    # all but those of the PCA pictures, as for a manifest without splits
+    assert json.loads(out)["images"] == len(list(images.iterdir())) - 2
+
+
+def test_a_pipe_is_refused_and_not_waited_for(
+    small: list[object], tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    images = tmp_path / "images"
+    images.mkdir()
+    os.mkfifo(images / "a.png")
+
+    def too_long(*_: object) -> None:
+        raise AssertionError("it waits for a writer")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(60)
+    try:
+        small[2] = pipe
+        for command in (
+            ("pretrain", *small),
+            ("features", pipe, "-b", tiny_backbone, "-o", tmp_path / "f.parquet"),
+            ("scan", pipe, "-o", tmp_path / "m.parquet"),
+            ("scan", images, "-o", tmp_path / "m.parquet"),
+        ):
+            code, _, errors = call(*command, capsys=capsys)
+            assert code == 2
+            assert str(pipe) in errors or "holds no image" in errors
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_local_views_follow_the_size_that_the_high_resolution_phase_is_given() -> None:
+    from dinomed.apps.commands.pretrain import _resolve
+
+    recipe = Path("configs/pretrain/vit_tiny_cpu.yaml")  # 48 and 24 px, patch 8
+    for settings, sizes in (([], (520, 256)), (["crops.global_size=96"], (96, 48))):
+        crops = _resolve(recipe, ["start.weights=a", *settings], "highres").crops
+        assert (crops.global_size, crops.local_size) == sizes

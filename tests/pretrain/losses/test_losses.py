@@ -1,0 +1,146 @@
+"""Each loss against a plain computation in float64, and the defects of the reference that they must not have."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from dinomed.pretrain.losses import Center, dino_loss, ibot_loss, koleo, sinkhorn_knopp
+from dinomed.pretrain.losses.cross_entropy import cross_entropy
+from dinomed.pretrain.model.heads import Head, HeadConfig
+
+
+def rows(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def sinkhorn_oracle(scores: torch.Tensor, temperature: float, iterations: int = 3) -> torch.Tensor:
+    """The matrix rewritten at every iteration, as the paper's pseudo-code has it."""
+    q = torch.exp(scores.double() / temperature).T
+    q = q / q.sum()
+    for _ in range(iterations):
+        q = q / q.sum(1, keepdim=True) / q.shape[0]
+        q = q / q.sum(0, keepdim=True) / q.shape[1]
+    return (q * q.shape[1]).T
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.04, 0.07])
+def test_sinkhorn_equals_the_rewritten_matrix(temperature: float) -> None:
+    scores = torch.tanh(rows(24, 40)).float()
+    ours = sinkhorn_knopp(scores, temperature)
+    # float32 exponents of up to 2 / 0.02 = 100 carry a relative error of about 100 * 6e-8
+    torch.testing.assert_close(ours.double(), sinkhorn_oracle(scores, temperature), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours.sum(1), torch.ones(24))
+
+
+def test_sinkhorn_needs_no_process_group_and_takes_no_rows() -> None:
+    assert not torch.distributed.is_initialized()  # defect 3: the reference calls all_reduce all the same
+    assert sinkhorn_knopp(torch.empty(0, 8), 0.04).shape == (0, 8)
+
+
+def test_sinkhorn_stays_float32_under_autocast() -> None:
+    scores = torch.tanh(rows(6, 8)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sinkhorn_knopp(scores, 0.04), sinkhorn_knopp(scores.clone(), 0.04))
+        assert sinkhorn_knopp(scores.bfloat16(), 0.04).dtype == torch.float32
+
+
+def test_center_is_the_running_mean_of_what_it_has_seen() -> None:
+    center = Center(5, momentum=0.9)
+    first, second = rows(7, 5).float(), rows(7, 5, seed=1).float()
+    torch.testing.assert_close(center(first, 0.05), torch.softmax(first / 0.05, -1))
+    torch.testing.assert_close(center.center_K, 0.1 * first.mean(0))
+    expected = torch.softmax((second - 0.1 * first.mean(0)) / 0.05, -1)
+    torch.testing.assert_close(center(second, 0.05), expected)
+
+
+def test_dino_is_the_mean_over_all_pairs_of_different_views() -> None:
+    student, targets = rows(6, 3, 11), torch.softmax(rows(2, 3, 11, seed=1), -1)
+    total, pairs = 0.0, 0
+    for view in range(6):
+        for teacher in range(2):
+            if view != teacher:
+                total += -(targets[teacher] * torch.log_softmax(student[view] / 0.1, -1)).sum(-1).mean().item()
+                pairs += 1
+    assert pairs == 2 + 2 * 4
+    # float32 inside, float64 outside
+    assert dino_loss(student, targets.float()).item() == pytest.approx(total / pairs, rel=1e-5)
+
+
+def test_dino_without_local_views_is_the_two_global_pairs() -> None:
+    student, targets = rows(2, 3, 11), torch.softmax(rows(2, 3, 11, seed=1), -1).float()
+    logs = torch.log_softmax(student.float() / 0.1, -1)
+    expected = -((targets[1] * logs[0]).sum(-1).mean() + (targets[0] * logs[1]).sum(-1).mean()) / 2
+    torch.testing.assert_close(dino_loss(student, targets), expected)
+
+
+def test_ibot_weighs_every_masked_view_alike() -> None:
+    student, targets = rows(5, 9).float(), torch.softmax(rows(5, 9, seed=1), -1).float()
+    weights = torch.tensor([0.5, 0.5, 1 / 3, 1 / 3, 1 / 3])  # two masked patches in one view, three in another
+    each = -(targets * torch.log_softmax(student / 0.1, -1)).sum(-1)
+    expected = (each[:2].mean() + each[2:].mean()) / 4
+    torch.testing.assert_close(ibot_loss(student, targets, weights, num_views=4), expected)
+    assert ibot_loss(student[:0], targets[:0], weights[:0], num_views=4) == 0
+
+
+def test_koleo_is_minus_the_mean_log_distance_to_the_nearest() -> None:
+    x = rows(12, 6)
+    unit = x / x.norm(dim=1, keepdim=True)
+    distances = torch.cdist(unit, unit).fill_diagonal_(math.inf).min(1).values
+    assert koleo(x).item() == pytest.approx(-distances.log().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_koleo_of_an_exact_duplicate_is_finite_in_half_precision(dtype: torch.dtype) -> None:
+    x = rows(6, 8).to(dtype)
+    x[3] = x[0]
+    x.requires_grad_()
+    loss = koleo(x)  # defect 2: in half precision 1e-8 is zero
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+
+
+def test_koleo_of_one_image_is_zero() -> None:
+    x = rows(1, 4).requires_grad_()
+    koleo(x).backward()
+    assert koleo(x) == 0
+    assert x.grad is not None
+    assert not x.grad.any()
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 7), (5, 7)])
+def test_the_fused_cross_entropy_has_torchs_value_and_gradient(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = (2 * torch.rand(shape, generator=generator) - 1).requires_grad_()
+    targets = torch.softmax(5 * torch.rand(shape[-2:], generator=generator), -1)
+    weights = torch.rand(shape[:-1], generator=generator)
+    for mass in (1.0, 2.0):
+        (cross_entropy(scores, mass * targets, 0.1, mass) * weights).sum().backward()
+        found, scores.grad = scores.grad, None
+        reference = -(mass * targets * torch.log_softmax(scores / 0.1, -1)).sum(-1)
+        (reference * weights).sum().backward()
+        assert found is not None
+        torch.testing.assert_close(found, scores.grad, rtol=1e-4, atol=1e-5)  # float32, exponents up to 20
+        torch.testing.assert_close(cross_entropy(scores, mass * targets, 0.1, mass), reference, rtol=1e-5, atol=1e-5)
+        scores.grad = None
+
+
+def test_the_head_is_a_cosine_with_the_gradient_of_one() -> None:
+    torch.manual_seed(0)
+    head = Head(12, HeadConfig(prototypes=9, hidden=8, bottleneck=6)).double()
+    x = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+
+    def reference(x: torch.Tensor) -> torch.Tensor:
+        return normalize(head.mlp(x), dim=-1) @ normalize(head.prototypes, dim=-1).T
+
+    upstream = torch.randn(2, 5, 9, dtype=torch.float64)
+    parameters = [x, *head.parameters()]
+    found = torch.autograd.grad((head(x) * upstream).sum(), parameters)
+    wanted = torch.autograd.grad((reference(x) * upstream).sum(), parameters)
+    torch.testing.assert_close(head(x), reference(x))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    assert float(head(x).detach().abs().max()) <= 1 + 1e-6

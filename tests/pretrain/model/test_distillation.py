@@ -1,0 +1,132 @@
+"""A small student of a large frozen teacher."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dinomed.backbones.load import load_backbone
+from dinomed.errors import UsageError
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.losses import ibot_loss
+from dinomed.pretrain.model.dinov2 import Batch
+from dinomed.pretrain.model.distillation import Distillation, fit_student, read_teacher
+from dinomed.pretrain.trainer import pretrain
+
+Tiny = Callable[..., PretrainConfig]
+LARGE = {"embed_dim": 32, "num_heads": 4, "depth": 3}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, pictures: Path) -> Path:
+    out = tmp_path_factory.mktemp("teacher") / "large"
+    heads = {"dino_head": {"prototypes": 40, "hidden": 16, "bottleneck": 8}}
+    pretrain(tiny(backbone=LARGE, objective=heads, run={"steps": 3}), pictures, out, device="cpu")
+    return out
+
+
+@pytest.fixture
+def model(tiny: Tiny, teacher: Path) -> Distillation:
+    found = read_teacher(teacher)
+    torch.manual_seed(0)
+    return Distillation(fit_student(tiny(), found), found).train()
+
+
+def batch(images: int = 3) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(2 * images, 16, generator=generator) < 0.4
+    counts = masks.sum(1, keepdim=True).clamp_min(1)
+    return Batch(
+        torch.randn(2 * images, 3, 32, 32, generator=generator),
+        torch.randn(2 * images, 3, 16, 16, generator=generator),
+        masks, masks.flatten().nonzero().flatten(), (1.0 / counts).expand_as(masks)[masks],
+    )  # fmt: skip
+
+
+def test_the_student_takes_from_the_teacher_what_they_must_share(model: Distillation, teacher: Path) -> None:
+    assert model.student["dino_head"].prototypes.shape[0] == 40
+    assert model.student["backbone"].config.embed_dim == 16
+    assert model.student["backbone"].config.drop_path == 0
+    kept = load_file(next((teacher / "checkpoints").glob("step_*3")) / "tensors.safetensors")
+    for name, tensor in model.teacher.state_dict().items():
+        assert torch.equal(tensor, kept[f"model.teacher.{name}"])
+
+
+def test_no_masks_and_every_patch_counts(model: Distillation) -> None:
+    prepared = model.prepare(batch())
+    assert not prepared.masks.any()
+    assert len(prepared.masked) == 6 * 16
+    losses = model(prepared, 0.07)
+    # the definition, from the parts: all patch tokens of both global views, unmasked, against the teacher's
+    with torch.no_grad():
+        targets = model.make_targets(model.score(prepared), 0.07)["ibot"]
+        patches = model.student["backbone"](prepared.globals).patches.flatten(0, 1)
+        scores = model.student["ibot_head"](patches)
+        wanted = ibot_loss(scores, targets, torch.full((6 * 16,), 1 / 16), num_views=6)
+    assert losses.terms["ibot"].item() == pytest.approx(wanted.item(), rel=1e-5)  # float32, packed and separate
+
+
+def test_the_teacher_stays_and_the_average_follows_the_student(model: Distillation) -> None:
+    before = {name: tensor.clone() for name, tensor in model.teacher.state_dict().items()}
+    model(model.prepare(batch()), 0.07).total.backward()
+    assert all(p.grad is None for side in (model.teacher, model.average) for p in side.parameters())
+    start = {name: tensor.clone() for name, tensor in model.average.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.student.parameters():
+            parameter.add_(1.0)
+    model.update_teacher(0.75)
+    for name, tensor in model.average.state_dict().items():
+        torch.testing.assert_close(tensor, start[name] + 0.25)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.teacher.state_dict().items())
+    assert not model.average.training
+    assert not model.teacher.training
+
+
+def test_a_run_gives_the_small_backbone_and_resumes(tiny: Tiny, teacher: Path, pictures: Path, tmp_path: Path) -> None:
+    whole = pretrain(tiny(), pictures, tmp_path / "whole", device="cpu", teacher=teacher)
+    assert load_backbone(whole.folder).embed_dim == 16
+    cut = tmp_path / "cut"
+    pretrain(tiny(), pictures, cut, device="cpu", teacher=teacher)
+    for folder in (cut / "checkpoints").glob("step_00000006"):
+        (folder / "state.json").unlink()
+    pretrain(tiny(), pictures, cut, device="cpu", teacher=teacher, resume=True)
+    one, other = (load_file(path / "backbone" / "model.safetensors") for path in (whole.folder, cut))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_student_comes_near_its_teacher(tiny: Tiny, teacher: Path, pictures: Path, tmp_path: Path) -> None:
+    """The DINO term falls: the student learns to say what the teacher says."""
+    config = tiny(
+        run={"steps": 30, "checkpoint_every": 100},
+        optimizer={"lr": 5e-3},
+        teacher={"temperature_start": 0.02, "temperature": 0.02},
+    )
+    pretrain(config, pictures, tmp_path / "run", device="cpu", teacher=teacher)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    found = [line["dino_kl"] for line in lines if "dino_kl" in line]
+    assert sum(found[-5:]) < 0.8 * sum(found[:5])
+
+
+def test_what_cannot_teach_is_refused(tiny: Tiny, teacher: Path) -> None:
+    with pytest.raises(UsageError, match="fit them first, with the backbone frozen"):
+        read_teacher(teacher / "backbone")
+    with pytest.raises(UsageError, match="the teacher's patches are 8 px, the student's 16"):
+        fit_student(tiny(backbone={"patch_size": 16}), read_teacher(teacher))
+
+
+def test_a_teacher_or_a_start_is_never_overwritten(tiny: Tiny, teacher: Path, pictures: Path) -> None:
+    before = sorted(path.name for path in (teacher / "checkpoints").iterdir())
+    with pytest.raises(UsageError, match="holds what the run starts from"):
+        pretrain(tiny(), pictures, teacher, device="cpu", teacher=teacher, overwrite=True)
+    with pytest.raises(UsageError, match="holds what the run starts from"):
+        pretrain(tiny(start={"weights": str(teacher / "backbone")}), pictures, teacher, device="cpu", overwrite=True)
+    assert sorted(path.name for path in (teacher / "checkpoints").iterdir()) == before
+
+
+def test_a_folder_with_a_lock_alone_can_be_used(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()  # what a run that ended at once leaves
+    assert pretrain(tiny(run={"steps": 1}), pictures, tmp_path / "run", device="cpu").steps == 1

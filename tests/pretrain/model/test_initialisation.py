@@ -1,0 +1,112 @@
+"""Going on from trained weights: heads first, other sizes, other channels."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dinomed.backbones.load import load_backbone
+from dinomed.errors import UsageError
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.model.initialisation import fit_config, read_start, to_high_resolution
+from dinomed.pretrain.optim.optimizer import OptimizerDriver
+from dinomed.pretrain.train_step import Engine
+from dinomed.pretrain.trainer import pretrain
+
+Tiny = Callable[..., PretrainConfig]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, pictures: Path) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "ssl"
+    pretrain(tiny(run={"steps": 3}), pictures, out, device="cpu")
+    return out
+
+
+def begin(config: PretrainConfig) -> Engine:
+    start = read_start(config.start)
+    return Engine(fit_config(config, start), CPU, start)
+
+
+def test_a_run_comes_with_its_heads(tiny: Tiny, finished: Path) -> None:
+    engine = begin(tiny(start={"weights": str(finished)}))
+    assert engine.config.start.warmup == 0
+    kept = load_file(next((finished / "checkpoints").glob("step_00000003")) / "tensors.safetensors")
+    for name, tensor in engine.model.state_dict().items():
+        assert torch.equal(tensor, kept[f"model.{name}"]), name
+
+
+def test_heads_of_another_shape_are_new(tiny: Tiny, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(tiny(start={"weights": str(finished)}, objective={"dino_head": {"prototypes": 32}}))
+    assert "with new heads" in capsys.readouterr().err
+
+
+def test_a_backbone_comes_without_and_both_sides_get_it(tiny: Tiny, tiny_backbone: Path) -> None:
+    engine = begin(tiny(start={"weights": str(tiny_backbone)}))
+    assert engine.config.start.warmup == 0.1
+    assert engine.config.backbone.embed_dim == 32  # the weights', not the config's 16
+    assert engine.config.backbone.drop_path == 0.3  # the config's
+    wanted = load_backbone(tiny_backbone).vit.state_dict()
+    for side in (engine.model.student, engine.model.teacher):
+        for name, tensor in side["backbone"].state_dict().items():
+            assert torch.equal(tensor, wanted[name]), name
+
+
+def test_heads_learn_first_and_the_backbone_joins_in_slowly(tiny: Tiny) -> None:
+    from dinomed.pretrain.model.dinov2 import DINOv2
+
+    config = tiny()
+    model = DINOv2(config.backbone, config.objective)
+    driver = OptimizerDriver(model.student, config.optimizer, 4, 100, heads_first=0.2)
+    rates = {}
+    for step in (19, 20, 30, 40, 60):
+        lr = driver.set_schedules(step)
+        kinds = {group["kind"]: group["lr"] / group["lr_factor"] / lr for group in driver.adamw.param_groups}
+        rates[step] = (kinds["backbone"], kinds["other"])
+    assert rates == {19: (0, 1), 20: (0, 1), 30: (pytest.approx(0.5), 1), 40: (1, 1), 60: (1, 1)}
+
+
+def test_with_the_backbone_frozen_throughout_only_heads_and_mask_token_change(
+    tiny: Tiny, finished: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """How heads are fitted to a released backbone, to distil from it."""
+    backbone = finished / "backbone"
+    pretrain(tiny(start={"weights": str(backbone), "warmup": 1.0}), pictures, tmp_path / "heads", device="cpu")
+    before, after = load_file(backbone / "model.safetensors"), load_file(tmp_path / "heads/backbone/model.safetensors")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"mask_token"}
+
+
+def test_more_channels_and_larger_images(tiny: Tiny, finished: Path) -> None:
+    changes = {"backbone": {"in_channels": 1}, "mean": [0.5], "std": [0.25], "crops": {"global_size": 64}}
+    engine = begin(tiny(start={"weights": str(finished), "resize_positions": True}, **changes))
+    backbone = engine.model.result
+    old = load_backbone(finished).vit
+    assert backbone.patch_embed.proj.weight.shape[1] == 1
+    torch.testing.assert_close(backbone.patch_embed.proj.weight, old.patch_embed.proj.weight.sum(1, keepdim=True))
+    assert backbone.pos_embed.shape[1] == 1 + 8 * 8
+    gray = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        # a gray picture in three channels gives what it gives in one; float32
+        torch.testing.assert_close(
+            backbone.patch_embed(gray), old.patch_embed(gray.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_the_high_resolution_phase_grows_all_crops_and_shortens_the_run(tiny: Tiny, finished: Path) -> None:
+    config = to_high_resolution(tiny(start={"weights": str(finished)}, run={"steps": 100}), 64)
+    assert (config.crops.global_size, config.crops.local_size, config.run.steps) == (64, 32, 8)
+    assert config.optimizer.lr == pytest.approx(1e-4)
+    engine = begin(config)
+    assert engine.model.result.pos_embed.shape[1] == 1 + 8 * 8
+    assert "dino_head" in engine.model.student
+    assert to_high_resolution(tiny(backbone={"patch_size": 8})).crops.global_size == 520  # whole patches nearest to 518
+
+
+def test_what_is_not_there_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(UsageError, match="no known name and no existing path"):
+        read_start(tiny(start={"weights": "nowhere"}).start)
+    with pytest.raises(UsageError, match=r"start\.file needs start\.weights"):
+        read_start(tiny(start={"file": "x.pth"}).start)

@@ -1,0 +1,210 @@
+"""What a run measures of itself, and what it says of it."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from dinomed.backbones.load import load_backbone
+from dinomed.datasets.manifest import read_manifest
+from dinomed.images.read import read_image
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.data.select_images import choose_images
+from dinomed.pretrain.monitoring import metrics as watch
+from dinomed.pretrain.monitoring.energy import KG_PER_KWH, PUE, EnergyMeter
+from dinomed.pretrain.monitoring.health import Health
+from dinomed.pretrain.monitoring.online_knn import OnlineKNN, Progress, auroc_error, choose_labelled
+from dinomed.pretrain.monitoring.run_log import effective_rank, target_statistics
+from dinomed.pretrain.trainer import pretrain
+
+Tiny = Callable[..., PretrainConfig]
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("kept", [1, 3, 16])
+def test_the_effective_rank_counts_directions(kept: int) -> None:
+    basis = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0][:kept]
+    rows = basis.repeat(4, 1)  # each direction as often as the others
+    assert effective_rank(rows) == pytest.approx(kept, rel=1e-4)  # float32
+
+
+def test_targets_that_tell_all_or_nothing() -> None:
+    certain = torch.eye(8).view(2, 4, 8)
+    assert target_statistics(certain)["target_information"] == pytest.approx(math.log(8), rel=1e-5)
+    vague = torch.full((2, 4, 8), 1 / 8)
+    assert target_statistics(vague)["target_information"] == pytest.approx(0, abs=1e-6)
+
+
+HEALTHY = {"loss": 6.0, "dino": 4.0, "target_information": 3.0, "target_entropy_mean": 6.0, "rank": 20.0}
+FLAT = {"dino": 6.23, "target_information": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, None),
+        (FLAT, "log K = 6.24"),
+        ({"dino": 6.23}, None),  # the targets tell enough: it has only not learned them yet
+        ({"target_entropy_mean": 0.5}, "same few prototypes"),
+        ({"rank": 1.2}, "effective rank 1.2"),
+        ({"loss": 9.0}, "the loss has risen to 9.00 from 6.00"),
+    ],
+)
+def test_a_sick_run_is_told_in_words_once(change: dict[str, float], words: str | None) -> None:
+    health = Health(prototypes=512, views=128, steps=100)
+    assert health.look(30, HEALTHY) == []
+    found = health.look(40, HEALTHY | change)
+    if words is None:
+        assert found == []
+    else:
+        (text,) = found
+        assert words in text
+        assert "cause" in text or "Lower" in text
+        assert health.look(50, HEALTHY | change) == []
+
+
+def test_nothing_is_said_before_a_run_has_settled() -> None:
+    assert Health(prototypes=512, views=128, steps=1000).look(90, HEALTHY | FLAT) == []
+
+
+def test_the_online_knn_is_that_of_scikit_learn(tiny: Tiny, pictures: Path, tiny_backbone: Path) -> None:
+    manifest = read_manifest(pictures)
+    backbone = load_backbone(tiny_backbone)
+    knn = choose_labelled(manifest, manifest.select(split="train"), backbone.preprocessing, limit=2000)
+    assert knn is not None
+    found = knn.measure(backbone.vit, CPU)
+    rows = []
+    for part in knn.parts:
+        images = [backbone.preprocessing(read_image(part.path(i))) for i in range(len(part))]
+        rows.append(torch.nn.functional.normalize(backbone(torch.stack(images))[-1].cls, dim=-1).numpy())
+    reference = KNeighborsClassifier(
+        min(20, len(rows[0])), metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07)
+    ).fit(rows[0], knn.labels[0])
+    assert found["knn_accuracy"] == pytest.approx(reference.score(rows[1], knn.labels[1]))
+
+
+def test_without_labels_or_val_there_is_no_knn(tiny: Tiny, pictures: Path, tiny_backbone: Path) -> None:
+    manifest, preprocessing = read_manifest(pictures), load_backbone(tiny_backbone).preprocessing
+    train, _ = choose_images(manifest, tiny())
+    assert choose_labelled(manifest, train, preprocessing, limit=0) is None
+    assert choose_labelled(manifest.select(split="train"), train, preprocessing, limit=10) is None
+    limited = choose_labelled(manifest, train, preprocessing, limit=5)
+    assert limited is None or len(limited.parts[0]) == 5
+
+
+def test_progress_remembers_the_best() -> None:
+    progress = Progress()
+    assert [progress.add(step, value) for step, value in enumerate((0.5, 0.7, 0.6, 0.7, 0.8))] == [
+        True, True, False, False, True,
+    ]  # fmt: skip
+    assert (progress.start, progress.best, progress.best_step, progress.waiting) == (0.5, 0.8, 4, 0)
+    assert Progress(**progress.as_dict()) == progress
+
+
+def test_a_run_that_no_longer_improves_ends_and_keeps_its_best(
+    tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = iter([0.5, 0.6, 0.9, 0.8, 0.7, 0.6])
+    monkeypatch.setattr(
+        watch.OnlineKNN, "measure", lambda *_: {"knn_auroc": next(values), "knn_accuracy": 0.0}, raising=True
+    )
+    config = tiny(run={"steps": 20, "checkpoint_every": 2, "patience": 2})
+    result = pretrain(config, pictures, tmp_path / "run", device="cpu")
+    assert result.steps == 8  # best after step 4, then two that are worse
+    assert "ended after step 8 of 20: 2 checkpoints without a better k-NN" in " ".join(capsys.readouterr().err.split())
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["knn"]["best_step"] == 4
+    best, last = load_backbone(tmp_path / "run" / "best"), load_backbone(tmp_path / "run")
+    assert best.metadata["step"] == 4
+    assert last.metadata["step"] == 8
+    again = pretrain(config, pictures, tmp_path / "run", device="cpu", resume=True)
+    assert again.steps == 8  # it has ended, and a resume does not forget it
+
+
+@pytest.mark.parametrize(
+    ("values", "times"),
+    [
+        ([1.0, 0.9, 0.1, 0.0], 1),
+        ([0.8, 0.799, 0.7, 0.6], 0),  # three validation images or four: that is chance
+        ([0.6, 0.7, 0.8, 0.65], 0),  # below its best, above its start
+    ],
+)
+def test_features_that_got_worse_than_chance_explains_are_told_of_once(
+    tiny: Tiny,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    values: list[float],
+    times: int,
+) -> None:
+    measured = iter(values)
+    monkeypatch.setattr(watch.OnlineKNN, "measure", lambda *_: {"knn_auroc": next(measured)})
+    pretrain(tiny(), pictures, tmp_path / "run", device="cpu")
+    assert capsys.readouterr().err.count("worse than at the start") == times
+
+
+@pytest.mark.parametrize(("auroc", "positives", "negatives"), [(0.6, 10, 40), (0.8, 30, 30), (0.9, 100, 20)])
+def test_the_error_of_an_auroc_is_that_of_drawing_it_again(auroc: float, positives: int, negatives: int) -> None:
+    rng, draws = np.random.default_rng(0), 4000
+    high = rng.exponential(auroc / (1 - auroc), (draws, positives, 1))
+    found = (high > rng.exponential(1.0, (draws, 1, negatives))).mean((1, 2))
+    assert found.mean() == pytest.approx(auroc, abs=0.01)
+    # 4,000 draws tell a deviation to 1.1%, times three
+    assert found.std() == pytest.approx(auroc_error(auroc, positives, negatives), rel=0.035)
+
+
+def _knn(counts: list[int]) -> OnlineKNN:
+    """Of validation images alone, so many of each class."""
+    knn = OnlineKNN.__new__(OnlineKNN)
+    knn.classes = [str(index) for index in range(len(counts))]
+    knn.labels = [np.empty(0, int), np.repeat(np.arange(len(counts)), counts)]
+    return knn
+
+
+@pytest.mark.parametrize("counts", [[60, 60], [20, 30, 50], [5, 15, 40, 100, 0], [10, 12, 60, 8, 9, 130, 11]])
+def test_what_chance_may_take_is_what_drawing_again_takes(counts: list[int]) -> None:
+    """Scores of a class are noise plus what the image gives for its own class; measured twice with nothing changed."""
+    rng, knn, falls = np.random.default_rng(1), _knn(counts), []
+    truth = np.eye(len(counts), dtype=bool)[knn.labels[1]]
+    truth = truth[:, truth.any(0)]
+    positives, negatives = truth.sum(0), (~truth).sum(0)
+    for _ in range(1500):
+        votes = rng.normal(size=(2, *truth.shape)) + 1.2 * truth
+        votes = np.exp(votes) / np.exp(votes).sum(2, keepdims=True)
+        ranks = votes.argsort(1).argsort(1)  # there are no ties: Mann and Whitney's count of pairs
+        aurocs = ((ranks * truth).sum(1) - positives * (positives - 1) / 2) / (positives * negatives)
+        before, now = aurocs.mean(1)
+        falls.append((before - now) / knn.chance(before, now))
+    # Two standard errors of one are 1.4 of the difference of two that have nothing in common: 8% fall further, and
+    # fewer where classes are of very different size, of which the formula thinks too little.
+    assert 0.015 < np.mean(np.array(falls) > 1) < 0.11
+
+
+def test_the_fewer_the_images_the_more_may_chance_take() -> None:
+    assert _knn([200, 200]).chance(0.8, 0.75) < 0.05 < _knn([60, 60]).chance(0.8, 0.75)
+    assert _knn([2, 2]).chance(1.0, 0.5) > 0.4  # a perfect start on four images is no certain one
+    assert _knn([200, 200, 0]).chance(0.8, 0.75) == _knn([200, 200]).chance(0.8, 0.75)
+
+
+def test_energy_is_watts_times_time_times_pue(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1800.0, 3600.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(EnergyMeter, "_joules", lambda _: None)
+    meter = EnergyMeter(CPU, assumed_watts=400)
+    meter.sample()
+    meter.sample()
+    report = meter.report(processes=2)
+    assert report["kwh"] == pytest.approx(0.4 * PUE * 2)
+    assert report["co2e_kg"] == pytest.approx(0.4 * PUE * 2 * KG_PER_KWH)
+    assert (report["watts"], report["measured"]) == (pytest.approx(400), False)
+    # the paper's own example: 22,016 GPU hours at 400 W are 9.7 MWh and 3.7 t
+    paper = EnergyMeter.__new__(EnergyMeter)
+    paper.kwh, paper.seconds, paper.measured = 22016 * 0.4, 22016 * 3600.0, False
+    assert paper.report()["kwh"] == pytest.approx(9.7e3, rel=0.01)
+    assert paper.report()["co2e_kg"] == pytest.approx(3.7e3, rel=0.01)
