@@ -14,7 +14,8 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from dinomed.apps import cli
-from dinomed.pretrain.curation import result, shelf
+from dinomed.pretrain.curation.output import write as result
+from dinomed.pretrain.curation.runtime import cache as shelf
 
 stage, arguments = sys.argv[1], sys.argv[2:]
 

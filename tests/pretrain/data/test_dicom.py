@@ -11,7 +11,7 @@ from dinomed.apps import cli
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
 from dinomed.images.read import IntensityConfig, read_image
-from dinomed.pretrain.data.stream import stream as data
+from dinomed.pretrain.data import stream as data
 
 ROOT = Path(__file__).resolve().parents[3]
 WINDOW = (-1350.0, 150.0)
