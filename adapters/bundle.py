@@ -8,22 +8,16 @@ and a record and weights of two adapters cannot be taken for one. It holds no im
 the manifest's rows. `adapter.json` is the same record, `adapter.yaml` the settings.
 """
 
-import hashlib
-import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from json import JSONDecodeError, loads
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dinomed.adapters.adapter import Adapter
@@ -31,17 +25,17 @@ from dinomed.adapters.card import CARD_FILE, build_card
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.loop import LOG_FILE, STATE_FOLDER
 from dinomed.adapters.fitting.tune import Tuned, changed_backbone
-from dinomed.adapters.record import FORMAT, READABLE, AdapterRecord, TunedReference
+from dinomed.adapters.record import FORMAT, AdapterRecord, TunedReference
 from dinomed.adapters.reference import refer_to
 from dinomed.adapters.training_images import Seen, seen_from_tensors
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config, to_yaml
 from dinomed.errors import DinomedError, UsageError
-from dinomed.io.checkpoint import read_tensors, write_tensors
-from dinomed.io.files import locked, prepare_output, read_json, sync, to_json, write_json, write_text
+from dinomed.io.files import read_json, to_json, write_json, write_text
+from dinomed.io.output_folder import STAGE, locked, prepare_output, publish
+from dinomed.io.tensor_file import check_tensors, hash_tensors, parse_record, read_header, read_tensors, write_tensors
 
 WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json", "adapter.yaml"
-STAGE = ".unfinished"
 HEADER = "adapter"
 _HEAD, _SEEN, _TUNED = "head.", "seen.", "backbone."  # in front of the names of tensors
 _PACKAGES = ("dinomed", "torch", "monai", "scikit-learn", "numpy")
@@ -130,27 +124,10 @@ def save_bundle(
 def _publish(output: Output) -> None:
     """The older adapter first loses what is for people only, then is replaced in one step."""
     beside = (RECORD_FILE, CONFIG_FILE, CARD_FILE, LOG_FILE)
-    try:
-        for name in beside:
-            (output.folder / name).unlink(missing_ok=True)
-        os.replace(output.stage / WEIGHTS_FILE, output.folder / WEIGHTS_FILE)
-        sync(output.folder)
-        for name in beside:
-            if (output.stage / name).exists():
-                os.replace(output.stage / name, output.folder / name)
-        shutil.rmtree(output.stage)
-    except OSError as error:
-        raise DinomedError(f"cannot write {output.folder}: {error.strerror or error}") from None
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    for name in beside:
+        (output.folder / name).unlink(missing_ok=True)
+    publish(output.stage, output.folder, [WEIGHTS_FILE, *(name for name in beside if (output.stage / name).exists())])
+    shutil.rmtree(output.stage, ignore_errors=True)
 
 
 def read_record(folder: str | Path) -> AdapterRecord:
@@ -172,20 +149,13 @@ def read_record(folder: str | Path) -> AdapterRecord:
             if (folder / STAGE).is_dir()
             else f"{folder} is no adapter (it holds no {WEIGHTS_FILE}); give the output folder of dinomed train"
         )
-    data = _read_header(path)
-    found = data.get("format") if isinstance(data, dict) else None
-    if found not in READABLE:
-        raise DinomedError(f"{path}: format {found!r}, this version reads {FORMAT!r}; train again")
+    data = read_header(path, HEADER, "train again")
     if (folder / RECORD_FILE).exists() and read_json(folder / RECORD_FILE) != data:
         raise DinomedError(
             f"{folder / RECORD_FILE} is not the record in {WEIGHTS_FILE}: it was changed, or the files of two adapters "
             "are mixed up; copy both from one training, or train again"
         )
-    try:
-        return AdapterRecord.model_validate(data)
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise DinomedError(f"{path} is damaged: {where}: {error.errors()[0]['msg']}") from None
+    return parse_record(path, data, AdapterRecord, FORMAT, "train again")
 
 
 def load_head(folder: str | Path, record: AdapterRecord) -> Adapter:
@@ -234,19 +204,5 @@ def read_seen(folder: str | Path, record: AdapterRecord) -> Seen:
 def _read_part(folder: str | Path, record: AdapterRecord, prefix: str) -> dict[str, Tensor]:
     path = Path(folder) / WEIGHTS_FILE
     tensors = read_tensors(path)
-    if hash_tensors(tensors) != record.weights_sha256:
-        raise DinomedError(f"{path} is damaged: its tensors are not those of its record; copy it again, or train again")
+    check_tensors(path, tensors, record.weights_sha256, "copy it again, or train again")
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _read_header(path: Path) -> Any:
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(HEADER)
-        if text is None:
-            raise DinomedError(
-                f"{path} holds no record of an adapter: it is of an earlier version or another file; train again"
-            )
-        return loads(text)
-    except (SafetensorError, OSError, JSONDecodeError) as error:
-        raise DinomedError(f"{path} is cut off, damaged, or no safetensors file ({error}); train again") from None

@@ -9,10 +9,7 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import Config
 from dinomed.notice import RESEARCH_USE
 
-FORMAT: Final = "dinomed.adapter/4"
-READABLE: Final = (FORMAT, "dinomed.adapter/3", "dinomed.adapter/2")
-"""What this version reads. 3 added `usage` and 4 `tuned`, which an older version would not apply; older records have
-none."""
+FORMAT: Final = "dinomed.adapter/5"
 
 
 class BackboneReference(Config):
@@ -45,7 +42,7 @@ class AdapterRecord(Config):
     not over the file (see `dinomed.adapters.bundle.hash_tensors`): the file holds the record itself.
     """
 
-    format: Literal["dinomed.adapter/4", "dinomed.adapter/3", "dinomed.adapter/2"] = FORMAT
+    format: Literal["dinomed.adapter/5"] = FORMAT
     purpose: str = RESEARCH_USE
     task: Task
     head: dict[str, Any]

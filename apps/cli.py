@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from dinomed import __version__
-from dinomed.apps.options import Debug
+from dinomed.apps.options import Debug, Verbose
 from dinomed.errors import DinomedError, UsageError, did_you_mean, printable
 from dinomed.notice import RESEARCH_USE
 
@@ -106,7 +106,7 @@ Version = Annotated[bool, typer.Option("--version", help="Print the version.", c
 
 
 @app.callback(help=f"Self-supervised ViT backbones and light heads for medical images; {RESEARCH_USE}.")
-def _root(version: Version = False, debug: Debug = False) -> None: ...
+def _root(version: Version = False, debug: Debug = False, verbose: Verbose = False) -> None: ...
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

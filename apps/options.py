@@ -3,6 +3,7 @@
 Use as annotations: ``def probe(data: Data, device: Device = "auto", as_json: Json = False) -> None``.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,18 @@ from typer import Option
 
 
 def _quiet(value: bool) -> bool:
-    from dinomed.progress import set_quiet
+    from dinomed.log import default_level, set_level
 
-    set_quiet(value)
+    set_level("warning" if value else default_level())
+    return value
+
+
+def _verbose(value: bool) -> bool:
+    if value:
+        from dinomed.log import set_level
+
+        os.environ["DINOMED_LOG"] = "debug"  # for the processes of a command too
+        set_level("debug")
     return value
 
 
@@ -27,7 +37,10 @@ Seed = Annotated[int, Option("--seed", help="Seed of everything random.", min=0)
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an earlier result of dinomed in the output folder.")]
 Resume = Annotated[bool, Option("--resume", help="Go on where an interrupted run stopped.")]
 Json = Annotated[bool, Option("--json", help="Data as JSON on stdout; everything else goes to stderr.")]
-Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress, no notes.", callback=_quiet)]
+Quiet = Annotated[
+    bool, Option("--quiet", "-q", help="Show warnings and errors only: no progress, no notes.", callback=_quiet)
+]
+Verbose = Annotated[bool, Option("--verbose", help="Show details too (works before any command).", callback=_verbose)]
 Debug = Annotated[bool, Option("--debug", help="Show tracebacks (works after any command; or DINOMED_DEBUG=1).")]
 ImageSize = Annotated[
     int | None, Option("--image-size", help="Side of the square that images are resized to, px.", min=8)

@@ -21,9 +21,9 @@ from dinomed.configs import find_config
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.features.extract import default_store
 from dinomed.io.files import write_json
+from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig, StartConfig
 from dinomed.pretrain.trainer import pretrain
-from dinomed.progress import say
 
 BASE = "configs/pretrain/vit_tiny_cpu.yaml"
 K = 20
@@ -111,7 +111,7 @@ def main() -> None:
     rows: dict[str, list[dict[str, Any]]] = {}
     for name in names:
         for seed in arguments.seeds:
-            say(f"{name}, seed {seed}")
+            logger.info(f"{name}, seed {seed}")
             out = arguments.output / f"{name}_{arguments.images}_{seed}"
             figures = run_one(
                 configs[name], arguments.data, manifest, out, arguments.images, seed, arguments.start, arguments.device

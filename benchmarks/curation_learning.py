@@ -24,10 +24,10 @@ from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, w
 from dinomed.errors import UsageError
 from dinomed.features.extract import default_store
 from dinomed.io.files import write_json
+from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.curation.output.read import Outcome, load_outcome
 from dinomed.pretrain.trainer import pretrain
-from dinomed.progress import say
 
 CONFIG = "configs/pretrain/vit_tiny_cpu.yaml"
 K = 20
@@ -136,7 +136,7 @@ def main() -> None:
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in asked.seeds:  # a seed at a time: what there is after an hour can be compared
         for name in asked.only:
-            say(f"{name}, seed {seed}")
+            logger.info(f"{name}, seed {seed}")
             out = asked.output / f"{name}_{asked.images}_{seed}"
             asked.output.mkdir(parents=True, exist_ok=True)
             figures = run_one(outcome, name, seed, asked.data, out, asked.images, asked.settings, asked.device)

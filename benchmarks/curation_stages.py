@@ -25,10 +25,10 @@ from dinomed.datasets.scan.facts import read_facts
 from dinomed.features.compute import compute_features
 from dinomed.images.read import read_image
 from dinomed.io.files import to_json
+from dinomed.log import set_level
 from dinomed.pretrain.curation.deduplication.hashes import phash_views
 from dinomed.pretrain.curation.descriptors.descriptor import DescriptorConfig, fit_descriptor
 from dinomed.pretrain.curation.filters.quality import measure_quality
-from dinomed.progress import set_quiet
 
 BATCH = 16
 FITTED = 64
@@ -87,7 +87,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    set_quiet(True)
+    set_level("warning")
     report = []
     for path in asked.manifests:
         manifest = draw(read_manifest(path), asked.images, asked.seed)

@@ -45,7 +45,7 @@ from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.extract import resolve_blocks
 from dinomed.io.files import write_json, write_text
-from dinomed.progress import say, warn
+from dinomed.log import logger
 
 METRICS = {"classify": ("auroc", "balanced_accuracy"), "segment": ("dice", "iou")}
 CONFIGS: dict[str, type[TrainConfig]] = {"classify": ClassifyConfig, "segment": SegmentConfig}
@@ -77,7 +77,7 @@ class Bench:
         path = self.out / (re.sub(r"\W+", "-", f"{self.task} {name} {seed}") + ".json")
         found = json.loads(path.read_text()) if path.exists() else {}
         if found.get("made_of") != json.loads(json.dumps(made_of)):
-            say(f"{self.task}: {name}, seed {seed}")
+            logger.info(f"{self.task}: {name}, seed {seed}")
             found = measure() | {"made_of": made_of}
             write_json(path, found)
         return found
@@ -266,7 +266,7 @@ def main(words: Sequence[str] | None = None) -> None:
         try:
             found = bench.row(name, seed, made_of, measure)
         except (DinomedError, UsageError) as error:
-            warn(f"{name}, seed {seed}, failed and has no row: {error}")
+            logger.warning(f"{name}, seed {seed}, failed and has no row: {error}")
             return
         rows.setdefault(name, []).append(found)
         write_text(given.output / f"{given.task}.md", table(given.task, rows) + "\n")
@@ -281,7 +281,7 @@ def main(words: Sequence[str] | None = None) -> None:
             seconds, head = frozen[index]
             made_of = {"unet": given.unet_size, "seconds": seconds, "seed": seed}
             name = f"U-Net from scratch, as long as the {word} head"
-            say(f"{name}: {head}, {seconds:.0f} s")
+            logger.info(f"{name}: {head}, {seconds:.0f} s")
             add(name, seed, made_of, partial(measure_unet, bench, given.unet_size, seed, seconds))
     print(table(given.task, rows))
 

@@ -38,7 +38,7 @@ from dinomed.config import build_config
 from dinomed.datasets.scan.scan import scan
 from dinomed.datasets.synthetic.lesions import write_lesions
 from dinomed.features.extract import extract
-from dinomed.progress import set_quiet
+from dinomed.log import set_level
 
 
 class Fit:
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    set_quiet(True)
+    set_level("warning")
     torch.manual_seed(0)
     reading = Preprocessing(image_size=asked.image_size)
     backbone = FrozenBackbone(build_vit(asked.backbone, image_size=asked.image_size), reading, asked.backbone)

@@ -30,13 +30,13 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from dinomed.io.files import to_json
+from dinomed.log import logger, set_level
 from dinomed.pretrain.curation.search import bound as bounds
 from dinomed.pretrain.curation.search import low_precision as products
 from dinomed.pretrain.curation.search.bound import fit_bound
 from dinomed.pretrain.curation.search.exact import near_pairs
 from dinomed.pretrain.curation.search.ivf import build_index, tune
 from dinomed.pretrain.curation.search.pairs import Pairs
-from dinomed.progress import say, set_quiet
 
 BLOCK = 10_000
 GIB = 2**30
@@ -181,8 +181,8 @@ def main() -> None:
     if options.float32:
         products.gains = bounds.gains = dict  # type: ignore[assignment]
     faster = ", ".join(f"{str(kind).removeprefix('torch.')} {gain:.1f} times" for kind, gain in bounds.gains().items())
-    say(f"products on this machine, as fast as in float32: {faster or 'no coarser ones'}")
-    set_quiet(True)
+    logger.info(f"products on this machine, as fast as in float32: {faster or 'no coarser ones'}")
+    set_level("warning")
     faiss.omp_set_num_threads(1)
     jobs: list[tuple[str, list[int], Callable[[np.ndarray], dict[str, Any]]]] = [
         ("compare", options.sizes, lambda x: compare(x, options.threshold, options.rounds)),

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dinomed.adapters.heads.grid import GridConfig, Stack, _batches, build_stacks, train_stacks
-from dinomed.progress import set_quiet
+from dinomed.log import set_level
 
 
 def train_separately(stacks: list[Stack], x: torch.Tensor, truth: torch.Tensor, config: GridConfig) -> list[nn.Linear]:
@@ -50,7 +50,7 @@ def train_separately(stacks: list[Stack], x: torch.Tensor, truth: torch.Tensor, 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
-    set_quiet(True)
+    set_level("warning")
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(arguments.images, 5 * arguments.dim)).astype(np.float32))
     truth = torch.from_numpy(rng.integers(0, arguments.classes, arguments.images))

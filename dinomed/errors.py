@@ -28,6 +28,16 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if 0 < len(known) <= 20 else ""
 
 
+def first_line(error: BaseException | str, limit: int = 100) -> str:
+    """Return the first line of an error's text, at most `limit` characters; the name of its class if it has no text.
+
+    >>> first_line(ValueError("bad value\\nand a page of details")), first_line(KeyError())
+    ('bad value', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else type(error).__name__
+
+
 def printable(text: str) -> str:
     """`text` with characters that would move the cursor or end a line (of file names, mostly) written as escapes.
 

@@ -1,50 +1,40 @@
-"""One progress display for every long step: a bar with the time left on a terminal, a line now and then elsewhere.
+"""Progress display for long steps: a bar with the remaining time on a terminal, a line every ten seconds elsewhere.
 
-Everything goes to stderr: stdout belongs to data (``--json``).
+Everything goes to stderr: stdout belongs to data (``--json``). In a run of several processes only rank 0 shows it.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dinomed.log import console, is_quiet, logger
+
 T = TypeVar("T")
-console = Console(stderr=True, highlight=False, soft_wrap=True)
 _LINE_EVERY_S = 10.0
-_quiet = False
-
-
-def set_quiet(quiet: bool) -> None:
-    """Silence progress and notes (not warnings, not errors)."""
-    global _quiet
-    _quiet = quiet
-
-
-def say(message: str) -> None:
-    """A line for the person watching, on stderr, unless ``--quiet``."""
-    if not _quiet:
-        console.print(message, markup=False)
-
-
-def warn(message: str) -> None:
-    """A warning, on stderr, always."""
-    console.print(f"warning: {message}", style="yellow", markup=False)
 
 
 class Bar:
-    """A running count of `total` (unknown if None); `advance` moves it, `note` shows a short text beside it."""
+    """A running count of finished items.
 
-    _live = False  # whether one of them has the terminal
+    Args:
+        description: what is counted, such as ``scan``.
+        total: number of items; None if it is unknown.
+        start: items that are done already, as after a resume.
+    """
+
+    _live = False  # whether a bar has the terminal
 
     def __init__(self, description: str, total: int | None, start: int = 0) -> None:
         self.description, self.total, self.done, self.text = description, total, start, ""
-        self._began, self._start, self._spoke = time.monotonic(), start, time.monotonic()
+        self._began, self._start, self._last_line = time.monotonic(), start, time.monotonic()
         self._progress: Progress | None = None
-        if console.is_terminal and not _quiet and not Bar._live:  # two at once would write over each other
+        shown = os.environ.get("RANK", "0") == "0" and not is_quiet()
+        if shown and console.is_terminal and not Bar._live:  # two at once would write over each other
             Bar._live = True
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -54,13 +44,14 @@ class Bar:
             self._task = self._progress.add_task(description, total=total, completed=start, note="")
 
     def advance(self, n: int = 1, note: str | None = None) -> None:
+        """Count `n` more items; `note` is a short text shown beside the bar."""
         self.done += n
         self.text = self.text if note is None else note
         if self._progress:
             self._progress.update(self._task, advance=n, note=self.text)
-        elif time.monotonic() - self._spoke > _LINE_EVERY_S:
-            self._spoke = time.monotonic()
-            say(self._line())
+        elif time.monotonic() - self._last_line > _LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            logger.info(self._line())
 
     def _line(self) -> str:
         elapsed = time.monotonic() - self._began
@@ -70,31 +61,32 @@ class Bar:
         return f"{self.description} {self.done}{total} in {elapsed:.0f} s{left}{'  ' + self.text if self.text else ''}"
 
     def close(self) -> None:
+        """Release the terminal; a count that took more than two seconds leaves a last line."""
         if self._progress:
             self._progress.stop()
             Bar._live = False
         elif time.monotonic() - self._began > 2.0:
-            say(self._line())
+            logger.info(self._line())
 
 
 @contextmanager
 def bar(description: str, total: int | None, start: int = 0) -> Iterator[Bar]:
-    """``with bar("scan", 100) as b: b.advance()``"""
-    it = Bar(description, total, start)
+    """Open a `Bar` and close it at the end: ``with bar("scan", 100) as progress: progress.advance()``."""
+    progress = Bar(description, total, start)
     try:
-        yield it
+        yield progress
     finally:
-        it.close()
+        progress.close()
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Iterate `items` under a bar."""
+    """Iterate over `items` and count them in a bar; `total` is needed only where `items` has no length."""
     if total is None and isinstance(items, Sized):
         total = len(items)
-    with bar(description, total) as b:
+    with bar(description, total) as progress:
         for item in items:
             yield item
-            b.advance()
+            progress.advance()
 
 
 if __name__ == "__main__":

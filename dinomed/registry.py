@@ -5,7 +5,7 @@ from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from dinomed.errors import UsageError, did_you_mean
-from dinomed.progress import warn
+from dinomed.log import logger
 
 T = TypeVar("T")
 
@@ -39,13 +39,13 @@ class Registry(Generic[T]):
         group, self._group = self._group, None
         for point in entry_points(group=group) if group else ():
             if point.name in self._items:
-                warn(f"plug-in {point.value}: there is a {self.kind} {point.name!r} already; it is not used")
+                logger.warning(f"plug-in {point.value}: there is a {self.kind} {point.name!r} already; it is not used")
                 continue
             try:
                 item = point.load()
             except Exception as error:  # another's code may raise anything; ours goes on without it
                 said = (str(error).splitlines() or [type(error).__name__])[0]
-                warn(f"plug-in {point.value} ({self.kind} {point.name!r}) cannot be loaded: {said}")
+                logger.warning(f"plug-in {point.value} ({self.kind} {point.name!r}) cannot be loaded: {said}")
                 continue
             self._items.setdefault(point.name, item)  # its module may have registered it by itself
 

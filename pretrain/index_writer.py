@@ -5,8 +5,8 @@ from threading import Thread
 
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError
+from dinomed.log import logger
 from dinomed.pretrain.curation.audit.training_index import SEEN_FILE, read_seen, write_seen
-from dinomed.progress import warn
 
 _THREADS = 1  # the others are for the training
 
@@ -34,7 +34,7 @@ class Noting:
         if self._thread.ident is not None:
             self._thread.join()
         if self.failed is not None:
-            warn(f"{SEEN_FILE} was not written, and `dinomed audit` cannot ask this run ({self.failed})")
+            logger.warning(f"{SEEN_FILE} was not written, and `dinomed audit` cannot ask this run ({self.failed})")
 
 
 def _is_noted(out: Path, train: Manifest) -> bool:

@@ -15,7 +15,8 @@ import torch
 from dinomed.config import build_config, parse_yaml, to_yaml
 from dinomed.errors import UsageError
 from dinomed.io.checkpoint import list_checkpoints
-from dinomed.io.files import check_free, prepare_output, read_json, write_json, write_text
+from dinomed.io.files import read_json, write_json, write_text
+from dinomed.io.output_folder import check_free, prepare_output
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.curation.audit.training_index import SEEN_FILE
 

@@ -18,7 +18,9 @@ from dinomed.distributed import gather_objects, max_over_ranks, on_main, process
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.read import UnreadableImage
 from dinomed.io.checkpoint import list_checkpoints
-from dinomed.io.files import locked, read_json, write_json
+from dinomed.io.files import read_json, write_json
+from dinomed.io.output_folder import locked
+from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.select_images import choose_images, fit_images
 from dinomed.pretrain.data.stream import Collate, CropStream, RawBatch, batches
@@ -40,7 +42,7 @@ from dinomed.pretrain.run_folder import (
     write_record,
 )
 from dinomed.pretrain.train_step import Engine, StepReport
-from dinomed.progress import bar, say, warn
+from dinomed.progress import bar
 
 _MAX_UNREADABLE = 0.05  # share of the images; above it something is wrong with the disk, not with a file
 
@@ -154,7 +156,9 @@ class _Run:
         )
         self.knn = choose_labelled(manifest, train, self.preprocessing, config.run.knn_images)
         if self.knn is None and config.run.patience and rank() == 0:
-            warn("run.patience waits for a better online k-NN, and there is none: the run goes on to its last step")
+            logger.warning(
+                "run.patience waits for a better online k-NN, and there is none: the run goes on to its last step"
+            )
         self.unreadable: set[str] = set()
         self.bad_steps = 0
 
@@ -193,11 +197,11 @@ class _Run:
                 if exit_code and done < run.steps:
                     watch.close()
                     if rank() == 0:
-                        say(f"stopped after step {done} of {run.steps}; go on with --resume")
+                        logger.info(f"stopped after step {done} of {run.steps}; go on with --resume")
                     raise SystemExit(exit_code)
         watch.close()
         if done < run.steps and rank() == 0:
-            say(f"ended after step {done} of {run.steps}: {run.patience} checkpoints without a better k-NN; the best "
+            logger.info(f"ended after step {done} of {run.steps}: {run.patience} checkpoints without a better k-NN; the best "
                 f"backbone, of step {watch.progress.best_step}, is {out / 'best'}")  # fmt: skip
         seconds = time.monotonic() - began
         speed = (done - first) * run.batch_size / max(seconds, 1e-9)
@@ -227,7 +231,7 @@ class _Run:
         on_main(lambda: self._write_missing(result, step, watch, best))
 
     def _write_missing(self, backbone: VisionTransformer, step: int, watch: Watch, best: bool) -> None:
-        say(f"resuming {self.out} at step {step} of {self.config.run.steps}")
+        logger.info(f"resuming {self.out} at step {step} of {self.config.run.steps}")
         with suppress(DinomedError, KeyError):
             self.unreadable = set(read_json(self.out / RECORD_FILE)["unreadable"])
         if any(_step_of(self.out / name) != step for name in (("backbone", "best") if best else ("backbone",))):
@@ -255,7 +259,7 @@ class _Run:
             try:
                 write_pca_picture(path, backbone, self.preprocessing, self.pictures, self.device)
             except UnreadableImage as error:
-                warn(f"no PCA picture of step {step}: {error}")
+                logger.warning(f"no PCA picture of step {step}: {error}")
         write_record(
             self.out,
             self.config,
@@ -270,7 +274,7 @@ class _Run:
     def _note_unreadable(self, raw: RawBatch) -> None:
         new = set(raw.skipped) - self.unreadable
         for line in sorted(new):
-            warn(f"{line}; another image takes its place")
+            logger.warning(f"{line}; another image takes its place")
         self.unreadable |= new
         if len(self.unreadable) > max(_MAX_UNREADABLE * self.num_images, 3):
             raise DinomedError(
@@ -285,7 +289,7 @@ class _Run:
             return
         self.bad_steps += 1
         if rank() == 0:
-            warn(
+            logger.warning(
                 f"step {step}: the loss or its gradient is not finite; the step is skipped ({self.bad_steps} in a row)"
             )
         if self.bad_steps <= self.config.run.max_bad_steps:

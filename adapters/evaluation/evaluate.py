@@ -24,9 +24,9 @@ from dinomed.adapters.tasks.segment.legend import legend_from
 from dinomed.adapters.training_images import Overlap
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
+from dinomed.log import logger
 from dinomed.metrics.bootstrap import RESAMPLES
 from dinomed.notice import RESEARCH_USE
-from dinomed.progress import warn
 
 
 @dataclass(frozen=True)
@@ -145,4 +145,4 @@ def _tell_seen(seen: Overlap, total: int, where: str, folder: str | Path, leave_
     told = f"adapter {folder} has seen these images in training or validation: {', and '.join(parts)}"
     if leave_out and len(seen) > total / 2:
         raise UsageError(f"{told}; give images that it has not seen, or add --allow-seen (the result will say so)")
-    warn(f"{told}; {'they are left out' if leave_out else 'the metrics are too good'}")
+    logger.warning(f"{told}; {'they are left out' if leave_out else 'the metrics are too good'}")

@@ -21,9 +21,10 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.features.extract import extract
+from dinomed.log import logger
 from dinomed.metrics.classification import classification_metrics
 from dinomed.notice import RESEARCH_USE
-from dinomed.progress import track, warn
+from dinomed.progress import track
 
 METRICS = ("auroc", "balanced_accuracy", "accuracy")
 STRENGTH = 0.1  # C for standardised features; a strong penalty, as for few examples of many features
@@ -155,7 +156,7 @@ def _short_classes(labels: np.ndarray, groups: Sequence[object], classes: Sequen
     short = {name: count for name, count in have.items() if count < most}
     if short:
         told = ", ".join(f"{name!r} {count}" for name, count in list(short.items())[:5])
-        warn(f"fewer than {most} labelled groups in train of: {told}; all of them are used")
+        logger.warning(f"fewer than {most} labelled groups in train of: {told}; all of them are used")
     return short
 
 

@@ -14,8 +14,8 @@ from dinomed.adapters.reference import find_backbone
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.errors import DinomedError, UsageError
-from dinomed.io.checkpoint import read_tensors, write_tensors
 from dinomed.io.files import to_json, write_json
+from dinomed.io.tensor_file import read_tensors, write_tensors
 from dinomed.notice import RESEARCH_USE
 
 BACKBONE_FOLDER = "backbone"

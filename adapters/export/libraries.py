@@ -15,8 +15,8 @@ from dinomed.adapters.export.source import Source
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.vit import ViTConfig
 from dinomed.errors import UsageError
-from dinomed.io.checkpoint import write_tensors
 from dinomed.io.files import write_json
+from dinomed.io.tensor_file import write_tensors
 from dinomed.layers.patch_embedding import resize_position_embedding
 
 State = dict[str, Tensor]

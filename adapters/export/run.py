@@ -15,7 +15,8 @@ from dinomed.adapters.export.onnx_file import write_onnx
 from dinomed.adapters.export.source import Source
 from dinomed.datasets.manifest import leaves_root
 from dinomed.errors import DinomedError, UsageError, did_you_mean
-from dinomed.io.files import locked, prepare_output, read_json, sha256_file, sync, write_json, write_text
+from dinomed.io.files import read_json, sha256_file, sync, write_json, write_text
+from dinomed.io.output_folder import locked, prepare_output
 from dinomed.notice import RESEARCH_USE
 
 FORMATS = ("onnx", "safetensors", "timm", "transformers", "monai")

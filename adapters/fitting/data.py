@@ -9,7 +9,7 @@ import numpy as np
 from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.datasets.splits import check_splits, make_splits
 from dinomed.errors import UsageError
-from dinomed.progress import say, warn
+from dinomed.log import logger
 
 VAL_SHARE = 0.15  # of train, where the manifest has no val
 
@@ -78,7 +78,7 @@ def fit_splits(manifest: Manifest, column: str | None, seed: int) -> Splits:
     parts = {name: [i for i, split in enumerate(assigned) if split == name] for name in ("train", "val")}
     if not parts["train"] or not parts["val"]:
         raise UsageError("no split 'val', and train has too few groups to make one; add images or a split column")
-    warn(
+    logger.warning(
         f"{manifest.called} has no split 'val': {len(parts['val'])} of {len(train)} training images are set aside "
         "for it, by group; settings are chosen on them"
     )
@@ -106,7 +106,7 @@ def train_classes(train: Manifest, column: str) -> list[str]:
         )
     single = sorted(name for name, count in counts.items() if count == 1)
     if single:
-        warn(f"one training image only of {_list(single)}: what is learned of it is that image")
+        logger.warning(f"one training image only of {_list(single)}: what is learned of it is that image")
     return sorted(counts)
 
 
@@ -119,11 +119,15 @@ def class_indices(manifest: Manifest, column: str, classes: Sequence[str], split
     unseen = sorted(set(labels) - set(classes))
     if unseen:
         count = sum(label in unseen for label in labels)
-        warn(f"{split} has {_list(unseen)} ({count} images), unknown to training: they count as wrong, with no AUROC")
+        logger.warning(
+            f"{split} has {_list(unseen)} ({count} images), unknown to training: they count as wrong, with no AUROC"
+        )
     names = [*classes, *unseen]
     absent = [name for name in classes if name not in set(labels)]
     if absent:
-        say(f"note: {split} has no image of {_list(absent)}; it has no AUROC there and is left out of the means")
+        logger.info(
+            f"note: {split} has no image of {_list(absent)}; it has no AUROC there and is left out of the means"
+        )
     index = {name: i for i, name in enumerate(names)}
     return np.array([index[label] for label in labels], np.int64), names
 

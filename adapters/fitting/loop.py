@@ -17,7 +17,8 @@ from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.fitting.resume import Resume, learned, pack, unpack
 from dinomed.errors import DinomedError
 from dinomed.io.files import to_json, write_text
-from dinomed.progress import bar, say
+from dinomed.log import logger
+from dinomed.progress import bar
 
 LOG_FILE, STATE_FOLDER = "log.jsonl", "state"
 B = TypeVar("B")
@@ -109,7 +110,7 @@ def run_epochs(
                 run.keep()
     except (KeyboardInterrupt, SystemExit):
         again = f"goes on after epoch {run.kept}" if run.kept else "starts again (no epoch was kept yet)"
-        say(f"interrupted in epoch {run.epoch + 1}; the same command {again}")
+        logger.info(f"interrupted in epoch {run.epoch + 1}; the same command {again}")
         raise
     model.load_state_dict(run.weights, strict=False)
     model.eval()
@@ -164,7 +165,7 @@ class _Run:
         self.best = Best(epoch, float("-inf") if score is None else score, values)
         self.epoch, self.kept, self.log, self._before = state["epoch"], state["epoch"], state["log"], state["seconds"]
         self.trainer.load(unpack(state["trainer"], tensors))
-        say(f"going on after epoch {self.epoch} of an interrupted training")
+        logger.info(f"going on after epoch {self.epoch} of an interrupted training")
 
 
 class _AdamW:
@@ -178,7 +179,9 @@ class _AdamW:
         self.passes = max(1, ceil(config.min_steps / (config.epochs * self.batches)))
         self.steps = self.passes * self.batches
         if self.passes > 1:
-            say(f"{self.passes} passes over {count} examples an epoch, for fit.min_steps={config.min_steps} in all")
+            logger.info(
+                f"{self.passes} passes over {count} examples an epoch, for fit.min_steps={config.min_steps} in all"
+            )
         self.total, self.done, self.groups = config.epochs * self.steps, 0, groups
         self.optimizer = torch.optim.AdamW(
             [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups],

@@ -22,7 +22,7 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.errors import DinomedError
 from dinomed.io.checkpoint import newest_checkpoint, prune_checkpoints, read_whole, write_checkpoint
 from dinomed.io.files import to_json
-from dinomed.progress import say, warn
+from dinomed.log import logger
 
 SHARE = 0.05
 """Of the time that a fit takes, at most, for writing its state."""
@@ -51,10 +51,10 @@ class Resume:
             if found is not None and found[1].get("key") == self.key:
                 return read_whole(found[0]), found[1]["state"]
         except (DinomedError, KeyError, AttributeError) as error:
-            warn(f"the state of the interrupted training is damaged ({error}); it begins from the start")
+            logger.warning(f"the state of the interrupted training is damaged ({error}); it begins from the start")
         else:
             if found is not None:
-                say("an unfinished training with other settings, data or backbone is dropped")
+                logger.info("an unfinished training with other settings, data or backbone is dropped")
         shutil.rmtree(self.folder, ignore_errors=True)
         return None
 

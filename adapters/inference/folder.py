@@ -14,8 +14,9 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import Loaded, load_images
-from dinomed.io.files import locked, prepare_output
-from dinomed.progress import bar, say
+from dinomed.io.output_folder import locked, prepare_output
+from dinomed.log import logger
+from dinomed.progress import bar
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def predict_collection(
         todo = [i for i, name in enumerate(names) if name not in done]
         kept = len(done)
         if kept:
-            say(f"{kept} of {len(names)} images are done already")
+            logger.info(f"{kept} of {len(names)} images are done already")
         failed = list(unreadable)
         with bar("predicting", len(names), kept) as progress:
             for loaded in batches(manifest.take(todo), predictor):

@@ -26,8 +26,10 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.features.compute import Features
 from dinomed.features.extract import extract
-from dinomed.io.files import locked, prepare_output, replacing
-from dinomed.progress import bar, say
+from dinomed.io.files import replacing
+from dinomed.io.output_folder import locked, prepare_output
+from dinomed.log import logger
+from dinomed.progress import bar
 
 PARTS = ".unfinished"
 _CHUNK = 256  # images whose patch tokens are on disk at a time
@@ -67,7 +69,7 @@ def build_index(
         whitening = None if whiten is None else fit_whitening(plain, whiten)
         vectors = unit_vectors(pooled, whitening)
         if kind != "flat":
-            say(f"building the {kind} index of {len(vectors)} vectors")
+            logger.info(f"building the {kind} index of {len(vectors)} vectors")
         graph = build_graph(kind, vectors)
         record = IndexRecord(
             kind=kind,

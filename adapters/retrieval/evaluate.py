@@ -12,10 +12,11 @@ from dinomed.adapters.retrieval.search import Retriever
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import load_images
+from dinomed.log import logger
 from dinomed.metrics.bootstrap import bootstrap_mean
 from dinomed.metrics.retrieval import average_precision, precision_at, recall_at
 from dinomed.notice import RESEARCH_USE
-from dinomed.progress import bar, warn
+from dinomed.progress import bar
 
 KS = (1, 5, 10)
 _BLOCK = 64  # queries whose whole ranking is in memory
@@ -58,7 +59,9 @@ def evaluate_index(
     wanted = rows.column(label)
     unknown = sorted(set(wanted) - {value for value in gallery if value is not None})
     if unknown:
-        warn(f"the index has no image of {', '.join(map(repr, unknown[:5]))}: such queries have nothing to find")
+        logger.warning(
+            f"the index has no image of {', '.join(map(repr, unknown[:5]))}: such queries have nothing to find"
+        )
     vectors = _vectors(retriever, rows)
     contents, groups = rows.column("sha256"), groups_of(rows)
     excluded = [retriever.relatives.rows(*one) for one in zip(contents, groups, strict=True)]

@@ -8,7 +8,6 @@ damage is found before anything is searched. Nothing in it is pickled, and no fi
 An index names its images, their groups and labels: that is what it is for. Handle it like the manifest.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import Field
 
-from dinomed.adapters.bundle import hash_tensors
 from dinomed.adapters.record import BackboneReference
 from dinomed.adapters.retrieval.engine import Arrays, Kind, restore, search_exactly, search_graph
 from dinomed.adapters.retrieval.pool import Pooling, Whitening
@@ -30,8 +27,8 @@ from dinomed.config import Config
 from dinomed.datasets.manifest import FIXED, Manifest, leaves_root
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.neighbors import normalised
-from dinomed.io.checkpoint import read_tensors, write_tensors
 from dinomed.io.files import replacing, to_json, write_json
+from dinomed.io.tensor_file import check_tensors, hash_tensors, parse_record, read_header, read_tensors, write_tensors
 from dinomed.notice import RESEARCH_USE
 
 FORMAT: Final = "dinomed.index/1"
@@ -185,20 +182,8 @@ def read_index_record(folder: str | Path) -> IndexRecord:
     if not path.is_file():
         told = "does not exist" if not folder.exists() else f"is no index (it holds no {INDEX_FILE})"
         raise UsageError(f"{folder} {told}; make one: dinomed index MANIFEST --backbone B -o {folder}")
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(_HEADER)
-        data = None if text is None else json.loads(text)
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise DinomedError(f"{path} is cut off, damaged, or no safetensors file ({error}); index again") from None
-    named = data.get("format") if isinstance(data, dict) else None
-    if named != FORMAT:
-        raise DinomedError(f"{path}: format {named!r}, this version reads {FORMAT!r}; index again")
-    try:
-        return IndexRecord.model_validate(data)
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise DinomedError(f"{path} is damaged: {where}: {error.errors()[0]['msg']}; index again") from None
+    data = read_header(path, _HEADER, "index again")
+    return parse_record(path, data, IndexRecord, FORMAT, "index again")
 
 
 def read_index(folder: str | Path) -> RetrievalIndex:
@@ -211,8 +196,7 @@ def read_index(folder: str | Path) -> RetrievalIndex:
     folder = Path(folder)
     record, path = read_index_record(folder), folder / INDEX_FILE
     tensors = read_tensors(path)
-    if hash_tensors(tensors) != record.content_sha256:
-        raise DinomedError(f"{path} is damaged: it is not what its record says; copy it again, or index again")
+    check_tensors(path, tensors, record.content_sha256, "copy it again, or index again")
     try:
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         vectors = np.ascontiguousarray(arrays["vectors"])

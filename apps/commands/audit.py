@@ -48,7 +48,8 @@ def audit(
     from dinomed.apps.output import emit
     from dinomed.config import to_yaml
     from dinomed.errors import UsageError
-    from dinomed.io.files import check_writable, write_text
+    from dinomed.io.files import write_text
+    from dinomed.io.output_folder import check_writable
     from dinomed.pretrain.curation.audit.audit import audit as run
     from dinomed.pretrain.curation.audit.audit import audit_seen
 

@@ -81,7 +81,7 @@ def curate(
 
 def _check_options(output: Path, engine: str, address: str | None, *, overwrite: bool) -> None:
     from dinomed.errors import UsageError, did_you_mean
-    from dinomed.io.files import check_writable
+    from dinomed.io.output_folder import check_writable
     from dinomed.pretrain.curation.output.read import summary_path
 
     if engine not in ("local", "ray"):
@@ -128,7 +128,7 @@ def _show(pile: "Pile", settings: "CurationConfig", output: Path, as_json: bool)
 
 def _report(outcome: "Outcome", as_json: bool, names: bool) -> None:
     from dinomed.apps.output import build_table, emit
-    from dinomed.progress import say
+    from dinomed.log import logger
 
     page = _write_page(outcome, names)
     summary = outcome.summary
@@ -142,7 +142,7 @@ def _report(outcome: "Outcome", as_json: bool, names: bool) -> None:
     table = [(row.name, row.mode, row.images, row.retrieved, row.kept) for row in outcome.sources]
     if table:
         emit(report, False, build_table(("source", "mode", "images", "retrieved", "kept"), table))
-    say(f"{outcome.path} is ready for dinomed pretrain --data; {summary['purpose']}")
+    logger.info(f"{outcome.path} is ready for dinomed pretrain --data; {summary['purpose']}")
 
 
 def _write_page(outcome: "Outcome", names: bool) -> Path:

@@ -44,7 +44,8 @@ def evaluate(
     from dinomed.apps.output import emit
     from dinomed.datasets.manifest import open_collection
     from dinomed.errors import UsageError
-    from dinomed.io.files import prepare_output, write_json, write_text
+    from dinomed.io.files import write_json, write_text
+    from dinomed.io.output_folder import prepare_output
 
     if unit not in (None, "image", "group"):
         raise UsageError(f"--unit {unit}: give image or group")

@@ -52,8 +52,8 @@ def index(
     from dinomed.backbones.load import load_backbone
     from dinomed.datasets.open import collect
     from dinomed.features.extract import default_store
+    from dinomed.log import logger
     from dinomed.notice import RESEARCH_USE
-    from dinomed.progress import warn
 
     conditions = parse_conditions(where or [])
     how, pooling = parse_kind(kind), Pooling(tokens=parse_pool(pool), gem_power=gem_power)
@@ -69,9 +69,11 @@ def index(
     if unreadable:
         name, reason = unreadable[0]
         if len(unreadable) == 1:
-            warn(f"1 file could not be read and is not in the index: {name}: {reason}")
+            logger.warning(f"1 file could not be read and is not in the index: {name}: {reason}")
         else:
-            warn(f"{len(unreadable)} files could not be read and are not in the index (the first: {name}: {reason})")
+            logger.warning(
+                f"{len(unreadable)} files could not be read and are not in the index (the first: {name}: {reason})"
+            )
     report = {
         "index": str(output),
         "images": len(made),

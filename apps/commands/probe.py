@@ -50,7 +50,8 @@ def probe(
     from dinomed.datasets.manifest import open_collection
     from dinomed.errors import UsageError
     from dinomed.features.extract import default_store
-    from dinomed.io.files import prepare_output, write_json, write_text
+    from dinomed.io.files import write_json, write_text
+    from dinomed.io.output_folder import prepare_output
 
     check_split(split)  # before a backbone is fetched
     numbers = None

@@ -38,17 +38,17 @@ def quickstart(
     """
     from dinomed.apps.output import emit
     from dinomed.apps.quickstart.run import Plan, run_quickstart, show_results
-    from dinomed.progress import say
+    from dinomed.log import logger
 
     plan = Plan(output, data, labels, group, mask, count, tuple(overrides or ()), seed, device, quiet)
     results = run_quickstart(plan)
     emit(results, as_json, None if as_json else show_results(results))
-    say(f"report: {results['report']}")
+    logger.info(f"report: {results['report']}")
     if no_demo or as_json or results["segmenter"] is None:
         return  # (with --json, stdout is for one object: no address may follow)
     from dinomed.apps.demos.launch import serve_demo
 
     examples = results["examples"]
     offered = f" --examples {examples}" if examples else ""
-    say(f"\n$ dinomed demo segment --adapter {results['segmenter']}{offered}")
+    logger.info(f"\n$ dinomed demo segment --adapter {results['segmenter']}{offered}")
     serve_demo(segment=Path(results["segmenter"]), examples=examples and Path(examples), device=device)

@@ -56,7 +56,7 @@ def scan(
     from dinomed.datasets.manifest import write_manifest
     from dinomed.datasets.scan import scan as scanning
     from dinomed.datasets.tables import write_csv
-    from dinomed.progress import say, warn
+    from dinomed.log import logger
 
     _check_output(output, overwrite)
     result = scanning.scan(
@@ -71,11 +71,11 @@ def scan(
     else:
         refused.unlink(missing_ok=True)  # of an earlier scan
     for line in result.warnings:
-        warn(line)
+        logger.warning(line)
     if result.unreadable:
-        say(f"unreadable files and their reasons: {refused}")
+        logger.info(f"unreadable files and their reasons: {refused}")
     for line in result.notes:
-        say(line)
+        logger.info(line)
     report = {"manifest": str(output), "unreadable_list": str(refused) if result.unreadable else None}
     report |= summarize(result)
     emit(report, as_json, None if as_json else _table(report))
@@ -134,7 +134,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
     """Refuse before the work what could not be written after it, and what would be lost by it."""
     from dinomed.datasets.manifest import read_manifest
     from dinomed.errors import DinomedError, UsageError
-    from dinomed.io.files import check_writable
+    from dinomed.io.output_folder import check_writable
 
     if output.suffix.lower() not in (".parquet", ".csv"):
         raise UsageError(f"output {output}: a manifest is a .parquet or .csv file")

@@ -52,9 +52,10 @@ def search(
     from dinomed.apps.output import emit
     from dinomed.datasets.open import collect
     from dinomed.errors import DinomedError, UsageError
-    from dinomed.io.files import locked, prepare_output, write_json
+    from dinomed.io.files import write_json
+    from dinomed.io.output_folder import locked, prepare_output
+    from dinomed.log import logger
     from dinomed.notice import RESEARCH_USE
-    from dinomed.progress import warn
 
     conditions = parse_conditions(where or [])
     if evaluate:
@@ -70,7 +71,7 @@ def search(
     failed = [{"image": name, "reason": reason} for name, reason in unreadable]
     notes = _notes(retriever, k)
     for note in notes:
-        warn(note)
+        logger.warning(note)
     queries: list[dict[str, Any]] = []
     answers = retriever.search(manifest, k, conditions=conditions, exclude_same_group=exclude_same_group, exact=exact)
     for row, answer in enumerate(answers):
@@ -87,7 +88,7 @@ def search(
             f"the group of {unknown} of {len(queries)} images is not known (a manifest would tell it): of these only "
             "the image itself is kept out"
         )
-        warn(notes[-1])
+        logger.warning(notes[-1])
     report = {
         "purpose": RESEARCH_USE,
         "index": {

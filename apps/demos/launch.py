@@ -8,7 +8,7 @@ from dinomed.apps.demos.serve import Address, choose_address, private_environmen
 from dinomed.apps.quickstart.examples import write_examples
 from dinomed.errors import UsageError
 from dinomed.html.album import spread
-from dinomed.progress import say
+from dinomed.log import logger
 
 if TYPE_CHECKING:
     from dinomed.adapters.inference.loader import AnyPredictor
@@ -95,7 +95,7 @@ def _load(
     from dinomed.adapters.inference.shared import Backbones
     from dinomed.adapters.retrieval.search import load_retriever
 
-    say("loading what is shown, and its backbone")
+    logger.info("loading what is shown, and its backbone")
     load = Backbones()
     predictors = {task: load_adapter(folder, device, backbone, load=load) for task, folder in adapters.items()}
     return predictors, None if index is None else load_retriever(index, device, backbone, load=load)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.errors import DinomedError, UsageError
-from dinomed.progress import say, warn
+from dinomed.log import logger
 
 MAX_UPLOAD = "64mb"
 MAX_WAITING = 64  # further visitors are told that the demo is busy
@@ -60,8 +60,8 @@ def choose_address(
                 "or --anyone if that is meant"
             )
         if login is None:
-            warn(f"--host {host}: anyone on the network can use the demo")
-        warn("pictures and passwords cross the network unencrypted; put HTTPS in front where that matters")
+            logger.warning(f"--host {host}: anyone on the network can use the demo")
+        logger.warning("pictures and passwords cross the network unencrypted; put HTTPS in front where that matters")
     return Address(host, _free_port(host, port), login)
 
 
@@ -112,7 +112,7 @@ def serve(build: Callable[[], Any], address: Address, *, browser: bool = True) -
         raise DinomedError(f"the demo cannot be served at {address.host}:{address.port}: {error}") from None
     try:
         print(link.rstrip("/"), flush=True)
-        say("serving the demo; stop it with Ctrl-C")
+        logger.info("serving the demo; stop it with Ctrl-C")
         while True:  # until SIGINT or SIGTERM raises here
             time.sleep(1)  # not one wait for ever: a signal that arrives just before it would go unheard
     finally:

@@ -18,7 +18,7 @@ from typing import Any
 from dinomed import __version__
 from dinomed.errors import DinomedError
 from dinomed.io.files import read_json, write_json
-from dinomed.progress import say
+from dinomed.log import logger
 
 JOURNAL = "journal.json"
 
@@ -58,7 +58,7 @@ class Journal:
         """
         words = [str(argument) for argument in arguments]
         command = f"dinomed {shlex.join(words)}"
-        say(f"\n$ {command}")
+        logger.info(f"\n$ {command}")
         self.commands.append(command)
         if not always:
             self.depends_on(command)
@@ -66,7 +66,7 @@ class Journal:
         same = entry.get("key") == self._chain
         present = output is None or output.exists()
         if same and present and not always and entry.get("report") is not None:
-            say("done already")
+            logger.info("done already")
             self.seconds[command] = entry["seconds"]
             return entry["report"]
         extra = [*self.flags, "--json"]

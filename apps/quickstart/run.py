@@ -18,9 +18,10 @@ from dinomed.config import load_config, to_yaml
 from dinomed.configs import find_config
 from dinomed.datasets.manifest import read_manifest
 from dinomed.errors import UsageError
-from dinomed.io.files import locked, prepare_output, sha256_file, write_json, write_text
+from dinomed.io.files import sha256_file, write_json, write_text
+from dinomed.io.output_folder import locked, prepare_output
+from dinomed.log import logger
 from dinomed.notice import RESEARCH_USE
-from dinomed.progress import say
 
 CONFIG = "configs/pretrain/quickstart.yaml"
 SEGMENT_CONFIG = "configs/adapters/segment.yaml"
@@ -88,7 +89,7 @@ def _run(plan: Plan, journal: Journal) -> dict[str, Any]:
     journal.depends_on(sha256_file(path))
     manifest, masks = read_manifest(path), scanned["masks"]
     scope = find_scope(manifest, images, plan.seed, all_empty=masks["masks"] == masks["empty"])
-    say(f"\n{scope.sentence()}")
+    logger.info(f"\n{scope.sentence()}")
 
     ssl = plan.folder / "ssl"
     pretrained = _pretrain(plan, journal, scope.images, path, ssl)
@@ -182,7 +183,7 @@ def _draw_lesions(plan: Plan) -> Path:
     if note.exists():
         shutil.rmtree(folder, ignore_errors=True)  # our own, as the note beside it says
     write_json(note, wanted)
-    say(f"drawing {plan.count} synthetic lesion pictures into {folder}")
+    logger.info(f"drawing {plan.count} synthetic lesion pictures into {folder}")
     return write_lesions(folder, count=plan.count, seed=plan.seed)
 
 

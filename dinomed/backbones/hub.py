@@ -8,7 +8,8 @@ from pathlib import Path
 from dinomed.backbones.variants import VARIANTS
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import sha256_file, sync
-from dinomed.progress import bar, say
+from dinomed.log import logger
+from dinomed.progress import bar
 
 TIMEOUT_S = 30.0
 _MIB = 1 << 20
@@ -46,7 +47,7 @@ def cached_weights(name: str) -> Path:
         remedy = "set DINOMED_CACHE to another folder"
         raise DinomedError(f"cannot keep weights in {path.parent}: {error.strerror or error}; {remedy}") from None
     elsewhere = f"fetch {release.url} on another machine and give it as --weights FILE"
-    say(f"fetching {release.url} ({release.licence})")
+    logger.info(f"fetching {release.url} ({release.licence})")
     try:
         _fetch(release.url, part)
         found = sha256_file(part)

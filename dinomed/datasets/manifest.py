@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from dinomed.datasets.tables import read_csv, write_csv
 from dinomed.errors import DinomedError, UsageError, did_you_mean
 from dinomed.io.files import replacing
-from dinomed.progress import say, warn
+from dinomed.log import logger
 
 TEXT, NUMBER, TRUTH = pa.string(), pa.int64(), pa.bool_()
 FIXED: dict[str, pa.DataType] = {
@@ -80,6 +80,10 @@ class Manifest:
         if name not in self.table.column_names:
             raise UsageError(f"{self.called} has no column {name!r}{did_you_mean(name, self.table.column_names)}")
         return list(self.table[name].to_pylist())
+
+    def groups(self) -> list[str | None]:
+        """Return the group of each image (patient, lesion or video), None where it is unknown."""
+        return self.column("group") if "group" in self.table.column_names else [None] * len(self)
 
     def path(self, index: int) -> Path:
         return self.root / self.table["image"][index].as_py()
@@ -185,9 +189,11 @@ def open_collection(path: str | Path) -> Manifest:
     if path.is_dir():
         result = scan(path, make_split=False)
         for name, reason in result.unreadable[:5]:
-            warn(f"{path / name}: {reason}; passed over")
+            logger.warning(f"{path / name}: {reason}; passed over")
         if len(result.unreadable) > 5:
-            warn(f"{len(result.unreadable) - 5} more files of {path} cannot be read; `dinomed scan` lists them")
+            logger.warning(
+                f"{len(result.unreadable) - 5} more files of {path} cannot be read; `dinomed scan` lists them"
+            )
         return replace(result.manifest, source=path)
     if not path.is_file():
         raise UsageError(f"{path} is a pipe or a device; give a manifest, a folder of images, or an image")
@@ -196,7 +202,7 @@ def open_collection(path: str | Path) -> Manifest:
     manifest = read_manifest(path)
     kept = manifest.kept()
     if len(kept) < len(manifest):
-        say(f"{path}: {len(kept):,} images are used, {len(manifest) - len(kept):,} have keep = false")
+        logger.info(f"{path}: {len(kept):,} images are used, {len(manifest) - len(kept):,} have keep = false")
     return kept
 
 

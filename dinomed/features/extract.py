@@ -13,8 +13,9 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import Loaded, compute_features, load_images
 from dinomed.features.store import DTYPES, LOCK_FILE, FeatureKey, FeatureStore, Kind, is_whole, write_shard
-from dinomed.io.files import locked
-from dinomed.progress import Bar, bar, say, warn
+from dinomed.io.output_folder import locked
+from dinomed.log import logger
+from dinomed.progress import Bar, bar
 
 SHARD_SIZE = 256  # at most this much work is lost; 60 MB of patch tokens at 24x24 patches of 192 channels
 BATCH_SIZE = 16  # larger ones are no faster on a CPU
@@ -71,7 +72,9 @@ def extract(
                     write_shard(folder, key, shard, _one_shard(backbone, loaded, key, count, batch_size, progress))
     found = FeatureStore(folder, key)
     if todo and found.bytes > 100e6:
-        say(f"{found.bytes / 1e9:.1f} GB of features are kept in {folder}; remove it when they are no longer needed")
+        logger.info(
+            f"{found.bytes / 1e9:.1f} GB of features are kept in {folder}; remove it when they are no longer needed"
+        )
     return found
 
 
@@ -112,5 +115,5 @@ def default_store(data: str | Path) -> Path:
     if os.access(store if store.exists() else data.parent, os.W_OK):
         return store
     fallback = Path(tempfile.gettempdir()) / f"dinomed-{os.getuid() if hasattr(os, 'getuid') else 'user'}" / store.name
-    warn(f"{store} cannot be written; features are kept in {fallback}")
+    logger.warning(f"{store} cannot be written; features are kept in {fallback}")
     return fallback

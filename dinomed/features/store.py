@@ -23,7 +23,7 @@ import numpy as np
 from dinomed.config import Config
 from dinomed.errors import DinomedError
 from dinomed.io.files import read_json, replacing, sha256_file, write_json
-from dinomed.progress import warn
+from dinomed.log import logger
 
 FORMAT = "dinomed.features/1"
 Kind = Literal["cls", "mean", "patches"]
@@ -170,6 +170,6 @@ def is_whole(folder: Path, key: FeatureKey, shard: int) -> bool:
                 raise DinomedError(f"{path.name} has changed")
     except (DinomedError, KeyError, TypeError) as error:
         reason = error if isinstance(error, DinomedError) else "its record is not one"
-        warn(f"features {record_path.with_suffix('')} are not used ({reason}); computing them again")
+        logger.warning(f"features {record_path.with_suffix('')} are not used ({reason}); computing them again")
         return False
     return True

@@ -14,9 +14,10 @@ from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.features.extract import extract
 from dinomed.features.store import LOCK_FILE, Kind, remove_stores
-from dinomed.io.files import check_writable, locked, replacing
+from dinomed.io.files import replacing
+from dinomed.io.output_folder import check_writable, locked
+from dinomed.log import logger
 from dinomed.notice import RESEARCH_USE
-from dinomed.progress import warn
 
 TOKENS: dict[str, tuple[Kind, ...]] = {"cls": ("cls",), "mean": ("mean",), "cls+mean": ("cls", "mean")}
 SHARD_SIZE = 1024
@@ -137,7 +138,7 @@ def _list_unreadable(path: Path, unreadable: Sequence[tuple[str, str]]) -> Path 
         listed.unlink(missing_ok=True)  # of an earlier run
         return None
     write_csv(listed, ("path", "reason"), unreadable)
-    warn(f"{len(unreadable)} files could not be read; they are listed in {listed}")
+    logger.warning(f"{len(unreadable)} files could not be read; they are listed in {listed}")
     return listed
 
 

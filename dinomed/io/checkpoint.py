@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from dinomed.distributed import is_distributed, on_main
 from dinomed.errors import DinomedError
-from dinomed.io.files import read_json, sha256_file, sync, write_json
-from dinomed.progress import warn
+from dinomed.io.artifacts import check_file, describe_file
+from dinomed.io.files import read_json, sync, write_json
+from dinomed.io.tensor_file import write_tensors
+from dinomed.log import logger
 
 STATE_FILE = "state.json"
 Tensors = Mapping[str, torch.Tensor]
@@ -30,27 +31,6 @@ Tensors = Mapping[str, torch.Tensor]
 
 class DamagedCheckpoints(DinomedError):
     """No checkpoint of a run can be read."""
-
-
-def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
-    """One safetensors file, flushed to disk; not atomic by itself.
-
-    Raises:
-        DinomedError: it cannot be written (a full disk, mostly).
-    """
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
-        sync(path)
-    except (OSError, SafetensorError) as error:
-        raise DinomedError(f"cannot write {path}: {error}") from None
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Raises `DinomedError`, naming the file, if it is missing, cut off, or no safetensors file."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise DinomedError(f"{path} cannot be read: {error}") from None
 
 
 def write_checkpoint(root: Path, name: str, tensors: Tensors, state: dict[str, Any]) -> Path:
@@ -83,7 +63,7 @@ def _seal(temporary: Path, final: Path, state: dict[str, Any]) -> Path:
     sums = {}
     for path in sorted(temporary.glob("*.safetensors")):
         sync(path)
-        sums[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        sums[path.name] = describe_file(path)
     write_json(temporary / STATE_FILE, {"files": sums, "state": state})
     sync(temporary)
     if final.exists():
@@ -103,9 +83,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not {"files", "state"} <= record.keys():
         raise DinomedError(f"{folder / STATE_FILE} is not the state of a checkpoint")
     for name, expected in record["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
-            raise DinomedError(f"{path} is missing, cut off or changed")
+        check_file(folder / name, expected)
     state: dict[str, Any] = record["state"]
     return state
 
@@ -184,7 +162,7 @@ def newest_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return folder, read_checkpoint(folder)
         except DinomedError as error:
-            warn(f"checkpoint {folder.name} is damaged ({error}); trying the one before")
+            logger.warning(f"checkpoint {folder.name} is damaged ({error}); trying the one before")
     if folders:
         raise DamagedCheckpoints(f"none of the {len(folders)} checkpoints in {root} can be read")
     return None

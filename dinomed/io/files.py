@@ -1,6 +1,5 @@
 """Writing so that nothing is ever half-written: a temporary name in the same folder, fsync, rename."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -10,13 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows: no locks there
-    fcntl = None  # type: ignore[assignment]
-
-from dinomed.errors import DinomedError, UsageError
-from dinomed.progress import say
+from dinomed.errors import DinomedError
 
 
 @contextmanager
@@ -105,96 +98,6 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def check_writable(folder: Path) -> None:
-    """Make `folder` if need be, and refuse if nothing can be written in it: before the work, not after it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise DinomedError(f"output folder {folder} is not writable: {error.strerror or error}") from None
-
-
-def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) -> Path:
-    """Make `folder` ready for new output, or refuse.
-
-    A folder that holds something is used again only with `overwrite`, and only if `marker` (the file that this
-    kind of output always has) shows that dinomed made it: a mistyped ``-o`` must not mix with a user's own files.
-
-    Raises:
-        UsageError: it holds something that may not be replaced, or is a file.
-        DinomedError: another process works in it, or it cannot be written.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"output {folder} is a file; give a folder")
-    check_free(folder)
-    check_writable(folder)
-    if any(path.name != ".lock" for path in folder.iterdir()):  # a lock alone: made by a run that ended at once
-        if not (folder / marker).exists():
-            raise UsageError(f"output folder {folder} is not empty and holds no {marker}; choose another folder")
-        if not overwrite:
-            raise UsageError(f"output folder {folder} already holds a result; add --overwrite to replace it")
-    return folder
-
-
-def check_free(folder: str | Path, name: str = ".lock") -> None:
-    """Refuse if another process holds `folder` (`locked`), without making or holding anything: what it has written by
-    then is a part of a result, and would be called something else.
-
-    Raises:
-        DinomedError: it is held.
-    """
-    if fcntl is None or not (Path(folder) / name).is_file():
-        return
-    with contextlib.suppress(OSError), open(Path(folder) / name) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            raise _in_use(folder) from None
-
-
-def _in_use(folder: str | Path) -> DinomedError:
-    return DinomedError(f"{folder} is in use by another process; wait for it or choose another")
-
-
-@contextmanager
-def locked(folder: str | Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
-    """Hold `folder` (made if need be) against other processes; the lock goes with the process, however it ends.
-
-    Raises:
-        DinomedError: another process holds it (unless `wait`), or the folder cannot be written.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / name, "a")  # noqa: SIM115 (closed below, after its own errors)
-    except OSError as error:
-        raise DinomedError(f"cannot write in {folder}: {error.strerror or error}") from None
-    with file:
-        if fcntl is None:
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if not wait:
-                raise _in_use(folder) from None
-            say(f"waiting for another process that works in {folder}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if not _is_still(folder / name, file.fileno()):  # its holder has just removed it: the result is there
-            raise _in_use(folder)
-        yield
-
-
-def _is_still(path: Path, handle: int) -> bool:
-    """Whether `path` still names the open file `handle`."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _umask() -> int:

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from dinomed.errors import DinomedError, UsageError
-from dinomed.io.files import locked
+from dinomed.io.output_folder import locked
+from dinomed.log import logger
 from dinomed.pretrain.curation import reasons
 from dinomed.pretrain.curation.config import CurationConfig
 from dinomed.pretrain.curation.decisions import Verdicts, judge_all, missing
@@ -25,7 +26,6 @@ from dinomed.pretrain.curation.runtime.executor import Engine, LocalEngine
 from dinomed.pretrain.curation.selection.embedding import Embedder
 from dinomed.pretrain.curation.selection.stage import check_sets, choose
 from dinomed.pretrain.curation.stages import FACTS, FindFaces, Look
-from dinomed.progress import warn
 
 
 def curate(
@@ -64,7 +64,7 @@ def curate(
         chosen = choose(job, verdicts, links.vectors, embedder)
         if not verdicts.alive.any():
             job.notes.append("no image is kept")
-            warn("no image is kept: see the column `reason`")
+            logger.warning("no image is kept: see the column `reason`")
         write_result(output, job, verdicts, links, chosen, faces)
         job.tidy()
     return load_outcome(output)

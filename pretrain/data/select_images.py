@@ -5,8 +5,8 @@ import numpy as np
 from dinomed.datasets.manifest import Manifest
 from dinomed.distributed import rank
 from dinomed.errors import UsageError
+from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.progress import say, warn
 
 
 def choose_images(manifest: Manifest, config: PretrainConfig) -> tuple[Manifest, Manifest]:
@@ -22,7 +22,7 @@ def choose_images(manifest: Manifest, config: PretrainConfig) -> tuple[Manifest,
         train = manifest.take([i for i in usable if groups[i] not in kept_back])
         aside = manifest.take([i for i, split in enumerate(splits) if split == "val"])
         if len(train) < len(usable):
-            warn(f"left out: {len(usable) - len(train)} images whose group has others in val or test")
+            logger.warning(f"left out: {len(usable) - len(train)} images whose group has others in val or test")
     else:
         # by content, so that adding images to a collection changes few of them
         order = sorted(range(len(manifest)), key=manifest.column("sha256").__getitem__)
@@ -50,12 +50,12 @@ def fit_images(config: PretrainConfig, images: Manifest) -> PretrainConfig:
         if config.images.bits is None and max(images.column("bits")) > 8:
             changes["images"] = config.images.model_copy(update={"bits": 16})
             if rank() == 0:
-                say("some images have more than 8 bits: all are read with 16 (images.bits)")
+                logger.info("some images have more than 8 bits: all are read with 16 (images.bits)")
     off = config.crops.needs_rgb()
     if channels != 3 and off:
         changes["crops"] = config.crops.without_rgb()
         if rank() == 0:
-            say(f"{', '.join(off)}: off, since they need RGB and the backbone takes {channels} channels")
+            logger.info(f"{', '.join(off)}: off, since they need RGB and the backbone takes {channels} channels")
     return config.model_copy(update=changes)
 
 

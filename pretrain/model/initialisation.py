@@ -22,10 +22,10 @@ from dinomed.errors import DinomedError, UsageError
 from dinomed.images.intensity import IntensityConfig
 from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint, read_whole
 from dinomed.layers.patch_embedding import resize_position_embedding
+from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig, StartConfig
 from dinomed.pretrain.model.dinov2 import DINOv2
 from dinomed.pretrain.model.lora import check_tune, has_lora
-from dinomed.progress import say
 
 NEW_HEADS_WARMUP = 0.1
 HIGH_RESOLUTION = 518  # px (Oquab et al. 2023, section 4)
@@ -117,7 +117,7 @@ def load_start(start: Start, model: DINOv2) -> None:
             if fits:
                 own[name].copy_(tensor)
     heads = "with its heads" if start.has_heads and not new else "with new heads"
-    say(f"starting from trained weights ({came} tensors), {heads}")
+    logger.info(f"starting from trained weights ({came} tensors), {heads}")
 
 
 def _tensors_for(start: Start, side: str, own: dict[str, Tensor]) -> dict[str, Tensor]:

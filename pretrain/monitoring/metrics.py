@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.distributed import rank, sum_over_ranks, world_size
+from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.monitoring.energy import EnergyMeter
 from dinomed.pretrain.monitoring.health import Health
@@ -22,7 +23,6 @@ from dinomed.pretrain.monitoring.run_log import (
     target_statistics,
 )
 from dinomed.pretrain.train_step import StepReport, mean_over_ranks
-from dinomed.progress import warn
 
 FOLLOWED = "knn_auroc"
 
@@ -74,7 +74,7 @@ class Watch:
         if self.log:
             self.log.write(done, line)
             for text in self.health.look(done, line):
-                warn(text)
+                logger.warning(text)
 
     def judge(self, done: int, backbone: VisionTransformer) -> bool:
         """Measure the features, if there are labels; whether they are the best so far."""
@@ -93,7 +93,7 @@ class Watch:
         if before is None or self._warned or not before - now > self.knn.chance(before, now):
             return
         self._warned = True
-        warn(
+        logger.warning(
             f"step {done}: the features tell classes apart worse than at the start of the run (k-NN AUROC {now:.3f}, "
             f"then {before:.3f}: more than chance for {len(self.knn.labels[1])} validation images); lower "
             "optimizer.lr, or raise start.warmup"

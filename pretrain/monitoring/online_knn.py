@@ -16,8 +16,8 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.distributed import gather_objects, rank, world_size
 from dinomed.features.compute import load_images
 from dinomed.features.knn import knn_probabilities
+from dinomed.log import logger
 from dinomed.metrics.classification import classification_metrics
-from dinomed.progress import say
 
 K = 20
 MAX_QUERIES = 500
@@ -109,7 +109,7 @@ def choose_labelled(manifest: Manifest, train: Manifest, preprocessing: Preproce
 
 def _tell(reason: str) -> None:
     if rank() == 0:
-        say(f"no online k-NN will tell what the features are worth: {reason}")
+        logger.info(f"no online k-NN will tell what the features are worth: {reason}")
 
 
 def _labelled(manifest: Manifest) -> Manifest:

@@ -11,7 +11,7 @@ from dinomed.datasets.manifest import read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.extract import extract
 from dinomed.features.table import check_table_output, write_feature_table
-from dinomed.io.files import locked
+from dinomed.io.output_folder import locked
 
 
 def test_shards_go_and_files_of_others_stay(tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dinomed.errors import DinomedError, UsageError
-from dinomed.io.files import append_text, check_free, locked, prepare_output
+from dinomed.io.files import append_text
+from dinomed.io.output_folder import check_free, locked, prepare_output
 
 HOLD = "import sys; from dinomed.io.files import locked\nwith locked(sys.argv[1]): print('held', flush=True); input()"
 

@@ -18,7 +18,7 @@ from dinomed.config import to_yaml
 from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.checkpoint import list_checkpoints
-from dinomed.io.files import locked
+from dinomed.io.output_folder import locked
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.trainer import pretrain
 

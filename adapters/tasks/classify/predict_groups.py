@@ -12,8 +12,9 @@ from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
-from dinomed.io.files import locked, prepare_output
-from dinomed.progress import bar, say
+from dinomed.io.output_folder import locked, prepare_output
+from dinomed.log import logger
+from dinomed.progress import bar
 
 IMAGES = 64
 """Of so many images, and the rest of their last group, the rows are noted together."""
@@ -62,9 +63,9 @@ def predict_group_table(
         todo = [places for places in parts if not all(str(place) in done for place in places)]
         kept = len(groups) - sum(map(len, todo))
         if len(groups) == len(groups.manifest):
-            say("note: every image is a group of its own; a manifest made with scan --group knows others")
+            logger.info("note: every image is a group of its own; a manifest made with scan --group knows others")
         if kept:
-            say(f"{kept} of {len(groups)} groups are done already")
+            logger.info(f"{kept} of {len(groups)} groups are done already")
         with bar("predicting", len(groups), kept) as progress:
             for places in todo:
                 rows = _rows(predictor, groups, places)

@@ -1,4 +1,4 @@
-"""What a classifier is to say, out of a manifest's columns: one class of several, or labels that do not exclude each
+"""What a classifier is to logger.info, out of a manifest's columns: one class of several, or labels that do not exclude each
 other, in one column with a separator (``a|b``) or in several columns of 0 and 1.
 
 Of several columns an empty cell is not known and is left out of that label alone; of one column it is an image without
@@ -14,7 +14,7 @@ import numpy as np
 from dinomed.adapters.fitting.data import class_indices, labelled, train_classes
 from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.errors import UsageError
-from dinomed.progress import say, warn
+from dinomed.log import logger
 
 _NO_LABELS = ("image", "sha256", "group", "mask", "split")
 _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
@@ -72,7 +72,7 @@ class Targets:
             names = sorted({name for names in cells for name in names})
             table = self._marks(train, names)
             if not any(self.separator in value for value in train.column(self.columns[0])):
-                warn(
+                logger.warning(
                     f"no cell of column {self.title!r} holds the separator {self.separator!r}: each image has one "
                     "label, and yet labels are taken not to exclude each other; without a separator they do"
                 )
@@ -82,7 +82,7 @@ class Targets:
                 f"every label of {self.title} has one value only in the training images; there is nothing to learn"
             )
         if flat:
-            warn(f"in train {_list(flat)} has one value only: what is learned of it is how often it occurs")
+            logger.warning(f"in train {_list(flat)} has one value only: what is learned of it is how often it occurs")
         return names
 
     def truth(self, manifest: Manifest, names: Sequence[str], split: str) -> tuple[np.ndarray, list[str]]:
@@ -98,10 +98,12 @@ class Targets:
         unseen = sorted(set(here) - set(names))
         if unseen:
             count = sum(here[name] for name in unseen)
-            warn(f"{split} has {_list(unseen)} ({count} times), unknown to training: never predicted, with no AUROC")
+            logger.warning(
+                f"{split} has {_list(unseen)} ({count} times), unknown to training: never predicted, with no AUROC"
+            )
         absent = [name for name in names if name not in here]
         if absent:
-            say(f"note: {split} has no image of {_list(absent)}; left out of the means there")
+            logger.info(f"note: {split} has no image of {_list(absent)}; left out of the means there")
         wide = [*names, *unseen]
         return self._marks(manifest, wide), wide
 

@@ -21,7 +21,8 @@ from dinomed.errors import UsageError
 from dinomed.features.compute import prefetch
 from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import read_mask
-from dinomed.progress import bar, warn
+from dinomed.log import logger
+from dinomed.progress import bar
 
 Kind = Literal["binary", "multiclass", "multilabel"]
 MASK, LESION, BACKGROUND = "mask", "lesion", "background"
@@ -72,7 +73,7 @@ class Legend:
         if not full:
             raise UsageError(f"no image has a mask in every column of {', '.join(self.columns)}")
         if part:
-            warn(f"{part} images have masks of some classes only, and are left out")
+            logger.warning(f"{part} images have masks of some classes only, and are left out")
         for row in cells:
             for cell in row:
                 if cell is not None and leaves_root(cell):

@@ -14,8 +14,9 @@ from dinomed.adapters.tasks.segment.legend import BINARY, Legend
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.features.compute import prefetch
+from dinomed.log import logger
 from dinomed.metrics.segmentation import DiceByThreshold
-from dinomed.progress import bar, warn
+from dinomed.progress import bar
 
 THRESHOLDS = tuple(percent / 100 for percent in range(5, 100, 5))
 
@@ -67,7 +68,7 @@ class Masks:
             told = f"every mask of {split} is empty at {size} px"
             if split == "train":
                 raise UsageError(f"{told}: there is no lesion to learn; give masks that have one")
-            warn(f"{told}: epochs and threshold are chosen by what is left empty alone")
+            logger.warning(f"{told}: epochs and threshold are chosen by what is left empty alone")
 
     def take(self, indices: Sequence[int]) -> Tensor:
         """uint8 (n, planes, size, size); see `dinomed.adapters.tasks.segment.legend`."""

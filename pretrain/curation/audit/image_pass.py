@@ -16,8 +16,9 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.features.compute import prefetch
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.files import replacing
+from dinomed.log import logger
 from dinomed.pretrain.curation.deduplication.hashes import phash_views
-from dinomed.progress import bar, warn
+from dinomed.progress import bar
 
 BITS = 256
 _SHARD = 256
@@ -90,7 +91,7 @@ def _look_at(
             try:
                 images[index] = read_image(manifest.path(index))
             except UnreadableImage as error:
-                warn(f"{error}; it is looked for by its content hash alone")
+                logger.warning(f"{error}; it is looked for by its content hash alone")
         vectors = describe(list(images.values())) if describe and images else np.zeros((len(images), 0), np.float32)
         return {index: phash_views(image, BITS) for index, image in images.items()}, vectors
 
@@ -123,6 +124,6 @@ def _read_shard(path: Path, count: int) -> Looks | None:
         arrays = load_file(path)
         shard = Looks(arrays["hashes"], arrays["vectors"], arrays["readable"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        warn(f"{path} is damaged ({str(error).splitlines()[0][:80]}); computing it again")
+        logger.warning(f"{path} is damaged ({str(error).splitlines()[0][:80]}); computing it again")
         return None
     return shard if len(shard.readable) == len(shard.vectors) == len(shard.hashes) == count else None

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError
+from dinomed.log import logger
 from dinomed.pretrain.curation import reasons
 from dinomed.pretrain.curation.decisions import Verdicts, missing
 from dinomed.pretrain.curation.deduplication.candidates import (
@@ -34,7 +35,6 @@ from dinomed.pretrain.curation.search.ivf import build_index, load_index, tune, 
 from dinomed.pretrain.curation.search.pairs import Pairs, from_table, merge_pairs, no_pairs
 from dinomed.pretrain.curation.search.vectors import similarity_of
 from dinomed.pretrain.curation.stages import CheckPairs, Describe, SearchPart, file_of, thumbnails_of, views_of
-from dinomed.progress import warn
 
 _REFERENCES_EACH = 4  # excluded images that are checked for an image of the pile, at most
 _ANSWERS = {NEAR_REFERENCE: reasons.TEST_COPY, GROUP: reasons.TEST_GROUP, LINKED: reasons.TEST_LINK}
@@ -273,7 +273,7 @@ def _is_index(path: Path, x: np.ndarray) -> bool:
     try:
         load_index(path, x)
     except DinomedError as error:
-        warn(f"{error}")
+        logger.warning(f"{error}")
         return False
     return True
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError, UsageError
-from dinomed.progress import warn
+from dinomed.log import logger
 
 POOLING_POWER = 3.0
 IMAGE_SIZE = 320  # px; squashed, which its authors recommend for batches
@@ -56,7 +56,7 @@ def load_sscd(path: str | Path, *, allow_code: bool = False) -> nn.Module:
                 f"{path} is TorchScript, a program that runs when it is loaded; if you trust its origin, set "
                 "allow_code: true, else use the *.torchvision.pt file of the same release, or safetensors made of it"
             )
-        warn(f"{path}: running the code in this TorchScript file, as allow_code says")
+        logger.warning(f"{path}: running the code in this TorchScript file, as allow_code says")
         try:
             network = torch.jit.load(str(path), map_location="cpu")
         except (RuntimeError, ValueError) as error:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from dinomed.errors import DinomedError
 from dinomed.io.files import read_json, replacing, sha256_file, write_json
-from dinomed.progress import warn
+from dinomed.log import logger
 
 FORMAT = "dinomed.stage/2"
 """Part of every key: raised when code that decides (thresholds, alignment, descriptors) changes, so that pieces of
@@ -56,7 +56,7 @@ class Shelf:
             ):
                 raise DinomedError("it is not what was written")
         except (DinomedError, OSError, KeyError) as error:
-            warn(f"{path} is damaged ({error}); it is made again")
+            logger.warning(f"{path} is damaged ({error}); it is made again")
             return False
         return True
 

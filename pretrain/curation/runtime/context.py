@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from dinomed.datasets.manifest import Manifest
+from dinomed.log import logger
 from dinomed.pretrain.curation.config import CurationConfig
 from dinomed.pretrain.curation.pool import Pile
 from dinomed.pretrain.curation.runtime.cache import Shelf, key_of
 from dinomed.pretrain.curation.runtime.executor import Engine, Work
-from dinomed.progress import bar, warn
+from dinomed.progress import bar
 
 VECTORS = "vectors.npy"
 
@@ -38,7 +39,7 @@ class Job:
     def warn(self, note: str) -> None:
         """Say it now, and again in the report."""
         self.notes.append(note)
-        warn(note)
+        logger.warning(note)
 
     def say_fewer(self, name: str, wanted: int, there: int) -> None:
         self.warn(f"{name} is {wanted:,}, and {there:,} images are left to choose from: {there:,} are used")

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 
 from dinomed.errors import DinomedError, UsageError
+from dinomed.log import logger
 from dinomed.pretrain.curation.runtime.executor import Work
 from dinomed.pretrain.curation.search.tiles import processors
-from dinomed.progress import say, warn
 
 _STORE_BYTES = 200 * 2**20  # tables of pieces are a few MB; Ray would take a third of the machine's memory
 _TRIES = 4  # of an item whose actor dies
@@ -59,7 +59,7 @@ class RayEngine:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
             raise UsageError(f"--ray-address {address}: no cluster of Ray answers ({reason})") from None
         self.workers = workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
-        say(f"Ray: {self.workers} workers")
+        logger.info(f"Ray: {self.workers} workers")
 
     def map(self, work: Work, items: Iterable[Any]) -> Iterator[pa.Table]:
         """`work` of each item, in their order; at most two items for each worker are under way.
@@ -103,7 +103,7 @@ class RayEngine:
                             f"workers of Ray died {_TRIES} times at the same piece "
                             f"({str(error).splitlines()[0][:100]}); give them more memory, or a smaller shard_size"
                         ) from None
-                    warn(f"a worker of Ray died; its piece is computed again (try {tries + 1} of {_TRIES})")
+                    logger.warning(f"a worker of Ray died; its piece is computed again (try {tries + 1} of {_TRIES})")
                     pool[place] = start()
                     # what else it had to do is asked for again too, each in its place
                     first = (pool[place].run.remote(item), place, item, tries + 1)
@@ -133,10 +133,10 @@ class _Worker:
     def __init__(self, work: Work, threads: int) -> None:
         import torch
 
-        from dinomed.progress import set_quiet
+        from dinomed.log import set_level
 
         torch.set_num_threads(threads)  # products are then rounded as in the process that asks
-        set_quiet(True)
+        set_level("warning")
         self.work = work
 
     def run(self, item: Any) -> pa.Table:

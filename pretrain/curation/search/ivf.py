@@ -13,6 +13,7 @@ import numpy as np
 
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import read_json, replacing, sha256_file, write_json
+from dinomed.log import logger
 from dinomed.pretrain.curation.search.exact import MEMORY_GIB, near_pairs, rank, top_k
 from dinomed.pretrain.curation.search.pairs import SLACK, Collector, Pairs
 from dinomed.pretrain.curation.search.vectors import (
@@ -23,7 +24,7 @@ from dinomed.pretrain.curation.search.vectors import (
     check_threshold,
     check_vectors,
 )
-from dinomed.progress import bar, warn
+from dinomed.progress import bar
 
 Codec = Literal["auto", "flat", "sq8", "pq"]
 EXACT_UP_TO = 1_000_000
@@ -214,7 +215,7 @@ def tune(
             break
         probes = min(2 * probes, searcher.index.nlist)
     if recall < target:
-        warn(
+        logger.warning(
             f"the index finds {recall:.1%} of the neighbours even in all its lists ({target:.1%} were wanted); "
             "its codes are too short: allow more memory"
         )

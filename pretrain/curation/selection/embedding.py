@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 from dinomed.errors import UsageError
 from dinomed.features.neighbors import normalised
 from dinomed.features.table import MARK
+from dinomed.log import logger
 from dinomed.pretrain.curation.deduplication.stage import Vectors
 from dinomed.pretrain.curation.runtime.cache import column_to_vectors, key_of
 from dinomed.pretrain.curation.runtime.context import VECTORS, Job
 from dinomed.pretrain.curation.stages import Embed, load_frozen
-from dinomed.progress import say
 
 _MAP_SAMPLE = 20_000
 
@@ -102,7 +102,7 @@ def _read_tables(tables: Sequence[Path], fingerprint: str, job: Job) -> dict[int
                 known[by_path[path]] = value
     if not known:
         raise UsageError("--embeddings: none of their images is in the pool (paths are compared)")
-    say(f"embeddings of {len(known):,} of {job.pile.pool:,} images of the pool were given")
+    logger.info(f"embeddings of {len(known):,} of {job.pile.pool:,} images of the pool were given")
     return known
 
 

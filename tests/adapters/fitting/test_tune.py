@@ -35,7 +35,7 @@ from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import compute_features
 from dinomed.images.read import read_image
-from dinomed.io.checkpoint import read_tensors
+from dinomed.io.tensor_file import read_tensors
 
 FIT = {"epochs": 2, "patience": 2, "batch_size": 16, "min_steps": 0}
 FITS: dict[str, Any] = {"segment": fit_segmenter, "classify": fit_classifier, "depth": fit_depth}

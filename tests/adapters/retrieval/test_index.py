@@ -24,7 +24,7 @@ from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import compute_features
 from dinomed.images.read import read_image
-from dinomed.io.checkpoint import read_tensors, write_tensors
+from dinomed.io.tensor_file import read_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_damage_anywhere_is_found_before_anything_is_searched(made: Path, tmp_pa
 
 def forge(source: Path, folder: Path, tensors: dict[str, torch.Tensor], **record: object) -> Path:
     """An index whose checksums are right and whose content is hostile."""
-    from dinomed.adapters.bundle import hash_tensors
+    from dinomed.io.tensor_file import hash_tensors
 
     data = json.loads((source / "index.json").read_text()) | record | {"content_sha256": hash_tensors(tensors)}
     folder.mkdir(exist_ok=True)

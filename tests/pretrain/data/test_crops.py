@@ -11,9 +11,9 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 
 from dinomed.images.read import read_image
+from dinomed.pretrain.data import colours
 from dinomed.pretrain.data.colours import Colours
 from dinomed.pretrain.data.crops import PRESETS, CropConfig, MultiCrop, _window, random_resized_crop
-from dinomed.pretrain.data import colours
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,106 @@
+"""Safetensors files, with or without a record in their header.
+
+A bundle or an index is one file: tensors, and in its header a JSON record that holds the hash of the tensors
+(`hash_tensors`). So one rename replaces all of it, and a record and tensors of two files cannot be mixed up.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dinomed.errors import DinomedError
+from dinomed.io.files import sync
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write one safetensors file and flush it to the disk. Not atomic by itself.
+
+    Raises:
+        DinomedError: it cannot be written, such as on a full disk.
+    """
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+        sync(path)
+    except (OSError, SafetensorError) as error:
+        raise DinomedError(f"cannot write {path}: {error}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file.
+
+    Raises:
+        DinomedError: the file is missing, cut off, or no safetensors file.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DinomedError(f"{path} cannot be read: {error}") from None
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over the names, types, shapes and bytes of the tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_header(path: Path, entry: str, remedy: str) -> Any:
+    """Return the JSON value in the header entry of a safetensors file; the tensors are not read.
+
+    Args:
+        remedy: end of the error message, such as ``train again``.
+
+    Raises:
+        DinomedError: the file is damaged, or its header has no such entry.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(entry)
+        if text is None:
+            raise DinomedError(f"{path} holds no record of an {entry}; {remedy}")
+        return json.loads(text)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise DinomedError(f"{path} is cut off, damaged, or no safetensors file ({error}); {remedy}") from None
+
+
+def parse_record(path: Path, data: Any, model: type[Record], format_name: str, remedy: str) -> Record:
+    """Validate a record that `read_header` returned.
+
+    Args:
+        model: its class, with a field ``format``.
+        format_name: the value of ``format`` that this version reads.
+
+    Raises:
+        DinomedError: another format, or a field that is missing or has a wrong value.
+    """
+    format_found = data.get("format") if isinstance(data, dict) else None
+    if format_found != format_name:
+        raise DinomedError(f"{path}: format {format_found!r}, this version reads {format_name!r}; {remedy}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DinomedError(f"{path} is damaged: {where}: {error.errors()[0]['msg']}; {remedy}") from None
+
+
+def check_tensors(path: Path, tensors: Mapping[str, Tensor], expected_hash: str, remedy: str) -> None:
+    """Compare tensors with the hash that their record holds.
+
+    Raises:
+        DinomedError: the hash does not match.
+    """
+    if hash_tensors(tensors) != expected_hash:
+        raise DinomedError(f"{path} is damaged: its tensors do not match its record; {remedy}")

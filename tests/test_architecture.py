@@ -1,0 +1,118 @@
+"""The shape of the source tree: no import circle, folders of 3 to 12 files, files of at most 350 lines."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ("dinomed", "pretrain", "adapters", "apps")
+MAX_FILES, MIN_FILES, MAX_LINES = 12, 3, 350
+# reason -> folders whose number of files is decided by something else
+COUNT_EXCEPTIONS = {"one file a command": {"dinomed.apps.commands"}}
+
+
+def source_files() -> dict[str, Path]:
+    """Module name -> file, for the four layers; the links inside `dinomed/` are not followed."""
+    files = {}
+    for layer in LAYERS:
+        for path in sorted((ROOT / layer).rglob("*.py")):
+            relative = path.relative_to(ROOT)
+            if path.resolve() != ROOT.resolve() / relative:
+                continue
+            parts = relative.with_suffix("").parts
+            parts = parts if layer == "dinomed" else ("dinomed", *parts)
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
+
+
+FILES = source_files()
+PACKAGES = sorted(name for name, path in FILES.items() if path.name == "__init__.py")
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Every module of dinomed that a file imports, in functions and under TYPE_CHECKING too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in FILES)
+        elif isinstance(node, ast.ImportFrom) and node.module in FILES:
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (module if module in FILES else node.module for module in modules)
+
+
+IMPORTS = {name: set(imported_modules(path)) - {name} for name, path in FILES.items() if name != "dinomed"}
+
+
+def graph_of(package: str) -> dict[str, set[str]]:
+    """The import graph among the direct children of a package: its files, and its folders as one node each."""
+
+    def child(module: str) -> str | None:
+        if not module.startswith(package + "."):
+            return None
+        name = module[len(package) + 1 :].partition(".")[0]
+        return None if package == "dinomed" and name in LAYERS else name
+
+    graph: dict[str, set[str]] = defaultdict(set)
+    for module, targets in IMPORTS.items():
+        source = child(module)
+        if source is not None:
+            graph[source] |= {name for target in targets if (name := child(target)) not in (None, source)}
+    return graph
+
+
+def find_circle(graph: dict[str, set[str]]) -> list[str] | None:
+    """The nodes of one circle, or None."""
+    done: set[str] = set()
+
+    def visit(node: str, trail: list[str]) -> list[str] | None:
+        if node in trail:
+            return [*trail[trail.index(node) :], node]
+        if node in done:
+            return None
+        for target in sorted(graph.get(node, ())):
+            if (circle := visit(target, [*trail, node])) is not None:
+                return circle
+        done.add(node)
+        return None
+
+    for node in sorted(graph):
+        if (circle := visit(node, [])) is not None:
+            return circle
+    return None
+
+
+def test_a_circle_is_found() -> None:
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert find_circle({"a": {"b", "c"}, "b": {"c"}}) is None
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_import_circle_among_the_files_and_folders_of_a_package(package: str) -> None:
+    circle = find_circle(graph_of(package))
+    if circle is not None:
+        pairs = list(zip(circle, circle[1:], strict=False))
+        lines = [
+            f"{module} imports {target}"
+            for one, two in pairs
+            for module, targets in IMPORTS.items()
+            for target in targets
+            if (module + ".").startswith(f"{package}.{one}.") and (target + ".").startswith(f"{package}.{two}.")
+        ]
+        pytest.fail(f"{package}: {' -> '.join(circle)}\n" + "\n".join(sorted(lines)))
+
+
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name not in ("dinomed.apps", "dinomed")])
+def test_a_folder_holds_3_to_12_files(package: str) -> None:
+    if any(package in folders for folders in COUNT_EXCEPTIONS.values()):
+        return
+    folder = FILES[package].parent
+    count = sum(path.suffix == ".py" and path.name != "__init__.py" for path in folder.iterdir())
+    count += sum((path / "__init__.py").is_file() for path in folder.iterdir() if path.is_dir())
+    assert MIN_FILES <= count <= MAX_FILES, f"{package} holds {count} files and folders"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_has_at_most_350_lines(name: str) -> None:
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= MAX_LINES
