@@ -132,7 +132,7 @@ class _Evil:
         ("pickle", "no safetensors file"),
         ("torch pickle", "no safetensors file"),
         ("gone", "is missing"),
-        ("flipped", "its tensors are not those of its record"),
+        ("flipped", "its tensors do not match its record"),
         ("no header", "holds no record of an adapter"),
         ("format", "format 'dinomed.adapter/9'"),
         ("field", "threshold"),

@@ -36,7 +36,7 @@ def own_options(command: tuple[str, ...]) -> set[str]:
     for name in command:
         target = target[name]
     if isinstance(target, dict):
-        return {"--help", *(["--version", "--debug"] if command == () else [])}
+        return {"--help", *(["--version", "--debug", "--verbose"] if command == () else [])}
     module, _, function = target.partition(":")
     parameters = inspect.signature(getattr(import_module(f"dinomed.apps.commands.{module}"), function)).parameters
     declared = [note for one in parameters.values() for note in getattr(one.annotation, "__metadata__", ())]

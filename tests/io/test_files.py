@@ -12,7 +12,7 @@ from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import append_text
 from dinomed.io.output_folder import check_free, locked, prepare_output
 
-HOLD = "import sys; from dinomed.io.files import locked\nwith locked(sys.argv[1]): print('held', flush=True); input()"
+HOLD = "import sys; from dinomed.io.output_folder import locked\nwith locked(sys.argv[1]): print('held', flush=True); input()"
 
 
 @contextmanager
@@ -49,15 +49,15 @@ def test_a_free_folder_is_neither_made_nor_changed(tmp_path: Path) -> None:
 
 def test_a_lock_that_its_holder_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opened before, locked after: two could hold the same folder, by two files of that name."""
-    from dinomed.io import files
+    from dinomed.io import output_folder
 
-    real = files.fcntl.flock
+    real = output_folder.fcntl.flock
 
     def removed(file: object, how: int) -> None:
         real(file, how)
         (tmp_path / ".lock").unlink()
 
-    monkeypatch.setattr(files.fcntl, "flock", removed)
+    monkeypatch.setattr(output_folder.fcntl, "flock", removed)
     with pytest.raises(DinomedError, match="in use"), locked(tmp_path):
         pass
 
