@@ -1,6 +1,7 @@
 """The shape of the source tree: no import circle, folders of 3 to 12 files, files of at most 350 lines."""
 
 import ast
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_a_circle_is_found() -> None:
 def test_no_import_circle_among_the_files_and_folders_of_a_package(package: str) -> None:
     circle = find_circle(graph_of(package))
     if circle is not None:
-        pairs = list(zip(circle, circle[1:], strict=False))
+        pairs = list(itertools.pairwise(circle))
         lines = [
             f"{module} imports {target}"
             for one, two in pairs

@@ -1,4 +1,4 @@
-"""What a classifier is to logger.info, out of a manifest's columns: one class of several, or labels that do not exclude each
+"""What a classifier is to say, out of a manifest's columns: one class of several, or labels that do not exclude each
 other, in one column with a separator (``a|b``) or in several columns of 0 and 1.
 
 Of several columns an empty cell is not known and is left out of that label alone; of one column it is an image without
