@@ -1,10 +1,12 @@
 # `make quickstart` is all that a new machine with Python 3.11 or later needs. Everything goes into .venv.
-# Settings: PYTHON=python3.12, VENV=.venv-312, CONSTRAINTS= (none), ARGS="--no-demo" (for quickstart and test).
+# Settings: PYTHON=python3.12, VENV=.venv-312, CONSTRAINTS= (none), ARGS="--no-demo" (for quickstart and test),
+# WORKERS=4 (processes of `make test`).
 
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 ARGS ?=
+WORKERS ?= 2
 
 # Each candidate is run, not only looked for: a version manager's shim may exist and still fail.
 TRY_PYTHON = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
@@ -22,8 +24,9 @@ install: $(VENV)/.installed-run ## Install dinomed into .venv
 quickstart: $(VENV)/.installed-run ## The main job on synthetic lesions, then the demo (about 10 minutes on 2 cores)
 	$(BIN)/dinomed quickstart $(ARGS)
 
+# Two workers with one thread each take half the time of one worker with two threads.
 test: $(VENV)/.installed-test ## Install what the tests need, and run them (but for the long ones)
-	$(BIN)/python -m pytest -m "not long" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not long" $(ARGS)
 
 test-long: $(VENV)/.installed-test ## Run the long tests: runs in two processes, killed and resumed
 	$(BIN)/python -m pytest -m long $(ARGS)
