@@ -19,7 +19,7 @@ from dinomed.backbones.load import load_backbone
 from dinomed.config import load_config
 from dinomed.configs import find_config
 from dinomed.datasets.manifest import Manifest, read_manifest
-from dinomed.features.extract import default_store
+from dinomed.features.extract import default_cache
 from dinomed.io.files import write_json
 from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig, StartConfig
@@ -59,7 +59,7 @@ def run_one(
     result = pretrain(resolved, data, out, device=device, resume=(out / "config.yaml").exists())
     last = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-1]
     backbone = load_backbone(out, device=device)
-    found = probe(backbone, manifest, store=default_store(data), split="val")
+    found = probe(backbone, manifest, cache=default_cache(data), split="val")
     knn = next(row for row in found["knn"]["tried"] if row["k"] == K)
     figures = {
         "knn_auroc": knn["auroc"],

@@ -22,7 +22,7 @@ from dinomed.config import load_config
 from dinomed.configs import find_config
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.errors import UsageError
-from dinomed.features.extract import default_store
+from dinomed.features.extract import default_cache
 from dinomed.io.files import write_json
 from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
@@ -92,7 +92,7 @@ def run_one(
     result = pretrain(resolved, own, out, device=device, resume=(out / "config.yaml").exists())
     last = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-1]
     backbone = load_backbone(out, device=device)
-    found = probe(backbone, read_manifest(data), store=default_store(data), split="val")
+    found = probe(backbone, read_manifest(data), cache=default_cache(data), split="val")
     knn = next(row for row in found["knn"]["tried"] if row["k"] == K)
     figures = {
         "images": len(chosen), "seen": steps * batch, "knn_auroc": knn["auroc"],

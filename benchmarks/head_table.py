@@ -115,7 +115,7 @@ def draw(manifest: Manifest, images: Sequence[int]) -> Manifest:
     return manifest.take(sorted(rows))
 
 
-def prepare_features(config: TrainConfig, backbone: FrozenBackbone, manifest: Manifest, store: Path) -> dict[str, Any]:
+def prepare_features(config: TrainConfig, backbone: FrozenBackbone, manifest: Manifest, cache: Path) -> dict[str, Any]:
     """The features that a head will find, and the processor's seconds that they cost (next to none, if there)."""
     size, splits, classes = _setting(config, backbone, manifest)
     backbone = at_image_size(backbone, size)
@@ -123,7 +123,7 @@ def prepare_features(config: TrainConfig, backbone: FrozenBackbone, manifest: Ma
     if config.live:
         return {"seconds": 0.0, "of": "nothing kept"}
     began = time.process_time()
-    extract_splits(backbone, splits, adapter, store)
+    extract_splits(backbone, splits, adapter, cache)
     blocks = ", ".join(str(block + 1) for block in resolve_blocks(adapter.needs.blocks, backbone.depth))
     kind = "patch and class tokens" if adapter.needs.patches else "pooled tokens"
     return {"seconds": time.process_time() - began, "of": f"{kind} of blocks {blocks} at {size} px"}
@@ -145,18 +145,18 @@ def measure_head(bench: Bench, config: TrainConfig, backbone: FrozenBackbone, wh
     from dinomed.adapters.tasks.classify.fit import fit_classifier
     from dinomed.adapters.tasks.segment.fit import fit_segmenter
 
-    store = bench.out / "features"
-    features = prepare_features(config, backbone, bench.manifest, store)
+    cache = bench.out / "features"
+    features = prepare_features(config, backbone, bench.manifest, cache)
     with tempfile.TemporaryDirectory(
         dir=bench.out
     ) as folder:  # a new one: an interrupted fit would go on, half measured
         adapter = Path(folder) / "adapter"
         began = time.process_time()
         if isinstance(config, SegmentConfig):
-            fit_segmenter(backbone, bench.manifest, adapter, config, store=store)
+            fit_segmenter(backbone, bench.manifest, adapter, config, cache=cache)
         else:
             assert isinstance(config, ClassifyConfig)
-            fit_classifier(backbone, bench.manifest, adapter, config, store=store)
+            fit_classifier(backbone, bench.manifest, adapter, config, cache=cache)
         seconds = time.process_time() - began
         report = evaluate(adapter, bench.manifest, "test", backbone=where)
         learned = sum(parameter.numel() for parameter in load_adapter(adapter, backbone=where).adapter.parameters())

@@ -58,8 +58,8 @@ class Fit:
         )
         adapter = build_adapter(self.config, backbone, 1)
         needs = adapter.needs
-        self.val = extract(backbone, splits.val, store=folder / "val", blocks=needs.blocks, patches=True)
-        extract(backbone, splits.train, store=folder / "val", blocks=needs.blocks)  # pooled, for `LiveFeed`
+        self.val = extract(backbone, splits.val, cache=folder / "val", blocks=needs.blocks, patches=True)
+        extract(backbone, splits.train, cache=folder / "val", blocks=needs.blocks)  # pooled, for `LiveFeed`
 
     def run(self, way: str) -> tuple[float, float]:
         """Seconds, and the best Dice on val."""
@@ -88,10 +88,10 @@ class Fit:
 
     def _feed(self, way: str, adapter: Any, scratch: Path) -> Feed:
         if way == "recomputed":
-            store = self.folder / "val"
-            return LiveFeed(self.backbone, self.splits, adapter, self.config, store, self.masks.take)
+            cache = self.folder / "val"
+            return LiveFeed(self.backbone, self.splits, adapter, self.config, cache, self.masks.take)
         blocks, device = adapter.needs.blocks, self.backbone.device
-        train = extract(self.backbone, self.splits.train, store=scratch, blocks=blocks, patches=True)
+        train = extract(self.backbone, self.splits.train, cache=scratch, blocks=blocks, patches=True)
         gathers = (partial(gather, train, device=device), partial(gather, self.val, device=device))
         return CachedFeed(gathers, (train.cls, train.mean), self.masks.take)
 

@@ -79,7 +79,7 @@ def few_shot(
     backbone: FrozenBackbone,
     manifest: Manifest,
     *,
-    store: str | Path,
+    cache: str | Path,
     shots: Shots = SHOTS,
     seeds: int = 5,
     label: str = "label",
@@ -100,7 +100,7 @@ def few_shot(
     judged = splits.val if split == "val" else select_split(rows, split)
     classes = train_classes(splits.train, label)
     train, test = (
-        extract(backbone, part, store=store, description=f"features of {name}").cls
+        extract(backbone, part, cache=cache, description=f"features of {name}").cls
         for name, part in (("train", splits.train), (split, judged))
     )
     y, _ = class_indices(splits.train, label, classes, "train")

@@ -23,7 +23,7 @@ def probe(
     backbone: FrozenBackbone,
     manifest: Manifest,
     *,
-    store: str | Path,
+    cache: str | Path,
     label: str = "label",
     split: str = "test",
     seed: int = 0,
@@ -34,7 +34,7 @@ def probe(
     chosen on test. Metrics on `split` of every k and C are given too, to see what the choice was worth.
 
     Args:
-        store: where features are kept (`dinomed.features.extract.default_store`).
+        cache: where features are kept (`dinomed.features.extract.default_cache`).
         seed: for making val out of train where the manifest has none.
 
     Raises:
@@ -47,7 +47,7 @@ def probe(
     chosen = splits.val if split == "val" else select_split(rows, split)
     classes = train_classes(splits.train, label)
     train, val, test = (
-        extract(backbone, part, store=store, description=f"features of {name}").cls
+        extract(backbone, part, cache=cache, description=f"features of {name}").cls
         for name, part in (("train", splits.train), ("val", splits.val), (split, chosen))
     )
     y, _ = class_indices(splits.train, label, classes, "train")

@@ -9,9 +9,9 @@ from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
 from dinomed.backbones.frozen import FrozenBackbone, check_image_size
+from dinomed.features.cache import FeatureCache
 from dinomed.features.compute import Features
 from dinomed.features.extract import extract
-from dinomed.features.store import FeatureStore
 
 
 def build_adapter(config: TrainConfig, backbone: FrozenBackbone, num_classes: int, *, width: int = 1) -> Adapter:
@@ -24,13 +24,13 @@ def build_adapter(config: TrainConfig, backbone: FrozenBackbone, num_classes: in
 
 
 def extract_splits(
-    backbone: FrozenBackbone, splits: Splits, adapter: Adapter, store: str | Path
-) -> tuple[FeatureStore, FeatureStore]:
-    """The features of train and of val; each split has its own store, shared by all that use it."""
+    backbone: FrozenBackbone, splits: Splits, adapter: Adapter, cache: str | Path
+) -> tuple[FeatureCache, FeatureCache]:
+    """The features of train and of val; each split has its own cache, shared by all that use it."""
     needs = adapter.needs
     train, val = (
         extract(
-            backbone, part, store=store, blocks=needs.blocks, patches=needs.patches, description=f"features of {name}"
+            backbone, part, cache=cache, blocks=needs.blocks, patches=needs.patches, description=f"features of {name}"
         )
         for name, part in (("train", splits.train), ("val", splits.val))
     )
@@ -51,11 +51,11 @@ def default_image_size(backbone: FrozenBackbone, grid: int) -> int:
     return max(backbone.preprocessing.image_size, grid * backbone.patch_size)
 
 
-def gather(store: FeatureStore, indices: Sequence[int], device: torch.device) -> Features:
-    """The features of some images of a store, with their patches if it holds them."""
+def gather(cache: FeatureCache, indices: Sequence[int], device: torch.device) -> Features:
+    """The features of some images of a cache, with their patches if it holds them."""
     rows = list(indices)
     return Features(
-        torch.from_numpy(store.cls[rows]).to(device),
-        torch.from_numpy(store.mean[rows]).to(device),
-        torch.from_numpy(store.patches(rows)).to(device) if store.key.patches else None,
+        torch.from_numpy(cache.cls[rows]).to(device),
+        torch.from_numpy(cache.mean[rows]).to(device),
+        torch.from_numpy(cache.patches(rows)).to(device) if cache.key.patches else None,
     )

@@ -28,9 +28,9 @@ from dinomed.adapters.fitting.tune import LearningBackbone, Tuned
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.errors import UsageError
+from dinomed.features.cache import FeatureCache
 from dinomed.features.compute import Features, compute_features
 from dinomed.features.extract import extract, resolve_blocks
-from dinomed.features.store import FeatureStore
 from dinomed.progress import bar
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -104,7 +104,7 @@ class LiveFeed(Feed):
     it learns. With windows `val` is not for use: who validates predicts as the bundle will."""
 
     def __init__(
-        self, backbone: FrozenBackbone, splits: Splits, adapter: Adapter, config: TrainConfig, store: str | Path,
+        self, backbone: FrozenBackbone, splits: Splits, adapter: Adapter, config: TrainConfig, cache: str | Path,
         truth: Take, windows: RandomWindows | None = None,
     ) -> None:  # fmt: skip
         self.needs, self.precision = adapter.needs, config.fit.precision
@@ -115,14 +115,14 @@ class LiveFeed(Feed):
         augment = Augment(settings, backbone.preprocessing.channels) if settings.active else None
         self.pictures = Pictures(splits.train, backbone.preprocessing, truth, augment, seed, windows)
         if windows is None:
-            pooled = extract(backbone, splits.train, store=store, blocks=blocks, description="pooled features of train")
+            pooled = extract(backbone, splits.train, cache=cache, blocks=blocks, description="pooled features of train")
             self.cls, self.mean = pooled.cls, pooled.mean
         else:
             self.cls, self.mean = self._pooled(backbone, len(splits.train), config.fit.batch_size)
-        self.kept: FeatureStore | None = None
+        self.kept: FeatureCache | None = None
         if self.learning is None and windows is None:
             self.kept = extract(
-                backbone, splits.val, store=store, blocks=blocks, patches=self.needs.patches,
+                backbone, splits.val, cache=cache, blocks=blocks, patches=self.needs.patches,
                 description="features of val",
             )  # fmt: skip
         nothing = lambda rows: torch.zeros(len(rows))
@@ -170,7 +170,7 @@ def open_feed(
     splits: Splits,
     adapter: Adapter,
     config: TrainConfig,
-    store: str | Path,
+    cache: str | Path,
     truth: Take,
     windows: RandomWindows | None = None,
 ) -> Feed:
@@ -185,8 +185,8 @@ def open_feed(
     """
     check_precision(config.fit, backbone.device)
     if config.live:
-        return LiveFeed(backbone, splits, adapter, config, store, truth, windows)
-    train, val = extract_splits(backbone, splits, adapter, store)
+        return LiveFeed(backbone, splits, adapter, config, cache, truth, windows)
+    train, val = extract_splits(backbone, splits, adapter, cache)
     gathers = (partial(gather, train, device=backbone.device), partial(gather, val, device=backbone.device))
     return CachedFeed(backbone, gathers, (train.cls, train.mean), truth)
 

@@ -40,7 +40,7 @@ def build_index(
     manifest: Manifest,
     out: str | Path,
     *,
-    store: str | Path,
+    cache: str | Path,
     kind: Kind = "flat",
     pooling: Pooling | None = None,
     whiten: int | None = None,
@@ -48,10 +48,10 @@ def build_index(
 ) -> RetrievalIndex:
     """Index the images of a manifest and write the index to the folder `out`.
 
-    Class tokens and means come from the feature store, which the heads share; what an interrupted run computed is used.
+    Class tokens and means come from the feature cache, which the heads share; what an interrupted run computed is used.
 
     Args:
-        store: where features are kept (`dinomed.features.extract.default_store`).
+        cache: where features are kept (`dinomed.features.extract.default_cache`).
         kind: `flat` is exact, and fast enough to about a million images; see `benchmarks/search.py`.
         whiten: dimensions that are left; None: vectors as they are pooled.
 
@@ -64,7 +64,7 @@ def build_index(
     prepare_output(out, overwrite=overwrite or unfinished, marker=PARTS if unfinished else INDEX_FILE)
     with locked(out):
         (out / PARTS).mkdir(exist_ok=True)
-        pooled = _pool_all(backbone, manifest, pooling, Path(store), out / PARTS)
+        pooled = _pool_all(backbone, manifest, pooling, Path(cache), out / PARTS)
         plain = unit_vectors(pooled, None)
         whitening = None if whiten is None else fit_whitening(plain, whiten)
         vectors = unit_vectors(pooled, whitening)
@@ -95,10 +95,10 @@ def build_index(
     return index
 
 
-def _pool_all(backbone: FrozenBackbone, manifest: Manifest, pooling: Pooling, store: Path, parts: Path) -> np.ndarray:
+def _pool_all(backbone: FrozenBackbone, manifest: Manifest, pooling: Pooling, cache: Path, parts: Path) -> np.ndarray:
     """(N, C), as pooled. Patch tokens, where they are needed, are kept for a few images at a time."""
     if not pooling.needs.patches:
-        found = extract(backbone, manifest, store=store)
+        found = extract(backbone, manifest, cache=cache)
         return pooling(Features(torch.from_numpy(found.cls), torch.from_numpy(found.mean))).numpy()
     rows = []
     with bar("pooling", len(manifest)) as progress:
@@ -114,7 +114,7 @@ def _pool_all(backbone: FrozenBackbone, manifest: Manifest, pooling: Pooling, st
 
 
 def _pool_chunk(backbone: FrozenBackbone, chunk: Manifest, pooling: Pooling, scratch: Path) -> np.ndarray:
-    found = extract(backbone, chunk, store=scratch, patches=True, shard_size=_CHUNK, description="patch tokens")
+    found = extract(backbone, chunk, cache=scratch, patches=True, shard_size=_CHUNK, description="patch tokens")
     patches = torch.from_numpy(found.patches(range(len(chunk))))
     pooled = pooling(Features(torch.from_numpy(found.cls), torch.from_numpy(found.mean), patches)).numpy()
     shutil.rmtree(scratch)

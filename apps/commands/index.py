@@ -51,7 +51,7 @@ def index(
     from dinomed.apps.output import emit
     from dinomed.backbones.load import load_backbone
     from dinomed.datasets.open import collect
-    from dinomed.features.extract import default_store
+    from dinomed.features.extract import default_cache
     from dinomed.log import logger
     from dinomed.notice import RESEARCH_USE
 
@@ -63,7 +63,7 @@ def index(
         manifest = manifest.take(np.flatnonzero(allowed).tolist())
     found = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
     made = build_index(
-        found, manifest, output, store=cache or default_store(data), kind=how, pooling=pooling, whiten=whiten,
+        found, manifest, output, cache=cache or default_cache(data), kind=how, pooling=pooling, whiten=whiten,
         overwrite=overwrite,
     )  # fmt: skip
     if unreadable:

@@ -49,7 +49,7 @@ def probe(
     from dinomed.backbones.load import load_backbone
     from dinomed.datasets.manifest import open_collection
     from dinomed.errors import UsageError
-    from dinomed.features.extract import default_store
+    from dinomed.features.extract import default_cache
     from dinomed.io.files import write_json, write_text
     from dinomed.io.output_folder import prepare_output
 
@@ -70,11 +70,11 @@ def probe(
             raise UsageError(f"--untrained: {backbone} keeps no untrained backbone; it has to be a run of pretrain")
     manifest = open_collection(data)
     found = load_backbone(path, weights=weights, device=device, image_size=image_size)
-    store = cache or default_store(data)
+    cache = cache or default_cache(data)
     if numbers is not None:
         from dinomed.adapters.evaluation.few_shot import few_shot
 
-        curve = few_shot(found, manifest, store=store, shots=numbers, seeds=seeds, label=label, split=split, seed=seed)
+        curve = few_shot(found, manifest, cache=cache, shots=numbers, seeds=seeds, label=label, split=split, seed=seed)
         if output is not None:
             from dinomed.apps.pages.few_shot import build_few_shot_page
 
@@ -82,7 +82,7 @@ def probe(
             write_json(output / FEW_SHOT_FILE, curve)
         emit(curve, as_json, None if as_json else _few_shot_table(curve))
         return
-    report = run(found, manifest, store=store, label=label, split=split, seed=seed)
+    report = run(found, manifest, cache=cache, label=label, split=split, seed=seed)
     emit(report, as_json, None if as_json else _table(report))
 
 

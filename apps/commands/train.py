@@ -56,12 +56,12 @@ class Training:
         """Fit, and say what came out."""
         from dinomed.backbones.load import load_backbone
         from dinomed.datasets.manifest import open_collection
-        from dinomed.features.extract import default_store
+        from dinomed.features.extract import default_cache
 
         manifest = open_collection(self.data)
         backbone = load_backbone(self.backbone, weights=self.weights, device=self.device)
-        store = self.cache or default_store(self.data)
-        _report(fit(backbone, manifest, self.output, settings, store=store, overwrite=self.overwrite), self.as_json)
+        cache = self.cache or default_cache(self.data)
+        _report(fit(backbone, manifest, self.output, settings, cache=cache, overwrite=self.overwrite), self.as_json)
 
 
 @expand

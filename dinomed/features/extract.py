@@ -11,8 +11,8 @@ import torch
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
+from dinomed.features.cache import DTYPES, LOCK_FILE, FeatureCache, FeatureKey, Kind, is_whole, write_shard
 from dinomed.features.compute import Loaded, compute_features, load_images
-from dinomed.features.store import DTYPES, LOCK_FILE, FeatureKey, FeatureStore, Kind, is_whole, write_shard
 from dinomed.io.output_folder import locked
 from dinomed.log import logger
 from dinomed.progress import Bar, bar
@@ -25,17 +25,17 @@ def extract(
     backbone: FrozenBackbone,
     manifest: Manifest,
     *,
-    store: str | Path,
+    cache: str | Path,
     blocks: Sequence[int] = (-1,),
     patches: bool = False,
     batch_size: int = BATCH_SIZE,
     shard_size: int = SHARD_SIZE,
     workers: int | None = None,
     description: str = "features",
-) -> FeatureStore:
-    """The features of all images of a manifest, computed or found in `store`.
+) -> FeatureCache:
+    """The features of all images of a manifest, computed or found in `cache`.
 
-    Each set of features has its own folder below `store`, named by its key. What an interrupted run left is used;
+    Each set of features has its own folder below `cache`, named by its key. What an interrupted run left is used;
     shards that are damaged or of another key are computed again, with a warning.
 
     Args:
@@ -58,7 +58,7 @@ def extract(
         patches=patches,
         shard_size=shard_size,
     )
-    folder = Path(store) / key.short
+    folder = Path(cache) / key.short
     with locked(folder, LOCK_FILE, wait=True):
         for leftover in folder.glob(".tmp-*"):
             leftover.unlink(missing_ok=True)
@@ -70,7 +70,7 @@ def extract(
                 for shard in missing:
                     count = len(key.shard_range(shard))
                     write_shard(folder, key, shard, _one_shard(backbone, loaded, key, count, batch_size, progress))
-    found = FeatureStore(folder, key)
+    found = FeatureCache(folder, key)
     if todo and found.bytes > 100e6:
         logger.info(
             f"{found.bytes / 1e9:.1f} GB of features are kept in {folder}; remove it when they are no longer needed"
@@ -105,15 +105,15 @@ def resolve_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:
     return wanted
 
 
-def default_store(data: str | Path) -> Path:
+def default_cache(data: str | Path) -> Path:
     """Where the features of a manifest (or a folder) are kept: `derm.parquet` -> `derm.features` beside it.
 
     A temporary folder where that place cannot be written.
     """
     data = Path(data)
-    store = data.parent / f"{data.stem if data.suffix else data.name}.features"
-    if os.access(store if store.exists() else data.parent, os.W_OK):
-        return store
-    fallback = Path(tempfile.gettempdir()) / f"dinomed-{os.getuid() if hasattr(os, 'getuid') else 'user'}" / store.name
-    logger.warning(f"{store} cannot be written; features are kept in {fallback}")
+    cache = data.parent / f"{data.stem if data.suffix else data.name}.features"
+    if os.access(cache if cache.exists() else data.parent, os.W_OK):
+        return cache
+    fallback = Path(tempfile.gettempdir()) / f"dinomed-{os.getuid() if hasattr(os, 'getuid') else 'user'}" / cache.name
+    logger.warning(f"{cache} cannot be written; features are kept in {fallback}")
     return fallback

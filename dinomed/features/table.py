@@ -12,8 +12,8 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError, did_you_mean
+from dinomed.features.cache import LOCK_FILE, Kind, remove_caches
 from dinomed.features.extract import extract
-from dinomed.features.store import LOCK_FILE, Kind, remove_stores
 from dinomed.io.files import replacing
 from dinomed.io.output_folder import check_writable, locked
 from dinomed.log import logger
@@ -83,7 +83,7 @@ def write_feature_table(
     with locked(parts, LOCK_FILE):
         try:
             count, dimension = _write_table(backbone, manifest, path, parts, tokens, shard_size)
-            remove_stores(parts)
+            remove_caches(parts)
         finally:
             _remove_traces(parts)
     return FeatureTable(count, dimension, _list_unreadable(path, unreadable))
@@ -93,7 +93,7 @@ def _write_table(
     backbone: FrozenBackbone, manifest: Manifest, path: Path, parts: Path, tokens: str, shard_size: int
 ) -> tuple[int, int]:
     """The table, by way of shards in `parts`; how many rows and how wide."""
-    store = extract(backbone, manifest, store=parts, shard_size=shard_size)
+    cache = extract(backbone, manifest, cache=parts, shard_size=shard_size)
     kinds = TOKENS[tokens]
     dimension = backbone.embed_dim * len(kinds)
     note = {
@@ -108,18 +108,18 @@ def _write_table(
     schema = pa.schema([("image", pa.string()), ("feature", kind)], metadata=note)
     names = manifest.table["image"].combine_chunks()
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for shard in range(store.key.num_shards):
-            rows = store.key.shard_range(shard)
-            values = np.concatenate([store.shard(shard, name) for name in kinds], axis=1)
+        for shard in range(cache.key.num_shards):
+            rows = cache.key.shard_range(shard)
+            values = np.concatenate([cache.shard(shard, name) for name in kinds], axis=1)
             feature = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float32()), dimension)
             writer.write_table(pa.table([names.slice(rows.start, len(rows)), feature], schema=schema))
-    return len(store), dimension
+    return len(cache), dimension
 
 
 def _remove_traces(parts: Path) -> None:
     """The lock, and what is empty, or was when nothing could be computed."""
-    stores = [folder for folder in parts.iterdir() if folder.is_dir() and not folder.is_symlink()]
-    for folder in stores:
+    caches = [folder for folder in parts.iterdir() if folder.is_dir() and not folder.is_symlink()]
+    for folder in caches:
         if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
             (folder / LOCK_FILE).unlink()
             folder.rmdir()

@@ -77,7 +77,7 @@ def test_fingerprint_follows_what_the_features_depend_on() -> None:
 
 
 def test_fingerprint_is_the_same_on_every_machine() -> None:
-    """A change of this value makes every feature store and every adapter of a user stale: only on purpose."""
+    """A change of this value makes every feature cache and every adapter of a user stale: only on purpose."""
     own = vit()
     for number, parameter in enumerate(own.parameters()):
         parameter.data.copy_(torch.arange(parameter.numel()).view_as(parameter) % 7 + number)

@@ -18,9 +18,9 @@ from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features import extract as extracting
+from dinomed.features.cache import FeatureCache, write_shard
 from dinomed.features.compute import prefetch
-from dinomed.features.extract import default_store, extract
-from dinomed.features.store import FeatureStore, write_shard
+from dinomed.features.extract import default_cache, extract
 from dinomed.images.read import read_image
 
 SMALL = {"batch_size": 3, "shard_size": 8, "patches": True}  # 20 images: shards of 8, 8 and 4
@@ -36,39 +36,39 @@ def manifest(lesion_manifest: Path) -> Manifest:
     return read_manifest(lesion_manifest).take(range(20))
 
 
-def everything(store: FeatureStore) -> list[np.ndarray]:
-    return [store.cls, store.mean, store.patches(range(len(store)))]
+def everything(cache: FeatureCache) -> list[np.ndarray]:
+    return [cache.cls, cache.mean, cache.patches(range(len(cache)))]
 
 
-def same(one: FeatureStore, other: FeatureStore) -> bool:
+def same(one: FeatureCache, other: FeatureCache) -> bool:
     return all((a == b).all() for a, b in zip(everything(one), everything(other), strict=True))
 
 
 @pytest.fixture(scope="module")
-def whole(backbone: FrozenBackbone, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    return extract(backbone, manifest, store=tmp_path_factory.mktemp("store"), **SMALL)
+def whole(backbone: FrozenBackbone, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+    return extract(backbone, manifest, cache=tmp_path_factory.mktemp("cache"), **SMALL)
 
 
 def test_features_are_those_of_a_plain_forward(backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path) -> None:
-    store = extract(backbone, manifest, store=tmp_path, blocks=(0, -1), **SMALL)
+    cache = extract(backbone, manifest, cache=tmp_path, blocks=(0, -1), **SMALL)
     images = torch.stack([backbone.preprocessing(read_image(manifest.path(i))) for i in range(len(manifest))])
     first, last = backbone(images, (0, -1))
     # float32 through three blocks, in batches of another size
-    assert store.cls == pytest.approx(torch.cat([first.cls, last.cls], 1).numpy(), abs=2e-6)
+    assert cache.cls == pytest.approx(torch.cat([first.cls, last.cls], 1).numpy(), abs=2e-6)
     patches = torch.cat([first.patches, last.patches], 2)
-    assert store.mean == pytest.approx(patches.mean(1).numpy(), abs=2e-6)
+    assert cache.mean == pytest.approx(patches.mean(1).numpy(), abs=2e-6)
     grid = patches.transpose(1, 2).reshape(len(manifest), 64, 4, 4).numpy()
     # float16 keeps 11 bits: half a unit in the last place of values up to 4 is 2**-10
-    assert store.patches([5, 0, 19]) == pytest.approx(grid[[5, 0, 19]], abs=2**-10)
-    assert store.patches([5]).dtype == store.cls.dtype == np.float32
-    assert len(store) == 20
+    assert cache.patches([5, 0, 19]) == pytest.approx(grid[[5, 0, 19]], abs=2**-10)
+    assert cache.patches([5]).dtype == cache.cls.dtype == np.float32
+    assert len(cache) == 20
 
 
 def test_a_second_run_computes_nothing(
-    backbone: FrozenBackbone, manifest: Manifest, whole: FeatureStore, monkeypatch: pytest.MonkeyPatch
+    backbone: FrozenBackbone, manifest: Manifest, whole: FeatureCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extracting, "compute_features", None)
-    assert same(extract(backbone, manifest, store=whole.folder.parent, **SMALL), whole)
+    assert same(extract(backbone, manifest, cache=whole.folder.parent, **SMALL), whole)
 
 
 KILLED = """
@@ -86,12 +86,12 @@ def counted(*arguments):
     return compute(*arguments)
 extracting.compute_features = counted
 manifest = read_manifest(sys.argv[2]).take(range(20))
-extracting.extract(load_backbone(sys.argv[1]), manifest, store=sys.argv[3], batch_size=3, shard_size=8, patches=True)
+extracting.extract(load_backbone(sys.argv[1]), manifest, cache=sys.argv[3], batch_size=3, shard_size=8, patches=True)
 """
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(
-    tiny_backbone: Path, lesion_manifest: Path, backbone: FrozenBackbone, manifest: Manifest, whole: FeatureStore,
+    tiny_backbone: Path, lesion_manifest: Path, backbone: FrozenBackbone, manifest: Manifest, whole: FeatureCache,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     command = [sys.executable, "-c", KILLED, str(tiny_backbone), str(lesion_manifest), str(tmp_path)]
@@ -102,13 +102,13 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     computed = []
     compute = extracting.compute_features
     monkeypatch.setattr(extracting, "compute_features", lambda *a: computed.append(len(a[1])) or compute(*a))
-    resumed = extract(backbone, manifest, store=tmp_path, **SMALL)
+    resumed = extract(backbone, manifest, cache=tmp_path, **SMALL)
     assert sum(computed) == 12  # the first shard was kept
     assert same(resumed, whole)
 
 
 def test_an_end_at_any_write_leaves_what_can_be_resumed(
-    backbone: FrozenBackbone, manifest: Manifest, whole: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: FrozenBackbone, manifest: Manifest, whole: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace = os.replace
     for stop in range(12):  # three shards of four files
@@ -121,21 +121,21 @@ def test_an_end_at_any_write_leaves_what_can_be_resumed(
                 raise KeyboardInterrupt
             replace(source, target)
 
-        store = tmp_path / str(stop)
+        cache = tmp_path / str(stop)
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", failing)
             with pytest.raises(KeyboardInterrupt):
-                extract(backbone, manifest, store=store, **SMALL)
-        assert same(extract(backbone, manifest, store=store, **SMALL), whole)
+                extract(backbone, manifest, cache=cache, **SMALL)
+        assert same(extract(backbone, manifest, cache=cache, **SMALL), whole)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "record", "key"])
 def test_a_damaged_or_foreign_shard_is_noticed_and_computed_again(
-    backbone: FrozenBackbone, manifest: Manifest, whole: FeatureStore, tmp_path: Path, damage: str,
+    backbone: FrozenBackbone, manifest: Manifest, whole: FeatureCache, tmp_path: Path, damage: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    store = extract(backbone, manifest, store=tmp_path, **SMALL)
-    file, record = store.folder / "00001.patches.npy", store.folder / "00001.json"
+    cache = extract(backbone, manifest, cache=tmp_path, **SMALL)
+    file, record = cache.folder / "00001.patches.npy", cache.folder / "00001.json"
     content = file.read_bytes()
     if damage == "cut":
         file.write_bytes(content[:-100])
@@ -149,7 +149,7 @@ def test_a_damaged_or_foreign_shard_is_noticed_and_computed_again(
         other = json.loads(record.read_text())
         other["key"]["backbone"] = "0" * 64
         record.write_text(json.dumps(other))
-    assert same(extract(backbone, manifest, store=tmp_path, **SMALL), whole)
+    assert same(extract(backbone, manifest, cache=tmp_path, **SMALL), whole)
     assert "00001 are not used" in capsys.readouterr().err
 
 
@@ -160,16 +160,16 @@ def test_another_backbone_other_images_and_other_settings_have_their_own_feature
     save_backbone(tmp_path / "other", VisionTransformer(backbone.vit.config), Preprocessing(image_size=32))
     other = load_backbone(tmp_path / "other")
     larger = load_backbone(tmp_path / "other", image_size=40)
-    stores = [
-        extract(backbone, manifest, store=tmp_path / "s"),
-        extract(other, manifest, store=tmp_path / "s"),
-        extract(larger, manifest, store=tmp_path / "s"),
-        extract(backbone, manifest.take(range(19, -1, -1)), store=tmp_path / "s"),
-        extract(backbone, manifest, store=tmp_path / "s", blocks=(1,)),
+    caches = [
+        extract(backbone, manifest, cache=tmp_path / "s"),
+        extract(other, manifest, cache=tmp_path / "s"),
+        extract(larger, manifest, cache=tmp_path / "s"),
+        extract(backbone, manifest.take(range(19, -1, -1)), cache=tmp_path / "s"),
+        extract(backbone, manifest, cache=tmp_path / "s", blocks=(1,)),
     ]
-    assert len({store.folder for store in stores}) == 5
-    assert stores[3].cls[::-1] == pytest.approx(stores[0].cls, abs=2e-6)  # batches of other images
-    assert not np.allclose(stores[0].cls, stores[1].cls)
+    assert len({cache.folder for cache in caches}) == 5
+    assert caches[3].cls[::-1] == pytest.approx(caches[0].cls, abs=2e-6)  # batches of other images
+    assert not np.allclose(caches[0].cls, caches[1].cls)
 
 
 def test_an_unreadable_image_ends_it_by_name(backbone: FrozenBackbone, lesion_manifest: Path, tmp_path: Path) -> None:
@@ -180,19 +180,19 @@ def test_an_unreadable_image_ends_it_by_name(backbone: FrozenBackbone, lesion_ma
         target.write_bytes(source.path(i).read_bytes()[: 300 if i == 1 else None])
     moved = Manifest(source.table, tmp_path)
     with pytest.raises(DinomedError, match=source.column("image")[1]):
-        extract(backbone, moved, store=tmp_path / "store")
+        extract(backbone, moved, cache=tmp_path / "cache")
 
 
 def test_no_images_and_unknown_blocks_are_usage_errors(
     backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="no images"):
-        extract(backbone, manifest.take([]), store=tmp_path)
+        extract(backbone, manifest.take([]), cache=tmp_path)
     with pytest.raises(UsageError, match="blocks 0 to 2"):
-        extract(backbone, manifest, store=tmp_path, blocks=(3,))
+        extract(backbone, manifest, cache=tmp_path, blocks=(3,))
 
 
-def test_tokens_that_overflow_are_refused(whole: FeatureStore, tmp_path: Path) -> None:
+def test_tokens_that_overflow_are_refused(whole: FeatureCache, tmp_path: Path) -> None:
     key = whole.key
     arrays = {kind: whole.shard(0, kind).astype(np.float32) for kind in key.kinds}
     arrays["patches"][0, 0, 0, 0] = 1e6  # float16 ends at 65,504
@@ -209,6 +209,6 @@ def test_prefetch_keeps_the_order_and_does_not_run_away() -> None:
 
 
 def test_the_default_place_is_beside_the_manifest(tmp_path: Path) -> None:
-    assert default_store(tmp_path / "derm.parquet") == tmp_path / "derm.features"
+    assert default_cache(tmp_path / "derm.parquet") == tmp_path / "derm.features"
     (tmp_path / "derm").mkdir()
-    assert default_store(tmp_path / "derm") == tmp_path / "derm.features"
+    assert default_cache(tmp_path / "derm") == tmp_path / "derm.features"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dinomed.errors import DinomedError
-from dinomed.features.store import FeatureKey, write_shard
+from dinomed.features.cache import FeatureKey, write_shard
 
 
 def test_a_shard_that_was_cut_short_is_told_and_removed(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_shards_go_and_files_of_others_stay(tiny_backbone: Path, lesion_manifest
     for path in mine:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("of the user")
-    extract(backbone, manifest.take(range(2)), store=parts)  # as a run on other images would have left it
+    extract(backbone, manifest.take(range(2)), cache=parts)  # as a run on other images would have left it
     check_table_output(out)
     assert write_feature_table(backbone, manifest, out).images == 5
     assert sorted(path for path in parts.rglob("*") if path.is_file()) == sorted(mine)
@@ -33,7 +33,7 @@ def test_nothing_is_left_beside_a_table(tiny_backbone: Path, lesion_manifest: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["f.parquet"]
     with pq.ParquetFile(tmp_path / "f.parquet") as file:
         found = np.array(file.read()["feature"].to_pylist())
-    assert found == pytest.approx(extract(backbone, manifest, store=tmp_path / "s", shard_size=2).cls, abs=2e-6)
+    assert found == pytest.approx(extract(backbone, manifest, cache=tmp_path / "s", shard_size=2).cls, abs=2e-6)
 
 
 def test_a_file_in_the_place_of_the_shards_is_refused_at_once(tmp_path: Path) -> None:

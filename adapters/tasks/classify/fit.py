@@ -27,8 +27,8 @@ from dinomed.adapters.training_images import collect_seen
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
+from dinomed.features.cache import FeatureCache
 from dinomed.features.compute import Features
-from dinomed.features.store import FeatureStore
 from dinomed.metrics.classification import classification_metrics
 from dinomed.metrics.multilabel import multilabel_metrics
 
@@ -72,14 +72,14 @@ def fit_classifier(
     out: str | Path,
     config: ClassifyConfig | None = None,
     *,
-    store: str | Path,
+    cache: str | Path,
     overwrite: bool = False,
 ) -> FitResult:
     """Fit a classifier on the split train, choose on val (the epoch with the lowest loss; k, C or the head of a grid by
     the macro AUROC), fit its temperature and thresholds there, and write a bundle to `out`.
 
     Args:
-        store: where features are kept (`dinomed.features.extract.default_store`).
+        cache: where features are kept (`dinomed.features.extract.default_cache`).
 
     Raises:
         UsageError: no labels, one class only, no train split, a group in two splits, images of a group with different
@@ -103,18 +103,18 @@ def fit_classifier(
     with open_output(out, config, overwrite=overwrite) as output:
         take = torch.from_numpy(truth).__getitem__
         if config.live:
-            feed = open_feed(backbone, used, adapter, config, store, take)
+            feed = open_feed(backbone, used, adapter, config, cache, take)
             val = Part(val_truth, val_names, feed.val)
         else:
             check_precision(config.fit, backbone.device)
-            stores = extract_splits(backbone, used, adapter, store)
+            caches = extract_splits(backbone, used, adapter, cache)
             train, val = (
                 Part(known, names, _gatherer(found, part, config, len(adapter.needs.blocks), backbone.device))
                 for known, names, found, part in zip(
-                    (truth, val_truth), (classes, val_names), stores, groups, strict=True
+                    (truth, val_truth), (classes, val_names), caches, groups, strict=True
                 )
             )
-            feed = CachedFeed(backbone, (train.gather, val.gather), _pooled(train, stores[0]), take)
+            feed = CachedFeed(backbone, (train.gather, val.gather), _pooled(train, caches[0]), take)
         if isinstance(adapter, SolvedClassifier):
             tried = adapter.needs.blocks
             adapter, best, chosen = _solve(adapter, train, val, config)
@@ -174,11 +174,11 @@ def _frames(splits: Splits, groups: Sequence[Groups | None]) -> Splits:
 
 
 def _gatherer(
-    store: FeatureStore, groups: Groups | None, config: ClassifyConfig, blocks: int, device: torch.device
+    cache: FeatureCache, groups: Groups | None, config: ClassifyConfig, blocks: int, device: torch.device
 ) -> Callable[[Sequence[int]], Features]:
     if groups is None:
-        return lambda rows: gather(store, rows, device)
-    cls, mean = (torch.from_numpy(groups.pool(x, config.pool, blocks)).to(device) for x in (store.cls, store.mean))
+        return lambda rows: gather(cache, rows, device)
+    cls, mean = (torch.from_numpy(groups.pool(x, config.pool, blocks)).to(device) for x in (cache.cls, cache.mean))
     return lambda rows: Features(cls[list(rows)], mean[list(rows)])
 
 
@@ -199,10 +199,10 @@ def _solve(
     return solution.adapter.eval(), Best(0, 0.0, {}), solution.chosen
 
 
-def _pooled(train: Part, store: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
+def _pooled(train: Part, cache: FeatureCache) -> tuple[np.ndarray, np.ndarray]:
     """Class tokens and mean patch tokens of all training examples."""
-    if store.key.patches:
-        return store.cls, store.mean
+    if cache.key.patches:
+        return cache.cls, cache.mean
     found = train.gather(range(len(train)))
     return found.cls.cpu().numpy(), found.mean.cpu().numpy()
 

@@ -34,7 +34,7 @@ def fit_depth(
     out: str | Path,
     config: DepthConfig | None = None,
     *,
-    store: str | Path,
+    cache: str | Path,
     overwrite: bool = False,
 ) -> FitResult:
     """Fit a depth estimator on the split train by SigLoss and the gradient loss, keep the epoch with the lowest SigLoss
@@ -43,7 +43,7 @@ def fit_depth(
     The range of depths is that of the settings, else from the least to the greatest depth of train.
 
     Args:
-        store: where features are kept (`dinomed.features.extract.default_store`).
+        cache: where features are kept (`dinomed.features.extract.default_cache`).
 
     Raises:
         UsageError: no depth maps, no train split, a group in two splits, or `out` is in use.
@@ -62,7 +62,7 @@ def fit_depth(
         ranged = config.model_copy(update={"head": with_range(config.head, truth.low, truth.high)})
         adapter = build_adapter(ranged, backbone, num_classes=1)
         low, high = adapter.config.limits()
-        feed = open_feed(backbone, splits, adapter, config, store, truth.take)
+        feed = open_feed(backbone, splits, adapter, config, cache, truth.take)
         adapter.calibrate(feed.cls, feed.mean)
         adapter.to(backbone.device)
         forward = in_precision(adapter, config.fit.precision, backbone.device)

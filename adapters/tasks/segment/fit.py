@@ -50,7 +50,7 @@ def fit_segmenter(
     out: str | Path,
     config: SegmentConfig | None = None,
     *,
-    store: str | Path,
+    cache: str | Path,
     overwrite: bool = False,
 ) -> FitResult:
     """Fit a segmenter on the split train, keep the epoch with the best Dice on val, choose the thresholds on val (where
@@ -58,7 +58,7 @@ def fit_segmenter(
     mirror images, sizes or windows; write a bundle to `out`.
 
     Args:
-        store: where features are kept (`dinomed.features.extract.default_store`).
+        cache: where features are kept (`dinomed.features.extract.default_cache`).
 
     Raises:
         UsageError: no masks, masks with values that no class has, no train split, a group in two splits, or `out` is
@@ -73,7 +73,7 @@ def fit_segmenter(
     views = views_of_config(config, adapter.flips, adapter.scales)
     with open_output(out, config, overwrite=overwrite) as output:
         truth = _read_truth(config, splits, size, legend)
-        feed = open_feed(backbone, splits, adapter, config, store, truth.take, truth.windows)
+        feed = open_feed(backbone, splits, adapter, config, cache, truth.take, truth.windows)
         adapter.calibrate(feed.cls, feed.mean)
         adapter.to(backbone.device)
         loss = build_loss(config.loss, legend.exclusive, config.tversky_alpha)

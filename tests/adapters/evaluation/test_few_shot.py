@@ -43,10 +43,10 @@ def test_the_curve_is_a_weighted_regression_on_the_drawn_rows(
     tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path
 ) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
-    report = few_shot(backbone, manifest, store=tmp_path, shots=(1, 3, None), seeds=2)
+    report = few_shot(backbone, manifest, cache=tmp_path, shots=(1, 3, None), seeds=2)
     assert [row["draws"] for row in report["shots"]] == [2, 2, 1]
     parts = {name: manifest.select(split=name) for name in ("train", "test")}
-    x = {name: extract(backbone, part, store=tmp_path).cls for name, part in parts.items()}
+    x = {name: extract(backbone, part, cache=tmp_path).cls for name, part in parts.items()}
     classes = manifest.classes()
     y = {name: np.array([classes.index(label) for label in part.column("label")]) for name, part in parts.items()}
     shift, scale = x["train"].mean(0, dtype=float), x["train"].std(0, dtype=float)

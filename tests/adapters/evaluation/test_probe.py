@@ -18,15 +18,15 @@ from dinomed.metrics.classification import classification_metrics
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
 
 
-def test_the_report_is_what_its_parts_give(tiny_backbone: Path, lesion_manifest: Path, store: Path) -> None:
+def test_the_report_is_what_its_parts_give(tiny_backbone: Path, lesion_manifest: Path, cache: Path) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
-    report = probe(backbone, manifest, store=store)
+    report = probe(backbone, manifest, cache=cache)
     parts = {name: manifest.select(split=name) for name in ("train", "val", "test")}
-    x = {name: extract(backbone, part, store=store).cls for name, part in parts.items()}
+    x = {name: extract(backbone, part, cache=cache).cls for name, part in parts.items()}
     classes = manifest.classes()
     y = {name: np.array([classes.index(label) for label in part.column("label")]) for name, part in parts.items()}
     val, test = (knn_probabilities(x["train"], y["train"], x[name], len(classes)) for name in ("val", "test"))
@@ -40,32 +40,32 @@ def test_the_report_is_what_its_parts_give(tiny_backbone: Path, lesion_manifest:
     assert "research use only" in report["purpose"]
 
 
-def test_the_choice_does_not_look_at_test(tiny_backbone: Path, lesion_manifest: Path, store: Path) -> None:
+def test_the_choice_does_not_look_at_test(tiny_backbone: Path, lesion_manifest: Path, cache: Path) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
     labels, splits = manifest.column("label"), manifest.column("split")
     rolled = [
         labels[i - 1] if split == "test" else label for i, (label, split) in enumerate(zip(labels, splits, strict=True))
     ]
     table = manifest.table.drop_columns(["label"]).append_column("label", pa.array(rolled))
-    one, other = (probe(backbone, m, store=store) for m in (manifest, Manifest(table, manifest.root)))
+    one, other = (probe(backbone, m, cache=cache) for m in (manifest, Manifest(table, manifest.root)))
     for method, setting in (("knn", "k"), ("logistic", "C")):
         assert one[method][setting] == other[method][setting]
     assert one["logistic"]["auroc"] != other["logistic"]["auroc"]
 
 
 @pytest.mark.parametrize("split", ["train", "tset", ""])
-def test_it_reports_on_val_or_test_alone(tiny_backbone: Path, lesion_manifest: Path, store: Path, split: str) -> None:
+def test_it_reports_on_val_or_test_alone(tiny_backbone: Path, lesion_manifest: Path, cache: Path, split: str) -> None:
     with pytest.raises(UsageError, match="give val or test"):
-        probe(load_backbone(tiny_backbone), read_manifest(lesion_manifest), store=store, split=split)
+        probe(load_backbone(tiny_backbone), read_manifest(lesion_manifest), cache=cache, split=split)
 
 
 def test_labels_that_are_not_there_are_told_with_the_columns_and_the_remedy(
-    tiny_backbone: Path, lesion_manifest: Path, store: Path
+    tiny_backbone: Path, lesion_manifest: Path, cache: Path
 ) -> None:
     manifest = read_manifest(lesion_manifest)
     table = manifest.table.rename_columns(["diagnosis" if name == "label" else name for name in manifest.columns])
     with pytest.raises(UsageError) as error:
-        probe(load_backbone(tiny_backbone), Manifest(table, manifest.root), store=store)
+        probe(load_backbone(tiny_backbone), Manifest(table, manifest.root), cache=cache)
     told = str(error.value)
     assert "diagnosis" in told
     assert f"dinomed scan {manifest.root} --labels FILE.csv" in told
@@ -73,7 +73,7 @@ def test_labels_that_are_not_there_are_told_with_the_columns_and_the_remedy(
 
 
 def test_a_class_of_one_image_is_told_and_left_out_of_the_means(
-    tiny_backbone: Path, lesion_manifest: Path, store: Path, capsys: pytest.CaptureFixture[str],
+    tiny_backbone: Path, lesion_manifest: Path, cache: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     manifest = read_manifest(lesion_manifest)
@@ -81,14 +81,14 @@ def test_a_class_of_one_image_is_told_and_left_out_of_the_means(
     labels[manifest.column("split").index("train")] = "single"
     table = manifest.table.drop_columns(["label"]).append_column("label", pa.array(labels))
     monkeypatch.setattr(probing, "fit_logistic", lambda x, y: fit_logistic(x, y, (0.1,)))
-    report = probe(load_backbone(tiny_backbone), Manifest(table, manifest.root), store=store)
+    report = probe(load_backbone(tiny_backbone), Manifest(table, manifest.root), cache=cache)
     assert "one training image only of class 'single'" in capsys.readouterr().err
     assert report["classes"]["single"] == 1
     assert np.isfinite(report["knn"]["auroc"])
 
 
 def test_an_undefined_auroc_on_val_falls_back_without_a_crash(
-    tiny_backbone: Path, lesion_manifest: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: Path, lesion_manifest: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
     one_class = [
@@ -97,6 +97,6 @@ def test_an_undefined_auroc_on_val_falls_back_without_a_crash(
         if split != "val" or label == "regular"
     ]
     monkeypatch.setattr(probing, "fit_logistic", lambda x, y: fit_logistic(x, y, (1.0, 0.1)))
-    report = probe(backbone, manifest.take(one_class), store=store)
+    report = probe(backbone, manifest.take(one_class), cache=cache)
     assert report["knn"]["k"] == 10  # the smallest
     assert report["logistic"]["C"] == 0.1

@@ -150,7 +150,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, ti
     """A folder with the adapters `cls` and `seg`, made in a few steps."""
     folder = tmp_path_factory.mktemp("adapters")
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
-    given = {"store": folder / "store"}
+    given = {"cache": folder / "cache"}
     fit_classifier(backbone, manifest, folder / "cls", config=ClassifyConfig(), **given)
     short = SegmentConfig.model_validate({"fit": {"epochs": 1, "min_steps": 0, "batch_size": 16}, "image_size": 32})
     fit_segmenter(backbone, manifest, folder / "seg", config=short, **given)

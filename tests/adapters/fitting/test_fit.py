@@ -36,7 +36,7 @@ SEGMENT = SegmentConfig(fit=QUICK, image_size=48)
 
 @pytest.fixture(scope="module")
 def place(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a backbone and a feature store, where bundles are written beside them."""
+    """A folder with a backbone and a feature cache, where bundles are written beside them."""
     folder = tmp_path_factory.mktemp("runs")
     shutil.copytree(tiny_backbone, folder / "ssl")
     return folder
@@ -54,12 +54,12 @@ def manifest(lesion_manifest: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def classifier(place: Path, backbone: FrozenBackbone, manifest: Manifest) -> Path:
-    return fit_classifier(backbone, manifest, place / "cls", CLASSIFY, store=place / "store").folder
+    return fit_classifier(backbone, manifest, place / "cls", CLASSIFY, cache=place / "cache").folder
 
 
 @pytest.fixture(scope="module")
 def segmenter(place: Path, backbone: FrozenBackbone, manifest: Manifest) -> Path:
-    return fit_segmenter(backbone, manifest, place / "seg", SEGMENT, store=place / "store").folder
+    return fit_segmenter(backbone, manifest, place / "seg", SEGMENT, cache=place / "cache").folder
 
 
 def change(manifest: Manifest, **columns: list) -> Manifest:
@@ -114,8 +114,8 @@ def test_what_is_loaded_predicts_what_was_saved_bit_for_bit(
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, segmenter: Path, tmp_path: Path
 ) -> None:
-    fit_segmenter(backbone, manifest, tmp_path / "again", SEGMENT, store=place / "store")
-    fit_segmenter(backbone, manifest, tmp_path / "other", SEGMENT.model_copy(update={"seed": 1}), store=place / "store")
+    fit_segmenter(backbone, manifest, tmp_path / "again", SEGMENT, cache=place / "cache")
+    fit_segmenter(backbone, manifest, tmp_path / "other", SEGMENT.model_copy(update={"seed": 1}), cache=place / "cache")
     hashes = [read_record(folder).weights_sha256 for folder in (segmenter, tmp_path / "again", tmp_path / "other")]
     assert hashes[0] == hashes[1] != hashes[2]
 
@@ -185,7 +185,7 @@ def test_the_multiscale_config_trains_and_predicts_at_the_images_own_size(
     vit = VisionTransformer(ViTConfig(embed_dim=16, depth=5, num_heads=2, patch_size=8, image_size=32, layerscale=None))
     save_backbone(tmp_path / "five", vit, Preprocessing(image_size=32))
     five = load_backbone(tmp_path / "five")
-    folder = fit_segmenter(five, manifest, tmp_path / "seg", config, store=tmp_path / "store").folder
+    folder = fit_segmenter(five, manifest, tmp_path / "seg", config, cache=tmp_path / "cache").folder
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert log[-1]["train_loss"] < log[0]["train_loss"]
     predictor = load_adapter(folder)
@@ -199,7 +199,7 @@ def test_the_multiscale_config_trains_and_predicts_at_the_images_own_size(
     logits = predictor.adapter(Features(patches[:, :, 0, 0], patches[:, :, 0, 0], patches))
     assert resize_probability(logits.detach(), (41, 67)) == pytest.approx(predictor.probability(image), abs=1e-6)
     with pytest.raises(UsageError, match="the backbone has blocks 0 to 2"):  # the tiny one
-        fit_segmenter(load_backbone(place / "ssl"), manifest, tmp_path / "no", config, store=tmp_path / "store")
+        fit_segmenter(load_backbone(place / "ssl"), manifest, tmp_path / "no", config, cache=tmp_path / "cache")
 
 
 # What is wrong with the data
@@ -208,7 +208,7 @@ def test_the_multiscale_config_trains_and_predicts_at_the_images_own_size(
 def test_no_labels_no_masks_one_class(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
-    options = {"store": place / "store"}
+    options = {"cache": place / "cache"}
     with pytest.raises(UsageError, match="no labels in a column 'label'"):
         fit_classifier(backbone, change(manifest, label=None), tmp_path / "a", CLASSIFY, **options)
     with pytest.raises(UsageError, match="no masks"):
@@ -224,7 +224,7 @@ def test_val_is_made_by_group_and_loudly(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without = manifest.take([i for i, split in enumerate(manifest.column("split")) if split != "val"])
-    result = fit_classifier(backbone, without, tmp_path / "cls", CLASSIFY, store=place / "store")
+    result = fit_classifier(backbone, without, tmp_path / "cls", CLASSIFY, cache=place / "cache")
     assert "no split 'val'" in capsys.readouterr().err
     data = read_record(result.folder).training["data"]
     assert data["val_made_here"] is True
@@ -237,7 +237,7 @@ def test_a_group_in_two_splits_is_refused(
 ) -> None:
     torn = change(manifest, group=["one patient"] * len(manifest))
     with pytest.raises(UsageError, match="'one patient' is in train and val"):
-        fit_classifier(backbone, torn, tmp_path / "cls", CLASSIFY, store=place / "store")
+        fit_classifier(backbone, torn, tmp_path / "cls", CLASSIFY, cache=place / "cache")
 
 
 def test_a_class_with_one_sample_and_a_class_that_train_lacks_are_told(
@@ -248,7 +248,7 @@ def test_a_class_with_one_sample_and_a_class_that_train_lacks_are_told(
     labels[splits.index("train")] = "single"
     labels[splits.index("test")] = "new"
     changed = change(manifest, label=labels)
-    folder = fit_classifier(backbone, changed, tmp_path / "cls", CLASSIFY, store=place / "store").folder
+    folder = fit_classifier(backbone, changed, tmp_path / "cls", CLASSIFY, cache=place / "cache").folder
     assert "one training image only of class 'single'" in capsys.readouterr().err
     found = evaluate(folder, changed, "test")["metrics"]
     assert "class 'new' (1 images), unknown to training" in capsys.readouterr().err
@@ -262,11 +262,11 @@ def test_an_output_in_use_is_not_touched(
 ) -> None:
     before = (classifier / "adapter.json").read_bytes()
     with pytest.raises(UsageError, match="--overwrite"):
-        fit_classifier(backbone, manifest, classifier, CLASSIFY, store=place / "store")
+        fit_classifier(backbone, manifest, classifier, CLASSIFY, cache=place / "cache")
     assert (classifier / "adapter.json").read_bytes() == before
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
-        fit_classifier(backbone, manifest, tmp_path, CLASSIFY, store=place / "store", overwrite=True)
+        fit_classifier(backbone, manifest, tmp_path, CLASSIFY, cache=place / "cache", overwrite=True)
 
 
 def test_an_unfinished_fit_is_begun_again_without_asking(
@@ -277,10 +277,10 @@ def test_an_unfinished_fit_is_begun_again_without_asking(
             "dinomed.adapters.tasks.classify.fit.save_bundle", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
-            fit_classifier(backbone, manifest, tmp_path / "cls", CLASSIFY, store=place / "store")
+            fit_classifier(backbone, manifest, tmp_path / "cls", CLASSIFY, cache=place / "cache")
     with pytest.raises(UsageError, match="did not finish"):
         load_adapter(tmp_path / "cls")
-    fit_classifier(backbone, manifest, tmp_path / "cls", CLASSIFY, store=place / "store")
+    fit_classifier(backbone, manifest, tmp_path / "cls", CLASSIFY, cache=place / "cache")
     assert load_adapter(tmp_path / "cls").task == "classify"
 
 

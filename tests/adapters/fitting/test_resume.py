@@ -51,7 +51,7 @@ def test_an_interrupted_fit_ends_with_the_weights_of_one_that_was_not(
         pytest.importorskip("peft")
     fit, config = CASES[case]
     monkeypatch.setattr(resume, "SHARE", 1.0)  # after every epoch
-    data: dict[str, Any] = {"manifest": read_manifest(lesion_manifest), "store": tmp_path / "store", "config": config}
+    data: dict[str, Any] = {"manifest": read_manifest(lesion_manifest), "cache": tmp_path / "cache", "config": config}
     whole = fit(load_backbone(tiny_backbone), out=tmp_path / "whole", **data).folder
     keep = loop._Run.keep
 
@@ -87,7 +87,7 @@ def test_a_fit_stopped_before_anything_was_kept_says_that_it_starts_again(
     fit, config = CASES["lbfgs"]
     monkeypatch.setattr(loop._Run, "end_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
-        fit(load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "c", config, store=tmp_path / "s")
+        fit(load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "c", config, cache=tmp_path / "s")
     assert "in epoch 1; the same command starts again" in capsys.readouterr().err
 
 
@@ -108,21 +108,21 @@ def test_a_state_of_other_settings_data_or_damaged_is_not_used(
         with monkeypatch.context() as patch:
             patch.setattr(loop._Run, "keep", cut)
             with pytest.raises(SystemExit):
-                fit(backbone, manifest, tmp_path / "cut", config, store=tmp_path / "store")
+                fit(backbone, manifest, tmp_path / "cut", config, cache=tmp_path / "cache")
         assert "goes on after epoch" in capsys.readouterr().err
         return next((tmp_path / "cut" / STAGE / "state").glob("step_*"))
 
     leave_a_state()
     other = config.model_copy(update={"seed": 5})
-    fit(backbone, manifest, tmp_path / "cut", other, store=tmp_path / "store")
+    fit(backbone, manifest, tmp_path / "cut", other, cache=tmp_path / "cache")
     assert "other settings, data or backbone is dropped" in capsys.readouterr().err
-    fresh = fit(backbone, manifest, tmp_path / "fresh", other, store=tmp_path / "store").folder
+    fresh = fit(backbone, manifest, tmp_path / "fresh", other, cache=tmp_path / "cache").folder
     assert read_record(fresh).weights_sha256 == read_record(tmp_path / "cut").weights_sha256
     for path in (tmp_path / "cut").glob("*"):
         path.unlink()
     tensors = leave_a_state() / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-7])
-    fit(backbone, manifest, tmp_path / "cut", config, store=tmp_path / "store")
+    fit(backbone, manifest, tmp_path / "cut", config, cache=tmp_path / "cache")
     assert "damaged" in capsys.readouterr().err
 
 
@@ -136,7 +136,7 @@ def test_a_killed_command_goes_on_and_a_terminated_one_says_so(
     def command(out: str) -> list[str]:
         return [
             sys.executable, "-m", "dinomed.apps.cli", "train", "segment", "--head", "dpt", "--backbone",
-            str(tiny_backbone), "--data", str(lesion_manifest), "--cache", str(tmp_path / "store"), "--device", "cpu",
+            str(tiny_backbone), "--data", str(lesion_manifest), "--cache", str(tmp_path / "cache"), "--device", "cpu",
             "-o", str(tmp_path / out), *sets,
         ]  # fmt: skip
 

@@ -72,7 +72,7 @@ def fit(place: Path, manifest: Manifest, task: str, tune: str) -> Path:
         scale = {"scale": 0.001} if task == "depth" else {}
         size = {} if task == "classify" else {"image_size": 48}
         config = build_config(CONFIGS[task], {"tune": tune, "fit": FIT, "augment": "light", **size, **scale}, "test")
-        FITS[task](load_backbone(place / "ssl"), manifest, folder, config, store=place / "store")
+        FITS[task](load_backbone(place / "ssl"), manifest, folder, config, cache=place / "cache")
     return folder
 
 
@@ -261,7 +261,7 @@ def test_half_precision_learns_as_float32_does(
         settings = {"image_size": 48, "tune": tune, "fit": {**FIT, "optimizer": "adamw", "precision": kind}}
         config = build_config(SegmentConfig, settings, "test")
         out = tmp_path / kind
-        fit_segmenter(load_backbone(place / "ssl"), manifest, out, config, store=place / "store")
+        fit_segmenter(load_backbone(place / "ssl"), manifest, out, config, cache=place / "cache")
         losses[kind] = [json.loads(line)["train_loss"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert {torch.float32, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]} == set(seen)
     assert losses[precision] != losses["float32"]

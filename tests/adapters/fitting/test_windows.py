@@ -133,14 +133,14 @@ FIT = {"epochs": 6, "patience": 6, "batch_size": 6, "min_steps": 60, "learning_r
 def fitted(large: Manifest, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = SegmentConfig.model_validate({**SMALL, "crop": 0.5, "fit": FIT})
     place = tmp_path_factory.mktemp("fitted")
-    return fit_segmenter(load_backbone(tiny_backbone), large, place / "seg", config, store=place / "store").folder
+    return fit_segmenter(load_backbone(tiny_backbone), large, place / "seg", config, cache=place / "cache").folder
 
 
 def test_training_on_windows_learns_what_is_lost_when_images_are_squashed(
     fitted: Path, large: Manifest, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     plain = SegmentConfig.model_validate({"image_size": 48, "fit": FIT, "seed": 1})
-    fit_segmenter(load_backbone(tiny_backbone), large, tmp_path / "plain", plain, store=tmp_path / "store")
+    fit_segmenter(load_backbone(tiny_backbone), large, tmp_path / "plain", plain, cache=tmp_path / "cache")
     ours, squashed = (
         evaluate(one, large, "test", resamples=20)["metrics"]["dice"] for one in (fitted, tmp_path / "plain")
     )
@@ -164,7 +164,7 @@ def test_the_epoch_and_the_threshold_are_chosen_on_what_windows_predict(fitted: 
 def test_thresholds_are_those_of_the_views_that_predict(large: Manifest, tiny_backbone: Path, tmp_path: Path) -> None:
     given = {"image_size": 48, "flips": True, "scales": (1.0, 3.0), "fit": {**FIT, "min_steps": 0}}
     config = SegmentConfig.model_validate(given)
-    folder = fit_segmenter(load_backbone(tiny_backbone), large, tmp_path / "seg", config, store=tmp_path / "s").folder
+    folder = fit_segmenter(load_backbone(tiny_backbone), large, tmp_path / "seg", config, cache=tmp_path / "s").folder
     predictor = load_adapter(folder)
     assert isinstance(predictor, SegmentPredictor)
     val = large.select(split="val")
@@ -190,4 +190,4 @@ def test_what_windows_need_is_told(large: Manifest, tiny_backbone: Path, tmp_pat
             SegmentConfig.model_validate(settings)
     plain = SegmentConfig(image_size=48, window=48)
     with pytest.raises(UsageError, match=r"images of 240 px.*--set crop=0\.5"):
-        fit_segmenter(load_backbone(tiny_backbone), large, tmp_path / "seg", plain, store=tmp_path / "s")
+        fit_segmenter(load_backbone(tiny_backbone), large, tmp_path / "seg", plain, cache=tmp_path / "s")

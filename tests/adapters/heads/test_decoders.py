@@ -80,7 +80,7 @@ def test_training_on_cached_features_lowers_the_loss(
     config = config_of(name, fit=fit, image_size=32)
     manifest = read_manifest(lesion_manifest)
     folder = fit_segmenter(
-        load_backbone(tiny_backbone), manifest, tmp_path / "seg", config, store=tmp_path / "store"
+        load_backbone(tiny_backbone), manifest, tmp_path / "seg", config, cache=tmp_path / "cache"
     ).folder
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert log[-1]["train_loss"] < 0.9 * log[0]["train_loss"]

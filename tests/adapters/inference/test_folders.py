@@ -34,8 +34,8 @@ def predictors(
 ) -> tuple[SegmentPredictor, ClassifyPredictor]:
     folder = tmp_path_factory.mktemp("bundles")
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
-    fit_segmenter(backbone, manifest, folder / "seg", SegmentConfig(fit=QUICK, image_size=32), store=folder / "store")
-    fit_classifier(backbone, manifest, folder / "cls", ClassifyConfig(fit=QUICK), store=folder / "store")
+    fit_segmenter(backbone, manifest, folder / "seg", SegmentConfig(fit=QUICK, image_size=32), cache=folder / "cache")
+    fit_classifier(backbone, manifest, folder / "cls", ClassifyConfig(fit=QUICK), cache=folder / "cache")
     seg, cls = load_adapter(folder / "seg"), load_adapter(folder / "cls")
     assert isinstance(seg, SegmentPredictor)
     assert isinstance(cls, ClassifyPredictor)

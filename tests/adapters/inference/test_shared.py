@@ -45,13 +45,13 @@ def test_many_adapters_on_one_pass(
     tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
-    store = tmp_path / "store"
-    fit_classifier(backbone, manifest, tmp_path / "cls", config=ClassifyConfig(), store=store)
+    cache = tmp_path / "cache"
+    fit_classifier(backbone, manifest, tmp_path / "cls", config=ClassifyConfig(), cache=cache)
     short = {"fit": {"epochs": 1, "min_steps": 0, "batch_size": 16}}
     for name, size in (("seg", 32), ("large", 48)):
         config = SegmentConfig.model_validate({**short, "image_size": size})
-        fit_segmenter(backbone, manifest, tmp_path / name, config=config, store=store)
-    build_index(backbone, manifest, tmp_path / "idx", store=store)
+        fit_segmenter(backbone, manifest, tmp_path / name, config=config, cache=cache)
+    build_index(backbone, manifest, tmp_path / "idx", cache=cache)
     consumers = [*(load_adapter(tmp_path / name) for name in ("cls", "seg", "large")), load_retriever(tmp_path / "idx")]
     cls, seg, large, retriever = consumers
     images = [read_image(manifest.path(row)) for row in range(3)]
@@ -72,13 +72,13 @@ def test_what_shares_a_backbone_loads_it_once(
     tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
-    store = tmp_path / "store"
-    fit_classifier(backbone, manifest, tmp_path / "cls", config=ClassifyConfig(), store=store)
+    cache = tmp_path / "cache"
+    fit_classifier(backbone, manifest, tmp_path / "cls", config=ClassifyConfig(), cache=cache)
     short = {"fit": {"epochs": 1, "min_steps": 0, "batch_size": 16}, "image_size": 48}
-    fit_segmenter(backbone, manifest, tmp_path / "seg", config=SegmentConfig.model_validate(short), store=store)
+    fit_segmenter(backbone, manifest, tmp_path / "seg", config=SegmentConfig.model_validate(short), cache=cache)
     tuned = SegmentConfig.model_validate({**short, "tune": "last:1"})
-    fit_segmenter(backbone, manifest, tmp_path / "tuned", config=tuned, store=store)
-    build_index(backbone, manifest, tmp_path / "idx", store=store)
+    fit_segmenter(backbone, manifest, tmp_path / "tuned", config=tuned, cache=cache)
+    build_index(backbone, manifest, tmp_path / "idx", cache=cache)
     loaded = []
     monkeypatch.setattr(together, "load_backbone", lambda *a, **k: loaded.append(a) or load_backbone(*a, **k))
     load = together.Backbones()

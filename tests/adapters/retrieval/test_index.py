@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, lesions: Manifest, tiny_backb
         "ivf": {"kind": "ivf", "whiten": 8},
         "gem": {"pooling": Pooling(tokens="gem")},
     }.items():
-        build_index(backbone, lesions, folder / name, store=folder / "store", **options)
+        build_index(backbone, lesions, folder / name, cache=folder / "cache", **options)
     return folder
 
 
@@ -233,7 +233,7 @@ def test_a_link_out_of_the_folder_of_the_images_is_not_followed(
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(lesions.root / name, root / name)
     manifest = Manifest(lesions.take(range(3)).table, root)
-    build_index(load_backbone(tiny_backbone), manifest, tmp_path / "idx", store=tmp_path / "store")
+    build_index(load_backbone(tiny_backbone), manifest, tmp_path / "idx", cache=tmp_path / "cache")
     shutil.copy(manifest.path(0), outside)
     manifest.path(0).unlink()
     manifest.path(0).symlink_to(outside)
@@ -252,7 +252,7 @@ def test_an_interrupted_build_goes_on_and_an_older_index_stays_until_then(
 
     backbone, out = load_backbone(tiny_backbone), tmp_path / "index"
     monkeypatch.setattr(build, "_CHUNK", 16)
-    gem = {"store": tmp_path / "store", "pooling": Pooling(tokens="gem")}
+    gem = {"cache": tmp_path / "cache", "pooling": Pooling(tokens="gem")}
     real, calls = build._pool_chunk, []
 
     def dying(*arguments: object) -> np.ndarray:
@@ -274,7 +274,7 @@ def test_an_interrupted_build_goes_on_and_an_older_index_stays_until_then(
     monkeypatch.setattr(build, "write_index", dying)
     calls[:] = [1, 1]
     with pytest.raises(KeyboardInterrupt):
-        build_index(backbone, lesions.take(range(30)), out, overwrite=True, store=tmp_path / "store")
+        build_index(backbone, lesions.take(range(30)), out, overwrite=True, cache=tmp_path / "cache")
     assert len(read_index(out)) == 60
 
 
@@ -305,7 +305,7 @@ def test_images_that_the_index_has_not_are_computed_for_an_evaluation(
     lesions: Manifest, tiny_backbone: Path, tmp_path: Path, made: Path
 ) -> None:
     train = lesions.select(split="train")
-    build_index(load_backbone(tiny_backbone), train, tmp_path / "train", store=tmp_path / "store", kind="hnsw")
+    build_index(load_backbone(tiny_backbone), train, tmp_path / "train", cache=tmp_path / "cache", kind="hnsw")
     found = evaluate_index(load_retriever(tmp_path / "train"), lesions, "test")
     whole = evaluate_index(load_retriever(made / "flat"), lesions, "test", conditions=parse_conditions(["split=train"]))
     assert found["metrics"]["map"] == pytest.approx(whole["metrics"]["map"], abs=1e-6)  # batches differ in rounding

@@ -151,7 +151,7 @@ def test_heads_overfit_the_frames_and_keep_to_their_range(
     fit = FitConfig(epochs=10, patience=10, batch_size=8, learning_rate=0.005 if name == "dpt" else 0.05, min_steps=150)
     head = {"name": name} | ({"channels": 16} if name == "dpt" else {"bins": 64, "blocks": [0, 1, 2]})
     config = DepthConfig.model_validate({"head": head, "scale": SIMCOL, "unit": "cm", "image_size": 64, "fit": fit})
-    folder = fit_depth(load_backbone(tiny_backbone), frames, tmp_path / "d", config, store=tmp_path / "s").folder
+    folder = fit_depth(load_backbone(tiny_backbone), frames, tmp_path / "d", config, cache=tmp_path / "s").folder
     found = evaluate(folder, frames, "train")["metrics"]
     constant = constant_error(frames)
     assert found["rmse"] < 0.5 * constant
@@ -176,17 +176,17 @@ def constant_error(frames: Manifest) -> float:
 def test_what_is_wrong_with_depth_maps_is_said(lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     manifest, backbone = read_manifest(lesion_manifest), load_backbone(tiny_backbone)
     with pytest.raises(UsageError, match="no depth maps in a column 'depth'"):
-        fit_depth(backbone, manifest, tmp_path / "a", store=tmp_path / "s")
+        fit_depth(backbone, manifest, tmp_path / "a", cache=tmp_path / "s")
     size = (manifest.table["height"][0].as_py(), manifest.table["width"][0].as_py())
     np.save(tmp_path / "flat.npy", np.full(size, 3.0))
     climbing = Manifest(
         manifest.table.append_column("depth", pa.array(["../" * 3 + "etc"] * len(manifest), pa.string())), manifest.root
     )
     with pytest.raises(UsageError, match="leaves the folder"):
-        fit_depth(backbone, climbing, tmp_path / "b", store=tmp_path / "s")
+        fit_depth(backbone, climbing, tmp_path / "b", cache=tmp_path / "s")
     flat = manifest.table.append_column("depth", pa.array(["flat.npy"] * len(manifest), pa.string()))
     with pytest.raises(DinomedError, match=r"one depth only \(3\)"):
-        fit_depth(backbone, Manifest(flat, tmp_path), tmp_path / "c", store=tmp_path / "s")
+        fit_depth(backbone, Manifest(flat, tmp_path), tmp_path / "c", cache=tmp_path / "s")
     with pytest.raises(ValueError, match="must be below"):
         LinearDepthConfig(low=3, high=2)
 

@@ -70,7 +70,7 @@ def manifest(lesion_manifest: Path) -> Manifest:
 def test_a_head_predicts_from_its_bundle_what_was_measured_at_its_fit(
     head: str, place: Path, backbone: FrozenBackbone, manifest: Manifest
 ) -> None:
-    result = fit_classifier(backbone, manifest, place / head, settings(head), store=place / "store")
+    result = fit_classifier(backbone, manifest, place / head, settings(head), cache=place / "cache")
     record = read_record(result.folder)
     assert record.head["name"] == ("linear" if head == "grid" else head)
     assert record.classes == tuple(manifest.classes())
@@ -98,7 +98,7 @@ def test_several_labels_an_image(
     else:
         words = ["|".join(n for n, value in zip(("dark", "round"), row, strict=True) if value) or None for row in marks]
         data, asked = with_columns(manifest, finding=words), {"label": "finding", "separator": "|"}
-    result = fit_classifier(backbone, data, tmp_path / "out", settings(head, **asked), store=place / "store")
+    result = fit_classifier(backbone, data, tmp_path / "out", settings(head, **asked), cache=place / "cache")
     predictor = load_adapter(result.folder)
     assert isinstance(predictor, ClassifyPredictor)
     assert predictor.answer.multilabel
@@ -120,7 +120,7 @@ def test_one_answer_for_a_group_is_the_head_on_its_pooled_features(
     names = {i: f"pair-{n}-{k // 2}" for n, own in enumerate(rows.values()) for k, i in enumerate(own)}
     data = with_columns(manifest, group=[names[i] for i in range(len(manifest))])
     config = settings(head, unit="group", pool=pool, frames=2)
-    result = fit_classifier(backbone, data, tmp_path / "out", config, store=place / "store")
+    result = fit_classifier(backbone, data, tmp_path / "out", config, cache=place / "cache")
     record = read_record(result.folder)
     assert record.training["units"]["train"] == len(set(data.select(split="train").column("group")))
     found = evaluate_in_full(result.folder, data, "val", resamples=10)
@@ -137,7 +137,7 @@ def test_one_answer_for_a_group_is_the_head_on_its_pooled_features(
 def test_answers_for_images_are_averaged_over_their_group(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
-    folder = fit_classifier(backbone, manifest, tmp_path / "out", settings(), store=place / "store").folder
+    folder = fit_classifier(backbone, manifest, tmp_path / "out", settings(), cache=place / "cache").folder
     images, groups = (
         evaluate_in_full(folder, manifest, "test", resamples=10, unit=unit).judged for unit in ("image", "group")
     )
@@ -162,8 +162,8 @@ def test_what_cannot_be_asked_is_told_in_one_line(
         settings(label=["a", "b", "a"])
     torn = with_columns(manifest, group=[f"all-{split}" for split in manifest.column("split")])
     with pytest.raises(UsageError, match="hold images of different labels"):
-        fit_classifier(backbone, torn, tmp_path / "no", settings(unit="group"), store=place / "store")
-    folder = fit_classifier(backbone, manifest, tmp_path / "cls", settings(), store=place / "store").folder
+        fit_classifier(backbone, torn, tmp_path / "no", settings(unit="group"), cache=place / "cache")
+    folder = fit_classifier(backbone, manifest, tmp_path / "cls", settings(), cache=place / "cache").folder
     for by, told in ((("sx",), "no column 'sx'"), (("group",), "no property"), (("lesion",), "no column 'lesion'")):
         with pytest.raises(UsageError, match=told):
             evaluate(folder, manifest, by=by)
@@ -195,7 +195,7 @@ def test_a_table_of_groups_is_what_evaluation_measures(
     pairs = zip(manifest.column("split"), manifest.column("label"), strict=True)
     data = with_columns(manifest, group=[None if i % 7 == 3 else "-".join(pair) for i, pair in enumerate(pairs)])
     folder = fit_classifier(
-        backbone, data, tmp_path / "out", settings("knn", unit=unit, frames=3), store=place / "store"
+        backbone, data, tmp_path / "out", settings("knn", unit=unit, frames=3), cache=place / "cache"
     ).folder
     predictor = load_adapter(folder)
     assert isinstance(predictor, ClassifyPredictor)
@@ -225,7 +225,7 @@ def test_an_interrupted_table_of_groups_goes_on_and_is_the_same(
     own = [f"g{i // 4}" if i % 4 else None for i in range(len(manifest))]
     own[1] = manifest.column("image")[0]
     data = with_columns(manifest, group=own, split=["test"] * len(manifest))
-    folder = fit_classifier(backbone, manifest, tmp_path / "cls", settings(), store=place / "store").folder
+    folder = fit_classifier(backbone, manifest, tmp_path / "cls", settings(), cache=place / "cache").folder
     predictor = load_adapter(folder)
     assert isinstance(predictor, ClassifyPredictor)
     monkeypatch.setattr(predict_groups, "IMAGES", 7)

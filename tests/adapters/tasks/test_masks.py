@@ -71,7 +71,7 @@ def with_mask(manifest: Manifest, column: str) -> Manifest:
 
 def fit(manifest: Manifest, folder: Path, backbone: Path, **settings: object) -> Path:
     config = SegmentConfig(fit=QUICK, image_size=48, **settings)
-    return fit_segmenter(load_backbone(backbone), manifest, folder, config, store=folder.parent / "store").folder
+    return fit_segmenter(load_backbone(backbone), manifest, folder, config, cache=folder.parent / "cache").folder
 
 
 def test_classes_that_exclude_each_other_from_masks_to_predicted_label_maps(

@@ -1,6 +1,6 @@
 """Features on disk: shards that are trusted only if their recorded key and checksums match.
 
-A store is a folder of shards. Shard 7 is `00007.cls.npy` and `00007.mean.npy` (float32), `00007.patches.npy` (float16)
+A cache is a folder of shards. Shard 7 is `00007.cls.npy` and `00007.mean.npy` (float32), `00007.patches.npy` (float16)
 where patch tokens are wanted, and, written last, `00007.json` with the key and the SHA-256 of each file. A process that
 is killed leaves whole shards and at most one without its JSON, which is computed again.
 
@@ -47,7 +47,7 @@ class FeatureKey(Config):
 
     @property
     def short(self) -> str:
-        """The name of the store's folder."""
+        """The name of the cache's folder."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -63,8 +63,8 @@ class FeatureKey(Config):
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
 
 
-class FeatureStore:
-    """Reads the features of `len(store)` images; patches stay on disk and are mapped into memory."""
+class FeatureCache:
+    """Reads the features of `len(cache)` images; patches stay on disk and are mapped into memory."""
 
     def __init__(self, folder: Path, key: FeatureKey) -> None:
         self.folder, self.key = folder, key
@@ -106,14 +106,14 @@ class FeatureStore:
         return np.concatenate([self.shard(shard, kind) for shard in range(self.key.num_shards)])
 
 
-def remove_stores(folder: Path) -> None:
+def remove_caches(folder: Path) -> None:
     """Remove the features below `folder`, of whichever keys, and what is empty then; anything else stays."""
-    for store in folder.iterdir():
-        if _STORE.fullmatch(store.name) and store.is_dir() and not store.is_symlink():
-            for path in store.iterdir():
+    for cache in folder.iterdir():
+        if _STORE.fullmatch(cache.name) and cache.is_dir() and not cache.is_symlink():
+            for path in cache.iterdir():
                 if _PART.fullmatch(path.name) and not path.is_dir():
                     path.unlink()
-            _remove_if_empty(store)
+            _remove_if_empty(cache)
     _remove_if_empty(folder)
 
 
