@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.retrieval.engine import KINDS, build_graph, restore, search_exactly, search_graph
+from dinomed.adapters.retrieval.engine import KINDS, build_graph, restore, search_graph
+from dinomed.features.neighbors import search_exactly
 
 BATCH, SINGLE, K = 256, 100, 10
 
@@ -40,7 +41,7 @@ def measure(kind: str, vectors: np.ndarray, queries: np.ndarray, truth: np.ndarr
     restored = time.process_time()
 
     def search(part: np.ndarray) -> np.ndarray:
-        return search_exactly(vectors, part, K)[1] if index is None else search_graph(index, part, K)[1]
+        return search_exactly(part, vectors, K)[1] if index is None else search_graph(index, part, K)[1]
 
     start = time.process_time()
     found = np.concatenate([search(queries[i : i + BATCH]) for i in range(0, len(queries), BATCH)])
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     vectors, queries = make_vectors(asked.count, asked.dimension, asked.queries)
-    truth = search_exactly(vectors, queries, K)[1]
+    truth = search_exactly(queries, vectors, K)[1]
     rows = []
     for kind in asked.kinds.split(","):
         rows.append(measure(kind, vectors, queries, truth))

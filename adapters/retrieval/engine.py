@@ -13,11 +13,12 @@ import faiss
 import numpy as np
 
 from dinomed.errors import DinomedError, UsageError, did_you_mean
+from dinomed.features.ivf import choose_num_lists, empty_inverted_file, train_centroids
 
 Kind = Literal["flat", "hnsw", "ivf"]
 KINDS: tuple[str, ...] = get_args(Kind)
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 200, 128
-_PER_CENTROID = 39  # as many examples k-means wants at least
+_VECTORS_PER_LIST = 39  # at least; fewer are too few for the k-means of faiss
 _SEED = 1234
 Arrays = dict[str, np.ndarray]
 
@@ -42,16 +43,9 @@ def build_graph(kind: Kind, vectors: np.ndarray) -> Arrays:
             "entry": np.array([graph.entry_point, graph.max_level], np.int32),
         }
     if kind == "ivf":
-        lists = num_lists(len(vectors))
-        trained = faiss.Kmeans(vectors.shape[1], lists, niter=20, spherical=True, seed=_SEED, min_points_per_centroid=1)
-        trained.train(vectors)
-        return {"centroids": np.array(trained.centroids, np.float32)}
+        lists = choose_num_lists(len(vectors), _VECTORS_PER_LIST)
+        return {"centroids": train_centroids(vectors, lists, iterations=20, seed=_SEED)}
     return {}
-
-
-def num_lists(count: int) -> int:
-    """Cells of an IVF index: 4 times the square root of N, as faiss advises, where there are enough vectors."""
-    return max(1, min(int(4 * count**0.5), count // _PER_CENTROID))
 
 
 def num_probes(lists: int) -> int:
@@ -72,12 +66,10 @@ def restore(kind: Kind, vectors: np.ndarray, arrays: Mapping[str, np.ndarray]) -
         centroids = np.ascontiguousarray(_get(arrays, "centroids", np.float32, 2))
         if centroids.shape[1] != dimension or not len(centroids) or not np.isfinite(centroids).all():
             raise DinomedError("its centroids do not fit its vectors")
-        quantizer = faiss.IndexFlatIP(dimension)
-        quantizer.add(centroids)
-        cells = faiss.IndexIVFFlat(quantizer, dimension, len(centroids), faiss.METRIC_INNER_PRODUCT)
-        cells.add(vectors)
-        cells.nprobe = num_probes(len(centroids))
-        return cells
+        inverted_file = empty_inverted_file(centroids)
+        inverted_file.add(vectors)
+        inverted_file.nprobe = num_probes(len(centroids))
+        return inverted_file
     levels, neighbors = _get(arrays, "levels", np.int32, 1), _get(arrays, "neighbors", np.int32, 1)
     entry = _get(arrays, "entry", np.int32, 1)
     graph: Any = faiss.IndexHNSWFlat(dimension, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
@@ -99,11 +91,6 @@ def search_graph(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, n
     if isinstance(index, faiss.IndexHNSWFlat):
         index.hnsw.efSearch = max(HNSW_SEARCH, 2 * k)
     return index.search(queries, k)
-
-
-def search_exactly(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities and rows (Q, min(k, N)) of the `k` largest inner products, best first."""
-    return faiss.knn(queries, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
 
 
 def _check_graph(

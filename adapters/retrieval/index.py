@@ -20,13 +20,13 @@ import torch
 from pydantic import Field
 
 from dinomed.adapters.record import BackboneReference
-from dinomed.adapters.retrieval.engine import Arrays, Kind, restore, search_exactly, search_graph
+from dinomed.adapters.retrieval.engine import Arrays, Kind, restore, search_graph
 from dinomed.adapters.retrieval.pool import Pooling, Whitening
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import Config
 from dinomed.datasets.manifest import FIXED, Manifest, leaves_root
 from dinomed.errors import DinomedError, UsageError
-from dinomed.features.neighbors import normalised
+from dinomed.features.neighbors import normalised, search_exactly
 from dinomed.io.files import replacing, to_json, write_json
 from dinomed.io.tensor_file import check_tensors, hash_tensors, parse_record, read_header, read_tensors, write_tensors
 from dinomed.notice import RESEARCH_USE
@@ -135,7 +135,7 @@ class RetrievalIndex:
     ) -> list[list[Found]]:
         vectors = self.vectors if rows is None else self.vectors[rows]
         asked = k + max((len(gone) for gone in without), default=0)
-        similarities, places = search_exactly(vectors, queries, asked)
+        similarities, places = search_exactly(queries, vectors, asked)
         return self._keep(similarities, places if rows is None else rows[places], without, k)
 
     @staticmethod

@@ -27,11 +27,22 @@ def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarra
         raise DinomedError(f"nearest neighbours: k is {k} of {len(vectors)} vectors; both must be at least 1")
     if queries.shape[1] != vectors.shape[1]:
         raise DinomedError(f"features of {queries.shape[1]} values against an index of {vectors.shape[1]}")
-    index = faiss.IndexFlatIP(int(vectors.shape[1]))
-    index.add(normalised(vectors, "vector"))
-    similarities, indices = index.search(normalised(queries, "query"), min(k, len(vectors)))
+    similarities, indices = search_exactly(normalised(queries, "query"), normalised(vectors, "vector"), k)
     assert (indices >= 0).all()
     return similarities, indices
+
+
+def search_exactly(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `k` largest inner products of each query, unchecked and without a copy of the vectors.
+
+    Args:
+        queries: float32 (Q, D); vectors: float32 (N, D); of finite values, in memory or mapped.
+        k: cut to N.
+
+    Returns:
+        Inner products float32 (Q, min(k, N)), best first, and rows of `vectors`, int64 of the same shape.
+    """
+    return faiss.knn(queries, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
 
 
 def normalised(vectors: np.ndarray, kind: str = "vector") -> np.ndarray:

@@ -1,9 +1,9 @@
 """Which vectors are similar, exactly and in bounded memory: all pairs above a threshold, and the k nearest."""
 
-import faiss
 import numpy as np
 
 from dinomed.errors import UsageError
+from dinomed.features.neighbors import search_exactly
 from dinomed.pretrain.curation.search.bound import fit_bound
 from dinomed.pretrain.curation.search.pairs import PAIR_BYTES, SLACK, Collector, Pairs
 from dinomed.pretrain.curation.search.tiles import TileSearch, in_threads, pairs_in_tile, processors, strips
@@ -102,7 +102,7 @@ def top_k(
     similarity, index = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     with bar(description, len(queries)) as progress:
         for rows in blocks(len(queries), wanted * 64, min(memory_gib * GIB / 4, 2**28)):
-            _, found = faiss.knn(queries[rows], x, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+            _, found = search_exactly(queries[rows], x, wanted)
             similarity[rows], index[rows] = rank(queries[rows], x, found, k)
             progress.advance(rows.stop - rows.start)
     return similarity, index

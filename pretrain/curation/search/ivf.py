@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 
 from dinomed.errors import DinomedError, UsageError
+from dinomed.features.ivf import choose_num_lists, empty_inverted_file, train_centroids
 from dinomed.io.files import read_json, replacing, sha256_file, write_json
 from dinomed.log import logger
 from dinomed.pretrain.curation.search.exact import MEMORY_GIB, near_pairs, rank, top_k
@@ -33,6 +34,8 @@ FORMAT = "dinomed.index/1"
 # candidates for each neighbour that is wanted: codes of fewer bits put the true ones further down
 _OVERSAMPLING = {"flat": 1, "sq8": 2, "pq": 4}
 _TRAIN_EACH = 64
+_VECTORS_PER_LIST = 8  # at least
+_ITERATIONS = 10  # of the k-means of the lists
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def build_index(
     Args:
         codec: how vectors are kept: ``flat`` as they are, ``sq8`` a byte for each value, ``pq`` a byte for each eight
             (product quantisation); ``auto`` is the first of these that fits.
-        lists: by default 4 sqrt(N).
+        lists: by default and at most 4 sqrt(N).
         memory_gib: for the index and for its training.
 
     Raises:
@@ -156,16 +159,14 @@ def build_index(
     count, dimension = x.shape
     if codec == "auto":
         codec = choose_codec(count, dimension, memory_gib)
-    lists = max(min(lists or int(4 * count**0.5), count // 8), 1)
+    lists = (
+        choose_num_lists(count, _VECTORS_PER_LIST) if lists is None else max(min(lists, count // _VECTORS_PER_LIST), 1)
+    )
     kind = {"flat": "Flat", "sq8": "SQ8", "pq": f"PQ{_subspaces(dimension)}np"}[codec]
     # np: without the polysemous training, whose shortcut is not used here and which takes most of the time
-    index: Any = faiss.index_factory(dimension, f"IVF{lists},{kind}", faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed = seed
-    index.cp.min_points_per_centroid = 1
-    if codec == "pq":
-        index.pq.cp.seed = seed
-        index.pq.cp.min_points_per_centroid = 1
-    index.train(_training_rows(x, lists, memory_gib, seed))
+    sample = _training_rows(x, lists, memory_gib, seed)
+    centroids = train_centroids(sample, lists, iterations=_ITERATIONS, seed=seed)
+    index = empty_inverted_file(centroids, kind, sample=sample, seed=seed)
     with bar("index", count) as progress:
         for rows in blocks(count, dimension * 4):
             index.add(np.ascontiguousarray(x[rows]))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dinomed.adapters.retrieval.engine import build_graph, num_lists, num_probes, parse_kind, restore, search_graph
+from dinomed.adapters.retrieval.engine import build_graph, num_probes, parse_kind, restore, search_graph
 from dinomed.errors import DinomedError, UsageError
 
 
@@ -87,9 +87,7 @@ def test_a_tampered_graph_is_refused_before_faiss_follows_it(vectors: np.ndarray
             restore("ivf", part, {"centroids": wrong})
 
 
-def test_sizes_of_cells() -> None:
-    assert num_lists(10) == 1
-    assert num_lists(100_000) == 1264
+def test_an_eighth_of_the_lists_is_searched() -> None:
     assert num_probes(1) == 1
     assert num_probes(1264) == 158
 
