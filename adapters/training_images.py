@@ -1,7 +1,7 @@
 """What an adapter has seen, by hashes: so that nobody measures it on its own training images unawares."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +34,8 @@ class Overlap:
 class Seen:
     """Hashes of the images (their bytes) and of the groups (their names) of train and val.
 
-    Groups that are numbers, or named by an image as `dinomed scan` names those it was not told, are left out: another
-    collection has the same ones, and the number of a patient could be found by trying all. They are still recognised
-    in a manifest that lists a seen image of theirs.
+    Groups that are numbers are left out: another collection has the same ones, and the number of a patient could be
+    found by trying all. They are still recognised in a manifest that lists a seen image of theirs.
     """
 
     images: frozenset[bytes]
@@ -44,11 +43,11 @@ class Seen:
 
     def find(self, chosen: Manifest, manifest: Manifest) -> Overlap:
         """What of `chosen` was seen; it is a part of `manifest`, whose other rows tell more about groups."""
-        own = {group for group, content in zip(_groups(manifest), _contents(manifest), strict=True)
+        own = {group for group, content in zip(manifest.groups(), _contents(manifest), strict=True)
                if content in self.images}  # fmt: skip
-        own |= {group for group in set(_groups(chosen)) - own if group is not None and _hash(group) in self.groups}
+        own |= {group for group in set(chosen.groups()) - own if group is not None and _hash(group) in self.groups}
         images, groups = [], []
-        rows = zip(chosen.column("image"), _contents(chosen), _groups(chosen), strict=True)
+        rows = zip(chosen.column("image"), _contents(chosen), chosen.groups(), strict=True)
         for image, content, group in rows:
             if content in self.images:
                 images.append(image)
@@ -67,8 +66,7 @@ def collect_seen(manifests: Iterable[Manifest]) -> Seen:
     groups: set[bytes] = set()
     for manifest in manifests:
         images.update(_contents(manifest))
-        names = {group for group in _groups(manifest) if group is not None}
-        groups.update(_hash(group) for group in names.difference(manifest.column("image")) if not group.isdecimal())
+        groups.update(_hash(group) for group in {*manifest.groups()} if group is not None and not group.isdecimal())
     return Seen(frozenset(images), frozenset(groups))
 
 
@@ -80,10 +78,6 @@ def seen_from_tensors(tensors: Mapping[str, Tensor]) -> Seen:
 
 def _contents(manifest: Manifest) -> list[bytes]:
     return [bytes.fromhex(value)[:_BYTES] for value in manifest.column("sha256")]
-
-
-def _groups(manifest: Manifest) -> Sequence[str | None]:
-    return manifest.column("group") if manifest.has("group") else [None] * len(manifest)
 
 
 def _hash(group: str) -> bytes:

@@ -39,8 +39,8 @@ PRECISION = 0.9
 def choose(manifest: Manifest, fit: int, references: int, seed: int) -> tuple[Manifest, Manifest]:
     """(images to fit to, images to search in): one of a group, and no group in both."""
     first: dict[str, int] = {}
-    for index, group in enumerate(manifest.column("group")):
-        first.setdefault(group or str(index), index)
+    for index, unit in enumerate(manifest.units()):
+        first.setdefault(unit, index)
     order = np.random.default_rng(seed).permutation(list(first.values())).tolist()
     return manifest.take(order[:fit]), manifest.take(order[fit : fit + references])
 

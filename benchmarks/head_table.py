@@ -30,7 +30,7 @@ import numpy as np
 
 from dinomed.adapters.catalogue import BUILT_IN
 from dinomed.adapters.evaluation.evaluate import evaluate
-from dinomed.adapters.evaluation.report import JudgedValues, groups_of, summarize
+from dinomed.adapters.evaluation.report import JudgedValues, summarize
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size, extract_splits
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits, fit_splits, masked
@@ -85,7 +85,7 @@ class Bench:
 
 def hold_out(manifest: Manifest, column: str, value: str) -> Manifest:
     """The rows with this value as test, and val (a sixth of the groups) made of the others."""
-    groups = manifest.column("group")
+    groups = manifest.units()
     others = sorted({group for group, there in zip(groups, manifest.column(column), strict=True) if there != value})
     val = set(others[::6])
     split = ["test" if there == value else "val" if group in val else "train"
@@ -98,7 +98,7 @@ def draw(manifest: Manifest, images: Sequence[int]) -> Manifest:
     """About so many images of train, val and test (one number: of each; none: all), whole groups, at random."""
     if not images:
         return manifest
-    groups = manifest.column("group") if manifest.has("group") else manifest.column("image")
+    groups = manifest.units()
     rows: list[int] = []
     for split, wanted in zip(("train", "val", "test"), [*images] * (3 // len(images)), strict=True):
         members: dict[str, list[int]] = {}
@@ -193,9 +193,7 @@ def measure_unet(bench: Bench, size: int, seed: int, seconds: float) -> dict[str
     (threshold,), _ = choose_thresholds(splits.val, probabilities, BINARY)
     found = compare_unet(model, test, size, threshold)
     columns = {name: np.array([getattr(one, name) for one in found]) for name in METRICS["segment"]}
-    judged = JudgedValues(
-        test, groups_of(test), columns, lambda chosen: segmentation_metrics([found[i] for i in chosen])
-    )
+    judged = JudgedValues(test, test.units(), columns, lambda chosen: segmentation_metrics([found[i] for i in chosen]))
     row = {"parameters": sum(p.numel() for p in model.parameters()), "tuned": 0, "seconds": round(seconds, 1)}
     return row | {"steps": steps, "threshold": threshold} | summarize(judged)
 

@@ -17,7 +17,6 @@ from dinomed.datasets.manifest import Manifest, build_manifest, write_manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.images.read import read_image
 from dinomed.io.files import read_json, write_json
-from dinomed.pretrain.curation.audit.training_index import own_groups
 from dinomed.pretrain.curation.descriptors.synthetic_copies import KINDS, make_copy
 from dinomed.progress import track
 
@@ -118,7 +117,7 @@ def plant(
         Image.fromarray(picture).save(pool / own)
         truth[own] = planted
 
-    group = lesions.column("group")
+    group = lesions.units()
     train, test = _groups(lesions, "train", rng), _groups(lesions, "test", rng)
     asking, filling = train[: images // 6], train[images // 6 :]
     held = sorted(test, key=lambda rows: len(rows) < 2)[: images // 8]  # half of them with a relative to plant
@@ -132,7 +131,7 @@ def plant(
     for kind, sets, share in (("unlabelled", unlabelled, 0.15), ("other", others, 0.1)):
         for given in sets:
             rows = dict.fromkeys([*_twins(given), *rng.permutation(len(given)).tolist()])
-            own = own_groups(given)
+            own = given.groups()
             for row in list(rows)[: int(share * images / len(sets))]:
                 copy_file(given.path(row), Planted(kind, group=own[row] or ""))
     each = max(images // 150, 2)
@@ -163,7 +162,7 @@ def plant(
             save(draw_junk(kind, image, rng), Planted("junk", kind))
     manifest = scan(pool, make_split=False).manifest
     columns = {column: manifest.column(column) for column in manifest.columns if column != "group"}
-    columns["group"] = [truth[image].group or image for image in columns["image"]]
+    columns["group"] = [truth[image].group or None for image in columns["image"]]
     columns["planted"] = [truth[image].kind for image in columns["image"]]
     write_manifest(build_manifest(columns, pool), folder / "pool.parquet")
     write_json(folder / "truth.json", {image: asdict(planted) for image, planted in truth.items()})
@@ -176,7 +175,7 @@ def read_truth(folder: Path) -> dict[str, Planted]:
 def _groups(manifest: Manifest, split: str, rng: np.random.Generator) -> list[list[int]]:
     """The rows of each group of a split, the groups in a random order."""
     rows: dict[str, list[int]] = {}
-    for row, (group, own) in enumerate(zip(manifest.column("group"), manifest.column("split"), strict=True)):
+    for row, (group, own) in enumerate(zip(manifest.units(), manifest.column("split"), strict=True)):
         if own == split:
             rows.setdefault(group, []).append(row)
     found = list(rows.values())

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.evaluation.report import groups_of
 from dinomed.adapters.fitting.data import class_indices, fit_splits, labelled, select_split, train_classes, widen
 from dinomed.adapters.heads.logistic import fit_logistic
 from dinomed.backbones.frozen import FrozenBackbone
@@ -105,7 +104,7 @@ def few_shot(
     )
     y, _ = class_indices(splits.train, label, classes, "train")
     truth, names = class_indices(judged, label, classes, split)
-    groups = groups_of(splits.train)
+    groups = splits.train.units()
     plan = [(count, draw) for count in shots for draw in range(1 if count is None else seeds)]
     drawn: dict[int | None, list[dict[str, float]]] = defaultdict(list)
     for count, draw in track(plan, "few-shot"):

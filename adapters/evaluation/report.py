@@ -36,7 +36,7 @@ class Judged(ABC):
     """
 
     manifest: Manifest
-    groups: list[object]
+    groups: list[str]
     scores: np.ndarray
     headline: tuple[str, ...]
     """The metrics that get intervals."""
@@ -69,7 +69,7 @@ class JudgedClasses(Judged):
     `names` of K classes and of those that only occur here."""
 
     manifest: Manifest
-    groups: list[object]
+    groups: list[str]
     truth: np.ndarray
     probabilities: np.ndarray
     names: list[str]
@@ -135,7 +135,7 @@ class JudgedValues(Judged):
     negative)."""
 
     manifest: Manifest
-    groups: list[object]
+    groups: list[str]
     columns: Mapping[str, np.ndarray]
     summary: Any
     lower_is_better: bool = False
@@ -159,12 +159,6 @@ class JudgedValues(Judged):
             return np.divide(counts @ filled, weight, out=np.full(weight.shape, np.nan), where=weight > 0)
 
         return means
-
-
-def groups_of(manifest: Manifest) -> list[object]:
-    """The group of each row; a group of its own for one without."""
-    given = manifest.column("group") if manifest.has("group") else [None] * len(manifest)
-    return [("image", row) if group is None else group for row, group in enumerate(given)]
 
 
 def check_columns(manifest: Manifest, columns: Sequence[str]) -> None:

@@ -69,12 +69,11 @@ def fit_splits(manifest: Manifest, column: str | None, seed: int) -> Splits:
         UsageError: no split column, no train, a group in two splits, or too few groups to make val.
     """
     train = select_split(manifest, "train")
-    groups = _groups(manifest)
-    check_splits(groups, manifest.column("split"))
+    check_splits(manifest.groups(), manifest.column("split"))
     if "val" in manifest.column("split"):
         return Splits(train, manifest.select(split="val"), made=False)
     labels = train.column(column) if column else [None] * len(train)
-    assigned = make_splits(_groups(train), labels, (1 - VAL_SHARE, VAL_SHARE, 0), seed)
+    assigned = make_splits(train.units(), labels, (1 - VAL_SHARE, VAL_SHARE, 0), seed)
     parts = {name: [i for i, split in enumerate(assigned) if split == name] for name in ("train", "val")}
     if not parts["train"] or not parts["val"]:
         raise UsageError("no split 'val', and train has too few groups to make one; add images or a split column")
@@ -83,13 +82,6 @@ def fit_splits(manifest: Manifest, column: str | None, seed: int) -> Splits:
         "for it, by group; settings are chosen on them"
     )
     return Splits(train.take(parts["train"]), train.take(parts["val"]), made=True)
-
-
-def _groups(manifest: Manifest) -> list[str]:
-    """Each image's group; its own path where it has none."""
-    images = manifest.column("image")
-    given = manifest.column("group") if manifest.has("group") else images
-    return [group if group is not None else image for group, image in zip(given, images, strict=True)]
 
 
 def train_classes(train: Manifest, column: str) -> list[str]:

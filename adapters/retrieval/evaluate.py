@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from dinomed.adapters.fitting.data import labelled, select_split
-from dinomed.adapters.retrieval.filters import Condition, choose, groups_of
+from dinomed.adapters.retrieval.filters import Condition, choose
 from dinomed.adapters.retrieval.search import Retriever
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
@@ -63,7 +63,7 @@ def evaluate_index(
             f"the index has no image of {', '.join(map(repr, unknown[:5]))}: such queries have nothing to find"
         )
     vectors = _vectors(retriever, rows)
-    contents, groups = rows.column("sha256"), groups_of(rows)
+    contents, groups = rows.column("sha256"), rows.groups()
     excluded = [retriever.relatives.rows(*one) for one in zip(contents, groups, strict=True)]
     values, total = [], np.zeros(len(rows), np.int64)
     place = {name: i for i, name in enumerate(names)}

@@ -99,7 +99,7 @@ class Relatives:
 
     @cached_property
     def _groups(self) -> list[str | None]:
-        return groups_of(self._manifest)
+        return self._manifest.groups()
 
     @cached_property
     def _by_group(self) -> dict[str | None, list[int]]:
@@ -108,15 +108,6 @@ class Relatives:
     @cached_property
     def _by_content(self) -> dict[str | None, list[int]]:
         return _places(self._manifest.column("sha256"))
-
-
-def groups_of(manifest: Manifest) -> list[str | None]:
-    """The group of each row, None where it is not known: `dinomed scan` names a group that it was not told by the
-    image, and an image of another collection may be called the same."""
-    if not manifest.has("group"):
-        return [None] * len(manifest)
-    rows = zip(manifest.column("image"), manifest.column("group"), strict=True)
-    return [None if group == image else group for image, group in rows]
 
 
 def _places(values: Iterable[str | None]) -> dict[str | None, list[int]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dinomed.adapters.adapter import Needs
 from dinomed.adapters.retrieval.evidence import Evidence, Grid, match
-from dinomed.adapters.retrieval.filters import Condition, Relatives, choose, groups_of
+from dinomed.adapters.retrieval.filters import Condition, Relatives, choose
 from dinomed.adapters.retrieval.index import Found, IndexRecord, RetrievalIndex, read_index
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
@@ -81,7 +81,7 @@ class Retriever:
             UsageError: a condition that cannot be met, or k below 1.
         """
         allowed = choose(self.index.manifest, conditions)
-        names, contents, groups = queries.column("image"), queries.column("sha256"), groups_of(queries)
+        names, contents, groups = queries.column("image"), queries.column("sha256"), queries.groups()
         with bar("searching", len(queries)) as progress:
             for loaded in _batches(queries, self.backbone):
                 good = [one for one in loaded if one.pixels is not None]

@@ -102,7 +102,7 @@ def summarize(result: "ScanResult") -> dict[str, Any]:
 
 def _count(manifest: "Manifest") -> dict[str, Any]:
     classes = _tally(manifest.column("label")) if manifest.has("label") else {}
-    return {"images": len(manifest), "groups": len(set(manifest.column("group"))), "classes": classes}
+    return {"images": len(manifest), "groups": len(set(manifest.units())), "classes": classes}
 
 
 def _tally(values: list[Any]) -> dict[str, int]:

@@ -120,6 +120,6 @@ def _of_test(rows: Manifest, column: str) -> list[str]:
 def _count_trainable(manifest: Manifest) -> int:
     """Images that pretraining uses: of train or of no split, and of no group that has others in val or test."""
     splits = manifest.column("split") if manifest.has("split") else [None] * len(manifest)
-    groups = manifest.column("group")
-    held = {group for group, split in zip(groups, splits, strict=True) if split in ("val", "test")}
+    groups = manifest.groups()
+    held = {group for group, split in zip(groups, splits, strict=True) if split in ("val", "test")} - {None}
     return sum(split in (None, "train") and group not in held for group, split in zip(groups, splits, strict=True))

@@ -85,6 +85,22 @@ class Manifest:
         """Return the group of each image (patient, lesion or video), None where it is unknown."""
         return self.column("group") if "group" in self.table.column_names else [None] * len(self)
 
+    def units(self) -> list[str]:
+        """Return a name for the independent unit of each image, for splits and statistics.
+
+        The unit is the group. An image whose group is unknown is a unit of its own, named by its path; images with the
+        same bytes and no group are one unit, named by the first path.
+        """
+        groups = self.groups()
+        group_names = {group for group in groups if group is not None}
+        first_paths: dict[str, str] = {}
+        units = []
+        for image, content, group in zip(self.column("image"), self.column("sha256"), groups, strict=True):
+            path = first_paths.setdefault(content, image)
+            alone = f"image\0{path}" if path in group_names else path  # a group may be called like a path
+            units.append(alone if group is None else group)
+        return units
+
     def path(self, index: int) -> Path:
         return self.root / self.table["image"][index].as_py()
 

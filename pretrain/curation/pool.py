@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from dinomed.datasets.manifest import TYPES, Manifest
 from dinomed.errors import UsageError
-from dinomed.pretrain.curation.audit.training_index import own_groups
 from dinomed.pretrain.curation.output.read import COLUMNS
 
 HELD_OUT = ("val", "test")
@@ -84,7 +83,7 @@ def build_pile(pool: Named, trusted: Sequence[Named], exclude: Sequence[Named], 
     for row, digest in enumerate(base.column("sha256")):
         known_contents.setdefault(digest, row)
     parts, queries, count = [base], [], len(base)
-    paths, groups = pool.manifest.column("image"), own_groups(pool.manifest)
+    paths, groups = pool.manifest.column("image"), pool.manifest.groups()
     for given in asking:
         moved = _rebased(given.manifest, root)
         rows: list[int] = []
@@ -96,7 +95,7 @@ def build_pile(pool: Named, trusted: Sequence[Named], exclude: Sequence[Named], 
                 new.append(index)
             known_paths.setdefault(path, row)
             rows.append(row)
-        own, own_paths = own_groups(given.manifest), given.manifest.column("image")
+        own, own_paths = given.manifest.groups(), given.manifest.column("image")
         parts.append(moved.take(new))
         groups += [own[index] for index in new]
         paths += [own_paths[index] for index in new]
@@ -112,7 +111,7 @@ def build_pile(pool: Named, trusted: Sequence[Named], exclude: Sequence[Named], 
     )
     return Pile(
         _joined(parts), len(base), tuple(queries), paths, groups, references,
-        [group for given in out for group in own_groups(given.manifest)],
+        [group for given in out for group in given.manifest.groups()],
         [given.name for given in out for _ in range(len(given.manifest))],
     )  # fmt: skip
 
@@ -139,19 +138,15 @@ def _common_root(manifests: Sequence[Manifest]) -> Path:
 
 
 def _rebased(manifest: Manifest, root: Path) -> Manifest:
-    """The same images, from a root further up. An own group that is named by a path goes along."""
+    """Return the same images with paths relative to a folder above their root."""
     below = os.path.relpath(manifest.root.resolve(), root)
     if below == ".":
         return manifest
     prefix = Path(below).as_posix() + "/"
-    paths = set(manifest.column("image"))
     table = manifest.table
-    for name in ("image", "mask", "group"):
+    for name in ("image", "mask"):
         if name in table.column_names:
-            values = [
-                value if value is None or (name == "group" and value not in paths) else prefix + value
-                for value in table[name].to_pylist()
-            ]
+            values = [None if value is None else prefix + value for value in table[name].to_pylist()]
             table = table.set_column(table.column_names.index(name), name, _text(values))
     return Manifest(table, root)
 

@@ -16,7 +16,7 @@ def choose_images(manifest: Manifest, config: PretrainConfig) -> tuple[Manifest,
     count = config.run.pca_images
     if manifest.has("split"):
         splits = manifest.column("split")
-        groups = manifest.column("group") if manifest.has("group") else [None] * len(manifest)
+        groups = manifest.groups()
         kept_back = {g for g, split in zip(groups, splits, strict=True) if split in ("val", "test")} - {None}
         usable = [i for i, split in enumerate(splits) if split in (None, "", "train")]
         train = manifest.take([i for i in usable if groups[i] not in kept_back])

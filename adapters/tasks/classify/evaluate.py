@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from dinomed.adapters.evaluation.report import JudgedClasses, groups_of
+from dinomed.adapters.evaluation.report import JudgedClasses
 from dinomed.adapters.inference.folder import batches, stack_pixels
 from dinomed.adapters.tasks.classify.groups import Groups, check_labels, group_images
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
@@ -42,7 +42,7 @@ def judge_classifier(
         check_labels(groups, manifest, answer.columns)
         units, probabilities = groups.first(), predict_groups(predictor, groups)
     truth, names = targets.truth(units, list(predictor.classes), split)
-    return JudgedClasses(units, groups_of(units), truth, probabilities, names, answer)
+    return JudgedClasses(units, units.units(), truth, probabilities, names, answer)
 
 
 def groups_for(predictor: ClassifyPredictor, manifest: Manifest) -> Groups:

@@ -67,7 +67,7 @@ def group_images(manifest: Manifest, frames: int = FRAMES, *, fill: bool = False
             f"{manifest.scan_again('--labels FILE.csv --group COLUMN')}"
         )
     found: dict[tuple[str, str | int], list[int]] = defaultdict(list)
-    for row, name in enumerate(manifest.column("group")):
+    for row, name in enumerate(manifest.groups()):
         found[("image", row) if name is None else ("group", name)].append(row)
     order = _order(manifest)
     chosen = []
@@ -96,7 +96,7 @@ def check_labels(groups: Groups, manifest: Manifest, columns: Sequence[str]) -> 
     """Raises a `UsageError` if images of one group, of the whole `manifest`, have different labels."""
     for column in columns:
         seen: dict[str, set[str]] = defaultdict(set)
-        for group, value in zip(manifest.column("group"), manifest.column(column), strict=True):
+        for group, value in zip(manifest.groups(), manifest.column(column), strict=True):
             if group is not None and value is not None:
                 seen[group].add(value)
         torn = sum(len(values) > 1 for values in seen.values())

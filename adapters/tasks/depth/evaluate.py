@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.evaluation.report import JudgedValues, groups_of
+from dinomed.adapters.evaluation.report import JudgedValues
 from dinomed.adapters.inference.folder import batches, stack_pixels
 from dinomed.adapters.inference.loader import DepthPredictor
 from dinomed.adapters.tasks.depth.fit import limits_of_metrics
@@ -38,4 +38,4 @@ def judge_depth(predictor: DepthPredictor, manifest: Manifest) -> JudgedValues:
         return depth_metrics([errors[i] for i in rows]) | known
 
     columns = {name: np.array([one[name] for one in errors], float) for name in HEADLINE}
-    return JudgedValues(manifest, groups_of(manifest), columns, summary)
+    return JudgedValues(manifest, manifest.units(), columns, summary)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.evaluation.report import JudgedValues, groups_of
+from dinomed.adapters.evaluation.report import JudgedValues
 from dinomed.adapters.inference.folder import batches, stack_pixels
 from dinomed.adapters.inference.loader import SegmentPredictor
 from dinomed.datasets.manifest import Manifest
@@ -65,7 +65,7 @@ def judge_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> JudgedVa
         known = ~np.isnan(values)
         total, count = np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0)
         columns[name] = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
-    return JudgedValues(manifest, groups_of(manifest), columns, summary)
+    return JudgedValues(manifest, manifest.units(), columns, summary)
 
 
 def mean_over_classes(per_class: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def warn_unreadable(facts: Sequence[Facts], failed: int) -> list[str]:
     return lines
 
 
-def warn_duplicates(columns: dict[str, list[Any]], duplicates: Sequence[Sequence[str]], *, grouped: bool) -> list[str]:
+def warn_duplicates(columns: dict[str, list[Any]], duplicates: Sequence[Sequence[str]]) -> list[str]:
     """Images of the same bytes that stand in different splits, groups (if the user gave them) or classes."""
     lines = []
     index = {image: i for i, image in enumerate(columns["image"])}
@@ -112,7 +112,7 @@ def warn_duplicates(columns: dict[str, list[Any]], duplicates: Sequence[Sequence
         ("group", "groups", "splits that are made keep them together"),
         ("label", "classes", "one of the labels is wrong"),
     ):
-        if name not in columns or (name == "group" and not grouped):
+        if name not in columns:
             continue
         apart = [images for images in duplicates if len({columns[name][index[i]] for i in images} - {None}) > 1]
         if apart:

@@ -122,13 +122,13 @@ def scan(
         columns["label"] = _class_folders(folder, columns["image"])
     classes = columns.get("label", [None] * len(facts))
     duplicates = _duplicates(facts)
-    grouped = "group" in columns
     splits = _given_splits(columns, split)
-    if grouped and splits:
+    columns.setdefault("group", [None] * len(facts))
+    if splits:
         check_splits(columns["group"], splits)
-    columns["group"] = _groups(columns, splits, duplicates)
+    units = build_manifest(columns, folder).units()
     if not splits and make_split:
-        splits = [*make_splits(_joined(columns, duplicates), classes, ratios, seed)]
+        splits = [*make_splits(_join_units(columns["image"], units, duplicates), classes, ratios, seed)]
     if splits:
         columns["split"] = splits
     return ScanResult(
@@ -141,8 +141,8 @@ def scan(
             *warn_doubtful({} if "mask" in table.columns or mask == NONE else pairs.doubtful),
             *warn_turned(facts),
             *table.warnings,
-            *warn_duplicates(columns, duplicates, grouped=grouped),
-            *explain_gaps(columns["group"], classes, splits or [None] * len(facts)),
+            *warn_duplicates(columns, duplicates),
+            *explain_gaps(units, classes, splits or [None] * len(facts)),
         ],
         notes=[
             *(
@@ -228,29 +228,19 @@ def _given_splits(columns: dict[str, list[Any]], split: str | None) -> list[str 
     return [by_folder.get(image) for image in columns["image"]] if by_folder else []
 
 
-def _groups(columns: dict[str, list[Any]], splits: list[str | None], duplicates: list[list[str]]) -> list[str]:
-    """The group of each image. One without is its own group, named by its path; images of the same bytes share one,
-    unless given splits part them (which is warned about, and not hidden)."""
-    images = columns["image"]
-    split = dict(zip(images, splits or [None] * len(images), strict=True))
-    own = {image: same[0] if split[image] == split[same[0]] else image for same in duplicates for image in same}
-    given = columns.get("group", [None] * len(images))
-    return [group or own.get(image, image) for image, group in zip(images, given, strict=True)]
-
-
-def _joined(columns: dict[str, list[Any]], duplicates: list[list[str]]) -> list[str]:
-    """Groups for making splits: those that share an image are one, or the same picture could be on both sides."""
+def _join_units(images: list[str], units: list[str], duplicates: list[list[str]]) -> list[str]:
+    """Join the units that share an image, so that no image is in two splits."""
     parent: dict[str, str] = {}
 
-    def head(group: str) -> str:
-        while group in parent:
-            group = parent[group]
-        return group
+    def root(unit: str) -> str:
+        while unit in parent:
+            unit = parent[unit]
+        return unit
 
-    group = dict(zip(columns["image"], columns["group"], strict=True))
-    for images in duplicates:
-        for image in images[1:]:
-            one, other = sorted((head(group[images[0]]), head(group[image])))
-            if one != other:
-                parent[other] = one
-    return [head(name) for name in columns["group"]]
+    unit_of = dict(zip(images, units, strict=True))
+    for same in duplicates:
+        for image in same[1:]:
+            first, second = sorted((root(unit_of[same[0]]), root(unit_of[image])))
+            if first != second:
+                parent[second] = first
+    return [root(unit) for unit in units]

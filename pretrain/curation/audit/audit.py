@@ -21,7 +21,7 @@ from dinomed.features.compute import prefetch
 from dinomed.features.neighbors import nearest
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.pretrain.curation.audit.image_pass import BITS, Looks, look
-from dinomed.pretrain.curation.audit.training_index import Seen, hash_group, own_groups
+from dinomed.pretrain.curation.audit.training_index import Seen, hash_group
 from dinomed.pretrain.curation.deduplication.hashes import hamming_pairs
 from dinomed.pretrain.curation.deduplication.keypoints import LEAST_MATCHES, Alignable, count_matches, find_points
 from dinomed.pretrain.curation.descriptors.descriptor import LEAST, Descriptor, DescriptorConfig, fit_descriptor
@@ -118,7 +118,7 @@ def audit(
         proposed = [pair for pair in proposed if (pair.train, pair.test) not in exact]
         pairs += _check(train, test, proposed, config, workers)
     if config.groups:
-        pairs += _shared_groups(own_groups(train), own_groups(test), pairs)
+        pairs += _shared_groups(train.groups(), test.groups(), pairs)
     return Audit(_sorted(pairs), len(train), len(test), unreadable, notes)
 
 
@@ -142,7 +142,7 @@ def audit_seen(seen: Seen, test: Manifest, config: AuditConfig | None = None, *,
     if config.groups:
         known_groups = {group for group in seen.groups if group is not None}
         told = {pair.test for pair in pairs}
-        for row, group in enumerate(own_groups(test)):
+        for row, group in enumerate(test.groups()):
             if group is not None and row not in told and hash_group(group, seen.salt) in known_groups:
                 pairs.append(Pair("group", None, row, group=group))
     notes = ["compared with hashes of the images that the run has seen: cropped and rotated copies are not found"]

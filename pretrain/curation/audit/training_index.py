@@ -52,7 +52,7 @@ def write_seen(folder: str | Path, manifest: Manifest, workers: int | None = Non
     path = Path(folder) / SEEN_FILE
     looks = look(manifest, workers=workers, description="noting what is trained on")
     salt = hashlib.sha256(manifest.fingerprint.encode()).digest()[:16]
-    groups = [None if group is None else hash_group(group, salt) for group in own_groups(manifest)]
+    groups = [None if group is None else hash_group(group, salt) for group in manifest.groups()]
     contents = [bytes.fromhex(digest) for digest in manifest.column("sha256")]
     plain = looks.hashes[:, 0].astype(">u8")
     order = sorted(range(len(manifest)), key=lambda i: (contents[i], groups[i] or b""))
@@ -103,12 +103,3 @@ def read_seen(folder: str | Path) -> Seen:
 def hash_group(group: str, salt: bytes) -> bytes:
     """A group's name, hashed with the salt of one run: it cannot be compared with another run's."""
     return hashlib.blake2b(group.encode(), digest_size=_GROUP_BYTES, key=salt).digest()
-
-
-def own_groups(manifest: Manifest) -> list[str | None]:
-    """The groups that somebody gave. A scan names the group of an image that has none by a path of an image; such
-    names may be those of other images elsewhere, and mean nothing there."""
-    if not manifest.has("group"):
-        return [None] * len(manifest)
-    paths = set(manifest.column("image"))
-    return [None if group in paths else group for group in manifest.column("group")]

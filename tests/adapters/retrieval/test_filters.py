@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinomed.adapters.retrieval.filters import Relatives, choose, groups_of, parse_conditions
+from dinomed.adapters.retrieval.filters import Relatives, choose, parse_conditions
 from dinomed.datasets.manifest import Manifest, build_manifest
 from dinomed.errors import UsageError
 
@@ -19,7 +19,7 @@ def manifest() -> Manifest:
             "sha256": ["aa", "bb", "cc", "dd", "ee", "aa"],
             "width": [8] * count, "height": [8] * count, "mode": ["RGB"] * count, "format": ["PNG"] * count,
             "bytes": [1] * count,
-            "group": ["p1", "p1", "p2", "3.png", None, "p3"],
+            "group": ["p1", "p1", "p2", None, None, "p3"],
             "sex": ["male", "female", "male", None, "female", "male"],
             "age": ["50", "9", "70.5", None, "nan", "old"],
         },
@@ -78,7 +78,5 @@ def test_relatives_are_the_same_bytes_and_the_same_group(manifest: Manifest) -> 
     ]  # fmt: skip
 
 
-def test_a_group_that_scan_made_of_the_name_is_no_group(manifest: Manifest) -> None:
-    """Another collection may well have a 3.png."""
-    assert groups_of(manifest) == ["p1", "p1", "p2", None, None, "p3"]
-    assert Relatives(manifest).rows("zz", groups_of(manifest)[3]).tolist() == []
+def test_an_unknown_group_has_no_relatives(manifest: Manifest) -> None:
+    assert Relatives(manifest).rows("zz", manifest.groups()[3]).tolist() == []

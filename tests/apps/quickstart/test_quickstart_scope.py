@@ -17,7 +17,7 @@ def manifest(*rows: tuple[str | None, str | None, bool], groups: list[str] | Non
         {
             "image": images, "sha256": [f"{i:064x}" for i in range(count)], "width": [8] * count,
             "height": [8] * count, "mode": ["RGB"] * count, "format": ["PNG"] * count, "bytes": [9] * count,
-            "group": groups or images,
+            "group": groups or [None] * count,
             "split": [row[0] for row in rows],
             "label": [row[1] for row in rows],
             "mask": [f"masks/{name}" if row[2] else None for name, row in zip(images, rows, strict=True)],

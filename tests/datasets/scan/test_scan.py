@@ -348,18 +348,20 @@ def test_given_splits_are_normalised_and_held_to_the_groups(folder: Path) -> Non
         scan(folder, "labels.csv")
 
 
-def test_identical_images_share_a_group_and_a_made_split(folder: Path) -> None:
-    for copy in ("11", "12"):
+def test_identical_images_share_a_made_split_and_are_one_unit(folder: Path) -> None:
+    for copy in ("11", "12", "2"):  # 2.png is of another lesion, 11.png and 12.png of none
         (folder / f"images/{copy}.png").write_bytes((folder / "images/0.png").read_bytes())
     for seed in range(8):
         result = scan(folder, "labels.csv", group="lesion_id", label="none", seed=seed)
         split = cells(result, "split")
-        assert split["images/0.png"] == split["images/11.png"] == split["images/12.png"]
-    assert result.duplicates == [["images/0.png", "images/11.png", "images/12.png"]]
+        assert len({split[f"images/{name}.png"] for name in (0, 1, 2, 3, 11, 12)}) == 1
+    assert result.duplicates == [["images/0.png", "images/11.png", "images/12.png", "images/2.png"]]
     assert any("1 set of identical images in different groups" in line for line in result.warnings)
     ungrouped = scan(folder)
-    assert cells(ungrouped, "group")["images/12.png"] == "images/0.png"
-    assert cells(ungrouped, "group")["images/5.png"] == "images/5.png"
+    assert set(ungrouped.manifest.groups()) == {None}
+    units = dict(zip(ungrouped.manifest.column("image"), ungrouped.manifest.units(), strict=True))
+    assert units["images/12.png"] == "images/0.png"
+    assert units["images/5.png"] == "images/5.png"
     assert ungrouped.warnings == []
 
 

@@ -58,7 +58,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     sides = []
     for folder in (train, test):
         manifest = scan(folder, make_split=False).manifest
-        sides.append(with_groups(manifest, [patients.get(name, name) for name in manifest.column("image")]))
+        sides.append(with_groups(manifest, [patients.get(name) for name in manifest.column("image")]))
     return Planted(*sides, {f"{kind}.png": f"{n:02d}.png" for n, kind in enumerate(PLANTED)})
 
 
@@ -124,7 +124,7 @@ def write_raw(root: Path) -> Raw:
 
 
 def _with_some_groups(manifest: Manifest, groups: dict[str, str]) -> Manifest:
-    return with_groups(manifest, [groups.get(image, image) for image in manifest.column("image")])
+    return with_groups(manifest, [groups.get(image) for image in manifest.column("image")])
 
 
 @pytest.fixture(scope="session")

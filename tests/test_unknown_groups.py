@@ -1,0 +1,108 @@
+"""An unknown group is null, and no reader of groups joins two images by it.
+
+The images are called alike in both collections, and one group is called like an image.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinomed.adapters.evaluation.report import JudgedValues
+from dinomed.adapters.fitting.data import fit_splits
+from dinomed.adapters.retrieval.filters import Relatives
+from dinomed.adapters.tasks.classify.groups import check_labels, group_images
+from dinomed.adapters.training_images import collect_seen
+from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
+from dinomed.datasets.scan.scan import scan
+from dinomed.datasets.splits import SPLITS, make_splits
+from dinomed.errors import UsageError
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.curation.audit.audit import AuditConfig, audit, audit_seen
+from dinomed.pretrain.curation.audit.training_index import read_seen, write_seen
+from dinomed.pretrain.curation.pool import Named, build_pile
+from dinomed.pretrain.data.select_images import choose_images
+
+COUNT = 6
+
+
+def draw(folder: Path, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    for index in range(COUNT):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Manifest]:
+    """Two collections of other images under the same names; the last image of each is of the group "0.png"."""
+    root = tmp_path_factory.mktemp("sides")
+    first, second = (scan(draw(root / name, seed), make_split=False).manifest for seed, name in enumerate("ab"))
+    return with_columns(first, group=GROUPS), with_columns(second, group=[None] * COUNT)
+
+
+GROUPS: list[str | None] = [*[None] * (COUNT - 1), "0.png"]
+
+
+def with_columns(manifest: Manifest, **columns: list[str | None]) -> Manifest:
+    return build_manifest({name: manifest.column(name) for name in manifest.columns} | columns, manifest.root)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_scan_and_the_manifest_file_keep_it_null(tmp_path: Path, suffix: str) -> None:
+    result = scan(draw(tmp_path / "images", 0))
+    assert result.manifest.column("group") == [None] * COUNT
+    assert not result.manifest.has("group")
+    write_manifest(result.manifest, tmp_path / f"m{suffix}")
+    assert read_manifest(tmp_path / f"m{suffix}").groups() == [None] * COUNT
+
+
+def test_each_image_is_its_own_unit_of_splits_and_statistics(sides: tuple[Manifest, Manifest]) -> None:
+    first, second = sides
+    assert first.groups() == GROUPS
+    assert len(set(first.units())) == len(set(second.units())) == COUNT
+    assert second.units() == second.column("image")
+    assert set(make_splits(second.units(), [None] * COUNT)) == set(SPLITS)
+    splits = fit_splits(with_columns(second, split=["train"] * COUNT), None, 0)
+    assert (len(splits.train), len(splits.val)) == (COUNT - 1, 1)
+    judged = JudgedValues(first, first.units(), {"dice": np.zeros(COUNT)}, lambda rows: {})
+    assert judged.count_groups(range(COUNT)) == COUNT
+
+
+def test_splits_may_part_images_of_unknown_groups(sides: tuple[Manifest, Manifest]) -> None:
+    manifest = with_columns(sides[0], split=["train", "train", "val", "val", "test", "train"])
+    assert len(fit_splits(manifest, None, 0).train) == 3
+    config = PretrainConfig.model_validate({"run": {"batch_size": 1}})
+    assert len(choose_images(manifest, config)[0]) == 3
+
+
+def test_the_classifier_of_groups_takes_each_as_one(sides: tuple[Manifest, Manifest]) -> None:
+    labelled = with_columns(sides[0], label=list("ababab"))
+    groups = group_images(labelled)
+    assert len(groups) == COUNT
+    check_labels(groups, labelled, ["label"])
+    with pytest.raises(UsageError, match="column 'group'"):
+        group_images(sides[1])
+
+
+def test_search_audit_and_overlap_join_nothing(sides: tuple[Manifest, Manifest], tmp_path: Path) -> None:
+    first, second = sides
+    relatives = Relatives(first)
+    for content, group in zip(second.column("sha256"), second.groups(), strict=True):
+        assert not len(relatives.rows(content, group))
+        assert not relatives.knows(content, group)
+    assert not collect_seen([first]).find(second, second)
+    config = AuditConfig(near=False)
+    assert audit(first, second, config).pairs == []
+    write_seen(tmp_path, first)
+    assert audit_seen(read_seen(tmp_path), second, config).pairs == []
+
+
+def test_a_curation_keeps_them_apart(sides: tuple[Manifest, Manifest]) -> None:
+    pool, query_set = (Named(name, manifest) for name, manifest in zip(("pool", "trusted"), sides, strict=True))
+    pile = build_pile(pool, [query_set], [query_set])
+    assert pile.groups == [*GROUPS, *[None] * COUNT]
+    assert pile.manifest.groups() == pile.groups
+    assert pile.reference_groups == [None] * COUNT
