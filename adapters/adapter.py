@@ -16,7 +16,7 @@ group ``dinomed.adapters`` instead.
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -27,8 +27,6 @@ from dinomed.config import Config
 from dinomed.features.compute import Features
 from dinomed.registry import Registry
 
-Task = Literal["classify", "segment", "depth"]
-
 
 class HeadConfig(Config):
     """Settings of a head; each adapter adds its own."""
@@ -38,7 +36,7 @@ class HeadConfig(Config):
 
 
 @dataclass(frozen=True)
-class Needs:
+class FeatureSpec:
     """What an adapter asks of the backbone. Class tokens and mean patch tokens always come; `patches` asks for the
     patch tokens themselves, which are a hundred times as many."""
 
@@ -75,27 +73,33 @@ class Adapter(nn.Module):
         num_classes: classes of a classifier or a segmenter; 1 for depth.
     """
 
-    task: ClassVar[Task]
+    task: ClassVar[str]
+    """Name of the task, see `dinomed.adapters.task`."""
     Config: ClassVar[type[HeadConfig]] = HeadConfig
     grid: ClassVar[int] = 24
     """Patches a side that a dense task gets by default, if the backbone's own size gives fewer."""
     flips: ClassVar[bool] = False
     scales: ClassVar[tuple[float, ...]] = (1.0,)
     """Mirror images and other sizes that a prediction of a dense task is averaged over by default."""
+    uses_patches: ClassVar[bool] = False
+    """Whether `forward` reads the patch tokens: always in dense tasks, in classification only where a head pools them
+    itself."""
+    fit_defaults: ClassVar[dict[str, Any]] = {}
+    """Settings of `fit` that this head replaces where the user gives none."""
 
     def __init__(self, config: Any, embed_dim: int, num_classes: int) -> None:
         super().__init__()
         self.config, self.embed_dim, self.num_classes = config, embed_dim, num_classes
 
     @classmethod
-    def settle(cls, config: Any, backbone: FrozenBackbone) -> Any:
+    def resolve_config(cls, config: Any, backbone: FrozenBackbone) -> Any:
         """The config with what depends on the backbone filled in, such as blocks at a third of its depth; the bundle
         keeps it so."""
         return config
 
     @property
-    def needs(self) -> Needs:
-        return Needs(tuple(self.config.blocks), patches=self.task != "classify")
+    def feature_spec(self) -> FeatureSpec:
+        return FeatureSpec(tuple(self.config.blocks), patches=self.uses_patches)
 
     def calibrate(self, cls: np.ndarray, mean: np.ndarray) -> None:
         """Look at the pooled features of all training images, float32 (N, blocks * C), once before the fit."""

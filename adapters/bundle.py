@@ -27,7 +27,7 @@ from dinomed.adapters.fitting.loop import LOG_FILE, STATE_FOLDER
 from dinomed.adapters.fitting.tune import Tuned, changed_backbone
 from dinomed.adapters.record import FORMAT, AdapterRecord, TunedReference
 from dinomed.adapters.reference import refer_to
-from dinomed.adapters.training_images import Seen, seen_from_tensors
+from dinomed.adapters.training_images import TrainingHashes, training_hashes_from_tensors
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config, to_yaml
 from dinomed.errors import DinomedError, UsageError
@@ -42,7 +42,7 @@ _PACKAGES = ("dinomed", "torch", "monai", "scikit-learn", "numpy")
 
 
 @dataclass(frozen=True)
-class Output:
+class BundleOutput:
     """The folder of a bundle, and the folder in it where its files gather until it is whole."""
 
     folder: Path
@@ -50,14 +50,14 @@ class Output:
 
 
 @contextmanager
-def open_output(folder: str | Path, config: TrainConfig, *, overwrite: bool) -> Iterator[Output]:
+def open_output(folder: str | Path, config: TrainConfig, *, overwrite: bool) -> Iterator[BundleOutput]:
     """The output folder, checked and held against other processes; the settings are staged.
 
     What a fit that never finished left is replaced without asking, but for its state, from which the same fit goes on;
     an adapter stays until the new one is written.
     """
     folder = Path(folder)
-    output = Output(folder, folder / STAGE)
+    output = BundleOutput(folder, folder / STAGE)
     unfinished = output.stage.is_dir() and not (folder / WEIGHTS_FILE).exists()
     prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else WEIGHTS_FILE)
     output.stage.mkdir(exist_ok=True)
@@ -70,12 +70,12 @@ def open_output(folder: str | Path, config: TrainConfig, *, overwrite: bool) -> 
 
 
 def save_bundle(
-    output: Output,
+    output: BundleOutput,
     adapter: Adapter,
     backbone: FrozenBackbone,
     *,
     classes: list[str],
-    seen: Seen,
+    seen: TrainingHashes,
     threshold: float | None = None,
     usage: dict[str, Any] | None = None,
     validation: dict[str, Any],
@@ -121,7 +121,7 @@ def save_bundle(
     return record
 
 
-def _publish(output: Output) -> None:
+def _publish(output: BundleOutput) -> None:
     """The older adapter first loses what is for people only, then is replaced in one step."""
     beside = (RECORD_FILE, CONFIG_FILE, CARD_FILE, LOG_FILE)
     for name in beside:
@@ -196,9 +196,9 @@ def load_tuned(folder: str | Path, record: AdapterRecord, base: FrozenBackbone) 
     return found
 
 
-def read_seen(folder: str | Path, record: AdapterRecord) -> Seen:
+def read_training_hashes(folder: str | Path, record: AdapterRecord) -> TrainingHashes:
     """What the adapter was fitted and chosen on. Raises `DinomedError` as `load_head` does."""
-    return seen_from_tensors(_read_part(folder, record, _SEEN))
+    return training_hashes_from_tensors(_read_part(folder, record, _SEEN))
 
 
 def _read_part(folder: str | Path, record: AdapterRecord, prefix: str) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Entry:
+class HeadEntry:
     """`module` is below `dinomed.adapters.heads`; it registers the head as "TASK.NAME" when it is imported."""
 
     task: str
@@ -18,51 +18,53 @@ class Entry:
     source: str
 
 
-BUILT_IN: tuple[Entry, ...] = (
-    Entry("classify", "linear", "linear", "one linear layer on pooled tokens", "DINOv2, section 7.1"),
-    Entry("classify", "knn", "knn", "k nearest training images vote; k chosen on val", "DINO, section 4.1"),
-    Entry(
+BUILT_IN: tuple[HeadEntry, ...] = (
+    HeadEntry("classify", "linear", "linear", "one linear layer on pooled tokens", "DINOv2, section 7.1"),
+    HeadEntry("classify", "knn", "knn", "k nearest training images vote; k chosen on val", "DINO, section 4.1"),
+    HeadEntry(
         "classify",
         "logistic",
         "logistic",
         "logistic regression with an L2 penalty; C chosen on val",
         "DINOv2, B.3",
     ),
-    Entry("classify", "grid", "grid", "the paper's 52 linear heads at once; the best on val is kept", "DINOv2, B.3"),
-    Entry("classify", "attentive", "attentive", "a learned query pools the patch tokens", "CoCa, section 3.2"),
-    Entry("segment", "linear", "linear", "BatchNorm and a 1x1 convolution on patch tokens", "DINOv2, section 7.4"),
-    Entry("segment", "multiscale", "linear", "linear on 4 blocks, larger, mirrored, scaled", "DINOv2, section 7.4"),
-    Entry(
+    HeadEntry(
+        "classify", "grid", "grid", "the paper's 52 linear heads at once; the best on val is kept", "DINOv2, B.3"
+    ),
+    HeadEntry("classify", "attentive", "attentive", "a learned query pools the patch tokens", "CoCa, section 3.2"),
+    HeadEntry("segment", "linear", "linear", "BatchNorm and a 1x1 convolution on patch tokens", "DINOv2, section 7.4"),
+    HeadEntry("segment", "multiscale", "linear", "linear on 4 blocks, larger, mirrored, scaled", "DINOv2, section 7.4"),
+    HeadEntry(
         "segment",
         "dpt",
         "dpt",
         "DPT: four blocks reassembled and fused",
         "Ranftl et al. 2021; DINOv2, section 7.4",
     ),
-    Entry("segment", "unet", "decoders", "SMP: U-Net on a pyramid of blocks", "Ronneberger et al. 2015"),
-    Entry("segment", "unetplusplus", "decoders", "SMP: U-Net++ on a pyramid of blocks", "Zhou et al. 2018"),
-    Entry("segment", "manet", "decoders", "SMP: MA-Net on a pyramid of blocks", "Fan et al. 2020"),
-    Entry("segment", "linknet", "decoders", "SMP: LinkNet on a pyramid of blocks", "Chaurasia et al. 2017"),
-    Entry("segment", "fpn", "decoders", "SMP: FPN on a pyramid of blocks", "Kirillov et al. 2019"),
-    Entry("segment", "pspnet", "decoders", "SMP: PSPNet on a pyramid of blocks", "Zhao et al. 2017"),
-    Entry(
+    HeadEntry("segment", "unet", "decoders", "SMP: U-Net on a pyramid of blocks", "Ronneberger et al. 2015"),
+    HeadEntry("segment", "unetplusplus", "decoders", "SMP: U-Net++ on a pyramid of blocks", "Zhou et al. 2018"),
+    HeadEntry("segment", "manet", "decoders", "SMP: MA-Net on a pyramid of blocks", "Fan et al. 2020"),
+    HeadEntry("segment", "linknet", "decoders", "SMP: LinkNet on a pyramid of blocks", "Chaurasia et al. 2017"),
+    HeadEntry("segment", "fpn", "decoders", "SMP: FPN on a pyramid of blocks", "Kirillov et al. 2019"),
+    HeadEntry("segment", "pspnet", "decoders", "SMP: PSPNet on a pyramid of blocks", "Zhao et al. 2017"),
+    HeadEntry(
         "segment",
         "segformer",
         "decoders",
         "SMP: SegFormer's decoder on a pyramid of blocks",
         "Xie et al. 2021",
     ),
-    Entry("segment", "deeplabv3", "decoders", "SMP: DeepLabV3 on a pyramid of blocks", "Chen et al. 2017"),
-    Entry("segment", "deeplabv3plus", "decoders", "SMP: DeepLabV3+ on a pyramid of blocks", "Chen et al. 2018"),
-    Entry("segment", "pan", "decoders", "SMP: PAN on a pyramid of blocks", "Li et al. 2018"),
-    Entry("segment", "upernet", "decoders", "SMP: UPerNet on a pyramid of blocks", "Xiao et al. 2018"),
-    Entry(
+    HeadEntry("segment", "deeplabv3", "decoders", "SMP: DeepLabV3 on a pyramid of blocks", "Chen et al. 2017"),
+    HeadEntry("segment", "deeplabv3plus", "decoders", "SMP: DeepLabV3+ on a pyramid of blocks", "Chen et al. 2018"),
+    HeadEntry("segment", "pan", "decoders", "SMP: PAN on a pyramid of blocks", "Li et al. 2018"),
+    HeadEntry("segment", "upernet", "decoders", "SMP: UPerNet on a pyramid of blocks", "Xiao et al. 2018"),
+    HeadEntry(
         "depth",
         "linear",
         "depth",
         "256 bins, linear on the last block and its class token",
         "DINOv2, section 7.4",
     ),
-    Entry("depth", "linear4", "depth", "the same on four blocks", "DINOv2, section 7.4"),
-    Entry("depth", "dpt", "depth", "DPT with a depth head", "Ranftl et al. 2021; DINOv2, section 7.4"),
+    HeadEntry("depth", "linear4", "depth", "the same on four blocks", "DINOv2, section 7.4"),
+    HeadEntry("depth", "dpt", "depth", "DPT with a depth head", "Ranftl et al. 2021; DINOv2, section 7.4"),
 )

@@ -4,7 +4,6 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from dinomed.adapters.adapter import Task
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import Config
 from dinomed.notice import RESEARCH_USE
@@ -44,7 +43,7 @@ class AdapterRecord(Config):
 
     format: Literal["dinomed.adapter/5"] = FORMAT
     purpose: str = RESEARCH_USE
-    task: Task
+    task: str
     head: dict[str, Any]
     classes: tuple[str, ...] = Field(min_length=1)
     threshold: float | None = Field(None, gt=0, lt=1)

@@ -14,7 +14,7 @@ _BYTES = 16  # of each SHA-256: two of a million images share them by chance onc
 
 
 @dataclass(frozen=True)
-class Overlap:
+class TrainingOverlap:
     """Rows of a manifest that were seen: `images` of the same bytes; `groups`: others, of a group that was seen. Both
     by the images' paths."""
 
@@ -31,7 +31,7 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TrainingHashes:
     """Hashes of the images (their bytes) and of the groups (their names) of train and val.
 
     Groups that are numbers are left out: another collection has the same ones, and the number of a patient could be
@@ -41,7 +41,7 @@ class Seen:
     images: frozenset[bytes]
     groups: frozenset[bytes]
 
-    def find(self, chosen: Manifest, manifest: Manifest) -> Overlap:
+    def find(self, chosen: Manifest, manifest: Manifest) -> TrainingOverlap:
         """What of `chosen` was seen; it is a part of `manifest`, whose other rows tell more about groups."""
         own = {group for group, content in zip(manifest.groups(), _contents(manifest), strict=True)
                if content in self.images}  # fmt: skip
@@ -53,27 +53,27 @@ class Seen:
                 images.append(image)
             elif group is not None and group in own:
                 groups.append(image)
-        return Overlap(tuple(images), tuple(groups))
+        return TrainingOverlap(tuple(images), tuple(groups))
 
     def to_tensors(self) -> dict[str, Tensor]:
         """uint8 (N, 16) each, sorted."""
         return {"images": _pack(self.images), "groups": _pack(self.groups)}
 
 
-def collect_seen(manifests: Iterable[Manifest]) -> Seen:
+def hash_training_images(manifests: Iterable[Manifest]) -> TrainingHashes:
     """What fitting on these manifests sees."""
     images: set[bytes] = set()
     groups: set[bytes] = set()
     for manifest in manifests:
         images.update(_contents(manifest))
         groups.update(_hash(group) for group in {*manifest.groups()} if group is not None and not group.isdecimal())
-    return Seen(frozenset(images), frozenset(groups))
+    return TrainingHashes(frozenset(images), frozenset(groups))
 
 
-def seen_from_tensors(tensors: Mapping[str, Tensor]) -> Seen:
-    """The inverse of `Seen.to_tensors`."""
+def training_hashes_from_tensors(tensors: Mapping[str, Tensor]) -> TrainingHashes:
+    """The inverse of `TrainingHashes.to_tensors`."""
     images, groups = (frozenset(row.numpy().tobytes() for row in tensors[name]) for name in ("images", "groups"))
-    return Seen(images, groups)
+    return TrainingHashes(images, groups)
 
 
 def _contents(manifest: Manifest) -> list[bytes]:

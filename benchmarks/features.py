@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dinomed.adapters.adapter import HeadConfig, Needs
+from dinomed.adapters.adapter import FeatureSpec, HeadConfig
 from dinomed.adapters.heads.linear import LinearClassifier, LinearClassifierConfig, LinearSegmenter
 from dinomed.adapters.inference.shared import shared_features
 from dinomed.backbones.frozen import FrozenBackbone
@@ -61,7 +61,7 @@ def of_adapters(name: str, image_size: int, device: torch.device) -> dict[str, R
 
     def run(*heads: Any) -> Run:
         def together(pixels: torch.Tensor) -> None:
-            needs = [Needs((-1,), head.needs.patches) for head in heads]
+            needs = [FeatureSpec((-1,), head.feature_spec.patches) for head in heads]
             for head, features in zip(heads, shared_features(frozen, pixels, needs), strict=True):
                 head(features)
 

@@ -124,20 +124,20 @@ def prepare_features(config: TrainConfig, backbone: FrozenBackbone, manifest: Ma
         return {"seconds": 0.0, "of": "nothing kept"}
     began = time.process_time()
     extract_splits(backbone, splits, adapter, cache)
-    blocks = ", ".join(str(block + 1) for block in resolve_blocks(adapter.needs.blocks, backbone.depth))
-    kind = "patch and class tokens" if adapter.needs.patches else "pooled tokens"
+    blocks = ", ".join(str(block + 1) for block in resolve_blocks(adapter.feature_spec.blocks, backbone.depth))
+    kind = "patch and class tokens" if adapter.feature_spec.patches else "pooled tokens"
     return {"seconds": time.process_time() - began, "of": f"{kind} of blocks {blocks} at {size} px"}
 
 
 def _setting(config: TrainConfig, backbone: FrozenBackbone, manifest: Manifest) -> tuple[int, Splits, int]:
     """Image size, splits and classes, as the fit will have them."""
     if isinstance(config, SegmentConfig):
-        legend, splits = prepare_masks(manifest, config)
+        schema, splits = prepare_masks(manifest, config)
         grid = adapter_class("segment", config.head.name).grid
-        return config.image_size or default_image_size(backbone, grid), splits, len(legend.names)
+        return config.image_size or default_image_size(backbone, grid), splits, len(schema.names)
     assert isinstance(config, ClassifyConfig)
-    splits = fit_splits(config.targets.usable(manifest), config.targets.columns[0], config.seed)
-    return config.image_size or backbone.preprocessing.image_size, splits, len(config.targets.names(splits.train))
+    splits = fit_splits(config.label_columns.usable(manifest), config.label_columns.columns[0], config.seed)
+    return config.image_size or backbone.preprocessing.image_size, splits, len(config.label_columns.names(splits.train))
 
 
 def measure_head(bench: Bench, config: TrainConfig, backbone: FrozenBackbone, where: str) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def measure_unet(bench: Bench, size: int, seed: int, seconds: float) -> dict[str
     """A U-Net from scratch, judged as a segmenter is."""
     from alternatives import compare_unet, fit_unet, unet_probability
 
-    from dinomed.adapters.tasks.segment.legend import BINARY
+    from dinomed.adapters.tasks.segment.mask_schema import BINARY
     from dinomed.adapters.tasks.segment.masks import choose_thresholds
     from dinomed.images.read import read_image
     from dinomed.metrics.segmentation import segmentation_metrics

@@ -25,7 +25,7 @@ from torch.nn.functional import interpolate
 
 from dinomed.adapters.fitting.build import build_adapter, gather
 from dinomed.adapters.fitting.data import Splits
-from dinomed.adapters.fitting.feed import Batch, CachedFeed, Feed, LiveFeed
+from dinomed.adapters.fitting.feed import CachedFeed, Feed, LiveFeed, TrainingBatch
 from dinomed.adapters.fitting.loop import run_epochs
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import prepare_masks
@@ -50,14 +50,14 @@ class Fit:
         self.config = build_config(SegmentConfig, {"head": settings, "fit": fit}, "benchmark")
         self.backbone, self.folder = backbone, folder
         manifest = scan(folder / "lesions", labels="labels.csv", group="lesion_id").manifest
-        self.legend, splits = prepare_masks(manifest, self.config)
+        self.schema, splits = prepare_masks(manifest, self.config)
         self.splits: Splits = splits
         self.size = backbone.preprocessing.image_size
         self.masks, self.val_masks = (
             Masks(part, self.size, name) for part, name in ((splits.train, "train"), (splits.val, "val"))
         )
         adapter = build_adapter(self.config, backbone, 1)
-        needs = adapter.needs
+        needs = adapter.feature_spec
         self.val = extract(backbone, splits.val, cache=folder / "val", blocks=needs.blocks, patches=True)
         extract(backbone, splits.train, cache=folder / "val", blocks=needs.blocks)  # pooled, for `LiveFeed`
 
@@ -65,19 +65,19 @@ class Fit:
         """Seconds, and the best Dice on val."""
         clock = time.process_time if self.backbone.device.type == "cpu" else time.perf_counter
         adapter = build_adapter(self.config, self.backbone, 1).to(self.backbone.device)
-        loss = build_loss(self.config.loss, self.legend.exclusive, self.config.tversky_alpha)
+        loss = build_loss(self.config.loss, self.schema.exclusive, self.config.tversky_alpha)
         stretch = partial(interpolate, size=(self.size, self.size), mode="bilinear")
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             began = clock()
             feed = self._feed(way, adapter, Path(scratch))
 
-            def batch_loss(batch: Batch) -> torch.Tensor:
-                return loss(stretch(adapter(batch.features)), batch.truth)
+            def batch_loss(batch: TrainingBatch) -> torch.Tensor:
+                return loss(stretch(adapter(batch.features)), batch.targets)
 
             def validate() -> tuple[float, dict[str, float]]:
                 rows = list(range(len(self.splits.val)))
-                truth = self.val_masks.take(rows).to(self.backbone.device)
-                mean = dice_of_logits(stretch(adapter(feed.val(rows))), truth, self.legend).mean().item()
+                targets = self.val_masks.take(rows).to(self.backbone.device)
+                mean = dice_of_logits(stretch(adapter(feed.val(rows))), targets, self.schema).mean().item()
                 return mean, {"val_dice": mean}
 
             best = run_epochs(
@@ -90,7 +90,7 @@ class Fit:
         if way == "recomputed":
             cache = self.folder / "val"
             return LiveFeed(self.backbone, self.splits, adapter, self.config, cache, self.masks.take)
-        blocks, device = adapter.needs.blocks, self.backbone.device
+        blocks, device = adapter.feature_spec.blocks, self.backbone.device
         train = extract(self.backbone, self.splits.train, cache=scratch, blocks=blocks, patches=True)
         gathers = (partial(gather, train, device=device), partial(gather, self.val, device=device))
         return CachedFeed(gathers, (train.cls, train.mean), self.masks.take)

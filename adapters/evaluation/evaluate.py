@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinomed.adapters.bundle import read_record, read_seen
+from dinomed.adapters.bundle import read_record, read_training_hashes
 from dinomed.adapters.evaluation.report import Judged, check_columns, split_subgroups, summarize
 from dinomed.adapters.fitting.data import select_split
 from dinomed.adapters.inference.loader import (
@@ -18,10 +18,10 @@ from dinomed.adapters.inference.loader import (
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.tasks.classify.answer import answer_from
 from dinomed.adapters.tasks.classify.evaluate import Unit, judge_classifier
-from dinomed.adapters.tasks.classify.targets import Targets
+from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.adapters.tasks.depth.maps import source_from
-from dinomed.adapters.tasks.segment.legend import legend_from
-from dinomed.adapters.training_images import Overlap
+from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
+from dinomed.adapters.training_images import TrainingOverlap
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.log import logger
@@ -83,7 +83,7 @@ def evaluate_in_full(
     record = read_record(folder)
     check_columns(manifest, by)
     chosen = select_split(_usable(record, manifest), split)
-    seen = read_seen(folder, record).find(chosen, manifest)
+    seen = read_training_hashes(folder, record).find(chosen, manifest)
     leave_out = bool(seen) and not allow_seen and split not in ("train", "val")
     if seen:
         _tell_seen(seen, len(chosen), f"split {split!r}", folder, leave_out)
@@ -113,11 +113,11 @@ def evaluate_in_full(
 def _usable(record: AdapterRecord, manifest: Manifest) -> Manifest:
     """The rows that can be measured."""
     if record.task == "segment":
-        return legend_from(record.usage.get("legend")).usable(manifest)
+        return mask_schema_from(record.usage.get("legend")).usable(manifest)
     if record.task == "depth":
         return source_from(record.usage).usable(manifest)
     answer = answer_from(record)
-    return Targets(answer.columns, answer.separator).usable(manifest)
+    return LabelColumns(answer.columns, answer.separator).usable(manifest)
 
 
 def _judge(predictor: AnyPredictor, manifest: Manifest, split: str, unit: Unit | None) -> Judged:
@@ -136,7 +136,7 @@ def _judge(predictor: AnyPredictor, manifest: Manifest, split: str, unit: Unit |
     return judge_segmenter(predictor, manifest)
 
 
-def _tell_seen(seen: Overlap, total: int, where: str, folder: str | Path, leave_out: bool) -> None:
+def _tell_seen(seen: TrainingOverlap, total: int, where: str, folder: str | Path, leave_out: bool) -> None:
     parts = []
     if seen.images:
         parts.append(f"{len(seen.images)} of {total} images of {where} are among them (such as {seen.images[0]})")

@@ -103,7 +103,7 @@ def few_shot(
         for name, part in (("train", splits.train), (split, judged))
     )
     y, _ = class_indices(splits.train, label, classes, "train")
-    truth, names = class_indices(judged, label, classes, split)
+    targets, names = class_indices(judged, label, classes, split)
     groups = splits.train.units()
     plan = [(count, draw) for count in shots for draw in range(1 if count is None else seeds)]
     drawn: dict[int | None, list[dict[str, float]]] = defaultdict(list)
@@ -115,7 +115,7 @@ def few_shot(
         )
         probabilities = np.zeros((len(test), len(classes)))
         probabilities[:, fitted] = path.probabilities(test, 0)
-        found = classification_metrics(truth, widen(probabilities, len(names)), names)
+        found = classification_metrics(targets, widen(probabilities, len(names)), names)
         drawn[count].append({"images": float(len(chosen)), **{name: found[name] for name in METRICS}})
     short = _short_classes(y, groups, classes, [count for count in shots if count is not None])
     return {

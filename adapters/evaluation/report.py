@@ -1,6 +1,6 @@
 """What a reviewer asks of an evaluation: intervals over groups, subgroups, and the cases at both ends.
 
-A task hands in `Judged`, its predictions beside the truth, unit by unit; what is here does not know the task. Nothing
+A task hands in `Judged`, its predictions beside the targets, unit by unit; what is here does not know the task. Nothing
 that is returned names an image or a group.
 """
 
@@ -65,12 +65,12 @@ class Judged(ABC):
 
 @dataclass
 class JudgedClasses(Judged):
-    """A classifier's answers: `truth` as in `dinomed.adapters.heads.solve.Examples`, `probabilities` (N, K), and the
+    """A classifier's answers: `targets` as in `dinomed.adapters.heads.solve.Examples`, `probabilities` (N, K), and the
     `names` of K classes and of those that only occur here."""
 
     manifest: Manifest
     groups: list[str]
-    truth: np.ndarray
+    targets: np.ndarray
     probabilities: np.ndarray
     names: list[str]
     answer: Answer
@@ -80,11 +80,11 @@ class JudgedClasses(Judged):
         self.headline = ("auroc", "auprc", "ece", "brier", "nll")
         if self.answer.multilabel:
             filled = np.nan_to_num(self.wide)
-            own = np.where(np.isnan(self.truth), np.nan, np.where(self.truth == 1, filled, 1 - filled))
+            own = np.where(np.isnan(self.targets), np.nan, np.where(self.targets == 1, filled, 1 - filled))
             self.scores = np.nan_to_num(np.nanmean(own, axis=1)) if len(own) else np.zeros(0)
         else:
             self.headline = ("auroc", "balanced_accuracy", "accuracy", *self.headline[1:])
-            self.scores = np.exp(-np.nan_to_num(log_losses(self.truth, self.wide), nan=np.inf))
+            self.scores = np.exp(-np.nan_to_num(log_losses(self.targets, self.wide), nan=np.inf))
 
     @property
     def thresholds(self) -> list[float | None]:
@@ -94,18 +94,18 @@ class JudgedClasses(Judged):
     def metrics(self, rows: Sequence[int]) -> dict[str, Any]:
         own = list(rows)
         if self.answer.multilabel:
-            return multilabel_metrics(self.truth[own], self.wide[own], self.names, self.thresholds)
-        return classification_metrics(self.truth[own], self.wide[own], self.names)
+            return multilabel_metrics(self.targets[own], self.wide[own], self.names, self.thresholds)
+        return classification_metrics(self.targets[own], self.wide[own], self.names)
 
     def statistic(self, rows: Sequence[int]) -> Statistic:
         own = list(rows)
         kind = MultilabelPredictions if self.answer.multilabel else Predictions
-        predictions = kind(self.truth[own], self.wide[own], self.names)
+        predictions = kind(self.targets[own], self.wide[own], self.names)
         return lambda counts: np.stack([predictions.values(counts)[name] for name in self.headline], axis=1)
 
     def positives(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The units where a class is known, and whether they have it."""
-        own = self.truth[:, index] if self.truth.ndim == 2 else (self.truth == index).astype(float)
+        own = self.targets[:, index] if self.targets.ndim == 2 else (self.targets == index).astype(float)
         rows = np.flatnonzero(~np.isnan(own))
         return rows, own[rows] == 1
 

@@ -177,12 +177,12 @@ def _writer(source: Source) -> tuple[str, str]:
 def _decision(predictor: SegmentPredictor, maps: str) -> str:
     """The words that make a picture of the probabilities `maps` (classes, height, width), as `dinomed predict` does: 0
     and 255 of one class, values of classes that exclude each other, sums of bits of others."""
-    legend = predictor.legend
-    if len(legend.names) == 1:
+    schema = predictor.schema
+    if len(schema.names) == 1:
         return f"({maps}[0].numpy() >= {predictor.threshold!r}).astype('uint8') * 255"
-    codes = [code if isinstance(code, int) else 2**i for i, code in enumerate(legend.codes)]
-    kind = "uint8" if (max(codes) if legend.exclusive else sum(codes)) < 256 else "uint16"
-    if legend.exclusive:
+    codes = [code if isinstance(code, int) else 2**i for i, code in enumerate(schema.codes)]
+    kind = "uint8" if (max(codes) if schema.exclusive else sum(codes)) < 256 else "uint16"
+    if schema.exclusive:
         return f"torch.tensor({codes})[{maps}.argmax(0)].numpy().astype('{kind}')"
     cuts = f"torch.tensor({list(predictor.thresholds)})[:, None, None]"
     return f"(({maps} >= {cuts}) * torch.tensor({codes})[:, None, None]).sum(0).numpy().astype('{kind}')"

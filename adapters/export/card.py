@@ -160,12 +160,12 @@ def _about_answer(predictor: ClassifyPredictor) -> list[str]:
 
 
 def _about_masks(predictor: SegmentPredictor) -> list[str]:
-    legend = predictor.legend
-    if legend.exclusive:
+    schema = predictor.schema
+    if schema.exclusive:
         return ["- every pixel has one class, the most probable one"]
-    if len(legend.names) == 1:
+    if len(schema.names) == 1:
         return []
-    cuts = ", ".join(f"{name} {cut:.4f}" for name, cut in zip(legend.names, predictor.thresholds, strict=True))
+    cuts = ", ".join(f"{name} {cut:.4f}" for name, cut in zip(schema.names, predictor.thresholds, strict=True))
     return [f"- classes may overlap; thresholds that were best on validation: {cuts}"]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
-from dinomed.adapters.adapter import Needs
+from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.export.traceable import traceable
 from dinomed.adapters.inference.loader import AnyPredictor, ClassifyPredictor
 from dinomed.backbones.vit import VisionTransformer
@@ -24,9 +24,9 @@ class PortableViT(nn.Module):
         image_size: the side of the square that all images have, px; None: any that the patch divides.
     """
 
-    def __init__(self, vit: VisionTransformer, needs: Needs, image_size: int | None) -> None:
+    def __init__(self, vit: VisionTransformer, needs: FeatureSpec, image_size: int | None) -> None:
         super().__init__()
-        self.vit, self.needs, self.image_size = vit, needs, image_size
+        self.vit, self.feature_spec, self.image_size = vit, needs, image_size
         self.wanted = [block % vit.config.depth for block in needs.blocks]
         if image_size is not None:
             with torch.no_grad():
@@ -52,7 +52,11 @@ class PortableViT(nn.Module):
                 found[index] = self.vit.norm(x)
         tokens = [found[block] for block in self.wanted]
         patches = torch.cat([one[:, 1 + config.num_registers :] for one in tokens], dim=-1)
-        grid = patches.transpose(1, 2).reshape(batch, patches.shape[-1], rows, columns) if self.needs.patches else None
+        grid = (
+            patches.transpose(1, 2).reshape(batch, patches.shape[-1], rows, columns)
+            if self.feature_spec.patches
+            else None
+        )
         return Features(torch.cat([one[:, 0] for one in tokens], dim=-1), patches.mean(dim=1), grid)
 
     def _positions(self, rows: int, columns: int) -> Tensor:
@@ -78,7 +82,7 @@ class BackboneGraph(nn.Module):
 
     def __init__(self, vit: VisionTransformer, image_size: int | None) -> None:
         super().__init__()
-        self.backbone = PortableViT(vit, Needs((-1,), patches=True), image_size)
+        self.backbone = PortableViT(vit, FeatureSpec((-1,), patches=True), image_size)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone(pixels)
@@ -97,12 +101,12 @@ class AdapterGraph(nn.Module):
         super().__init__()
         self.adapter = traceable(predictor.adapter, any_size=image_size is None)
         self._predictor = predictor
-        self.backbone = PortableViT(predictor.backbone.vit, predictor.adapter.needs, image_size)
+        self.backbone = PortableViT(predictor.backbone.vit, predictor.adapter.feature_spec, image_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         features, predictor = self.backbone(pixels), self._predictor
         if isinstance(predictor, ClassifyPredictor):
-            alone = predictor.answer.alone(features, len(self.adapter.needs.blocks))
+            alone = predictor.answer.alone(features, len(self.adapter.feature_spec.blocks))
             return predictor.answer.probabilities(self.adapter(alone))
         logits = interpolate(self.adapter(features).float(), size=pixels.shape[-2:], mode="bilinear")
         return predictor.activate(logits)

@@ -78,7 +78,7 @@ class AugmentConfig(Config):
 
 
 class Augment:
-    """``augment(image, truth, seed, turn, row)``: both changed alike; the same numbers give the same change.
+    """``augment(image, targets, seed, turn, row)``: both changed alike; the same numbers give the same change.
 
     Args:
         channels: of the images.
@@ -90,17 +90,17 @@ class Augment:
         build_transforms(config, channels)  # the import takes a second: here, and not in several threads at once
 
     def __call__(
-        self, image: np.ndarray, truth: np.ndarray | None, seed: int, turn: int, row: int
+        self, image: np.ndarray, targets: np.ndarray | None, seed: int, turn: int, row: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """uint8, or float32 in 0 to 1, (side, side, channels), and truth (planes, side, side) of whole numbers or of
+        """uint8, or float32 in 0 to 1, (side, side, channels), and targets (planes, side, side) of whole numbers or of
         depths (nan: not known), whose values are moved and never mixed."""
         if not hasattr(self._own, "compose"):
             self._own.compose = build_transforms(self.config, self.channels)
         self._own.compose.set_random_seed(int(np.random.SeedSequence([seed, turn, row]).generate_state(1)[0]))
-        if truth is None:
+        if targets is None:
             return self._own.compose(image=image)["image"], None
-        found = self._own.compose(image=image, mask=np.ascontiguousarray(truth.transpose(1, 2, 0)))
-        mask = found["mask"].reshape(*found["mask"].shape[:2], len(truth))
+        found = self._own.compose(image=image, mask=np.ascontiguousarray(targets.transpose(1, 2, 0)))
+        mask = found["mask"].reshape(*found["mask"].shape[:2], len(targets))
         return found["image"], np.ascontiguousarray(mask.transpose(2, 0, 1))
 
 

@@ -17,7 +17,7 @@ from dinomed.features.extract import extract
 def build_adapter(config: TrainConfig, backbone: FrozenBackbone, num_classes: int, *, width: int = 1) -> Adapter:
     """A new adapter; its first weights depend on the seed alone. `width` images' features are beside each other."""
     cls = adapter_class(config.task, config.head.name)
-    head = cls.settle(config.head, backbone)
+    head = cls.resolve_config(config.head, backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return cls(head, backbone.embed_dim * width, num_classes)
@@ -27,7 +27,7 @@ def extract_splits(
     backbone: FrozenBackbone, splits: Splits, adapter: Adapter, cache: str | Path
 ) -> tuple[FeatureCache, FeatureCache]:
     """The features of train and of val; each split has its own cache, shared by all that use it."""
-    needs = adapter.needs
+    needs = adapter.feature_spec
     train, val = (
         extract(
             backbone, part, cache=cache, blocks=needs.blocks, patches=needs.patches, description=f"features of {name}"

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig, Task
+from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig
 from dinomed.adapters.catalogue import BUILT_IN
 from dinomed.adapters.fitting.augment import AugmentConfig
 from dinomed.adapters.fitting.config_tune import TuneConfig
@@ -47,7 +47,7 @@ class TrainConfig(Config):
     either, images go through the backbone in every epoch; otherwise their features are computed once.
     """
 
-    task: ClassVar[Task]
+    task: ClassVar[str]
     head: SerializeAsAny[HeadConfig]
     image_size: int | None = Field(None, ge=8)
     seed: int = Field(0, ge=0)
@@ -100,7 +100,7 @@ class TrainConfig(Config):
             raise ValueError(str(error).removeprefix("head: ")) from None
 
 
-def adapter_class(task: Task, name: str) -> type[Adapter]:
+def adapter_class(task: str, name: str) -> type[Adapter]:
     """The adapter called "TASK.NAME": one that comes with dinomed (its module is imported only now), or a plug-in.
 
     Raises:

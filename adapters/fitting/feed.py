@@ -38,11 +38,11 @@ Gather = Callable[[Sequence[int]], Features]
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Features of training images and what is known of them, on the device."""
 
     features: Features
-    truth: Tensor
+    targets: Tensor
 
 
 class Feed(ABC):
@@ -54,7 +54,7 @@ class Feed(ABC):
     """As it is now: what it has learned so far."""
 
     @abstractmethod
-    def train(self, draws: Iterable[Draw]) -> Iterator[Batch]:
+    def train(self, draws: Iterable[Draw]) -> Iterator[TrainingBatch]:
         """A batch for each draw."""
 
     @abstractmethod
@@ -75,25 +75,25 @@ class Feed(ABC):
 
 class CachedFeed(Feed):
     """Features that are there. `gathers`: rows of train and of val to their features, on the device; `pooled`: `cls`
-    and `mean` of train; `truth`: of rows of train."""
+    and `mean` of train; `targets`: of rows of train."""
 
     def __init__(
         self,
         backbone: FrozenBackbone,
         gathers: tuple[Gather, Gather],
         pooled: tuple[np.ndarray, np.ndarray],
-        truth: Take,
+        targets: Take,
     ) -> None:
         self.backbone = backbone
         self._train, self._val = gathers
         self.cls, self.mean = pooled
-        self.truth = truth
+        self.targets = targets
 
-    def train(self, draws: Iterable[Draw]) -> Iterator[Batch]:
+    def train(self, draws: Iterable[Draw]) -> Iterator[TrainingBatch]:
         for draw in draws:
             rows = draw.indices.tolist()
             features = self._train(rows)
-            yield Batch(features, self.truth(rows).to(features.cls.device))
+            yield TrainingBatch(features, self.targets(rows).to(features.cls.device))
 
     def val(self, rows: Sequence[int]) -> Features:
         return self._val(rows)
@@ -105,15 +105,15 @@ class LiveFeed(Feed):
 
     def __init__(
         self, backbone: FrozenBackbone, splits: Splits, adapter: Adapter, config: TrainConfig, cache: str | Path,
-        truth: Take, windows: RandomWindows | None = None,
+        targets: Take, windows: RandomWindows | None = None,
     ) -> None:  # fmt: skip
-        self.needs, self.precision = adapter.needs, config.fit.precision
-        blocks, seed = resolve_blocks(self.needs.blocks, backbone.depth), config.seed
+        self.feature_spec, self.precision = adapter.feature_spec, config.fit.precision
+        blocks, seed = resolve_blocks(self.feature_spec.blocks, backbone.depth), config.seed
         self.learning = LearningBackbone(backbone, config.tune, blocks, seed) if config.tune.active else None
         self.backbone = self.learning or backbone
         settings = config.augment.of_depth() if config.task == "depth" else config.augment
         augment = Augment(settings, backbone.preprocessing.channels) if settings.active else None
-        self.pictures = Pictures(splits.train, backbone.preprocessing, truth, augment, seed, windows)
+        self.pictures = Pictures(splits.train, backbone.preprocessing, targets, augment, seed, windows)
         if windows is None:
             pooled = extract(backbone, splits.train, cache=cache, blocks=blocks, description="pooled features of train")
             self.cls, self.mean = pooled.cls, pooled.mean
@@ -122,7 +122,7 @@ class LiveFeed(Feed):
         self.kept: FeatureCache | None = None
         if self.learning is None and windows is None:
             self.kept = extract(
-                backbone, splits.val, cache=cache, blocks=blocks, patches=self.needs.patches,
+                backbone, splits.val, cache=cache, blocks=blocks, patches=self.feature_spec.patches,
                 description="features of val",
             )  # fmt: skip
         nothing = lambda rows: torch.zeros(len(rows))
@@ -133,17 +133,17 @@ class LiveFeed(Feed):
         cls, mean = [], []
         with bar("pooled features of train", count) as progress:
             for pixels, _ in self.pictures.batches(Draw(rows, 0) for rows in torch.arange(count).split(size)):
-                found = compute_features(backbone, pixels, self.needs.blocks, False)
+                found = compute_features(backbone, pixels, self.feature_spec.blocks, False)
                 cls.append(found.cls.cpu().numpy())
                 mean.append(found.mean.cpu().numpy())
                 progress.advance(len(pixels))
         return np.concatenate(cls), np.concatenate(mean)
 
-    def train(self, draws: Iterable[Draw]) -> Iterator[Batch]:
-        for pixels, truth in self.pictures.batches(draws):
+    def train(self, draws: Iterable[Draw]) -> Iterator[TrainingBatch]:
+        for pixels, targets in self.pictures.batches(draws):
             with half_precision(self.precision, self.backbone.device):
-                features = compute_features(self.backbone, pixels, self.needs.blocks, self.needs.patches)
-            yield Batch(features, truth.to(self.backbone.device))
+                features = compute_features(self.backbone, pixels, self.feature_spec.blocks, self.feature_spec.patches)
+            yield TrainingBatch(features, targets.to(self.backbone.device))
 
     def val(self, rows: Sequence[int]) -> Features:
         if self.kept is not None:
@@ -151,7 +151,7 @@ class LiveFeed(Feed):
         assert self.learning is not None
         pixels, _ = self.plain.load(Draw(torch.tensor(list(rows)), 0))
         with torch.no_grad():
-            return compute_features(self.learning, pixels, self.needs.blocks, self.needs.patches)
+            return compute_features(self.learning, pixels, self.feature_spec.blocks, self.feature_spec.patches)
 
     def model(self, adapter: Adapter) -> nn.Module:
         if self.learning is None:
@@ -171,24 +171,24 @@ def open_feed(
     adapter: Adapter,
     config: TrainConfig,
     cache: str | Path,
-    truth: Take,
+    targets: Take,
     windows: RandomWindows | None = None,
 ) -> Feed:
     """The feed that the settings ask for.
 
     Args:
-        truth: rows of train -> what is known of them: a value each, or a map (planes, side, side).
-        windows: what training looks at, with their own truth, if not at whole images.
+        targets: rows of train -> what is known of them: a value each, or a map (planes, side, side).
+        windows: what training looks at, with their own targets, if not at whole images.
 
     Raises:
         UsageError: settings that this backbone or device cannot have.
     """
     check_precision(config.fit, backbone.device)
     if config.live:
-        return LiveFeed(backbone, splits, adapter, config, cache, truth, windows)
+        return LiveFeed(backbone, splits, adapter, config, cache, targets, windows)
     train, val = extract_splits(backbone, splits, adapter, cache)
     gathers = (partial(gather, train, device=backbone.device), partial(gather, val, device=backbone.device))
-    return CachedFeed(backbone, gathers, (train.cls, train.mean), truth)
+    return CachedFeed(backbone, gathers, (train.cls, train.mean), targets)
 
 
 def check_precision(config: FitConfig, device: torch.device) -> None:

@@ -28,13 +28,13 @@ SHARE = 0.05
 """Of the time that a fit takes, at most, for writing its state."""
 
 
-def fit_key(config: TrainConfig, splits: Splits, backbone: FrozenBackbone, truth: bytes = b"") -> str:
+def fit_key(config: TrainConfig, splits: Splits, backbone: FrozenBackbone, targets: bytes = b"") -> str:
     """A hash of all that the outcome of a fit depends on: settings, the rows of train and val with all their columns,
-    `truth` (what was read from masks or depth maps), backbone, kind of device, versions."""
+    `targets` (what was read from masks or depth maps), backbone, kind of device, versions."""
     device = backbone.device.type
     parts = [config.model_dump(mode="json"), backbone.fingerprint, device, version("dinomed"), version("torch")]
     rows = [part.table.to_pydict() for part in (splits.train, splits.val)]
-    return hashlib.sha256(to_json([parts, rows]).encode() + truth).hexdigest()
+    return hashlib.sha256(to_json([parts, rows]).encode() + targets).hexdigest()
 
 
 class Resume:

@@ -33,17 +33,17 @@ class RandomWindows:
     def draw(self, image: np.ndarray, seed: int, turn: int, row: int) -> tuple[np.ndarray, np.ndarray]:
         """An image (H, W, channels) as it was read -> its window (side, side, channels) and what is known of it at the
         size that the backbone sees; the same numbers give the same window."""
-        truth = self.read(row)
-        assert truth.shape[1:] == image.shape[:2], (truth.shape, image.shape)
+        targets = self.read(row)
+        assert targets.shape[1:] == image.shape[:2], (targets.shape, image.shape)
         if max(image.shape[:2]) <= self.side:
-            return image, self.shrink(truth)
+            return image, self.shrink(targets)
         rng = np.random.default_rng([seed, turn, row, self.side])
-        top, left = self.place(self.marked(truth), rng)
+        top, left = self.place(self.marked(targets), rng)
         down, right = (max(0, self.side - length) for length in image.shape[:2])
         image = np.pad(image[top : top + self.side, left : left + self.side], ((0, down), (0, right), (0, 0)))
-        truth = truth[:, top : top + self.side, left : left + self.side]
-        truth = np.pad(truth, ((0, 0), (0, down), (0, right)), constant_values=self.outside)
-        return np.ascontiguousarray(image), self.shrink(np.ascontiguousarray(truth))
+        targets = targets[:, top : top + self.side, left : left + self.side]
+        targets = np.pad(targets, ((0, 0), (0, down), (0, right)), constant_values=self.outside)
+        return np.ascontiguousarray(image), self.shrink(np.ascontiguousarray(targets))
 
     def place(self, marked: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
         """Top and left of a window in an image of these marks (kinds, H, W)."""

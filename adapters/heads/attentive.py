@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig, Needs
+from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig
 from dinomed.features.compute import Features
 
 
@@ -28,7 +28,8 @@ class AttentiveClassifier(Adapter):
     """Patch tokens through LayerNorm, pooled by attention, and a linear layer on what was found."""
 
     task, Config = "classify", AttentiveConfig
-    FIT: ClassVar = {"optimizer": "adamw", "epochs": 30, "patience": 6, "batch_size": 64, "weight_decay": 0.05}
+    uses_patches = True
+    fit_defaults: ClassVar = {"optimizer": "adamw", "epochs": 30, "patience": 6, "batch_size": 64, "weight_decay": 0.05}
 
     def __init__(self, config: AttentiveConfig, embed_dim: int, num_classes: int) -> None:
         super().__init__(config, embed_dim, num_classes)
@@ -42,10 +43,6 @@ class AttentiveClassifier(Adapter):
         self.linear = nn.Linear(width * (2 if config.with_cls else 1), num_classes)
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(tuple(self.config.blocks), patches=True)
 
     def attention(self, features: Features) -> Tensor:
         """How much each patch counts for each head: (B, heads, rows, columns), each map of sum 1."""

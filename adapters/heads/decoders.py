@@ -61,10 +61,10 @@ class SMPSegmenter(PyramidAdapter):
     task, Config = "segment", DecoderConfig
 
     @classmethod
-    def settle(cls, config: Any, backbone: FrozenBackbone) -> Any:
+    def resolve_config(cls, config: Any, backbone: FrozenBackbone) -> Any:
         from dinomed.adapters.heads.smp_encoder import nearest_stride
 
-        config = super().settle(config, backbone)
+        config = super().resolve_config(config, backbone)
         return config if config.stride else config.model_copy(update={"stride": nearest_stride(backbone.patch_size)})
 
     def __init__(self, config: DecoderConfig, embed_dim: int, num_classes: int) -> None:

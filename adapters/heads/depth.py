@@ -53,6 +53,7 @@ class LinearDepth(Adapter):
     """
 
     task, Config = "depth", LinearDepthConfig
+    uses_patches = True
     centres: Tensor
 
     def __init__(self, config: LinearDepthConfig, embed_dim: int, num_classes: int) -> None:

@@ -51,8 +51,10 @@ class DPTConfig(PyramidConfig):
 class PyramidAdapter(Adapter):
     """A head on blocks that are chosen by the backbone's depth."""
 
+    uses_patches = True
+
     @classmethod
-    def settle(cls, config: Any, backbone: FrozenBackbone) -> Any:
+    def resolve_config(cls, config: Any, backbone: FrozenBackbone) -> Any:
         return config if config.blocks else config.model_copy(update={"blocks": quarter_blocks(backbone.depth)})
 
 

@@ -73,7 +73,7 @@ class GridClassifier(SolvedClassifier):
             shift, scale = x.mean(0), 1 / x.std(0, correction=0).clamp_min(1e-6)
             x, queries = (x - shift) * scale, (queries - shift) * scale
         stacks = build_stacks(self.embed_dim, len(config.blocks), len(config.learning_rates), self.num_classes, seed)
-        train_stacks(stacks, x, torch.from_numpy(train.truth), weight, config, seed)
+        train_stacks(stacks, x, torch.from_numpy(train.targets), weight, config, seed)
         rows: list[tuple[Stack, int]] = []
         scores: list[float] = []
         for stack in stacks:
@@ -81,7 +81,7 @@ class GridClassifier(SolvedClassifier):
             for index in range(len(config.learning_rates)):
                 own = logits[:, index].T
                 rows.append((stack, index))
-                scores.append(auroc_of_logits(val.truth, own.numpy()) if own.isfinite().all() else float("nan"))
+                scores.append(auroc_of_logits(val.targets, own.numpy()) if own.isfinite().all() else float("nan"))
         place, (stack, index) = best_of(rows, scores)
         chosen = {"blocks": stack.blocks, "mean_patch": stack.pooled, "learning_rate": config.learning_rates[index]}
         if not stack.weight[:, index].isfinite().all():
@@ -133,25 +133,25 @@ def build_stacks(embed_dim: int, blocks: int, heads: int, num_classes: int, seed
 
 
 def train_stacks(
-    stacks: list[Stack], x: Tensor, truth: Tensor, weight: np.ndarray | None, config: GridConfig, seed: int
+    stacks: list[Stack], x: Tensor, targets: Tensor, weight: np.ndarray | None, config: GridConfig, seed: int
 ) -> None:
     """Train all heads in place, each exactly as it would be alone on these batches.
 
     Args:
-        x: float32 (N, columns). truth: int (N,), or float (N, K) of 0, 1 and nan.
+        x: float32 (N, columns). targets: int (N,), or float (N, K) of 0, 1 and nan.
         weight: float (K,), what an example of each class counts.
     """
     num_classes, heads = stacks[0].bias.shape
     rates = torch.tensor(config.learning_rates) * min(config.batch_size, len(x)) / 256
-    gradient = _sigmoid_gradient if truth.ndim == 2 else _softmax_gradient
-    targets = truth.float() if truth.ndim == 2 else torch.eye(num_classes)[truth]
-    counts = torch.ones(len(x)) if weight is None or truth.ndim == 2 else torch.from_numpy(weight).float()[truth]
+    gradient = _sigmoid_gradient if targets.ndim == 2 else _softmax_gradient
+    expected = targets.float() if targets.ndim == 2 else torch.eye(num_classes)[targets]
+    counts = torch.ones(len(x)) if weight is None or targets.ndim == 2 else torch.from_numpy(weight).float()[targets]
     moving = [(torch.zeros_like(stack.weight), torch.zeros_like(stack.bias)) for stack in stacks]
     batch = x.new_empty(min(config.batch_size, len(x)), x.shape[1])  # one for all steps: new pages cost as much again
     with bar(f"{heads * len(stacks)} linear heads", config.steps) as progress:
         for step, rows in enumerate(_batches(len(x), config, seed)):
             torch.index_select(x, 0, rows, out=batch)
-            y, count = targets[rows].T[:, None], counts[rows]
+            y, count = expected[rows].T[:, None], counts[rows]
             now = rates * (0.5 * (1 + cos(pi * step / config.steps)))
             for stack, (weight_m, bias_m) in zip(stacks, moving, strict=True):
                 slope = gradient(stack.logits(batch), y, count)

@@ -51,14 +51,14 @@ class KnnClassifier(SolvedClassifier):
         """`weight` makes the neighbours of a class count as often as if all classes had as many."""
         self.bank = self._unit(torch.from_numpy(train.cls), torch.from_numpy(train.mean))
         self.independent = torch.tensor(train.multilabel)
-        votes = train.truth if train.multilabel else np.eye(self.num_classes)[train.truth]
+        votes = train.targets if train.multilabel else np.eye(self.num_classes)[train.targets]
         self.votes = torch.from_numpy(votes * (1.0 if weight is None or train.multilabel else weight)).float()
         ks = sorted({min(k, len(train)) for k in (KS if self.config.k is None else (self.config.k,))})
         queries = Features(torch.from_numpy(val.cls), torch.from_numpy(val.mean))
         scores = []
         for k in ks:
             self.k = torch.tensor(k)
-            scores.append(macro_auroc(val.truth, self(queries).numpy()))
+            scores.append(macro_auroc(val.targets, self(queries).numpy()))
         _, k = best_of(ks, scores)
         self.k = torch.tensor(k)
         return Solution(self, {"k": k, "chosen_by": CHOSEN_BY, "tried": dict(zip(map(str, ks), scores, strict=True))})

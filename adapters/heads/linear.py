@@ -56,7 +56,7 @@ class LinearClassifier(Adapter):
 class LinearSegmenter(Adapter):
     """BatchNorm and a 1x1 convolution on patch tokens: one logit a patch and class."""
 
-    task = "segment"
+    task, uses_patches = "segment", True
 
     def __init__(self, config: Any, embed_dim: int, num_classes: int) -> None:
         super().__init__(config, embed_dim, num_classes)

@@ -109,14 +109,14 @@ class LogisticClassifier(SolvedClassifier, LinearClassifier):
         )
         cs = sorted(self.config.cs)
         if train.multilabel:
-            paths = [_one_label(x, train.truth[:, index], cs) for index in range(self.num_classes)]
+            paths = [_one_label(x, train.targets[:, index], cs) for index in range(self.num_classes)]
             tables = [np.concatenate([path.weights[c] for path in paths]) for c in range(len(cs))]
         else:
-            paths = [fit_logistic(x, train.truth, cs, None if weight is None else weight[train.truth])]
+            paths = [fit_logistic(x, train.targets, cs, None if weight is None else weight[train.targets])]
             tables = list(paths[0].weights)
         shift, scale = paths[0].shift, paths[0].scale
         standard = (queries - shift) / scale
-        scores = [auroc_of_logits(val.truth, standard @ table[:, :-1].T + table[:, -1]) for table in tables]
+        scores = [auroc_of_logits(val.targets, standard @ table[:, :-1].T + table[:, -1]) for table in tables]
         index, c = best_of(cs, scores)
         table = torch.from_numpy(tables[index]).float()
         with torch.no_grad():
@@ -129,14 +129,14 @@ class LogisticClassifier(SolvedClassifier, LinearClassifier):
         return Solution(self, {"C": c, "chosen_by": CHOSEN_BY, "tried": tried, "not_converged": unfinished})
 
 
-def _one_label(x: np.ndarray, truth: np.ndarray, cs: Sequence[float]) -> LogisticPath:
+def _one_label(x: np.ndarray, targets: np.ndarray, cs: Sequence[float]) -> LogisticPath:
     """One label against its absence, over the examples where it is known; a constant where it has one value."""
-    known = ~np.isnan(truth)
-    if len(set(truth[known])) == 2:
-        path = fit_logistic(x[known], truth[known].astype(int), cs, standard_of=x)
+    known = ~np.isnan(targets)
+    if len(set(targets[known])) == 2:
+        path = fit_logistic(x[known], targets[known].astype(int), cs, standard_of=x)
         return LogisticPath(path.cs, path.weights[:, 1:] - path.weights[:, :1], path.shift, path.scale, path.converged)
     shift, scale = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     weights = np.zeros((len(cs), 1, x.shape[1] + 1))
-    share = (np.nansum(truth) + 0.5) / (known.sum() + 1)
+    share = (np.nansum(targets) + 0.5) / (known.sum() + 1)
     weights[..., -1] = np.log(share / (1 - share))
     return LogisticPath(tuple(cs), weights, shift, np.where(scale > 1e-6, scale, 1.0), (True,) * len(cs))

@@ -23,20 +23,20 @@ T = TypeVar("T")
 class Examples:
     """N examples: images, or groups of them.
 
-    `truth` is int (N,) of classes, or float (N, L) of labels that do not exclude each other (0, 1, nan: not known).
+    `targets` is int (N,) of classes, or float (N, L) of labels that do not exclude each other (0, 1, nan: not known).
     A class beyond those of training may occur in val; nothing can be right about it.
     """
 
     cls: np.ndarray  # float32 (N, blocks * C): class tokens
     mean: np.ndarray  # float32 (N, blocks * C): mean patch tokens
-    truth: np.ndarray
+    targets: np.ndarray
 
     @property
     def multilabel(self) -> bool:
-        return self.truth.ndim == 2
+        return self.targets.ndim == 2
 
     def __len__(self) -> int:
-        return len(self.truth)
+        return len(self.targets)
 
 
 @dataclass(frozen=True)
@@ -61,22 +61,22 @@ class SolvedClassifier(Adapter):
         """
 
 
-def auroc_of_logits(truth: np.ndarray, logits: np.ndarray) -> float:
+def auroc_of_logits(targets: np.ndarray, logits: np.ndarray) -> float:
     """`macro_auroc` of the probabilities that (N, K) logits stand for.
 
     Of classes that exclude each other a logit alone says little, since what the others say of the same example is
     missing: a logistic regression chosen by logits was one that always gives the largest class.
     """
     scores = logits.astype(np.float64)
-    return macro_auroc(truth, scores if truth.ndim == 2 else scores - logsumexp(scores, axis=1, keepdims=True))
+    return macro_auroc(targets, scores if targets.ndim == 2 else scores - logsumexp(scores, axis=1, keepdims=True))
 
 
-def macro_auroc(truth: np.ndarray, scores: np.ndarray) -> float:
+def macro_auroc(targets: np.ndarray, scores: np.ndarray) -> float:
     """The mean AUROC over the columns of (N, K) probabilities, or of what ranks as they do, where it is defined, one
     against the rest; nan where nowhere."""
     values = []
     for index in range(scores.shape[1]):
-        own = truth[:, index] if truth.ndim == 2 else (truth == index).astype(float)
+        own = targets[:, index] if targets.ndim == 2 else (targets == index).astype(float)
         known = ~np.isnan(own)
         values.append(float(Ranking(own[known] == 1, scores[known, index]).auroc()[0]))
     defined = [value for value in values if not np.isnan(value)]

@@ -9,7 +9,7 @@ import torch
 
 from dinomed.adapters.inference.loader import AnyPredictor
 from dinomed.adapters.inference.outputs import Writer, build_writer
-from dinomed.adapters.inference.plan import FAILED_FILE, PLAN_FILE, TABLE_FILE, Plan, add_rows, begin, finish
+from dinomed.adapters.inference.plan import FAILED_FILE, PLAN_FILE, TABLE_FILE, PredictionPlan, add_rows, begin, finish
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import DinomedError, UsageError
@@ -20,7 +20,7 @@ from dinomed.progress import bar
 
 
 @dataclass(frozen=True)
-class Written:
+class PredictionResult:
     """How a prediction ended: images done (`kept` of them by an interrupted run before), and (path, reason) of those
     that could not be read."""
 
@@ -37,7 +37,7 @@ def predict_collection(
     *,
     unreadable: Sequence[tuple[str, str]] = (),
     overwrite: bool = False,
-) -> Written:
+) -> PredictionResult:
     """Predict every image of a manifest.
 
     A segmenter writes masks (PNG, of each image's own size) under the images' relative names, and a depth estimator
@@ -58,7 +58,7 @@ def predict_collection(
         raise UsageError(f"output {out} is the folder of the images; give a folder for the results alone")
     names = manifest.column("image")
     writer = build_writer(predictor, names)
-    plan = Plan(_settings(predictor, manifest, writer), (*writer.files, *writer.beside))
+    plan = PredictionPlan(_settings(predictor, manifest, writer), (*writer.files, *writer.beside))
     prepare_output(out, overwrite=True, marker=PLAN_FILE)  # an earlier result: `begin` decides
     with locked(out):
         done = begin(out, plan, overwrite=overwrite)
@@ -84,7 +84,7 @@ def predict_collection(
         else:
             (out / FAILED_FILE).unlink(missing_ok=True)
         finish(out, plan)
-    return Written(out, len(done), kept, failed)
+    return PredictionResult(out, len(done), kept, failed)
 
 
 def _settings(predictor: AnyPredictor, manifest: Manifest, writer: Writer) -> dict[str, object]:

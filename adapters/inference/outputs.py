@@ -65,22 +65,22 @@ class SegmentWriter(Writer):
     with the area of each class."""
 
     def __init__(self, predictor: SegmentPredictor, names: Sequence[str]) -> None:
-        self.predictor, self.names, self.legend = predictor, names, predictor.legend
-        self.single = len(self.legend.names) == 1
+        self.predictor, self.names, self.schema = predictor, names, predictor.schema
+        self.single = len(self.schema.names) == 1
         if self.single:
             columns, beside = ["area_px", "area_fraction", "confidence"], []
             settings: dict[str, Any] = {"threshold": predictor.threshold}
         else:
-            columns, beside = [f"area_px {self.legend.names[k]}" for k in self.legend.reported], [LEGEND_FILE]
-            settings = {"thresholds": list(predictor.thresholds), "legend": self.legend.to_dict()}
+            columns, beside = [f"area_px {self.schema.names[k]}" for k in self.schema.reported], [LEGEND_FILE]
+            settings = {"thresholds": list(predictor.thresholds), "legend": self.schema.to_dict()}
         super().__init__(["mask", *columns], file_names(names), beside, settings)
 
     def begin(self, out: Path) -> None:
         if not self.single:
-            exclusive = self.legend.exclusive
-            codes = [code if isinstance(code, int) else 2**i for i, code in enumerate(self.legend.codes)]
+            exclusive = self.schema.exclusive
+            codes = [code if isinstance(code, int) else 2**i for i, code in enumerate(self.schema.codes)]
             meaning = "each value is a class" if exclusive else "a value is the sum of the classes in the pixel"
-            write_json(out / LEGEND_FILE, {"values": dict(zip(self.legend.names, codes, strict=True)), "note": meaning})
+            write_json(out / LEGEND_FILE, {"values": dict(zip(self.schema.names, codes, strict=True)), "note": meaning})
 
     def rows(self, indices: Sequence[int], pixels: Tensor, sizes: Sequence[Size], out: Path) -> list[Row]:
         found = self.predictor.batch_maps(pixels, sizes)
@@ -88,13 +88,13 @@ class SegmentWriter(Writer):
 
     def _row(self, index: int, maps: np.ndarray, out: Path) -> Row:
         name, file = self.names[index], self.files[index]
-        truth = self.predictor.decide(maps)
+        targets = self.predictor.decide(maps)
         if not self.single:
-            write_label_map(out / file, self.legend.encode(truth))
-            planes = self.legend.planes(truth)
-            return [name, file, *(int(planes[k].sum()) for k in self.legend.reported)]
-        write_mask(out / file, truth[0])
-        found = summarize(maps[0], truth[0].astype(bool))
+            write_label_map(out / file, self.schema.encode(targets))
+            planes = self.schema.planes(targets)
+            return [name, file, *(int(planes[k].sum()) for k in self.schema.reported)]
+        write_mask(out / file, targets[0])
+        found = summarize(maps[0], targets[0].astype(bool))
         confidence = None if found.confidence is None else f"{found.confidence:.4f}"
         return [name, file, found.area_px, f"{found.area_fraction:.6f}", confidence]
 

@@ -24,7 +24,7 @@ Row = list[Any]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PredictionPlan:
     """`settings` tell what makes the result, and of which images; `masks` are paths relative to the folder."""
 
     settings: dict[str, Any]
@@ -36,7 +36,7 @@ class Plan:
         write_json(folder / PLAN_FILE, head | {"settings": self.settings, "masks": self.masks})
 
 
-def read_plan(folder: Path) -> Plan | None:
+def read_plan(folder: Path) -> PredictionPlan | None:
     """The plan of a folder that a prediction has written to; None if there is none.
 
     Raises:
@@ -49,12 +49,12 @@ def read_plan(folder: Path) -> Plan | None:
     try:
         if data["format"] != FORMAT or any(leaves_root(mask) for mask in data["masks"]):
             raise ValueError
-        return Plan(dict(data["settings"]), tuple(data["masks"]), data["complete"] is True)
+        return PredictionPlan(dict(data["settings"]), tuple(data["masks"]), data["complete"] is True)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DinomedError(f"{path} is no plan of this version of dinomed; choose another output folder") from None
 
 
-def begin(folder: Path, plan: Plan, *, overwrite: bool) -> dict[str, Row]:
+def begin(folder: Path, plan: PredictionPlan, *, overwrite: bool) -> dict[str, Row]:
     """Write `plan` into `folder`; rows by image that an interrupted run of the same plan has left there.
 
     With `overwrite` what an earlier plan lists is removed, and nothing else.
@@ -94,13 +94,13 @@ def add_rows(folder: Path, rows: Sequence[Row]) -> None:
         raise DinomedError(f"cannot write {folder / ROWS_FILE}: {error.strerror or error}") from None
 
 
-def finish(folder: Path, plan: Plan) -> None:
+def finish(folder: Path, plan: PredictionPlan) -> None:
     """Everything is written: say so, and drop the rows, which are in the table now."""
     replace(plan, complete=True).write(folder)
     (folder / ROWS_FILE).unlink(missing_ok=True)
 
 
-def _read_rows(folder: Path, plan: Plan) -> dict[str, Row]:
+def _read_rows(folder: Path, plan: PredictionPlan) -> dict[str, Row]:
     """The whole rows, whose masks are there; a line that was cut off is removed, so that the next is not part of it."""
     path = folder / ROWS_FILE
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []

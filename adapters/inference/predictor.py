@@ -34,7 +34,7 @@ class Predictor:
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:
         """What the head says of preprocessed images (B, channels, height, width); see `Adapter`."""
-        needs = self.adapter.needs
+        needs = self.adapter.feature_spec
         return self.adapter(compute_features(self.backbone, pixels, needs.blocks, needs.patches)).float()
 
     def _one(self, image: np.ndarray) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinomed.adapters.adapter import Needs
+from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.fitting.build import at_image_size
 from dinomed.adapters.inference.dense import DensePredictor
 from dinomed.adapters.inference.loader import ClassifyPredictor, Predictor
@@ -47,14 +47,14 @@ class Backbones:
 
 
 @torch.inference_mode()
-def shared_features(backbone: FrozenBackbone, pixels: Tensor, needs: Sequence[Needs]) -> list[Features]:
+def shared_features(backbone: FrozenBackbone, pixels: Tensor, needs: Sequence[FeatureSpec]) -> list[Features]:
     """What each of `needs` asks for, of one pass over preprocessed images (B, channels, height, width)."""
     depth = backbone.depth
     wanted = sorted({block % depth for need in needs for block in need.blocks})
     tokens = dict(zip(wanted, backbone(pixels, wanted), strict=True))
     means = {block: one.patches.mean(dim=1) for block, one in tokens.items()}
     grid = backbone.grid((pixels.shape[-2], pixels.shape[-1]))
-    made: dict[Needs, Features] = {}
+    made: dict[FeatureSpec, Features] = {}
     for need in needs:
         if need not in made:
             own = [block % depth for block in need.blocks]
@@ -101,8 +101,8 @@ def predict_many(consumers: Sequence[Consumer], images: Sequence[np.ndarray]) ->
     return out
 
 
-def _needs(consumer: Consumer) -> Needs:
-    return consumer.needs if isinstance(consumer, Retriever) else consumer.adapter.needs
+def _needs(consumer: Consumer) -> FeatureSpec:
+    return consumer.feature_spec if isinstance(consumer, Retriever) else consumer.adapter.feature_spec
 
 
 @torch.inference_mode()
@@ -110,7 +110,7 @@ def _answer(consumer: Consumer, features: Features, sizes: Sequence[tuple[int, .
     if isinstance(consumer, Retriever):
         return list(consumer.of_features(features))
     if isinstance(consumer, ClassifyPredictor):
-        alone = consumer.answer.alone(features, len(consumer.adapter.needs.blocks))
+        alone = consumer.answer.alone(features, len(consumer.adapter.feature_spec.blocks))
         rows = consumer.answer.probabilities(consumer.adapter(alone)).cpu().tolist()
         return [dict(zip(consumer.classes, row, strict=True)) for row in rows]
     assert isinstance(consumer, DensePredictor)

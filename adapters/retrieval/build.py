@@ -97,7 +97,7 @@ def build_index(
 
 def _pool_all(backbone: FrozenBackbone, manifest: Manifest, pooling: Pooling, cache: Path, parts: Path) -> np.ndarray:
     """(N, C), as pooled. Patch tokens, where they are needed, are kept for a few images at a time."""
-    if not pooling.needs.patches:
+    if not pooling.feature_spec.patches:
         found = extract(backbone, manifest, cache=cache)
         return pooling(Features(torch.from_numpy(found.cls), torch.from_numpy(found.mean))).numpy()
     rows = []

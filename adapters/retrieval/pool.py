@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dinomed.adapters.adapter import Needs
+from dinomed.adapters.adapter import FeatureSpec
 from dinomed.config import Config
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.features.compute import Features
@@ -31,8 +31,8 @@ class Pooling(Config):
     gem_power: float = Field(3.0, ge=1, le=64)
 
     @property
-    def needs(self) -> Needs:
-        return Needs((-1,), patches=self.tokens == "gem")
+    def feature_spec(self) -> FeatureSpec:
+        return FeatureSpec((-1,), patches=self.tokens == "gem")
 
     def __call__(self, features: Features) -> Tensor:
         """Features of the last block -> (B, D), not normalised but for the parts of `cls+mean`."""

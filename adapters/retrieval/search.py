@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinomed.adapters.adapter import Needs
+from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.retrieval.evidence import Evidence, Grid, match
 from dinomed.adapters.retrieval.filters import Condition, Relatives, choose
 from dinomed.adapters.retrieval.index import Found, IndexRecord, RetrievalIndex, read_index
@@ -49,8 +49,8 @@ class Retriever:
         self._columns = {name: index.manifest.column(name) for name in index.manifest.columns}
 
     @property
-    def needs(self) -> Needs:
-        return self.index.record.pooling.needs
+    def feature_spec(self) -> FeatureSpec:
+        return self.index.record.pooling.feature_spec
 
     def of_features(self, features: Features) -> np.ndarray:
         """Features of the last block -> queries, float32 (B, D)."""
@@ -59,7 +59,9 @@ class Retriever:
     @torch.inference_mode()
     def vectors(self, pixels: Tensor) -> np.ndarray:
         """Preprocessed images (B, channels, height, width) -> queries, float32 (B, D)."""
-        return self.of_features(compute_features(self.backbone, pixels, self.needs.blocks, self.needs.patches))
+        return self.of_features(
+            compute_features(self.backbone, pixels, self.feature_spec.blocks, self.feature_spec.patches)
+        )
 
     def search(
         self,

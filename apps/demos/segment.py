@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dinomed.adapters.inference.loader import SegmentPredictor, lesion_summary
-from dinomed.adapters.tasks.segment.legend import LESION
+from dinomed.adapters.tasks.segment.mask_schema import LESION
 from dinomed.apps.demos.page import LIVE, Panel
 from dinomed.apps.demos.parts import PUT_AWAY, WAITING, Picture, message
 from dinomed.apps.demos.recent import Recent, Seen
@@ -154,13 +154,13 @@ class SegmentPanel(Panel):
         assert isinstance(self.predictor, SegmentPredictor)
         if which == ANY or len(maps) == 1:
             return self.predictor.any_class(maps)
-        return np.ascontiguousarray(maps[self.predictor.legend.names.index(which)])
+        return np.ascontiguousarray(maps[self.predictor.schema.names.index(which)])
 
 
 def _cuts(predictor: SegmentPredictor) -> dict[str, float]:
     """The classes to choose from, each with the threshold that it begins at."""
-    legend = predictor.legend
-    own = {legend.names[k]: 0.5 if legend.exclusive else predictor.thresholds[k] for k in legend.reported}
+    schema = predictor.schema
+    own = {schema.names[k]: 0.5 if schema.exclusive else predictor.thresholds[k] for k in schema.reported}
     return own if len(own) == 1 else {ANY: predictor.threshold, **own}
 
 

@@ -146,11 +146,11 @@ def _precision(judged: JudgedClasses) -> str:
 
 def _reliability(judged: JudgedClasses, told: str) -> str:
     if judged.answer.multilabel:
-        known = ~np.isnan(judged.truth) & ~np.isnan(judged.wide)
-        name, confidence, correct = "all labels", judged.wide[known], judged.truth[known] == 1
+        known = ~np.isnan(judged.targets) & ~np.isnan(judged.wide)
+        name, confidence, correct = "all labels", judged.wide[known], judged.targets[known] == 1
     else:
         top = np.nan_to_num(judged.wide, nan=-1.0)
-        name, confidence, correct = "most probable class", top.max(axis=1), top.argmax(axis=1) == judged.truth
+        name, confidence, correct = "most probable class", top.max(axis=1), top.argmax(axis=1) == judged.targets
     points = [(one["confidence"], one["accuracy"]) for one in reliability(confidence, correct)]
     caption = f"Reliability: how often it is right against how sure it is, {told}"
     return square({name: points}, caption, ("probability", "share that is right"), diagonal=True, dots=True)
@@ -212,7 +212,7 @@ def _describe(found: Evaluation, unit: int) -> str:
         return f"{TITLES.get(name, name)} {abs(judged.scores[unit]):.2f}"
     row = np.nan_to_num(judged.wide[unit], nan=-1.0)
     if judged.answer.multilabel:
-        there = [name for name, value in zip(judged.names, judged.truth[unit], strict=True) if value == 1]
+        there = [name for name, value in zip(judged.names, judged.targets[unit], strict=True) if value == 1]
         said = [
             f"{name} {value:.2f}"
             for name, value, cut in zip(judged.names, row, judged.thresholds, strict=True)
@@ -220,23 +220,23 @@ def _describe(found: Evaluation, unit: int) -> str:
         ]
         return f"is {', '.join(there) or 'none'}; said: {', '.join(said) or 'none'}"
     guess = int(row.argmax())
-    return f"is {judged.names[int(judged.truth[unit])]}; said: {judged.names[guess]} {row[guess]:.2f}"
+    return f"is {judged.names[int(judged.targets[unit])]}; said: {judged.names[guess]} {row[guess]:.2f}"
 
 
 def _drawer(found: Evaluation, collection: Manifest, row: int) -> Callable[[np.ndarray], np.ndarray] | None:
     predictor = found.predictor
     if not isinstance(predictor, SegmentPredictor):
         return None
-    legend = predictor.legend
+    schema = predictor.schema
 
     def union(truth: np.ndarray) -> np.ndarray:
-        return np.asarray(legend.planes(truth)[list(legend.reported)].any(axis=0), np.uint8)
+        return np.asarray(schema.planes(truth)[list(schema.reported)].any(axis=0), np.uint8)
 
     def draw(image: np.ndarray) -> np.ndarray:
         channels = predictor.preprocessing.channels
         own = image if channels == 3 else read_image(collection.path(row), channels=channels)
         drawn = draw_mask(image, union(predictor.decide(predictor.probabilities(own))), fill=0.12)
-        drawn[outline(union(legend.read(collection, row)), max(1, line_width_px(image.shape) // 2))] = TRUTH
+        drawn[outline(union(schema.read(collection, row)), max(1, line_width_px(image.shape) // 2))] = TRUTH
         return drawn
 
     return draw

@@ -12,15 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dinomed.adapters import bundle
-from dinomed.adapters.bundle import load_head, open_output, read_record, read_seen, save_bundle
+from dinomed.adapters.bundle import load_head, open_output, read_record, read_training_hashes, save_bundle
 from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.training_images import Seen
+from dinomed.adapters.training_images import TrainingHashes
 from dinomed.backbones.load import load_backbone
 from dinomed.errors import DinomedError, UsageError
 
-NOTHING = Seen(frozenset(), frozenset())
+NOTHING = TrainingHashes(frozenset(), frozenset())
 
 
 class Stop(BaseException):
@@ -56,7 +56,7 @@ def test_a_bundle_is_five_files_and_loads_from_one(one: Path) -> None:
             path.unlink()
     record = read_record(one)
     assert load_head(one, record).task == "segment"
-    assert read_seen(one, record) == NOTHING
+    assert read_training_hashes(one, record) == NOTHING
 
 
 def what_loads(folder: Path) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dinomed.adapters.training_images import collect_seen, seen_from_tensors
+from dinomed.adapters.training_images import hash_training_images, training_hashes_from_tensors
 from dinomed.datasets.manifest import Manifest, build_manifest
 
 
@@ -25,32 +25,32 @@ TRAIN = manifest(("a.jpg", 1, "HAM_1"), ("b.jpg", 2, None), ("c.jpg", 3, "007"),
 
 def test_images_are_known_by_content_under_any_name() -> None:
     other = manifest(("x.jpg", 2, None), ("b.jpg", 20, None), ("y.jpg", 30, None))
-    found = collect_seen([TRAIN]).find(other, other)
+    found = hash_training_images([TRAIN]).find(other, other)
     assert (found.images, found.groups) == (("x.jpg",), ())  # b.jpg of another collection is another image
     assert found
 
 
 def test_groups_are_known_by_name_if_it_tells_anything() -> None:
     other = manifest(("x.jpg", 10, "HAM_1"), ("y.jpg", 11, "007"), ("z.jpg", 12, "HAM_2"))
-    found = collect_seen([TRAIN]).find(other, other)
+    found = hash_training_images([TRAIN]).find(other, other)
     assert (found.images, found.groups) == ((), ("x.jpg",))
 
 
 def test_groups_are_known_by_a_seen_image_of_theirs_in_the_same_manifest() -> None:
     whole = manifest(("c.jpg", 3, "007"), ("new.jpg", 50, "007"), ("other.jpg", 51, "008"))
-    found = collect_seen([TRAIN]).find(whole.take([1, 2]), whole)
+    found = hash_training_images([TRAIN]).find(whole.take([1, 2]), whole)
     assert (found.images, found.groups) == ((), ("new.jpg",))
 
 
 def test_nothing_in_common_is_nothing() -> None:
     other = manifest(("a.jpg", 100, None), ("b.jpg", 101, None))
-    assert not collect_seen([TRAIN]).find(other, other)
+    assert not hash_training_images([TRAIN]).find(other, other)
 
 
 @pytest.mark.parametrize("manifests", [[TRAIN], []])
 def test_tensors_bring_back_the_same(manifests: list[Manifest]) -> None:
-    seen = collect_seen(manifests)
+    seen = hash_training_images(manifests)
     tensors = seen.to_tensors()
-    assert seen_from_tensors(tensors) == seen
+    assert training_hashes_from_tensors(tensors) == seen
     assert tensors["images"].shape == ((4, 16) if manifests else (0, 16))
     assert b"HAM" not in b"".join(tensor.numpy().tobytes() for tensor in tensors.values())

@@ -59,23 +59,23 @@ def answer_from(record: AdapterRecord) -> Answer:
     return Answer.model_validate(record.usage)
 
 
-def calibrate(answer: Answer, logits: np.ndarray, truth: np.ndarray) -> Answer:
-    """The answer with temperature and thresholds from the logits (N, K) of val and its truth.
+def calibrate(answer: Answer, logits: np.ndarray, targets: np.ndarray) -> Answer:
+    """The answer with temperature and thresholds from the logits (N, K) of val and its targets.
 
     Images of classes beyond K, which the head does not know, are left out of the temperature. A temperature at the end
     of its range (val is separated, or tells nothing) is left out.
     """
     num_classes = logits.shape[1]
-    truth = truth[:, :num_classes] if truth.ndim == 2 else truth
-    known = np.ones(len(truth), bool) if truth.ndim == 2 else truth < num_classes
-    found = fit_temperature(logits[known], truth[known], "sigmoid" if answer.multilabel else "softmax")
+    targets = targets[:, :num_classes] if targets.ndim == 2 else targets
+    known = np.ones(len(targets), bool) if targets.ndim == 2 else targets < num_classes
+    found = fit_temperature(logits[known], targets[known], "sigmoid" if answer.multilabel else "softmax")
     if found is not None and not TEMPERATURES[0] * 1.01 < found < TEMPERATURES[1] * 0.99:
         found = None
     scaled = answer.model_copy(update={"temperature": found})
     scores = scaled.probabilities(torch.from_numpy(logits)).double().numpy()
     thresholds = []
     for index in range(num_classes):
-        own = truth[:, index] if truth.ndim == 2 else (truth == index).astype(float)
+        own = targets[:, index] if targets.ndim == 2 else (targets == index).astype(float)
         judged = ~np.isnan(own)
         thresholds.append(youden_threshold(own[judged] == 1, scores[judged, index]))
     return scaled.model_copy(update={"thresholds": tuple(thresholds)})

@@ -10,7 +10,7 @@ from dinomed.adapters.heads.linear import LinearClassifierConfig
 from dinomed.adapters.heads.solve import SolvedClassifier
 from dinomed.adapters.tasks.classify.answer import Answer
 from dinomed.adapters.tasks.classify.groups import FRAMES
-from dinomed.adapters.tasks.classify.targets import Targets
+from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.errors import UsageError
 
 
@@ -45,12 +45,12 @@ class ClassifyConfig(TrainConfig):
         head = data.get("head") if isinstance(data, dict) else None
         name = head.get("name", "linear") if isinstance(head, dict) else getattr(head, "name", "linear")
         try:
-            own = getattr(adapter_class("classify", str(name)), "FIT", None)
+            fit_defaults = adapter_class("classify", str(name)).fit_defaults
         except UsageError:
             return data  # the head's own validator tells
-        if own is None or not isinstance(data.get("fit", {}), dict):
+        if not fit_defaults or not isinstance(data.get("fit", {}), dict):
             return data
-        return {**data, "fit": {**own, **data.get("fit", {})}}
+        return {**data, "fit": {**fit_defaults, **data.get("fit", {})}}
 
     @model_validator(mode="after")
     def _possible(self) -> "ClassifyConfig":
@@ -61,7 +61,7 @@ class ClassifyConfig(TrainConfig):
         twice = [name for name in self.columns if self.columns.count(name) > 1]
         if twice:
             raise ValueError(f"label: column {twice[0]!r} is named twice")
-        patches = getattr(adapter_class("classify", self.head.name), "FIT", None) is not None
+        patches = adapter_class("classify", self.head.name).uses_patches
         if patches and self.fit.optimizer == "lbfgs":
             raise ValueError(f"fit.optimizer: lbfgs takes all images at once; head {self.head.name} needs adamw")
         if patches and self.unit == "group":
@@ -77,14 +77,14 @@ class ClassifyConfig(TrainConfig):
         return (self.label,) if isinstance(self.label, str) else self.label
 
     @property
-    def targets(self) -> Targets:
-        return Targets(self.columns, self.separator)
+    def label_columns(self) -> LabelColumns:
+        return LabelColumns(self.columns, self.separator)
 
     @property
     def answer(self) -> Answer:
         """What is known of the answer before the fit."""
         width = self.frames if self.unit == "group" and self.pool == "concat" else 1
         return Answer(
-            multilabel=self.targets.multilabel, unit=self.unit, pool=self.pool, frames=self.frames, width=width,
+            multilabel=self.label_columns.multilabel, unit=self.unit, pool=self.pool, frames=self.frames, width=width,
             columns=self.columns, separator=self.separator,
         )  # fmt: skip

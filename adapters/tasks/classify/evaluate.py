@@ -9,8 +9,8 @@ from torch import Tensor
 from dinomed.adapters.evaluation.report import JudgedClasses
 from dinomed.adapters.inference.folder import batches, stack_pixels
 from dinomed.adapters.tasks.classify.groups import Groups, check_labels, group_images
+from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
-from dinomed.adapters.tasks.classify.targets import Targets
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.progress import bar
@@ -34,15 +34,15 @@ def judge_classifier(
     unit = unit or answer.unit
     if answer.unit == "group" and unit == "image":
         raise UsageError("this adapter answers for groups (unit: group); it cannot be measured image by image")
-    targets = Targets(answer.columns, answer.separator)
+    columns = LabelColumns(answer.columns, answer.separator)
     if unit == "image":
         units, probabilities = manifest, predict_images(predictor, manifest)
     else:
         groups = groups_for(predictor, manifest)
         check_labels(groups, manifest, answer.columns)
         units, probabilities = groups.first(), predict_groups(predictor, groups)
-    truth, names = targets.truth(units, list(predictor.classes), split)
-    return JudgedClasses(units, units.units(), truth, probabilities, names, answer)
+    targets, names = columns.read_targets(units, list(predictor.classes), split)
+    return JudgedClasses(units, units.units(), targets, probabilities, names, answer)
 
 
 def groups_for(predictor: ClassifyPredictor, manifest: Manifest) -> Groups:

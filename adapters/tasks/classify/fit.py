@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from dinomed.adapters.adapter import Adapter
-from dinomed.adapters.bundle import Output, open_output, save_bundle
+from dinomed.adapters.bundle import BundleOutput, open_output, save_bundle
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, extract_splits, gather
 from dinomed.adapters.fitting.data import Splits, fit_splits, widen
 from dinomed.adapters.fitting.feed import CachedFeed, Feed, check_precision, in_precision, open_feed
@@ -22,8 +22,8 @@ from dinomed.adapters.heads.solve import Examples, SolvedClassifier
 from dinomed.adapters.tasks.classify.answer import Answer, calibrate
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.groups import Groups, check_labels, group_images
-from dinomed.adapters.tasks.classify.targets import prevalence
-from dinomed.adapters.training_images import collect_seen
+from dinomed.adapters.tasks.classify.labels import prevalence
+from dinomed.adapters.training_images import hash_training_images
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
@@ -35,15 +35,15 @@ from dinomed.metrics.multilabel import multilabel_metrics
 
 @dataclass(frozen=True)
 class Part:
-    """The examples of a split: `truth` of each (see `Examples`), `names` of all classes in it, and `gather`, indices to
+    """The examples of a split: `targets` of each (see `Examples`), `names` of all classes in it, and `gather`, indices to
     features on the device."""
 
-    truth: np.ndarray
+    targets: np.ndarray
     names: list[str]
     gather: Callable[[Sequence[int]], Features]
 
     def __len__(self) -> int:
-        return len(self.truth)
+        return len(self.targets)
 
     def of_blocks(self, have: Sequence[int], wanted: Sequence[int]) -> "Part":
         """With the features of some of its blocks alone: a solved head may need fewer than were tried."""
@@ -63,7 +63,7 @@ class Part:
     def examples(self) -> Examples:
         """All of them with their pooled features, on the CPU."""
         features = self.gather(range(len(self)))
-        return Examples(features.cls.cpu().numpy(), features.mean.cpu().numpy(), self.truth)
+        return Examples(features.cls.cpu().numpy(), features.mean.cpu().numpy(), self.targets)
 
 
 def fit_classifier(
@@ -86,69 +86,69 @@ def fit_classifier(
             labels (unit: group), or `out` is in use.
     """
     config = config or ClassifyConfig()
-    targets = config.targets
-    stratify = targets.columns[0] if len(targets.columns) == 1 else None
-    splits = fit_splits(targets.usable(manifest), stratify, config.seed)
-    classes = targets.names(splits.train)
+    columns = config.label_columns
+    stratify = columns.columns[0] if len(columns.columns) == 1 else None
+    splits = fit_splits(columns.usable(manifest), stratify, config.seed)
+    classes = columns.names(splits.train)
     parts = (splits.train, splits.val)
     groups = [_groups(part, config) for part in parts]
     rows = [part if found is None else found.first() for part, found in zip(parts, groups, strict=True)]
-    truth, _ = targets.truth(rows[0], classes, "train")
-    val_truth, val_names = targets.truth(rows[1], classes, "val")
-    if val_truth.ndim == 1 and not (val_truth < len(classes)).any():
+    targets, _ = columns.read_targets(rows[0], classes, "train")
+    val_targets, val_names = columns.read_targets(rows[1], classes, "val")
+    if val_targets.ndim == 1 and not (val_targets < len(classes)).any():
         raise UsageError("no image in val has a class that train has; correct the splits, or scan with --split none")
     backbone = at_image_size(backbone, config.image_size or backbone.preprocessing.image_size)
     adapter = build_adapter(config, backbone, len(classes), width=config.answer.width)
     used = splits if groups[0] is None else _frames(splits, groups)
     with open_output(out, config, overwrite=overwrite) as output:
-        take = torch.from_numpy(truth).__getitem__
+        take = torch.from_numpy(targets).__getitem__
         if config.live:
             feed = open_feed(backbone, used, adapter, config, cache, take)
-            val = Part(val_truth, val_names, feed.val)
+            val = Part(val_targets, val_names, feed.val)
         else:
             check_precision(config.fit, backbone.device)
             caches = extract_splits(backbone, used, adapter, cache)
             train, val = (
-                Part(known, names, _gatherer(found, part, config, len(adapter.needs.blocks), backbone.device))
+                Part(known, names, _gatherer(found, part, config, len(adapter.feature_spec.blocks), backbone.device))
                 for known, names, found, part in zip(
-                    (truth, val_truth), (classes, val_names), caches, groups, strict=True
+                    (targets, val_targets), (classes, val_names), caches, groups, strict=True
                 )
             )
             feed = CachedFeed(backbone, (train.gather, val.gather), _pooled(train, caches[0]), take)
         if isinstance(adapter, SolvedClassifier):
-            tried = adapter.needs.blocks
+            tried = adapter.feature_spec.blocks
             adapter, best, chosen = _solve(adapter, train, val, config)
-            val = val.of_blocks(tried, adapter.needs.blocks)
+            val = val.of_blocks(tried, adapter.feature_spec.blocks)
         else:
             key = fit_key(config, splits, backbone)
-            best, chosen = _train(adapter, feed, truth, val, config, output, key, backbone.device), {}
+            best, chosen = _train(adapter, feed, targets, val, config, output, key, backbone.device), {}
         adapter.to(backbone.device)
         with torch.no_grad():
             logits = _logits(adapter, val, config.fit.batch_size).cpu()
-        answer = calibrate(config.answer, logits.numpy(), val.truth)
-        metrics = measure(val.truth, answer.probabilities(logits).numpy(), val.names, answer)
+        answer = calibrate(config.answer, logits.numpy(), val.targets)
+        metrics = measure(val.targets, answer.probabilities(logits).numpy(), val.names, answer)
         training = training_record(config, splits, best, backbone) | {
-            "label_column": targets.title,
-            "classes": prevalence(truth, classes),
-            "units": {"train": len(truth), "val": len(val), "unit": config.unit},
+            "label_column": columns.title,
+            "classes": prevalence(targets, classes),
+            "units": {"train": len(targets), "val": len(val), "unit": config.unit},
         }
         if chosen:
             training["chosen"] = chosen
         save_bundle(
-            output, adapter, backbone, classes=classes, seen=collect_seen((splits.train, splits.val)),
+            output, adapter, backbone, classes=classes, seen=hash_training_images((splits.train, splits.val)),
             usage=answer.model_dump(mode="json"), validation=metrics, training=training,
             tuned=feed.tuned(),
         )  # fmt: skip
     return FitResult(output.folder, best.epoch, metrics, chosen=chosen)
 
 
-def measure(truth: np.ndarray, probabilities: np.ndarray, names: Sequence[str], answer: Answer) -> dict[str, Any]:
+def measure(targets: np.ndarray, probabilities: np.ndarray, names: Sequence[str], answer: Answer) -> dict[str, Any]:
     """Metrics of either kind; probabilities (N, K) are widened to the names that only occur here."""
     wide = widen(probabilities, len(names))
     if answer.multilabel:
         thresholds = [*answer.thresholds, *[None] * len(names)][: len(names)]
-        return multilabel_metrics(truth, wide, names, thresholds)
-    return classification_metrics(truth, wide, names)
+        return multilabel_metrics(targets, wide, names, thresholds)
+    return classification_metrics(targets, wide, names)
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
@@ -182,16 +182,16 @@ def _gatherer(
     return lambda rows: Features(cls[list(rows)], mean[list(rows)])
 
 
-def _weight(truth: np.ndarray, config: ClassifyConfig, num_classes: int) -> Tensor | None:
-    if config.class_weights == "none" or truth.ndim == 2:
+def _weight(targets: np.ndarray, config: ClassifyConfig, num_classes: int) -> Tensor | None:
+    if config.class_weights == "none" or targets.ndim == 2:
         return None
-    return class_weights(truth, num_classes)
+    return class_weights(targets, num_classes)
 
 
 def _solve(
     adapter: SolvedClassifier, train: Part, val: Part, config: ClassifyConfig
 ) -> tuple[Adapter, Best, dict[str, Any]]:
-    weight = _weight(train.truth, config, len(train.names))
+    weight = _weight(train.targets, config, len(train.names))
     with torch.no_grad():
         solution = adapter.solve(
             train.examples(), val.examples(), None if weight is None else weight.double().numpy(), config.seed
@@ -208,35 +208,35 @@ def _pooled(train: Part, cache: FeatureCache) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _train(
-    adapter: Adapter, feed: Feed, truth: np.ndarray, val: Part, config: ClassifyConfig, output: Output, key: str,
+    adapter: Adapter, feed: Feed, targets: np.ndarray, val: Part, config: ClassifyConfig, output: BundleOutput, key: str,
     device: torch.device,
 ) -> Best:  # fmt: skip
     """By epochs, in place."""
     adapter.calibrate(feed.cls, feed.mean)
     adapter.to(device)
     classes = adapter.num_classes
-    weight = _weight(truth, config, classes)
+    weight = _weight(targets, config, classes)
     weight = None if weight is None else weight.to(device)
-    val_y = torch.from_numpy(val.truth).to(device)
+    val_y = torch.from_numpy(val.targets).to(device)
     if val_y.ndim == 2:
         val_y, known = val_y[:, :classes], torch.ones(len(val_y), dtype=torch.bool, device=device)
     else:
         known = val_y < classes
     forward = in_precision(adapter, config.fit.precision, device)
 
-    def loss(logits: Tensor, truth: Tensor) -> Tensor:
-        if truth.ndim == 1:
-            return cross_entropy(logits, truth, weight)
-        there = ~truth.isnan()
-        return binary_cross_entropy_with_logits(logits[there], truth[there].to(logits))
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        if targets.ndim == 1:
+            return cross_entropy(logits, targets, weight)
+        there = ~targets.isnan()
+        return binary_cross_entropy_with_logits(logits[there], targets[there].to(logits))
 
     def validate() -> tuple[float, dict[str, float]]:
         value = loss(_logits(adapter, val, config.fit.batch_size)[known], val_y[known]).item()
         return -value, {"val_loss": value}
 
     return run_epochs(
-        feed.model(adapter), config.fit, count=len(truth), batches=feed.train,
-        batch_loss=lambda batch: loss(forward(batch.features), batch.truth),
+        feed.model(adapter), config.fit, count=len(targets), batches=feed.train,
+        batch_loss=lambda batch: loss(forward(batch.features), batch.targets),
         validate=validate, seed=config.seed, folder=output.stage, key=key, description="training the classifier",
         groups=feed.groups(adapter, config.fit),
     )  # fmt: skip

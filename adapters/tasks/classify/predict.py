@@ -50,7 +50,7 @@ class ClassifyPredictor(Predictor):
         if self.answer.unit == "image":
             return groups.average(np.concatenate([self.probability_rows(pixels) for pixels in batches]))
         found = [self._features(pixels) for pixels in batches]
-        blocks, device = len(self.adapter.needs.blocks), self.backbone.device
+        blocks, device = len(self.adapter.feature_spec.blocks), self.backbone.device
         cls, mean = (
             torch.from_numpy(groups.pool(torch.cat(parts).cpu().numpy(), self.answer.pool, blocks)).to(device)
             for parts in ([one.cls for one in found], [one.mean for one in found])
@@ -62,9 +62,9 @@ class ClassifyPredictor(Predictor):
     def logits(self, pixels: Tensor) -> Tensor:
         """(B, classes), before the temperature; see `Adapter`."""
         features = self._features(pixels)
-        return self.adapter(self.answer.alone(features, len(self.adapter.needs.blocks))).float()
+        return self.adapter(self.answer.alone(features, len(self.adapter.feature_spec.blocks))).float()
 
     @torch.inference_mode()
     def _features(self, pixels: Tensor) -> Features:
-        needs = self.adapter.needs
+        needs = self.adapter.feature_spec
         return compute_features(self.backbone, pixels, needs.blocks, needs.patches)

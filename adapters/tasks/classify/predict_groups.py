@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinomed.adapters.inference.folder import batches, stack_pixels
-from dinomed.adapters.inference.plan import PLAN_FILE, TABLE_FILE, Plan, Row, add_rows, begin, finish
+from dinomed.adapters.inference.plan import PLAN_FILE, TABLE_FILE, PredictionPlan, Row, add_rows, begin, finish
 from dinomed.adapters.tasks.classify.evaluate import groups_for
 from dinomed.adapters.tasks.classify.groups import Groups
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
@@ -21,7 +21,7 @@ IMAGES = 64
 
 
 @dataclass(frozen=True)
-class WrittenGroups:
+class GroupPredictionResult:
     """How a prediction ended: groups done, `kept` of them by an interrupted run before."""
 
     groups: int
@@ -30,7 +30,7 @@ class WrittenGroups:
 
 def predict_group_table(
     predictor: ClassifyPredictor, manifest: Manifest, out: str | Path, *, overwrite: bool = False
-) -> WrittenGroups:
+) -> GroupPredictionResult:
     """Write `predictions.csv` with a row a group: its name (of an image without a group, the image's), how many images
     were looked at, the answer, and the probability of each class.
 
@@ -45,7 +45,7 @@ def predict_group_table(
     if out.resolve() == manifest.root.resolve():
         raise UsageError(f"output {out} is the folder of the images; give a folder for the results alone")
     groups = groups_for(predictor, manifest)
-    plan = Plan(
+    plan = PredictionPlan(
         {
             "task": predictor.task,
             "unit": "group",
@@ -78,7 +78,7 @@ def predict_group_table(
             [done[str(place)][1:] for place in range(len(groups))],
         )
         finish(out, plan)
-    return WrittenGroups(len(groups), kept)
+    return GroupPredictionResult(len(groups), kept)
 
 
 def _parts(groups: Groups) -> Iterator[list[int]]:

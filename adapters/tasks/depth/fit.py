@@ -11,7 +11,7 @@ from dinomed.adapters.bundle import open_output, save_bundle
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size
 from dinomed.adapters.fitting.config import adapter_class
 from dinomed.adapters.fitting.data import fit_splits
-from dinomed.adapters.fitting.feed import Batch, in_precision, open_feed
+from dinomed.adapters.fitting.feed import TrainingBatch, in_precision, open_feed
 from dinomed.adapters.fitting.loop import run_epochs
 from dinomed.adapters.fitting.outcome import FitResult, chunks, training_record
 from dinomed.adapters.fitting.resume import fit_key
@@ -20,7 +20,7 @@ from dinomed.adapters.inference.dense import Views
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.depth.losses import gradient_loss, sig_loss
 from dinomed.adapters.tasks.depth.maps import DepthMaps, DepthSource
-from dinomed.adapters.training_images import collect_seen
+from dinomed.adapters.training_images import hash_training_images
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.metrics.depth import depth_errors, depth_metrics
@@ -56,13 +56,13 @@ def fit_depth(
     size = config.image_size or default_image_size(backbone, head.grid)
     backbone = at_image_size(backbone, size)
     with open_output(out, config, overwrite=overwrite) as output:
-        truth, val_truth = (
+        targets, val_targets = (
             DepthMaps(part, source, size, name) for name, part in (("train", splits.train), ("val", splits.val))
         )
-        ranged = config.model_copy(update={"head": with_range(config.head, truth.low, truth.high)})
+        ranged = config.model_copy(update={"head": with_range(config.head, targets.low, targets.high)})
         adapter = build_adapter(ranged, backbone, num_classes=1)
         low, high = adapter.config.limits()
-        feed = open_feed(backbone, splits, adapter, config, cache, truth.take)
+        feed = open_feed(backbone, splits, adapter, config, cache, targets.take)
         adapter.calibrate(feed.cls, feed.mean)
         adapter.to(backbone.device)
         forward = in_precision(adapter, config.fit.precision, backbone.device)
@@ -74,14 +74,14 @@ def fit_depth(
             """Depths beyond the range count as unknown, as in the metrics."""
             return torch.where((found >= low) & (found <= high), found, torch.nan)
 
-        def batch_loss(batch: Batch) -> Tensor:
-            prediction, known = stretch(forward(batch.features)), within(batch.truth)
+        def batch_loss(batch: TrainingBatch) -> Tensor:
+            prediction, known = stretch(forward(batch.features)), within(batch.targets)
             return sig_loss(prediction, known) + config.gradient_weight * gradient_loss(prediction, known)
 
         def validate() -> tuple[float, dict[str, float]]:
             losses = []
             for rows in chunks(len(splits.val), config.fit.batch_size):
-                known = within(val_truth.take(rows).to(backbone.device))
+                known = within(val_targets.take(rows).to(backbone.device))
                 losses.append(sig_loss(stretch(adapter(feed.val(rows))), known).item() * len(rows))
             loss = sum(losses) / len(splits.val)
             return -loss, {"val_sig_loss": loss}
@@ -89,7 +89,7 @@ def fit_depth(
         best = run_epochs(
             feed.model(adapter), config.fit, count=len(splits.train), batches=feed.train, batch_loss=batch_loss,
             validate=validate, seed=config.seed, folder=output.stage, description="training the depth estimator",
-            key=fit_key(config, splits, backbone, truth.digest() + val_truth.digest()),
+            key=fit_key(config, splits, backbone, targets.digest() + val_targets.digest()),
             groups=feed.groups(adapter, config.fit),
         )  # fmt: skip
         errors = []
@@ -99,7 +99,7 @@ def fit_depth(
                 guess = interpolate(adapter(feed.val([row])), known.shape, mode="bilinear")
                 errors.append(depth_errors(known, guess[0, 0].cpu().numpy(), *limits_of_metrics(low, high)))
         metrics = depth_metrics(errors)
-        seen = collect_seen((splits.train, splits.val))
+        seen = hash_training_images((splits.train, splits.val))
         views = Views(flips=adapter.flips if config.flips is None else config.flips)
         usage = {"depth": source.to_dict() | {"low": low, "high": high}, "views": vars(views)}
         save_bundle(

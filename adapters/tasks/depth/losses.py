@@ -1,7 +1,7 @@
 """Losses of depth estimators, both on the difference of logarithms, over the pixels of known depth.
 
 SigLoss: the scale-invariant loss of Eigen et al. 2014 (equation 4) as AdaBins and DINOv2 write it,
-sqrt(var(d) + 0.15 mean(d)^2) with d = log(prediction) - log(truth) over the whole batch. Gradient loss: Li and Snavely
+sqrt(var(d) + 0.15 mean(d)^2) with d = log(prediction) - log(targets) over the whole batch. Gradient loss: Li and Snavely
 2018 (MegaDepth, section 4.1): differences of d between pixels two apart, at four scales.
 """
 
@@ -12,25 +12,25 @@ EPS, MEAN_WEIGHT = 1e-3, 0.15
 SCALES = (1, 2, 4, 8)
 
 
-def log_difference(prediction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """log(prediction + 0.001) - log(truth + 0.001), zero where the truth is nan; and where it is known, bool."""
-    known = ~truth.isnan()
-    filled = torch.where(known, truth, torch.ones_like(truth))
-    return torch.where(known, (prediction + EPS).log() - (filled + EPS).log(), torch.zeros_like(truth)), known
+def log_difference(prediction: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """log(prediction + 0.001) - log(targets + 0.001), zero where the targets is nan; and where it is known, bool."""
+    known = ~targets.isnan()
+    filled = torch.where(known, targets, torch.ones_like(targets))
+    return torch.where(known, (prediction + EPS).log() - (filled + EPS).log(), torch.zeros_like(targets)), known
 
 
-def sig_loss(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Depths (B, 1, H, W), above 0; truth nan where it is not known -> a number; 0 where nothing is known."""
-    difference, known = log_difference(prediction, truth)
+def sig_loss(prediction: Tensor, targets: Tensor) -> Tensor:
+    """Depths (B, 1, H, W), above 0; targets nan where it is not known -> a number; 0 where nothing is known."""
+    difference, known = log_difference(prediction, targets)
     values = difference[known]
     if len(values) < 2:
         return difference.sum()
     return (values.var() + MEAN_WEIGHT * values.mean() ** 2 + 1e-12).sqrt()  # the root of 0 has no slope
 
 
-def gradient_loss(prediction: Tensor, truth: Tensor) -> Tensor:
+def gradient_loss(prediction: Tensor, targets: Tensor) -> Tensor:
     """The same arguments; the sum over the scales of the mean absolute difference, along both axes."""
-    difference, known = log_difference(prediction, truth)
+    difference, known = log_difference(prediction, targets)
     total = difference.sum() * 0
     for scale in SCALES:
         d, m = difference[..., ::scale, ::scale], known[..., ::scale, ::scale]

@@ -6,8 +6,8 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from dinomed.adapters.adapter import HeadConfig
 from dinomed.adapters.fitting.config import FitConfig, TrainConfig
-from dinomed.adapters.tasks.segment.legend import Kind, build_legend
 from dinomed.adapters.tasks.segment.losses import TVERSKY_ALPHA, LossName
+from dinomed.adapters.tasks.segment.mask_schema import Kind, build_mask_schema
 from dinomed.errors import UsageError
 
 
@@ -15,7 +15,7 @@ class SegmentConfig(TrainConfig):
     """`image_size` null: the smallest that gives 24 patches a side (32 for the multi-scale head), and not less than
     the backbone's own. Patches are the finest detail that a linear head can draw.
 
-    `kind` and `classes` say how masks are stored, see `dinomed.adapters.tasks.segment.legend`. Of multiclass label maps
+    `kind` and `classes` say how masks are stored, see `dinomed.adapters.tasks.segment.mask_schema`. Of multiclass label maps
     `classes` may stay empty: the values that train and val have are the classes then.
 
     `flips` and `scales`: predictions averaged over mirror images and over other sizes of the same image, as factors of
@@ -42,9 +42,9 @@ class SegmentConfig(TrainConfig):
     fit: FitConfig = FitConfig(epochs=15, patience=3, batch_size=32, learning_rate=1e-3)
 
     @model_validator(mode="after")
-    def _legend(self) -> "SegmentConfig":
+    def _mask_schema(self) -> "SegmentConfig":
         try:
-            build_legend(self.kind, self.classes)
+            build_mask_schema(self.kind, self.classes)
         except UsageError as error:
             raise ValueError(str(error)) from None
         if self.scales is not None and (not self.scales or min(self.scales) < 0.25 or max(self.scales) > 4):

@@ -16,26 +16,26 @@ from dinomed.progress import bar
 
 
 @dataclass(frozen=True)
-class Compared:
+class ClassComparison:
     """One class of one image: overlap of the masks, and its lesions."""
 
     overlap: Overlap
     lesions: LesionCounts
 
 
-def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, list[Compared]]:
+def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, list[ClassComparison]]:
     """Of each class (but the background), the images of `manifest` in their order; all of them have masks."""
-    legend = predictor.legend
-    found: dict[str, list[Compared]] = {legend.names[k]: [] for k in legend.reported}
+    schema = predictor.schema
+    found: dict[str, list[ClassComparison]] = {schema.names[k]: [] for k in schema.reported}
     with bar("evaluating", len(manifest)) as progress:
         for loaded in batches(manifest, predictor):
             maps = predictor.batch_maps(stack_pixels(loaded), [one.size for one in loaded])
             for one, probabilities in zip(loaded, maps, strict=True):
-                truth = legend.planes(legend.read(manifest, one.index))
-                guess = legend.planes(predictor.decide(probabilities))
-                for k in legend.reported:
-                    pair = Compared(overlap(truth[k], guess[k]), count_lesions(truth[k], guess[k]))
-                    found[legend.names[k]].append(pair)
+                targets = schema.planes(schema.read(manifest, one.index))
+                guess = schema.planes(predictor.decide(probabilities))
+                for k in schema.reported:
+                    pair = ClassComparison(overlap(targets[k], guess[k]), count_lesions(targets[k], guess[k]))
+                    found[schema.names[k]].append(pair)
             progress.advance(len(loaded))
     return found
 

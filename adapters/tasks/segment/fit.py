@@ -26,18 +26,18 @@ from dinomed.adapters.inference.dense import Views
 from dinomed.adapters.inference.folder import batches, stack_pixels
 from dinomed.adapters.record import AdapterRecord, BackboneReference
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.legend import Legend, build_legend, find_legend
 from dinomed.adapters.tasks.segment.losses import build_loss
+from dinomed.adapters.tasks.segment.mask_schema import MaskSchema, build_mask_schema, find_mask_schema
 from dinomed.adapters.tasks.segment.masks import (
     Masks,
     WholeMasks,
     choose_thresholds,
     dice_of_logits,
     dice_of_maps,
-    shrink_truth,
+    shrink_targets,
 )
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
-from dinomed.adapters.training_images import collect_seen
+from dinomed.adapters.training_images import hash_training_images
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
@@ -65,21 +65,21 @@ def fit_segmenter(
             in use.
     """
     config = config or SegmentConfig()
-    legend, splits = prepare_masks(manifest, config)
+    schema, splits = prepare_masks(manifest, config)
     head = adapter_class("segment", config.head.name)
     size = config.image_size or default_image_size(backbone, head.grid)
     backbone = at_image_size(backbone, size)
-    adapter = build_adapter(config, backbone, num_classes=len(legend.names))
+    adapter = build_adapter(config, backbone, num_classes=len(schema.names))
     views = views_of_config(config, adapter.flips, adapter.scales)
     with open_output(out, config, overwrite=overwrite) as output:
-        truth = _read_truth(config, splits, size, legend)
-        feed = open_feed(backbone, splits, adapter, config, cache, truth.take, truth.windows)
+        targets = _read_targets(config, splits, size, schema)
+        feed = open_feed(backbone, splits, adapter, config, cache, targets.take, targets.windows)
         adapter.calibrate(feed.cls, feed.mean)
         adapter.to(backbone.device)
-        loss = build_loss(config.loss, legend.exclusive, config.tversky_alpha)
+        loss = build_loss(config.loss, schema.exclusive, config.tversky_alpha)
         forward = in_precision(adapter, config.fit.precision, backbone.device)
-        usage: dict[str, Any] = {"legend": legend.to_dict(), "views": vars(views)}
-        predictor = _as_bundle(adapter, backbone, feed.backbone, legend, usage)
+        usage: dict[str, Any] = {"legend": schema.to_dict(), "views": vars(views)}
+        predictor = _as_bundle(adapter, backbone, feed.backbone, schema, usage)
 
         def stretch(logits: Tensor) -> Tensor:
             return interpolate(logits, (size, size), mode="bilinear")
@@ -87,28 +87,28 @@ def fit_segmenter(
         def validate_squares() -> Iterator[float]:
             for rows in chunks(len(splits.val), config.fit.batch_size):
                 logits = stretch(adapter(feed.val(rows)))
-                yield from dice_of_logits(logits, truth.val(rows).to(backbone.device), legend).tolist()
+                yield from dice_of_logits(logits, targets.val(rows).to(backbone.device), schema).tolist()
 
         def validate_windows() -> Iterator[float]:
-            truths = prefetch(partial(legend.read, splits.val), range(len(splits.val)), None)
-            for maps, known in zip(predicted_maps(predictor, splits.val), truths, strict=True):
-                yield dice_of_maps(maps, known, legend)
+            val_masks = prefetch(partial(schema.read, splits.val), range(len(splits.val)), None)
+            for maps, known in zip(predicted_maps(predictor, splits.val), val_masks, strict=True):
+                yield dice_of_maps(maps, known, schema)
 
         def validate() -> tuple[float, dict[str, float]]:
-            mean = float(np.mean(list(validate_squares() if truth.windows is None else validate_windows())))
+            mean = float(np.mean(list(validate_squares() if targets.windows is None else validate_windows())))
             return mean, {"val_dice": mean}
 
         best = run_epochs(
             feed.model(adapter), config.fit, count=len(splits.train), batches=feed.train,
-            batch_loss=lambda batch: loss(stretch(forward(batch.features)), batch.truth), validate=validate,
+            batch_loss=lambda batch: loss(stretch(forward(batch.features)), batch.targets), validate=validate,
             seed=config.seed, folder=output.stage, description="training the segmenter",
-            key=fit_key(config, splits, backbone, truth.digest),
+            key=fit_key(config, splits, backbone, targets.digest),
             groups=feed.groups(adapter, config.fit),
         )  # fmt: skip
-        measured = "dice_at_training_size" if truth.windows is None else "dice_by_windows"
+        measured = "dice_at_training_size" if targets.windows is None else "dice_by_windows"
         metrics: dict[str, Any] = {"n": len(splits.val), measured: best.values["val_dice"]}
         threshold = None
-        if not legend.exclusive:
+        if not schema.exclusive:
             plain = not views.native and not views.flips
             predicted = None if plain else predicted_maps(predictor, splits.val)
 
@@ -118,20 +118,20 @@ def fit_segmenter(
                 maps = adapter(feed.val([row]))  # of features that are there already
                 return interpolate(maps.float(), shape, mode="bilinear")[0].sigmoid().cpu().numpy()
 
-            thresholds, metrics["dice"] = choose_thresholds(splits.val, probabilities, legend)
+            thresholds, metrics["dice"] = choose_thresholds(splits.val, probabilities, schema)
             usage["thresholds"] = thresholds
             threshold = thresholds[0] if len(thresholds) == 1 else None
-        seen = collect_seen((splits.train, splits.val))
+        seen = hash_training_images((splits.train, splits.val))
         training = training_record(config, splits, best, backbone)
         save_bundle(
-            output, adapter, backbone, classes=list(legend.names), seen=seen, threshold=threshold, usage=usage,
+            output, adapter, backbone, classes=list(schema.names), seen=seen, threshold=threshold, usage=usage,
             validation=metrics, training=training, tuned=feed.tuned(),
         )  # fmt: skip
     return FitResult(output.folder, best.epoch, metrics, threshold)
 
 
 @dataclass(frozen=True)
-class _Truth:
+class _Targets:
     """Masks of train (`take`; of windows their own) and of val (`val`) at the training size, and a hash of them all."""
 
     take: Take
@@ -140,28 +140,28 @@ class _Truth:
     windows: RandomWindows | None = None
 
 
-def _read_truth(config: SegmentConfig, splits: Splits, size: int, legend: Legend) -> _Truth:
+def _read_targets(config: SegmentConfig, splits: Splits, size: int, schema: MaskSchema) -> _Targets:
     if config.crop is None:
-        masks, val = Masks(splits.train, size, "train", legend), Masks(splits.val, size, "val", legend)
-        return _Truth(masks.take, val.take, masks.digest() + val.digest())
+        masks, val = Masks(splits.train, size, "train", schema), Masks(splits.val, size, "val", schema)
+        return _Targets(masks.take, val.take, masks.digest() + val.digest())
     assert config.window is not None
-    whole = WholeMasks(splits.train, "train", legend)
-    val_digest = Masks(splits.val, size, "val", legend).digest()
+    whole = WholeMasks(splits.train, "train", schema)
+    val_digest = Masks(splits.val, size, "val", schema).digest()
     windows = RandomWindows(
-        config.window, config.crop, whole.read, whole.marked, partial(shrink_truth, size=size, legend=legend),
+        config.window, config.crop, whole.read, whole.marked, partial(shrink_targets, size=size, schema=schema),
         whole.background,
     )  # fmt: skip
     nothing = lambda rows: torch.zeros(len(rows))
-    return _Truth(nothing, nothing, whole.digest() + val_digest, windows)
+    return _Targets(nothing, nothing, whole.digest() + val_digest, windows)
 
 
 def _as_bundle(
-    adapter: Adapter, base: FrozenBackbone, backbone: FrozenBackbone, legend: Legend, usage: dict[str, Any]
+    adapter: Adapter, base: FrozenBackbone, backbone: FrozenBackbone, schema: MaskSchema, usage: dict[str, Any]
 ) -> SegmentPredictor:
     """The predictor that the bundle will be, of a head and a backbone (made of `base`) that still learn: what is chosen
     on val is chosen on what will be predicted."""
     record = AdapterRecord(
-        task="segment", head=adapter.config.model_dump(mode="json"), classes=tuple(legend.names), usage=usage,
+        task="segment", head=adapter.config.model_dump(mode="json"), classes=tuple(schema.names), usage=usage,
         backbone=BackboneReference(name=base.name, fingerprint=base.fingerprint, embed_dim=base.embed_dim),
         preprocessing=base.preprocessing, validation={}, training={}, weights_sha256="",
     )  # fmt: skip
@@ -174,10 +174,10 @@ def predicted_maps(predictor: SegmentPredictor, manifest: Manifest) -> Iterator[
         yield from predictor.batch_maps(stack_pixels(loaded), [one.size for one in loaded])
 
 
-def prepare_masks(manifest: Manifest, config: SegmentConfig) -> tuple[Legend, Splits]:
+def prepare_masks(manifest: Manifest, config: SegmentConfig) -> tuple[MaskSchema, Splits]:
     """What the masks mean, and the rows that have them, in train and val."""
-    legend = build_legend(config.kind, config.classes) or find_legend(manifest)
-    splits = fit_splits(legend.usable(manifest), None, config.seed)
+    schema = build_mask_schema(config.kind, config.classes) or find_mask_schema(manifest)
+    splits = fit_splits(schema.usable(manifest), None, config.seed)
     if len(splits.train) < 2:
         raise UsageError("train has one image with a mask only; a segmenter needs two or more")
     sides = zip(splits.train.column("width"), splits.train.column("height"), strict=True)
@@ -187,7 +187,7 @@ def prepare_masks(manifest: Manifest, config: SegmentConfig) -> tuple[Legend, Sp
             "to train on random windows of them, half of which hold something of the mask, or give a window of "
             f"{longest} or more"
         )
-    return legend, splits
+    return schema, splits
 
 
 def views_of_config(config: SegmentConfig, flips: bool, scales: tuple[float, ...]) -> Views:

@@ -14,9 +14,9 @@ TVERSKY_ALPHA = 0.3  # of false positives; 0.5 is Dice, less finds more of small
 
 
 def build_loss(name: LossName, exclusive: bool, alpha: float = TVERSKY_ALPHA) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of logits (B, classes, H, W) and truth (B, planes, H, W) that gives the mean loss.
+    """A function of logits (B, classes, H, W) and targets (B, planes, H, W) that gives the mean loss.
 
-    Where classes exclude each other the truth is one plane of class indices and a softmax is taken; else it is a mask
+    Where classes exclude each other the targets is one plane of class indices and a softmax is taken; else it is a mask
     a class, and each class is a problem of its own: the loss is the mean over them.
 
     Args:
@@ -27,7 +27,7 @@ def build_loss(name: LossName, exclusive: bool, alpha: float = TVERSKY_ALPHA) ->
     options: dict[str, Any] = {"softmax": True, "to_onehot_y": True} if exclusive else {"sigmoid": True}
     if name == "dice_focal" and exclusive:  # MONAI's DiceFocalLoss takes a sigmoid for its focal part all the same
         dice, focal = DiceLoss(**options), FocalLoss(to_onehot_y=True, use_softmax=True)
-        return lambda logits, truth: dice(logits, truth) + focal(logits, truth)
+        return lambda logits, targets: dice(logits, targets) + focal(logits, targets)
     if name == "tversky":
         loss: Callable[[Tensor, Tensor], Tensor] = TverskyLoss(**options, alpha=alpha, beta=1 - alpha)
     else:
@@ -35,4 +35,4 @@ def build_loss(name: LossName, exclusive: bool, alpha: float = TVERSKY_ALPHA) ->
     if exclusive:
         return loss
     # folded, since the cross-entropy of several channels would be a softmax over them
-    return lambda logits, truth: loss(logits.flatten(0, 1)[:, None], truth.to(logits).flatten(0, 1)[:, None])
+    return lambda logits, targets: loss(logits.flatten(0, 1)[:, None], targets.to(logits).flatten(0, 1)[:, None])

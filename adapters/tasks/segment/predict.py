@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.inference.dense import DensePredictor, views_of
 from dinomed.adapters.record import AdapterRecord
-from dinomed.adapters.tasks.segment.legend import legend_from
+from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
 from dinomed.backbones.frozen import FrozenBackbone
 
 
@@ -20,13 +20,13 @@ class SegmentPredictor(DensePredictor):
     def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone) -> None:
         usage = record.usage
         super().__init__(record, adapter, backbone, views_of(usage))
-        self.legend = legend_from(usage.get("legend"))
+        self.schema = mask_schema_from(usage.get("legend"))
         single = 0.5 if record.threshold is None else record.threshold
-        self.thresholds: tuple[float, ...] = tuple(usage.get("thresholds") or [single] * len(self.legend.names))
-        self.threshold = single if len(self.legend.names) == 1 else 0.5
+        self.thresholds: tuple[float, ...] = tuple(usage.get("thresholds") or [single] * len(self.schema.names))
+        self.threshold = single if len(self.schema.names) == 1 else 0.5
 
     def activate(self, logits: Tensor) -> Tensor:
-        return logits.softmax(1) if self.legend.exclusive else logits.sigmoid()
+        return logits.softmax(1) if self.schema.exclusive else logits.sigmoid()
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """uint8 (H, W, channels) -> the probability of each class, float32 (classes, H, W), at the image's own size."""
@@ -38,13 +38,13 @@ class SegmentPredictor(DensePredictor):
 
     def any_class(self, probabilities: np.ndarray) -> np.ndarray:
         """(classes, H, W) -> (H, W): of classes that exclude each other all but the background's, else the largest."""
-        if not self.legend.exclusive:
+        if not self.schema.exclusive:
             return probabilities.max(axis=0)
-        return probabilities[list(self.legend.reported)].sum(axis=0).clip(0, 1)
+        return probabilities[list(self.schema.reported)].sum(axis=0).clip(0, 1)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """float32 (classes, H, W) -> uint8 (planes, H, W), as `dinomed.adapters.tasks.segment.legend` has it."""
-        if self.legend.exclusive:
+        """float32 (classes, H, W) -> uint8 (planes, H, W), as `dinomed.adapters.tasks.segment.mask_schema` has it."""
+        if self.schema.exclusive:
             return probabilities.argmax(axis=0).astype(np.uint8)[None]
         cuts = np.array(self.thresholds, np.float32)[:, None, None]
         return (probabilities >= cuts).astype(np.uint8)

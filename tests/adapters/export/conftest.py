@@ -18,7 +18,7 @@ from dinomed.adapters.heads.solve import Examples, SolvedClassifier
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.training_images import Seen
+from dinomed.adapters.training_images import TrainingHashes
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
@@ -79,7 +79,7 @@ def make_adapter(tmp_path: Path, small_backbone: Callable[..., Path]) -> Callabl
         adapter, tuned = build_adapter(config, base, len(classes)), None
         if tune is not None:
             settings = TuneConfig.model_validate(tune)
-            learning = LearningBackbone(base, settings, [b % base.depth for b in adapter.needs.blocks], seed=0)
+            learning = LearningBackbone(base, settings, [b % base.depth for b in adapter.feature_spec.blocks], seed=0)
             generator = torch.Generator().manual_seed(3)
             for parameter in (one for one in learning.vit.parameters() if one.requires_grad):
                 parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
@@ -89,7 +89,7 @@ def make_adapter(tmp_path: Path, small_backbone: Callable[..., Path]) -> Callabl
         with open_output(folder, config, overwrite=True) as output:
             (output.stage / "log.jsonl").write_text("")
             save_bundle(
-                output, adapter, base, classes=list(classes), seen=Seen(frozenset(), frozenset()), validation={},
+                output, adapter, base, classes=list(classes), seen=TrainingHashes(frozenset(), frozenset()), validation={},
                 threshold=0.4 if (task, kind) == ("segment", "binary") else None,
                 usage=_usage(task, kind, classes) | (usage or {}), training={}, tuned=tuned,
             )  # fmt: skip
@@ -100,13 +100,13 @@ def make_adapter(tmp_path: Path, small_backbone: Callable[..., Path]) -> Callabl
 
 def _settled(adapter: Adapter, backbone: FrozenBackbone, multilabel: bool) -> Adapter:
     """Solved on random images, or with the means and deviations of BatchNorm that belong to them."""
-    needs, generator = adapter.needs, torch.Generator().manual_seed(1)
+    needs, generator = adapter.feature_spec, torch.Generator().manual_seed(1)
     features = compute_features(backbone, _images(backbone, 24, generator), needs.blocks, needs.patches)
     if isinstance(adapter, SolvedClassifier):
         draw = np.random.default_rng(0)
         count = adapter.num_classes
-        truth = draw.integers(0, 2, (24, count)).astype(float) if multilabel else np.arange(24) % count
-        seen = Examples(features.cls.numpy(), features.mean.numpy(), truth)
+        targets = draw.integers(0, 2, (24, count)).astype(float) if multilabel else np.arange(24) % count
+        seen = Examples(features.cls.numpy(), features.mean.numpy(), targets)
         return adapter.solve(seen, seen, None, 0).adapter.eval()
     adapter.train()
     for part in adapter.modules():

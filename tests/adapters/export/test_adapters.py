@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinomed.adapters.adapter import Needs
+from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import load_source
 from dinomed.adapters.export.traceable import AnyPool, traceable
@@ -50,11 +50,11 @@ def predicted(predictor: AnyPredictor, image: np.ndarray) -> np.ndarray:
     return predictor.maps(image)
 
 
-def check(found: np.ndarray, truth: np.ndarray) -> None:
-    scale = max(1.0, float(np.abs(truth).max()))  # depths go up to 9
-    assert found.shape == truth.shape
-    assert np.ptp(truth) > 0.01  # a constant answer would compare equal whatever was exported
-    assert np.abs(found - truth).max() < CLOSE * scale
+def check(found: np.ndarray, targets: np.ndarray) -> None:
+    scale = max(1.0, float(np.abs(targets).max()))  # depths go up to 9
+    assert found.shape == targets.shape
+    assert np.ptp(targets) > 0.01  # a constant answer would compare equal whatever was exported
+    assert np.abs(found - targets).max() < CLOSE * scale
 
 
 @pytest.mark.parametrize(("task", "head", "more"), ALL)
@@ -203,8 +203,8 @@ def test_adaptive_pooling_is_torchs_at_every_size() -> None:
 
     x = torch.randn(2, 3, 13, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for rows, columns in ((1, 2), (3, 3), (6, 6), (13, 7), (17, 9)):
-        truth = adaptive_avg_pool2d(x, (rows, columns))
-        assert (AnyPool(rows, columns)(x) - truth).abs().max() < 1e-12
+        targets = adaptive_avg_pool2d(x, (rows, columns))
+        assert (AnyPool(rows, columns)(x) - targets).abs().max() < 1e-12
 
 
 def test_the_traced_copy_leaves_the_head_alone(make_adapter: Make) -> None:
@@ -213,7 +213,7 @@ def test_the_traced_copy_leaves_the_head_alone(make_adapter: Make) -> None:
     copy = traceable(predictor.adapter, any_size=True)
     assert any(isinstance(part, AnyPool) for part in copy.modules())
     assert [type(part) for part in predictor.adapter.modules()] == before
-    assert copy.needs == Needs(predictor.adapter.needs.blocks, patches=True)
+    assert copy.feature_spec == FeatureSpec(predictor.adapter.feature_spec.blocks, patches=True)
 
 
 def test_four_channels_and_sixteen_bits(

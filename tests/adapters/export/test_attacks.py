@@ -124,7 +124,7 @@ class Peeking(torch.nn.Module):
 
     def __init__(self, head: Any) -> None:
         super().__init__()
-        self.head, self.needs, self.config = head, head.needs, head.config
+        self.head, self.feature_spec, self.config = head, head.feature_spec, head.config
 
     def forward(self, features: Any) -> Tensor:
         found: Tensor = self.head(features)

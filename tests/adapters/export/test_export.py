@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from dinomed.adapters.adapter import Needs
+from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.export import parity
 from dinomed.adapters.export.graph import PortableViT, resampling
 from dinomed.adapters.export.run import export
@@ -66,25 +66,25 @@ def test_positions_are_resized_as_torch_does(antialias: bool, offset: float) -> 
     grid = torch.randn(1, 5, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for count in (1, 3, 8, 11, 16, 37):
         size = {"scale_factor": [(count + offset) / 9] * 2} if offset else {"size": (count, count)}
-        truth = interpolate(grid, mode="bicubic", antialias=antialias, **size)
+        targets = interpolate(grid, mode="bicubic", antialias=antialias, **size)
         weights = resampling(torch.arange(count).double(), 9, antialias=antialias, offset=offset)
         found = torch.einsum("ri,bcij,sj->bcrs", weights, grid, weights)
-        assert (found - truth).abs().max() < 1e-5, count  # torch computes scales and sources in float32
+        assert (found - targets).abs().max() < 1e-5, count  # torch computes scales and sources in float32
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_portable_vit_is_the_vit_at_every_size(kind: str) -> None:
     backbone = make(kind)
     for image_size, shapes in ((48, [(48, 48)]), (None, [(48, 48), (32, 32), (16, 72)])):
-        portable = PortableViT(backbone.vit, Needs((0, -1), patches=True), image_size)
+        portable = PortableViT(backbone.vit, FeatureSpec((0, -1), patches=True), image_size)
         for height, width in shapes:
             pixels = torch.randn(2, backbone.preprocessing.channels, height, width)
             with torch.no_grad():
                 found = portable(pixels)
-            truth = compute_features(backbone, pixels, (0, -1), True)
+            targets = compute_features(backbone, pixels, (0, -1), True)
             for name in ("cls", "mean", "patches"):
                 # float32 sums of 24 products; positions made in another order
-                assert (getattr(found, name) - getattr(truth, name)).abs().max() < 5e-5
+                assert (getattr(found, name) - getattr(targets, name)).abs().max() < 5e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,9 +172,9 @@ def test_onnx_of_a_backbone(dynamic: bool, tmp_path: Path) -> None:
     for shape in [(1, 48, 48), (5, 48, 48), *([(2, 32, 32), (1, 24, 80)] if dynamic else [])]:
         pixels = torch.randn(shape[0], 3, *shape[1:])
         cls, patches = session.run(None, {"pixels": pixels.numpy()})
-        truth = compute_features(backbone, pixels, (-1,), True)
-        assert np.abs(cls - truth.cls.numpy()).max() < 5e-5  # float32, sums in another order
-        assert np.abs(patches - truth.patches.numpy()).max() < 5e-5
+        targets = compute_features(backbone, pixels, (-1,), True)
+        assert np.abs(cls - targets.cls.numpy()).max() < 5e-5  # float32, sums in another order
+        assert np.abs(patches - targets.patches.numpy()).max() < 5e-5
     facts = {one.key: one.value for one in onnx.load(tmp_path / "out" / "model.onnx").metadata_props}
     assert json.loads(facts["preprocessing"]) == backbone.preprocessing.model_dump(mode="json")
     assert json.loads(facts["backbone"])["fingerprint"] == backbone.fingerprint
@@ -193,8 +193,8 @@ def test_onnx_of_an_adapter_says_what_the_adapter_says(
     image = read_image(read_manifest(lesion_manifest).path(3))
     (found,) = session.run(None, {"pixels": predictor.backbone.preprocessing(image)[None].numpy()})
     if name == "cls":
-        truth = np.array(list(predictor.probabilities(image).values()))
-        assert np.abs(found[0] - truth).max() < 1e-5
+        targets = np.array(list(predictor.probabilities(image).values()))
+        assert np.abs(found[0] - targets).max() < 1e-5
     else:
         assert found.shape == (1, 1, 32, 32)
         square = np.asarray(predictor.probability(np.repeat(image[:32, :32, :1], 3, axis=2)))  # of the same size
@@ -267,15 +267,15 @@ def test_monai_runs_its_bundle(name: str, adapters: Path, lesion_manifest: Path,
         image = read_image(one["image"])
         if name == "cls":
             assert found["classes"] == list(predictor.classes)
-            truth = np.array(list(predictor.probabilities(image).values()))
+            targets = np.array(list(predictor.probabilities(image).values()))
             # bicubic in float32 here and in 8 bits there: a grey level at most between them
-            assert np.abs(np.array(one["probabilities"]) - truth).max() < 0.05
+            assert np.abs(np.array(one["probabilities"]) - targets).max() < 0.05
         elif name == "both":  # classes that overlap: sums of bits, each by its own threshold
             bits = read_label_map(one["file"])
-            truth = predictor.legend.encode(predictor.decide(predictor.probabilities(image)))
-            assert bits.shape == truth.shape
-            assert (bits == truth).mean() > 0.97
-            overlaps += int((truth == 3).sum())
+            targets = predictor.schema.encode(predictor.decide(predictor.probabilities(image)))
+            assert bits.shape == targets.shape
+            assert (bits == targets).mean() > 0.97
+            overlaps += int((targets == 3).sum())
         else:
             mask = read_image(one["file"], channels=1)[..., 0] > 0
             assert mask.shape == image.shape[:2]

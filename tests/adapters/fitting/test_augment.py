@@ -1,4 +1,4 @@
-"""Augmentation: image and truth move together, nothing is mixed, and the same numbers give the same change."""
+"""Augmentation: image and targets move together, nothing is mixed, and the same numbers give the same change."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from dinomed.adapters.fitting.augment import PRESETS, Augment, AugmentConfig
 from dinomed.adapters.fitting.loop import Draw
 from dinomed.adapters.fitting.pictures import Pictures
-from dinomed.adapters.tasks.segment.legend import BINARY
+from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.masks import Masks
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest, read_manifest
@@ -23,30 +23,30 @@ MOVES = AugmentConfig(rotate=180, scale=0.3, shift=0.1, horizontal_flip=0.5, ver
 
 
 def picture(planes: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks of 8 px, and the truth that can be seen in each of the channels."""
+    """Blocks of 8 px, and the targets that can be seen in each of the channels."""
     rng = np.random.default_rng(0)
-    truth = rng.integers(0, 2, (planes, SIDE // 8, SIDE // 8), np.uint8).repeat(8, 1).repeat(8, 2)
+    targets = rng.integers(0, 2, (planes, SIDE // 8, SIDE // 8), np.uint8).repeat(8, 1).repeat(8, 2)
     image = np.full((SIDE, SIDE, 3), 60, np.uint8)
-    image[truth[0] == 1] = 200
-    return image, truth
+    image[targets[0] == 1] = 200
+    return image, targets
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "none"])
 def test_image_and_mask_move_together(preset: str) -> None:
-    image, truth = picture()
+    image, targets = picture()
     augment = Augment(AugmentConfig.model_validate(preset), 3)
     moved = 0
     for turn in range(12):
-        changed, mask = augment(image, truth, 0, turn, 3)
+        changed, mask = augment(image, targets, 0, turn, 3)
         assert mask is not None
-        assert mask.shape == truth.shape
+        assert mask.shape == targets.shape
         assert set(np.unique(mask)) <= {0, 1}
         gray = changed.mean(axis=2)
         inside, outside = np.median(gray[mask[0] == 1]), np.median(gray[mask[0] == 0])
         seen = gray > (inside + outside) / 2  # the colours may have changed, their order may not
         # Nearest against bilinear, and a blur of 1.5 px, differ at the borders of blocks of 8 px.
         assert (seen == (mask[0] == 1)).mean() > 0.9
-        moved += not np.array_equal(mask, truth)
+        moved += not np.array_equal(mask, targets)
     assert moved > 6
 
 
@@ -77,8 +77,8 @@ def test_any_channels_and_both_depths_of_images(channels: int, kind: type) -> No
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (SIDE, SIDE, channels), np.uint8)
     given = image if kind is np.uint8 else image.astype(np.float32) / 255
-    changed, truth = Augment(AugmentConfig.model_validate("endoscopy"), channels)(given, None, 0, 0, 0)
-    assert truth is None
+    changed, targets = Augment(AugmentConfig.model_validate("endoscopy"), channels)(given, None, 0, 0, 0)
+    assert targets is None
     assert changed.shape == image.shape
     assert changed.dtype == kind
     if kind is np.float32:
@@ -87,15 +87,15 @@ def test_any_channels_and_both_depths_of_images(channels: int, kind: type) -> No
 
 
 def test_a_change_depends_on_seed_pass_and_image_alone() -> None:
-    image, truth = picture()
+    image, targets = picture()
     augment = Augment(MOVES, 3)
-    alone = [augment(image, truth, 4, turn, row)[0] for turn in range(3) for row in range(8)]
+    alone = [augment(image, targets, 4, turn, row)[0] for turn in range(3) for row in range(8)]
     assert len({one.tobytes() for one in alone}) > 20
     with ThreadPoolExecutor(4) as pool:  # in any order, in any thread
         numbers = [(turn, row) for turn in range(3) for row in range(8)]
-        mixed = list(pool.map(lambda n: augment(image, truth, 4, *n)[0], numbers[::-1]))[::-1]
+        mixed = list(pool.map(lambda n: augment(image, targets, 4, *n)[0], numbers[::-1]))[::-1]
     assert all(np.array_equal(one, other) for one, other in zip(alone, mixed, strict=True))
-    assert not np.array_equal(alone[0], augment(image, truth, 5, 0, 0)[0])
+    assert not np.array_equal(alone[0], augment(image, targets, 5, 0, 0)[0])
 
 
 def test_depths_keep_their_scale() -> None:
@@ -110,10 +110,10 @@ def test_unaugmented_pictures_are_those_that_are_predicted(lesion_manifest: Path
     masks = Masks(manifest, 48, "val")
     pictures = Pictures(manifest, reading, masks.take, None, 0)
     draws = [Draw(torch.tensor([2, 0]), 0), Draw(torch.tensor([1]), 0)]
-    (pixels, truth), (other, _) = pictures.batches(draws)
+    (pixels, targets), (other, _) = pictures.batches(draws)
     assert torch.equal(pixels[1], reading(read_image(manifest.path(0))))
     assert torch.equal(other[0], reading(read_image(manifest.path(1))))
-    assert torch.equal(truth, masks.take([2, 0]))
+    assert torch.equal(targets, masks.take([2, 0]))
 
 
 def test_an_image_that_has_changed_since_is_named(lesion_manifest: Path, tmp_path: Path) -> None:
@@ -139,9 +139,9 @@ def test_real_lesions_stay_under_their_masks(real_data: Path) -> None:
     augment = Augment(AugmentConfig.model_validate("dermoscopy"), 3)
     plain, changed = (Pictures(chosen, reading, masks.take, one, 0) for one in (None, augment))
     draw = Draw(torch.arange(len(rows)), 0)
-    (a, truth), (b, moved) = plain.load(draw), changed.load(draw)
-    assert not torch.equal(truth, moved)
-    for before, mask, after, other in zip(a, truth, b, moved, strict=True):
+    (a, targets), (b, moved) = plain.load(draw), changed.load(draw)
+    assert not torch.equal(targets, moved)
+    for before, mask, after, other in zip(a, targets, b, moved, strict=True):
         darker = [
             p.mean(0)[m[0] == 1].mean() < p.mean(0)[m[0] == 0].mean() for p, m in ((before, mask), (after, other))
         ]

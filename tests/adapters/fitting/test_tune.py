@@ -117,7 +117,7 @@ def test_what_is_loaded_is_head_and_backbone_as_they_were_learned(
     pixels = record.preprocessing(read_image(manifest.path(0)))[None]
     head = load_head(folder, record)
     with torch.no_grad():
-        logits = head(compute_features(by_hand, pixels, head.needs.blocks, head.needs.patches))
+        logits = head(compute_features(by_hand, pixels, head.feature_spec.blocks, head.feature_spec.patches))
     assert torch.equal(predictor.logits(pixels), logits)
     found = evaluate(folder, manifest, "val")["metrics"]
     key = {"segment": "dice", "classify": "auroc", "depth": "rmse"}[task]

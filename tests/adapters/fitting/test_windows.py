@@ -17,8 +17,8 @@ from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.adapters.inference.loader import SegmentPredictor, load_adapter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import fit_segmenter, predicted_maps
-from dinomed.adapters.tasks.segment.legend import BINARY
-from dinomed.adapters.tasks.segment.masks import THRESHOLDS, WholeMasks, choose_thresholds, dice_of_maps, shrink_truth
+from dinomed.adapters.tasks.segment.mask_schema import BINARY
+from dinomed.adapters.tasks.segment.masks import THRESHOLDS, WholeMasks, choose_thresholds, dice_of_maps, shrink_targets
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
@@ -27,11 +27,11 @@ from dinomed.errors import UsageError
 from dinomed.images.read import read_image
 
 
-def windows(truth: np.ndarray, side: int, share: float, outside: int = 0) -> RandomWindows:
-    """Of one truth, which is given as it is; its values from 1 on are kinds of things."""
-    kinds = range(1, int(truth.max()) + 1)
+def windows(targets: np.ndarray, side: int, share: float, outside: int = 0) -> RandomWindows:
+    """Of one targets, which is given as it is; its values from 1 on are kinds of things."""
+    kinds = range(1, int(targets.max()) + 1)
     marked = lambda planes: np.stack([planes[0] == kind for kind in kinds]) if kinds else np.zeros_like(planes)
-    return RandomWindows(side, share, lambda row: truth, marked, lambda part: part, outside)
+    return RandomWindows(side, share, lambda row: targets, marked, lambda part: part, outside)
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(4, 40), st.integers(0, 2**31), st.data())
@@ -39,14 +39,14 @@ def test_image_and_truth_are_cut_alike_and_a_marked_pixel_is_inside(
     height: int, width: int, side: int, seed: int, data: st.DataObject
 ) -> None:
     y, x = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
-    truth = np.zeros((1, height, width), np.uint8)
-    truth[0, y, x] = 1
+    targets = np.zeros((1, height, width), np.uint8)
+    targets[0, y, x] = 1
     image = np.stack([np.full((height, width), 7), *np.mgrid[:height, :width]], -1).astype(np.uint8)
     image[y, x, 0] = 200
-    found, known = windows(truth, side, 1.0, outside=9).draw(image, seed, 0, 0)
+    found, known = windows(targets, side, 1.0, outside=9).draw(image, seed, 0, 0)
     if max(height, width) <= side:
         assert np.array_equal(found, image)
-        assert np.array_equal(known, truth)
+        assert np.array_equal(known, targets)
         return
     assert found.shape == (side, side, 3)
     assert ((found[..., 0] == 200) == (known[0] == 1)).all()
@@ -60,10 +60,10 @@ def test_image_and_truth_are_cut_alike_and_a_marked_pixel_is_inside(
 
 
 def test_windows_depend_on_seed_pass_and_row_alone() -> None:
-    truth = np.zeros((1, 90, 70), np.uint8)
-    truth[0, 10:20, 10:20] = 1
+    targets = np.zeros((1, 90, 70), np.uint8)
+    targets[0, 10:20, 10:20] = 1
     image = np.random.default_rng(0).integers(0, 255, (90, 70, 3)).astype(np.uint8)
-    one = windows(truth, 32, 0.5)
+    one = windows(targets, 32, 0.5)
     first = one.draw(image, 1, 2, 3)[0]
     one.draw(image, 9, 9, 9)
     assert np.array_equal(one.draw(image, 1, 2, 3)[0], first)
@@ -72,11 +72,11 @@ def test_windows_depend_on_seed_pass_and_row_alone() -> None:
 
 
 def test_the_share_is_kept_and_small_kinds_are_seen_as_often_as_large_ones() -> None:
-    truth = np.zeros((1, 400, 400), np.uint8)
-    truth[0, 300:400, :150] = 1  # 15,000 px
-    truth[0, 5:7, 390:392] = 2  # 4 px
+    targets = np.zeros((1, 400, 400), np.uint8)
+    targets[0, 300:400, :150] = 1  # 15,000 px
+    targets[0, 5:7, 390:392] = 2  # 4 px
     for share, low, high in ((0.0, 0.0, 0.15), (0.5, 0.18, 0.35), (1.0, 0.43, 0.57)):
-        one, image = windows(truth, 40, share), np.zeros((400, 400, 1), np.uint8)
+        one, image = windows(targets, 40, share), np.zeros((400, 400, 1), np.uint8)
         seen = [set(np.unique(one.draw(image, 0, turn, 0)[1])) - {0} for turn in range(400)]
         assert sum(bool(kinds) for kinds in seen) >= 0.9 * share * 400
         # of 400 draws at p = 1/2 (1/4) a share is within 0.075 (0.065) at three standard deviations
@@ -109,20 +109,20 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 def test_pictures_of_windows_lie_on_their_masks_augmented_too(large: Manifest) -> None:
     whole = WholeMasks(large, "train", BINARY)
-    drawn = RandomWindows(40, 1.0, whole.read, whole.marked, lambda part: shrink_truth(part, 48, BINARY))
+    drawn = RandomWindows(40, 1.0, whole.read, whole.marked, lambda part: shrink_targets(part, 48, BINARY))
     reads = Preprocessing(image_size=48, mean=(0.0,) * 3, std=(1.0,) * 3)
     augment = Augment(AugmentConfig(rotate=180, horizontal_flip=0.5, vertical_flip=0.5, scale=0.2, shift=0.1), 3)
     nothing = lambda rows: torch.zeros(len(rows))
     draw = Draw(torch.arange(8), 3)
     before = None
     for change in (None, augment):
-        pixels, truth = Pictures(large, reads, nothing, change, 0, drawn).load(draw)
-        assert (pixels.shape, truth.shape) == ((8, 3, 48, 48), (8, 1, 48, 48))
-        assert truth.flatten(1).any(1).all()
+        pixels, targets = Pictures(large, reads, nothing, change, 0, drawn).load(draw)
+        assert (pixels.shape, targets.shape) == ((8, 3, 48, 48), (8, 1, 48, 48))
+        assert targets.flatten(1).any(1).all()
         dark = pixels[:, :1] < 90 / 255
-        assert (dark == truth.bool()).float().mean() > 0.98  # but for edges, by the two ways of resizing
-        assert before is None or not torch.equal(truth, before)
-        before = truth
+        assert (dark == targets.bool()).float().mean() > 0.98  # but for edges, by the two ways of resizing
+        assert before is None or not torch.equal(targets, before)
+        before = targets
 
 
 SMALL = {"image_size": 48, "window": 48, "seed": 1}
@@ -173,8 +173,8 @@ def test_thresholds_are_those_of_the_views_that_predict(large: Manifest, tiny_ba
     for cut in THRESHOLDS:  # by hand, in double precision
         dice = []
         for row, image in enumerate(images):
-            guess, truth = predictor.probability(image) >= cut, BINARY.read(val, row)[0] == 1
-            dice.append(2 * (guess & truth).sum() / (guess.sum() + truth.sum()))
+            guess, targets = predictor.probability(image) >= cut, BINARY.read(val, row)[0] == 1
+            dice.append(2 * (guess & targets).sum() / (guess.sum() + targets.sum()))
         scores.append(np.mean(dice))
     assert predictor.metadata["validation"]["dice"] == pytest.approx(max(scores), abs=1e-6)
     assert scores[THRESHOLDS.index(predictor.threshold)] == pytest.approx(max(scores), abs=1e-6)

@@ -16,7 +16,7 @@ from dinomed.adapters.heads.smp_encoder import register_encoder
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.adapters.tasks.segment.losses import build_loss
-from dinomed.adapters.training_images import Seen
+from dinomed.adapters.training_images import TrainingHashes
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
 from dinomed.errors import UsageError
@@ -46,14 +46,14 @@ def test_a_step_trains_the_head_alone_and_the_bundle_predicts_the_same(
     rows, columns = (15, 18) if name == "pan" else (5, 6)  # odd and even; PAN halves its coarsest level three times
     images = torch.randn(2, 3, 8 * rows, 8 * columns, generator=torch.Generator().manual_seed(0))
     backbone.vit.requires_grad_(True)  # so that a gradient would show
-    features = compute_features(backbone, images, head.needs.blocks, patches=True)
+    features = compute_features(backbone, images, head.feature_spec.blocks, patches=True)
     logits = head(features)
     height, width = logits.shape[-2:]
     assert logits.shape[:2] == (2, 2)
     assert height * columns == width * rows  # the grid's shape, however fine
-    truth = (torch.rand(2, 2, height, width, generator=torch.Generator().manual_seed(1)) > 0.5).to(torch.uint8)
+    targets = (torch.rand(2, 2, height, width, generator=torch.Generator().manual_seed(1)) > 0.5).to(torch.uint8)
     before = {key: value.detach().clone() for key, value in head.named_parameters()}
-    loss = build_loss("dice_ce", exclusive=False)(logits, truth)
+    loss = build_loss("dice_ce", exclusive=False)(logits, targets)
     loss.backward()
     assert all(p.grad is None for p in backbone.parameters())
     assert not any(key.startswith("vit") or "backbone" in key for key in head.state_dict())
@@ -65,7 +65,13 @@ def test_a_step_trains_the_head_alone_and_the_bundle_predicts_the_same(
         expected = head(features)
     with open_output(tmp_path / "seg", config_of(name), overwrite=False) as output:
         save_bundle(
-            output, head, backbone, classes=["a", "b"], seen=Seen(frozenset(), frozenset()), validation={}, training={}
+            output,
+            head,
+            backbone,
+            classes=["a", "b"],
+            seen=TrainingHashes(frozenset(), frozenset()),
+            validation={},
+            training={},
         )
     loaded = load_head(tmp_path / "seg", read_record(tmp_path / "seg"))
     with torch.no_grad():

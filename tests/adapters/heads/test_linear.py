@@ -31,8 +31,8 @@ def test_a_classifier_is_one_linear_layer_on_standardised_tokens(tokens: str) ->
     standard = (pooled - pooled.mean(0)) / pooled.std(0, correction=0)
     expected = standard @ head.linear.weight.double().T + head.linear.bias
     torch.testing.assert_close(head(x).double(), expected, atol=1e-5, rtol=0)  # float32 sums of 16 products
-    assert head.needs.blocks == (0, -1)
-    assert not head.needs.patches
+    assert head.feature_spec.blocks == (0, -1)
+    assert not head.feature_spec.patches
 
 
 def test_a_channel_that_never_varies_is_harmless() -> None:
@@ -52,18 +52,18 @@ def test_a_segmenter_is_batch_norm_and_one_product_a_patch() -> None:
     weight = head.linear.weight[0, :, 0, 0].double()
     expected = torch.einsum("bcij,c->bij", standard, weight) + head.linear.bias.double()
     torch.testing.assert_close(logits[:, 0].double(), expected, atol=1e-5, rtol=0)
-    assert head.needs.patches
+    assert head.feature_spec.patches
 
 
 def test_the_loss_is_dice_plus_cross_entropy() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 1, 6, 7, generator=generator)
-    truth = (torch.rand(3, 1, 6, 7, generator=generator) > 0.6).float()
-    p, t = logits.double().sigmoid(), truth.double()
+    targets = (torch.rand(3, 1, 6, 7, generator=generator) > 0.6).float()
+    p, t = logits.double().sigmoid(), targets.double()
     cross_entropy = -(t * p.log() + (1 - t) * (1 - p).log()).mean()
     hit, total = (p * t).sum((1, 2, 3)), p.sum((1, 2, 3)) + t.sum((1, 2, 3))
     expected = cross_entropy + (1 - (2 * hit + 1e-5) / (total + 1e-5)).mean()
-    torch.testing.assert_close(DiceCELoss(sigmoid=True)(logits, truth).double(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(DiceCELoss(sigmoid=True)(logits, targets).double(), expected, atol=1e-6, rtol=0)
 
 
 def test_dice_of_a_batch_is_the_metric() -> None:

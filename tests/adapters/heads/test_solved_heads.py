@@ -22,14 +22,14 @@ DIM, BLOCKS, CLASSES = 6, 4, 3
 def examples(count: int, seed: int, blocks: int = 1, multilabel: bool = False) -> Examples:
     """Features in which the last block's class token tells the class a little."""
     rng = np.random.default_rng(seed)
-    truth = rng.integers(0, CLASSES, count)
+    targets = rng.integers(0, CLASSES, count)
     cls, mean = rng.normal(size=(2, count, blocks * DIM)).astype(np.float32)
-    cls[:, -DIM : -DIM + CLASSES] += 1.5 * np.eye(CLASSES, dtype=np.float32)[truth]
+    cls[:, -DIM : -DIM + CLASSES] += 1.5 * np.eye(CLASSES, dtype=np.float32)[targets]
     if multilabel:
-        marks = np.eye(CLASSES)[truth]
+        marks = np.eye(CLASSES)[targets]
         marks[::5, 0] = np.nan
         return Examples(cls, mean, marks)
-    return Examples(cls, mean, truth)
+    return Examples(cls, mean, targets)
 
 
 def features(part: Examples) -> Features:
@@ -45,8 +45,8 @@ def test_knn_votes_as_the_probe_does_and_survives_saving() -> None:
     train, val = examples(80, 0), examples(40, 1)
     adapter = KnnClassifier(KnnConfig(), DIM, CLASSES)
     chosen = adapter.solve(train, val, None, 0).chosen
-    shares = knn_probabilities(train.cls, train.truth, val.cls, CLASSES)
-    scores = {k: macro_auroc(val.truth, table) for k, table in shares.items()}
+    shares = knn_probabilities(train.cls, train.targets, val.cls, CLASSES)
+    scores = {k: macro_auroc(val.targets, table) for k, table in shares.items()}
     assert chosen["tried"] == pytest.approx({str(k): score for k, score in scores.items()}, abs=1e-3)  # near ties
     found = logits(adapter, val).softmax(1).numpy()
     # faiss and torch sum in another order; shares below 1e-6 are lifted to it
@@ -58,15 +58,15 @@ def test_knn_votes_as_the_probe_does_and_survives_saving() -> None:
 
 def test_balanced_votes_do_not_drown_a_rare_class() -> None:
     train, val = examples(200, 0), examples(60, 1)
-    rare = train.truth != 2
+    rare = train.targets != 2
     rare[np.flatnonzero(~rare)[:8]] = True
-    few = Examples(train.cls[rare], train.mean[rare], train.truth[rare])
-    weight = len(few) / (CLASSES * np.bincount(few.truth))
+    few = Examples(train.cls[rare], train.mean[rare], train.targets[rare])
+    weight = len(few) / (CLASSES * np.bincount(few.targets))
     plain, balanced = (KnnClassifier(KnnConfig(k=20), DIM, CLASSES) for _ in range(2))
     plain.solve(few, val, None, 0)
     balanced.solve(few, val, weight, 0)
     recall = [
-        (logits(one, val).argmax(1).numpy()[val.truth == 2] == 2).mean() for one in (plain, balanced)
+        (logits(one, val).argmax(1).numpy()[val.targets == 2] == 2).mean() for one in (plain, balanced)
     ]  # fmt: skip
     assert recall[1] > recall[0]
 
@@ -78,31 +78,31 @@ def test_knn_of_labels_is_the_share_of_those_that_know() -> None:
     found = logits(adapter, val).sigmoid().numpy()
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train.cls, val.cls)]
     weight = np.exp((unit[1].astype(float) @ unit[0].T.astype(float) - 1) / 0.07)
-    known = ~np.isnan(train.truth)
-    np.testing.assert_allclose(found, weight @ np.nan_to_num(train.truth) / (weight @ known), atol=1e-4)
+    known = ~np.isnan(train.targets)
+    np.testing.assert_allclose(found, weight @ np.nan_to_num(train.targets) / (weight @ known), atol=1e-4)
 
 
 def test_logistic_regression_is_that_of_scikit_learn_on_standardised_features() -> None:
     train, val = examples(120, 0), examples(50, 1)
-    weight = len(train) / (CLASSES * np.bincount(train.truth))
+    weight = len(train) / (CLASSES * np.bincount(train.targets))
     adapter = LogisticClassifier(LogisticConfig(cs=(0.1,)), DIM, CLASSES)
     assert adapter.solve(train, val, weight, 0).chosen["C"] == 0.1
     shift, scale = train.cls.mean(0, dtype=float), train.cls.std(0, dtype=float)
     model = LogisticRegression(C=0.1, class_weight="balanced", tol=1e-8, max_iter=1000)
-    expected = model.fit((train.cls - shift) / scale, train.truth).predict_proba((val.cls - shift) / scale)
+    expected = model.fit((train.cls - shift) / scale, train.targets).predict_proba((val.cls - shift) / scale)
     np.testing.assert_allclose(logits(adapter, val).softmax(1).numpy(), expected, atol=1e-4)
 
 
 def test_logistic_regression_of_labels_is_one_for_each_over_what_is_known() -> None:
     train, val = examples(120, 0, multilabel=True), examples(50, 1, multilabel=True)
-    train.truth[:, 2] = 0  # a label that training never has
+    train.targets[:, 2] = 0  # a label that training never has
     adapter = LogisticClassifier(LogisticConfig(cs=(1.0,)), DIM, CLASSES)
     adapter.solve(train, val, None, 0)
     found = logits(adapter, val).sigmoid().numpy()
     shift, scale = train.cls.mean(0, dtype=float), train.cls.std(0, dtype=float)
-    known = ~np.isnan(train.truth[:, 0])
+    known = ~np.isnan(train.targets[:, 0])
     model = LogisticRegression(C=1.0, tol=1e-8, max_iter=1000)
-    model.fit(((train.cls - shift) / scale)[known], train.truth[known, 0])
+    model.fit(((train.cls - shift) / scale)[known], train.targets[known, 0])
     np.testing.assert_allclose(found[:, 0], model.predict_proba((val.cls - shift) / scale)[:, 1], atol=1e-4)
     assert found[:, 2] == pytest.approx(0.5 / 121, abs=1e-6)
 
@@ -113,10 +113,10 @@ def test_every_head_of_the_grid_is_trained_as_it_would_be_alone(multilabel: bool
     config = GridConfig(learning_rates=(0.01, 0.5), steps=25, batch_size=16)
     weight = None if multilabel else np.array([1.0, 2.0, 0.5])
     x = torch.from_numpy(np.concatenate([train.cls, train.mean[:, -DIM:]], 1))
-    truth = torch.from_numpy(train.truth)
+    targets = torch.from_numpy(train.targets)
     stacks = build_stacks(DIM, BLOCKS, 2, CLASSES, seed=0)
     alone = [(stack.weight.clone(), stack.bias.clone()) for stack in stacks]
-    train_stacks(stacks, x, truth, weight, config, seed=3)
+    train_stacks(stacks, x, targets, weight, config, seed=3)
     for stack, (start, bias) in zip(stacks, alone, strict=True):
         for head, rate in enumerate(config.learning_rates):
             linear = torch.nn.Linear(start.shape[2], CLASSES)
@@ -130,7 +130,7 @@ def test_every_head_of_the_grid_is_trained_as_it_would_be_alone(multilabel: bool
                 if len(waiting) < 16:
                     waiting = torch.cat([waiting, torch.randperm(70, generator=generator)])
                 batch, waiting = waiting[:16], waiting[16:]
-                out, y = linear(x[batch][:, stack.columns]), truth[batch]
+                out, y = linear(x[batch][:, stack.columns]), targets[batch]
                 if multilabel:
                     known = ~y.isnan()
                     loss = binary_cross_entropy_with_logits(out[known], y[known].float())
@@ -157,8 +157,8 @@ def test_the_grid_leaves_the_plain_linear_head_that_was_best(standardise: bool) 
     assert isinstance(solution.adapter, LinearClassifier)
     plain = solution.adapter
     own = plain.config.blocks
-    cut = Examples(val.cls[:, -len(own) * DIM :], val.mean[:, -len(own) * DIM :], val.truth)
-    assert auroc_of_logits(val.truth, logits(plain, cut).numpy()) == pytest.approx(solution.chosen["score"], abs=1e-9)
+    cut = Examples(val.cls[:, -len(own) * DIM :], val.mean[:, -len(own) * DIM :], val.targets)
+    assert auroc_of_logits(val.targets, logits(plain, cut).numpy()) == pytest.approx(solution.chosen["score"], abs=1e-9)
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -171,15 +171,15 @@ def test_each_head_of_the_grid_is_the_same_as_a_plain_one(place: int, index: int
     shift, scale = torch.randn(5 * DIM, generator=generator), torch.rand(5 * DIM, generator=generator) + 0.5
     plain = grid._plain(stack, index, shift, scale)
     blocks = len(plain.config.blocks)
-    cut = Examples(val.cls[:, -blocks * DIM :], val.mean[:, -blocks * DIM :], val.truth)
+    cut = Examples(val.cls[:, -blocks * DIM :], val.mean[:, -blocks * DIM :], val.targets)
     expected = stack.logits((grid._inputs(val) - shift) * scale)[:, index].T
     torch.testing.assert_close(logits(plain, cut), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_grid_that_diverges_keeps_a_head_that_did_not() -> None:
     train, val = examples(60, 0), examples(30, 1)
-    huge = Examples(train.cls * 1e18, train.mean * 1e18, train.truth)
-    big = Examples(val.cls * 1e18, val.mean * 1e18, val.truth)
+    huge = Examples(train.cls * 1e18, train.mean * 1e18, train.targets)
+    big = Examples(val.cls * 1e18, val.mean * 1e18, val.targets)
     config = GridConfig(blocks=(-1,), learning_rates=(1e-30, 1e30), steps=20)
     found = GridClassifier(config, DIM, CLASSES).solve(huge, big, None, 0)
     assert found.chosen["learning_rate"] == 1e-30
@@ -188,13 +188,13 @@ def test_a_grid_that_diverges_keeps_a_head_that_did_not() -> None:
 
 def test_classes_are_ranked_by_probability_as_scikit_learn_and_the_evaluation_do() -> None:
     rng = np.random.default_rng(0)
-    truth, scores = rng.integers(0, CLASSES, 60), rng.normal(size=(60, CLASSES))
-    scores[np.arange(60), truth] += 1
+    targets, scores = rng.integers(0, CLASSES, 60), rng.normal(size=(60, CLASSES))
+    scores[np.arange(60), targets] += 1
     shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    expected = roc_auc_score(truth, shares, multi_class="ovr")
-    assert auroc_of_logits(truth, scores) == pytest.approx(expected, abs=1e-12)
-    assert auroc_of_logits(truth, scores + rng.normal(size=(60, 1)) * 9) == pytest.approx(expected, abs=1e-12)
-    marks = np.eye(CLASSES)[truth]  # as labels each of its own: a sigmoid ranks as its logit does
+    expected = roc_auc_score(targets, shares, multi_class="ovr")
+    assert auroc_of_logits(targets, scores) == pytest.approx(expected, abs=1e-12)
+    assert auroc_of_logits(targets, scores + rng.normal(size=(60, 1)) * 9) == pytest.approx(expected, abs=1e-12)
+    marks = np.eye(CLASSES)[targets]  # as labels each of its own: a sigmoid ranks as its logit does
     assert auroc_of_logits(marks, scores) == pytest.approx(roc_auc_score(marks, scores, average="macro"), abs=1e-12)
 
 
@@ -202,8 +202,8 @@ def test_the_strength_of_a_logistic_regression_is_chosen_as_the_probe_chooses() 
     train, val = examples(150, 0), examples(60, 1)
     adapter = LogisticClassifier(LogisticConfig(tokens="cls"), DIM, CLASSES)
     tried = adapter.solve(train, val, None, 0).chosen["tried"]
-    path = fit_logistic(train.cls, train.truth)
-    found = [roc_auc_score(val.truth, path.probabilities(val.cls, i), multi_class="ovr") for i in range(len(path.cs))]
+    path = fit_logistic(train.cls, train.targets)
+    found = [roc_auc_score(val.targets, path.probabilities(val.cls, i), multi_class="ovr") for i in range(len(path.cs))]
     assert list(tried.values()) == pytest.approx(found, abs=1e-9)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinomed.adapters.adapter import Needs
+from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.inference import shared as together
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.inference.shared import predict_many, shared_features
@@ -25,11 +25,11 @@ from dinomed.images.read import read_image
 @pytest.mark.parametrize(
     "needs",
     [
-        [Needs((-1,), False)],
-        [Needs((0, -1), True), Needs((-1,), False), Needs((2, 0), True), Needs((-1,), False)],
+        [FeatureSpec((-1,), False)],
+        [FeatureSpec((0, -1), True), FeatureSpec((-1,), False), FeatureSpec((2, 0), True), FeatureSpec((-1,), False)],
     ],
 )
-def test_shared_features_are_those_of_separate_passes(tiny_backbone: Path, needs: list[Needs]) -> None:
+def test_shared_features_are_those_of_separate_passes(tiny_backbone: Path, needs: list[FeatureSpec]) -> None:
     backbone = load_backbone(tiny_backbone)
     pixels = torch.randn(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
     for need, found in zip(needs, shared_features(backbone, pixels, needs), strict=True):

@@ -40,8 +40,8 @@ def test_each_pooling(features: Features) -> None:
     assert both.shape == (3, 16)
     assert torch.allclose(both[:, :8].norm(dim=1), torch.ones(3))  # both halves weigh the same
     assert torch.allclose(both[:, 8:].norm(dim=1), torch.ones(3))
-    assert Pooling(tokens="gem").needs.patches
-    assert not Pooling(tokens="cls").needs.patches
+    assert Pooling(tokens="gem").feature_spec.patches
+    assert not Pooling(tokens="cls").feature_spec.patches
 
 
 def test_whitening_is_that_of_scikit_learn() -> None:

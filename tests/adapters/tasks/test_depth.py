@@ -35,37 +35,39 @@ SIMCOL = 20 / 65280
 
 def maps(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    prediction, truth = torch.rand(2, 2, 1, 20, 18, generator=generator, dtype=torch.float64) * 9 + 0.5
-    truth[torch.rand(truth.shape, generator=generator) < 0.2] = float("nan")
-    return prediction, truth
+    prediction, targets = torch.rand(2, 2, 1, 20, 18, generator=generator, dtype=torch.float64) * 9 + 0.5
+    targets[torch.rand(targets.shape, generator=generator) < 0.2] = float("nan")
+    return prediction, targets
 
 
 def test_sig_loss_is_its_formula() -> None:
-    prediction, truth = maps()
-    known = ~np.isnan(truth.numpy())
-    d = np.log(prediction.numpy()[known] + 1e-3) - np.log(truth.numpy()[known] + 1e-3)
+    prediction, targets = maps()
+    known = ~np.isnan(targets.numpy())
+    d = np.log(prediction.numpy()[known] + 1e-3) - np.log(targets.numpy()[known] + 1e-3)
     expected = np.sqrt(d.var(ddof=1) + 0.15 * d.mean() ** 2)
-    assert sig_loss(prediction, truth).item() == pytest.approx(expected, rel=1e-10)
-    assert sig_loss(prediction.float(), truth.float()).item() == pytest.approx(expected, rel=1e-5)
-    assert sig_loss(2 * truth, truth).item() == pytest.approx(0.15**0.5 * np.log(2), rel=1e-2)  # + 0.001 in the logs
+    assert sig_loss(prediction, targets).item() == pytest.approx(expected, rel=1e-10)
+    assert sig_loss(prediction.float(), targets.float()).item() == pytest.approx(expected, rel=1e-5)
+    assert sig_loss(2 * targets, targets).item() == pytest.approx(
+        0.15**0.5 * np.log(2), rel=1e-2
+    )  # + 0.001 in the logs
 
 
 def test_gradient_loss_is_its_formula() -> None:
-    prediction, truth = maps(1)
-    d = np.log(prediction.numpy() + 1e-3) - np.log(truth.numpy() + 1e-3)
+    prediction, targets = maps(1)
+    d = np.log(prediction.numpy() + 1e-3) - np.log(targets.numpy() + 1e-3)
     expected = 0.0
     for scale in (1, 2, 4, 8):
         part = d[:, 0, ::scale, ::scale]
         down, across = np.abs(part[:, 2:] - part[:, :-2]), np.abs(part[:, :, 2:] - part[:, :, :-2])
         expected += (np.nansum(down) + np.nansum(across)) / (~np.isnan(part)).sum()
-    assert gradient_loss(prediction, truth).item() == pytest.approx(expected, rel=1e-10)
+    assert gradient_loss(prediction, targets).item() == pytest.approx(expected, rel=1e-10)
     assert gradient_loss(3 * prediction, 3 * prediction).item() == 0
 
 
 def test_losses_of_perfect_and_of_unknown_depths_have_finite_slopes() -> None:
-    truth = torch.full((1, 1, 8, 8), 2.0)
-    for known in (truth, torch.full_like(truth, float("nan"))):
-        prediction = truth.clone().requires_grad_()
+    targets = torch.full((1, 1, 8, 8), 2.0)
+    for known in (targets, torch.full_like(targets, float("nan"))):
+        prediction = targets.clone().requires_grad_()
         (sig_loss(prediction, known) + gradient_loss(prediction, known)).backward()
         assert prediction.grad is not None
         assert prediction.grad.isfinite().all()
@@ -159,12 +161,12 @@ def test_heads_overfit_the_frames_and_keep_to_their_range(
     predictor = load_adapter(folder)
     assert isinstance(predictor, DepthPredictor)
     predict_collection(predictor, frames.take([0, 9]), tmp_path / "out")
-    legend = json.loads((tmp_path / "out" / "legend.json").read_text())
-    assert legend["unit"] == "cm"
+    schema = json.loads((tmp_path / "out" / "legend.json").read_text())
+    assert schema["unit"] == "cm"
     for path in (tmp_path / "out").rglob("*.png"):
-        depth = read_depth(path, legend["scale"])
+        depth = read_depth(path, schema["scale"])
         assert depth.shape == (frames.table["height"][0].as_py(), frames.table["width"][0].as_py())
-        assert predictor.low - legend["scale"] <= depth.min() <= depth.max() <= predictor.high + legend["scale"]
+        assert predictor.low - schema["scale"] <= depth.min() <= depth.max() <= predictor.high + schema["scale"]
 
 
 def constant_error(frames: Manifest) -> float:

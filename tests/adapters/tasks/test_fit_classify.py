@@ -174,17 +174,17 @@ def test_what_cannot_be_asked_is_told_in_one_line(
 
 def test_the_temperature_and_thresholds_come_from_val_and_change_no_ranking() -> None:
     rng = np.random.default_rng(0)
-    truth = rng.integers(0, 3, 400)
-    logits = (6 * (np.eye(3)[truth] + rng.normal(size=(400, 3)))).astype(np.float32)
-    answer = calibrate(Answer(), logits, truth)
+    targets = rng.integers(0, 3, 400)
+    logits = (6 * (np.eye(3)[targets] + rng.normal(size=(400, 3)))).astype(np.float32)
+    answer = calibrate(Answer(), logits, targets)
     assert answer.temperature is not None
     assert answer.temperature > 2  # far too sure
     plain, scaled = (a.probabilities(torch.from_numpy(logits)).argmax(1) for a in (Answer(), answer))
     assert (plain == scaled).all()
     assert len(answer.thresholds) == 3
-    separated = calibrate(Answer(), np.eye(3, dtype=np.float32)[truth], truth)
+    separated = calibrate(Answer(), np.eye(3, dtype=np.float32)[targets], targets)
     assert separated.temperature is None
-    unknown = calibrate(Answer(), logits, np.where(truth == 2, 3, truth))
+    unknown = calibrate(Answer(), logits, np.where(targets == 2, 3, targets))
     assert unknown.thresholds[2] is None
 
 

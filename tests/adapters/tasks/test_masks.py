@@ -18,9 +18,9 @@ from dinomed.adapters.inference.folder import predict_collection
 from dinomed.adapters.inference.loader import SegmentPredictor, load_adapter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import fit_segmenter
-from dinomed.adapters.tasks.segment.legend import Legend, build_legend, find_legend
 from dinomed.adapters.tasks.segment.losses import build_loss
-from dinomed.adapters.tasks.segment.masks import Masks, dice_of_logits, shrink_truth
+from dinomed.adapters.tasks.segment.mask_schema import MaskSchema, build_mask_schema, find_mask_schema
+from dinomed.adapters.tasks.segment.masks import Masks, dice_of_logits, shrink_targets
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.scan import scan
@@ -98,10 +98,12 @@ def test_classes_that_exclude_each_other_from_masks_to_predicted_label_maps(
 
 
 def test_the_values_of_label_maps_are_found(shapes: Manifest) -> None:
-    found = find_legend(shapes)
+    found = find_mask_schema(shapes)
     assert found.names == ("background", "3", "200")
     assert found.reported == (1, 2)
-    assert build_legend("multiclass", CLASSES) == Legend("multiclass", ("background", "spot", "bar"), (0, 3, 200))
+    assert build_mask_schema("multiclass", CLASSES) == MaskSchema(
+        "multiclass", ("background", "spot", "bar"), (0, 3, 200)
+    )
 
 
 def test_labels_that_overlap_from_columns_and_from_bits_are_the_same(
@@ -114,7 +116,7 @@ def test_labels_that_overlap_from_columns_and_from_bits_are_the_same(
     assert isinstance(one, SegmentPredictor)
     assert isinstance(other, SegmentPredictor)
     image = read_image(shapes.path(1))
-    assert (one.probabilities(image) == other.probabilities(image)).all()  # the same truth, the same seed
+    assert (one.probabilities(image) == other.probabilities(image)).all()  # the same targets, the same seed
     assert one.thresholds == other.thresholds
     assert evaluate(columns, shapes, "test")["metrics"]["dice"] > 0.6
     predict_collection(one, shapes, tmp_path / "out")
@@ -125,12 +127,12 @@ def test_values_that_no_class_has_are_listed(shapes: Manifest, tiny_backbone: Pa
     with pytest.raises(UsageError, match=r"masks/01\.png: value 200 of no class \(known: background 0, spot 3\)"):
         fit(shapes, tmp_path / "seg", tiny_backbone, kind="multiclass", classes={"spot": 3})
     assert not (tmp_path / "seg" / "adapter.safetensors").exists()
-    legend = build_legend("multilabel", {"a": 1, "b": 2})
-    assert legend is not None
+    schema = build_mask_schema("multilabel", {"a": 1, "b": 2})
+    assert schema is not None
     write_label_map(tmp_path / "m.png", np.full((40, 56), 4))
     table = shapes.take([0]).table.drop_columns(["mask"]).append_column("mask", pa.array(["m.png"], pa.string()))
     with pytest.raises(UsageError, match=r"m\.png: value 4 of no class"):
-        legend.read(Manifest(table, tmp_path), 0)
+        schema.read(Manifest(table, tmp_path), 0)
 
 
 @pytest.mark.parametrize(
@@ -150,15 +152,15 @@ def test_settings_that_contradict_each_other(kind: str, classes: dict[str, int |
 
 
 def test_a_missing_column_and_a_path_that_leaves_the_folder(shapes: Manifest) -> None:
-    legend = build_legend("multilabel", {"a": "none", "b": "spot"})
-    assert legend is not None
+    schema = build_mask_schema("multilabel", {"a": "none", "b": "spot"})
+    assert schema is not None
     with pytest.raises(UsageError, match="column 'none'"):
-        legend.usable(shapes)
+        schema.usable(shapes)
     bad = pa.array(["../../etc/passwd"] * len(shapes), pa.string())
-    legend = build_legend("multilabel", {"a": "bad", "b": "spot"})
-    assert legend is not None
+    schema = build_mask_schema("multilabel", {"a": "bad", "b": "spot"})
+    assert schema is not None
     with pytest.raises(UsageError, match="leaves the folder"):
-        legend.usable(Manifest(shapes.table.append_column("bad", bad), shapes.root))
+        schema.usable(Manifest(shapes.table.append_column("bad", bad), shapes.root))
 
 
 def test_label_maps_are_read_as_they_are_stored(tmp_path: Path) -> None:
@@ -185,19 +187,19 @@ def test_encoding_and_packing_lose_nothing(count: int, seed: int, kind: str) -> 
     rng = np.random.default_rng(seed)
     bits = kind == "multilabel"
     codes = {str(i): int(2**i if bits else 10 * i + 1) for i in range(count)}
-    legend = build_legend(kind, codes)
-    assert legend is not None
+    schema = build_mask_schema(kind, codes)
+    assert schema is not None
     shape = (count if bits else 1, 6, 6)
-    truth = rng.integers(0, 2 if bits else len(legend.names), shape).astype(np.uint8)
-    values = legend.encode(truth)
-    assert set(np.unique(values)) <= set(legend.values())
-    assert (shrink_truth(truth, 6, legend) == truth).all()  # of the same size
+    targets = rng.integers(0, 2 if bits else len(schema.names), shape).astype(np.uint8)
+    values = schema.encode(targets)
+    assert set(np.unique(values)) <= set(schema.values())
+    assert (shrink_targets(targets, 6, schema) == targets).all()  # of the same size
     masks = Masks.__new__(Masks)
-    masks.size, masks.exclusive = 6, legend.exclusive
-    masks.bits = max(1, int(np.ceil(np.log2(len(legend.names))))) if legend.exclusive else count
-    planes = (truth[0] >> np.arange(masks.bits, dtype=np.uint8)[:, None, None]) & 1 if legend.exclusive else truth
+    masks.size, masks.exclusive = 6, schema.exclusive
+    masks.bits = max(1, int(np.ceil(np.log2(len(schema.names))))) if schema.exclusive else count
+    planes = (targets[0] >> np.arange(masks.bits, dtype=np.uint8)[:, None, None]) & 1 if schema.exclusive else targets
     masks._packed = np.packbits(planes, axis=-1)[None]
-    assert (masks.take([0])[0].numpy() == truth).all()
+    assert (masks.take([0])[0].numpy() == targets).all()
 
 
 @pytest.mark.parametrize("name", ["dice", "dice_ce", "dice_focal", "tversky"])
@@ -207,14 +209,14 @@ def test_losses_are_their_formulas_in_double_precision(name: str, exclusive: boo
     logits = torch.randn(2, 3, 7, 5, generator=generator)
     logits64 = logits.double()
     if exclusive:
-        truth = torch.randint(0, 3, (2, 1, 7, 5), generator=generator).to(torch.uint8)
+        targets = torch.randint(0, 3, (2, 1, 7, 5), generator=generator).to(torch.uint8)
         p = logits64.softmax(1)
-        y = torch.nn.functional.one_hot(truth[:, 0].long(), 3).movedim(-1, 1).double()
+        y = torch.nn.functional.one_hot(targets[:, 0].long(), 3).movedim(-1, 1).double()
         cross = -(y * logits64.log_softmax(1)).sum(1).mean()
         focal = -(y * (1 - p) ** 2 * p.log()).mean()  # MONAI means over the classes too
     else:
-        truth = (torch.rand(2, 3, 7, 5, generator=generator) > 0.5).to(torch.uint8)
-        p, y = logits64.sigmoid(), truth.double()
+        targets = (torch.rand(2, 3, 7, 5, generator=generator) > 0.5).to(torch.uint8)
+        p, y = logits64.sigmoid(), targets.double()
         cross = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
         focal = -(y * (1 - p) ** 2 * p.log() + (1 - y) * p**2 * (1 - p).log()).mean()
     hit, both = (p * y).sum((2, 3)), p.sum((2, 3)) + y.sum((2, 3))
@@ -223,16 +225,16 @@ def test_losses_are_their_formulas_in_double_precision(name: str, exclusive: boo
     false, missed = (p * (1 - y)).sum((2, 3)), ((1 - p) * y).sum((2, 3))
     tversky = (1 - (hit + smooth) / (hit + 0.2 * false + 0.8 * missed + smooth)).mean()
     expected = {"dice": dice, "dice_ce": dice + cross, "dice_focal": dice + focal, "tversky": tversky}[name]
-    found = build_loss(name, exclusive, alpha=0.2)(logits, truth)
+    found = build_loss(name, exclusive, alpha=0.2)(logits, targets)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)  # float32 sums over 35 pixels
 
 
 def test_dice_leaves_the_background_out() -> None:
-    legend = build_legend("multiclass", {"a": 1})
-    assert legend is not None
-    truth = torch.tensor([[0, 1], [1, 0]])[None, None]
+    schema = build_mask_schema("multiclass", {"a": 1})
+    assert schema is not None
+    targets = torch.tensor([[0, 1], [1, 0]])[None, None]
     logits = torch.stack([torch.full((2, 2), 0.5), torch.tensor([[1.0, 1.0], [0.0, 0.0]])])[None]
-    assert dice_of_logits(logits, truth, legend).tolist() == [pytest.approx(0.5)]  # 1 of 2 found, 1 for nothing
+    assert dice_of_logits(logits, targets, schema).tolist() == [pytest.approx(0.5)]  # 1 of 2 found, 1 for nothing
 
 
 class Ramp(DensePredictor):
@@ -283,9 +285,9 @@ def test_large_images_are_predicted_by_windows_of_the_size_that_was_learned(
     found = predictor.probabilities(large)
     assert found.shape == (3, 200, 224)
     assert found.sum(axis=0) == pytest.approx(1, abs=1e-5)
-    truth = np.tile(predictor.legend.read(shapes, 1)[0], (5, 4))
+    targets = np.tile(predictor.schema.read(shapes, 1)[0], (5, 4))
     right, wrong = (
-        (np.array(maps).argmax(axis=0) == truth)[truth > 0].mean() for maps in (found, plain.probabilities(large))
+        (np.array(maps).argmax(axis=0) == targets)[targets > 0].mean() for maps in (found, plain.probabilities(large))
     )
     assert right > wrong + 0.1  # squashed whole, four spots in a row are smaller than a patch
 

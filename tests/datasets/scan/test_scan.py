@@ -452,14 +452,14 @@ def test_polyps_depth_and_dicom(real_data: Path) -> None:
 
 
 def test_masks_of_an_earlier_prediction_are_no_images(tmp_path: Path) -> None:
-    from dinomed.adapters.inference.plan import PLAN_FILE, Plan
+    from dinomed.adapters.inference.plan import PLAN_FILE, PredictionPlan
 
     write_lesions(tmp_path / "data", count=6, size=(36, 48), broken=0)
     before = scan(tmp_path / "data", labels="labels.csv").manifest
     out = tmp_path / "data" / "out"
     shutil.copytree(tmp_path / "data" / "masks", out / "images")  # under the images' names, as predict writes them
     (out / "empty.png").touch()
-    Plan({}, ("images/a.png",), complete=True).write(out)
+    PredictionPlan({}, ("images/a.png",), complete=True).write(out)
     result = scan(tmp_path / "data", labels="labels.csv")
     assert result.manifest.table.equals(before.table)
     assert result.unreadable == []

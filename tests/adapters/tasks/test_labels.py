@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinomed.adapters.tasks.classify.targets import Targets, prevalence
+from dinomed.adapters.tasks.classify.labels import LabelColumns, prevalence
 from dinomed.datasets.manifest import Manifest, build_manifest
 from dinomed.errors import UsageError
 
@@ -19,20 +19,20 @@ def table(**columns: list[str | None]) -> Manifest:
 
 def test_several_labels_in_a_cell() -> None:
     manifest = table(finding=["a|b", "b", None, " a | c ", "b|"])
-    targets = Targets(("finding",), "|")
-    rows = targets.usable(manifest)
+    columns = LabelColumns(("finding",), "|")
+    rows = columns.usable(manifest)
     assert len(rows) == 4
-    names = targets.names(rows)
-    truth, wide = targets.truth(rows, names, "train")
+    names = columns.names(rows)
+    targets, wide = columns.read_targets(rows, names, "train")
     assert names == wide == ["a", "b", "c"]
-    assert truth.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1], [0, 1, 0]]
-    assert prevalence(truth, names) == {"a": 2, "b": 3, "c": 1}
+    assert targets.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1], [0, 1, 0]]
+    assert prevalence(targets, names) == {"a": 2, "b": 3, "c": 1}
 
 
 def test_a_label_that_training_has_not_gets_a_column_behind(capsys: pytest.CaptureFixture[str]) -> None:
-    truth, wide = Targets(("f",), "|").truth(table(f=["a|z", "a"]), ["a", "b"], "test")
+    targets, wide = LabelColumns(("f",), "|").read_targets(table(f=["a|z", "a"]), ["a", "b"], "test")
     assert wide == ["a", "b", "z"]
-    assert truth.tolist() == [[1, 0, 1], [1, 0, 0]]
+    assert targets.tolist() == [[1, 0, 1], [1, 0, 0]]
     told = capsys.readouterr().err
     assert "label 'z' (1 times), unknown to training" in told
     assert "no image of label 'b'" in told
@@ -40,42 +40,42 @@ def test_a_label_that_training_has_not_gets_a_column_behind(capsys: pytest.Captu
 
 def test_columns_of_ones_and_zeros_know_what_they_do_not_know() -> None:
     manifest = table(a=["1", "0.0", None, "true"], b=["0", None, None, "1.0"])
-    targets = Targets(("a", "b"))
-    rows = targets.usable(manifest)
+    columns = LabelColumns(("a", "b"))
+    rows = columns.usable(manifest)
     assert len(rows) == 3  # the third knows nothing
-    truth, _ = targets.truth(rows, targets.names(rows), "train")
-    np.testing.assert_array_equal(truth, [[1, 0], [0, np.nan], [1, 1]])
+    targets, _ = columns.read_targets(rows, columns.names(rows), "train")
+    np.testing.assert_array_equal(targets, [[1, 0], [0, np.nan], [1, 1]])
 
 
 def test_what_is_no_label_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="column 'b' holds '-1'"):
-        Targets(("a", "b")).usable(table(a=["1"], b=["-1"]))
+        LabelColumns(("a", "b")).usable(table(a=["1"], b=["-1"]))
     with pytest.raises(UsageError, match="no column 'c'"):
-        Targets(("a", "c")).usable(table(a=["1"]))
+        LabelColumns(("a", "c")).usable(table(a=["1"]))
     with pytest.raises(UsageError, match="nothing to learn"):
-        Targets(("a", "b")).names(table(a=["1", "1"], b=["0", "0"]))
-    Targets(("a", "b")).names(table(a=["1", "1"], b=["0", "1"]))
+        LabelColumns(("a", "b")).names(table(a=["1", "1"], b=["0", "0"]))
+    LabelColumns(("a", "b")).names(table(a=["1", "1"], b=["0", "1"]))
     assert "label 'a' has one value only" in capsys.readouterr().err
 
 
 def test_columns_that_hold_no_labels_or_none_of_train_are_refused() -> None:
     with pytest.raises(UsageError, match=r"column 'group' holds no labels \(columns that may: a\)"):
-        Targets(("group",)).usable(table(a=["1"], group=["p"]))
+        LabelColumns(("group",)).usable(table(a=["1"], group=["p"]))
     with pytest.raises(UsageError, match=r"no column 'c', 'd' for the labels a, c, d \(columns: a\)"):
-        Targets(("a", "c", "d")).usable(table(a=["1"]))
+        LabelColumns(("a", "c", "d")).usable(table(a=["1"]))
     with pytest.raises(UsageError, match="label 'b': not known of any training image; leave it out"):
-        Targets(("a", "b")).names(table(a=["1", "0"], b=[None, None]))
+        LabelColumns(("a", "b")).names(table(a=["1", "0"], b=[None, None]))
 
 
 def test_a_separator_that_no_cell_holds_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert Targets(("f",), "|").names(table(f=["a", "b"])) == ["a", "b"]
+    assert LabelColumns(("f",), "|").names(table(f=["a", "b"])) == ["a", "b"]
     assert "no cell of column 'f' holds the separator '|'" in capsys.readouterr().err
-    Targets(("f",), "|").names(table(f=["a|b", "b"]))
+    LabelColumns(("f",), "|").names(table(f=["a|b", "b"]))
     assert "no cell" not in capsys.readouterr().err
 
 
 def test_one_column_without_a_separator_is_a_class() -> None:
-    targets = Targets(("label",))
-    rows = targets.usable(table(label=["x", "y", None, "x"]))
-    truth, names = targets.truth(rows, targets.names(rows), "train")
-    assert (truth.tolist(), names, targets.multilabel) == ([0, 1, 0], ["x", "y"], False)
+    columns = LabelColumns(("label",))
+    rows = columns.usable(table(label=["x", "y", None, "x"]))
+    targets, names = columns.read_targets(rows, columns.names(rows), "train")
+    assert (targets.tolist(), names, columns.multilabel) == ([0, 1, 0], ["x", "y"], False)

@@ -5,7 +5,7 @@
 - multilabel: each class has a mask of its own, in a column of its own (binary), or as a bit of the values of the
   label map in the column `mask` (1, 2, 4, ...).
 
-In memory a truth is uint8 (planes, H, W): one plane of class indices for multiclass, else a plane of 0 and 1 a class.
+In memory a targets is uint8 (planes, H, W): one plane of class indices for multiclass, else a plane of 0 and 1 a class.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ MAX_CLASSES, MAX_BITS = 256, 16
 
 
 @dataclass(frozen=True)
-class Legend:
+class MaskSchema:
     """`names` of the classes in the order of a head's channels; `codes`: the value of each in a label map (or its
     bit), or the column of its masks."""
 
@@ -81,7 +81,7 @@ class Legend:
         return manifest.take(full)
 
     def read(self, manifest: Manifest, index: int) -> np.ndarray:
-        """The truth of an image at its own size, uint8 (planes, H, W).
+        """The targets of an image at its own size, uint8 (planes, H, W).
 
         Raises:
             UnreadableImage: a mask is damaged, or of another size than its image.
@@ -110,19 +110,19 @@ class Legend:
             sums = np.concatenate([sums, sums | int(bit)])
         return sums
 
-    def encode(self, truth: np.ndarray) -> np.ndarray:
+    def encode(self, targets: np.ndarray) -> np.ndarray:
         """uint8 (planes, H, W) -> the values of a label map, int64 (H, W): the inverse of `read` for label maps. Masks
         in columns of their own get the bits 1, 2, 4, ... in the order of the classes."""
         if self.exclusive:
-            return np.array(self.codes, np.int64)[truth[0]]
+            return np.array(self.codes, np.int64)[targets[0]]
         bits = [code if isinstance(code, int) else 2**i for i, code in enumerate(self.codes)]
-        return np.sum([plane.astype(np.int64) * bit for plane, bit in zip(truth, bits, strict=True)], axis=0)
+        return np.sum([plane.astype(np.int64) * bit for plane, bit in zip(targets, bits, strict=True)], axis=0)
 
-    def planes(self, truth: np.ndarray) -> np.ndarray:
+    def planes(self, targets: np.ndarray) -> np.ndarray:
         """uint8 (planes, H, W) -> a mask of each class, uint8 (classes, H, W)."""
         if not self.exclusive:
-            return truth
-        return (truth == np.arange(len(self.names))[:, None, None]).astype(np.uint8)
+            return targets
+        return (targets == np.arange(len(self.names))[:, None, None]).astype(np.uint8)
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "names": list(self.names), "codes": list(self.codes)}
@@ -136,16 +136,16 @@ class Legend:
         )
 
 
-BINARY = Legend("binary", (LESION,), (1,))
+BINARY = MaskSchema("binary", (LESION,), (1,))
 
 
-def legend_from(data: Mapping[str, Any] | None) -> Legend:
-    """The inverse of `Legend.to_dict`; of nothing, the legend of binary masks."""
-    return BINARY if not data else Legend(data["kind"], tuple(data["names"]), tuple(data["codes"]))
+def mask_schema_from(data: Mapping[str, Any] | None) -> MaskSchema:
+    """The inverse of `MaskSchema.to_dict`; of nothing, the schema of binary masks."""
+    return BINARY if not data else MaskSchema(data["kind"], tuple(data["names"]), tuple(data["codes"]))
 
 
-def build_legend(kind: Kind, classes: Mapping[str, int | str]) -> Legend | None:
-    """The legend that settings describe; None where the values of label maps are to be found (`find_legend`).
+def build_mask_schema(kind: Kind, classes: Mapping[str, int | str]) -> MaskSchema | None:
+    """The schema that settings describe; None where the values of label maps are to be found (`find_mask_schema`).
 
     Raises:
         UsageError: settings that contradict each other.
@@ -154,7 +154,7 @@ def build_legend(kind: Kind, classes: Mapping[str, int | str]) -> Legend | None:
     if kind == "binary":
         if len(classes) > 1 or any(isinstance(code, int) and code != 1 for code in codes):
             raise UsageError("classes: binary masks have one class; set kind to multiclass or multilabel for several")
-        return Legend(kind, names or (LESION,), codes or (1,))
+        return MaskSchema(kind, names or (LESION,), codes or (1,))
     numbers = [code for code in codes if isinstance(code, int)]
     if kind == "multiclass":
         if len(numbers) < len(codes):
@@ -167,7 +167,7 @@ def build_legend(kind: Kind, classes: Mapping[str, int | str]) -> Legend | None:
             names, codes = (BACKGROUND, *names), (0, *codes)
         if len(set(names)) < len(names):
             raise UsageError(f"classes: {BACKGROUND!r} stands for value 0; give it that, or name the class otherwise")
-        return Legend(kind, names, codes)
+        return MaskSchema(kind, names, codes)
     if not classes:
         raise UsageError("classes: multilabel masks need {NAME: COLUMN, ...} or {NAME: BIT, ...} (1, 2, 4, ...)")
     if 0 < len(numbers) < len(codes):
@@ -176,17 +176,17 @@ def build_legend(kind: Kind, classes: Mapping[str, int | str]) -> Legend | None:
         raise UsageError(f"classes: the bits of classes are 1, 2, 4, ..., {2 ** (MAX_BITS - 1)}")
     if len(set(codes)) < len(codes):
         raise UsageError("classes: two classes have the same bit or column")
-    return Legend(kind, names, codes)
+    return MaskSchema(kind, names, codes)
 
 
-def find_legend(manifest: Manifest) -> Legend:
+def find_mask_schema(manifest: Manifest) -> MaskSchema:
     """The values of all label maps of a manifest (train and val), each a class named by its value.
 
     Raises:
         UsageError: too many values for classes, or one only.
     """
     counts: Counter[int] = Counter()
-    plain = Legend("multiclass", (), ())
+    plain = MaskSchema("multiclass", (), ())
     rows = plain.usable(manifest)
 
     def load(index: int) -> Sequence[int]:
@@ -205,7 +205,7 @@ def find_legend(manifest: Manifest) -> Legend:
         raise UsageError(f"the masks have negative values ({codes[0]}); name the classes with --set classes")
     if len(codes) < 2:
         raise UsageError("every mask is 0 everywhere; there is nothing to learn")
-    return Legend("multiclass", tuple(BACKGROUND if code == 0 else str(code) for code in codes), codes)
+    return MaskSchema("multiclass", tuple(BACKGROUND if code == 0 else str(code) for code in codes), codes)
 
 
 def _path(manifest: Manifest, index: int, column: str) -> Path:

@@ -21,7 +21,7 @@ _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 
 
 @dataclass(frozen=True)
-class Targets:
+class LabelColumns:
     """Which columns hold the labels; several columns, or a separator, make labels that do not exclude each other."""
 
     columns: tuple[str, ...]
@@ -85,7 +85,7 @@ class Targets:
             logger.warning(f"in train {_list(flat)} has one value only: what is learned of it is how often it occurs")
         return names
 
-    def truth(self, manifest: Manifest, names: Sequence[str], split: str) -> tuple[np.ndarray, list[str]]:
+    def read_targets(self, manifest: Manifest, names: Sequence[str], split: str) -> tuple[np.ndarray, list[str]]:
         """int (N,) indices, or float (N, L) of 0, 1 and nan; and `names` with those that only occur here behind them.
 
         Those are warned about: they cannot be predicted.
@@ -134,11 +134,11 @@ class Targets:
         return table
 
 
-def prevalence(truth: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+def prevalence(targets: np.ndarray, names: Sequence[str]) -> dict[str, int]:
     """How many examples have each class or label."""
-    if truth.ndim == 2:
-        return {name: int(np.nansum(truth[:, i])) for i, name in enumerate(names)}
-    return {name: int((truth == i).sum()) for i, name in enumerate(names)}
+    if targets.ndim == 2:
+        return {name: int(np.nansum(targets[:, i])) for i, name in enumerate(names)}
+    return {name: int((targets == i).sum()) for i, name in enumerate(names)}
 
 
 def _others(manifest: Manifest) -> str:
