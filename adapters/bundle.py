@@ -32,7 +32,7 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config, to_yaml
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import read_json, to_json, write_json, write_text
-from dinomed.io.output_folder import STAGE, locked, prepare_output, publish
+from dinomed.io.output_folder import STAGE, open_output_folder, publish
 from dinomed.io.tensor_file import check_tensors, hash_tensors, parse_record, read_header, read_tensors, write_tensors
 
 WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json", "adapter.yaml"
@@ -51,22 +51,15 @@ class BundleOutput:
 
 @contextmanager
 def open_output(folder: str | Path, config: TrainConfig, *, overwrite: bool) -> Iterator[BundleOutput]:
-    """The output folder, checked and held against other processes; the settings are staged.
+    """Prepare and lock the output folder of a fit, and write its settings to the stage.
 
-    What a fit that never finished left is replaced without asking, but for its state, from which the same fit goes on;
-    an adapter stays until the new one is written.
+    Files of an unfinished fit are replaced, except its state, from which the same fit is resumed. An older adapter
+    stays until the new one is complete. After a failure no empty folder stays.
     """
     folder = Path(folder)
-    output = BundleOutput(folder, folder / STAGE)
-    unfinished = output.stage.is_dir() and not (folder / WEIGHTS_FILE).exists()
-    prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else WEIGHTS_FILE)
-    output.stage.mkdir(exist_ok=True)
-    with locked(folder):
-        for left in output.stage.iterdir():
-            if left.name != STATE_FOLDER:
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-        write_text(output.stage / CONFIG_FILE, to_yaml(config))
-        yield output
+    with open_output_folder(folder, marker=WEIGHTS_FILE, overwrite=overwrite, keep=[STATE_FOLDER]) as stage:
+        write_text(stage / CONFIG_FILE, to_yaml(config))
+        yield BundleOutput(folder, stage)
 
 
 def save_bundle(

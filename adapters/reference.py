@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from dinomed.adapters.record import AdapterRecord, BackboneReference
+from dinomed.adapters.record import BackboneReference
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.variants import VARIANTS
@@ -15,36 +15,48 @@ from dinomed.errors import DinomedError, UsageError
 
 def find_backbone(
     folder: str | Path,
-    record: AdapterRecord,
-    given: str | Path | None = None,
+    reference: BackboneReference,
+    image_size: int,
+    other_place: str | Path | None = None,
     device: str | torch.device = "cpu",
     load: Callable[..., FrozenBackbone] = load_backbone,
+    *,
+    kind: str = "adapter",
+    remedy: str = "train again",
 ) -> FrozenBackbone:
-    """The backbone that the adapter was made on, or `given` in its place if it is the same one elsewhere. `load` takes
-    what `load_backbone` does.
+    """Load the backbone on which an adapter or an index was made.
+
+    Args:
+        folder: of the adapter or index; the path in `reference` is relative to it.
+        reference: the backbone as the record names it.
+        image_size: side of the square to which images are resized, px.
+        other_place: folder, weights file or name of the backbone, if it is no longer where `reference` says.
+        load: function with the arguments of `load_backbone`.
+        kind: what `folder` holds, for messages.
+        remedy: what makes `folder` anew, for messages.
 
     Raises:
-        DinomedError: it is not there.
-        UsageError: it is another one; both fingerprints are named.
+        DinomedError: the backbone is missing.
+        UsageError: its fingerprint is another one; both are named.
     """
-    reference, size = record.backbone, record.preprocessing.image_size
     place: Path | None
-    if given is not None:
-        name, place = (reference.name, Path(given)) if Path(given).is_file() else (str(given), None)
+    if other_place is not None:
+        is_file = Path(other_place).is_file()
+        name, place = (reference.name, Path(other_place)) if is_file else (str(other_place), None)
     else:
         relative = reference.path or reference.weights
         place = None if relative is None else Path(os.path.normpath(Path(folder) / relative))
         if place is not None and not place.exists():
-            raise DinomedError(f"the backbone of adapter {folder} is not at {place}; say where: --backbone PATH")
+            raise DinomedError(f"the backbone of {kind} {folder} is not at {place}; say where: --backbone PATH")
         name, place = (str(place), None) if reference.path else (reference.name, place)
-    found = load(name, weights=place, image_size=size, device=device)
-    if found.fingerprint != reference.fingerprint:
+    backbone = load(name, weights=place, image_size=image_size, device=device)
+    if backbone.fingerprint != reference.fingerprint:
         raise UsageError(
-            f"adapter {folder} was made on backbone {reference.name} with fingerprint {reference.fingerprint[:16]}, "
-            f"but {given or found.source or found.name} has {found.fingerprint[:16]}; "
-            "give the one it was made on (--backbone PATH), or train again"
+            f"{kind} {folder} was made on backbone {reference.name} with fingerprint {reference.fingerprint[:16]}, but "
+            f"{other_place or backbone.source or backbone.name} has {backbone.fingerprint[:16]}; give the right one by "
+            f"--backbone PATH, or {remedy}"
         )
-    return found
+    return backbone
 
 
 def refer_to(backbone: FrozenBackbone, folder: Path) -> BackboneReference:

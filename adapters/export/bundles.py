@@ -32,7 +32,8 @@ def write_safetensors(source: Source, folder: Path, backbone: str | None = None)
         frozen, place = source.backbone, folder
     else:
         record = read_record(source.folder)
-        frozen, place = find_backbone(source.folder, record, backbone), folder / BACKBONE_FOLDER
+        size = record.preprocessing.image_size
+        frozen, place = find_backbone(source.folder, record.backbone, size, backbone), folder / BACKBONE_FOLDER
     notes = {"name": frozen.name, **frozen.metadata}
     save_backbone(place, frozen.vit, frozen.preprocessing, notes)
     if source.folder is not None:

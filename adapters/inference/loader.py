@@ -58,5 +58,5 @@ def load_adapter(
     record = read_record(folder)
     adapter = load_head(folder, record)
     where = resolve_device(device) if isinstance(device, str) else device
-    found = find_backbone(folder, record, backbone, where, load)
+    found = find_backbone(folder, record.backbone, record.preprocessing.image_size, backbone, where, load)
     return _KINDS[record.task](record, adapter, load_tuned(folder, record, found))

@@ -13,13 +13,13 @@ from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.fitting.build import at_image_size
 from dinomed.adapters.inference.dense import DensePredictor
 from dinomed.adapters.inference.loader import ClassifyPredictor, Predictor
-from dinomed.adapters.retrieval.search import Retriever
+from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.variants import VARIANTS
 from dinomed.features.compute import Features
 
-Consumer = Predictor | Retriever
+Consumer = Predictor | ImageIndex
 
 
 class Backbones:
@@ -76,7 +76,7 @@ def predict_many(consumers: Sequence[Consumer], images: Sequence[np.ndarray]) ->
     A segmenter that looks at windows, mirror images or other sizes needs passes of its own, and takes them.
 
     Args:
-        consumers: of `load_adapter` or `load_retriever`.
+        consumers: of `load_adapter` or `load_index`.
         images: uint8 (H, W, channels), of any sizes.
 
     Returns:
@@ -102,13 +102,13 @@ def predict_many(consumers: Sequence[Consumer], images: Sequence[np.ndarray]) ->
 
 
 def _needs(consumer: Consumer) -> FeatureSpec:
-    return consumer.feature_spec if isinstance(consumer, Retriever) else consumer.adapter.feature_spec
+    return consumer.feature_spec if isinstance(consumer, ImageIndex) else consumer.adapter.feature_spec
 
 
 @torch.inference_mode()
 def _answer(consumer: Consumer, features: Features, sizes: Sequence[tuple[int, ...]]) -> list[Any]:
-    if isinstance(consumer, Retriever):
-        return list(consumer.of_features(features))
+    if isinstance(consumer, ImageIndex):
+        return list(consumer.embed_features(features))
     if isinstance(consumer, ClassifyPredictor):
         alone = consumer.answer.alone(features, len(consumer.adapter.feature_spec.blocks))
         rows = consumer.answer.probabilities(consumer.adapter(alone)).cpu().tolist()

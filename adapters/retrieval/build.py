@@ -1,6 +1,5 @@
-"""Making an index: every image of a manifest through the frozen backbone once, pooled, whitened, indexed."""
+"""Construction of an index: features of all images of a manifest, pooled, whitened and indexed."""
 
-import hashlib
 import os
 import platform
 import shutil
@@ -16,7 +15,7 @@ from dinomed.adapters.retrieval.engine import Kind, build_graph, restore
 from dinomed.adapters.retrieval.index import (
     INDEX_FILE,
     IndexRecord,
-    RetrievalIndex,
+    VectorIndex,
     content_hash,
     unit_vectors,
     write_index,
@@ -26,13 +25,14 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.features.compute import Features
 from dinomed.features.extract import extract
+from dinomed.io.artifacts import hash_key
 from dinomed.io.files import replacing
-from dinomed.io.output_folder import locked, prepare_output
+from dinomed.io.output_folder import open_output_folder
 from dinomed.log import logger
 from dinomed.progress import bar
 
-PARTS = ".unfinished"
-_CHUNK = 256  # images whose patch tokens are on disk at a time
+_POOLED = "pooled"  # folder of pooled features in the stage; it stays when the construction is interrupted
+_CHUNK = 256  # images whose patch tokens are on disk at the same time
 
 
 def build_index(
@@ -45,26 +45,24 @@ def build_index(
     pooling: Pooling | None = None,
     whiten: int | None = None,
     overwrite: bool = False,
-) -> RetrievalIndex:
+) -> VectorIndex:
     """Index the images of a manifest and write the index to the folder `out`.
 
-    Class tokens and means come from the feature cache, which the heads share; what an interrupted run computed is used.
+    Class tokens and mean patch tokens come from the feature cache, which the heads use too. An interrupted construction
+    is resumed.
 
     Args:
-        cache: where features are kept (`dinomed.features.extract.default_cache`).
-        kind: `flat` is exact, and fast enough to about a million images; see `benchmarks/search.py`.
-        whiten: dimensions that are left; None: vectors as they are pooled.
+        cache: folder of the feature cache (`dinomed.features.extract.default_cache`).
+        kind: `flat` is exact, and fast enough for about a million images; see `benchmarks/search.py`.
+        whiten: number of dimensions after PCA whitening; None for no whitening.
 
     Raises:
-        UsageError: no images, `out` in use, or a `whiten` that is too large.
-        DinomedError: an image cannot be read, features that are not finite, or the disk is full.
+        UsageError: no images, `out` is in use, or `whiten` is too large.
+        DinomedError: an image cannot be read, features are not finite, or the disk is full.
     """
     out, pooling = Path(out), pooling or Pooling()
-    unfinished = (out / PARTS).is_dir() and not (out / INDEX_FILE).exists()
-    prepare_output(out, overwrite=overwrite or unfinished, marker=PARTS if unfinished else INDEX_FILE)
-    with locked(out):
-        (out / PARTS).mkdir(exist_ok=True)
-        pooled = _pool_all(backbone, manifest, pooling, Path(cache), out / PARTS)
+    with open_output_folder(out, marker=INDEX_FILE, overwrite=overwrite, keep=[_POOLED]) as stage:
+        pooled = _pool_all(backbone, manifest, pooling, Path(cache), stage)
         plain = unit_vectors(pooled, None)
         whitening = None if whiten is None else fit_whitening(plain, whiten)
         vectors = unit_vectors(pooled, whitening)
@@ -88,39 +86,36 @@ def build_index(
             },
             content_sha256="",
         )
-        index = RetrievalIndex(record, manifest, vectors, whitening, restore(kind, vectors, graph))
+        index = VectorIndex(record, manifest, vectors, whitening, restore(kind, vectors, graph))
         index.record = record.model_copy(update={"content_sha256": content_hash(index, graph)})
         write_index(index, graph, out)
-        shutil.rmtree(out / PARTS)
+        shutil.rmtree(stage)
     return index
 
 
-def _pool_all(backbone: FrozenBackbone, manifest: Manifest, pooling: Pooling, cache: Path, parts: Path) -> np.ndarray:
-    """(N, C), as pooled. Patch tokens, where they are needed, are kept for a few images at a time."""
+def _pool_all(backbone: FrozenBackbone, manifest: Manifest, pooling: Pooling, cache: Path, stage: Path) -> np.ndarray:
+    """Return pooled features (N, C). Patch tokens, if `pooling` needs them, are stored for a few images at a time."""
     if not pooling.feature_spec.patches:
-        found = extract(backbone, manifest, cache=cache)
-        return pooling(Features(torch.from_numpy(found.cls), torch.from_numpy(found.mean))).numpy()
-    rows = []
+        features = extract(backbone, manifest, cache=cache)
+        return pooling(Features(torch.from_numpy(features.cls), torch.from_numpy(features.mean))).numpy()
+    chunks = []
     with bar("pooling", len(manifest)) as progress:
         for start in range(0, len(manifest), _CHUNK):
             chunk = manifest.take(range(start, min(start + _CHUNK, len(manifest))))
-            key = f"{backbone.fingerprint}\0{chunk.fingerprint}\0{pooling.model_dump_json()}"
-            part = parts / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
-            if not part.exists():
-                _write_part(part, _pool_chunk(backbone, chunk, pooling, parts / "features"))
-            rows.append(np.load(part))
+            key = hash_key(backbone.fingerprint, chunk.fingerprint, pooling.model_dump_json())
+            path = stage / _POOLED / f"{key}.npy"
+            if not path.exists():
+                pooled = _pool_chunk(backbone, chunk, pooling, stage / "features")
+                with replacing(path) as temporary, open(temporary, "wb") as file:
+                    np.save(file, pooled)
+            chunks.append(np.load(path))
             progress.advance(len(chunk))
-    return np.concatenate(rows)
+    return np.concatenate(chunks)
 
 
 def _pool_chunk(backbone: FrozenBackbone, chunk: Manifest, pooling: Pooling, scratch: Path) -> np.ndarray:
-    found = extract(backbone, chunk, cache=scratch, patches=True, shard_size=_CHUNK, description="patch tokens")
-    patches = torch.from_numpy(found.patches(range(len(chunk))))
-    pooled = pooling(Features(torch.from_numpy(found.cls), torch.from_numpy(found.mean), patches)).numpy()
+    features = extract(backbone, chunk, cache=scratch, patches=True, shard_size=_CHUNK, description="patch tokens")
+    patches = torch.from_numpy(features.patches(range(len(chunk))))
+    pooled = pooling(Features(torch.from_numpy(features.cls), torch.from_numpy(features.mean), patches)).numpy()
     shutil.rmtree(scratch)
     return pooled
-
-
-def _write_part(path: Path, rows: np.ndarray) -> None:
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, rows)

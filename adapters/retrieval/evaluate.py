@@ -1,4 +1,7 @@
-"""How good is an index? Each labelled image of a split is a query, and images of its label are what it should find."""
+"""Evaluation of an index by labels: mAP, recall@k and precision@k.
+
+Each labelled image of a split is a query; the images of the index with the same label are relevant.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,8 +10,9 @@ import numpy as np
 import torch
 
 from dinomed.adapters.fitting.data import labelled, select_split
-from dinomed.adapters.retrieval.filters import Condition, choose
-from dinomed.adapters.retrieval.search import Retriever
+from dinomed.adapters.retrieval.filters import Condition, choose_rows
+from dinomed.adapters.retrieval.index import VectorIndex
+from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import load_images
@@ -19,12 +23,12 @@ from dinomed.notice import RESEARCH_USE
 from dinomed.progress import bar
 
 KS = (1, 5, 10)
-_BLOCK = 64  # queries whose whole ranking is in memory
-_CHECKED = 10  # results by which the graph is compared with the exact search
+_BLOCK = 64  # queries whose complete rankings are in memory at the same time
+_GRAPH_RECALL_K = 10  # neighbours by which the graph is compared with the exact search
 
 
 def evaluate_index(
-    retriever: Retriever,
+    image_index: ImageIndex,
     manifest: Manifest,
     split: str = "test",
     *,
@@ -33,49 +37,56 @@ def evaluate_index(
     conditions: Sequence[Condition] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
-    """mAP over the whole ranking, recall@k and precision@k, over all queries and for each label, with intervals by
-    bootstrap over the queries' groups (95%).
+    """Compute mAP over the complete ranking, recall@k and precision@k, for all queries and for each label.
 
-    The image itself and all of its group are no results. Images of the index without a label are none either. Rankings
-    are exact; for HNSW and IVF, `graph_recall@10` says what share of the exact first ten their search finds.
+    Intervals (95%) come from a bootstrap over the groups of the queries. The query itself, its group, and images
+    without a label are not in the ranking. Rankings are exact; for HNSW and IVF, `graph_recall@10` is the share of the
+    exact first ten that their search returns.
 
     Args:
-        label: the column of labels, in `manifest` and in the index.
-        conditions: on the index, such as split=train.
+        split: split of `manifest` whose images are the queries.
+        label: column of the labels, in `manifest` and in the index.
+        conditions: on the manifest of the index, such as ``split=train``.
+        seed: of the bootstrap.
+
+    Returns:
+        The report, as `dinomed search --evaluate --json` writes it.
 
     Raises:
-        UsageError: no labels, an empty split, a condition that nothing meets, or no image left to find.
+        UsageError: no labels, an empty split, or a condition that no image meets.
         DinomedError: an image cannot be read.
     """
-    index = retriever.index
+    index = image_index.vector_index
     rows = select_split(labelled(manifest, label), split)
     if not index.manifest.has(label):
         raise UsageError(f"the images of the index have no labels in a column {label!r}")
     gallery = index.manifest.column(label)
     allowed = np.array([value is not None for value in gallery], bool)
-    chosen = choose(index.manifest, conditions)
+    chosen = choose_rows(index.manifest, conditions)
     allowed &= True if chosen is None else chosen
-    names, number = np.unique([value or "" for value in gallery], return_inverse=True)
-    wanted = rows.column(label)
-    unknown = sorted(set(wanted) - {value for value in gallery if value is not None})
+    names, gallery_labels = np.unique([value or "" for value in gallery], return_inverse=True)
+    query_names = rows.column(label)
+    unknown = sorted(set(query_names) - {value for value in gallery if value is not None})
     if unknown:
         logger.warning(
-            f"the index has no image of {', '.join(map(repr, unknown[:5]))}: such queries have nothing to find"
+            f"no image of the index has label {', '.join(map(repr, unknown[:5]))}: its queries have no relevant image"
         )
-    vectors = _vectors(retriever, rows)
+    vectors = _vectors(image_index, rows)
     contents, groups = rows.column("sha256"), rows.groups()
-    excluded = [retriever.relatives.rows(*one) for one in zip(contents, groups, strict=True)]
-    values, total = [], np.zeros(len(rows), np.int64)
-    place = {name: i for i, name in enumerate(names)}
-    target = np.array([place.get(value, -1) for value in wanted])
+    excluded = [image_index.groups.rows(*query) for query in zip(contents, groups, strict=True)]
+    blocks, num_relevant = [], np.zeros(len(rows), np.int64)
+    label_index = {name: i for i, name in enumerate(names)}
+    query_labels = np.array([label_index.get(value, -1) for value in query_names])
     for start in range(0, len(rows), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        relevant, total[part] = _rank(vectors[part], index.vectors, number, target[part], allowed, excluded[part])
-        scores = [average_precision(relevant, total[part])]
+        block = slice(start, start + _BLOCK)
+        relevant, num_relevant[block] = _rank(
+            vectors[block], index.vectors, gallery_labels, query_labels[block], allowed, excluded[block]
+        )
+        scores = [average_precision(relevant, num_relevant[block])]
         for k in ks:
-            scores += [recall_at(relevant, total[part], k), precision_at(relevant, k)]
-        values.append(np.stack(scores, axis=1))
-    table = np.concatenate(values)
+            scores += [recall_at(relevant, num_relevant[block], k), precision_at(relevant, k)]
+        blocks.append(np.stack(scores, axis=1))
+    table = np.concatenate(blocks)
     columns = ["map", *(f"{kind}@{k}" for k in ks for kind in ("recall", "precision"))]
     units = [group if group is not None else content for group, content in zip(groups, contents, strict=True)]
     return {
@@ -84,11 +95,11 @@ def evaluate_index(
         "split": split,
         "label": label,
         "where": [str(condition) for condition in conditions],
-        "metrics": _summary(table, columns, total, units, seed),
+        "metrics": _summarise(table, columns, num_relevant, units, seed),
         "per_class": {
-            name: _summary(table[own], columns, total[own], [units[i] for i in np.flatnonzero(own)], seed)
-            for name in sorted(set(wanted))
-            for own in [np.array([value == name for value in wanted])]
+            name: _summarise(table[mask], columns, num_relevant[mask], [units[i] for i in np.flatnonzero(mask)], seed)
+            for name in sorted(set(query_names))
+            for mask in [np.array([value == name for value in query_names])]
         },
         "index": {
             "images": len(index),
@@ -97,9 +108,9 @@ def evaluate_index(
             "pool": index.record.pooling.tokens,
             "dimension": index.record.dimension,
             "whitened": index.record.whitened,
-            "graph_recall@10": _graph_recall(retriever, vectors),
+            "graph_recall@10": _graph_recall(index, vectors),
         },
-        "backbone": {"name": retriever.backbone.name, "fingerprint": retriever.backbone.fingerprint},
+        "backbone": {"name": image_index.backbone.name, "fingerprint": image_index.backbone.fingerprint},
         "images": rows.fingerprint,
     }
 
@@ -107,24 +118,24 @@ def evaluate_index(
 def _rank(
     queries: np.ndarray,
     vectors: np.ndarray,
-    number: np.ndarray,
-    target: np.ndarray,
+    gallery_labels: np.ndarray,
+    query_labels: np.ndarray,
     allowed: np.ndarray,
     excluded: Sequence[np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which places of each query's ranking are relevant, bool (Q, N), and how many images are, int (Q,)."""
+    """Return which places of each ranking are relevant, bool (Q, N), and the number of relevant images, int (Q,)."""
     similarity = queries @ vectors.T
     similarity[:, ~allowed] = -np.inf
     for row, gone in enumerate(excluded):
         similarity[row, gone] = -np.inf
     order = np.argsort(-similarity, axis=1, kind="stable")
-    there = np.isfinite(np.take_along_axis(similarity, order, axis=1))
-    relevant = (number[order] == target[:, None]) & there
+    ranked = np.isfinite(np.take_along_axis(similarity, order, axis=1))
+    relevant = (gallery_labels[order] == query_labels[:, None]) & ranked
     return relevant, relevant.sum(axis=1)
 
 
-def _summary(
-    table: np.ndarray, columns: list[str], total: np.ndarray, units: Sequence[str], seed: int
+def _summarise(
+    table: np.ndarray, columns: list[str], num_relevant: np.ndarray, units: Sequence[str], seed: int
 ) -> dict[str, Any]:
     known = ~np.isnan(table)
     means = np.divide(
@@ -137,41 +148,41 @@ def _summary(
     return {
         "n": len(table),
         "groups": len(set(units)),
-        "without_relevant": int((total == 0).sum()),
+        "without_relevant": int((num_relevant == 0).sum()),
         **{name: float(value) for name, value in zip(columns, means, strict=True)},
-        "intervals": {name: [one.low, one.high] for name, one in zip(columns, intervals, strict=True)},
+        "intervals": {name: [interval.low, interval.high] for name, interval in zip(columns, intervals, strict=True)},
     }
 
 
-def _graph_recall(retriever: Retriever, vectors: np.ndarray) -> float | None:
-    if retriever.index.graph is None:
+def _graph_recall(index: VectorIndex, vectors: np.ndarray) -> float | None:
+    if index.graph is None:
         return None
-    found, exact = (
-        [{one.row for one in best} for best in retriever.index.search(vectors, _CHECKED, exact=how)]
-        for how in (False, True)
+    approximate, exact = (
+        [{neighbor.row for neighbor in nearest} for nearest in index.nearest(vectors, _GRAPH_RECALL_K, exact=is_exact)]
+        for is_exact in (False, True)
     )
-    return float(np.mean([len(a & b) / len(b) for a, b in zip(found, exact, strict=True)]))
+    return float(np.mean([len(a & b) / len(b) for a, b in zip(approximate, exact, strict=True)]))
 
 
-def _vectors(retriever: Retriever, rows: Manifest) -> np.ndarray:
-    """Float32 (N, D): of an image that is in the index as they stand there, of others computed."""
-    known = {content: row for row, content in enumerate(retriever.index.manifest.column("sha256"))}
+def _vectors(image_index: ImageIndex, rows: Manifest) -> np.ndarray:
+    """Return the query vectors, float32 (N, D): from the index for images that it holds, computed for the others."""
+    known = {content: row for row, content in enumerate(image_index.vector_index.manifest.column("sha256"))}
     contents = rows.column("sha256")
-    out = np.empty((len(rows), retriever.index.record.dimension), np.float32)
+    out = np.empty((len(rows), image_index.vector_index.record.dimension), np.float32)
     new = [i for i, content in enumerate(contents) if content not in known]
     for i, content in enumerate(contents):
         if content in known:
-            out[i] = retriever.index.vectors[known[content]]
+            out[i] = image_index.vector_index.vectors[known[content]]
     with bar("queries", len(new)) as progress:
-        for part, pixels in _pixels(retriever, rows.take(new)):
-            out[[new[i] for i in part]] = retriever.vectors(pixels)
+        for part, pixels in _pixels(image_index, rows.take(new)):
+            out[[new[i] for i in part]] = image_index.embed(pixels)
             progress.advance(len(part))
     return out
 
 
-def _pixels(retriever: Retriever, rows: Manifest) -> Iterator[tuple[list[int], torch.Tensor]]:
+def _pixels(image_index: ImageIndex, rows: Manifest) -> Iterator[tuple[list[int], torch.Tensor]]:
     batch: list[tuple[int, torch.Tensor]] = []
-    for one in load_images(rows, retriever.backbone.preprocessing):
+    for one in load_images(rows, image_index.backbone.preprocessing):
         if one.pixels is None:
             raise DinomedError(f"{one.error}; it could be read when the manifest was made: scan the folder again")
         batch.append((one.index, one.pixels))

@@ -1,11 +1,11 @@
-"""An index on disk: `index.safetensors`, and beside it, for people, `index.json`.
+"""The vectors of an index: the file format, and the search by vectors.
 
-`index.safetensors` alone is the index: vectors, whitening, graph, and the manifest of its images (Parquet, as bytes);
-in its header stands the record, which names the hash of all of them. So one rename replaces all of an older index, and
-damage is found before anything is searched. Nothing in it is pickled, and no file of faiss is read
-(`dinomed.adapters.retrieval.engine`).
+An index is a folder with `index.safetensors` and, for people, `index.json`. `index.safetensors` is complete by itself:
+it holds the vectors, the whitening, the graph and the manifest of the images (Parquet, as bytes). The record in its
+header holds the hash of all of them. So one rename replaces an older index, and damage is found before any search.
+Nothing in it is pickled, and no file of faiss is read (`dinomed.adapters.retrieval.engine`).
 
-An index names its images, their groups and labels: that is what it is for. Handle it like the manifest.
+An index contains the paths, groups and labels of its images. Protect it as you protect the manifest.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from dinomed.adapters.retrieval.pool import Pooling, Whitening
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import Config
 from dinomed.datasets.manifest import FIXED, Manifest, leaves_root
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.features.neighbors import normalised, search_exactly
 from dinomed.io.files import replacing, to_json, write_json
 from dinomed.io.tensor_file import check_tensors, hash_tensors, parse_record, read_header, read_tensors, write_tensors
@@ -34,12 +34,15 @@ from dinomed.notice import RESEARCH_USE
 FORMAT: Final = "dinomed.index/1"
 INDEX_FILE, RECORD_FILE = "index.safetensors", "index.json"
 _HEADER, _GRAPH, _ROWS = "index", "graph.", "manifest"
-_MOST_FROM_GRAPH = 1000  # neighbours; for more the exact search is as fast
-_BLOCK = 256  # queries at a time
+_MAX_FROM_GRAPH = 1000  # neighbours; for more the exact search is as fast
+_BLOCK = 256  # queries that are searched at a time
 
 
 class IndexRecord(Config):
-    """What an index says of itself. `root` is the folder of its images, relative to the index."""
+    """Record of an index: how its vectors were computed, and where its images and its backbone are.
+
+    `root` is the root folder of the images, relative to the index. `manifest` is the fingerprint of the manifest.
+    """
 
     format: Literal["dinomed.index/1"] = FORMAT
     purpose: str = RESEARCH_USE
@@ -52,37 +55,40 @@ class IndexRecord(Config):
     backbone: BackboneReference
     preprocessing: Preprocessing
     root: str
-    manifest: str  # its fingerprint
+    manifest: str
     written: dict[str, Any]
     content_sha256: str
 
 
 @dataclass(frozen=True)
-class Found:
-    """One result: the row of the index, and its cosine similarity to the query (-1 to 1)."""
+class Neighbor:
+    """A similar image: its row in the index, and the cosine similarity to the query (-1 to 1)."""
 
     row: int
     similarity: float
 
 
 @dataclass
-class RetrievalIndex:
-    """Vectors of the images of a manifest, float32 (N, D) of length 1, ready to be searched."""
+class VectorIndex:
+    """Feature vectors of the images of a manifest, float32 (N, D) of length 1, with nearest-neighbour search.
+
+    `graph` is the faiss index of an approximate kind; None means that every search is exact.
+    """
 
     record: IndexRecord
     manifest: Manifest
     vectors: np.ndarray
     whitening: Whitening | None
-    graph: Any = None  # of faiss; None: every search is exact
+    graph: Any = None
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     def prepare(self, pooled: np.ndarray) -> np.ndarray:
-        """Pooled features (N, C) as the index compares them: whitened if it is, of length 1."""
+        """Return pooled features (N, C) as query vectors (N, D): whitened as the index is, of length 1."""
         return unit_vectors(pooled, self.whitening, "query")
 
-    def search(
+    def nearest(
         self,
         queries: np.ndarray,
         k: int,
@@ -90,73 +96,81 @@ class RetrievalIndex:
         allowed: np.ndarray | None = None,
         excluded: Sequence[np.ndarray] | None = None,
         exact: bool = False,
-    ) -> list[list[Found]]:
-        """The `k` most similar images of each query, best first: fewer only where there are no more.
+    ) -> list[list[Neighbor]]:
+        """Return the `k` nearest images of each query, best first; fewer only if there are fewer.
 
-        With `allowed` the search is exact, over these rows alone. Without, HNSW and IVF answer approximately; where
-        what they find is not enough, the query is searched again, exactly.
+        With `allowed` the search is exact, over these rows only. Without it, HNSW and IVF search approximately; a query
+        for which they find too few images is searched again, exactly.
 
         Args:
-            queries: (Q, D), as `prepare` gives them.
-            allowed: bool (N,), the rows that may be found.
-            excluded: for each query rows (int64) that it must not find.
+            queries: (Q, D), from `prepare`.
+            allowed: rows that may be returned, bool (N,).
+            excluded: for each query the rows (int64) that must not be returned.
             exact: do not use the graph.
 
         Raises:
             UsageError: k below 1, or queries of another dimension.
-            DinomedError: a query that is not finite.
+            DinomedError: a query with values that are not finite.
         """
         if k < 1:
             raise UsageError(f"k is {k}; at least 1 result is needed")
         if queries.ndim != 2 or queries.shape[1] != self.record.dimension:
             raise UsageError(f"queries of {queries.shape[-1]} values against an index of {self.record.dimension}")
         queries = normalised(queries, "query")
-        without = [np.empty(0, np.int64)] * len(queries) if excluded is None else list(excluded)
-        asked = k + max((len(rows) for rows in without), default=0)
+        excluded = [np.empty(0, np.int64)] * len(queries) if excluded is None else excluded
+        limit = k + max((len(rows) for rows in excluded), default=0)
         rows = None if allowed is None else np.flatnonzero(allowed)
-        found: list[list[Found]] = []
-        approximate = self.graph is not None and rows is None and not exact and asked <= _MOST_FROM_GRAPH
+        approximate = self.graph is not None and rows is None and not exact and limit <= _MAX_FROM_GRAPH
+        neighbors: list[list[Neighbor]] = []
         for start in range(0, len(queries), _BLOCK):
-            part, gone = queries[start : start + _BLOCK], without[start : start + _BLOCK]
+            block = slice(start, start + _BLOCK)
             if approximate:
-                best = self._keep(*search_graph(self.graph, part, min(asked, len(self))), gone, k)
-                again = [i for i, one in enumerate(best) if len(one) < min(k, len(self) - len(gone[i]))]
-                if again:
-                    exactly = self._exactly(part[again], [gone[i] for i in again], k, None)
-                    for i, one in zip(again, exactly, strict=True):
-                        best[i] = one
+                neighbors += self._nearest_by_graph(queries[block], excluded[block], k, min(limit, len(self)))
             else:
-                best = self._exactly(part, gone, k, rows)
-            found += best
-        return found
+                neighbors += self._nearest_exactly(queries[block], excluded[block], k, rows)
+        return neighbors
 
-    def _exactly(
-        self, queries: np.ndarray, without: Sequence[np.ndarray], k: int, rows: np.ndarray | None
-    ) -> list[list[Found]]:
+    def _nearest_by_graph(
+        self, queries: np.ndarray, excluded: Sequence[np.ndarray], k: int, limit: int
+    ) -> list[list[Neighbor]]:
+        """Ask the graph for `limit` images of each query; search exactly where fewer than `k` remain."""
+        neighbors = _remove_excluded(*search_graph(self.graph, queries, limit), excluded, k)
+        short = [i for i, best in enumerate(neighbors) if len(best) < min(k, len(self) - len(excluded[i]))]
+        if short:
+            exact = self._nearest_exactly(queries[short], [excluded[i] for i in short], k, None)
+            for i, best in zip(short, exact, strict=True):
+                neighbors[i] = best
+        return neighbors
+
+    def _nearest_exactly(
+        self, queries: np.ndarray, excluded: Sequence[np.ndarray], k: int, rows: np.ndarray | None
+    ) -> list[list[Neighbor]]:
         vectors = self.vectors if rows is None else self.vectors[rows]
-        asked = k + max((len(gone) for gone in without), default=0)
-        similarities, places = search_exactly(queries, vectors, asked)
-        return self._keep(similarities, places if rows is None else rows[places], without, k)
+        limit = k + max((len(gone) for gone in excluded), default=0)
+        similarities, places = search_exactly(queries, vectors, limit)
+        return _remove_excluded(similarities, places if rows is None else rows[places], excluded, k)
 
-    @staticmethod
-    def _keep(similarities: np.ndarray, rows: np.ndarray, without: Sequence[np.ndarray], k: int) -> list[list[Found]]:
-        kept = []
-        for values, found, gone in zip(similarities, rows, without, strict=True):
-            good = (found >= 0) & ~np.isin(found, gone)
-            kept.append(
-                [Found(int(row), float(value)) for row, value in zip(found[good][:k], values[good][:k], strict=True)]
-            )
-        return kept
+
+def _remove_excluded(
+    similarities: np.ndarray, rows: np.ndarray, excluded: Sequence[np.ndarray], k: int
+) -> list[list[Neighbor]]:
+    """Return the first `k` neighbours of each query that exist and are not excluded."""
+    neighbors = []
+    for values, places, gone in zip(similarities, rows, excluded, strict=True):
+        good = (places >= 0) & ~np.isin(places, gone)
+        best = zip(places[good][:k].tolist(), values[good][:k].tolist(), strict=True)
+        neighbors.append([Neighbor(row, value) for row, value in best])
+    return neighbors
 
 
 def unit_vectors(pooled: np.ndarray, whitening: Whitening | None, kind: str = "vector") -> np.ndarray:
-    """Float32 (N, D) of length 1. Raises `DinomedError` naming the first that is not finite."""
+    """Return float32 vectors (N, D) of length 1; raise a `DinomedError` that names the first that is not finite."""
     plain = normalised(pooled, kind)
     return plain if whitening is None else normalised(whitening(plain), kind)
 
 
-def write_index(index: RetrievalIndex, graph: Arrays, folder: Path) -> None:
-    """Write the files; the index appears whole, or the older one stays."""
+def write_index(index: VectorIndex, graph: Arrays, folder: Path) -> None:
+    """Write the files of an index. If writing is interrupted, the older index stays."""
     tensors = _tensors(index, graph)
     data = index.record.model_dump(mode="json")
     (folder / RECORD_FILE).unlink(missing_ok=True)  # an older one must not stand beside the new index
@@ -165,33 +179,33 @@ def write_index(index: RetrievalIndex, graph: Arrays, folder: Path) -> None:
     write_json(folder / RECORD_FILE, data)
 
 
-def content_hash(index: RetrievalIndex, graph: Arrays) -> str:
-    """What `content_sha256` of the record has to be."""
+def content_hash(index: VectorIndex, graph: Arrays) -> str:
+    """Return the value of `content_sha256` for the record."""
     return hash_tensors(_tensors(index, graph))
 
 
 def read_index_record(folder: str | Path) -> IndexRecord:
-    """The record of an index.
+    """Read the record of an index.
 
     Raises:
-        UsageError: there is no index.
-        DinomedError: it is damaged, or of another version.
+        UsageError: the folder holds no index.
+        DinomedError: the index is damaged, or of another version.
     """
     folder = Path(folder)
     path = folder / INDEX_FILE
     if not path.is_file():
-        told = "does not exist" if not folder.exists() else f"is no index (it holds no {INDEX_FILE})"
-        raise UsageError(f"{folder} {told}; make one: dinomed index MANIFEST --backbone B -o {folder}")
+        problem = "does not exist" if not folder.exists() else f"is no index (it holds no {INDEX_FILE})"
+        raise UsageError(f"{folder} {problem}; make one: dinomed index MANIFEST --backbone B -o {folder}")
     data = read_header(path, _HEADER, "index again")
     return parse_record(path, data, IndexRecord, FORMAT, "index again")
 
 
-def read_index(folder: str | Path) -> RetrievalIndex:
-    """An index with its vectors in memory. Its images need not be there: only `evidence` and the demo look at them.
+def read_index(folder: str | Path) -> VectorIndex:
+    """Read an index with its vectors. The image files may be missing: only evidence and demo pages read them.
 
     Raises:
-        UsageError: there is no index.
-        DinomedError: it is damaged.
+        UsageError: the folder holds no index.
+        DinomedError: the index is damaged.
     """
     folder = Path(folder)
     record, path = read_index_record(folder), folder / INDEX_FILE
@@ -207,14 +221,14 @@ def read_index(folder: str | Path) -> RetrievalIndex:
         manifest = Manifest(_read_rows(arrays[_ROWS], record), folder / record.root)
         whitening = _read_whitening(arrays, record)
         graph = {name.removeprefix(_GRAPH): value for name, value in arrays.items() if name.startswith(_GRAPH)}
-        return RetrievalIndex(record, manifest, vectors, whitening, restore(record.kind, vectors, graph))
+        return VectorIndex(record, manifest, vectors, whitening, restore(record.kind, vectors, graph))
     except KeyError as error:
         raise DinomedError(f"{path} is damaged: no {error}; index again") from None
     except (DinomedError, TypeError, pa.ArrowException) as error:
-        raise DinomedError(f"{path} is damaged: {str(error).splitlines()[0]}; index again") from None
+        raise DinomedError(f"{path} is damaged: {first_line(error)}; index again") from None
 
 
-def _tensors(index: RetrievalIndex, graph: Arrays) -> dict[str, torch.Tensor]:
+def _tensors(index: VectorIndex, graph: Arrays) -> dict[str, torch.Tensor]:
     sink = pa.BufferOutputStream()
     pq.write_table(index.manifest.table.replace_schema_metadata(None), sink, compression="zstd")
     arrays: Arrays = {"vectors": index.vectors, _ROWS: np.frombuffer(sink.getvalue(), np.uint8).copy()}

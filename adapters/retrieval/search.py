@@ -1,4 +1,4 @@
-"""Searching an index by images: `load_retriever` gives an index with its backbone."""
+"""Similarity search with images as queries: an index together with the backbone on which it was made."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,62 +8,160 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dinomed.adapters.adapter import FeatureSpec
+from dinomed.adapters.reference import find_backbone
 from dinomed.adapters.retrieval.evidence import Evidence, Grid, match
-from dinomed.adapters.retrieval.filters import Condition, Relatives, choose
-from dinomed.adapters.retrieval.index import Found, IndexRecord, RetrievalIndex, read_index
+from dinomed.adapters.retrieval.filters import Condition, GroupLookup, choose_rows, parse_conditions
+from dinomed.adapters.retrieval.index import Neighbor, VectorIndex, read_index
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.device import resolve_device
-from dinomed.errors import DinomedError, UsageError
-from dinomed.features.compute import Features, Loaded, compute_features, load_images
+from dinomed.errors import UsageError
+from dinomed.features.compute import Features, compute_features, load_images
+from dinomed.images.in_memory import ImageSource, as_pixels
 from dinomed.images.read import UnreadableImage
 from dinomed.images.shown import read_shown
 from dinomed.progress import bar
 
 BATCH_SIZE = 16
-_NOT_SHOWN = set(KNOWN)  # shown by themselves, or facts of the file
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A similar image of the index.
+
+    Attributes:
+        rank: 1 for the most similar image.
+        image: path relative to the root folder of the index.
+        path: the same path as a file of this machine; the file may have moved since.
+        similarity: cosine similarity of the two feature vectors, -1 to 1.
+        label: value of the column ``label``, None if it is empty; `group` and `split` alike.
+        columns: other columns of the manifest that are not empty, by name.
+        row: row in the manifest of the index.
+    """
+
+    rank: int
+    image: str
+    path: Path
+    similarity: float
+    label: str | None
+    group: str | None
+    split: str | None
+    columns: dict[str, Any]
+    row: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the hit as `dinomed search --json` writes it; the distance is 1 minus the similarity."""
+        return {
+            "rank": self.rank,
+            "image": self.image,
+            "similarity": round(self.similarity, 6),
+            "distance": round(1 - self.similarity, 6),
+            "label": self.label,
+            "group": self.group,
+            "split": self.split,
+            "columns": self.columns,
+        }
 
 
 @dataclass
-class Answer:
-    """What was found for one image. `error` says why it could not be read; `related` counts images of the index that
-    were kept out, being the same or of the same group; `group_known` says whether its group was known at all."""
+class QueryResult:
+    """The result of one query image of a manifest.
+
+    Attributes:
+        image: path of the query image, as in its manifest.
+        neighbors: similar images, best first.
+        error: reason why the image could not be read, or None.
+        num_excluded: images of the index that were left out as the same image or the same group.
+        group_known: whether the group of the query image is known.
+    """
 
     image: str
-    found: list[Found] = field(default_factory=list)
+    neighbors: list[Neighbor] = field(default_factory=list)
     error: str | None = None
-    related: int = 0
+    num_excluded: int = 0
     group_known: bool = False
 
 
-class Retriever:
-    """An index with its backbone; `needs` and `of_features` let it share a backbone pass with adapters."""
+class ImageIndex:
+    """An index with its backbone, searched by images.
 
-    def __init__(self, index: RetrievalIndex, backbone: FrozenBackbone) -> None:
-        self.index, self.backbone = index, backbone
-        self.relatives = Relatives(index.manifest)
-        self._columns = {name: index.manifest.column(name) for name in index.manifest.columns}
+    Example:
+        >>> index = load_index("runs/idx")                          # doctest: +SKIP
+        >>> for hit in index.search("new.jpg", k=5):                # doctest: +SKIP
+        ...     print(hit.image, hit.similarity, hit.label)
+    """
+
+    def __init__(self, vector_index: VectorIndex, backbone: FrozenBackbone) -> None:
+        self.vector_index, self.backbone = vector_index, backbone
+        self.groups = GroupLookup(vector_index.manifest)
+        self._columns = {name: vector_index.manifest.column(name) for name in vector_index.manifest.columns}
+
+    def __len__(self) -> int:
+        return len(self.vector_index)
 
     @property
     def feature_spec(self) -> FeatureSpec:
-        return self.index.record.pooling.feature_spec
+        """Features of the backbone from which a query vector is computed."""
+        return self.vector_index.record.pooling.feature_spec
 
-    def of_features(self, features: Features) -> np.ndarray:
-        """Features of the last block -> queries, float32 (B, D)."""
-        return self.index.prepare(self.index.record.pooling(features).float().cpu().numpy())
+    def embed_features(self, features: Features) -> np.ndarray:
+        """Return the query vectors, float32 (B, D), of features of the last block of B images."""
+        return self.vector_index.prepare(self.vector_index.record.pooling(features).float().cpu().numpy())
 
     @torch.inference_mode()
-    def vectors(self, pixels: Tensor) -> np.ndarray:
-        """Preprocessed images (B, channels, height, width) -> queries, float32 (B, D)."""
-        return self.of_features(
+    def embed(self, pixels: Tensor) -> np.ndarray:
+        """Return the query vectors, float32 (B, D), of preprocessed images (B, channels, height, width)."""
+        return self.embed_features(
             compute_features(self.backbone, pixels, self.feature_spec.blocks, self.feature_spec.patches)
         )
 
     def search(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        k: int = 10,
+        *,
+        where: Sequence[str] = (),
+        exact: bool = False,
+    ) -> list[Hit] | list[list[Hit]]:
+        """Return the `k` most similar images of the index, best first.
+
+        Args:
+            images: one image or a sequence of images; each is a path, a Pillow image, a NumPy array (H, W, C), or a
+                torch tensor (C, H, W). See `dinomed.images.in_memory.as_pixels`.
+            k: number of results; fewer are returned if the index (after `where`) has fewer images.
+            where: conditions on the manifest of the index, such as ``sex=female`` or ``age>=50``; all must be met.
+            exact: compare with every vector, even if the index is approximate (HNSW or IVF).
+
+        Returns:
+            A list of hits for one image; a list of such lists for a sequence.
+
+        Raises:
+            UsageError: `k` below 1, a condition that no image meets, or an unsupported image.
+            UnreadableImage: a file cannot be read.
+        """
+        single = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 4) < 4
+        queries = [images] if single else list(images)
+        allowed = choose_rows(self.vector_index.manifest, parse_conditions(where))
+        results: list[list[Hit]] = []
+        for start in range(0, len(queries), BATCH_SIZE):
+            batch = [self._pixels(image) for image in queries[start : start + BATCH_SIZE]]
+            vectors = self.embed(torch.stack(batch))
+            results += [
+                [self.hit(neighbor, rank) for rank, neighbor in enumerate(neighbors, 1)]
+                for neighbors in self.vector_index.nearest(vectors, k, allowed=allowed, exact=exact)
+            ]
+        return results[0] if single else results
+
+    def _pixels(self, image: ImageSource) -> Tensor:
+        preprocessing = self.backbone.preprocessing
+        return preprocessing(as_pixels(image, channels=preprocessing.channels, intensity=preprocessing.intensity))
+
+    def search_manifest(
         self,
         queries: Manifest,
         k: int,
@@ -71,147 +169,134 @@ class Retriever:
         conditions: Iterable[Condition] = (),
         exclude_same_group: bool = False,
         exact: bool = False,
-    ) -> Iterator[Answer]:
-        """The `k` most similar images of the index for each image of a manifest, in its order.
+    ) -> Iterator[QueryResult]:
+        """Return an iterator over the `k` most similar images for each image of a manifest, in its order.
 
         Args:
-            conditions: on the columns of the index; all have to be met.
-            exclude_same_group: find neither the image itself nor others of its patient, lesion or video. The group is
-                that of the query's manifest, or of the same image in the index.
+            conditions: on the manifest of the index; all must be met.
+            exclude_same_group: leave out the query image itself (same bytes) and images of its group (patient, lesion
+                or video). The group is taken from `queries`, or from the same image in the index.
+            exact: compare with every vector, even if the index is approximate.
 
         Raises:
-            UsageError: a condition that cannot be met, or k below 1.
+            UsageError: a condition that no image meets, or `k` below 1.
         """
-        allowed = choose(self.index.manifest, conditions)
+        if k < 1:
+            raise UsageError(f"k is {k}; at least 1 result is needed")
+        allowed = choose_rows(self.vector_index.manifest, conditions)
+        return self._search_batches(queries, k, allowed, exclude_same_group, exact)
+
+    def _search_batches(
+        self, queries: Manifest, k: int, allowed: np.ndarray | None, exclude_same_group: bool, exact: bool
+    ) -> Iterator[QueryResult]:
         names, contents, groups = queries.column("image"), queries.column("sha256"), queries.groups()
+        loaded_images = load_images(queries, self.backbone.preprocessing)
         with bar("searching", len(queries)) as progress:
-            for loaded in _batches(queries, self.backbone):
-                good = [one for one in loaded if one.pixels is not None]
-                answers = {one.index: Answer(names[one.index]) for one in loaded}
-                for one in loaded:
-                    if one.error is not None:
-                        answers[one.index].error = one.error.reason
-                if good:
-                    vectors = self.vectors(torch.stack([one.pixels for one in good if one.pixels is not None]))
+            while batch := list(islice(loaded_images, BATCH_SIZE)):
+                results = {
+                    loaded.index: QueryResult(names[loaded.index], error=loaded.error and loaded.error.reason)
+                    for loaded in batch
+                }
+                readable = [(loaded.index, loaded.pixels) for loaded in batch if loaded.pixels is not None]
+                if readable:
+                    vectors = self.embed(torch.stack([pixels for _, pixels in readable]))
                     excluded = None
                     if exclude_same_group:
-                        excluded = [self.relatives.rows(contents[one.index], groups[one.index]) for one in good]
-                        for one, rows in zip(good, excluded, strict=True):
-                            answers[one.index].related = len(rows)
-                            answers[one.index].group_known = self.relatives.knows(
-                                contents[one.index], groups[one.index]
-                            )
-                    found = self.index.search(vectors, k, allowed=allowed, excluded=excluded, exact=exact)
-                    for one, best in zip(good, found, strict=True):
-                        answers[one.index].found = best
-                yield from answers.values()
-                progress.advance(len(loaded))
+                        excluded = []
+                        for index, _ in readable:
+                            excluded.append(self.groups.rows(contents[index], groups[index]))
+                            results[index].num_excluded = len(excluded[-1])
+                            results[index].group_known = self.groups.is_known(contents[index], groups[index])
+                    neighbors = self.vector_index.nearest(vectors, k, allowed=allowed, excluded=excluded, exact=exact)
+                    for (index, _), nearest in zip(readable, neighbors, strict=True):
+                        results[index].neighbors = nearest
+                yield from results.values()
+                progress.advance(len(batch))
 
-    def describe(self, found: Found, rank: int) -> dict[str, Any]:
-        """One result in words and numbers: its columns of the index's manifest, similarity, distance."""
-        cells = {name: values[found.row] for name, values in self._columns.items()}
-        return {
-            "rank": rank,
-            "image": cells["image"],
-            "similarity": round(found.similarity, 6),
-            "distance": round(1 - found.similarity, 6),
-            "label": cells.get("label"),
-            "group": cells.get("group"),
-            "split": cells.get("split"),
-            "columns": {name: value for name, value in cells.items() if name not in _NOT_SHOWN and value is not None},
-        }
+    def hit(self, neighbor: Neighbor, rank: int) -> Hit:
+        """Return a neighbour with its columns of the manifest of the index."""
+        cells = {name: values[neighbor.row] for name, values in self._columns.items()}
+        return Hit(
+            rank=rank,
+            image=cells["image"],
+            path=self.vector_index.manifest.path(neighbor.row),
+            similarity=neighbor.similarity,
+            label=cells.get("label"),
+            group=cells.get("group"),
+            split=cells.get("split"),
+            columns={name: value for name, value in cells.items() if name not in KNOWN and value is not None},
+            row=neighbor.row,
+        )
 
-    def read(self, row: int) -> np.ndarray:
-        """The image at a row of the index as a person sees it, uint8 (H, W, 3); of arrays and bands the first channel.
+    def read_image(self, row: int) -> np.ndarray:
+        """Read an image of the index for display, uint8 (H, W, 3); of arrays and several bands the first channel.
 
         Raises:
-            UnreadableImage: it is no longer there, or a link leads out of the folder of the images.
+            UnreadableImage: the file is missing, or a link leads out of the root folder of the index.
         """
         preprocessing = self.backbone.preprocessing
         return read_shown(self._path(row), preprocessing.channels, preprocessing.intensity)
 
-    def evidence(self, image: np.ndarray, found: Sequence[Found]) -> list[Evidence | None]:
-        """What in `image` (as ``backbone.preprocessing.read`` gives it) and in each result is alike; None where the
-        result can no longer be read. Patch tokens are computed anew: of a whole collection they would fill a disk."""
-        others: list[np.ndarray | None] = []
-        for one in found:
+    def evidence(self, image: np.ndarray, neighbors: Sequence[Neighbor]) -> list[Evidence | None]:
+        """Match the patches of `image` with those of each neighbour; None where the neighbour cannot be read.
+
+        Patch tokens are computed again: stored for a whole collection, they would fill a disk.
+
+        Args:
+            image: as ``backbone.preprocessing.read`` returns it.
+        """
+        images: list[np.ndarray | None] = []
+        for neighbor in neighbors:
             try:
-                others.append(self.backbone.preprocessing.read(self._path(one.row)))
+                images.append(self.backbone.preprocessing.read(self._path(neighbor.row)))
             except UnreadableImage:
-                others.append(None)
-        query, *grids = self._grids([image, *(other for other in others if other is not None)])
-        left = iter(grids)
-        return [None if other is None else match(query, next(left)) for other in others]
+                images.append(None)
+        query, *grids = self._patch_grids([image, *(other for other in images if other is not None)])
+        remaining = iter(grids)
+        return [None if other is None else match(query, next(remaining)) for other in images]
 
     def _path(self, row: int) -> Path:
-        path, root = self.index.manifest.path(row), self.index.manifest.root.resolve()
+        path, root = self.vector_index.manifest.path(row), self.vector_index.manifest.root.resolve()
         if not path.resolve().is_relative_to(root):
             raise UnreadableImage(path, "leads out of the folder of the images")
         return path
 
     @torch.inference_mode()
-    def _grids(self, images: Sequence[np.ndarray]) -> list[Grid]:
+    def _patch_grids(self, images: Sequence[np.ndarray]) -> list[Grid]:
         grids = []
         for start in range(0, len(images), BATCH_SIZE):
-            part = images[start : start + BATCH_SIZE]
-            pixels = torch.stack([self.backbone.preprocessing(image) for image in part])
+            batch = images[start : start + BATCH_SIZE]
+            pixels = torch.stack([self.backbone.preprocessing(image) for image in batch])
             features = compute_features(self.backbone, pixels, (-1,), True)
             assert features.patches is not None
             tokens = features.patches.permute(0, 2, 3, 1).float().cpu().numpy()
-            grids += [Grid(one, image.shape[:2]) for one, image in zip(tokens, part, strict=True)]
+            grids += [Grid(patches, image.shape[:2]) for patches, image in zip(tokens, batch, strict=True)]
         return grids
 
 
-def load_retriever(
+def load_index(
     folder: str | Path,
     device: str | torch.device = "cpu",
     backbone: str | Path | None = None,
     *,
     load: Callable[..., FrozenBackbone] = load_backbone,
-) -> Retriever:
-    """An index that `dinomed index` wrote, with the backbone that it was made on.
+) -> ImageIndex:
+    """Load an index that `dinomed index` wrote, with the backbone on which it was made.
 
     Args:
         device: cpu, cuda, cuda:N, mps or auto.
-        backbone: where the backbone is, if it is no longer where the index says.
-        load: another `load_backbone`, such as `dinomed.adapters.inference.shared.Backbones`.
+        backbone: path or name of the backbone, if it is no longer where the index says.
+        load: function with the arguments of `load_backbone`, such as `dinomed.adapters.inference.shared.Backbones`.
 
     Raises:
-        UsageError: no such index, or another backbone than it was made on (both fingerprints are named).
+        UsageError: the folder holds no index, or the backbone has another fingerprint (both are named).
         DinomedError: the index is damaged, or its backbone is missing.
     """
-    index = read_index(folder)
-    where = resolve_device(device) if isinstance(device, str) else device
-    return Retriever(index, _find_backbone(Path(folder), index.record, backbone, where, load))
-
-
-def _find_backbone(
-    folder: Path,
-    record: IndexRecord,
-    given: str | Path | None,
-    device: torch.device,
-    load: Callable[..., FrozenBackbone],
-) -> FrozenBackbone:
-    reference = record.backbone
-    name, weights = str(given) if given is not None else reference.name, None
-    if given is not None and Path(given).is_file():
-        name, weights = reference.name, Path(given)
-    elif given is None and (relative := reference.path or reference.weights):
-        place = folder / relative
-        if not place.exists():
-            raise DinomedError(f"the backbone of index {folder} is not at {place}; say where: --backbone PATH")
-        name, weights = (str(place), None) if reference.path else (reference.name, place)
-    found = load(name, weights=weights, image_size=record.preprocessing.image_size, device=device)
-    if found.fingerprint != reference.fingerprint:
-        raise UsageError(
-            f"index {folder} was made on backbone {reference.name} with fingerprint {reference.fingerprint[:16]}, "
-            f"but {given or found.source or found.name} has {found.fingerprint[:16]}: vectors of two backbones cannot "
-            "be compared; give the one it was made on (--backbone PATH), or index again"
-        )
-    return found
-
-
-def _batches(manifest: Manifest, backbone: FrozenBackbone) -> Iterator[list[Loaded]]:
-    images = load_images(manifest, backbone.preprocessing)
-    while chunk := list(islice(images, BATCH_SIZE)):
-        yield chunk
+    vector_index = read_index(folder)
+    record = vector_index.record
+    place = resolve_device(device) if isinstance(device, str) else device
+    size = record.preprocessing.image_size
+    return ImageIndex(
+        vector_index,
+        find_backbone(folder, record.backbone, size, backbone, place, load, kind="index", remedy="index again"),
+    )

@@ -1,4 +1,4 @@
-"""`dinomed index`: the images of a manifest, made searchable."""
+"""`dinomed index`: an index of the images of a manifest, for similarity search."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from dinomed.apps.options import Backbone, Cache, Device, ImageSize, Json, Outpu
 
 Where = Annotated[
     list[str] | None,
-    Option("--where", help="Only images with COLUMN=VALUE (or !=, <, <=, >, >=) in the manifest; may be repeated."),
+    Option("--where", help="Use only images with COLUMN=VALUE (or !=, <, <=, >, >=) in the manifest; may be repeated."),
 ]
 
 
@@ -19,16 +19,31 @@ def index(
     output: Output,
     weights: Weights = None,
     kind: Annotated[
-        str, Option("--kind", help="flat (exact), hnsw (a graph: fast from 100,000 images on) or ivf (cells).")
+        str,
+        Option(
+            "--kind",
+            help="flat (exact), hnsw (graph, fast from 100,000 images on) or ivf (cells).",
+        ),
     ] = "flat",
     pool: Annotated[
-        str, Option("--pool", help="The vector of an image: cls, mean, cls+mean, or gem (generalised mean).")
+        str,
+        Option(
+            "--pool",
+            help="Feature vector of an image: cls, mean, cls+mean, or gem (generalised mean of the patch tokens).",
+        ),
     ] = "cls",
     gem_power: Annotated[
         float,
-        Option("--gem-power", help="Of gem: 1 is the mean; higher weighs the strongest patches more.", min=1, max=64),
+        Option(
+            "--gem-power",
+            help="Exponent of gem: 1 is the mean; larger values give strong patches more weight.",
+            min=1,
+            max=64,
+        ),
     ] = 3.0,
-    whiten: Annotated[int | None, Option("--whiten", help="PCA-whiten vectors to so many values.", min=1)] = None,
+    whiten: Annotated[
+        int | None, Option("--whiten", help="PCA-whiten the vectors to this number of dimensions.", min=1)
+    ] = None,
     where: Where = None,
     image_size: ImageSize = None,
     cache: Cache = None,
@@ -37,16 +52,16 @@ def index(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Index images, so that `dinomed search` finds those that are similar.
+    """Index images for `dinomed search`.
 
-    Writes the folder OUTPUT with index.safetensors. It names images, groups and labels, as the manifest does, and
-    finds the images and the backbone where they are now. For research use only, not for diagnosis.
+    Writes the folder OUTPUT with index.safetensors. The index holds paths, groups and labels, as the manifest does, and
+    refers to the images and the backbone where they are now. For research use only, not for diagnosis.
     """
     import numpy as np
 
     from dinomed.adapters.retrieval.build import build_index
     from dinomed.adapters.retrieval.engine import parse_kind
-    from dinomed.adapters.retrieval.filters import choose, parse_conditions
+    from dinomed.adapters.retrieval.filters import choose_rows, parse_conditions
     from dinomed.adapters.retrieval.pool import Pooling, parse_pool
     from dinomed.apps.output import emit
     from dinomed.backbones.load import load_backbone
@@ -56,14 +71,14 @@ def index(
     from dinomed.notice import RESEARCH_USE
 
     conditions = parse_conditions(where or [])
-    how, pooling = parse_kind(kind), Pooling(tokens=parse_pool(pool), gem_power=gem_power)
+    index_kind, pooling = parse_kind(kind), Pooling(tokens=parse_pool(pool), gem_power=gem_power)
     manifest, unreadable = collect(data)
-    allowed = choose(manifest, conditions)
+    allowed = choose_rows(manifest, conditions)
     if allowed is not None:
         manifest = manifest.take(np.flatnonzero(allowed).tolist())
-    found = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
-    made = build_index(
-        found, manifest, output, cache=cache or default_cache(data), kind=how, pooling=pooling, whiten=whiten,
+    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+    vector_index = build_index(
+        frozen, manifest, output, cache=cache or default_cache(data), kind=index_kind, pooling=pooling, whiten=whiten,
         overwrite=overwrite,
     )  # fmt: skip
     if unreadable:
@@ -76,14 +91,14 @@ def index(
             )
     report = {
         "index": str(output),
-        "images": len(made),
-        "dimension": made.record.dimension,
-        "kind": made.record.kind,
-        "pool": made.record.pooling.tokens,
-        "whitened": made.record.whitened,
-        "backbone": found.name,
-        "fingerprint": found.fingerprint,
-        "image_size": found.preprocessing.image_size,
+        "images": len(vector_index),
+        "dimension": vector_index.record.dimension,
+        "kind": vector_index.record.kind,
+        "pool": vector_index.record.pooling.tokens,
+        "whitened": vector_index.record.whitened,
+        "backbone": frozen.name,
+        "fingerprint": frozen.fingerprint,
+        "image_size": frozen.preprocessing.image_size,
         "unreadable": len(unreadable),
         "note": RESEARCH_USE,
     }

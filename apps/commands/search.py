@@ -1,4 +1,4 @@
-"""`dinomed search`: the images of an index that are most similar to others."""
+"""`dinomed search`: the images of an index that are most similar to query images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,47 +8,59 @@ from typer import Argument, Option
 from dinomed.apps.commands.index import Where
 from dinomed.apps.options import Device, Json, Overwrite, Quiet
 
+RESULTS_FILE = "results.json"
+
 if TYPE_CHECKING:
     from dinomed.adapters.retrieval.filters import Condition
-    from dinomed.adapters.retrieval.search import Answer, Retriever
-    from dinomed.datasets.manifest import Manifest
+    from dinomed.adapters.retrieval.search import ImageIndex, QueryResult
 
 
 def search(
     images: Annotated[Path, Argument(help="One image, a folder of images, or a manifest.")],
-    index: Annotated[Path, Option("--index", "-i", help="Folder, as `dinomed index` writes it.")],
-    k: Annotated[int, Option("-k", help="Results for each image.", min=1)] = 10,
+    index: Annotated[Path, Option("--index", "-i", help="Folder that `dinomed index` wrote.")],
+    k: Annotated[int, Option("-k", help="Number of results for each image.", min=1)] = 10,
     exclude_same_group: Annotated[
-        bool, Option("--exclude-same-group", help="Not the image itself, nor others of its patient, lesion or video.")
+        bool,
+        Option(
+            "--exclude-same-group", help="Leave out the query image itself and images of its patient, lesion or video."
+        ),
     ] = False,
     where: Where = None,
-    exact: Annotated[bool, Option("--exact", help="Compare with every image, whatever the index is.")] = False,
-    evidence: Annotated[bool, Option("--evidence", help="Also which regions of query and result match.")] = False,
+    exact: Annotated[
+        bool, Option("--exact", help="Compare with every image, even if the index is approximate.")
+    ] = False,
+    evidence: Annotated[
+        bool, Option("--evidence", help="Also report which regions of query and result match.")
+    ] = False,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="Folder for results.json and, with --evidence, pictures.")
+        Path | None,
+        Option("--output", "-o", help="Folder for results.json and, with --evidence, pictures of the matches."),
     ] = None,
     evaluate: Annotated[
-        bool, Option("--evaluate", help="Of a manifest with labels: mAP, recall and precision, in place of results.")
+        bool,
+        Option("--evaluate", help="Report mAP, recall and precision on a manifest with labels, instead of results."),
     ] = False,
-    split: Annotated[str, Option("--split", help="With --evaluate: whose images are the queries.")] = "test",
-    label: Annotated[str, Option("--label", help="With --evaluate: the column that says what is relevant.")] = "label",
-    backbone: Annotated[str | None, Option("--backbone", "-b", help="Where its backbone is now, if moved.")] = None,
+    split: Annotated[str, Option("--split", help="With --evaluate: split whose images are the queries.")] = "test",
+    label: Annotated[str, Option("--label", help="With --evaluate: column of the labels.")] = "label",
+    backbone: Annotated[
+        str | None, Option("--backbone", "-b", help="Where the backbone of the index is now, if it was moved.")
+    ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find the most similar images.
+    """Find the most similar images of an index.
 
-    Similarity is that of the backbone's features (cosine, 1 for the same), not of diagnoses. Images that cannot be
-    read are named, and the rest goes on; the exit code is then 1.
+    Similarity is the cosine similarity of backbone features (1 for the same image), not of diagnoses. Images that
+    cannot be read are named, the others are searched, and the exit code is then 1.
 
-    With --evaluate each labelled image of a split is a query, and images of its label are what it should find; its
-    own group never counts. Add --where split=train to search among those only. For research use only, not for
+    With --evaluate each labelled image of a split is a query, and images with its label are relevant; the group of the
+    query is left out. Add --where split=train to search among training images only. For research use only, not for
     diagnosis.
     """
     from dinomed.adapters.retrieval.filters import parse_conditions
-    from dinomed.adapters.retrieval.search import load_retriever
+    from dinomed.adapters.retrieval.search import load_index
     from dinomed.apps.output import emit
     from dinomed.datasets.open import collect
     from dinomed.errors import DinomedError, UsageError
@@ -61,42 +73,46 @@ def search(
     if evaluate:
         if evidence or exact or output is not None:
             raise UsageError("--evaluate gives metrics alone: leave out --evidence, --exact and -o")
-        _evaluate(load_retriever(index, device, backbone), images, split, label, conditions, as_json)
+        _evaluate(load_index(index, device, backbone), images, split, label, conditions, as_json)
         return
-    if output is not None:
-        prepare_output(output, overwrite=overwrite, marker=RESULTS_FILE)
-        _remove_pictures(output)
-    retriever = load_retriever(index, device, backbone)
+    image_index = load_index(index, device, backbone)
     manifest, unreadable = collect(images)
     failed = [{"image": name, "reason": reason} for name, reason in unreadable]
-    notes = _notes(retriever, k)
-    for note in notes:
-        logger.warning(note)
+    notes = []
+    if k > len(image_index):
+        notes.append(f"-k {k}: the index holds {len(image_index)} images; no more results are possible")
+        logger.warning(notes[-1])
     queries: list[dict[str, Any]] = []
-    answers = retriever.search(manifest, k, conditions=conditions, exclude_same_group=exclude_same_group, exact=exact)
-    for row, answer in enumerate(answers):
-        if answer.error is not None:
-            failed.append({"image": answer.image, "reason": answer.error})
+    results = image_index.search_manifest(
+        manifest, k, conditions=conditions, exclude_same_group=exclude_same_group, exact=exact
+    )
+    if output is not None:  # only now, so that a refused search leaves no empty folder
+        prepare_output(output, overwrite=overwrite, marker=RESULTS_FILE)
+        _remove_pictures(output)
+    for row, result in enumerate(results):
+        if result.error is not None:
+            failed.append({"image": result.image, "reason": result.error})
             continue
-        results = [retriever.describe(found, rank) for rank, found in enumerate(answer.found, 1)]
+        hits = [image_index.hit(neighbor, rank).to_json() for rank, neighbor in enumerate(result.neighbors, 1)]
         if evidence:
-            _add_evidence(retriever, manifest, row, answer, results, output)
-        queries.append({"image": answer.image, **_exclusion(answer, exclude_same_group), "results": results})
+            _add_evidence(image_index, manifest.path(row), row, result, hits, output)
+        exclusion = {"kept_out": result.num_excluded, "group_known": result.group_known} if exclude_same_group else {}
+        queries.append({"image": result.image, **exclusion, "results": hits})
     unknown = sum(exclude_same_group and not query["group_known"] for query in queries)
     if unknown:
         notes.append(
-            f"the group of {unknown} of {len(queries)} images is not known (a manifest would tell it): of these only "
-            "the image itself is kept out"
+            f"the group of {unknown} of {len(queries)} images is not known, so only the image itself is left out; give a "
+            "manifest with groups"
         )
         logger.warning(notes[-1])
     report = {
         "purpose": RESEARCH_USE,
         "index": {
             "path": str(index),
-            "images": len(retriever.index),
-            "kind": retriever.index.record.kind,
-            "backbone": retriever.backbone.name,
-            "fingerprint": retriever.backbone.fingerprint,
+            "images": len(image_index),
+            "kind": image_index.vector_index.record.kind,
+            "backbone": image_index.backbone.name,
+            "fingerprint": image_index.backbone.fingerprint,
         },
         "k": k,
         "where": [str(condition) for condition in conditions],
@@ -110,79 +126,65 @@ def search(
             write_json(output / RESULTS_FILE, report)
     emit(report, as_json, None if as_json else _table(report))
     if failed:
-        first = failed[0]
         raise DinomedError(
-            f"{len(failed)} files could not be read (the first: {first['image']}: {first['reason']}); "
+            f"{len(failed)} files could not be read (the first: {failed[0]['image']}: {failed[0]['reason']}); "
             f"the other {len(queries)} are searched"
         )
 
 
-RESULTS_FILE = "results.json"
-
-
 def _evaluate(
-    retriever: "Retriever", images: Path, split: str, label: str, conditions: "list[Condition]", as_json: bool
+    image_index: "ImageIndex", images: Path, split: str, label: str, conditions: "list[Condition]", as_json: bool
 ) -> None:
     from dinomed.adapters.retrieval.evaluate import evaluate_index
     from dinomed.apps.output import build_table, emit
     from dinomed.datasets.manifest import open_collection
 
-    report = evaluate_index(retriever, open_collection(images), split, label=label, conditions=conditions)
+    report = evaluate_index(image_index, open_collection(images), split, label=label, conditions=conditions)
     columns = ("n", "map", "recall@10", "precision@1", "precision@5", "precision@10")
     rows = [(name, *(row[key] for key in columns), "") for name, row in report["per_class"].items()]
-    low, high = report["metrics"]["intervals"]["map"]
-    means = report["metrics"]
-    rows.append(("all", *(means[key] for key in columns), f"mAP {low:.3f} to {high:.3f}"))
+    metrics = report["metrics"]
+    low, high = metrics["intervals"]["map"]
+    rows.append(("all", *(metrics[key] for key in columns), f"mAP {low:.3f} to {high:.3f}"))
     rows.append((report["purpose"], *[None] * len(columns), ""))
     emit(report, as_json, build_table((label, *columns, "95% interval"), rows, title=f"queries of split {split}"))
 
 
 def _remove_pictures(folder: Path) -> None:
-    """Those of an earlier search, by their names; anything else stays."""
+    """Remove the pictures of an earlier search, recognised by their names; other files stay."""
     for path in folder.glob("*_*.jpg"):
         if path.stem.replace("_", "").isdigit() and path.is_file():
             path.unlink()
 
 
-def _notes(retriever: "Retriever", k: int) -> list[str]:
-    count = len(retriever.index)
-    return [f"-k {k}: the index holds {count} images; there are no more results than that"] if k > count else []
-
-
-def _exclusion(answer: "Answer", asked: bool) -> dict[str, Any]:
-    return {"kept_out": answer.related, "group_known": answer.group_known} if asked else {}
-
-
 def _add_evidence(
-    retriever: "Retriever",
-    manifest: "Manifest",
+    image_index: "ImageIndex",
+    query: Path,
     row: int,
-    answer: "Answer",
-    results: list[dict[str, Any]],
+    result: "QueryResult",
+    hits: list[dict[str, Any]],
     output: Path | None,
 ) -> None:
-    """What matches, into each of `results`; with `output` also as pictures, QUERY_RANK.jpg."""
+    """Add the matching regions to each of `hits`; with `output` also draw them, to ``QUERY_RANK.jpg``."""
     from PIL import Image
 
     from dinomed.apps.pages.matches import draw_matches
     from dinomed.images.read import UnreadableImage, read_image
     from dinomed.io.files import replacing
 
-    path = manifest.path(row)
-    evidence = retriever.evidence(retriever.backbone.preprocessing.read(path), answer.found)
-    for result, one, found in zip(results, answer.found, evidence, strict=True):
-        result["evidence"] = None if found is None else found.to_json()
-        if found is None:
-            result["evidence_missing"] = "the indexed image can no longer be read"
+    all_evidence = image_index.evidence(image_index.backbone.preprocessing.read(query), result.neighbors)
+    for hit, neighbor, evidence in zip(hits, result.neighbors, all_evidence, strict=True):
+        hit["evidence"] = None if evidence is None else evidence.to_json()
+        if evidence is None:
+            hit["evidence_missing"] = "the indexed image can no longer be read"
         elif output is not None:
-            name = f"{row + 1:04d}_{result['rank']:02d}.jpg"
+            name = f"{row + 1:04d}_{hit['rank']:02d}.jpg"
             try:
-                drawn = draw_matches(read_image(path), retriever.read(one.row), found)
-            except UnreadableImage:  # arrays and bands have no picture
+                drawn = draw_matches(read_image(query), image_index.read_image(neighbor.row), evidence)
+            except UnreadableImage:  # arrays and images of several bands cannot be drawn
                 continue
             with replacing(output / name) as temporary:
                 Image.fromarray(drawn).save(temporary, format="JPEG", quality=92)
-            result["evidence"]["picture"] = name
+            hit["evidence"]["picture"] = name
 
 
 def _table(report: dict[str, Any]) -> Any:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dinomed.adapters.retrieval.index import Found
-from dinomed.adapters.retrieval.search import Retriever
+from dinomed.adapters.retrieval.index import Neighbor
+from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.apps.demos.parts import Picture, inline, message
 from dinomed.apps.pages.matches import draw_matches
 from dinomed.errors import DinomedError
@@ -15,29 +15,33 @@ ALONE_PX, PAIR_PX = 120, 170
 GONE = '<div class="hint">The picture is no longer where the index was made of it.</div>'
 
 
-def similar(retriever: Retriever, query: np.ndarray, sha256: str, k: int, exclude: bool) -> tuple[list[Found], int]:
+def similar(
+    image_index: ImageIndex, query: np.ndarray, sha256: str, k: int, exclude: bool
+) -> tuple[list[Neighbor], int]:
     """The `k` most similar cases, and how many were kept out as the picture itself or of its patient or lesion.
 
     Args:
-        query: (D,), of `Retriever.of_features`.
+        query: (D,), of `ImageIndex.embed_features`.
         sha256: of the file that was dropped; by it the picture is recognised.
     """
-    related = retriever.relatives.rows(sha256) if exclude else np.empty(0, np.int64)
-    return retriever.index.search(query[None], k, excluded=[related])[0], len(related)
+    related = image_index.groups.rows(sha256) if exclude else np.empty(0, np.int64)
+    return image_index.vector_index.nearest(query[None], k, excluded=[related])[0], len(related)
 
 
-def show_cases(retriever: Retriever, picture: Picture, found: Sequence[Found], related: int, *, regions: bool) -> str:
+def show_cases(
+    image_index: ImageIndex, picture: Picture, found: Sequence[Neighbor], related: int, *, regions: bool
+) -> str:
     """HTML of the cases, best first; with `regions` beside the picture that was dropped, and what matches framed."""
     if not found:
         return message("no-cases", "The index has no other case than those of this patient or lesion.")
     cases = []
     if regions:
-        for one, evidence in zip(found, retriever.evidence(picture.given, found), strict=True):
-            other = _read(retriever, one.row)
+        for one, evidence in zip(found, image_index.evidence(picture.given, found), strict=True):
+            other = _read(image_index, one.row)
             drawn = None if other is None or evidence is None else draw_matches(picture.shown, other, evidence, PAIR_PX)
-            cases.append(_case(retriever, one, drawn, PAIR_PX))
+            cases.append(_case(image_index, one, drawn, PAIR_PX))
     else:
-        cases = [_case(retriever, one, _read(retriever, one.row), ALONE_PX) for one in found]
+        cases = [_case(image_index, one, _read(image_index, one.row), ALONE_PX) for one in found]
     kept_out = (
         f"{related} of the index {'is' if related == 1 else 'are'} this picture itself, or of the same patient, lesion "
         "or video, and not shown. " if related else ""
@@ -49,9 +53,9 @@ def show_cases(retriever: Retriever, picture: Picture, found: Sequence[Found], r
     return f'<div class="cases">{"".join(cases)}</div><div class="hint cases-hint">{hint}</div>'
 
 
-def _case(retriever: Retriever, found: Found, picture: np.ndarray | None, height_px: int) -> str:
-    about = retriever.describe(found, 0)
-    label = "no label" if about["label"] is None else str(about["label"])
+def _case(image_index: ImageIndex, found: Neighbor, picture: np.ndarray | None, height_px: int) -> str:
+    hit = image_index.hit(found, 0)
+    label = "no label" if hit.label is None else str(hit.label)
     shown = GONE if picture is None else inline(picture, f"A similar case, {label}", height_px)
     return (
         f'<figure class="case">{shown}<figcaption><b>{html.escape(label)}</b> '
@@ -60,8 +64,8 @@ def _case(retriever: Retriever, found: Found, picture: np.ndarray | None, height
     )
 
 
-def _read(retriever: Retriever, row: int) -> np.ndarray | None:
+def _read(image_index: ImageIndex, row: int) -> np.ndarray | None:
     try:
-        return retriever.read(row)
+        return image_index.read_image(row)
     except DinomedError:
         return None

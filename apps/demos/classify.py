@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from dinomed.adapters.inference.loader import ClassifyPredictor
-from dinomed.adapters.retrieval.search import Retriever
+from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.apps.demos.cases import show_cases, similar
 from dinomed.apps.demos.page import Panel
 from dinomed.apps.demos.parts import WAITING, Picture
@@ -26,15 +26,15 @@ class ClassifyPanel(Panel):
     name, title = "classify", "Classification"
     explanation = "The model says how probable each class is."
 
-    def __init__(self, predictor: ClassifyPredictor, retriever: Retriever | None = None) -> None:
+    def __init__(self, predictor: ClassifyPredictor, image_index: ImageIndex | None = None) -> None:
         self.predictor, self.preprocessing = predictor, predictor.backbone.preprocessing
-        self.retriever = retriever
-        self.consumers = [predictor] if retriever is None else [predictor, retriever]
+        self.image_index = image_index
+        self.consumers = [predictor] if image_index is None else [predictor, image_index]
 
     def build(self) -> None:
         self.waits = gr.HTML(WAITING, elem_id="classes")
         self.inputs, self.outputs = [], [self.waits]
-        if self.retriever is not None:
+        if self.image_index is not None:
             with gr.Tabs(), gr.Tab("Similar cases", elem_id="similar-tab"):
                 regions = gr.Checkbox(False, label="Show which regions match", elem_id="similar-regions")
                 alike = gr.HTML("", elem_id="similar")
@@ -43,10 +43,10 @@ class ClassifyPanel(Panel):
 
     def answer(self, picture: Picture, answers: Sequence[Any], *values: Any) -> list[Any]:
         said = show_probabilities(self.predictor, answers[0])
-        if self.retriever is None:
+        if self.image_index is None:
             return [said]
-        found, related = similar(self.retriever, answers[1], picture.sha256, CASES, True)
-        return [said, show_cases(self.retriever, picture, found, related, regions=values[0])]
+        found, related = similar(self.image_index, answers[1], picture.sha256, CASES, True)
+        return [said, show_cases(self.image_index, picture, found, related, regions=values[0])]
 
     def refuse(self, told: str, *values: Any) -> list[Any]:
         return [told, *[""] * (len(self.outputs) - 1)]

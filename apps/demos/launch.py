@@ -12,7 +12,7 @@ from dinomed.log import logger
 
 if TYPE_CHECKING:
     from dinomed.adapters.inference.loader import AnyPredictor
-    from dinomed.adapters.retrieval.search import Retriever
+    from dinomed.adapters.retrieval.search import ImageIndex
     from dinomed.apps.demos.page import Panel
 
 NUM_EXAMPLES = 6
@@ -55,9 +55,9 @@ def serve_demo(
     address = address or choose_address()
     with private_environment() as scratch:
         chosen = choose_examples(folders, examples, scratch)
-        predictors, retriever = _load(adapters, index, backbone, device)
-        _check_reading(predictors, retriever)
-        consumers = [*predictors.values(), *([] if retriever is None else [retriever])]
+        predictors, image_index = _load(adapters, index, backbone, device)
+        _check_reading(predictors, image_index)
+        consumers = [*predictors.values(), *([] if image_index is None else [image_index])]
         bands = next((n for one in consumers if (n := one.backbone.preprocessing.channels) not in (1, 3)), None)
         if bands is not None:  # examples are written as colour pictures, which such a backbone cannot take
             if examples is not None:
@@ -70,9 +70,9 @@ def serve_demo(
 
         serve(
             lambda: build_page(
-                list(_panels(predictors, retriever, retrieve)),
+                list(_panels(predictors, image_index, retrieve)),
                 chosen,
-                _subtitle(adapters, index, predictors, retriever),
+                _subtitle(adapters, index, predictors, image_index),
             ),
             address,
             browser=browser,
@@ -90,22 +90,22 @@ def _check_tasks(adapters: dict[str, Path]) -> None:
 
 def _load(
     adapters: dict[str, Path], index: Path | None, backbone: str | None, device: str
-) -> tuple[dict[str, "AnyPredictor"], "Retriever | None"]:
+) -> tuple[dict[str, "AnyPredictor"], "ImageIndex | None"]:
     from dinomed.adapters.inference.loader import load_adapter
     from dinomed.adapters.inference.shared import Backbones
-    from dinomed.adapters.retrieval.search import load_retriever
+    from dinomed.adapters.retrieval.search import load_index
 
     logger.info("loading what is shown, and its backbone")
     load = Backbones()
     predictors = {task: load_adapter(folder, device, backbone, load=load) for task, folder in adapters.items()}
-    return predictors, None if index is None else load_retriever(index, device, backbone, load=load)
+    return predictors, None if index is None else load_index(index, device, backbone, load=load)
 
 
-def _check_reading(predictors: dict[str, "AnyPredictor"], retriever: "Retriever | None") -> None:
+def _check_reading(predictors: dict[str, "AnyPredictor"], image_index: "ImageIndex | None") -> None:
     """Raises a `UsageError` if the cases beside the classes would be of a picture that is read in another way."""
-    if retriever is None or "classify" not in predictors:
+    if image_index is None or "classify" not in predictors:
         return
-    one, other = (each.backbone.preprocessing for each in (predictors["classify"], retriever))
+    one, other = (each.backbone.preprocessing for each in (predictors["classify"], image_index))
     if (one.channels, one.intensity) != (other.channels, other.intensity):
         raise UsageError(
             "the backbones of the classifier and of the index read pictures differently (channels, bits or window); "
@@ -113,7 +113,9 @@ def _check_reading(predictors: dict[str, "AnyPredictor"], retriever: "Retriever 
         )
 
 
-def _panels(predictors: dict[str, "AnyPredictor"], retriever: "Retriever | None", retrieve: bool) -> Iterator["Panel"]:
+def _panels(
+    predictors: dict[str, "AnyPredictor"], image_index: "ImageIndex | None", retrieve: bool
+) -> Iterator["Panel"]:
     from dinomed.adapters.inference.loader import ClassifyPredictor, SegmentPredictor
     from dinomed.apps.demos.classify import ClassifyPanel
     from dinomed.apps.demos.retrieve import RetrievePanel
@@ -123,22 +125,25 @@ def _panels(predictors: dict[str, "AnyPredictor"], retriever: "Retriever | None"
         if isinstance(predictor, SegmentPredictor):
             yield SegmentPanel(predictor)
         elif isinstance(predictor, ClassifyPredictor):
-            yield ClassifyPanel(predictor, retriever)
-    if retriever is not None and retrieve:
-        yield RetrievePanel(retriever)
+            yield ClassifyPanel(predictor, image_index)
+    if image_index is not None and retrieve:
+        yield RetrievePanel(image_index)
 
 
 def _subtitle(
-    adapters: dict[str, Path], index: Path | None, predictors: dict[str, "AnyPredictor"], retriever: "Retriever | None"
+    adapters: dict[str, Path],
+    index: Path | None,
+    predictors: dict[str, "AnyPredictor"],
+    image_index: "ImageIndex | None",
 ) -> str:
     """Folders by their names alone: visitors need not know where things lie on this machine."""
     parts = [
         f"adapter {folder.resolve().name} on backbone {predictors[task].backbone.name}"
         for task, folder in adapters.items()
     ]
-    if index is not None and retriever is not None:
+    if index is not None and image_index is not None:
         parts.append(
-            f"index {index.resolve().name} of {len(retriever.index):,} cases on backbone {retriever.backbone.name}"
+            f"index {index.resolve().name} of {len(image_index):,} cases on backbone {image_index.backbone.name}"
         )
     text = "; ".join(parts)
     return text[:1].upper() + text[1:]

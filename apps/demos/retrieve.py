@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from dinomed.adapters.retrieval.search import Retriever
+from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.apps.demos.cases import show_cases, similar
 from dinomed.apps.demos.page import Panel
 from dinomed.apps.demos.parts import WAITING, Picture
@@ -22,12 +22,12 @@ class RetrievePanel(Panel):
         "match."
     )
 
-    def __init__(self, retriever: Retriever) -> None:
-        self.retriever = retriever
-        self.consumers, self.preprocessing = [retriever], retriever.backbone.preprocessing
+    def __init__(self, image_index: ImageIndex) -> None:
+        self.image_index = image_index
+        self.consumers, self.preprocessing = [image_index], image_index.backbone.preprocessing
 
     def build(self) -> None:
-        total = len(self.retriever.index)
+        total = len(self.image_index.vector_index)
         with gr.Row():
             count = gr.Slider(1, min(MOST, total), value=min(6, total), step=1, label="Cases", elem_id="count")
             regions = gr.Checkbox(True, label="Show which regions match", elem_id="regions")
@@ -40,8 +40,8 @@ class RetrievePanel(Panel):
 
     def answer(self, picture: Picture, answers: Sequence[Any], *values: Any) -> list[Any]:
         (query,), (count, regions, exclude) = answers, values
-        found, related = similar(self.retriever, query, picture.sha256, int(count), exclude)
-        return [show_cases(self.retriever, picture, found, related, regions=regions)]
+        found, related = similar(self.image_index, query, picture.sha256, int(count), exclude)
+        return [show_cases(self.image_index, picture, found, related, regions=regions)]
 
     def refuse(self, told: str, *values: Any) -> list[Any]:
         return [told]

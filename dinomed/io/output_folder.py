@@ -135,6 +135,37 @@ def staged(folder: Path, name: str = STAGE, keep: Iterable[str] = ()) -> Iterato
             shutil.rmtree(stage, ignore_errors=True)
 
 
+@contextmanager
+def open_output_folder(
+    folder: str | Path, *, marker: str, overwrite: bool = False, keep: Iterable[str] = ()
+) -> Iterator[Path]:
+    """Prepare and lock an output folder, and open its stage (`staged`). After a failure no empty folder stays.
+
+    The stage of an earlier, unfinished call is used again without `overwrite`.
+
+    Args:
+        marker: file that shows that the folder holds a complete result (`prepare_output`).
+        keep: names in the stage that stay if the call fails or is interrupted.
+
+    Yields:
+        The stage.
+
+    Raises:
+        UsageError, DinomedError: as `prepare_output`, `locked` and `staged`.
+    """
+    folder = Path(folder)
+    is_new = not folder.exists()
+    unfinished = (folder / STAGE).is_dir() and not (folder / marker).exists()
+    prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else marker)
+    with locked(folder):
+        try:
+            with staged(folder, keep=keep) as stage:
+                yield stage
+        finally:
+            if is_new and all(path.name == ".lock" for path in folder.iterdir()):
+                shutil.rmtree(folder)
+
+
 def publish(stage: Path, folder: Path, names: Iterable[str]) -> None:
     """Move files from `stage` to the same relative paths below `folder`, in the order given: the file that makes the
     result valid goes last (or first, where the others only describe it).

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dinomed.adapters.inference.loader import load_adapter
-from dinomed.adapters.retrieval.search import load_retriever
+from dinomed.adapters.retrieval.search import load_index
 from dinomed.apps import cli
 from dinomed.backbones.load import save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
@@ -78,15 +78,15 @@ def test_a_picture_dropped_once_is_answered_in_every_tab(visit, demo, made: Path
     values = [float(text.rstrip("%")) for text in visit.page.locator(".bar-value").all_inner_texts()]
     expected = load_adapter(made / "cls").probabilities(image)
     assert dict(zip(names, values, strict=True)) == {name: round(100 * p, 1) for name, p in expected.items()}
-    (answer,) = load_retriever(made / "idx").search(manifest.take([row]), 6, exclude_same_group=True)
-    similarities = [f"{one.similarity:.3f}" for one in answer.found]
+    (answer,) = load_index(made / "idx").search_manifest(manifest.take([row]), 6, exclude_same_group=True)
+    similarities = [f"{one.similarity:.3f}" for one in answer.neighbors]
     assert visit.page.locator("#similar .similarity").all_inner_texts() == similarities
 
     tab(visit, "Similar cases")
     visit.page.wait_for_selector("#found .cases")
     assert visit.page.locator("#found .similarity").all_inner_texts() == similarities
     labels = visit.page.locator("#found figcaption b").all_inner_texts()
-    assert labels == [manifest.column("label")[one.row] for one in answer.found]
+    assert labels == [manifest.column("label")[one.row] for one in answer.neighbors]
     assert f"{answer.related} of the index are this picture itself" in visit.page.inner_text("#found .cases-hint")
     visit.page.locator("#exclude input").click()
     visit.page.wait_for_function("() => document.querySelector('#found .similarity').innerText === '1.000'")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dinomed.adapters.inference.loader import load_adapter
-from dinomed.adapters.retrieval.search import load_retriever
+from dinomed.adapters.retrieval.search import load_index
 from dinomed.apps import cli
 from dinomed.backbones.load import save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
@@ -65,11 +65,11 @@ def test_a_picture_of_the_index_gets_other_cases_and_nothing_leaves(visit, demo,
     row = grouped(made)
     visit.upload(shutil.copy(manifest.path(row), tmp_path / "mine.jpg"))  # known by its content, not by its name
     visit.page.wait_for_selector(".cases")
-    retriever = load_retriever(made / "idx")
-    (answer,) = retriever.search(manifest.take([row]), 6, exclude_same_group=True)
-    assert similarities(visit) == [round(one.similarity, 3) for one in answer.found]
+    image_index = load_index(made / "idx")
+    (answer,) = image_index.search_manifest(manifest.take([row]), 6, exclude_same_group=True)
+    assert similarities(visit) == [round(one.similarity, 3) for one in answer.neighbors]
     labels = visit.page.locator(".cases figcaption b").all_inner_texts()
-    assert labels == [manifest.column("label")[one.row] for one in answer.found]
+    assert labels == [manifest.column("label")[one.row] for one in answer.neighbors]
     assert f"{answer.related} of the index are this picture itself" in visit.page.inner_text(".cases-hint")
     assert visit.page.locator(".cases img").count() == 6
     page = visit.page.content()

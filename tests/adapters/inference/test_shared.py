@@ -11,7 +11,7 @@ from dinomed.adapters.inference import shared as together
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.inference.shared import predict_many, shared_features
 from dinomed.adapters.retrieval.build import build_index
-from dinomed.adapters.retrieval.search import load_retriever
+from dinomed.adapters.retrieval.search import load_index
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.fit import fit_classifier
 from dinomed.adapters.tasks.segment.config import SegmentConfig
@@ -52,8 +52,8 @@ def test_many_adapters_on_one_pass(
         config = SegmentConfig.model_validate({**short, "image_size": size})
         fit_segmenter(backbone, manifest, tmp_path / name, config=config, cache=cache)
     build_index(backbone, manifest, tmp_path / "idx", cache=cache)
-    consumers = [*(load_adapter(tmp_path / name) for name in ("cls", "seg", "large")), load_retriever(tmp_path / "idx")]
-    cls, seg, large, retriever = consumers
+    consumers = [*(load_adapter(tmp_path / name) for name in ("cls", "seg", "large")), load_index(tmp_path / "idx")]
+    cls, seg, large, image_index = consumers
     images = [read_image(manifest.path(row)) for row in range(3)]
     passes = []
     real = type(backbone).forward
@@ -65,7 +65,7 @@ def test_many_adapters_on_one_pass(
         for place, one in ((1, seg), (2, large)):
             assert found[place][row].shape == (1, *image.shape[:2])
             assert np.abs(found[place][row][0] - one.probability(image)).max() < 1e-5
-        assert found[3][row] @ retriever.index.vectors[row] == pytest.approx(1, abs=1e-5)
+        assert found[3][row] @ image_index.vector_index.vectors[row] == pytest.approx(1, abs=1e-5)
 
 
 def test_what_shares_a_backbone_loads_it_once(
@@ -83,15 +83,15 @@ def test_what_shares_a_backbone_loads_it_once(
     monkeypatch.setattr(together, "load_backbone", lambda *a, **k: loaded.append(a) or load_backbone(*a, **k))
     load = together.Backbones()
     consumers = [load_adapter(tmp_path / name, load=load) for name in ("cls", "seg", "tuned")]
-    consumers.append(load_retriever(tmp_path / "idx", load=load))
+    consumers.append(load_index(tmp_path / "idx", load=load))
     assert len(loaded) == 1
-    cls, seg, own, retriever = consumers
-    assert cls.backbone.vit is seg.backbone.vit is retriever.backbone.vit
+    cls, seg, own, image_index = consumers
+    assert cls.backbone.vit is seg.backbone.vit is image_index.backbone.vit
     assert own.backbone.vit is not cls.backbone.vit  # it has learned, and nobody else looks at it
     image = read_image(manifest.path(0))
     for (said,), one in zip(predict_many(consumers, [image]), consumers, strict=True):
-        if one is retriever:
-            assert said @ retriever.index.vectors[0] == pytest.approx(1, abs=1e-5)
+        if one is image_index:
+            assert said @ image_index.vector_index.vectors[0] == pytest.approx(1, abs=1e-5)
         elif one is cls:
             assert said == pytest.approx(load_adapter(tmp_path / "cls").probabilities(image), abs=1e-5)
         else:

@@ -1,11 +1,11 @@
-"""Conditions on metadata, and who is related to whom."""
+"""Conditions on the manifest, and the images of the same group."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dinomed.adapters.retrieval.filters import Relatives, choose, parse_conditions
+from dinomed.adapters.retrieval.filters import GroupLookup, choose_rows, parse_conditions
 from dinomed.datasets.manifest import Manifest, build_manifest
 from dinomed.errors import UsageError
 
@@ -39,7 +39,7 @@ def manifest() -> Manifest:
     ],
 )
 def test_conditions(manifest: Manifest, texts: list[str], rows: list[int]) -> None:
-    assert np.flatnonzero(choose(manifest, parse_conditions(texts))).tolist() == rows
+    assert np.flatnonzero(choose_rows(manifest, parse_conditions(texts))).tolist() == rows
 
 
 @pytest.mark.parametrize(
@@ -58,25 +58,25 @@ def test_conditions(manifest: Manifest, texts: list[str], rows: list[int]) -> No
 )  # fmt: skip
 def test_conditions_that_cannot_be_met_are_named(manifest: Manifest, texts: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        choose(manifest, parse_conditions(texts))
+        choose_rows(manifest, parse_conditions(texts))
 
 
-def test_no_condition_chooses_everything(manifest: Manifest) -> None:
-    assert choose(manifest, []) is None
+def test_no_condition_chooses_every_row(manifest: Manifest) -> None:
+    assert choose_rows(manifest, []) is None
 
 
-def test_relatives_are_the_same_bytes_and_the_same_group(manifest: Manifest) -> None:
-    relatives = Relatives(manifest)
-    assert relatives.rows("zz").tolist() == []
-    assert relatives.rows("cc").tolist() == [2]
+def test_rows_of_a_query_are_the_same_bytes_and_the_same_group(manifest: Manifest) -> None:
+    lookup = GroupLookup(manifest)
+    assert lookup.rows("zz").tolist() == []
+    assert lookup.rows("cc").tolist() == [2]
     # the same picture is in the index twice, under two patients: neither they nor their other pictures are shown
-    assert relatives.rows("aa").tolist() == [0, 1, 5]
-    assert relatives.rows("zz", "p1").tolist() == [0, 1]
-    assert relatives.rows("dd").tolist() == [3]
-    assert [relatives.knows(*one) for one in (("zz", None), ("zz", "p9"), ("cc", None), ("dd", None))] == [
+    assert lookup.rows("aa").tolist() == [0, 1, 5]
+    assert lookup.rows("zz", "p1").tolist() == [0, 1]
+    assert lookup.rows("dd").tolist() == [3]
+    assert [lookup.is_known(*one) for one in (("zz", None), ("zz", "p9"), ("cc", None), ("dd", None))] == [
         False, True, True, False,
     ]  # fmt: skip
 
 
-def test_an_unknown_group_has_no_relatives(manifest: Manifest) -> None:
-    assert Relatives(manifest).rows("zz", manifest.groups()[3]).tolist() == []
+def test_an_unknown_group_has_no_other_images(manifest: Manifest) -> None:
+    assert GroupLookup(manifest).rows("zz", manifest.groups()[3]).tolist() == []

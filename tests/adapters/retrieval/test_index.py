@@ -11,19 +11,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dinomed.adapters.retrieval.build import build_index
 from dinomed.adapters.retrieval.engine import build_graph, restore
 from dinomed.adapters.retrieval.evaluate import evaluate_index
 from dinomed.adapters.retrieval.filters import parse_conditions
-from dinomed.adapters.retrieval.index import INDEX_FILE, RetrievalIndex, read_index
+from dinomed.adapters.retrieval.index import INDEX_FILE, VectorIndex, read_index
 from dinomed.adapters.retrieval.pool import Pooling
-from dinomed.adapters.retrieval.search import load_retriever
+from dinomed.adapters.retrieval.search import load_index
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import compute_features
 from dinomed.images.read import read_image
+from dinomed.io.output_folder import STAGE
 from dinomed.io.tensor_file import read_tensors, write_tensors
 
 
@@ -51,12 +53,12 @@ def made(tmp_path_factory: pytest.TempPathFactory, lesions: Manifest, tiny_backb
 def test_an_image_finds_itself_first_and_the_vectors_are_those_of_the_backbone(
     made: Path, lesions: Manifest, name: str
 ) -> None:
-    retriever = load_retriever(made / name)
-    answers = list(retriever.search(lesions.take(range(8)), 3))
-    assert [answer.found[0].row for answer in answers] == list(range(8))
-    assert all(answer.found[0].similarity == pytest.approx(1, abs=1e-4) for answer in answers)
-    pixels = retriever.backbone.preprocessing(read_image(lesions.path(5)))[None]
-    features = compute_features(retriever.backbone, pixels, (-1,), True)
+    image_index = load_index(made / name)
+    answers = list(image_index.search_manifest(lesions.take(range(8)), 3))
+    assert [answer.neighbors[0].row for answer in answers] == list(range(8))
+    assert all(answer.neighbors[0].similarity == pytest.approx(1, abs=1e-4) for answer in answers)
+    pixels = image_index.backbone.preprocessing(read_image(lesions.path(5)))[None]
+    features = compute_features(image_index.backbone, pixels, (-1,), True)
     if name == "flat":
         expected = features.cls[0].double() / features.cls[0].double().norm()
     elif name == "gem":
@@ -66,7 +68,7 @@ def test_an_image_finds_itself_first_and_the_vectors_are_those_of_the_backbone(
         return
     # gem goes through float16 patch tokens, by which a token is off by at most 1 part in 2,000
     tolerance = 1e-5 if name == "flat" else 1e-3
-    assert np.abs(retriever.index.vectors[5] - expected.numpy()).max() < tolerance
+    assert np.abs(image_index.vector_index.vectors[5] - expected.numpy()).max() < tolerance
 
 
 def test_what_is_read_is_what_was_made(made: Path, lesions: Manifest) -> None:
@@ -77,9 +79,9 @@ def test_what_is_read_is_what_was_made(made: Path, lesions: Manifest) -> None:
     assert not list((made / "flat").glob(".unf*"))
 
 
-def index_of(vectors: np.ndarray, kind: str, template: RetrievalIndex) -> RetrievalIndex:
+def index_of(vectors: np.ndarray, kind: str, template: VectorIndex) -> VectorIndex:
     record = template.record.model_copy(update={"kind": kind, "dimension": vectors.shape[1], "count": len(vectors)})
-    return RetrievalIndex(record, template.manifest, vectors, None, restore(kind, vectors, build_graph(kind, vectors)))
+    return VectorIndex(record, template.manifest, vectors, None, restore(kind, vectors, build_graph(kind, vectors)))
 
 
 @settings(max_examples=30, deadline=None)
@@ -99,7 +101,7 @@ def test_k_results_are_returned_wherever_they_exist(
     excluded = [rng.choice(120, size, replace=False) for size in (gone, 0, gone // 2)]
     queries = rng.standard_normal((3, 6)).astype(np.float32)
     for query, gone_here, found in zip(
-        queries, excluded, index.search(queries, k, allowed=allowed, excluded=excluded), strict=True
+        queries, excluded, index.nearest(queries, k, allowed=allowed, excluded=excluded), strict=True
     ):
         mask = np.ones(120, bool) if allowed is None else allowed.copy()
         mask[gone_here] = False
@@ -113,21 +115,57 @@ def test_k_results_are_returned_wherever_they_exist(
             assert found[0].similarity == pytest.approx(exact.max(), abs=1e-5)
 
 
+def test_an_image_in_memory_finds_what_its_file_finds(made: Path, lesions: Manifest) -> None:
+    index = load_index(made / "flat")
+    path = lesions.path(5)
+    array = read_image(path)
+    (expected,) = index.search_manifest(lesions.take([5]), 3)
+    with Image.open(path) as picture:
+        forms = [path, str(path), picture, array, torch.tensor(array).permute(2, 0, 1)]
+        single = [index.search(form, k=3) for form in forms]
+        assert index.search(forms, k=3) == single
+    for hits in single:
+        assert [hit.row for hit in hits] == [neighbor.row for neighbor in expected.neighbors]
+        assert [hit.similarity for hit in hits] == pytest.approx([n.similarity for n in expected.neighbors], abs=1e-5)
+    best = single[0][0]
+    assert (best.rank, best.row, best.image, best.path) == (1, 5, lesions.column("image")[5], index.hit(
+        expected.neighbors[0], 1).path)  # fmt: skip
+    assert best.path.samefile(path)
+    assert best.label == lesions.column("label")[5]
+    assert {hit.columns["sex"] for hit in index.search(path, where=["sex=female"])} == {"female"}
+    assert index.search([], k=3) == []
+    with pytest.raises(UsageError, match="image in memory: shape"):
+        index.search(np.zeros(7, np.uint8))
+    with pytest.raises(UsageError, match="a int is no image"):
+        index.search([3])
+
+
+def test_a_refused_index_leaves_no_folder(lesions: Manifest, tiny_backbone: Path, tmp_path: Path) -> None:
+    backbone, cache = load_backbone(tiny_backbone), tmp_path / "cache"
+    with pytest.raises(UsageError, match="allow 1 to 32 dimensions"):
+        build_index(backbone, lesions, tmp_path / "new", cache=cache, whiten=99)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UsageError, match="allow 1 to 32 dimensions"):
+        build_index(backbone, lesions, tmp_path / "there", cache=cache, whiten=99)
+    assert not (tmp_path / "there" / STAGE).exists()
+
+
 def test_queries_that_cannot_be_compared_are_refused(made: Path) -> None:
     index = read_index(made / "flat")
     with pytest.raises(UsageError, match="queries of 5 values against an index of 32"):
-        index.search(np.ones((1, 5), np.float32), 3)
+        index.nearest(np.ones((1, 5), np.float32), 3)
     with pytest.raises(DinomedError, match="query 1 holds values that are not finite"):
-        index.search(np.array([[1.0] * 32, [np.nan] * 32], np.float32), 3)
+        index.nearest(np.array([[1.0] * 32, [np.nan] * 32], np.float32), 3)
     with pytest.raises(UsageError, match="at least 1"):
-        index.search(np.ones((1, 32), np.float32), 0)
+        index.nearest(np.ones((1, 32), np.float32), 0)
 
 
 def test_relatives_of_a_query_are_kept_out(made: Path, lesions: Manifest) -> None:
-    retriever = load_retriever(made / "hnsw")
+    image_index = load_index(made / "hnsw")
     groups = lesions.column("group")
-    for row, answer in enumerate(retriever.search(lesions.take(range(20)), 60, exclude_same_group=True)):
-        found = [groups[one.row] for one in answer.found]
+    for row, answer in enumerate(image_index.search_manifest(lesions.take(range(20)), 60, exclude_same_group=True)):
+        found = [groups[one.row] for one in answer.neighbors]
         assert groups[row] not in found
         assert len(found) == sum(group != groups[row] for group in groups)
         assert answer.group_known
@@ -140,14 +178,14 @@ def test_another_backbone_is_refused_by_its_fingerprint(made: Path, tiny_backbon
     config = (other / "config.json").read_text()
     weights["norm.bias"] += 0.1
     write_tensors(other / "model.safetensors", weights, {"config": config})
-    with pytest.raises(UsageError, match="cannot be compared") as refused:
-        load_retriever(made / "flat", backbone=other)
+    with pytest.raises(UsageError, match=r"index .* was made on backbone tiny") as refused:
+        load_index(made / "flat", backbone=other)
     told = set(re.findall(r"\b[0-9a-f]{16}\b", str(refused.value)))
     assert told == {load_backbone(one).fingerprint[:16] for one in (tiny_backbone, other)}
     moved = shutil.copytree(made / "flat", tmp_path / "deep" / "down" / "moved")
     with pytest.raises(DinomedError, match="say where: --backbone"):
-        load_retriever(moved)
-    assert len(load_retriever(moved, backbone=tiny_backbone).index) == 60
+        load_index(moved)
+    assert len(load_index(moved, backbone=tiny_backbone)) == 60
 
 
 def test_damage_anywhere_is_found_before_anything_is_searched(made: Path, tmp_path: Path) -> None:
@@ -237,11 +275,11 @@ def test_a_link_out_of_the_folder_of_the_images_is_not_followed(
     shutil.copy(manifest.path(0), outside)
     manifest.path(0).unlink()
     manifest.path(0).symlink_to(outside)
-    retriever = load_retriever(tmp_path / "idx")
+    image_index = load_index(tmp_path / "idx")
     with pytest.raises(DinomedError, match="leads out of the folder"):
-        retriever.read(0)
-    found = retriever.index.search(retriever.index.vectors[:1], 3)[0]
-    evidence = retriever.evidence(read_image(manifest.path(1)), found)
+        image_index.read_image(0)
+    found = image_index.vector_index.nearest(image_index.vector_index.vectors[:1], 3)[0]
+    evidence = image_index.evidence(read_image(manifest.path(1)), found)
     assert [one is None for one in evidence] == [True, False, False]
 
 
@@ -280,10 +318,10 @@ def test_an_interrupted_build_goes_on_and_an_older_index_stays_until_then(
 
 def test_evaluation_is_the_definition(made: Path, lesions: Manifest) -> None:
     """mAP and recall of every test image by a plain loop in float64: its group and itself are no results."""
-    retriever = load_retriever(made / "flat")
-    found = evaluate_index(retriever, lesions, "test", conditions=parse_conditions(["split=train"]))
+    image_index = load_index(made / "flat")
+    found = evaluate_index(image_index, lesions, "test", conditions=parse_conditions(["split=train"]))
     groups, labels, splits = (lesions.column(name) for name in ("group", "label", "split"))
-    vectors = retriever.index.vectors.astype(np.float64)
+    vectors = image_index.vector_index.vectors.astype(np.float64)
     precisions, recalls = [], []
     for row in [i for i, split in enumerate(splits) if split == "test"]:
         others = [j for j in range(60) if splits[j] == "train" and groups[j] != groups[row]]
@@ -306,15 +344,15 @@ def test_images_that_the_index_has_not_are_computed_for_an_evaluation(
 ) -> None:
     train = lesions.select(split="train")
     build_index(load_backbone(tiny_backbone), train, tmp_path / "train", cache=tmp_path / "cache", kind="hnsw")
-    found = evaluate_index(load_retriever(tmp_path / "train"), lesions, "test")
-    whole = evaluate_index(load_retriever(made / "flat"), lesions, "test", conditions=parse_conditions(["split=train"]))
+    found = evaluate_index(load_index(tmp_path / "train"), lesions, "test")
+    whole = evaluate_index(load_index(made / "flat"), lesions, "test", conditions=parse_conditions(["split=train"]))
     assert found["metrics"]["map"] == pytest.approx(whole["metrics"]["map"], abs=1e-6)  # batches differ in rounding
     assert found["index"]["graph_recall@10"] == 1.0  # so few are searched exhaustively
 
 
 def test_an_evaluation_without_answers_is_refused(made: Path, lesions: Manifest) -> None:
-    retriever = load_retriever(made / "flat")
+    image_index = load_index(made / "flat")
     with pytest.raises(UsageError, match="no labels in a column 'grade'"):
-        evaluate_index(retriever, lesions, "test", label="grade")
+        evaluate_index(image_index, lesions, "test", label="grade")
     with pytest.raises(UsageError, match="no usable image in split 'holdout'"):
-        evaluate_index(retriever, lesions, "holdout")
+        evaluate_index(image_index, lesions, "holdout")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dinomed.adapters.inference.loader import load_adapter
-from dinomed.adapters.retrieval.search import load_retriever
+from dinomed.adapters.retrieval.search import load_index
 from dinomed.apps import cli
 from dinomed.apps.demos import launch
 from dinomed.apps.demos.serve import private_environment
@@ -92,7 +92,7 @@ def test_a_tuned_backbone_answers_beside_its_base(
     for name, value in load_adapter(cls).probabilities(image).items():
         assert name in found[7]
         assert f"{100 * value:.1f}%" in found[7]
-    base = load_retriever(index)
+    base = load_index(index)
     assert kept["panels"][1].predictor.backbone.fingerprint != base.backbone.fingerprint
     assert "cases-hint" in found[8]
     assert "cases-hint" in found[9]
