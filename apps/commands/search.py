@@ -101,8 +101,8 @@ def search(
     unknown = sum(exclude_same_group and not query["group_known"] for query in queries)
     if unknown:
         notes.append(
-            f"the group of {unknown} of {len(queries)} images is not known, so only the image itself is left out; give a "
-            "manifest with groups"
+            f"the group of {unknown} of {len(queries)} images is not known, so only the image itself is left out; give "
+            "a manifest with groups"
         )
         logger.warning(notes[-1])
     report = {
