@@ -35,8 +35,8 @@ from dinomed.pretrain.curation.search import bound as bounds
 from dinomed.pretrain.curation.search import low_precision as products
 from dinomed.pretrain.curation.search.bound import fit_bound
 from dinomed.pretrain.curation.search.exact import near_pairs
-from dinomed.pretrain.curation.search.ivf import build_index, tune
-from dinomed.pretrain.curation.search.pairs import Pairs
+from dinomed.pretrain.curation.search.ivf import build_ivf, tune_probes
+from dinomed.pretrain.curation.search.pairs import SimilarPairs
 
 BLOCK = 10_000
 GIB = 2**30
@@ -99,14 +99,14 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - began, result
 
 
-def faiss_pairs(x: np.ndarray, threshold: float) -> Pairs:
+def faiss_pairs(x: np.ndarray, threshold: float) -> SimilarPairs:
     """Building the index counts: it is a copy, no more."""
     index = faiss.IndexFlatIP(x.shape[1])
     index.add(x)
     limits, similarity, j = index.range_search(x, threshold)
     i = np.repeat(np.arange(len(x)), np.diff(limits.astype(np.int64)))
     keep = i < j
-    return Pairs(i[keep], j[keep], similarity[keep])
+    return SimilarPairs(i[keep], j[keep], similarity[keep])
 
 
 def compare(x: np.ndarray, threshold: float, rounds: int) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def compare(x: np.ndarray, threshold: float, rounds: int) -> dict[str, Any]:
         "ratio": median(a / b for a, b in zip(ours, theirs, strict=True)),
         "recall": float(hits / max(len(clear), 1)),
         "width": bound.width,
-        "kind": str(bound.product.kind).removeprefix("torch."),
+        "kind": str(bound.product.dtype).removeprefix("torch."),
     }
 
 
@@ -145,8 +145,8 @@ def approximate(x: np.ndarray, threshold: float, memory_gib: float, recall: floa
     """2,000 random rows are looked up."""
     rows = np.sort(np.random.default_rng(0).choice(len(x), 2000, replace=False))
     with PeakMemory() as peak:
-        build_s, searcher = timed(lambda: build_index(x, codec="sq8", memory_gib=memory_gib))
-        measured = tune(searcher, k=64, threshold=threshold, target=recall)
+        build_s, searcher = timed(lambda: build_ivf(x, codec="sq8", memory_gib=memory_gib))
+        measured = tune_probes(searcher, k=64, threshold=threshold, target=recall)
         search_s, _ = timed(lambda: searcher.near_pairs(x[rows], threshold=threshold, k=64))
     return {
         "vectors": len(x), "lists": searcher.index.nlist, "probes": measured.probes, "recall": measured.recall,
@@ -179,9 +179,10 @@ def main() -> None:
     if not options.sizes + options.growth + options.approximate:
         options.sizes = [20_000]
     if options.float32:
-        products.gains = bounds.gains = dict  # type: ignore[assignment]
-    faster = ", ".join(f"{str(kind).removeprefix('torch.')} {gain:.1f} times" for kind, gain in bounds.gains().items())
-    logger.info(f"products on this machine, as fast as in float32: {faster or 'no coarser ones'}")
+        products.measure_speedups = bounds.measure_speedups = dict  # type: ignore[assignment]
+    speedups = bounds.measure_speedups().items()
+    faster = ", ".join(f"{str(dtype).removeprefix('torch.')} {speedup:.1f} times" for dtype, speedup in speedups)
+    logger.info(f"products faster than float32 on this machine: {faster or 'none'}")
     set_level("warning")
     faiss.omp_set_num_threads(1)
     jobs: list[tuple[str, list[int], Callable[[np.ndarray], dict[str, Any]]]] = [

@@ -27,7 +27,7 @@ from dinomed.pretrain.curation.filters.faces import find_faces
 from dinomed.pretrain.curation.filters.quality import Quality, measure_quality
 from dinomed.pretrain.curation.runtime.cache import vectors_to_column
 from dinomed.pretrain.curation.search.exact import near_pairs
-from dinomed.pretrain.curation.search.ivf import load_index
+from dinomed.pretrain.curation.search.ivf import load_ivf
 from dinomed.pretrain.curation.search.pairs import no_pairs
 
 FACTS = tuple(field.name for field in fields(Quality))
@@ -151,7 +151,7 @@ class Embed:
 class SearchPart:
     """One part (n, of) of the pairs above a threshold within the vectors of a file (.npy), or from those to `other`.
 
-    Columns as of `Pairs.table`. With `index` the search is approximate.
+    Columns as of `SimilarPairs.table`. With `index` the search is approximate.
     """
 
     vectors: str
@@ -168,7 +168,7 @@ class SearchPart:
             return no_pairs().table()
         if self.index is not None:
             assert self.k is not None
-            searcher = load_index(self.index, x)
+            searcher = load_ivf(self.index, x)
             found = searcher.near_pairs(threshold=self.threshold, k=self.k, memory_gib=self.memory_gib, part=part)
         else:
             y = None if self.other is None else np.load(self.other, mmap_mode="r")

@@ -10,7 +10,7 @@ import numpy as np
 
 from dinomed.pretrain.curation.deduplication.hashes import BITS, HashPairs, PCAHash, fit_pca_hash, hamming_pairs
 from dinomed.pretrain.curation.deduplication.thresholds import Thresholds
-from dinomed.pretrain.curation.search.pairs import Pairs, concatenated, distinct
+from dinomed.pretrain.curation.search.pairs import SimilarPairs, concatenated, distinct
 
 _PCA_BITS = BITS[0]
 _PCA_SAMPLE = 20_000
@@ -30,23 +30,23 @@ class Contents:
             first.setdefault(digests[row], row)
         return cls(np.array([first[digest] for digest in digests], np.int64))
 
-    def edges(self) -> Pairs:
+    def edges(self) -> SimilarPairs:
         rows = np.arange(len(self.first))
         copies = rows[self.first != rows]
-        return Pairs(
+        return SimilarPairs(
             np.minimum(copies, self.first[copies]), np.maximum(copies, self.first[copies]),
             np.ones(len(copies), np.float32),
         )  # fmt: skip
 
 
-def equal_contents(digests: Sequence[str], references: Sequence[str]) -> Pairs:
+def equal_contents(digests: Sequence[str], references: Sequence[str]) -> SimilarPairs:
     """Rows (i) that hold the same file as a reference (j, the first such)."""
     first: dict[str, int] = {}
     for row, digest in enumerate(references):
         first.setdefault(digest, row)
     found = [(row, first[digest]) for row, digest in enumerate(digests) if digest in first]
     i, j = np.array(found, np.int64).reshape(-1, 2).T
-    return Pairs(i, j, np.ones(len(i), np.float32))
+    return SimilarPairs(i, j, np.ones(len(i), np.float32))
 
 
 def hash_pairs(views: np.ndarray, others: np.ndarray | None, radius: int | None, most: int) -> HashPairs:
@@ -91,7 +91,7 @@ def pca_pairs(pca: PCAHash, one: np.ndarray, other: np.ndarray | None, radius: i
     return hamming_pairs(hashes, others, radius=radius)
 
 
-def to_check(pairs: Pairs, limits: Sequence[Thresholds]) -> np.ndarray:
+def to_check(pairs: SimilarPairs, limits: Sequence[Thresholds]) -> np.ndarray:
     """Which pairs some limits need to be checked by points, bool (P,)."""
     out = np.zeros(len(pairs), bool)
     for limit in limits:
@@ -100,7 +100,7 @@ def to_check(pairs: Pairs, limits: Sequence[Thresholds]) -> np.ndarray:
     return out
 
 
-def are_copies(pairs: Pairs, matches: np.ndarray, limit: Thresholds, least: int) -> np.ndarray:
+def are_copies(pairs: SimilarPairs, matches: np.ndarray, limit: Thresholds, least: int) -> np.ndarray:
     """Which pairs count, bool (P,). `matches`: int64 (P,), points that align; -1 where nobody looked."""
     sure = pairs.similarity > np.float32(limit.sure)
     if limit.check is None:
@@ -108,12 +108,12 @@ def are_copies(pairs: Pairs, matches: np.ndarray, limit: Thresholds, least: int)
     return sure | ((pairs.similarity > np.float32(limit.check)) & (matches >= least))
 
 
-def union(*parts: Pairs) -> Pairs:
+def union(*parts: SimilarPairs) -> SimilarPairs:
     """Each pair once."""
     return distinct(concatenated(parts))
 
 
-def pairs_of(found: HashPairs, rows: np.ndarray, others: np.ndarray | None = None) -> Pairs:
+def pairs_of(found: HashPairs, rows: np.ndarray, others: np.ndarray | None = None) -> SimilarPairs:
     """From numbers of hashes to rows; the similarity is the share of equal bits."""
     similarity = (1 - found.distance / max(BITS)).astype(np.float32)
-    return Pairs(rows[found.i], (rows if others is None else others)[found.j], similarity)
+    return SimilarPairs(rows[found.i], (rows if others is None else others)[found.j], similarity)

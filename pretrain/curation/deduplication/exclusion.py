@@ -11,7 +11,7 @@ import numpy as np
 
 from dinomed.errors import UsageError
 from dinomed.pretrain.curation.deduplication.components import components, connect, representatives
-from dinomed.pretrain.curation.search.pairs import Pairs
+from dinomed.pretrain.curation.search.pairs import SimilarPairs
 from dinomed.pretrain.curation.search.vectors import similarity_of
 
 NEIGHBORS = 64
@@ -35,7 +35,7 @@ def neighbors_of(count: int) -> int | None:
     return min(NEIGHBORS, count - 1) or None
 
 
-def deduplicate(x: np.ndarray, pairs: Pairs, place: np.ndarray) -> Deduplicated:
+def deduplicate(x: np.ndarray, pairs: SimilarPairs, place: np.ndarray) -> Deduplicated:
     """One of each connected component stays: the one with the lowest `place`.
 
     Args:
@@ -70,8 +70,8 @@ class Exclusion:
 
 def exclude(
     count: int,
-    pairs: Pairs,
-    references: Pairs,
+    pairs: SimilarPairs,
+    references: SimilarPairs,
     *,
     groups: Sequence[Any] | None = None,
     reference_groups: Sequence[Any] | None = None,

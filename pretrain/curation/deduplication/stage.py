@@ -31,8 +31,8 @@ from dinomed.pretrain.curation.descriptors.descriptor import LEAST, fit_descript
 from dinomed.pretrain.curation.descriptors.sources import build_source
 from dinomed.pretrain.curation.runtime.cache import column_to_vectors, key_of
 from dinomed.pretrain.curation.runtime.context import VECTORS, Job
-from dinomed.pretrain.curation.search.ivf import build_index, load_index, tune, write_index
-from dinomed.pretrain.curation.search.pairs import Pairs, from_table, merge_pairs, no_pairs
+from dinomed.pretrain.curation.search.ivf import build_ivf, load_ivf, tune_probes, write_ivf
+from dinomed.pretrain.curation.search.pairs import SimilarPairs, from_table, merge_pairs, no_pairs
 from dinomed.pretrain.curation.search.vectors import similarity_of
 from dinomed.pretrain.curation.stages import CheckPairs, Describe, SearchPart, file_of, thumbnails_of, views_of
 
@@ -94,9 +94,9 @@ def link(job: Job, looks: pa.Table, reference_looks: pa.Table | None, verdicts: 
     hashed = _hashed(job, looks, None, rows, None)
     exact = contents.edges()
 
-    def graph(limit: Any) -> Pairs:
+    def graph(limit: Any) -> SimilarPairs:
         copies = found.take(are_copies(found, matches, limit, config.duplicates.min_matches))
-        return union(exact, hashed, Pairs(rows[copies.i], rows[copies.j], copies.similarity))
+        return union(exact, hashed, SimilarPairs(rows[copies.i], rows[copies.j], copies.similarity))
 
     reference, similarity = np.full(len(pile), -1, np.int64), np.full(len(pile), np.nan, np.float32)
     how = np.full(len(pile), None, object)
@@ -112,12 +112,12 @@ def link(job: Job, looks: pa.Table, reference_looks: pa.Table | None, verdicts: 
                 to_check(outer, [excluded]),
             )  # fmt: skip
             near = outer.take(are_copies(outer, points, excluded, config.duplicates.min_matches))
-            near = Pairs(rows[near.i], reference_rows[near.j], near.similarity)
+            near = SimilarPairs(rows[near.i], reference_rows[near.j], near.similarity)
             hashed_out = _hashed(job, looks, reference_looks, rows, reference_rows)
             slots = np.full(len(pile.references), -1, np.int64)
             slots[reference_rows] = np.arange(len(reference_rows))
             cosine = similarity_of(vectors.x, others, vectors.slot[hashed_out.i], slots[hashed_out.j])
-            hashed_out = Pairs(hashed_out.i, hashed_out.j, cosine)
+            hashed_out = SimilarPairs(hashed_out.i, hashed_out.j, cosine)
         exclusion = exclude(
             len(pile), graph(excluded), union(equal, hashed_out, near), groups=pile.groups,
             reference_groups=pile.reference_groups,
@@ -225,8 +225,10 @@ def _matrix(job: Job, table: pa.Table, name: str, identity: list[str]) -> tuple[
     return job.matrix("describe", name, key, parts, (len(table), column.type.list_size)), key
 
 
-def _search(job: Job, vectors: Vectors, others: np.ndarray | None, threshold: float, *, description: str) -> Pairs:
-    """Pairs of slots above a threshold, in parts; towards `others`, the best few of each."""
+def _search(
+    job: Job, vectors: Vectors, others: np.ndarray | None, threshold: float, *, description: str
+) -> SimilarPairs:
+    """SimilarPairs of slots above a threshold, in parts; towards `others`, the best few of each."""
     config = job.config
     count = len(vectors.x)
     same = others is None
@@ -259,9 +261,9 @@ def _index(job: Job, vectors: Vectors, k: int, threshold: float) -> str:
     job.uses(stage, name, note)
     if not (shelf.has(note, key) and _is_index(shelf.path(name), vectors.x)):
         with job.timed("index", len(vectors.x)):
-            searcher = build_index(vectors.x, memory_gib=config.memory_gib / 2, seed=config.seed)
-            measured = tune(searcher, k=k, threshold=threshold, target=config.search.recall, seed=config.seed)
-            write_index(searcher, shelf.path(name))
+            searcher = build_ivf(vectors.x, memory_gib=config.memory_gib / 2, seed=config.seed)
+            measured = tune_probes(searcher, k=k, threshold=threshold, target=config.search.recall, seed=config.seed)
+            write_ivf(searcher, shelf.path(name))
         record = {"recall": [measured.recall], "of": [measured.of], "queries": [measured.queries]}
         shelf.put_table(note, key, pa.table(record | {"probes": [measured.probes]}))
     found = {column: values[0] for column, values in shelf.table(note).to_pydict().items()}
@@ -271,7 +273,7 @@ def _index(job: Job, vectors: Vectors, k: int, threshold: float) -> str:
 
 def _is_index(path: Path, x: np.ndarray) -> bool:
     try:
-        load_index(path, x)
+        load_ivf(path, x)
     except DinomedError as error:
         logger.warning(f"{error}")
         return False
@@ -279,7 +281,7 @@ def _is_index(path: Path, x: np.ndarray) -> bool:
 
 
 def _check(
-    job: Job, stage: str, pairs: Pairs, rows: np.ndarray, others: np.ndarray, one: Manifest, other: Manifest,
+    job: Job, stage: str, pairs: SimilarPairs, rows: np.ndarray, others: np.ndarray, one: Manifest, other: Manifest,
     wanted: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
     """Points that align, of the pairs (of slots) that are wanted: int64 (P,), -1 for the others."""
@@ -306,8 +308,8 @@ def _check(
 
 def _hashed(
     job: Job, looks: pa.Table, others: pa.Table | None, rows: np.ndarray, other_rows: np.ndarray | None
-) -> Pairs:
-    """Pairs of rows whose hashes are near-equal; the hashes are few bytes, and compared at once."""
+) -> SimilarPairs:
+    """SimilarPairs of rows whose hashes are near-equal; the hashes are few bytes, and compared at once."""
     config = job.config.duplicates
     most = config.hashes_up_to
     views = views_of(looks["views"])[rows]

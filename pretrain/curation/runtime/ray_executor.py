@@ -16,7 +16,7 @@ import pyarrow as pa
 from dinomed.errors import DinomedError, UsageError
 from dinomed.log import logger
 from dinomed.pretrain.curation.runtime.executor import Work
-from dinomed.pretrain.curation.search.tiles import processors
+from dinomed.pretrain.curation.search.tiles import count_processors
 
 _STORE_BYTES = 200 * 2**20  # tables of pieces are a few MB; Ray would take a third of the machine's memory
 _TRIES = 4  # of an item whose actor dies
@@ -48,7 +48,7 @@ class RayEngine:
             # short: names of sockets below it may have 107 characters
             self._folder = tempfile.TemporaryDirectory(prefix="dmray", ignore_cleanup_errors=True)
             own: dict[str, Any] = {
-                "num_cpus": workers or processors(), "object_store_memory": _STORE_BYTES,
+                "num_cpus": workers or count_processors(), "object_store_memory": _STORE_BYTES,
                 "_temp_dir": self._folder.name, "include_dashboard": False,
             }  # fmt: skip
         else:

@@ -1,9 +1,14 @@
-"""An upper bound of the cosine that is cheaper than the cosine.
+"""An upper bound of the cosine that takes less time to compute than the cosine.
 
-Rotated into its principal components, x has a head (the first h of them) and a tail, and by Cauchy and Schwarz
-x.y <= x_head.y_head + |x_tail| |y_tail|: one product of h + 1 dimensions. Where features lie in few dimensions, nearly
-all pairs are below a threshold by that alone. That product, or the whole one, may further be made in a coarser
-precision, whose loss is measured. Only what is left is computed in full. Nothing is missed: both are bounds.
+Rotated into its principal components, a vector x has a head (its first h components) and a tail (the others). By the
+Cauchy-Schwarz inequality
+
+    x.y <= x_head.y_head + |x_tail| |y_tail|,
+
+which is a product of h + 1 values. Where the vectors lie in few dimensions, this bound is below the threshold for
+nearly all pairs. The product, of the heads or of the whole vectors, may also be computed in low precision, with a known
+error (`low_precision`). Only pairs whose bound is above the threshold are computed in full. No pair is missed, because
+both steps are bounds.
 """
 
 from dataclasses import dataclass, field
@@ -14,74 +19,84 @@ from threadpoolctl import threadpool_limits
 
 from dinomed.pretrain.curation.search.low_precision import (
     LONGEST,
-    HalfProduct,
+    BFloat16Product,
     Product,
-    byte_product,
-    fastest,
-    gains,
-    rounding,
+    fastest_dtype,
+    fit_int8_product,
+    measure_speedups,
+    rounding_error,
 )
 from dinomed.pretrain.curation.search.vectors import GIB, blocks
 
-WIDTHS = (16, 32, 64, 128, 256)
-# Used for choices that change the time only: in multiply-adds of a large float32 product, what it takes to fetch and
-# multiply one pair of rows (measured on x86 with AVX-512).
-_FETCH, _FETCH_PER_DIMENSION = 8_000.0, 45.0
+HEAD_WIDTHS = (16, 32, 64, 128, 256)
+# Time to fetch and multiply one pair of rows, in multiply-adds of a large float32 product (measured on x86 with
+# AVX-512). They decide between bounds that give the same pairs, so they change the time only.
+_FETCH_COST, _FETCH_COST_PER_DIMENSION = 8_000.0, 45.0
 
 
 @dataclass(frozen=True)
-class Heads:
-    """Vectors shortened, (N, width), and the length of what a row of them lacks beside the tail, at most."""
+class ShortVectors:
+    """Encoded heads of vectors, each followed by the length of its tail.
+
+    Attributes:
+        values: (N, width), of the dtype of the product.
+        error: largest length of the difference between a row and its encoding.
+    """
 
     values: torch.Tensor
     error: float
 
 
 @dataclass(frozen=True)
-class Bound:
-    """How vectors of `dimension` values are shortened and multiplied. By default they are not: it is the cosine."""
+class CosineBound:
+    """A way to shorten vectors of `dimension` values and to multiply them. The default is the cosine itself.
+
+    Attributes:
+        basis: float64 (D, h), orthonormal columns: the principal components; None: vectors are not shortened.
+    """
 
     dimension: int
-    basis: np.ndarray | None = None  # float64 (D, h), orthonormal
+    basis: np.ndarray | None = None
     product: Product = field(default_factory=Product)
 
     @property
     def is_cosine(self) -> bool:
-        return self.basis is None and self.product.kind == torch.float32
+        return self.basis is None and self.product.dtype == torch.float32
 
     @property
     def width(self) -> int:
+        """Values of a shortened vector."""
         return self.dimension if self.basis is None else int(self.basis.shape[1]) + 1
 
     @property
     def row_bytes(self) -> int:
-        """What `heads` holds for a row."""
-        return 0 if self.is_cosine else self.width * self.product.kind.itemsize
+        """Memory of a shortened vector; 0 for the cosine, which uses the vectors themselves."""
+        return 0 if self.is_cosine else self.width * self.product.dtype.itemsize
 
     @property
     def pair_cost(self) -> float:
-        """Of checking one surviving pair, where the same pair in a product of whole tiles costs `dimension`."""
-        return _FETCH + _FETCH_PER_DIMENSION * self.dimension
+        """Cost of the cosine of one pair, where a pair costs `dimension` in a product of a whole tile."""
+        return _FETCH_COST + _FETCH_COST_PER_DIMENSION * self.dimension
 
-    def heads(self, x: np.ndarray) -> Heads:
-        """float32 (N, D) -> (N, width)."""
+    def shorten(self, x: np.ndarray) -> ShortVectors:
+        """Shorten and encode float32 (N, D)."""
         if self.is_cosine:
-            return Heads(*self.product.encode(x))
-        values = torch.empty((len(x), self.width), dtype=self.product.kind)
-        error = 0.0
+            return ShortVectors(*self.product.encode(x))
+        values = torch.empty((len(x), self.width), dtype=self.product.dtype)
+        max_error = 0.0
         for rows in blocks(len(x), x.shape[1] * 8, 2**22):
-            values[rows], lost = self.product.encode(shorten(x[rows], self.basis))
-            error = max(error, lost)
-        return Heads(values, error)
+            values[rows], error = self.product.encode(head_and_tail_length(x[rows], self.basis))
+            max_error = max(max_error, error)
+        return ShortVectors(values, max_error)
 
-    def margin(self, x: Heads, y: Heads) -> float:
-        """How far below the true value the product of two heads may come out."""
-        lost = LONGEST * (x.error + y.error) + x.error * y.error
-        return lost + self.product.result_error + rounding(self.width)
+    def margin(self, x: ShortVectors, y: ShortVectors) -> float:
+        """Return how far a product of two shortened vectors may be below the true bound."""
+        encoding_error = LONGEST * (x.error + y.error) + x.error * y.error
+        return encoding_error + self.product.result_error + rounding_error(self.width)
 
 
-def shorten(x: np.ndarray, basis: np.ndarray | None) -> np.ndarray:
-    """float32 (n, D) -> (n, h + 1): the components in the basis, then the length of what is left."""
+def head_and_tail_length(x: np.ndarray, basis: np.ndarray | None) -> np.ndarray:
+    """Return float32 (n, h + 1) of float32 (n, D): the components in the basis, then the length of the remainder."""
     if basis is None:
         return x
     wide = x.astype(np.float64)
@@ -90,49 +105,60 @@ def shorten(x: np.ndarray, basis: np.ndarray | None) -> np.ndarray:
     return np.column_stack([head, np.sqrt(np.maximum(tail, 0) + 1e-12)]).astype(np.float32)
 
 
-def fit_bound(x: np.ndarray, y: np.ndarray | None, threshold: float, memory_gib: float) -> Bound:
-    """The bound that promises the least work on a sample of pairs, of those whose heads fit in memory.
+def fit_bound(x: np.ndarray, y: np.ndarray | None, threshold: float, memory_gib: float) -> CosineBound:
+    """Choose the bound with the least estimated work on a sample of pairs.
 
-    Which one it is changes the time only. The sample is spread evenly: every worker arrives at the same.
+    The choice changes the time of a search, not its answer. The sample is spread evenly over the rows, so every worker
+    makes the same choice.
+
+    Args:
+        x: float32 (N, D), rows of length 1; y: (M, D), or None for pairs within `x`.
+        memory_gib: limit for the shortened vectors.
     """
     rows = len(x) + (0 if y is None else len(y))
-    both = [x] if y is None else [x, y]
-    # judged on other rows than it was made of: of these it would promise too much
-    basis = np.concatenate([some[_spread(len(some), 2048, 0.0)] for some in both])
-    few, many = x[_spread(len(x), 256, 0.25)], both[-1][_spread(len(both[-1]), 1024, 0.5)]
-    with threadpool_limits(1):  # several threads gain nothing here, and lose seconds where processors are shared
-        choices = [bound for bound in _choices(basis) if rows * bound.row_bytes <= memory_gib * GIB]
-        return min(choices, key=lambda bound: _work(bound, few, many, threshold))
+    sets = [x] if y is None else [x, y]
+    # the bounds are judged on other rows than they are fitted to: on the fitted rows they would look too good
+    fitting_rows = np.concatenate([vectors[_spread(len(vectors), 2048, 0.0)] for vectors in sets])
+    test_x, test_y = x[_spread(len(x), 256, 0.25)], sets[-1][_spread(len(sets[-1]), 1024, 0.5)]
+    # more threads gain nothing here, and lose seconds where other processes use the processors
+    with threadpool_limits(1):
+        bounds = [bound for bound in _possible_bounds(fitting_rows) if rows * bound.row_bytes <= memory_gib * GIB]
+        return min(bounds, key=lambda bound: _estimate_work(bound, test_x, test_y, threshold))
 
 
-def _choices(sample: np.ndarray) -> list[Bound]:
+def _possible_bounds(sample: np.ndarray) -> list[CosineBound]:
     dimension = sample.shape[1]
     wide = sample.astype(np.float64)
-    vectors = np.linalg.eigh(wide.T @ wide)[1][:, ::-1]
-    bases = [None, *(np.ascontiguousarray(vectors[:, :width]) for width in WIDTHS if width < dimension // 2)]
-    kind = fastest()
-    if kind == torch.float32:
-        return [Bound(dimension, basis) for basis in bases]
-    coarse = [HalfProduct() if kind == torch.bfloat16 else byte_product(shorten(sample, basis)) for basis in bases]
-    # the cosine itself remains for piles where nearly everything is above the threshold
-    return [Bound(dimension), *map(Bound, [dimension] * len(bases), bases, coarse)]
+    components = np.linalg.eigh(wide.T @ wide)[1][:, ::-1]
+    widths = [width for width in HEAD_WIDTHS if width < dimension // 2]
+    bases = [None, *(np.ascontiguousarray(components[:, :width]) for width in widths)]
+    dtype = fastest_dtype()
+    if dtype == torch.float32:
+        return [CosineBound(dimension, basis) for basis in bases]
+    products = [
+        BFloat16Product() if dtype == torch.bfloat16 else fit_int8_product(head_and_tail_length(sample, basis))
+        for basis in bases
+    ]
+    # the cosine itself is the best choice where nearly all pairs are above the threshold
+    return [CosineBound(dimension), *map(CosineBound, [dimension] * len(bases), bases, products)]
 
 
-def _spread(count: int, most: int, shift: float) -> np.ndarray:
-    """Rows at even distances, the first after a part of that distance."""
-    size = min(count, most)
+def _spread(count: int, max_rows: int, shift: float) -> np.ndarray:
+    """Return rows at even distances. The first one comes after `shift` of that distance."""
+    size = min(count, max_rows)
     return ((np.arange(size) + shift) * count / size).astype(np.int64)
 
 
-def _work(bound: Bound, few: np.ndarray, many: np.ndarray, threshold: float) -> float:
-    """For one pair; what survives in a tile is checked one by one or, where that is less, by a product of the tile."""
+def _estimate_work(bound: CosineBound, x: np.ndarray, y: np.ndarray, threshold: float) -> float:
+    """Estimate the cost of one pair. The survivors of a tile are computed one by one or, where that costs less, by a
+    product of the whole tile."""
     product = bound.product
-    work = product.look + bound.width / gains().get(product.kind, 1.0)
+    work = product.compare_cost + bound.width / measure_speedups().get(product.dtype, 1.0)
     if bound.is_cosine:
         return work
-    x, y = bound.heads(few), bound.heads(many)
-    out = torch.empty(len(few), len(many), dtype=product.result)
-    product.multiply(x.values, y.values, out)
+    short_x, short_y = bound.shorten(x), bound.shorten(y)
+    out = torch.empty(len(x), len(y), dtype=product.result_dtype)
+    product.multiply(short_x.values, short_y.values, out)
     above = np.empty(out.numel(), bool)
-    product.above(out.view(-1), threshold - bound.margin(x, y), above)
+    product.above(out.view(-1), threshold - bound.margin(short_x, short_y), above)
     return work + min(float(above.mean()) * bound.pair_cost, bound.dimension)

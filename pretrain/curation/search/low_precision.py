@@ -1,7 +1,8 @@
-"""Matrix products of unit vectors in three precisions, each with what it may be wrong by.
+"""Matrix products of unit vectors in float32, bfloat16 and int8, each with a bound of its error.
 
-The cosine of every pair is first looked at coarsely. Processors with AMX multiply bfloat16 several times as fast as
-float32, those with VNNI bytes; on others both are slower. What is fastest here is measured, never assumed.
+The search first computes the cosine of every pair in low precision. Processors with AMX multiply bfloat16 several times
+as fast as float32, processors with VNNI multiply bytes faster. On other processors both are slower, so the speeds are
+measured (`measure_speedups`).
 """
 
 import time
@@ -17,85 +18,105 @@ import torch
 from dinomed.pretrain.curation.search.vectors import LENGTH_TOLERANCE, as_tensor
 
 LONGEST = 1 + LENGTH_TOLERANCE
-_WORTH_IT = 1.5  # below it a coarse product saves less than its margin costs
+_MIN_SPEEDUP = 1.5  # a smaller speedup saves less time than the wider margin costs
 
 
-def rounding(terms: int) -> float:
-    """Of a float32 product of unit vectors: of n terms it is wrong by n roundings at most (Higham 2002, 3.1)."""
+def rounding_error(terms: int) -> float:
+    """Return the largest error of a float32 product of unit vectors with `terms` values: one rounding for each term
+    (Higham 2002, section 3.1)."""
     return (terms + 8) * 2.0**-24 * LONGEST**2
 
 
-def length_of(difference: np.ndarray) -> float:
-    """The greatest length of a row."""
-    return float(np.sqrt(np.einsum("ij,ij->i", difference, difference).max()))
+def max_row_length(x: np.ndarray) -> float:
+    return float(np.sqrt(np.einsum("ij,ij->i", x, x).max()))
 
 
 @dataclass(frozen=True)
 class Product:
-    """In float32: nothing is lost but rounding."""
+    """A product in float32. It has no error but rounding.
 
-    kind = torch.float32
-    result = torch.float32
-    unit = 1.0  # what a 1 in the result stands for
-    result_error = 0.0  # by which the result may be wrong, beside the sum's rounding
-    look = 20.0  # to compare one with the threshold, in multiply-adds of a large float32 product
+    Attributes:
+        dtype: of the encoded vectors.
+        result_dtype: of the products.
+        unit: the cosine that a 1 in the result stands for.
+        result_error: error of a result, without the rounding of its sum.
+        compare_cost: cost of comparing a result with the threshold, in multiply-adds of a large float32 product.
+    """
+
+    dtype = torch.float32
+    result_dtype = torch.float32
+    unit = 1.0
+    result_error = 0.0
+    compare_cost = 20.0
 
     def encode(self, x: np.ndarray) -> tuple[torch.Tensor, float]:
-        """float32 (n, w) -> what is multiplied, and the length of what a row of it lacks, at most."""
+        """Convert float32 (n, w) to `dtype`.
+
+        Returns:
+            The encoded vectors (n, w), and the largest length of the difference between a row and its encoding.
+        """
         return as_tensor(x), 0.0
 
     def multiply(self, x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None:
-        """(m, w), (n, w) -> (m, n)."""
+        """Write the products of encoded vectors (m, w) and (n, w) to `out` (m, n)."""
         torch.mm(x, y.T, out=out)
 
     def above(self, products: torch.Tensor, limit: float, out: np.ndarray) -> None:
-        """Which of (n,) products exceed a limit (or equal it, where rounding it asks for that)."""
+        """Write to `out`, bool (n,), which of the products (n,) are above the cosine `limit`. A product equal to the
+        limit counts where the limit was rounded."""
         np.greater(products.numpy(), np.float32(limit), out=out)
 
 
 @dataclass(frozen=True)
-class HalfProduct(Product):
-    """In bfloat16: 8 bits of every value, and of the result."""
+class BFloat16Product(Product):
+    """A product in bfloat16, which keeps 8 bits of each value and of each result."""
 
-    kind = torch.bfloat16
-    result = torch.bfloat16
+    dtype = torch.bfloat16
+    result_dtype = torch.bfloat16
     result_error = 2.0**-9 * LONGEST**2
-    look = 10.0
+    compare_cost = 10.0
 
     def encode(self, x: np.ndarray) -> tuple[torch.Tensor, float]:
-        coarse = as_tensor(x).to(torch.bfloat16)
-        return coarse, length_of(x - coarse.float().numpy())
+        rounded = as_tensor(x).to(torch.bfloat16)
+        return rounded, max_row_length(x - rounded.float().numpy())
 
     def above(self, products: torch.Tensor, limit: float, out: np.ndarray) -> None:
-        # NumPy has no bfloat16. Above zero its bits are in the order of whole numbers; at or below, they are turned.
-        least = torch.tensor(max(limit, 0.0)).to(torch.bfloat16)
+        # NumPy has no bfloat16. The bits of positive bfloat16 values, read as int16, have the order of the values;
+        # those of negative values have the reverse order.
+        rounded_limit = torch.tensor(max(limit, 0.0)).to(torch.bfloat16)
         if limit > 0:
-            np.greater_equal(products.view(torch.int16).numpy(), least.view(torch.int16).item(), out=out)
+            np.greater_equal(products.view(torch.int16).numpy(), rounded_limit.view(torch.int16).item(), out=out)
         else:
             np.greater(products.float().numpy(), np.float32(limit), out=out)
 
 
 @dataclass(frozen=True)
-class ByteProduct(Product):
-    """In bytes, multiplied exactly. A rotation first spreads each row evenly over its values: one step fits all."""
+class Int8Product(Product):
+    """A product in int8 with exact sums. A random rotation first spreads each row evenly over its values, so that one
+    step suits all values.
 
-    turn: np.ndarray  # float32 (w, w), orthonormal
+    Attributes:
+        rotation: float32 (w, w), orthonormal.
+        step: value of one unit of int8.
+    """
+
+    rotation: np.ndarray
     step: float
 
-    kind = torch.int8
-    result = torch.int32
-    look = 28.0
+    dtype = torch.int8
+    result_dtype = torch.int32
+    compare_cost = 28.0
 
     @property
     def unit(self) -> float:  # type: ignore[override]
         return self.step**2
 
     def encode(self, x: np.ndarray) -> tuple[torch.Tensor, float]:
-        turned = x @ self.turn
-        whole = np.clip(np.rint(turned / np.float32(self.step)), -127, 127)
-        # the rotation is in float32: each of the values may be wrong by its rounding
-        lost = length_of(turned - whole * np.float32(self.step)) + rounding(x.shape[1]) * x.shape[1] ** 0.5
-        return torch.from_numpy(whole.astype(np.int8)), lost
+        rotated = x @ self.rotation
+        steps = np.clip(np.rint(rotated / np.float32(self.step)), -127, 127)
+        # the rotation is computed in float32: each of the values may have its rounding error
+        error = max_row_length(rotated - steps * np.float32(self.step)) + rounding_error(x.shape[1]) * x.shape[1] ** 0.5
+        return torch.from_numpy(steps.astype(np.int8)), error
 
     def multiply(self, x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None:
         torch._int_mm(x, y.T, out=out)
@@ -104,50 +125,53 @@ class ByteProduct(Product):
         np.greater(products.numpy(), np.int32(np.floor(limit / self.unit)), out=out)
 
 
-def byte_product(sample: np.ndarray) -> ByteProduct:
-    """Its step fits float32 (n, w); what is larger elsewhere is cut off, and counted as lost."""
+def fit_int8_product(sample: np.ndarray) -> Int8Product:
+    """Choose the step for float32 (n, w). Larger values in other rows are clipped; `encode` counts that as error."""
     width = sample.shape[1]
-    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(width, width)))[0].astype(np.float32)
-    return ByteProduct(turn, float(np.abs(sample @ turn).max()) * 1.05 / 127)
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(width, width)))[0].astype(np.float32)
+    return Int8Product(rotation, float(np.abs(sample @ rotation).max()) * 1.05 / 127)
 
 
 @lru_cache
-def gains() -> dict[torch.dtype, float]:
-    """How many times as fast as float32 this machine multiplies what is coarser; only what is right and worth it.
+def measure_speedups() -> dict[torch.dtype, float]:
+    """Measure how many times as fast as float32 this machine multiplies bfloat16 and int8.
 
-    Processors without instructions for bytes add up pairs of products in 16 bits, and cut off what is larger.
+    A dtype is left out if its products are wrong or its speedup is below `_MIN_SPEEDUP`. Processors without
+    instructions for bytes add pairs of products in 16 bits and clip larger sums, which is wrong.
     """
     whole = torch.from_numpy(np.random.default_rng(0).choice([-127, -126, 126, 127], (1024, 512)).astype(np.int8))
     single, half = whole.float(), whole.bfloat16()
-    # sums of 512 products of bytes are whole numbers below 2^24: float32 holds them exactly
+    # sums of 512 products of bytes are whole numbers below 2^24, which float32 holds exactly
     exact = single @ single.T
-    found = {}
-    with one_thread_each():
-        seconds, _ = _measure(torch.mm, single, torch.float32)
-        for kind, name, factor, result in (
+    speedups = {}
+    with single_threaded_torch():
+        float32_seconds, _ = _measure(torch.mm, single, torch.float32)
+        for dtype, name, factor, result_dtype in (
             (torch.bfloat16, "mm", half, torch.bfloat16), (torch.int8, "_int_mm", whole, torch.int32)
         ):  # fmt: skip
             try:
-                taken, product = _measure(getattr(torch, name), factor, result)
+                seconds, product = _measure(getattr(torch, name), factor, result_dtype)
             except (RuntimeError, AttributeError):  # this build of torch has no such product
                 continue
             error = (product.double() - exact.double()).abs()
-            right = error <= (exact.abs() * 2.0**-8 if kind == torch.bfloat16 else 0)
-            if bool(right.all()) and seconds / taken > _WORTH_IT:
-                found[kind] = seconds / taken
-    return found
+            correct = error <= (exact.abs() * 2.0**-8 if dtype == torch.bfloat16 else 0)
+            if bool(correct.all()) and float32_seconds / seconds > _MIN_SPEEDUP:
+                speedups[dtype] = float32_seconds / seconds
+    return speedups
 
 
-def fastest() -> torch.dtype:
-    """The kind of product to use here; bfloat16 before bytes unless these are much faster: it loses less."""
-    found = gains()
-    half, byte = found.get(torch.bfloat16, 0.0), found.get(torch.int8, 0.0)
-    return torch.float32 if not found else torch.bfloat16 if half > 0.5 * byte else torch.int8
+def fastest_dtype() -> torch.dtype:
+    """Return the dtype to multiply in on this machine. bfloat16 is preferred to int8 unless int8 is more than twice as
+    fast, because bfloat16 has a smaller error."""
+    speedups = measure_speedups()
+    bfloat16, int8 = speedups.get(torch.bfloat16, 0.0), speedups.get(torch.int8, 0.0)
+    return torch.float32 if not speedups else torch.bfloat16 if bfloat16 > 0.5 * int8 else torch.int8
 
 
-def _measure(multiply: Callable[..., Any], x: torch.Tensor, result: torch.dtype) -> tuple[float, torch.Tensor]:
-    """Processor seconds of this thread, the least of some (others on this machine do not count), and x x^T."""
-    out, times = torch.empty(len(x), len(x), dtype=result), []
+def _measure(multiply: Callable[..., Any], x: torch.Tensor, result_dtype: torch.dtype) -> tuple[float, torch.Tensor]:
+    """Return the processor seconds of x x^T and the product. The seconds are the least of six runs and of this thread
+    only, so that other processes do not count."""
+    out, times = torch.empty(len(x), len(x), dtype=result_dtype), []
     for _ in range(6):
         began = time.thread_time()
         multiply(x, x.T, out=out)
@@ -156,8 +180,8 @@ def _measure(multiply: Callable[..., Any], x: torch.Tensor, result: torch.dtype)
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """torch's products take one thread, so that several can be made at a time."""
+def single_threaded_torch() -> Iterator[None]:
+    """Limit torch's products to one thread each, so that several threads can compute products at once."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

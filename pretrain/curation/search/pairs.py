@@ -1,4 +1,4 @@
-"""Pairs of rows with their similarity: what a search finds, in a form that shards can be merged from."""
+"""Pairs of similar rows: the table of a search result, merging of parts, and the best pairs of each row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,163 +9,182 @@ import pyarrow as pa
 from dinomed.errors import DinomedError
 from dinomed.pretrain.curation.search.vectors import GIB, similarity_of
 
-# a pair held (twice while parts are joined), and what choosing the best of each row needs beside it at its peak
+# bytes of a stored pair (two copies exist while parts are joined), and of the ranking of one pair at its peak
 PAIR_BYTES, RANK_BYTES = 40, 110
 FIRST_COMPACTION = 1_000_000  # pairs
-SLACK = 8  # more than k are kept until the end, so that rounding does not decide which of near-equals is among the k
+SLACK = 8  # pairs kept of a row beyond k until the end, so that rounding does not decide which near-equals are kept
+_COLUMNS = {"i": np.int64, "j": np.int64, "similarity": np.float32}
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Row `i[n]` of a first set, row `j[n]` of a second (within one set i < j), and their cosine; sorted by (i, j)."""
+class SimilarPairs:
+    """Row `i[n]` of a first set, row `j[n]` of a second set (within one set i < j), and their cosine; arrays of (P,).
 
-    i: np.ndarray  # int64 (P,)
-    j: np.ndarray  # int64 (P,)
-    similarity: np.ndarray  # float32 (P,)
+    The pairs of a search result are sorted by (i, j).
+    """
+
+    i: np.ndarray  # int64
+    j: np.ndarray  # int64
+    similarity: np.ndarray  # float32
 
     def __len__(self) -> int:
         return len(self.i)
 
-    def take(self, chosen: np.ndarray) -> "Pairs":
-        """The pairs at an index or under a mask."""
-        return Pairs(self.i[chosen], self.j[chosen], self.similarity[chosen])
+    def take(self, chosen: np.ndarray) -> "SimilarPairs":
+        """Return the pairs at the given positions, or where a mask is true."""
+        return SimilarPairs(self.i[chosen], self.j[chosen], self.similarity[chosen])
 
-    def shifted(self, i: int, j: int) -> "Pairs":
-        """With `i` and `j` added to the rows: from the numbers of a shard to those of the whole."""
-        return Pairs(self.i + i, self.j + j, self.similarity)
-
-    def sorted(self) -> "Pairs":
+    def sorted(self) -> "SimilarPairs":
         return self.take(np.lexsort((self.j, self.i)))
 
     def table(self) -> pa.Table:
-        """Arrow, columns `i`, `j`, `similarity`."""
-        return pa.table({"i": pa.array(self.i), "j": pa.array(self.j), "similarity": pa.array(self.similarity)})
+        """Return the pairs as an Arrow table with the columns `i`, `j`, `similarity`."""
+        return pa.table({name: pa.array(getattr(self, name)) for name in _COLUMNS})
 
 
-def from_table(table: pa.Table) -> Pairs:
-    """Back from `Pairs.table`."""
-    kinds = {"i": np.int64, "j": np.int64, "similarity": np.float32}
-    return Pairs(*(table[name].to_numpy().astype(kind, copy=False) for name, kind in kinds.items()))
+def from_table(table: pa.Table) -> SimilarPairs:
+    """Read the pairs of a table that `SimilarPairs.table` made."""
+    return SimilarPairs(*(table[name].to_numpy().astype(dtype, copy=False) for name, dtype in _COLUMNS.items()))
 
 
-def no_pairs() -> Pairs:
-    return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+def no_pairs() -> SimilarPairs:
+    return SimilarPairs(*(np.empty(0, dtype) for dtype in _COLUMNS.values()))
 
 
-def merge_pairs(parts: Sequence[Pairs], *, k: int | None = None, symmetric: bool = True) -> Pairs:
-    """The pairs of several parts of one search, each once, sorted; with `k` the best of each row (see `best_pairs`)."""
-    every = distinct(concatenated(parts))
-    return every if k is None else best_pairs(every, k, symmetric=symmetric)
+def merge_pairs(parts: Sequence[SimilarPairs], *, k: int | None = None, symmetric: bool = True) -> SimilarPairs:
+    """Return the pairs of several parts of one search, each once, sorted; with `k` only the best (see `best_pairs`)."""
+    pairs = distinct(concatenated(parts))
+    return pairs if k is None else best_pairs(pairs, k, symmetric=symmetric)
 
 
-def distinct(pairs: Pairs) -> Pairs:
-    """Each pair once, sorted."""
+def distinct(pairs: SimilarPairs) -> SimilarPairs:
+    """Return each pair once, sorted. Of equal pairs the first one is kept."""
     pairs = pairs.sorted()
-    new = np.ones(len(pairs), bool)
-    new[1:] = (pairs.i[1:] != pairs.i[:-1]) | (pairs.j[1:] != pairs.j[:-1])
-    return pairs.take(new)
+    is_new = np.ones(len(pairs), bool)
+    is_new[1:] = (pairs.i[1:] != pairs.i[:-1]) | (pairs.j[1:] != pairs.j[:-1])
+    return pairs.take(is_new)
 
 
-def concatenated(parts: Sequence[Pairs]) -> Pairs:
+def concatenated(parts: Sequence[SimilarPairs]) -> SimilarPairs:
     parts = parts or [no_pairs()]
-    return Pairs(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("i", "j", "similarity")))
+    return SimilarPairs(*(np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS))
 
 
-def best_pairs(pairs: Pairs, k: int, *, symmetric: bool) -> Pairs:
-    """Those among the `k` most similar of a row; of equals, the lower number. In the order given.
+def best_pairs(pairs: SimilarPairs, k: int, *, symmetric: bool) -> SimilarPairs:
+    """Return the pairs that are among the `k` most similar of a row, in the order of `pairs`.
 
-    `symmetric` (pairs within one set): among the k of either end, as in a graph of k nearest neighbours whose edges
-    have no direction. Otherwise: among the k of row `i`.
+    Of equally similar pairs the one with the lower number is better.
+
+    Args:
+        symmetric: the pairs are within one set, and a pair is kept if it is among the k best of either of its rows (a
+            graph of k nearest neighbours with undirected edges). Otherwise only the k best of row `i` are kept.
     """
-    _, pair, rank = _ranked(pairs, symmetric)
+    _, position, rank = _rank_in_row(pairs, symmetric)
     keep = np.zeros(len(pairs), bool)
-    keep[pair[rank < k]] = True
+    keep[position[rank < k]] = True
     return pairs.take(keep)
 
 
-def _ranked(pairs: Pairs, symmetric: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row by row, the best first: the row, the number of the pair, and its rank in the row. With `symmetric` a pair is
-    there for both of its rows."""
-    rows, others, similarity = pairs.i, pairs.j, pairs.similarity
+def _rank_in_row(pairs: SimilarPairs, symmetric: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort the pairs by row, the most similar first.
+
+    Returns:
+        The row, the position in `pairs`, and the rank within the row (from 0). With `symmetric` each pair is listed
+        for both of its rows.
+    """
+    rows, partners, similarity = pairs.i, pairs.j, pairs.similarity
     if symmetric:
-        rows, others = np.concatenate([pairs.i, pairs.j]), np.concatenate([pairs.j, pairs.i])
+        rows, partners = np.concatenate([pairs.i, pairs.j]), np.concatenate([pairs.j, pairs.i])
         similarity = np.concatenate([similarity, similarity])
-    order = np.lexsort((others, -similarity, rows))
+    order = np.lexsort((partners, -similarity, rows))
     rows = rows[order]
-    new = np.ones(len(rows), bool)
-    new[1:] = rows[1:] != rows[:-1]
-    first = np.flatnonzero(new)
-    rank = np.arange(len(rows)) - np.repeat(first, np.diff(np.append(first, len(rows))))
+    is_first = np.ones(len(rows), bool)
+    is_first[1:] = rows[1:] != rows[:-1]
+    starts = np.flatnonzero(is_first)
+    rank = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
     return rows, order % max(len(pairs), 1), rank
 
 
-class Collector:
-    """Gathers candidates, and never holds more than `memory_gib` of them.
+class PairCollector:
+    """Collects candidate pairs in at most `memory_gib`.
 
-    Candidates carry a similarity in single precision. `finish` computes it as `similarity_of` does and drops what is
-    not above the threshold, so that the answer does not depend on tiles, threads or the kind of product.
+    Candidates have a cosine computed in float32. `finish` computes it again with `similarity_of` and drops pairs that
+    are not above the threshold. So the answer does not depend on tiles, threads or the precision of the products.
+
+    Args:
+        k: wanted pairs of each row; None: all.
+        symmetric: as in `best_pairs`.
+        repeats: whether a pair may be added more than once.
     """
 
     def __init__(self, k: int | None, *, symmetric: bool, memory_gib: float, repeats: bool = False) -> None:
-        """`repeats`: a pair may be added more than once."""
         self.k, self.symmetric, self._repeats = k, symmetric, repeats
-        self._limit = int(memory_gib * GIB / (PAIR_BYTES + RANK_BYTES))
+        self._max_pairs = int(memory_gib * GIB / (PAIR_BYTES + RANK_BYTES))
         self._memory_gib = memory_gib
-        self._parts: list[Pairs] = []
-        self._held = 0
-        self._next = min(self._limit, FIRST_COMPACTION)
-        # similarity that a pair of a row needs to be among its k + SLACK; replaced as a whole, as threads read it
-        self._needed = np.full(1, -np.inf, np.float32)
+        self._parts: list[SimilarPairs] = []
+        self._num_pairs = 0
+        self._compact_above = min(self._max_pairs, FIRST_COMPACTION)
+        # similarity that a pair of each row needs to be among its k + SLACK best. Threads read it while it is replaced,
+        # so the array is never changed in place.
+        self._lowest_of_row = np.full(1, -np.inf, np.float32)
 
-    def needed(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """The similarity below which a pair cannot be among the k of what has been added so far, of i and j's shape."""
-        needed = self._needed
-        least = self._look_up(needed, i)
-        return np.minimum(least, self._look_up(needed, j)) if self.symmetric else least + np.zeros_like(j, np.float32)
+    def lowest_useful(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Return the similarity below which the pairs (i, j) cannot be among the k best of those added so far."""
+        lowest_of_row = self._lowest_of_row
+        lowest = self._look_up(lowest_of_row, i)
+        if self.symmetric:
+            return np.minimum(lowest, self._look_up(lowest_of_row, j))
+        return lowest + np.zeros_like(j, np.float32)
 
     @staticmethod
-    def _look_up(needed: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        return np.where(rows < len(needed), needed[np.minimum(rows, len(needed) - 1)], np.float32(-np.inf))
+    def _look_up(lowest_of_row: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        values = lowest_of_row[np.minimum(rows, len(lowest_of_row) - 1)]
+        return np.where(rows < len(lowest_of_row), values, np.float32(-np.inf))
 
-    def add(self, pairs: Pairs) -> None:
-        """Raises `DinomedError` if the pairs do not fit."""
+    def add(self, pairs: SimilarPairs) -> None:
+        """Add candidates. Raise `DinomedError` if they do not fit in memory."""
         if not len(pairs):
             return
         self._parts.append(pairs)
-        self._held += len(pairs)
-        if self._held > self._next:
+        self._num_pairs += len(pairs)
+        if self._num_pairs > self._compact_above:
             self._compact()
 
     def _compact(self) -> None:
-        held = self._joined()
-        self._parts, self._held = [held], len(held)
-        if self._held > 0.75 * self._limit:  # more, and it would do little else than choose
-            fewer = f"a k below {self.k}" if self.k is not None else "a k (only the best of each row)"
+        pairs = self._join()
+        self._parts, self._num_pairs = [pairs], len(pairs)
+        if self._num_pairs > 0.75 * self._max_pairs:  # with more, nearly all time would be spent on compactions
+            fewer = f"use a k below {self.k}" if self.k is not None else "use a k (only the best pairs of each row)"
             raise DinomedError(
-                f"more than {self._held:,} pairs are above the threshold and do not fit in {self._memory_gib:.3g} GiB; "
-                f"raise the threshold, give {fewer}, or allow more memory"
+                f"more than {self._num_pairs:,} pairs are above the threshold and do not fit in "
+                f"{self._memory_gib:.3g} GiB; raise the threshold, {fewer}, or allow more memory"
             )
-        self._next = min(max(2 * self._held, FIRST_COMPACTION), self._limit)
+        self._compact_above = min(max(2 * self._num_pairs, FIRST_COMPACTION), self._max_pairs)
 
-    def _joined(self) -> Pairs:
-        held = concatenated(self._parts)
+    def _join(self) -> SimilarPairs:
+        """Join the parts and keep the k + SLACK best pairs of each row."""
+        pairs = concatenated(self._parts)
         if self._repeats:
-            held = distinct(held)
-        if self.k is not None and len(held):
-            row, pair, rank = _ranked(held, self.symmetric)
-            last = rank == self.k + SLACK - 1
-            needed = np.full(int(row[-1]) + 1, -np.inf, np.float32)
-            needed[row[last]] = held.similarity[pair[last]]
-            self._needed = needed
-            keep = np.zeros(len(held), bool)
-            keep[pair[rank < self.k + SLACK]] = True
-            held = held.take(keep)
-        return held
+            pairs = distinct(pairs)
+        if self.k is not None and len(pairs):
+            row, position, rank = _rank_in_row(pairs, self.symmetric)
+            is_last = rank == self.k + SLACK - 1
+            lowest_of_row = np.full(int(row[-1]) + 1, -np.inf, np.float32)
+            lowest_of_row[row[is_last]] = pairs.similarity[position[is_last]]
+            self._lowest_of_row = lowest_of_row
+            keep = np.zeros(len(pairs), bool)
+            keep[position[rank < self.k + SLACK]] = True
+            pairs = pairs.take(keep)
+        return pairs
 
-    def finish(self, x: np.ndarray, y: np.ndarray, threshold: float) -> Pairs:
-        """The pairs above the threshold, sorted; `x` and `y` are what i and j are rows of."""
-        found = self._joined().sorted()
+    def finish(self, x: np.ndarray, y: np.ndarray, threshold: float) -> SimilarPairs:
+        """Return the pairs above the threshold, sorted.
+
+        Args:
+            x: float32 (N, D), the vectors of `i`; y: float32 (M, D), the vectors of `j`.
+        """
+        candidates = self._join().sorted()
         self._parts = []
-        exact = Pairs(found.i, found.j, similarity_of(x, y, found.i, found.j))
-        exact = exact.take(exact.similarity > np.float32(threshold))
-        return exact if self.k is None else best_pairs(exact, self.k, symmetric=self.symmetric)
+        pairs = SimilarPairs(candidates.i, candidates.j, similarity_of(x, y, candidates.i, candidates.j))
+        pairs = pairs.take(pairs.similarity > np.float32(threshold))
+        return pairs if self.k is None else best_pairs(pairs, self.k, symmetric=self.symmetric)

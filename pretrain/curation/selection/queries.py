@@ -16,7 +16,7 @@ from dinomed.pretrain.curation.output.read import Source
 from dinomed.pretrain.curation.pool import QuerySet
 from dinomed.pretrain.curation.runtime.cache import column_to_vectors, key_of, vectors_to_column
 from dinomed.pretrain.curation.runtime.context import Job
-from dinomed.pretrain.curation.search.ivf import Measured, build_index, tune
+from dinomed.pretrain.curation.search.ivf import MeasuredRecall, build_ivf, tune_probes
 from dinomed.pretrain.curation.selection.kmeans import Clusters, kmeans
 from dinomed.pretrain.curation.selection.retrieval import (
     Mode,
@@ -134,12 +134,12 @@ def _clusters(job: Job, pool: np.ndarray, key: str) -> Clusters:
 
 def _sample(
     job: Job, vectors: np.ndarray, pool: np.ndarray, settings: QuerySetConfig
-) -> tuple[Retrieved, Measured | None]:
+) -> tuple[Retrieved, MeasuredRecall | None]:
     k = min(settings.k, len(pool))
     searcher = measured = None
     if len(vectors) * len(pool) > job.config.search.exact_up_to**2 and k < len(pool):
-        searcher = build_index(pool, memory_gib=job.config.memory_gib / 2, seed=job.config.seed)
-        measured = tune(searcher, k=k, target=job.config.search.recall, seed=job.config.seed)
+        searcher = build_ivf(pool, memory_gib=job.config.memory_gib / 2, seed=job.config.seed)
+        measured = tune_probes(searcher, k=k, target=job.config.search.recall, seed=job.config.seed)
     found = retrieve_samples(
         vectors, pool, k=k, threshold=settings.threshold, limit=settings.limit, searcher=searcher,
         memory_gib=job.config.memory_gib,

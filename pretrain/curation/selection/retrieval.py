@@ -10,8 +10,8 @@ import numpy as np
 
 from dinomed.errors import UsageError
 from dinomed.pretrain.curation.search.exact import MEMORY_GIB, top_k
-from dinomed.pretrain.curation.search.ivf import Searcher
-from dinomed.pretrain.curation.search.pairs import Pairs, best_pairs
+from dinomed.pretrain.curation.search.ivf import ApproximateIndex
+from dinomed.pretrain.curation.search.pairs import SimilarPairs, best_pairs
 from dinomed.pretrain.curation.search.vectors import (
     check_count,
     check_same_dimension,
@@ -53,7 +53,7 @@ def retrieve_samples(
     k: int = 4,
     threshold: float | None = None,
     limit: int | None = None,
-    searcher: Searcher | None = None,
+    searcher: ApproximateIndex | None = None,
     memory_gib: float = MEMORY_GIB,
 ) -> Retrieved:
     """The `k` nearest images of each query, each image once.
@@ -83,8 +83,8 @@ def retrieve_samples(
     row, similarity = found[asked], similarity[asked]
     first_asked = np.full(len(pile), k)
     np.minimum.at(first_asked, row, rank)
-    # the best query of each image: `Pairs` from the image to the query
-    best = best_pairs(Pairs(row, query, similarity), 1, symmetric=False)
+    # the best query of each image: `SimilarPairs` from the image to the query
+    best = best_pairs(SimilarPairs(row, query, similarity), 1, symmetric=False)
     order = np.lexsort((best.i, -best.similarity, first_asked[best.i]))
     taken = best.take(order[:limit]).sorted()
     return Retrieved("sample", taken.i, taken.j, np.full(len(taken), -1), taken.similarity, len(best))

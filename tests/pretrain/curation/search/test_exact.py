@@ -1,4 +1,4 @@
-"""The exact search against products in double precision: every way it can take, cut and shortened."""
+"""The exact search against products in float64: with every bound and precision, in parts and in threads."""
 
 import tracemalloc
 from pathlib import Path
@@ -15,10 +15,10 @@ from dinomed.pretrain.curation.search import bound as bounds
 from dinomed.pretrain.curation.search import exact as neighbors
 from dinomed.pretrain.curation.search import low_precision as products
 from dinomed.pretrain.curation.search import tiles
-from dinomed.pretrain.curation.search.bound import Bound, fit_bound, shorten
+from dinomed.pretrain.curation.search.bound import CosineBound, fit_bound, head_and_tail_length
 from dinomed.pretrain.curation.search.exact import near_pairs, top_k
-from dinomed.pretrain.curation.search.low_precision import HalfProduct, Product, byte_product, gains
-from dinomed.pretrain.curation.search.pairs import Pairs, from_table, merge_pairs
+from dinomed.pretrain.curation.search.low_precision import BFloat16Product, Product, fit_int8_product, measure_speedups
+from dinomed.pretrain.curation.search.pairs import SimilarPairs, from_table, merge_pairs
 from dinomed.pretrain.curation.search.tiles import in_threads
 
 
@@ -39,7 +39,7 @@ def cosines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def oracle(x: np.ndarray, y: np.ndarray | None, threshold: float, k: int | None = None) -> set[tuple[int, int]]:
-    """By sorting each row of the whole matrix."""
+    """The pairs, by sorting each row of the whole matrix."""
     full = cosines(x, x if y is None else y)
     if y is None:
         np.fill_diagonal(full, -2)
@@ -48,22 +48,24 @@ def oracle(x: np.ndarray, y: np.ndarray | None, threshold: float, k: int | None 
         best = np.zeros_like(above)
         np.put_along_axis(best, np.argsort(-full, axis=1, kind="stable")[:, :k], True, axis=1)
         above &= best if y is not None else best | best.T
-    found = {(int(i), int(j)) for i, j in zip(*np.nonzero(above), strict=True)}
-    return found if y is not None else {(i, j) for i, j in found if i < j}
+    pairs = {(int(i), int(j)) for i, j in zip(*np.nonzero(above), strict=True)}
+    return pairs if y is not None else {(i, j) for i, j in pairs if i < j}
 
 
-def as_set(pairs: Pairs) -> set[tuple[int, int]]:
+def as_set(pairs: SimilarPairs) -> set[tuple[int, int]]:
     return set(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True))
 
 
 def coarse(kind: torch.dtype, sample: np.ndarray) -> Product:
     if kind == torch.int8 and not multiplies_bytes():
-        pytest.skip("this processor multiplies bytes wrongly, so they are never used on it")
-    return {torch.float32: Product, torch.bfloat16: HalfProduct, torch.int8: lambda: byte_product(sample)}[kind]()
+        pytest.skip("this processor multiplies bytes wrongly, so int8 is never used on it")
+    return {torch.float32: Product, torch.bfloat16: BFloat16Product, torch.int8: lambda: fit_int8_product(sample)}[
+        kind
+    ]()
 
 
 def multiplies_bytes() -> bool:
-    """Exactly, at the ends of their range."""
+    """Whether this processor multiplies bytes at the ends of their range exactly."""
     x = torch.full((2, 64), 127, dtype=torch.int8)
     return bool((torch._int_mm(x, x.T) == 64 * 127 * 127).all())
 
@@ -73,14 +75,14 @@ KINDS = [torch.float32, torch.bfloat16, torch.int8]
 
 @pytest.fixture(params=[(16, KINDS[0]), (32, KINDS[1]), (16, KINDS[2]), *((None, kind) for kind in KINDS)], ids=str)
 def every_bound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int | None, torch.dtype]:
-    """The search takes the way it is told, not the fastest one of this machine; in small tiles."""
+    """Make the search use this width and dtype, not the fastest of this machine, and small tiles."""
     width, kind = request.param
 
-    def forced(x: np.ndarray, y: np.ndarray | None, threshold: float, memory_gib: float) -> Bound:
+    def forced(x: np.ndarray, y: np.ndarray | None, threshold: float, memory_gib: float) -> CosineBound:
         both = x if y is None else np.concatenate([x, y])
         vectors = np.linalg.eigh(both.T.astype(np.float64) @ both)[1][:, ::-1]
         basis = None if width is None else vectors[:, :width].copy()
-        return Bound(x.shape[1], basis, coarse(kind, shorten(both[:50], basis)))
+        return CosineBound(x.shape[1], basis, coarse(kind, head_and_tail_length(both[:50], basis)))
 
     monkeypatch.setattr(neighbors, "fit_bound", forced)
     monkeypatch.setattr(tiles, "SIDE", 100)
@@ -98,7 +100,7 @@ def test_all_pairs_and_no_others_are_found(
     assert len(expected) > 10
     assert as_set(pairs) == expected
     assert (np.diff(pairs.i) >= 0).all()
-    # both are sums in double precision, rounded to single
+    # both are float64 sums, rounded to float32
     assert pairs.similarity == pytest.approx(cosines(x, x)[pairs.i, pairs.j], abs=1e-7)
 
 
@@ -110,7 +112,7 @@ def test_pairs_between_two_sets(every_bound: tuple[int | None, torch.dtype]) -> 
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])
-def test_the_best_k_of_either_end_are_kept(every_bound: tuple[int | None, torch.dtype], k: int) -> None:
+def test_the_best_k_of_either_row_are_kept(every_bound: tuple[int | None, torch.dtype], k: int) -> None:
     x = features(500, decay=2.0)
     assert as_set(near_pairs(x, threshold=0.3, k=k)) == oracle(x, None, 0.3, k)
 
@@ -121,25 +123,25 @@ def test_the_pairs_are_those_of_faiss() -> None:
     index.add(x)
     limits, similarity, j = index.range_search(x, 0.55)
     i = np.repeat(np.arange(len(x)), np.diff(limits.astype(np.int64)))
-    clear = (i < j) & (np.abs(similarity - 0.55) > 1e-6)  # faiss sums in single precision
-    found = as_set(near_pairs(x, threshold=0.55))
-    assert set(zip(i[clear].tolist(), j[clear].tolist(), strict=True)) <= found
-    assert abs(len(found) - int((i < j).sum())) <= int((np.abs(similarity - 0.55) <= 1e-6).sum())
+    clear = (i < j) & (np.abs(similarity - 0.55) > 1e-6)  # faiss sums in float32
+    ours = as_set(near_pairs(x, threshold=0.55))
+    assert set(zip(i[clear].tolist(), j[clear].tolist(), strict=True)) <= ours
+    assert abs(len(ours) - int((i < j).sum())) <= int((np.abs(similarity - 0.55) <= 1e-6).sum())
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32), decay=st.floats(0, 6), width=st.sampled_from([4, 15, None]))
-def test_the_bound_is_one(kind: torch.dtype, seed: int, decay: float, width: int | None) -> None:
-    """Also of vectors that have nothing to do with those that the basis and the step were made of."""
+def test_the_bound_is_never_below_the_cosine(kind: torch.dtype, seed: int, decay: float, width: int | None) -> None:
+    """This holds for vectors unrelated to those that the basis and the step were fitted to."""
     rng = np.random.default_rng(seed)
     x, y = features(60, 32, decay, seed % 1000), features(40, 32, 0.0, seed % 999)
     basis = None if width is None else np.linalg.qr(rng.normal(size=(32, width)))[0]
-    bound = Bound(32, basis, coarse(kind, shorten(x[:10], basis)))
-    heads_x, heads_y = bound.heads(x), bound.heads(y)
-    out = torch.empty(60, 40, dtype=bound.product.result)
-    bound.product.multiply(heads_x.values, heads_y.values, out)
-    full, margin = x.astype(np.float64) @ y.T.astype(np.float64), bound.margin(heads_x, heads_y)
+    bound = CosineBound(32, basis, coarse(kind, head_and_tail_length(x[:10], basis)))
+    short_x, short_y = bound.shorten(x), bound.shorten(y)
+    out = torch.empty(60, 40, dtype=bound.product.result_dtype)
+    bound.product.multiply(short_x.values, short_y.values, out)
+    full, margin = x.astype(np.float64) @ y.T.astype(np.float64), bound.margin(short_x, short_y)
     assert (out.double().numpy() * bound.product.unit + margin >= full).all()
     above = np.empty(out.numel(), bool)
     for threshold in (-0.5, 0.0, 0.1, 0.6):
@@ -150,36 +152,36 @@ def test_the_bound_is_one(kind: torch.dtype, seed: int, decay: float, width: int
 
 @pytest.mark.parametrize(("kind", "most"), list(zip(KINDS, [1e-4, 0.008, 0.04], strict=True)), ids=str)
 def test_the_margin_is_small(kind: torch.dtype, most: float) -> None:
-    """A bound that is never exceeded may be a useless one. Also where one value of a row is far larger than others."""
+    """A bound with a large margin would be useless. One value of a row may be far larger than the others."""
     x = features(2000, 512, 1.5)
-    bound = Bound(512, None, coarse(kind, x[:100]))
-    heads = bound.heads(x)
-    assert bound.margin(heads, heads) < most
+    bound = CosineBound(512, None, coarse(kind, x[:100]))
+    short = bound.shorten(x)
+    assert bound.margin(short, short) < most
 
 
 def test_the_width_follows_the_spectrum_the_machine_and_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "gains", dict)
-    monkeypatch.setattr(bounds, "gains", dict)
+    monkeypatch.setattr(products, "measure_speedups", dict)
+    monkeypatch.setattr(bounds, "measure_speedups", dict)
     steep, flat = features(3000, 256, 3.0), features(3000, 256, 0.0)
     assert fit_bound(steep, None, 0.98, 1.0).width < 40
     assert fit_bound(flat, None, 0.3, 1.0).is_cosine
-    assert fit_bound(steep, None, 0.98, 1e-6).is_cosine  # no room for heads
+    assert fit_bound(steep, None, 0.98, 1e-6).is_cosine  # no memory for shortened vectors
     for kind in KINDS[1:]:
         if kind == torch.bfloat16 or multiplies_bytes():
             for module in (products, bounds):
-                monkeypatch.setattr(module, "gains", lambda kind=kind: {kind: 6.0})
-            assert fit_bound(flat, None, 0.6, 1.0).product.kind == kind
+                monkeypatch.setattr(module, "measure_speedups", lambda kind=kind: {kind: 6.0})
+            assert fit_bound(flat, None, 0.6, 1.0).product.dtype == kind
 
 
-def test_a_product_is_used_only_where_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processors without instructions for bytes give wrong sums, fast."""
+def test_a_product_is_used_only_where_it_is_correct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors without instructions for bytes compute wrong sums quickly."""
     monkeypatch.setattr(torch, "_int_mm", lambda x, y, out: out.zero_())
-    gains.cache_clear()
-    assert torch.int8 not in gains()
+    measure_speedups.cache_clear()
+    assert torch.int8 not in measure_speedups()
     monkeypatch.delattr(torch, "_int_mm")
-    gains.cache_clear()
-    assert torch.int8 not in gains()
-    gains.cache_clear()
+    measure_speedups.cache_clear()
+    assert torch.int8 not in measure_speedups()
+    measure_speedups.cache_clear()
 
 
 @pytest.mark.parametrize("k", [None, 4])
@@ -198,13 +200,18 @@ def test_parts_threads_and_memory_do_not_change_the_answer(k: int | None, monkey
 def test_shards_against_shards_give_the_whole() -> None:
     x = features(600)
     cut = [x[:250], x[250:]]
-    parts = [near_pairs(cut[0], threshold=0.5), near_pairs(cut[1], threshold=0.5).shifted(250, 250)]
-    parts.append(near_pairs(cut[0], cut[1], threshold=0.5).shifted(0, 250))
+    first, second = near_pairs(cut[0], threshold=0.5), near_pairs(cut[1], threshold=0.5)
+    between = near_pairs(cut[0], cut[1], threshold=0.5)
+    parts = [
+        first,
+        SimilarPairs(second.i + 250, second.j + 250, second.similarity),
+        SimilarPairs(between.i, between.j + 250, between.similarity),
+    ]
     assert as_set(merge_pairs(parts)) == oracle(x, None, 0.5)
 
 
-def test_thousands_of_frames_alike_stay_within_the_memory() -> None:
-    """Every pair is above the threshold: 4.5 million, of which some 3,000 x 8 are wanted."""
+def test_thousands_of_similar_frames_stay_within_the_memory() -> None:
+    """All 4.5 million pairs are above the threshold; about 3,000 x 8 are wanted."""
     rng = np.random.default_rng(0)
     x = 1 + 0.05 * rng.normal(size=(3000, 64))
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
@@ -214,7 +221,7 @@ def test_thousands_of_frames_alike_stay_within_the_memory() -> None:
     tracemalloc.stop()
     assert peak < 0.06 * 2**30
     assert as_set(pairs) == oracle(x, None, 0.6, 8)
-    with pytest.raises(DinomedError, match="raise the threshold, give a k"):
+    with pytest.raises(DinomedError, match="raise the threshold, use a k"):
         near_pairs(x, threshold=0.6, memory_gib=0.06)
 
 
@@ -227,9 +234,9 @@ def test_a_mapped_read_only_file_is_searched(tmp_path: Path) -> None:
 
 
 def test_one_vector_has_no_pairs_and_two_copies_have_one() -> None:
-    one = features(1)
-    assert len(near_pairs(one, threshold=0.5)) == 0
-    pairs = near_pairs(np.concatenate([one, one]), threshold=0.5, k=1)
+    vector = features(1)
+    assert len(near_pairs(vector, threshold=0.5)) == 0
+    pairs = near_pairs(np.concatenate([vector, vector]), threshold=0.5, k=1)
     assert (pairs.i.tolist(), pairs.j.tolist(), pairs.similarity.tolist()) == ([0], [1], [pytest.approx(1)])
 
 
@@ -246,16 +253,16 @@ def test_the_nearest_are_those_of_a_full_sort(k: int) -> None:
     assert (similarity == np.take_along_axis(full, index, 1)).all()
 
 
-def test_of_equals_the_lower_number_is_nearer() -> None:
+def test_of_equally_similar_rows_the_lower_number_comes_first() -> None:
     x = features(6)[[0, 1, 0, 2, 0, 1]]
     assert top_k(x[:1], x, 3)[1].tolist() == [[0, 2, 4]]
 
 
-def test_what_a_user_gets_wrong_is_named() -> None:
+def test_wrong_input_is_named_in_the_message() -> None:
     x = features(20)
     broken = x.copy()
     broken[7, 3] = np.nan
-    with pytest.raises(DinomedError, match="row 7 holds values that are not finite"):
+    with pytest.raises(DinomedError, match="row 7 has nan or infinite values"):
         near_pairs(broken, threshold=0.5)
     with pytest.raises(DinomedError, match="second set: row 7"):
         near_pairs(x, broken, threshold=0.5)
@@ -265,14 +272,14 @@ def test_what_a_user_gets_wrong_is_named() -> None:
         near_pairs(2 * x, threshold=0.5)
     with pytest.raises(DinomedError, match="not float64"):
         near_pairs(x.astype(np.float64), threshold=0.5)
-    with pytest.raises(DinomedError, match="there are none"):
+    with pytest.raises(DinomedError, match="the array is empty"):
         near_pairs(x[:0], threshold=0.5)
-    with pytest.raises(DinomedError, match="64 values against others of 32"):
+    with pytest.raises(DinomedError, match="dimensions 64 and 32"):
         near_pairs(x, features(20, 32), threshold=0.5)
-    with pytest.raises(DinomedError, match="one after the other"):
+    with pytest.raises(DinomedError, match="not contiguous"):
         near_pairs(np.asfortranarray(x), threshold=0.5)
     for threshold in (1.5, -1.1, float("nan")):
-        with pytest.raises(UsageError, match="a cosine lies in"):
+        with pytest.raises(UsageError, match="give a cosine in"):
             near_pairs(x, threshold=threshold)
     for k in (0, 20):
         with pytest.raises(UsageError, match="there are 19 other vectors; give 1 to 19"):

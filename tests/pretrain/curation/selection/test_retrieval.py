@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dinomed.errors import DinomedError, UsageError
-from dinomed.pretrain.curation.search.ivf import build_index, tune
+from dinomed.pretrain.curation.search.ivf import build_ivf, tune_probes
 from dinomed.pretrain.curation.selection.kmeans import kmeans
 from dinomed.pretrain.curation.selection.retrieval import choose_mode, retrieve_clusters, retrieve_samples
 
@@ -52,8 +52,8 @@ def test_a_limit_takes_first_neighbours_first() -> None:
 
 def test_an_index_may_be_searched_instead() -> None:
     queries, pile = unit(30, 0), unit(2000, 1)
-    searcher = build_index(pile, codec="flat", lists=8)
-    tune(searcher, k=4, target=1.0)
+    searcher = build_ivf(pile, codec="flat", lists=8)
+    tune_probes(searcher, k=4, target=1.0)
     exact, found = retrieve_samples(queries, pile, k=4), retrieve_samples(queries, pile, k=4, searcher=searcher)
     assert np.isin(exact.row, found.row).mean() > 0.97
 
@@ -97,7 +97,7 @@ def test_refusals() -> None:
     clusters = kmeans(pile, 4)
     with pytest.raises(UsageError, match="k is 51, and there are 50"):
         retrieve_samples(queries, pile, k=51)
-    with pytest.raises(UsageError, match="a cosine lies in"):
+    with pytest.raises(UsageError, match="give a cosine in"):
         retrieve_samples(queries, pile, threshold=2.0)
     with pytest.raises(UsageError, match="a limit of 0 images"):
         retrieve_samples(queries, pile, limit=0)
