@@ -8,7 +8,7 @@ from dinomed.config import Config
 from dinomed.pretrain.curation.deduplication.components import RULE
 from dinomed.pretrain.curation.deduplication.exclusion import NEIGHBORS
 from dinomed.pretrain.curation.deduplication.hashes import BITS
-from dinomed.pretrain.curation.deduplication.keypoints import LEAST_MATCHES
+from dinomed.pretrain.curation.deduplication.keypoints import MIN_MATCHES
 from dinomed.pretrain.curation.descriptors.descriptor import DescriptorConfig
 from dinomed.pretrain.curation.filters.quality import QualityConfig
 from dinomed.pretrain.curation.search.ivf import EXACT_UP_TO
@@ -41,7 +41,7 @@ class DuplicatesConfig(Config):
     check_from: float | None = Field(
         None, ge=-1, le=1, description="cosine above which a pair is a copy too if points of both align; null: none"
     )
-    min_matches: int = Field(LEAST_MATCHES, ge=4, description="points that have to align")
+    min_matches: int = Field(MIN_MATCHES, ge=4, description="points that have to align")
     k: int = Field(NEIGHBORS, ge=1, description="neighbours of each image that are looked at")
     hash_radius: int | None = Field(16, ge=0, lt=BITS[-1], description="of 256 bits of the perceptual hash; null: off")
     pca_radius: int | None = Field(2, ge=0, lt=BITS[0], description="of 64 bits of the PCA hash; null: off")

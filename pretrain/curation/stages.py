@@ -20,7 +20,7 @@ from dinomed.features.neighbors import normalised
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.pretrain.curation.config import FacesConfig
 from dinomed.pretrain.curation.deduplication.hashes import THUMBNAIL, phash_views, thumbnail
-from dinomed.pretrain.curation.deduplication.keypoints import Alignable, count_matches, find_points
+from dinomed.pretrain.curation.deduplication.keypoints import ImageKeypoints, count_matches, find_keypoints
 from dinomed.pretrain.curation.descriptors.descriptor import Descriptor, load_descriptor
 from dinomed.pretrain.curation.descriptors.sources import ComposedSource
 from dinomed.pretrain.curation.filters.faces import find_faces
@@ -194,8 +194,8 @@ class CheckPairs:
         return pa.table({"matches": pa.array(found, pa.int64())})
 
 
-def _points(path: str) -> Alignable:
-    return find_points(_read(path))
+def _points(path: str) -> ImageKeypoints:
+    return find_keypoints(_read(path))
 
 
 @lru_cache(maxsize=2)

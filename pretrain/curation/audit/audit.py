@@ -23,7 +23,7 @@ from dinomed.images.read import UnreadableImage, read_image
 from dinomed.pretrain.curation.audit.image_pass import BITS, Looks, look
 from dinomed.pretrain.curation.audit.training_index import Seen, hash_group
 from dinomed.pretrain.curation.deduplication.hashes import hamming_pairs
-from dinomed.pretrain.curation.deduplication.keypoints import LEAST_MATCHES, Alignable, count_matches, find_points
+from dinomed.pretrain.curation.deduplication.keypoints import MIN_MATCHES, ImageKeypoints, count_matches, find_keypoints
 from dinomed.pretrain.curation.descriptors.descriptor import LEAST, Descriptor, DescriptorConfig, fit_descriptor
 from dinomed.progress import bar
 
@@ -43,7 +43,7 @@ class AuditConfig(Config):
     min_similarity: float = Field(0.5, ge=-1, le=1, description="cosine from which on a pair is checked")
     candidates: int = Field(8, ge=1, description="training images that are checked for a test image, at most")
     always_checked: int = Field(2, ge=0, description="of them, so many are checked however unlike they are")
-    min_matches: int = Field(LEAST_MATCHES, ge=4, description="points that have to align")
+    min_matches: int = Field(MIN_MATCHES, ge=4, description="points that have to align")
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,9 @@ def _check(
     """Those whose points align, and those whose hashes leave no doubt."""
 
     @lru_cache(_KEPT_POINTS)
-    def points(path: Path) -> Alignable | None:
+    def points(path: Path) -> ImageKeypoints | None:
         try:
-            return find_points(read_image(path))
+            return find_keypoints(read_image(path))
         except UnreadableImage:
             return None
 

@@ -1,13 +1,14 @@
-"""Short hashes of what a picture looks like: equal or nearly so for copies that were only resized or compressed.
+"""Perceptual hashes of images: equal or nearly equal for copies that were only resized or compressed.
 
-Two of them. `phash` needs nothing but the picture: the signs of its low frequencies (Zauner, "Implementation and
-benchmarking of perceptual image hash functions", 2010; the bits are those of the library ImageHash). `PCAHash` is
-fitted to a collection: the signs of its principal components (DINOv2, appendix A, drops near-exact duplicates of its
-raw pool so). Hashes are uint64 ``(words,)``, or ``(N, words)`` for N pictures; 64 bits a word.
+There are two hashes. `phash` depends on one image only: the signs of its low frequencies (Zauner, "Implementation and
+benchmarking of perceptual image hash functions", 2010; the bits are equal to those of the library ImageHash). `PCAHash`
+is fitted to a collection: the signs of the principal components of an image (DINOv2, appendix A, removes near-exact
+duplicates of its raw pool with such a hash). A hash is uint64 ``(words,)``, 64 bits in each word; the hashes of N
+images are ``(N, words)``.
 
-64 bits of `phash` are few for pictures that are all alike. Dermoscopy is a dark spot in the middle: of 36 million pairs
-of different lesions 194 are at most 4 of 64 bits apart, but none 24 of 256. Fitted bits say more: none is 4 of 64 bits
-of `PCAHash` apart. See docs/curation.md for what each finds.
+64 bits of `phash` are too few for images that look alike. A dermoscopic image is a dark spot in the middle: of 36
+million pairs of different lesions, 194 differ in at most 4 of 64 bits, but none in at most 24 of 256 bits. Fitted bits
+separate better: no pair differs in at most 4 of the 64 bits of `PCAHash`. docs/curation.md states what each hash finds.
 """
 
 from dataclasses import dataclass
@@ -21,69 +22,78 @@ from scipy.fft import dctn
 from dinomed.errors import DinomedError, UsageError
 
 BITS = (64, 256)
-_BLOCK = 4096  # rows of a search at once: bounds what is found and not yet kept
-THUMBNAIL = 32
+_BLOCK = 4096  # rows searched at once; limits the memory of a search
+THUMBNAIL = 32  # side in px
 
 
 @dataclass(frozen=True)
 class HashPairs:
-    """Row `i[n]` of a first set, `j[n]` of a second (or the same, then i < j), and the number of bits that differ."""
+    """Row `i[n]` of a first set, row `j[n]` of a second set (within one set i < j), and the number of differing bits;
+    arrays int64 (P,)."""
 
-    i: np.ndarray  # int64 (P,)
-    j: np.ndarray  # int64 (P,)
-    distance: np.ndarray  # int64 (P,)
+    i: np.ndarray
+    j: np.ndarray
+    distance: np.ndarray
 
     def __len__(self) -> int:
         return len(self.i)
 
 
 def phash(image: np.ndarray, bits: int = 256) -> np.ndarray:
-    """The perceptual hash of a picture, uint8 RGB ``(H, W, 3)``: uint64 ``(bits / 64,)``.
+    """Compute the perceptual hash of an image.
 
-    The picture is squashed to a gray square, and of its cosine transform the lowest frequencies are compared with their
+    The image is resized to a grey square, and the lowest frequencies of its cosine transform are compared with their
     median. Scaling, compression and brightness change few bits; a crop, a rotation or a flip changes half of them.
+
+    Args:
+        image: uint8 RGB ``(H, W, 3)``.
+
+    Returns:
+        uint64 ``(bits / 64,)``.
     """
     return _pack(_signs(_low_frequencies(image, bits)))
 
 
 def phash_views(image: np.ndarray, bits: int = 256) -> np.ndarray:
-    """The hashes of the picture in its 8 orientations (4 turns, each mirrored too): uint64 ``(8, bits / 64)``.
+    """Compute the hashes of an image in its 8 orientations: 4 rotations by 90 degrees, each also mirrored.
 
-    The first is `phash`. To find turned and mirrored copies, search with all 8 of one side.
+    To find rotated and mirrored copies, search with all 8 hashes of one of the two sets.
+
+    Returns:
+        uint64 ``(8, bits / 64)``; the first row is `phash` of the image.
     """
     low = _low_frequencies(image, bits)
-    odd = np.where(np.arange(len(low)) % 2, -1, 1)  # mirroring changes the sign of every odd frequency
+    odd = np.where(np.arange(len(low)) % 2, -1, 1)  # mirroring changes the sign of each odd frequency
     flips = [low, low * odd, low * odd[:, None], low * odd * odd[:, None]]
     return np.stack([_pack(_signs(view)) for flip in flips for view in (flip, flip.T)])
 
 
-def canonical_phash(image: np.ndarray, bits: int = 256) -> np.ndarray:
-    """The smallest of `phash_views`: one hash for all orientations of the same pixels, uint64 ``(bits / 64,)``.
-
-    An eighth of the search with all views, at a price: where a copy's few changed bits make another view the smallest,
-    the two hashes have nothing in common (64 bits, radius 4, real lesions: 91 of 100 JPEG copies found instead of 100).
-    """
-    return min(phash_views(image, bits), key=tuple)
-
-
 @dataclass(frozen=True)
 class PCAHash:
-    """A hash fitted to a collection: on which side of the mean a picture lies along each principal component."""
+    """A hash fitted to a collection: the side of the mean on which an image lies along each principal component.
 
-    mean: np.ndarray  # float32 (side * side,)
-    components: np.ndarray  # float32 (bits, side * side)
+    Attributes:
+        mean: float32 (side * side,).
+        components: float32 (bits, side * side).
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
 
     def __call__(self, thumbnails: np.ndarray) -> np.ndarray:
-        """Gray pictures, uint8 ``(N, side, side)`` as `thumbnail` makes them, to uint64 ``(N, bits / 64)``."""
+        """Compute the hashes, uint64 ``(N, bits / 64)``, of grey images uint8 ``(N, side, side)`` (see `thumbnail`)."""
         flat = _standardised(thumbnails)
         return _pack((flat - self.mean) @ self.components.T > 0)
 
 
 def fit_pca_hash(thumbnails: np.ndarray, bits: int = 64) -> PCAHash:
-    """Fit to gray pictures, uint8 ``(N, side, side)``: a sample of the collection, a few times `bits` at least.
+    """Fit a PCA hash.
+
+    Args:
+        thumbnails: grey images, uint8 ``(N, side, side)``; a sample of the collection, at least a few times `bits`.
 
     Raises:
-        DinomedError: fewer pictures than bits.
+        DinomedError: no more images than bits.
     """
     _check_bits(bits)
     if len(thumbnails) <= bits:
@@ -94,53 +104,48 @@ def fit_pca_hash(thumbnails: np.ndarray, bits: int = 64) -> PCAHash:
     _, vectors = np.linalg.eigh(centred.T @ centred)
     components = vectors[:, ::-1][:, :bits].T
     strongest = np.abs(components).argmax(axis=1)
-    sign = np.sign(components[np.arange(bits), strongest])  # eigenvectors have none of their own
+    sign = np.sign(components[np.arange(bits), strongest])  # the sign of an eigenvector is arbitrary: fix it
     return PCAHash(mean, (components * sign[:, None]).astype(np.float32))
 
 
 def thumbnail(image: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
-    """A picture, uint8 RGB ``(H, W, 3)``, squashed to gray, uint8 ``(side, side)``."""
+    """Resize an image, uint8 RGB ``(H, W, 3)``, to a grey square, uint8 ``(side, side)``."""
     return np.asarray(Image.fromarray(image).convert("L").resize((side, side), Image.Resampling.LANCZOS))
 
 
 def hamming_pairs(x: np.ndarray, y: np.ndarray | None = None, *, radius: int) -> HashPairs:
-    """All pairs of hashes at most `radius` bits apart, within `x` (each once, i < j) or between `x` and `y`.
+    """Find all pairs of hashes that differ in at most `radius` bits.
 
-    Exact (faiss: 3 to 7 times as fast as NumPy's popcount, one core, 10,000 hashes in 0.1 to 0.2 s).
+    The search is exact. With faiss it is 3 to 7 times as fast as with the popcount of NumPy: 10,000 hashes take 0.1 to
+    0.2 s on one core.
 
     Args:
-        x: uint64 (N, words); y: (M, words).
+        x: uint64 (N, words).
+        y: uint64 (M, words), for pairs between `x` and `y`; None: pairs within `x`, each once with i < j.
 
     Raises:
-        UsageError: a radius that is negative or as large as the hash.
+        UsageError: a negative radius, or one as large as the hash.
         DinomedError: hashes of different lengths.
     """
-    other = x if y is None else y
-    if x.shape[1] != other.shape[1]:
-        raise DinomedError(f"hashes of {64 * x.shape[1]} bits against others of {64 * other.shape[1]}")
+    second = x if y is None else y
+    if x.shape[1] != second.shape[1]:
+        raise DinomedError(f"hashes of {64 * x.shape[1]} bits cannot be compared with hashes of {64 * second.shape[1]}")
     if not 0 <= radius < 64 * x.shape[1]:
-        raise UsageError(f"radius {radius}: expected 0 to {64 * x.shape[1] - 1} for hashes of {64 * x.shape[1]} bits")
+        raise UsageError(
+            f"the radius is {radius}; give 0 to {64 * x.shape[1] - 1} for hashes of {64 * x.shape[1]} bits"
+        )
     index = faiss.IndexBinaryFlat(64 * int(x.shape[1]))
-    index.add(_bytes(other))
+    index.add(_as_bytes(second))
     parts = []
     for start in range(0, len(x), _BLOCK):
-        limits, distance, j = index.range_search(_bytes(x[start : start + _BLOCK]), radius + 1)  # it means "below"
+        # faiss returns distances below its radius
+        limits, distance, j = index.range_search(_as_bytes(x[start : start + _BLOCK]), radius + 1)
         ends = limits.astype(np.int64)
         i = np.repeat(np.arange(start, start + len(ends) - 1), ends[1:] - ends[:-1])
         keep = np.ones(len(i), bool) if y is not None else i < j
         parts.append(np.stack([i[keep], j[keep], distance[keep].astype(np.int64)]))
-    found = np.concatenate(parts, axis=1) if parts else np.empty((3, 0), np.int64)
-    return HashPairs(*found[:, np.lexsort((found[1], found[0]))])
-
-
-def to_hex(hashes: np.ndarray) -> list[str]:
-    """uint64 ``(N, words)`` as hexadecimal text, 16 digits a word, as ImageHash prints them."""
-    return [row.tobytes().hex() for row in hashes.astype(">u8")]
-
-
-def from_hex(texts: list[str]) -> np.ndarray:
-    """Back from `to_hex`: uint64 (N, words)."""
-    return np.array([np.frombuffer(bytes.fromhex(text), ">u8") for text in texts], np.uint64)
+    pairs = np.concatenate(parts, axis=1) if parts else np.empty((3, 0), np.int64)
+    return HashPairs(*pairs[:, np.lexsort((pairs[1], pairs[0]))])
 
 
 def _low_frequencies(image: np.ndarray, bits: int) -> np.ndarray:
@@ -154,21 +159,21 @@ def _signs(low: np.ndarray) -> np.ndarray:
 
 
 def _standardised(thumbnails: np.ndarray) -> np.ndarray:
-    """Rows of mean 0 and spread 1, float32: brightness and contrast are no part of the hash."""
+    """Scale each image to mean 0 and standard deviation 1, float32: the hash ignores brightness and contrast."""
     flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
     flat = flat - flat.mean(axis=1, keepdims=True)
     return flat / np.maximum(flat.std(axis=1, keepdims=True), 1.0)
 
 
 def _pack(signs: np.ndarray) -> np.ndarray:
-    """bool (..., bits) -> uint64 (..., bits / 64), the first bit the highest."""
+    """Pack bool (..., bits) into uint64 (..., bits / 64). The first bit is the highest."""
     return np.packbits(signs, axis=-1).view(">u8").astype(np.uint64)
 
 
-def _bytes(hashes: np.ndarray) -> np.ndarray:
+def _as_bytes(hashes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(hashes, np.uint64).view(np.uint8)
 
 
 def _check_bits(bits: int) -> None:
     if bits not in BITS:
-        raise UsageError(f"a hash of {bits} bits: expected {' or '.join(map(str, BITS))}")
+        raise UsageError(f"a hash cannot have {bits} bits; use {' or '.join(map(str, BITS))}")

@@ -13,14 +13,14 @@ from dinomed.log import logger
 from dinomed.pretrain.curation import reasons
 from dinomed.pretrain.curation.decisions import Verdicts, missing
 from dinomed.pretrain.curation.deduplication.candidates import (
-    Contents,
-    are_copies,
-    equal_contents,
+    IdenticalFiles,
     fit_pca,
-    hash_pairs,
-    pairs_of,
-    pca_pairs,
-    to_check,
+    hash_pairs_of_rows,
+    identical_file_pairs,
+    is_duplicate,
+    needs_check,
+    pca_hash_pairs,
+    phash_pairs,
     union,
 )  # fmt: skip
 from dinomed.pretrain.curation.deduplication.components import components, order_by, representatives
@@ -79,7 +79,7 @@ def link(job: Job, looks: pa.Table, reference_looks: pa.Table | None, verdicts: 
     pile, config = job.pile, job.config
     digests = pile.manifest.column("sha256")
     alive, trusted = verdicts.alive, pile.is_trusted
-    contents = Contents.of(digests, np.where(alive, np.where(trusted, 0, 1), 2))
+    contents = IdenticalFiles.of(digests, np.where(alive, np.where(trusted, 0, 1), 2))
     rows = np.flatnonzero(alive & (contents.first == np.arange(len(pile))))
     reference_rows = np.empty(0, np.int64)
     if reference_looks is not None:
@@ -89,29 +89,29 @@ def link(job: Job, looks: pa.Table, reference_looks: pa.Table | None, verdicts: 
     outward = len(reference_rows) > 0
     limits = [within, excluded] if outward else [within]
 
-    found = _search(job, vectors, None, min(limit.least for limit in limits), description="copies in the pile")
-    matches = _check(job, "check-pile", found, rows, rows, pile.manifest, pile.manifest, to_check(found, limits))
+    found = _search(job, vectors, None, min(limit.lowest for limit in limits), description="copies in the pile")
+    matches = _check(job, "check-pile", found, rows, rows, pile.manifest, pile.manifest, needs_check(found, limits))
     hashed = _hashed(job, looks, None, rows, None)
     exact = contents.edges()
 
     def graph(limit: Any) -> SimilarPairs:
-        copies = found.take(are_copies(found, matches, limit, config.duplicates.min_matches))
+        copies = found.take(is_duplicate(found, matches, limit, config.duplicates.min_matches))
         return union(exact, hashed, SimilarPairs(rows[copies.i], rows[copies.j], copies.similarity))
 
     reference, similarity = np.full(len(pile), -1, np.int64), np.full(len(pile), np.nan, np.float32)
     how = np.full(len(pile), None, object)
     if pile.references is not None:
-        equal = equal_contents(digests, pile.references.column("sha256"))
+        equal = identical_file_pairs(digests, pile.references.column("sha256"))
         near = no_pairs()
         hashed_out = no_pairs()
         if outward and others is not None and len(rows):
             assert reference_looks is not None
-            outer = _search(job, vectors, others, excluded.least, description="copies of excluded images")
+            outer = _search(job, vectors, others, excluded.lowest, description="copies of excluded images")
             points = _check(
                 job, "check-excluded", outer, rows, reference_rows, pile.manifest, pile.references,
-                to_check(outer, [excluded]),
+                needs_check(outer, [excluded]),
             )  # fmt: skip
-            near = outer.take(are_copies(outer, points, excluded, config.duplicates.min_matches))
+            near = outer.take(is_duplicate(outer, points, excluded, config.duplicates.min_matches))
             near = SimilarPairs(rows[near.i], reference_rows[near.j], near.similarity)
             hashed_out = _hashed(job, looks, reference_looks, rows, reference_rows)
             slots = np.full(len(pile.references), -1, np.int64)
@@ -171,7 +171,7 @@ def _places(job: Job, looks: pa.Table, verdicts: Verdicts) -> np.ndarray:
 
 
 def _describe(
-    job: Job, rows: np.ndarray, contents: Contents, alive: np.ndarray, reference_rows: np.ndarray
+    job: Job, rows: np.ndarray, contents: IdenticalFiles, alive: np.ndarray, reference_rows: np.ndarray
 ) -> tuple[Vectors, np.ndarray | None, dict[str, Any]]:
     pile, config = job.pile, job.config.descriptor
     sets = [(pile.manifest, rows, "")]
@@ -314,7 +314,7 @@ def _hashed(
     most = config.hashes_up_to
     views = views_of(looks["views"])[rows]
     other_views = None if others is None else views_of(others["views"])[other_rows]
-    found = pairs_of(hash_pairs(views, other_views, config.hash_radius, most), rows, other_rows)
+    found = hash_pairs_of_rows(phash_pairs(views, other_views, config.hash_radius, most), rows, other_rows)
     if config.pca_radius is None:
         return found
     small = thumbnails_of(looks["thumbnail"])[rows]
@@ -322,4 +322,6 @@ def _hashed(
     if pca is None:
         return found
     other_small = None if others is None else thumbnails_of(others["thumbnail"])[other_rows]
-    return union(found, pairs_of(pca_pairs(pca, small, other_small, config.pca_radius, most), rows, other_rows))
+    return union(
+        found, hash_pairs_of_rows(pca_hash_pairs(pca, small, other_small, config.pca_radius, most), rows, other_rows)
+    )

@@ -1,11 +1,12 @@
-"""From which cosine on two images are copies: it depends on what made the descriptor.
+"""Cosine thresholds above which two images count as near-duplicates, for each kind of descriptor.
 
-The paper's 0.6 and 0.45 are for SSCD. The composed descriptor puts look-alikes nearer together: of 8.0 million pairs of
-different dermoscopic lesions 176 are above 0.6, 44 above 0.65, 11 above 0.7 (one of these is a true copy), and 90, 85
-and 80% of synthetic copies are. So only pairs above 0.7 count by that alone; below, points of both have to align
-(`alignment`), which different lesions' hardly ever do. Towards excluded images both limits are lower: there a false
-alarm costs a training image, and a miss the evaluation. Features of a small backbone put look-alikes nearest of all
-(8,849 of the 8.0 million above 0.7, the highest at 0.98): there points have to say so in nearly every case.
+The 0.6 and 0.45 of the DINOv2 paper are for SSCD. The composed descriptor gives similar images a higher cosine: of 8.0
+million pairs of different dermoscopic lesions, 176 are above 0.6, 44 above 0.65 and 11 above 0.7 (one of these is a
+true copy), as are 90, 85 and 80% of synthetic copies. So a pair counts by its cosine alone only above 0.7. Below that,
+keypoints of both images have to match (`keypoints`), which hardly ever happens for different lesions. Both limits are
+lower for excluded images: a false alarm costs one training image there, a miss costs the evaluation. The features of a
+small backbone give similar images the highest cosines (8,849 of the 8.0 million pairs are above 0.7, the highest is
+0.98), so nearly all of its pairs have to be verified by keypoints.
 """
 
 from dataclasses import dataclass
@@ -16,14 +17,17 @@ from dinomed.pretrain.curation.deduplication.exclusion import RELATIVE_THRESHOLD
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Cosines in [-1, 1]. A pair is a copy above `sure`, or above `check` if points align; None: no pair is checked."""
+    """Cosines in [-1, 1]. A pair is a near-duplicate above `sure`, and above `check` if its keypoints match.
+
+    With `check` None, no pair is verified by keypoints.
+    """
 
     sure: float
     check: float | None
 
     @property
-    def least(self) -> float:
-        """What a search has to find."""
+    def lowest(self) -> float:
+        """The threshold of the search."""
         return self.sure if self.check is None else min(self.sure, self.check)
 
 
@@ -32,20 +36,23 @@ WITHIN = {
     "backbone": Thresholds(0.98, 0.7),
     "sscd": Thresholds(SELF_THRESHOLD, None),
 }
-"""Within the pile, by the kind of source."""
+"""Thresholds within the pool, by kind of descriptor source."""
 EXCLUDED = {
     "composed": Thresholds(0.65, 0.5),
     "backbone": Thresholds(0.95, 0.6),
     "sscd": Thresholds(RELATIVE_THRESHOLD, None),
 }
-"""Towards excluded images, and among the images of the pile that hang together with them."""
+"""Thresholds between the pool and the excluded images, and within the pool for images connected to excluded ones."""
 
 
 def choose_thresholds(config: DuplicatesConfig, kind: str) -> tuple[Thresholds, Thresholds]:
-    """(within the pile, towards excluded images). A threshold that is given is meant alone: no pair is checked."""
-    chosen = []
-    for default, given in ((WITHIN[kind], config.threshold), (EXCLUDED[kind], config.exclude_threshold)):
-        sure = default.sure if given is None else given
-        check = config.check_from if config.check_from is not None or given is not None else default.check
-        chosen.append(Thresholds(sure, check))
-    return chosen[0], chosen[1]
+    """Return the thresholds within the pool, and those for excluded images.
+
+    If the config sets a threshold and no `check_from`, no pair is verified by keypoints.
+    """
+    thresholds = []
+    for default, configured in ((WITHIN[kind], config.threshold), (EXCLUDED[kind], config.exclude_threshold)):
+        sure = default.sure if configured is None else configured
+        use_config = config.check_from is not None or configured is not None
+        thresholds.append(Thresholds(sure, config.check_from if use_config else default.check))
+    return thresholds[0], thresholds[1]

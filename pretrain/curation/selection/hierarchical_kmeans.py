@@ -1,8 +1,8 @@
-"""Balanced sampling from a pile with no query set: hierarchical k-means (Vo et al. 2024, arXiv 2405.15613).
+"""Balanced sampling from a pool without a query set by hierarchical k-means (Vo et al. 2024, arXiv 2405.15613).
 
-k-means puts its centroids where the points are. k-means of those centroids, and so on, spreads them more evenly over
-the space with each level (section 3.2), and resampling within a level does the same (section 3.3). Then a number of
-images is divided evenly from the top down (section 3.4).
+k-means places its centroids where the points are dense. k-means of these centroids, and so on, spreads the centroids
+more evenly over the space with each level (section 3.2), and so does resampling within a level (section 3.3). Then the
+number of images to keep is divided evenly from the top level down (section 3.4).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from dinomed.errors import UsageError
-from dinomed.pretrain.curation.selection.kmeans import Clusters, assign, kmeans, shares
+from dinomed.pretrain.curation.selection.kmeans import Clusters, assign, even_shares, kmeans
 from dinomed.progress import track
 
 RESAMPLINGS = 10
@@ -20,15 +20,16 @@ RESAMPLINGS = 10
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """`levels[0]` clusters the images, `levels[t]` the centroids of `levels[t - 1]`; the last is the top."""
+    """Levels of clusters: `levels[0]` clusters the images, `levels[t]` the centroids of `levels[t - 1]`. The last level
+    is the top."""
 
     levels: tuple[Clusters, ...]
 
     def labels(self, level: int) -> np.ndarray:
-        """The cluster of each image at a level, int64 (N,)."""
+        """Return the cluster of each image at a level, int64 (N,)."""
         label = self.levels[0].assignment
-        for above in self.levels[1 : level + 1]:
-            label = above.assignment[label]
+        for clusters in self.levels[1 : level + 1]:
+            label = clusters.assignment[label]
         return label
 
 
@@ -41,18 +42,19 @@ def hierarchical_kmeans(
     seed: int = 0,
     memory_gib: float = 2.0,
 ) -> Hierarchy:
-    """Clusters of clusters of float32 (N, D), by Euclidean distance.
+    """Cluster float32 (N, D) in several levels by Euclidean distance.
 
     Args:
-        counts: clusters of each level, falling; the paper has 10M, 500k, 50k and 10k for 743M images.
-        resamplings: in each level above the first; the paper's 10. (Like the paper's own large run, the first level
-            has none: it is the one that is expensive.)
+        counts: number of clusters of each level, strictly falling. The paper uses 10M, 500k, 50k and 10k for 743M
+            images.
+        resamplings: for each level above the first; 10 in the paper. The first level has none, as in the paper's large
+            run, because it takes most of the time.
 
     Raises:
         UsageError: counts that do not fall, or more clusters than images.
     """
     if not counts or any(above >= below for below, above in pairwise(counts)):
-        raise UsageError(f"clusters of the levels {list(counts)}: each level needs fewer than the one below it")
+        raise UsageError(f"the numbers of clusters are {list(counts)}; each level needs fewer than the level below it")
     levels: list[Clusters] = []
     points = x
     for level, count in enumerate(counts):
@@ -76,75 +78,69 @@ def cluster_level(
     memory_gib: float = 2.0,
     description: str = "level",
 ) -> Clusters:
-    """One level: k-means, then k-means of the points nearest to each centroid, as often as `resamplings` says.
+    """Cluster one level: k-means, then `resamplings` times k-means of the points nearest to each centroid.
 
-    Half of the mean size of a cluster is taken of each, about what the paper's settings are: dense clusters lose most
-    of their points, and so most of their weight, and the centroids move to where the points are sparse.
+    Of each cluster, up to half of the mean cluster size is kept, which is about the paper's setting. Dense clusters
+    lose most of their points and so most of their weight, and the centroids move to sparse regions.
     """
 
-    def fit(some: np.ndarray, step: int) -> Clusters:
+    def fit(sample: np.ndarray, step: int) -> Clusters:
         return kmeans(
-            some, count, spherical=False, iterations=iterations, seed=seed + 1000 * step, memory_gib=memory_gib,
+            sample, count, spherical=False, iterations=iterations, seed=seed + 1000 * step, memory_gib=memory_gib,
             description=None if step else description,
         )  # fmt: skip
 
     clusters = fit(points, 0)
-    keep = len(points) // (2 * count)
-    if keep < 2:  # one point of each would give the same centroids for ever
+    num_kept = len(points) // (2 * count)
+    if num_kept < 2:  # one point of each cluster would give the same centroids again
         return clusters
     for step in track(range(resamplings), f"{description}: resampling"):
-        chosen = nearest_of_each(clusters, keep)
-        if len(chosen) < count:  # many equal points: too few clusters hold any
+        nearest = nearest_of_each(clusters, num_kept)
+        if len(nearest) < count:  # with many equal points, too few clusters have points
             break
-        centroids = fit(points[chosen], step + 1).centroids
+        centroids = fit(points[nearest], step + 1).centroids
         clusters = Clusters(centroids, *assign(points, centroids, spherical=False))
     return clusters
 
 
 def nearest_of_each(clusters: Clusters, count: int) -> np.ndarray:
-    """At most `count` points of each cluster, those nearest to its centroid; rows, int64, ascending."""
+    """Return at most `count` points of each cluster, those nearest to its centroid; rows int64, ascending."""
     order = np.lexsort((-clusters.closeness, clusters.assignment))
-    starts = np.concatenate([[0], np.cumsum(clusters.sizes)[:-1]])
-    rank = np.arange(len(order)) - starts[clusters.assignment[order]]
-    return np.sort(order[rank < count])
+    return clusters.first_of_each(order, np.full(len(clusters.centroids), count))
 
 
-def balanced_sample(hierarchy: Hierarchy, count: int, *, closest: bool = False, seed: int = 0) -> np.ndarray:
-    """`count` images, divided evenly between the clusters of the top level, then between those below each, and so on.
+def balanced_sample(hierarchy: Hierarchy, count: int, *, seed: int = 0) -> np.ndarray:
+    """Draw `count` images, divided evenly among the clusters of the top level, then among those below each, and so on.
 
-    Args:
-        closest: of the lowest clusters take the images nearest to the centroid instead of random ones.
+    Within a cluster of the lowest level, images are drawn at random.
 
     Returns:
-        Rows, int64, ascending, each once; all of them if there are no more than `count`.
+        Rows int64, ascending, each once; all rows if there are at most `count`.
 
     Raises:
         UsageError: a count below 1.
     """
     if count < 1:
-        raise UsageError(f"a balanced sample of {count} images; give at least 1")
+        raise UsageError(f"the balanced sample has {count} images; give at least 1")
     rng = np.random.default_rng(seed)
     levels = hierarchy.levels
-    sizes = [levels[0].sizes]  # images below each cluster of each level
-    for above in levels[1:]:
-        sizes.append(np.bincount(above.assignment, weights=sizes[-1], minlength=len(above.centroids)).astype(np.int64))
-    wanted = shares(sizes[-1], count, rng)
-    for level in range(len(levels) - 1, 0, -1):
-        below = np.zeros(len(sizes[level - 1]), np.int64)
-        for members, target in zip(_members(levels[level]), wanted, strict=True):
-            below[members] = shares(sizes[level - 1][members], int(target), rng) if target else 0
-        wanted = below
-    chosen = []
-    for members, target in zip(_members(levels[0]), wanted, strict=True):
-        if closest:
-            order = members[np.argsort(-levels[0].closeness[members], kind="stable")]
-            chosen.append(order[:target])
-        else:
-            chosen.append(rng.choice(members, target, replace=False) if target < len(members) else members)
-    return np.sort(np.concatenate(chosen))
+    sizes = [levels[0].sizes]  # number of images in each cluster of each level
+    for level in levels[1:]:
+        sizes.append(np.bincount(level.assignment, weights=sizes[-1], minlength=len(level.centroids)).astype(np.int64))
+    shares = even_shares(sizes[-1], count, rng)
+    for number in range(len(levels) - 1, 0, -1):
+        shares_below = np.zeros(len(sizes[number - 1]), np.int64)
+        for members, share in zip(_members(levels[number]), shares, strict=True):
+            shares_below[members] = even_shares(sizes[number - 1][members], int(share), rng) if share else 0
+        shares = shares_below
+    rows = [
+        rng.choice(members, share, replace=False) if share < len(members) else members
+        for members, share in zip(_members(levels[0]), shares, strict=True)
+    ]
+    return np.sort(np.concatenate(rows))
 
 
 def _members(clusters: Clusters) -> list[np.ndarray]:
-    """The points of each cluster."""
+    """Return the points of each cluster."""
     order = np.argsort(clusters.assignment, kind="stable")
-    return np.split(order, np.cumsum(clusters.sizes)[:-1])
+    return np.split(order, clusters.starts[1:])

@@ -20,7 +20,7 @@ from dinomed.pretrain.curation.search.ivf import MeasuredRecall, build_ivf, tune
 from dinomed.pretrain.curation.selection.kmeans import Clusters, kmeans
 from dinomed.pretrain.curation.selection.retrieval import (
     Mode,
-    Retrieved,
+    RetrievedImages,
     choose_mode,
     retrieve_clusters,
     retrieve_samples,
@@ -134,14 +134,14 @@ def _clusters(job: Job, pool: np.ndarray, key: str) -> Clusters:
 
 def _sample(
     job: Job, vectors: np.ndarray, pool: np.ndarray, settings: QuerySetConfig
-) -> tuple[Retrieved, MeasuredRecall | None]:
+) -> tuple[RetrievedImages, MeasuredRecall | None]:
     k = min(settings.k, len(pool))
-    searcher = measured = None
+    index = measured = None
     if len(vectors) * len(pool) > job.config.search.exact_up_to**2 and k < len(pool):
-        searcher = build_ivf(pool, memory_gib=job.config.memory_gib / 2, seed=job.config.seed)
-        measured = tune_probes(searcher, k=k, target=job.config.search.recall, seed=job.config.seed)
+        index = build_ivf(pool, memory_gib=job.config.memory_gib / 2, seed=job.config.seed)
+        measured = tune_probes(index, k=k, target=job.config.search.recall, seed=job.config.seed)
     found = retrieve_samples(
-        vectors, pool, k=k, threshold=settings.threshold, limit=settings.limit, searcher=searcher,
+        vectors, pool, k=k, threshold=settings.threshold, limit=settings.limit, index=index,
         memory_gib=job.config.memory_gib,
     )  # fmt: skip
     return found, measured

@@ -16,7 +16,7 @@ from dinomed.datasets.synthetic.scene import draw_scene
 from dinomed.datasets.synthetic.view import take_view
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.read import read_image
-from dinomed.pretrain.curation.deduplication.keypoints import LEAST_MATCHES, count_matches, find_points
+from dinomed.pretrain.curation.deduplication.keypoints import MIN_MATCHES, count_matches, find_keypoints
 from dinomed.pretrain.curation.descriptors.descriptor import (
     DescriptorConfig,
     fit_descriptor,
@@ -272,22 +272,22 @@ def test_other_files_are_no_sscd(tmp_path: Path) -> None:
 
 def test_copies_align_and_different_lesions_do_not() -> None:
     lesions = [draw_lesion(seed) for seed in range(4)]
-    points = [find_points(lesion) for lesion in lesions]
+    points = [find_keypoints(lesion) for lesion in lesions]
     for kind in KINDS:
         if kind in ("blur", "mixed"):  # may leave no points, and the hash is then what tells
             continue
         found = [
-            count_matches(points[i], find_points(make_copy(lesion, kind, np.random.default_rng(i))))
+            count_matches(points[i], find_keypoints(make_copy(lesion, kind, np.random.default_rng(i))))
             for i, lesion in enumerate(lesions)
         ]
-        assert sum(count >= LEAST_MATCHES for count in found) >= 3, (kind, found)
+        assert sum(count >= MIN_MATCHES for count in found) >= 3, (kind, found)
     others = [count_matches(points[i], points[j]) for i in range(4) for j in range(i)]
-    assert max(others) < LEAST_MATCHES, others
+    assert max(others) < MIN_MATCHES, others
 
 
 def test_nothing_to_align_in_a_blank_picture() -> None:
-    blank = find_points(np.full((60, 80, 3), 130, np.uint8))
-    assert count_matches(blank, blank) == count_matches(blank, find_points(draw_lesion(0))) == 0
+    blank = find_keypoints(np.full((60, 80, 3), 130, np.uint8))
+    assert count_matches(blank, blank) == count_matches(blank, find_keypoints(draw_lesion(0))) == 0
 
 
 @pytest.mark.data

@@ -1,4 +1,4 @@
-"""Balanced sampling: against the algorithm followed by hand, and by what it is for."""
+"""Balanced sampling: compared with the algorithm written out, and measured by its purpose."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from dinomed.pretrain.curation.selection.kmeans import Clusters, kmeans
 
 
 def blobs(counts: list[int], dimension: int = 8, spread: float = 0.15) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors around random centres, and which centre each is of."""
+    """Unit vectors around random centres, and the number of the centre of each."""
     rng = np.random.default_rng(0)
     label = rng.permutation(np.repeat(np.arange(len(counts)), counts))
     x = rng.normal(size=(len(counts), dimension))[label]
@@ -33,25 +33,19 @@ def level(assignment: list[int], count: int, closeness: list[float] | None = Non
 
 
 def test_a_number_is_divided_evenly_from_the_top_down() -> None:
-    """Two top clusters: a has leaves of 8 and 2 images, b one of 4. 8 images: 4 of each; in a 2 of each leaf."""
+    """Top cluster a has leaves of 8 and 2 images, b has one leaf of 4. Of 8 images, each gives 4; each leaf of a gives 2."""
     leaves = [0] * 8 + [1] * 2 + [2] * 4
     hierarchy = Hierarchy((level(leaves, 3), level([0, 0, 1], 2)))
     assert hierarchy.labels(1).tolist() == [0] * 10 + [1] * 4
     for seed in range(5):
         chosen = balanced_sample(hierarchy, 8, seed=seed)
         assert np.bincount(np.array(leaves)[chosen]).tolist() == [2, 2, 4]
-    # 11: b gives all of its 4, a its 2 and 5 of the 8
+    # of 11 images, b gives all its 4, a gives its 2 and 5 of its 8
     assert np.bincount(np.array(leaves)[balanced_sample(hierarchy, 11)]).tolist() == [5, 2, 4]
     assert balanced_sample(hierarchy, 14).tolist() == balanced_sample(hierarchy, 99).tolist() == list(range(14))
 
 
-def test_the_nearest_to_the_centroid_are_taken_on_request() -> None:
-    hierarchy = Hierarchy((level([0, 0, 0, 1, 1], 2, [-3.0, -1.0, -2.0, -9.0, -8.0]),))
-    assert balanced_sample(hierarchy, 3, closest=True, seed=1).tolist() in ([1, 2, 4], [1, 3, 4])
-    assert balanced_sample(hierarchy, 2, closest=True).tolist() == [1, 4]
-
-
-def test_empty_clusters_give_nothing_and_break_nothing() -> None:
+def test_empty_clusters_give_no_images() -> None:
     hierarchy = Hierarchy((level([0, 0, 3], 4), level([0, 0, 1, 2], 4)))
     chosen = balanced_sample(hierarchy, 2)
     assert len(chosen) == 2
@@ -64,7 +58,7 @@ def test_the_nearest_of_each_cluster() -> None:
 
 
 def test_a_level_is_k_means_of_the_nearest_points_again_and_again() -> None:
-    """The steps of section 3.3, one after the other, by distances in double precision."""
+    """The steps of section 3.3, written out, with distances in float64."""
     x, _ = blobs([300, 60, 20, 10], spread=0.4)
     count, keep = 8, len(x) // 16
     centroids = kmeans(x, count, spherical=False, seed=4, iterations=50).centroids
@@ -77,16 +71,16 @@ def test_a_level_is_k_means_of_the_nearest_points_again_and_again() -> None:
             chosen += members[np.argsort(distance[members, n])][:keep].tolist()
         again = kmeans(x[np.sort(chosen)], count, spherical=False, seed=4 + 1000 * step, iterations=50)
         centroids = again.centroids
-    found = cluster_level(x, count, 3, seed=4)
-    assert found.centroids == pytest.approx(centroids, abs=1e-6)
+    clusters = cluster_level(x, count, 3, seed=4)
+    assert clusters.centroids == pytest.approx(centroids, abs=1e-6)
 
 
 def balance(label: np.ndarray, kinds: int) -> float:
-    """1 if all kinds are as frequent."""
+    """Normalised entropy: 1 if all kinds are equally frequent."""
     return float(entropy(np.bincount(label, minlength=kinds)) / np.log(kinds))
 
 
-def test_the_sample_is_more_balanced_than_the_pile_and_than_flat_k_means() -> None:
+def test_the_sample_is_more_balanced_than_the_pool_and_than_flat_k_means() -> None:
     """Long-tailed kinds, as in the paper's figure 2: the largest is 100 times the smallest."""
     counts = [int(2000 / rank**1.6) + 20 for rank in range(1, 21)]
     x, label = blobs(counts, dimension=16, spread=0.25)
@@ -94,9 +88,9 @@ def test_the_sample_is_more_balanced_than_the_pile_and_than_flat_k_means() -> No
     sample = balanced_sample(hierarchy, 600, seed=0)
     assert len(sample) == len(set(sample.tolist())) == 600
     flat = balanced_sample(Hierarchy((kmeans(x, 300, spherical=False),)), 600, seed=0)
-    pile, even, less = (balance(some, 20) for some in (label, label[sample], label[flat]))
-    assert even > pile + 0.15
-    assert even > less
+    of_pool, of_sample, of_flat = (balance(labels, 20) for labels in (label, label[sample], label[flat]))
+    assert of_sample > of_pool + 0.15
+    assert of_sample > of_flat
     assert (np.bincount(label[sample], minlength=20) > 0).all()
 
 
@@ -107,12 +101,12 @@ def test_the_same_seed_gives_the_same_sample() -> None:
     assert first.tolist() != balanced_sample(hierarchical_kmeans(x, [40, 8], seed=2), 50, seed=4).tolist()
 
 
-def test_refusals() -> None:
+def test_wrong_settings_are_errors() -> None:
     x, _ = blobs([30])
     for counts in ([], [5, 5], [4, 6]):
         with pytest.raises(UsageError, match="each level needs fewer"):
             hierarchical_kmeans(x, counts)
     with pytest.raises(UsageError, match="there are 30 vectors"):
         hierarchical_kmeans(x, [31, 4])
-    with pytest.raises(UsageError, match="a balanced sample of 0 images"):
+    with pytest.raises(UsageError, match="the balanced sample has 0 images"):
         balanced_sample(hierarchical_kmeans(x, [6, 2]), 0)
