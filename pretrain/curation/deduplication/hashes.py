@@ -130,11 +130,10 @@ def hamming_pairs(x: np.ndarray, y: np.ndarray | None = None, *, radius: int) ->
     second = x if y is None else y
     if x.shape[1] != second.shape[1]:
         raise DinomedError(f"hashes of {64 * x.shape[1]} bits cannot be compared with hashes of {64 * second.shape[1]}")
-    if not 0 <= radius < 64 * x.shape[1]:
-        raise UsageError(
-            f"the radius is {radius}; give 0 to {64 * x.shape[1] - 1} for hashes of {64 * x.shape[1]} bits"
-        )
-    index = faiss.IndexBinaryFlat(64 * int(x.shape[1]))
+    bits = 64 * int(x.shape[1])
+    if not 0 <= radius < bits:
+        raise UsageError(f"the radius is {radius}; give 0 to {bits - 1} for hashes of {bits} bits")
+    index = faiss.IndexBinaryFlat(bits)
     index.add(_as_bytes(second))
     parts = []
     for start in range(0, len(x), _BLOCK):

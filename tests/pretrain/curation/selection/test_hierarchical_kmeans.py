@@ -33,7 +33,7 @@ def level(assignment: list[int], count: int, closeness: list[float] | None = Non
 
 
 def test_a_number_is_divided_evenly_from_the_top_down() -> None:
-    """Top cluster a has leaves of 8 and 2 images, b has one leaf of 4. Of 8 images, each gives 4; each leaf of a gives 2."""
+    """Cluster a has leaves of 8 and 2 images, b one leaf of 4. Of 8 images each gives 4; each leaf of a gives 2."""
     leaves = [0] * 8 + [1] * 2 + [2] * 4
     hierarchy = Hierarchy((level(leaves, 3), level([0, 0, 1], 2)))
     assert hierarchy.labels(1).tolist() == [0] * 10 + [1] * 4
