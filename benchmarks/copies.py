@@ -23,9 +23,9 @@ from PIL import Image
 
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.datasets.scan.scan import scan
-from dinomed.features.compute import prefetch
 from dinomed.images.read import read_image
 from dinomed.io.files import to_json
+from dinomed.io.prefetch import prefetch
 from dinomed.pretrain.curation.audit.audit import AuditConfig, audit
 from dinomed.pretrain.curation.deduplication.hashes import fit_pca_hash, hamming_pairs, phash, phash_views, thumbnail
 from dinomed.pretrain.curation.descriptors.descriptor import DescriptorConfig, fit_descriptor

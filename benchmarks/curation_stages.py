@@ -67,7 +67,7 @@ def measure(manifest: Manifest, backbone: str | None, weights: str | None) -> li
         frozen = load_backbone(backbone, weights=weights, device="cpu")
 
         def embed(batch: list[np.ndarray]) -> None:
-            compute_features(frozen, torch.stack([frozen.preprocessing(picture) for picture in batch]), (-1,), False)
+            compute_features(frozen, frozen.preprocessing.stack(batch), (-1,), False)
 
         seconds["embed"] = timed(embed, batches)
     whole = sum(seconds.values())

@@ -14,9 +14,9 @@ from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError
-from dinomed.features.compute import prefetch
 from dinomed.images.read import UnreadableImage
 from dinomed.images.unchanged import check_unchanged
+from dinomed.io.prefetch import prefetch
 
 AHEAD = 2  # batches that are ready before they are asked for
 Take = Callable[[Sequence[int]], Tensor]

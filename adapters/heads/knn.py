@@ -1,7 +1,8 @@
 """k nearest neighbours as an adapter: the bundle keeps the training features, and nothing is fitted but k.
 
-The vote is that of `dinomed.features.knn` (Caron et al. 2021, section 4.1): cosine similarity, weight
-exp(similarity / 0.07).
+The vote follows `dinomed.features.knn` (Caron et al. 2021, section 4.1): cosine similarity, weight
+exp(similarity / 0.07). Only the weight is shared. The sums are not: here they are float32 tensors in a module that
+can be exported, there they are float64 over several k at once, and one in place of the other would round differently.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from dinomed.adapters.adapter import ADAPTERS
 from dinomed.adapters.heads.linear import LinearClassifierConfig
 from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, best_of, macro_auroc
 from dinomed.features.compute import Features
-from dinomed.features.knn import KS, TEMPERATURE
+from dinomed.features.knn import KS, vote_exponent
 
 _SMALLEST = 1e-6  # a share of the vote below counts as this: a logit has to be finite
 
@@ -66,7 +67,7 @@ class KnnClassifier(SolvedClassifier):
     def forward(self, features: Features) -> Tensor:
         """Logs of the shares of the vote; log odds of them for labels that do not exclude each other."""
         similarity, index = (self._unit(features.cls, features.mean) @ self.bank.T).topk(int(self.k))
-        weight = ((similarity - 1) / TEMPERATURE).exp()
+        weight = vote_exponent(similarity).exp()
         votes = self.votes[index]
         shares = (weight.unsqueeze(-1) * votes.nan_to_num()).sum(1)
         if self.independent:

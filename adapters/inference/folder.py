@@ -1,19 +1,16 @@
 """Predicting whole collections: a file for each image, or one table of probabilities."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-
-import torch
 
 from dinomed.adapters.inference.loader import AnyPredictor
 from dinomed.adapters.inference.outputs import Writer, build_writer
 from dinomed.adapters.inference.plan import FAILED_FILE, PLAN_FILE, TABLE_FILE, PredictionPlan, add_rows, begin, finish
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
-from dinomed.errors import DinomedError, UsageError
-from dinomed.features.compute import Loaded, load_images
+from dinomed.errors import UsageError
+from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.io.output_folder import locked, prepare_output
 from dinomed.log import logger
 from dinomed.progress import bar
@@ -69,7 +66,7 @@ def predict_collection(
             logger.info(f"{kept} of {len(names)} images are done already")
         failed = list(unreadable)
         with bar("predicting", len(names), kept) as progress:
-            for loaded in batches(manifest.take(todo), predictor):
+            for loaded in load_batches(manifest.take(todo), predictor.preprocessing, predictor.batch_size):
                 good = [one for one in loaded if one.pixels is not None]
                 failed += [(names[todo[one.index]], one.error.reason) for one in loaded if one.error]
                 if good:
@@ -96,18 +93,3 @@ def _settings(predictor: AnyPredictor, manifest: Manifest, writer: Writer) -> di
         "backbone": predictor.backbone.fingerprint,
         "images": manifest.fingerprint,
     }
-
-
-def batches(manifest: Manifest, predictor: AnyPredictor, size: int | None = None) -> Iterator[list[Loaded]]:
-    """The images of a manifest, ready for the predictor, some at a time; unreadable ones are among them."""
-    images = load_images(manifest, predictor.preprocessing)
-    while chunk := list(islice(images, size or predictor.batch_size)):
-        yield chunk
-
-
-def stack_pixels(loaded: list[Loaded]) -> torch.Tensor:
-    """The batch; an unreadable image ends an evaluation, since a mean over the others would hide it."""
-    for one in loaded:
-        if one.error is not None:
-            raise DinomedError(f"{one.error}; it could be read when the manifest was made: scan the folder again")
-    return torch.stack([one.pixels for one in loaded if one.pixels is not None])

@@ -18,6 +18,7 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.variants import VARIANTS
 from dinomed.features.compute import Features
+from dinomed.io.prefetch import batched
 
 Consumer = Predictor | ImageIndex
 
@@ -92,9 +93,8 @@ def predict_many(consumers: Sequence[Consumer], images: Sequence[np.ndarray]) ->
             together[consumer.backbone.fingerprint].append(place)
     for places in together.values():
         backbone = consumers[places[0]].backbone
-        for start in range(0, len(images), Predictor.batch_size):
-            part = images[start : start + Predictor.batch_size]
-            pixels = torch.stack([backbone.preprocessing(image) for image in part])
+        for part in batched(images, Predictor.batch_size):
+            pixels = backbone.preprocessing.stack(part)
             found = shared_features(backbone, pixels, [_needs(consumers[place]) for place in places])
             for place, features in zip(places, found, strict=True):
                 out[place] += _answer(consumers[place], features, [image.shape[:2] for image in part])

@@ -3,19 +3,18 @@
 Each labelled image of a split is a query; the images of the index with the same label are relevant.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from dinomed.adapters.fitting.data import labelled, select_split
 from dinomed.adapters.retrieval.filters import Condition, choose_rows
 from dinomed.adapters.retrieval.index import VectorIndex
 from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.datasets.manifest import Manifest
-from dinomed.errors import DinomedError, UsageError
-from dinomed.features.compute import load_images
+from dinomed.errors import UsageError
+from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.log import logger
 from dinomed.metrics.bootstrap import bootstrap_mean
 from dinomed.metrics.retrieval import average_precision, precision_at, recall_at
@@ -174,18 +173,7 @@ def _vectors(image_index: ImageIndex, rows: Manifest) -> np.ndarray:
         if content in known:
             out[i] = image_index.vector_index.vectors[known[content]]
     with bar("queries", len(new)) as progress:
-        for part, pixels in _pixels(image_index, rows.take(new)):
-            out[[new[i] for i in part]] = image_index.embed(pixels)
-            progress.advance(len(part))
+        for batch in load_batches(rows.take(new), image_index.backbone.preprocessing):
+            out[[new[image.index] for image in batch]] = image_index.embed(stack_pixels(batch))
+            progress.advance(len(batch))
     return out
-
-
-def _pixels(image_index: ImageIndex, rows: Manifest) -> Iterator[tuple[list[int], torch.Tensor]]:
-    batch: list[tuple[int, torch.Tensor]] = []
-    for one in load_images(rows, image_index.backbone.preprocessing):
-        if one.pixels is None:
-            raise DinomedError(f"{one.error}; it could be read when the manifest was made: scan the folder again")
-        batch.append((one.index, one.pixels))
-        if len(batch) == 16 or one.index == len(rows) - 1:
-            yield [i for i, _ in batch], torch.stack([pixels for _, pixels in batch])
-            batch = []

@@ -13,10 +13,10 @@ from dinomed.adapters.adapter import FeatureSpec
 from dinomed.config import Config
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.features.compute import Features
+from dinomed.features.pooling import generalised_mean
 
 Pool = Literal["cls", "mean", "cls+mean", "gem"]
 POOLS: tuple[str, ...] = get_args(Pool)
-_FLOOR = 1e-6  # generalised means are of positive numbers
 
 
 class Pooling(Config):
@@ -43,17 +43,7 @@ class Pooling(Config):
         if self.tokens == "cls+mean":
             return torch.cat([normalize(features.cls, dim=-1), normalize(features.mean, dim=-1)], dim=-1)
         assert features.patches is not None
-        return gem(features.patches, self.gem_power)
-
-
-def gem(patches: Tensor, power: float) -> Tensor:
-    """(B, C, rows, columns) -> (B, C): the generalised mean over the grid.
-
-    Divided by the largest value first, so that no power of float32 tokens overflows.
-    """
-    positive = patches.float().flatten(2).clamp_min(_FLOOR)
-    largest = positive.amax(dim=2, keepdim=True)
-    return largest[..., 0] * (positive / largest).pow(power).mean(dim=2).pow(1 / power)
+        return generalised_mean(features.patches, self.gem_power)
 
 
 def parse_pool(word: str) -> Pool:

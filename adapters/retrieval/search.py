@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.device import resolve_device
 from dinomed.errors import UsageError
-from dinomed.features.compute import Features, compute_features, load_images
+from dinomed.features.compute import Features, compute_features
+from dinomed.features.loading import BATCH_SIZE, load_batches
 from dinomed.images.in_memory import ImageSource, as_pixels
 from dinomed.images.read import UnreadableImage
 from dinomed.images.shown import read_shown
+from dinomed.io.prefetch import batched
 from dinomed.progress import bar
-
-BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -190,9 +189,8 @@ class ImageIndex:
         self, queries: Manifest, k: int, allowed: np.ndarray | None, exclude_same_group: bool, exact: bool
     ) -> Iterator[QueryResult]:
         names, contents, groups = queries.column("image"), queries.column("sha256"), queries.groups()
-        loaded_images = load_images(queries, self.backbone.preprocessing)
         with bar("searching", len(queries)) as progress:
-            while batch := list(islice(loaded_images, BATCH_SIZE)):
+            for batch in load_batches(queries, self.backbone.preprocessing):
                 results = {
                     loaded.index: QueryResult(names[loaded.index], error=loaded.error and loaded.error.reason)
                     for loaded in batch
@@ -264,10 +262,8 @@ class ImageIndex:
     @torch.inference_mode()
     def _patch_grids(self, images: Sequence[np.ndarray]) -> list[Grid]:
         grids = []
-        for start in range(0, len(images), BATCH_SIZE):
-            batch = images[start : start + BATCH_SIZE]
-            pixels = torch.stack([self.backbone.preprocessing(image) for image in batch])
-            features = compute_features(self.backbone, pixels, (-1,), True)
+        for batch in batched(images, BATCH_SIZE):
+            features = compute_features(self.backbone, self.backbone.preprocessing.stack(batch), (-1,), True)
             assert features.patches is not None
             tokens = features.patches.permute(0, 2, 3, 1).float().cpu().numpy()
             grids += [Grid(patches, image.shape[:2]) for patches, image in zip(tokens, batch, strict=True)]

@@ -1,5 +1,6 @@
 """From an image file to what a backbone takes: channels, range, square resize, normalisation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,10 @@ class Preprocessing(Config):
         """uint8, or float32 in 0 to 1, (height, width, channels) -> float32 (channels, image_size, image_size),
         normalised."""
         return self.normalise(self.squash(image))
+
+    def stack(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Preprocess images of any sizes into one batch (B, channels, image_size, image_size)."""
+        return torch.stack([self(image) for image in images])
 
     def squash(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
         """(height, width, channels) -> (channels, image_size, image_size), of the same type and range."""

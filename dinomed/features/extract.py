@@ -1,24 +1,27 @@
-"""Frozen features, computed once: resumable at every shard, and never mistaken for those of something else."""
+"""Feature extraction: the features of a manifest, computed once and kept in the feature cache."""
 
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
-from dinomed.errors import DinomedError, UsageError
-from dinomed.features.cache import DTYPES, LOCK_FILE, FeatureCache, FeatureKey, Kind, is_whole, write_shard
-from dinomed.features.compute import Loaded, compute_features, load_images
+from dinomed.errors import UsageError
+from dinomed.features.cache import DTYPES, LOCK_FILE, FeatureCache, FeatureKey, Kind, is_valid_shard, write_shard
+from dinomed.features.compute import compute_features
+from dinomed.features.loading import BATCH_SIZE, LoadedImage, load_images, stack_pixels
+from dinomed.io.artifacts import ArtifactFolder
 from dinomed.io.output_folder import locked
 from dinomed.log import logger
 from dinomed.progress import Bar, bar
 
-SHARD_SIZE = 256  # at most this much work is lost; 60 MB of patch tokens at 24x24 patches of 192 channels
-BATCH_SIZE = 16  # larger ones are no faster on a CPU
+SHARD_SIZE = (
+    256  # images; an interruption loses at most one shard. 60 MB of patch tokens at 24x24 patches, 192 channels
+)
 
 
 def extract(
@@ -33,20 +36,24 @@ def extract(
     workers: int | None = None,
     description: str = "features",
 ) -> FeatureCache:
-    """The features of all images of a manifest, computed or found in `cache`.
+    """Compute the features of all images of a manifest, or read them from the cache.
 
-    Each set of features has its own folder below `cache`, named by its key. What an interrupted run left is used;
-    shards that are damaged or of another key are computed again, with a warning.
+    The features of each key have their own folder in `cache`. The shards of an interrupted call are used; shards that
+    are damaged or have another key are computed again.
 
     Args:
         backbone: its preprocessing decides the image size.
-        blocks: 0 is the first, -1 the last.
-        patches: also keep patch tokens.
-        workers: threads that read images.
+        cache: folder of the feature cache; see `default_cache`.
+        blocks: blocks whose tokens are concatenated: 0 is the first, -1 the last.
+        patches: keep patch tokens too.
+        batch_size: images in a forward pass.
+        shard_size: images in a shard.
+        workers: threads that read images; None chooses by the number of processors.
+        description: label of the progress bar.
 
     Raises:
-        UsageError: no images, or a block that the backbone has not.
-        DinomedError: an image cannot be read (it could when the manifest was made), or the disk is full.
+        UsageError: the manifest has no images, or the backbone has no such block.
+        DinomedError: an image cannot be read although it could when the manifest was written, or the disk is full.
     """
     if not len(manifest):
         raise UsageError("no images to compute features of")
@@ -60,56 +67,53 @@ def extract(
     )
     folder = Path(cache) / key.short
     with locked(folder, LOCK_FILE, wait=True):
-        for leftover in folder.glob(".tmp-*"):
-            leftover.unlink(missing_ok=True)
-        missing = [shard for shard in range(key.num_shards) if not is_whole(folder, key, shard)]
+        artifacts = ArtifactFolder(folder)
+        missing = [shard for shard in range(key.num_shards) if not is_valid_shard(artifacts, key, shard)]
         todo = [index for shard in missing for index in key.shard_range(shard)]
         if todo:
             with bar(description, len(manifest), start=len(manifest) - len(todo)) as progress:
-                loaded = load_images(manifest.take(todo), backbone.preprocessing, workers)
+                images = load_images(manifest.take(todo), backbone.preprocessing, workers)
                 for shard in missing:
-                    count = len(key.shard_range(shard))
-                    write_shard(folder, key, shard, _one_shard(backbone, loaded, key, count, batch_size, progress))
-    found = FeatureCache(folder, key)
-    if todo and found.bytes > 100e6:
+                    shard_images = islice(images, len(key.shard_range(shard)))
+                    write_shard(
+                        artifacts, key, shard, _compute_shard(backbone, shard_images, key, batch_size, progress)
+                    )
+    features = FeatureCache(folder, key)
+    if todo and features.bytes > 100e6:
         logger.info(
-            f"{found.bytes / 1e9:.1f} GB of features are kept in {folder}; remove it when they are no longer needed"
+            f"{features.bytes / 1e9:.1f} GB of features are kept in {folder}; remove it when they are no longer needed"
         )
-    return found
+    return features
 
 
-def _one_shard(
-    backbone: FrozenBackbone, loaded: Iterator[Loaded], key: FeatureKey, count: int, batch_size: int, progress: Bar
+def _compute_shard(
+    backbone: FrozenBackbone, images: Iterator[LoadedImage], key: FeatureKey, batch_size: int, progress: Bar
 ) -> dict[Kind, np.ndarray]:
-    """Compute the next `count` images. Batches start anew in each shard, so that a resumed run forms the same ones."""
+    """Compute the features of one shard. Each shard starts a new batch, so that a resumed run has the same batches."""
     parts: dict[Kind, list[np.ndarray]] = {kind: [] for kind in key.kinds}
-    for start in range(0, count, batch_size):
-        images = []
-        for _ in range(min(batch_size, count - start)):
-            one = next(loaded)
-            if one.pixels is None:
-                raise DinomedError(f"{one.error}; it could be read when the manifest was made: scan the folder again")
-            images.append(one.pixels)
-        features = compute_features(backbone, torch.stack(images), key.blocks, key.patches)
+    while batch := list(islice(images, batch_size)):
+        features = compute_features(backbone, stack_pixels(batch), key.blocks, key.patches)
         for kind in key.kinds:
             parts[kind].append(getattr(features, kind).cpu().numpy().astype(DTYPES[kind]))
-        progress.advance(len(images))
+        progress.advance(len(batch))
     return {kind: np.concatenate(arrays) for kind, arrays in parts.items()}
 
 
 def resolve_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Blocks counted from 0. Raises a `UsageError` if the backbone has no such block."""
-    wanted = tuple(block + depth if block < 0 else block for block in blocks)
-    if not wanted or any(not 0 <= block < depth for block in wanted):
+    """Return block numbers counted from 0, where negative ones count from the end.
+
+    Raises:
+        UsageError: the backbone, with `depth` blocks, has no such block, or `blocks` is empty.
+    """
+    resolved = tuple(block + depth if block < 0 else block for block in blocks)
+    if not resolved or any(not 0 <= block < depth for block in resolved):
         raise UsageError(f"blocks {list(blocks)}: the backbone has blocks 0 to {depth - 1} (-1 is the last)")
-    return wanted
+    return resolved
 
 
 def default_cache(data: str | Path) -> Path:
-    """Where the features of a manifest (or a folder) are kept: `derm.parquet` -> `derm.features` beside it.
-
-    A temporary folder where that place cannot be written.
-    """
+    """Return the folder of the feature cache of a manifest or an image folder: ``derm.features`` beside
+    ``derm.parquet``, or a temporary folder where that place cannot be written."""
     data = Path(data)
     cache = data.parent / f"{data.stem if data.suffix else data.name}.features"
     if os.access(cache if cache.exists() else data.parent, os.W_OK):

@@ -4,13 +4,26 @@ Cosine similarity between class tokens; the k nearest vote for their class with 
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from dinomed.features.neighbors import nearest
 
 TEMPERATURE = 0.07
 KS = (10, 20, 100, 200)
+
+
+Similarities = TypeVar("Similarities", np.ndarray, Tensor)
+
+
+def vote_exponent(similarities: Similarities, temperature: float = TEMPERATURE) -> Similarities:
+    """Return the logarithm of the weight of each neighbour's vote.
+
+    The constant -1 keeps the weights at most 1, so that none overflows; it cancels when the shares are normalised.
+    """
+    return (similarities - 1) / temperature
 
 
 def knn_probabilities(
@@ -31,7 +44,7 @@ def knn_probabilities(
     """
     ks = sorted({min(k, len(train)) for k in ks})
     similarities, indices = nearest(queries, train, ks[-1])
-    weights = np.exp((similarities.astype(np.float64) - 1) / temperature)  # the factor exp(-1/T) cancels; no overflow
+    weights = np.exp(vote_exponent(similarities.astype(np.float64), temperature))
     votes = np.zeros((len(queries), num_classes))
     shares = {}
     for rank in range(ks[-1]):

@@ -4,7 +4,6 @@ faiss answers a k beyond its size with index -1, and a query of nan with anythin
 there is, and vectors that are not finite are refused.
 """
 
-import faiss
 import numpy as np
 
 from dinomed.errors import DinomedError

@@ -69,7 +69,7 @@ class ArtifactFolder:
             return False
         try:
             record = read_json(record_path)
-            if not isinstance(record, dict) or record.get("key") != key:
+            if record.get("key") != key:
                 return False
             for file, expected in record["files"].items():
                 check_file(self.path(file), expected)

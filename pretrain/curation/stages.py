@@ -4,7 +4,7 @@ Each is a small value with a call from an item to a table; it opens the files th
 sent to a worker. An item of those that read images is the list of their paths.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +15,9 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from dinomed.errors import DinomedError
-from dinomed.features.compute import prefetch
 from dinomed.features.neighbors import normalised
 from dinomed.images.read import UnreadableImage, read_image
+from dinomed.io.prefetch import batched, prefetch
 from dinomed.pretrain.curation.config import FacesConfig
 from dinomed.pretrain.curation.deduplication.hashes import THUMBNAIL, phash_views, thumbnail
 from dinomed.pretrain.curation.deduplication.keypoints import ImageKeypoints, count_matches, find_keypoints
@@ -111,7 +111,7 @@ class Describe:
             return descriptor([_read(path) for path in batch])
 
         with threadpool_limits(1):  # the same rounding whatever machine or engine it runs on
-            parts = list(prefetch(describe, _batches(paths), threads, ahead=2))
+            parts = list(prefetch(describe, batched(paths, _BATCH), threads, ahead=2))
         return pa.table({"vector": vectors_to_column(np.concatenate(parts))})
 
 
@@ -126,7 +126,6 @@ class Embed:
     workers: int | None = None
 
     def __call__(self, paths: Sequence[str]) -> pa.Table:
-        import torch
 
         from dinomed.features.compute import compute_features
 
@@ -136,11 +135,11 @@ class Embed:
         channels = backbone.preprocessing.channels if backbone.preprocessing.channels in (1, 3) else 3
 
         def load(batch: list[str]) -> Any:
-            return torch.stack([backbone.preprocessing(_read(path, channels)) for path in batch])
+            return backbone.preprocessing.stack([_read(path, channels) for path in batch])
 
         found = [
             compute_features(backbone, batch, (-1,), patches=False).cls.float().cpu().numpy()
-            for batch in prefetch(load, _batches(paths), self.workers, ahead=2)
+            for batch in prefetch(load, batched(paths, _BATCH), self.workers, ahead=2)
         ]
         vectors = normalised(np.concatenate(found), f"embedding by {self.backbone} of image")
         vectors[~vectors.any(axis=1), 0] = 1  # a token of zeros has no direction: any will do
@@ -221,10 +220,6 @@ def _read(path: str, channels: int = 3) -> np.ndarray:
         return read_image(path, channels=channels)
     except UnreadableImage as error:
         raise DinomedError(f"{error}; it could be read before: run the curation again with --overwrite") from None
-
-
-def _batches(paths: Sequence[str]) -> Iterator[list[str]]:
-    return (list(paths[start : start + _BATCH]) for start in range(0, len(paths), _BATCH))
 
 
 def file_of(path: Path) -> str:

@@ -14,8 +14,8 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import Manifest
 from dinomed.distributed import gather_objects, rank, world_size
-from dinomed.features.compute import load_images
 from dinomed.features.knn import knn_probabilities
+from dinomed.features.loading import load_batches
 from dinomed.log import logger
 from dinomed.metrics.classification import classification_metrics
 
@@ -58,13 +58,12 @@ class OnlineKNN:
         own = part.take(list(range(rank(), len(part), world_size())))
         was_training = backbone.training
         backbone.eval()
-        rows, pixels = [], []
-        for loaded in load_images(own, self.preprocessing):
-            blank = torch.zeros(self.preprocessing.channels, *[self.preprocessing.image_size] * 2)
-            pixels.append(blank if loaded.pixels is None else loaded.pixels)  # unreadable by now: the run warns of it
-            if len(pixels) == _BATCH or loaded.index == len(own) - 1:
-                rows.append(backbone(torch.stack(pixels).to(device)).cls.float().cpu().numpy())
-                pixels = []
+        rows = []
+        blank = torch.zeros(self.preprocessing.channels, *[self.preprocessing.image_size] * 2)
+        for batch in load_batches(own, self.preprocessing, _BATCH):
+            # an image that can no longer be read counts as black; the run warns of it
+            pixels = torch.stack([blank if image.pixels is None else image.pixels for image in batch])
+            rows.append(backbone(pixels.to(device)).cls.float().cpu().numpy())
         backbone.train(was_training)
         everyone = gather_objects(
             np.concatenate(rows) if rows else np.empty((0, backbone.config.embed_dim), np.float32)

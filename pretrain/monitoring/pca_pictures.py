@@ -27,7 +27,7 @@ def write_pca_picture(
     pixels = [preprocessing.read(image) for image in images]
     side = max(preprocessing.image_size, _MIN_GRID * backbone.config.patch_size)
     resize = preprocessing.model_copy(update={"image_size": side})
-    batch = torch.stack([resize(image) for image in pixels]).to(device)
+    batch = resize.stack(pixels).to(device)
     was_training = backbone.training
     patches = backbone.eval()(batch).patches
     backbone.train(was_training)

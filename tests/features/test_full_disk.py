@@ -9,6 +9,7 @@ import pytest
 
 from dinomed.errors import DinomedError
 from dinomed.features.cache import FeatureKey, write_shard
+from dinomed.io.artifacts import ArtifactFolder
 
 
 def test_a_shard_that_was_cut_short_is_told_and_removed(tmp_path: Path) -> None:
@@ -19,7 +20,7 @@ def test_a_shard_that_was_cut_short_is_told_and_removed(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
     try:
         with pytest.raises(DinomedError, match=r"cannot write .*00000\.cls\.npy"):
-            write_shard(tmp_path, key, 0, arrays)
+            write_shard(ArtifactFolder(tmp_path), key, 0, arrays)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)

@@ -7,12 +7,12 @@ import numpy as np
 from torch import Tensor
 
 from dinomed.adapters.evaluation.report import JudgedClasses
-from dinomed.adapters.inference.folder import batches, stack_pixels
 from dinomed.adapters.tasks.classify.groups import Groups, check_labels, group_images
 from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
+from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.progress import bar
 
 Unit = Literal["image", "group"]
@@ -58,7 +58,7 @@ def predict_images(predictor: ClassifyPredictor, manifest: Manifest) -> np.ndarr
     """float (N, K)."""
     rows = []
     with bar("evaluating", len(manifest)) as progress:
-        for loaded in batches(manifest, predictor):
+        for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
             rows.append(predictor.probability_rows(stack_pixels(loaded)))
             progress.advance(len(loaded))
     return np.concatenate(rows)
@@ -69,7 +69,7 @@ def predict_groups(predictor: ClassifyPredictor, groups: Groups) -> np.ndarray:
     with bar("evaluating", len(groups.manifest)) as progress:
 
         def pixels() -> Iterator[Tensor]:
-            for loaded in batches(groups.manifest, predictor):
+            for loaded in load_batches(groups.manifest, predictor.preprocessing, predictor.batch_size):
                 yield stack_pixels(loaded)
                 progress.advance(len(loaded))
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinomed.adapters.inference.folder import batches, stack_pixels
 from dinomed.adapters.inference.plan import PLAN_FILE, TABLE_FILE, PredictionPlan, Row, add_rows, begin, finish
 from dinomed.adapters.tasks.classify.evaluate import groups_for
 from dinomed.adapters.tasks.classify.groups import Groups
@@ -12,6 +11,7 @@ from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
+from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.io.output_folder import locked, prepare_output
 from dinomed.log import logger
 from dinomed.progress import bar
@@ -97,7 +97,9 @@ def _parts(groups: Groups) -> Iterator[list[int]]:
 
 def _rows(predictor: ClassifyPredictor, groups: Groups, places: Sequence[int]) -> list[Row]:
     part = _take(groups, places)
-    pixels = (stack_pixels(loaded) for loaded in batches(part.manifest, predictor))
+    pixels = (
+        stack_pixels(loaded) for loaded in load_batches(part.manifest, predictor.preprocessing, predictor.batch_size)
+    )
     images = part.manifest.column("image")
     return [
         [

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.evaluation.report import JudgedValues
-from dinomed.adapters.inference.folder import batches, stack_pixels
 from dinomed.adapters.inference.loader import DepthPredictor
 from dinomed.adapters.tasks.depth.fit import limits_of_metrics
 from dinomed.datasets.manifest import Manifest
+from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.metrics.depth import depth_errors, depth_metrics
 from dinomed.progress import bar
 
@@ -21,7 +21,7 @@ def compare_depths(predictor: DepthPredictor, manifest: Manifest) -> list[dict[s
     limits = limits_of_metrics(predictor.low, predictor.high)
     found = []
     with bar("evaluating", len(manifest)) as progress:
-        for loaded in batches(manifest, predictor):
+        for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
             maps = predictor.batch_maps(stack_pixels(loaded), [one.size for one in loaded])
             for one, depth in zip(loaded, maps, strict=True):
                 found.append(depth_errors(predictor.source.read(manifest, one.index), depth[0], *limits))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dinomed.datasets.manifest import Manifest, leaves_root
 from dinomed.errors import DinomedError, UsageError
-from dinomed.features.compute import prefetch
 from dinomed.images.depthmap import read_depth
+from dinomed.io.prefetch import prefetch
 from dinomed.progress import bar
 
 

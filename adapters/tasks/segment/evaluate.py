@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.evaluation.report import JudgedValues
-from dinomed.adapters.inference.folder import batches, stack_pixels
 from dinomed.adapters.inference.loader import SegmentPredictor
 from dinomed.datasets.manifest import Manifest
+from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.metrics.lesions import LesionCounts, count_lesions, lesion_metrics
 from dinomed.metrics.segmentation import Overlap, overlap, segmentation_metrics
 from dinomed.progress import bar
@@ -28,7 +28,7 @@ def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, 
     schema = predictor.schema
     found: dict[str, list[ClassComparison]] = {schema.names[k]: [] for k in schema.reported}
     with bar("evaluating", len(manifest)) as progress:
-        for loaded in batches(manifest, predictor):
+        for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
             maps = predictor.batch_maps(stack_pixels(loaded), [one.size for one in loaded])
             for one, probabilities in zip(loaded, maps, strict=True):
                 targets = schema.planes(schema.read(manifest, one.index))

@@ -23,7 +23,6 @@ from dinomed.adapters.fitting.pictures import Take
 from dinomed.adapters.fitting.resume import fit_key
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.adapters.inference.dense import Views
-from dinomed.adapters.inference.folder import batches, stack_pixels
 from dinomed.adapters.record import AdapterRecord, BackboneReference
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.losses import build_loss
@@ -41,7 +40,8 @@ from dinomed.adapters.training_images import hash_training_images
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
-from dinomed.features.compute import prefetch
+from dinomed.features.loading import load_batches, stack_pixels
+from dinomed.io.prefetch import prefetch
 
 
 def fit_segmenter(
@@ -170,7 +170,7 @@ def _as_bundle(
 
 def predicted_maps(predictor: SegmentPredictor, manifest: Manifest) -> Iterator[np.ndarray]:
     """Probabilities (classes, H, W) of each image, as prediction gives them."""
-    for loaded in batches(manifest, predictor):
+    for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
         yield from predictor.batch_maps(stack_pixels(loaded), [one.size for one in loaded])
 
 

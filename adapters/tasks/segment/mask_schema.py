@@ -18,9 +18,9 @@ import numpy as np
 
 from dinomed.datasets.manifest import Manifest, leaves_root
 from dinomed.errors import UsageError
-from dinomed.features.compute import prefetch
 from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import read_mask
+from dinomed.io.prefetch import prefetch
 from dinomed.log import logger
 from dinomed.progress import bar
 

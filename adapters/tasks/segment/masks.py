@@ -13,7 +13,7 @@ from torch import Tensor
 from dinomed.adapters.tasks.segment.mask_schema import BINARY, MaskSchema
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
-from dinomed.features.compute import prefetch
+from dinomed.io.prefetch import prefetch
 from dinomed.log import logger
 from dinomed.metrics.segmentation import DiceByThreshold
 from dinomed.progress import bar

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import Header, MaskSizeError, UnreadableImage, read_header, read_mask, read_whole
 from dinomed.io.files import sha256_file
+from dinomed.io.prefetch import prefetch
 from dinomed.progress import bar
 
 _LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -81,18 +81,16 @@ def read_all(
     starts = range(0, len(images), _CHUNK)
     facts: list[Facts] = []
     unreadable: list[tuple[str, str]] = []
-    pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
-    try:
-        with bar("reading images", len(images)) as progress:
-            for start, results in zip(starts, pool.map(read_chunk, starts), strict=True):
-                for image, result in zip(images[start:], results, strict=False):
-                    if isinstance(result, Facts):
-                        facts.append(result)
-                    else:
-                        unreadable.append((image, result.reason))
-                progress.advance(len(results))
-    finally:
-        pool.shutdown(cancel_futures=True)  # an interrupted scan ends with the chunks at hand
+    with bar("reading images", len(images)) as progress:
+        for start, results in zip(
+            starts, prefetch(read_chunk, starts, workers or min(16, os.cpu_count() or 1)), strict=True
+        ):
+            for image, result in zip(images[start:], results, strict=False):
+                if isinstance(result, Facts):
+                    facts.append(result)
+                else:
+                    unreadable.append((image, result.reason))
+            progress.advance(len(results))
     return facts, unreadable
 
 

@@ -6,8 +6,6 @@ colours, streaks) and `vascular` (red to purple lacunae). Skin, hair, light and 
 """
 
 import io
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from dinomed.datasets.synthetic.scene import KINDS, draw_scene
 from dinomed.datasets.synthetic.view import take_view
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
+from dinomed.io.prefetch import prefetch
 from dinomed.progress import bar
 
 _SHARES = (0.45, 0.30, 0.25)  # of the kinds
@@ -60,13 +59,9 @@ def write_lesions(
             Image.fromarray(mask.astype(bool)).save(folder / f"masks/{name}.png")
         return pictures
 
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        with bar("drawing lesions", count) as progress:
-            for pictures in pool.map(write_lesion, range(len(lesions))):
-                progress.advance(pictures)
-    finally:
-        pool.shutdown(cancel_futures=True)  # who interrupts it does not wait for the rest
+    with bar("drawing lesions", count) as progress:
+        for pictures in prefetch(write_lesion, range(len(lesions))):
+            progress.advance(pictures)
     for i in range(broken):
         (folder / f"images/broken_{i}.jpg").write_bytes(_broken(i, size, seed))
     _write_labels(folder, lesions, seed)

@@ -17,9 +17,9 @@ from pydantic import Field
 from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
-from dinomed.features.compute import prefetch
 from dinomed.features.neighbors import nearest
 from dinomed.images.read import UnreadableImage, read_image
+from dinomed.io.prefetch import prefetch
 from dinomed.pretrain.curation.audit.image_pass import BITS, Looks, look
 from dinomed.pretrain.curation.audit.training_index import Seen, hash_group
 from dinomed.pretrain.curation.deduplication.hashes import hamming_pairs

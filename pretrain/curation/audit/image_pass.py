@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dinomed.datasets.manifest import Manifest
-from dinomed.features.compute import prefetch
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.files import replacing
+from dinomed.io.prefetch import prefetch
 from dinomed.log import logger
 from dinomed.pretrain.curation.deduplication.hashes import phash_views
 from dinomed.progress import bar

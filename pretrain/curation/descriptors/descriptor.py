@@ -27,10 +27,10 @@ from safetensors.numpy import save_file
 from dinomed.config import Config, build_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
-from dinomed.features.compute import prefetch
 from dinomed.features.neighbors import normalised
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.files import replacing
+from dinomed.io.prefetch import prefetch
 from dinomed.pretrain.curation.descriptors.projection import Projection, fit_invariance, fit_whitening
 from dinomed.pretrain.curation.descriptors.sources import (
     ComposedConfig,

@@ -15,6 +15,7 @@ from dinomed.backbones.load import load_backbone
 from dinomed.config import Config
 from dinomed.device import resolve_device
 from dinomed.features.compute import compute_features
+from dinomed.features.pooling import generalised_mean
 from dinomed.io.files import sha256_file
 from dinomed.pretrain.curation.descriptors.handcrafted import SIZE, compose
 from dinomed.pretrain.curation.descriptors.sscd import describe, load_sscd
@@ -72,11 +73,10 @@ class BackboneSource:
         self.fingerprint = f"backbone/1/{backbone.fingerprint}/{power}"
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        batch = torch.stack([self.backbone.preprocessing(image) for image in images])
-        found = compute_features(self.backbone, batch, (-1,), patches=True)
-        assert found.patches is not None
-        pooled = found.patches.clamp(min=1e-6).pow(self.power).mean(dim=(2, 3)).pow(1 / self.power)
-        return np.asarray(torch.cat([found.cls, pooled], dim=1).float().cpu().numpy())
+        features = compute_features(self.backbone, self.backbone.preprocessing.stack(images), (-1,), patches=True)
+        assert features.patches is not None
+        pooled = generalised_mean(features.patches, self.power, rescale=False)
+        return np.asarray(torch.cat([features.cls, pooled], dim=1).float().cpu().numpy())
 
 
 class SSCDSource:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError, UsageError
+from dinomed.features.pooling import generalised_mean
 from dinomed.log import logger
 
 POOLING_POWER = 3.0
@@ -34,7 +35,7 @@ class GeneralisedMean(nn.Module):
         self.power = power
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.clamp(min=1e-6).pow(self.power).mean(dim=(2, 3), keepdim=True).pow(1 / self.power)
+        return generalised_mean(x, self.power, rescale=False)[..., None, None]
 
 
 def load_sscd(path: str | Path, *, allow_code: bool = False) -> nn.Module:
@@ -67,8 +68,7 @@ def load_sscd(path: str | Path, *, allow_code: bool = False) -> nn.Module:
 
 def describe(network: nn.Module, images: Sequence[np.ndarray], device: torch.device) -> np.ndarray:
     """Pictures, uint8 RGB ``(H, W, 3)``, to float32 (B, 512)."""
-    prepare = Preprocessing(image_size=IMAGE_SIZE)
-    batch = torch.stack([prepare(image) for image in images]).to(device)
+    batch = Preprocessing(image_size=IMAGE_SIZE).stack(images).to(device)
     with torch.no_grad():
         return np.asarray(network(batch).float().cpu().numpy())
 

@@ -1,15 +1,14 @@
 """Exact search in one tile of the similarity matrix at a time: first the bound, then the cosine of what it leaves."""
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from dinomed.io.prefetch import prefetch
 from dinomed.pretrain.curation.search.bound import CosineBound, ShortVectors
 from dinomed.pretrain.curation.search.low_precision import rounding_error, single_threaded_torch
 from dinomed.pretrain.curation.search.pairs import SLACK, PairCollector, SimilarPairs, concatenated
@@ -144,11 +143,5 @@ def in_threads(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iter
 
     The threads are at most one item ahead of the caller. torch's products in them use one thread each.
     """
-    with single_threaded_torch(), ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[R]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    with single_threaded_torch():
+        yield from prefetch(work, items, workers, ahead=0)

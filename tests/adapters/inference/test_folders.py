@@ -2,7 +2,6 @@
 
 import csv
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
 from dinomed.errors import DinomedError, UsageError
+from dinomed.features.loading import load_batches
 from dinomed.images.read import read_image, read_mask
 
 QUICK = FitConfig(epochs=2, batch_size=16, min_steps=0, learning_rate=0.02)
@@ -171,7 +171,7 @@ def test_an_interrupted_prediction_goes_on(
     predictor = predictors[0] if task == "segment" else predictors[1]
     manifest, unreadable = find_images(pictures)
     whole, out = tmp_path / "whole", tmp_path / "out"
-    monkeypatch.setattr(folders, "batches", partial(folders.batches, size=2))
+    monkeypatch.setattr(folders, "load_batches", lambda data, preprocessing, _: load_batches(data, preprocessing, 2))
     predict_collection(predictor, manifest, whole, unreadable=unreadable)
     seen: list[int] = []
 

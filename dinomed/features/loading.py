@@ -1,0 +1,71 @@
+"""Loading the images of a manifest for a backbone: read and preprocessed ahead in threads, in batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.datasets.manifest import Manifest
+from dinomed.errors import DinomedError
+from dinomed.images.read import UnreadableImage
+from dinomed.images.unchanged import check_unchanged
+from dinomed.io.prefetch import batched, prefetch
+
+BATCH_SIZE = 16  # larger batches are no faster on a CPU
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """An image that is preprocessed for the backbone, or the reason why it cannot be read.
+
+    Attributes:
+        index: row of the image in its manifest.
+        size: height and width of the image file, px; (0, 0) if it cannot be read.
+        pixels: (channels, image_size, image_size); None if the image cannot be read.
+        error: reason why it cannot be read.
+    """
+
+    index: int
+    size: tuple[int, int]
+    pixels: Tensor | None
+    error: UnreadableImage | None = None
+
+
+def load_images(manifest: Manifest, preprocessing: Preprocessing, workers: int | None = None) -> Iterator[LoadedImage]:
+    """Read and preprocess the images of a manifest in its order, ahead of their use.
+
+    600 images of 200x150 px to 192 px on two busy cores: 960 images/s, a DataLoader with two workers 520. The smallest
+    backbone takes 40/s a core.
+    """
+    stamps = list(zip(manifest.column("bytes"), manifest.column("sha256"), strict=True))
+
+    def load(index: int) -> LoadedImage:
+        try:
+            check_unchanged(manifest.path(index), *stamps[index])
+            image = preprocessing.read(manifest.path(index))
+        except UnreadableImage as error:
+            return LoadedImage(index, (0, 0), None, error)
+        return LoadedImage(index, (image.shape[0], image.shape[1]), preprocessing(image))
+
+    return prefetch(load, range(len(manifest)), workers)
+
+
+def load_batches(
+    manifest: Manifest, preprocessing: Preprocessing, batch_size: int = BATCH_SIZE
+) -> Iterator[list[LoadedImage]]:
+    """Load the images of a manifest in batches; images that cannot be read are among them."""
+    return batched(load_images(manifest, preprocessing), batch_size)
+
+
+def stack_pixels(images: Sequence[LoadedImage]) -> Tensor:
+    """Return the pixels of loaded images as one batch (B, channels, image_size, image_size).
+
+    Raises:
+        DinomedError: an image cannot be read. Results that left it out would be wrong without a trace.
+    """
+    for image in images:
+        if image.error is not None:
+            raise DinomedError(f"{image.error}; it could be read when the manifest was made: scan the folder again")
+    return torch.stack([image.pixels for image in images if image.pixels is not None])

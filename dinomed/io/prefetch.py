@@ -1,0 +1,45 @@
+"""Computing results ahead of their use in threads, and splitting items into batches.
+
+Threads and not processes: Pillow, OpenCV and torchvision release the interpreter while they work, and nothing has to be
+started or copied.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def prefetch(
+    function: Callable[[T], R], items: Iterable[T], workers: int | None = None, ahead: int = 16
+) -> Iterator[R]:
+    """Apply `function` to each item in threads and yield the results in the order of the items.
+
+    Args:
+        workers: threads; None uses one for each processor, at most 8.
+        ahead: results that may be complete before they are used, besides one for each thread.
+    """
+    workers = workers or min(8, os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > workers + ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Split items into lists of `size`; the last one may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

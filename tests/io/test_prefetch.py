@@ -1,0 +1,16 @@
+"""Results computed ahead in threads, and batches."""
+
+from dinomed.io.prefetch import batched, prefetch
+
+
+def test_prefetch_keeps_the_order_and_does_not_run_away() -> None:
+    started: list[int] = []
+    results = prefetch(lambda x: started.append(x) or x * x, range(100), workers=2, ahead=3)
+    assert next(results) == 0
+    assert len(started) <= 7  # two workers, three ahead, the one given out, and one being submitted
+    assert list(results) == [x * x for x in range(1, 100)]
+
+
+def test_batches_keep_the_order_and_the_last_one_is_shorter() -> None:
+    assert list(batched(range(5), 2)) == [[0, 1], [2, 3], [4]]
+    assert list(batched([], 2)) == []
