@@ -16,6 +16,7 @@ from dinomed.features.compute import compute_features
 from dinomed.features.loading import BATCH_SIZE, LoadedImage, load_images, stack_pixels
 from dinomed.io.artifacts import ArtifactFolder
 from dinomed.io.output_folder import locked
+from dinomed.io.prefetch import batched
 from dinomed.log import logger
 from dinomed.progress import Bar, bar
 
@@ -91,7 +92,7 @@ def _compute_shard(
 ) -> dict[Kind, np.ndarray]:
     """Compute the features of one shard. Each shard starts a new batch, so that a resumed run has the same batches."""
     parts: dict[Kind, list[np.ndarray]] = {kind: [] for kind in key.kinds}
-    while batch := list(islice(images, batch_size)):
+    for batch in batched(images, batch_size):
         features = compute_features(backbone, stack_pixels(batch), key.blocks, key.patches)
         for kind in key.kinds:
             parts[kind].append(getattr(features, kind).cpu().numpy().astype(DTYPES[kind]))

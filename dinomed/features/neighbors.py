@@ -41,6 +41,8 @@ def search_exactly(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np
     Returns:
         Inner products float32 (Q, min(k, N)), best first, and rows of `vectors`, int64 of the same shape.
     """
+    import faiss  # here: heads need only the constants and the weight of `dinomed.features.knn`
+
     return faiss.knn(queries, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
 
 
