@@ -22,7 +22,9 @@ from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.features.extract import default_cache
 from dinomed.io.files import write_json
 from dinomed.log import logger
-from dinomed.pretrain.config import PretrainConfig, StartConfig
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.model.initialisation import InitialisationConfig
+from dinomed.pretrain.run_folder import LOG_FILE
 from dinomed.pretrain.trainer import pretrain
 
 BASE = "configs/pretrain/vit_tiny_cpu.yaml"
@@ -40,7 +42,7 @@ COLUMNS = (
 
 def goes_on(config: Path) -> bool:
     """Whether a config is made to start from trained weights."""
-    return load_config(PretrainConfig, config).start != StartConfig()
+    return load_config(PretrainConfig, config).start != InitialisationConfig()
 
 
 def run_one(
@@ -57,7 +59,7 @@ def run_one(
         settings.append(f"start.weights={start}")
     resolved = load_config(PretrainConfig, config, settings)
     result = pretrain(resolved, data, out, device=device, resume=(out / "config.yaml").exists())
-    last = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-1]
+    last = [json.loads(line) for line in (out / LOG_FILE).read_text().splitlines()][-1]
     backbone = load_backbone(out, device=device)
     found = probe(backbone, manifest, cache=default_cache(data), split="val")
     knn = next(row for row in found["knn"]["tried"] if row["k"] == K)

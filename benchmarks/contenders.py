@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dinomed.pretrain.config import PretrainConfig
     from dinomed.pretrain.data.stream import RawBatch
-    from dinomed.pretrain.train_step import Engine
+    from dinomed.pretrain.train_step import TrainStep
 
 # this file runs in lightly-train's environment too: it imports dinomed and torch only where they are used
 MODELS: dict[str, dict[str, int]] = {
@@ -94,15 +94,15 @@ def make_raw(config: "PretrainConfig", sizes: tuple[int, int]) -> "RawBatch":
     return Collate(config.masks, (side, side), 0)(samples)
 
 
-def run_engine(engine: "Engine", setting: Setting) -> Callable[[], None]:
-    """A call is one optimiser step of `engine`."""
-    raw = make_raw(engine.config, setting.sizes)
-    if engine.device.type == "cuda":
+def call_steps(train_step: "TrainStep", setting: Setting) -> Callable[[], None]:
+    """Return a function that runs one step of `train_step`."""
+    raw = make_raw(train_step.config, setting.sizes)
+    if train_step.device.type == "cuda":
         raw = raw.pin_memory()
     state = {"step": FIRST_STEP}
 
     def step() -> None:
-        if not engine.step(raw, state["step"]).finite:
+        if not train_step.run(raw, state["step"]).finite:
             raise SystemExit("the loss is not finite: nothing was measured")
         state["step"] += 1
 
@@ -112,20 +112,20 @@ def run_engine(engine: "Engine", setting: Setting) -> Callable[[], None]:
 def dinomed_step(setting: Setting) -> Callable[[], None]:
     import torch
 
-    from dinomed.pretrain.train_step import Engine
+    from dinomed.pretrain.train_step import TrainStep
 
-    return run_engine(Engine(make_config(setting), torch.device(setting.device)), setting)
+    return call_steps(TrainStep(make_config(setting), torch.device(setting.device)), setting)
 
 
 def slow_step(setting: Setting) -> Callable[[], None]:
     import torch
     from slow import slow_down
 
-    from dinomed.pretrain.train_step import Engine
+    from dinomed.pretrain.train_step import TrainStep
 
-    engine = Engine(make_config(setting), torch.device(setting.device))
-    slow_down(engine.model)
-    return run_engine(engine, setting)
+    train_step = TrainStep(make_config(setting), torch.device(setting.device))
+    slow_down(train_step.model)
+    return call_steps(train_step, setting)
 
 
 def lightly_step(setting: Setting) -> Callable[[], None]:

@@ -27,6 +27,7 @@ from dinomed.io.files import write_json
 from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.curation.output.read import Outcome, load_outcome
+from dinomed.pretrain.run_folder import LOG_FILE
 from dinomed.pretrain.trainer import pretrain
 
 CONFIG = "configs/pretrain/vit_tiny_cpu.yaml"
@@ -90,7 +91,7 @@ def run_one(
              "run.knn_images=0", "run.pca_images=0"]  # fmt: skip
     resolved = load_config(PretrainConfig, find_config(CONFIG), asked)
     result = pretrain(resolved, own, out, device=device, resume=(out / "config.yaml").exists())
-    last = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-1]
+    last = [json.loads(line) for line in (out / LOG_FILE).read_text().splitlines()][-1]
     backbone = load_backbone(out, device=device)
     found = probe(backbone, read_manifest(data), cache=default_cache(data), split="val")
     knn = next(row for row in found["knn"]["tried"] if row["k"] == K)

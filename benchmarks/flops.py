@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dinomed.pretrain.model.dinov2 import Batch, DINOv2
+from dinomed.pretrain.model.dinov2 import DINOv2, ViewBatch
 
 # Dense peaks of the vendor's data sheets in TFLOP/s, by a part of the name that torch gives: bfloat16 on tensor cores
 # (without sparsity), float32 without TF32. The longer names first.
@@ -53,7 +53,7 @@ def count_flops(setting: Setting, *, slow: bool = False) -> float:
         slow_down(model)
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
         model.to_empty(device="cpu")
-        batch = Batch(
+        batch = ViewBatch(
             _pixels(len(raw.globals), setting.sizes[0]),
             _pixels(len(raw.locals), setting.sizes[1]),
             *(torch.empty_like(tensor) for tensor in (raw.masks, raw.masked, raw.mask_weights)),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dinomed.backbones.vit import Tokens
 from dinomed.layers.attention import Attention
 from dinomed.layers.block import Block
-from dinomed.pretrain.model.dinov2 import Batch, DINOv2, backbone_of
+from dinomed.pretrain.model.dinov2 import DINOv2, ViewBatch, backbone_of
 
 
 class PlainAttention(nn.Module):
@@ -65,11 +65,11 @@ def slow_down(model: DINOv2) -> None:
         for index, block in enumerate(backbone.blocks):
             assert isinstance(block, Block)
             backbone.blocks[index] = PlainBlock(block).train(block.training)
-    model.view = MethodType(_view_apart, model)  # type: ignore[method-assign]
+    model.student_tokens = MethodType(_view_apart, model)  # type: ignore[method-assign]
 
 
-def _view_apart(model: DINOv2, batch: Batch) -> list[Tokens]:
-    """As `DINOv2.view`, a forward for each size of views."""
+def _view_apart(model: DINOv2, batch: ViewBatch) -> list[Tokens]:
+    """As `DINOv2.student_tokens`, with a forward pass for each size of views."""
     backbone = backbone_of(model.student)
     views = [backbone(batch.globals, batch.masks if model.objective.ibot_weight else None)]
     return [*views, backbone(batch.locals)] if len(batch.locals) else views

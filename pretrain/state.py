@@ -1,6 +1,6 @@
-"""Everything a run needs to go on exactly where it was: weights, optimiser, position in the data.
+"""Training state in checkpoints: weights, optimiser and step, so that a resumed run continues exactly.
 
-Random numbers need no place here: those of a step are drawn from the seed and the step (`seed_step`).
+No random state is saved: the random numbers of a step are drawn from the seed and the step (`seed_step`).
 """
 
 from pathlib import Path
@@ -16,15 +16,16 @@ from dinomed.io.checkpoint import DamagedCheckpoints, describe_tensors, fill, ne
 from dinomed.pretrain.model.dinov2 import DINOv2
 from dinomed.pretrain.optim.optimizer import OptimizerDriver
 
-_DEPTH = 3  # a stream of random numbers of its own; the data's are in `data.py`
+_DEPTH = 3  # the stream of random numbers of stochastic depth; those of the data are in `data/stream.py`
 
 
 def checkpoint_name(step: int) -> str:
+    """Return the folder name of the checkpoint after `step` steps."""
     return f"step_{step:08d}"
 
 
 def seed_step(seed: int, step: int) -> None:
-    """What a step draws (stochastic depth) depends on the seed, the step and the rank, and on nothing before it."""
+    """Seed the random numbers of a step (stochastic depth) with the seed, the step and the rank only."""
     torch.manual_seed(int(np.random.default_rng([seed, _DEPTH, step, rank()]).integers(2**63)))
 
 
@@ -34,36 +35,47 @@ def save_state(
     model: DINOv2,
     optimizer: OptimizerDriver,
     scaler: torch.amp.GradScaler,
-    more: dict[str, Any],
+    extra: dict[str, Any],
 ) -> None:
     """Write a checkpoint after `step` finished steps; all ranks call it together."""
-    tensors = _prefixed("model", model.state_dict()) | _prefixed("optimizer", optimizer.state())
-    write_checkpoint(root, checkpoint_name(step), tensors, {"step": step, "scaler": scaler.state_dict(), "more": more})
+    tensors = _add_prefix("model", model.state_dict()) | _add_prefix("optimizer", optimizer.state())
+    write_checkpoint(
+        root, checkpoint_name(step), tensors, {"step": step, "scaler": scaler.state_dict(), "extra": extra}
+    )
 
 
 def load_state(
     root: Path, model: DINOv2, optimizer: OptimizerDriver, scaler: torch.amp.GradScaler
 ) -> tuple[int, dict[str, Any]]:
-    """Restore the newest readable checkpoint in place, whatever number of processes wrote it; returns the number of
-    finished steps (0 if there is none) and the `more` that was saved with it."""
+    """Restore the newest readable checkpoint in place, written by any number of processes.
+
+    Returns:
+        The number of finished steps (0 if there is no checkpoint), and the `extra` entries that were saved with it.
+
+    Raises:
+        DinomedError: all checkpoints are damaged, or the newest one lacks tensors of the model.
+    """
     try:
-        found = on_main(lambda: newest_checkpoint(root))
+        checkpoint = on_main(lambda: newest_checkpoint(root))
     except DamagedCheckpoints as error:
-        raise DinomedError(f"{error}; start anew with --overwrite") from None
-    if found is None:
+        raise DinomedError(f"{error}; start again with --overwrite") from None
+    if checkpoint is None:
         return 0, {}
-    folder, state = found
-    there = describe_tensors(folder)
-    moments = [name.removeprefix("optimizer.") for name in there if name.startswith("optimizer.")]
-    tensors = _prefixed("model", model.state_dict()) | _prefixed("optimizer", optimizer.make_state(moments))
-    missing = sorted(tensors.keys() - set(there))
+    folder, state = checkpoint
+    saved_tensors = describe_tensors(folder)
+    moments = [name.removeprefix("optimizer.") for name in saved_tensors if name.startswith("optimizer.")]
+    tensors = _add_prefix("model", model.state_dict()) | _add_prefix("optimizer", optimizer.make_state(moments))
+    missing = sorted(tensors.keys() - set(saved_tensors))
     if missing:
-        raise DinomedError(f"{folder} lacks {len(missing)} tensors of this run, such as {missing[0]}")
+        raise DinomedError(
+            f"checkpoint {folder} lacks {len(missing)} tensors of this run, such as {missing[0]}; "
+            "start again with --overwrite"
+        )
     fill(tensors, folder)
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
-    return int(state["step"]), state["more"]
+    return int(state["step"]), state["extra"]
 
 
-def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _add_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}

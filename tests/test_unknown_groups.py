@@ -18,11 +18,10 @@ from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, w
 from dinomed.datasets.scan.scan import scan
 from dinomed.datasets.splits import SPLITS, make_splits
 from dinomed.errors import UsageError
-from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.curation.audit.audit import AuditConfig, audit, audit_seen
 from dinomed.pretrain.curation.audit.training_index import read_seen, write_seen
 from dinomed.pretrain.curation.pool import Named, build_pile
-from dinomed.pretrain.data.select_images import choose_images
+from dinomed.pretrain.data.select_images import select_images
 
 COUNT = 6
 
@@ -74,8 +73,7 @@ def test_each_image_is_its_own_unit_of_splits_and_statistics(sides: tuple[Manife
 def test_splits_may_part_images_of_unknown_groups(sides: tuple[Manifest, Manifest]) -> None:
     manifest = with_columns(sides[0], split=["train", "train", "val", "val", "test", "train"])
     assert len(fit_splits(manifest, None, 0).train) == 3
-    config = PretrainConfig.model_validate({"run": {"batch_size": 1}})
-    assert len(choose_images(manifest, config)[0]) == 3
+    assert len(select_images(manifest, 1, 8)[0]) == 3
 
 
 def test_the_classifier_of_groups_takes_each_as_one(sides: tuple[Manifest, Manifest]) -> None:

@@ -95,9 +95,10 @@ def _sides(
     """(what a run has seen, or None; training images, or None; test images; what the two are called)."""
     from dinomed.datasets.open import collect
     from dinomed.errors import UsageError
-    from dinomed.pretrain.curation.audit.training_index import SEEN_FILE, read_seen
+    from dinomed.pretrain.curation.audit.training_index import read_seen
+    from dinomed.pretrain.run_folder import CHECKPOINTS, RECORD_FILE, SEEN_FILE
 
-    if train.is_dir() and any((train / name).exists() for name in (SEEN_FILE, "run.json", "checkpoints")):
+    if train.is_dir() and any((train / name).exists() for name in (SEEN_FILE, RECORD_FILE, CHECKPOINTS)):
         if test is None:
             raise UsageError(f"{train} is a run; name the test images too: dinomed audit {train} TEST.parquet")
         if train_split is not None:

@@ -1,4 +1,4 @@
-"""`dinomed pretrain`: a DINOv2 backbone from unlabelled images. `dinomed distill`: a smaller one from a larger."""
+"""The commands `dinomed pretrain` (a DINOv2 backbone from unlabelled images) and `dinomed distill` (a smaller one)."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 ConfigFile = Annotated[Path, Argument(help="YAML file, such as configs/pretrain/vit_tiny_cpu.yaml.")]
 Overrides = Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")]
-Seed = Annotated[int | None, Option("--seed", help="Instead of run.seed of the config.", min=0)]
-DryRun = Annotated[bool, Option("--dry-run", help="Print the resolved settings and what they cost, and stop.")]
-Nproc = Annotated[int, Option("--nproc", help="Processes (devices) on this machine.", min=1)]
+Seed = Annotated[int | None, Option("--seed", help="Seed, in place of run.seed of the config.", min=0)]
+DryRun = Annotated[bool, Option("--dry-run", help="Print the resolved settings and their estimated cost, and stop.")]
+Nproc = Annotated[int, Option("--nproc", help="Number of processes (devices) on this machine.", min=1)]
 
 
 def pretrain(
@@ -24,10 +24,10 @@ def pretrain(
     output: Output,
     overrides: Overrides = None,
     start: Annotated[
-        str | None, Option("--from", help="Weights to start from: a run or backbone folder, or a released name.")
+        str | None, Option("--from", help="Initial weights: a run folder, a backbone folder, or a released name.")
     ] = None,
-    weights: Annotated[Path | None, Option("--weights", help="A file with the weights of that name.")] = None,
-    phase: Annotated[str | None, Option("--phase", help="highres: crops of 518 px, after --from a run.")] = None,
+    weights: Annotated[Path | None, Option("--weights", help="File with the weights of that released name.")] = None,
+    phase: Annotated[str | None, Option("--phase", help="highres: crops of 518 px; needs --from RUN.")] = None,
     seed: Seed = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -39,29 +39,24 @@ def pretrain(
 ) -> None:
     """Pretrain a DINOv2 backbone on the images of a manifest or a folder.
 
-    Ctrl-C or SIGTERM finish the step and write a checkpoint; --resume goes on as if nothing had happened.
+    Ctrl-C or SIGTERM finishes the step and writes a checkpoint; --resume then continues the run exactly.
     """
-    _refuse_both(resume, overwrite)
+    _check_flags(resume, overwrite)
     settings = _settings(overrides, {"run.seed": seed, "start.weights": start, "start.file": weights and str(weights)})
     flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
-    resolved = _resolve(config, settings, phase)
+    loaded = _load_config(config, settings, phase)
     if dry_run:
-        _show(resolved, device, nproc, as_json, overrides)
+        _print_plan(loaded, data, device, nproc, as_json, overrides)
     elif nproc > 1:
-        _launch(
-            nproc,
-            ["pretrain", config],
-            settings,
-            {"--data": data, "-o": output, "--device": device, "--phase": phase},
-            flags,
-        )
+        options = {"--data": data, "-o": output, "--device": device, "--phase": phase}
+        _launch(nproc, ["pretrain", config], settings, options, flags)
     else:
-        _run(resolved, data, output, device, overrides, resume=resume, overwrite=overwrite, as_json=as_json)
+        _run(loaded, data, output, device, overrides, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 def distill(
     config: ConfigFile,
-    teacher: Annotated[Path, Option("--teacher", help="Run folder of the larger model; it stays as it is.")],
+    teacher: Annotated[Path, Option("--teacher", help="Run folder of the larger model; it does not change.")],
     data: Data,
     output: Output,
     overrides: Overrides = None,
@@ -74,106 +69,88 @@ def distill(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a small backbone to do what a large one does.
+    """Distil a large pretrained backbone into a small one.
 
-    CONFIG describes the student; what it must share with the teacher (prototypes, normalisation) comes from there.
+    CONFIG describes the student. Settings that it must share with the teacher (prototypes, normalisation) are the teacher's.
     """
-    _refuse_both(resume, overwrite)
+    _check_flags(resume, overwrite)
     settings = _settings(overrides, {"run.seed": seed})
     flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
-    resolved = _resolve(config, settings, None)
+    loaded = _load_config(config, settings, None)
     if dry_run:
-        _show(resolved, device, nproc, as_json, overrides, teacher)
+        _print_plan(loaded, data, device, nproc, as_json, overrides, teacher)
     elif nproc > 1:
         options = {"--teacher": teacher, "--data": data, "-o": output, "--device": device}
         _launch(nproc, ["distill", config], settings, options, flags)
     else:
         _run(
-            resolved, data, output, device, overrides,
+            loaded, data, output, device, overrides,
             resume=resume, overwrite=overwrite, as_json=as_json, teacher=teacher,
         )  # fmt: skip
 
 
-def _refuse_both(resume: bool, overwrite: bool) -> None:
+def _check_flags(resume: bool, overwrite: bool) -> None:
     from dinomed.errors import UsageError
 
     if resume and overwrite:
-        raise UsageError("--resume goes on with a run and --overwrite begins it anew; give one of the two")
+        raise UsageError("--resume and --overwrite exclude each other; use one of them")
 
 
-def _settings(overrides: list[str] | None, given: dict[str, object]) -> list[str]:
+def _settings(overrides: list[str] | None, options: dict[str, object]) -> list[str]:
+    """Return all overrides: those of --set, and the values of other options as settings."""
     from dinomed.io.files import to_json
 
-    return [*(overrides or ()), *(f"{key}={to_json(value)}" for key, value in given.items() if value is not None)]
+    return [*(overrides or ()), *(f"{key}={to_json(value)}" for key, value in options.items() if value is not None)]
 
 
-def _resolve(config: Path, settings: list[str], phase: str | None) -> "PretrainConfig":
-    from dinomed.config import build_config, load_config, merge, parse_overrides
+def _load_config(path: Path, settings: list[str], phase: str | None) -> "PretrainConfig":
     from dinomed.configs import find_config
-    from dinomed.errors import UsageError
-    from dinomed.pretrain.config import PretrainConfig
+    from dinomed.pretrain.resolve import load_pretrain_config
 
-    file = find_config(config)
-    if phase is None:
-        return load_config(PretrainConfig, file, settings)
-    if phase != "highres":
-        raise UsageError(f"--phase {phase!r}: expected highres")
-    from dinomed.pretrain.model.initialisation import HIGH_RESOLUTION, to_high_resolution
-
-    plain, asked = load_config(PretrainConfig, file, settings), parse_overrides(settings)
-    sized = "global_size" in asked.get("crops", {})
-    size = plain.crops.global_size if sized else HIGH_RESOLUTION  # local crops follow it
-    changed = to_high_resolution(load_config(PretrainConfig, file), size).model_dump()  # what was set stays on top
-    resolved = build_config(PretrainConfig, merge(changed, asked), "--phase highres")
-    if resolved.start.weights is None:
-        raise UsageError("--phase highres goes on from a run: give it with --from")
-    return resolved
+    return load_pretrain_config(find_config(path), settings, phase)
 
 
-def _show(
-    asked: "PretrainConfig",
+def _print_plan(
+    config: "PretrainConfig",
+    data: Path,
     device: str,
     nproc: int,
     as_json: bool,
     overrides: list[str] | None,
     teacher: Path | None = None,
 ) -> None:
-    """The settings as they would be used, with the architecture of what the run starts from, and what it would cost."""
+    """Print the settings that the run would use, and its estimated cost."""
     from dinomed.apps.output import emit
     from dinomed.config import to_yaml
     from dinomed.device import resolve_device
-    from dinomed.pretrain.model.distillation import fit_student, read_teacher
-    from dinomed.pretrain.model.initialisation import fit_config, read_plan
     from dinomed.pretrain.monitoring.cost_estimate import estimate
-    from dinomed.pretrain.run_folder import check_kept
+    from dinomed.pretrain.resolve import resolve_config
 
-    config = fit_config(asked, read_plan(asked.start))
-    if teacher is not None:
-        config = fit_student(config, read_teacher(teacher))
-    check_kept(asked, config, _names(overrides), f"the weights of {teacher or asked.start.weights}")
-    costs = asdict(estimate(config, resolve_device(device), nproc))
+    fixed = _setting_names(overrides)
+    resolved = resolve_config(config, data, teacher=teacher, fixed=fixed, fetch=False).config
+    costs = asdict(estimate(resolved, resolve_device(device), nproc))
     if as_json:
-        emit({"config": config.model_dump(mode="json"), "estimate": costs}, as_json)
+        emit({"config": resolved.model_dump(mode="json"), "estimate": costs}, as_json)
     else:
-        print(to_yaml(config), end="")
-        print("# estimate, rough: " + ", ".join(f"{name} {value:,.3g}" for name, value in costs.items()))
+        print(to_yaml(resolved), end="")
+        print("# rough estimate: " + ", ".join(f"{name} {value:,.3g}" for name, value in costs.items()))
 
 
-def _names(overrides: list[str] | None) -> list[str]:
-    """The settings that somebody asked for."""
+def _setting_names(overrides: list[str] | None) -> list[str]:
+    """Return the names of the settings that the user set."""
     return [text.partition("=")[0].strip() for text in overrides or ()]
 
 
 def _launch(
     nproc: int, command: list[str | Path], settings: list[str], options: dict[str, object], flags: dict[str, bool]
 ) -> None:
-    """The same command in several processes."""
+    """Run the same command in several processes."""
     from dinomed.pretrain.distributed.launch import launch
 
     words = [str(word) for word in command]
     words += [word for setting in settings for word in ("--set", setting)]
     words += [str(word) for option, value in options.items() if value is not None for word in (option, value)]
-    launch(nproc, [*words, *(flag for flag, given in flags.items() if given)])
+    launch(nproc, [*words, *(flag for flag, is_set in flags.items() if is_set)])
 
 
 def _run(
@@ -188,13 +165,16 @@ def _run(
     as_json: bool,
     teacher: Path | None = None,
 ) -> None:
+    """Run the training, and print its report on rank 0."""
     from dinomed.apps.output import emit
     from dinomed.distributed import launched_rank
     from dinomed.notice import RESEARCH_USE
-    from dinomed.pretrain.trainer import pretrain as run
+    from dinomed.pretrain.trainer import pretrain as train
 
-    fixed = _names(overrides)
-    result = run(config, data, output, device=device, resume=resume, overwrite=overwrite, teacher=teacher, fixed=fixed)
+    fixed = _setting_names(overrides)
+    result = train(
+        config, data, output, device=device, resume=resume, overwrite=overwrite, teacher=teacher, fixed=fixed
+    )
     if launched_rank() == 0:
         report = asdict(result) | {"folder": str(result.folder), "backbone": str(result.backbone)}
         emit(report | {"note": RESEARCH_USE}, as_json)

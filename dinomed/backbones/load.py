@@ -22,6 +22,8 @@ from dinomed.io.files import read_json, replacing, to_json, write_text
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = "dinomed.backbone/1"
+# names in a run folder of pretraining, which `load_backbone` reads too (the other names: dinomed.pretrain.run_folder)
+RUN_BACKBONE, RUN_CHECKPOINTS, RUN_RECORD = "backbone", "checkpoints", "run.json"
 
 
 def save_backbone(
@@ -102,14 +104,14 @@ def _load_path(path: Path, image_size: int | None) -> FrozenBackbone:
         raise UsageError(f"backbone {str(path)!r} is no known name and no existing path{known}")
     if path.is_file():
         raise UsageError(f"{path}: a file needs its architecture too: --backbone dinov2_vits14 --weights {path}")
-    folder = path / "backbone" if (path / "backbone").is_dir() else path
+    folder = path / RUN_BACKBONE if (path / RUN_BACKBONE).is_dir() else path
     if (folder / "adapter.json").exists():
         raise UsageError(f"{path} is an adapter; give the backbone that it was trained on")
     if not (folder / WEIGHTS_FILE).is_file() and not (folder / "pytorch_model.bin").is_file():
-        if (path / "checkpoints").exists() or (path / "run.json").exists():
+        if (path / RUN_CHECKPOINTS).exists() or (path / RUN_RECORD).exists():
             raise UsageError(f"{path} is a run without a backbone yet; its first checkpoint writes one")
         raise UsageError(f"{path} holds no backbone (a run of dinomed pretrain, or {CONFIG_FILE} and {WEIGHTS_FILE})")
-    name = path.resolve().parent.name if path.name == "backbone" else path.resolve().name
+    name = path.resolve().parent.name if path.name == RUN_BACKBONE else path.resolve().name
     header = _read_header(folder / WEIGHTS_FILE)
     if header is None:
         return _load_transformers(folder, name, image_size)

@@ -1,7 +1,7 @@
-"""The stream of training batches: any step's batch can be made from the seed alone, by any worker.
+"""Stream of training batches. Any worker can compute the batch of any step from the seed alone.
 
-Images come in a new order every epoch; the stream is cut into batches without regard to epochs. Position p of the
-stream decides the image and its crops, step s decides the masks: a run that resumes at step s continues exactly.
+Images come in a new order in every epoch; the stream is cut into batches without regard to epochs. The position in the
+stream determines an image and its crops, the step determines the masks, so a resumed run continues exactly.
 """
 
 import os
@@ -14,29 +14,32 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dinomed.distributed import rank, world_size
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, first_line
 from dinomed.images.read import PLAIN, IntensityConfig, UnreadableImage, read_image
 from dinomed.images.unchanged import check_unchanged
 from dinomed.pretrain.data.crops import CropConfig, MultiCrop
 from dinomed.pretrain.data.masking import MaskConfig, sample_masks
 
 _CROPS, _MASKS = 1, 2  # separate streams of random numbers
-_TRIES = 10
+_MAX_TRIES = 10
 LOADER_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
 class Sample:
+    """The crops of one image."""
+
     position: int
     globals: np.ndarray  # 2, s, s, channels; uint8, or float32 in 0 to 1
     locals: np.ndarray
     name: str
-    skipped: list[str]  # unreadable files passed over on the way, with their reasons
+    skipped: list[str]  # unreadable images that this one replaces, with the reasons
 
 
 @dataclass(frozen=True)
 class RawBatch:
-    """As `dinomed.pretrain.model.dinov2.Batch`, as it was read: uint8 (a quarter of the bytes), or float32 in 0 to 1."""
+    """A batch as `dinomed.pretrain.model.dinov2.ViewBatch` before normalisation: uint8 (a quarter of the bytes), or
+    float32 in 0 to 1."""
 
     step: int
     globals: Tensor  # 2B, s, s, channels
@@ -48,7 +51,7 @@ class RawBatch:
     skipped: list[str]
 
     def split(self, size: int | None) -> "list[RawBatch]":
-        """Slices of `size` images, the last one of the rest; the batch itself if it is no larger, or for None."""
+        """Return slices of `size` images; the last one may be smaller. For None, the batch itself."""
         count = len(self.names)
         if size is None or size >= count:
             return [self]
@@ -56,21 +59,27 @@ class RawBatch:
         slices = []
         for start in range(0, count, size):
             part = slice(start, start + size)
-            views, local, masks = (grid[:, part].flatten(0, 1) for grid in grids)
-            masked, weights = _masked(masks)
-            # what could not be read is told once, with the first slice
-            skipped = [] if start else self.skipped
-            slices.append(RawBatch(self.step, views, local, masks, masked, weights, self.names[part], skipped))
+            global_views, local_views, masks = (grid[:, part].flatten(0, 1) for grid in grids)
+            masked, weights = _masked_patches(masks)
+            skipped = [] if start else self.skipped  # reported once, with the first slice
+            names = self.names[part]
+            slices.append(RawBatch(self.step, global_views, local_views, masks, masked, weights, names, skipped))
         return slices
 
     def pin_memory(self) -> "RawBatch":
+        """Return the batch in page-locked memory; the DataLoader calls it."""
         tensors = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
         return RawBatch(**{**vars(self), **tensors})
 
 
 class CropStream(Dataset[Sample]):
-    """Position in the stream -> the crops of an image. `paths` are absolute, `names` are for messages; `stamps` are the
-    bytes and SHA-256 of each file when it was scanned: one that has changed is passed over."""
+    """Dataset from a position in the stream to the crops of an image.
+
+    Args:
+        paths: of all training images, absolute.
+        names: of the images, for messages.
+        stamps: number of bytes and SHA-256 of each file at the time of the scan; a changed file is skipped.
+    """
 
     def __init__(
         self,
@@ -82,57 +91,63 @@ class CropStream(Dataset[Sample]):
         stamps: list[tuple[int, str]] | None = None,
         intensity: IntensityConfig = PLAIN,
     ) -> None:
-        self.stamps = stamps
-        self.paths, self.names, self.seed, self.channels, self.intensity = paths, names, seed, channels, intensity
+        self.paths, self.names, self.stamps = paths, names, stamps
+        self.seed, self.channels, self.intensity = seed, channels, intensity
         self.multi_crop = MultiCrop(crops)
-        self.at_least = crops.smallest_area() if crops.reduced_decoding else None
+        self.min_area = crops.smallest_area() if crops.reduced_decoding else None
         self._epoch, self._order = -1, np.empty(0, int)
 
     def image_index(self, position: int) -> int:
-        """Which image stands at `position` of the stream: a permutation of all images in each epoch."""
-        epoch, within = divmod(position, len(self.paths))
+        """Return the index of the image at `position`; every epoch is a permutation of all images."""
+        epoch, index_in_epoch = divmod(position, len(self.paths))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.paths))
-        return int(self._order[within])
+        return int(self._order[index_in_epoch])
 
     def __getitem__(self, position: int) -> Sample:
         skipped: list[str] = []
-        for attempt in range(_TRIES):
+        for attempt in range(_MAX_TRIES):
             index = (self.image_index(position) + attempt) % len(self.paths)
             try:
-                if self.stamps is not None:
-                    check_unchanged(self.paths[index], *self.stamps[index])
-                image = read_image(
-                    self.paths[index], channels=self.channels, intensity=self.intensity, at_least=self.at_least
-                )
-            except UnreadableImage as error:  # readable when scanned; a run of days goes on without it
+                image = self._read(index)
+            except UnreadableImage as error:  # readable at the scan; a run of days continues without it
                 skipped.append(f"{self.names[index]}: {error.reason}")
                 continue
             seed = int(np.random.default_rng([self.seed, _CROPS, position]).integers(2**63))
-            views, local = self.multi_crop(image, seed)
-            return Sample(position, views, local, self.names[index], skipped)
+            global_views, local_views = self.multi_crop(image, seed)
+            return Sample(position, global_views, local_views, self.names[index], skipped)
         raise DinomedError(
-            f"{_TRIES} images in a row cannot be read, the last one {skipped[-1]}; scan the folder again"
+            f"{_MAX_TRIES} images in a row cannot be read, the last one {skipped[-1]}; scan the folder again"
         )
+
+    def _read(self, index: int) -> np.ndarray:
+        path = self.paths[index]
+        if self.stamps is not None:
+            check_unchanged(path, *self.stamps[index])
+        return read_image(path, channels=self.channels, intensity=self.intensity, at_least=self.min_area)
 
 
 class Collate:
-    """The samples of this process at one step to a `RawBatch`, masks included."""
+    """Function from the samples of this process at one step to a `RawBatch` with masks.
+
+    Args:
+        grid: rows and columns of patches of a global view.
+        batch_size: images of all processes together; by default there is one process, and the samples are all.
+    """
 
     def __init__(self, masks: MaskConfig, grid: tuple[int, int], seed: int, batch_size: int | None = None) -> None:
-        """`batch_size` is that of all processes together; by default there is one, and the samples are all."""
         self.masks, self.grid, self.seed, self.batch_size = masks, grid, seed, batch_size
 
     def __call__(self, samples: list[Sample]) -> RawBatch:
-        whole = self.batch_size or len(samples)
-        step, first = divmod(samples[0].position, whole)
-        rows = [view * whole + first + image for view in range(2) for image in range(len(samples))]
-        masks = torch.from_numpy(sample_masks(2 * whole, self.grid, self.masks, (self.seed, _MASKS, step), rows))
-        masked, weights = _masked(masks)
+        batch_size = self.batch_size or len(samples)
+        step, first = divmod(samples[0].position, batch_size)
+        rows = [view * batch_size + first + image for view in range(2) for image in range(len(samples))]
+        masks = torch.from_numpy(sample_masks(2 * batch_size, self.grid, self.masks, (self.seed, _MASKS, step), rows))
+        masked, weights = _masked_patches(masks)
         return RawBatch(
             step=step,
-            globals=_view_major([s.globals for s in samples]),
-            locals=_view_major([s.locals for s in samples]),
+            globals=_sort_by_view([s.globals for s in samples]),
+            locals=_sort_by_view([s.locals for s in samples]),
             masks=masks,
             masked=masked,
             mask_weights=weights,
@@ -141,30 +156,33 @@ class Collate:
         )
 
 
-def _masked(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks (views, patches) to the indices of masked patches (M,) and the weight of each, 1 / (those of its view)."""
+def _masked_patches(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indices (M,) of the masked patches of masks (views, patches), and the weight of each:
+    1 / (number of masked patches of its view)."""
     counts = masks.sum(1, keepdim=True).clamp_min(1)
     return masks.flatten().nonzero().flatten(), (1.0 / counts).expand_as(masks)[masks]
 
 
-def _view_major(crops: list[np.ndarray]) -> Tensor:
-    """B arrays (V, s, s, channels) -> (V * B, s, s, channels), view by view."""
+def _sort_by_view(crops: list[np.ndarray]) -> Tensor:
+    """Stack B arrays (V, s, s, channels) to (V * B, s, s, channels), sorted by view."""
     return torch.from_numpy(np.stack(crops, axis=1).reshape(-1, *crops[0].shape[1:]))
 
 
-def _leave_group(_worker: int) -> None:
-    """Ctrl-C, and a SIGTERM to the process group, are for the trainer, which saves; a worker that died of one would
-    break the step. The trainer's own death is noticed by the workers themselves."""
+def _leave_process_group(_worker: int) -> None:
+    """Keep Ctrl-C and a SIGTERM to the process group from a worker. They are for the trainer, which saves; a worker
+    that died of one would break the step. Workers end by themselves when the trainer dies."""
     if hasattr(os, "setsid"):  # not on Windows
         os.setsid()
 
 
-class Positions(Sampler[list[int]]):
-    """What a process takes of each batch: `own` positions from `first` on. Made when they are asked for, since those of
-    a long run are a thousand million."""
+class BatchPositions(Sampler[list[int]]):
+    """Positions in the stream that this process takes of each batch: `count` of them, from `first` on.
 
-    def __init__(self, steps: range, batch_size: int, first: int, own: int) -> None:
-        self.steps, self.batch_size, self.first, self.own = steps, batch_size, first, own
+    They are computed when needed, because a long run has a thousand million.
+    """
+
+    def __init__(self, steps: range, batch_size: int, first: int, count: int) -> None:
+        self.steps, self.batch_size, self.first, self.count = steps, batch_size, first, count
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -172,28 +190,33 @@ class Positions(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
             begin = step * self.batch_size + self.first
-            yield list(range(begin, begin + self.own))
+            yield list(range(begin, begin + self.count))
 
 
-def batches(
+def load_batches(
     stream: CropStream, collate: Collate, *, batch_size: int, first_step: int, last_step: int, workers: int, pin: bool
 ) -> Iterator[RawBatch]:
-    """The batches of steps `first_step` .. `last_step - 1`, in order.
+    """Yield the batches of steps `first_step` .. `last_step - 1`, in order.
 
-    `batch_size` is that of all processes together; each gets an equal, contiguous part of every batch, so that the
-    order of the images does not depend on how many processes there are.
+    Each process gets an equal, contiguous part of every batch, so the order of the images does not depend on the number
+    of processes.
+
+    Args:
+        batch_size: images of all processes together.
+        workers: data-loading processes; 0 loads in this process.
+        pin: load into page-locked memory, for a GPU.
     """
-    steps, own = range(first_step, last_step), batch_size // world_size()
+    steps, count = range(first_step, last_step), batch_size // world_size()
     loader = DataLoader(
         stream,
-        batch_sampler=Positions(steps, batch_size, rank() * own, own),
+        batch_sampler=BatchPositions(steps, batch_size, rank() * count, count),
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin,
         timeout=LOADER_TIMEOUT_S if workers else 0,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_group,
-        # its own, or each new loader draws from the global one and a resumed run is no longer the same
+        worker_init_fn=_leave_process_group,
+        # A loader without its own generator draws from the global one, and a resumed run would differ.
         generator=torch.Generator(),
     )
     iterator = iter(loader)
@@ -203,6 +226,4 @@ def batches(
         except RuntimeError as error:
             if "DataLoader" not in str(error):
                 raise
-            raise DinomedError(
-                f"a data worker died or hung ({str(error).splitlines()[0]}); resume with --resume"
-            ) from None
+            raise DinomedError(f"a data worker died or hung ({first_line(error)}); use --resume") from None

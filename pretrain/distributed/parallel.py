@@ -1,7 +1,7 @@
-"""Many devices by FSDP2: parameters sharded over all of them, or replicated where the model is small.
+"""Training on several devices by FSDP2: parameters sharded over all devices, or replicated if the model is small.
 
-Replication is FSDP2 on a mesh whose sharding side is 1 (what DDP does, on one code path). The precision policy is the
-recipe's: float32 shards; half precision for the broadcast and the reduction of the backbone, float32 for the heads.
+Replication is FSDP2 on a mesh whose sharding dimension is 1, which does what DDP does with the same code. The precision
+is that of the recipe: float32 shards; half precision for the backbone's broadcast and reduction, float32 for the heads'.
 """
 
 import warnings
@@ -18,21 +18,24 @@ from dinomed.backbones.vit import Tokens, VisionTransformer
 from dinomed.distributed import sum_over_ranks, world_size
 
 Parallel = Literal["replicate", "shard"]
-# FSDP2 gathers weights for the backward when a gradient reaches an output: it has to find the tensors in ours
-# (torch 2.11 does not look into a dataclass that it does not know)
+# FSDP2 gathers weights for the backward pass when a gradient reaches an output. It must find the tensors in `Tokens`;
+# torch 2.11 does not look into an unregistered dataclass.
 register_dataclass(Tokens)
 
 
-def distribute(side: nn.ModuleDict, how: Parallel, device: torch.device, half: torch.dtype | None) -> None:
-    """Spread a student or a teacher (backbone and heads) over all processes, in place; every block is a unit.
+def distribute(side: nn.ModuleDict, parallel: Parallel, device: torch.device, half: torch.dtype | None) -> None:
+    """Distribute a student or a teacher (backbone and heads) over all processes, in place; each block is a unit.
 
-    `half` is the type of the backbone's computation and communication; None: float32.
+    Args:
+        half: type of the backbone's computation and communication; None for float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
 
-    # that its outputs are views matters to code that changes them in place, and none here does
+    # the warning concerns code that changes outputs in place; there is none here
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    shape, names = ((world_size(), 1), ("replicate", "shard")) if how == "replicate" else ((world_size(),), ("shard",))
+    shape, names = (
+        ((world_size(), 1), ("replicate", "shard")) if parallel == "replicate" else ((world_size(),), ("shard",))
+    )
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     policy = MixedPrecisionPolicy() if half is None else MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half)
     for module in side.values():
@@ -46,19 +49,22 @@ def distribute(side: nn.ModuleDict, how: Parallel, device: torch.device, half: t
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
-def reduce_gradients(side: nn.ModuleDict, now: bool) -> None:
-    """Whether the coming backward sums gradients over processes; only that of a batch's last slice needs to."""
+def sync_gradients(side: nn.ModuleDict, enabled: bool) -> None:
+    """Set whether the next backward pass reduces gradients over processes; only the last slice of a batch needs it."""
     for module in side.values():
         if isinstance(module, FSDPModule):
-            module.set_requires_gradient_sync(now)
+            module.set_requires_gradient_sync(enabled)
 
 
 def average_gradients(side: nn.ModuleDict) -> None:
-    """The mean of each gradient over all processes, in one message: for a side that every process holds whole and
-    FSDP2 knows nothing of, as it cannot spread a layer of which an adapter alone learns."""
+    """Replace each gradient by its mean over all processes, in one message.
+
+    It is for a model with LoRA adapters, which every process holds whole: FSDP2 cannot shard a layer of which only the
+    adapter learns.
+    """
     learned = [p for p in side.parameters() if p.requires_grad]
     for parameter in learned:
-        if parameter.grad is None:  # none here, and perhaps one elsewhere
+        if parameter.grad is None:  # another process may have one
             parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in learned if p.grad is not None]
     total = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients])).div_(world_size())
@@ -66,17 +72,17 @@ def average_gradients(side: nn.ModuleDict) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, without its graph."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds, without its graph."""
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The full tensor, on every process that asks (all must)."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return the full tensor; all processes must call it."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-def whole_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The state dict of a module with full tensors, one after the other, on the CPU (all processes must ask)."""
+def full_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the state dict of a module with full tensors on the CPU, one at a time; all processes must iterate."""
     for name, tensor in module.state_dict().items():
-        yield name, whole(tensor).cpu()
+        yield name, full_tensor(tensor).cpu()

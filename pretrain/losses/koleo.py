@@ -1,6 +1,6 @@
-"""KoLeo: spreads features evenly over the sphere (Sablayrolles et al. 2018, "Spreading vectors for similarity search").
+"""KoLeo loss, which spreads features evenly over the sphere (Sablayrolles et al. 2018, "Spreading vectors for similarity search").
 
-DINOv2 puts it on the class tokens of the global views, weight 0.1.
+DINOv2 applies it to the class tokens of the global views with weight 0.1.
 """
 
 import torch
@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 
-def koleo(features: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """(B, C) -> scalar: minus the mean log distance of each L2-normalised row to its nearest neighbour in the batch.
+def koleo_loss(features: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """Compute minus the mean log distance of each L2-normalised row of (B, C) to its nearest neighbour in the batch.
 
-    Always in float32: in half precision 1e-8 is zero and one exact duplicate makes the loss infinite. A batch of one
-    has no neighbour; its loss is 0, with zero gradient.
+    The computation is in float32: in half precision 1e-8 is zero, and one exact duplicate makes the loss infinite. A
+    batch of one row has no neighbour; its loss is 0, with zero gradient.
     """
     if len(features) < 2:
         return features.sum() * 0.0

@@ -1,7 +1,7 @@
-"""Teacher scores to targets: Sinkhorn-Knopp (Caron et al. 2020, SwAV) or centring and sharpening (DINO).
+"""Targets from teacher logits: Sinkhorn-Knopp (Caron et al. 2020, SwAV), or centring and sharpening (DINO).
 
-Shape suffixes: B rows (class tokens, or masked patches), K prototypes. Sums run over all ranks where there are
-several, and need no process group where there is one.
+Shape suffixes: B rows (class tokens, or masked patches), K prototypes. Sums run over all ranks; a single process needs
+no process group.
 """
 
 import torch
@@ -11,26 +11,25 @@ from dinomed.distributed import sum_over_ranks
 
 
 @torch.no_grad()
-def sinkhorn_knopp(scores_BK: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """(B, K) scores -> (B, K) targets, rows summing to 1, columns to about B/K: every prototype gets an equal share.
+def sinkhorn_knopp(logits_BK: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Compute targets (B, K) whose rows sum to 1 and whose columns sum to about B/K: each prototype gets an equal share.
 
-    Kept as two scaling vectors instead of rewriting the matrix at every iteration: the same result in less memory
-    traffic. Scores are cosines, so ``exp((score - 1) / temperature)`` cannot overflow, and at a temperature of 0.04
-    cannot underflow either; a common factor does not change the result, one for each row would (3 iterations do not
-    converge).
+    Two scaling vectors are updated instead of the matrix: the same result with less memory traffic. Logits are cosines,
+    so ``exp((logit - 1) / temperature)`` cannot overflow, and cannot underflow at a temperature of 0.04. A factor common
+    to all rows does not change the result. A factor for each row would change it, because 3 iterations do not converge.
     """
-    with torch.autocast(scores_BK.device.type, enabled=False):  # it would make the products below half precision
-        q_BK = torch.sub(scores_BK.float(), 1.0).mul_(1 / temperature).exp_()
+    with torch.autocast(logits_BK.device.type, enabled=False):  # autocast would compute the products in half precision
+        q_BK = torch.sub(logits_BK.float(), 1.0).mul_(1 / temperature).exp_()
         row_B = torch.ones(q_BK.shape[0], device=q_BK.device)
         inverse_K = torch.ones(q_BK.shape[1], device=q_BK.device)
-        for _ in range(iterations):  # also with no row on this rank: the others wait for its share of the sums
+        for _ in range(iterations):  # also without rows on this rank: other ranks wait for its share
             inverse_K = 1.0 / sum_over_ranks(row_B @ q_BK).clamp_min(torch.finfo(torch.float32).tiny)
             row_B = 1.0 / (q_BK @ inverse_K)
         return q_BK.mul_(inverse_K).mul_(row_B.unsqueeze(1))
 
 
 class Center(nn.Module):
-    """Softmax of centred scores; the centre is a running mean of the teacher's scores (DINO, section 3.1)."""
+    """Softmax of centred logits; the centre is a running mean of the teacher's logits (Caron et al. 2021, section 3.1)."""
 
     center_K: Tensor
 
@@ -40,11 +39,11 @@ class Center(nn.Module):
         self.register_buffer("center_K", torch.zeros(num_prototypes))
 
     @torch.no_grad()
-    def forward(self, scores_BK: Tensor, temperature: float) -> Tensor:
-        """(B, K) scores -> (B, K) targets with the centre as it was; then the centre moves towards these scores."""
-        scores = scores_BK.float()
-        targets = torch.softmax(torch.sub(scores, self.center_K).mul_(1 / temperature), dim=-1)
-        total = sum_over_ranks(torch.cat([scores.sum(0), scores.new_tensor([float(len(scores))])]))
+    def forward(self, logits_BK: Tensor, temperature: float) -> Tensor:
+        """Compute targets (B, K) of logits (B, K) with the present centre, then update the centre with these logits."""
+        logits = logits_BK.float()
+        targets = torch.softmax(torch.sub(logits, self.center_K).mul_(1 / temperature), dim=-1)
+        total = sum_over_ranks(torch.cat([logits.sum(0), logits.new_tensor([float(len(logits))])]))
         if total[-1] > 0:
             self.center_K.lerp_(total[:-1] / total[-1], 1 - self.momentum)
         return targets

@@ -1,6 +1,6 @@
-"""DINOv2's objective: a student learns from its own moving average (Oquab et al. 2023, section 4).
+"""The DINOv2 method: a student learns from an exponential moving average of itself (Oquab et al. 2023, section 4).
 
-Shape suffixes: V views, B images, K prototypes, M masked patches.
+Shape suffixes: V views, B images, K prototypes, M masked patches, C embedding width.
 """
 
 import copy
@@ -14,27 +14,35 @@ from torch import Tensor, nn
 from dinomed.backbones.vit import Tokens, VisionTransformer, ViTConfig
 from dinomed.config import Config
 from dinomed.distributed import gather_rows
-from dinomed.pretrain.distributed.parallel import local
-from dinomed.pretrain.losses import Center, dino_loss, ibot_loss, koleo, sinkhorn_knopp
-from dinomed.pretrain.model.heads import Head, HeadConfig
+from dinomed.pretrain.distributed.parallel import local_shard
+from dinomed.pretrain.losses.cross_entropy import dino_loss, ibot_loss
+from dinomed.pretrain.losses.koleo import koleo_loss
+from dinomed.pretrain.losses.targets import Center, sinkhorn_knopp
+from dinomed.pretrain.model.heads import ProjectionHead, ProjectionHeadConfig
 from dinomed.pretrain.model.lora import plain_parameters
 from dinomed.pretrain.optim.schedules import Schedule
 
 
 class ObjectiveConfig(Config):
+    """Losses, their weights, and the heads that they are computed on."""
+
     dino_weight: float = Field(1.0, ge=0)
     ibot_weight: float = Field(1.0, ge=0)
     koleo_weight: float = Field(0.1, ge=0)
-    koleo_views: Literal["both", "first"] = Field("both", description="the code uses both global views, the paper one")
-    targets: Literal["sinkhorn", "centering"] = "sinkhorn"
-    center_momentum: float = Field(0.9, ge=0, lt=1)
-    untied_heads: bool = True
-    dino_head: HeadConfig = HeadConfig()
-    ibot_head: HeadConfig = HeadConfig()
+    koleo_views: Literal["both", "first"] = Field(
+        "both", description="global views with a KoLeo loss: both as in the released code, the first as in the paper"
+    )
+    targets: Literal["sinkhorn", "centering"] = Field("sinkhorn", description="how teacher logits become targets")
+    center_momentum: float = Field(0.9, ge=0, lt=1, description="of the centre, for targets: centering")
+    untied_heads: bool = Field(True, description="a separate head for iBOT; else both losses use the DINO head")
+    dino_head: ProjectionHeadConfig = ProjectionHeadConfig()
+    ibot_head: ProjectionHeadConfig = ProjectionHeadConfig()
     student_temperature: float = Field(0.1, gt=0)
 
 
 class TeacherConfig(Config):
+    """Momentum and temperature of the EMA teacher, with their schedules."""
+
     momentum: float = Field(0.992, ge=0, le=1)
     momentum_end: float = Field(1.0, ge=0, le=1)
     temperature: float = Field(0.07, gt=0)
@@ -42,16 +50,18 @@ class TeacherConfig(Config):
     temperature_warmup: float = Field(0.3, ge=0, lt=1, description="fraction of the run; 37,500 of 125,000 iterations")
 
     def momentum_at(self, step: int, total: int) -> float:
+        """Return the EMA momentum at `step` of 0 .. total - 1."""
         return Schedule(peak=self.momentum, end=self.momentum_end)(step, total)
 
     def temperature_at(self, step: int, total: int) -> float:
+        """Return the teacher temperature at `step` of 0 .. total - 1."""
         end = self.temperature
         return Schedule(start=self.temperature_start, peak=end, end=end, warmup=self.temperature_warmup)(step, total)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Views of B images, view by view: row ``v * B + b`` is view v of image b. Images are float, normalised."""
+class ViewBatch:
+    """Normalised float views of B images, sorted by view: row ``v * B + b`` is view v of image b."""
 
     globals: Tensor  # 2B, channels, s, s
     locals: Tensor  # V'B, channels, t, t (V' may be 0)
@@ -62,16 +72,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Losses:
-    """Each term before its weight, and their weighted sum."""
+    """The losses before their weights, and their weighted sum."""
 
     total: Tensor
     terms: dict[str, Tensor]
-    targets: Tensor | None  # 2, B, K: what the teacher asked for on class tokens, for the monitor
-    cls: Tensor | None = None  # 2B, C: the student's class tokens of the global views, for the monitor
+    targets: Tensor | None  # 2, B, K: targets of the class tokens, for the training metrics
+    cls: Tensor | None = None  # 2B, C: the student's class tokens of the global views, for the training metrics
 
 
 class DINOv2(nn.Module):
-    """Student and teacher. Terms of weight zero, and their heads, are not built: each term runs without the others."""
+    """Student and EMA teacher. A loss of weight zero and its head are not built, so each loss works without the others."""
 
     def __init__(self, backbone: ViTConfig, objective: ObjectiveConfig) -> None:
         super().__init__()
@@ -82,126 +92,135 @@ class DINOv2(nn.Module):
         if objective.targets == "centering":
             for name in ("dino", "ibot"):
                 if getattr(objective, f"{name}_weight"):
-                    prototypes = self._head(self.teacher, name).prototypes.shape[0]
-                    self.centers[name] = Center(prototypes, objective.center_momentum)
+                    num_prototypes = self._head(self.teacher, name).prototypes.shape[0]
+                    self.centers[name] = Center(num_prototypes, objective.center_momentum)
 
     @staticmethod
-    def _head(side: nn.ModuleDict, name: str) -> Head:
-        """The head of a term; with tied heads both terms use DINO's."""
+    def _head(side: nn.ModuleDict, name: str) -> ProjectionHead:
+        """Return the head of a loss; with tied heads both losses use the DINO head."""
         head = side[f"{name}_head" if f"{name}_head" in side else "dino_head"]
-        assert isinstance(head, Head)
+        assert isinstance(head, ProjectionHead)
         return head
 
     @property
     def sides(self) -> tuple[nn.ModuleDict, ...]:
-        """All that has weights; the student first."""
+        """All modules with weights: the student first, the one that holds the EMA backbone last."""
         return (self.student, self.teacher)
 
     @property
-    def result(self) -> VisionTransformer:
-        """The backbone that a run is for: the teacher's."""
+    def ema_backbone(self) -> VisionTransformer:
+        """The backbone that the run saves: the teacher's."""
         return backbone_of(self.teacher)
 
-    def prepare(self, batch: Batch) -> Batch:
-        """The batch as this method wants it."""
+    def prepare_batch(self, batch: ViewBatch) -> ViewBatch:
+        """Return the batch with the masks that this method uses."""
         return batch
 
     def train(self, mode: bool = True) -> "DINOv2":
+        """Set the training mode of the student; the teacher stays in evaluation mode (no stochastic depth)."""
         super().train(mode)
-        self.teacher.eval()  # no stochastic depth in the teacher
+        self.teacher.eval()
         return self
 
     @torch.no_grad()
-    def _targets(self, name: str, scores: Tensor, temperature: float) -> Tensor:
-        if self.objective.targets == "sinkhorn":
-            return sinkhorn_knopp(scores, temperature)
-        center = self.centers[name]
-        assert isinstance(center, Center)
-        targets: Tensor = center(scores, temperature)
-        return targets
-
-    @torch.no_grad()
-    def score(self, batch: Batch) -> dict[str, Tensor]:
-        """The teacher's scores: ``dino`` (2, B, K) and ``ibot`` (M, K), as far as their terms are on."""
+    def teacher_logits(self, batch: ViewBatch) -> dict[str, Tensor]:
+        """Compute the teacher's logits: ``dino`` (2, B, K) and ``ibot`` (M, K), each if its loss has a weight."""
         tokens = backbone_of(self.teacher).forward_packed([batch.globals], [None])[0]
-        scores = {}
+        logits = {}
         if self.objective.dino_weight:
-            scores["dino"] = self._head(self.teacher, "dino")(tokens.cls).unflatten(0, (2, -1))
+            logits["dino"] = self._head(self.teacher, "dino")(tokens.cls).unflatten(0, (2, -1))
         if self.objective.ibot_weight:
-            scores["ibot"] = self._head(self.teacher, "ibot")(tokens.patches.flatten(0, 1)[batch.masked])
-        return scores
+            logits["ibot"] = self._head(self.teacher, "ibot")(tokens.patches.flatten(0, 1)[batch.masked])
+        return logits
 
-    def make_targets(self, scores: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
-        """Scores, as `score` gives them, to targets of the same shapes; all rows of the batch take part."""
+    def make_targets(self, logits: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
+        """Compute targets of the same shapes from the teacher's logits of the whole batch."""
         return {
-            name: self._targets(name, rows.flatten(0, -2), temperature).view_as(rows) for name, rows in scores.items()
+            name: self._targets(name, rows.flatten(0, -2), temperature).view_as(rows) for name, rows in logits.items()
         }
 
-    def view(self, batch: Batch) -> list[Tokens]:
-        """The student's tokens: of the global views, masked, and of the local ones if there are any."""
+    @torch.no_grad()
+    def _targets(self, name: str, logits_BK: Tensor, temperature: float) -> Tensor:
+        if self.objective.targets == "sinkhorn":
+            return sinkhorn_knopp(logits_BK, temperature)
+        center = self.centers[name]
+        assert isinstance(center, Center)
+        targets: Tensor = center(logits_BK, temperature)
+        return targets
+
+    def student_tokens(self, batch: ViewBatch) -> list[Tokens]:
+        """Compute the student's tokens of the masked global views and, if there are any, of the local views."""
         crops, masks = [batch.globals], [batch.masks if self.objective.ibot_weight else None]
         if len(batch.locals):
             crops.append(batch.locals)
             masks.append(None)
         return backbone_of(self.student).forward_packed(crops, masks)
 
-    def compare(self, batch: Batch, views: list[Tokens], targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The terms that are means over images: ``dino`` and ``ibot``."""
-        o, num_views, terms = self.objective, len(batch.globals), {}
-        if o.dino_weight:
-            cls = torch.cat([view.cls for view in views]).unflatten(0, (-1, num_views // 2))
-            terms["dino"] = dino_loss(self._head(self.student, "dino")(cls), targets["dino"], o.student_temperature)
-        if o.ibot_weight:
-            patches = views[0].patches.flatten(0, 1)[batch.masked]
-            scores = self._head(self.student, "ibot")(patches)
-            terms["ibot"] = ibot_loss(scores, targets["ibot"], batch.mask_weights, num_views, o.student_temperature)
+    def dino_ibot_losses(self, batch: ViewBatch, tokens: list[Tokens], targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the losses that are means over images: ``dino`` and ``ibot``."""
+        objective, num_views, terms = self.objective, len(batch.globals), {}
+        temperature = objective.student_temperature
+        if objective.dino_weight:
+            cls = torch.cat([view.cls for view in tokens]).unflatten(0, (-1, num_views // 2))
+            terms["dino"] = dino_loss(self._head(self.student, "dino")(cls), targets["dino"], temperature)
+        if objective.ibot_weight:
+            patches = tokens[0].patches.flatten(0, 1)[batch.masked]
+            logits = self._head(self.student, "ibot")(patches)
+            terms["ibot"] = ibot_loss(logits, targets["ibot"], batch.mask_weights, num_views, temperature)
         return terms
 
-    def spread(self, cls_2BC: Tensor) -> Tensor:
-        """KoLeo on the class tokens of the global views, among those of all ranks: a neighbour in the batch is one
-        wherever it lies (the paper looks on one device only, which ties the loss to the number of devices)."""
-        first, second = (gather_rows(view) for view in cls_2BC)
-        return koleo(first) + koleo(second) if self.objective.koleo_views == "both" else koleo(first)
+    def koleo_loss(self, cls_2BC: Tensor) -> Tensor:
+        """Compute KoLeo on the class tokens of the global views, with neighbours among those of all ranks.
 
-    def weigh(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum of the terms."""
+        The paper uses the tokens of one device only, which makes the loss depend on the number of devices.
+        """
+        first, second = (gather_rows(view) for view in cls_2BC)
+        return koleo_loss(first) + koleo_loss(second) if self.objective.koleo_views == "both" else koleo_loss(first)
+
+    def weighted_sum(self, terms: dict[str, Tensor]) -> Tensor:
+        """Return the sum of the losses, each times its weight."""
         return torch.stack([getattr(self.objective, f"{name}_weight") * term for name, term in terms.items()]).sum()
 
-    def forward(self, batch: Batch, temperature: float) -> Losses:
-        """The losses of a prepared batch at a teacher temperature."""
-        targets = self.make_targets(self.score(batch), temperature)
-        views = self.view(batch)
-        terms = self.compare(batch, views, targets)
+    def forward(self, batch: ViewBatch, temperature: float) -> Losses:
+        """Compute the losses of a prepared batch at a teacher temperature."""
+        targets = self.make_targets(self.teacher_logits(batch), temperature)
+        tokens = self.student_tokens(batch)
+        terms = self.dino_ibot_losses(batch, tokens, targets)
         if self.objective.koleo_weight:
-            terms["koleo"] = self.spread(views[0].cls.unflatten(0, (2, -1)))
+            terms["koleo"] = self.koleo_loss(tokens[0].cls.unflatten(0, (2, -1)))
         detached = {name: term.detach() for name, term in terms.items()}
-        return Losses(self.weigh(terms), detached, targets.get("dino"), views[0].cls.detach())
+        return Losses(self.weighted_sum(terms), detached, targets.get("dino"), tokens[0].cls.detach())
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """``teacher = momentum * teacher + (1 - momentum) * student``."""
-        average(self.teacher, self.student, momentum)
+        """Set ``teacher = momentum * teacher + (1 - momentum) * student``."""
+        update_ema(self.teacher, self.student, momentum)
 
 
 def build_side(backbone: ViTConfig, objective: ObjectiveConfig) -> nn.ModuleDict:
-    """A student or a teacher: a backbone and the heads of the terms that are on."""
+    """Build a student or a teacher: a backbone, and the heads of the losses with a weight."""
     side = nn.ModuleDict({"backbone": VisionTransformer(backbone)})
     if objective.dino_weight:
-        side["dino_head"] = Head(backbone.embed_dim, objective.dino_head)
+        side["dino_head"] = ProjectionHead(backbone.embed_dim, objective.dino_head)
     if objective.ibot_weight and (objective.untied_heads or not objective.dino_weight):
-        side["ibot_head"] = Head(backbone.embed_dim, objective.ibot_head)
+        side["ibot_head"] = ProjectionHead(backbone.embed_dim, objective.ibot_head)
     return side
 
 
 def backbone_of(side: nn.ModuleDict) -> VisionTransformer:
+    """Return the backbone of a student or a teacher."""
     backbone = side["backbone"]
     assert isinstance(backbone, VisionTransformer)
     return backbone
 
 
-def average(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
-    """``slow = momentum * slow + (1 - momentum) * fast``, in place, all weights in one call; `fast` with its adapters
-    merged, if it has any."""
+def update_ema(average: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Set ``average = momentum * average + (1 - momentum) * student``, in place and in one call for all weights.
+
+    LoRA adapters of the student, if it has any, are merged into its weights first.
+    """
     torch._foreach_lerp_(
-        [local(p) for p in slow.parameters()], [local(p) for _, p in plain_parameters(fast)], 1 - momentum
+        [local_shard(p) for p in average.parameters()],
+        [local_shard(p) for _, p in plain_parameters(student)],
+        1 - momentum,
     )

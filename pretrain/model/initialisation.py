@@ -1,8 +1,8 @@
-"""Where a run starts from: random weights, released ones, or those of another run.
+"""Initialisation of a run: random weights, released weights, or the weights of another run.
 
-From weights, the architecture is theirs. Heads that do not come along are new, and gradients through random heads
-wreck a trained backbone (k-NN from 80 to 25% in a user's log of the reference): so at first only they learn, and the
-mask token, which the released distilled models never trained; then the backbone joins in.
+With initial weights the architecture is theirs. Heads that the weights do not contain are new, and gradients through
+random heads damage a trained backbone (k-NN accuracy from 80 to 25% in the log of a user of the reference code). So at
+first only the heads and the mask token learn, which the released distilled models never trained; then the backbone joins.
 """
 
 import math
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from dinomed.backbones.load import load_backbone
@@ -17,148 +18,120 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.variants import VARIANTS
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.backbones.weights import inflate_channels
-from dinomed.config import build_config, merge
+from dinomed.config import Config
 from dinomed.errors import DinomedError, UsageError
-from dinomed.images.intensity import IntensityConfig
 from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint, read_whole
 from dinomed.layers.patch_embedding import resize_position_embedding
 from dinomed.log import logger
-from dinomed.pretrain.config import PretrainConfig, StartConfig
 from dinomed.pretrain.model.dinov2 import DINOv2
-from dinomed.pretrain.model.lora import check_tune, has_lora
+from dinomed.pretrain.model.lora import has_lora
+from dinomed.pretrain.run_folder import BACKBONE, CHECKPOINTS
 
-NEW_HEADS_WARMUP = 0.1
-HIGH_RESOLUTION = 518  # px (Oquab et al. 2023, section 4)
+
+class InitialisationConfig(Config):
+    """Initial weights of a run; random if `weights` is not set."""
+
+    weights: str | None = Field(None, description="a run folder, a backbone folder, or the name of a released backbone")
+    file: str | None = Field(None, description="a file with the weights of that name, instead of a download")
+    warmup: float | None = Field(
+        None, ge=0, le=1, description="fraction of the run in which only heads and mask token learn; 1: the whole run. "
+        "Default: 0.1 if the heads are new, 0 if they are among the weights"
+    )  # fmt: skip
+    resize_positions: bool = Field(
+        False,
+        description="resize the position embedding once to the grid of the global views; else in every forward pass",
+    )
 
 
 @dataclass(frozen=True)
-class Start:
-    """Weights to start from: a backbone, and what else of the model came along (names as in its state dict)."""
+class Initialisation:
+    """Initial weights: a backbone, and the other tensors of a run's model (names as in its state dict)."""
 
     vit: VisionTransformer
     preprocessing: Preprocessing
-    rest: dict[str, Tensor]
+    run_weights: dict[str, Tensor]
 
     @property
     def has_heads(self) -> bool:
-        return any(".dino_head." in name or ".ibot_head." in name for name in self.rest)
+        """Whether the weights contain the heads."""
+        return any(".dino_head." in name or ".ibot_head." in name for name in self.run_weights)
 
 
-def read_start(config: StartConfig) -> Start | None:
-    """The weights that a config names; None for random ones.
+def read_initialisation(config: InitialisationConfig, *, fetch: bool = True) -> Initialisation | None:
+    """Read the weights that a config names; None for random weights.
+
+    Args:
+        fetch: whether released weights may be downloaded. If not, a released backbone is built on the meta device:
+            its architecture is known, its weights are not allocated.
 
     Raises:
-        UsageError: there is no such backbone.
+        UsageError: the backbone does not exist.
         DinomedError: a file is damaged.
     """
-    if config.weights is None:
+    name = config.weights
+    if name is None:
         if config.file is not None:
-            raise UsageError("start.file needs start.weights, the name of its architecture")
+            raise UsageError(f"start.file {config.file} needs start.weights, the name of its architecture")
         return None
-    backbone = load_backbone(config.weights, weights=config.file)
-    return Start(backbone.vit, backbone.preprocessing, _heads_of_run(Path(config.weights)))
+    if not fetch and config.file is None and name in VARIANTS and VARIANTS[name].release is not None:
+        with torch.device("meta"):
+            vit = VisionTransformer(VARIANTS[name].config())
+        return Initialisation(vit, Preprocessing(), {})
+    backbone = load_backbone(name, weights=config.file)
+    return Initialisation(backbone.vit, backbone.preprocessing, _read_run_weights(Path(name)))
 
 
-def _heads_of_run(folder: Path) -> dict[str, Tensor]:
+def _read_run_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the model of the newest checkpoint of a run folder; nothing from another kind of folder."""
     try:
-        found = newest_checkpoint(folder / "checkpoints") if folder.is_dir() else None
+        checkpoint = newest_checkpoint(folder / CHECKPOINTS) if folder.is_dir() else None
     except DamagedCheckpoints as error:
         raise DinomedError(
-            f"{folder} cannot be started from: {error}; its backbone alone may be whole: {folder / 'backbone'}"
+            f"run folder {folder} cannot be used for initialisation: {error}; "
+            f"try its backbone alone: --from {folder / BACKBONE}"
         ) from None
-    if found is None:
-        return {}
-    return read_whole(found[0], "model.")
+    return {} if checkpoint is None else read_whole(checkpoint[0], "model.")
 
 
-def fit_config(config: PretrainConfig, start: Start | None) -> PretrainConfig:
-    """`config` with the architecture and the normalisation of the weights that it starts from.
+def load_initialisation(initialisation: Initialisation, model: DINOv2) -> None:
+    """Copy the weights into the student and the EMA side of a model that was built from the resolved config.
 
-    Its own are stochastic depth and the number of input channels (the first layer is inflated if need be).
+    A head whose shape differs keeps its new weights.
     """
-    feed_forward = config.backbone.feed_forward if start is None else start.vit.config.feed_forward
-    check_tune(config.tune, feed_forward, has_start=start is not None, parallel=config.run.parallel)
-    if start is None:
-        return config
-    theirs = start.vit.config.model_dump(exclude={"drop_path", "in_channels"})
-    backbone = config.backbone.model_dump() | theirs
-    if config.start.resize_positions:
-        backbone["image_size"] = config.crops.global_size
-    data = config.model_dump() | {"backbone": backbone}
-    if start.preprocessing.channels == config.backbone.in_channels:
-        data |= {"mean": start.preprocessing.mean, "std": start.preprocessing.std}
-        if config.images == IntensityConfig():
-            data["images"] = start.preprocessing.intensity
-    if config.start.warmup is None:
-        data["start"] = data["start"] | {"warmup": 0.0 if start.has_heads else NEW_HEADS_WARMUP}
-    return build_config(PretrainConfig, data, f"weights of {config.start.weights}")
-
-
-def read_plan(config: StartConfig) -> Start | None:
-    """As `read_start`, but what is released is not fetched: its architecture is known, and its weights stay unmade."""
-    name = config.weights
-    if name is None or name not in VARIANTS or VARIANTS[name].release is None or config.file is not None:
-        return read_start(config)
-    with torch.device("meta"):
-        vit = VisionTransformer(VARIANTS[name].config())
-    return Start(vit, Preprocessing(), {})
-
-
-def load_start(start: Start, model: DINOv2) -> None:
-    """Put the weights into a model that `fit_config` described (into the student, and what follows it); heads that do
-    not fit stay new."""
-    came, new = 0, 0
-    sides = {"student": model.student, "teacher": model.sides[-1]}
-    for side_name, side in sides.items():
-        own = side.state_dict()
-        for name, tensor in _tensors_for(start, side_name, own).items():
-            fits = own[name].shape == tensor.shape
-            came, new = came + fits, new + (not fits)
+    num_loaded, num_new = 0, 0
+    for side_name, side in {"student": model.student, "teacher": model.sides[-1]}.items():
+        state = side.state_dict()
+        for name, tensor in _tensors_of_side(initialisation, side_name, state).items():
+            fits = state[name].shape == tensor.shape
+            num_loaded, num_new = num_loaded + fits, num_new + (not fits)
             if fits:
-                own[name].copy_(tensor)
-    heads = "with its heads" if start.has_heads and not new else "with new heads"
-    logger.info(f"starting from trained weights ({came} tensors), {heads}")
+                state[name].copy_(tensor)
+    heads = "with its heads" if initialisation.has_heads and not num_new else "with new heads"
+    logger.info(f"initialised from trained weights ({num_loaded} tensors), {heads}")
 
 
-def _tensors_for(start: Start, side: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What there is for one side: all of it from a run, else the backbone; also where adapters stand beside the
-    student's, which the teacher has merged."""
-    rest = {name.removeprefix(f"{side}."): t for name, t in start.rest.items() if name.startswith(f"{side}.")}
-    found = {name: tensor for name, tensor in rest.items() if not name.startswith("backbone.") or not has_lora(rest)}
-    if not any(name.startswith("backbone.") for name in found):
-        found |= {f"backbone.{name}": tensor for name, tensor in start.vit.state_dict().items()}
-    backbone = {name.removeprefix("backbone."): t for name, t in found.items() if name.startswith("backbone.")}
-    kernel, position = own["backbone.patch_embed.proj.weight"], own["backbone.pos_embed"]
+def _tensors_of_side(initialisation: Initialisation, side: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors for one side: all of a run's model, else the backbone only.
+
+    A student with LoRA adapters gets the backbone of the teacher, in which the adapters are merged.
+    """
+    prefix = f"{side}."
+    of_run = {name.removeprefix(prefix): t for name, t in initialisation.run_weights.items() if name.startswith(prefix)}
+    tensors = {n: tensor for n, tensor in of_run.items() if not n.startswith("backbone.") or not has_lora(of_run)}
+    if not any(name.startswith("backbone.") for name in tensors):
+        tensors |= {f"backbone.{name}": tensor for name, tensor in initialisation.vit.state_dict().items()}
+    backbone = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+    kernel, position = state["backbone.patch_embed.proj.weight"], state["backbone.pos_embed"]
     backbone = inflate_channels(backbone, kernel.shape[1])
-    backbone["pos_embed"] = _resize(start.vit, backbone["pos_embed"], position.shape[1] - 1)
-    found |= {f"backbone.{name}": tensor for name, tensor in backbone.items()}
-    return {name: tensor for name, tensor in found.items() if name in own}
+    backbone["pos_embed"] = _resize_positions(initialisation.vit, backbone["pos_embed"], position.shape[1] - 1)
+    tensors |= {f"backbone.{name}": tensor for name, tensor in backbone.items()}
+    return {name: tensor for name, tensor in tensors.items() if name in state}
 
 
-def _resize(vit: VisionTransformer, position: Tensor, patches: int) -> Tensor:
-    side = math.isqrt(patches)
+def _resize_positions(vit: VisionTransformer, position: Tensor, num_patches: int) -> Tensor:
+    """Resize a position embedding (1, 1 + patches, C) to a square grid of `num_patches` patches."""
+    side = math.isqrt(num_patches)
     grid = resize_position_embedding(
         position[:, 1:], (side, side), antialias=vit.config.position_antialias, offset=vit.config.position_offset
     )
     return torch.cat([position[:, :1], grid], dim=1)
-
-
-def to_high_resolution(config: PretrainConfig, size: int = HIGH_RESOLUTION) -> PretrainConfig:
-    """The short phase on larger images at the end of pretraining (section 4): all crops grow alike, the position
-    embedding is resized once, and every schedule runs anew, over the steps of this phase.
-
-    The paper's 10,000 steps after 125,000 (or 625,000) become 8% of the config's; the learning rate, which the paper
-    only calls lower, a tenth. `size` is rounded to whole patches, px.
-    """
-    patch, crops, run = config.backbone.patch_size, config.crops, config.run
-    large = round(size / patch) * patch
-    local = max(round(crops.local_size * large / crops.global_size / patch), 1) * patch
-    delta = {
-        "backbone": {"image_size": large},
-        "crops": {"global_size": large, "local_size": local},
-        "frozen_size": large,
-        "optimizer": {"lr": config.optimizer.lr / 10},
-        "run": {"steps": max(run.steps * 8 // 100, 1)},
-        "start": {"resize_positions": True},
-    }
-    return build_config(PretrainConfig, merge(config.model_dump(), delta), "--phase highres")

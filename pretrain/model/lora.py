@@ -1,10 +1,10 @@
-"""Low-rank adaptation (`dinomed.backbones.lora`) of a trained backbone while it is pretrained further.
+"""Low-rank adaptation (`dinomed.backbones.lora`) of a trained backbone during further pretraining.
 
-The student's own weights stay as they are, but for the mask token; learned are ``B A`` beside chosen linear layers, and
-the heads. The teacher stays a plain ViT: it follows the student's *merged* weights ``W + (alpha / rank) B A``. Averages
-of A and of B apart would be those of no network (the mean of products is not the product of means), and a plain teacher
-is saved, resumed, distilled from and loaded like any other. Its price is one small product for each layer and step.
-With several processes each holds all of it, and what is summed between them is small: adapters' and heads' gradients.
+The student's own weights stay fixed, except for the mask token; ``B A`` beside chosen linear layers and the heads learn.
+The teacher stays a plain ViT: it is a moving average of the student's *merged* weights ``W + (alpha / rank) B A``.
+Separate averages of A and B would not be the weights of any network (the mean of products is not the product of means),
+and a plain teacher is saved, resumed, distilled from and loaded like any other. The cost is one small matrix product for
+each layer and step. With several processes each holds the whole model; only the gradients of adapters and heads are summed.
 """
 
 from pydantic import Field
@@ -15,24 +15,31 @@ from dinomed.distributed import world_size
 from dinomed.errors import UsageError
 from dinomed.pretrain.distributed.parallel import Parallel
 
-__all__ = ["LoraConfig", "TuneConfig", "add_lora", "check_tune", "has_lora", "plain_parameters"]
+__all__ = ["LoraConfig", "StudentTuneConfig", "add_lora", "check_student_tuning", "has_lora", "plain_parameters"]
 
 
-class TuneConfig(Config):
-    """What of the student's backbone learns; by default all of it."""
+class StudentTuneConfig(Config):
+    """The part of the student's backbone that learns; by default all of it."""
 
-    lora: LoraConfig | None = Field(None, description="low-rank adaptation of the weights that the run starts from")
+    lora: LoraConfig | None = Field(None, description="low-rank adaptation of the initial weights")
 
 
-def check_tune(config: TuneConfig, feed_forward: str, *, has_start: bool, parallel: Parallel = "replicate") -> None:
-    """Raises a `UsageError` if a run so tuned cannot be made here."""
+def check_student_tuning(
+    config: StudentTuneConfig, feed_forward: str, *, has_weights: bool, parallel: Parallel = "replicate"
+) -> None:
+    """Raise a `UsageError` if the backbone cannot be adapted.
+
+    Args:
+        feed_forward: type of the backbone's feed-forward layers, ``mlp`` or ``swiglu``.
+        has_weights: whether the run has initial weights.
+    """
     if config.lora is None:
         return
     check_lora(config.lora, feed_forward)
-    if not has_start:
-        raise UsageError("tune.lora adapts trained weights, and the run starts from none; name them with --from")
+    if not has_weights:
+        raise UsageError("tune.lora adapts trained weights, and the run has no initial weights; name them with --from")
     if parallel == "shard" and world_size() > 1:
         raise UsageError(
-            "tune.lora with run.parallel=shard: FSDP2 cannot spread a layer whose adapter alone learns; every process "
-            "holds the model whole with run.parallel=replicate"
+            "tune.lora cannot be used with run.parallel=shard, because FSDP2 cannot shard a layer of which only the "
+            "adapter learns; use run.parallel=replicate"
         )

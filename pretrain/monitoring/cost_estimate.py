@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: parameters, memory, time. Counted from the architecture; rough."""
+"""Rough estimate of the parameters, memory and time of a run, counted from its architecture."""
 
 import time
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from dinomed.pretrain.model.dinov2 import build_side
 from dinomed.pretrain.model.lora import LoraConfig
 
 BYTES = 4
-LEARNED_COPIES = 3  # of each weight that learns: gradient, two moments
-SAVED_PER_TOKEN = 19  # floats a block keeps of a token for the backward, in units of the embedding's width
-SAVED_PER_SCORE = 3  # floats a head keeps of a score: itself, its softmax, the target
-EFFICIENCY = 0.35  # of the speed of large matrix products: what a step reaches with its small ones and all else
+LEARNED_COPIES = 3  # of each weight that learns: gradient and two moments
+SAVED_PER_TOKEN = 19  # values of a token that a block saves for the backward pass, per embedding dimension
+SAVED_PER_LOGIT = 3  # values that a head saves for a logit: the logit, its softmax, the target
+EFFICIENCY = 0.35  # speed of a whole step relative to that of large matrix products
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Memory is per process, GiB; time is of this machine's device."""
+class CostEstimate:
+    """Costs of a run. Memory is per process, GiB; time is for the device of this machine."""
 
     backbone_parameters: int
     head_parameters: int
@@ -30,11 +30,11 @@ class Estimate:
     hours: float
 
 
-def estimate(config: PretrainConfig, device: torch.device, processes: int = 1) -> Estimate:
-    """Costs of a run on `processes` devices like this one. Reading images is not counted.
+def estimate(config: PretrainConfig, device: torch.device, processes: int = 1) -> CostEstimate:
+    """Estimate the costs of a run on `processes` devices like `device`. Reading of images is not included.
 
-    Compared with runs on two CPU cores the time was within a factor of 1.5 and the memory of the process (which also
-    holds the libraries, about 0.6 GiB) within a third; see docs/pretraining.md.
+    In runs on two CPU cores the time was within a factor of 1.5 of the estimate, and the memory of the process (which
+    also holds the libraries, about 0.6 GiB) within a third; see docs/pretraining.md.
     """
     with torch.device("meta"):
         side = build_side(config.backbone, config.objective)
@@ -42,35 +42,35 @@ def estimate(config: PretrainConfig, device: torch.device, processes: int = 1) -
     backbone, heads = sizes.pop("backbone"), sum(sizes.values())
     run, vit = config.run, config.backbone
     tokens = _tokens(config)
-    own = -(-run.batch_size // processes)
-    held = min(run.micro_batch or own, own)
+    images = -(-run.batch_size // processes)
+    images_in_memory = min(run.micro_batch or images, images)
 
     student, teacher = tokens["global"] + tokens["local"], tokens["global"]
     kept = 1 - vit.drop_path
-    flop = own * (3 * kept * (_forward(config, "global") + _forward(config, "local")) + _forward(config, "global"))
+    flop = images * (3 * kept * (_forward(config, "global") + _forward(config, "local")) + _forward(config, "global"))
     rows = _head_rows(config)
-    flop += own * sum(2 * size * (3 * rows[name][0] + rows[name][1]) for name, size in sizes.items())
+    flop += images * sum(2 * size * (3 * rows[name][0] + rows[name][1]) for name, size in sizes.items())
 
     shards = processes if run.parallel == "shard" else 1
     adapters = _adapters(side, config.tune.lora)
     learned = heads + (adapters or backbone)
-    fixed = (2 * (backbone + heads) + adapters + LEARNED_COPIES * learned) * BYTES / shards  # student and teacher
+    weights = (2 * (backbone + heads) + adapters + LEARNED_COPIES * learned) * BYTES / shards  # student and teacher
     width = 2 if run.precision != "float32" else BYTES
-    depth = 2 if run.checkpoint_activations else vit.depth  # the inputs of all blocks, and one block's own
-    saved = held * student * vit.embed_dim * SAVED_PER_TOKEN * depth * kept * width
-    scores = sum(
-        own * (rows[name][0] + rows[name][1]) * getattr(config.objective, name).prototypes * SAVED_PER_SCORE * BYTES
+    depth = 2 if run.checkpoint_activations else vit.depth  # the inputs of all blocks, and the activations of one
+    activations = images_in_memory * student * vit.embed_dim * SAVED_PER_TOKEN * depth * kept * width
+    logits = sum(
+        images * (rows[name][0] + rows[name][1]) * getattr(config.objective, name).prototypes * SAVED_PER_LOGIT * BYTES
         for name in sizes
     )
     seconds = flop / (matrix_speed(device, run.precision) * EFFICIENCY)
-    return Estimate(
-        backbone, heads, student + teacher, flop / 1e12, (fixed + saved + scores) / 2**30, seconds,
+    return CostEstimate(
+        backbone, heads, student + teacher, flop / 1e12, (weights + activations + logits) / 2**30, seconds,
         seconds * run.steps / 3600,
     )  # fmt: skip
 
 
 def _adapters(side: nn.ModuleDict, lora: LoraConfig | None) -> int:
-    """Weights of the low-rank adapters; 0 where there are none."""
+    """Return the number of weights of the LoRA adapters."""
     if lora is None:
         return 0
     layers = [(name.split(".")[-1], m) for name, m in side.named_modules() if ".blocks." in name]
@@ -82,17 +82,18 @@ def _adapters(side: nn.ModuleDict, lora: LoraConfig | None) -> int:
 
 
 def _grid(size: int, config: PretrainConfig) -> int:
+    """Return the tokens of a view of `size` px."""
     return (size // config.backbone.patch_size) ** 2 + 1 + config.backbone.num_registers
 
 
 def _tokens(config: PretrainConfig) -> dict[str, int]:
-    """Tokens of an image's views."""
+    """Return the tokens of the global and of the local views of an image."""
     crops = config.crops
     return {"global": 2 * _grid(crops.global_size, config), "local": crops.num_local * _grid(crops.local_size, config)}
 
 
 def _forward(config: PretrainConfig, kind: str) -> float:
-    """FLOP of a forward of one image's views of a kind: twice the weights a token meets, and the attention."""
+    """Return the FLOP of a forward pass of the views of one image: twice the weights for each token, and the attention."""
     vit, crops = config.backbone, config.crops
     count, size = (2, crops.global_size) if kind == "global" else (crops.num_local, crops.local_size)
     n, c = _grid(size, config), vit.embed_dim
@@ -102,7 +103,7 @@ def _forward(config: PretrainConfig, kind: str) -> float:
 
 
 def _head_rows(config: PretrainConfig) -> dict[str, tuple[float, float]]:
-    """Rows that each head sees of an image: of the student, of the teacher. Tied, DINO's sees those of both."""
+    """Return the rows of an image in each head, of the student and of the teacher. A tied DINO head gets masked patches too."""
     patches = (config.crops.global_size // config.backbone.patch_size) ** 2
     masked = 2 * patches * config.masks.probability * sum(config.masks.ratio) / 2
     tied = masked if config.objective.ibot_weight and not config.objective.untied_heads else 0
@@ -110,7 +111,7 @@ def _head_rows(config: PretrainConfig) -> dict[str, tuple[float, float]]:
 
 
 def matrix_speed(device: torch.device, precision: str, seconds: float = 0.3) -> float:
-    """FLOP/s of large matrix products here."""
+    """Measure the FLOP/s of large matrix products on this device, for `seconds`."""
     size = 1024 if device.type == "cpu" else 8192
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     a = torch.randn(size, size, device=device, dtype=dtype)

@@ -1,6 +1,6 @@
-"""Energy and carbon of a run, by the formula of the paper (section 9): watts x hours x PUE x carbon per kWh.
+"""Energy and carbon emissions of a run (Oquab et al. 2023, section 9): watts x hours x PUE x carbon per kWh.
 
-Power is measured where the system tells it (NVML on an NVIDIA GPU, RAPL on some CPUs), else assumed.
+The power is measured if the system reports it (NVML on an NVIDIA GPU, RAPL on some CPUs), else assumed.
 """
 
 import time
@@ -15,7 +15,13 @@ _RAPL = Path("/sys/class/powercap/intel-rapl:0")
 
 
 class EnergyMeter:
-    """Adds up the energy of this process's device between calls of `sample`."""
+    """Sum of the energy of this process's device between calls of `sample`.
+
+    Args:
+        assumed_watts: power of the device if it cannot be measured.
+        kwh: energy so far, of a resumed run.
+        seconds: duration of that.
+    """
 
     def __init__(self, device: torch.device, assumed_watts: float, kwh: float = 0.0, seconds: float = 0.0) -> None:
         self.device, self.assumed_watts = device, assumed_watts
@@ -24,7 +30,7 @@ class EnergyMeter:
         self._time, self._counter = time.monotonic(), self._joules()
 
     def sample(self) -> None:
-        """Count the time since the last call."""
+        """Add the energy since the last call."""
         now = time.monotonic()
         elapsed, self._time = now - self._time, now
         watts, counter = self._watts(), self._joules()
@@ -35,8 +41,8 @@ class EnergyMeter:
         self.seconds += elapsed
 
     def report(self, processes: int = 1) -> dict[str, Any]:
-        """``kwh`` and ``co2e_kg`` of all processes, PUE included; ``watts`` the mean of one device; whether that was
-        ``measured`` or assumed."""
+        """Return ``kwh`` and ``co2e_kg`` of all processes (PUE included), the mean ``watts`` of one device, and whether
+        the power was ``measured`` or assumed."""
         kwh = self.kwh * processes * PUE
         watts = self.kwh * 3.6e6 / self.seconds if self.seconds else 0.0
         return {
@@ -45,15 +51,16 @@ class EnergyMeter:
         }  # fmt: skip
 
     def _watts(self) -> float | None:
+        """Return the power of a GPU, W; None if it is not reported."""
         if self.device.type != "cuda":
             return None
         try:
             return torch.cuda.power_draw(self.device) / 1000
-        except (ImportError, RuntimeError, OSError):  # no NVML bindings, or not allowed
+        except (ImportError, RuntimeError, OSError):  # no NVML bindings, or no permission
             return None
 
     def _joules(self) -> float | None:
-        """The energy counter of the first CPU package, where it may be read."""
+        """Return the energy counter of the first CPU package, J; None if it cannot be read."""
         if self.device.type != "cpu":
             return None
         try:

@@ -1,4 +1,4 @@
-"""Everything that is measured while a run goes on, and what is said of it."""
+"""Training metrics, logging and health warnings of a run."""
 
 import time
 from pathlib import Path
@@ -12,23 +12,28 @@ from dinomed.distributed import rank, sum_over_ranks, world_size
 from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.monitoring.energy import EnergyMeter
-from dinomed.pretrain.monitoring.health import Health
-from dinomed.pretrain.monitoring.online_knn import OnlineKNN, Progress
+from dinomed.pretrain.monitoring.health import HealthCheck
+from dinomed.pretrain.monitoring.online_knn import KnnHistory, OnlineKNN
 from dinomed.pretrain.monitoring.run_log import (
-    Averages,
     RunLog,
+    RunningMeans,
     device_memory_gib,
     effective_drop_rate,
     effective_rank,
     target_statistics,
 )
-from dinomed.pretrain.train_step import StepReport, mean_over_ranks
+from dinomed.pretrain.train_step import StepReport
 
-FOLLOWED = "knn_auroc"
+BEST_BY = "knn_auroc"  # the metric of the best backbone and of `run.patience`
 
 
-class Watch:
-    """Made at the start of a run or a resume; `state` goes into every checkpoint. All ranks make the same calls."""
+class TrainingMetrics:
+    """Metrics of a run from its start or resume. All ranks make the same calls; rank 0 writes the log.
+
+    Args:
+        first: the number of steps that were finished before.
+        extra: the entries that `state` returned for the checkpoint of a resumed run.
+    """
 
     def __init__(
         self,
@@ -37,96 +42,100 @@ class Watch:
         device: torch.device,
         first: int,
         knn: OnlineKNN | None,
-        state: dict[str, Any],
+        extra: dict[str, Any],
     ) -> None:
         run = config.run
         self.config, self.device, self.first, self.knn = config, device, first, knn
         self.log = RunLog(out, first) if rank() == 0 else None
-        self.progress = Progress(**state.get("progress", {}))
-        self.energy = EnergyMeter(device, run.assumed_watts, **state.get("energy", {}))
-        self.health = Health(config.objective.dino_head.prototypes, 2 * run.batch_size, run.steps)
-        self._warned = False
+        self.knn_history = KnnHistory(**extra.get("knn", {}))
+        self.energy = EnergyMeter(device, run.assumed_watts, **extra.get("energy", {}))
+        self.health = HealthCheck(config.objective.dino_head.prototypes, 2 * run.batch_size, run.steps)
         self.latest: dict[str, float] = {}
-        self._averages = Averages()
-        self._used: Tensor | None = None  # K: prototypes that were some image's first choice since the last line
+        self._warned_of_fall = False
+        self._means = RunningMeans()
+        self._used_prototypes: Tensor | None = None  # K: 1 for the first choice of some view since the last line
         self._began = time.monotonic()
 
     def state(self) -> dict[str, Any]:
+        """Return the entries that a checkpoint keeps."""
         energy = {"kwh": self.energy.kwh, "seconds": self.energy.seconds}
-        return {"progress": self.progress.as_dict(), "energy": energy}
+        return {"knn": self.knn_history.as_dict(), "energy": energy}
 
     def add(self, report: StepReport) -> None:
-        """Count a finished step."""
-        self._averages.add(report.losses)
+        """Add a finished step to the means."""
+        self._means.add(report.losses)
         if report.targets is not None:
             chosen = report.targets.flatten(0, 1).argmax(-1)
-            if self._used is None:
-                self._used = torch.zeros(report.targets.shape[-1], device=self.device)
-            self._used[chosen] = 1
+            if self._used_prototypes is None:
+                self._used_prototypes = torch.zeros(report.targets.shape[-1], device=self.device)
+            self._used_prototypes[chosen] = 1
 
     def write(self, done: int, report: StepReport) -> None:
-        """Measure and write a line of the log, and warn of what it means."""
+        """Write a line of the log after `done` steps, and the health warnings that it gives."""
         run = self.config.run
-        self.latest = mean_over_ranks(self._averages.take(), self.device)
+        self.latest = _mean_over_ranks(self._means.take(), self.device)
         line = self.latest | self._measure(report)
         line["images_per_second"] = (done - self.first) * run.batch_size / (time.monotonic() - self._began)
         self.energy.sample()
         if self.log:
             self.log.write(done, line)
-            for text in self.health.look(done, line):
-                logger.warning(text)
+        for warning in self.health.check(done, line):
+            logger.warning(warning)
 
-    def judge(self, done: int, backbone: VisionTransformer) -> bool:
-        """Measure the features, if there are labels; whether they are the best so far."""
+    def evaluate(self, done: int, backbone: VisionTransformer) -> bool:
+        """Run online k-NN, if there are labels, and return whether the backbone is the best so far."""
         if self.knn is None:
             return False
-        found = self.knn.measure(backbone, self.device)
-        before, better = self.progress.start, self.progress.add(done, found[FOLLOWED])
+        scores = self.knn.measure(backbone, self.device)
+        initial, is_best = self.knn_history.start, self.knn_history.add(done, scores[BEST_BY])
         if self.log:
-            self.log.write(done, found)
-            self._warn_of_fall(done, before, found[FOLLOWED])
-        return better
+            self.log.write(done, scores)
+        self._warn_of_fall(done, initial, scores[BEST_BY])
+        return is_best
 
-    def _warn_of_fall(self, done: int, before: float | None, now: float) -> None:
-        """Once, where the k-NN is below the start by more than so few validation images explain."""
+    def _warn_of_fall(self, done: int, initial: float | None, auroc: float) -> None:
+        """Warn once if the k-NN AUROC is below its first value by more than chance explains."""
         assert self.knn is not None
-        if before is None or self._warned or not before - now > self.knn.chance(before, now):
+        if initial is None or self._warned_of_fall or not initial - auroc > self.knn.chance_fall(initial, auroc):
             return
-        self._warned = True
+        self._warned_of_fall = True
         logger.warning(
-            f"step {done}: the features tell classes apart worse than at the start of the run (k-NN AUROC {now:.3f}, "
-            f"then {before:.3f}: more than chance for {len(self.knn.labels[1])} validation images); lower "
-            "optimizer.lr, or raise start.warmup"
+            f"step {done}: the k-NN AUROC is {auroc:.3f}, worse than at the start of the run ({initial:.3f}) by more than "
+            f"chance explains for {len(self.knn.labels[1])} validation images; lower optimizer.lr, or raise start.warmup"
         )
 
     @property
-    def has_stalled(self) -> bool:
-        """Whether `run.patience` checkpoints in a row were no better than the best."""
+    def is_out_of_patience(self) -> bool:
+        """Whether the last `run.patience` checkpoints were not better than the best one."""
         patience = self.config.run.patience
-        return patience is not None and self.progress.waiting >= patience
+        return patience is not None and self.knn_history.waiting >= patience
 
     def close(self) -> None:
+        """Close the log."""
         if self.log:
             self.log.close()
 
     def _measure(self, report: StepReport) -> dict[str, float]:
+        """Return the metrics of the last step, and the share of prototypes used since the last line."""
         run, backbone = self.config.run, self.config.backbone
-        found = {f"gradient_norm/{name}": value for name, value in report.gradient_norms.items() if report.finite}
+        values = {f"gradient_norm/{name}": norm for name, norm in report.gradient_norms.items() if report.finite}
         if report.targets is not None:
-            found |= target_statistics(report.targets)
-            found["dino_kl"] = self.latest.get("dino", float("nan")) - found["target_entropy"]
-        if self._used is not None:
-            found["prototypes_used"] = _share(self._used)
-            self._used = None
+            values |= target_statistics(report.targets)
+            values["dino_kl"] = self.latest.get("dino", float("nan")) - values["target_entropy"]
+        if self._used_prototypes is not None:
+            values["prototypes_used"] = float((sum_over_ranks(self._used_prototypes) > 0).float().mean())
+            self._used_prototypes = None
         if report.cls is not None:
-            found["rank"] = effective_rank(report.cls)
+            values["rank"] = effective_rank(report.cls)
         memory = device_memory_gib(self.device)
         if memory is not None:
-            found["memory_gib"] = memory
+            values["memory_gib"] = memory
         views = 2 * min(run.micro_batch or run.batch_size, run.batch_size // world_size())
-        found["drop_path_effective"] = effective_drop_rate(views, backbone.drop_path)
-        return found | {"lr": report.lr, "teacher_temperature": report.temperature}
+        values["drop_path_effective"] = effective_drop_rate(views, backbone.drop_path)
+        return values | {"lr": report.lr, "teacher_temperature": report.temperature}
 
 
-def _share(used: Tensor) -> float:
-    return float((sum_over_ranks(used) > 0).float().mean())
+def _mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Return the mean of each value over all ranks."""
+    total = sum_over_ranks(torch.tensor(list(values.values()), dtype=torch.float64, device=device))
+    return dict(zip(values, (total / world_size()).tolist(), strict=True))

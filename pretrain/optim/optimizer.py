@@ -1,4 +1,4 @@
-"""AdamW with DINOv2's parameter groups, and the schedules that drive it."""
+"""AdamW with DINOv2's parameter groups, and the schedules of their learning rates and weight decay."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -11,39 +11,54 @@ from torch import Tensor, nn
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.config import Config
 from dinomed.errors import DinomedError
-from dinomed.pretrain.distributed.parallel import whole
+from dinomed.pretrain.distributed.parallel import full_tensor
 from dinomed.pretrain.optim.schedules import Schedule
 
 
 class OptimizerConfig(Config):
-    """`lr` is for a batch of `reference_batch`; the schedule is a linear warm-up, then a cosine to `lr_end`."""
+    """Settings of AdamW. The learning rate has a linear warm-up, then a cosine to `lr_end`."""
 
-    lr: float = Field(4e-3, gt=0, description="at the reference batch; 4e-3 is the paper's short run")
+    lr: float = Field(4e-3, gt=0, description="at a batch of `reference_batch`; 4e-3 in the paper's short run")
     lr_end: float = Field(1e-6, ge=0)
-    lr_scaling: Literal["sqrt", "linear", "none"] = Field("sqrt", description="how lr grows with the batch")
-    reference_batch: int = Field(1024, ge=1)
+    lr_scaling: Literal["sqrt", "linear", "none"] = Field(
+        "sqrt", description="learning-rate scaling rule: how lr grows with the batch"
+    )
+    reference_batch: int = Field(1024, ge=1, description="images")
     warmup: float = Field(0.16, ge=0, lt=1, description="fraction of the run")
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.04, ge=0)
     weight_decay_end: float = Field(0.4, ge=0)
-    clip_norm: float = Field(3.0, gt=0, description="of the gradient of each submodule (backbone, each head)")
-    layer_decay: float = Field(1.0, gt=0, le=1)
+    clip_norm: float = Field(3.0, gt=0, description="largest gradient norm of each submodule (backbone, each head)")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate from a block to the one before"
+    )
     patch_embed_lr: float = Field(0.2, gt=0, description="factor on the learning rate of the patch embedding")
-    freeze_prototypes: float = Field(0.01, ge=0, lt=1, description="fraction of the run; 1,250 of 125,000 iterations")
+    freeze_prototypes: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="fraction of the run in which prototypes do not learn; 1,250 of 125,000 iterations",
+    )
 
     def peak_lr(self, batch: int) -> float:
+        """Return the peak learning rate at a batch size, by the scaling rule."""
         ratio = batch / self.reference_batch
         return self.lr * {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[self.lr_scaling]
 
 
 class OptimizerDriver:
-    """The optimiser of a student, with every group's learning rate and weight decay set before each step."""
+    """The optimiser of a student. The learning rate and weight decay of each group are set before each step."""
 
     def __init__(
         self, student: nn.ModuleDict, config: OptimizerConfig, batch: int, total_steps: int, heads_first: float = 0.0
     ) -> None:
-        """`heads_first`: fraction of the run in which the backbone's weights, but for the mask token, do not move;
-        its learning rate then rises to the others' over as many steps again."""
+        """Build AdamW.
+
+        Args:
+            batch: images per step, over all processes.
+            heads_first: fraction of the run in which the backbone does not learn, except for the mask token. Its
+                learning rate then rises to that of the other groups over the same number of steps.
+        """
         self.config, self.total_steps = config, total_steps
         self.heads_first = int(heads_first * total_steps)
         self.student = student
@@ -53,25 +68,27 @@ class OptimizerDriver:
         self.adamw = torch.optim.AdamW(groups, betas=config.betas, fused=True)
 
     def set_schedules(self, step: int) -> float:
-        """Set all groups for `step`; returns the learning rate of an ordinary one."""
+        """Set all groups for `step`, and return the learning rate before the factors of the groups."""
         lr, decay = self.lr(step, self.total_steps), self.weight_decay(step, self.total_steps)
         frozen = step < int(self.config.freeze_prototypes * self.total_steps)
-        thaw = min(max((step - self.heads_first) / self.heads_first, 0.0), 1.0) if self.heads_first else 1.0
+        unfreeze = min(max((step - self.heads_first) / self.heads_first, 0.0), 1.0) if self.heads_first else 1.0
         for group in self.adamw.param_groups:
-            factor = 0.0 if frozen and group["kind"] == "prototypes" else thaw if group["kind"] == "backbone" else 1.0
+            factor = (
+                0.0 if frozen and group["kind"] == "prototypes" else unfreeze if group["kind"] == "backbone" else 1.0
+            )
             group["lr"] = lr * group["lr_factor"] * factor
             group["weight_decay"] = decay * group["decay_factor"]
         return lr
 
     def clip_gradients(self) -> dict[str, float]:
-        """Clip each submodule's gradient to `clip_norm`; returns the norms before clipping."""
+        """Clip the gradient of each submodule to `clip_norm`, and return the norms before clipping."""
         return {
-            name: float(whole(nn.utils.clip_grad_norm_(module.parameters(), self.config.clip_norm)))
+            name: float(full_tensor(nn.utils.clip_grad_norm_(module.parameters(), self.config.clip_norm)))
             for name, module in self.student.items()
         }
 
     def state(self) -> dict[str, Tensor]:
-        """AdamW's moments and step counts, by the name of their parameter."""
+        """Return the moments and step counts of AdamW, by the name of their parameter."""
         return {
             f"{name}.{key}": value
             for name, parameter in self.student.named_parameters()
@@ -79,22 +96,28 @@ class OptimizerDriver:
         }
 
     def make_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Zeros in place of the moments and counts of those `names` (of `state`), to be filled from a checkpoint."""
+        """Allocate the moments and counts with these names (those of `state`) as zeros, to be read from a checkpoint."""
         parameters = dict(self.student.named_parameters())
         for name in names:
-            owner, key = name.rsplit(".", 1)
-            if owner not in parameters:
-                raise DinomedError(f"the checkpoint has a moment of {owner}, which this run's model has not")
-            parameter = parameters[owner]
+            parameter_name, key = name.rsplit(".", 1)
+            if parameter_name not in parameters:
+                raise DinomedError(
+                    f"the checkpoint has the optimiser state of {parameter_name}, which is not in this run's model; "
+                    "resume with the settings of the run"
+                )
+            parameter = parameters[parameter_name]
             zeros = parameter.new_zeros((), dtype=torch.float32) if key == "step" else torch.zeros_like(parameter)
             self.adamw.state[parameter][key] = zeros
         return self.state()
 
 
 def parameter_groups(student: nn.ModuleDict, config: OptimizerConfig) -> Iterator[dict[str, Any]]:
-    """Groups of equal factors: no decay on one-dimensional tensors (biases, norms, LayerScale), as in the reference;
-    layer decay over the depth; the patch embedding slower; prototypes and backbone apart, to be frozen at first. What
-    does not learn, as beside an adapter, is in none."""
+    """Yield groups of parameters with equal factors on learning rate and weight decay.
+
+    One-dimensional tensors (biases, norms, LayerScale) have no weight decay, as in the reference code. The learning rate
+    decays over the depth and is lower in the patch embedding. Prototypes and backbone are separate groups, so that they
+    can be frozen. Parameters that do not learn, such as those beside an adapter, are in no group.
+    """
     backbone = student["backbone"]
     assert isinstance(backbone, VisionTransformer)
     depth = backbone.config.depth
@@ -118,7 +141,7 @@ def _kind(name: str) -> str:
 
 
 def _layer(name: str, depth: int) -> int:
-    """0 for the embedding, 1 .. depth for the blocks, depth + 1 for the final norm and the heads."""
+    """Return 0 for the embedding, 1 .. depth for the blocks, depth + 1 for the final norm and the heads."""
     parts = name.split(".")
     if parts[0] != "backbone" or parts[1] == "norm":
         return depth + 1

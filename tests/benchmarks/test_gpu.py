@@ -15,7 +15,7 @@ import torch
 
 from dinomed.pretrain.model.dinov2 import backbone_of
 from dinomed.pretrain.monitoring.cost_estimate import estimate
-from dinomed.pretrain.train_step import Engine
+from dinomed.pretrain.train_step import TrainStep
 
 CPU = torch.device("cpu")
 Script = Callable[[str], ModuleType]
@@ -45,8 +45,8 @@ def test_without_stochastic_depth_the_slow_path_gives_the_same_loss_and_gradient
     contenders: ModuleType, slow: ModuleType
 ) -> None:
     setting = contenders.Setting(model="tiny", batch=3, drop_path=0.0)
-    engine = Engine(contenders.make_config(setting), CPU)
-    fast = engine.model.double()
+    train_step = TrainStep(contenders.make_config(setting), CPU)
+    fast = train_step.model.double()
     fast.centers.float()  # as the targets are
     with torch.no_grad():  # at 1e-5 LayerScale hides what a block does
         for name, parameter in fast.named_parameters():
@@ -55,9 +55,9 @@ def test_without_stochastic_depth_the_slow_path_gives_the_same_loss_and_gradient
     plain = copy.deepcopy(fast)
     slow.slow_down(plain)
     assert [name for name, _ in plain.named_parameters()] == [name for name, _ in fast.named_parameters()]
-    batch = engine._to_device(contenders.make_raw(engine.config, setting.sizes))
+    batch = train_step._to_device(contenders.make_raw(train_step.config, setting.sizes))
     batch = replace(batch, globals=batch.globals.double(), locals=batch.locals.double())
-    for ours, theirs in zip(fast.view(batch), plain.view(batch), strict=True):
+    for ours, theirs in zip(fast.student_tokens(batch), plain.student_tokens(batch), strict=True):
         # float64: only the order of sums differs
         torch.testing.assert_close(ours.patches, theirs.patches, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(ours.cls, theirs.cls, rtol=1e-10, atol=1e-10)

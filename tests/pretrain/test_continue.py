@@ -96,7 +96,7 @@ def test_a_dry_run_refuses_what_the_run_would(lesion_manifest: Path, released: P
     assert "name them with --from" in err
     code, _, err = run(*_words(lesion_manifest, "--from", released, "--set", "backbone.embed_dim=96", *out))
     assert code == 2
-    assert "--set backbone.embed_dim=96: with the weights of" in err
+    assert "--set backbone.embed_dim=96 contradicts the weights of" in err
 
 
 def test_a_dry_run_fetches_nothing(

@@ -15,9 +15,9 @@ from dinomed.io.checkpoint import list_checkpoints, read_whole
 from dinomed.pretrain import trainer
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.curation.audit.training_index import read_seen
-from dinomed.pretrain.data.select_images import choose_images
+from dinomed.pretrain.data.select_images import select_images
 from dinomed.pretrain.monitoring.online_knn import OnlineKNN
-from dinomed.pretrain.train_step import Engine, StepReport
+from dinomed.pretrain.train_step import StepReport, TrainStep
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
@@ -50,7 +50,7 @@ def assert_backbone_is_of_the_checkpoint(run: Path) -> None:
 
 def test_a_run_notes_the_images_that_it_is_trained_on_and_no_others(run: Path, tiny: Tiny, pictures: Path) -> None:
     manifest = read_manifest(pictures)
-    train, _ = choose_images(manifest, tiny())
+    train, _ = select_images(manifest, 4, 2)
     assert 0 < len(train) < len(manifest)
     seen = read_seen(run)
     assert seen.sha256 == sorted(train.column("sha256"))
@@ -71,12 +71,12 @@ def test_a_resume_notes_them_if_nobody_did_yet(run: Path, tiny: Tiny, pictures: 
 def test_notes_that_cannot_be_written_do_not_end_a_training(
     tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dinomed.pretrain import index_writer as noting
+    from dinomed.pretrain import training_index_writer
 
     def full(*_: object, **__: object) -> None:
         raise DinomedError("disk full")
 
-    monkeypatch.setattr(noting, "write_seen", full)
+    monkeypatch.setattr(training_index_writer, "write_seen", full)
     assert pretrain(tiny(run={"steps": 1}), pictures, tmp_path / "run", device="cpu").steps == 1
     assert "seen.parquet was not written" in " ".join(capsys.readouterr().err.split())
 
@@ -106,7 +106,7 @@ def test_a_kill_between_checkpoint_and_backbone_leaves_nothing_that_a_resume_doe
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, "_show", kill)
+        patch.setattr(trainer.Trainer, "_write_outputs", kill)
         with pytest.raises(Killed):
             pretrain(tiny(run={"steps": 2}), pictures, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run" / "backbone").exists()
@@ -129,16 +129,16 @@ def test_a_run_that_diverges_keeps_its_last_good_state(
     tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The update of step 3 wrecks the weights while its loss is still fine: nothing of it may be kept."""
-    whole = Engine.step
+    whole = TrainStep.run
 
-    def wreck(self: Engine, raw: object, step: int) -> StepReport:
+    def wreck(self: TrainStep, raw: object, step: int) -> StepReport:
         if step == 3:
             for group in self.optimizer.adamw.param_groups:
                 group["lr"] = 1e30
             self.optimizer.set_schedules = lambda _: 1e30  # type: ignore[method-assign]
         return whole(self, raw, step)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Engine, "step", wreck)
+    monkeypatch.setattr(TrainStep, "run", wreck)
     with pytest.raises(DinomedError, match=r"diverged: after step 4 .*last good state is kept \(.*step_00000002\)"):
         pretrain(tiny(run={"keep_checkpoints": 1}), pictures, tmp_path / "run", device="cpu")
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
@@ -166,7 +166,7 @@ def test_images_changed_since_the_scan_are_passed_over_and_named(
 ) -> None:
     shutil.copytree(pictures.parent, tmp_path / "data")
     data = tmp_path / "data" / pictures.name
-    train, _ = choose_images(read_manifest(data), tiny())
+    train, _ = select_images(read_manifest(data), 4, 2)
     whole = pretrain(tiny(run={"steps": 10}), data, tmp_path / "whole", device="cpu")
     train.path(0).write_bytes(train.path(1).read_bytes())  # a good image, of another content
     capsys.readouterr()

@@ -10,7 +10,7 @@ import torch
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.stream import Collate, RawBatch, Sample
 from dinomed.pretrain.model.dinov2 import backbone_of
-from dinomed.pretrain.train_step import Engine
+from dinomed.pretrain.train_step import TrainStep
 
 Tiny = Callable[..., PretrainConfig]
 CPU = torch.device("cpu")
@@ -30,10 +30,10 @@ def batch(config: PretrainConfig) -> RawBatch:
 
 def gradients(config: PretrainConfig) -> dict[str, torch.Tensor]:
     """Of one step of the student's weights, with stochastic depth, which both runs draw alike."""
-    engine = Engine(config, CPU)
-    engine.optimizer.adamw.step = lambda *_, **__: None  # type: ignore[method-assign]  # the gradients stay
-    assert engine.step(batch(config), 2).finite
-    return {name: p.grad for name, p in engine.model.student.named_parameters() if p.grad is not None}
+    train_step = TrainStep(config, CPU)
+    train_step.optimizer.adamw.step = lambda *_, **__: None  # type: ignore[method-assign]  # the gradients stay
+    assert train_step.run(batch(config), 2).finite
+    return {name: p.grad for name, p in train_step.model.student.named_parameters() if p.grad is not None}
 
 
 def assert_alike(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -53,10 +53,10 @@ def test_checkpointing_recomputes_every_block(tiny: Tiny) -> None:
     calls = []
     for setting in (False, True):
         config = tiny(run={"checkpoint_activations": setting})
-        engine, count = Engine(config, CPU), [0]
-        for block in backbone_of(engine.model.student).blocks:
+        train_step, count = TrainStep(config, CPU), [0]
+        for block in backbone_of(train_step.model.student).blocks:
             block.norm1.register_forward_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
-        engine.step(batch(config), 2)
+        train_step.run(batch(config), 2)
         calls.append(count[0])
     assert calls == [2, 4]
 
@@ -78,10 +78,10 @@ def test_compiled_blocks_give_the_same_gradients(tiny: Tiny) -> None:
 
 
 def test_koleo_of_both_views_or_of_the_first(tiny: Tiny) -> None:
-    from dinomed.pretrain.losses import koleo
+    from dinomed.pretrain.losses.koleo import koleo_loss
 
     config = tiny()
-    for views, wanted in (("both", lambda a, b: koleo(a) + koleo(b)), ("first", lambda a, b: koleo(a))):
-        model = copy.deepcopy(Engine(tiny(objective={"koleo_views": views}), CPU).model)
+    for views, wanted in (("both", lambda a, b: koleo_loss(a) + koleo_loss(b)), ("first", lambda a, b: koleo_loss(a))):
+        model = copy.deepcopy(TrainStep(tiny(objective={"koleo_views": views}), CPU).model)
         tokens = torch.randn(2, config.run.batch_size, 16, generator=torch.Generator().manual_seed(1))
-        torch.testing.assert_close(model.spread(tokens), wanted(*tokens))
+        torch.testing.assert_close(model.koleo_loss(tokens), wanted(*tokens))

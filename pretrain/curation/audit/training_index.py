@@ -17,8 +17,8 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import replacing
 from dinomed.pretrain.curation.audit.image_pass import BITS, look
+from dinomed.pretrain.run_folder import SEEN_FILE
 
-SEEN_FILE = "seen.parquet"
 FORMAT = "dinomed.seen/1"
 _GROUP_BYTES = 16
 _SCHEMA = pa.schema(

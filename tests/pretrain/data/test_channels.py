@@ -16,7 +16,7 @@ from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import UsageError
 from dinomed.images.read import IntensityConfig, read_image
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.data.select_images import fit_images
+from dinomed.pretrain.resolve import fit_to_images
 
 Tiny = Callable[..., PretrainConfig]
 
@@ -93,19 +93,19 @@ def test_older_manifests_without_these_columns_are_read(lesion_manifest: Path, t
     manifest = read_manifest(lesion_manifest)
     assert set(manifest.column("bits")) == {8}
     old = Manifest(manifest.table.drop_columns(["channels", "bits"]), manifest.root)
-    assert fit_images(tiny(), old) == fit_images(tiny(), manifest) == tiny()
+    assert fit_to_images(tiny(), old) == fit_to_images(tiny(), manifest) == tiny()
 
 
 def test_what_needs_rgb_is_switched_off_with_one_line(
     lesion_manifest: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fitted = fit_images(tiny(backbone={"in_channels": 1}), read_manifest(lesion_manifest))
+    fitted = fit_to_images(tiny(backbone={"in_channels": 1}), read_manifest(lesion_manifest))
     assert capsys.readouterr().err == (
-        "saturation, hue, gray: off, since they need RGB and the backbone takes 1 channels\n"
+        "saturation, hue, gray: off, because they need RGB and the backbone takes 1 channels\n"
     )
     assert (fitted.crops.jitter, fitted.crops.gray_probability) == ((0.4, 0.4, 0.0, 0.0), 0.0)
     assert fitted.mean == (0.449,)
-    fit_images(fitted, read_manifest(lesion_manifest))
+    fit_to_images(fitted, read_manifest(lesion_manifest))
     assert capsys.readouterr().err == ""
 
 
@@ -115,23 +115,24 @@ def test_images_of_other_channels_are_refused_before_anything_is_written(tmp_pat
     np.save(tmp_path / "a.npy", np.zeros((20, 20, 5), np.uint8))
     manifest = scan(tmp_path).manifest
     with pytest.raises(UsageError, match=r"a\.npy has 5 channels, and the backbone takes 3: --set backbone\.in_chan"):
-        fit_images(tiny(), manifest)
+        fit_to_images(tiny(), manifest)
     with pytest.raises(UsageError, match="and the backbone takes 4"):
-        fit_images(tiny(backbone={"in_channels": 4}), manifest)
-    fit_images(tiny(backbone={"in_channels": 5}), manifest)
+        fit_to_images(tiny(backbone={"in_channels": 4}), manifest)
+    fit_to_images(tiny(backbone={"in_channels": 5}), manifest)
 
 
 def test_inflated_channels_see_the_same_in_equal_ones(tiny: Tiny, tiny_backbone: Path) -> None:
     from dinomed.pretrain.model.dinov2 import backbone_of
-    from dinomed.pretrain.model.initialisation import fit_config, read_start
-    from dinomed.pretrain.train_step import Engine
+    from dinomed.pretrain.model.initialisation import read_initialisation
+    from dinomed.pretrain.resolve import fit_to_initialisation
+    from dinomed.pretrain.train_step import TrainStep
 
     config = tiny(backbone={"in_channels": 5}, start={"weights": str(tiny_backbone)})
-    start = read_start(config.start)
-    engine = Engine(fit_config(config, start), torch.device("cpu"), start)
+    initialisation = read_initialisation(config.start)
+    train_step = TrainStep(fit_to_initialisation(config, initialisation), torch.device("cpu"), initialisation)
     gray = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
-        five = backbone_of(engine.model.student).patch_embed(gray.expand(-1, 5, -1, -1))
+        five = backbone_of(train_step.model.student).patch_embed(gray.expand(-1, 5, -1, -1))
         three = load_backbone(tiny_backbone).vit.patch_embed(gray.expand(-1, 3, -1, -1))
     torch.testing.assert_close(five, three, rtol=1e-4, atol=1e-5)  # float32 sums in another order
 

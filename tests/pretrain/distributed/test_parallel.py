@@ -150,7 +150,10 @@ def test_a_killed_process_ends_the_run_and_it_can_be_resumed(tiny: Tiny, picture
     os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
     _, errors = process.communicate(timeout=150)
     assert process.returncode == 1
-    assert "error: process 1 of 2 was killed (SIGKILL) and the others were ended; --resume goes on" in errors
+    assert (
+        "error: process 1 of 2 was killed (SIGKILL), so the others were ended; continue from the last checkpoint with --resume"
+        in errors
+    )
     assert not any(word in errors for word in ("Traceback", "internal error", "UserWarning"))
     assert list_checkpoints(out / "checkpoints")
 
@@ -173,7 +176,9 @@ def test_asked_to_stop_all_processes_save_the_same_step(tiny: Tiny, pictures: Pa
 def test_a_batch_that_cannot_be_shared_is_refused(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     done = run(2, settings(tiny, batch_size=3), pictures, tmp_path / "odd")
     assert done.returncode == 2
-    assert done.stderr == "error: a batch of 3 images cannot be shared by 2 processes evenly\n"
+    assert (
+        done.stderr == "error: run.batch_size=3 is not divisible by the number of processes (2); change one of them\n"
+    )
 
 
 def start(config: Path, data: Path, out: Path) -> subprocess.Popen[str]:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from dinomed.pretrain.losses import Center, dino_loss, ibot_loss, koleo, sinkhorn_knopp
-from dinomed.pretrain.losses.cross_entropy import cross_entropy
-from dinomed.pretrain.model.heads import Head, HeadConfig
+from dinomed.pretrain.losses.cross_entropy import cross_entropy, dino_loss, ibot_loss
+from dinomed.pretrain.losses.koleo import koleo_loss
+from dinomed.pretrain.losses.targets import Center, sinkhorn_knopp
+from dinomed.pretrain.model.heads import ProjectionHead, ProjectionHeadConfig
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -88,7 +89,7 @@ def test_koleo_is_minus_the_mean_log_distance_to_the_nearest() -> None:
     x = rows(12, 6)
     unit = x / x.norm(dim=1, keepdim=True)
     distances = torch.cdist(unit, unit).fill_diagonal_(math.inf).min(1).values
-    assert koleo(x).item() == pytest.approx(-distances.log().mean().item(), rel=1e-5)
+    assert koleo_loss(x).item() == pytest.approx(-distances.log().mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -96,7 +97,7 @@ def test_koleo_of_an_exact_duplicate_is_finite_in_half_precision(dtype: torch.dt
     x = rows(6, 8).to(dtype)
     x[3] = x[0]
     x.requires_grad_()
-    loss = koleo(x)  # defect 2: in half precision 1e-8 is zero
+    loss = koleo_loss(x)  # defect 2: in half precision 1e-8 is zero
     loss.backward()
     assert torch.isfinite(loss)
     assert x.grad is not None
@@ -105,8 +106,8 @@ def test_koleo_of_an_exact_duplicate_is_finite_in_half_precision(dtype: torch.dt
 
 def test_koleo_of_one_image_is_zero() -> None:
     x = rows(1, 4).requires_grad_()
-    koleo(x).backward()
-    assert koleo(x) == 0
+    koleo_loss(x).backward()
+    assert koleo_loss(x) == 0
     assert x.grad is not None
     assert not x.grad.any()
 
@@ -130,7 +131,7 @@ def test_the_fused_cross_entropy_has_torchs_value_and_gradient(shape: tuple[int,
 
 def test_the_head_is_a_cosine_with_the_gradient_of_one() -> None:
     torch.manual_seed(0)
-    head = Head(12, HeadConfig(prototypes=9, hidden=8, bottleneck=6)).double()
+    head = ProjectionHead(12, ProjectionHeadConfig(prototypes=9, hidden=8, bottleneck=6)).double()
     x = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
 
     def reference(x: torch.Tensor) -> torch.Tensor:

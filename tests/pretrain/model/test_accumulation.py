@@ -12,7 +12,7 @@ from dinomed.datasets.manifest import read_manifest
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.stream import Collate, CropStream, RawBatch
 from dinomed.pretrain.model.accumulation import forward_backward
-from dinomed.pretrain.model.dinov2 import Batch, DINOv2
+from dinomed.pretrain.model.dinov2 import DINOv2, ViewBatch
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
@@ -27,9 +27,9 @@ def raw(tiny: Tiny, pictures: Path) -> RawBatch:
     return Collate(config.masks, (4, 4), 0)([stream[i] for i in range(7)])
 
 
-def to_batch(raw: RawBatch) -> Batch:
+def to_batch(raw: RawBatch) -> ViewBatch:
     views, local = (x.permute(0, 3, 1, 2).double() / 255 - 0.5 for x in (raw.globals, raw.locals))
-    return Batch(views, local, raw.masks, raw.masked, raw.mask_weights.double())
+    return ViewBatch(views, local, raw.masks, raw.masked, raw.mask_weights.double())
 
 
 def gradients(

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from dinomed.backbones.load import load_backbone
 from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.losses import ibot_loss
-from dinomed.pretrain.model.dinov2 import Batch
-from dinomed.pretrain.model.distillation import Distillation, fit_student, read_teacher
+from dinomed.pretrain.losses.cross_entropy import ibot_loss
+from dinomed.pretrain.model.dinov2 import ViewBatch
+from dinomed.pretrain.model.distillation import Distillation
+from dinomed.pretrain.resolve import fit_to_teacher, read_teacher
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
@@ -30,16 +31,17 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, pictures: Path
 
 @pytest.fixture
 def model(tiny: Tiny, teacher: Path) -> Distillation:
-    found = read_teacher(teacher)
+    large = read_teacher(teacher)
+    config = fit_to_teacher(tiny(), large)
     torch.manual_seed(0)
-    return Distillation(fit_student(tiny(), found), found).train()
+    return Distillation(config.backbone, config.objective, large).train()
 
 
-def batch(images: int = 3) -> Batch:
+def batch(images: int = 3) -> ViewBatch:
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(2 * images, 16, generator=generator) < 0.4
     counts = masks.sum(1, keepdim=True).clamp_min(1)
-    return Batch(
+    return ViewBatch(
         torch.randn(2 * images, 3, 32, 32, generator=generator),
         torch.randn(2 * images, 3, 16, 16, generator=generator),
         masks, masks.flatten().nonzero().flatten(), (1.0 / counts).expand_as(masks)[masks],
@@ -56,13 +58,13 @@ def test_the_student_takes_from_the_teacher_what_they_must_share(model: Distilla
 
 
 def test_no_masks_and_every_patch_counts(model: Distillation) -> None:
-    prepared = model.prepare(batch())
+    prepared = model.prepare_batch(batch())
     assert not prepared.masks.any()
     assert len(prepared.masked) == 6 * 16
     losses = model(prepared, 0.07)
     # the definition, from the parts: all patch tokens of both global views, unmasked, against the teacher's
     with torch.no_grad():
-        targets = model.make_targets(model.score(prepared), 0.07)["ibot"]
+        targets = model.make_targets(model.teacher_logits(prepared), 0.07)["ibot"]
         patches = model.student["backbone"](prepared.globals).patches.flatten(0, 1)
         scores = model.student["ibot_head"](patches)
         wanted = ibot_loss(scores, targets, torch.full((6 * 16,), 1 / 16), num_views=6)
@@ -71,7 +73,7 @@ def test_no_masks_and_every_patch_counts(model: Distillation) -> None:
 
 def test_the_teacher_stays_and_the_average_follows_the_student(model: Distillation) -> None:
     before = {name: tensor.clone() for name, tensor in model.teacher.state_dict().items()}
-    model(model.prepare(batch()), 0.07).total.backward()
+    model(model.prepare_batch(batch()), 0.07).total.backward()
     assert all(p.grad is None for side in (model.teacher, model.average) for p in side.parameters())
     start = {name: tensor.clone() for name, tensor in model.average.state_dict().items()}
     with torch.no_grad():
@@ -111,17 +113,17 @@ def test_a_student_comes_near_its_teacher(tiny: Tiny, teacher: Path, pictures: P
 
 
 def test_what_cannot_teach_is_refused(tiny: Tiny, teacher: Path) -> None:
-    with pytest.raises(UsageError, match="fit them first, with the backbone frozen"):
+    with pytest.raises(UsageError, match="fit them first with the backbone frozen"):
         read_teacher(teacher / "backbone")
-    with pytest.raises(UsageError, match="the teacher's patches are 8 px, the student's 16"):
-        fit_student(tiny(backbone={"patch_size": 16}), read_teacher(teacher))
+    with pytest.raises(UsageError, match="the patch size of the teacher is 8 px, that of the student 16 px"):
+        fit_to_teacher(tiny(backbone={"patch_size": 16}), read_teacher(teacher))
 
 
 def test_a_teacher_or_a_start_is_never_overwritten(tiny: Tiny, teacher: Path, pictures: Path) -> None:
     before = sorted(path.name for path in (teacher / "checkpoints").iterdir())
-    with pytest.raises(UsageError, match="holds what the run starts from"):
+    with pytest.raises(UsageError, match="holds the weights that the run needs"):
         pretrain(tiny(), pictures, teacher, device="cpu", teacher=teacher, overwrite=True)
-    with pytest.raises(UsageError, match="holds what the run starts from"):
+    with pytest.raises(UsageError, match="holds the weights that the run needs"):
         pretrain(tiny(start={"weights": str(teacher / "backbone")}), pictures, teacher, device="cpu", overwrite=True)
     assert sorted(path.name for path in (teacher / "checkpoints").iterdir()) == before
 

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from dinomed.backbones.load import load_backbone
 from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.model.initialisation import fit_config, read_start, to_high_resolution
+from dinomed.pretrain.model.initialisation import read_initialisation
 from dinomed.pretrain.optim.optimizer import OptimizerDriver
-from dinomed.pretrain.train_step import Engine
+from dinomed.pretrain.resolve import fit_to_initialisation, to_high_resolution
+from dinomed.pretrain.train_step import TrainStep
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
@@ -26,16 +27,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, pictures: Pat
     return out
 
 
-def begin(config: PretrainConfig) -> Engine:
-    start = read_start(config.start)
-    return Engine(fit_config(config, start), CPU, start)
+def begin(config: PretrainConfig) -> TrainStep:
+    initialisation = read_initialisation(config.start)
+    return TrainStep(fit_to_initialisation(config, initialisation), CPU, initialisation)
 
 
 def test_a_run_comes_with_its_heads(tiny: Tiny, finished: Path) -> None:
-    engine = begin(tiny(start={"weights": str(finished)}))
-    assert engine.config.start.warmup == 0
+    train_step = begin(tiny(start={"weights": str(finished)}))
+    assert train_step.config.start.warmup == 0
     kept = load_file(next((finished / "checkpoints").glob("step_00000003")) / "tensors.safetensors")
-    for name, tensor in engine.model.state_dict().items():
+    for name, tensor in train_step.model.state_dict().items():
         assert torch.equal(tensor, kept[f"model.{name}"]), name
 
 
@@ -45,12 +46,12 @@ def test_heads_of_another_shape_are_new(tiny: Tiny, finished: Path, capsys: pyte
 
 
 def test_a_backbone_comes_without_and_both_sides_get_it(tiny: Tiny, tiny_backbone: Path) -> None:
-    engine = begin(tiny(start={"weights": str(tiny_backbone)}))
-    assert engine.config.start.warmup == 0.1
-    assert engine.config.backbone.embed_dim == 32  # the weights', not the config's 16
-    assert engine.config.backbone.drop_path == 0.3  # the config's
+    train_step = begin(tiny(start={"weights": str(tiny_backbone)}))
+    assert train_step.config.start.warmup == 0.1
+    assert train_step.config.backbone.embed_dim == 32  # the weights', not the config's 16
+    assert train_step.config.backbone.drop_path == 0.3  # the config's
     wanted = load_backbone(tiny_backbone).vit.state_dict()
-    for side in (engine.model.student, engine.model.teacher):
+    for side in (train_step.model.student, train_step.model.teacher):
         for name, tensor in side["backbone"].state_dict().items():
             assert torch.equal(tensor, wanted[name]), name
 
@@ -81,8 +82,8 @@ def test_with_the_backbone_frozen_throughout_only_heads_and_mask_token_change(
 
 def test_more_channels_and_larger_images(tiny: Tiny, finished: Path) -> None:
     changes = {"backbone": {"in_channels": 1}, "mean": [0.5], "std": [0.25], "crops": {"global_size": 64}}
-    engine = begin(tiny(start={"weights": str(finished), "resize_positions": True}, **changes))
-    backbone = engine.model.result
+    train_step = begin(tiny(start={"weights": str(finished), "resize_positions": True}, **changes))
+    backbone = train_step.model.ema_backbone
     old = load_backbone(finished).vit
     assert backbone.patch_embed.proj.weight.shape[1] == 1
     torch.testing.assert_close(backbone.patch_embed.proj.weight, old.patch_embed.proj.weight.sum(1, keepdim=True))
@@ -99,14 +100,14 @@ def test_the_high_resolution_phase_grows_all_crops_and_shortens_the_run(tiny: Ti
     config = to_high_resolution(tiny(start={"weights": str(finished)}, run={"steps": 100}), 64)
     assert (config.crops.global_size, config.crops.local_size, config.run.steps) == (64, 32, 8)
     assert config.optimizer.lr == pytest.approx(1e-4)
-    engine = begin(config)
-    assert engine.model.result.pos_embed.shape[1] == 1 + 8 * 8
-    assert "dino_head" in engine.model.student
+    train_step = begin(config)
+    assert train_step.model.ema_backbone.pos_embed.shape[1] == 1 + 8 * 8
+    assert "dino_head" in train_step.model.student
     assert to_high_resolution(tiny(backbone={"patch_size": 8})).crops.global_size == 520  # whole patches nearest to 518
 
 
 def test_what_is_not_there_is_refused(tiny: Tiny) -> None:
     with pytest.raises(UsageError, match="no known name and no existing path"):
-        read_start(tiny(start={"weights": "nowhere"}).start)
-    with pytest.raises(UsageError, match=r"start\.file needs start\.weights"):
-        read_start(tiny(start={"file": "x.pth"}).start)
+        read_initialisation(tiny(start={"weights": "nowhere"}).start)
+    with pytest.raises(UsageError, match=r"start\.file x\.pth needs start\.weights"):
+        read_initialisation(tiny(start={"file": "x.pth"}).start)

@@ -13,12 +13,13 @@ from dinomed.backbones.vit import VisionTransformer, ViTConfig
 from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.model import lora as tune
-from dinomed.pretrain.model.dinov2 import ObjectiveConfig, average, backbone_of, build_side
-from dinomed.pretrain.model.heads import HeadConfig
-from dinomed.pretrain.model.initialisation import fit_config, read_start
-from dinomed.pretrain.model.lora import LoraConfig, add_lora, check_tune, plain_parameters
+from dinomed.pretrain.model.dinov2 import ObjectiveConfig, backbone_of, build_side, update_ema
+from dinomed.pretrain.model.heads import ProjectionHeadConfig
+from dinomed.pretrain.model.initialisation import read_initialisation
+from dinomed.pretrain.model.lora import LoraConfig, add_lora, check_student_tuning, plain_parameters
 from dinomed.pretrain.monitoring.cost_estimate import _adapters
-from dinomed.pretrain.train_step import Engine
+from dinomed.pretrain.resolve import fit_to_initialisation
+from dinomed.pretrain.train_step import TrainStep
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
@@ -43,7 +44,9 @@ def test_only_adapters_and_the_mask_token_learn(vit: VisionTransformer) -> None:
     learns = {name for name, p in vit.named_parameters() if p.requires_grad}
     assert {name for name in learns if ".lora_" not in name} == {"mask_token"}
     assert len(learns) == 1 + 2 * 4 * 2  # blocks, layers, A and B; the patch embedding's projection is none of them
-    side = build_side(vit.config, ObjectiveConfig(ibot_weight=0, dino_head=HeadConfig(hidden=8, prototypes=8)))
+    side = build_side(
+        vit.config, ObjectiveConfig(ibot_weight=0, dino_head=ProjectionHeadConfig(hidden=8, prototypes=8))
+    )
     lora = LoraConfig(rank=2, targets=("qkv", "proj", "fc1", "fc2"))
     assert _adapters(side, lora) == sum(vit.get_parameter(name).numel() for name in learns - {"mask_token"})
 
@@ -65,7 +68,7 @@ def test_merged_weights_are_the_plain_model_that_gives_the_same_tokens(vit: Visi
 def test_the_average_follows_the_merged_weights(vit: VisionTransformer) -> None:
     slow = VisionTransformer(vit.config)
     before = {name: p.detach().clone() for name, p in slow.named_parameters()}
-    average(slow, vit, 0.75)
+    update_ema(slow, vit, 0.75)
     for name, fast in plain_parameters(vit):
         wanted = 0.75 * before[name] + 0.25 * fast
         torch.testing.assert_close(slow.get_parameter(name).detach(), wanted, rtol=1e-5, atol=1e-6)
@@ -105,23 +108,23 @@ def test_a_run_leaves_the_base_alone_gives_a_plain_backbone_and_resumes_exactly(
 
     # a run that goes on from it, whole this time, begins with what came out, and with its heads
     config = tiny(start={"weights": str(whole)})
-    found = read_start(config.start)
-    engine = Engine(fit_config(config, found), torch.device("cpu"), found)
-    for side in (engine.model.student, engine.model.teacher):
+    initialisation = read_initialisation(config.start)
+    train_step = TrainStep(fit_to_initialisation(config, initialisation), torch.device("cpu"), initialisation)
+    for side in (train_step.model.student, train_step.model.teacher):
         assert all(torch.equal(t, after[name]) for name, t in backbone_of(side).state_dict().items())
 
 
 def test_what_cannot_be_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tune.TuneConfig.model_validate(LORA)
-    check_tune(config, "mlp", has_start=True)
-    with pytest.raises(UsageError, match="starts from none; name them with --from"):
-        check_tune(config, "mlp", has_start=False)
+    config = tune.StudentTuneConfig.model_validate(LORA)
+    check_student_tuning(config, "mlp", has_weights=True)
+    with pytest.raises(UsageError, match="has no initial weights; name them with --from"):
+        check_student_tuning(config, "mlp", has_weights=False)
     with pytest.raises(UsageError, match=r"targets fc1, fc2: the backbone's feed-forward is a swiglu"):
-        check_tune(config, "swiglu", has_start=True)
+        check_student_tuning(config, "swiglu", has_weights=True)
     monkeypatch.setattr(tune, "world_size", lambda: 2)
-    check_tune(config, "mlp", has_start=True)
-    with pytest.raises(UsageError, match=r"run\.parallel=shard: FSDP2 cannot"):
-        check_tune(config, "mlp", has_start=True, parallel="shard")
+    check_student_tuning(config, "mlp", has_weights=True)
+    with pytest.raises(UsageError, match=r"run\.parallel=shard, because FSDP2 cannot"):
+        check_student_tuning(config, "mlp", has_weights=True, parallel="shard")
     monkeypatch.setattr("dinomed.backbones.lora.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'dinomed\[lora\]'"):
-        check_tune(config, "mlp", has_start=True)
+        check_student_tuning(config, "mlp", has_weights=True)

@@ -1,18 +1,18 @@
-"""Which images each step and each process takes."""
+"""The images of each step and each process."""
 
 from itertools import chain, islice
 
-from dinomed.pretrain.data.stream import Positions
+from dinomed.pretrain.data.stream import BatchPositions
 
 
 def test_processes_share_a_batch_in_order_and_a_resumed_run_goes_on() -> None:
-    parts = [list(Positions(range(2, 5), 6, rank * 3, 3)) for rank in range(2)]
+    parts = [list(BatchPositions(range(2, 5), 6, rank * 3, 3)) for rank in range(2)]
     together = [one + other for one, other in zip(*parts, strict=True)]
     assert list(chain.from_iterable(together)) == list(range(12, 30))
-    assert parts[0][1:] == list(Positions(range(3, 5), 6, 0, 3))
+    assert parts[0][1:] == list(BatchPositions(range(3, 5), 6, 0, 3))
 
 
 def test_a_long_run_costs_nothing_before_it_begins() -> None:
-    endless = Positions(range(10**15), 1024, 512, 2)  # a list of them would not fit into any memory
+    endless = BatchPositions(range(10**15), 1024, 512, 2)  # a list of them would not fit into any memory
     assert list(islice(endless, 2)) == [[512, 513], [1536, 1537]]
     assert len(endless) == 10**15

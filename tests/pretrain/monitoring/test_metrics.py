@@ -14,11 +14,11 @@ from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
 from dinomed.images.read import read_image
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.data.select_images import choose_images
-from dinomed.pretrain.monitoring import metrics as watch
+from dinomed.pretrain.data.select_images import select_images
+from dinomed.pretrain.monitoring import metrics as training_metrics
 from dinomed.pretrain.monitoring.energy import KG_PER_KWH, PUE, EnergyMeter
-from dinomed.pretrain.monitoring.health import Health
-from dinomed.pretrain.monitoring.online_knn import OnlineKNN, Progress, auroc_error, choose_labelled
+from dinomed.pretrain.monitoring.health import HealthCheck
+from dinomed.pretrain.monitoring.online_knn import KnnHistory, OnlineKNN, auroc_error, build_online_knn
 from dinomed.pretrain.monitoring.run_log import effective_rank, target_statistics
 from dinomed.pretrain.trainer import pretrain
 
@@ -56,26 +56,26 @@ FLAT = {"dino": 6.23, "target_information": 0.2}
     ],
 )
 def test_a_sick_run_is_told_in_words_once(change: dict[str, float], words: str | None) -> None:
-    health = Health(prototypes=512, views=128, steps=100)
-    assert health.look(30, HEALTHY) == []
-    found = health.look(40, HEALTHY | change)
+    health = HealthCheck(prototypes=512, views=128, steps=100)
+    assert health.check(30, HEALTHY) == []
+    found = health.check(40, HEALTHY | change)
     if words is None:
         assert found == []
     else:
         (text,) = found
         assert words in text
         assert "cause" in text or "Lower" in text
-        assert health.look(50, HEALTHY | change) == []
+        assert health.check(50, HEALTHY | change) == []
 
 
 def test_nothing_is_said_before_a_run_has_settled() -> None:
-    assert Health(prototypes=512, views=128, steps=1000).look(90, HEALTHY | FLAT) == []
+    assert HealthCheck(prototypes=512, views=128, steps=1000).check(90, HEALTHY | FLAT) == []
 
 
 def test_the_online_knn_is_that_of_scikit_learn(tiny: Tiny, pictures: Path, tiny_backbone: Path) -> None:
     manifest = read_manifest(pictures)
     backbone = load_backbone(tiny_backbone)
-    knn = choose_labelled(manifest, manifest.select(split="train"), backbone.preprocessing, limit=2000)
+    knn = build_online_knn(manifest, manifest.select(split="train"), backbone.preprocessing, limit=2000)
     assert knn is not None
     found = knn.measure(backbone.vit, CPU)
     rows = []
@@ -90,20 +90,20 @@ def test_the_online_knn_is_that_of_scikit_learn(tiny: Tiny, pictures: Path, tiny
 
 def test_without_labels_or_val_there_is_no_knn(tiny: Tiny, pictures: Path, tiny_backbone: Path) -> None:
     manifest, preprocessing = read_manifest(pictures), load_backbone(tiny_backbone).preprocessing
-    train, _ = choose_images(manifest, tiny())
-    assert choose_labelled(manifest, train, preprocessing, limit=0) is None
-    assert choose_labelled(manifest.select(split="train"), train, preprocessing, limit=10) is None
-    limited = choose_labelled(manifest, train, preprocessing, limit=5)
+    train, _ = select_images(manifest, 4, 2)
+    assert build_online_knn(manifest, train, preprocessing, limit=0) is None
+    assert build_online_knn(manifest.select(split="train"), train, preprocessing, limit=10) is None
+    limited = build_online_knn(manifest, train, preprocessing, limit=5)
     assert limited is None or len(limited.parts[0]) == 5
 
 
 def test_progress_remembers_the_best() -> None:
-    progress = Progress()
-    assert [progress.add(step, value) for step, value in enumerate((0.5, 0.7, 0.6, 0.7, 0.8))] == [
+    history = KnnHistory()
+    assert [history.add(step, value) for step, value in enumerate((0.5, 0.7, 0.6, 0.7, 0.8))] == [
         True, True, False, False, True,
     ]  # fmt: skip
-    assert (progress.start, progress.best, progress.best_step, progress.waiting) == (0.5, 0.8, 4, 0)
-    assert Progress(**progress.as_dict()) == progress
+    assert (history.start, history.best, history.best_step, history.waiting) == (0.5, 0.8, 4, 0)
+    assert KnnHistory(**history.as_dict()) == history
 
 
 def test_a_run_that_no_longer_improves_ends_and_keeps_its_best(
@@ -111,12 +111,14 @@ def test_a_run_that_no_longer_improves_ends_and_keeps_its_best(
 ) -> None:
     values = iter([0.5, 0.6, 0.9, 0.8, 0.7, 0.6])
     monkeypatch.setattr(
-        watch.OnlineKNN, "measure", lambda *_: {"knn_auroc": next(values), "knn_accuracy": 0.0}, raising=True
+        training_metrics.OnlineKNN, "measure", lambda *_: {"knn_auroc": next(values), "knn_accuracy": 0.0}, raising=True
     )
     config = tiny(run={"steps": 20, "checkpoint_every": 2, "patience": 2})
     result = pretrain(config, pictures, tmp_path / "run", device="cpu")
     assert result.steps == 8  # best after step 4, then two that are worse
-    assert "ended after step 8 of 20: 2 checkpoints without a better k-NN" in " ".join(capsys.readouterr().err.split())
+    assert "ended after step 8 of 20: 2 checkpoints without a better online k-NN" in " ".join(
+        capsys.readouterr().err.split()
+    )
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["knn"]["best_step"] == 4
     best, last = load_backbone(tmp_path / "run" / "best"), load_backbone(tmp_path / "run")
@@ -144,7 +146,7 @@ def test_features_that_got_worse_than_chance_explains_are_told_of_once(
     times: int,
 ) -> None:
     measured = iter(values)
-    monkeypatch.setattr(watch.OnlineKNN, "measure", lambda *_: {"knn_auroc": next(measured)})
+    monkeypatch.setattr(training_metrics.OnlineKNN, "measure", lambda *_: {"knn_auroc": next(measured)})
     pretrain(tiny(), pictures, tmp_path / "run", device="cpu")
     assert capsys.readouterr().err.count("worse than at the start") == times
 
@@ -180,16 +182,16 @@ def test_what_chance_may_take_is_what_drawing_again_takes(counts: list[int]) -> 
         ranks = votes.argsort(1).argsort(1)  # there are no ties: Mann and Whitney's count of pairs
         aurocs = ((ranks * truth).sum(1) - positives * (positives - 1) / 2) / (positives * negatives)
         before, now = aurocs.mean(1)
-        falls.append((before - now) / knn.chance(before, now))
+        falls.append((before - now) / knn.chance_fall(before, now))
     # Two standard errors of one are 1.4 of the difference of two that have nothing in common: 8% fall further, and
     # fewer where classes are of very different size, of which the formula thinks too little.
     assert 0.015 < np.mean(np.array(falls) > 1) < 0.11
 
 
 def test_the_fewer_the_images_the_more_may_chance_take() -> None:
-    assert _knn([200, 200]).chance(0.8, 0.75) < 0.05 < _knn([60, 60]).chance(0.8, 0.75)
-    assert _knn([2, 2]).chance(1.0, 0.5) > 0.4  # a perfect start on four images is no certain one
-    assert _knn([200, 200, 0]).chance(0.8, 0.75) == _knn([200, 200]).chance(0.8, 0.75)
+    assert _knn([200, 200]).chance_fall(0.8, 0.75) < 0.05 < _knn([60, 60]).chance_fall(0.8, 0.75)
+    assert _knn([2, 2]).chance_fall(1.0, 0.5) > 0.4  # a perfect start on four images is no certain one
+    assert _knn([200, 200, 0]).chance_fall(0.8, 0.75) == _knn([200, 200]).chance_fall(0.8, 0.75)
 
 
 def test_energy_is_watts_times_time_times_pue(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ import torch
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.crops import PRESETS, CropConfig, MultiCrop
-from dinomed.pretrain.model.heads import Head
+from dinomed.pretrain.model.heads import ProjectionHead
 from dinomed.pretrain.monitoring.cost_estimate import estimate
-from dinomed.pretrain.optim.scaling_rules import momentum_for, prototypes_for, scale_to_data
+from dinomed.pretrain.optim.scaling_rules import scale_momentum, scale_prototypes
+from dinomed.pretrain.resolve import scale_to_data
 
 Tiny = Callable[..., PretrainConfig]
 CPU = torch.device("cpu")
@@ -19,12 +20,12 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("batch", [16, 64, 256, 2048])
 def test_the_teachers_half_life_in_images_is_that_of_the_reference(batch: int) -> None:
-    half_life = batch * np.log(0.5) / np.log(momentum_for(0.992, batch))
+    half_life = batch * np.log(0.5) / np.log(scale_momentum(0.992, batch))
     assert half_life == pytest.approx(1024 * np.log(0.5) / np.log(0.992))
 
 
 def test_prototypes_grow_with_the_collection_within_bounds() -> None:
-    counts = [prototypes_for(images) for images in (1, 1000, 6096, 50_000, 10**6, 10**9)]
+    counts = [scale_prototypes(images) for images in (1, 1000, 6096, 50_000, 10**6, 10**9)]
     assert counts == sorted(counts)
     assert (counts[0], counts[2], counts[-1]) == (256, 512, 65_536)
 
@@ -65,7 +66,7 @@ def test_parameters_are_counted_and_costs_grow_as_they_should(tiny: Tiny) -> Non
     config = tiny(run={"batch_size": 8})
     found = estimate(config, CPU)
     vit = VisionTransformer(config.backbone)
-    heads = [Head(16, config.objective.dino_head), Head(16, config.objective.ibot_head)]
+    heads = [ProjectionHead(16, config.objective.dino_head), ProjectionHead(16, config.objective.ibot_head)]
     assert found.backbone_parameters == sum(p.numel() for p in vit.parameters())
     assert found.head_parameters == sum(p.numel() for head in heads for p in head.parameters())
     assert found.tokens_per_image == 2 * (2 * (16 + 2)) + 2 * (

@@ -13,8 +13,9 @@ from dinomed.datasets.scan.scan import scan
 from dinomed.errors import DinomedError, UsageError
 from dinomed.pretrain.curation.audit.audit import Audit, AuditConfig, audit, audit_seen
 from dinomed.pretrain.curation.audit.image_pass import look
-from dinomed.pretrain.curation.audit.training_index import SEEN_FILE, hash_group, read_seen, write_seen
+from dinomed.pretrain.curation.audit.training_index import hash_group, read_seen, write_seen
 from dinomed.pretrain.curation.descriptors.descriptor import DescriptorConfig
+from dinomed.pretrain.run_folder import SEEN_FILE
 
 CONFIG = AuditConfig(descriptor=DescriptorConfig(fit_images=32), candidates=3)
 

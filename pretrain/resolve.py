@@ -1,0 +1,269 @@
+"""Resolution of a pretraining config: the settings that a run uses, after the weights, the teacher and the data.
+
+`dinomed pretrain` and `--dry-run` both call `resolve_config`, so a dry run shows the settings that the run would use.
+The order is: initial weights, teacher, number of bits and channels of the images, scaling rules.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dinomed.backbones.vit import ViTConfig
+from dinomed.config import build_config, load_config, merge, parse_overrides, parse_yaml
+from dinomed.datasets.manifest import Manifest, open_collection
+from dinomed.errors import DinomedError, UsageError
+from dinomed.images.intensity import IntensityConfig
+from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint, read_whole
+from dinomed.log import logger
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.data.select_images import check_channels, select_images
+from dinomed.pretrain.model.distillation import Teacher
+from dinomed.pretrain.model.initialisation import Initialisation, read_initialisation
+from dinomed.pretrain.model.lora import check_student_tuning
+from dinomed.pretrain.optim.scaling_rules import scale_momentum, scale_prototypes
+from dinomed.pretrain.run_folder import CHECKPOINTS, CONFIG_FILE, flatten_settings
+
+NEW_HEADS_WARMUP = 0.1
+HIGH_RESOLUTION = 518  # px (Oquab et al. 2023, section 4)
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """The resolved config of a run, with the weights and images that it was resolved from.
+
+    `manifest` holds all images of the data, `train` those to train on, `held_aside` those of the PCA pictures.
+    """
+
+    config: PretrainConfig
+    initialisation: Initialisation | None
+    teacher: Teacher | None
+    manifest: Manifest
+    train: Manifest
+    held_aside: Manifest
+    teacher_folder: Path | None = None
+
+    @property
+    def data_record(self) -> dict[str, Any]:
+        """The entry ``data`` of ``run.json``: it identifies the training images."""
+        record = {
+            "fingerprint": self.train.fingerprint,
+            "images": len(self.train),
+            "held_aside": len(self.held_aside),
+        }
+        return record if self.teacher_folder is None else record | {"teacher": str(self.teacher_folder)}
+
+
+def resolve_config(
+    config: PretrainConfig,
+    data: Path,
+    *,
+    teacher: Path | None = None,
+    fixed: Collection[str] = (),
+    fetch: bool = True,
+) -> ResolvedRun:
+    """Return the settings that a run on `data` uses, and what the run needs besides.
+
+    Args:
+        config: the settings that the user wrote.
+        data: a manifest, a folder of images, or an image.
+        teacher: run folder of the teacher of a distillation.
+        fixed: names of settings that the user set on the command line (``backbone.embed_dim``, or a whole section).
+            Weights that need another value are refused; any other setting follows the weights.
+        fetch: whether released weights may be downloaded. If not, only their architecture is used.
+
+    Raises:
+        UsageError: settings, weights, teacher and data do not fit together.
+        DinomedError: a file is damaged.
+    """
+    initialisation = read_initialisation(config.start, fetch=fetch)
+    resolved = fit_to_initialisation(config, initialisation)
+    teacher_of_run = read_teacher(teacher) if teacher is not None else None
+    if teacher_of_run is not None:
+        resolved = fit_to_teacher(resolved, teacher_of_run)
+    _check_fixed_settings(config, resolved, fixed, f"the weights of {teacher or config.start.weights}")
+    manifest = open_collection(data)
+    train, held_aside = select_images(manifest, config.run.batch_size, config.run.pca_images)
+    resolved = fit_to_images(resolved, train)
+    has_heads = teacher_of_run is not None or (initialisation is not None and initialisation.has_heads)
+    resolved = scale_to_data(resolved, len(train), keep_heads=has_heads)
+    return ResolvedRun(resolved, initialisation, teacher_of_run, manifest, train, held_aside, teacher)
+
+
+def load_pretrain_config(path: Path, overrides: Iterable[str] = (), phase: str | None = None) -> PretrainConfig:
+    """Load a config from YAML, with ``a.b=value`` overrides and, for ``phase="highres"``, the high-resolution settings.
+
+    Overrides replace the settings of the phase. If one of them is `crops.global_size`, the phase uses this size.
+
+    Raises:
+        UsageError: a setting is wrong, the phase is unknown, or a high-resolution phase has no initial weights.
+    """
+    overrides = list(overrides)
+    config = load_config(PretrainConfig, path, overrides)
+    if phase is None:
+        return config
+    if phase != "highres":
+        raise UsageError(f"--phase {phase!r} is unknown; use highres")
+    settings = parse_overrides(overrides)
+    has_size = "global_size" in settings.get("crops", {})
+    size = config.crops.global_size if has_size else HIGH_RESOLUTION  # local crops follow it
+    large = to_high_resolution(load_config(PretrainConfig, path), size).model_dump()
+    config = build_config(PretrainConfig, merge(large, settings), "--phase highres")
+    if config.start.weights is None:
+        raise UsageError("--phase highres needs the weights of a run; add --from RUN")
+    return config
+
+
+def to_high_resolution(config: PretrainConfig, size: int = HIGH_RESOLUTION) -> PretrainConfig:
+    """Return the settings of the short high-resolution phase at the end of pretraining (Oquab et al. 2023, section 4).
+
+    All crops grow by the same factor, the position embedding is resized once, and every schedule runs over the steps
+    of this phase. The paper's 10,000 steps after 125,000 (or 625,000) become 8% of the config's steps. The paper does
+    not give the learning rate, only says that it is lower; here it is a tenth.
+
+    Args:
+        size: side of the global crops, px; rounded to whole patches.
+    """
+    patch, crops, run = config.backbone.patch_size, config.crops, config.run
+    global_size = round(size / patch) * patch
+    local_size = max(round(crops.local_size * global_size / crops.global_size / patch), 1) * patch
+    changes = {
+        "backbone": {"image_size": global_size},
+        "crops": {"global_size": global_size, "local_size": local_size},
+        "frozen_size": global_size,
+        "optimizer": {"lr": config.optimizer.lr / 10},
+        "run": {"steps": max(run.steps * 8 // 100, 1)},
+        "start": {"resize_positions": True},
+    }
+    return build_config(PretrainConfig, merge(config.model_dump(), changes), "--phase highres")
+
+
+def fit_to_initialisation(config: PretrainConfig, initialisation: Initialisation | None) -> PretrainConfig:
+    """Return `config` with the architecture and the normalisation of the initial weights.
+
+    The config decides stochastic depth and the number of input channels; the first layer is inflated if they differ.
+    """
+    feed_forward = config.backbone.feed_forward if initialisation is None else initialisation.vit.config.feed_forward
+    has_weights = initialisation is not None
+    check_student_tuning(config.tune, feed_forward, has_weights=has_weights, parallel=config.run.parallel)
+    if initialisation is None:
+        return config
+    architecture = initialisation.vit.config.model_dump(exclude={"drop_path", "in_channels"})
+    backbone = config.backbone.model_dump() | architecture
+    if config.start.resize_positions:
+        backbone["image_size"] = config.crops.global_size
+    data = config.model_dump() | {"backbone": backbone}
+    preprocessing = initialisation.preprocessing
+    if preprocessing.channels == config.backbone.in_channels:
+        data |= {"mean": preprocessing.mean, "std": preprocessing.std}
+        if config.images == IntensityConfig():
+            data["images"] = preprocessing.intensity
+    if config.start.warmup is None:
+        data["start"] = data["start"] | {"warmup": 0.0 if initialisation.has_heads else NEW_HEADS_WARMUP}
+    return build_config(PretrainConfig, data, f"weights of {config.start.weights}")
+
+
+def read_teacher(folder: Path) -> Teacher:
+    """Read the teacher of a finished run.
+
+    Raises:
+        UsageError: `folder` is not a run folder with a checkpoint. A backbone alone has no heads.
+        DinomedError: the checkpoints are damaged.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        checkpoint = newest_checkpoint(folder / CHECKPOINTS)
+    except DamagedCheckpoints as error:
+        raise DinomedError(f"teacher {folder} is damaged: {error}; use an intact copy or another teacher") from None
+    if not path.is_file() or checkpoint is None:
+        raise UsageError(
+            f"teacher {folder} is not a run folder with a checkpoint. If it is a backbone, it has no heads; fit them "
+            f"first with the backbone frozen: dinomed pretrain CONFIG --from {folder} --set start.warmup=1 -o RUN"
+        )
+    config = build_config(PretrainConfig, parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    weights = read_whole(checkpoint[0], "model.teacher.")
+    return Teacher(config.backbone, config.objective, config.preprocessing, weights)
+
+
+def fit_to_teacher(config: PretrainConfig, teacher: Teacher) -> PretrainConfig:
+    """Return the student's config with the settings that it must share with its teacher.
+
+    These are the number of prototypes, the weights of the losses, tied or untied heads, normalisation and channels.
+    Stochastic depth is off.
+
+    Raises:
+        UsageError: the patch sizes differ, so that patch tokens cannot be compared; or the channels differ.
+    """
+    patch, channels = config.backbone.patch_size, config.backbone.in_channels
+    if channels not in (teacher.backbone.in_channels, ViTConfig.model_fields["in_channels"].default):
+        raise UsageError(
+            f"the teacher takes {teacher.backbone.in_channels} channels, the student {channels} "
+            "(backbone.in_channels); both get the same images, so leave this setting out"
+        )
+    if teacher.backbone.patch_size != patch:
+        raise UsageError(
+            f"the patch size of the teacher is {teacher.backbone.patch_size} px, that of the student {patch} px; "
+            f"set backbone.patch_size={teacher.backbone.patch_size} so that patch tokens can be compared"
+        )
+    objective = teacher.objective.model_dump(include={"untied_heads", "dino_weight", "ibot_weight", "targets"})
+    for head in ("dino_head", "ibot_head"):
+        objective[head] = {"prototypes": getattr(teacher.objective, head).prototypes}
+    changes = {
+        "backbone": {"drop_path": 0.0, "in_channels": teacher.backbone.in_channels},
+        "objective": objective,
+        "mean": teacher.preprocessing.mean,
+        "std": teacher.preprocessing.std,
+        "images": teacher.preprocessing.intensity.model_dump(),
+    }
+    return build_config(PretrainConfig, merge(config.model_dump(), changes), "distillation")
+
+
+def fit_to_images(config: PretrainConfig, images: Manifest) -> PretrainConfig:
+    """Return `config` with the bit depth of the images, and without RGB augmentations for other channels.
+
+    `images.bits` becomes 16 if it is not set and an image has more than 8 bits. Saturation, hue and gray are switched
+    off if the backbone takes a number of channels other than 3.
+
+    Raises:
+        UsageError: an image has channels that the backbone cannot take.
+    """
+    channels, changes = config.backbone.in_channels, dict[str, object]()
+    if images.has("channels") and images.has("bits"):
+        check_channels(images, channels)
+        if config.images.bits is None and max(images.column("bits")) > 8:
+            changes["images"] = config.images.model_copy(update={"bits": 16})
+            logger.info("all images are read with 16 bits, because some have more than 8; set images.bits to change it")
+    rgb_only = config.crops.needs_rgb()
+    if channels != 3 and rgb_only:
+        changes["crops"] = config.crops.without_rgb()
+        logger.info(f"{', '.join(rgb_only)}: off, because they need RGB and the backbone takes {channels} channels")
+    return config.model_copy(update=changes)
+
+
+def scale_to_data(config: PretrainConfig, num_images: int, *, keep_heads: bool = False) -> PretrainConfig:
+    """Return `config` with the scaling rules applied, if `run.scale_to_data` is set.
+
+    Args:
+        num_images: number of training images.
+        keep_heads: keep the number of prototypes, because the heads come from a checkpoint or follow a teacher.
+    """
+    if not config.run.scale_to_data:
+        return config
+    momentum = scale_momentum(config.teacher.momentum, config.run.batch_size, config.optimizer.reference_batch)
+    changes: dict[str, object] = {"teacher": {"momentum": momentum}}
+    if not keep_heads:
+        head = {"prototypes": scale_prototypes(num_images)}
+        changes["objective"] = {"dino_head": head, "ibot_head": head}
+    return build_config(PretrainConfig, merge(config.model_dump(), changes), "run.scale_to_data")
+
+
+def _check_fixed_settings(
+    requested: PretrainConfig, resolved: PretrainConfig, fixed: Collection[str], source: str
+) -> None:
+    """Raise if the loaded weights override a setting that the user fixed."""
+    before, after = flatten_settings(requested), flatten_settings(resolved)
+    for key, value in before.items():
+        if after[key] != value and any(key == name or key.startswith(f"{name}.") for name in fixed):
+            raise UsageError(
+                f"--set {key}={value} contradicts {source}, which need {key}={after[key]}; leave the setting out"
+            )

@@ -1,0 +1,84 @@
+"""One resolution of the config, for the run and for `--dry-run`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinomed.apps.cli import main
+from dinomed.config import load_config, to_yaml
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.resolve import load_pretrain_config
+from dinomed.pretrain.trainer import pretrain
+
+Tiny = Callable[..., PretrainConfig]
+
+
+def call(*arguments: object) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    assert not end.value.code
+
+
+@pytest.fixture(scope="module")
+def images_16_bit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        Image.fromarray(rng.integers(0, 60_000, (40, 40)).astype(np.uint16)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, images_16_bit: Path) -> Path:
+    """A finished run, for a teacher or for initial weights, of one channel."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    pretrain(
+        tiny(backbone={"in_channels": 1}, mean=[0.4], std=[0.2], run={"steps": 1}), images_16_bit, out, device="cpu"
+    )
+    return out
+
+
+@pytest.mark.parametrize("source", ["random weights", "initial weights", "teacher"])
+def test_a_dry_run_shows_the_settings_that_the_run_uses(
+    source: str, tiny: Tiny, images_16_bit: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes: dict[str, Any] = {"run": {"steps": 1, "scale_to_data": True}, "backbone": {"in_channels": 1}}
+    (tmp_path / "c.yaml").write_text(to_yaml(tiny(mean=[0.5], std=[0.25], **changes)))
+    command = "distill" if source == "teacher" else "pretrain"
+    words: list[object] = [
+        command,
+        tmp_path / "c.yaml",
+        "--data",
+        images_16_bit,
+        "--device",
+        "cpu",
+        "--json",
+        "--quiet",
+    ]
+    words += {"random weights": [], "initial weights": ["--from", trained], "teacher": ["--teacher", trained]}[source]
+    call(*words, "-o", tmp_path / "dry", "--dry-run")
+    plan = json.loads(capsys.readouterr().out)
+    assert not (tmp_path / "dry").exists()
+    call(*words, "-o", tmp_path / "run")
+    used = load_config(PretrainConfig, tmp_path / "run" / "config.yaml").model_dump(mode="json")
+    assert plan["config"] == used
+    assert used["images"]["bits"] == 16
+    assert used["crops"]["gray_probability"] == 0  # one channel
+    assert used["teacher"]["momentum"] == pytest.approx(0.992 ** (4 / 1024))
+    assert used["objective"]["dino_head"]["prototypes"] == (256 if source == "random weights" else 24)
+    capsys.readouterr()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    heads = record["parameters"]["dino_head"] + record["parameters"]["ibot_head"]
+    assert plan["estimate"]["head_parameters"] == heads
+
+
+def test_local_views_follow_the_size_that_the_high_resolution_phase_is_given() -> None:
+    recipe = Path("configs/pretrain/vit_tiny_cpu.yaml")  # 48 and 24 px, patch 8
+    for settings, sizes in (([], (520, 256)), (["crops.global_size=96"], (96, 48))):
+        crops = load_pretrain_config(recipe, ["start.weights=a", *settings], "highres").crops
+        assert (crops.global_size, crops.local_size) == sizes
