@@ -27,7 +27,7 @@ class FitConfig(Config):
     batch_size: int = Field(256, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    precision: Literal["float32", "bf16", "fp16"] = Field(
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of matrix products, on CUDA; weights, losses and validation stay float32"
     )
 

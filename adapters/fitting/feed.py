@@ -33,7 +33,7 @@ from dinomed.features.compute import Features, compute_features
 from dinomed.features.extract import extract, resolve_blocks
 from dinomed.progress import bar
 
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 Gather = Callable[[Sequence[int]], Features]
 
 

@@ -189,7 +189,7 @@ class _AdamW:
             fused=True,
         )
         device = next(iter(groups[0].parameters)).device.type
-        self.scaler = torch.amp.GradScaler(device, enabled=config.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device, enabled=config.precision == "float16")
 
     def draws(self, epoch: int) -> Iterator[Draw]:
         for turn in range((epoch - 1) * self.passes, epoch * self.passes):

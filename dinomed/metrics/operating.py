@@ -26,15 +26,6 @@ def youden_threshold(positive: np.ndarray, scores: np.ndarray) -> float | None:
     return _between(ranking.thresholds, int(np.argmax(np.round(true_rate[1:] - false_rate[1:], 12))))
 
 
-def threshold_at_sensitivity(positive: np.ndarray, scores: np.ndarray, sensitivity: float) -> float | None:
-    """The highest threshold at which at least `sensitivity` (0 to 1) of the positives are found."""
-    if not 0 < positive.sum() < len(positive):
-        return None
-    ranking = Ranking(positive, scores)
-    _, true_rate = ranking.roc()
-    return _between(ranking.thresholds, int(np.argmax(true_rate[1:] >= sensitivity - 1e-12)))
-
-
 def _between(thresholds: np.ndarray, index: int) -> float:
     """Half-way from a threshold to the next lower score; the threshold itself where no number lies between."""
     here = float(thresholds[index])

@@ -5,9 +5,6 @@ out of their means and counted; its precision is 0, since nothing that was shown
 fewer than k results, precision@k still divides by k: an empty place is no hit.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
 
@@ -41,30 +38,5 @@ def precision_at(relevant: np.ndarray, k: int) -> np.ndarray:
     return np.asarray(relevant, bool)[:, :k].sum(axis=1) / k
 
 
-def retrieval_metrics(relevant: np.ndarray, total: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, Any]:
-    """Means over Q queries; see `average_precision` for the arguments.
-
-    Returns:
-        `n` queries, `without_relevant` of them with nothing to find; `map` over all results; `recall@k`,
-        `precision@k` and `hit@k` (the share of queries with a relevant one among the first k) for each k.
-    """
-    relevant, total = np.asarray(relevant, bool), np.asarray(total)
-    out: dict[str, Any] = {
-        "n": len(relevant),
-        "without_relevant": int((total == 0).sum()),
-        "map": _mean(average_precision(relevant, total)),
-    }
-    for k in ks:
-        out[f"recall@{k}"] = _mean(recall_at(relevant, total, k))
-        out[f"precision@{k}"] = _mean(precision_at(relevant, k))
-        out[f"hit@{k}"] = _mean(np.where(total > 0, relevant[:, :k].any(axis=1), np.nan))
-    return out
-
-
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
-
-
-def _mean(values: np.ndarray) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else float("nan")

@@ -217,7 +217,7 @@ def test_other_words_are_refused(word: Any) -> None:
         ({"tune": "lora", "head": {"name": "knn"}}, "knn is solved at once"),
         ({"augment": "light", "unit": "group"}, "for single images"),
         ({"tune": "last:1", "fit": {"optimizer": "lbfgs"}}, "lbfgs takes all images at once"),
-        ({"fit": {"optimizer": "lbfgs", "precision": "bf16"}}, "too coarse for lbfgs"),
+        ({"fit": {"optimizer": "lbfgs", "precision": "bfloat16"}}, "too coarse for lbfgs"),
         ({"augment": "strong"}, "augment"),
         ({"tune": {"last": 1, "lora": {}}}, "choose one"),
     ],
@@ -228,8 +228,8 @@ def test_what_does_not_go_together_is_told(settings: dict[str, Any], told: str) 
 
 
 def test_half_precision_is_for_cuda(tiny_backbone: Path) -> None:
-    config = build_config(SegmentConfig, {"fit": {"precision": "bf16"}}, "config")
-    with pytest.raises(UsageError, match="bf16 is for CUDA; on cpu"):
+    config = build_config(SegmentConfig, {"fit": {"precision": "bfloat16"}}, "config")
+    with pytest.raises(UsageError, match="bfloat16 is for CUDA; on cpu"):
         check_precision(config.fit, torch.device("cpu"))
     check_precision(config.fit, torch.device("cuda"))
 
@@ -240,7 +240,7 @@ def test_lora_without_peft_is_told(tiny_backbone: Path, monkeypatch: pytest.Monk
         LearningBackbone(load_backbone(tiny_backbone), TuneConfig.model_validate("lora"), (2,), seed=0)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("tune", ["none", "last:1"])
 def test_half_precision_learns_as_float32_does(
     precision: str, tune: str, place: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -263,7 +263,7 @@ def test_half_precision_learns_as_float32_does(
         out = tmp_path / kind
         fit_segmenter(load_backbone(place / "ssl"), manifest, out, config, cache=place / "cache")
         losses[kind] = [json.loads(line)["train_loss"] for line in (out / "log.jsonl").read_text().splitlines()]
-    assert {torch.float32, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]} == set(seen)
+    assert {torch.float32, {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision]} == set(seen)
     assert losses[precision] != losses["float32"]
     assert losses[precision] == pytest.approx(losses["float32"], rel=0.01)  # bfloat16 has 8 bits
     tensors = read_tensors(tmp_path / precision / "adapter.safetensors")
