@@ -23,7 +23,8 @@ from dinomed.adapters.heads.logistic import fit_logistic
 from dinomed.adapters.inference.loader import resize_probability
 from dinomed.adapters.tasks.segment.masks import load_mask, shrink_mask
 from dinomed.apps.quickstart.baselines import otsu_mask
-from dinomed.datasets.manifest import Manifest, open_collection
+from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.open import open_dataset
 from dinomed.images.read import read_image
 from dinomed.io.files import to_json
 from dinomed.metrics.classification import classification_metrics
@@ -150,7 +151,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="everything measured, as JSON")
     options = parser.parse_args()
-    manifest = open_collection(options.manifest)
+    manifest = open_dataset(options.manifest)
     report = {
         "pixels": pixel_regression(manifest, options.pixels),
         "otsu": otsu(manifest),

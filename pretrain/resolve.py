@@ -82,7 +82,7 @@ def resolve_config(
     if teacher_of_run is not None:
         resolved = fit_to_teacher(resolved, teacher_of_run)
     _check_fixed_settings(config, resolved, fixed, f"the weights of {teacher or config.start.weights}")
-    manifest = open_collection(data)
+    manifest = open_dataset(data)
     train, held_aside = select_images(manifest, config.run.batch_size, config.run.pca_images)
     resolved = fit_to_images(resolved, train)
     has_heads = teacher_of_run is not None or (initialisation is not None and initialisation.has_heads)

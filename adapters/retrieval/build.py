@@ -1,6 +1,5 @@
 """Construction of an index: features of all images of a manifest, pooled, whitened and indexed."""
 
-import os
 import platform
 import shutil
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from dinomed.adapters.retrieval.index import (
 )
 from dinomed.adapters.retrieval.pool import Pooling, fit_whitening
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.manifest import Manifest, relative_root
 from dinomed.features.compute import Features
 from dinomed.features.extract import extract
 from dinomed.io.artifacts import hash_key
@@ -77,7 +76,7 @@ def build_index(
             whitened=whitening is not None,
             backbone=refer_to(backbone, out),
             preprocessing=backbone.preprocessing,
-            root=Path(os.path.relpath(manifest.root.resolve(), out.resolve())).as_posix(),
+            root=relative_root(manifest.root, out),
             manifest=manifest.fingerprint,
             written={
                 "at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -93,7 +93,7 @@ def _sides(
     train: Path, test: Path | None, train_split: str | None, test_split: str | None
 ) -> "tuple[Seen | None, Manifest | None, Manifest, tuple[str, str]]":
     """(what a run has seen, or None; training images, or None; test images; what the two are called)."""
-    from dinomed.datasets.open import collect
+    from dinomed.datasets.open import open_dataset
     from dinomed.errors import UsageError
     from dinomed.pretrain.curation.audit.training_index import read_seen
     from dinomed.pretrain.run_folder import CHECKPOINTS, RECORD_FILE, SEEN_FILE
@@ -106,11 +106,11 @@ def _sides(
         return (
             read_seen(train),
             None,
-            _splits(collect(test)[0], test, test_split),
+            _splits(open_dataset(test, allow_unreadable=True), test, test_split),
             (str(train), _name(test, test_split)),
         )
-    images = collect(train)[0]
-    tests = images if test is None else collect(test)[0]
+    images = open_dataset(train, allow_unreadable=True)
+    tests = images if test is None else open_dataset(test, allow_unreadable=True)
     if tests.fingerprint == images.fingerprint and train_split is None and test_split is None:
         splits = set(images.column("split")) if images.has("split") else set()
         if "train" not in splits or not splits & {"val", "test"}:

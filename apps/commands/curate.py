@@ -99,12 +99,12 @@ def _check_options(output: Path, engine: str, address: str | None, *, overwrite:
 
 
 def _open(path: Path, option: str) -> "Named":
-    from dinomed.datasets.manifest import open_collection
+    from dinomed.datasets.open import open_dataset
     from dinomed.errors import UsageError
     from dinomed.pretrain.curation.pool import Named
 
     try:
-        return Named(path.stem if path.is_file() else path.resolve().name, open_collection(path))
+        return Named(path.stem if path.is_file() else path.resolve().name, open_dataset(path))
     except UsageError as error:
         raise UsageError(f"{option}: {error}") from None
 

@@ -42,7 +42,7 @@ def evaluate(
     """
     from dinomed.adapters.evaluation.evaluate import evaluate_in_full
     from dinomed.apps.output import emit
-    from dinomed.datasets.manifest import open_collection
+    from dinomed.datasets.open import open_dataset
     from dinomed.errors import UsageError
     from dinomed.io.files import write_json, write_text
     from dinomed.io.output_folder import prepare_output
@@ -51,7 +51,7 @@ def evaluate(
         raise UsageError(f"--unit {unit}: give image or group")
     if output is not None:
         prepare_output(output, overwrite=overwrite, marker=METRICS_FILE)
-    manifest = open_collection(data)
+    manifest = open_dataset(data)
     found = evaluate_in_full(
         adapter, manifest, split, device=device, backbone=backbone, allow_seen=allow_seen, unit=unit,  # type: ignore[arg-type]
         by=[name.strip() for name in by.split(",") if name.strip()] if by else (), resamples=resamples,

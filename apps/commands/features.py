@@ -28,13 +28,13 @@ def features(
     """
     from dinomed.apps.output import emit
     from dinomed.backbones.load import load_backbone
-    from dinomed.datasets.open import collect
+    from dinomed.datasets.open import open_dataset
     from dinomed.features.table import check_table_output, write_feature_table
 
     check_table_output(output, tokens, overwrite=overwrite)
     found = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
-    manifest, unreadable = collect(images)
-    written = write_feature_table(found, manifest, output, tokens=tokens, unreadable=unreadable)
+    manifest = open_dataset(images, allow_unreadable=True, decode=True)
+    written = write_feature_table(found, manifest, output, tokens=tokens, unreadable=manifest.unreadable)
     report = {
         "table": str(output),
         "images": written.images,
@@ -42,7 +42,7 @@ def features(
         "backbone": found.name,
         "fingerprint": found.fingerprint,
         "image_size": found.preprocessing.image_size,
-        "unreadable": len(unreadable),
+        "unreadable": len(manifest.unreadable),
         "unreadable_list": None if written.unreadable_list is None else str(written.unreadable_list),
         "note": RESEARCH_USE,
     }

@@ -65,14 +65,15 @@ def index(
     from dinomed.adapters.retrieval.pool import Pooling, parse_pool
     from dinomed.apps.output import emit
     from dinomed.backbones.load import load_backbone
-    from dinomed.datasets.open import collect
+    from dinomed.datasets.open import open_dataset
     from dinomed.features.extract import default_cache
     from dinomed.log import logger
     from dinomed.notice import RESEARCH_USE
 
     conditions = parse_conditions(where or [])
     index_kind, pooling = parse_kind(kind), Pooling(tokens=parse_pool(pool), gem_power=gem_power)
-    manifest, unreadable = collect(data)
+    manifest = open_dataset(data, allow_unreadable=True, decode=True)
+    unreadable = manifest.unreadable
     allowed = choose_rows(manifest, conditions)
     if allowed is not None:
         manifest = manifest.take(np.flatnonzero(allowed).tolist())

@@ -31,17 +31,17 @@ def predict(
     command after an interruption goes on where it stopped. For research use only.
     """
     from dinomed.adapters.inference.folder import predict_collection
-    from dinomed.adapters.inference.inputs import find_images
     from dinomed.adapters.inference.loader import load_adapter
     from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE
     from dinomed.apps.output import emit
+    from dinomed.datasets.open import open_dataset
     from dinomed.errors import DinomedError, UsageError
     from dinomed.notice import RESEARCH_USE
 
     if unit not in (None, "image", "group"):
         raise UsageError(f"--unit {unit}: give image or group")
     predictor = load_adapter(adapter, device, backbone)
-    manifest, unreadable = find_images(images)
+    manifest = open_dataset(images, allow_unreadable=True)
     if unit == "group":
         from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
         from dinomed.adapters.tasks.classify.predict_groups import predict_group_table
@@ -52,7 +52,7 @@ def predict(
         told = {"output": str(output), "table": str(output / TABLE_FILE), "groups": made.groups, "kept": made.kept}
         emit({**told, "note": RESEARCH_USE}, as_json)
         return
-    done = predict_collection(predictor, manifest, output, unreadable=unreadable, overwrite=overwrite)
+    done = predict_collection(predictor, manifest, output, unreadable=manifest.unreadable, overwrite=overwrite)
     report = {
         "output": str(done.folder),
         "table": str(done.folder / TABLE_FILE),

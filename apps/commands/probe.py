@@ -47,7 +47,7 @@ def probe(
     from dinomed.adapters.evaluation.probe import probe as run
     from dinomed.apps.output import emit
     from dinomed.backbones.load import load_backbone
-    from dinomed.datasets.manifest import open_collection
+    from dinomed.datasets.open import open_dataset
     from dinomed.errors import UsageError
     from dinomed.features.extract import default_cache
     from dinomed.io.files import write_json, write_text
@@ -68,7 +68,7 @@ def probe(
         path = Path(backbone) / "untrained"
         if not path.is_dir():
             raise UsageError(f"--untrained: {backbone} keeps no untrained backbone; it has to be a run of pretrain")
-    manifest = open_collection(data)
+    manifest = open_dataset(data)
     found = load_backbone(path, weights=weights, device=device, image_size=image_size)
     cache = cache or default_cache(data)
     if numbers is not None:

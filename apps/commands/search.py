@@ -62,7 +62,7 @@ def search(
     from dinomed.adapters.retrieval.filters import parse_conditions
     from dinomed.adapters.retrieval.search import load_index
     from dinomed.apps.output import emit
-    from dinomed.datasets.open import collect
+    from dinomed.datasets.open import open_dataset
     from dinomed.errors import DinomedError, UsageError
     from dinomed.io.files import write_json
     from dinomed.io.output_folder import locked, prepare_output
@@ -76,8 +76,8 @@ def search(
         _evaluate(load_index(index, device, backbone), images, split, label, conditions, as_json)
         return
     image_index = load_index(index, device, backbone)
-    manifest, unreadable = collect(images)
-    failed = [{"image": name, "reason": reason} for name, reason in unreadable]
+    manifest = open_dataset(images, allow_unreadable=True)
+    failed = [{"image": name, "reason": reason} for name, reason in manifest.unreadable]
     notes = []
     if k > len(image_index):
         notes.append(f"-k {k}: the index holds {len(image_index)} images; no more results are possible")
@@ -137,9 +137,9 @@ def _evaluate(
 ) -> None:
     from dinomed.adapters.retrieval.evaluate import evaluate_index
     from dinomed.apps.output import build_table, emit
-    from dinomed.datasets.manifest import open_collection
+    from dinomed.datasets.open import open_dataset
 
-    report = evaluate_index(image_index, open_collection(images), split, label=label, conditions=conditions)
+    report = evaluate_index(image_index, open_dataset(images), split, label=label, conditions=conditions)
     columns = ("n", "map", "recall@10", "precision@1", "precision@5", "precision@10")
     rows = [(name, *(row[key] for key in columns), "") for name, row in report["per_class"].items()]
     metrics = report["metrics"]

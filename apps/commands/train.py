@@ -55,10 +55,10 @@ class Training:
     def fit(self, fit: Callable[..., "FitResult"], settings: Any) -> None:
         """Fit, and say what came out."""
         from dinomed.backbones.load import load_backbone
-        from dinomed.datasets.manifest import open_collection
+        from dinomed.datasets.open import open_dataset
         from dinomed.features.extract import default_cache
 
-        manifest = open_collection(self.data)
+        manifest = open_dataset(self.data)
         backbone = load_backbone(self.backbone, weights=self.weights, device=self.device)
         cache = self.cache or default_cache(self.data)
         _report(fit(backbone, manifest, self.output, settings, cache=cache, overwrite=self.overwrite), self.as_json)

@@ -28,7 +28,6 @@ import pyarrow.parquet as pq
 from dinomed.datasets.tables import read_csv, write_csv
 from dinomed.errors import DinomedError, UsageError, did_you_mean
 from dinomed.io.files import replacing
-from dinomed.log import logger
 
 TEXT, NUMBER, TRUTH = pa.string(), pa.int64(), pa.bool_()
 FIXED: dict[str, pa.DataType] = {
@@ -49,7 +48,8 @@ class Manifest:
 
     table: pa.Table
     root: Path
-    source: Path | None = field(default=None, compare=False)  # what was given: a manifest, a folder or an image
+    source: Path | None = field(default=None, compare=False)  # the path that was opened: manifest, folder or image
+    unreadable: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # files of the folder, with reasons
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -146,7 +146,7 @@ def build_manifest(columns: dict[str, list[Any]], root: Path) -> Manifest:
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
     """Write Parquet, or CSV if the name ends so; atomic, and the same bytes for the same manifest and place."""
     path = Path(path)
-    root = _relative_root(manifest.root, path.parent)
+    root = relative_root(manifest.root, path.parent)
     if path.suffix.lower() == ".csv":
         table = manifest.table
         if root != ".":
@@ -192,36 +192,6 @@ def is_manifest(path: str | Path) -> bool:
     return _is_parquet(Path(path)) or Path(path).suffix.lower() == ".csv"
 
 
-def open_collection(path: str | Path) -> Manifest:
-    """Images, however they are given: a manifest, a folder (scanned in memory, no labels needed), or one image file.
-
-    Of a curated manifest only what it keeps: the rest are copies, junk, and images of test sets.
-    """
-    from dinomed.datasets.scan.scan import scan, scan_file  # it imports this module
-
-    path = Path(path)
-    if not path.exists():
-        raise UsageError(f"{path} does not exist; give a manifest, a folder of images, or an image")
-    if path.is_dir():
-        result = scan(path, make_split=False)
-        for name, reason in result.unreadable[:5]:
-            logger.warning(f"{path / name}: {reason}; passed over")
-        if len(result.unreadable) > 5:
-            logger.warning(
-                f"{len(result.unreadable) - 5} more files of {path} cannot be read; `dinomed scan` lists them"
-            )
-        return replace(result.manifest, source=path)
-    if not path.is_file():
-        raise UsageError(f"{path} is a pipe or a device; give a manifest, a folder of images, or an image")
-    if not is_manifest(path):
-        return replace(scan_file(path), source=path)
-    manifest = read_manifest(path)
-    kept = manifest.kept()
-    if len(kept) < len(manifest):
-        logger.info(f"{path}: {len(kept):,} images are used, {len(manifest) - len(kept):,} have keep = false")
-    return kept
-
-
 def leaves_root(path: str, windows: bool = os.name == "nt") -> bool:
     """Whether a path of a manifest does not stay below the root: absolute (of either system), or climbing by ``..``.
 
@@ -233,6 +203,14 @@ def leaves_root(path: str, windows: bool = os.name == "nt") -> bool:
     place = PureWindowsPath(path) if windows else PurePosixPath(path)
     absolute = path.startswith(("/", "\\")) or path[1:3] == ":\\"
     return not place.parts or absolute or bool(place.drive) or ".." in place.parts
+
+
+def relative_root(root: Path, folder: Path) -> str:
+    """Return the path from `folder` to `root` with ``/``; the absolute path if they lie on different drives."""
+    try:
+        return Path(os.path.relpath(root.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # different drives (Windows)
+        return root.resolve().as_posix()
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
@@ -249,13 +227,6 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 def _kind(name: str) -> pa.DataType:
     return TYPES.get(name, TEXT)
-
-
-def _relative_root(root: Path, folder: Path) -> str:
-    try:
-        return Path(os.path.relpath(root.resolve(), folder.resolve())).as_posix()
-    except ValueError:  # another drive (Windows): nothing relative leads there
-        return root.resolve().as_posix()
 
 
 def _is_parquet(path: Path) -> bool:

@@ -1,20 +1,57 @@
-"""Images for use, however they are given; what cannot be read is told and not hidden."""
+"""Opening a dataset: a manifest, a folder of images, or one image file."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from dinomed.datasets.manifest import Manifest, open_collection
-from dinomed.datasets.scan.scan import scan
+from dinomed.datasets.manifest import Manifest, is_manifest, read_manifest
+from dinomed.datasets.scan.scan import scan, scan_file
+from dinomed.errors import UsageError
+from dinomed.log import logger
+
+_LISTED = 5  # unreadable files that are warned about one by one
 
 
-def collect(path: str | Path) -> tuple[Manifest, list[tuple[str, str]]]:
-    """A manifest of a folder, an image or a manifest, and (path, reason) of the files of a folder that are refused.
+def open_dataset(source: str | Path, *, allow_unreadable: bool = False, decode: bool = False) -> Manifest:
+    """Open a manifest, a folder of images, or one image file.
+
+    Of a curated manifest, only the rows with ``keep = true`` are returned; the other rows are copies, unusable images,
+    and images of evaluation sets. A folder is scanned in memory, without labels and splits; folders in it that hold
+    predictions are passed over. By default only headers are read, and masks are paired with images by name: a damaged
+    image or mask is reported by the step that decodes it.
+
+    Args:
+        source: path of the manifest, folder or image.
+        allow_unreadable: of a folder, accept any number of unreadable files without a warning; the caller reports
+            `Manifest.unreadable`. By default each is warned about, and more than half of the files are an error.
+        decode: decode every image of a folder, to find damaged ones now. For steps that need all images of the
+            manifest to be readable.
 
     Raises:
-        UsageError: nothing is there, or no image in it can be read.
-        DinomedError: a single image cannot be read, or a manifest is damaged.
+        UsageError: `source` does not exist, or holds no readable image.
+        DinomedError: the image cannot be read, the manifest is damaged, or more than half of the files of the folder
+            cannot be read.
     """
-    if Path(path).is_dir():
-        result = scan(path, make_split=False, allow_unreadable=True)
-        return replace(result.manifest, source=Path(path)), result.unreadable
-    return open_collection(path), []
+    path = Path(source)
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; give a manifest, a folder of images, or an image")
+    if path.is_dir():
+        result = scan(path, make_split=False, allow_unreadable=allow_unreadable, decode=decode)
+        if not allow_unreadable:
+            _warn_unreadable(path, result.unreadable)
+        return replace(result.manifest, source=path, unreadable=tuple(result.unreadable))
+    if not path.is_file():
+        raise UsageError(f"{path} is a pipe or a device; give a manifest, a folder of images, or an image")
+    if not is_manifest(path):
+        return replace(scan_file(path, decode=decode), source=path)
+    manifest = read_manifest(path)
+    kept = manifest.kept()
+    if len(kept) < len(manifest):
+        logger.info(f"{path}: {len(kept):,} images are used, {len(manifest) - len(kept):,} have keep = false")
+    return kept
+
+
+def _warn_unreadable(folder: Path, unreadable: list[tuple[str, str]]) -> None:
+    for name, reason in unreadable[:_LISTED]:
+        logger.warning(f"{folder / name}: {reason}; passed over")
+    if len(unreadable) > _LISTED:
+        logger.warning(f"{len(unreadable) - _LISTED} more files of {folder} cannot be read; `dinomed scan` lists them")

@@ -7,11 +7,14 @@ colours.
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, first_line
 from dinomed.images.decode import FORMATS, MAX_PIXELS, Header, UnreadableImage, first_bytes, open_regular, too_large
 
 MAX_CHANNELS = 512
@@ -27,36 +30,65 @@ def is_array(path: str | Path) -> bool:
     return start == NPY_MAGIC or (start.startswith(_TIFF_MAGIC) and _has_bands(path))
 
 
-def read_array(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Header, np.ndarray]:
-    """The header and the samples ``(H, W, channels)`` as they are stored; its mode is such as ``uint16 x 5``.
+def read_array_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
+    """Return the header of an array or of TIFF bands without reading the samples.
 
     Raises:
-        UnreadableImage: missing, damaged, pickled, of another shape or type, or too large (found in the header).
+        UnreadableImage: as `read_array`, except for damage in the samples.
     """
-    try:
+    with _refusing(path):
+        if first_bytes(path, 6) == NPY_MAGIC:
+            with open(path, "rb", opener=open_regular) as file:
+                return _header("NPY", *_npy_layout(file, max_pixels))
+        with _open_bands(path) as page:
+            return _header(FORMATS[2], *_bands_layout(page, max_pixels))
+
+
+def read_array(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Header, np.ndarray]:
+    """Return the header and the samples ``(H, W, channels)`` as stored; its mode is such as ``uint16 x 5``.
+
+    Raises:
+        UnreadableImage: missing, damaged, pickled, of another shape or type, or too large (checked in the header).
+    """
+    with _refusing(path):
         npy = first_bytes(path, 6) == NPY_MAGIC
         values = _read_npy(path, max_pixels) if npy else _read_bands(path, max_pixels)
+    return _header("NPY" if npy else FORMATS[2], values.shape, values.dtype), values
+
+
+@contextmanager
+def _refusing(path: str | Path) -> Iterator[None]:
+    """Turn every error into an `UnreadableImage`."""
+    try:
+        yield
     except UnreadableImage:
         raise
     except DinomedError as error:
         raise UnreadableImage(path, str(error)) from None
     except Exception as error:  # on damaged bytes both readers raise nearly anything
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnreadableImage(path, f"damaged ({text[:100]})") from None
-    height, width, channels = values.shape
-    bits = 8 * values.dtype.itemsize
-    mode, kind = f"{values.dtype.name} x {channels}", "NPY" if npy else FORMATS[2]
-    return Header(width, height, mode, kind, 1, channels=channels, bits=bits), values
+        raise UnreadableImage(path, f"damaged ({first_line(error)})") from None
+
+
+def _header(kind: str, shape: tuple[int, ...], dtype: np.dtype) -> Header:
+    height, width, channels = shape
+    mode = f"{dtype.name} x {channels}"
+    return Header(width, height, mode, kind, 1, channels=channels, bits=8 * dtype.itemsize)
+
+
+def _npy_layout(file: BinaryIO, max_pixels: int) -> tuple[tuple[int, ...], np.dtype]:
+    """Read the shape and the type of a NumPy file, and check them."""
+    version = np.lib.format.read_magic(file)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read_header:
+        raise DinomedError(f"NumPy file version {version[0]}.{version[1]} is not supported")
+    shape, _, dtype = read_header[version](file)
+    _check(shape, dtype, max_pixels)
+    return shape, dtype
 
 
 def _read_npy(path: str | Path, max_pixels: int) -> np.ndarray:
     with open(path, "rb", opener=open_regular) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in read_header:
-            raise DinomedError(f"a NumPy file of version {version[0]}.{version[1]}, which is not read")
-        shape, _, dtype = read_header[version](file)
-        _check(shape, dtype, max_pixels)
+        _npy_layout(file, max_pixels)
         file.seek(0)
         try:
             values = np.load(file, allow_pickle=False)
@@ -66,25 +98,34 @@ def _read_npy(path: str | Path, max_pixels: int) -> np.ndarray:
 
 
 def _has_bands(path: str | Path) -> bool:
-    """Whether Pillow would not know what to make of the samples of a TIFF file."""
-    import tifffile
-
+    """Return whether a TIFF file has bands that Pillow does not read."""
     try:
-        with warnings.catch_warnings(action="ignore"), tifffile.TiffFile(path) as file:
-            page = file.pages.first
+        with _open_bands(path) as page:
             samples = page.samplesperpixel
-            return samples == 2 or samples > 4 or (samples == 4 and page.photometric not in (2, 5, 6))
-    except Exception:  # whatever is wrong, Pillow will name it
+            return bool(samples == 2 or samples > 4 or (samples == 4 and page.photometric not in (2, 5, 6)))
+    except Exception:  # Pillow reports the damage
         return False
 
 
-def _read_bands(path: str | Path, max_pixels: int) -> np.ndarray:
+@contextmanager
+def _open_bands(path: str | Path) -> Iterator[Any]:
+    """Open the first page of a TIFF file."""
     import tifffile
 
     with warnings.catch_warnings(action="ignore"), tifffile.TiffFile(path) as file:
-        page = file.pages.first
-        channels = page.samplesperpixel
-        _check((page.imagelength, page.imagewidth, channels), np.dtype(page.dtype or "V1"), max_pixels)
+        yield file.pages.first
+
+
+def _bands_layout(page: Any, max_pixels: int) -> tuple[tuple[int, ...], np.dtype]:
+    """Return the shape and the type of the samples of a TIFF page, checked."""
+    shape, dtype = (page.imagelength, page.imagewidth, page.samplesperpixel), np.dtype(page.dtype or "V1")
+    _check(shape, dtype, max_pixels)
+    return shape, dtype
+
+
+def _read_bands(path: str | Path, max_pixels: int) -> np.ndarray:
+    with _open_bands(path) as page:
+        shape, _ = _bands_layout(page, max_pixels)
         try:
             values = page.asarray()
         except ValueError as error:
@@ -92,9 +133,9 @@ def _read_bands(path: str | Path, max_pixels: int) -> np.ndarray:
                 raise
             name = getattr(page.compression, "name", page.compression)
             raise DinomedError(f"TIFF bands compressed by {name}; save them uncompressed or by deflate") from None
-    if page.planarconfig == 2:  # band after band
-        values = np.moveaxis(values, 0, -1)
-    return np.ascontiguousarray(values.reshape(page.imagelength, page.imagewidth, channels))
+        if page.planarconfig == 2:  # band after band
+            values = np.moveaxis(values, 0, -1)
+    return np.ascontiguousarray(values.reshape(shape))
 
 
 def _check(shape: tuple[int, ...], dtype: np.dtype, max_pixels: int) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from dinomed.errors import DinomedError
 
@@ -26,6 +26,7 @@ MAX_PAGES = 512
 GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 """Pillow's modes without colour."""
 _ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of EXIF and of TIFF
+_TEXT_CHUNKS, _EXIF_TEXTS = (b"tEXt", b"zTXt", b"iTXt"), (b"Raw profile type exif", b"XML:com.adobe.xmp", b"xmp")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"BM", b"\x93NUMPY")
 
 
@@ -155,12 +156,37 @@ def _orientation(image: Image.Image) -> int:
     """What is still to be undone."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1  # Pillow turns these itself, and reports the turned size
+    early = isinstance(image, PngImagePlugin.PngImageFile) and not _exif_may_follow(image)
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        # Pillow decodes a PNG to look for EXIF behind the pixels; the method of the base class does not
+        exif = Image.Image.getexif(image) if early else image.getexif()
+        return int(exif.get(_ORIENTATION, 1))
     except OSError:
-        raise  # a PNG is decoded to find its EXIF: a truncated one shows here
+        raise  # a truncated PNG that was decoded to find its EXIF
     except Exception:  # damaged EXIF says nothing about the pixels
         return 1
+
+
+def _exif_may_follow(image: PngImagePlugin.PngImageFile) -> bool:
+    """Return whether an opened PNG that is not decoded yet has EXIF or XMP behind its pixels."""
+    file = image.fp
+    if "exif" in image.info or image.png is None or file is None:
+        return False
+    place, pixels_passed = file.tell(), False
+    try:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            start = file.tell()
+            if kind == b"IEND":
+                return False
+            if pixels_passed and (kind == b"eXIf" or (kind in _TEXT_CHUNKS and file.read(24).startswith(_EXIF_TEXTS))):
+                return True
+            pixels_passed |= kind == b"IDAT"
+            file.seek(start + length + 4)
+        return False  # cut off: decoding reports it
+    finally:
+        file.seek(place)
 
 
 def open_regular(path: str, flags: int) -> int:

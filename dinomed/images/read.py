@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dinomed.errors import DinomedError
-from dinomed.images.arrays import is_array, read_array
+from dinomed.images.arrays import is_array, read_array, read_array_header
 from dinomed.images.binary import to_mask
 from dinomed.images.decode import MAX_PIXELS, Header, UnreadableImage, header_of, open_image, upright_of
 from dinomed.images.deep import read_deep_colour
@@ -37,9 +37,13 @@ PLAIN = IntensityConfig()
 
 
 def read_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
-    """Size, mode and format without decoding (a PNG without EXIF in front is decoded to look for it behind)."""
+    """Read size, mode and format without decoding (a PNG with EXIF or XMP behind its pixels is decoded).
+
+    Raises:
+        UnreadableImage: as `read_image`, except for damage in the pixels.
+    """
     if is_array(path):
-        return read_array(path, max_pixels)[0]
+        return read_array_header(path, max_pixels)
     if is_dicom(path):
         return read_dicom_header(path, max_pixels)
     with open_image(path, max_pixels) as image:

@@ -17,12 +17,11 @@ from dinomed.datasets.manifest import (
     Manifest,
     build_manifest,
     leaves_root,
-    open_collection,
     read_manifest,
     write_manifest,
 )
+from dinomed.datasets.open import open_dataset
 from dinomed.errors import DinomedError, UsageError
-from dinomed.images.read import UnreadableImage
 
 
 def columns(images: list[str], **more: list[Any]) -> dict[str, list[Any]]:
@@ -60,7 +59,7 @@ def test_drives_and_backslashes_count_where_there_are_any(path: str, here: bool,
 @pytest.mark.skipif(os.name == "nt", reason="no such names there")
 def test_a_name_with_a_colon_is_read(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a:1.png")
-    write_manifest(open_collection(tmp_path), tmp_path / "m.csv")
+    write_manifest(open_dataset(tmp_path), tmp_path / "m.csv")
     assert read_manifest(tmp_path / "m.csv").column("image") == ["a:1.png"]
 
 
@@ -220,27 +219,6 @@ def test_pandas_is_not_imported(manifest: Manifest, tmp_path: Path) -> None:
         "sys.exit('pandas' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "m.parquet", tmp_path / "m.csv"], check=True)
-
-
-def test_open_collection_takes_what_it_gets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    Image.new("RGB", (8, 6)).save(data / "a.png")
-    (data / "b.jpg").write_text("no image")
-    one = open_collection(data / "a.png")
-    assert (one.column("image"), one.root) == (["a.png"], data)
-    assert one.column("width") == [8]
-    assert one.path(0).is_file()
-    folder = open_collection(data)
-    assert folder.column("image") == ["a.png"]
-    assert not folder.has("split")
-    assert "b.jpg: text, not an image; passed over" in capsys.readouterr().err
-    write_manifest(folder, tmp_path / "m.parquet")
-    assert open_collection(tmp_path / "m.parquet").fingerprint == folder.fingerprint
-    with pytest.raises(UnreadableImage, match="text, not an image"):
-        open_collection(data / "b.jpg")
-    with pytest.raises(UsageError, match="does not exist"):
-        open_collection(tmp_path / "nowhere")
 
 
 def test_two_columns_of_one_name_are_refused(manifest: Manifest, tmp_path: Path) -> None:

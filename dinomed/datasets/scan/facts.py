@@ -32,16 +32,18 @@ class Facts:
     turned: bool = False
 
 
-def read_facts(folder: Path, image: str, mask: str | None = None, label_maps: bool = False) -> Facts:
+def read_facts(
+    folder: Path, image: str, mask: str | None = None, label_maps: bool = False, decode: bool = True
+) -> Facts:
     """Read `image` and `mask` (paths relative to `folder`); masks may be label maps, of any values.
 
     Raises:
         UnreadableImage: the image cannot be used. A mask that cannot be used is told in the result.
     """
     path = folder / image
-    header = read_whole(path)
+    header = read_whole(path) if decode else read_header(path)
     foreground, problem, wrong_size, turned = None, None, False, False
-    if mask is not None:
+    if mask is not None and decode:
         try:
             read = read_label_map if label_maps else read_mask
             foreground = float((read(folder / mask, size=(header.height, header.width)) != 0).mean())
@@ -68,6 +70,7 @@ def read_all(
     masks: Mapping[str, str],
     workers: int | None = None,
     label_maps: bool = False,
+    decode: bool = True,
 ) -> tuple[list[Facts], list[tuple[str, str]]]:
     """The facts of all `images` that can be read, in their order, and (path, reason) of the others.
 
@@ -76,7 +79,7 @@ def read_all(
     """
 
     def read_chunk(start: int) -> list[Facts | UnreadableImage]:
-        return [_try(folder, image, masks.get(image), label_maps) for image in images[start : start + _CHUNK]]
+        return [_try(folder, image, masks.get(image), label_maps, decode) for image in images[start : start + _CHUNK]]
 
     starts = range(0, len(images), _CHUNK)
     facts: list[Facts] = []
@@ -94,8 +97,8 @@ def read_all(
     return facts, unreadable
 
 
-def _try(folder: Path, image: str, mask: str | None, label_maps: bool) -> Facts | UnreadableImage:
+def _try(folder: Path, image: str, mask: str | None, label_maps: bool, decode: bool) -> Facts | UnreadableImage:
     try:
-        return read_facts(folder, image, mask, label_maps)
+        return read_facts(folder, image, mask, label_maps, decode)
     except UnreadableImage as error:
         return error

@@ -63,6 +63,7 @@ def scan(
     keep_ids: bool = False,
     allow_unreadable: bool = False,
     label_maps: bool = False,
+    decode: bool = True,
 ) -> ScanResult:
     """Read every image below `folder`. Folders that a prediction was written to are passed over, with a note.
 
@@ -79,6 +80,7 @@ def scan(
         keep_ids: keep columns of the CSV that tell who a patient is, and groups of such a column as they are written.
         allow_unreadable: go on, with a warning, where more than half of the files cannot be read.
         label_maps: masks hold values of several classes (`dinomed.images.labelmap`).
+        decode: decode images and masks, to find damaged ones; if False, only headers of images are read.
 
     Raises:
         UsageError: no such folder; no readable image in it; a column or the CSV is missing; a mask of another size
@@ -106,7 +108,7 @@ def scan(
     masks = _masks(table, pairs, mask)
     others = {*masks.values(), *table.targets}
     images = sorted({image for image in pairs.images if image not in others} | set(table.rows))
-    facts, failed = read_all(folder, images, masks, workers, label_maps)
+    facts, failed = read_all(folder, images, masks, workers, label_maps, decode)
     unreadable = [*found.refused, *failed, *table.missing]
     if not facts and passed:
         raise UsageError(f"folder {folder} holds no image but what an earlier prediction wrote")
@@ -162,10 +164,14 @@ def scan(
     )
 
 
-def scan_file(path: str | Path) -> Manifest:
-    """The manifest of one image file; `UnreadableImage` if it cannot be used."""
+def scan_file(path: str | Path, *, decode: bool = True) -> Manifest:
+    """Return the manifest of one image file.
+
+    Raises:
+        UnreadableImage: the file cannot be used.
+    """
     path = Path(path)
-    return build_manifest(_columns([read_facts(path.parent, path.name)], Labels()), path.parent)
+    return build_manifest(_columns([read_facts(path.parent, path.name, decode=decode)], Labels()), path.parent)
 
 
 def _table_path(labels: str | Path | None, folder: Path, roles: dict[str, str | None]) -> Path | None:
@@ -200,8 +206,9 @@ def _columns(facts: list[Facts], table: Labels) -> dict[str, list[Any]]:
     }
     rows = [table.rows.get(f.image, {}) for f in facts]
     columns |= {name: [row.get(name) for row in rows] for name in table.columns if name != "mask"}
-    if any(f.foreground is not None for f in facts):
-        columns["mask"] = [f.mask if f.foreground is not None else None for f in facts]
+    masks = [f.mask if f.mask_problem is None else None for f in facts]
+    if any(masks):
+        columns["mask"] = masks
     return columns
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.inference import folder as folders
 from dinomed.adapters.inference.folder import predict_collection
-from dinomed.adapters.inference.inputs import find_images
 from dinomed.adapters.inference.loader import ClassifyPredictor, SegmentPredictor, lesion_summary, load_adapter
 from dinomed.adapters.inference.outputs import ClassifyWriter, SegmentWriter, file_names
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
@@ -21,6 +20,7 @@ from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
+from dinomed.datasets.open import open_dataset
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.loading import load_batches
 from dinomed.images.read import read_image, read_mask
@@ -63,8 +63,8 @@ def table(out: Path, name: str = "predictions.csv") -> list[dict[str, str]]:
 def test_every_image_gets_a_mask_of_its_own_size(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
-    manifest, unreadable = find_images(pictures)
-    done = predict_collection(predictors[0], manifest, tmp_path / "out", unreadable=unreadable)
+    manifest = open_dataset(pictures, allow_unreadable=True)
+    done = predict_collection(predictors[0], manifest, tmp_path / "out", unreadable=manifest.unreadable)
     assert done.images == 5
     assert [path for path, _ in done.unreadable] == ["broken.jpg"]
     masks = {row["image"]: row["mask"] for row in table(tmp_path / "out")}
@@ -89,7 +89,7 @@ def test_every_image_gets_a_mask_of_its_own_size(
 def test_a_classifier_writes_one_table(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
-    manifest, _ = find_images(pictures)
+    manifest = open_dataset(pictures, allow_unreadable=True)
     predict_collection(predictors[1], manifest, tmp_path / "out")
     rows = table(tmp_path / "out")
     assert list(rows[0]) == ["image", "predicted", *predictors[1].classes]
@@ -103,7 +103,7 @@ def test_a_classifier_writes_one_table(
 def test_outputs_are_replaced_only_when_asked_and_only_our_own(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
-    manifest, _ = find_images(pictures)
+    manifest = open_dataset(pictures, allow_unreadable=True)
     out = tmp_path / "out"
     predict_collection(predictors[0], manifest, out)
     (out / "mine.txt").write_text("mine")
@@ -119,7 +119,7 @@ def test_outputs_are_replaced_only_when_asked_and_only_our_own(
 def test_a_file_of_somebody_else_is_never_replaced(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
-    manifest, _ = find_images(pictures)
+    manifest = open_dataset(pictures, allow_unreadable=True)
     out = tmp_path / "out"
     predict_collection(predictors[0], manifest.take([0]), out)
     (out / "sub").mkdir()
@@ -134,21 +134,21 @@ def test_a_file_of_somebody_else_is_never_replaced(
 def test_an_output_among_the_images_is_not_read_as_input(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path
 ) -> None:
-    first, unreadable = find_images(pictures)
+    first = open_dataset(pictures, allow_unreadable=True)
     predict_collection(predictors[0], first, pictures / "sub" / "out")
     (pictures / "sub" / "out" / "cut.png").write_bytes(b"\x89PNG")
-    again, unreadable_again = find_images(pictures)
+    again = open_dataset(pictures, allow_unreadable=True)
     assert again.fingerprint == first.fingerprint
-    assert unreadable_again == unreadable
+    assert again.unreadable == first.unreadable
     with pytest.raises(UsageError, match="no image but what an earlier prediction wrote"):
-        find_images(_only(pictures / "sub", "out"))
+        open_dataset(_only(pictures / "sub", "out"), allow_unreadable=True)
 
 
 def test_masks_beside_the_images_are_no_inputs_and_need_not_fit(pictures: Path) -> None:
     (pictures / "broken.jpg").unlink()
     Image.new("L", (3, 3)).save(pictures / "gray_mask.png")
-    manifest, unreadable = find_images(pictures)
-    assert (len(manifest), unreadable) == (5, [])
+    manifest = open_dataset(pictures, allow_unreadable=True)
+    assert (len(manifest), manifest.unreadable) == (5, ())
 
 
 def _only(folder: Path, keep: str) -> Path:
@@ -169,10 +169,10 @@ def test_an_interrupted_prediction_goes_on(
     cut: str,
 ) -> None:
     predictor = predictors[0] if task == "segment" else predictors[1]
-    manifest, unreadable = find_images(pictures)
+    manifest = open_dataset(pictures, allow_unreadable=True)
     whole, out = tmp_path / "whole", tmp_path / "out"
     monkeypatch.setattr(folders, "load_batches", lambda data, preprocessing, _: load_batches(data, preprocessing, 2))
-    predict_collection(predictor, manifest, whole, unreadable=unreadable)
+    predict_collection(predictor, manifest, whole, unreadable=manifest.unreadable)
     seen: list[int] = []
 
     def stop_in_the_second(*arguments: Any) -> Any:
@@ -198,7 +198,7 @@ def test_an_interrupted_prediction_goes_on(
         kept = 1
     with pytest.raises(UsageError, match="unfinished prediction by another adapter or of other images"):
         predict_collection(predictor, manifest.take([0]), out)
-    done = predict_collection(predictor, manifest, out, unreadable=unreadable)
+    done = predict_collection(predictor, manifest, out, unreadable=manifest.unreadable)
     assert (done.images, done.kept) == (5, kept)
     assert _content(out) == _content(whole)
     with pytest.raises(UsageError, match="already holds a result"):
@@ -212,7 +212,7 @@ def _content(folder: Path) -> dict[str, bytes]:
 def test_a_plan_that_names_files_elsewhere_is_not_followed(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
-    manifest, _ = find_images(pictures)
+    manifest = open_dataset(pictures, allow_unreadable=True)
     out, precious = tmp_path / "out", tmp_path / "precious.png"
     predict_collection(predictors[0], manifest, out)
     precious.write_text("mine")
@@ -226,7 +226,7 @@ def test_a_plan_that_names_files_elsewhere_is_not_followed(
 def test_an_image_that_breaks_later_is_listed_and_the_rest_goes_on(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
-    manifest, _ = find_images(pictures)
+    manifest = open_dataset(pictures, allow_unreadable=True)
     (pictures / "a.png").write_bytes(b"")
     done = predict_collection(predictors[0], manifest, tmp_path / "out")
     assert done.images == 4

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dinomed.datasets.manifest import KNOWN, read_manifest, write_manifest
-from dinomed.datasets.open import collect
+from dinomed.datasets.open import open_dataset
 from dinomed.datasets.scan.scan import ScanResult, scan
 from dinomed.datasets.splits import check_splits
 from dinomed.datasets.synthetic.lesions import write_lesions
@@ -96,7 +96,7 @@ def test_more_than_half_unreadable_ends_the_scan_unless_allowed(tmp_path: Path) 
     allowed = scan(tmp_path, allow_unreadable=True)
     assert "MORE THAN HALF of the files cannot be read (2 of 3)" in allowed.warnings[0]
     assert len(allowed.manifest) == 1
-    assert len(collect(tmp_path)[1]) == 2
+    assert len(open_dataset(tmp_path, allow_unreadable=True).unreadable) == 2
 
 
 def test_nothing_to_read_names_the_folder(tmp_path: Path) -> None:

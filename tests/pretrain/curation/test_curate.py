@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dinomed.apps import cli
-from dinomed.datasets.manifest import open_collection, read_manifest
+from dinomed.datasets.manifest import read_manifest
+from dinomed.datasets.open import open_dataset
 from dinomed.pretrain.curation.output.read import Outcome, load_outcome
 
 DROPPED = {
@@ -74,7 +75,7 @@ def test_everything_planted_is_found_and_nothing_else(curated: Path) -> None:
 
 
 def test_the_result_is_what_pretraining_takes(curated: Path) -> None:
-    kept = open_collection(curated)
+    kept = open_dataset(curated)
     assert len(kept) == 24 + 10
     assert all(kept.path(row).is_file() for row in range(len(kept)))
 
@@ -137,7 +138,7 @@ def test_without_a_trusted_set_the_pile_is_balanced(
         tiny_backbone,
     ]
     assert dinomed(capsys, "curate", *arguments, "-o", output, "-q")[0] == 0
-    assert len(open_collection(output)) == 9
+    assert len(open_dataset(output)) == 9
     assert {row["source"] for row in rows_of(output).values()} == {"balanced", None}
     assert load_outcome(output).clusters()
 
@@ -239,14 +240,14 @@ def test_embeddings_of_another_backbone_are_refused(
 
     table, output = tmp_path / "features.parquet", tmp_path / "curated.parquet"
     good = tmp_path / "good.csv"
-    lines = open_collection(raw.trusted)
+    lines = open_dataset(raw.trusted)
     from dinomed.datasets.manifest import write_manifest
 
     write_manifest(lines, good)
     assert dinomed(capsys, "features", good, "--backbone", tiny_backbone, "-o", table, "-q")[0] == 0
     arguments = ["--pool", good, "--set", "retrieval.mode=all", *raw.settings, "-b", tiny_backbone, "-o", output, "-q"]
     assert dinomed(capsys, "curate", *arguments, "--embeddings", table)[0] == 0
-    assert len(open_collection(output)) == 10
+    assert len(open_dataset(output)) == 10
     found = pq.ParquetFile(table).read()
     metadata = {**found.schema.metadata, b"fingerprint": b"0" * 64}
     pq.write_table(found.replace_schema_metadata(metadata), table)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dinomed.datasets.manifest import build_manifest, open_collection, read_manifest, write_manifest
+from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
+from dinomed.datasets.open import open_dataset
 from dinomed.pretrain.config import PretrainConfig, RunConfig
 from dinomed.pretrain.data.select_images import choose_images
 
@@ -17,7 +18,7 @@ def test_only_kept_images_are_used(lesion_manifest: Path, tmp_path: Path, name: 
     write_manifest(build_manifest(columns, manifest.root), tmp_path / name)
 
     assert read_manifest(tmp_path / name).column("keep") == columns["keep"]  # the file has every row
-    kept = open_collection(tmp_path / name)
+    kept = open_dataset(tmp_path / name)
     wanted = [image for image, keep in zip(columns["image"], columns["keep"], strict=True) if keep]
     assert kept.column("image") == wanted
     train, aside = choose_images(kept, PretrainConfig(run=RunConfig(batch_size=4)))
@@ -33,4 +34,4 @@ def test_an_emptied_cell_keeps_nothing(lesion_manifest: Path, tmp_path: Path) ->
     cells = lines[1].split(",")
     lines[1] = ",".join([*cells[:place], "", *cells[place + 1 :]])
     (tmp_path / "curated.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert len(open_collection(tmp_path / "curated.csv")) == len(manifest) - 1
+    assert len(open_dataset(tmp_path / "curated.csv")) == len(manifest) - 1
