@@ -4,7 +4,7 @@
 processes only rank 0 writes; ``extra=ALL_RANKS`` marks a message that every rank writes.
 
 The level is ``INFO``. ``--quiet`` raises it to ``WARNING``, ``--verbose`` lowers it to ``DEBUG``, and the environment
-variable ``DINOMED_LOG`` sets it by name (``debug``, ``info``, ``warning``, ``error``) for programs without a command line.
+variable ``DINOMED_LOG`` sets it (``debug``, ``info``, ``warning`` or ``error``) for programs without a command line.
 """
 
 import logging

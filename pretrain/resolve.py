@@ -11,7 +11,8 @@ from typing import Any
 
 from dinomed.backbones.vit import ViTConfig
 from dinomed.config import build_config, load_config, merge, parse_overrides, parse_yaml
-from dinomed.datasets.manifest import Manifest, open_collection
+from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.open import open_dataset
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.intensity import IntensityConfig
 from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint, read_whole

@@ -1,14 +1,14 @@
-"""The manifest: one table of images, the form in which every job takes and hands on its data.
+"""The manifest: a table of images, the input and output of every job.
 
-A row is an image. Always there: `image` (path relative to the root, with ``/``), `sha256` of the file, `width` and
-`height` in pixels (upright), `mode`, `format`, `bytes`. Where known: `channels` and `bits` of a sample as stored
-(`dinomed.images.decode.Header`; older manifests lack them), `group` (patient, lesion or video: never in two
-splits), `split` (train, val, test), `label`, `mask` (relative path), `keep` (true or false: `dinomed curate`), and free
-columns of text from the user's CSV, where a number stays as it is written. An empty cell is null.
+Each row is an image. Required columns: `image` (path relative to the root, with ``/``), `sha256` of the file, `width`
+and `height` in pixels (after EXIF orientation), `mode`, `format`, `bytes`. Optional columns: `channels`, and `bits` of
+a sample as stored (`dinomed.images.decode.Header`); `group` (patient, lesion or video, never in two splits; null where
+unknown), `split` (train, val, test), `label`, `mask` (relative path), `keep` (true or false, set by `dinomed curate`),
+and the other columns of the user's CSV, as text, with numbers as written. An empty cell is null.
 
-The root is kept relative to the manifest's own folder, so that both move together: in Parquet in the schema's
-metadata, in CSV in a column `root`, which is left out where the images lie in the CSV's own folder. Parquet that
-another tool rewrote has lost the metadata; such a column does there, too.
+The root is stored relative to the folder of the manifest, so that both can be moved together. In Parquet it is in the
+metadata of the schema; in CSV it is a column `root`, left out if the images lie in the folder of the CSV. Other tools
+lose the metadata when they rewrite a Parquet file; a column `root` is read there too.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dinomed.datasets.tables import read_csv, write_csv
-from dinomed.errors import DinomedError, UsageError, did_you_mean
+from dinomed.errors import DinomedError, UsageError, did_you_mean, first_line
 from dinomed.io.files import replacing
 
 TEXT, NUMBER, TRUTH = pa.string(), pa.int64(), pa.bool_()
@@ -36,15 +36,15 @@ FIXED: dict[str, pa.DataType] = {
 SAMPLES: dict[str, pa.DataType] = {"channels": NUMBER, "bits": NUMBER}
 KNOWN = (*FIXED, *SAMPLES, "group", "split", "label", "mask", "keep")
 TYPES = FIXED | SAMPLES | {"keep": TRUTH}
-"""Of the columns that are not text."""
+"""Types of the columns that are not text."""
 RESERVED = (*KNOWN, "root")
-"""Names that a user's own column cannot have."""
+"""Names that are not allowed for other columns."""
 _ROOT = b"dinomed.root"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A table of images and the folder that their paths start from; see the module for the columns."""
+    """A table of images and the root folder of their paths; the module lists the columns."""
 
     table: pa.Table
     root: Path
@@ -56,27 +56,32 @@ class Manifest:
 
     @property
     def columns(self) -> list[str]:
+        """The names of the columns."""
         return list(self.table.column_names)
 
     @property
     def called(self) -> str:
-        """What a message calls it: as it was given."""
+        """Name for messages: the path that the user passed."""
         if self.source is None:
             return "the manifest"
         return f"folder {self.source}" if self.source.is_dir() else str(self.source)
 
     def scan_again(self, options: str = "") -> str:
-        """The command that makes a manifest of its images with these options, for a message."""
+        """Return the command that makes a manifest of the same images with these options, for a message."""
         words = ["dinomed scan", shlex.quote(str(self.root)), options, "-o M.parquet"]
         then = ", and give M.parquet" if self.source is not None and self.source.is_dir() else ""
         return " ".join(word for word in words if word) + then
 
     def has(self, name: str) -> bool:
-        """Whether the column is there and holds any value."""
+        """Return whether the column exists and holds a value."""
         return name in self.table.column_names and self.table[name].null_count < len(self)
 
     def column(self, name: str) -> list[Any]:
-        """The values of a column, None where empty. An unknown column is a `UsageError` naming the nearest."""
+        """Return the values of a column, None for empty cells.
+
+        Raises:
+            UsageError: no such column; the message names the nearest.
+        """
         if name not in self.table.column_names:
             raise UsageError(f"{self.called} has no column {name!r}{did_you_mean(name, self.table.column_names)}")
         return list(self.table[name].to_pylist())
@@ -102,35 +107,37 @@ class Manifest:
         return units
 
     def path(self, index: int) -> Path:
+        """Return the path of an image."""
         return self.root / self.table["image"][index].as_py()
 
     def mask_path(self, index: int) -> Path | None:
+        """Return the path of the mask of an image, None if it has none."""
         mask = self.table["mask"][index].as_py() if "mask" in self.table.column_names else None
         return None if mask is None else self.root / mask
 
     def classes(self, column: str = "label") -> list[str]:
-        """The distinct values of a label column, sorted."""
+        """Return the distinct values of a label column, sorted."""
         return sorted({value for value in self.column(column) if value is not None})
 
     def take(self, indices: Sequence[int]) -> "Manifest":
-        """The rows at `indices`, in that order."""
+        """Return the rows at `indices`, in that order."""
         return replace(self, table=self.table.take(_array(indices, NUMBER)))
 
     def select(self, **values: str) -> "Manifest":
-        """The rows where each named column has the given value: ``manifest.select(split="train")``."""
+        """Return the rows where each named column has this value: ``manifest.select(split="train")``."""
         wanted = tuple(values.values())
         rows = zip(*(self.column(name) for name in values), strict=True)
         return self.take([i for i, row in enumerate(rows) if row == wanted])
 
     def kept(self) -> "Manifest":
-        """The rows that a curation keeps; all, where none was made. A cell that was emptied keeps nothing."""
+        """Return the rows with ``keep = true``; all rows without a column `keep`. An empty cell counts as false."""
         if "keep" not in self.table.column_names:
             return self
         return self.take([i for i, keep in enumerate(self.column("keep")) if keep])
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the paths and contents of the images, in their order."""
+        """SHA-256 over the paths and content hashes of the images, in their order."""
         digest = hashlib.sha256()
         for image, content in zip(self.column("image"), self.column("sha256"), strict=True):
             digest.update(f"{image}\0{content}\n".encode())
@@ -138,13 +145,13 @@ class Manifest:
 
 
 def build_manifest(columns: dict[str, list[Any]], root: Path) -> Manifest:
-    """A manifest of columns: the known ones first, in their order, then the free ones as text."""
+    """Build a manifest of columns: known columns first, in the order of `KNOWN`, then the others as text."""
     names = [name for name in KNOWN if name in columns] + [name for name in columns if name not in KNOWN]
     return Manifest(pa.table({name: _array(columns[name], _kind(name)) for name in names}), root)
 
 
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
-    """Write Parquet, or CSV if the name ends so; atomic, and the same bytes for the same manifest and place."""
+    """Write Parquet, or CSV for a name that ends in .csv. Atomic; equal manifests at one place give equal bytes."""
     path = Path(path)
     root = relative_root(manifest.root, path.parent)
     if path.suffix.lower() == ".csv":
@@ -158,44 +165,45 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
 
 
 def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
-    """Read a manifest, Parquet or CSV by content.
+    """Read a manifest; the content tells Parquet from CSV.
 
     Args:
-        root: the folder that the paths start from; by default the one that the manifest names.
+        root: root folder of the paths; by default the folder that the manifest names.
 
     Raises:
-        UsageError: no such file, not a manifest, a column is missing, an image is there twice, a path leaves the root,
-            the root is not there.
+        UsageError: the file does not exist or is no manifest, a required column is missing, an image is listed twice,
+            a path leaves the root, or the root does not exist.
+        DinomedError: the file is damaged.
     """
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{path} is a folder; make a manifest of it: dinomed scan {path} -o OUT.parquet")
     if not path.is_file():
         raise UsageError(f"manifest {path} does not exist")
-    table, named = _read_parquet(path) if _is_parquet(path) else _read_csv_table(path)
+    table, named_root = _read_parquet(path) if _is_parquet(path) else _read_csv_table(path)
     _check_paths(path, table, "image")
     if "mask" in table.column_names:
         _check_paths(path, table, "mask")
-    base = path.parent / (named or ".") if root is None else Path(root)
-    if named is None and root is None and len(table) and not (base / table["image"][0].as_py()).exists():
+    base = path.parent / (named_root or ".") if root is None else Path(root)
+    if named_root is None and root is None and len(table) and not (base / table["image"][0].as_py()).exists():
         raise UsageError(
-            f"{path} does not say where its images are, and they are not beside it; add a column 'root' with their "
-            "folder (tools that rewrite a manifest, as pandas does, leave it out)"
+            f"{path} names no image folder, and the images are not beside it; add a column 'root' with the "
+            "folder (tools such as pandas lose it when they rewrite a manifest)"
         )
     if not base.is_dir():
-        raise UsageError(f"{path}: its images are expected in {base}, which does not exist; move it back beside them")
+        raise UsageError(f"{path}: its image folder {base} does not exist; move the manifest and the images together")
     return Manifest(table, base, path)
 
 
 def is_manifest(path: str | Path) -> bool:
-    """Whether a file is one that `read_manifest` should be tried on: Parquet by content, or named .csv."""
+    """Return whether a file is to be read as a manifest: Parquet by content, or CSV by name."""
     return _is_parquet(Path(path)) or Path(path).suffix.lower() == ".csv"
 
 
 def leaves_root(path: str, windows: bool = os.name == "nt") -> bool:
-    """Whether a path of a manifest does not stay below the root: absolute (of either system), or climbing by ``..``.
+    """Return whether a path of a manifest leaves the root: absolute on any system, or with ``..``.
 
-    On Windows any drive and ``..`` between backslashes count too; elsewhere names may be so.
+    On Windows, drive letters and ``..`` between backslashes count too; other systems allow both in names.
 
     >>> leaves_root("a:1.png", windows=False), leaves_root("a:1.png", windows=True)
     (False, True)
@@ -214,7 +222,7 @@ def relative_root(root: Path, folder: Path) -> str:
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """As `pa.array`, which would import pandas to see whether it was given some: more than a second, for nothing."""
+    """Build an Arrow array without `pa.array`, which imports pandas (more than a second)."""
     if kind == NUMBER:
         return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, np.int64))])
     if kind == TRUTH:
@@ -238,30 +246,30 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _read_parquet(path: Path) -> tuple[pa.Table, str | None]:
-    """The table, and the root that is noted in it."""
+    """Return the table and the root that it names."""
     try:
         with pq.ParquetFile(path) as file:  # `pq.read_table` imports pandas
             table = file.read()
     except (pa.ArrowException, OSError) as error:
-        raise DinomedError(f"manifest {path} is damaged or cut off ({str(error).splitlines()[0][:100]})") from None
-    noted = (table.schema.metadata or {}).get(_ROOT)
-    named = None if noted is None else noted.decode()
+        raise DinomedError(f"manifest {path} is damaged or cut off ({first_line(error)})") from None
+    root_bytes = (table.schema.metadata or {}).get(_ROOT)
+    root = None if root_bytes is None else root_bytes.decode()
     table = table.replace_schema_metadata(None)
-    if named is None and "root" in table.column_names:
-        named = _only_root(path, set(table["root"].to_pylist()))
+    if root is None and "root" in table.column_names:
+        root = _only_root(path, set(table["root"].to_pylist()))
         table = table.drop_columns("root")
-    return _typed(path, table), named
+    return _typed(path, table), root
 
 
 def _only_root(path: Path, roots: set[Any]) -> str | None:
     if len(roots) > 1:
-        raise UsageError(f"{path}: column 'root' has to be the same in every row")
+        raise UsageError(f"{path}: column 'root' differs between rows; use one root folder for all")
     root = next(iter(roots), None)
     return None if root is None else str(root) or None
 
 
 def _read_csv_table(path: Path) -> tuple[pa.Table, str]:
-    """The table, and the root that is noted in it, or the CSV's own folder."""
+    """Return the table and the root that it names, by default the folder of the CSV."""
     names, rows = read_csv(path)
     columns: dict[str, list[str | None]] = {name: [row[i] for row in rows] for i, name in enumerate(names)}
     roots = set(columns.pop("root", [])) if "sha256" in columns else set()
@@ -270,11 +278,11 @@ def _read_csv_table(path: Path) -> tuple[pa.Table, str]:
 
 
 def _typed(path: Path, table: pa.Table) -> pa.Table:
-    """The known columns in their types; a `UsageError` names what is missing."""
+    """Cast the known columns to their types; raise a `UsageError` for missing or wrong columns."""
     names = table.column_names
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{path}: column {twice!r} twice")
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise UsageError(f"{path}: column {duplicate!r} occurs twice; rename or remove one")
     if "image" in names and "sha256" not in names:
         raise UsageError(
             f"{path} is a table of labels, not a manifest; make one: dinomed scan FOLDER --labels {path} -o OUT.parquet"
@@ -288,14 +296,18 @@ def _typed(path: Path, table: pa.Table) -> pa.Table:
             if name in (*FIXED, *SAMPLES) and table[name].null_count:
                 raise UsageError(f"{path}: column {name!r} has an empty cell")
     except pa.ArrowException as error:
-        raise UsageError(f"{path}: column {name!r}: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{path}: column {name!r}: {first_line(error)}") from None
     return table
 
 
 def _check_paths(path: Path, table: pa.Table, column: str) -> None:
     values = table[column].to_pylist()
     if column == "image" and len(set(values)) < len(values):
-        raise UsageError(f"{path}: image {Counter(values).most_common(1)[0][0]!r} twice; an image is one row")
+        raise UsageError(
+            f"{path}: image {Counter(values).most_common(1)[0][0]!r} is listed twice; each image has one row"
+        )
     for value in values:
         if value is not None and leaves_root(value):
-            raise UsageError(f"{path}: {column} {value!r} leaves the folder of the images; paths are relative to it")
+            raise UsageError(
+                f"{path}: {column} {value!r} leaves the folder of the images; use paths relative to that folder"
+            )

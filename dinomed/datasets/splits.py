@@ -1,4 +1,4 @@
-"""Splits by group: all images of one patient, lesion or video stand on one side, or the test measures memory."""
+"""Splits by group: all images of one patient, lesion or video are in one split, or the test measures memory."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -17,7 +17,7 @@ _NAMES = {
 
 
 def split_name(word: str) -> str | None:
-    """`train`, `val` or `test` for any of their usual names, else None.
+    """Return `train`, `val` or `test` for any of their usual names, else None.
 
     >>> split_name("Validation")
     'val'
@@ -31,15 +31,18 @@ def make_splits(
     ratios: Sequence[float] = (0.7, 0.1, 0.2),
     seed: int = 0,
 ) -> list[str]:
-    """A split for each image, by group, with each class spread over the splits as evenly as whole groups allow.
+    """Assign a split to each image, by group and stratified by class as evenly as whole groups allow.
 
-    Large groups are placed first, each where its classes are furthest from their share among the splits that still
-    have room for it. The result depends on the seed and the groups, not on the order of the images.
+    Large groups are assigned first. Among the splits with enough room, a group gets the split in which its classes are
+    furthest below their share. The result depends on the seed and the groups, not on the order of the images.
 
     Args:
-        groups: the group of each image.
-        labels: the class of each image, or None.
-        ratios: shares of train, val and test; they are divided by their sum, and a split of 0 stays empty.
+        groups: group of each image, such as `Manifest.units`.
+        labels: class of each image, or None.
+        ratios: shares of train, val and test, divided by their sum; a split with share 0 stays empty.
+
+    Raises:
+        UsageError: the ratios are not three finite numbers of at least 0, the first above 0.
     """
     shares = check_ratios(ratios)
     members: dict[str, Counter[str | None]] = defaultdict(Counter)
@@ -71,31 +74,39 @@ def make_splits(
 
 
 def check_ratios(ratios: Sequence[float]) -> np.ndarray:
-    """The shares of train, val and test, summing to 1."""
+    """Return the shares of train, val and test, with sum 1.
+
+    Raises:
+        UsageError: not three finite numbers of at least 0, the first above 0.
+    """
     shares = np.asarray(ratios, float)
     if shares.shape != (3,) or not np.isfinite(shares).all() or (shares < 0).any() or shares[0] <= 0:
-        raise UsageError(f"ratios {','.join(map(str, ratios))}: give train,val,test, such as 0.7,0.1,0.2")
+        raise UsageError(f"ratios {','.join(map(str, ratios))}: expected train,val,test, such as 0.7,0.1,0.2")
     return shares / shares.sum()
 
 
 def check_splits(groups: Sequence[str | None], splits: Sequence[str | None]) -> None:
-    """Raise a `UsageError` that names a group of which images are in two splits; None belongs to no group or split."""
+    """Raise if images of one group are in two splits; None is no group and no split.
+
+    Raises:
+        UsageError: names the first such group.
+    """
     seen: dict[str, set[str]] = defaultdict(set)
     for group, split in zip(groups, splits, strict=True):
         if group is not None and split is not None:
             seen[group].add(split)
-    torn = sorted(group for group, where in seen.items() if len(where) > 1)
-    if torn:
-        where = " and ".join(sorted(seen[torn[0]], key=SPLITS.index))
-        more = f" (and {len(torn) - 1} more groups)" if len(torn) > 1 else ""
+    split_groups = sorted(group for group, names in seen.items() if len(names) > 1)
+    if split_groups:
+        where = " and ".join(sorted(seen[split_groups[0]], key=SPLITS.index))
+        more = f" (and {len(split_groups) - 1} more groups)" if len(split_groups) > 1 else ""
         raise UsageError(
-            f"group {torn[0]!r} is in {where}{more}: images of one group must be in one split; "
-            "correct the split column, or leave it out (--split none) to have splits made by group"
+            f"group {split_groups[0]!r} is in {where}{more}: images of one group must be in one split; "
+            "correct the split column, or ignore it with --split none: new splits are made by group"
         )
 
 
 def explain_gaps(groups: Sequence[str], labels: Sequence[str | None], splits: Sequence[str | None]) -> list[str]:
-    """A line for each class that is missing from a split which has images, and why, if it has too few groups."""
+    """Return a message for each class that is missing from a split, with the number of its groups."""
     used = [split for split in SPLITS if split in set(splits)]
     places: dict[str, set[str]] = defaultdict(set)
     owners: dict[str, set[str]] = defaultdict(set)
@@ -113,5 +124,5 @@ def explain_gaps(groups: Sequence[str], labels: Sequence[str | None], splits: Se
 
 
 def _shuffled(group: str, seed: int) -> bytes:
-    """A key that sorts groups in a random order which the seed decides, the same on every machine."""
+    """Return a sort key for a random order of groups that depends on the seed only."""
     return hashlib.sha256(f"{seed}\0{group}".encode()).digest()

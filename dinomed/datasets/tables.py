@@ -1,4 +1,4 @@
-"""CSV, strictly: UTF-8, one header line, as many cells in each row; an empty cell is None. Everything is text."""
+"""Strict CSV files: UTF-8, one header line, the same number of cells in each row, all values text, empty cells None."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -12,10 +12,11 @@ _DELIMITERS = ",;\t"
 
 
 def read_csv(path: str | Path) -> tuple[list[str], list[list[str | None]]]:
-    """Column names and rows. Commas, semicolons or tabs separate, whichever the header line has most of.
+    """Read column names and rows. The delimiter is the most frequent of comma, semicolon and tab in the header line.
 
     Raises:
-        UsageError: missing, not text, no header, a column twice, a row with another number of cells (with its line).
+        UsageError: the file is missing, is no UTF-8 text, has no header, has a column twice, or has a row with another
+            number of cells; the message names the line.
     """
     csv.field_size_limit(2**24)
     try:
@@ -38,14 +39,14 @@ def read_csv(path: str | Path) -> tuple[list[str], list[list[str | None]]]:
 
 
 def write_csv(path: str | Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV atomically; None becomes an empty cell, a truth value true or false."""
+    """Write a CSV atomically; None becomes an empty cell, a boolean true or false."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         for row in (names, *rows):
             file.write(",".join(map(_cell, row)) + "\n")
 
 
 def _cell(value: Any) -> str:
-    """Quoted where anything might read it otherwise. (Python's writer leaves a lone carriage return bare.)"""
+    """Return a cell as text, quoted if needed. (The writer of Python does not quote a lone carriage return.)"""
     text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in '",;\t\r\n') else text
 
@@ -53,9 +54,9 @@ def _cell(value: Any) -> str:
 def _check_header(path: str | Path, names: list[str]) -> None:
     if not any(names):
         raise UsageError(f"{path} is empty; the first line of a table names its columns")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError(f"{path}: column {twice[0]!r} twice")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise UsageError(f"{path}: column {duplicates[0]!r} occurs twice; rename or remove one")
 
 
 def _check_row(path: str | Path, line: int, row: list[str], cells: int) -> list[str | None]:

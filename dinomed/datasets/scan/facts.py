@@ -1,4 +1,4 @@
-"""What is known about an image once it has been read: every file is decoded whole, once, with its mask."""
+"""Facts about image files: header, size, hash and mask, read once in threads."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,20 @@ from dinomed.io.files import sha256_file
 from dinomed.io.prefetch import prefetch
 from dinomed.progress import bar
 
-_LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_CHUNK = 32  # files a task: single files cost more in switching between threads than they spread the load
+_TRANSPOSING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_CHUNK = 32  # files a task; with single files, switching threads costs more than it saves
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One image that can be used. `foreground` is the share of its mask that is lesion, None where there is none;
-    `mask_problem` says why a mask cannot be used, `wrong_size` that it has another size than the image; `turned` that
-    EXIF turns the image and not the mask, and that both have a shape that fits either way."""
+    """Facts about one readable image.
+
+    Attributes:
+        foreground: share of the mask that is not 0; None without a mask that was read.
+        mask_problem: why the mask cannot be used.
+        wrong_size: the mask has another size than the image.
+        turned: EXIF turns the image but not the mask, and the shapes match with and without turning.
+    """
 
     image: str
     sha256: str
@@ -35,10 +40,15 @@ class Facts:
 def read_facts(
     folder: Path, image: str, mask: str | None = None, label_maps: bool = False, decode: bool = True
 ) -> Facts:
-    """Read `image` and `mask` (paths relative to `folder`); masks may be label maps, of any values.
+    """Read an image and its mask.
+
+    Args:
+        image, mask: paths relative to `folder`.
+        label_maps: the mask holds class values (`dinomed.images.labelmap`).
+        decode: decode the image and the mask; if False, only the header of the image is read.
 
     Raises:
-        UnreadableImage: the image cannot be used. A mask that cannot be used is told in the result.
+        UnreadableImage: the image cannot be used. A mask that cannot be used is reported in the result.
     """
     path = folder / image
     header = read_whole(path) if decode else read_header(path)
@@ -56,12 +66,13 @@ def read_facts(
 
 
 def _fits_both_ways(image: Header) -> bool:
-    """Whether turning the image as its EXIF orientation asks leaves its shape as it was."""
-    return image.width == image.height or image.orientation not in _LYING
+    """Return whether the image has the same shape before and after its EXIF orientation."""
+    return image.width == image.height or image.orientation not in _TRANSPOSING
 
 
 def _fits_as_stored(image: Header, mask: Header) -> bool:
-    return image.orientation in _LYING and (mask.height, mask.width) == (image.width, image.height)
+    """Return whether the mask has the size of the image before its EXIF orientation."""
+    return image.orientation in _TRANSPOSING and (mask.height, mask.width) == (image.width, image.height)
 
 
 def read_all(
@@ -72,10 +83,13 @@ def read_all(
     label_maps: bool = False,
     decode: bool = True,
 ) -> tuple[list[Facts], list[tuple[str, str]]]:
-    """The facts of all `images` that can be read, in their order, and (path, reason) of the others.
+    """Read the facts of all images, in their order.
 
-    In threads: Pillow frees the interpreter while it decodes, and no process has to start (measured on 3,000 pictures
-    of 200x150 and 2 cores: 2.2 s with one thread, 1.2 s with two, 1.9 s with two processes).
+    Threads are used, since Pillow releases the interpreter lock while it decodes, and processes take time to start
+    (3,000 images of 200x150, 2 cores: 2.2 s with one thread, 1.2 s with two, 1.9 s with two processes).
+
+    Returns:
+        The facts of readable images, and (path, reason) of the others.
     """
 
     def read_chunk(start: int) -> list[Facts | UnreadableImage]:

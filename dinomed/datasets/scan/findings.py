@@ -1,4 +1,4 @@
-"""What a scan found: masks that cannot be used, duplicates that stand apart, and all else that a person should know."""
+"""Checks and messages of a scan: unreadable files, unusable masks, separated duplicates, and notes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,14 +7,15 @@ from typing import Any
 from dinomed.datasets.scan.facts import Facts
 from dinomed.datasets.scan.folders import Pairs
 from dinomed.datasets.scan.labels import Labels
-from dinomed.datasets.scan.walk import Found
+from dinomed.datasets.scan.walk import WalkResult
 from dinomed.errors import DinomedError, UsageError
 
 _LISTED = 5  # examples in a message
 
 
 def count(n: int, noun: str) -> str:
-    """
+    """Return a number with its noun, in the plural where needed.
+
     >>> count(1, "file"), count(2300, "mask")
     ('1 file', '2,300 masks')
     """
@@ -22,12 +23,16 @@ def count(n: int, noun: str) -> str:
 
 
 def check_masks(facts: list[Facts]) -> None:
-    """Refuse masks that would spoil a training silently: of another size than the image, or none that is a mask."""
+    """Raise if the masks would make training wrong.
+
+    Raises:
+        UsageError: a mask has another size than its image, or no mask can be used.
+    """
     wrong = [f"{f.mask}: {f.mask_problem}" for f in facts if f.wrong_size]
     if wrong:
         more = f" (and {len(wrong) - _LISTED} more)" if len(wrong) > _LISTED else ""
         raise UsageError(
-            f"{len(wrong)} of {len(facts)} images have a mask of another size; nothing was written. "
+            f"{len(wrong)} of {len(facts)} images have a mask of another size; correct them, nothing was written. "
             + "; ".join(wrong[:_LISTED])
             + more
         )
@@ -36,12 +41,12 @@ def check_masks(facts: list[Facts]) -> None:
     if bad and len(bad) == len(given):
         raise UsageError(
             f"none of the {len(bad)} masks can be used ({bad[0].mask}: {bad[0].mask_problem}); "
-            "--mask none goes on without masks"
+            "scan without masks with --mask none"
         )
 
 
 def warn_doubtful(doubtful: Mapping[str, str]) -> list[str]:
-    """Masks that go unused since the image of their name may not be theirs."""
+    """Warn about masks that are not used, since the image with their name may be another image."""
     if not doubtful:
         return []
     mask, reason = next(iter(doubtful.items()))
@@ -53,87 +58,92 @@ def warn_doubtful(doubtful: Mapping[str, str]) -> list[str]:
 
 
 def warn_turned(facts: Sequence[Facts]) -> list[str]:
-    """Images that are turned upright while their masks, which say nothing of it, may be drawn on the stored ones."""
+    """Warn about images that EXIF turns while their masks have no EXIF orientation and fit both ways."""
     turned = [f for f in facts if f.turned]
     if not turned:
         return []
     subject = "image is turned by its" if len(turned) == 1 else "images are turned by their"
     return [
-        f"{len(turned):,} {subject} EXIF orientation, the mask is not, and its shape fits both ways; make sure that it "
-        f"is drawn on the upright image. The first is {turned[0].image} with {turned[0].mask}"
+        f"{len(turned):,} {subject} EXIF orientation, the mask is not, and its shape fits both ways; check that the "
+        f"mask is drawn on the upright image. The first is {turned[0].image} with {turned[0].mask}"
     ]
 
 
 def count_masks(facts: list[Facts]) -> dict[str, int]:
+    """Count the usable masks, the empty ones and the full ones."""
     shares = [f.foreground for f in facts if f.foreground is not None]
     return {"masks": len(shares), "empty": shares.count(0.0), "full": shares.count(1.0)}
 
 
 def nothing_in(folder: Path, unreadable: Sequence[tuple[str, str]]) -> str:
-    """Why a folder gave no manifest."""
+    """Return the message for a folder without a readable image."""
     if not unreadable:
         return f"folder {folder} holds no image"
     path, reason = unreadable[0]
     refused = count(len(unreadable), "file")
-    return f"folder {folder} holds no image that can be read ({refused} refused, the first {path}: {reason})"
+    return f"folder {folder} holds no readable image ({refused} refused, the first {path}: {reason})"
 
 
 def check_readable(folder: Path, readable: int, refused: Sequence[tuple[str, str]]) -> None:
-    """Stop where more than half of the files are refused: more likely the wrong folder, or a copy that failed."""
+    """Raise if more than half of the files cannot be read: probably the wrong folder, or an incomplete copy.
+
+    Raises:
+        DinomedError: names the first unreadable file.
+    """
     if len(refused) > readable:
         path, reason = refused[0]
         raise DinomedError(
             f"{len(refused):,} of {len(refused) + readable:,} files of {folder} cannot be read, the first is {path}: "
-            f"{reason}; is it the right folder? dinomed scan --allow-unreadable makes a manifest of the others"
+            f"{reason}; check the folder, or scan the other files with dinomed scan --allow-unreadable"
         )
 
 
 def warn_unreadable(facts: Sequence[Facts], failed: int) -> list[str]:
-    """Failures that make the collection doubtful."""
+    """Warn about many unreadable files and about masks that cannot be used."""
     lines = []
     if failed > len(facts):
         total = failed + len(facts)
-        lines.append(f"MORE THAN HALF of the files cannot be read ({failed:,} of {total:,}): is it the right folder?")
+        lines.append(f"MORE THAN HALF of the files cannot be read ({failed:,} of {total:,}): check the folder")
     bad = [f for f in facts if f.mask_problem]
     if bad:
         lines.append(
-            f"{count(len(bad), 'mask')} of {sum(f.mask is not None for f in facts):,} cannot be used, and the images "
-            f"are kept without; the first is {bad[0].mask}: {bad[0].mask_problem}"
+            f"{count(len(bad), 'mask')} of {sum(f.mask is not None for f in facts):,} cannot be used; their images are "
+            f"kept without a mask; the first is {bad[0].mask}: {bad[0].mask_problem}"
         )
     return lines
 
 
 def warn_duplicates(columns: dict[str, list[Any]], duplicates: Sequence[Sequence[str]]) -> list[str]:
-    """Images of the same bytes that stand in different splits, groups (if the user gave them) or classes."""
+    """Warn about identical images in different splits, groups or classes."""
     lines = []
     index = {image: i for i, image in enumerate(columns["image"])}
     for name, plural, why in (
-        ("split", "splits", "the test sees training images"),
-        ("group", "groups", "splits that are made keep them together"),
+        ("split", "splits", "the test set contains training images"),
+        ("group", "groups", "new splits keep them together"),
         ("label", "classes", "one of the labels is wrong"),
     ):
         if name not in columns:
             continue
-        apart = [images for images in duplicates if len({columns[name][index[i]] for i in images} - {None}) > 1]
-        if apart:
-            named = "; ".join(" = ".join(images) for images in apart[:_LISTED])
-            more = "; ..." if len(apart) > _LISTED else ""
-            sets = count(len(apart), "set")
+        separated = [images for images in duplicates if len({columns[name][index[i]] for i in images} - {None}) > 1]
+        if separated:
+            named = "; ".join(" = ".join(images) for images in separated[:_LISTED])
+            more = "; ..." if len(separated) > _LISTED else ""
+            sets = count(len(separated), "set")
             lines.append(f"{sets} of identical images in different {plural} ({why}): {named}{more}")
     return lines
 
 
 def notes(
-    folder: Path, found: Found, pairs: Pairs, table: Labels, columns: dict[str, list[Any]], frames: int
+    folder: Path, walked: WalkResult, pairs: Pairs, table: Labels, columns: dict[str, list[Any]], frames: int
 ) -> list[str]:
-    """What is no trouble, but good to know."""
+    """Return notes about facts that need no action."""
     lines = list(table.notes)
     if table.path is None and (tables := sorted(path.name for path in folder.glob("*.csv"))):
-        lines.append(f"{tables[0]} lies in the folder and is not used; use it with --labels {tables[0]}")
-    if table.path is not None and (bare := sum(image not in table.rows for image in columns["image"])):
-        lines.append(f"{count(bare, 'image')} not in {table.path.name}; kept without a label")
-    if "split" in columns and (bare := columns["split"].count(None)):
-        lines.append(f"{count(bare, 'image')} without a split; training and evaluation pass them over")
+        lines.append(f"{tables[0]} is in the folder and is not used; use it with --labels {tables[0]}")
+    if table.path is not None and (num_missing := sum(image not in table.rows for image in columns["image"])):
+        lines.append(f"{count(num_missing, 'image')} not in {table.path.name}; kept without a label")
+    if "split" in columns and (num_missing := columns["split"].count(None)):
+        lines.append(f"{count(num_missing, 'image')} without a split; training and evaluation ignore them")
     if frames:
         lines.append(f"{count(frames, 'file')} with several frames or pages; the first is used")
     if pairs.orphans:
@@ -143,7 +153,7 @@ def notes(
             f"{count(len(pairs.several), 'image')} with several masks, such as {pairs.several[0]}; "
             "the first by name is used"
         )
-    others = found.others - (table.path is not None and table.path.resolve().is_relative_to(folder.resolve()))
-    if others:
-        lines.append(f"{count(others, 'other file')} passed over")
+    num_ignored = walked.others - (table.path is not None and table.path.resolve().is_relative_to(folder.resolve()))
+    if num_ignored:
+        lines.append(f"{count(num_ignored, 'other file')} ignored")
     return lines

@@ -1,9 +1,9 @@
-"""What the places of files say: which are images, which are their masks, and what folder names mean.
+"""Meaning of folder and file names: splits, classes, and pairs of images and masks.
 
-- ``train/``, ``val/`` (or ``valid/``, ``validation/``), ``test/``: the split, where at least two of them are there;
-- with ``--labels folders``: the first other folder below the root is the class, ``FOLDER/[train/]nevus/a.jpg``;
-- a folder ``masks/`` (``mask``, ``annotations``, ``segmentations``, ``gt``, ``labels``, ...) whose files are named as
-  images, or a name ending in ``_mask``, ``_segmentation``, ``_seg``, ``_gt`` beside the image's: its mask.
+- ``train/``, ``val/`` (or ``valid/``, ``validation/``), ``test/``: the split, if at least two of them exist.
+- With ``--labels folders``, the first other folder below the root is the class: ``FOLDER/[train/]nevus/a.jpg``.
+- A file is the mask of the image with the same name if it lies in a folder ``masks/`` (``mask``, ``annotations``,
+  ``segmentations``, ``gt``, ``labels``, ...), or if its name ends in ``_mask``, ``_segmentation``, ``_seg`` or ``_gt``.
 """
 
 import re
@@ -28,10 +28,14 @@ _MASK_SUFFIX = re.compile(r"[ _-](mask|masks|segmentation|seg|gt|annotation)(?:[
 
 @dataclass
 class Pairs:
-    """Images, the mask of each that has one, and what did not fit.
+    """Images, their masks, and the masks that were not paired.
 
-    `orphans` are masks whose name no image has; `doubtful` maps masks to the reason why the image of their name may not
-    be theirs, and they go unused; `several` are images with more than one mask (the first by name is taken).
+    Attributes:
+        images: sorted paths of images.
+        masks: image -> mask.
+        orphans: masks without an image of their name.
+        doubtful: mask -> reason why the image of its name may be another image; these masks are not used.
+        several: images with more than one mask; the first mask by name is used.
     """
 
     images: list[str]
@@ -42,11 +46,11 @@ class Pairs:
 
 
 def pair_masks(paths: Iterable[str]) -> Pairs:
-    """Tell masks from images by folder and name, and pair them.
+    """Separate masks from images by folder and file name, and pair them.
 
-    A mask goes to the one image of its name in the same place, where `images` and `masks` and the like are no places
-    of their own; else to the one image of its name in a place that holds its own or is held by it. Never to an image of
-    another place: that would be another patient's, or one of another split.
+    A mask belongs to the only image of its name at the same place; folders such as `images` and `masks` do not count as
+    places. Otherwise it belongs to the only image of its name at a place above or below. It never belongs to an image
+    of an unrelated place, which may be of another patient or another split.
 
     >>> pair_masks(["images/a.jpg", "masks/a.png"]).masks
     {'images/a.jpg': 'masks/a.png'}
@@ -61,38 +65,41 @@ def pair_masks(paths: Iterable[str]) -> Pairs:
         else:
             by_stem[PurePosixPath(path).stem].append(path)
     images = [path for same in by_stem.values() for path in same]
-    owned: dict[str, list[str]] = defaultdict(list)
+    masks_of: dict[str, list[str]] = defaultdict(list)
     doubtful: dict[str, str] = {}
-    left: list[str] = []
+    unpaired: list[str] = []
     for path in candidates:
         same = by_stem.get(_stem(path), [])
         near = _in_one_place(path, same)
         if len(near) == 1:
-            owned[near[0]].append(path)
+            masks_of[near[0]].append(path)
         elif same:
             doubtful[path] = _doubt(near, same)
         else:
-            left.append(path)
-    signs = {_sign(path) for path in [*doubtful, *(mask for masks in owned.values() for mask in masks)]}
-    orphans = [path for path in left if _sign(path) in signs]
-    images += sorted(set(left) - set(orphans))  # named like masks, but nothing bears them out
+            unpaired.append(path)
+    signs = {_sign(path) for path in [*doubtful, *(mask for masks in masks_of.values() for mask in masks)]}
+    orphans = [path for path in unpaired if _sign(path) in signs]
+    images += sorted(set(unpaired) - set(orphans))  # named like masks, but no mask of this kind was paired
     return Pairs(
         sorted(images),
-        {image: masks[0] for image, masks in owned.items()},
+        {image: masks[0] for image, masks in masks_of.items()},
         orphans,
         doubtful,
-        [image for image, masks in owned.items() if len(masks) > 1],
+        [image for image, masks in masks_of.items() if len(masks) > 1],
     )
 
 
 def _in_one_place(mask: str, images: list[str]) -> list[str]:
-    """Those of `images` that are in the place of `mask`, else those in a place that holds it or is held by it."""
+    """Return the `images` at the place of `mask`, or else those at a place above or below."""
     place = _place(mask)
     exact = [image for image in images if _place(image) == place]
-    return exact or [image for image in images if (other := set(_place(image))) <= set(place) or other >= set(place)]
+    return exact or [
+        image for image in images if (image_place := set(_place(image))) <= set(place) or image_place >= set(place)
+    ]
 
 
 def _doubt(near: list[str], same: list[str]) -> str:
+    """Return why a mask is not paired."""
     if near:
         return f"{len(near)} images have its name: {near[0]}, {near[1]}{', ...' if len(near) > 2 else ''}"
     if len(same) == 1:
@@ -101,22 +108,22 @@ def _doubt(near: list[str], same: list[str]) -> str:
 
 
 def splits_of(paths: Iterable[str]) -> dict[str, str]:
-    """The split of each path that lies in a split folder; nothing unless two different splits are found."""
-    found = {path: split for path in paths if (split := next(filter(None, map(split_name, _folders(path))), None))}
-    return found if len(set(found.values())) > 1 else {}
+    """Return the split of each path in a split folder; empty unless there are two different splits."""
+    splits = {path: split for path in paths if (split := next(filter(None, map(split_name, _folders(path))), None))}
+    return splits if len(set(splits.values())) > 1 else {}
 
 
 def classes_of(paths: Iterable[str]) -> dict[str, str]:
-    """The class of each path: its first folder that names neither a split nor a container such as ``images``."""
+    """Return the class of each path: its first folder that is neither a split nor a container such as ``images``."""
     paths = list(paths)
     with_splits = bool(splits_of(paths))
-    found: dict[str, str] = {}
+    classes: dict[str, str] = {}
     for path in paths:
         for folder in _folders(path):
             if folder.lower() not in _IMAGE_FOLDERS and not (with_splits and split_name(folder)):
-                found[path] = folder
+                classes[path] = folder
                 break
-    return found
+    return classes
 
 
 def _folders(path: str) -> tuple[str, ...]:
@@ -124,7 +131,7 @@ def _folders(path: str) -> tuple[str, ...]:
 
 
 def _sign(path: str) -> str | None:
-    """What says that a file is a mask: the name of its folder or the ending of its own; None for images."""
+    """Return the folder name or the name ending that marks a file as a mask; None for images."""
     for folder in _folders(path):
         if folder.lower() in _MASK_FOLDERS:
             return folder.lower()
@@ -133,12 +140,12 @@ def _sign(path: str) -> str | None:
 
 
 def _stem(mask: str) -> str:
-    """The stem that the image of a mask has."""
+    """Return the stem of the image that a mask belongs to."""
     return _MASK_SUFFIX.sub("", PurePosixPath(mask).stem)
 
 
 def _place(path: str) -> tuple[str, ...]:
-    """The folders of an image or a mask, without what only says which of the two it is.
+    """Return the folders of an image or a mask, without the words that mark images and masks.
 
     >>> _place("ISIC2018_Task1-2_Training_Input/a.jpg"), _place("ISIC2018_Task1_Training_GroundTruth/a.png")
     (('isic2018 training',), ('isic2018 training',))
@@ -148,6 +155,6 @@ def _place(path: str) -> tuple[str, ...]:
     places = []
     for folder in _folders(path):
         words = [word for word in re.split("[_ ]", folder.lower()) if word and word not in _KIND]
-        # Parts of a challenge number what is asked, images and masks alike; a folder of that name alone is a place.
+        # The part numbers of a challenge differ between images and masks; a folder with such a name alone is a place.
         places.append(" ".join([word for word in words if not _PART.fullmatch(word)] or words))
     return tuple(filter(None, places))

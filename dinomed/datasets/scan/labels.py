@@ -1,4 +1,4 @@
-"""The user's table of labels, matched to the files of a folder."""
+"""Tables of labels in CSV, matched with the files of a folder."""
 
 import os
 from collections import Counter, defaultdict
@@ -19,9 +19,13 @@ _GROUP_LIKE = ("patient", "patient_id", "subject", "subject_id", "case_id", "stu
 
 @dataclass
 class Labels:
-    """Rows by image; the columns that they have; files that other columns name (depth maps and the like).
+    """A table of labels, matched with files.
 
-    `missing` lists images and masks that no file is found for, as (name, reason).
+    Attributes:
+        rows: image -> value of each column.
+        columns: names of the columns of `rows`.
+        targets: files that other columns name, such as depth maps.
+        missing: images and masks without a file, as (name, reason).
     """
 
     path: Path | None = None
@@ -34,11 +38,15 @@ class Labels:
 
 
 def find_labels(labels: str | Path, folder: Path) -> Path:
-    """The table as given, else in the folder that is scanned."""
+    """Return the path of the table: as given, or in the folder that is scanned.
+
+    Raises:
+        UsageError: neither exists.
+    """
     for path in (Path(labels), folder / labels):
         if path.is_file():
             return path
-    raise UsageError(f"labels {labels} does not exist, nor does {folder / labels}")
+    raise UsageError(f"labels {labels} does not exist, and {folder / labels} does not exist either")
 
 
 def read_labels(
@@ -51,39 +59,49 @@ def read_labels(
     roles: dict[str, str | None],
     keep_ids: bool = False,
 ) -> Labels:
-    """Read a CSV with a row an image.
+    """Read a CSV with one row per image.
 
-    An image is named by its path from `folder` or from the CSV's own folder, by its file name, or by its stem, if only
-    one file has it. Cells are stripped of blanks around them, but for names of files.
+    An image is named by its path relative to `folder` or to the folder of the CSV, by its file name, or by its stem; a
+    file name or stem must be unique. Leading and trailing blanks of cells are removed, except in file names.
 
     Args:
-        files: all image files below `folder`, masks among them; `images`: those that names and stems may mean.
-        roles: the column for each of `ROLES`: its name, ``none`` to use none, or None for the column of that name if
-            it is there.
-        keep_ids: keep columns that tell who somebody is (`dinomed.datasets.scan.personal`). Without, they are left out, and
-            groups of such a column become numbers.
+        files: all image files below `folder`, including masks.
+        images: the files that file names and stems may refer to.
+        image_column: column with the names of the images.
+        roles: column for each of `ROLES`: its name, ``none`` for no column, or None for the column with the name of the
+            role, if it exists.
+        keep_ids: keep columns with personal data (`dinomed.datasets.scan.personal`). Otherwise they are left out, and
+            the groups of such a column are replaced by numbers.
 
     Raises:
-        UsageError: a column is missing (the nearest is named), an image has two rows, a split is no split.
+        UsageError: a column is missing (the message names the nearest), an image has two rows, or a value of the split
+            column is no split.
     """
     names, rows = read_csv(path)
     out = Labels(path)
     sources = _sources(path, names, image_column, roles)
     free = [name for name in names if name not in (image_column, *sources.values())]
-    clashes = [name for name in free if name in RESERVED and roles.get(name) != NONE]
-    if clashes:
-        out.notes.append(f"columns of {path.name} that are not used: {', '.join(clashes)}")
+    unused = [name for name in free if name in RESERVED and roles.get(name) != NONE]
+    if unused:
+        out.notes.append(f"columns of {path.name} that are not used: {', '.join(unused)}")
     free = [name for name in free if name not in RESERVED]
     if not keep_ids and (personal := [name for name in free if is_personal(name)]):
         out.notes.append(
-            f"columns of {path.name} that may tell who a patient is are left out: {', '.join(personal)}; "
-            "--keep-ids keeps them"
+            f"columns of {path.name} with possible personal data are left out: {', '.join(personal)}; "
+            "keep them with --keep-ids"
         )
         free = [name for name in free if name not in personal]
-    if "group" not in sources and roles["group"] is None and (like := [n for n in names if n.lower() in _GROUP_LIKE]):
-        out.notes.append(f"column {like[0]!r} looks like a group; keep its images in one split with --group {like[0]}")
+    if (
+        "group" not in sources
+        and roles["group"] is None
+        and (group_like := [n for n in names if n.lower() in _GROUP_LIKE])
+    ):
+        out.notes.append(
+            f"column {group_like[0]!r} looks like a group; keep the images of a group in one split with "
+            f"--group {group_like[0]}"
+        )
     out.columns = [*sources, *free]
-    place = _Places(folder, path.parent, files, images)
+    search = _FileSearch(folder, path.parent, files, images)
     known = set(files)
     index = {name: i for i, name in enumerate(names)}
     first: dict[str, int] = {}
@@ -91,7 +109,7 @@ def read_labels(
         named = cells[index[image_column]]
         if named is None:
             raise UsageError(f"{path}, row {number}: column {image_column!r} is empty")
-        image, reason = place.find(named)
+        image, reason = search.find(named)
         if image is None:
             out.missing.append((named, f"in {path.name}, but {reason}"))
             continue
@@ -102,13 +120,13 @@ def read_labels(
         if (word := row.get("split")) is not None:
             row["split"] = _split(path, number, word)
         if (word := row.get("mask")) is not None:
-            row["mask"], reason = place.find(word, masks=True)
+            row["mask"], reason = search.find(word, masks=True)
             if row["mask"] is None:
                 out.missing.append((word, f"mask of {image} in {path.name}, but {reason}"))
         out.rows[image] = row | {name: _stripped(cells[index[name]], known) for name in free}
     for role, name in sources.items():
         if role in ("label", "group"):
-            out.warnings += _alike(role, out.rows, first, secret=not keep_ids and is_personal(name))
+            out.warnings += _alike(role, out.rows, first, personal=not keep_ids and is_personal(name))
     if "group" in sources and not keep_ids and is_personal(sources["group"]):
         _number_groups(out, sources["group"])
     out.targets = {cell for name in free for cells in rows if (cell := cells[index[name]]) and cell in known}
@@ -116,36 +134,42 @@ def read_labels(
 
 
 def _sources(path: Path, names: list[str], image_column: str, roles: dict[str, str | None]) -> dict[str, str]:
-    """Which column plays which role."""
-    asked = {"image": image_column} | {role: roles[role] for role in ROLES}
-    for role, name in asked.items():
+    """Return the column of each role."""
+    columns_by_role = {"image": image_column} | {role: roles[role] for role in ROLES}
+    for role, name in columns_by_role.items():
         if name not in names and (role == "image" or name not in (None, NONE)):
             option = "--image-column" if role == "image" else f"--{role}"
             raise UsageError(f"{path} has no column {name!r} ({option}){did_you_mean(str(name), names)}")
     taken = {
-        role: name for role in ROLES if (name := asked[role] or (role if role in names else None)) not in (None, NONE)
+        role: name
+        for role in ROLES
+        if (name := columns_by_role[role] or (role if role in names else None)) not in (None, NONE)
     }
     sources = {role: name for role, name in taken.items() if name}
-    twice = [name for name, count in Counter([image_column, *sources.values()]).items() if count > 1]
-    if twice:
-        raise UsageError(f"{path}: column {twice[0]!r} is asked to be two things at once")
+    duplicates = [name for name, count in Counter([image_column, *sources.values()]).items() if count > 1]
+    if duplicates:
+        raise UsageError(f"{path}: column {duplicates[0]!r} is given for two roles; give it for one")
     return sources
 
 
 def _split(path: Path, number: int, word: str) -> str:
+    """Return the split that a cell names."""
     split = split_name(word)
     if split is None:
-        raise UsageError(f"{path}, row {number}: split {word!r} is not train, val or test; --split none makes new ones")
+        raise UsageError(
+            f"{path}, row {number}: split {word!r} is not train, val or test; correct it, or make new splits "
+            "with --split none"
+        )
     return split
 
 
 def _stripped(cell: str | None, known: set[str]) -> str | None:
-    """A cell without blanks around it, unless a file is named just so."""
+    """Return a cell without leading and trailing blanks, unless it is the name of a file."""
     return cell if cell is None or cell in known else cell.strip() or None
 
 
-def _alike(role: str, rows: dict[str, dict[str, str | None]], first: dict[str, int], *, secret: bool) -> list[str]:
-    """A line if values of `role` are equal but for case; `secret` ones are named by their rows alone."""
+def _alike(role: str, rows: dict[str, dict[str, str | None]], first: dict[str, int], *, personal: bool) -> list[str]:
+    """Warn if values of `role` differ in case only; of personal data, the message names rows only."""
     seen: dict[str, dict[str, int]] = defaultdict(dict)
     for image, row in rows.items():
         if (value := row[role]) is not None:
@@ -153,27 +177,26 @@ def _alike(role: str, rows: dict[str, dict[str, str | None]], first: dict[str, i
     sets = [spellings for spellings in seen.values() if len(spellings) > 1]
     if not sets:
         return []
-    named = [f"row {number}" if secret else f"{value!r} (row {number})" for value, number in sets[0].items()]
+    named = [f"row {number}" if personal else f"{value!r} (row {number})" for value, number in sets[0].items()]
     return [
-        f"{len(sets)} {role}{'s are' if len(sets) > 1 else ' is'} written in upper and lower case, and taken for "
-        f"different ones: {' and '.join(named)}{', ...' if len(sets) > 1 else ''}; "
-        "write them alike if they are the same"
+        f"{len(sets)} {role}{'s' if len(sets) > 1 else ''} with spellings that differ in case count as different: "
+        f"{' and '.join(named)}{', ...' if len(sets) > 1 else ''}; use one spelling if they are the same"
     ]
 
 
 def _number_groups(out: Labels, column: str) -> None:
-    """Numbers in place of groups that would tell who somebody is. A hash could be undone by trying all values."""
+    """Replace groups that are personal data by numbers. A hash could be reversed by trying all values."""
     groups = sorted({group for row in out.rows.values() if (group := row["group"]) is not None})
     numbers = {group: f"{i:0{len(str(len(groups)))}}" for i, group in enumerate(groups, start=1)}
     for row in out.rows.values():
         row["group"] = numbers.get(row["group"] or "")
     out.notes.append(
-        f"groups are numbered, since {column!r} may tell who a patient is; --keep-ids stores them as they are written"
+        f"groups are replaced by numbers, since {column!r} may identify patients; keep them with --keep-ids"
     )
 
 
-class _Places:
-    """Finds the file that a cell means."""
+class _FileSearch:
+    """Search for the file that a cell names."""
 
     def __init__(self, folder: Path, beside: Path, files: Iterable[str], images: Iterable[str]) -> None:
         self.folder, self.beside = os.path.abspath(folder), os.path.abspath(beside)
@@ -187,7 +210,7 @@ class _Places:
                     names[stem].append(path)
 
     def find(self, named: str, masks: bool = False) -> tuple[str | None, str]:
-        """The path from the folder, or None and why."""
+        """Return the path relative to the folder, or None and the reason."""
         for text in (named, named.replace("\\", "/")):
             for base in (self.folder, self.beside):
                 path = os.path.relpath(os.path.join(base, text), self.folder).replace(os.sep, "/")
@@ -197,6 +220,6 @@ class _Places:
         if len(same) == 1:
             return same[0], ""
         if same:
-            return None, f"{len(same)} files are named so ({same[0]}, {same[1]}, ...)"
+            return None, f"{len(same)} files have this name ({same[0]}, {same[1]}, ...)"
         outside = os.path.relpath(os.path.join(self.folder, named), self.folder).startswith("..")
-        return None, "outside the folder" if outside else "there is no such image file"
+        return None, "it is outside the folder" if outside else "no such image file exists"

@@ -1,7 +1,7 @@
-"""Columns that tell who somebody is, known by their names: what they hold stays out of manifests and messages.
+"""Detection of columns with personal data by their names. Their values stay out of manifests and messages.
 
-The names are those that hospitals and DICOM use, in English. A column that is called otherwise is not known: this is a
-net under a user's own care, no anonymisation.
+The names are the English ones of hospitals and DICOM. Columns with other names are not detected: this is a safeguard in
+addition to the user's own care, not an anonymisation.
 """
 
 import re
@@ -19,7 +19,7 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def is_personal(column: str) -> bool:
-    """Whether a column of this name is expected to say who a person is, or on which date something was done to them.
+    """Return whether a column of this name is expected to identify a person or to hold the date of an examination.
 
     >>> is_personal("PatientName"), is_personal("birth_date"), is_personal("MRN"), is_personal("E-mail")
     (True, True, True, True)

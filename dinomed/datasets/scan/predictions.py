@@ -1,4 +1,4 @@
-"""What `dinomed predict` wrote: its masks are pictures too, and none to learn from by accident."""
+"""Folders that `dinomed predict` wrote: their masks are images too, but must not be taken for training data."""
 
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -11,22 +11,28 @@ _FORMAT = "dinomed.predictions/"
 
 
 def find_predictions(root: Path, files: Iterable[str]) -> dict[str, list[str]]:
-    """The folders below `root` that a prediction was written to, each with those of `files` that lie in it.
+    """Find the folders below `root` that hold a prediction.
 
-    Files are paths relative to `root`. The root itself is none: who names it wants what is there.
+    The root itself does not count: a user who names it wants its files.
+
+    Args:
+        files: paths relative to `root`.
+
+    Returns:
+        Folder -> the `files` in it.
     """
-    found: dict[str, list[str]] = {}
-    known: dict[str, bool] = {}
+    files_by_folder: dict[str, list[str]] = {}
+    is_prediction: dict[str, bool] = {}
     for file in files:
         for parent in map(str, PurePosixPath(file).parents):
             if parent == ".":
                 continue
-            if parent not in known:
-                known[parent] = _holds_prediction(root / parent)
-            if known[parent]:
-                found.setdefault(parent, []).append(file)
+            if parent not in is_prediction:
+                is_prediction[parent] = _holds_prediction(root / parent)
+            if is_prediction[parent]:
+                files_by_folder.setdefault(parent, []).append(file)
                 break
-    return found
+    return files_by_folder
 
 
 def _holds_prediction(folder: Path) -> bool:

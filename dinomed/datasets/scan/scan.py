@@ -1,4 +1,4 @@
-"""From a folder of pictures to a manifest: every image read once, labels and masks matched, splits by group."""
+"""Scan of a folder to a manifest: images are read, labels and masks are matched, splits are made by group."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -27,15 +27,20 @@ from dinomed.datasets.splits import check_ratios, check_splits, explain_gaps, ma
 from dinomed.errors import UsageError
 
 FOLDERS = "folders"
-"""In place of a CSV: folder names are the classes."""
+"""Value of `labels`: the folder names are the classes."""
 
 
 @dataclass
 class ScanResult:
-    """A manifest, and what there is to say about it.
+    """The manifest of a scan and its findings.
 
-    `unreadable` lists what could not be used, as (path, reason); `masks` counts masks, and the empty and full ones;
-    `duplicates` are sets of images with the same bytes; `warnings` concern the data's fitness, `notes` the rest.
+    Attributes:
+        manifest: the readable images.
+        unreadable: (path, reason) of files that cannot be used.
+        masks: number of ``masks``, and of the ``empty`` and ``full`` ones.
+        duplicates: sets of images with the same bytes.
+        warnings: messages about problems of the data.
+        notes: other messages.
     """
 
     manifest: Manifest
@@ -65,26 +70,31 @@ def scan(
     label_maps: bool = False,
     decode: bool = True,
 ) -> ScanResult:
-    """Read every image below `folder`. Folders that a prediction was written to are passed over, with a note.
+    """Read every image below `folder` into a manifest. Folders that hold predictions are ignored, with a note.
 
-    Splits come from the CSV, else from split folders, else (with `make_split`) they are made: by group, stratified by
-    label. Without groups each image is its own, but images with the same bytes share one.
+    Splits come from the CSV, or else from split folders, or else (with `make_split`) they are made by group and
+    stratified by label. A group that is not known is null: such an image is a unit of its own, and images with the same
+    bytes are always in one new split.
 
     Args:
-        labels: a CSV (as given, or in `folder`; see `dinomed.datasets.scan.labels`), ``"folders"`` for classes by folder
-            name, or None.
-        label, group, mask, split: columns of the CSV; None takes the one of that very name if it is there, ``"none"``
-            uses none.
-        ratios: shares of train, val and test where splits are made.
-        workers: threads; None for one a processor.
-        keep_ids: keep columns of the CSV that tell who a patient is, and groups of such a column as they are written.
-        allow_unreadable: go on, with a warning, where more than half of the files cannot be read.
-        label_maps: masks hold values of several classes (`dinomed.images.labelmap`).
+        labels: path of a CSV, also relative to `folder` (`dinomed.datasets.scan.labels`); ``"folders"`` for classes by
+            folder name; or None.
+        image_column: column of the CSV with the names of the images.
+        label, group, mask, split: columns of the CSV; None for the column with that name, if it exists; ``"none"`` for
+            no column.
+        ratios: shares of train, val and test in new splits.
+        seed: of new splits.
+        make_split: make splits if none are given.
+        workers: number of threads; by default one per processor.
+        follow_links: follow links out of `folder`.
+        keep_ids: keep columns of the CSV with personal data, and the groups of such a column as written.
+        allow_unreadable: continue, with a warning, if more than half of the files cannot be read.
+        label_maps: masks hold the values of several classes (`dinomed.images.labelmap`).
         decode: decode images and masks, to find damaged ones; if False, only headers of images are read.
 
     Raises:
-        UsageError: no such folder; no readable image in it; a column or the CSV is missing; a mask of another size
-            than its image; no mask that can be used; a group in two splits.
+        UsageError: the folder does not exist or holds no readable image, the CSV or a column is missing, a mask has
+            another size than its image, no mask can be used, or a group is in two splits.
         DinomedError: more than half of the files cannot be read.
     """
     folder = Path(folder)
@@ -93,29 +103,29 @@ def scan(
     check_ratios(ratios)
     roles = {"label": label, "group": group, "mask": mask, "split": split}
     path = _table_path(labels, folder, roles)
-    found = walk(folder, follow_links=follow_links)
-    files = found.images
-    predicted = find_predictions(folder, [*files, *(name for name, _ in found.refused)])
-    passed = {file for inside in predicted.values() for file in inside}
-    found.images = [image for image in files if image not in passed]
-    found.refused = [(name, reason) for name, reason in found.refused if name not in passed]
-    pairs = pair_masks(found.images)
+    walked = walk(folder, follow_links=follow_links)
+    files = walked.images
+    predicted = find_predictions(folder, [*files, *(name for name, _ in walked.refused)])
+    predicted_files = {file for inside in predicted.values() for file in inside}
+    walked.images = [image for image in files if image not in predicted_files]
+    walked.refused = [(name, reason) for name, reason in walked.refused if name not in predicted_files]
+    pairs = pair_masks(walked.images)
     table = Labels()
     if path is not None:
         table = read_labels(
             path, folder, files, pairs.images, image_column=image_column, roles=roles, keep_ids=keep_ids
         )
     masks = _masks(table, pairs, mask)
-    others = {*masks.values(), *table.targets}
-    images = sorted({image for image in pairs.images if image not in others} | set(table.rows))
+    not_images = {*masks.values(), *table.targets}
+    images = sorted({image for image in pairs.images if image not in not_images} | set(table.rows))
     facts, failed = read_all(folder, images, masks, workers, label_maps, decode)
-    unreadable = [*found.refused, *failed, *table.missing]
-    if not facts and passed:
-        raise UsageError(f"folder {folder} holds no image but what an earlier prediction wrote")
+    unreadable = [*walked.refused, *failed, *table.missing]
+    if not facts and predicted_files:
+        raise UsageError(f"folder {folder} holds only files of an earlier prediction; give the folder of the images")
     if not facts:
         raise UsageError(nothing_in(folder, unreadable))
     if not allow_unreadable:
-        check_readable(folder, len(facts), [*found.refused, *failed])
+        check_readable(folder, len(facts), [*walked.refused, *failed])
     check_masks(facts)
     unreadable += [(f.mask, f"mask of {f.image}: {f.mask_problem}") for f in facts if f.mask and f.mask_problem]
 
@@ -139,7 +149,7 @@ def scan(
         count_masks(facts),
         duplicates,
         warnings=[
-            *warn_unreadable(facts, len(found.refused) + len(failed)),
+            *warn_unreadable(facts, len(walked.refused) + len(failed)),
             *warn_doubtful({} if "mask" in table.columns or mask == NONE else pairs.doubtful),
             *warn_turned(facts),
             *table.warnings,
@@ -148,13 +158,13 @@ def scan(
         ],
         notes=[
             *(
-                f"{place} holds what `dinomed predict` wrote ({len(inside):,} pictures), and is passed over; "
-                "name its masks in a CSV (--labels, column mask) if they are to be learned from"
+                f"{place} holds a prediction of `dinomed predict` ({len(inside):,} images) and is ignored; "
+                "to train on its masks, name them in a CSV (--labels, column mask)"
                 for place, inside in predicted.items()
             ),
             *notes(
                 folder,
-                found,
+                walked,
                 pairs,
                 table,
                 columns,
@@ -175,7 +185,7 @@ def scan_file(path: str | Path, *, decode: bool = True) -> Manifest:
 
 
 def _table_path(labels: str | Path | None, folder: Path, roles: dict[str, str | None]) -> Path | None:
-    """The CSV, if one is asked for."""
+    """Return the path of the CSV, None without one."""
     if labels is not None and str(labels) != FOLDERS:
         return find_labels(labels, folder)
     for role, name in roles.items():
@@ -185,14 +195,14 @@ def _table_path(labels: str | Path | None, folder: Path, roles: dict[str, str | 
 
 
 def _masks(table: Labels, pairs: Pairs, mask: str | None) -> dict[str, str]:
-    """The mask of each image: as the CSV says, else by folders and names."""
+    """Return the mask of each image: from the CSV, or else by folders and names."""
     if "mask" in table.columns:
         return {image: named for image, row in table.rows.items() if (named := row["mask"])}
     return {} if mask == NONE else dict(pairs.masks)
 
 
 def _columns(facts: list[Facts], table: Labels) -> dict[str, list[Any]]:
-    """The columns that are read off the files, and those of the CSV."""
+    """Return the columns of the files and those of the CSV."""
     columns: dict[str, list[Any]] = {
         "image": [f.image for f in facts],
         "sha256": [f.sha256 for f in facts],
@@ -213,13 +223,15 @@ def _columns(facts: list[Facts], table: Labels) -> dict[str, list[Any]]:
 
 
 def _class_folders(folder: Path, images: list[str]) -> list[str | None]:
+    """Return the class of each image by its folder."""
     classes = classes_of(images)
     if not classes:
-        raise UsageError(f"{folder} has no class folders (FOLDER/CLASS/image); give the labels as a CSV, or none")
+        raise UsageError(f"{folder} has no class folders (FOLDER/CLASS/image); give a CSV, or leave out --labels")
     return [classes.get(image) for image in images]
 
 
 def _duplicates(facts: list[Facts]) -> list[list[str]]:
+    """Return the sets of images with the same bytes."""
     same: dict[str, list[str]] = defaultdict(list)
     for f in facts:
         same[f.sha256].append(f.image)
@@ -227,10 +239,10 @@ def _duplicates(facts: list[Facts]) -> list[list[str]]:
 
 
 def _given_splits(columns: dict[str, list[Any]], split: str | None) -> list[str | None]:
-    """From the CSV, else from split folders; empty where nobody gave any, or they are not wanted."""
-    given: list[str | None] = columns.get("split", [])
-    if any(given) or split == NONE:
-        return given
+    """Return the splits of the CSV, or else of split folders; empty without any."""
+    splits: list[str | None] = columns.get("split", [])
+    if any(splits) or split == NONE:
+        return splits
     by_folder = splits_of(columns["image"])
     return [by_folder.get(image) for image in columns["image"]] if by_folder else []
 

@@ -1,4 +1,4 @@
-"""Finding image files below a folder: each once, hidden ones not, links with care."""
+"""Search for image files below a folder: each file once, no hidden files, no links out of the folder."""
 
 import os
 from dataclasses import dataclass, field
@@ -7,50 +7,52 @@ from pathlib import Path, PurePosixPath
 from dinomed.images.decode import looks_like_image
 from dinomed.progress import track
 
-# A file so named is expected to be an image, and reported if it is none; any other counts if its content is one.
+# A file with such a suffix is reported if it is no image. Other files count as images if their content is one.
 IMAGE_SUFFIXES = frozenset([
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif", ".dcm", ".dicom", ".npy"
 ])  # fmt: skip
 
 
 @dataclass
-class Found:
-    """Image files as sorted paths relative to the folder; what was refused, with reasons; how many were no images."""
+class WalkResult:
+    """Image files as sorted relative paths, refused files as (path, reason), and the number of other files."""
 
     images: list[str] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     others: int = 0
 
 
-def walk(root: Path, *, follow_links: bool = False) -> Found:
-    """All image files below `root`, masks included. Hidden files and folders are passed over.
+def walk(root: Path, *, follow_links: bool = False) -> WalkResult:
+    """List all image files below `root`, masks included. Hidden files and folders are ignored.
 
-    Links to what lies below `root` add nothing; links out of it are refused, or followed with `follow_links`. No
-    file is listed twice and no folder entered twice, so loops end.
+    Links to files below `root` add nothing. Links out of it are refused, or followed with `follow_links`. No file is
+    listed twice and no folder is entered twice, so loops end.
     """
     walker = _Walker(root, follow_links)
     while walker.folders or walker.links:
         if walker.folders:
             walker.enter(walker.folders.pop())
-        else:  # all that is really there has been seen: it goes by its own name, not by a link's
+        else:  # all real files are listed by now, under their own names
             walker.links.sort(reverse=True)
             walker.follow(walker.links.pop())
-    found = Found(refused=walker.refused)
+    result = WalkResult(refused=walker.refused)
     for name in track(sorted(walker.files), "finding images"):
         if not _is_text(name):
-            found.refused.append((name.encode("utf-8", "backslashreplace").decode(), "its name is not valid UTF-8"))
+            result.refused.append((name.encode("utf-8", "backslashreplace").decode(), "its name is not valid UTF-8"))
         elif PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES or looks_like_image(root / name):
-            found.images.append(name)
+            result.images.append(name)
         else:
-            found.others += 1
-    return found
+            result.others += 1
+    return result
 
 
 class _Walker:
+    """State of a search: folders and links to visit, real paths that were seen, files and refused paths."""
+
     def __init__(self, root: Path, follow_links: bool) -> None:
         self.root, self.follow_links = root, follow_links
         self.top = os.path.realpath(root)
-        self.seen = {self.top}  # real paths
+        self.seen_paths = {self.top}  # real paths
         self.folders, self.links, self.files = [""], list[str](), list[str]()
         self.refused: list[tuple[str, str]] = []
 
@@ -75,13 +77,13 @@ class _Walker:
         if not os.path.exists(target):
             self.refused.append((link, "broken link"))
         elif not self.follow_links and os.path.commonpath([target, self.top]) != self.top:
-            self.refused.append((link, "a link out of the folder; follow such links with --follow-links"))
+            self.refused.append((link, "link out of the folder; follow such links with --follow-links"))
         elif os.path.isdir(target) or os.path.isfile(target):
             self._add(link, target, os.path.isdir(target))
 
     def _add(self, name: str, real: str, folder: bool) -> None:
-        if real not in self.seen:
-            self.seen.add(real)
+        if real not in self.seen_paths:
+            self.seen_paths.add(real)
             (self.folders if folder else self.files).append(name)
 
 

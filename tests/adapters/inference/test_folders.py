@@ -140,7 +140,7 @@ def test_an_output_among_the_images_is_not_read_as_input(
     again = open_dataset(pictures, allow_unreadable=True)
     assert again.fingerprint == first.fingerprint
     assert again.unreadable == first.unreadable
-    with pytest.raises(UsageError, match="no image but what an earlier prediction wrote"):
+    with pytest.raises(UsageError, match="only files of an earlier prediction"):
         open_dataset(_only(pictures / "sub", "out"), allow_unreadable=True)
 
 

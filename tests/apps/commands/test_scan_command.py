@@ -124,7 +124,7 @@ def test_names_and_numbers_of_patients_are_nowhere_unless_asked_for(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert "Planted" not in done.stdout + done.stderr
     assert not any(b"Planted" in path.read_bytes() for path in (tmp_path / "out").iterdir())
-    assert "PatientName; --keep-ids keeps them" in done.stderr
+    assert "PatientName; keep them with --keep-ids" in done.stderr
     assert dinomed(*wanted, "-o", tmp_path / "kept.csv", "--keep-ids").returncode == 0
     assert "Planted3" in (tmp_path / "kept.csv").read_text()
 

@@ -1,0 +1,131 @@
+"""Tables of labels: columns, names of images, and columns with personal data (reliability rows 18, 19)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinomed.datasets.manifest import KNOWN
+from dinomed.datasets.scan.scan import scan
+from dinomed.errors import UsageError
+
+
+def test_rows_without_image_and_images_without_row(
+    folder: Path, cells: Callable[..., Any], edit: Callable[..., Any]
+) -> None:
+    edit(folder, "images/3.png,", "images/gone.png,")
+    edit(folder, "images/4.png,", "../data2/4.png,")
+    result = scan(folder, "labels.csv", group="lesion_id")
+    assert len(result.manifest) == 10
+    assert cells(result, "label")["images/3.png"] is None
+    assert dict(result.unreadable) == {
+        "images/gone.png": "in labels.csv, but no such image file exists",
+        "../data2/4.png": "in labels.csv, but outside the folder",
+    }
+    assert "2 images not in labels.csv; kept without a label" in result.notes
+
+
+def test_images_may_be_named_by_file_name_or_stem(folder: Path, paint: Callable[..., Any]) -> None:
+    (folder / "by_stem.csv").write_text("image_id,label\n" + "".join(f"{i},nv\n" for i in range(10)))
+    result = scan(folder, "by_stem.csv", image_column="image_id")
+    assert result.manifest.column("label") == ["nv"] * 10
+    paint(folder / "more" / "3.png", 99)
+    assert "2 files have this name" in dict(scan(folder, "by_stem.csv", image_column="image_id").unreadable)["3"]
+
+
+def test_a_csv_elsewhere_names_images_by_its_own_place(folder: Path, cells: Callable[..., Any]) -> None:
+    (folder.parent / "table.csv").write_text("image,label\ndata/images/3.png,mel\n")
+    result = scan(folder, folder.parent / "table.csv")
+    assert cells(result, "label")["images/3.png"] == "mel"
+
+
+def test_wrong_columns_are_named_with_the_nearest(folder: Path) -> None:
+    for option, value, nearest in [
+        ("group", "lesion", "lesion_id"),
+        ("label", "lable", "label"),
+        ("mask", "maks", "mask"),
+    ]:
+        with pytest.raises(UsageError, match=rf"no column '{value}' \(--{option}\); did you mean '{nearest}'"):
+            scan(folder, "labels.csv", **{option: value})
+    with pytest.raises(UsageError, match=r"no column 'picture' \(--image-column\)"):
+        scan(folder, "labels.csv", image_column="picture")
+    with pytest.raises(UsageError, match=r"labels other\.csv does not exist"):
+        scan(folder, "other.csv")
+    with pytest.raises(UsageError, match="name the CSV with --labels"):
+        scan(folder, group="lesion_id")
+
+
+def test_columns_that_the_scan_fills_itself_are_left_out(folder: Path, edit: Callable[..., Any]) -> None:
+    edit(folder, "lesion_id,age", "width,root")
+    result = scan(folder, "labels.csv")
+    assert result.manifest.column("width") == [16] * 10
+    assert "columns of labels.csv that are not used: width, root" in result.notes
+
+
+def test_an_image_in_two_rows_is_refused(folder: Path, edit: Callable[..., Any]) -> None:
+    edit(folder, "images/3.png,", "images/4.png,")
+    with pytest.raises(UsageError, match=r"image 'images/4.png' in rows 5 and 6"):
+        scan(folder, "labels.csv")
+
+
+def test_a_column_that_looks_like_a_group_is_pointed_at(folder: Path) -> None:
+    assert any("--group lesion_id" in note for note in scan(folder, "labels.csv").notes)
+    assert not any("--group" in note for note in scan(folder, "labels.csv", group="none").notes)
+
+
+def test_blanks_around_cells_make_no_other_class_or_group(folder: Path, edit: Callable[..., Any]) -> None:
+    edit(folder, "images/1.png,masks/1.png,nv,L0,01", "images/1.png,masks/1.png, nv , L0,01 ")
+    edit(folder, "images/2.png,masks/2.png,mel,", "images/2.png,masks/2.png, \t,")
+    result = scan(folder, "labels.csv", group="lesion_id")
+    assert result.manifest.classes() == ["mel", "nv"]
+    assert result.manifest.column("group")[1] == "L0"
+    assert result.manifest.column("label")[2] is None
+    assert result.manifest.column("age")[1] == "01"
+
+
+def test_a_file_whose_name_ends_in_a_blank_is_found(tmp_path: Path, paint: Callable[..., Any]) -> None:
+    paint(tmp_path / "a ")
+    paint(tmp_path / "b.png", 1)
+    (tmp_path / "labels.csv").write_text("image,depth,label\nb.png,a ,x\n")
+    assert scan(tmp_path, "labels.csv").manifest.column("depth") == ["a "]
+
+
+def test_classes_and_groups_that_differ_in_case_are_told(folder: Path, edit: Callable[..., Any]) -> None:
+    edit(folder, "nv,L0,01", "NV,l0,01")
+    edit(folder, "mel,L1,03", "Mel,L1,03")
+    warnings = scan(folder, "labels.csv", group="lesion_id").warnings
+    assert [line for line in warnings if "differ in case" in line] == [
+        "2 labels with spellings that differ in case count as different: "
+        "'nv' (row 2) and 'NV' (row 3), ...; use one spelling if they are the same",
+        "1 group with spellings that differ in case count as different: "
+        "'L0' (row 2) and 'l0' (row 3); use one spelling if they are the same",
+    ]
+
+
+def test_columns_that_tell_who_a_patient_is_are_left_out(folder: Path) -> None:
+    lines = (folder / "labels.csv").read_text().splitlines()
+    more = ["Patient Name,MRN,BirthDate,e-mail,sex"] + [f"Planted-{i},M{i},1970-01-0{i},p@x,f" for i in range(10)]
+    (folder / "labels.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(lines, more, strict=True)))
+    result = scan(folder, "labels.csv")
+    assert [name for name in result.manifest.columns if name not in KNOWN] == ["lesion_id", "age", "sex"]
+    told = "columns of labels.csv with possible personal data are left out: Patient Name, MRN, BirthDate, e-mail"
+    assert f"{told}; keep them with --keep-ids" in result.notes
+    kept = scan(folder, "labels.csv", keep_ids=True)
+    assert kept.manifest.column("Patient Name")[3] == "Planted-3"
+    assert not any("keep-ids" in note for note in kept.notes)
+
+
+def test_groups_that_tell_who_a_patient_is_become_numbers(folder: Path, edit: Callable[..., Any]) -> None:
+    edit(folder, "lesion_id", "MRN")
+    edit(folder, "nv,L0,01", "nv,l0,01")
+    result = scan(folder, "labels.csv", group="MRN")
+    groups = result.manifest.column("group")
+    assert sorted(set(groups)) == ["1", "2", "3", "4", "5", "6"]
+    assert [groups[i] == groups[i + 1] for i in range(2, 10, 2)] == [True] * 4
+    assert "groups are replaced by numbers, since 'MRN' may identify patients; keep them with --keep-ids" in (
+        result.notes
+    )
+    assert any("count as different: row 2 and row 3;" in line for line in result.warnings)
+    assert "L0" not in str([*result.warnings, *result.notes, result.manifest.table.to_pydict()])
+    assert scan(folder, "labels.csv", group="MRN", keep_ids=True).manifest.column("group")[:2] == ["L0", "l0"]

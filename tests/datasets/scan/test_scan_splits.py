@@ -1,0 +1,81 @@
+"""Splits, classes by folder, and identical images in a scan (reliability row 24)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinomed.datasets.scan.scan import scan
+from dinomed.datasets.splits import check_splits
+from dinomed.errors import UsageError
+
+
+def test_folder_names_give_classes_and_splits(
+    tmp_path: Path, paint: Callable[..., Any], cells: Callable[..., Any]
+) -> None:
+    for i, place in enumerate(["train/nv", "train/mel", "valid/nv", "test/mel", "extra"]):
+        paint(tmp_path / place / "a.png", i)
+    result = scan(tmp_path, "folders")
+    assert cells(result, "label") == {
+        "extra/a.png": "extra", "test/mel/a.png": "mel", "train/mel/a.png": "mel", "train/nv/a.png": "nv",
+        "valid/nv/a.png": "nv",
+    }  # fmt: skip
+    assert cells(result, "split")["valid/nv/a.png"] == "val"
+    assert cells(result, "split")["extra/a.png"] is None
+    assert "1 image without a split; training and evaluation ignore them" in result.notes
+    paint(tmp_path / "flat" / "a.png")
+    with pytest.raises(UsageError, match="has no class folders"):
+        scan(tmp_path / "flat", "folders")
+
+
+def test_given_splits_are_normalised_and_held_to_the_groups(
+    folder: Path, edit: Callable[..., Any], with_splits: Callable[..., Any]
+) -> None:
+    with_splits(folder, ["Training"] * 6 + ["validation"] * 2 + ["TEST", ""])
+    result = scan(folder, "labels.csv", group="lesion_id")
+    assert result.manifest.column("split") == ["train"] * 6 + ["val"] * 2 + ["test", None]
+    edit(folder, "L4,08,TEST", "L0,08,TEST")
+    with pytest.raises(UsageError, match=r"group 'L0' is in train and test: .*--split none"):
+        scan(folder, "labels.csv", group="lesion_id")
+    made = scan(folder, "labels.csv", group="lesion_id", split="none").manifest
+    check_splits(made.column("group"), made.column("split"))
+    assert None not in made.column("split")
+    edit(folder, "TEST", "fold3")
+    with pytest.raises(UsageError, match="row 10: split 'fold3' is not train, val or test"):
+        scan(folder, "labels.csv")
+
+
+def test_identical_images_share_a_made_split_and_are_one_unit(folder: Path, cells: Callable[..., Any]) -> None:
+    for copy in ("11", "12", "2"):  # 2.png is of another lesion, 11.png and 12.png of none
+        (folder / f"images/{copy}.png").write_bytes((folder / "images/0.png").read_bytes())
+    for seed in range(8):
+        result = scan(folder, "labels.csv", group="lesion_id", label="none", seed=seed)
+        split = cells(result, "split")
+        assert len({split[f"images/{name}.png"] for name in (0, 1, 2, 3, 11, 12)}) == 1
+    assert result.duplicates == [["images/0.png", "images/11.png", "images/12.png", "images/2.png"]]
+    assert any("1 set of identical images in different groups" in line for line in result.warnings)
+    ungrouped = scan(folder)
+    assert set(ungrouped.manifest.groups()) == {None}
+    units = dict(zip(ungrouped.manifest.column("image"), ungrouped.manifest.units(), strict=True))
+    assert units["images/12.png"] == "images/0.png"
+    assert units["images/5.png"] == "images/5.png"
+    assert ungrouped.warnings == []
+
+
+def test_identical_images_in_different_given_splits_or_classes_are_named(
+    folder: Path, with_splits: Callable[..., Any]
+) -> None:
+    (folder / "images/8.png").write_bytes((folder / "images/2.png").read_bytes())
+    with_splits(folder, ["train"] * 8 + ["test"] * 2)
+    result = scan(folder, "labels.csv")
+    assert result.warnings[0] == (
+        "1 set of identical images in different splits (the test set contains training images): images/2.png = images/8.png"
+    )
+    assert any("different classes (one of the labels is wrong)" in line for line in result.warnings)
+    check_splits(result.manifest.column("group"), result.manifest.column("split"))  # what later steps ask of it
+
+
+def test_a_class_with_one_sample_is_told(folder: Path, edit: Callable[..., Any]) -> None:
+    edit(folder, "masks/9.png,nv", "masks/9.png,df")
+    assert any(line.startswith("class 'df' (1 group) is not in") for line in scan(folder, "labels.csv").warnings)
