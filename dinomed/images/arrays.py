@@ -1,8 +1,7 @@
-"""Pictures of any number of channels: NumPy arrays, and TIFF files of more bands than Pillow knows.
+"""Images with any number of channels: NumPy arrays, and TIFF files with bands that Pillow does not read.
 
-A NumPy file holds one picture, ``(height, width, channels)``, of integers or floating-point numbers, and is read
-without unpickling. A TIFF file counts here if its first page has 2 or more than 4 samples a pixel, or 4 that are no
-colours.
+A NumPy file holds one image ``(height, width, channels)`` of integers or floating-point numbers; nothing is unpickled.
+A TIFF file is read here if its first page has 2 or more than 4 samples per pixel, or 4 that are no colours.
 """
 
 import math
@@ -18,14 +17,14 @@ from dinomed.errors import DinomedError, first_line
 from dinomed.images.decode import FORMATS, MAX_PIXELS, Header, UnreadableImage, first_bytes, open_regular, too_large
 
 MAX_CHANNELS = 512
-"""Bands of one picture; hyperspectral cameras give some hundreds."""
+"""Largest number of channels; hyperspectral cameras have some hundreds."""
 NPY_MAGIC = b"\x93NUMPY"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAX_BYTES = 2**31
 
 
 def is_array(path: str | Path) -> bool:
-    """Whether a file is one for `read_array`, by content; false where it cannot be opened."""
+    """Return whether `read_array` reads a file, by its content; False if it cannot be opened."""
     start = first_bytes(path, 6)
     return start == NPY_MAGIC or (start.startswith(_TIFF_MAGIC) and _has_bands(path))
 
@@ -133,19 +132,19 @@ def _read_bands(path: str | Path, max_pixels: int) -> np.ndarray:
                 raise
             name = getattr(page.compression, "name", page.compression)
             raise DinomedError(f"TIFF bands compressed by {name}; save them uncompressed or by deflate") from None
-        if page.planarconfig == 2:  # band after band
+        if page.planarconfig == 2:  # bands are stored one after the other
             values = np.moveaxis(values, 0, -1)
     return np.ascontiguousarray(values.reshape(shape))
 
 
 def _check(shape: tuple[int, ...], dtype: np.dtype, max_pixels: int) -> None:
     if dtype.kind not in "uifb" or dtype.hasobject:
-        raise DinomedError(f"values of type {dtype.name}; expected integers or floating-point numbers")
+        raise DinomedError(f"values have type {dtype.name}; expected integers or floating-point numbers")
     if len(shape) != 3 or min(shape) < 1:
-        raise DinomedError(f"an array of shape {shape}; a picture is (height, width, channels)")
+        raise DinomedError(f"array has shape {shape}; expected (height, width, channels)")
     height, width, channels = shape
     if channels > MAX_CHANNELS:
-        raise DinomedError(f"{channels} channels, over the limit of {MAX_CHANNELS}; the last axis is the channels'")
+        raise DinomedError(f"{channels} channels, over the limit of {MAX_CHANNELS}; the last axis must be the channels")
     if height * width > max_pixels:
         raise DinomedError(too_large(height * width, max_pixels))
     if math.prod(shape) * dtype.itemsize > _MAX_BYTES:

@@ -1,11 +1,11 @@
-"""Masks: from the many ways in which "lesion or not" is stored, to 0 and 1; label maps are refused, not guessed.
+"""Binary masks: conversion of the usual encodings to 0 and 1; label maps are refused.
 
-Accepted are two levels (0 and 1, 0 and 255, any two-coloured palette with black) and 0 to 255 with *soft edges*: half
-tones, as JPEG and smooth resizing leave them, are cut at half. Half tones are edges if they lie within 4 px of both a
-dark (below 32) and a bright (from 224) pixel, and take up at most a quarter of the picture. Dark pixels that are not
-quite black are compression noise if they lie within 20 px (a JPEG block of halved colour) of a bright one. More of
-either than 1% of the foreground is a level with a meaning of its own (a class, a "don't care"), which nobody but the
-user can map.
+Accepted are two levels (0 and 1, 0 and 255, or a palette of black and one colour), and 0 to 255 with soft edges, as
+JPEG and smooth resizing produce them, with a threshold of 128. Intermediate levels count as edges if they are within
+4 px of both a dark (below 32) and a bright (from 224) pixel, and cover at most a quarter of the image. Dark levels
+other than black count as compression noise if they are within 20 px (a JPEG block with halved colour) of a bright
+pixel. If the other intermediate or dark pixels exceed 1% of the foreground, they are a class or an "ignore" value; only the user
+can map it, so the mask is refused.
 """
 
 import cv2
@@ -21,20 +21,20 @@ _MAX_HALF_TONES, _STRAY = 0.25, 0.01
 
 
 def to_mask(image: Image.Image) -> np.ndarray:
-    """Decode `image` to a mask, uint8 ``(H, W)`` of 0 and 1. Not turned upright.
+    """Decode `image` to a mask, uint8 ``(H, W)`` of 0 and 1, without its EXIF orientation.
 
     Raises:
-        DinomedError: the values are not those of a mask; they are named.
+        DinomedError: the values are not those of a mask; the message names them.
     """
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
     if is_wide(image):
         return _from_wide(samples(image))
     if image.mode == "P":
-        lit = np.asarray(image.convert("RGB")).any(axis=2)
+        foreground = np.asarray(image.convert("RGB")).any(axis=2)
         colors = image.convert("RGB").getcolors(2)
-        if colors is not None and len(colors) - (not lit.all()) <= 1:  # black and one other, whichever it is
-            return np.asarray(lit, np.uint8)
+        if colors is not None and len(colors) - (not foreground.all()) <= 1:  # black and one other colour
+            return np.asarray(foreground, np.uint8)
     flat = flatten(image)
     if flat.mode == "L":
         return binarize(np.asarray(flat))
@@ -42,7 +42,7 @@ def to_mask(image: Image.Image) -> np.ndarray:
 
 
 def binarize(levels: np.ndarray) -> np.ndarray:
-    """Gray levels, uint8 ``(H, W)``, to 0 and 1; see the module for the rule.
+    """Convert gray levels, uint8 ``(H, W)``, to 0 and 1 by the rule of the module.
 
     >>> binarize(np.array([[0, 255], [255, 0]], np.uint8)).tolist()
     [[0, 1], [1, 0]]
@@ -56,18 +56,18 @@ def binarize(levels: np.ndarray) -> np.ndarray:
     bright = levels >= _BRIGHT
     half_tone = (levels >= _DARK) & ~bright
     black = np.bincount(levels[levels < _DARK], minlength=1).argmax()  # 0, or near it in a strongly compressed JPEG
-    noise = (levels < _DARK) & (levels != (black if black <= _MAX_BLACK else 0))
+    dark_noise = (levels < _DARK) & (levels != (black if black <= _MAX_BLACK else 0))
     if present[-1] < _BRIGHT or half_tone.mean() > _MAX_HALF_TONES:
         raise _refused(present)
     edge = _near(bright, _EDGE_PX) & _near(levels < _DARK, _EDGE_PX)
-    stray = (half_tone & ~edge).sum() + (noise & ~_near(bright, _NOISE_PX)).sum()
+    stray = (half_tone & ~edge).sum() + (dark_noise & ~_near(bright, _NOISE_PX)).sum()
     if stray > _STRAY * mask.sum():
         raise _refused(present)
     return mask
 
 
 def _from_wide(values: np.ndarray) -> np.ndarray:
-    """Samples above 8 bits: 0 and 1, 8-bit levels in a 16-bit file, or the full 16 bits."""
+    """Convert samples above 8 bits: 0 and 1, 8-bit levels in a 16-bit file, or the full 16 bits."""
     if values.dtype.kind == "f":
         if not np.isin(values, (0, 1)).all():
             raise DinomedError("floating-point values other than 0 and 1; a mask has 0 and 1, or 0 and 255")
@@ -83,7 +83,7 @@ def _from_wide(values: np.ndarray) -> np.ndarray:
 
 
 def _one_color(pixels: np.ndarray) -> np.ndarray:
-    """RGB ``(H, W, 3)`` -> levels of its brightest channel, if what is bright has one colour (or is white)."""
+    """Return the levels of the brightest channel of RGB ``(H, W, 3)`` if all bright pixels have one colour."""
     if (pixels == pixels[..., :1]).all():
         return pixels[..., 0]
     levels = pixels.max(axis=2)
@@ -92,7 +92,7 @@ def _one_color(pixels: np.ndarray) -> np.ndarray:
     common = counts > _STRAY * counts.sum()
     if common.sum() > 1:
         names = [name for name, there in zip(_COLORS, common, strict=True) if there]
-        raise DinomedError(f"several colours ({', '.join(names)}); a mask has black and one other")
+        raise DinomedError(f"several colours ({', '.join(names)}); a mask has black and one other colour")
     return levels
 
 
@@ -100,7 +100,7 @@ _COLORS = ("red", "green", "yellow", "blue", "magenta", "cyan", "white")
 
 
 def _near(pixels: np.ndarray, distance: int) -> np.ndarray:
-    """Where a true pixel lies within `distance` (along both axes)."""
+    """Return where a true pixel is within `distance` px along both axes."""
     side = 2 * distance + 1
     return cv2.dilate(pixels.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)
 

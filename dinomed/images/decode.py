@@ -1,7 +1,7 @@
-"""Opening image files safely: by content, limits checked from the header, and every failure named.
+"""Safe opening of image files: format by content, size limits from the header, one error class.
 
-Pillow alone decodes: it is the only one of the common readers that refuses truncated files, knows EXIF orientation and
-reads BMP and TIFF as well. What it raises on damaged files is nearly anything; here it becomes `UnreadableImage`.
+Only Pillow decodes: of the common readers, only it refuses truncated files, supports EXIF orientation, and also reads
+BMP and TIFF. On damaged files it raises errors of many types; they are converted to `UnreadableImage`.
 """
 
 import os
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, first_line
 
 MAX_PIXELS = 100_000_000
-"""Largest image that is decoded: 300 MB as RGB. Checked from the header."""
+"""Largest image that is decoded (300 MB as RGB), checked in the header."""
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 MAX_PAGES = 512
 GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
@@ -31,7 +31,7 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b
 
 
 class UnreadableImage(DinomedError):
-    """An image file that cannot be used. ``str(error)`` is "PATH: reason"; `reason` is a short phrase without it."""
+    """An image file that cannot be used. ``str(error)`` is "PATH: reason"; `reason` is a short phrase."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(str(path), reason)
@@ -43,10 +43,17 @@ class UnreadableImage(DinomedError):
 
 @dataclass(frozen=True)
 class Header:
-    """What the header says: `width` and `height` in pixels, upright (after EXIF orientation); `mode` as Pillow names
-    it (``RGB``, ``L``, ``I;16``, ``CMYK``, ...); `format` (``JPEG``, ``PNG``, ...); `frames` in the file; the EXIF
-    `orientation` (1 to 8) of the pixels as they are stored, 1 if it says none; `channels`: 3 of a colour picture, 1 of
-    a gray one, of a TIFF with several gray pages of one size as many as pages; `bits` of a sample as stored."""
+    """Facts in the header of an image file.
+
+    Attributes:
+        width, height: in pixels, after EXIF orientation.
+        mode: as Pillow names it (``RGB``, ``L``, ``I;16``, ``CMYK``, ...).
+        format: ``JPEG``, ``PNG``, ...
+        frames: number of frames or pages.
+        orientation: EXIF orientation (1 to 8) of the stored pixels; 1 if there is none.
+        channels: 3 for colour, 1 for gray; the number of pages for a TIFF with several gray pages of one size.
+        bits: of a sample as stored.
+    """
 
     width: int
     height: int
@@ -60,7 +67,11 @@ class Header:
 
 @contextmanager
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """The first frame of an image file, not decoded yet; whatever goes wrong inside the block is `UnreadableImage`."""
+    """Open the first frame of an image file without decoding it.
+
+    Raises:
+        UnreadableImage: the file cannot be opened, or an error occurs inside the block.
+    """
     try:
         with (
             quiet_pillow,
@@ -73,13 +84,13 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image
         raise
     except DinomedError as error:
         raise UnreadableImage(path, str(error)) from None
-    except Exception as error:  # Pillow's plug-ins raise nearly anything on damaged files
+    except Exception as error:  # on damaged files Pillow raises errors of many types
         raise UnreadableImage(path, _reason(error, path, max_pixels)) from None
 
 
 def header_of(image: Image.Image) -> Header:
-    """The header of an opened image."""
-    bits = _bits(image)  # first: to look for its orientation a PNG may be decoded, and then it no longer tells
+    """Return the header of an opened image."""
+    bits = _bits(image)  # before the orientation: reading it may decode a PNG, which removes the bits
     width, height = image.size
     if _orientation(image) in (5, 6, 7, 8):
         width, height = height, width
@@ -91,7 +102,7 @@ def header_of(image: Image.Image) -> Header:
 
 
 def _bits(image: Image.Image) -> int:
-    """Bits of a sample as they are stored; Pillow itself keeps the upper 8 of 16-bit colour."""
+    """Return the bits of a sample as stored; Pillow itself keeps only the upper 8 of 16-bit colour."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         stored = image.tag_v2.get(_BITS_PER_SAMPLE, (8,))
         return max(int(bits) for bits in stored)
@@ -102,9 +113,9 @@ def _bits(image: Image.Image) -> int:
 
 
 def _are_alike(image: TiffImagePlugin.TiffImageFile) -> bool:
-    """Whether all pages (up to `MAX_PAGES`) are gray pictures of one size and depth, as the bands of one picture are.
+    """Return whether all pages (up to `MAX_PAGES`) are gray images of one size and depth, like bands of one image.
 
-    The file is at its first page again.
+    Afterwards the first page is selected again.
     """
     pages = image.n_frames
     if not 1 < pages <= MAX_PAGES:
@@ -121,12 +132,12 @@ def _are_alike(image: TiffImagePlugin.TiffImageFile) -> bool:
 
 
 def upright_of(image: Image.Image, pixels: np.ndarray) -> np.ndarray:
-    """`pixels` ``(H, W, ...)`` of `image`, turned as its EXIF orientation asks."""
+    """Apply the EXIF orientation of `image` to its `pixels` ``(H, W, ...)``."""
     return np.ascontiguousarray(upright(pixels, _orientation(image)))
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation (1-8; anything else changes nothing): ``(H, W, ...)`` as it is to be looked at."""
+    """Turn ``(H, W, ...)`` upright by an EXIF orientation (1 to 8; other values change nothing)."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -137,25 +148,25 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def looks_like_image(path: str | Path) -> bool:
-    """Whether the first bytes are those of an image format (or of DICOM); false where they cannot be read."""
+    """Return whether the first bytes are those of an image format or DICOM; False if they cannot be read."""
     start = first_bytes(path)
     webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
     return start.startswith(_MAGIC) or webp or start[128:132] == b"DICM"
 
 
 def _stored_orientation(image: Image.Image) -> int:
-    """As the file has it, be it for us to undo or for Pillow; 1 for what is none."""
+    """Return the orientation in the file, also if Pillow applies it itself; 1 for none or an invalid one."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        found = image.tag_v2.get(_ORIENTATION, 1)
+        orientation = image.tag_v2.get(_ORIENTATION, 1)
     else:
-        found = _orientation(image)
-    return found if found in range(1, 9) else 1
+        orientation = _orientation(image)
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _orientation(image: Image.Image) -> int:
-    """What is still to be undone."""
+    """Return the orientation that is still to be applied."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 1  # Pillow turns these itself, and reports the turned size
+        return 1  # Pillow applies it itself and reports the new size
     early = isinstance(image, PngImagePlugin.PngImageFile) and not _exif_may_follow(image)
     try:
         # Pillow decodes a PNG to look for EXIF behind the pixels; the method of the base class does not
@@ -163,7 +174,7 @@ def _orientation(image: Image.Image) -> int:
         return int(exif.get(_ORIENTATION, 1))
     except OSError:
         raise  # a truncated PNG that was decoded to find its EXIF
-    except Exception:  # damaged EXIF says nothing about the pixels
+    except Exception:  # damaged EXIF does not concern the pixels
         return 1
 
 
@@ -190,7 +201,7 @@ def _exif_may_follow(image: PngImagePlugin.PngImageFile) -> bool:
 
 
 def open_regular(path: str, flags: int) -> int:
-    """As `os.open`, for regular files only: a pipe would block for ever."""
+    """Open like `os.open`, but only regular files: a pipe would block forever."""
     handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         folder = stat.S_ISDIR(os.fstat(handle).st_mode)
@@ -200,7 +211,7 @@ def open_regular(path: str, flags: int) -> int:
 
 
 def too_large(pixels: int, max_pixels: int) -> str:
-    """What is said of an image of more than `max_pixels`."""
+    """Return the reason for refusing an image of more than `max_pixels`."""
     return f"{pixels / 1e6:.0f} megapixels, over the limit of {max_pixels / 1e6:g}; cut it into tiles, or shrink it"
 
 
@@ -210,8 +221,8 @@ def _check_size(pixels: int, max_pixels: int) -> None:
 
 
 def _reason(error: Exception, path: str | Path, max_pixels: int) -> str:
-    """A short phrase for what Pillow or the system raised."""
-    text = (str(error).strip().splitlines() or [""])[0]
+    """Return a short reason for an error of Pillow or of the system."""
+    text = first_line(error)
     if isinstance(error, FileNotFoundError):
         return "does not exist"
     if isinstance(error, PermissionError):
@@ -227,16 +238,16 @@ def _reason(error: Exception, path: str | Path, max_pixels: int) -> str:
         return "truncated"
     if isinstance(error, MemoryError):
         return "does not fit into memory"
-    return f"damaged ({text[:100] or type(error).__name__})"
+    return f"damaged ({text})"
 
 
 def _kind(path: str | Path) -> str:
-    """What a file is that no image format claims."""
+    """Return a description of a file that is no supported image."""
     start = first_bytes(path)
     if not start:
         return "empty file"
     if start[128:132] == b"DICM":
-        return "DICOM, which is read as an image only"
+        return "DICOM, which is not supported for masks and maps"
     if start.startswith(_MAGIC):
         return "damaged or truncated in its header"
     words = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -250,7 +261,7 @@ def _kind(path: str | Path) -> str:
 
 
 def first_bytes(path: str | Path, count: int = 1024) -> bytes:
-    """The start of a regular file; nothing where it cannot be read."""
+    """Return the first bytes of a regular file; empty if it cannot be read."""
     try:
         with open(path, "rb", opener=open_regular) as file:
             return file.read(count)
@@ -259,7 +270,7 @@ def first_bytes(path: str | Path, count: int = 1024) -> bytes:
 
 
 class _QuietPillow:
-    """Silences warnings while any thread is inside Pillow: what they say is said by `UnreadableImage` or by nobody.
+    """Suppression of warnings while any thread uses Pillow; real problems raise `UnreadableImage`.
 
     `warnings.catch_warnings` alone, entered by two threads, can restore the filters in the wrong order.
     """

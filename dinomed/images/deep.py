@@ -1,4 +1,4 @@
-"""Colour of 16 bits, of which Pillow keeps the upper 8: PNG by OpenCV, TIFF by tifffile."""
+"""Colour images with 16 bits per sample, of which Pillow keeps only 8: PNG by OpenCV, TIFF by tifffile."""
 
 import warnings
 from pathlib import Path
@@ -10,9 +10,16 @@ from dinomed.errors import DinomedError
 
 
 def read_deep_colour(path: str | Path, image: Image.Image) -> np.ndarray:
-    """The samples of a colour picture of more than 8 bits, RGB ``(H, W, 3)``, mostly uint16, not turned upright.
+    """Read a colour image of more than 8 bits: RGB ``(H, W, 3)``, mostly uint16, without its EXIF orientation.
 
-    `image` is the same file, opened. Transparency is laid over black, as `dinomed.images.intensity.flatten` does.
+    Transparency is composed over black, as in `dinomed.images.intensity.flatten`.
+
+    Args:
+        path: the file.
+        image: the same file, opened by Pillow.
+
+    Raises:
+        DinomedError: OpenCV or tifffile cannot decode it.
     """
     tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
     values = _from_tiff(path) if tiff else _from_png(path)

@@ -1,11 +1,11 @@
-"""Depth maps: gray pictures of 16 bits, or NumPy arrays, whose values times a scale are distances."""
+"""Depth maps: 16-bit gray images or NumPy arrays whose values times a scale are distances."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, first_line
 from dinomed.images.arrays import NPY_MAGIC
 from dinomed.images.decode import MAX_PIXELS, first_bytes, header_of, open_image, too_large, upright_of
 from dinomed.images.intensity import is_wide, samples
@@ -16,15 +16,17 @@ from dinomed.io.files import replacing
 def read_depth(
     path: str | Path, scale: float = 1.0, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """float32 ``(H, W)``: the stored values times `scale`; nan where the depth is not known (0, negative, not finite).
+    """Read a depth map: float32 ``(H, W)``, the stored values times `scale`; nan where the depth is unknown.
+
+    Values of 0, negative values and values that are not finite count as unknown.
 
     Args:
-        scale: units a stored value; SimCol3D stores depths up to 20 cm as value / 256 / 255 * 20, so 20 / 65280.
+        scale: length units per stored value. SimCol3D stores depths up to 20 cm as value / 256 / 255 * 20: 20 / 65280.
         size: ``(height, width)`` that the map must have.
 
     Raises:
-        MaskSizeError: of another size.
-        UnreadableImage: it cannot be read, has colours, or was compressed with loss (JPEG).
+        MaskSizeError: the map has another size.
+        UnreadableImage: the map cannot be read, has colours, or is a JPEG (lossy).
     """
     values = _from_array(path, max_pixels) if first_bytes(path, 6) == NPY_MAGIC else _from_picture(path, max_pixels)
     if size is not None and values.shape != size:
@@ -37,8 +39,7 @@ def read_depth(
 
 
 def write_depth(path: str | Path, depth: np.ndarray, scale: float) -> None:
-    """Write ``(H, W)`` as a gray PNG of 16 bits, each value rounded to depth / scale; nan becomes 0, known depths at
-    least 1."""
+    """Write ``(H, W)`` as a 16-bit gray PNG of rounded depth / scale; nan becomes 0, known depths at least 1."""
     assert depth.ndim == 2, depth.shape
     known = np.isfinite(depth)
     levels = np.clip(np.rint(np.where(known, depth, 0) / scale), 1, 65535)
@@ -49,9 +50,9 @@ def write_depth(path: str | Path, depth: np.ndarray, scale: float) -> None:
 def _from_picture(path: str | Path, max_pixels: int) -> np.ndarray:
     with open_image(path, max_pixels) as image:
         if header_of(image).format == "JPEG":
-            raise DinomedError("a JPEG cannot be a depth map, since it is compressed with loss; use PNG or .npy")
+            raise DinomedError("a JPEG cannot be a depth map, since its compression is lossy; use PNG or .npy")
         if not is_wide(image) and image.mode != "L":
-            raise DinomedError(f"mode {image.mode}; a depth map is gray, of 16 bits, or an array in a .npy file")
+            raise DinomedError(f"mode {image.mode}; a depth map is a 16-bit gray image, or an array in a .npy file")
         return upright_of(image, samples(image) if is_wide(image) else np.asarray(image))
 
 
@@ -59,11 +60,13 @@ def _from_array(path: str | Path, max_pixels: int) -> np.ndarray:
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UnreadableImage(path, f"damaged ({str(error).splitlines()[0][:100]})") from None
+        raise UnreadableImage(path, f"damaged ({first_line(error)})") from None
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     if values.ndim != 2 or not values.size or values.dtype.kind not in "uif":
-        raise UnreadableImage(path, f"{values.dtype.name} of shape {values.shape}; a depth map is numbers (H, W)")
+        raise UnreadableImage(
+            path, f"{values.dtype.name} of shape {values.shape}; a depth map is an array of numbers (H, W)"
+        )
     if values.size > max_pixels:
         raise UnreadableImage(path, too_large(values.size, max_pixels))
     return np.asarray(values)

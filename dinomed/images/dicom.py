@@ -1,12 +1,12 @@
-"""DICOM pictures: the first frame, in the values of its modality (Hounsfield units of CT), by the window it names.
+"""DICOM images: the first frame, in modality units (Hounsfield units for CT), mapped by a window.
 
-What becomes black and white is the `window` or the `percentiles` of the `IntensityConfig`; without either the first
-window (or VOI LUT) of the file; where it has none, all of 8 bits, and the percentiles 0.5 and 99.5 of more. MONOCHROME1
-is turned, so that bone is bright; palettes and YBR become RGB. Compressed pixels are decoded by pydicom with Pillow
-(JPEG, JPEG 2000) or alone (RLE); JPEG-LS and lossless JPEG need a codec beside it.
+The range from black to white is the `window` or the `percentiles` of the `IntensityConfig`; without them, the first
+window (or VOI LUT) of the file; without that, the full range for 8 bits and the percentiles 0.5 and 99.5 for more.
+MONOCHROME1 is inverted, so that bone is bright; palettes and YBR become RGB. pydicom decodes JPEG and JPEG 2000 with
+Pillow, and RLE itself; JPEG-LS and lossless JPEG need another codec.
 
-Only the elements that say what the pixels mean are read. No value of any other, and no text of pydicom's that might
-quote one, gets into a message: a file tells who its patient is.
+Only the elements that describe the pixels are read. Messages contain no value of other elements, and no text of pydicom
+that may quote one, since the file identifies its patient.
 """
 
 import logging
@@ -28,7 +28,7 @@ from dinomed.images.decode import (
 from dinomed.images.intensity import IntensityConfig, to_range
 
 FALLBACK = (0.5, 99.5)
-"""Percentiles of a picture that names no window."""
+"""Percentiles for an image without a window."""
 _TAGS = [
     "SOPClassUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
     "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
@@ -41,25 +41,25 @@ _SEGMENTATION = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 
 
 def is_dicom(path: str | Path) -> bool:
-    """Whether a file is DICOM, by content (its preamble)."""
+    """Return whether a file is DICOM, by its preamble."""
     return first_bytes(path, 132)[128:] == b"DICM"
 
 
 def read_dicom_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
-    """The header without decoding; its mode is the photometric interpretation, its bits those stored.
+    """Read the header without decoding; `mode` is the photometric interpretation, `bits` the bits stored.
 
     Raises:
-        UnreadableImage: as `read_dicom`, but for what is found in decoding only.
+        UnreadableImage: as `read_dicom`, except for errors of decoding.
     """
     return _header(path, _read_elements(path, max_pixels))
 
 
 def read_dicom(path: str | Path, intensity: IntensityConfig, max_pixels: int = MAX_PIXELS) -> tuple[Header, np.ndarray]:
-    """The header, and the first frame ``(H, W, 1 or 3)``: uint8, or float32 in 0 to 1 with 16 bits.
+    """Read the header and the first frame ``(H, W, 1 or 3)``: uint8, or with 16 bits float32 in 0 to 1.
 
     Raises:
-        UnreadableImage: damaged, cut off, without pixels, a segmentation, too large, in need of a codec, or its values
-            have no range.
+        UnreadableImage: the file is damaged, truncated, without pixels, a segmentation, too large, or needs a codec
+            that is not installed; or its values have no known range.
     """
     from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
@@ -76,7 +76,7 @@ def read_dicom(path: str | Path, intensity: IntensityConfig, max_pixels: int = M
         shown = to_range(values[..., None], rule)
     except DinomedError as error:
         raise UnreadableImage(path, str(error)) from None
-    except Exception as error:  # pydicom raises nearly anything, and may quote what it read
+    except Exception as error:  # pydicom raises errors of many types, and may quote values
         raise UnreadableImage(path, _reason(error, path)) from None
     if header.mode == "MONOCHROME1":
         shown = (255 if shown.dtype == np.uint8 else np.float32(1)) - shown
@@ -84,10 +84,10 @@ def read_dicom(path: str | Path, intensity: IntensityConfig, max_pixels: int = M
 
 
 def _read_elements(path: str | Path, max_pixels: int) -> Any:
-    """The elements of `_TAGS`; those of an enhanced picture's first frame in the place of a plain one's."""
+    """Read the elements of `_TAGS`; for enhanced images, those of the first frame."""
     from pydicom import config, dcmread
 
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes values that it finds odd
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes unusual values
     config.settings.reading_validation_mode = config.IGNORE
     try:
         with quiet_pillow, open(path, "rb", opener=open_regular) as file:
@@ -95,16 +95,16 @@ def _read_elements(path: str | Path, max_pixels: int) -> Any:
             for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
                 for group in (elements.get(groups) or [])[:1]:
                     for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-                        for found in (group.get(name) or [])[:1]:
-                            elements.update(found)
+                        for item in (group.get(name) or [])[:1]:
+                            elements.update(item)
             rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
             kind = str(elements.get("SOPClassUID", ""))
     except OSError as error:
         raise UnreadableImage(path, (error.strerror or "cannot be read").lower()) from None
-    except Exception:  # as in `read_dicom`: nearly anything, and with what it read
+    except Exception:  # as in `read_dicom`: errors of many types, which may quote values
         raise UnreadableImage(path, "damaged or truncated DICOM") from None
     if kind in _SEGMENTATION:
-        raise UnreadableImage(path, "a DICOM segmentation, which is no picture")
+        raise UnreadableImage(path, "a DICOM segmentation, not an image")
     if not rows or not columns:
         raise UnreadableImage(path, "DICOM without pixels")
     if rows * columns > max_pixels:
@@ -128,7 +128,7 @@ def _header(path: str | Path, elements: Any) -> Header:
 
 
 def _windowed(values: np.ndarray, elements: Any, intensity: IntensityConfig) -> tuple[np.ndarray, IntensityConfig]:
-    """Values in the modality's unit, and the rule by which they become black and white."""
+    """Return the values in modality units, and the rule for black and white."""
     if intensity.window or intensity.percentiles:
         return values, intensity
     if elements.get("VOILUTSequence"):
@@ -144,7 +144,7 @@ def _windowed(values: np.ndarray, elements: Any, intensity: IntensityConfig) -> 
     kind = str(elements.get("VOILUTFunction") or "LINEAR")
     if kind == "SIGMOID":  # PS3.3, C.11.2.1.3.1
         return 1 / (1 + np.exp(-4 * (values - center) / width)), _with(intensity, window=(0.0, 1.0))
-    if kind == "LINEAR":  # PS3.3, C.11.2.1.2.1: the middle lies half a value lower, and the ends are values
+    if kind == "LINEAR":  # PS3.3, C.11.2.1.2.1: the centre is half a value lower, and the limits are values
         center, width = center - 0.5, width - 1
     return values, _with(intensity, window=(center - width / 2, center + width / 2))
 
@@ -154,15 +154,16 @@ def _with(intensity: IntensityConfig, **change: Any) -> IntensityConfig:
 
 
 def _first(value: Any) -> float | None:
-    """The first of several windows; None for none, or for what is no number."""
+    """Return the first of one or several numbers; None if there is none."""
     try:
-        found = float(value if isinstance(value, str | int | float) else value[0])
+        number = float(value if isinstance(value, str | int | float) else value[0])
     except (TypeError, ValueError, IndexError):
         return None
-    return found if np.isfinite(found) else None
+    return number if np.isfinite(number) else None
 
 
 def _reason(error: Exception, path: str | Path) -> str:
+    """Return a short reason for an error of pydicom, without its text."""
     if isinstance(error, MemoryError):
         return "does not fit into memory"
     if isinstance(error, AttributeError) and "Pixel Data" in str(error):
@@ -176,9 +177,10 @@ def _reason(error: Exception, path: str | Path) -> str:
 
 
 def _compression(path: str | Path) -> str:
+    """Return the name of the compression method."""
     from pydicom.filereader import read_file_meta_info
 
     try:
         return str(read_file_meta_info(path).TransferSyntaxUID.name)
-    except Exception:  # the file is refused already; this only names why
+    except Exception:  # the file is refused already; this only names the method
         return "an unknown method"

@@ -1,9 +1,9 @@
-"""From what a file holds to channels in one range: depths scaled, windows applied, transparency flattened.
+"""Conversion of stored samples to channels in one range: bit depth, windows, percentiles, transparency.
 
-With 8 bits a sample is uint8, 0-255; with 16 it is float32 in 0 to 1, of which no step of 16 bits is lost. What becomes
-0 and 1 is, in this order: the `window`; the `percentiles` of each channel of each picture; else the full range, that of
-the smallest usual bit depth (8, 10, 12, 14, 16) that holds the picture's largest sample. Floating-point samples have a
-full range only if they lie in 0 to 1.
+With 8 bits, samples become uint8 in 0 to 255; with 16 bits, float32 in 0 to 1, which keeps all 16-bit steps. The values
+that become 0 and 1 are, in this order of priority: the `window`; the `percentiles` of each channel of each image; the
+full range, which is that of the smallest usual bit depth (8, 10, 12, 14, 16) that holds the largest sample of the
+image. Floating-point samples have a full range only if they lie in 0 to 1.
 """
 
 from typing import Any, Literal
@@ -17,29 +17,29 @@ from dinomed.errors import DinomedError, UsageError
 from dinomed.images.decode import GRAY, header_of
 
 BACKGROUND = (0, 0, 0)
-"""Transparent pixels are shown over black, the colour of the surround in most medical pictures."""
+"""Colour behind transparent pixels: black, as around most medical images."""
 _DEPTHS = (8, 10, 12, 14, 16)
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as in Pillow's "L"
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF tag
 
 
 class IntensityConfig(Config):
-    """How samples become numbers; see the module for the rule."""
+    """Bit depth and range of samples; the module describes the rule."""
 
     bits: Literal[8, 16] | None = Field(
-        None, description="of a sample when it is read; not given: 8, but in pretraining 16 where the images have more"
+        None, description="bits per sample when read; by default 8, in pretraining 16 if the images have more than 8"
     )
     window: tuple[float, float] | None = Field(
-        None, description="stored values that become black and white; CT lung in Hounsfield units: [-1350, 150]"
+        None, description="stored values that become black and white; for lung CT in Hounsfield units: [-1350, 150]"
     )
     percentiles: tuple[float, float] | None = Field(
-        None, description="of each channel of each image, that become black and white, such as [0.5, 99.5]"
+        None, description="percentiles of each channel of each image that become black and white, such as [0.5, 99.5]"
     )
 
     @model_validator(mode="after")
     def _one_rule(self) -> "IntensityConfig":
         if self.window and self.percentiles:
-            raise ValueError("window and percentiles: give one of them")
+            raise ValueError("window and percentiles are both set; set one of them")
         if self.window and not self.window[0] < self.window[1]:
             raise ValueError(f"window {self.window}: expected low < high")
         if self.percentiles and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
@@ -48,12 +48,12 @@ class IntensityConfig(Config):
 
     @property
     def is_plain(self) -> bool:
-        """8 bits by the full range, which needs no arithmetic for an 8-bit picture."""
+        """Whether samples are read with 8 bits over the full range, which leaves 8-bit images unchanged."""
         return self.bits != 16 and self.window is None and self.percentiles is None
 
 
 def to_range(values: np.ndarray, config: IntensityConfig) -> np.ndarray:
-    """Samples ``(H, W, channels)`` of any real type -> uint8 0-255 or, with 16 bits, float32 0 to 1.
+    """Convert samples ``(H, W, channels)`` of any real type to uint8 in 0 to 255, or with 16 bits float32 in 0 to 1.
 
     >>> to_range(np.array([[[0], [32768], [65535]]], np.uint16), IntensityConfig(bits=16)).round(4).ravel().tolist()
     [0.0, 0.5, 1.0]
@@ -61,14 +61,14 @@ def to_range(values: np.ndarray, config: IntensityConfig) -> np.ndarray:
     [0, 128, 255]
 
     Raises:
-        DinomedError: no full range is known for the samples, or some are no numbers.
+        DinomedError: the samples have no known full range, or some are not finite.
     """
     if config.is_plain and values.dtype == np.uint8:
         return values
     if config.is_plain and values.dtype.kind in "ui":
         return scale_to_uint8(values)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DinomedError("some values are no numbers or infinite")
+        raise DinomedError("some values are not finite")
     low, high = _limits(values, config)
     unit = (values.astype(np.float32) - np.float32(low)) / np.maximum(np.float32(high) - np.float32(low), 1e-12)
     unit = np.clip(unit, 0, 1, dtype=np.float32)
@@ -76,7 +76,7 @@ def to_range(values: np.ndarray, config: IntensityConfig) -> np.ndarray:
 
 
 def _limits(values: np.ndarray, config: IntensityConfig) -> tuple[Any, Any]:
-    """The values that become 0 and 1: two numbers, or one for each channel."""
+    """Return the values that become 0 and 1: two numbers, or two arrays with a number per channel."""
     if config.window:
         return config.window
     if config.percentiles:
@@ -96,33 +96,33 @@ def _limits(values: np.ndarray, config: IntensityConfig) -> tuple[Any, Any]:
 
 
 def match_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """An image (H, W, any), uint8 or float32, with `channels` channels: gray is repeated, RGB becomes luma.
+    """Convert an image (H, W, any), uint8 or float32, to `channels` channels: gray is repeated, RGB becomes luma.
 
     Raises:
-        UsageError: no such rule is known for the two numbers.
+        UsageError: any other pair of channel numbers.
     """
-    own = image.shape[2]
-    if own == channels:
+    present = image.shape[2]
+    if present == channels:
         return image
-    if own == 1:
+    if present == 1:
         return np.repeat(image, channels, axis=2)
-    if (own, channels) == (3, 1):
+    if (present, channels) == (3, 1):
         luma = image.astype(np.float32) @ _LUMA
         return (luma.round().astype(np.uint8) if image.dtype == np.uint8 else luma.clip(0, 1))[..., None]
-    raise UsageError(f"an image of {own} channels does not fit a backbone that takes {channels}")
+    raise UsageError(f"an image of {present} channels does not fit a backbone that takes {channels}")
 
 
 def scale_to_uint8(values: np.ndarray) -> np.ndarray:
-    """Integer samples above 8 bits to uint8, scaled and never clipped.
+    """Scale integer samples above 8 bits to uint8 without clipping.
 
     The range is that of the smallest usual bit depth (8, 10, 12, 14, 16) that holds the largest sample, since most
-    "16-bit" files of cameras and scanners hold 10 to 14 bits: black stays black, and ratios stay.
+    "16-bit" files of cameras and scanners hold 10 to 14 bits. Black and ratios of samples are preserved.
 
     >>> scale_to_uint8(np.array([0, 32768, 65535], np.uint16))
     array([  0, 128, 255], dtype=uint8)
 
     Raises:
-        DinomedError: samples below 0 or above 65535, which have no agreed range, or floating-point samples.
+        DinomedError: samples below 0 or above 65535, which have no fixed range, or floating-point samples.
     """
     if values.dtype.kind == "f":
         raise DinomedError("floating-point pixels have no fixed range; convert to 8 or 16 bit first")
@@ -134,7 +134,7 @@ def scale_to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def to_channels(image: Image.Image, channels: int) -> np.ndarray:
-    """Decode `image` to uint8 ``(H, W, channels)``: 3 are RGB, 1 is luma (Rec. 601). Not turned upright."""
+    """Decode `image` to uint8 ``(H, W, channels)``, 3 for RGB or 1 for luma (Rec. 601), without EXIF orientation."""
     if is_wide(image):
         return np.repeat(scale_to_uint8(samples(image))[..., None], channels, axis=2)
     pixels = np.asarray(flatten(image).convert("RGB" if channels == 3 else "L"))
@@ -142,8 +142,14 @@ def to_channels(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def to_samples(image: Image.Image, channels: int) -> np.ndarray:
-    """The samples of `image` as they are stored, ``(H, W, n)``, n being `channels` where the file holds as many bands
-    or gray pages, else 1 or 3. Colour of 16 bits is not among them: Pillow keeps the upper 8. Not turned upright."""
+    """Return the stored samples of `image`, ``(H, W, n)``, without its EXIF orientation.
+
+    n is `channels` if the file has as many bands or gray pages, otherwise 1 or 3. Of 16-bit colour only the upper 8
+    bits are returned, since Pillow drops the others.
+
+    Raises:
+        UsageError: the file has several pages, but not `channels`.
+    """
     if channels not in (1, 3):
         pages = header_of(image).channels if image.mode in GRAY else 1
         if pages not in (1, channels):
@@ -162,12 +168,12 @@ def to_samples(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def is_wide(image: Image.Image) -> bool:
-    """Whether samples have more than 8 bits. (Pillow keeps the upper 8 of 16-bit colour by itself.)"""
+    """Return whether the samples have more than 8 bits; Pillow reduces 16-bit colour to 8 bits."""
     return image.mode[0] in "IF"
 
 
 def samples(image: Image.Image) -> np.ndarray:
-    """The samples of a gray image of more than 8 bits, ``(H, W)``."""
+    """Return the samples ``(H, W)`` of a gray image of more than 8 bits."""
     values = np.asarray(image)
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         return np.uint16(65535) - values if image.mode[0] == "I" else values  # Pillow inverts 8-bit files only
@@ -175,7 +181,7 @@ def samples(image: Image.Image) -> np.ndarray:
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """`image` without transparency: laid over `BACKGROUND`."""
+    """Return `image` without transparency, composed over `BACKGROUND`."""
     if not image.has_transparency_data:
         return image
     layer = image.convert("RGBA")

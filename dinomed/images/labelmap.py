@@ -1,4 +1,4 @@
-"""Label maps: pictures whose values are classes, not brightness. Read as they are stored, never scaled or guessed."""
+"""Label maps: images whose values are classes. The stored values are kept, without any scaling."""
 
 from pathlib import Path
 
@@ -16,15 +16,16 @@ from dinomed.io.files import replacing
 def read_label_map(
     path: str | Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """The value of each pixel, int64 ``(H, W)``, upright: gray levels of any depth, indices of a palette, 0 and 1 of a
-    bitmap, or an array (H, W, 1).
+    """Read the value of each pixel: int64 ``(H, W)``, after EXIF orientation.
+
+    The values are gray levels of any depth, palette indices, 0 and 1 of a bitmap, or an array (H, W, 1).
 
     Args:
         size: ``(height, width)`` that the map must have.
 
     Raises:
-        MaskSizeError: of another size.
-        UnreadableImage: it cannot be read, has colours, fractions, or was compressed with loss (JPEG), which invents
+        MaskSizeError: the map has another size.
+        UnreadableImage: the map cannot be read, has colours or fractions, or is a JPEG, whose lossy compression creates
             values between the classes.
     """
     values = _from_array(path, max_pixels) if is_array(path) else _from_picture(path, max_pixels)
@@ -37,7 +38,7 @@ def read_label_map(
 
 
 def write_label_map(path: str | Path, labels: np.ndarray) -> None:
-    """Write values 0 to 65535 ``(H, W)`` as a gray PNG, of 16 bits where 8 are too few."""
+    """Write values ``(H, W)`` of 0 to 65535 as a gray PNG of 8 bits, or 16 bits if needed."""
     assert labels.ndim == 2, labels.shape
     assert 0 <= labels.min(initial=0) <= labels.max(initial=0) < 2**16
     kind = np.uint8 if labels.max(initial=0) < 256 else np.uint16
@@ -48,14 +49,16 @@ def write_label_map(path: str | Path, labels: np.ndarray) -> None:
 def _from_array(path: str | Path, max_pixels: int) -> np.ndarray:
     values = read_array(path, max_pixels)[1]
     if values.shape[2] != 1:
-        raise UnreadableImage(path, f"{values.shape[2]} channels; a label map has one value a pixel")
+        raise UnreadableImage(path, f"{values.shape[2]} channels; a label map has one value per pixel")
     return _whole(path, values[..., 0])
 
 
 def _from_picture(path: str | Path, max_pixels: int) -> np.ndarray:
     with open_image(path, max_pixels) as image:
         if header_of(image).format == "JPEG":
-            raise DinomedError("a JPEG cannot be a label map, since it invents values between the classes; use PNG")
+            raise DinomedError(
+                "a JPEG cannot be a label map, since its compression creates values between the classes; use PNG"
+            )
         if image.mode == "1":
             values = np.asarray(image).astype(np.int64)
         elif is_wide(image):
@@ -65,13 +68,13 @@ def _from_picture(path: str | Path, max_pixels: int) -> np.ndarray:
         else:
             pixels = np.asarray(image.convert("RGB"))
             if (pixels != pixels[..., :1]).any():
-                raise DinomedError("colours; a label map has one value a pixel (gray, or a palette)")
+                raise DinomedError("colours; a label map has one value per pixel (gray, or a palette)")
             values = pixels[..., 0]
         return _whole(path, upright_of(image, values))
 
 
 def _whole(path: str | Path, values: np.ndarray) -> np.ndarray:
-    whole = values.astype(np.int64)
-    if values.dtype.kind == "f" and (whole != values).any():
-        raise UnreadableImage(path, "fractions; the values of a label map are whole numbers")
-    return whole
+    integers = values.astype(np.int64)
+    if values.dtype.kind == "f" and (integers != values).any():
+        raise UnreadableImage(path, "fractions; the values of a label map must be whole numbers")
+    return integers

@@ -1,4 +1,4 @@
-"""Reading pictures and masks, whatever their file is called, as arrays in one orientation and range."""
+"""Reading of images and masks, by content, as upright arrays in one range."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class MaskSizeError(UnreadableImage):
-    """A mask of another size than its image."""
+    """A mask or map with another size than its image."""
 
 
 PLAIN = IntensityConfig()
@@ -60,22 +60,23 @@ def read_image(
 ) -> np.ndarray:
     """Read a JPEG, PNG, TIFF, BMP, WebP, GIF or DICOM file, or a NumPy array: ``(H, W, channels)``, upright.
 
-    uint8, 0-255; with ``IntensityConfig(bits=16)`` float32 in 0 to 1.
+    uint8 in 0 to 255; with ``IntensityConfig(bits=16)`` float32 in 0 to 1.
 
-    EXIF orientation is applied; CMYK and palettes become RGB; transparency is laid over black; more than 8 bits are
-    scaled (`dinomed.images.intensity`; of DICOM by its window, `dinomed.images.dicom`). With 1 or 3 channels the first
-    of an animation or of several pages is taken;
-    with any other number the gray pages of a TIFF are the channels, or its bands, or those of an array.
+    EXIF orientation is applied; CMYK and palettes become RGB; transparency is composed over black; more than 8 bits are
+    scaled (`dinomed.images.intensity`; DICOM by its window, `dinomed.images.dicom`). With 1 or 3 channels, the first
+    frame or page is read. With any other number, the channels are the gray pages or the bands of a TIFF, or the
+    channels of an array.
 
     Args:
         channels: 3 (RGB; gray is repeated), 1 (luma), or as many as the file holds (gray is repeated).
-        intensity: depth and range.
-        at_least: area in px: a JPEG may be decoded to a half, a quarter or an eighth of its sides, which is faster
-            and averages over blocks, but not to an area below this.
+        intensity: bit depth and range.
+        at_least: area in px. A JPEG may be decoded at a half, a quarter or an eighth of its sides, which is faster and
+            averages over blocks, if the area is not below this.
+        max_pixels: largest number of pixels.
 
     Raises:
-        UnreadableImage: missing, cut off, damaged, no image, of another number of channels, without a range, or more
-            than `max_pixels` pixels (found in the header, before memory is used).
+        UnreadableImage: the file is missing, truncated, damaged or no image, has another number of channels or no known
+            range, or has more than `max_pixels` pixels (checked in the header, before memory is used).
     """
     return read_image_and_header(
         path, channels=channels, intensity=intensity, at_least=at_least, max_pixels=max_pixels
@@ -90,7 +91,7 @@ def read_image_and_header(
     at_least: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[Header, np.ndarray]:
-    """As `read_image`, with the header; for those who record both."""
+    """Read like `read_image`, and return the header too."""
     if is_array(path):
         header, values = read_array(path, max_pixels)
         return header, _finish(path, values, channels, intensity)
@@ -109,10 +110,10 @@ def read_image_and_header(
 
 
 def read_whole(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
-    """The header of an image that was decoded to its end, with its own channels, so that it is known to be readable.
+    """Decode a whole image with its own channels, and return its header.
 
     Raises:
-        UnreadableImage: it is not.
+        UnreadableImage: the image cannot be read.
     """
     if is_array(path):
         return read_array(path, max_pixels)[0]
@@ -124,7 +125,7 @@ def read_whole(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
 
 
 def _reduce(image: Image.Image, at_least: int) -> None:
-    """Let a JPEG be decoded at the smallest of its scales whose area is `at_least` px; nothing for other formats."""
+    """Select the smallest decoding scale of a JPEG whose area is `at_least` px; no effect on other formats."""
     width, height = image.size
     for scale in (8, 4, 2):
         if (width // scale) * (height // scale) >= at_least:
@@ -147,14 +148,14 @@ def _match(path: str | Path, shown: np.ndarray, channels: int) -> np.ndarray:
 
 
 def read_mask(path: str | Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a binary mask: uint8 ``(H, W)`` of 0 and 1, upright; the rule is in `dinomed.images.binary`.
+    """Read a binary mask: uint8 ``(H, W)`` of 0 and 1, after EXIF orientation, by the rule of `dinomed.images.binary`.
 
     Args:
         size: ``(height, width)`` that the mask must have.
 
     Raises:
-        MaskSizeError: of another size.
-        UnreadableImage: as `read_image`, or its values are not those of a mask.
+        MaskSizeError: the mask has another size.
+        UnreadableImage: as `read_image`, or the values are not those of a mask.
     """
     with open_image(path, max_pixels) as image:
         header = header_of(image)

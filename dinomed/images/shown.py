@@ -1,4 +1,4 @@
-"""A picture as a person is to see it, also of files that are none: arrays and bands."""
+"""Images for display, including arrays and bands."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from dinomed.images.read import MAX_PIXELS, UnreadableImage, read_image
 
 
 def read_shown(path: str | Path, channels: int, intensity: IntensityConfig, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """uint8 (H, W, 3): the colour picture of a file; of one that has none, the first of its `channels` in gray.
+    """Read an image for display, uint8 (H, W, 3): in colour, or else the first of its `channels` in gray.
 
     Raises:
-        UnreadableImage: it cannot be read with so many channels either.
+        UnreadableImage: the file cannot be read in colour or with `channels` channels.
     """
     try:
         return read_image(path, max_pixels=max_pixels)
     except UnreadableImage:
-        given = read_image(path, channels=channels, intensity=intensity, max_pixels=max_pixels)[..., :1]
-    gray = given if given.dtype == np.uint8 else (given * 255).round().astype(np.uint8)
+        first = read_image(path, channels=channels, intensity=intensity, max_pixels=max_pixels)[..., :1]
+    gray = first if first.dtype == np.uint8 else (first * 255).round().astype(np.uint8)
     return np.repeat(gray, 3, axis=2)

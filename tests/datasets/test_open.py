@@ -88,7 +88,9 @@ def test_a_prediction_decodes_each_image_once_and_reports_the_damaged_one(
     pictures: Path, decodes: Counter[str], lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     config = ClassifyConfig(fit=FitConfig(epochs=1, batch_size=16, min_steps=0))
-    fit_classifier(load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "cls", config)
+    fit_classifier(
+        load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "cls", config, cache=tmp_path / "cache"
+    )
     decodes.clear()
     with pytest.raises(SystemExit) as end:
         cli.main(["predict", str(tmp_path / "cls"), str(pictures), "-o", str(tmp_path / "out"), "--quiet"])

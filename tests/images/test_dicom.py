@@ -139,7 +139,7 @@ def test_what_is_no_picture_is_told(tmp_path: Path) -> None:
     empty.save_as(tmp_path / "empty.dcm", enforce_file_format=True)
     assert reason(tmp_path / "empty.dcm") == "DICOM without pixels"
     seg = save(tmp_path / "seg.dcm", SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4")
-    assert reason(seg) == "a DICOM segmentation, which is no picture"
+    assert reason(seg) == "a DICOM segmentation, not an image"
     bomb = save(tmp_path / "bomb.dcm", Rows=60_000, Columns=60_000)
     assert reason(bomb) == "3600 megapixels, over the limit of 100; cut it into tiles, or shrink it"
     coded = dicom(HU)
