@@ -21,8 +21,10 @@ class RunConfig(Config):
 
     steps: int = Field(125_000, ge=1, description="optimiser steps")
     batch_size: int = Field(
-        1024, ge=1, description="images per step, over all processes; each gives 2 global and `crops.num_local` local views"
-    )  # fmt: skip
+        1024,
+        ge=1,
+        description="images per step, over all processes; each gives 2 global and `crops.num_local` local views",
+    )
     micro_batch: int | None = Field(
         None, ge=1, description="images in memory at once; the losses are still computed on the whole batch"
     )

@@ -1,4 +1,4 @@
-"""The run folder of pretraining: the names of its files, when it may be written, its record, and the check of a resume."""
+"""Run folder of pretraining: the names of its files, the check before it is written or resumed, and its record."""
 
 import platform
 import shutil
@@ -120,8 +120,8 @@ def _check_same_run(folder: Path, config: Config, data: dict[str, Any]) -> None:
     old_data = read_json(folder / RECORD_FILE)["data"]
     if old_data["fingerprint"] != data["fingerprint"]:
         raise UsageError(
-            f"run folder {folder} was trained on other images ({old_data['images']} before, {data['images']} now, other "
-            "contents); resume it with its own manifest, or use another folder"
+            f"run folder {folder} was trained on other images ({old_data['images']} before, {data['images']} now, with "
+            "other contents); resume it with its own manifest, or use another folder"
         )
 
 

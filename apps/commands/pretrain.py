@@ -71,7 +71,7 @@ def distill(
 ) -> None:
     """Distil a large pretrained backbone into a small one.
 
-    CONFIG describes the student. Settings that it must share with the teacher (prototypes, normalisation) are the teacher's.
+    CONFIG describes the student. What it must share with the teacher (prototypes, normalisation) is the teacher's.
     """
     _check_flags(resume, overwrite)
     settings = _settings(overrides, {"run.seed": seed})

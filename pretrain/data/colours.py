@@ -1,8 +1,8 @@
-"""What happens to a crop after it was cut: flips, colours, blur, solarisation (Caron et al. 2021; DINOv2 settings).
+"""Augmentation of a crop: flips, colour jitter, gray, blur, solarisation (Caron et al. 2021; DINOv2 settings).
 
-On NumPy arrays by OpenCV: torchvision's formulas and order of colours at random, for any number of channels, uint8 or
-float32 in 0 to 1. By albumentations the same takes 1.2 to 1.6 times as long with all else alike, by torchvision on
-tensors 5 to 10 times (`benchmarks/loading.py`), and neither jitters more than three channels.
+It works on NumPy arrays with OpenCV: torchvision's formulas and random order of colour changes, for any number of
+channels, uint8 or float32 in 0 to 1. Under the same conditions albumentations takes 1.2 to 1.6 times as long, and
+torchvision on tensors 5 to 10 times (`benchmarks/loading.py`); neither jitters more than three channels.
 """
 
 from typing import Any
@@ -10,16 +10,23 @@ from typing import Any
 import cv2
 import numpy as np
 
-cv2.setNumThreads(0)  # workers are the parallelism
+cv2.setNumThreads(0)  # the data workers run in parallel
 RGB = 3
 Range = tuple[float, float]
 Jitter = tuple[float, float, float, float]
 
 
 class Colours:
-    """``colours(crop, rng)``: the changes of one kind of view; sizes in px, probabilities in [0, 1].
+    """Augmentation of one kind of view, as a function of a crop and a random generator.
 
-    Saturation, hue and gray mean something of RGB only: with another number of channels they are left out.
+    Saturation, hue and gray are applied to RGB only, not to another number of channels.
+
+    Args:
+        flips: probabilities of a horizontal and a vertical flip.
+        jitter: strengths of brightness, contrast, saturation and hue; `jitter_probability` is for all of them.
+        gray: probability.
+        blur: probability; `blur_kernel` and the range `blur_sigma` are in px.
+        solarize: probability.
     """
 
     def __init__(
@@ -40,7 +47,7 @@ class Colours:
         self.solarize = solarize
 
     def __call__(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(H, W, channels) -> the same shape and type; `crop` may be written to."""
+        """Return the augmented crop, of the same shape (H, W, channels) and type; `crop` may be changed."""
         chance = rng.random(6)
         rgb = crop.shape[2] == RGB
         axes = (chance[0] < self.horizontal, chance[1] < self.vertical)
@@ -75,26 +82,26 @@ class Colours:
 
 
 def scale_brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Every sample times `factor`, clipped."""
+    """Multiply every value by `factor`, and clip."""
     return _linear(image, factor, 0.0)
 
 
 def scale_contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """The distance of every sample from the mean luma (of all channels where they are no colours) times `factor`."""
+    """Multiply the distance of every value from the mean luma (for other than RGB: from the mean) by `factor`."""
     luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.shape[2] == RGB else image
     mean = float(cv2.mean(luma)[0]) if luma.ndim == 2 else float(luma.mean())
     return _linear(image, factor, (1 - factor) * (round(mean) if image.dtype == np.uint8 else mean))
 
 
 def scale_saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """RGB: the distance of every pixel from its own luma times `factor`."""
+    """Multiply the distance of every RGB pixel from its own luma by `factor`."""
     gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     mixed = cv2.addWeighted(image, factor, gray, 1 - factor, 0)
     return mixed if image.dtype == np.uint8 else np.clip(mixed, 0, 1, out=mixed)
 
 
 def shift_hue(image: np.ndarray, turn: float) -> np.ndarray:
-    """RGB: the hue turned by `turn` of a whole circle, -0.5 to 0.5."""
+    """Turn the hue of RGB by a fraction of the colour circle, -0.5 to 0.5."""
     if image.dtype == np.uint8:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
         hsv[..., 0] += np.uint8(round(turn * 256) % 256)
@@ -105,14 +112,17 @@ def shift_hue(image: np.ndarray, turn: float) -> np.ndarray:
 
 
 def solarize(image: np.ndarray) -> np.ndarray:
-    """Samples from 128 of 255 on are inverted."""
+    """Invert the values from 128 of 255 on."""
     if image.dtype == np.uint8:
         return np.where(image < 128, image, 255 - image)
     return np.where(image < np.float32(128 / 255), image, 1 - image)
 
 
 def with_channels(function: Any, image: np.ndarray, *arguments: Any, **named: Any) -> np.ndarray:
-    """An OpenCV function on (H, W, any channels): it takes four at a time, and drops a single one."""
+    """Apply an OpenCV function to (H, W, any channels).
+
+    OpenCV takes at most four channels, and removes the axis of a single one.
+    """
     channels = image.shape[2]
     if channels <= 4:
         out = function(image, *arguments, **named)

@@ -1,8 +1,8 @@
-"""Multi-crop: one image to two global views and several local ones (Caron et al. 2020; DINOv2 settings).
+"""Multi-crop: two global views and several local views of an image (Caron et al. 2020; DINOv2 settings).
 
-The crop itself is cut here (area-averaged when it shrinks, bicubic when it grows); flips and colours are in
-`dinomed.pretrain.data.colours`. Everything drawn for an image comes from one seed, so an image's views do not depend on
-which worker made them: that is what makes a resumed run exact.
+Crops are resized here (area averaging to shrink, bicubic to enlarge); flips and colours are in
+`dinomed.pretrain.data.colours`. All random numbers of an image come from one seed, so its views do not depend on the
+worker that computes them, and a resumed run is exact.
 """
 
 import math
@@ -16,31 +16,31 @@ from dinomed.pretrain.data.colours import Colours, Range, with_channels
 
 PRESETS: dict[str, dict[str, Any]] = {
     "natural": {},
-    # any way up; hue and saturation tell lesions apart
+    # lesions have no upright orientation; hue and saturation distinguish them
     "dermoscopy": {
         "jitter": (0.2, 0.2, 0.1, 0.02), "gray_probability": 0.0, "solarize_probability": 0.0, "vertical_flip": 0.5,
     },
-    # any way up; light and white balance vary, red and brown are not the same
+    # no upright orientation; light and white balance vary, but red and brown differ in meaning
     "endoscopy": {
         "jitter": (0.3, 0.3, 0.15, 0.03), "gray_probability": 0.0, "solarize_probability": 0.0, "vertical_flip": 0.5,
     },
-    # the heart is on the left, the diaphragm below; no colour, and inverted is another picture
+    # the heart is on the left, the diaphragm below; there is no colour, and an inverted image means something else
     "xray": {
         "jitter": (0.3, 0.3, 0.0, 0.0), "gray_probability": 0.0, "solarize_probability": 0.0, "horizontal_flip": 0.0,
     },
-    # depth goes down: shadows and enhancement lie below what casts them
+    # depth increases downwards: shadows and enhancement lie below their cause
     "ultrasound": {"jitter": (0.3, 0.3, 0.0, 0.0), "gray_probability": 0.0, "solarize_probability": 0.0},
-    # mirrored, it is the other eye; the vessels' arcades are above and below
+    # a mirrored image shows the other eye; the vascular arcades are above and below
     "fundus": {"jitter": (0.2, 0.2, 0.1, 0.02), "gray_probability": 0.0, "solarize_probability": 0.0},
 }  # fmt: skip
-"""What a modality changes of the recipe's colours and flips: what would turn a finding into another one is off."""
+"""Changes of the recipe's colours and flips for each modality. Augmentations that could change a finding are off."""
 
 
 class CropConfig(Config):
-    """Sizes in px, scales as fractions of the image's area, probabilities in [0, 1]."""
+    """Settings of crops and augmentation. Sizes are in px, scales are fractions of the image area."""
 
     modality: Literal["natural", "dermoscopy", "endoscopy", "xray", "ultrasound", "fundus"] = Field(
-        "natural", description="presets of colours and flips; what is given besides stays"
+        "natural", description="preset of colours and flips; settings that are given replace those of the preset"
     )
     global_size: int = Field(224, ge=8, le=4096)
     global_scale: Range = (0.32, 1.0)
@@ -53,41 +53,43 @@ class CropConfig(Config):
     jitter_probability: float = Field(0.8, ge=0, le=1)
     gray_probability: float = Field(0.2, ge=0, le=1)
     blur: Literal["paper", "released"] = Field(
-        "paper", description="probability for the first global, second global and local views: 1 / 0.1 / 0.5 as the "
-        "paper says; the released code inverts it by accident: 0 / 0.9 / 0.5"
+        "paper", description="probabilities for the first global, second global and local views: 1 / 0.1 / 0.5 as in "
+        "the paper; the released code inverts them by accident: 0 / 0.9 / 0.5"
     )  # fmt: skip
     blur_kernel: int = Field(9, ge=3, description="px, odd")
     blur_sigma: Range = (0.1, 2.0)
-    solarize_probability: float = Field(0.2, ge=0, le=1, description="second global view only, at half the range")
+    solarize_probability: float = Field(
+        0.2, ge=0, le=1, description="of the second global view; from half of the range on"
+    )
     reduced_decoding: bool = Field(
-        True, description="decode a large JPEG to a half (quarter, eighth) of its size where every crop still shrinks"
+        True, description="decode a large JPEG at a half (quarter, eighth) of its size if no crop must be enlarged then"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _preset(cls, data: Any) -> Any:
+    def _apply_preset(cls, data: Any) -> Any:
         return {**PRESETS.get(data.get("modality", ""), {}), **data} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
-    def _ranges(self) -> "CropConfig":
+    def _check_ranges(self) -> "CropConfig":
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} {low, high}: expected 0 < low <= high <= 1")
+                raise ValueError(f"{name} {low, high}: use 0 < low <= high <= 1")
         if not all(0 <= value <= 1 for value in self.jitter[:3]) or not 0 <= self.jitter[3] <= 0.5:
-            raise ValueError(f"jitter {self.jitter}: expected three values from 0 to 1 and a hue from 0 to 0.5")
+            raise ValueError(f"jitter {self.jitter}: use three values from 0 to 1 and a hue from 0 to 0.5")
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
-            raise ValueError(f"blur_sigma {self.blur_sigma}: expected 0 < low <= high, px")
+            raise ValueError(f"blur_sigma {self.blur_sigma}: use 0 < low <= high, px")
         if self.blur_kernel % 2 == 0:
-            raise ValueError(f"blur_kernel {self.blur_kernel} is even; a kernel has a middle")
+            raise ValueError(f"blur_kernel {self.blur_kernel} is even; use an odd one")
         return self
 
     def blur_probabilities(self) -> tuple[float, float, float]:
-        """For the first global, the second global and the local views."""
+        """Return the probabilities for the first global, the second global and the local views."""
         return (1.0, 0.1, 0.5) if self.blur == "paper" else (0.0, 0.9, 0.5)
 
     def needs_rgb(self) -> list[str]:
-        """What is switched on and means something of red, green and blue only."""
+        """Return the names of the augmentations that are on and need RGB."""
         on = {
             "saturation": self.jitter[2] * self.jitter_probability,
             "hue": self.jitter[3] * self.jitter_probability,
@@ -96,11 +98,11 @@ class CropConfig(Config):
         return [name for name, strength in on.items() if strength]
 
     def without_rgb(self) -> "CropConfig":
-        """The same without what `needs_rgb` names."""
+        """Return the settings without the augmentations that `needs_rgb` names."""
         return self.model_copy(update={"jitter": (*self.jitter[:2], 0.0, 0.0), "gray_probability": 0.0})
 
     def smallest_area(self) -> int:
-        """The smallest area of an image, px, of which no crop has to be enlarged (but for its aspect)."""
+        """Return the smallest image area, in pixels, at which no crop must be enlarged (apart from its aspect)."""
         areas = [self.global_size**2 / self.global_scale[0]]
         if self.num_local:
             areas.append(self.local_size**2 / self.local_scale[0])
@@ -108,8 +110,8 @@ class CropConfig(Config):
 
 
 class MultiCrop:
-    """``crops(image, seed)``: (H, W, channels), uint8 or float32 -> globals (2, s, s, channels), locals (n, t, t,
-    channels) of that type."""
+    """Function from an image (H, W, channels), uint8 or float32, and a seed to its views of the same type:
+    global views (2, s, s, channels) and local views (n, t, t, channels)."""
 
     def __init__(self, config: CropConfig) -> None:
         self.config = config
@@ -132,9 +134,13 @@ class MultiCrop:
 def random_resized_crop(
     image: np.ndarray, size: int, scale: Range, rng: np.random.Generator, aspect: Range = (3 / 4, 4 / 3)
 ) -> np.ndarray:
-    """A window of `scale` of the area and log-uniform `aspect`, resized to (size, size, channels).
+    """Cut a random window and resize it to (size, size, channels).
 
-    As torchvision's RandomResizedCrop: ten tries, then the largest centred window of an allowed aspect.
+    It does what torchvision's RandomResizedCrop does: ten tries, then the largest centred window of an allowed aspect.
+
+    Args:
+        scale: lowest and highest share of the image area.
+        aspect: lowest and highest width / height, log-uniform.
     """
     import cv2
 
@@ -143,12 +149,13 @@ def random_resized_crop(
     if rows >= size and columns >= size:
         return with_channels(cv2.resize, window, (size, size), interpolation=cv2.INTER_AREA)
     out = with_channels(cv2.resize, window, (size, size), interpolation=cv2.INTER_CUBIC)
-    return out if out.dtype == np.uint8 else np.clip(out, 0, 1, out=out)  # bicubic overshoots
+    return out if out.dtype == np.uint8 else np.clip(out, 0, 1, out=out)  # bicubic interpolation overshoots
 
 
 def _window(
     height: int, width: int, scale: Range, aspect: Range, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
+    """Sample top, left, rows and columns of a window."""
     low, high = math.log(aspect[0]), math.log(aspect[1])
     for _ in range(10):
         u = rng.random(4).tolist()

@@ -40,5 +40,6 @@ def launch(count: int, arguments: Sequence[str]) -> None:
             raise SystemExit(failure.exitcode) from None
         cause = f"was killed ({failure.signal_name()})" if failure.exitcode < 0 else "failed (its message is above)"
         raise DinomedError(
-            f"process {rank} of {count} {cause}, so the others were ended; continue from the last checkpoint with --resume"
+            f"process {rank} of {count} {cause}, so the others were ended; continue from the last checkpoint with "
+            "--resume"
         ) from None

@@ -1,7 +1,8 @@
 """Training on several devices by FSDP2: parameters sharded over all devices, or replicated if the model is small.
 
-Replication is FSDP2 on a mesh whose sharding dimension is 1, which does what DDP does with the same code. The precision
-is that of the recipe: float32 shards; half precision for the backbone's broadcast and reduction, float32 for the heads'.
+Replication is FSDP2 on a mesh whose sharding dimension is 1, which does what DDP does with the same code. The
+precision is that of the recipe: float32 shards; half precision for the broadcast and reduction of the backbone, float32
+for those of the heads.
 """
 
 import warnings

@@ -1,6 +1,7 @@
-"""KoLeo loss, which spreads features evenly over the sphere (Sablayrolles et al. 2018, "Spreading vectors for similarity search").
+"""KoLeo loss, which spreads features evenly over the sphere.
 
-DINOv2 applies it to the class tokens of the global views with weight 0.1.
+It is from Sablayrolles et al. 2018, "Spreading vectors for similarity search". DINOv2 applies it to the class tokens of
+the global views with weight 0.1.
 """
 
 import torch

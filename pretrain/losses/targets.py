@@ -12,11 +12,12 @@ from dinomed.distributed import sum_over_ranks
 
 @torch.no_grad()
 def sinkhorn_knopp(logits_BK: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Compute targets (B, K) whose rows sum to 1 and whose columns sum to about B/K: each prototype gets an equal share.
+    """Compute targets (B, K) whose rows sum to 1 and whose columns sum to about B/K, an equal share for each prototype.
 
-    Two scaling vectors are updated instead of the matrix: the same result with less memory traffic. Logits are cosines,
-    so ``exp((logit - 1) / temperature)`` cannot overflow, and cannot underflow at a temperature of 0.04. A factor common
-    to all rows does not change the result. A factor for each row would change it, because 3 iterations do not converge.
+    Two scaling vectors are updated instead of the matrix: the same result with less memory traffic. Logits are
+    cosines, so ``exp((logit - 1) / temperature)`` cannot overflow, and cannot underflow at a temperature of 0.04. A
+    factor common to all rows does not change the result. A factor for each row would change it, because 3 iterations do
+    not converge.
     """
     with torch.autocast(logits_BK.device.type, enabled=False):  # autocast would compute the products in half precision
         q_BK = torch.sub(logits_BK.float(), 1.0).mul_(1 / temperature).exp_()
@@ -29,7 +30,7 @@ def sinkhorn_knopp(logits_BK: Tensor, temperature: float, iterations: int = 3) -
 
 
 class Center(nn.Module):
-    """Softmax of centred logits; the centre is a running mean of the teacher's logits (Caron et al. 2021, section 3.1)."""
+    """Softmax of centred logits; the centre is a running mean of teacher logits (Caron et al. 2021, section 3.1)."""
 
     center_K: Tensor
 

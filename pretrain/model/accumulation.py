@@ -1,16 +1,17 @@
 """Gradients of a batch that is larger than memory, with the losses of the whole batch.
 
-Sinkhorn-Knopp, centring and KoLeo are statistics of a batch. Plain gradient accumulation computes them on one slice at a
-time, so a small GPU trains as with a smaller batch. Here:
+Sinkhorn-Knopp, centring and KoLeo are statistics of a batch. Plain gradient accumulation computes them on one slice at
+a time, so a small GPU trains as with a smaller batch. Here:
 
 1. The teacher logits of all slices are computed, and the targets are made once from all of them.
-2. The student's class tokens of all slices are computed without a graph. KoLeo on them gives the gradient of each token
-   (the method of GradCache, Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup").
-3. Each slice is computed again with its graph and the same random numbers, for its share of the DINO and iBOT losses and
-   the KoLeo gradients of its tokens.
+2. The student's class tokens of all slices are computed without a graph. KoLeo on them gives the gradient of each
+   token (the method of GradCache, Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited
+   setup").
+3. Each slice is computed again with its graph and the same random numbers, for its share of the DINO and iBOT losses
+   and the KoLeo gradients of its tokens.
 
-The gradients are those of the whole batch, up to rounding. The cost is the extra forward pass of step 2; a single slice,
-or an objective without KoLeo, needs no extra pass.
+The gradients are those of the whole batch, up to rounding. The cost is the extra forward pass of step 2; a single
+slice, or an objective without KoLeo, needs no extra pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def forward_backward(
 
     Args:
         temperature: of the teacher.
-        backward: computes the gradients of the loss of one slice, such as ``lambda loss: scaler.scale(loss).backward()``.
+        backward: computes the gradients of the loss of one slice: ``lambda loss: scaler.scale(loss).backward()``.
     """
     if len(slices) == 1:
         with autocast():

@@ -81,7 +81,7 @@ class Losses:
 
 
 class DINOv2(nn.Module):
-    """Student and EMA teacher. A loss of weight zero and its head are not built, so each loss works without the others."""
+    """Student and EMA teacher. A loss of weight zero and its head are not built; each loss works without the others."""
 
     def __init__(self, backbone: ViTConfig, objective: ObjectiveConfig) -> None:
         super().__init__()

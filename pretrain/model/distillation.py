@@ -1,8 +1,8 @@
 """Distillation of a frozen teacher into a smaller student (Oquab et al. 2023, section 5, "model distillation").
 
 The training loop is that of DINOv2 with a larger, frozen teacher and its heads. There are no masks and no stochastic
-depth; the iBOT loss is computed on all patch tokens of both global views; the run saves an exponential moving average of
-the student. The authors released no code for it.
+depth; the iBOT loss is computed on all patch tokens of both global views; the run saves an exponential moving average
+of the student. The authors released no code for it.
 """
 
 from dataclasses import dataclass, replace

@@ -1,10 +1,11 @@
 """Low-rank adaptation (`dinomed.backbones.lora`) of a trained backbone during further pretraining.
 
-The student's own weights stay fixed, except for the mask token; ``B A`` beside chosen linear layers and the heads learn.
-The teacher stays a plain ViT: it is a moving average of the student's *merged* weights ``W + (alpha / rank) B A``.
-Separate averages of A and B would not be the weights of any network (the mean of products is not the product of means),
-and a plain teacher is saved, resumed, distilled from and loaded like any other. The cost is one small matrix product for
-each layer and step. With several processes each holds the whole model; only the gradients of adapters and heads are summed.
+The student's own weights stay fixed, except for the mask token; ``B A`` beside chosen linear layers and the heads
+learn. The teacher stays a plain ViT: it is a moving average of the student's *merged* weights
+``W + (alpha / rank) B A``. Separate averages of A and B would not be the weights of any network (the mean of products
+is not the product of means), and a plain teacher is saved, resumed, distilled from and loaded like any other. The cost
+is one small matrix product for each layer and step. With several processes each holds the whole model; only the
+gradients of adapters and heads are summed.
 """
 
 from pydantic import Field

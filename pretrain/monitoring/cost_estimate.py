@@ -93,7 +93,7 @@ def _tokens(config: PretrainConfig) -> dict[str, int]:
 
 
 def _forward(config: PretrainConfig, kind: str) -> float:
-    """Return the FLOP of a forward pass of the views of one image: twice the weights for each token, and the attention."""
+    """Return the FLOP of a forward pass of one image: twice the weights for each token, and the attention."""
     vit, crops = config.backbone, config.crops
     count, size = (2, crops.global_size) if kind == "global" else (crops.num_local, crops.local_size)
     n, c = _grid(size, config), vit.embed_dim
@@ -103,7 +103,7 @@ def _forward(config: PretrainConfig, kind: str) -> float:
 
 
 def _head_rows(config: PretrainConfig) -> dict[str, tuple[float, float]]:
-    """Return the rows of an image in each head, of the student and of the teacher. A tied DINO head gets masked patches too."""
+    """Return the rows of an image in each head, of student and teacher. A tied DINO head gets masked patches too."""
     patches = (config.crops.global_size // config.backbone.patch_size) ** 2
     masked = 2 * patches * config.masks.probability * sum(config.masks.ratio) / 2
     tied = masked if config.objective.ibot_weight and not config.objective.untied_heads else 0

@@ -48,9 +48,10 @@ class HealthCheck:
         is_flat = line.get("dino", 0.0) > FLAT_LOSS * log_k
         if information is not None and information < LOW_INFORMATION * limit and is_flat:
             problems["flat"] = (
-                f"the teacher's targets hardly distinguish images ({information:.2f} of {limit:.1f} nats), and the DINO "
-                f"loss stays at log K = {log_k:.2f}. Usual causes, the most likely first: the teacher temperature is too "
-                "high for this run (set teacher.temperature=0.02), too many prototypes, colour augmentation too strong"
+                f"the teacher's targets hardly distinguish images ({information:.2f} of {limit:.1f} nats), and the "
+                f"DINO loss stays at log K = {log_k:.2f}. Usual causes, the most likely first: the teacher temperature "
+                "is too high for this run (set teacher.temperature=0.02), too many prototypes, colour augmentation "
+                "too strong"
             )
         if line.get("target_entropy_mean", math.inf) < FEW_PROTOTYPES * log_k:
             problems["few prototypes"] = (
@@ -65,7 +66,7 @@ class HealthCheck:
             )
         if line.get("loss", 0.0) > RISE * self.lowest_loss:
             problems["rise"] = (
-                f"the loss has risen to {line['loss']:.2f} from {self.lowest_loss:.2f}: the run diverges, or the teacher "
-                "changes too fast. Lower optimizer.lr, or raise teacher.momentum"
+                f"the loss has risen to {line['loss']:.2f} from {self.lowest_loss:.2f}: the run diverges, or the "
+                "teacher changes too fast. Lower optimizer.lr, or raise teacher.momentum"
             )
         return {name: f"step {step}: {text}" for name, text in problems.items()}

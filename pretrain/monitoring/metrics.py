@@ -100,8 +100,9 @@ class TrainingMetrics:
             return
         self._warned_of_fall = True
         logger.warning(
-            f"step {done}: the k-NN AUROC is {auroc:.3f}, worse than at the start of the run ({initial:.3f}) by more than "
-            f"chance explains for {len(self.knn.labels[1])} validation images; lower optimizer.lr, or raise start.warmup"
+            f"step {done}: the k-NN AUROC is {auroc:.3f}, worse than at the start of the run ({initial:.3f}) by more "
+            f"than chance explains for {len(self.knn.labels[1])} validation images; lower optimizer.lr, or raise "
+            "start.warmup"
         )
 
     @property

@@ -96,13 +96,13 @@ class OptimizerDriver:
         }
 
     def make_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Allocate the moments and counts with these names (those of `state`) as zeros, to be read from a checkpoint."""
+        """Allocate the moments and counts of these names (as in `state`) as zeros, to be read from a checkpoint."""
         parameters = dict(self.student.named_parameters())
         for name in names:
             parameter_name, key = name.rsplit(".", 1)
             if parameter_name not in parameters:
                 raise DinomedError(
-                    f"the checkpoint has the optimiser state of {parameter_name}, which is not in this run's model; "
+                    f"the checkpoint has the optimiser state of {parameter_name}, which this run's model lacks; "
                     "resume with the settings of the run"
                 )
             parameter = parameters[parameter_name]
@@ -114,9 +114,9 @@ class OptimizerDriver:
 def parameter_groups(student: nn.ModuleDict, config: OptimizerConfig) -> Iterator[dict[str, Any]]:
     """Yield groups of parameters with equal factors on learning rate and weight decay.
 
-    One-dimensional tensors (biases, norms, LayerScale) have no weight decay, as in the reference code. The learning rate
-    decays over the depth and is lower in the patch embedding. Prototypes and backbone are separate groups, so that they
-    can be frozen. Parameters that do not learn, such as those beside an adapter, are in no group.
+    One-dimensional tensors (biases, norms, LayerScale) have no weight decay, as in the reference code. The learning
+    rate decays over the depth and is lower in the patch embedding. Prototypes and backbone are separate groups, so that
+    they can be frozen. Parameters that do not learn, such as those beside an adapter, are in no group.
     """
     backbone = student["backbone"]
     assert isinstance(backbone, VisionTransformer)

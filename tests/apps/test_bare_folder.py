@@ -82,8 +82,8 @@ def test_pretraining_says_that_nothing_will_judge_its_features(bare: Path, tmp_p
     code, err = run(*common, "-o", tmp_path / "a", "--set", "run.batch_size=4", "--set", "run.patience=3")
     assert code == 0, err
     text = " ".join(err.split())
-    assert f"no online k-NN will tell what the features are worth: folder {bare} has no labels" in text
-    assert "run.patience waits for a better online k-NN, and there is none" in text
+    assert f"online k-NN is disabled: folder {bare} has no labels" in text
+    assert "run.patience has no effect because online k-NN is disabled" in text
     code, err = run(*common, "-o", tmp_path / "b")
     assert code == 2
-    assert f"11 training images in folder {bare} are fewer than a batch of 64" in err
+    assert f"folder {bare} has 11 training images, fewer than a batch of 64" in err
