@@ -11,9 +11,9 @@ from PIL import Image
 
 from dinomed.adapters.evaluation.report import JudgedValues
 from dinomed.adapters.fitting.data import fit_splits
-from dinomed.adapters.retrieval.filters import Relatives
+from dinomed.adapters.retrieval.filters import GroupLookup
 from dinomed.adapters.tasks.classify.groups import check_labels, group_images
-from dinomed.adapters.training_images import collect_seen
+from dinomed.adapters.training_images import hash_training_images
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.datasets.splits import SPLITS, make_splits
@@ -87,11 +87,11 @@ def test_the_classifier_of_groups_takes_each_as_one(sides: tuple[Manifest, Manif
 
 def test_search_audit_and_overlap_join_nothing(sides: tuple[Manifest, Manifest], tmp_path: Path) -> None:
     first, second = sides
-    relatives = Relatives(first)
+    lookup = GroupLookup(first)
     for content, group in zip(second.column("sha256"), second.groups(), strict=True):
-        assert not len(relatives.rows(content, group))
-        assert not relatives.knows(content, group)
-    assert not collect_seen([first]).find(second, second)
+        assert not len(lookup.rows(content, group))
+        assert not lookup.is_known(content, group)
+    assert not hash_training_images([first]).find(second, second)
     config = AuditConfig(near=False)
     assert audit(first, second, config).pairs == []
     write_seen(tmp_path, first)

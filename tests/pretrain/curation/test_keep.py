@@ -6,8 +6,7 @@ import pytest
 
 from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
 from dinomed.datasets.open import open_dataset
-from dinomed.pretrain.config import PretrainConfig, RunConfig
-from dinomed.pretrain.data.select_images import choose_images
+from dinomed.pretrain.data.select_images import select_images
 
 
 @pytest.mark.parametrize("name", ["curated.parquet", "curated.csv"])
@@ -21,7 +20,7 @@ def test_only_kept_images_are_used(lesion_manifest: Path, tmp_path: Path, name: 
     kept = open_dataset(tmp_path / name)
     wanted = [image for image, keep in zip(columns["image"], columns["keep"], strict=True) if keep]
     assert kept.column("image") == wanted
-    train, aside = choose_images(kept, PretrainConfig(run=RunConfig(batch_size=4)))
+    train, aside = select_images(kept, 4, 8)
     assert set(train.column("image")) | set(aside.column("image")) == set(wanted)
 
 
