@@ -25,7 +25,7 @@ from torch.nn.functional import interpolate
 
 from dinomed.adapters.fitting.build import build_adapter, gather
 from dinomed.adapters.fitting.data import Splits
-from dinomed.adapters.fitting.feed import CachedFeed, Feed, LiveFeed, TrainingBatch
+from dinomed.adapters.fitting.feature_source import CachedFeatureSource, FeatureSource, LiveFeatureSource, TrainingBatch
 from dinomed.adapters.fitting.loop import run_epochs
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import prepare_masks
@@ -59,7 +59,7 @@ class Fit:
         adapter = build_adapter(self.config, backbone, 1)
         needs = adapter.feature_spec
         self.val = extract(backbone, splits.val, cache=folder / "val", blocks=needs.blocks, patches=True)
-        extract(backbone, splits.train, cache=folder / "val", blocks=needs.blocks)  # pooled, for `LiveFeed`
+        extract(backbone, splits.train, cache=folder / "val", blocks=needs.blocks)  # pooled, for `LiveFeatureSource`
 
     def run(self, way: str) -> tuple[float, float]:
         """Seconds, and the best Dice on val."""
@@ -69,7 +69,7 @@ class Fit:
         stretch = partial(interpolate, size=(self.size, self.size), mode="bilinear")
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             began = clock()
-            feed = self._feed(way, adapter, Path(scratch))
+            features = self._feed(way, adapter, Path(scratch))
 
             def batch_loss(batch: TrainingBatch) -> torch.Tensor:
                 return loss(stretch(adapter(batch.features)), batch.targets)
@@ -77,23 +77,23 @@ class Fit:
             def validate() -> tuple[float, dict[str, float]]:
                 rows = list(range(len(self.splits.val)))
                 targets = self.val_masks.take(rows).to(self.backbone.device)
-                mean = dice_of_logits(stretch(adapter(feed.val(rows))), targets, self.schema).mean().item()
+                mean = dice_of_logits(stretch(adapter(features.val(rows))), targets, self.schema).mean().item()
                 return mean, {"val_dice": mean}
 
             best = run_epochs(
-                adapter, self.config.fit, count=len(self.splits.train), batches=feed.train, batch_loss=batch_loss,
+                adapter, self.config.fit, count=len(self.splits.train), batches=features.train, batch_loss=batch_loss,
                 validate=validate, seed=0, folder=Path(scratch), key="", description=way,
             )  # fmt: skip
             return clock() - began, best.score
 
-    def _feed(self, way: str, adapter: Any, scratch: Path) -> Feed:
+    def _feed(self, way: str, adapter: Any, scratch: Path) -> FeatureSource:
         if way == "recomputed":
             cache = self.folder / "val"
-            return LiveFeed(self.backbone, self.splits, adapter, self.config, cache, self.masks.take)
+            return LiveFeatureSource(self.backbone, self.splits, adapter, self.config, cache, self.masks.take)
         blocks, device = adapter.feature_spec.blocks, self.backbone.device
         train = extract(self.backbone, self.splits.train, cache=scratch, blocks=blocks, patches=True)
         gathers = (partial(gather, train, device=device), partial(gather, self.val, device=device))
-        return CachedFeed(gathers, (train.cls, train.mean), self.masks.take)
+        return CachedFeatureSource(gathers, (train.cls, train.mean), self.masks.take)
 
 
 def measure(fit: Fit, rounds: int) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Backbones and adapters as other tools read them; each folder is written only after it answered as the original."""
+"""Export of backbones and adapters to the formats of other tools."""

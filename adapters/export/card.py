@@ -1,8 +1,8 @@
-"""The card of an exported folder: what it is, how it is loaded, what it was measured on, whose licence holds."""
+"""Model card and licence notice of an exported folder."""
 
 from typing import Any
 
-from dinomed.adapters.export.source import Source
+from dinomed.adapters.export.source import ExportSource
 from dinomed.adapters.inference.loader import ClassifyPredictor, DepthPredictor, SegmentPredictor
 from dinomed.backbones.variants import VARIANTS, Release
 from dinomed.notice import RESEARCH_USE
@@ -14,7 +14,7 @@ _USE = {
     "onnx": """```python
 import onnxruntime
 session = onnxruntime.InferenceSession("model.onnx")
-found = session.run(None, {"pixels": pixels})  # float32 (batch, channels, height, width), preprocessed as below
+outputs = session.run(None, {"pixels": pixels})  # float32 (batch, channels, height, width), preprocessed as below
 ```""",
     "timm": """```python
 import timm
@@ -29,34 +29,34 @@ tokens = model(pixels).last_hidden_state
     "monai": """```
 python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir IMAGES
 ```
-It needs MONAI, PyTorch and Pillow. Images are read by Pillow: 16 bits and EXIF orientation are not handled here.""",
+It needs MONAI, PyTorch and Pillow. Images are read by Pillow: 16 bits and EXIF orientation are not supported.""",
 }
 
 
-def released(source: Source) -> Release | None:
-    """The release whose weights the backbone has, as far as its name and origin tell."""
+def released(source: ExportSource) -> Release | None:
+    """Return the release of the weights, as far as name and origin of the backbone show it."""
     if source.backbone.name not in VARIANTS or source.backbone.source is not None:
         return None
     return VARIANTS[source.backbone.name].release
 
 
-def notice(source: Source) -> str:
-    """The text of the file NOTICE."""
+def notice(source: ExportSource) -> str:
+    """Return the text of the file NOTICE."""
     release = released(source)
     weights = (
         f"The weights of the backbone are those released by {release.source} ({release.url}), {release.licence}."
         if release is not None
-        else "The weights of the backbone were given to dinomed or trained with it; who publishes this folder states "
-        "their licence. Where they were trained on others' images, or from others' weights, their terms may hold here."
+        else "The weights of the backbone were imported into dinomed or trained with it; the publisher of this folder "
+        "must state their licence. The terms of the training images and of initial weights may apply."
     )
     head = "" if source.predictor is None else (
-        "\nThe head was trained on images and labels whose terms may limit what may be done with it.\n"
+        "\nThe head was trained on images and labels whose terms may limit its use.\n"
     )  # fmt: skip
     return f"Exported by dinomed (Apache-2.0).\n\n{weights}\n{head}\n{RESEARCH_USE.capitalize()}.\n"
 
 
-def card(source: Source, kind: str, parity: dict[str, Any]) -> str:
-    """README.md, headed by what model hubs read. It names no image, group or path."""
+def card(source: ExportSource, kind: str, parity: dict[str, Any]) -> str:
+    """Return the text of README.md, with metadata for model hubs. It names no image, group or path."""
     release, reading, config = released(source), source.preprocessing, source.backbone.vit.config
     licence = release.licence.lower() if release is not None and source.predictor is None else "other"
     task = {"classify": "image-classification", "segment": "image-segmentation", "depth": "depth-estimation"}
@@ -68,14 +68,14 @@ def card(source: Source, kind: str, parity: dict[str, Any]) -> str:
         f"{source.backbone.name}"
     )  # fmt: skip
     lines = [*head, f"# {what}", "", f"**{RESEARCH_USE.capitalize()}.** Exported by dinomed as {kind}.", "", "## Use"]
-    lines += [_own_use(source) if kind == "safetensors" else _USE[kind], "", "## What goes in"]
+    lines += [_own_use(source) if kind == "safetensors" else _USE[kind], "", "## Input"]
     lines += [
-        f"- {reading.channels} channels, 0 to 1, the whole image squashed to {reading.image_size} x "
+        f"- {reading.channels} channels, 0 to 1, the whole image resized to {reading.image_size} x "
         f"{reading.image_size} px (bicubic, antialiased)",
-        f"- samples of files: {_samples(source)}",
-        f"- minus mean {list(reading.mean)}, divided by {list(reading.std)}, channel by channel",
+        f"- range of samples in files: {_samples(source)}",
+        f"- normalised per channel: mean {list(reading.mean)}, standard deviation {list(reading.std)}",
         "",
-        "## What it is",
+        "## Model",
         f"- ViT: {config.depth} blocks, {config.embed_dim} channels, patch {config.patch_size}, {config.num_registers} "
         f"registers, {config.feed_forward}",
         f"- fingerprint of backbone and preprocessing: `{source.backbone.fingerprint}`",
@@ -84,37 +84,38 @@ def card(source: Source, kind: str, parity: dict[str, Any]) -> str:
         lines += _about_head(source)
     if kind in ("timm", "transformers"):
         lines += [
-            f"- positions are written for {reading.image_size} px; at other sizes this library resizes them by its own "
-            "rule, and features differ slightly from dinomed's"
+            f"- the position embedding is for {reading.image_size} px; at other sizes this library resizes it by its "
+            "own rule, and features differ slightly from those of dinomed"
         ]
-    lines += ["", "## Checked", _checked(parity), "", "## Licence", "See NOTICE.", ""]
+    lines += ["", "## Comparison", _checked(parity), "", "## Licence", "See NOTICE.", ""]
     return "\n".join(lines)
 
 
-def _samples(source: Source) -> str:
-    """How what a file holds becomes 0 to 1."""
-    found = source.preprocessing.intensity
-    depth = f"{found.bits or 8} bits"
-    if found.window is not None:
-        return f"{depth}; {found.window[0]:g} becomes 0 and {found.window[1]:g} becomes 1"
-    if found.percentiles is not None:
-        return f"{depth}; of each image and channel, percentile {found.percentiles[0]:g} becomes 0, percentile " \
-            f"{found.percentiles[1]:g} becomes 1"  # fmt: skip
-    return f"{depth}, the full range of the file's own depth"
+def _samples(source: ExportSource) -> str:
+    """Return the rule by which samples of a file become 0 to 1."""
+    intensity = source.preprocessing.intensity
+    depth = f"{intensity.bits or 8} bits"
+    if intensity.window is not None:
+        return f"{depth}; {intensity.window[0]:g} becomes 0 and {intensity.window[1]:g} becomes 1"
+    if intensity.percentiles is not None:
+        return f"{depth}; of each image and channel, percentile {intensity.percentiles[0]:g} becomes 0, percentile " \
+            f"{intensity.percentiles[1]:g} becomes 1"  # fmt: skip
+    return f"{depth}, the full range of the bit depth of the file"
 
 
-def _own_use(source: Source) -> str:
+def _own_use(source: ExportSource) -> str:
     if source.predictor is None:
         return (
             '```python\nfrom dinomed.backbones.load import load_backbone\nbackbone = load_backbone("THIS_FOLDER")\n```'
         )
     return (
-        '```python\nfrom dinomed.adapters.inference.loader import load_adapter\nadapter = load_adapter("THIS_FOLDER")\n```\n'
+        "```python\nfrom dinomed.adapters.inference.loader import load_adapter\n"
+        'adapter = load_adapter("THIS_FOLDER")\n```\n'
         "or `dinomed predict THIS_FOLDER IMAGES -o OUT`."
     )
 
 
-def _about_head(source: Source) -> list[str]:
+def _about_head(source: ExportSource) -> list[str]:
     assert source.predictor is not None
     record = source.predictor.metadata
     lines = [f"- classes, in the order of the output: {', '.join(record['classes'])}"]
@@ -128,13 +129,9 @@ def _about_head(source: Source) -> list[str]:
         unit = f" {source.predictor.source.unit}" if source.predictor.source.unit else ", in the unit of its maps"
         lines.append(f"- depths from {source.predictor.low:g} to {source.predictor.high:g}{unit}")
     if record["tuned"] is not None:
-        lines.append(
-            f"- the backbone has learned with the head ({record['tuned']['how']}); its weights are in this file"
-        )
+        lines.append(f"- the backbone was tuned with the head ({record['tuned']['how']}); its weights are in this file")
     if source.task != "classify":
-        lines.append(
-            "- one pass over the whole image; mirror images and windows, where dinomed uses them, are not in it"
-        )
+        lines.append("- one pass over the whole image; test-time flips and windows of dinomed are not included")
     values = {name: value for name, value in record["validation"].items() if isinstance(value, int | float)}
     shown = ", ".join(
         f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
@@ -149,12 +146,12 @@ def _about_answer(predictor: ClassifyPredictor) -> list[str]:
     lines = [f"- probabilities: {kind}, {heat} (applied already)"]
     if any(cut is not None for cut in answer.thresholds):
         cuts = zip(predictor.classes, answer.thresholds, strict=True)
-        told = ", ".join(f"{name} {'none' if cut is None else f'{cut:.4f}'}" for name, cut in cuts)
-        lines.append(f"- thresholds with the largest sensitivity + specificity on validation: {told}")
+        listed = ", ".join(f"{name} {'none' if cut is None else f'{cut:.4f}'}" for name, cut in cuts)
+        lines.append(f"- thresholds with the largest sensitivity + specificity on validation: {listed}")
     if answer.unit == "group":
         lines.append(
-            "- made for groups of images (" + ("their features averaged" if answer.pool == "mean" else
-            f"the features of {answer.width} beside each other") + "); here each image is a group of one"
+            "- trained for groups of images (" + ("their features averaged" if answer.pool == "mean" else
+            f"the features of {answer.width} concatenated") + "); here each image is a group of one"
         )  # fmt: skip
     return lines
 
@@ -162,7 +159,7 @@ def _about_answer(predictor: ClassifyPredictor) -> list[str]:
 def _about_masks(predictor: SegmentPredictor) -> list[str]:
     schema = predictor.schema
     if schema.exclusive:
-        return ["- every pixel has one class, the most probable one"]
+        return ["- every pixel has one class: the most probable one"]
     if len(schema.names) == 1:
         return []
     cuts = ", ".join(f"{name} {cut:.4f}" for name, cut in zip(schema.names, predictor.thresholds, strict=True))
@@ -171,9 +168,9 @@ def _about_masks(predictor: SegmentPredictor) -> list[str]:
 
 def _checked(parity: dict[str, Any]) -> str:
     if parity.get("compared_with") is None:
-        return f"Not checked: {parity.get('note', 'no reference')}."
+        return f"Not compared: {parity.get('note', 'no reference')}."
     return (
-        f"Before this folder was written, {parity['compared_with']} read it and gave what dinomed gives: largest "
+        f"{parity['compared_with']} read this folder and computed the same values as dinomed: largest "
         f"difference {parity['largest_difference']:.2g}, relative to the largest value"
         + (f" (allowed {parity['tolerance']:g})." if "tolerance" in parity else ".")
     )

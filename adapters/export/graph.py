@@ -1,7 +1,7 @@
-"""The ViT and the heads, written so that tracing them fixes neither the batch nor, where asked, the image size.
+"""The ViT and the heads as modules for tracing, with a free batch size and, optionally, a free image size.
 
-What is computed is the same as in `dinomed.backbones.vit`; there, Python integers decide on the way (is this the size
-that the positions are for?), which a traced graph would keep for ever. Here they are tensors.
+The computation is that of `dinomed.backbones.vit`. There, decisions depend on Python integers, such as the image size,
+and a traced graph would fix them. Here these integers are tensors.
 """
 
 from typing import Any
@@ -18,16 +18,16 @@ from dinomed.features.compute import Features
 
 
 class PortableViT(nn.Module):
-    """Preprocessed images (B, channels, height, width) to the features of chosen blocks.
+    """A ViT from preprocessed images (B, channels, height, width) to the features of chosen blocks.
 
     Args:
-        image_size: the side of the square that all images have, px; None: any that the patch divides.
+        image_size: side of all images, px; None for any size that the patch size divides.
     """
 
     def __init__(self, vit: VisionTransformer, needs: FeatureSpec, image_size: int | None) -> None:
         super().__init__()
         self.vit, self.feature_spec, self.image_size = vit, needs, image_size
-        self.wanted = [block % vit.config.depth for block in needs.blocks]
+        self.block_indices = [block % vit.config.depth for block in needs.blocks]
         if image_size is not None:
             with torch.no_grad():
                 blank = torch.zeros(1, vit.config.in_channels, image_size, image_size)
@@ -45,25 +45,25 @@ class PortableViT(nn.Module):
         if config.num_registers:
             parts.insert(1, self.vit.register_tokens.expand(batch, -1, -1))
         x = torch.cat(parts, dim=1)
-        found: dict[int, Tensor] = {}
-        for index, block in enumerate(self.vit.blocks[: max(self.wanted) + 1]):
-            x = _through(block, x)
-            if index in self.wanted:
-                found[index] = self.vit.norm(x)
-        tokens = [found[block] for block in self.wanted]
-        patches = torch.cat([one[:, 1 + config.num_registers :] for one in tokens], dim=-1)
+        outputs: dict[int, Tensor] = {}
+        for index, block in enumerate(self.vit.blocks[: max(self.block_indices) + 1]):
+            x = _apply_block(block, x)
+            if index in self.block_indices:
+                outputs[index] = self.vit.norm(x)
+        tokens = [outputs[block] for block in self.block_indices]
+        patches = torch.cat([output[:, 1 + config.num_registers :] for output in tokens], dim=-1)
         grid = (
             patches.transpose(1, 2).reshape(batch, patches.shape[-1], rows, columns)
             if self.feature_spec.patches
             else None
         )
-        return Features(torch.cat([one[:, 0] for one in tokens], dim=-1), patches.mean(dim=1), grid)
+        return Features(torch.cat([output[:, 0] for output in tokens], dim=-1), patches.mean(dim=1), grid)
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         config = self.vit.config
         side = config.image_size // config.patch_size
         size = [torch.arange(count).to(torch.float32) for count in (rows, columns)]
-        native = (size[0][-1] == side - 1) & (size[1][-1] == side - 1)  # there the positions are as they stand
+        native = (size[0][-1] == side - 1) & (size[1][-1] == side - 1)  # no resizing is needed at the native size
         plain = torch.arange(side).to(torch.float32)
         left, right = (
             torch.where(
@@ -91,10 +91,10 @@ class BackboneGraph(nn.Module):
 
 
 class AdapterGraph(nn.Module):
-    """Preprocessed images to what the adapter says of them, as its predictor does in one pass of the whole image.
+    """Preprocessed images to the predictions of an adapter, in one pass of the whole image.
 
-    A classifier gives (B, classes), calibrated; a segmenter (B, classes, height, width), a depth adapter
-    (B, 1, height, width), at the size of the images that it is given.
+    A classifier returns calibrated probabilities (B, classes); a segmenter (B, classes, height, width) and a depth
+    adapter (B, 1, height, width), at the size of its input.
     """
 
     def __init__(self, predictor: AnyPredictor, image_size: int | None) -> None:
@@ -113,12 +113,13 @@ class AdapterGraph(nn.Module):
 
 
 def resampling(places: Tensor, side: int, *, antialias: bool, offset: float) -> Tensor:
-    """Weights (N, side) by which bicubic interpolation makes N values of `side`: those of
-    ``torch.nn.functional.interpolate``, as a matrix that can be made of any N in a graph.
+    """Return the weights (N, side) of bicubic interpolation from `side` values to N values.
+
+    They equal those of ``torch.nn.functional.interpolate``, but a graph can compute them for any N.
 
     Args:
-        places: 0 .. N - 1, float32.
-        offset: of `ViTConfig.position_offset`; the scale is side / (N + offset).
+        places: 0 to N - 1, float32.
+        offset: `ViTConfig.position_offset`; the scale is side / (N + offset).
     """
     taps = torch.arange(side).to(places)
     scale = side / (places[-1] + 1 + offset)
@@ -136,15 +137,15 @@ def resampling(places: Tensor, side: int, *, antialias: bool, offset: float) -> 
 
 
 def _cubic(distance: Tensor, a: float) -> Tensor:
-    """The cubic convolution kernel (Keys 1981)."""
+    """Return the cubic convolution kernel (Keys 1981)."""
     x = distance.abs()
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def _through(block: Any, x: Tensor) -> Tensor:
-    """One `dinomed.layers.block.Block` on one group (B, N, C)."""
+def _apply_block(block: Any, x: Tensor) -> Tensor:
+    """Apply a `dinomed.layers.block.Block` to tokens (B, N, C)."""
     batch, count, width = x.shape
     heads = block.attn.num_heads
     qkv = block.attn.qkv(block.norm1(x)).reshape(batch, count, 3, heads, width // heads)

@@ -1,7 +1,7 @@
-"""Backbones as timm and as transformers write them to disk: names, configs, and what each library cannot say.
+"""Export of backbones to the folder formats of timm and transformers.
 
-Both resize the position embedding by a rule of their own, which is not that of all weights. So it is written at the
-backbone's own image size, where nothing is resized and the features are the same; at other sizes they differ slightly.
+Each library resizes the position embedding by its own rule. So the embedding is written for the image size of the
+backbone, at which it is not resized and features are the same; at other sizes they differ slightly.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dinomed.adapters.export.parity import compare
-from dinomed.adapters.export.source import Source
+from dinomed.adapters.export.source import ExportSource
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.vit import ViTConfig
 from dinomed.errors import UsageError
@@ -23,12 +23,12 @@ State = dict[str, Tensor]
 
 
 def write_timm(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]:
-    """``timm.create_model("local-dir:FOLDER", pretrained=True)``. Checked by timm, where it is installed."""
+    """Write a folder for ``timm.create_model("local-dir:FOLDER", pretrained=True)``; compare with timm if installed."""
     config, reading = backbone.vit.config, backbone.preprocessing
     state = _at_own_size(backbone)
     registers = config.num_registers > 0
     state.pop("mask_token")
-    if registers:  # timm has no place for the class token in positions that registers have none in
+    if registers:  # with registers, timm has no position for the class token
         state["reg_token"] = state.pop("register_tokens")
         position = state["pos_embed"]
         state["cls_token"], state["pos_embed"] = state["cls_token"] + position[:, :1], position[:, 1:]
@@ -43,7 +43,7 @@ def write_timm(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]:
             name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2."): v for name, v in state.items()
         }
         wide = len(state["blocks.0.mlp.fc1.weight"])
-        arguments["mlp_ratio"] = (wide + 0.5) / config.embed_dim  # timm cuts the product down to a whole number
+        arguments["mlp_ratio"] = (wide + 0.5) / config.embed_dim  # timm truncates the product to an integer
         name = "vit_giant_patch14_reg4_dinov2" if registers else "vit_giant_patch14_dinov2"
     else:
         name = "vit_small_patch14_reg4_dinov2" if registers else "vit_small_patch14_dinov2"
@@ -67,22 +67,21 @@ def write_timm(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]:
     try:
         import timm
     except ImportError:
-        return {"compared_with": None, "note": "timm is not installed here: not checked"}
+        return {"compared_with": None, "note": "timm is not installed: not checked"}
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     return _compare(backbone, "timm", theirs.forward_features)
 
 
 def write_transformers(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]:
-    """``AutoModel.from_pretrained(FOLDER)``, under the names that transformers has on disk. Checked by it, where it is
-    installed.
+    """Write a folder for ``AutoModel.from_pretrained(FOLDER)``; compare with transformers if installed.
 
     Raises:
-        UsageError: an MLP ratio that is no whole number, which its config cannot say.
+        UsageError: the MLP ratio is not an integer, which the config of transformers requires.
     """
     config, reading = backbone.vit.config, backbone.preprocessing
     if config.mlp_ratio != int(config.mlp_ratio):
         raise UsageError(
-            f"--format transformers: its config takes whole MLP ratios, this backbone's is {config.mlp_ratio}"
+            f"--format transformers: its config needs an integer MLP ratio, this backbone has {config.mlp_ratio}"
         )
     kind = "dinov2_with_registers" if config.num_registers else "dinov2"
     write_tensors(folder / "model.safetensors", to_transformers(_at_own_size(backbone), config), {"format": "pt"})
@@ -121,14 +120,14 @@ def write_transformers(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]
         from transformers import AutoModel
         from transformers.utils.logging import disable_progress_bar
     except ImportError:
-        return {"compared_with": None, "note": "transformers is not installed here: not checked"}
-    disable_progress_bar()  # it would stand among what the command says
+        return {"compared_with": None, "note": "transformers is not installed: not checked"}
+    disable_progress_bar()
     theirs = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
     return _compare(backbone, "transformers", lambda pixels: theirs(pixels).last_hidden_state)
 
 
 def to_transformers(state: State, config: ViTConfig) -> State:
-    """Our names to theirs on disk; a LayerScale of 1 where the backbone has none, which theirs always has."""
+    """Rename weights to those of transformers; add a LayerScale of 1, which it requires, if the backbone has none."""
     out: State = {}
     simple = {
         "cls_token": "embeddings.cls_token", "mask_token": "embeddings.mask_token",
@@ -162,7 +161,7 @@ def to_transformers(state: State, config: ViTConfig) -> State:
 
 
 def _at_own_size(backbone: FrozenBackbone) -> State:
-    """The weights, with positions for the size that the backbone is used at."""
+    """Return the weights, with the position embedding resized to the image size of the backbone."""
     config = backbone.vit.config
     state = {name: value.detach().cpu().clone() for name, value in backbone.vit.state_dict().items()}
     position = state["pos_embed"]
@@ -174,11 +173,11 @@ def _at_own_size(backbone: FrozenBackbone) -> State:
 
 
 def _compare(backbone: FrozenBackbone, library: str, forward: Any) -> dict[str, Any]:
-    """All tokens, from the folder as the library reads it."""
+    """Compare all tokens of the model that the library loaded from the folder."""
     first, side = 1 + backbone.vit.config.num_registers, backbone.preprocessing.image_size
 
-    def answer(pixels: Tensor) -> list[Tensor]:
+    def tokens_of(pixels: Tensor) -> list[Tensor]:
         tokens = forward(pixels)
         return [tokens[:, 0], tokens[:, first:].transpose(1, 2).unflatten(2, backbone.grid())]
 
-    return compare(Source(backbone), library, answer, [(2, side, side)])
+    return compare(ExportSource(backbone), library, tokens_of, [(2, side, side)])

@@ -1,4 +1,4 @@
-"""ONNX: one file, for any batch, checked with ONNX Runtime before it counts as written."""
+"""Export to ONNX, compared with the original in ONNX Runtime."""
 
 import contextlib
 import io
@@ -11,27 +11,27 @@ from typing import Any
 import torch
 
 from dinomed.adapters.export.parity import compare
-from dinomed.adapters.export.source import Source
-from dinomed.errors import DinomedError, UsageError
+from dinomed.adapters.export.source import ExportSource
+from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.io.files import to_json
 
 MODEL_FILE = "model.onnx"
-OPSET = 18  # the first in which Resize is antialiased
-_LARGEST = 1 << 31  # bytes that a file of protobuf can hold; larger weights lie beside it
+OPSET = 18  # the first opset with antialiased Resize
+_MAX_BYTES = 1 << 31  # limit of a protobuf file; larger weights are stored in a second file
 
 
-def write_onnx(source: Source, folder: Path, *, dynamic_size: bool = False) -> dict[str, Any]:
-    """Write `model.onnx`: `pixels` float32 (batch, channels, height, width), preprocessed, in.
+def write_onnx(source: ExportSource, folder: Path, *, dynamic_size: bool = False) -> dict[str, Any]:
+    """Write `model.onnx`, whose input `pixels` is float32 (batch, channels, height, width), preprocessed.
 
     Args:
-        dynamic_size: for any height and width that the patch divides, not for the backbone's own square alone.
+        dynamic_size: accept any height and width that the patch size divides, not only the image size of the backbone.
 
     Returns:
-        What was compared, and the largest difference found.
+        The result of `compare`.
 
     Raises:
-        UsageError: the packages are not installed.
-        DinomedError: the model cannot be traced or written, or ONNX Runtime gives something else than dinomed.
+        UsageError: a package is missing.
+        DinomedError: the model cannot be traced or written, or ONNX Runtime computes other values than dinomed.
     """
     onnx, runtime = _packages()
     reading, patch = source.preprocessing, source.backbone.patch_size
@@ -45,22 +45,22 @@ def write_onnx(source: Source, folder: Path, *, dynamic_size: bool = False) -> d
         axes |= {3: patch * torch.export.Dim("columns", min=1, max=1024)}
     try:
         with torch.no_grad(), _quiet():
-            # By itself torch.onnx would try three ways, of which the last keeps the batch and size that it saw.
+            # Without this, torch.onnx tries three methods; the last one fixes batch and image size.
             traced = torch.export.export(graph, (example,), dynamic_shapes={"pixels": axes})
             program = torch.onnx.export(
                 traced, (), dynamo=True, opset_version=OPSET, verbose=False, input_names=["pixels"],
                 output_names=list(source.outputs),
             )  # fmt: skip
-    except UsageError:  # of the head itself, in its own words
+    except UsageError:  # raised by the head
         raise
-    except Exception as error:  # the exporter raises its own kinds, and whatever a plug-in's head raises
+    except Exception as error:  # the exporter and the head of a plug-in raise many classes
         raise _refused(source, error, dynamic_size) from None
     assert program is not None
     path = folder / MODEL_FILE
-    large = sum(p.numel() * p.element_size() for p in graph.parameters()) > _LARGEST * 0.9
+    large = sum(p.numel() * p.element_size() for p in graph.parameters()) > _MAX_BYTES * 0.9
     try:
         program.save(str(path), external_data=large)
-        if not large:  # beside external data it would have to be loaded whole
+        if not large:  # a model with external data would be loaded completely
             model = onnx.load(str(path))
             facts = {
                 name: value if isinstance(value, str) else to_json(value) for name, value in source.describe().items()
@@ -72,18 +72,17 @@ def write_onnx(source: Source, folder: Path, *, dynamic_size: bool = False) -> d
     return _compare(source, path, runtime, dynamic_size)
 
 
-def _refused(source: Source, error: Exception, dynamic_size: bool) -> DinomedError:
-    """What is said of a model that the exporter or ONNX Runtime cannot take."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    remedy = "leave --dynamic-size out" if dynamic_size else "--format monai or safetensors may hold it"
+def _refused(source: ExportSource, error: Exception, dynamic_size: bool) -> DinomedError:
+    """Return the error for a model that the exporter or ONNX Runtime does not support."""
+    remedy = "leave --dynamic-size out" if dynamic_size else "try --format monai or safetensors"
     size = "for any image size" if dynamic_size else f"at {source.preprocessing.image_size} px"
-    return DinomedError(f"{source.title} cannot be written as ONNX {size}: {reason}; {remedy}")
+    return DinomedError(f"{source.title} cannot be written as ONNX {size}: {first_line(error, 200)}; {remedy}")
 
 
-def _compare(source: Source, path: Path, runtime: Any, dynamic_size: bool) -> dict[str, Any]:
-    """ONNX Runtime against the original: one image, several, and other sizes where these are allowed."""
+def _compare(source: ExportSource, path: Path, runtime: Any, dynamic_size: bool) -> dict[str, Any]:
+    """Compare ONNX Runtime with the original: one image, several images, and other sizes if they are allowed."""
     options = runtime.SessionOptions()
-    options.log_severity_level = 4  # what it says of errors on stderr comes again as an exception
+    options.log_severity_level = 4  # errors are raised as exceptions too
     side, patch = source.preprocessing.image_size, source.backbone.patch_size
     shapes = [(1, side, side), (3, side, side)]
     if dynamic_size:
@@ -93,7 +92,7 @@ def _compare(source: Source, path: Path, runtime: Any, dynamic_size: bool) -> di
         return compare(source, "ONNX Runtime", lambda pixels: session.run(None, {"pixels": pixels.numpy()}), shapes)
     except (DinomedError, UsageError):
         raise
-    except Exception as error:  # ONNX Runtime has a class for each code, with no common one but this
+    except Exception as error:  # ONNX Runtime has a class for each code, without a common base class
         raise _refused(source, error, dynamic_size) from None
 
 
@@ -109,7 +108,7 @@ def _packages() -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells its own story on stdout, by warnings and in many logs."""
+    """Silence the exporter, which writes to stdout, to warnings and to many loggers."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,37 +1,36 @@
-"""`export`: a folder in another tool's format, ready to be pushed to a hub; written whole, after a check, or not."""
+"""Export of a backbone or an adapter to the format of another tool, checked before it is published."""
 
-import os
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dinomed.adapters.export.bundles import write_monai, write_safetensors
 from dinomed.adapters.export.card import card, notice
 from dinomed.adapters.export.libraries import write_timm, write_transformers
+from dinomed.adapters.export.monai_bundle import write_monai
+from dinomed.adapters.export.native import write_safetensors
 from dinomed.adapters.export.onnx_file import write_onnx
-from dinomed.adapters.export.source import Source
+from dinomed.adapters.export.source import ExportSource
 from dinomed.datasets.manifest import leaves_root
-from dinomed.errors import DinomedError, UsageError, did_you_mean
-from dinomed.io.files import read_json, sha256_file, sync, write_json, write_text
-from dinomed.io.output_folder import locked, prepare_output
+from dinomed.errors import UsageError, did_you_mean
+from dinomed.io.files import read_json, sha256_file, write_json, write_text
+from dinomed.io.output_folder import open_output_folder, publish
 from dinomed.notice import RESEARCH_USE
 
 FORMATS = ("onnx", "safetensors", "timm", "transformers", "monai")
-OF_BACKBONES = ("timm", "transformers")
-REPORT_FILE, STAGE = "export.json", ".unfinished"
+BACKBONE_FORMATS = ("timm", "transformers")
+REPORT_FILE = "export.json"
 
 
 def check_format(word: str) -> None:
-    """Raises a `UsageError` that names the nearest if there is no such format."""
+    """Raise a `UsageError` that names the nearest format if there is no such format."""
     if word not in FORMATS:
         raise UsageError(f"--format {word!r}{did_you_mean(word, FORMATS)}")
 
 
 def export(
-    source: Source,
+    source: ExportSource,
     kind: str,
     out: str | Path,
     *,
@@ -39,55 +38,53 @@ def export(
     backbone: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write `source` to the folder `out` as `kind`, with a card, a NOTICE and `export.json` (what was compared, and the
-    hash of each file). The files gather in a folder inside, and are moved once the check has passed.
+    """Export `source` to the folder `out`, with a card, a NOTICE and `export.json` (comparison, hash of each file).
+
+    The files are collected in a stage inside `out` and are moved after the comparison has passed. After a failure
+    nothing of the export stays; an earlier export in `out` is not changed.
 
     Args:
-        dynamic_size: ONNX only: any image size, not the backbone's own alone.
-        backbone: where the backbone of an adapter is, if it was moved.
+        kind: one of `FORMATS`.
+        dynamic_size: ONNX only: accept any image size, not only that of the backbone.
+        backbone: path of the backbone of an adapter, if it was moved.
+
+    Returns:
+        The content of `export.json`.
 
     Raises:
-        UsageError: a format that cannot hold this, a package that is missing, `out` in use.
-        DinomedError: what was written gives other values than the original; nothing of it stays.
+        UsageError: the format does not support the source, a package is missing, or `out` is in use.
+        DinomedError: the exported model computes other values than the original.
     """
     check_format(kind)
-    if source.predictor is not None and kind in OF_BACKBONES and source.predictor.metadata["tuned"]:
-        source = Source(source.backbone)  # the one that has learned with the head is nowhere else
-    if source.predictor is not None and kind in OF_BACKBONES:
-        raise UsageError(f"--format {kind} holds a backbone; give the backbone that the adapter was trained on")
+    if source.predictor is not None and kind in BACKBONE_FORMATS and source.predictor.metadata["tuned"]:
+        source = ExportSource(source.backbone)  # the tuned backbone exists only in the adapter
+    if source.predictor is not None and kind in BACKBONE_FORMATS:
+        raise UsageError(f"--format {kind} holds only a backbone; give the backbone on which the adapter was trained")
     if dynamic_size and kind != "onnx":
         raise UsageError("--dynamic-size is for --format onnx")
     out = Path(out)
     for place in (source.folder, source.backbone.source):
         if place is not None and out.resolve() == Path(place).resolve():
-            raise UsageError(f"output {out} is what is to be exported; choose another folder")
-    unfinished = (out / STAGE).is_dir() and not (out / REPORT_FILE).exists()
-    prepare_output(out, overwrite=overwrite or unfinished, marker=STAGE if unfinished else REPORT_FILE)
-    with locked(out):
-        stage = out / STAGE
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir()
-        writers: dict[str, Callable[[], dict[str, Any]]] = {
-            "onnx": lambda: write_onnx(source, stage, dynamic_size=dynamic_size),
-            "safetensors": lambda: write_safetensors(source, stage, backbone),
-            "timm": lambda: write_timm(source.backbone, stage),
-            "transformers": lambda: write_transformers(source.backbone, stage),
-            "monai": lambda: write_monai(source, stage),
-        }
-        try:
-            parity = writers[kind]()
-            write_text(stage / "README.md", card(source, kind, parity))
-            write_text(stage / "NOTICE", notice(source))
-            report = _report(source, kind, parity, stage)
-            write_json(stage / REPORT_FILE, report)
-            _remove_earlier(out)
-            _publish(stage, out, [*report["files"], REPORT_FILE])
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            raise UsageError(f"output {out} is the folder of the source; choose another folder")
+    writers: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "onnx": lambda stage: write_onnx(source, stage, dynamic_size=dynamic_size),
+        "safetensors": lambda stage: write_safetensors(source, stage, backbone),
+        "timm": lambda stage: write_timm(source.backbone, stage),
+        "transformers": lambda stage: write_transformers(source.backbone, stage),
+        "monai": lambda stage: write_monai(source, stage),
+    }
+    with open_output_folder(out, marker=REPORT_FILE, overwrite=overwrite) as stage:
+        parity = writers[kind](stage)
+        write_text(stage / "README.md", card(source, kind, parity))
+        write_text(stage / "NOTICE", notice(source))
+        report = _report(source, kind, parity, stage)
+        write_json(stage / REPORT_FILE, report)
+        _remove_earlier_export(out)
+        publish(stage, out, [*report["files"], REPORT_FILE])  # the report last: it marks the export as complete
     return report
 
 
-def _report(source: Source, kind: str, parity: dict[str, Any], stage: Path) -> dict[str, Any]:
+def _report(source: ExportSource, kind: str, parity: dict[str, Any], stage: Path) -> dict[str, Any]:
     files = sorted(path for path in stage.rglob("*") if path.is_file())
     return {
         "purpose": RESEARCH_USE,
@@ -105,19 +102,8 @@ def _report(source: Source, kind: str, parity: dict[str, Any], stage: Path) -> d
     }
 
 
-def _publish(stage: Path, out: Path, names: list[str]) -> None:
-    """The report goes last: without it the folder is no whole export."""
-    try:
-        for name in names:
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(stage / name, out / name)
-        sync(out)
-    except OSError as error:
-        raise DinomedError(f"cannot write {out}: {error.strerror or error}") from None
-
-
-def _remove_earlier(out: Path) -> None:
-    """What an earlier export lists, and nothing else."""
+def _remove_earlier_export(out: Path) -> None:
+    """Remove the files that an earlier export lists, and no others."""
     if not (out / REPORT_FILE).exists():
         return
     earlier = read_json(out / REPORT_FILE)

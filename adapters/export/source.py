@@ -1,4 +1,4 @@
-"""What is to be exported: a backbone, or an adapter with its own."""
+"""Source of an export: a backbone, or an adapter with its backbone."""
 
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from dinomed.features.compute import compute_features
 
 
 @dataclass(frozen=True)
-class Source:
-    """`predictor` is None for a backbone alone; `folder` is where an adapter was loaded from."""
+class ExportSource:
+    """A backbone or an adapter to export. `predictor` and `folder` (of the bundle) are None for a backbone."""
 
     backbone: FrozenBackbone
     predictor: AnyPredictor | None = None
@@ -28,33 +28,35 @@ class Source:
 
     @property
     def preprocessing(self) -> Preprocessing:
+        """Preprocessing of the images."""
         return self.backbone.preprocessing
 
     @property
     def task(self) -> str:
+        """Task of the adapter; ``features`` for a backbone."""
         return "features" if self.predictor is None else self.predictor.task
 
     @property
     def title(self) -> str:
-        """What an error calls it."""
+        """Name for messages."""
         if self.predictor is None:
             return f"backbone {self.backbone.name}"
         return f"a {self.task} adapter with head {self.predictor.metadata['head'].get('name')}"
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What the exported graph gives, by name."""
+        """Names of the outputs of the exported graph."""
         return {"features": ("cls", "patches"), "depth": ("depth",)}.get(self.task, ("probabilities",))
 
     def graph(self, image_size: int | None) -> nn.Module:
-        """The graph to be traced; `image_size` None: for any size."""
+        """Return the module to trace, for one image size (px) or for any (None)."""
         if self.predictor is None:
             return BackboneGraph(self.backbone.vit, image_size).eval()
         return AdapterGraph(self.predictor, image_size).eval()
 
     @torch.inference_mode()
     def reference(self, pixels: Tensor) -> list[Tensor]:
-        """What dinomed itself gives for preprocessed images, by its usual way."""
+        """Return the outputs of dinomed for preprocessed images, for comparison."""
         if self.predictor is None:
             features = compute_features(self.backbone, pixels, (-1,), True)
             assert features.patches is not None
@@ -65,20 +67,20 @@ class Source:
         logits = self.predictor.logits(pixels)
         return [torch.stack([torch.from_numpy(self.predictor.resized(one[None], size)) for one in logits])]
 
-    def doubled(self) -> "Source":
-        """The same in float64, to see what float32 costs."""
+    def doubled(self) -> "ExportSource":
+        """Return the source in float64, to measure the rounding error of float32."""
         frozen = self.backbone
         backbone = FrozenBackbone(deepcopy(frozen.vit).double(), frozen.preprocessing, frozen.name)
         if self.predictor is None:
-            return Source(backbone)
+            return ExportSource(backbone)
         predictor = copy(self.predictor)
         predictor.backbone, predictor.adapter = backbone, deepcopy(self.predictor.adapter).double()
-        return Source(backbone, predictor)
+        return ExportSource(backbone, predictor)
 
     def describe(self) -> dict[str, Any]:
-        """What goes into the exported files: no path, group or image name."""
+        """Return the description that is written to the exported files; it has no path, group or image name."""
         reading = self.preprocessing.model_dump(mode="json")
-        found: dict[str, Any] = {
+        description: dict[str, Any] = {
             "task": self.task,
             "backbone": {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
             "architecture": self.backbone.vit.config.model_dump(mode="json"),
@@ -87,24 +89,31 @@ class Source:
         }
         if self.predictor is not None:
             record = self.predictor.metadata
-            found |= {name: record[name] for name in ("head", "classes", "threshold", "usage", "validation")}
-        return found
+            description |= {name: record[name] for name in ("head", "classes", "threshold", "usage", "validation")}
+        return description
 
 
 def load_source(
     path: str, *, weights: Path | None = None, backbone: str | None = None, image_size: int | None = None
-) -> Source:
-    """An adapter folder, or anything that `load_backbone` takes.
+) -> ExportSource:
+    """Load the source of an export: a bundle, or anything that `load_backbone` accepts.
+
+    Args:
+        weights: weights file of a backbone.
+        backbone: path of the backbone of an adapter, if it was moved.
+        image_size: of a backbone, px.
 
     Raises:
-        UsageError: options that do not fit, or nothing is there.
-        DinomedError: what is there is damaged.
+        UsageError: an option does not fit the source, or the source does not exist.
+        DinomedError: the source is damaged.
     """
     if (Path(path) / WEIGHTS_FILE).is_file():
         if weights is not None or image_size is not None:
-            raise UsageError(f"{path} is an adapter, made for its own backbone and image size; leave both out")
+            raise UsageError(
+                f"{path} is an adapter with a fixed backbone and image size; leave --weights and --image-size out"
+            )
         predictor = load_adapter(path, "cpu", backbone)
-        return Source(predictor.backbone, predictor, Path(path))
+        return ExportSource(predictor.backbone, predictor, Path(path))
     if backbone is not None:
-        raise UsageError(f"{path} is no adapter; --backbone is for an adapter whose backbone was moved")
-    return Source(load_backbone(path, weights=weights, image_size=image_size))
+        raise UsageError(f"{path} is not an adapter; --backbone is for an adapter whose backbone was moved")
+    return ExportSource(load_backbone(path, weights=weights, image_size=image_size))

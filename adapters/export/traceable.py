@@ -1,7 +1,7 @@
-"""Heads as the exporter can follow them.
+"""Copies of heads that can be traced for export.
 
-Python that asks a tensor for its value (the k of a k-NN head) stops it: such values become numbers. Adaptive pooling it
-turns into indices of the one size that it saw: for any size it becomes two products.
+Tracing fails where Python reads the value of a tensor (k of a k-NN head), so such buffers become numbers. Tracing fixes
+adaptive pooling to one image size, so for any size it is replaced by two matrix products.
 """
 
 from copy import deepcopy
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from dinomed.adapters.adapter import Adapter
 
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm  # they count batches, in training only
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm  # their counter of batches is used in training only
 
 
 def traceable(head: Adapter, *, any_size: bool) -> Adapter:
-    """A copy that computes the same, without single numbers (whole or true/false) as buffers, and, for `any_size`,
-    without adaptive pooling to more than one bin."""
+    """Return a copy that computes the same: without integer or bool scalars as buffers, and, for `any_size`, without
+    adaptive pooling to more than one bin."""
     copy = deepcopy(head)
     for part in copy.modules():
         for name, value in list(part.named_buffers(recurse=False)):
@@ -32,21 +32,22 @@ def traceable(head: Adapter, *, any_size: bool) -> Adapter:
 
 
 class AnyPool(nn.Module):
-    """``torch.nn.AdaptiveAvgPool2d((rows, columns))`` as two products, with matrices that a graph makes of any size."""
+    """``torch.nn.AdaptiveAvgPool2d((rows, columns))`` as two matrix products, for any input size."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
         self.rows, self.columns = rows, columns
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, height, width) -> (B, C, rows, columns)."""
+        """Pool (B, C, height, width) to (B, C, rows, columns)."""
         left, right = averaging(x.shape[-2], self.rows, x), averaging(x.shape[-1], self.columns, x)
         return torch.einsum("rh,bchw,sw->bcrs", left, x, right)
 
 
 def averaging(count: int, bins: int, like: Tensor) -> Tensor:
-    """Weights (bins, count) of adaptive average pooling: bin i is the mean from floor(i count / bins) up to
-    ceil((i + 1) count / bins), without the latter.
+    """Return the weights (bins, count) of adaptive average pooling.
+
+    Bin i is the mean of the values from floor(i count / bins) up to and without ceil((i + 1) count / bins).
 
     >>> averaging(5, 2, torch.zeros(())).mul(3).round().int().tolist()
     [[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]]
@@ -59,7 +60,7 @@ def averaging(count: int, bins: int, like: Tensor) -> Tensor:
 
 
 def _bins(part: nn.Module) -> tuple[int, int] | None:
-    """(rows, columns) of adaptive pooling to more than one bin, which the exporter does not follow at any size."""
+    """Return (rows, columns) of adaptive pooling to more than one bin; None for other modules."""
     if not isinstance(part, nn.AdaptiveAvgPool2d):
         return None
     size: Any = part.output_size

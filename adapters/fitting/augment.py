@@ -1,8 +1,7 @@
-"""Random changes of training images and of what is known of their pixels, together, by albumentations 2.0.8.
+"""Random augmentation of training images together with their masks or depth maps, by albumentations 2.0.8.
 
-Images are changed at the size that the backbone sees, after they were squashed to it. Every change of an image depends
-on the seed, the pass and the image alone, not on which thread makes it or what came before: an interrupted fit goes on
-with the same pictures.
+Images are augmented after they were resized to the input size of the backbone. The augmentation of an image depends
+only on the seed, the pass and the row, not on the thread or on earlier images. So a resumed fit uses the same images.
 """
 
 import os
@@ -19,44 +18,45 @@ _MOVED = {"rotate": 15.0, "scale": 0.1, "shift": 0.05}
 PRESETS: dict[str, dict[str, float]] = {
     "none": {},
     "light": {**_MOVED, "horizontal_flip": 0.5, "brightness": 0.1, "contrast": 0.1},
-    # any way up; hue and saturation tell lesions apart
+    # any orientation; hue and saturation distinguish lesions
     "dermoscopy": {
         "rotate": 180.0, "scale": 0.15, "shift": 0.05, "horizontal_flip": 0.5, "vertical_flip": 0.5,
         "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.02, "blur": 0.1,
     },
-    # any way up; light and white balance vary, red and brown are not the same
+    # any orientation; light and white balance vary, but red and brown have different meanings
     "endoscopy": {
         "rotate": 180.0, "scale": 0.2, "shift": 0.05, "horizontal_flip": 0.5, "vertical_flip": 0.5,
         "brightness": 0.3, "contrast": 0.3, "saturation": 0.15, "hue": 0.03, "blur": 0.2,
     },
     # the heart is on the left, the diaphragm below
     "xray": {**_MOVED, "rotate": 10.0, "brightness": 0.2, "contrast": 0.2},
-    # depth goes down: shadows and enhancement lie below what casts them
+    # depth points down: shadows and enhancement lie below their cause
     "ultrasound": {**_MOVED, "horizontal_flip": 0.5, "brightness": 0.2, "contrast": 0.2, "blur": 0.1},
-    # mirrored, it is the other eye; the vessels' arcades are above and below
+    # a mirrored image is the other eye; the vascular arcades are above and below
     "fundus": {
         **_MOVED, "horizontal_flip": 0.5, "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.02,
     },
 }  # fmt: skip
-"""What becomes of an image of a modality; nothing that would turn a finding into another one."""
-_SHARE = 0.8  # of images that are moved, and of those whose colours change
+"""Settings for each modality; they leave out changes that would turn a finding into another finding."""
+_PROBABILITY = 0.8  # of the affine transform, and of the colour change
 
 
 class AugmentConfig(Config):
-    """`augment: dermoscopy` takes a preset as it is; ``{preset: dermoscopy, rotate: 20}`` changes what is named.
+    """Augmentation settings: ``dermoscopy`` is a preset, ``{preset: dermoscopy, rotate: 20}`` changes single values.
 
-    Flips and blur are probabilities; of the others each image draws from minus to plus the value.
+    Flips and blur are probabilities. For the other settings each image draws a value between minus and plus the
+    setting.
     """
 
     preset: Preset = "none"
     horizontal_flip: float = Field(0.0, ge=0, le=1)
     vertical_flip: float = Field(0.0, ge=0, le=1)
-    rotate: float = Field(0.0, ge=0, le=180, description="degrees; what comes in at the border is mirrored")
-    scale: float = Field(0.0, ge=0, le=0.5, description="share by which it is larger or smaller; not of depth maps")
-    shift: float = Field(0.0, ge=0, le=0.5, description="share of the side")
+    rotate: float = Field(0.0, ge=0, le=180, description="degrees; pixels beyond the border are mirrored")
+    scale: float = Field(0.0, ge=0, le=0.5, description="relative change of size; not used for depth maps")
+    shift: float = Field(0.0, ge=0, le=0.5, description="relative to the side of the image")
     brightness: float = Field(0.0, ge=0, le=1)
     contrast: float = Field(0.0, ge=0, le=1)
-    saturation: float = Field(0.0, ge=0, le=1, description="of three channels only, as hue")
+    saturation: float = Field(0.0, ge=0, le=1, description="only for images of three channels, as is hue")
     hue: float = Field(0.0, ge=0, le=0.5)
     blur: float = Field(0.0, ge=0, le=1)
 
@@ -70,63 +70,69 @@ class AugmentConfig(Config):
 
     @property
     def active(self) -> bool:
+        """Whether any augmentation is on."""
         return any(value for name, value in self if name != "preset")
 
-    def of_depth(self) -> "AugmentConfig":
-        """Without a change of scale, which would bring things nearer and leave their depths as they are."""
+    def without_scale(self) -> "AugmentConfig":
+        """Return the settings for depth estimation: a change of scale would change distances but not the depth map."""
         return self.model_copy(update={"scale": 0.0})
 
 
 class Augment:
-    """``augment(image, targets, seed, turn, row)``: both changed alike; the same numbers give the same change.
+    """Augmentation of an image and its targets by the same transform.
 
     Args:
-        channels: of the images.
+        channels: number of channels of the images.
     """
 
     def __init__(self, config: AugmentConfig, channels: int) -> None:
         self.config, self.channels = config, channels
-        self._own = threading.local()  # a Compose has a state: one for each thread
-        build_transforms(config, channels)  # the import takes a second: here, and not in several threads at once
+        self._thread = threading.local()  # a Compose has a state, so each thread has its own
+        build_transforms(config, channels)  # imports albumentations here (1 s), not in several threads at once
 
     def __call__(
-        self, image: np.ndarray, targets: np.ndarray | None, seed: int, turn: int, row: int
+        self, image: np.ndarray, targets: np.ndarray | None, seed: int, pass_index: int, row: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """uint8, or float32 in 0 to 1, (side, side, channels), and targets (planes, side, side) of whole numbers or of
-        depths (nan: not known), whose values are moved and never mixed."""
-        if not hasattr(self._own, "compose"):
-            self._own.compose = build_transforms(self.config, self.channels)
-        self._own.compose.set_random_seed(int(np.random.SeedSequence([seed, turn, row]).generate_state(1)[0]))
+        """Return an augmented image and its augmented targets.
+
+        Args:
+            image: (side, side, channels), uint8 or float32 in 0 to 1.
+            targets: (planes, side, side), class values or depths (nan where unknown). Values are moved, never mixed.
+            seed, pass_index, row: the augmentation depends only on these numbers.
+        """
+        if not hasattr(self._thread, "compose"):
+            self._thread.compose = build_transforms(self.config, self.channels)
+        self._thread.compose.set_random_seed(int(np.random.SeedSequence([seed, pass_index, row]).generate_state(1)[0]))
         if targets is None:
-            return self._own.compose(image=image)["image"], None
-        found = self._own.compose(image=image, mask=np.ascontiguousarray(targets.transpose(1, 2, 0)))
-        mask = found["mask"].reshape(*found["mask"].shape[:2], len(targets))
-        return found["image"], np.ascontiguousarray(mask.transpose(2, 0, 1))
+            return self._thread.compose(image=image)["image"], None
+        augmented = self._thread.compose(image=image, mask=np.ascontiguousarray(targets.transpose(1, 2, 0)))
+        mask = augmented["mask"].reshape(*augmented["mask"].shape[:2], len(targets))
+        return augmented["image"], np.ascontiguousarray(mask.transpose(2, 0, 1))
 
 
 def build_transforms(config: AugmentConfig, channels: int) -> Any:
-    """The `albumentations.Compose` of `config`."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for newer versions otherwise
+    """Build the `albumentations.Compose` of the settings."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it asks a server for newer versions
     import albumentations as A
     import cv2
 
     cv2.setNumThreads(0)
     c, parts = config, []
-    for share, flip in ((c.horizontal_flip, A.HorizontalFlip), (c.vertical_flip, A.VerticalFlip)):
-        if share:
-            parts.append(flip(p=share))
+    for probability, flip in ((c.horizontal_flip, A.HorizontalFlip), (c.vertical_flip, A.VerticalFlip)):
+        if probability:
+            parts.append(flip(p=probability))
     if c.rotate or c.scale or c.shift:
         parts.append(
             A.Affine(
                 rotate=(-c.rotate, c.rotate), scale=(1 - c.scale, 1 + c.scale), translate_percent=(-c.shift, c.shift),
-                border_mode=cv2.BORDER_REFLECT_101, mask_interpolation=cv2.INTER_NEAREST, p=_SHARE,
+                border_mode=cv2.BORDER_REFLECT_101, mask_interpolation=cv2.INTER_NEAREST, p=_PROBABILITY,
             )
         )  # fmt: skip
     if channels == 3 and (c.saturation or c.hue):
-        around = [(1 - value, 1 + value) for value in (c.brightness, c.contrast, c.saturation)]
-        parts.append(A.ColorJitter(*around, hue=(-c.hue, c.hue), p=_SHARE))
+        ranges = [(1 - value, 1 + value) for value in (c.brightness, c.contrast, c.saturation)]
+        parts.append(A.ColorJitter(*ranges, hue=(-c.hue, c.hue), p=_PROBABILITY))
     elif c.brightness or c.contrast:
-        parts.append(A.RandomBrightnessContrast(c.brightness, c.contrast, p=_SHARE))
+        parts.append(A.RandomBrightnessContrast(c.brightness, c.contrast, p=_PROBABILITY))
     if c.blur:
         parts.append(A.GaussianBlur(blur_limit=0, sigma_limit=(0.3, 1.5), p=c.blur))
     return A.Compose(parts, seed=0)

@@ -1,4 +1,4 @@
-"""What goes into a fit: the backbone at the right size, a fresh head, and the features of each split."""
+"""Inputs of a fit: the backbone at the right image size, a new head, and the features of each split."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,11 @@ from dinomed.features.extract import extract
 
 
 def build_adapter(config: TrainConfig, backbone: FrozenBackbone, num_classes: int, *, width: int = 1) -> Adapter:
-    """A new adapter; its first weights depend on the seed alone. `width` images' features are beside each other."""
+    """Build an untrained adapter whose initial weights depend only on the seed.
+
+    Args:
+        width: number of images whose features are concatenated into one example (groups; 1 otherwise).
+    """
     cls = adapter_class(config.task, config.head.name)
     head = cls.resolve_config(config.head, backbone)
     with torch.random.fork_rng(devices=[]):
@@ -26,11 +30,11 @@ def build_adapter(config: TrainConfig, backbone: FrozenBackbone, num_classes: in
 def extract_splits(
     backbone: FrozenBackbone, splits: Splits, adapter: Adapter, cache: str | Path
 ) -> tuple[FeatureCache, FeatureCache]:
-    """The features of train and of val; each split has its own cache, shared by all that use it."""
-    needs = adapter.feature_spec
+    """Compute or load the features of train and of val; each split has its own entry in the feature cache."""
+    spec = adapter.feature_spec
     train, val = (
         extract(
-            backbone, part, cache=cache, blocks=needs.blocks, patches=needs.patches, description=f"features of {name}"
+            backbone, part, cache=cache, blocks=spec.blocks, patches=spec.patches, description=f"features of {name}"
         )
         for name, part in (("train", splits.train), ("val", splits.val))
     )
@@ -38,7 +42,7 @@ def extract_splits(
 
 
 def at_image_size(backbone: FrozenBackbone, image_size: int) -> FrozenBackbone:
-    """The same backbone for images resized to another square, px. Raises a `UsageError` if the patch does not fit."""
+    """Return the backbone with another image size, px; raise a `UsageError` if the patch size does not divide it."""
     if image_size == backbone.preprocessing.image_size:
         return backbone
     check_image_size(image_size, backbone.patch_size)
@@ -47,12 +51,12 @@ def at_image_size(backbone: FrozenBackbone, image_size: int) -> FrozenBackbone:
 
 
 def default_image_size(backbone: FrozenBackbone, grid: int) -> int:
-    """The backbone's own size, or what gives `grid` patches a side if that is more, px."""
+    """Return the larger of the backbone's image size and the size of `grid` patches a side, px."""
     return max(backbone.preprocessing.image_size, grid * backbone.patch_size)
 
 
 def gather(cache: FeatureCache, indices: Sequence[int], device: torch.device) -> Features:
-    """The features of some images of a cache, with their patches if it holds them."""
+    """Read the features of some images from a feature cache, with patch tokens if it holds them."""
     rows = list(indices)
     return Features(
         torch.from_numpy(cache.cls[rows]).to(device),

@@ -1,4 +1,4 @@
-"""Settings of a training run that all tasks share: which head, at which size, and how it is fitted."""
+"""Settings of a fit that all tasks share: head, image size, augmentation, backbone tuning and optimiser."""
 
 from importlib import import_module
 from typing import Any, ClassVar, Literal
@@ -8,27 +8,27 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig
 from dinomed.adapters.catalogue import BUILT_IN
 from dinomed.adapters.fitting.augment import AugmentConfig
-from dinomed.adapters.fitting.config_tune import TuneConfig
+from dinomed.backbones.lora import LoraConfig
 from dinomed.config import Config, build_config
 from dinomed.errors import UsageError, did_you_mean
 
 
 class FitConfig(Config):
-    """How a head is fitted; the epoch that is best on validation is kept.
+    """Optimiser settings. The epoch with the best validation score is kept.
 
-    `adamw` goes through shuffled batches with a cosine learning rate. `lbfgs` takes all examples at once, ten
-    iterations an epoch, and ignores `min_steps`, `batch_size` and `learning_rate`; its `weight_decay` is an L2 penalty.
+    `adamw` uses shuffled batches and a cosine learning rate. `lbfgs` uses all examples at once, ten iterations an
+    epoch, and ignores `min_steps`, `batch_size` and `learning_rate`; its `weight_decay` is an L2 penalty.
     """
 
     optimizer: Literal["adamw", "lbfgs"] = "adamw"
     epochs: int = Field(100, ge=1)
-    min_steps: int = Field(500, ge=0, description="a small collection is passed over several times an epoch")
-    patience: int = Field(10, ge=1, description="epochs without a better validation score, then stop")
+    min_steps: int = Field(500, ge=0, description="small collections are used several times an epoch")
+    patience: int = Field(10, ge=1, description="stop after this number of epochs without a better validation score")
     batch_size: int = Field(256, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="of matrix products, on CUDA; weights, losses and validation stay float32"
+        "float32", description="of matrix products on CUDA; weights, losses and validation are always float32"
     )
 
 
@@ -36,15 +36,64 @@ LIVE_FIT: dict[str, Any] = {
     "optimizer": "adamw", "epochs": 20, "min_steps": 0, "patience": 5, "batch_size": 16, "learning_rate": 1e-3,
     "weight_decay": 0.01,
 }  # fmt: skip
-"""The fit, where it is not given, if images go through the backbone in every epoch."""
+"""Defaults of `FitConfig` if images pass through the backbone in every epoch."""
+
+
+RATE_LAST, RATE_LORA = 5e-5, 5e-4
+_TUNE_FORMS = "none, last:N (the last N blocks), lora or lora:RANK"
+
+
+class BackboneTuneConfig(Config):
+    """Part of the backbone that is trained with the head: none, the `last` blocks, or `lora` adapters.
+
+    It can be written as one word: ``last:2``, ``lora:8``. See `dinomed.adapters.fitting.tune`.
+    """
+
+    last: int | None = Field(None, ge=1, description="blocks, counted from the last block that the head uses")
+    lora: LoraConfig | None = None
+    learning_rate: float | None = Field(None, gt=0, description=f"null: {RATE_LAST:g} (last) or {RATE_LORA:g} (lora)")
+    layer_decay: float = Field(0.75, gt=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse_word(cls, data: Any) -> Any:
+        if data is None or data == "none":
+            return {}
+        if not isinstance(data, str):
+            return data
+        kind, colon, number = data.partition(":")
+        if kind == "last" and number.isdecimal() and int(number):
+            return {"last": int(number)}
+        if kind == "lora" and (not colon or (number.isdecimal() and int(number))):
+            rank = int(number or 8)
+            return {"lora": {"rank": rank, "alpha": 2 * rank}}
+        raise ValueError(f"{data!r} is none of: {_TUNE_FORMS}")
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> "BackboneTuneConfig":
+        if self.last is not None and self.lora is not None:
+            raise ValueError("last and lora are both set; choose one of them")
+        return self
+
+    @property
+    def active(self) -> bool:
+        """Whether any part of the backbone is trained."""
+        return self.last is not None or self.lora is not None
+
+    @property
+    def word(self) -> str:
+        """The setting as it is written in a command."""
+        if self.lora is not None:
+            return f"lora:{self.lora.rank}"
+        return "none" if self.last is None else f"last:{self.last}"
 
 
 class TrainConfig(Config):
-    """What all tasks share. `image_size` (px) is the side of the square that the backbone sees.
+    """Settings that all tasks share. `image_size` (px) is the side of the square to which images are resized.
 
-    With `augment` (none, light, dermoscopy, endoscopy, xray, ultrasound, fundus, or a mapping) training images are
-    changed at random, and with `tune` (none, last:N, lora, lora:RANK, or a mapping) the backbone learns too. With
-    either, images go through the backbone in every epoch; otherwise their features are computed once.
+    `augment` (none, light, dermoscopy, endoscopy, xray, ultrasound, fundus, or a mapping) augments training images.
+    `tune` (none, last:N, lora, lora:RANK, or a mapping) trains a part of the backbone. With either, images pass through
+    the backbone in every epoch; without, their features are computed once.
     """
 
     task: ClassVar[str]
@@ -52,68 +101,68 @@ class TrainConfig(Config):
     image_size: int | None = Field(None, ge=8)
     seed: int = Field(0, ge=0)
     augment: AugmentConfig = AugmentConfig()
-    tune: TuneConfig = TuneConfig()
+    tune: BackboneTuneConfig = BackboneTuneConfig()
     fit: FitConfig
 
     @model_validator(mode="before")
     @classmethod
-    def _fit_of_live(cls, data: Any) -> Any:
+    def _live_fit_defaults(cls, data: Any) -> Any:
         if not isinstance(data, dict) or not isinstance(data.get("fit", {}), dict):
             return data
         try:
             augment, tune = (
                 kind.model_validate(data.get(name, {}))
-                for kind, name in ((AugmentConfig, "augment"), (TuneConfig, "tune"))
+                for kind, name in ((AugmentConfig, "augment"), (BackboneTuneConfig, "tune"))
             )
         except ValidationError:
-            return data  # the field's own validation tells
-        live = augment.active or tune.active or cls._cuts(data)
+            return data  # the validation of the field reports it
+        live = augment.active or tune.active or cls._uses_windows(data)
         return {**data, "fit": {**LIVE_FIT, **data.get("fit", {})}} if live else data
 
     @classmethod
-    def _cuts(cls, data: dict[str, Any]) -> bool:
-        """Whether settings ask for random windows of training images."""
+    def _uses_windows(cls, data: dict[str, Any]) -> bool:
+        """Return whether the settings ask for random windows of training images."""
         return False
 
     @model_validator(mode="after")
-    def _batches(self) -> "TrainConfig":
+    def _check_optimizer(self) -> "TrainConfig":
         if self.fit.optimizer == "lbfgs" and self.live:
-            raise ValueError("fit.optimizer: lbfgs takes all images at once; with augment, tune, crop set adamw")
+            raise ValueError("fit.optimizer: lbfgs uses all images at once; set adamw with augment, tune or crop")
         if self.fit.optimizer == "lbfgs" and self.fit.precision != "float32":
-            raise ValueError(f"fit.precision: {self.fit.precision} is too coarse for lbfgs; take adamw or float32")
+            raise ValueError(f"fit.precision: {self.fit.precision} is not exact enough for lbfgs; set adamw or float32")
         return self
 
     @property
     def live(self) -> bool:
-        """Whether images go through the backbone in every epoch."""
+        """Whether images pass through the backbone in every epoch."""
         return self.augment.active or self.tune.active
 
     @field_validator("head", mode="before")
     @classmethod
     def _head(cls, value: Any) -> Any:
-        """The settings of the adapter that ``head.name`` names."""
+        """Parse the settings of the head that ``head.name`` names."""
         if not isinstance(value, dict):
             return value
         try:
             return build_config(adapter_class(cls.task, str(value.get("name", "linear"))).Config, value, "head")
-        except UsageError as error:  # pydantic passes a ValueError on to `build_config`, which knows the file
+        except UsageError as error:  # pydantic passes a ValueError to `build_config`, which names the file
             raise ValueError(str(error).removeprefix("head: ")) from None
 
 
 def adapter_class(task: str, name: str) -> type[Adapter]:
-    """The adapter called "TASK.NAME": one that comes with dinomed (its module is imported only now), or a plug-in.
+    """Return the adapter class "TASK.NAME", built in (its module is imported here) or from a plug-in.
 
     Raises:
-        UsageError: there is none, or it is for another task; the nearest name is given.
+        UsageError: no such head, or it is for another task; the message names the nearest name.
     """
-    for entry in BUILT_IN:  # of this task all, so that a misspelt name finds its nearest; of others none
+    for entry in BUILT_IN:  # all heads of this task, so that a misspelt name finds the nearest
         if entry.task == task:
             import_module(f"dinomed.adapters.heads.{entry.module}")
     full = f"{task}.{name}"
-    if full not in ADAPTERS:  # compared without the task, which would make any two names alike
+    if full not in ADAPTERS:  # names are compared without the task, which they share
         names = [known.removeprefix(f"{task}.") for known in ADAPTERS if known.startswith(f"{task}.")]
         raise UsageError(f"{task} has no head {name!r}{did_you_mean(name, names)} (dinomed models lists them)")
-    found = ADAPTERS[full]
-    if found.task != task:
-        raise UsageError(f"adapter {name!r} is for {found.task}, not for {task}")
-    return found
+    head = ADAPTERS[full]
+    if head.task != task:
+        raise UsageError(f"head {name!r} is for {head.task}, not for {task}")
+    return head

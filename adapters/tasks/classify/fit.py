@@ -14,10 +14,15 @@ from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.bundle import BundleOutput, open_output, save_bundle
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, extract_splits, gather
 from dinomed.adapters.fitting.data import Splits, fit_splits, widen
-from dinomed.adapters.fitting.feed import CachedFeed, Feed, check_precision, in_precision, open_feed
-from dinomed.adapters.fitting.loop import Best, run_epochs
-from dinomed.adapters.fitting.outcome import FitResult, chunks, training_record
-from dinomed.adapters.fitting.resume import fit_key
+from dinomed.adapters.fitting.feature_source import (
+    CachedFeatureSource,
+    FeatureSource,
+    check_precision,
+    in_precision,
+    open_feature_source,
+)
+from dinomed.adapters.fitting.fit_record import FitResult, fit_key, split_rows, training_record
+from dinomed.adapters.fitting.loop import BestEpoch, run_epochs
 from dinomed.adapters.heads.solve import Examples, SolvedClassifier
 from dinomed.adapters.tasks.classify.answer import Answer, calibrate
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
@@ -103,8 +108,8 @@ def fit_classifier(
     with open_output(out, config, overwrite=overwrite) as output:
         take = torch.from_numpy(targets).__getitem__
         if config.live:
-            feed = open_feed(backbone, used, adapter, config, cache, take)
-            val = Part(val_targets, val_names, feed.val)
+            features = open_feature_source(backbone, used, adapter, config, cache, take)
+            val = Part(val_targets, val_names, features.val)
         else:
             check_precision(config.fit, backbone.device)
             caches = extract_splits(backbone, used, adapter, cache)
@@ -114,14 +119,14 @@ def fit_classifier(
                     (targets, val_targets), (classes, val_names), caches, groups, strict=True
                 )
             )
-            feed = CachedFeed(backbone, (train.gather, val.gather), _pooled(train, caches[0]), take)
+            features = CachedFeatureSource(backbone, (train.gather, val.gather), _pooled(train, caches[0]), take)
         if isinstance(adapter, SolvedClassifier):
             tried = adapter.feature_spec.blocks
             adapter, best, chosen = _solve(adapter, train, val, config)
             val = val.of_blocks(tried, adapter.feature_spec.blocks)
         else:
             key = fit_key(config, splits, backbone)
-            best, chosen = _train(adapter, feed, targets, val, config, output, key, backbone.device), {}
+            best, chosen = _train(adapter, features, targets, val, config, output, key, backbone.device), {}
         adapter.to(backbone.device)
         with torch.no_grad():
             logits = _logits(adapter, val, config.fit.batch_size).cpu()
@@ -137,7 +142,7 @@ def fit_classifier(
         save_bundle(
             output, adapter, backbone, classes=classes, seen=hash_training_images((splits.train, splits.val)),
             usage=answer.model_dump(mode="json"), validation=metrics, training=training,
-            tuned=feed.tuned(),
+            tuned=features.tuned(),
         )  # fmt: skip
     return FitResult(output.folder, best.epoch, metrics, chosen=chosen)
 
@@ -190,13 +195,13 @@ def _weight(targets: np.ndarray, config: ClassifyConfig, num_classes: int) -> Te
 
 def _solve(
     adapter: SolvedClassifier, train: Part, val: Part, config: ClassifyConfig
-) -> tuple[Adapter, Best, dict[str, Any]]:
+) -> tuple[Adapter, BestEpoch, dict[str, Any]]:
     weight = _weight(train.targets, config, len(train.names))
     with torch.no_grad():
         solution = adapter.solve(
             train.examples(), val.examples(), None if weight is None else weight.double().numpy(), config.seed
         )
-    return solution.adapter.eval(), Best(0, 0.0, {}), solution.chosen
+    return solution.adapter.eval(), BestEpoch(0, 0.0, {}), solution.chosen
 
 
 def _pooled(train: Part, cache: FeatureCache) -> tuple[np.ndarray, np.ndarray]:
@@ -208,11 +213,11 @@ def _pooled(train: Part, cache: FeatureCache) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _train(
-    adapter: Adapter, feed: Feed, targets: np.ndarray, val: Part, config: ClassifyConfig, output: BundleOutput, key: str,
-    device: torch.device,
-) -> Best:  # fmt: skip
+    adapter: Adapter, features: FeatureSource, targets: np.ndarray, val: Part, config: ClassifyConfig,
+    output: BundleOutput, key: str, device: torch.device,
+) -> BestEpoch:  # fmt: skip
     """By epochs, in place."""
-    adapter.calibrate(feed.cls, feed.mean)
+    adapter.calibrate(features.cls, features.mean)
     adapter.to(device)
     classes = adapter.num_classes
     weight = _weight(targets, config, classes)
@@ -235,12 +240,12 @@ def _train(
         return -value, {"val_loss": value}
 
     return run_epochs(
-        feed.model(adapter), config.fit, count=len(targets), batches=feed.train,
+        features.model(adapter), config.fit, count=len(targets), batches=features.train,
         batch_loss=lambda batch: loss(forward(batch.features), batch.targets),
         validate=validate, seed=config.seed, folder=output.stage, key=key, description="training the classifier",
-        groups=feed.groups(adapter, config.fit),
+        groups=features.groups(adapter, config.fit),
     )  # fmt: skip
 
 
 def _logits(adapter: Adapter, part: Part, batch_size: int) -> Tensor:
-    return torch.cat([adapter(part.gather(rows)) for rows in chunks(len(part), batch_size)])
+    return torch.cat([adapter(part.gather(rows)) for rows in split_rows(len(part), batch_size)])

@@ -11,10 +11,9 @@ from dinomed.adapters.bundle import open_output, save_bundle
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size
 from dinomed.adapters.fitting.config import adapter_class
 from dinomed.adapters.fitting.data import fit_splits
-from dinomed.adapters.fitting.feed import TrainingBatch, in_precision, open_feed
+from dinomed.adapters.fitting.feature_source import TrainingBatch, in_precision, open_feature_source
+from dinomed.adapters.fitting.fit_record import FitResult, fit_key, split_rows, training_record
 from dinomed.adapters.fitting.loop import run_epochs
-from dinomed.adapters.fitting.outcome import FitResult, chunks, training_record
-from dinomed.adapters.fitting.resume import fit_key
 from dinomed.adapters.heads.depth import with_range
 from dinomed.adapters.inference.dense import Views
 from dinomed.adapters.tasks.depth.config import DepthConfig
@@ -62,8 +61,8 @@ def fit_depth(
         ranged = config.model_copy(update={"head": with_range(config.head, targets.low, targets.high)})
         adapter = build_adapter(ranged, backbone, num_classes=1)
         low, high = adapter.config.limits()
-        feed = open_feed(backbone, splits, adapter, config, cache, targets.take)
-        adapter.calibrate(feed.cls, feed.mean)
+        features = open_feature_source(backbone, splits, adapter, config, cache, targets.take)
+        adapter.calibrate(features.cls, features.mean)
         adapter.to(backbone.device)
         forward = in_precision(adapter, config.fit.precision, backbone.device)
 
@@ -80,23 +79,23 @@ def fit_depth(
 
         def validate() -> tuple[float, dict[str, float]]:
             losses = []
-            for rows in chunks(len(splits.val), config.fit.batch_size):
+            for rows in split_rows(len(splits.val), config.fit.batch_size):
                 known = within(val_targets.take(rows).to(backbone.device))
-                losses.append(sig_loss(stretch(adapter(feed.val(rows))), known).item() * len(rows))
+                losses.append(sig_loss(stretch(adapter(features.val(rows))), known).item() * len(rows))
             loss = sum(losses) / len(splits.val)
             return -loss, {"val_sig_loss": loss}
 
         best = run_epochs(
-            feed.model(adapter), config.fit, count=len(splits.train), batches=feed.train, batch_loss=batch_loss,
+            features.model(adapter), config.fit, count=len(splits.train), batches=features.train, batch_loss=batch_loss,
             validate=validate, seed=config.seed, folder=output.stage, description="training the depth estimator",
             key=fit_key(config, splits, backbone, targets.digest() + val_targets.digest()),
-            groups=feed.groups(adapter, config.fit),
+            groups=features.groups(adapter, config.fit),
         )  # fmt: skip
         errors = []
         with torch.no_grad():
             for row in range(len(splits.val)):
                 known = source.read(splits.val, row)
-                guess = interpolate(adapter(feed.val([row])), known.shape, mode="bilinear")
+                guess = interpolate(adapter(features.val([row])), known.shape, mode="bilinear")
                 errors.append(depth_errors(known, guess[0, 0].cpu().numpy(), *limits_of_metrics(low, high)))
         metrics = depth_metrics(errors)
         seen = hash_training_images((splits.train, splits.val))
@@ -104,7 +103,7 @@ def fit_depth(
         usage = {"depth": source.to_dict() | {"low": low, "high": high}, "views": vars(views)}
         save_bundle(
             output, adapter, backbone, classes=[DEPTH], seen=seen, usage=usage, validation=metrics,
-            training=training_record(config, splits, best, backbone), tuned=feed.tuned(),
+            training=training_record(config, splits, best, backbone), tuned=features.tuned(),
         )  # fmt: skip
     return FitResult(output.folder, best.epoch, metrics)
 

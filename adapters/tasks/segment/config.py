@@ -56,7 +56,7 @@ class SegmentConfig(TrainConfig):
         return self
 
     @classmethod
-    def _cuts(cls, data: dict[str, Any]) -> bool:
+    def _uses_windows(cls, data: dict[str, Any]) -> bool:
         return data.get("crop") is not None
 
     @property

@@ -16,11 +16,10 @@ from dinomed.adapters.bundle import open_output, save_bundle
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size
 from dinomed.adapters.fitting.config import adapter_class
 from dinomed.adapters.fitting.data import Splits, fit_splits
-from dinomed.adapters.fitting.feed import in_precision, open_feed
+from dinomed.adapters.fitting.feature_source import in_precision, open_feature_source
+from dinomed.adapters.fitting.fit_record import FitResult, fit_key, split_rows, training_record
+from dinomed.adapters.fitting.image_batches import TargetLookup
 from dinomed.adapters.fitting.loop import run_epochs
-from dinomed.adapters.fitting.outcome import FitResult, chunks, training_record
-from dinomed.adapters.fitting.pictures import Take
-from dinomed.adapters.fitting.resume import fit_key
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.adapters.inference.dense import Views
 from dinomed.adapters.record import AdapterRecord, BackboneReference
@@ -73,20 +72,20 @@ def fit_segmenter(
     views = views_of_config(config, adapter.flips, adapter.scales)
     with open_output(out, config, overwrite=overwrite) as output:
         targets = _read_targets(config, splits, size, schema)
-        feed = open_feed(backbone, splits, adapter, config, cache, targets.take, targets.windows)
-        adapter.calibrate(feed.cls, feed.mean)
+        features = open_feature_source(backbone, splits, adapter, config, cache, targets.take, targets.windows)
+        adapter.calibrate(features.cls, features.mean)
         adapter.to(backbone.device)
         loss = build_loss(config.loss, schema.exclusive, config.tversky_alpha)
         forward = in_precision(adapter, config.fit.precision, backbone.device)
         usage: dict[str, Any] = {"legend": schema.to_dict(), "views": vars(views)}
-        predictor = _as_bundle(adapter, backbone, feed.backbone, schema, usage)
+        predictor = _as_bundle(adapter, backbone, features.backbone, schema, usage)
 
         def stretch(logits: Tensor) -> Tensor:
             return interpolate(logits, (size, size), mode="bilinear")
 
         def validate_squares() -> Iterator[float]:
-            for rows in chunks(len(splits.val), config.fit.batch_size):
-                logits = stretch(adapter(feed.val(rows)))
+            for rows in split_rows(len(splits.val), config.fit.batch_size):
+                logits = stretch(adapter(features.val(rows)))
                 yield from dice_of_logits(logits, targets.val(rows).to(backbone.device), schema).tolist()
 
         def validate_windows() -> Iterator[float]:
@@ -99,11 +98,11 @@ def fit_segmenter(
             return mean, {"val_dice": mean}
 
         best = run_epochs(
-            feed.model(adapter), config.fit, count=len(splits.train), batches=feed.train,
+            features.model(adapter), config.fit, count=len(splits.train), batches=features.train,
             batch_loss=lambda batch: loss(stretch(forward(batch.features)), batch.targets), validate=validate,
             seed=config.seed, folder=output.stage, description="training the segmenter",
             key=fit_key(config, splits, backbone, targets.digest),
-            groups=feed.groups(adapter, config.fit),
+            groups=features.groups(adapter, config.fit),
         )  # fmt: skip
         measured = "dice_at_training_size" if targets.windows is None else "dice_by_windows"
         metrics: dict[str, Any] = {"n": len(splits.val), measured: best.values["val_dice"]}
@@ -115,7 +114,7 @@ def fit_segmenter(
             def probabilities(row: int, shape: tuple[int, int]) -> np.ndarray:
                 if predicted is not None:
                     return next(predicted)
-                maps = adapter(feed.val([row]))  # of features that are there already
+                maps = adapter(features.val([row]))  # of features that are there already
                 return interpolate(maps.float(), shape, mode="bilinear")[0].sigmoid().cpu().numpy()
 
             thresholds, metrics["dice"] = choose_thresholds(splits.val, probabilities, schema)
@@ -125,7 +124,7 @@ def fit_segmenter(
         training = training_record(config, splits, best, backbone)
         save_bundle(
             output, adapter, backbone, classes=list(schema.names), seen=seen, threshold=threshold, usage=usage,
-            validation=metrics, training=training, tuned=feed.tuned(),
+            validation=metrics, training=training, tuned=features.tuned(),
         )  # fmt: skip
     return FitResult(output.folder, best.epoch, metrics, threshold)
 
@@ -134,8 +133,8 @@ def fit_segmenter(
 class _Targets:
     """Masks of train (`take`; of windows their own) and of val (`val`) at the training size, and a hash of them all."""
 
-    take: Take
-    val: Take
+    take: TargetLookup
+    val: TargetLookup
     digest: bytes
     windows: RandomWindows | None = None
 

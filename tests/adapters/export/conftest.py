@@ -11,7 +11,7 @@ import torch
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.bundle import open_output, save_bundle
 from dinomed.adapters.fitting.build import build_adapter
-from dinomed.adapters.fitting.config_tune import TuneConfig
+from dinomed.adapters.fitting.config import BackboneTuneConfig
 from dinomed.adapters.fitting.tune import LearningBackbone
 from dinomed.adapters.heads.decoders import DECODERS
 from dinomed.adapters.heads.solve import Examples, SolvedClassifier
@@ -78,7 +78,7 @@ def make_adapter(tmp_path: Path, small_backbone: Callable[..., Path]) -> Callabl
         config = CONFIGS[task].model_validate(given)
         adapter, tuned = build_adapter(config, base, len(classes)), None
         if tune is not None:
-            settings = TuneConfig.model_validate(tune)
+            settings = BackboneTuneConfig.model_validate(tune)
             learning = LearningBackbone(base, settings, [b % base.depth for b in adapter.feature_spec.blocks], seed=0)
             generator = torch.Generator().manual_seed(3)
             for parameter in (one for one in learning.vit.parameters() if one.requires_grad):

@@ -149,7 +149,7 @@ def test_onnx_holds_the_weights_of_a_tuned_backbone(tune: str, make_adapter: Mak
     record = load_adapter(folder).metadata
     assert report["source"]["backbone"]["fingerprint"] == record["tuned"]["fingerprint"]
     assert record["tuned"]["fingerprint"] != record["backbone"]["fingerprint"]
-    assert f"has learned with the head ({tune})" in (tmp_path / "out" / "README.md").read_text()
+    assert f"was tuned with the head ({tune})" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

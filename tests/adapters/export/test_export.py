@@ -15,7 +15,7 @@ from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.export import parity
 from dinomed.adapters.export.graph import PortableViT, resampling
 from dinomed.adapters.export.run import export
-from dinomed.adapters.export.source import Source, load_source
+from dinomed.adapters.export.source import ExportSource, load_source
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.fit import fit_classifier
@@ -91,7 +91,7 @@ def test_the_portable_vit_is_the_vit_at_every_size(kind: str) -> None:
 def test_timm_reads_what_is_written_for_it(kind: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     backbone = make(kind)
-    report = export(Source(backbone), "timm", tmp_path / "out")
+    report = export(ExportSource(backbone), "timm", tmp_path / "out")
     assert report["parity"]["largest_difference"] < 1e-5
     theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     pixels = torch.randn(2, backbone.preprocessing.channels, 48, 48)
@@ -109,7 +109,7 @@ def test_timm_reads_what_is_written_for_it(kind: str, tmp_path: Path) -> None:
 def test_transformers_reads_what_is_written_for_it_and_so_do_we(kind: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     backbone = make(kind)
-    export(Source(backbone), "transformers", tmp_path / "out")
+    export(ExportSource(backbone), "transformers", tmp_path / "out")
     theirs, told = transformers.AutoModel.from_pretrained(
         tmp_path / "out", local_files_only=True, output_loading_info=True
     )
@@ -140,9 +140,9 @@ def test_an_mlp_ratio_that_transformers_cannot_say_is_refused(tmp_path: Path) ->
     config = ViTConfig(embed_dim=24, depth=1, num_heads=2, patch_size=8, image_size=32, mlp_ratio=2.5)
     backbone = FrozenBackbone(VisionTransformer(config), Preprocessing(image_size=32), "odd")
     with pytest.raises(UsageError, match="whole MLP ratios"):
-        export(Source(backbone), "transformers", tmp_path / "out")
+        export(ExportSource(backbone), "transformers", tmp_path / "out")
     assert not any((tmp_path / "out").glob("*.safetensors"))
-    assert export(Source(backbone), "timm", tmp_path / "out")["parity"]["largest_difference"] < 1e-5
+    assert export(ExportSource(backbone), "timm", tmp_path / "out")["parity"]["largest_difference"] < 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, ti
 def test_onnx_of_a_backbone(dynamic: bool, tmp_path: Path) -> None:
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     backbone = make("plain")
-    report = export(Source(backbone), "onnx", tmp_path / "out", dynamic_size=dynamic)
+    report = export(ExportSource(backbone), "onnx", tmp_path / "out", dynamic_size=dynamic)
     assert report["parity"]["largest_difference"] < 1e-5
     session = runtime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     for shape in [(1, 48, 48), (5, 48, 48), *([(2, 32, 32), (1, 24, 80)] if dynamic else [])]:
@@ -206,7 +206,7 @@ def test_an_export_that_answers_otherwise_is_not_written(tmp_path: Path, monkeyp
     pytest.importorskip("timm")
     backbone = make("plain")
     state = backbone.vit.state_dict()
-    assert export(Source(backbone), "timm", tmp_path / "good")["parity"]["largest_difference"] < 1e-5
+    assert export(ExportSource(backbone), "timm", tmp_path / "good")["parity"]["largest_difference"] < 1e-5
     from dinomed.adapters.export import libraries
 
     def shifted(one: FrozenBackbone) -> dict[str, torch.Tensor]:
@@ -214,7 +214,7 @@ def test_an_export_that_answers_otherwise_is_not_written(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(libraries, "_at_own_size", shifted)
     with pytest.raises((DinomedError, RuntimeError)):
-        export(Source(make("plain", image_size=32)), "timm", tmp_path / "bad")
+        export(ExportSource(make("plain", image_size=32)), "timm", tmp_path / "bad")
     assert [path.name for path in (tmp_path / "bad").iterdir() if path.name != ".lock"] == []
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dinomed.adapters.fitting.augment import PRESETS, Augment, AugmentConfig
-from dinomed.adapters.fitting.loop import Draw
-from dinomed.adapters.fitting.pictures import Pictures
+from dinomed.adapters.fitting.image_batches import ImageBatches
+from dinomed.adapters.fitting.optimizers import BatchIndices
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.masks import Masks
 from dinomed.backbones.preprocessing import Preprocessing
@@ -36,8 +36,8 @@ def test_image_and_mask_move_together(preset: str) -> None:
     image, targets = picture()
     augment = Augment(AugmentConfig.model_validate(preset), 3)
     moved = 0
-    for turn in range(12):
-        changed, mask = augment(image, targets, 0, turn, 3)
+    for pass_index in range(12):
+        changed, mask = augment(image, targets, 0, pass_index, 3)
         assert mask is not None
         assert mask.shape == targets.shape
         assert set(np.unique(mask)) <= {0, 1}
@@ -53,11 +53,11 @@ def test_image_and_mask_move_together(preset: str) -> None:
 def test_several_planes_labels_and_unknown_depths_are_moved_and_never_mixed() -> None:
     image, planes = picture(6)
     augment = Augment(MOVES, 3)
-    for turn in range(5):
-        _, many = augment(image, planes, 1, turn, 0)
+    for pass_index in range(5):
+        _, many = augment(image, planes, 1, pass_index, 0)
         assert many is not None
         for plane, alone in zip(many, planes, strict=True):
-            _, single = augment(image, alone[None], 1, turn, 0)
+            _, single = augment(image, alone[None], 1, pass_index, 0)
             assert single is not None
             assert np.array_equal(plane, single[0])
     labels = np.random.default_rng(1).choice(np.array([0, 7, 200], np.uint8), (1, SIDE, SIDE))
@@ -89,10 +89,10 @@ def test_any_channels_and_both_depths_of_images(channels: int, kind: type) -> No
 def test_a_change_depends_on_seed_pass_and_image_alone() -> None:
     image, targets = picture()
     augment = Augment(MOVES, 3)
-    alone = [augment(image, targets, 4, turn, row)[0] for turn in range(3) for row in range(8)]
+    alone = [augment(image, targets, 4, pass_index, row)[0] for pass_index in range(3) for row in range(8)]
     assert len({one.tobytes() for one in alone}) > 20
     with ThreadPoolExecutor(4) as pool:  # in any order, in any thread
-        numbers = [(turn, row) for turn in range(3) for row in range(8)]
+        numbers = [(pass_index, row) for pass_index in range(3) for row in range(8)]
         mixed = list(pool.map(lambda n: augment(image, targets, 4, *n)[0], numbers[::-1]))[::-1]
     assert all(np.array_equal(one, other) for one, other in zip(alone, mixed, strict=True))
     assert not np.array_equal(alone[0], augment(image, targets, 5, 0, 0)[0])
@@ -100,7 +100,7 @@ def test_a_change_depends_on_seed_pass_and_image_alone() -> None:
 
 def test_depths_keep_their_scale() -> None:
     for preset in PRESETS:
-        assert AugmentConfig.model_validate(preset).of_depth().scale == 0
+        assert AugmentConfig.model_validate(preset).without_scale().scale == 0
     assert AugmentConfig.model_validate({"preset": "light", "rotate": 40}).rotate == 40
     assert not AugmentConfig.model_validate("none").active
 
@@ -108,8 +108,8 @@ def test_depths_keep_their_scale() -> None:
 def test_unaugmented_pictures_are_those_that_are_predicted(lesion_manifest: Path) -> None:
     manifest, reading = read_manifest(lesion_manifest).select(split="val"), Preprocessing(image_size=48)
     masks = Masks(manifest, 48, "val")
-    pictures = Pictures(manifest, reading, masks.take, None, 0)
-    draws = [Draw(torch.tensor([2, 0]), 0), Draw(torch.tensor([1]), 0)]
+    pictures = ImageBatches(manifest, reading, masks.take, None, 0)
+    draws = [BatchIndices(torch.tensor([2, 0]), 0), BatchIndices(torch.tensor([1]), 0)]
     (pixels, targets), (other, _) = pictures.batches(draws)
     assert torch.equal(pixels[1], reading(read_image(manifest.path(0))))
     assert torch.equal(other[0], reading(read_image(manifest.path(1))))
@@ -123,9 +123,9 @@ def test_an_image_that_has_changed_since_is_named(lesion_manifest: Path, tmp_pat
     shutil.copytree(found.root, tmp_path / "lesions")
     manifest = Manifest(found.table, tmp_path / "lesions")
     manifest.path(1).write_bytes(b"no image")
-    pictures = Pictures(manifest, Preprocessing(), lambda rows: torch.zeros(len(rows)), None, 0)
+    pictures = ImageBatches(manifest, Preprocessing(), lambda rows: torch.zeros(len(rows)), None, 0)
     with pytest.raises(DinomedError, match=r"scan the folder again"):
-        list(pictures.batches([Draw(torch.tensor([0, 1]), 0)]))
+        list(pictures.batches([BatchIndices(torch.tensor([0, 1]), 0)]))
 
 
 def test_real_lesions_stay_under_their_masks(real_data: Path) -> None:
@@ -137,8 +137,8 @@ def test_real_lesions_stay_under_their_masks(real_data: Path) -> None:
     masks = Masks(chosen, 112, "test", BINARY)
     reading = Preprocessing(image_size=112)
     augment = Augment(AugmentConfig.model_validate("dermoscopy"), 3)
-    plain, changed = (Pictures(chosen, reading, masks.take, one, 0) for one in (None, augment))
-    draw = Draw(torch.arange(len(rows)), 0)
+    plain, changed = (ImageBatches(chosen, reading, masks.take, one, 0) for one in (None, augment))
+    draw = BatchIndices(torch.arange(len(rows)), 0)
     (a, targets), (b, moved) = plain.load(draw), changed.load(draw)
     assert not torch.equal(targets, moved)
     for before, mask, after, other in zip(a, targets, b, moved, strict=True):

@@ -53,7 +53,7 @@ def test_an_interrupted_fit_ends_with_the_weights_of_one_that_was_not(
     monkeypatch.setattr(resume, "SHARE", 1.0)  # after every epoch
     data: dict[str, Any] = {"manifest": read_manifest(lesion_manifest), "cache": tmp_path / "cache", "config": config}
     whole = fit(load_backbone(tiny_backbone), out=tmp_path / "whole", **data).folder
-    keep = loop._Run.keep
+    keep = loop._Fit.save
 
     def cut(self: Any) -> None:
         keep(self)
@@ -61,13 +61,13 @@ def test_an_interrupted_fit_ends_with_the_weights_of_one_that_was_not(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "keep", cut)
+        patch.setattr(loop._Fit, "save", cut)
         with pytest.raises(KeyboardInterrupt):
             fit(load_backbone(tiny_backbone), out=tmp_path / "cut", **data)
-    assert "the same command goes on after epoch 2" in capsys.readouterr().err
+    assert "the same command resumes after epoch 2" in capsys.readouterr().err
     torch.rand(3)  # what came before must not matter
     again = fit(load_backbone(tiny_backbone), out=tmp_path / "cut", **data).folder
-    assert "going on after epoch 2 of an interrupted training" in capsys.readouterr().err
+    assert "resuming after epoch 2 of an interrupted training" in capsys.readouterr().err
     assert read_record(again).weights_sha256 == read_record(whole).weights_sha256
     logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (whole, again)]
     assert [row.pop("seconds") for row in logs[0]] != []
@@ -85,7 +85,7 @@ def test_a_fit_stopped_before_anything_was_kept_says_that_it_starts_again(
         raise KeyboardInterrupt
 
     fit, config = CASES["lbfgs"]
-    monkeypatch.setattr(loop._Run, "end_epoch", stop)
+    monkeypatch.setattr(loop._Fit, "end_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
         fit(load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "c", config, cache=tmp_path / "s")
     assert "in epoch 1; the same command starts again" in capsys.readouterr().err
@@ -98,7 +98,7 @@ def test_a_state_of_other_settings_data_or_damaged_is_not_used(
     fit, config = CASES["lbfgs"]
     monkeypatch.setattr(resume, "SHARE", 1.0)
     manifest, backbone = read_manifest(lesion_manifest), load_backbone(tiny_backbone)
-    keep = loop._Run.keep
+    keep = loop._Fit.save
 
     def cut(self: Any) -> None:
         keep(self)
@@ -106,10 +106,10 @@ def test_a_state_of_other_settings_data_or_damaged_is_not_used(
 
     def leave_a_state() -> Path:
         with monkeypatch.context() as patch:
-            patch.setattr(loop._Run, "keep", cut)
+            patch.setattr(loop._Fit, "save", cut)
             with pytest.raises(SystemExit):
                 fit(backbone, manifest, tmp_path / "cut", config, cache=tmp_path / "cache")
-        assert "goes on after epoch" in capsys.readouterr().err
+        assert "resumes after epoch" in capsys.readouterr().err
         return next((tmp_path / "cut" / STAGE / "state").glob("step_*"))
 
     leave_a_state()
@@ -152,14 +152,14 @@ def test_a_killed_command_goes_on_and_a_terminated_one_says_so(
         process = subprocess.Popen(command("cut"), env=environment, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         told = ""
-        while "going on after epoch" not in told and (line := process.stderr.readline()):
+        while "resuming after epoch" not in told and (line := process.stderr.readline()):
             told += line
         process.send_signal(number)
         told += process.stderr.read()
         assert process.wait() == code, told
-        assert "the same command goes on after epoch" in told
+        assert "the same command resumes after epoch" in told
         assert "Traceback" not in told
     done = subprocess.run(command("cut"), env=environment, check=True, capture_output=True, text=True)
-    assert "going on after epoch" in done.stderr
+    assert "resuming after epoch" in done.stderr
     hashes = {read_record(tmp_path / name).weights_sha256 for name in ("whole", "cut")}
     assert len(hashes) == 1

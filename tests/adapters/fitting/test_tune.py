@@ -17,8 +17,8 @@ from dinomed.adapters.bundle import load_head, read_record
 from dinomed.adapters.evaluation.evaluate import evaluate
 from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import load_source
-from dinomed.adapters.fitting.config_tune import TuneConfig
-from dinomed.adapters.fitting.feed import check_precision
+from dinomed.adapters.fitting.config import BackboneTuneConfig
+from dinomed.adapters.fitting.feature_source import check_precision
 from dinomed.adapters.fitting.tune import LearningBackbone
 from dinomed.adapters.heads.linear import LinearSegmenter
 from dinomed.adapters.inference.loader import SegmentPredictor, load_adapter
@@ -180,13 +180,13 @@ def test_a_copy_begins_as_its_base_and_later_blocks_learn_faster(tiny_backbone: 
     for word in ("last:2", "lora:2"):
         if word.startswith("lora"):
             pytest.importorskip("peft")
-        config = TuneConfig.model_validate(word)
+        config = BackboneTuneConfig.model_validate(word)
         copy = LearningBackbone(base, config, (0, 2), seed=0)
         for one, other in zip(copy(images, (0, 2)), wanted, strict=True):
             assert torch.equal(one.patches, other.patches)
         copy(images)[0].patches.sum().backward()
         assert all(p.grad is None for p in base.vit.parameters())
-    config = TuneConfig(last=2, learning_rate=1e-3, layer_decay=0.5)
+    config = BackboneTuneConfig(last=2, learning_rate=1e-3, layer_decay=0.5)
     rates = [group.learning_rate for group in LearningBackbone(base, config, (0, 1), seed=0).groups()]
     assert rates == [1e-3, 5e-4]
     below = LearningBackbone(base, config, (0, 1), seed=0)  # counted from the last block that the head looks at
@@ -198,7 +198,7 @@ def test_a_copy_begins_as_its_base_and_later_blocks_learn_faster(tiny_backbone: 
 
 @pytest.mark.parametrize(("word", "parsed"), [("none", None), ("last:3", 3), ("lora", 8), ("lora:4", 4)])
 def test_words_are_read_and_written(word: str, parsed: int | None) -> None:
-    config = TuneConfig.model_validate(word)
+    config = BackboneTuneConfig.model_validate(word)
     assert (config.last or (config.lora and config.lora.rank)) == parsed
     assert config.word in (word, f"{word}:8")
     segment = build_config(SegmentConfig, {"tune": word}, "test")
@@ -208,7 +208,7 @@ def test_words_are_read_and_written(word: str, parsed: int | None) -> None:
 @pytest.mark.parametrize("word", ["last", "last:0", "last:-1", "lora:0", "lora:x", "all", 3])
 def test_other_words_are_refused(word: Any) -> None:
     with pytest.raises(ValidationError):
-        TuneConfig.model_validate(word)
+        BackboneTuneConfig.model_validate(word)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_half_precision_is_for_cuda(tiny_backbone: Path) -> None:
 def test_lora_without_peft_is_told(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dinomed.backbones.lora.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'dinomed\[lora\]'"):
-        LearningBackbone(load_backbone(tiny_backbone), TuneConfig.model_validate("lora"), (2,), seed=0)
+        LearningBackbone(load_backbone(tiny_backbone), BackboneTuneConfig.model_validate("lora"), (2,), seed=0)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -246,7 +246,7 @@ def test_half_precision_learns_as_float32_does(
     precision: str, tune: str, place: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU, where it is refused to users: autocast and the scaler of gradients are the same code there."""
-    monkeypatch.setattr("dinomed.adapters.fitting.feed.check_precision", lambda config, device: None)
+    monkeypatch.setattr("dinomed.adapters.fitting.feature_source.check_precision", lambda config, device: None)
     seen: list[torch.dtype] = []
     forward = LinearSegmenter.forward
 

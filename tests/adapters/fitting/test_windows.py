@@ -11,8 +11,8 @@ from PIL import Image
 
 from dinomed.adapters.evaluation.evaluate import evaluate
 from dinomed.adapters.fitting.augment import Augment, AugmentConfig
-from dinomed.adapters.fitting.loop import Draw
-from dinomed.adapters.fitting.pictures import Pictures
+from dinomed.adapters.fitting.image_batches import ImageBatches
+from dinomed.adapters.fitting.optimizers import BatchIndices
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.adapters.inference.loader import SegmentPredictor, load_adapter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
@@ -77,7 +77,7 @@ def test_the_share_is_kept_and_small_kinds_are_seen_as_often_as_large_ones() -> 
     targets[0, 5:7, 390:392] = 2  # 4 px
     for share, low, high in ((0.0, 0.0, 0.15), (0.5, 0.18, 0.35), (1.0, 0.43, 0.57)):
         one, image = windows(targets, 40, share), np.zeros((400, 400, 1), np.uint8)
-        seen = [set(np.unique(one.draw(image, 0, turn, 0)[1])) - {0} for turn in range(400)]
+        seen = [set(np.unique(one.draw(image, 0, pass_index, 0)[1])) - {0} for pass_index in range(400)]
         assert sum(bool(kinds) for kinds in seen) >= 0.9 * share * 400
         # of 400 draws at p = 1/2 (1/4) a share is within 0.075 (0.065) at three standard deviations
         assert low <= sum(2 in kinds for kinds in seen) / 400 <= high
@@ -113,10 +113,10 @@ def test_pictures_of_windows_lie_on_their_masks_augmented_too(large: Manifest) -
     reads = Preprocessing(image_size=48, mean=(0.0,) * 3, std=(1.0,) * 3)
     augment = Augment(AugmentConfig(rotate=180, horizontal_flip=0.5, vertical_flip=0.5, scale=0.2, shift=0.1), 3)
     nothing = lambda rows: torch.zeros(len(rows))
-    draw = Draw(torch.arange(8), 3)
+    draw = BatchIndices(torch.arange(8), 3)
     before = None
     for change in (None, augment):
-        pixels, targets = Pictures(large, reads, nothing, change, 0, drawn).load(draw)
+        pixels, targets = ImageBatches(large, reads, nothing, change, 0, drawn).load(draw)
         assert (pixels.shape, targets.shape) == ((8, 3, 48, 48), (8, 1, 48, 48))
         assert targets.flatten(1).any(1).all()
         dark = pixels[:, :1] < 90 / 255

@@ -1,4 +1,4 @@
-"""Folders that stand alone: dinomed's own format with the backbone inside, and a bundle that MONAI runs."""
+"""Export to a MONAI bundle: a TorchScript network with the configuration that `monai.bundle` runs."""
 
 import io
 import warnings
@@ -7,69 +7,39 @@ from typing import Any
 
 import torch
 
-from dinomed.adapters.bundle import HEADER, RECORD_FILE, WEIGHTS_FILE, read_record
 from dinomed.adapters.export.parity import compare
-from dinomed.adapters.export.source import Source, load_source
-from dinomed.adapters.reference import find_backbone
+from dinomed.adapters.export.source import ExportSource
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
-from dinomed.backbones.load import load_backbone, save_backbone
-from dinomed.errors import DinomedError, UsageError
-from dinomed.io.files import to_json, write_json
-from dinomed.io.tensor_file import read_tensors, write_tensors
+from dinomed.errors import DinomedError, UsageError, first_line
+from dinomed.io.files import write_json
 from dinomed.notice import RESEARCH_USE
 
-BACKBONE_FOLDER = "backbone"
 NETWORK_FILE = "model.ts"
 
 
-def write_safetensors(source: Source, folder: Path, backbone: str | None = None) -> dict[str, Any]:
-    """A backbone as `load_backbone` reads it; an adapter with its backbone in a folder inside, whole by itself.
+def write_monai(source: ExportSource, folder: Path) -> dict[str, Any]:
+    """Write a bundle for ``python -m monai.bundle run``, with the network and its preprocessing.
 
-    Raises:
-        DinomedError: what is read back has another fingerprint, or predicts something else.
-    """
-    if source.folder is None:
-        frozen, place = source.backbone, folder
-    else:
-        record = read_record(source.folder)
-        size = record.preprocessing.image_size
-        frozen, place = find_backbone(source.folder, record.backbone, size, backbone), folder / BACKBONE_FOLDER
-    notes = {"name": frozen.name, **frozen.metadata}
-    save_backbone(place, frozen.vit, frozen.preprocessing, notes)
-    if source.folder is not None:
-        inside = record.backbone.model_copy(update={"path": BACKBONE_FOLDER, "weights": None})
-        data = record.model_copy(update={"backbone": inside}).model_dump(mode="json")
-        write_tensors(folder / WEIGHTS_FILE, read_tensors(source.folder / WEIGHTS_FILE), {HEADER: to_json(data)})
-        write_json(folder / RECORD_FILE, data)
-    again = load_backbone(place)
-    if again.fingerprint != frozen.fingerprint:
-        raise DinomedError("what was written is read back as another backbone; nothing is kept")
-    found = Source(again) if source.folder is None else load_source(str(folder))
-    side = source.preprocessing.image_size
-    parity = compare(source, "dinomed", found.reference, [(2, side, side)])
-    return {**parity, "fingerprint": found.backbone.fingerprint}
+    The network is TorchScript and takes preprocessed pixels, so it runs without dinomed. The preprocessing is in
+    ``configs/inference.json``.
 
-
-def write_monai(source: Source, folder: Path) -> dict[str, Any]:
-    """``python -m monai.bundle run --config_file configs/inference.json --bundle_root FOLDER --dataset_dir IMAGES``.
-
-    The network is TorchScript with preprocessed pixels in, so that neither dinomed nor a class of its has to be there;
-    what happens to an image before stands in the config.
+    Returns:
+        The result of `compare`.
 
     Raises:
         UsageError: channels that are neither gray nor RGB; 16 bits, a window or percentiles.
-        DinomedError: the head cannot be traced, or the network as it is read back gives something else.
+        DinomedError: the head cannot be traced, or the network, when read again, computes other values.
     """
     reading = source.preprocessing
     if reading.channels not in (1, 3):
         raise UsageError(
             f"--format monai: its configs read gray or RGB files, this backbone takes {reading.channels} channels; "
-            "take onnx or safetensors"
+            "use onnx or safetensors"
         )
     if not reading.intensity.is_plain:
         raise UsageError(
-            "--format monai: its configs read files of 8 bits by their full range, this backbone reads them by "
-            f"{reading.intensity.model_dump(mode='json', exclude_none=True)}; take onnx or safetensors"
+            "--format monai: its configs read 8-bit files by their full range, this backbone reads them by "
+            f"{reading.intensity.model_dump(mode='json', exclude_none=True)}; use onnx or safetensors"
         )
     graph, side = source.graph(reading.image_size), reading.image_size
     example = torch.zeros(2, reading.channels, side, side)
@@ -79,11 +49,10 @@ def write_monai(source: Source, folder: Path) -> dict[str, Any]:
         try:
             traced = torch.jit.trace(graph, example, check_trace=False)
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or ["RuntimeError"])[0][:200]
             raise DinomedError(
-                f"{source.title} cannot be written as TorchScript: {reason}; take onnx or safetensors"
+                f"{source.title} cannot be written as TorchScript: {first_line(error, 200)}; use onnx or safetensors"
             ) from None
-        buffer = io.BytesIO()  # by itself torch ends the whole process where the disk is full
+        buffer = io.BytesIO()  # torch would end the process on a full disk
         torch.jit.save(traced, buffer)
         try:
             path.write_bytes(buffer.getbuffer())
@@ -95,14 +64,14 @@ def write_monai(source: Source, folder: Path) -> dict[str, Any]:
     return parity
 
 
-def _inference(source: Source) -> dict[str, Any]:
+def _inference(source: ExportSource) -> dict[str, Any]:
     reading = source.preprocessing
     side, mode = reading.image_size, "RGB" if reading.channels == 3 else "L"
     resize = (
         f"$lambda x: torch.nn.functional.interpolate(x[None].float(), size=({side}, {side}), mode='bicubic', "
         "antialias=True)[0].clamp(0, 255).round()"
     )
-    # Of a list comprehension only what stands in a function of its own sees MONAI's references.
+    # In a list comprehension only the arguments of a function can refer to entries of the config.
     write, result = _writer(source)
     return {
         "imports": ["$import json", "$import pathlib", "$import torch", "$from PIL import Image"],
@@ -139,8 +108,8 @@ def _inference(source: Source) -> dict[str, Any]:
         "inferer": {"_target_": "SimpleInferer"},
         "write": write,
         "predictions": (
-            "$(lambda files, loader, network, inferer, device, write, out: [write(one['image'], "
-            "inferer(batch['image'].to(device), network), out) for one, batch in zip(files, loader)])"
+            "$(lambda files, loader, network, inferer, device, write, out: [write(file['image'], "
+            "inferer(batch['image'].to(device), network), out) for file, batch in zip(files, loader)])"
             "(@files, @dataloader, @network, @inferer, @device, @write, @output_dir)"
         ),
         "run": [
@@ -150,34 +119,37 @@ def _inference(source: Source) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _writer(source: Source) -> tuple[str, str]:
-    """What is done with one answer, and what the list of them is written as."""
+def _writer(source: ExportSource) -> tuple[str, str]:
+    """Return the expression that handles one output, and the expression of ``predictions.json``."""
     if source.task == "features":
         return (
-            "$lambda image, found, out: {'image': image, 'cls': found[0][0].tolist()}",
+            "$lambda image, output, out: {'image': image, 'cls': output[0][0].tolist()}",
             "{'purpose': @purpose, 'images': @predictions}",
         )
     if source.task == "classify":
         return (
-            "$lambda image, found, out: {'image': image, 'probabilities': found[0].tolist()}",
+            "$lambda image, output, out: {'image': image, 'probabilities': output[0].tolist()}",
             f"{{'purpose': @purpose, 'classes': {_names(source)!r}, 'images': @predictions}}",
         )
     size = "Image.open(image).size[::-1]"
-    stretch = f"torch.nn.functional.interpolate(found.detach().cpu(), size={size}, mode='bilinear')[0]"
+    resized = f"torch.nn.functional.interpolate(output.detach().cpu(), size={size}, mode='bilinear')[0]"
     if isinstance(source.predictor, SegmentPredictor):
-        kept, suffix = _decision(source.predictor, stretch), ".png"
+        pixels, suffix = _decision(source.predictor, resized), ".png"
     else:
-        kept, suffix = f"{stretch}[0].numpy().astype('float32')", ".tif"
+        pixels, suffix = f"{resized}[0].numpy().astype('float32')", ".tif"
     return (
-        f"$lambda image, found, out: {{'image': image, 'file': (lambda name: (Image.fromarray({kept}).save(name), "
+        f"$lambda image, output, out: {{'image': image, 'file': (lambda name: (Image.fromarray({pixels}).save(name), "
         f"name)[1])(str(pathlib.Path(out, pathlib.Path(image).name + '{suffix}')))}}",
         f"{{'purpose': @purpose, 'classes': {_names(source)!r}, 'images': @predictions}}",
     )
 
 
 def _decision(predictor: SegmentPredictor, maps: str) -> str:
-    """The words that make a picture of the probabilities `maps` (classes, height, width), as `dinomed predict` does: 0
-    and 255 of one class, values of classes that exclude each other, sums of bits of others."""
+    """Return the expression from probabilities `maps` (classes, height, width) to a picture, as `dinomed predict`
+    writes it.
+
+    One class: 0 and 255. Exclusive classes: the value of the class. Overlapping classes: sums of bits.
+    """
     schema = predictor.schema
     if len(schema.names) == 1:
         return f"({maps}[0].numpy() >= {predictor.threshold!r}).astype('uint8') * 255"
@@ -189,11 +161,11 @@ def _decision(predictor: SegmentPredictor, maps: str) -> str:
     return f"(({maps} >= {cuts}) * torch.tensor({codes})[:, None, None]).sum(0).numpy().astype('{kind}')"
 
 
-def _names(source: Source) -> list[str]:
+def _names(source: ExportSource) -> list[str]:
     return [] if source.predictor is None else list(source.predictor.classes)
 
 
-def _metadata(source: Source) -> dict[str, Any]:
+def _metadata(source: ExportSource) -> dict[str, Any]:
     import monai
     import numpy as np
 
@@ -202,7 +174,7 @@ def _metadata(source: Source) -> dict[str, Any]:
     low = min((0 - mean) / std for mean, std in zip(reading.mean, reading.std, strict=True))
     high = max((1 - mean) / std for mean, std in zip(reading.mean, reading.std, strict=True))
     names = _names(source)
-    answer: dict[str, Any] = {
+    output: dict[str, Any] = {
         "features": {"type": "features", "format": "vector", "num_channels": source.backbone.embed_dim},
         "classify": {"type": "probabilities", "format": "classes", "num_channels": len(names), "value_range": [0, 1]},
         "segment": {
@@ -211,7 +183,7 @@ def _metadata(source: Source) -> dict[str, Any]:
         },
         "depth": {"type": "image", "format": "depth", "num_channels": 1, "spatial_shape": [side, side]},
     }[source.task]  # fmt: skip
-    answer |= {"dtype": "float32", "is_patch_data": False, "channel_def": {str(i): n for i, n in enumerate(names)}}
+    output |= {"dtype": "float32", "is_patch_data": False, "channel_def": {str(i): n for i, n in enumerate(names)}}
     colours = ("R", "G", "B") if reading.channels == 3 else ("luma",)
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
@@ -235,11 +207,11 @@ def _metadata(source: Source) -> dict[str, Any]:
                     "is_patch_data": False, "channel_def": {str(i): name for i, name in enumerate(colours)},
                 }
             },
-            "outputs": {"pred": answer},
+            "outputs": {"pred": output},
         },
     }  # fmt: skip
 
 
 def mode_name(channels: int) -> str:
-    """What MONAI's metadata calls the colours."""
+    """Return the name of the colour mode in the metadata of MONAI."""
     return "RGB" if channels == 3 else "grayscale"

@@ -1,0 +1,135 @@
+"""Optimisers of heads: AdamW on shuffled batches, and L-BFGS on all examples at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil, cos, pi
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dinomed.adapters.fitting.config import FitConfig
+from dinomed.log import logger
+
+
+@dataclass(frozen=True)
+class BatchIndices:
+    """Indices of the examples of one batch (int64), and the pass over all examples to which it belongs (from 0)."""
+
+    indices: Tensor
+    pass_index: int
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with their own peak learning rate.
+
+    `warmup` is the share of the fit in which the rate rises from 0. `clip` is the largest norm of their gradient.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    learning_rate: float
+    warmup: float = 0.0
+    clip: float | None = None
+
+
+class BatchedAdamW:
+    """AdamW on shuffled batches with a cosine learning rate over all epochs.
+
+    An epoch has several passes over a small collection, so that the fit has at least `min_steps` steps.
+    """
+
+    def __init__(self, groups: Sequence[ParameterGroup], config: FitConfig, count: int, seed: int) -> None:
+        self.count, self.size, self.seed = count, config.batch_size, seed
+        # A last batch of one example breaks batch statistics, so it is left out of the pass.
+        self.batches = max(1, count // self.size + (count % self.size > 1))
+        self.passes = max(1, ceil(config.min_steps / (config.epochs * self.batches)))
+        self.steps = self.passes * self.batches
+        if self.passes > 1:
+            logger.info(
+                f"{self.passes} passes over {count} examples an epoch, for fit.min_steps={config.min_steps} in all"
+            )
+        self.total, self.done, self.groups = config.epochs * self.steps, 0, groups
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups],
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        device = next(iter(groups[0].parameters)).device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=config.precision == "float16")
+
+    def batch_indices(self, epoch: int) -> Iterator[BatchIndices]:
+        """Yield the batches of an epoch (from 1). The order depends only on the seed and the pass."""
+        for pass_index in range((epoch - 1) * self.passes, epoch * self.passes):
+            order = torch.from_numpy(np.random.default_rng([self.seed, pass_index]).permutation(self.count))
+            for indices in order.split(self.size)[: self.batches]:
+                yield BatchIndices(indices, pass_index)
+
+    def step(self, compute_loss: Callable[[], Tensor]) -> float:
+        """Do one optimisation step and return the loss before it."""
+        loss = compute_loss()
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self._set_rates_and_clip()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.done += 1
+        return loss.item()
+
+    def _set_rates_and_clip(self) -> None:
+        progress = self.done / self.total
+        if any(group.clip for group in self.groups):
+            self.scaler.unscale_(self.optimizer)
+        for group, settings in zip(self.groups, self.optimizer.param_groups, strict=True):
+            warmup = min(1.0, progress / group.warmup) if group.warmup else 1.0
+            settings["lr"] = group.learning_rate * warmup * (1 + cos(pi * progress)) / 2
+            if group.clip:
+                nn.utils.clip_grad_norm_(group.parameters, group.clip)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state from which `load` continues."""
+        return {
+            "done": self.done, "optimizer": self.optimizer.state_dict()["state"], "scaler": self.scaler.state_dict()
+        }  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state that `state` returned."""
+        self.done = state["done"]
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]})
+        self.scaler.load_state_dict(state["scaler"])
+
+
+class FullBatchLBFGS:
+    """L-BFGS on all examples, ten iterations an epoch, with an L2 penalty on matrices; for convex heads."""
+
+    steps = 1
+
+    def __init__(self, groups: Sequence[ParameterGroup], config: FitConfig, count: int) -> None:
+        parameters = [p for group in groups for p in group.parameters]
+        self.all_indices, self.penalty = torch.arange(count), config.weight_decay
+        self.matrices = [p for p in parameters if p.ndim > 1]
+        self.optimizer = torch.optim.LBFGS(parameters, max_iter=10, history_size=20, line_search_fn="strong_wolfe")
+
+    def batch_indices(self, epoch: int) -> Iterator[BatchIndices]:
+        """Yield the only batch of an epoch (from 1)."""
+        yield BatchIndices(self.all_indices, epoch - 1)
+
+    def step(self, compute_loss: Callable[[], Tensor]) -> float:
+        """Do ten iterations and return the loss, with the penalty, before them."""
+
+        def closure() -> float:
+            self.optimizer.zero_grad()
+            loss = compute_loss() + self.penalty * torch.stack([p.square().sum() for p in self.matrices]).sum()
+            loss.backward()
+            return loss.item()
+
+        return float(self.optimizer.step(closure))
+
+    def state(self) -> dict[str, Any]:
+        """Return the state from which `load` continues."""
+        return {"optimizer": self.optimizer.state_dict()["state"]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state that `state` returned."""
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]})
