@@ -1,8 +1,8 @@
-"""Attentive pooling: a learned query looks for the patches that matter, in place of a mean over all of them.
+"""Attentive classifier: a learned query pools the patch tokens, instead of their mean.
 
-Cross-attention with one query that does not depend on the image (Yu et al. 2022, CoCa, section 3.2; Bardes et al. 2024,
-V-JEPA, section 4): its keys fold into the query, and its values can be pooled before they are projected. What is
-computed is the same, in a (P x C) by (C x heads) product instead of two of (P x C) by (C x C).
+This is cross-attention with one query that does not depend on the image (Yu et al. 2022, CoCa, section 3.2; Bardes et
+al. 2024, V-JEPA, section 4). So the keys can be folded into the query, and values can be pooled before their
+projection: the result is the same with one (P x C) by (C x heads) product instead of two (P x C) by (C x C) products.
 """
 
 from typing import ClassVar
@@ -16,7 +16,7 @@ from dinomed.features.compute import Features
 
 
 class AttentiveConfig(HeadConfig):
-    """`heads`: how many places the query looks for. `with_cls`: the class token beside what was pooled."""
+    """Settings: `heads` of the attention; `with_cls` concatenates the class token with the pooled patch tokens."""
 
     name: str = "attentive"
     heads: int = Field(8, ge=1)
@@ -25,7 +25,7 @@ class AttentiveConfig(HeadConfig):
 
 @ADAPTERS.register("classify.attentive")
 class AttentiveClassifier(Adapter):
-    """Patch tokens through LayerNorm, pooled by attention, and a linear layer on what was found."""
+    """LayerNorm on patch tokens, attention pooling, and a linear layer."""
 
     task, Config = "classify", AttentiveConfig
     uses_patches = True
@@ -45,7 +45,7 @@ class AttentiveClassifier(Adapter):
         nn.init.zeros_(self.linear.bias)
 
     def attention(self, features: Features) -> Tensor:
-        """How much each patch counts for each head: (B, heads, rows, columns), each map of sum 1."""
+        """Return the attention weights (B, heads, rows, columns); each map sums to 1."""
         assert features.patches is not None
         rows, columns = features.patches.shape[-2:]
         return self._weights(self._tokens(features)).transpose(1, 2).unflatten(2, (rows, columns))
@@ -53,10 +53,10 @@ class AttentiveClassifier(Adapter):
     def forward(self, features: Features) -> Tensor:
         tokens = self._tokens(features)
         pooled = self._weights(tokens).transpose(1, 2) @ tokens  # B, heads, width
-        found = self.pooled_norm(torch.einsum("bhc,hcd->bhd", pooled, self.value).flatten(1))
+        embedding = self.pooled_norm(torch.einsum("bhc,hcd->bhd", pooled, self.value).flatten(1))
         if self.cls_norm is not None:
-            found = torch.cat([found, self.cls_norm(features.cls)], dim=1)
-        return self.linear(found)
+            embedding = torch.cat([embedding, self.cls_norm(features.cls)], dim=1)
+        return self.linear(embedding)
 
     def _tokens(self, features: Features) -> Tensor:
         assert features.patches is not None

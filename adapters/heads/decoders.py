@@ -1,6 +1,6 @@
-"""Every decoder of segmentation-models-pytorch as a head, by name: `--head unet`, `--head fpn`, ...
+"""Decoders of segmentation-models-pytorch (SMP) as heads, by name: `--head unet`, `--head fpn`, ...
 
-DPT is not among them, since SMP's own does not take a plain ViT with patches of 14; ours is
+DPT is not among them: the DPT of SMP does not support a plain ViT with patches of 14 px. See
 `dinomed.adapters.heads.dpt`.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from dinomed.adapters.adapter import ADAPTERS
 from dinomed.adapters.heads.dpt import PyramidAdapter, PyramidConfig
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.errors import UsageError
+from dinomed.errors import UsageError, first_line
 from dinomed.features.compute import Features
 
 DECODERS = {
@@ -30,16 +30,16 @@ DECODERS = {
     "upernet": "UPerNet",
 }
 """Name of the head -> class of SMP."""
-_OURS = ("encoder_name", "encoder_depth", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
+_SET_HERE = ("encoder_name", "encoder_depth", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
 
 
 class DecoderConfig(PyramidConfig):
-    """`channels`: widths of the levels at 1/2 to 1/32. `stride`: px that a patch counts for, 8 or 16; null: the nearer
-    one. `options`: further arguments of the class in SMP, such as `decoder_channels`."""
+    """Settings: `channels` of the pyramid levels at 1/2 to 1/32; `stride` of a patch, px; `options`, further arguments
+    of the SMP class, such as `decoder_channels`."""
 
     name: str
     channels: tuple[int, int, int, int, int] = (32, 64, 128, 256, 256)
-    stride: int | None = Field(None, description="8, 16, or null: whichever is nearer to the patch size")
+    stride: int | None = Field(None, description="8 or 16 px; null: the nearer one to the patch size")
     options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -49,14 +49,16 @@ class DecoderConfig(PyramidConfig):
         if self.options and self.name in DECODERS:
             import segmentation_models_pytorch as smp
 
-            known = set(inspect.signature(getattr(smp, DECODERS[self.name])).parameters) - {*_OURS, "kwargs"}
+            known = set(inspect.signature(getattr(smp, DECODERS[self.name])).parameters) - {*_SET_HERE, "kwargs"}
             if unknown := sorted(set(self.options) - known):
-                raise ValueError(f"options: {unknown[0]!r} is none of {self.name}; it has {', '.join(sorted(known))}")
+                raise ValueError(
+                    f"options: {unknown[0]!r} is not an option of {self.name}; options: {', '.join(sorted(known))}"
+                )
         return self
 
 
 class SMPSegmenter(PyramidAdapter):
-    """A decoder of SMP on a pyramid of the frozen ViT's blocks (`dinomed.adapters.heads.smp_encoder`)."""
+    """A decoder of SMP on a pyramid made of the blocks of the ViT (`dinomed.adapters.heads.smp_encoder`)."""
 
     task, Config = "segment", DecoderConfig
 
@@ -77,7 +79,7 @@ class SMPSegmenter(PyramidAdapter):
                 stride=config.stride or 16, channels=config.channels,
             )  # fmt: skip
         except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"head.options: {config.name} refuses them: {str(error).splitlines()[0]}") from None
+            raise UsageError(f"head.options: {config.name} does not accept them: {first_line(error)}") from None
 
     def forward(self, features: Features) -> Tensor:
         from dinomed.adapters.heads.smp_encoder import pad_grid
@@ -92,7 +94,7 @@ class SMPSegmenter(PyramidAdapter):
             if "too small" not in str(error):
                 raise
             raise UsageError(
-                f"{self.config.name} halves {rows}x{columns} patches until nothing is left; set a larger image_size"
+                f"{self.config.name} reduces {rows}x{columns} patches to nothing; set a larger image_size"
             ) from None
         height, width = out.shape[-2] * rows // padded.shape[-2], out.shape[-1] * columns // padded.shape[-1]
         return out[..., :height, :width]

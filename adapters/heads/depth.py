@@ -1,7 +1,7 @@
 """Depth heads (DINOv2, section 7.4 and its reference code): linear on one or four blocks, and DPT.
 
-Both keep to the range `low` to `high` by construction; in the reference code the linear head's bins do not depend on
-the range that it is given, and DPT's depths have no upper end.
+Their depths are always in the range `low` to `high`. In the reference code the bins of the linear head do not depend on
+the configured range, and the depths of DPT have no upper limit.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig, split_blocks
 from dinomed.adapters.heads.dpt import DPT, DPTConfig, PyramidAdapter
 from dinomed.features.compute import Features
 
-UPSAMPLING, MIN_SHARE = 4, 0.1
+UPSAMPLING, MIN_WEIGHT = 4, 0.1
 
 
 class DepthHeadConfig(HeadConfig):
-    """`low`, `high`: the range of depths, in the data's unit; null: that of the training maps."""
+    """Range of depths from `low` to `high`, in the unit of the data; null: the range of the training maps."""
 
     low: float | None = Field(None, gt=0)
     high: float | None = Field(None, gt=0)
@@ -31,25 +31,24 @@ class DepthHeadConfig(HeadConfig):
         return self
 
     def limits(self) -> tuple[float, float]:
-        """The range, which is known by the time that a head is built."""
+        """Return the range, which is set before a head is built."""
         assert self.low is not None
         assert self.high is not None
         return self.low, self.high
 
 
 class LinearDepthConfig(DepthHeadConfig):
-    """`bins`: depths, evenly spaced over the range, that are weighted for each pixel."""
+    """Settings: `bins`, the number of depths, evenly spaced over the range, that are weighted for each pixel."""
 
     bins: int = Field(256, ge=2)
 
 
 @ADAPTERS.register("depth.linear")
 class LinearDepth(Adapter):
-    """The class token beside every patch token, a linear layer to a logit for each bin, enlarged 4 times; the depth is
-    the mean of the bins, weighted by relu(logit) + 0.1.
+    """A linear layer on patch token and class token, with one logit for each bin, upsampled 4 times.
 
-    Enlarging logits, and not tokens as the reference does, gives the same: both steps are linear, and the weights of
-    the bilinear mean add up to 1.
+    The depth is the mean of the bins, weighted by relu(logit) + 0.1. Upsampling the logits is equal to upsampling the
+    tokens, as the reference code does: both steps are linear, and bilinear weights sum to 1.
     """
 
     task, Config = "depth", LinearDepthConfig
@@ -60,7 +59,9 @@ class LinearDepth(Adapter):
         super().__init__(config, embed_dim, num_classes)
         width = embed_dim * len(config.blocks)
         self.patch_layer = nn.Conv2d(width, config.bins, 1)
-        self.cls_layer = nn.Linear(width, config.bins, bias=False)  # the same for every patch: one layer, split
+        self.cls_layer = nn.Linear(
+            width, config.bins, bias=False
+        )  # the same for every patch, so it is a separate layer
         nn.init.normal_(self.patch_layer.weight, std=0.01)
         nn.init.normal_(self.cls_layer.weight, std=0.01)
         nn.init.zeros_(self.patch_layer.bias)  # type: ignore[arg-type]
@@ -69,16 +70,16 @@ class LinearDepth(Adapter):
     def forward(self, features: Features) -> Tensor:
         assert features.patches is not None
         logits = self.patch_layer(features.patches) + self.cls_layer(features.cls)[:, :, None, None]
-        weights = interpolate(logits, scale_factor=UPSAMPLING, mode="bilinear").relu() + MIN_SHARE
+        weights = interpolate(logits, scale_factor=UPSAMPLING, mode="bilinear").relu() + MIN_WEIGHT
         mean = torch.einsum("bkhw,k->bhw", weights, self.centres) / weights.sum(1)
-        return mean[:, None].clamp(*self.config.limits())  # rounding alone can leave the range
+        return mean[:, None].clamp(*self.config.limits())  # rounding can leave the range
 
 
 class FourLinearDepthConfig(LinearDepthConfig):
-    """`blocks` empty: the quarters of the backbone's depth."""
+    """Settings of the linear head on four blocks; empty `blocks` are the quarters of the depth of the backbone."""
 
     name: str = "linear4"
-    blocks: tuple[int, ...] = Field((), description="empty: a quarter, half, three quarters and all of the depth")
+    blocks: tuple[int, ...] = Field((), description="empty: blocks at 1/4, 1/2, 3/4 and 1 of the depth")
 
 
 @ADAPTERS.register("depth.linear4")
@@ -89,12 +90,12 @@ class FourLinearDepth(PyramidAdapter, LinearDepth):
 
 
 class DPTDepthConfig(DPTConfig, DepthHeadConfig):
-    """DPT's settings, and the range."""
+    """Settings of DPT, and the range of depths."""
 
 
 @ADAPTERS.register("depth.dpt")
 class DPTDepth(PyramidAdapter):
-    """DPT, its depth head (Ranftl et al., section 3.2), and a sigmoid over the range."""
+    """DPT with its depth head (Ranftl et al., section 3.2), and a sigmoid scaled to the range."""
 
     task, Config = "depth", DPTDepthConfig
 
@@ -113,6 +114,6 @@ class DPTDepth(PyramidAdapter):
 
 
 def with_range(head: Any, low: float, high: float) -> Any:
-    """The config with what is not set of its range filled in."""
+    """Return the config with missing limits of the range filled in."""
     filled = {"low": head.low or low, "high": head.high or high}
     return type(head).model_validate(head.model_dump() | filled)

@@ -1,8 +1,8 @@
 """DPT (Ranftl et al. 2021, "Vision Transformers for Dense Prediction", section 3), as DINOv2 uses it for depth.
 
-Tokens of four blocks, each with the class token projected into it ("project" readout), are reassembled to a pyramid of
-4, 2, 1 and 1/2 times the patch grid with D/8, D/4, D/2 and D channels, brought to one width, and fused from the
-coarsest on; the last fusion doubles the grid once more, to 8 times the patches a side.
+The class token is projected into the patch tokens of four blocks ("project" readout). The tokens become a pyramid of 4,
+2, 1 and 1/2 times the patch grid with D/8, D/4, D/2 and D channels. All levels are projected to one width and fused
+from the coarsest to the finest. The last fusion doubles the grid again, to 8 times the patches a side.
 """
 
 from typing import Any
@@ -16,11 +16,11 @@ from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig, split_blocks
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.features.compute import Features
 
-_QUARTERS = {24: (4, 11, 17, 23)}  # the reference code's choice for ViT-L
+_QUARTERS = {24: (4, 11, 17, 23)}  # blocks of the reference code for ViT-L
 
 
 def quarter_blocks(depth: int) -> tuple[int, ...]:
-    """Four blocks that divide the depth evenly, counted from 0, the last one among them.
+    """Return four blocks, counted from 0, that divide the depth evenly; the last block is one of them.
 
     >>> quarter_blocks(12), quarter_blocks(40)
     ((2, 5, 8, 11), (9, 19, 29, 39))
@@ -29,13 +29,13 @@ def quarter_blocks(depth: int) -> tuple[int, ...]:
 
 
 class PyramidConfig(HeadConfig):
-    """What heads on four blocks share; `blocks` empty: the quarters of the backbone's depth."""
+    """Settings of heads on four blocks; empty `blocks` are the quarters of the depth of the backbone."""
 
-    blocks: tuple[int, ...] = Field((), description="empty: a quarter, half, three quarters and all of the depth")
+    blocks: tuple[int, ...] = Field((), description="empty: blocks at 1/4, 1/2, 3/4 and 1 of the depth")
 
 
 class DPTConfig(PyramidConfig):
-    """`channels`: the width of the fusion; the paper's 256."""
+    """Settings of DPT: `channels` of the fusion (256 in the paper)."""
 
     name: str = "dpt"
     channels: int = Field(256, ge=8, multiple_of=2)
@@ -44,12 +44,12 @@ class DPTConfig(PyramidConfig):
     @classmethod
     def _four(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
         if len(blocks) not in (0, 4):
-            raise ValueError(f"DPT takes four blocks, not {len(blocks)}; [] takes the quarters of the depth")
+            raise ValueError(f"blocks: DPT needs four blocks, not {len(blocks)}; [] selects the quarters of the depth")
         return blocks
 
 
 class PyramidAdapter(Adapter):
-    """A head on blocks that are chosen by the backbone's depth."""
+    """A head on blocks that depend on the depth of the backbone."""
 
     uses_patches = True
 
@@ -59,7 +59,7 @@ class PyramidAdapter(Adapter):
 
 
 class DPT(nn.Module):
-    """Features of four blocks, finest first -> (B, channels, 8 * rows, 8 * columns)."""
+    """Fusion of the features of four blocks, finest first, to (B, channels, 8 * rows, 8 * columns)."""
 
     def __init__(self, embed_dim: int, channels: int) -> None:
         super().__init__()
@@ -83,10 +83,10 @@ class DPT(nn.Module):
     def forward(self, blocks: list[Features]) -> Tensor:
         levels = []
         layers = zip(self.readouts, self.projects, self.resizes, self.convs, strict=True)
-        for one, (readout, project, resize, conv) in zip(blocks, layers, strict=True):
-            assert one.patches is not None
-            cls = one.cls[:, :, None, None].expand_as(one.patches)
-            levels.append(conv(resize(project(readout(torch.cat([one.patches, cls], dim=1))))))
+        for features, (readout, project, resize, conv) in zip(blocks, layers, strict=True):
+            assert features.patches is not None
+            cls = features.cls[:, :, None, None].expand_as(features.patches)
+            levels.append(conv(resize(project(readout(torch.cat([features.patches, cls], dim=1))))))
         rows, columns = levels[0].shape[-2:]
         sizes = [(2 * rows, 2 * columns), *(tuple(level.shape[-2:]) for level in levels[:-1])]
         x = None
@@ -96,7 +96,7 @@ class DPT(nn.Module):
 
 
 class _Fusion(nn.Module):
-    """The coarser result and this level, each through a residual unit, enlarged to `size`."""
+    """Fusion of the coarser result with a level, each through a residual unit, resized to `size`."""
 
     def __init__(self, channels: int, with_skip: bool) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class _Fusion(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions, activation first."""
+    """Residual unit of two 3x3 convolutions, each after an activation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class _Residual(nn.Module):
 
 @ADAPTERS.register("segment.dpt")
 class DPTSegmenter(PyramidAdapter):
-    """DPT with one logit a class."""
+    """DPT with one logit for each class."""
 
     task, Config = "segment", DPTConfig
 

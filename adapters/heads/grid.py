@@ -1,9 +1,9 @@
-"""The DINOv2 paper's grid of linear heads (appendix B.3), all of them trained at once in a few matrix products.
+"""Grid of linear heads of the DINOv2 paper (appendix B.3), trained together by a few matrix products.
 
-13 learning rates, the class tokens of the last block or of the last four, with the last block's mean patch token beside
-them or without: 52 heads. Each is trained by SGD with momentum 0.9 and a cosine schedule on the same batches; the best
-on val is kept. In the reference code every head is a module of its own. Here the heads of one input are the rows of one
-matrix: their logits are one product, their gradients another, and the four inputs are slices of one array.
+The grid has 52 heads: 13 learning rates, class tokens of the last block or of the last four, with or without the mean
+patch token of the last block. Each head is trained by SGD with momentum 0.9 and a cosine schedule on the same batches;
+the best head on val is kept. In the reference code every head is a module. Here all heads of one input are rows of one
+matrix: one product computes their logits, another one their gradients, and the four inputs are slices of one array.
 """
 
 from collections.abc import Iterator
@@ -28,8 +28,11 @@ MOMENTUM = 0.9
 
 
 class GridConfig(HeadConfig):
-    """`learning_rates` are for batches of 256 and grow with the batch, as in the paper, which takes 12,500 steps of
-    1,024 images. `standardise`: by the training set's mean and deviation, which the paper does not."""
+    """Settings of the grid.
+
+    `learning_rates` are for batches of 256 and are scaled with the batch size, as in the paper (12,500 steps of 1,024
+    images). `standardise` uses mean and standard deviation of the training set; the paper does not.
+    """
 
     name: str = "grid"
     blocks: tuple[int, ...] = Field((-4, -3, -2, -1), min_length=1)
@@ -41,10 +44,10 @@ class GridConfig(HeadConfig):
 
 @dataclass
 class Stack:
-    """The heads of one input: `columns` of the features, `weight` (K, heads, width) and `bias` (K, heads).
+    """Heads of one input: `columns` of the features, `weight` (K, heads, width) and `bias` (K, heads).
 
-    Classes come first so that a softmax runs over long rows: over the last dimension, of 7 classes, it took as long as
-    the products.
+    Classes are the first dimension so that the softmax runs over long rows: over a last dimension of 7 classes it took
+    as long as the products.
     """
 
     blocks: int
@@ -54,14 +57,14 @@ class Stack:
     bias: Tensor
 
     def logits(self, x: Tensor) -> Tensor:
-        """(B, all columns) -> (K, heads, B)."""
+        """Compute logits (K, heads, B) of features (B, all columns)."""
         weight, bias = self.weight.flatten(0, 1), self.bias.flatten()[:, None]
         return torch.addmm(bias, weight, x[:, self.columns].T).unflatten(0, self.bias.shape)
 
 
 @ADAPTERS.register("classify.grid")
 class GridClassifier(SolvedClassifier):
-    """Solves for the grid; what it leaves is a plain `LinearClassifier`."""
+    """Trains the grid of heads; the result is a plain `LinearClassifier`."""
 
     Config = GridConfig
 
@@ -79,48 +82,49 @@ class GridClassifier(SolvedClassifier):
         for stack in stacks:
             logits = stack.logits(queries)
             for index in range(len(config.learning_rates)):
-                own = logits[:, index].T
+                head_logits = logits[:, index].T
                 rows.append((stack, index))
-                scores.append(auroc_of_logits(val.targets, own.numpy()) if own.isfinite().all() else float("nan"))
+                finite = bool(head_logits.isfinite().all())
+                scores.append(auroc_of_logits(val.targets, head_logits.numpy()) if finite else float("nan"))
         place, (stack, index) = best_of(rows, scores)
         chosen = {"blocks": stack.blocks, "mean_patch": stack.pooled, "learning_rate": config.learning_rates[index]}
         if not stack.weight[:, index].isfinite().all():
-            raise DinomedError("every head of the grid diverged; give smaller head.learning_rates")
+            raise DinomedError("every head of the grid diverged; set smaller head.learning_rates")
         tried = [
             {"blocks": s.blocks, "mean_patch": s.pooled, "learning_rate": config.learning_rates[i], "score": score}
             for (s, i), score in zip(rows, scores, strict=True)
         ]
         note = {**chosen, "chosen_by": CHOSEN_BY, "score": scores[place], "heads": len(rows), "tried": tried}
-        return Solution(self._plain(stack, index, shift, scale), note)
+        return Solution(self._to_linear(stack, index, shift, scale), note)
 
     def forward(self, features: Features) -> Tensor:
-        raise AssertionError("a grid is solved; what it leaves is a linear classifier")
+        raise AssertionError("a grid is solved; its result is a linear classifier")
 
     def _inputs(self, part: Examples) -> Tensor:
-        """Class tokens of all blocks, then the last block's mean patch token: float32 (N, (blocks + 1) * C)."""
+        """Return class tokens of all blocks and the mean patch token of the last block, float32 (N, (blocks + 1) *
+        C)."""
         return torch.from_numpy(np.concatenate([part.cls, part.mean[:, -self.embed_dim :]], axis=1))
 
-    def _plain(self, stack: Stack, index: int, shift: Tensor, scale: Tensor) -> LinearClassifier:
-        """The head as a linear classifier. Mean patch tokens of blocks before the last, which it would pool too, get
-        weights of 0."""
+    def _to_linear(self, stack: Stack, index: int, shift: Tensor, scale: Tensor) -> LinearClassifier:
+        """Return a head as a linear classifier; mean patch tokens of blocks before the last get weights of 0."""
         blocks = tuple(self.config.blocks[-stack.blocks :])
         config = LinearClassifierConfig(blocks=blocks, tokens="cls+mean" if stack.pooled else "cls")
         plain = LinearClassifier(config, self.embed_dim, self.num_classes)
         width = stack.weight.shape[2]
-        own = torch.arange(width)
+        used = torch.arange(width)
         if stack.pooled:
-            own[-self.embed_dim :] += (stack.blocks - 1) * self.embed_dim
+            used[-self.embed_dim :] += (stack.blocks - 1) * self.embed_dim
         with torch.no_grad():
             plain.linear.weight.zero_()
-            plain.linear.weight[:, own] = stack.weight[:, index]
+            plain.linear.weight[:, used] = stack.weight[:, index]
             plain.linear.bias.copy_(stack.bias[:, index])
-            plain.shift[own] = shift[stack.columns]
-            plain.scale[own] = scale[stack.columns]
+            plain.shift[used] = shift[stack.columns]
+            plain.scale[used] = scale[stack.columns]
         return plain
 
 
 def build_stacks(embed_dim: int, blocks: int, heads: int, num_classes: int, seed: int) -> list[Stack]:
-    """Fresh heads (normal weights of deviation 0.01, as in the reference code) for each input of the grid."""
+    """Initialise heads for each input of the grid (normal weights with deviation 0.01, as in the reference code)."""
     generator = torch.Generator().manual_seed(seed)
     stacks = []
     for count in sorted({1, blocks}):
@@ -135,51 +139,52 @@ def build_stacks(embed_dim: int, blocks: int, heads: int, num_classes: int, seed
 def train_stacks(
     stacks: list[Stack], x: Tensor, targets: Tensor, weight: np.ndarray | None, config: GridConfig, seed: int
 ) -> None:
-    """Train all heads in place, each exactly as it would be alone on these batches.
+    """Train all heads in place; each head is trained as it would be alone on these batches.
 
     Args:
-        x: float32 (N, columns). targets: int (N,), or float (N, K) of 0, 1 and nan.
-        weight: float (K,), what an example of each class counts.
+        x: features, float32 (N, columns).
+        targets: int (N,), or float (N, K) of 0, 1 and nan (unknown).
+        weight: weight of the examples of each class, float (K,).
     """
     num_classes, heads = stacks[0].bias.shape
     rates = torch.tensor(config.learning_rates) * min(config.batch_size, len(x)) / 256
     gradient = _sigmoid_gradient if targets.ndim == 2 else _softmax_gradient
     expected = targets.float() if targets.ndim == 2 else torch.eye(num_classes)[targets]
     counts = torch.ones(len(x)) if weight is None or targets.ndim == 2 else torch.from_numpy(weight).float()[targets]
-    moving = [(torch.zeros_like(stack.weight), torch.zeros_like(stack.bias)) for stack in stacks]
-    batch = x.new_empty(min(config.batch_size, len(x)), x.shape[1])  # one for all steps: new pages cost as much again
+    momenta = [(torch.zeros_like(stack.weight), torch.zeros_like(stack.bias)) for stack in stacks]
+    batch = x.new_empty(min(config.batch_size, len(x)), x.shape[1])  # reused: new memory pages would double the cost
     with bar(f"{heads * len(stacks)} linear heads", config.steps) as progress:
         for step, rows in enumerate(_batches(len(x), config, seed)):
             torch.index_select(x, 0, rows, out=batch)
             y, count = expected[rows].T[:, None], counts[rows]
-            now = rates * (0.5 * (1 + cos(pi * step / config.steps)))
-            for stack, (weight_m, bias_m) in zip(stacks, moving, strict=True):
+            step_rates = rates * (0.5 * (1 + cos(pi * step / config.steps)))
+            for stack, (weight_momentum, bias_momentum) in zip(stacks, momenta, strict=True):
                 slope = gradient(stack.logits(batch), y, count)
-                flat = weight_m.flatten(0, 1)
+                flat = weight_momentum.flatten(0, 1)
                 torch.addmm(flat, slope.flatten(0, 1), batch[:, stack.columns], beta=MOMENTUM, out=flat)
-                torch.add(slope.sum(2), bias_m, alpha=MOMENTUM, out=bias_m)
-                stack.weight.addcmul_(weight_m, now[:, None], value=-1)
-                stack.bias.addcmul_(bias_m, now, value=-1)
+                torch.add(slope.sum(2), bias_momentum, alpha=MOMENTUM, out=bias_momentum)
+                stack.weight.addcmul_(weight_momentum, step_rates[:, None], value=-1)
+                stack.bias.addcmul_(bias_momentum, step_rates, value=-1)
             progress.advance()
 
 
 def _softmax_gradient(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    """Of the mean cross-entropy by the logits (K, heads, B); targets (K, 1, B), counts (B,)."""
+    """Return the gradient of the mean cross-entropy for logits (K, heads, B), targets (K, 1, B) and weights (B,)."""
     return logits.softmax(0).sub_(targets).mul_(counts / counts.sum())
 
 
 def _sigmoid_gradient(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    """Of the mean binary cross-entropy over the labels that are known."""
+    """Return the gradient of the mean binary cross-entropy over known labels."""
     known = ~targets.isnan()
     return logits.sigmoid_().sub_(targets.nan_to_num()).mul_(known / known.sum().clamp_min(1))
 
 
 def _batches(count: int, config: GridConfig, seed: int) -> Iterator[Any]:
-    """`steps` batches out of shuffled passes; a smaller rest begins the next pass."""
+    """Yield `steps` batches from shuffled passes; the remainder of a pass starts the next batch."""
     generator = torch.Generator().manual_seed(seed)
-    size, waiting = min(config.batch_size, count), torch.zeros(0, dtype=torch.int64)
+    size, remaining = min(config.batch_size, count), torch.zeros(0, dtype=torch.int64)
     for _ in range(config.steps):
-        if len(waiting) < size:
-            waiting = torch.cat([waiting, torch.randperm(count, generator=generator)])
-        yield waiting[:size]
-        waiting = waiting[size:]
+        if len(remaining) < size:
+            remaining = torch.cat([remaining, torch.randperm(count, generator=generator)])
+        yield remaining[:size]
+        remaining = remaining[size:]

@@ -1,4 +1,4 @@
-"""k nearest neighbours as an adapter: the bundle keeps the training features, and nothing is fitted but k.
+"""k-nearest-neighbour classifier: the bundle holds the training features; only k is fitted.
 
 The vote follows `dinomed.features.knn` (Caron et al. 2021, section 4.1): cosine similarity, weight
 exp(similarity / 0.07). Only the weight is shared. The sums are not: here they are float32 tensors in a module that
@@ -19,11 +19,11 @@ from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedCl
 from dinomed.features.compute import Features
 from dinomed.features.knn import KS, vote_exponent
 
-_SMALLEST = 1e-6  # a share of the vote below counts as this: a logit has to be finite
+_MIN_SHARE = 1e-6  # lower limit of a share of the vote, so that its logit is finite
 
 
 class KnnConfig(LinearClassifierConfig):
-    """`k` null: the best of 10, 20, 100 and 200 on val."""
+    """Settings: `k`; null chooses the best of 10, 20, 100 and 200 on val."""
 
     name: str = "knn"
     k: int | None = Field(None, ge=1)
@@ -31,8 +31,11 @@ class KnnConfig(LinearClassifierConfig):
 
 @ADAPTERS.register("classify.knn")
 class KnnClassifier(SolvedClassifier):
-    """`bank` (N, width) are the training features, of length 1; `votes` (N, K) what each votes for, nan where it has no
-    say; `independent` says that the labels do not exclude each other."""
+    """k-nearest-neighbour vote on the training features.
+
+    Buffers: `bank` (N, width), training features of length 1; `votes` (N, K), votes of each training example, nan where
+    its label is unknown; `k`; `independent`, true for multi-label targets.
+    """
 
     Config = KnnConfig
     bank: Tensor
@@ -49,7 +52,7 @@ class KnnClassifier(SolvedClassifier):
         self.register_buffer("independent", torch.tensor(False))
 
     def solve(self, train: Examples, val: Examples, weight: np.ndarray | None, seed: int) -> Solution:
-        """`weight` makes the neighbours of a class count as often as if all classes had as many."""
+        """Store the training features and choose k. `weight` balances the votes of frequent and rare classes."""
         self.bank = self._unit(torch.from_numpy(train.cls), torch.from_numpy(train.mean))
         self.independent = torch.tensor(train.multilabel)
         votes = train.targets if train.multilabel else np.eye(self.num_classes)[train.targets]
@@ -65,22 +68,22 @@ class KnnClassifier(SolvedClassifier):
         return Solution(self, {"k": k, "chosen_by": CHOSEN_BY, "tried": dict(zip(map(str, ks), scores, strict=True))})
 
     def forward(self, features: Features) -> Tensor:
-        """Logs of the shares of the vote; log odds of them for labels that do not exclude each other."""
+        """Return the log of the shares of the vote; for multi-label targets the log odds."""
         similarity, index = (self._unit(features.cls, features.mean) @ self.bank.T).topk(int(self.k))
         weight = vote_exponent(similarity).exp()
         votes = self.votes[index]
         shares = (weight.unsqueeze(-1) * votes.nan_to_num()).sum(1)
         if self.independent:
             total = (weight.unsqueeze(-1) * ~votes.isnan()).sum(1).clamp_min(1e-30)
-            return (shares / total).clamp(_SMALLEST, 1 - _SMALLEST).logit()
-        return (shares / shares.sum(1, keepdim=True)).clamp_min(_SMALLEST).log()
+            return (shares / total).clamp(_MIN_SHARE, 1 - _MIN_SHARE).logit()
+        return (shares / shares.sum(1, keepdim=True)).clamp_min(_MIN_SHARE).log()
 
     def _unit(self, cls: Tensor, mean: Tensor) -> Tensor:
         parts = {"cls": [cls], "mean": [mean], "cls+mean": [cls, mean]}[self.config.tokens]
         return normalize(torch.cat(parts, dim=-1), dim=-1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A bundle holds as many features as it was fitted on."""
+        """Resize the buffers to the number of features in the bundle, then load them."""
         for name in ("bank", "votes"):
             value = state_dict.get(prefix + name)
             if value is not None and value.ndim == 2 and value.shape[1] == getattr(self, name).shape[1]:

@@ -1,4 +1,4 @@
-"""The linear heads of the DINOv2 paper (section 7; appendix B.3): all that they show is in the features already."""
+"""Linear heads of the DINOv2 paper (section 7; appendix B.3) for classification and segmentation."""
 
 from typing import Any, Literal
 
@@ -12,17 +12,17 @@ from dinomed.features.compute import Features
 
 
 class LinearClassifierConfig(HeadConfig):
-    """`tokens`: the class token, the mean of the patch tokens, or both beside each other."""
+    """Settings: `tokens`, the class token, the mean patch token, or both concatenated."""
 
     tokens: Literal["cls", "mean", "cls+mean"] = "cls"
 
 
 @ADAPTERS.register("classify.linear")
 class LinearClassifier(Adapter):
-    """Features, standardised by the training set's mean and deviation, through one linear layer.
+    """One linear layer on features that are standardised by mean and deviation of the training set.
 
-    The features of small backbones differ in scale by orders of magnitude between channels: without standardisation
-    one learning rate does not fit all.
+    In small backbones the scale of the features differs by orders of magnitude between channels. Without
+    standardisation, one learning rate would not suit all channels.
     """
 
     task, Config = "classify", LinearClassifierConfig
@@ -54,7 +54,7 @@ class LinearClassifier(Adapter):
 
 @ADAPTERS.register("segment.linear")
 class LinearSegmenter(Adapter):
-    """BatchNorm and a 1x1 convolution on patch tokens: one logit a patch and class."""
+    """BatchNorm and a 1x1 convolution on patch tokens: one logit for each patch and class."""
 
     task, uses_patches = "segment", True
 
@@ -73,7 +73,7 @@ class LinearSegmenter(Adapter):
 
 
 class MultiscaleConfig(HeadConfig):
-    """The last four blocks beside each other."""
+    """Settings of the multiscale head: the last four blocks, concatenated."""
 
     name: str = "multiscale"
     blocks: tuple[int, ...] = Field((-4, -3, -2, -1), min_length=1)
@@ -81,8 +81,10 @@ class MultiscaleConfig(HeadConfig):
 
 @ADAPTERS.register("segment.multiscale")
 class MultiscaleSegmenter(LinearSegmenter):
-    """The paper's "+ms" protocol: a linear segmenter on the last four blocks, larger images, and at test time the mean
-    over mirror images and larger sizes (the first three of the reference code's five factors; 2.28 and 3 cost ten times
-    as much as all of these)."""
+    """Linear segmenter of the "+ms" protocol of the paper.
+
+    It uses the last four blocks and larger images; predictions are averaged over mirrored and enlarged images. Only the
+    first three of the five scales of the reference code are used: 2.28 and 3 cost ten times as much as these together.
+    """
 
     Config, grid, flips, scales = MultiscaleConfig, 32, True, (1.0, 1.32, 1.73)

@@ -1,8 +1,8 @@
-"""Logistic regression with an L2 penalty, its strength chosen on validation: for probes, and as a head.
+"""Logistic regression with an L2 penalty chosen on validation, for probes and as a head.
 
-Features are standardised by the training set: without it the penalty depends on the scale of each channel. The DINOv2
-code tries 45 values of C, logspace(-6, 5); here every fourth of them, the powers of ten, each started from the one
-before. C is the one of scikit-learn: large means a weak penalty.
+Features are standardised by the training set; without this, the penalty would depend on the scale of each channel. The
+DINOv2 code tries 45 values of C, logspace(-6, 5). Here every fourth value, the powers of ten, is tried, each
+initialised with the solution of the value before. C is defined as in scikit-learn: a large C is a weak penalty.
 """
 
 import warnings
@@ -24,13 +24,19 @@ from dinomed.progress import track
 
 CS = tuple(10.0**power for power in range(-6, 6))
 MAX_ITERATIONS = 500
-_NEWTON = 3000  # parameters up to which Newton's method (a matrix of their square) is the faster and the exact one
+_MAX_NEWTON = 3000  # largest number of parameters for which Newton's method is faster and exact
 
 
 @dataclass(frozen=True)
 class LogisticPath:
-    """The fits of a sequence of C: `weights` (C values, K, features + 1), the intercept last, for standardised
-    features; `converged` says which reached the optimum within `MAX_ITERATIONS`."""
+    """Fits for a sequence of C.
+
+    Attributes:
+        cs: values of C, ascending.
+        weights: (values of C, K, features + 1) for standardised features; the intercept is last.
+        shift, scale: mean and standard deviation of the features, (features,).
+        converged: whether each fit reached the optimum within `MAX_ITERATIONS`.
+    """
 
     cs: tuple[float, ...]
     weights: np.ndarray
@@ -39,7 +45,7 @@ class LogisticPath:
     converged: tuple[bool, ...]
 
     def probabilities(self, features: np.ndarray, index: int) -> np.ndarray:
-        """Float64 (N, K) by the fit of ``cs[index]``."""
+        """Return probabilities, float64 (N, K), of the fit of ``cs[index]``."""
         standard = (features.astype(np.float64) - self.shift) / self.scale
         weights = self.weights[index]
         logits = standard @ weights[:, :-1].T + weights[:, -1]
@@ -58,22 +64,23 @@ def fit_logistic(
     """Fit for each C, from the strongest penalty to the weakest.
 
     Args:
-        features: (N, C); labels: int (N,), every class from 0 to K - 1 at least once.
-        weights_of: float (N,), what each example counts; once where it is None.
-        standard_of: features (M, C) whose mean and deviation are used to standardise; by default those fitted on.
-        quiet: show no progress: one of many fits.
+        features: (N, C).
+        labels: int (N,); every class from 0 to K - 1 occurs at least once.
+        weights_of: weights of the examples, float (N,); None for equal weights.
+        standard_of: features (M, C) whose mean and deviation are used to standardise; by default `features`.
+        quiet: show no progress bar.
     """
-    given = features if standard_of is None else standard_of
-    shift, scale = given.mean(axis=0, dtype=np.float64), given.std(axis=0, dtype=np.float64)
+    reference = features if standard_of is None else standard_of
+    shift, scale = reference.mean(axis=0, dtype=np.float64), reference.std(axis=0, dtype=np.float64)
     scale = np.where(scale > 1e-6, scale, 1.0)
     standard = (features.astype(np.float64) - shift) / scale
     num_classes = int(labels.max()) + 1
-    solver = "newton-cholesky" if (features.shape[1] + 1) * num_classes <= _NEWTON else "lbfgs"
+    solver = "newton-cholesky" if (features.shape[1] + 1) * num_classes <= _MAX_NEWTON else "lbfgs"
     model = LogisticRegression(solver=solver, max_iter=MAX_ITERATIONS, tol=1e-6, warm_start=True)
     weights, converged = [], []
     with (
-        warnings.catch_warnings(action="ignore", category=ConvergenceWarning),  # told in `converged`
-        threadpool_limits(1),  # small products: two threads on a busy machine took five times as long
+        warnings.catch_warnings(action="ignore", category=ConvergenceWarning),  # reported in `converged`
+        threadpool_limits(1),  # products are small: two threads on a busy machine took five times as long
     ):
         for c in sorted(cs) if quiet else track(sorted(cs), "logistic regression"):
             model.set_params(C=c)
@@ -84,12 +91,12 @@ def fit_logistic(
 
 
 def _rows(values: np.ndarray, num_classes: int) -> np.ndarray:
-    """One row a class; of two classes scikit-learn gives the row of the second only."""
+    """Return one row for each class; for two classes scikit-learn returns only the row of the second."""
     return values if len(values) == num_classes else np.concatenate([np.zeros_like(values), values])
 
 
 class LogisticConfig(LinearClassifierConfig):
-    """`cs`: the strengths to choose from on val."""
+    """Settings: `cs`, values of C from which the best on val is chosen."""
 
     name: str = "logistic"
     cs: tuple[float, ...] = Field(CS, min_length=1)
@@ -97,8 +104,8 @@ class LogisticConfig(LinearClassifierConfig):
 
 @ADAPTERS.register("classify.logistic")
 class LogisticClassifier(SolvedClassifier, LinearClassifier):
-    """A linear classifier that is solved to its optimum; one regression a label where labels do not exclude each
-    other, all of one C."""
+    """A linear classifier fitted to the optimum; for multi-label targets one regression a label, all with the same
+    C."""
 
     Config = LogisticConfig
 
@@ -124,13 +131,13 @@ class LogisticClassifier(SolvedClassifier, LinearClassifier):
             self.scale.copy_(torch.from_numpy(1 / scale))
             self.linear.weight.copy_(table[:, :-1])
             self.linear.bias.copy_(table[:, -1])
-        unfinished = [one for one, *done in zip(cs, *(path.converged for path in paths), strict=True) if not all(done)]
+        unfinished = [c for c, *done in zip(cs, *(path.converged for path in paths), strict=True) if not all(done)]
         tried = dict(zip(map(str, cs), scores, strict=True))
         return Solution(self, {"C": c, "chosen_by": CHOSEN_BY, "tried": tried, "not_converged": unfinished})
 
 
 def _one_label(x: np.ndarray, targets: np.ndarray, cs: Sequence[float]) -> LogisticPath:
-    """One label against its absence, over the examples where it is known; a constant where it has one value."""
+    """Fit one label on the examples where it is known; the logit is constant if the label has only one value."""
     known = ~np.isnan(targets)
     if len(set(targets[known])) == 2:
         path = fit_logistic(x[known], targets[known].astype(int), cs, standard_of=x)

@@ -1,12 +1,11 @@
-"""A frozen ViT as an encoder of segmentation-models-pytorch: a pyramid out of blocks that all have one resolution.
+"""A ViT as an encoder of segmentation-models-pytorch (SMP): a feature pyramid made of several blocks.
 
-A patch counts as `stride` px (8 or 16, whichever is nearer to the patch size: the decoders are made for powers of two,
-and what comes out is resized to the image anyway). Of the blocks, the early ones give the fine levels and the late ones
-the coarse: each level is a 1x1 convolution to its width, BatchNorm, ReLU, then a transposed convolution with a kernel
-as large as its stride (one token draws what lies under it) or a mean over tokens. These layers belong to the head and
-are trained; the ViT is not.
+A patch counts as `stride` px: 8 or 16, the nearer one to the patch size. Decoders need powers of two, and their output
+is resized to the image afterwards. Early blocks give fine levels, late blocks give coarse levels. Each level is a 1x1
+convolution to its width, BatchNorm and ReLU, followed by a transposed convolution with a kernel of the size of its
+stride, or by a mean over tokens. These layers are part of the head and are trained; the ViT is not.
 
-Features that were computed before are taken in place of images, so that a head is trained without the ViT.
+The encoder also accepts features instead of images, so a head can be trained without running the ViT.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,16 +23,17 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.features.compute import Features, compute_features
 
 CHANNELS = (32, 64, 128, 256, 256)
-"""Widths of the levels at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image."""
+"""Channels of the levels at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image."""
 
 
 class ViTEncoder(nn.Module, EncoderMixin):
-    """Images (B, 3, H, W) or features -> levels at 1, 1/2, ..., 1/32 of the image's size, as SMP's decoders take them.
+    """Encoder from images (B, 3, H, W) or features to levels at 1, 1/2, ..., 1/32 of the image size.
 
     Args:
-        embed_dim: channels of one block. blocks: those of the ViT that are used, early ones first.
-        stride: px that a patch counts for.
-        backbone: needed for images only; never a part of the state, and never trained.
+        embed_dim: channels of one block.
+        blocks: blocks of the ViT, early ones first.
+        stride: size of a patch for the decoder, px.
+        backbone: needed only for images; it is not part of the state and is not trained.
         depth, output_stride: set by SMP.
     """
 
@@ -55,11 +55,11 @@ class ViTEncoder(nn.Module, EncoderMixin):
         self.levels = nn.ModuleList(_level(embed_dim, channels[k], scale) for k, scale in enumerate(self.scales))
 
     def make_dilated(self, output_stride: int) -> None:
-        """Nothing to do: the coarse levels were made at `output_stride` from the start."""
+        """Set the output stride; the coarse levels already have it."""
         self._output_stride = output_stride
 
-    def source(self, level: int) -> int:
-        """Which of the blocks gives a level (0 is the finest)."""
+    def block_of_level(self, level: int) -> int:
+        """Return the index of the block that gives a level (0 is the finest)."""
         return min(len(self.blocks) - 1, level * len(self.blocks) // max(len(self.levels), 1))
 
     def forward(self, x: Tensor | Features) -> list[Tensor]:
@@ -67,40 +67,40 @@ class ViTEncoder(nn.Module, EncoderMixin):
             image, features = x, self._features(x)
         else:
             image, features = None, x
-        grids = [one.patches for one in split_blocks(features, len(self.blocks))]
+        grids = [block.patches for block in split_blocks(features, len(self.blocks))]
         assert grids[0] is not None
         rows, columns = grids[0].shape[-2:]
-        found = []
+        levels = []
         for k, (layer, scale) in enumerate(zip(self.levels, self.scales, strict=True)):
-            level = layer(grids[self.source(k)])
-            found.append(avg_pool2d(level, -scale) if scale < 0 else level)
-        if image is None:  # no decoder looks at the pixels, but they ask for their size
-            batch = found[0].shape[0]  # not len, which a traced graph keeps as a number
-            image = found[0].new_zeros(()).expand(batch, 3, rows * self.stride, columns * self.stride)
-        return [image, *found]
+            level = layer(grids[self.block_of_level(k)])
+            levels.append(avg_pool2d(level, -scale) if scale < 0 else level)
+        if image is None:  # decoders use only the size of the image
+            batch = levels[0].shape[0]  # not len(), which tracing would fix
+            image = levels[0].new_zeros(()).expand(batch, 3, rows * self.stride, columns * self.stride)
+        return [image, *levels]
 
     def _features(self, images: Tensor) -> Features:
         backbone = self.backbone[0]
         if backbone is None:
-            raise ValueError("this encoder has no backbone: give it features")
+            raise ValueError("this encoder has no backbone; call it with features")
         features = compute_features(backbone, images, self.blocks, patches=True)
         assert features.patches is not None
         return Features(features.cls, features.mean, pad_grid(features.patches, self.multiple))
 
     @property
     def multiple(self) -> int:
-        """What the rows and the columns of patches have to be a multiple of."""
+        """Number of which the rows and columns of patches must be multiples."""
         return max([-scale for scale in self.scales if scale < 0], default=1)
 
 
 def pad_grid(patches: Tensor, multiple: int) -> Tensor:
-    """(B, C, rows, columns) with the last row and column repeated, up to the next multiple."""
+    """Repeat the last row and column of (B, C, rows, columns) up to the next multiple."""
     rows, columns = patches.shape[-2:]
     return pad(patches, (0, -columns % multiple, 0, -rows % multiple), mode="replicate")
 
 
 def _ratio(target: int, stride: int) -> int:
-    """How many times finer than the patches a level is; minus how many times coarser."""
+    """Return how many times finer than the patches a level is; a negative number for coarser levels."""
     return stride // target if target <= stride else -(target // stride)
 
 
@@ -113,7 +113,7 @@ def _level(embed_dim: int, width: int, scale: int) -> nn.Module:
 
 @contextmanager
 def registered(**params: Any) -> Iterator[str]:
-    """A name under which SMP finds a `ViTEncoder` of these parameters, while the block lasts."""
+    """Register a `ViTEncoder` with these parameters in SMP, and yield its name; remove it at the end."""
     name = f"dinomed-{uuid4().hex}"
     table: dict[str, Any] = smp_encoders.encoders
     table[name] = {"encoder": _with(params), "pretrained_settings": {}, "params": {}}
@@ -124,22 +124,23 @@ def registered(**params: Any) -> Iterator[str]:
 
 
 def register_encoder(name: str, backbone: FrozenBackbone, blocks: Sequence[int], **params: Any) -> None:
-    """Give `backbone` to SMP under `name`, for as long as the process lives: ``smp.Unet(name, encoder_weights=None)``.
+    """Register a backbone as an encoder of SMP, for example for ``smp.Unet(name, encoder_weights=None)``.
 
-    Images have to be normalised as the backbone takes them, and their sides multiples of its patch size. Only the head
-    and the pyramid are in the state and in ``parameters()`` of what SMP builds.
+    Images must be normalised for the backbone, and their sides must be multiples of its patch size. Only the head and
+    the pyramid are in the state and in ``parameters()`` of the SMP model.
     """
     params = {"embed_dim": backbone.embed_dim, "blocks": tuple(blocks), "backbone": backbone} | params
     smp_encoders.encoders[name] = {"encoder": _with(params), "pretrained_settings": {}, "params": {}}
 
 
 def _with(params: dict[str, Any]) -> Any:
-    """SMP copies the parameters in its table deeply, which would copy the backbone: here they are bound instead."""
-    return lambda **given: ViTEncoder(**params, **given)
+    """Bind the parameters: SMP makes deep copies of the parameters in its table, which would copy the backbone."""
+    return lambda **arguments: ViTEncoder(**params, **arguments)
 
 
 def nearest_stride(patch_size: int) -> int:
-    """
+    """Return the stride, 8 or 16, that is nearer to a patch size.
+
     >>> [nearest_stride(size) for size in (4, 8, 14, 16)]
     [8, 8, 16, 16]
     """
@@ -147,7 +148,7 @@ def nearest_stride(patch_size: int) -> int:
 
 
 def build_model(architecture: str, classes: int, options: dict[str, Any], **params: Any) -> nn.Module:
-    """An SMP model (``"Unet"``) on a `ViTEncoder` of `params`, with `options` of its own."""
+    """Build an SMP model, such as ``Unet``, on a `ViTEncoder` with `params`; `options` are arguments of the model."""
     import segmentation_models_pytorch as smp
 
     with registered(**params) as name:

@@ -1,7 +1,7 @@
-"""Heads that are not trained by epochs: they look at the pooled features of all examples and solve for their weights.
+"""Base of classifiers that are solved on the pooled features of all examples, not trained by epochs.
 
-Such a head subclasses `SolvedClassifier`. What it has to choose (k, C, a learning rate) it chooses on val by the macro
-AUROC, which asks neither for a threshold nor for calibrated probabilities.
+Such a head subclasses `SolvedClassifier`. It chooses its hyperparameter (k, C, a learning rate) on val by the macro
+AUROC, which needs neither a threshold nor calibrated probabilities.
 """
 
 from abc import abstractmethod
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Examples:
-    """N examples: images, or groups of them.
+    """N examples: images, or groups of images.
 
-    `targets` is int (N,) of classes, or float (N, L) of labels that do not exclude each other (0, 1, nan: not known).
-    A class beyond those of training may occur in val; nothing can be right about it.
+    `targets` are class indices, int (N,), or labels of a multi-label task, float (N, L) of 0, 1 and nan (unknown). A
+    class that training does not have may occur in val; every prediction for it is wrong.
     """
 
     cls: np.ndarray  # float32 (N, blocks * C): class tokens
@@ -33,6 +33,7 @@ class Examples:
 
     @property
     def multilabel(self) -> bool:
+        """Whether an example can have several labels."""
         return self.targets.ndim == 2
 
     def __len__(self) -> int:
@@ -41,49 +42,51 @@ class Examples:
 
 @dataclass(frozen=True)
 class Solution:
-    """The adapter to keep (the one that was solved, or a plainer one that does the same), and what was chosen."""
+    """The adapter to keep (the solved one, or a simpler one that computes the same), and the chosen settings."""
 
     adapter: Adapter
     chosen: dict[str, Any]
 
 
 class SolvedClassifier(Adapter):
-    """A classifier that solves for its weights at once."""
+    """A classifier whose weights are solved, not trained by epochs."""
 
     task = "classify"
 
     @abstractmethod
     def solve(self, train: Examples, val: Examples, weight: np.ndarray | None, seed: int) -> Solution:
-        """Fit on `train`, choose on `val`.
+        """Fit on `train` and choose settings on `val`.
 
         Args:
-            weight: float (K,), what an example of each class counts; None where all count the same.
+            weight: weight of the examples of each class, float (K,); None for equal weights.
         """
 
 
 def auroc_of_logits(targets: np.ndarray, logits: np.ndarray) -> float:
-    """`macro_auroc` of the probabilities that (N, K) logits stand for.
+    """Return the `macro_auroc` of the probabilities that belong to logits (N, K).
 
-    Of classes that exclude each other a logit alone says little, since what the others say of the same example is
-    missing: a logistic regression chosen by logits was one that always gives the largest class.
+    For exclusive classes, logits must be normalised over the classes first: a logistic regression that was chosen by
+    plain logits always predicted the largest class.
     """
     scores = logits.astype(np.float64)
     return macro_auroc(targets, scores if targets.ndim == 2 else scores - logsumexp(scores, axis=1, keepdims=True))
 
 
 def macro_auroc(targets: np.ndarray, scores: np.ndarray) -> float:
-    """The mean AUROC over the columns of (N, K) probabilities, or of what ranks as they do, where it is defined, one
-    against the rest; nan where nowhere."""
+    """Return the mean one-against-rest AUROC over the columns of scores (N, K).
+
+    Columns without a defined AUROC are left out; the result is nan if no column has one.
+    """
     values = []
     for index in range(scores.shape[1]):
-        own = targets[:, index] if targets.ndim == 2 else (targets == index).astype(float)
-        known = ~np.isnan(own)
-        values.append(float(Ranking(own[known] == 1, scores[known, index]).auroc()[0]))
+        column = targets[:, index] if targets.ndim == 2 else (targets == index).astype(float)
+        known = ~np.isnan(column)
+        values.append(float(Ranking(column[known] == 1, scores[known, index]).auroc()[0]))
     defined = [value for value in values if not np.isnan(value)]
     return float(np.mean(defined)) if defined else float("nan")
 
 
 def best_of(settings: Sequence[T], scores: Sequence[float]) -> tuple[int, T]:
-    """The setting with the highest score and its place; of equals, and where none is defined, the first."""
+    """Return the index and the setting with the highest score; the first of equal scores, or if no score is defined."""
     index = int(np.argmax(np.nan_to_num(np.asarray(scores, float), nan=-1.0)))
     return index, settings[index]

@@ -1,1 +1,1 @@
-"""Similar images: an index of one vector an image, searched by cosine, and what in two images is alike."""
+"""Similarity search of images: an index of feature vectors, its search, and the matching regions of two images."""

@@ -1,9 +1,9 @@
-"""Nearest vectors by inner product: flat (exact), HNSW (Malkov and Yashunin 2016), IVF (Jégou et al. 2011), by faiss.
+"""Nearest-neighbour search by inner product with faiss: HNSW (Malkov and Yashunin 2016), IVF (Jégou et al. 2011).
 
-No file of faiss is ever written or read: its parser is C++ that trusts what it reads, and a checksum beside a file
-stops damage, not malice. What an index needs beyond its vectors are a few arrays of numbers: the graph of HNSW, the
-centroids of IVF. They are stored as tensors, and checked before faiss gets them, since a neighbour beyond the end of
-the graph would be read from wherever that is in memory.
+No faiss file is written or read: its C++ parser trusts its input, and a checksum protects against damage, not against
+manipulation. An index needs only a few arrays besides its vectors: the graph of HNSW, the centroids of IVF. They are
+stored as tensors and checked before faiss uses them, because a link beyond the end of the graph would read other
+memory.
 """
 
 from collections.abc import Mapping
@@ -18,20 +18,20 @@ from dinomed.features.ivf import choose_num_lists, empty_inverted_file, train_ce
 Kind = Literal["flat", "hnsw", "ivf"]
 KINDS: tuple[str, ...] = get_args(Kind)
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 200, 128
-_VECTORS_PER_LIST = 39  # at least; fewer are too few for the k-means of faiss
+_VECTORS_PER_LIST = 39  # minimum for the k-means of faiss
 _SEED = 1234
 Arrays = dict[str, np.ndarray]
 
 
 def parse_kind(word: str) -> Kind:
-    """Raises a `UsageError` that names the nearest if there is no such kind."""
+    """Return the kind of index; raise a `UsageError` that names the nearest one if there is no such kind."""
     if word not in KINDS:
         raise UsageError(f"--kind {word!r}{did_you_mean(word, KINDS)}")
     return word  # type: ignore[return-value]
 
 
 def build_graph(kind: Kind, vectors: np.ndarray) -> Arrays:
-    """What `restore` needs beside the vectors, float32 (N, D) of length 1; nothing for `flat`."""
+    """Compute the arrays that `restore` needs besides the vectors, float32 (N, D) of length 1; none for `flat`."""
     if kind == "hnsw":
         index: Any = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = HNSW_BUILD
@@ -49,15 +49,15 @@ def build_graph(kind: Kind, vectors: np.ndarray) -> Arrays:
 
 
 def num_probes(lists: int) -> int:
-    """Cells that a query looks into: an eighth, at least 8."""
+    """Return the number of lists that a query searches: an eighth of all, at least 8."""
     return max(min(8, lists), lists // 8)
 
 
 def restore(kind: Kind, vectors: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The faiss index of these vectors; None for `flat`, which needs none.
+    """Build the faiss index of vectors from the arrays of `build_graph`; None for `flat`.
 
     Raises:
-        DinomedError: the arrays are not those of an index of these vectors.
+        DinomedError: the arrays do not belong to these vectors.
     """
     if kind == "flat":
         return None
@@ -87,7 +87,7 @@ def restore(kind: Kind, vectors: np.ndarray, arrays: Mapping[str, np.ndarray]) -
 
 
 def search_graph(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities and rows (Q, k) as `index` finds them; a row of -1 stands for none."""
+    """Return similarities and rows (Q, k) that the faiss index finds; a row of -1 means no result."""
     if isinstance(index, faiss.IndexHNSWFlat):
         index.hnsw.efSearch = max(HNSW_SEARCH, 2 * k)
     return index.search(queries, k)
@@ -96,24 +96,24 @@ def search_graph(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, n
 def _check_graph(
     count: int, slots: np.ndarray, levels: np.ndarray, neighbors: np.ndarray, entry: np.ndarray
 ) -> np.ndarray:
-    """Where the links of each node begin (N + 1,), if every link leads to a node that exists on that level."""
-    wrong = DinomedError("its graph is not one of its vectors")
+    """Return the offsets (N + 1,) of the links of each node; raise if a link leads to no node of its level."""
+    mismatch = DinomedError("its graph is not one of its vectors")
     if len(levels) != count or len(entry) != 2 or levels.min(initial=1) < 1 or levels.max(initial=1) >= len(slots):
-        raise wrong
+        raise mismatch
     offsets = np.concatenate([[0], np.cumsum(slots[levels])])
     if offsets[-1] != len(neighbors) or neighbors.min(initial=-1) < -1 or neighbors.max(initial=-1) >= count:
-        raise wrong
+        raise mismatch
     if not (0 <= entry[0] < count and 0 <= entry[1] < levels[entry[0]]):
-        raise wrong
+        raise mismatch
     position = np.arange(len(neighbors)) - np.repeat(offsets[:-1], slots[levels])
     level = np.searchsorted(slots, position, side="right") - 1
     if (levels[neighbors[neighbors >= 0]] <= level[neighbors >= 0]).any():
-        raise wrong
+        raise mismatch
     return offsets
 
 
 def _get(arrays: Mapping[str, np.ndarray], name: str, kind: type, dimensions: int) -> np.ndarray:
-    found = arrays.get(name)
-    if found is None or found.dtype != kind or found.ndim != dimensions:
+    array = arrays.get(name)
+    if array is None or array.dtype != kind or array.ndim != dimensions:
         raise DinomedError(f"its {name} are missing or of another type")
-    return found
+    return array

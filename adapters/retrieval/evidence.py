@@ -1,8 +1,9 @@
-"""What in two images is alike: patches that are each other's nearest, and the regions that they form.
+"""Matching regions of two images, from mutual nearest patch tokens.
 
-Patch tokens of a self-supervised ViT correspond between images of alike things (Oquab et al. 2023, section 7.5,
+Patch tokens of a self-supervised ViT correspond between images of similar objects (Oquab et al. 2023, section 7.5,
 "patch matching"; Amir et al. 2021, "Deep ViT features as dense visual descriptors", section 4: "best buddies"). A pair
-says which patches the backbone holds to be alike, not why the images were found: that is one vector of the whole image.
+shows which patches are similar for the backbone. It does not explain why the image was found: the search uses one
+vector of the whole image.
 """
 
 from dataclasses import dataclass
@@ -11,23 +12,23 @@ import numpy as np
 
 MAX_PAIRS = 20
 MAX_REGIONS = 5
-_STEP = 2  # patches that neighbours may move against each other between the images
+_MAX_SHIFT = 2  # patches by which the matches of neighbouring patches may shift
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Patch tokens of an image, float32 (rows, columns, C), and its own (height, width), px."""
+    """Patch tokens of an image, float32 (rows, columns, C), and the (height, width) of the image, px."""
 
     tokens: np.ndarray
     size: tuple[int, int]
 
     def centre(self, patch: int) -> tuple[float, float]:
-        """(x, y) of the middle of a patch, px of the image itself."""
+        """Return the centre (x, y) of a patch, px of the image."""
         left, top, right, bottom = self.box([patch])
         return (left + right) / 2, (top + bottom) / 2
 
     def box(self, patches: list[int]) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) around some patches, px of the image itself."""
+        """Return the bounding box (left, top, right, bottom) of patches, px of the image."""
         rows, columns = self.tokens.shape[:2]
         y, x = np.divmod(np.array(patches), columns)
         width, height = self.size[1] / columns, self.size[0] / rows
@@ -37,7 +38,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Pair:
-    """A patch of the query and one of the result (counted along the rows), and their similarity (-1 to 1)."""
+    """Index of a patch of the query and of the result (row by row), and their cosine similarity (-1 to 1)."""
 
     query: int
     result: int
@@ -46,19 +47,23 @@ class Pair:
 
 @dataclass(frozen=True)
 class Region:
-    """Pairs that lie together in both images."""
+    """Pairs that are neighbours in both images."""
 
     pairs: tuple[Pair, ...]
 
     @property
     def similarity(self) -> float:
+        """Mean similarity of the pairs."""
         return float(np.mean([pair.similarity for pair in self.pairs]))
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """`pairs`: all mutual nearest patches, best first. `regions`: those formed of pairs above the median, largest
-    first (the sum of their similarities)."""
+    """Matches of two images.
+
+    `pairs` are all mutual nearest patches, best first. `regions` consist of the better half of the pairs and are sorted
+    by the sum of similarities, largest first.
+    """
 
     query: Grid
     result: Grid
@@ -66,7 +71,7 @@ class Evidence:
     regions: tuple[Region, ...]
 
     def to_json(self) -> dict[str, object]:
-        """Boxes are (left, top, right, bottom), points (x, y), in px of the images themselves."""
+        """Return boxes (left, top, right, bottom) and points (x, y), in px of the images."""
         return {
             "unit": "px",
             "regions": [
@@ -90,8 +95,10 @@ class Evidence:
 
 
 def match(query: Grid, result: Grid) -> Evidence:
-    """Mutual nearest patches by cosine similarity, after the mean over both images is taken away: what all patches
-    share says nothing of which belong together."""
+    """Match patches that are mutual nearest neighbours by cosine similarity.
+
+    The mean over both images is subtracted first: a component that all patches share does not distinguish them.
+    """
     left, right = (grid.tokens.reshape(-1, grid.tokens.shape[-1]).astype(np.float32) for grid in (query, result))
     middle = np.concatenate([left, right]).mean(axis=0)
     left, right = _unit(left - middle), _unit(right - middle)
@@ -101,30 +108,30 @@ def match(query: Grid, result: Grid) -> Evidence:
     pairs = [Pair(int(i), int(forth[i]), float(similarity[i, forth[i]])) for i in mutual]
     pairs = sorted((pair for pair in pairs if pair.similarity > 0), key=lambda pair: (-pair.similarity, pair.query))
     strong = pairs[: (len(pairs) + 1) // 2]
-    regions = [Region(tuple(group)) for group in _together(strong, query, result)]
+    regions = [Region(tuple(group)) for group in _group_neighbours(strong, query, result)]
     regions.sort(key=lambda region: -sum(pair.similarity for pair in region.pairs))
     return Evidence(query, result, tuple(pairs), tuple(regions))
 
 
-def _together(pairs: list[Pair], query: Grid, result: Grid) -> list[list[Pair]]:
-    """Groups of pairs whose patches touch in the query, and whose matches lie within `_STEP` of where they would."""
-    here = {divmod(pair.query, query.tokens.shape[1]): pair for pair in pairs}
-    there = {pair.query: divmod(pair.result, result.tokens.shape[1]) for pair in pairs}
-    groups, left = [], set(here)
-    while left:
-        start = min(left)
-        left.remove(start)
+def _group_neighbours(pairs: list[Pair], query: Grid, result: Grid) -> list[list[Pair]]:
+    """Group pairs whose query patches touch and whose matches are shifted by at most `_MAX_SHIFT` patches."""
+    query_places = {divmod(pair.query, query.tokens.shape[1]): pair for pair in pairs}
+    result_places = {pair.query: divmod(pair.result, result.tokens.shape[1]) for pair in pairs}
+    groups, remaining = [], set(query_places)
+    while remaining:
+        start = min(remaining)
+        remaining.remove(start)
         group, todo = [], [start]
         while todo:
             row, column = todo.pop()
-            group.append(here[row, column])
-            y, x = there[here[row, column].query]
+            group.append(query_places[row, column])
+            y, x = result_places[query_places[row, column].query]
             for next_row in (row - 1, row, row + 1):
                 for next_column in (column - 1, column, column + 1):
-                    if (next_row, next_column) in left:
-                        v, u = there[here[next_row, next_column].query]
-                        if max(abs(v - y), abs(u - x)) <= _STEP:
-                            left.remove((next_row, next_column))
+                    if (next_row, next_column) in remaining:
+                        v, u = result_places[query_places[next_row, next_column].query]
+                        if max(abs(v - y), abs(u - x)) <= _MAX_SHIFT:
+                            remaining.remove((next_row, next_column))
                             todo.append((next_row, next_column))
         groups.append(sorted(group, key=lambda pair: -pair.similarity))
     return groups

@@ -1,4 +1,4 @@
-"""From the tokens of an image to the one vector that it is found by."""
+"""Pooling of tokens to one feature vector for an image, and PCA whitening of the vectors."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,10 +20,10 @@ POOLS: tuple[str, ...] = get_args(Pool)
 
 
 class Pooling(Config):
-    """How the tokens of the last block become one vector.
+    """Pooling of the tokens of the last block.
 
-    `cls`: the class token. `mean`: the mean patch token. `cls+mean`: both, each of length 1. `gem`: the generalised
-    mean of the patch tokens, (mean of x^p)^(1/p) over x clipped at 0, which lies between mean (p = 1) and maximum
+    `cls`: the class token. `mean`: the mean patch token. `cls+mean`: both, each of length 1, concatenated. `gem`: the
+    generalised mean of the patch tokens, (mean of x^p)^(1/p) over x clipped at 0, between mean (p = 1) and maximum
     (Radenović et al. 2018, "Fine-tuning CNN image retrieval with no human annotation", section 3.2).
     """
 
@@ -35,7 +35,7 @@ class Pooling(Config):
         return FeatureSpec((-1,), patches=self.tokens == "gem")
 
     def __call__(self, features: Features) -> Tensor:
-        """Features of the last block -> (B, D), not normalised but for the parts of `cls+mean`."""
+        """Pool features of the last block to (B, D); only the parts of `cls+mean` are normalised."""
         if self.tokens == "cls":
             return features.cls
         if self.tokens == "mean":
@@ -47,7 +47,7 @@ class Pooling(Config):
 
 
 def parse_pool(word: str) -> Pool:
-    """Raises a `UsageError` that names the nearest if there is no such pooling."""
+    """Return the pooling; raise a `UsageError` that names the nearest one if there is no such pooling."""
     if word not in POOLS:
         raise UsageError(f"--pool {word!r}{did_you_mean(word, POOLS)}")
     return word  # type: ignore[return-value]
@@ -55,37 +55,37 @@ def parse_pool(word: str) -> Pool:
 
 @dataclass(frozen=True)
 class Whitening:
-    """``(x - mean) @ matrix``: decorrelated, of equal variance, in fewer dimensions; `mean` (C,), `matrix` (C, D)."""
+    """Whitening ``(x - mean) @ matrix`` to decorrelated values of equal variance; `mean` (C,), `matrix` (C, D)."""
 
     mean: np.ndarray
     matrix: np.ndarray
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        """(N, C) -> float32 (N, D)."""
+        """Whiten vectors (N, C) to float32 (N, D)."""
         return (vectors - self.mean).astype(np.float32) @ self.matrix
 
 
 def fit_whitening(vectors: np.ndarray, dimension: int) -> Whitening:
-    """PCA whitening to `dimension` values (Jégou and Chum 2012, "Negative evidences and co-occurrences in image
+    """Fit PCA whitening to `dimension` values (Jégou and Chum 2012, "Negative evidences and co-occurrences in image
     retrieval: the benefit of PCA and whitening", section 3).
 
-    Directions in which the images hardly differ are not blown up: 0.01% of the largest variance is added to each.
+    0.01% of the largest variance is added to each variance, so that directions without variation are not amplified.
 
     Args:
-        vectors: (N, C), as pooled.
+        vectors: pooled vectors (N, C).
 
     Raises:
-        UsageError: more dimensions than the vectors have, or than N images can tell apart (N - 1).
+        UsageError: `dimension` is larger than C or than N - 1.
     """
-    count, own = vectors.shape
-    most = min(own, count - 1)
-    if not 1 <= dimension <= most:
-        raise UsageError(f"--whiten {dimension}: {count} vectors of {own} values allow 1 to {most} dimensions")
+    count, channels = vectors.shape
+    largest = min(channels, count - 1)
+    if not 1 <= dimension <= largest:
+        raise UsageError(f"--whiten {dimension}: {count} vectors of {channels} values allow 1 to {largest} dimensions")
     mean = vectors.mean(axis=0, dtype=np.float64)
     centred = vectors.astype(np.float64) - mean
     variances, directions = np.linalg.eigh(centred.T @ centred / count)
     variances, directions = variances[::-1][:dimension].clip(0), directions[:, ::-1][:, :dimension]
     ridge = max(1e-4 * float(variances[0]), 1e-12)
-    signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(dimension)])  # of eigh they are arbitrary
+    signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(dimension)])  # eigh leaves them arbitrary
     matrix = directions * signs / np.sqrt(variances + ridge)
     return Whitening(mean.astype(np.float32), matrix.astype(np.float32))

@@ -123,7 +123,7 @@ def test_dpt_has_the_papers_shapes() -> None:
 
 
 def test_options_reach_smp_and_unknown_ones_are_named() -> None:
-    with pytest.raises(ValueError, match="'decoder_chanels' is none of unet"):
+    with pytest.raises(ValueError, match="'decoder_chanels' is not an option of unet"):
         DecoderConfig(name="unet", options={"decoder_chanels": 3})
     with pytest.raises(ValueError, match="no head 'unett'; did you mean 'unet'"):
         SegmentConfig.model_validate({"head": {"name": "unett"}})
@@ -133,5 +133,5 @@ def test_options_reach_smp_and_unknown_ones_are_named() -> None:
 def test_a_grid_too_small_for_a_decoder_is_said(tiny_backbone: Path) -> None:
     head = build_adapter(config_of("pan"), load_backbone(tiny_backbone), num_classes=1)
     grid = Features(torch.randn(2, 128), torch.randn(2, 128), torch.randn(2, 128, 4, 4))
-    with pytest.raises(UsageError, match=r"pan halves 4x4 patches.*larger image_size"):
+    with pytest.raises(UsageError, match=r"pan reduces 4x4 patches.*larger image_size"):
         head(grid)

@@ -169,7 +169,7 @@ def test_each_head_of_the_grid_is_the_same_as_a_plain_one(place: int, index: int
     stack: Stack = build_stacks(DIM, BLOCKS, 2, CLASSES, seed=1)[place]
     generator = torch.Generator().manual_seed(0)
     shift, scale = torch.randn(5 * DIM, generator=generator), torch.rand(5 * DIM, generator=generator) + 0.5
-    plain = grid._plain(stack, index, shift, scale)
+    plain = grid._to_linear(stack, index, shift, scale)
     blocks = len(plain.config.blocks)
     cut = Examples(val.cls[:, -blocks * DIM :], val.mean[:, -blocks * DIM :], val.targets)
     expected = stack.logits((grid._inputs(val) - shift) * scale)[:, index].T
