@@ -12,29 +12,29 @@ def export(
     kind: Annotated[str, Option("--format", "-f", help="onnx, safetensors, timm, transformers or monai.")],
     output: Output,
     dynamic_size: Annotated[
-        bool, Option("--dynamic-size", help="ONNX: for images of any size, not of the backbone's own alone.")
+        bool, Option("--dynamic-size", help="ONNX: accept images of any size, not only that of the backbone.")
     ] = False,
     weights: Weights = None,
     backbone: Annotated[
-        str | None, Option("--backbone", "-b", help="Of an adapter: where its backbone is now.")
+        str | None, Option("--backbone", "-b", help="Where the backbone of the adapter is now, if it was moved.")
     ] = None,
     image_size: ImageSize = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a folder that another tool loads, ready to be pushed to a hub.
+    """Export a backbone or an adapter to a folder that another tool loads.
 
-    What is written is loaded again by that tool and compared with the original; where it differs, nothing is written.
-    The folder holds a card (README.md), a NOTICE and export.json. For research use only, not for diagnosis.
+    The other tool loads the export, and its outputs are compared with the original; if they differ, nothing is written.
+    The folder has a card (README.md), a NOTICE and export.json. For research use only, not for diagnosis.
     """
     from dinomed.adapters.export.run import check_format, export
     from dinomed.adapters.export.source import load_source
     from dinomed.apps.output import emit
 
     check_format(kind)
-    found = load_source(source, weights=weights, backbone=backbone, image_size=image_size)
-    report = export(found, kind, output, dynamic_size=dynamic_size, backbone=backbone, overwrite=overwrite)
+    export_source = load_source(source, weights=weights, backbone=backbone, image_size=image_size)
+    report = export(export_source, kind, output, dynamic_size=dynamic_size, backbone=backbone, overwrite=overwrite)
     report = {"output": str(output), **report}
     if as_json:
         emit(report, True)
@@ -43,7 +43,7 @@ def export(
     shown = {
         "output": report["output"],
         "format": kind,
-        "task": found.task,
+        "task": export_source.task,
         "files": ", ".join(report["files"]),
         "compared with": parity.get("compared_with") or parity.get("note"),
         "largest difference": None if "largest_difference" not in parity else f"{parity['largest_difference']:.1e}",

@@ -1,4 +1,4 @@
-"""`dinomed features`: the features of images, as a table for other tools."""
+"""`dinomed features`: features of images as a table for other tools."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,10 +21,10 @@ def features(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the features of every image: a Parquet table with the columns image and feature.
+    """Write the features of images to a Parquet table with the columns image and feature.
 
-    An interrupted run goes on where it stopped. Files that cannot be read are listed in OUT.unreadable.csv, and the
-    rest goes on. For research use only, not for diagnosis.
+    An interrupted run is resumed. Files that cannot be read are listed in OUT.unreadable.csv. For research use only,
+    not for diagnosis.
     """
     from dinomed.apps.output import emit
     from dinomed.backbones.load import load_backbone
@@ -32,16 +32,16 @@ def features(
     from dinomed.features.table import check_table_output, write_feature_table
 
     check_table_output(output, tokens, overwrite=overwrite)
-    found = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
     manifest = open_dataset(images, allow_unreadable=True, decode=True)
-    written = write_feature_table(found, manifest, output, tokens=tokens, unreadable=manifest.unreadable)
+    written = write_feature_table(frozen, manifest, output, tokens=tokens, unreadable=manifest.unreadable)
     report = {
         "table": str(output),
         "images": written.images,
         "dimension": written.dimension,
-        "backbone": found.name,
-        "fingerprint": found.fingerprint,
-        "image_size": found.preprocessing.image_size,
+        "backbone": frozen.name,
+        "fingerprint": frozen.fingerprint,
+        "image_size": frozen.preprocessing.image_size,
         "unreadable": len(manifest.unreadable),
         "unreadable_list": None if written.unreadable_list is None else str(written.unreadable_list),
         "note": RESEARCH_USE,

@@ -1,4 +1,4 @@
-"""`dinomed models`: what there is to choose from, backbones and heads, with sources and licences."""
+"""`dinomed models`: the available backbones and heads, with sources and licences."""
 
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -11,8 +11,8 @@ ENTRY_POINTS = "dinomed.adapters"
 def models(as_json: Json = False) -> None:
     """List backbones and heads, with their sources and licences.
 
-    Backbones by name go to --backbone, heads by name to `dinomed train TASK --head NAME`. Those of installed plug-ins
-    are listed by what they say of themselves; nothing is imported or fetched. For research use only.
+    Use the name of a backbone with --backbone, the name of a head with `dinomed train TASK --head NAME`. Plug-ins are
+    listed by their package metadata; nothing is imported or downloaded. For research use only.
     """
     from dinomed.apps.output import emit
     from dinomed.notice import RESEARCH_USE
@@ -51,7 +51,7 @@ def _backbones() -> list[dict[str, Any]]:
 def _adapters() -> list[dict[str, Any]]:
     from dinomed.adapters.catalogue import BUILT_IN
 
-    own = [
+    built_in = [
         {
             "task": entry.task,
             "name": entry.name,
@@ -62,20 +62,22 @@ def _adapters() -> list[dict[str, Any]]:
         }
         for entry in BUILT_IN
     ]
-    return own + [_plugin(point) for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)]
+    return built_in + [
+        _plugin(point) for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+    ]
 
 
 def _plugin(point: EntryPoint) -> dict[str, Any]:
-    """A head of another package, by its metadata alone: importing it would run its code."""
+    """Return the entry of a plug-in head from its package metadata, without importing it."""
     task, _, name = point.name.partition(".")
-    about: Any = None if point.dist is None else point.dist.metadata
+    metadata: Any = None if point.dist is None else point.dist.metadata
     return {
         "task": task,
         "name": name,
-        "summary": None if about is None else about.get("Summary"),
+        "summary": None if metadata is None else metadata.get("Summary"),
         "source": point.value,
-        "package": None if about is None else f"{about['Name']} {about['Version']}",
-        "licence": None if about is None else about.get("License-Expression") or about.get("License"),
+        "package": None if metadata is None else f"{metadata['Name']} {metadata['Version']}",
+        "licence": None if metadata is None else metadata.get("License-Expression") or metadata.get("License"),
     }
 
 
@@ -83,7 +85,7 @@ def _show(report: dict[str, Any]) -> None:
     from dinomed.apps.output import build_table, emit
 
     names = {
-        None: "random weights, to be pretrained", "Meta AI, DINOv2 (LVD-142M)": "Meta AI, DINOv2",
+        None: "random weights, for pretraining", "Meta AI, DINOv2 (LVD-142M)": "Meta AI, DINOv2",
     }  # fmt: skip
     columns = ("embed_dim", "depth", "patch_size", "registers")
     backbones = [
@@ -92,7 +94,7 @@ def _show(report: dict[str, Any]) -> None:
             *(row[key] for key in columns),
             names.get(row["source"], row["source"]),
             row["licence"],
-            "" if row["source"] is None else "on disk" if row["on_disk"] else "to be fetched",
+            "" if row["source"] is None else "on disk" if row["on_disk"] else "not downloaded",
         )
         for row in report["backbones"]
     ]
@@ -101,4 +103,4 @@ def _show(report: dict[str, Any]) -> None:
     columns = ("summary", "source", "package", "licence")
     adapters = [(f"{row['task']} --head {row['name']}", *(row[key] for key in columns)) for row in report["adapters"]]
     adapters.append((report["purpose"], *[None] * len(columns)))
-    emit(report, False, build_table(("adapter", "what it is", "source", "package", "licence"), adapters))
+    emit(report, False, build_table(("adapter", "description", "source", "package", "licence"), adapters))
