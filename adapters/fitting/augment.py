@@ -12,32 +12,28 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from dinomed.config import Config
+from dinomed.modalities import MODALITIES
 
 Preset = Literal["none", "light", "dermoscopy", "endoscopy", "xray", "ultrasound", "fundus"]
-_MOVED = {"rotate": 15.0, "scale": 0.1, "shift": 0.05}
+_AFFINE = {"rotate": 15.0, "scale": 0.1, "shift": 0.05}
+
+
+def _preset(modality: str, **changes: float) -> dict[str, float]:
+    horizontal_flip, vertical_flip, jitter = MODALITIES[modality]
+    colours = dict(zip(("brightness", "contrast", "saturation", "hue"), jitter, strict=True))
+    return {**_AFFINE, "horizontal_flip": horizontal_flip, "vertical_flip": vertical_flip, **colours, **changes}
+
+
 PRESETS: dict[str, dict[str, float]] = {
     "none": {},
-    "light": {**_MOVED, "horizontal_flip": 0.5, "brightness": 0.1, "contrast": 0.1},
-    # any orientation; hue and saturation distinguish lesions
-    "dermoscopy": {
-        "rotate": 180.0, "scale": 0.15, "shift": 0.05, "horizontal_flip": 0.5, "vertical_flip": 0.5,
-        "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.02, "blur": 0.1,
-    },
-    # any orientation; light and white balance vary, but red and brown have different meanings
-    "endoscopy": {
-        "rotate": 180.0, "scale": 0.2, "shift": 0.05, "horizontal_flip": 0.5, "vertical_flip": 0.5,
-        "brightness": 0.3, "contrast": 0.3, "saturation": 0.15, "hue": 0.03, "blur": 0.2,
-    },
-    # the heart is on the left, the diaphragm below
-    "xray": {**_MOVED, "rotate": 10.0, "brightness": 0.2, "contrast": 0.2},
-    # depth points down: shadows and enhancement lie below their cause
-    "ultrasound": {**_MOVED, "horizontal_flip": 0.5, "brightness": 0.2, "contrast": 0.2, "blur": 0.1},
-    # a mirrored image is the other eye; the vascular arcades are above and below
-    "fundus": {
-        **_MOVED, "horizontal_flip": 0.5, "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.02,
-    },
-}  # fmt: skip
-"""Settings for each modality; they leave out changes that would turn a finding into another finding."""
+    "light": {**_AFFINE, "horizontal_flip": 0.5, "brightness": 0.1, "contrast": 0.1},
+    "dermoscopy": _preset("dermoscopy", rotate=180.0, scale=0.15, blur=0.1),
+    "endoscopy": _preset("endoscopy", rotate=180.0, scale=0.2, blur=0.2),
+    "xray": _preset("xray", rotate=10.0),
+    "ultrasound": _preset("ultrasound", blur=0.1),
+    "fundus": _preset("fundus"),
+}
+"""Settings for each modality (`dinomed.modalities`)."""
 _PROBABILITY = 0.8  # of the affine transform, and of the colour change
 
 

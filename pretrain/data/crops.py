@@ -12,28 +12,25 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from dinomed.config import Config
+from dinomed.modalities import MODALITIES
 from dinomed.pretrain.data.colours import Colours, Range, with_channels
+
+
+def _preset(modality: str, **changes: Any) -> dict[str, Any]:
+    horizontal_flip, vertical_flip, jitter = MODALITIES[modality]
+    flips = {"horizontal_flip": horizontal_flip, "vertical_flip": vertical_flip}
+    return {**flips, "jitter": jitter, "gray_probability": 0.0, "solarize_probability": 0.0, **changes}
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "natural": {},
-    # lesions have no upright orientation; hue and saturation distinguish them
-    "dermoscopy": {
-        "jitter": (0.2, 0.2, 0.1, 0.02), "gray_probability": 0.0, "solarize_probability": 0.0, "vertical_flip": 0.5,
-    },
-    # no upright orientation; light and white balance vary, but red and brown differ in meaning
-    "endoscopy": {
-        "jitter": (0.3, 0.3, 0.15, 0.03), "gray_probability": 0.0, "solarize_probability": 0.0, "vertical_flip": 0.5,
-    },
-    # the heart is on the left, the diaphragm below; there is no colour, and an inverted image means something else
-    "xray": {
-        "jitter": (0.3, 0.3, 0.0, 0.0), "gray_probability": 0.0, "solarize_probability": 0.0, "horizontal_flip": 0.0,
-    },
-    # depth increases downwards: shadows and enhancement lie below their cause
-    "ultrasound": {"jitter": (0.3, 0.3, 0.0, 0.0), "gray_probability": 0.0, "solarize_probability": 0.0},
-    # a mirrored image shows the other eye; the vascular arcades are above and below
-    "fundus": {"jitter": (0.2, 0.2, 0.1, 0.02), "gray_probability": 0.0, "solarize_probability": 0.0},
-}  # fmt: skip
-"""Changes of the recipe's colours and flips for each modality. Augmentations that could change a finding are off."""
+    "dermoscopy": _preset("dermoscopy"),
+    "endoscopy": _preset("endoscopy"),
+    "xray": _preset("xray", jitter=(0.3, 0.3, 0.0, 0.0)),  # without colours, brightness and contrast vary more
+    "ultrasound": _preset("ultrasound", jitter=(0.3, 0.3, 0.0, 0.0)),
+    "fundus": _preset("fundus"),
+}
+"""Settings for each modality (`dinomed.modalities`), without gray conversion and solarisation."""
 
 
 class CropConfig(Config):
