@@ -49,7 +49,7 @@ def masked(manifest: Manifest) -> Manifest:
 def select_split(manifest: Manifest, split: str) -> Manifest:
     """Return the rows of a split; raise a `UsageError` if there are none."""
     if not manifest.has("split"):
-        raise UsageError(f"{manifest.called} has no splits; scan makes them by group: {manifest.scan_again()}")
+        raise UsageError(f"{manifest.called} has no splits; scan makes them, by group: {manifest.scan_again()}")
     rows = manifest.select(split=split)
     if not len(rows):
         counts = Counter(value for value in manifest.column("split") if value is not None)

@@ -82,7 +82,7 @@ def test_a_class_of_one_image_is_told_and_left_out_of_the_means(
     table = manifest.table.drop_columns(["label"]).append_column("label", pa.array(labels))
     monkeypatch.setattr(probing, "fit_logistic", lambda x, y: fit_logistic(x, y, (0.1,)))
     report = probe(load_backbone(tiny_backbone), Manifest(table, manifest.root), cache=cache)
-    assert "one training image only of class 'single'" in capsys.readouterr().err
+    assert "only one training image of class 'single'" in capsys.readouterr().err
     assert report["classes"]["single"] == 1
     assert np.isfinite(report["knn"]["auroc"])
 

@@ -225,7 +225,7 @@ def test_four_channels_and_sixteen_bits(
     window = small_backbone(intensity=IntensityConfig(bits=16, window=(-1350, 150)))
     for backbone, reason in ((four, "takes 4 channels"), (window, "'window': [-1350.0, 150.0]")):
         folder = make_adapter("classify", "linear", classes=THREE, backbone=backbone)
-        with pytest.raises(UsageError, match="take onnx or safetensors") as refusal:
+        with pytest.raises(UsageError, match="use onnx or safetensors") as refusal:
             export(load_source(str(folder)), "monai", tmp_path / "refused")
         assert reason in str(refusal.value)
         assert not [path for path in (tmp_path / "refused").iterdir() if path.name != ".lock"]

@@ -139,7 +139,7 @@ def test_transformers_reads_what_is_written_for_it_and_so_do_we(kind: str, tmp_p
 def test_an_mlp_ratio_that_transformers_cannot_say_is_refused(tmp_path: Path) -> None:
     config = ViTConfig(embed_dim=24, depth=1, num_heads=2, patch_size=8, image_size=32, mlp_ratio=2.5)
     backbone = FrozenBackbone(VisionTransformer(config), Preprocessing(image_size=32), "odd")
-    with pytest.raises(UsageError, match="whole MLP ratios"):
+    with pytest.raises(UsageError, match="integer MLP ratio"):
         export(ExportSource(backbone), "transformers", tmp_path / "out")
     assert not any((tmp_path / "out").glob("*.safetensors"))
     assert export(ExportSource(backbone), "timm", tmp_path / "out")["parity"]["largest_difference"] < 1e-5
@@ -317,8 +317,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     [
         (["{b}", "-f", "onx"], "did you mean 'onnx'"),
         (["{b}", "-f", "timm", "--dynamic-size"], "--dynamic-size is for --format onnx"),
-        (["{a}/cls", "-f", "timm"], "holds a backbone"),
-        (["{a}/cls", "-f", "onnx", "--image-size", "64"], "made for its own backbone and image size"),
+        (["{a}/cls", "-f", "timm"], "holds only a backbone"),
+        (["{a}/cls", "-f", "onnx", "--image-size", "64"], "is an adapter with a fixed backbone and image size"),
         (["{b}", "-f", "onnx", "--backbone", "x"], "is no adapter"),
         (["{a}/none", "-f", "onnx"], "no known name and no existing path"),
         (["{b}", "-f", "timm", "--image-size", "60"], "nearest: 56 or 64"),

@@ -249,7 +249,7 @@ def test_a_class_with_one_sample_and_a_class_that_train_lacks_are_told(
     labels[splits.index("test")] = "new"
     changed = change(manifest, label=labels)
     folder = fit_classifier(backbone, changed, tmp_path / "cls", CLASSIFY, cache=place / "cache").folder
-    assert "one training image only of class 'single'" in capsys.readouterr().err
+    assert "only one training image of class 'single'" in capsys.readouterr().err
     found = evaluate(folder, changed, "test")["metrics"]
     assert "class 'new' (1 images), unknown to training" in capsys.readouterr().err
     assert found["per_class"]["new"]["recall"] == 0.0

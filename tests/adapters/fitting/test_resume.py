@@ -115,7 +115,7 @@ def test_a_state_of_other_settings_data_or_damaged_is_not_used(
     leave_a_state()
     other = config.model_copy(update={"seed": 5})
     fit(backbone, manifest, tmp_path / "cut", other, cache=tmp_path / "cache")
-    assert "other settings, data or backbone is dropped" in capsys.readouterr().err
+    assert "other settings, data or backbone is removed" in capsys.readouterr().err
     fresh = fit(backbone, manifest, tmp_path / "fresh", other, cache=tmp_path / "cache").folder
     assert read_record(fresh).weights_sha256 == read_record(tmp_path / "cut").weights_sha256
     for path in (tmp_path / "cut").glob("*"):

@@ -192,7 +192,7 @@ def test_a_copy_begins_as_its_base_and_later_blocks_learn_faster(tiny_backbone: 
     below = LearningBackbone(base, config, (0, 1), seed=0)  # counted from the last block that the head looks at
     learns = {name.split(".")[1] for name, p in below.vit.named_parameters() if p.requires_grad}
     assert learns == {"0", "1"}
-    with pytest.raises(UsageError, match="last:2, and the head looks at 1 blocks only"):
+    with pytest.raises(UsageError, match="last:2, but the head uses only 1 blocks"):
         LearningBackbone(base, config, (0,), seed=0)
 
 
@@ -216,8 +216,8 @@ def test_other_words_are_refused(word: Any) -> None:
     [
         ({"tune": "lora", "head": {"name": "knn"}}, "knn is solved at once"),
         ({"augment": "light", "unit": "group"}, "for single images"),
-        ({"tune": "last:1", "fit": {"optimizer": "lbfgs"}}, "lbfgs takes all images at once"),
-        ({"fit": {"optimizer": "lbfgs", "precision": "bfloat16"}}, "too coarse for lbfgs"),
+        ({"tune": "last:1", "fit": {"optimizer": "lbfgs"}}, "lbfgs uses all images at once"),
+        ({"fit": {"optimizer": "lbfgs", "precision": "bfloat16"}}, "not exact enough for lbfgs"),
         ({"augment": "strong"}, "augment"),
         ({"tune": {"last": 1, "lora": {}}}, "choose one"),
     ],
@@ -229,7 +229,7 @@ def test_what_does_not_go_together_is_told(settings: dict[str, Any], told: str) 
 
 def test_half_precision_is_for_cuda(tiny_backbone: Path) -> None:
     config = build_config(SegmentConfig, {"fit": {"precision": "bfloat16"}}, "config")
-    with pytest.raises(UsageError, match="bfloat16 is for CUDA; on cpu"):
+    with pytest.raises(UsageError, match="bfloat16 is for CUDA, the device is cpu"):
         check_precision(config.fit, torch.device("cpu"))
     check_precision(config.fit, torch.device("cuda"))
 
