@@ -28,8 +28,8 @@ from dinomed.io.files import to_json
 from dinomed.io.prefetch import prefetch
 from dinomed.pretrain.curation.audit.audit import AuditConfig, audit
 from dinomed.pretrain.curation.deduplication.hashes import fit_pca_hash, hamming_pairs, phash, phash_views, thumbnail
-from dinomed.pretrain.curation.descriptors.descriptor import DescriptorConfig, fit_descriptor
-from dinomed.pretrain.curation.descriptors.sources import BackboneConfig, ComposedConfig, SSCDConfig
+from dinomed.pretrain.curation.descriptors.config import BackboneConfig, ComposedConfig, DescriptorConfig, SSCDConfig
+from dinomed.pretrain.curation.descriptors.descriptor import fit_descriptor
 from dinomed.pretrain.curation.descriptors.synthetic_copies import KINDS, make_copy
 from dinomed.progress import track
 

@@ -23,15 +23,25 @@ from planting import JUNK, Planted, plant, read_truth
 from dinomed.apps.cli import invoke
 from dinomed.datasets.manifest import read_manifest
 from dinomed.io.files import to_json
-from dinomed.pretrain.curation import reasons
-from dinomed.pretrain.curation.filters.quality import REASONS as QUALITY
-from dinomed.pretrain.curation.output.read import Outcome, load_outcome
+from dinomed.pretrain.curation.decisions import (
+    EXACT_COPY,
+    EXCLUDED_COPY,
+    EXCLUDED_GROUP,
+    EXCLUDED_LINK,
+    NEAR_COPY,
+    NEAR_EXACT_COPY,
+    NOT_RETRIEVED,
+    NOT_SAMPLED,
+    UNLIKE,
+)
+from dinomed.pretrain.curation.filters.quality import QUALITY_REASONS
+from dinomed.pretrain.curation.output.read import CurationResult, load_result
 
-TEST = (reasons.TEST_COPY, reasons.TEST_GROUP, reasons.TEST_LINK)
-COPY = (reasons.EXACT, reasons.HASH, reasons.NEAR)
-ASKED = (reasons.UNLIKE, reasons.NOT_RETRIEVED, reasons.NOT_SAMPLED)
+TEST = (EXCLUDED_COPY, EXCLUDED_GROUP, EXCLUDED_LINK)
+COPY = (EXACT_COPY, NEAR_EXACT_COPY, NEAR_COPY)
+ASKED = (UNLIKE, NOT_RETRIEVED, NOT_SAMPLED)
 SPOILT = ("blur", "rescale", "brightness", "mixed")  # kinds of copies that may fall to a quality filter, rightly
-FOUND_BY = {"quality": QUALITY, "a copy": COPY, "of a test image": TEST, "not asked for": ASKED}
+FOUND_BY = {"quality": QUALITY_REASONS, "a copy": COPY, "of a test image": TEST, "not asked for": ASKED}
 
 
 @dataclass
@@ -45,7 +55,7 @@ class Row:
     like: str  # the image that is kept in its place, or the excluded one that it is a copy of
 
 
-def read_rows(outcome: Outcome, truth: dict[str, Planted]) -> dict[str, Row]:
+def read_rows(outcome: CurationResult, truth: dict[str, Planted]) -> dict[str, Row]:
     names = [Path(name).name for name in outcome.manifest.column("image")]
     references = outcome.references.column("image") if outcome.references is not None else []
     rows = {}
@@ -177,7 +187,7 @@ def main() -> None:
         command += [f"--{name}={value}" for name in ("backbone", "weights") if (value := getattr(asked, name))]
         if invoke([*command, *(f"--set={setting}" for setting in asked.settings)]):
             parser.exit(1)
-    outcome = load_outcome(output)
+    outcome = load_result(output)
     rows = read_rows(outcome, read_truth(folder))
     pool = read_manifest(folder / "pool.parquet")
     same = dict(zip(pool.column("image"), pool.column("sha256"), strict=True))

@@ -26,7 +26,7 @@ from dinomed.features.extract import default_cache
 from dinomed.io.files import write_json
 from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.curation.output.read import Outcome, load_outcome
+from dinomed.pretrain.curation.output.read import CurationResult, load_result
 from dinomed.pretrain.run_folder import LOG_FILE
 from dinomed.pretrain.trainer import pretrain
 
@@ -36,7 +36,7 @@ SETS = ("raw", "random", "curated", "trusted")
 FIGURES = ("knn_auroc", "knn_balanced_accuracy", "logistic_auroc", "logistic_balanced_accuracy", "rank")
 
 
-def rows_of(outcome: Outcome, name: str, seed: int) -> np.ndarray:
+def rows_of(outcome: CurationResult, name: str, seed: int) -> np.ndarray:
     """The rows of the pile that a run learns from."""
     every = np.arange(len(outcome.keep))
     if name == "raw":
@@ -50,7 +50,7 @@ def rows_of(outcome: Outcome, name: str, seed: int) -> np.ndarray:
     return every[[word == "as is" for word in source]]
 
 
-def refuse_overlap(outcome: Outcome, data: Manifest) -> None:
+def refuse_overlap(outcome: CurationResult, data: Manifest) -> None:
     """Nobody learns from what it is judged by.
 
     Raises:
@@ -77,7 +77,7 @@ def write_set(manifest: Manifest, rows: np.ndarray, path: Path) -> Manifest:
 
 
 def run_one(
-    outcome: Outcome, name: str, seed: int, data: Path, out: Path, images: int, settings: list[str], device: str
+    outcome: CurationResult, name: str, seed: int, data: Path, out: Path, images: int, settings: list[str], device: str
 ) -> dict[str, Any]:
     """One run and its figures; what `out` holds already is used."""
     done = out / "learned.json"
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], help="as of dinomed pretrain")
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
-    outcome = load_outcome(asked.pile)
+    outcome = load_result(asked.pile)
     try:
         refuse_overlap(outcome, read_manifest(asked.data))
     except UsageError as error:

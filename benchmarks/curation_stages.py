@@ -27,7 +27,8 @@ from dinomed.images.read import read_image
 from dinomed.io.files import to_json
 from dinomed.log import set_level
 from dinomed.pretrain.curation.deduplication.hashes import phash_views
-from dinomed.pretrain.curation.descriptors.descriptor import DescriptorConfig, fit_descriptor
+from dinomed.pretrain.curation.descriptors.config import DescriptorConfig
+from dinomed.pretrain.curation.descriptors.descriptor import fit_descriptor
 from dinomed.pretrain.curation.filters.quality import measure_quality
 
 BATCH = 16

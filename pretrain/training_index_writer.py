@@ -6,7 +6,7 @@ from threading import Thread
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError
 from dinomed.log import logger
-from dinomed.pretrain.curation.audit.training_index import read_seen, write_seen
+from dinomed.pretrain.curation.audit.training_index import read_training_index, write_training_index
 from dinomed.pretrain.run_folder import SEEN_FILE
 
 _THREADS = 1  # the other threads are for the training
@@ -26,7 +26,7 @@ class TrainingIndexWriter:
 
     def _write(self, run_folder: Path, train: Manifest) -> None:
         try:
-            write_seen(run_folder, train, workers=_THREADS)
+            write_training_index(run_folder, train, workers=_THREADS)
         except Exception as error:  # reported by `finish`; it must not end a training of days
             self.error = error
 
@@ -40,6 +40,6 @@ class TrainingIndexWriter:
 
 def _has_index(run_folder: Path, train: Manifest) -> bool:
     try:
-        return read_seen(run_folder).sha256 == sorted(train.column("sha256"))
+        return read_training_index(run_folder).sha256 == sorted(train.column("sha256"))
     except DinomedError:  # no index yet, or a damaged one
         return False

@@ -56,6 +56,6 @@ def lesion_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_outcome() -> Callable[..., Any]:
+def make_result() -> Callable[..., Any]:
     """See `pretrain/curation/curation_page.py`."""
-    return runpy.run_path(str(ROOT / "tests" / "pretrain" / "curation" / "curation_page.py"))["make_outcome"]  # type: ignore[no-any-return]
+    return runpy.run_path(str(ROOT / "tests" / "pretrain" / "curation" / "curation_page.py"))["make_result"]  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ from dinomed.apps.options import Device, Json, Quiet
 if TYPE_CHECKING:
     from dinomed.datasets.manifest import Manifest
     from dinomed.pretrain.curation.audit.audit import Audit, AuditConfig, Pair
-    from dinomed.pretrain.curation.audit.training_index import Seen
+    from dinomed.pretrain.curation.audit.training_index import TrainingIndex
 
 _SHOWN = 20  # pairs on the terminal
 
@@ -51,7 +51,7 @@ def audit(
     from dinomed.io.files import write_text
     from dinomed.io.output_folder import check_writable
     from dinomed.pretrain.curation.audit.audit import audit as run
-    from dinomed.pretrain.curation.audit.audit import audit_seen
+    from dinomed.pretrain.curation.audit.audit import audit_training_index
 
     if page is not None:
         if page.suffix.lower() not in (".html", ".htm"):
@@ -60,7 +60,7 @@ def audit(
     settings = _settings(config, overrides or [], backbone)
     known, images, tests, names = _sides(train, test, train_split, test_split)
     if known is not None:
-        found = audit_seen(known, tests, settings, workers=workers)
+        found = audit_training_index(known, tests, settings, workers=workers)
     else:
         assert images is not None
         found = run(images, tests, settings, device=device, workers=workers, cache=cache)
@@ -91,11 +91,11 @@ def _settings(config: Path | None, overrides: list[str], backbone: str | None) -
 
 def _sides(
     train: Path, test: Path | None, train_split: str | None, test_split: str | None
-) -> "tuple[Seen | None, Manifest | None, Manifest, tuple[str, str]]":
+) -> "tuple[TrainingIndex | None, Manifest | None, Manifest, tuple[str, str]]":
     """(what a run has seen, or None; training images, or None; test images; what the two are called)."""
     from dinomed.datasets.open import open_dataset
     from dinomed.errors import UsageError
-    from dinomed.pretrain.curation.audit.training_index import read_seen
+    from dinomed.pretrain.curation.audit.training_index import read_training_index
     from dinomed.pretrain.run_folder import CHECKPOINTS, RECORD_FILE, SEEN_FILE
 
     if train.is_dir() and any((train / name).exists() for name in (SEEN_FILE, RECORD_FILE, CHECKPOINTS)):
@@ -104,7 +104,7 @@ def _sides(
         if train_split is not None:
             raise UsageError(f"--train-split {train_split}: {train} is a run, which knows what it was trained on")
         return (
-            read_seen(train),
+            read_training_index(train),
             None,
             _splits(open_dataset(test, allow_unreadable=True), test, test_split),
             (str(train), _name(test, test_split)),

@@ -1,4 +1,4 @@
-"""`dinomed curate`: from a raw pile of images to a clean, leak-free, balanced collection."""
+"""`dinomed curate`: from a raw pool of images to a clean, leak-free, balanced collection."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,8 +9,8 @@ from dinomed.apps.options import Device, Json, Overwrite, Quiet, Weights
 
 if TYPE_CHECKING:
     from dinomed.pretrain.curation.config import CurationConfig
-    from dinomed.pretrain.curation.output.read import Outcome
-    from dinomed.pretrain.curation.pool import Named, Pile
+    from dinomed.pretrain.curation.output.read import CurationResult
+    from dinomed.pretrain.curation.pool import NamedManifest, Pool
 
 
 def curate(
@@ -56,8 +56,8 @@ def curate(
     from dinomed.errors import UsageError
     from dinomed.pretrain.curation.config import CurationConfig
     from dinomed.pretrain.curation.pipeline import curate as run
-    from dinomed.pretrain.curation.pool import build_pile
-    from dinomed.pretrain.curation.runtime.executor import build_engine
+    from dinomed.pretrain.curation.pool import build_pool
+    from dinomed.pretrain.curation.runtime.ray_executor import build_executor
     from dinomed.pretrain.curation.selection.embedding import Embedder
 
     _check_options(output, engine, ray_address, overwrite=overwrite or dry_run)
@@ -66,14 +66,14 @@ def curate(
     settings = load_config(CurationConfig, None if config is None else find_config(config), overrides or [])
     sets = [[_open(path, option) for path in paths] for option, paths in
             (("--pool", [pool]), ("--trusted", trusted or []), ("--exclude", exclude or []))]  # fmt: skip
-    pile = build_pile(sets[0][0], sets[1], sets[2], hold_out=settings.hold_out)
+    images = build_pool(sets[0][0], sets[1], sets[2], hold_out=settings.hold_out)
     if dry_run:
-        _show(pile, settings, output, as_json)
+        _show(images, settings, output, as_json)
         return
     embedder = Embedder(backbone, None if weights is None else str(weights), embeddings or ())
-    runner = build_engine(engine, address=ray_address, workers=workers)
+    runner = build_executor(engine, address=ray_address, workers=workers)
     try:
-        outcome = run(pile, output, settings, engine=runner, embedder=embedder, device=device, workers=workers)
+        outcome = run(images, output, settings, executor=runner, embedder=embedder, device=device, workers=workers)
     finally:
         runner.close()
     _report(outcome, as_json, names)
@@ -98,26 +98,27 @@ def _check_options(output: Path, engine: str, address: str | None, *, overwrite:
     check_writable(output.parent)
 
 
-def _open(path: Path, option: str) -> "Named":
+def _open(path: Path, option: str) -> "NamedManifest":
     from dinomed.datasets.open import open_dataset
     from dinomed.errors import UsageError
-    from dinomed.pretrain.curation.pool import Named
+    from dinomed.pretrain.curation.pool import NamedManifest
 
     try:
-        return Named(path.stem if path.is_file() else path.resolve().name, open_dataset(path))
+        return NamedManifest(path.stem if path.is_file() else path.resolve().name, open_dataset(path))
     except UsageError as error:
         raise UsageError(f"{option}: {error}") from None
 
 
-def _show(pile: "Pile", settings: "CurationConfig", output: Path, as_json: bool) -> None:
+def _show(pool: "Pool", settings: "CurationConfig", output: Path, as_json: bool) -> None:
     """The settings as they would be used, and how many images there are."""
     from dinomed.apps.output import emit
     from dinomed.config import to_yaml
 
     sets = {
-        "output": str(output), "pool": pile.pool, "trusted": {one.name: len(one.rows) for one in pile.trusted},
-        "excluded": {name: pile.reference_sets.count(name) for name in dict.fromkeys(pile.reference_sets)},
-        "images_to_read": len(pile) + len(pile.reference_sets),
+        "output": str(output), "pool": pool.pool_size,
+        "trusted": {queries.name: len(queries.rows) for queries in pool.query_sets},
+        "excluded": {name: pool.reference_sets.count(name) for name in dict.fromkeys(pool.reference_sets)},
+        "images_to_read": len(pool) + len(pool.reference_sets),
     }  # fmt: skip
     if as_json:
         emit({**sets, "config": settings.model_dump(mode="json")}, as_json)
@@ -126,7 +127,7 @@ def _show(pile: "Pile", settings: "CurationConfig", output: Path, as_json: bool)
         print("# " + ", ".join(f"{name}: {value}" for name, value in sets.items()))
 
 
-def _report(outcome: "Outcome", as_json: bool, names: bool) -> None:
+def _report(outcome: "CurationResult", as_json: bool, names: bool) -> None:
     from dinomed.apps.output import build_table, emit
     from dinomed.log import logger
 
@@ -145,7 +146,7 @@ def _report(outcome: "Outcome", as_json: bool, names: bool) -> None:
     logger.info(f"{outcome.path} is ready for dinomed pretrain --data; {summary['purpose']}")
 
 
-def _write_page(outcome: "Outcome", names: bool) -> Path:
+def _write_page(outcome: "CurationResult", names: bool) -> Path:
     from dinomed.pretrain.curation.output.report import write_report
 
     page = outcome.path.with_suffix(".html")

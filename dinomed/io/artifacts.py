@@ -98,7 +98,7 @@ class ArtifactFolder:
 
     def remove_others(self, names: Collection[str], suffixes: Collection[str]) -> None:
         """Remove the files with one of `suffixes` that belong to none of the artifacts `names`."""
-        kept = set()
+        kept = set(names)
         for name in names:
             kept.add(self.record_path(name).name)
             if self.record_path(name).is_file():

@@ -1,1 +1,1 @@
-"""From a raw pile of images to a balanced, clean, leak-free collection: stage functions over vectors and manifests."""
+"""From a raw pool of images to a balanced, clean, leak-free collection: stage functions over vectors and manifests."""

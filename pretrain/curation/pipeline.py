@@ -1,7 +1,8 @@
-"""From a raw pile to a clean, leak-free, balanced collection: the stages, in their order (docs/curation.md).
+"""The curation pipeline: from a pool of raw images to a clean, leak-free, balanced collection (docs/curation.md).
 
-rules -> look -> exact copies, quality -> faces -> descriptors -> copies of excluded images, copies within the pile ->
-embeddings -> retrieval or balancing -> write. What a stage computes is kept, and a second run starts where it ends.
+Stages, in order: allow and deny lists; image pass (readable, quality, hashes); faces; descriptors; near-duplicates of
+excluded images and within the pool; embeddings; retrieval or balanced sampling; output. The results of the stages are
+cached, and a second run continues after the last cached result.
 """
 
 from pathlib import Path
@@ -12,120 +13,138 @@ import pyarrow as pa
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.output_folder import locked
 from dinomed.log import logger
-from dinomed.pretrain.curation import reasons
 from dinomed.pretrain.curation.config import CurationConfig
-from dinomed.pretrain.curation.decisions import Verdicts, judge_all, missing
-from dinomed.pretrain.curation.deduplication.stage import link
-from dinomed.pretrain.curation.filters.allow_deny import allowed, denied
-from dinomed.pretrain.curation.filters.faces import check_detector
-from dinomed.pretrain.curation.output.read import Outcome, load_outcome, stages_path
+from dinomed.pretrain.curation.decisions import DENIED, FACE, NOT_ALLOWED, UNREADABLE, Decisions, is_none
+from dinomed.pretrain.curation.deduplication.stage import link_duplicates
+from dinomed.pretrain.curation.filters.allow_deny import find_allowed, find_denied
+from dinomed.pretrain.curation.filters.config import FacesConfig, QualityConfig, RulesConfig
+from dinomed.pretrain.curation.filters.faces import FindFaces, check_detector
+from dinomed.pretrain.curation.filters.quality import MEASURES, judge_all
+from dinomed.pretrain.curation.image_pass import VERSION, ImagePass
+from dinomed.pretrain.curation.output.read import CurationResult, load_result, stages_path
 from dinomed.pretrain.curation.output.write import Boxes, write_result
-from dinomed.pretrain.curation.pool import Pile
-from dinomed.pretrain.curation.runtime.context import Job
-from dinomed.pretrain.curation.runtime.executor import Engine, LocalEngine
+from dinomed.pretrain.curation.pool import Pool
+from dinomed.pretrain.curation.runtime.context import CurationContext
+from dinomed.pretrain.curation.runtime.executor import Executor, LocalExecutor
 from dinomed.pretrain.curation.selection.embedding import Embedder
 from dinomed.pretrain.curation.selection.stage import check_sets, choose
-from dinomed.pretrain.curation.stages import FACTS, FindFaces, Look
 
 
 def curate(
-    pile: Pile,
+    pool: Pool,
     output: str | Path,
     config: CurationConfig | None = None,
     *,
-    engine: Engine | None = None,
+    executor: Executor | None = None,
     embedder: Embedder | None = None,
     device: str = "auto",
     workers: int | None = None,
-) -> Outcome:
-    """Curate a pile (`pile.build_pile`) into `output`, a manifest (.parquet or .csv), and say what became of it.
+) -> CurationResult:
+    """Curate a pool and write the resulting manifest.
 
-    A run that was interrupted goes on where it stopped; its result is the same, byte for byte.
+    An interrupted run continues where it stopped; its result is the same, byte for byte.
+
+    Args:
+        pool: from `pool.build_pool`.
+        output: manifest to write, .parquet or .csv; the summary, the report and the cache lie beside it.
+        executor: computes the stages; None for this process.
+        embedder: vectors for retrieval and sampling; None for the copy-detection descriptor.
+        device: of networks: auto, cpu, cuda.
+        workers: threads, or processes of the executor; None for one per processor.
 
     Raises:
-        UsageError: settings that do not fit the pile.
-        DinomedError: too few images to work with, or what was computed cannot be written.
+        UsageError: settings that do not match the pool.
+        DinomedError: too few images are left, or the result cannot be written.
     """
     config, output, embedder = config or CurationConfig(), Path(output), embedder or Embedder()
-    check_sets(pile, config)
+    check_sets(pool, config.retrieval)
     if embedder.tables and embedder.backbone is None:
         raise UsageError("--embeddings: name the backbone that made them with --backbone")
     if config.faces.action != "off":
         check_detector()
     folder = stages_path(output)
     with locked(folder):
-        job = Job(pile, config, folder, engine or LocalEngine(), device, workers)
-        verdicts = Verdicts(len(pile))
-        _apply_rules(job, verdicts)
-        looks, reference_looks = _look(job, verdicts)
-        _judge(job, looks, verdicts)
-        faces = _find_faces(job, verdicts)
-        links = link(job, looks, reference_looks, verdicts)
-        chosen = choose(job, verdicts, links.vectors, embedder)
-        if not verdicts.alive.any():
-            job.notes.append("no image is kept")
+        context = CurationContext(
+            pool=pool, folder=folder, executor=executor or LocalExecutor(), device=device, workers=workers,
+            shard_size=config.shard_size, memory_gib=config.memory_gib, seed=config.seed,
+        )  # fmt: skip
+        decisions = Decisions(len(pool))
+        _apply_rules(pool, config.rules, decisions)
+        images, reference_images = _read_images(context, decisions)
+        _apply_quality(pool, images, config.quality, decisions)
+        faces = _find_faces(context, config.faces, decisions)
+        links = link_duplicates(
+            context, images, reference_images, decisions, config.descriptor, config.duplicates, config.search
+        )
+        chosen = choose(context, decisions, links.vectors, embedder, config.retrieval, config.balance, config.search)
+        if not decisions.kept.any():
+            context.notes.append("no image is kept")
             logger.warning("no image is kept: see the column `reason`")
-        write_result(output, job, verdicts, links, chosen, faces)
-        job.tidy()
-    return load_outcome(output)
+        write_result(output, context, config, decisions, links, chosen, faces)
+        context.remove_unused()
+    return load_result(output)
 
 
-def _apply_rules(job: Job, verdicts: Verdicts) -> None:
-    """Allow and deny lists; they are for the pool, and trusted images are what they are."""
-    own = ~job.pile.is_trusted
-    verdicts.drop(denied(job.pile, job.config.rules.deny) & own, reasons.DENIED)
-    verdicts.drop(~allowed(job.pile, job.config.rules.allow) & own, reasons.NOT_ALLOWED)
+def _apply_rules(pool: Pool, config: RulesConfig, decisions: Decisions) -> None:
+    """Apply the allow and deny lists to the pool; query images are exempt."""
+    is_pool = ~pool.is_query
+    decisions.drop(find_denied(pool.manifest, pool.paths, config.deny) & is_pool, DENIED)
+    decisions.drop(~find_allowed(pool.manifest, pool.paths, config.allow) & is_pool, NOT_ALLOWED)
 
 
-def _look(job: Job, verdicts: Verdicts) -> tuple[pa.Table, pa.Table | None]:
-    """Every image that the rules leave is read once; the table has a row for each of the pile."""
-    pile, work = job.pile, Look(job.workers)
-    rows = np.flatnonzero(verdicts.alive)
-    if not verdicts.alive[: pile.pool].any():
+def _read_images(context: CurationContext, decisions: Decisions) -> tuple[pa.Table, pa.Table | None]:
+    """Run the image pass over the images that the rules keep, and over the excluded images.
+
+    Returns:
+        A table with one row per image of the pool (rows of dropped images are arbitrary), and one with a row per
+        excluded image (None if there are none).
+    """
+    pool, work = context.pool, ImagePass(workers=context.workers)
+    rows = np.flatnonzero(decisions.kept)
+    if not decisions.kept[: pool.pool_size].any():
         raise UsageError("the rules leave no image of the pool; loosen rules.allow or rules.deny")
-    looks = job.over_images("look", 1, pile.manifest, rows, work, description="looking at images")
-    if len(rows) < len(pile):
-        place = np.full(len(pile), -1, np.int64)
+    images = context.map_images("images", VERSION, pool.manifest, rows, work, description="reading images")
+    if len(rows) < len(pool):
+        place = np.zeros(len(pool), np.int64)  # dropped images have no row; the first one fills their place
         place[rows] = np.arange(len(rows))
-        looks = looks.take(pa.array(np.maximum(place, 0)))  # rows that nobody looked at are out, and never asked for
-    readable = missing(looks["problem"].to_pylist())
-    verdicts.drop(~readable, reasons.UNREADABLE)
-    if not (readable & verdicts.alive).any():
-        raise DinomedError(f"none of {len(rows)} images can be read ({looks['problem'][int(rows[0])].as_py()})")
-    if pile.references is None:
-        return looks, None
-    every = np.arange(len(pile.references))
-    found = job.over_images(
-        "look", 1, pile.references, every, work, prefix="excluded-", description="looking at excluded images"
-    )
-    if lost := len(found) - found["problem"].null_count:
-        job.warn(f"{lost} excluded images cannot be read: only equal files of them are found")
-    return looks, found
+        images = images.take(pa.array(place))
+    readable = is_none(images["problem"].to_pylist())
+    decisions.drop(~readable, UNREADABLE)
+    if not (readable & decisions.kept).any():
+        raise DinomedError(f"none of {len(rows)} images can be read ({images['problem'][int(rows[0])].as_py()})")
+    if pool.references is None:
+        return images, None
+    reference_images = context.map_images(
+        "images", VERSION, pool.references, np.arange(len(pool.references)), work, prefix="excluded-",
+        description="reading excluded images",
+    )  # fmt: skip
+    if unreadable := len(reference_images) - reference_images["problem"].null_count:
+        context.warn(f"{unreadable} excluded images cannot be read: only equal files of them are found")
+    return images, reference_images
 
 
-def _judge(job: Job, looks: pa.Table, verdicts: Verdicts) -> None:
-    """Quality filters; not on trusted images."""
-    answers = np.array(judge_all({name: looks[name].to_numpy() for name in FACTS}, job.config.quality), object)
-    own = ~job.pile.is_trusted
-    for reason in {answer for answer in answers.tolist() if answer is not None}:
-        verdicts.drop(np.equal(answers, reason) & own, reason)
+def _apply_quality(pool: Pool, images: pa.Table, config: QualityConfig, decisions: Decisions) -> None:
+    """Apply the quality filters to the pool; query images are exempt."""
+    reasons = np.array(judge_all({name: images[name].to_numpy() for name in MEASURES}, config), object)
+    is_pool = ~pool.is_query
+    for reason in {reason for reason in reasons.tolist() if reason is not None}:
+        decisions.drop(np.equal(reasons, reason) & is_pool, reason)
 
 
-def _find_faces(job: Job, verdicts: Verdicts) -> Boxes:
-    """The images with faces, and where; dropped if that is asked for. Trusted images too: a face is a face."""
-    config = job.config.faces
+def _find_faces(context: CurationContext, config: FacesConfig, decisions: Decisions) -> Boxes:
+    """Find faces, in query images too, and drop the images that have any if the action is ``drop``."""
     if config.action == "off":
         return {}
-    rows = np.flatnonzero(verdicts.alive)
-    table = job.over_images(
-        "faces", config.model_dump(exclude={"action"}), job.pile.manifest, rows, FindFaces(config, job.workers),
+    rows = np.flatnonzero(decisions.kept)
+    table = context.map_images(
+        "faces", config.model_dump(exclude={"action"}), context.pool.manifest, rows, FindFaces(config, context.workers),
         description="finding faces",
     )  # fmt: skip
-    found: Boxes = {
+    faces: Boxes = {
         row: [(box[0], box[1], box[2], box[3]) for box in boxes]
         for row, boxes in zip(rows.tolist(), table["boxes"].to_pylist(), strict=True)
         if boxes
     }
     if config.action == "drop":
-        verdicts.drop(np.array(list(found), np.int64), reasons.FACE)
-    return found
+        decisions.drop(np.array(list(faces), np.int64), FACE)
+    return faces

@@ -1,4 +1,4 @@
-"""The images that a curation is about, brought into one table: pool, trusted sets, and what has to stay out."""
+"""The images of a curation in one table: pool, query sets, and excluded images."""
 
 import os
 from collections.abc import Sequence
@@ -10,14 +10,15 @@ import pyarrow as pa
 
 from dinomed.datasets.manifest import TYPES, Manifest
 from dinomed.errors import UsageError
-from dinomed.pretrain.curation.output.read import COLUMNS
 
 HELD_OUT = ("val", "test")
+COLUMNS = ("keep", "reason", "duplicate_of", "component", "source")
+"""Columns that a curation adds to a manifest."""
 
 
 @dataclass(frozen=True)
-class Named:
-    """A manifest and what it is called: its file without folder and suffix."""
+class NamedManifest:
+    """A manifest and its name: the file name without suffix."""
 
     name: str
     manifest: Manifest
@@ -25,67 +26,71 @@ class Named:
 
 @dataclass(frozen=True)
 class QuerySet:
-    """A trusted set: the rows of the pile that it asks with."""
+    """A query set (option --trusted); `rows` are its images."""
 
     name: str
     rows: np.ndarray  # int64, ascending
 
 
 @dataclass(frozen=True)
-class Pile:
-    """N images: those of the pool, in its order, then trusted ones that are not in it; and R that have to stay out."""
+class Pool:
+    """N images: the pool in its order, then the query images that are not in the pool. R excluded images."""
 
-    manifest: Manifest  # N rows, of one root
-    pool: int  # of them, the first so many are the pool's
-    trusted: tuple[QuerySet, ...]
-    paths: list[str]  # N, as the manifest has them that an image comes from
-    groups: list[str | None]  # N, those that somebody gave
-    references: Manifest | None  # R rows
-    reference_groups: list[str | None]
-    reference_sets: list[str]  # R names
+    manifest: Manifest  # N rows with a common root
+    pool_size: int  # the first `pool_size` rows are the images of the pool
+    query_sets: tuple[QuerySet, ...]
+    paths: list[str]  # N paths as in the manifest that an image comes from
+    groups: list[str | None]  # N
+    references: Manifest | None  # R excluded images
+    reference_groups: list[str | None]  # R
+    reference_sets: list[str]  # R names of excluded sets
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     @property
-    def is_trusted(self) -> np.ndarray:
-        """bool (N,)"""
+    def is_query(self) -> np.ndarray:
+        """Images of query sets, bool (N,)."""
         out = np.zeros(len(self), bool)
-        for queries in self.trusted:
-            out[queries.rows] = True
+        for query_set in self.query_sets:
+            out[query_set.rows] = True
         return out
 
 
-def build_pile(pool: Named, trusted: Sequence[Named], exclude: Sequence[Named], *, hold_out: bool = True) -> Pile:
-    """Join the sets.
+def build_pool(
+    pool: NamedManifest, trusted: Sequence[NamedManifest], exclude: Sequence[NamedManifest], *, hold_out: bool = True
+) -> Pool:
+    """Join the pool, the query sets and the excluded sets.
 
-    A trusted image that the pool holds too (the same path, or the same content) is that image of the pool.
+    A query image that is also in the pool (same path or same content) is one row, in the pool.
 
     Args:
-        hold_out: val and test images of trusted sets are put with those that stay out, and ask for nothing.
+        trusted: query sets.
+        exclude: excluded sets.
+        hold_out: exclude the val and test images of query sets instead of using them as queries.
 
     Raises:
-        UsageError: an empty set, two trusted sets of one name, or a pool that is nothing but the trusted sets.
+        UsageError: a set is empty, two query sets have the same name, or every image of the pool is in a query set.
     """
-    for given in (pool, *trusted, *exclude):
-        if not len(given.manifest):
-            raise UsageError(f"{given.name} has no images (or none with keep = true)")
-    names = [given.name for given in trusted]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"two trusted sets are called {twice[0]!r}; give them different file names")
-    held = [_held_out(given) if hold_out else (given, None) for given in trusted]
-    asking = [own for own, _ in held if own is not None]
-    out = [*exclude, *(aside for _, aside in held if aside is not None)]
-    root = _common_root([pool.manifest, *(given.manifest for given in asking)])
+    for named in (pool, *trusted, *exclude):
+        if not len(named.manifest):
+            raise UsageError(f"{named.name} has no images (or none with keep = true)")
+    names = [named.name for named in trusted]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"two trusted sets are called {repeated[0]!r}; give them different file names")
+    splits = [_hold_out(named) if hold_out else (named, None) for named in trusted]
+    queries = [training for training, _ in splits if training is not None]
+    excluded = [*exclude, *(held_out for _, held_out in splits if held_out is not None)]
+    root = _common_root([pool.manifest, *(named.manifest for named in queries)])
     base = _rebased(pool.manifest, root)
     known_paths = {path: row for row, path in enumerate(base.column("image"))}
     known_contents: dict[str, int] = {}
     for row, digest in enumerate(base.column("sha256")):
         known_contents.setdefault(digest, row)
-    parts, queries, count = [base], [], len(base)
+    parts, query_sets, count = [base], [], len(base)
     paths, groups = pool.manifest.column("image"), pool.manifest.groups()
-    for given in asking:
-        moved = _rebased(given.manifest, root)
+    for named in queries:
+        moved = _rebased(named.manifest, root)
         rows: list[int] = []
         new: list[int] = []
         for index, (path, digest) in enumerate(zip(moved.column("image"), moved.column("sha256"), strict=True)):
@@ -95,39 +100,43 @@ def build_pile(pool: Named, trusted: Sequence[Named], exclude: Sequence[Named], 
                 new.append(index)
             known_paths.setdefault(path, row)
             rows.append(row)
-        own, own_paths = given.manifest.groups(), given.manifest.column("image")
+        set_groups, set_paths = named.manifest.groups(), named.manifest.column("image")
         parts.append(moved.take(new))
-        groups += [own[index] for index in new]
-        paths += [own_paths[index] for index in new]
-        queries.append(QuerySet(given.name, np.unique(np.array(rows, np.int64))))
+        groups += [set_groups[index] for index in new]
+        paths += [set_paths[index] for index in new]
+        query_sets.append(QuerySet(named.name, np.unique(np.array(rows, np.int64))))
         count += len(new)
-    if queries and len({row for one in queries for row in one.rows.tolist() if row < len(base)}) == len(base):
+    if query_sets and len({row for q in query_sets for row in q.rows.tolist() if row < len(base)}) == len(base):
         raise UsageError(
             f"every image of {pool.name} is in a trusted set: there is nothing to retrieve; leave --trusted out to "
             "clean and balance it, or give another pool"
         )
-    references = (
-        None if not out else _joined([_rebased(g.manifest, _common_root([o.manifest for o in out])) for g in out])
-    )
-    return Pile(
-        _joined(parts), len(base), tuple(queries), paths, groups, references,
-        [group for given in out for group in given.manifest.groups()],
-        [given.name for given in out for _ in range(len(given.manifest))],
+    references = None
+    if excluded:
+        reference_root = _common_root([named.manifest for named in excluded])
+        references = _joined([_rebased(named.manifest, reference_root) for named in excluded])
+    return Pool(
+        _joined(parts), len(base), tuple(query_sets), paths, groups, references,
+        [group for named in excluded for group in named.manifest.groups()],
+        [named.name for named in excluded for _ in range(len(named.manifest))],
     )  # fmt: skip
 
 
-def _held_out(given: Named) -> tuple[Named | None, Named | None]:
-    """(what asks, what stays out) of a trusted set."""
-    if not given.manifest.has("split"):
-        return given, None
-    aside = np.array([split in HELD_OUT for split in given.manifest.column("split")])
-    own, out = (given.manifest.take(np.flatnonzero(chosen).tolist()) for chosen in (~aside, aside))
-    if not len(own):
+def _hold_out(named: NamedManifest) -> tuple[NamedManifest | None, NamedManifest | None]:
+    """Split a query set into (queries, val and test images)."""
+    if not named.manifest.has("split"):
+        return named, None
+    is_held_out = np.array([split in HELD_OUT for split in named.manifest.column("split")])
+    training, held_out = (named.manifest.take(np.flatnonzero(mask).tolist()) for mask in (~is_held_out, is_held_out))
+    if not len(training):
         raise UsageError(
-            f"{given.name} holds only val and test images, which ask for nothing; give training images, or "
+            f"{named.name} holds only val and test images, which are no queries; give training images, or "
             "--set hold_out=false"
         )
-    return Named(given.name, own), Named(f"{given.name} (val and test)", out) if len(out) else None
+    return (
+        NamedManifest(named.name, training),
+        NamedManifest(f"{named.name} (val and test)", held_out) if len(held_out) else None,
+    )
 
 
 def _common_root(manifests: Sequence[Manifest]) -> Path:
@@ -138,7 +147,7 @@ def _common_root(manifests: Sequence[Manifest]) -> Path:
 
 
 def _rebased(manifest: Manifest, root: Path) -> Manifest:
-    """Return the same images with paths relative to a folder above their root."""
+    """Return the same images with paths relative to `root`, a parent of the manifest's root."""
     below = os.path.relpath(manifest.root.resolve(), root)
     if below == ".":
         return manifest
@@ -152,7 +161,7 @@ def _rebased(manifest: Manifest, root: Path) -> Manifest:
 
 
 def _joined(parts: Sequence[Manifest]) -> Manifest:
-    """One below the other: the columns of all, empty where a set has none; without what an earlier curation added."""
+    """Concatenate manifests. A column that a manifest lacks is null there; `COLUMNS` of an earlier curation go."""
     tables = []
     for part in parts:
         table = part.table.drop_columns([name for name in COLUMNS if name in part.table.column_names])

@@ -13,10 +13,10 @@ pytestmark = pytest.mark.browser
 
 @pytest.mark.parametrize("names", [False, True])
 def test_the_report_opens_alone_in_light_and_dark(
-    browser: Any, make_outcome: Callable[..., Any], tmp_path: Path, names: bool
+    browser: Any, make_result: Callable[..., Any], tmp_path: Path, names: bool
 ) -> None:
     path = tmp_path / "report.html"
-    write_report(make_outcome(tmp_path / "made"), path, names=names)
+    write_report(make_result(tmp_path / "made"), path, names=names)
     colors = []
     for scheme in ("light", "dark"):
         context = browser.new_context(color_scheme=scheme, viewport={"width": 1100, "height": 900})

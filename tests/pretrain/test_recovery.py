@@ -14,7 +14,7 @@ from dinomed.errors import DinomedError
 from dinomed.io.checkpoint import list_checkpoints, read_whole
 from dinomed.pretrain import trainer
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.curation.audit.training_index import read_seen
+from dinomed.pretrain.curation.audit.training_index import read_training_index
 from dinomed.pretrain.data.select_images import select_images
 from dinomed.pretrain.monitoring.online_knn import OnlineKNN
 from dinomed.pretrain.train_step import StepReport, TrainStep
@@ -52,7 +52,7 @@ def test_a_run_notes_the_images_that_it_is_trained_on_and_no_others(run: Path, t
     manifest = read_manifest(pictures)
     train, _ = select_images(manifest, 4, 2)
     assert 0 < len(train) < len(manifest)
-    seen = read_seen(run)
+    seen = read_training_index(run)
     assert seen.sha256 == sorted(train.column("sha256"))
     assert seen.readable.all()
 
@@ -76,7 +76,7 @@ def test_notes_that_cannot_be_written_do_not_end_a_training(
     def full(*_: object, **__: object) -> None:
         raise DinomedError("disk full")
 
-    monkeypatch.setattr(training_index_writer, "write_seen", full)
+    monkeypatch.setattr(training_index_writer, "write_training_index", full)
     assert pretrain(tiny(run={"steps": 1}), pictures, tmp_path / "run", device="cpu").steps == 1
     assert "seen.parquet was not written" in " ".join(capsys.readouterr().err.split())
 
@@ -157,7 +157,7 @@ def test_a_folder_of_images_will_do(tiny: Tiny, pictures: Path, tmp_path: Path) 
     config = tiny(run={"steps": 2, "pca_images": 0})
     images = read_manifest(pictures).root / "images"
     result = pretrain(config, images, tmp_path / "run", device="cpu")
-    assert result.images == len(read_manifest(pictures)) == len(read_seen(tmp_path / "run"))
+    assert result.images == len(read_manifest(pictures)) == len(read_training_index(tmp_path / "run"))
     assert pretrain(config, images, tmp_path / "run", device="cpu", resume=True).steps == 2
 
 

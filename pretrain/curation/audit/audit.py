@@ -20,17 +20,19 @@ from dinomed.errors import UsageError
 from dinomed.features.neighbors import nearest
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.prefetch import prefetch
-from dinomed.pretrain.curation.audit.image_pass import BITS, Looks, look
-from dinomed.pretrain.curation.audit.training_index import Seen, hash_group
+from dinomed.pretrain.curation.audit.hashed_images import HASH_BITS, HashedImages, hash_images
+from dinomed.pretrain.curation.audit.training_index import TrainingIndex, hash_group
+from dinomed.pretrain.curation.deduplication.config import MIN_MATCHES
 from dinomed.pretrain.curation.deduplication.hashes import hamming_pairs
-from dinomed.pretrain.curation.deduplication.keypoints import MIN_MATCHES, ImageKeypoints, count_matches, find_keypoints
-from dinomed.pretrain.curation.descriptors.descriptor import LEAST, Descriptor, DescriptorConfig, fit_descriptor
+from dinomed.pretrain.curation.deduplication.keypoints import ImageKeypoints, count_matches, find_keypoints
+from dinomed.pretrain.curation.deduplication.pair_check import KEPT_POINTS
+from dinomed.pretrain.curation.descriptors.config import MIN_FIT_IMAGES, DescriptorConfig
+from dinomed.pretrain.curation.descriptors.descriptor import Descriptor, fit_descriptor
 from dinomed.progress import bar
 
 Kind = Literal["exact", "near", "group"]
 KINDS: tuple[Kind, ...] = ("exact", "near", "group")
 _CHEAP = 400  # pairs that are checked in any case, where there are few test images: half a minute
-_KEPT_POINTS = 128  # pictures whose points are held at once; 0.6 MB each
 
 
 class AuditConfig(Config):
@@ -39,7 +41,9 @@ class AuditConfig(Config):
     descriptor: DescriptorConfig = DescriptorConfig()
     near: bool = Field(True, description="look at the pictures; else content hashes and groups only")
     groups: bool = Field(True, description="patients, lesions, videos on both sides are a leak")
-    hash_radius: int = Field(24, ge=0, lt=BITS, description=f"of {BITS} bits, in any orientation: a copy by that alone")
+    hash_radius: int = Field(
+        24, ge=0, lt=HASH_BITS, description=f"of {HASH_BITS} bits, in any orientation: a copy by that alone"
+    )
     min_similarity: float = Field(0.5, ge=-1, le=1, description="cosine from which on a pair is checked")
     candidates: int = Field(8, ge=1, description="training images that are checked for a test image, at most")
     always_checked: int = Field(2, ge=0, description="of them, so many are checked however unlike they are")
@@ -106,12 +110,12 @@ def audit(
     if config.near:
         descriptor = _descriptor(train, test, config, device, workers)
         if descriptor is None:
-            notes.append(f"fewer than {LEAST} images to fit a descriptor to: near copies were looked for by hash alone")
+            notes.append(
+                f"fewer than {MIN_FIT_IMAGES} images to fit a descriptor to: near copies were looked for by hash alone"
+            )
         sides = []
         for manifest, what in ((train, "training images"), (test, "test images")):
-            fingerprint = "" if descriptor is None else descriptor.fingerprint
-            found = look(manifest, descriptor, fingerprint, folder=cache, workers=workers, description=what)
-            sides.append(found)
+            sides.append(hash_images(manifest, descriptor, cache=cache, workers=workers, description=what))
         unreadable = int((~sides[1].readable).sum())
         exact = {(pair.train, pair.test) for pair in pairs}
         proposed = _propose(sides[0], sides[1], config, descriptor is not None)
@@ -122,7 +126,9 @@ def audit(
     return Audit(_sorted(pairs), len(train), len(test), unreadable, notes)
 
 
-def audit_seen(seen: Seen, test: Manifest, config: AuditConfig | None = None, *, workers: int | None = None) -> Audit:
+def audit_training_index(
+    seen: TrainingIndex, test: Manifest, config: AuditConfig | None = None, *, workers: int | None = None
+) -> Audit:
     """Every leak between the images that a run has seen and a manifest: by hashes alone."""
     config = config or AuditConfig()
     if not len(test):
@@ -130,14 +136,14 @@ def audit_seen(seen: Seen, test: Manifest, config: AuditConfig | None = None, *,
     pairs = [Pair("exact", None, pair.test, 1.0, 0) for pair in _exact(seen.sha256, test.column("sha256"))]
     unreadable = 0
     if config.near:
-        looks = look(test, workers=workers, description="test images")
-        unreadable = int((~looks.readable).sum())
+        images = hash_images(test, workers=workers, description="test images")
+        unreadable = int((~images.readable).sum())
         exact = {pair.test for pair in pairs}
         known = np.flatnonzero(seen.readable)
-        best = _nearest_by_hash(seen.hashes[known], looks, config.hash_radius)
+        best = _nearest_by_hash(seen.hashes[known], images, config.hash_radius)
         least: dict[int, int] = {}
         for (_, row), distance in best.items():
-            least[row] = min(distance, least.get(row, BITS))
+            least[row] = min(distance, least.get(row, HASH_BITS))
         pairs += [Pair("near", None, row, None, bits) for row, bits in least.items() if row not in exact]
     if config.groups:
         known_groups = {group for group in seen.groups if group is not None}
@@ -152,7 +158,7 @@ def audit_seen(seen: Seen, test: Manifest, config: AuditConfig | None = None, *,
 def _descriptor(
     train: Manifest, test: Manifest, config: AuditConfig, device: str, workers: int | None
 ) -> Descriptor | None:
-    if config.descriptor.fit != "none" and len(train) + len(test) < LEAST:
+    if config.descriptor.fit != "none" and len(train) + len(test) < MIN_FIT_IMAGES:
         return None
     return fit_descriptor(config.descriptor, [train, test], device=device, workers=workers)
 
@@ -164,21 +170,21 @@ def _exact(train: Sequence[str], test: Sequence[str]) -> list[Pair]:
     return [Pair("exact", i, j, 1.0, 0) for j, digest in enumerate(test) for i in rows.get(digest, ())]
 
 
-def _nearest_by_hash(train: np.ndarray, test: Looks, radius: int) -> dict[tuple[int, int], int]:
+def _nearest_by_hash(train: np.ndarray, test: HashedImages, radius: int) -> dict[tuple[int, int], int]:
     """(row of `train`, row of the test set) -> bits, in the nearest of the 8 orientations of the test image."""
-    rows = test.rows()
+    rows = test.rows
     best: dict[tuple[int, int], int] = {}
     if len(rows) and len(train):
         found = hamming_pairs(test.hashes[rows].reshape(-1, train.shape[1]), train, radius=radius)
         for view, i, bits in zip(found.i.tolist(), found.j.tolist(), found.distance.tolist(), strict=True):
             pair = (i, int(rows[view // 8]))
-            best[pair] = min(bits, best.get(pair, BITS))
+            best[pair] = min(bits, best.get(pair, HASH_BITS))
     return best
 
 
-def _propose(train: Looks, test: Looks, config: AuditConfig, described: bool) -> list[Pair]:
+def _propose(train: HashedImages, test: HashedImages, config: AuditConfig, described: bool) -> list[Pair]:
     """Pairs that hashes or descriptors find alike."""
-    rows, queries = train.rows(), test.rows()
+    rows, queries = train.rows, test.rows
     if not len(rows) or not len(queries):
         return []
     bits = {
@@ -203,7 +209,7 @@ def _check(
 ) -> Iterator[Pair]:
     """Those whose points align, and those whose hashes leave no doubt."""
 
-    @lru_cache(_KEPT_POINTS)
+    @lru_cache(KEPT_POINTS)
     def points(path: Path) -> ImageKeypoints | None:
         try:
             return find_keypoints(read_image(path))

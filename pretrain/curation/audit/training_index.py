@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import replacing
-from dinomed.pretrain.curation.audit.image_pass import BITS, look
+from dinomed.pretrain.curation.audit.hashed_images import HASH_BITS, hash_images
 from dinomed.pretrain.run_folder import SEEN_FILE
 
 FORMAT = "dinomed.seen/1"
@@ -24,14 +24,14 @@ _GROUP_BYTES = 16
 _SCHEMA = pa.schema(
     [
         pa.field("sha256", pa.binary(32), nullable=False),
-        pa.field("phash", pa.binary(BITS // 8)),  # null for an image that could not be read
+        pa.field("phash", pa.binary(HASH_BITS // 8)),  # null for an image that could not be read
         pa.field("group", pa.binary(_GROUP_BYTES)),  # null for an image without one
     ]
 )
 
 
 @dataclass(frozen=True)
-class Seen:
+class TrainingIndex:
     """The images of a run; `sha256` (N,) as hexadecimal digits, `hashes` uint64 (N, 4), zeros where not `readable`."""
 
     sha256: list[str]
@@ -44,21 +44,21 @@ class Seen:
         return len(self.sha256)
 
 
-def write_seen(folder: str | Path, manifest: Manifest, workers: int | None = None) -> Path:
+def write_training_index(folder: str | Path, manifest: Manifest, workers: int | None = None) -> Path:
     """Write `seen.parquet` for the images of `manifest` into `folder`; atomic, the same bytes for the same manifest.
 
     Every image is read once (10,000 of 200x150 take about half a minute on one core).
     """
     path = Path(folder) / SEEN_FILE
-    looks = look(manifest, workers=workers, description="noting what is trained on")
+    images = hash_images(manifest, workers=workers, description="noting what is trained on")
     salt = hashlib.sha256(manifest.fingerprint.encode()).digest()[:16]
     groups = [None if group is None else hash_group(group, salt) for group in manifest.groups()]
     contents = [bytes.fromhex(digest) for digest in manifest.column("sha256")]
-    plain = looks.hashes[:, 0].astype(">u8")
+    plain = images.hashes[:, 0].astype(">u8")
     order = sorted(range(len(manifest)), key=lambda i: (contents[i], groups[i] or b""))
     columns = [
         [contents[i] for i in order],
-        [plain[i].tobytes() if looks.readable[i] else None for i in order],
+        [plain[i].tobytes() if images.readable[i] else None for i in order],
         [groups[i] for i in order],
     ]
     table = pa.Table.from_arrays(
@@ -70,8 +70,8 @@ def write_seen(folder: str | Path, manifest: Manifest, workers: int | None = Non
     return path
 
 
-def read_seen(folder: str | Path) -> Seen:
-    """Back from `write_seen`.
+def read_training_index(folder: str | Path) -> TrainingIndex:
+    """Back from `write_training_index`.
 
     Raises:
         UsageError: the folder has none.
@@ -90,10 +90,10 @@ def read_seen(folder: str | Path) -> Seen:
         salt = bytes.fromhex(metadata["salt"])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DinomedError(f"{path} is damaged or cut off ({str(error).splitlines()[0][:100]})") from None
-    words = [np.frombuffer(value or bytes(BITS // 8), ">u8").astype(np.uint64) for value in hashes]
-    return Seen(
+    words = [np.frombuffer(value or bytes(HASH_BITS // 8), ">u8").astype(np.uint64) for value in hashes]
+    return TrainingIndex(
         [digest.hex() for digest in contents],
-        np.stack(words) if words else np.empty((0, BITS // 64), np.uint64),
+        np.stack(words) if words else np.empty((0, HASH_BITS // 64), np.uint64),
         np.array([value is not None for value in hashes], bool),
         groups,
         salt,

@@ -7,9 +7,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from dinomed.errors import UsageError, did_you_mean
-
-RULE = ("-labelled", "-area", "-sharpness", "path")
-"""Default order of preference among duplicates: labelled images, then the largest, the sharpest, the first path."""
+from dinomed.pretrain.curation.deduplication.config import RULE
 
 
 def components(count: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:

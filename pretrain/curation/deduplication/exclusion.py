@@ -13,7 +13,6 @@ from dinomed.errors import UsageError
 from dinomed.pretrain.curation.deduplication.components import components, connect
 from dinomed.pretrain.curation.search.pairs import SimilarPairs
 
-NEIGHBORS = 64
 SELF_THRESHOLD = 0.6
 RELATIVE_THRESHOLD = 0.45
 NEAR, GROUP, LINKED = "near", "group", "linked"
@@ -51,7 +50,7 @@ def exclude(
 
     Args:
         count: rows of the pool.
-        pairs: within the pool, from `near_pairs(x, threshold=RELATIVE_THRESHOLD, k=NEIGHBORS)`.
+        pairs: within the pool, from `near_pairs(x, threshold=RELATIVE_THRESHOLD, k=64)`.
         references: between the pool (i) and the references (j), from `near_pairs(x, references, threshold=..., k=1)`.
             A k of 1 is enough, because only the most similar reference of each row is used.
         groups: group of each row of the pool (patient, lesion, video); None where unknown.

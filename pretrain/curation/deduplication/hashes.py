@@ -16,12 +16,13 @@ from math import isqrt
 
 import faiss
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 from scipy.fft import dctn
 
 from dinomed.errors import DinomedError, UsageError
+from dinomed.pretrain.curation.deduplication.config import BITS
 
-BITS = (64, 256)
 _BLOCK = 4096  # rows searched at once; limits the memory of a search
 THUMBNAIL = 32  # side in px
 
@@ -176,3 +177,23 @@ def _as_bytes(hashes: np.ndarray) -> np.ndarray:
 def _check_bits(bits: int) -> None:
     if bits not in BITS:
         raise UsageError(f"a hash cannot have {bits} bits; use {' or '.join(map(str, BITS))}")
+
+
+VIEWS_COLUMN = pa.binary(8 * max(BITS) // 8)
+THUMBNAIL_COLUMN = pa.binary(THUMBNAIL**2)
+
+
+def views_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of type `VIEWS_COLUMN` (hashes of `phash_views` as big-endian bytes) as uint64 (N, 8, 4)."""
+    return np.frombuffer(_column_bytes(column, VIEWS_COLUMN.byte_width), ">u8").astype(np.uint64).reshape(-1, 8, 4)
+
+
+def thumbnails_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of type `THUMBNAIL_COLUMN` as uint8 (N, 32, 32)."""
+    pixels = np.frombuffer(_column_bytes(column, THUMBNAIL_COLUMN.byte_width), np.uint8)
+    return pixels.reshape(-1, THUMBNAIL, THUMBNAIL)
+
+
+def _column_bytes(column: pa.ChunkedArray, width: int) -> bytes:
+    parts = [chunk.buffers()[1][chunk.offset * width : (chunk.offset + len(chunk)) * width] for chunk in column.chunks]
+    return b"".join(part.to_pybytes() for part in parts)

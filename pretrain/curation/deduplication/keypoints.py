@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-MIN_MATCHES = 8
-"""Matches from which two images count as copies. No pair of different real lesions reached 7 (docs/curation.md)."""
+from dinomed.pretrain.curation.deduplication.config import MIN_MATCHES
+
 _SHORT_SIDE, _LONG_SIDE = 256, 512  # px; the short side of scaled images, unless the long side would be above its limit
 _MAX_KEYPOINTS = 600
 _RATIO = 0.8  # ratio test of Lowe: largest distance of the best match relative to the second best

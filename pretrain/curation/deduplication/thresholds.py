@@ -11,7 +11,7 @@ small backbone give similar images the highest cosines (8,849 of the 8.0 million
 
 from dataclasses import dataclass
 
-from dinomed.pretrain.curation.config import DuplicatesConfig
+from dinomed.pretrain.curation.deduplication.config import DuplicatesConfig
 from dinomed.pretrain.curation.deduplication.exclusion import RELATIVE_THRESHOLD, SELF_THRESHOLD
 
 

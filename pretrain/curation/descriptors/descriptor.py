@@ -9,7 +9,7 @@ Three sources of raw features, and a projection that is fitted to the collection
 
 The sources are in `dinomed.pretrain.curation.descriptors.sources`.
 
-A descriptor is fitted once (`fit_descriptor`), saved, and then a pure function of images: shards of a pile can be
+A descriptor is fitted once (`fit_descriptor`), saved, and then a pure function of images: shards of a pool can be
 described anywhere, in any order. Its fingerprint says whether two sets of vectors may be compared.
 """
 
@@ -17,53 +17,32 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dinomed.config import Config, build_config
+from dinomed.config import build_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.neighbors import normalised
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.files import replacing
 from dinomed.io.prefetch import prefetch
+from dinomed.pretrain.curation.descriptors.config import MIN_FIT_IMAGES, DescriptorConfig
 from dinomed.pretrain.curation.descriptors.projection import Projection, fit_invariance, fit_whitening
-from dinomed.pretrain.curation.descriptors.sources import (
-    ComposedConfig,
-    ComposedSource,
-    Source,
-    SourceConfig,
-    build_source,
-)
+from dinomed.pretrain.curation.descriptors.sources import ComposedSource, DescriptorSource, build_source
 from dinomed.pretrain.curation.descriptors.synthetic_copies import KINDS, make_copy
+from dinomed.pretrain.curation.runtime.images import BATCH
 from dinomed.progress import bar
 
 FORMAT = "dinomed.descriptor/1"
-LEAST = 8  # images to fit to; with fewer, nothing is known of how pictures differ
-_BATCH = 16
-
-
-class DescriptorConfig(Config):
-    """Which features, and what is fitted to the collection."""
-
-    source: SourceConfig = ComposedConfig()
-    fit: Literal["copies", "whitening", "none"] = Field(
-        "copies", description="learn from synthetic copies what to overlook; or whiten; or leave as it is"
-    )
-    dimension: int = Field(512, ge=2)
-    fit_images: int = Field(1000, ge=LEAST, description="images that are fitted to, drawn from the collection")
-    whitening_power: float = Field(0.5, ge=0, le=1)
-    seed: int = Field(0, ge=0)
 
 
 class Descriptor:
     """Images to vectors float32 (N, D) of length 1. `fingerprint`: 64 hex digits over all that they depend on."""
 
-    def __init__(self, config: DescriptorConfig, source: Source, projection: Projection | None) -> None:
+    def __init__(self, config: DescriptorConfig, source: DescriptorSource, projection: Projection | None) -> None:
         self.config, self.source, self.projection = config, source, projection
         digest = hashlib.sha256(source.fingerprint.encode())
         for array in () if projection is None else (projection.mean, projection.matrix):
@@ -72,7 +51,7 @@ class Descriptor:
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Pictures, uint8 RGB ``(H, W, 3)`` of any sizes. Raises `DinomedError` if a feature is not finite."""
-        raw = np.concatenate([self.source(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
+        raw = np.concatenate([self.source(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
         return normalised(raw, "descriptor of image") if self.projection is None else self.projection(raw)
 
 
@@ -82,7 +61,7 @@ def fit_descriptor(
     """A descriptor fitted to a sample of the images of some manifests, the same for the same seed.
 
     Raises:
-        DinomedError: fewer than `LEAST` images of the sample can be read.
+        DinomedError: fewer than `MIN_FIT_IMAGES` images of the sample can be read.
     """
     source = build_source(config.source, device)
     if config.fit == "none":
@@ -108,8 +87,8 @@ def fit_descriptor(
         for row in prefetch(read, chosen, threads):
             rows += [] if row is None else [row]
             progress.advance()
-    if len(rows) < LEAST:
-        raise DinomedError(f"a descriptor needs {LEAST} images to be fitted to, and {len(rows)} can be read")
+    if len(rows) < MIN_FIT_IMAGES:
+        raise DinomedError(f"a descriptor needs {MIN_FIT_IMAGES} images to be fitted to, and {len(rows)} can be read")
     raw = np.stack(rows)
     if config.fit == "whitening":
         return Descriptor(config, source, fit_whitening(raw[:, 0], config.dimension, config.whitening_power))

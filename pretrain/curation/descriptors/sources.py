@@ -4,51 +4,23 @@ A source is built from its config, and maps pictures, uint8 RGB ``(H, W, 3)``, t
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
-from dinomed.config import Config
 from dinomed.device import resolve_device
 from dinomed.features.compute import compute_features
 from dinomed.features.pooling import generalised_mean
 from dinomed.io.files import sha256_file
+from dinomed.pretrain.curation.descriptors.config import ComposedConfig, SourceConfig, SSCDConfig
 from dinomed.pretrain.curation.descriptors.handcrafted import SIZE, compose
 from dinomed.pretrain.curation.descriptors.sscd import describe, load_sscd
 
 
-class ComposedConfig(Config):
-    """No settings: it needs nothing."""
-
-    kind: Literal["composed"] = "composed"
-
-
-class BackboneConfig(Config):
-    """A frozen ViT, named as everywhere: a run folder, or the name of released weights with their file."""
-
-    kind: Literal["backbone"] = "backbone"
-    backbone: str
-    weights: str | None = None
-    image_size: int | None = Field(None, ge=8, description="px, instead of the backbone's own")
-    power: float = Field(4.0, gt=0, description="of the generalised mean of patch tokens")
-
-
-class SSCDConfig(Config):
-    """An SSCD file; see `load_sscd`."""
-
-    kind: Literal["sscd"] = "sscd"
-    weights: str
-    allow_code: bool = Field(False, description="run the program in a TorchScript file")
-
-
-SourceConfig = Annotated[ComposedConfig | BackboneConfig | SSCDConfig, Field(discriminator="kind")]
-
-
-class Source(Protocol):
+class DescriptorSource(Protocol):
     """Pictures, uint8 RGB ``(H, W, 3)``, to raw features float32 (B, C)."""
 
     fingerprint: str
@@ -91,7 +63,7 @@ class SSCDSource:
         return describe(self.network, images, self.device)
 
 
-def build_source(config: SourceConfig, device: str = "auto") -> Source:
+def build_source(config: SourceConfig, device: str = "auto") -> DescriptorSource:
     """The source that a config names; `device` is for those that are networks."""
     if isinstance(config, ComposedConfig):
         return ComposedSource()

@@ -1,7 +1,7 @@
 """Synthetic copies of an image: what happens to pictures on their way between collections, from a seed.
 
-They measure copy detection where nobody has labelled copies, and `dinomed.pretrain.curation.descriptors.descriptor` learns from
-them what to overlook. Pictures are uint8 RGB ``(H, W, 3)`` in and out; the size may change.
+They measure copy detection where nobody has labelled copies, and the descriptor (`descriptors.descriptor`) learns from
+them which changes to ignore. Pictures are uint8 RGB ``(H, W, 3)`` in and out; the size may change.
 """
 
 import math

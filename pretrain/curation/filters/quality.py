@@ -4,13 +4,12 @@ Nothing is deleted: the verdict is a word that the manifest keeps. Facts and thr
 thresholds need no second look at the pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
-from pydantic import Field
 
-from dinomed.config import Config
+from dinomed.pretrain.curation.filters.config import QualityConfig
 from dinomed.pretrain.curation.filters.text import text_share
 
 WORKING_SIDE = 256
@@ -34,22 +33,9 @@ class Quality:
     text_share: float  # inside the boxes of lines of text (`dinomed.pretrain.curation.filters.text`)
 
 
-class QualityConfig(Config):
-    """What a picture has to be; None switches a test off.
+MEASURES = tuple(field.name for field in fields(Quality))
 
-    The defaults pass 2,159 of 2,160 real pictures (dermoscopy of two sources, endoscopy; see docs/curation.md).
-    """
-
-    min_short_side_px: int | None = Field(64, ge=1)
-    min_luminance_mean: float | None = Field(16.0, ge=0, le=255, description="below: black")
-    max_overexposed_share: float | None = Field(0.5, ge=0, le=1)
-    min_luminance_spread: float | None = Field(3.0, ge=0, description="below: blank, one colour")
-    max_border_share: float | None = Field(0.75, ge=0, le=1)
-    min_sharpness: float | None = Field(4.0, ge=0, description="below: blurred")
-    max_text_share: float | None = Field(0.1, ge=0, le=1)
-
-
-REASONS = ("too small", "black", "over-exposed", "blank", "borders", "blurred", "text")
+QUALITY_REASONS = ("too small", "black", "over-exposed", "blank", "borders", "blurred", "text")
 """The words of `judge`; the first that applies is the reason."""
 
 
@@ -78,7 +64,7 @@ def measure_quality(image: np.ndarray) -> Quality:
 
 
 def judge(quality: Quality, config: QualityConfig) -> str | None:
-    """Why the picture is not to be kept, one of `REASONS`; None if it is."""
+    """Why the picture is not to be kept, one of `QUALITY_REASONS`; None if it is."""
 
     def below(value: float, least: float | None) -> bool:
         return least is not None and value < least
@@ -95,7 +81,13 @@ def judge(quality: Quality, config: QualityConfig) -> str | None:
         below(quality.sharpness, config.min_sharpness),
         above(quality.text_share, config.max_text_share),
     )
-    return next((reason for reason, failed in zip(REASONS, fails, strict=True) if failed), None)
+    return next((reason for reason, failed in zip(QUALITY_REASONS, fails, strict=True) if failed), None)
+
+
+def judge_all(measures: dict[str, np.ndarray], config: QualityConfig) -> list[str | None]:
+    """Return the reason of each of N images as `judge` does; `measures` are the columns of `MEASURES`, (N,) each."""
+    columns = [measures[name].tolist() for name in MEASURES]
+    return [judge(Quality(*values), config) for values in zip(*columns, strict=True)]
 
 
 def find_border(gray: np.ndarray) -> np.ndarray:

@@ -17,21 +17,19 @@ _LEAST = 3  # letters in a line
 
 def text_share(image: np.ndarray) -> float:
     """The share of a picture, uint8 RGB ``(H, W, 3)``, inside the boxes of its lines of text: 0 to 1."""
-    boxes, (height, width) = _find(image)
+    boxes, (height, width) = find_text(image)
     covered = np.zeros((height, width), bool)
     for left, top, right, bottom in boxes:
         covered[top:bottom, left:right] = True
     return float(covered.mean())
 
 
-def find_text(image: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """The boxes of the lines of text: (left, top, right, bottom) in px of the picture."""
-    boxes, (height, _) = _find(image)
-    scale = image.shape[0] / height
-    return [(int(a * scale), int(b * scale), round(c * scale), round(d * scale)) for a, b, c, d in boxes]
+def find_text(image: np.ndarray) -> tuple[list[tuple[int, int, int, int]], tuple[int, int]]:
+    """Return the boxes of the lines of text in an image, uint8 RGB ``(H, W, 3)``, resized to a short side of 480 px.
 
-
-def _find(image: np.ndarray) -> tuple[list[tuple[int, int, int, int]], tuple[int, int]]:
+    Returns:
+        The boxes (left, top, right, bottom) in px of the resized image, right and bottom exclusive; its (height, width).
+    """
     short = min(image.shape[:2])
     scale = _SIDE / short
     kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC

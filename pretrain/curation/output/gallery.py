@@ -7,8 +7,8 @@ import numpy as np
 
 from dinomed.html.album import Album, spread
 from dinomed.html.page import heading, paragraph
-from dinomed.pretrain.curation.output.read import Outcome
-from dinomed.pretrain.curation.reasons import MEANING, REASONS
+from dinomed.pretrain.curation.decisions import EXPLANATIONS, REASONS
+from dinomed.pretrain.curation.output.read import CurationResult
 
 PAIRS = 8  # shown of each reason
 SHEET = 36  # pictures on a contact sheet
@@ -16,7 +16,7 @@ CLUSTERS = 12
 _SIZE: dict[str, Any] = {"side": 180, "quality": 85, "width_px": 150}
 
 
-def show_pairs(outcome: Outcome, album: Album) -> list[str]:
+def show_pairs(outcome: CurationResult, album: Album) -> list[str]:
     """Of each reason some pairs, evenly from the most to the least alike: the last ones show what a threshold did."""
     removed = outcome.removed
     reasons = np.array([outcome.reason[row] for row in removed.row], object)
@@ -28,7 +28,7 @@ def show_pairs(outcome: Outcome, album: Album) -> list[str]:
         shown = found[spread(len(found), PAIRS)]
         parts.append(heading(f"{reason.capitalize()}: {_count(len(found), 'pair')}"))
         note = f"{len(shown)} of them, evenly from the most to the least alike." if len(shown) < len(found) else ""
-        parts.append(paragraph(f"Left: removed, since {MEANING[reason]}. {note}".strip()))
+        parts.append(paragraph(f"Left: removed, since {EXPLANATIONS[reason]}. {note}".strip()))
         for place in shown:
             row, kept, kept_out = (int(a[place]) for a in (removed.row, removed.duplicate_of, removed.reference))
             left = album.picture(outcome.manifest, row, "removed", **_SIZE)
@@ -41,7 +41,7 @@ def show_pairs(outcome: Outcome, album: Album) -> list[str]:
     return parts
 
 
-def show_sheets(outcome: Outcome, album: Album) -> list[str]:
+def show_sheets(outcome: CurationResult, album: Album) -> list[str]:
     """Of the reasons that concern an image by itself, a sheet each."""
     paired = np.zeros(len(outcome.manifest), bool)
     paired[outcome.removed.row] = True
@@ -51,12 +51,12 @@ def show_sheets(outcome: Outcome, album: Album) -> list[str]:
         rows = np.flatnonzero((reasons == reason) & ~paired)
         if len(rows):
             shown = rows[spread(len(rows), SHEET)]
-            caption = f"{reason}: {len(shown):,} of {len(rows):,} ({MEANING[reason]})"
+            caption = f"{reason}: {len(shown):,} of {len(rows):,} ({EXPLANATIONS[reason]})"
             parts.append(album.sheet(outcome.manifest, shown.tolist(), caption))
     return [heading("Removed for what they are"), *parts] if parts else []
 
 
-def show_clusters(outcome: Outcome, album: Album) -> list[str]:
+def show_clusters(outcome: CurationResult, album: Album) -> list[str]:
     found = list(outcome.clusters().values())
     if not found:
         return []

@@ -1,9 +1,9 @@
 """What a curation did, read back from what it wrote: for the command, for the report, for tests.
 
 A curation to ``curated.parquet`` leaves
-* ``curated.parquet``: the pile, a row an image, with `keep`, `reason`, `duplicate_of`, `component`, `source`;
+* ``curated.parquet``: the pool, a row an image, with `keep`, `reason`, `duplicate_of`, `component`, `source`;
 * ``curated.json``: the summary, the same bytes for the same inputs and settings;
-* ``curated.stages/``: what each stage computed. `rows.arrow` there holds numbers for every row of the pile (`ROWS`),
+* ``curated.stages/``: what each stage computed. `rows.arrow` there holds numbers for every row of the pool (`ROWS`),
   `references.parquet` is the manifest of the images that were kept out, `timings.jsonl` what each stage took.
 """
 
@@ -20,10 +20,11 @@ import pyarrow as pa
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import read_json
+from dinomed.pretrain.curation.pool import COLUMNS
+from dinomed.pretrain.curation.runtime.stage import TIMINGS
+from dinomed.pretrain.curation.selection.contribution import SetContribution
 
 FORMAT = "dinomed.curation/1"
-COLUMNS = ("keep", "reason", "duplicate_of", "component", "source")
-"""What a curation adds to a manifest."""
 ROWS = pa.schema(
     [
         pa.field("duplicate_of", pa.int64()),  # row that is kept in its place, or -1
@@ -38,18 +39,6 @@ ROWS = pa.schema(
     ]
 )
 How = Literal["exact", "hash", "descriptor"]
-Mode = Literal["as is", "sample", "cluster", "balanced", "all"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A row of the paper's table (DINOv2, table 15): one set of images and what it brought in."""
-
-    name: str  # of its manifest, without folder and suffix
-    mode: Mode  # "as is": the set itself; "balanced", "all": of the pool, where there is no trusted set
-    images: int  # of the set
-    retrieved: int  # images of the pool that it asked for, before its limit; of "as is" the images themselves
-    kept: int  # images that are in the collection for its sake; one that two sets ask for counts for the first
 
 
 @dataclass(frozen=True)
@@ -67,8 +56,8 @@ class Removed:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Everything that a report needs. N images in the pile: those of the pool, then trusted ones that are not in it."""
+class CurationResult:
+    """Everything that a report needs. N images in the pool: those of the pool, then trusted ones that are not in it."""
 
     path: Path
     manifest: Manifest  # N rows, with `COLUMNS`
@@ -84,7 +73,7 @@ class Outcome:
 
     @cached_property
     def reason(self) -> list[str | None]:
-        """Why not; None for what is kept. The words are those of `dinomed.pretrain.curation.reasons`."""
+        """Why not; None for what is kept. The words are those of `dinomed.pretrain.curation.decisions`."""
         return self.manifest.column("reason")
 
     @property
@@ -93,9 +82,9 @@ class Outcome:
         return dict(self.summary["counts"])
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[SetContribution]:
         """The paper's table."""
-        return [Source(**row) for row in self.summary["sources"]]
+        return [SetContribution(**row) for row in self.summary["sources"]]
 
     @property
     def recall(self) -> list[dict[str, Any]]:
@@ -150,7 +139,7 @@ def stages_path(output: str | Path) -> Path:
     return Path(output).with_suffix(".stages")
 
 
-def load_outcome(output: str | Path) -> Outcome:
+def load_result(output: str | Path) -> CurationResult:
     """What `dinomed curate -o OUTPUT` left.
 
     Raises:
@@ -169,7 +158,7 @@ def load_outcome(output: str | Path) -> Outcome:
     if len(rows["x"]) != len(manifest) or summary["images"] != len(manifest):
         raise DinomedError(f"{folder} is of another run than {output}; run dinomed curate again")
     kept_out = folder / "references.parquet"
-    return Outcome(
+    return CurationResult(
         output, manifest, read_manifest(kept_out) if kept_out.is_file() else None, summary, rows, read_timings(folder)
     )
 
@@ -190,7 +179,7 @@ def read_rows(path: Path) -> dict[str, np.ndarray]:
 
 def read_timings(folder: Path) -> list[dict[str, Any]]:
     """One entry for each stage that computed something; a line that was cut off is passed over."""
-    path = folder / "timings.jsonl"
+    path = folder / TIMINGS
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:

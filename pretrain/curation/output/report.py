@@ -1,6 +1,6 @@
 """What a curation did, as one HTML page that a person can check by eye: no script, nothing fetched.
 
-The paper's table (DINOv2, table 15), what was removed and why, pairs side by side, the pile as a map before and after,
+The paper's table (DINOv2, table 15), what was removed and why, pairs side by side, the pool as a map before and after,
 clusters as contact sheets, how balanced the collection is, what the search was measured to find, all settings. What
 files are called, and of whom they are, is shown on request only.
 """
@@ -14,9 +14,9 @@ import yaml
 from dinomed.html.album import MIB, Album
 from dinomed.html.page import build_page, build_table, code, compare, folded, heading, paragraph, scatter
 from dinomed.io.files import write_text
+from dinomed.pretrain.curation.decisions import EXPLANATIONS, NOT_RETRIEVED, NOT_SAMPLED, UNLIKE
 from dinomed.pretrain.curation.output.gallery import show_clusters, show_pairs, show_sheets
-from dinomed.pretrain.curation.output.read import Outcome
-from dinomed.pretrain.curation.reasons import MEANING, NOT_RETRIEVED, NOT_SAMPLED, UNLIKE
+from dinomed.pretrain.curation.output.read import CurationResult
 from dinomed.progress import bar
 
 POINTS = 5000  # drawn on a map
@@ -25,7 +25,7 @@ COLUMNS = 6  # columns whose balance is shown
 _OTHER = "other"
 
 
-def write_report(outcome: Outcome, path: str | Path, *, names: bool = False, limit_mib: float = 16) -> None:
+def write_report(outcome: CurationResult, path: str | Path, *, names: bool = False, limit_mib: float = 16) -> None:
     """Write the page.
 
     Args:
@@ -38,7 +38,7 @@ def write_report(outcome: Outcome, path: str | Path, *, names: bool = False, lim
     write_text(path, build_report(outcome, names=names, limit_mib=limit_mib))
 
 
-def build_report(outcome: Outcome, *, names: bool = False, limit_mib: float = 16) -> str:
+def build_report(outcome: CurationResult, *, names: bool = False, limit_mib: float = 16) -> str:
     """The page as text; see `write_report`."""
     album = Album(round(limit_mib * MIB), names=names)
     chapters = (_sources, _reasons, _balance, _maps, show_pairs, show_sheets, show_clusters, _search, _times)
@@ -52,7 +52,7 @@ def build_report(outcome: Outcome, *, names: bool = False, limit_mib: float = 16
     return build_page("Curation", [*parts, *_settings(outcome)])
 
 
-def _sources(outcome: Outcome, _: Album) -> list[str]:
+def _sources(outcome: CurationResult, _: Album) -> list[str]:
     total, kept = len(outcome.manifest), int(outcome.keep.sum())
     rows: list[tuple[Any, ...]] = [
         (source.name, source.mode, source.images, source.retrieved, source.kept) for source in outcome.sources
@@ -64,14 +64,14 @@ def _sources(outcome: Outcome, _: Album) -> list[str]:
     ]
 
 
-def _reasons(outcome: Outcome, _: Album) -> list[str]:
+def _reasons(outcome: CurationResult, _: Album) -> list[str]:
     total = max(len(outcome.manifest), 1)
-    rows = [(name, count, f"{count / total:.1%}", MEANING.get(name, "")) for name, count in outcome.counts.items()]
+    rows = [(name, count, f"{count / total:.1%}", EXPLANATIONS.get(name, "")) for name, count in outcome.counts.items()]
     said = "An image has one reason, the first that applies. Nothing is deleted: the manifest says why not."
     return [heading("What became of the images"), build_table(("", "images", "share", ""), rows), paragraph(said)]
 
 
-def _balance(outcome: Outcome, _: Album) -> list[str]:
+def _balance(outcome: CurationResult, _: Album) -> list[str]:
     parts = [heading("Balance, before and after")]
     for column in _shown_columns(outcome):
         found = outcome.balance(column)
@@ -98,7 +98,7 @@ def effective(counts: np.ndarray) -> float:
     return float(round(np.exp(-(share * np.log(share)).sum()), 6)) if len(share) else 0.0
 
 
-def _shown_columns(outcome: Outcome) -> list[str]:
+def _shown_columns(outcome: CurationResult) -> list[str]:
     """Those with few values for their images: a column with nearly as many as images would name them."""
     labels, given = [], outcome.manifest
     for name in outcome.balance_columns():
@@ -108,7 +108,7 @@ def _shown_columns(outcome: Outcome) -> list[str]:
     return labels[:COLUMNS]
 
 
-def _maps(outcome: Outcome, _: Album) -> list[str]:
+def _maps(outcome: CurationResult, _: Album) -> list[str]:
     points = outcome.points
     placed = np.flatnonzero(np.isfinite(points).all(axis=1))
     if len(placed) < 2:
@@ -127,7 +127,7 @@ def _maps(outcome: Outcome, _: Album) -> list[str]:
     fates = ["kept", "copies, and tests", "unfit", "not asked for"]
     source = np.array([value or _OTHER for value in _values(outcome, "source", rows)], object)
     parts = [
-        heading("The pile as a map"),
+        heading("The pool as a map"),
         paragraph(
             "Two principal components of the embeddings; a copy lies where its original does. "
             + (f"A sample of {len(rows):,} of {len(placed):,} images." if len(rows) < len(placed) else "")
@@ -147,7 +147,7 @@ def _maps(outcome: Outcome, _: Album) -> list[str]:
     return parts
 
 
-def _values(outcome: Outcome, column: str, rows: np.ndarray) -> list[str | None]:
+def _values(outcome: CurationResult, column: str, rows: np.ndarray) -> list[str | None]:
     values = outcome.manifest.column(column)
     return [None if values[row] is None else str(values[row]) for row in rows]
 
@@ -160,7 +160,7 @@ def _fate(reason: str | None) -> str:
     return "copies, and tests" if "copy" in reason or "excluded" in reason or "linked" in reason else "unfit"
 
 
-def _search(outcome: Outcome, _: Album) -> list[str]:
+def _search(outcome: CurationResult, _: Album) -> list[str]:
     parts = [heading("What the search finds")]
     if not outcome.recall:
         return [*parts, paragraph("All searches were exact: every pair above its threshold was found.")]
@@ -171,7 +171,7 @@ def _search(outcome: Outcome, _: Album) -> list[str]:
             paragraph(said)]  # fmt: skip
 
 
-def _times(outcome: Outcome, _: Album) -> list[str]:
+def _times(outcome: CurationResult, _: Album) -> list[str]:
     if not outcome.timings:
         return []
     whole = sum(entry["seconds"] for entry in outcome.timings) or 1
@@ -185,7 +185,7 @@ def _times(outcome: Outcome, _: Album) -> list[str]:
     return [heading("What it took"), build_table(("stage", "images", "seconds", "images a second", "share"), rows)]
 
 
-def _settings(outcome: Outcome) -> list[str]:
+def _settings(outcome: CurationResult) -> list[str]:
     told = {key: value for key, value in outcome.summary.items() if key not in ("counts", "sources", "searches")}
     settings = told.pop("config", None)
     parts = [heading("Settings and fingerprints")]

@@ -13,22 +13,26 @@ from dinomed.datasets.manifest import Manifest, build_manifest, write_manifest
 from dinomed.images.read import read_header, read_image
 from dinomed.io.files import replacing, sha256_file, write_json
 from dinomed.notice import RESEARCH_USE
-from dinomed.pretrain.curation.decisions import Verdicts
+from dinomed.pretrain.curation.config import CurationConfig
+from dinomed.pretrain.curation.decisions import REASONS, Decisions
 from dinomed.pretrain.curation.deduplication.stage import Links
-from dinomed.pretrain.curation.filters.faces import blur_faces, blurred_name
-from dinomed.pretrain.curation.output.read import COLUMNS, FORMAT, ROWS, summary_path
-from dinomed.pretrain.curation.reasons import REASONS
+from dinomed.pretrain.curation.filters.faces import Box, blur_faces, blurred_name
+from dinomed.pretrain.curation.output.read import FORMAT, ROWS, summary_path
+from dinomed.pretrain.curation.pool import COLUMNS
 from dinomed.pretrain.curation.runtime.cache import write_table
-from dinomed.pretrain.curation.runtime.context import Job
+from dinomed.pretrain.curation.runtime.context import CurationContext
 from dinomed.pretrain.curation.selection.stage import Chosen
 from dinomed.progress import track
 
-Boxes = dict[int, list[tuple[int, int, int, int]]]
+Boxes = dict[int, list[Box]]  # row -> faces
 
 
-def write_result(output: Path, job: Job, verdicts: Verdicts, links: Links, chosen: Chosen, faces: Boxes) -> None:
+def write_result(
+    output: Path, context: CurationContext, config: CurationConfig, decisions: Decisions, links: Links, chosen: Chosen,
+    faces: Boxes,
+) -> None:  # fmt: skip
     """The rows, the excluded images, the summary, and last the manifest."""
-    pile = job.pile
+    pool = context.pool
     output.unlink(missing_ok=True)  # of an earlier run: its rows and summary go now
     points = chosen.points.copy()
     copies = np.flatnonzero(links.duplicate_of >= 0)
@@ -39,25 +43,26 @@ def write_result(output: Path, job: Job, verdicts: Verdicts, links: Links, chose
         "unlike": chosen.unlike, "x": points[:, 0], "y": points[:, 1],
     }  # fmt: skip
     table = pa.table([pa.array(values[field.name], field.type) for field in ROWS], schema=ROWS)
-    with replacing(job.folder / "rows.arrow") as temporary:
+    assert context.folder is not None
+    with replacing(context.folder / "rows.arrow") as temporary:
         write_table(temporary, table)
-    kept_out = job.folder / "references.parquet"
-    if pile.references is None:
+    kept_out = context.folder / "references.parquet"
+    if pool.references is None:
         kept_out.unlink(missing_ok=True)
     else:
-        write_manifest(pile.references, kept_out)
-    write_json(summary_path(output), _summary(job, verdicts, links, chosen, faces))
-    write_manifest(_blurred(output, _manifest(job, verdicts, links, chosen), faces, verdicts), output)
+        write_manifest(pool.references, kept_out)
+    write_json(summary_path(output), _summary(context, config, decisions, links, chosen, faces))
+    write_manifest(_blurred(output, _manifest(context, decisions, links, chosen), faces, decisions), output)
 
 
-def _manifest(job: Job, verdicts: Verdicts, links: Links, chosen: Chosen) -> Manifest:
-    """The pile with `COLUMNS`."""
-    manifest = job.pile.manifest
+def _manifest(context: CurationContext, decisions: Decisions, links: Links, chosen: Chosen) -> Manifest:
+    """The pool with `COLUMNS`."""
+    manifest = context.pool.manifest
     images = manifest.column("image")
-    alive = verdicts.alive.tolist()
+    alive = decisions.kept.tolist()
     columns: dict[str, list[Any]] = {name: manifest.column(name) for name in manifest.columns if name not in COLUMNS}
     columns["keep"] = alive
-    columns["reason"] = verdicts.reason.tolist()
+    columns["reason"] = decisions.reason.tolist()
     columns["duplicate_of"] = [None if row < 0 else images[row] for row in links.duplicate_of.tolist()]
     columns["component"] = [str(row) for row in links.component.tolist()]
     columns["source"] = [source if keep else None for source, keep in zip(chosen.source.tolist(), alive, strict=True)]
@@ -67,11 +72,11 @@ def _manifest(job: Job, verdicts: Verdicts, links: Links, chosen: Chosen) -> Man
     return build_manifest(columns, manifest.root)
 
 
-def _blurred(output: Path, manifest: Manifest, faces: Boxes, verdicts: Verdicts) -> Manifest:
+def _blurred(output: Path, manifest: Manifest, faces: Boxes, decisions: Decisions) -> Manifest:
     """With copies in which faces are blurred in place of the images that have any; `original` names these."""
     import os
 
-    chosen = [row for row in faces if verdicts.alive[row]]
+    chosen = [row for row in faces if decisions.kept[row]]
     if not chosen:
         return manifest
     folder = output.with_suffix(".faces").resolve()
@@ -102,24 +107,26 @@ def _blurred(output: Path, manifest: Manifest, faces: Boxes, verdicts: Verdicts)
     return build_manifest(columns, root)
 
 
-def _summary(job: Job, verdicts: Verdicts, links: Links, chosen: Chosen, faces: Boxes) -> dict[str, Any]:
-    pile = job.pile
-    found = {"kept": int(verdicts.alive.sum())}
-    found |= {reason: int(np.equal(verdicts.reason, reason).sum()) for reason in REASONS}
+def _summary(
+    context: CurationContext, config: CurationConfig, decisions: Decisions, links: Links, chosen: Chosen, faces: Boxes
+) -> dict[str, Any]:
+    pool = context.pool
+    found = {"kept": int(decisions.kept.sum())}
+    found |= {reason: int(np.equal(decisions.reason, reason).sum()) for reason in REASONS}
     return {
         "format": FORMAT,
         "purpose": RESEARCH_USE,
-        "images": len(pile),
-        "pool": pile.pool,
-        "trusted": {queries.name: len(queries.rows) for queries in pile.trusted},
-        "excluded": {name: pile.reference_sets.count(name) for name in dict.fromkeys(pile.reference_sets)},
+        "images": len(pool),
+        "pool": pool.pool_size,
+        "trusted": {queries.name: len(queries.rows) for queries in pool.query_sets},
+        "excluded": {name: pool.reference_sets.count(name) for name in dict.fromkeys(pool.reference_sets)},
         "counts": {reason: count for reason, count in found.items() if count or reason == "kept"},
         "sources": [asdict(source) for source in chosen.sources],
         "copies": links.record,
         "retrieval": chosen.record,
-        "searches": job.searches,
-        "faces": len(faces) if job.config.faces.action != "off" else None,
-        "notes": list(dict.fromkeys(job.notes)),
-        "config": job.config.model_dump(mode="json"),
+        "searches": context.searches,
+        "faces": len(faces) if config.faces.action != "off" else None,
+        "notes": list(dict.fromkeys(context.notes)),
+        "config": config.model_dump(mode="json"),
         "version": version("dinomed"),
     }

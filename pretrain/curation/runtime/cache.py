@@ -1,120 +1,89 @@
-"""What a stage has computed, in pieces on disk that are trusted only with the right key and checksum.
+"""Cache of the curation stages: Arrow tables and memory-mapped matrices as artifacts with a key and a checksum."""
 
-A piece is a file and, written after it, ``NAME.json`` with its key (a hash over all that it depends on) and the
-SHA-256 of the file. A process that is killed leaves whole pieces and at most one without its JSON, which is made again;
-so is a piece that is damaged, or that was made from other images or settings.
-"""
-
-import hashlib
-import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from dinomed.errors import DinomedError
-from dinomed.io.files import read_json, replacing, sha256_file, write_json
-from dinomed.log import logger
+from dinomed.io.artifacts import ArtifactFolder, hash_key
 
 FORMAT = "dinomed.stage/2"
-"""Part of every key: raised when code that decides (thresholds, alignment, descriptors) changes, so that pieces of
-before are made again. 2: points that align have to be alike between them."""
+"""Part of every key. It is raised when code that decides (thresholds, alignment, descriptors) changes, so that
+artifacts of earlier versions are computed again. Version 2: the neighbourhoods of aligned points are compared."""
+_SUFFIXES = (".arrow", ".npy", ".safetensors", ".faiss")
 
 
-def key_of(*parts: Any) -> str:
-    """64 hex digits over values that JSON can hold."""
-    return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True).encode()).hexdigest()
+def stage_key(*parts: Any) -> str:
+    """Return the key of an artifact of this version, 64 hex digits, from values that JSON can hold."""
+    return hash_key(FORMAT, *parts)
 
 
-class Shelf:
-    """The pieces of one stage, in one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for leftover in folder.glob(".tmp-*"):
-            leftover.unlink(missing_ok=True)
-
-    def path(self, name: str) -> Path:
-        return self.folder / name
-
-    def has(self, name: str, key: str) -> bool:
-        """Whether a piece is there, of this key, and unchanged; says why if it is there and is not."""
-        record_path = self._record(name)
-        if not record_path.is_file():
-            return False
-        path = self.path(name)
-        try:
-            record = read_json(record_path)
-            if not isinstance(record, dict) or record.get("key") != key:
-                return False  # of other images or settings: nothing to warn of
-            if (
-                not path.is_file()
-                or path.stat().st_size != record.get("bytes")
-                or sha256_file(path) != record["sha256"]
-            ):
-                raise DinomedError("it is not what was written")
-        except (DinomedError, OSError, KeyError) as error:
-            logger.warning(f"{path} is damaged ({error}); it is made again")
-            return False
-        return True
+class StageCache(ArtifactFolder):
+    """Artifacts of one stage. Each is one file and has the name of this file."""
 
     def put(self, name: str, key: str, write: Callable[[Path], Any]) -> None:
-        """`write` makes the file at the path that it is given."""
-        path = self.path(name)
-        self._record(name).unlink(missing_ok=True)  # never a new file beside an old record
-        with replacing(path) as temporary:
-            write(temporary)
-        write_json(self._record(name), {"key": key, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
+        """Write an artifact; `write` writes the file at the path that it is given."""
+        self.write(name, key, {name: write})
 
     def put_table(self, name: str, key: str, table: pa.Table) -> None:
+        """Write a table as an artifact."""
         self.put(name, key, lambda path: write_table(path, table))
 
-    def key_of(self, name: str) -> str:
-        """The key of a piece that is there."""
-        return str(read_json(self._record(name))["key"])
-
-    def table(self, name: str) -> pa.Table:
+    def read_table(self, name: str) -> pa.Table:
+        """Return the table of an artifact, memory-mapped."""
         return read_table(self.path(name))
 
-    def make(self, name: str, key: str, compute: Callable[[], pa.Table]) -> pa.Table:
-        """The table called `name`: as it was kept, or computed and kept."""
-        if not self.has(name, key):
+    def compute_table(self, name: str, key: str, compute: Callable[[], pa.Table]) -> pa.Table:
+        """Return the table of an artifact; compute and write it if it is not valid."""
+        if not self.is_valid(name, key):
             self.put_table(name, key, compute())
-        return self.table(name)
+        return self.read_table(name)
 
-    def tidy(self, names: Collection[str]) -> None:
-        """Remove pieces that no longer belong: of a larger pile, or of another setting."""
-        kept = {*names, *(self._record(name).name for name in names)}
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.name not in kept and path.suffix in (".arrow", ".npy", ".json", ".safetensors", ".faiss"):
-                path.unlink()
+    def compute_matrix(self, name: str, key: str, blocks: Iterable[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+        """Return a matrix, float32 of `shape`, memory-mapped; write it from blocks of rows if it is not valid."""
 
-    def _record(self, name: str) -> Path:
-        return self.path(name).with_name(name + ".json")
+        def write(path: Path) -> None:
+            # block by block: single rows would be slow, and the whole matrix may not fit into memory
+            out = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+            start = 0
+            for block in blocks:
+                out[start : start + len(block)] = block
+                start += len(block)
+            assert start == shape[0], (start, shape)
+            out.flush()
+
+        if not self.is_valid(name, key):
+            self.put(name, key, write)
+        return np.load(self.path(name), mmap_mode="r")
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Remove the artifacts that are not in `names`: those of a larger pool or of other settings."""
+        self.remove_others(names, _SUFFIXES)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Arrow IPC, uncompressed: the same bytes for the same table, and mapped without a copy."""
+    """Write an Arrow IPC file, uncompressed: equal tables give equal bytes, and reading needs no copy."""
     table = table.combine_chunks()
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 
 
 def read_table(path: Path) -> pa.Table:
+    """Read an Arrow IPC file, memory-mapped."""
     with pa.memory_map(str(path)) as file:
         return pa.ipc.open_file(file).read_all()
 
 
 def vectors_to_column(vectors: np.ndarray) -> pa.FixedSizeListArray:
-    """float32 (n, D) as an Arrow column."""
+    """Return vectors, float32 (n, D), as an Arrow column."""
     flat = np.ascontiguousarray(vectors, np.float32)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
 
 
 def column_to_vectors(column: pa.ChunkedArray) -> np.ndarray:
-    """Back from `vectors_to_column`: float32 (n, D)."""
+    """Return the vectors of a column that `vectors_to_column` made, float32 (n, D)."""
     dimension = column.type.list_size
     parts = [chunk.flatten().to_numpy().reshape(-1, dimension) for chunk in column.chunks]
     return np.concatenate(parts) if parts else np.empty((0, dimension), np.float32)

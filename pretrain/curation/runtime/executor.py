@@ -1,10 +1,11 @@
-"""Where the pieces of a stage are computed: in this process, or by the workers of Ray.
+"""Executors: the items of a stage are computed in this process or by Ray workers.
 
-An engine maps a piece of work over items, in their order. The work is a value that can be sent to another process; what
-it needs (images, vectors) it reads from files, and what it computes it returns: only the caller writes. So whichever
-engine runs, and whatever dies, each piece is written once.
+An executor maps work over items and yields the tables in the order of the items. The work is a value that can be sent
+to another process. It reads its inputs (images, vectors) from files and returns its result; only the caller writes
+files. Each artifact is therefore written once, whichever executor runs and whichever worker dies.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -13,36 +14,29 @@ import pyarrow as pa
 Work = Callable[[Any], pa.Table]
 
 
-class Engine(Protocol):
-    name: str
+class Executor(Protocol):
+    """Computes the items of a stage."""
 
     def map(self, work: Work, items: Iterable[Any]) -> Iterator[pa.Table]:
-        """`work` of each item, in their order."""
+        """Yield ``work(item)`` for each item, in order."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the workers."""
+        ...
 
 
-class LocalEngine:
-    """In this process; the work has threads of its own."""
-
-    name = "local"
+class LocalExecutor:
+    """Computes in this process; the work uses threads itself."""
 
     def map(self, work: Work, items: Iterable[Any]) -> Iterator[pa.Table]:
+        """Yield ``work(item)`` for each item, in order."""
         return map(work, items)
 
     def close(self) -> None:
-        pass
+        """Do nothing: there are no workers."""
 
 
-def build_engine(name: str, *, address: str | None = None, workers: int | None = None) -> Engine:
-    """`local` or `ray`; `address` is that of a Ray cluster, `workers` the number of its actors.
-
-    Raises:
-        UsageError: Ray is not installed, or no cluster answers.
-    """
-    if name == "local":
-        return LocalEngine()
-    from dinomed.pretrain.curation.runtime.ray_executor import RayEngine
-
-    return RayEngine(address=address, workers=workers)
+def count_processors() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

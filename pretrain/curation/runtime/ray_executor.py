@@ -15,14 +15,13 @@ import pyarrow as pa
 
 from dinomed.errors import DinomedError, UsageError
 from dinomed.log import logger
-from dinomed.pretrain.curation.runtime.executor import Work
-from dinomed.pretrain.curation.search.tiles import count_processors
+from dinomed.pretrain.curation.runtime.executor import Executor, LocalExecutor, Work, count_processors
 
 _STORE_BYTES = 200 * 2**20  # tables of pieces are a few MB; Ray would take a third of the machine's memory
 _TRIES = 4  # of an item whose actor dies
 
 
-class RayEngine:
+class RayExecutor:
     """Actors on a cluster at `address`, or on one that is started here and ends with `close`.
 
     Args:
@@ -31,8 +30,6 @@ class RayEngine:
     Raises:
         UsageError: Ray is not installed, or nothing answers at the address.
     """
-
-    name = "ray"
 
     def __init__(self, *, address: str | None = None, workers: int | None = None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
@@ -122,6 +119,19 @@ class RayEngine:
         self._ray.shutdown()
         if self._folder is not None:
             self._folder.cleanup()
+
+
+def build_executor(name: str, *, address: str | None = None, workers: int | None = None) -> Executor:
+    """Return the executor `local` or `ray`.
+
+    Args:
+        address: of a running Ray cluster; None starts one on this machine.
+        workers: number of Ray workers.
+
+    Raises:
+        UsageError: Ray is not installed, or no cluster answers.
+    """
+    return LocalExecutor() if name == "local" else RayExecutor(address=address, workers=workers)
 
 
 _NO_MORE = object()

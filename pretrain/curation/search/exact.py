@@ -3,11 +3,11 @@
 import numpy as np
 
 from dinomed.features.neighbors import search_exactly
+from dinomed.pretrain.curation.runtime.executor import count_processors
 from dinomed.pretrain.curation.search.bound import fit_bound
 from dinomed.pretrain.curation.search.pairs import PAIR_BYTES, SLACK, PairCollector, SimilarPairs
 from dinomed.pretrain.curation.search.tiles import (
     TileSearch,
-    count_processors,
     in_threads,
     max_pairs_in_tile,
     tile_strips,

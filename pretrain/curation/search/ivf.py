@@ -31,8 +31,6 @@ from dinomed.pretrain.curation.search.vectors import (
 from dinomed.progress import bar
 
 Codec = Literal["auto", "flat", "sq8", "pq"]
-EXACT_UP_TO = 1_000_000
-"""Number of vectors up to which the exact search is faster (about 20 minutes of one processor)."""
 FORMAT = "dinomed.index/1"
 # candidates for each wanted neighbour: codes of fewer bits rank the true neighbours lower
 _OVERSAMPLING = {"flat": 1, "sq8": 2, "pq": 4}

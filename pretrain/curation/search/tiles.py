@@ -1,6 +1,5 @@
 """Exact search in one tile of the similarity matrix at a time: first the bound, then the cosine of what it leaves."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -131,11 +130,6 @@ class TileSearch:
                 kth_best = np.minimum(kth_best, np.partition(cosines, -num_wanted, axis=0)[None, -num_wanted])
             above &= cosines >= np.where(np.isfinite(kth_best), kth_best, -np.inf)
         return np.flatnonzero(above)
-
-
-def count_processors() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_threads(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:

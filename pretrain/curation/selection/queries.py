@@ -9,14 +9,14 @@ import pyarrow as pa
 
 from dinomed.config import build_config
 from dinomed.io.files import to_json
-from dinomed.pretrain.curation import reasons
-from dinomed.pretrain.curation.config import CurationConfig, QuerySetConfig
-from dinomed.pretrain.curation.decisions import Verdicts, missing
-from dinomed.pretrain.curation.output.read import Source
+from dinomed.pretrain.curation.decisions import NOT_RETRIEVED, Decisions, is_none
 from dinomed.pretrain.curation.pool import QuerySet
-from dinomed.pretrain.curation.runtime.cache import column_to_vectors, key_of, vectors_to_column
-from dinomed.pretrain.curation.runtime.context import Job
+from dinomed.pretrain.curation.runtime.cache import column_to_vectors, stage_key, vectors_to_column
+from dinomed.pretrain.curation.runtime.context import CurationContext
+from dinomed.pretrain.curation.search.config import SearchConfig
 from dinomed.pretrain.curation.search.ivf import MeasuredRecall, build_ivf, tune_probes
+from dinomed.pretrain.curation.selection.config import QuerySetConfig, RetrievalConfig
+from dinomed.pretrain.curation.selection.contribution import SetContribution
 from dinomed.pretrain.curation.selection.kmeans import Clusters, kmeans
 from dinomed.pretrain.curation.selection.retrieval import (
     Mode,
@@ -28,9 +28,10 @@ from dinomed.pretrain.curation.selection.retrieval import (
 
 
 def retrieve_for_sets(
-    job: Job, verdicts: Verdicts, candidates: np.ndarray, x: np.ndarray, slot: np.ndarray, key: str,
+    context: CurationContext, decisions: Decisions, config: RetrievalConfig, search: SearchConfig,
+    candidates: np.ndarray, x: np.ndarray, slot: np.ndarray, key: str,
     source: np.ndarray, retrieved_for: np.ndarray, cluster: np.ndarray,
-) -> list[Source]:  # fmt: skip
+) -> list[SetContribution]:  # fmt: skip
     """Each trusted set in turn takes from the pool; the rest is dropped. Fills `source`, `retrieved_for`, `cluster`.
 
     Args:
@@ -38,25 +39,25 @@ def retrieve_for_sets(
         x: (n, D) unit vectors, those of `candidates` first; `slot` (N,) says which is an image's, -1 for none.
         key: over all that `x` depends on.
     """
-    config, shelf = job.config.retrieval, job.shelf("retrieve")
-    pool = x[: len(candidates)]
-    found_by: list[Source] = []
+    candidate_vectors = x[: len(candidates)]
+    found_by: list[SetContribution] = []
     clusters: Clusters | None = None
-    for number, queries in enumerate(job.pile.trusted):
-        own = queries.rows[verdicts.alive[queries.rows]]
+    for number, queries in enumerate(context.pool.query_sets):
+        own = queries.rows[decisions.kept[queries.rows]]
         if not len(own):
-            job.warn(f"{queries.name}: all of its images are excluded, and it asks for nothing")
+            context.warn(f"{queries.name}: all of its images are excluded, and it asks for nothing")
             continue
-        settings, mode = settings_of(job.config, queries)
-        if mode == "sample" and settings.k > len(pool):  # said here: what is found again has the same notes
-            job.say_fewer("retrieval.k", settings.k, len(pool))
+        settings, mode = settings_of(config, queries)
+        if mode == "sample" and settings.k > len(
+            candidate_vectors
+        ):  # said here: what is found again has the same notes
+            context.warn_clipped("retrieval.k", settings.k, len(candidate_vectors))
         vectors = np.ascontiguousarray(x[slot[own]])
         name = f"{number:02d}.arrow"
-        step_key = key_of("retrieve", key, slot[own].tolist(), mode, settings.model_dump(), job.config.seed)
-        job.uses("retrieve", name)
+        step_key = stage_key("retrieve", key, slot[own].tolist(), mode, settings.model_dump(), context.seed)
         if mode == "cluster":
-            clusters = clusters or _clusters(job, pool, key)
-            step_key = key_of(step_key, len(clusters.centroids), config.iterations)
+            clusters = clusters or _clusters(context, config, candidate_vectors, key)
+            step_key = stage_key(step_key, len(clusters.centroids), config.iterations)
             cluster[candidates] = clusters.assignment
 
         def compute(
@@ -66,28 +67,28 @@ def retrieve_for_sets(
             if mode == "cluster":
                 assert clusters is not None
                 found = retrieve_clusters(
-                    vectors, pool, clusters, min_queries=settings.min_queries, per_cluster=settings.per_cluster,
-                    limit=settings.limit, seed=job.config.seed,
+                    vectors, candidate_vectors, clusters, min_queries=settings.min_queries,
+                    per_cluster=settings.per_cluster, limit=settings.limit, seed=context.seed,
                 )  # fmt: skip
                 measured = None
             else:
-                found, measured = _sample(job, vectors, pool, settings)
+                found, measured = _sample(context, search, vectors, candidate_vectors, settings)
             table = pa.table({"row": found.row, "similarity": found.similarity})
             note = {"before_limit": found.before_limit, "measured": measured and asdict(measured)}
             return table.replace_schema_metadata({"note": to_json(note)})
 
-        with job.timed("retrieve", len(own)):
-            table = shelf.make(name, step_key, compute)
+        with context.timed("retrieve", len(own)):
+            table = context.cache("retrieve", name).compute_table(name, step_key, compute)
         rows = candidates[table["row"].to_numpy()]
-        new = rows[verdicts.alive[rows] & missing(source[rows])]
+        new = rows[decisions.kept[rows] & is_none(source[rows])]
         source[new], retrieved_for[new] = mode, queries.name
         note = json.loads(table.schema.metadata[b"note"])
-        found_by.append(Source(queries.name, mode, len(own), note["before_limit"], len(new)))
+        found_by.append(SetContribution(queries.name, mode, len(own), note["before_limit"], len(new)))
         if note["measured"]:
-            job.searches.append({"search": f"retrieval for {queries.name}", **note["measured"]})
+            context.searches.append({"search": f"retrieval for {queries.name}", **note["measured"]})
         if not len(rows):
-            job.warn(f"{queries.name} retrieves nothing: {_advice(mode, settings)}")
-    verdicts.drop(candidates[missing(source[candidates])], reasons.NOT_RETRIEVED)
+            context.warn(f"{queries.name} retrieves nothing: {_advice(mode, settings)}")
+    decisions.drop(candidates[is_none(source[candidates])], NOT_RETRIEVED)
     return found_by
 
 
@@ -97,13 +98,12 @@ def _advice(mode: Mode, settings: QuerySetConfig) -> str:
     return f"no cluster holds more than {settings.min_queries} of its images; fewer retrieval.clusters, or mode sample"
 
 
-def settings_of(curation: CurationConfig, queries: QuerySet) -> tuple[QuerySetConfig, Mode]:
+def settings_of(config: RetrievalConfig, queries: QuerySet) -> tuple[QuerySetConfig, Mode]:
     """What is set for this trusted set, and by which of the two ways it asks.
 
     Raises:
         UsageError: a setting of `retrieval.sets` is wrong.
     """
-    config = curation.retrieval
     shared: dict[str, Any] = {name: getattr(config, name) for name in QuerySetConfig.model_fields}
     if config.mode == "all":
         shared["mode"] = "auto"
@@ -112,36 +112,39 @@ def settings_of(curation: CurationConfig, queries: QuerySet) -> tuple[QuerySetCo
     return own, mode
 
 
-def _clusters(job: Job, pool: np.ndarray, key: str) -> Clusters:
-    config, shelf = job.config.retrieval, job.shelf("retrieve")
-    count = config.clusters or min(max(len(pool) // 30, 1), 100_000)
-    if count > len(pool):
-        job.say_fewer("retrieval.clusters", count, len(pool))
-        count = len(pool)
-    own = key_of("kmeans", key, count, config.iterations, job.config.seed, job.config.memory_gib)
-    job.uses("retrieve", "clusters.arrow", "centroids.arrow")
-    if not (shelf.has("clusters.arrow", own) and shelf.has("centroids.arrow", own)):
-        with job.timed("cluster", len(pool)):
+def _clusters(context: CurationContext, config: RetrievalConfig, candidate_vectors: np.ndarray, key: str) -> Clusters:
+    cache = context.cache("retrieve", "clusters.arrow", "centroids.arrow")
+    count = config.clusters or min(max(len(candidate_vectors) // 30, 1), 100_000)
+    if count > len(candidate_vectors):
+        context.warn_clipped("retrieval.clusters", count, len(candidate_vectors))
+        count = len(candidate_vectors)
+    own = stage_key("kmeans", key, count, config.iterations, context.seed, context.memory_gib)
+    if not (cache.is_valid("clusters.arrow", own) and cache.is_valid("centroids.arrow", own)):
+        with context.timed("cluster", len(candidate_vectors)):
             made = kmeans(
-                pool, count, iterations=config.iterations, seed=job.config.seed, memory_gib=job.config.memory_gib
+                candidate_vectors, count, iterations=config.iterations, seed=context.seed, memory_gib=context.memory_gib
             )
-        shelf.put_table("centroids.arrow", own, pa.table({"vector": vectors_to_column(made.centroids)}))
-        shelf.put_table("clusters.arrow", own, pa.table({"cluster": made.assignment, "closeness": made.closeness}))
-    table = shelf.table("clusters.arrow")
-    centroids = column_to_vectors(shelf.table("centroids.arrow")["vector"])
+        cache.put_table("centroids.arrow", own, pa.table({"vector": vectors_to_column(made.centroids)}))
+        cache.put_table("clusters.arrow", own, pa.table({"cluster": made.assignment, "closeness": made.closeness}))
+    table = cache.read_table("clusters.arrow")
+    centroids = column_to_vectors(cache.read_table("centroids.arrow")["vector"])
     return Clusters(centroids, table["cluster"].to_numpy(), table["closeness"].to_numpy())
 
 
 def _sample(
-    job: Job, vectors: np.ndarray, pool: np.ndarray, settings: QuerySetConfig
+    context: CurationContext,
+    search: SearchConfig,
+    vectors: np.ndarray,
+    candidate_vectors: np.ndarray,
+    settings: QuerySetConfig,
 ) -> tuple[RetrievedImages, MeasuredRecall | None]:
-    k = min(settings.k, len(pool))
+    k = min(settings.k, len(candidate_vectors))
     index = measured = None
-    if len(vectors) * len(pool) > job.config.search.exact_up_to**2 and k < len(pool):
-        index = build_ivf(pool, memory_gib=job.config.memory_gib / 2, seed=job.config.seed)
-        measured = tune_probes(index, k=k, target=job.config.search.recall, seed=job.config.seed)
+    if len(vectors) * len(candidate_vectors) > search.exact_up_to**2 and k < len(candidate_vectors):
+        index = build_ivf(candidate_vectors, memory_gib=context.memory_gib / 2, seed=context.seed)
+        measured = tune_probes(index, k=k, target=search.recall, seed=context.seed)
     found = retrieve_samples(
-        vectors, pool, k=k, threshold=settings.threshold, limit=settings.limit, index=index,
-        memory_gib=job.config.memory_gib,
+        vectors, candidate_vectors, k=k, threshold=settings.threshold, limit=settings.limit, index=index,
+        memory_gib=context.memory_gib,
     )  # fmt: skip
     return found, measured

@@ -20,11 +20,10 @@ from dinomed.pretrain.curation.search.vectors import (
     check_vectors,
     similarity_of,
 )
+from dinomed.pretrain.curation.selection.config import SAMPLE_FROM
 from dinomed.pretrain.curation.selection.kmeans import Clusters, assign, even_shares
 
 Mode = Literal["sample", "cluster"]
-SAMPLE_FROM = 1_000_000
-"""Query sets with more images than this retrieve by sample."""
 
 
 @dataclass(frozen=True)

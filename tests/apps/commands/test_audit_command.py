@@ -13,7 +13,7 @@ from dinomed.apps.pages.audit import build_audit_page, describe_pair
 from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.pretrain.curation.audit.audit import Audit, Pair
-from dinomed.pretrain.curation.audit.training_index import write_seen
+from dinomed.pretrain.curation.audit.training_index import write_training_index
 
 FAST = ["--set", "descriptor.fit_images=16", "--set", "candidates=2", "--quiet"]
 
@@ -97,7 +97,7 @@ def test_splits_can_be_named(sets: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_run_answers_for_itself(sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_seen(tmp_path, read_manifest(sets / "a.parquet"))
+    write_training_index(tmp_path, read_manifest(sets / "a.parquet"))
     page = tmp_path / "page.html"
     code, out, _ = dinomed(capsys, "audit", tmp_path, sets / "b.parquet", "--json", "-o", page, "--quiet")
     report = json.loads(out)

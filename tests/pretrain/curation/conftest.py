@@ -1,4 +1,4 @@
-"""Lesions on disk: a training set and a test set with planted leaks; a raw pile with everything to be found in it."""
+"""Lesions on disk: a training set and a test set with planted leaks; a raw pool with everything to be found in it."""
 
 import shutil
 from dataclasses import dataclass

@@ -9,14 +9,15 @@ from PIL import Image
 
 from dinomed.datasets.manifest import Manifest, build_manifest
 from dinomed.datasets.scan.scan import scan
-from dinomed.pretrain.curation.output.read import Outcome, Source
-from dinomed.pretrain.curation.reasons import EXACT, NEAR, NOT_RETRIEVED, TEST_COPY, TEST_GROUP
+from dinomed.pretrain.curation.decisions import EXACT_COPY, EXCLUDED_COPY, EXCLUDED_GROUP, NEAR_COPY, NOT_RETRIEVED
+from dinomed.pretrain.curation.output.read import CurationResult
+from dinomed.pretrain.curation.selection.contribution import SetContribution
 
 NASTY = "<script>alert(1)<_script>.png"  # no file can hold a slash
 IMAGES = 40
 
 
-def make_outcome(folder: Path, *, removed: bool = True) -> Outcome:
+def make_result(folder: Path, *, removed: bool = True) -> CurationResult:
     """40 pictures of noise. Rows 1 and 2 are copies of 0, row 3 of a reference; 4 is of its group, 5 is black, 6 to 11
     were not asked for; images 20 and later are in three clusters."""
     rng = np.random.default_rng(0)
@@ -39,7 +40,7 @@ def make_outcome(folder: Path, *, removed: bool = True) -> Outcome:
         "y": np.full(IMAGES, np.nan, np.float32),
     }  # fmt: skip
     if removed:
-        reason[1:6] = EXACT, NEAR, TEST_COPY, TEST_GROUP, "black"
+        reason[1:6] = EXACT_COPY, NEAR_COPY, EXCLUDED_COPY, EXCLUDED_GROUP, "black"
         reason[6:12] = [NOT_RETRIEVED] * 6
         rows["duplicate_of"][1:3] = 0
         rows["reference"][3] = 0
@@ -58,13 +59,13 @@ def make_outcome(folder: Path, *, removed: bool = True) -> Outcome:
     kept = counts["kept"]
     summary = {
         "format": "dinomed.curation/1", "images": IMAGES, "counts": counts,
-        "sources": [vars(Source("lesions <b>", "as is", 10, 10, 10)),
-                    vars(Source("lesions <b>", "cluster", 10, 25, kept - 10))],
+        "sources": [vars(SetContribution("lesions <b>", "as is", 10, 10, 10)),
+                    vars(SetContribution("lesions <b>", "cluster", 10, 25, kept - 10))],
         "searches": [{"search": "copies", "recall": 0.961, "of": 852, "queries": 1000, "probes": 8}] if removed else [],
         "fingerprints": {"descriptor": "0123456789abcdef"}, "config": {"descriptor": {"fit_images": 600}},
     }  # fmt: skip
     timings = [{"stage": "look", "seconds": 3.0, "images": IMAGES}] if removed else []
-    return Outcome(folder / "curated.parquet", manifest, references, summary, rows, timings)
+    return CurationResult(folder / "curated.parquet", manifest, references, summary, rows, timings)
 
 
 def add_columns(manifest: Manifest, reason: list[str | None]) -> Manifest:

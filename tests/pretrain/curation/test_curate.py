@@ -1,4 +1,4 @@
-"""`dinomed curate` on a pile in which everything is planted that it has to find; and what it refuses."""
+"""`dinomed curate` on a pool in which everything is planted that it has to find; and what it refuses."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from dinomed.apps import cli
 from dinomed.datasets.manifest import read_manifest
 from dinomed.datasets.open import open_dataset
-from dinomed.pretrain.curation.output.read import Outcome, load_outcome
+from dinomed.pretrain.curation.output.read import CurationResult, load_result
 
 DROPPED = {
     "black.png": "black",
@@ -43,7 +43,7 @@ def rows_of(path: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def curated(raw: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pile, curated with `x.png` denied and everything clean kept."""
+    """The pool, curated with `x.png` denied and everything clean kept."""
     output = tmp_path_factory.mktemp("curated") / "curated.parquet"
     settings = ["--set", 'rules.deny={image: ["denied/*"]}', "--set", "retrieval.mode=all", "-q"]
     with pytest.raises(SystemExit) as end:
@@ -81,7 +81,7 @@ def test_the_result_is_what_pretraining_takes(curated: Path) -> None:
 
 
 def test_the_outcome_says_what_was_done(curated: Path) -> None:
-    outcome: Outcome = load_outcome(curated)
+    outcome: CurationResult = load_result(curated)
     assert sum(outcome.counts.values()) == len(outcome.manifest) == outcome.summary["images"]
     assert outcome.counts["kept"] == int(outcome.keep.sum())
     removed = outcome.removed
@@ -140,7 +140,7 @@ def test_without_a_trusted_set_the_pile_is_balanced(
     assert dinomed(capsys, "curate", *arguments, "-o", output, "-q")[0] == 0
     assert len(open_dataset(output)) == 9
     assert {row["source"] for row in rows_of(output).values()} == {"balanced", None}
-    assert load_outcome(output).clusters()
+    assert load_result(output).clusters()
 
 
 def test_an_index_measures_its_recall(
@@ -151,8 +151,8 @@ def test_an_index_measures_its_recall(
         settings = ["--set", "retrieval.mode=all", *more, "-q"]
         reuse(curated, output)
         assert dinomed(capsys, "curate", *raw.arguments, "-o", output, *settings)[0] == 0
-    assert load_outcome(exact).recall == []
-    assert load_outcome(approximate).recall[0]["recall"] == 1.0
+    assert load_result(exact).recall == []
+    assert load_result(approximate).recall[0]["recall"] == 1.0
     assert rows_of(exact) == rows_of(approximate)
 
 
@@ -176,7 +176,7 @@ def test_a_damaged_and_a_foreign_piece_are_made_again(
     assert damaged > 10
     assert err.count("is damaged") == damaged
     for name in ("000000.arrow", "000000.arrow.json"):  # a whole piece, of other images
-        shutil.copy(stages / "look" / name.replace("000000", "000001"), stages / "look" / name)
+        shutil.copy(stages / "images" / name.replace("000000", "000001"), stages / "images" / name)
     assert dinomed(capsys, *again)[0] == 0
     assert first == (
         output.read_bytes(),
@@ -267,7 +267,7 @@ def test_more_than_there_is_is_cut_with_a_word(
     large = ["--set", "retrieval.mode=sample", "--set", "retrieval.k=1000", "--set", "duplicates.k=1000", "-q"]
     code, _, err = dinomed(capsys, "curate", *raw.arguments, "-o", output, *large)
     assert (code, "retrieval.k is 1,000" in err) == (0, True)
-    assert "not retrieved" not in load_outcome(output).counts
+    assert "not retrieved" not in load_result(output).counts
 
 
 def test_a_dry_run_writes_nothing(raw: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-STAGES = ("look", "faces", "describe", "search-pile", "check-pile", "search-excluded", "embed", "retrieve", "write")
+STAGES = ("images", "faces", "describe", "search-pool", "check-pool", "search-excluded", "embed", "retrieve", "write")
 # A real process, and a real SIGKILL: when the first new piece of a stage lies there and has no record yet.
 CHILD = """
 import os, signal, sys
 from pathlib import Path
 from dinomed.apps import cli
 from dinomed.pretrain.curation.output import write as result
-from dinomed.pretrain.curation.runtime import cache as shelf
+from dinomed.io import artifacts
 
 stage, arguments = sys.argv[1], sys.argv[2:]
 
@@ -29,7 +29,7 @@ def killing(function, is_here):
 if stage == "write":
     result.write_json = killing(result.write_json, lambda path: True)
 else:
-    shelf.write_json = killing(shelf.write_json, lambda path: path.parent.name == stage)
+    artifacts.write_json = killing(artifacts.write_json, lambda path: path.parent.name == stage)
 cli.main(arguments)
 """
 
@@ -68,7 +68,7 @@ def test_killed_in_every_stage_the_result_is_the_same(raw: Any, tmp_path: Path) 
 
 
 @pytest.mark.long
-def test_both_engines_give_the_same(raw: Any, tmp_path: Path) -> None:
+def test_both_executors_give_the_same(raw: Any, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     outputs = [tmp_path / name / "curated.parquet" for name in ("local", "ray")]
     for output, engine in zip(outputs, ("local", "ray"), strict=True):
@@ -100,10 +100,10 @@ class DiesOnce:
 @pytest.mark.long
 def test_a_worker_that_dies_loses_and_doubles_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ray = pytest.importorskip("ray")
-    from dinomed.pretrain.curation.runtime.ray_executor import RayEngine
+    from dinomed.pretrain.curation.runtime.ray_executor import RayExecutor
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[DiesOnce.__module__])  # workers do not know the tests
-    engine = RayEngine(workers=1)
+    engine = RayExecutor(workers=1)
     try:
         found = [table["row"].to_pylist() for table in engine.map(DiesOnce(tmp_path / "died"), range(8))]
     finally:

@@ -11,10 +11,14 @@ from PIL import Image
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import DinomedError, UsageError
-from dinomed.pretrain.curation.audit.audit import Audit, AuditConfig, audit, audit_seen
-from dinomed.pretrain.curation.audit.image_pass import look
-from dinomed.pretrain.curation.audit.training_index import hash_group, read_seen, write_seen
-from dinomed.pretrain.curation.descriptors.descriptor import DescriptorConfig
+from dinomed.pretrain.curation.audit.audit import Audit, AuditConfig, audit, audit_training_index
+from dinomed.pretrain.curation.audit.hashed_images import hash_images
+from dinomed.pretrain.curation.audit.training_index import (
+    hash_group,
+    read_training_index,
+    write_training_index,
+)
+from dinomed.pretrain.curation.descriptors.config import DescriptorConfig
 from dinomed.pretrain.run_folder import SEEN_FILE
 
 CONFIG = AuditConfig(descriptor=DescriptorConfig(fit_images=32), candidates=3)
@@ -103,18 +107,18 @@ def test_what_was_computed_is_used_again_and_damage_is_noticed(
 ) -> None:
     shutil.copytree(planted.test.root, tmp_path / "images")
     test = Manifest(planted.test.table, tmp_path / "images")
-    first = look(test, folder=tmp_path / "cache")
-    (shard,) = (tmp_path / "cache").rglob("*.safetensors")
+    first = hash_images(test, cache=tmp_path / "cache")
+    (shard,) = (tmp_path / "cache").rglob("*.arrow")
     (tmp_path / "images").rename(tmp_path / "moved")
-    again = look(test, folder=tmp_path / "cache")
+    again = hash_images(test, cache=tmp_path / "cache")
     assert (first.hashes == again.hashes).all()
     assert again.readable.all()
     shard.write_bytes(shard.read_bytes()[:50])
     (tmp_path / "moved").rename(tmp_path / "images")
     capsys.readouterr()
-    assert (look(test, folder=tmp_path / "cache").hashes == first.hashes).all()
+    assert (hash_images(test, cache=tmp_path / "cache").hashes == first.hashes).all()
     assert "is damaged" in capsys.readouterr().err
-    look(test.take(range(3)), folder=tmp_path / "cache")
+    hash_images(test.take(range(3)), cache=tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 2  # other images, another key
 
 
@@ -132,12 +136,12 @@ def test_an_empty_side_is_refused(planted) -> None:
 def run_folder(planted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     folder.mkdir()
-    write_seen(folder, planted.train)
+    write_training_index(folder, planted.train)
     return folder
 
 
 def test_a_run_knows_what_it_has_seen(planted, run_folder: Path) -> None:
-    found = audit_seen(read_seen(run_folder), planted.test, CONFIG)
+    found = audit_training_index(read_training_index(run_folder), planted.test, CONFIG)
     assert told(found, None, planted.test, "exact") == {"exact.png": None}
     near = set(told(found, None, planted.test, "near"))
     assert {"turn.png", "flip.png", "jpeg.png", "colour.png", "brightness.png", "rescale.png"} <= near
@@ -145,33 +149,33 @@ def test_a_run_knows_what_it_has_seen(planted, run_folder: Path) -> None:
     assert told(found, None, planted.test, "group") == {"group.png": None}
     names = planted.test.column("image")
     clean = planted.test.take([row for row, name in enumerate(names) if name.startswith("other")])
-    assert audit_seen(read_seen(run_folder), clean, CONFIG).pairs == []
+    assert audit_training_index(read_training_index(run_folder), clean, CONFIG).pairs == []
 
 
 def test_the_index_tells_no_names_and_has_the_same_bytes(planted, run_folder: Path, tmp_path: Path) -> None:
     data = (run_folder / SEEN_FILE).read_bytes()
     for word in (b"patient 7", b"21.png", str(planted.train.root).encode()):
         assert word not in data
-    again = write_seen(tmp_path, planted.train, workers=3)
+    again = write_training_index(tmp_path, planted.train, workers=3)
     assert again.read_bytes() == data
     assert len(data) < 200 * len(planted.train) + 3000
-    seen = read_seen(run_folder)
+    seen = read_training_index(run_folder)
     assert sorted(seen.sha256) == sorted(planted.train.column("sha256"))
     assert seen.groups.count(hash_group("patient 7", seen.salt)) == 2
-    other = write_seen(tmp_path, planted.test).parent
-    assert hash_group("patient 7", read_seen(other).salt) not in seen.groups
+    other = write_training_index(tmp_path, planted.test).parent
+    assert hash_group("patient 7", read_training_index(other).salt) not in seen.groups
 
 
 def test_damaged_and_missing_indexes_are_told(tmp_path: Path, run_folder: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no seen\.parquet; give the manifest"):
-        read_seen(tmp_path)
+        read_training_index(tmp_path)
     data = (run_folder / SEEN_FILE).read_bytes()
     (tmp_path / SEEN_FILE).write_bytes(data[:-30])
     with pytest.raises(DinomedError, match="damaged or cut off"):
-        read_seen(tmp_path)
+        read_training_index(tmp_path)
     write_manifest(_manifest(tmp_path, []), tmp_path / SEEN_FILE)
     with pytest.raises(DinomedError, match="not of the form"):
-        read_seen(tmp_path)
+        read_training_index(tmp_path)
 
 
 def _manifest(root: Path, images: list[str]) -> Manifest:
@@ -234,9 +238,9 @@ def test_a_run_on_real_lesions_knows_them_recompressed(real_data: Path, tmp_path
     for path in images[:20:2]:
         with Image.open(path) as image:
             image.rotate(90, expand=True).save(tmp_path / "test" / f"copy_{path.stem}.jpg", quality=60)
-    write_seen(tmp_path, scan(tmp_path / "train", make_split=False).manifest)
+    write_training_index(tmp_path, scan(tmp_path / "train", make_split=False).manifest)
     test = scan(tmp_path / "test", make_split=False).manifest
-    found = audit_seen(read_seen(tmp_path), test)
+    found = audit_training_index(read_training_index(tmp_path), test)
     assert set(told(found, None, test, "near")) == {f"copy_{path.name}" for path in images[:20:2]}
     assert found.counts["exact"] == 0
 

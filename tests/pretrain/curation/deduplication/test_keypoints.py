@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from dinomed.pretrain.curation.deduplication import keypoints
-from dinomed.pretrain.curation.deduplication.keypoints import MIN_MATCHES, count_matches, find_keypoints
+from dinomed.pretrain.curation.deduplication.config import MIN_MATCHES
+from dinomed.pretrain.curation.deduplication.keypoints import count_matches, find_keypoints
 from dinomed.pretrain.curation.descriptors.synthetic_copies import KINDS, draw_text, make_copy
 
 

@@ -16,16 +16,17 @@ from dinomed.datasets.synthetic.scene import draw_scene
 from dinomed.datasets.synthetic.view import take_view
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.read import read_image
-from dinomed.pretrain.curation.deduplication.keypoints import MIN_MATCHES, count_matches, find_keypoints
+from dinomed.pretrain.curation.deduplication.config import MIN_MATCHES
+from dinomed.pretrain.curation.deduplication.keypoints import count_matches, find_keypoints
+from dinomed.pretrain.curation.descriptors.config import BackboneConfig, DescriptorConfig, SSCDConfig
 from dinomed.pretrain.curation.descriptors.descriptor import (
-    DescriptorConfig,
     fit_descriptor,
     load_descriptor,
     save_descriptor,
 )
 from dinomed.pretrain.curation.descriptors.handcrafted import SIZE, compose
 from dinomed.pretrain.curation.descriptors.projection import Projection, fit_invariance, fit_whitening
-from dinomed.pretrain.curation.descriptors.sources import BackboneConfig, BackboneSource, SSCDConfig
+from dinomed.pretrain.curation.descriptors.sources import BackboneSource
 from dinomed.pretrain.curation.descriptors.sscd import GeneralisedMean, load_sscd
 from dinomed.pretrain.curation.descriptors.synthetic_copies import KINDS, make_copy
 

@@ -11,7 +11,8 @@ from dinomed.datasets.synthetic.scene import KINDS, draw_scene
 from dinomed.datasets.synthetic.view import take_view
 from dinomed.images.read import read_image
 from dinomed.pretrain.curation.descriptors.synthetic_copies import draw_text
-from dinomed.pretrain.curation.filters.quality import REASONS, QualityConfig, find_border, judge, measure_quality
+from dinomed.pretrain.curation.filters.config import QualityConfig
+from dinomed.pretrain.curation.filters.quality import QUALITY_REASONS, find_border, judge, measure_quality
 from dinomed.pretrain.curation.filters.text import find_text, text_share
 
 CONFIG = QualityConfig()
@@ -51,7 +52,7 @@ def test_synthetic_lesions_all_pass() -> None:
 
 
 def test_planted_junk_is_found_for_its_reason() -> None:
-    assert set(plant_junk(draw_lesion(0), 0)) == set(REASONS)
+    assert set(plant_junk(draw_lesion(0), 0)) == set(QUALITY_REASONS)
     wrong: Counter[str] = Counter()
     for seed in range(20):
         for expected, picture in plant_junk(draw_lesion(seed), seed).items():
@@ -125,8 +126,10 @@ def test_drawn_text_is_found_where_it_is(ink: tuple[int, int, int], size: float)
         written = draw_text(lesion, ["PATIENT 4711", "12.03.2019"], size, (0.1, 0.3), ink)
         changed = (written != lesion).any(axis=2)
         inside = np.zeros_like(changed)
-        for left, top, right, bottom in find_text(written):
-            inside[top:bottom, left:right] = True
+        boxes, (height, _) = find_text(written)
+        scale = written.shape[0] / height
+        for left, top, right, bottom in boxes:
+            inside[int(top * scale) : round(bottom * scale), int(left * scale) : round(right * scale)] = True
         hits += bool((changed & inside).sum() > 0.5 * changed.sum())
     assert hits >= 15  # letters of 5 px, and white on pale skin, do not always stand out
 

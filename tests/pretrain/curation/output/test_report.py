@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinomed.pretrain.curation.output.read import Outcome
+from dinomed.pretrain.curation.output.read import CurationResult
 from dinomed.pretrain.curation.output.report import build_report, effective, write_report
 
-MakeOutcome = Callable[..., Outcome]
+MakeResult = Callable[..., CurationResult]
 
 
 @pytest.fixture(scope="module")
-def outcome(make_outcome: MakeOutcome, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return make_outcome(tmp_path_factory.mktemp("curated"))
+def outcome(make_result: MakeResult, tmp_path_factory: pytest.TempPathFactory) -> CurationResult:
+    return make_result(tmp_path_factory.mktemp("curated"))
 
 
 @pytest.fixture(scope="module")
-def page(outcome: Outcome) -> str:
+def page(outcome: CurationResult) -> str:
     return build_report(outcome)
 
 
@@ -42,7 +42,7 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", page)))
 
 
-def test_the_page_tells_the_papers_table_and_every_reason(page: str, outcome: Outcome) -> None:
+def test_the_page_tells_the_papers_table_and_every_reason(page: str, outcome: CurationResult) -> None:
     said = text_of(page)
     kept = int(outcome.keep.sum())
     assert f"Of {len(outcome.keep)} images {kept} are kept" in said
@@ -55,7 +55,7 @@ def test_the_page_tells_the_papers_table_and_every_reason(page: str, outcome: Ou
     assert "0123456789abcdef" in page  # a fingerprint
 
 
-def test_pairs_show_similarity_and_what_found_them(page: str, outcome: Outcome) -> None:
+def test_pairs_show_similarity_and_what_found_them(page: str, outcome: CurationResult) -> None:
     said = text_of(page)
     for similarity, how in zip(outcome.removed.similarity, outcome.removed.how, strict=True):
         assert f"similarity {similarity:.2f}, {how}" in said
@@ -63,13 +63,13 @@ def test_pairs_show_similarity_and_what_found_them(page: str, outcome: Outcome) 
     assert said.count("excluded: row") == (outcome.removed.reference >= 0).sum()
 
 
-def test_balance_counts_each_class_before_and_after(page: str, outcome: Outcome) -> None:
+def test_balance_counts_each_class_before_and_after(page: str, outcome: CurationResult) -> None:
     said = text_of(page)
     for name, (before, after) in outcome.balance("label").items():
         assert re.search(rf"{name} {before} [\d.]+% {after} [\d.]+%", said), name
 
 
-def test_names_are_shown_on_request_only_and_escaped(page: str, outcome: Outcome) -> None:
+def test_names_are_shown_on_request_only_and_escaped(page: str, outcome: CurationResult) -> None:
     named = build_report(outcome, names=True)
     assert "&lt;script&gt;alert(1)&lt;" in named
     for built in (page, named):
@@ -97,7 +97,7 @@ def test_nothing_is_fetched_and_no_script_runs(page: str) -> None:
     assert "default-src 'none'" in page
 
 
-def test_maps_hold_every_image_that_has_a_place(page: str, outcome: Outcome) -> None:
+def test_maps_hold_every_image_that_has_a_place(page: str, outcome: CurationResult) -> None:
     placed = np.isfinite(outcome.points).all(axis=1)
     svgs = re.findall(r"<svg.*?</svg>", page)
     assert len(svgs) == 4  # by fate, by source, by label before and after
@@ -105,7 +105,7 @@ def test_maps_hold_every_image_that_has_a_place(page: str, outcome: Outcome) -> 
     assert counts == [placed.sum(), (placed & outcome.keep).sum()] * 2
 
 
-def test_the_page_stops_taking_pictures_at_its_limit(outcome: Outcome) -> None:
+def test_the_page_stops_taking_pictures_at_its_limit(outcome: CurationResult) -> None:
     whole, small = build_report(outcome), build_report(outcome, limit_mib=0.02)
     without = len(re.sub(r"data:image/jpeg;base64,[^\"]*", "", small))
     assert len(small) - without < 0.02 * 2**20 + 60_000  # one figure may go over
@@ -114,8 +114,8 @@ def test_the_page_stops_taking_pictures_at_its_limit(outcome: Outcome) -> None:
     assert "were left out" not in whole
 
 
-def test_an_image_that_has_gone_is_told_in_its_place(make_outcome: MakeOutcome, tmp_path: Path) -> None:
-    lost = make_outcome(tmp_path)
+def test_an_image_that_has_gone_is_told_in_its_place(make_result: MakeResult, tmp_path: Path) -> None:
+    lost = make_result(tmp_path)
     for row in lost.removed.row:
         lost.manifest.path(int(row)).unlink()
     assert text_of(build_report(lost)).count("row") >= len(lost.removed)
@@ -123,15 +123,15 @@ def test_an_image_that_has_gone_is_told_in_its_place(make_outcome: MakeOutcome, 
         assert Path(name).stem not in build_report(lost)
 
 
-def test_nothing_removed_and_no_map_still_makes_a_page(make_outcome: MakeOutcome, tmp_path: Path) -> None:
-    bare = make_outcome(tmp_path, removed=False)
+def test_nothing_removed_and_no_map_still_makes_a_page(make_result: MakeResult, tmp_path: Path) -> None:
+    bare = make_result(tmp_path, removed=False)
     page = text_of(build_report(bare))
     assert "All searches were exact" in page
     assert "as a map" not in page
     assert "Clusters" not in page
 
 
-def test_the_page_is_the_same_twice_and_written_whole(tmp_path: Path, outcome: Outcome, page: str) -> None:
+def test_the_page_is_the_same_twice_and_written_whole(tmp_path: Path, outcome: CurationResult, page: str) -> None:
     write_report(outcome, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
@@ -143,5 +143,5 @@ def test_effective_number_is_the_number_of_equal_classes() -> None:
     assert effective(np.array([])) == 0
 
 
-def test_the_nasty_name_is_really_there(outcome: Outcome) -> None:
+def test_the_nasty_name_is_really_there(outcome: CurationResult) -> None:
     assert "<script>alert(1)<_script>.png" in outcome.manifest.column("image")
