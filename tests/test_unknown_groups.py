@@ -18,9 +18,9 @@ from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, w
 from dinomed.datasets.scan.scan import scan
 from dinomed.datasets.splits import SPLITS, make_splits
 from dinomed.errors import UsageError
-from dinomed.pretrain.curation.audit.audit import AuditConfig, audit, audit_seen
-from dinomed.pretrain.curation.audit.training_index import read_seen, write_seen
-from dinomed.pretrain.curation.pool import Named, build_pile
+from dinomed.pretrain.curation.audit.audit import AuditConfig, audit, audit_training_index
+from dinomed.pretrain.curation.audit.training_index import read_training_index, write_training_index
+from dinomed.pretrain.curation.pool import NamedManifest, build_pool
 from dinomed.pretrain.data.select_images import select_images
 
 COUNT = 6
@@ -94,13 +94,13 @@ def test_search_audit_and_overlap_join_nothing(sides: tuple[Manifest, Manifest],
     assert not hash_training_images([first]).find(second, second)
     config = AuditConfig(near=False)
     assert audit(first, second, config).pairs == []
-    write_seen(tmp_path, first)
-    assert audit_seen(read_seen(tmp_path), second, config).pairs == []
+    write_training_index(tmp_path, first)
+    assert audit_training_index(read_training_index(tmp_path), second, config).pairs == []
 
 
 def test_a_curation_keeps_them_apart(sides: tuple[Manifest, Manifest]) -> None:
-    pool, query_set = (Named(name, manifest) for name, manifest in zip(("pool", "trusted"), sides, strict=True))
-    pile = build_pile(pool, [query_set], [query_set])
-    assert pile.groups == [*GROUPS, *[None] * COUNT]
-    assert pile.manifest.groups() == pile.groups
-    assert pile.reference_groups == [None] * COUNT
+    pool, query_set = (NamedManifest(name, manifest) for name, manifest in zip(("pool", "trusted"), sides, strict=True))
+    joined = build_pool(pool, [query_set], [query_set])
+    assert joined.groups == [*GROUPS, *[None] * COUNT]
+    assert joined.manifest.groups() == joined.groups
+    assert joined.reference_groups == [None] * COUNT
