@@ -1,4 +1,4 @@
-"""A pretraining small enough for a test: two blocks, a dozen synthetic pictures."""
+"""A pretraining run small enough for a test: two blocks, 40 synthetic images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., PretrainConfig]:
-    """``tiny(run={"steps": 3})``: the tiny config with changes."""
+    """Return the tiny config with changes: ``tiny(run={"steps": 3})``."""
     return lambda **changes: build_config(PretrainConfig, merge(TINY, changes), "tiny")
 
 

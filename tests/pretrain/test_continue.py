@@ -1,4 +1,4 @@
-"""`configs/pretrain/continue_lora.yaml` as a person walks it: a dry run, a run, cut off and resumed, and its result."""
+"""`configs/pretrain/continue_lora.yaml` on the command line: a dry run, a run, its interruption, resume and result."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from dinomed.backbones.vit import VisionTransformer, ViTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "pretrain" / "continue_lora.yaml"
-# the recipe's sizes are a GPU's; what is left of it are its rules
+# the sizes of the recipe are for a GPU
 SMALL = [
     "crops.global_size=56", "crops.local_size=28", "crops.num_local=2", "run.batch_size=8", "run.micro_batch=4",
     "run.precision=float32", "run.workers=0", "run.checkpoint_every=2", "run.keep_checkpoints=5", "run.steps=6",
@@ -37,7 +37,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random backbone built as the released plain ones are: patch 14, their way of resizing positions."""
+    """A random backbone with the architecture of the released ones: patch 14, their resizing of positions."""
     folder = tmp_path_factory.mktemp("released") / "start"
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -59,12 +59,12 @@ def test_the_recipe_from_end_to_end(released: Path, lesion_manifest: Path, tmp_p
     words = _words(lesion_manifest, "--from", released)
     code, out, err = run(*words, "-o", tmp_path / "dry", "--dry-run", "--json")
     assert code == 0, err
-    told = json.loads(out)
-    backbone = told["config"]["backbone"]
+    plan = json.loads(out)
+    backbone = plan["config"]["backbone"]
     assert (backbone["embed_dim"], backbone["depth"], backbone["image_size"]) == (32, 3, 70)  # those of the weights
-    assert told["estimate"]["backbone_parameters"] == sum(p.numel() for p in load_backbone(released).vit.parameters())
-    assert told["config"]["tune"]["lora"]["rank"] == 8
-    assert told["config"]["start"]["warmup"] == 0.2
+    assert plan["estimate"]["backbone_parameters"] == sum(p.numel() for p in load_backbone(released).vit.parameters())
+    assert plan["config"]["tune"]["lora"]["rank"] == 8
+    assert plan["config"]["start"]["warmup"] == 0.2
     assert not (tmp_path / "dry").exists()
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -89,7 +89,9 @@ def test_the_recipe_from_end_to_end(released: Path, lesion_manifest: Path, tmp_p
     assert "tune.lora.rank: 8 -> 4" in err
 
 
-def test_a_dry_run_refuses_what_the_run_would(lesion_manifest: Path, released: Path, tmp_path: Path, run: Run) -> None:
+def test_a_dry_run_refuses_the_same_settings_as_the_run(
+    lesion_manifest: Path, released: Path, tmp_path: Path, run: Run
+) -> None:
     out = ("-o", tmp_path / "dry", "--dry-run")
     code, _, err = run(*_words(lesion_manifest, *out))
     assert code == 2
@@ -99,11 +101,11 @@ def test_a_dry_run_refuses_what_the_run_would(lesion_manifest: Path, released: P
     assert "--set backbone.embed_dim=96 contradicts the weights of" in err
 
 
-def test_a_dry_run_fetches_nothing(
+def test_a_dry_run_downloads_nothing(
     lesion_manifest: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(name: str) -> Path:
-        raise AssertionError(f"{name} was to be fetched")
+        raise AssertionError(f"{name} would be downloaded")
 
     monkeypatch.setattr("dinomed.backbones.load.cached_weights", refuse)
     words = ["--from", "dinov2_vitb14", "-o", tmp_path / "dry", "--dry-run", "--json"]

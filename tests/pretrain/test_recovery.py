@@ -1,4 +1,4 @@
-"""What is left of a run that was interrupted or went wrong, and what it says of the images it has seen."""
+"""State after an interrupted or failed run, and the training index of a run."""
 
 import shutil
 from collections.abc import Callable
@@ -40,15 +40,15 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def assert_backbone_is_of_the_checkpoint(run: Path) -> None:
     newest = list_checkpoints(run / "checkpoints")[-1]
     teacher = read_whole(newest, "model.teacher.backbone.")
-    found = load_backbone(run)
-    assert found.metadata["step"] == int(newest.name.removeprefix("step_"))
-    state = found.vit.state_dict()
+    saved = load_backbone(run)
+    assert saved.metadata["step"] == int(newest.name.removeprefix("step_"))
+    state = saved.vit.state_dict()
     assert teacher.keys() == state.keys()
     for name, tensor in teacher.items():
         assert torch.equal(state[name], tensor), name
 
 
-def test_a_run_notes_the_images_that_it_is_trained_on_and_no_others(run: Path, tiny: Tiny, pictures: Path) -> None:
+def test_the_training_index_holds_the_training_images_and_no_others(run: Path, tiny: Tiny, pictures: Path) -> None:
     manifest = read_manifest(pictures)
     train, _ = select_images(manifest, 4, 2)
     assert 0 < len(train) < len(manifest)
@@ -57,18 +57,18 @@ def test_a_run_notes_the_images_that_it_is_trained_on_and_no_others(run: Path, t
     assert seen.readable.all()
 
 
-def test_a_resume_notes_them_if_nobody_did_yet(run: Path, tiny: Tiny, pictures: Path) -> None:
+def test_a_resume_writes_a_missing_or_damaged_training_index(run: Path, tiny: Tiny, pictures: Path) -> None:
     whole = (run / "seen.parquet").read_bytes()
     before = (run / "seen.parquet").stat().st_mtime_ns
     pretrain(tiny(), pictures, run, device="cpu", resume=True)
-    assert (run / "seen.parquet").stat().st_mtime_ns == before  # not read all over again
+    assert (run / "seen.parquet").stat().st_mtime_ns == before  # not written again
     for harm in (b"", whole[:100]):
         (run / "seen.parquet").write_bytes(harm)
         pretrain(tiny(), pictures, run, device="cpu", resume=True)
         assert (run / "seen.parquet").read_bytes() == whole
 
 
-def test_notes_that_cannot_be_written_do_not_end_a_training(
+def test_a_training_index_that_cannot_be_written_does_not_end_the_run(
     tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from dinomed.pretrain import training_index_writer
@@ -82,8 +82,8 @@ def test_notes_that_cannot_be_written_do_not_end_a_training(
 
 
 @pytest.mark.parametrize("harm", ["missing", "older", "cut off"])
-def test_a_resume_brings_the_backbone_up_to_the_checkpoint(run: Path, tiny: Tiny, pictures: Path, harm: str) -> None:
-    """A kill between the two leaves the new checkpoint and the old backbone."""
+def test_a_resume_writes_the_backbone_of_the_checkpoint(run: Path, tiny: Tiny, pictures: Path, harm: str) -> None:
+    """A kill between writing the two leaves the new checkpoint and the old backbone."""
     backbone = run / "backbone"
     if harm == "cut off":
         weights = backbone / "model.safetensors"
@@ -96,7 +96,7 @@ def test_a_resume_brings_the_backbone_up_to_the_checkpoint(run: Path, tiny: Tiny
     assert_backbone_is_of_the_checkpoint(run)
 
 
-def test_a_kill_between_checkpoint_and_backbone_leaves_nothing_that_a_resume_does_not_mend(
+def test_a_resume_completes_a_run_killed_between_checkpoint_and_backbone(
     tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
@@ -114,7 +114,7 @@ def test_a_kill_between_checkpoint_and_backbone_leaves_nothing_that_a_resume_doe
     assert_backbone_is_of_the_checkpoint(tmp_path / "run")
 
 
-def test_the_best_backbone_is_mended_too(
+def test_a_resume_writes_a_missing_best_backbone(
     tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rising = count(0.1, 0.1)
@@ -128,17 +128,17 @@ def test_the_best_backbone_is_mended_too(
 def test_a_run_that_diverges_keeps_its_last_good_state(
     tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The update of step 3 wrecks the weights while its loss is still fine: nothing of it may be kept."""
+    """The update of step 3 destroys the weights although its loss is finite; these weights must not be saved."""
     whole = TrainStep.run
 
-    def wreck(self: TrainStep, raw: object, step: int) -> StepReport:
+    def destroy(self: TrainStep, raw: object, step: int) -> StepReport:
         if step == 3:
             for group in self.optimizer.adamw.param_groups:
                 group["lr"] = 1e30
             self.optimizer.set_schedules = lambda _: 1e30  # type: ignore[method-assign]
         return whole(self, raw, step)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(TrainStep, "run", wreck)
+    monkeypatch.setattr(TrainStep, "run", destroy)
     with pytest.raises(DinomedError, match=r"diverged: after step 4 .*last good state is kept \(.*step_00000002\)"):
         pretrain(tiny(run={"keep_checkpoints": 1}), pictures, tmp_path / "run", device="cpu")
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
@@ -146,14 +146,16 @@ def test_a_run_that_diverges_keeps_its_last_good_state(
     assert all(bool(t.isfinite().all()) for t in load_backbone(tmp_path / "run").vit.state_dict().values())
 
 
-def test_a_learning_rate_that_wrecks_the_weights_ends_in_one_line(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
-    """Also between checkpoints, where the monitor looks at values that are not finite."""
+def test_a_learning_rate_that_destroys_the_weights_ends_the_run_with_an_error(
+    tiny: Tiny, pictures: Path, tmp_path: Path
+) -> None:
+    """This also holds between checkpoints, where the metrics get values that are not finite."""
     config = tiny(optimizer={"lr": 1e8}, run={"checkpoint_every": 100, "steps": 40, "max_bad_steps": 2})
     with pytest.raises(DinomedError, match="no checkpoint had been written yet"):
         pretrain(config, pictures, tmp_path / "run", device="cpu")
 
 
-def test_a_folder_of_images_will_do(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+def test_a_run_takes_a_folder_of_images(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     config = tiny(run={"steps": 2, "pca_images": 0})
     images = read_manifest(pictures).root / "images"
     result = pretrain(config, images, tmp_path / "run", device="cpu")
@@ -161,18 +163,18 @@ def test_a_folder_of_images_will_do(tiny: Tiny, pictures: Path, tmp_path: Path) 
     assert pretrain(config, images, tmp_path / "run", device="cpu", resume=True).steps == 2
 
 
-def test_images_changed_since_the_scan_are_passed_over_and_named(
+def test_images_changed_since_the_scan_are_skipped_and_named(
     tiny: Tiny, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(pictures.parent, tmp_path / "data")
     data = tmp_path / "data" / pictures.name
     train, _ = select_images(read_manifest(data), 4, 2)
     whole = pretrain(tiny(run={"steps": 10}), data, tmp_path / "whole", device="cpu")
-    train.path(0).write_bytes(train.path(1).read_bytes())  # a good image, of another content
+    train.path(0).write_bytes(train.path(1).read_bytes())  # a readable image with other content
     capsys.readouterr()
     result = pretrain(tiny(run={"steps": 10}), data, tmp_path / "one", device="cpu")
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"{train.column('image')[0]}: changed since the scan; scan again; another image takes its place" in said
+    messages = " ".join(capsys.readouterr().err.split())
+    assert f"{train.column('image')[0]}: changed since the scan; scan again; another image takes its place" in messages
     assert result.losses != whole.losses
     for i in range(len(train)):
         train.path(i).write_bytes(train.path(i).read_bytes() + b"\0")

@@ -1,4 +1,4 @@
-"""One resolution of the config, for the run and for `--dry-run`."""
+"""Resolution of the config, in the run and in `--dry-run`."""
 
 import json
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def test_a_dry_run_shows_the_settings_that_the_run_uses(
     assert plan["estimate"]["head_parameters"] == heads
 
 
-def test_local_views_follow_the_size_that_the_high_resolution_phase_is_given() -> None:
+def test_local_views_follow_the_size_of_the_high_resolution_phase() -> None:
     recipe = Path("configs/pretrain/vit_tiny_cpu.yaml")  # 48 and 24 px, patch 8
     for settings, sizes in (([], (520, 256)), (["crops.global_size=96"], (96, 48))):
         crops = load_pretrain_config(recipe, ["start.weights=a", *settings], "highres").crops

@@ -1,4 +1,4 @@
-"""Settings that trade time for memory change nothing of what is learned."""
+"""Settings that trade time for memory do not change the gradients."""
 
 import copy
 from collections.abc import Callable
@@ -29,14 +29,14 @@ def batch(config: PretrainConfig) -> RawBatch:
 
 
 def gradients(config: PretrainConfig) -> dict[str, torch.Tensor]:
-    """Of one step of the student's weights, with stochastic depth, which both runs draw alike."""
+    """Return the student's gradients of one step, with the same stochastic depth in every call."""
     train_step = TrainStep(config, CPU)
     train_step.optimizer.adamw.step = lambda *_, **__: None  # type: ignore[method-assign]  # the gradients stay
     assert train_step.run(batch(config), 2).finite
     return {name: p.grad for name, p in train_step.model.student.named_parameters() if p.grad is not None}
 
 
-def assert_alike(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float) -> None:
+def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float) -> None:
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: n + m)
@@ -46,7 +46,7 @@ def test_checkpointed_activations_give_the_same_gradients(tiny: Tiny) -> None:
     wanted = gradients(tiny())
     assert len(wanted) > 30
     found = gradients(tiny(run={"checkpoint_activations": True}))
-    assert_alike(found, wanted, 1e-6)  # the same operations on the same numbers; sums may be ordered otherwise
+    assert_close(found, wanted, 1e-6)  # the same operations on the same numbers; sums may be ordered otherwise
 
 
 def test_checkpointing_recomputes_every_block(tiny: Tiny) -> None:
@@ -74,7 +74,7 @@ def test_compiled_blocks_give_the_same_gradients(tiny: Tiny) -> None:
     wanted = gradients(tiny(**changes))
     found = gradients(tiny(**changes, run={"compile": True}))
     # float32, fused and in another order
-    assert_alike({name.replace("_orig_mod.", ""): g for name, g in found.items()}, wanted, 1e-5)
+    assert_close({name.replace("_orig_mod.", ""): g for name, g in found.items()}, wanted, 1e-5)
 
 
 def test_koleo_of_both_views_or_of_the_first(tiny: Tiny) -> None:

@@ -1,4 +1,4 @@
-"""The run as a whole: exact resume, one owner, and what a person is told when it cannot go on."""
+"""The whole run: exact resume, locking of the run folder, and the errors that end a run."""
 
 import json
 import os
@@ -26,7 +26,7 @@ Tiny = Callable[..., PretrainConfig]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    """All of the newest checkpoint: student, teacher, optimiser, random state."""
+    """Read all tensors of the newest checkpoint: student, teacher, optimiser."""
     folder = list_checkpoints(run / "checkpoints")[-1]
     return {f"{p.stem}.{k}": v for p in sorted(folder.glob("*.safetensors")) for k, v in load_file(p).items()}
 
@@ -38,8 +38,8 @@ def assert_same(a: Path, b: Path) -> None:
         assert torch.equal(left[key], right[key]), key  # bit for bit
 
 
-def told(run: Path) -> list[tuple[int, float]]:
-    """The steps of the log, each with its loss or its k-NN."""
+def logged(run: Path) -> list[tuple[int, float]]:
+    """Return the steps of the log, each with its loss or its k-NN AUROC."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [(line["step"], line.get("loss", line.get("knn_auroc"))) for line in lines]
 
@@ -49,7 +49,7 @@ def command(config: Path, data: Path, out: Path, *more: str) -> list[str]:
             "--device", "cpu", *more]  # fmt: skip
 
 
-def test_a_run_leaves_everything_that_the_next_command_needs(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+def test_a_run_writes_all_files_that_other_commands_need(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     result = pretrain(tiny(), pictures, tmp_path / "run", device="cpu")
     lines = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "loss" in line]
@@ -65,7 +65,9 @@ def test_a_run_leaves_everything_that_the_next_command_needs(tiny: Tiny, picture
     assert last.preprocessing.image_size == 32
 
 
-def test_killed_and_resumed_equals_unbroken_bit_for_bit(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    tiny: Tiny, pictures: Path, tmp_path: Path
+) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(to_yaml(tiny(run={"steps": 30, "checkpoint_every": 3, "workers": 1})))
     subprocess.run(command(config, pictures, tmp_path / "whole"), check=True, capture_output=True)
@@ -78,11 +80,11 @@ def test_killed_and_resumed_equals_unbroken_bit_for_bit(tiny: Tiny, pictures: Pa
     assert int(list_checkpoints(tmp_path / "cut" / "checkpoints")[-1].name[5:]) < 30, "killed too late to test anything"
     subprocess.run(command(config, pictures, tmp_path / "cut", "--resume"), check=True, capture_output=True)
     assert_same(tmp_path / "whole", tmp_path / "cut")
-    assert told(tmp_path / "whole") == told(tmp_path / "cut")
+    assert logged(tmp_path / "whole") == logged(tmp_path / "cut")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_finishes_the_step_and_saves(
+def test_a_signal_stops_the_run_after_the_step_with_a_checkpoint(
     tiny: Tiny, pictures: Path, tmp_path: Path, number: int, code: int
 ) -> None:
     config = tmp_path / "tiny.yaml"
@@ -93,7 +95,7 @@ def test_a_signal_finishes_the_step_and_saves(
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "log.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.killpg(process.pid, number)  # as a terminal or a scheduler does: to the workers too
+    os.killpg(process.pid, number)  # to the workers too, as a terminal or a scheduler does
     _, errors = process.communicate(timeout=300)
     assert process.returncode == code, errors
     assert list_checkpoints(tmp_path / "run" / "checkpoints")
@@ -101,7 +103,7 @@ def test_a_signal_finishes_the_step_and_saves(
     assert "Traceback" not in errors
 
 
-def test_a_cut_off_checkpoint_is_passed_over_with_a_warning(
+def test_a_truncated_checkpoint_is_skipped_with_a_warning(
     tiny: Tiny, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -129,14 +131,14 @@ def test_two_runs_cannot_share_a_folder(tiny: Tiny, pictures: Path, tmp_path: Pa
         pretrain(tiny(), pictures, tmp_path / "run", device="cpu", overwrite=True)
 
 
-def test_a_folder_with_other_things_is_left_alone(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused_and_unchanged(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UsageError, match="not empty"):
         pretrain(tiny(), pictures, tmp_path, device="cpu", overwrite=True)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_images(
     tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dinomed.pretrain.model import dinov2 as method
@@ -152,7 +154,7 @@ def test_fewer_images_than_a_batch_are_refused(tiny: Tiny, pictures: Path, tmp_p
         pretrain(tiny(run={"batch_size": 4096}), pictures, tmp_path / "run", device="cpu")
 
 
-def test_no_image_of_a_group_that_is_kept_back_is_trained_on(
+def test_images_of_groups_with_val_or_test_images_are_not_trained_on(
     tiny: Tiny, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = read_manifest(pictures)

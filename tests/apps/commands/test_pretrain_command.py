@@ -1,4 +1,4 @@
-"""`dinomed pretrain` and `dinomed distill` as a person calls them, and what other commands make of their runs."""
+"""`dinomed pretrain` and `dinomed distill` on the command line, and other commands on their runs."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, stdout, and stderr without its line breaks."""
+    """Return exit code, stdout, and stderr without its line breaks."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         cli.main([str(argument) for argument in arguments])
@@ -47,7 +47,7 @@ def run(config: Path, lesion_manifest: Path, tmp_path_factory: pytest.TempPathFa
     return out
 
 
-def test_a_run_can_be_asked_whether_it_has_seen_images(
+def test_audit_finds_the_training_images_of_a_run(
     run: Path, lesion_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = read_manifest(lesion_manifest).select(split="train")
@@ -63,11 +63,11 @@ def test_a_run_can_be_asked_whether_it_has_seen_images(
 
 @pytest.fixture
 def small(config: Path, lesion_manifest: Path, tmp_path: Path) -> list[object]:
-    """The arguments of a run of its own."""
+    """The arguments of a new run."""
     return [config, "--data", lesion_manifest, "-o", tmp_path / "out", "--device", "cpu"]
 
 
-def test_settings_that_the_weights_decide_are_refused_and_not_dropped(
+def test_settings_that_contradict_the_weights_are_refused(
     run: Path, small: list[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command, setting in ((("pretrain", *small, "--from", run), "embed_dim"), (("distill", *small), "in_channels")):
@@ -82,7 +82,7 @@ def test_settings_that_the_weights_decide_are_refused_and_not_dropped(
         assert not (small[4] / "config.yaml").exists()  # type: ignore[operator]
 
 
-def test_settings_that_are_the_same_or_free_are_taken(
+def test_settings_that_equal_the_weights_or_are_free_are_used(
     run: Path, small: list[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["--set", "backbone.embed_dim=16", "--set", "backbone.drop_path=0.25"]
@@ -91,7 +91,7 @@ def test_settings_that_are_the_same_or_free_are_taken(
     assert "drop_path: 0.25" in (small[4] / "config.yaml").read_text()  # type: ignore[operator]
 
 
-def test_a_damaged_teacher_is_not_to_be_overwritten(
+def test_the_error_for_a_damaged_teacher_does_not_suggest_overwrite(
     run: Path, small: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher = tmp_path / "teacher"
@@ -115,7 +115,7 @@ def test_resume_and_overwrite_together_are_refused(
     assert (run / "run.json").exists()
 
 
-def test_a_folder_of_images_will_do(
+def test_pretrain_takes_a_folder_of_images(
     config: Path, lesion_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = read_manifest(lesion_manifest).root / "images"
@@ -126,7 +126,7 @@ def test_a_folder_of_images_will_do(
     assert json.loads(out)["images"] == len(list(images.iterdir())) - 2
 
 
-def test_a_pipe_is_refused_and_not_waited_for(
+def test_a_pipe_is_refused_without_waiting(
     small: list[object], tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipe = tmp_path / "pipe.png"

@@ -1,4 +1,4 @@
-"""16-bit gray and five channels, from files to features, a trained head and its predictions."""
+"""16-bit gray images and images of five channels, from files to features, a trained head and predictions."""
 
 import json
 from collections.abc import Callable
@@ -89,14 +89,14 @@ def test_from_scan_to_predictions(collection: tuple[Path, int], tiny: Tiny) -> N
     assert len(rows) == 1 + 36
 
 
-def test_older_manifests_without_these_columns_are_read(lesion_manifest: Path, tiny: Tiny) -> None:
+def test_manifests_without_the_columns_channels_and_bits_are_read(lesion_manifest: Path, tiny: Tiny) -> None:
     manifest = read_manifest(lesion_manifest)
     assert set(manifest.column("bits")) == {8}
     old = Manifest(manifest.table.drop_columns(["channels", "bits"]), manifest.root)
     assert fit_to_images(tiny(), old) == fit_to_images(tiny(), manifest) == tiny()
 
 
-def test_what_needs_rgb_is_switched_off_with_one_line(
+def test_augmentation_that_needs_rgb_is_switched_off_with_a_message(
     lesion_manifest: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fitted = fit_to_images(tiny(backbone={"in_channels": 1}), read_manifest(lesion_manifest))
@@ -109,7 +109,7 @@ def test_what_needs_rgb_is_switched_off_with_one_line(
     assert capsys.readouterr().err == ""
 
 
-def test_images_of_other_channels_are_refused_before_anything_is_written(tmp_path: Path, tiny: Tiny) -> None:
+def test_images_of_other_channels_are_refused(tmp_path: Path, tiny: Tiny) -> None:
     from dinomed.datasets.scan.scan import scan
 
     np.save(tmp_path / "a.npy", np.zeros((20, 20, 5), np.uint8))
@@ -121,7 +121,7 @@ def test_images_of_other_channels_are_refused_before_anything_is_written(tmp_pat
     fit_to_images(tiny(backbone={"in_channels": 5}), manifest)
 
 
-def test_inflated_channels_see_the_same_in_equal_ones(tiny: Tiny, tiny_backbone: Path) -> None:
+def test_an_inflated_layer_gives_the_same_tokens_for_equal_channels(tiny: Tiny, tiny_backbone: Path) -> None:
     from dinomed.pretrain.model.dinov2 import backbone_of
     from dinomed.pretrain.model.initialisation import read_initialisation
     from dinomed.pretrain.resolve import fit_to_initialisation
@@ -137,7 +137,7 @@ def test_inflated_channels_see_the_same_in_equal_ones(tiny: Tiny, tiny_backbone:
     torch.testing.assert_close(five, three, rtol=1e-4, atol=1e-5)  # float32 sums in another order
 
 
-def test_frozen_features_resize_what_was_read_in_its_own_range(tmp_path: Path) -> None:
+def test_preprocessing_keeps_the_range_of_the_image(tmp_path: Path) -> None:
     from dinomed.backbones.preprocessing import Preprocessing
 
     Image.fromarray(np.full((50, 60), 40_000, np.uint16)).save(tmp_path / "a.png")

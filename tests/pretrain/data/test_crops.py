@@ -1,4 +1,4 @@
-"""Crops and colours: torchvision's formulas and distributions, for any channels and depth; presets and switches."""
+"""Crops and colours: torchvision's formulas and distributions, any channels and depth, presets."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from dinomed.pretrain.data.crops import PRESETS, CropConfig, MultiCrop, _window,
 
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
-    """Smooth, and of many colours: uint8 (48, 64, 3)."""
+    """A smooth image of many colours: uint8 (48, 64, 3)."""
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
     return np.asarray(small.resize((64, 48), Image.Resampling.BICUBIC))
@@ -37,7 +37,9 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("name", "theirs", "amounts"), CHANGES)
-def test_colours_are_torchvisions(name: str, theirs: object, amounts: tuple[float, ...], picture: np.ndarray) -> None:
+def test_colour_changes_equal_those_of_torchvision(
+    name: str, theirs: object, amounts: tuple[float, ...], picture: np.ndarray
+) -> None:
     tensor = torch.from_numpy(unit(picture)).permute(2, 0, 1)
     for amount in amounts:
         wanted = theirs(tensor, amount).permute(1, 2, 0).numpy()  # type: ignore[operator]
@@ -50,7 +52,7 @@ def test_colours_are_torchvisions(name: str, theirs: object, amounts: tuple[floa
         assert np.abs(coarse - wanted * 255).mean() < 1.5
 
 
-def test_blur_gray_and_solarisation_are_torchvisions(picture: np.ndarray) -> None:
+def test_blur_gray_and_solarisation_equal_those_of_torchvision(picture: np.ndarray) -> None:
     def only(**on: float) -> Colours:
         off = {"gray": 0.0, "blur": 0.0, "solarize": 0.0} | on
         return Colours(
@@ -67,7 +69,7 @@ def test_blur_gray_and_solarisation_are_torchvisions(picture: np.ndarray) -> Non
         assert np.abs(found.astype(int) - wanted.permute(1, 2, 0).numpy()).max() <= 1  # rounding
 
 
-def test_windows_are_distributed_as_torchvisions() -> None:
+def test_windows_have_the_distribution_of_torchvision() -> None:
     for (height, width), scale in (((75, 100), (0.05, 0.32)), ((40, 160), (0.32, 1.0))):
         rng, blank = np.random.default_rng(0), torch.empty(1, height, width)
         torch.manual_seed(0)
@@ -102,8 +104,8 @@ def test_any_channels_and_either_depth(channels: int, dtype: type) -> None:
     assert np.array_equal(image, before)
 
 
-def test_channels_that_are_no_colours_stay_apart() -> None:
-    """Hue, saturation and gray would mix them."""
+def test_channels_other_than_rgb_are_not_mixed() -> None:
+    """Hue, saturation and gray would mix the channels."""
     image = np.zeros((40, 40, 5), np.float32)
     image[..., 2] = np.random.default_rng(0).random((40, 40))
     crops = MultiCrop(
@@ -117,7 +119,7 @@ def test_channels_that_are_no_colours_stay_apart() -> None:
         assert views[..., 2].any()
 
 
-def test_area_and_bicubic(picture: np.ndarray) -> None:
+def test_shrinking_and_enlarging_keep_the_mean(picture: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     for channels in (1, 3, 6):
         image = np.repeat(picture[..., :1], channels, axis=2)
@@ -138,7 +140,7 @@ OFF = {
 
 
 @pytest.mark.parametrize("modality", OFF)
-def test_presets_switch_off_what_makes_another_finding(modality: str, picture: np.ndarray) -> None:
+def test_presets_switch_off_augmentation_that_changes_a_finding(modality: str, picture: np.ndarray) -> None:
     assert OFF.keys() == PRESETS.keys()
     config = CropConfig.model_validate({"modality": modality})
     on = {
@@ -160,8 +162,8 @@ def test_presets_switch_off_what_makes_another_finding(modality: str, picture: n
     assert mirrored == ({False} if modality == "xray" else {False, True})
 
 
-def test_blur_as_the_paper_says_or_as_the_code_does() -> None:
-    """Recipe, defect 1: the code inverts the probabilities; which views are blurred is counted."""
+def test_blur_follows_the_paper_or_the_released_code_in_each_view() -> None:
+    """The released code inverts the probabilities (defect 1). The test counts the blurred views."""
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     plain = {
         "global_size": 32, "global_scale": (1.0, 1.0), "local_size": 32, "local_scale": (1.0, 1.0), "num_local": 1,
@@ -176,7 +178,7 @@ def test_blur_as_the_paper_says_or_as_the_code_does() -> None:
         assert CropConfig(blur=blur).blur_probabilities() == wanted
 
 
-def test_large_jpegs_are_decoded_smaller_but_no_crop_grows(tmp_path: Path) -> None:
+def test_large_jpegs_are_decoded_smaller_but_no_crop_is_enlarged(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize((1024, 768), Image.Resampling.BICUBIC)
     smooth.save(tmp_path / "a.jpg", quality=95)

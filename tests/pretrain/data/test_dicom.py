@@ -1,4 +1,4 @@
-"""From a folder of DICOM files to a backbone: scanned, windowed as asked, and read so ever after."""
+"""From a folder of DICOM files to a backbone: scan, window, and the same reading in later commands."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def _run(*words: object) -> int:
     return int(end.value.code or 0)
 
 
-def test_a_folder_of_slices_is_pretrained_on_through_the_window(
+def test_a_run_and_its_backbone_read_slices_with_the_window(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slices = tmp_path / "slices"

@@ -1,4 +1,4 @@
-"""Two real processes give what one gives."""
+"""Two real processes give the results of one."""
 
 import json
 import os
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 
 
 def run(count: int, config: PretrainConfig, data: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """`dinomed pretrain` in `count` processes."""
+    """Run `dinomed pretrain` in `count` processes."""
     path = out.with_suffix(".yaml")
     path.write_text(to_yaml(config))
     command = ["pretrain", str(path), "--data", str(data), "-o", str(out), "--device", "cpu", *more]
@@ -43,7 +43,7 @@ def log(out: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """The same losses and weights, up to the order in which gradients are summed."""
+    """Compare losses and weights, up to the order in which gradients are summed."""
     for one, other in zip(log(a), log(b), strict=True):
         for name in ("loss", "dino", "ibot", "target_entropy", "target_entropy_mean"):
             # float32 sums in another order; the second step on also through AdamW, which enlarges rounding
@@ -57,20 +57,20 @@ def test_every_collective_operation(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*torchrun, str(HERE / "two_processes.py"), str(tmp_path)], check=True, capture_output=True)
     both = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    for found in both:
-        assert found["gathered"] == [[0, 1], [2, 3], [4, 5], [10, 11], [12, 13], [14, 15]]
-        assert found["gradient"] == [[3, 3]] * 3
-        assert found["averaged"] == {"both.weight": [[1.5, 3.0]], "one.weight": [[3.0, 4.0]], "frozen.weight": None}
-        assert found["max"] == 5
-        assert found["objects"] == ["rank 0", "rank 1"]
-        assert found["main"] == 0
-        assert found["told"] == "only rank 0 was asked"
-        assert found["size"] == 2
+    for results in both:
+        assert results["gathered"] == [[0, 1], [2, 3], [4, 5], [10, 11], [12, 13], [14, 15]]
+        assert results["gradient"] == [[3, 3]] * 3
+        assert results["averaged"] == {"both.weight": [[1.5, 3.0]], "one.weight": [[3.0, 4.0]], "frozen.weight": None}
+        assert results["max"] == 5
+        assert results["objects"] == ["rank 0", "rank 1"]
+        assert results["main"] == 0
+        assert results["error"] == "only rank 0 was asked"
+        assert results["size"] == 2
 
 
 @pytest.fixture
 def one(tiny: Tiny, pictures: Path, tmp_path: Path) -> Path:
-    """A run of one process, without stochastic depth (its random subsets are each process's own)."""
+    """A run of one process, without stochastic depth (each process has its own random subsets)."""
     pretrain(settings(tiny), pictures, tmp_path / "one", device="cpu")
     return tmp_path / "one"
 
@@ -97,7 +97,7 @@ def test_two_processes_train_as_one(
 
 
 @pytest.mark.long
-def test_two_processes_adapt_as_one_and_one_goes_on(
+def test_two_processes_adapt_as_one_and_one_process_resumes(
     tiny: Tiny, pictures: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("peft")
@@ -126,7 +126,7 @@ def test_two_processes_adapt_as_one_and_one_goes_on(
 
 @pytest.mark.long
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(
+def test_a_run_resumes_with_another_number_of_processes(
     tiny: Tiny, pictures: Path, tmp_path: Path, one: Path, before: int, after: int
 ) -> None:
     config, out = settings(tiny, parallel="shard", checkpoint_every=2), tmp_path / "changed"
@@ -156,7 +156,7 @@ def test_a_killed_process_ends_the_run_and_it_can_be_resumed(tiny: Tiny, picture
 
 
 @pytest.mark.long
-def test_asked_to_stop_all_processes_save_the_same_step(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+def test_at_a_graceful_stop_all_processes_save_the_same_step(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     config, out = settings(tiny, steps=400, checkpoint_every=1000, log_every=1), tmp_path / "stopped"
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
@@ -170,7 +170,7 @@ def test_asked_to_stop_all_processes_save_the_same_step(tiny: Tiny, pictures: Pa
 
 
 @pytest.mark.long
-def test_a_batch_that_cannot_be_shared_is_refused(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+def test_a_batch_that_the_processes_do_not_divide_is_refused(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     done = run(2, settings(tiny, batch_size=3), pictures, tmp_path / "odd")
     assert done.returncode == 2
     assert (

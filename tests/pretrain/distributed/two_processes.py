@@ -1,4 +1,4 @@
-"""Run by torchrun in the tests: `python -m torch.distributed.run ... two_processes.py WHAT ARGUMENTS`."""
+"""Program that torchrun runs in the tests: `python -m torch.distributed.run ... two_processes.py FOLDER`."""
 
 import json
 import sys
@@ -12,11 +12,11 @@ from dinomed.pretrain.distributed.parallel import average_gradients
 
 
 def operations() -> dict[str, object]:
-    """Each collective operation, with values that differ between the ranks."""
+    """Run each collective operation with values that differ between the ranks."""
     rows = torch.arange(6.0).reshape(3, 2) + 10 * rank()
     rows.requires_grad_()
     gathered = gather_rows(rows)
-    # every rank weighs all rows with its own factor: an owner's gradient is the sum of the factors
+    # each rank weights all rows with its own factor: the gradient of a row is the sum of the factors
     (gathered.sum() * (1 + rank())).backward()
 
     def fail() -> None:
@@ -24,14 +24,14 @@ def operations() -> dict[str, object]:
 
     try:
         on_main(fail)
-        told = "nothing"
+        message = "nothing"
     except UsageError as error:
-        told = str(error)
+        message = str(error)
     assert rows.grad is not None
     side = torch.nn.ModuleDict({name: torch.nn.Linear(2, 1, bias=False) for name in ("both", "one", "frozen")})
     side["frozen"].requires_grad_(False)
     side["both"].weight.grad = torch.tensor([[1.0, 2.0]]) * (1 + rank())
-    if rank() == 1:  # here only, such as of a head that no image of rank 0 went through
+    if rank() == 1:  # on this rank only, such as for a head without images on rank 0
         side["one"].weight.grad = torch.tensor([[6.0, 8.0]])
     average_gradients(side)
     return {
@@ -41,12 +41,12 @@ def operations() -> dict[str, object]:
         "max": max_over_ranks(rank() * 5, torch.device("cpu")),
         "objects": gather_objects(f"rank {rank()}"),
         "main": on_main(lambda: rank()),
-        "told": told,
+        "error": message,
         "size": world_size(),
     }
 
 
 if __name__ == "__main__":
     with process_group(torch.device("cpu"), timeout_s=60):
-        found = operations()
-        Path(sys.argv[1], f"{rank()}.json").write_text(json.dumps(found))
+        results = operations()
+        Path(sys.argv[1], f"{rank()}.json").write_text(json.dumps(results))

@@ -1,4 +1,4 @@
-"""Each loss against a plain computation in float64, and the defects of the reference that they must not have."""
+"""Each loss against a plain computation in float64, and the defects of the reference code."""
 
 import math
 
@@ -17,7 +17,7 @@ def rows(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def sinkhorn_oracle(scores: torch.Tensor, temperature: float, iterations: int = 3) -> torch.Tensor:
-    """The matrix rewritten at every iteration, as the paper's pseudo-code has it."""
+    """Rewrite the matrix at every iteration, as the pseudo-code of the paper does."""
     q = torch.exp(scores.double() / temperature).T
     q = q / q.sum()
     for _ in range(iterations):
@@ -27,7 +27,7 @@ def sinkhorn_oracle(scores: torch.Tensor, temperature: float, iterations: int = 
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.04, 0.07])
-def test_sinkhorn_equals_the_rewritten_matrix(temperature: float) -> None:
+def test_sinkhorn_equals_the_pseudo_code_of_the_paper(temperature: float) -> None:
     scores = torch.tanh(rows(24, 40)).float()
     ours = sinkhorn_knopp(scores, temperature)
     # float32 exponents of up to 2 / 0.02 = 100 carry a relative error of about 100 * 6e-8
@@ -35,7 +35,7 @@ def test_sinkhorn_equals_the_rewritten_matrix(temperature: float) -> None:
     torch.testing.assert_close(ours.sum(1), torch.ones(24))
 
 
-def test_sinkhorn_needs_no_process_group_and_takes_no_rows() -> None:
+def test_sinkhorn_works_without_a_process_group_and_without_rows() -> None:
     assert not torch.distributed.is_initialized()  # defect 3: the reference calls all_reduce all the same
     assert sinkhorn_knopp(torch.empty(0, 8), 0.04).shape == (0, 8)
 
@@ -47,7 +47,7 @@ def test_sinkhorn_stays_float32_under_autocast() -> None:
         assert sinkhorn_knopp(scores.bfloat16(), 0.04).dtype == torch.float32
 
 
-def test_center_is_the_running_mean_of_what_it_has_seen() -> None:
+def test_the_centre_is_the_running_mean_of_the_logits() -> None:
     center = Center(5, momentum=0.9)
     first, second = rows(7, 5).float(), rows(7, 5, seed=1).float()
     torch.testing.assert_close(center(first, 0.05), torch.softmax(first / 0.05, -1))
@@ -76,7 +76,7 @@ def test_dino_without_local_views_is_the_two_global_pairs() -> None:
     torch.testing.assert_close(dino_loss(student, targets), expected)
 
 
-def test_ibot_weighs_every_masked_view_alike() -> None:
+def test_ibot_gives_every_masked_view_the_same_weight() -> None:
     student, targets = rows(5, 9).float(), torch.softmax(rows(5, 9, seed=1), -1).float()
     weights = torch.tensor([0.5, 0.5, 1 / 3, 1 / 3, 1 / 3])  # two masked patches in one view, three in another
     each = -(targets * torch.log_softmax(student / 0.1, -1)).sum(-1)
@@ -113,7 +113,7 @@ def test_koleo_of_one_image_is_zero() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 7), (5, 7)])
-def test_the_fused_cross_entropy_has_torchs_value_and_gradient(shape: tuple[int, ...]) -> None:
+def test_the_fused_cross_entropy_equals_that_of_torch(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = (2 * torch.rand(shape, generator=generator) - 1).requires_grad_()
     targets = torch.softmax(5 * torch.rand(shape[-2:], generator=generator), -1)
@@ -129,7 +129,7 @@ def test_the_fused_cross_entropy_has_torchs_value_and_gradient(shape: tuple[int,
         scores.grad = None
 
 
-def test_the_head_is_a_cosine_with_the_gradient_of_one() -> None:
+def test_the_head_has_the_value_and_gradient_of_a_cosine() -> None:
     torch.manual_seed(0)
     head = ProjectionHead(12, ProjectionHeadConfig(prototypes=9, hidden=8, bottleneck=6)).double()
     x = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""A batch in slices trains as the whole batch does."""
+"""A batch in slices gives the gradients of the whole batch."""
 
 import contextlib
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Tiny = Callable[..., PretrainConfig]
 
 @pytest.fixture
 def raw(tiny: Tiny, pictures: Path) -> RawBatch:
-    """Seven pictures, cropped and masked."""
+    """Seven images, cropped and masked."""
     config, manifest = tiny(), read_manifest(pictures)
     paths, names = [str(manifest.path(i)) for i in range(len(manifest))], manifest.column("image")
     stream = CropStream(paths, names, config.crops, 3, seed=0)
@@ -35,7 +35,7 @@ def to_batch(raw: RawBatch) -> ViewBatch:
 def gradients(
     config: PretrainConfig, slices: list[RawBatch]
 ) -> tuple[dict[str, float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Terms and total; the student's gradients; the centres. In float64, so that only the arithmetic is compared."""
+    """Return losses, the student's gradients, and the centres, in float64 to compare only the arithmetic."""
     torch.manual_seed(0)
     model = DINOv2(config.backbone, config.objective).double().train()
     model.centers.float()  # kept in float32, whatever the weights are
@@ -74,8 +74,8 @@ def test_slices_give_the_gradients_of_the_whole_batch(
     torch.testing.assert_close(sliced_centers, centers)
 
 
-def test_plain_accumulation_would_not(tiny: Tiny, raw: RawBatch) -> None:
-    """The mean of the slices' own gradients, what is usually called accumulation, is another gradient."""
+def test_plain_accumulation_gives_other_gradients(tiny: Tiny, raw: RawBatch) -> None:
+    """Plain accumulation is the mean of the gradients of the slices."""
     config = tiny(backbone={"drop_path": 0})
     _, wanted, _ = gradients(config, [raw])
     alone = [gradients(config, [part])[1] for part in raw.split(4)]
@@ -84,8 +84,8 @@ def test_plain_accumulation_would_not(tiny: Tiny, raw: RawBatch) -> None:
     assert (plain - wanted[name]).norm() > 0.05 * wanted[name].norm()
 
 
-def test_koleo_is_of_the_forward_that_is_trained(tiny: Tiny, raw: RawBatch) -> None:
-    """With stochastic depth the second forward drops what the first did: else KoLeo's gradient would be another's."""
+def test_koleo_uses_the_stochastic_depth_of_the_second_forward_pass(tiny: Tiny, raw: RawBatch) -> None:
+    """Both forward passes must drop the same paths; else the KoLeo gradient belongs to other tokens."""
     config = tiny(objective={"dino_weight": 0, "ibot_weight": 0}, backbone={"drop_path": 0.5})
     torch.manual_seed(0)
     model = DINOv2(config.backbone, config.objective).double().train()
@@ -113,7 +113,7 @@ def test_slices_hold_every_view_mask_and_name_once(raw: RawBatch) -> None:
     assert raw.split(7) == [raw]
 
 
-def test_a_run_in_slices_learns_what_a_whole_one_does(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+def test_a_run_in_slices_equals_a_run_with_whole_batches(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     # Without KoLeo, whose logarithm magnifies rounding until runs part; its slices are compared above, in float64.
     changes = {"backbone": {"drop_path": 0.0}, "objective": {"koleo_weight": 0}}
     whole = pretrain(tiny(**changes), pictures, tmp_path / "whole", device="cpu")

@@ -1,4 +1,4 @@
-"""Student, teacher and the views they see."""
+"""Student, teacher, losses, views, masks and parameter groups."""
 
 from collections.abc import Callable
 
@@ -40,7 +40,7 @@ def batch(config: PretrainConfig, images: int = 4) -> ViewBatch:
         ({"targets": "centering"}, {"dino", "ibot", "koleo"}),
     ],
 )
-def test_every_term_runs_alone(tiny: Tiny, objective: dict[str, object], terms: set[str]) -> None:
+def test_every_loss_works_without_the_others(tiny: Tiny, objective: dict[str, object], terms: set[str]) -> None:
     config = tiny(objective=objective)
     torch.manual_seed(0)
     model = DINOv2(config.backbone, config.objective).train()
@@ -63,7 +63,7 @@ def test_the_teacher_is_the_moving_average_of_the_student(tiny: Tiny) -> None:
         torch.testing.assert_close(value, before[key] + 0.25)
 
 
-def test_masks_hold_their_ratios() -> None:
+def test_masks_have_the_ratios_of_the_config() -> None:
     masks = sample_masks(64, (16, 16), MaskConfig(), (0,)).mean(1)
     assert (masks == 0).sum() == 32
     assert masks.max() <= 0.5
@@ -72,14 +72,14 @@ def test_masks_hold_their_ratios() -> None:
     assert 0.2 < masks[masks > 0].mean() < 0.35
 
 
-def test_a_mask_depends_on_its_row_and_the_seed_alone() -> None:
+def test_a_mask_depends_on_its_row_and_the_seed_only() -> None:
     whole = sample_masks(16, (8, 8), MaskConfig(), (3, 1))
     some = sample_masks(16, (8, 8), MaskConfig(), (3, 1), rows=[5, 2, 15])
     assert np.array_equal(some, whole[[5, 2, 15]])
     assert not np.array_equal(whole, sample_masks(16, (8, 8), MaskConfig(), (3, 2)))
 
 
-def test_crops_depend_on_their_seed_alone() -> None:
+def test_crops_depend_on_their_seed_only() -> None:
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     crops = MultiCrop(CropConfig(global_size=32, local_size=16, num_local=3, blur_kernel=3))
     first = crops(image, 5)
@@ -103,7 +103,7 @@ def test_blur_follows_the_paper_or_the_released_code() -> None:
     assert first["paper"] < 0.5 * first["released"]  # the first global view is always, or never, blurred
 
 
-def test_schedules_reach_their_marks() -> None:
+def test_schedules_have_their_start_peak_and_end() -> None:
     schedule = Schedule(start=0.0, peak=1.0, end=0.1, warmup=0.2)
     assert schedule(0, 100) == 0
     assert schedule(10, 100) == pytest.approx(0.5)
@@ -111,7 +111,7 @@ def test_schedules_reach_their_marks() -> None:
     assert schedule(100, 100) == pytest.approx(0.1)
 
 
-def test_no_decay_on_what_is_one_dimensional_and_layers_decay(tiny: Tiny) -> None:
+def test_one_dimensional_parameters_have_no_weight_decay_and_layers_decay(tiny: Tiny) -> None:
     config = tiny()
     model = DINOv2(config.backbone, config.objective)
     names = {id(p): n for n, p in model.student.named_parameters()}

@@ -1,4 +1,4 @@
-"""A small student of a large frozen teacher."""
+"""Distillation of a large frozen teacher into a small student."""
 
 import json
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def batch(images: int = 3) -> ViewBatch:
     )  # fmt: skip
 
 
-def test_the_student_takes_from_the_teacher_what_they_must_share(model: Distillation, teacher: Path) -> None:
+def test_the_student_takes_the_shared_settings_from_the_teacher(model: Distillation, teacher: Path) -> None:
     assert model.student["dino_head"].prototypes.shape[0] == 40
     assert model.student["backbone"].config.embed_dim == 16
     assert model.student["backbone"].config.drop_path == 0
@@ -71,7 +71,7 @@ def test_no_masks_and_every_patch_counts(model: Distillation) -> None:
     assert losses.terms["ibot"].item() == pytest.approx(wanted.item(), rel=1e-5)  # float32, packed and separate
 
 
-def test_the_teacher_stays_and_the_average_follows_the_student(model: Distillation) -> None:
+def test_the_teacher_is_fixed_and_the_average_follows_the_student(model: Distillation) -> None:
     before = {name: tensor.clone() for name, tensor in model.teacher.state_dict().items()}
     model(model.prepare_batch(batch()), 0.07).total.backward()
     assert all(p.grad is None for side in (model.teacher, model.average) for p in side.parameters())
@@ -99,8 +99,8 @@ def test_a_run_gives_the_small_backbone_and_resumes(tiny: Tiny, teacher: Path, p
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_student_comes_near_its_teacher(tiny: Tiny, teacher: Path, pictures: Path, tmp_path: Path) -> None:
-    """The DINO term falls: the student learns to say what the teacher says."""
+def test_a_student_learns_the_targets_of_its_teacher(tiny: Tiny, teacher: Path, pictures: Path, tmp_path: Path) -> None:
+    """The DINO loss falls."""
     config = tiny(
         run={"steps": 30, "checkpoint_every": 100},
         optimizer={"lr": 5e-3},
@@ -108,18 +108,18 @@ def test_a_student_comes_near_its_teacher(tiny: Tiny, teacher: Path, pictures: P
     )
     pretrain(config, pictures, tmp_path / "run", device="cpu", teacher=teacher)
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    found = [line["dino_kl"] for line in lines if "dino_kl" in line]
-    assert sum(found[-5:]) < 0.8 * sum(found[:5])
+    kl = [line["dino_kl"] for line in lines if "dino_kl" in line]
+    assert sum(kl[-5:]) < 0.8 * sum(kl[:5])
 
 
-def test_what_cannot_teach_is_refused(tiny: Tiny, teacher: Path) -> None:
+def test_a_teacher_that_does_not_fit_is_refused(tiny: Tiny, teacher: Path) -> None:
     with pytest.raises(UsageError, match="fit them first with the backbone frozen"):
         read_teacher(teacher / "backbone")
     with pytest.raises(UsageError, match="the patch size of the teacher is 8 px, that of the student 16 px"):
         fit_to_teacher(tiny(backbone={"patch_size": 16}), read_teacher(teacher))
 
 
-def test_a_teacher_or_a_start_is_never_overwritten(tiny: Tiny, teacher: Path, pictures: Path) -> None:
+def test_a_teacher_or_initial_weights_are_never_overwritten(tiny: Tiny, teacher: Path, pictures: Path) -> None:
     before = sorted(path.name for path in (teacher / "checkpoints").iterdir())
     with pytest.raises(UsageError, match="holds the weights that the run needs"):
         pretrain(tiny(), pictures, teacher, device="cpu", teacher=teacher, overwrite=True)
@@ -130,5 +130,5 @@ def test_a_teacher_or_a_start_is_never_overwritten(tiny: Tiny, teacher: Path, pi
 
 def test_a_folder_with_a_lock_alone_can_be_used(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".lock").touch()  # what a run that ended at once leaves
+    (tmp_path / "run" / ".lock").touch()  # left by a run that ended at once
     assert pretrain(tiny(run={"steps": 1}), pictures, tmp_path / "run", device="cpu").steps == 1

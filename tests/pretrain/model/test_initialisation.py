@@ -1,4 +1,4 @@
-"""Going on from trained weights: heads first, other sizes, other channels."""
+"""Initialisation from trained weights: heads first, other image sizes, other channels."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def begin(config: PretrainConfig) -> TrainStep:
     return TrainStep(fit_to_initialisation(config, initialisation), CPU, initialisation)
 
 
-def test_a_run_comes_with_its_heads(tiny: Tiny, finished: Path) -> None:
+def test_the_weights_of_a_run_contain_its_heads(tiny: Tiny, finished: Path) -> None:
     train_step = begin(tiny(start={"weights": str(finished)}))
     assert train_step.config.start.warmup == 0
     kept = load_file(next((finished / "checkpoints").glob("step_00000003")) / "tensors.safetensors")
@@ -45,7 +45,7 @@ def test_heads_of_another_shape_are_new(tiny: Tiny, finished: Path, capsys: pyte
     assert "with new heads" in capsys.readouterr().err
 
 
-def test_a_backbone_comes_without_and_both_sides_get_it(tiny: Tiny, tiny_backbone: Path) -> None:
+def test_a_backbone_has_no_heads_and_initialises_both_sides(tiny: Tiny, tiny_backbone: Path) -> None:
     train_step = begin(tiny(start={"weights": str(tiny_backbone)}))
     assert train_step.config.start.warmup == 0.1
     assert train_step.config.backbone.embed_dim == 32  # the weights', not the config's 16
@@ -56,7 +56,7 @@ def test_a_backbone_comes_without_and_both_sides_get_it(tiny: Tiny, tiny_backbon
             assert torch.equal(tensor, wanted[name]), name
 
 
-def test_heads_learn_first_and_the_backbone_joins_in_slowly(tiny: Tiny) -> None:
+def test_heads_learn_first_and_then_the_backbone_with_a_rising_rate(tiny: Tiny) -> None:
     from dinomed.pretrain.model.dinov2 import DINOv2
 
     config = tiny()
@@ -73,7 +73,7 @@ def test_heads_learn_first_and_the_backbone_joins_in_slowly(tiny: Tiny) -> None:
 def test_with_the_backbone_frozen_throughout_only_heads_and_mask_token_change(
     tiny: Tiny, finished: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    """How heads are fitted to a released backbone, to distil from it."""
+    """This is how heads are fitted to a released backbone before distillation."""
     backbone = finished / "backbone"
     pretrain(tiny(start={"weights": str(backbone), "warmup": 1.0}), pictures, tmp_path / "heads", device="cpu")
     before, after = load_file(backbone / "model.safetensors"), load_file(tmp_path / "heads/backbone/model.safetensors")
@@ -106,7 +106,7 @@ def test_the_high_resolution_phase_grows_all_crops_and_shortens_the_run(tiny: Ti
     assert to_high_resolution(tiny(backbone={"patch_size": 8})).crops.global_size == 520  # whole patches nearest to 518
 
 
-def test_what_is_not_there_is_refused(tiny: Tiny) -> None:
+def test_missing_weights_are_refused(tiny: Tiny) -> None:
     with pytest.raises(UsageError, match="no known name and no existing path"):
         read_initialisation(tiny(start={"weights": "nowhere"}).start)
     with pytest.raises(UsageError, match=r"start\.file x\.pth needs start\.weights"):

@@ -1,4 +1,4 @@
-"""Low-rank adaptation: what learns, what the teacher follows, what comes out."""
+"""Low-rank adaptation: the weights that learn, the teacher's average, and the saved backbone."""
 
 import shutil
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def vit() -> VisionTransformer:
     add_lora(backbone, LoraConfig(rank=2, alpha=4, targets=("qkv", "proj", "fc1", "fc2")))
     for name, parameter in backbone.named_parameters():
         if ".lora_B." in name:
-            torch.nn.init.normal_(parameter)  # else the adapters do nothing
+            torch.nn.init.normal_(parameter)  # with zeros the adapters have no effect
     return backbone.eval()
 
 
@@ -51,7 +51,7 @@ def test_only_adapters_and_the_mask_token_learn(vit: VisionTransformer) -> None:
     assert _adapters(side, lora) == sum(vit.get_parameter(name).numel() for name in learns - {"mask_token"})
 
 
-def test_merged_weights_are_the_plain_model_that_gives_the_same_tokens(vit: VisionTransformer) -> None:
+def test_a_plain_model_with_the_merged_weights_gives_the_same_tokens(vit: VisionTransformer) -> None:
     plain = VisionTransformer(vit.config).eval()
     merged = dict(plain_parameters(vit))
     assert list(merged) == [name for name, _ in plain.named_parameters()]  # the order, which the average relies on
@@ -74,7 +74,7 @@ def test_the_average_follows_the_merged_weights(vit: VisionTransformer) -> None:
         torch.testing.assert_close(slow.get_parameter(name).detach(), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_leaves_the_base_alone_gives_a_plain_backbone_and_resumes_exactly(
+def test_a_run_keeps_the_base_weights_saves_a_plain_backbone_and_resumes_exactly(
     tiny: Tiny, tiny_backbone: Path, pictures: Path, tmp_path: Path
 ) -> None:
     start = {"weights": str(tiny_backbone), "warmup": 0.0}
@@ -106,7 +106,7 @@ def test_a_run_leaves_the_base_alone_gives_a_plain_backbone_and_resumes_exactly(
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
-    # a run that goes on from it, whole this time, begins with what came out, and with its heads
+    # a run without LoRA that continues from it begins with the saved backbone and its heads
     config = tiny(start={"weights": str(whole)})
     initialisation = read_initialisation(config.start)
     train_step = TrainStep(fit_to_initialisation(config, initialisation), torch.device("cpu"), initialisation)
@@ -114,7 +114,7 @@ def test_a_run_leaves_the_base_alone_gives_a_plain_backbone_and_resumes_exactly(
         assert all(torch.equal(t, after[name]) for name, t in backbone_of(side).state_dict().items())
 
 
-def test_what_cannot_be_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_adaptations_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tune.StudentTuneConfig.model_validate(LORA)
     check_student_tuning(config, "mlp", has_weights=True)
     with pytest.raises(UsageError, match="has no initial weights; name them with --from"):

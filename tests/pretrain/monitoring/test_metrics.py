@@ -1,4 +1,4 @@
-"""What a run measures of itself, and what it says of it."""
+"""Training metrics, health warnings, online k-NN and energy."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def test_the_effective_rank_counts_directions(kept: int) -> None:
     assert effective_rank(rows) == pytest.approx(kept, rel=1e-4)  # float32
 
 
-def test_targets_that_tell_all_or_nothing() -> None:
+def test_the_information_of_certain_and_of_uniform_targets() -> None:
     certain = torch.eye(8).view(2, 4, 8)
     assert target_statistics(certain)["target_information"] == pytest.approx(math.log(8), rel=1e-5)
     vague = torch.full((2, 4, 8), 1 / 8)
@@ -55,7 +55,7 @@ FLAT = {"dino": 6.23, "target_information": 0.2}
         ({"loss": 9.0}, "the loss has risen to 9.00 from 6.00"),
     ],
 )
-def test_a_sick_run_is_told_in_words_once(change: dict[str, float], words: str | None) -> None:
+def test_each_problem_of_a_run_gives_one_warning(change: dict[str, float], words: str | None) -> None:
     health = HealthCheck(prototypes=512, views=128, steps=100)
     assert health.check(30, HEALTHY) == []
     found = health.check(40, HEALTHY | change)
@@ -68,11 +68,11 @@ def test_a_sick_run_is_told_in_words_once(change: dict[str, float], words: str |
         assert health.check(50, HEALTHY | change) == []
 
 
-def test_nothing_is_said_before_a_run_has_settled() -> None:
+def test_a_run_gives_no_warning_at_its_beginning() -> None:
     assert HealthCheck(prototypes=512, views=128, steps=1000).check(90, HEALTHY | FLAT) == []
 
 
-def test_the_online_knn_is_that_of_scikit_learn(tiny: Tiny, pictures: Path, tiny_backbone: Path) -> None:
+def test_the_online_knn_equals_that_of_scikit_learn(tiny: Tiny, pictures: Path, tiny_backbone: Path) -> None:
     manifest = read_manifest(pictures)
     backbone = load_backbone(tiny_backbone)
     knn = build_online_knn(manifest, manifest.select(split="train"), backbone.preprocessing, limit=2000)
@@ -97,7 +97,7 @@ def test_without_labels_or_val_there_is_no_knn(tiny: Tiny, pictures: Path, tiny_
     assert limited is None or len(limited.parts[0]) == 5
 
 
-def test_progress_remembers_the_best() -> None:
+def test_the_history_keeps_the_best_value() -> None:
     history = KnnHistory()
     assert [history.add(step, value) for step, value in enumerate((0.5, 0.7, 0.6, 0.7, 0.8))] == [
         True, True, False, False, True,
@@ -132,11 +132,11 @@ def test_a_run_that_no_longer_improves_ends_and_keeps_its_best(
     ("values", "times"),
     [
         ([1.0, 0.9, 0.1, 0.0], 1),
-        ([0.8, 0.799, 0.7, 0.6], 0),  # three validation images or four: that is chance
+        ([0.8, 0.799, 0.7, 0.6], 0),  # chance, with three or four validation images
         ([0.6, 0.7, 0.8, 0.65], 0),  # below its best, above its start
     ],
 )
-def test_features_that_got_worse_than_chance_explains_are_told_of_once(
+def test_a_fall_of_the_knn_beyond_chance_gives_one_warning(
     tiny: Tiny,
     pictures: Path,
     tmp_path: Path,
@@ -152,7 +152,7 @@ def test_features_that_got_worse_than_chance_explains_are_told_of_once(
 
 
 @pytest.mark.parametrize(("auroc", "positives", "negatives"), [(0.6, 10, 40), (0.8, 30, 30), (0.9, 100, 20)])
-def test_the_error_of_an_auroc_is_that_of_drawing_it_again(auroc: float, positives: int, negatives: int) -> None:
+def test_the_error_of_an_auroc_is_that_of_new_draws(auroc: float, positives: int, negatives: int) -> None:
     rng, draws = np.random.default_rng(0), 4000
     high = rng.exponential(auroc / (1 - auroc), (draws, positives, 1))
     found = (high > rng.exponential(1.0, (draws, 1, negatives))).mean((1, 2))
@@ -162,7 +162,7 @@ def test_the_error_of_an_auroc_is_that_of_drawing_it_again(auroc: float, positiv
 
 
 def _knn(counts: list[int]) -> OnlineKNN:
-    """Of validation images alone, so many of each class."""
+    """Build an online k-NN of validation images only, with this number of each class."""
     knn = OnlineKNN.__new__(OnlineKNN)
     knn.classes = [str(index) for index in range(len(counts))]
     knn.labels = [np.empty(0, int), np.repeat(np.arange(len(counts)), counts)]
@@ -170,17 +170,17 @@ def _knn(counts: list[int]) -> OnlineKNN:
 
 
 @pytest.mark.parametrize("counts", [[60, 60], [20, 30, 50], [5, 15, 40, 100, 0], [10, 12, 60, 8, 9, 130, 11]])
-def test_what_chance_may_take_is_what_drawing_again_takes(counts: list[int]) -> None:
+def test_the_chance_fall_is_that_of_new_draws(counts: list[int]) -> None:
     """Scores of a class are noise plus what the image gives for its own class; measured twice with nothing changed."""
     rng, knn, falls = np.random.default_rng(1), _knn(counts), []
-    truth = np.eye(len(counts), dtype=bool)[knn.labels[1]]
-    truth = truth[:, truth.any(0)]
-    positives, negatives = truth.sum(0), (~truth).sum(0)
+    is_class = np.eye(len(counts), dtype=bool)[knn.labels[1]]
+    is_class = is_class[:, is_class.any(0)]
+    positives, negatives = is_class.sum(0), (~is_class).sum(0)
     for _ in range(1500):
-        votes = rng.normal(size=(2, *truth.shape)) + 1.2 * truth
+        votes = rng.normal(size=(2, *is_class.shape)) + 1.2 * is_class
         votes = np.exp(votes) / np.exp(votes).sum(2, keepdims=True)
         ranks = votes.argsort(1).argsort(1)  # there are no ties: Mann and Whitney's count of pairs
-        aurocs = ((ranks * truth).sum(1) - positives * (positives - 1) / 2) / (positives * negatives)
+        aurocs = ((ranks * is_class).sum(1) - positives * (positives - 1) / 2) / (positives * negatives)
         before, now = aurocs.mean(1)
         falls.append((before - now) / knn.chance_fall(before, now))
     # Two standard errors of one are 1.4 of the difference of two that have nothing in common: 8% fall further, and
@@ -188,7 +188,7 @@ def test_what_chance_may_take_is_what_drawing_again_takes(counts: list[int]) -> 
     assert 0.015 < np.mean(np.array(falls) > 1) < 0.11
 
 
-def test_the_fewer_the_images_the_more_may_chance_take() -> None:
+def test_the_chance_fall_is_larger_with_fewer_images() -> None:
     assert _knn([200, 200]).chance_fall(0.8, 0.75) < 0.05 < _knn([60, 60]).chance_fall(0.8, 0.75)
     assert _knn([2, 2]).chance_fall(1.0, 0.5) > 0.4  # a perfect start on four images is no certain one
     assert _knn([200, 200, 0]).chance_fall(0.8, 0.75) == _knn([200, 200]).chance_fall(0.8, 0.75)

@@ -1,4 +1,4 @@
-"""Rules for the size of the data, presets for its kind, and what a run is expected to cost."""
+"""Scaling rules, presets of modalities, and the cost estimate of a run."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def test_prototypes_grow_with_the_collection_within_bounds() -> None:
     assert (counts[0], counts[2], counts[-1]) == (256, 512, 65_536)
 
 
-def test_rules_apply_when_asked_for(tiny: Tiny) -> None:
+def test_rules_apply_if_scale_to_data_is_set(tiny: Tiny) -> None:
     plain = tiny()
     assert scale_to_data(plain, 6096) is plain
     scaled = scale_to_data(tiny(run={"scale_to_data": True}), 6096)
@@ -41,7 +41,7 @@ def test_rules_apply_when_asked_for(tiny: Tiny) -> None:
     assert kept.objective.dino_head.prototypes == 24
 
 
-def test_presets_turn_off_what_is_unsafe_and_leave_what_is_given() -> None:
+def test_presets_switch_off_unsafe_augmentation_and_keep_given_settings() -> None:
     assert CropConfig(modality="xray").horizontal_flip == 0
     assert CropConfig(modality="xray", horizontal_flip=0.5).horizontal_flip == 0.5
     for name in PRESETS:
@@ -62,19 +62,19 @@ def test_an_xray_is_never_mirrored() -> None:
     assert (views[:, :, -4:].mean((1, 2, 3)) < views[:, :, :4].mean((1, 2, 3))).any()
 
 
-def test_parameters_are_counted_and_costs_grow_as_they_should(tiny: Tiny) -> None:
+def test_parameters_are_counted_and_costs_grow_with_the_batch(tiny: Tiny) -> None:
     config = tiny(run={"batch_size": 8})
-    found = estimate(config, CPU)
+    costs = estimate(config, CPU)
     vit = VisionTransformer(config.backbone)
     heads = [ProjectionHead(16, config.objective.dino_head), ProjectionHead(16, config.objective.ibot_head)]
-    assert found.backbone_parameters == sum(p.numel() for p in vit.parameters())
-    assert found.head_parameters == sum(p.numel() for head in heads for p in head.parameters())
-    assert found.tokens_per_image == 2 * (2 * (16 + 2)) + 2 * (
+    assert costs.backbone_parameters == sum(p.numel() for p in vit.parameters())
+    assert costs.head_parameters == sum(p.numel() for head in heads for p in head.parameters())
+    assert costs.tokens_per_image == 2 * (2 * (16 + 2)) + 2 * (
         4 + 2
     )  # student and teacher; one class token, a register
     double = estimate(tiny(run={"batch_size": 16}), CPU)
-    assert double.teraflop_per_step == pytest.approx(2 * found.teraflop_per_step)
-    assert double.memory_gib > found.memory_gib
+    assert double.teraflop_per_step == pytest.approx(2 * costs.teraflop_per_step)
+    assert double.memory_gib > costs.memory_gib
     assert estimate(tiny(run={"batch_size": 16, "micro_batch": 8}), CPU).memory_gib < double.memory_gib
 
 
