@@ -65,7 +65,9 @@ def probe(
         prepare_output(output, overwrite=overwrite, marker=FEW_SHOT_FILE)
     path: str | Path = backbone
     if untrained:
-        path = Path(backbone) / "untrained"
+        from dinomed.pretrain.run_folder import UNTRAINED
+
+        path = Path(backbone) / UNTRAINED
         if not path.is_dir():
             raise UsageError(f"--untrained: {backbone} keeps no untrained backbone; it has to be a run of pretrain")
     manifest = open_dataset(data)

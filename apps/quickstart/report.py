@@ -134,6 +134,8 @@ def write_report(findings: Findings, results: dict[str, Any], journal: Journal, 
 
 def _pretraining(findings: Findings) -> list[str]:
     """The PCA picture and the curves."""
+    from dinomed.pretrain.run_folder import PCA
+
     told = findings.pretrained
     parts = [
         page.heading("Pretraining"),
@@ -141,7 +143,7 @@ def _pretraining(findings: Findings) -> list[str]:
             f"{told['steps']:,} steps on {told['images']:,} images, {told['images_per_second']:.0f} images a second."
         ),
     ]
-    pictures = sorted((findings.ssl / "pca").glob("*.png"))
+    pictures = sorted((findings.ssl / PCA).glob("*.png"))
     if pictures:
         with Image.open(pictures[-1]) as picture:
             pixels = np.asarray(picture.convert("RGB"))
@@ -155,9 +157,10 @@ def _curves(run: Path) -> list[str]:
     """Each loss of ``log.jsonl`` over the steps; DINO's and iBOT's beside log K, where nothing has been learned."""
     from dinomed.config import load_config
     from dinomed.pretrain.config import PretrainConfig
+    from dinomed.pretrain.run_folder import CONFIG_FILE, LOG_FILE
 
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    objective = load_config(PretrainConfig, run / "config.yaml").objective
+    lines = [json.loads(line) for line in (run / LOG_FILE).read_text(encoding="utf-8").splitlines()]
+    objective = load_config(PretrainConfig, run / CONFIG_FILE).objective
     heads = {
         "dino": objective.dino_head,
         "ibot": objective.ibot_head if objective.untied_heads else objective.dino_head,

@@ -82,6 +82,8 @@ def _check_settings(plan: Plan) -> None:
 
 
 def _run(plan: Plan, journal: Journal) -> dict[str, Any]:
+    from dinomed.pretrain.run_folder import UNTRAINED
+
     began = time.monotonic()
     images = plan.data or _draw_lesions(plan)
     path = plan.folder / "images.parquet"
@@ -94,7 +96,7 @@ def _run(plan: Plan, journal: Journal) -> dict[str, Any]:
     ssl = plan.folder / "ssl"
     pretrained = _pretrain(plan, journal, scope.images, path, ssl)
     rows: list[dict[str, Any]] = [{"method": "pretrained here"}, {"method": "the same backbone, untrained"}]
-    backbones = (ssl, ssl / "untrained")
+    backbones = (ssl, ssl / UNTRAINED)
     classifier = _classify(plan, journal, scope, path, backbones, rows)
     segmenter = _segment(plan, journal, scope, path, backbones, rows)
 
