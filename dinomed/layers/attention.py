@@ -1,11 +1,11 @@
-"""Multi-head self-attention over packed sequences: every crop of every image attends to itself alone.
+"""Multi-head self-attention over packed sequences. The tokens of a crop attend only to tokens of the same crop.
 
 Shape suffixes: T tokens of all sequences together, B images, N tokens an image, C channels, H heads, D channels a head.
 
 Crops of one size form a group (B, N). The linear layers see all tokens as one (T, C) matrix; the attention itself runs
-group by group, which equals the block-diagonal mask of DINOv2 (Oquab et al. 2023, section 5, "sequence packing") and
-needs no mask: SDPA has a CPU kernel, xformers has none. On CUDA xformers' ``BlockDiagonalMask`` does
-all groups in one call.
+group by group. This equals the block-diagonal mask of DINOv2 (Oquab et al. 2023, section 5, "sequence packing") and
+works on CPU: SDPA has a CPU kernel, xformers has none. On CUDA, xformers computes all groups in one call with its
+``BlockDiagonalMask``.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,10 @@ Group = tuple[int, int]
 
 
 class Attention(nn.Module):
-    """qkv and output projection; state-dict keys are those of DINOv2 (``qkv``, ``proj``)."""
+    """Multi-head self-attention with a query-key-value and an output projection.
+
+    The state-dict keys are those of DINOv2 (``qkv``, ``proj``).
+    """
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -30,7 +33,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_TC: Tensor, groups: Sequence[Group]) -> Tensor:
-        """(T, C) -> (T, C), where T is the sum of B * N over `groups`, in that order."""
+        """Apply attention, (T, C) -> (T, C). T is the sum of B * N over `groups`, in their order."""
         T, C = x_TC.shape
         qkv_T3HD = self.qkv(x_TC).view(T, 3, self.num_heads, C // self.num_heads)
         if len(groups) > 1 and x_TC.is_cuda and xformers_works(qkv_T3HD.dtype, C // self.num_heads):
@@ -41,7 +44,7 @@ class Attention(nn.Module):
 
 
 def pack(parts: Sequence[Tensor]) -> Tensor:
-    """Parts of a matrix below each other; a single one as it is, where `torch.cat` would copy it."""
+    """Concatenate parts along the first dimension. A single part is returned without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
@@ -73,9 +76,10 @@ def _block_diagonal_mask(groups: tuple[Group, ...], device: torch.device) -> obj
 
 @cache
 def xformers_works(dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether xformers' block-diagonal attention runs here, forward and backward, found by trying it once.
+    """Return whether xformers' block-diagonal attention works here, forward and backward.
 
-    Its wheels are built for one torch and CUDA version; with others its kernels are missing, which only a call shows.
+    It is tried once. The wheels of xformers are built for one version of torch and CUDA; with other versions the
+    kernels are missing, and only a call shows it.
     """
     try:
         q = torch.randn(1, 12, 2, head_dim, dtype=dtype, device="cuda", requires_grad=True)

@@ -1,4 +1,5 @@
-"""The transformer block of DINOv2: pre-norm attention and feed-forward, LayerScale, stochastic depth by slicing."""
+"""The transformer block of DINOv2: pre-norm attention and feed-forward layer, LayerScale, stochastic depth by
+slicing."""
 
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ FEED_FORWARD = {"mlp": MLP, "swiglu": SwiGLU}
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each channel (Touvron et al. 2021, CaiT)."""
+    """A learned factor for each channel (Touvron et al. 2021, "Going deeper with image transformers", CaiT)."""
 
     def __init__(self, dim: int, init: float) -> None:
         super().__init__()
@@ -24,7 +25,8 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """A list of groups in, the same list out; each group is (B, N, C)."""
+    """A transformer block. It takes a list of groups of crops, each (B, N, C), and returns a list of the same
+    shapes."""
 
     def __init__(
         self, dim: int, num_heads: int, *, feed_forward: str, hidden: int, layerscale: float | None, drop_path: float

@@ -18,7 +18,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.fc1(x)
-        # not where an adapter stands beside fc2, nor in half precision, which autocast would have to be told of
+        # not if LoRA wraps fc2, and not under autocast, which does not see inside the function
         plain = type(self.fc2) is nn.Linear and not torch.is_autocast_enabled(x.device.type)
         if plain and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             out: Tensor = _GeluLinear.apply(hidden, self.fc2.weight, self.fc2.bias)
@@ -27,8 +27,10 @@ class MLP(nn.Module):
 
 
 class _GeluLinear(torch.autograd.Function):
-    """``linear(gelu(x), w, b)`` that keeps x alone and computes its GELU again in the backward: 4 of the 19 widths of
-    a token that a block would keep, for one more pass over them."""
+    """``linear(gelu(x), w, b)`` that keeps only x for the backward pass and computes its GELU again there.
+
+    A block keeps 19 times the width of a token for the backward pass; this saves 4 of the 19, for one more GELU.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -46,8 +48,11 @@ class _GeluLinear(torch.autograd.Function):
 
 
 class SwiGLU(nn.Module):
-    """Gated SiLU (Shazeer 2020): (..., C) -> (..., C). `hidden` is that of the MLP it replaces; 2/3 of it, rounded
-    up to a multiple of 8, keeps the number of parameters."""
+    """Gated SiLU (Shazeer 2020): (..., C) -> (..., C).
+
+    `hidden` is the hidden width of the MLP that it replaces. The layer uses 2/3 of it, rounded up to a multiple of 8,
+    which keeps the number of parameters.
+    """
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()

@@ -1,11 +1,12 @@
-"""Images to patch tokens, and a position embedding that fits any grid."""
+"""Patch embedding of images, and resizing of the position embedding to any grid."""
 
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 
 class PatchEmbedding(nn.Module):
-    """A convolution with stride = kernel = patch: (B, channels, height, width) -> (B, rows * columns, C)."""
+    """A convolution with the patch size as kernel and stride: (B, channels, height, width) -> (B, rows * columns,
+    C)."""
 
     def __init__(self, patch_size: int, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -24,10 +25,10 @@ class PatchEmbedding(nn.Module):
 def resize_position_embedding(
     grid: Tensor, size: tuple[int, int], *, antialias: bool = True, offset: float = 0.0
 ) -> Tensor:
-    """(1, side * side, C) -> (1, rows * columns, C), bicubic, in float32.
+    """Resize a position embedding, (1, side * side, C) -> (1, rows * columns, C), bicubic, in float32.
 
-    The released plain DINOv2 models were trained with ``offset=0.1, antialias=False``, those with registers with
-    ``offset=0, antialias=True``: a different sampling, so it is a property of the weights (see `ViTConfig`).
+    The released DINOv2 models without registers were trained with ``offset=0.1, antialias=False``, those with registers
+    with ``offset=0, antialias=True``. The sampling differs, so it is a property of the weights (see `ViTConfig`).
     """
     side = int(grid.shape[1] ** 0.5)
     if size == (side, side):

@@ -1,5 +1,5 @@
-"""Metrics as plain functions of arrays, each with one stated policy for what is empty or undefined.
+"""Metrics as plain functions of arrays, each with one stated policy for empty inputs and undefined values.
 
-Everywhere: what is undefined is nan, is counted or named, and is left out of means; it never counts as 0. The modules
-say what is undefined in their case.
+An undefined value is nan in all of them. It is counted or named, and left out of means; it never counts as 0. Each
+module says which values are undefined.
 """

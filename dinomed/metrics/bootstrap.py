@@ -1,10 +1,11 @@
-"""Confidence intervals by resampling patients or lesions, not images: the cluster bootstrap (Field and Welsh 2007).
+"""Confidence intervals by the cluster bootstrap (Field and Welsh 2007), which resamples groups (patients, lesions), not
+images.
 
-All groups are drawn with replacement, as many as there are; a group comes with all of its images, each time it is
-drawn. An interval is between percentiles of the statistic over the resamples (Efron 1979), seeded.
+As many groups as there are, are drawn with replacement; a group brings all of its images each time it is drawn. An
+interval lies between percentiles of the statistic over the resamples (Efron 1979), with a seed.
 
-Policy: a resample in which the statistic is undefined (no image of a class, for example) is left out and counted. With
-fewer than two groups, or half of the resamples undefined, the interval is nan.
+Policy: a resample in which the statistic is undefined (for example without an image of a class) is left out and
+counted. With fewer than two groups, or with more than half of the resamples undefined, the interval is nan.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES, LEVEL = 1000, 0.95
-_CHUNK = 2**17  # counts held at once: 1 MB, so that a statistic works in the cache (2**21 took twice as long)
+_CHUNK = 2**17  # counts in memory at once: 1 MB, which fits into the processor's cache (2**21 took twice as long)
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""Counts (R, N), how often each image was drawn -> values (R,) or (R, M); nan where undefined."""
+"""Function of counts (R, N), how often each image was drawn, to values (R,) or (R, M); nan where undefined."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Percentiles of a statistic; `undefined` resamples were left out."""
+    """Percentiles of a statistic. `undefined` is the number of resamples that were left out."""
 
     low: float
     high: float
@@ -28,9 +29,9 @@ class Interval:
 
 
 def draw_groups(groups: Sequence[object], resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each of N images is drawn, float64 (R, N), some resamples at a time; `resamples` rows in all.
+    """Yield how often each of N images is drawn, float64 (R, N), for R resamples at a time, `resamples` rows in total.
 
-    Rows depend on the seed and on the groups in their order of appearance.
+    The rows depend on the seed and on the groups in their order of appearance.
     """
     index = group_index(groups)
     count, rng = int(index.max(initial=-1)) + 1, np.random.default_rng(seed)
@@ -44,15 +45,16 @@ def draw_groups(groups: Sequence[object], resamples: int, seed: int) -> Iterator
 def bootstrap(
     statistic: Statistic, groups: Sequence[object], *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> list[Interval]:
-    """The interval of each of the M values of `statistic`.
+    """Compute the confidence interval of each of the M values of `statistic`.
 
     Args:
-        groups: the patient, lesion or video of each of the N images (hashable); one of its own for an image without.
-        level: the share of resamples inside, 0.95 for the 2.5th to the 97.5th percentile.
+        groups: group (patient, lesion or video) of each of the N images, hashable. An image without a group has its
+            own.
+        level: share of the resamples inside the interval; 0.95 is the 2.5th to the 97.5th percentile.
 
     >>> values = np.arange(10.0)
-    >>> found = bootstrap(lambda counts: counts @ values / counts.sum(axis=1), list(range(10)))[0]
-    >>> found.low < 4.5 < found.high
+    >>> interval = bootstrap(lambda counts: counts @ values / counts.sum(axis=1), list(range(10)))[0]
+    >>> interval.low < 4.5 < interval.high
     True
     """
     assert 0 < level < 1, level
@@ -67,7 +69,7 @@ def bootstrap(
 def bootstrap_mean(
     values: np.ndarray, groups: Sequence[object], *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> list[Interval]:
-    """Intervals of the means of M columns of (N, M) (or of one, (N,)); a nan is left out of its mean."""
+    """Compute the intervals of the means of M columns (N, M), or of one column (N,). A nan is left out of its mean."""
     columns = values[:, None] if values.ndim == 1 else values
     known = ~np.isnan(columns)
     filled = np.where(known, columns, 0.0)
@@ -80,7 +82,7 @@ def bootstrap_mean(
 
 
 def group_index(groups: Sequence[object]) -> np.ndarray:
-    """Groups as int64 (N,) numbers from 0, in their order of appearance."""
+    """Return the groups as numbers from 0 in their order of appearance, int64 (N,)."""
     numbers: dict[object, int] = {}
     return np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
 

@@ -1,11 +1,11 @@
-"""Whether probabilities mean what they say: calibration error, Brier score, log loss, and temperature scaling.
+"""Calibration of probabilities: calibration error, Brier score, log loss, and temperature scaling.
 
-Probabilities are (N, K) of one class each, rows of sum 1, or (N, L) of labels that do not exclude each other; a column
-of nan is a class that the classifier does not know, which it gives 0.
+Probabilities are (N, K) over exclusive classes, with rows of sum 1, or (N, L) of labels that do not exclude each other.
+A column of nan is a class that the classifier does not know; its probability counts as 0.
 
-Policy: of an image whose class is unknown to the classifier, calibration error and Brier score count it as the miss
-that it is; its log loss would be infinite and is nan. Everything is nan for no images. A label that is not known (nan)
-is left out of that label's values.
+Policy: an image whose class the classifier does not know counts as wrong in the calibration error and the Brier score;
+its log loss would be infinite and is nan. Without images, all values are nan. An unknown label (nan) is left out of the
+values of that label.
 """
 
 from typing import Literal
@@ -15,40 +15,45 @@ from scipy.optimize import minimize_scalar
 
 BINS = 15
 TEMPERATURES = (0.05, 20.0)
-"""The range in which a temperature is looked for; beyond it validation has nothing to say (it is separated)."""
-_SMALLEST = 1e-12  # a probability below counts as this in the log loss
+"""Range of temperatures that are tried. An optimum outside means that the classes of the validation data are
+separated."""
+_SMALLEST = 1e-12  # smallest probability in the log loss
 
 
 def brier_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Of each image, the squared distance to the truth summed over the classes, 0 to 2 (Brier 1950); float64 (N,)."""
+    """Compute the Brier score of each image (Brier 1950), float64 (N,): the squared distance between the probabilities
+    and the true class, summed over the classes, 0 to 2."""
     truth = np.eye(probabilities.shape[1])[labels]
     return np.square(np.nan_to_num(probabilities, nan=0.0) - truth).sum(axis=1)
 
 
 def log_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Of each image, minus the log of the probability of its class, nats; float64 (N,)."""
-    own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return -np.log(np.maximum(own, _SMALLEST))  # a nan stays one
+    """Compute minus the logarithm of the probability of the true class of each image, in nats, float64 (N,)."""
+    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return -np.log(np.maximum(of_label, _SMALLEST))  # nan stays nan
 
 
 def confidence_bins(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """The bin of each confidence, int64 (N,): `bins` of equal width, each open below and closed above; 0 is in the
-    first. As Guo et al. 2017, section 2."""
+    """Return the bin of each confidence, int64 (N,), as in Guo et al. 2017, section 2.
+
+    The bins have equal width; each includes its upper limit but not its lower one. 0 is in the first bin.
+    """
     return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 def calibration_errors(
     confidence: np.ndarray, correct: np.ndarray, counts: np.ndarray | None = None, bins: int = BINS
 ) -> np.ndarray:
-    """Expected calibration error: the gap between confidence and accuracy, averaged over the images by bin.
+    """Compute the expected calibration error: the difference of mean confidence and accuracy in each bin, averaged with
+    the number of images as weight.
 
     Args:
-        confidence: float (N,), 0 to 1: of the predicted class, or the probability of a label.
-        correct: (N,) of 0 and 1: whether the prediction is right, or the label is there.
-        counts: (R, N), how often each image counts in each resample; once where it is None.
+        confidence: float (N,), 0 to 1: probability of the predicted class, or of a label.
+        correct: (N,) of 0 and 1: whether the prediction is right, or the label is present.
+        counts: (R, N), how often each image counts in each resample; None counts each once.
 
     Returns:
-        float64 (R,), 0 to 1; nan for no images.
+        float64 (R,), 0 to 1; nan without images.
     """
     drawn = np.ones((1, len(confidence))) if counts is None else counts
     which = np.eye(bins)[confidence_bins(confidence, bins)]
@@ -58,7 +63,8 @@ def calibration_errors(
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
-    """The bins that hold images: `low`, `high`, `n`, mean `confidence`, `accuracy` (the share that is right)."""
+    """Return the bins that hold images: `low`, `high`, `n`, mean `confidence`, `accuracy` (share of right
+    predictions)."""
     which = confidence_bins(confidence, bins)
     return [
         {
@@ -75,14 +81,16 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 def fit_temperature(
     logits: np.ndarray, truth: np.ndarray, kind: Literal["softmax", "sigmoid"] = "softmax"
 ) -> float | None:
-    """The T for which ``logits / T`` have the lowest log loss (Guo et al. 2017, section 4.2): over 1 where the
-    classifier was too sure. One number cannot change which class comes first.
+    """Return the temperature T for which ``logits / T`` have the lowest log loss (Guo et al. 2017, section 4.2).
+
+    It is over 1 where the classifier is overconfident. It does not change which class is the most probable.
 
     Args:
-        logits: (N, K). truth: int (N,), or (N, K) of 0, 1 and nan (not known) for a sigmoid.
+        logits: (N, K).
+        truth: int (N,), or (N, K) of 0, 1 and nan (unknown) for a sigmoid.
 
     Returns:
-        None where there is nothing to fit on: no images, or every image of one class.
+        The temperature, or None without images or if all images have the same class.
     """
     logits = logits.astype(np.float64)
     if kind == "softmax":
@@ -105,6 +113,6 @@ def fit_temperature(
             scaled = values / np.exp(log_temperature)
             return float((np.logaddexp(0, scaled) - targets * scaled).mean())
 
-    # Convex in 1/T, so one valley in log T.
-    found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    # The loss is convex in 1/T, so it has one minimum in log T.
+    optimum = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(optimum.x))

@@ -1,11 +1,11 @@
-"""What a classifier gets right: accuracy, balanced accuracy, AUROC, AUPRC, confusion, calibration.
+"""Metrics of a classifier of exclusive classes: accuracy, balanced accuracy, AUROC, AUPRC, confusion, calibration.
 
-Policy: what is undefined is nan, is named, and is left out of means; it never counts as 0.
-- AUROC and AUPRC of a class need images with and without it, and a classifier that knows it. The macro values (one
-  against the rest) are means over the classes where they are defined.
+Policy: an undefined value is nan, is named, and is left out of means; it never counts as 0.
+- AUROC and AUPRC of a class need images with and without the class, and a classifier that knows it. The macro values
+  (one class against the rest) are means over the classes for which they are defined.
 - Balanced accuracy is the mean recall over the classes that occur. An image of a class that the classifier does not
-  know counts as wrong, there and in the accuracy, in the calibration error and in the Brier score; it has no log loss.
-- Of no images, everything is nan.
+  know counts as wrong in it, in the accuracy, the calibration error and the Brier score; its log loss is nan.
+- Without images, all values are nan.
 """
 
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ from dinomed.metrics.ranking import Ranking
 
 @dataclass(frozen=True)
 class Predictions:
-    """N predictions over K classes, checked.
+    """N predictions over K classes.
 
     Args:
         labels: int (N,), indices into `classes`.
-        probabilities: float (N, K); a column of nan for a class that the classifier does not know.
+        probabilities: float (N, K); a column is nan for a class that the classifier does not know.
         classes: K names.
 
     Raises:
-        ValueError: a probability of a known class is not finite.
+        ValueError: the probability of a known class is not finite.
     """
 
     labels: np.ndarray
@@ -44,7 +44,7 @@ class Predictions:
 
     @cached_property
     def known(self) -> np.ndarray:
-        """Which classes the classifier knows, bool (K,)."""
+        """Whether the classifier knows each class, bool (K,)."""
         if not len(self.labels):
             return np.ones(len(self.classes), bool)
         return ~np.isnan(self.probabilities).all(axis=0)
@@ -55,7 +55,7 @@ class Predictions:
 
     @cached_property
     def confidence(self) -> np.ndarray:
-        """The probability of the predicted class, float (N,)."""
+        """Probability of the predicted class, float (N,)."""
         return np.where(self.known, self.probabilities, -np.inf).max(axis=1)
 
     @cached_property
@@ -64,7 +64,7 @@ class Predictions:
 
     @cached_property
     def rankings(self) -> list[Ranking | None]:
-        """Of each class against the rest; None for one that the classifier does not know."""
+        """Ranking of each class against the rest; None for a class that the classifier does not know."""
         return [
             Ranking(self.labels == index, self.probabilities[:, index]) if known else None
             for index, known in enumerate(self.known)
@@ -76,20 +76,20 @@ class Predictions:
         return np.stack([log_losses(self.labels, self.probabilities), brier_scores(self.labels, self.probabilities)], 1)
 
     def values(self, counts: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The metrics of R resamples at once, each (R,) or, by class, (R, K); a statistic for the bootstrap.
+        """Compute the metrics of R resamples at once, each (R,) or, by class, (R, K); a statistic for the bootstrap.
 
         Args:
-            counts: (R, N), how often each image was drawn; once where it is None (R is 1).
+            counts: (R, N), how often each image was drawn; None counts each once, and R is 1.
         """
         drawn = np.ones((1, len(self.labels))) if counts is None else counts
         is_class = np.eye(len(self.classes))[self.labels]
-        called = np.eye(len(self.classes))[self.predicted]
-        total, positives, hits = drawn.sum(axis=1), drawn @ is_class, drawn @ (is_class * called)
-        predicted = drawn @ called
+        is_predicted = np.eye(len(self.classes))[self.predicted]
+        total, positives, hits = drawn.sum(axis=1), drawn @ is_class, drawn @ (is_class * is_predicted)
+        predicted = drawn @ is_predicted
         recall = _divide(hits, positives)
         negatives = total[:, None] - positives
-        nothing = (np.full(len(drawn), np.nan),) * 2
-        ranked = [nothing if one is None else one.measures(counts) for one in self.rankings]
+        undefined = (np.full(len(drawn), np.nan),) * 2
+        ranked = [undefined if ranking is None else ranking.measures(counts) for ranking in self.rankings]
         auroc, auprc = (np.stack([pair[side] for pair in ranked], axis=1) for side in (0, 1))
         defined = ~np.isnan(self.losses)
         losses = _divide(drawn @ np.where(defined, self.losses, 0.0), drawn @ defined)
@@ -114,13 +114,13 @@ PER_CLASS = ("recall", "specificity", "precision", "auroc", "auprc")
 
 
 def classification_metrics(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Metrics of N predictions over K classes; see `Predictions` for the arguments and errors.
+    """Compute the metrics of N predictions over K classes; see `Predictions` for the arguments and errors.
 
     Returns:
         `n`; `accuracy`, `balanced_accuracy`, `auroc`, `auprc`, `ece` (15 bins, see `dinomed.metrics.calibration`), all
         in 0 to 1; `nll` (nats), `brier` (0 to 2); `per_class` (name -> `n`, and at the most probable class `recall`,
         `specificity`, `precision`; `auroc`, `auprc`); `confusion`, K x K counts, a row for each true class; and
-        `undefined_auroc`, the names left out of the macro values.
+        `undefined_auroc`, the names of the classes left out of the macro values.
     """
     predictions = Predictions(np.asarray(labels), np.asarray(probabilities), classes)
     values = {name: value[0] for name, value in predictions.values().items()}

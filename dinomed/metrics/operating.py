@@ -1,7 +1,8 @@
-"""Sensitivity and specificity at a threshold that was chosen elsewhere, on validation.
+"""Operating points: sensitivity and specificity at a threshold that was chosen on the validation split.
 
-An image is called positive at or above the threshold. Policy: sensitivity is nan without a positive, specificity
-without a negative, precision where nothing is called positive; no threshold is chosen (None) without both.
+An image is predicted positive at or above the threshold. Policy: sensitivity is nan without a positive image,
+specificity without a negative one, precision without a positive prediction. Without images of both kinds no threshold
+is chosen (None).
 """
 
 from typing import Any
@@ -12,9 +13,9 @@ from dinomed.metrics.ranking import Ranking
 
 
 def youden_threshold(positive: np.ndarray, scores: np.ndarray) -> float | None:
-    """The threshold with the largest sensitivity + specificity - 1 (Youden 1950); of equals the highest.
+    """Return the threshold with the largest sensitivity + specificity - 1 (Youden 1950); of equal ones the highest.
 
-    It lies half-way between two scores, so that rounding does not decide.
+    It lies half-way between two scores, so that rounding does not change a prediction.
 
     >>> youden_threshold(np.array([False, True, True]), np.array([0.2, 0.6, 0.9]))
     0.4
@@ -27,7 +28,7 @@ def youden_threshold(positive: np.ndarray, scores: np.ndarray) -> float | None:
 
 
 def _between(thresholds: np.ndarray, index: int) -> float:
-    """Half-way from a threshold to the next lower score; the threshold itself where no number lies between."""
+    """Return the middle of a threshold and the next lower score, or the threshold if no number lies between."""
     here = float(thresholds[index])
     below = float(thresholds[index + 1]) if index + 1 < len(thresholds) else here
     middle = (here + below) / 2
@@ -35,15 +36,15 @@ def _between(thresholds: np.ndarray, index: int) -> float:
 
 
 def operating_point(positive: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, Any]:
-    """What happens at a threshold.
+    """Compute sensitivity, specificity and precision at a threshold.
 
     Returns:
         `threshold`; `sensitivity`, `specificity`, `precision` (0 to 1, or nan); `true_positives`, `false_positives`,
         `true_negatives`, `false_negatives` (counts of images).
     """
-    positive, called = np.asarray(positive, bool), np.asarray(scores) >= threshold
-    tp, fp = int((positive & called).sum()), int((~positive & called).sum())
-    fn, tn = int((positive & ~called).sum()), int((~positive & ~called).sum())
+    positive, predicted = np.asarray(positive, bool), np.asarray(scores) >= threshold
+    tp, fp = int((positive & predicted).sum()), int((~positive & predicted).sum())
+    fn, tn = int((positive & ~predicted).sum()), int((~positive & ~predicted).sum())
     return {
         "threshold": float(threshold),
         "sensitivity": tp / (tp + fn) if tp + fn else float("nan"),

@@ -1,20 +1,20 @@
-"""AUROC and average precision of many resamples at once: one sort, then sums of weights.
+"""AUROC and average precision of many resamples at once: the scores are sorted once, then weights are summed.
 
-A resample is a row of counts, how often each image was drawn; with ones it is the sample itself. Both measures only
-depend on the order of the scores, which is the same in every resample.
+A resample is a row of counts, how often each image was drawn; counts of 1 are the sample itself. Both measures depend
+only on the order of the scores, which is the same in every resample.
 
-Policy: without a positive or without a negative, AUROC is nan; without a positive, average precision is nan.
+Policy: AUROC is nan without a positive or without a negative image; average precision is nan without a positive one.
 """
 
 import numpy as np
 
 
 class Ranking:
-    """N scores of one class in order, ties together.
+    """N scores of one class, sorted from the highest; equal scores are one step.
 
     Args:
         positive: bool (N,).
-        scores: float (N,), finite; high means positive.
+        scores: float (N,), finite; a high score means positive.
 
     >>> ranking = Ranking(np.array([False, False, True, True]), np.array([0.1, 0.6, 0.4, 0.9]))
     >>> float(ranking.auroc()[0])
@@ -30,10 +30,10 @@ class Ranking:
         self.positive = positive[self.order].astype(np.float64)
 
     def steps(self, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Positives and negatives at each distinct score, from the highest; float64 (R, distinct scores) each.
+        """Count positives and negatives at each distinct score, from the highest; float64 (R, distinct scores) each.
 
         Args:
-            counts: (R, N), how often each image counts; once where it is None (R is 1).
+            counts: (R, N), how often each image counts; None counts each once, and R is 1.
         """
         if not len(self.order):
             rows = 1 if counts is None else len(counts)
@@ -44,25 +44,25 @@ class Ranking:
         return hits, total - hits
 
     def measures(self, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """`auroc` and `average_precision` in one go."""
+        """Compute `auroc` and `average_precision` together."""
         hits, false = self.steps(counts)
         return _auroc(hits, false), _average_precision(hits, false)
 
     def auroc(self, counts: np.ndarray | None = None) -> np.ndarray:
-        """The share of pairs (positive, negative) in the right order, ties half; float64 (R,)."""
+        """Compute the share of pairs (positive, negative) in the right order, where ties count half; float64 (R,)."""
         return _auroc(*self.steps(counts))
 
     def average_precision(self, counts: np.ndarray | None = None) -> np.ndarray:
-        """The mean precision over the positives, without interpolation, as scikit-learn defines it; float64 (R,)."""
+        """Compute the mean precision over the positives, without interpolation, as in scikit-learn; float64 (R,)."""
         return _average_precision(*self.steps(counts))
 
     def roc(self) -> tuple[np.ndarray, np.ndarray]:
-        """False and true positive rates at each threshold, from (0, 0) to (1, 1); nan where undefined."""
+        """Return false and true positive rates at each threshold, from (0, 0) to (1, 1); nan where undefined."""
         hits, false = (np.r_[0.0, part[0].cumsum()] for part in self.steps())
         return _divide(false, np.full_like(false, false[-1])), _divide(hits, np.full_like(hits, hits[-1]))
 
     def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
-        """Recall (rising) and precision at each threshold; nan without a positive."""
+        """Return recall (rising) and precision at each threshold; nan without a positive image."""
         hits, false = (part[0].cumsum() for part in self.steps())
         total = hits[-1] if len(hits) else 0.0
         return _divide(hits, np.full_like(hits, total)), hits / np.maximum(hits + false, 1e-300)
@@ -74,8 +74,8 @@ def _auroc(hits: np.ndarray, false: np.ndarray) -> np.ndarray:
 
 
 def _average_precision(hits: np.ndarray, false: np.ndarray) -> np.ndarray:
-    found = hits.cumsum(axis=1)
-    precision = found / np.maximum(found + false.cumsum(axis=1), 1e-300)
+    true = hits.cumsum(axis=1)
+    precision = true / np.maximum(true + false.cumsum(axis=1), 1e-300)
     return _divide(np.einsum("rt,rt->r", precision, hits), hits.sum(axis=1))
 
 

@@ -1,19 +1,21 @@
-"""Retrieval: how many of the results, best first, are relevant.
+"""Retrieval metrics: average precision, recall and precision of ranked results.
 
-Policy: a query without any relevant image in the collection has no average precision and no recall (nan), and is left
-out of their means and counted; its precision is 0, since nothing that was shown is relevant. Where a collection gives
-fewer than k results, precision@k still divides by k: an empty place is no hit.
+Policy: the average precision and the recall of a query without a relevant image in the collection are nan; its
+precision is 0, since no result is relevant. With fewer than k results, precision@k still divides by k: an empty place
+counts as not relevant.
 """
 
 import numpy as np
 
 
 def average_precision(relevant: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Mean precision at the places of the relevant results, over all that are relevant in the collection.
+    """Compute the average precision of each query: the sum of the precision at the place of each relevant result,
+    divided by the number of relevant images in the collection.
 
     Args:
-        relevant: bool (Q, R): whether the result at each place is relevant, best first; False where there is none.
-        total: int (Q,): relevant images in the collection. With R below it, those beyond R count as never found.
+        relevant: bool (Q, R): whether the result at each place, best first, is relevant; False where there is no
+            result.
+        total: int (Q,): relevant images in the collection. Those that are not among the R results count as not found.
 
     Returns:
         float64 (Q,), 0 to 1, or nan.
@@ -29,12 +31,13 @@ def average_precision(relevant: np.ndarray, total: np.ndarray) -> np.ndarray:
 
 
 def recall_at(relevant: np.ndarray, total: np.ndarray, k: int) -> np.ndarray:
-    """The share of all relevant images among the first k; float64 (Q,), nan for a query without any."""
+    """Compute the share of all relevant images that are among the first k; float64 (Q,), nan without a relevant
+    image."""
     return _divide(np.asarray(relevant, bool)[:, :k].sum(axis=1).astype(float), np.asarray(total))
 
 
 def precision_at(relevant: np.ndarray, k: int) -> np.ndarray:
-    """The share of relevant ones among the first k; float64 (Q,)."""
+    """Compute the share of the first k results that are relevant; float64 (Q,)."""
     return np.asarray(relevant, bool)[:, :k].sum(axis=1) / k
 
 

@@ -1,13 +1,13 @@
-"""Dice, IoU, HD95 and surface Dice of binary masks, image by image, by MONAI, with one policy for empty masks.
+"""Dice, IoU, HD95 and surface Dice of binary masks, for each image, by MONAI, with one policy for empty masks.
 
 Policy:
-- both masks empty: Dice, IoU and surface Dice are 1 (nothing was there, nothing was found); one empty: they are 0;
-- HD95 is nan as soon as one mask is empty, since there is no surface to measure to. Its mean is over the images where
-  it is defined, and the others are counted.
+- if both masks are empty, Dice, IoU and surface Dice are 1 (a correct empty prediction); if one is empty, they are 0;
+- HD95 is nan if a mask is empty, since it has no surface. Its mean is over the images for which it is defined, and the
+  others are counted.
 
 HD95 is in pixels of the image's own size: the larger of the two directed 95th percentiles of surface distances.
-Surface Dice (Nikolov et al. 2018) is the share of both outlines that lies within a tolerance of the other one. By
-lesion and not by pixel: `dinomed.metrics.lesions`.
+Surface Dice (Nikolov et al. 2018) is the share of both outlines that lies within a tolerance of the other outline.
+`dinomed.metrics.lesions` counts lesions, not pixels.
 """
 
 import warnings
@@ -20,12 +20,12 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
 
 TOLERANCE_SHARE = 0.005
-"""The tolerance of the surface Dice as a share of the image's diagonal: 1.25 px at 200x150, 4.4 px at 700x525."""
+"""Tolerance of the surface Dice as a share of the diagonal of the image: 1.25 px at 200x150, 4.4 px at 700x525."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How one predicted mask fits its reference; `hd95_px` may be nan."""
+    """Overlap of a predicted mask with its reference mask; `hd95_px` may be nan."""
 
     dice: float
     iou: float
@@ -36,15 +36,15 @@ class Overlap:
 
 
 def overlap(truth: np.ndarray, prediction: np.ndarray) -> Overlap:
-    """Compare two masks (H, W) of 0 and 1; the tolerance of the surface Dice is `tolerance_px` of their size."""
+    """Compare two masks (H, W) of 0 and 1. The tolerance of the surface Dice is `tolerance_px` of their size."""
     assert truth.shape == prediction.shape, (truth.shape, prediction.shape)
     truth, prediction = truth.astype(bool), prediction.astype(bool)
     y, p = (torch.from_numpy(np.ascontiguousarray(mask))[None, None].float() for mask in (truth, prediction))
     empty = not truth.any(), not prediction.any()
     distance, surface = float("nan"), float(all(empty))
-    if not any(empty):  # MONAI answers nan or inf for these
+    if not any(empty):  # MONAI returns nan or inf for empty masks
         tolerance = [tolerance_px(truth.shape)]
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # MONAI's own, on its own call
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of a call inside MONAI
             distance = float(compute_hausdorff_distance(p, y, include_background=True, percentile=95))
             surface = float(compute_surface_dice(p, y, tolerance, include_background=True))
     return Overlap(
@@ -58,34 +58,34 @@ def overlap(truth: np.ndarray, prediction: np.ndarray) -> Overlap:
 
 
 def tolerance_px(shape: tuple[int, ...]) -> float:
-    """How far two outlines in an image of (height, width) px may lie apart and still agree, px."""
+    """Return the tolerance of the surface Dice for an image of (height, width) px, in px."""
     return TOLERANCE_SHARE * float(np.hypot(shape[0], shape[1]))
 
 
 def segmentation_metrics(overlaps: Sequence[Overlap]) -> dict[str, Any]:
-    """Means over images, and how many of them were special.
+    """Compute means over images, and count empty masks and undefined distances.
 
     Returns:
         `n`; `dice`, `iou`, `surface_dice`, `hd95_px` (means), `dice_median`; `hd95_undefined`, `empty_truth`,
         `empty_prediction` (counts of images).
     """
-    distances = np.array([one.hd95_px for one in overlaps])
+    distances = np.array([pair.hd95_px for pair in overlaps])
     defined = distances[~np.isnan(distances)]
     return {
         "n": len(overlaps),
-        "dice": _mean(np.array([one.dice for one in overlaps])),
-        "dice_median": float(np.median([one.dice for one in overlaps])) if overlaps else float("nan"),
-        "iou": _mean(np.array([one.iou for one in overlaps])),
-        "surface_dice": _mean(np.array([one.surface_dice for one in overlaps])),
+        "dice": _mean(np.array([pair.dice for pair in overlaps])),
+        "dice_median": float(np.median([pair.dice for pair in overlaps])) if overlaps else float("nan"),
+        "iou": _mean(np.array([pair.iou for pair in overlaps])),
+        "surface_dice": _mean(np.array([pair.surface_dice for pair in overlaps])),
         "hd95_px": _mean(defined),
         "hd95_undefined": len(distances) - len(defined),
-        "empty_truth": sum(one.truth_empty for one in overlaps),
-        "empty_prediction": sum(one.prediction_empty for one in overlaps),
+        "empty_truth": sum(pair.truth_empty for pair in overlaps),
+        "empty_prediction": sum(pair.prediction_empty for pair in overlaps),
     }
 
 
 class DiceByThreshold:
-    """The mean Dice over images at every threshold of a grid, from one histogram an image.
+    """Mean Dice over images at every threshold of a grid, from one histogram for each image.
 
     The policy for empty masks is that of `overlap`.
     """
@@ -96,9 +96,9 @@ class DiceByThreshold:
         self._sum, self._count = np.zeros(len(self.thresholds)), 0
 
     def add(self, truth: np.ndarray, probability: np.ndarray) -> None:
-        """One image: a mask and a probability map, both (H, W); a pixel is predicted at or above the threshold."""
+        """Add an image: a mask and a probability map, both (H, W). A pixel is predicted at or above the threshold."""
         assert truth.shape == probability.shape, (truth.shape, probability.shape)
-        # bin i: at or above the first i thresholds; exact comparison in the map's own type
+        # bin i: at or above the first i thresholds, compared in the type of the map
         bins = np.searchsorted(self.thresholds.astype(probability.dtype), probability.ravel(), side="right")
         size = len(self.thresholds) + 1
         positive = truth.ravel().astype(bool)
@@ -114,7 +114,7 @@ class DiceByThreshold:
         return self._sum / max(self._count, 1)
 
     def best(self) -> tuple[float, float]:
-        """(threshold, its mean Dice); of equals the one nearest to 0.5."""
+        """Return the threshold with the largest mean Dice and this Dice; of equal ones the threshold nearest to 0.5."""
         dice = self.dice
         candidates = np.flatnonzero(dice >= dice.max() - 1e-9)
         index = min(candidates, key=lambda i: abs(self.thresholds[i] - 0.5))
