@@ -1,4 +1,4 @@
-"""A backbone for use, not for training: its tokens, its own preprocessing, its fingerprint."""
+"""Frozen backbones: a ViT with its preprocessing and its fingerprint, for features."""
 
 import hashlib
 import json
@@ -15,10 +15,12 @@ from dinomed.images.intensity import IntensityConfig
 
 
 class FrozenBackbone(nn.Module):
-    """Images to tokens, without gradients and always in eval mode.
+    """A backbone that computes tokens of images, without gradients and always in eval mode.
 
-    `fingerprint` is 64 hex digits over all that the features depend on. `source` is where the weights came from: a
-    path, or None where they are the released ones of `name`.
+    Attributes:
+        fingerprint: SHA-256, 64 hex digits, of everything that the features depend on; see `fingerprint`.
+        source: path of the weights; None for the released weights of `name`.
+
     """
 
     def __init__(
@@ -41,24 +43,32 @@ class FrozenBackbone(nn.Module):
         return self.vit.pos_embed.device
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
-        """Stays in eval mode: a head that is trained around it must not switch stochastic depth on."""
+        """Keep eval mode: training a head that contains the backbone must not turn stochastic depth on."""
         return super().train(False)
 
-    @torch.no_grad()  # not inference_mode: its tensors may not enter the graph of a head that is trained on them
+    @torch.no_grad()  # not inference_mode: its tensors cannot be inputs of a head in training
     def forward(self, images: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tokens]:
-        """(B, channels, height, width), preprocessed, any size that the patch divides -> the tokens of each of
-        `blocks` (0 is the first, -1 the last), after the final norm."""
+        """Compute the tokens of each of `blocks` (0 is the first, -1 the last), after the final norm.
+
+        Args:
+            images: preprocessed, (B, channels, height, width), with sides that are multiples of the patch size.
+        """
         return self.vit.forward_blocks(images.to(self.device), blocks)
 
     def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
-        """(rows, columns) of patches for a square side or a (height, width), px; default: its own preprocessing."""
+        """Return (rows, columns) of patches for a square side or a (height, width), px; None is the size of the
+        backbone's preprocessing."""
         size = self.preprocessing.image_size if image_size is None else image_size
         height, width = (size, size) if isinstance(size, int) else size
         return height // self.patch_size, width // self.patch_size
 
 
 def check_image_size(image_size: int, patch_size: int) -> None:
-    """Raises a `UsageError` that names the nearest sizes if the patch does not divide `image_size`, or the limit."""
+    """Check that a backbone can take images of this size.
+
+    Raises:
+        UsageError: the size is over the limit, or not a multiple of the patch size; the nearest sizes are named.
+    """
     if image_size > MAX_IMAGE_SIZE:
         raise UsageError(f"image size {image_size} is over the limit of {MAX_IMAGE_SIZE} px")
     below = image_size // patch_size * patch_size
@@ -68,13 +78,14 @@ def check_image_size(image_size: int, patch_size: int) -> None:
 
 
 def fingerprint(vit: VisionTransformer, preprocessing: Preprocessing) -> str:
-    """A hash of what the features depend on: architecture, preprocessing, and every weight (name, type, shape, bytes).
+    """Return the SHA-256, 64 hex digits, of architecture, preprocessing, and every weight (name, type, shape, bytes).
 
-    Left out, so that the same weights from any file format get the same fingerprint: what only training uses (the mask
-    token, stochastic depth), and how the class token and its position are split, of which only the sum is ever used.
+    The same weights from any file format get the same fingerprint. So it leaves out what only training uses (the mask
+    token, stochastic depth). Of the class token and its position embedding it takes the sum, since only the sum is
+    used.
     """
-    training_only = {"drop_path", "layerscale", "image_size"}  # the latter two show in the weights
-    unusual = preprocessing.intensity != IntensityConfig()  # older backbones keep their fingerprint
+    training_only = {"drop_path", "layerscale", "image_size"}  # the last two are visible in the weights
+    unusual = preprocessing.intensity != IntensityConfig()  # a default adds nothing
     head = {
         "architecture": vit.config.model_dump(mode="json", exclude=training_only),
         "preprocessing": preprocessing.model_dump(mode="json", exclude=None if unusual else {"intensity"}),

@@ -1,4 +1,4 @@
-"""Released weights: fetched once, checked, kept in a cache."""
+"""Released weights: download with a checksum, kept in a cache folder."""
 
 import os
 import urllib.error
@@ -16,22 +16,22 @@ _MIB = 1 << 20
 
 
 def cache_folder() -> Path:
-    """`DINOMED_CACHE`, else `~/.cache/dinomed`."""
-    own = os.environ.get("DINOMED_CACHE")
+    """Return the folder that ``DINOMED_CACHE`` names, else ``~/.cache/dinomed``."""
+    folder = os.environ.get("DINOMED_CACHE")
     try:
-        return Path(own) if own else Path.home() / ".cache" / "dinomed"
+        return Path(folder) if folder else Path.home() / ".cache" / "dinomed"
     except RuntimeError:
         raise DinomedError("no home folder to keep weights in; set DINOMED_CACHE to a folder") from None
 
 
 def cached_weights(name: str) -> Path:
-    """The file of the released weights of variant `name`, downloaded if it is not in the cache.
+    """Return the file with the released weights of variant `name`; download it if it is not in the cache.
 
-    A download that breaks off is continued next time. Only a file with the right checksum gets its final name.
+    An interrupted download is continued by the next call. Only a file with the right checksum gets its final name.
 
     Raises:
         UsageError: the variant has no released weights.
-        DinomedError: no network, a cache that cannot be written, or a file with another checksum.
+        DinomedError: there is no network, the cache cannot be written, or the file has another checksum.
     """
     release = VARIANTS[name].release
     if release is None:
@@ -50,11 +50,11 @@ def cached_weights(name: str) -> Path:
     logger.info(f"fetching {release.url} ({release.licence})")
     try:
         _fetch(release.url, part)
-        found = sha256_file(part)
-        if found != release.sha256:
+        checksum = sha256_file(part)
+        if checksum != release.sha256:
             part.unlink()
             raise DinomedError(
-                f"{release.url}: checksum {found[:16]}... instead of {release.sha256[:16]}...; removed, try again"
+                f"{release.url}: checksum {checksum[:16]}... instead of {release.sha256[:16]}...; removed, try again"
             )
         sync(part)
         part.replace(path)
@@ -69,22 +69,22 @@ def cached_weights(name: str) -> Path:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Append what `part` still lacks; from the start where the server cannot continue."""
-    have = part.stat().st_size
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    """Download the missing end of `part`; all of it if the server cannot continue a download."""
+    received = part.stat().st_size
+    request = urllib.request.Request(url, headers={"Range": f"bytes={received}-"} if received else {})
     try:
         reply = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing is left to fetch
+        if error.code != 416:  # the file is complete
             raise
         return
     with reply, open(part, "ab") as file:
         if reply.status != 206:
-            have = 0
+            received = 0
             file.truncate(0)
         length = reply.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        with bar(f"{part.stem} (MiB)", total and total // _MIB, start=have // _MIB) as progress:
+        total = received + int(length) if length else None
+        with bar(f"{part.stem} (MiB)", total and total // _MIB, start=received // _MIB) as progress:
             while chunk := reply.read(_MIB):
                 file.write(chunk)
                 progress.advance()

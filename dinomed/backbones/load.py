@@ -1,4 +1,4 @@
-"""`load_backbone(name_or_path)`: a frozen backbone that knows its own preprocessing and its fingerprint."""
+"""Saving and loading of backbones: `save_backbone` and `load_backbone`."""
 
 import json
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from dinomed.backbones.variants import VARIANTS
 from dinomed.backbones.vit import VisionTransformer, ViTConfig
 from dinomed.backbones.weights import build_with_weights, read_weights
 from dinomed.device import resolve_device
-from dinomed.errors import DinomedError, UsageError, did_you_mean
+from dinomed.errors import DinomedError, UsageError, did_you_mean, first_line
 from dinomed.io.files import read_json, replacing, to_json, write_text
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = "dinomed.backbone/1"
-# names in a run folder of pretraining, which `load_backbone` reads too (the other names: dinomed.pretrain.run_folder)
+# names in a run folder of pretraining that `load_backbone` reads (the others: dinomed.pretrain.run_folder)
 RUN_BACKBONE, RUN_CHECKPOINTS, RUN_RECORD = "backbone", "checkpoints", "run.json"
 
 
@@ -31,9 +31,9 @@ def save_backbone(
 ) -> None:
     """Write `model.safetensors` and `config.json`.
 
-    The config also stands in the header of `model.safetensors`, and is read from there: so one rename replaces all
-    of an older backbone, and an interrupted save leaves either the old or the new one. `config.json` is for people
-    and other tools.
+    The config is also in the header of `model.safetensors`, and is read from there. So one rename replaces an older
+    backbone completely, and an interrupted save leaves either the old or the new one. `config.json` is for people and
+    other tools.
     """
     folder = Path(folder)
     text = to_json(
@@ -49,7 +49,7 @@ def save_backbone(
     with replacing(folder / WEIGHTS_FILE) as temporary:
         try:
             save_file(state, temporary, metadata={"config": text})
-        except SafetensorError as error:  # how it reports a full disk
+        except SafetensorError as error:  # the error of safetensors for a full disk
             raise DinomedError(f"cannot write {folder / WEIGHTS_FILE}: {error}") from None
     write_text(folder / CONFIG_FILE, text + "\n")
 
@@ -61,18 +61,19 @@ def load_backbone(
     device: str | torch.device = "cpu",
     image_size: int | None = None,
 ) -> FrozenBackbone:
-    """A frozen backbone.
+    """Load a frozen backbone.
 
     Args:
-        name_or_path: the name of a variant (`dinov2_vits14`: its released weights are fetched once and kept in a
-            cache), or a path: a run folder, a backbone folder, or a folder saved by transformers.
-        weights: with a name, a file with its weights: official `.pth`, timm, transformers, or safetensors.
+        name_or_path: name of a variant (`dinov2_vits14`: its released weights are downloaded once and kept in a cache
+            folder), or a path: a run folder, a backbone folder, or a folder saved by transformers.
+        weights: file with the weights of the named variant: official `.pth`, timm, transformers, or safetensors.
         device: cpu, cuda, cuda:N, mps or auto.
         image_size: side of the square that images are resized to, px, instead of the backbone's own.
 
     Raises:
-        UsageError: no such name or path, weights of another architecture, an image size that the patch does not divide.
-        DinomedError: a file that cannot be fetched, is damaged, or wants to run code.
+        UsageError: there is no such name or path, the weights have another architecture, or the image size is not a
+            multiple of the patch size.
+        DinomedError: a file cannot be downloaded, is damaged, or would run code when it is read.
     """
     if str(name_or_path) in VARIANTS:
         backbone = _load_variant(str(name_or_path), weights, image_size)
@@ -125,7 +126,7 @@ def _load_path(path: Path, image_size: int | None) -> FrozenBackbone:
 
 
 def _read_header(path: Path) -> dict[str, Any] | None:
-    """The config that `save_backbone` put into the file; None if it is not ours."""
+    """Return the config that `save_backbone` wrote into the header; None if the file has none."""
     if not path.is_file():
         return None
     try:
@@ -137,10 +138,10 @@ def _read_header(path: Path) -> dict[str, Any] | None:
 
 
 def _load_transformers(folder: Path, name: str, image_size: int | None) -> FrozenBackbone:
-    """A folder of transformers' ``save_pretrained``.
+    """Load a folder that ``save_pretrained`` of transformers wrote.
 
-    The position embedding is resized as the official code does: transformers leaves the offset of the plain models
-    out, so away from the weights' own size its features differ slightly from those the weights were trained to give.
+    The position embedding is resized as in the official code. transformers leaves out the offset of the models without
+    registers, so at other image sizes than that of the weights its features differ slightly from the official ones.
     """
     config_file = folder / CONFIG_FILE
     theirs = read_json(config_file)
@@ -163,14 +164,15 @@ def _load_transformers(folder: Path, name: str, image_size: int | None) -> Froze
             position_offset=0.0 if registers else 0.1,
         )
     except (KeyError, ValidationError) as error:
-        raise DinomedError(f"{config_file}: not a config of DINOv2 ({str(error).splitlines()[0]})") from None
+        raise DinomedError(f"{config_file}: not a config of DINOv2 ({first_line(error)})") from None
     vit = build_with_weights(config, read_weights(folder), str(folder))
     preprocessing = _transformers_preprocessing(folder, config)
     return FrozenBackbone(vit, _sized(preprocessing, image_size), name, str(folder))
 
 
 def _transformers_preprocessing(folder: Path, config: ViTConfig) -> Preprocessing:
-    """Mean, std and crop size of `preprocessor_config.json`, if there is one; ours squashes and does not crop."""
+    """Return the mean, std and crop size of `preprocessor_config.json`, if the file exists. The image is resized, not
+    cropped."""
     path = folder / "preprocessor_config.json"
     theirs = read_json(path) if path.is_file() else {}
     known: dict[str, Any] = {"channels": config.in_channels}

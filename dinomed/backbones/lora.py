@@ -1,5 +1,7 @@
-"""Low-rank adaptation of a ViT (Hu et al. 2021, "LoRA"), by PEFT: ``B A`` is learned beside chosen linear layers, whose
-own weights stay as they are."""
+"""Low-rank adaptation (LoRA) of a ViT by PEFT (Hu et al. 2021, "LoRA: low-rank adaptation of large language models").
+
+The product ``B A`` is learned in addition to the weights of chosen linear layers; these weights do not change.
+"""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -13,15 +15,15 @@ from dinomed.config import Config
 from dinomed.errors import UsageError
 
 Target = Literal["qkv", "proj", "fc1", "fc2", "w12", "w3"]
-_NAME = "default"  # PEFT's, of the one adapter
+_NAME = "default"  # PEFT's name for an only adapter
 
 
 class LoraConfig(Config):
-    """`W` becomes ``W + (alpha / rank) B A`` with A of `rank` rows; B begins as zero."""
+    """Settings of LoRA: `W` becomes ``W + (alpha / rank) B A``, where A has `rank` rows and B starts at zero."""
 
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into A, in training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the input of A, in training")
     targets: tuple[Target, ...] = Field(
         ("qkv", "proj"), description="linear layers of each block: qkv and proj of the attention; fc1 and fc2 of an "
         "MLP, w12 and w3 of a SwiGLU"
@@ -30,12 +32,19 @@ class LoraConfig(Config):
     @model_validator(mode="after")
     def _some(self) -> "LoraConfig":
         if not self.targets:
-            raise ValueError("targets: none; without any nothing of the backbone would learn")
+            raise ValueError("targets is empty; name at least one linear layer, or remove lora")
         return self
 
 
 def check_lora(config: LoraConfig, feed_forward: str, place: str = "tune.lora") -> None:
-    """Raises a `UsageError` if PEFT is not here, or the backbone has no such layers. `place`: of the setting."""
+    """Check that LoRA can be added to a backbone.
+
+    Args:
+        place: name of the setting for error messages.
+
+    Raises:
+        UsageError: PEFT is not installed, or the backbone has no such layers.
+    """
     if find_spec("peft") is None:
         raise UsageError(f"{place} needs the package peft: pip install 'dinomed[lora]'")
     wrong = {"mlp": {"w12", "w3"}, "swiglu": {"fc1", "fc2"}}[feed_forward] & set(config.targets)
@@ -44,7 +53,7 @@ def check_lora(config: LoraConfig, feed_forward: str, place: str = "tune.lora") 
 
 
 def add_lora(backbone: VisionTransformer, config: LoraConfig) -> None:
-    """Adapters beside the chosen layers, in place; all other weights but the mask token no longer learn."""
+    """Add LoRA adapters to the chosen layers, in place. Of the other weights only the mask token stays trainable."""
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
@@ -61,20 +70,20 @@ def add_lora(backbone: VisionTransformer, config: LoraConfig) -> None:
 
 
 def has_lora(names: Any) -> bool:
-    """Whether names of a state dict are those of a module with adapters."""
+    """Return whether the names of a state dict include LoRA adapters."""
     return any(".lora_A." in name for name in names)
 
 
 def plain_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of a module under their own names and in their order, adapters merged into the weights they
-    stand beside; without a graph."""
+    """Yield the parameters of a module with LoRA merged, detached, under the names and in the order of a plain
+    module."""
     adapted = {name: layer for name, layer in module.named_modules() if hasattr(layer, "get_delta_weight")}
     for name, parameter in module.named_parameters():
-        owner, _, rest = name.partition(".base_layer.")
-        if not rest:
+        owner, _, parameter_name = name.partition(".base_layer.")
+        if not parameter_name:
             if ".lora_" not in name:
                 yield name, parameter.detach()
-        elif rest == "weight":
-            yield f"{owner}.{rest}", parameter.detach() + adapted[owner].get_delta_weight(_NAME).detach()
+        elif parameter_name == "weight":
+            yield f"{owner}.{parameter_name}", parameter.detach() + adapted[owner].get_delta_weight(_NAME).detach()
         else:
-            yield f"{owner}.{rest}", parameter.detach()
+            yield f"{owner}.{parameter_name}", parameter.detach()

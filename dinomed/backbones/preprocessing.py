@@ -1,4 +1,4 @@
-"""From an image file to what a backbone takes: channels, range, square resize, normalisation."""
+"""Preprocessing of images for a backbone: channels, range, resizing to a square, normalisation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +17,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Preprocessing(Config):
-    """The whole image, squashed to a square: nothing at the border is lost, and every patch has its place.
+    """Preprocessing that resizes the whole image to a square, so that nothing at the border is lost.
 
-    Resized as 8-bit, bicubic and antialiased by torchvision, four times as fast as Pillow, within one grey level of it
-    (two where it enlarges); images read with 16 bits as floating-point numbers, kept in their range.
+    8-bit images are resized as such, bicubic and antialiased, by torchvision. This is four times as fast as Pillow and
+    differs from it by one grey level at most (two where it enlarges). Images of 16 bits are resized as floating-point
+    numbers and clipped to their range.
     """
 
     image_size: int = Field(224, ge=1, description="side of the square, px")
@@ -51,18 +52,19 @@ class Preprocessing(Config):
         return torch.stack([self(image) for image in images])
 
     def squash(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
-        """(height, width, channels) -> (channels, image_size, image_size), of the same type and range."""
-        # Here, since it takes as long to import as torch, and settings need only the constants above.
+        """Resize an image to the square, (height, width, channels) -> (channels, image_size, image_size), in its type
+        and range."""
+        # Imported here: it takes as long as torch, and configs need only the constants above.
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2.functional import resize
 
         pixels = torch.from_numpy(np.array(match_channels(image, self.channels))).permute(2, 0, 1)
         size = [self.image_size, self.image_size]
         small = resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
-        return small.clamp(0, 1) if small.is_floating_point() else small  # bicubic overshoots
+        return small.clamp(0, 1) if small.is_floating_point() else small  # bicubic interpolation overshoots
 
     def normalise(self, image: Tensor) -> Tensor:
-        """uint8, or float32 in 0 to 1, (channels, height, width) -> float32 by `mean` and `std`."""
+        """Normalise an image (channels, height, width), uint8 or float32 in 0 to 1, by `mean` and `std`, to float32."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         unit = image if image.is_floating_point() else image.float() / 255
         return ((unit - mean) / std).contiguous()

@@ -1,7 +1,7 @@
-"""The named architectures: a table without torch, so that the command line can list it at once.
+"""Named backbone architectures, as a table that needs no torch, so that the command line can list it quickly.
 
 `dinov2_*` have released weights (Oquab et al. 2023; `_reg`: four registers, Darcet et al. 2023). `vit_*` are for
-pretraining from scratch; the tiny ones are for a CPU.
+pretraining from scratch; the micro and tiny ones train on a CPU.
 """
 
 from dataclasses import dataclass, replace
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Release:
-    """Where the weights of a variant come from.
+    """Origin of the weights of a variant.
 
-    The publisher names no checksums: those below are what other public projects recorded, each found in at least three
-    of them. A wrong one fails closed: the file that is downloaded is refused (`dinomed.backbones.hub`).
+    The publisher lists no checksums. The checksums below are those that other public projects recorded; each was found
+    in at least three of them. A downloaded file with another checksum is refused (`dinomed.backbones.hub`).
     """
 
     url: str
@@ -33,8 +33,11 @@ class Release:
 
 @dataclass(frozen=True)
 class Variant:
-    """The dimensions of one architecture. `image_size` is the side that the position embedding is for, px;
-    `position_*` is how it is resized, a property of the weights (see `ViTConfig`)."""
+    """Dimensions of an architecture.
+
+    `image_size` is the image side of the position embedding, px. `position_*` say how the position embedding is
+    resized, which is a property of the weights (see `ViTConfig`).
+    """
 
     embed_dim: int
     depth: int
@@ -48,11 +51,11 @@ class Variant:
     release: Release | None = None
 
     def config(self, **overrides: Any) -> "ViTConfig":
-        """The architecture as the ViT takes it; `overrides` are fields of `ViTConfig`."""
+        """Return the config of the architecture; `overrides` are fields of `ViTConfig`."""
         from dinomed.backbones.vit import ViTConfig
 
-        own = {key: value for key, value in vars(self).items() if key != "release"}
-        return ViTConfig(**{**own, **overrides})
+        fields = {key: value for key, value in vars(self).items() if key != "release"}
+        return ViTConfig(**{**fields, **overrides})
 
 
 VARIANTS: Registry[Variant] = Registry("backbone")
@@ -99,7 +102,7 @@ for _size in ("small", "base", "large", "giant"):
 
 
 def build_vit(name: str, **overrides: Any) -> "VisionTransformer":
-    """A ViT with random weights: ``build_vit("vit_tiny_patch8", in_channels=1)``.
+    """Build a ViT with random weights: ``build_vit("vit_tiny_patch8", in_channels=1)``.
 
     Raises:
         UsageError: no such name.

@@ -1,6 +1,7 @@
-"""The vision transformer of DINOv2 (Oquab et al. 2023; registers: Darcet et al. 2023), for any size and any channels.
+"""The vision transformer of DINOv2 (Oquab et al. 2023; registers: Darcet et al. 2023), for any image size
+and number of channels.
 
-One module serves pretraining and frozen use. Its state dict is the official one, key by key.
+Pretraining and frozen use share this module. The keys of its state dict are those of the official code.
 
 Shape suffixes: B images, N tokens, C channels of the embedding.
 """
@@ -19,12 +20,14 @@ from dinomed.layers.block import Block
 from dinomed.layers.patch_embedding import PatchEmbedding, resize_position_embedding
 
 MAX_IMAGE_SIZE = 8192
-"""Largest side of an image that a backbone takes, px: its tokens alone are gigabytes there."""
+"""Largest side of an image that a backbone takes, px; the tokens of such an image need gigabytes."""
 
 
 class ViTConfig(Config):
-    """The architecture; with the weights it is all that is needed to run them. The upper bounds are far above any model
-    that was ever trained, and low enough for a slip of the finger to be told and not tried."""
+    """Architecture of a ViT; the weights need nothing else to run.
+
+    The upper bounds are far above any trained model, and low enough to refuse a mistyped number.
+    """
 
     embed_dim: int = Field(384, ge=8, le=16_384)
     depth: int = Field(12, ge=1, le=512)
@@ -53,7 +56,7 @@ class ViTConfig(Config):
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a block gives for B images, after the final norm."""
+    """Tokens of B images after a block and the final norm."""
 
     cls: Tensor  # B, C
     registers: Tensor  # B, R, C (R may be 0)
@@ -61,7 +64,8 @@ class Tokens:
 
 
 class VisionTransformer(nn.Module):
-    """Images to tokens. `forward` takes one batch; `forward_packed` takes several of different sizes at once."""
+    """A vision transformer. `forward` takes one batch; `forward_packed` takes several batches of different image
+    sizes."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -86,11 +90,11 @@ class VisionTransformer(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.checkpoint_activations = False  # in training: recompute each block in the backward, for less memory
+        self.checkpoint_activations = False  # recompute each block in the backward pass, to save memory
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Truncated normal (0.02) for linear layers and positions, as in the reference code."""
+        """Initialise linear layers and positions from a truncated normal (0.02), as in the reference code."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.config.num_registers:
@@ -101,10 +105,13 @@ class VisionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def embed(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
-        """(B, channels, height, width), masks (B, patches) bool or None -> (B, 1 + registers + patches, C).
+        """Embed images (B, channels, height, width) as tokens (B, 1 + registers + patches, C).
+
+        Args:
+            masks: bool (B, patches): patches that are replaced by the mask token; None masks none.
 
         Raises:
-            ValueError: wrong number of channels, or a size that the patch does not divide.
+            ValueError: wrong number of channels, or a side that is not a multiple of the patch size.
         """
         x = self.patch_embed(images)
         if masks is not None:
@@ -125,8 +132,13 @@ class VisionTransformer(nn.Module):
         return Tokens(cls=x[:, 0], registers=x[:, 1:start], patches=x[:, start:])
 
     def forward_packed(self, crops: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Tokens]:
-        """Several batches of images of different sizes through the blocks as one packed sequence; equal to a
-        separate forward of each. `masks` holds one (B, patches) mask or None for each batch."""
+        """Run batches of different image sizes through the blocks as one packed sequence.
+
+        The result equals a separate forward pass of each batch.
+
+        Args:
+            masks: a bool mask (B, patches) or None for each batch.
+        """
         xs = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
         for block in self.blocks:
             recompute = self.checkpoint_activations and torch.is_grad_enabled()
@@ -134,21 +146,24 @@ class VisionTransformer(nn.Module):
         return [self._tokens(x) for x in xs]
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tokens:
-        """The tokens of the last block."""
+        """Return the tokens of the last block."""
         return self.forward_packed([images], [masks])[0]
 
     def forward_blocks(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
-        """The tokens after each of `blocks` (0 is the first; negative from the end), each through the final norm.
+        """Return the tokens after each of `blocks` (0 is the first, -1 the last) and the final norm.
 
-        Blocks after the last wanted one are not computed.
+        Blocks after the last of `blocks` are not computed.
+
+        Raises:
+            ValueError: the backbone has no such block.
         """
-        wanted = [block + self.config.depth if block < 0 else block for block in blocks]
-        if not wanted or any(not 0 <= block < self.config.depth for block in wanted):
+        indices = [block + self.config.depth if block < 0 else block for block in blocks]
+        if not indices or any(not 0 <= block < self.config.depth for block in indices):
             raise ValueError(f"blocks {list(blocks)}: the backbone has blocks 0 to {self.config.depth - 1}")
-        found: dict[int, Tokens] = {}
+        tokens: dict[int, Tokens] = {}
         xs = [self.embed(images)]
-        for index, block in enumerate(self.blocks[: max(wanted) + 1]):
+        for index, block in enumerate(self.blocks[: max(indices) + 1]):
             xs = block(xs)
-            if index in wanted:
-                found[index] = self._tokens(xs[0])
-        return [found[block] for block in wanted]
+            if index in indices:
+                tokens[index] = self._tokens(xs[0])
+        return [tokens[block] for block in indices]

@@ -1,7 +1,7 @@
-"""Weights from files, without running code from them, and from other libraries' names to ours.
+"""Reading of weights from files, without running code from them, and conversion of names of other libraries.
 
-Ours are the official DINOv2 names. Known besides: checkpoints of its training (``teacher``, ``backbone.``, chunked
-blocks), timm, and transformers (the names on disk and those in memory).
+The names in this project are those of official DINOv2. Also known are checkpoints of its training (``teacher``,
+``backbone.``, chunked blocks), timm, and transformers (the names on disk and those in memory).
 """
 
 import math
@@ -25,11 +25,11 @@ FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_weights(path: str | Path) -> State:
-    """The weights in a file (or in a folder with a `FOLDER_FILES` file), under our names.
+    """Read the weights of a file, or of a folder with one of `FOLDER_FILES`, under the names of official DINOv2.
 
     Raises:
-        UsageError: there is no such file.
-        DinomedError: it is cut off, of another kind, or a pickle that wants to run code.
+        UsageError: the file does not exist.
+        DinomedError: the file is cut off, is no file of weights, or is a pickle that would run code.
     """
     path = Path(path)
     if path.is_dir():
@@ -45,10 +45,10 @@ def _read(path: Path) -> Any:
             start = file.read(9)
         if start[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
             return load_file(path)
-        if not start.startswith((b"PK", b"\x80")):  # a zip archive, a pickle
+        if not start.startswith((b"PK", b"\x80")):  # neither a zip archive nor a pickle
             what = "an empty file" if not start else "not a file of weights (.pth or .safetensors)"
             raise DinomedError(f"{path}: {what}")
-        with warnings.catch_warnings(action="ignore"):  # on pickle protocols; the outcome is said below
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise DinomedError(f"{path}: a damaged safetensors file ({_first_line(error)})") from None
@@ -62,18 +62,18 @@ def _read(path: Path) -> Any:
         raise DinomedError(f"{path} cannot be read: {error.strerror or error}") from None
     except DinomedError:
         raise
-    except Exception as error:  # on damaged bytes an unpickler may raise anything
+    except Exception as error:  # an unpickler raises any error on damaged bytes
         raise DinomedError(f"{path}: cut off, damaged, or not a file of weights ({_first_line(error)})") from None
 
 
 def _first_line(error: Exception) -> str:
-    """The first sentence of what a library says."""
+    """Return the first sentence of the error of a library."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return re.split(r"\.\s", line)[0].removesuffix(".")[:200]
 
 
 def _unwrap(data: Any, path: Path) -> State:
-    """The tensors inside the usual wrappings; the teacher's where there is a student too."""
+    """Return the tensors inside the usual outer dictionaries; the teacher's if there is a student too."""
     for key in ("teacher", "state_dict", "model"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]
@@ -83,7 +83,8 @@ def _unwrap(data: Any, path: Path) -> State:
 
 
 def convert(state: Mapping[str, Tensor]) -> State:
-    """Any known naming to ours, as float32. Unknown names are kept, for the comparison to list."""
+    """Convert the names of any known library to those of official DINOv2, and values to float32. Unknown names stay, so
+    that `differences` can list them."""
     state = _strip_prefix({str(key): value for key, value in state.items()})
     if any(key.startswith("embeddings.") for key in state):
         state = _from_transformers(state)
@@ -97,14 +98,14 @@ _HEADS = ("head.", "head_dist.", "classifier.", "dino_head.", "ibot_head.")
 
 
 def _strip_prefix(state: State) -> State:
-    """Without wrapper prefixes and without heads, which are no part of a backbone."""
+    """Remove prefixes of wrappers, and heads, which are no part of a backbone."""
     for prefix in _PREFIXES:
         inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         state = inside or state
     return {key: value for key, value in state.items() if not key.startswith(_HEADS)}
 
 
-# Each name of transformers is a row: theirs (on disk, then in memory) and ours.
+# (pattern of a name of transformers, on disk or in memory; our name)
 _TRANSFORMERS = [
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -133,7 +134,7 @@ def _from_transformers(state: State) -> State:
     return out
 
 
-# Layers that we have as one and others as several, in our order: the rows of their weights are concatenated.
+# Layers that other libraries split: our name, and their names in the order in which rows are concatenated.
 _JOINED = [
     (".attn.qkv.", (".attn.query.", ".attn.key.", ".attn.value.")),
     (".mlp.w12.", (".mlp.gate_proj.", ".mlp.up_proj.")),
@@ -152,8 +153,11 @@ def _join(state: State) -> State:
 
 
 def _from_timm(state: State) -> State:
-    """`reg_token`; a position embedding without a place for the class token (timm adds that place to the token
-    itself); and a packed SwiGLU under the names of an MLP, told by the second layer being half as wide."""
+    """Convert names of timm.
+
+    These are `reg_token`, a position embedding without a position of the class token (timm adds that to the token
+    itself), and a packed SwiGLU under the names of an MLP, whose second layer is half as wide.
+    """
     out = {"register_tokens" if key == "reg_token" else key: value for key, value in state.items()}
     position = out.get("pos_embed")
     if position is not None and position.ndim == 3 and _side(position.shape[1]) is not None:
@@ -175,14 +179,14 @@ def _side(num_patches: int) -> int | None:
 
 
 def build_with_weights(config: ViTConfig, state: Mapping[str, Tensor], source: str) -> VisionTransformer:
-    """A ViT that holds `state` (our names): all of it, or an error that lists what differs.
+    """Build a ViT with the weights `state`, under the names of official DINOv2.
 
-    The position embedding may be for another image size than `config` says: then the config follows it. A mask token
-    may be missing (timm has none; frozen features do not need it): then it is zero.
+    If the position embedding is for another image size than that of `config`, the config follows it. A missing mask
+    token (timm has none; frozen features do not need it) is set to zero.
 
     Raises:
-        UsageError: the weights are of another architecture.
-        DinomedError: they are integers.
+        UsageError: the weights have another architecture; the differences are listed.
+        DinomedError: the weights are integers.
     """
     position = state.get("pos_embed")
     side = _side(position.shape[1] - 1) if position is not None and position.ndim == 3 else None
@@ -205,7 +209,7 @@ def build_with_weights(config: ViTConfig, state: Mapping[str, Tensor], source: s
 
 
 def differences(expected: Mapping[str, torch.Size], state: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `state` from fitting, in a few words each; empty if it fits."""
+    """List the differences between `state` and the expected shapes; empty if there are none."""
     shapes = [
         f"{key} is {_shape(state[key].shape)}, expected {_shape(shape)}"
         for key, shape in expected.items()
@@ -213,8 +217,8 @@ def differences(expected: Mapping[str, torch.Size], state: Mapping[str, Tensor])
     ]
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
-    found = [("of another shape", shapes), ("missing", missing), ("not known", unexpected)]
-    return [f"{len(names)} {kind} ({_few(names)})" for kind, names in found if names]
+    kinds = [("of another shape", shapes), ("missing", missing), ("not known", unexpected)]
+    return [f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds if names]
 
 
 def _shape(shape: Iterable[int]) -> str:
@@ -226,11 +230,14 @@ def _few(names: list[str]) -> str:
 
 
 def inflate_channels(state: Mapping[str, Tensor], channels: int) -> State:
-    """`state` for images of another number of channels: each new channel gets the mean kernel, scaled so that an image
-    whose channels are all alike gives the same tokens as before (RGB to grey: the sum of the three kernels)."""
+    """Convert weights to another number of input channels.
+
+    Each new channel gets the mean kernel, scaled so that an image with equal channels gives the same tokens as before
+    (RGB to grey: the sum of the three kernels).
+    """
     kernel = state["patch_embed.proj.weight"]
-    own = kernel.shape[1]
-    if own == channels:
+    old_channels = kernel.shape[1]
+    if old_channels == channels:
         return dict(state)
-    new = (kernel.mean(dim=1, keepdim=True) * (own / channels)).repeat(1, channels, 1, 1)
+    new = (kernel.mean(dim=1, keepdim=True) * (old_channels / channels)).repeat(1, channels, 1, 1)
     return {**state, "patch_embed.proj.weight": new}

@@ -1,6 +1,6 @@
-"""k-nearest-neighbour classification, as in the DINO paper (Caron et al. 2021, section 4.1 and its reference code).
+"""k-nearest-neighbour (k-NN) classification of features, as in DINO (Caron et al. 2021, section 4.1, and its code).
 
-Cosine similarity between class tokens; the k nearest vote for their class with weight exp(similarity / 0.07).
+The k features with the largest cosine similarity vote for their class with weight exp(similarity / 0.07).
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,16 @@ def knn_probabilities(
     ks: Sequence[int] = KS,
     temperature: float = TEMPERATURE,
 ) -> dict[int, np.ndarray]:
-    """Shares of the vote, float64 (Q, num_classes), for each k; a k beyond the N training features becomes N.
+    """Compute the share of the votes of each class, float64 (Q, num_classes), for each k.
 
     Args:
-        train: (N, C), `labels` int (N,); queries: (Q, C). They need not be normalised.
+        train: training features (N, C), not necessarily normalised.
+        labels: their classes, int (N,).
+        queries: features (Q, C).
+        ks: numbers of neighbours; a k above N becomes N.
 
     Raises:
-        DinomedError: features that are not finite.
+        DinomedError: a feature is not finite.
     """
     ks = sorted({min(k, len(train)) for k in ks})
     similarities, indices = nearest(queries, train, ks[-1])

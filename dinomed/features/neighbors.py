@@ -1,7 +1,7 @@
-"""Exact nearest neighbours by cosine similarity (faiss, flat inner product).
+"""Exact nearest neighbours by cosine similarity, with faiss.
 
-faiss answers a k beyond its size with index -1, and a query of nan with anything, both silently: here k is cut to what
-there is, and vectors that are not finite are refused.
+faiss returns index -1 if k is above the number of vectors, and arbitrary results for a query of nan, both without an
+error. Here k is cut to the number of vectors, and vectors that are not finite are refused.
 """
 
 import numpy as np
@@ -10,17 +10,18 @@ from dinomed.errors import DinomedError
 
 
 def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` most similar of `vectors` for each query, best first.
+    """Return the `k` most similar of `vectors` for each query, best first.
 
     Args:
-        queries: (Q, C); vectors: (N, C). They are L2-normalised here; a vector of zeros is similar (0) to nothing.
+        queries: (Q, C).
+        vectors: (N, C). Both are L2-normalised here; a vector of zeros has similarity 0 to all others.
         k: cut to N.
 
     Returns:
         Cosine similarities float32 (Q, min(k, N)) and indices int64 of the same shape.
 
     Raises:
-        DinomedError: a value that is not finite, or other dimensions.
+        DinomedError: a value is not finite, or the dimensions differ.
     """
     if k < 1 or len(vectors) == 0:
         raise DinomedError(f"nearest neighbours: k is {k} of {len(vectors)} vectors; both must be at least 1")
@@ -47,9 +48,16 @@ def search_exactly(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np
 
 
 def normalised(vectors: np.ndarray, kind: str = "vector") -> np.ndarray:
-    """Rows of length 1, float32 (rows of zeros stay). Raises `DinomedError` naming the first row that is not finite."""
-    out = np.ascontiguousarray(vectors, np.float32)
-    bad = ~np.isfinite(out).all(axis=1)
+    """Return the rows scaled to length 1, float32; rows of zeros stay.
+
+    Args:
+        kind: name of a row in the error message.
+
+    Raises:
+        DinomedError: a row is not finite; the first one is named.
+    """
+    rows = np.ascontiguousarray(vectors, np.float32)
+    bad = ~np.isfinite(rows).all(axis=1)
     if bad.any():
         raise DinomedError(f"{kind} {int(bad.argmax())} holds values that are not finite (nan or infinite)")
-    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -1,17 +1,17 @@
-"""The PCA picture of DINOv2 (figure 1): patch features of several images as colours, the same in all of them."""
+"""PCA colours of patch features, as in figure 1 of DINOv2 (Oquab et al. 2023)."""
 
 import numpy as np
 
-# the weight of a component is judged against the picture's border, three patches wide at most
-_BORDER = 3
+_BORDER = 3  # width of the border that tells background from foreground, patches, at most
 
 
 def pca_colours(patches: np.ndarray, *, foreground_only: bool = True) -> np.ndarray:
-    """float (images, rows, columns, C) -> uint8 (images, rows, columns, 3); background is black.
+    """Compute colours, float (images, rows, columns, C) -> uint8 (images, rows, columns, 3); background is black.
 
-    A first PCA over all patches of all images together separates foreground from background. The sign of a component
-    is arbitrary: foreground is the side that touches the borders of the pictures less. A second PCA over the foreground
-    gives three components, each stretched to 0 .. 255 between its 2nd and 98th percentile.
+    A first PCA over all patches of all images separates foreground from background. The sign of a component is
+    arbitrary; the foreground is the side with less of the border of the images. A second PCA over the foreground gives
+    three components, each scaled to 0 .. 255 between its 2nd and 98th percentile. The colours mean the same in all
+    images of a call.
     """
     images, rows, columns, channels = patches.shape
     flat = patches.reshape(-1, channels).astype(np.float64)
@@ -33,7 +33,7 @@ def pca_colours(patches: np.ndarray, *, foreground_only: bool = True) -> np.ndar
 
 
 def _components(x: np.ndarray, count: int) -> np.ndarray:
-    """Scores (n, count) on the first principal components; the sign makes the largest loading positive."""
+    """Compute the scores (n, count) on the first principal components; the largest loading of each is positive."""
     centred = x - x.mean(0)
     _, vectors = np.linalg.eigh(centred.T @ centred)
     basis = vectors[:, ::-1][:, :count]

@@ -1,4 +1,4 @@
-"""Features as a Parquet table, written shard by shard: no more than one shard is in memory."""
+"""Export of features as a Parquet table, written shard by shard, with one shard in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ MARK = b"dinomed.features"
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """What was written."""
+    """Size of a written table: number of images and dimension, and the list of unreadable files, if there is one."""
 
     images: int
     dimension: int
@@ -34,11 +34,11 @@ class FeatureTable:
 
 
 def check_table_output(path: str | Path, tokens: str = "cls", *, overwrite: bool = False) -> None:
-    """Refuse before the work what could not be written after it.
+    """Check before the work that the table can be written.
 
     Raises:
-        UsageError: not a .parquet name, a folder, a file that is there (replaced only if it is a table of features and
-            with `overwrite`), or unknown tokens.
+        UsageError: the path is a folder or does not end in .parquet, the file exists (it is replaced only with
+            `overwrite` and if it is a table of features), or the tokens are unknown.
         DinomedError: the folder cannot be written.
     """
     path = Path(path)
@@ -48,12 +48,12 @@ def check_table_output(path: str | Path, tokens: str = "cls", *, overwrite: bool
         raise UsageError(f"output {path}: features are written to a .parquet file")
     if path.exists():
         if not overwrite:
-            raise UsageError(f"output {path} exists already; add --overwrite to replace it")
-        if not _is_ours(path):
-            raise UsageError(f"output {path} is not overwritten, since it is no table of features")
+            raise UsageError(f"output {path} already exists; use --overwrite")
+        if not _is_feature_table(path):
+            raise UsageError(f"output {path} is no table of features; choose another file")
     if (parts := _parts(path)).exists() and not parts.is_dir():
         raise UsageError(
-            f"{parts} is a file; a folder of that name is needed while features are computed: move it away"
+            f"{parts} is a file, but a folder with this name is needed while features are computed; move the file"
         )
     check_writable(path.parent)
 
@@ -67,16 +67,18 @@ def write_feature_table(
     unreadable: Sequence[tuple[str, str]] = (),
     shard_size: int = SHARD_SIZE,
 ) -> FeatureTable:
-    """Columns `image` (path relative to the root of the manifest) and `feature` (fixed-size list of float32), in the
-    manifest's order. While it runs, shards are kept in ``OUT.parts``; a run that was interrupted goes on from them.
-    They are removed in the end, and nothing else is that a folder of that name may hold.
+    """Compute features and write them as a Parquet table, in the order of the manifest.
+
+    Its columns are `image` (path relative to the root of the manifest) and `feature` (fixed-size list of float32).
+    Shards are kept in ``OUT.parts`` until the table is complete; an interrupted run continues from them. At the end
+    they are removed; other files in that folder stay.
 
     Args:
-        tokens: a key of `TOKENS`: the class token, the mean patch token, or both beside each other; of the last block.
-        unreadable: (path, reason) of files that were refused earlier; they are listed in ``OUT.unreadable.csv``.
+        tokens: key of `TOKENS`: the class token, the mean patch token, or both concatenated, of the last block.
+        unreadable: (path, reason) of files that could not be scanned; they are listed in ``OUT.unreadable.csv``.
 
     Raises:
-        DinomedError: an image cannot be read, the disk is full, or another process writes this table.
+        DinomedError: an image cannot be read, the disk is full, or another process writes the same table.
     """
     path = Path(path)
     parts = _parts(path)
@@ -92,8 +94,8 @@ def write_feature_table(
 def _write_table(
     backbone: FrozenBackbone, manifest: Manifest, path: Path, parts: Path, tokens: str, shard_size: int
 ) -> tuple[int, int]:
-    """The table, by way of shards in `parts`; how many rows and how wide."""
-    cache = extract(backbone, manifest, cache=parts, shard_size=shard_size)
+    """Write the table from shards in `parts`; return the number of rows and the dimension."""
+    features = extract(backbone, manifest, cache=parts, shard_size=shard_size)
     kinds = TOKENS[tokens]
     dimension = backbone.embed_dim * len(kinds)
     note = {
@@ -108,16 +110,16 @@ def _write_table(
     schema = pa.schema([("image", pa.string()), ("feature", kind)], metadata=note)
     names = manifest.table["image"].combine_chunks()
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for shard in range(cache.key.num_shards):
-            rows = cache.key.shard_range(shard)
-            values = np.concatenate([cache.shard(shard, name) for name in kinds], axis=1)
+        for shard in range(features.key.num_shards):
+            rows = features.key.shard_range(shard)
+            values = np.concatenate([features.shard(shard, name) for name in kinds], axis=1)
             feature = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float32()), dimension)
             writer.write_table(pa.table([names.slice(rows.start, len(rows)), feature], schema=schema))
-    return len(cache), dimension
+    return len(features), dimension
 
 
 def _remove_traces(parts: Path) -> None:
-    """The lock, and what is empty, or was when nothing could be computed."""
+    """Remove the lock, and folders that are empty or hold only a lock."""
     caches = [folder for folder in parts.iterdir() if folder.is_dir() and not folder.is_symlink()]
     for folder in caches:
         if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
@@ -133,16 +135,16 @@ def _parts(path: Path) -> Path:
 
 
 def _list_unreadable(path: Path, unreadable: Sequence[tuple[str, str]]) -> Path | None:
-    listed = path.with_suffix(".unreadable.csv")
+    list_path = path.with_suffix(".unreadable.csv")
     if not unreadable:
-        listed.unlink(missing_ok=True)  # of an earlier run
+        list_path.unlink(missing_ok=True)  # of an earlier run
         return None
-    write_csv(listed, ("path", "reason"), unreadable)
-    logger.warning(f"{len(unreadable)} files could not be read; they are listed in {listed}")
-    return listed
+    write_csv(list_path, ("path", "reason"), unreadable)
+    logger.warning(f"{len(unreadable)} files could not be read; they are listed in {list_path}")
+    return list_path
 
 
-def _is_ours(path: Path) -> bool:
+def _is_feature_table(path: Path) -> bool:
     try:
         return MARK in (pq.read_schema(path).metadata or {})
     except (pa.ArrowException, OSError):

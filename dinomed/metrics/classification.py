@@ -144,6 +144,6 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def _row_means(values: np.ndarray) -> np.ndarray:
-    """Of each row, the mean over what is defined; nan where nothing is."""
+    """Compute the mean of the defined values of each row; nan for a row without one."""
     defined = ~np.isnan(values)
     return _divide(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1).astype(float))

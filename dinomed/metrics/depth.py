@@ -1,8 +1,8 @@
-"""Depth: RMSE, AbsRel and the delta accuracies (Eigen et al. 2014, section 4.3), over the pixels of known depth.
+"""Depth metrics: RMSE, AbsRel and the delta accuracies (Eigen et al. 2014, section 4.3) over the pixels of known depth.
 
-Policy: a pixel counts where its true depth is finite, above `low` and at most `high`; there the prediction has to be
-finite, and is clipped to the range, as the DINOv2 evaluation does. An image without such a pixel is nan, and is left
-out of the means.
+Policy: a pixel counts if its true depth is finite, above `low` and at most `high`. The prediction must be finite there,
+and is clipped to the range, as in the DINOv2 evaluation. The errors of an image without such a pixel are nan, and are
+left out of the means.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ NAMES = ("rmse", "abs_rel", "delta1", "delta2", "delta3")
 def depth_errors(
     truth: np.ndarray, prediction: np.ndarray, low: float = 1e-3, high: float = float("inf")
 ) -> dict[str, float]:
-    """Errors of one depth map.
+    """Compute the errors of one depth map.
 
     Args:
-        truth, prediction: (H, W), in one unit; the RMSE is in that unit, too.
-        low, high: the range of depths that count, above `low` and up to `high`.
+        truth, prediction: (H, W), in the same unit; the RMSE is in this unit.
+        low, high: range of depths that count, above `low` and up to `high`.
 
     Returns:
         `rmse`; `abs_rel`, the mean of error / truth; `delta1` to `delta3`, the shares of pixels whose ratio to the
-        truth, or its inverse, is below 1.25, 1.25^2, 1.25^3; `pixels`, how many counted.
+        truth, or its inverse, is below 1.25, 1.25^2, 1.25^3; `pixels`, the number of pixels that count.
 
     Raises:
-        ValueError: a prediction that is not finite at a pixel that counts.
+        ValueError: the prediction is not finite at a pixel that counts.
     """
     assert truth.shape == prediction.shape, (truth.shape, prediction.shape)
     assert 0 < low < high, (low, high)
@@ -48,7 +48,7 @@ def depth_errors(
 
 
 def depth_metrics(errors: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Means over images; `n` images, `undefined` of them without a pixel that counts."""
-    defined = [one for one in errors if one["pixels"]]
-    means = {name: float(np.mean([one[name] for one in defined])) if defined else float("nan") for name in NAMES}
+    """Compute means over images; `undefined` of the `n` images have no pixel that counts."""
+    defined = [image for image in errors if image["pixels"]]
+    means = {name: float(np.mean([image[name] for image in defined])) if defined else float("nan") for name in NAMES}
     return {"n": len(errors), **means, "undefined": len(errors) - len(defined)}

@@ -1,11 +1,12 @@
-"""By lesion and not by pixel: which lesions of a mask were found, which missed, and what was outlined for nothing.
+"""Detection metrics by lesion: found, missed and false lesions of predicted masks.
 
-A lesion is a connected component (pixels that touch, corners included). It is found where the prediction covers at
-least `min_cover` of it; a predicted component that touches no lesion at all is false. So a lesion that is outlined in
-two pieces is one find, and two lesions under one outline are two.
+A lesion is a connected component of the true mask (8-connected: pixels that touch at corners are connected). It is
+found if the prediction covers at least `min_cover` of it. A predicted component that touches no lesion is false. So a
+lesion that is predicted in two pieces counts as one found lesion, and two lesions under one predicted component count
+as two.
 
-Policy: without a lesion in the truth there is no sensitivity (nan), and without a predicted component no precision;
-images without a lesion are counted by themselves, since any outline on them is a false alarm.
+Policy: sensitivity is nan without a true lesion, precision without a found or false lesion. Images without a lesion are
+also counted separately, since any predicted component in them is false.
 """
 
 from collections.abc import Sequence
@@ -21,8 +22,13 @@ _CORNERS = np.ones((3, 3), bool)
 
 @dataclass(frozen=True)
 class LesionCounts:
-    """The lesions of one image: `found` + `missed` are in the truth, `false` are predicted where there is none.
-    `false_fraction` is the share of the image's pixels that were outlined beside every lesion."""
+    """Lesion counts of one image.
+
+    Attributes:
+        found, missed: lesions of the true mask.
+        false: predicted components that touch no lesion.
+        false_fraction: share of the pixels of the image that are predicted outside all lesions.
+    """
 
     found: int
     missed: int
@@ -35,10 +41,10 @@ class LesionCounts:
 
 
 def count_lesions(truth: np.ndarray, prediction: np.ndarray, min_cover: float = MIN_COVER) -> LesionCounts:
-    """Compare two masks (H, W) of 0 and 1.
+    """Count the lesions of two masks (H, W) of 0 and 1.
 
     Args:
-        min_cover: the share of a lesion's pixels that has to be predicted, above 0, at most 1.
+        min_cover: share of the pixels of a lesion that must be predicted, above 0, at most 1.
     """
     assert truth.shape == prediction.shape, (truth.shape, prediction.shape)
     assert 0 < min_cover <= 1, min_cover
@@ -53,15 +59,15 @@ def count_lesions(truth: np.ndarray, prediction: np.ndarray, min_cover: float = 
 
 
 def lesion_metrics(counts: Sequence[LesionCounts]) -> dict[str, Any]:
-    """Sums over all images.
+    """Sum the counts over all images.
 
     Returns:
-        `lesions`, `found`, `missed`, `false`; `sensitivity` (found of all lesions), `precision` (found, of found and
-        false), `false_per_image`; and of images without a lesion, `clear_images`: `clear_with_false`, how many of them
-        have an outline, and `clear_false_fraction`, the mean share of their pixels that is outlined.
+        `lesions`, `found`, `missed`, `false`; `sensitivity` (found / lesions), `precision` (found / (found + false)),
+        `false_per_image`; `clear_images`, the images without a lesion, `clear_with_false`, how many of them have a
+        predicted component, and `clear_false_fraction`, the mean share of their pixels that is predicted.
     """
-    found, missed, false = (sum(getattr(one, name) for one in counts) for name in ("found", "missed", "false"))
-    clear = [one for one in counts if not one.has_lesion]
+    found, missed, false = (sum(getattr(image, name) for image in counts) for name in ("found", "missed", "false"))
+    clear = [image for image in counts if not image.has_lesion]
     return {
         "lesions": found + missed,
         "found": found,
@@ -71,6 +77,6 @@ def lesion_metrics(counts: Sequence[LesionCounts]) -> dict[str, Any]:
         "precision": found / (found + false) if found + false else float("nan"),
         "false_per_image": false / len(counts) if counts else float("nan"),
         "clear_images": len(clear),
-        "clear_with_false": sum(one.false > 0 for one in clear),
-        "clear_false_fraction": float(np.mean([one.false_fraction for one in clear])) if clear else float("nan"),
+        "clear_with_false": sum(image.false > 0 for image in clear),
+        "clear_false_fraction": float(np.mean([image.false_fraction for image in clear])) if clear else float("nan"),
     }

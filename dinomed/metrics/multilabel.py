@@ -1,9 +1,9 @@
-"""Labels that do not exclude each other: each is judged by itself, then the mean over the labels.
+"""Metrics of labels that do not exclude each other: values of each label, and means over the labels.
 
-Policy: a truth of nan is not known; the image is left out of that label's values and stays in those of the others.
-AUROC and AUPRC of a label need images with and without it and a classifier that knows it (no column of nan); the macro
-values are means over the labels where they are defined, and the others are named. Sensitivity, specificity and
-precision are at a threshold (see `dinomed.metrics.operating`), nan where nothing can be divided by.
+Policy: a truth of nan is unknown; the image is left out of the values of that label only. AUROC and AUPRC of a label
+need images with and without it, and a classifier that knows it (no column of nan). The macro values are means over the
+labels for which they are defined; the others are named. Sensitivity, specificity and precision are at a threshold (see
+`dinomed.metrics.operating`), and nan where the divisor is 0.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ _SMALLEST = 1e-12
 
 @dataclass(frozen=True)
 class MultilabelPredictions:
-    """N predictions of L labels, checked.
+    """N predictions of L labels.
 
     Args:
         truth: float (N, L) of 0, 1 and nan.
-        probabilities: float (N, L), 0 to 1; a column of nan for a label that the classifier does not know.
+        probabilities: float (N, L), 0 to 1; a column is nan for a label that the classifier does not know.
         classes: L names.
-        thresholds: L thresholds at which a label is said to be there; 0.5 for one that is None.
+        thresholds: L thresholds at which a label is predicted; 0.5 for a threshold of None.
     """
 
     truth: np.ndarray
@@ -54,7 +54,7 @@ class MultilabelPredictions:
 
     @cached_property
     def parts(self) -> list[tuple[np.ndarray, Ranking] | None]:
-        """Of each label, the rows where it is known and their ranking."""
+        """Rows in which each label is known, and their ranking; None for a label that the classifier does not know."""
         out: list[tuple[np.ndarray, Ranking] | None] = []
         for index, known in enumerate(self.known):
             rows = np.flatnonzero(~np.isnan(self.truth[:, index]))
@@ -63,7 +63,7 @@ class MultilabelPredictions:
         return out
 
     def values(self, counts: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The metrics of R resamples at once, as `dinomed.metrics.classification.Predictions.values`."""
+        """Compute the metrics of R resamples at once, as `dinomed.metrics.classification.Predictions.values` does."""
         drawn = np.ones((1, len(self.truth))) if counts is None else counts
         columns: dict[str, list[np.ndarray]] = {name: [] for name in ("auroc", "auprc", "ece", "brier", "nll")}
         for index, part in enumerate(self.parts):
@@ -72,14 +72,14 @@ class MultilabelPredictions:
                     values.append(np.full(len(drawn), np.nan))
                 continue
             rows, ranking = part
-            own, truth, scores = drawn[:, rows], self.truth[rows, index], self.probabilities[rows, index]
-            auroc, auprc = ranking.measures(own)
+            weights, truth, scores = drawn[:, rows], self.truth[rows, index], self.probabilities[rows, index]
+            auroc, auprc = ranking.measures(weights)
             clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
             columns["auroc"].append(auroc)
             columns["auprc"].append(np.where(np.isnan(auroc), np.nan, auprc))
-            columns["ece"].append(calibration_errors(scores, truth, own))
-            columns["brier"].append(_mean(own, np.square(scores - truth)))
-            columns["nll"].append(_mean(own, -np.where(truth == 1, np.log(clipped), np.log(1 - clipped))))
+            columns["ece"].append(calibration_errors(scores, truth, weights))
+            columns["brier"].append(_mean(weights, np.square(scores - truth)))
+            columns["nll"].append(_mean(weights, -np.where(truth == 1, np.log(clipped), np.log(1 - clipped))))
         by_class = {f"class_{name}": np.stack(values, axis=1) for name, values in columns.items()}
         return {name.removeprefix("class_"): _row_means(values) for name, values in by_class.items()} | by_class
 
@@ -90,13 +90,13 @@ def multilabel_metrics(
     classes: Sequence[str],
     thresholds: Sequence[float | None] | None = None,
 ) -> dict[str, Any]:
-    """Metrics of N predictions of L labels; see `MultilabelPredictions` for the arguments.
+    """Compute the metrics of N predictions of L labels; see `MultilabelPredictions` for the arguments.
 
     Returns:
         `n`; means over the labels of `auroc`, `auprc`, `ece`, `brier` (0 to 1), `nll` (nats), `balanced_accuracy` (of
         sensitivity and specificity); `exact_match`, the share of images with every known label right; `per_class`
-        (name -> `n`, images with it; `known`, images where it is known; `auroc`, `auprc`, `ece`, and what
-        `operating_point` gives); `undefined_auroc`, the names left out of the macro values.
+        (name -> `n`, images with it; `known`, images where it is known; `auroc`, `auprc`, `ece`, and the values of
+        `operating_point`); `undefined_auroc`, the names of the labels left out of the macro values.
     """
     predictions = MultilabelPredictions(np.asarray(truth, float), np.asarray(probabilities, float), classes, thresholds)
     values = {name: value[0] for name, value in predictions.values().items()}
