@@ -1,6 +1,6 @@
-"""What an adapter is: a head on frozen features that says which features it needs.
+"""The base class of adapters: heads on frozen features, each with a specification of the features that it reads.
 
-To add one, write one file: a subclass of `Adapter` with a config beside it, registered as "TASK.NAME"::
+To add a head, write one file: a subclass of `Adapter` with a config beside it, registered as "TASK.NAME"::
 
     class PoolConfig(HeadConfig):
         hidden: int = 64
@@ -10,8 +10,8 @@ To add one, write one file: a subclass of `Adapter` with a config beside it, reg
         task, Config = "classify", PoolConfig
         ...
 
-and use it with ``dinomed train classify --head pool``. A third party names its class in an entry point of the
-group ``dinomed.adapters`` instead.
+and use it with ``dinomed train classify --head pool``. A plug-in names its class in an entry point of the group
+``dinomed.adapters`` instead.
 """
 
 from abc import abstractmethod
@@ -29,7 +29,7 @@ from dinomed.registry import Registry
 
 
 class HeadConfig(Config):
-    """Settings of a head; each adapter adds its own."""
+    """Settings of a head; subclasses add those of one head."""
 
     name: str = "linear"
     blocks: tuple[int, ...] = Field((-1,), min_length=1, description="0 is the first, -1 the last")
@@ -37,18 +37,23 @@ class HeadConfig(Config):
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What an adapter asks of the backbone. Class tokens and mean patch tokens always come; `patches` asks for the
-    patch tokens themselves, which are a hundred times as many."""
+    """The features that an adapter reads from the backbone.
+
+    Attributes:
+        blocks: blocks of the backbone; 0 is the first, -1 the last.
+        patches: whether patch tokens are needed, which take about a hundred times the space. Class tokens and mean patch
+            tokens are always computed.
+    """
 
     blocks: tuple[int, ...]
     patches: bool
 
 
 def split_blocks(features: Features, count: int) -> list[Features]:
-    """Features of `count` blocks, concatenated along the channels, as one `Features` for each block, in order (views).
+    """Split features of `count` blocks, concatenated along the channels, into the features of each block (views).
 
     >>> both = Features(cls=torch.zeros(2, 6), mean=torch.zeros(2, 6), patches=torch.zeros(2, 6, 4, 5))
-    >>> [tuple(one.patches.shape) for one in split_blocks(both, 2)]
+    >>> [tuple(part.patches.shape) for part in split_blocks(both, 2)]
     [(2, 3, 4, 5), (2, 3, 4, 5)]
     """
     grids = [None] * count if features.patches is None else features.patches.chunk(count, dim=1)
@@ -58,18 +63,18 @@ def split_blocks(features: Features, count: int) -> list[Features]:
 
 
 class Adapter(nn.Module):
-    """A head: features (`dinomed.features.compute.Features`) to logits.
+    """A head: maps features (`dinomed.features.compute.Features`) to logits.
 
-    `task` decides how it is fitted and what logits are:
+    `task` decides how it is fitted and what the logits are:
     - classify: (B, classes), a softmax gives probabilities;
-    - segment: (B, classes, rows, columns) on any grid, resized bilinearly to the image; a sigmoid gives probabilities
-      where each class has a mask of its own (one of one class, or several that may overlap), a softmax where every
-      pixel has one class;
-    - depth: (B, 1, rows, columns) on any grid, resized bilinearly to the image; these are depths, in the data's unit.
+    - segment: (B, classes, rows, columns) on any grid, resized bilinearly to the image. A sigmoid gives probabilities
+      where each class has its own mask (one class, or several that may overlap), a softmax where every pixel has
+      exactly one class;
+    - depth: (B, 1, rows, columns) on any grid, resized bilinearly to the image: depths, in the unit of the data.
 
     Args:
-        config: an instance of `Config`, settled.
-        embed_dim: channels of the backbone; features hold ``len(config.blocks)`` times as many.
+        config: an instance of `Config`, as `resolve_config` returns it.
+        embed_dim: channels of the backbone; features have ``len(config.blocks)`` times as many.
         num_classes: classes of a classifier or a segmenter; 1 for depth.
     """
 
@@ -77,10 +82,10 @@ class Adapter(nn.Module):
     """Name of the task, see `dinomed.adapters.task`."""
     Config: ClassVar[type[HeadConfig]] = HeadConfig
     grid: ClassVar[int] = 24
-    """Patches a side that a dense task gets by default, if the backbone's own size gives fewer."""
+    """Default number of patches along a side in dense tasks, if the backbone's image size gives fewer."""
     flips: ClassVar[bool] = False
     scales: ClassVar[tuple[float, ...]] = (1.0,)
-    """Mirror images and other sizes that a prediction of a dense task is averaged over by default."""
+    """Mirror images and image sizes over which a dense prediction is averaged by default."""
     uses_patches: ClassVar[bool] = False
     """Whether `forward` reads the patch tokens: always in dense tasks, in classification only where a head pools them
     itself."""
@@ -93,19 +98,28 @@ class Adapter(nn.Module):
 
     @classmethod
     def resolve_config(cls, config: Any, backbone: FrozenBackbone) -> Any:
-        """The config with what depends on the backbone filled in, such as blocks at a third of its depth; the bundle
-        keeps it so."""
+        """Return the config with the settings that depend on the backbone, such as blocks at a third of its depth.
+
+        The bundle stores this config.
+        """
         return config
 
     @property
     def feature_spec(self) -> FeatureSpec:
+        """The features that `forward` reads."""
         return FeatureSpec(tuple(self.config.blocks), patches=self.uses_patches)
 
     def calibrate(self, cls: np.ndarray, mean: np.ndarray) -> None:
-        """Look at the pooled features of all training images, float32 (N, blocks * C), once before the fit."""
+        """Adapt to the pooled features of all training images before the fit.
+
+        Args:
+            cls: class tokens, float32 (N, blocks * C).
+            mean: mean patch tokens, float32 (N, blocks * C).
+        """
 
     @abstractmethod
-    def forward(self, features: Features) -> Tensor: ...
+    def forward(self, features: Features) -> Tensor:
+        """Return the logits of a batch."""
 
 
 ADAPTERS: Registry[type[Adapter]] = Registry("adapter", "dinomed.adapters")

@@ -1,11 +1,11 @@
-"""Adapter bundles: a folder with `adapter.safetensors`, and beside it, for people, `card.md`, `adapter.json`,
-`adapter.yaml` and `log.jsonl`. Nothing in it is pickled.
+"""Adapter bundles: folders with `adapter.safetensors`, and, for people, `card.md`, `adapter.json`, `adapter.yaml` and
+`log.jsonl`. Nothing in a bundle is pickled.
 
-`adapter.safetensors` alone is the adapter: the weights of the head, those by which a tuned backbone differs from its
-base (which stays where it is, untouched), hashes of what it has seen, and in its header the
-record (`dinomed.adapters.record`), which names the hash of the tensors. So one rename replaces all of an older adapter,
-and a record and weights of two adapters cannot be taken for one. It holds no image names, groups or other values of
-the manifest's rows. `adapter.json` is the same record, `adapter.yaml` the settings.
+`adapter.safetensors` alone is the complete adapter. It holds the weights of the head, the changed weights of a tuned
+backbone (whose base stays unchanged in its own place), hashes of the training images, and in its header the record
+(`dinomed.adapters.record`) with the hash of the tensors. Therefore a single rename replaces an older adapter, and the
+record and the weights of two adapters cannot be mixed up. A bundle holds no image names, groups or other values of the
+manifest's rows. `adapter.json` is a copy of the record; `adapter.yaml` holds the settings.
 """
 
 import platform
@@ -37,13 +37,13 @@ from dinomed.io.tensor_file import check_tensors, hash_tensors, parse_record, re
 
 WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json", "adapter.yaml"
 HEADER = "adapter"
-_HEAD, _SEEN, _TUNED = "head.", "seen.", "backbone."  # in front of the names of tensors
+_HEAD, _SEEN, _TUNED = "head.", "seen.", "backbone."  # prefixes of the names of tensors
 _PACKAGES = ("dinomed", "torch", "monai", "scikit-learn", "numpy")
 
 
 @dataclass(frozen=True)
 class BundleOutput:
-    """The folder of a bundle, and the folder in it where its files gather until it is whole."""
+    """The folder of a bundle, and the stage in it: the folder that holds its files until all are written."""
 
     folder: Path
     stage: Path
@@ -75,9 +75,22 @@ def save_bundle(
     training: dict[str, Any],
     tuned: Tuned | None = None,
 ) -> AdapterRecord:
-    """Stage the adapter, then move its files into place; cut off anywhere, it leaves the old adapter or the new one.
+    """Write the bundle to the stage, then move its files into place. An interruption leaves the old or the new adapter.
 
-    `backbone` is the one that the bundle refers to; `tuned`, if it has learned with the head, what became of it.
+    Args:
+        output: result of `open_output`.
+        adapter: the fitted head.
+        backbone: the backbone to which the bundle refers.
+        classes: names of the classes, in the order of the head's channels.
+        seen: hashes of the images of train and val.
+        threshold: threshold of a segmenter of one class, in (0, 1).
+        usage: further settings for the use of the head; see `AdapterRecord`.
+        validation: metrics on val.
+        training: settings and data of the fit; see `training_record`.
+        tuned: the backbone after the fit, if it was trained too.
+
+    Returns:
+        The record of the bundle.
     """
     tensors = {_HEAD + name: tensor.detach().cpu() for name, tensor in adapter.state_dict().items()}
     tensors |= {_SEEN + name: tensor for name, tensor in seen.to_tensors().items()}
@@ -115,7 +128,7 @@ def save_bundle(
 
 
 def _publish(output: BundleOutput) -> None:
-    """The older adapter first loses what is for people only, then is replaced in one step."""
+    """Remove the files for people of an older adapter, then replace it in one step."""
     beside = (RECORD_FILE, CONFIG_FILE, CARD_FILE, LOG_FILE)
     for name in beside:
         (output.folder / name).unlink(missing_ok=True)
@@ -124,15 +137,15 @@ def _publish(output: BundleOutput) -> None:
 
 
 def read_record(folder: str | Path) -> AdapterRecord:
-    """The record of a bundle.
+    """Read the record of a bundle.
 
     Raises:
-        UsageError: there is no bundle.
-        DinomedError: it is damaged, of another format, or mixed up of two.
+        UsageError: the folder is no bundle.
+        DinomedError: the bundle is damaged, of another format, or mixed from two.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"adapter {folder} does not exist; make one: dinomed train classify|segment ... -o {folder}")
+        raise UsageError(f"adapter {folder} does not exist; make one: dinomed train TASK ... -o {folder}")
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         if (folder / RECORD_FILE).exists():
@@ -152,13 +165,13 @@ def read_record(folder: str | Path) -> AdapterRecord:
 
 
 def load_head(folder: str | Path, record: AdapterRecord) -> Adapter:
-    """The adapter with its weights, on the CPU, in eval mode.
+    """Load the head with its weights, on the CPU, in eval mode.
 
     Raises:
         DinomedError: the weights are damaged, or do not belong to the record.
     """
     cls = adapter_class(record.task, str(record.head.get("name")))
-    embed_dim = record.backbone.embed_dim * int(record.usage.get("width", 1))  # several images beside each other
+    embed_dim = record.backbone.embed_dim * int(record.usage.get("width", 1))  # features of several images concatenated
     adapter = cls(build_config(cls.Config, record.head, str(folder)), embed_dim, len(record.classes))
     try:
         adapter.load_state_dict(_read_part(folder, record, _HEAD))
@@ -169,32 +182,38 @@ def load_head(folder: str | Path, record: AdapterRecord) -> Adapter:
 
 
 def load_tuned(folder: str | Path, record: AdapterRecord, base: FrozenBackbone) -> FrozenBackbone:
-    """The backbone that the head looks at: `base`, which the record refers to, or what became of it in the fit.
+    """Return the backbone of the head: `base`, or its tuned version.
+
+    Args:
+        folder: the bundle.
+        record: record of the bundle.
+        base: the backbone to which the record refers.
 
     Raises:
-        DinomedError: the weights are damaged, or give another backbone than the record says.
+        DinomedError: the weights are damaged, or their fingerprint differs from the record.
     """
     if record.tuned is None:
         return base
     try:
-        found = changed_backbone(base, _read_part(folder, record, _TUNED))
+        backbone = changed_backbone(base, _read_part(folder, record, _TUNED))
     except RuntimeError as error:
         line = str(error).splitlines()[-1].strip()
         raise DinomedError(f"{Path(folder) / WEIGHTS_FILE}: weights of another backbone ({line})") from None
-    if found.fingerprint != record.tuned.fingerprint:
+    if backbone.fingerprint != record.tuned.fingerprint:
         raise DinomedError(
-            f"{Path(folder) / WEIGHTS_FILE}: its tuned backbone has fingerprint {found.fingerprint[:16]}, the record "
+            f"{Path(folder) / WEIGHTS_FILE}: its tuned backbone has fingerprint {backbone.fingerprint[:16]}, the record "
             f"says {record.tuned.fingerprint[:16]}; copy the bundle again, or train again"
         )
-    return found
+    return backbone
 
 
 def read_training_hashes(folder: str | Path, record: AdapterRecord) -> TrainingHashes:
-    """What the adapter was fitted and chosen on. Raises `DinomedError` as `load_head` does."""
+    """Read the hashes of the images of train and val. Raise `DinomedError` as `load_head` does."""
     return training_hashes_from_tensors(_read_part(folder, record, _SEEN))
 
 
 def _read_part(folder: str | Path, record: AdapterRecord, prefix: str) -> dict[str, Tensor]:
+    """Read the tensors whose names begin with `prefix`, without it, after a check of the hash of all tensors."""
     path = Path(folder) / WEIGHTS_FILE
     tensors = read_tensors(path)
     check_tensors(path, tensors, record.weights_sha256, "copy it again, or train again")

@@ -1,6 +1,6 @@
-"""The heads that come with dinomed, as a table that needs no torch: what `--head` accepts, and where each is from.
+"""Table of the built-in heads: the values of `--head`, with the source of each. It imports no torch.
 
-A head of one's own needs no row here: an entry point of the group ``dinomed.adapters`` names it (see
+Heads of plug-ins are not listed here: entry points of the group ``dinomed.adapters`` name them (see
 `dinomed.adapters.adapter`).
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class HeadEntry:
-    """`module` is below `dinomed.adapters.heads`; it registers the head as "TASK.NAME" when it is imported."""
+    """A head. `module` in `dinomed.adapters.heads` registers it as "TASK.NAME" when it is imported."""
 
     task: str
     name: str

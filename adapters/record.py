@@ -1,4 +1,4 @@
-"""What an adapter says of itself: task, head, classes, threshold, preprocessing, and which backbone it was made on."""
+"""The record of an adapter: task, head, classes, threshold, preprocessing, and the backbone on which it was trained."""
 
 from typing import Any, Final, Literal
 
@@ -12,8 +12,10 @@ FORMAT: Final = "dinomed.adapter/5"
 
 
 class BackboneReference(Config):
-    """Where the backbone is: `path` (a folder) or `weights` (a file, with `name`), relative to the bundle; with
-    neither, the released weights of `name`."""
+    """The place of the backbone: `path` (a folder) or `weights` (a file, with `name`), relative to the bundle.
+
+    Without either it is the released weights of `name`.
+    """
 
     name: str
     path: str | None = None
@@ -23,8 +25,13 @@ class BackboneReference(Config):
 
 
 class TunedReference(Config):
-    """What became of the backbone where it learned with the head: `how` (``last:2``, ``lora:8``), how many weights
-    changed, and the fingerprint of the whole with these. They are in the file of the adapter."""
+    """A backbone that was trained with the head; its changed weights are in the file of the adapter.
+
+    Attributes:
+        how: the method, such as ``last:2`` or ``lora:8``.
+        weights: number of changed weights.
+        fingerprint: fingerprint of the backbone with the changed weights.
+    """
 
     how: str
     weights: int
@@ -32,13 +39,22 @@ class TunedReference(Config):
 
 
 class AdapterRecord(Config):
-    """The content of `adapter.json`, which also stands in the header of the weights.
+    """The content of `adapter.json`, and of the header of the weights.
 
-    `threshold` is for segmenters of one class. `usage` is what else using the head takes: how masks are read and
-    written, thresholds of classes, mirror images and windows, the range of depths; of a classifier what
-    `dinomed.adapters.tasks.classify.answer` says. `validation` are metrics on the val images. `tuned`: the
-    backbone has learned too, from the one that `backbone` names. `weights_sha256` is over the tensors,
-    not over the file (see `dinomed.adapters.bundle.hash_tensors`): the file holds the record itself.
+    Attributes:
+        task: name of the task, see `dinomed.adapters.task`.
+        head: settings of the head.
+        classes: names of the classes.
+        threshold: threshold of a segmenter of one class.
+        usage: further settings for the use of the head: mask schema, thresholds of classes, mirror images and windows,
+            range of depths; for a classifier the fields of `dinomed.adapters.tasks.classify.answer.Answer`.
+        backbone: the backbone on which the head was fitted.
+        tuned: the same backbone after the fit, if it was trained too.
+        preprocessing: how images are prepared.
+        validation: metrics on val.
+        training: settings, data and library versions of the fit.
+        weights_sha256: hash of the tensors, not of the file, which holds this record too (see
+            `dinomed.io.tensor_file.hash_tensors`).
     """
 
     format: Literal["dinomed.adapter/5"] = FORMAT

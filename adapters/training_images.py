@@ -1,4 +1,4 @@
-"""What an adapter has seen, by hashes: so that nobody measures it on its own training images unawares."""
+"""Hashes of the training images of an adapter, by which an evaluation recognises them."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -10,13 +10,17 @@ from torch import Tensor
 
 from dinomed.datasets.manifest import Manifest
 
-_BYTES = 16  # of each SHA-256: two of a million images share them by chance once in 10^27
+_BYTES = 16  # of each SHA-256; two of a million images share them by chance with probability 1e-27
 
 
 @dataclass(frozen=True)
 class TrainingOverlap:
-    """Rows of a manifest that were seen: `images` of the same bytes; `groups`: others, of a group that was seen. Both
-    by the images' paths."""
+    """Rows of a manifest that belong to the training data.
+
+    Attributes:
+        images: paths of images with the same bytes as a training image.
+        groups: paths of other images of a group of the training data.
+    """
 
     images: tuple[str, ...]
     groups: tuple[str, ...]
@@ -25,43 +29,48 @@ class TrainingOverlap:
         return len(self.images) + len(self.groups)
 
     def remove_from(self, manifest: Manifest) -> Manifest:
-        """The rows of `manifest` that are not among them."""
-        known = {*self.images, *self.groups}
-        return manifest.take([i for i, image in enumerate(manifest.column("image")) if image not in known])
+        """Return the other rows of `manifest`."""
+        overlapping = {*self.images, *self.groups}
+        return manifest.take([i for i, image in enumerate(manifest.column("image")) if image not in overlapping])
 
 
 @dataclass(frozen=True)
 class TrainingHashes:
-    """Hashes of the images (their bytes) and of the groups (their names) of train and val.
+    """Hashes of the images (of their bytes) and of the groups (of their names) of train and val.
 
-    Groups that are numbers are left out: another collection has the same ones, and the number of a patient could be
-    found by trying all. They are still recognised in a manifest that lists a seen image of theirs.
+    Groups whose names are numbers are left out: other collections use the same numbers, and the number of a patient
+    could be found by trying all. They are still recognised in a manifest with one of their training images.
     """
 
     images: frozenset[bytes]
     groups: frozenset[bytes]
 
     def find(self, chosen: Manifest, manifest: Manifest) -> TrainingOverlap:
-        """What of `chosen` was seen; it is a part of `manifest`, whose other rows tell more about groups."""
-        own = {group for group, content in zip(manifest.groups(), _contents(manifest), strict=True)
+        """Find the rows of `chosen` that belong to the training data.
+
+        Args:
+            chosen: the rows to check, a part of `manifest`.
+            manifest: all rows; a training image in any of them identifies its group.
+        """
+        seen = {group for group, content in zip(manifest.groups(), _contents(manifest), strict=True)
                if content in self.images}  # fmt: skip
-        own |= {group for group in set(chosen.groups()) - own if group is not None and _hash(group) in self.groups}
+        seen |= {group for group in set(chosen.groups()) - seen if group is not None and _hash(group) in self.groups}
         images, groups = [], []
         rows = zip(chosen.column("image"), _contents(chosen), chosen.groups(), strict=True)
         for image, content, group in rows:
             if content in self.images:
                 images.append(image)
-            elif group is not None and group in own:
+            elif group is not None and group in seen:
                 groups.append(image)
         return TrainingOverlap(tuple(images), tuple(groups))
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """uint8 (N, 16) each, sorted."""
+        """Return both sets as tensors, uint8 (N, 16), sorted."""
         return {"images": _pack(self.images), "groups": _pack(self.groups)}
 
 
 def hash_training_images(manifests: Iterable[Manifest]) -> TrainingHashes:
-    """What fitting on these manifests sees."""
+    """Compute the hashes of all images and groups of some manifests."""
     images: set[bytes] = set()
     groups: set[bytes] = set()
     for manifest in manifests:
@@ -71,7 +80,7 @@ def hash_training_images(manifests: Iterable[Manifest]) -> TrainingHashes:
 
 
 def training_hashes_from_tensors(tensors: Mapping[str, Tensor]) -> TrainingHashes:
-    """The inverse of `TrainingHashes.to_tensors`."""
+    """Return the hashes from tensors: the inverse of `TrainingHashes.to_tensors`."""
     images, groups = (frozenset(row.numpy().tobytes() for row in tensors[name]) for name in ("images", "groups"))
     return TrainingHashes(images, groups)
 

@@ -68,8 +68,24 @@ class _LazyGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.targets:
-            raise UsageError(f"no command {cmd_name!r}{did_you_mean(cmd_name, self.targets)}")
+            raise UsageError(f"no command {cmd_name!r}{did_you_mean(cmd_name, self.list_commands(ctx))}")
         return _build(cmd_name, self.targets[cmd_name])
+
+
+class _TrainGroup(_LazyGroup):
+    """The commands of all tasks; a plug-in's task has a command with the shared options."""
+
+    targets = COMMANDS["train"]
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        from dinomed.adapters.task import task_names
+
+        return task_names()
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in self.targets or cmd_name not in self.list_commands(ctx):
+            return super().get_command(ctx, cmd_name)
+        return _build_command(cmd_name, import_module("dinomed.apps.commands.train").train_task(cmd_name))
 
 
 def _build(name: str, target: Any) -> Any:
@@ -77,15 +93,19 @@ def _build(name: str, target: Any) -> Any:
     if isinstance(target, dict):
         return _build_group(name, target)
     module, _, function = target.partition(":")
+    return _build_command(name, getattr(import_module(f"dinomed.apps.commands.{module}"), function))
+
+
+def _build_command(name: str, function: Any) -> Any:
     single = typer.Typer(**SETTINGS)
-    single.command(name)(getattr(import_module(f"dinomed.apps.commands.{module}"), function))
+    single.command(name)(function)
     return typer.main.get_command(single)
 
 
 def _build_group(name: str, targets: dict[str, Any]) -> Any:
     group = typer.Typer(
         name=name,
-        cls=type(f"{name.title()}Group", (_LazyGroup,), {"targets": targets}),
+        cls=_TrainGroup if name == "train" else type(f"{name.title()}Group", (_LazyGroup,), {"targets": targets}),
         no_args_is_help=True,
         **SETTINGS,
     )

@@ -20,8 +20,8 @@ from monai.losses import DiceCELoss
 
 from dinomed.adapters.fitting.data import class_indices, labelled, masked, train_classes
 from dinomed.adapters.heads.logistic import fit_logistic
-from dinomed.adapters.inference.loader import resize_probability
 from dinomed.adapters.tasks.segment.masks import load_mask, shrink_mask
+from dinomed.adapters.tasks.segment.predict import resize_probability
 from dinomed.apps.quickstart.baselines import otsu_mask
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset

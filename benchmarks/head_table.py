@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.catalogue import BUILT_IN
+from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.evaluation.evaluate import evaluate
-from dinomed.adapters.evaluation.report import JudgedValues, summarize
+from dinomed.adapters.evaluation.report import summarize
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size, extract_splits
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits, fit_splits, masked
@@ -193,7 +194,9 @@ def measure_unet(bench: Bench, size: int, seed: int, seconds: float) -> dict[str
     (threshold,), _ = choose_thresholds(splits.val, probabilities, BINARY)
     found = compare_unet(model, test, size, threshold)
     columns = {name: np.array([getattr(one, name) for one in found]) for name in METRICS["segment"]}
-    judged = JudgedValues(test, test.units(), columns, lambda chosen: segmentation_metrics([found[i] for i in chosen]))
+    judged = EvaluatedValues(
+        test, test.units(), columns, lambda chosen: segmentation_metrics([found[i] for i in chosen])
+    )
     row = {"parameters": sum(p.numel() for p in model.parameters()), "tuned": 0, "seconds": round(seconds, 1)}
     return row | {"steps": steps, "threshold": threshold} | summarize(judged)
 

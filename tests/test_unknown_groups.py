@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinomed.adapters.evaluation.report import JudgedValues
+from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.fitting.data import fit_splits
 from dinomed.adapters.retrieval.filters import GroupLookup
 from dinomed.adapters.tasks.classify.groups import check_labels, group_images
@@ -66,7 +66,7 @@ def test_each_image_is_its_own_unit_of_splits_and_statistics(sides: tuple[Manife
     assert set(make_splits(second.units(), [None] * COUNT)) == set(SPLITS)
     splits = fit_splits(with_columns(second, split=["train"] * COUNT), None, 0)
     assert (len(splits.train), len(splits.val)) == (COUNT - 1, 1)
-    judged = JudgedValues(first, first.units(), {"dice": np.zeros(COUNT)}, lambda rows: {})
+    judged = EvaluatedValues(first, first.units(), {"dice": np.zeros(COUNT)}, lambda rows: {})
     assert judged.count_groups(range(COUNT)) == COUNT
 
 

@@ -1,9 +1,9 @@
-"""How many labels are needed? Metrics over the number of labelled groups a class, several draws of each.
+"""Few-shot evaluation: metrics by the number of labelled groups of each class, over several draws.
 
-A shot is a group (a lesion, a patient, a video) with all of its images, since a second picture of a lesion is hardly a
-second label; an image without a group is one of its own. Draws are nested: 2 shots are the 1 shot and another. Each
-draw is fitted by logistic regression of a fixed strength: choosing it on val would spend the labels of val, which
-nobody has who asks this question. Features are standardised by all training images, for which no label is needed.
+A shot is a group (a lesion, a patient, a video) with all of its images, because a second image of a lesion adds little
+to its label. An image without a group is a group of its own. Draws are nested: 2 shots contain the 1 shot of the same
+draw. Each draw is fitted by logistic regression with a fixed penalty, because choosing it on val would need the labels of
+val. Features are standardised by all training images, which needs no labels.
 """
 
 import hashlib
@@ -26,36 +26,39 @@ from dinomed.notice import RESEARCH_USE
 from dinomed.progress import track
 
 METRICS = ("auroc", "balanced_accuracy", "accuracy")
-STRENGTH = 0.1  # C for standardised features; a strong penalty, as for few examples of many features
+STRENGTH = 0.1  # C for standardised features: a strong penalty, for few examples with many features
 SHOTS = (1, 2, 4, 8, 16, None)
 Shots = Sequence[int | None]
 
 
 def parse_shots(text: str) -> tuple[int | None, ...]:
-    """Numbers of shots out of "1,2,4,all", rising; all is None.
+    """Parse numbers of shots such as "1,2,4,all". Return them in ascending order; all is None.
 
     Raises:
-        UsageError: a word that is neither a number from 1 nor all.
+        UsageError: a word is neither a number from 1 nor all.
     """
-    found: set[int] = set()
+    numbers: set[int] = set()
     words = [word.strip().lower() for word in text.split(",") if word.strip()]
     for word in words:
         if word != "all" and not (word.isascii() and word.isdecimal() and int(word) > 0):
-            raise UsageError(f"--few-shot {text}: {word!r} is no number of labels; give such as 1,2,4,8,16,all")
+            raise UsageError(f"--few-shot {text}: {word!r} is no number of labels; give numbers such as 1,2,4,8,16,all")
         if word != "all":
-            found.add(int(word))
+            numbers.add(int(word))
     if not words:
         raise UsageError("--few-shot: give numbers of labels a class, such as 1,2,4,8,16,all")
-    return (*sorted(found), *([None] if "all" in words else []))
+    return (*sorted(numbers), *([None] if "all" in words else []))
 
 
 def draw_shots(labels: np.ndarray, groups: Sequence[object], count: int | None, seed: int) -> np.ndarray:
-    """Rows of `count` groups of each class (all of a class that has fewer), by a random order that the seed decides.
+    """Draw the rows of `count` groups of each class, or of all groups of a class with fewer.
 
-    A group whose images are of several classes counts for the class of most of them.
+    A group with images of several classes belongs to the class of most of them.
 
     Args:
-        labels: int (N,). groups: N.
+        labels: class of each image, int (N,).
+        groups: group of each image.
+        count: number of groups; None for all.
+        seed: decides the random order of the groups.
     """
     if count is None:
         return np.arange(len(labels))
@@ -67,8 +70,8 @@ def draw_shots(labels: np.ndarray, groups: Sequence[object], count: int | None, 
         by_class[int(np.bincount(labels[rows]).argmax())].append(group)
     chosen = [
         row
-        for own in by_class.values()
-        for group in sorted(own, key=lambda group: _shuffled(group, seed))[:count]
+        for class_groups in by_class.values()
+        for group in sorted(class_groups, key=lambda group: _shuffled(group, seed))[:count]
         for row in members[group]
     ]
     return np.array(sorted(chosen))
@@ -85,38 +88,48 @@ def few_shot(
     split: str = "test",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Metrics on `split` of logistic regressions on class tokens of the last block, over the number of shots.
+    """Evaluate logistic regressions on class tokens of the last block, by the number of shots.
+
+    Args:
+        backbone: the frozen backbone.
+        manifest: images with labels and splits.
+        cache: folder of cached features (`dinomed.features.extract.default_cache`).
+        shots: numbers of groups of each class; None for all.
+        seeds: number of draws for each number.
+        label: column of the classes.
+        split: split for the metrics, test or val.
+        seed: seed of the first draw.
 
     Returns:
         `shots`, a row for each number: `shots` (None: all), `images` used (the mean over the draws), and of each metric
-        `mean`, `sd`, `low`, `high` over the draws (all is one draw); and what identifies backbone and settings.
+        `mean`, `sd`, `low`, `high` over the draws (all is one draw); and the identity of backbone and settings.
 
     Raises:
-        UsageError: no labels, one class only, an empty split, a group in two splits.
+        UsageError: there are no labels or only one class, a split is empty, or a group is in two splits.
     """
     rows = labelled(manifest, label)
     splits = fit_splits(rows, label, seed)
-    judged = splits.val if split == "val" else select_split(rows, split)
+    evaluated = splits.val if split == "val" else select_split(rows, split)
     classes = train_classes(splits.train, label)
     train, test = (
         extract(backbone, part, cache=cache, description=f"features of {name}").cls
-        for name, part in (("train", splits.train), (split, judged))
+        for name, part in (("train", splits.train), (split, evaluated))
     )
     y, _ = class_indices(splits.train, label, classes, "train")
-    targets, names = class_indices(judged, label, classes, split)
+    targets, names = class_indices(evaluated, label, classes, split)
     groups = splits.train.units()
     plan = [(count, draw) for count in shots for draw in range(1 if count is None else seeds)]
     drawn: dict[int | None, list[dict[str, float]]] = defaultdict(list)
     for count, draw in track(plan, "few-shot"):
         chosen = draw_shots(y, groups, count, seed + draw)
-        fitted = np.unique(y[chosen])  # a class that lost all of its groups to mixed ones
+        fitted = np.unique(y[chosen])  # a class is missing if all of its groups belong to other classes
         path = fit_logistic(
             train[chosen], np.searchsorted(fitted, y[chosen]), (STRENGTH,), _balance(y[chosen]), train, quiet=True
         )
         probabilities = np.zeros((len(test), len(classes)))
         probabilities[:, fitted] = path.probabilities(test, 0)
-        found = classification_metrics(targets, widen(probabilities, len(names)), names)
-        drawn[count].append({"images": float(len(chosen)), **{name: found[name] for name in METRICS}})
+        metrics = classification_metrics(targets, widen(probabilities, len(names)), names)
+        drawn[count].append({"images": float(len(chosen)), **{name: metrics[name] for name in METRICS}})
     short = _short_classes(y, groups, classes, [count for count in shots if count is not None])
     return {
         "purpose": RESEARCH_USE,
@@ -148,19 +161,19 @@ def _summary(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def _short_classes(labels: np.ndarray, groups: Sequence[object], classes: Sequence[str], counts: Sequence[int]) -> Any:
-    """Classes with fewer groups than the largest number of shots, and how many they have; told once."""
+    """Return the classes with fewer groups than the largest number of shots, with their numbers, after a warning."""
     most = max(counts, default=0)
     rows_of = {name: np.flatnonzero(labels == index).tolist() for index, name in enumerate(classes)}
     have = {name: len({groups[i] for i in rows}) for name, rows in rows_of.items()}
     short = {name: count for name, count in have.items() if count < most}
     if short:
-        told = ", ".join(f"{name!r} {count}" for name, count in list(short.items())[:5])
-        logger.warning(f"fewer than {most} labelled groups in train of: {told}; all of them are used")
+        listed = ", ".join(f"{name!r} {count}" for name, count in list(short.items())[:5])
+        logger.warning(f"fewer than {most} labelled groups in train of: {listed}; all of them are used")
     return short
 
 
 def _balance(labels: np.ndarray) -> np.ndarray:
-    """A weight for each example, by which every class that is there counts the same."""
+    """Return a weight for each example that gives each occurring class the same total weight."""
     counts = np.bincount(labels)
     return len(labels) / (np.count_nonzero(counts) * counts[labels])
 

@@ -1,4 +1,4 @@
-"""How good are frozen features? k-NN and logistic regression, fitted on train, chosen on val, reported on test."""
+"""Probe of frozen features: k-NN and logistic regression, fitted on train, chosen on val, evaluated on test."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dinomed.metrics.classification import classification_metrics
 from dinomed.notice import RESEARCH_USE
 
 CHOSEN_BY = "auroc"
-REPORTED = ("val", "test")  # splits that nothing is fitted on
+REPORTED = ("val", "test")  # splits on which nothing is fitted
 
 
 def probe(
@@ -28,18 +28,27 @@ def probe(
     split: str = "test",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Metrics of both classifiers on the class tokens of the last block.
+    """Evaluate both classifiers on the class tokens of the last block.
 
-    k and C are those with the highest macro AUROC on val (of equals the smaller); nothing is fitted on val, nothing is
-    chosen on test. Metrics on `split` of every k and C are given too, to see what the choice was worth.
+    k and C are those with the highest macro AUROC on val (the smaller one of equals). Nothing is fitted on val, and
+    nothing is chosen on test. The report also holds the metrics of every k and C on `split`, which show the effect of the
+    choice.
 
     Args:
-        cache: where features are kept (`dinomed.features.extract.default_cache`).
-        seed: for making val out of train where the manifest has none.
+        backbone: the frozen backbone.
+        manifest: images with labels and splits.
+        cache: folder of cached features (`dinomed.features.extract.default_cache`).
+        label: column of the classes.
+        split: split for the metrics, test or val.
+        seed: seed of the split val, which is taken from train if the manifest has none.
+
+    Returns:
+        `knn` and `logistic`, each with the chosen setting, its metrics and all tried settings; the number of images and
+        classes; and the identity of the backbone.
 
     Raises:
-        UsageError: no labels, one class only, an empty split, a group in two splits, or `split` is neither val nor
-            test.
+        UsageError: there are no labels or only one class, a split is empty, a group is in two splits, or `split` is
+            neither val nor test.
     """
     check_split(split)
     rows = labelled(manifest, label)
@@ -57,7 +66,10 @@ def probe(
         name: {c: path.probabilities(x, index) for index, c in enumerate(path.cs)}
         for name, x in (("val", val), ("test", test))
     }
-    judge_val, judge_test = _judge(splits.val, label, classes, "val"), _judge(chosen, label, classes, split)
+    measure_val, measure_test = (
+        _metric_function(splits.val, label, classes, "val"),
+        _metric_function(chosen, label, classes, split),
+    )
     return {
         "purpose": RESEARCH_USE,
         "split": split,
@@ -66,31 +78,31 @@ def probe(
         "images": {"train": len(train), "val": len(val), split: len(test), "val_made_here": splits.made},
         "classes": {name: int((y == index).sum()) for index, name in enumerate(classes)},
         "chosen_by": f"macro {CHOSEN_BY} on val",
-        "knn": _choose("k", knn_of, judge_val, judge_test),
-        "logistic": _choose("C", logistic_of, judge_val, judge_test)
+        "knn": _choose("k", knn_of, measure_val, measure_test),
+        "logistic": _choose("C", logistic_of, measure_val, measure_test)
         | {"not_converged": [c for c, done in zip(path.cs, path.converged, strict=True) if not done]},
     }
 
 
 def check_split(split: str) -> None:
-    """Raises a `UsageError` for a split that cannot be reported on."""
+    """Raise a `UsageError` unless the split can be evaluated."""
     if split not in REPORTED:
-        told = "train would be measured on itself" if split == "train" else "there is no such split to report on"
-        raise UsageError(f"--split {split}: {told}; give {' or '.join(REPORTED)}")
+        reason = "train would be measured on itself" if split == "train" else "this split cannot be evaluated"
+        raise UsageError(f"--split {split}: {reason}; give {' or '.join(REPORTED)}")
 
 
-def _judge(manifest: Manifest, label: str, classes: list[str], split: str) -> Any:
-    """Probabilities of the images of a manifest -> their metrics."""
+def _metric_function(manifest: Manifest, label: str, classes: list[str], split: str) -> Any:
+    """Return the function from probabilities of the images to their metrics."""
     labels, names = class_indices(manifest, label, classes, split)
     return lambda probabilities: classification_metrics(labels, widen(probabilities, len(names)), names)
 
 
 def _choose(
-    name: str, probabilities: dict[str, dict[Any, np.ndarray]], judge_val: Any, judge_test: Any
+    name: str, probabilities: dict[str, dict[Any, np.ndarray]], measure_val: Any, measure_test: Any
 ) -> dict[str, Any]:
-    """Metrics on test at the setting that is best on val, and a short row for each setting."""
-    val = {value: judge_val(shares) for value, shares in probabilities["val"].items()}
-    test = {value: judge_test(shares) for value, shares in probabilities["test"].items()}
+    """Return the metrics on test of the setting that is best on val, with a short row for each setting."""
+    val = {value: measure_val(shares) for value, shares in probabilities["val"].items()}
+    test = {value: measure_test(shares) for value, shares in probabilities["test"].items()}
     best = max(val, key=lambda value: (np.nan_to_num(val[value][CHOSEN_BY], nan=-1.0), -value))
     short = ("auroc", "balanced_accuracy", "accuracy")
     tried = [

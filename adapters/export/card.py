@@ -3,7 +3,8 @@
 from typing import Any
 
 from dinomed.adapters.export.source import ExportSource
-from dinomed.adapters.inference.loader import ClassifyPredictor, DepthPredictor, SegmentPredictor
+from dinomed.adapters.inference.dense import DensePredictor
+from dinomed.adapters.task import find_task
 from dinomed.backbones.variants import VARIANTS, Release
 from dinomed.notice import RESEARCH_USE
 
@@ -59,9 +60,9 @@ def card(source: ExportSource, kind: str, parity: dict[str, Any]) -> str:
     """Return the text of README.md, with metadata for model hubs. It names no image, group or path."""
     release, reading, config = released(source), source.preprocessing, source.backbone.vit.config
     licence = release.licence.lower() if release is not None and source.predictor is None else "other"
-    task = {"classify": "image-classification", "segment": "image-segmentation", "depth": "depth-estimation"}
+    pipeline = "image-feature-extraction" if source.predictor is None else find_task(source.task).pipeline_tag
     head = ["---", f"license: {licence}", f"library_name: {_LIBRARY[kind]}", "tags: [dinomed, dinov2, medical-imaging]"]
-    head += [f"pipeline_tag: {task.get(source.task, 'image-feature-extraction')}", "---"]
+    head += [f"pipeline_tag: {pipeline}", "---"]
     what = (
         f"A frozen {source.backbone.name} backbone" if source.predictor is None
         else f"A {source.task} adapter ({source.predictor.metadata['head'].get('name')}) on the frozen backbone "
@@ -121,49 +122,16 @@ def _about_head(source: ExportSource) -> list[str]:
     lines = [f"- classes, in the order of the output: {', '.join(record['classes'])}"]
     if record["threshold"] is not None:
         lines.append(f"- threshold that was best on validation: {record['threshold']:.4f}")
-    if isinstance(source.predictor, ClassifyPredictor):
-        lines += _about_answer(source.predictor)
-    elif isinstance(source.predictor, SegmentPredictor):
-        lines += _about_masks(source.predictor)
-    elif isinstance(source.predictor, DepthPredictor):
-        unit = f" {source.predictor.source.unit}" if source.predictor.source.unit else ", in the unit of its maps"
-        lines.append(f"- depths from {source.predictor.low:g} to {source.predictor.high:g}{unit}")
+    lines += find_task(source.task).export_lines(source.predictor)
     if record["tuned"] is not None:
         lines.append(f"- the backbone was tuned with the head ({record['tuned']['how']}); its weights are in this file")
-    if source.task != "classify":
+    if isinstance(source.predictor, DensePredictor):
         lines.append("- one pass over the whole image; test-time flips and windows of dinomed are not included")
     values = {name: value for name, value in record["validation"].items() if isinstance(value, int | float)}
     shown = ", ".join(
         f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
     )
     return [*lines, f"- on its validation images: {shown or 'nothing measured'}"]
-
-
-def _about_answer(predictor: ClassifyPredictor) -> list[str]:
-    answer = predictor.answer
-    kind = "a sigmoid for each label" if answer.multilabel else "one softmax over the classes"
-    heat = "no temperature" if answer.temperature is None else f"temperature {answer.temperature:.4f}"
-    lines = [f"- probabilities: {kind}, {heat} (applied already)"]
-    if any(cut is not None for cut in answer.thresholds):
-        cuts = zip(predictor.classes, answer.thresholds, strict=True)
-        listed = ", ".join(f"{name} {'none' if cut is None else f'{cut:.4f}'}" for name, cut in cuts)
-        lines.append(f"- thresholds with the largest sensitivity + specificity on validation: {listed}")
-    if answer.unit == "group":
-        lines.append(
-            "- trained for groups of images (" + ("their features averaged" if answer.pool == "mean" else
-            f"the features of {answer.width} concatenated") + "); here each image is a group of one"
-        )  # fmt: skip
-    return lines
-
-
-def _about_masks(predictor: SegmentPredictor) -> list[str]:
-    schema = predictor.schema
-    if schema.exclusive:
-        return ["- every pixel has one class: the most probable one"]
-    if len(schema.names) == 1:
-        return []
-    cuts = ", ".join(f"{name} {cut:.4f}" for name, cut in zip(schema.names, predictor.thresholds, strict=True))
-    return [f"- classes may overlap; thresholds that were best on validation: {cuts}"]
 
 
 def _checked(parity: dict[str, Any]) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.export.traceable import traceable
-from dinomed.adapters.inference.loader import AnyPredictor, ClassifyPredictor
+from dinomed.adapters.predictor import Predictor
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.features.compute import Features
 
@@ -97,19 +97,14 @@ class AdapterGraph(nn.Module):
     adapter (B, 1, height, width), at the size of its input.
     """
 
-    def __init__(self, predictor: AnyPredictor, image_size: int | None) -> None:
+    def __init__(self, predictor: Predictor, image_size: int | None) -> None:
         super().__init__()
         self.adapter = traceable(predictor.adapter, any_size=image_size is None)
         self._predictor = predictor
         self.backbone = PortableViT(predictor.backbone.vit, predictor.adapter.feature_spec, image_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        features, predictor = self.backbone(pixels), self._predictor
-        if isinstance(predictor, ClassifyPredictor):
-            alone = predictor.answer.alone(features, len(self.adapter.feature_spec.blocks))
-            return predictor.answer.probabilities(self.adapter(alone))
-        logits = interpolate(self.adapter(features).float(), size=pixels.shape[-2:], mode="bilinear")
-        return predictor.activate(logits)
+        return self._predictor.outputs(self.adapter, self.backbone(pixels), pixels.shape[-2:])
 
 
 def resampling(places: Tensor, side: int, *, antialias: bool, offset: float) -> Tensor:

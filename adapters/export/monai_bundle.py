@@ -9,7 +9,7 @@ import torch
 
 from dinomed.adapters.export.parity import compare
 from dinomed.adapters.export.source import ExportSource
-from dinomed.adapters.tasks.segment.predict import SegmentPredictor
+from dinomed.adapters.task import find_task
 from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.io.files import write_json
 from dinomed.notice import RESEARCH_USE
@@ -121,44 +121,12 @@ def _inference(source: ExportSource) -> dict[str, Any]:
 
 def _writer(source: ExportSource) -> tuple[str, str]:
     """Return the expression that handles one output, and the expression of ``predictions.json``."""
-    if source.task == "features":
+    if source.predictor is None:
         return (
             "$lambda image, output, out: {'image': image, 'cls': output[0][0].tolist()}",
             "{'purpose': @purpose, 'images': @predictions}",
         )
-    if source.task == "classify":
-        return (
-            "$lambda image, output, out: {'image': image, 'probabilities': output[0].tolist()}",
-            f"{{'purpose': @purpose, 'classes': {_names(source)!r}, 'images': @predictions}}",
-        )
-    size = "Image.open(image).size[::-1]"
-    resized = f"torch.nn.functional.interpolate(output.detach().cpu(), size={size}, mode='bilinear')[0]"
-    if isinstance(source.predictor, SegmentPredictor):
-        pixels, suffix = _decision(source.predictor, resized), ".png"
-    else:
-        pixels, suffix = f"{resized}[0].numpy().astype('float32')", ".tif"
-    return (
-        f"$lambda image, output, out: {{'image': image, 'file': (lambda name: (Image.fromarray({pixels}).save(name), "
-        f"name)[1])(str(pathlib.Path(out, pathlib.Path(image).name + '{suffix}')))}}",
-        f"{{'purpose': @purpose, 'classes': {_names(source)!r}, 'images': @predictions}}",
-    )
-
-
-def _decision(predictor: SegmentPredictor, maps: str) -> str:
-    """Return the expression from probabilities `maps` (classes, height, width) to a picture, as `dinomed predict`
-    writes it.
-
-    One class: 0 and 255. Exclusive classes: the value of the class. Overlapping classes: sums of bits.
-    """
-    schema = predictor.schema
-    if len(schema.names) == 1:
-        return f"({maps}[0].numpy() >= {predictor.threshold!r}).astype('uint8') * 255"
-    codes = [code if isinstance(code, int) else 2**i for i, code in enumerate(schema.codes)]
-    kind = "uint8" if (max(codes) if schema.exclusive else sum(codes)) < 256 else "uint16"
-    if schema.exclusive:
-        return f"torch.tensor({codes})[{maps}.argmax(0)].numpy().astype('{kind}')"
-    cuts = f"torch.tensor({list(predictor.thresholds)})[:, None, None]"
-    return f"(({maps} >= {cuts}) * torch.tensor({codes})[:, None, None]).sum(0).numpy().astype('{kind}')"
+    return find_task(source.task).monai_writer(source.predictor)
 
 
 def _names(source: ExportSource) -> list[str]:
@@ -174,15 +142,12 @@ def _metadata(source: ExportSource) -> dict[str, Any]:
     low = min((0 - mean) / std for mean, std in zip(reading.mean, reading.std, strict=True))
     high = max((1 - mean) / std for mean, std in zip(reading.mean, reading.std, strict=True))
     names = _names(source)
-    output: dict[str, Any] = {
-        "features": {"type": "features", "format": "vector", "num_channels": source.backbone.embed_dim},
-        "classify": {"type": "probabilities", "format": "classes", "num_channels": len(names), "value_range": [0, 1]},
-        "segment": {
-            "type": "probabilities", "format": "segmentation", "num_channels": len(names), "value_range": [0, 1],
-            "spatial_shape": [side, side],
-        },
-        "depth": {"type": "image", "format": "depth", "num_channels": 1, "spatial_shape": [side, side]},
-    }[source.task]  # fmt: skip
+    if source.predictor is None:
+        output: dict[str, Any] = {
+            "type": "features", "format": "vector", "num_channels": source.backbone.embed_dim
+        }  # fmt: skip
+    else:
+        output = find_task(source.task).monai_output(source.predictor)
     output |= {"dtype": "float32", "is_patch_data": False, "channel_def": {str(i): n for i, n in enumerate(names)}}
     colours = ("R", "G", "B") if reading.channels == 3 else ("luma",)
     return {

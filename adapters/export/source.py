@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from dinomed.adapters.bundle import WEIGHTS_FILE
 from dinomed.adapters.export.graph import AdapterGraph, BackboneGraph
-from dinomed.adapters.inference.loader import AnyPredictor, ClassifyPredictor, load_adapter
+from dinomed.adapters.inference.loader import load_adapter
+from dinomed.adapters.predictor import Predictor
+from dinomed.adapters.task import find_task
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
@@ -23,7 +25,7 @@ class ExportSource:
     """A backbone or an adapter to export. `predictor` and `folder` (of the bundle) are None for a backbone."""
 
     backbone: FrozenBackbone
-    predictor: AnyPredictor | None = None
+    predictor: Predictor | None = None
     folder: Path | None = None
 
     @property
@@ -46,7 +48,7 @@ class ExportSource:
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs of the exported graph."""
-        return {"features": ("cls", "patches"), "depth": ("depth",)}.get(self.task, ("probabilities",))
+        return ("cls", "patches") if self.predictor is None else find_task(self.task).output_names
 
     def graph(self, image_size: int | None) -> nn.Module:
         """Return the module to trace, for one image size (px) or for any (None)."""
@@ -61,11 +63,7 @@ class ExportSource:
             features = compute_features(self.backbone, pixels, (-1,), True)
             assert features.patches is not None
             return [features.cls, features.patches]
-        if isinstance(self.predictor, ClassifyPredictor):
-            return [torch.from_numpy(self.predictor.probability_rows(pixels))]
-        size = (pixels.shape[-2], pixels.shape[-1])
-        logits = self.predictor.logits(pixels)
-        return [torch.stack([torch.from_numpy(self.predictor.resized(one[None], size)) for one in logits])]
+        return [self.predictor.reference_outputs(pixels)]
 
     def doubled(self) -> "ExportSource":
         """Return the source in float64, to measure the rounding error of float32."""

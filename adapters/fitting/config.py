@@ -133,6 +133,11 @@ class TrainConfig(Config):
         return self
 
     @property
+    def augmentation(self) -> AugmentConfig:
+        """The augmentations that are valid for the targets of the task."""
+        return self.augment
+
+    @property
     def live(self) -> bool:
         """Whether images pass through the backbone in every epoch."""
         return self.augment.active or self.tune.active

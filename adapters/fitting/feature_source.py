@@ -124,7 +124,7 @@ class LiveFeatureSource(FeatureSource):
         blocks, seed = resolve_blocks(self.feature_spec.blocks, backbone.depth), config.seed
         self.tuned_backbone = LearningBackbone(backbone, config.tune, blocks, seed) if config.tune.active else None
         self.backbone = self.tuned_backbone or backbone
-        settings = config.augment.without_scale() if config.task == "depth" else config.augment
+        settings = config.augmentation
         augment = Augment(settings, backbone.preprocessing.channels) if settings.active else None
         self.train_images = ImageBatches(splits.train, backbone.preprocessing, targets, augment, seed, windows)
         if windows is None:

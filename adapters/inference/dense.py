@@ -1,11 +1,10 @@
-"""Predictors that say something of every pixel: of the whole image at once, of mirror images and other sizes of it
-too, or of one window after another.
+"""Predictors of maps: on the whole image, with mirror images and other sizes of it, or by windows.
 
-The whole image is squashed to the adapter's square, and what the head says is stretched back in one step. Mirror images
-and other sizes are averaged after that (the paper's multi-scale protocol, section 7.4). With windows the image stays as
-large as it is: squares of it go through the backbone one by one, and what overlaps is blended by MONAI's Gaussian
-weights. A band of rows is finished as soon as no further window reaches it, so that beside the picture and the result
-only one row of windows is in memory.
+The whole image is resized to the adapter's square, and the logits are resized back in one step. Maps of mirror images and
+other sizes are then averaged (the multi-scale protocol of DINOv2, section 7.4). With windows the image keeps its size:
+squares of it pass the backbone one by one, and overlaps are blended with MONAI's Gaussian weights. A band of rows is
+complete when no further window reaches it; therefore only one row of windows is in memory beside the image and the
+result.
 """
 
 from abc import abstractmethod
@@ -15,23 +14,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from dinomed.adapters.adapter import Adapter
-from dinomed.adapters.inference.predictor import Predictor
+from dinomed.adapters.predictor import Predictor, Size
 from dinomed.adapters.record import AdapterRecord
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.features.compute import Features
 from dinomed.images.intensity import match_channels
 
-MAX_SCALED = 4096  # px: a larger side of the square would take attention maps of gigabytes
+MAX_SCALED = 4096  # px; the attention maps of a larger square take gigabytes
 
 
 @dataclass(frozen=True)
 class Views:
-    """How an image is looked at: mirrored too, at which factors of the adapter's size, or, where a side is longer than
-    `window` px, by windows of that size that overlap by the share `overlap` (0 to below 1)."""
+    """The views of an image over which a prediction is made.
+
+    Attributes:
+        flips: average over the mirror image too.
+        scales: average over these factors of the adapter's image size.
+        window: predict an image with a longer side than this, px, by windows of this size.
+        overlap: share by which windows overlap, from 0 to below 1.
+    """
 
     flips: bool = False
     scales: tuple[float, ...] = (1.0,)
@@ -40,93 +46,108 @@ class Views:
 
     @property
     def native(self) -> bool:
-        """Whether the image itself is needed, and not only its square."""
+        """Whether the image is needed at its own size, not only as a square."""
         return self.window is not None or self.scales != (1.0,)
 
 
 def views_of(usage: dict[str, Any]) -> Views:
-    """How a bundle says that images are looked at."""
-    found = usage.get("views")
-    return Views(**{**found, "scales": tuple(found["scales"])}) if isinstance(found, dict) else Views()
+    """Return the views that a bundle records."""
+    views = usage.get("views")
+    return Views(**{**views, "scales": tuple(views["scales"])}) if isinstance(views, dict) else Views()
 
 
-class AsItIs(Preprocessing):
-    """Reads as the adapter's preprocessing does, and leaves size and values alone: (channels, height, width)."""
+class UnchangedPixels(Preprocessing):
+    """Reads images as the adapter's preprocessing, without a change of size or values: (channels, height, width)."""
 
     def __call__(self, image: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(match_channels(image, self.channels))).permute(2, 0, 1)
 
 
 class DensePredictor(Predictor):
-    """Maps (channels, H, W) at each image's own size."""
+    """Predicts maps (channels, H, W) at the size of each image."""
 
     def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone, views: Views) -> None:
         super().__init__(record, adapter, backbone)
         self.views = views
         self.batch_size = 1 if views.native else Predictor.batch_size
-        self._native = AsItIs(**backbone.preprocessing.model_dump())
+        self._native = UnchangedPixels(**backbone.preprocessing.model_dump())
 
     @property
     def preprocessing(self) -> Preprocessing:
         return self._native if self.views.native else self.backbone.preprocessing
 
+    @property
+    def shares_pass(self) -> bool:
+        """Whether one backbone pass over the squashed image suffices, which other consumers can share."""
+        return not self.views.native and not self.views.flips
+
     @abstractmethod
     def activate(self, logits: Tensor) -> Tensor:
-        """What the head says, (B, C, H, W) at the image's size, as what a person reads: probabilities, depths."""
+        """Return probabilities or depths of logits (B, C, H, W) at the size of the image."""
 
     def maps(self, image: np.ndarray) -> np.ndarray:
-        """An image (H, W, channels) as it was read -> float32 (C, H, W)."""
+        """Return the maps, float32 (C, H, W), of an image (H, W, channels)."""
         return self.batch_maps(self.preprocessing(image)[None], [image.shape[:2]])[0]
 
     @torch.inference_mode()
     def batch_maps(self, pixels: Tensor, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-        """The same of a batch made ready by `preprocessing`, each image at its own (height, width)."""
+        """Return the maps of a batch that `preprocessing` prepared, each at the (height, width) of its image."""
         if self.views.window is not None:
             window = self.views.window
             return [
                 self._whole(image, size) if max(size) <= window else self._by_windows(image, window)
                 for image, size in zip(pixels, sizes, strict=True)
             ]
-        return [self._whole(one, size) for one, size in zip(pixels, sizes, strict=True)] if self._several else [
-            self.resized(one[None], size) for one, size in zip(self.logits(pixels), sizes, strict=True)
-        ]  # fmt: skip
+        if self._several:
+            return [self._whole(image, size) for image, size in zip(pixels, sizes, strict=True)]
+        return [self.resized(logits[None], size) for logits, size in zip(self.logits(pixels), sizes, strict=True)]
 
     def resized(self, logits: Tensor, size: tuple[int, ...]) -> np.ndarray:
-        """Logits (1, C, rows, columns) -> float32 (C, height, width).
+        """Return maps, float32 (C, height, width), of logits (1, C, rows, columns).
 
-        Logits and not probabilities are interpolated, in one step: an edge between patches stays as steep as it was
-        fitted.
+        Logits are interpolated, not probabilities, as in the fit: edges between patches stay equally steep.
         """
         return self.activate(interpolate(logits.float(), (size[0], size[1]), mode="bilinear"))[0].cpu().numpy()
+
+    def outputs(self, adapter: nn.Module, features: Features, size: Size) -> Tensor:
+        return self.activate(interpolate(adapter(features).float(), size=size, mode="bilinear"))
+
+    def outputs_of_features(self, features: Features, sizes: Sequence[Size]) -> list[np.ndarray]:
+        logits = self.adapter(features).float()
+        return [self.resized(image[None], size) for image, size in zip(logits, sizes, strict=True)]
+
+    def reference_outputs(self, pixels: Tensor) -> Tensor:
+        logits, size = self.logits(pixels), (pixels.shape[-2], pixels.shape[-1])
+        return torch.stack([torch.from_numpy(self.resized(image[None], size)) for image in logits])
 
     @property
     def _several(self) -> bool:
         return self.views.flips or self.views.scales != (1.0,)
 
     def _whole(self, image: Tensor, size: tuple[int, ...]) -> np.ndarray:
-        """The mean over sizes and mirror images."""
-        found: list[np.ndarray] = []
+        """Return the mean over sizes and mirror images."""
+        maps: list[np.ndarray] = []
         for scale in self.views.scales:
             pixels = self._square(image, scale) if self.views.native else image[None]
             for mirrored in (False, True) if self.views.flips else (False,):
                 logits = self.logits(pixels.flip(-1) if mirrored else pixels)
-                found.append(self.resized(logits.flip(-1) if mirrored else logits, size))
-        return np.stack(found).mean(axis=0, dtype=np.float32)
+                maps.append(self.resized(logits.flip(-1) if mirrored else logits, size))
+        return np.stack(maps).mean(axis=0, dtype=np.float32)
 
     def _square(self, image: Tensor, scale: float) -> Tensor:
-        """Squashed to the adapter's square times `scale`, in whole patches, normalised: (1, C, side, side)."""
-        ours, patch = self.backbone.preprocessing, self.backbone.patch_size
-        side = min(max(round(ours.image_size * scale / patch), 1) * patch, MAX_SCALED // patch * patch)
-        return ours.model_copy(update={"image_size": side})(image.permute(1, 2, 0).numpy())[None]
+        """Resize to the adapter's square times `scale`, in whole patches, and normalise: (1, C, side, side)."""
+        preprocessing, patch = self.backbone.preprocessing, self.backbone.patch_size
+        side = min(max(round(preprocessing.image_size * scale / patch), 1) * patch, MAX_SCALED // patch * patch)
+        return preprocessing.model_copy(update={"image_size": side})(image.permute(1, 2, 0).numpy())[None]
 
     def _by_windows(self, image: Tensor, window: int) -> np.ndarray:
-        """float32 (C, H, W) from windows of `window` px, each squashed to the adapter's square."""
+        """Return maps, float32 (C, H, W), from windows of `window` px, each resized to the adapter's square."""
         height, width = image.shape[-2:]
         bands = self._bands(pad_to(image, window), window)
         return np.concatenate(list(bands), axis=1)[:, :height, :width]
 
     def _bands(self, image: Tensor, window: int) -> Iterator[np.ndarray]:
-        """Finished rows of the result, from the top."""
+        """Yield the complete rows of the result, from the top."""
         from monai.data.utils import compute_importance_map
 
         height, width = image.shape[-2:]
@@ -148,7 +169,7 @@ class DensePredictor(Predictor):
             count = torch.cat([count[done:], torch.zeros_like(count[:done])])
 
     def _window_logits(self, part: Tensor) -> Tensor:
-        """(C, window, window), over mirror images too."""
+        """Return the logits of a window, (C, window, window), averaged over the mirror image if set."""
         pixels = self._square(part, 1.0)
         logits = self.logits(pixels)
         if self.views.flips:
@@ -157,13 +178,13 @@ class DensePredictor(Predictor):
 
 
 def pad_to(image: Tensor, side: int) -> Tensor:
-    """(channels, H, W), black added at the right and at the bottom where a side is shorter than `side`."""
+    """Pad an image (channels, H, W) with black at the right and at the bottom to sides of at least `side`."""
     height, width = image.shape[-2:]
     return torch.nn.functional.pad(image, (0, max(0, side - width), 0, max(0, side - height)))
 
 
 def _starts(side: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin so that they cover `side` px, as evenly as whole pixels allow.
+    """Return the starts of windows that cover `side` px, as evenly as whole pixels allow.
 
     >>> _starts(10, 4, 0.25), _starts(4, 4, 0.25)
     ([0, 3, 6], [0])

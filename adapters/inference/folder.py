@@ -1,12 +1,13 @@
-"""Predicting whole collections: a file for each image, or one table of probabilities."""
+"""Prediction of collections: a table with one row for each image, and for dense tasks a file for each image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinomed.adapters.inference.loader import AnyPredictor
-from dinomed.adapters.inference.outputs import Writer, build_writer
 from dinomed.adapters.inference.plan import FAILED_FILE, PLAN_FILE, TABLE_FILE, PredictionPlan, add_rows, begin, finish
+from dinomed.adapters.predictor import Predictor
+from dinomed.adapters.task import find_task
+from dinomed.adapters.writer import PredictionWriter
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
@@ -18,8 +19,14 @@ from dinomed.progress import bar
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """How a prediction ended: images done (`kept` of them by an interrupted run before), and (path, reason) of those
-    that could not be read."""
+    """The result of a prediction.
+
+    Attributes:
+        folder: output folder.
+        images: number of predicted images.
+        kept: number of those that an interrupted call had predicted before.
+        unreadable: (path, reason) of files that cannot be read.
+    """
 
     folder: Path
     images: int
@@ -28,7 +35,7 @@ class PredictionResult:
 
 
 def predict_collection(
-    predictor: AnyPredictor,
+    predictor: Predictor,
     manifest: Manifest,
     out: str | Path,
     *,
@@ -37,29 +44,32 @@ def predict_collection(
 ) -> PredictionResult:
     """Predict every image of a manifest.
 
-    A segmenter writes masks (PNG, of each image's own size) under the images' relative names, and a depth estimator
-    depth maps (see `dinomed.adapters.inference.outputs`); `predictions.csv` has a row an image. `predictions.json` says
-    what makes them and lists the files; it is there first, and says ``"complete": true`` at the end. Called again after
-    an interruption, with the same images and adapter, what is done is kept and the rest is made. An image that cannot
-    be read is listed in `unreadable.csv`, and the rest goes on.
+    A segmenter writes masks (PNG, of the size of each image) under the relative paths of the images, and a depth
+    estimator depth maps. `predictions.csv` has one row for each image. `predictions.json` holds the settings and the list
+    of files; it is written first, and has ``"complete": true`` at the end. After an interruption, the same call keeps the
+    finished images and predicts the rest. Images that cannot be read are listed in `unreadable.csv`, and the others are
+    predicted.
 
     Args:
-        unreadable: (path, reason) of files that were refused earlier; they are listed too.
-        overwrite: begin anew, and remove what an earlier prediction in `out` wrote (only that).
+        predictor: result of `load_adapter`.
+        manifest: the images.
+        out: output folder.
+        unreadable: (path, reason) of files that the scan could not read; they are listed too.
+        overwrite: start again, and remove the files of an earlier prediction in `out` (no others).
 
     Raises:
-        UsageError: `out` is in use, or the folder of the images itself.
+        UsageError: `out` is in use, or is the folder of the images.
     """
     out = Path(out)
     if out.resolve() == manifest.root.resolve():
         raise UsageError(f"output {out} is the folder of the images; give a folder for the results alone")
     names = manifest.column("image")
-    writer = build_writer(predictor, names)
-    plan = PredictionPlan(_settings(predictor, manifest, writer), (*writer.files, *writer.beside))
-    prepare_output(out, overwrite=True, marker=PLAN_FILE)  # an earlier result: `begin` decides
+    writer = find_task(predictor.task).build_writer(predictor, names)
+    plan = PredictionPlan(_settings(predictor, manifest, writer), (*writer.files, *writer.extra_files))
+    prepare_output(out, overwrite=True, marker=PLAN_FILE)  # `begin` decides about an earlier result
     with locked(out):
         done = begin(out, plan, overwrite=overwrite)
-        writer.begin(out)
+        writer.write_extra_files(out)
         todo = [i for i, name in enumerate(names) if name not in done]
         kept = len(done)
         if kept:
@@ -67,11 +77,11 @@ def predict_collection(
         failed = list(unreadable)
         with bar("predicting", len(names), kept) as progress:
             for loaded in load_batches(manifest.take(todo), predictor.preprocessing, predictor.batch_size):
-                good = [one for one in loaded if one.pixels is not None]
-                failed += [(names[todo[one.index]], one.error.reason) for one in loaded if one.error]
-                if good:
-                    indices, sizes = [todo[one.index] for one in good], [one.size for one in good]
-                    rows = writer.rows(indices, stack_pixels(good), sizes, out)
+                readable = [image for image in loaded if image.pixels is not None]
+                failed += [(names[todo[image.index]], image.error.reason) for image in loaded if image.error]
+                if readable:
+                    indices, sizes = [todo[image.index] for image in readable], [image.size for image in readable]
+                    rows = writer.write_batch(indices, stack_pixels(readable), sizes, out)
                     add_rows(out, rows)
                     done |= {row[0]: row for row in rows}
                 progress.advance(len(loaded))
@@ -84,7 +94,8 @@ def predict_collection(
     return PredictionResult(out, len(done), kept, failed)
 
 
-def _settings(predictor: AnyPredictor, manifest: Manifest, writer: Writer) -> dict[str, object]:
+def _settings(predictor: Predictor, manifest: Manifest, writer: PredictionWriter) -> dict[str, object]:
+    """Return the settings that decide over the result, for the plan."""
     return {
         "task": predictor.task,
         "classes": list(predictor.classes),

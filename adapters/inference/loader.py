@@ -1,4 +1,4 @@
-"""Using adapters: `load_adapter` gives a predictor of images as arrays; folders are in `dinomed.adapters.folders`."""
+"""Loading of adapter bundles as predictors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,34 +6,12 @@ from pathlib import Path
 import torch
 
 from dinomed.adapters.bundle import load_head, load_tuned, read_record
-from dinomed.adapters.inference.predictor import Predictor
+from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.reference import find_backbone
-from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
-from dinomed.adapters.tasks.depth.predict import DepthPredictor
-from dinomed.adapters.tasks.segment.predict import LesionSummary, SegmentPredictor, lesion_summary, resize_probability
+from dinomed.adapters.task import find_task
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.device import resolve_device
-
-__all__ = [
-    "AnyPredictor",
-    "ClassifyPredictor",
-    "DepthPredictor",
-    "LesionSummary",
-    "Predictor",
-    "SegmentPredictor",
-    "lesion_summary",
-    "load_adapter",
-    "resize_probability",
-]
-
-
-AnyPredictor = SegmentPredictor | ClassifyPredictor | DepthPredictor
-_KINDS: dict[str, type[AnyPredictor]] = {
-    "classify": ClassifyPredictor,
-    "segment": SegmentPredictor,
-    "depth": DepthPredictor,
-}
 
 
 def load_adapter(
@@ -42,21 +20,25 @@ def load_adapter(
     backbone: str | Path | None = None,
     *,
     load: Callable[..., FrozenBackbone] = load_backbone,
-) -> AnyPredictor:
-    """The predictor of a bundle.
+) -> Predictor:
+    """Load an adapter with its backbone.
 
     Args:
-        folder: what ``dinomed train`` wrote.
+        folder: output folder of ``dinomed train``.
         device: cpu, cuda, cuda:N, mps or auto.
-        backbone: where the backbone is, if it is no longer where the bundle says.
-        load: another `load_backbone`, such as `dinomed.adapters.inference.shared.Backbones`.
+        backbone: path of the backbone, if it was moved since.
+        load: replacement of `load_backbone`, such as `dinomed.adapters.inference.shared.Backbones`.
+
+    Returns:
+        The predictor of the adapter's task: `ClassifyPredictor`, `SegmentPredictor`, `DepthPredictor`, or that of a
+        plug-in.
 
     Raises:
-        UsageError: no such bundle, or another backbone than it was made on.
+        UsageError: no bundle is there, or the backbone is not the one on which the adapter was trained.
         DinomedError: the bundle is damaged, or its backbone is missing.
     """
     record = read_record(folder)
     adapter = load_head(folder, record)
     where = resolve_device(device) if isinstance(device, str) else device
-    found = find_backbone(folder, record.backbone, record.preprocessing.image_size, backbone, where, load)
-    return _KINDS[record.task](record, adapter, load_tuned(folder, record, found))
+    base = find_backbone(folder, record.backbone, record.preprocessing.image_size, backbone, where, load)
+    return find_task(record.task).predictor(record, adapter, load_tuned(folder, record, base))

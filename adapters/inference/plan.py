@@ -1,8 +1,8 @@
-"""What a prediction is going to write, noted before it begins: so that it can be gone on with after an interruption,
-and removed later without touching a file of anybody else's.
+"""The plan of a prediction: the files that it will write, saved before it starts.
 
-`predictions.json` is the plan, with ``"complete": false`` until all of it is there. Meanwhile the rows of the table
-gather in `predictions.partial.jsonl`, each written after the mask that it names.
+With the plan an interrupted prediction is resumed, and an earlier result is removed without other files.
+`predictions.json` is the plan, with ``"complete": false`` until all files are written. Until then
+`predictions.partial.jsonl` holds the finished rows of the table, each written after its mask.
 """
 
 import json
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dinomed.adapters.writer import Row
 from dinomed.datasets.manifest import leaves_root
 from dinomed.datasets.scan.predictions import PLAN_FILE
 from dinomed.errors import DinomedError, UsageError
@@ -20,27 +21,33 @@ from dinomed.notice import RESEARCH_USE
 TABLE_FILE, FAILED_FILE = "predictions.csv", "unreadable.csv"
 ROWS_FILE = "predictions.partial.jsonl"
 FORMAT = "dinomed.predictions/1"
-Row = list[Any]
 
 
 @dataclass(frozen=True)
 class PredictionPlan:
-    """`settings` tell what makes the result, and of which images; `masks` are paths relative to the folder."""
+    """The plan of a prediction.
+
+    Attributes:
+        settings: adapter, images and settings that decide over the result.
+        masks: paths of the files, relative to the folder.
+        complete: whether all files are written.
+    """
 
     settings: dict[str, Any]
     masks: tuple[str, ...]
     complete: bool = False
 
     def write(self, folder: Path) -> None:
+        """Write the plan to `predictions.json`."""
         head = {"format": FORMAT, "purpose": RESEARCH_USE, "complete": self.complete}
         write_json(folder / PLAN_FILE, head | {"settings": self.settings, "masks": self.masks})
 
 
 def read_plan(folder: Path) -> PredictionPlan | None:
-    """The plan of a folder that a prediction has written to; None if there is none.
+    """Read the plan of a folder. Return None if there is none.
 
     Raises:
-        DinomedError: it is damaged, of another version, or names files outside the folder.
+        DinomedError: the plan is damaged, of another version, or names files outside the folder.
     """
     path = folder / PLAN_FILE
     if not path.is_file():
@@ -55,13 +62,13 @@ def read_plan(folder: Path) -> PredictionPlan | None:
 
 
 def begin(folder: Path, plan: PredictionPlan, *, overwrite: bool) -> dict[str, Row]:
-    """Write `plan` into `folder`; rows by image that an interrupted run of the same plan has left there.
+    """Write `plan` into `folder`, and return the finished rows of an interrupted call with the same plan, by image.
 
-    With `overwrite` what an earlier plan lists is removed, and nothing else.
+    With `overwrite`, the files of an earlier plan are removed, and no others.
 
     Raises:
-        UsageError: the folder holds a result, or an unfinished one of another plan, or another file where a mask would
-            go.
+        UsageError: the folder holds a result, an unfinished prediction with another plan, or another file at the path
+            of a mask.
     """
     old = read_plan(folder)
     if old is not None and not overwrite:
@@ -78,7 +85,7 @@ def begin(folder: Path, plan: PredictionPlan, *, overwrite: bool) -> dict[str, R
     if taken is not None:
         raise UsageError(f"{folder / taken} is in the way, and no earlier prediction wrote it; choose another folder")
     if old is not None:
-        replace(old, complete=False).write(folder)  # if this is cut off, nobody takes the rest for the whole
+        replace(old, complete=False).write(folder)  # after an interruption the rest is not taken for a complete result
         for name in (*old.masks, TABLE_FILE, FAILED_FILE, ROWS_FILE):
             (folder / name).unlink(missing_ok=True)
     plan.write(folder)
@@ -86,7 +93,7 @@ def begin(folder: Path, plan: PredictionPlan, *, overwrite: bool) -> dict[str, R
 
 
 def add_rows(folder: Path, rows: Sequence[Row]) -> None:
-    """Note rows whose masks are written."""
+    """Save rows whose masks are written."""
     try:
         with open(folder / ROWS_FILE, "a", encoding="utf-8") as file:
             file.write("".join(to_json(row) + "\n" for row in rows))
@@ -95,13 +102,13 @@ def add_rows(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def finish(folder: Path, plan: PredictionPlan) -> None:
-    """Everything is written: say so, and drop the rows, which are in the table now."""
+    """Mark the plan as complete, and remove the saved rows, which the table holds."""
     replace(plan, complete=True).write(folder)
     (folder / ROWS_FILE).unlink(missing_ok=True)
 
 
 def _read_rows(folder: Path, plan: PredictionPlan) -> dict[str, Row]:
-    """The whole rows, whose masks are there; a line that was cut off is removed, so that the next is not part of it."""
+    """Read the complete rows whose masks exist; an incomplete last line is removed before more rows are added."""
     path = folder / ROWS_FILE
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
     rows = [row for line in lines if isinstance(row := _parse(line), list) and row]

@@ -1,9 +1,9 @@
-"""Several adapters, and an index, on one pass of the backbone that they share."""
+"""Shared inference: several adapters and an index on one backbone pass."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,23 +12,35 @@ from torch import Tensor
 from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.fitting.build import at_image_size
 from dinomed.adapters.inference.dense import DensePredictor
-from dinomed.adapters.inference.loader import ClassifyPredictor, Predictor
-from dinomed.adapters.retrieval.search import ImageIndex
+from dinomed.adapters.predictor import Predictor
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.variants import VARIANTS
 from dinomed.features.compute import Features
 from dinomed.io.prefetch import batched
 
-Consumer = Predictor | ImageIndex
+
+class FeatureConsumer(Protocol):
+    """What computes its output from features of a backbone: a predictor, or an index."""
+
+    backbone: FrozenBackbone
+
+    @property
+    def feature_spec(self) -> FeatureSpec:
+        """The features to compute."""
+        ...
+
+    def outputs_of_features(self, features: Features, sizes: Sequence[tuple[int, ...]]) -> list[Any]:
+        """Return the output for each image."""
+        ...
 
 
 class Backbones:
-    """`load_backbone`, but what was loaded once is kept: adapters of one backbone share its weights, at whatever size
-    each looks at images."""
+    """A replacement of `load_backbone` that keeps each loaded backbone, so that adapters on one backbone share its
+    weights, at any image size."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str | None, ...], FrozenBackbone] = {}
+        self._loaded: dict[tuple[str | None, ...], FrozenBackbone] = {}
 
     def __call__(
         self,
@@ -38,81 +50,74 @@ class Backbones:
         device: str | torch.device = "cpu",
         image_size: int | None = None,
     ) -> FrozenBackbone:
-        """As `load_backbone`; `image_size` null is the backbone's own."""
-        which = str(name) if str(name) in VARIANTS else str(Path(name).resolve())
-        key = (which, None if weights is None else str(Path(weights).resolve()), str(device))
-        if key not in self._kept:
-            self._kept[key] = load_backbone(name, weights=weights, device=device)
-        found = self._kept[key]
-        return found if image_size is None else at_image_size(found, image_size)
+        """Load a backbone as `load_backbone` does; without an `image_size` it has its own."""
+        place = str(name) if str(name) in VARIANTS else str(Path(name).resolve())
+        key = (place, None if weights is None else str(Path(weights).resolve()), str(device))
+        if key not in self._loaded:
+            self._loaded[key] = load_backbone(name, weights=weights, device=device)
+        backbone = self._loaded[key]
+        return backbone if image_size is None else at_image_size(backbone, image_size)
 
 
 @torch.inference_mode()
-def shared_features(backbone: FrozenBackbone, pixels: Tensor, needs: Sequence[FeatureSpec]) -> list[Features]:
-    """What each of `needs` asks for, of one pass over preprocessed images (B, channels, height, width)."""
-    depth = backbone.depth
-    wanted = sorted({block % depth for need in needs for block in need.blocks})
-    tokens = dict(zip(wanted, backbone(pixels, wanted), strict=True))
-    means = {block: one.patches.mean(dim=1) for block, one in tokens.items()}
-    grid = backbone.grid((pixels.shape[-2], pixels.shape[-1]))
-    made: dict[FeatureSpec, Features] = {}
-    for need in needs:
-        if need not in made:
-            own = [block % depth for block in need.blocks]
-            patches = None
-            if need.patches:
-                flat = torch.cat([tokens[block].patches for block in own], dim=-1)
-                patches = flat.transpose(1, 2).unflatten(2, grid)
-            made[need] = Features(
-                torch.cat([tokens[block].cls for block in own], dim=-1),
-                torch.cat([means[block] for block in own], dim=-1),
-                patches,
-            )
-    return [made[need] for need in needs]
-
-
-def predict_many(consumers: Sequence[Consumer], images: Sequence[np.ndarray]) -> list[list[Any]]:
-    """What each consumer says of each image; those with the same backbone and image size share its pass.
-
-    A segmenter that looks at windows, mirror images or other sizes needs passes of its own, and takes them.
+def shared_features(backbone: FrozenBackbone, pixels: Tensor, specs: Sequence[FeatureSpec]) -> list[Features]:
+    """Compute the features of several specifications in one backbone pass.
 
     Args:
-        consumers: of `load_adapter` or `load_index`.
+        backbone: the shared backbone.
+        pixels: preprocessed images (B, channels, height, width).
+        specs: blocks and tokens that each consumer reads.
+
+    Returns:
+        The features of each specification, in order.
+    """
+    depth = backbone.depth
+    blocks = sorted({block % depth for spec in specs for block in spec.blocks})
+    tokens = dict(zip(blocks, backbone(pixels, blocks), strict=True))
+    means = {block: block_tokens.patches.mean(dim=1) for block, block_tokens in tokens.items()}
+    grid = backbone.grid((pixels.shape[-2], pixels.shape[-1]))
+    features: dict[FeatureSpec, Features] = {}
+    for spec in specs:
+        if spec not in features:
+            chosen = [block % depth for block in spec.blocks]
+            patches = None
+            if spec.patches:
+                flat = torch.cat([tokens[block].patches for block in chosen], dim=-1)
+                patches = flat.transpose(1, 2).unflatten(2, grid)
+            features[spec] = Features(
+                torch.cat([tokens[block].cls for block in chosen], dim=-1),
+                torch.cat([means[block] for block in chosen], dim=-1),
+                patches,
+            )
+    return [features[spec] for spec in specs]
+
+
+@torch.inference_mode()
+def predict_many(consumers: Sequence[FeatureConsumer], images: Sequence[np.ndarray]) -> list[list[Any]]:
+    """Compute the outputs of several consumers; those with the same backbone and image size share its pass.
+
+    A segmenter that uses windows, mirror images or other sizes has passes of its own.
+
+    Args:
+        consumers: predictors (`load_adapter`) and indexes.
         images: uint8 (H, W, channels), of any sizes.
 
     Returns:
-        For each consumer a list over images: of a classifier a dict of probabilities by class; of a segmenter float32
-        (classes, H, W), of a depth adapter (1, H, W), at the image's own size; of an index the query, float32 (D,).
+        For each consumer a list over the images: of a classifier a dict of probabilities by class; of a segmenter float32
+        (classes, H, W) and of a depth adapter (1, H, W), at the size of the image; of an index the query, float32 (D,).
     """
-    out: list[list[Any]] = [[] for _ in consumers]
-    together: dict[str, list[int]] = defaultdict(list)
+    outputs: list[list[Any]] = [[] for _ in consumers]
+    sharing: dict[str, list[int]] = defaultdict(list)
     for place, consumer in enumerate(consumers):
-        if isinstance(consumer, DensePredictor) and (consumer.views.native or consumer.views.flips):
-            out[place] = [consumer.maps(image) for image in images]
+        if isinstance(consumer, DensePredictor) and not consumer.shares_pass:
+            outputs[place] = [consumer.maps(image) for image in images]
         else:
-            together[consumer.backbone.fingerprint].append(place)
-    for places in together.values():
+            sharing[consumer.backbone.fingerprint].append(place)
+    for places in sharing.values():
         backbone = consumers[places[0]].backbone
-        for part in batched(images, Predictor.batch_size):
-            pixels = backbone.preprocessing.stack(part)
-            found = shared_features(backbone, pixels, [_needs(consumers[place]) for place in places])
-            for place, features in zip(places, found, strict=True):
-                out[place] += _answer(consumers[place], features, [image.shape[:2] for image in part])
-    return out
-
-
-def _needs(consumer: Consumer) -> FeatureSpec:
-    return consumer.feature_spec if isinstance(consumer, ImageIndex) else consumer.adapter.feature_spec
-
-
-@torch.inference_mode()
-def _answer(consumer: Consumer, features: Features, sizes: Sequence[tuple[int, ...]]) -> list[Any]:
-    if isinstance(consumer, ImageIndex):
-        return list(consumer.embed_features(features))
-    if isinstance(consumer, ClassifyPredictor):
-        alone = consumer.answer.alone(features, len(consumer.adapter.feature_spec.blocks))
-        rows = consumer.answer.probabilities(consumer.adapter(alone)).cpu().tolist()
-        return [dict(zip(consumer.classes, row, strict=True)) for row in rows]
-    assert isinstance(consumer, DensePredictor)
-    logits = consumer.adapter(features).float()
-    return [consumer.resized(one[None], size) for one, size in zip(logits, sizes, strict=True)]
+        for batch in batched(images, Predictor.batch_size):
+            pixels = backbone.preprocessing.stack(batch)
+            shared = shared_features(backbone, pixels, [consumers[place].feature_spec for place in places])
+            for place, features in zip(places, shared, strict=True):
+                outputs[place] += consumers[place].outputs_of_features(features, [image.shape[:2] for image in batch])
+    return outputs

@@ -112,6 +112,10 @@ class ImageIndex:
         """Return the query vectors, float32 (B, D), of features of the last block of B images."""
         return self.vector_index.prepare(self.vector_index.record.pooling(features).float().cpu().numpy())
 
+    def outputs_of_features(self, features: Features, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """Return the query of each image, float32 (D,), for `dinomed.adapters.inference.shared.predict_many`."""
+        return list(self.embed_features(features))
+
     @torch.inference_mode()
     def embed(self, pixels: Tensor) -> np.ndarray:
         """Return the query vectors, float32 (B, D), of preprocessed images (B, channels, height, width)."""

@@ -1,4 +1,4 @@
-"""`dinomed evaluate`: the metrics of an adapter on one split."""
+"""`dinomed evaluate`: metrics of an adapter on one split."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,31 +14,34 @@ def evaluate(
     adapter: Annotated[Path, Argument(help="Adapter folder, as `dinomed train` writes it.")],
     data: Data,
     split: Annotated[str, Option("--split", help="Split to evaluate: train, val or test.")] = "test",
-    backbone: Annotated[str | None, Option("--backbone", "-b", help="Where its backbone is now, if moved.")] = None,
+    backbone: Annotated[str | None, Option("--backbone", "-b", help="Path of its backbone, if it was moved.")] = None,
     allow_seen: Annotated[
-        bool, Option("--allow-seen", help="Keep images that it was trained or chosen on; the result says so.")
+        bool, Option("--allow-seen", help="Keep images of its training and validation; the result states it.")
     ] = False,
     unit: Annotated[
-        str | None, Option("--unit", help="Of a classifier: image, or group for one answer for all images of a group.")
+        str | None,
+        Option("--unit", help="For a classifier: image, or group for one prediction for all images of a group."),
     ] = None,
     by: Annotated[str | None, Option("--by", help="Columns whose values are subgroups: sex,localization.")] = None,
-    resamples: Annotated[int, Option("--resamples", help="Of the groups, for the intervals.", min=10)] = 1000,
+    resamples: Annotated[
+        int, Option("--resamples", help="Number of bootstrap resamples of the groups, for the intervals.", min=10)
+    ] = 1000,
     output: Annotated[
         Path | None, Option("--output", "-o", help="Folder for report.html and metrics.json.", show_default=False)
     ] = None,
-    names: Annotated[bool, Option("--names", help="Show in the report what images are called.")] = False,
+    names: Annotated[bool, Option("--names", help="Show the paths of images in the report.")] = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure an adapter on images with known answers.
+    """Evaluate an adapter on images with targets.
 
-    Segmenters: Dice, IoU, surface Dice, HD95 (px), image by image at the image's own size, and by lesion. Classifiers:
-    AUROC, AUPRC, accuracy, calibration, by class, and what happens at the thresholds chosen on val. Intervals are by
-    bootstrap over groups. Of a test split, images that the adapter has seen in training or validation, and others of
-    their groups, are left out. With -o a page with curves, subgroups and the best and worst cases as pictures is
-    written, which names no image unless asked (--names). For research use only.
+    Segmenters: Dice, IoU, surface Dice and HD95 (px), for each image at its own size, and metrics by lesion. Classifiers:
+    AUROC, AUPRC, accuracy and calibration, metrics by class, and metrics at the thresholds chosen on val. Intervals are
+    bootstrap intervals over groups. On a test split, images of training and validation, and other images of their
+    groups, are left out. With -o, a page with curves, subgroups and pictures of the best and worst cases is written; it
+    names no image without --names. For research use only.
     """
     from dinomed.adapters.evaluation.evaluate import evaluate_in_full
     from dinomed.apps.output import emit
@@ -67,6 +70,7 @@ def evaluate(
 
 
 def _table(report: dict[str, Any]) -> Any:
+    from dinomed.adapters.task import find_task
     from dinomed.apps.output import build_table
     from dinomed.notice import RESEARCH_USE
 
@@ -79,11 +83,13 @@ def _table(report: dict[str, Any]) -> Any:
         notes.insert(1, ("and images of groups that were seen there", seen["of_seen_groups"]))
     if "report" in report:
         notes.append((report["report"], None))
-    if report["task"] == "classify":
-        shown = ("n", "recall" if "confusion" in metrics else "sensitivity", "auroc", "auprc")
-        rows = [(name, *(row[key] for key in shown), "") for name, row in metrics["per_class"].items()]
-        rows += _intervals(report, 4) + [(note, value, None, None, None, "") for note, value in notes]
-        return build_table(("class", "n", "sensitivity", "AUROC", "AUPRC", "95% interval"), rows, title=title)
+    table = find_task(report["task"]).class_table(metrics)
+    if table is not None:
+        columns, classes = table
+        blanks = [None] * (len(columns) - 2)
+        rows = [(*row, "") for row in classes] + _intervals(report, len(columns) - 1)
+        rows += [(note, value, *blanks, "") for note, value in notes]
+        return build_table((*columns, "95% interval"), rows, title=title)
     skipped = (*report["intervals"], "lesions", "per_class")
     plain = [(key, value, "") for key, value in metrics.items() if key not in skipped]
     values = [*_intervals(report, 1), *plain, ("threshold", report.get("threshold"), "")]

@@ -1,4 +1,4 @@
-"""`dinomed predict`: masks or probabilities for new images."""
+"""`dinomed predict`: masks, depth maps or probabilities of new images."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,27 +12,28 @@ def predict(
     adapter: Annotated[Path, Argument(help="Adapter folder, as `dinomed train` writes it.")],
     images: Annotated[Path, Argument(help="Folder of images, one image, or a manifest.")],
     output: Output,
-    backbone: Annotated[str | None, Option("--backbone", "-b", help="Where its backbone is now, if moved.")] = None,
+    backbone: Annotated[str | None, Option("--backbone", "-b", help="Path of its backbone, if it was moved.")] = None,
     unit: Annotated[
         str | None,
-        Option("--unit", help="Of a classifier and a manifest with groups: group, for one row for all images of one."),
+        Option("--unit", help="For a classifier and a manifest with groups: group, one row for all images of a group."),
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Outline or classify every image of a folder.
+    """Predict every image of a folder or a manifest.
 
-    A segmenter writes a mask (PNG, 0 and 255) of each image's own size under its relative name; where two images
-    would share one, as a.jpg and a.png, both keep their whole name: a.jpg.png, a.png.png. `predictions.csv` lists
-    areas, or the probabilities of a classifier, calibrated on val; with --unit group it has a row for each group.
-    Images that cannot be read are listed in `unreadable.csv` while the rest goes on; the exit code is then 1. The same
-    command after an interruption goes on where it stopped. For research use only.
+    A segmenter writes a mask (PNG, 0 and 255) of the size of each image under its relative path. Where two images would
+    share a path, as a.jpg and a.png do, both keep their whole name: a.jpg.png, a.png.png. `predictions.csv` lists areas,
+    or calibrated probabilities of a classifier; with --unit group it has one row for each group. Images that cannot be
+    read are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command continues where
+    it stopped. For research use only.
     """
     from dinomed.adapters.inference.folder import predict_collection
     from dinomed.adapters.inference.loader import load_adapter
     from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE
+    from dinomed.adapters.task import find_task
     from dinomed.apps.output import emit
     from dinomed.datasets.open import open_dataset
     from dinomed.errors import DinomedError, UsageError
@@ -43,12 +44,7 @@ def predict(
     predictor = load_adapter(adapter, device, backbone)
     manifest = open_dataset(images, allow_unreadable=True)
     if unit == "group":
-        from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
-        from dinomed.adapters.tasks.classify.predict_groups import predict_group_table
-
-        if not isinstance(predictor, ClassifyPredictor):
-            raise UsageError("--unit group: one answer for a group is what classifiers give; leave it out")
-        made = predict_group_table(predictor, manifest, output, overwrite=overwrite)
+        made = find_task(predictor.task).predict_groups(predictor, manifest, output, overwrite=overwrite)
         told = {"output": str(output), "table": str(output / TABLE_FILE), "groups": made.groups, "kept": made.kept}
         emit({**told, "note": RESEARCH_USE}, as_json)
         return

@@ -1,4 +1,4 @@
-"""`dinomed probe`: how good are the frozen features of a backbone?"""
+"""`dinomed probe`: evaluation of the frozen features of a backbone."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,16 +14,16 @@ def probe(
     backbone: Annotated[str, Argument(help="Run folder, backbone folder, or a name such as dinov2_vits14.")],
     data: Data,
     untrained: Annotated[
-        bool, Option("--untrained", help="The same backbone before its pretraining, to compare with.")
+        bool, Option("--untrained", help="Use the backbone before its pretraining, for comparison.")
     ] = False,
     weights: Weights = None,
-    label: Annotated[str, Option("--label", help="Column of classes in the manifest.")] = "label",
-    split: Annotated[str, Option("--split", help="Split to report on: test or val.")] = "test",
+    label: Annotated[str, Option("--label", help="Column of the classes.")] = "label",
+    split: Annotated[str, Option("--split", help="Split for the metrics: test or val.")] = "test",
     shots: Annotated[
         str | None,
-        Option("--few-shot", help="Numbers of labelled groups a class, such as 1,2,4,8,16,all: how many are needed?"),
+        Option("--few-shot", help="Evaluate by the number of labelled groups of each class, such as 1,2,4,8,16,all."),
     ] = None,
-    seeds: Annotated[int, Option("--seeds", help="Draws of each number, for --few-shot.", min=1, max=100)] = 5,
+    seeds: Annotated[int, Option("--seeds", help="Number of draws for each number of --few-shot.", min=1, max=100)] = 5,
     output: Annotated[
         Path | None, Option("--output", "-o", help="Folder for few_shot.json and report.html.", show_default=False)
     ] = None,
@@ -35,13 +35,13 @@ def probe(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge frozen features by k-NN and logistic regression.
+    """Evaluate frozen features by k-NN and logistic regression.
 
-    Both learn from the split train and the class token of the last block. k and the strength of the penalty are chosen
-    on val by macro AUROC, and the result is reported on test.
+    Both are fitted on the split train and the class token of the last block. k and the penalty are chosen on val by macro
+    AUROC, and the metrics are computed on test.
 
-    With --few-shot: logistic regression of a fixed strength on few labelled groups (patients, lesions) a class, several
-    draws of each number, and with -o a page with curves. For research use only.
+    With --few-shot, logistic regressions with a fixed penalty are fitted on few labelled groups (patients, lesions) of
+    each class, with several draws of each number; -o writes a page with curves. For research use only.
     """
     from dinomed.adapters.evaluation.probe import check_split
     from dinomed.adapters.evaluation.probe import probe as run

@@ -1,4 +1,4 @@
-"""`dinomed train`: light heads on the features of a backbone, frozen or tuned with them."""
+"""`dinomed train`: training of heads on the features of a backbone, which stays frozen or is trained too."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """What all tasks can be told."""
+    """The options of all tasks."""
 
     backbone: Backbone
     data: Data
     output: Output
     head: Annotated[
         str | None,
-        Option("--head", help="Which head, as `dinomed models` lists them (short for --set head.name=NAME)."),
+        Option("--head", help="Name of the head, see `dinomed models` (short for --set head.name=NAME)."),
     ] = None
     tune: Annotated[
         str | None,
-        Option("--tune", help="What of the backbone learns too: none, last:N (blocks), lora or lora:RANK [none]."),
+        Option(
+            "--tune", help="Part of the backbone that is trained too: none, last:N (blocks), lora or lora:RANK [none]."
+        ),
     ] = None
     config: Annotated[
         Path | None, Option("--config", "-c", help="YAML file, such as configs/adapters/segment.yaml.")
@@ -36,86 +38,93 @@ class Training:
     overrides: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None
     weights: Weights = None
     cache: Cache = None
-    seed: Annotated[int | None, Option("--seed", help="Instead of the seed of the config.", min=0)] = None
+    seed: Annotated[int | None, Option("--seed", help="Replaces the seed of the config.", min=0)] = None
     overwrite: Overwrite = False
     device: Device = "auto"
     as_json: Json = False
     quiet: Quiet = False
 
-    def settings(self, kind: Any, more: Sequence[str] = ()) -> Any:
-        """The config of a task, of all that was given; `more` are settings that have options of their own."""
+    def settings(self, config_class: Any, task_settings: Sequence[str] = ()) -> Any:
+        """Resolve the config of a task; `task_settings` are those that the task has options for."""
         from dinomed.config import load_config
         from dinomed.configs import find_config
 
         path = None if self.config is None else find_config(self.config)
         options = {"head.name": self.head, "seed": self.seed, "tune": self.tune}
         short = [f"{name}={value}" for name, value in options.items() if value is not None]
-        return load_config(kind, path, [*more, *(self.overrides or ()), *short])
+        return load_config(config_class, path, [*task_settings, *(self.overrides or ()), *short])
 
-    def fit(self, fit: Callable[..., "FitResult"], settings: Any) -> None:
-        """Fit, and say what came out."""
+    def fit(self, name: str, task_settings: Sequence[str] = ()) -> None:
+        """Fit an adapter of a task, and print the result."""
+        from dinomed.adapters.task import find_task
         from dinomed.backbones.load import load_backbone
         from dinomed.datasets.open import open_dataset
         from dinomed.features.extract import default_cache
 
+        task = find_task(name)
+        settings = self.settings(task.config, task_settings)
         manifest = open_dataset(self.data)
         backbone = load_backbone(self.backbone, weights=self.weights, device=self.device)
         cache = self.cache or default_cache(self.data)
-        _report(fit(backbone, manifest, self.output, settings, cache=cache, overwrite=self.overwrite), self.as_json)
+        result = task.fit(backbone, manifest, self.output, settings, cache=cache, overwrite=self.overwrite)
+        _report(result, self.as_json)
 
 
 @expand
 def classify(
     training: Training,
     label: Annotated[
-        str | None, Option("--label", help="Column of classes [label]; several columns of 0 and 1: oedema,effusion.")
+        str | None,
+        Option("--label", help="Column of the classes [label], or several columns of 0 and 1: oedema,effusion."),
     ] = None,
     separator: Annotated[
-        str | None, Option("--separator", help="Between several labels in one cell of the column, such as '|'.")
+        str | None, Option("--separator", help="Text between several labels in one cell, such as '|'.")
     ] = None,
     unit: Annotated[
-        str | None, Option("--unit", help="image, or group for one answer for all images of a group (8 at most).")
+        str | None,
+        Option("--unit", help="image, or group: one prediction for the images of a group (at most 8 of them)."),
     ] = None,
 ) -> None:
     """Train a classifier on the labels of a manifest.
 
-    Learns from the split train, and chooses on val: the epoch, or what the head has to choose (k, C, a learning rate),
-    the temperature of its probabilities, and thresholds. For research use only.
+    The head is fitted on the split train. The epoch (or k, C or the learning rate of the head), the temperature of the
+    probabilities and the thresholds are chosen on val. For research use only.
     """
-    from dinomed.adapters.tasks.classify.config import ClassifyConfig
-    from dinomed.adapters.tasks.classify.fit import fit_classifier
-
-    training.fit(fit_classifier, training.settings(ClassifyConfig, _targets(label, separator, unit)))
+    training.fit("classify", _label_settings(label, separator, unit))
 
 
 @expand
 def segment(training: Training) -> None:
     """Train a lesion segmenter on the masks of a manifest.
 
-    Learns from the split train, keeps the epoch that is best on val, and chooses the threshold there. For research
-    use only.
+    The head is fitted on the split train. The epoch and the threshold are chosen on val. For research use only.
     """
-    from dinomed.adapters.tasks.segment.config import SegmentConfig
-    from dinomed.adapters.tasks.segment.fit import fit_segmenter
-
-    training.fit(fit_segmenter, training.settings(SegmentConfig))
+    training.fit("segment")
 
 
 @expand
 def depth(training: Training) -> None:
     """Train a depth estimator on the depth maps of a manifest (a column `depth`).
 
-    Learns from the split train and keeps the epoch that is best on val. Depths stay between the least and the greatest
-    of train, or what --set head.low and head.high say. For research use only.
+    The head is fitted on the split train, and the epoch is chosen on val. Predicted depths lie between the smallest and
+    the largest depth of train, or between --set head.low and head.high. For research use only.
     """
-    from dinomed.adapters.tasks.depth.config import DepthConfig
-    from dinomed.adapters.tasks.depth.fit import fit_depth
-
-    training.fit(fit_depth, training.settings(DepthConfig))
+    training.fit("depth")
 
 
-def _targets(label: str | None, separator: str | None, unit: str | None) -> list[str]:
-    """The options as settings; names are quoted, since they may look like anything."""
+def train_task(name: str) -> Callable[..., None]:
+    """Return the command of a task that has none in this file, such as that of a plug-in."""
+    from dinomed.adapters.task import find_task
+
+    def train(training: Training) -> None:
+        training.fit(name)
+
+    train.__doc__ = find_task(name).help
+    return expand(train)
+
+
+def _label_settings(label: str | None, separator: str | None, unit: str | None) -> list[str]:
+    """Return the options as settings, with quoted names, because a name may look like another YAML value."""
     import json
 
     columns = [name.strip() for name in (label or "").split(",") if name.strip()]

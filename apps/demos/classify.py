@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from dinomed.adapters.inference.loader import ClassifyPredictor
 from dinomed.adapters.retrieval.search import ImageIndex
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.apps.demos.cases import show_cases, similar
 from dinomed.apps.demos.page import Panel
 from dinomed.apps.demos.parts import WAITING, Picture

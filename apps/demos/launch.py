@@ -1,8 +1,9 @@
 """From adapters and an index to their served page: what is loaded, which examples."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dinomed.apps.demos.serve import Address, choose_address, private_environment, serve
 from dinomed.apps.quickstart.examples import write_examples
@@ -11,7 +12,7 @@ from dinomed.html.album import spread
 from dinomed.log import logger
 
 if TYPE_CHECKING:
-    from dinomed.adapters.inference.loader import AnyPredictor
+    from dinomed.adapters.predictor import Predictor
     from dinomed.adapters.retrieval.search import ImageIndex
     from dinomed.apps.demos.page import Panel
 
@@ -90,7 +91,7 @@ def _check_tasks(adapters: dict[str, Path]) -> None:
 
 def _load(
     adapters: dict[str, Path], index: Path | None, backbone: str | None, device: str
-) -> tuple[dict[str, "AnyPredictor"], "ImageIndex | None"]:
+) -> tuple[dict[str, "Predictor"], "ImageIndex | None"]:
     from dinomed.adapters.inference.loader import load_adapter
     from dinomed.adapters.inference.shared import Backbones
     from dinomed.adapters.retrieval.search import load_index
@@ -101,7 +102,7 @@ def _load(
     return predictors, None if index is None else load_index(index, device, backbone, load=load)
 
 
-def _check_reading(predictors: dict[str, "AnyPredictor"], image_index: "ImageIndex | None") -> None:
+def _check_reading(predictors: dict[str, "Predictor"], image_index: "ImageIndex | None") -> None:
     """Raises a `UsageError` if the cases beside the classes would be of a picture that is read in another way."""
     if image_index is None or "classify" not in predictors:
         return
@@ -113,19 +114,17 @@ def _check_reading(predictors: dict[str, "AnyPredictor"], image_index: "ImageInd
         )
 
 
-def _panels(
-    predictors: dict[str, "AnyPredictor"], image_index: "ImageIndex | None", retrieve: bool
-) -> Iterator["Panel"]:
-    from dinomed.adapters.inference.loader import ClassifyPredictor, SegmentPredictor
+def _panels(predictors: dict[str, "Predictor"], image_index: "ImageIndex | None", retrieve: bool) -> Iterator["Panel"]:
     from dinomed.apps.demos.classify import ClassifyPanel
     from dinomed.apps.demos.retrieve import RetrievePanel
     from dinomed.apps.demos.segment import SegmentPanel
 
-    for predictor in predictors.values():
-        if isinstance(predictor, SegmentPredictor):
-            yield SegmentPanel(predictor)
-        elif isinstance(predictor, ClassifyPredictor):
-            yield ClassifyPanel(predictor, image_index)
+    panels: dict[str, Callable[[Any], Panel]] = {
+        "segment": SegmentPanel,
+        "classify": partial(ClassifyPanel, image_index=image_index),
+    }
+    for task, predictor in predictors.items():
+        yield panels[task](predictor)
     if image_index is not None and retrieve:
         yield RetrievePanel(image_index)
 
@@ -133,7 +132,7 @@ def _panels(
 def _subtitle(
     adapters: dict[str, Path],
     index: Path | None,
-    predictors: dict[str, "AnyPredictor"],
+    predictors: dict[str, "Predictor"],
     image_index: "ImageIndex | None",
 ) -> str:
     """Folders by their names alone: visitors need not know where things lie on this machine."""

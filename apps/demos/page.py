@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import gradio as gr
 
-from dinomed.adapters.inference.shared import Consumer, predict_many
+from dinomed.adapters.inference.shared import FeatureConsumer, predict_many
 from dinomed.apps.demos.parts import WAITING, Picture, drop_zone, read_picture
 from dinomed.apps.demos.serve import CACHE_SWEEP_S
 from dinomed.backbones.preprocessing import Preprocessing
@@ -33,7 +33,7 @@ class Panel(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     explanation: ClassVar[str]
-    consumers: Sequence[Consumer]
+    consumers: Sequence[FeatureConsumer]
     preprocessing: Preprocessing | None
     inputs: list[Any]
     outputs: list[Any]

@@ -8,8 +8,8 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from dinomed.adapters.inference.loader import SegmentPredictor, lesion_summary
 from dinomed.adapters.tasks.segment.mask_schema import LESION
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor, lesion_summary
 from dinomed.apps.demos.page import LIVE, Panel
 from dinomed.apps.demos.parts import PUT_AWAY, WAITING, Picture, message
 from dinomed.apps.demos.recent import Recent, Seen

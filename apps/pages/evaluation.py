@@ -2,20 +2,21 @@
 worst cases as pictures; no script, nothing fetched. What images are called is shown on request only."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dinomed.adapters.evaluation.evaluate import Evaluation
-from dinomed.adapters.evaluation.report import JudgedClasses, extremes
-from dinomed.adapters.inference.loader import SegmentPredictor
+from dinomed.adapters.evaluation.report import extreme_cases
+from dinomed.adapters.task import find_task
+from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
 from dinomed.apps.pages.overlay import draw_mask, line_width_px, outline
 from dinomed.apps.pages.plots import matrix, square
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.album import Album
 from dinomed.html.page import build_page, build_table, code, heading, paragraph
 from dinomed.html.words import cell
-from dinomed.images.read import read_image
 from dinomed.metrics.calibration import reliability
 from dinomed.metrics.ranking import Ranking
 
@@ -45,12 +46,10 @@ def build_evaluation_page(found: Evaluation, collection: Manifest, *, names: boo
         collection: the manifest as it was given; pictures are known by their rows in it.
         names: show what images are called.
     """
-    result, judged = found.result, found.judged
+    result = found.result
     parts = [paragraph(_opening(result)), *_warnings(result), *_headline(result)]
-    if isinstance(judged, JudgedClasses):
-        parts += _classes(result, judged)
-    else:
-        parts += _lesions(result["metrics"].get("lesions"))
+    if result["task"] in SECTIONS:
+        parts += SECTIONS[result["task"]](result, found.evaluated)
     parts += _subgroups(result)
     parts += _cases(found, collection, Album(names=names))
     settings = {key: result[key] for key in ("backbone", "image_size", "images", "bootstrap", "seen_in_training")}
@@ -59,7 +58,7 @@ def build_evaluation_page(found: Evaluation, collection: Manifest, *, names: boo
 
 
 def _opening(result: Mapping[str, Any]) -> str:
-    what = {"classify": "classifier", "segment": "segmenter", "depth": "depth estimator"}[result["task"]]
+    what = find_task(result["task"]).title
     unit = "groups" if result["unit"] == "group" else "images"
     return (
         f"A {what} on backbone {result['backbone']['name']}, split {result['split']}: "
@@ -98,7 +97,7 @@ def _interval(row: Mapping[str, Any]) -> str:
     return low if low == high == cell(None) else f"{low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high}"
 
 
-def _classes(result: Mapping[str, Any], judged: JudgedClasses) -> list[str]:
+def _classes(result: Mapping[str, Any], judged: EvaluatedClasses) -> list[str]:
     metrics = result["metrics"]
     keys = [key for key in ("n", "known", "recall", "specificity", "precision", "auroc", "auprc", "ece")
             if key in next(iter(metrics["per_class"].values()))]  # fmt: skip
@@ -124,7 +123,7 @@ def _side(row: Mapping[str, Any], name: str) -> str:
     return _interval({"low": row[f"{name}_low"], "high": row[f"{name}_high"]})
 
 
-def _rankings(judged: JudgedClasses) -> dict[str, Ranking]:
+def _rankings(judged: EvaluatedClasses) -> dict[str, Ranking]:
     found = {}
     for index, name in enumerate(judged.names):
         rows, positive = judged.positives(index)
@@ -134,17 +133,17 @@ def _rankings(judged: JudgedClasses) -> dict[str, Ranking]:
     return found
 
 
-def _roc(judged: JudgedClasses) -> str:
+def _roc(judged: EvaluatedClasses) -> str:
     lines = {name: list(zip(*one.roc(), strict=True)) for name, one in _rankings(judged).items()}
     return square(lines, "ROC, each class against the rest", ("1 - specificity", "sensitivity"), diagonal=True)
 
 
-def _precision(judged: JudgedClasses) -> str:
+def _precision(judged: EvaluatedClasses) -> str:
     lines = {name: list(zip(*one.precision_recall(), strict=True)) for name, one in _rankings(judged).items()}
     return square(lines, "Precision and recall, each class against the rest", ("recall", "precision"))
 
 
-def _reliability(judged: JudgedClasses, told: str) -> str:
+def _reliability(judged: EvaluatedClasses, told: str) -> str:
     if judged.answer.multilabel:
         known = ~np.isnan(judged.targets) & ~np.isnan(judged.wide)
         name, confidence, correct = "all labels", judged.wide[known], judged.targets[known] == 1
@@ -156,9 +155,8 @@ def _reliability(judged: JudgedClasses, told: str) -> str:
     return square({name: points}, caption, ("probability", "share that is right"), diagonal=True, dots=True)
 
 
-def _lesions(lesions: Mapping[str, Any] | None) -> list[str]:
-    if not lesions:
-        return []
+def _lesions(result: Mapping[str, Any], evaluated: Any) -> list[str]:
+    lesions = result["metrics"]["lesions"]
     by_class = lesions if isinstance(next(iter(lesions.values())), dict) else {"lesion": lesions}
     columns = ("lesions", "found", "missed", "false", "sensitivity", "precision", "false_per_image", "clear_images",
                "clear_with_false")  # fmt: skip
@@ -188,55 +186,29 @@ def _subgroups(result: Mapping[str, Any]) -> list[str]:
 def _cases(found: Evaluation, collection: Manifest, album: Album) -> list[str]:
     """The worst and the best, as pictures; a segmenter's with both outlines."""
     place = {image: row for row, image in enumerate(collection.column("image"))}
-    images = found.judged.manifest.column("image")
-    best, worst = extremes(found.judged, CASES)
+    images = found.evaluated.manifest.column("image")
+    best, worst = extreme_cases(found.evaluated, CASES)
     parts = []
     for title, units in (("Worst cases", worst), ("Best cases", best)):
         parts.append(heading(title))
         for unit in units:
             row = place[images[unit]]
-            parts.append(
-                album.picture(
-                    collection, row, _describe(found, unit), draw=_drawer(found, collection, row), width_px=200
-                )
-            )
-    if isinstance(found.predictor, SegmentPredictor):
-        parts.append('<p class="soft">Coloured: predicted. White line: the reference.</p>')
-    return parts
+            caption, draw = found.evaluated.describe_unit(unit, TITLES), partial(_draw_masks, found, collection, row)
+            parts.append(album.picture(collection, row, caption, draw=draw, width_px=200))
+    note = find_task(found.predictor.task).case_note
+    return [*parts, f'<p class="soft">{note}</p>'] if note else parts
 
 
-def _describe(found: Evaluation, unit: int) -> str:
-    judged = found.judged
-    if not isinstance(judged, JudgedClasses):
-        name = judged.headline[0]
-        return f"{TITLES.get(name, name)} {abs(judged.scores[unit]):.2f}"
-    row = np.nan_to_num(judged.wide[unit], nan=-1.0)
-    if judged.answer.multilabel:
-        there = [name for name, value in zip(judged.names, judged.targets[unit], strict=True) if value == 1]
-        said = [
-            f"{name} {value:.2f}"
-            for name, value, cut in zip(judged.names, row, judged.thresholds, strict=True)
-            if value >= (0.5 if cut is None else cut)
-        ]
-        return f"is {', '.join(there) or 'none'}; said: {', '.join(said) or 'none'}"
-    guess = int(row.argmax())
-    return f"is {judged.names[int(judged.targets[unit])]}; said: {judged.names[guess]} {row[guess]:.2f}"
+def _draw_masks(found: Evaluation, collection: Manifest, row: int, image: np.ndarray) -> np.ndarray:
+    """Return the image with the predicted mask in colour and the outline of the reference in white, if it has masks."""
+    masks = find_task(found.predictor.task).masks_of_case(found.predictor, collection, row, image)
+    if masks is None:
+        return image
+    predicted, reference = masks
+    drawn = draw_mask(image, predicted, fill=0.12)
+    drawn[outline(reference, max(1, line_width_px(image.shape) // 2))] = TRUTH
+    return drawn
 
 
-def _drawer(found: Evaluation, collection: Manifest, row: int) -> Callable[[np.ndarray], np.ndarray] | None:
-    predictor = found.predictor
-    if not isinstance(predictor, SegmentPredictor):
-        return None
-    schema = predictor.schema
-
-    def union(truth: np.ndarray) -> np.ndarray:
-        return np.asarray(schema.planes(truth)[list(schema.reported)].any(axis=0), np.uint8)
-
-    def draw(image: np.ndarray) -> np.ndarray:
-        channels = predictor.preprocessing.channels
-        own = image if channels == 3 else read_image(collection.path(row), channels=channels)
-        drawn = draw_mask(image, union(predictor.decide(predictor.probabilities(own))), fill=0.12)
-        drawn[outline(union(schema.read(collection, row)), max(1, line_width_px(image.shape) // 2))] = TRUTH
-        return drawn
-
-    return draw
+SECTIONS: dict[str, Callable[[Mapping[str, Any], Any], list[str]]] = {"classify": _classes, "segment": _lesions}
+"""Sections of the page that only one task has."""

@@ -79,7 +79,8 @@ class Findings:
 
     def segmented(self) -> list[tuple[float, np.ndarray]]:
         """(Dice, picture with outlines) of the best, median and worst test pictures, best first."""
-        from dinomed.adapters.inference.loader import SegmentPredictor, load_adapter
+        from dinomed.adapters.inference.loader import load_adapter
+        from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 
         assert self.segmenter is not None
         predictor = load_adapter(self.segmenter)

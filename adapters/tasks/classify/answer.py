@@ -1,5 +1,8 @@
-"""From a classifier's logits to its answer, as its bundle records it under `usage`: labels that exclude each other or
-not, the temperature, thresholds, and whether an answer is for an image or for a group of them."""
+"""The mapping from the logits of a classifier to its prediction, which the bundle stores under `usage`.
+
+It holds whether labels exclude each other, the temperature, the thresholds, and whether a prediction is for an image or
+for a group of images.
+"""
 
 from typing import Literal
 
@@ -17,13 +20,19 @@ from dinomed.metrics.operating import youden_threshold
 
 
 class Answer(Config):
-    """How logits become an answer.
+    """How logits become a prediction.
 
-    `multilabel`: a sigmoid for each label in place of one softmax. `temperature`: logits are divided by it first (null:
-    validation could not tell). `thresholds`: one a class, at which val had the largest sensitivity + specificity
-    against the rest (null: val has no such images). `unit` group: one answer for a group, by the features of at most
-    `frames` of its images, averaged, or (`concat`) of `frames` beside each other; `width` is how many images the head
-    sees at once.
+    Attributes:
+        multilabel: use a sigmoid for each label, not one softmax.
+        temperature: logits are divided by it; None if val could not determine it.
+        thresholds: for each class the probability with the largest sensitivity + specificity on val, against the rest;
+            None where val has no such images.
+        unit: predict an image, or a group by the features of at most `frames` of its images.
+        pool: average the features of a group, or concatenate them.
+        frames: largest number of images of a group.
+        width: number of images whose features the head reads together.
+        columns: columns of the labels.
+        separator: text between labels in one cell.
     """
 
     multilabel: bool = False
@@ -37,12 +46,12 @@ class Answer(Config):
     separator: str | None = None
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(B, K) -> (B, K): calibrated, of sum 1 unless labels do not exclude each other."""
+        """Return calibrated probabilities (B, K) of logits (B, K); their sum is 1 unless `multilabel`."""
         scaled = logits.float() / (self.temperature or 1.0)
         return scaled.sigmoid() if self.multilabel else scaled.softmax(-1)
 
     def alone(self, features: Features, blocks: int) -> Features:
-        """Features of images as those of groups of one: for concatenation, each image in every place."""
+        """Return the features of images as groups of one image: for concatenation each image fills every place."""
         if self.width == 1:
             return features
 
@@ -53,29 +62,32 @@ class Answer(Config):
 
 
 def answer_from(record: AdapterRecord) -> Answer:
-    """What the record says; of a record of format 2, which says nothing, the plain answer it stood for."""
-    if not record.usage:
-        return Answer(columns=(str(record.training.get("label_column", "label")),))
+    """Return the answer of a record."""
     return Answer.model_validate(record.usage)
 
 
 def calibrate(answer: Answer, logits: np.ndarray, targets: np.ndarray) -> Answer:
-    """The answer with temperature and thresholds from the logits (N, K) of val and its targets.
+    """Fit the temperature and the thresholds on val.
 
     Images of classes beyond K, which the head does not know, are left out of the temperature. A temperature at the end
-    of its range (val is separated, or tells nothing) is left out.
+    of its range is not used: val is then perfectly separated, or uninformative.
+
+    Args:
+        answer: the answer before calibration.
+        logits: float32 (N, K).
+        targets: int (N,), or float (N, L) for labels that may occur together.
     """
     num_classes = logits.shape[1]
     targets = targets[:, :num_classes] if targets.ndim == 2 else targets
     known = np.ones(len(targets), bool) if targets.ndim == 2 else targets < num_classes
-    found = fit_temperature(logits[known], targets[known], "sigmoid" if answer.multilabel else "softmax")
-    if found is not None and not TEMPERATURES[0] * 1.01 < found < TEMPERATURES[1] * 0.99:
-        found = None
-    scaled = answer.model_copy(update={"temperature": found})
+    temperature = fit_temperature(logits[known], targets[known], "sigmoid" if answer.multilabel else "softmax")
+    if temperature is not None and not TEMPERATURES[0] * 1.01 < temperature < TEMPERATURES[1] * 0.99:
+        temperature = None
+    scaled = answer.model_copy(update={"temperature": temperature})
     scores = scaled.probabilities(torch.from_numpy(logits)).double().numpy()
     thresholds = []
     for index in range(num_classes):
-        own = targets[:, index] if targets.ndim == 2 else (targets == index).astype(float)
-        judged = ~np.isnan(own)
-        thresholds.append(youden_threshold(own[judged] == 1, scores[judged, index]))
+        positive = targets[:, index] if targets.ndim == 2 else (targets == index).astype(float)
+        rows = ~np.isnan(positive)
+        thresholds.append(youden_threshold(positive[rows] == 1, scores[rows, index]))
     return scaled.model_copy(update={"thresholds": tuple(thresholds)})

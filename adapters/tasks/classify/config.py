@@ -1,4 +1,4 @@
-"""Settings of a classifier's training run."""
+"""Settings for the training of classifiers."""
 
 from typing import Any, Literal
 
@@ -15,24 +15,27 @@ from dinomed.errors import UsageError
 
 
 class ClassifyConfig(TrainConfig):
-    """`image_size` null: the backbone's own.
+    """Settings of a classifier. With `image_size` null, images have the backbone's own size.
 
-    `label` is the manifest's column of classes. Labels that do not exclude each other are several columns of 0 and 1
-    (``[oedema, effusion]``), or one column with a `separator` (``a|b``); each then has a sigmoid of its own, and
-    `class_weights` are not applied, since a threshold is chosen for each.
+    `label` is the column of the classes. Labels that may occur together are several columns of 0 and 1
+    (``[oedema, effusion]``), or one column with a `separator` (``a|b``). Each label then has its own sigmoid, and
+    `class_weights` are not applied, because each label has its own threshold.
 
-    `unit` group: one answer for a group (a lesion, a video) by the features of at most `frames` of its images, evenly
-    spaced, averaged (`pool` mean) or beside each other (concat), as in the paper's video protocol.
+    With `unit` group, one prediction is made for each group (a lesion, a video) from the features of at most `frames`
+    evenly spaced images, averaged (`pool` mean) or concatenated (`pool` concat), as in the video protocol of DINOv2
+    (section 7.2).
 
-    A linear classifier is a convex problem and often an ill-conditioned one: on dermoscopy with an untrained backbone
-    L-BFGS reached a balanced accuracy of 0.41 on test where AdamW ended at 0.34, in the same time.
+    The fit of a linear classifier is convex and often ill-conditioned: on dermoscopy with an untrained backbone, L-BFGS
+    reached a balanced accuracy of 0.41 on test and AdamW 0.34, in the same time.
     """
 
     task = "classify"
     head: SerializeAsAny[HeadConfig] = LinearClassifierConfig()
     label: str | tuple[str, ...] = Field("label", min_length=1)
     separator: str | None = Field(None, min_length=1)
-    class_weights: Literal["balanced", "none"] = Field("balanced", description="balanced: each class weighs the same")
+    class_weights: Literal["balanced", "none"] = Field(
+        "balanced", description="balanced: each class has the same weight"
+    )
     unit: Literal["image", "group"] = "image"
     pool: Literal["mean", "concat"] = "mean"
     frames: int = Field(FRAMES, ge=1, le=64)
@@ -41,19 +44,19 @@ class ClassifyConfig(TrainConfig):
     @model_validator(mode="before")
     @classmethod
     def _fit_of_the_head(cls, data: Any) -> Any:
-        """Where the head has settings of its own for the fit, those that are not given are the head's."""
+        """Use the fit defaults of the head where the user gives no setting."""
         head = data.get("head") if isinstance(data, dict) else None
         name = head.get("name", "linear") if isinstance(head, dict) else getattr(head, "name", "linear")
         try:
             fit_defaults = adapter_class("classify", str(name)).fit_defaults
         except UsageError:
-            return data  # the head's own validator tells
+            return data  # the validator of the head reports it
         if not fit_defaults or not isinstance(data.get("fit", {}), dict):
             return data
         return {**data, "fit": {**fit_defaults, **data.get("fit", {})}}
 
     @model_validator(mode="after")
-    def _possible(self) -> "ClassifyConfig":
+    def _check_combinations(self) -> "ClassifyConfig":
         if self.separator is not None and len(self.columns) > 1:
             raise ValueError(
                 "label: several columns hold 0 and 1 each; a separator is for one column: leave one of them out"
@@ -65,7 +68,7 @@ class ClassifyConfig(TrainConfig):
         if patches and self.fit.optimizer == "lbfgs":
             raise ValueError(f"fit.optimizer: lbfgs takes all images at once; head {self.head.name} needs adamw")
         if patches and self.unit == "group":
-            raise ValueError(f"unit: head {self.head.name} looks at the patches of one image; for groups take another")
+            raise ValueError(f"unit: head {self.head.name} reads the patches of one image; use another head for groups")
         if self.live and self.unit == "group":
             raise ValueError("unit: augment and tune are for single images; leave them out, or set unit: image")
         if self.live and issubclass(adapter_class("classify", self.head.name), SolvedClassifier):
@@ -74,15 +77,17 @@ class ClassifyConfig(TrainConfig):
 
     @property
     def columns(self) -> tuple[str, ...]:
+        """The columns of the labels."""
         return (self.label,) if isinstance(self.label, str) else self.label
 
     @property
     def label_columns(self) -> LabelColumns:
+        """The reader of the labels."""
         return LabelColumns(self.columns, self.separator)
 
     @property
     def answer(self) -> Answer:
-        """What is known of the answer before the fit."""
+        """The answer before the fit: without temperature and thresholds."""
         width = self.frames if self.unit == "group" and self.pool == "concat" else 1
         return Answer(
             multilabel=self.label_columns.multilabel, unit=self.unit, pool=self.pool, frames=self.frames, width=width,

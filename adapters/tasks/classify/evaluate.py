@@ -1,12 +1,12 @@
-"""Metrics of a classifier: each image by itself, or one answer for a group."""
+"""Evaluation of classifiers: predictions for images, or for groups, beside the labels."""
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from dinomed.adapters.evaluation.report import JudgedClasses
+from dinomed.adapters.task import Unit
+from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
 from dinomed.adapters.tasks.classify.groups import Groups, check_labels, group_images
 from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
@@ -15,25 +15,26 @@ from dinomed.errors import UsageError
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.progress import bar
 
-Unit = Literal["image", "group"]
 
-
-def judge_classifier(
+def evaluate_classifier(
     predictor: ClassifyPredictor, manifest: Manifest, split: str, unit: Unit | None = None
-) -> JudgedClasses:
-    """The answers to the images of `manifest`, all of which have a label, beside their labels.
+) -> EvaluatedClasses:
+    """Predict the images of `manifest`, all of which have a label.
 
     Args:
-        unit: group: one answer for all images of a group; by default what the adapter was made for.
+        predictor: the classifier.
+        manifest: images with labels.
+        split: name of the split, for messages.
+        unit: image, or group for one prediction for all images of a group; None for the unit of the fit.
 
     Raises:
-        UsageError: groups are asked for and there are none, or their images have different labels; an adapter for
-            groups is asked for images.
+        UsageError: `unit` is group and there are no groups, or images of a group have different labels; or `unit` is
+            image and the adapter was fitted on groups.
     """
     answer = predictor.answer
     unit = unit or answer.unit
     if answer.unit == "group" and unit == "image":
-        raise UsageError("this adapter answers for groups (unit: group); it cannot be measured image by image")
+        raise UsageError("this adapter predicts groups (unit: group); it cannot be evaluated on single images")
     columns = LabelColumns(answer.columns, answer.separator)
     if unit == "image":
         units, probabilities = manifest, predict_images(predictor, manifest)
@@ -42,12 +43,12 @@ def judge_classifier(
         check_labels(groups, manifest, answer.columns)
         units, probabilities = groups.first(), predict_groups(predictor, groups)
     targets, names = columns.read_targets(units, list(predictor.classes), split)
-    return JudgedClasses(units, units.units(), targets, probabilities, names, answer)
+    return EvaluatedClasses(units, units.units(), targets, probabilities, names, answer)
 
 
 def groups_for(predictor: ClassifyPredictor, manifest: Manifest) -> Groups:
-    """The groups of a manifest, with the images that the adapter looks at: its frames, or all whose answers are to be
-    averaged."""
+    """Return the groups of a manifest with the images that are predicted: the frames of an adapter for groups, else all
+    images, whose probabilities are averaged."""
     answer = predictor.answer
     if answer.unit == "group":
         return group_images(manifest, answer.frames, fill=answer.pool == "concat")
@@ -55,7 +56,7 @@ def groups_for(predictor: ClassifyPredictor, manifest: Manifest) -> Groups:
 
 
 def predict_images(predictor: ClassifyPredictor, manifest: Manifest) -> np.ndarray:
-    """float (N, K)."""
+    """Return the probabilities of all images, float (N, K)."""
     rows = []
     with bar("evaluating", len(manifest)) as progress:
         for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
@@ -65,7 +66,7 @@ def predict_images(predictor: ClassifyPredictor, manifest: Manifest) -> np.ndarr
 
 
 def predict_groups(predictor: ClassifyPredictor, groups: Groups) -> np.ndarray:
-    """float (groups, K)."""
+    """Return the probabilities of all groups, float (groups, K)."""
     with bar("evaluating", len(groups.manifest)) as progress:
 
         def pixels() -> Iterator[Tensor]:

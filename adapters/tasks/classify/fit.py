@@ -1,4 +1,4 @@
-"""Fitting classifiers: seconds on two cores where features are computed once."""
+"""Training of classifiers. It takes seconds on two cores if features are cached."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -40,8 +40,13 @@ from dinomed.metrics.multilabel import multilabel_metrics
 
 @dataclass(frozen=True)
 class Part:
-    """The examples of a split: `targets` of each (see `Examples`), `names` of all classes in it, and `gather`, indices to
-    features on the device."""
+    """The examples of a split.
+
+    Attributes:
+        targets: labels, as in `Examples`.
+        names: names of all classes in the split.
+        gather: indices of examples to their features, on the device.
+    """
 
     targets: np.ndarray
     names: list[str]
@@ -51,7 +56,7 @@ class Part:
         return len(self.targets)
 
     def of_blocks(self, have: Sequence[int], wanted: Sequence[int]) -> "Part":
-        """With the features of some of its blocks alone: a solved head may need fewer than were tried."""
+        """Return the part with the features of the blocks `wanted` out of `have`: a solved head may need fewer blocks."""
         if tuple(have) == tuple(wanted):
             return self
         places = [list(have).index(block) for block in wanted]
@@ -66,7 +71,7 @@ class Part:
         return replace(self, gather=fewer)
 
     def examples(self) -> Examples:
-        """All of them with their pooled features, on the CPU."""
+        """Return all examples with their pooled features, on the CPU."""
         features = self.gather(range(len(self)))
         return Examples(features.cls.cpu().numpy(), features.mean.cpu().numpy(), self.targets)
 
@@ -80,15 +85,22 @@ def fit_classifier(
     cache: str | Path,
     overwrite: bool = False,
 ) -> FitResult:
-    """Fit a classifier on the split train, choose on val (the epoch with the lowest loss; k, C or the head of a grid by
-    the macro AUROC), fit its temperature and thresholds there, and write a bundle to `out`.
+    """Fit a classifier on the split train, and write a bundle.
+
+    The epoch with the lowest loss on val is kept; k, C or the head of a grid is chosen by the macro AUROC on val. The
+    temperature and the thresholds are fitted on val.
 
     Args:
-        cache: where features are kept (`dinomed.features.extract.default_cache`).
+        backbone: the frozen backbone.
+        manifest: images with labels.
+        out: folder of the bundle.
+        config: settings; None for the defaults.
+        overwrite: replace an older adapter in `out`.
+        cache: folder of cached features (`dinomed.features.extract.default_cache`).
 
     Raises:
-        UsageError: no labels, one class only, no train split, a group in two splits, images of a group with different
-            labels (unit: group), or `out` is in use.
+        UsageError: there are no labels, only one class or no split train; a group is in two splits; images of a group
+            have different labels (unit: group); or `out` is in use.
     """
     config = config or ClassifyConfig()
     columns = config.label_columns
@@ -97,11 +109,13 @@ def fit_classifier(
     classes = columns.names(splits.train)
     parts = (splits.train, splits.val)
     groups = [_groups(part, config) for part in parts]
-    rows = [part if found is None else found.first() for part, found in zip(parts, groups, strict=True)]
+    rows = [
+        part if part_groups is None else part_groups.first() for part, part_groups in zip(parts, groups, strict=True)
+    ]
     targets, _ = columns.read_targets(rows[0], classes, "train")
     val_targets, val_names = columns.read_targets(rows[1], classes, "val")
     if val_targets.ndim == 1 and not (val_targets < len(classes)).any():
-        raise UsageError("no image in val has a class that train has; correct the splits, or scan with --split none")
+        raise UsageError("no image in val has a class of train; correct the splits, or scan with --split none")
     backbone = at_image_size(backbone, config.image_size or backbone.preprocessing.image_size)
     adapter = build_adapter(config, backbone, len(classes), width=config.answer.width)
     used = splits if groups[0] is None else _frames(splits, groups)
@@ -114,8 +128,12 @@ def fit_classifier(
             check_precision(config.fit, backbone.device)
             caches = extract_splits(backbone, used, adapter, cache)
             train, val = (
-                Part(known, names, _gatherer(found, part, config, len(adapter.feature_spec.blocks), backbone.device))
-                for known, names, found, part in zip(
+                Part(
+                    known,
+                    names,
+                    _gatherer(store, part_groups, config, len(adapter.feature_spec.blocks), backbone.device),
+                )
+                for known, names, store, part_groups in zip(
                     (targets, val_targets), (classes, val_names), caches, groups, strict=True
                 )
             )
@@ -148,7 +166,7 @@ def fit_classifier(
 
 
 def measure(targets: np.ndarray, probabilities: np.ndarray, names: Sequence[str], answer: Answer) -> dict[str, Any]:
-    """Metrics of either kind; probabilities (N, K) are widened to the names that only occur here."""
+    """Compute the metrics; probabilities (N, K) get columns of nan for names that occur only in these targets."""
     wide = widen(probabilities, len(names))
     if answer.multilabel:
         thresholds = [*answer.thresholds, *[None] * len(names)][: len(names)]
@@ -157,7 +175,7 @@ def measure(targets: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
-    """N / (classes * N of the class), float32: each class weighs the same in the sum over the images."""
+    """Return N / (classes * N of the class), float32: the sum over the images gives each class the same weight."""
     counts = np.bincount(labels, minlength=num_classes)
     return torch.from_numpy(len(labels) / (num_classes * np.maximum(counts, 1))).float()
 
@@ -171,7 +189,7 @@ def _groups(manifest: Manifest, config: ClassifyConfig) -> Groups | None:
 
 
 def _frames(splits: Splits, groups: Sequence[Groups | None]) -> Splits:
-    """The splits with the frames that are looked at alone."""
+    """Return the splits with only the frames of the groups."""
     train, val = groups
     assert train is not None
     assert val is not None
@@ -205,18 +223,18 @@ def _solve(
 
 
 def _pooled(train: Part, cache: FeatureCache) -> tuple[np.ndarray, np.ndarray]:
-    """Class tokens and mean patch tokens of all training examples."""
+    """Return class tokens and mean patch tokens of all training examples."""
     if cache.key.patches:
         return cache.cls, cache.mean
-    found = train.gather(range(len(train)))
-    return found.cls.cpu().numpy(), found.mean.cpu().numpy()
+    features = train.gather(range(len(train)))
+    return features.cls.cpu().numpy(), features.mean.cpu().numpy()
 
 
 def _train(
     adapter: Adapter, features: FeatureSource, targets: np.ndarray, val: Part, config: ClassifyConfig,
     output: BundleOutput, key: str, device: torch.device,
 ) -> BestEpoch:  # fmt: skip
-    """By epochs, in place."""
+    """Train the head by epochs, in place."""
     adapter.calibrate(features.cls, features.mean)
     adapter.to(device)
     classes = adapter.num_classes
@@ -232,8 +250,8 @@ def _train(
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         if targets.ndim == 1:
             return cross_entropy(logits, targets, weight)
-        there = ~targets.isnan()
-        return binary_cross_entropy_with_logits(logits[there], targets[there].to(logits))
+        known_labels = ~targets.isnan()
+        return binary_cross_entropy_with_logits(logits[known_labels], targets[known_labels].to(logits))
 
     def validate() -> tuple[float, dict[str, float]]:
         value = loss(_logits(adapter, val, config.fit.batch_size)[known], val_y[known]).item()

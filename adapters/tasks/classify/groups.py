@@ -1,8 +1,8 @@
-"""One answer for a group: a lesion by its several pictures, a video by 8 evenly spaced frames.
+"""Groups of images for one prediction: a lesion with several images, or a video with 8 evenly spaced frames.
 
-The paper classifies videos by 8 evenly spaced frames, whose features are averaged (UCF-101, Kinetics-400) or, where the
-order matters, concatenated (SSv2; section 7.2). Frames are ordered by a column `frame` (numbers) where the manifest has
-one, else by file name, with the numbers in it as numbers. An image without a group is a group of its own.
+DINOv2 (section 7.2) classifies videos by 8 evenly spaced frames, whose features are averaged (UCF-101, Kinetics-400) or,
+where their order matters, concatenated (SSv2). Frames are ordered by the column `frame` (numbers) if the manifest has
+it, else by file name, in which digits count as numbers. An image without a group is a group of its own.
 """
 
 import re
@@ -23,9 +23,13 @@ Pool = Literal["mean", "concat"]
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of a manifest's images. `frames` are the rows that are looked at, in the order of `manifest`, and
-    `members` says of each group which of those it has, in its own order; `names` are the groups, None where a group is
-    an image without one."""
+    """Groups of the images of a manifest.
+
+    Attributes:
+        manifest: the images that are predicted.
+        members: rows of `manifest` of each group, in the order of the group.
+        names: name of each group; None for an image without a group.
+    """
 
     manifest: Manifest
     members: tuple[tuple[int, ...], ...]
@@ -35,16 +39,19 @@ class Groups:
         return len(self.members)
 
     def first(self) -> Manifest:
-        """One row a group, that of its first frame: for what all images of a group share."""
+        """Return one row for each group, that of its first frame, for values that all images of a group share."""
         return self.manifest.take([members[0] for members in self.members])
 
     def average(self, values: np.ndarray) -> np.ndarray:
-        """Means over the members of each group: (frames, ...) -> (groups, ...)."""
+        """Return the mean over the members of each group: (frames, ...) -> (groups, ...)."""
         return np.stack([values[list(members)].mean(axis=0) for members in self.members])
 
     def pool(self, features: np.ndarray, pool: Pool, blocks: int) -> np.ndarray:
-        """Features of the frames (n, blocks * C) as those of the groups: (groups, blocks * C), or, concatenated,
-        (groups, blocks * frames * C), where a block's channels are those of its frames one after the other."""
+        """Return the features of the groups from those of the frames (n, blocks * C).
+
+        They are (groups, blocks * C) if averaged, and (groups, blocks * frames * C) if concatenated: each block then
+        holds the channels of its frames in order.
+        """
         if pool == "mean":
             return self.average(features)
         table = features[np.array(self.members)]  # groups, frames, blocks * C
@@ -53,25 +60,27 @@ class Groups:
 
 
 def group_images(manifest: Manifest, frames: int = FRAMES, *, fill: bool = False) -> Groups:
-    """The groups of a manifest, by first appearance, each with at most `frames` evenly spaced images.
+    """Group the images of a manifest, in the order of first appearance.
 
     Args:
-        fill: give every group exactly `frames`, repeating those of a shorter one evenly; for concatenation.
+        manifest: images with groups.
+        frames: largest number of images of a group; they are evenly spaced.
+        fill: give every group exactly `frames` images, by repeating those of shorter groups; for concatenation.
 
     Raises:
-        UsageError: no image has a group, or a frame is no number.
+        UsageError: no image has a group, or a value of the column `frame` is no number.
     """
     if not manifest.has("group"):
         raise UsageError(
             f"unit: group needs a column 'group' (a lesion, patient or video), which {manifest.called} has not; "
             f"{manifest.scan_again('--labels FILE.csv --group COLUMN')}"
         )
-    found: dict[tuple[str, str | int], list[int]] = defaultdict(list)
+    rows_of_group: dict[tuple[str, str | int], list[int]] = defaultdict(list)
     for row, name in enumerate(manifest.groups()):
-        found[("image", row) if name is None else ("group", name)].append(row)
+        rows_of_group[("image", row) if name is None else ("group", name)].append(row)
     order = _order(manifest)
     chosen = []
-    for rows in found.values():
+    for rows in rows_of_group.values():
         rows = sorted(rows, key=order.__getitem__)
         chosen.append([rows[i] for i in evenly_spaced(len(rows), frames if fill else min(frames, len(rows)))])
     used = sorted({row for rows in chosen for row in rows})
@@ -79,12 +88,12 @@ def group_images(manifest: Manifest, frames: int = FRAMES, *, fill: bool = False
     return Groups(
         manifest.take(used),
         tuple(tuple(place[row] for row in rows) for rows in chosen),
-        tuple(str(name) if kind == "group" else None for kind, name in found),
+        tuple(str(name) if kind == "group" else None for kind, name in rows_of_group),
     )
 
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """`wanted` places in a row of `count`: the middles of as many equal parts. A shorter row repeats some.
+    """Return `wanted` evenly spaced places out of `count`: the middles of equal parts. With fewer places some repeat.
 
     >>> evenly_spaced(100, 4), evenly_spaced(2, 4), evenly_spaced(3, 3)
     ([12, 37, 62, 87], [0, 0, 1, 1], [0, 1, 2])
@@ -93,22 +102,22 @@ def evenly_spaced(count: int, wanted: int) -> list[int]:
 
 
 def check_labels(groups: Groups, manifest: Manifest, columns: Sequence[str]) -> None:
-    """Raises a `UsageError` if images of one group, of the whole `manifest`, have different labels."""
+    """Raise a `UsageError` if images of one group in `manifest` have different labels."""
     for column in columns:
         seen: dict[str, set[str]] = defaultdict(set)
         for group, value in zip(manifest.groups(), manifest.column(column), strict=True):
             if group is not None and value is not None:
                 seen[group].add(value)
-        torn = sum(len(values) > 1 for values in seen.values())
-        if torn:
+        mixed = sum(len(values) > 1 for values in seen.values())
+        if mixed:
             raise UsageError(
-                f"{torn} of {len(groups)} groups hold images of different labels in column {column!r}; "
-                "one answer for a group needs one label: use unit: image"
+                f"{mixed} of {len(groups)} groups hold images of different labels in column {column!r}; "
+                "one prediction for a group needs one label: use unit: image"
             )
 
 
 def _order(manifest: Manifest) -> list[tuple[float | tuple[str | int, ...], ...]]:
-    """A key for each row by which its group is ordered."""
+    """Return the sort key of each row within its group."""
     names = [_natural(image) for image in manifest.column("image")]
     if not manifest.has(FRAME):
         return [(name,) for name in names]
@@ -122,7 +131,7 @@ def _order(manifest: Manifest) -> list[tuple[float | tuple[str | int, ...], ...]
 
 
 def _natural(text: str) -> tuple[str | int, ...]:
-    """Numbers in a name as numbers, so that frame 10 comes after frame 9.
+    """Return a sort key with digits as numbers, so that frame 10 comes after frame 9.
 
     >>> _natural("a9.png") < _natural("a10.png")
     True

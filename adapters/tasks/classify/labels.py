@@ -1,8 +1,8 @@
-"""What a classifier is to say, out of a manifest's columns: one class of several, or labels that do not exclude each
-other, in one column with a separator (``a|b``) or in several columns of 0 and 1.
+"""Labels of a classifier in the columns of a manifest.
 
-Of several columns an empty cell is not known and is left out of that label alone; of one column it is an image without
-labels, which is left out.
+They are one class of several, or labels that may occur together, in one column with a separator (``a|b``) or in several
+columns of 0 and 1. An empty cell in several columns is an unknown label, and is left out for this label only. An empty
+cell in a single column is an image without labels, which is left out.
 """
 
 from collections import Counter
@@ -22,43 +22,45 @@ _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 
 @dataclass(frozen=True)
 class LabelColumns:
-    """Which columns hold the labels; several columns, or a separator, make labels that do not exclude each other."""
+    """The columns that hold the labels; with several columns, or a separator, labels may occur together."""
 
     columns: tuple[str, ...]
     separator: str | None = None
 
     @property
     def multilabel(self) -> bool:
+        """Whether labels may occur together."""
         return self.separator is not None or len(self.columns) > 1
 
     @property
     def title(self) -> str:
+        """The columns as text."""
         return ", ".join(self.columns)
 
     def usable(self, manifest: Manifest) -> Manifest:
-        """The rows that have a label.
+        """Return the rows that have a label.
 
         Raises:
-            UsageError: no such column, it is empty or holds no labels, or a cell of several columns is neither 0 nor 1.
+            UsageError: a column is missing, is empty or holds no labels; or a cell of several columns is neither 0 nor 1.
         """
         for name in self.columns:
             if name in _NO_LABELS:
-                raise UsageError(f"column {name!r} holds no labels (columns that may: {_others(manifest)})")
+                raise UsageError(f"column {name!r} holds no labels (columns that may: {_label_candidates(manifest)})")
         if len(self.columns) == 1:
             return labelled(manifest, self.columns[0])
         missing = [name for name in self.columns if name not in manifest.columns]
         if missing:
             raise UsageError(
-                f"no column {', '.join(map(repr, missing))} for the labels {self.title} (columns: {_others(manifest)})"
+                f"no column {', '.join(map(repr, missing))} for the labels {self.title} (columns: {_label_candidates(manifest)})"
             )
         table = self._cells(manifest)
         return manifest.take(np.flatnonzero(~np.isnan(table).all(axis=1)).tolist())
 
     def names(self, train: Manifest) -> list[str]:
-        """The classes or labels that can be learned from the training rows.
+        """Return the classes or labels of the training rows.
 
         Raises:
-            UsageError: there is nothing to tell apart.
+            UsageError: there is only one class, or every label has only one value.
         """
         if not self.multilabel:
             return train_classes(train, self.columns[0])
@@ -66,7 +68,7 @@ class LabelColumns:
             names, table = list(self.columns), self._cells(train)
             unknown = [name for name, column in zip(names, table.T, strict=True) if np.isnan(column).all()]
             if unknown:
-                raise UsageError(f"{_list(unknown)}: not known of any training image; leave it out")
+                raise UsageError(f"{_list(unknown)}: unknown for every training image; leave it out")
         else:
             cells = self._split(train)
             names = sorted({name for names in cells for name in names})
@@ -74,7 +76,7 @@ class LabelColumns:
             if not any(self.separator in value for value in train.column(self.columns[0])):
                 logger.warning(
                     f"no cell of column {self.title!r} holds the separator {self.separator!r}: each image has one "
-                    "label, and yet labels are taken not to exclude each other; without a separator they do"
+                    "label, but labels are treated as if they may occur together; without a separator they are classes"
                 )
         flat = [name for name, column in zip(names, table.T, strict=True) if len(set(column[~np.isnan(column)])) < 2]
         if len(flat) == len(names):
@@ -82,13 +84,20 @@ class LabelColumns:
                 f"every label of {self.title} has one value only in the training images; there is nothing to learn"
             )
         if flat:
-            logger.warning(f"in train {_list(flat)} has one value only: what is learned of it is how often it occurs")
+            logger.warning(f"in train {_list(flat)} has one value only: only its frequency is learned")
         return names
 
     def read_targets(self, manifest: Manifest, names: Sequence[str], split: str) -> tuple[np.ndarray, list[str]]:
-        """int (N,) indices, or float (N, L) of 0, 1 and nan; and `names` with those that only occur here behind them.
+        """Read the labels of a split.
 
-        Those are warned about: they cannot be predicted.
+        Args:
+            manifest: rows with labels.
+            names: classes or labels of the training rows.
+            split: name of the split, for messages.
+
+        Returns:
+            Indices, int (N,), or for labels that may occur together float (N, L) of 0, 1 and nan; and `names`, followed
+            by the names that occur only here, which cannot be predicted. A warning lists them.
         """
         if not self.multilabel:
             return class_indices(manifest, self.columns[0], names, split)
@@ -115,8 +124,8 @@ class LabelColumns:
     def _marks(self, manifest: Manifest, names: Sequence[str]) -> np.ndarray:
         place = {name: i for i, name in enumerate(names)}
         table = np.zeros((len(manifest), len(names)))
-        for row, found in enumerate(self._split(manifest)):
-            table[row, [place[name] for name in found]] = 1
+        for row, labels in enumerate(self._split(manifest)):
+            table[row, [place[name] for name in labels]] = 1
         return table
 
     def _cells(self, manifest: Manifest) -> np.ndarray:
@@ -135,13 +144,13 @@ class LabelColumns:
 
 
 def prevalence(targets: np.ndarray, names: Sequence[str]) -> dict[str, int]:
-    """How many examples have each class or label."""
+    """Return the number of examples of each class or label."""
     if targets.ndim == 2:
         return {name: int(np.nansum(targets[:, i])) for i, name in enumerate(names)}
     return {name: int((targets == i).sum()) for i, name in enumerate(names)}
 
 
-def _others(manifest: Manifest) -> str:
+def _label_candidates(manifest: Manifest) -> str:
     hidden = set(KNOWN) - {"label"}
     return ", ".join(name for name in manifest.columns if name not in hidden and manifest.has(name)) or "none"
 

@@ -1,70 +1,107 @@
-"""Predicting classes: calibrated probabilities of images, and of groups of them."""
+"""Prediction of classes: calibrated probabilities of images, and of groups of images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinomed.adapters.adapter import Adapter
-from dinomed.adapters.inference.predictor import Predictor
+from dinomed.adapters.predictor import Predictor, Size
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.tasks.classify.answer import answer_from
 from dinomed.adapters.tasks.classify.groups import Groups
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.features.compute import Features, compute_features
+from dinomed.features.compute import Features
+
+
+@dataclass(frozen=True)
+class ClassPrediction:
+    """The prediction for an image.
+
+    Attributes:
+        label: the most probable class; of labels that may occur together those above their thresholds, with the
+            separator between them.
+        probabilities: name of each class to its probability, 0 to 1.
+    """
+
+    label: str
+    probabilities: dict[str, float]
 
 
 class ClassifyPredictor(Predictor):
-    """Probabilities of classes, or of labels that do not exclude each other (`answer.multilabel`), after the
-    temperature that validation gave."""
+    """Predicts calibrated probabilities of classes, or of labels that may occur together (`answer.multilabel`)."""
 
     def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone) -> None:
         super().__init__(record, adapter, backbone)
         self.answer = answer_from(record)
+        self.unit = self.answer.unit
 
     def probabilities(self, image: np.ndarray) -> dict[str, float]:
-        """uint8 (H, W, channels) -> the probability of each class; they sum to 1, unless labels do not exclude each
-        other. An adapter for groups takes the image for a group of one."""
+        """Return the probability of each class for an image, uint8 (H, W, channels).
+
+        They sum to 1, unless labels may occur together. An adapter for groups treats the image as a group of one.
+        """
         values = self.probability_rows(self.backbone.preprocessing(image)[None])[0]
         return dict(zip(self.classes, values.tolist(), strict=True))
 
     def probability_rows(self, pixels: Tensor) -> np.ndarray:
-        """Float32 (B, classes) of a preprocessed batch, each image by itself."""
+        """Return the probabilities of a preprocessed batch, float32 (B, classes), each image by itself."""
         return self.answer.probabilities(self.logits(pixels)).cpu().numpy()
 
     def predicted(self, values: np.ndarray) -> str:
-        """The most probable class of a row of probabilities; of labels that do not exclude each other all that reach
-        their thresholds (0.5 where val gave none), with the separator between them."""
+        """Return the most probable class of a row of probabilities.
+
+        Of labels that may occur together return those that reach their thresholds (0.5 if val gave none), with the
+        separator between them.
+        """
         if not self.answer.multilabel:
             return str(self.classes[int(values.argmax())])
-        cuts = [0.5 if cut is None else cut for cut in self.answer.thresholds] or [0.5] * len(self.classes)
-        found = [name for name, value, cut in zip(self.classes, values, cuts, strict=True) if value >= cut]
-        return (self.answer.separator or "|").join(found)
+        thresholds = [0.5 if value is None else value for value in self.answer.thresholds] or [0.5] * len(self.classes)
+        labels = [
+            name for name, value, threshold in zip(self.classes, values, thresholds, strict=True) if value >= threshold
+        ]
+        return (self.answer.separator or "|").join(labels)
 
+    @torch.inference_mode()
     def group_rows(self, batches: Iterable[Tensor], groups: Groups) -> np.ndarray:
-        """Float32 (groups, classes) of the preprocessed images of ``groups.manifest``, in its order.
+        """Return the probabilities of groups, float32 (groups, classes).
 
-        An adapter for groups pools their features; one for images has its probabilities averaged.
+        An adapter for groups pools the features of the images; for another the probabilities are averaged.
+
+        Args:
+            batches: preprocessed images of ``groups.manifest``, in its order.
+            groups: the groups.
         """
         if self.answer.unit == "image":
             return groups.average(np.concatenate([self.probability_rows(pixels) for pixels in batches]))
-        found = [self._features(pixels) for pixels in batches]
-        blocks, device = len(self.adapter.feature_spec.blocks), self.backbone.device
+        features = [self._features(pixels) for pixels in batches]
+        blocks, device = len(self.feature_spec.blocks), self.backbone.device
         cls, mean = (
             torch.from_numpy(groups.pool(torch.cat(parts).cpu().numpy(), self.answer.pool, blocks)).to(device)
-            for parts in ([one.cls for one in found], [one.mean for one in found])
+            for parts in ([batch.cls for batch in features], [batch.mean for batch in features])
         )
-        with torch.inference_mode():
-            return self.answer.probabilities(self.adapter(Features(cls, mean))).cpu().numpy()
+        return self.answer.probabilities(self.adapter(Features(cls, mean))).cpu().numpy()
+
+    def results(self, pixels: Tensor, sizes: Sequence[Size]) -> list[ClassPrediction]:
+        return [
+            ClassPrediction(self.predicted(values), dict(zip(self.classes, values.tolist(), strict=True)))
+            for values in self.probability_rows(pixels)
+        ]
+
+    def outputs(self, adapter: nn.Module, features: Features, size: Size = ()) -> Tensor:
+        return self.answer.probabilities(adapter(self.answer.alone(features, len(self.feature_spec.blocks))))
+
+    def outputs_of_features(self, features: Features, sizes: Sequence[Size]) -> list[dict[str, float]]:
+        rows = self.outputs(self.adapter, features).cpu().tolist()
+        return [dict(zip(self.classes, row, strict=True)) for row in rows]
+
+    def reference_outputs(self, pixels: Tensor) -> Tensor:
+        return torch.from_numpy(self.probability_rows(pixels))
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:
-        """(B, classes), before the temperature; see `Adapter`."""
+        """Return the logits before the temperature, (B, classes)."""
         features = self._features(pixels)
-        return self.adapter(self.answer.alone(features, len(self.adapter.feature_spec.blocks))).float()
-
-    @torch.inference_mode()
-    def _features(self, pixels: Tensor) -> Features:
-        needs = self.adapter.feature_spec
-        return compute_features(self.backbone, pixels, needs.blocks, needs.patches)
+        return self.adapter(self.answer.alone(features, len(self.feature_spec.blocks))).float()

@@ -1,13 +1,14 @@
-"""Predicting groups: one row of probabilities for all images of a lesion, patient or video."""
+"""Prediction of groups: one row of probabilities for all images of a lesion, patient or video."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinomed.adapters.inference.plan import PLAN_FILE, TABLE_FILE, PredictionPlan, Row, add_rows, begin, finish
+from dinomed.adapters.inference.plan import PLAN_FILE, TABLE_FILE, PredictionPlan, add_rows, begin, finish
 from dinomed.adapters.tasks.classify.evaluate import groups_for
 from dinomed.adapters.tasks.classify.groups import Groups
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
+from dinomed.adapters.writer import Row
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
@@ -17,12 +18,12 @@ from dinomed.log import logger
 from dinomed.progress import bar
 
 IMAGES = 64
-"""Of so many images, and the rest of their last group, the rows are noted together."""
+"""Rows are saved after every 64 images, together with the rest of the last group."""
 
 
 @dataclass(frozen=True)
 class GroupPredictionResult:
-    """How a prediction ended: groups done, `kept` of them by an interrupted run before."""
+    """The numbers of groups that were predicted in all, and by an interrupted call before (`kept`)."""
 
     groups: int
     kept: int
@@ -31,15 +32,22 @@ class GroupPredictionResult:
 def predict_group_table(
     predictor: ClassifyPredictor, manifest: Manifest, out: str | Path, *, overwrite: bool = False
 ) -> GroupPredictionResult:
-    """Write `predictions.csv` with a row a group: its name (of an image without a group, the image's), how many images
-    were looked at, the answer, and the probability of each class.
+    """Write `predictions.csv` with one row for each group.
 
-    An adapter for groups looks at its frames of each; one for images has its probabilities averaged over all. Called
-    again after an interruption, with the same images and adapter, what is done is kept, and the table is the same.
+    A row holds the name of the group (for an image without a group its path), the number of images, the predicted class
+    and the probability of each class. An adapter for groups reads its frames of each group; for another the
+    probabilities of all images are averaged. After an interruption the same call keeps the finished groups, and the table
+    is the same.
+
+    Args:
+        predictor: the classifier.
+        manifest: images with groups.
+        out: output folder.
+        overwrite: replace an earlier prediction in `out`.
 
     Raises:
         UsageError: the manifest has no groups, or `out` is in use.
-        DinomedError: an image cannot be read: a group without one of its images would be another group.
+        DinomedError: an image cannot be read; the prediction of its group would be another one.
     """
     out = Path(out)
     if out.resolve() == manifest.root.resolve():
@@ -56,9 +64,9 @@ def predict_group_table(
         },
         (),
     )
-    prepare_output(out, overwrite=True, marker=PLAN_FILE)  # an earlier result: `begin` decides
+    prepare_output(out, overwrite=True, marker=PLAN_FILE)  # `begin` decides about an earlier result
     with locked(out):
-        done = begin(out, plan, overwrite=overwrite)  # by the groups' places: a group may be named as an image is
+        done = begin(out, plan, overwrite=overwrite)  # by place, because a group may have the name of an image
         parts = list(_parts(groups))
         todo = [places for places in parts if not all(str(place) in done for place in places)]
         kept = len(groups) - sum(map(len, todo))
@@ -82,7 +90,7 @@ def predict_group_table(
 
 
 def _parts(groups: Groups) -> Iterator[list[int]]:
-    """Places of groups, the same ones together in every run: what is computed together may decide over a last digit."""
+    """Yield the places of groups in parts that are equal in every call: the batch may change the last digit."""
     part: list[int] = []
     images = 0
     for place, members in enumerate(groups.members):
@@ -116,7 +124,7 @@ def _rows(predictor: ClassifyPredictor, groups: Groups, places: Sequence[int]) -
 
 
 def _take(groups: Groups, places: Sequence[int]) -> Groups:
-    """Some of the groups, with their images alone."""
+    """Return some of the groups, with only their images."""
     used = sorted({row for place in places for row in groups.members[place]})
     new = {row: i for i, row in enumerate(used)}
     return Groups(

@@ -1,17 +1,19 @@
-"""Settings of a depth estimator's training run."""
+"""Settings for the training of depth estimators."""
 
 from pydantic import Field, SerializeAsAny
 
 from dinomed.adapters.adapter import HeadConfig
+from dinomed.adapters.fitting.augment import AugmentConfig
 from dinomed.adapters.fitting.config import FitConfig, TrainConfig
 from dinomed.adapters.heads.depth import LinearDepthConfig
 
 
 class DepthConfig(TrainConfig):
-    """`image_size` null: the smallest that gives 24 patches a side, and not less than the backbone's own.
+    """Settings of a depth estimator.
 
-    `column` of the manifest names the depth maps. `scale`: units that a stored value stands for (SimCol3D, cm:
-    20 / 65280 = 3.0637e-4); `unit` is for people. `gradient_weight`: of the gradient loss beside SigLoss.
+    With `image_size` null, it is the smallest size with 24 patches along a side, and at least the size of the backbone.
+    `column` is the column of the depth maps. `scale` is the depth of a stored value of 1, in `unit` (SimCol3D, cm:
+    20 / 65280 = 3.0637e-4); `unit` is only a name. `gradient_weight` is the weight of the gradient loss; SigLoss has 1.
     """
 
     task = "depth"
@@ -22,3 +24,7 @@ class DepthConfig(TrainConfig):
     gradient_weight: float = Field(0.5, ge=0)
     flips: bool | None = None
     fit: FitConfig = FitConfig(epochs=30, patience=5, batch_size=16, learning_rate=1e-3, min_steps=500)
+
+    @property
+    def augmentation(self) -> AugmentConfig:
+        return self.augment.without_scale()

@@ -1,4 +1,4 @@
-"""Fitting depth estimators."""
+"""Training of depth estimators."""
 
 from pathlib import Path
 
@@ -36,17 +36,21 @@ def fit_depth(
     cache: str | Path,
     overwrite: bool = False,
 ) -> FitResult:
-    """Fit a depth estimator on the split train by SigLoss and the gradient loss, keep the epoch with the lowest SigLoss
-    on val, write a bundle to `out`.
+    """Fit a depth estimator on the split train by SigLoss and the gradient loss, and write a bundle.
 
-    The range of depths is that of the settings, else from the least to the greatest depth of train.
+    The epoch with the lowest SigLoss on val is kept. The range of depths is that of the settings, else that of train.
 
     Args:
-        cache: where features are kept (`dinomed.features.extract.default_cache`).
+        backbone: the frozen backbone.
+        manifest: images with depth maps.
+        out: folder of the bundle.
+        config: settings; None for the defaults.
+        overwrite: replace an older adapter in `out`.
+        cache: folder of cached features (`dinomed.features.extract.default_cache`).
 
     Raises:
-        UsageError: no depth maps, no train split, a group in two splits, or `out` is in use.
-        DinomedError: a depth map is damaged, or none has a known depth.
+        UsageError: there are no depth maps or no split train, a group is in two splits, or `out` is in use.
+        DinomedError: a depth map is damaged, or no pixel has a known depth.
     """
     config = config or DepthConfig()
     source = DepthSource(config.column, config.scale, config.unit)
@@ -69,9 +73,9 @@ def fit_depth(
         def stretch(depths: Tensor) -> Tensor:
             return interpolate(depths, (size, size), mode="bilinear")
 
-        def within(found: Tensor) -> Tensor:
-            """Depths beyond the range count as unknown, as in the metrics."""
-            return torch.where((found >= low) & (found <= high), found, torch.nan)
+        def within(depths: Tensor) -> Tensor:
+            """Set depths outside the range to nan (unknown), as the metrics do."""
+            return torch.where((depths >= low) & (depths <= high), depths, torch.nan)
 
         def batch_loss(batch: TrainingBatch) -> Tensor:
             prediction, known = stretch(forward(batch.features)), within(batch.targets)
@@ -95,8 +99,8 @@ def fit_depth(
         with torch.no_grad():
             for row in range(len(splits.val)):
                 known = source.read(splits.val, row)
-                guess = interpolate(adapter(features.val([row])), known.shape, mode="bilinear")
-                errors.append(depth_errors(known, guess[0, 0].cpu().numpy(), *limits_of_metrics(low, high)))
+                predicted = interpolate(adapter(features.val([row])), known.shape, mode="bilinear")
+                errors.append(depth_errors(known, predicted[0, 0].cpu().numpy(), *limits_of_metrics(low, high)))
         metrics = depth_metrics(errors)
         seen = hash_training_images((splits.train, splits.val))
         views = Views(flips=adapter.flips if config.flips is None else config.flips)
@@ -109,5 +113,5 @@ def fit_depth(
 
 
 def limits_of_metrics(low: float, high: float) -> tuple[float, float]:
-    """The range for `depth_errors`, which leaves out what is not above its lower end: here `low` itself counts."""
+    """Return the range for `depth_errors`, which excludes its lower end, so that `low` itself is included."""
     return float(np.nextafter(np.float32(low), np.float32(0))), high

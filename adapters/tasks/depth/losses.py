@@ -1,4 +1,4 @@
-"""Losses of depth estimators, both on the difference of logarithms, over the pixels of known depth.
+"""Losses of depth estimators on differences of logarithms, over the pixels with known depth.
 
 SigLoss: the scale-invariant loss of Eigen et al. 2014 (equation 4) as AdaBins and DINOv2 write it,
 sqrt(var(d) + 0.15 mean(d)^2) with d = log(prediction) - log(targets) over the whole batch. Gradient loss: Li and Snavely
@@ -13,23 +13,34 @@ SCALES = (1, 2, 4, 8)
 
 
 def log_difference(prediction: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """log(prediction + 0.001) - log(targets + 0.001), zero where the targets is nan; and where it is known, bool."""
+    """Return log(prediction + 0.001) - log(targets + 0.001), 0 where unknown (nan); and where it is known, bool."""
     known = ~targets.isnan()
     filled = torch.where(known, targets, torch.ones_like(targets))
     return torch.where(known, (prediction + EPS).log() - (filled + EPS).log(), torch.zeros_like(targets)), known
 
 
 def sig_loss(prediction: Tensor, targets: Tensor) -> Tensor:
-    """Depths (B, 1, H, W), above 0; targets nan where it is not known -> a number; 0 where nothing is known."""
+    """Compute SigLoss.
+
+    Args:
+        prediction: depths (B, 1, H, W), above 0.
+        targets: depths of the same shape, nan where unknown.
+
+    Returns:
+        The loss, a scalar; 0 if nothing is known.
+    """
     difference, known = log_difference(prediction, targets)
     values = difference[known]
     if len(values) < 2:
         return difference.sum()
-    return (values.var() + MEAN_WEIGHT * values.mean() ** 2 + 1e-12).sqrt()  # the root of 0 has no slope
+    return (values.var() + MEAN_WEIGHT * values.mean() ** 2 + 1e-12).sqrt()  # the gradient of the root is infinite at 0
 
 
 def gradient_loss(prediction: Tensor, targets: Tensor) -> Tensor:
-    """The same arguments; the sum over the scales of the mean absolute difference, along both axes."""
+    """Compute the gradient loss: the sum over scales of the mean absolute difference along both axes.
+
+    Arguments as in `sig_loss`.
+    """
     difference, known = log_difference(prediction, targets)
     total = difference.sum() * 0
     for scale in SCALES:

@@ -1,4 +1,4 @@
-"""Depth maps for fitting and judging: which rows have one, read at the image's own size or at the training size."""
+"""Depth maps: the rows that have them, and reading at the size of the image or at the training size."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,23 @@ from dinomed.progress import bar
 
 @dataclass(frozen=True)
 class DepthSource:
-    """Where depths are, and what stored values mean."""
+    """The column of the depth maps, and the meaning of stored values.
+
+    Attributes:
+        column: column of the manifest with paths of depth maps.
+        scale: depth of a stored value of 1, in `unit`.
+        unit: name of the unit.
+    """
 
     column: str = "depth"
     scale: float = 1.0
     unit: str = ""
 
     def usable(self, manifest: Manifest) -> Manifest:
-        """The rows that have a depth map.
+        """Return the rows that have a depth map.
 
         Raises:
-            UsageError: no such column, or it is empty; a path leaves the folder of the images.
+            UsageError: the column is missing or empty, or a path leaves the folder of the images.
         """
         if not manifest.has(self.column):
             raise UsageError(
@@ -44,21 +50,22 @@ class DepthSource:
         return manifest.take([i for i, cell in enumerate(cells) if cell is not None])
 
     def read(self, manifest: Manifest, index: int) -> np.ndarray:
-        """The depths of an image at its own size, float32 (H, W), nan where they are not known."""
+        """Read the depths of an image at its own size, float32 (H, W), nan where unknown."""
         size = (manifest.table["height"][index].as_py(), manifest.table["width"][index].as_py())
         return read_depth(manifest.root / manifest.table[self.column][index].as_py(), self.scale, size=size)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the source as plain data."""
         return {"column": self.column, "scale": self.scale, "unit": self.unit}
 
 
 def source_from(usage: Mapping[str, Any]) -> DepthSource:
-    """What a bundle says of its depth maps."""
+    """Return the source that a bundle records."""
     return DepthSource(**{key: value for key, value in usage["depth"].items() if key not in ("low", "high")})
 
 
 def shrink_depth(depth: np.ndarray, size: int) -> np.ndarray:
-    """To (size, size), as the image is squashed: the mean of the depths that are known in each new pixel."""
+    """Resize a depth map to (size, size): the mean of the known depths in each new pixel."""
     known = (~np.isnan(depth)).astype(np.float32)
     total = cv2.resize(np.nan_to_num(depth) * known, (size, size), interpolation=cv2.INTER_AREA)
     share = cv2.resize(known, (size, size), interpolation=cv2.INTER_AREA)
@@ -81,14 +88,14 @@ class DepthMaps:
                 maps.append(shrink_depth(depth, size))
                 progress.advance()
         if not self.low < self.high:
-            what = "no pixel of known depth" if not self.high else f"one depth only ({self.high:g})"
-            raise DinomedError(f"the depth maps of {split} have {what}; is the scale right?")
+            content = "no pixel of known depth" if not self.high else f"only one depth ({self.high:g})"
+            raise DinomedError(f"the depth maps of {split} have {content}; check the setting scale")
         self._maps = np.stack(maps)[:, None]
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """float32 (n, 1, size, size), nan where not known."""
+        """Return the maps of some images, float32 (n, 1, size, size), nan where unknown."""
         return torch.from_numpy(self._maps[list(indices)])
 
     def digest(self) -> bytes:
-        """SHA-256 of all of them."""
+        """Return the SHA-256 of all maps."""
         return hashlib.sha256(self._maps.tobytes()).digest()

@@ -1,35 +1,55 @@
-"""Predicting depth."""
+"""Prediction of depth maps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.inference.dense import DensePredictor, views_of
+from dinomed.adapters.predictor import Size
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.tasks.depth.maps import source_from
 from dinomed.backbones.frozen import FrozenBackbone
 
-_LEVELS = 1000  # a file whose values tell fewer depths apart is too coarse
+_LEVELS = 1000  # a file with fewer different values is too coarse
+
+
+@dataclass(frozen=True)
+class DepthPrediction:
+    """The prediction for an image of H x W pixels.
+
+    Attributes:
+        depth: float32 (H, W), in `unit`.
+        unit: unit of the training maps, as the user named it.
+    """
+
+    depth: np.ndarray
+    unit: str
 
 
 class DepthPredictor(DensePredictor):
-    """Depths between `low` and `high`, in the unit of the training maps."""
+    """Predicts depths between `low` and `high`, in the unit of the training maps."""
 
     def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone) -> None:
         super().__init__(record, adapter, backbone, views_of(record.usage))
-        given = record.usage["depth"]
-        self.low, self.high, self.source = float(given["low"]), float(given["high"]), source_from(record.usage)
+        depths = record.usage["depth"]
+        self.low, self.high, self.source = float(depths["low"]), float(depths["high"]), source_from(record.usage)
 
     def activate(self, logits: Tensor) -> Tensor:
         return logits.clamp(self.low, self.high)
 
     def depth(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, channels) -> float32 (H, W), at the image's own size."""
+        """Return the depths, float32 (H, W), of an image, uint8 (H, W, channels)."""
         return self.maps(image)[0]
+
+    def results(self, pixels: Tensor, sizes: Sequence[Size]) -> list[DepthPrediction]:
+        return [DepthPrediction(maps[0], self.source.unit) for maps in self.batch_maps(pixels, sizes)]
 
     @property
     def file_scale(self) -> float:
-        """Units a value of a written map: those of the training maps, if they are fine enough and reach far enough."""
+        """The depth of a value of 1 in written maps: that of the training maps, if it gives enough values and range."""
         scale = self.source.scale
         fits = self.high / scale <= 65535 and (self.high - self.low) / scale >= _LEVELS
         return scale if fits else self.high / 65535

@@ -1,4 +1,4 @@
-"""Settings of a segmenter's training run."""
+"""Settings for the training of segmenters."""
 
 from typing import Any
 
@@ -12,20 +12,22 @@ from dinomed.errors import UsageError
 
 
 class SegmentConfig(TrainConfig):
-    """`image_size` null: the smallest that gives 24 patches a side (32 for the multi-scale head), and not less than
-    the backbone's own. Patches are the finest detail that a linear head can draw.
+    """Settings of a segmenter.
 
-    `kind` and `classes` say how masks are stored, see `dinomed.adapters.tasks.segment.mask_schema`. Of multiclass label maps
-    `classes` may stay empty: the values that train and val have are the classes then.
+    With `image_size` null, it is the smallest size with 24 patches along a side (32 for the multi-scale head), and at
+    least the size of the backbone. A linear head cannot draw details finer than a patch.
 
-    `flips` and `scales`: predictions averaged over mirror images and over other sizes of the same image, as factors of
-    `image_size`; null leaves it to the head.
+    `kind` and `classes` define the mask schema (`dinomed.adapters.tasks.segment.mask_schema`). For multiclass label maps
+    `classes` may be empty; the classes are then the values in train and val.
 
-    `window`: images with a longer side than this, px, are predicted by windows of this size, which overlap by the share
-    `overlap`; null squashes every image whole. What is cut out of an image then has to be as large as what was learned
-    from: either the images of train are not larger than the window, or `crop` is set. Then training looks at random
-    windows of larger images, too, in every epoch another one of each, the share `crop` of which holds something of the
-    mask (`dinomed.adapters.fitting.windows`); val is predicted by windows after every epoch.
+    `flips` and `scales`: average predictions over mirror images, and over other sizes of the image, as factors of
+    `image_size`; null uses the defaults of the head.
+
+    `window`: predict images with a side longer than this, px, by windows of this size that overlap by the share
+    `overlap`; null resizes every image as a whole. Windows must show lesions at the scale of the training: either no image
+    of train is larger than the window, or `crop` is set. With `crop`, training uses a new random window of each larger
+    image in every epoch; the share `crop` of the windows contains a part of the mask
+    (`dinomed.adapters.fitting.windows`). Val is then predicted by windows after every epoch.
     """
 
     task = "segment"
@@ -38,7 +40,9 @@ class SegmentConfig(TrainConfig):
     scales: tuple[float, ...] | None = None
     window: int | None = Field(None, ge=16)
     overlap: float = Field(0.25, ge=0, le=0.9)
-    crop: float | None = Field(None, ge=0, le=1, description="share of training windows with something of the mask")
+    crop: float | None = Field(
+        None, ge=0, le=1, description="share of training windows that contain a part of the mask"
+    )
     fit: FitConfig = FitConfig(epochs=15, patience=3, batch_size=32, learning_rate=1e-3)
 
     @model_validator(mode="after")
@@ -52,7 +56,7 @@ class SegmentConfig(TrainConfig):
         if self.window is not None and self.scales not in (None, (1.0,)):
             raise ValueError("window and scales: windows have one size; leave one of them out")
         if self.crop is not None and self.window is None:
-            raise ValueError("crop: training looks at random windows; say how large they are: window=PX")
+            raise ValueError("crop: training uses random windows; set their size: window=PX")
         return self
 
     @classmethod

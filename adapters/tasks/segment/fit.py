@@ -1,4 +1,4 @@
-"""Fitting segmenters: minutes on two cores where features are computed once."""
+"""Training of segmenters. It takes minutes on two cores if features are cached."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,16 +52,22 @@ def fit_segmenter(
     cache: str | Path,
     overwrite: bool = False,
 ) -> FitResult:
-    """Fit a segmenter on the split train, keep the epoch with the best Dice on val, choose the thresholds on val (where
-    a pixel may have several classes, or none) at the images' own size, predicted as the bundle will predict: with its
-    mirror images, sizes or windows; write a bundle to `out`.
+    """Fit a segmenter on the split train, and write a bundle.
+
+    The epoch with the best Dice on val is kept. If classes are not exclusive, thresholds are chosen on val, at the size of
+    the images, with the mirror images, sizes or windows with which the bundle predicts.
 
     Args:
-        cache: where features are kept (`dinomed.features.extract.default_cache`).
+        backbone: the frozen backbone.
+        manifest: images with masks.
+        out: folder of the bundle.
+        config: settings; None for the defaults.
+        overwrite: replace an older adapter in `out`.
+        cache: folder of cached features (`dinomed.features.extract.default_cache`).
 
     Raises:
-        UsageError: no masks, masks with values that no class has, no train split, a group in two splits, or `out` is
-            in use.
+        UsageError: there are no masks, masks have values of no class, there is no split train, a group is in two
+            splits, or `out` is in use.
     """
     config = config or SegmentConfig()
     schema, splits = prepare_masks(manifest, config)
@@ -114,7 +120,7 @@ def fit_segmenter(
             def probabilities(row: int, shape: tuple[int, int]) -> np.ndarray:
                 if predicted is not None:
                     return next(predicted)
-                maps = adapter(features.val([row]))  # of features that are there already
+                maps = adapter(features.val([row]))  # from features that are computed already
                 return interpolate(maps.float(), shape, mode="bilinear")[0].sigmoid().cpu().numpy()
 
             thresholds, metrics["dice"] = choose_thresholds(splits.val, probabilities, schema)
@@ -131,7 +137,14 @@ def fit_segmenter(
 
 @dataclass(frozen=True)
 class _Targets:
-    """Masks of train (`take`; of windows their own) and of val (`val`) at the training size, and a hash of them all."""
+    """Masks at the training size.
+
+    Attributes:
+        take: rows of train to their masks; windows bring their own.
+        val: rows of val to their masks.
+        digest: hash of all masks.
+        windows: random windows of train, if training uses them.
+    """
 
     take: TargetLookup
     val: TargetLookup
@@ -140,6 +153,7 @@ class _Targets:
 
 
 def _read_targets(config: SegmentConfig, splits: Splits, size: int, schema: MaskSchema) -> _Targets:
+    """Read the masks of train and val."""
     if config.crop is None:
         masks, val = Masks(splits.train, size, "train", schema), Masks(splits.val, size, "val", schema)
         return _Targets(masks.take, val.take, masks.digest() + val.digest())
@@ -157,8 +171,10 @@ def _read_targets(config: SegmentConfig, splits: Splits, size: int, schema: Mask
 def _as_bundle(
     adapter: Adapter, base: FrozenBackbone, backbone: FrozenBackbone, schema: MaskSchema, usage: dict[str, Any]
 ) -> SegmentPredictor:
-    """The predictor that the bundle will be, of a head and a backbone (made of `base`) that still learn: what is chosen
-    on val is chosen on what will be predicted."""
+    """Return the predictor of the future bundle, while head and backbone (a tuned `base`) are still trained.
+
+    It makes the choices on val valid for the predictions of the bundle.
+    """
     record = AdapterRecord(
         task="segment", head=adapter.config.model_dump(mode="json"), classes=tuple(schema.names), usage=usage,
         backbone=BackboneReference(name=base.name, fingerprint=base.fingerprint, embed_dim=base.embed_dim),
@@ -168,29 +184,29 @@ def _as_bundle(
 
 
 def predicted_maps(predictor: SegmentPredictor, manifest: Manifest) -> Iterator[np.ndarray]:
-    """Probabilities (classes, H, W) of each image, as prediction gives them."""
+    """Yield the probabilities (classes, H, W) of each image, as the bundle predicts them."""
     for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
         yield from predictor.batch_maps(stack_pixels(loaded), [one.size for one in loaded])
 
 
 def prepare_masks(manifest: Manifest, config: SegmentConfig) -> tuple[MaskSchema, Splits]:
-    """What the masks mean, and the rows that have them, in train and val."""
+    """Return the mask schema, and the rows of train and val with masks."""
     schema = build_mask_schema(config.kind, config.classes) or find_mask_schema(manifest)
     splits = fit_splits(schema.usable(manifest), None, config.seed)
     if len(splits.train) < 2:
-        raise UsageError("train has one image with a mask only; a segmenter needs two or more")
+        raise UsageError("train has only one image with a mask; a segmenter needs two or more")
     sides = zip(splits.train.column("width"), splits.train.column("height"), strict=True)
     if config.window and config.crop is None and (longest := max(map(max, sides))) > config.window:
         raise UsageError(
-            f"window {config.window}: train has images of {longest} px, which are looked at whole; add --set crop=0.5 "
-            "to train on random windows of them, half of which hold something of the mask, or give a window of "
+            f"window {config.window}: train has images of {longest} px, which are used as a whole; add --set crop=0.5 "
+            "to train on random windows of them, half of which contain a part of the mask, or give a window of "
             f"{longest} or more"
         )
     return schema, splits
 
 
 def views_of_config(config: SegmentConfig, flips: bool, scales: tuple[float, ...]) -> Views:
-    """How the bundle will look at images: as the settings say, else as the head does."""
+    """Return the views of the bundle: those of the settings, else the defaults of the head."""
     return Views(
         flips=flips if config.flips is None else config.flips,
         scales=(1.0,) if config.window else scales if config.scales is None else config.scales,

@@ -1,11 +1,12 @@
-"""How masks say what a pixel is, and back: one lesion or none, one class of several, or classes that may overlap.
+"""Mask schemas: how mask values map to classes.
 
 - binary: a mask in the column `mask`, by the rule of `dinomed.images.binary`; one class, "lesion";
-- multiclass: a label map in the column `mask`; each value is a class, every pixel has one;
-- multilabel: each class has a mask of its own, in a column of its own (binary), or as a bit of the values of the
-  label map in the column `mask` (1, 2, 4, ...).
+- multiclass: a label map in the column `mask`; each value is a class, and every pixel has one;
+- multilabel: classes that may overlap. Each has a binary mask in its own column, or a bit of the values of the label map
+  in the column `mask` (1, 2, 4, ...).
 
-In memory a targets is uint8 (planes, H, W): one plane of class indices for multiclass, else a plane of 0 and 1 a class.
+Targets in memory are uint8 (planes, H, W): one plane of class indices for multiclass, else one plane of 0 and 1 for each
+class.
 """
 
 from collections import Counter
@@ -31,8 +32,13 @@ MAX_CLASSES, MAX_BITS = 256, 16
 
 @dataclass(frozen=True)
 class MaskSchema:
-    """`names` of the classes in the order of a head's channels; `codes`: the value of each in a label map (or its
-    bit), or the column of its masks."""
+    """The classes of masks.
+
+    Attributes:
+        kind: binary, multiclass or multilabel.
+        names: names of the classes, in the order of the head's channels.
+        codes: for each class its value or bit in a label map, or the column of its masks.
+    """
 
     kind: Kind
     names: tuple[str, ...]
@@ -40,25 +46,25 @@ class MaskSchema:
 
     @property
     def exclusive(self) -> bool:
-        """Whether every pixel has exactly one class: softmax, not sigmoid."""
+        """Whether every pixel has exactly one class: a softmax and not a sigmoid gives probabilities."""
         return self.kind == "multiclass"
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The manifest's columns that hold the masks."""
+        """The columns of the manifest that hold the masks."""
         named = tuple(str(code) for code in self.codes if isinstance(code, str))
         return named or (MASK,)
 
     @property
     def reported(self) -> tuple[int, ...]:
-        """The classes that metrics are about: all but the background (value 0 of a label map)."""
+        """The classes that are evaluated: all but the background (value 0 of a label map)."""
         return tuple(i for i, code in enumerate(self.codes) if not (self.exclusive and code == 0))
 
     def usable(self, manifest: Manifest) -> Manifest:
-        """The rows that have all masks.
+        """Return the rows that have all masks.
 
         Raises:
-            UsageError: a column is missing or empty, no row has all, or a path leaves the folder of the images.
+            UsageError: a column is missing or empty, no row has all masks, or a path leaves the folder of the images.
         """
         for column in self.columns:
             if not manifest.has(column):
@@ -73,7 +79,7 @@ class MaskSchema:
         if not full:
             raise UsageError(f"no image has a mask in every column of {', '.join(self.columns)}")
         if part:
-            logger.warning(f"{part} images have masks of some classes only, and are left out")
+            logger.warning(f"{part} images have masks of only some classes and are left out")
         for row in cells:
             for cell in row:
                 if cell is not None and leaves_root(cell):
@@ -81,11 +87,11 @@ class MaskSchema:
         return manifest.take(full)
 
     def read(self, manifest: Manifest, index: int) -> np.ndarray:
-        """The targets of an image at its own size, uint8 (planes, H, W).
+        """Read the targets of an image at its own size, uint8 (planes, H, W).
 
         Raises:
-            UnreadableImage: a mask is damaged, or of another size than its image.
-            UsageError: a value that no class has; all such values of this mask are listed.
+            UnreadableImage: a mask is damaged, or has another size than its image.
+            UsageError: the mask has values of no class; the message lists them.
         """
         size = (manifest.table["height"][index].as_py(), manifest.table["width"][index].as_py())
         paths = [_path(manifest, index, column) for column in self.columns]
@@ -102,7 +108,7 @@ class MaskSchema:
         return np.stack([(values & int(bit)) != 0 for bit in self.codes]).astype(np.uint8)
 
     def values(self) -> np.ndarray:
-        """Every value that a label map may hold."""
+        """Return every value that a label map may hold."""
         if self.exclusive:
             return np.array(self.codes, np.int64)
         sums = np.zeros(1, np.int64)
@@ -111,23 +117,33 @@ class MaskSchema:
         return sums
 
     def encode(self, targets: np.ndarray) -> np.ndarray:
-        """uint8 (planes, H, W) -> the values of a label map, int64 (H, W): the inverse of `read` for label maps. Masks
-        in columns of their own get the bits 1, 2, 4, ... in the order of the classes."""
+        """Return the values of a label map, int64 (H, W), of targets, uint8 (planes, H, W): the inverse of `read`."""
         if self.exclusive:
             return np.array(self.codes, np.int64)[targets[0]]
-        bits = [code if isinstance(code, int) else 2**i for i, code in enumerate(self.codes)]
+        bits = self.written_values
         return np.sum([plane.astype(np.int64) * bit for plane, bit in zip(targets, bits, strict=True)], axis=0)
 
+    @property
+    def written_values(self) -> list[int]:
+        """The value, or the bit, of each class in a written label map; masks in columns get the bits 1, 2, 4, ..."""
+        return [code if isinstance(code, int) else 2**i for i, code in enumerate(self.codes)]
+
+    def any_class(self, targets: np.ndarray) -> np.ndarray:
+        """Return the union of the reported classes, uint8 (H, W), of targets, uint8 (planes, H, W)."""
+        return np.asarray(self.planes(targets)[list(self.reported)].any(axis=0), np.uint8)
+
     def planes(self, targets: np.ndarray) -> np.ndarray:
-        """uint8 (planes, H, W) -> a mask of each class, uint8 (classes, H, W)."""
+        """Return a mask of each class, uint8 (classes, H, W), of targets, uint8 (planes, H, W)."""
         if not self.exclusive:
             return targets
         return (targets == np.arange(len(self.names))[:, None, None]).astype(np.uint8)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the schema as plain data."""
         return {"kind": self.kind, "names": list(self.names), "codes": list(self.codes)}
 
     def _refusal(self, path: Path, unknown: np.ndarray) -> str:
+        """Return the message about values of no class."""
         shown = ", ".join(map(str, unknown[:10].tolist())) + (", ..." if len(unknown) > 10 else "")
         known = ", ".join(f"{name} {code}" for name, code in zip(self.names, self.codes, strict=True))
         return (
@@ -140,15 +156,16 @@ BINARY = MaskSchema("binary", (LESION,), (1,))
 
 
 def mask_schema_from(data: Mapping[str, Any] | None) -> MaskSchema:
-    """The inverse of `MaskSchema.to_dict`; of nothing, the schema of binary masks."""
+    """Return the schema from plain data, the inverse of `MaskSchema.to_dict`; without data that of binary masks."""
     return BINARY if not data else MaskSchema(data["kind"], tuple(data["names"]), tuple(data["codes"]))
 
 
 def build_mask_schema(kind: Kind, classes: Mapping[str, int | str]) -> MaskSchema | None:
-    """The schema that settings describe; None where the values of label maps are to be found (`find_mask_schema`).
+    """Build the schema of some settings. Return None if the values of label maps are to be searched for
+    (`find_mask_schema`).
 
     Raises:
-        UsageError: settings that contradict each other.
+        UsageError: the settings contradict each other.
     """
     names, codes = tuple(classes), tuple(classes.values())
     if kind == "binary":
@@ -180,10 +197,10 @@ def build_mask_schema(kind: Kind, classes: Mapping[str, int | str]) -> MaskSchem
 
 
 def find_mask_schema(manifest: Manifest) -> MaskSchema:
-    """The values of all label maps of a manifest (train and val), each a class named by its value.
+    """Build the schema of the label maps of a manifest: each value in them is a class with that name.
 
     Raises:
-        UsageError: too many values for classes, or one only.
+        UsageError: there are too many values for classes, or only one.
     """
     counts: Counter[int] = Counter()
     plain = MaskSchema("multiclass", (), ())
@@ -193,12 +210,12 @@ def find_mask_schema(manifest: Manifest) -> MaskSchema:
         return np.unique(read_label_map(_path(rows, index, MASK))).tolist()
 
     with bar("values of the masks", len(rows)) as progress:
-        for found in prefetch(load, range(len(rows)), None):
-            counts.update(found)
+        for values in prefetch(load, range(len(rows)), None):
+            counts.update(values)
             progress.advance()
             if len(counts) > MAX_CLASSES:
                 raise UsageError(
-                    f"the masks have more than {MAX_CLASSES} values; these are no label maps (brightness, depth?)"
+                    f"the masks have more than {MAX_CLASSES} values; they are no label maps (perhaps images or depth maps)"
                 )
     codes = tuple(sorted({0, *counts}))
     if codes[0] < 0:

@@ -1,5 +1,6 @@
-"""Predicting masks: probabilities of classes, what they say of each pixel, and the summary of one lesion map."""
+"""Prediction of masks: class probabilities, the decision at each pixel, and the summary of a lesion map."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,14 +9,36 @@ from torch.nn.functional import interpolate
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.inference.dense import DensePredictor, views_of
+from dinomed.adapters.predictor import Size
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
 from dinomed.backbones.frozen import FrozenBackbone
 
 
+@dataclass(frozen=True)
+class MaskPrediction:
+    """The prediction for an image of H x W pixels.
+
+    Attributes:
+        mask: uint8 (H, W). One class: 1 in the mask, 0 elsewhere. Several: the value of the class at each pixel, or the
+            sum of the bits of the classes (int64), as ``dinomed predict`` writes it.
+        masks: class to its mask, uint8 (H, W) of 0 and 1, without the background.
+        probabilities: float32 (classes, H, W), 0 to 1, in the order of `SegmentPredictor.classes`.
+    """
+
+    mask: np.ndarray
+    masks: dict[str, np.ndarray]
+    probabilities: np.ndarray
+
+
 class SegmentPredictor(DensePredictor):
-    """Probabilities of each class. `threshold` is the one that was best on validation, `thresholds` that of each class
-    (of no meaning where classes exclude each other: the most probable one counts there)."""
+    """Predicts the probabilities of each class.
+
+    Attributes:
+        schema: the classes.
+        threshold: best threshold on val of a segmenter of one class.
+        thresholds: threshold of each class; unused for exclusive classes, where the most probable class is decided.
+    """
 
     def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone) -> None:
         usage = record.usage
@@ -29,30 +52,42 @@ class SegmentPredictor(DensePredictor):
         return logits.softmax(1) if self.schema.exclusive else logits.sigmoid()
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, channels) -> the probability of each class, float32 (classes, H, W), at the image's own size."""
+        """Return the probability of each class, float32 (classes, H, W), for an image, uint8 (H, W, channels)."""
         return self.maps(image)
 
     def probability(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, channels) -> the probability of a lesion, float32 (H, W); of several classes, that of any."""
+        """Return the probability of a lesion (of any class), float32 (H, W), for an image, uint8 (H, W, channels)."""
         return self.any_class(self.maps(image))
 
+    def results(self, pixels: Tensor, sizes: Sequence[Size]) -> list[MaskPrediction]:
+        return [self._result(probabilities) for probabilities in self.batch_maps(pixels, sizes)]
+
+    def _result(self, probabilities: np.ndarray) -> MaskPrediction:
+        schema, decided = self.schema, self.decide(probabilities)
+        planes = schema.planes(decided)
+        mask = decided[0] if len(schema.names) == 1 else schema.encode(decided)
+        return MaskPrediction(mask, {schema.names[k]: planes[k] for k in schema.reported}, probabilities)
+
     def any_class(self, probabilities: np.ndarray) -> np.ndarray:
-        """(classes, H, W) -> (H, W): of classes that exclude each other all but the background's, else the largest."""
+        """Return the probability of any class, (H, W), from those of all classes, (classes, H, W).
+
+        Of exclusive classes it is the sum without the background, else the largest.
+        """
         if not self.schema.exclusive:
             return probabilities.max(axis=0)
         return probabilities[list(self.schema.reported)].sum(axis=0).clip(0, 1)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """float32 (classes, H, W) -> uint8 (planes, H, W), as `dinomed.adapters.tasks.segment.mask_schema` has it."""
+        """Return the decision at each pixel, uint8 (planes, H, W) as in `mask_schema`, from float32 (classes, H, W)."""
         if self.schema.exclusive:
             return probabilities.argmax(axis=0).astype(np.uint8)[None]
-        cuts = np.array(self.thresholds, np.float32)[:, None, None]
-        return (probabilities >= cuts).astype(np.uint8)
+        thresholds = np.array(self.thresholds, np.float32)[:, None, None]
+        return (probabilities >= thresholds).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class LesionSummary:
-    """What there is to say of one probability map; see `lesion_summary`."""
+    """The area and the confidence of a mask; see `lesion_summary`."""
 
     area_px: int
     area_fraction: float
@@ -61,24 +96,24 @@ class LesionSummary:
 
 
 def lesion_summary(probability: np.ndarray, threshold: float) -> LesionSummary:
-    """Area and confidence of the pixels that are at least `threshold` probable; probability float32 (H, W).
+    """Measure the pixels whose probability, float32 (H, W), is at least `threshold`.
 
-    `area_px` counts pixels of the image's own size, `area_fraction` is their share of the image (0 to 1). `confidence`
-    is the mean probability inside the mask, None where the mask is empty. It is not calibrated, cannot be below the
-    threshold, and says nothing of what was missed: how sure the model is, not how often it is right.
+    Returns:
+        `area_px`, in pixels of the image; `area_fraction`, the share of the image, 0 to 1; `confidence`, the mean
+        probability in the mask, None if the mask is empty; and `highest`, the largest probability in the image. The
+        confidence is not calibrated, is never below the threshold, and is no measure of missed lesions.
     """
     inside = probability >= threshold
     return summarize(probability, inside)
 
 
 def summarize(probability: np.ndarray, inside: np.ndarray) -> LesionSummary:
-    """The same of any mask `inside`, bool (H, W)."""
+    """Measure a mask `inside`, bool (H, W)."""
     area = int(inside.sum())
     confidence = float(probability[inside].mean(dtype=np.float64)) if area else None
     return LesionSummary(area, area / inside.size, confidence, float(probability.max()))
 
 
 def resize_probability(logits: Tensor, size: tuple[int, ...]) -> np.ndarray:
-    """(1, 1, rows, columns) logits to probabilities float32 (height, width) of an image of that size, px, as
-    `DensePredictor.resized` does."""
+    """Return probabilities, float32 (height, width), of logits (1, 1, rows, columns), as `DensePredictor.resized`."""
     return interpolate(logits.float(), (size[0], size[1]), mode="bilinear")[0, 0].sigmoid().cpu().numpy()

@@ -13,7 +13,9 @@ from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import load_source
 from dinomed.adapters.export.traceable import AnyPool, traceable
 from dinomed.adapters.heads.decoders import DECODERS
-from dinomed.adapters.inference.loader import AnyPredictor, ClassifyPredictor, load_adapter
+from dinomed.adapters.inference.loader import load_adapter
+from dinomed.adapters.predictor import Predictor
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.errors import UsageError
 
 Make = Callable[..., Path]
@@ -36,14 +38,14 @@ ALL += [("classify", "linear", {"classes": THREE, "tune": "lora:2"}), ("segment"
 CLOSE = 1e-3
 
 
-def picture(predictor: AnyPredictor, height: int, width: int) -> np.ndarray:
+def picture(predictor: Predictor, height: int, width: int) -> np.ndarray:
     """Noise and a bright square, uint8: of the backbone's own size, so that nothing is resized on the way."""
     image = np.random.default_rng(5).integers(0, 160, (height, width, predictor.backbone.preprocessing.channels))
     image[height // 4 : height // 2, width // 4 : width // 2] += 90
     return image.astype(np.uint8)
 
 
-def predicted(predictor: AnyPredictor, image: np.ndarray) -> np.ndarray:
+def predicted(predictor: Predictor, image: np.ndarray) -> np.ndarray:
     """What a user of `load_adapter` gets."""
     if isinstance(predictor, ClassifyPredictor):
         return np.array(list(predictor.probabilities(image).values()))

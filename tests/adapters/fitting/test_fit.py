@@ -12,12 +12,14 @@ import torch
 from dinomed.adapters.bundle import read_record
 from dinomed.adapters.evaluation.evaluate import evaluate
 from dinomed.adapters.fitting.config import FitConfig
-from dinomed.adapters.inference.loader import ClassifyPredictor, SegmentPredictor, load_adapter, resize_probability
+from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.fit import class_weights, fit_classifier
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.adapters.tasks.segment.masks import load_mask
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor, resize_probability
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing

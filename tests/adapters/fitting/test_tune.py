@@ -21,13 +21,14 @@ from dinomed.adapters.fitting.config import BackboneTuneConfig
 from dinomed.adapters.fitting.feature_source import check_precision
 from dinomed.adapters.fitting.tune import LearningBackbone
 from dinomed.adapters.heads.linear import LinearSegmenter
-from dinomed.adapters.inference.loader import SegmentPredictor, load_adapter
+from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.fit import fit_classifier
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.depth.fit import fit_depth
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import fit_segmenter
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.config import build_config, to_yaml

@@ -14,11 +14,12 @@ from dinomed.adapters.fitting.augment import Augment, AugmentConfig
 from dinomed.adapters.fitting.image_batches import ImageBatches
 from dinomed.adapters.fitting.optimizers import BatchIndices
 from dinomed.adapters.fitting.windows import RandomWindows
-from dinomed.adapters.inference.loader import SegmentPredictor, load_adapter
+from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import fit_segmenter, predicted_maps
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.masks import THRESHOLDS, WholeMasks, choose_thresholds, dice_of_maps, shrink_targets
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest

@@ -12,12 +12,16 @@ from PIL import Image
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.inference import folder as folders
 from dinomed.adapters.inference.folder import predict_collection
-from dinomed.adapters.inference.loader import ClassifyPredictor, SegmentPredictor, lesion_summary, load_adapter
-from dinomed.adapters.inference.outputs import ClassifyWriter, SegmentWriter, file_names
+from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.fit import fit_classifier
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
+from dinomed.adapters.tasks.classify.writer import ClassifyWriter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import fit_segmenter
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor, lesion_summary
+from dinomed.adapters.tasks.segment.writer import SegmentWriter
+from dinomed.adapters.writer import file_names
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
 from dinomed.datasets.open import open_dataset
@@ -182,9 +186,9 @@ def test_an_interrupted_prediction_goes_on(
         return write_rows(*arguments)
 
     writer = SegmentWriter if task == "segment" else ClassifyWriter
-    write_rows = writer.rows
+    write_rows = writer.write_batch
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "rows", stop_in_the_second)
+        patch.setattr(writer, "write_batch", stop_in_the_second)
         with pytest.raises(KeyboardInterrupt):
             predict_collection(predictor, manifest, out)
     assert json.loads((out / "predictions.json").read_text())["complete"] is False

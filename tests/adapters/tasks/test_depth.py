@@ -15,11 +15,12 @@ from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.heads.depth import LinearDepth, LinearDepthConfig
 from dinomed.adapters.inference.folder import predict_collection
-from dinomed.adapters.inference.loader import DepthPredictor, load_adapter
+from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.depth.fit import fit_depth
 from dinomed.adapters.tasks.depth.losses import gradient_loss, sig_loss
 from dinomed.adapters.tasks.depth.maps import DepthSource, shrink_depth
+from dinomed.adapters.tasks.depth.predict import DepthPredictor
 from dinomed.backbones.load import load_backbone
 from dinomed.config import load_config
 from dinomed.configs import find_config
@@ -187,7 +188,7 @@ def test_what_is_wrong_with_depth_maps_is_said(lesion_manifest: Path, tiny_backb
     with pytest.raises(UsageError, match="leaves the folder"):
         fit_depth(backbone, climbing, tmp_path / "b", cache=tmp_path / "s")
     flat = manifest.table.append_column("depth", pa.array(["flat.npy"] * len(manifest), pa.string()))
-    with pytest.raises(DinomedError, match=r"one depth only \(3\)"):
+    with pytest.raises(DinomedError, match=r"only one depth \(3\)"):
         fit_depth(backbone, Manifest(flat, tmp_path), tmp_path / "c", cache=tmp_path / "s")
     with pytest.raises(ValueError, match="must be below"):
         LinearDepthConfig(low=3, high=2)

@@ -11,11 +11,11 @@ import torch
 
 from dinomed.adapters.bundle import read_record
 from dinomed.adapters.evaluation.evaluate import evaluate, evaluate_in_full
-from dinomed.adapters.evaluation.report import JudgedClasses
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify import predict_groups
 from dinomed.adapters.tasks.classify.answer import Answer, calibrate
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
 from dinomed.adapters.tasks.classify.fit import fit_classifier
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.classify.predict_groups import predict_group_table
@@ -126,8 +126,8 @@ def test_one_answer_for_a_group_is_the_head_on_its_pooled_features(
     found = evaluate_in_full(result.folder, data, "val", resamples=10)
     assert found.result["unit"] == "group"
     assert found.result["metrics"]["nll"] == pytest.approx(result.validation["nll"], abs=1e-3)
-    judged, predictor = found.judged, found.predictor
-    assert isinstance(judged, JudgedClasses)
+    judged, predictor = found.evaluated, found.predictor
+    assert isinstance(judged, EvaluatedClasses)
     assert isinstance(predictor, ClassifyPredictor)
     assert len(judged.groups) == found.result["metrics"]["n"] < len(data.select(split="val"))
     image = read_image(manifest.path(0))
@@ -139,10 +139,10 @@ def test_answers_for_images_are_averaged_over_their_group(
 ) -> None:
     folder = fit_classifier(backbone, manifest, tmp_path / "out", settings(), cache=place / "cache").folder
     images, groups = (
-        evaluate_in_full(folder, manifest, "test", resamples=10, unit=unit).judged for unit in ("image", "group")
+        evaluate_in_full(folder, manifest, "test", resamples=10, unit=unit).evaluated for unit in ("image", "group")
     )
-    assert isinstance(images, JudgedClasses)
-    assert isinstance(groups, JudgedClasses)
+    assert isinstance(images, EvaluatedClasses)
+    assert isinstance(groups, EvaluatedClasses)
     for index, name in enumerate(groups.groups):
         own = [i for i, group in enumerate(images.groups) if group == name]
         np.testing.assert_allclose(groups.probabilities[index], images.probabilities[own].mean(0), atol=1e-6)
@@ -154,7 +154,7 @@ def test_what_cannot_be_asked_is_told_in_one_line(
 ) -> None:
     with pytest.raises(UsageError, match="lbfgs takes all images at once; head attentive needs adamw"):
         build_config(ClassifyConfig, {"head": {"name": "attentive"}, "fit": {"optimizer": "lbfgs"}}, "test")
-    with pytest.raises(UsageError, match="looks at the patches of one image"):
+    with pytest.raises(UsageError, match="reads the patches of one image"):
         settings("attentive", unit="group")
     with pytest.raises(UsageError, match="a separator is for one column"):
         settings(label=["a", "b"], separator="|")
@@ -204,8 +204,8 @@ def test_a_table_of_groups_is_what_evaluation_measures(
     assert predict_group_table(predictor, test, tmp_path / "table").groups == len(set(own) - {None}) + own.count(None)
     lines = [line.split(",") for line in (tmp_path / "table" / "predictions.csv").read_text().splitlines()]
     assert lines[0] == ["group", "images", "predicted", *manifest.classes()]
-    judged = evaluate_in_full(folder, data, unit="group", resamples=10).judged
-    assert isinstance(judged, JudgedClasses)
+    judged = evaluate_in_full(folder, data, unit="group", resamples=10).evaluated
+    assert isinstance(judged, EvaluatedClasses)
     for line, name, expected in zip(lines[1:], judged.groups, judged.probabilities, strict=True):
         count = own.count(name) if isinstance(name, str) else 1
         alone = [image for image, group in zip(test.column("image"), own, strict=True) if group is None]

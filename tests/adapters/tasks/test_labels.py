@@ -63,7 +63,7 @@ def test_columns_that_hold_no_labels_or_none_of_train_are_refused() -> None:
         LabelColumns(("group",)).usable(table(a=["1"], group=["p"]))
     with pytest.raises(UsageError, match=r"no column 'c', 'd' for the labels a, c, d \(columns: a\)"):
         LabelColumns(("a", "c", "d")).usable(table(a=["1"]))
-    with pytest.raises(UsageError, match="label 'b': not known of any training image; leave it out"):
+    with pytest.raises(UsageError, match="label 'b': unknown for every training image; leave it out"):
         LabelColumns(("a", "b")).names(table(a=["1", "0"], b=[None, None]))
 
 

@@ -15,12 +15,13 @@ from dinomed.adapters.evaluation.evaluate import evaluate
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.inference.dense import DensePredictor, Views, _starts
 from dinomed.adapters.inference.folder import predict_collection
-from dinomed.adapters.inference.loader import SegmentPredictor, load_adapter
+from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.adapters.tasks.segment.losses import build_loss
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema, build_mask_schema, find_mask_schema
 from dinomed.adapters.tasks.segment.masks import Masks, dice_of_logits, shrink_targets
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.scan import scan

@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.evaluation.report import (
-    JudgedClasses,
-    JudgedValues,
-    by_subgroup,
-    extremes,
+    extreme_cases,
     split_subgroups,
     summarize,
+    summarize_subgroups,
 )
 from dinomed.adapters.tasks.classify.answer import Answer
+from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
 from dinomed.apps import cli
 from dinomed.apps.pages.plots import bands, matrix, square, thin
 from dinomed.datasets.manifest import Manifest, read_manifest, write_manifest
@@ -100,9 +100,9 @@ def test_subgroups_are_the_metrics_of_their_rows(user: Path) -> None:
     manifest = read_manifest(user / "m.parquet")
     values = np.random.default_rng(0).random(len(manifest))
     groups: list[object] = list(range(len(manifest)))
-    judged = JudgedValues(manifest, groups, {"dice": values}, lambda rows: {"n": len(rows)})
+    judged = EvaluatedValues(manifest, groups, {"dice": values}, lambda rows: {"n": len(rows)})
     sex = np.array(manifest.column("sex"))
-    for row in by_subgroup(judged, ["sex"], 100)["sex"]:
+    for row in summarize_subgroups(judged, ["sex"], 100)["sex"]:
         own = values[sex == row["value"]]
         expected = bootstrap_mean(own, list(range(len(own))), resamples=100)[0]
         found = row["intervals"]["dice"]
@@ -121,16 +121,16 @@ def test_one_class_only_and_labels_that_training_has_not_make_a_report(user: Pat
     manifest = read_manifest(user / "m.parquet").take(range(6))
     probabilities = np.random.default_rng(0).dirichlet(np.ones(2), 6)
     groups: list[object] = list(range(6))
-    one = JudgedClasses(manifest, groups, np.zeros(6, int), probabilities, ["a", "b"], Answer(thresholds=(0.5, 0.5)))
+    one = EvaluatedClasses(manifest, groups, np.zeros(6, int), probabilities, ["a", "b"], Answer(thresholds=(0.5, 0.5)))
     found = summarize(one, ["sex"], 20)
     assert np.isnan(found["intervals"]["auroc"]["value"])
     assert np.isnan(found["operating"]["b"]["sensitivity"])
     truth = np.array([0, 1, 2, 0, 1, 2])
-    unseen = JudgedClasses(manifest, groups, truth, probabilities, ["a", "b", "new"], Answer(thresholds=(0.5, 0.5)))
+    unseen = EvaluatedClasses(manifest, groups, truth, probabilities, ["a", "b", "new"], Answer(thresholds=(0.5, 0.5)))
     found = summarize(unseen, (), 20)
     assert found["metrics"]["per_class"]["new"]["recall"] == 0
     assert set(found["operating"]) == {"a", "b"}
-    best, worst = extremes(unseen, 2)
+    best, worst = extreme_cases(unseen, 2)
     assert set(worst) == {2, 5}  # what it could not know
     assert not set(best) & set(worst)
 

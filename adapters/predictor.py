@@ -1,0 +1,104 @@
+"""The base class of predictors: an adapter with its backbone, from images to predictions."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinomed.adapters.adapter import Adapter, FeatureSpec
+from dinomed.adapters.record import AdapterRecord
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.features.compute import Features, compute_features
+from dinomed.images.in_memory import ImageSource, as_pixels
+from dinomed.io.prefetch import batched
+
+Size = tuple[int, ...]
+"""Height and width of an image, px."""
+
+
+class Predictor(ABC):
+    """An adapter with its backbone. Each task has a subclass.
+
+    Attributes:
+        task: name of the task.
+        classes: names of the classes, in the order of the channels of the head.
+        metadata: record of the bundle, as a dict.
+    """
+
+    unit: str = "image"
+    """What one prediction is for: ``image``, or ``group`` for all images of a group."""
+    batch_size: int = 16
+    """Number of images in a batch."""
+
+    def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone) -> None:
+        self.task = record.task
+        self.classes: Sequence[str] = record.classes
+        self.metadata: dict[str, Any] = record.model_dump(mode="json")
+        self.adapter, self.backbone = adapter.to(backbone.device), backbone
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How files are read and prepared for `logits`."""
+        return self.backbone.preprocessing
+
+    @property
+    def feature_spec(self) -> FeatureSpec:
+        """The features that the head reads."""
+        return self.adapter.feature_spec
+
+    def predict(self, images: Iterable[ImageSource]) -> list[Any]:
+        """Predict images from files or from memory.
+
+        Args:
+            images: paths, PIL images, arrays (H, W) or (H, W, C), or torch tensors (C, H, W) or (H, W), in any mixture;
+                see `dinomed.images.in_memory.as_pixels`.
+
+        Returns:
+            One result for each image, in order: a `ClassPrediction`, `MaskPrediction` or `DepthPrediction`, or what
+            another task defines.
+
+        Raises:
+            UnreadableImage: a file is missing or damaged.
+            UsageError: an object is no image.
+        """
+        reading, results = self.preprocessing, []
+        for batch in batched(images, self.batch_size):
+            arrays = [as_pixels(image, channels=reading.channels, intensity=reading.intensity) for image in batch]
+            pixels = torch.stack([reading(array) for array in arrays])
+            results += self.results(pixels, [array.shape[:2] for array in arrays])
+        return results
+
+    @abstractmethod
+    def results(self, pixels: Tensor, sizes: Sequence[Size]) -> list[Any]:
+        """Return the results of a batch.
+
+        Args:
+            pixels: a batch prepared by `preprocessing`.
+            sizes: height and width of each image, px.
+        """
+
+    @abstractmethod
+    def outputs(self, adapter: nn.Module, features: Features, size: Size) -> Tensor:
+        """Return the output of the head for a batch of features as a person reads it: probabilities, depths.
+
+        It is traced for export, with `adapter` in place of the predictor's own; `size` is the size of maps, px.
+        """
+
+    @abstractmethod
+    def outputs_of_features(self, features: Features, sizes: Sequence[Size]) -> list[Any]:
+        """Return the output for each image from features of a backbone pass that other consumers share."""
+
+    @abstractmethod
+    def reference_outputs(self, pixels: Tensor) -> Tensor:
+        """Return the output for preprocessed images (B, channels, H, W), to compare an exported model with."""
+
+    @torch.inference_mode()
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Return the logits of preprocessed images (B, channels, height, width); see `Adapter`."""
+        return self.adapter(self._features(pixels)).float()
+
+    def _features(self, pixels: Tensor) -> Features:
+        return compute_features(self.backbone, pixels, self.feature_spec.blocks, self.feature_spec.patches)

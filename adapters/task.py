@@ -1,0 +1,138 @@
+"""Tasks: what distinguishes classification, segmentation and depth estimation, in one object each.
+
+Training, evaluation, prediction, export, the model card and the reports ask the task of an adapter, and have no branches
+on its name.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from dinomed.errors import UsageError, did_you_mean
+from dinomed.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dinomed.adapters.evaluated import EvaluatedUnits
+    from dinomed.adapters.fitting.config import TrainConfig
+    from dinomed.adapters.predictor import Predictor
+    from dinomed.adapters.record import AdapterRecord
+    from dinomed.adapters.writer import PredictionWriter
+    from dinomed.datasets.manifest import Manifest
+
+GROUP = "dinomed.tasks"
+BUILT_IN_TASKS = {name: f"dinomed.adapters.tasks.{name}.task" for name in ("classify", "segment", "depth")}
+Unit = Literal["image", "group"]
+
+
+class Task(ABC):
+    """A kind of prediction.
+
+    To add a task NAME, write one module (tests/adapters/tasks/number_task.py is a complete example):
+
+    1. a subclass of `TrainConfig` with ``task = "NAME"`` and the settings;
+    2. a head: a subclass of `Adapter` with ``task = "NAME"``, registered by ``@ADAPTERS.register("NAME.linear")``;
+    3. a function that fits the head and calls `save_bundle`, like `dinomed.adapters.tasks.depth.fit.fit_depth`;
+    4. a subclass of `Predictor`, and one of `PredictionWriter`;
+    5. a subclass of `Task`, registered by ``@TASKS.register("NAME")``, with the members that are abstract here.
+
+    Import the module, or name the class in an entry point of the group ``dinomed.tasks``; ``dinomed train NAME`` then
+    works, as do evaluate and predict.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    """What an adapter of this task is called: ``classifier``."""
+    help: ClassVar[str] = ""
+    """Help text of ``dinomed train NAME``."""
+    pipeline_tag: ClassVar[str] = "other"
+    """The task in the terms of the Hugging Face hub."""
+    output_names: ClassVar[tuple[str, ...]] = ("output",)
+    """Names of the outputs of an exported graph."""
+    case_note: ClassVar[str] = ""
+    """Explanation of the pictures of cases on the page of an evaluation."""
+    config: "type[TrainConfig]"
+    predictor: "type[Predictor]"
+
+    @property
+    @abstractmethod
+    def fit(self) -> Callable[..., Any]:
+        """The function that fits an adapter: (backbone, manifest, out, config, *, cache, overwrite) -> `FitResult`."""
+
+    @abstractmethod
+    def usable_rows(self, record: "AdapterRecord", manifest: "Manifest") -> "Manifest":
+        """Return the rows of a manifest that have targets for an adapter. Raise a `UsageError` if there are none."""
+
+    @abstractmethod
+    def evaluate(self, predictor: Any, manifest: "Manifest", split: str) -> "EvaluatedUnits":
+        """Return the predictions for the rows of `usable_rows`, beside their targets."""
+
+    @abstractmethod
+    def build_writer(self, predictor: Any, names: Sequence[str]) -> "PredictionWriter":
+        """Return the writer of predictions for images of these relative paths."""
+
+    def evaluate_units(
+        self, predictor: Any, manifest: "Manifest", split: str, unit: Unit | None = None
+    ) -> "EvaluatedUnits":
+        """As `evaluate`, by image or by group; only classifiers predict groups."""
+        if unit == "group":
+            raise UsageError(f"--unit group is for classifiers, and this is a {self.title}; leave it out")
+        return self.evaluate(predictor, manifest, split)
+
+    def predict_groups(self, predictor: Any, manifest: "Manifest", out: Path, *, overwrite: bool) -> Any:
+        """Write a table with one row for each group; see `dinomed.adapters.tasks.classify.predict_groups`."""
+        raise UsageError(f"--unit group is for classifiers, and this is a {self.title}; leave it out")
+
+    def evaluation_settings(self, predictor: Any) -> dict[str, Any]:
+        """Return settings of the adapter that the report of an evaluation holds, such as its threshold."""
+        return {}
+
+    def class_table(self, metrics: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]] | None:
+        """Return columns and rows of the metrics by class that ``dinomed evaluate`` prints; None without classes."""
+        return None
+
+    def masks_of_case(
+        self, predictor: Any, manifest: "Manifest", row: int, image: "np.ndarray"
+    ) -> "tuple[np.ndarray, np.ndarray] | None":
+        """Return the predicted and the reference mask (H, W) of a case, for its picture; None without masks."""
+        return None
+
+    def card_rows(self, record: "AdapterRecord") -> list[tuple[str, str]]:
+        """Return rows of the model card: how outputs are to be read."""
+        return []
+
+    def export_lines(self, predictor: Any) -> list[str]:
+        """Return lines for the card of an exported folder: how outputs are to be read."""
+        return []
+
+    def monai_output(self, predictor: Any) -> dict[str, Any]:
+        """Return the output format for the metadata of a MONAI bundle."""
+        raise UsageError(f"a {self.title} cannot be exported as a MONAI bundle; take another format")
+
+    def monai_writer(self, predictor: Any) -> tuple[str, str]:
+        """Return two expressions for a MONAI bundle: what is done with one output, and what the list is written as."""
+        raise UsageError(f"a {self.title} cannot be exported as a MONAI bundle; take another format")
+
+
+TASKS: Registry[type[Task]] = Registry("task", GROUP)
+
+
+def task_names() -> list[str]:
+    """Return the names of all tasks, those of dinomed first."""
+    return [*BUILT_IN_TASKS, *(name for name in TASKS if name not in BUILT_IN_TASKS)]
+
+
+def find_task(name: str) -> Task:
+    """Return a task by its name; its module is imported now.
+
+    Raises:
+        UsageError: there is no such task; the message gives the nearest name.
+    """
+    if name in BUILT_IN_TASKS:
+        import_module(BUILT_IN_TASKS[name])
+    elif name not in TASKS:
+        raise UsageError(f"unknown task {name!r}{did_you_mean(name, task_names())}")
+    return TASKS[name]()

@@ -1,0 +1,105 @@
+"""Predicted probabilities of a classifier beside the labels, with the metrics over them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dinomed.adapters.evaluated import EvaluatedUnits
+from dinomed.adapters.fitting.data import widen
+from dinomed.adapters.tasks.classify.answer import Answer
+from dinomed.datasets.manifest import Manifest
+from dinomed.metrics.bootstrap import RESAMPLES, Statistic, bootstrap_mean
+from dinomed.metrics.calibration import log_losses
+from dinomed.metrics.classification import Predictions, classification_metrics
+from dinomed.metrics.multilabel import MultilabelPredictions, multilabel_metrics
+from dinomed.metrics.operating import operating_point
+
+
+@dataclass
+class EvaluatedClasses(EvaluatedUnits):
+    """Units with class probabilities.
+
+    Args:
+        targets: labels, as in `dinomed.adapters.heads.solve.Examples`.
+        probabilities: float (N, K) of the K classes of the classifier.
+        names: the K classes, then those that occur only in these targets.
+        answer: how probabilities become a prediction.
+    """
+
+    manifest: Manifest
+    groups: list[str]
+    targets: np.ndarray
+    probabilities: np.ndarray
+    names: list[str]
+    answer: Answer
+
+    def __post_init__(self) -> None:
+        self.wide = widen(self.probabilities, len(self.names))
+        self.headline = ("auroc", "auprc", "ece", "brier", "nll")
+        if self.answer.multilabel:
+            filled = np.nan_to_num(self.wide)
+            of_target = np.where(np.isnan(self.targets), np.nan, np.where(self.targets == 1, filled, 1 - filled))
+            self.scores = np.nan_to_num(np.nanmean(of_target, axis=1)) if len(of_target) else np.zeros(0)
+        else:
+            self.headline = ("auroc", "balanced_accuracy", "accuracy", *self.headline[1:])
+            self.scores = np.exp(-np.nan_to_num(log_losses(self.targets, self.wide), nan=np.inf))
+
+    @property
+    def thresholds(self) -> list[float | None]:
+        """The threshold of each name, chosen on val; None for a class that occurs only in these targets."""
+        return [*self.answer.thresholds, *[None] * len(self.names)][: len(self.names)]
+
+    def metrics(self, rows: Sequence[int]) -> dict[str, Any]:
+        picked = list(rows)
+        if self.answer.multilabel:
+            return multilabel_metrics(self.targets[picked], self.wide[picked], self.names, self.thresholds)
+        return classification_metrics(self.targets[picked], self.wide[picked], self.names)
+
+    def statistic(self, rows: Sequence[int]) -> Statistic:
+        picked = list(rows)
+        kind = MultilabelPredictions if self.answer.multilabel else Predictions
+        predictions = kind(self.targets[picked], self.wide[picked], self.names)
+        return lambda counts: np.stack([predictions.values(counts)[name] for name in self.headline], axis=1)
+
+    def details(self, resamples: int = RESAMPLES) -> dict[str, Any]:
+        return {"operating": self.operating_points(resamples), "temperature": self.answer.temperature}
+
+    def describe_unit(self, unit: int, titles: Mapping[str, str]) -> str:
+        probabilities = np.nan_to_num(self.wide[unit], nan=-1.0)
+        if self.answer.multilabel:
+            labels = [name for name, value in zip(self.names, self.targets[unit], strict=True) if value == 1]
+            predicted = [
+                f"{name} {value:.2f}"
+                for name, value, threshold in zip(self.names, probabilities, self.thresholds, strict=True)
+                if value >= (0.5 if threshold is None else threshold)
+            ]
+            return f"label: {', '.join(labels) or 'none'}; predicted: {', '.join(predicted) or 'none'}"
+        best = int(probabilities.argmax())
+        label = self.names[int(self.targets[unit])]
+        return f"label: {label}; predicted: {self.names[best]} {probabilities[best]:.2f}"
+
+    def positives(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the units whose label of one class is known, and whether they have it."""
+        known = self.targets[:, index] if self.targets.ndim == 2 else (self.targets == index).astype(float)
+        rows = np.flatnonzero(~np.isnan(known))
+        return rows, known[rows] == 1
+
+    def operating_points(self, resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
+        """Return for each class, against the rest, the metrics at the threshold chosen on val, with intervals."""
+        points = {}
+        for index, (name, threshold) in enumerate(zip(self.names, self.thresholds, strict=True)):
+            if threshold is None:
+                continue
+            rows, positive = self.positives(index)
+            scores = self.wide[rows, index]
+            called = (scores >= threshold).astype(float)
+            columns = np.stack([np.where(positive, called, np.nan), np.where(positive, np.nan, 1 - called)], axis=1)
+            intervals = bootstrap_mean(columns, [self.groups[i] for i in rows], resamples=resamples)
+            points[name] = operating_point(positive, scores, threshold) | {
+                f"{side}_{end}": getattr(interval, end)
+                for side, interval in zip(("sensitivity", "specificity"), intervals, strict=True)
+                for end in ("low", "high")
+            }
+        return points

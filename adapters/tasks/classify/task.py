@@ -1,0 +1,101 @@
+"""The task classify: classes or labels of an image, or of a group of images."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dinomed.adapters.record import AdapterRecord
+from dinomed.adapters.task import TASKS, Task, Unit
+from dinomed.adapters.tasks.classify.answer import answer_from
+from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
+from dinomed.adapters.tasks.classify.labels import LabelColumns
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
+from dinomed.adapters.tasks.classify.writer import ClassifyWriter
+from dinomed.datasets.manifest import Manifest
+
+
+@TASKS.register("classify")
+class ClassifyTask(Task):
+    """One class of several, or labels that may occur together, as probabilities."""
+
+    name, title = "classify", "classifier"
+    pipeline_tag, output_names = "image-classification", ("probabilities",)
+    config, predictor = ClassifyConfig, ClassifyPredictor
+
+    @property
+    def fit(self) -> Callable[..., Any]:
+        from dinomed.adapters.tasks.classify.fit import fit_classifier
+
+        return fit_classifier
+
+    def usable_rows(self, record: AdapterRecord, manifest: Manifest) -> Manifest:
+        answer = answer_from(record)
+        return LabelColumns(answer.columns, answer.separator).usable(manifest)
+
+    def evaluate(self, predictor: ClassifyPredictor, manifest: Manifest, split: str) -> EvaluatedClasses:
+        return self.evaluate_units(predictor, manifest, split)
+
+    def evaluate_units(
+        self, predictor: ClassifyPredictor, manifest: Manifest, split: str, unit: Unit | None = None
+    ) -> EvaluatedClasses:
+        from dinomed.adapters.tasks.classify.evaluate import evaluate_classifier
+
+        return evaluate_classifier(predictor, manifest, split, unit)
+
+    def evaluation_settings(self, predictor: ClassifyPredictor) -> dict[str, Any]:
+        return {"classes": predictor.classes}
+
+    def class_table(self, metrics: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        keys = ("n", "recall" if "confusion" in metrics else "sensitivity", "auroc", "auprc")
+        rows = [(name, *(row[key] for key in keys)) for name, row in metrics["per_class"].items()]
+        return ("class", "n", "sensitivity", "AUROC", "AUPRC"), rows
+
+    def build_writer(self, predictor: ClassifyPredictor, names: Sequence[str]) -> ClassifyWriter:
+        return ClassifyWriter(predictor, names)
+
+    def predict_groups(self, predictor: ClassifyPredictor, manifest: Manifest, out: Path, *, overwrite: bool) -> Any:
+        from dinomed.adapters.tasks.classify.predict_groups import predict_group_table
+
+        return predict_group_table(predictor, manifest, out, overwrite=overwrite)
+
+    def card_rows(self, record: AdapterRecord) -> list[tuple[str, str]]:
+        usage = record.usage
+        labels = "labels that may occur together" if usage.get("multilabel") else "one class of several"
+        unit = "a group of images" if usage.get("unit") == "group" else "an image"
+        temperature = usage.get("temperature")
+        return [
+            ("prediction", f"{labels}, for {unit}"),
+            ("temperature", "none" if temperature is None else f"{temperature:.3f}, fitted on val"),
+        ]
+
+    def export_lines(self, predictor: ClassifyPredictor) -> list[str]:
+        answer = predictor.answer
+        kind = "a sigmoid for each label" if answer.multilabel else "one softmax over the classes"
+        temperature = "no temperature" if answer.temperature is None else f"temperature {answer.temperature:.4f}"
+        lines = [f"- probabilities: {kind}, {temperature} (applied already)"]
+        if any(threshold is not None for threshold in answer.thresholds):
+            thresholds = ", ".join(
+                f"{name} {'none' if threshold is None else f'{threshold:.4f}'}"
+                for name, threshold in zip(predictor.classes, answer.thresholds, strict=True)
+            )
+            lines.append(f"- thresholds with the largest sensitivity + specificity on validation: {thresholds}")
+        if answer.unit == "group":
+            pooling = (
+                "their features averaged"
+                if answer.pool == "mean"
+                else f"the features of {answer.width} images concatenated"
+            )
+            lines.append(f"- made for groups of images ({pooling}); here each image is a group of one")
+        return lines
+
+    def monai_output(self, predictor: ClassifyPredictor) -> dict[str, Any]:
+        return {
+            "type": "probabilities", "format": "classes", "num_channels": len(predictor.classes), "value_range": [0, 1]
+        }  # fmt: skip
+
+    def monai_writer(self, predictor: ClassifyPredictor) -> tuple[str, str]:
+        return (
+            "$lambda image, output, out: {'image': image, 'probabilities': output[0].tolist()}",
+            f"{{'purpose': @purpose, 'classes': {list(predictor.classes)!r}, 'images': @predictions}}",
+        )

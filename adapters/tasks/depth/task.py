@@ -1,0 +1,53 @@
+"""The task depth: the depth of each pixel."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dinomed.adapters.evaluated import EvaluatedValues
+from dinomed.adapters.record import AdapterRecord
+from dinomed.adapters.task import TASKS, Task
+from dinomed.adapters.tasks.depth.config import DepthConfig
+from dinomed.adapters.tasks.depth.maps import source_from
+from dinomed.adapters.tasks.depth.predict import DepthPredictor
+from dinomed.adapters.tasks.depth.writer import DepthWriter
+from dinomed.adapters.tasks.monai_maps import MONAI_MAPS, monai_map_writer
+from dinomed.datasets.manifest import Manifest
+
+
+@TASKS.register("depth")
+class DepthTask(Task):
+    """Depth maps in the unit of the training data."""
+
+    name, title = "depth", "depth estimator"
+    pipeline_tag, output_names = "depth-estimation", ("depth",)
+    config, predictor = DepthConfig, DepthPredictor
+
+    @property
+    def fit(self) -> Callable[..., Any]:
+        from dinomed.adapters.tasks.depth.fit import fit_depth
+
+        return fit_depth
+
+    def usable_rows(self, record: AdapterRecord, manifest: Manifest) -> Manifest:
+        return source_from(record.usage).usable(manifest)
+
+    def evaluate(self, predictor: DepthPredictor, manifest: Manifest, split: str) -> EvaluatedValues:
+        from dinomed.adapters.tasks.depth.evaluate import evaluate_depth
+
+        return evaluate_depth(predictor, manifest)
+
+    def build_writer(self, predictor: DepthPredictor, names: Sequence[str]) -> DepthWriter:
+        return DepthWriter(predictor, names)
+
+    def export_lines(self, predictor: DepthPredictor) -> list[str]:
+        unit = f" {predictor.source.unit}" if predictor.source.unit else ", in the unit of its maps"
+        return [f"- depths from {predictor.low:g} to {predictor.high:g}{unit}"]
+
+    def monai_output(self, predictor: DepthPredictor) -> dict[str, Any]:
+        side = predictor.backbone.preprocessing.image_size
+        return {
+            "type": "image", "format": "depth", "num_channels": len(predictor.classes), "spatial_shape": [side, side]
+        }  # fmt: skip
+
+    def monai_writer(self, predictor: DepthPredictor) -> tuple[str, str]:
+        return monai_map_writer(predictor.classes, f"{MONAI_MAPS}[0].numpy().astype('float32')", ".tif")

@@ -1,0 +1,36 @@
+"""Written predictions of depth estimators: a depth map for each image, and rows of its range."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dinomed.adapters.tasks.depth.predict import DepthPredictor
+from dinomed.adapters.writer import LEGEND_FILE, PredictionWriter, Row, file_names
+from dinomed.images.depthmap import write_depth
+from dinomed.io.files import write_json
+
+
+class DepthWriter(PredictionWriter):
+    """Writes gray PNG files of 16 bits; `legend.json` gives the depth of a value."""
+
+    def __init__(self, predictor: DepthPredictor, names: Sequence[str]) -> None:
+        self.predictor = predictor
+        columns = ["depth", "min_depth", "median_depth", "max_depth"]
+        super().__init__(names, columns, file_names(names), [LEGEND_FILE], {"scale": predictor.file_scale})
+
+    def write_extra_files(self, out: Path) -> None:
+        note = "depth = value * scale; 0: not known"
+        unit = self.predictor.source.unit
+        write_json(out / LEGEND_FILE, {"scale": self.predictor.file_scale, "unit": unit, "note": note})
+
+    def write_batch(
+        self, indices: Sequence[int], pixels: Tensor, sizes: Sequence[tuple[int, int]], out: Path
+    ) -> list[Row]:
+        rows = []
+        for i, maps in zip(indices, self.predictor.batch_maps(pixels, sizes), strict=True):
+            write_depth(out / self.files[i], maps[0], self.predictor.file_scale)
+            depths = (float(maps[0].min()), float(np.median(maps[0])), float(maps[0].max()))
+            rows.append([self.names[i], self.files[i], *(f"{depth:.6g}" for depth in depths)])
+        return rows

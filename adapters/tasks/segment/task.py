@@ -1,0 +1,93 @@
+"""The task segment: masks of one class or of several."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dinomed.adapters.evaluated import EvaluatedValues
+from dinomed.adapters.record import AdapterRecord
+from dinomed.adapters.task import TASKS, Task
+from dinomed.adapters.tasks.monai_maps import MONAI_MAPS, monai_map_writer
+from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor
+from dinomed.adapters.tasks.segment.writer import SegmentWriter
+from dinomed.datasets.manifest import Manifest
+from dinomed.images.read import read_image
+
+
+@TASKS.register("segment")
+class SegmentTask(Task):
+    """Probabilities of classes at each pixel, and masks."""
+
+    name, title = "segment", "segmenter"
+    pipeline_tag, output_names = "image-segmentation", ("probabilities",)
+    case_note = "Coloured: predicted. White line: the reference."
+    config, predictor = SegmentConfig, SegmentPredictor
+
+    @property
+    def fit(self) -> Callable[..., Any]:
+        from dinomed.adapters.tasks.segment.fit import fit_segmenter
+
+        return fit_segmenter
+
+    def usable_rows(self, record: AdapterRecord, manifest: Manifest) -> Manifest:
+        return mask_schema_from(record.usage.get("legend")).usable(manifest)
+
+    def evaluate(self, predictor: SegmentPredictor, manifest: Manifest, split: str) -> EvaluatedValues:
+        from dinomed.adapters.tasks.segment.evaluate import evaluate_segmenter  # imports MONAI, which takes seconds
+
+        return evaluate_segmenter(predictor, manifest)
+
+    def evaluation_settings(self, predictor: SegmentPredictor) -> dict[str, Any]:
+        return {"threshold": predictor.threshold}
+
+    def build_writer(self, predictor: SegmentPredictor, names: Sequence[str]) -> SegmentWriter:
+        return SegmentWriter(predictor, names)
+
+    def masks_of_case(
+        self, predictor: SegmentPredictor, manifest: Manifest, row: int, image: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        schema, channels = predictor.schema, predictor.preprocessing.channels
+        pixels = image if channels == 3 else read_image(manifest.path(row), channels=channels)
+        predicted = predictor.decide(predictor.probabilities(pixels))
+        return schema.any_class(predicted), schema.any_class(schema.read(manifest, row))
+
+    def card_rows(self, record: AdapterRecord) -> list[tuple[str, str]]:
+        return [] if record.threshold is None else [("threshold", f"{record.threshold:g}, chosen on val")]
+
+    def export_lines(self, predictor: SegmentPredictor) -> list[str]:
+        schema = predictor.schema
+        if schema.exclusive:
+            return ["- every pixel has one class, the most probable one"]
+        if len(schema.names) == 1:
+            return []
+        thresholds = ", ".join(
+            f"{name} {threshold:.4f}" for name, threshold in zip(schema.names, predictor.thresholds, strict=True)
+        )
+        return [f"- classes may overlap; thresholds that were best on validation: {thresholds}"]
+
+    def monai_output(self, predictor: SegmentPredictor) -> dict[str, Any]:
+        side = predictor.backbone.preprocessing.image_size
+        return {
+            "type": "probabilities", "format": "segmentation", "num_channels": len(predictor.classes),
+            "value_range": [0, 1], "spatial_shape": [side, side],
+        }  # fmt: skip
+
+    def monai_writer(self, predictor: SegmentPredictor) -> tuple[str, str]:
+        return monai_map_writer(predictor.classes, _monai_mask(predictor), ".png")
+
+
+def _monai_mask(predictor: SegmentPredictor) -> str:
+    """Return the expression for the mask that ``dinomed predict`` writes: 0 and 255 for one class, the values of
+    exclusive classes, or sums of the bits of others."""
+    schema = predictor.schema
+    if len(schema.names) == 1:
+        return f"({MONAI_MAPS}[0].numpy() >= {predictor.threshold!r}).astype('uint8') * 255"
+    codes = schema.written_values
+    kind = "uint8" if (max(codes) if schema.exclusive else sum(codes)) < 256 else "uint16"
+    if schema.exclusive:
+        return f"torch.tensor({codes})[{MONAI_MAPS}.argmax(0)].numpy().astype('{kind}')"
+    thresholds = f"torch.tensor({list(predictor.thresholds)})[:, None, None]"
+    return f"(({MONAI_MAPS} >= {thresholds}) * torch.tensor({codes})[:, None, None]).sum(0).numpy().astype('{kind}')"

@@ -1,0 +1,151 @@
+"""A task in one file: regression of a number in a column of the manifest, such as the age of the patient."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import SerializeAsAny
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig
+from dinomed.adapters.bundle import open_output, save_bundle
+from dinomed.adapters.evaluated import EvaluatedValues
+from dinomed.adapters.fitting.build import build_adapter
+from dinomed.adapters.fitting.config import FitConfig, TrainConfig
+from dinomed.adapters.fitting.data import fit_splits
+from dinomed.adapters.fitting.feature_source import open_feature_source
+from dinomed.adapters.fitting.fit_record import FitResult, fit_key, training_record
+from dinomed.adapters.fitting.loop import run_epochs
+from dinomed.adapters.predictor import Predictor
+from dinomed.adapters.record import AdapterRecord
+from dinomed.adapters.task import TASKS, Task
+from dinomed.adapters.training_images import hash_training_images
+from dinomed.adapters.writer import PredictionWriter, Row
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.datasets.manifest import Manifest
+from dinomed.features.compute import Features
+from dinomed.features.loading import load_batches, stack_pixels
+
+
+class NumberConfig(TrainConfig):
+    """Settings of a fit; `column` holds the numbers."""
+
+    task = "number"
+    head: SerializeAsAny[HeadConfig] = HeadConfig()
+    column: str = "age"
+    fit: FitConfig = FitConfig(epochs=5, min_steps=0, batch_size=16)
+
+
+@ADAPTERS.register("number.linear")
+class LinearNumber(Adapter):
+    """One linear layer on the class token."""
+
+    task = "number"
+
+    def __init__(self, config: Any, embed_dim: int, num_classes: int) -> None:
+        super().__init__(config, embed_dim, num_classes)
+        self.linear = nn.Linear(embed_dim * len(config.blocks), 1)
+
+    def forward(self, features: Features) -> Tensor:
+        return self.linear(features.cls)
+
+
+def usable_rows(manifest: Manifest, column: str) -> Manifest:
+    """Return the rows that have a number."""
+    return manifest.take([i for i, value in enumerate(manifest.column(column)) if value is not None])
+
+
+def read_numbers(manifest: Manifest, column: str) -> Tensor:
+    """Return the numbers, float32 (N,)."""
+    return torch.tensor([float(value) for value in manifest.column(column)])
+
+
+def fit_number(
+    backbone: FrozenBackbone,
+    manifest: Manifest,
+    out: str | Path,
+    config: NumberConfig,
+    *,
+    cache: str | Path,
+    overwrite: bool = False,
+) -> FitResult:
+    """Fit by the squared error on train, and keep the epoch with the smallest error on val."""
+    splits = fit_splits(usable_rows(manifest, config.column), None, config.seed)
+    adapter = build_adapter(config, backbone, num_classes=1)
+    train, val = (read_numbers(part, config.column) for part in (splits.train, splits.val))
+    with open_output(out, config, overwrite=overwrite) as output:
+        features = open_feature_source(backbone, splits, adapter, config, cache, train.__getitem__)
+
+        def validate() -> tuple[float, dict[str, float]]:
+            error = (adapter(features.val(range(len(val))))[:, 0] - val).abs().mean().item()
+            return -error, {"mae": error}
+
+        best = run_epochs(
+            features.model(adapter), config.fit, count=len(train), batches=features.train,
+            batch_loss=lambda batch: mse_loss(adapter(batch.features)[:, 0], batch.targets), validate=validate,
+            seed=config.seed, folder=output.stage, description="training", key=fit_key(config, splits, backbone),
+        )  # fmt: skip
+        save_bundle(
+            output, adapter, backbone, classes=[config.column], seen=hash_training_images((splits.train, splits.val)),
+            validation=best.values, training=training_record(config, splits, best, backbone),
+        )  # fmt: skip
+    return FitResult(output.folder, best.epoch, best.values)
+
+
+class NumberPredictor(Predictor):
+    """Predicts a number for each image."""
+
+    def results(self, pixels: Tensor, sizes: Sequence[tuple[int, ...]]) -> list[float]:
+        return self.logits(pixels)[:, 0].tolist()
+
+    def outputs(self, adapter: nn.Module, features: Features, size: tuple[int, ...]) -> Tensor:
+        return adapter(features)
+
+    def outputs_of_features(self, features: Features, sizes: Sequence[tuple[int, ...]]) -> list[float]:
+        return self.adapter(features)[:, 0].tolist()
+
+    def reference_outputs(self, pixels: Tensor) -> Tensor:
+        return self.logits(pixels)
+
+
+class NumberWriter(PredictionWriter):
+    """Writes one column of numbers."""
+
+    def __init__(self, predictor: NumberPredictor, names: Sequence[str]) -> None:
+        super().__init__(names, list(predictor.classes))
+        self.predictor = predictor
+
+    def write_batch(
+        self, indices: Sequence[int], pixels: Tensor, sizes: Sequence[tuple[int, int]], out: Path
+    ) -> list[Row]:
+        numbers = self.predictor.results(pixels, sizes)
+        return [[self.names[i], f"{number:.6g}"] for i, number in zip(indices, numbers, strict=True)]
+
+
+@TASKS.register("number")
+class NumberTask(Task):
+    """Regression of a number."""
+
+    name, title, help = "number", "regressor", "Train a regression of a number in a column of the manifest."
+    config, predictor = NumberConfig, NumberPredictor
+
+    @property
+    def fit(self) -> Callable[..., FitResult]:
+        return fit_number
+
+    def usable_rows(self, record: AdapterRecord, manifest: Manifest) -> Manifest:
+        return usable_rows(manifest, record.classes[0])
+
+    def evaluate(self, predictor: NumberPredictor, manifest: Manifest, split: str) -> EvaluatedValues:
+        numbers = read_numbers(manifest, predictor.classes[0]).numpy()
+        batches = load_batches(manifest, predictor.preprocessing)
+        predicted = [number for images in batches for number in predictor.results(stack_pixels(images), ())]
+        errors = np.abs(np.array(predicted) - numbers)
+        summary = lambda rows: {"n": len(rows), "mae": float(errors[list(rows)].mean())}
+        return EvaluatedValues(manifest, manifest.units(), {"mae": errors}, summary, lower_is_better=True)
+
+    def build_writer(self, predictor: NumberPredictor, names: Sequence[str]) -> NumberWriter:
+        return NumberWriter(predictor, names)
