@@ -12,7 +12,7 @@ import yaml
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.task import find_task
 from dinomed.backbones.variants import VARIANTS
-from dinomed.html.words import cell
+from dinomed.html.words import format_value
 from dinomed.notice import RESEARCH_USE
 
 CARD_FILE = "card.md"
@@ -63,7 +63,7 @@ def build_card(record: AdapterRecord) -> str:
         "## Measured on val",
         "Settings, the temperature and thresholds were chosen on these images: metrics on other images are lower. "
         "`dinomed evaluate` reports intervals, subgroups and cases on a test split.",
-        _table(("metric", "value"), [(name, cell(value)) for name, value in metrics]),
+        _table(("metric", "value"), [(name, format_value(value)) for name, value in metrics]),
         "## Limits",
         _limits(record),
     ]
@@ -109,7 +109,7 @@ def _backbone(record: AdapterRecord) -> str:
 def _data(record: AdapterRecord) -> list[tuple[str, str, str]]:
     data = record.training.get("data", {})
     return [
-        (split, cell(data[split]["images"]), f"`{data[split]['manifest'][:16]}`")
+        (split, format_value(data[split]["images"]), f"`{data[split]['manifest'][:16]}`")
         for split in ("train", "val")
         if split in data
     ]
@@ -129,7 +129,7 @@ def _classes(record: AdapterRecord) -> list[str]:
     if not counts:
         return []
     unit = "groups" if record.usage.get("unit") == "group" else "images"
-    return [_table(("class", f"{unit} in train"), [(name, cell(count)) for name, count in counts.items()])]
+    return [_table(("class", f"{unit} in train"), [(name, format_value(count)) for name, count in counts.items()])]
 
 
 def _limits(record: AdapterRecord) -> str:

@@ -8,7 +8,7 @@ from rich import markup
 from rich.console import Console
 from rich.table import Table
 
-from dinomed.html.words import cell
+from dinomed.html.words import format_value
 from dinomed.io.files import to_json
 
 
@@ -36,5 +36,5 @@ def build_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
         numeric = any(isinstance(row[index], int | float) for row in rows)
         table.add_column(name, justify="right" if numeric and index else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(markup.escape(cell(value)) for value in row))
+        table.add_row(*(markup.escape(format_value(value)) for value in row))
     return table

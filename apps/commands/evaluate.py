@@ -98,9 +98,14 @@ def _table(report: dict[str, Any]) -> Any:
 
 def _intervals(report: dict[str, Any], place: int) -> list[tuple[Any, ...]]:
     """A row for each metric, its value in column `place`, its interval in the last."""
-    from dinomed.html.words import cell
+    from dinomed.html.words import format_value
 
     return [
-        (name, *[None] * (place - 1), row["value"], f"{cell(float(row['low']))} to {cell(float(row['high']))}")
+        (
+            name,
+            *[None] * (place - 1),
+            row["value"],
+            f"{format_value(float(row['low']))} to {format_value(float(row['high']))}",
+        )
         for name, row in report["intervals"].items()
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dinomed.apps.demos.serve import Address, choose_address, private_environment, serve
 from dinomed.apps.quickstart.examples import write_examples
 from dinomed.errors import UsageError
-from dinomed.html.album import spread
+from dinomed.html.album import spaced_indices
 from dinomed.log import logger
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def choose_examples(folders: list[Path], given: Path | None, scratch: Path) -> l
 def _copy(folder: Path, out: Path) -> list[Path]:
     """Numbered copies of pictures from all over the folder; another takes the place of one that cannot be read."""
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    first = [files[i] for i in spread(len(files), NUM_EXAMPLES)]
+    first = [files[i] for i in spaced_indices(len(files), NUM_EXAMPLES)]
     return write_examples([*first, *(path for path in files if path not in set(first))], out, NUM_EXAMPLES)
 
 

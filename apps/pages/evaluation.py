@@ -16,7 +16,7 @@ from dinomed.apps.pages.plots import matrix, square
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.album import Album
 from dinomed.html.page import build_page, build_table, code, heading, paragraph
-from dinomed.html.words import cell
+from dinomed.html.words import format_value
 from dinomed.metrics.calibration import reliability
 from dinomed.metrics.ranking import Ranking
 
@@ -93,8 +93,8 @@ def _headline(result: Mapping[str, Any]) -> list[str]:
 
 
 def _interval(row: Mapping[str, Any]) -> str:
-    low, high = cell(float(row["low"])), cell(float(row["high"]))
-    return low if low == high == cell(None) else f"{low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high}"
+    low, high = format_value(float(row["low"])), format_value(float(row["high"]))
+    return low if low == high == format_value(None) else f"{low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high}"
 
 
 def _classes(result: Mapping[str, Any], judged: EvaluatedClasses) -> list[str]:

@@ -6,7 +6,7 @@ from html import escape
 
 import numpy as np
 
-from dinomed.html.page import COLORS
+from dinomed.html.plots import COLORS
 
 Points = Sequence[tuple[float, float]]
 MOST = 160  # points of a drawn line; more are not seen and make the page large

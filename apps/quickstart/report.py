@@ -21,7 +21,8 @@ from dinomed.apps.quickstart.run import SYNTHETIC, table_of
 from dinomed.apps.quickstart.scope import Scope
 from dinomed.datasets.manifest import Manifest
 from dinomed.html import page
-from dinomed.html.album import spread
+from dinomed.html.album import spaced_indices
+from dinomed.html.plots import curve
 from dinomed.images.read import read_image, read_mask
 from dinomed.metrics.segmentation import Overlap, overlap, segmentation_metrics
 from dinomed.progress import track
@@ -75,7 +76,7 @@ class Findings:
         with_masks = [i for i in of_splits[0] if self.manifest.mask_path(i)]
         rows = next(filter(None, [with_masks, *of_splits]))
         shutil.rmtree(folder, ignore_errors=True)
-        return write_examples([self.manifest.path(rows[i]) for i in spread(len(rows), count)], folder, count)
+        return write_examples([self.manifest.path(rows[i]) for i in spaced_indices(len(rows), count)], folder, count)
 
     def segmented(self) -> list[tuple[float, np.ndarray]]:
         """(Dice, picture with outlines) of the best, median and worst test pictures, best first."""
@@ -86,7 +87,7 @@ class Findings:
         predictor = load_adapter(self.segmenter)
         assert isinstance(predictor, SegmentPredictor)
         judged = []
-        for index in track(spread(len(self.test), MAX_PICTURES), "pictures for the report"):
+        for index in track(spaced_indices(len(self.test), MAX_PICTURES), "pictures for the report"):
             image = read_image(self.test.path(index), channels=predictor.backbone.preprocessing.channels)
             mask = (predictor.probability(image) >= predictor.threshold).astype(np.uint8)
             judged.append((overlap(self._mask(index, image), mask).dice, index, mask))
@@ -174,7 +175,7 @@ def _curves(run: Path) -> list[str]:
         "target_information": ("what the teacher's targets tell, in nats (0: collapse)", {}),
     }
     return [
-        page.curve([(line["step"], line[key]) for line in lines if line.get(key) is not None], caption, marks)
+        curve([(line["step"], line[key]) for line in lines if line.get(key) is not None], caption, marks)
         for key, (caption, marks) in names.items()
     ]
 

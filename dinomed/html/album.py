@@ -1,7 +1,7 @@
-"""Pictures of a collection on a page: reduced, written into it, of a bounded size in all, nameless unless asked.
+"""Images of a dataset as figures of a page: reduced, embedded, limited in total size, without file names by default.
 
-What a file is called may name a patient. Without `names` a picture is known by its row of the manifest, from which
-whoever has the manifest finds it.
+File names may identify patients. Without `names`, the caption gives the row of the manifest, which leads to the image
+for readers who have the manifest.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,12 +20,17 @@ _GAP = 2  # px between the pictures of a sheet
 
 
 class Album:
-    """Makes figures until they are `limit_bytes` of HTML in all; from then on it only says that they are missing."""
+    """Figures with a limit on their total size; beyond `limit_bytes` of HTML a figure is only a caption.
+
+    Args:
+        limit_bytes: largest size of all figures together.
+        names: show the file names.
+    """
 
     def __init__(self, limit_bytes: int = 16 * MIB, *, names: bool = False) -> None:
         self.limit_bytes, self.names = limit_bytes, names
-        self.spent = 0  # bytes
-        self.left_out = 0  # figures
+        self.used_bytes = 0
+        self.left_out = 0  # number of figures
 
     def picture(
         self,
@@ -38,17 +43,25 @@ class Album:
         width_px: int = 260,
         draw: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> str:
-        """One picture, its longer side `side` px at most, with `what` it is; also where it cannot be read. `draw` puts
-        something on it: uint8 (H, W, 3) -> the same."""
+        """Return the figure of one image; an unreadable image gives a caption with the reason.
+
+        Args:
+            row: row of the manifest.
+            what: description for the caption.
+            side: largest length of the longer side in px.
+            quality: of the JPEG.
+            width_px: smallest width on the page.
+            draw: function that draws on the image, uint8 (H, W, 3) -> the same.
+        """
         caption = f"{what}: {self._name(manifest, row)}" if what else self._name(manifest, row)
         if self._full():
-            return _missing(caption, "left out, for the page is large enough")
+            return _missing(caption, "left out, since the page has reached its size limit")
         try:
             image = read_image(manifest.path(row))
         except UnreadableImage as error:
             return _missing(caption, error.reason)
         image = image if draw is None else draw(image)
-        return self._spend(
+        return self._count(
             figure(np.ascontiguousarray(image), caption, max_side=side, quality=quality, width_px=width_px)
         )
 
@@ -62,9 +75,9 @@ class Album:
         side: int = 76,
         columns: int = 12,
     ) -> str:
-        """Many pictures as one: the middle square of each, `side` px. Those that are `crossed` are struck out."""
+        """Return one figure of many images: the central square of each, `side` px; `crossed` ones are struck out."""
         if self._full():
-            return _missing(caption, "left out, for the page is large enough")
+            return _missing(caption, "left out, since the page has reached its size limit")
         tiles = []
         for place, row in enumerate(rows):
             try:
@@ -76,36 +89,37 @@ class Album:
                 ImageDraw.Draw(tile).line((0, side - 1, side - 1, 0), fill=_MARK, width=3)
             tiles.append(np.asarray(tile))
         if not tiles:
-            return _missing(caption, "none can be read")
+            return _missing(caption, "no image can be read")
         step = side + _GAP
         wide, tall = min(columns, len(tiles)), -(-len(tiles) // columns)
         sheet = np.full((tall * step - _GAP, wide * step - _GAP, 3), 128, np.uint8)
         for place, pixels in enumerate(tiles):
             top, left = place // columns * step, place % columns * step
             sheet[top : top + side, left : left + side] = pixels
-        return self._spend(figure(sheet, caption, wide=True, quality=80, width_px=1))
+        return self._count(figure(sheet, caption, wide=True, quality=80, width_px=1))
 
     def _name(self, manifest: Manifest, row: int) -> str:
         return str(manifest.table["image"][row].as_py()) if self.names else f"row {row:,}"
 
     def _full(self) -> bool:
-        full = self.spent >= self.limit_bytes
+        full = self.used_bytes >= self.limit_bytes
         self.left_out += full
         return full
 
-    def _spend(self, html: str) -> str:
-        self.spent += len(html)
+    def _count(self, html: str) -> str:
+        self.used_bytes += len(html)
         return html
 
 
-def spread(total: int, count: int) -> list[int]:
-    """At most `count` indices, evenly over `total`.
+def spaced_indices(total: int, count: int) -> list[int]:
+    """Return at most `count` indices, evenly spaced over `total` items.
 
-    >>> spread(10, 3), spread(2, 6), spread(0, 6)
+    >>> spaced_indices(10, 3), spaced_indices(2, 6), spaced_indices(0, 6)
     ([0, 4, 9], [0, 1], [])
     """
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist() if total else []
 
 
 def _missing(caption: str, why: str) -> str:
+    """Return a figure without an image."""
     return f"<figure><figcaption>{escape(f'{caption}: {why}')}</figcaption></figure>"

@@ -1,6 +1,6 @@
-"""A report as one HTML file: no script, nothing fetched, pictures and curves inside; readable in light and dark.
+"""Reports as single HTML files: no scripts, no external files, embedded images, light and dark colours.
 
-A page is built of parts, each a string of HTML in which everything that came from outside is escaped:
+A page consists of parts. Each part is a string of HTML in which all input is escaped:
 
 >>> "<b>" in build_page("A <b> title", [paragraph("2 < 3")])
 False
@@ -8,14 +8,14 @@ False
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dinomed.html.words import cell
+from dinomed.html.words import format_value
 from dinomed.notice import RESEARCH_USE
 
 _STYLE = """
@@ -42,16 +42,14 @@ td.bars i:first-child { background: var(--soft); } td.bars i:last-child { backgr
 @media (prefers-color-scheme: dark) { :root { --c0: #22d3ee; --c1: #f87171; --c2: #64748b; --c3: #fbbf24;
   --c4: #a78bfa; --c5: #4ade80; --c6: #f472b6; --c7: #d6a06a; } }
 """
-COLORS = 8
-"""Colours that `scatter` has."""
 
 
 def build_page(title: str, parts: Sequence[str]) -> str:
-    """The whole document; the line that it is for research stands at the top."""
+    """Build the document, with the notice of research use at the top."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # Even if something slipped through the escaping, this page may not run or fetch it.
+        # Second protection besides escaping: the page may not run or load anything.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n"
@@ -60,47 +58,51 @@ def build_page(title: str, parts: Sequence[str]) -> str:
 
 
 def heading(text: str) -> str:
+    """Return a heading."""
     return f"<h2>{escape(text)}</h2>"
 
 
 def paragraph(text: str) -> str:
+    """Return a paragraph."""
     return f"<p>{escape(text)}</p>"
 
 
 def code(text: str) -> str:
-    """Text as it is, in a box: settings, commands."""
+    """Return preformatted text, such as settings and commands."""
     return f"<pre>{escape(text)}</pre>"
 
 
 def folded(title: str, text: str) -> str:
-    """A long text that a click opens."""
+    """Return a long text that is hidden until a click."""
     return f"<details><summary>{escape(title)}</summary>{code(text)}</details>"
 
 
 def build_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], best: int | None = None) -> str:
-    """Rows under column names, numbers to the right; row `best` is marked."""
+    """Return a table with numbers aligned right and row `best` highlighted."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = ""
     for index, row in enumerate(rows):
-        cells = "".join(_cell(value) for value in row)
+        cells = "".join(_table_cell(value) for value in row)
         body += f"<tr class='best'>{cells}</tr>" if index == best else f"<tr>{cells}</tr>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cell(value: Any) -> str:
+def _table_cell(value: Any) -> str:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    text = escape(cell(value))
+    text = escape(format_value(value))
     return f"<td class='number'>{text}</td>" if number or value is None else f"<td>{text}</td>"
 
 
 def figure(
     image: np.ndarray, caption: str, *, wide: bool = False, max_side: int = 420, quality: int = 90, width_px: int = 260
 ) -> str:
-    """A picture, uint8 (H, W, 3), reduced to `max_side` px (`wide`: 1200) so that the file stays small.
+    """Return an image, uint8 (H, W, 3), as an embedded JPEG with a caption.
 
     Args:
+        wide: reduce to 1200 px in place of `max_side`.
+        max_side: largest length of the longer side in px.
         quality: of the JPEG.
-        width_px: shown at least so wide.
+        width_px: smallest width on the page.
     """
     picture = Image.fromarray(image)
     side = 1200 if wide else max_side
@@ -115,85 +117,18 @@ def figure(
     )
 
 
-def curve(points: Sequence[tuple[float, float]], caption: str, marks: Mapping[str, float] | None = None) -> str:
-    """One line over steps as SVG; `marks` are horizontal lines with a name (log K, for example).
-
-    Points that are not finite are left out.
-    """
-    points = [(x, y) for x, y in points if np.isfinite(x) and np.isfinite(y)]
-    if len(points) < 2:
-        return ""
-    marks = marks or {}
-    width, height, left, bottom, top = 310, 170, 56, 22, 10
-    values = [y for _, y in points] + list(marks.values())
-    low, high = min(values), max(values)
-    margin = 0.06 * (high - low) or 0.5
-    low, high = low - margin, high + margin
-    first, last = points[0][0], points[-1][0]
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = left + (x - first) / max(last - first, 1e-9) * (width - left - 8)
-        return round(across, 1), round(top + (high - y) / (high - low) * (height - bottom - top), 1)
-
-    path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in points))
-    lines = ""
-    for name, value in marks.items():
-        _, y = place(first, value)
-        lines += f'<line x1="{left}" x2="{width - 8}" y1="{y}" y2="{y}" stroke="var(--soft)" stroke-dasharray="3 3"/>'
-        lines += f'<text x="{width - 10}" y="{y - 3}" text-anchor="end">{escape(name)}</text>'
-    axis = "".join(
-        f'<text x="{left - 5}" y="{place(first, y)[1] + 4}" text-anchor="end">{y:.3g}</text>'
-        for y in (low + margin, (low + high) / 2, high - margin)
-    )
-    axis += f'<text x="{left}" y="{height - 6}">{first:g}</text>'
-    axis += f'<text x="{width - 8}" y="{height - 6}" text-anchor="end">step {last:g}</text>'
-    return (
-        f'<figure><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="{escape(caption)}">{lines}{axis}<polyline points="{path}" fill="none" stroke="var(--line)" '
-        f'stroke-width="1.8"/></svg><figcaption>{escape(caption)}</figcaption></figure>'
-    )
-
-
-def compare(column: str, names: tuple[str, str], rows: Sequence[tuple[str, float, float]]) -> str:
-    """A table of two numbers a row, (name, one, other), with bars: the share of each in the sum of its column."""
+def build_bar_table(column: str, names: tuple[str, str], rows: Sequence[tuple[str, float, float]]) -> str:
+    """Return a table of two numbers per row, with bars that show the share of each number in its column."""
     sums = (sum(row[1] for row in rows) or 1, sum(row[2] for row in rows) or 1)
-    most = max((max(one / sums[0], other / sums[1]) for _, one, other in rows), default=0) or 1
+    largest_share = max((max(first / sums[0], second / sums[1]) for _, first, second in rows), default=0) or 1
     head = "".join(f"<th>{escape(name)}</th>" for name in (column, names[0], "", names[1], "", ""))
     body = ""
     for name, *values in rows:
         shares = [value / total for value, total in zip(values, sums, strict=True)]
         cells = "".join(
-            f"{_cell(value)}<td class='number soft'>{share:.1%}</td>"
+            f"{_table_cell(value)}<td class='number soft'>{share:.1%}</td>"
             for value, share in zip(values, shares, strict=True)
         )
-        bars = "".join(f'<i style="width:{100 * share / most:.1f}%"></i>' for share in shares)
+        bars = "".join(f'<i style="width:{100 * share / largest_share:.1f}%"></i>' for share in shares)
         body += f"<tr><td>{escape(name)}</td>{cells}<td class='bars'>{bars}</td></tr>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def scatter(
-    groups: Mapping[str, np.ndarray], caption: str, *, box: tuple[float, float, float, float], width: int = 460
-) -> str:
-    """Points of up to `COLORS` groups, each float (n, 2), as SVG with their names and numbers below.
-
-    Args:
-        groups: the first are drawn on top; a group without points keeps its colour.
-        box: (left, bottom, right, top) of what is seen; points outside are drawn at the edge.
-    """
-    height = round(width * 0.8)
-    low, high = np.array(box[:2]), np.array(box[2:])
-    paths, keys = "", ""
-    dot = min(max(300 / max(sum(len(points) for points in groups.values()), 1) ** 0.5, 3.0), 9.0)
-    for number, (name, points) in enumerate(groups.items()):
-        color = f"var(--c{number % COLORS})"
-        place = (np.clip(points, low, high) - low) / np.maximum(high - low, 1e-9)
-        place = np.stack([4 + place[:, 0] * (width - 8), height - 4 - place[:, 1] * (height - 8)], axis=1)
-        dots = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in place)  # a line of no length with round ends
-        paths = (f'<path d="{dots}" stroke="{color}"/>' if dots else "") + paths
-        key = f"{escape(name)} ({len(points):,})"
-        keys += f'<span class="key"><b style="color:{color}">●</b> {key}</span> '
-    return (
-        f'<figure class="wide" style="width:{width}px"><svg viewBox="0 0 {width} {height}" width="100%" role="img" '
-        f'aria-label="{escape(caption)}" stroke-width="{dot:.1f}" stroke-linecap="round" stroke-opacity="0.65">'
-        f"{paths}</svg><figcaption>{escape(caption)}<br>{keys}</figcaption></figure>"
-    )

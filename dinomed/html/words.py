@@ -1,13 +1,13 @@
-"""How values are written for a person to read: on the terminal and on pages."""
+"""Formatting of values for terminals and pages."""
 
 from typing import Any
 
 
-def cell(value: Any) -> str:
-    """One value as a person reads it.
+def format_value(value: Any) -> str:
+    """Format a value for a person.
 
-    >>> cell(0.81234), cell(None), cell(float("nan")), cell(1200), cell(0.0), cell(0.00005)
-    ('0.812', '–', '–', '1,200', '0.000', '5e-05')
+    >>> [format_value(value) for value in (0.81234, None, float("nan"), 1200, 0.0, 0.00005)]
+    ['0.812', '–', '–', '1,200', '0.000', '5e-05']
     """
     if value is None or (isinstance(value, float) and value != value):
         return "–"

@@ -4,8 +4,8 @@ Accepted are two levels (0 and 1, 0 and 255, or a palette of black and one colou
 JPEG and smooth resizing produce them, with a threshold of 128. Intermediate levels count as edges if they are within
 4 px of both a dark (below 32) and a bright (from 224) pixel, and cover at most a quarter of the image. Dark levels
 other than black count as compression noise if they are within 20 px (a JPEG block with halved colour) of a bright
-pixel. If the other intermediate or dark pixels exceed 1% of the foreground, they are a class or an "ignore" value; only the user
-can map it, so the mask is refused.
+pixel. If the other intermediate or dark pixels exceed 1% of the foreground, they are a class or an "ignore"
+value; only the user can map it, so the mask is refused.
 """
 
 import cv2

@@ -2,7 +2,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from dinomed.html.page import build_page, build_table, code, curve, figure, folded, heading, paragraph
+from dinomed.html.page import build_page, build_table, code, figure, folded, heading, paragraph
+from dinomed.html.plots import curve
 
 NASTY = "<script>alert(1)</script>\"'&"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.html.album import Album, spread
+from dinomed.html.album import Album, spaced_indices
 from dinomed.html.page import heading, paragraph
 from dinomed.pretrain.curation.decisions import EXPLANATIONS, REASONS
 from dinomed.pretrain.curation.output.read import CurationResult
@@ -25,7 +25,7 @@ def show_pairs(outcome: CurationResult, album: Album) -> list[str]:
         found = np.flatnonzero(reasons == reason)
         if not len(found):
             continue
-        shown = found[spread(len(found), PAIRS)]
+        shown = found[spaced_indices(len(found), PAIRS)]
         parts.append(heading(f"{reason.capitalize()}: {_count(len(found), 'pair')}"))
         note = f"{len(shown)} of them, evenly from the most to the least alike." if len(shown) < len(found) else ""
         parts.append(paragraph(f"Left: removed, since {EXPLANATIONS[reason]}. {note}".strip()))
@@ -50,7 +50,7 @@ def show_sheets(outcome: CurationResult, album: Album) -> list[str]:
     for reason in REASONS:
         rows = np.flatnonzero((reasons == reason) & ~paired)
         if len(rows):
-            shown = rows[spread(len(rows), SHEET)]
+            shown = rows[spaced_indices(len(rows), SHEET)]
             caption = f"{reason}: {len(shown):,} of {len(rows):,} ({EXPLANATIONS[reason]})"
             parts.append(album.sheet(outcome.manifest, shown.tolist(), caption))
     return [heading("Removed for what they are"), *parts] if parts else []
@@ -67,9 +67,9 @@ def show_clusters(outcome: CurationResult, album: Album) -> list[str]:
             "What is struck out is not kept."
         ),
     ]
-    for place in spread(len(found), CLUSTERS):
+    for place in spaced_indices(len(found), CLUSTERS):
         rows = found[place]
-        chosen = rows[spread(len(rows), SHEET // 2)]
+        chosen = rows[spaced_indices(len(rows), SHEET // 2)]
         caption = f"{len(rows):,} images, {int(outcome.keep[rows].sum()):,} of them kept"
         crossed = (~outcome.keep[chosen]).tolist()
         parts.append(album.sheet(outcome.manifest, chosen.tolist(), caption, crossed=crossed, side=64))

@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 
 from dinomed.html.album import MIB, Album
-from dinomed.html.page import build_page, build_table, code, compare, folded, heading, paragraph, scatter
+from dinomed.html.page import build_bar_table, build_page, build_table, code, folded, heading, paragraph
+from dinomed.html.plots import scatter
 from dinomed.io.files import write_text
 from dinomed.pretrain.curation.decisions import EXPLANATIONS, NOT_RETRIEVED, NOT_SAMPLED, UNLIKE
 from dinomed.pretrain.curation.output.gallery import show_clusters, show_pairs, show_sheets
@@ -81,7 +82,7 @@ def _balance(outcome: CurationResult, _: Album) -> list[str]:
         if len(values) > 20:
             rest = np.sum([pair for _, pair in values[20:]], axis=0)
             rows.append((f"{len(values) - 20} others", int(rest[0]), int(rest[1])))
-        parts.append(compare(column, ("before", "kept"), rows))
+        parts.append(build_bar_table(column, ("before", "kept"), rows))
         parts.append(
             paragraph(f"As even as {effective(before):.1f} equal classes before, {effective(after):.1f} after.")
         )

@@ -21,7 +21,7 @@ def test_rows_without_image_and_images_without_row(
     assert cells(result, "label")["images/3.png"] is None
     assert dict(result.unreadable) == {
         "images/gone.png": "in labels.csv, but no such image file exists",
-        "../data2/4.png": "in labels.csv, but outside the folder",
+        "../data2/4.png": "in labels.csv, but it is outside the folder",
     }
     assert "2 images not in labels.csv; kept without a label" in result.notes
 

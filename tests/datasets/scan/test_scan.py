@@ -71,7 +71,7 @@ def test_nothing_to_read_names_the_folder(tmp_path: Path) -> None:
             scan(folder)
         assert str(folder) in str(caught.value)
     (tmp_path / "a.jpg").write_text("text")
-    with pytest.raises(UsageError, match=r"no image that can be read \(1 file refused, the first a.jpg: text"):
+    with pytest.raises(UsageError, match=r"no readable image \(1 file refused, the first a.jpg: text"):
         scan(tmp_path)
     with pytest.raises(UsageError, match="is not a folder"):
         scan(tmp_path / "a.jpg")

@@ -70,7 +70,8 @@ def test_identical_images_in_different_given_splits_or_classes_are_named(
     with_splits(folder, ["train"] * 8 + ["test"] * 2)
     result = scan(folder, "labels.csv")
     assert result.warnings[0] == (
-        "1 set of identical images in different splits (the test set contains training images): images/2.png = images/8.png"
+        "1 set of identical images in different splits (the test set contains training images): "
+        "images/2.png = images/8.png"
     )
     assert any("different classes (one of the labels is wrong)" in line for line in result.warnings)
     check_splits(result.manifest.column("group"), result.manifest.column("split"))  # what later steps ask of it

@@ -1,0 +1,79 @@
+"""Plots as parts of a page (`dinomed.html.page`): lines over training steps, and scatter plots."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+
+COLORS = 8
+"""Number of colours of `scatter`; the style of the page defines them."""
+
+
+def curve(points: Sequence[tuple[float, float]], caption: str, marks: Mapping[str, float] | None = None) -> str:
+    """Return a line over training steps as SVG; empty with fewer than two finite points.
+
+    Args:
+        points: (step, value); points that are not finite are left out.
+        marks: name -> value of horizontal lines, such as log K.
+    """
+    points = [(x, y) for x, y in points if np.isfinite(x) and np.isfinite(y)]
+    if len(points) < 2:
+        return ""
+    marks = marks or {}
+    width, height, left, bottom, top = 310, 170, 56, 22, 10
+    values = [y for _, y in points] + list(marks.values())
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 0.5
+    low, high = low - margin, high + margin
+    first, last = points[0][0], points[-1][0]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = left + (x - first) / max(last - first, 1e-9) * (width - left - 8)
+        return round(across, 1), round(top + (high - y) / (high - low) * (height - bottom - top), 1)
+
+    path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in points))
+    lines = ""
+    for name, value in marks.items():
+        _, y = place(first, value)
+        lines += f'<line x1="{left}" x2="{width - 8}" y1="{y}" y2="{y}" stroke="var(--soft)" stroke-dasharray="3 3"/>'
+        lines += f'<text x="{width - 10}" y="{y - 3}" text-anchor="end">{escape(name)}</text>'
+    axis = "".join(
+        f'<text x="{left - 5}" y="{place(first, y)[1] + 4}" text-anchor="end">{y:.3g}</text>'
+        for y in (low + margin, (low + high) / 2, high - margin)
+    )
+    axis += f'<text x="{left}" y="{height - 6}">{first:g}</text>'
+    axis += f'<text x="{width - 8}" y="{height - 6}" text-anchor="end">step {last:g}</text>'
+    return (
+        f'<figure><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="{escape(caption)}">{lines}{axis}<polyline points="{path}" fill="none" stroke="var(--line)" '
+        f'stroke-width="1.8"/></svg><figcaption>{escape(caption)}</figcaption></figure>'
+    )
+
+
+def scatter(
+    groups: Mapping[str, np.ndarray], caption: str, *, box: tuple[float, float, float, float], width: int = 460
+) -> str:
+    """Return a scatter plot of up to `COLORS` groups as SVG, with names and counts below.
+
+    Args:
+        groups: name -> points, float (n, 2). The first are drawn on top; a group without points keeps its colour.
+        box: (left, bottom, right, top) of the visible range; points outside are drawn at its edge.
+        width: in px.
+    """
+    height = round(width * 0.8)
+    low, high = np.array(box[:2]), np.array(box[2:])
+    paths, keys = "", ""
+    dot = min(max(300 / max(sum(len(points) for points in groups.values()), 1) ** 0.5, 3.0), 9.0)
+    for number, (name, points) in enumerate(groups.items()):
+        color = f"var(--c{number % COLORS})"
+        place = (np.clip(points, low, high) - low) / np.maximum(high - low, 1e-9)
+        place = np.stack([4 + place[:, 0] * (width - 8), height - 4 - place[:, 1] * (height - 8)], axis=1)
+        dots = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in place)  # a line of no length with round ends
+        paths = (f'<path d="{dots}" stroke="{color}"/>' if dots else "") + paths
+        key = f"{escape(name)} ({len(points):,})"
+        keys += f'<span class="key"><b style="color:{color}">●</b> {key}</span> '
+    return (
+        f'<figure class="wide" style="width:{width}px"><svg viewBox="0 0 {width} {height}" width="100%" role="img" '
+        f'aria-label="{escape(caption)}" stroke-width="{dot:.1f}" stroke-linecap="round" stroke-opacity="0.65">'
+        f"{paths}</svg><figcaption>{escape(caption)}<br>{keys}</figcaption></figure>"
+    )
