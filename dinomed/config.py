@@ -1,8 +1,7 @@
-"""Typed configuration from YAML: a base file and short deltas, `a.b=value` overrides, errors that name file and key.
+"""Typed configuration from YAML: a base file, deltas, ``a.b=value`` overrides, and errors that name file and key.
 
-Plain YAML has traps that cost a night of training: a duplicate key wins silently, ``3e-4`` is a string, ``no`` is
-False, ``010`` is 8 and ``1:30`` is 90. The loader here refuses the first and reads the others as YAML 1.2 does: a
-number, a word, 10 and a word.
+YAML 1.1 silently accepts duplicate keys and reads ``3e-4`` as a string, ``no`` as False, ``010`` as 8 and ``1:30`` as
+90. The loader refuses duplicate keys and reads the others as YAML 1.2 does: a number, a string, 10 and a string.
 """
 
 import re
@@ -13,26 +12,26 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from dinomed.errors import UsageError, did_you_mean
+from dinomed.errors import UsageError, did_you_mean, first_line
 
-MAX_BYTES = 1_000_000  # a config is a page of text; more is a mistake or an attack
+MAX_BYTES = 1_000_000  # a larger file is a mistake or an attack
 C = TypeVar("C", bound="Config")
 
 
 class Config(BaseModel):
-    """Base of every config: unknown keys are refused, instances do not change."""
+    """Base class of all configs: unknown keys are refused, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _truth_is_no_number(cls, data: Any) -> Any:
-        """``steps: true`` would be taken as 1."""
+    def _refuse_booleans_for_numbers(cls, data: Any) -> Any:
+        """Refuse booleans for numbers: pydantic reads ``steps: true`` as 1."""
         for name, value in data.items() if isinstance(data, Mapping) else ():
             field = cls.model_fields.get(name)
             kinds = _kinds(field.annotation) if field else set()
             values = value if isinstance(value, list | tuple) else [value]
-            if kinds & {int, float} and bool not in kinds and any(isinstance(one, bool) for one in values):
+            if kinds & {int, float} and bool not in kinds and any(isinstance(item, bool) for item in values):
                 raise ValueError(
                     f"{name} is {'true' if value is True else 'false' if value is False else value}, expected a number"
                 )
@@ -40,14 +39,16 @@ class Config(BaseModel):
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The plain types that a field can be of, those of its items too."""
+    """Return the plain types of a field and of its items."""
     parts = get_args(annotation)
     return set().union(*map(_kinds, parts)) if parts else {annotation}
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with 1.2 booleans and numbers, no duplicate keys, no aliases (so no "billion laughs"), no tags but
-    those of such values."""
+    """Loader of safe YAML with the booleans and numbers of YAML 1.2, and only their tags.
+
+    Duplicate keys and aliases are refused; aliases allow files that expand to any size.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -60,9 +61,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a word", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a string", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -78,7 +79,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads: a word that looks like a number to it is quoted."""
+    """Dumper for `_Loader`: a string that `_Loader` reads as a number is quoted."""
 
 
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
@@ -108,20 +109,31 @@ _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML text; `source` names it in errors."""
+    """Parse YAML text.
+
+    Args:
+        source: name of the text in error messages.
+
+    Raises:
+        UsageError: the text is too long or is no valid YAML.
+    """
     if len(text) > MAX_BYTES:
-        raise UsageError(f"{source}: larger than {MAX_BYTES:,} bytes; this is not a config")
+        raise UsageError(f"{source}: larger than {MAX_BYTES:,} bytes; give a config file")
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UsageError(f"{source}, line {line}: {error.problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UsageError(f"{source}: not valid YAML ({str(error).splitlines()[0]})") from None
+        raise UsageError(f"{source}: not valid YAML ({first_line(error)})") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read one YAML mapping, merged over the file that its ``base:`` key names (relative to it), if any."""
+    """Read a YAML mapping, merged over the file that its key ``base`` names, relative to its own folder.
+
+    Raises:
+        UsageError: a file does not exist, cannot be read, or is no mapping; or the ``base`` keys form a loop.
+    """
     return _read_chain(Path(path), ())
 
 
@@ -129,9 +141,9 @@ def _read_chain(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     try:
         resolved = path.resolve()
         if resolved in chain:
-            raise UsageError(f"{path}: its chain of `base:` files comes back to itself")
+            raise UsageError(f"{path}: the `base:` keys form a loop; remove one")
         with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_BYTES + 1)  # a device has no size, and no end
+            text = file.read(MAX_BYTES + 1)  # a device has no size and no end
     except FileNotFoundError:
         raise UsageError(f"config {path} does not exist") from None
     except (OSError, ValueError, RuntimeError) as error:  # not UTF-8; a NUL in the name; a loop of links
@@ -148,7 +160,7 @@ def _read_chain(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
-    """`delta` over `base`, mapping by mapping; anything else is replaced.
+    """Merge `delta` over `base`: mappings are merged key by key, other values are replaced.
 
     >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
     {'a': {'x': 1, 'y': 3}}
@@ -161,7 +173,11 @@ def merge(base: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """``["optim.lr=3e-4"]`` to a nested mapping; values are read as YAML."""
+    """Parse overrides such as ``["optim.lr=3e-4"]`` to a nested mapping; values are read as YAML.
+
+    Raises:
+        UsageError: an override is not ``a.b=value``.
+    """
     out: dict[str, Any] = {}
     for text in overrides:
         name, equals, value = text.partition("=")
@@ -176,7 +192,11 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def build_config(cls: type[C], data: Mapping[str, Any], source: str) -> C:
-    """Validate `data`; a `UsageError` names `source`, the key's path, and the nearest key if one is unknown."""
+    """Validate `data`.
+
+    Raises:
+        UsageError: names `source`, the path of the key, and for an unknown key the nearest one.
+    """
     try:
         return cls.model_validate(data)
     except ValidationError as error:
@@ -186,7 +206,11 @@ def build_config(cls: type[C], data: Mapping[str, Any], source: str) -> C:
 
 
 def load_config(cls: type[C], path: str | Path | None, overrides: Iterable[str] = ()) -> C:
-    """The config of `path` (or the defaults), with overrides on top."""
+    """Load the config of `path`, or the defaults for None, and apply the overrides.
+
+    Raises:
+        UsageError: as `read_yaml`, `parse_overrides` and `build_config`.
+    """
     data = read_yaml(path) if path is not None else {}
     source = str(path) if path is not None else "config"
     overrides = list(overrides)
@@ -197,27 +221,29 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Iterable[str] 
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved config, as YAML that `load_config` reads back to an equal one."""
+    """Return the resolved config as YAML; `load_config` reads it back to an equal config."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _explain(cls: type[BaseModel], problem: Any) -> str:
+    """Return the message for one validation error."""
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where!r}{did_you_mean(where.rpartition('.')[2], _keys_at(cls, problem['loc'][:-1]))}"
-    given = problem.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | None) else ""
+    value = problem.get("input")
+    shown = f" (given: {value!r})" if isinstance(value, str | int | float | bool | None) else ""
     return f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{shown}"
 
 
 def _keys_at(cls: type[BaseModel], path: Iterable[Any]) -> list[str]:
+    """Return the keys that are valid at a path."""
     models: list[type[BaseModel]] = [cls]
     for step in path:
-        found: list[type[BaseModel]] = []
+        nested: list[type[BaseModel]] = []
         for model in models:
             if step in model.model_fields:
                 annotation = model.model_fields[step].annotation
                 candidates = (annotation, *get_args(annotation))
-                found += [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        models = found or models
+                nested += [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        models = nested or models
     return [key for model in models for key in model.model_fields]

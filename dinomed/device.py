@@ -1,4 +1,4 @@
-"""`--device auto|cpu|cuda[:n]|mps` to a torch device, and what this machine offers."""
+"""Torch devices by name: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``."""
 
 import re
 from typing import TYPE_CHECKING
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def resolve_device(name: str = "auto") -> "torch.device":
-    """The torch device for `name`; ``auto`` prefers CUDA, then MPS, then the CPU.
+    """Return the torch device of a name; ``auto`` prefers CUDA, then MPS, then the CPU.
 
     Raises:
-        UsageError: the name is not one of the forms above, or that device is not on this machine.
+        UsageError: the name is invalid, or this machine has no such device.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
         raise UsageError(f"--device {name!r}: expected auto, cpu, cuda, cuda:N or mps")

@@ -1,6 +1,6 @@
-"""The few collective operations that are needed; each is the identity in one process (no group needed).
+"""Process group and collective operations; in a single process each operation is the identity and needs no group.
 
-Processes are started by torchrun (or `dinomed pretrain --nproc N`), which tells each its rank in the environment.
+torchrun or `dinomed pretrain --nproc N` starts the processes and sets the rank of each in the environment.
 """
 
 import os
@@ -17,38 +17,41 @@ from torch import Tensor
 from dinomed.errors import DinomedError
 
 T = TypeVar("T")
-# gloo and NCCL have no exception of their own for this
+# gloo and NCCL have no exception class for this
 _LOST_PEER = re.compile(r"gloo|NCCL|[Cc]onnection (reset|closed|refused)|[Tt]imed out|Timeout")
 
 
 def is_distributed() -> bool:
+    """Return whether a process group of more than one process exists."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def world_size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def rank() -> int:
-    """0 .. world_size() - 1; rank 0 writes files and speaks."""
+    """Return the rank, 0 to world_size() - 1; rank 0 writes files and messages."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def was_launched() -> bool:
-    """Whether this process is one of several that a launcher started."""
+    """Return whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def launched_rank() -> int:
-    """The rank that a launcher gave this process, also before and after the group exists."""
+    """Return the rank that the launcher set, also before and after the group exists."""
     return int(os.environ.get("RANK", "0")) if was_launched() else 0
 
 
 @contextmanager
 def process_group(device: torch.device, timeout_s: float) -> Iterator[torch.device]:
-    """The group of all launched processes, and the device of this one; without a launcher, nothing but `device`.
+    """Open the group of all launched processes, and yield the device of this process; without a launcher, `device`.
 
-    A process that died is noticed at once, one that hangs after `timeout_s`.
+    Raises:
+        DinomedError: another process died (noticed at once) or hung (noticed after `timeout_s`).
     """
     if not was_launched():
         yield device
@@ -63,7 +66,7 @@ def process_group(device: torch.device, timeout_s: float) -> Iterator[torch.devi
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, dist.DistError) or _LOST_PEER.search(str(error)):
             raise DinomedError(
-                f"process {rank()} lost another one, which died or hung for {timeout_s:g} s; its message tells why"
+                f"process {rank()} lost another process, which died or hung for {timeout_s:g} s; see its message"
             ) from error
         raise
     finally:
@@ -71,14 +74,14 @@ def process_group(device: torch.device, timeout_s: float) -> Iterator[torch.devi
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The elementwise sum of `tensor` over all ranks, in place where there are several."""
+    """Sum `tensor` elementwise over all ranks, in place if there are several."""
     if is_distributed():
         dist.all_reduce(tensor)
     return tensor
 
 
 def max_over_ranks(value: int, device: torch.device) -> int:
-    """The largest value that any rank brings: how ranks agree to stop, or to skip a step."""
+    """Return the largest value of all ranks, for joint decisions such as to stop or to skip a step."""
     if not is_distributed():
         return value
     tensor = torch.tensor(value, device=device)
@@ -87,29 +90,29 @@ def max_over_ranks(value: int, device: torch.device) -> int:
 
 
 def gather_rows(rows_BC: Tensor) -> Tensor:
-    """(B, C) of each rank -> (ranks * B, C) on every rank, in the order of ranks; gradients go back to their owner."""
+    """Gather (B, C) of each rank to (ranks * B, C) on every rank, in rank order; gradients return to their rank."""
     return _GatherRows.apply(rows_BC) if is_distributed() else rows_BC
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Rank 0 runs `function`; every rank gets what it returned, or the error that it raised."""
+    """Run `function` on rank 0; every rank returns its result or raises its error."""
     if not is_distributed():
         return function()
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
-            told[0] = function()
+            outcome[0] = function()
         except Exception as error:
-            told[1] = error
-    dist.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    result: T = told[0]
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
     return result
 
 
 def gather_objects(value: T) -> list[T]:
-    """The value of every rank, on every rank."""
+    """Return the values of all ranks on every rank."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -118,6 +121,8 @@ def gather_objects(value: T) -> list[T]:
 
 
 class _GatherRows(torch.autograd.Function):
+    """Gathering of rows with a gradient: the backward pass sums over ranks and keeps the own rows."""
+
     @staticmethod
     def forward(_ctx: Any, rows: Tensor) -> Tensor:
         out = rows.new_empty(world_size() * len(rows), *rows.shape[1:])

@@ -1,6 +1,6 @@
-"""What a user can get wrong, said in one line that names the thing and the remedy.
+"""Errors for users: one line that names the problem and the remedy.
 
-The command line prints the message alone and exits with ``exit_code``; any other exception is a bug of ours.
+The command line prints only the message and exits with ``exit_code``. Any other exception is a bug in dinomed.
 """
 
 from collections.abc import Iterable
@@ -14,17 +14,17 @@ class DinomedError(Exception):
 
 
 class UsageError(DinomedError):
-    """The request itself is wrong: an option, a config, a folder without images (exit code 2)."""
+    """The request is wrong: an option, a config, or the input data (exit code 2)."""
 
     exit_code = 2
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest known word, else the known words if they are few, else nothing."""
+    """Return ``"; did you mean 'x'?"`` for the nearest known word, or up to 20 known words, or an empty text."""
     known = sorted(map(str, known))
-    near = get_close_matches(str(word), known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    nearest = get_close_matches(str(word), known, n=1, cutoff=0.6)
+    if nearest:
+        return f"; did you mean {nearest[0]!r}?"
     return f"; known: {', '.join(known)}" if 0 < len(known) <= 20 else ""
 
 
@@ -39,7 +39,7 @@ def first_line(error: BaseException | str, limit: int = 100) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with characters that would move the cursor or end a line (of file names, mostly) written as escapes.
+    """Return `text` with control characters and line ends escaped, as they occur in file names.
 
     >>> printable("a\\0b\\n")
     'a\\\\x00b\\\\n'

@@ -1,3 +1,3 @@
-"""What every result says of itself, in one wording: reports, tables, adapters, pages."""
+"""The notice of research use in all reports, tables, adapters and pages."""
 
 RESEARCH_USE = "for research use only, not for diagnosis"

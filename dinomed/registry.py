@@ -1,17 +1,21 @@
-"""Names to factories, with the nearest name when one is misspelt, and entry points for plug-ins."""
+"""Registries of factories by name, with entry points for plug-ins."""
 
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
-from dinomed.errors import UsageError, did_you_mean
+from dinomed.errors import UsageError, did_you_mean, first_line
 from dinomed.log import logger
 
 T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """A dict with manners.
+    """Items by name; an unknown name raises a `UsageError` with the nearest name.
+
+    Args:
+        kind: noun for messages, such as ``backbone``.
+        entry_point_group: entry points that add items; they are loaded at the first unknown name.
 
     >>> fruit = Registry("fruit")
     >>> @fruit.register("apple")
@@ -27,6 +31,8 @@ class Registry(Generic[T]):
         self._group = entry_point_group
 
     def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that adds an item."""
+
         def add(item: T) -> T:
             if name in self._items:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
@@ -39,15 +45,16 @@ class Registry(Generic[T]):
         group, self._group = self._group, None
         for point in entry_points(group=group) if group else ():
             if point.name in self._items:
-                logger.warning(f"plug-in {point.value}: there is a {self.kind} {point.name!r} already; it is not used")
+                logger.warning(f"plug-in {point.value} is not used: {self.kind} {point.name!r} exists already")
                 continue
             try:
                 item = point.load()
-            except Exception as error:  # another's code may raise anything; ours goes on without it
-                said = (str(error).splitlines() or [type(error).__name__])[0]
-                logger.warning(f"plug-in {point.value} ({self.kind} {point.name!r}) cannot be loaded: {said}")
+            except Exception as error:  # code of a plug-in may raise any error; dinomed continues without it
+                logger.warning(
+                    f"plug-in {point.value} ({self.kind} {point.name!r}) cannot be loaded: {first_line(error)}"
+                )
                 continue
-            self._items.setdefault(point.name, item)  # its module may have registered it by itself
+            self._items.setdefault(point.name, item)  # its module may have registered it already
 
     def __getitem__(self, name: str) -> T:
         if name not in self._items:

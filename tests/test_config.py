@@ -49,7 +49,7 @@ def test_words_that_look_like_numbers_are_written_so_that_they_are_read_back(wor
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\na: 2", "line 2: key 'a' twice"),
+        ("a: 1\na: 2", "line 2: key 'a' occurs twice"),
         ("a: &x [1]\nb: *x", "aliases"),
         ("a: [", "line"),
         ("1: a", "not a word"),
@@ -79,7 +79,7 @@ def test_a_delta_lies_over_its_base_and_overrides_over_both(tmp_path: Path) -> N
 
 def test_a_base_that_comes_back_to_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: a.yaml")
-    with pytest.raises(UsageError, match="comes back to itself"):
+    with pytest.raises(UsageError, match="form a loop"):
         load_config(Outer, tmp_path / "a.yaml")
 
 

@@ -1,10 +1,10 @@
-"""Checkpoints that are whole or not there: a new folder for each, written under another name, renamed at the end.
+"""Atomic checkpoints: each is a new folder, written under a temporary name and renamed at the end.
 
-A checkpoint is a folder of safetensors files and a ``state.json``, written last, that holds the size and hash of each.
-Nothing is pickled. A folder that was damaged later is noticed when read, and the one before it is used.
+A checkpoint is a folder of safetensors files and a ``state.json``, written last, with the size and hash of each file.
+Nothing is pickled. A folder that was damaged later is detected when it is read, and the previous checkpoint is used.
 
-Several processes write together, each its own shards, by torch's distributed checkpoint with safetensors as its
-storage; what any number of processes wrote, any other number reads.
+With several processes, each writes its own shards by torch's distributed checkpoint with safetensors as storage. A
+checkpoint of any number of processes can be read by any other number.
 """
 
 import os
@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from dinomed.distributed import is_distributed, on_main
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, first_line
 from dinomed.io.artifacts import check_file, describe_file
 from dinomed.io.files import read_json, sync, write_json
 from dinomed.io.tensor_file import write_tensors
@@ -34,10 +34,10 @@ class DamagedCheckpoints(DinomedError):
 
 
 def write_checkpoint(root: Path, name: str, tensors: Tensors, state: dict[str, Any]) -> Path:
-    """``root/name/`` with `tensors` and `state`; one of that name is replaced. All ranks call it together.
+    """Write `tensors` and `state` to ``root/name/``, and replace a checkpoint of that name. All ranks must call it.
 
     Raises:
-        DinomedError: it cannot be written; older checkpoints are untouched and nothing half-written stays.
+        DinomedError: the checkpoint cannot be written; older ones are unchanged, and nothing incomplete remains.
     """
     temporary = root / f".tmp-{name}"
     try:
@@ -59,12 +59,12 @@ def _make_empty(folder: Path) -> None:
 
 
 def _seal(temporary: Path, final: Path, state: dict[str, Any]) -> Path:
-    """Write the state with the size and hash of every file, and give the folder its name."""
-    sums = {}
+    """Write the state with the size and hash of every file, and rename the folder."""
+    files = {}
     for path in sorted(temporary.glob("*.safetensors")):
         sync(path)
-        sums[path.name] = describe_file(path)
-    write_json(temporary / STATE_FILE, {"files": sums, "state": state})
+        files[path.name] = describe_file(path)
+    write_json(temporary / STATE_FILE, {"files": files, "state": state})
     sync(temporary)
     if final.exists():
         shutil.rmtree(final)
@@ -74,10 +74,10 @@ def _seal(temporary: Path, final: Path, state: dict[str, Any]) -> Path:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The state of a checkpoint whose files all have the sizes and hashes that they were written with.
+    """Return the state of a checkpoint after a check of the size and hash of every file.
 
     Raises:
-        DinomedError: a file is missing, cut off or changed.
+        DinomedError: a file is missing, truncated or changed.
     """
     record = read_json(folder / STATE_FILE)
     if not isinstance(record, dict) or not {"files", "state"} <= record.keys():
@@ -89,18 +89,19 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def describe_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by name, with their shapes and types and without their data (on torch's `meta`)."""
+    """Return the tensors of a checkpoint by name on the device ``meta``: shapes and types without data."""
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-    with _translated(f"checkpoint {folder} cannot be read"):
-        found: dict[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    with _one_line_errors(f"checkpoint {folder} cannot be read"):
+        metadata: dict[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return {
-        name: torch.empty(found[name].size, dtype=found[name].properties.dtype, device="meta") for name in sorted(found)
+        name: torch.empty(metadata[name].size, dtype=metadata[name].properties.dtype, device="meta")
+        for name in sorted(metadata)
     }
 
 
 def read_whole(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The tensors whose names start with `prefix`, whole, whatever number of processes wrote them; without it."""
+    """Read the whole tensors whose names start with `prefix`; the prefix is removed from the names."""
     tensors = {
         name: torch.empty_like(like, device="cpu")
         for name, like in describe_tensors(folder).items()
@@ -111,14 +112,14 @@ def read_whole(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
 
 
 def fill(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Read `tensors` in place, by name, from a checkpoint; sharded ones read only their part of it.
+    """Read `tensors` by name in place from a checkpoint; sharded tensors read only their own part.
 
     Raises:
-        DinomedError: a name is not there, or has another shape.
+        DinomedError: a name is missing or has another shape.
     """
     import torch.distributed.checkpoint as dcp
 
-    with _translated(f"checkpoint {folder} cannot be read"):
+    with _one_line_errors(f"checkpoint {folder} cannot be read"):
         reader = dcp.HuggingFaceStorageReader(str(folder))
         dcp.load(dict(tensors), storage_reader=reader, no_dist=not is_distributed())
 
@@ -126,13 +127,13 @@ def fill(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
 def _write_shards(folder: Path, tensors: Tensors) -> None:
     import torch.distributed.checkpoint as dcp
 
-    with _translated(f"cannot write checkpoint {folder}"):
+    with _one_line_errors(f"cannot write checkpoint {folder}"):
         dcp.save(dict(tensors), storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 @contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """torch's `CheckpointException` (no `Exception`, and a page long) to one line."""
+def _one_line_errors(what: str) -> Iterator[None]:
+    """Turn the errors of torch into a `DinomedError` of one line; `CheckpointException` is not an `Exception`."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
@@ -140,35 +141,35 @@ def _translated(what: str) -> Iterator[None]:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             yield
     except CheckpointException as error:
-        causes = {str(failure[0]).splitlines()[0] for failure in error.failures.values()}
+        causes = {first_line(failure[0]) for failure in error.failures.values()}
         raise DinomedError(f"{what}: {'; '.join(sorted(causes))}") from None
     except (OSError, SafetensorError, RuntimeError, ValueError, AssertionError) as error:
-        raise DinomedError(f"{what}: {str(error).splitlines()[0]}") from None
+        raise DinomedError(f"{what}: {first_line(error)}") from None
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Finished checkpoints, oldest first (names sort by step)."""
+    """List the complete checkpoints, oldest first (names sort by step)."""
     return sorted(p for p in root.glob("step_*") if p.is_dir()) if root.is_dir() else []
 
 
 def newest_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its state, with a warning for each damaged one; None where there is none at all.
+    """Return the newest readable checkpoint and its state, None without checkpoints; warn about damaged ones.
 
     Raises:
-        DamagedCheckpoints: there are checkpoints and none can be read; what is to be done depends on whose they are.
+        DamagedCheckpoints: there are checkpoints, but none can be read; the caller adds the remedy.
     """
     folders = list_checkpoints(root)
     for folder in reversed(folders):
         try:
             return folder, read_checkpoint(folder)
         except DinomedError as error:
-            logger.warning(f"checkpoint {folder.name} is damaged ({error}); trying the one before")
+            logger.warning(f"checkpoint {folder.name} is damaged ({error}); trying the previous one")
     if folders:
         raise DamagedCheckpoints(f"none of the {len(folders)} checkpoints in {root} can be read")
     return None
 
 
 def prune_checkpoints(root: Path, keep: int) -> None:
-    """Remove all but the newest `keep`."""
+    """Remove all but the newest `keep` checkpoints."""
     for folder in list_checkpoints(root)[:-keep]:
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Writing so that nothing is ever half-written: a temporary name in the same folder, fsync, rename."""
+"""Atomic writing of files (temporary file in the same folder, fsync, rename), JSON and checksums."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ from dinomed.errors import DinomedError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`; renamed over it when the block ends well, removed when it does not.
+    """Yield a temporary path beside `path`; rename it over `path` after the block, or remove it after an error.
 
     Raises:
-        DinomedError: the folder cannot be written, or the disk is full; the old file is untouched.
+        DinomedError: the folder cannot be written, or the disk is full; the old file is unchanged.
     """
     path = Path(path)
     try:
@@ -30,7 +30,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private; these are ordinary outputs
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates private files
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
@@ -40,16 +40,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically.
+
+    Raises:
+        DinomedError: the file cannot be written.
+    """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def append_text(path: str | Path, text: str) -> None:
-    """Add UTF-8 text to a file, a log; a kill may leave a part of its last line.
+    """Append UTF-8 text to a file such as a log; a killed process may leave an incomplete last line.
 
     Raises:
-        DinomedError: it cannot be written (a full disk, mostly).
+        DinomedError: the file cannot be written, such as on a full disk.
     """
     try:
         with open(path, "a", encoding="utf-8", newline="\n") as file:
@@ -59,12 +63,16 @@ def append_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, data: Any) -> None:
-    """Write JSON atomically; not-a-number becomes null, as JSON has no other word for it."""
+    """Write JSON atomically; NaN and infinities become null, since JSON does not have them.
+
+    Raises:
+        DinomedError: the file cannot be written.
+    """
     write_text(path, to_json(data, indent=2) + "\n")
 
 
 def to_json(data: Any, indent: int | None = None) -> str:
-    """Strict JSON (NaN and infinities as null), keys in the order given."""
+    """Return strict JSON (NaN and infinities as null) with keys in the given order."""
     return json.dumps(_finite(data), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -79,7 +87,11 @@ def _finite(data: Any) -> Any:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON; a file that is cut off or no JSON is a `DinomedError` naming it."""
+    """Read JSON.
+
+    Raises:
+        DinomedError: the file is missing, truncated or no JSON.
+    """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -87,12 +99,13 @@ def read_json(path: str | Path) -> Any:
 
 
 def sha256_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file in 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a folder entry to the disk."""
+    """Flush a file or a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -22,7 +22,11 @@ STAGE = ".unfinished"
 
 
 def check_writable(folder: Path) -> None:
-    """Make `folder` if need be, and refuse if nothing can be written in it: before the work, not after it."""
+    """Create `folder` if needed, and check that it is writable, before the work starts.
+
+    Raises:
+        DinomedError: the folder is not writable.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
@@ -32,21 +36,21 @@ def check_writable(folder: Path) -> None:
 
 
 def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) -> Path:
-    """Make `folder` ready for new output, or refuse.
+    """Prepare `folder` for new output.
 
-    A folder that holds something is used again only with `overwrite`, and only if `marker` (the file that this
-    kind of output always has) shows that dinomed made it: a mistyped ``-o`` must not mix with a user's own files.
+    A folder with content is used again only with `overwrite`, and only if it holds `marker`, the file that this kind of
+    output always has. So a mistyped ``-o`` never mixes output with other files of the user.
 
     Raises:
-        UsageError: it holds something that may not be replaced, or is a file.
-        DinomedError: another process works in it, or it cannot be written.
+        UsageError: the folder holds files that must not be replaced, or is a file.
+        DinomedError: another process uses the folder, or it is not writable.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output {folder} is a file; give a folder")
     check_free(folder)
     check_writable(folder)
-    if any(path.name != ".lock" for path in folder.iterdir()):  # a lock alone: made by a run that ended at once
+    if any(path.name != ".lock" for path in folder.iterdir()):  # a run that ended at once leaves only its lock
         if not (folder / marker).exists():
             raise UsageError(f"output folder {folder} is not empty and holds no {marker}; choose another folder")
         if not overwrite:
@@ -55,11 +59,12 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) 
 
 
 def check_free(folder: str | Path, name: str = ".lock") -> None:
-    """Refuse if another process holds `folder` (`locked`), without making or holding anything: what it has written by
-    then is a part of a result, and would be called something else.
+    """Check that no other process holds the lock of `folder` (`locked`), without taking it.
+
+    Called before the content is checked, since the content of a folder in use is incomplete.
 
     Raises:
-        DinomedError: it is held.
+        DinomedError: another process holds the lock.
     """
     if fcntl is None or not (Path(folder) / name).is_file():
         return
@@ -71,15 +76,15 @@ def check_free(folder: str | Path, name: str = ".lock") -> None:
 
 
 def _in_use(folder: str | Path) -> DinomedError:
-    return DinomedError(f"{folder} is in use by another process; wait for it or choose another")
+    return DinomedError(f"{folder} is in use by another process; wait, or use another folder")
 
 
 @contextmanager
 def locked(folder: str | Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
-    """Hold `folder` (made if need be) against other processes; the lock goes with the process, however it ends.
+    """Lock `folder` against other processes; create it if needed. The lock ends with the process.
 
     Raises:
-        DinomedError: another process holds it (unless `wait`), or the folder cannot be written.
+        DinomedError: another process holds the lock (unless `wait`), or the folder cannot be written.
     """
     folder = Path(folder)
     try:
@@ -96,9 +101,9 @@ def locked(folder: str | Path, name: str = ".lock", *, wait: bool = False) -> It
         except OSError:
             if not wait:
                 raise _in_use(folder) from None
-            logger.info(f"waiting for another process that works in {folder}")
+            logger.info(f"waiting for another process that uses {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
-        if not _is_still(folder / name, file.fileno()):  # its holder has just removed it: the result is there
+        if not _is_still(folder / name, file.fileno()):  # the other process has just finished and removed it
             raise _in_use(folder)
         yield
 

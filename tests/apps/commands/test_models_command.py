@@ -78,7 +78,7 @@ def test_a_plug_in_that_cannot_be_loaded_is_told_and_passed_over(
     told = " ".join(capsys.readouterr().err.split())
     assert "cannot be loaded" in told
     assert message in told
-    assert "there is a fruit 'apple' already" in told
+    assert "fruit 'apple' exists already" in told
     assert list(fruit) == ["apple"]
 
 

@@ -223,7 +223,7 @@ def test_of_two_processes_in_one_folder_the_second_is_refused(tmp_path: Path) ->
             first.terminate()
     assert second.returncode == 1
     assert second.stdout == ""
-    assert second.stderr == f"error: {out} is in use by another process; wait for it or choose another\n"
+    assert second.stderr == f"error: {out} is in use by another process; wait, or use another folder\n"
     assert json.loads((out / "lesions.json").read_text())["count"] == 4000  # the second one wrote nothing
     assert drawn <= set((out / "lesions").rglob("*"))
     assert first.returncode == 143
