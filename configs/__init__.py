@@ -1,14 +1,14 @@
-"""The configs that come with dinomed: a base file for each job, and short deltas."""
+"""Configs of dinomed: a base file for each job, and deltas."""
 
 from importlib.resources import files
 from pathlib import Path
 
 
 def find_config(path: str | Path) -> Path:
-    """`path` itself, or the config of that name that comes with dinomed.
+    """Return `path`, or the config of dinomed with that name.
 
-    Where dinomed is installed without a checkout, ``configs/pretrain/quickstart.yaml`` and
-    ``pretrain/quickstart.yaml`` name the file in the package. A path found in neither place is returned as it is.
+    In an installation without a checkout, ``configs/pretrain/quickstart.yaml`` and ``pretrain/quickstart.yaml`` both
+    name the file in the package. A path that exists in neither place is returned unchanged.
     """
     path = Path(path)
     if path.exists() or path.is_absolute():

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: the real images (skipped where they are absent) and one thread for torch."""
+"""Fixtures of all tests: real images, a small backbone, a manifest of synthetic lesions."""
 
 import os
 import runpy
@@ -11,13 +11,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A shell's background job ignores SIGINT, and so would every process that a test starts to interrupt it.
+# A background job of a shell ignores SIGINT; the processes that tests start and interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real images; set DINOMED_TEST_DATA to it (default: ../shared/data beside the project)."""
+    """The folder of real images, DINOMED_TEST_DATA (default: ../shared/data beside the project); skip if absent."""
     folder = Path(os.environ.get("DINOMED_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "dermoscopy" / "labels.csv").is_file():
         pytest.skip(f"no real images at {folder}; set DINOMED_TEST_DATA to the folder that holds them")
@@ -26,7 +26,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random ViT: 32 channels, 3 blocks, patch 8, images of 32 px."""
+    """A folder with a random ViT: 32 channels, 3 blocks, patches of 8 px, images of 32 px."""
     import torch
 
     from dinomed.backbones.load import save_backbone
@@ -43,7 +43,7 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def lesion_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of 60 small synthetic lesions with labels, groups, splits and masks. Not to be written to."""
+    """The manifest of 60 small synthetic lesions with labels, groups, splits and masks. Read-only."""
     from dinomed.datasets.manifest import write_manifest
     from dinomed.datasets.scan.scan import scan
     from dinomed.datasets.synthetic.lesions import write_lesions

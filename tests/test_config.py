@@ -52,7 +52,7 @@ def test_words_that_look_like_numbers_are_written_so_that_they_are_read_back(wor
         ("a: 1\na: 2", "line 2: key 'a' occurs twice"),
         ("a: &x [1]\nb: *x", "aliases"),
         ("a: [", "line"),
-        ("1: a", "not a word"),
+        ("1: a", "not a string"),
         ("a: !!python/object/apply:os.system [ls]", "line 1"),
         ("x" * 1_000_001, "larger than"),
         ("a: !!int 1:30", "not valid YAML"),

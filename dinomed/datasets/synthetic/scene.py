@@ -1,8 +1,8 @@
-"""A patch of skin with one lesion on it, drawn larger than the picture that is taken of it.
+"""Scenes of skin with one lesion, larger than the image that is taken of them.
 
-H, W are the size of the scene in pixels; lengths are shares of its shorter side, so that a scene looks the same at any
-size. Colours are RGB in 0-1, float32. The lesion is where the field `level` ``(H, W)`` is above 0; the drawn border
-passes through half its opacity there, so masks are exact.
+H, W are the size of the scene in pixels. Lengths are shares of its shorter side, so that a scene looks the same at any
+size. Colours are RGB in 0 to 1, float32. The lesion is where the field `level` ``(H, W)`` is above 0; the drawn border
+has half its opacity at level 0, so the masks are exact.
 """
 
 import math
@@ -15,7 +15,7 @@ KINDS = ("regular", "irregular", "vascular")
 
 _SKIN = np.array([[0.95, 0.80, 0.73], [0.90, 0.70, 0.62], [0.82, 0.62, 0.50], [0.66, 0.47, 0.36]], np.float32)
 _BROWNS = np.array([[0.66, 0.44, 0.30], [0.50, 0.31, 0.20], [0.36, 0.21, 0.14]], np.float32)
-_ODD = np.array(  # what melanoma shows beside brown: black, blue-grey veil, red, white regression
+_ODD = np.array(  # colours of melanoma besides brown: black, blue-grey veil, red, white regression
     [[0.16, 0.11, 0.10], [0.42, 0.43, 0.50], [0.70, 0.36, 0.32], [0.88, 0.76, 0.72]], np.float32
 )
 _BLOOD = np.array([[0.78, 0.24, 0.24], [0.62, 0.16, 0.22], [0.46, 0.16, 0.30], [0.30, 0.14, 0.24]], np.float32)
@@ -23,18 +23,18 @@ _BLOOD = np.array([[0.78, 0.24, 0.24], [0.62, 0.16, 0.22], [0.46, 0.16, 0.30], [
 
 @dataclass(frozen=True)
 class Scene:
-    """`pixels` ``(H, W, 3)`` in 0-1, and `level` ``(H, W)``: the lesion is where it is above 0."""
+    """`pixels` ``(H, W, 3)`` in 0 to 1, and `level` ``(H, W)``, which is above 0 in the lesion."""
 
     pixels: np.ndarray
     level: np.ndarray
 
 
 def draw_scene(kind: str, height: int, width: int, rng: np.random.Generator) -> Scene:
-    """Skin of a random tone, with a lesion of `kind` (one of `KINDS`) near the middle; the two are independent."""
+    """Draw skin of a random tone with a lesion of `kind` (one of `KINDS`) near the centre; both are independent."""
     skin = draw_skin(height, width, rng)
     draw = {"regular": _draw_regular, "irregular": _draw_irregular, "vascular": _draw_vascular}[kind]
     level, color, opacity = draw(skin, rng)
-    # Some lesions hardly stand out: without them a threshold would do.
+    # Some lesions have low contrast; without them a threshold would segment all.
     if rng.random() < 0.5:
         opacity = opacity * rng.uniform(0.45, 0.95)
     pixels = skin + opacity[..., None] * (color - skin)
@@ -42,7 +42,7 @@ def draw_scene(kind: str, height: int, width: int, rng: np.random.Generator) -> 
 
 
 def draw_skin(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Skin ``(H, W, 3)``: a tone between light and brown, blotches of redness, fine furrows, pores."""
+    """Draw skin ``(H, W, 3)``: a tone between light and brown, red blotches, fine furrows, pores."""
     short = min(height, width)
     place = rng.beta(1.2, 2.0) * (len(_SKIN) - 1)
     below = min(int(place), len(_SKIN) - 2)
@@ -56,14 +56,14 @@ def draw_skin(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def noise(height: int, width: int, cell: float, rng: np.random.Generator) -> np.ndarray:
-    """Smooth noise ``(H, W)`` of about unit variance, its blobs about `cell` pixels wide."""
+    """Return smooth noise ``(H, W)`` of about unit variance with blobs of about `cell` pixels."""
     cell = max(cell, 1.0)
     grid = rng.standard_normal((int(height / cell) + 3, int(width / cell) + 3), dtype=np.float32)
     return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(1.3)
 
 
 def _draw_regular(skin: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A nevus: round or oval, one brown, a fine even network, a border that fades alike all around."""
+    """Draw a nevus: round or oval, one brown, a fine regular network, a border of uniform softness."""
     height, width = skin.shape[:2]
     short = min(height, width)
     radius, angle = _polar(height, width, rng, stretch=rng.uniform(1.0, 1.45))
@@ -77,7 +77,7 @@ def _draw_regular(skin: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
 
 
 def _draw_irregular(skin: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Melanoma-like: notched and lopsided, zones of several colours, streaks, a border partly sharp, partly lost."""
+    """Draw a melanoma: notched, asymmetric, several colours, streaks, a border that is sharp in parts."""
     height, width = skin.shape[:2]
     short = min(height, width)
     radius, angle = _polar(height, width, rng, stretch=rng.uniform(1.0, 1.7))
@@ -102,7 +102,7 @@ def _draw_irregular(skin: np.ndarray, rng: np.random.Generator) -> tuple[np.ndar
 
 
 def _draw_vascular(skin: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An angioma: red to purple lacunae, round and packed, pale septa between them, a rather sharp border."""
+    """Draw an angioma: dense round lacunae from red to purple, pale septa between them, a rather sharp border."""
     height, width = skin.shape[:2]
     short = min(height, width)
     radius, angle = _polar(height, width, rng, stretch=rng.uniform(1.0, 1.5))
@@ -130,14 +130,14 @@ def _draw_vascular(skin: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
 
 
 def _brown(rng: np.random.Generator) -> np.ndarray:
-    """A brown between tan and dark, of a random cast."""
+    """Return a brown between tan and dark with a random colour cast."""
     place = rng.uniform(0, len(_BROWNS) - 1.001)
     brown = _BROWNS[int(place)] + (place % 1) * (_BROWNS[int(place) + 1] - _BROWNS[int(place)])
     return (brown + rng.normal(0, [0.03, 0.02, 0.02])).astype(np.float32)
 
 
 def _polar(height: int, width: int, rng: np.random.Generator, stretch: float) -> tuple[np.ndarray, np.ndarray]:
-    """Distance from the lesion's centre (in shares of the shorter side, along stretched axes) and angle."""
+    """Return the distance from the centre of the lesion (shares of the shorter side, stretched axes) and the angle."""
     short = min(height, width)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     y = (y - height * (0.5 + rng.uniform(-0.05, 0.05))) / short
@@ -149,7 +149,7 @@ def _polar(height: int, width: int, rng: np.random.Generator, stretch: float) ->
 
 
 def _ripple(angle: np.ndarray, waves: range, amplitude: float, rng: np.random.Generator) -> np.ndarray:
-    """A periodic function of the angle: waves of these numbers, the higher the weaker."""
+    """Return a periodic function of the angle: a sum of `waves`, whose amplitude falls with the frequency."""
     steps = np.linspace(-math.pi, math.pi, 721)
     curve = sum(rng.normal(0, amplitude / np.sqrt(k)) * np.cos(k * steps + rng.uniform(0, 2 * math.pi)) for k in waves)
     curve = np.clip(curve, -0.6, 0.6).astype(np.float32)
@@ -157,7 +157,7 @@ def _ripple(angle: np.ndarray, waves: range, amplitude: float, rng: np.random.Ge
 
 
 def _network(height: int, width: int, period: float, rng: np.random.Generator) -> np.ndarray:
-    """A pigment network ``(H, W)`` in about -1..1: a hexagonal mesh, bent a little."""
+    """Return a pigment network ``(H, W)`` in about -1 to 1: a slightly distorted hexagonal mesh."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x = x + period * noise(height, width, 6 * period, rng)
     y = y + period * noise(height, width, 6 * period, rng)
@@ -170,6 +170,6 @@ def _network(height: int, width: int, period: float, rng: np.random.Generator) -
 
 
 def _edge(level: np.ndarray, width: float | np.ndarray) -> np.ndarray:
-    """0 to 1 across level 0, a half there: a smooth step over `width` of the level."""
+    """Return a smooth step from 0 to 1 over `width` around level 0, where it is 0.5."""
     t = np.clip(level / width + 0.5, 0, 1)
     return t * t * (3 - 2 * t)

@@ -1,4 +1,4 @@
-"""A picture of a scene: where the dermatoscope is held, hair, gel, ruler, light, and the camera."""
+"""Images of a scene: position of the dermatoscope, hair, gel bubbles, ruler, light and camera."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ from dinomed.datasets.synthetic.scene import Scene, noise
 
 
 def take_view(scene: Scene, height: int, width: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One picture, uint8 ``(height, width, 3)``, and its mask, uint8 of 0 and 1."""
+    """Return one image, uint8 ``(height, width, 3)``, and its mask, uint8 of 0 and 1."""
     pixels, level = _frame(scene, height, width, rng)
     if rng.random() < 0.55:
         pixels = _add_hair(pixels, int(rng.gamma(1.5, 7)) + 1, rng)
@@ -21,7 +21,7 @@ def take_view(scene: Scene, height: int, width: int, rng: np.random.Generator) -
 
 
 def _frame(scene: Scene, height: int, width: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the picture out of the scene, shifted, turned, a little nearer or farther."""
+    """Crop the image from the scene with random shift, rotation and zoom."""
     tall, wide = scene.level.shape
     zoom = rng.uniform(0.85, 1.25)
     matrix = cv2.getRotationMatrix2D((wide / 2, tall / 2), rng.uniform(-20, 20), zoom)
@@ -35,7 +35,7 @@ def _frame(scene: Scene, height: int, width: int, rng: np.random.Generator) -> t
 
 
 def _add_hair(pixels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Dark or light hairs: arcs that enter anywhere and run about one way, thinner than a hundredth of the picture."""
+    """Add dark or light hairs: arcs with similar directions, thinner than a hundredth of the image."""
     height, width = pixels.shape[:2]
     short = min(height, width)
     layer = np.zeros((height, width), np.uint8)
@@ -55,7 +55,7 @@ def _add_hair(pixels: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
 
 
 def _add_bubbles(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Air in the gel: thin bright rings with a glint."""
+    """Add air bubbles in the gel: thin bright rings with a highlight."""
     height, width = pixels.shape[:2]
     short = min(height, width)
     layer = np.zeros((height, width), np.uint8)
@@ -69,7 +69,7 @@ def _add_bubbles(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _add_ruler(pixels: np.ndarray, rng: np.random.Generator) -> None:
-    """Black marks along one side, every fifth longer. Drawn in place."""
+    """Draw black marks along one side in place; every fifth is longer."""
     height, width = pixels.shape[:2]
     short = min(height, width)
     step, offset = rng.uniform(0.035, 0.06) * short, rng.uniform(0, 1)
@@ -83,7 +83,7 @@ def _add_ruler(pixels: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _light(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Light that falls off from a point near the middle; in some pictures the black rim of the lens."""
+    """Apply light that falls off from a point near the centre, and in some images the black rim of the lens."""
     height, width = pixels.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
     cy, cx = height * rng.uniform(0.42, 0.58), width * rng.uniform(0.42, 0.58)
@@ -96,7 +96,7 @@ def _light(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _expose(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The camera: colour cast, exposure, contrast, a little blur, noise of the sensor."""
+    """Apply the camera: colour cast, exposure, contrast, slight blur, sensor noise."""
     height, width = pixels.shape[:2]
     cast = rng.normal(0, 0.04, 3) + 1
     pixels = pixels * (cast * rng.uniform(0.82, 1.12)).astype(np.float32)
