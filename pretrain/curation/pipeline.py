@@ -27,7 +27,7 @@ from dinomed.pretrain.curation.pool import Pool
 from dinomed.pretrain.curation.runtime.context import CurationContext
 from dinomed.pretrain.curation.runtime.executor import Executor, LocalExecutor
 from dinomed.pretrain.curation.selection.embedding import Embedder
-from dinomed.pretrain.curation.selection.stage import check_sets, choose
+from dinomed.pretrain.curation.selection.stage import check_query_sets, select_images
 
 
 def curate(
@@ -57,7 +57,7 @@ def curate(
         DinomedError: too few images are left, or the result cannot be written.
     """
     config, output, embedder = config or CurationConfig(), Path(output), embedder or Embedder()
-    check_sets(pool, config.retrieval)
+    check_query_sets(pool, config.retrieval)
     if embedder.tables and embedder.backbone is None:
         raise UsageError("--embeddings: name the backbone that made them with --backbone")
     if config.faces.action != "off":
@@ -76,11 +76,13 @@ def curate(
         links = link_duplicates(
             context, images, reference_images, decisions, config.descriptor, config.duplicates, config.search
         )
-        chosen = choose(context, decisions, links.vectors, embedder, config.retrieval, config.balance, config.search)
+        selection = select_images(
+            context, decisions, links.vectors, embedder, config.retrieval, config.balance, config.search
+        )
         if not decisions.kept.any():
             context.notes.append("no image is kept")
             logger.warning("no image is kept: see the column `reason`")
-        write_result(output, context, config, decisions, links, chosen, faces)
+        write_result(output, context, config, decisions, links, selection, faces)
         context.remove_unused()
     return load_result(output)
 

@@ -25,7 +25,7 @@ from dinomed.pretrain.curation.audit.training_index import TrainingIndex, hash_g
 from dinomed.pretrain.curation.deduplication.config import MIN_MATCHES
 from dinomed.pretrain.curation.deduplication.hashes import hamming_pairs
 from dinomed.pretrain.curation.deduplication.keypoints import ImageKeypoints, count_matches, find_keypoints
-from dinomed.pretrain.curation.deduplication.pair_check import KEPT_POINTS
+from dinomed.pretrain.curation.deduplication.pair_check import KEPT_KEYPOINTS
 from dinomed.pretrain.curation.descriptors.config import MIN_FIT_IMAGES, DescriptorConfig
 from dinomed.pretrain.curation.descriptors.descriptor import Descriptor, fit_descriptor
 from dinomed.progress import bar
@@ -209,7 +209,7 @@ def _check(
 ) -> Iterator[Pair]:
     """Those whose points align, and those whose hashes leave no doubt."""
 
-    @lru_cache(KEPT_POINTS)
+    @lru_cache(KEPT_KEYPOINTS)
     def points(path: Path) -> ImageKeypoints | None:
         try:
             return find_keypoints(read_image(path))

@@ -1,34 +1,71 @@
-"""Work of the check stages: counts the aligned points of pairs of images."""
+"""Check stages: verify proposed pairs of images by their matching keypoints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import pyarrow as pa
 
+from dinomed.datasets.manifest import Manifest
 from dinomed.io.prefetch import prefetch
 from dinomed.pretrain.curation.deduplication.keypoints import ImageKeypoints, count_matches, find_keypoints
+from dinomed.pretrain.curation.runtime.cache import stage_key
+from dinomed.pretrain.curation.runtime.context import CurationContext
 from dinomed.pretrain.curation.runtime.images import reread_image
+from dinomed.pretrain.curation.search.pairs import SimilarPairs
 
-KEPT_POINTS = 128
-"""Images whose points are held in memory; 0.6 MB each."""
+KEPT_KEYPOINTS = 128
+"""Images whose keypoints are held in memory; 0.6 MB each."""
 
 
 @dataclass(frozen=True)
 class CheckPairs:
-    """Work of the stage: two lists of paths to a table with the column `matches`, the aligned points of each pair."""
+    """Work of the stages: two lists of paths to a table with the column `matches`, the matching keypoints of each
+    pair."""
 
     workers: int | None = None
 
     def __call__(self, pairs: tuple[Sequence[str], Sequence[str]]) -> pa.Table:
-        points = lru_cache(KEPT_POINTS)(_points)
+        keypoints = lru_cache(KEPT_KEYPOINTS)(_keypoints)
 
         def count(pair: tuple[str, str]) -> int:
-            return count_matches(points(pair[0]), points(pair[1]))
+            return count_matches(keypoints(pair[0]), keypoints(pair[1]))
 
         matches = list(prefetch(count, zip(*pairs, strict=True), self.workers))
         return pa.table({"matches": pa.array(matches, pa.int64())})
 
 
-def _points(path: str) -> ImageKeypoints:
+def _keypoints(path: str) -> ImageKeypoints:
     return find_keypoints(reread_image(path))
+
+
+def check_pairs(
+    context: CurationContext, stage: str, pairs: SimilarPairs, manifest: Manifest, reference_manifest: Manifest,
+    is_checked: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Count the matching keypoints of pairs, from the cache or by the executor.
+
+    Args:
+        stage: name of the stage in the cache.
+        pairs: rows of `manifest` (i) and of `reference_manifest` (j).
+        is_checked: bool (P,), the pairs to check.
+
+    Returns:
+        int64 (P,); -1 for pairs that were not checked.
+    """
+    matches = np.full(len(pairs), -1, np.int64)
+    checked = np.flatnonzero(is_checked)
+    if not len(checked):
+        return matches
+    items, sizes = [], []
+    for start in range(0, len(checked), context.shard_size):
+        shard = pairs.take(checked[start : start + context.shard_size])
+        sides = ((manifest, shard.i.tolist()), (reference_manifest, shard.j.tolist()))
+        paths = tuple([str(side.path(row)) for row in rows] for side, rows in sides)
+        digests = [[side.column("sha256")[row] for row in rows] for side, rows in sides]
+        items.append((f"{start // context.shard_size:06d}", stage_key("check", *digests), paths))
+        sizes.append(len(shard))
+    tables = context.compute_tables(stage, items, CheckPairs(context.workers), "checking pairs", sizes)
+    matches[checked] = pa.concat_tables(tables)["matches"].to_numpy()
+    return matches

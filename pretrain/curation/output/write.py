@@ -15,32 +15,32 @@ from dinomed.io.files import replacing, sha256_file, write_json
 from dinomed.notice import RESEARCH_USE
 from dinomed.pretrain.curation.config import CurationConfig
 from dinomed.pretrain.curation.decisions import REASONS, Decisions
-from dinomed.pretrain.curation.deduplication.stage import Links
+from dinomed.pretrain.curation.deduplication.stage import DuplicateLinks
 from dinomed.pretrain.curation.filters.faces import Box, blur_faces, blurred_name
 from dinomed.pretrain.curation.output.read import FORMAT, ROWS, summary_path
 from dinomed.pretrain.curation.pool import COLUMNS
 from dinomed.pretrain.curation.runtime.cache import write_table
 from dinomed.pretrain.curation.runtime.context import CurationContext
-from dinomed.pretrain.curation.selection.stage import Chosen
+from dinomed.pretrain.curation.selection.selection import Selection
 from dinomed.progress import track
 
 Boxes = dict[int, list[Box]]  # row -> faces
 
 
 def write_result(
-    output: Path, context: CurationContext, config: CurationConfig, decisions: Decisions, links: Links, chosen: Chosen,
-    faces: Boxes,
+    output: Path, context: CurationContext, config: CurationConfig, decisions: Decisions, links: DuplicateLinks,
+    selection: Selection, faces: Boxes,
 ) -> None:  # fmt: skip
     """The rows, the excluded images, the summary, and last the manifest."""
     pool = context.pool
     output.unlink(missing_ok=True)  # of an earlier run: its rows and summary go now
-    points = chosen.points.copy()
+    points = selection.points.copy()
     copies = np.flatnonzero(links.duplicate_of >= 0)
     points[copies] = points[links.duplicate_of[copies]]
     values = {
         "duplicate_of": links.duplicate_of, "reference": links.reference, "similarity": links.similarity,
-        "how": links.how.tolist(), "cluster": chosen.cluster, "retrieved_for": chosen.retrieved_for.tolist(),
-        "unlike": chosen.unlike, "x": points[:, 0], "y": points[:, 1],
+        "how": links.how.tolist(), "cluster": selection.cluster, "retrieved_for": selection.retrieved_for.tolist(),
+        "unlike": selection.unlike, "x": points[:, 0], "y": points[:, 1],
     }  # fmt: skip
     table = pa.table([pa.array(values[field.name], field.type) for field in ROWS], schema=ROWS)
     assert context.folder is not None
@@ -51,11 +51,11 @@ def write_result(
         kept_out.unlink(missing_ok=True)
     else:
         write_manifest(pool.references, kept_out)
-    write_json(summary_path(output), _summary(context, config, decisions, links, chosen, faces))
-    write_manifest(_blurred(output, _manifest(context, decisions, links, chosen), faces, decisions), output)
+    write_json(summary_path(output), _summary(context, config, decisions, links, selection, faces))
+    write_manifest(_blurred(output, _manifest(context, decisions, links, selection), faces, decisions), output)
 
 
-def _manifest(context: CurationContext, decisions: Decisions, links: Links, chosen: Chosen) -> Manifest:
+def _manifest(context: CurationContext, decisions: Decisions, links: DuplicateLinks, selection: Selection) -> Manifest:
     """The pool with `COLUMNS`."""
     manifest = context.pool.manifest
     images = manifest.column("image")
@@ -65,9 +65,11 @@ def _manifest(context: CurationContext, decisions: Decisions, links: Links, chos
     columns["reason"] = decisions.reason.tolist()
     columns["duplicate_of"] = [None if row < 0 else images[row] for row in links.duplicate_of.tolist()]
     columns["component"] = [str(row) for row in links.component.tolist()]
-    columns["source"] = [source if keep else None for source, keep in zip(chosen.source.tolist(), alive, strict=True)]
+    columns["source"] = [
+        source if keep else None for source, keep in zip(selection.source.tolist(), alive, strict=True)
+    ]
     columns["retrieved_for"] = [
-        name if keep else None for name, keep in zip(chosen.retrieved_for.tolist(), alive, strict=True)
+        name if keep else None for name, keep in zip(selection.retrieved_for.tolist(), alive, strict=True)
     ]
     return build_manifest(columns, manifest.root)
 
@@ -108,7 +110,12 @@ def _blurred(output: Path, manifest: Manifest, faces: Boxes, decisions: Decision
 
 
 def _summary(
-    context: CurationContext, config: CurationConfig, decisions: Decisions, links: Links, chosen: Chosen, faces: Boxes
+    context: CurationContext,
+    config: CurationConfig,
+    decisions: Decisions,
+    links: DuplicateLinks,
+    selection: Selection,
+    faces: Boxes,
 ) -> dict[str, Any]:
     pool = context.pool
     found = {"kept": int(decisions.kept.sum())}
@@ -121,9 +128,9 @@ def _summary(
         "trusted": {queries.name: len(queries.rows) for queries in pool.query_sets},
         "excluded": {name: pool.reference_sets.count(name) for name in dict.fromkeys(pool.reference_sets)},
         "counts": {reason: count for reason, count in found.items() if count or reason == "kept"},
-        "sources": [asdict(source) for source in chosen.sources],
+        "sources": [asdict(source) for source in selection.contributions],
         "copies": links.record,
-        "retrieval": chosen.record,
+        "retrieval": selection.record,
         "searches": context.searches,
         "faces": len(faces) if config.faces.action != "off" else None,
         "notes": list(dict.fromkeys(context.notes)),

@@ -1,4 +1,4 @@
-"""An even sample of the clean pool, where no trusted set asks (arXiv 2405.15613, section 3)."""
+"""Balanced sample of a pool without a query set (arXiv 2405.15613, section 3)."""
 
 import numpy as np
 import pyarrow as pa
@@ -9,52 +9,61 @@ from dinomed.pretrain.curation.runtime.cache import stage_key
 from dinomed.pretrain.curation.runtime.context import CurationContext
 from dinomed.pretrain.curation.selection.config import BalanceConfig
 from dinomed.pretrain.curation.selection.contribution import SetContribution
+from dinomed.pretrain.curation.selection.embedding import Embeddings
 from dinomed.pretrain.curation.selection.hierarchical_kmeans import balanced_sample, hierarchical_kmeans
+from dinomed.pretrain.curation.selection.selection import CACHE_STAGE, Selection
 
 
-def balance(
-    context: CurationContext, decisions: Decisions, config: BalanceConfig, iterations: int, candidates: np.ndarray,
-    candidate_vectors: np.ndarray, key: str, source: np.ndarray, cluster: np.ndarray,
+def sample_balanced(
+    context: CurationContext, decisions: Decisions, config: BalanceConfig, iterations: int, embeddings: Embeddings,
+    selection: Selection,
 ) -> SetContribution:  # fmt: skip
-    """Keep an even sample of `candidates` (c,) by their vectors (c, D). Fills `source` and `cluster`.
+    """Keep a balanced sample of the candidates, and drop the others.
+
+    `selection` receives the source and the cluster of the candidates.
+
+    Args:
+        iterations: of each k-means.
 
     Raises:
-        UsageError: more clusters are asked for than images are left.
+        UsageError: the first level has more clusters than there are candidates.
     """
+    candidates = embeddings.candidates
     count = len(candidates)
-    levels = list(config.levels or _levels(count))
+    levels = list(config.levels or _default_levels(count))
     if levels[0] > count:
         raise UsageError(
-            f"balance.levels {levels}: the first has more clusters than the {count:,} images that are left"
+            f"balance.levels is {levels}, and {count:,} images are left; the first level needs at most as many clusters"
         )
-    wanted = config.images or max(round(config.share * count), 1)
-    if wanted > count:
-        context.warn_clipped("balance.images", wanted, count)
-    own = stage_key(
-        "balance", key, levels, wanted, config.resamplings, iterations, context.seed,
-        context.memory_gib,
-    )  # fmt: skip
+    num_images = config.images or max(round(config.share * count), 1)
+    if num_images > count:
+        context.warn_clipped("balance.images", num_images, count)
+    key = stage_key(
+        "balance", embeddings.key, levels, num_images, config.resamplings, iterations, context.seed, context.memory_gib
+    )
 
     def compute() -> pa.Table:
         hierarchy = hierarchical_kmeans(
-            candidate_vectors, levels, resamplings=config.resamplings, iterations=iterations,
+            embeddings.candidate_vectors, levels, resamplings=config.resamplings, iterations=iterations,
             seed=context.seed, memory_gib=context.memory_gib,
         )  # fmt: skip
-        taken = np.zeros(count, bool)
-        taken[balanced_sample(hierarchy, wanted, seed=context.seed)] = True
-        return pa.table({"cluster": hierarchy.labels(0), "taken": taken})
+        is_sampled = np.zeros(count, bool)
+        is_sampled[balanced_sample(hierarchy, num_images, seed=context.seed)] = True
+        return pa.table({"cluster": hierarchy.labels(0), "sampled": is_sampled})
 
-    cache = context.cache("retrieve", "balanced.arrow")
+    name = "balanced.arrow"
     with context.timed("balance", count):
-        table = cache.compute_table("balanced.arrow", own, compute)
-    taken = np.asarray(table["taken"].to_numpy(zero_copy_only=False), bool)
-    cluster[candidates] = table["cluster"].to_numpy()
-    source[candidates[taken]] = "balanced"
-    decisions.drop(candidates[~taken], NOT_SAMPLED)
-    return SetContribution("pool", "balanced", context.pool.pool_size, int(taken.sum()), int(taken.sum()))
+        table = context.cache(CACHE_STAGE, name).compute_table(name, key, compute)
+    is_sampled = np.asarray(table["sampled"].to_numpy(zero_copy_only=False), bool)
+    selection.cluster[candidates] = table["cluster"].to_numpy()
+    selection.source[candidates[is_sampled]] = "balanced"
+    decisions.drop(candidates[~is_sampled], NOT_SAMPLED)
+    num_sampled = int(is_sampled.sum())
+    return SetContribution("pool", "balanced", context.pool.pool_size, num_sampled, num_sampled)
 
 
-def _levels(count: int) -> list[int]:
-    """About the ratios of the paper (74, 20, 5 and 5), as far as a pool is large enough; at least one level."""
-    found = [count // each for each in (20, 200, 1000) if count // each >= 2]
-    return sorted(set(found), reverse=True) or [1]
+def _default_levels(count: int) -> list[int]:
+    """Return about the ratios of the paper (74, 20, 5 and 5), as far as the pool is large enough; at least one
+    level."""
+    levels = [count // images_per_cluster for images_per_cluster in (20, 200, 1000)]
+    return sorted({level for level in levels if level >= 2}, reverse=True) or [1]

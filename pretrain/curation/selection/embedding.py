@@ -1,6 +1,6 @@
-"""What the images of a pool are compared by, to choose among them: vectors of a backbone, computed here or given."""
+"""Embeddings: the vectors by which images are selected, from a frozen backbone or from tables of `dinomed features`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,24 +10,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.features.neighbors import normalised
 from dinomed.features.table import MARK
 from dinomed.io.prefetch import prefetch
 from dinomed.log import logger
-from dinomed.pretrain.curation.descriptors.stage import Vectors
+from dinomed.pretrain.curation.descriptors.stage import Vectors, manifest_digests
 from dinomed.pretrain.curation.runtime.cache import column_to_vectors, stage_key, vectors_to_column
 from dinomed.pretrain.curation.runtime.context import VECTORS, CurationContext
 from dinomed.pretrain.curation.runtime.images import batches, reread_image
 
+STAGE = "embed"
+_ROWS_PER_BLOCK = 4096  # of a matrix that is written
 _MAP_SAMPLE = 20_000
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """What images are compared by: a frozen backbone, or, with `backbone` None, the copy-detection descriptor.
+    """Source of the embeddings: a frozen backbone; or the copy-detection descriptor, if `backbone` is None.
 
-    `tables`: features of the pool that `dinomed features` has computed with that backbone.
+    Attributes:
+        tables: features of the pool that `dinomed features` computed with this backbone.
     """
 
     backbone: str | None = None
@@ -36,9 +39,30 @@ class Embedder:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """Unit vectors of the candidates and of the query images.
+
+    Attributes:
+        x: float32 (n, D), memory-mapped; the candidates come first.
+        candidates: int64 (c,), the rows of the pool that can be selected.
+        slot: int64 (N,), row of `x` of each image of the pool; -1 for none.
+        key: cache key over everything that `x` depends on.
+    """
+
+    x: np.ndarray
+    candidates: np.ndarray
+    slot: np.ndarray
+    key: str
+
+    @property
+    def candidate_vectors(self) -> np.ndarray:
+        return self.x[: len(self.candidates)]
+
+
+@dataclass(frozen=True)
 class Embed:
-    """Work of the stage "embed": paths to a table with the column `vector`, the class token of a frozen backbone,
-    normalised to length 1."""
+    """Work of the stage: paths to a table with the column `vector`, the class token of a frozen backbone, normalised
+    to length 1."""
 
     backbone: str
     weights: str | None
@@ -47,8 +71,6 @@ class Embed:
     workers: int | None = None
 
     def __call__(self, paths: Sequence[str]) -> pa.Table:
-        import torch
-
         from dinomed.features.compute import compute_features
 
         backbone = load_frozen(self.backbone, self.weights, self.device)
@@ -57,7 +79,7 @@ class Embed:
         channels = backbone.preprocessing.channels if backbone.preprocessing.channels in (1, 3) else 3
 
         def load(batch: list[str]) -> Any:
-            return torch.stack([backbone.preprocessing(reread_image(path, channels)) for path in batch])
+            return backbone.preprocessing.stack([reread_image(path, channels) for path in batch])
 
         tokens = [
             compute_features(backbone, batch, (-1,), patches=False).cls.float().cpu().numpy()
@@ -77,91 +99,130 @@ def load_frozen(name: str, weights: str | None, device: str) -> Any:
     return load_backbone(name, weights=weights, device=resolve_device(device))
 
 
-def embed(
-    context: CurationContext, rows: np.ndarray, vectors: Vectors, embedder: Embedder
-) -> tuple[np.ndarray, str, dict[str, Any]]:
-    """float32 (n, D) for `rows`, mapped; the key over all that they depend on; what they are."""
-    manifest = context.pool.manifest
-    digests = manifest.column("sha256")
-    identity = [digests[row] for row in rows.tolist()]
+def embed_images(
+    context: CurationContext, rows: np.ndarray, num_candidates: int, vectors: Vectors, embedder: Embedder
+) -> tuple[Embeddings, dict[str, Any]]:
+    """Return the embeddings of the images at `rows`, and a record for the summary.
+
+    Args:
+        rows: int64 (n,); the candidates come first, then the query images.
+        vectors: descriptors of the pool, for an `embedder` without a backbone.
+
+    Raises:
+        UsageError: a table of `embedder` does not match its backbone or the pool.
+        DinomedError: an image cannot be read any more, or a feature is not finite.
+    """
+    slot = np.full(len(context.pool), -1, np.int64)
+    slot[rows] = np.arange(len(rows))
     if embedder.backbone is None:
-        note = "no --backbone: images are compared by the copy-detection descriptor, which knows copies, not contents"
-        context.warn(note)
-        key = stage_key("embed", vectors.key, identity)
-        known_blocks = (vectors.x[vectors.slot[rows[start : start + 4096]]] for start in range(0, len(rows), 4096))
-        shape = (len(rows), int(vectors.x.shape[1]))
-        return context.compute_matrix("embed", VECTORS, key, known_blocks, shape), key, {"embedding": "descriptor"}
-    backbone = load_frozen(embedder.backbone, embedder.weights, context.device)
-    record = {"embedding": backbone.name, "fingerprint": backbone.fingerprint}
-    known = _read_tables(embedder.tables, backbone.fingerprint, context)
-    work = Embed(embedder.backbone, embedder.weights, backbone.fingerprint, context.device, context.workers)
-    todo = np.array([row for row in rows.tolist() if row not in known], np.int64)
-    computed = {}
-    out = None
-    if len(todo):
-        ordered = np.sort(todo)
-        table = context.map_images("embed", backbone.fingerprint, manifest, ordered, work, description="embeddings")
+        x, key = _embed_by_descriptor(context, rows, vectors)
+        record = {"embedding": "descriptor"}
+    else:
+        backbone = load_frozen(embedder.backbone, embedder.weights, context.device)
+        x, key = _embed_by_backbone(context, rows, embedder, backbone.fingerprint)
+        record = {"embedding": backbone.name, "fingerprint": backbone.fingerprint}
+    return Embeddings(x, rows[:num_candidates], slot, key), record
+
+
+def _row_blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[start : start + _ROWS_PER_BLOCK] for start in range(0, len(rows), _ROWS_PER_BLOCK))
+
+
+def _embed_by_descriptor(context: CurationContext, rows: np.ndarray, vectors: Vectors) -> tuple[np.ndarray, str]:
+    context.warn(
+        "there is no --backbone: images are compared by the copy-detection descriptor, which finds copies and does "
+        "not compare contents"
+    )
+    key = stage_key(STAGE, vectors.key, manifest_digests(context.pool.manifest, rows))
+    blocks = (vectors.x[vectors.slot[block]] for block in _row_blocks(rows))
+    return context.compute_matrix(STAGE, VECTORS, key, blocks, (len(rows), int(vectors.x.shape[1]))), key
+
+
+def _embed_by_backbone(
+    context: CurationContext, rows: np.ndarray, embedder: Embedder, fingerprint: str
+) -> tuple[np.ndarray, str]:
+    """Join the vectors of the tables with those of the other images, which the executor computes."""
+    assert embedder.backbone is not None
+    manifest = context.pool.manifest
+    known = _read_tables(embedder.tables, fingerprint, context)
+    missing = np.sort(np.array([row for row in rows.tolist() if row not in known], np.int64))
+    computed = np.empty((0, 0), np.float32)
+    if len(missing):
+        work = Embed(embedder.backbone, embedder.weights, fingerprint, context.device, context.workers)
+        table = context.map_images(STAGE, fingerprint, manifest, missing, work, description="embeddings")
         column = table["vector"]
         blocks = (column_to_vectors(pa.chunked_array([chunk])) for chunk in column.chunks)
-        shape = (len(ordered), int(column.type.list_size))
-        own = stage_key("computed", backbone.fingerprint, [digests[row] for row in ordered.tolist()])
-        out = context.compute_matrix("embed", "computed.npy", own, blocks, shape)
-        computed = {row: place for place, row in enumerate(ordered.tolist())}
-    dimension = int(out.shape[1]) if out is not None else len(next(iter(known.values())))
-    key = stage_key("embed", backbone.fingerprint, identity, [str(path) for path in embedder.tables])
-
-    def parts() -> Any:
-        for start in range(0, len(rows), 4096):
-            some = rows[start : start + 4096].tolist()
-            yield np.stack([known[row] if row in known else out[computed[row]] for row in some])  # type: ignore[index]
-
-    return context.compute_matrix("embed", VECTORS, key, parts(), (len(rows), dimension)), key, record
+        computed_key = stage_key("computed", fingerprint, manifest_digests(manifest, missing))
+        shape = (len(missing), int(column.type.list_size))
+        computed = context.compute_matrix(STAGE, "computed.npy", computed_key, blocks, shape)
+    place = {row: number for number, row in enumerate(missing.tolist())}
+    dimension = computed.shape[1] or len(next(iter(known.values())))
+    digests = manifest_digests(manifest, rows)
+    key = stage_key(STAGE, fingerprint, digests, [str(path) for path in embedder.tables])
+    joined = (
+        np.stack([known[row] if row in known else computed[place[row]] for row in block.tolist()])
+        for block in _row_blocks(rows)
+    )
+    return context.compute_matrix(STAGE, VECTORS, key, joined, (len(rows), dimension)), key
 
 
 def _read_tables(tables: Sequence[Path], fingerprint: str, context: CurationContext) -> dict[int, np.ndarray]:
-    """Vectors of the pool's images from tables of `dinomed features`; refused if another backbone made them."""
-    known: dict[int, np.ndarray] = {}
+    """Read the vectors of images of the pool from tables of `dinomed features`; row of the pool -> vector.
+
+    Raises:
+        UsageError: a file is no such table, another backbone made it, or it has no image of the pool.
+    """
+    vectors: dict[int, np.ndarray] = {}
     if not tables:
-        return known
-    images = context.pool.paths[: context.pool.pool_size]
-    by_path = {path: row for row, path in enumerate(images)}
-    for table in tables:
-        try:
-            with pq.ParquetFile(table) as file:
-                metadata = file.schema_arrow.metadata or {}
-                if MARK not in metadata:
-                    raise UsageError(f"--embeddings {table} is no table of `dinomed features`")
-                found = file.read()
-        except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"--embeddings {table} cannot be read ({str(error).splitlines()[0][:80]})") from None
-        own = metadata[b"fingerprint"].decode()
-        if own != fingerprint:
-            raise UsageError(
-                f"--embeddings {table} are of another backbone ({own[:12]}) than --backbone ({fingerprint[:12]}); "
-                "compute them again, or leave them out"
-            )
-        if metadata.get(b"tokens") != b"cls":
-            raise UsageError(f"--embeddings {table} are not class tokens; compute them with --tokens cls")
-        values = normalised(column_to_vectors(found["feature"]), f"{table}: feature of image")
-        for path, value in zip(found["image"].to_pylist(), values, strict=True):
-            if path in by_path:
-                known[by_path[path]] = value
-    if not known:
-        raise UsageError("--embeddings: none of their images is in the pool (paths are compared)")
-    logger.info(f"embeddings of {len(known):,} of {context.pool.pool_size:,} images of the pool were given")
-    return known
+        return vectors
+    row_of_path = {path: row for row, path in enumerate(context.pool.paths[: context.pool.pool_size])}
+    for path in tables:
+        images, features = _read_table(path, fingerprint)
+        for image, vector in zip(images, features, strict=True):
+            if image in row_of_path:
+                vectors[row_of_path[image]] = vector
+    if not vectors:
+        raise UsageError("--embeddings: none of the images is in the pool; the paths must be those of the manifest")
+    logger.info(f"the tables hold embeddings of {len(vectors):,} of {context.pool.pool_size:,} images of the pool")
+    return vectors
+
+
+def _read_table(path: Path, fingerprint: str) -> tuple[list[str], np.ndarray]:
+    """Return the image paths of a table of `dinomed features`, and their class tokens, normalised to length 1."""
+    try:
+        with pq.ParquetFile(path) as file:
+            metadata = file.schema_arrow.metadata or {}
+            if MARK not in metadata:
+                raise UsageError(f"--embeddings {path} is no table of `dinomed features`")
+            table = file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"--embeddings {path} cannot be read ({first_line(error)[:80]})") from None
+    table_fingerprint = metadata[b"fingerprint"].decode()
+    if table_fingerprint != fingerprint:
+        raise UsageError(
+            f"--embeddings {path} is of another backbone ({table_fingerprint[:12]}) than --backbone "
+            f"({fingerprint[:12]}); compute it again, or leave it out"
+        )
+    if metadata.get(b"tokens") != b"cls":
+        raise UsageError(f"--embeddings {path} does not hold class tokens; compute it again with --tokens cls")
+    features = normalised(column_to_vectors(table["feature"]), f"{path}: feature of image")
+    return table["image"].to_pylist(), features
 
 
 def two_components(x: np.ndarray, slot: np.ndarray) -> np.ndarray:
-    """Two principal components, fitted to a sample; float32 (N, 2), nan where there is no embedding."""
+    """Compute two principal components of the embeddings, fitted to a sample.
+
+    Returns:
+        float32 (N, 2); nan for images without an embedding.
+    """
     sample = x[np.linspace(0, len(x) - 1, min(len(x), _MAP_SAMPLE)).astype(np.int64)].astype(np.float64)
     mean = sample.mean(axis=0)
     _, basis = np.linalg.eigh((sample - mean).T @ (sample - mean))
     basis = basis[:, ::-1][:, :2]
     basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(basis.shape[1])])
     out = np.full((len(slot), 2), np.nan, np.float32)
-    known = np.flatnonzero(slot >= 0)
-    for start in range(0, len(known), 65536):
-        some = known[start : start + 65536]
-        out[some, : basis.shape[1]] = (x[slot[some]] - mean) @ basis
+    embedded = np.flatnonzero(slot >= 0)
+    for start in range(0, len(embedded), 65536):
+        rows = embedded[start : start + 65536]
+        out[rows, : basis.shape[1]] = (x[slot[rows]] - mean) @ basis
     return out
