@@ -25,6 +25,8 @@ from dinomed.pretrain.curation.deduplication.config import BITS
 
 _BLOCK = 4096  # rows searched at once; limits the memory of a search
 THUMBNAIL = 32  # side in px
+VIEWS_COLUMN = pa.binary(8 * max(BITS) // 8)  # Arrow type of `phash_views`, as big-endian bytes
+THUMBNAIL_COLUMN = pa.binary(THUMBNAIL**2)  # Arrow type of a thumbnail
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,17 @@ def hamming_pairs(x: np.ndarray, y: np.ndarray | None = None, *, radius: int) ->
     return HashPairs(*pairs[:, np.lexsort((pairs[1], pairs[0]))])
 
 
+def views_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of type `VIEWS_COLUMN` as uint64 (N, 8, 4)."""
+    return np.frombuffer(_column_bytes(column, VIEWS_COLUMN.byte_width), ">u8").astype(np.uint64).reshape(-1, 8, 4)
+
+
+def thumbnails_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of type `THUMBNAIL_COLUMN` as uint8 (N, 32, 32)."""
+    pixels = np.frombuffer(_column_bytes(column, THUMBNAIL_COLUMN.byte_width), np.uint8)
+    return pixels.reshape(-1, THUMBNAIL, THUMBNAIL)
+
+
 def _low_frequencies(image: np.ndarray, bits: int) -> np.ndarray:
     _check_bits(bits)
     side = isqrt(bits)
@@ -177,21 +190,6 @@ def _as_bytes(hashes: np.ndarray) -> np.ndarray:
 def _check_bits(bits: int) -> None:
     if bits not in BITS:
         raise UsageError(f"a hash cannot have {bits} bits; use {' or '.join(map(str, BITS))}")
-
-
-VIEWS_COLUMN = pa.binary(8 * max(BITS) // 8)
-THUMBNAIL_COLUMN = pa.binary(THUMBNAIL**2)
-
-
-def views_of(column: pa.ChunkedArray) -> np.ndarray:
-    """Return a column of type `VIEWS_COLUMN` (hashes of `phash_views` as big-endian bytes) as uint64 (N, 8, 4)."""
-    return np.frombuffer(_column_bytes(column, VIEWS_COLUMN.byte_width), ">u8").astype(np.uint64).reshape(-1, 8, 4)
-
-
-def thumbnails_of(column: pa.ChunkedArray) -> np.ndarray:
-    """Return a column of type `THUMBNAIL_COLUMN` as uint8 (N, 32, 32)."""
-    pixels = np.frombuffer(_column_bytes(column, THUMBNAIL_COLUMN.byte_width), np.uint8)
-    return pixels.reshape(-1, THUMBNAIL, THUMBNAIL)
 
 
 def _column_bytes(column: pa.ChunkedArray, width: int) -> bytes:

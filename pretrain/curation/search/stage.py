@@ -87,9 +87,7 @@ def search_pairs(
     if same and vectors.count > config.exact_up_to:
         index = _prepare_index(context, config, stage, vectors, k, threshold, description)
         identity += ["index", config.recall, context.seed]
-    work = SearchPart(
-        vectors.file, threshold, k or None, context.memory_gib, reference_file, index, context.workers
-    )
+    work = SearchPart(vectors.file, threshold, k or None, context.memory_gib, reference_file, index, context.workers)
     items = [(f"{n:06d}", stage_key(stage, identity, n, num_parts), (n, num_parts)) for n in range(num_parts)]
     tables = context.compute_tables(stage, items, work, description, [1] * num_parts)
     return merge_pairs([from_table(table) for table in tables], k=k or None, symmetric=same)
