@@ -1,10 +1,10 @@
-"""What each part of the recipe is worth on a small budget: one run for each config and seed, one table.
+"""Ablations of the pretraining recipe on a small budget: one run for each config and seed, and a table.
 
     python benchmarks/ablations.py --data runs/derm.parquet --images 19200 --seeds 0 1 -o runs/ablations
 
-All runs see the same number of images, whatever their batch. Judged on val, so that choices made here do not use test
-up. Stopped and started again it goes on where it was. Configs whose `start` has settings go on from the weights of
-`--from`; without it they are left out.
+All runs see the same number of images, at any batch size. They are evaluated on val, so that choices are made without
+the test split. An interrupted call continues where it stopped. Configs whose `start` has settings are initialised from
+the weights of `--from`; without it they are left out.
 """
 
 import argparse
@@ -41,14 +41,14 @@ COLUMNS = (
 
 
 def goes_on(config: Path) -> bool:
-    """Whether a config is made to start from trained weights."""
+    """Return whether a config is made for initialisation from trained weights."""
     return load_config(PretrainConfig, config).start != InitialisationConfig()
 
 
 def run_one(
     config: Path, data: Path, manifest: Manifest, out: Path, images: int, seed: int, start: Path | None, device: str
 ) -> dict[str, Any]:
-    """One run and its figures; what `out` holds already is used."""
+    """Do one run and return its metrics; a run that is already in `out` is used."""
     done = out / "ablation.json"
     if done.exists():
         return json.loads(done.read_text())
@@ -77,7 +77,8 @@ def run_one(
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: a row a config, each value the mean over seeds and, with several, their range."""
+    """Format a Markdown table: a row for each config, values as means over seeds, with their range if there are
+    several."""
     lines = ["| config | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
     for name, runs in rows.items():
         cells = []
@@ -95,8 +96,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--configs", type=Path, default=Path("configs/ablations"))
-    parser.add_argument("--only", nargs="*", help="names of configs; `base` is the recipe itself")
-    parser.add_argument("--from", dest="start", type=Path, help="backbone or run for the configs that go on from one")
+    parser.add_argument("--only", nargs="*", help="names of configs; `base` is the unchanged recipe")
+    parser.add_argument(
+        "--from", dest="start", type=Path, help="backbone or run folder for configs that are initialised from weights"
+    )
     parser.add_argument("--images", type=int, default=19200, help="images that each run sees")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default="auto")

@@ -1,10 +1,11 @@
-"""What a user would do without dinomed, measured on the same manifest and splits: the lines to beat.
+"""Baselines without dinomed on the same manifest and splits.
 
     python benchmarks/alternatives.py runs/derm.parquet --json
 
-- logistic regression on 24x24 RGB pixels, its strength chosen on val by macro AUROC;
-- Otsu's threshold, the darker side as the lesion;
-- a U-Net (resnet18 encoder, random weights) trained from scratch on few images with masks, the last epoch kept.
+- logistic regression on 24x24 RGB pixels, regularisation chosen on val by macro AUROC;
+- Otsu's threshold, with the darker side as the lesion;
+- a U-Net (resnet18 encoder, random weights) trained from scratch on few images with masks; the weights of the last
+  epoch.
 """
 
 import argparse
@@ -33,20 +34,20 @@ from dinomed.progress import bar, track
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
-    """To (size, size, 3), uint8, by area."""
+    """Resize an image to (size, size, 3), uint8, by area interpolation."""
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
 
 
 def build_augmentation(seed: int) -> Any:
-    """Turns, mirrors and colours, of an image and its mask at once."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the network for its newest version
+    """Return random rotations, flips and colour changes for an image and its mask."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # without it, it looks for updates on the network
     import albumentations as A
 
     return A.Compose([A.D4(p=1.0), A.ColorJitter(0.2, 0.2, 0.2, 0.02, p=0.8)], seed=seed)
 
 
 def pixel_regression(manifest: Manifest, size: int) -> dict[str, Any]:
-    """Logistic regression on the pixels of thumbnails."""
+    """Evaluate logistic regression on the pixels of thumbnails."""
     rows = labelled(manifest)
     parts = {name: rows.select(split=name) for name in ("train", "val", "test")}
     classes = train_classes(parts["train"], "label")
@@ -63,7 +64,7 @@ def pixel_regression(manifest: Manifest, size: int) -> dict[str, Any]:
 
 
 def otsu(manifest: Manifest) -> dict[str, Any]:
-    """No training at all."""
+    """Evaluate Otsu's threshold, which needs no training."""
     test = masked(manifest).select(split="test")
     rows = track(range(len(test)), "Otsu's threshold")
     return segmentation_metrics([overlap(load_mask(test, i), otsu_mask(read_image(test.path(i)))) for i in rows])
@@ -114,13 +115,13 @@ def fit_unet(
 
 @torch.no_grad()
 def unet_probability(model: torch.nn.Module, image: np.ndarray, size: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Of an image that is shrunk to `size`, float32 (H, W) of the given shape."""
+    """Predict the probability of an image that is resized to `size`, float32 (H, W) of the given shape."""
     x = torch.from_numpy(shrink(image, size)).permute(2, 0, 1)[None].float() / 255
     return resize_probability(model(x), shape)
 
 
 def compare_unet(model: torch.nn.Module, manifest: Manifest, size: int, threshold: float = 0.5) -> list[Overlap]:
-    """Each image of `manifest` at its own size."""
+    """Evaluate a U-Net on each image of `manifest` at its own size."""
     found = []
     for i in track(range(len(manifest)), "U-Net on test"):
         truth = load_mask(manifest, i)
@@ -130,7 +131,7 @@ def compare_unet(model: torch.nn.Module, manifest: Manifest, size: int, threshol
 
 
 def unet(manifest: Manifest, images: int, epochs: int, size: int, seed: int) -> dict[str, Any]:
-    """A small U-Net from scratch on `images` of the training images, drawn at random."""
+    """Train and evaluate a small U-Net from scratch on `images` random training images."""
     rng = np.random.default_rng(seed)
     train, test = (masked(manifest).select(split=name) for name in ("train", "test"))
     train = train.take(rng.permutation(len(train))[:images].tolist())
@@ -143,13 +144,13 @@ def unet(manifest: Manifest, images: int, epochs: int, size: int, seed: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("manifest", help="with labels, masks and splits, as `dinomed scan` writes it")
+    parser.add_argument("manifest", help="manifest with labels, masks and splits, as `dinomed scan` writes it")
     parser.add_argument("--pixels", type=int, default=24, help="side of the thumbnails, px")
     parser.add_argument("--unet-images", type=int, default=200)
     parser.add_argument("--unet-epochs", type=int, default=40)
-    parser.add_argument("--unet-size", type=int, default=160, help="side of its input, px")
+    parser.add_argument("--unet-size", type=int, default=160, help="side of the input of the U-Net, px")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="everything measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all values as JSON")
     options = parser.parse_args()
     manifest = open_dataset(options.manifest)
     report = {

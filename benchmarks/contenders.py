@@ -1,11 +1,11 @@
 """The training steps that `step.py` and `gpu.py` compare, each measured in a process of its own.
 
-``dinomed`` is the product's; ``slow`` the same without the three savings of `slow.py`; ``lightly`` lightly-train's
-DINOv2, which runs in an environment of its own. The objective is the same in all: centring, one head of 65,536
-prototypes for both terms, KoLeo on both views, 2 x 224 + 8 x 98 px. Pixels are random: reading images is no part of it,
+``dinomed`` is our step; ``slow`` is our step without the three optimisations that `slow.py` removes; ``lightly`` is
+DINOv2 of lightly-train, in an environment of its own. The objective is the same in all: centring, one head of 65,536
+prototypes for both losses, KoLeo on both views, 2 x 224 + 8 x 98 px. Pixels are random: reading images is not measured,
 moving them to the device is.
 
-    python benchmarks/contenders.py WHO SETTING     # a `Setting` as JSON; the figures as JSON on the last line
+    python benchmarks/contenders.py WHO SETTING     # SETTING as JSON; the last line of the output is the result as JSON
 """
 
 import json
@@ -31,27 +31,27 @@ MODELS: dict[str, dict[str, int]] = {
     "tiny": {"embed_dim": 32, "depth": 2, "num_heads": 2},
 }
 LIGHTLY_MODELS = {"vits14": "vits14-noreg", "vitl14": "vitl14-noreg", "tiny": "_vittest14"}
-TOTAL_STEPS, FIRST_STEP = 1000, 20  # past the steps in which prototypes are frozen
+TOTAL_STEPS, FIRST_STEP = 1000, 20  # after the steps in which the prototypes are frozen
 Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured; ``tiny`` is a model, with crops and a head to match, for trying a benchmark out."""
+    """Setting of a measurement. The model ``tiny``, with small crops and a small head, is for trials."""
 
     model: str = "vits14"
     batch: int = 4
     device: str = "cpu"
     precision: str = "float32"
     drop_path: float = 0.3
-    compile: bool = False  # of dinomed's own path, as the next one
+    compile: bool = False  # applies to dinomed only, as the next field
     checkpoint_activations: bool = False
     steps: int = 3
     unmeasured: int = 2
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Sides of the global and of the local views, px."""
+        """Return the sides of the global and of the local views, px."""
         return (56, 28) if self.model == "tiny" else (224, 98)
 
     @property
@@ -60,7 +60,7 @@ class Setting:
 
 
 def make_config(setting: Setting, **objective: Any) -> "PretrainConfig":
-    """A setting as the product's; `objective` on top of the common one."""
+    """Return the pretraining config of a setting, with `objective` on top of the common objective."""
     from dinomed.pretrain.config import PretrainConfig
 
     head = {"prototypes": setting.prototypes} | ({"hidden": 64, "bottleneck": 32} if setting.model == "tiny" else {})
@@ -76,7 +76,7 @@ def make_config(setting: Setting, **objective: Any) -> "PretrainConfig":
 
 
 def make_raw(config: "PretrainConfig", sizes: tuple[int, int]) -> "RawBatch":
-    """A batch as the data workers hand it over: random pixels in views of these sides, and the masks of the config."""
+    """Return a batch like that of the data workers: random pixels in views of these sides, and masks of the config."""
     import numpy as np
 
     from dinomed.pretrain.data.stream import Collate, Sample
@@ -183,8 +183,8 @@ STEPS: dict[str, Callable[[Setting], Callable[[], None]]] = {
 
 
 def measure(who: str, setting: Setting) -> Figures:
-    """Seconds and processor seconds of a step (medians of a few), images per second, and the peak memory in GiB: of the
-    device on CUDA, else of this process, libraries included. ``{"full": True}`` where memory did not suffice."""
+    """Measure seconds and processor seconds of a step (medians), images per second, and peak memory in GiB: of the
+    device on CUDA, else of this process with its libraries. Return ``{"full": True}`` if memory was not sufficient."""
     try:
         return _measure(who, setting)
     except (MemoryError, RuntimeError) as error:
@@ -229,7 +229,7 @@ def _measure(who: str, setting: Setting) -> Figures:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Also where it is not torch's own allocator that found no memory, but cuBLAS or the system."""
+    """Return whether an error means that memory is full, in the allocator of torch, in cuBLAS or in the system."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(
         words in text for words in ("out of memory", "alloc_failed", "can't allocate memory")
@@ -237,7 +237,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def measure_apart(who: str, setting: Setting, python: str = sys.executable) -> Figures:
-    """`measure` in a process of its own, of an environment of its own."""
+    """Run `measure` in a new process of the environment of the contender."""
     command = [python, str(Path(__file__).resolve()), who, json.dumps(asdict(setting))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -248,7 +248,7 @@ def measure_apart(who: str, setting: Setting, python: str = sys.executable) -> F
 
 
 def run_rounds(settings: Mapping[str, Setting], pythons: Mapping[str, str], rounds: int) -> dict[str, list[Figures]]:
-    """Every contender in every round, in turns: every other round in reverse."""
+    """Measure every contender in every round; the order alternates."""
     results: dict[str, list[Figures]] = {who: [] for who in settings}
     for turn in range(rounds):
         for who in settings if turn % 2 == 0 else reversed(settings):
@@ -258,7 +258,7 @@ def run_rounds(settings: Mapping[str, Setting], pythons: Mapping[str, str], roun
 
 
 def compare_rounds(ours: Sequence[Figures], theirs: Sequence[Figures], key: str) -> dict[str, float]:
-    """Ours to theirs, each ratio of the same round."""
+    """Return the ratios of ours to theirs, each within a round."""
     return spread([a[key] / b[key] for a, b in zip(ours, theirs, strict=True)])
 
 

@@ -1,14 +1,14 @@
-"""How many copies each descriptor and each hash finds, by kind of copy, at 90% precision.
+"""Recall of near-duplicates for each descriptor and each hash, by kind of copy, at 90% precision.
 
     python benchmarks/copies.py runs/derm.parquet --json
     python benchmarks/copies.py runs/derm.parquet --backbone runs/ssl --fit whitening
     python benchmarks/copies.py runs/derm.parquet --hashes
     python benchmarks/copies.py runs/derm.parquet --audit --queries 20
 
-Descriptors are fitted to some groups; of others, `--references` images are searched with synthetic copies of
-`--queries` of them. A pair is right if the image is the copy's original; images of one group are no pair. One threshold
-for all kinds: the lowest at which nine in ten of the pairs above it are right. The share of copies that are found says
-less than it seems where true copies are rarer than here: `false` is the number of wrong pairs at that threshold.
+Descriptors are fitted to some groups. Synthetic copies of `--queries` images are searched among `--references` images
+of other groups. A pair is right if the image is the original of the copy; pairs of one group are left out. There is one
+threshold for all kinds: the lowest at which nine in ten of the pairs above it are right. Where true copies are rarer
+than here, precision is lower: `false` is the number of wrong pairs at that threshold.
 """
 
 import argparse
@@ -37,7 +37,7 @@ PRECISION = 0.9
 
 
 def choose(manifest: Manifest, fit: int, references: int, seed: int) -> tuple[Manifest, Manifest]:
-    """(images to fit to, images to search in): one of a group, and no group in both."""
+    """Return images for fitting and images for searching: one of each group, and no group in both."""
     first: dict[str, int] = {}
     for index, unit in enumerate(manifest.units()):
         first.setdefault(unit, index)
@@ -51,7 +51,8 @@ def copies_of(manifest: Manifest, index: int, seed: int) -> list[np.ndarray]:
 
 
 def judge(similarity: np.ndarray) -> dict[str, Any]:
-    """Q queries, K kinds, N references (the original of query q is reference q), float (Q, K, N)."""
+    """Compute recall from similarities (Q, K, N) of Q queries, K kinds, N references; the original of query q is
+    reference q."""
     queries = np.arange(len(similarity))
     right = similarity[queries, :, queries].copy()  # Q, K
     similarity[queries, :, queries] = -np.inf
@@ -85,7 +86,7 @@ def measure_descriptor(
 
 
 def measure_hashes(fit: Manifest, references: Manifest, queries: int, seed: int) -> list[dict[str, Any]]:
-    """Each hash at several radii: recall by kind, and the wrong pairs among all pairs of references."""
+    """Evaluate each hash at several radii: recall by kind, and wrong pairs among all pairs of references."""
     fitted = fit_pca_hash(np.stack([thumbnail(read_image(fit.path(i))) for i in range(len(fit))]))
 
     def hashes(image: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -119,7 +120,7 @@ def measure_hashes(fit: Manifest, references: Manifest, queries: int, seed: int)
 
 
 def measure_audit(fit: Manifest, references: Manifest, queries: int, seed: int) -> dict[str, Any]:
-    """`dinomed audit` of the references against copies of some of them and as many other images."""
+    """Run `dinomed audit` on the references against copies of some of them and the same number of other images."""
     with tempfile.TemporaryDirectory() as folder:
         for index in range(queries):
             for kind, copy in zip(KINDS, copies_of(references, index, seed), strict=True):
@@ -143,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--backbone")
-    parser.add_argument("--weights", help="of the backbone; or, without one, an SSCD file")
+    parser.add_argument("--weights", help="weights of the backbone; without a backbone, an SSCD file")
     parser.add_argument("--fit", default="copies", choices=["copies", "whitening", "none"])
     parser.add_argument("--fit-images", type=int, default=1000)
     parser.add_argument("--references", type=int, default=3000)

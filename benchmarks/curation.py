@@ -1,14 +1,14 @@
-"""`dinomed curate` on a real pile in which copies, junk and test images are planted: what it finds, by kind.
+"""Evaluation of `dinomed curate` on a real pool in which copies, junk and test images are planted.
 
     python benchmarks/curation.py --lesions runs/derm.parquet --others runs/polyps.parquet \\
         --unlabelled runs/isic.parquet --backbone runs/ssl --images 1500 -o runs/curation
-    python benchmarks/curation.py ... --judge        # only the tables, of the last run
+    python benchmarks/curation.py ... --judge        # only the tables of the last run
 
-The trusted set are training images of `--lesions`, the excluded set is one image of each of some test lesions; the pool
-is lesions of neither, images of the other sets, and what `planting.py` plants. A planted copy is found if it and its
-original are not both kept; junk if it is not kept; a test image if it is not kept, and known for what it is if the
-reason says so. Precision is asked of every reason: of the images that it removes, how many deserve it. Exact copies and
-relatives that the sets themselves hold deserve it too.
+The query set holds training images of `--lesions`; the evaluation set holds one image of each of some test lesions. The
+pool holds other lesions, images of the other data sets, and the images that `planting.py` plants. A planted copy is
+found if it and its original are not both kept; junk and test images are found if they are not kept. A test image is
+recognised if the reason names it. Precision is computed for every reason: the share of the images that it removes
+rightly. Exact copies and images of the same group that are already in the data sets count as right.
 """
 
 import argparse
@@ -40,19 +40,19 @@ from dinomed.pretrain.curation.output.read import CurationResult, load_result
 TEST = (EXCLUDED_COPY, EXCLUDED_GROUP, EXCLUDED_LINK)
 COPY = (EXACT_COPY, NEAR_EXACT_COPY, NEAR_COPY)
 ASKED = (UNLIKE, NOT_RETRIEVED, NOT_SAMPLED)
-SPOILT = ("blur", "rescale", "brightness", "mixed")  # kinds of copies that may fall to a quality filter, rightly
+SPOILT = ("blur", "rescale", "brightness", "mixed")  # kinds of copies that a quality filter may remove rightly
 FOUND_BY = {"quality": QUALITY_REASONS, "a copy": COPY, "of a test image": TEST, "not asked for": ASKED}
 
 
 @dataclass
 class Row:
-    """An image of the pool after the curation."""
+    """An image of the pool after curation."""
 
     name: str
     planted: Planted
     keep: bool
     reason: str | None
-    like: str  # the image that is kept in its place, or the excluded one that it is a copy of
+    like: str  # image kept in its place, or its original in the evaluation set
 
 
 def read_rows(outcome: CurationResult, truth: dict[str, Planted]) -> dict[str, Row]:
@@ -68,7 +68,7 @@ def read_rows(outcome: CurationResult, truth: dict[str, Planted]) -> dict[str, R
 
 
 def recall_of(rows: dict[str, Row]) -> list[dict[str, Any]]:
-    """A line for every kind that was planted: how many are found, and by what."""
+    """Return a row for every planted kind: how many are found, and by which reason."""
     lines = []
     for kind, how in dict.fromkeys((row.planted.kind, row.planted.how) for row in rows.values()):
         own = [row for row in rows.values() if (row.planted.kind, row.planted.how) == (kind, how)]
@@ -78,7 +78,7 @@ def recall_of(rows: dict[str, Row]) -> list[dict[str, Any]]:
             found = [row for row in own if not row.keep]
         else:
             continue
-        # of two copies the original may be the one that is removed
+        # the original may be removed in place of the copy
         removed = [row if not row.keep else rows[row.planted.of] for row in found]
         by = Counter(word for row in removed for word, group in FOUND_BY.items() if row.reason in group)
         lines.append(
@@ -90,7 +90,7 @@ def recall_of(rows: dict[str, Row]) -> list[dict[str, Any]]:
 
 
 def families(rows: dict[str, Row]) -> Iterator[set[str]]:
-    """Images of the pool that are truly copies of each other: an original and what was made of it."""
+    """Return the images of the pool that are true copies of each other: an original and its planted copies."""
     family: dict[str, set[str]] = {}
     for row in rows.values():
         if row.planted.kind == "copy":
@@ -99,7 +99,8 @@ def families(rows: dict[str, Row]) -> Iterator[set[str]]:
 
 
 def precision_of(rows: dict[str, Row], same: dict[str, str]) -> list[dict[str, Any]]:
-    """A line for each group of reasons: of what it removes, what is planted, what deserves it otherwise, what is wrong.
+    """Return a row for each group of reasons: planted images that it removes, others that it removes rightly, and wrong
+    ones.
 
     Args:
         same: content of each image of the pool: files that are equal are true copies, planted or not.
@@ -120,9 +121,9 @@ def precision_of(rows: dict[str, Row], same: dict[str, str]) -> list[dict[str, A
 
 
 def _deserved(row: Row, word: str, rows: dict[str, Row], family: dict[str, int], same: dict[str, str]) -> str:
-    """ "planted"; "relative": not planted, but a copy or of the same lesion; else "wrong"."""
+    """Return "planted", "relative" (not planted, but a copy or of the same lesion), or "wrong"."""
     kind = row.planted.kind
-    if word == "quality":  # a copy that was blurred or made small is no better than junk
+    if word == "quality":  # a blurred or small copy counts as junk
         return "planted" if kind == "junk" else "relative" if row.planted.how in SPOILT else "wrong"
     if word == "a copy":
         other = rows.get(row.like)
@@ -139,12 +140,12 @@ def _deserved(row: Row, word: str, rows: dict[str, Row], family: dict[str, int],
 
 
 def _group(row: Row, rows: dict[str, Row]) -> str:
-    """The lesion or patient that an image of the pool shows, as far as it is known."""
+    """Return the lesion or patient of an image of the pool, if it is known."""
     return rows[row.planted.of].planted.group if row.planted.kind == "copy" else row.planted.group
 
 
 def shares_kept(rows: dict[str, Row]) -> list[dict[str, Any]]:
-    """Of the real images, by the set that they are of: how many are clean, and how many of these are asked for."""
+    """Count clean real images by data set, and how many of them are retrieved."""
     lines = []
     for kind in ("lesion", "unlabelled", "other"):
         own = [row for row in rows.values() if row.planted.kind == kind]
@@ -166,15 +167,15 @@ def print_table(lines: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lesions", type=Path, required=True, help="manifest with groups and splits")
-    parser.add_argument("--others", type=Path, nargs="+", required=True, help="manifests that are not asked for")
+    parser.add_argument("--others", type=Path, nargs="+", required=True, help="manifests of other modalities")
     parser.add_argument("--unlabelled", type=Path, nargs="*", default=[], help="manifests of the same modality")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/curation"))
-    parser.add_argument("--images", type=int, default=1500, help="of the pile, about")
-    parser.add_argument("--backbone", help="as of dinomed curate")
+    parser.add_argument("--images", type=int, default=1500, help="approximate number of images in the pool")
+    parser.add_argument("--backbone", help="as in dinomed curate")
     parser.add_argument("--weights")
-    parser.add_argument("--set", dest="settings", action="append", default=[], help="as of dinomed curate")
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="as in dinomed curate")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--judge", action="store_true", help="only the tables, of what was curated before")
+    parser.add_argument("--judge", action="store_true", help="only print the tables of an earlier curation")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
 

@@ -1,12 +1,12 @@
-"""Does curation help learning? The same small pretraining on the raw pile, on what is kept, and on as many at random.
+"""Effect of curation on pretraining: the same small run on the raw pool, on the kept images, and on random subsets.
 
     python benchmarks/curation_learning.py --pile runs/curation/curated.parquet --data runs/derm.parquet \\
         --images 38400 --seeds 0 1 2 -o runs/curation_learning
 
-All runs see the same number of images, so those of fewer images see each more often. `raw` is the whole pile with its
-junk, copies and planted test images, `random` another draw of it for each seed, `trusted` (if there are enough of them
-for a batch) the trusted images alone. Judged on val of `--data`, none of whose images and groups may be in
-the pile: k-NN and logistic regression on frozen features. Stopped and started again it goes on where it was.
+All runs see the same number of images, so a smaller set is seen more often. `raw` is the whole pool with junk, copies
+and planted test images; `random` is another random subset of it for each seed; `trusted` is the query set alone, if it
+has enough images for a batch. Runs are evaluated on val of `--data`, whose images and groups must not be in the pool,
+by k-NN and logistic regression on frozen features. An interrupted call continues where it stopped.
 """
 
 import argparse
@@ -37,7 +37,7 @@ FIGURES = ("knn_auroc", "knn_balanced_accuracy", "logistic_auroc", "logistic_bal
 
 
 def rows_of(outcome: CurationResult, name: str, seed: int) -> np.ndarray:
-    """The rows of the pile that a run learns from."""
+    """Return the rows of the pool that a run is trained on."""
     every = np.arange(len(outcome.keep))
     if name == "raw":
         return every[[reason != "unreadable" for reason in outcome.reason]]
@@ -51,7 +51,7 @@ def rows_of(outcome: CurationResult, name: str, seed: int) -> np.ndarray:
 
 
 def refuse_overlap(outcome: CurationResult, data: Manifest) -> None:
-    """Nobody learns from what it is judged by.
+    """Check that the pool shares no image or group with the evaluation data.
 
     Raises:
         UsageError: an image that learning may begin from (whatever the curation said of it) is one of val, or of its
@@ -68,7 +68,7 @@ def refuse_overlap(outcome: CurationResult, data: Manifest) -> None:
 
 
 def write_set(manifest: Manifest, rows: np.ndarray, path: Path) -> Manifest:
-    """The images alone: no splits, labels or verdicts, so that a run takes them all and knows nothing else."""
+    """Write a manifest of the images without splits, labels and decisions, so that a run uses all of them."""
     names = ("image", "sha256", "width", "height", "mode", "format", "bytes", "channels", "bits")
     chosen = manifest.take(rows.tolist())
     kept = build_manifest({name: chosen.column(name) for name in names if chosen.has(name)}, manifest.root)
@@ -79,7 +79,7 @@ def write_set(manifest: Manifest, rows: np.ndarray, path: Path) -> Manifest:
 def run_one(
     outcome: CurationResult, name: str, seed: int, data: Path, out: Path, images: int, settings: list[str], device: str
 ) -> dict[str, Any]:
-    """One run and its figures; what `out` holds already is used."""
+    """Do one run and return its metrics; a run that is already in `out` is used."""
     done = out / "learned.json"
     if done.exists():
         return json.loads(done.read_text())
@@ -106,7 +106,8 @@ def run_one(
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: a row a set, each value the mean over seeds and, with several, their range."""
+    """Format a Markdown table: a row for each set, values as means over seeds, with their range if there are
+    several."""
     lines = ["| learned from | images | " + " | ".join(FIGURES) + " |", "|---" * (2 + len(FIGURES)) + "|"]
     for name, runs in rows.items():
         cells = []
@@ -120,13 +121,13 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pile", type=Path, required=True, help="what dinomed curate wrote")
-    parser.add_argument("--data", type=Path, required=True, help="manifest with labels and splits, to judge by")
+    parser.add_argument("--pile", type=Path, required=True, help="manifest that dinomed curate wrote")
+    parser.add_argument("--data", type=Path, required=True, help="manifest with labels and splits for evaluation")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/curation_learning"))
     parser.add_argument("--only", nargs="*", choices=SETS, default=list(SETS[:3]))
     parser.add_argument("--images", type=int, default=19200, help="images that each run sees")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--set", dest="settings", action="append", default=[], help="as of dinomed pretrain")
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="as in dinomed pretrain")
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
     outcome = load_result(asked.pile)
@@ -135,7 +136,7 @@ def main() -> None:
     except UsageError as error:
         parser.error(str(error))
     rows: dict[str, list[dict[str, Any]]] = {}
-    for seed in asked.seeds:  # a seed at a time: what there is after an hour can be compared
+    for seed in asked.seeds:  # seed by seed: an early stop leaves comparable results
         for name in asked.only:
             logger.info(f"{name}, seed {seed}")
             out = asked.output / f"{name}_{asked.images}_{seed}"

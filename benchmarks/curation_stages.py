@@ -1,12 +1,12 @@
-"""Images a second of every stage of curation that looks at pixels, and the share of each.
+"""Speed of every stage of curation that reads pixels, and its share of the time.
 
     python benchmarks/curation_stages.py runs/derm.parquet runs/polyps.parquet --images 200
     python benchmarks/curation_stages.py runs/derm.parquet --backbone runs/ssl --json
 
-One thread, processor seconds, the same images for each stage, drawn by a seed. `scan` is what a manifest costs
-(checksum, header, a whole reading to see that it can be read), `read` the decoding that later stages begin with.
-`describe` is the copy-detection descriptor that needs no weights; what fitting it takes is not counted, for it does not
-grow with the pile. `embed` is the backbone, with its preprocessing. The search is measured in near_duplicates.py.
+One thread, processor seconds, the same random images for each stage. `scan` is the work for a manifest (checksum,
+header, and a complete decoding as a check); `read` is the decoding at the start of later stages. `describe` is the
+copy-detection descriptor without weights; its fit is not measured, since its time does not grow with the pool. `embed`
+is the backbone with its preprocessing. `near_duplicates.py` measures the search.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def draw(manifest: Manifest, count: int, seed: int) -> Manifest:
 
 
 def timed(work: Callable[[Any], Any], items: list[Any]) -> float:
-    """Processor seconds, of all threads, for all of the items; the first is done once before."""
+    """Measure processor seconds over all threads for all items; the first item is also processed once before."""
     work(items[0])
     began = time.process_time()
     for item in items:
@@ -50,7 +50,7 @@ def timed(work: Callable[[Any], Any], items: list[Any]) -> float:
 
 
 def measure(manifest: Manifest, backbone: str | None, weights: str | None) -> list[dict[str, Any]]:
-    """A row for each stage: images a second, and its share of the time of all."""
+    """Return a row for each stage: images a second, and its share of the total time."""
     rows = list(range(len(manifest)))
     pictures = [read_image(manifest.path(row)) for row in rows]
     batches = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
@@ -80,8 +80,10 @@ def measure(manifest: Manifest, backbone: str | None, weights: str | None) -> li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifests", type=Path, nargs="+")
-    parser.add_argument("--images", type=int, default=200, help="of each manifest")
-    parser.add_argument("--backbone", help="run folder or name of released weights; without it nothing is embedded")
+    parser.add_argument("--images", type=int, default=200, help="images of each manifest")
+    parser.add_argument(
+        "--backbone", help="run folder or name of released weights; without it the stage embed is left out"
+    )
     parser.add_argument("--weights", help="file of the released weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")

@@ -1,11 +1,11 @@
-"""Frozen features a second beside timm and transformers, and what a second adapter on the same pass costs.
+"""Speed of frozen features compared with timm and transformers, and the cost of a second adapter on the same pass.
 
     python benchmarks/features.py libraries|adapters [--name dinov2_vits14] [--image-size 224] [--rounds 5]
         [--device cpu] [--json]
 
 Random weights of the same architecture, a batch of 8 random images, float32, from pixels to all tokens of the last
-block. Each round runs all in turn, and ratios are of the same round; on a CPU seconds are the processor's, all threads
-together, so that another load on the machine weighs on all alike.
+block. Each round runs all of them, and ratios are of the same round. On a CPU, seconds are processor seconds over all
+threads, so that other load on the machine affects all of them equally.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def of_libraries(name: str, image_size: int, device: torch.device) -> dict[str, 
 
 
 def of_adapters(name: str, image_size: int, device: torch.device) -> dict[str, Run]:
-    """One linear classifier, and a linear segmenter on the last block beside it, on one pass and on two."""
+    """Measure one linear classifier, and with it a linear segmenter on the last block, on one pass and on two."""
     frozen = FrozenBackbone(build_vit(name, image_size=image_size), Preprocessing(image_size=image_size), name)
     frozen.to(device)
     classifier = LinearClassifier(LinearClassifierConfig(), frozen.embed_dim, 7).eval().to(device)
@@ -79,7 +79,7 @@ def of_adapters(name: str, image_size: int, device: torch.device) -> dict[str, R
 def measure(runs: dict[str, Run], image_size: int, rounds: int, device: torch.device) -> dict[str, Any]:
     pixels = torch.randn(BATCH, 3, image_size, image_size, device=device)
     first = next(iter(runs))
-    clock = time.process_time if device.type == "cpu" else time.perf_counter  # with one thread: of an idle core
+    clock = time.process_time if device.type == "cpu" else time.perf_counter  # with one thread: seconds of an idle core
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     with torch.inference_mode():
         for turn in range(rounds + 1):

@@ -1,10 +1,11 @@
-"""How many floating-point operations a training step takes, and how many a device could do.
+"""Floating-point operations of a training step, and the peak rate of devices.
 
-Counted by `torch.utils.flop_counter` on tensors without memory (fake ones): every matrix product, convolution and
-attention of the teacher's forward, the student's forward and its backward, heads included; two operations for each
-product and sum. Not counted: what is element by element (norms, softmax, GELU, colours), Sinkhorn-Knopp or centring,
-the optimiser and the average. There attention is counted as products of matrices, 2 in the forward and 4 in the
-backward: what a fused kernel or activation checkpointing computes a second time is no use of the model.
+The operations are counted by `torch.utils.flop_counter` on fake tensors (without memory). It counts every matrix
+product, convolution and attention of the forward pass of the teacher and of the forward and backward pass of the
+student, with heads; a product and its sum are two operations. It does not count elementwise operations (norms, softmax,
+GELU, colours), Sinkhorn-Knopp or centring, the optimiser and the average of weights. Attention counts as matrix
+products, 2 in the forward and 4 in the backward pass: recomputation in a fused kernel or by activation checkpointing
+does not count.
 """
 
 from dataclasses import replace
@@ -18,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dinomed.pretrain.model.dinov2 import DINOv2, ViewBatch
 
-# Dense peaks of the vendor's data sheets in TFLOP/s, by a part of the name that torch gives: bfloat16 on tensor cores
-# (without sparsity), float32 without TF32. The longer names first.
+# Dense peak rates in TFLOP/s from the data sheets of the vendor, by a part of the device name of torch: bfloat16 on
+# tensor cores (without sparsity), float32 without TF32. Longer names come first.
 PEAKS: dict[str, dict[str, float]] = {
     "H200": {"bfloat16": 989, "float32": 67},
     "H100 PCIe": {"bfloat16": 756, "float32": 51},
@@ -35,7 +36,8 @@ PEAKS: dict[str, dict[str, float]] = {
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """FLOP/s of a device; None for one that is not in the table, and for a part of one (MIG)."""
+    """Return the peak FLOP/s of a device; None for a device that is not in the table and for a part of a device
+    (MIG)."""
     words = f" {device_name.replace('-', ' ')} "
     if " MIG " in words:
         return None
@@ -43,8 +45,8 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 
 def count_flops(setting: Setting, *, slow: bool = False) -> float:
-    """FLOP of one step at this batch, of the product's path or of the slow one."""
-    # centring asks whether a sum is positive, which has no answer here; the products are the same
+    """Count the FLOP of one step at this batch size, of the normal or of the slow path."""
+    # centring tests whether a sum is positive, which fake tensors cannot; the matrix products are the same
     config = make_config(replace(setting, compile=False, checkpoint_activations=False), targets="sinkhorn")
     raw = make_raw(config, (1, 1))
     with torch.device("meta"):

@@ -1,18 +1,18 @@
-"""A whole DINOv2 training step on a GPU: images per second, peak memory and model FLOPs utilisation, side by side.
+"""Comparison of DINOv2 training steps on a GPU: images per second, peak memory and model FLOPs utilisation.
 
     python benchmarks/gpu.py [--peer PYTHON] [--model vits14 vitl14] [--rounds 5] [--compile]
-    python benchmarks/gpu.py --device cpu --model tiny --largest 8 --rounds 1       # tries it out without a GPU
+    python benchmarks/gpu.py --device cpu --model tiny --largest 8 --rounds 1       # a trial without a GPU
 
-Compared are our step, our own step without packing, slicing and fused attention (`slow.py`), and, with ``--peer``, the
-Python of an environment that holds lightly-train, its step; what is the same in all is in `contenders.py`. Every
-figure is of a process of its own. First each is given batches that double until memory is full, or up to ``--largest``;
-its best batch is the one of most images per second. Then rounds in turns: each at its own best batch, and all at the
-largest batch that every one of them holds, where memory can be compared. Ratios are ours to theirs, of the same round:
-the paper's claim (section 5) is 2 times the images per second and a third of the memory of iBOT.
+It compares our step, our step without packing, slicing and fused attention (`slow.py`), and, with ``--peer``, the
+Python of an environment with lightly-train, its step. `contenders.py` holds what they share. Each value comes
+from a process of its own. First the batch size of each step doubles until memory is full, or up to ``--largest``; the
+best batch size is the one with the most images per second. Then rounds alternate: each step at its best batch size, and
+all at the largest batch size that all of them can hold, where memory can be compared. Ratios are ours to theirs, of the
+same round. The claim of the paper (section 5) is 2 times the images per second and a third of the memory of iBOT.
 
-Utilisation (MFU) is the FLOP that our step needs for as many images (`flops.py` says what is counted), whoever takes
-it, over the device's dense peak: what is computed and thrown away is no use. It is left out where no peak is known.
-``--compile`` and ``--checkpoint-activations`` are of our step only.
+Utilisation (MFU) of each step is the FLOP of our step for the same number of images (see `flops.py`), divided by the
+dense peak of the device: results that are computed and dropped do not count. It is left out if the peak is unknown.
+``--compile`` and ``--checkpoint-activations`` apply to our step only.
 """
 
 import argparse
@@ -25,11 +25,12 @@ from typing import Any
 
 from contenders import MODELS, STEPS, Figures, Setting, compare_rounds, measure_apart, run_rounds, spread
 
-Try = Callable[[int], Figures]  # a batch size -> what `measure` gives
+Try = Callable[[int], Figures]  # batch size -> result of `measure`
 
 
 def try_batches(attempt: Try, smallest: int, largest: int) -> dict[int, float | None]:
-    """Images per second of `smallest`, its double and so on, up to `largest` or until memory is full (None)."""
+    """Measure images per second at `smallest`, twice that, and so on, up to `largest` or until memory is full
+    (None)."""
     found: dict[int, float | None] = {}
     batch = smallest
     while batch <= largest:
@@ -44,7 +45,7 @@ def try_batches(attempt: Try, smallest: int, largest: int) -> dict[int, float | 
 
 
 def best_of(found: Mapping[int, float | None]) -> int | None:
-    """The batch of most images per second; None where none fits."""
+    """Return the batch size with the most images per second; None if none fits."""
     fitting = {batch: speed for batch, speed in found.items() if speed is not None}
     return max(fitting, key=fitting.__getitem__) if fitting else None
 
@@ -52,7 +53,7 @@ def best_of(found: Mapping[int, float | None]) -> int | None:
 def compare(
     setting: Setting, contenders: Mapping[str, str], *, smallest: int, largest: int, rounds: int, peak: float | None
 ) -> dict[str, Any]:
-    """All that is to be said of one model; `contenders` are names and their Pythons, `peak` is in FLOP/s."""
+    """Compare the steps of one model. `contenders` maps names to Pythons; `peak` is in FLOP/s."""
     found, best = {}, {}
     for who, python in contenders.items():
         print(f"{setting.model}, {who}", file=sys.stderr)
@@ -78,7 +79,7 @@ def _attempt(who: str, setting: Setting, python: str, batch: int) -> Figures:
 
 
 def settings_of(who: str, setting: Setting) -> Setting:
-    """Compilation and checkpointing are the product's."""
+    """Return the setting of a contender; compilation and checkpointing apply to ``dinomed`` only."""
     return setting if who == "dinomed" else replace(setting, compile=False, checkpoint_activations=False)
 
 
@@ -87,7 +88,7 @@ def _rounds(
 ) -> dict[str, Any]:
     runs = run_rounds(settings, contenders, rounds)
     full = [who for who, figures in runs.items() if any(one.get("full") for one in figures)]
-    for who in full:  # what fits once may not fit again where other work shares the device
+    for who in full:  # a batch that fitted once may not fit later if other work shares the device
         print(f"{who}: memory was full in a later round; left out of the comparison", file=sys.stderr)
         del runs[who]
     table = {who: _summary(settings[who], figures, peak) for who, figures in runs.items()}
@@ -117,17 +118,19 @@ def _summary(setting: Setting, figures: list[Figures], peak: float | None) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=["vits14", "vitl14"])
-    parser.add_argument("--who", nargs="+", choices=STEPS, help="by default all, lightly with --peer only")
-    parser.add_argument("--peer", metavar="PYTHON", help="of an environment with lightly-train")
+    parser.add_argument(
+        "--who", nargs="+", choices=STEPS, help="steps to compare; default: all, lightly only with --peer"
+    )
+    parser.add_argument("--peer", metavar="PYTHON", help="Python of an environment with lightly-train")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), help="by default bfloat16, float32 on a CPU")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), help="default: bfloat16, on a CPU float32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpoint-activations", action="store_true")
     parser.add_argument("--drop-path", type=float, default=0.3, help="rate of stochastic depth")
-    parser.add_argument("--smallest", type=int, default=4, help="batch to begin with")
-    parser.add_argument("--largest", type=int, default=4096, help="batch to end with, if memory has room for it")
+    parser.add_argument("--smallest", type=int, default=4, help="first batch size")
+    parser.add_argument("--largest", type=int, default=4096, help="last batch size, if memory is sufficient")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10, help="measured, of each process")
+    parser.add_argument("--steps", type=int, default=10, help="measured steps of each process")
     arguments = parser.parse_args()
     if min(arguments.smallest, arguments.rounds, arguments.steps) < 1 or arguments.largest < arguments.smallest:
         parser.error("--rounds, --steps and --smallest are at least 1, and --largest no less than --smallest")

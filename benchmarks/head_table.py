@@ -1,18 +1,18 @@
-"""All heads side by side on one backbone, and beside them a U-Net from scratch that is trained as long.
+"""Comparison of all heads on one backbone, and of a U-Net that is trained from scratch for the same time.
 
     python benchmarks/head_table.py runs/derm.parquet -b runs/ssl --untrained runs/ssl/untrained --task classify
     python benchmarks/head_table.py runs/polyps.parquet -b runs/ssl --task segment --test-where centre=C1 --unet
 
 For each head: its parameters, the seconds of its training, and on test the metric with its 95% interval over patients
-or lesions, by what `dinomed train` and `dinomed evaluate` do. Seconds are the processor's, all threads together, so
-that another load on the machine weighs little. Features are computed before; a line below the table says what they
-cost. With `--tune-heads` a head is trained again with the backbone learning along (LoRA, the last block): there images
-go through the backbone in every epoch, which is counted. With `--unet` a U-Net learns from scratch on the same images,
-for as many seconds as the slowest head on frozen features took, and as the middle one; its threshold is chosen on val,
-as a segmenter's is.
+or lesions, as `dinomed train` and `dinomed evaluate` compute them. Seconds are processor seconds over all threads, so
+that other load on the machine matters little. Features are computed before; a line below the table gives their time.
+With `--tune-heads` a head is also trained together with the backbone (LoRA, the last block); then the forward pass of
+the backbone in every epoch is included. With `--unet` a U-Net is trained from scratch on the same images, for as many
+seconds as the slowest head on frozen features took, and as the middle one took; its threshold is chosen on val, as for
+a segmenter.
 
-Of a large collection a part is drawn, by group, the same for every seed. Stopped and started again it goes on where it
-was; a row that was made of other settings, images or weights is made again.
+From a large data set a subset is drawn by group, the same for every seed. An interrupted call continues where it
+stopped; a row of other settings, images or weights is computed again.
 """
 
 import argparse
@@ -55,7 +55,7 @@ TUNES = ("lora", "last:1")
 
 @dataclass(frozen=True)
 class Bench:
-    """What all rows share; `options` are settings of every training, or, as ``HEAD:a.b=c``, of one head's."""
+    """Context of all rows; `options` are settings of every training, or of one head as ``HEAD:a.b=c``."""
 
     task: str
     manifest: Manifest
@@ -63,7 +63,8 @@ class Bench:
     options: Sequence[str]
 
     def config(self, head: str, seed: int, tune: str = "none") -> TrainConfig:
-        """Of options for the same key the last one counts, one for this head more than one for all."""
+        """Return the options of a head. The last one for a key counts; one for this head overrides one for all
+        heads."""
         own = [text.removeprefix(f"{head}:") for text in self.options if text.startswith(f"{head}:")]
         common = [text for text in self.options if ":" not in text.partition("=")[0]]
         return load_config(
@@ -73,7 +74,7 @@ class Bench:
     def row(
         self, name: str, seed: int, made_of: dict[str, Any], measure: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """What `measure` gives, or what it gave before of the same things."""
+        """Return the result of `measure`, or the stored one if its inputs are the same."""
         made_of = {**made_of, "images": self.manifest.fingerprint}
         path = self.out / (re.sub(r"\W+", "-", f"{self.task} {name} {seed}") + ".json")
         found = json.loads(path.read_text()) if path.exists() else {}
@@ -85,7 +86,7 @@ class Bench:
 
 
 def hold_out(manifest: Manifest, column: str, value: str) -> Manifest:
-    """The rows with this value as test, and val (a sixth of the groups) made of the others."""
+    """Return a manifest with the rows of this value as test, and a sixth of the other groups as val."""
     groups = manifest.units()
     others = sorted({group for group, there in zip(groups, manifest.column(column), strict=True) if there != value})
     val = set(others[::6])
@@ -96,7 +97,7 @@ def hold_out(manifest: Manifest, column: str, value: str) -> Manifest:
 
 
 def draw(manifest: Manifest, images: Sequence[int]) -> Manifest:
-    """About so many images of train, val and test (one number: of each; none: all), whole groups, at random."""
+    """Draw whole groups with about these numbers of images of train, val and test (one number: of each; none: all)."""
     if not images:
         return manifest
     groups = manifest.units()
@@ -117,7 +118,7 @@ def draw(manifest: Manifest, images: Sequence[int]) -> Manifest:
 
 
 def prepare_features(config: TrainConfig, backbone: FrozenBackbone, manifest: Manifest, cache: Path) -> dict[str, Any]:
-    """The features that a head will find, and the processor's seconds that they cost (next to none, if there)."""
+    """Compute the features for a head; return the processor seconds (nearly 0 if they are cached)."""
     size, splits, classes = _setting(config, backbone, manifest)
     backbone = at_image_size(backbone, size)
     adapter = build_adapter(config, backbone, classes)
@@ -131,7 +132,7 @@ def prepare_features(config: TrainConfig, backbone: FrozenBackbone, manifest: Ma
 
 
 def _setting(config: TrainConfig, backbone: FrozenBackbone, manifest: Manifest) -> tuple[int, Splits, int]:
-    """Image size, splits and classes, as the fit will have them."""
+    """Return image size, splits and classes as the fit uses them."""
     if isinstance(config, SegmentConfig):
         schema, splits = prepare_masks(manifest, config)
         grid = adapter_class("segment", config.head.name).grid
@@ -142,7 +143,7 @@ def _setting(config: TrainConfig, backbone: FrozenBackbone, manifest: Manifest) 
 
 
 def measure_head(bench: Bench, config: TrainConfig, backbone: FrozenBackbone, where: str) -> dict[str, Any]:
-    """One head, trained on features that are there, and judged on test."""
+    """Train one head on cached features and evaluate it on test."""
     from dinomed.adapters.tasks.classify.fit import fit_classifier
     from dinomed.adapters.tasks.segment.fit import fit_segmenter
 
@@ -150,7 +151,7 @@ def measure_head(bench: Bench, config: TrainConfig, backbone: FrozenBackbone, wh
     features = prepare_features(config, backbone, bench.manifest, cache)
     with tempfile.TemporaryDirectory(
         dir=bench.out
-    ) as folder:  # a new one: an interrupted fit would go on, half measured
+    ) as folder:  # a new folder: an interrupted fit would continue and be measured in part
         adapter = Path(folder) / "adapter"
         began = time.process_time()
         if isinstance(config, SegmentConfig):
@@ -166,7 +167,7 @@ def measure_head(bench: Bench, config: TrainConfig, backbone: FrozenBackbone, wh
 
 
 def count_tuned(config: TrainConfig, backbone: FrozenBackbone) -> int:
-    """The weights of the backbone that learn with the head."""
+    """Count the weights of the backbone that are trained with the head."""
     from dinomed.adapters.fitting.tune import LearningBackbone
 
     if not config.tune.active:
@@ -176,7 +177,7 @@ def count_tuned(config: TrainConfig, backbone: FrozenBackbone) -> int:
 
 
 def measure_unet(bench: Bench, size: int, seed: int, seconds: float) -> dict[str, Any]:
-    """A U-Net from scratch, judged as a segmenter is."""
+    """Train a U-Net from scratch and evaluate it like a segmenter."""
     from alternatives import compare_unet, fit_unet, unet_probability
 
     from dinomed.adapters.tasks.segment.mask_schema import BINARY
@@ -202,7 +203,7 @@ def measure_unet(bench: Bench, size: int, seed: int, seconds: float) -> dict[str
 
 
 def table(task: str, rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: a row a head; where there are several seeds, the interval is of the first."""
+    """Format a Markdown table, a row for each head; with several seeds the interval is that of the first."""
     names = METRICS[task]
     lines = ["| head | parameters | seconds | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
     for head, seeds in rows.items():
@@ -228,14 +229,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("data", type=Path, help="manifest with labels or masks, and splits")
     parser.add_argument("--backbone", "-b", required=True)
     parser.add_argument("--task", choices=sorted(METRICS), default="segment")
-    parser.add_argument("--heads", nargs="*", help="all that are there, if not given")
-    parser.add_argument("--untrained", metavar="BACKBONE", help="rows for this backbone, too")
-    parser.add_argument("--untrained-heads", nargs="*", help="--heads, if not given")
-    parser.add_argument("--tune-heads", nargs="*", default=[], help="also with a backbone that learns")
-    parser.add_argument("--unet", action="store_true", help="beside a U-Net from scratch (segment)")
-    parser.add_argument("--unet-size", type=int, default=160, help="side of its input, px")
-    parser.add_argument("--images", type=int, nargs="+", default=[], help="about so many of train, val and test")
-    parser.add_argument("--test-where", metavar="COLUMN=VALUE", help="these rows are test, the others train and val")
+    parser.add_argument("--heads", nargs="*", help="default: all heads")
+    parser.add_argument("--untrained", metavar="BACKBONE", help="add rows for this backbone")
+    parser.add_argument("--untrained-heads", nargs="*", help="default: --heads")
+    parser.add_argument(
+        "--tune-heads", nargs="*", default=[], help="heads that are also trained together with the backbone"
+    )
+    parser.add_argument("--unet", action="store_true", help="also train a U-Net from scratch (segment)")
+    parser.add_argument("--unet-size", type=int, default=160, help="side of the input of the U-Net, px")
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=[], help="approximate number of images of train, val and test"
+    )
+    parser.add_argument(
+        "--test-where", metavar="COLUMN=VALUE", help="these rows are the test split, the others train and val"
+    )
     parser.add_argument("--set", dest="options", action="append", default=[], help="a.b=c, or HEAD:a.b=c for one head")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/heads"))

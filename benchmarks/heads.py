@@ -1,14 +1,14 @@
-"""What it saves to compute features once: a segmenter's fit on kept features against one that recomputes them in every
+"""Time saved by the feature cache: fitting a segmenter on cached features, compared with features computed in each
 epoch.
 
     python benchmarks/heads.py [--head linear --head dpt] [--channels 32] [--epochs 10] [--images 48] [--rounds 3]
         [--json]
 
-Synthetic lesions, a ViT with random weights, float32, the same batches in the same order. "kept" counts computing and
-writing the features, reading them back, and all epochs; "recomputed" the reading of the images and the passes of the
-backbone in every epoch. Neither counts the features of val, or masks. Each round runs both in turn, and ratios are of
-the same round; on a CPU seconds are the processor's, all threads together, so that another load on the machine weighs
-on both alike. DPT is 32 channels wide, unless told otherwise: at the paper's 256 a CPU spends nearly all in the head.
+Synthetic lesions, a ViT with random weights, float32, the same batches in the same order. "kept" includes computing,
+writing and reading the features, and all epochs; "recomputed" includes reading the images and the forward pass of the
+backbone in every epoch. Neither includes the features of val, or masks. Each round runs both, and ratios are of the
+same round. On a CPU, seconds are processor seconds over all threads, so that other load on the machine affects both
+equally. DPT has 32 channels by default: with the 256 of the paper a CPU spends nearly all the time in the head.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from dinomed.log import set_level
 
 
 class Fit:
-    """One fit, by either way, with all that both share made beforehand."""
+    """A fit with or without the cache; everything that both share is computed before."""
 
     def __init__(self, head: str, backbone: FrozenBackbone, folder: Path, epochs: int, channels: int) -> None:
         fit = {"epochs": epochs, "patience": epochs, "min_steps": 0, "batch_size": 16}
@@ -62,7 +62,7 @@ class Fit:
         extract(backbone, splits.train, cache=folder / "val", blocks=needs.blocks)  # pooled, for `LiveFeatureSource`
 
     def run(self, way: str) -> tuple[float, float]:
-        """Seconds, and the best Dice on val."""
+        """Return the seconds and the best Dice on val."""
         clock = time.process_time if self.backbone.device.type == "cpu" else time.perf_counter
         adapter = build_adapter(self.config, self.backbone, 1).to(self.backbone.device)
         loss = build_loss(self.config.loss, self.schema.exclusive, self.config.tversky_alpha)
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="vit_tiny_patch8")
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--images", type=int, default=48, help="lesions; about 70% of them are train")
-    parser.add_argument("--channels", type=int, default=32, help="of DPT")
+    parser.add_argument("--channels", type=int, default=32, help="channels of DPT")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")

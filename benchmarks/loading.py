@@ -1,13 +1,13 @@
-"""Reading and cropping images: ours beside the reference recipe with torchvision on PIL images, and what both give.
+"""Speed and output of image loading and augmentation, compared with the reference recipe of torchvision on PIL images.
 
     python benchmarks/loading.py [--size 1024x768 ...] [--workers 1] [--rounds 5] [--images 32]
 
 The reference is DINOv2's DataAugmentationDINO: RandomResizedCrop (bicubic), flip, ColorJitter, grayscale, GaussianBlur,
-solarize; 2 x 224 + 8 x 98 px; blur as the paper says in both. Besides: our crops with albumentations' colours, and
-with torchvision's on tensors (v2). All read the same JPEG files (synthetic lesions, quality 90) by as many DataLoader
-workers; rounds are interleaved, and a ratio is of the same round; on a busy machine the time of a core tells more than
-the clock. What the views look like is compared as well: channel
-means and deviations, quantiles, and the Kolmogorov-Smirnov distance (0 to 1) of the distributions of per-view figures.
+solarize; 2 x 224 + 8 x 98 px; blur as in the paper in both. Also compared are our crops with the colours of
+albumentations, and with those of torchvision on tensors (v2). All read the same JPEG files (synthetic lesions, quality
+90) with the same number of DataLoader workers. Rounds alternate, and a ratio is of the same round; on a busy machine
+processor time is more reliable than wall-clock time. The views are compared too: channel means and deviations,
+quantiles, and the Kolmogorov-Smirnov distance (0 to 1) between the distributions of values of each view.
 """
 
 import argparse
@@ -39,7 +39,8 @@ def ours(config: CropConfig = CONFIG) -> Load:
 
 
 def reference() -> Load:
-    """dinov2/data/augmentations.py on PIL images, of torchvision's transforms, without the normalisation at its end."""
+    """The augmentation of dinov2/data/augmentations.py with torchvision on PIL images, without the final
+    normalisation."""
     import torch
     from PIL import Image
     from torchvision import transforms as T
@@ -74,7 +75,7 @@ def reference() -> Load:
 
 def albumentations() -> Load:
     """Our windows and resizing, albumentations' flips, colours, blur and solarisation."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the network for its newest version
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # without it, it looks for updates on the network
     import albumentations as A
 
     def around(strength: float) -> tuple[float, float]:
@@ -149,7 +150,7 @@ LOADERS: dict[str, Callable[[], Load]] = {
 
 
 class Views10:
-    """A data set of the views of each image; the loader is built in the worker."""
+    """Data set of the views of each image; the loader is built in the worker."""
 
     def __init__(self, name: str, paths: list[Path], passes: int) -> None:
         self.name, self.paths, self.passes, self.load = name, paths, passes, None
@@ -166,12 +167,12 @@ class Views10:
 
 
 def speed(name: str, paths: list[Path], workers: int, passes: int) -> dict[str, float]:
-    """Images per second of DataLoader workers, without their start: of the clock, and of a core's time."""
+    """Measure images per second of DataLoader workers after their start, by wall-clock and by processor time."""
     from torch.utils.data import DataLoader
 
     data = Views10(name, paths, passes + 1)
     loader = iter(DataLoader(data, batch_size=len(paths) // 4, num_workers=workers, collate_fn=list))  # type: ignore[arg-type]
-    for _ in range(4):  # the first pass warms up
+    for _ in range(4):  # warm-up
         next(loader)
     began = time.perf_counter()
     spent = [seconds for batch in loader for _, seconds in batch]
@@ -179,7 +180,7 @@ def speed(name: str, paths: list[Path], workers: int, passes: int) -> dict[str, 
 
 
 def write_images(folder: Path, size: str, count: int) -> list[Path]:
-    """Synthetic lesions as JPEG of ``WIDTHxHEIGHT``."""
+    """Write synthetic lesions as JPEG files of ``WIDTHxHEIGHT`` px."""
     from PIL import Image
 
     from dinomed.datasets.synthetic.lesions import write_lesions
@@ -194,7 +195,7 @@ def write_images(folder: Path, size: str, count: int) -> list[Path]:
 
 
 def describe(views: np.ndarray) -> dict[str, np.ndarray]:
-    """Figures of each view (N, s, s, 3) uint8, that a change of the augmentation shows in."""
+    """Compute statistics of each view (N, s, s, 3) uint8 that depend on the augmentation."""
     x = views.astype(np.float32)
     found = {f"mean {c}": x[..., i].mean((1, 2)) for i, c in enumerate("RGB")}
     found |= {f"deviation {c}": x[..., i].std((1, 2)) for i, c in enumerate("RGB")}
@@ -205,7 +206,7 @@ def describe(views: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def compare(paths: list[Path], passes: int) -> dict[str, Any]:
-    """What the views of two loaders have in common."""
+    """Compare the statistics of the views of two loaders."""
     from scipy.stats import ks_2samp
 
     report: dict[str, Any] = {}
@@ -237,12 +238,12 @@ def compare(paths: list[Path], passes: int) -> dict[str, Any]:
 
 
 def describe_gray(views: np.ndarray) -> np.ndarray:
-    """Which views are gray."""
+    """Return which views are gray."""
     return np.asarray((views == views[..., :1]).all((1, 2, 3)))
 
 
 def compare_windows(size: str, draws: int = 4000) -> dict[str, Any]:
-    """KS distances of scale and aspect of our windows and torchvision's RandomResizedCrop."""
+    """Compute the KS distances of scale and aspect ratio between our windows and RandomResizedCrop of torchvision."""
     import torch
     from scipy.stats import ks_2samp
     from torchvision.transforms import RandomResizedCrop
@@ -275,7 +276,7 @@ def _round(value: Any, digits: int = 1) -> Any:
 
 
 def shares(draws: int = 4000) -> dict[str, Any]:
-    """How often each change was made: expected, and counted on a picture that shows it."""
+    """Compare the expected with the counted frequency of each augmentation."""
     ramp = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[:, None], (1, 3))[None].repeat(64, 0)
     tinted = (ramp * np.array([1.0, 0.6, 0.3])).astype(np.uint8)
     base = {"jitter_probability": 0.0, "gray_probability": 0.0, "solarize_probability": 0.0, "horizontal_flip": 0.0,
@@ -302,13 +303,13 @@ def shares(draws: int = 4000) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", nargs="+", default=list(SIZES), help="of the JPEG files, WIDTHxHEIGHT px")
+    parser.add_argument("--size", nargs="+", default=list(SIZES), help="size of the JPEG files, WIDTHxHEIGHT px")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--passes", type=int, default=1, help="over the images, in each round and for each loader")
+    parser.add_argument("--passes", type=int, default=1, help="passes over the images in each round for each loader")
     parser.add_argument("--distribution-passes", type=int, default=8, help="views of each image that are compared")
-    parser.add_argument("--draws", type=int, default=4000, help="of windows, flips and the like, that are counted")
+    parser.add_argument("--draws", type=int, default=4000, help="number of windows, flips and so on that are counted")
     arguments = parser.parse_args()
     report: dict[str, Any] = {"shares": shares(arguments.draws)}
     for size in arguments.size:

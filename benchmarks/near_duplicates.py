@@ -1,19 +1,19 @@
-"""The near-duplicate graph against faiss, and how both grow.
+"""Near-duplicate search compared with faiss, and the growth of its time and memory.
 
     python benchmarks/near_duplicates.py --sizes 20000 --rounds 5
     python benchmarks/near_duplicates.py --sizes 100000 --rounds 1 --json
     python benchmarks/near_duplicates.py --growth 10000 30000 100000
     python benchmarks/near_duplicates.py --approximate 10000 30000 100000
 
-- compare: all pairs with a cosine above the threshold, by `near_pairs` and by `IndexFlatIP.range_search`, in turns in
-  one process, one thread each; medians of processor seconds, and how many of the pairs of faiss were found.
-- growth: time and peak memory (beside the vectors, which are mapped from a file) of `near_pairs` with k = 64.
+- compare: all pairs with a cosine above the threshold, by `near_pairs` and by `IndexFlatIP.range_search`, alternating
+  in one process, one thread each; medians of processor seconds, and how many of the pairs of faiss were found.
+- growth: time and peak memory (without the vectors, which are mapped from a file) of `near_pairs` with k = 64.
 - approximate: the inverted file; its lists are tuned to a recall, and 2,000 queries are timed.
 
-The vectors are made: `--clusters` centres (Zipf's frequencies) and noise, both with a spectrum that falls as k^-decay
-over the components; every tenth row is a disturbed copy of an earlier one; all of length 1. At decay 0 no component is
-worth more than another, the worst case for a bound by components. (The features of the small backbone in
-docs/results.md fall by about 4.)
+The vectors are synthetic: `--clusters` centres (Zipf frequencies) and noise, both with a spectrum that falls as
+k^-decay over the components; every tenth row is an earlier row with noise; all have length 1. At decay 0 all components
+are equal, which is the worst case for a bound by components. (For the features of the small backbone in docs/results.md
+the decay is about 4.)
 """
 
 import argparse
@@ -43,7 +43,8 @@ GIB = 2**30
 
 
 def write_features(path: Path, count: int, dimension: int, decay: float, clusters: int, seed: int) -> np.ndarray:
-    """Write float32 (count, dimension) block by block and map it, read-only. A longer file begins as a shorter one."""
+    """Write float32 (count, dimension) block by block and map it, read-only. A longer file starts with the shorter
+    one."""
     spectrum = (np.arange(1, dimension + 1) ** (-decay / 2)).astype(np.float32)
     spectrum /= np.linalg.norm(spectrum)
     centres = np.random.default_rng((seed, 0)).standard_normal((clusters, dimension), np.float32) * spectrum
@@ -65,8 +66,8 @@ def write_features(path: Path, count: int, dimension: int, decay: float, cluster
 
 
 class PeakMemory:
-    """The most memory of this process's own (not of mapped files) while the block runs, GiB above what it began with.
-    Not-a-number where the system does not say (it does on Linux)."""
+    """Measure the peak memory of this process (without mapped files) during the block, in GiB above its start.
+    The value is nan where the system does not report it (Linux does)."""
 
     def __enter__(self) -> "PeakMemory":
         self._stop, self._began, self._most = threading.Event(), own_memory(), 0.0
@@ -93,14 +94,14 @@ def own_memory() -> float:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Processor seconds, of all threads, and what the work returns."""
+    """Return the processor seconds over all threads, and the result of the work."""
     began = time.process_time()
     result = work()
     return time.process_time() - began, result
 
 
 def faiss_pairs(x: np.ndarray, threshold: float) -> SimilarPairs:
-    """Building the index counts: it is a copy, no more."""
+    """Search with faiss. The time includes building the index, which is only a copy."""
     index = faiss.IndexFlatIP(x.shape[1])
     index.add(x)
     limits, similarity, j = index.range_search(x, threshold)
@@ -110,8 +111,8 @@ def faiss_pairs(x: np.ndarray, threshold: float) -> SimilarPairs:
 
 
 def compare(x: np.ndarray, threshold: float, rounds: int) -> dict[str, Any]:
-    """Ours and theirs in turns."""
-    x = np.array(x)  # in memory, as faiss wants them
+    """Compare our search and faiss in alternating runs."""
+    x = np.array(x)  # in memory, as faiss needs them
     ours, theirs = [], []
     for _ in range(rounds):
         seconds, found = timed(lambda: near_pairs(x, threshold=threshold, memory_gib=4, workers=1))
@@ -119,7 +120,7 @@ def compare(x: np.ndarray, threshold: float, rounds: int) -> dict[str, Any]:
         seconds, expected = timed(lambda: faiss_pairs(x, threshold))
         theirs.append(seconds)
     bound = fit_bound(x, None, threshold, 2)
-    # faiss sums in single precision: what is nearer to the threshold than its rounding is neither right nor wrong
+    # faiss sums in float32: pairs nearer to the threshold than its rounding count neither as right nor as wrong
     clear = expected.take(expected.similarity > threshold + 2e-6)
     code = np.int64(len(x))
     hits = np.isin(clear.i * code + clear.j, found.i * code + found.j).sum()
@@ -142,7 +143,7 @@ def growth(x: np.ndarray, threshold: float, memory_gib: float) -> dict[str, Any]
 
 
 def approximate(x: np.ndarray, threshold: float, memory_gib: float, recall: float) -> dict[str, Any]:
-    """2,000 random rows are looked up."""
+    """Measure the search of 2,000 random rows."""
     rows = np.sort(np.random.default_rng(0).choice(len(x), 2000, replace=False))
     with PeakMemory() as peak:
         build_s, searcher = timed(lambda: build_ivf(x, codec="sq8", memory_gib=memory_gib))
@@ -158,21 +159,27 @@ def approximate(x: np.ndarray, threshold: float, memory_gib: float, recall: floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--sizes", type=int, nargs="*", default=[], help="compare with faiss (20000 if nothing is asked)"
+        "--sizes",
+        type=int,
+        nargs="*",
+        default=[],
+        help="compare with faiss (default: 20000 if no other option is given)",
     )
     parser.add_argument("--growth", type=int, nargs="*", default=[], help="sizes; beyond 300,000 add --large")
     parser.add_argument("--approximate", type=int, nargs="*", default=[], help="sizes; beyond 300,000 add --large")
     parser.add_argument("--large", action="store_true", help="allow a million (2 GiB on disk, about 15 minutes)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dimension", type=int, default=512)
-    parser.add_argument("--decay", type=float, nargs="+", default=[0.75], help="of the spectrum; 0 is flat")
+    parser.add_argument("--decay", type=float, nargs="+", default=[0.75], help="decay of the spectrum; 0 is flat")
     parser.add_argument("--clusters", type=int, default=1000)
     parser.add_argument("--threshold", type=float, default=0.6)
     parser.add_argument("--memory-gib", type=float, default=2.0)
-    parser.add_argument("--recall", type=float, default=0.95, help="that the approximate search is tuned to")
-    parser.add_argument("--float32", action="store_true", help="as on a processor that is fast in nothing coarser")
+    parser.add_argument("--recall", type=float, default=0.95, help="recall that the approximate search is tuned to")
+    parser.add_argument(
+        "--float32", action="store_true", help="use float32 only, as on a processor without fast lower precision"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="everything measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all values as JSON")
     options = parser.parse_args()
     if max(options.growth + options.approximate, default=0) > 300_000 and not options.large:
         parser.error("sizes beyond 300,000 take long: add --large")

@@ -1,7 +1,7 @@
-"""A pile of real images in which copies, junk and test images are planted, and the truth about each of them.
+"""A pool of real images in which copies, junk and test images are planted, with the truth about each image.
 
-The folder that is written has `pool/`, `pool.parquet`, `trusted.parquet`, `exclude.parquet` and `truth.json`. Images
-keep their bytes and lose their names, so that nothing but the picture says what it is.
+The written folder has `pool/`, `pool.parquet`, `trusted.parquet`, `exclude.parquet` and `truth.json`. Images
+keep their bytes but get new names, so that a name reveals nothing.
 """
 
 import shutil
@@ -26,7 +26,7 @@ _WORDS = "patient seen again after six weeks and the lesion had not changed in s
 
 @dataclass
 class Planted:
-    """What an image of the pool is."""
+    """Truth about an image of the pool."""
 
     kind: str  # "lesion", "unlabelled", "other", "copy", "test copy", "test group" or "junk"
     how: str = ""  # kind of copy ("exact" too) or of junk
@@ -35,7 +35,7 @@ class Planted:
 
 
 def draw_junk(kind: str, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A picture, uint8 RGB, that nobody wants to learn from; made of a real one where that is what it is."""
+    """Return a junk image, uint8 RGB, made from a real image where its kind needs one."""
     height, width = image.shape[:2]
     if kind == "black":
         return rng.integers(0, 8, image.shape, np.uint8)
@@ -91,7 +91,7 @@ def _landscape(rng: np.random.Generator) -> np.ndarray:
 def plant(
     lesions: Manifest, others: Sequence[Manifest], unlabelled: Sequence[Manifest], folder: Path, images: int, seed: int
 ) -> None:
-    """Make the pile: about `images` images, of which two fifths are planted.
+    """Write the pool: about `images` images, of which two fifths are planted.
 
     Args:
         lesions: with groups and splits; training images ask and fill the pool, test images stay out.
@@ -120,7 +120,9 @@ def plant(
     group = lesions.units()
     train, test = _groups(lesions, "train", rng), _groups(lesions, "test", rng)
     asking, filling = train[: images // 6], train[images // 6 :]
-    held = sorted(test, key=lambda rows: len(rows) < 2)[: images // 8]  # half of them with a relative to plant
+    held = sorted(test, key=lambda rows: len(rows) < 2)[
+        : images // 8
+    ]  # half of them with another image of the group to plant
     write_manifest(lesions.take([rows[0] for rows in asking]), folder / "trusted.parquet")
     write_manifest(lesions.take([rows[0] for rows in held]), folder / "exclude.parquet")
 
@@ -173,7 +175,7 @@ def read_truth(folder: Path) -> dict[str, Planted]:
 
 
 def _groups(manifest: Manifest, split: str, rng: np.random.Generator) -> list[list[int]]:
-    """The rows of each group of a split, the groups in a random order."""
+    """Return the rows of each group of a split, with the groups in random order."""
     rows: dict[str, list[int]] = {}
     for row, (group, own) in enumerate(zip(manifest.units(), manifest.column("split"), strict=True)):
         if own == split:
@@ -183,7 +185,7 @@ def _groups(manifest: Manifest, split: str, rng: np.random.Generator) -> list[li
 
 
 def _twins(manifest: Manifest) -> list[int]:
-    """The rows whose content another row has too: the copies that the data came with."""
+    """Return the rows with the same content as another row: the exact copies in the original data."""
     digests = manifest.column("sha256")
     rows: dict[str, list[int]] = {}
     for row, digest in enumerate(digests):

@@ -1,11 +1,11 @@
-"""The paper's grid of 52 linear heads: stacked (`dinomed.adapters.heads.grid`) beside separate heads, interleaved.
+"""Speed of the grid of 52 linear heads: stacked (`dinomed.adapters.heads.grid`) compared with separate heads.
 
     python benchmarks/probe_grid.py [--rounds 5] [--steps 100] [--images 2000] [--dim 384] [--classes 7] [--json]
 
-Separate heads are trained as the DINOv2 code does: a module each, on the same batch, their losses summed, one SGD
-(momentum 0.9) with a group of parameters for each, a cosine schedule. Both start from the same weights, see the same
-batches of random features that are in memory, and take the same steps; the largest difference between their weights at
-the end is told. One thread; seconds are CPU seconds, since others may work on the machine.
+Separate heads are trained as in the DINOv2 code: a module for each, on the same batch, with summed losses, one SGD
+(momentum 0.9) with a parameter group for each, and a cosine schedule. Both start from the same weights, and take the
+same steps on the same batches of random features in memory; the largest difference between their final weights is
+printed. Rounds alternate. One thread; seconds are processor seconds, since the machine may be shared.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from dinomed.log import set_level
 
 
 def train_separately(stacks: list[Stack], x: torch.Tensor, truth: torch.Tensor, config: GridConfig) -> list[nn.Linear]:
-    """A module for each head, from the weights in `stacks`."""
+    """Build a module for each head from the weights in `stacks`."""
     num_classes = len(stacks[0].bias)
     heads, columns, groups = [], [], []
     for stack in stacks:
@@ -57,7 +57,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     config = GridConfig(steps=arguments.steps, batch_size=arguments.batch)
     seconds: dict[str, list[float]] = {"stacked": [], "separate": []}
     difference = 0.0
-    for turn in range(arguments.rounds + 1):  # the first is not measured
+    for turn in range(arguments.rounds + 1):  # the first round is not measured
         stacks = build_stacks(arguments.dim, 4, len(config.learning_rates), arguments.classes, 0)
         heads: list[nn.Linear] = []
         start = [Stack(s.blocks, s.pooled, s.columns, s.weight.clone(), s.bias.clone()) for s in stacks]

@@ -1,11 +1,11 @@
-"""Queries a second and recall@10 of flat, HNSW and IVF indexes.
+"""Speed and recall@10 of flat, HNSW and IVF indexes.
 
     python benchmarks/search.py [--count 100000] [--dimension 384] [--queries 1000] [--kinds flat,hnsw,ivf] [--json]
 
-Vectors are around 2,000 centres whose sizes follow a power law, as features of a collection of related pictures are; a
-query is a vector moved a little. Recall is the share of the exact ten nearest that are found. Queries are asked 256 at
-a time (a batch) and one by one (a visitor). Times are seconds of the processor, all threads together, so that another
-load on the machine changes them little: with OMP_NUM_THREADS=1 they are what one idle core needs.
+Vectors lie around 2,000 centres whose sizes follow a power law, like features of a collection of related images; a
+query is a vector with some noise. Recall is the share of the exact ten nearest vectors that are found. Queries are sent
+256 at a time (a batch) and one by one (a visitor). Times are processor seconds over all threads, so that other load on
+the machine changes them little; with OMP_NUM_THREADS=1 they are the seconds of one idle core.
 """
 
 import argparse

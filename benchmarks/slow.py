@@ -1,8 +1,8 @@
-"""Our own step without the three savings of DINOv2's section 5: what a straightforward ViT does in their place.
+"""Our training step without the three optimisations of section 5 of DINOv2, as in a simple ViT.
 
-Separate forwards of global and local views instead of a packed sequence; stochastic depth that computes every residual
-and then multiplies the dropped ones by zero; attention as ``softmax(q k^T) v``, its matrix written out. All else
-(losses, feed-forward, optimiser, average) is the product's, so that a difference is of these three.
+Global and local views have separate forward passes, not a packed sequence. Stochastic depth computes every residual and
+multiplies the dropped ones by zero. Attention is ``softmax(q k^T) v`` with an explicit matrix. Everything else (losses,
+feed-forward, optimiser, average) is unchanged, so a difference comes from these three.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from dinomed.pretrain.model.dinov2 import DINOv2, ViewBatch, backbone_of
 
 
 class PlainAttention(nn.Module):
-    """(B, N, C) -> (B, N, C) with the layers of an `Attention`."""
+    """Compute attention, (B, N, C) -> (B, N, C), with the layers of an `Attention`."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class PlainAttention(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """A `Block` with its own layers under their own names, group by group."""
+    """A `Block` with the same layers and names that computes group by group."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -50,8 +50,8 @@ class PlainBlock(nn.Module):
 
 
 def add_masked(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float) -> Tensor:
-    """``x + branch(x)`` of (B, N, C), at `rate` > 0 with the branch of each image kept by chance and scaled by
-    ``1 / (1 - rate)``, or multiplied by zero (Huang et al. 2016, as in timm)."""
+    """Compute ``x + branch(x)`` of (B, N, C). At a `rate` above 0 the branch of each image is randomly scaled by
+    ``1 / (1 - rate)`` or multiplied by zero (Huang et al. 2016, as in timm)."""
     residual = branch(x)
     if rate:
         residual = residual * (residual.new_empty(len(x), 1, 1).bernoulli_(1 - rate) / (1 - rate))
@@ -59,7 +59,7 @@ def add_masked(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float) -> Te
 
 
 def slow_down(model: DINOv2) -> None:
-    """Student and teacher, in place; the parameters are the same objects under the same names."""
+    """Convert student and teacher in place; the parameters stay the same objects under the same names."""
     for side in model.sides:
         backbone = backbone_of(side)
         for index, block in enumerate(backbone.blocks):
@@ -69,7 +69,7 @@ def slow_down(model: DINOv2) -> None:
 
 
 def _view_apart(model: DINOv2, batch: ViewBatch) -> list[Tokens]:
-    """As `DINOv2.student_tokens`, with a forward pass for each size of views."""
+    """Do the work of `DINOv2.student_tokens` with a forward pass for each view size."""
     backbone = backbone_of(model.student)
     views = [backbone(batch.globals, batch.masks if model.objective.ibot_weight else None)]
     return [*views, backbone(batch.locals)] if len(batch.locals) else views

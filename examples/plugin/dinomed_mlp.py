@@ -1,4 +1,4 @@
-"""A head of one's own for dinomed: the class token through one hidden layer."""
+"""A plug-in head for dinomed: an MLP with one hidden layer on the class token."""
 
 import numpy as np
 import torch
@@ -10,14 +10,14 @@ from dinomed.features.compute import Features
 
 
 class MLPConfig(HeadConfig):
-    """What ``--set head.hidden=64`` can change; `name` and `blocks` are there already."""
+    """Settings of the head, such as ``--set head.hidden=64``; `blocks` is inherited."""
 
     name: str = "mlp"
     hidden: int = Field(64, ge=1)
 
 
 class MLPClassifier(Adapter):
-    """Standardised class tokens, a hidden layer, one logit for each class."""
+    """MLP classifier: standardised class tokens, a hidden layer, one logit for each class."""
 
     task, Config = "classify", MLPConfig
     shift: Tensor
@@ -31,7 +31,7 @@ class MLPClassifier(Adapter):
         self.layers = nn.Sequential(nn.Linear(width, config.hidden), nn.GELU(), nn.Linear(config.hidden, num_classes))
 
     def calibrate(self, cls: np.ndarray, mean: np.ndarray) -> None:
-        """Called once, with the features of all training images, before the fit."""
+        """Compute the mean and scale of the features of all training images; called once before the fit."""
         tokens = torch.from_numpy(cls)
         self.shift.copy_(tokens.mean(0))
         self.scale.copy_(1 / tokens.std(0, correction=0).clamp_min(1e-6))
