@@ -1,4 +1,4 @@
-"""Adapters of every head without a fit, in milliseconds: real bundles, whose answers differ from picture to picture."""
+"""Bundles of every head without a fit, whose predictions differ between images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +89,8 @@ def make_adapter(tmp_path: Path, small_backbone: Callable[..., Path]) -> Callabl
         with open_output(folder, config, overwrite=True) as output:
             (output.stage / "log.jsonl").write_text("")
             save_bundle(
-                output, adapter, base, classes=list(classes), seen=TrainingHashes(frozenset(), frozenset()), validation={},
+                output, adapter, base, classes=list(classes), seen=TrainingHashes(frozenset(), frozenset()),
+                validation={},
                 threshold=0.4 if (task, kind) == ("segment", "binary") else None,
                 usage=_usage(task, kind, classes) | (usage or {}), training={}, tuned=tuned,
             )  # fmt: skip

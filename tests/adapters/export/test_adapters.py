@@ -1,4 +1,4 @@
-"""Every head in every format, against what `load_adapter` predicts of the same pictures."""
+"""Every head in every export format, compared with the predictions of `load_adapter`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +60,7 @@ def check(found: np.ndarray, targets: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(("task", "head", "more"), ALL)
-def test_the_graph_says_what_the_adapter_predicts_at_every_size(
+def test_the_graph_predicts_as_the_adapter_at_every_size(
     task: str, head: str, more: dict[str, Any], make_adapter: Make
 ) -> None:
     """The graph that is written as ONNX, still in torch."""
@@ -130,7 +130,7 @@ def test_onnx_of_other_dense_heads_takes_any_batch_and_size(
     [(head, more) if head == "knn" and "usage" in more else pytest.param(head, more, marks=LONG)
      for head, more in CLASSIFIERS],
 )  # fmt: skip
-def test_onnx_of_a_classifier_is_calibrated_and_says_its_thresholds(
+def test_onnx_of_a_classifier_is_calibrated_and_names_its_thresholds(
     head: str, more: dict[str, Any], make_adapter: Make, tmp_path: Path
 ) -> None:
     report = onnx_check(make_adapter("classify", head, **more), tmp_path / "out", dynamic_size=False)
@@ -164,7 +164,7 @@ def test_onnx_holds_the_weights_of_a_tuned_backbone(tune: str, make_adapter: Mak
         ("segment", "linear", {"tune": "last:1"}),
     ],
 )
-def test_own_format_and_torchscript_predict_the_same(
+def test_safetensors_and_torchscript_predict_the_same(
     task: str, head: str, more: dict[str, Any], make_adapter: Make, tmp_path: Path
 ) -> None:
     folder = make_adapter(task, head, **more)
@@ -180,7 +180,7 @@ def test_own_format_and_torchscript_predict_the_same(
         check(network(ours.backbone.preprocessing(image)[None])[0].numpy(), predicted(ours, image))
 
 
-def test_a_tuned_backbone_is_what_timm_and_transformers_get(make_adapter: Make, tmp_path: Path) -> None:
+def test_timm_and_transformers_get_the_tuned_backbone(make_adapter: Make, tmp_path: Path) -> None:
     timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")
     folder = make_adapter("classify", "linear", classes=THREE, tune="lora:2")
     predictor = load_adapter(folder)
@@ -200,7 +200,7 @@ def test_a_tuned_backbone_is_what_timm_and_transformers_get(make_adapter: Make, 
             check(predictor.answer.probabilities(logits)[0].numpy(), predicted(predictor, image))
 
 
-def test_adaptive_pooling_is_torchs_at_every_size() -> None:
+def test_adaptive_pooling_equals_torch_at_every_size() -> None:
     from torch.nn.functional import adaptive_avg_pool2d
 
     x = torch.randn(2, 3, 13, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -209,7 +209,7 @@ def test_adaptive_pooling_is_torchs_at_every_size() -> None:
         assert (AnyPool(rows, columns)(x) - targets).abs().max() < 1e-12
 
 
-def test_the_traced_copy_leaves_the_head_alone(make_adapter: Make) -> None:
+def test_the_traceable_copy_does_not_change_the_head(make_adapter: Make) -> None:
     predictor = load_adapter(make_adapter("segment", "upernet"))
     before = [type(part) for part in predictor.adapter.modules()]
     copy = traceable(predictor.adapter, any_size=True)

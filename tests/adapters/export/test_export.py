@@ -1,4 +1,4 @@
-"""Each format read by the tool that it is for, against dinomed; and what is refused."""
+"""Each export format read by its tool and compared with dinomed, and refused exports."""
 
 import json
 import warnings
@@ -73,7 +73,7 @@ def test_positions_are_resized_as_torch_does(antialias: bool, offset: float) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_portable_vit_is_the_vit_at_every_size(kind: str) -> None:
+def test_the_portable_vit_equals_the_vit_at_every_size(kind: str) -> None:
     backbone = make(kind)
     for image_size, shapes in ((48, [(48, 48)]), (None, [(48, 48), (32, 32), (16, 72)])):
         portable = PortableViT(backbone.vit, FeatureSpec((0, -1), patches=True), image_size)
@@ -88,7 +88,7 @@ def test_the_portable_vit_is_the_vit_at_every_size(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_timm_reads_what_is_written_for_it(kind: str, tmp_path: Path) -> None:
+def test_timm_reads_its_export(kind: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     backbone = make(kind)
     report = export(ExportSource(backbone), "timm", tmp_path / "out")
@@ -106,7 +106,7 @@ def test_timm_reads_what_is_written_for_it(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_reads_what_is_written_for_it_and_so_do_we(kind: str, tmp_path: Path) -> None:
+def test_transformers_and_dinomed_read_the_export_for_transformers(kind: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     backbone = make(kind)
     export(ExportSource(backbone), "transformers", tmp_path / "out")
@@ -136,7 +136,7 @@ def test_transformers_reads_what_is_written_for_it_and_so_do_we(kind: str, tmp_p
         assert set(ours.keys()) == set(saved.keys())
 
 
-def test_an_mlp_ratio_that_transformers_cannot_say_is_refused(tmp_path: Path) -> None:
+def test_an_mlp_ratio_that_transformers_does_not_support_is_refused(tmp_path: Path) -> None:
     config = ViTConfig(embed_dim=24, depth=1, num_heads=2, patch_size=8, image_size=32, mlp_ratio=2.5)
     backbone = FrozenBackbone(VisionTransformer(config), Preprocessing(image_size=32), "odd")
     with pytest.raises(UsageError, match="integer MLP ratio"):
@@ -182,7 +182,7 @@ def test_onnx_of_a_backbone(dynamic: bool, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cls", "seg"])
-def test_onnx_of_an_adapter_says_what_the_adapter_says(
+def test_onnx_of_an_adapter_predicts_as_the_adapter(
     name: str, adapters: Path, lesion_manifest: Path, tmp_path: Path
 ) -> None:
     runtime = pytest.importorskip("onnxruntime")
@@ -202,7 +202,7 @@ def test_onnx_of_an_adapter_says_what_the_adapter_says(
         assert np.abs(session.run(None, {"pixels": pixels})[0][0, 0] - square).max() < 1e-5
 
 
-def test_an_export_that_answers_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_with_other_values_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("timm")
     backbone = make("plain")
     state = backbone.vit.state_dict()
@@ -218,7 +218,7 @@ def test_an_export_that_answers_otherwise_is_not_written(tmp_path: Path, monkeyp
     assert [path.name for path in (tmp_path / "bad").iterdir() if path.name != ".lock"] == []
 
 
-def test_difference_fails_for_what_is_no_number() -> None:
+def test_difference_is_nan_for_nan_and_for_other_shapes() -> None:
     one = [torch.ones(2)]
     assert parity.difference(one, [torch.full((2,), 1.5)]) == pytest.approx(1 / 3)
     for other in ([torch.full((2,), torch.nan)], [torch.ones(3)], []):
@@ -226,7 +226,7 @@ def test_difference_fails_for_what_is_no_number() -> None:
 
 
 @pytest.mark.parametrize("name", ["cls", "seg"])
-def test_safetensors_of_an_adapter_stands_alone(
+def test_safetensors_of_an_adapter_is_complete_by_itself(
     name: str, adapters: Path, lesion_manifest: Path, tmp_path: Path
 ) -> None:
     export(load_source(str(adapters / name)), "safetensors", tmp_path / "out")
@@ -324,7 +324,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         (["{b}", "-f", "timm", "--image-size", "60"], "nearest: 56 or 64"),
     ],
 )
-def test_a_wrong_request_is_one_line(
+def test_a_wrong_request_gives_a_one_line_error(
     arguments: list[str], message: str, adapters: Path, tiny_backbone: Path, tmp_path: Path, run
 ) -> None:
     given = [one.replace("{a}", str(adapters)).replace("{b}", str(tiny_backbone)) for one in arguments]

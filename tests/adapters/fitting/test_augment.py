@@ -1,4 +1,4 @@
-"""Augmentation: image and targets move together, nothing is mixed, and the same numbers give the same change."""
+"""Augmentation: image and targets are transformed alike, values are not mixed, results are reproducible."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_several_planes_labels_and_unknown_depths_are_moved_and_never_mixed() ->
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_any_channels_and_both_depths_of_images(channels: int, kind: type) -> None:
+def test_augmentation_accepts_any_channels_and_both_bit_depths(channels: int, kind: type) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (SIDE, SIDE, channels), np.uint8)
     given = image if kind is np.uint8 else image.astype(np.float32) / 255
@@ -86,7 +86,7 @@ def test_any_channels_and_both_depths_of_images(channels: int, kind: type) -> No
         assert changed.max() <= 1
 
 
-def test_a_change_depends_on_seed_pass_and_image_alone() -> None:
+def test_augmentation_depends_only_on_seed_pass_and_row() -> None:
     image, targets = picture()
     augment = Augment(MOVES, 3)
     alone = [augment(image, targets, 4, pass_index, row)[0] for pass_index in range(3) for row in range(8)]
@@ -98,14 +98,14 @@ def test_a_change_depends_on_seed_pass_and_image_alone() -> None:
     assert not np.array_equal(alone[0], augment(image, targets, 5, 0, 0)[0])
 
 
-def test_depths_keep_their_scale() -> None:
+def test_depth_maps_are_not_scaled() -> None:
     for preset in PRESETS:
         assert AugmentConfig.model_validate(preset).without_scale().scale == 0
     assert AugmentConfig.model_validate({"preset": "light", "rotate": 40}).rotate == 40
     assert not AugmentConfig.model_validate("none").active
 
 
-def test_unaugmented_pictures_are_those_that_are_predicted(lesion_manifest: Path) -> None:
+def test_unaugmented_images_equal_those_of_prediction(lesion_manifest: Path) -> None:
     manifest, reading = read_manifest(lesion_manifest).select(split="val"), Preprocessing(image_size=48)
     masks = Masks(manifest, 48, "val")
     pictures = ImageBatches(manifest, reading, masks.take, None, 0)
@@ -116,7 +116,7 @@ def test_unaugmented_pictures_are_those_that_are_predicted(lesion_manifest: Path
     assert torch.equal(targets, masks.take([2, 0]))
 
 
-def test_an_image_that_has_changed_since_is_named(lesion_manifest: Path, tmp_path: Path) -> None:
+def test_an_image_that_changed_after_the_scan_is_named(lesion_manifest: Path, tmp_path: Path) -> None:
     import shutil
 
     found = read_manifest(lesion_manifest)

@@ -1,4 +1,4 @@
-"""Settings: defaults, files and what is refused."""
+"""Settings of fits: defaults, files and refused values."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_mistakes_are_named(override: str, message: str) -> None:
         ("base: gone.yaml", "gone.yaml does not exist"),
     ],
 )
-def test_mistakes_in_a_file_name_it_and_the_nearest(text: str, message: str, tmp_path: Path) -> None:
+def test_mistakes_in_a_file_name_the_file_and_the_nearest_key(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "head.yaml").write_text(text)
     with pytest.raises(UsageError) as error:
         load_config(ClassifyConfig, tmp_path / "head.yaml")
@@ -67,6 +67,6 @@ def test_mistakes_in_a_file_name_it_and_the_nearest(text: str, message: str, tmp
     assert "\n" not in str(error.value)
 
 
-def test_adapters_are_found_by_task_and_name() -> None:
+def test_heads_are_found_by_task_and_name() -> None:
     assert adapter_class("classify", "linear") is LinearClassifier
     assert adapter_class("segment", "linear") is LinearSegmenter

@@ -1,4 +1,4 @@
-"""Fitting, saving and loading both adapters on synthetic lesions, and every way in which the data can be wrong."""
+"""Fitting, saving and loading of adapters on synthetic lesions, and errors in the data."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ def test_a_segmenter_beats_a_mask_of_everything(segmenter: Path, manifest: Manif
     assert log[-1]["train_loss"] < log[0]["train_loss"]
 
 
-def test_what_is_loaded_predicts_what_was_saved_bit_for_bit(
+def test_a_loaded_adapter_predicts_bit_for_bit_what_the_saved_one_predicts(
     place: Path, segmenter: Path, classifier: Path, manifest: Manifest
 ) -> None:
     image = read_image(manifest.path(0))
@@ -113,7 +113,7 @@ def test_what_is_loaded_predicts_what_was_saved_bit_for_bit(
             assert sum(one.probabilities(image).values()) == pytest.approx(1, abs=1e-6)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_others(
+def test_weights_depend_on_the_seed(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, segmenter: Path, tmp_path: Path
 ) -> None:
     fit_segmenter(backbone, manifest, tmp_path / "again", SEGMENT, cache=place / "cache")
@@ -122,9 +122,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_the_record_says_what_is_needed_and_names_no_image(
-    classifier: Path, segmenter: Path, manifest: Manifest
-) -> None:
+def test_the_record_is_complete_and_names_no_image(classifier: Path, segmenter: Path, manifest: Manifest) -> None:
     record = read_record(segmenter)
     assert record.backbone.path == "../ssl"
     assert record.preprocessing.image_size == 48
@@ -138,7 +136,7 @@ def test_the_record_says_what_is_needed_and_names_no_image(
             assert not any(value in text for value in manifest.column(column))
 
 
-def test_what_was_seen_is_left_out_by_content_whatever_its_name_or_split(
+def test_training_images_are_left_out_by_content_whatever_their_name_or_split(
     classifier: Path, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clean = evaluate(classifier, manifest, "test")
@@ -172,7 +170,7 @@ def test_float16_patches_cost_less_than_a_thousandth(segmenter: Path, manifest: 
     assert (stored - exact).abs().max() < 1e-3  # of probability
 
 
-def test_class_weights_make_every_class_weigh_the_same() -> None:
+def test_class_weights_give_each_class_the_same_weight() -> None:
     labels = np.array([0, 0, 0, 1, 2, 2])
     weights = class_weights(labels, 3).double().numpy()
     assert np.bincount(labels, weights[labels]) == pytest.approx([2, 2, 2])  # N / classes
@@ -207,7 +205,7 @@ def test_the_multiscale_config_trains_and_predicts_at_the_images_own_size(
 # What is wrong with the data
 
 
-def test_no_labels_no_masks_one_class(
+def test_data_without_labels_masks_or_classes_is_refused(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
     options = {"cache": place / "cache"}
@@ -222,7 +220,7 @@ def test_no_labels_no_masks_one_class(
     assert not any(tmp_path.iterdir())
 
 
-def test_val_is_made_by_group_and_loudly(
+def test_a_missing_val_is_made_by_group_with_a_warning(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without = manifest.take([i for i, split in enumerate(manifest.column("split")) if split != "val"])
@@ -242,7 +240,7 @@ def test_a_group_in_two_splits_is_refused(
         fit_classifier(backbone, torn, tmp_path / "cls", CLASSIFY, cache=place / "cache")
 
 
-def test_a_class_with_one_sample_and_a_class_that_train_lacks_are_told(
+def test_a_class_with_one_image_and_an_unknown_class_are_reported(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     splits = manifest.column("split")
@@ -271,7 +269,7 @@ def test_an_output_in_use_is_not_touched(
         fit_classifier(backbone, manifest, tmp_path, CLASSIFY, cache=place / "cache", overwrite=True)
 
 
-def test_an_unfinished_fit_is_begun_again_without_asking(
+def test_an_unfinished_fit_is_repeated_without_overwrite(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""A fit that is cut off goes on, and ends as if nothing had happened."""
+"""Interrupted fits, which are resumed and end with the same result."""
 
 import json
 import os
@@ -43,7 +43,7 @@ CASES: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_interrupted_fit_ends_with_the_weights_of_one_that_was_not(
+def test_an_interrupted_fit_ends_with_the_weights_of_an_uninterrupted_fit(
     case: str, tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -77,7 +77,7 @@ def test_an_interrupted_fit_ends_with_the_weights_of_one_that_was_not(
     assert not (again / STAGE).exists()
 
 
-def test_a_fit_stopped_before_anything_was_kept_says_that_it_starts_again(
+def test_a_fit_stopped_before_its_first_saved_epoch_says_that_it_starts_again(
     tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -91,7 +91,7 @@ def test_a_fit_stopped_before_anything_was_kept_says_that_it_starts_again(
     assert "in epoch 1; the same command starts again" in capsys.readouterr().err
 
 
-def test_a_state_of_other_settings_data_or_damaged_is_not_used(
+def test_a_damaged_state_or_one_of_other_settings_or_data_is_not_used(
     tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -127,7 +127,7 @@ def test_a_state_of_other_settings_data_or_damaged_is_not_used(
 
 
 @pytest.mark.long
-def test_a_killed_command_goes_on_and_a_terminated_one_says_so(
+def test_a_killed_command_is_resumed_and_a_terminated_command_says_so(
     tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path
 ) -> None:
     settings = {"head.channels": 8, "image_size": 48, "fit.epochs": 30, "fit.patience": 30, "fit.min_steps": 0}

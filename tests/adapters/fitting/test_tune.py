@@ -1,4 +1,4 @@
-"""A backbone that learns with the head: what of it changes, what the bundle holds, and who uses it."""
+"""Backbone tuning: changed weights, content of the bundle, and use of the tuned backbone."""
 
 import json
 import shutil
@@ -78,7 +78,7 @@ def fit(place: Path, manifest: Manifest, task: str, tune: str) -> Path:
 
 
 @pytest.mark.parametrize(("task", "tune"), CASES)
-def test_only_what_was_asked_for_has_changed(place: Path, manifest: Manifest, task: str, tune: str) -> None:
+def test_only_the_tuned_weights_change(place: Path, manifest: Manifest, task: str, tune: str) -> None:
     before = (place / "ssl" / "model.safetensors").read_bytes()
     folder = fit(place, manifest, task, tune)
     assert (place / "ssl" / "model.safetensors").read_bytes() == before
@@ -102,7 +102,7 @@ def test_only_what_was_asked_for_has_changed(place: Path, manifest: Manifest, ta
 
 
 @pytest.mark.parametrize(("task", "tune"), CASES)
-def test_what_is_loaded_is_head_and_backbone_as_they_were_learned(
+def test_loading_restores_the_trained_head_and_the_tuned_backbone(
     place: Path, manifest: Manifest, task: str, tune: str
 ) -> None:
     folder = fit(place, manifest, task, tune)
@@ -174,7 +174,7 @@ def test_an_exported_adapter_has_the_tuned_backbone(place: Path, manifest: Manif
         assert any(value.shape == ours.shape and torch.equal(value, ours) for value in tensors.values())
 
 
-def test_a_copy_begins_as_its_base_and_later_blocks_learn_faster(tiny_backbone: Path) -> None:
+def test_a_copy_starts_equal_to_its_base_and_later_blocks_have_larger_rates(tiny_backbone: Path) -> None:
     base = load_backbone(tiny_backbone)
     images = torch.rand(2, 3, 32, 32)
     wanted = base(images, (0, 2))
@@ -198,7 +198,7 @@ def test_a_copy_begins_as_its_base_and_later_blocks_learn_faster(tiny_backbone: 
 
 
 @pytest.mark.parametrize(("word", "parsed"), [("none", None), ("last:3", 3), ("lora", 8), ("lora:4", 4)])
-def test_words_are_read_and_written(word: str, parsed: int | None) -> None:
+def test_tune_words_are_parsed_and_written(word: str, parsed: int | None) -> None:
     config = BackboneTuneConfig.model_validate(word)
     assert (config.last or (config.lora and config.lora.rank)) == parsed
     assert config.word in (word, f"{word}:8")
@@ -207,7 +207,7 @@ def test_words_are_read_and_written(word: str, parsed: int | None) -> None:
 
 
 @pytest.mark.parametrize("word", ["last", "last:0", "last:-1", "lora:0", "lora:x", "all", 3])
-def test_other_words_are_refused(word: Any) -> None:
+def test_invalid_tune_words_are_refused(word: Any) -> None:
     with pytest.raises(ValidationError):
         BackboneTuneConfig.model_validate(word)
 
@@ -223,19 +223,19 @@ def test_other_words_are_refused(word: Any) -> None:
         ({"tune": {"last": 1, "lora": {}}}, "choose one"),
     ],
 )
-def test_what_does_not_go_together_is_told(settings: dict[str, Any], told: str) -> None:
+def test_conflicting_settings_are_refused(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         build_config(ClassifyConfig, settings, "config")
 
 
-def test_half_precision_is_for_cuda(tiny_backbone: Path) -> None:
+def test_half_precision_is_refused_on_a_cpu(tiny_backbone: Path) -> None:
     config = build_config(SegmentConfig, {"fit": {"precision": "bfloat16"}}, "config")
     with pytest.raises(UsageError, match="bfloat16 is for CUDA, the device is cpu"):
         check_precision(config.fit, torch.device("cpu"))
     check_precision(config.fit, torch.device("cuda"))
 
 
-def test_lora_without_peft_is_told(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_without_peft_is_refused(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dinomed.backbones.lora.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'dinomed\[lora\]'"):
         LearningBackbone(load_backbone(tiny_backbone), BackboneTuneConfig.model_validate("lora"), (2,), seed=0)
@@ -243,7 +243,7 @@ def test_lora_without_peft_is_told(tiny_backbone: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("tune", ["none", "last:1"])
-def test_half_precision_learns_as_float32_does(
+def test_half_precision_trains_as_well_as_float32(
     precision: str, tune: str, place: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU, where it is refused to users: autocast and the scaler of gradients are the same code there."""

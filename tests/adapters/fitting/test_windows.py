@@ -1,4 +1,4 @@
-"""Training on random windows: where they lie, that image and mask stay together, that prediction sees the same."""
+"""Training on random windows: their positions, their masks, and the agreement with prediction."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def windows(targets: np.ndarray, side: int, share: float, outside: int = 0) -> R
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(4, 40), st.integers(0, 2**31), st.data())
-def test_image_and_truth_are_cut_alike_and_a_marked_pixel_is_inside(
+def test_image_and_targets_are_cut_alike_and_contain_a_pixel_of_a_class(
     height: int, width: int, side: int, seed: int, data: st.DataObject
 ) -> None:
     y, x = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
@@ -60,7 +60,7 @@ def test_image_and_truth_are_cut_alike_and_a_marked_pixel_is_inside(
     assert np.array_equal(found[inside], image[top : top + side, left : left + side].reshape(-1, 3))
 
 
-def test_windows_depend_on_seed_pass_and_row_alone() -> None:
+def test_windows_depend_only_on_seed_pass_and_row() -> None:
     targets = np.zeros((1, 90, 70), np.uint8)
     targets[0, 10:20, 10:20] = 1
     image = np.random.default_rng(0).integers(0, 255, (90, 70, 3)).astype(np.uint8)
@@ -72,7 +72,7 @@ def test_windows_depend_on_seed_pass_and_row_alone() -> None:
     assert not any(np.array_equal(other, first) for other in others)
 
 
-def test_the_share_is_kept_and_small_kinds_are_seen_as_often_as_large_ones() -> None:
+def test_the_share_of_windows_with_a_class_is_kept_and_small_classes_are_as_frequent_as_large_ones() -> None:
     targets = np.zeros((1, 400, 400), np.uint8)
     targets[0, 300:400, :150] = 1  # 15,000 px
     targets[0, 5:7, 390:392] = 2  # 4 px
@@ -108,7 +108,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return scan(folder, labels="labels.csv").manifest
 
 
-def test_pictures_of_windows_lie_on_their_masks_augmented_too(large: Manifest) -> None:
+def test_windows_match_their_masks_with_augmentation_too(large: Manifest) -> None:
     whole = WholeMasks(large, "train", BINARY)
     drawn = RandomWindows(40, 1.0, whole.read, whole.marked, lambda part: shrink_targets(part, 48, BINARY))
     reads = Preprocessing(image_size=48, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -137,7 +137,7 @@ def fitted(large: Manifest, tiny_backbone: Path, tmp_path_factory: pytest.TempPa
     return fit_segmenter(load_backbone(tiny_backbone), large, place / "seg", config, cache=place / "cache").folder
 
 
-def test_training_on_windows_learns_what_is_lost_when_images_are_squashed(
+def test_training_on_windows_learns_details_that_resizing_loses(
     fitted: Path, large: Manifest, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     plain = SegmentConfig.model_validate({"image_size": 48, "fit": FIT, "seed": 1})
@@ -148,7 +148,7 @@ def test_training_on_windows_learns_what_is_lost_when_images_are_squashed(
     assert ours > squashed + 0.1
 
 
-def test_the_epoch_and_the_threshold_are_chosen_on_what_windows_predict(fitted: Path, large: Manifest) -> None:
+def test_epoch_and_threshold_are_chosen_on_predictions_by_windows(fitted: Path, large: Manifest) -> None:
     predictor = load_adapter(fitted)
     assert isinstance(predictor, SegmentPredictor)
     assert predictor.views.window == 48
@@ -162,7 +162,9 @@ def test_the_epoch_and_the_threshold_are_chosen_on_what_windows_predict(fitted: 
     assert record["dice_by_windows"] == pytest.approx(np.mean(by_hand), abs=1e-6)
 
 
-def test_thresholds_are_those_of_the_views_that_predict(large: Manifest, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_thresholds_are_chosen_with_the_views_of_prediction(
+    large: Manifest, tiny_backbone: Path, tmp_path: Path
+) -> None:
     given = {"image_size": 48, "flips": True, "scales": (1.0, 3.0), "fit": {**FIT, "min_steps": 0}}
     config = SegmentConfig.model_validate(given)
     folder = fit_segmenter(load_backbone(tiny_backbone), large, tmp_path / "seg", config, cache=tmp_path / "s").folder
@@ -181,7 +183,7 @@ def test_thresholds_are_those_of_the_views_that_predict(large: Manifest, tiny_ba
     assert scores[THRESHOLDS.index(predictor.threshold)] == pytest.approx(max(scores), abs=1e-6)
 
 
-def test_what_windows_need_is_told(large: Manifest, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_invalid_window_settings_are_refused(large: Manifest, tiny_backbone: Path, tmp_path: Path) -> None:
     for settings, told in (
         ({"crop": 0.5}, "say how large they are: window=PX"),
         ({"crop": 1.5, "window": 48}, "less than or equal to 1"),

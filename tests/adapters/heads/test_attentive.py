@@ -1,4 +1,4 @@
-"""Attentive pooling is multi-head cross-attention with one query, computed in a cheaper order."""
+"""Attentive pooling, compared with multi-head cross-attention with one query."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def sample(batch: int = 3, channels: int = 8, rows: int = 4, columns: int = 5) -
     return Features(torch.randn(batch, channels, generator=generator), patches.mean((2, 3)), patches)
 
 
-def test_it_is_the_cross_attention_of_torch() -> None:
+def test_attentive_pooling_equals_the_cross_attention_of_torch() -> None:
     torch.manual_seed(1)
     width, heads = 8, 2
     adapter = AttentiveClassifier(AttentiveConfig(heads=heads, with_cls=False), width, 3).double()
@@ -41,11 +41,11 @@ def test_attention_sums_to_one_over_the_patches_of_the_grid() -> None:
 
 
 @pytest.mark.parametrize(("asked", "width", "used"), [(8, 12, 6), (8, 7, 7), (3, 8, 2)])
-def test_heads_that_do_not_divide_the_channels_are_fewer(asked: int, width: int, used: int) -> None:
+def test_the_number_of_heads_is_reduced_until_it_divides_the_channels(asked: int, width: int, used: int) -> None:
     assert AttentiveClassifier(AttentiveConfig(heads=asked), width, 2).query.shape == (width, used)
 
 
-def test_it_finds_the_one_patch_that_matters() -> None:
+def test_training_finds_the_only_informative_patch() -> None:
     torch.manual_seed(0)
     adapter = AttentiveClassifier(AttentiveConfig(heads=2, with_cls=False), 8, 2)
     patches, y, place = torch.randn(800, 8, 6, 6), torch.arange(800) % 2, torch.randint(0, 36, (800,))

@@ -38,7 +38,7 @@ def config_of(name: str, **settings: object) -> SegmentConfig:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_step_trains_the_head_alone_and_the_bundle_predicts_the_same(
+def test_a_step_trains_only_the_head_and_the_bundle_predicts_the_same(
     name: str, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     backbone = load_backbone(tiny_backbone)
@@ -110,7 +110,7 @@ def test_smp_builds_models_on_the_frozen_vit_and_images_give_what_features_give(
     assert all(p.grad is None for p in backbone.parameters())
 
 
-def test_dpt_has_the_papers_shapes() -> None:
+def test_dpt_has_the_shapes_of_the_paper() -> None:
     dpt = DPT(embed_dim=64, channels=32)
     assert [layer.out_channels for layer in dpt.projects] == [8, 16, 32, 64]
     grids = [Features(torch.randn(1, 64), torch.randn(1, 64), torch.randn(1, 64, 6, 5)) for _ in range(4)]
@@ -130,7 +130,7 @@ def test_options_reach_smp_and_unknown_ones_are_named() -> None:
     assert DPTConfig().channels == 256
 
 
-def test_a_grid_too_small_for_a_decoder_is_said(tiny_backbone: Path) -> None:
+def test_a_grid_too_small_for_a_decoder_is_reported(tiny_backbone: Path) -> None:
     head = build_adapter(config_of("pan"), load_backbone(tiny_backbone), num_classes=1)
     grid = Features(torch.randn(2, 128), torch.randn(2, 128), torch.randn(2, 128, 4, 4))
     with pytest.raises(UsageError, match=r"pan reduces 4x4 patches.*larger image_size"):

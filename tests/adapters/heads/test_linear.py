@@ -1,4 +1,4 @@
-"""The linear heads against their formulas."""
+"""Linear heads, compared with their formulas."""
 
 from pathlib import Path
 
@@ -35,13 +35,13 @@ def test_a_classifier_is_one_linear_layer_on_standardised_tokens(tokens: str) ->
     assert not head.feature_spec.patches
 
 
-def test_a_channel_that_never_varies_is_harmless() -> None:
+def test_a_constant_channel_has_no_effect() -> None:
     head = LinearClassifier(LinearClassifierConfig(), 8, 2)
     head.calibrate(np.ones((4, 8), np.float32), np.ones((4, 8), np.float32))
     assert torch.isfinite(head(Features(torch.ones(1, 8), torch.ones(1, 8)))).all()
 
 
-def test_a_segmenter_is_batch_norm_and_one_product_a_patch() -> None:
+def test_a_linear_segmenter_is_batch_norm_and_a_product_for_each_patch() -> None:
     head = LinearSegmenter(HeadConfig(), embed_dim=8, num_classes=1)
     x = features()
     logits = head.train()(x)
@@ -74,7 +74,7 @@ def test_dice_of_a_batch_is_the_metric() -> None:
     assert dice(a, b).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_masks_shrink_by_their_share_and_survive_packing(lesion_manifest: Path) -> None:
+def test_masks_are_resized_by_area_and_survive_packing(lesion_manifest: Path) -> None:
     mask = np.zeros((8, 8), np.uint8)
     mask[:4, :3] = 1  # in 4x4 squares: 3/4 and none
     assert shrink_mask(mask, 2).tolist() == [[1, 0], [0, 0]]

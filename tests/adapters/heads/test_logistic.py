@@ -1,4 +1,4 @@
-"""Logistic regression: the optimum by its definition, and scikit-learn's answer."""
+"""Logistic regression, compared with the definition of the optimum and with scikit-learn."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_probabilities_are_those_of_scikit_learn() -> None:
         assert path.probabilities(new, index) == pytest.approx(oracle.predict_proba(new.astype(np.float64)), abs=1e-4)
 
 
-def test_a_constant_feature_does_no_harm() -> None:
+def test_a_constant_feature_has_no_effect() -> None:
     features, labels = data(2)
     features[:, 0] = 3.0
     assert np.isfinite(fit_logistic(features, labels, (1.0,)).probabilities(features, 0)).all()

@@ -1,4 +1,4 @@
-"""k-NN, logistic regression and the grid against independent references: scikit-learn, torch's own SGD, the probe."""
+"""k-NN, logistic regression and the grid, compared with scikit-learn, the SGD of torch, and the probe."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_knn_votes_as_the_probe_does_and_survives_saving() -> None:
     assert (logits(fresh, val) == logits(adapter, val)).all()
 
 
-def test_balanced_votes_do_not_drown_a_rare_class() -> None:
+def test_balanced_votes_keep_a_rare_class() -> None:
     train, val = examples(200, 0), examples(60, 1)
     rare = train.targets != 2
     rare[np.flatnonzero(~rare)[:8]] = True
@@ -71,7 +71,7 @@ def test_balanced_votes_do_not_drown_a_rare_class() -> None:
     assert recall[1] > recall[0]
 
 
-def test_knn_of_labels_is_the_share_of_those_that_know() -> None:
+def test_knn_of_several_labels_is_the_share_of_neighbours_with_a_known_label() -> None:
     train, val = examples(50, 0, multilabel=True), examples(20, 1, multilabel=True)
     adapter = KnnClassifier(KnnConfig(k=50), DIM, CLASSES)
     adapter.solve(train, val, None, 0)
@@ -93,7 +93,7 @@ def test_logistic_regression_is_that_of_scikit_learn_on_standardised_features() 
     np.testing.assert_allclose(logits(adapter, val).softmax(1).numpy(), expected, atol=1e-4)
 
 
-def test_logistic_regression_of_labels_is_one_for_each_over_what_is_known() -> None:
+def test_logistic_regression_of_several_labels_is_one_for_each_label_on_known_examples() -> None:
     train, val = examples(120, 0, multilabel=True), examples(50, 1, multilabel=True)
     train.targets[:, 2] = 0  # a label that training never has
     adapter = LogisticClassifier(LogisticConfig(cs=(1.0,)), DIM, CLASSES)
@@ -146,7 +146,7 @@ def test_every_head_of_the_grid_is_trained_as_it_would_be_alone(multilabel: bool
 
 
 @pytest.mark.parametrize("standardise", [False, True])
-def test_the_grid_leaves_the_plain_linear_head_that_was_best(standardise: bool) -> None:
+def test_the_grid_returns_its_best_head_as_a_linear_classifier(standardise: bool) -> None:
     train, val = examples(150, 0, BLOCKS), examples(60, 1, BLOCKS)
     config = GridConfig(learning_rates=(1e-4, 0.1), steps=60, batch_size=32, standardise=standardise)
     grid = GridClassifier(config, DIM, CLASSES)
@@ -163,7 +163,7 @@ def test_the_grid_leaves_the_plain_linear_head_that_was_best(standardise: bool) 
 
 @pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize("index", [0, 1])
-def test_each_head_of_the_grid_is_the_same_as_a_plain_one(place: int, index: int) -> None:
+def test_each_head_of_the_grid_equals_a_linear_classifier(place: int, index: int) -> None:
     val = examples(20, 1, BLOCKS)
     grid = GridClassifier(GridConfig(learning_rates=(0.1, 0.2)), DIM, CLASSES)
     stack: Stack = build_stacks(DIM, BLOCKS, 2, CLASSES, seed=1)[place]
@@ -176,7 +176,7 @@ def test_each_head_of_the_grid_is_the_same_as_a_plain_one(place: int, index: int
     torch.testing.assert_close(logits(plain, cut), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_grid_that_diverges_keeps_a_head_that_did_not() -> None:
+def test_a_grid_with_diverged_heads_keeps_a_head_that_did_not_diverge() -> None:
     train, val = examples(60, 0), examples(30, 1)
     huge = Examples(train.cls * 1e18, train.mean * 1e18, train.targets)
     big = Examples(val.cls * 1e18, val.mean * 1e18, val.targets)
@@ -207,7 +207,7 @@ def test_the_strength_of_a_logistic_regression_is_chosen_as_the_probe_chooses() 
     assert list(tried.values()) == pytest.approx(found, abs=1e-9)
 
 
-def test_nothing_defined_on_val_chooses_the_first() -> None:
+def test_the_first_setting_is_chosen_if_no_score_is_defined() -> None:
     assert best_of(["a", "b"], [float("nan")] * 2) == (0, "a")
     assert best_of(["a", "b", "c"], [0.5, 0.7, 0.7]) == (1, "b")
     assert np.isnan(macro_auroc(np.zeros(4, int), np.ones((4, 1))))

@@ -1,4 +1,4 @@
-"""Flat, HNSW and IVF against a float64 ranking, and what happens to a graph that was tampered with."""
+"""HNSW and IVF, compared with a float64 ranking, and manipulated graphs."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def vectors() -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
-def test_graphs_find_nearly_all_that_a_ranking_in_float64_finds(kind: str, vectors: np.ndarray) -> None:
+def test_approximate_search_finds_nearly_all_neighbours_of_a_float64_ranking(kind: str, vectors: np.ndarray) -> None:
     queries = clustered(100, seed=1)
     index = restore(kind, vectors, build_graph(kind, vectors))
     similarities, rows = search_graph(index, queries, 10)
@@ -33,7 +33,7 @@ def test_graphs_find_nearly_all_that_a_ranking_in_float64_finds(kind: str, vecto
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
-def test_a_restored_graph_answers_as_the_built_one(kind: str, vectors: np.ndarray) -> None:
+def test_a_restored_graph_returns_the_neighbours_of_the_built_one(kind: str, vectors: np.ndarray) -> None:
     arrays = build_graph(kind, vectors)
     first, second = (restore(kind, vectors, {k: v.copy() for k, v in arrays.items()}) for _ in range(2))
     queries = clustered(20, seed=2)

@@ -1,4 +1,4 @@
-"""Matching patches where the answer is known: a picture and the same one moved."""
+"""Matching patches of an image and of its shifted copy, for which the matches are known."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_a_moved_object_is_found_where_it_went() -> None:
     assert ((30.0, 15.0), (17.5, 22.5)) in pairs
 
 
-def test_every_pair_is_mutual_and_alike() -> None:
+def test_every_pair_is_mutual_and_has_a_positive_similarity() -> None:
     left, right = Grid(tokens(6, 6), (60, 60)), Grid(tokens(4, 9, seed=3), (60, 60))
     found = match(left, right)
     assert len({pair.query for pair in found.pairs}) == len({pair.result for pair in found.pairs}) == len(found.pairs)
@@ -49,7 +49,7 @@ def test_every_pair_is_mutual_and_alike() -> None:
     assert sorted((pair.similarity for pair in found.pairs), reverse=True) == [p.similarity for p in found.pairs]
 
 
-def test_pictures_without_content_match_nowhere_and_do_not_fail() -> None:
+def test_uniform_images_have_no_matches() -> None:
     flat = Grid(np.ones((4, 4, 8), np.float32), (10, 10))
     found = match(flat, flat)
     assert found.pairs == found.regions == ()

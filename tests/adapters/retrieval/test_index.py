@@ -1,4 +1,4 @@
-"""An index made, written, read and searched; what is left when it is damaged."""
+"""Building, writing, reading and searching an index, and damaged indexes."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def test_an_image_finds_itself_first_and_the_vectors_are_those_of_the_backbone(
     assert np.abs(image_index.vector_index.vectors[5] - expected.numpy()).max() < tolerance
 
 
-def test_what_is_read_is_what_was_made(made: Path, lesions: Manifest) -> None:
+def test_a_read_index_equals_the_built_one(made: Path, lesions: Manifest) -> None:
     index = read_index(made / "flat")
     assert index.manifest.table.equals(lesions.table.replace_schema_metadata(None))
     assert index.manifest.path(3).resolve() == lesions.path(3).resolve()
@@ -161,7 +161,7 @@ def test_queries_that_cannot_be_compared_are_refused(made: Path) -> None:
         index.nearest(np.ones((1, 32), np.float32), 0)
 
 
-def test_relatives_of_a_query_are_kept_out(made: Path, lesions: Manifest) -> None:
+def test_images_of_the_group_of_a_query_are_left_out(made: Path, lesions: Manifest) -> None:
     image_index = load_index(made / "hnsw")
     groups = lesions.column("group")
     for row, answer in enumerate(image_index.search_manifest(lesions.take(range(20)), 60, exclude_same_group=True)):
@@ -283,7 +283,7 @@ def test_a_link_out_of_the_folder_of_the_images_is_not_followed(
     assert [one is None for one in evidence] == [True, False, False]
 
 
-def test_an_interrupted_build_goes_on_and_an_older_index_stays_until_then(
+def test_an_interrupted_build_is_resumed_and_the_older_index_stays_until_then(
     made: Path, lesions: Manifest, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dinomed.adapters.retrieval import build
@@ -316,7 +316,7 @@ def test_an_interrupted_build_goes_on_and_an_older_index_stays_until_then(
     assert len(read_index(out)) == 60
 
 
-def test_evaluation_is_the_definition(made: Path, lesions: Manifest) -> None:
+def test_evaluation_follows_the_definition(made: Path, lesions: Manifest) -> None:
     """mAP and recall of every test image by a plain loop in float64: its group and itself are no results."""
     image_index = load_index(made / "flat")
     found = evaluate_index(image_index, lesions, "test", conditions=parse_conditions(["split=train"]))
@@ -339,7 +339,7 @@ def test_evaluation_is_the_definition(made: Path, lesions: Manifest) -> None:
     assert found["index"]["graph_recall@10"] is None
 
 
-def test_images_that_the_index_has_not_are_computed_for_an_evaluation(
+def test_an_evaluation_computes_features_of_images_outside_the_index(
     lesions: Manifest, tiny_backbone: Path, tmp_path: Path, made: Path
 ) -> None:
     train = lesions.select(split="train")
@@ -350,7 +350,7 @@ def test_images_that_the_index_has_not_are_computed_for_an_evaluation(
     assert found["index"]["graph_recall@10"] == 1.0  # so few are searched exhaustively
 
 
-def test_an_evaluation_without_answers_is_refused(made: Path, lesions: Manifest) -> None:
+def test_an_evaluation_without_labels_or_images_is_refused(made: Path, lesions: Manifest) -> None:
     image_index = load_index(made / "flat")
     with pytest.raises(UsageError, match="no labels in a column 'grade'"):
         evaluate_index(image_index, lesions, "test", label="grade")

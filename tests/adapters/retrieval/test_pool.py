@@ -1,4 +1,4 @@
-"""Pooling and whitening against the same in float64."""
+"""Pooling and whitening, compared with float64."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_gem_is_the_generalised_mean_and_lies_between_mean_and_maximum(features:
     )  # 20^(1/64)
 
 
-def test_gem_overflows_at_no_power() -> None:
+def test_gem_does_not_overflow_at_any_power() -> None:
     assert torch.isfinite(
         generalised_mean(torch.full((1, 2, 3, 3), 1e4), 64)
     ).all()  # 1e4 to the 64th is beyond float32
@@ -58,14 +58,14 @@ def test_whitening_is_that_of_scikit_learn() -> None:
     assert np.abs(np.abs(ours) - np.abs(theirs)).max() < 0.02  # signs of components are arbitrary
 
 
-def test_directions_without_variance_are_not_blown_up() -> None:
+def test_directions_without_variance_are_not_amplified() -> None:
     x = np.zeros((50, 6), np.float32)
     x[:, 0] = np.linspace(-1, 1, 50)
     assert np.abs(fit_whitening(x, 5)(x + 1e-6)).max() < 3
 
 
 @pytest.mark.parametrize("dimension", [0, 11, 20])
-def test_more_dimensions_than_there_are_is_refused(dimension: int) -> None:
+def test_too_many_whitened_dimensions_are_refused(dimension: int) -> None:
     with pytest.raises(UsageError, match="allow 1 to 10 dimensions"):
         fit_whitening(np.random.default_rng(0).standard_normal((40, 10)), dimension)
 

@@ -1,4 +1,4 @@
-"""What there is to choose from, and a head of another package: installed, listed, trained, used."""
+"""The command models, and a head of another package: installed, listed, trained, used."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_the_table_names_source_and_licence(capsys: pytest.CaptureFixture[str]) 
     ("value", "message"),
     [("dinomed_no_such_module:Head", "No module named"), ("dinomed.errors:NoSuchName", "NoSuchName")],
 )
-def test_a_plug_in_that_cannot_be_loaded_is_told_and_passed_over(
+def test_a_plug_in_that_cannot_be_loaded_is_reported_and_skipped(
     value: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fruit = registry.Registry("fruit", "dinomed.fruit")

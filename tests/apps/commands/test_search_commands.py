@@ -1,4 +1,4 @@
-"""index, search and evaluate of an index as a user meets them: output, exit codes, hostile input."""
+"""Commands index and search: output, exit codes and hostile input."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ def test_a_folder_filtered_with_evidence_and_pictures(place: Path, run, tmp_path
     assert not list((tmp_path / "out").glob("*.jpg"))
 
 
-def test_an_unknown_group_and_too_large_a_k_are_said(place: Path, run, tmp_path: Path) -> None:
+def test_an_unknown_group_and_a_too_large_k_are_reported(place: Path, run, tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "new.png")
     code, out, err = run(
         "search", tmp_path / "new.png", "--index", place / "idx", "-k", 999, "--exclude-same-group", "--json"
@@ -103,7 +103,7 @@ def test_an_unknown_group_and_too_large_a_k_are_said(place: Path, run, tmp_path:
     assert len(found["notes"]) == 2
 
 
-def test_broken_files_are_named_and_the_rest_is_searched(place: Path, run, tmp_path: Path) -> None:
+def test_broken_files_are_named_and_the_others_are_searched(place: Path, run, tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
     shutil.copy(pictures(place)[0], folder / "good.jpg")
@@ -138,7 +138,9 @@ def test_broken_files_are_named_and_the_rest_is_searched(place: Path, run, tmp_p
         (["index", "{p}/empty", "-b", "{p}/ssl", "-o", "{p}/new"], "{p}/empty"),
     ],
 )
-def test_a_wrong_request_is_one_line_that_names_the_thing(place: Path, run, arguments: list[str], message: str) -> None:
+def test_a_wrong_request_gives_a_one_line_error_that_names_the_problem(
+    place: Path, run, arguments: list[str], message: str
+) -> None:
     (place / "empty").mkdir(exist_ok=True)
     code, out, err = run(*(one.replace("{p}", str(place)) for one in arguments))
     assert code == 2, err
@@ -168,7 +170,7 @@ def test_only_a_part_of_a_manifest_is_indexed(place: Path, run) -> None:
     assert (made["kind"], made["dimension"], made["pool"]) == ("ivf", 64, "cls+mean")
 
 
-def test_an_index_is_measured(place: Path, run) -> None:
+def test_an_index_is_evaluated(place: Path, run) -> None:
     options = ("search", place / "derm.parquet", "--index", place / "idx", "--evaluate", "--where", "split=train")
     code, out, err = run(*options, "--json")
     assert code == 0, err
