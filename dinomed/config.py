@@ -201,8 +201,8 @@ def build_config(cls: type[C], data: Mapping[str, Any], source: str) -> C:
         return cls.model_validate(data)
     except ValidationError as error:
         lines = [_explain(cls, problem) for problem in error.errors()]
-        more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
-        raise UsageError(f"{source}: " + "; ".join(lines[:3]) + more) from None
+        suffix = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+        raise UsageError(f"{source}: " + "; ".join(lines[:3]) + suffix) from None
 
 
 def load_config(cls: type[C], path: str | Path | None, overrides: Iterable[str] = ()) -> C:

@@ -98,9 +98,9 @@ def check_splits(groups: Sequence[str | None], splits: Sequence[str | None]) -> 
     split_groups = sorted(group for group, names in seen.items() if len(names) > 1)
     if split_groups:
         where = " and ".join(sorted(seen[split_groups[0]], key=SPLITS.index))
-        more = f" (and {len(split_groups) - 1} more groups)" if len(split_groups) > 1 else ""
+        suffix = f" (and {len(split_groups) - 1} more groups)" if len(split_groups) > 1 else ""
         raise UsageError(
-            f"group {split_groups[0]!r} is in {where}{more}: images of one group must be in one split; "
+            f"group {split_groups[0]!r} is in {where}{suffix}: images of one group must be in one split; "
             "correct the split column, or ignore it with --split none: new splits are made by group"
         )
 

@@ -109,7 +109,7 @@ def locked(folder: str | Path, name: str = ".lock", *, wait: bool = False) -> It
 
 
 def _is_still(path: Path, handle: int) -> bool:
-    """Whether `path` still names the open file `handle`."""
+    """Return whether `path` still names the open file `handle`."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:

@@ -30,15 +30,15 @@ def check_masks(facts: list[Facts]) -> None:
     """
     wrong = [f"{f.mask}: {f.mask_problem}" for f in facts if f.wrong_size]
     if wrong:
-        more = f" (and {len(wrong) - _LISTED} more)" if len(wrong) > _LISTED else ""
+        suffix = f" (and {len(wrong) - _LISTED} more)" if len(wrong) > _LISTED else ""
         raise UsageError(
             f"{len(wrong)} of {len(facts)} images have a mask of another size; correct them, nothing was written. "
             + "; ".join(wrong[:_LISTED])
-            + more
+            + suffix
         )
-    given = [f for f in facts if f.mask]
-    bad = [f for f in given if f.mask_problem]
-    if bad and len(bad) == len(given):
+    with_mask = [f for f in facts if f.mask]
+    bad = [f for f in with_mask if f.mask_problem]
+    if bad and len(bad) == len(with_mask):
         raise UsageError(
             f"none of the {len(bad)} masks can be used ({bad[0].mask}: {bad[0].mask_problem}); "
             "scan without masks with --mask none"
@@ -127,9 +127,9 @@ def warn_duplicates(columns: dict[str, list[Any]], duplicates: Sequence[Sequence
         separated = [images for images in duplicates if len({columns[name][index[i]] for i in images} - {None}) > 1]
         if separated:
             named = "; ".join(" = ".join(images) for images in separated[:_LISTED])
-            more = "; ..." if len(separated) > _LISTED else ""
+            suffix = "; ..." if len(separated) > _LISTED else ""
             sets = count(len(separated), "set")
-            lines.append(f"{sets} of identical images in different {plural} ({why}): {named}{more}")
+            lines.append(f"{sets} of identical images in different {plural} ({why}): {named}{suffix}")
     return lines
 
 
@@ -153,7 +153,7 @@ def notes(
             f"{count(len(pairs.several), 'image')} with several masks, such as {pairs.several[0]}; "
             "the first by name is used"
         )
-    num_ignored = walked.others - (table.path is not None and table.path.resolve().is_relative_to(folder.resolve()))
+    num_ignored = walked.num_others - (table.path is not None and table.path.resolve().is_relative_to(folder.resolve()))
     if num_ignored:
         lines.append(f"{count(num_ignored, 'other file')} ignored")
     return lines

@@ -19,7 +19,7 @@ class WalkResult:
 
     images: list[str] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
-    others: int = 0
+    num_others: int = 0
 
 
 def walk(root: Path, *, follow_links: bool = False) -> WalkResult:
@@ -42,7 +42,7 @@ def walk(root: Path, *, follow_links: bool = False) -> WalkResult:
         elif PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES or looks_like_image(root / name):
             result.images.append(name)
         else:
-            result.others += 1
+            result.num_others += 1
     return result
 
 
@@ -57,6 +57,7 @@ class _Walker:
         self.refused: list[tuple[str, str]] = []
 
     def enter(self, folder: str) -> None:
+        """List the entries of a folder."""
         try:
             entries = list(os.scandir(self.root / folder))
         except OSError as error:
@@ -73,6 +74,7 @@ class _Walker:
                 self._add(name, os.path.join(real, entry.name), entry.is_dir())
 
     def follow(self, link: str) -> None:
+        """Add the target of a link, or refuse the link."""
         target = os.path.realpath(self.root / link)
         if not os.path.exists(target):
             self.refused.append((link, "broken link"))

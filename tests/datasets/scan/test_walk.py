@@ -26,7 +26,7 @@ def test_images_are_found_by_content_and_others_counted(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     found = walk(tmp_path)
     assert found.images == ["a.dat", "b/no suffix", "text.jpg"]
-    assert found.others == 1
+    assert found.num_others == 1
     assert found.refused == []
 
 
