@@ -41,8 +41,8 @@ class FeatureSpec:
 
     Attributes:
         blocks: blocks of the backbone; 0 is the first, -1 the last.
-        patches: whether patch tokens are needed, which take about a hundred times the space. Class tokens and mean patch
-            tokens are always computed.
+        patches: whether patch tokens are needed, which take about a hundred times the space. Class tokens and mean
+            patch tokens are always computed.
     """
 
     blocks: tuple[int, ...]

@@ -201,8 +201,8 @@ def load_tuned(folder: str | Path, record: AdapterRecord, base: FrozenBackbone) 
         raise DinomedError(f"{Path(folder) / WEIGHTS_FILE}: weights of another backbone ({line})") from None
     if backbone.fingerprint != record.tuned.fingerprint:
         raise DinomedError(
-            f"{Path(folder) / WEIGHTS_FILE}: its tuned backbone has fingerprint {backbone.fingerprint[:16]}, the record "
-            f"says {record.tuned.fingerprint[:16]}; copy the bundle again, or train again"
+            f"{Path(folder) / WEIGHTS_FILE}: its tuned backbone has fingerprint {backbone.fingerprint[:16]}, the "
+            f"record says {record.tuned.fingerprint[:16]}; copy the bundle again, or train again"
         )
     return backbone
 

@@ -1,7 +1,7 @@
 """The model card of a bundle: its parts and data, its metrics, and its limits.
 
-It is written from the record alone, and therefore contains no image, group or path. The front matter follows the Hugging
-Face hub.
+It is written from the record alone, and therefore contains no image, group or path. The front matter follows the
+Hugging Face hub.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """Tasks: what distinguishes classification, segmentation and depth estimation, in one object each.
 
-Training, evaluation, prediction, export, the model card and the reports ask the task of an adapter, and have no branches
-on its name.
+Training, evaluation, prediction, export, the model card and the reports ask the task of an adapter, and have no
+branches on its name.
 """
 
 from abc import ABC, abstractmethod

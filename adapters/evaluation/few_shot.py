@@ -2,8 +2,8 @@
 
 A shot is a group (a lesion, a patient, a video) with all of its images, because a second image of a lesion adds little
 to its label. An image without a group is a group of its own. Draws are nested: 2 shots contain the 1 shot of the same
-draw. Each draw is fitted by logistic regression with a fixed penalty, because choosing it on val would need the labels of
-val. Features are standardised by all training images, which needs no labels.
+draw. Each draw is fitted by logistic regression with a fixed penalty, because choosing it on val would need the labels
+of val. Features are standardised by all training images, which needs no labels.
 """
 
 import hashlib

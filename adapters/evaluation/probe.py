@@ -31,8 +31,8 @@ def probe(
     """Evaluate both classifiers on the class tokens of the last block.
 
     k and C are those with the highest macro AUROC on val (the smaller one of equals). Nothing is fitted on val, and
-    nothing is chosen on test. The report also holds the metrics of every k and C on `split`, which show the effect of the
-    choice.
+    nothing is chosen on test. The report also holds the metrics of every k and C on `split`, which show the effect of
+    the choice.
 
     Args:
         backbone: the frozen backbone.

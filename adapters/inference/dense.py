@@ -1,9 +1,9 @@
 """Predictors of maps: on the whole image, with mirror images and other sizes of it, or by windows.
 
-The whole image is resized to the adapter's square, and the logits are resized back in one step. Maps of mirror images and
-other sizes are then averaged (the multi-scale protocol of DINOv2, section 7.4). With windows the image keeps its size:
-squares of it pass the backbone one by one, and overlaps are blended with MONAI's Gaussian weights. A band of rows is
-complete when no further window reaches it; therefore only one row of windows is in memory beside the image and the
+The whole image is resized to the adapter's square, and the logits are resized back in one step. Maps of mirror images
+and other sizes are then averaged (the multi-scale protocol of DINOv2, section 7.4). With windows the image keeps its
+size: squares of it pass the backbone one by one, and overlaps are blended with MONAI's Gaussian weights. A band of rows
+is complete when no further window reaches it; therefore only one row of windows is in memory beside the image and the
 result.
 """
 

@@ -45,10 +45,10 @@ def predict_collection(
     """Predict every image of a manifest.
 
     A segmenter writes masks (PNG, of the size of each image) under the relative paths of the images, and a depth
-    estimator depth maps. `predictions.csv` has one row for each image. `predictions.json` holds the settings and the list
-    of files; it is written first, and has ``"complete": true`` at the end. After an interruption, the same call keeps the
-    finished images and predicts the rest. Images that cannot be read are listed in `unreadable.csv`, and the others are
-    predicted.
+    estimator depth maps. `predictions.csv` has one row for each image. `predictions.json` holds the settings and the
+    list of files; it is written first, and has ``"complete": true`` at the end. After an interruption, the same call
+    keeps the finished images and predicts the rest. Images that cannot be read are listed in `unreadable.csv`, and the
+    others are predicted.
 
     Args:
         predictor: result of `load_adapter`.

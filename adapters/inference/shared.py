@@ -103,8 +103,9 @@ def predict_many(consumers: Sequence[FeatureConsumer], images: Sequence[np.ndarr
         images: uint8 (H, W, channels), of any sizes.
 
     Returns:
-        For each consumer a list over the images: of a classifier a dict of probabilities by class; of a segmenter float32
-        (classes, H, W) and of a depth adapter (1, H, W), at the size of the image; of an index the query, float32 (D,).
+        For each consumer a list over the images: of a classifier a dict of probabilities by class; of a segmenter
+        float32 (classes, H, W) and of a depth adapter (1, H, W), at the size of the image; of an index the query,
+        float32 (D,).
     """
     outputs: list[list[Any]] = [[] for _ in consumers]
     sharing: dict[str, list[int]] = defaultdict(list)

@@ -37,11 +37,11 @@ def evaluate(
 ) -> None:
     """Evaluate an adapter on images with targets.
 
-    Segmenters: Dice, IoU, surface Dice and HD95 (px), for each image at its own size, and metrics by lesion. Classifiers:
-    AUROC, AUPRC, accuracy and calibration, metrics by class, and metrics at the thresholds chosen on val. Intervals are
-    bootstrap intervals over groups. On a test split, images of training and validation, and other images of their
-    groups, are left out. With -o, a page with curves, subgroups and pictures of the best and worst cases is written; it
-    names no image without --names. For research use only.
+    Segmenters: Dice, IoU, surface Dice and HD95 (px), for each image at its own size, and metrics by lesion.
+    Classifiers: AUROC, AUPRC, accuracy and calibration, metrics by class, and metrics at the thresholds chosen on val.
+    Intervals are bootstrap intervals over groups. On a test split, images of training and validation, and other images
+    of their groups, are left out. With -o, a page with curves, subgroups and pictures of the best and worst cases is
+    written; it names no image without --names. For research use only.
     """
     from dinomed.adapters.evaluation.evaluate import evaluate_in_full
     from dinomed.apps.output import emit

@@ -25,10 +25,10 @@ def predict(
     """Predict every image of a folder or a manifest.
 
     A segmenter writes a mask (PNG, 0 and 255) of the size of each image under its relative path. Where two images would
-    share a path, as a.jpg and a.png do, both keep their whole name: a.jpg.png, a.png.png. `predictions.csv` lists areas,
-    or calibrated probabilities of a classifier; with --unit group it has one row for each group. Images that cannot be
-    read are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command continues where
-    it stopped. For research use only.
+    share a path, as a.jpg and a.png do, both keep their whole name: a.jpg.png, a.png.png. `predictions.csv` lists
+    areas, or calibrated probabilities of a classifier; with --unit group it has one row for each group. Images that
+    cannot be read are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command
+    continues where it stopped. For research use only.
     """
     from dinomed.adapters.inference.folder import predict_collection
     from dinomed.adapters.inference.loader import load_adapter

@@ -37,8 +37,8 @@ def probe(
 ) -> None:
     """Evaluate frozen features by k-NN and logistic regression.
 
-    Both are fitted on the split train and the class token of the last block. k and the penalty are chosen on val by macro
-    AUROC, and the metrics are computed on test.
+    Both are fitted on the split train and the class token of the last block. k and the penalty are chosen on val by
+    macro AUROC, and the metrics are computed on test.
 
     With --few-shot, logistic regressions with a fixed penalty are fitted on few labelled groups (patients, lesions) of
     each class, with several draws of each number; -o writes a page with curves. For research use only.

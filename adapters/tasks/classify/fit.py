@@ -56,7 +56,7 @@ class Part:
         return len(self.targets)
 
     def of_blocks(self, have: Sequence[int], wanted: Sequence[int]) -> "Part":
-        """Return the part with the features of the blocks `wanted` out of `have`: a solved head may need fewer blocks."""
+        """Return the part with only the blocks `wanted` out of `have`: a solved head may need fewer blocks."""
         if tuple(have) == tuple(wanted):
             return self
         places = [list(have).index(block) for block in wanted]

@@ -1,8 +1,8 @@
 """Groups of images for one prediction: a lesion with several images, or a video with 8 evenly spaced frames.
 
-DINOv2 (section 7.2) classifies videos by 8 evenly spaced frames, whose features are averaged (UCF-101, Kinetics-400) or,
-where their order matters, concatenated (SSv2). Frames are ordered by the column `frame` (numbers) if the manifest has
-it, else by file name, in which digits count as numbers. An image without a group is a group of its own.
+DINOv2 (section 7.2) classifies videos by 8 evenly spaced frames, whose features are averaged (UCF-101, Kinetics-400)
+or, where their order matters, concatenated (SSv2). Frames are ordered by the column `frame` (numbers) if the manifest
+has it, else by file name, in which digits count as numbers. An image without a group is a group of its own.
 """
 
 import re

@@ -41,17 +41,18 @@ class LabelColumns:
         """Return the rows that have a label.
 
         Raises:
-            UsageError: a column is missing, is empty or holds no labels; or a cell of several columns is neither 0 nor 1.
+            UsageError: a column is missing, is empty or holds no labels; or a cell of several columns is neither 0 nor
+                1.
         """
         for name in self.columns:
             if name in _NO_LABELS:
-                raise UsageError(f"column {name!r} holds no labels (columns that may: {_label_candidates(manifest)})")
+                raise UsageError(f"column {name!r} holds no labels (columns that may: {_list_columns(manifest)})")
         if len(self.columns) == 1:
             return labelled(manifest, self.columns[0])
         missing = [name for name in self.columns if name not in manifest.columns]
         if missing:
             raise UsageError(
-                f"no column {', '.join(map(repr, missing))} for the labels {self.title} (columns: {_label_candidates(manifest)})"
+                f"no column {', '.join(map(repr, missing))} for labels {self.title} (columns: {_list_columns(manifest)})"
             )
         table = self._cells(manifest)
         return manifest.take(np.flatnonzero(~np.isnan(table).all(axis=1)).tolist())
@@ -150,7 +151,7 @@ def prevalence(targets: np.ndarray, names: Sequence[str]) -> dict[str, int]:
     return {name: int((targets == i).sum()) for i, name in enumerate(names)}
 
 
-def _label_candidates(manifest: Manifest) -> str:
+def _list_columns(manifest: Manifest) -> str:
     hidden = set(KNOWN) - {"label"}
     return ", ".join(name for name in manifest.columns if name not in hidden and manifest.has(name)) or "none"
 

@@ -1,8 +1,8 @@
 """Losses of depth estimators on differences of logarithms, over the pixels with known depth.
 
 SigLoss: the scale-invariant loss of Eigen et al. 2014 (equation 4) as AdaBins and DINOv2 write it,
-sqrt(var(d) + 0.15 mean(d)^2) with d = log(prediction) - log(targets) over the whole batch. Gradient loss: Li and Snavely
-2018 (MegaDepth, section 4.1): differences of d between pixels two apart, at four scales.
+sqrt(var(d) + 0.15 mean(d)^2) with d = log(prediction) - log(targets) over the whole batch. Gradient loss: Li and
+Snavely 2018 (MegaDepth, section 4.1): differences of d between pixels two apart, at four scales.
 """
 
 import torch

@@ -17,16 +17,16 @@ class SegmentConfig(TrainConfig):
     With `image_size` null, it is the smallest size with 24 patches along a side (32 for the multi-scale head), and at
     least the size of the backbone. A linear head cannot draw details finer than a patch.
 
-    `kind` and `classes` define the mask schema (`dinomed.adapters.tasks.segment.mask_schema`). For multiclass label maps
-    `classes` may be empty; the classes are then the values in train and val.
+    `kind` and `classes` define the mask schema (`dinomed.adapters.tasks.segment.mask_schema`). For multiclass label
+    maps `classes` may be empty; the classes are then the values in train and val.
 
     `flips` and `scales`: average predictions over mirror images, and over other sizes of the image, as factors of
     `image_size`; null uses the defaults of the head.
 
     `window`: predict images with a side longer than this, px, by windows of this size that overlap by the share
-    `overlap`; null resizes every image as a whole. Windows must show lesions at the scale of the training: either no image
-    of train is larger than the window, or `crop` is set. With `crop`, training uses a new random window of each larger
-    image in every epoch; the share `crop` of the windows contains a part of the mask
+    `overlap`; null resizes every image as a whole. Windows must show lesions at the scale of the training: either no
+    image of train is larger than the window, or `crop` is set. With `crop`, training uses a new random window of each
+    larger image in every epoch; the share `crop` of the windows contains a part of the mask
     (`dinomed.adapters.fitting.windows`). Val is then predicted by windows after every epoch.
     """
 

@@ -54,8 +54,8 @@ def fit_segmenter(
 ) -> FitResult:
     """Fit a segmenter on the split train, and write a bundle.
 
-    The epoch with the best Dice on val is kept. If classes are not exclusive, thresholds are chosen on val, at the size of
-    the images, with the mirror images, sizes or windows with which the bundle predicts.
+    The epoch with the best Dice on val is kept. If classes are not exclusive, thresholds are chosen on val, at the
+    size of the images, with the mirror images, sizes or windows with which the bundle predicts.
 
     Args:
         backbone: the frozen backbone.

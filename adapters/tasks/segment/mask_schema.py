@@ -2,11 +2,11 @@
 
 - binary: a mask in the column `mask`, by the rule of `dinomed.images.binary`; one class, "lesion";
 - multiclass: a label map in the column `mask`; each value is a class, and every pixel has one;
-- multilabel: classes that may overlap. Each has a binary mask in its own column, or a bit of the values of the label map
-  in the column `mask` (1, 2, 4, ...).
+- multilabel: classes that may overlap. Each has a binary mask in its own column, or a bit of the values of the label
+  map in the column `mask` (1, 2, 4, ...).
 
-Targets in memory are uint8 (planes, H, W): one plane of class indices for multiclass, else one plane of 0 and 1 for each
-class.
+Targets in memory are uint8 (planes, H, W): one plane of class indices for multiclass, else one plane of 0 and 1 for
+each class.
 """
 
 from collections import Counter
@@ -215,7 +215,7 @@ def find_mask_schema(manifest: Manifest) -> MaskSchema:
             progress.advance()
             if len(counts) > MAX_CLASSES:
                 raise UsageError(
-                    f"the masks have more than {MAX_CLASSES} values; they are no label maps (perhaps images or depth maps)"
+                    f"the masks have more than {MAX_CLASSES} values; they are no label maps (images, depth?)"
                 )
     codes = tuple(sorted({0, *counts}))
     if codes[0] < 0:

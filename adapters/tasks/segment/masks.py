@@ -135,7 +135,8 @@ def dice_of_logits(logits: Tensor, targets: Tensor, schema: MaskSchema) -> Tenso
     """Compute the mean Dice over the reported classes of each image, (B,).
 
     Args:
-        logits: (B, classes, H, W). A pixel has a class if its probability is above 0.5, of exclusive classes the largest.
+        logits: (B, classes, H, W). A pixel has a class if its probability is above 0.5, of exclusive classes the
+            largest.
         targets: (B, planes, H, W).
         schema: the classes.
     """

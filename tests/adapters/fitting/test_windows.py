@@ -185,9 +185,9 @@ def test_thresholds_are_chosen_with_the_views_of_prediction(
 
 def test_invalid_window_settings_are_refused(large: Manifest, tiny_backbone: Path, tmp_path: Path) -> None:
     for settings, told in (
-        ({"crop": 0.5}, "say how large they are: window=PX"),
+        ({"crop": 0.5}, "set their size: window=PX"),
         ({"crop": 1.5, "window": 48}, "less than or equal to 1"),
-        ({"crop": 0.5, "window": 48, "fit": {"optimizer": "lbfgs"}}, "crop set adamw"),
+        ({"crop": 0.5, "window": 48, "fit": {"optimizer": "lbfgs"}}, "set adamw with augment, tune or crop"),
     ):
         with pytest.raises(ValueError, match=told):
             SegmentConfig.model_validate(settings)

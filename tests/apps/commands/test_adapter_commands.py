@@ -283,7 +283,7 @@ def test_features_with_a_weights_file_and_a_name(runs: Path, run, tmp_path: Path
         ((*CLASSIFY, "--label", ","), 2, "--label ',' names no column"),
         ((*CLASSIFY, "--label", "label,label"), 2, "column 'label' is named twice"),
         ((*CLASSIFY, "--label", "group"), 2, "column 'group' holds no labels"),
-        ((*CLASSIFY, "--label", "label,nothere"), 2, "no column 'nothere' for the labels label, nothere"),
+        ((*CLASSIFY, "--label", "label,nothere"), 2, "no column 'nothere' for labels label, nothere"),
         ((*CLASSIFY, "--label", "label,sex"), 2, "each holds 1 (yes), 0 (no) or nothing (not known)"),
         ((*CLASSIFY, "--label", "a,b", "--separator", "|"), 2, "a separator is for one column"),
         ((*CLASSIFY, "--unit", "patient"), 2, "'image' or 'group'"),
