@@ -1,4 +1,5 @@
-"""Released weights over HTTP, from a server on this machine: cached, checked, continued, clear without a network."""
+"""Download of released weights from a local HTTP server: cache, checksum, continued downloads, errors without a
+network."""
 
 import hashlib
 import os
@@ -72,7 +73,7 @@ def left_over(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
 
 
-def test_fetched_once(server: Server, tmp_path: Path) -> None:
+def test_weights_are_downloaded_once(server: Server, tmp_path: Path) -> None:
     path = cached_weights("tiny")
     assert path.read_bytes() == CONTENT
     assert cached_weights("tiny") == path
@@ -107,13 +108,13 @@ def test_a_wrong_checksum_is_refused_and_removed(
     assert left_over(tmp_path) == []
 
 
-def test_a_missing_file_names_the_answer(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_reports_the_answer_of_the_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     release(monkeypatch, f"http://127.0.0.1:{server.server_port}/gone.pth")
     with pytest.raises(DinomedError, match="answers 404"):
         cached_weights("tiny")
 
 
-def test_without_a_network(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_is_reported_with_a_remedy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "http://127.0.0.1:9/tiny.pth"  # the discard port: nothing listens
     release(monkeypatch, url)
     with pytest.raises(DinomedError) as caught:
@@ -124,14 +125,16 @@ def test_without_a_network(server: Server, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_cache_without_permission(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     monkeypatch.setenv("DINOMED_CACHE", str(tmp_path / "locked"))
     with pytest.raises(DinomedError, match="set DINOMED_CACHE to another folder"):
         cached_weights("tiny")
 
 
-def test_a_home_that_cannot_hold_a_cache(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_home_folder_is_reported(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").write_text("a file, so that no folder can be made in it, not even by root")
     monkeypatch.delenv("DINOMED_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -141,7 +144,7 @@ def test_a_home_that_cannot_hold_a_cache(server: Server, tmp_path: Path, monkeyp
     assert "\n" not in str(caught.value)
 
 
-def test_an_architecture_without_release() -> None:
+def test_a_variant_without_released_weights_is_refused() -> None:
     with pytest.raises(UsageError, match="no released weights"):
         cached_weights("vit_tiny_patch8")
 

@@ -1,4 +1,4 @@
-"""`load_backbone`: names, files, folders; frozen; a fingerprint that follows what the features depend on."""
+"""`load_backbone`: names, files and folders; frozen weights; the fingerprint."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def vit(**overrides: object) -> VisionTransformer:
     return model
 
 
-def test_save_and_load_of_a_run(tmp_path: Path) -> None:
+def test_a_saved_run_can_be_loaded(tmp_path: Path) -> None:
     own = vit(drop_path=0.3)
     save_backbone(tmp_path / "ssl" / "backbone", own, PREPROCESSING, {"step": 7})
     backbone = load_backbone(tmp_path / "ssl")
@@ -49,7 +49,7 @@ def test_save_and_load_of_a_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "ssl" / "backbone" / "config.json").read_text())["metadata"] == {"step": 7}
 
 
-def test_frozen(tmp_path: Path) -> None:
+def test_a_loaded_backbone_is_frozen(tmp_path: Path) -> None:
     backbone = FrozenBackbone(vit(drop_path=0.5), PREPROCESSING, "x")
     head = torch.nn.Sequential(backbone).train()
     assert not backbone.training
@@ -61,7 +61,7 @@ def test_frozen(tmp_path: Path) -> None:
     assert backbone.device == torch.device("cpu")
 
 
-def test_fingerprint_follows_what_the_features_depend_on() -> None:
+def test_fingerprint_changes_with_everything_that_features_depend_on() -> None:
     base = fingerprint(vit(), PREPROCESSING)
     assert base == fingerprint(vit(), PREPROCESSING)
     assert len(base) == 64
@@ -84,7 +84,7 @@ def test_fingerprint_is_the_same_on_every_machine() -> None:
     assert fingerprint(own, PREPROCESSING) == "902b893f2f32f4ff87d5dd2dc8a2cb205c8987fda04fa81ad79627f31d6a9672"
 
 
-def test_all_file_formats_give_one_fingerprint(tmp_path: Path) -> None:
+def test_all_file_formats_give_the_same_fingerprint(tmp_path: Path) -> None:
     state = vit().state_dict()
     torch.save(state, tmp_path / "official.pth")
     timm = {key: value for key, value in state.items() if key not in {"mask_token", "register_tokens"}}
@@ -97,7 +97,7 @@ def test_all_file_formats_give_one_fingerprint(tmp_path: Path) -> None:
     assert len(prints) == 1
 
 
-def test_a_transformers_folder(tmp_path: Path) -> None:
+def test_a_folder_of_transformers_can_be_loaded(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.Dinov2WithRegistersConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
@@ -119,7 +119,7 @@ def test_a_transformers_folder(tmp_path: Path) -> None:
         load_backbone(tmp_path)
 
 
-def test_a_name_with_a_file(tmp_path: Path) -> None:
+def test_a_name_with_a_file_of_weights_can_be_loaded(tmp_path: Path) -> None:
     torch.save(vit().state_dict(), tmp_path / "weights.pth")
     backbone = load_backbone(NAME, weights=tmp_path / "weights.pth", image_size=70)
     assert (backbone.name, backbone.source) == (NAME, str(tmp_path / "weights.pth"))
@@ -134,7 +134,7 @@ def test_a_name_with_a_file(tmp_path: Path) -> None:
         load_backbone(tmp_path, weights=tmp_path / "weights.pth")
 
 
-def test_what_is_no_backbone(tmp_path: Path) -> None:
+def test_paths_without_a_backbone_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'dinov2_vits41' is no known name .* did you mean 'dinov2_vits14'"):
         load_backbone("dinov2_vits41")
     with pytest.raises(UsageError, match="no existing path"):
@@ -208,7 +208,7 @@ def test_an_interrupted_save_keeps_the_old_backbone(tmp_path: Path, monkeypatch:
         "{",
     ],
 )
-def test_a_header_that_asks_for_the_impossible_gives_one_line(tmp_path: Path, header: str) -> None:
+def test_a_header_with_impossible_values_gives_one_line(tmp_path: Path, header: str) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"config": header})
     with pytest.raises((DinomedError, UsageError)) as caught:
         load_backbone(tmp_path)

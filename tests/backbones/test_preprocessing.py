@@ -1,4 +1,4 @@
-"""Preprocessing: near to Pillow's resize, normalised, channels by a stated rule."""
+"""Preprocessing: resizing compared with Pillow, normalisation, conversion of channels."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def picture(height: int = 300, width: int = 451) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("size", "levels_apart"), [(224, 1), (64, 1), (518, 2)])
-def test_within_a_grey_level_of_pillow(size: int, levels_apart: int) -> None:
+def test_resizing_equals_pillow_within_a_grey_level(size: int, levels_apart: int) -> None:
     image = picture()
     pillow = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
     found = Preprocessing(image_size=size)(image)
@@ -32,7 +32,7 @@ def test_within_a_grey_level_of_pillow(size: int, levels_apart: int) -> None:
     assert apart.mean() < 0.1
 
 
-def test_normalisation_is_by_the_definition() -> None:
+def test_normalisation_follows_the_definition() -> None:
     image = np.full((10, 12, 3), (255, 0, 128), dtype=np.uint8)
     found = Preprocessing(image_size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))(image)
     assert torch.allclose(found[:, 3, 4], torch.tensor([1.0, -1.0, 128 / 255 / 2]), atol=1e-6)
@@ -46,7 +46,7 @@ def test_read_only_and_sliced_images_work() -> None:
     assert torch.equal(flipped, preprocessing(np.ascontiguousarray(image[:, ::-1])))
 
 
-def test_channel_rules() -> None:
+def test_channels_are_converted_by_the_stated_rule() -> None:
     image = picture(20, 30)
     grey = Preprocessing(image_size=20, channels=1, mean=(0.5,), std=(0.5,))
     assert grey(image).shape == (1, 20, 20)
@@ -60,6 +60,6 @@ def test_channel_rules() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"mean": (0.5,)}, {"std": (0.5, 0.0, 0.5)}, {"channels": 1}, {"image_size": 0}, {"crop": 224}]
 )
-def test_wrong_settings_are_refused(wrong: dict) -> None:
+def test_invalid_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ValidationError):
         Preprocessing(**wrong)

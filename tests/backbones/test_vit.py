@@ -1,4 +1,4 @@
-"""The ViT: packed equals separate, any channels and sizes, the official state-dict keys."""
+"""The ViT: packed and separate passes, any channels and sizes, the official state-dict keys."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def total(tokens: Tokens) -> Tensor:
 
 
 @pytest.mark.parametrize("num_registers", [0, 4])
-def test_packed_equals_separate_with_gradients(num_registers: int) -> None:
+def test_packed_and_separate_passes_have_equal_outputs_and_gradients(num_registers: int) -> None:
     vit = tiny(num_registers=num_registers)
     crops = [torch.randn(2, 3, 32, 32), torch.randn(3, 3, 16, 24)]
     masks = [torch.rand(2, 16) < 0.4, None]
@@ -79,7 +79,7 @@ def test_any_number_of_channels_and_any_divisible_size(channels: int) -> None:
         vit(torch.randn(1, channels, 36, 32))
 
 
-def test_chosen_blocks_are_those_of_the_whole_pass() -> None:
+def test_chosen_blocks_equal_those_of_the_full_pass() -> None:
     vit = tiny().eval()
     images = torch.randn(1, 3, 32, 32)
     last, first, again = vit.forward_blocks(images, [-1, 0, 2])
@@ -124,6 +124,6 @@ def test_every_variant_is_a_valid_architecture() -> None:
     assert build_vit("vit_micro_patch8", in_channels=1).config.in_channels == 1
 
 
-def test_an_unknown_variant_names_the_nearest() -> None:
+def test_an_unknown_variant_suggests_the_nearest_name() -> None:
     with pytest.raises(UsageError, match="unknown backbone 'dinov2_vits15'; did you mean 'dinov2_vits14'"):
         build_vit("dinov2_vits15")

@@ -1,4 +1,4 @@
-"""Files of weights: every known format gives the same tensors; damaged, hostile and foreign ones give one line."""
+"""Files of weights: every known format gives the same tensors; damaged, malicious and other files give one line."""
 
 import os
 import pickle
@@ -59,14 +59,14 @@ def test_wrapped_official_files_give_the_same_tensors(name: str, wrapping: str, 
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def test_safetensors_are_told_by_content_and_half_precision_becomes_float32(tmp_path: Path) -> None:
+def test_safetensors_are_recognised_by_content_and_half_precision_becomes_float32(tmp_path: Path) -> None:
     expected = {key: value.half() for key, value in vit().state_dict().items()}
     save_file(expected, tmp_path / "weights.pth")  # the wrong suffix
     found = read_weights(tmp_path / "weights.pth")
     assert all(torch.equal(found[key], value.float()) for key, value in expected.items())
 
 
-def test_the_split_class_position_of_timm_is_put_back() -> None:
+def test_the_missing_class_position_of_timm_is_added() -> None:
     state = vit("dinov2_vits14_reg").state_dict()
     theirs = dict(state)
     theirs["reg_token"] = theirs.pop("register_tokens")
@@ -89,7 +89,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("writer", ["torch", "pickle"])
-def test_a_pickle_that_wants_to_run_code_is_refused(writer: str, tmp_path: Path) -> None:
+def test_a_pickle_that_would_run_code_is_refused(writer: str, tmp_path: Path) -> None:
     marker, path = tmp_path / "side-effect", tmp_path / "weights.pth"
     data = {**vit().state_dict(), "extra": Payload(marker)}
     if writer == "torch":
@@ -152,7 +152,7 @@ def test_damaged_bytes_never_give_another_exception(kind: str, tmp_path: Path) -
     assert not any("\n" in message for message in messages)
 
 
-def test_a_file_without_tensors_and_a_missing_one(tmp_path: Path) -> None:
+def test_a_file_without_tensors_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "weights.pth")
     with pytest.raises(DinomedError, match="no table of tensors"):
         read_weights(tmp_path / "weights.pth")
@@ -160,7 +160,7 @@ def test_a_file_without_tensors_and_a_missing_one(tmp_path: Path) -> None:
         read_weights(tmp_path / "nothing.pth")
 
 
-def test_another_architecture_lists_what_differs() -> None:
+def test_another_architecture_lists_the_differences() -> None:
     state = vit(depth=5).state_dict()
     with pytest.raises(UsageError) as caught:
         build_with_weights(vit(num_registers=4).config, state, "weights.pth")
@@ -181,7 +181,7 @@ def test_a_position_embedding_for_another_size_sets_the_size() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_inflated_channels_see_a_grey_image_as_before(channels: int) -> None:
+def test_inflated_channels_give_the_same_tokens_for_a_grey_image(channels: int) -> None:
     state = vit().state_dict()
     inflated = build_with_weights(vit(in_channels=channels).config, inflate_channels(state, channels), "x")
     grey = torch.randn(1, 1, 56, 56)
@@ -190,14 +190,14 @@ def test_inflated_channels_see_a_grey_image_as_before(channels: int) -> None:
     assert torch.allclose(after, before, atol=1e-4)  # sums of 588 products of order 1
 
 
-def test_integers_are_no_weights() -> None:
+def test_integer_weights_are_refused() -> None:
     state = vit().state_dict()
     state["cls_token"] = state["cls_token"].int()
     with pytest.raises(DinomedError, match=r"x: 1 weights are int32, not floating point \(cls_token\)"):
         build_with_weights(vit().config, state, "x")
 
 
-def test_what_is_no_file_of_weights_is_told_in_whole_sentences(tmp_path: Path) -> None:
+def test_errors_about_other_files_are_full_sentences(tmp_path: Path) -> None:
     for content, told in ((b"hello, this is text\n", "not a file of weights"), (b"", "an empty file")):
         (tmp_path / "w.pth").write_bytes(content)
         with pytest.raises(DinomedError, match=rf"w\.pth: {told}"):

@@ -1,4 +1,4 @@
-"""The scripts of `benchmarks/` as modules, as they see each other when one of them is run."""
+"""The scripts of `benchmarks/` as modules, importable by each other as when one of them is run."""
 
 import importlib
 import sys

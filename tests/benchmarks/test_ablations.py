@@ -1,4 +1,4 @@
-"""The ablation benchmark as a person calls it: runs, goes on where it was, and tables."""
+"""The ablation benchmark: runs, continuing after an interruption, and tables."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.long
-def test_a_row_for_each_config_and_nothing_is_done_twice(hundred: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_each_config_has_a_row_and_no_run_is_repeated(hundred: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     out = tmp_path / "r"
     common = ("--data", hundred, "-o", out, "--from", tiny_backbone, "--only", "base", "continued")
     first = _run(*common)
@@ -46,7 +46,7 @@ def test_a_row_for_each_config_and_nothing_is_done_twice(hundred: Path, tiny_bac
     assert log.stat().st_mtime_ns == before
 
 
-def test_what_goes_on_from_weights_asks_for_them(lesion_manifest: Path, tmp_path: Path) -> None:
+def test_configs_initialised_from_weights_need_them(lesion_manifest: Path, tmp_path: Path) -> None:
     result = _run("--data", lesion_manifest, "-o", tmp_path, "--only", "continued")
     assert result.returncode == 2
     assert "--from" in result.stderr.splitlines()[-1]

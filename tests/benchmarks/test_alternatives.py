@@ -1,4 +1,4 @@
-"""The benchmark's own parts: nothing asks the network, and thumbnails are means."""
+"""Parts of the benchmark of alternatives: no network access, and thumbnails."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ def alternatives() -> ModuleType:
     return module
 
 
-def test_albumentations_is_kept_from_asking_for_its_newest_version(
+def test_albumentations_does_not_look_for_updates(
     alternatives: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "albumentations.py").write_text(
@@ -37,7 +37,7 @@ def test_albumentations_is_kept_from_asking_for_its_newest_version(
     sys.modules.pop("albumentations")
 
 
-def test_thumbnails_are_means(alternatives: ModuleType) -> None:
+def test_thumbnails_are_area_means(alternatives: ModuleType) -> None:
     image = np.zeros((4, 6, 3), np.uint8)
     image[:2, :3] = 200
     assert alternatives.shrink(image, 2)[:, :, 0].tolist() == [[200, 0], [0, 0]]

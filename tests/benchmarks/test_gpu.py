@@ -74,7 +74,7 @@ def test_without_stochastic_depth_the_slow_path_gives_the_same_loss_and_gradient
     assert all(moved)
 
 
-def test_masked_stochastic_depth_keeps_a_residual_scaled_or_not_at_all(slow: ModuleType) -> None:
+def test_masked_stochastic_depth_scales_a_residual_or_drops_it(slow: ModuleType) -> None:
     torch.manual_seed(0)
     x = torch.randn(400, 2, 3)
     kept = (slow.add_masked(x, lambda x: torch.ones_like(x), 0.3) - x).mean((1, 2))
@@ -106,7 +106,7 @@ def _by_hand(setting: Any, config: Any, masked: int, kept: float) -> float:
 
 
 @pytest.mark.parametrize(("model", "batch", "drop"), [("tiny", 10, 0.0), ("tiny", 10, 0.3), ("vits14", 10, 0.3)])
-def test_flop_are_those_counted_by_hand(
+def test_flop_equal_those_counted_by_hand(
     contenders: ModuleType, flops: ModuleType, model: str, batch: int, drop: float
 ) -> None:
     setting = contenders.Setting(model=model, batch=batch, drop_path=drop)
@@ -119,13 +119,13 @@ def test_flop_are_those_counted_by_hand(
     assert dropped_late == pytest.approx(flops.count_flops(replace(setting, drop_path=0.0)), rel=0.001)
 
 
-def test_the_estimate_of_a_dry_run_counts_the_same(contenders: ModuleType, flops: ModuleType) -> None:
+def test_the_estimate_of_a_dry_run_equals_the_counted_flop(contenders: ModuleType, flops: ModuleType) -> None:
     setting = contenders.Setting(batch=10)
     found = estimate(contenders.make_config(setting), CPU).teraflop_per_step
     assert found == pytest.approx(flops.count_flops(setting) / 1e12, rel=0.03)  # the masks are the expected ones there
 
 
-def test_peaks_are_of_whole_known_devices(flops: ModuleType) -> None:
+def test_peaks_are_known_for_whole_devices_only(flops: ModuleType) -> None:
     assert flops.peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
     assert flops.peak_flops("NVIDIA H100 PCIe", "bfloat16") == 756e12
     assert flops.peak_flops("NVIDIA A100-SXM4-80GB", "bfloat16") == 312e12
@@ -144,7 +144,7 @@ def test_batches_double_until_memory_is_full(gpu: ModuleType) -> None:
     assert gpu.best_of({4: None}) is None
 
 
-def test_memory_that_is_full_is_told_from_what_is_wrong(
+def test_full_memory_is_distinguished_from_other_errors(
     contenders: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def raise_(error: Exception) -> Callable[[Any], Callable[[], None]]:
@@ -162,7 +162,7 @@ def test_memory_that_is_full_is_told_from_what_is_wrong(
         contenders.measure("dinomed", setting)
 
 
-def test_one_batch_for_all_is_the_largest_that_all_hold(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_common_batch_is_the_largest_that_all_can_hold(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slow path runs full at 16 and 4 is its best; ours goes on to 32."""
     speeds = {"dinomed": {4: 10.0, 8: 20.0, 16: 30.0, 32: 40.0}, "slow": {4: 9.0, 8: 8.0}}
 
@@ -187,7 +187,7 @@ def test_one_batch_for_all_is_the_largest_that_all_hold(gpu: ModuleType, monkeyp
     assert gpu.settings_of("slow", setting).compile is False
 
 
-def test_the_whole_comparison_runs_on_a_cpu(
+def test_the_comparison_runs_on_a_cpu(
     gpu: ModuleType, contenders: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def here(who: str, setting: Any, python: str = "") -> dict[str, Any]:
@@ -217,7 +217,7 @@ def test_the_whole_comparison_runs_on_a_cpu(
         (["--device", "cuda:99"], "--device cuda:99"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
+def test_invalid_options_are_refused(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], line: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
@@ -227,7 +227,7 @@ def test_what_cannot_be_measured_is_refused(
     assert line in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_process_of_its_own_that_fails_ends_with_its_last_line(contenders: ModuleType, tmp_path: Path) -> None:
+def test_a_failing_process_is_reported_with_its_last_line(contenders: ModuleType, tmp_path: Path) -> None:
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'Traceback' >&2\necho \"ModuleNotFoundError: no lightly_train\" >&2\nexit 1\n")
     broken.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The table of all heads as a person calls it: rows of every kind, going on, and what it draws."""
+"""The table of all heads: rows of every kind, continuing after an interruption, and drawn images."""
 
 import importlib
 import json
@@ -47,7 +47,7 @@ def _rows(text: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-def test_segmenters_beside_a_network_from_scratch(
+def test_segmenters_are_compared_with_a_network_from_scratch(
     table: Callable[..., str], tiny_backbone: Path, tmp_path: Path
 ) -> None:
     common = (
@@ -84,7 +84,7 @@ def test_segmenters_beside_a_network_from_scratch(
     assert changed <= {"segment-pspnet-0", *(name for name in found if "U-Net" in name)}
 
 
-def test_classifiers_with_two_seeds(table: Callable[..., str], tmp_path: Path) -> None:
+def test_classifiers_with_two_seeds_have_ranges(table: Callable[..., str], tmp_path: Path) -> None:
     rows = _rows(
         table(
             "--task", "classify", "--heads", "knn", "attentive", "--seeds", 0, 1, "--set", "attentive:fit.epochs=2",
@@ -99,7 +99,7 @@ def test_classifiers_with_two_seeds(table: Callable[..., str], tmp_path: Path) -
         assert 0 <= float(first.split()[0]) <= 1
 
 
-def test_drawn_are_whole_groups_of_every_split(head_table: ModuleType, lesion_manifest: Path) -> None:
+def test_whole_groups_of_every_split_are_drawn(head_table: ModuleType, lesion_manifest: Path) -> None:
     manifest = read_manifest(lesion_manifest)
     part = head_table.draw(manifest, [10, 5, 5])
     for split, wanted in (("train", 10), ("val", 5), ("test", 5)):
@@ -111,7 +111,7 @@ def test_drawn_are_whole_groups_of_every_split(head_table: ModuleType, lesion_ma
     assert head_table.draw(manifest, []) is manifest
 
 
-def test_a_held_out_value_is_all_of_test(head_table: ModuleType, lesion_manifest: Path) -> None:
+def test_a_held_out_value_becomes_the_test_split(head_table: ModuleType, lesion_manifest: Path) -> None:
     manifest = read_manifest(lesion_manifest)
     value = manifest.column("label")[0]
     held = head_table.hold_out(manifest, "label", value)
@@ -122,7 +122,7 @@ def test_a_held_out_value_is_all_of_test(head_table: ModuleType, lesion_manifest
 
 
 @pytest.mark.slow
-def test_a_network_from_scratch_learns_and_keeps_to_its_time(head_table: ModuleType, lesion_manifest: Path) -> None:
+def test_a_network_from_scratch_learns_within_its_time(head_table: ModuleType, lesion_manifest: Path) -> None:
     from alternatives import compare_unet, fit_unet
 
     manifest = read_manifest(lesion_manifest).select(split="train")
@@ -137,7 +137,7 @@ def test_a_network_from_scratch_learns_and_keeps_to_its_time(head_table: ModuleT
 
 
 @pytest.mark.parametrize("words", [("--images", 3, 4), ("--unet", "--task", "classify")])
-def test_what_cannot_be_measured_is_refused(
+def test_invalid_options_are_refused(
     table: Callable[..., str], words: tuple[object, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""The comparison of ways to read and crop: all give the same kind of views, and the report says what it should."""
+"""The comparison of image loaders: equal kinds of views, and the contents of the report."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ def loading(script: Callable[[str], ModuleType]) -> ModuleType:
     return script("loading")
 
 
-def test_every_loader_gives_views_of_one_kind(loading: ModuleType, tmp_path: Path) -> None:
+def test_all_loaders_give_views_of_the_same_kind(loading: ModuleType, tmp_path: Path) -> None:
     (path,) = loading.write_images(tmp_path, SIZE, 1)
     for name, build in loading.LOADERS.items():
         large, small = build()(path, 3)
@@ -28,7 +28,9 @@ def test_every_loader_gives_views_of_one_kind(loading: ModuleType, tmp_path: Pat
         assert (large[0] != large[1]).any(), name
 
 
-def test_the_report(loading: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_holds_all_comparisons(
+    loading: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = f"loading.py --size {SIZE} --workers 0 --rounds 1 --images 4 --distribution-passes 2 --draws 400"
     monkeypatch.setattr(sys, "argv", words.split())
     loading.main()
@@ -51,7 +53,7 @@ def test_the_report(loading: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys
     assert set(found["distributions"]) == {"ours", "ours, whole JPEG"}
 
 
-def test_what_differs_is_seen(loading: ModuleType) -> None:
+def test_differences_between_loaders_are_detected(loading: ModuleType) -> None:
     """The figures that distributions are compared by tell a gray view, and a blurred one, from another."""
     noise = np.random.default_rng(0).integers(0, 256, (5, 40, 40, 3), np.uint8)
     gray = np.repeat(noise[..., :1], 3, axis=3)

@@ -1,4 +1,4 @@
-"""The comparison with lightly-train's step: ours in its own process, theirs a stand-in that tells known figures."""
+"""The comparison with the step of lightly-train: our step in a process, and a stand-in with known values for theirs."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "step.py"
 
 
-def test_a_round_of_ours_beside_a_stand_in(tmp_path: Path) -> None:
+def test_a_round_compares_our_step_with_a_stand_in(tmp_path: Path) -> None:
     asked, figures = tmp_path / "asked", {"seconds": 2.0, "cpu_seconds": 4.0, "images_per_second": 2.0, "gib": 0.25}
     peer = tmp_path / "python"
     peer.write_text(f"#!/bin/sh\nshift\necho \"$@\" >> {asked}\necho a warning\necho '{json.dumps(figures)}'\n")

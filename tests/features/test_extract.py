@@ -1,4 +1,4 @@
-"""Features computed once: equal to a plain forward, resumed after a kill, never those of something else."""
+"""Feature extraction: equal to a plain forward pass, resumed after a kill, cached by key and checksum."""
 
 import json
 import os
@@ -49,7 +49,9 @@ def whole(backbone: FrozenBackbone, manifest: Manifest, tmp_path_factory: pytest
     return extract(backbone, manifest, cache=tmp_path_factory.mktemp("cache"), **SMALL)
 
 
-def test_features_are_those_of_a_plain_forward(backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path) -> None:
+def test_features_equal_those_of_a_plain_forward_pass(
+    backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
+) -> None:
     cache = extract(backbone, manifest, cache=tmp_path, blocks=(0, -1), **SMALL)
     images = torch.stack([backbone.preprocessing(read_image(manifest.path(i))) for i in range(len(manifest))])
     first, last = backbone(images, (0, -1))
@@ -90,7 +92,7 @@ extracting.extract(load_backbone(sys.argv[1]), manifest, cache=sys.argv[3], batc
 """
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(
+def test_a_killed_run_continues_and_gives_the_same_features(
     tiny_backbone: Path, lesion_manifest: Path, backbone: FrozenBackbone, manifest: Manifest, whole: FeatureCache,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -107,7 +109,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     assert same(resumed, whole)
 
 
-def test_an_end_at_any_write_leaves_what_can_be_resumed(
+def test_an_interruption_at_any_write_can_be_resumed(
     backbone: FrozenBackbone, manifest: Manifest, whole: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace = os.replace
@@ -130,7 +132,7 @@ def test_an_end_at_any_write_leaves_what_can_be_resumed(
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "record", "key"])
-def test_a_damaged_or_foreign_shard_is_noticed_and_computed_again(
+def test_a_damaged_shard_and_one_with_another_key_are_computed_again(
     backbone: FrozenBackbone, manifest: Manifest, whole: FeatureCache, tmp_path: Path, damage: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -154,7 +156,7 @@ def test_a_damaged_or_foreign_shard_is_noticed_and_computed_again(
     assert "it is computed again" in warning if damage != "key" else not warning  # another key is not a damage
 
 
-def test_another_backbone_other_images_and_other_settings_have_their_own_features(
+def test_each_backbone_manifest_and_setting_has_its_own_cache_folder(
     backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
@@ -173,7 +175,9 @@ def test_another_backbone_other_images_and_other_settings_have_their_own_feature
     assert not np.allclose(caches[0].cls, caches[1].cls)
 
 
-def test_an_unreadable_image_ends_it_by_name(backbone: FrozenBackbone, lesion_manifest: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_an_error_that_names_it(
+    backbone: FrozenBackbone, lesion_manifest: Path, tmp_path: Path
+) -> None:
     (tmp_path / "images").mkdir()
     source = read_manifest(lesion_manifest).take(range(3))
     for i in range(3):
@@ -193,7 +197,7 @@ def test_no_images_and_unknown_blocks_are_usage_errors(
         extract(backbone, manifest, cache=tmp_path, blocks=(3,))
 
 
-def test_tokens_that_overflow_are_refused(whole: FeatureCache, tmp_path: Path) -> None:
+def test_tokens_that_overflow_float16_are_refused(whole: FeatureCache, tmp_path: Path) -> None:
     key = whole.key
     arrays = {kind: whole.shard(0, kind).astype(np.float32) for kind in key.kinds}
     arrays["patches"][0, 0, 0, 0] = 1e6  # float16 ends at 65,504
@@ -201,7 +205,7 @@ def test_tokens_that_overflow_are_refused(whole: FeatureCache, tmp_path: Path) -
         write_shard(ArtifactFolder(tmp_path), key, 0, arrays)
 
 
-def test_the_default_place_is_beside_the_manifest(tmp_path: Path) -> None:
+def test_the_default_cache_is_beside_the_manifest(tmp_path: Path) -> None:
     assert default_cache(tmp_path / "derm.parquet") == tmp_path / "derm.features"
     (tmp_path / "derm").mkdir()
     assert default_cache(tmp_path / "derm") == tmp_path / "derm.features"

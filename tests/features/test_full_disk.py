@@ -1,4 +1,4 @@
-"""Shards on a full disk: NumPy does not look whether its last bytes were taken."""
+"""Shards on a full disk: NumPy does not check that its last bytes were written."""
 
 import resource
 import signal
@@ -12,7 +12,7 @@ from dinomed.features.cache import FeatureKey, write_shard
 from dinomed.io.artifacts import ArtifactFolder
 
 
-def test_a_shard_that_was_cut_short_is_told_and_removed(tmp_path: Path) -> None:
+def test_a_shard_that_is_cut_short_is_an_error_and_removed(tmp_path: Path) -> None:
     key = FeatureKey(backbone="b", images="i", count=50, blocks=(0,), patches=False, shard_size=50)
     arrays = {kind: np.ones((50, 16), np.float32) for kind in key.kinds}  # 3,200 bytes and a header
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""k-NN against scikit-learn's, with the same weights."""
+"""k-NN classification against scikit-learn with the same weights."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def test_probabilities_are_those_of_scikit_learn() -> None:
+def test_probabilities_equal_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     train, queries, labels = rng.normal(size=(80, 6)), rng.normal(size=(15, 6)), rng.integers(0, 4, 80)
     found = knn_probabilities(train, labels, queries, 4, ks=(5, 20))
@@ -27,14 +27,14 @@ def test_probabilities_are_those_of_scikit_learn() -> None:
         assert probabilities == pytest.approx(oracle.predict_proba(unit(queries)), abs=1e-5)
 
 
-def test_k_is_cut_to_the_training_set() -> None:
+def test_k_is_at_most_the_size_of_the_training_set() -> None:
     found = knn_probabilities(np.eye(3), np.array([0, 1, 1]), np.eye(3), 2)
     assert list(found) == [3]
     assert found[3].sum(1) == pytest.approx([1, 1, 1])
     assert found[3].argmax(1).tolist() == [0, 1, 1]
 
 
-def test_the_vote_weighs_by_similarity() -> None:
+def test_votes_are_weighted_by_similarity() -> None:
     train, labels = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), np.array([0, 1, 1])
     share = knn_probabilities(train, labels, np.array([[1.0, 0.0]]), 2, ks=(3,))[3][0]
     expected = 1 / (1 + 2 * np.exp(-1 / TEMPERATURE))

@@ -1,4 +1,4 @@
-"""Exact neighbours against a sort, and what faiss would let pass silently."""
+"""Exact neighbours against a sort, and inputs for which faiss raises no error."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from dinomed.errors import DinomedError
 from dinomed.features.neighbors import nearest, normalised
 
 
-def test_neighbours_are_those_of_a_full_sort() -> None:
+def test_neighbours_equal_those_of_a_full_sort() -> None:
     rng = np.random.default_rng(0)
     vectors, queries = rng.normal(size=(50, 8)), rng.normal(size=(7, 8))
     similarities, indices = nearest(queries, vectors, 5)
@@ -18,7 +18,7 @@ def test_neighbours_are_those_of_a_full_sort() -> None:
     assert similarities == pytest.approx(np.take_along_axis(a @ b.T, expected, 1), abs=1e-6)
 
 
-def test_a_k_beyond_the_index_is_cut_and_gives_no_minus_one() -> None:
+def test_k_is_at_most_the_number_of_vectors() -> None:
     vectors = np.eye(3, dtype=np.float32)
     similarities, indices = nearest(vectors, vectors, 200)
     assert indices.shape == similarities.shape == (3, 3)

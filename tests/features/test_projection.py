@@ -1,4 +1,4 @@
-"""The PCA picture: foreground is found whatever the sign of the component."""
+"""PCA colours: the foreground does not depend on the sign of the component."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from dinomed.features.projection import pca_colours
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_the_middle_is_coloured_and_the_border_black(sign: float) -> None:
+def test_the_foreground_is_coloured_and_the_border_black(sign: float) -> None:
     rng = np.random.default_rng(0)
     patches = rng.normal(0, 0.1, (3, 16, 16, 8))
     patches[:, 5:11, 5:11, 0] += 5 * sign

@@ -1,4 +1,4 @@
-"""The table of features: only what dinomed made is removed around it."""
+"""The table of features: only files of dinomed are removed beside it."""
 
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from dinomed.features.table import check_table_output, write_feature_table
 from dinomed.io.output_folder import locked
 
 
-def test_shards_go_and_files_of_others_stay(tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path) -> None:
+def test_shards_are_removed_and_files_of_the_user_stay(
+    tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path
+) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest).take(range(5))
     out, parts = tmp_path / "f.parquet", tmp_path / "f.parts"
     mine = [parts / "photo.jpg", parts / ("0" * 16) / "notes.txt", parts / "0123456789abcdef0" / "00000.cls.npy"]
@@ -27,7 +29,7 @@ def test_shards_go_and_files_of_others_stay(tiny_backbone: Path, lesion_manifest
     assert sorted(path for path in parts.rglob("*") if path.is_file()) == sorted(mine)
 
 
-def test_nothing_is_left_beside_a_table(tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path) -> None:
+def test_no_files_are_left_beside_a_table(tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest).take(range(5))
     write_feature_table(backbone, manifest, tmp_path / "f.parquet", shard_size=2)
     assert [path.name for path in tmp_path.iterdir()] == ["f.parquet"]
@@ -36,7 +38,7 @@ def test_nothing_is_left_beside_a_table(tiny_backbone: Path, lesion_manifest: Pa
     assert found == pytest.approx(extract(backbone, manifest, cache=tmp_path / "s", shard_size=2).cls, abs=2e-6)
 
 
-def test_a_file_in_the_place_of_the_shards_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_file_with_the_name_of_the_shard_folder_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "f.parts").write_text("of the user")
     with pytest.raises(UsageError, match=r"f.parts is a file"):
         check_table_output(tmp_path / "f.parquet")
@@ -52,9 +54,7 @@ def test_a_table_that_another_process_writes_is_in_use(
     assert [path.name for path in tmp_path.iterdir()] == ["f.parquet"]
 
 
-def test_a_table_that_fails_leaves_nothing_empty_behind(
-    tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path
-) -> None:
+def test_a_failed_table_leaves_no_empty_folder(tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest).take(range(2))
     lost = type(manifest)(manifest.table, tmp_path)  # its images are elsewhere
     with pytest.raises(DinomedError, match="does not exist"):

@@ -1,4 +1,4 @@
-"""Packed attention: every image attends to itself alone, whichever back-end computes it."""
+"""Packed attention: tokens attend only to their own image, with every back-end."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ GROUPS = [(2, 5), (3, 2)]  # two images of five tokens, three of two
 T = sum(B * N for B, N in GROUPS)
 
 
-def test_equals_one_attention_under_a_block_diagonal_mask() -> None:
+def test_packed_attention_equals_attention_with_a_block_diagonal_mask() -> None:
     """The oracle writes the softmax out, over all tokens at once, with -inf between images."""
     torch.manual_seed(0)
     layer = Attention(dim=8, num_heads=2)
@@ -22,7 +22,7 @@ def test_equals_one_attention_under_a_block_diagonal_mask() -> None:
     assert torch.allclose(layer(x, GROUPS), expected, atol=1e-6)  # float32 rounding of values of order 1
 
 
-def test_heads_must_divide_the_dimension() -> None:
+def test_the_number_of_heads_must_divide_the_dimension() -> None:
     with pytest.raises(ValueError, match="10 is not divisible by 4 heads"):
         Attention(dim=10, num_heads=4)
 

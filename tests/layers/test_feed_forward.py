@@ -8,7 +8,7 @@ from dinomed.layers.feed_forward import MLP, SwiGLU
 
 
 @pytest.mark.parametrize(("dim", "hidden"), [(384, 1024), (1536, 4096), (100, 272)])
-def test_swiglu_is_two_thirds_as_wide_rounded_up_to_eight(dim: int, hidden: int) -> None:
+def test_swiglu_has_two_thirds_of_the_width_rounded_up_to_eight(dim: int, hidden: int) -> None:
     layer = SwiGLU(dim, 4 * dim)
     assert layer.w12.weight.shape == (2 * hidden, dim)
     assert layer.w3.weight.shape == (dim, hidden)

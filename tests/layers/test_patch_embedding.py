@@ -1,4 +1,4 @@
-"""The position embedding away from its own size: the two rules of the released weights (defect 8 of the reference)."""
+"""Resizing of the position embedding: the two rules of the released weights (defect 8 of the reference)."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def cubic_matrix(side: int, size: int, step: float) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 22), (40, 37)])
 @pytest.mark.parametrize("offset", [0.1, 0.0])
-def test_plain_rule_samples_at_the_offset_step(size: tuple[int, int], offset: float) -> None:
+def test_the_rule_without_registers_samples_at_the_offset_step(size: tuple[int, int], offset: float) -> None:
     """The official code gives the scale (n + 0.1) / side, so that a cell is side / (n + 0.1) wide and not side / n."""
     side, dim = 37, 3
     grid = torch.randn(1, side * side, dim, generator=torch.Generator().manual_seed(0))
@@ -35,7 +35,7 @@ def test_plain_rule_samples_at_the_offset_step(size: tuple[int, int], offset: fl
     assert np.abs(found.numpy() - expected).max() < 1e-4  # float32 coordinates of up to 37, measured 1e-5
 
 
-def test_the_three_rules_differ_and_own_size_is_untouched() -> None:
+def test_the_three_rules_differ_and_the_original_size_is_unchanged() -> None:
     grid = torch.randn(1, 37 * 37, 4, generator=torch.Generator().manual_seed(0))
     rules = [(False, 0.1), (False, 0.0), (True, 0.0)]
     at_224 = [resize_position_embedding(grid, (16, 16), antialias=a, offset=o) for a, o in rules]
@@ -58,7 +58,7 @@ def test_the_offset_never_changes_the_size(size: int) -> None:
     assert resize_position_embedding(grid, (size, 3), antialias=False, offset=0.1).shape == (1, size * 3, 1)
 
 
-def test_wrong_images_are_refused() -> None:
+def test_images_of_wrong_shape_are_refused() -> None:
     embed = PatchEmbedding(14, in_channels=1, dim=8)
     assert embed(torch.zeros(2, 1, 28, 42)).shape == (2, 6, 8)
     with pytest.raises(ValueError, match="30x28 is not divisible by the patch size 14"):

@@ -1,4 +1,4 @@
-"""Stochastic depth by slicing: the right number of images, the right scale, the rest untouched."""
+"""Stochastic depth by slicing: number of kept images, scale, and unchanged other images."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from dinomed.layers.stochastic_depth import add_residual, num_kept
 @pytest.mark.parametrize(
     ("batch", "rate", "kept"), [(10, 0.3, 7), (2, 0.3, 1), (1, 0.9, 1), (3, 0.4, 1), (64, 0.4, 38), (5, 0.0, 5)]
 )
-def test_number_kept_is_floored_and_never_zero(batch: int, rate: float, kept: int) -> None:
+def test_the_number_of_kept_images_is_rounded_down_and_never_zero(batch: int, rate: float, kept: int) -> None:
     assert num_kept(batch, rate) == kept
 
 
@@ -20,7 +20,7 @@ def block(drop_path: float) -> Block:
     return Block(16, 2, feed_forward="mlp", hidden=32, layerscale=0.7, drop_path=drop_path)
 
 
-def test_equals_masked_computation_of_the_same_images() -> None:
+def test_slicing_equals_masking_of_the_same_images() -> None:
     """The oracle computes the branch for all images, and multiplies the dropped ones by zero."""
     xs = [torch.randn(10, 5, 16), torch.randn(4, 3, 16)]
     layer = block(0.3)
@@ -33,7 +33,7 @@ def test_equals_masked_computation_of_the_same_images() -> None:
         assert torch.allclose(y, expected, atol=1e-5)  # float32 rounding, values of order 1
 
 
-def test_expectation_is_that_of_no_dropping() -> None:
+def test_the_expectation_equals_that_without_dropping() -> None:
     ones = torch.ones(10, 1, 1)
 
     def branch(x: Tensor, groups: object) -> Tensor:

@@ -1,4 +1,4 @@
-"""The cluster bootstrap: against a plain loop and a known variance; groups stay together; the seed decides."""
+"""The cluster bootstrap against a plain loop and a known variance; whole groups; the seed."""
 
 import time
 
@@ -9,7 +9,7 @@ from dinomed.metrics.bootstrap import bootstrap, bootstrap_mean, draw_groups
 from dinomed.metrics.classification import Predictions
 
 
-def test_groups_are_drawn_whole_as_many_as_there_are() -> None:
+def test_as_many_whole_groups_as_there_are_are_drawn() -> None:
     groups = ["a", "b", "a", "c", "b", "a"]
     counts = np.concatenate(list(draw_groups(groups, 400, 0)))
     assert counts.shape == (400, 6)
@@ -19,7 +19,7 @@ def test_groups_are_drawn_whole_as_many_as_there_are() -> None:
     assert counts[:, 0].mean() == pytest.approx(1, abs=0.15)  # 3 deviations of the mean of 400 draws
 
 
-def test_the_interval_of_a_mean_is_that_of_theory_for_groups() -> None:
+def test_the_interval_of_a_mean_equals_theory_for_groups() -> None:
     rng = np.random.default_rng(0)
     effect = rng.normal(size=300)
     values = np.repeat(effect, 4) + 0.1 * rng.normal(size=1200)
@@ -31,7 +31,7 @@ def test_the_interval_of_a_mean_is_that_of_theory_for_groups() -> None:
     assert by_image.high - by_image.low < 0.6 * (by_group.high - by_group.low)  # images of a group are no new news
 
 
-def test_it_is_a_loop_over_resamples_only_faster() -> None:
+def test_the_intervals_equal_those_of_a_loop_over_resamples() -> None:
     rng = np.random.default_rng(3)
     labels, probabilities = rng.integers(0, 3, 60), rng.dirichlet(np.ones(3), 60)
     groups = rng.integers(0, 25, 60).tolist()
@@ -44,13 +44,13 @@ def test_it_is_a_loop_over_resamples_only_faster() -> None:
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=1e-12)
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_determines_the_resamples() -> None:
     values, groups = np.random.default_rng(0).normal(size=50), list(range(50))
     one, same, other = (bootstrap_mean(values, groups, resamples=100, seed=seed) for seed in (0, 0, 1))
     assert one == same != other
 
 
-def test_what_is_undefined_is_left_out_and_counted_and_too_little_gives_none() -> None:
+def test_undefined_resamples_are_counted_and_too_few_give_no_interval() -> None:
     rare = np.array([1.0] + [np.nan] * 9)
     found = bootstrap_mean(np.stack([rare, np.ones(10)], 1), list(range(10)))
     assert 250 < found[0].undefined < 450  # a given one of ten is missed by 0.9^10 = 35% of the resamples

@@ -1,4 +1,4 @@
-"""Calibration against definitions in float64 and against what is known by construction."""
+"""Calibration metrics against definitions in float64 and against constructed data."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def sample(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.nd
     return right * temperature, labels
 
 
-def test_the_error_is_the_sum_over_bins_by_hand() -> None:
+def test_the_calibration_error_equals_the_sum_over_bins_by_hand() -> None:
     confidence, correct = np.array([0.05, 0.2, 0.2, 0.9, 1.0]), np.array([0, 0, 1, 1, 0])
     # five bins, closed above: {0.05, 0.2, 0.2}, {0.9, 1.0}
     by_hand = abs(0.45 - 1) / 5 + abs(1.9 - 1) / 5
@@ -35,7 +35,7 @@ def test_the_error_is_the_sum_over_bins_by_hand() -> None:
     assert sum(one["n"] / 5 * abs(one["confidence"] - one["accuracy"]) for one in bins) == pytest.approx(by_hand)
 
 
-def test_a_loop_over_bins_gives_the_same() -> None:
+def test_the_calibration_error_equals_a_loop_over_bins() -> None:
     rng = np.random.default_rng(0)
     confidence, correct = rng.random(500), rng.random(500) < 0.5
     total = 0.0
@@ -46,7 +46,7 @@ def test_a_loop_over_bins_gives_the_same() -> None:
     assert calibration_errors(confidence, correct)[0] == pytest.approx(total, abs=1e-12)
 
 
-def test_the_temperature_that_spoilt_the_logits_is_found() -> None:
+def test_a_known_temperature_is_recovered() -> None:
     logits, labels = sample(20_000, 2.5)
     found = fit_temperature(logits, labels)
     assert found == pytest.approx(2.5, rel=0.03)  # three deviations with 20,000 labels
@@ -56,7 +56,7 @@ def test_the_temperature_that_spoilt_the_logits_is_found() -> None:
     assert ece[1] < 0.02 < ece[0]
 
 
-def test_no_temperature_near_it_is_better() -> None:
+def test_no_temperature_nearby_has_a_lower_loss() -> None:
     logits, labels = sample(300, 0.4, seed=1)
     found = fit_temperature(logits, labels)
     assert found is not None
@@ -64,7 +64,7 @@ def test_no_temperature_near_it_is_better() -> None:
     assert losses[0] == min(losses)
 
 
-def test_two_classes_are_one_label() -> None:
+def test_two_classes_equal_one_label() -> None:
     rng = np.random.default_rng(0)
     logit = 3 * rng.normal(size=(4000, 1))
     truth = (rng.random((4000, 1)) < 1 / (1 + np.exp(-logit / 3))).astype(float)
@@ -84,7 +84,7 @@ def test_separated_logits_end_at_the_bound_and_one_class_has_no_temperature() ->
     assert fit_temperature(np.zeros((3, 1)), np.full((3, 1), np.nan), "sigmoid") is None
 
 
-def test_a_class_that_is_not_known_costs_a_brier_of_more_and_has_no_log_loss() -> None:
+def test_an_unknown_class_counts_as_wrong_and_has_no_log_loss() -> None:
     probabilities = np.array([[0.7, 0.3, np.nan], [0.7, 0.3, np.nan]])
     labels = np.array([0, 2])
     assert brier_scores(labels, probabilities) == pytest.approx([0.18, 0.49 + 0.09 + 1])

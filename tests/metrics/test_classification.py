@@ -1,4 +1,4 @@
-"""Classification metrics against scikit-learn, and the policy for what is undefined."""
+"""Classification metrics against scikit-learn, and the policy for undefined values."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def predictions(seed: int = 0, n: int = 200) -> tuple[np.ndarray, np.ndarray]:
     return labels, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
-def test_the_values_are_those_of_scikit_learn() -> None:
+def test_the_values_equal_those_of_scikit_learn() -> None:
     labels, probabilities = predictions()
     found = classification_metrics(labels, probabilities, CLASSES)
     predicted = probabilities.argmax(1)
@@ -49,7 +49,7 @@ def test_the_values_are_those_of_scikit_learn() -> None:
         assert row["specificity"] == pytest.approx(recall_score(~truth, ~called), abs=1e-12)
 
 
-def test_a_resample_is_judged_as_the_images_that_it_holds() -> None:
+def test_a_resample_has_the_metrics_of_its_images() -> None:
     labels, probabilities = predictions()
     probabilities = probabilities.round(2)  # with ties
     counts = np.random.default_rng(1).integers(0, 4, (5, len(labels)))
@@ -63,7 +63,7 @@ def test_a_resample_is_judged_as_the_images_that_it_holds() -> None:
     assert np.isnan(together["class_auroc"][4, 2])
 
 
-def test_auroc_counts_pairs_by_hand() -> None:
+def test_auroc_equals_counted_pairs() -> None:
     labels = np.array([0, 0, 1, 1])
     positive = np.array([0.1, 0.6, 0.4, 0.9])  # of four pairs (1 against 0) three are in order
     found = classification_metrics(labels, np.column_stack([1 - positive, positive]), ["no", "yes"])
@@ -101,14 +101,14 @@ def test_a_class_that_is_unknown_to_the_classifier_counts_as_wrong() -> None:
     assert found["accuracy"] == pytest.approx(right, abs=1e-12)
 
 
-def test_one_class_only_has_no_auroc_and_never_zero() -> None:
+def test_auroc_of_a_single_class_is_nan_and_not_zero() -> None:
     labels, probabilities = predictions()
     found = classification_metrics(labels[labels == 0], probabilities[labels == 0], CLASSES)
     assert np.isnan(found["auroc"])
     assert found["undefined_auroc"] == CLASSES
 
 
-def test_no_images_are_nan_everywhere() -> None:
+def test_all_values_are_nan_without_images() -> None:
     found = classification_metrics(np.zeros(0, int), np.zeros((0, 3)), CLASSES)
     assert found["n"] == 0
     assert all(np.isnan(found[name]) for name in ("accuracy", "auroc", "auprc", "ece", "nll", "brier"))

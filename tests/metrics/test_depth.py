@@ -6,7 +6,7 @@ import pytest
 from dinomed.metrics.depth import depth_errors, depth_metrics
 
 
-def test_values_against_definitions() -> None:
+def test_values_equal_their_definitions() -> None:
     rng = np.random.default_rng(0)
     truth = rng.uniform(0.5, 10, (12, 9)).astype(np.float32)
     prediction = (truth * rng.uniform(0.6, 1.7, truth.shape)).astype(np.float32)
@@ -30,7 +30,7 @@ def test_pixels_without_a_depth_or_beyond_the_range_do_not_count() -> None:
         depth_errors(truth, np.array([[1.0, 1.0, np.nan, 1.0]]))
 
 
-def test_an_image_without_depth_is_counted_and_left_out() -> None:
+def test_an_image_without_depth_is_counted_and_left_out_of_means() -> None:
     flat = np.ones((2, 2))
     found = depth_metrics([depth_errors(flat, flat), depth_errors(np.zeros((2, 2)), flat)])
     assert (found["n"], found["undefined"], found["rmse"], found["delta1"]) == (2, 1, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""By lesion: against a loop over components, and cases by hand."""
+"""Lesion counts against a loop over components, and cases by hand."""
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ MASKS = arrays(bool, (7, 9))
 
 @settings(max_examples=100, deadline=None)
 @given(MASKS, MASKS, st.sampled_from([0.1, 0.5, 1.0]))
-def test_against_a_loop_over_components(truth: np.ndarray, prediction: np.ndarray, cover: float) -> None:
+def test_counts_equal_a_loop_over_components(truth: np.ndarray, prediction: np.ndarray, cover: float) -> None:
     lesions, pieces = label(truth), label(prediction)
     found = sum(prediction[lesions == i].mean() >= cover for i in range(1, lesions.max() + 1))
     false = sum(not truth[pieces == i].any() for i in range(1, pieces.max() + 1))
@@ -43,7 +43,7 @@ def test_one_found_one_missed_one_false_and_a_clear_image() -> None:
     assert found["false_per_image"] == pytest.approx(2 / 3)
 
 
-def test_nothing_there_and_nothing_found_is_undefined_and_not_zero() -> None:
+def test_rates_without_lesions_are_undefined_and_not_zero() -> None:
     found = lesion_metrics([count_lesions(np.zeros((4, 4)), np.zeros((4, 4)))])
     assert np.isnan([found["sensitivity"], found["precision"]]).all()
     assert np.isnan(lesion_metrics([])["false_per_image"])

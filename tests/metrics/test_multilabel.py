@@ -1,4 +1,4 @@
-"""Labels side by side against scikit-learn, with unknown truths, unknown labels and resamples."""
+"""Multilabel metrics against scikit-learn, with unknown truths, unknown labels and resamples."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def sample(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return truth, (1 / (1 + np.exp(-rng.normal(size=(150, 3)) - 2 * truth + 1))).round(2).clip(0.01, 0.99)
 
 
-def test_the_values_are_those_of_scikit_learn() -> None:
+def test_the_values_equal_those_of_scikit_learn() -> None:
     truth, probabilities = sample()
     found = multilabel_metrics(truth, probabilities, NAMES, (0.5, None, 0.3))
     called = probabilities >= [0.5, 0.5, 0.3]
@@ -31,7 +31,7 @@ def test_the_values_are_those_of_scikit_learn() -> None:
     assert [row["n"] for row in found["per_class"].values()] == truth.sum(0).tolist()
 
 
-def test_a_truth_that_is_not_known_is_left_out_of_its_label_alone() -> None:
+def test_an_unknown_truth_is_left_out_of_its_label_only() -> None:
     truth, probabilities = sample()
     partly = truth.copy()
     partly[:50, 1] = np.nan
@@ -42,7 +42,7 @@ def test_a_truth_that_is_not_known_is_left_out_of_its_label_alone() -> None:
     assert found["per_class"]["b"]["auroc"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_label_of_one_value_and_a_label_nobody_knows_are_named() -> None:
+def test_labels_with_undefined_auroc_are_named() -> None:
     truth, probabilities = sample()
     truth[:, 0] = 1
     probabilities[:, 2] = np.nan
@@ -55,7 +55,7 @@ def test_a_label_of_one_value_and_a_label_nobody_knows_are_named() -> None:
     assert np.isnan([nothing["auroc"], nothing["ece"], nothing["balanced_accuracy"]]).all()
 
 
-def test_a_resample_is_judged_as_the_images_that_it_holds() -> None:
+def test_a_resample_has_the_metrics_of_its_images() -> None:
     truth, probabilities = sample()
     truth[::7, 0] = np.nan
     counts = np.random.default_rng(1).integers(0, 3, (4, 150))

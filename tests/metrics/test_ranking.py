@@ -1,4 +1,4 @@
-"""AUROC, average precision and curves against scikit-learn, with ties, weights and classes that are not there."""
+"""AUROC, average precision and curves against scikit-learn, with ties, weights and missing classes."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from dinomed.metrics.ranking import Ranking
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 3)), min_size=2, max_size=30),
 )
-def test_any_scores_and_counts_give_what_scikit_learn_gives(rows: list[tuple[bool, int, int]]) -> None:
+def test_values_equal_scikit_learn_for_any_scores_and_counts(rows: list[tuple[bool, int, int]]) -> None:
     positive, scores, counts = (np.array(column) for column in zip(*rows, strict=True))
     ranking = Ranking(positive.astype(bool), scores.astype(float))
     drawn = np.repeat(np.arange(len(rows)), counts)
@@ -29,7 +29,7 @@ def test_any_scores_and_counts_give_what_scikit_learn_gives(rows: list[tuple[boo
         assert np.isnan(precision)
 
 
-def test_curves_are_those_of_scikit_learn() -> None:
+def test_curves_equal_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     positive = rng.random(200) < 0.3
     scores = (rng.normal(size=200) + positive).round(1)
@@ -41,7 +41,7 @@ def test_curves_are_those_of_scikit_learn() -> None:
     np.testing.assert_allclose(ours, (recall[-2::-1], precision[-2::-1]), atol=1e-12)
 
 
-def test_no_images_have_no_values() -> None:
+def test_values_without_images_are_nan() -> None:
     ranking = Ranking(np.zeros(0, bool), np.zeros(0))
     assert np.isnan(ranking.auroc()).all()
     assert np.isnan(ranking.average_precision()).all()

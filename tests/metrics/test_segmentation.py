@@ -23,7 +23,7 @@ def surface(mask: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_values_against_definitions(seed: int) -> None:
+def test_values_equal_their_definitions(seed: int) -> None:
     truth, prediction = blob(seed), blob(seed + 100)
     found = overlap(truth, prediction)
     a, b = truth.astype(np.float64), prediction.astype(np.float64)
@@ -38,7 +38,7 @@ def test_values_against_definitions(seed: int) -> None:
     assert found.surface_dice == pytest.approx(within / sum(distances.shape), abs=1e-6)
 
 
-def test_a_shift_by_three_pixels_is_three_pixels() -> None:
+def test_a_shift_by_three_pixels_has_an_hd95_of_three_pixels() -> None:
     truth = np.zeros((30, 30), np.uint8)
     truth[10:20, 5:15] = 1
     assert overlap(truth, np.roll(truth, 3, axis=1)).hd95_px == pytest.approx(3.0)
@@ -51,13 +51,13 @@ EMPTY, FULL = np.zeros((8, 8), np.uint8), np.ones((8, 8), np.uint8)
 @pytest.mark.parametrize(
     ("truth", "prediction", "dice"), [(EMPTY, EMPTY, 1.0), (EMPTY, FULL, 0.0), (FULL, EMPTY, 0.0), (FULL, FULL, 1.0)]
 )
-def test_empty_and_full_masks(truth: np.ndarray, prediction: np.ndarray, dice: float) -> None:
+def test_empty_and_full_masks_follow_the_policy(truth: np.ndarray, prediction: np.ndarray, dice: float) -> None:
     found = overlap(truth, prediction)
     assert (found.dice, found.iou, found.surface_dice) == (dice, dice, dice)
     assert np.isnan(found.hd95_px) == (truth is EMPTY or prediction is EMPTY)
 
 
-def test_the_means_count_what_they_leave_out() -> None:
+def test_undefined_values_are_counted_and_left_out_of_means() -> None:
     found = segmentation_metrics([overlap(EMPTY, EMPTY), overlap(FULL, EMPTY), overlap(FULL, FULL)])
     assert found["dice"] == pytest.approx(2 / 3)
     assert (found["hd95_px"], found["hd95_undefined"]) == (0.0, 2)
@@ -66,7 +66,7 @@ def test_the_means_count_what_they_leave_out() -> None:
     assert np.isnan(nothing["hd95_px"])
 
 
-def test_dice_by_threshold_is_the_dice_at_each_threshold() -> None:
+def test_dice_by_threshold_equals_the_dice_at_each_threshold() -> None:
     thresholds = (0.2, 0.5, 0.8)
     rng = np.random.default_rng(0)
     scores = DiceByThreshold(thresholds)
@@ -81,7 +81,7 @@ def test_dice_by_threshold_is_the_dice_at_each_threshold() -> None:
     assert scores.best()[0] == thresholds[int(np.argmax(np.mean(expected, axis=0)))]
 
 
-def test_of_equal_thresholds_the_one_next_to_half_is_best() -> None:
+def test_of_equal_thresholds_the_one_nearest_to_half_is_chosen() -> None:
     scores = DiceByThreshold((0.1, 0.4, 0.7, 0.9))
     scores.add(FULL, np.full((8, 8), 0.95, np.float32))
     assert scores.best() == (0.4, 1.0)

@@ -1,4 +1,4 @@
-"""Random weights for parity tests: every parameter moves, so that none of them can be mapped wrongly unseen."""
+"""Random weights for parity tests: every parameter is random, so that a wrong mapping of names is always detected."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,5 @@
-"""Our ViT against timm's, same random weights, through the converter. timm resizes positions antialiased, no offset."""
+"""Our ViT against that of timm with the same random weights, through the converter. timm resizes positions with
+antialiasing and no offset."""
 
 from collections.abc import Callable
 
@@ -29,7 +30,7 @@ def all_tokens(tokens: Tokens) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_registers", [0, 4])
-def test_small_models_at_all_sizes(
+def test_small_models_are_equal_at_all_sizes(
     kind: str, num_registers: int, randomize: Callable[..., None], difference: Callable[..., float]
 ) -> None:
     theirs = VisionTransformer(
@@ -56,7 +57,7 @@ def test_small_models_at_all_sizes(
     ("name", "timm_name"),
     [("dinov2_vits14", "vit_small_patch14_dinov2"), ("dinov2_vits14_reg", "vit_small_patch14_reg4_dinov2")],
 )
-def test_the_real_small_model_at_518(
+def test_the_released_small_architecture_is_equal_at_518(
     name: str, timm_name: str, randomize: Callable[..., None], difference: Callable[..., float]
 ) -> None:
     theirs = timm.create_model(timm_name, pretrained=False, num_classes=0).eval()

@@ -1,4 +1,4 @@
-"""Our ViT against transformers', same random weights, from a folder of ``save_pretrained`` and from memory.
+"""Our ViT against that of transformers with the same random weights, from a ``save_pretrained`` folder and from memory.
 
 transformers resizes the positions of the plain models without antialiasing and without the official offset of 0.1,
 those of the register models antialiased. `load_backbone` keeps the official rule for both: it belongs to the weights.
@@ -42,7 +42,7 @@ def build(registers: bool, swiglu: bool = False, **sizes: int) -> torch.nn.Modul
 
 @pytest.mark.parametrize("swiglu", [False, True])
 @pytest.mark.parametrize("registers", [False, True])
-def test_small_models_at_all_sizes(
+def test_small_models_are_equal_at_all_sizes(
     registers: bool, swiglu: bool, tmp_path: Path, randomize: Callable[..., None], difference: Callable[..., float]
 ) -> None:
     theirs = build(registers, swiglu)
@@ -66,7 +66,9 @@ def test_small_models_at_all_sizes(
 
 
 @pytest.mark.parametrize("registers", [False, True])
-def test_a_masked_forward(registers: bool, randomize: Callable[..., None], difference: Callable[..., float]) -> None:
+def test_a_masked_forward_pass_is_equal(
+    registers: bool, randomize: Callable[..., None], difference: Callable[..., float]
+) -> None:
     theirs = build(registers, image_size=56)
     randomize(theirs)
     name = "dinov2_vits14_reg" if registers else "dinov2_vits14"
@@ -78,7 +80,9 @@ def test_a_masked_forward(registers: bool, randomize: Callable[..., None], diffe
         assert difference(all_tokens(ours(images, masks)), expected) < TOLERANCE
 
 
-def test_the_real_small_model_at_518(randomize: Callable[..., None], difference: Callable[..., float]) -> None:
+def test_the_released_small_architecture_is_equal_at_518(
+    randomize: Callable[..., None], difference: Callable[..., float]
+) -> None:
     theirs = build(False, hidden_size=384, num_hidden_layers=12, num_attention_heads=6)
     randomize(theirs)
     ours = build_with_weights(VARIANTS["dinov2_vits14"].config(), convert(theirs.state_dict()), "transformers").eval()
