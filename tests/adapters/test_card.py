@@ -55,7 +55,7 @@ def test_it_says_data_split_licence_metrics_and_limits() -> None:
 def test_own_weights_have_no_known_licence_and_their_place_is_not_told() -> None:
     backbone = {"name": "ssl", "path": "../../secret/place", "fingerprint": "f" * 64, "embed_dim": 8}
     card = build_card(record(backbone=backbone))
-    assert "not known" in card
+    assert "unknown: it depends" in card
     assert "Apache" not in card
     assert "secret" not in card
 
