@@ -1,6 +1,76 @@
 """dinomed: self-supervised ViT backbones and light heads for medical images.
 
+The public API is the functions in `__all__`; each does what the command of the same name does. They are imported when
+they are first used, so that ``import dinomed`` is fast and does not import torch.
+
 For research use only, not for diagnosis.
 """
 
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dinomed.apps.api.backbones import extract_features as extract_features
+    from dinomed.apps.api.backbones import load_backbone as load_backbone
+    from dinomed.apps.api.backbones import probe as probe
+    from dinomed.apps.api.curation import audit as audit
+    from dinomed.apps.api.curation import curate as curate
+    from dinomed.apps.api.datasets import open_dataset as open_dataset
+    from dinomed.apps.api.datasets import scan as scan
+    from dinomed.apps.api.heads import evaluate as evaluate
+    from dinomed.apps.api.heads import export as export
+    from dinomed.apps.api.heads import load_adapter as load_adapter
+    from dinomed.apps.api.heads import predict as predict
+    from dinomed.apps.api.heads import train as train
+    from dinomed.apps.api.models import list_models as list_models
+    from dinomed.apps.api.pretraining import distill as distill
+    from dinomed.apps.api.pretraining import pretrain as pretrain
+    from dinomed.apps.api.retrieval import build_index as build_index
+    from dinomed.apps.api.retrieval import load_index as load_index
+
 __version__ = "0.1.0"
+
+_MODULES = {
+    "scan": "datasets",
+    "open_dataset": "datasets",
+    "curate": "curation",
+    "audit": "curation",
+    "load_backbone": "backbones",
+    "list_models": "models",
+    "extract_features": "backbones",
+    "probe": "backbones",
+    "pretrain": "pretraining",
+    "distill": "pretraining",
+    "train": "heads",
+    "load_adapter": "heads",
+    "evaluate": "heads",
+    "predict": "heads",
+    "export": "heads",
+    "build_index": "retrieval",
+    "load_index": "retrieval",
+}
+"""Public function -> module of `dinomed.apps.api` that defines it."""
+
+__all__ = ["__version__", *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'dinomed' has no attribute {name!r}")
+    return getattr(import_module(f"dinomed.apps.api.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class CallablePackage(ModuleType):
+    """A package that is called like the public function of its name.
+
+    The function `pretrain` and the package `dinomed.pretrain` share a name; the package sets this class on itself, so
+    that ``dinomed.pretrain(...)`` works before and after the package is imported.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return __getattr__(self.__name__.rpartition(".")[2])(*args, **kwargs)

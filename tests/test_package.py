@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import dinomed
+
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # layer -> what it may import of dinomed; the core may import none of the others
@@ -21,6 +23,9 @@ LAYERS = {
     "apps": {"pretrain", "adapters", "apps", "configs"},
     "configs": set(),
 }
+
+
+PUBLIC_API = ROOT / "dinomed" / "__init__.py"
 
 
 def sources(folder: str) -> Iterator[Path]:
@@ -47,11 +52,25 @@ def test_a_layer_imports_only_those_below_it(layer: str) -> None:
     others = {"pretrain", "adapters", "apps", "configs"}
     for path in sources(layer):
         for module in imported(path):
+            if path == PUBLIC_API and module.startswith("dinomed.apps.api"):
+                continue
             top, _, rest = module.partition(".")
             assert top not in others, f"{path.relative_to(ROOT)}: import dinomed.{top}, not {top}"
             if top == "dinomed":
                 wanted = rest.partition(".")[0]
                 assert wanted not in others - LAYERS[layer], f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_the_core_names_the_public_api_for_type_checkers_only() -> None:
+    assert not any(module.startswith("dinomed") for module in imported(PUBLIC_API, inside=False))
+    tree = ast.parse(PUBLIC_API.read_text(encoding="utf-8"))
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    assert ast.unparse(checked.test) == "TYPE_CHECKING"
+    named = {
+        alias.name: node.module for node in checked.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert named == {name: f"dinomed.apps.api.{module}" for name, module in dinomed._MODULES.items()}
+    assert sorted(dinomed.__all__) == sorted(["__version__", *named])
 
 
 def test_the_walk_over_imports_sees_what_it_should() -> None:

@@ -7,8 +7,6 @@ from typer import Argument, Option
 
 from dinomed.apps.options import Data, Device, Json, Overwrite, Quiet
 
-METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
-
 
 def evaluate(
     adapter: Annotated[Path, Argument(help="Adapter folder, as `dinomed train` writes it.")],
@@ -43,29 +41,14 @@ def evaluate(
     of their groups, are left out. With -o, a page with curves, subgroups and pictures of the best and worst cases is
     written; it names no image without --names. For research use only.
     """
-    from dinomed.adapters.evaluation.evaluate import evaluate_in_full
+    from dinomed.apps.api.heads import evaluate as evaluate_adapter
     from dinomed.apps.output import emit
-    from dinomed.datasets.open import open_dataset
-    from dinomed.errors import UsageError
-    from dinomed.io.files import write_json, write_text
-    from dinomed.io.output_folder import prepare_output
 
-    if unit not in (None, "image", "group"):
-        raise UsageError(f"--unit {unit}: give image or group")
-    if output is not None:
-        prepare_output(output, overwrite=overwrite, marker=METRICS_FILE)
-    manifest = open_dataset(data)
-    found = evaluate_in_full(
-        adapter, manifest, split, device=device, backbone=backbone, allow_seen=allow_seen, unit=unit,  # type: ignore[arg-type]
-        by=[name.strip() for name in by.split(",") if name.strip()] if by else (), resamples=resamples,
+    report = evaluate_adapter(
+        adapter, data, split=split, out=output, backbone=backbone, allow_seen=allow_seen, unit=unit,  # type: ignore[arg-type]
+        by=[name.strip() for name in by.split(",") if name.strip()] if by else (), resamples=resamples, names=names,
+        overwrite=overwrite, device=device,
     )  # fmt: skip
-    report = found.result
-    if output is not None:
-        from dinomed.apps.pages.evaluation import build_evaluation_page
-
-        write_text(output / REPORT_FILE, build_evaluation_page(found, manifest, names=names))
-        write_json(output / METRICS_FILE, {key: value for key, value in report.items() if key != "adapter"})
-        report |= {"report": str(output / REPORT_FILE)}
     emit(report, as_json, None if as_json else _table(report))
 
 

@@ -28,14 +28,13 @@ def export(
     The other tool loads the export, and its outputs are compared with the original; if they differ, nothing is written.
     The folder has a card (README.md), a NOTICE and export.json. For research use only, not for diagnosis.
     """
-    from dinomed.adapters.export.run import check_format, export
-    from dinomed.adapters.export.source import load_source
+    from dinomed.apps.api.heads import export as export_model
     from dinomed.apps.output import emit
 
-    check_format(kind)
-    export_source = load_source(source, weights=weights, backbone=backbone, image_size=image_size)
-    report = export(export_source, kind, output, dynamic_size=dynamic_size, backbone=backbone, overwrite=overwrite)
-    report = {"output": str(output), **report}
+    report = export_model(
+        source, kind, output, dynamic_size=dynamic_size, weights=weights, backbone=backbone, image_size=image_size,
+        overwrite=overwrite,
+    )  # fmt: skip
     if as_json:
         emit(report, True)
         return
@@ -43,7 +42,7 @@ def export(
     shown = {
         "output": report["output"],
         "format": kind,
-        "task": export_source.task,
+        "task": report["source"]["task"],
         "files": ", ".join(report["files"]),
         "compared with": parity.get("compared_with") or parity.get("note"),
         "largest difference": None if "largest_difference" not in parity else f"{parity['largest_difference']:.1e}",

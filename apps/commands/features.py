@@ -26,24 +26,22 @@ def features(
     An interrupted run is resumed. Files that cannot be read are listed in OUT.unreadable.csv. For research use only,
     not for diagnosis.
     """
+    from dinomed.apps.api.backbones import extract_features, load_backbone
     from dinomed.apps.output import emit
-    from dinomed.backbones.load import load_backbone
-    from dinomed.datasets.open import open_dataset
-    from dinomed.features.table import check_table_output, write_feature_table
+    from dinomed.features.table import check_table_output
 
-    check_table_output(output, tokens, overwrite=overwrite)
+    check_table_output(output, tokens, overwrite=overwrite)  # before a backbone is downloaded
     frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
-    manifest = open_dataset(images, allow_unreadable=True, decode=True)
-    written = write_feature_table(frozen, manifest, output, tokens=tokens, unreadable=manifest.unreadable)
+    table = extract_features(frozen, images, out=output, tokens=tokens, overwrite=overwrite)
     report = {
         "table": str(output),
-        "images": written.images,
-        "dimension": written.dimension,
+        "images": table.images,
+        "dimension": table.dimension,
         "backbone": frozen.name,
         "fingerprint": frozen.fingerprint,
         "image_size": frozen.preprocessing.image_size,
-        "unreadable": len(manifest.unreadable),
-        "unreadable_list": None if written.unreadable_list is None else str(written.unreadable_list),
+        "unreadable": table.unreadable,
+        "unreadable_list": None if table.unreadable_list is None else str(table.unreadable_list),
         "note": RESEARCH_USE,
     }
     emit(report, as_json)

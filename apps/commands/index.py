@@ -57,46 +57,22 @@ def index(
     Writes the folder OUTPUT with index.safetensors. The index holds paths, groups and labels, as the manifest does, and
     refers to the images and the backbone where they are now. For research use only, not for diagnosis.
     """
-    import numpy as np
-
-    from dinomed.adapters.retrieval.build import build_index
-    from dinomed.adapters.retrieval.engine import parse_kind
-    from dinomed.adapters.retrieval.filters import choose_rows, parse_conditions
-    from dinomed.adapters.retrieval.pool import Pooling, parse_pool
+    from dinomed.apps.api.retrieval import build_index_with_report
     from dinomed.apps.output import emit
-    from dinomed.backbones.load import load_backbone
-    from dinomed.datasets.open import open_dataset
-    from dinomed.features.extract import default_cache
-    from dinomed.log import logger
     from dinomed.notice import RESEARCH_USE
 
-    conditions = parse_conditions(where or [])
-    index_kind, pooling = parse_kind(kind), Pooling(tokens=parse_pool(pool), gem_power=gem_power)
-    manifest = open_dataset(data, allow_unreadable=True, decode=True)
-    unreadable = manifest.unreadable
-    allowed = choose_rows(manifest, conditions)
-    if allowed is not None:
-        manifest = manifest.take(np.flatnonzero(allowed).tolist())
-    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
-    vector_index = build_index(
-        frozen, manifest, output, cache=cache or default_cache(data), kind=index_kind, pooling=pooling, whiten=whiten,
-        overwrite=overwrite,
+    image_index, unreadable = build_index_with_report(
+        backbone, data, output, kind=kind, pool=pool, gem_power=gem_power, whiten=whiten, where=where or (),
+        weights=weights, image_size=image_size, cache=cache, overwrite=overwrite, device=device,
     )  # fmt: skip
-    if unreadable:
-        name, reason = unreadable[0]
-        if len(unreadable) == 1:
-            logger.warning(f"1 file could not be read and is not in the index: {name}: {reason}")
-        else:
-            logger.warning(
-                f"{len(unreadable)} files could not be read and are not in the index (the first: {name}: {reason})"
-            )
+    record, frozen = image_index.vector_index.record, image_index.backbone
     report = {
         "index": str(output),
-        "images": len(vector_index),
-        "dimension": vector_index.record.dimension,
-        "kind": vector_index.record.kind,
-        "pool": vector_index.record.pooling.tokens,
-        "whitened": vector_index.record.whitened,
+        "images": len(image_index),
+        "dimension": record.dimension,
+        "kind": record.kind,
+        "pool": record.pooling.tokens,
+        "whitened": record.whitened,
         "backbone": frozen.name,
         "fingerprint": frozen.fingerprint,
         "image_size": frozen.preprocessing.image_size,

@@ -30,34 +30,27 @@ def predict(
     cannot be read are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command
     continues where it stopped. For research use only.
     """
-    from dinomed.adapters.inference.folder import predict_collection
-    from dinomed.adapters.inference.loader import load_adapter
     from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE
-    from dinomed.adapters.task import find_task
+    from dinomed.apps.api.heads import predict as predict_images
     from dinomed.apps.output import emit
-    from dinomed.datasets.open import open_dataset
-    from dinomed.errors import DinomedError, UsageError
+    from dinomed.errors import DinomedError
     from dinomed.notice import RESEARCH_USE
 
-    if unit not in (None, "image", "group"):
-        raise UsageError(f"--unit {unit}: give image or group")
-    predictor = load_adapter(adapter, device, backbone)
-    manifest = open_dataset(images, allow_unreadable=True)
+    done = predict_images(
+        adapter,
+        images,
+        output,
+        backbone=backbone,
+        unit=unit,
+        overwrite=overwrite,
+        device=device,  # type: ignore[arg-type]
+    )
+    report = {"output": str(done.folder), "table": str(done.folder / TABLE_FILE)}
     if unit == "group":
-        made = find_task(predictor.task).predict_groups(predictor, manifest, output, overwrite=overwrite)
-        told = {"output": str(output), "table": str(output / TABLE_FILE), "groups": made.groups, "kept": made.kept}
-        emit({**told, "note": RESEARCH_USE}, as_json)
-        return
-    done = predict_collection(predictor, manifest, output, unreadable=manifest.unreadable, overwrite=overwrite)
-    report = {
-        "output": str(done.folder),
-        "table": str(done.folder / TABLE_FILE),
-        "images": done.images,
-        "kept": done.kept,
-        "unreadable": len(done.unreadable),
-        "note": RESEARCH_USE,
-    }
-    emit(report, as_json)
+        report |= {"groups": done.images, "kept": done.kept}
+    else:
+        report |= {"images": done.images, "kept": done.kept, "unreadable": len(done.unreadable)}
+    emit(report | {"note": RESEARCH_USE}, as_json)
     if done.unreadable:
         first, reason = done.unreadable[0]
         raise DinomedError(

@@ -7,8 +7,6 @@ from typer import Argument, Option
 
 from dinomed.apps.options import Cache, Data, Device, ImageSize, Json, Overwrite, Quiet, Seed, Weights
 
-FEW_SHOT_FILE, REPORT_FILE = "few_shot.json", "report.html"
-
 
 def probe(
     backbone: Annotated[str, Argument(help="Run folder, backbone folder, or a name such as dinov2_vits14.")],
@@ -43,49 +41,14 @@ def probe(
     With --few-shot, logistic regressions with a fixed penalty are fitted on few labelled groups (patients, lesions) of
     each class, with several draws of each number; -o writes a page with curves. For research use only.
     """
-    from dinomed.adapters.evaluation.probe import check_split
-    from dinomed.adapters.evaluation.probe import probe as run
+    from dinomed.apps.api.backbones import probe as probe_backbone
     from dinomed.apps.output import emit
-    from dinomed.backbones.load import load_backbone
-    from dinomed.datasets.open import open_dataset
-    from dinomed.errors import UsageError
-    from dinomed.features.extract import default_cache
-    from dinomed.io.files import write_json, write_text
-    from dinomed.io.output_folder import prepare_output
 
-    check_split(split)  # before a backbone is fetched
-    numbers = None
-    if shots is not None:
-        from dinomed.adapters.evaluation.few_shot import parse_shots
-
-        numbers = parse_shots(shots)
-    if output is not None:
-        if numbers is None:
-            raise UsageError("--output is for the page of --few-shot; give --few-shot 1,2,4,8,16,all, or --json")
-        prepare_output(output, overwrite=overwrite, marker=FEW_SHOT_FILE)
-    path: str | Path = backbone
-    if untrained:
-        from dinomed.pretrain.run_folder import UNTRAINED
-
-        path = Path(backbone) / UNTRAINED
-        if not path.is_dir():
-            raise UsageError(f"--untrained: {backbone} keeps no untrained backbone; it has to be a run of pretrain")
-    manifest = open_dataset(data)
-    found = load_backbone(path, weights=weights, device=device, image_size=image_size)
-    cache = cache or default_cache(data)
-    if numbers is not None:
-        from dinomed.adapters.evaluation.few_shot import few_shot
-
-        curve = few_shot(found, manifest, cache=cache, shots=numbers, seeds=seeds, label=label, split=split, seed=seed)
-        if output is not None:
-            from dinomed.apps.pages.few_shot import build_few_shot_page
-
-            write_text(output / REPORT_FILE, build_few_shot_page(curve))
-            write_json(output / FEW_SHOT_FILE, curve)
-        emit(curve, as_json, None if as_json else _few_shot_table(curve))
-        return
-    report = run(found, manifest, cache=cache, label=label, split=split, seed=seed)
-    emit(report, as_json, None if as_json else _table(report))
+    report = probe_backbone(
+        backbone, data, untrained=untrained, weights=weights, label=label, split=split, shots=shots, seeds=seeds,
+        out=output, overwrite=overwrite, image_size=image_size, cache=cache, seed=seed, device=device,
+    )  # fmt: skip
+    emit(report, as_json, None if as_json else _table(report) if shots is None else _few_shot_table(report))
 
 
 def _table(report: dict[str, Any]) -> Any:

@@ -52,32 +52,16 @@ def scan(
     Files that cannot be read are listed beside it, in OUT.unreadable.csv, with reasons. Splits are by group. For
     research use only, not for diagnosis.
     """
+    from dinomed.apps.api.datasets import scan_with_report, unreadable_list
     from dinomed.apps.output import emit
-    from dinomed.datasets.manifest import write_manifest
-    from dinomed.datasets.scan import scan as scanning
-    from dinomed.datasets.tables import write_csv
-    from dinomed.log import logger
 
-    _check_output(output, overwrite)
-    result = scanning.scan(
-        folder, labels, image_column=image_column, label=label, group=group, mask=mask, split=split,
-        ratios=_parse_ratios(ratios), seed=seed, workers=workers, follow_links=follow_links,
-        keep_ids=keep_ids, allow_unreadable=allow_unreadable, label_maps=label_maps,
+    result = scan_with_report(
+        folder, labels, out=output, image_column=image_column, label=label, group=group, mask=mask, split=split,
+        ratios=_parse_ratios(ratios), seed=seed, workers=workers, follow_links=follow_links, keep_ids=keep_ids,
+        allow_unreadable=allow_unreadable, label_maps=label_maps, overwrite=overwrite,
     )  # fmt: skip
-    write_manifest(result.manifest, output)
-    refused = output.with_suffix(".unreadable.csv")
-    if result.unreadable:
-        write_csv(refused, ("path", "reason"), result.unreadable)
-    else:
-        refused.unlink(missing_ok=True)  # of an earlier scan
-    for line in result.warnings:
-        logger.warning(line)
-    if result.unreadable:
-        logger.info(f"unreadable files and their reasons: {refused}")
-    for line in result.notes:
-        logger.info(line)
-    report = {"manifest": str(output), "unreadable_list": str(refused) if result.unreadable else None}
-    report |= summarize(result)
+    listed = str(unreadable_list(output)) if result.unreadable else None
+    report = {"manifest": str(output), "unreadable_list": listed, **summarize(result)}
     emit(report, as_json, None if as_json else _table(report))
 
 
@@ -128,26 +112,6 @@ def _table(report: dict[str, Any]) -> Any:
     rows += [("sets of identical images", len(duplicates), *blank)] if duplicates else []
     rows += [("unreadable", report["unreadable"], *blank)]
     return build_table(("", "all", *splits), rows, title=report["manifest"])
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    """Refuse before the work what could not be written after it, and what would be lost by it."""
-    from dinomed.datasets.manifest import read_manifest
-    from dinomed.errors import DinomedError, UsageError
-    from dinomed.io.output_folder import check_writable
-
-    if output.suffix.lower() not in (".parquet", ".csv"):
-        raise UsageError(f"output {output}: a manifest is a .parquet or .csv file")
-    if output.is_dir():
-        raise UsageError(f"output {output} is a folder; give a file, such as {output / 'manifest.parquet'}")
-    if output.exists() and not overwrite:
-        raise UsageError(f"output {output} exists already; add --overwrite to replace it")
-    if output.exists():
-        try:
-            read_manifest(output, root=output.parent)
-        except DinomedError as error:
-            raise UsageError(f"output {output} is not overwritten, since it is no manifest: {error}") from None
-    check_writable(output.parent)
 
 
 def _parse_ratios(text: str) -> list[float]:

@@ -60,7 +60,7 @@ def search(
     diagnosis.
     """
     from dinomed.adapters.retrieval.filters import parse_conditions
-    from dinomed.adapters.retrieval.search import load_index
+    from dinomed.apps.api.retrieval import load_index
     from dinomed.apps.output import emit
     from dinomed.datasets.open import open_dataset
     from dinomed.errors import DinomedError, UsageError
@@ -73,9 +73,9 @@ def search(
     if evaluate:
         if evidence or exact or output is not None:
             raise UsageError("--evaluate gives metrics alone: leave out --evidence, --exact and -o")
-        _evaluate(load_index(index, device, backbone), images, split, label, conditions, as_json)
+        _evaluate(load_index(index, backbone=backbone, device=device), images, split, label, conditions, as_json)
         return
-    image_index = load_index(index, device, backbone)
+    image_index = load_index(index, backbone=backbone, device=device)
     manifest = open_dataset(images, allow_unreadable=True)
     failed = [{"image": name, "reason": reason} for name, reason in manifest.unreadable]
     notes = []

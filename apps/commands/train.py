@@ -1,6 +1,5 @@
 """`dinomed train`: training of heads on the features of a backbone, which stays frozen or is trained too."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,29 +43,15 @@ class Training:
     as_json: Json = False
     quiet: Quiet = False
 
-    def settings(self, config_class: Any, task_settings: Sequence[str] = ()) -> Any:
-        """Resolve the config of a task; `task_settings` are those that the task has options for."""
-        from dinomed.config import load_config
-        from dinomed.configs import find_config
+    def fit(self, task: str, **targets: Any) -> None:
+        """Train a head for a task and print the result; `targets` are options that the task alone has."""
+        from dinomed.apps.api.heads import train
 
-        path = None if self.config is None else find_config(self.config)
-        options = {"head.name": self.head, "seed": self.seed, "tune": self.tune}
-        short = [f"{name}={value}" for name, value in options.items() if value is not None]
-        return load_config(config_class, path, [*task_settings, *(self.overrides or ()), *short])
-
-    def fit(self, name: str, task_settings: Sequence[str] = ()) -> None:
-        """Fit an adapter of a task, and print the result."""
-        from dinomed.adapters.task import find_task
-        from dinomed.backbones.load import load_backbone
-        from dinomed.datasets.open import open_dataset
-        from dinomed.features.extract import default_cache
-
-        task = find_task(name)
-        settings = self.settings(task.config, task_settings)
-        manifest = open_dataset(self.data)
-        backbone = load_backbone(self.backbone, weights=self.weights, device=self.device)
-        cache = self.cache or default_cache(self.data)
-        result = task.fit(backbone, manifest, self.output, settings, cache=cache, overwrite=self.overwrite)
+        result = train(
+            task, self.backbone, self.data, self.output, head=self.head, tune=self.tune, config=self.config,
+            settings=self.overrides, weights=self.weights, cache=self.cache, seed=self.seed, overwrite=self.overwrite,
+            device=self.device, **targets,
+        )  # fmt: skip
         _report(result, self.as_json)
 
 
@@ -90,7 +75,7 @@ def classify(
     The head is fitted on the split train. The epoch (or k, C or the learning rate of the head), the temperature of the
     probabilities and the thresholds are chosen on val. For research use only.
     """
-    training.fit("classify", _label_settings(label, separator, unit))
+    training.fit("classify", label=_columns(label), separator=separator, unit=unit)
 
 
 @expand
@@ -112,27 +97,12 @@ def depth(training: Training) -> None:
     training.fit("depth")
 
 
-def train_task(name: str) -> Callable[..., None]:
-    """Return the command of a task that has none in this file, such as that of a plug-in."""
-    from dinomed.adapters.task import find_task
-
-    def train(training: Training) -> None:
-        training.fit(name)
-
-    train.__doc__ = find_task(name).help
-    return expand(train)
-
-
-def _label_settings(label: str | None, separator: str | None, unit: str | None) -> list[str]:
-    """Return the options as settings, with quoted names, because a name may look like another YAML value."""
-    import json
-
+def _columns(label: str | None) -> str | list[str] | None:
+    """Return the column or the columns that ``--label`` names."""
     columns = [name.strip() for name in (label or "").split(",") if name.strip()]
     if label is not None and not columns:
         raise UsageError(f"--label {label!r} names no column; give one, or several with commas between them")
-    found = {} if not columns else {"label": columns[0] if len(columns) == 1 else columns}
-    given: dict[str, object] = {**found, "separator": separator, "unit": unit}
-    return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    return columns[0] if len(columns) == 1 else columns or None
 
 
 def _report(result: "FitResult", as_json: bool) -> None:

@@ -30,6 +30,7 @@ class FeatureTable:
 
     images: int
     dimension: int
+    unreadable: int
     unreadable_list: Path | None
 
 
@@ -88,7 +89,7 @@ def write_feature_table(
             remove_caches(parts)
         finally:
             _remove_traces(parts)
-    return FeatureTable(count, dimension, _list_unreadable(path, unreadable))
+    return FeatureTable(count, dimension, len(unreadable), _list_unreadable(path, unreadable))
 
 
 def _write_table(

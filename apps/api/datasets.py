@@ -1,0 +1,146 @@
+"""Datasets: folders and tables to manifests."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dinomed.apps.api.inputs import DatasetLike, PathLike
+from dinomed.datasets.manifest import Manifest, open_collection, read_manifest, write_manifest
+from dinomed.datasets.scan.scan import ScanResult
+from dinomed.datasets.scan.scan import scan as scan_folder
+from dinomed.datasets.tables import write_csv
+from dinomed.errors import DinomedError, UsageError
+from dinomed.io.output_folder import check_writable
+from dinomed.log import logger
+
+
+def scan(
+    folder: PathLike,
+    labels: PathLike | None = None,
+    *,
+    out: PathLike | None = None,
+    image_column: str = "image",
+    label: str | None = None,
+    group: str | None = None,
+    mask: str | None = None,
+    split: str | None = None,
+    ratios: Sequence[float] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+    workers: int | None = None,
+    follow_links: bool = False,
+    keep_ids: bool = False,
+    allow_unreadable: bool = False,
+    label_maps: bool = False,
+    overwrite: bool = False,
+) -> Manifest:
+    """Read every image of a folder and return its manifest: one row per image.
+
+    The columns are the path, content hash, size, mode and format, and, where known, label, group, split and mask.
+    Warnings about the data are logged. The command is ``dinomed scan``.
+
+    Args:
+        folder: folder of images; its subfolders are scanned too.
+        labels: CSV file with one row per image (a path, or a name in `folder`), or ``"folders"`` for FOLDER/CLASS/image.
+        out: manifest file to write, .parquet or .csv. Unreadable files are then listed in NAME.unreadable.csv beside it.
+        image_column: column of the CSV that names the image.
+        label: column of the class; None for the column ``label`` if there is one, ``"none"`` for no labels.
+        group: column of the patient, lesion or video, as for `label`. A group is never in two splits.
+        mask: column of the mask file, as for `label`.
+        split: column of train, val and test, as for `label`; ``"none"`` makes new splits.
+        ratios: shares of train, val and test where splits are made; they sum to 1.
+        seed: seed of new splits.
+        workers: threads; None for one per processor.
+        follow_links: follow symbolic links that lead out of `folder`.
+        keep_ids: keep columns that may identify a patient, such as names and dates, and groups as they are written.
+        allow_unreadable: continue if more than half of the files cannot be read.
+        label_maps: masks are label maps, in which each class has its own value.
+        overwrite: replace `out` if it is a manifest.
+
+    Returns:
+        The manifest. Its images are at ``manifest.path(row)``.
+
+    Raises:
+        UsageError: the folder has no readable image, a column is missing, a group is in two splits, or `out` exists.
+        DinomedError: more than half of the files cannot be read.
+
+    Example:
+        >>> data = dinomed.scan("lesions", labels="labels.csv", group="lesion_id", out="scanned.parquet")
+        >>> len(data), data.classes()
+        (60, ['benign', 'malignant'])
+    """
+    return scan_with_report(
+        folder, labels, out=out, image_column=image_column, label=label, group=group, mask=mask, split=split,
+        ratios=ratios, seed=seed, workers=workers, follow_links=follow_links, keep_ids=keep_ids,
+        allow_unreadable=allow_unreadable, label_maps=label_maps, overwrite=overwrite,
+    ).manifest  # fmt: skip
+
+
+def scan_with_report(
+    folder: PathLike,
+    labels: PathLike | None = None,
+    *,
+    out: PathLike | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> ScanResult:
+    """Scan as `scan` does, with the same arguments, and return the unreadable files, duplicates and warnings too."""
+    if out is not None:
+        _check_manifest_output(Path(out), overwrite)
+    result = scan_folder(folder, labels, **options)
+    for message in result.warnings:
+        logger.warning(message)
+    if out is not None:
+        write_manifest(result.manifest, out)
+        result = replace(result, manifest=replace(result.manifest, source=Path(out)))
+        unreadable = unreadable_list(out)
+        if result.unreadable:
+            write_csv(unreadable, ("path", "reason"), result.unreadable)
+            logger.info(f"unreadable files and their reasons: {unreadable}")
+        else:
+            unreadable.unlink(missing_ok=True)  # of an earlier scan
+    for message in result.notes:
+        logger.info(message)
+    return result
+
+
+def unreadable_list(out: PathLike) -> Path:
+    """Return the file that lists the unreadable files of a scan whose manifest is `out`."""
+    return Path(out).with_suffix(".unreadable.csv")
+
+
+def open_dataset(data: DatasetLike) -> Manifest:
+    """Return the manifest of images that are given as a manifest, a folder or one image.
+
+    A folder is scanned in memory, without labels, and files that cannot be read are skipped with a warning. Of a curated
+    manifest only the images with ``keep = true`` are returned.
+
+    Args:
+        data: path of a manifest (.parquet or .csv), of a folder or of an image; a manifest object is returned as it is.
+
+    Raises:
+        UsageError: nothing is there, or the file is not a manifest.
+        DinomedError: the file is damaged.
+
+    Example:
+        >>> data = dinomed.open_dataset("lesions.parquet")
+        >>> len(data.select(split="train")) > len(data.select(split="test"))
+        True
+    """
+    return data if isinstance(data, Manifest) else open_collection(data)
+
+
+def _check_manifest_output(out: Path, overwrite: bool) -> None:
+    """Raise, before the scan, if `out` cannot be written after it or is a file other than a manifest."""
+    if out.suffix.lower() not in (".parquet", ".csv"):
+        raise UsageError(f"output {out}: a manifest is a .parquet or .csv file")
+    if out.is_dir():
+        raise UsageError(f"output {out} is a folder; give a file, such as {out / 'manifest.parquet'}")
+    if out.exists() and not overwrite:
+        raise UsageError(f"output {out} exists already; add --overwrite to replace it")
+    if out.exists():
+        try:
+            read_manifest(out, root=out.parent)
+        except DinomedError as error:
+            raise UsageError(f"output {out} is not a manifest and is not overwritten: {error}") from None
+    check_writable(out.parent)

@@ -1,0 +1,314 @@
+"""Heads on frozen features: training, evaluation, prediction and export."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from dinomed.adapters.fitting.outcome import FitResult
+from dinomed.adapters.inference import loader
+from dinomed.adapters.inference.folder import PredictionResult, predict_collection
+from dinomed.adapters.inference.inputs import find_images
+from dinomed.apps.api.backbones import BackboneLike, load_backbone
+from dinomed.apps.api.datasets import open_dataset
+from dinomed.apps.api.inputs import (
+    DatasetLike,
+    FolderLike,
+    HasFolder,
+    PathLike,
+    Settings,
+    cache_folder,
+    config_path,
+    folder_path,
+    override_list,
+)
+from dinomed.config import load_config
+from dinomed.datasets.manifest import Manifest
+from dinomed.errors import UsageError, did_you_mean
+
+Unit = Literal["image", "group"]
+METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
+
+
+def train(
+    task: str,
+    backbone: BackboneLike,
+    data: DatasetLike,
+    out: PathLike,
+    *,
+    head: str | None = None,
+    tune: str | None = None,
+    config: PathLike | None = None,
+    settings: Settings | None = None,
+    label: str | Sequence[str] | None = None,
+    separator: str | None = None,
+    unit: Unit | None = None,
+    weights: PathLike | None = None,
+    cache: PathLike | None = None,
+    seed: int | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> FitResult:
+    """Train a head on the features of a frozen backbone and write it as an adapter folder.
+
+    The head is fitted on train; the epoch, thresholds and the temperature are chosen on val. An interrupted call
+    continues where it stopped. The command is ``dinomed train TASK``.
+
+    Args:
+        task: classify (column ``label``), segment (column ``mask``) or depth (column ``depth``).
+        backbone: a loaded backbone, or what `dinomed.load_backbone` takes.
+        data: a manifest with the targets of the task.
+        out: folder to write.
+        head: name of the head, as `dinomed.list_models` lists them; None for that of the config.
+        tune: train the backbone too: none, last:N (blocks), lora or lora:RANK.
+        config: YAML file, or a name in configs/adapters such as ``"segment_unet"``.
+        settings: settings that override the config, such as ``{"fit.epochs": 5}``.
+        label: for classify, the column of the classes, or several columns of 0 and 1.
+        separator: for classify, the text between several labels in one cell.
+        unit: for classify, ``"group"`` for one prediction for all images of a group.
+        weights: file with the weights of a backbone that is given by name.
+        cache: folder of cached features; None for NAME.features beside the manifest.
+        seed: seed of the config.
+        overwrite: replace an earlier result in `out`.
+        device: device of a backbone that is given by name or path.
+
+    Returns:
+        The folder, the epoch that was kept (0 for a head with a closed-form solution), the metrics on val, the threshold
+        of a segmenter, and what was chosen on val.
+
+    Raises:
+        UsageError: the task, head or a setting is unknown, `data` has no targets, or `out` is in use.
+        DinomedError: an image cannot be read, or nothing can be written.
+
+    Example:
+        >>> adapter = dinomed.train("classify", "runs/ssl", "lesions.parquet", out="runs/new_cls", head="logistic")
+        >>> adapter.folder.name, 0 <= adapter.validation["auroc"] <= 1
+        ('new_cls', True)
+    """
+    from dinomed.adapters.tasks.classify.config import ClassifyConfig
+    from dinomed.adapters.tasks.classify.fit import fit_classifier
+    from dinomed.adapters.tasks.depth.config import DepthConfig
+    from dinomed.adapters.tasks.depth.fit import fit_depth
+    from dinomed.adapters.tasks.segment.config import SegmentConfig
+    from dinomed.adapters.tasks.segment.fit import fit_segmenter
+
+    tasks: dict[str, Any] = {
+        "classify": (ClassifyConfig, fit_classifier),
+        "segment": (SegmentConfig, fit_segmenter),
+        "depth": (DepthConfig, fit_depth),
+    }
+    if task not in tasks:
+        raise UsageError(f"task {task!r} is unknown{did_you_mean(task, tasks)}")
+    config_class, fit = tasks[task]
+    targets = {"label": label, "separator": separator, "unit": unit}
+    overrides = [
+        *override_list(None, **targets),
+        *override_list(settings, head__name=head, seed=seed, tune=tune),
+    ]
+    resolved = load_config(config_class, config_path(config, "adapters"), overrides)
+    manifest = open_dataset(data)
+    frozen = load_backbone(backbone, weights=weights, device=device)
+    return fit(frozen, manifest, out, resolved, cache=cache_folder(manifest, cache), overwrite=overwrite)
+
+
+def load_adapter(folder: FolderLike, *, backbone: PathLike | None = None, device: str = "auto") -> loader.AnyPredictor:
+    """Load an adapter with its backbone, to predict images in memory.
+
+    Args:
+        folder: adapter folder, or the result of `dinomed.train`.
+        backbone: path of its backbone, if that was moved.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Returns:
+        A predictor, whose `predict` takes paths, PIL images, arrays (H, W, 3) uint8 and tensors (3, H, W).
+
+    Raises:
+        UsageError: no adapter is there, or the backbone is not the one on which it was trained.
+        DinomedError: the adapter is damaged, or its backbone is missing.
+
+    Example:
+        >>> adapter = dinomed.load_adapter("runs/cls")
+        >>> adapter.task, list(adapter.classes)
+        ('classify', ['benign', 'malignant'])
+    """
+    return loader.load_adapter(folder_path(folder), device, backbone)
+
+
+def evaluate(
+    adapter: FolderLike,
+    data: DatasetLike,
+    *,
+    split: str = "test",
+    out: PathLike | None = None,
+    backbone: PathLike | None = None,
+    allow_seen: bool = False,
+    unit: Unit | None = None,
+    by: Sequence[str] = (),
+    resamples: int = 1000,
+    names: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measure an adapter on one split of a manifest with known targets.
+
+    Images that the adapter saw in training or validation, and images of their groups, are left out of a test split.
+    The command is ``dinomed evaluate``.
+
+    Args:
+        adapter: adapter folder, or the result of `dinomed.train`.
+        data: a manifest with the targets of the task.
+        split: train, val or test.
+        out: folder for report.html and metrics.json; None writes nothing.
+        backbone: path of its backbone, if that was moved.
+        allow_seen: keep images that the adapter saw; the report says so.
+        unit: for a classifier, image or group; None for the unit of its training.
+        by: columns whose values are subgroups.
+        resamples: bootstrap resamples of the groups, for the 95% intervals.
+        names: show the paths of images in the page.
+        overwrite: replace an earlier result in `out`.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Returns:
+        The report that ``dinomed evaluate --json`` prints: ``metrics``, ``intervals``, ``subgroups`` and
+        ``seen_in_training``.
+
+    Raises:
+        UsageError: no targets, an empty split, most of which the adapter saw, or `out` is in use.
+        DinomedError: an image or a mask cannot be read.
+
+    Example:
+        >>> report = dinomed.evaluate("runs/cls", "lesions.parquet", split="test")
+        >>> report["task"], 0 <= report["metrics"]["auroc"] <= 1
+        ('classify', True)
+    """
+    from dinomed.adapters.evaluation.evaluate import evaluate_in_full
+    from dinomed.io.files import write_json, write_text
+    from dinomed.io.output_folder import prepare_output
+
+    _check_unit(unit)
+    if out is not None:
+        prepare_output(out, overwrite=overwrite, marker=METRICS_FILE)
+    manifest = open_dataset(data)
+    evaluation = evaluate_in_full(
+        folder_path(adapter), manifest, split, device=device, backbone=backbone, allow_seen=allow_seen, unit=unit,
+        by=by, resamples=resamples,
+    )  # fmt: skip
+    report = evaluation.result
+    if out is not None:
+        from dinomed.apps.pages.evaluation import build_evaluation_page
+
+        write_text(Path(out) / REPORT_FILE, build_evaluation_page(evaluation, manifest, names=names))
+        write_json(Path(out) / METRICS_FILE, {key: value for key, value in report.items() if key != "adapter"})
+        report |= {"report": str(Path(out) / REPORT_FILE)}
+    return report
+
+
+def predict(
+    adapter: FolderLike | loader.AnyPredictor,
+    images: DatasetLike,
+    out: PathLike,
+    *,
+    backbone: PathLike | None = None,
+    unit: Unit | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> PredictionResult:
+    """Predict every image of a folder or a manifest and write the predictions.
+
+    A segmenter writes a mask for each image, a depth estimator a depth map; predictions.csv has a row for each image.
+    An interrupted call continues where it stopped. The command is ``dinomed predict``. For images in memory use
+    ``load_adapter(folder).predict(images)``.
+
+    Args:
+        adapter: adapter folder, the result of `dinomed.train`, or a loaded adapter.
+        images: a manifest, or the path of a manifest, a folder or an image.
+        out: folder to write.
+        backbone: path of its backbone, if that was moved.
+        unit: for a classifier, ``"group"`` for one row for all images of a group.
+        overwrite: replace an earlier prediction in `out`.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Returns:
+        The folder, the numbers of images done and kept from an interrupted call, and (path, reason) of unreadable files.
+
+    Raises:
+        UsageError: no images, `out` is in use, or groups are asked of an adapter that is no classifier.
+        DinomedError: the adapter is damaged, or nothing can be written.
+
+    Example:
+        >>> written = dinomed.predict("runs/seg", "lesions/images/SYN_00000.jpg", out="masks")
+        >>> written.images, sorted(path.name for path in written.folder.glob("*.png"))
+        (1, ['SYN_00000.png'])
+    """
+    _check_unit(unit)
+    predictor = _predictor(adapter, backbone, device)
+    manifest, unreadable = (images, []) if isinstance(images, Manifest) else find_images(images)
+    if unit != "group":
+        return predict_collection(predictor, manifest, out, unreadable=unreadable, overwrite=overwrite)
+    from dinomed.adapters.tasks.classify.predict_groups import predict_group_table
+
+    if not isinstance(predictor, loader.ClassifyPredictor):
+        raise UsageError("--unit group: one answer for a group is what classifiers give; leave it out")
+    made = predict_group_table(predictor, manifest, out, overwrite=overwrite)
+    return PredictionResult(Path(out), made.groups, made.kept, [])
+
+
+def export(
+    source: FolderLike,
+    format: str,
+    out: PathLike,
+    *,
+    dynamic_size: bool = False,
+    weights: PathLike | None = None,
+    backbone: PathLike | None = None,
+    image_size: int | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a backbone or an adapter in the format of another library, and compare it with the original.
+
+    The folder holds the model, a card (README.md), a NOTICE and export.json. Nothing is written if the other library
+    gives different values. The command is ``dinomed export``.
+
+    Args:
+        source: adapter folder, run folder, backbone folder, or the name of a backbone.
+        format: onnx, safetensors, timm, transformers or monai.
+        out: folder to write.
+        dynamic_size: for onnx, accept images of any size.
+        weights: file with the weights of a backbone that is given by name.
+        backbone: for an adapter, path of its backbone, if that was moved.
+        image_size: side of the square to which images are resized, px.
+        overwrite: replace an earlier export in `out`.
+
+    Returns:
+        The report of export.json, with ``output``, ``files`` and ``parity`` (the largest difference).
+
+    Raises:
+        UsageError: the format does not fit, a package is not installed, or `out` is in use.
+        DinomedError: the exported model gives other values than the original.
+
+    Example:
+        >>> report = dinomed.export("runs/ssl", "safetensors", out="exported")
+        >>> "model.safetensors" in report["files"]
+        True
+    """
+    from dinomed.adapters.export.run import check_format
+    from dinomed.adapters.export.run import export as write_export
+    from dinomed.adapters.export.source import load_source
+
+    check_format(format)
+    moved = None if backbone is None else str(backbone)
+    path = str(folder_path(source)) if isinstance(source, HasFolder) else str(source)
+    loaded = load_source(
+        path, weights=None if weights is None else Path(weights), backbone=moved, image_size=image_size
+    )
+    report = write_export(loaded, format, out, dynamic_size=dynamic_size, backbone=moved, overwrite=overwrite)
+    return {"output": str(out), **report}
+
+
+def _check_unit(unit: str | None) -> None:
+    if unit not in (None, "image", "group"):
+        raise UsageError(f"--unit {unit}: give image or group")
+
+
+def _predictor(adapter: Any, backbone: PathLike | None, device: str) -> loader.AnyPredictor:
+    loaded = isinstance(adapter, loader.Predictor)
+    return adapter if loaded else load_adapter(adapter, backbone=backbone, device=device)

@@ -1,0 +1,74 @@
+"""Types and conversions of the arguments that all API functions take alike."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from dinomed.configs import find_config
+from dinomed.datasets.manifest import Manifest
+from dinomed.errors import UsageError
+
+Settings: TypeAlias = Mapping[str, Any] | Sequence[str]
+"""Settings that override those of a config: ``{"run.steps": 1200}``, or ``["run.steps=1200"]`` as ``--set`` takes them."""
+
+
+@runtime_checkable
+class HasFolder(Protocol):
+    """The result of a run or a fit, which names the folder that it wrote."""
+
+    @property
+    def folder(self) -> Path: ...
+
+
+PathLike: TypeAlias = str | Path
+FolderLike: TypeAlias = str | Path | HasFolder
+"""A folder: its path, or the result of the function that wrote it."""
+DatasetLike: TypeAlias = Manifest | str | Path
+"""Images: a manifest object, or the path of a manifest, a folder or an image."""
+
+
+def folder_path(folder: FolderLike) -> Path:
+    """Return the path of a folder that is given as a path or as the result that names it."""
+    return folder.folder if isinstance(folder, HasFolder) else Path(folder)
+
+
+def override_list(settings: Settings | None, **options: Any) -> list[str]:
+    """Return settings as the list of ``a.b=value`` that configs take; `options` that are None are left out.
+
+    Args:
+        settings: as the caller gave them.
+        options: further settings, in which ``__`` in a name means a dot; they follow the others and win.
+
+    Examples:
+        >>> override_list({"run.steps": 20}, run__seed=3, head__name=None)
+        ['run.steps=20', 'run.seed=3']
+    """
+    if isinstance(settings, str):
+        raise UsageError(f"settings {settings!r} is one text; give a mapping or a list of a.b=value")
+    pairs = settings.items() if isinstance(settings, Mapping) else ()
+    overrides = [] if isinstance(settings, Mapping) else list(settings or ())
+    overrides += [f"{name}={json.dumps(value, default=str)}" for name, value in pairs]
+    named = {name.replace("__", "."): value for name, value in options.items() if value is not None}
+    return overrides + [f"{name}={json.dumps(value, default=str)}" for name, value in named.items()]
+
+
+def config_path(config: PathLike | None, job: str) -> Path | None:
+    """Return the file of a config.
+
+    Args:
+        config: a path, or the name of a config that comes with dinomed, such as ``"vit_tiny_cpu"``.
+        job: folder of `configs/` in which a name is looked up: pretrain, adapters or curation.
+    """
+    if config is None:
+        return None
+    path = find_config(config)
+    named = find_config(Path(job) / f"{config}.yaml")
+    return named if not path.exists() and named.exists() else path
+
+
+def cache_folder(manifest: Manifest, cache: PathLike | None) -> Path:
+    """Return the folder of cached features: `cache`, or by default NAME.features beside the manifest or folder."""
+    from dinomed.features.extract import default_cache  # imports torch
+
+    return Path(cache) if cache is not None else default_cache(manifest.source or manifest.root)

@@ -1,0 +1,83 @@
+"""Names of backbones and heads to choose from, with their sources and licences."""
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from dinomed.adapters.catalogue import BUILT_IN
+from dinomed.backbones.hub import cache_folder
+from dinomed.backbones.variants import VARIANTS
+from dinomed.notice import RESEARCH_USE
+
+ENTRY_POINTS = "dinomed.adapters"
+
+
+def list_models() -> dict[str, Any]:
+    """Return the backbones and heads to choose from, with their sources and licences.
+
+    Nothing is imported from plug-ins or downloaded; heads of installed plug-ins are listed by their metadata. The
+    command is ``dinomed models``.
+
+    Returns:
+        ``backbones``: names for `load_backbone`, with `embed_dim`, `depth`, `patch_size`, `licence` and `url`.
+        ``adapters``: heads for `train`, by `task` and `name`.
+
+    Example:
+        >>> [row["name"] for row in dinomed.list_models()["adapters"] if row["task"] == "depth"]
+        ['linear', 'dpt']
+    """
+    return {"purpose": RESEARCH_USE, "backbones": _backbones(), "adapters": _adapters()}
+
+
+def _backbones() -> list[dict[str, Any]]:
+    rows = []
+    for name in VARIANTS:
+        variant = VARIANTS[name]
+        release = variant.release
+        file = None if release is None else cache_folder() / "weights" / release.file_name
+        rows.append(
+            {
+                "name": name,
+                "embed_dim": variant.embed_dim,
+                "depth": variant.depth,
+                "heads": variant.num_heads,
+                "patch_size": variant.patch_size,
+                "registers": variant.num_registers,
+                "source": None if release is None else release.source,
+                "licence": None if release is None else release.licence,
+                "url": None if release is None else release.url,
+                "sha256": None if release is None else release.sha256,
+                "on_disk": None if file is None or not file.is_file() else str(file),
+            }
+        )
+    return rows
+
+
+def _adapters() -> list[dict[str, Any]]:
+    built_in = [
+        {
+            "task": entry.task,
+            "name": entry.name,
+            "summary": entry.summary,
+            "source": entry.source,
+            "package": "dinomed",
+            "licence": "Apache-2.0",
+        }
+        for entry in BUILT_IN
+    ]
+    return built_in + [
+        _plugin(point) for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+    ]
+
+
+def _plugin(point: EntryPoint) -> dict[str, Any]:
+    """Describe a head of another package by its metadata; an import would run its code."""
+    task, _, name = point.name.partition(".")
+    about: Any = None if point.dist is None else point.dist.metadata
+    return {
+        "task": task,
+        "name": name,
+        "summary": None if about is None else about.get("Summary"),
+        "source": point.value,
+        "package": None if about is None else f"{about['Name']} {about['Version']}",
+        "licence": None if about is None else about.get("License-Expression") or about.get("License"),
+    }
