@@ -57,7 +57,7 @@ class ResolvedRun:
 
 def resolve_config(
     config: PretrainConfig,
-    data: Path,
+    data: Manifest | Path,
     *,
     teacher: Path | None = None,
     fixed: Collection[str] = (),

@@ -62,7 +62,7 @@ class RunResult:
 
 def pretrain(
     config: PretrainConfig,
-    data: Path,
+    data: Manifest | Path,
     out: Path,
     *,
     device: str = "auto",

@@ -10,12 +10,11 @@ import torch
 
 from dinomed.adapters.evaluation.probe import check_split
 from dinomed.adapters.evaluation.probe import probe as probe_features
-from dinomed.apps.api.datasets import open_dataset
 from dinomed.apps.api.inputs import DatasetLike, FolderLike, HasFolder, PathLike, cache_folder
 from dinomed.backbones import load
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
-from dinomed.datasets.open import collect
+from dinomed.datasets.open import open_dataset
 from dinomed.errors import UsageError
 from dinomed.features.compute import compute_features
 from dinomed.features.extract import BATCH_SIZE, extract
@@ -162,7 +161,8 @@ def extract_features(
         if out is not None:
             raise UsageError("a table is written of image files; leave `out` out for images in memory")
         return _features_in_memory(frozen, images)
-    manifest, unreadable = (images, []) if isinstance(images, Manifest) else collect(images)
+    manifest = open_dataset(images, allow_unreadable=True, decode=True)
+    unreadable = list(manifest.unreadable)
     if out is not None:
         return write_feature_table(frozen, manifest, out, tokens=tokens, unreadable=unreadable)
     features = extract(frozen, manifest, cache=cache_folder(manifest, cache))

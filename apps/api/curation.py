@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dinomed.apps.api.datasets import open_dataset
 from dinomed.apps.api.inputs import DatasetLike, FolderLike, HasFolder, PathLike, Settings, config_path, override_list
 from dinomed.config import load_config, to_yaml
 from dinomed.datasets.manifest import Manifest
-from dinomed.datasets.open import collect
+from dinomed.datasets.open import open_dataset
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.io.files import write_text
 from dinomed.io.output_folder import check_writable
@@ -257,7 +256,7 @@ def _open_sides(
 
 
 def _open_side(data: DatasetLike) -> Manifest:
-    return data if isinstance(data, Manifest) else collect(data)[0]
+    return open_dataset(data, allow_unreadable=True)
 
 
 def _select(manifest: Manifest, data: DatasetLike, names: str | None) -> Manifest:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.apps.api.inputs import DatasetLike, PathLike
-from dinomed.datasets.manifest import Manifest, open_collection, read_manifest, write_manifest
+from dinomed.datasets import open as opening
+from dinomed.datasets.manifest import Manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.scan import ScanResult
 from dinomed.datasets.scan.scan import scan as scan_folder
 from dinomed.datasets.tables import write_csv
@@ -109,14 +110,19 @@ def unreadable_list(out: PathLike) -> Path:
     return Path(out).with_suffix(".unreadable.csv")
 
 
-def open_dataset(data: DatasetLike) -> Manifest:
+def open_dataset(data: DatasetLike, *, decode: bool = False) -> Manifest:
     """Return the manifest of images that are given as a manifest, a folder or one image.
 
-    A folder is scanned in memory, without labels, and files that cannot be read are skipped with a warning. Of a curated
+    A folder is scanned in memory, without labels and splits; unreadable files are skipped with a warning. Of a curated
     manifest only the images with ``keep = true`` are returned.
 
     Args:
         data: path of a manifest (.parquet or .csv), of a folder or of an image; a manifest object is returned as it is.
+        decode: decode every image of a folder now. By default only headers are read, and a damaged image is found by
+            the step that decodes it.
+
+    Returns:
+        The manifest: `column(name)`, `select(split="train")`, `path(row)` and `len` give access to it.
 
     Raises:
         UsageError: nothing is there, or the file is not a manifest.
@@ -127,7 +133,7 @@ def open_dataset(data: DatasetLike) -> Manifest:
         >>> len(data.select(split="train")) > len(data.select(split="test"))
         True
     """
-    return data if isinstance(data, Manifest) else open_collection(data)
+    return opening.open_dataset(data, decode=decode)
 
 
 def _check_manifest_output(out: Path, overwrite: bool) -> None:

@@ -7,9 +7,7 @@ from typing import Any, Literal
 from dinomed.adapters.fitting.outcome import FitResult
 from dinomed.adapters.inference import loader
 from dinomed.adapters.inference.folder import PredictionResult, predict_collection
-from dinomed.adapters.inference.inputs import find_images
 from dinomed.apps.api.backbones import BackboneLike, load_backbone
-from dinomed.apps.api.datasets import open_dataset
 from dinomed.apps.api.inputs import (
     DatasetLike,
     FolderLike,
@@ -23,6 +21,7 @@ from dinomed.apps.api.inputs import (
 )
 from dinomed.config import load_config
 from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.open import open_dataset
 from dinomed.errors import UsageError, did_you_mean
 
 Unit = Literal["image", "group"]
@@ -241,7 +240,8 @@ def predict(
     """
     _check_unit(unit)
     predictor = _predictor(adapter, backbone, device)
-    manifest, unreadable = (images, []) if isinstance(images, Manifest) else find_images(images)
+    manifest = open_dataset(images, allow_unreadable=True)
+    unreadable = manifest.unreadable
     if unit != "group":
         return predict_collection(predictor, manifest, out, unreadable=unreadable, overwrite=overwrite)
     from dinomed.adapters.tasks.classify.predict_groups import predict_group_table

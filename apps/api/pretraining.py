@@ -1,5 +1,7 @@
 """Pretraining of backbones, and distillation of a large one into a small one."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +70,7 @@ def pretrain(
         start__weights=place,
         start__file=None if weights is None else str(weights),
     )
-    resolved = load_pretrain_config(config, overrides, phase)
+    resolved = load_run_config(config, overrides, phase)
     return run_pretraining(
         resolved, data, out, fixed=fixed_names(settings, steps), device=device, resume=resume, overwrite=overwrite
     )
@@ -120,51 +122,61 @@ def distill(
     """
     overrides = override_list(settings, run__steps=steps, run__seed=seed)
     return run_pretraining(
-        load_pretrain_config(config, overrides, None), data, out, teacher=folder_path(teacher),
+        load_run_config(config, overrides), data, out, teacher=folder_path(teacher),
         fixed=fixed_names(settings, steps), device=device, resume=resume, overwrite=overwrite,
     )  # fmt: skip
 
 
-def load_pretrain_config(config: PathLike, overrides: list[str], phase: str | None) -> "PretrainConfig":
-    """Return the config of a file or a name, with overrides and, for ``phase="highres"``, the settings of that phase."""
-    from dinomed.config import build_config, load_config, merge, parse_overrides
-    from dinomed.pretrain.config import PretrainConfig
-    from dinomed.pretrain.model.initialisation import HIGH_RESOLUTION, to_high_resolution
+def load_run_config(config: PathLike, overrides: Sequence[str], phase: str | None = None) -> "PretrainConfig":
+    """Return the config of a file or a name, with overrides and the settings of a phase."""
+    from dinomed.pretrain.resolve import load_pretrain_config
 
-    file = config_path(config, "pretrain")
-    resolved = load_config(PretrainConfig, file, overrides)
-    if phase is None:
-        return resolved
-    if phase != "highres":
-        raise UsageError(f"--phase {phase!r}: expected highres")
-    fixed = parse_overrides(overrides)
-    sized = "global_size" in fixed.get("crops", {})
-    size = resolved.crops.global_size if sized else HIGH_RESOLUTION  # local crops follow it
-    changed = to_high_resolution(load_config(PretrainConfig, file), size).model_dump()  # what was set stays on top
-    resolved = build_config(PretrainConfig, merge(changed, fixed), "--phase highres")
-    if resolved.start.weights is None:
-        raise UsageError("--phase highres goes on from a run: give it with --from")
-    return resolved
+    path = config_path(config, "pretrain")
+    assert path is not None
+    return load_pretrain_config(path, overrides, phase)
+
+
+def plan_run(
+    config: "PretrainConfig", data: DatasetLike, *, num_processes: int, device: str, **options: Any
+) -> "tuple[PretrainConfig, dict[str, Any]]":
+    """Return the settings that a run would use, and its estimated cost; ``--dry-run`` prints both.
+
+    Args:
+        config: as `load_run_config` returns it.
+        data: a manifest or a folder.
+        num_processes: processes of the run.
+        device: auto, cpu, cuda, cuda:N or mps.
+        options: `teacher` and `fixed` of `dinomed.pretrain.resolve.resolve_config`.
+    """
+    from dinomed.device import resolve_device
+    from dinomed.pretrain.monitoring.cost_estimate import estimate
+    from dinomed.pretrain.resolve import resolve_config
+
+    resolved = resolve_config(config, _source(data), fetch=False, **options).config
+    return resolved, asdict(estimate(resolved, resolve_device(device), num_processes))
 
 
 def run_pretraining(
     config: "PretrainConfig", data: DatasetLike, out: PathLike, *, resume: bool, overwrite: bool, **options: Any
 ) -> "RunResult":
-    """Run a resolved config; `options` are those of `dinomed.pretrain.trainer.pretrain`."""
+    """Run a training; `options` are those of `dinomed.pretrain.trainer.pretrain`."""
     from dinomed.pretrain.trainer import pretrain as train_backbone
 
     check_resume(resume, overwrite)
-    source = data if isinstance(data, Manifest) else Path(data)
-    return train_backbone(config, source, Path(out), resume=resume, overwrite=overwrite, **options)
+    return train_backbone(config, _source(data), Path(out), resume=resume, overwrite=overwrite, **options)
 
 
 def check_resume(resume: bool, overwrite: bool) -> None:
-    """Raise if a run shall be continued and begun anew."""
+    """Raise if a run is to be both continued and replaced."""
     if resume and overwrite:
-        raise UsageError("--resume continues a run and --overwrite begins it anew; use one of the two")
+        raise UsageError("--resume and --overwrite exclude each other; use one of them")
 
 
 def fixed_names(settings: Settings | None, steps: int | None = None) -> list[str]:
     """Return the names of the settings that the caller fixed; loaded weights may not override them."""
     names = [text.partition("=")[0].strip() for text in override_list(settings)]
     return names if steps is None else [*names, "run.steps"]
+
+
+def _source(data: DatasetLike) -> Manifest | Path:
+    return data if isinstance(data, Manifest) else Path(data)

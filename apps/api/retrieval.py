@@ -14,7 +14,7 @@ from dinomed.adapters.retrieval.search import load_index as read_image_index
 from dinomed.apps.api.backbones import BackboneLike, load_backbone
 from dinomed.apps.api.inputs import DatasetLike, FolderLike, PathLike, cache_folder, folder_path
 from dinomed.datasets.manifest import Manifest
-from dinomed.datasets.open import collect
+from dinomed.datasets.open import open_dataset
 from dinomed.log import logger
 
 
@@ -90,7 +90,8 @@ def build_index_with_report(
     """Index images as `build_index` does; return the index, and (path, reason) of the files that cannot be read."""
     conditions = parse_conditions(where)
     index_kind, pooling = parse_kind(kind), Pooling(tokens=parse_pool(pool), gem_power=gem_power)
-    manifest, unreadable = (data, []) if isinstance(data, Manifest) else collect(data)
+    manifest = open_dataset(data, allow_unreadable=True, decode=True)
+    unreadable = list(manifest.unreadable)
     allowed = choose_rows(manifest, conditions)
     if allowed is not None:
         manifest = manifest.take(np.flatnonzero(allowed).tolist())

@@ -41,10 +41,12 @@ def pretrain(
 
     Ctrl-C or SIGTERM finishes the step and writes a checkpoint; --resume then continues the run exactly.
     """
-    _check_flags(resume, overwrite)
+    from dinomed.apps.api.pretraining import check_resume, load_run_config
+
+    check_resume(resume, overwrite)
     settings = _settings(overrides, {"run.seed": seed, "start.weights": start, "start.file": weights and str(weights)})
     flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
-    loaded = _load_config(config, settings, phase)
+    loaded = load_run_config(config, settings, phase)
     if dry_run:
         _print_plan(loaded, data, device, nproc, as_json, overrides)
     elif nproc > 1:
@@ -73,10 +75,12 @@ def distill(
 
     CONFIG describes the student. What it must share with the teacher (prototypes, normalisation) is the teacher's.
     """
-    _check_flags(resume, overwrite)
+    from dinomed.apps.api.pretraining import check_resume, load_run_config
+
+    check_resume(resume, overwrite)
     settings = _settings(overrides, {"run.seed": seed})
     flags = {"--resume": resume, "--overwrite": overwrite, "--json": as_json, "--quiet": quiet}
-    loaded = _load_config(config, settings, None)
+    loaded = load_run_config(config, settings)
     if dry_run:
         _print_plan(loaded, data, device, nproc, as_json, overrides, teacher)
     elif nproc > 1:
@@ -89,25 +93,11 @@ def distill(
         )  # fmt: skip
 
 
-def _check_flags(resume: bool, overwrite: bool) -> None:
-    from dinomed.errors import UsageError
-
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite exclude each other; use one of them")
-
-
 def _settings(overrides: list[str] | None, options: dict[str, object]) -> list[str]:
     """Return all overrides: those of --set, and the values of other options as settings."""
     from dinomed.io.files import to_json
 
     return [*(overrides or ()), *(f"{key}={to_json(value)}" for key, value in options.items() if value is not None)]
-
-
-def _load_config(path: Path, settings: list[str], phase: str | None) -> "PretrainConfig":
-    from dinomed.configs import find_config
-    from dinomed.pretrain.resolve import load_pretrain_config
-
-    return load_pretrain_config(find_config(path), settings, phase)
 
 
 def _print_plan(
@@ -120,25 +110,18 @@ def _print_plan(
     teacher: Path | None = None,
 ) -> None:
     """Print the settings that the run would use, and its estimated cost."""
+    from dinomed.apps.api.pretraining import fixed_names, plan_run
     from dinomed.apps.output import emit
     from dinomed.config import to_yaml
-    from dinomed.device import resolve_device
-    from dinomed.pretrain.monitoring.cost_estimate import estimate
-    from dinomed.pretrain.resolve import resolve_config
 
-    fixed = _setting_names(overrides)
-    resolved = resolve_config(config, data, teacher=teacher, fixed=fixed, fetch=False).config
-    costs = asdict(estimate(resolved, resolve_device(device), nproc))
+    resolved, costs = plan_run(
+        config, data, num_processes=nproc, device=device, teacher=teacher, fixed=fixed_names(overrides)
+    )
     if as_json:
         emit({"config": resolved.model_dump(mode="json"), "estimate": costs}, as_json)
     else:
         print(to_yaml(resolved), end="")
         print("# rough estimate: " + ", ".join(f"{name} {value:,.3g}" for name, value in costs.items()))
-
-
-def _setting_names(overrides: list[str] | None) -> list[str]:
-    """Return the names of the settings that the user set."""
-    return [text.partition("=")[0].strip() for text in overrides or ()]
 
 
 def _launch(
@@ -166,15 +149,15 @@ def _run(
     teacher: Path | None = None,
 ) -> None:
     """Run the training, and print its report on rank 0."""
+    from dinomed.apps.api.pretraining import fixed_names, run_pretraining
     from dinomed.apps.output import emit
     from dinomed.distributed import launched_rank
     from dinomed.notice import RESEARCH_USE
-    from dinomed.pretrain.trainer import pretrain as train
 
-    fixed = _setting_names(overrides)
-    result = train(
-        config, data, output, device=device, resume=resume, overwrite=overwrite, teacher=teacher, fixed=fixed
-    )
+    result = run_pretraining(
+        config, data, output, device=device, resume=resume, overwrite=overwrite, teacher=teacher,
+        fixed=fixed_names(overrides),
+    )  # fmt: skip
     if launched_rank() == 0:
         report = asdict(result) | {"folder": str(result.folder), "backbone": str(result.backbone)}
         emit(report | {"note": RESEARCH_USE}, as_json)

@@ -11,7 +11,7 @@ from dinomed.log import logger
 _LISTED = 5  # unreadable files that are warned about one by one
 
 
-def open_dataset(source: str | Path, *, allow_unreadable: bool = False, decode: bool = False) -> Manifest:
+def open_dataset(source: Manifest | str | Path, *, allow_unreadable: bool = False, decode: bool = False) -> Manifest:
     """Open a manifest, a folder of images, or one image file.
 
     Of a curated manifest, only the rows with ``keep = true`` are returned; the other rows are copies, unusable images,
@@ -20,7 +20,7 @@ def open_dataset(source: str | Path, *, allow_unreadable: bool = False, decode: 
     image or mask is reported by the step that decodes it.
 
     Args:
-        source: path of the manifest, folder or image.
+        source: path of the manifest, folder or image; a manifest object is returned as it is.
         allow_unreadable: of a folder, accept any number of unreadable files without a warning; the caller reports
             `Manifest.unreadable`. By default each is warned about, and more than half of the files are an error.
         decode: decode every image of a folder, to find damaged ones now. For steps that need all images of the
@@ -31,6 +31,8 @@ def open_dataset(source: str | Path, *, allow_unreadable: bool = False, decode: 
         DinomedError: the image cannot be read, the manifest is damaged, or more than half of the files of the folder
             cannot be read.
     """
+    if isinstance(source, Manifest):
+        return source
     path = Path(source)
     if not path.exists():
         raise UsageError(f"{path} does not exist; give a manifest, a folder of images, or an image")
