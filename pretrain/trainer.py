@@ -11,6 +11,7 @@ import torch
 
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.vit import VisionTransformer
+from dinomed.datasets.manifest import Manifest
 from dinomed.device import resolve_device
 from dinomed.distributed import gather_objects, max_over_ranks, on_main, process_group, rank, world_size
 from dinomed.errors import DinomedError, UsageError
