@@ -1,12 +1,12 @@
-"""What a user could do without any of this, to compare with: no training, one line of thought."""
+"""A baseline without training: Otsu's threshold as a segmenter."""
 
 import numpy as np
 
 
 def otsu_threshold(gray: np.ndarray) -> int:
-    """The gray value (0-255) that splits the histogram into two classes of greatest variance between them.
+    """Return the gray value (0 to 255) that maximises the variance between the two classes of the histogram.
 
-    Values up to it are one class, those above it the other. Otsu 1979, "A threshold selection method from gray-level
+    Values up to it are one class, larger values the other. Otsu 1979, "A threshold selection method from gray-level
     histograms", equation 18.
 
     >>> otsu_threshold(np.array([10, 10, 12, 200, 202], dtype=np.uint8)) in range(12, 200)
@@ -22,6 +22,6 @@ def otsu_threshold(gray: np.ndarray) -> int:
 
 
 def otsu_mask(image: np.ndarray) -> np.ndarray:
-    """The darker side of Otsu's threshold as the lesion: uint8 (H, W, 3) to uint8 (H, W) of 0 and 1."""
+    """Return the pixels on the dark side of Otsu's threshold: uint8 (H, W, 3) to uint8 (H, W) of 0 and 1."""
     gray = image.mean(axis=-1).round().astype(np.uint8)
     return (gray <= otsu_threshold(gray)).astype(np.uint8)

@@ -1,8 +1,4 @@
-"""Example pictures for a demo: chosen by content, numbered, encoded anew.
-
-What a file is called, and what is written in it beside the pixels (EXIF, comments), may name a patient: neither goes
-along. What is no picture that dinomed reads is passed over, whatever its name ends in.
-"""
+"""Example images of a demo, without the names and the metadata of the original files."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -14,14 +10,18 @@ from PIL import Image
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.files import replacing
 
-MAX_PIXELS = 30_000_000  # a demo shares one machine; the largest dermoscopy pictures have 24 megapixels
+MAX_PIXELS = 30_000_000  # visitors of a demo share one machine; the largest dermoscopy images have 24 megapixels
 
 
 def write_examples(paths: Iterable[Path], folder: Path, count: int) -> list[Path]:
-    """Write the first `count` of `paths` that are pictures as ``example_1.jpg``, ... in `folder`; the files written."""
+    """Write the first `count` readable images as ``example_1.jpg``, ... and return the files.
+
+    Names of files and metadata (EXIF, comments) may identify a patient, so the images are numbered and encoded again.
+    Files that are not images are skipped.
+    """
     written: list[Path] = []
-    pictures = (image for path in paths if (image := _read(path)) is not None)
-    for image in islice(pictures, count):
+    images = (image for path in paths if (image := _read(path)) is not None)
+    for image in islice(images, count):
         target = folder / f"example_{len(written) + 1}.jpg"
         with replacing(target) as temporary:
             Image.fromarray(image).save(temporary, format="JPEG", quality=95, subsampling=0)

@@ -1,8 +1,4 @@
-"""Runs commands of dinomed one after another, shows each as a person would type it, and remembers what it reported.
-
-Every command is run as it is printed, in this process, with ``--json``. A command that is done already, with the same
-inputs and after the same commands, is not run again; one that was cut short goes on where it can.
-"""
+"""A journal of dinomed commands: each is run as it is printed, in this process, and its report is remembered."""
 
 import contextlib
 import hashlib
@@ -24,37 +20,40 @@ JOURNAL = "journal.json"
 
 
 class Journal:
-    """The commands of one folder; kept in ``journal.json`` there.
+    """The commands of one folder, kept in ``journal.json``; a command that is done with the same inputs is not repeated.
 
     Args:
-        folder: where the journal is kept.
-        flags: options that every command gets and that do not change its result (``--quiet``).
+        folder: folder of the journal.
+        flags: options of every command that do not change its result, such as ``--quiet``.
     """
 
     def __init__(self, folder: Path, flags: Sequence[str] = ()) -> None:
         self.path, self.flags = folder / JOURNAL, list(flags)
         self.commands: list[str] = []
         self.seconds: dict[str, float] = {}
-        self._chain = __version__
+        self._key = __version__
         self._entries: dict[str, Any] = {}
         if self.path.exists():
-            with contextlib.suppress(DinomedError):  # cut off: everything is done again
+            with contextlib.suppress(DinomedError):  # a damaged journal: all commands are run again
                 self._entries = read_json(self.path)
-        write_json(self.path, self._entries)  # from now on the folder is known as ours
+        write_json(self.path, self._entries)  # marks the folder as one of dinomed
 
     def depends_on(self, *inputs: str) -> None:
-        """What follows is done again if any of `inputs` (hashes, texts) is another one than last time."""
-        self._chain = hashlib.sha256(json.dumps([self._chain, *inputs]).encode()).hexdigest()
+        """Add inputs (hashes or texts) of the following commands; they are run again if one of these changes."""
+        self._key = hashlib.sha256(json.dumps([self._key, *inputs]).encode()).hexdigest()
 
     def run(
         self, *arguments: Any, output: Path | None = None, always: bool = False, resume: bool = False
     ) -> dict[str, Any]:
-        """Run ``dinomed ARGUMENTS``, or recall what it reported.
+        """Run ``dinomed ARGUMENTS`` or recall its report.
 
         Args:
-            output: what the command writes; without it the command is run again, and it is overwritten if it is stale.
-            always: run it even if it is done (it is quick, and looks whether its own inputs have changed).
-            resume: the command has ``--resume``.
+            output: file or folder that the command writes; the command is run again if it is missing.
+            always: run the command even if it is done, since it checks its inputs itself.
+            resume: the command has the option ``--resume``.
+
+        Returns:
+            The JSON report of the command.
         """
         words = [str(argument) for argument in arguments]
         command = f"dinomed {shlex.join(words)}"
@@ -63,37 +62,38 @@ class Journal:
         if not always:
             self.depends_on(command)
         entry = self._entries.get(command, {})
-        same = entry.get("key") == self._chain
-        present = output is None or output.exists()
-        if same and present and not always and entry.get("report") is not None:
+        same_inputs, is_done = entry.get("key") == self._key, entry.get("report") is not None
+        if same_inputs and is_done and not always and (output is None or output.exists()):
             logger.info("done already")
             self.seconds[command] = entry["seconds"]
             return entry["report"]
-        extra = [*self.flags, "--json"]
+        spent = entry.get("seconds", 0.0) if same_inputs and not always else 0.0
+        flags = [*self.flags, "--json"]
         if output is not None and output.exists():
-            if entry and entry.get("report") is None and not resume:
-                _remove(output)  # a part of a result, of the same command cut short
+            if entry and not is_done and not resume:
+                _remove(output)  # an incomplete result of this command
             else:
-                extra.append("--resume" if resume and same else "--overwrite")
-        spent = entry.get("seconds", 0.0) if same and not always else 0.0
+                flags.append("--resume" if resume and same_inputs else "--overwrite")
         self._write(command, report=None, seconds=spent)
-        began = time.monotonic()
-        report = self._run([*words, *extra])
-        self.seconds[command] = spent + time.monotonic() - began
+        start = time.monotonic()
+        report = _report_of([*words, *flags])
+        self.seconds[command] = spent + time.monotonic() - start
         self._write(command, report=report, seconds=self.seconds[command])
         return report
 
-    def _run(self, arguments: list[str]) -> dict[str, Any]:
-        from dinomed.apps.cli import invoke
-
-        stdout = io.StringIO()
-        with contextlib.redirect_stdout(stdout):
-            invoke(arguments)
-        return json.loads(stdout.getvalue())
-
     def _write(self, command: str, **entry: Any) -> None:
-        self._entries[command] = {"key": self._chain, **entry}
+        self._entries[command] = {"key": self._key, **entry}
         write_json(self.path, self._entries)
+
+
+def _report_of(arguments: list[str]) -> dict[str, Any]:
+    """Run a command in this process and return the JSON that it prints."""
+    from dinomed.apps.cli import invoke
+
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        invoke(arguments)
+    return json.loads(stdout.getvalue())
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,6 @@
-"""The main job in one go: every step is a command of its own, printed as it runs; then a table and a report.
+"""Quickstart: scan, pretrain, probe, train and evaluate heads, report; each step is a command that is printed.
 
-pictures -> scan -> pretrain -> probe -> train classify, train segment -> evaluate -> report
-Which of these the images allow is decided, and said, after the scan (`dinomed.apps.quickstart.scope`).
+The steps that the images allow are decided and printed after the scan (`dinomed.apps.quickstart.scope`).
 """
 
 import json
@@ -14,6 +13,7 @@ from typing import Any
 
 from dinomed.apps.quickstart.journal import JOURNAL, Journal
 from dinomed.apps.quickstart.scope import Scope, find_scope
+from dinomed.apps.quickstart.table import COLUMNS, SYNTHETIC, probe_columns, table_of
 from dinomed.config import load_config, to_yaml
 from dinomed.configs import find_config
 from dinomed.datasets.manifest import read_manifest
@@ -22,23 +22,18 @@ from dinomed.io.files import sha256_file, write_json, write_text
 from dinomed.io.output_folder import locked, prepare_output
 from dinomed.log import logger
 from dinomed.notice import RESEARCH_USE
+from dinomed.pretrain.run_folder import UNTRAINED
+
+__all__ = ["COLUMNS", "NUM_EXAMPLES", "Plan", "run_quickstart", "show_results"]
 
 CONFIG = "configs/pretrain/quickstart.yaml"
 SEGMENT_CONFIG = "configs/adapters/segment.yaml"
-COLUMNS = {
-    "knn_auroc": "k-NN AUROC",
-    "knn_balanced_accuracy": "k-NN bal. acc.",
-    "logistic_auroc": "logistic AUROC",
-    "logistic_balanced_accuracy": "logistic bal. acc.",
-    "dice": "Dice",
-}
 NUM_EXAMPLES = 6
-SYNTHETIC = "synthetic lesions"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for; see `dinomed quickstart --help`."""
+    """The options of ``dinomed quickstart``; see its help."""
 
     folder: Path
     data: Path | None = None
@@ -51,20 +46,29 @@ class Plan:
     device: str = "auto"
     quiet: bool = False
 
+    @property
+    def device_options(self) -> list[str]:
+        return ["--device", self.device] if self.device != "auto" else []
+
+    @property
+    def seed_options(self) -> list[str]:
+        return ["--seed", str(self.seed)] if self.seed else []
+
 
 def run_quickstart(plan: Plan) -> dict[str, Any]:
-    """Run every step that the images allow; the results as the table, ``results.json`` and the report show them.
+    """Run all steps that the images allow.
 
-    What is done, and what not and why, is said in one line once the images are known, before anything is trained.
+    Returns:
+        The results, which the table, ``results.json`` and the report show.
 
     Raises:
-        UsageError: the folder of images is missing, holds too few, or holds the output folder; or a step is refused.
-        DinomedError: another process works in the output folder.
+        UsageError: the folder of images is missing, has too few images, or contains the output folder; or a step fails.
+        DinomedError: another process uses the output folder.
     """
     if plan.data is not None and plan.folder.resolve().is_relative_to(plan.data.resolve()):
         raise UsageError(
-            f"output {plan.folder} lies in the folder of the images, and would be scanned as one of them next time; "
-            "choose another with -o"
+            f"output {plan.folder} lies in the folder of the images, and would be scanned with them next time; "
+            "choose another folder with -o"
         )
     _check_settings(plan)
     prepare_output(plan.folder, overwrite=True, marker=JOURNAL)
@@ -73,7 +77,7 @@ def run_quickstart(plan: Plan) -> dict[str, Any]:
 
 
 def _check_settings(plan: Plan) -> None:
-    """What the steps would refuse after minutes of work, at once."""
+    """Raise now for settings that a step would refuse after minutes of work."""
     from dinomed.device import resolve_device
     from dinomed.pretrain.config import PretrainConfig
 
@@ -82,9 +86,7 @@ def _check_settings(plan: Plan) -> None:
 
 
 def _run(plan: Plan, journal: Journal) -> dict[str, Any]:
-    from dinomed.pretrain.run_folder import UNTRAINED
-
-    began = time.monotonic()
+    start = time.monotonic()
     images = plan.data or _draw_lesions(plan)
     path = plan.folder / "images.parquet"
     scanned = journal.run("scan", images, *_scan_options(plan, images), "-o", path, output=path, always=True)
@@ -93,20 +95,20 @@ def _run(plan: Plan, journal: Journal) -> dict[str, Any]:
     scope = find_scope(manifest, images, plan.seed, all_empty=masks["masks"] == masks["empty"])
     logger.info(f"\n{scope.sentence()}")
 
-    ssl = plan.folder / "ssl"
-    pretrained = _pretrain(plan, journal, scope.images, path, ssl)
+    run = plan.folder / "ssl"
+    pretrained = _pretrain(plan, journal, scope.images, path, run)
     rows: list[dict[str, Any]] = [{"method": "pretrained here"}, {"method": "the same backbone, untrained"}]
-    backbones = (ssl, ssl / UNTRAINED)
+    backbones = (run, run / UNTRAINED)
     classifier = _classify(plan, journal, scope, path, backbones, rows)
     segmenter = _segment(plan, journal, scope, path, backbones, rows)
 
-    from dinomed.apps.quickstart.report import Findings, write_report
+    from dinomed.apps.quickstart.report import ReportData, write_report
 
-    findings = Findings(manifest, scanned, scope, pretrained, ssl, segmenter)
+    report_data = ReportData(manifest, scanned, scope, pretrained, run, segmenter)
     examples = plan.folder / "examples"
-    written = findings.write_examples(examples, NUM_EXAMPLES) if segmenter else []
+    written = report_data.write_examples(examples, NUM_EXAMPLES) if segmenter else []
     if scope.judge_masks:
-        rows.append({"method": "Otsu's threshold, no model", "dice": findings.otsu_dice()})
+        rows.append({"method": "Otsu's threshold, no model", "dice": report_data.otsu_dice()})
     results = {
         "data": SYNTHETIC if plan.data is None else str(plan.data),
         "images": scanned["images"],
@@ -117,65 +119,61 @@ def _run(plan: Plan, journal: Journal) -> dict[str, Any]:
         "segmenter": segmenter and str(segmenter),
         "examples": str(examples) if written else None,
         "report": str(plan.folder / "report.html"),
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(time.monotonic() - start, 1),
         "note": RESEARCH_USE,
     }
     write_json(plan.folder / "results.json", results)
-    write_text(plan.folder / "report.html", write_report(findings, results, journal, plan.device))
+    write_text(plan.folder / "report.html", write_report(report_data, results, journal, plan.device))
     return results
 
 
 def _classify(
     plan: Plan, journal: Journal, scope: Scope, data: Path, backbones: Sequence[Path], rows: list[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """Judge the features into `rows`, one a backbone; the classifier's metrics on test, if there are any."""
+    """Probe both backbones into `rows`, train a classifier on the first, and return its metrics on test, if any."""
+    options = [*plan.seed_options, *plan.device_options]
     if scope.judge_classes:
         for row, backbone in zip(rows, backbones, strict=True):
-            row |= _flatten_probe(journal.run("probe", backbone, "--data", data, *_seeded(plan)))
+            row |= probe_columns(journal.run("probe", backbone, "--data", data, *options))
     if not scope.classify:
         return None
     adapter = plan.folder / "cls"
-    wanted = ["--backbone", backbones[0], "--data", data, "-o", adapter]
-    journal.run("train", "classify", *wanted, *_seeded(plan), output=adapter)
+    journal.run(
+        "train", "classify", "--backbone", backbones[0], "--data", data, "-o", adapter, *options, output=adapter
+    )
     if not scope.judge_classes:
         return None
-    return journal.run("evaluate", adapter, "--data", data, "--split", "test", *_on_device(plan))["metrics"]
+    return journal.run("evaluate", adapter, "--data", data, "--split", "test", *plan.device_options)["metrics"]
 
 
 def _segment(
     plan: Plan, journal: Journal, scope: Scope, data: Path, backbones: Sequence[Path], rows: list[dict[str, Any]]
 ) -> Path | None:
-    """The segmenter on the first backbone; where test can judge, one on each, and their Dice into `rows`."""
+    """Train a segmenter on the first backbone; if test has masks, on both, with their Dice in `rows`."""
     if not scope.segment:
         return None
     adapters = (plan.folder / "seg", plan.folder / "seg_untrained") if scope.judge_masks else (plan.folder / "seg",)
     for row, backbone, adapter in zip(rows, backbones, adapters, strict=False):
-        wanted = ["--backbone", backbone, "--data", data, "-o", adapter]
-        journal.run("train", "segment", *wanted, "--config", SEGMENT_CONFIG, *_seeded(plan), output=adapter)
+        journal.run(
+            "train", "segment", "--backbone", backbone, "--data", data, "-o", adapter, "--config", SEGMENT_CONFIG,
+            *plan.seed_options, *plan.device_options, output=adapter,
+        )  # fmt: skip
         if scope.judge_masks:
-            told = journal.run("evaluate", adapter, "--data", data, "--split", "test", *_on_device(plan))
-            row["dice"] = told["metrics"]["dice"]
+            report = journal.run("evaluate", adapter, "--data", data, "--split", "test", *plan.device_options)
+            row["dice"] = report["metrics"]["dice"]
     return adapters[0]
 
 
 def show_results(results: dict[str, Any]) -> Any:
-    """The table of methods and their results on the test split."""
+    """Return the table of methods and their results on the test split."""
     from dinomed.apps.output import build_table
 
-    columns, rows = table_of(results)
     title = f"{results['images']:,} images ({results['data']}), test split; {RESEARCH_USE}"
-    return build_table(columns, rows, title=title)
-
-
-def table_of(results: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Column names and rows, with the columns that any method has a value in."""
-    known = [key for key in COLUMNS if any(key in row for row in results["results"])]
-    rows = [[row["method"], *(row.get(key) for key in known)] for row in results["results"]]
-    return ["on the frozen features", *(COLUMNS[key] for key in known)], rows
+    return build_table(*table_of(results), title=title)
 
 
 def _draw_lesions(plan: Plan) -> Path:
-    """The synthetic collection of this seed and size; drawn again if it is another one, or was cut short."""
+    """Return the synthetic lesions of this seed and number; they are drawn again if they differ or are incomplete."""
     from dinomed.datasets.synthetic.lesions import write_lesions
 
     folder, note = plan.folder / "lesions", plan.folder / "lesions.json"
@@ -183,9 +181,9 @@ def _draw_lesions(plan: Plan) -> Path:
     if note.exists() and json.loads(note.read_text()) == wanted and (folder / "labels.csv").exists():
         return folder
     if note.exists():
-        shutil.rmtree(folder, ignore_errors=True)  # our own, as the note beside it says
+        shutil.rmtree(folder, ignore_errors=True)  # written by a quickstart, since the note is there
     write_json(note, wanted)
-    logger.info(f"drawing {plan.count} synthetic lesion pictures into {folder}")
+    logger.info(f"drawing {plan.count} synthetic lesion images into {folder}")
     return write_lesions(folder, count=plan.count, seed=plan.seed)
 
 
@@ -193,10 +191,8 @@ def _scan_options(plan: Plan, images: Path) -> list[str]:
     if plan.data is None:
         return ["--labels", "labels.csv", "--group", "lesion_id"]
     labels = plan.labels or ("labels.csv" if (images / "labels.csv").is_file() else None)
-    options = ["--labels", labels] if labels else []
-    options += ["--group", plan.group] if plan.group else []
-    options += ["--mask", plan.mask] if plan.mask else []
-    return [*options, *(["--seed", str(plan.seed)] if plan.seed else [])]
+    options = {"--labels": labels, "--group": plan.group, "--mask": plan.mask}
+    return [word for option, value in options.items() if value for word in (option, value)] + plan.seed_options
 
 
 def _pretrain(plan: Plan, journal: Journal, images: int, data: Path, out: Path) -> dict[str, Any]:
@@ -204,25 +200,11 @@ def _pretrain(plan: Plan, journal: Journal, images: int, data: Path, out: Path) 
 
     overrides = list(plan.overrides)
     config = load_config(PretrainConfig, find_config(CONFIG), overrides)
-    if images < config.run.batch_size:  # a small collection of the user's own
+    if images < config.run.batch_size:  # a small collection of the user
         overrides.insert(0, f"run.batch_size={images}")
     if plan.seed:
         overrides.append(f"run.seed={plan.seed}")
     journal.depends_on(to_yaml(load_config(PretrainConfig, find_config(CONFIG), overrides)))
-    sets = [word for override in overrides for word in ("--set", override)]
-    wanted = ["--data", data, "-o", out, *sets, *_on_device(plan)]
-    return journal.run("pretrain", CONFIG, *wanted, output=out, resume=True)
-
-
-def _on_device(plan: Plan) -> list[str]:
-    return ["--device", plan.device] if plan.device != "auto" else []
-
-
-def _seeded(plan: Plan) -> list[str]:
-    return [*(["--seed", str(plan.seed)] if plan.seed else []), *_on_device(plan)]
-
-
-def _flatten_probe(report: dict[str, Any]) -> dict[str, float]:
-    """What `dinomed probe` reports, in the columns of the table."""
-    names = ("auroc", "balanced_accuracy")
-    return {f"{method}_{name}": report[method][name] for method in ("knn", "logistic") for name in names}
+    settings = [word for override in overrides for word in ("--set", override)]
+    options = ["--data", data, "-o", out, *settings, *plan.device_options]
+    return journal.run("pretrain", CONFIG, *options, output=out, resume=True)

@@ -34,3 +34,24 @@ def test_a_docstring_has_all_sections(name: str) -> None:
     arguments = [] if name == "list_models" else ["Args:", "Raises:"]
     for section in [*arguments, "Returns:", "Example:"]:
         assert section in text, f"{name} has no section {section}"
+
+
+def test_the_examples_of_the_python_page_run(workspace: Path) -> None:
+    assert run_examples((ROOT / "docs" / "python.md").read_text(), "python.md") > 10
+
+
+def test_readme_commands_exist() -> None:
+    from typer.main import get_command
+
+    from dinomed.apps.cli import app
+
+    group = get_command(app)
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("dinomed ")]
+    assert len(lines) > 10
+    for line in lines:
+        words = line.split("#")[0].split()[1:]
+        command = group.get_command(None, words[0])  # type: ignore[attr-defined, arg-type]
+        if hasattr(command, "list_commands"):
+            command = command.get_command(None, words[1])
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= options, line
