@@ -20,7 +20,6 @@ from dinomed.apps.api.inputs import (
     override_list,
 )
 from dinomed.config import load_config
-from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import UsageError, did_you_mean
 

@@ -13,7 +13,6 @@ from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.adapters.retrieval.search import load_index as read_image_index
 from dinomed.apps.api.backbones import BackboneLike, load_backbone
 from dinomed.apps.api.inputs import DatasetLike, FolderLike, PathLike, cache_folder, folder_path
-from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.log import logger
 
