@@ -1,7 +1,7 @@
-"""The command line, assembled: a table of commands, each imported only when it is asked for.
+"""The command line: a table of commands, each imported when it is used.
 
-`dinomed --help` has to answer at once, so neither this file nor the command modules import torch and the like; the
-bodies of the commands do. `main` turns whatever a command raises into one line on stderr and an exit code.
+`dinomed --help` must be fast, so this file and the command modules do not import torch; the bodies of the commands do.
+`main` turns an exception of a command into one line on stderr and an exit code.
 """
 
 import os
@@ -22,7 +22,7 @@ from dinomed.apps.options import Debug, Verbose
 from dinomed.errors import DinomedError, UsageError, did_you_mean, printable
 from dinomed.notice import RESEARCH_USE
 
-# name -> module in dinomed.apps.commands and its function; a mapping is a group. The order is the order of the work.
+# name -> module in dinomed.apps.commands and its function; a mapping is a group. The order is that of typical work.
 COMMANDS: dict[str, Any] = {
     "quickstart": "quickstart:quickstart",
     "doctor": "doctor:doctor",
@@ -48,8 +48,8 @@ COMMANDS: dict[str, Any] = {
     },
 }
 GROUP_HELP = {
-    "train": "Train a light head on the features of a frozen backbone.",
-    "demo": "Show a result in the browser.",
+    "train": "Train a head on the features of a frozen backbone.",
+    "demo": "Show adapters and indexes in the browser.",
 }
 SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -59,7 +59,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class _LazyGroup(TyperGroup):
-    """A group whose commands are imported when they are named."""
+    """A group whose commands are imported when they are used."""
 
     targets: dict[str, Any] = COMMANDS
 
@@ -89,7 +89,7 @@ class _TrainGroup(_LazyGroup):
 
 
 def _build(name: str, target: Any) -> Any:
-    """The command called `name`: a function of a command module, or a group of such."""
+    """Build a command from a function of a command module, or a group from a mapping."""
     if isinstance(target, dict):
         return _build_group(name, target)
     module, _, function = target.partition(":")
@@ -130,18 +130,20 @@ def _root(version: Version = False, debug: Debug = False, verbose: Verbose = Fal
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 wrong request, 130 and 143 on SIGINT and SIGTERM."""
+    """Run the command line and exit with 0 (done), 1 (failed), 2 (wrong request), 130 (SIGINT) or 143 (SIGTERM)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("DINOMED_DEBUG", "") not in ("", "0")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # the same bytes under any locale; unpaired surrogates of odd file names too
+        if hasattr(
+            stream, "reconfigure"
+        ):  # the same bytes under any locale, also for unpaired surrogates in file names
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    if not debug:  # what a library will change some day is no news to a user
+    if not debug:  # announced changes of libraries do not concern users
         for category in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", category)
-    signal.signal(signal.SIGTERM, _terminate)  # commands that save their work first install their own
+    signal.signal(signal.SIGTERM, _terminate)  # commands that save their work install their own handler
     code = _run([a for a in arguments if a != "--debug"], debug)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # raised in the midst of the exit it would only show a traceback
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # raised during the exit it would only show a traceback
     sys.exit(code)
 
 
@@ -150,13 +152,13 @@ def _terminate(signum: int, frame: Any) -> None:
 
 
 def invoke(arguments: Sequence[str]) -> int:
-    """Run one command in this process; whatever it raises passes through."""
+    """Run one command in this process and return its exit code; exceptions pass through."""
     code = typer.main.get_command(app).main(list(arguments), prog_name="dinomed", standalone_mode=False)
     return code if isinstance(code, int) else 0
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
-    """``-o "$OUT"`` without an OUT is no wish to write into the current folder, which an empty path means."""
+    """Raise for an empty value: ``-o "$OUT"`` with an unset OUT must not mean the current folder."""
     for before, word in pairwise(["", *arguments]):
         if not word:
             raise UsageError(f"an empty value{f' for {before}' if before.startswith('-') else ''}; give one")
@@ -165,15 +167,15 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
 
 
 def _run(arguments: list[str], debug: bool) -> int:
-    """Run one command; its exit code."""
+    """Run one command and return its exit code; an exception becomes one line on stderr."""
     try:
         _refuse_empty(arguments)
         code = invoke(arguments)
-        sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's exit
+        sys.stdout.flush()  # a closed pipe raises here, and not during the exit of the interpreter
         return code
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except BrokenPipeError:  # the reader (`| head`) has what it wanted
+    except BrokenPipeError:  # the reader of the pipe (`| head`) has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -183,13 +185,13 @@ def _run(arguments: list[str], debug: bool) -> int:
 
 
 def _explain(error: Exception) -> int:
-    """Print one or two lines about `error`; its exit code."""
+    """Print one or two lines about an error and return its exit code."""
     if isinstance(error, DinomedError):
-        # of several training processes all find the same fault in a request, and the first one says so
+        # all processes of a training run raise the same error; the first one prints it
         if not (isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0"):
             print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
-    if type(error).__name__ == "NoArgsIsHelpError":  # `dinomed train`: the help has been asked for, in a way
+    if type(error).__name__ == "NoArgsIsHelpError":  # `dinomed train` without a task prints its help
         print(error, file=sys.stderr)
         return 2
     if hasattr(error, "format_message"):  # Typer's own errors (their base class moved between its versions)
@@ -198,7 +200,7 @@ def _explain(error: Exception) -> int:
         if context is not None:
             print(f"see: {context.command_path} --help", file=sys.stderr)
         return getattr(error, "exit_code", 2)
-    if isinstance(error, OSError):  # a full disk, no permission, a file that vanished: no bug, and not to be foreseen
+    if isinstance(error, OSError):  # a full disk, missing permission or a removed file is not a bug
         print(f"error: {_os_error(error)}", file=sys.stderr)
         return 1
     if (wanted := _too_large(error)) is not None:
@@ -215,7 +217,7 @@ def _explain(error: Exception) -> int:
 
 
 def _too_large(error: Exception) -> str | None:
-    """How much could not be allocated, if it is said, where that is what an error of any library means; else None.
+    """Return the size that could not be allocated (or an empty text) for an out-of-memory error of any library, else None.
 
     >>> _too_large(RuntimeError("can't allocate memory: you tried to allocate 4000 bytes. Error code 12"))
     ' (4000 bytes)'
@@ -229,7 +231,7 @@ def _too_large(error: Exception) -> str | None:
 
 
 def _os_error(error: OSError) -> str:
-    """What the system says, in one line that names the file if it does.
+    """Return the message of the system as one line, with the names of the files if it has them.
 
     >>> _os_error(PermissionError(13, "Permission denied", "out/log.jsonl"))
     'out/log.jsonl: Permission denied (--debug shows where)'

@@ -1,4 +1,4 @@
-"""Options that several commands share, written once: a dataclass of them is one parameter of a command's function.
+"""Groups of options that several commands share: a dataclass of options is one parameter of a command.
 
 ::
 
@@ -10,7 +10,7 @@
     @expand
     def segment(adapter: Adapter, serving: Serving) -> None: ...
 
-Typer sees a function of `adapter`, `host` and `port`, and the function gets a `Serving` of what was given.
+Typer sees a function with the parameters `adapter`, `host` and `port`; the function receives a `Serving`.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from typing import Any
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with each parameter that is a dataclass replaced by the fields of it."""
+    """Return the command with each dataclass parameter replaced by the fields of the dataclass."""
     signature = inspect.signature(command, eval_str=True)
     kinds: dict[str, Any] = {p.name: p.annotation for p in signature.parameters.values() if is_dataclass(p.annotation)}
     flat: list[inspect.Parameter] = []
@@ -38,10 +38,10 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
             flat.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @wraps(command)
-    def run(**given: Any) -> None:
+    def run(**options: Any) -> None:
         for name, kind in kinds.items():
-            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
-        command(**given)
+            options[name] = kind(**{field.name: options.pop(field.name) for field in fields(kind)})
+        command(**options)
 
     run.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}

@@ -1,4 +1,4 @@
-"""What a command reports: JSON for programs or a table for people, on stdout; nothing else goes there."""
+"""Output of a command on stdout: JSON for programs, or a table for people."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,19 +13,19 @@ from dinomed.io.files import to_json
 
 
 def emit(data: Mapping[str, Any], as_json: bool, table: Table | None = None) -> None:
-    """Print `data` as one JSON object, or `table` (by default the keys and values of `data`) for a person."""
+    """Print `data` as one JSON object, or `table`; without a table, the keys and values of `data`."""
     if as_json:
         print(to_json(dict(data), indent=2))
         return
     if table is None:
         table = build_table(("", ""), [(key, value) for key, value in data.items() if not isinstance(value, Mapping)])
-    # Off a terminal, rich would squeeze the table into 80 columns and cut words: give it room.
+    # Without a terminal, rich would limit the table to 80 columns and cut words.
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print(table)
 
 
 def build_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:
-    """A table; numbers stand to the right, floats with three decimals, a dash where there is no value.
+    """Build a table: numbers are right-aligned, floats have three decimals, and a missing value is a dash.
 
     >>> build_table(("method", "Dice"), [("Otsu", 0.67)]).row_count
     1

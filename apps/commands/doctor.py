@@ -1,4 +1,4 @@
-"""`dinomed doctor`: what this machine offers, in one table to read or to put into a report of a problem."""
+"""`dinomed doctor`: versions, devices and cache of this machine, for example for a problem report."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """What `dinomed doctor --json` prints."""
+    """Return the report that `dinomed doctor --json` prints."""
     import os
     import platform
     import shutil

@@ -1,4 +1,4 @@
-"""`dinomed quickstart`: the main job from pictures to a demo."""
+"""`dinomed quickstart`: the main steps from images to a demo."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,32 +9,30 @@ from dinomed.apps.options import Device, Json, Quiet, Seed
 
 
 def quickstart(
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of your own images; synthetic lesions if not given.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of your images [synthetic lesions].")] = None,
     labels: Annotated[
-        str | None, typer.Option("--labels", help="As in `dinomed scan`; labels.csv in the folder is found by itself.")
+        str | None, typer.Option("--labels", help="As in `dinomed scan` [labels.csv in the folder, if it is there].")
     ] = None,
     group: Annotated[
-        str | None, typer.Option("--group", help="As in `dinomed scan`: patients, lesions, videos.")
+        str | None, typer.Option("--group", help="As in `dinomed scan`: column of patients, lesions or videos.")
     ] = None,
     mask: Annotated[str | None, typer.Option("--mask", help="As in `dinomed scan`; `none` for no masks.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything.")] = Path("runs/quickstart"),
-    count: Annotated[int, typer.Option("--count", help="Number of synthetic pictures.", min=40)] = 600,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all results.")] = Path("runs/quickstart"),
+    count: Annotated[int, typer.Option("--count", help="Number of synthetic images.", min=40)] = 600,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting of the pretraining: a.b=value.")
     ] = None,
-    no_demo: Annotated[bool, typer.Option("--no-demo", help="Stop after the report (--json does too).")] = False,
+    no_demo: Annotated[bool, typer.Option("--no-demo", help="Stop after the report, as --json does.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Do the whole job once, from pictures to a demo.
+    """Run the main steps once: scan, pretrain, train, evaluate, demo.
 
-    Without --data it draws synthetic lesions, and takes less than 10 minutes on 2 cores. Each command is shown as it
-    runs. Started again with the same settings, it goes on where it stopped. Of your own images it does what they allow:
-    with labels it classifies, with masks it segments and shows the demo. For research use only, not for diagnosis.
+    Without --data, synthetic lesions are drawn; this takes less than 10 minutes on 2 cores. Each command is printed
+    before it runs. The same command continues an interrupted quickstart. Your images need labels for classification,
+    and masks for segmentation and the demo. For research use only, not for diagnosis.
     """
     from dinomed.apps.output import emit
     from dinomed.apps.quickstart.run import Plan, run_quickstart, show_results
@@ -45,7 +43,7 @@ def quickstart(
     emit(results, as_json, None if as_json else show_results(results))
     logger.info(f"report: {results['report']}")
     if no_demo or as_json or results["segmenter"] is None:
-        return  # (with --json, stdout is for one object: no address may follow)
+        return  # with --json, stdout holds one object, and no address may follow
     from dinomed.apps.demos.launch import serve_demo
 
     examples = results["examples"]

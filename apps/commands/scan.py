@@ -1,4 +1,4 @@
-"""`dinomed scan`: a folder of images to a manifest."""
+"""`dinomed scan`: the manifest of a folder of images."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Similar cases of an index, as a part of a page: picture, label, similarity; no names, which may be patients'."""
+"""HTML of the similar cases of an index: picture, label and similarity, without names, which may identify patients."""
 
 import html
 from collections.abc import Sequence
@@ -12,17 +12,18 @@ from dinomed.apps.pages.matches import draw_matches
 from dinomed.errors import DinomedError
 
 ALONE_PX, PAIR_PX = 120, 170
-GONE = '<div class="hint">The picture is no longer where the index was made of it.</div>'
+GONE = '<div class="hint">The picture is no longer at the place where it was indexed.</div>'
 
 
 def similar(
     image_index: ImageIndex, query: np.ndarray, sha256: str, k: int, exclude: bool
 ) -> tuple[list[Neighbor], int]:
-    """The `k` most similar cases, and how many were kept out as the picture itself or of its patient or lesion.
+    """Return the `k` most similar cases, and the number of cases left out as the same image or the same group.
 
     Args:
-        query: (D,), of `ImageIndex.embed_features`.
-        sha256: of the file that was dropped; by it the picture is recognised.
+        query: vector (D,), from `ImageIndex.embed_features`.
+        sha256: hash of the uploaded file, by which an image of the index is recognised.
+        exclude: leave out the image itself and images of its group.
     """
     related = image_index.groups.rows(sha256) if exclude else np.empty(0, np.int64)
     return image_index.vector_index.nearest(query[None], k, excluded=[related])[0], len(related)
@@ -31,7 +32,7 @@ def similar(
 def show_cases(
     image_index: ImageIndex, picture: Picture, found: Sequence[Neighbor], related: int, *, regions: bool
 ) -> str:
-    """HTML of the cases, best first; with `regions` beside the picture that was dropped, and what matches framed."""
+    """Return HTML of the cases, best first; with `regions`, each beside the uploaded picture with frames around matches."""
     if not found:
         return message("no-cases", "The index has no other case than those of this patient or lesion.")
     cases = []

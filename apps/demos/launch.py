@@ -1,4 +1,4 @@
-"""From adapters and an index to their served page: what is loaded, which examples."""
+"""Start of a demo: loading of adapters and an index, choice of example pictures, and the page."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -31,17 +31,21 @@ def serve_demo(
     browser: bool = True,
     device: str = "auto",
 ) -> None:
-    """Load adapters and an index, and serve their page until a signal comes; of several, each has a tab.
+    """Load adapters and an index and serve their page until a signal arrives; each of several has a tab.
 
-    A backbone that they share is loaded once. Examples are the pictures of the folder given, else of an ``examples/``
-    in the folder of an adapter or of the index, else synthetic ones.
+    A shared backbone is loaded once. Example pictures come from the folder `examples`, else from ``examples/`` in the
+    folder of an adapter or of the index, else they are synthetic.
 
     Args:
         segment: a segmentation adapter.
         classify: a classification adapter.
-        index: shown in a tab of its own (if `retrieve`), and beside the classes as cases that look alike.
-        backbone: where the backbone is now, if it was moved.
-        address: where to serve; None for a free port of this machine alone.
+        index: an index, whose similar cases are shown beside the classes.
+        retrieve: show the index in a tab too.
+        backbone: path of the backbone, if it was moved.
+        examples: folder of example pictures.
+        address: None for a free port, for this machine only.
+        browser: open the page in the browser of the user.
+        device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
         UsageError: nothing is given, an adapter is of another task, the folder of examples holds no picture, or the
@@ -135,7 +139,7 @@ def _subtitle(
     predictors: dict[str, "Predictor"],
     image_index: "ImageIndex | None",
 ) -> str:
-    """Folders by their names alone: visitors need not know where things lie on this machine."""
+    """Return a line with the names of folders, without their paths on this machine."""
     parts = [
         f"adapter {folder.resolve().name} on backbone {predictors[task].backbone.name}"
         for task, folder in adapters.items()
@@ -149,7 +153,7 @@ def _subtitle(
 
 
 def choose_examples(folders: list[Path], given: Path | None, scratch: Path) -> list[Path]:
-    """At most `NUM_EXAMPLES` pictures, as numbered copies in ``scratch/examples``; see `dinomed.apps.quickstart.examples`.
+    """Return at most `NUM_EXAMPLES` numbered copies of pictures in ``scratch/examples``.
 
     Raises:
         UsageError: there is no picture in the folder `given`.
@@ -168,7 +172,7 @@ def choose_examples(folders: list[Path], given: Path | None, scratch: Path) -> l
 
 
 def _copy(folder: Path, out: Path) -> list[Path]:
-    """Numbered copies of pictures from all over the folder; another takes the place of one that cannot be read."""
+    """Return numbered copies of pictures, spread over the folder; unreadable ones are replaced by others."""
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     first = [files[i] for i in spaced_indices(len(files), NUM_EXAMPLES)]
     return write_examples([*first, *(path for path in files if path not in set(first))], out, NUM_EXAMPLES)

@@ -1,4 +1,4 @@
-"""How the demos look: readable in light and dark, and nothing fetched from outside."""
+"""Theme and style sheet of the demos, for light and dark; nothing is fetched from the network."""
 
 from typing import Any
 

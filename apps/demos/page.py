@@ -1,4 +1,4 @@
-"""A page: one drop zone, and beside it what one panel, or several in tabs, say of the picture."""
+"""Page of a demo: one place for a picture, and one panel, or several in tabs, with the results."""
 
 import html
 from abc import ABC, abstractmethod
@@ -15,19 +15,22 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.notice import RESEARCH_USE
 
 ONE_AT_A_TIME: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "look", "concurrency_limit": 1}
-"""Whichever event it is: the memory of one picture at work, not of all that wait."""
+"""All events share one queue, so that only one picture is processed at a time."""
 LIVE: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"} | ONE_AT_A_TIME
-EVERYTHING = "Drop a picture in: each tab says something else of it."
+EVERYTHING = "Drop a picture here; each tab shows another result."
 NOTHING_LEAVES = "Nothing leaves the machine that serves this page."
 
 
 class Panel(ABC):
-    """What a page says of a picture by one adapter or index.
+    """The part of a page that shows the result of one adapter or index.
 
-    `consumers` are asked together with those of the other panels, so that adapters of one backbone share its pass.
-    `preprocessing` reads the files. After `build` there are `inputs`, what visitors set (and what the page remembers of
-    a visit); `outputs`, what `answer` and `refuse` give values for; `asks`, those of the inputs whose change asks the
-    adapter anew; and `waits`, the output that shows that an answer is under way.
+    Attributes:
+        consumers: adapters and indexes; those of all panels run together and share the pass of their backbone.
+        preprocessing: reads the files.
+        inputs: components that visitors set, and the state of a visit; made by `build`.
+        outputs: components whose values `answer` and `refuse` return.
+        asks: inputs whose change runs the consumers again.
+        waits: output that shows that a result is computed.
     """
 
     name: ClassVar[str]
@@ -42,22 +45,22 @@ class Panel(ABC):
 
     @abstractmethod
     def build(self) -> None:
-        """Make the components, within the page."""
+        """Create the components inside the page."""
 
     def listen(self) -> None:  # noqa: B027 (most have none)
-        """Events of its own: what visitors can change without asking the adapter anew."""
+        """Connect events that do not run the consumers again."""
 
     @abstractmethod
     def answer(self, picture: Picture, answers: Sequence[Any], *values: Any) -> list[Any]:
-        """What each consumer says of the picture (`predict_many`) -> values of the outputs."""
+        """Return the values of the outputs for the results of the consumers, as `predict_many` returns them."""
 
     @abstractmethod
     def refuse(self, told: str, *values: Any) -> list[Any]:
-        """Values of the outputs where there is no picture: `told`, HTML, says why."""
+        """Return the values of the outputs where there is no picture; `told` is the reason as HTML."""
 
 
 def build_page(panels: Sequence[Panel], examples: Sequence[Path] = (), subtitle: str = "") -> gr.Blocks:
-    """The page of these panels; `serve` serves it. Of a visit nothing is kept but what a panel says."""
+    """Build the page of some panels, which `serve` serves. Nothing of a visit is kept except what a panel states."""
     title = " · ".join(panel.title for panel in panels)
     explanation = panels[0].explanation if len(panels) == 1 else EVERYTHING
     with gr.Blocks(title=f"dinomed: {title.lower()}", analytics_enabled=False, delete_cache=CACHE_SWEEP_S) as demo:
@@ -92,7 +95,7 @@ def _build_tabs(panels: Sequence[Panel]) -> None:
 
 
 def looker(panels: Sequence[Panel]) -> Callable[..., list[Any]]:
-    """A function of a file's path (None: there is none) and the inputs of all panels; it gives all their outputs."""
+    """Return a function from the path of a file (or None) and the inputs of all panels to all their outputs."""
 
     def look(path: str | None, *values: Any) -> list[Any]:
         left = iter(values)
@@ -109,7 +112,7 @@ def looker(panels: Sequence[Panel]) -> Callable[..., list[Any]]:
 
 
 def _ask(panels: Sequence[Panel], path: str | None) -> list[tuple[Picture, list[Any]] | str]:
-    """Of each panel the picture as its backbone reads it, and what its consumers say; or why there is none."""
+    """Return for each panel the picture as its backbone reads it and the results of its consumers, or a message."""
     if path is None:
         return [WAITING] * len(panels)
     together: dict[Any, list[int]] = {}

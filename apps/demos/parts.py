@@ -1,4 +1,4 @@
-"""What the pages share: the drop zone, messages, and pictures of an index as parts of the page itself."""
+"""Parts of a page: the place for a picture, messages, and images inside the HTML."""
 
 import base64
 import html
@@ -21,16 +21,16 @@ from dinomed.io.files import sha256_file
 
 
 def message(kind: str, text: str) -> str:
-    """A box; its class is its kind."""
+    """Return a box with a text; its CSS class is its kind."""
     return f'<div class="message {kind}">{html.escape(text)}</div>'
 
 
-PUT_AWAY = message("put-away", "This picture was put away, to make room or after a while; drop it again.")
+PUT_AWAY = message("put-away", "This picture was removed to save memory; drop it again.")
 WAITING = message("waiting", "Drop a picture, or click an example.")
 
 
 def drop_zone(examples: Sequence[Path]) -> gr.Image:
-    """The place for a picture, and examples below it. Its value is the path of the file, as it was uploaded."""
+    """Return the place for a picture, with examples below it; its value is the path of the uploaded file."""
     picture = gr.Image(
         label="Picture", type="filepath", sources=["upload", "clipboard"], height=330, elem_id="picture",
         placeholder="Drop a picture here\nor click to choose one", buttons=["fullscreen"],
@@ -45,10 +45,10 @@ def drop_zone(examples: Sequence[Path]) -> gr.Image:
 
 
 def take_as_is(component: gr.Image) -> None:
-    """Hand the uploaded file over as it is, and no other.
+    """Pass the uploaded file on unchanged, and accept nothing but files.
 
-    Gradio would decode it first (without our limits, in its own way) and would fetch a URL given in its place. Set
-    on the instance: for a subclass of a component Gradio writes a stub file beside the source.
+    Gradio would decode the file first, without the limits of dinomed, and would fetch a URL. The methods are set on the
+    instance, because Gradio writes a stub file beside the source of a subclass.
     """
     move = component.async_move_resource_to_block_cache
 
@@ -66,7 +66,7 @@ def take_as_is(component: gr.Image) -> None:
 
 @dataclass(frozen=True)
 class Picture:
-    """A dropped picture: as it is shown, uint8 (H, W, 3), and as the model's `Preprocessing.read` gives it."""
+    """An uploaded picture: uint8 (H, W, 3) for display, the pixels that `Preprocessing.read` returns, and its hash."""
 
     shown: np.ndarray
     given: np.ndarray
@@ -74,7 +74,7 @@ class Picture:
 
 
 def read_picture(path: str, preprocessing: Preprocessing | None) -> tuple[Picture | None, str]:
-    """The picture, or None and what to tell the visitor. Without a preprocessing it is given as it is shown."""
+    """Return the picture, or None and a message as HTML. Without a preprocessing both forms of the pixels are the same."""
     try:
         read_header(path, MAX_PIXELS)
         if preprocessing is None:
@@ -91,7 +91,7 @@ def read_picture(path: str, preprocessing: Preprocessing | None) -> tuple[Pictur
 
 
 def inline(picture: np.ndarray, alt: str, height_px: int) -> str:
-    """An <img> that holds the picture, uint8 (H, W, 3), reduced to `height_px`: no file, no name, no address."""
+    """Return an <img> with the pixels of a picture, uint8 (H, W, 3), in it, reduced to `height_px`."""
     small = Image.fromarray(picture)
     small.thumbnail((10 * height_px, height_px), Image.Resampling.BICUBIC)
     data = io.BytesIO()

@@ -1,6 +1,6 @@
-"""What visitors look at now: pictures and what the model said of them, so that the threshold moves without the model.
+"""Pictures of current visits with their probability maps, so that a threshold moves without running the model again.
 
-Bounded by pixels, whoever comes: the pictures that were not used for longest go first.
+The number of pixels is bounded; the pictures that were not used for the longest time are removed first.
 """
 
 import shutil
@@ -12,12 +12,12 @@ from threading import Lock
 
 import numpy as np
 
-KEPT_DRAWINGS = 3  # of one picture; a browser may still be fetching the one before
+KEPT_DRAWINGS = 3  # for each picture; a browser may still load the previous one
 
 
 @dataclass
 class Seen:
-    """A picture (uint8 (H, W, 3)), its probability of lesion (float32 (H, W)) and its number in the visit."""
+    """A picture, uint8 (H, W, 3), its probability map, float32 (H, W), and its number in the visit."""
 
     number: int
     image: np.ndarray
@@ -25,7 +25,7 @@ class Seen:
     drawings: deque[Path] = field(default_factory=deque)
 
     def new_drawing(self, cache: Path) -> Path:
-        """A new folder below `cache`; the oldest of this picture is removed."""
+        """Return a new folder in `cache`; the oldest folder of this picture is removed."""
         while len(self.drawings) >= KEPT_DRAWINGS:
             shutil.rmtree(self.drawings.popleft(), ignore_errors=True)
         folder = cache / uuid.uuid4().hex
@@ -35,7 +35,7 @@ class Seen:
 
 
 class Recent:
-    """`Seen` by keys that nobody can guess; at most `max_pixels` in all, but always the newest one."""
+    """Visited pictures by random keys: at most `max_pixels` in total, and always the newest one."""
 
     def __init__(self, max_pixels: int) -> None:
         self.max_pixels = max_pixels
@@ -51,7 +51,7 @@ class Recent:
         return key
 
     def get(self, key: str) -> Seen | None:
-        """None if it was put away."""
+        """Return the picture of a key, or None if it was removed."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

@@ -1,4 +1,4 @@
-"""The retrieval panel: the most similar cases of an index, and what in them matches."""
+"""Panel of the most similar cases of an index, with the regions that match."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from dinomed.apps.demos.cases import show_cases, similar
 from dinomed.apps.demos.page import Panel
 from dinomed.apps.demos.parts import WAITING, Picture
 
-MOST = 24  # cases on a page
+MAX_CASES = 24
 
 
 class RetrievePanel(Panel):
-    """Pictures of the index become parts of the page; nothing of a visit is kept."""
+    """The panel of an index. Pictures of the index become parts of the page; nothing of a visit is kept."""
 
     name, title = "retrieve", "Similar cases"
     explanation = (
@@ -29,7 +29,7 @@ class RetrievePanel(Panel):
     def build(self) -> None:
         total = len(self.image_index.vector_index)
         with gr.Row():
-            count = gr.Slider(1, min(MOST, total), value=min(6, total), step=1, label="Cases", elem_id="count")
+            count = gr.Slider(1, min(MAX_CASES, total), value=min(6, total), step=1, label="Cases", elem_id="count")
             regions = gr.Checkbox(True, label="Show which regions match", elem_id="regions")
             exclude = gr.Checkbox(
                 True, label="Not of the same patient, lesion or video", elem_id="exclude",

@@ -1,6 +1,6 @@
-"""Serving a demo so that nothing leaves this machine and nothing of it stays behind.
+"""Server of a demo: nothing leaves this machine, and no upload remains after the end.
 
-Gradio on its own counts usage, keeps uploads in a shared folder and exits untidily on SIGTERM; here it does not.
+By default Gradio counts usage, keeps uploads in a shared folder and does not end cleanly on SIGTERM.
 """
 
 import errno
@@ -19,7 +19,7 @@ from dinomed.errors import DinomedError, UsageError
 from dinomed.log import logger
 
 MAX_UPLOAD = "64mb"
-MAX_WAITING = 64  # further visitors are told that the demo is busy
+MAX_WAITING = 64  # further visitors get a message that the demo is busy
 CACHE_SWEEP_S = (60, 1800)  # every minute, remove uploads and results that are older than half an hour
 FIRST_PORT, PORTS_TRIED = 7860, 100
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -27,10 +27,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True)
 class Address:
-    """Where to serve and to whom, checked: nothing is loaded for a demo that cannot be served.
-
-    `login` is a user and a password that visitors have to give, or None.
-    """
+    """A checked address for a demo, and the login (user, password) of visitors or None."""
 
     host: str
     port: int
@@ -40,24 +37,25 @@ class Address:
 def choose_address(
     host: str = "127.0.0.1", port: int | None = None, *, login_file: Path | None = None, anyone: bool = False
 ) -> Address:
-    """The address to serve at.
+    """Return a checked address.
 
     Args:
-        port: None for the first free one from 7860, 0 for any.
+        host: address to serve at.
+        port: None for the first free port from 7860, 0 for any.
         login_file: a text file with one line, ``USER:PASSWORD``.
-        anyone: needed, and warned of, to serve other machines than this one without a login.
+        anyone: allow other machines without a login; a warning is written.
 
     Raises:
-        UsageError: a host or port that cannot be; another machine could come in and neither `login_file` nor `anyone`
-            is given; no login in `login_file`.
+        UsageError: the host or port is not possible; other machines could connect and neither `login_file` nor
+            `anyone` is given; or `login_file` has no login.
         DinomedError: the port is in use.
     """
     login = None if login_file is None else _read_login(login_file)
     if host not in LOOPBACK:
         if login is None and not anyone:
             raise UsageError(
-                f"--host {host}: anyone on the network could use the demo; add --login FILE (a line USER:PASSWORD), "
-                "or --anyone if that is meant"
+                f"--host {host}: anyone on the network could use the demo; add --login FILE (one line USER:PASSWORD) "
+                "or --anyone"
             )
         if login is None:
             logger.warning(f"--host {host}: anyone on the network can use the demo")
@@ -77,25 +75,26 @@ def _read_login(path: Path) -> tuple[str, str]:
 
 @contextmanager
 def private_environment() -> Iterator[Path]:
-    """Settings that Gradio reads when it is imported, and a private folder for uploads that is removed at the end."""
+    """Set the environment that Gradio reads at its import, and yield a private folder that is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="dinomed-demo-", ignore_cleanup_errors=True) as folder:
         os.environ |= {
             "GRADIO_ANALYTICS_ENABLED": "False",
             "GRADIO_RUN_HISTORY": "False",
             "GRADIO_TEMP_DIR": str(Path(folder) / "uploads"),
             "HF_HUB_OFFLINE": "1",
-            # Gradio asks its own server whether it is up; a proxy must not be asked instead.
+            # Gradio requests a page from its own server; the request must not go to a proxy.
             "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), *LOOPBACK])),
         }
         yield Path(folder)
 
 
 def serve(build: Callable[[], Any], address: Address, *, browser: bool = True) -> None:
-    """Serve the Blocks that `build` makes until a signal comes; print the address on stdout once it answers.
+    """Serve the page that `build` returns until a signal arrives, and print the address on stdout.
 
     Args:
-        build: called inside `private_environment`, so it may import Gradio.
-        browser: also open the page in the user's browser.
+        build: returns the Gradio page; called inside `private_environment`.
+        address: from `choose_address`.
+        browser: open the page in the browser of the user.
     """
     from dinomed.apps.demos.look import LOOK  # imports Gradio, so only here
 
@@ -114,13 +113,13 @@ def serve(build: Callable[[], Any], address: Address, *, browser: bool = True) -
         print(link.rstrip("/"), flush=True)
         logger.info("serving the demo; stop it with Ctrl-C")
         while True:  # until SIGINT or SIGTERM raises here
-            time.sleep(1)  # not one wait for ever: a signal that arrives just before it would go unheard
+            time.sleep(1)  # a single endless wait would miss a signal that arrives just before it
     finally:
         demo.close(verbose=False)
 
 
 def _free_port(host: str, port: int | None) -> int:
-    """`port` if nobody listens at it (0: the system's choice); of None, the first free one from `FIRST_PORT` on."""
+    """Return `port` if it is free (0: the choice of the system), or for None the first free port from `FIRST_PORT` on."""
     for tried in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS_TRIED):
         try:
             family, kind, protocol, _, where = socket.getaddrinfo(host, tried, type=socket.SOCK_STREAM)[0]

@@ -1,4 +1,4 @@
-"""The pairs of an audit side by side on one page: for a person to judge what the numbers say."""
+"""HTML page of an audit: pairs of training and test images side by side."""
 
 from html import escape
 from typing import Any
@@ -9,7 +9,7 @@ from dinomed.html.page import build_page, build_table, code, heading, paragraph
 from dinomed.pretrain.curation.audit.audit import KINDS, Audit, Pair
 
 MAX_PAIRS = 100
-"""Of each kind; a page with more is too large to open. The JSON has all."""
+"""Maximum number of pairs of each kind; a larger page is too large to open. The JSON report has all pairs."""
 _LIMIT = 64 * MIB
 _TITLES = {
     "exact": "Exact copies: the same file",

@@ -1,4 +1,4 @@
-"""Few-shot curves as one HTML page: how many labels are needed?"""
+"""HTML page of few-shot results: metrics by the number of labels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ TITLES = {"auroc": "AUROC (macro)", "balanced_accuracy": "balanced accuracy", "a
 
 
 def build_few_shot_page(report: Mapping[str, Any]) -> str:
-    """HTML with the curves as SVG; nothing in it names an image or a group."""
+    """Return the page, with the curves as SVG and without names of images or groups."""
     unit = report["unit"]
     opening = (
         f"Frozen features of {report['backbone']['name']}, class token of the last block; logistic regression, C = "
@@ -37,16 +37,16 @@ def build_few_shot_page(report: Mapping[str, Any]) -> str:
     parts = [paragraph(opening), *figures, build_table(columns, rows), paragraph(advice(report))]
     if report["fewer"]:
         told = ", ".join(f"{name}: {count}" for name, count in report["fewer"].items())
-        parts.append(paragraph(f"Classes with fewer labelled {unit} in train than the most asked for: {told}."))
+        parts.append(paragraph(f"Classes with fewer labelled {unit} in train than the largest number: {told}."))
     settings = {key: report[key] for key in ("backbone", "image_size", "seeds", "C", "split")}
     return build_page("How many labels?", [*parts, code("\n".join(f"{k}: {v}" for k, v in settings.items()))])
 
 
 def advice(report: Mapping[str, Any]) -> str:
-    """What the last doubling brought, in a sentence."""
+    """Return a sentence on the gain of the last increase of the number of labels."""
     rows = [row for row in report["shots"] if np.isfinite(row["auroc"]["mean"])]
     if len(rows) < 2:
-        return "One number of labels says nothing of what more of them would bring."
+        return "A single number of labels does not show what more labels would bring."
     before, last = rows[-2:]
     gain, spread = last["auroc"]["mean"] - before["auroc"]["mean"], max(before["auroc"]["sd"], last["auroc"]["sd"])
     step = f"From {shots_word(before['shots'])} to {shots_word(last['shots'])} the macro AUROC changes by {gain:+.3f}"
@@ -56,4 +56,5 @@ def advice(report: Mapping[str, Any]) -> str:
 
 
 def shots_word(count: int | None) -> str:
+    """Return a number of labels as text; None is all."""
     return "all" if count is None else str(count)

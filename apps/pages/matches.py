@@ -1,4 +1,4 @@
-"""Two images side by side, with the regions that match numbered and framed alike."""
+"""Picture of two images side by side, with the same number and colour around regions that match."""
 
 from colorsys import hsv_to_rgb
 
@@ -16,10 +16,13 @@ assert len(_COLOURS) >= MAX_REGIONS
 
 
 def draw_matches(query: np.ndarray, result: np.ndarray, evidence: Evidence, height: int = 320) -> np.ndarray:
-    """The query on the left, the result on the right, both of `height` px; uint8 (height, W, 3).
+    """Return the query on the left and the result on the right, uint8 (height, W, 3).
 
     Args:
-        query, result: uint8 (H, W, 3), of any size.
+        query: uint8 (H, W, 3), of any size.
+        result: uint8 (H, W, 3), of any size.
+        evidence: regions that match.
+        height: px.
     """
     sides = []
     for image, grid, left in ((query, evidence.query, True), (result, evidence.result, False)):

@@ -1,27 +1,27 @@
-"""A mask drawn over its picture, as the demo and the report show it. Pictures are uint8 (H, W, 3), masks (H, W)."""
+"""Drawing of masks and probability maps over images, for demo and reports. Images are uint8 (H, W, 3), masks (H, W)."""
 
 import numpy as np
 import torch
 from torch.nn.functional import max_pool2d
 
-LINE = (0, 229, 255)  # cyan: no skin, no lesion and no gentian ink has it
-HALO = (0, 38, 51)  # a dark rim outside the line, so that it also shows on pale skin
+LINE = (0, 229, 255)  # cyan: differs from skin, lesions and gentian ink
+HALO = (0, 38, 51)  # a dark rim outside the line, for contrast on pale skin
 FILL = 0.22
 # Probability as colour, from low to high: dark blue over teal to yellow, ordered in lightness (readable in gray).
 _SCALE = ((26, 22, 60), (36, 92, 122), (62, 161, 128), (178, 208, 70), (253, 240, 120))
 
 
 def line_width_px(shape: tuple[int, ...]) -> int:
-    """2 px on a small picture, more on a large one that will be shown smaller than it is."""
+    """Return the width of an outline: 2 px, and more for large images, which are displayed smaller."""
     return max(2, round(max(shape[:2]) / 350))
 
 
 def grow(mask: np.ndarray, radius_px: int) -> np.ndarray:
-    """The mask dilated by `radius_px` in both directions; bool (H, W)."""
+    """Return the mask dilated by a square of `radius_px`, bool (H, W)."""
     if radius_px == 0 or not mask.any():
         return mask.astype(bool)
     size = 2 * radius_px + 1
-    # Two passes of a line are a square, in time that does not grow with the square of the radius.
+    # Two passes with a line equal one with a square, in time linear in the radius.
     planes = torch.from_numpy(mask.astype(np.float32))[None, None]
     planes = max_pool2d(planes, (size, 1), stride=1, padding=(radius_px, 0))
     planes = max_pool2d(planes, (1, size), stride=1, padding=(0, radius_px))
@@ -29,7 +29,7 @@ def grow(mask: np.ndarray, radius_px: int) -> np.ndarray:
 
 
 def outline(mask: np.ndarray, width_px: int) -> np.ndarray:
-    """The pixels inside `mask` that are at most `width_px` from its border; bool (H, W).
+    """Return the pixels inside `mask` that are at most `width_px` from its border, bool (H, W).
 
     >>> outline(np.ones((5, 5)), 1).sum()
     np.int64(0)
@@ -39,7 +39,7 @@ def outline(mask: np.ndarray, width_px: int) -> np.ndarray:
 
 
 def draw_mask(image: np.ndarray, mask: np.ndarray, *, fill: float = FILL) -> np.ndarray:
-    """`image` with the mask's outline, and its inside tinted by `fill` (0 none, 1 opaque); uint8 (H, W, 3)."""
+    """Return the image with the outline of the mask and its inside tinted by `fill` (0: none, 1: opaque)."""
     assert image.shape[:2] == mask.shape, (image.shape, mask.shape)
     inside, width = mask.astype(bool), line_width_px(image.shape)
     out = image.copy()
@@ -52,7 +52,7 @@ def draw_mask(image: np.ndarray, mask: np.ndarray, *, fill: float = FILL) -> np.
 
 
 def draw_probability(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """The probability map in colour over a gray copy of `image`; uint8 (H, W, 3)."""
+    """Return the probability map (H, W) in colour over a gray copy of the image."""
     assert image.shape[:2] == probability.shape, (image.shape, probability.shape)
     position = np.clip(probability, 0, 1) * (len(_SCALE) - 1)
     colour = np.stack([np.interp(position, range(len(_SCALE)), channel) for channel in zip(*_SCALE, strict=True)], -1)

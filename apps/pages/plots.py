@@ -1,5 +1,4 @@
-"""Curves in the unit square, and matrices, as parts of a page (`dinomed.html.page`): ROC, precision and recall, reliability,
-scores over the number of labels."""
+"""SVG curves and matrices for HTML pages: ROC, precision and recall, reliability, scores by the number of labels."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -9,19 +8,21 @@ import numpy as np
 from dinomed.html.plots import COLORS
 
 Points = Sequence[tuple[float, float]]
-MOST = 160  # points of a drawn line; more are not seen and make the page large
+MAX_POINTS = 160  # of a line; more are not visible and make the page large
 _LEFT, _TOP, _SIDE, _BOTTOM = 40, 10, 230, 34  # px
 
 
 def square(
     lines: Mapping[str, Points], caption: str, axes: tuple[str, str], *, diagonal: bool = False, dots: bool = False
 ) -> str:
-    """Lines in 0 to 1 by 0 to 1, each of its own colour, with a key below.
+    """Return a plot of lines in the unit square, each in its own colour, with a legend below.
 
     Args:
+        lines: name -> points (x, y), both in 0 to 1.
+        caption: text below the plot.
         axes: names of x and y.
-        diagonal: also the line from (0, 0) to (1, 1): chance, or perfect calibration.
-        dots: mark the points themselves.
+        diagonal: draw the line from (0, 0) to (1, 1): chance, or perfect calibration.
+        dots: mark the points.
     """
     paths, keys = "", ""
     for number, (name, points) in enumerate(lines.items()):
@@ -51,7 +52,7 @@ def square(
 def bands(
     lines: Mapping[str, Sequence[tuple[float, float, float]]], ticks: Sequence[str], caption: str, axes: tuple[str, str]
 ) -> str:
-    """Values with a spread over named steps: each line a row of (value, low, high), one for each of `ticks`."""
+    """Return a plot of lines with bands: for each line one (value, low, high) for each of `ticks`."""
     width, height, left, bottom, top = 420, 230, 46, 36, 10
     values = [v for rows in lines.values() for row in rows for v in row if np.isfinite(v)]
     if not values:
@@ -87,7 +88,7 @@ def bands(
 
 
 def matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """A confusion matrix as a table: a row for each true class, shaded by its share of the row."""
+    """Return a confusion matrix as a table: one row for each true class, shaded by the share of the row."""
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = ""
     for name, row in zip(names, counts, strict=True):
@@ -101,10 +102,10 @@ def matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     return f"<table><thead><tr><th>true \\ predicted</th>{head}<th>all</th></tr></thead><tbody>{body}</tbody></table>"
 
 
-def thin(points: Points, most: int = MOST) -> list[tuple[float, float]]:
-    """At most about `most` of the points that are finite, evenly along the line; both ends stay.
+def thin(points: Points, most: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """Return about `most` of the finite points, evenly along the line, with both ends.
 
-    >>> len(thin([(x / 999, 0.5) for x in range(1000)])) <= MOST + 1
+    >>> len(thin([(x / 999, 0.5) for x in range(1000)])) <= MAX_POINTS + 1
     True
     """
     known = [(float(x), float(y)) for x, y in points if np.isfinite(x) and np.isfinite(y)]

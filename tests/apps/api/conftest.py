@@ -20,7 +20,7 @@ def api_files(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, t
     os.chdir(folder)
     try:
         dinomed.train("classify", "runs/ssl", "lesions.parquet", out="runs/cls", head="logistic", device="cpu")
-        small = {"fit.epochs": 1, "image_size": 32}
+        small = {"fit.epochs": 1, "fit.min_steps": 5, "image_size": 32}
         dinomed.train("segment", "runs/ssl", "lesions.parquet", out="runs/seg", settings=small, device="cpu")
         dinomed.build_index("runs/ssl", "lesions.parquet", out="runs/index", device="cpu")
     finally:
