@@ -20,6 +20,7 @@ from dinomed.features.compute import compute_features
 from dinomed.features.extract import BATCH_SIZE, extract
 from dinomed.features.table import TOKENS, FeatureTable, check_table_output, write_feature_table
 from dinomed.images.in_memory import ImageSource, as_pixels
+from dinomed.pretrain.run_folder import UNTRAINED
 
 BackboneLike = FrozenBackbone | FolderLike
 
@@ -275,7 +276,7 @@ def _untrained(backbone: BackboneLike) -> Path:
     """Return the folder of the backbone of a run before its pretraining."""
     if isinstance(backbone, FrozenBackbone):
         raise UsageError("untrained needs the run folder of the backbone; give its path")
-    path = (backbone.folder if isinstance(backbone, HasFolder) else Path(backbone)) / "untrained"
+    path = (backbone.folder if isinstance(backbone, HasFolder) else Path(backbone)) / UNTRAINED
     if not path.is_dir():
         raise UsageError(f"--untrained: {path.parent} keeps no untrained backbone; it has to be a run of pretrain")
     return path

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dinomed.adapters.fitting.outcome import FitResult
+
 from dinomed.adapters.inference import loader
 from dinomed.adapters.inference.folder import PredictionResult, predict_collection
+from dinomed.adapters.predictor import Predictor
+from dinomed.adapters.task import Unit, find_task
 from dinomed.apps.api.backbones import BackboneLike, load_backbone
 from dinomed.apps.api.inputs import (
     DatasetLike,
@@ -21,9 +24,8 @@ from dinomed.apps.api.inputs import (
 )
 from dinomed.config import load_config
 from dinomed.datasets.open import open_dataset
-from dinomed.errors import UsageError, did_you_mean
+from dinomed.errors import UsageError
 
-Unit = Literal["image", "group"]
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 
 
@@ -52,7 +54,7 @@ def train(
     continues where it stopped. The command is ``dinomed train TASK``.
 
     Args:
-        task: classify (column ``label``), segment (column ``mask``) or depth (column ``depth``).
+        task: classify (column ``label``), segment (column ``mask``), depth (column ``depth``), or a task of a plug-in.
         backbone: a loaded backbone, or what `dinomed.load_backbone` takes.
         data: a manifest with the targets of the task.
         out: folder to write.
@@ -82,33 +84,16 @@ def train(
         >>> adapter.folder.name, 0 <= adapter.validation["auroc"] <= 1
         ('new_cls', True)
     """
-    from dinomed.adapters.tasks.classify.config import ClassifyConfig
-    from dinomed.adapters.tasks.classify.fit import fit_classifier
-    from dinomed.adapters.tasks.depth.config import DepthConfig
-    from dinomed.adapters.tasks.depth.fit import fit_depth
-    from dinomed.adapters.tasks.segment.config import SegmentConfig
-    from dinomed.adapters.tasks.segment.fit import fit_segmenter
-
-    tasks: dict[str, Any] = {
-        "classify": (ClassifyConfig, fit_classifier),
-        "segment": (SegmentConfig, fit_segmenter),
-        "depth": (DepthConfig, fit_depth),
-    }
-    if task not in tasks:
-        raise UsageError(f"task {task!r} is unknown{did_you_mean(task, tasks)}")
-    config_class, fit = tasks[task]
-    targets = {"label": label, "separator": separator, "unit": unit}
-    overrides = [
-        *override_list(None, **targets),
-        *override_list(settings, head__name=head, seed=seed, tune=tune),
-    ]
-    resolved = load_config(config_class, config_path(config, "adapters"), overrides)
+    task_object = find_task(task)
+    targets = override_list(None, label=label, separator=separator, unit=unit)
+    overrides = [*targets, *override_list(settings, head__name=head, seed=seed, tune=tune)]
+    resolved = load_config(task_object.config, config_path(config, "adapters"), overrides)
     manifest = open_dataset(data)
     frozen = load_backbone(backbone, weights=weights, device=device)
-    return fit(frozen, manifest, out, resolved, cache=cache_folder(manifest, cache), overwrite=overwrite)
+    return task_object.fit(frozen, manifest, out, resolved, cache=cache_folder(manifest, cache), overwrite=overwrite)
 
 
-def load_adapter(folder: FolderLike, *, backbone: PathLike | None = None, device: str = "auto") -> loader.AnyPredictor:
+def load_adapter(folder: FolderLike, *, backbone: PathLike | None = None, device: str = "auto") -> Predictor:
     """Load an adapter with its backbone, to predict images in memory.
 
     Args:
@@ -127,6 +112,9 @@ def load_adapter(folder: FolderLike, *, backbone: PathLike | None = None, device
         >>> adapter = dinomed.load_adapter("runs/cls")
         >>> adapter.task, list(adapter.classes)
         ('classify', ['benign', 'malignant'])
+        >>> mask, = dinomed.load_adapter("runs/seg").predict([np.zeros((64, 48, 3), np.uint8)])
+        >>> mask.shape[-2:]
+        (64, 48)
     """
     return loader.load_adapter(folder_path(folder), device, backbone)
 
@@ -201,7 +189,7 @@ def evaluate(
 
 
 def predict(
-    adapter: FolderLike | loader.AnyPredictor,
+    adapter: FolderLike | Predictor,
     images: DatasetLike,
     out: PathLike,
     *,
@@ -243,12 +231,8 @@ def predict(
     unreadable = manifest.unreadable
     if unit != "group":
         return predict_collection(predictor, manifest, out, unreadable=unreadable, overwrite=overwrite)
-    from dinomed.adapters.tasks.classify.predict_groups import predict_group_table
-
-    if not isinstance(predictor, loader.ClassifyPredictor):
-        raise UsageError("--unit group: one answer for a group is what classifiers give; leave it out")
-    made = predict_group_table(predictor, manifest, out, overwrite=overwrite)
-    return PredictionResult(Path(out), made.groups, made.kept, [])
+    groups = find_task(predictor.task).predict_groups(predictor, manifest, Path(out), overwrite=overwrite)
+    return PredictionResult(Path(out), groups.groups, groups.kept, [])
 
 
 def export(
@@ -308,6 +292,6 @@ def _check_unit(unit: str | None) -> None:
         raise UsageError(f"--unit {unit}: give image or group")
 
 
-def _predictor(adapter: Any, backbone: PathLike | None, device: str) -> loader.AnyPredictor:
-    loaded = isinstance(adapter, loader.Predictor)
+def _predictor(adapter: Any, backbone: PathLike | None, device: str) -> Predictor:
+    loaded = isinstance(adapter, Predictor)
     return adapter if loaded else load_adapter(adapter, backbone=backbone, device=device)

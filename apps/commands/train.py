@@ -1,5 +1,6 @@
 """`dinomed train`: training of heads on the features of a backbone, which stays frozen or is trained too."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,6 +96,17 @@ def depth(training: Training) -> None:
     the largest depth of train, or between --set head.low and head.high. For research use only.
     """
     training.fit("depth")
+
+
+def train_task(name: str) -> Callable[..., None]:
+    """Return the command of a task that has none in this file, such as the task of a plug-in."""
+    from dinomed.adapters.task import find_task
+
+    def train(training: Training) -> None:
+        training.fit(name)
+
+    train.__doc__ = find_task(name).help
+    return expand(train)
 
 
 def _columns(label: str | None) -> str | list[str] | None:
