@@ -12,13 +12,13 @@ from dinomed.errors import UsageError, did_you_mean
 from dinomed.io.files import write_text
 from dinomed.io.output_folder import check_writable
 from dinomed.notice import RESEARCH_USE
-from dinomed.pretrain.curation.output.read import Outcome, summary_path
+from dinomed.pretrain.curation.output.read import CurationResult, summary_path
 from dinomed.pretrain.curation.output.report import write_report
-from dinomed.pretrain.curation.pool import Named, Pile, build_pile
+from dinomed.pretrain.curation.pool import NamedManifest, Pool, build_pool
 
 if TYPE_CHECKING:
     from dinomed.pretrain.curation.audit.audit import Audit, AuditConfig, Pair
-    from dinomed.pretrain.curation.audit.training_index import Seen
+    from dinomed.pretrain.curation.audit.training_index import TrainingIndex
     from dinomed.pretrain.curation.config import CurationConfig
 
 EXECUTORS = ("local", "ray")
@@ -41,7 +41,7 @@ def curate(
     names: bool = False,
     overwrite: bool = False,
     device: str = "auto",
-) -> Outcome:
+) -> CurationResult:
     """Curate a pool of images for pretraining: clean, without near-duplicates, without test images, and balanced.
 
     No image is deleted: `out` is the manifest of the pool (and of query images that are not in it) with the columns
@@ -78,23 +78,23 @@ def curate(
         True
     """
     from dinomed.pretrain.curation.pipeline import curate as run_pipeline
-    from dinomed.pretrain.curation.runtime.executor import build_engine
+    from dinomed.pretrain.curation.runtime.ray_executor import build_executor
     from dinomed.pretrain.curation.selection.embedding import Embedder
 
     out = Path(out)
     check_curation_options(out, executor, ray_address, overwrite=overwrite)
     if weights is not None and backbone is None:
         raise UsageError("--weights: name the backbone that they are of with --backbone")
-    resolved, pile = open_pool(pool, query_sets, exclude, config, settings)
+    resolved, images = open_pool(pool, query_sets, exclude, config, settings)
     place = backbone.folder if isinstance(backbone, HasFolder) else backbone
     embedder = Embedder(
         None if place is None else str(place),
         None if weights is None else str(weights),
         [Path(table) for table in embeddings],
     )
-    runner = build_engine(executor, address=ray_address, workers=workers)
+    runner = build_executor(executor, address=ray_address, workers=workers)
     try:
-        result = run_pipeline(pile, out, resolved, engine=runner, embedder=embedder, device=device, workers=workers)
+        result = run_pipeline(images, out, resolved, executor=runner, embedder=embedder, device=device, workers=workers)
     finally:
         runner.close()
     write_report(result, out.with_suffix(".html"), names=names)
@@ -107,7 +107,7 @@ def open_pool(
     exclude: Sequence[DatasetLike],
     config: PathLike | None,
     settings: Settings | None,
-) -> "tuple[CurationConfig, Pile]":
+) -> "tuple[CurationConfig, Pool]":
     """Return the settings of a curation, and its pool, query sets and evaluation sets as one table."""
     from dinomed.pretrain.curation.config import CurationConfig
 
@@ -115,7 +115,7 @@ def open_pool(
     named_pool = _open_set(pool, "--pool")
     queries = [_open_set(data, "--trusted") for data in query_sets]
     excluded = [_open_set(data, "--exclude") for data in exclude]
-    return resolved, build_pile(named_pool, queries, excluded, hold_out=resolved.hold_out)
+    return resolved, build_pool(named_pool, queries, excluded, hold_out=resolved.hold_out)
 
 
 def check_curation_options(out: Path, executor: str, ray_address: str | None, *, overwrite: bool) -> None:
@@ -134,14 +134,14 @@ def check_curation_options(out: Path, executor: str, ray_address: str | None, *,
     check_writable(out.parent)
 
 
-def _open_set(data: DatasetLike, option: str) -> Named:
+def _open_set(data: DatasetLike, option: str) -> NamedManifest:
     """Return a manifest with its name: that of its file or folder, without the suffix."""
     try:
         manifest = open_dataset(data)
     except UsageError as error:
         raise UsageError(f"{option}: {error}") from None
     path = (manifest.source or manifest.root) if isinstance(data, Manifest) else Path(data)
-    return Named(path.stem if path.is_file() else path.resolve().name, manifest)
+    return NamedManifest(path.stem if path.is_file() else path.resolve().name, manifest)
 
 
 def audit(
@@ -189,7 +189,7 @@ def audit(
         (17, True)
     """
     from dinomed.pretrain.curation.audit.audit import audit as audit_images
-    from dinomed.pretrain.curation.audit.audit import audit_seen
+    from dinomed.pretrain.curation.audit.audit import audit_training_index
 
     if out is not None:
         if Path(out).suffix.lower() not in (".html", ".htm"):
@@ -198,7 +198,7 @@ def audit(
     resolved = _audit_config(config, settings, backbone)
     seen, train_images, test_images, names = _open_sides(train, test, train_split, test_split)
     if seen is not None:
-        result = audit_seen(seen, test_images, resolved, workers=workers)
+        result = audit_training_index(seen, test_images, resolved, workers=workers)
     else:
         assert train_images is not None
         folder = None if cache is None else Path(cache)
@@ -225,19 +225,25 @@ def _audit_config(config: PathLike | None, settings: Settings | None, backbone: 
 
 def _open_sides(
     train: Any, test: DatasetLike | None, train_split: str | None, test_split: str | None
-) -> "tuple[Seen | None, Manifest | None, Manifest, tuple[str, str]]":
+) -> "tuple[TrainingIndex | None, Manifest | None, Manifest, tuple[str, str]]":
     """Return the hashes of a run or None, the training images or None, the test images, and the names of both sides."""
-    from dinomed.pretrain.curation.audit.training_index import SEEN_FILE, read_seen
+    from dinomed.pretrain.curation.audit.training_index import read_training_index
+    from dinomed.pretrain.run_folder import CHECKPOINTS, RECORD_FILE, SEEN_FILE
 
     place = train.folder if isinstance(train, HasFolder) else train
     folder = None if isinstance(place, Manifest) else Path(place)
-    if folder is not None and any((folder / name).exists() for name in (SEEN_FILE, "run.json", "checkpoints")):
+    if folder is not None and any((folder / name).exists() for name in (SEEN_FILE, RECORD_FILE, CHECKPOINTS)):
         if test is None:
             raise UsageError(f"{folder} is a run; name the test images too: dinomed audit {folder} TEST.parquet")
         if train_split is not None:
             raise UsageError(f"--train-split {train_split}: {folder} is a run, which knows what it was trained on")
         images = _open_side(test)
-        return read_seen(folder), None, _select(images, test, test_split), (str(folder), _name(test, test_split))
+        return (
+            read_training_index(folder),
+            None,
+            _select(images, test, test_split),
+            (str(folder), _name(test, test_split)),
+        )
     images = _open_side(place)
     tests = images if test is None else _open_side(test)
     if tests.fingerprint == images.fingerprint and train_split is None and test_split is None:

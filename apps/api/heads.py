@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dinomed.adapters.fitting.outcome import FitResult
-
+from dinomed.adapters.fitting.fit_record import FitResult
 from dinomed.adapters.inference import loader
 from dinomed.adapters.inference.folder import PredictionResult, predict_collection
 from dinomed.adapters.predictor import Predictor
@@ -102,7 +101,8 @@ def load_adapter(folder: FolderLike, *, backbone: PathLike | None = None, device
         device: auto, cpu, cuda, cuda:N or mps.
 
     Returns:
-        A predictor, whose `predict` takes paths, PIL images, arrays (H, W, 3) uint8 and tensors (3, H, W).
+        A predictor, whose `predict` takes a list of paths, PIL images, arrays (H, W, 3) uint8 and tensors (3, H, W), and
+        returns one result for each: class probabilities, a mask (H, W), or a depth map (H, W).
 
     Raises:
         UsageError: no adapter is there, or the backbone is not the one on which it was trained.
@@ -112,8 +112,8 @@ def load_adapter(folder: FolderLike, *, backbone: PathLike | None = None, device
         >>> adapter = dinomed.load_adapter("runs/cls")
         >>> adapter.task, list(adapter.classes)
         ('classify', ['benign', 'malignant'])
-        >>> mask, = dinomed.load_adapter("runs/seg").predict([np.zeros((64, 48, 3), np.uint8)])
-        >>> mask.shape[-2:]
+        >>> (mask,) = dinomed.load_adapter("runs/seg").predict([np.zeros((64, 48, 3), np.uint8)])
+        >>> mask.mask.shape
         (64, 48)
     """
     return loader.load_adapter(folder_path(folder), device, backbone)
