@@ -17,7 +17,7 @@ from dinomed.pretrain.curation.output.report import write_report
 from dinomed.pretrain.curation.pool import NamedManifest, Pool, build_pool
 
 if TYPE_CHECKING:
-    from dinomed.pretrain.curation.audit.audit import Audit, AuditConfig, Pair
+    from dinomed.pretrain.curation.audit.audit import Audit, AuditConfig, LeakedPair
     from dinomed.pretrain.curation.audit.training_index import TrainingIndex
     from dinomed.pretrain.curation.config import CurationConfig
 
@@ -288,7 +288,7 @@ def _audit_report(
 ) -> dict[str, Any]:
     train_paths, test_paths = None if train is None else train.column("image"), test.column("image")
 
-    def row(pair: "Pair") -> dict[str, Any]:
+    def row(pair: "LeakedPair") -> dict[str, Any]:
         path = None if train_paths is None or pair.train is None else train_paths[pair.train]
         return {
             "kind": pair.kind, "train": path, "test": test_paths[pair.test], "similarity": pair.similarity,

@@ -6,7 +6,7 @@ from typing import Any
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.album import MIB, Album
 from dinomed.html.page import build_page, build_table, code, heading, paragraph
-from dinomed.pretrain.curation.audit.audit import KINDS, Audit, Pair
+from dinomed.pretrain.curation.audit.audit import KINDS, Audit, LeakedPair
 
 MAX_PAIRS = 100
 """Maximum number of pairs of each kind; a larger page is too large to open. The JSON report has all pairs."""
@@ -50,10 +50,10 @@ def build_audit_page(
     return build_page("Leak audit", [*parts, heading("Settings"), code(settings)])
 
 
-def describe_pair(pair: Pair) -> str:
+def describe_pair(pair: LeakedPair) -> str:
     """The likeness of a pair in words.
 
-    >>> describe_pair(Pair("near", 0, 0, similarity=0.8123, matches=37))
+    >>> describe_pair(LeakedPair("near", 0, 0, similarity=0.8123, matches=37))
     'similarity 0.81, 37 points align'
     """
     words = []
@@ -68,7 +68,7 @@ def describe_pair(pair: Pair) -> str:
     return ", ".join(words)
 
 
-def _show(album: Album, pair: Pair, train: Manifest | None, test: Manifest) -> str:
+def _show(album: Album, pair: LeakedPair, train: Manifest | None, test: Manifest) -> str:
     left = (
         "<figure><figcaption>in the training set; only its hash is kept</figcaption></figure>"
         if pair.train is None or train is None

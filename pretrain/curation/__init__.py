@@ -1,1 +1,1 @@
-"""From a raw pool of images to a balanced, clean, leak-free collection: stage functions over vectors and manifests."""
+"""Curation: from a pool of raw images to a clean, leak-free, balanced collection."""

@@ -1,8 +1,8 @@
-"""Are images of a test set among those of a training set? Exact copies, near copies, and shared groups.
+"""Audit: finds test images that are in a training set, as exact copies, near-duplicates or shared groups.
 
-Near copies are proposed by hashes and descriptors, which look at every pair, and checked one by one by points that
-align, which are hardly ever wrong: among millions of pairs of look-alikes, a threshold alone would either cry wolf or
-sleep. Between a run's `seen.parquet` and a test set only hashes can be compared.
+Hashes and descriptors compare all pairs and propose near-duplicates; each proposal is checked by aligned keypoints. A
+threshold alone would give many false alarms or misses among millions of pairs of similar images. The training index of
+a run (`index.parquet`) holds no images, so only hashes can be compared with it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,42 +32,45 @@ from dinomed.progress import bar
 
 Kind = Literal["exact", "near", "group"]
 KINDS: tuple[Kind, ...] = ("exact", "near", "group")
-_CHEAP = 400  # pairs that are checked in any case, where there are few test images: half a minute
+_MIN_CHECKED = 400  # pairs that are checked at any similarity if there are few test images: half a minute
 
 
 class AuditConfig(Config):
-    """What counts as a copy. The defaults were measured on real dermoscopy (docs/curation.md)."""
+    """Settings of the audit. The defaults were measured on real dermoscopy (docs/curation.md)."""
 
     descriptor: DescriptorConfig = DescriptorConfig()
-    near: bool = Field(True, description="look at the pictures; else content hashes and groups only")
-    groups: bool = Field(True, description="patients, lesions, videos on both sides are a leak")
+    near: bool = Field(True, description="compare images; else content hashes and groups only")
+    groups: bool = Field(True, description="report patients, lesions or videos that are on both sides")
     hash_radius: int = Field(
-        24, ge=0, lt=HASH_BITS, description=f"of {HASH_BITS} bits, in any orientation: a copy by that alone"
+        24, ge=0, lt=HASH_BITS, description=f"of {HASH_BITS} bits, in any orientation: a near-duplicate without a check"
     )
-    min_similarity: float = Field(0.5, ge=-1, le=1, description="cosine from which on a pair is checked")
-    candidates: int = Field(8, ge=1, description="training images that are checked for a test image, at most")
-    always_checked: int = Field(2, ge=0, description="of them, so many are checked however unlike they are")
-    min_matches: int = Field(MIN_MATCHES, ge=4, description="points that have to align")
+    min_similarity: float = Field(0.5, ge=-1, le=1, description="cosine from which a pair is checked")
+    candidates: int = Field(8, ge=1, description="maximum number of training images checked per test image")
+    always_checked: int = Field(
+        2, ge=0, description="this number of the most similar ones is checked at any similarity"
+    )
+    min_matches: int = Field(MIN_MATCHES, ge=4, description="keypoints that must align")
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A test image and the training image that gives it away. `train` is None where only its hash is known."""
+class LeakedPair:
+    """A test image and the training image that it duplicates or shares a group with."""
 
     kind: Kind
-    train: int | None  # row of the training manifest
+    train: int | None  # row of the training manifest; None if only its hash is known
     test: int  # row of the test manifest
     similarity: float | None = None  # cosine of the descriptors; 1 for exact copies
     distance: int | None = None  # bits of the perceptual hash, in the nearest orientation
-    matches: int | None = None  # points that align
+    matches: int | None = None  # keypoints that align
     group: str | None = None
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The pairs, by kind and then by likeness. `unreadable` test images were looked for by content hash alone."""
+    """Result of an audit. `pairs` are sorted by kind, then by similarity. The `unreadable` test images were compared by
+    their content hash alone."""
 
-    pairs: list[Pair]
+    pairs: list[LeakedPair]
     train_images: int
     test_images: int
     unreadable: int = 0
@@ -75,11 +78,12 @@ class Audit:
 
     @property
     def counts(self) -> dict[str, int]:
+        """Number of pairs of each kind."""
         return {kind: sum(pair.kind == kind for pair in self.pairs) for kind in KINDS}
 
     @property
     def leaked(self) -> int:
-        """Test images that are in any pair."""
+        """Number of test images that are in any pair."""
         return len({pair.test for pair in self.pairs})
 
 
@@ -92,13 +96,15 @@ def audit(
     workers: int | None = None,
     cache: Path | None = None,
 ) -> Audit:
-    """Every leak between two manifests.
+    """Find every leak between two manifests.
 
     Args:
-        cache: folder in which what was computed is kept, so that an interrupted audit goes on.
+        device: of networks: auto, cpu, cuda.
+        workers: threads; None for one per processor.
+        cache: folder for computed hashes and descriptors, so that an interrupted audit can continue.
 
     Raises:
-        UsageError: a manifest without images.
+        UsageError: a manifest has no images.
     """
     config = config or AuditConfig()
     for manifest, name in ((train, "training"), (test, "test")):
@@ -111,7 +117,7 @@ def audit(
         descriptor = _descriptor(train, test, config, device, workers)
         if descriptor is None:
             notes.append(
-                f"fewer than {MIN_FIT_IMAGES} images to fit a descriptor to: near copies were looked for by hash alone"
+                f"fewer than {MIN_FIT_IMAGES} images to fit a descriptor: near-duplicates were searched by hash alone"
             )
         sides = []
         for manifest, what in ((train, "training images"), (test, "test images")):
@@ -127,32 +133,36 @@ def audit(
 
 
 def audit_training_index(
-    seen: TrainingIndex, test: Manifest, config: AuditConfig | None = None, *, workers: int | None = None
+    index: TrainingIndex, test: Manifest, config: AuditConfig | None = None, *, workers: int | None = None
 ) -> Audit:
-    """Every leak between the images that a run has seen and a manifest: by hashes alone."""
+    """Find every leak between the training images of a run and a manifest, by hashes alone.
+
+    Raises:
+        UsageError: the manifest has no images.
+    """
     config = config or AuditConfig()
     if not len(test):
         raise UsageError("the test set has no images")
-    pairs = [Pair("exact", None, pair.test, 1.0, 0) for pair in _exact(seen.sha256, test.column("sha256"))]
+    pairs = [LeakedPair("exact", None, pair.test, 1.0, 0) for pair in _exact(index.sha256, test.column("sha256"))]
     unreadable = 0
     if config.near:
         images = hash_images(test, workers=workers, description="test images")
         unreadable = int((~images.readable).sum())
         exact = {pair.test for pair in pairs}
-        known = np.flatnonzero(seen.readable)
-        best = _nearest_by_hash(seen.hashes[known], images, config.hash_radius)
+        known = np.flatnonzero(index.readable)
+        best = _nearest_by_hash(index.hashes[known], images, config.hash_radius)
         least: dict[int, int] = {}
         for (_, row), distance in best.items():
             least[row] = min(distance, least.get(row, HASH_BITS))
-        pairs += [Pair("near", None, row, None, bits) for row, bits in least.items() if row not in exact]
+        pairs += [LeakedPair("near", None, row, None, bits) for row, bits in least.items() if row not in exact]
     if config.groups:
-        known_groups = {group for group in seen.groups if group is not None}
-        told = {pair.test for pair in pairs}
+        known_groups = {group for group in index.groups if group is not None}
+        reported = {pair.test for pair in pairs}
         for row, group in enumerate(test.groups()):
-            if group is not None and row not in told and hash_group(group, seen.salt) in known_groups:
-                pairs.append(Pair("group", None, row, group=group))
-    notes = ["compared with hashes of the images that the run has seen: cropped and rotated copies are not found"]
-    return Audit(_sorted(pairs), len(seen), len(test), unreadable, notes if config.near else [])
+            if group is not None and row not in reported and hash_group(group, index.salt) in known_groups:
+                pairs.append(LeakedPair("group", None, row, group=group))
+    notes = ["compared with hashes of the training images: cropped and rotated copies are not found"]
+    return Audit(_sorted(pairs), len(index), len(test), unreadable, notes if config.near else [])
 
 
 def _descriptor(
@@ -163,27 +173,27 @@ def _descriptor(
     return fit_descriptor(config.descriptor, [train, test], device=device, workers=workers)
 
 
-def _exact(train: Sequence[str], test: Sequence[str]) -> list[Pair]:
+def _exact(train: Sequence[str], test: Sequence[str]) -> list[LeakedPair]:
     rows: dict[str, list[int]] = {}
     for row, digest in enumerate(train):
         rows.setdefault(digest, []).append(row)
-    return [Pair("exact", i, j, 1.0, 0) for j, digest in enumerate(test) for i in rows.get(digest, ())]
+    return [LeakedPair("exact", i, j, 1.0, 0) for j, digest in enumerate(test) for i in rows.get(digest, ())]
 
 
 def _nearest_by_hash(train: np.ndarray, test: HashedImages, radius: int) -> dict[tuple[int, int], int]:
-    """(row of `train`, row of the test set) -> bits, in the nearest of the 8 orientations of the test image."""
+    """Return (row of `train`, row of the test set) -> bits, in the nearest of the 8 orientations of the test image."""
     rows = test.rows
     best: dict[tuple[int, int], int] = {}
     if len(rows) and len(train):
-        found = hamming_pairs(test.hashes[rows].reshape(-1, train.shape[1]), train, radius=radius)
-        for view, i, bits in zip(found.i.tolist(), found.j.tolist(), found.distance.tolist(), strict=True):
-            pair = (i, int(rows[view // 8]))
-            best[pair] = min(bits, best.get(pair, HASH_BITS))
+        pairs = hamming_pairs(test.hashes[rows].reshape(-1, train.shape[1]), train, radius=radius)
+        for view, i, bits in zip(pairs.i.tolist(), pairs.j.tolist(), pairs.distance.tolist(), strict=True):
+            key = (i, int(rows[view // 8]))
+            best[key] = min(bits, best.get(key, HASH_BITS))
     return best
 
 
-def _propose(train: HashedImages, test: HashedImages, config: AuditConfig, described: bool) -> list[Pair]:
-    """Pairs that hashes or descriptors find alike."""
+def _propose(train: HashedImages, test: HashedImages, config: AuditConfig, described: bool) -> list[LeakedPair]:
+    """Return the pairs that hashes or descriptors propose."""
     rows, queries = train.rows, test.rows
     if not len(rows) or not len(queries):
         return []
@@ -195,19 +205,19 @@ def _propose(train: HashedImages, test: HashedImages, config: AuditConfig, descr
     if described:
         similarity, nearest_rows = nearest(test.vectors[queries], train.vectors[rows], config.candidates)
         chosen = similarity >= config.min_similarity
-        chosen[:, : max(config.always_checked, _CHEAP // len(queries))] = True
+        chosen[:, : max(config.always_checked, _MIN_CHECKED // len(queries))] = True
         for query, rank in zip(*np.nonzero(chosen), strict=True):
             wanted.add((int(rows[nearest_rows[query, rank]]), int(queries[query])))
     return [
-        Pair("near", i, j, float(train.vectors[i] @ test.vectors[j]) if described else None, bits.get((i, j)))
+        LeakedPair("near", i, j, float(train.vectors[i] @ test.vectors[j]) if described else None, bits.get((i, j)))
         for i, j in sorted(wanted, key=lambda pair: (pair[1], pair[0]))
     ]
 
 
 def _check(
-    train: Manifest, test: Manifest, proposed: list[Pair], config: AuditConfig, workers: int | None
-) -> Iterator[Pair]:
-    """Those whose points align, and those whose hashes leave no doubt."""
+    train: Manifest, test: Manifest, proposed: list[LeakedPair], config: AuditConfig, workers: int | None
+) -> Iterator[LeakedPair]:
+    """Yield the pairs whose keypoints align, and those whose hashes are near enough without a check."""
 
     @lru_cache(KEPT_KEYPOINTS)
     def points(path: Path) -> ImageKeypoints | None:
@@ -216,13 +226,13 @@ def _check(
         except UnreadableImage:
             return None
 
-    def check(pair: Pair) -> Pair | None:
+    def check(pair: LeakedPair) -> LeakedPair | None:
         assert pair.train is not None
-        one, other = points(train.path(pair.train)), points(test.path(pair.test))
-        matches = 0 if one is None or other is None else count_matches(one, other)
+        first, second = points(train.path(pair.train)), points(test.path(pair.test))
+        matches = 0 if first is None or second is None else count_matches(first, second)
         if matches < config.min_matches and pair.distance is None:
             return None
-        return Pair("near", pair.train, pair.test, pair.similarity, pair.distance, matches)
+        return LeakedPair("near", pair.train, pair.test, pair.similarity, pair.distance, matches)
 
     with bar("checking pairs", len(proposed)) as progress:
         for pair in prefetch(check, proposed, workers):
@@ -231,22 +241,22 @@ def _check(
                 yield pair
 
 
-def _shared_groups(train: list[str | None], test: list[str | None], pairs: list[Pair]) -> list[Pair]:
-    """A pair for every test image whose group is in the training set, unless it has one with an image of that group."""
+def _shared_groups(train: list[str | None], test: list[str | None], pairs: list[LeakedPair]) -> list[LeakedPair]:
+    """Return a pair for each test image whose group is in the training set, unless a pair with this group exists."""
     first: dict[str, int] = {}
     for row, group in enumerate(train):
         if group is not None:
             first.setdefault(group, row)
-    told = {(pair.test, train[pair.train]) for pair in pairs if pair.train is not None}
+    reported = {(pair.test, train[pair.train]) for pair in pairs if pair.train is not None}
     return [
-        Pair("group", first[group], row, group=group)
+        LeakedPair("group", first[group], row, group=group)
         for row, group in enumerate(test)
-        if group is not None and group in first and (row, group) not in told
+        if group is not None and group in first and (row, group) not in reported
     ]
 
 
-def _sorted(pairs: list[Pair]) -> list[Pair]:
-    def place(pair: Pair) -> tuple[int, float, int, int]:
+def _sorted(pairs: list[LeakedPair]) -> list[LeakedPair]:
+    def place(pair: LeakedPair) -> tuple[int, float, int, int]:
         return KINDS.index(pair.kind), -(pair.similarity or 0.0), pair.test, -1 if pair.train is None else pair.train
 
     return sorted(pairs, key=place)

@@ -1,8 +1,9 @@
-"""What a run has been trained on, in a form that can be asked and not read: `seen.parquet` in the run's folder.
+"""Training index of a run: hashes of its training images, in `seen.parquet` of the run folder.
 
-A row an image, sorted by content: its SHA-256, its perceptual hash, a hash of its group. No names, no order, no pixels.
-Whoever holds an image can ask whether it is there, and whoever can guess the name of a group can ask for that: give the
-file to those who may know this. `dinomed audit RUN TEST.parquet` asks.
+Each row is an image, sorted by content: its SHA-256, its perceptual hash, and a salted hash of its group. The file
+holds no names, no order and no pixels. A person who has an image can check whether it is in the file, and so can a
+person who guesses the name of a group: give the file only to people who may know this. `dinomed audit RUN TEST.parquet`
+uses it.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dinomed.datasets.manifest import Manifest
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.io.files import replacing
 from dinomed.pretrain.curation.audit.hashed_images import HASH_BITS, hash_images
 from dinomed.pretrain.run_folder import SEEN_FILE
@@ -32,7 +33,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class TrainingIndex:
-    """The images of a run; `sha256` (N,) as hexadecimal digits, `hashes` uint64 (N, 4), zeros where not `readable`."""
+    """Hashes of N training images; `sha256` in hexadecimal digits, `hashes` uint64 (N, 4), 0 where not `readable`."""
 
     sha256: list[str]
     hashes: np.ndarray
@@ -45,12 +46,12 @@ class TrainingIndex:
 
 
 def write_training_index(folder: str | Path, manifest: Manifest, workers: int | None = None) -> Path:
-    """Write `seen.parquet` for the images of `manifest` into `folder`; atomic, the same bytes for the same manifest.
+    """Write `seen.parquet` for the images of a manifest into a folder. Equal manifests give equal bytes.
 
     Every image is read once (10,000 of 200x150 take about half a minute on one core).
     """
     path = Path(folder) / SEEN_FILE
-    images = hash_images(manifest, workers=workers, description="noting what is trained on")
+    images = hash_images(manifest, workers=workers, description="training index")
     salt = hashlib.sha256(manifest.fingerprint.encode()).digest()[:16]
     groups = [None if group is None else hash_group(group, salt) for group in manifest.groups()]
     contents = [bytes.fromhex(digest) for digest in manifest.column("sha256")]
@@ -71,25 +72,25 @@ def write_training_index(folder: str | Path, manifest: Manifest, workers: int | 
 
 
 def read_training_index(folder: str | Path) -> TrainingIndex:
-    """Back from `write_training_index`.
+    """Read the file that `write_training_index` wrote.
 
     Raises:
-        UsageError: the folder has none.
-        DinomedError: it is damaged, or of another version.
+        UsageError: the folder has no training index.
+        DinomedError: the file is damaged or of another version.
     """
     path = Path(folder) / SEEN_FILE
     if not path.is_file():
-        raise UsageError(f"{folder} holds no {SEEN_FILE}; give the manifest that it was trained on instead")
+        raise UsageError(f"{folder} holds no {SEEN_FILE}; give the training manifest instead")
     try:
         with pq.ParquetFile(path) as file:  # `pq.read_table` imports pandas
             table = file.read()
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if metadata.get("format") != FORMAT:
-            raise DinomedError(f"{path} is not of the form {FORMAT}; it was written by another version")
+            raise DinomedError(f"{path} does not have the format {FORMAT}; another version wrote it")
         contents, hashes, groups = (table[name].to_pylist() for name in _SCHEMA.names)
         salt = bytes.fromhex(metadata["salt"])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise DinomedError(f"{path} is damaged or cut off ({str(error).splitlines()[0][:100]})") from None
+        raise DinomedError(f"{path} is damaged or cut off ({first_line(error)})") from None
     words = [np.frombuffer(value or bytes(HASH_BITS // 8), ">u8").astype(np.uint64) for value in hashes]
     return TrainingIndex(
         [digest.hex() for digest in contents],
@@ -101,5 +102,5 @@ def read_training_index(folder: str | Path) -> TrainingIndex:
 
 
 def hash_group(group: str, salt: bytes) -> bytes:
-    """A group's name, hashed with the salt of one run: it cannot be compared with another run's."""
+    """Hash the name of a group with the salt of a run; hashes of two runs cannot be compared."""
     return hashlib.blake2b(group.encode(), digest_size=_GROUP_BYTES, key=salt).digest()

@@ -1,16 +1,15 @@
-"""Copy-detection descriptors: vectors of length 1 whose cosine is high for copies of one picture, low for others.
+"""Copy-detection descriptors: vectors of length 1 whose cosine is high for copies of an image and low for other images.
 
-Three sources of raw features, and a projection that is fitted to the collection (`projection`):
+There are three sources of raw features (`descriptors.sources`), and a projection that is fitted to the pool
+(`descriptors.projection`):
 
-* `composed`: colour, gradients and texture; no weights, no device (`composed`);
+* `composed`: handcrafted colour, gradients and texture; no weights, no device (`handcrafted`);
 * `backbone`: class token and generalised mean of the patch tokens of a frozen ViT (DINO, arXiv 2104.14294, section
   4.2.2: power 4);
-* `sscd`: the network of the DINOv2 paper, from a file that the user has (`sscd`).
+* `sscd`: the network of the DINOv2 paper, from a file of the user (`sscd`).
 
-The sources are in `dinomed.pretrain.curation.descriptors.sources`.
-
-A descriptor is fitted once (`fit_descriptor`), saved, and then a pure function of images: shards of a pool can be
-described anywhere, in any order. Its fingerprint says whether two sets of vectors may be compared.
+A descriptor is fitted once (`fit_descriptor`) and saved. It is then a pure function of images, so shards of a pool can
+be described on any machine, in any order. Vectors can be compared if the fingerprints of their descriptors are equal.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ from safetensors.numpy import save_file
 
 from dinomed.config import build_config
 from dinomed.datasets.manifest import Manifest
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.features.neighbors import normalised
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.files import replacing
@@ -40,7 +39,11 @@ FORMAT = "dinomed.descriptor/1"
 
 
 class Descriptor:
-    """Images to vectors float32 (N, D) of length 1. `fingerprint`: 64 hex digits over all that they depend on."""
+    """Maps images to vectors, float32 (N, D), of length 1.
+
+    Attributes:
+        fingerprint: 64 hex digits over everything that the vectors depend on.
+    """
 
     def __init__(self, config: DescriptorConfig, source: DescriptorSource, projection: Projection | None) -> None:
         self.config, self.source, self.projection = config, source, projection
@@ -50,7 +53,7 @@ class Descriptor:
         self.fingerprint = digest.hexdigest()
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Pictures, uint8 RGB ``(H, W, 3)`` of any sizes. Raises `DinomedError` if a feature is not finite."""
+        """Describe images, uint8 RGB ``(H, W, 3)`` of any sizes. Raise `DinomedError` if a feature is not finite."""
         raw = np.concatenate([self.source(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
         return normalised(raw, "descriptor of image") if self.projection is None else self.projection(raw)
 
@@ -58,10 +61,10 @@ class Descriptor:
 def fit_descriptor(
     config: DescriptorConfig, manifests: Sequence[Manifest], *, device: str = "auto", workers: int | None = None
 ) -> Descriptor:
-    """A descriptor fitted to a sample of the images of some manifests, the same for the same seed.
+    """Fit a descriptor to a sample of the images of some manifests; the seed determines the result.
 
     Raises:
-        DinomedError: fewer than `MIN_FIT_IMAGES` images of the sample can be read.
+        DinomedError: fewer than `MIN_FIT_IMAGES` images of the sample are readable.
     """
     source = build_source(config.source, device)
     if config.fit == "none":
@@ -80,7 +83,7 @@ def fit_descriptor(
         copies = [make_copy(image, kind, stream) for kind, stream in zip(kinds, streams, strict=True)]
         return source([image, *copies])
 
-    # A network has threads of its own; reading is then the small part.
+    # a network uses threads itself, and reading takes little of the time
     threads = workers if isinstance(source, ComposedSource) else 1
     rows = []
     with bar("fitting the descriptor", len(chosen)) as progress:
@@ -88,7 +91,9 @@ def fit_descriptor(
             rows += [] if row is None else [row]
             progress.advance()
     if len(rows) < MIN_FIT_IMAGES:
-        raise DinomedError(f"a descriptor needs {MIN_FIT_IMAGES} images to be fitted to, and {len(rows)} can be read")
+        raise DinomedError(
+            f"a descriptor needs at least {MIN_FIT_IMAGES} images for the fit, and {len(rows)} can be read"
+        )
     raw = np.stack(rows)
     if config.fit == "whitening":
         return Descriptor(config, source, fit_whitening(raw[:, 0], config.dimension, config.whitening_power))
@@ -96,8 +101,8 @@ def fit_descriptor(
 
 
 def save_descriptor(path: str | Path, descriptor: Descriptor) -> None:
-    """One safetensors file: the projection, and in its header config and fingerprint. Weights of networks stay where
-    they are."""
+    """Write a descriptor as one safetensors file: the projection, and in the header its config and fingerprint. The
+    weights of networks are not copied."""
     projection = descriptor.projection
     arrays = {} if projection is None else {"mean": projection.mean, "matrix": projection.matrix}
     header = {"format": FORMAT, "fingerprint": descriptor.fingerprint}
@@ -110,25 +115,25 @@ def save_descriptor(path: str | Path, descriptor: Descriptor) -> None:
 
 
 def load_descriptor(path: str | Path, *, device: str = "auto") -> Descriptor:
-    """Back from `save_descriptor`.
+    """Load a descriptor that `save_descriptor` wrote.
 
     Raises:
-        UsageError: no such file.
-        DinomedError: damaged, no descriptor, or the backbone or network that it was fitted on has changed since.
+        UsageError: the file does not exist.
+        DinomedError: the file is damaged or holds no descriptor, or its backbone or network has changed.
     """
     if not Path(path).is_file():
         raise UsageError(f"descriptor {path} does not exist")
     try:
         with safe_open(path, "np") as file:
             header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         if header.get("format") != FORMAT:
             raise DinomedError(f"{path} is not a descriptor")
         config = build_config(DescriptorConfig, json.loads(header["config"]), str(path))
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise DinomedError(f"{path}: a damaged descriptor ({str(error).splitlines()[0][:100]})") from None
+        raise DinomedError(f"descriptor {path} is damaged ({first_line(error)})") from None
     projection = Projection(arrays["mean"], arrays["matrix"]) if arrays else None
-    found = Descriptor(config, build_source(config.source, device), projection)
-    if found.fingerprint != header["fingerprint"]:
+    descriptor = Descriptor(config, build_source(config.source, device), projection)
+    if descriptor.fingerprint != header["fingerprint"]:
         raise DinomedError(f"{path} was fitted on other weights than {config.source.kind} has now; fit it again")
-    return found
+    return descriptor

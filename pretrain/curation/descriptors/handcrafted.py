@@ -1,9 +1,9 @@
-"""Raw features of a picture that need no weights: colour, gradients and texture, some with their place, some without.
+"""Handcrafted features of an image: colour, gradients and texture, with and without their place; no weights.
 
-No single part survives everything that is done to a copy; each survives something. Where in the picture gradients run
-(`_gradients`) outlives changes of colour; histograms of colour and texture outlive turns, flips and crops; Fourier
-magnitudes around the centre, and histograms of rings, know where without knowing which way up. What to believe is not
-decided here but learned from synthetic copies (`dinomed.pretrain.curation.descriptors.projection`).
+No part is robust to every edit of a copy, but for each edit some part is robust. Gradients with their place
+(`_gradients`) are robust to colour changes; histograms of colour and texture to rotations, flips and crops; Fourier
+magnitudes around the centre, and histograms of rings, hold the radius without the angle. The weight of each part is
+learned from synthetic copies (`descriptors.projection`).
 """
 
 from functools import lru_cache
@@ -14,8 +14,8 @@ import numpy as np
 
 from dinomed.pretrain.curation.filters.quality import find_content
 
-SIDE, TEXTURE_SIDE = 64, 128  # px that the picture is squashed to
-_PADDING = 10  # grey levels that a row of padding spans at most
+SIDE, TEXTURE_SIDE = 64, 128  # px; images are resized to squares
+_PADDING = 10  # grey levels: maximum range of a row of padding
 _CELLS, _DIRECTIONS, _SIGMAS = 4, 8, (1.0, 2.5)
 _BINS = 8
 _FREQUENCIES, _RADII, _ANGLES = 8, 12, 64
@@ -23,9 +23,9 @@ _RING_EDGES, _RING_BINS = (0.3, 0.5, 0.7, 0.9), 12  # in half sides
 
 
 def compose(image: np.ndarray) -> np.ndarray:
-    """The parts of a picture, uint8 RGB ``(H, W, 3)``: float32 ``(SIZE,)``, each part of about length 1.
+    """Compute the features of an image, uint8 RGB ``(H, W, 3)``: float32 ``(SIZE,)``, each part of about length 1.
 
-    Uniform padding is cut off before; the picture is squashed to a square. 3 ms.
+    Uniform padding is cropped, and the image is resized to a square. 3 ms.
     """
     image = _cut_padding(image)
     small = _resize(image, SIDE)
@@ -39,7 +39,7 @@ def compose(image: np.ndarray) -> np.ndarray:
 def _cut_padding(image: np.ndarray) -> np.ndarray:
     top, bottom, left, right = find_content(image, _PADDING)
     if (bottom - top) * (right - left) < 0.1 * image.shape[0] * image.shape[1]:
-        return image  # all but uniform: nothing would be left
+        return image  # nearly uniform: too little would be left
     return np.ascontiguousarray(image[top:bottom, left:right])
 
 
@@ -49,7 +49,7 @@ def _resize(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _gradients(gray: np.ndarray) -> np.ndarray:
-    """Strength of gradients by direction and place, at two scales."""
+    """Compute the strength of gradients by direction and place, at two scales."""
     parts = []
     for sigma in _SIGMAS:
         smooth = cv2.GaussianBlur(gray, (0, 0), sigma)
@@ -68,12 +68,12 @@ def _gradients(gray: np.ndarray) -> np.ndarray:
 
 
 def _colors(lab: np.ndarray) -> np.ndarray:
-    """A joint histogram of the three channels of Lab."""
+    """Compute the joint histogram of the three channels of Lab."""
     return _histogram([_bin(lab[..., c], *span, _BINS) for c, span in enumerate(((0, 100), (-32, 48), (-32, 64)))])
 
 
 def _texture(gray: np.ndarray) -> np.ndarray:
-    """Joint histograms of three octaves of detail (differences of Gaussians), contrast evened out."""
+    """Compute joint histograms of three octaves of detail (differences of Gaussians), with normalised contrast."""
     gray = (gray - gray.mean()) / (gray.std() + 4)
     smooth = [gray, *(cv2.GaussianBlur(gray, (0, 0), sigma) for sigma in (1.5, 3, 6, 12))]
     detail = [(finer - coarser)[4:-4, 4:-4] for finer, coarser in pairwise(smooth)]
@@ -83,18 +83,18 @@ def _texture(gray: np.ndarray) -> np.ndarray:
 
 
 def _polar(lab: np.ndarray) -> np.ndarray:
-    """Fourier magnitudes along circles about the centre: the same however the picture is turned or mirrored."""
+    """Compute Fourier magnitudes along circles around the centre, which rotations and flips do not change."""
     centre = ((SIDE - 1) / 2, (SIDE - 1) / 2)
     size = (2 * _RADII, _ANGLES)
     circles = np.asarray(cv2.warpPolar(lab, size, centre, SIDE / 2, cv2.INTER_LINEAR))
     circles = circles.reshape(_ANGLES, _RADII, 2, 3).mean(axis=2)
     waves = np.abs(np.fft.rfft(circles, axis=0))[:_FREQUENCIES] / _ANGLES
-    waves[0] -= waves[0].mean(axis=0)  # the mean colour is elsewhere; here is how it changes outwards
+    waves[0] -= waves[0].mean(axis=0)  # `_colors` holds the mean colour; this part holds its change with the radius
     return np.concatenate([_unit(waves[..., c].ravel(), 0.5) for c in range(3)])
 
 
 def _rings(lab: np.ndarray) -> np.ndarray:
-    """A histogram of each channel in each of five rings about the centre."""
+    """Compute a histogram of each channel in each of five rings around the centre."""
     ring = _ring_of()
     parts = []
     for c, span in enumerate(((0, 100), (-18, 62), (-18, 62))):
@@ -106,21 +106,21 @@ def _rings(lab: np.ndarray) -> np.ndarray:
 
 @lru_cache
 def _ring_of() -> np.ndarray:
-    """The ring of every pixel, (SIDE, SIDE)."""
+    """Return the ring of every pixel, (SIDE, SIDE)."""
     offset = (np.arange(SIDE) - (SIDE - 1) / 2) / (SIDE / 2)
     return np.digitize(np.hypot(offset[:, None], offset), _RING_EDGES)
 
 
 def _bin(values: np.ndarray, low: float, high: float, bins: int) -> np.ndarray:
-    """Equal bins between low and high; what is beyond them goes into the outer ones."""
+    """Return the index of equal bins between low and high; values outside go into the outer bins."""
     return np.clip((values - low) * (bins / (high - low)), 0, bins - 1).astype(np.intp)
 
 
 def _histogram(bins: list[np.ndarray]) -> np.ndarray:
-    """Square roots of the shares of a joint histogram, which make a vector of length 1."""
+    """Compute the square roots of the shares of a joint histogram: a vector of length 1."""
     joint = np.zeros_like(bins[0])
-    for one in bins:
-        joint = joint * _BINS + one
+    for index in bins:
+        joint = joint * _BINS + index
     counts = np.bincount(joint.ravel(), minlength=_BINS ** len(bins))
     return np.sqrt(counts / joint.size)
 

@@ -1,14 +1,15 @@
-"""From what a picture looks like to a vector whose cosine says whether another is a copy of it.
+"""Projections from raw features to descriptors, whose cosine is high for near-duplicates.
 
-Raw features change with everything that is done to a copy, and most where it means least. Two linear maps mend it:
+Raw features change with every edit of a copy, mostly in directions without meaning. Two linear maps correct this:
 
-* `fit_whitening`: principal components, each divided by a power of its spread (DINO, arXiv 2104.14294, section 4.2.2,
-  copy detection: 0.5 of the variance). It knows how pictures differ, not what copying does.
-* `fit_invariance`: the directions in which synthetic copies differ from their originals are shrunk, then the directions
-  in which different pictures differ most are kept: linear discriminant analysis with every picture a class of its own.
-  It needs no label and no weights, and finds far more copies.
+* `fit_whitening`: principal components, each divided by a power of its variance (DINO, arXiv 2104.14294, section 4.2.2,
+  copy detection: 0.5). It uses the differences between images, not the effect of copying.
+* `fit_invariance`: the directions in which synthetic copies differ from their originals are reduced, and the directions
+in
+  which images differ most are kept: linear discriminant analysis with each image as a class. It needs no labels and no
+  weights, and finds far added copies.
 
-Legend: N pictures, K copies of each, C raw values, D of the result.
+Shapes: N images, K copies of each, C raw values, D values of a descriptor.
 """
 
 from dataclasses import dataclass
@@ -31,25 +32,28 @@ class Projection:
 
     @property
     def dimension(self) -> int:
+        """D."""
         return int(self.matrix.shape[1])
 
     def __call__(self, raw: np.ndarray) -> np.ndarray:
-        """float32 (N, C) -> float32 (N, D), rows of length 1.
+        """Project raw features, float32 (N, C), to descriptors, float32 (N, D), rows of length 1.
 
         Raises:
-            DinomedError: values that are not finite, or of another number.
+            DinomedError: a value is not finite, or C does not match.
         """
         if raw.shape[1] != len(self.mean):
-            raise DinomedError(f"raw features of {raw.shape[1]} values for a projection of {len(self.mean)}")
+            raise DinomedError(f"raw features have {raw.shape[1]} values, the projection expects {len(self.mean)}")
         out = normalised((raw - self.mean) @ self.matrix, "descriptor of image")
-        out[~out.any(axis=1), 0] = 1  # exactly the mean: any direction, but of length 1
+        out[~out.any(axis=1), 0] = 1  # exactly the mean: no direction, any unit vector will do
         return out
 
 
 def fit_whitening(raw: np.ndarray, dimension: int, power: float = 0.5) -> Projection:
-    """Principal components of float (N, C), each divided by its variance to `power` (0.5: all of spread 1; 0: plain).
+    """Fit principal components to raw features, float (N, C), each divided by its variance to the power `power`.
 
-    Kept are at most `dimension`, and fewer where there are fewer pictures.
+    Args:
+        dimension: maximum number of components; there are fewer if there are fewer images.
+        power: 0.5 gives all components unit variance, 0 leaves them as they are.
     """
     mean = raw.mean(axis=0)
     _, spread, components = np.linalg.svd((raw - mean).astype(np.float64), full_matrices=False)
@@ -59,14 +63,15 @@ def fit_whitening(raw: np.ndarray, dimension: int, power: float = 0.5) -> Projec
 
 
 def fit_invariance(raw: np.ndarray, copies: np.ndarray, dimension: int, ridge: float = RIDGE) -> Projection:
-    """What tells pictures apart and copying leaves alone.
+    """Fit the directions in which images differ and copies do not.
 
     Args:
-        raw: float (N, C), the originals; copies: (N, K, C), K of each.
-        dimension: D, at most C. N pictures show N - 1 directions; where that is less, directions drawn at random from
-            the rest are added, long enough to stand for all of it: with few pictures much of what differs is not seen.
-        ridge: added to the variance of every direction, in shares of its mean: what few copies did not show may still
-            happen.
+        raw: float (N, C), the originals.
+        copies: float (N, K, C), K copies of each.
+        dimension: D, at most C. N images span N - 1 directions. If D is larger, random orthogonal directions are added,
+            scaled to represent the whole remaining space: few images do not show all differences.
+        ridge: added to the variance of every direction, as a share of the mean variance, because few copies do not show
+            every change.
     """
     assert copies.shape[0] == len(raw), (copies.shape, raw.shape)
     mean = raw.mean(axis=0)
@@ -75,7 +80,9 @@ def fit_invariance(raw: np.ndarray, copies: np.ndarray, dimension: int, ridge: f
     size = len(within)
     within += (ridge * np.trace(within) / size + 1e-12) * np.eye(size)
     root = np.linalg.cholesky(within)
-    spheres = solve_triangular(root, (raw - mean).astype(np.float64).T, lower=True)  # C, N: copies are round clouds
+    spheres = solve_triangular(
+        root, (raw - mean).astype(np.float64).T, lower=True
+    )  # C, N: copies have unit variance in every direction
     directions, spread, _ = np.linalg.svd(spheres, full_matrices=False)
     keep = _significant(spread, dimension)
     basis = _filled(directions[:, keep], min(dimension, size))
@@ -84,20 +91,20 @@ def fit_invariance(raw: np.ndarray, copies: np.ndarray, dimension: int, ridge: f
 
 
 def _projection(mean: np.ndarray, matrix: np.ndarray) -> Projection:
-    """In one layout of memory: in another, products are rounded otherwise."""
+    """Build a projection in a fixed memory layout: another layout rounds products differently."""
     return Projection(np.ascontiguousarray(mean, np.float32), np.ascontiguousarray(matrix, np.float32))
 
 
 def _filled(basis: np.ndarray, dimension: int) -> np.ndarray:
-    """Orthonormal columns (C, k), and random ones orthogonal to them until there are `dimension`."""
-    size, have = basis.shape
-    if have >= dimension:
+    """Extend orthonormal columns (C, k) to `dimension` columns by random orthogonal ones."""
+    size, count = basis.shape
+    if count >= dimension:
         return basis
-    more = np.random.default_rng(0).normal(size=(size, dimension - have))
-    more, _ = np.linalg.qr(more - basis @ (basis.T @ more))
-    return np.concatenate([basis, more * np.sqrt((size - have) / (dimension - have))], axis=1)
+    added = np.random.default_rng(0).normal(size=(size, dimension - count))
+    added, _ = np.linalg.qr(added - basis @ (basis.T @ added))
+    return np.concatenate([basis, added * np.sqrt((size - count) / (dimension - count))], axis=1)
 
 
 def _significant(spread: np.ndarray, dimension: int) -> slice:
-    """The first `dimension` singular values, without those that are only rounding."""
+    """Select the first `dimension` singular values, without those that are rounding errors."""
     return slice(0, max(1, min(dimension, int((spread > 1e-6 * spread[0]).sum()))))

@@ -1,6 +1,6 @@
-"""Where the raw features of a copy-detection descriptor come from: by hand, from a frozen backbone, from SSCD.
+"""Sources of raw features for descriptors: handcrafted features, a frozen backbone, SSCD.
 
-A source is built from its config, and maps pictures, uint8 RGB ``(H, W, 3)``, to float32 (B, C).
+A source maps B images, uint8 RGB ``(H, W, 3)``, to raw features, float32 (B, C).
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from dinomed.pretrain.curation.descriptors.sscd import describe, load_sscd
 
 
 class DescriptorSource(Protocol):
-    """Pictures, uint8 RGB ``(H, W, 3)``, to raw features float32 (B, C)."""
+    """Maps images, uint8 RGB ``(H, W, 3)``, to raw features, float32 (B, C)."""
 
     fingerprint: str
 
@@ -29,7 +29,7 @@ class DescriptorSource(Protocol):
 
 
 class ComposedSource:
-    """See `composed`."""
+    """Handcrafted features; see `handcrafted`."""
 
     fingerprint = f"composed/1/{SIZE}"
 
@@ -38,7 +38,7 @@ class ComposedSource:
 
 
 class BackboneSource:
-    """The class token, and the generalised mean of the patch tokens, of the last block."""
+    """Class token and generalised mean of the patch tokens, from the last block of a frozen ViT."""
 
     def __init__(self, backbone: FrozenBackbone, power: float) -> None:
         self.backbone, self.power = backbone, power
@@ -52,7 +52,7 @@ class BackboneSource:
 
 
 class SSCDSource:
-    """See `sscd`."""
+    """Features of the SSCD network; see `sscd`."""
 
     def __init__(self, path: str, allow_code: bool, device: torch.device) -> None:
         self.device = device
@@ -64,7 +64,7 @@ class SSCDSource:
 
 
 def build_source(config: SourceConfig, device: str = "auto") -> DescriptorSource:
-    """The source that a config names; `device` is for those that are networks."""
+    """Build the source of a config; `device` is for networks."""
     if isinstance(config, ComposedConfig):
         return ComposedSource()
     if isinstance(config, SSCDConfig):

@@ -1,10 +1,10 @@
-"""SSCD, the copy-detection network of the DINOv2 paper's curation, from a file that the user has.
+"""SSCD, the copy-detection network that the DINOv2 paper uses for curation, loaded from a file of the user.
 
 Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection", arXiv 2202.10261: a ResNet-50, generalised mean
-pooling, 512 values. Its weights are for non-commercial use and are never fetched here.
+pooling, 512 values. The weights are for non-commercial use and are never downloaded here.
 
-Three kinds of file are read: safetensors with torchvision's names, the released `*.torchvision.pt` (tensors only), and
-the released `*.torchscript.pt`. The last is a program: it is run only where the user says so.
+Three file types are read: safetensors with the names of torchvision, the released `*.torchvision.pt` (tensors only),
+and the released `*.torchscript.pt`. The last is a program, and runs only if the user allows it.
 """
 
 import pickle
@@ -19,16 +19,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.features.pooling import generalised_mean
 from dinomed.log import logger
 
 POOLING_POWER = 3.0
-IMAGE_SIZE = 320  # px; squashed, which its authors recommend for batches
+IMAGE_SIZE = 320  # px, without keeping the aspect ratio, as its authors recommend for batches
 
 
 class GeneralisedMean(nn.Module):
-    """Generalised mean over rows and columns, (B, C, H, W) -> (B, C, 1, 1); negative values count as 0."""
+    """Generalised mean pooling, (B, C, H, W) -> (B, C, 1, 1); negative values count as 0."""
 
     def __init__(self, power: float) -> None:
         super().__init__()
@@ -39,14 +39,14 @@ class GeneralisedMean(nn.Module):
 
 
 def load_sscd(path: str | Path, *, allow_code: bool = False) -> nn.Module:
-    """The network: normalised images (B, 3, H, W) -> (B, 512), in eval mode.
+    """Load the network: normalised images (B, 3, H, W) -> (B, 512), in eval mode.
 
     Args:
-        allow_code: run the program in a TorchScript file. Only for files whose origin you trust.
+        allow_code: run the program in a TorchScript file; only for files from a trusted source.
 
     Raises:
-        UsageError: no such file; a TorchScript file without `allow_code`; weights of another network.
-        DinomedError: a damaged file, or one that wants to run code in another way.
+        UsageError: the file does not exist, is TorchScript without `allow_code`, or holds another network.
+        DinomedError: the file is damaged, or would run code when it is unpickled.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,13 +61,13 @@ def load_sscd(path: str | Path, *, allow_code: bool = False) -> nn.Module:
         try:
             network = torch.jit.load(str(path), map_location="cpu")
         except (RuntimeError, ValueError) as error:
-            raise DinomedError(f"{path}: damaged TorchScript ({str(error).splitlines()[0][:100]})") from None
+            raise DinomedError(f"{path}: damaged TorchScript ({first_line(error)})") from None
         return network.eval()
     return _from_state(_read_state(path), path)
 
 
 def describe(network: nn.Module, images: Sequence[np.ndarray], device: torch.device) -> np.ndarray:
-    """Pictures, uint8 RGB ``(H, W, 3)``, to float32 (B, 512)."""
+    """Compute raw features, float32 (B, 512), of B images, uint8 RGB ``(H, W, 3)``."""
     batch = Preprocessing(image_size=IMAGE_SIZE).stack(images).to(device)
     with torch.no_grad():
         return np.asarray(network(batch).float().cpu().numpy())
@@ -98,15 +98,14 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
-        raise DinomedError(f"{path}: damaged, or more than tensors ({reason}); use safetensors") from None
+        raise DinomedError(f"{path}: damaged, or more than tensors ({first_line(error)}); use safetensors") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DinomedError(f"{path}: holds no table of tensors; give the state dict of an SSCD network")
     return state
 
 
 def _is_torchscript(path: Path) -> bool:
-    """A zip archive with code in it; a file of tensors has none."""
+    """Return whether the file is a zip archive with code; a file of tensors has none."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

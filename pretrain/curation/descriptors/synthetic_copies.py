@@ -1,7 +1,7 @@
-"""Synthetic copies of an image: what happens to pictures on their way between collections, from a seed.
+"""Synthetic copies of an image: edits that are common when images move between collections, from a seed.
 
-They measure copy detection where nobody has labelled copies, and the descriptor (`descriptors.descriptor`) learns from
-them which changes to ignore. Pictures are uint8 RGB ``(H, W, 3)`` in and out; the size may change.
+They measure copy detection without labelled copies, and the descriptor (`descriptors.descriptor`) learns from them
+which changes to ignore. Images are uint8 RGB ``(H, W, 3)`` in and out; the size may change.
 """
 
 import math
@@ -18,10 +18,10 @@ Edit = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def make_copy(image: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """A copy of `image`, uint8 RGB ``(H, W, 3)``, changed as `kind` (one of `KINDS`) says, by an amount from `rng`.
+    """Return an edited copy of an image, uint8 RGB ``(H, W, 3)``; `kind` is one of `KINDS`, `rng` draws the amount.
 
     Raises:
-        UsageError: there is no such kind.
+        UsageError: the kind is unknown.
     """
     if kind not in _EDITS:
         raise UsageError(f"no copy of kind {kind!r}{did_you_mean(kind, _EDITS)}")
@@ -32,7 +32,7 @@ def make_copy(image: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndar
 
 
 def _crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """50 to 90% of the area, anywhere, its aspect changed by up to a sixth."""
+    """Crop 50 to 90% of the area at a random place; the aspect ratio changes by up to a sixth."""
     height, width = image.shape[:2]
     side, aspect = math.sqrt(rng.uniform(0.5, 0.9)), math.exp(rng.uniform(-0.15, 0.15))
     tall = min(height, max(1, round(height * side / math.sqrt(aspect))))
@@ -42,7 +42,7 @@ def _crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _rotation(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """5 to 45 degrees either way about the centre, the corners black."""
+    """Rotate by 5 to 45 degrees in either direction around the centre; the corners are black."""
     height, width = image.shape[:2]
     angle = rng.uniform(5, 45) * rng.choice([-1, 1])
     matrix = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), angle, 1.0)
@@ -50,30 +50,30 @@ def _rotation(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _turn(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One, two or three quarter turns."""
+    """Rotate by 90, 180 or 270 degrees."""
     return np.rot90(image, int(rng.integers(1, 4)))
 
 
 def _flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirrored, left to right or top to bottom."""
+    """Flip horizontally or vertically."""
     return np.flip(image, int(rng.integers(2)))
 
 
 def _blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian, of a standard deviation of 0.5 to 2% of the short side."""
+    """Blur by a Gaussian with a standard deviation of 0.5 to 2% of the short side."""
     sigma = rng.uniform(0.005, 0.02) * min(image.shape[:2])
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma))
 
 
 def _jpeg(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Compressed at quality 10 to 50."""
+    """Compress as JPEG with quality 10 to 50."""
     quality = int(rng.integers(10, 51))
     _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[..., ::-1]
 
 
 def _text(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One to four lines of text at a side, each letter 5 to 10% of the height, white, yellow or black."""
+    """Draw one to four lines of text at a side, with letters of 5 to 10% of the height, white, yellow or black."""
     lines = [str(rng.choice(_WORDS)) for _ in range(rng.integers(1, 5))]
     color = tuple(int(c) for c in rng.choice(np.array([[255, 255, 255], [255, 230, 60], [0, 0, 0]])))
     left, top = rng.uniform(0.02, 0.5), rng.uniform(0.02, 0.55)
@@ -83,7 +83,7 @@ def _text(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def draw_text(
     image: np.ndarray, lines: list[str], size: float, at: tuple[float, float], color: tuple[int, ...] = (255, 255, 255)
 ) -> np.ndarray:
-    """`image` with lines of text in it; their height and place (left, top) are in shares of its height and sides."""
+    """Draw lines of text into a copy of an image; letter height and place (left, top) are shares of the sides."""
     height, width = image.shape[:2]
     picture = Image.fromarray(image)
     letter = max(6, round(size * height))
@@ -93,7 +93,7 @@ def draw_text(
 
 
 def _logo(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A filled shape in one colour with a letter on it, 15 to 30% of the short side, in one of the corners."""
+    """Draw a filled shape with a letter, 15 to 30% of the short side, in a corner."""
     height, width = image.shape[:2]
     size = max(4, round(rng.uniform(0.15, 0.3) * min(height, width)))
     left = int(rng.choice([0.02, 0.98]) * (width - size))
@@ -111,20 +111,20 @@ def _logo(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _color(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each channel scaled by 0.75 to 1.3 (white balance), and in a fifth of the copies gray."""
+    """Scale each channel by 0.75 to 1.3 (white balance); a fifth of the copies is grey."""
     if rng.random() < 0.2:
         return np.repeat(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None], 3, axis=2)
     return _to_uint8(image * rng.uniform(0.75, 1.3, 3))
 
 
 def _brightness(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gamma 0.6 to 1.6 and contrast 0.7 to 1.3 about the mean."""
+    """Apply gamma 0.6 to 1.6 and contrast 0.7 to 1.3 around the mean."""
     values = 255 * (image / 255.0) ** math.exp(rng.uniform(math.log(0.6), math.log(1.6)))
     return _to_uint8((values - values.mean()) * rng.uniform(0.7, 1.3) + values.mean())
 
 
 def _rescale(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """30 to 80% of the size, and in half of the copies squashed to a square."""
+    """Resize to 30 to 80%; half of the copies become square."""
     height, width = image.shape[:2]
     scale = rng.uniform(0.3, 0.8)
     tall, wide = max(8, round(height * scale)), max(8, round(width * scale))
@@ -134,7 +134,7 @@ def _rescale(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _border(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A black, white or gray frame, 3 to 15% of the side at each side."""
+    """Add a black, white or grey frame of 3 to 15% of the side at each side."""
     height, width = image.shape[:2]
     above, below = (rng.uniform(0.03, 0.15, 2) * height).round().astype(int).tolist()
     left, right = (rng.uniform(0.03, 0.15, 2) * width).round().astype(int).tolist()
@@ -144,7 +144,7 @@ def _border(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _mixed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Two or three of the others, one after the other."""
+    """Apply two or three of the other edits in sequence."""
     kinds = [kind for kind in KINDS if kind != "mixed"]
     for kind in rng.choice(kinds, size=int(rng.integers(2, 4)), replace=False):
         image = make_copy(image, str(kind), rng)

@@ -1,7 +1,6 @@
-"""Is a picture fit to learn from? Facts that are measured, and thresholds that a config sets.
+"""Image quality: measures of an image, and the filters that compare them with thresholds.
 
-Nothing is deleted: the verdict is a word that the manifest keeps. Facts and thresholds are separate, so that other
-thresholds need no second look at the pixels.
+Measures and thresholds are separate, so that other thresholds need no second pass over the pixels.
 """
 
 from dataclasses import dataclass, fields
@@ -13,34 +12,34 @@ from dinomed.pretrain.curation.filters.config import QualityConfig
 from dinomed.pretrain.curation.filters.text import text_share
 
 WORKING_SIDE = 256
-"""Short side in px at which a larger picture is judged; a smaller one is judged as it is."""
-_DARK = 24  # grey levels: the black of a border, with the noise of its compression
-_FLAT = 6  # grey levels that a row of a uniform border spans at most
+"""Short side in px to which larger images are reduced before they are measured."""
+_DARK = 24  # grey levels: maximum of a black border, with compression noise
+_FLAT = 6  # grey levels: maximum range of a row of a uniform border
 _CLIPPED = 250
-_CONTENT = 0.1  # share of the picture; with less the whole is judged, or a caption on black would be all there is
+_CONTENT = 0.1  # minimum share of the image; with less, the whole image is measured, and not only a caption on black
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What is measured on one picture. Grey levels are Rec. 601 luma, 0 to 255; shares are of its area, 0 to 1."""
+    """Measures of one image. Grey levels are Rec. 601 luma, 0 to 255; shares are of the area, 0 to 1."""
 
-    short_side_px: int  # of the picture itself; all else is measured at `WORKING_SIDE`
-    luminance_mean: float  # grey levels, of the content: what is no border
+    short_side_px: int  # of the original image; the other measures are at `WORKING_SIDE`
+    luminance_mean: float  # grey levels, of the content (everything but the border)
     luminance_spread: float  # grey levels, standard deviation of the content
     sharpness: float  # variance of the Laplacian of the content, squared grey levels: 0 up to some thousands
-    overexposed_share: float  # of the content: where two channels or all are clipped (250 or more)
-    border_share: float  # dark and joined to the edge of the picture, or uniform rows and columns at it
-    text_share: float  # inside the boxes of lines of text (`dinomed.pretrain.curation.filters.text`)
+    overexposed_share: float  # of the content: at least two channels are clipped (250 or more)
+    border_share: float  # dark and connected to the edge of the image, or uniform rows and columns at the edge
+    text_share: float  # inside the boxes of lines of text (`filters.text`)
 
 
 MEASURES = tuple(field.name for field in fields(Quality))
 
 QUALITY_REASONS = ("too small", "black", "over-exposed", "blank", "borders", "blurred", "text")
-"""The words of `judge`; the first that applies is the reason."""
+"""Reasons that `judge` returns; the first that applies wins."""
 
 
 def measure_quality(image: np.ndarray) -> Quality:
-    """The facts of a picture, uint8 RGB ``(H, W, 3)``; 30 ms on one core, 100 ms at 1920x1080."""
+    """Measure the quality of an image, uint8 RGB ``(H, W, 3)``; 30 ms on one core, 100 ms at 1920x1080."""
     short = min(image.shape[:2])
     small = image
     if short > WORKING_SIDE:
@@ -49,7 +48,7 @@ def measure_quality(image: np.ndarray) -> Quality:
     gray = np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))
     border = find_border(gray)
     content = ~border if (~border).mean() >= _CONTENT else np.ones_like(border)
-    # two pixels inside it: the step to the border is no sharpness of the picture
+    # two pixels inside the content: the edge at the border is not sharpness of the image
     inside = cv2.erode(content.astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1) > 0
     laplacian = cv2.Laplacian(gray, cv2.CV_32F)
     return Quality(
@@ -64,7 +63,7 @@ def measure_quality(image: np.ndarray) -> Quality:
 
 
 def judge(quality: Quality, config: QualityConfig) -> str | None:
-    """Why the picture is not to be kept, one of `QUALITY_REASONS`; None if it is."""
+    """Return the reason to drop an image, one of `QUALITY_REASONS`, or None to keep it."""
 
     def below(value: float, least: float | None) -> bool:
         return least is not None and value < least
@@ -91,16 +90,16 @@ def judge_all(measures: dict[str, np.ndarray], config: QualityConfig) -> list[st
 
 
 def find_border(gray: np.ndarray) -> np.ndarray:
-    """What frames the content of a gray picture, uint8 ``(H, W)``: bool, of the same shape.
+    """Find the border around the content of a grey image, uint8 ``(H, W)``. Return a mask, bool ``(H, W)``.
 
-    Two kinds: dark regions that reach the edge (the surround of an endoscope, the rim of a dermatoscope), and rows
-    and columns at the edge that are of one level (white or gray padding).
+    A border is a dark region that reaches the edge (the surround of an endoscope, the rim of a dermatoscope), or
+    uniform rows and columns at the edge (white or grey padding).
     """
     _, labels = cv2.connectedComponents((gray <= _DARK).astype(np.uint8), connectivity=4)
     edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     joined = np.zeros(int(labels.max()) + 1, bool)
     joined[edge] = True
-    joined[0] = False  # the rest, which is no region
+    joined[0] = False  # label 0 is the background
     border = joined[labels]
     top, bottom, left, right = find_content(gray, _FLAT)
     frame = np.ones_like(border)
@@ -109,9 +108,14 @@ def find_border(gray: np.ndarray) -> np.ndarray:
 
 
 def find_content(picture: np.ndarray, flat: int) -> tuple[int, int, int, int]:
-    """Rows and columns inside the uniform bands of a picture, uint8 ``(H, W)`` or ``(H, W, C)``: (top, bottom, left,
-    right), the lower and right ones exclusive. A band's rows span at most `flat` levels in each channel. A picture that
-    is all one level has no content, and then top is bottom."""
+    """Find the content inside the uniform bands at the edges of an image, uint8 ``(H, W)`` or ``(H, W, C)``.
+
+    Args:
+        flat: maximum range of levels of a uniform row or column, in each channel.
+
+    Returns:
+        (top, bottom, left, right); bottom and right are exclusive. In an image of one level top equals bottom.
+    """
 
     def uniform(band: np.ndarray) -> bool:
         return bool(np.ptp(band.astype(np.int16), axis=0).max() <= flat) if len(band) else True

@@ -1,22 +1,22 @@
-"""Burned-in text: how much of a picture is covered by lines of letters.
+"""Burned-in text: the share of an image that lines of letters cover.
 
-No network and no reading, only what all lettering has in common: strokes that stand out from their surroundings
-(top-hat and black-hat), in pieces of like height and colour, that stand side by side on one line. Three letters are the
-least. Horizontal text from about 1.5 to 15% of the short side is seen; slanted, upright or faint text is not.
+There is no network and no character recognition. Letters are strokes that stand out from their surroundings (top-hat
+and black-hat), in components of similar height and colour, side by side on a line; a line has at least three.
+Horizontal text with a height of about 1.5 to 15% of the short side is found; slanted, vertical or faint text is not.
 """
 
 import cv2
 import numpy as np
 
-_SIDE = 480  # short side in px at which is looked: captions of a video frame are 2% of its height, and 10 px here
-_STROKE = 17  # px, wider than any stroke of a letter that is to be found
+_SIDE = 480  # short side in px for detection: a caption of 2% of the height of a video frame has 10 px
+_STROKE = 17  # px, wider than a stroke of the largest letters
 _CONTRAST = 45  # grey levels over (or under) the surroundings
 _HEIGHTS = (7, 72)  # px
 _LEAST = 3  # letters in a line
 
 
 def text_share(image: np.ndarray) -> float:
-    """The share of a picture, uint8 RGB ``(H, W, 3)``, inside the boxes of its lines of text: 0 to 1."""
+    """Return the share of an image, uint8 RGB ``(H, W, 3)``, inside the boxes of its lines of text: 0 to 1."""
     boxes, (height, width) = find_text(image)
     covered = np.zeros((height, width), bool)
     for left, top, right, bottom in boxes:
@@ -25,10 +25,11 @@ def text_share(image: np.ndarray) -> float:
 
 
 def find_text(image: np.ndarray) -> tuple[list[tuple[int, int, int, int]], tuple[int, int]]:
-    """Return the boxes of the lines of text in an image, uint8 RGB ``(H, W, 3)``, resized to a short side of 480 px.
+    """Return the boxes of the lines of text in an image, uint8 RGB ``(H, W, 3)``, at a short side of 480 px.
 
     Returns:
-        The boxes (left, top, right, bottom) in px of the resized image, right and bottom exclusive; its (height, width).
+        The boxes (left, top, right, bottom) in px of the resized image, right and bottom exclusive; its (height,
+        width).
     """
     short = min(image.shape[:2])
     scale = _SIDE / short
@@ -43,7 +44,8 @@ def find_text(image: np.ndarray) -> tuple[list[tuple[int, int, int, int]], tuple
 
 
 def _letters(strokes: np.ndarray, gray: np.ndarray) -> np.ndarray:
-    """Pieces that could be letters: rows of left, top, right, bottom, mean grey level; float (n, 5), left to right."""
+    """Return components that may be letters, float (n, 5): left, top, right, bottom, mean grey level; from left to
+    right."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(strokes, connectivity=8)
     stats = stats[1:]
     if not len(stats):
@@ -52,13 +54,13 @@ def _letters(strokes: np.ndarray, gray: np.ndarray) -> np.ndarray:
     left, top, width, height, area = stats.T
     fill = area / (width * height)
     fits = (height >= _HEIGHTS[0]) & (height <= _HEIGHTS[1]) & (width <= 2 * height) & (width >= 2)
-    fits &= (fill >= 0.2) & ((fill <= 0.85) | (width < 0.5 * height))  # solid blocks are no letters, but I and 1 are
-    found = np.stack([left, top, left + width, top + height, sums / area], axis=1).astype(float)[fits]
-    return found[np.argsort(found[:, 0], kind="stable")]
+    fits &= (fill >= 0.2) & ((fill <= 0.85) | (width < 0.5 * height))  # solid blocks are not letters, except I and 1
+    letters = np.stack([left, top, left + width, top + height, sums / area], axis=1).astype(float)[fits]
+    return letters[np.argsort(letters[:, 0], kind="stable")]
 
 
 def _lines(letters: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Boxes of the lines that the letters form."""
+    """Return the boxes of the lines that the letters form."""
     left, top, right, bottom, level = letters.T
     height = bottom - top
     free = np.ones(len(letters), bool)
@@ -85,7 +87,7 @@ def _lines(letters: np.ndarray) -> list[tuple[int, int, int, int]]:
 
 
 def _is_text(line: np.ndarray) -> bool:
-    """Whether pieces in a row are letters, and not the marks of a ruler or glints that happen to be level."""
+    """Return whether components in a row are letters, and not ruler marks or reflections."""
     if len(line) < _LEAST:
         return False
     left, top, right, bottom, _ = line.T

@@ -1,4 +1,4 @@
-"""The pictures of a curation's report: pairs side by side, sheets of what was unfit, clusters."""
+"""Images of the curation report: pairs side by side, contact sheets of removed images and of clusters."""
 
 from html import escape
 from typing import Any
@@ -10,69 +10,71 @@ from dinomed.html.page import heading, paragraph
 from dinomed.pretrain.curation.decisions import EXPLANATIONS, REASONS
 from dinomed.pretrain.curation.output.read import CurationResult
 
-PAIRS = 8  # shown of each reason
-SHEET = 36  # pictures on a contact sheet
+PAIRS = 8  # shown per reason
+SHEET = 36  # images on a contact sheet
 CLUSTERS = 12
 _SIZE: dict[str, Any] = {"side": 180, "quality": 85, "width_px": 150}
 
 
-def show_pairs(outcome: CurationResult, album: Album) -> list[str]:
-    """Of each reason some pairs, evenly from the most to the least alike: the last ones show what a threshold did."""
-    removed = outcome.removed
-    reasons = np.array([outcome.reason[row] for row in removed.row], object)
+def show_pairs(result: CurationResult, album: Album) -> list[str]:
+    """Show some pairs per reason, evenly from the most to the least similar; the last ones show the effect of a
+    threshold."""
+    removed = result.removed
+    reasons = np.array([result.reason[row] for row in removed.row], object)
     parts = []
     for reason in REASONS:
-        found = np.flatnonzero(reasons == reason)
-        if not len(found):
+        places = np.flatnonzero(reasons == reason)
+        if not len(places):
             continue
-        shown = found[spaced_indices(len(found), PAIRS)]
-        parts.append(heading(f"{reason.capitalize()}: {_count(len(found), 'pair')}"))
-        note = f"{len(shown)} of them, evenly from the most to the least alike." if len(shown) < len(found) else ""
-        parts.append(paragraph(f"Left: removed, since {EXPLANATIONS[reason]}. {note}".strip()))
+        shown = places[spaced_indices(len(places), PAIRS)]
+        parts.append(heading(f"{reason.capitalize()}: {_count(len(places), 'pair')}"))
+        note = f"{len(shown)} of them, evenly from the most to the least similar." if len(shown) < len(places) else ""
+        parts.append(paragraph(f"Left: removed because {EXPLANATIONS[reason]}. {note}".strip()))
         for place in shown:
             row, kept, kept_out = (int(a[place]) for a in (removed.row, removed.duplicate_of, removed.reference))
-            left = album.picture(outcome.manifest, row, "removed", **_SIZE)
-            if kept >= 0 or outcome.references is None:
-                right = album.picture(outcome.manifest, kept, "kept", **_SIZE)
+            left = album.picture(result.manifest, row, "removed", **_SIZE)
+            if kept >= 0 or result.references is None:
+                right = album.picture(result.manifest, kept, "kept", **_SIZE)
             else:
-                right = album.picture(outcome.references, kept_out, "excluded", **_SIZE)
-            said = f"similarity {removed.similarity[place]:.2f}, {removed.how[place]}"
-            parts.append(f"<div class='pair'>{left}{right}<p class='soft'>{escape(said)}</p></div>")
+                right = album.picture(result.references, kept_out, "excluded", **_SIZE)
+            caption = f"similarity {removed.similarity[place]:.2f}, {removed.how[place]}"
+            parts.append(f"<div class='pair'>{left}{right}<p class='soft'>{escape(caption)}</p></div>")
     return parts
 
 
-def show_sheets(outcome: CurationResult, album: Album) -> list[str]:
-    """Of the reasons that concern an image by itself, a sheet each."""
-    paired = np.zeros(len(outcome.manifest), bool)
-    paired[outcome.removed.row] = True
-    reasons = np.array(outcome.reason, object)
+def show_sheets(result: CurationResult, album: Album) -> list[str]:
+    """Show a contact sheet for each reason that concerns single images."""
+    paired = np.zeros(len(result.manifest), bool)
+    paired[result.removed.row] = True
+    reasons = np.array(result.reason, object)
     parts = []
     for reason in REASONS:
         rows = np.flatnonzero((reasons == reason) & ~paired)
         if len(rows):
             shown = rows[spaced_indices(len(rows), SHEET)]
             caption = f"{reason}: {len(shown):,} of {len(rows):,} ({EXPLANATIONS[reason]})"
-            parts.append(album.sheet(outcome.manifest, shown.tolist(), caption))
-    return [heading("Removed for what they are"), *parts] if parts else []
+            parts.append(album.sheet(result.manifest, shown.tolist(), caption))
+    return [heading("Removed single images"), *parts] if parts else []
 
 
-def show_clusters(outcome: CurationResult, album: Album) -> list[str]:
-    found = list(outcome.clusters().values())
-    if not found:
+def show_clusters(result: CurationResult, album: Album) -> list[str]:
+    """Show contact sheets of clusters, from the largest to the smallest."""
+    clusters = list(result.clusters().values())
+    if not clusters:
         return []
     parts = [
         heading("Clusters"),
         paragraph(
-            f"{len(found):,} hold images; shown are {min(CLUSTERS, len(found))}, from the largest to the smallest. "
-            "What is struck out is not kept."
+            f"{min(CLUSTERS, len(clusters))} of {len(clusters):,} clusters, from the largest to the smallest. "
+            "Crossed-out images are not kept."
         ),
     ]
-    for place in spaced_indices(len(found), CLUSTERS):
-        rows = found[place]
+    for place in spaced_indices(len(clusters), CLUSTERS):
+        rows = clusters[place]
         chosen = rows[spaced_indices(len(rows), SHEET // 2)]
-        caption = f"{len(rows):,} images, {int(outcome.keep[rows].sum()):,} of them kept"
-        crossed = (~outcome.keep[chosen]).tolist()
-        parts.append(album.sheet(outcome.manifest, chosen.tolist(), caption, crossed=crossed, side=64))
+        caption = f"{len(rows):,} images, {int(result.keep[rows].sum()):,} of them kept"
+        crossed = (~result.keep[chosen]).tolist()
+        parts.append(album.sheet(result.manifest, chosen.tolist(), caption, crossed=crossed, side=64))
     return parts
 
 

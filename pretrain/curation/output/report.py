@@ -1,8 +1,8 @@
-"""What a curation did, as one HTML page that a person can check by eye: no script, nothing fetched.
+"""HTML report of a curation, for checking by eye: one page without scripts or external files.
 
-The paper's table (DINOv2, table 15), what was removed and why, pairs side by side, the pool as a map before and after,
-clusters as contact sheets, how balanced the collection is, what the search was measured to find, all settings. What
-files are called, and of whom they are, is shown on request only.
+It shows the paper's table (DINOv2, table 15), the reasons of removed images, pairs side by side, a map of the pool
+before and after, contact sheets of clusters, the balance of classes, the measured recall of searches, and all settings.
+File names and groups are shown only on request.
 """
 
 from pathlib import Path
@@ -26,37 +26,39 @@ COLUMNS = 6  # columns whose balance is shown
 _OTHER = "other"
 
 
-def write_report(outcome: CurationResult, path: str | Path, *, names: bool = False, limit_mib: float = 16) -> None:
-    """Write the page.
+def write_report(result: CurationResult, path: str | Path, *, names: bool = False, limit_mib: float = 16) -> None:
+    """Write the report.
 
     Args:
-        names: show what images are called, instead of the number of their row.
-        limit_mib: pictures beyond this size of the page are left out.
+        names: show the paths of images instead of their row numbers.
+        limit_mib: maximum size of the page; further images are left out.
 
     Raises:
         DinomedError: `path` cannot be written.
     """
-    write_text(path, build_report(outcome, names=names, limit_mib=limit_mib))
+    write_text(path, build_report(result, names=names, limit_mib=limit_mib))
 
 
-def build_report(outcome: CurationResult, *, names: bool = False, limit_mib: float = 16) -> str:
-    """The page as text; see `write_report`."""
+def build_report(result: CurationResult, *, names: bool = False, limit_mib: float = 16) -> str:
+    """Return the report as HTML; see `write_report`."""
     album = Album(round(limit_mib * MIB), names=names)
     chapters = (_sources, _reasons, _balance, _maps, show_pairs, show_sheets, show_clusters, _search, _times)
     parts = []
     with bar("report", len(chapters)) as progress:
         for chapter in chapters:
-            parts += chapter(outcome, album)
+            parts += chapter(result, album)
             progress.advance()
     if album.left_out:
-        parts.append(paragraph(f"{album.left_out} pictures were left out, for the page is {limit_mib:g} MiB already."))
-    return build_page("Curation", [*parts, *_settings(outcome)])
+        parts.append(
+            paragraph(f"{album.left_out} images were left out: the page has reached its limit of {limit_mib:g} MiB.")
+        )
+    return build_page("Curation", [*parts, *_settings(result)])
 
 
-def _sources(outcome: CurationResult, _: Album) -> list[str]:
-    total, kept = len(outcome.manifest), int(outcome.keep.sum())
+def _sources(result: CurationResult, _: Album) -> list[str]:
+    total, kept = len(result.manifest), int(result.keep.sum())
     rows: list[tuple[Any, ...]] = [
-        (source.name, source.mode, source.images, source.retrieved, source.kept) for source in outcome.sources
+        (source.name, source.mode, source.images, source.retrieved, source.kept) for source in result.sources
     ]
     rows.append(("all", "", total, None, kept))
     return [
@@ -65,32 +67,32 @@ def _sources(outcome: CurationResult, _: Album) -> list[str]:
     ]
 
 
-def _reasons(outcome: CurationResult, _: Album) -> list[str]:
-    total = max(len(outcome.manifest), 1)
-    rows = [(name, count, f"{count / total:.1%}", EXPLANATIONS.get(name, "")) for name, count in outcome.counts.items()]
-    said = "An image has one reason, the first that applies. Nothing is deleted: the manifest says why not."
-    return [heading("What became of the images"), build_table(("", "images", "share", ""), rows), paragraph(said)]
+def _reasons(result: CurationResult, _: Album) -> list[str]:
+    total = max(len(result.manifest), 1)
+    rows = [(name, count, f"{count / total:.1%}", EXPLANATIONS.get(name, "")) for name, count in result.counts.items()]
+    note = "An image has one reason, the first that applies. No file is deleted; the manifest holds the reasons."
+    return [heading("Decisions"), build_table(("", "images", "share", ""), rows), paragraph(note)]
 
 
-def _balance(outcome: CurationResult, _: Album) -> list[str]:
-    parts = [heading("Balance, before and after")]
-    for column in _shown_columns(outcome):
-        found = outcome.balance(column)
-        before, after = (np.array([pair[side] for pair in found.values()], float) for side in (0, 1))
-        values = list(found.items())
+def _balance(result: CurationResult, _: Album) -> list[str]:
+    parts = [heading("Balance before and after")]
+    for column in _shown_columns(result):
+        counts = result.balance(column)
+        before, after = (np.array([pair[side] for pair in counts.values()], float) for side in (0, 1))
+        values = list(counts.items())
         rows = [(name, *pair) for name, pair in values[:20]]
         if len(values) > 20:
-            rest = np.sum([pair for _, pair in values[20:]], axis=0)
-            rows.append((f"{len(values) - 20} others", int(rest[0]), int(rest[1])))
+            others = np.sum([pair for _, pair in values[20:]], axis=0)
+            rows.append((f"{len(values) - 20} others", int(others[0]), int(others[1])))
         parts.append(build_bar_table(column, ("before", "kept"), rows))
         parts.append(
-            paragraph(f"As even as {effective(before):.1f} equal classes before, {effective(after):.1f} after.")
+            paragraph(f"Effective number of classes: {effective(before):.1f} before, {effective(after):.1f} after.")
         )
     return parts if len(parts) > 1 else []
 
 
 def effective(counts: np.ndarray) -> float:
-    """How many equally large classes are as even as these, float (n,): e to the entropy; 0 where there is nothing.
+    """Compute the effective number of classes, e to the entropy, of the class counts, float (n,); 0 without images.
 
     >>> effective(np.array([5.0, 5.0, 0.0])), effective(np.zeros(2))
     (2.0, 0.0)
@@ -99,18 +101,18 @@ def effective(counts: np.ndarray) -> float:
     return float(round(np.exp(-(share * np.log(share)).sum()), 6)) if len(share) else 0.0
 
 
-def _shown_columns(outcome: CurationResult) -> list[str]:
-    """Those with few values for their images: a column with nearly as many as images would name them."""
-    labels, given = [], outcome.manifest
-    for name in outcome.balance_columns():
-        values = [value for value in given.column(name) if value is not None]
+def _shown_columns(result: CurationResult) -> list[str]:
+    """Return columns with at least 4 images per value on average: other columns could identify single images."""
+    labels, manifest = [], result.manifest
+    for name in result.balance_columns():
+        values = [value for value in manifest.column(name) if value is not None]
         if name == "label" or len(values) >= 4 * len(set(values)):
             labels.append(name)
     return labels[:COLUMNS]
 
 
-def _maps(outcome: CurationResult, _: Album) -> list[str]:
-    points = outcome.points
+def _maps(result: CurationResult, _: Album) -> list[str]:
+    points = result.points
     placed = np.flatnonzero(np.isfinite(points).all(axis=1))
     if len(placed) < 2:
         return []
@@ -118,28 +120,28 @@ def _maps(outcome: CurationResult, _: Album) -> list[str]:
     low, high = np.quantile(points[placed], [0.002, 0.998], axis=0)
     margin = 0.04 * (high - low) + 1e-6
     box = (*(low - margin).tolist(), *(high + margin).tolist())
-    kept = outcome.keep[rows]
+    kept = result.keep[rows]
 
     def draw(word: np.ndarray, order: list[str], chosen: np.ndarray, caption: str) -> str:
         return scatter({name: points[rows[chosen & (word == name)]] for name in order}, caption, box=box)
 
     everything = np.ones(len(rows), bool)
-    fate = np.array([_fate(outcome.reason[row]) for row in rows], object)
-    fates = ["kept", "copies, and tests", "unfit", "not asked for"]
-    source = np.array([value or _OTHER for value in _values(outcome, "source", rows)], object)
+    decision = np.array([_decision_group(result.reason[row]) for row in rows], object)
+    groups = ["kept", "duplicate or excluded", "unfit", "not selected"]
+    source = np.array([value or _OTHER for value in _values(result, "source", rows)], object)
     parts = [
         heading("The pool as a map"),
         paragraph(
-            "Two principal components of the embeddings; a copy lies where its original does. "
+            "Two principal components of the embeddings; a duplicate has the place of the image that is kept. "
             + (f"A sample of {len(rows):,} of {len(placed):,} images." if len(rows) < len(placed) else "")
         ),
-        draw(fate, fates, everything, "before, by what became of it"),
-        draw(source, sorted(set(source[kept])), kept, "after, by what brought it in"),
+        draw(decision, groups, everything, "before, by decision"),
+        draw(source, sorted(set(source[kept])), kept, "after, by source"),
     ]
-    columns = _shown_columns(outcome)
+    columns = _shown_columns(result)
     if columns:
-        words = np.array(_values(outcome, columns[0], rows), object)
-        order = list(outcome.balance(columns[0]))[:NAMED]
+        words = np.array(_values(result, columns[0], rows), object)
+        order = list(result.balance(columns[0]))[:NAMED]
         words = np.array([word if word in order else _OTHER for word in words], object)
         parts += [
             draw(words, [*order, _OTHER], chosen, f"{when}, by {columns[0]}")
@@ -148,49 +150,49 @@ def _maps(outcome: CurationResult, _: Album) -> list[str]:
     return parts
 
 
-def _values(outcome: CurationResult, column: str, rows: np.ndarray) -> list[str | None]:
-    values = outcome.manifest.column(column)
+def _values(result: CurationResult, column: str, rows: np.ndarray) -> list[str | None]:
+    values = result.manifest.column(column)
     return [None if values[row] is None else str(values[row]) for row in rows]
 
 
-def _fate(reason: str | None) -> str:
+def _decision_group(reason: str | None) -> str:
     if reason is None:
         return "kept"
     if reason in (NOT_RETRIEVED, NOT_SAMPLED, UNLIKE):
-        return "not asked for"
-    return "copies, and tests" if "copy" in reason or "excluded" in reason or "linked" in reason else "unfit"
+        return "not selected"
+    return "duplicate or excluded" if "copy" in reason or "excluded" in reason or "linked" in reason else "unfit"
 
 
-def _search(outcome: CurationResult, _: Album) -> list[str]:
-    parts = [heading("What the search finds")]
-    if not outcome.recall:
+def _search(result: CurationResult, _: Album) -> list[str]:
+    parts = [heading("Recall of the searches")]
+    if not result.recall:
         return [*parts, paragraph("All searches were exact: every pair above its threshold was found.")]
     names = ("search", "recall", "of", "queries", "probes")
-    rows = [tuple(measured.get(name) for name in names) for measured in outcome.recall]
-    said = "Measured against the exact answer, for a sample of queries; other searches were exact."
-    return [*parts, build_table(("search", "recall", "of true neighbours", "queries", "lists looked into"), rows),
-            paragraph(said)]  # fmt: skip
+    rows = [tuple(measured.get(name) for name in names) for measured in result.recall]
+    note = "Measured against exact search on a sample of queries; other searches were exact."
+    return [*parts, build_table(("search", "recall", "of true neighbours", "queries", "probed lists"), rows),
+            paragraph(note)]  # fmt: skip
 
 
-def _times(outcome: CurationResult, _: Album) -> list[str]:
-    if not outcome.timings:
+def _times(result: CurationResult, _: Album) -> list[str]:
+    if not result.timings:
         return []
-    whole = sum(entry["seconds"] for entry in outcome.timings) or 1
+    whole = sum(entry["seconds"] for entry in result.timings) or 1
     rows = [
         (
             entry["stage"], entry["images"], round(entry["seconds"], 1),
             round(entry["images"] / max(entry["seconds"], 1e-9), 1), f"{entry['seconds'] / whole:.0%}",
         )
-        for entry in outcome.timings
+        for entry in result.timings
     ]  # fmt: skip
-    return [heading("What it took"), build_table(("stage", "images", "seconds", "images a second", "share"), rows)]
+    return [heading("Time"), build_table(("stage", "images", "seconds", "images per second", "share"), rows)]
 
 
-def _settings(outcome: CurationResult) -> list[str]:
-    told = {key: value for key, value in outcome.summary.items() if key not in ("counts", "sources", "searches")}
-    settings = told.pop("config", None)
+def _settings(result: CurationResult) -> list[str]:
+    summary = {key: value for key, value in result.summary.items() if key not in ("counts", "sources", "searches")}
+    settings = summary.pop("config", None)
     parts = [heading("Settings and fingerprints")]
-    parts.append(code(_yaml(told)))
+    parts.append(code(_yaml(summary)))
     return [*parts, folded("All settings", _yaml(settings))] if settings else parts
 
 

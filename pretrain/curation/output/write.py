@@ -1,4 +1,4 @@
-"""What a curation writes in the end; `outcome` reads it back."""
+"""Writes the result of a curation; `output.read` reads it."""
 
 from dataclasses import asdict
 from importlib.metadata import version
@@ -31,9 +31,9 @@ def write_result(
     output: Path, context: CurationContext, config: CurationConfig, decisions: Decisions, links: DuplicateLinks,
     selection: Selection, faces: Boxes,
 ) -> None:  # fmt: skip
-    """The rows, the excluded images, the summary, and last the manifest."""
+    """Write the rows, the excluded images, the summary, and last the manifest."""
     pool = context.pool
-    output.unlink(missing_ok=True)  # of an earlier run: its rows and summary go now
+    output.unlink(missing_ok=True)  # of an earlier run, whose rows and summary are replaced now
     points = selection.points.copy()
     copies = np.flatnonzero(links.duplicate_of >= 0)
     points[copies] = points[links.duplicate_of[copies]]
@@ -46,17 +46,17 @@ def write_result(
     assert context.folder is not None
     with replacing(context.folder / "rows.arrow") as temporary:
         write_table(temporary, table)
-    kept_out = context.folder / "references.parquet"
+    references_path = context.folder / "references.parquet"
     if pool.references is None:
-        kept_out.unlink(missing_ok=True)
+        references_path.unlink(missing_ok=True)
     else:
-        write_manifest(pool.references, kept_out)
+        write_manifest(pool.references, references_path)
     write_json(summary_path(output), _summary(context, config, decisions, links, selection, faces))
     write_manifest(_blurred(output, _manifest(context, decisions, links, selection), faces, decisions), output)
 
 
 def _manifest(context: CurationContext, decisions: Decisions, links: DuplicateLinks, selection: Selection) -> Manifest:
-    """The pool with `COLUMNS`."""
+    """Return the manifest with `COLUMNS`."""
     manifest = context.pool.manifest
     images = manifest.column("image")
     alive = decisions.kept.tolist()
@@ -75,7 +75,7 @@ def _manifest(context: CurationContext, decisions: Decisions, links: DuplicateLi
 
 
 def _blurred(output: Path, manifest: Manifest, faces: Boxes, decisions: Decisions) -> Manifest:
-    """With copies in which faces are blurred in place of the images that have any; `original` names these."""
+    """Replace images that have faces by blurred copies; the column `original` holds the path of the original."""
     import os
 
     chosen = [row for row in faces if decisions.kept[row]]
@@ -118,8 +118,8 @@ def _summary(
     faces: Boxes,
 ) -> dict[str, Any]:
     pool = context.pool
-    found = {"kept": int(decisions.kept.sum())}
-    found |= {reason: int(np.equal(decisions.reason, reason).sum()) for reason in REASONS}
+    counts = {"kept": int(decisions.kept.sum())}
+    counts |= {reason: int(np.equal(decisions.reason, reason).sum()) for reason in REASONS}
     return {
         "format": FORMAT,
         "purpose": RESEARCH_USE,
@@ -127,8 +127,8 @@ def _summary(
         "pool": pool.pool_size,
         "trusted": {queries.name: len(queries.rows) for queries in pool.query_sets},
         "excluded": {name: pool.reference_sets.count(name) for name in dict.fromkeys(pool.reference_sets)},
-        "counts": {reason: count for reason, count in found.items() if count or reason == "kept"},
-        "sources": [asdict(source) for source in selection.contributions],
+        "counts": {reason: count for reason, count in counts.items() if count or reason == "kept"},
+        "sources": [asdict(source) for source in selection.sources],
         "copies": links.record,
         "retrieval": selection.record,
         "searches": context.searches,

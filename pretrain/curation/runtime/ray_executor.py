@@ -1,8 +1,9 @@
-"""The pieces of a stage, computed by actors of Ray (`dinomed[ray]`): on this machine, or on many.
+"""Ray executor (`dinomed[ray]`): actors on this machine or on a cluster compute the items of a stage.
 
-An actor gets the work once, and then one item after another; it writes nothing and returns its table. An item whose
-actor dies is given to a new one, a few times at most; since only the caller writes, and each item has one place, no row
-is lost or there twice. Images and stages have to be readable under the same paths everywhere (a shared file system).
+An actor receives the work once, then one item after another. It writes no files and returns its table. If an actor
+dies, its items are given to a new one, a limited number of times. Only the caller writes, and each item has one place,
+so no row is lost or duplicated. Images and caches must be readable under the same paths on all machines (a shared file
+system).
 """
 
 import os
@@ -13,56 +14,56 @@ from typing import Any
 
 import pyarrow as pa
 
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.log import logger
 from dinomed.pretrain.curation.runtime.executor import Executor, LocalExecutor, Work, count_processors
 
-_STORE_BYTES = 200 * 2**20  # tables of pieces are a few MB; Ray would take a third of the machine's memory
-_TRIES = 4  # of an item whose actor dies
+_STORE_BYTES = 200 * 2**20  # tables are a few MB; by default Ray takes a third of the memory
+_TRIES = 4  # attempts at an item whose actor dies
 
 
 class RayExecutor:
-    """Actors on a cluster at `address`, or on one that is started here and ends with `close`.
+    """Computes with actors on a cluster at `address`, or on a local cluster that `close` ends.
 
     Args:
-        workers: actors; by default one for each processor of this machine (or of the cluster).
+        workers: number of actors; by default one per processor of this machine or of the cluster.
 
     Raises:
         UsageError: Ray is not installed, or nothing answers at the address.
     """
 
     def __init__(self, *, address: str | None = None, workers: int | None = None) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends usage statistics otherwise
         try:
             import ray
         except ImportError:
             raise UsageError("--engine ray needs Ray: pip install 'dinomed[ray]'") from None
         self._ray = ray
         if ray.is_initialized():
-            raise UsageError("--engine ray: Ray runs in this process already; end it first (ray.shutdown())")
+            raise UsageError("--engine ray: Ray already runs in this process; stop it first (ray.shutdown())")
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if address is None:
-            # short: names of sockets below it may have 107 characters
+            # a short path: socket names have at most 107 characters
             self._folder = tempfile.TemporaryDirectory(prefix="dmray", ignore_cleanup_errors=True)
-            own: dict[str, Any] = {
+            options: dict[str, Any] = {
                 "num_cpus": workers or count_processors(), "object_store_memory": _STORE_BYTES,
                 "_temp_dir": self._folder.name, "include_dashboard": False,
             }  # fmt: skip
         else:
-            own = {"address": address}
+            options = {"address": address}
         try:
-            ray.init(log_to_driver=False, configure_logging=False, **own)
+            ray.init(log_to_driver=False, configure_logging=False, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
-            raise UsageError(f"--ray-address {address}: no cluster of Ray answers ({reason})") from None
+            reason = first_line(error, 150)
+            raise UsageError(f"--ray-address {address}: no Ray cluster answers ({reason})") from None
         self.workers = workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
         logger.info(f"Ray: {self.workers} workers")
 
     def map(self, work: Work, items: Iterable[Any]) -> Iterator[pa.Table]:
-        """`work` of each item, in their order; at most two items for each worker are under way.
+        """Yield ``work(item)`` for each item, in order. At most two items per worker are submitted at a time.
 
         Raises:
-            DinomedError: what the work raises, or an item that workers die of again and again.
+            DinomedError: the work raises it, or workers die repeatedly at the same item.
         """
         import torch
 
@@ -97,20 +98,20 @@ class RayExecutor:
                 except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
                     if tries == _TRIES:
                         raise DinomedError(
-                            f"workers of Ray died {_TRIES} times at the same piece "
-                            f"({str(error).splitlines()[0][:100]}); give them more memory, or a smaller shard_size"
+                            f"Ray workers died {_TRIES} times at the same shard "
+                            f"({first_line(error)}); give them more memory, or a smaller shard_size"
                         ) from None
-                    logger.warning(f"a worker of Ray died; its piece is computed again (try {tries + 1} of {_TRIES})")
+                    logger.warning(f"a Ray worker died; its shard is computed again (attempt {tries + 1} of {_TRIES})")
                     pool[place] = start()
-                    # what else it had to do is asked for again too, each in its place
+                    # its other items are submitted again too, each in its place
                     first = (pool[place].run.remote(item), place, item, tries + 1)
-                    rest = [
+                    others = [
                         (pool[place].run.remote(its), place, its, times)
                         if where == place
                         else (reply, where, its, times)
                         for reply, where, its, times in waiting
                     ]
-                    waiting = deque([first, *rest])
+                    waiting = deque([first, *others])
         finally:
             for worker in pool:
                 ray.kill(worker)
@@ -138,14 +139,14 @@ _NO_MORE = object()
 
 
 class _Worker:
-    """Holds the work in a process of its own."""
+    """Actor: holds the work in its own process."""
 
     def __init__(self, work: Work, threads: int) -> None:
         import torch
 
         from dinomed.log import set_level
 
-        torch.set_num_threads(threads)  # products are then rounded as in the process that asks
+        torch.set_num_threads(threads)  # so that products are rounded as in the calling process
         set_level("warning")
         self.work = work
 

@@ -12,7 +12,7 @@ from dinomed.apps import cli
 from dinomed.apps.pages.audit import build_audit_page, describe_pair
 from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.scan import scan
-from dinomed.pretrain.curation.audit.audit import Audit, Pair
+from dinomed.pretrain.curation.audit.audit import Audit, LeakedPair
 from dinomed.pretrain.curation.audit.training_index import write_training_index
 
 FAST = ["--set", "descriptor.fit_images=16", "--set", "candidates=2", "--quiet"]
@@ -126,7 +126,7 @@ def test_the_page_shows_the_pairs_and_fetches_nothing(
 
 def test_names_from_outside_are_escaped_on_the_page(sets: Path) -> None:
     manifest = read_manifest(sets / "a.parquet")
-    found = Audit([Pair("group", None, 0, group="<b>x</b>")], 1, 1)
+    found = Audit([LeakedPair("group", None, 0, group="<b>x</b>")], 1, 1)
     page = build_audit_page(found, None, manifest, ("<i>", "y"), "")
     assert "<b>x" not in page
     assert "<i>" not in page
@@ -134,8 +134,8 @@ def test_names_from_outside_are_escaped_on_the_page(sets: Path) -> None:
 
 
 def test_likeness_in_words() -> None:
-    assert describe_pair(Pair("near", 0, 0, 0.5, 3, 40)) == "similarity 0.50, 40 points align, 3 of 256 bits differ"
-    assert describe_pair(Pair("group", 0, 0, group="p")) == "group p"
+    assert describe_pair(LeakedPair("near", 0, 0, 0.5, 3, 40)) == "similarity 0.50, 40 points align, 3 of 256 bits differ"
+    assert describe_pair(LeakedPair("group", 0, 0, group="p")) == "group p"
 
 
 @pytest.mark.parametrize(

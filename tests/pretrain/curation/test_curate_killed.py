@@ -110,4 +110,4 @@ def test_a_worker_that_dies_loses_and_doubles_no_row(tmp_path: Path, capsys: pyt
         engine.close()
     assert found == [[row] for row in range(8)]
     assert (tmp_path / "died").exists()
-    assert "a worker of Ray died" in capsys.readouterr().err
+    assert "a Ray worker died" in capsys.readouterr().err

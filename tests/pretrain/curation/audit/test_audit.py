@@ -174,7 +174,7 @@ def test_damaged_and_missing_indexes_are_told(tmp_path: Path, run_folder: Path) 
     with pytest.raises(DinomedError, match="damaged or cut off"):
         read_training_index(tmp_path)
     write_manifest(_manifest(tmp_path, []), tmp_path / SEEN_FILE)
-    with pytest.raises(DinomedError, match="not of the form"):
+    with pytest.raises(DinomedError, match="does not have the format"):
         read_training_index(tmp_path)
 
 

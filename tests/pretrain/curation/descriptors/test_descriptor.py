@@ -89,7 +89,7 @@ def test_rows_have_length_one_and_bad_values_are_named() -> None:
     assert out.tolist() == [[1, 0, 0], [1, 0, 0]]
     with pytest.raises(DinomedError, match="descriptor of image 1"):
         projection(np.array([[0, 0, 0], [np.nan, 0, 0]], np.float32))
-    with pytest.raises(DinomedError, match="2 values for a projection of 3"):
+    with pytest.raises(DinomedError, match="2 values, the projection expects 3"):
         projection(np.ones((1, 2), np.float32))
 
 
@@ -148,7 +148,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path, fitted) -> None:
         load_descriptor(path)
     save_descriptor(path, fitted)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DinomedError, match="damaged descriptor"):
+    with pytest.raises(DinomedError, match="is damaged"):
         load_descriptor(path)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(DinomedError, match="is not a descriptor"):
@@ -157,7 +157,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path, fitted) -> None:
 
 def test_too_few_or_unreadable_images_are_told(lesion_manifest: Path, tmp_path: Path) -> None:
     manifest = read_manifest(lesion_manifest)
-    with pytest.raises(DinomedError, match="needs 8 images to be fitted to, and 5"):
+    with pytest.raises(DinomedError, match="needs at least 8 images for the fit, and 5"):
         fit_descriptor(DescriptorConfig(), [manifest.take(range(5))])
     moved = Manifest(manifest.table, tmp_path)  # no image is there
     with pytest.raises(DinomedError, match="and 0 can be read"):
