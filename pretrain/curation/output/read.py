@@ -22,7 +22,7 @@ from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.io.files import read_json
 from dinomed.pretrain.curation.pool import COLUMNS
-from dinomed.pretrain.curation.runtime.stage import TIMINGS
+from dinomed.pretrain.curation.runtime.context import TIMINGS
 from dinomed.pretrain.curation.selection.contribution import SetContribution
 
 FORMAT = "dinomed.curation/1"

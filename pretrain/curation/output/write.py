@@ -43,7 +43,6 @@ def write_result(
         "unlike": selection.unlike, "x": points[:, 0], "y": points[:, 1],
     }  # fmt: skip
     table = pa.table([pa.array(values[field.name], field.type) for field in ROWS], schema=ROWS)
-    assert context.folder is not None
     with replacing(context.folder / "rows.arrow") as temporary:
         write_table(temporary, table)
     references_path = context.folder / "references.parquet"

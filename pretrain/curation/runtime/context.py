@@ -1,6 +1,11 @@
 """Shared context of a curation run."""
 
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dinomed.log import logger
@@ -8,6 +13,7 @@ from dinomed.pretrain.curation.pool import Pool
 from dinomed.pretrain.curation.runtime.stage import StageRunner
 
 VECTORS = "vectors.npy"
+TIMINGS = "timings.jsonl"
 
 
 @dataclass(kw_only=True)
@@ -20,6 +26,7 @@ class CurationContext(StageRunner):
         searches: measured recall of each approximate search, for the report.
     """
 
+    folder: Path
     pool: Pool
     memory_gib: float
     seed: int
@@ -34,3 +41,13 @@ class CurationContext(StageRunner):
     def warn_clipped(self, name: str, requested: int, available: int) -> None:
         """Warn that a setting is larger than the number of images that are left."""
         self.warn(f"{name} is {requested:,}, but only {available:,} images are left: {available:,} are used")
+
+    @contextmanager
+    def timed(self, stage: str, images: int) -> Iterator[None]:
+        """Append the time of a computation to ``timings.jsonl``."""
+        began = time.monotonic()
+        yield
+        line = {"stage": stage, "seconds": round(time.monotonic() - began, 3), "images": images}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / TIMINGS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,7 +1,5 @@
 """Runs the work of a stage shard by shard and caches the results."""
 
-import json
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,8 +13,6 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.pretrain.curation.runtime.cache import StageCache, stage_key
 from dinomed.pretrain.curation.runtime.executor import Executor, LocalExecutor, Work
 from dinomed.progress import bar
-
-TIMINGS = "timings.jsonl"
 
 
 @dataclass(kw_only=True)
@@ -110,15 +106,8 @@ class StageRunner:
 
     @contextmanager
     def timed(self, stage: str, images: int) -> Iterator[None]:
-        """Append the time that a computation took to ``timings.jsonl``."""
-        began = time.monotonic()
+        """Enclose a computation. A subclass can record its time."""
         yield
-        if self.folder is None:
-            return
-        line = {"stage": stage, "seconds": round(time.monotonic() - began, 3), "images": images}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / TIMINGS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def _blocks(rows: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
