@@ -16,7 +16,7 @@ def open_dataset(source: Manifest | str | Path, *, allow_unreadable: bool = Fals
 
     Of a curated manifest, only the rows with ``keep = true`` are returned; the other rows are copies, unusable images,
     and images of evaluation sets. A folder is scanned in memory, without labels and splits; folders in it that hold
-    predictions are passed over. By default only headers are read, and masks are paired with images by name: a damaged
+    predictions are ignored. By default only headers are read, and masks are paired with images by name: a damaged
     image or mask is reported by the step that decodes it.
 
     Args:
@@ -54,6 +54,6 @@ def open_dataset(source: Manifest | str | Path, *, allow_unreadable: bool = Fals
 
 def _warn_unreadable(folder: Path, unreadable: list[tuple[str, str]]) -> None:
     for name, reason in unreadable[:_LISTED]:
-        logger.warning(f"{folder / name}: {reason}; passed over")
+        logger.warning(f"{folder / name}: {reason}; ignored")
     if len(unreadable) > _LISTED:
         logger.warning(f"{len(unreadable) - _LISTED} more files of {folder} cannot be read; `dinomed scan` lists them")

@@ -32,7 +32,7 @@ def test_a_manifest_a_folder_and_an_image_are_opened(tmp_path: Path, capsys: pyt
     folder = open_dataset(data)
     assert folder.column("image") == ["a.png"]
     assert not folder.has("split")
-    assert "b.jpg: text, not an image; passed over" in capsys.readouterr().err
+    assert "b.jpg: text, not an image; ignored" in capsys.readouterr().err
     write_manifest(folder, tmp_path / "m.parquet")
     assert open_dataset(tmp_path / "m.parquet").fingerprint == folder.fingerprint
     with pytest.raises(UnreadableImage, match="text, not an image"):
