@@ -1,4 +1,4 @@
-"""Bundles: whole or not there, never mixed up, and what each way of damaging one says."""
+"""Bundles: always complete and never mixed up, and the message for each kind of damage."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def what_loads(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_save_cut_off_anywhere_leaves_the_old_bundle_or_the_new_one(
+def test_an_interrupted_save_leaves_the_old_or_the_new_bundle(
     tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
 ) -> None:
     folder, outcomes = tmp_path / "bundle", []
@@ -142,7 +142,7 @@ class _Evil:
         ("weights of another", "files of two adapters are mixed up"),
     ],
 )
-def test_a_damaged_bundle_is_a_clear_error(
+def test_a_damaged_bundle_raises_a_clear_error(
     one: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, damage: str, told: str
 ) -> None:
     monkeypatch.chdir(one.parent)
@@ -183,7 +183,7 @@ def test_a_damaged_bundle_is_a_clear_error(
     assert not (one.parent / "owned").exists()
 
 
-def test_what_is_no_bundle_is_said(tmp_path: Path, tiny_backbone: Path) -> None:
+def test_a_folder_without_a_bundle_raises_a_clear_error(tmp_path: Path, tiny_backbone: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         read_record(tmp_path / "none")
     with pytest.raises(UsageError, match="is no adapter"):

@@ -1,4 +1,4 @@
-"""The model card: front matter that parses, what it has to say, and nothing that it must not."""
+"""The model card: valid front matter, all required statements, and no private information."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def test_the_front_matter_is_that_of_the_hub() -> None:
     assert metrics == {"n": 150, "auroc": 0.8765}  # what is undefined is left out
 
 
-def test_it_says_data_split_licence_metrics_and_limits() -> None:
+def test_the_card_states_data_split_licence_metrics_and_limits() -> None:
     card = build_card(record())
     expected = ["research use only", "| train | 1,200 | `aaaaaaaaaaaaaaaa` |", "Split by group", "set aside from train"]
     expected += ["Apache-2.0", "| auroc | 0.877 |", "1.234", "Fewer than 30 training examples of: mel"]
@@ -52,7 +52,7 @@ def test_it_says_data_split_licence_metrics_and_limits() -> None:
     assert "may be in two splits" in build_card(record(training={"data": {**DATA, "by_group": False}}))
 
 
-def test_own_weights_have_no_known_licence_and_their_place_is_not_told() -> None:
+def test_local_weights_have_an_unknown_licence_and_their_path_is_not_in_the_card() -> None:
     backbone = {"name": "ssl", "path": "../../secret/place", "fingerprint": "f" * 64, "embed_dim": 8}
     card = build_card(record(backbone=backbone))
     assert "unknown: it depends" in card
@@ -60,7 +60,7 @@ def test_own_weights_have_no_known_licence_and_their_place_is_not_told() -> None
     assert "secret" not in card
 
 
-def test_a_name_of_a_class_breaks_neither_table_nor_page() -> None:
+def test_a_class_name_is_escaped_in_tables_and_html() -> None:
     card = build_card(record())
     assert "<script>" not in card.split("---\n", 2)[2]
     assert "a\\|b" in card

@@ -1,4 +1,4 @@
-"""What was seen is recognised by content and by group, and nothing else is."""
+"""Training images are recognised by content and by group, and no other images are."""
 
 from pathlib import Path
 
@@ -23,32 +23,32 @@ def manifest(*rows: tuple[str, int, str | None]) -> Manifest:
 TRAIN = manifest(("a.jpg", 1, "HAM_1"), ("b.jpg", 2, None), ("c.jpg", 3, "007"), ("d.jpg", 4, None))
 
 
-def test_images_are_known_by_content_under_any_name() -> None:
+def test_images_are_recognised_by_content_under_any_name() -> None:
     other = manifest(("x.jpg", 2, None), ("b.jpg", 20, None), ("y.jpg", 30, None))
     found = hash_training_images([TRAIN]).find(other, other)
     assert (found.images, found.groups) == (("x.jpg",), ())  # b.jpg of another collection is another image
     assert found
 
 
-def test_groups_are_known_by_name_if_it_tells_anything() -> None:
+def test_groups_are_recognised_by_name_unless_it_is_a_number() -> None:
     other = manifest(("x.jpg", 10, "HAM_1"), ("y.jpg", 11, "007"), ("z.jpg", 12, "HAM_2"))
     found = hash_training_images([TRAIN]).find(other, other)
     assert (found.images, found.groups) == ((), ("x.jpg",))
 
 
-def test_groups_are_known_by_a_seen_image_of_theirs_in_the_same_manifest() -> None:
+def test_groups_are_recognised_by_a_training_image_in_the_same_manifest() -> None:
     whole = manifest(("c.jpg", 3, "007"), ("new.jpg", 50, "007"), ("other.jpg", 51, "008"))
     found = hash_training_images([TRAIN]).find(whole.take([1, 2]), whole)
     assert (found.images, found.groups) == ((), ("new.jpg",))
 
 
-def test_nothing_in_common_is_nothing() -> None:
+def test_a_manifest_without_training_images_has_no_overlap() -> None:
     other = manifest(("a.jpg", 100, None), ("b.jpg", 101, None))
     assert not hash_training_images([TRAIN]).find(other, other)
 
 
 @pytest.mark.parametrize("manifests", [[TRAIN], []])
-def test_tensors_bring_back_the_same(manifests: list[Manifest]) -> None:
+def test_hashes_are_equal_after_a_round_trip_through_tensors(manifests: list[Manifest]) -> None:
     seen = hash_training_images(manifests)
     tensors = seen.to_tensors()
     assert training_hashes_from_tensors(tensors) == seen

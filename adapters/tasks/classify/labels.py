@@ -51,9 +51,8 @@ class LabelColumns:
             return labelled(manifest, self.columns[0])
         missing = [name for name in self.columns if name not in manifest.columns]
         if missing:
-            raise UsageError(
-                f"no column {', '.join(map(repr, missing))} for labels {self.title} (columns: {_list_columns(manifest)})"
-            )
+            names = ", ".join(map(repr, missing))
+            raise UsageError(f"no column {names} for labels {self.title} (columns: {_list_columns(manifest)})")
         table = self._cells(manifest)
         return manifest.take(np.flatnonzero(~np.isnan(table).all(axis=1)).tolist())
 

@@ -1,4 +1,4 @@
-"""Few-shot draws: by group, nested, seeded; the curve against a fit by hand."""
+"""Few-shot draws: by group, nested and seeded; the curve equals a direct fit."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_shots_are_whole_groups_of_each_class_nested_and_seeded() -> None:
     assert len(draw_shots(labels, groups, None, 0)) == len(draw_shots(labels, groups, 1000, 0)) == 200
 
 
-def test_numbers_of_shots_are_read_and_refused() -> None:
+def test_numbers_of_shots_are_parsed_or_refused() -> None:
     assert parse_shots("8, 1,all,2,2") == (1, 2, 8, None)
     for wrong in ("0", "one", "1,-2", "", "1.5", "²"):
         with pytest.raises(UsageError, match="few-shot"):

@@ -1,4 +1,4 @@
-"""The probe: fitted on train, chosen on val, reported on test, and nothing else."""
+"""The probe: fitted on train, chosen on val, evaluated on test only."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def test_the_report_is_what_its_parts_give(tiny_backbone: Path, lesion_manifest: Path, cache: Path) -> None:
+def test_the_report_equals_the_metrics_of_its_parts(tiny_backbone: Path, lesion_manifest: Path, cache: Path) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
     report = probe(backbone, manifest, cache=cache)
     parts = {name: manifest.select(split=name) for name in ("train", "val", "test")}
@@ -40,7 +40,7 @@ def test_the_report_is_what_its_parts_give(tiny_backbone: Path, lesion_manifest:
     assert "research use only" in report["purpose"]
 
 
-def test_the_choice_does_not_look_at_test(tiny_backbone: Path, lesion_manifest: Path, cache: Path) -> None:
+def test_the_choice_does_not_use_test(tiny_backbone: Path, lesion_manifest: Path, cache: Path) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
     labels, splits = manifest.column("label"), manifest.column("split")
     rolled = [
@@ -54,12 +54,12 @@ def test_the_choice_does_not_look_at_test(tiny_backbone: Path, lesion_manifest: 
 
 
 @pytest.mark.parametrize("split", ["train", "tset", ""])
-def test_it_reports_on_val_or_test_alone(tiny_backbone: Path, lesion_manifest: Path, cache: Path, split: str) -> None:
+def test_only_val_and_test_are_evaluated(tiny_backbone: Path, lesion_manifest: Path, cache: Path, split: str) -> None:
     with pytest.raises(UsageError, match="give val or test"):
         probe(load_backbone(tiny_backbone), read_manifest(lesion_manifest), cache=cache, split=split)
 
 
-def test_labels_that_are_not_there_are_told_with_the_columns_and_the_remedy(
+def test_missing_labels_raise_an_error_with_the_columns_and_the_remedy(
     tiny_backbone: Path, lesion_manifest: Path, cache: Path
 ) -> None:
     manifest = read_manifest(lesion_manifest)
@@ -72,7 +72,7 @@ def test_labels_that_are_not_there_are_told_with_the_columns_and_the_remedy(
     assert not any(name in told for name in ("sha256", "bytes", "mask", "\n"))
 
 
-def test_a_class_of_one_image_is_told_and_left_out_of_the_means(
+def test_a_class_of_one_image_is_a_warning_and_left_out_of_the_means(
     tiny_backbone: Path, lesion_manifest: Path, cache: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

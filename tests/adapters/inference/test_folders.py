@@ -1,4 +1,4 @@
-"""Predicting folders: every image gets its file, unreadable ones are told, nothing else is touched."""
+"""Prediction of folders: every image has its file, unreadable images are listed, other files are untouched."""
 
 import csv
 import json
@@ -104,7 +104,7 @@ def test_a_classifier_writes_one_table(
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
-def test_outputs_are_replaced_only_when_asked_and_only_our_own(
+def test_only_files_of_an_earlier_prediction_are_replaced_and_only_on_request(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
     manifest = open_dataset(pictures, allow_unreadable=True)
@@ -120,7 +120,7 @@ def test_outputs_are_replaced_only_when_asked_and_only_our_own(
         predict_collection(predictors[0], manifest, pictures)
 
 
-def test_a_file_of_somebody_else_is_never_replaced(
+def test_other_files_are_never_replaced(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
     manifest = open_dataset(pictures, allow_unreadable=True)
@@ -148,7 +148,7 @@ def test_an_output_among_the_images_is_not_read_as_input(
         open_dataset(_only(pictures / "sub", "out"), allow_unreadable=True)
 
 
-def test_masks_beside_the_images_are_no_inputs_and_need_not_fit(pictures: Path) -> None:
+def test_masks_beside_the_images_are_no_inputs_and_need_not_match(pictures: Path) -> None:
     (pictures / "broken.jpg").unlink()
     Image.new("L", (3, 3)).save(pictures / "gray_mask.png")
     manifest = open_dataset(pictures, allow_unreadable=True)
@@ -164,7 +164,7 @@ def _only(folder: Path, keep: str) -> Path:
 
 @pytest.mark.parametrize("task", ["segment", "classify"])
 @pytest.mark.parametrize("cut", ["", "half a line", "lost mask"])
-def test_an_interrupted_prediction_goes_on(
+def test_an_interrupted_prediction_is_resumed(
     predictors: tuple[SegmentPredictor, ClassifyPredictor],
     pictures: Path,
     tmp_path: Path,
@@ -213,7 +213,7 @@ def _content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_plan_that_names_files_elsewhere_is_not_followed(
+def test_a_plan_with_files_outside_the_folder_is_refused(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
     manifest = open_dataset(pictures, allow_unreadable=True)
@@ -227,7 +227,7 @@ def test_a_plan_that_names_files_elsewhere_is_not_followed(
     assert precious.exists()
 
 
-def test_an_image_that_breaks_later_is_listed_and_the_rest_goes_on(
+def test_an_image_that_breaks_later_is_listed_and_the_others_are_predicted(
     predictors: tuple[SegmentPredictor, ClassifyPredictor], pictures: Path, tmp_path: Path
 ) -> None:
     manifest = open_dataset(pictures, allow_unreadable=True)

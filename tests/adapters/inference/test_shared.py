@@ -1,4 +1,4 @@
-"""Adapters that share a pass say what each says by itself."""
+"""Adapters that share a backbone pass have the same outputs as alone."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def test_many_adapters_on_one_pass(
         assert found[3][row] @ image_index.vector_index.vectors[row] == pytest.approx(1, abs=1e-5)
 
 
-def test_what_shares_a_backbone_loads_it_once(
+def test_a_shared_backbone_is_loaded_once(
     tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)

@@ -1,4 +1,4 @@
-"""Depth: files, losses in double precision, heads that keep to their range, and the whole way on real frames."""
+"""Depth: files, losses in double precision, the range of heads, and training and prediction on real frames."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def maps(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return prediction, targets
 
 
-def test_sig_loss_is_its_formula() -> None:
+def test_sig_loss_equals_its_formula() -> None:
     prediction, targets = maps()
     known = ~np.isnan(targets.numpy())
     d = np.log(prediction.numpy()[known] + 1e-3) - np.log(targets.numpy()[known] + 1e-3)
@@ -53,7 +53,7 @@ def test_sig_loss_is_its_formula() -> None:
     )  # + 0.001 in the logs
 
 
-def test_gradient_loss_is_its_formula() -> None:
+def test_gradient_loss_equals_its_formula() -> None:
     prediction, targets = maps(1)
     d = np.log(prediction.numpy() + 1e-3) - np.log(targets.numpy() + 1e-3)
     expected = 0.0
@@ -65,7 +65,7 @@ def test_gradient_loss_is_its_formula() -> None:
     assert gradient_loss(3 * prediction, 3 * prediction).item() == 0
 
 
-def test_losses_of_perfect_and_of_unknown_depths_have_finite_slopes() -> None:
+def test_losses_of_perfect_and_of_unknown_depths_have_finite_gradients() -> None:
     targets = torch.full((1, 1, 8, 8), 2.0)
     for known in (targets, torch.full_like(targets, float("nan"))):
         prediction = targets.clone().requires_grad_()
@@ -74,7 +74,7 @@ def test_losses_of_perfect_and_of_unknown_depths_have_finite_slopes() -> None:
         assert prediction.grad.isfinite().all()
 
 
-def test_the_linear_head_is_the_papers_formula() -> None:
+def test_the_linear_head_equals_the_formula_of_the_paper() -> None:
     head = LinearDepth(LinearDepthConfig(low=0.5, high=8, bins=16, blocks=(0, 1)), embed_dim=6, num_classes=1)
     with torch.no_grad():
         for parameter in head.parameters():
@@ -91,7 +91,7 @@ def test_the_linear_head_is_the_papers_formula() -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "linear4", "dpt"])
-def test_depths_stay_in_the_range_whatever_the_features(name: str, tiny_backbone: Path) -> None:
+def test_depths_stay_in_the_range_for_any_features(name: str, tiny_backbone: Path) -> None:
     head_settings = {"name": name, "low": 0.3, "high": 7.0} | ({"channels": 16} if name == "dpt" else {})
     config = DepthConfig.model_validate({"head": head_settings})
     head = build_adapter(config, load_backbone(tiny_backbone), num_classes=1)
@@ -147,7 +147,7 @@ def frames(real_data: Path) -> Manifest:
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", pytest.param("dpt", marks=pytest.mark.long)])
-def test_heads_overfit_the_frames_and_keep_to_their_range(
+def test_heads_overfit_the_frames_and_stay_in_their_range(
     name: str, frames: Manifest, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     """What is learned of eight frames has to come close to them, even on a random backbone."""
@@ -176,7 +176,7 @@ def constant_error(frames: Manifest) -> float:
     return float(np.mean([np.sqrt(np.nanmean((depth - np.nanmedian(depth)) ** 2)) for depth in depths]))
 
 
-def test_what_is_wrong_with_depth_maps_is_said(lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_errors_of_depth_maps_have_clear_messages(lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     manifest, backbone = read_manifest(lesion_manifest), load_backbone(tiny_backbone)
     with pytest.raises(UsageError, match="no depth maps in a column 'depth'"):
         fit_depth(backbone, manifest, tmp_path / "a", cache=tmp_path / "s")
@@ -195,5 +195,5 @@ def test_what_is_wrong_with_depth_maps_is_said(lesion_manifest: Path, tiny_backb
 
 
 @pytest.mark.parametrize("name", ["depth", "depth_dpt", "depth_simcol"])
-def test_the_configs_that_come_with_dinomed_are_read(name: str) -> None:
+def test_the_config_files_of_dinomed_are_valid(name: str) -> None:
     assert load_config(DepthConfig, find_config(f"configs/adapters/{name}.yaml")).column == "depth"

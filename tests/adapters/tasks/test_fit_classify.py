@@ -1,4 +1,4 @@
-"""Every head of classifiers through the whole way: fitted, saved, loaded, measured; several labels; groups."""
+"""Every head of classifiers is fitted, saved, loaded and evaluated, also with several labels and with groups."""
 
 import shutil
 from pathlib import Path
@@ -67,7 +67,7 @@ def manifest(lesion_manifest: Path) -> Manifest:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_head_predicts_from_its_bundle_what_was_measured_at_its_fit(
+def test_a_head_predicts_from_its_bundle_with_the_metrics_of_its_fit(
     head: str, place: Path, backbone: FrozenBackbone, manifest: Manifest
 ) -> None:
     result = fit_classifier(backbone, manifest, place / head, settings(head), cache=place / "cache")
@@ -87,7 +87,7 @@ def test_a_head_predicts_from_its_bundle_what_was_measured_at_its_fit(
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("columns", [False, True])
-def test_several_labels_an_image(
+def test_an_image_may_have_several_labels(
     head: str, columns: bool, place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
@@ -110,7 +110,7 @@ def test_several_labels_an_image(
 
 @pytest.mark.parametrize("head", ["linear", "knn", "grid", "logistic"])
 @pytest.mark.parametrize("pool", ["mean", "concat"])
-def test_one_answer_for_a_group_is_the_head_on_its_pooled_features(
+def test_the_prediction_of_a_group_is_the_head_on_its_pooled_features(
     head: str, pool: str, place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
     # pairs of images of one split and label are a group; the last one may be alone
@@ -134,7 +134,7 @@ def test_one_answer_for_a_group_is_the_head_on_its_pooled_features(
     assert sum(predictor.probabilities(image).values()) == pytest.approx(1, abs=1e-5)  # a group of one
 
 
-def test_answers_for_images_are_averaged_over_their_group(
+def test_probabilities_of_images_are_averaged_over_their_group(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
     folder = fit_classifier(backbone, manifest, tmp_path / "out", settings(), cache=place / "cache").folder
@@ -149,7 +149,7 @@ def test_answers_for_images_are_averaged_over_their_group(
     assert len(groups.groups) == len(set(images.groups))
 
 
-def test_what_cannot_be_asked_is_told_in_one_line(
+def test_invalid_requests_raise_one_line(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="lbfgs takes all images at once; head attentive needs adamw"):
@@ -189,7 +189,7 @@ def test_the_temperature_and_thresholds_come_from_val_and_change_no_ranking() ->
 
 
 @pytest.mark.parametrize("unit", ["image", "group"])
-def test_a_table_of_groups_is_what_evaluation_measures(
+def test_the_table_of_groups_equals_the_predictions_of_the_evaluation(
     unit: str, place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
     pairs = zip(manifest.column("split"), manifest.column("label"), strict=True)
@@ -218,7 +218,7 @@ def test_a_table_of_groups_is_what_evaluation_measures(
 
 
 @pytest.mark.parametrize("cut", ["between", "half a line", "twice"])
-def test_an_interrupted_table_of_groups_goes_on_and_is_the_same(
+def test_an_interrupted_table_of_groups_is_resumed_and_is_equal(
     cut: str, place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # groups of 1 to 4 images; one is named as an image without a group is

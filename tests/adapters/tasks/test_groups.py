@@ -1,4 +1,4 @@
-"""Groups: the frames that are looked at, their order, and features pooled over them."""
+"""Groups: the frames that are used, their order, and features pooled over them."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_places_are_in_order_within_the_row_and_evenly_spread(count: int, wanted
     assert abs(places[0] - (count - 1 - places[-1])) <= 1  # as much is left out before as after
 
 
-def test_frames_go_by_the_numbers_in_their_names_or_by_a_column() -> None:
+def test_frames_are_ordered_by_the_numbers_in_their_names_or_by_a_column() -> None:
     images = ["v/10.png", "v/9.png", "v/1.png", "w.png", "v/2.png"]
     groups = ["v", "v", "v", None, "v"]
     found = group_images(collection(images, groups))
@@ -47,14 +47,14 @@ def test_frames_go_by_the_numbers_in_their_names_or_by_a_column() -> None:
         group_images(collection(images, groups, frame=["1", "last", "3", None, "2"]))
 
 
-def test_features_are_averaged_or_put_beside_each_other_block_by_block() -> None:
+def test_features_are_averaged_or_concatenated_block_by_block() -> None:
     found = group_images(collection(["a1", "a2", "b1"], ["a", "a", "b"]), 2, fill=True)
     features = np.array([[1, 2, 10, 20], [3, 4, 30, 40], [5, 6, 50, 60]], np.float32)  # two blocks of two channels
     assert found.pool(features, "mean", 2).tolist() == [[2, 3, 20, 30], [5, 6, 50, 60]]
     assert found.pool(features, "concat", 2).tolist() == [[1, 2, 3, 4, 10, 20, 30, 40], [5, 6, 5, 6, 50, 60, 50, 60]]
 
 
-def test_only_frames_that_are_looked_at_are_kept_and_a_group_shares_one_row() -> None:
+def test_only_frames_that_are_used_are_kept_and_a_group_shares_one_row() -> None:
     images = [f"v{i}.png" for i in range(100)] + ["x.png"]
     found = group_images(collection(images, ["v"] * 100 + ["x"], label=["1"] * 100 + ["0"]), 8)
     assert [len(members) for members in found.members] == [8, 1]
@@ -62,7 +62,7 @@ def test_only_frames_that_are_looked_at_are_kept_and_a_group_shares_one_row() ->
     assert found.first().column("label") == ["1", "0"]
 
 
-def test_no_groups_and_torn_labels_are_told() -> None:
+def test_missing_groups_and_mixed_labels_raise_an_error() -> None:
     with pytest.raises(UsageError, match="column 'group'"):
         group_images(collection(["a.png"], [None]))
     manifest = collection(["a1", "a2", "b1"], ["a", "a", "b"], label=["x", "y", "x"])

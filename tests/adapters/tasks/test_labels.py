@@ -1,4 +1,4 @@
-"""Labels out of columns: one class, several in a cell, several columns; and every way in which they can be wrong."""
+"""Labels in columns: one class, several labels in a cell or in several columns, and every kind of error."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_several_labels_in_a_cell() -> None:
     assert prevalence(targets, names) == {"a": 2, "b": 3, "c": 1}
 
 
-def test_a_label_that_training_has_not_gets_a_column_behind(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_label_that_is_not_in_train_gets_a_column_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     targets, wide = LabelColumns(("f",), "|").read_targets(table(f=["a|z", "a"]), ["a", "b"], "test")
     assert wide == ["a", "b", "z"]
     assert targets.tolist() == [[1, 0, 1], [1, 0, 0]]
@@ -38,7 +38,7 @@ def test_a_label_that_training_has_not_gets_a_column_behind(capsys: pytest.Captu
     assert "no image of label 'b'" in told
 
 
-def test_columns_of_ones_and_zeros_know_what_they_do_not_know() -> None:
+def test_empty_cells_in_columns_of_0_and_1_are_unknown_labels() -> None:
     manifest = table(a=["1", "0.0", None, "true"], b=["0", None, None, "1.0"])
     columns = LabelColumns(("a", "b"))
     rows = columns.usable(manifest)
@@ -47,7 +47,7 @@ def test_columns_of_ones_and_zeros_know_what_they_do_not_know() -> None:
     np.testing.assert_array_equal(targets, [[1, 0], [0, np.nan], [1, 1]])
 
 
-def test_what_is_no_label_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_labels_raise_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="column 'b' holds '-1'"):
         LabelColumns(("a", "b")).usable(table(a=["1"], b=["-1"]))
     with pytest.raises(UsageError, match="no column 'c'"):
@@ -67,7 +67,7 @@ def test_columns_that_hold_no_labels_or_none_of_train_are_refused() -> None:
         LabelColumns(("a", "b")).names(table(a=["1", "0"], b=[None, None]))
 
 
-def test_a_separator_that_no_cell_holds_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_separator_that_no_cell_contains_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     assert LabelColumns(("f",), "|").names(table(f=["a", "b"])) == ["a", "b"]
     assert "no cell of column 'f' holds the separator '|'" in capsys.readouterr().err
     LabelColumns(("f",), "|").names(table(f=["a|b", "b"]))

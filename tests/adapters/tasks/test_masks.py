@@ -1,4 +1,4 @@
-"""Masks of every kind, as files and back, the losses against double precision, windows, and segmenters of them."""
+"""Mask schemas from files to predictions, losses in double precision, windows, and segmenters."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def fit(manifest: Manifest, folder: Path, backbone: Path, **settings: object) ->
     return fit_segmenter(load_backbone(backbone), manifest, folder, config, cache=folder.parent / "cache").folder
 
 
-def test_classes_that_exclude_each_other_from_masks_to_predicted_label_maps(
+def test_exclusive_classes_from_masks_to_predicted_label_maps(
     shapes: Manifest, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     folder = fit(shapes, tmp_path / "seg", tiny_backbone, kind="multiclass", classes=CLASSES)
@@ -205,7 +205,7 @@ def test_encoding_and_packing_lose_nothing(count: int, seed: int, kind: str) -> 
 
 @pytest.mark.parametrize("name", ["dice", "dice_ce", "dice_focal", "tversky"])
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_losses_are_their_formulas_in_double_precision(name: str, exclusive: bool) -> None:
+def test_losses_equal_their_formulas_in_double_precision(name: str, exclusive: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 7, 5, generator=generator)
     logits64 = logits.double()
@@ -256,20 +256,22 @@ class Ramp(DensePredictor):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(8, 32), st.floats(0, 0.9))
-def test_windows_cover_every_pixel_and_blend_to_what_each_says(h: int, w: int, window: int, overlap: float) -> None:
+def test_windows_cover_every_pixel_and_equal_maps_blend_to_themselves(
+    h: int, w: int, window: int, overlap: float
+) -> None:
     image = torch.arange(3 * h * w).reshape(3, h, w) % 251
     out = Ramp(Views(window=window, overlap=overlap)).batch_maps(image[None], [(h, w)])[0]
     assert out.shape == (3, h, w)
     np.testing.assert_allclose(out, image.numpy(), atol=1e-2)  # of 250, by float32 weights from 1e-3 to 1
 
 
-def test_windows_overlap_at_least_as_asked() -> None:
+def test_windows_overlap_by_at_least_the_setting() -> None:
     starts = _starts(1000, 100, 0.5)
     assert (np.diff(starts) <= 50).all()
     assert starts[-1] == 900
 
 
-def test_large_images_are_predicted_by_windows_of_the_size_that_was_learned(
+def test_large_images_are_predicted_by_windows_of_the_training_size(
     shapes: Manifest, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="images of 56 px"):

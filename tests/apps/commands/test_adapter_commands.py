@@ -1,4 +1,4 @@
-"""features, probe, train, evaluate and predict as a user meets them: output, exit codes, nothing lost."""
+"""The commands features, probe, train, evaluate and predict: output, exit codes and preserved files."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def trained(runs: Path, run) -> Path:
     return runs
 
 
-def test_the_whole_way_in_json(trained: Path, run) -> None:
+def test_all_commands_in_json(trained: Path, run) -> None:
     data = ("--data", trained / "derm.parquet", "--json", "--quiet")
     for extra in ((), ("--untrained",)):
         code, out, err = run("probe", trained / "ssl", *data, *extra)
@@ -69,7 +69,7 @@ def test_the_whole_way_in_json(trained: Path, run) -> None:
     assert (trained / "derm.features").is_dir()
 
 
-def test_tables_say_that_they_are_for_research(trained: Path, run) -> None:
+def test_tables_state_that_they_are_for_research(trained: Path, run) -> None:
     for command in (("probe", trained / "ssl"), ("evaluate", trained / "seg"), ("evaluate", trained / "cls")):
         code, out, _ = run(*command, "--data", trained / "derm.parquet")
         assert code == 0
@@ -80,7 +80,7 @@ def test_tables_say_that_they_are_for_research(trained: Path, run) -> None:
     assert "research use only" in out
 
 
-def test_what_was_trained_or_chosen_on_is_not_measured_unawares(trained: Path, run) -> None:
+def test_an_evaluation_on_images_of_the_fit_is_a_warning(trained: Path, run) -> None:
     options = ("evaluate", trained / "cls", "--data", trained / "derm.parquet", "--split", "val")
     code, out, err = run(*options)
     assert code == 0
@@ -90,7 +90,7 @@ def test_what_was_trained_or_chosen_on_is_not_measured_unawares(trained: Path, r
     assert json.loads(out)["seen_in_training"]["images"] == json.loads(out)["metrics"]["n"]
 
 
-def test_predict_keeps_the_good_and_fails_at_the_end(trained: Path, run, tmp_path: Path) -> None:
+def test_predict_writes_the_readable_images_and_fails_at_the_end(trained: Path, run, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for path in sorted((trained / "lesions" / "images").iterdir())[:3]:
@@ -111,7 +111,7 @@ def test_predict_keeps_the_good_and_fails_at_the_end(trained: Path, run, tmp_pat
     assert one.name in (tmp_path / "one" / "predictions.csv").read_text()
 
 
-def test_predict_takes_what_lies_in_the_current_folder(
+def test_predict_accepts_paths_in_the_current_folder(
     trained: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = min((trained / "lesions" / "images").iterdir())
@@ -125,7 +125,7 @@ def test_predict_takes_what_lies_in_the_current_folder(
         assert (tmp_path / out / "lesion.png").exists()
 
 
-def test_predict_goes_on_where_it_was_stopped(
+def test_predict_resumes_after_an_interruption(
     trained: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("predict", trained / "seg", trained / "lesions" / "images", "-o", tmp_path / "out", "--json")
@@ -195,7 +195,7 @@ EVALUATE, PREDICT = ("evaluate", "seg", "--data", "derm.parquet"), ("predict", "
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, tuple) else None,
 )
-def test_what_is_broken_is_told_in_one_line(
+def test_damaged_inputs_print_one_line(
     trained: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     how: str, arguments: tuple[str, ...], code: int, message: str,
 ) -> None:  # fmt: skip
@@ -238,7 +238,7 @@ def test_features_are_a_table_of_class_tokens(runs: Path, run, tmp_path: Path) -
     assert "--overwrite" in err
 
 
-def test_features_of_a_folder_pass_broken_files_over(runs: Path, run, tmp_path: Path) -> None:
+def test_features_of_a_folder_skip_broken_files(runs: Path, run, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     shutil.copytree(runs / "lesions" / "images", pictures)
     (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
@@ -302,7 +302,7 @@ def test_features_with_a_weights_file_and_a_name(runs: Path, run, tmp_path: Path
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else None,
 )
-def test_mistakes_take_one_line(
+def test_mistakes_print_one_line(
     runs: Path, run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     monkeypatch.chdir(runs)
