@@ -1,4 +1,4 @@
-"""`dinomed audit`: are test images among the training images?"""
+"""`dinomed audit`: test images that are among the training images."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,24 +12,30 @@ _SHOWN = 20  # pairs on the terminal
 
 
 def audit(
-    train: Annotated[Path, Argument(help="Manifest or folder of training images; or a run of `dinomed pretrain`.")],
+    train: Annotated[
+        Path, Argument(help="Manifest or folder of training images, or a run folder of `dinomed pretrain`.")
+    ],
     test: Annotated[
-        Path | None, Argument(help="Manifest or folder of test images. Left out: the other splits of TRAIN.")
+        Path | None, Argument(help="Manifest or folder of test images [splits val and test of TRAIN].")
     ] = None,
     page: Annotated[
-        Path | None, Option("--output", "-o", help="Picture page (.html): the pairs side by side.", show_default=False)
+        Path | None,
+        Option("--output", "-o", help="Page to write (.html), with the pairs side by side.", show_default=False),
     ] = None,
-    train_split: Annotated[str | None, Option("--train-split", help="Only these splits of TRAIN: train,val")] = None,
-    test_split: Annotated[str | None, Option("--test-split", help="Only these splits of TEST: test")] = None,
+    train_split: Annotated[
+        str | None, Option("--train-split", help="Only these splits of TRAIN, such as train,val.")
+    ] = None,
+    test_split: Annotated[str | None, Option("--test-split", help="Only these splits of TEST, such as test.")] = None,
     backbone: Annotated[
-        str | None, Option("--backbone", "-b", help="Compare features of this backbone instead of composed ones.")
+        str | None,
+        Option("--backbone", "-b", help="Compare features of this backbone in place of the copy-detection descriptor."),
     ] = None,
     config: Annotated[Path | None, Option("--config", help="YAML file of settings.")] = None,
     overrides: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None,
     cache: Annotated[
-        Path | None, Option("--cache", help="Folder that keeps what was computed: an interrupted audit goes on.")
+        Path | None, Option("--cache", help="Folder of cached results, with which an interrupted audit continues.")
     ] = None,
-    workers: Annotated[int | None, Option("--workers", help="Threads; one a processor by default.", min=1)] = None,
+    workers: Annotated[int | None, Option("--workers", help="Number of threads [one per processor].", min=1)] = None,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -59,13 +65,12 @@ def _table(report: dict[str, Any]) -> Any:
         (pair["kind"], pair["train"] or "(by its hash)", pair["test"], pair["similarity"], pair["matching_points"])
         for pair in report["pairs"][:_SHOWN]
     ]
-    more = len(report["pairs"]) - len(rows)
-    rows += (
-        [("...", f"and {more} more pairs: --json lists all, -o PAGE.html shows them", "", None, None)] if more else []
-    )
+    num_hidden = len(report["pairs"]) - len(rows)
+    if num_hidden:
+        rows.append(("...", f"and {num_hidden} more pairs: --json lists all, -o PAGE.html shows them", "", None, None))
     counts = ", ".join(f"{kind} {count}" for kind, count in report["counts"].items())
-    verdict = "LEAK" if report["pairs"] else "no leak found"
-    summary = f"{verdict}: {report['leaked_test_images']} of {report['test_images']} test images ({counts})"
+    conclusion = "LEAK" if report["pairs"] else "no leak found"
+    summary = f"{conclusion}: {report['leaked_test_images']} of {report['test_images']} test images ({counts})"
     table = build_table(("kind", "training image", "test image", "similarity", "points"), rows, title=summary)
     table.caption = "; ".join(report["notes"])
     return table

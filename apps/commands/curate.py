@@ -18,38 +18,48 @@ def curate(
     output: Annotated[Path, Option("--output", "-o", help="Manifest to write: .parquet or .csv.", show_default=False)],
     trusted: Annotated[
         list[Path] | None,
-        Option("--trusted", help="Manifest of a small clean set: is kept, and asks for images like its own. Repeat."),
+        Option(
+            "--trusted",
+            help="Query set: a trusted manifest, whose images are kept and for which similar images are retrieved. Repeat.",
+        ),
     ] = None,
     exclude: Annotated[
         list[Path] | None,
-        Option("--exclude", help="Manifest of a set that must stay out, with its copies and its groups. Repeat."),
+        Option(
+            "--exclude",
+            help="Evaluation set: a manifest whose images, near-duplicates and groups are excluded. Repeat.",
+        ),
     ] = None,
     config: Annotated[Path | None, Option("--config", help="YAML file, such as configs/curation/default.yaml.")] = None,
     overrides: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None,
     backbone: Annotated[
-        str | None, Option("--backbone", "-b", help="Frozen backbone to compare contents by; a run, or a name.")
+        str | None,
+        Option("--backbone", "-b", help="Frozen backbone for the comparison of contents: a run folder or a name."),
     ] = None,
     weights: Weights = None,
     embeddings: Annotated[
-        list[Path] | None, Option("--embeddings", help="Table of `dinomed features` of the pool, by that backbone.")
+        list[Path] | None,
+        Option("--embeddings", help="Table of features of the pool by that backbone, from `dinomed features`."),
     ] = None,
     engine: Annotated[str, Option("--engine", help="local or ray.")] = "local",
     ray_address: Annotated[
-        str | None, Option("--ray-address", help="Of a running cluster; by default Ray starts one on this machine.")
+        str | None, Option("--ray-address", help="Address of a running cluster [Ray starts one on this machine].")
     ] = None,
-    workers: Annotated[int | None, Option("--workers", help="Threads, or with Ray processes.", min=1)] = None,
+    workers: Annotated[int | None, Option("--workers", help="Number of threads, with Ray of processes.", min=1)] = None,
     device: Device = "auto",
-    dry_run: Annotated[bool, Option("--dry-run", help="Print the settings and the sets, and stop.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Print the settings and the sizes of the sets, and stop.")
+    ] = False,
     overwrite: Overwrite = False,
-    names: Annotated[bool, Option("--names", help="Show in the report what images are called.")] = False,
+    names: Annotated[bool, Option("--names", help="Show the paths of images in the report.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a collection to pretrain on: clean, without copies, without test images, like the trusted sets.
+    """Curate a pool for pretraining: clean, without near-duplicates, without test images, similar to the query sets.
 
-    Nothing is deleted: the output is the pool's manifest (and trusted images that are not in it) with `keep` and the
-    `reason` why not; `dinomed pretrain --data` takes what is kept. What was computed lies in OUT.stages: an interrupted
-    run goes on from there. For research use only.
+    No image is deleted: the output is the manifest of the pool (and of query images that are not in it) with the
+    columns `keep` and `reason`; `dinomed pretrain --data` uses the images with keep = true. Results of the stages are
+    cached in OUT.stages, and the same command continues an interrupted run. For research use only.
     """
     from dinomed.apps.api import curation
 

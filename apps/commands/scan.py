@@ -15,33 +15,48 @@ if TYPE_CHECKING:
 
 
 def scan(
-    folder: Annotated[Path, Argument(help="The folder; its subfolders are scanned too.", show_default=False)],
+    folder: Annotated[Path, Argument(help="Folder of images; its subfolders are scanned too.", show_default=False)],
     output: Output,
     labels: Annotated[
-        str | None, Option("--labels", help="CSV with a row an image (here or in FOLDER), or `folders`: FOLDER/CLASS/.")
+        str | None,
+        Option(
+            "--labels", help="CSV with one row per image (a path, or a name in FOLDER), or `folders`: FOLDER/CLASS/."
+        ),
     ] = None,
-    image_column: Annotated[str, Option("--image-column", help="Column of the CSV that names the image.")] = "image",
-    label: Annotated[str | None, Option("--label", help="Column of classes [`label` if there]; or `none`.")] = None,
+    image_column: Annotated[
+        str, Option("--image-column", help="Column of the CSV with the name of the image.")
+    ] = "image",
+    label: Annotated[
+        str | None, Option("--label", help="Column of the classes [`label`, if there]; or `none`.")
+    ] = None,
     group: Annotated[
         str | None,
-        Option("--group", help="Column of patients, lesions or videos: never in two splits [`group` if there]."),
+        Option(
+            "--group", help="Column of patients, lesions or videos, which are never in two splits [`group`, if there]."
+        ),
     ] = None,
-    mask: Annotated[str | None, Option("--mask", help="Column of mask files [`mask` if there]; or `none`.")] = None,
+    mask: Annotated[str | None, Option("--mask", help="Column of mask files [`mask`, if there]; or `none`.")] = None,
     split: Annotated[
-        str | None, Option("--split", help="Column of train, val, test [`split` if there]; `none` makes new ones.")
+        str | None, Option("--split", help="Column of train, val, test [`split`, if there]; `none` makes new splits.")
     ] = None,
-    ratios: Annotated[str, Option("--ratios", help="Shares of train,val,test where splits are made.")] = "0.7,0.1,0.2",
+    ratios: Annotated[str, Option("--ratios", help="Shares of train,val,test for new splits.")] = "0.7,0.1,0.2",
     seed: Seed = 0,
-    workers: Annotated[int | None, Option("--workers", help="Threads; one a processor by default.", min=1)] = None,
-    follow_links: Annotated[bool, Option("--follow-links", help="Follow links that lead out of FOLDER.")] = False,
+    workers: Annotated[int | None, Option("--workers", help="Number of threads [one per processor].", min=1)] = None,
+    follow_links: Annotated[
+        bool, Option("--follow-links", help="Follow symbolic links that lead out of FOLDER.")
+    ] = False,
     keep_ids: Annotated[
-        bool, Option("--keep-ids", help="Keep columns such as names, dates, numbers of patients; groups as written.")
+        bool,
+        Option(
+            "--keep-ids",
+            help="Keep columns that may identify a patient (names, dates, numbers), and groups as written.",
+        ),
     ] = False,
     allow_unreadable: Annotated[
-        bool, Option("--allow-unreadable", help="Go on where more than half of the files cannot be read.")
+        bool, Option("--allow-unreadable", help="Continue if more than half of the files cannot be read.")
     ] = False,
     label_maps: Annotated[
-        bool, Option("--label-maps", help="Masks are label maps: a value for each of several classes.")
+        bool, Option("--label-maps", help="Masks are label maps with one value for each class.")
     ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -49,8 +64,8 @@ def scan(
 ) -> None:
     """Read every image of a folder and write a manifest: content hash, size, label, group, split and mask.
 
-    Files that cannot be read are listed beside it, in OUT.unreadable.csv, with reasons. Splits are by group. For
-    research use only, not for diagnosis.
+    Files that cannot be read are listed in OUT.unreadable.csv, with reasons. Splits are by group. For research use
+    only, not for diagnosis.
     """
     from dinomed.apps.api.datasets import scan_with_report, unreadable_list
     from dinomed.apps.output import emit
@@ -66,14 +81,14 @@ def scan(
 
 
 def summarize(result: "ScanResult") -> dict[str, Any]:
-    """The counts of a scan, as ``--json`` prints them."""
+    """Return the counts of a scan, as ``--json`` prints them."""
     from dinomed.datasets.splits import SPLITS
 
     manifest = result.manifest
-    there = [name for name in SPLITS if manifest.has("split") and name in manifest.column("split")]
+    used_splits = [name for name in SPLITS if manifest.has("split") and name in manifest.column("split")]
     return {
         **_count(manifest),
-        "splits": {name: _count(manifest.select(split=name)) for name in there},
+        "splits": {name: _count(manifest.select(split=name)) for name in used_splits},
         "masks": result.masks,
         "duplicates": result.duplicates,
         "unreadable": len(result.unreadable),
@@ -94,7 +109,7 @@ def _tally(values: list[Any]) -> dict[str, int]:
 
 
 def _table(report: dict[str, Any]) -> Any:
-    """Rows by class, columns by split, and the rest below."""
+    """Return a table with classes in rows and splits in columns, and further counts below."""
     from dinomed.apps.output import build_table
 
     splits, masks, duplicates = report["splits"], report["masks"], report["duplicates"]
