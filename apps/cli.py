@@ -73,7 +73,7 @@ class _LazyGroup(TyperGroup):
 
 
 class _TrainGroup(_LazyGroup):
-    """The commands of all tasks; a plug-in's task has a command with the shared options."""
+    """The commands of all tasks; the task of a plug-in has a command with the shared options."""
 
     targets = COMMANDS["train"]
 

@@ -1,4 +1,4 @@
-"""The classification panel: how probable each class is, and cases that look alike."""
+"""Panel of a classifier: probabilities of the classes, and similar cases."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,20 @@ from dinomed.apps.demos.parts import WAITING, Picture
 
 CASES = 6
 CALIBRATED = (
-    "Calibrated on the validation images: of pictures like these that get 80%, about 80% were of that class. Of other "
-    "pictures, and of classes that the model does not know, it says nothing."
+    "Calibrated on the validation images: of similar pictures with 80%, about 80% were of that class. This does not hold "
+    "for other pictures and for classes that the model does not know."
 )
-UNCALIBRATED = "Not calibrated: how sure the model is, not how often it is right."
+UNCALIBRATED = "Not calibrated: it shows how certain the model is, not how often it is right."
 
 
 class ClassifyPanel(Panel):
-    """With an index on the same backbone and size, one pass answers for both; it has to read pictures alike."""
+    """The panel of a classifier and an optional index, which must read pictures in the same way.
+
+    With the same backbone and image size, both share one pass.
+    """
 
     name, title = "classify", "Classification"
-    explanation = "The model says how probable each class is."
+    explanation = "The model estimates the probability of each class."
 
     def __init__(self, predictor: ClassifyPredictor, image_index: ImageIndex | None = None) -> None:
         self.predictor, self.preprocessing = predictor, predictor.backbone.preprocessing
@@ -53,7 +56,7 @@ class ClassifyPanel(Panel):
 
 
 def show_probabilities(predictor: ClassifyPredictor, probabilities: Mapping[str, float]) -> str:
-    """HTML with a bar for each class, the most probable first."""
+    """Return HTML with a bar for each class, the most probable first."""
     rows = []
     for place, (name, value) in enumerate(sorted(probabilities.items(), key=lambda item: -item[1])):
         best = ' id="best"' if place == 0 else ""

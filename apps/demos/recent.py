@@ -16,7 +16,7 @@ KEPT_DRAWINGS = 3  # for each picture; a browser may still load the previous one
 
 
 @dataclass
-class Seen:
+class VisitedPicture:
     """A picture, uint8 (H, W, 3), its probability map, float32 (H, W), and its number in the visit."""
 
     number: int
@@ -39,10 +39,10 @@ class Recent:
 
     def __init__(self, max_pixels: int) -> None:
         self.max_pixels = max_pixels
-        self._kept: OrderedDict[str, Seen] = OrderedDict()
+        self._kept: OrderedDict[str, VisitedPicture] = OrderedDict()
         self._lock = Lock()
 
-    def put(self, seen: Seen) -> str:
+    def put(self, seen: VisitedPicture) -> str:
         key = uuid.uuid4().hex
         with self._lock:
             self._kept[key] = seen
@@ -50,7 +50,7 @@ class Recent:
                 self._kept.popitem(last=False)
         return key
 
-    def get(self, key: str) -> Seen | None:
+    def get(self, key: str) -> VisitedPicture | None:
         """Return the picture of a key, or None if it was removed."""
         with self._lock:
             if key in self._kept:

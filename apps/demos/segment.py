@@ -1,4 +1,4 @@
-"""The segmentation panel: see the outline, move the threshold, take the mask away."""
+"""Panel of a segmenter: outline, threshold and download of the mask."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,67 +12,67 @@ from dinomed.adapters.tasks.segment.mask_schema import LESION
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, lesion_summary
 from dinomed.apps.demos.page import LIVE, Panel
 from dinomed.apps.demos.parts import PUT_AWAY, WAITING, Picture, message
-from dinomed.apps.demos.recent import Recent, Seen
+from dinomed.apps.demos.recent import Recent, VisitedPicture
 from dinomed.apps.pages.overlay import FILL, draw_mask, draw_probability
 from dinomed.apps.quickstart.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.images.read import write_mask
 
-KEPT_PIXELS = 2 * MAX_PIXELS  # of all visitors together, 7 bytes each
+KEPT_PIXELS = 2 * MAX_PIXELS  # of all visitors in total, 7 bytes per pixel
 FILLED, OUTLINE, PROBABILITY = "Filled", "Outline", "Probability"
 ANY = "any of them"
 CONFIDENCE = (
     "mean of the probability that the model gives to the pixels inside the outline. It is not calibrated: "
-    "it says how sure the model is, not how often it is right."
+    "it shows how certain the model is, not how often it is right."
 )
 
 
-class Predictor(Protocol):
-    """What the panel needs of a segmentation adapter (`dinomed.adapters.inference.loader.load_adapter` gives one)."""
+class LesionModel(Protocol):
+    """The part of a segmenter that the panel uses."""
 
     threshold: float
 
     def probability(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, channels) to the probability of lesion, float32 (H, W)."""
+        """Return the probability of a lesion, float32 (H, W), for an image, uint8 (H, W, channels)."""
         ...
 
 
 def describe(probability: np.ndarray, threshold: float, kind: str = LESION) -> str:
-    """The measurements as cards of HTML, or that nothing of this `kind` was found."""
-    found = lesion_summary(probability, threshold)
-    if found.confidence is None:
+    """Return the measurements as HTML, or a message that no region of this `kind` was summary."""
+    summary = lesion_summary(probability, threshold)
+    if summary.confidence is None:
         return message(
             "no-lesion",
             f"No {kind} found at threshold {threshold:.2f}. The highest probability in this picture is "
-            f"{found.highest:.2f}: a lower threshold may outline something, or there may be nothing.",
+            f"{summary.highest:.2f}: a lower threshold may outline something, or there may be nothing.",
         )
     height, width = probability.shape
     return (
         '<div class="cards">'
-        + _card("area-px", "Area", f"{found.area_px:,}", "px")
-        + _card("area-percent", "Share of the picture", f"{100 * found.area_fraction:.1f}", "%")
-        + _card("confidence", "Mean confidence", f"{100 * found.confidence:.0f}", "%")
+        + _card("area-px", "Area", f"{summary.area_px:,}", "px")
+        + _card("area-percent", "Share of the picture", f"{100 * summary.area_fraction:.1f}", "%")
+        + _card("confidence", "Mean confidence", f"{100 * summary.confidence:.0f}", "%")
         + f'</div><div class="hint">Picture: {width} × {height} px. Mean confidence: {CONFIDENCE}</div>'
     )
 
 
 class SegmentPanel(Panel):
-    """One class at a time is outlined: where there are several, the visitor chooses which, or any of them.
+    """The panel of a segmenter. One class is outlined at a time; of several classes the visitor chooses one, or any.
 
-    The model is called once for each picture (and class), not for each threshold.
+    The model runs once for each picture (and class), not for each threshold.
 
     Args:
-        predictor: a `SegmentPredictor`, which shares its pass with the other panels, or another by the contract above.
-        preprocessing: how files are read for it; None: as they are shown.
+        predictor: a `SegmentPredictor`, which shares the pass of its backbone with other panels, or a `LesionModel`.
+        preprocessing: reads the files for a `LesionModel`; None for 8-bit RGB.
     """
 
     name, title = "segment", "Segmentation"
     explanation = (
-        "The model says of each pixel how probable a lesion is there, and what is at least as probable as the "
-        "threshold is outlined."
+        "The model estimates the probability of a lesion at each pixel. Pixels with at least the probability of the "
+        "threshold are outlined."
     )
 
-    def __init__(self, predictor: Predictor, preprocessing: Preprocessing | None = None) -> None:
+    def __init__(self, predictor: LesionModel, preprocessing: Preprocessing | None = None) -> None:
         self.predictor, self.preprocessing = predictor, preprocessing
         self.consumers, self.cuts = [], {LESION: predictor.threshold}
         if isinstance(predictor, SegmentPredictor):
@@ -88,12 +88,12 @@ class SegmentPanel(Panel):
         )
         self.result = gr.Image(
             label="Outline", interactive=False, height=400, elem_id="result",
-            buttons=["fullscreen", "download"], alt_text="The picture with the outline of what was found",
+            buttons=["fullscreen", "download"], alt_text="The picture with the outline of the lesion",
         )  # fmt: skip
         with gr.Row():
             threshold = gr.Slider(
                 0.01, 0.99, value=round(cut, 2), step=0.01, elem_id="threshold",
-                label="Threshold (probability)", info="0 to 1; pixels at least so probable are outlined.",
+                label="Threshold (probability)", info="0 to 1; pixels with at least this probability are outlined.",
             )  # fmt: skip
             view = gr.Radio([FILLED, OUTLINE, PROBABILITY], value=FILLED, label="Show", elem_id="view")
         numbers = gr.HTML(WAITING, elem_id="numbers")
@@ -115,7 +115,7 @@ class SegmentPanel(Panel):
         self.recent.drop(before)
         cut, moved = self._cut(*values)
         probability = self._of_class(answers[0], which) if answers else self.predictor.probability(picture.given)
-        key = self.recent.put(Seen(count + 1, picture.shown, probability))
+        key = self.recent.put(VisitedPicture(count + 1, picture.shown, probability))
         return [key, count + 1, *self.draw(key, cut, view, which), moved, which]
 
     def refuse(self, told: str, *values: Any) -> list[Any]:
@@ -124,7 +124,7 @@ class SegmentPanel(Panel):
         return [None, count, None, told, _no_mask(), self._cut(*values)[1], which]
 
     def draw(self, key: str | None, cut: float, view: str, which: str) -> list[Any]:
-        """Values of the picture, the numbers and the button."""
+        """Return the values of the picture, the numbers and the button."""
         if key is None:
             return [gr.skip(), gr.skip(), gr.skip()]
         now = self.recent.get(key)
@@ -135,7 +135,7 @@ class SegmentPanel(Panel):
             drawn = draw_probability(now.image, now.probability)
         else:
             drawn = draw_mask(now.image, mask, fill=FILL if view == FILLED else 0)
-        # Straight into Gradio's own cache, which is private and swept; it would make a second copy otherwise.
+        # Written into the cache of Gradio, which is private and emptied regularly; otherwise Gradio would copy the file.
         folder = now.new_drawing(Path(self.result.GRADIO_CACHE))
         outlined, taken = folder / f"outline_{now.number}.jpg", folder / f"mask_{now.number}.png"
         Image.fromarray(drawn).save(outlined, quality=92, subsampling=0)
@@ -144,13 +144,13 @@ class SegmentPanel(Panel):
         return [outlined, told, gr.DownloadButton(value=taken, interactive=True)]
 
     def _cut(self, threshold: float, view: str, before: Any, count: int, which: str, chosen: str) -> tuple[float, Any]:
-        """The threshold, and what becomes of its slider: another class begins at its own."""
+        """Return the threshold and the update of its slider; another class starts at its own threshold."""
         if which == chosen:
             return threshold, gr.skip()
         return self.cuts[which], gr.Slider(value=round(self.cuts[which], 2))
 
     def _of_class(self, maps: np.ndarray, which: str) -> np.ndarray:
-        """float32 (classes, H, W) -> (H, W)."""
+        """Return the map (H, W) of a class from maps float32 (classes, H, W)."""
         assert isinstance(self.predictor, SegmentPredictor)
         if which == ANY or len(maps) == 1:
             return self.predictor.any_class(maps)
@@ -158,10 +158,10 @@ class SegmentPanel(Panel):
 
 
 def _cuts(predictor: SegmentPredictor) -> dict[str, float]:
-    """The classes to choose from, each with the threshold that it begins at."""
+    """Return the classes to choose from, each with its initial threshold."""
     schema = predictor.schema
-    own = {schema.names[k]: 0.5 if schema.exclusive else predictor.thresholds[k] for k in schema.reported}
-    return own if len(own) == 1 else {ANY: predictor.threshold, **own}
+    cuts = {schema.names[k]: 0.5 if schema.exclusive else predictor.thresholds[k] for k in schema.reported}
+    return cuts if len(cuts) == 1 else {ANY: predictor.threshold, **cuts}
 
 
 def _no_mask() -> gr.DownloadButton:

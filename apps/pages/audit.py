@@ -19,7 +19,7 @@ _TITLES = {
 
 
 def build_audit_page(
-    found: Audit, train: Manifest | None, test: Manifest, names: tuple[str, str], settings: str
+    result: Audit, train: Manifest | None, test: Manifest, names: tuple[str, str], settings: str
 ) -> str:
     """HTML with the pictures in it, reduced; nothing is fetched.
 
@@ -28,20 +28,20 @@ def build_audit_page(
         names: what the two sides are called.
         settings: as the audit ran, in YAML.
     """
-    counts = found.counts
+    counts = result.counts
     rows: list[tuple[Any, ...]] = [(_TITLES[kind], counts[kind]) for kind in KINDS]
-    rows += [("test images in any pair", found.leaked), ("test images", found.test_images)]
-    rows += [("training images", found.train_images), ("test images that cannot be read", found.unreadable)]
-    verdict = (
-        f"{found.leaked} of {found.test_images} test images have a copy or a relative in the training set."
-        if found.pairs
+    rows += [("test images in any pair", result.leaked), ("test images", result.test_images)]
+    rows += [("training images", result.train_images), ("test images that cannot be read", result.unreadable)]
+    conclusion = (
+        f"{result.leaked} of {result.test_images} test images have a copy or a relative in the training set."
+        if result.pairs
         else "No leak was found."
     )
-    parts = [paragraph(f"{names[0]} against {names[1]}. {verdict}"), build_table(("", "number"), rows)]
-    parts += [paragraph(note) for note in found.notes]
+    parts = [paragraph(f"{names[0]} against {names[1]}. {conclusion}"), build_table(("", "number"), rows)]
+    parts += [paragraph(note) for note in result.notes]
     album = Album(_LIMIT, names=True)  # they are the point: these images have to be taken out
     for kind in KINDS:
-        pairs = [pair for pair in found.pairs if pair.kind == kind]
+        pairs = [pair for pair in result.pairs if pair.kind == kind]
         if pairs:
             parts.append(heading(f"{_TITLES[kind]} ({len(pairs)})"))
             if len(pairs) > MAX_PAIRS:

@@ -1,5 +1,7 @@
-"""An evaluation as one HTML page that a reviewer can check: numbers with intervals, curves, subgroups, and the best and
-worst cases as pictures; no script, nothing fetched. What images are called is shown on request only."""
+"""HTML page of an evaluation: metrics with intervals, curves, subgroups, and pictures of the best and worst cases.
+
+The page has no script and fetches nothing. Paths of images are shown on request only.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,7 +23,7 @@ from dinomed.metrics.calibration import reliability
 from dinomed.metrics.ranking import Ranking
 
 CASES = 6
-TRUTH = (255, 255, 255)
+REFERENCE_COLOUR = (255, 255, 255)
 TITLES = {
     "auroc": "AUROC (mean over classes, one against the rest)",
     "auprc": "AUPRC (mean over classes)",
@@ -39,19 +41,20 @@ TITLES = {
 }
 
 
-def build_evaluation_page(found: Evaluation, collection: Manifest, *, names: bool = False) -> str:
-    """HTML.
+def build_evaluation_page(evaluation: Evaluation, collection: Manifest, *, names: bool = False) -> str:
+    """Return the page.
 
     Args:
-        collection: the manifest as it was given; pictures are known by their rows in it.
-        names: show what images are called.
+        evaluation: from `dinomed.adapters.evaluation.evaluate.evaluate_in_full`.
+        collection: the manifest that was passed to the evaluation.
+        names: show the paths of images.
     """
-    result = found.result
+    result = evaluation.result
     parts = [paragraph(_opening(result)), *_warnings(result), *_headline(result)]
     if result["task"] in SECTIONS:
-        parts += SECTIONS[result["task"]](result, found.evaluated)
+        parts += SECTIONS[result["task"]](result, evaluation.evaluated)
     parts += _subgroups(result)
-    parts += _cases(found, collection, Album(names=names))
+    parts += _cases(evaluation, collection, Album(names=names))
     settings = {key: result[key] for key in ("backbone", "image_size", "images", "bootstrap", "seen_in_training")}
     lines = [f"{key}: {value}" for key, value in settings.items()]
     return build_page("Evaluation", [*parts, heading("What was measured"), code("\n".join(lines))])
@@ -177,38 +180,41 @@ def _subgroups(result: Mapping[str, Any]) -> list[str]:
         for row in rows:
             values = [part for name in first for part in (row["intervals"][name]["value"],
                                                           _interval(row["intervals"][name]))]  # fmt: skip
-            table.append((row["value"], row["n"], row["groups"], *values, "few: says little" if row["few"] else ""))
+            table.append((row["value"], row["n"], row["groups"], *values, "too few images" if row["few"] else ""))
         titles = [part for name in first for part in (TITLES.get(name, name).partition(" (")[0], "95% interval")]
         parts += [heading(f"By {column}"), build_table((column, "n", "groups", *titles, ""), table)]
     return parts
 
 
-def _cases(found: Evaluation, collection: Manifest, album: Album) -> list[str]:
-    """The worst and the best, as pictures; a segmenter's with both outlines."""
+def _cases(evaluation: Evaluation, collection: Manifest, album: Album) -> list[str]:
+    """Return pictures of the worst and the best cases; those of a segmenter have both outlines."""
     place = {image: row for row, image in enumerate(collection.column("image"))}
-    images = found.evaluated.manifest.column("image")
-    best, worst = extreme_cases(found.evaluated, CASES)
+    images = evaluation.evaluated.manifest.column("image")
+    best, worst = extreme_cases(evaluation.evaluated, CASES)
     parts = []
     for title, units in (("Worst cases", worst), ("Best cases", best)):
         parts.append(heading(title))
         for unit in units:
             row = place[images[unit]]
-            caption, draw = found.evaluated.describe_unit(unit, TITLES), partial(_draw_masks, found, collection, row)
+            caption, draw = (
+                evaluation.evaluated.describe_unit(unit, TITLES),
+                partial(_draw_masks, evaluation, collection, row),
+            )
             parts.append(album.picture(collection, row, caption, draw=draw, width_px=200))
-    note = find_task(found.predictor.task).case_note
+    note = find_task(evaluation.predictor.task).case_note
     return [*parts, f'<p class="soft">{note}</p>'] if note else parts
 
 
-def _draw_masks(found: Evaluation, collection: Manifest, row: int, image: np.ndarray) -> np.ndarray:
+def _draw_masks(evaluation: Evaluation, collection: Manifest, row: int, image: np.ndarray) -> np.ndarray:
     """Return the image with the predicted mask in colour and the outline of the reference in white, if it has masks."""
-    masks = find_task(found.predictor.task).masks_of_case(found.predictor, collection, row, image)
+    masks = find_task(evaluation.predictor.task).masks_of_case(evaluation.predictor, collection, row, image)
     if masks is None:
         return image
     predicted, reference = masks
     drawn = draw_mask(image, predicted, fill=0.12)
-    drawn[outline(reference, max(1, line_width_px(image.shape) // 2))] = TRUTH
+    drawn[outline(reference, max(1, line_width_px(image.shape) // 2))] = REFERENCE_COLOUR
     return drawn
 
 
 SECTIONS: dict[str, Callable[[Mapping[str, Any], Any], list[str]]] = {"classify": _classes, "segment": _lesions}
-"""Sections of the page that only one task has."""
+"""Sections of the page for single tasks."""

@@ -14,7 +14,7 @@ from PIL import Image
 from dinomed.apps import cli
 from dinomed.apps.demos import serve
 from dinomed.apps.demos.launch import NUM_EXAMPLES, choose_examples
-from dinomed.apps.demos.recent import KEPT_DRAWINGS, Recent, Seen
+from dinomed.apps.demos.recent import KEPT_DRAWINGS, Recent, VisitedPicture
 from dinomed.apps.demos.serve import private_environment
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import UsageError
@@ -136,8 +136,8 @@ def test_examples_are_chosen_by_content_and_carry_no_name_and_no_exif(tmp_path: 
         assert "comment" not in Image.open(path).info
 
 
-def seen(pixels: int, number: int = 1) -> Seen:
-    return Seen(number, np.zeros((1, pixels, 3), np.uint8), np.zeros((1, pixels), np.float32))
+def seen(pixels: int, number: int = 1) -> VisitedPicture:
+    return VisitedPicture(number, np.zeros((1, pixels, 3), np.uint8), np.zeros((1, pixels), np.float32))
 
 
 def test_pictures_in_memory_are_bounded_and_the_longest_unused_go() -> None:
