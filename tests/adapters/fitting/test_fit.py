@@ -269,6 +269,15 @@ def test_an_output_in_use_is_not_touched(
         fit_classifier(backbone, manifest, tmp_path, CLASSIFY, cache=place / "cache", overwrite=True)
 
 
+def test_a_refused_fit_leaves_no_folder(
+    place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
+) -> None:
+    config = SegmentConfig.model_validate({"kind": "multiclass", "classes": {"a": 7}})
+    with pytest.raises(UsageError, match="value 1 of no class"):
+        fit_segmenter(backbone, manifest, tmp_path / "seg", config, cache=place / "cache")
+    assert not (tmp_path / "seg").exists()
+
+
 def test_an_unfinished_fit_is_repeated_without_overwrite(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

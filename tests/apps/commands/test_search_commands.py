@@ -129,6 +129,7 @@ def test_broken_files_are_named_and_the_others_are_searched(place: Path, run, tm
         (["search", "{p}/lesions", "--index", "{p}/idx", "--where", "sex=mal"], "did you mean 'male'"),
         (["search", "{p}/lesions", "--index", "{p}/idx", "-k", "0"], "-k"),
         (["search", "{p}/lesions", "--index", "{p}/idx", "--backbone", "{p}/nothing"], "no known name"),
+        (["search", "{p}/lesions", "--index", "{p}/idx", "--where", "sex=mal", "-o", "{p}/new"], "did you mean 'male'"),
         (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/idx"], "add --overwrite"),
         (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/lesions"], "not empty"),
         (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/new", "--kind", "tree"], "--kind 'tree'"),
@@ -147,6 +148,7 @@ def test_a_wrong_request_gives_a_one_line_error_that_names_the_problem(
     assert message.replace("{p}", str(place)) in err
     assert err.count("error:") == 1
     assert out == ""
+    assert not (place / "new").exists()
 
 
 def test_broken_files_are_named_when_a_folder_is_indexed(place: Path, run, tmp_path: Path) -> None:
