@@ -127,7 +127,7 @@ def _summary(
         "trusted": {queries.name: len(queries.rows) for queries in pool.query_sets},
         "excluded": {name: pool.reference_sets.count(name) for name in dict.fromkeys(pool.reference_sets)},
         "counts": {reason: count for reason, count in counts.items() if count or reason == "kept"},
-        "sources": [asdict(source) for source in selection.sources],
+        "sources": [asdict(contribution) for contribution in selection.contributions],
         "copies": links.record,
         "retrieval": selection.record,
         "searches": context.searches,
