@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+# few passes over small images: the values must be equal, not good
+SHORT = ("--set", "fit.epochs=2", "--set", "fit.min_steps=10", "--set", "image_size=96", "--set", "fit.batch_size=8")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -106,11 +108,11 @@ def record(folder: Path) -> dict[str, Any]:
         "classify logistic": ("classify", "--head", "logistic"),
         "classify knn": ("classify", "--head", "knn"),
         "classify grid": ("classify", "--head", "grid"),
-        "classify attentive": ("classify", "--head", "attentive"),
-        "segment linear": ("segment", "--head", "linear"),
-        "segment unet": ("segment", "--head", "unet", "--set", "fit.epochs=2", "--set", "fit.min_steps=10"),
-        "segment dpt": ("segment", "--head", "dpt", "--set", "fit.epochs=2", "--set", "fit.min_steps=10"),
-        "depth linear": ("depth", "--head", "linear"),
+        "classify attentive": ("classify", "--head", "attentive", "--set", "fit.epochs=2"),
+        "segment linear": ("segment", "--head", "linear", *SHORT),
+        "segment unet": ("segment", "--head", "unet", *SHORT),
+        "segment dpt": ("segment", "--head", "dpt", "--set", "head.channels=8", *SHORT),
+        "depth linear": ("depth", "--head", "linear", *SHORT),
     }
     values["heads"] = {}
     for name, words in heads.items():
