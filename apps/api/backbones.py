@@ -149,7 +149,7 @@ def extract_features(
     Example:
         >>> features = dinomed.extract_features("runs/ssl", "lesions.parquet")
         >>> features.cls.shape, features.names[0]
-        ((60, 32), 'images/SYN_00000.jpg')
+        ((60, 32), 'images/SYN_00000_a.jpg')
         >>> dinomed.extract_features("runs/ssl", [np.zeros((64, 48, 3), np.uint8)]).cls.shape
         (1, 32)
     """

@@ -186,7 +186,7 @@ def audit(
     Example:
         >>> report = dinomed.audit("lesions.parquet")       # its split train against val and test
         >>> report["test_images"], "exact" in report["counts"]
-        (17, True)
+        (18, True)
     """
     from dinomed.pretrain.curation.audit.audit import audit as audit_images
     from dinomed.pretrain.curation.audit.audit import audit_training_index

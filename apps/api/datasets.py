@@ -68,7 +68,7 @@ def scan(
     Example:
         >>> data = dinomed.scan("lesions", labels="labels.csv", group="lesion_id", out="scanned.parquet")
         >>> len(data), data.classes()
-        (60, ['benign', 'malignant'])
+        (60, ['irregular', 'regular', 'vascular'])
     """
     return scan_with_report(
         folder, labels, out=out, image_column=image_column, label=label, group=group, mask=mask, split=split,

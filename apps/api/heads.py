@@ -111,7 +111,7 @@ def load_adapter(folder: FolderLike, *, backbone: PathLike | None = None, device
     Example:
         >>> adapter = dinomed.load_adapter("runs/cls")
         >>> adapter.task, list(adapter.classes)
-        ('classify', ['benign', 'malignant'])
+        ('classify', ['irregular', 'regular', 'vascular'])
         >>> (mask,) = dinomed.load_adapter("runs/seg").predict([np.zeros((64, 48, 3), np.uint8)])
         >>> mask.mask.shape
         (64, 48)
@@ -221,9 +221,9 @@ def predict(
         DinomedError: the adapter is damaged, or nothing can be written.
 
     Example:
-        >>> written = dinomed.predict("runs/seg", "lesions/images/SYN_00000.jpg", out="masks")
+        >>> written = dinomed.predict("runs/seg", "lesions/images/SYN_00000_a.jpg", out="masks")
         >>> written.images, sorted(path.name for path in written.folder.glob("*.png"))
-        (1, ['SYN_00000.png'])
+        (1, ['SYN_00000_a.png'])
     """
     _check_unit(unit)
     predictor = _predictor(adapter, backbone, device)

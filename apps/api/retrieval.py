@@ -131,8 +131,8 @@ def load_index(
 
     Example:
         >>> index = dinomed.load_index("runs/index")
-        >>> hits = index.search("lesions/images/SYN_00000.jpg", k=3)
+        >>> hits = index.search("lesions/images/SYN_00000_a.jpg", k=3)
         >>> [hit.rank for hit in hits], hits[0].image
-        ([1, 2, 3], 'images/SYN_00000.jpg')
+        ([1, 2, 3], 'images/SYN_00000_a.jpg')
     """
     return read_image_index(folder_path(folder), device, backbone)

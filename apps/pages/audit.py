@@ -21,25 +21,27 @@ _TITLES = {
 def build_audit_page(
     result: Audit, train: Manifest | None, test: Manifest, names: tuple[str, str], settings: str
 ) -> str:
-    """HTML with the pictures in it, reduced; nothing is fetched.
+    """Return the page, with reduced pictures in it.
 
     Args:
-        train: None where the training images are known by their hashes only.
-        names: what the two sides are called.
-        settings: as the audit ran, in YAML.
+        result: from the audit.
+        train: training images; None if only their hashes are known.
+        test: test images.
+        names: names of the two sides.
+        settings: settings of the audit, as YAML.
     """
     counts = result.counts
     rows: list[tuple[Any, ...]] = [(_TITLES[kind], counts[kind]) for kind in KINDS]
     rows += [("test images in any pair", result.leaked), ("test images", result.test_images)]
     rows += [("training images", result.train_images), ("test images that cannot be read", result.unreadable)]
     conclusion = (
-        f"{result.leaked} of {result.test_images} test images have a copy or a relative in the training set."
+        f"{result.leaked} of {result.test_images} test images have a copy, or an image of their group, in the training set."
         if result.pairs
         else "No leak was found."
     )
     parts = [paragraph(f"{names[0]} against {names[1]}. {conclusion}"), build_table(("", "number"), rows)]
     parts += [paragraph(note) for note in result.notes]
-    album = Album(_LIMIT, names=True)  # they are the point: these images have to be taken out
+    album = Album(_LIMIT, names=True)  # the user needs the names to remove these images
     for kind in KINDS:
         pairs = [pair for pair in result.pairs if pair.kind == kind]
         if pairs:
@@ -51,7 +53,7 @@ def build_audit_page(
 
 
 def describe_pair(pair: LeakedPair) -> str:
-    """The likeness of a pair in words.
+    """Return the similarity of a pair as text.
 
     >>> describe_pair(LeakedPair("near", 0, 0, similarity=0.8123, matches=37))
     'similarity 0.81, 37 points align'
