@@ -50,7 +50,7 @@ def test_an_interrupted_fit_ends_with_the_weights_of_an_uninterrupted_fit(
     if case == "lora":
         pytest.importorskip("peft")
     fit, config = CASES[case]
-    monkeypatch.setattr(resume, "SHARE", 1.0)  # after every epoch
+    monkeypatch.setattr(resume, "MAX_TIME_SHARE", 1.0)  # after every epoch
     data: dict[str, Any] = {"manifest": read_manifest(lesion_manifest), "cache": tmp_path / "cache", "config": config}
     whole = fit(load_backbone(tiny_backbone), out=tmp_path / "whole", **data).folder
     keep = loop._Fit.save
@@ -96,7 +96,7 @@ def test_a_damaged_state_or_one_of_other_settings_or_data_is_not_used(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     fit, config = CASES["lbfgs"]
-    monkeypatch.setattr(resume, "SHARE", 1.0)
+    monkeypatch.setattr(resume, "MAX_TIME_SHARE", 1.0)
     manifest, backbone = read_manifest(lesion_manifest), load_backbone(tiny_backbone)
     keep = loop._Fit.save
 
