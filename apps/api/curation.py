@@ -73,7 +73,7 @@ def curate(
         DinomedError: too few images are readable, or nothing can be written.
 
     Example:
-        >>> result = dinomed.curate("lesions.parquet", out="curated.parquet", settings={"balance.fraction": 0.5})
+        >>> result = dinomed.curate("lesions.parquet", out="curated.parquet", settings={"balance.share": 0.5})
         >>> len(dinomed.open_dataset(result.path)) == result.counts["kept"]
         True
     """

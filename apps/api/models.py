@@ -23,7 +23,7 @@ def list_models() -> dict[str, Any]:
 
     Example:
         >>> [row["name"] for row in dinomed.list_models()["adapters"] if row["task"] == "depth"]
-        ['linear', 'dpt']
+        ['linear', 'linear4', 'dpt']
     """
     return {"purpose": RESEARCH_USE, "backbones": _backbones(), "adapters": _adapters()}
 
