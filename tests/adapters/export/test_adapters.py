@@ -230,7 +230,7 @@ def test_four_channels_and_sixteen_bits(
         with pytest.raises(UsageError, match="use onnx or safetensors") as refusal:
             export(load_source(str(folder)), "monai", tmp_path / "refused")
         assert reason in str(refusal.value)
-        assert not [path for path in (tmp_path / "refused").iterdir() if path.name != ".lock"]
+        assert not (tmp_path / "refused").exists()
         out = tmp_path / reason[-4:].strip("]. ")
         export(load_source(str(folder)), "safetensors", out / "own")
         ours, theirs = load_adapter(folder), load_adapter(out / "own")

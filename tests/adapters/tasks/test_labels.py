@@ -61,7 +61,7 @@ def test_invalid_labels_raise_an_error(capsys: pytest.CaptureFixture[str]) -> No
 def test_columns_that_hold_no_labels_or_none_of_train_are_refused() -> None:
     with pytest.raises(UsageError, match=r"column 'group' holds no labels \(columns that may: a\)"):
         LabelColumns(("group",)).usable(table(a=["1"], group=["p"]))
-    with pytest.raises(UsageError, match=r"no column 'c', 'd' for the labels a, c, d \(columns: a\)"):
+    with pytest.raises(UsageError, match=r"no column 'c', 'd' for labels a, c, d \(columns: a\)"):
         LabelColumns(("a", "c", "d")).usable(table(a=["1"]))
     with pytest.raises(UsageError, match="label 'b': unknown for every training image; leave it out"):
         LabelColumns(("a", "b")).names(table(a=["1", "0"], b=[None, None]))

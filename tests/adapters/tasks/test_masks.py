@@ -1,6 +1,7 @@
 """Mask schemas from files to predictions, losses in double precision, windows, and segmenters."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -239,13 +240,16 @@ def test_dice_leaves_the_background_out() -> None:
 
 
 class Ramp(DensePredictor):
-    """Says of each pixel what it holds: so that blending windows has to give the picture back."""
+    """Predicts the pixels of the image, so that blended windows must equal the image."""
 
     def __init__(self, views: Views) -> None:
         self.views = views
 
     def activate(self, logits: torch.Tensor) -> torch.Tensor:
         return logits
+
+    def results(self, pixels: torch.Tensor, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        return self.batch_maps(pixels, sizes)
 
     def _square(self, image: torch.Tensor, scale: float) -> torch.Tensor:
         return image[None].float()
