@@ -149,7 +149,7 @@ def test_likeness_in_words() -> None:
         (["{sets}/a.parquet", "{sets}/b.parquet", "-o", "page.txt"], "the page is an .html file"),
         (["{sets}/a.parquet", "{sets}/b.parquet", "--set", "min_similarity=2"], "min_similarity"),
         (["{sets}/a.parquet", "{sets}/b.parquet", "--set", "hash_radus=2"], "did you mean 'hash_radius'"),
-        (["{run}", "{sets}/b.parquet"], "holds no seen.parquet; give the manifest"),
+        (["{run}", "{sets}/b.parquet"], "holds no seen.parquet; give the training manifest"),
         (["{run}"], "is a run; name the test images too"),
         (["{sets}/a.parquet", "{sets}/b.parquet", "--backbone", "nowhere"], "no known name and no existing path"),
     ],

@@ -167,7 +167,7 @@ def test_the_index_tells_no_names_and_has_the_same_bytes(planted, run_folder: Pa
 
 
 def test_damaged_and_missing_indexes_are_told(tmp_path: Path, run_folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds no seen\.parquet; give the manifest"):
+    with pytest.raises(UsageError, match=r"holds no seen\.parquet; give the training manifest"):
         read_training_index(tmp_path)
     data = (run_folder / SEEN_FILE).read_bytes()
     (tmp_path / SEEN_FILE).write_bytes(data[:-30])

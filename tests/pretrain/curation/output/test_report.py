@@ -110,7 +110,7 @@ def test_the_page_stops_taking_pictures_at_its_limit(outcome: CurationResult) ->
     without = len(re.sub(r"data:image/jpeg;base64,[^\"]*", "", small))
     assert len(small) - without < 0.02 * 2**20 + 60_000  # one figure may go over
     assert len(small) < len(whole)
-    assert re.search(r"\d+ pictures were left out, for the page is 0.02 MiB", small)
+    assert re.search(r"\d+ images were left out: the page has reached its limit of 0.02 MiB", small)
     assert "were left out" not in whole
 
 
