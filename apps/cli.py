@@ -217,7 +217,7 @@ def _explain(error: Exception) -> int:
 
 
 def _too_large(error: Exception) -> str | None:
-    """Return the size that could not be allocated (or an empty text) for an out-of-memory error of any library, else None.
+    """Return the size that could not be allocated (or an empty text) for an out-of-memory error, else None.
 
     >>> _too_large(RuntimeError("can't allocate memory: you tried to allocate 4000 bytes. Error code 12"))
     ' (4000 bytes)'

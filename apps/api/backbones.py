@@ -47,7 +47,7 @@ def load_backbone(
         `preprocessing` and a `fingerprint`, and it stays in eval mode without gradients.
 
     Raises:
-        UsageError: the name or path is unknown, the weights are of another architecture, or the image size does not fit.
+        UsageError: the name or path is unknown, the weights have another architecture, or the size does not fit.
         DinomedError: a file is damaged or cannot be downloaded.
 
     Example:

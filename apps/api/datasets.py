@@ -42,8 +42,8 @@ def scan(
 
     Args:
         folder: folder of images; its subfolders are scanned too.
-        labels: CSV file with one row per image (a path, or a name in `folder`), or ``"folders"`` for FOLDER/CLASS/image.
-        out: manifest file to write, .parquet or .csv. Unreadable files are then listed in NAME.unreadable.csv beside it.
+        labels: CSV file with one row per image (a path or a name in `folder`), or ``"folders"`` for FOLDER/CLASS/image.
+        out: manifest file to write, .parquet or .csv. Unreadable files are listed in NAME.unreadable.csv beside it.
         image_column: column of the CSV that names the image.
         label: column of the class; None for the column ``label`` if there is one, ``"none"`` for no labels.
         group: column of the patient, lesion or video, as for `label`. A group is never in two splits.

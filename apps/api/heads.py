@@ -71,7 +71,7 @@ def train(
         device: device of a backbone that is given by name or path.
 
     Returns:
-        The folder, the epoch that was kept (0 for a head with a closed-form solution), the metrics on val, the threshold
+        The folder, the epoch that was kept (0 for a closed-form head), the metrics on val, the threshold
         of a segmenter, and what was chosen on val.
 
     Raises:
@@ -101,7 +101,7 @@ def load_adapter(folder: FolderLike, *, backbone: PathLike | None = None, device
         device: auto, cpu, cuda, cuda:N or mps.
 
     Returns:
-        A predictor, whose `predict` takes a list of paths, PIL images, arrays (H, W, 3) uint8 and tensors (3, H, W), and
+        A predictor. Its `predict` takes a list of paths, PIL images, arrays (H, W, 3) uint8 and tensors (3, H, W), and
         returns one result for each: class probabilities, a mask (H, W), or a depth map (H, W).
 
     Raises:
@@ -214,7 +214,7 @@ def predict(
         device: auto, cpu, cuda, cuda:N or mps.
 
     Returns:
-        The folder, the numbers of images done and kept from an interrupted call, and (path, reason) of unreadable files.
+        The folder, the numbers of new and of earlier predictions, and (path, reason) of unreadable files.
 
     Raises:
         UsageError: no images, `out` is in use, or groups are asked of an adapter that is no classifier.

@@ -10,7 +10,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 
 Settings: TypeAlias = Mapping[str, Any] | Sequence[str]
-"""Settings that override those of a config: ``{"run.steps": 1200}``, or ``["run.steps=1200"]`` as ``--set`` takes them."""
+"""Settings that override a config: ``{"run.steps": 1200}``, or ``["run.steps=1200"]`` as ``--set`` takes them."""
 
 
 @runtime_checkable

@@ -116,7 +116,8 @@ def distill(
     Example:
         >>> small = {"run.batch_size": 8, "run.workers": 0, "crops.num_local": 1, "backbone.depth": 1}
         >>> run = dinomed.pretrain("vit_tiny_cpu", "lesions.parquet", out="runs/teacher", steps=1, settings=small)
-        >>> student = dinomed.distill("vit_tiny_cpu", run, "lesions.parquet", out="runs/student", steps=1, settings=small)
+        >>> data, out = "lesions.parquet", "runs/student"
+        >>> student = dinomed.distill("vit_tiny_cpu", run, data, out=out, steps=1, settings=small)
         >>> student.steps
         1
     """

@@ -20,7 +20,7 @@ def curate(
         list[Path] | None,
         Option(
             "--trusted",
-            help="Query set: a trusted manifest, whose images are kept and for which similar images are retrieved. Repeat.",
+            help="Query set: a trusted manifest. Its images are kept, and similar images are retrieved. Repeat.",
         ),
     ] = None,
     exclude: Annotated[

@@ -59,9 +59,9 @@ def segment(adapter: Adapter, serving: Serving) -> None:
 def classify(adapter: Adapter, serving: Serving, index: Beside = None) -> None:
     """Classify pictures that you drop into the browser, and show similar cases.
 
-    Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this machine; uploads are
-    removed after half an hour and at the end. With --index, visitors see its pictures and labels. For research use only, not
-    for diagnosis.
+    Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this machine; uploads are removed after half
+    an hour and at the end. With --index, visitors see its pictures and labels. For research use only, not for
+    diagnosis.
     """
     _serve(serving, classify=adapter, index=index, retrieve=False)
 
@@ -70,9 +70,8 @@ def classify(adapter: Adapter, serving: Serving, index: Beside = None) -> None:
 def retrieve(index: Index, serving: Serving) -> None:
     """Show the most similar cases of an index for pictures that you drop into the browser.
 
-    Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this machine; uploads are
-    removed after half an hour and at the end. Visitors see pictures and labels of the index. For research use only, not for
-    diagnosis.
+    Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this machine; uploads are removed after half
+    an hour and at the end. Visitors see pictures and labels of the index. For research use only, not for diagnosis.
     """
     _serve(serving, index=index)
 
@@ -86,8 +85,9 @@ def every(
 ) -> None:
     """Show segmentation, classes and similar cases on one page, each in a tab.
 
-    Give one or more of --segment, --classify and --index. A shared backbone is loaded once and runs once for a picture. Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this
-    machine; uploads and results are removed after half an hour and at the end. With --index, visitors
-    see its pictures and labels. For research use only, not for diagnosis.
+    Give one or more of --segment, --classify and --index. A shared backbone is loaded once and runs once for a picture.
+    Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this machine; uploads and results are removed
+    after half an hour and at the end. With --index, visitors see its pictures and labels. For research use only, not
+    for diagnosis.
     """
     _serve(serving, segment=segment, classify=classify, index=index)

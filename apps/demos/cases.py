@@ -32,7 +32,7 @@ def similar(
 def show_cases(
     image_index: ImageIndex, picture: Picture, found: Sequence[Neighbor], related: int, *, regions: bool
 ) -> str:
-    """Return HTML of the cases, best first; with `regions`, each beside the uploaded picture with frames around matches."""
+    """Return HTML of the cases, best first; with `regions`, each beside the uploaded picture with frames at matches."""
     if not found:
         return message("no-cases", "The index has no other case than those of this patient or lesion.")
     cases = []

@@ -14,7 +14,8 @@ from dinomed.apps.demos.parts import WAITING, Picture
 
 CASES = 6
 CALIBRATED = (
-    "Calibrated on the validation images: of similar pictures with 80%, about 80% were of that class. This does not hold "
+    "Calibrated on the validation images: of similar pictures with 80%, about 80% were of that class. This does not "
+    "hold "
     "for other pictures and for classes that the model does not know."
 )
 UNCALIBRATED = "Not calibrated: it shows how certain the model is, not how often it is right."

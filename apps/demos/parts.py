@@ -74,7 +74,7 @@ class Picture:
 
 
 def read_picture(path: str, preprocessing: Preprocessing | None) -> tuple[Picture | None, str]:
-    """Return the picture, or None and a message as HTML. Without a preprocessing both forms of the pixels are the same."""
+    """Return the picture, or None and a message as HTML. Without a preprocessing both forms of the pixels are equal."""
     try:
         read_header(path, MAX_PIXELS)
         if preprocessing is None:

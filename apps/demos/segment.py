@@ -135,7 +135,7 @@ class SegmentPanel(Panel):
             drawn = draw_probability(now.image, now.probability)
         else:
             drawn = draw_mask(now.image, mask, fill=FILL if view == FILLED else 0)
-        # Written into the cache of Gradio, which is private and emptied regularly; otherwise Gradio would copy the file.
+        # Written into Gradio's cache, which is private and emptied regularly; otherwise Gradio would copy the file.
         folder = now.new_drawing(Path(self.result.GRADIO_CACHE))
         outlined, taken = folder / f"outline_{now.number}.jpg", folder / f"mask_{now.number}.png"
         Image.fromarray(drawn).save(outlined, quality=92, subsampling=0)

@@ -119,7 +119,7 @@ def serve(build: Callable[[], Any], address: Address, *, browser: bool = True) -
 
 
 def _free_port(host: str, port: int | None) -> int:
-    """Return `port` if it is free (0: the choice of the system), or for None the first free port from `FIRST_PORT` on."""
+    """Return `port` if it is free (0: the system chooses), or for None the first free port from `FIRST_PORT` on."""
     for tried in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS_TRIED):
         try:
             family, kind, protocol, _, where = socket.getaddrinfo(host, tried, type=socket.SOCK_STREAM)[0]

@@ -35,7 +35,8 @@ def build_audit_page(
     rows += [("test images in any pair", result.leaked), ("test images", result.test_images)]
     rows += [("training images", result.train_images), ("test images that cannot be read", result.unreadable)]
     conclusion = (
-        f"{result.leaked} of {result.test_images} test images have a copy, or an image of their group, in the training set."
+        f"{result.leaked} of {result.test_images} test images have a copy, or an image of their group, "
+        "in the training set."
         if result.pairs
         else "No leak was found."
     )

@@ -20,7 +20,7 @@ JOURNAL = "journal.json"
 
 
 class Journal:
-    """The commands of one folder, kept in ``journal.json``; a command that is done with the same inputs is not repeated.
+    """The commands of one folder, kept in ``journal.json``; a command done with the same inputs is not repeated.
 
     Args:
         folder: folder of the journal.

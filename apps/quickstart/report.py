@@ -149,7 +149,7 @@ def _pretraining(data: ReportData) -> list[str]:
 
 
 def _curves(run: Path) -> list[str]:
-    """Return the curves of ``log.jsonl``; log K, the loss of a uniform output, is marked for the DINO and iBOT losses."""
+    """Return the curves of ``log.jsonl``; log K, the loss of a uniform output, is marked for DINO and iBOT."""
     from dinomed.config import load_config
     from dinomed.pretrain.config import PretrainConfig
 

@@ -12,7 +12,10 @@ from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import append_text
 from dinomed.io.output_folder import check_free, locked, prepare_output
 
-HOLD = "import sys; from dinomed.io.output_folder import locked\nwith locked(sys.argv[1]): print('held', flush=True); input()"
+HOLD = (
+    "import sys; from dinomed.io.output_folder import locked\n"
+    "with locked(sys.argv[1]): print('held', flush=True); input()"
+)
 
 
 @contextmanager

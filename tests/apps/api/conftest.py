@@ -1,4 +1,4 @@
-"""A workspace in which the examples of the Python API run: synthetic lesions, a tiny backbone, two adapters, an index."""
+"""A workspace for the examples of the Python API: synthetic lesions, a tiny backbone, two adapters, an index."""
 
 import os
 import shutil

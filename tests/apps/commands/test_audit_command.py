@@ -134,7 +134,9 @@ def test_names_from_outside_are_escaped_on_the_page(sets: Path) -> None:
 
 
 def test_likeness_in_words() -> None:
-    assert describe_pair(LeakedPair("near", 0, 0, 0.5, 3, 40)) == "similarity 0.50, 40 points align, 3 of 256 bits differ"
+    assert (
+        describe_pair(LeakedPair("near", 0, 0, 0.5, 3, 40)) == "similarity 0.50, 40 points align, 3 of 256 bits differ"
+    )
     assert describe_pair(LeakedPair("group", 0, 0, group="p")) == "group p"
 
 
