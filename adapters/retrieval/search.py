@@ -196,7 +196,9 @@ class ImageIndex:
         with bar("searching", len(queries)) as progress:
             for batch in load_batches(queries, self.backbone.preprocessing):
                 results = {
-                    loaded.index: QueryResult(names[loaded.index], error=loaded.error and loaded.error.reason)
+                    loaded.index: QueryResult(
+                        names[loaded.index], error=None if loaded.error is None else loaded.error.reason
+                    )
                     for loaded in batch
                 }
                 readable = [(loaded.index, loaded.pixels) for loaded in batch if loaded.pixels is not None]
