@@ -1,6 +1,6 @@
 """Training state in checkpoints: weights, optimiser and step, so that a resumed run continues exactly.
 
-No random state is saved: the random numbers of a step are drawn from the seed and the step (`seed_step`).
+The state of the random generators is not saved: every step seeds them from the seed and the step (`seed_step`).
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from dinomed.io.checkpoint import DamagedCheckpoints, describe_tensors, fill, ne
 from dinomed.pretrain.model.dinov2 import DINOv2
 from dinomed.pretrain.optim.optimizer import OptimizerDriver
 
-_DEPTH = 3  # the stream of random numbers of stochastic depth; those of the data are in `data/stream.py`
+_DEPTH = 3  # number of the random stream of stochastic depth; `data/stream.py` has the streams of the data
 
 
 def checkpoint_name(step: int) -> str:
@@ -25,7 +25,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed the random numbers of a step (stochastic depth) with the seed, the step and the rank only."""
+    """Seed the random generator of a step (for stochastic depth) from the seed, the step and the rank."""
     torch.manual_seed(int(np.random.default_rng([seed, _DEPTH, step, rank()]).integers(2**63)))
 
 
@@ -37,7 +37,7 @@ def save_state(
     scaler: torch.amp.GradScaler,
     extra: dict[str, Any],
 ) -> None:
-    """Write a checkpoint after `step` finished steps; all ranks call it together."""
+    """Write a checkpoint after `step` finished steps. All ranks must call this function."""
     tensors = _add_prefix("model", model.state_dict()) | _add_prefix("optimizer", optimizer.state())
     write_checkpoint(
         root, checkpoint_name(step), tensors, {"step": step, "scaler": scaler.state_dict(), "extra": extra}
@@ -47,7 +47,7 @@ def save_state(
 def load_state(
     root: Path, model: DINOv2, optimizer: OptimizerDriver, scaler: torch.amp.GradScaler
 ) -> tuple[int, dict[str, Any]]:
-    """Restore the newest readable checkpoint in place, written by any number of processes.
+    """Load the newest readable checkpoint in place; the number of processes that wrote it may differ.
 
     Returns:
         The number of finished steps (0 if there is no checkpoint), and the `extra` entries that were saved with it.

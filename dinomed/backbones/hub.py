@@ -16,22 +16,24 @@ _MIB = 1 << 20
 
 
 def cache_folder() -> Path:
-    """Return the folder that ``DINOMED_CACHE`` names, else ``~/.cache/dinomed``."""
+    """Return the cache folder: environment variable ``DINOMED_CACHE``, or ``~/.cache/dinomed`` without it."""
     folder = os.environ.get("DINOMED_CACHE")
     try:
         return Path(folder) if folder else Path.home() / ".cache" / "dinomed"
     except RuntimeError:
-        raise DinomedError("no home folder to keep weights in; set DINOMED_CACHE to a folder") from None
+        raise DinomedError(
+            "the cache folder for weights is unknown, because there is no home folder; set DINOMED_CACHE to a folder"
+        ) from None
 
 
 def cached_weights(name: str) -> Path:
     """Return the file with the released weights of variant `name`; download it if it is not in the cache.
 
-    An interrupted download is continued by the next call. Only a file with the right checksum gets its final name.
+    The next call continues an interrupted download. A file gets its final name after its checksum was verified.
 
     Raises:
         UsageError: the variant has no released weights.
-        DinomedError: there is no network, the cache cannot be written, or the file has another checksum.
+        DinomedError: there is no network, the cache is not writable, or the checksum of the file does not match.
     """
     release = VARIANTS[name].release
     if release is None:
@@ -45,16 +47,17 @@ def cached_weights(name: str) -> Path:
         part.touch()
     except OSError as error:
         remedy = "set DINOMED_CACHE to another folder"
-        raise DinomedError(f"cannot keep weights in {path.parent}: {error.strerror or error}; {remedy}") from None
-    elsewhere = f"fetch {release.url} on another machine and give it as --weights FILE"
-    logger.info(f"fetching {release.url} ({release.licence})")
+        raise DinomedError(f"cannot write weights to {path.parent}: {error.strerror or error}; {remedy}") from None
+    elsewhere = f"download {release.url} on another machine and use --weights FILE"
+    logger.info(f"downloading {release.url} ({release.licence})")
     try:
         _fetch(release.url, part)
         checksum = sha256_file(part)
         if checksum != release.sha256:
             part.unlink()
             raise DinomedError(
-                f"{release.url}: checksum {checksum[:16]}... instead of {release.sha256[:16]}...; removed, try again"
+                f"{release.url}: checksum {checksum[:16]}... instead of {release.sha256[:16]}...; "
+                "the file was removed, try again"
             )
         sync(part)
         part.replace(path)
@@ -69,13 +72,13 @@ def cached_weights(name: str) -> Path:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Download the missing end of `part`; all of it if the server cannot continue a download."""
+    """Download the bytes that `part` lacks, or the whole file if the server cannot send a part of it."""
     received = part.stat().st_size
     request = urllib.request.Request(url, headers={"Range": f"bytes={received}-"} if received else {})
     try:
         reply = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # the file is complete
+        if error.code != 416:  # range not satisfiable: `part` is complete
             raise
         return
     with reply, open(part, "ab") as file:
@@ -89,4 +92,4 @@ def _fetch(url: str, part: Path) -> None:
                 file.write(chunk)
                 progress.advance()
     if total is not None and part.stat().st_size < total:
-        raise ConnectionError("the connection broke off")
+        raise ConnectionError("the connection closed before the end of the file")

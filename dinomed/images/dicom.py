@@ -1,12 +1,16 @@
 """DICOM images: the first frame, in modality units (Hounsfield units for CT), mapped by a window.
 
-The range from black to white is the `window` or the `percentiles` of the `IntensityConfig`; without them, the first
-window (or VOI LUT) of the file; without that, the full range for 8 bits and the percentiles 0.5 and 99.5 for more.
-MONOCHROME1 is inverted, so that bone is bright; palettes and YBR become RGB. pydicom decodes JPEG and JPEG 2000 with
-Pillow, and RLE itself; JPEG-LS and lossless JPEG need another codec.
+The values of black and white are the first of these that exists:
 
-Only the elements that describe the pixels are read. Messages contain no value of other elements, and no text of pydicom
-that may quote one, since the file identifies its patient.
+1. the `window` or the `percentiles` of the `IntensityConfig`,
+2. the first window (or VOI LUT) of the file,
+3. the full range for 8 bits, and the percentiles 0.5 and 99.5 for more bits.
+
+MONOCHROME1 is inverted, so that bone is bright. Palette and YBR images are converted to RGB. pydicom decodes JPEG and
+JPEG 2000 with Pillow, and RLE without another package. JPEG-LS and lossless JPEG need another codec.
+
+A DICOM file contains patient data. Therefore only the elements that describe the pixels are read, and messages contain
+neither values of other elements nor error texts of pydicom, which may contain such values.
 """
 
 import logging
@@ -46,10 +50,10 @@ def is_dicom(path: str | Path) -> bool:
 
 
 def read_dicom_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
-    """Read the header without decoding; `mode` is the photometric interpretation, `bits` the bits stored.
+    """Read the header without the pixels; `mode` is the photometric interpretation, `bits` is BitsStored.
 
     Raises:
-        UnreadableImage: as `read_dicom`, except for errors of decoding.
+        UnreadableImage: as in `read_dicom`; decoding errors are not detected.
     """
     return _header(path, _read_elements(path, max_pixels))
 
@@ -58,8 +62,8 @@ def read_dicom(path: str | Path, intensity: IntensityConfig, max_pixels: int = M
     """Read the header and the first frame ``(H, W, 1 or 3)``: uint8, or with 16 bits float32 in 0 to 1.
 
     Raises:
-        UnreadableImage: the file is damaged, truncated, without pixels, a segmentation, too large, or needs a codec
-            that is not installed; or its values have no known range.
+        UnreadableImage: the file is damaged, truncated, without pixels, a segmentation, too large, needs a codec
+            that is not installed, or has values of unknown range.
     """
     from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
@@ -72,11 +76,11 @@ def read_dicom(path: str | Path, intensity: IntensityConfig, max_pixels: int = M
             return header, to_range(apply_color_lut(stored, elements), intensity)
         if header.channels == 3:
             return header, to_range(stored, intensity)
-        values, rule = _windowed(apply_modality_lut(stored, elements), elements, intensity)
-        shown = to_range(values[..., None], rule)
+        values, range_config = _windowed(apply_modality_lut(stored, elements), elements, intensity)
+        shown = to_range(values[..., None], range_config)
     except DinomedError as error:
         raise UnreadableImage(path, str(error)) from None
-    except Exception as error:  # pydicom raises errors of many types, and may quote values
+    except Exception as error:  # pydicom raises many types; the error text may contain values of elements
         raise UnreadableImage(path, _reason(error, path)) from None
     if header.mode == "MONOCHROME1":
         shown = (255 if shown.dtype == np.uint8 else np.float32(1)) - shown
@@ -84,10 +88,10 @@ def read_dicom(path: str | Path, intensity: IntensityConfig, max_pixels: int = M
 
 
 def _read_elements(path: str | Path, max_pixels: int) -> Any:
-    """Read the elements of `_TAGS`; for enhanced images, those of the first frame."""
+    """Read the elements of `_TAGS`; for enhanced (multi-frame) images, the elements of the first frame."""
     from pydicom import config, dcmread
 
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes unusual values
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings may contain values of elements
     config.settings.reading_validation_mode = config.IGNORE
     try:
         with quiet_pillow, open(path, "rb", opener=open_regular) as file:
@@ -98,12 +102,12 @@ def _read_elements(path: str | Path, max_pixels: int) -> Any:
                         for item in (group.get(name) or [])[:1]:
                             elements.update(item)
             rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
-            kind = str(elements.get("SOPClassUID", ""))
+            sop_class = str(elements.get("SOPClassUID", ""))
     except OSError as error:
         raise UnreadableImage(path, (error.strerror or "cannot be read").lower()) from None
-    except Exception:  # as in `read_dicom`: errors of many types, which may quote values
+    except Exception:  # as in `read_dicom`
         raise UnreadableImage(path, "damaged or truncated DICOM") from None
-    if kind in _SEGMENTATION:
+    if sop_class in _SEGMENTATION:
         raise UnreadableImage(path, "a DICOM segmentation, not an image")
     if not rows or not columns:
         raise UnreadableImage(path, "DICOM without pixels")
@@ -128,7 +132,7 @@ def _header(path: str | Path, elements: Any) -> Header:
 
 
 def _windowed(values: np.ndarray, elements: Any, intensity: IntensityConfig) -> tuple[np.ndarray, IntensityConfig]:
-    """Return the values in modality units, and the rule for black and white."""
+    """Return the values (in modality units or after the VOI LUT), and the config with their black and white values."""
     if intensity.window or intensity.percentiles:
         return values, intensity
     if elements.get("VOILUTSequence"):
@@ -141,10 +145,10 @@ def _windowed(values: np.ndarray, elements: Any, intensity: IntensityConfig) -> 
         if values.dtype.kind in "ub" and values.max(initial=0) <= 255:
             return values.astype(np.uint8), intensity
         return values, _with(intensity, percentiles=FALLBACK)
-    kind = str(elements.get("VOILUTFunction") or "LINEAR")
-    if kind == "SIGMOID":  # PS3.3, C.11.2.1.3.1
+    function = str(elements.get("VOILUTFunction") or "LINEAR")
+    if function == "SIGMOID":  # PS3.3, C.11.2.1.3.1
         return 1 / (1 + np.exp(-4 * (values - center) / width)), _with(intensity, window=(0.0, 1.0))
-    if kind == "LINEAR":  # PS3.3, C.11.2.1.2.1: the centre is half a value lower, and the limits are values
+    if function == "LINEAR":  # PS3.3, C.11.2.1.2.1: LINEAR uses c - 0.5 and w - 1
         center, width = center - 0.5, width - 1
     return values, _with(intensity, window=(center - width / 2, center + width / 2))
 
@@ -154,7 +158,7 @@ def _with(intensity: IntensityConfig, **change: Any) -> IntensityConfig:
 
 
 def _first(value: Any) -> float | None:
-    """Return the first of one or several numbers; None if there is none."""
+    """Return `value` or its first element as a number; None if it is missing or not finite."""
     try:
         number = float(value if isinstance(value, str | int | float) else value[0])
     except (TypeError, ValueError, IndexError):
@@ -163,14 +167,14 @@ def _first(value: Any) -> float | None:
 
 
 def _reason(error: Exception, path: str | Path) -> str:
-    """Return a short reason for an error of pydicom, without its text."""
+    """Return a short reason for an error of pydicom. The text of the error is not used: it may contain patient data."""
     if isinstance(error, MemoryError):
         return "does not fit into memory"
     if isinstance(error, AttributeError) and "Pixel Data" in str(error):
         return "DICOM without pixels"
     if "plugin" in str(error).lower() or isinstance(error, NotImplementedError):
         return (
-            f"DICOM compressed by {_compression(path)}, for which no codec is installed: pip install pylibjpeg "
+            f"DICOM compressed by {_compression(path)}, and no codec is installed for it; pip install pylibjpeg "
             "pylibjpeg-libjpeg pylibjpeg-openjpeg"
         )
     return "damaged or truncated DICOM"
@@ -182,5 +186,5 @@ def _compression(path: str | Path) -> str:
 
     try:
         return str(read_file_meta_info(path).TransferSyntaxUID.name)
-    except Exception:  # the file is refused already; this only names the method
+    except Exception:  # the file is unreadable in any case; only the name is unknown
         return "an unknown method"

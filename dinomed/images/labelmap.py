@@ -1,4 +1,4 @@
-"""Label maps: images whose values are classes. The stored values are kept, without any scaling."""
+"""Label maps: images whose pixel values are class numbers. The stored values are returned without scaling."""
 
 from pathlib import Path
 
@@ -16,17 +16,18 @@ from dinomed.io.files import replacing
 def read_label_map(
     path: str | Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """Read the value of each pixel: int64 ``(H, W)``, after EXIF orientation.
+    """Read the value of each pixel: int64 ``(H, W)``, with EXIF orientation applied.
 
-    The values are gray levels of any depth, palette indices, 0 and 1 of a bitmap, or an array (H, W, 1).
+    The values are gray levels of any bit depth, palette indices, 0 and 1 of a bitmap, or the values of an array
+    ``(H, W, 1)``.
 
     Args:
         size: ``(height, width)`` that the map must have.
 
     Raises:
         MaskSizeError: the map has another size.
-        UnreadableImage: the map cannot be read, has colours or fractions, or is a JPEG, whose lossy compression creates
-            values between the classes.
+        UnreadableImage: the map cannot be read, has colours or values that are not integers, or is a JPEG (lossy
+            compression creates values between the classes).
     """
     values = _from_array(path, max_pixels) if is_array(path) else _from_picture(path, max_pixels)
     if size is not None and values.shape != size:
@@ -38,26 +39,26 @@ def read_label_map(
 
 
 def write_label_map(path: str | Path, labels: np.ndarray) -> None:
-    """Write values ``(H, W)`` of 0 to 65535 as a gray PNG of 8 bits, or 16 bits if needed."""
+    """Write values ``(H, W)`` in 0 to 65535 as a gray PNG: 8 bits if all values are below 256, else 16 bits."""
     assert labels.ndim == 2, labels.shape
     assert 0 <= labels.min(initial=0) <= labels.max(initial=0) < 2**16
-    kind = np.uint8 if labels.max(initial=0) < 256 else np.uint16
+    dtype = np.uint8 if labels.max(initial=0) < 256 else np.uint16
     with replacing(path) as temporary:
-        Image.fromarray(labels.astype(kind)).save(temporary, format="PNG")
+        Image.fromarray(labels.astype(dtype)).save(temporary, format="PNG")
 
 
 def _from_array(path: str | Path, max_pixels: int) -> np.ndarray:
     values = read_array(path, max_pixels)[1]
     if values.shape[2] != 1:
         raise UnreadableImage(path, f"{values.shape[2]} channels; a label map has one value per pixel")
-    return _whole(path, values[..., 0])
+    return _to_integers(path, values[..., 0])
 
 
 def _from_picture(path: str | Path, max_pixels: int) -> np.ndarray:
     with open_image(path, max_pixels) as image:
         if header_of(image).format == "JPEG":
             raise DinomedError(
-                "a JPEG cannot be a label map, since its compression creates values between the classes; use PNG"
+                "a JPEG cannot be a label map, because its compression creates values between the classes; use PNG"
             )
         if image.mode == "1":
             values = np.asarray(image).astype(np.int64)
@@ -68,13 +69,13 @@ def _from_picture(path: str | Path, max_pixels: int) -> np.ndarray:
         else:
             pixels = np.asarray(image.convert("RGB"))
             if (pixels != pixels[..., :1]).any():
-                raise DinomedError("colours; a label map has one value per pixel (gray, or a palette)")
+                raise DinomedError("the image has colours; a label map has one value per pixel (gray or palette)")
             values = pixels[..., 0]
-        return _whole(path, upright_of(image, values))
+        return _to_integers(path, upright_of(image, values))
 
 
-def _whole(path: str | Path, values: np.ndarray) -> np.ndarray:
+def _to_integers(path: str | Path, values: np.ndarray) -> np.ndarray:
     integers = values.astype(np.int64)
     if values.dtype.kind == "f" and (integers != values).any():
-        raise UnreadableImage(path, "fractions; the values of a label map must be whole numbers")
+        raise UnreadableImage(path, "some values are not integers; the values of a label map must be integers")
     return integers

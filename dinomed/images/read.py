@@ -1,4 +1,4 @@
-"""Reading of images and masks, by content, as upright arrays in one range."""
+"""Reading and writing of images and masks as upright arrays; the format is detected from the content of the file."""
 
 from pathlib import Path
 
@@ -37,10 +37,10 @@ PLAIN = IntensityConfig()
 
 
 def read_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
-    """Read size, mode and format without decoding (a PNG with EXIF or XMP behind its pixels is decoded).
+    """Read size, mode and format. Only a PNG that stores EXIF or XMP after its pixels is decoded.
 
     Raises:
-        UnreadableImage: as `read_image`, except for damage in the pixels.
+        UnreadableImage: as in `read_image`; damaged pixels are not detected.
     """
     if is_array(path):
         return read_array_header(path, max_pixels)
@@ -62,21 +62,21 @@ def read_image(
 
     uint8 in 0 to 255; with ``IntensityConfig(bits=16)`` float32 in 0 to 1.
 
-    EXIF orientation is applied; CMYK and palettes become RGB; transparency is composed over black; more than 8 bits are
-    scaled (`dinomed.images.intensity`; DICOM by its window, `dinomed.images.dicom`). With 1 or 3 channels, the first
-    frame or page is read. With any other number, the channels are the gray pages or the bands of a TIFF, or the
-    channels of an array.
+    EXIF orientation is applied. CMYK and palette images are converted to RGB. Transparent pixels are blended with
+    black. Values of more than 8 bits are scaled (`dinomed.images.intensity`; DICOM by its window, see
+    `dinomed.images.dicom`). With 1 or 3 channels, the first frame or page is read. With any other number of channels,
+    they are the gray pages or the bands of a TIFF, or the channels of an array.
 
     Args:
-        channels: 3 (RGB; gray is repeated), 1 (luma), or as many as the file holds (gray is repeated).
+        channels: 3 (RGB; gray is repeated), 1 (luma), or the number of channels of the file (gray is repeated).
         intensity: bit depth and range.
-        at_least: area in px. A JPEG may be decoded at a half, a quarter or an eighth of its sides, which is faster and
-            averages over blocks, if the area is not below this.
+        at_least: smallest allowed area, px. A JPEG is decoded at a half, a quarter or an eighth of its sides, which is
+            faster and averages over blocks, if the result has at least this area. None decodes at full size.
         max_pixels: largest number of pixels.
 
     Raises:
-        UnreadableImage: the file is missing, truncated, damaged or no image, has another number of channels or no known
-            range, or has more than `max_pixels` pixels (checked in the header, before memory is used).
+        UnreadableImage: the file is missing, truncated, damaged or not an image, its number of channels differs, its
+            value range is unknown, or it has more than `max_pixels` pixels (checked before decoding).
     """
     return read_image_and_header(
         path, channels=channels, intensity=intensity, at_least=at_least, max_pixels=max_pixels
@@ -110,7 +110,7 @@ def read_image_and_header(
 
 
 def read_whole(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
-    """Decode a whole image with its own channels, and return its header.
+    """Decode all pixels and channels of an image to detect damage, and return its header.
 
     Raises:
         UnreadableImage: the image cannot be read.
@@ -148,14 +148,14 @@ def _match(path: str | Path, shown: np.ndarray, channels: int) -> np.ndarray:
 
 
 def read_mask(path: str | Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a binary mask: uint8 ``(H, W)`` of 0 and 1, after EXIF orientation, by the rule of `dinomed.images.binary`.
+    """Read a binary mask: uint8 ``(H, W)`` of 0 and 1, with EXIF orientation applied (see `dinomed.images.binary`).
 
     Args:
         size: ``(height, width)`` that the mask must have.
 
     Raises:
         MaskSizeError: the mask has another size.
-        UnreadableImage: as `read_image`, or the values are not those of a mask.
+        UnreadableImage: as in `read_image`, or the values are not the values of a binary mask.
     """
     with open_image(path, max_pixels) as image:
         header = header_of(image)

@@ -1,7 +1,7 @@
 """Safetensors files, with or without a record in their header.
 
-A bundle or an index is one file: tensors, and in its header a JSON record that holds the hash of the tensors
-(`hash_tensors`). So one rename replaces all of it, and a record and tensors of two files cannot be mixed up.
+A bundle and an index are one file each. The file contains tensors, and its header contains a JSON record with the hash
+of the tensors (`hash_tensors`). One rename replaces tensors and record together, so they always belong together.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     """Write one safetensors file and flush it to the disk. Not atomic by itself.
 
     Raises:
-        DinomedError: it cannot be written, such as on a full disk.
+        DinomedError: the file cannot be written, for example because the disk is full.
     """
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
@@ -39,7 +39,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file.
 
     Raises:
-        DinomedError: the file is missing, cut off, or no safetensors file.
+        DinomedError: the file is missing, truncated, or not a safetensors file.
     """
     try:
         return load_file(path)
@@ -61,7 +61,7 @@ def read_header(path: Path, entry: str, remedy: str) -> Any:
     """Return the JSON value in the header entry of a safetensors file; the tensors are not read.
 
     Args:
-        remedy: end of the error message, such as ``train again``.
+        remedy: last part of the error message: what the user should do, such as ``train again``.
 
     Raises:
         DinomedError: the file is damaged, or its header has no such entry.
@@ -70,25 +70,25 @@ def read_header(path: Path, entry: str, remedy: str) -> Any:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(entry)
         if text is None:
-            raise DinomedError(f"{path} holds no record of an {entry}; {remedy}")
+            raise DinomedError(f"{path} has no {entry} record in its header; {remedy}")
         return json.loads(text)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise DinomedError(f"{path} is cut off, damaged, or no safetensors file ({error}); {remedy}") from None
+        raise DinomedError(f"{path} is truncated, damaged, or not a safetensors file ({error}); {remedy}") from None
 
 
 def parse_record(path: Path, data: Any, model: type[Record], format_name: str, remedy: str) -> Record:
     """Validate a record that `read_header` returned.
 
     Args:
-        model: its class, with a field ``format``.
+        model: pydantic class of the record, with a field ``format``.
         format_name: the value of ``format`` that this version reads.
 
     Raises:
-        DinomedError: another format, or a field that is missing or has a wrong value.
+        DinomedError: the record has another format, lacks a field, or has a field with an invalid value.
     """
-    format_found = data.get("format") if isinstance(data, dict) else None
-    if format_found != format_name:
-        raise DinomedError(f"{path}: format {format_found!r}, this version reads {format_name!r}; {remedy}")
+    record_format = data.get("format") if isinstance(data, dict) else None
+    if record_format != format_name:
+        raise DinomedError(f"{path}: format {record_format!r}, this version reads {format_name!r}; {remedy}")
     try:
         return model.model_validate(data)
     except ValidationError as error:

@@ -1,9 +1,10 @@
-"""Metrics of labels that do not exclude each other: values of each label, and means over the labels.
+"""Metrics of multi-label classification: per label, and macro averages.
 
-Policy: a truth of nan is unknown; the image is left out of the values of that label only. AUROC and AUPRC of a label
-need images with and without it, and a classifier that knows it (no column of nan). The macro values are means over the
-labels for which they are defined; the others are named. Sensitivity, specificity and precision are at a threshold (see
-`dinomed.metrics.operating`), and nan where the divisor is 0.
+A target of nan is unknown: the image is left out of the metrics of that label only. AUROC and AUPRC of a label are
+defined if some images have the label, some do not, and the classifier predicts the label (its probabilities are not all
+nan). Macro averages use the labels for which the metric is defined; `undefined_auroc` lists the labels that are left
+out. Sensitivity, specificity and precision are computed at a threshold (see `dinomed.metrics.operating`). They are nan
+where the divisor is 0.
 """
 
 from collections.abc import Sequence
@@ -26,9 +27,9 @@ class MultilabelPredictions:
 
     Args:
         truth: float (N, L) of 0, 1 and nan.
-        probabilities: float (N, L), 0 to 1; a column is nan for a label that the classifier does not know.
-        classes: L names.
-        thresholds: L thresholds at which a label is predicted; 0.5 for a threshold of None.
+        probabilities: float (N, L), 0 to 1; all nan in the columns of labels that the classifier does not predict.
+        classes: names of the L labels.
+        thresholds: L thresholds; a label is predicted if its probability reaches the threshold. None means 0.5.
     """
 
     truth: np.ndarray
@@ -40,21 +41,23 @@ class MultilabelPredictions:
         expected = (len(self.truth), len(self.classes))
         assert self.truth.shape == self.probabilities.shape == expected, (self.truth.shape, self.probabilities.shape)
         if not np.isfinite(self.probabilities[:, self.known]).all():
-            raise ValueError("probabilities that are not finite")
+            raise ValueError("probabilities are not finite")
 
     @cached_property
     def known(self) -> np.ndarray:
+        """Labels that the classifier predicts: bool (L,)."""
         if not len(self.truth):
             return np.ones(len(self.classes), bool)
         return ~np.isnan(self.probabilities).all(axis=0)
 
     def threshold(self, index: int) -> float:
+        """Return the threshold of a label."""
         chosen = None if self.thresholds is None else self.thresholds[index]
         return 0.5 if chosen is None else float(chosen)
 
     @cached_property
     def parts(self) -> list[tuple[np.ndarray, Ranking] | None]:
-        """Rows in which each label is known, and their ranking; None for a label that the classifier does not know."""
+        """For each label the rows with a known target and their ranking; None if the label is not predicted."""
         out: list[tuple[np.ndarray, Ranking] | None] = []
         for index, known in enumerate(self.known):
             rows = np.flatnonzero(~np.isnan(self.truth[:, index]))
@@ -63,7 +66,7 @@ class MultilabelPredictions:
         return out
 
     def values(self, counts: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Compute the metrics of R resamples at once, as `dinomed.metrics.classification.Predictions.values` does."""
+        """Compute the metrics of R resamples at once, as in `dinomed.metrics.classification.Predictions.values`."""
         drawn = np.ones((1, len(self.truth))) if counts is None else counts
         columns: dict[str, list[np.ndarray]] = {name: [] for name in ("auroc", "auprc", "ece", "brier", "nll")}
         for index, part in enumerate(self.parts):
@@ -93,22 +96,25 @@ def multilabel_metrics(
     """Compute the metrics of N predictions of L labels; see `MultilabelPredictions` for the arguments.
 
     Returns:
-        `n`; means over the labels of `auroc`, `auprc`, `ece`, `brier` (0 to 1), `nll` (nats), `balanced_accuracy` (of
-        sensitivity and specificity); `exact_match`, the share of images with every known label right; `per_class`
-        (name -> `n`, images with it; `known`, images where it is known; `auroc`, `auprc`, `ece`, and the values of
-        `operating_point`); `undefined_auroc`, the names of the labels left out of the macro values.
+        - `n`: number of images.
+        - `auroc`, `auprc`, `ece`, `brier` (0 to 1), `nll` (nats), `balanced_accuracy` (mean of sensitivity and
+          specificity): macro averages.
+        - `exact_match`: share of images whose known labels are all predicted correctly.
+        - `per_class`: for each label `n` (images with the label), `known` (images with a known target), `auroc`,
+          `auprc`, `ece`, and the values of `operating_point`.
+        - `undefined_auroc`: names of the labels without AUROC.
     """
     predictions = MultilabelPredictions(np.asarray(truth, float), np.asarray(probabilities, float), classes, thresholds)
     values = {name: value[0] for name, value in predictions.values().items()}
     per_class: dict[str, dict[str, Any]] = {}
-    right = np.ones(len(predictions.truth), bool)
+    correct = np.ones(len(predictions.truth), bool)
     balanced = []
     for index, name in enumerate(classes):
         rows = np.flatnonzero(~np.isnan(predictions.truth[:, index]))
         positive = predictions.truth[rows, index] == 1
         scores = np.nan_to_num(predictions.probabilities[rows, index], nan=0.0)
         point = operating_point(positive, scores, predictions.threshold(index))
-        right[rows] &= (scores >= point["threshold"]) == positive
+        correct[rows] &= (scores >= point["threshold"]) == positive
         balanced.append((point["sensitivity"] + point["specificity"]) / 2)
         per_class[name] = {
             "n": int(positive.sum()),
@@ -121,7 +127,7 @@ def multilabel_metrics(
         "n": len(predictions.truth),
         **macro,
         "balanced_accuracy": float(_row_means(np.array([balanced], float))[0]),
-        "exact_match": float(right.mean()) if len(right) else float("nan"),
+        "exact_match": float(correct.mean()) if len(correct) else float("nan"),
         "per_class": per_class,
         "undefined_auroc": [name for name, row in per_class.items() if np.isnan(row["auroc"])],
     }

@@ -1,4 +1,4 @@
-"""Selection of the images of a manifest to train on, and of the images held aside for PCA pictures."""
+"""Selection of the training images, and of the held-aside images for PCA pictures."""
 
 import numpy as np
 
@@ -10,9 +10,9 @@ from dinomed.log import logger
 def select_images(manifest: Manifest, batch_size: int, num_held_aside: int) -> tuple[Manifest, Manifest]:
     """Return the training images and the held-aside images.
 
-    Validation and test images are never trained on, nor are images without a split whose group has images in val or
-    test. The held-aside images are validation images; without a split they are a few images that are then not trained
-    on (at most a tenth).
+    Validation and test images are never used for training. Images of a group that has images in val or test are not
+    used either. The held-aside images are validation images. If the manifest has no split column, at most a tenth of
+    all images is held aside, and these images are not used for training.
 
     Raises:
         UsageError: there are fewer training images than `batch_size`.
@@ -26,7 +26,7 @@ def select_images(manifest: Manifest, batch_size: int, num_held_aside: int) -> t
         if len(train) < len(candidates):
             logger.warning(f"left out {len(candidates) - len(train)} images whose group has images in val or test")
     else:
-        # by content, so that adding images to a collection changes few of them
+        # sorted by checksum: if images are added to the manifest, most of the held-aside images stay the same
         order = sorted(range(len(manifest)), key=manifest.column("sha256").__getitem__)
         num_held_aside = min(num_held_aside, len(manifest) // 10)
         held_aside = manifest.take(sorted(order[:num_held_aside]))
@@ -41,13 +41,13 @@ def select_images(manifest: Manifest, batch_size: int, num_held_aside: int) -> t
 
 
 def check_channels(images: Manifest, in_channels: int) -> None:
-    """Raise if the backbone cannot take an image.
+    """Raise if the number of channels of an image does not fit the backbone.
 
-    An image has the channels of the backbone, or one, which is repeated. If the backbone takes 1 or 3 channels, RGB
-    becomes gray, and the first page of a picture of several pages is used.
+    An image fits if it has as many channels as the backbone, or one channel, which is repeated. If the backbone has 1
+    or 3 input channels, RGB images are converted, and only the first page of a file with several pages is used.
 
     Raises:
-        UsageError: an image has another number of channels.
+        UsageError: an image does not fit.
     """
     names, counts, modes = (images.column(name) for name in ("image", "channels", "mode"))
     for name, count, mode in zip(names, counts, modes, strict=True):
@@ -55,6 +55,6 @@ def check_channels(images: Manifest, in_channels: int) -> None:
         is_converted = in_channels in (1, 3) and (not is_array or count == 3)
         if count not in (1, in_channels) and not is_converted:
             raise UsageError(
-                f"{name} has {count} channels, and the backbone takes {in_channels}: "
-                f"--set backbone.in_channels={count}, with mean and std of {count} values"
+                f"{name} has {count} channels, but the backbone takes {in_channels}; "
+                f"use --set backbone.in_channels={count}, with mean and std of {count} values"
             )

@@ -1,4 +1,4 @@
-"""PCA pictures of a run: held-aside images above the principal components of their patch features."""
+"""PCA pictures of a run: held-aside images and the principal components of their patch features."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +13,17 @@ from dinomed.features.projection import pca_colours
 from dinomed.io.files import replacing
 
 _CELL = 160  # px
-_MIN_GRID = 24  # patches per side; the 6 of a small global view show no shape
+_MIN_GRID = 24  # patches per side; the 6 patches of a small global view are too few to show a shape
 
 
 @torch.no_grad()
 def write_pca_picture(
     path: Path, backbone: VisionTransformer, preprocessing: Preprocessing, images: Sequence[Path], device: torch.device
 ) -> None:
-    """Write a PNG: the images in the upper row, the joint PCA of their patch features in the lower one.
+    """Write a PNG: the images in the upper row, the joint PCA of their patch features in the lower row.
 
-    All patches are shown. The first component does not separate the foreground here: between skins it is the tone.
+    All patches are shown, without a foreground mask: in images of skin the first component is the skin tone, and does
+    not separate the foreground from the background.
 
     Raises:
         UnreadableImage: an image cannot be read.
@@ -45,6 +46,6 @@ def write_pca_picture(
 
 
 def _to_rgb(image: np.ndarray) -> np.ndarray:
-    """Convert to uint8 RGB; of other numbers of channels the first one is shown as gray."""
+    """Convert to uint8 RGB. If there are not 3 channels, the first channel is shown as gray."""
     rgb = image if image.shape[2] == 3 else np.repeat(image[..., :1], 3, axis=2)
     return rgb if rgb.dtype == np.uint8 else (rgb * 255).round().astype(np.uint8)

@@ -127,13 +127,13 @@ class _Evil:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        ("cut", "cut off, damaged"),
-        ("empty", "cut off, damaged"),
-        ("pickle", "no safetensors file"),
-        ("torch pickle", "no safetensors file"),
+        ("cut", "truncated, damaged"),
+        ("empty", "truncated, damaged"),
+        ("pickle", "not a safetensors file"),
+        ("torch pickle", "not a safetensors file"),
         ("gone", "is missing"),
         ("flipped", "its tensors do not match its record"),
-        ("no header", "holds no record of an adapter"),
+        ("no header", "has no adapter record in its header"),
         ("format", "format 'dinomed.adapter/9'"),
         ("field", "threshold"),
         ("json cut", "cannot be read"),

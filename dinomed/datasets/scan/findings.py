@@ -23,18 +23,17 @@ def count(n: int, noun: str) -> str:
 
 
 def check_masks(facts: list[Facts]) -> None:
-    """Raise if the masks would make training wrong.
+    """Raise if masks do not fit their images, or if no mask can be used.
 
     Raises:
-        UsageError: a mask has another size than its image, or no mask can be used.
+        UsageError: the size of a mask differs from the size of its image, or no mask can be used.
     """
     wrong = [f"{f.mask}: {f.mask_problem}" for f in facts if f.wrong_size]
     if wrong:
         suffix = f" (and {len(wrong) - _LISTED} more)" if len(wrong) > _LISTED else ""
         raise UsageError(
-            f"{len(wrong)} of {len(facts)} images have a mask of another size; correct them, nothing was written. "
-            + "; ".join(wrong[:_LISTED])
-            + suffix
+            f"{len(wrong)} of {len(facts)} images have a mask of another size than the image; correct these masks "
+            "(nothing was written). " + "; ".join(wrong[:_LISTED]) + suffix
         )
     with_mask = [f for f in facts if f.mask]
     bad = [f for f in with_mask if f.mask_problem]
@@ -46,26 +45,26 @@ def check_masks(facts: list[Facts]) -> None:
 
 
 def warn_doubtful(doubtful: Mapping[str, str]) -> list[str]:
-    """Warn about masks that are not used, since the image with their name may be another image."""
+    """Warn about unused masks: the image with the same name may not be the image of the mask."""
     if not doubtful:
         return []
     mask, reason = next(iter(doubtful.items()))
     return [
-        f"{count(len(doubtful), 'mask')} may belong to another image than the one of that name, and "
-        f"{'is' if len(doubtful) == 1 else 'are'} not used; the first is {mask}: {reason}. "
+        f"{count(len(doubtful), 'mask')} not used, because the image with the same name may be another image; "
+        f"the first is {mask}: {reason}. "
         "Name the mask of each image in a CSV (--labels, column mask)"
     ]
 
 
 def warn_turned(facts: Sequence[Facts]) -> list[str]:
-    """Warn about images that EXIF turns while their masks have no EXIF orientation and fit both ways."""
+    """Warn about images with an EXIF rotation whose masks have none and fit with and without the rotation."""
     turned = [f for f in facts if f.turned]
     if not turned:
         return []
-    subject = "image is turned by its" if len(turned) == 1 else "images are turned by their"
     return [
-        f"{len(turned):,} {subject} EXIF orientation, the mask is not, and its shape fits both ways; check that the "
-        f"mask is drawn on the upright image. The first is {turned[0].image} with {turned[0].mask}"
+        f"{count(len(turned), 'image')} with an EXIF rotation and a mask without one; the mask fits the image with and "
+        f"without the rotation. Check that the mask was drawn on the upright image. The first is "
+        f"{turned[0].image} with {turned[0].mask}"
     ]
 
 
@@ -85,10 +84,10 @@ def nothing_in(folder: Path, unreadable: Sequence[tuple[str, str]]) -> str:
 
 
 def check_readable(folder: Path, readable: int, refused: Sequence[tuple[str, str]]) -> None:
-    """Raise if more than half of the files cannot be read: probably the wrong folder, or an incomplete copy.
+    """Raise if more than half of the files cannot be read, as in a wrong folder or an incomplete copy.
 
     Raises:
-        DinomedError: names the first unreadable file.
+        DinomedError: more than half cannot be read; the message contains the first of them.
     """
     if len(refused) > readable:
         path, reason = refused[0]

@@ -24,7 +24,7 @@ class Labels:
     Attributes:
         rows: image -> value of each column.
         columns: names of the columns of `rows`.
-        targets: files that other columns name, such as depth maps.
+        targets: files whose paths are in the other columns, such as depth maps.
         missing: images and masks without a file, as (name, reason).
     """
 
@@ -38,7 +38,7 @@ class Labels:
 
 
 def find_labels(labels: str | Path, folder: Path) -> Path:
-    """Return the path of the table: as given, or in the folder that is scanned.
+    """Return the path of the table: `labels` itself, or `labels` in the scanned folder.
 
     Raises:
         UsageError: neither exists.
@@ -61,21 +61,22 @@ def read_labels(
 ) -> Labels:
     """Read a CSV with one row per image.
 
-    An image is named by its path relative to `folder` or to the folder of the CSV, by its file name, or by its stem; a
-    file name or stem must be unique. Leading and trailing blanks of cells are removed, except in file names.
+    The image column contains a path relative to `folder` or to the folder of the CSV, a file name, or a stem. A file
+    name or a stem must be unique. Leading and trailing blanks of a cell are removed, unless the cell is the path of a
+    file.
 
     Args:
         files: all image files below `folder`, including masks.
-        images: the files that file names and stems may refer to.
+        images: the files that are searched for a file name or a stem.
         image_column: column with the names of the images.
-        roles: column for each of `ROLES`: its name, ``none`` for no column, or None for the column with the name of the
-            role, if it exists.
+        roles: for each of `ROLES` the name of its column, ``none`` for no column, or None for the column that has the
+            name of the role (no column if there is none).
         keep_ids: keep columns with personal data (`dinomed.datasets.scan.personal`). Otherwise they are left out, and
             the groups of such a column are replaced by numbers.
 
     Raises:
-        UsageError: a column is missing (the message names the nearest), an image has two rows, or a value of the split
-            column is no split.
+        UsageError: a column is missing (the message suggests a similar name), an image has two rows, or a value of the
+            split column is not a split.
     """
     names, rows = read_csv(path)
     out = Labels(path)
@@ -97,25 +98,25 @@ def read_labels(
         and (group_like := [n for n in names if n.lower() in _GROUP_LIKE])
     ):
         out.notes.append(
-            f"column {group_like[0]!r} looks like a group; keep the images of a group in one split with "
+            f"column {group_like[0]!r} may be a group; to keep all images of a group in one split, use "
             f"--group {group_like[0]}"
         )
     out.columns = [*sources, *free]
     search = _FileSearch(folder, path.parent, files, images)
     known = set(files)
     index = {name: i for i, name in enumerate(names)}
-    first: dict[str, int] = {}
+    row_numbers: dict[str, int] = {}
     for number, cells in enumerate(rows, start=2):
-        named = cells[index[image_column]]
-        if named is None:
+        image_cell = cells[index[image_column]]
+        if image_cell is None:
             raise UsageError(f"{path}, row {number}: column {image_column!r} is empty")
-        image, reason = search.find(named)
+        image, reason = search.find(image_cell)
         if image is None:
-            out.missing.append((named, f"in {path.name}, but {reason}"))
+            out.missing.append((image_cell, f"in {path.name}, but {reason}"))
             continue
-        if image in first:
-            raise UsageError(f"{path}: image {image!r} in rows {first[image]} and {number}; keep one")
-        first[image] = number
+        if image in row_numbers:
+            raise UsageError(f"{path}: image {image!r} in rows {row_numbers[image]} and {number}; keep one")
+        row_numbers[image] = number
         row = {role: _stripped(cells[index[name]], known) for role, name in sources.items()}
         if (word := row.get("split")) is not None:
             row["split"] = _split(path, number, word)
@@ -126,7 +127,7 @@ def read_labels(
         out.rows[image] = row | {name: _stripped(cells[index[name]], known) for name in free}
     for role, name in sources.items():
         if role in ("label", "group"):
-            out.warnings += _alike(role, out.rows, first, personal=not keep_ids and is_personal(name))
+            out.warnings += _alike(role, out.rows, row_numbers, personal=not keep_ids and is_personal(name))
     if "group" in sources and not keep_ids and is_personal(sources["group"]):
         _number_groups(out, sources["group"])
     out.targets = {cell for name in free for cells in rows if (cell := cells[index[name]]) and cell in known}
@@ -148,12 +149,12 @@ def _sources(path: Path, names: list[str], image_column: str, roles: dict[str, s
     sources = {role: name for role, name in taken.items() if name}
     duplicates = [name for name, count in Counter([image_column, *sources.values()]).items() if count > 1]
     if duplicates:
-        raise UsageError(f"{path}: column {duplicates[0]!r} is given for two roles; give it for one")
+        raise UsageError(f"{path}: column {duplicates[0]!r} has two roles; use it for one role only")
     return sources
 
 
 def _split(path: Path, number: int, word: str) -> str:
-    """Return the split that a cell names."""
+    """Convert a cell of the split column to train, val or test."""
     split = split_name(word)
     if split is None:
         raise UsageError(
@@ -164,28 +165,31 @@ def _split(path: Path, number: int, word: str) -> str:
 
 
 def _stripped(cell: str | None, known: set[str]) -> str | None:
-    """Return a cell without leading and trailing blanks, unless it is the name of a file."""
+    """Remove leading and trailing blanks of a cell, unless the cell is the path of a file."""
     return cell if cell is None or cell in known else cell.strip() or None
 
 
-def _alike(role: str, rows: dict[str, dict[str, str | None]], first: dict[str, int], *, personal: bool) -> list[str]:
-    """Warn if values of `role` differ in case only; of personal data, the message names rows only."""
+def _alike(
+    role: str, rows: dict[str, dict[str, str | None]], row_numbers: dict[str, int], *, personal: bool
+) -> list[str]:
+    """Warn if values of `role` differ only in case. For personal data the message has row numbers, not values."""
     seen: dict[str, dict[str, int]] = defaultdict(dict)
     for image, row in rows.items():
         if (value := row[role]) is not None:
-            seen[value.casefold()].setdefault(value, first[image])
+            seen[value.casefold()].setdefault(value, row_numbers[image])
     sets = [spellings for spellings in seen.values() if len(spellings) > 1]
     if not sets:
         return []
-    named = [f"row {number}" if personal else f"{value!r} (row {number})" for value, number in sets[0].items()]
+    examples = [f"row {number}" if personal else f"{value!r} (row {number})" for value, number in sets[0].items()]
     return [
-        f"{len(sets)} {role}{'s' if len(sets) > 1 else ''} with spellings that differ in case count as different: "
-        f"{' and '.join(named)}{', ...' if len(sets) > 1 else ''}; use one spelling if they are the same"
+        f"{len(sets)} {role}{'s' if len(sets) > 1 else ''} with spellings that differ only in upper and lower case, "
+        "counted as different: "
+        f"{' and '.join(examples)}{', ...' if len(sets) > 1 else ''}; use one spelling if they are the same"
     ]
 
 
 def _number_groups(out: Labels, column: str) -> None:
-    """Replace groups that are personal data by numbers. A hash could be reversed by trying all values."""
+    """Replace groups that are personal data by numbers, because a hash can be reversed by trying all values."""
     groups = sorted({group for row in out.rows.values() if (group := row["group"]) is not None})
     numbers = {group: f"{i:0{len(str(len(groups)))}}" for i, group in enumerate(groups, start=1)}
     for row in out.rows.values():
@@ -196,7 +200,7 @@ def _number_groups(out: Labels, column: str) -> None:
 
 
 class _FileSearch:
-    """Search for the file that a cell names."""
+    """Search for the file whose path, file name or stem is in a cell."""
 
     def __init__(self, folder: Path, beside: Path, files: Iterable[str], images: Iterable[str]) -> None:
         self.folder, self.beside = os.path.abspath(folder), os.path.abspath(beside)
@@ -209,17 +213,17 @@ class _FileSearch:
                 if (stem := PurePosixPath(path).stem) != PurePosixPath(path).name:
                     names[stem].append(path)
 
-    def find(self, named: str, masks: bool = False) -> tuple[str | None, str]:
+    def find(self, cell: str, masks: bool = False) -> tuple[str | None, str]:
         """Return the path relative to the folder, or None and the reason."""
-        for text in (named, named.replace("\\", "/")):
+        for text in (cell, cell.replace("\\", "/")):
             for base in (self.folder, self.beside):
                 path = os.path.relpath(os.path.join(base, text), self.folder).replace(os.sep, "/")
                 if path in self.files:
                     return path, ""
-        same = self.by_name[masks].get(named, [])
-        if len(same) == 1:
-            return same[0], ""
-        if same:
-            return None, f"{len(same)} files have this name ({same[0]}, {same[1]}, ...)"
-        outside = os.path.relpath(os.path.join(self.folder, named), self.folder).startswith("..")
+        matches = self.by_name[masks].get(cell, [])
+        if len(matches) == 1:
+            return matches[0], ""
+        if matches:
+            return None, f"{len(matches)} files have this name ({matches[0]}, {matches[1]}, ...)"
+        outside = os.path.relpath(os.path.join(self.folder, cell), self.folder).startswith("..")
         return None, "it is outside the folder" if outside else "no such image file exists"

@@ -11,7 +11,7 @@ from dinomed.pretrain.curation.deduplication.config import RULE
 
 
 def components(count: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Compute the component of each of `count` rows, int64: the lowest row in it.
+    """Compute the component of each of `count` rows: int64 (count,), the lowest row of the component.
 
     >>> components(5, np.array([3, 4]), np.array([1, 3])).tolist()
     [0, 1, 2, 1, 1]
@@ -20,20 +20,21 @@ def components(count: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
 
 
 def connect(component: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Add edges to components. Edges may be added in several pieces, in any order.
+    """Merge components that new edges connect. Edges may be added in several calls, in any order.
 
     Args:
         component: int64 (N,), as `components` returns them.
-        i: int64 (E,), rows; j: int64 (E,), rows.
+        i: int64 (E,), first row of each edge.
+        j: int64 (E,), second row of each edge.
     """
     ends = np.stack([component[i], component[j]])
     ends = ends[:, ends[0] != ends[1]]
     if not ends.size:
         return component.copy()
-    # only the nodes of the edges are numbered, so the cost depends on the edges and not on all rows
+    # the graph has only the nodes of the edges, so the cost depends on the number of edges and not of rows
     nodes, number = np.unique(ends, return_inverse=True)
     first, second = number.reshape(ends.shape)
-    # bool values: the sum of equal edges is one edge
+    # coo_matrix adds duplicate edges; with bool values the result is still one edge
     graph = coo_matrix((np.full(len(first), True), (first, second)), shape=(len(nodes), len(nodes)))
     _, label = connected_components(graph, directed=False)
     lowest = np.full(len(nodes), np.iinfo(np.int64).max)
@@ -44,7 +45,7 @@ def connect(component: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
 
 
 def order_by(columns: Mapping[str, np.ndarray | Sequence[object]], rule: Sequence[str] = RULE) -> np.ndarray:
-    """Rank rows by several columns, int64 (N,); rank 0 is preferred.
+    """Rank rows by several columns: int64 (N,); the row with rank 0 is preferred.
 
     Args:
         columns: numbers, bool or text, (N,) each. nan and None come last in both directions.
@@ -58,7 +59,7 @@ def order_by(columns: Mapping[str, np.ndarray | Sequence[object]], rule: Sequenc
     for key in rule:
         name = key.removeprefix("-")
         if name not in columns:
-            raise UsageError(f"duplicates.rule names {name!r}, which is no column{did_you_mean(name, columns)}")
+            raise UsageError(f"duplicates.rule names {name!r}, which is not a column{did_you_mean(name, columns)}")
         keys.append(_sort_key(columns[name], reverse=key.startswith("-")))
     order = np.lexsort(keys[::-1])
     rank = np.empty(len(order), np.int64)

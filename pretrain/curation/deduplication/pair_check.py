@@ -1,4 +1,4 @@
-"""Check stages: verify proposed pairs of images by their matching keypoints."""
+"""Check stages: verification of proposed pairs of images by matching keypoints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,16 @@ from dinomed.pretrain.curation.runtime.images import reread_image
 from dinomed.pretrain.curation.search.pairs import SimilarPairs
 
 KEPT_KEYPOINTS = 128
-"""Images whose keypoints are held in memory; 0.6 MB each."""
+"""Number of images whose keypoints are kept in memory; 0.6 MB per image."""
 
 
 @dataclass(frozen=True)
 class CheckPairs:
-    """Work of the stages: two lists of paths to a table with the column `matches`, the matching keypoints of each
-    pair."""
+    """Function that the workers of a check stage run.
+
+    It takes two lists of paths, and returns a table with the column `matches`: the number of matching keypoints of each
+    pair.
+    """
 
     workers: int | None = None
 
@@ -44,7 +47,7 @@ def check_pairs(
     context: CurationContext, stage: str, pairs: SimilarPairs, manifest: Manifest, reference_manifest: Manifest,
     is_checked: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
-    """Count the matching keypoints of pairs, from the cache or by the executor.
+    """Count the matching keypoints of pairs; counts in the cache are not computed again.
 
     Args:
         stage: name of the stage in the cache.

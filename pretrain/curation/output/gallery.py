@@ -10,15 +10,17 @@ from dinomed.html.page import heading, paragraph
 from dinomed.pretrain.curation.decisions import EXPLANATIONS, REASONS
 from dinomed.pretrain.curation.output.read import CurationResult
 
-PAIRS = 8  # shown per reason
-SHEET = 36  # images on a contact sheet
-CLUSTERS = 12
+PAIRS = 8  # pairs per reason
+SHEET = 36  # images per contact sheet
+CLUSTERS = 12  # contact sheets of clusters
 _SIZE: dict[str, Any] = {"side": 180, "quality": 85, "width_px": 150}
 
 
 def show_pairs(result: CurationResult, album: Album) -> list[str]:
-    """Show some pairs per reason, evenly from the most to the least similar; the last ones show the effect of a
-    threshold."""
+    """Show up to `PAIRS` pairs per reason, evenly spaced from the most to the least similar.
+
+    The least similar pairs show whether the threshold is too low.
+    """
     removed = result.removed
     reasons = np.array([result.reason[row] for row in removed.row], object)
     parts = []
@@ -28,22 +30,28 @@ def show_pairs(result: CurationResult, album: Album) -> list[str]:
             continue
         shown = places[spaced_indices(len(places), PAIRS)]
         parts.append(heading(f"{reason.capitalize()}: {_count(len(places), 'pair')}"))
-        note = f"{len(shown)} of them, evenly from the most to the least similar." if len(shown) < len(places) else ""
-        parts.append(paragraph(f"Left: removed because {EXPLANATIONS[reason]}. {note}".strip()))
+        note = (
+            f"{len(shown)} of them, evenly spaced from the most to the least similar."
+            if len(shown) < len(places)
+            else ""
+        )
+        parts.append(paragraph(f"Left image: removed because {EXPLANATIONS[reason]}. {note}".strip()))
         for place in shown:
-            row, kept, kept_out = (int(a[place]) for a in (removed.row, removed.duplicate_of, removed.reference))
+            row, kept_row, reference_row = (
+                int(a[place]) for a in (removed.row, removed.duplicate_of, removed.reference)
+            )
             left = album.picture(result.manifest, row, "removed", **_SIZE)
-            if kept >= 0 or result.references is None:
-                right = album.picture(result.manifest, kept, "kept", **_SIZE)
+            if kept_row >= 0 or result.references is None:
+                right = album.picture(result.manifest, kept_row, "kept", **_SIZE)
             else:
-                right = album.picture(result.references, kept_out, "excluded", **_SIZE)
+                right = album.picture(result.references, reference_row, "excluded", **_SIZE)
             caption = f"similarity {removed.similarity[place]:.2f}, {removed.how[place]}"
             parts.append(f"<div class='pair'>{left}{right}<p class='soft'>{escape(caption)}</p></div>")
     return parts
 
 
 def show_sheets(result: CurationResult, album: Album) -> list[str]:
-    """Show a contact sheet for each reason that concerns single images."""
+    """Show one contact sheet per reason, of the removed images that are not part of a pair."""
     paired = np.zeros(len(result.manifest), bool)
     paired[result.removed.row] = True
     reasons = np.array(result.reason, object)

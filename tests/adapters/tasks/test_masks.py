@@ -178,7 +178,7 @@ def test_label_maps_are_read_as_they_are_stored(tmp_path: Path) -> None:
     np.save(tmp_path / "half.npy", np.full((2, 2, 1), 0.5))
     Image.new("L", (8, 8)).save(tmp_path / "j.jpg")
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "c.png")
-    for name, told in (("half.npy", "fractions"), ("j.jpg", "JPEG"), ("c.png", "colours")):
+    for name, told in (("half.npy", "not integers"), ("j.jpg", "JPEG"), ("c.png", "colours")):
         with pytest.raises(UnreadableImage, match=told):
             read_label_map(tmp_path / name)
 

@@ -173,8 +173,8 @@ EVALUATE, PREDICT = ("evaluate", "seg", "--data", "derm.parquet"), ("predict", "
 @pytest.mark.parametrize(
     ("how", "arguments", "code", "message"),
     [
-        ("bundle cut", PREDICT, 1, "cut off, damaged"),
-        ("bundle pickle", EVALUATE, 1, "no safetensors file"),
+        ("bundle cut", PREDICT, 1, "truncated, damaged"),
+        ("bundle pickle", EVALUATE, 1, "not a safetensors file"),
         ("backbone gone", PREDICT, 1, "say where: --backbone PATH"),
         ("backbone gone", ("train", *SEGMENT[1:], "-o", "x"), 2, "no known name and no existing path"),
         ("backbone cut", PREDICT, 1, "model.safetensors"),

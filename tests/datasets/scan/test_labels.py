@@ -96,9 +96,9 @@ def test_classes_and_groups_that_differ_in_case_are_told(folder: Path, edit: Cal
     edit(folder, "mel,L1,03", "Mel,L1,03")
     warnings = scan(folder, "labels.csv", group="lesion_id").warnings
     assert [line for line in warnings if "differ in case" in line] == [
-        "2 labels with spellings that differ in case count as different: "
+        "2 labels with spellings that differ only in upper and lower case, counted as different: "
         "'nv' (row 2) and 'NV' (row 3), ...; use one spelling if they are the same",
-        "1 group with spellings that differ in case count as different: "
+        "1 group with spellings that differ only in upper and lower case, counted as different: "
         "'L0' (row 2) and 'l0' (row 3); use one spelling if they are the same",
     ]
 

@@ -18,7 +18,9 @@ from dinomed.images.read import write_mask
 def test_masks_of_another_size_are_refused_in_pairs(folder: Path) -> None:
     for i in (2, 7):
         write_mask(folder / f"masks/{i}.png", np.ones((16, 12), np.uint8))
-    with pytest.raises(UsageError, match="2 of 10 images have a mask of another size; correct them") as caught:
+    with pytest.raises(
+        UsageError, match="2 of 10 images have a mask of another size than the image; correct"
+    ) as caught:
         scan(folder, "labels.csv")
     assert "masks/2.png: the mask is 12x16, its image 16x12" in str(caught.value)
 
@@ -36,12 +38,12 @@ def test_a_mask_that_exif_does_not_turn_with_its_image_is_told(folder: Path, for
     turn("images/4.png", 6, (12, 16))  # its mask fits the upright shape alone
     turn("images/5.png", 1)
     assert [line for line in scan(folder, "labels.csv").warnings if "EXIF" in line] == [
-        "1 image is turned by its EXIF orientation, the mask is not, and its shape fits both ways; check that the "
-        "mask is drawn on the upright image. The first is images/1.png with masks/1.png"
+        "1 image with an EXIF rotation and a mask without one; the mask fits the image with and without the rotation. "
+        "Check that the mask was drawn on the upright image. The first is images/1.png with masks/1.png"
     ]
     turn("images/7.png", 6, (10, 10))
     write_mask(folder / "masks/7.png", np.ones((10, 10), np.uint8))
-    assert any("2 images are turned" in line for line in scan(folder, "labels.csv").warnings)
+    assert any("2 images with an EXIF rotation" in line for line in scan(folder, "labels.csv").warnings)
     turn("images/8.png", 6)
     with pytest.raises(UsageError, match=r"masks/8.png: the mask is 16x12, its image 12x16 .*turn the mask upright"):
         scan(folder, "labels.csv")
@@ -81,7 +83,7 @@ def test_masks_in_doubt_are_told_and_not_used(
     assert cells(result, "mask")["images/3.png"] is None
     assert cells(result, "mask")["images/4.png"] == "masks/4.png"
     assert [line for line in result.warnings if "doubt" in line or "not used" in line] == [
-        "1 mask may belong to another image than the one of that name, and is not used; the first is masks/3.png: "
+        "1 mask not used, because the image with the same name may be another image; the first is masks/3.png: "
         "2 images have its name: images/3.jpg, images/3.png. "
         "Name the mask of each image in a CSV (--labels, column mask)"
     ]

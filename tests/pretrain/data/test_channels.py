@@ -114,9 +114,11 @@ def test_images_of_other_channels_are_refused(tmp_path: Path, tiny: Tiny) -> Non
 
     np.save(tmp_path / "a.npy", np.zeros((20, 20, 5), np.uint8))
     manifest = scan(tmp_path).manifest
-    with pytest.raises(UsageError, match=r"a\.npy has 5 channels, and the backbone takes 3: --set backbone\.in_chan"):
+    with pytest.raises(
+        UsageError, match=r"a\.npy has 5 channels, but the backbone takes 3; use --set backbone\.in_chan"
+    ):
         fit_to_images(tiny(), manifest)
-    with pytest.raises(UsageError, match="and the backbone takes 4"):
+    with pytest.raises(UsageError, match="but the backbone takes 4"):
         fit_to_images(tiny(backbone={"in_channels": 4}), manifest)
     fit_to_images(tiny(backbone={"in_channels": 5}), manifest)
 

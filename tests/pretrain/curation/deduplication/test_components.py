@@ -75,7 +75,7 @@ def test_missing_text_is_last_and_equal_rows_keep_their_order() -> None:
 
 
 def test_an_unknown_column_in_the_rule_is_named() -> None:
-    with pytest.raises(UsageError, match="names 'sharpnes', which is no column; did you mean 'sharpness'"):
+    with pytest.raises(UsageError, match="names 'sharpnes', which is not a column; did you mean 'sharpness'"):
         order_by({"sharpness": [1.0]}, ["-sharpnes"])
 
 
