@@ -1,4 +1,4 @@
-"""The base class of predictors: an adapter with its backbone, from images to predictions."""
+"""Base class of predictors, which compute predictions from images by an adapter and its backbone."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ class Predictor(ABC):
     """
 
     unit: str = "image"
-    """What one prediction is for: ``image``, or ``group`` for all images of a group."""
+    """Unit of a prediction: ``image``, or ``group`` for all images of a group."""
     batch_size: int = 16
     """Number of images in a batch."""
 
@@ -41,7 +41,7 @@ class Predictor(ABC):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How files are read and prepared for `logits`."""
+        """The preprocessing of image files for `logits`."""
         return self.backbone.preprocessing
 
     @property
@@ -57,17 +57,19 @@ class Predictor(ABC):
                 see `dinomed.images.in_memory.as_pixels`.
 
         Returns:
-            One result for each image, in order: a `ClassPrediction`, `MaskPrediction` or `DepthPrediction`, or what
-            another task defines.
+            One result for each image, in order: a `ClassPrediction`, `MaskPrediction` or `DepthPrediction`, or the
+            result type of another task.
 
         Raises:
             UnreadableImage: a file is missing or damaged.
-            UsageError: an object is no image.
+            UsageError: an object is not an image.
         """
-        reading, results = self.preprocessing, []
+        preprocessing, results = self.preprocessing, []
         for batch in batched(images, self.batch_size):
-            arrays = [as_pixels(image, channels=reading.channels, intensity=reading.intensity) for image in batch]
-            pixels = torch.stack([reading(array) for array in arrays])
+            arrays = [
+                as_pixels(image, channels=preprocessing.channels, intensity=preprocessing.intensity) for image in batch
+            ]
+            pixels = torch.stack([preprocessing(array) for array in arrays])
             results += self.results(pixels, [array.shape[:2] for array in arrays])
         return results
 
@@ -82,18 +84,23 @@ class Predictor(ABC):
 
     @abstractmethod
     def outputs(self, adapter: nn.Module, features: Features, size: Size) -> Tensor:
-        """Return the output of the head for a batch of features as a person reads it: probabilities, depths.
+        """Return the final outputs for a batch of features, such as probabilities or depths.
 
-        It is traced for export, with `adapter` in place of the predictor's own; `size` is the size of maps, px.
+        An export traces this method.
+
+        Args:
+            adapter: the head to use instead of `self.adapter`.
+            features: features of a batch, as `feature_spec` describes them.
+            size: height and width of output maps, px.
         """
 
     @abstractmethod
     def outputs_of_features(self, features: Features, sizes: Sequence[Size]) -> list[Any]:
-        """Return the output for each image from features of a backbone pass that other consumers share."""
+        """Return the output for each image, from the features of a shared backbone pass."""
 
     @abstractmethod
     def reference_outputs(self, pixels: Tensor) -> Tensor:
-        """Return the output for preprocessed images (B, channels, H, W), to compare an exported model with."""
+        """Return the outputs for preprocessed images (B, channels, H, W), as the reference for an exported model."""
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Evaluation of a saved adapter on one split, through the same path as prediction: image in, prediction out."""
+"""Evaluation of a saved adapter on one split, with the same predictor as `dinomed predict`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from dinomed.notice import RESEARCH_USE
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation: the report to write, and the predictions for pictures of cases."""
+    """Result of an evaluation: the report, the predictions with their targets, and the predictor."""
 
     result: dict[str, Any]
     evaluated: EvaluatedUnits
@@ -48,32 +48,32 @@ def evaluate_in_full(
 ) -> Evaluation:
     """Measure an adapter on the images of `split` that have targets: masks, labels or depth maps.
 
-    Masks are compared at each image's own size. `dinomed.metrics` defines the metrics, and the policy for empty masks
+    Masks are compared at the size of each image. `dinomed.metrics` defines the metrics, and the policy for empty masks
     and absent classes.
 
-    Images of the fit (train and val), and other images of their groups, are left out with a warning: duplicates across
-    splits are common and would raise the metrics. On the splits train and val, which consist of them, they stay.
+    Images that the fit used (train and val), and other images of their groups, are left out with a warning: duplicates
+    across splits are common and would raise the metrics. If `split` is train or val, they are kept.
 
     Args:
         folder: the bundle.
         manifest: images with targets.
         split: train, val or test.
         device: cpu, cuda, cuda:N, mps or auto.
-        backbone: path of the backbone, if it was moved since.
-        allow_seen: keep such images on other splits too; the metrics are then too high, and the report says so.
+        backbone: path of the backbone, if it was moved after the fit.
+        allow_seen: keep these images in other splits too; the metrics are then too high, and the report states it.
         unit: for a classifier, image or group (one prediction for all images of a group); None for the unit of the fit.
-        by: columns whose values make subgroups.
+        by: columns that define subgroups.
         resamples: number of bootstrap resamples of the groups, for the intervals.
 
     Returns:
         The evaluation. Its report has `task`, `split`, the settings of the task (`threshold` or `classes`), the
-        identity of adapter, backbone and images, `seen_in_training` (`images` of the fit, other images
-        `of_seen_groups`, and whether they are `left_out`), and the entries of
-        `dinomed.adapters.evaluation.report.summarize`. It names no image and no group.
+        identity of adapter, backbone and images, `seen_in_training` (number of `images` of the fit, number of other
+        images `of_seen_groups`, and whether they are `left_out`), and the entries of
+        `dinomed.adapters.evaluation.report.summarize`. It contains no names of images or groups.
 
     Raises:
-        UsageError: there are no targets, the split is empty, `folder` is no bundle, most images of the split are of the
-            fit, or a column of `by` is missing or is no property.
+        UsageError: there are no targets, the split is empty, `folder` is not a bundle, more than half of the images
+            would be left out, or a column of `by` is missing or cannot define subgroups.
         DinomedError: an image or mask cannot be read.
     """
     record = read_record(folder)
@@ -87,7 +87,7 @@ def evaluate_in_full(
     if leave_out:
         chosen = overlap.remove_from(chosen)
     for column in by:
-        split_subgroups(chosen, column)  # errors are raised before the predictions, not after
+        split_subgroups(chosen, column)  # raise errors before the predictions are computed
     predictor = load_adapter(folder, device, backbone)
     evaluated = task.evaluate_units(predictor, chosen, split, unit)
     result = {
@@ -111,15 +111,13 @@ def evaluate_in_full(
 
 
 def _report_overlap(overlap: TrainingOverlap, total: int, where: str, folder: str | Path, leave_out: bool) -> None:
-    """Warn of images of the fit. Raise a `UsageError` if most would be left out."""
+    """Warn about images that the fit used. Raise a `UsageError` if more than half would be left out."""
     parts = []
     if overlap.images:
-        parts.append(f"{len(overlap.images)} of {total} images of {where} are among them (such as {overlap.images[0]})")
+        parts.append(f"{len(overlap.images)} of {total} images of {where} are in it (such as {overlap.images[0]})")
     if overlap.groups:
-        parts.append(
-            f"{len(overlap.groups)} of {total} are of a group that is among them (such as {overlap.groups[0]})"
-        )
-    text = f"adapter {folder} has seen these images in training or validation: {', and '.join(parts)}"
+        parts.append(f"{len(overlap.groups)} of {total} images are from its groups (such as {overlap.groups[0]})")
+    text = f"the data overlaps the training and validation data of adapter {folder}: {', and '.join(parts)}"
     if leave_out and len(overlap) > total / 2:
-        raise UsageError(f"{text}; give images that it has not seen, or add --allow-seen (the result will say so)")
-    logger.warning(f"{text}; {'they are left out' if leave_out else 'the metrics are too good'}")
+        raise UsageError(f"{text}; evaluate other images, or add --allow-seen (the report then states it)")
+    logger.warning(f"{text}; {'they are left out' if leave_out else 'the metrics are too high'}")

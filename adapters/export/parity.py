@@ -10,8 +10,8 @@ from dinomed.adapters.export.source import ExportSource
 from dinomed.errors import DinomedError, UsageError
 
 TOLERANCE = 1e-4
-"""Largest difference to the original, relative to the largest value (at least 1). Float32 sums in another order differ
-by about 1e-6; a larger difference shows another computation."""
+"""Largest allowed difference from the original, relative to the largest value (at least 1). Float32 sums in a different
+order differ by about 1e-6; a difference above this tolerance means that the computation is not the same."""
 _ROUNDING_FACTOR, _MAX_TOLERANCE = 10, 1e-2
 Shape = tuple[int, int, int]
 
@@ -22,11 +22,12 @@ def compare(
     """Compare the outputs of an exported model with those of `ExportSource.reference`.
 
     A head may amplify rounding errors (for example BatchNorm over channels that hardly vary). If `TOLERANCE` is
-    exceeded, the rounding error of dinomed itself is measured in float64, and ten times this error is allowed, at most
-    0.01. Sizes below that of the backbone at which the head raises an error are left out.
+    exceeded, the rounding error of the original is measured against float64; ten times this error is allowed, at most
+    0.01. Images smaller than the input size of the backbone are skipped if the head raises an error for them.
 
     Args:
-        tool: that runs the exported model, for messages.
+        source: the original backbone or adapter.
+        tool: name of the program that runs the exported model, for messages.
         forward: function from preprocessed images to the outputs of the exported model.
         shapes: (count, height, width) of the random batches, px.
 
@@ -56,7 +57,7 @@ def compare(
             allowed = max(allowed, min(_ROUNDING_FACTOR * rounding, _MAX_TOLERANCE))
         if not distance <= allowed:
             raise DinomedError(
-                f"{tool} gives other values for {source.title} than dinomed: they differ by {distance:.2g} (allowed: "
+                f"outputs of {tool} for {source.title} differ from those of dinomed by {distance:.2g} (allowed: "
                 f"{allowed:.2g}); nothing is written"
             )
         worst = max(worst, distance)
@@ -65,9 +66,9 @@ def compare(
 
 
 def difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest difference of any output, relative to its largest value (at least 1).
+    """Return the largest absolute difference of an output, divided by its largest expected value (at least 1).
 
-    The result is nan if shapes differ or a value is nan.
+    The result is the maximum over all outputs. It is nan if shapes differ or a value is nan.
     """
     if [output.shape for output in outputs] != [output.shape for output in expected]:
         return float("nan")

@@ -1,11 +1,11 @@
-"""Backbone tuning: the last blocks of the backbone, or LoRA adapters, are trained with the head.
+"""Backbone tuning: training of the last blocks, or of LoRA adapters, together with the head.
 
-The base backbone is never changed, neither in memory nor on disk: a copy is trained. The result is a plain backbone
-with merged adapters; a bundle holds the weights that differ from the base.
+The base backbone is never changed, neither in memory nor on disk: a copy is trained. The result is a plain backbone,
+into which LoRA adapters are merged; a bundle holds the weights that differ from the base.
 
-Learning rates: `learning_rate` for LoRA and for the last block, multiplied by `layer_decay` for each block before it
-(Clark et al. 2020, ELECTRA; BEiT). They rise from 0 during the first tenth of the fit, because the head starts with
-random weights. Gradients are clipped. Stochastic depth is off.
+Learning rates: LoRA and the last block use `learning_rate`. Each earlier block uses `layer_decay` times the rate of the
+next block (Clark et al. 2020, ELECTRA; BEiT). The rates rise from 0 during the first tenth of the fit, because the head
+starts with random weights. Gradients are clipped. Stochastic depth is off.
 """
 
 from collections.abc import Sequence
@@ -26,20 +26,22 @@ WARMUP, CLIP = 0.1, 1.0
 
 
 class LearningBackbone(FrozenBackbone):
-    """A copy of a backbone of which a part is trained; its tokens have gradients."""
+    """Copy of a backbone with some trainable weights; gradients flow through its tokens."""
 
     def __init__(self, base: FrozenBackbone, config: BackboneTuneConfig, blocks: Sequence[int], seed: int) -> None:
         """Copy `base` and make a part of it trainable.
 
         Args:
+            base: the backbone to copy.
+            config: which weights are trained.
             blocks: blocks that the head uses, counted from 0.
-            seed: of the LoRA adapters.
+            seed: seed for the initialisation of the LoRA adapters.
 
         Raises:
-            UsageError: fewer blocks than `config.last`, unknown layers, or PEFT is not installed.
+            UsageError: the head uses fewer blocks than `config.last`, a layer is unknown, or PEFT is not installed.
         """
         super().__init__(deepcopy(base.vit), base.preprocessing, base.name, base.source, base.metadata)
-        self.base, self.config, self.top = [base], config, max(blocks)  # in a list, so that it is no submodule
+        self.base, self.config, self.top = [base], config, max(blocks)  # in a list, so that it is not a submodule
         if config.lora is not None:
             check_lora(config.lora, base.vit.config.feed_forward)
             with torch.random.fork_rng(devices=[]):
@@ -48,7 +50,9 @@ class LearningBackbone(FrozenBackbone):
             self.vit.mask_token.requires_grad_(False)
         elif config.last is not None:
             if config.last > self.top + 1:
-                raise UsageError(f"tune: last:{config.last}, but the head uses only {self.top + 1} blocks")
+                raise UsageError(
+                    f"tune: last:{config.last}, but the head uses only {self.top + 1} blocks; use a smaller number"
+                )
             for block in self.vit.blocks[self.top + 1 - config.last : self.top + 1]:
                 block.requires_grad_(True)
         for block in self.vit.blocks:
@@ -82,7 +86,13 @@ class LearningBackbone(FrozenBackbone):
 
 @dataclass(frozen=True)
 class Tuned:
-    """A tuned backbone: how it was tuned (``lora:8``), and by name the weights that differ from its base."""
+    """A tuned backbone.
+
+    Attributes:
+        how: method of the tuning, such as ``lora:8``.
+        backbone: the tuned backbone.
+        changed: name -> weights that differ from the base.
+    """
 
     how: str
     backbone: FrozenBackbone

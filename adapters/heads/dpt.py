@@ -1,8 +1,9 @@
 """DPT (Ranftl et al. 2021, "Vision Transformers for Dense Prediction", section 3), as DINOv2 uses it for depth.
 
-The class token is projected into the patch tokens of four blocks ("project" readout). The tokens become a pyramid of 4,
-2, 1 and 1/2 times the patch grid with D/8, D/4, D/2 and D channels. All levels are projected to one width and fused
-from the coarsest to the finest. The last fusion doubles the grid again, to 8 times the patches a side.
+In each of four blocks, the class token is merged into the patch tokens ("project" readout). The four blocks become a
+pyramid: its levels have 4, 2, 1 and 1/2 times the side of the patch grid, and D/8, D/4, D/2 and D channels. All levels
+are projected to the same number of channels and fused from the coarsest to the finest. The last fusion doubles the
+side again, to 8 times the side of the patch grid.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ _QUARTERS = {24: (4, 11, 17, 23)}  # blocks of the reference code for ViT-L
 
 
 def quarter_blocks(depth: int) -> tuple[int, ...]:
-    """Return four blocks, counted from 0, that divide the depth evenly; the last block is one of them.
+    """Return the blocks, counted from 0, at 1/4, 1/2, 3/4 and 1 of the depth; for ViT-L those of the reference code.
 
     >>> quarter_blocks(12), quarter_blocks(40)
     ((2, 5, 8, 11), (9, 19, 29, 39))
@@ -29,13 +30,13 @@ def quarter_blocks(depth: int) -> tuple[int, ...]:
 
 
 class PyramidConfig(HeadConfig):
-    """Settings of heads on four blocks; empty `blocks` are the quarters of the depth of the backbone."""
+    """Settings of heads on four blocks; if `blocks` is empty, `quarter_blocks` selects them."""
 
     blocks: tuple[int, ...] = Field((), description="empty: blocks at 1/4, 1/2, 3/4 and 1 of the depth")
 
 
 class DPTConfig(PyramidConfig):
-    """Settings of DPT: `channels` of the fusion (256 in the paper)."""
+    """Settings of DPT; `channels` is the number of channels of the fusion (256 in the paper)."""
 
     name: str = "dpt"
     channels: int = Field(256, ge=8, multiple_of=2)
@@ -44,12 +45,12 @@ class DPTConfig(PyramidConfig):
     @classmethod
     def _four(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
         if len(blocks) not in (0, 4):
-            raise ValueError(f"blocks: DPT needs four blocks, not {len(blocks)}; [] selects the quarters of the depth")
+            raise ValueError(f"blocks: DPT needs four blocks, not {len(blocks)}; use [] for the default blocks")
         return blocks
 
 
 class PyramidAdapter(Adapter):
-    """A head on blocks that depend on the depth of the backbone."""
+    """A head whose default blocks depend on the depth of the backbone."""
 
     uses_patches = True
 
@@ -59,11 +60,14 @@ class PyramidAdapter(Adapter):
 
 
 class DPT(nn.Module):
-    """Fusion of the features of four blocks, finest first, to (B, channels, 8 * rows, 8 * columns)."""
+    """Fusion of the features of four blocks to a map (B, channels, 8 * rows, 8 * columns).
+
+    The first block becomes the finest level.
+    """
 
     def __init__(self, embed_dim: int, channels: int) -> None:
         super().__init__()
-        widths = [max(embed_dim // share, 1) for share in (8, 4, 2, 1)]
+        widths = [max(embed_dim // divisor, 1) for divisor in (8, 4, 2, 1)]
         self.readouts = nn.ModuleList(
             nn.Sequential(nn.Conv2d(2 * embed_dim, embed_dim, 1), nn.GELU()) for _ in widths
         )  # a linear layer on each patch
@@ -96,7 +100,7 @@ class DPT(nn.Module):
 
 
 class _Fusion(nn.Module):
-    """Fusion of the coarser result with a level, each through a residual unit, resized to `size`."""
+    """Fusion step: residual unit of a level, plus the coarser result, then a residual unit and a resize to `size`."""
 
     def __init__(self, channels: int, with_skip: bool) -> None:
         super().__init__()

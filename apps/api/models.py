@@ -1,4 +1,4 @@
-"""Names of backbones and heads to choose from, with their sources and licences."""
+"""List of the available backbones and heads, with their sources and licences."""
 
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -12,14 +12,14 @@ ENTRY_POINTS = "dinomed.adapters"
 
 
 def list_models() -> dict[str, Any]:
-    """Return the backbones and heads to choose from, with their sources and licences.
+    """Return the available backbones and heads, with their sources and licences.
 
-    Nothing is imported from plug-ins or downloaded; heads of installed plug-ins are listed by their metadata. The
-    command is ``dinomed models``.
+    Nothing is downloaded, and no plug-in is imported: heads of installed plug-ins are listed from their package
+    metadata. The command is ``dinomed models``.
 
     Returns:
         ``backbones``: names for `load_backbone`, with `embed_dim`, `depth`, `patch_size`, `licence` and `url`.
-        ``adapters``: heads for `train`, by `task` and `name`.
+        ``adapters``: heads for `train`, with `task`, `name`, `summary`, `source`, `package` and `licence`.
 
     Example:
         >>> [row["name"] for row in dinomed.list_models()["adapters"] if row["task"] == "depth"]
@@ -70,14 +70,14 @@ def _adapters() -> list[dict[str, Any]]:
 
 
 def _plugin(point: EntryPoint) -> dict[str, Any]:
-    """Describe a head of another package by its metadata; an import would run its code."""
+    """Describe a head of another package from the package metadata, because an import would run its code."""
     task, _, name = point.name.partition(".")
-    about: Any = None if point.dist is None else point.dist.metadata
+    metadata: Any = None if point.dist is None else point.dist.metadata
     return {
         "task": task,
         "name": name,
-        "summary": None if about is None else about.get("Summary"),
+        "summary": None if metadata is None else metadata.get("Summary"),
         "source": point.value,
-        "package": None if about is None else f"{about['Name']} {about['Version']}",
-        "licence": None if about is None else about.get("License-Expression") or about.get("License"),
+        "package": None if metadata is None else f"{metadata['Name']} {metadata['Version']}",
+        "licence": None if metadata is None else metadata.get("License-Expression") or metadata.get("License"),
     }

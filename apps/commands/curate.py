@@ -1,4 +1,4 @@
-"""`dinomed curate`: from a raw pool of images to a clean, leak-free, balanced collection."""
+"""`dinomed curate`: selection of a clean, balanced collection without test images from a pool of raw images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,35 +20,42 @@ def curate(
         list[Path] | None,
         Option(
             "--trusted",
-            help="Query set: a trusted manifest. Its images are kept, and similar images are retrieved. Repeat.",
+            help="Query set: a trusted manifest. Its images are kept, and similar images are retrieved. Repeatable.",
         ),
     ] = None,
     exclude: Annotated[
         list[Path] | None,
         Option(
             "--exclude",
-            help="Evaluation set: a manifest whose images, near-duplicates and groups are excluded. Repeat.",
+            help="Evaluation set: a manifest. Its images, near-duplicates and groups are excluded. Repeatable.",
         ),
     ] = None,
     config: Annotated[Path | None, Option("--config", help="YAML file, such as configs/curation/default.yaml.")] = None,
     overrides: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None,
     backbone: Annotated[
         str | None,
-        Option("--backbone", "-b", help="Frozen backbone for the comparison of contents: a run folder or a name."),
+        Option(
+            "--backbone", "-b", help="Frozen backbone that computes the features of images: a run folder or a name."
+        ),
     ] = None,
     weights: Weights = None,
     embeddings: Annotated[
         list[Path] | None,
-        Option("--embeddings", help="Table of features of the pool by that backbone, from `dinomed features`."),
+        Option(
+            "--embeddings",
+            help="Table of features of the pool by the same backbone, from `dinomed features`. Repeatable.",
+        ),
     ] = None,
     engine: Annotated[str, Option("--engine", help="local or ray.")] = "local",
     ray_address: Annotated[
-        str | None, Option("--ray-address", help="Address of a running cluster [Ray starts one on this machine].")
+        str | None, Option("--ray-address", help="Address of a running Ray cluster [a new one on this machine].")
     ] = None,
-    workers: Annotated[int | None, Option("--workers", help="Number of threads, with Ray of processes.", min=1)] = None,
+    workers: Annotated[
+        int | None, Option("--workers", help="Number of threads; with Ray, of processes.", min=1)
+    ] = None,
     device: Device = "auto",
     dry_run: Annotated[
-        bool, Option("--dry-run", help="Print the settings and the sizes of the sets, and stop.")
+        bool, Option("--dry-run", help="Print the settings and the number of images, and stop.")
     ] = False,
     overwrite: Overwrite = False,
     names: Annotated[bool, Option("--names", help="Show the paths of images in the report.")] = False,

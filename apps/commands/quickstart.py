@@ -11,7 +11,7 @@ from dinomed.apps.options import Device, Json, Quiet, Seed
 def quickstart(
     data: Annotated[Path | None, typer.Option("--data", help="Folder of your images [synthetic lesions].")] = None,
     labels: Annotated[
-        str | None, typer.Option("--labels", help="As in `dinomed scan` [labels.csv in the folder, if it is there].")
+        str | None, typer.Option("--labels", help="As in `dinomed scan` [labels.csv in the folder, if it exists].")
     ] = None,
     group: Annotated[
         str | None, typer.Option("--group", help="As in `dinomed scan`: column of patients, lesions or videos.")
@@ -43,10 +43,10 @@ def quickstart(
     emit(results, as_json, None if as_json else show_results(results))
     logger.info(f"report: {results['report']}")
     if no_demo or as_json or results["segmenter"] is None:
-        return  # with --json, stdout holds one object, and no address may follow
+        return  # with --json, stdout holds one JSON object and not the address of a demo
     from dinomed.apps.demos.launch import serve_demo
 
     examples = results["examples"]
-    offered = f" --examples {examples}" if examples else ""
-    logger.info(f"\n$ dinomed demo segment --adapter {results['segmenter']}{offered}")
+    examples_option = f" --examples {examples}" if examples else ""
+    logger.info(f"\n$ dinomed demo segment --adapter {results['segmenter']}{examples_option}")
     serve_demo(segment=Path(results["segmenter"]), examples=examples and Path(examples), device=device)

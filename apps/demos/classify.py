@@ -14,17 +14,17 @@ from dinomed.apps.demos.parts import WAITING, Picture
 
 CASES = 6
 CALIBRATED = (
-    "Calibrated on the validation images: of similar pictures with 80%, about 80% were of that class. This does not "
-    "hold "
-    "for other pictures and for classes that the model does not know."
+    "Calibrated on the validation images: of similar pictures with a probability of 80% for a class, about 80% were "
+    "of that class. This does not hold for other kinds of pictures, or for classes that the model does not know."
 )
-UNCALIBRATED = "Not calibrated: it shows how certain the model is, not how often it is right."
+UNCALIBRATED = "Not calibrated: the value shows how certain the model is, not how often it is correct."
 
 
 class ClassifyPanel(Panel):
-    """The panel of a classifier and an optional index, which must read pictures in the same way.
+    """Panel of a classifier, with an optional index for similar cases.
 
-    With the same backbone and image size, both share one pass.
+    The index must read pictures in the same way as the classifier. If both have the same backbone and image size, they
+    share one backbone pass.
     """
 
     name, title = "classify", "Classification"
@@ -41,32 +41,32 @@ class ClassifyPanel(Panel):
         if self.image_index is not None:
             with gr.Tabs(), gr.Tab("Similar cases", elem_id="similar-tab"):
                 regions = gr.Checkbox(False, label="Show which regions match", elem_id="similar-regions")
-                alike = gr.HTML("", elem_id="similar")
+                cases = gr.HTML("", elem_id="similar")
             self.inputs, self.asks = [regions], [regions]
-            self.outputs.append(alike)
+            self.outputs.append(cases)
 
     def answer(self, picture: Picture, answers: Sequence[Any], *values: Any) -> list[Any]:
-        said = show_probabilities(self.predictor, answers[0])
+        bars = show_probabilities(self.predictor, answers[0])
         if self.image_index is None:
-            return [said]
-        found, related = similar(self.image_index, answers[1], picture.sha256, CASES, True)
-        return [said, show_cases(self.image_index, picture, found, related, regions=values[0])]
+            return [bars]
+        neighbors, related = similar(self.image_index, answers[1], picture.sha256, CASES, True)
+        return [bars, show_cases(self.image_index, picture, neighbors, related, regions=values[0])]
 
-    def refuse(self, told: str, *values: Any) -> list[Any]:
-        return [told, *[""] * (len(self.outputs) - 1)]
+    def refuse(self, reason: str, *values: Any) -> list[Any]:
+        return [reason, *[""] * (len(self.outputs) - 1)]
 
 
 def show_probabilities(predictor: ClassifyPredictor, probabilities: Mapping[str, float]) -> str:
     """Return HTML with a bar for each class, the most probable first."""
     rows = []
-    for place, (name, value) in enumerate(sorted(probabilities.items(), key=lambda item: -item[1])):
-        best = ' id="best"' if place == 0 else ""
+    for rank, (name, value) in enumerate(sorted(probabilities.items(), key=lambda item: -item[1])):
+        best = ' id="best"' if rank == 0 else ""
         rows.append(
             f'<div class="bar-row"{best}><span class="bar-name">{html.escape(name)}</span>'
             f'<span class="bar"><span class="bar-fill" style="width:{100 * value:.1f}%"></span></span>'
             f'<span class="bar-value">{100 * value:.1f}%</span></div>'
         )
-    said = UNCALIBRATED if predictor.answer.temperature is None else CALIBRATED
+    hint = UNCALIBRATED if predictor.answer.temperature is None else CALIBRATED
     if predictor.answer.multilabel:
-        said = f"Labels do not exclude each other. {said}"
-    return f'<div id="probabilities">{"".join(rows)}</div><div class="hint" id="calibrated">{said}</div>'
+        hint = f"An image may have several labels. {hint}"
+    return f'<div id="probabilities">{"".join(rows)}</div><div class="hint" id="calibrated">{hint}</div>'

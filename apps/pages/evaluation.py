@@ -1,6 +1,6 @@
 """HTML page of an evaluation: metrics with intervals, curves, subgroups, and pictures of the best and worst cases.
 
-The page has no script and fetches nothing. Paths of images are shown on request only.
+The page has no scripts and loads no other files. Paths of images are shown only with `names`.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ from dinomed.metrics.ranking import Ranking
 CASES = 6
 REFERENCE_COLOUR = (255, 255, 255)
 TITLES = {
-    "auroc": "AUROC (mean over classes, one against the rest)",
+    "auroc": "AUROC (mean over classes, each against the rest)",
     "auprc": "AUPRC (mean over classes)",
     "balanced_accuracy": "balanced accuracy",
     "accuracy": "accuracy",
@@ -57,7 +57,7 @@ def build_evaluation_page(evaluation: Evaluation, collection: Manifest, *, names
     parts += _cases(evaluation, collection, Album(names=names))
     settings = {key: result[key] for key in ("backbone", "image_size", "images", "bootstrap", "seen_in_training")}
     lines = [f"{key}: {value}" for key, value in settings.items()]
-    return build_page("Evaluation", [*parts, heading("What was measured"), code("\n".join(lines))])
+    return build_page("Evaluation", [*parts, heading("Settings"), code("\n".join(lines))])
 
 
 def _opening(result: Mapping[str, Any]) -> str:
@@ -70,7 +70,11 @@ def _opening(result: Mapping[str, Any]) -> str:
 
 
 def _over(result: Mapping[str, Any]) -> str:
-    return "patients, lesions or videos" if result["bootstrap"]["over"] == "groups" else "images, taken as independent"
+    return (
+        "patients, lesions or videos"
+        if result["bootstrap"]["over"] == "groups"
+        else "images, assumed to be independent"
+    )
 
 
 def _warnings(result: Mapping[str, Any]) -> list[str]:
@@ -79,10 +83,8 @@ def _warnings(result: Mapping[str, Any]) -> list[str]:
     if not count:
         return []
     if seen["left_out"]:
-        return [
-            paragraph(f"{count:,} images were left out: the adapter, or a relative of theirs, was trained on them.")
-        ]
-    return [paragraph(f"TOO GOOD: {count:,} of these images, or relatives of theirs, were seen in training.")]
+        return [paragraph(f"{count:,} images were left out: the fit used them, or other images of their groups.")]
+    return [paragraph(f"METRICS TOO HIGH: the fit used {count:,} of these images, or other images of their groups.")]
 
 
 def _headline(result: Mapping[str, Any]) -> list[str]:
@@ -90,7 +92,7 @@ def _headline(result: Mapping[str, Any]) -> list[str]:
     rows = [(TITLES.get(name, name), row["value"], _interval(row)) for name, row in result["intervals"].items()]
     note = (
         f"Intervals: {boot['level']:.0%}, percentiles of {boot['resamples']:,} resamples of {_over(result)} (cluster "
-        "bootstrap). A dash is what is undefined; it is left out of means and never counts as 0."
+        "bootstrap). A dash means that a value is undefined; such a value is left out of means and never counts as 0."
     )
     return [build_table(("metric", "value", "95% interval"), rows), f'<p class="soft">{note}</p>']
 
@@ -100,14 +102,16 @@ def _interval(row: Mapping[str, Any]) -> str:
     return low if low == high == format_value(None) else f"{low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high}"
 
 
-def _classes(result: Mapping[str, Any], judged: EvaluatedClasses) -> list[str]:
+def _classes(result: Mapping[str, Any], evaluated: EvaluatedClasses) -> list[str]:
     metrics = result["metrics"]
     keys = [key for key in ("n", "known", "recall", "specificity", "precision", "auroc", "auprc", "ece")
             if key in next(iter(metrics["per_class"].values()))]  # fmt: skip
     rows = [(name, *(row[key] for key in keys)) for name, row in metrics["per_class"].items()]
     parts = [heading("Classes"), build_table(("class", *keys), rows)]
     if result["operating"]:
-        parts.append(paragraph("At the thresholds chosen on val (largest sensitivity + specificity), each by itself:"))
+        parts.append(
+            paragraph("Each class at its threshold, which was chosen on val (largest sensitivity + specificity):")
+        )
         rows = [
             (name, row["threshold"], row["sensitivity"], _side(row, "sensitivity"), row["specificity"],
              _side(row, "specificity"), row["precision"])
@@ -116,46 +120,48 @@ def _classes(result: Mapping[str, Any], judged: EvaluatedClasses) -> list[str]:
         columns = ("class", "threshold", "sensitivity", "95% interval", "specificity", "95% interval", "precision")
         parts.append(build_table(columns, rows))
     if "confusion" in metrics:
-        parts += [heading("Confusion"), matrix(judged.names, metrics["confusion"])]
+        parts += [heading("Confusion matrix"), matrix(evaluated.names, metrics["confusion"])]
     temperature = result["temperature"]
-    told = "not scaled" if temperature is None else f"after a temperature of {temperature:.2f}, fitted on val"
-    return [*parts, heading("Curves"), _roc(judged), _precision(judged), _reliability(judged, told)]
+    scaling = "no temperature" if temperature is None else f"temperature {temperature:.2f}, fitted on val"
+    return [*parts, heading("Curves"), _roc(evaluated), _precision(evaluated), _reliability(evaluated, scaling)]
 
 
 def _side(row: Mapping[str, Any], name: str) -> str:
     return _interval({"low": row[f"{name}_low"], "high": row[f"{name}_high"]})
 
 
-def _rankings(judged: EvaluatedClasses) -> dict[str, Ranking]:
-    found = {}
-    for index, name in enumerate(judged.names):
-        rows, positive = judged.positives(index)
-        scores = judged.wide[rows, index]
+def _rankings(evaluated: EvaluatedClasses) -> dict[str, Ranking]:
+    rankings = {}
+    for index, name in enumerate(evaluated.names):
+        rows, positive = evaluated.positives(index)
+        scores = evaluated.wide[rows, index]
         if 0 < positive.sum() < len(positive) and np.isfinite(scores).all():
-            found[name] = Ranking(positive, scores)
-    return found
+            rankings[name] = Ranking(positive, scores)
+    return rankings
 
 
-def _roc(judged: EvaluatedClasses) -> str:
-    lines = {name: list(zip(*one.roc(), strict=True)) for name, one in _rankings(judged).items()}
+def _roc(evaluated: EvaluatedClasses) -> str:
+    lines = {name: list(zip(*ranking.roc(), strict=True)) for name, ranking in _rankings(evaluated).items()}
     return square(lines, "ROC, each class against the rest", ("1 - specificity", "sensitivity"), diagonal=True)
 
 
-def _precision(judged: EvaluatedClasses) -> str:
-    lines = {name: list(zip(*one.precision_recall(), strict=True)) for name, one in _rankings(judged).items()}
+def _precision(evaluated: EvaluatedClasses) -> str:
+    lines = {
+        name: list(zip(*ranking.precision_recall(), strict=True)) for name, ranking in _rankings(evaluated).items()
+    }
     return square(lines, "Precision and recall, each class against the rest", ("recall", "precision"))
 
 
-def _reliability(judged: EvaluatedClasses, told: str) -> str:
-    if judged.answer.multilabel:
-        known = ~np.isnan(judged.targets) & ~np.isnan(judged.wide)
-        name, confidence, correct = "all labels", judged.wide[known], judged.targets[known] == 1
+def _reliability(evaluated: EvaluatedClasses, scaling: str) -> str:
+    if evaluated.answer.multilabel:
+        known = ~np.isnan(evaluated.targets) & ~np.isnan(evaluated.wide)
+        name, confidence, correct = "all labels", evaluated.wide[known], evaluated.targets[known] == 1
     else:
-        top = np.nan_to_num(judged.wide, nan=-1.0)
-        name, confidence, correct = "most probable class", top.max(axis=1), top.argmax(axis=1) == judged.targets
-    points = [(one["confidence"], one["accuracy"]) for one in reliability(confidence, correct)]
-    caption = f"Reliability: how often it is right against how sure it is, {told}"
-    return square({name: points}, caption, ("probability", "share that is right"), diagonal=True, dots=True)
+        top = np.nan_to_num(evaluated.wide, nan=-1.0)
+        name, confidence, correct = "most probable class", top.max(axis=1), top.argmax(axis=1) == evaluated.targets
+    points = [(point["confidence"], point["accuracy"]) for point in reliability(confidence, correct)]
+    caption = f"Reliability: observed frequency against predicted probability ({scaling})"
+    return square({name: points}, caption, ("predicted probability", "observed frequency"), diagonal=True, dots=True)
 
 
 def _lesions(result: Mapping[str, Any], evaluated: Any) -> list[str]:
@@ -164,10 +170,11 @@ def _lesions(result: Mapping[str, Any], evaluated: Any) -> list[str]:
     columns = ("lesions", "found", "missed", "false", "sensitivity", "precision", "false_per_image", "clear_images",
                "clear_with_false")  # fmt: skip
     rows = [(name, *(row[key] for key in columns)) for name, row in by_class.items()]
-    titles = ("", "lesions", "found", "missed", "false", "sensitivity", "precision", "false an image",
-              "images without a lesion", "of them with an outline")  # fmt: skip
+    titles = ("", "lesions", "detected", "missed", "false positives", "sensitivity", "precision",
+              "false positives per image", "images without a lesion", "of these, with a false positive")  # fmt: skip
     note = paragraph(
-        "By lesion (connected outlines): found where a tenth of it is covered, false where it touches none."
+        "A lesion (connected area) counts as detected if a tenth of it is covered; a predicted area that touches no "
+        "lesion is a false positive."
     )
     return [heading("Lesions"), note, build_table(titles, rows)]
 
@@ -180,14 +187,16 @@ def _subgroups(result: Mapping[str, Any]) -> list[str]:
         for row in rows:
             values = [part for name in first for part in (row["intervals"][name]["value"],
                                                           _interval(row["intervals"][name]))]  # fmt: skip
-            table.append((row["value"], row["n"], row["groups"], *values, "too few images" if row["few"] else ""))
+            table.append(
+                (row["value"], row["n"], row["groups"], *values, "few groups: uncertain" if row["few"] else "")
+            )
         titles = [part for name in first for part in (TITLES.get(name, name).partition(" (")[0], "95% interval")]
         parts += [heading(f"By {column}"), build_table((column, "n", "groups", *titles, ""), table)]
     return parts
 
 
 def _cases(evaluation: Evaluation, collection: Manifest, album: Album) -> list[str]:
-    """Return pictures of the worst and the best cases; those of a segmenter have both outlines."""
+    """Return pictures of the worst and the best cases, with predicted and reference masks where the task has masks."""
     place = {image: row for row, image in enumerate(collection.column("image"))}
     images = evaluation.evaluated.manifest.column("image")
     best, worst = extreme_cases(evaluation.evaluated, CASES)
@@ -206,7 +215,7 @@ def _cases(evaluation: Evaluation, collection: Manifest, album: Album) -> list[s
 
 
 def _draw_masks(evaluation: Evaluation, collection: Manifest, row: int, image: np.ndarray) -> np.ndarray:
-    """Return the image with the predicted mask in colour and the outline of the reference in white, if it has masks."""
+    """Return the image with the predicted mask in colour and the reference outline in white, if there are masks."""
     masks = find_task(evaluation.predictor.task).masks_of_case(evaluation.predictor, collection, row, image)
     if masks is None:
         return image
@@ -217,4 +226,4 @@ def _draw_masks(evaluation: Evaluation, collection: Manifest, row: int, image: n
 
 
 SECTIONS: dict[str, Callable[[Mapping[str, Any], Any], list[str]]] = {"classify": _classes, "segment": _lesions}
-"""Sections of the page for single tasks."""
+"""Task -> section that only the page of this task has."""

@@ -7,11 +7,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dinomed.adapters.retrieval.evidence import MAX_REGIONS, Evidence
 
-_GAP = 8  # px between the two
+_GAP = 8  # px between the two images
 _BACKGROUND = (24, 24, 27)
 _COLOURS = [
     tuple(int(255 * value) for value in hsv_to_rgb(hue, 0.9, 1.0)) for hue in (0.5, 0.13, 0.86, 0.32, 0.05)
-]  # cyan, yellow, magenta, green, orange: apart from each other and from skin and mucosa
+]  # cyan, yellow, magenta, green, orange: different from each other, from skin and from mucosa
 assert len(_COLOURS) >= MAX_REGIONS
 
 
@@ -22,7 +22,7 @@ def draw_matches(query: np.ndarray, result: np.ndarray, evidence: Evidence, heig
         query: uint8 (H, W, 3), of any size.
         result: uint8 (H, W, 3), of any size.
         evidence: regions that match.
-        height: px.
+        height: height of the picture, px.
     """
     sides = []
     for image, grid, left in ((query, evidence.query, True), (result, evidence.result, False)):
@@ -42,7 +42,7 @@ def draw_matches(query: np.ndarray, result: np.ndarray, evidence: Evidence, heig
 
 def _frame(picture: Image.Image, boxes: list[tuple[float, ...]]) -> None:
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
-    for number, (left, top, right, bottom) in reversed(list(enumerate(boxes))):  # the largest on top
+    for number, (left, top, right, bottom) in reversed(list(enumerate(boxes))):  # the largest region is drawn last
         colour = _COLOURS[number]
         right, bottom = min(right, picture.width) - 1, min(bottom, picture.height) - 1
         pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0))

@@ -1,6 +1,6 @@
-"""Quickstart: scan, pretrain, probe, train and evaluate heads, report; each step is a command that is printed.
+"""Quickstart: scan, pretrain, probe, train and evaluate heads, report. Each step runs a command and prints it.
 
-The steps that the images allow are decided and printed after the scan (`dinomed.apps.quickstart.scope`).
+After the scan, `dinomed.apps.quickstart.scope` decides which steps the images allow; these steps are printed.
 """
 
 import json
@@ -67,7 +67,7 @@ def run_quickstart(plan: Plan) -> dict[str, Any]:
     """
     if plan.data is not None and plan.folder.resolve().is_relative_to(plan.data.resolve()):
         raise UsageError(
-            f"output {plan.folder} lies in the folder of the images, and would be scanned with them next time; "
+            f"output {plan.folder} is inside the folder of images, and the next scan would include it; "
             "choose another folder with -o"
         )
     _check_settings(plan)
@@ -77,7 +77,7 @@ def run_quickstart(plan: Plan) -> dict[str, Any]:
 
 
 def _check_settings(plan: Plan) -> None:
-    """Raise now for settings that a step would refuse after minutes of work."""
+    """Check settings and device before the first step, so that no later step refuses them."""
     from dinomed.device import resolve_device
     from dinomed.pretrain.config import PretrainConfig
 
@@ -130,7 +130,11 @@ def _run(plan: Plan, journal: Journal) -> dict[str, Any]:
 def _classify(
     plan: Plan, journal: Journal, scope: Scope, data: Path, backbones: Sequence[Path], rows: list[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """Probe both backbones into `rows`, train a classifier on the first, and return its metrics on test, if any."""
+    """Probe both backbones, and train a classifier on the first; metrics of the probes are added to `rows`.
+
+    Returns:
+        The metrics of the classifier on test; None if there are none.
+    """
     options = [*plan.seed_options, *plan.device_options]
     if scope.judge_classes:
         for row, backbone in zip(rows, backbones, strict=True):
@@ -149,7 +153,11 @@ def _classify(
 def _segment(
     plan: Plan, journal: Journal, scope: Scope, data: Path, backbones: Sequence[Path], rows: list[dict[str, Any]]
 ) -> Path | None:
-    """Train a segmenter on the first backbone; if test has masks, on both, with their Dice in `rows`."""
+    """Train a segmenter on the first backbone. If test has masks, train on both, and add their Dice to `rows`.
+
+    Returns:
+        The first adapter folder; None if no segmenter is trained.
+    """
     if not scope.segment:
         return None
     adapters = (plan.folder / "seg", plan.folder / "seg_untrained") if scope.judge_masks else (plan.folder / "seg",)
@@ -173,16 +181,16 @@ def show_results(results: dict[str, Any]) -> Any:
 
 
 def _draw_lesions(plan: Plan) -> Path:
-    """Return the synthetic lesions of this seed and number; they are drawn again if they differ or are incomplete."""
+    """Return the folder of synthetic lesions. Draw them if they are incomplete, or have another seed or count."""
     from dinomed.datasets.synthetic.lesions import write_lesions
 
     folder, note = plan.folder / "lesions", plan.folder / "lesions.json"
-    wanted = {"count": plan.count, "seed": plan.seed}
-    if note.exists() and json.loads(note.read_text()) == wanted and (folder / "labels.csv").exists():
+    settings = {"count": plan.count, "seed": plan.seed}
+    if note.exists() and json.loads(note.read_text()) == settings and (folder / "labels.csv").exists():
         return folder
     if note.exists():
-        shutil.rmtree(folder, ignore_errors=True)  # written by a quickstart, since the note is there
-    write_json(note, wanted)
+        shutil.rmtree(folder, ignore_errors=True)  # the note shows that a quickstart wrote this folder
+    write_json(note, settings)
     logger.info(f"drawing {plan.count} synthetic lesion images into {folder}")
     return write_lesions(folder, count=plan.count, seed=plan.seed)
 
@@ -200,7 +208,7 @@ def _pretrain(plan: Plan, journal: Journal, images: int, data: Path, out: Path) 
 
     overrides = list(plan.overrides)
     config = load_config(PretrainConfig, find_config(CONFIG), overrides)
-    if images < config.run.batch_size:  # a small collection of the user
+    if images < config.run.batch_size:  # fewer images than a batch
         overrides.insert(0, f"run.batch_size={images}")
     if plan.seed:
         overrides.append(f"run.seed={plan.seed}")

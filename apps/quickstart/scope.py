@@ -1,6 +1,6 @@
 """Scope of a quickstart: the steps that the images allow, decided after the scan and before any training.
 
-The decisions use the checks of the steps themselves, so that no step fails later.
+The decisions call the same checks as the steps, so that no step fails later.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from dinomed.adapters.fitting.data import fit_splits, labelled, masked
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 
-MIN_IMAGES = 4  # for pretraining; hundreds are needed to learn something
+MIN_IMAGES = 4  # for pretraining; useful features need hundreds
 
 
 @dataclass
@@ -24,8 +24,8 @@ class Scope:
         classes: number of classes in train.
         masks: number of masks in train and val.
         classify, segment: whether this head is trained.
-        judge_classes, judge_masks: whether the split test can measure it.
-        refused: for each step that is left out, the step and the reason.
+        judge_classes, judge_masks: whether its metrics can be computed on the split test.
+        refused: the steps that are left out, each with its reason.
     """
 
     images: int
@@ -38,7 +38,7 @@ class Scope:
     refused: list[str] = field(default_factory=list)
 
     def sentence(self) -> str:
-        """Return the steps, and those that are left out, in one line."""
+        """Return one line with the steps to run and the steps that are left out."""
         steps = [f"pretrain on {self.images:,} images"]
         if self.classify:
             steps.append(f"classify {self.classes} classes ({_measured(self.judge_classes)})")
@@ -54,8 +54,8 @@ def find_scope(manifest: Manifest, folder: Path, seed: int, *, all_empty: bool =
     Args:
         manifest: from the scan of `folder`.
         folder: the folder, for messages.
-        seed: seed of the steps; it decides which images become val if there is none.
-        all_empty: no mask has foreground.
+        seed: seed of the steps; without a split val, it decides which images become val.
+        all_empty: whether no mask has foreground.
 
     Raises:
         UsageError: there are too few images for pretraining.
@@ -63,8 +63,8 @@ def find_scope(manifest: Manifest, folder: Path, seed: int, *, all_empty: bool =
     images = _count_trainable(manifest)
     if images < MIN_IMAGES:
         raise UsageError(
-            f"{folder}: {len(manifest)} images that can be read, {images} of them to train on; a quickstart needs "
-            f"{MIN_IMAGES} at the least, and hundreds to learn something: add images, or leave --data out"
+            f"{folder}: {len(manifest)} readable images, {images} of them for training; a quickstart needs at least "
+            f"{MIN_IMAGES}, and hundreds for useful features; add images, or omit --data to use synthetic lesions"
         )
     scope = Scope(images)
     _decide_classes(scope, manifest, seed)
@@ -73,12 +73,12 @@ def find_scope(manifest: Manifest, folder: Path, seed: int, *, all_empty: bool =
 
 
 def _measured(on_test: bool) -> str:
-    return "judged on test" if on_test else "not judged"
+    return "measured on test" if on_test else "not measured"
 
 
 def _decide_classes(scope: Scope, manifest: Manifest, seed: int) -> None:
     if not manifest.has("label"):
-        scope.refused.append("classification (no labels: give --labels, or a folder for each class)")
+        scope.refused.append("classification (no labels: use --labels, or a folder for each class)")
         return
     try:
         train, val = _splits(labelled(manifest), "label", seed)
@@ -87,19 +87,21 @@ def _decide_classes(scope: Scope, manifest: Manifest, seed: int) -> None:
         return
     classes = {*train.column("label")}
     if len(classes) < 2:
-        scope.refused.append("classification (the labels of train are of one class)")
+        scope.refused.append("classification (train has only one class)")
     elif not classes.intersection(val.column("label")):
-        scope.refused.append("classification (no label of val is known to train)")
+        scope.refused.append("classification (no class of val occurs in train)")
     else:
         scope.classify, scope.classes = True, len(classes)
         scope.judge_classes = len(classes.intersection(_test_column(labelled(manifest), "label"))) >= 2
         if not scope.judge_classes:
-            scope.refused.append("judging the features by classes (test has no images of two classes that train has)")
+            scope.refused.append("metrics of the classes (test has images of fewer than two classes of train)")
 
 
 def _decide_masks(scope: Scope, manifest: Manifest, seed: int, all_empty: bool) -> None:
     if not manifest.has("mask"):
-        scope.refused.append("segmentation and demo (no masks: a folder `masks`, its files named as their images)")
+        scope.refused.append(
+            "segmentation and demo (no masks: add a folder `masks` with files named like their images)"
+        )
         return
     if all_empty:
         scope.refused.append("segmentation and demo (every mask is empty)")
@@ -107,16 +109,16 @@ def _decide_masks(scope: Scope, manifest: Manifest, seed: int, all_empty: bool) 
     try:
         train, val = _splits(masked(manifest), None, seed)
     except UsageError as error:
-        scope.refused.append(f"segmentation and demo (of the images with masks: {error})")
+        scope.refused.append(f"segmentation and demo (images with masks: {error})")
         return
     scope.segment, scope.masks = True, len(train) + len(val)
     scope.judge_masks = bool(_test_column(masked(manifest), "mask"))
     if not scope.judge_masks:
-        scope.refused.append("judging the segmentation (no mask in test)")
+        scope.refused.append("metrics of the segmentation (no mask in test)")
 
 
 def _splits(rows: Manifest, column: str | None, seed: int) -> tuple[Manifest, Manifest]:
-    """Return train and val as the steps take them, without their warnings, which the steps write themselves."""
+    """Return train and val as the steps select them. Warnings are hidden, because the steps print them again."""
     with contextlib.redirect_stderr(io.StringIO()):
         splits = fit_splits(rows, column, seed)
     return splits.train, splits.val

@@ -1,4 +1,4 @@
-"""Predicted probabilities of a classifier beside the labels, with the metrics over them."""
+"""Predicted class probabilities with their labels, and the metrics computed from them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from dinomed.metrics.operating import operating_point
 
 @dataclass
 class EvaluatedClasses(EvaluatedUnits):
-    """Units with class probabilities.
+    """Evaluated units with class probabilities.
 
     Args:
         targets: labels, as in `dinomed.adapters.heads.solve.Examples`.
         probabilities: float (N, K) of the K classes of the classifier.
-        names: the K classes, then those that occur only in these targets.
-        answer: how probabilities become a prediction.
+        names: the K classes, then the classes that occur only in these targets.
+        answer: settings of the prediction: exclusive or multilabel, temperature, thresholds.
     """
 
     manifest: Manifest
@@ -36,7 +36,7 @@ class EvaluatedClasses(EvaluatedUnits):
     answer: Answer
 
     def __post_init__(self) -> None:
-        self.wide = widen(self.probabilities, len(self.names))
+        self.wide = widen(self.probabilities, len(self.names))  # (N, len(names)); nan for classes without a probability
         self.headline = ("auroc", "auprc", "ece", "brier", "nll")
         if self.answer.multilabel:
             filled = np.nan_to_num(self.wide)
@@ -48,7 +48,7 @@ class EvaluatedClasses(EvaluatedUnits):
 
     @property
     def thresholds(self) -> list[float | None]:
-        """The threshold of each name, chosen on val; None for a class that occurs only in these targets."""
+        """Threshold of each class, chosen on val; None for a class that occurs only in these targets."""
         return [*self.answer.thresholds, *[None] * len(self.names)][: len(self.names)]
 
     def metrics(self, rows: Sequence[int]) -> dict[str, Any]:
@@ -81,21 +81,23 @@ class EvaluatedClasses(EvaluatedUnits):
         return f"label: {label}; predicted: {self.names[best]} {probabilities[best]:.2f}"
 
     def positives(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the units whose label of one class is known, and whether they have it."""
-        known = self.targets[:, index] if self.targets.ndim == 2 else (self.targets == index).astype(float)
-        rows = np.flatnonzero(~np.isnan(known))
-        return rows, known[rows] == 1
+        """Return the units whose label for a class is known, int (M,), and whether it is positive, bool (M,)."""
+        labels = self.targets[:, index] if self.targets.ndim == 2 else (self.targets == index).astype(float)
+        rows = np.flatnonzero(~np.isnan(labels))
+        return rows, labels[rows] == 1
 
     def operating_points(self, resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
-        """Return for each class, against the rest, the metrics at the threshold chosen on val, with intervals."""
+        """Return the one-against-rest metrics of each class at its threshold from val, with intervals."""
         points = {}
         for index, (name, threshold) in enumerate(zip(self.names, self.thresholds, strict=True)):
             if threshold is None:
                 continue
             rows, positive = self.positives(index)
             scores = self.wide[rows, index]
-            called = (scores >= threshold).astype(float)
-            columns = np.stack([np.where(positive, called, np.nan), np.where(positive, np.nan, 1 - called)], axis=1)
+            predicted = (scores >= threshold).astype(float)
+            columns = np.stack(
+                [np.where(positive, predicted, np.nan), np.where(positive, np.nan, 1 - predicted)], axis=1
+            )
             intervals = bootstrap_mean(columns, [self.groups[i] for i in rows], resamples=resamples)
             points[name] = operating_point(positive, scores, threshold) | {
                 f"{side}_{end}": getattr(interval, end)

@@ -1,4 +1,4 @@
-"""The task classify: classes or labels of an image, or of a group of images."""
+"""Classification task: classes or labels of an image, or of a group of images."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from dinomed.datasets.manifest import Manifest
 
 @TASKS.register("classify")
 class ClassifyTask(Task):
-    """One class of several, or labels that may occur together, as probabilities."""
+    """Classification: probabilities of exclusive classes, or of labels that may occur together."""
 
     name, title = "classify", "classifier"
     pipeline_tag, output_names = "image-classification", ("probabilities",)
@@ -82,11 +82,9 @@ class ClassifyTask(Task):
             lines.append(f"- thresholds with the largest sensitivity + specificity on validation: {thresholds}")
         if answer.unit == "group":
             pooling = (
-                "their features averaged"
-                if answer.pool == "mean"
-                else f"the features of {answer.width} images concatenated"
+                "features averaged" if answer.pool == "mean" else f"features of {answer.width} images concatenated"
             )
-            lines.append(f"- made for groups of images ({pooling}); here each image is a group of one")
+            lines.append(f"- trained on groups of images ({pooling}); the exported model treats each image as a group")
         return lines
 
     def monai_output(self, predictor: ClassifyPredictor) -> dict[str, Any]:

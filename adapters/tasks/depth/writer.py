@@ -1,4 +1,4 @@
-"""Written predictions of depth estimators: a depth map for each image, and rows of its range."""
+"""Writer of depth predictions: a depth map for each image, and a table row with its range of depths."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from dinomed.io.files import write_json
 
 
 class DepthWriter(PredictionWriter):
-    """Writes gray PNG files of 16 bits; `legend.json` gives the depth of a value."""
+    """Writer of gray 16-bit PNG files; `legend.json` has the scale that converts a value to a depth."""
 
     def __init__(self, predictor: DepthPredictor, names: Sequence[str]) -> None:
         self.predictor = predictor
@@ -21,7 +21,7 @@ class DepthWriter(PredictionWriter):
         super().__init__(names, columns, file_names(names), [LEGEND_FILE], {"scale": predictor.file_scale})
 
     def write_extra_files(self, out: Path) -> None:
-        note = "depth = value * scale; 0: not known"
+        note = "depth = value * scale; 0 means unknown"
         unit = self.predictor.source.unit
         write_json(out / LEGEND_FILE, {"scale": self.predictor.file_scale, "unit": unit, "note": note})
 

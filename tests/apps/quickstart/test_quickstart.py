@@ -126,8 +126,8 @@ def test_masks_in_train_only_give_a_segmenter_that_is_not_judged(
     names = [f"train/{i:02}" for i in range(8)] + [f"test/{i:02}" for i in range(10, 13)]
     own = draw(tmp_path / "own", names, masks=names[:8])
     results, told = run(capsys, "--data", str(own), "-o", str(tmp_path / "out"))
-    assert "segment, from 8 masks (not judged)" in told
-    assert "judging the segmentation (no mask in test)" in results["scope"]
+    assert "segment, from 8 masks (not measured)" in told
+    assert "metrics of the segmentation (no mask in test)" in results["scope"]
     assert commands(told) == {"scan", "pretrain", "train"}
     assert (Path(results["segmenter"]) / "adapter.json").is_file()
     assert len(list(Path(results["examples"]).iterdir())) == 3  # of test, though it has no masks
@@ -139,7 +139,7 @@ def test_labels_alone_give_a_classifier(tmp_path: Path, capsys: pytest.CaptureFi
     own = draw(tmp_path / "own", names)
     label(own, {name: "ab"[i % 2] for i, name in enumerate(names)})
     results, told = run(capsys, "--data", str(own), "-o", str(tmp_path / "out"))
-    assert "classify 2 classes (judged on test)" in told
+    assert "classify 2 classes (measured on test)" in told
     assert results["segmenter"] is None
     assert 0 <= results["classifier"]["balanced_accuracy"] <= 1
     assert 0 <= results["results"][0]["knn_auroc"] <= 1
@@ -151,7 +151,7 @@ def test_one_class_is_not_classified(tmp_path: Path, capsys: pytest.CaptureFixtu
     own = draw(tmp_path / "own", names)
     label(own, dict.fromkeys(names, "nevus"))
     results, told = run(capsys, "--data", str(own), "-o", str(tmp_path / "out"))
-    assert "classification (the labels of train are of one class)" in told
+    assert "classification (train has only one class)" in told
     assert results["classifier"] is None
 
 
@@ -161,8 +161,8 @@ def test_three_images_are_too_few_and_nothing_is_trained(tmp_path: Path, capsys:
         cli.main(["quickstart", "--data", str(own), "-o", str(tmp_path / "out"), "--no-demo"])
     told = capsys.readouterr().err
     assert end.value.code == 2
-    assert f"error: {own}: 3 images that can be read" in told
-    assert "needs 4 at the least" in told
+    assert f"error: {own}: 3 readable images" in told
+    assert "needs at least 4" in told
     assert "$ dinomed pretrain" not in told
 
 
@@ -171,7 +171,7 @@ def test_an_output_among_the_images_is_refused(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit) as end:
         cli.main(["quickstart", "--data", str(own), "-o", str(own / "runs"), "--no-demo"])
     assert end.value.code == 2
-    assert "lies in the folder of the images" in capsys.readouterr().err
+    assert "is inside the folder of images" in capsys.readouterr().err
     assert not (own / "runs").exists()
 
 

@@ -35,11 +35,11 @@ def of(split: str | None, labels: str, mask: bool = False) -> list[tuple[str | N
     ("rows", "classify", "judged", "why"),
     [
         ([*of("train", "aabb"), *of("val", "ab"), *of("test", "ab")], True, True, None),
-        ([*of("train", "aabb"), *of("val", "ab"), *of("test", "aa")], True, False, "judging"),
-        ([*of("train", "aabb"), *of("val", "ab")], True, False, "judging"),
-        ([*of("train", "aabb"), *of("val", "ab"), *of("test", "xy")], True, False, "judging"),  # unknown to train
+        ([*of("train", "aabb"), *of("val", "ab"), *of("test", "aa")], True, False, "metrics of"),
+        ([*of("train", "aabb"), *of("val", "ab")], True, False, "metrics of"),
+        ([*of("train", "aabb"), *of("val", "ab"), *of("test", "xy")], True, False, "metrics of"),  # unknown to train
         ([*of("train", "aaaa"), *of("val", "ab"), *of("test", "ab")], False, False, "one class"),
-        ([*of("train", "aabb"), *of("val", "cc"), *of("test", "ab")], False, False, "known to train"),
+        ([*of("train", "aabb"), *of("val", "cc"), *of("test", "ab")], False, False, "occurs in train"),
         ([*of("train", "----"), *of("test", "ab")], False, False, "no usable image in split 'train'"),
         ([*of("train", "aaaabbbb"), *of("test", "ab")], True, True, None),  # val is cut out of train
         ([*of("train", "-----")], False, False, "no labels"),
