@@ -1,7 +1,7 @@
 """`dinomed predict`: masks, depth maps or probabilities of new images."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -41,11 +41,11 @@ def predict(
         images,
         output,
         backbone=backbone,
-        unit=unit,
+        unit=unit,  # type: ignore[arg-type]
         overwrite=overwrite,
-        device=device,  # type: ignore[arg-type]
+        device=device,
     )
-    report = {"output": str(done.folder), "table": str(done.folder / TABLE_FILE)}
+    report: dict[str, Any] = {"output": str(done.folder), "table": str(done.folder / TABLE_FILE)}
     if unit == "group":
         report |= {"groups": done.images, "kept": done.kept}
     else:

@@ -51,8 +51,8 @@ def serve_demo(
         UsageError: nothing is given, an adapter is of another task, the folder of examples holds no picture, or the
             classifier and the index read pictures differently.
     """
-    given = {"segment": segment, "classify": classify}
-    adapters = {task: folder for task, folder in given.items() if folder is not None}
+    options = {"segment": segment, "classify": classify}
+    adapters = {task: folder for task, folder in options.items() if folder is not None}
     folders = [*adapters.values(), *([] if index is None else [index])]
     if not folders:
         raise UsageError("nothing to show: give one or more of --segment ADAPTER, --classify ADAPTER and --index INDEX")
@@ -62,8 +62,13 @@ def serve_demo(
         chosen = choose_examples(folders, examples, scratch)
         predictors, image_index = _load(adapters, index, backbone, device)
         _check_reading(predictors, image_index)
-        consumers = [*predictors.values(), *([] if image_index is None else [image_index])]
-        bands = next((n for one in consumers if (n := one.backbone.preprocessing.channels) not in (1, 3)), None)
+        consumers: list[Predictor | ImageIndex] = [
+            *predictors.values(),
+            *([] if image_index is None else [image_index]),
+        ]
+        bands = next(
+            (n for consumer in consumers if (n := consumer.backbone.preprocessing.channels) not in (1, 3)), None
+        )
         if bands is not None:  # examples are written as colour pictures, which such a backbone cannot take
             if examples is not None:
                 raise UsageError(

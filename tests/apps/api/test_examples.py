@@ -46,7 +46,8 @@ def test_readme_commands_exist() -> None:
     from dinomed.apps.cli import app
 
     group = get_command(app)
-    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("dinomed ")]
+    blocks = (ROOT / "README.md").read_text().split("```")[1::2]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("dinomed ")]
     assert len(lines) > 10
     for line in lines:
         words = line.split("#")[0].split()[1:]
