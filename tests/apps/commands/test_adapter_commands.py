@@ -187,7 +187,7 @@ EVALUATE, PREDICT = ("evaluate", "seg", "--data", "derm.parquet"), ("predict", "
         ("", ("predict", "seg", "lesions/images", "-o", "lesions/images"), 2, "is the folder of the images"),
         ("", ("evaluate", "seg", "--data", "lesions"), 2, "no splits"),
         ("", (*EVALUATE, "--split", "tset"), 2, "no usable image in split 'tset'"),
-        ("mask of another size", ("evaluate", "seg", "--data", "lesions"), 2, "mask of another size"),
+        ("mask of another size", ("scan", "lesions", "-o", "x.parquet"), 2, "mask of another size"),
         ("mask of another size", ("train", *SEGMENT[1:], "-o", "x", *FAST, "--cache", "new"), 1, "its image"),
         ("image gone", EVALUATE, 1, "scan the folder again"),
         ("folder without images", ("predict", "seg", "text", "-o", "x"), 2, "holds no image"),
