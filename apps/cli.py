@@ -239,8 +239,8 @@ def _os_error(error: OSError) -> str:
     names = " -> ".join(
         os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
     )
-    said = error.strerror or str(error) or type(error).__name__
-    return f"{names + ': ' if names else ''}{said} (--debug shows where)".replace("\n", " ")
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{names + ': ' if names else ''}{reason} (--debug shows where)".replace("\n", " ")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def _table(report: dict[str, Any]) -> Any:
     seen = report["seen_in_training"]
     notes: list[tuple[Any, ...]] = [(RESEARCH_USE, None)]
     if seen["images"] or seen["of_seen_groups"]:
-        what = "left out" if seen["left_out"] else "TOO GOOD"
+        what = "left out" if seen["left_out"] else "METRICS TOO HIGH"
         notes.insert(0, (f"{what}: images seen in training or validation", seen["images"]))
         notes.insert(1, ("and images of groups that were seen there", seen["of_seen_groups"]))
     if "report" in report:

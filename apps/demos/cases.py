@@ -30,37 +30,40 @@ def similar(
 
 
 def show_cases(
-    image_index: ImageIndex, picture: Picture, found: Sequence[Neighbor], related: int, *, regions: bool
+    image_index: ImageIndex, picture: Picture, neighbors: Sequence[Neighbor], related: int, *, regions: bool
 ) -> str:
     """Return HTML of the cases, best first; with `regions`, each beside the uploaded picture with frames at matches."""
-    if not found:
+    if not neighbors:
         return message("no-cases", "The index has no other case than those of this patient or lesion.")
     cases = []
     if regions:
-        for one, evidence in zip(found, image_index.evidence(picture.given, found), strict=True):
-            other = _read(image_index, one.row)
-            drawn = None if other is None or evidence is None else draw_matches(picture.shown, other, evidence, PAIR_PX)
-            cases.append(_case(image_index, one, drawn, PAIR_PX))
+        for neighbor, evidence in zip(neighbors, image_index.evidence(picture.given, neighbors), strict=True):
+            similar_image = _read(image_index, neighbor.row)
+            if similar_image is None or evidence is None:
+                drawn = None
+            else:
+                drawn = draw_matches(picture.shown, similar_image, evidence, PAIR_PX)
+            cases.append(_case(image_index, neighbor, drawn, PAIR_PX))
     else:
-        cases = [_case(image_index, one, _read(image_index, one.row), ALONE_PX) for one in found]
+        cases = [_case(image_index, neighbor, _read(image_index, neighbor.row), ALONE_PX) for neighbor in neighbors]
     kept_out = (
         f"{related} of the index {'is' if related == 1 else 'are'} this picture itself, or of the same patient, lesion "
         "or video, and not shown. " if related else ""
     )  # fmt: skip
     hint = (
-        f"{kept_out}Similarity is that of the backbone's features (cosine): 1 is the same picture. It is none of "
-        "diagnoses."
+        f"{kept_out}Similarity is that of the backbone's features (cosine): 1 is the same picture. It does not "
+        "compare diagnoses."
     )
     return f'<div class="cases">{"".join(cases)}</div><div class="hint cases-hint">{hint}</div>'
 
 
-def _case(image_index: ImageIndex, found: Neighbor, picture: np.ndarray | None, height_px: int) -> str:
-    hit = image_index.hit(found, 0)
+def _case(image_index: ImageIndex, neighbor: Neighbor, picture: np.ndarray | None, height_px: int) -> str:
+    hit = image_index.hit(neighbor, 0)
     label = "no label" if hit.label is None else str(hit.label)
     shown = GONE if picture is None else inline(picture, f"A similar case, {label}", height_px)
     return (
         f'<figure class="case">{shown}<figcaption><b>{html.escape(label)}</b> '
-        f'<span class="similarity" title="distance {1 - found.similarity:.3f}">{found.similarity:.3f}</span>'
+        f'<span class="similarity" title="distance {1 - neighbor.similarity:.3f}">{neighbor.similarity:.3f}</span>'
         "</figcaption></figure>"
     )
 

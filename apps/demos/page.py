@@ -55,8 +55,8 @@ class Panel(ABC):
         """Return the values of the outputs for the results of the consumers, as `predict_many` returns them."""
 
     @abstractmethod
-    def refuse(self, told: str, *values: Any) -> list[Any]:
-        """Return the values of the outputs where there is no picture; `told` is the reason as HTML."""
+    def refuse(self, reason: str, *values: Any) -> list[Any]:
+        """Return the values of the outputs where there is no picture; `reason` is HTML."""
 
 
 def build_page(panels: Sequence[Panel], examples: Sequence[Path] = (), subtitle: str = "") -> gr.Blocks:
@@ -64,8 +64,8 @@ def build_page(panels: Sequence[Panel], examples: Sequence[Path] = (), subtitle:
     title = " · ".join(panel.title for panel in panels)
     explanation = panels[0].explanation if len(panels) == 1 else EVERYTHING
     with gr.Blocks(title=f"dinomed: {title.lower()}", analytics_enabled=False, delete_cache=CACHE_SWEEP_S) as demo:
-        told = f"<p>{explanation} {NOTHING_LEAVES}</p><p>{html.escape(subtitle)}</p>"
-        gr.HTML(f"<h1>{title}</h1>{told}", elem_id="title")
+        introduction = f"<p>{explanation} {NOTHING_LEAVES}</p><p>{html.escape(subtitle)}</p>"
+        gr.HTML(f"<h1>{title}</h1>{introduction}", elem_id="title")
         gr.HTML(f'<div id="research">{RESEARCH_USE.capitalize()}.</div>')
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -76,9 +76,9 @@ def build_page(panels: Sequence[Panel], examples: Sequence[Path] = (), subtitle:
                 else:
                     _build_tabs(panels)
         look = looker(panels)
-        every = [picture, *(one for panel in panels for one in panel.inputs)]
-        outputs = [one for panel in panels for one in panel.outputs]
-        picture.change(look, every, outputs, show_progress_on=[panel.waits for panel in panels], **ONE_AT_A_TIME)
+        inputs = [picture, *(component for panel in panels for component in panel.inputs)]
+        outputs = [component for panel in panels for component in panel.outputs]
+        picture.change(look, inputs, outputs, show_progress_on=[panel.waits for panel in panels], **ONE_AT_A_TIME)
         for panel in panels:
             panel.listen()
             for control in panel.asks:
@@ -98,34 +98,34 @@ def looker(panels: Sequence[Panel]) -> Callable[..., list[Any]]:
     """Return a function from the path of a file (or None) and the inputs of all panels to all their outputs."""
 
     def look(path: str | None, *values: Any) -> list[Any]:
-        left = iter(values)
-        own = [[next(left) for _ in panel.inputs] for panel in panels]
-        found: list[Any] = []
-        for panel, answered, given in zip(panels, _ask(panels, path), own, strict=True):
-            if isinstance(answered, str):
-                found += panel.refuse(answered, *given)
+        remaining = iter(values)
+        inputs_of_panels = [[next(remaining) for _ in panel.inputs] for panel in panels]
+        outputs: list[Any] = []
+        for panel, result, inputs in zip(panels, _run_consumers(panels, path), inputs_of_panels, strict=True):
+            if isinstance(result, str):
+                outputs += panel.refuse(result, *inputs)
             else:
-                found += panel.answer(*answered, *given)
-        return found
+                outputs += panel.answer(*result, *inputs)
+        return outputs
 
     return look
 
 
-def _ask(panels: Sequence[Panel], path: str | None) -> list[tuple[Picture, list[Any]] | str]:
+def _run_consumers(panels: Sequence[Panel], path: str | None) -> list[tuple[Picture, list[Any]] | str]:
     """Return for each panel the picture as its backbone reads it and the results of its consumers, or a message."""
     if path is None:
         return [WAITING] * len(panels)
-    together: dict[Any, list[int]] = {}
+    panels_by_reading: dict[Any, list[int]] = {}
     for place, panel in enumerate(panels):
-        reads = panel.preprocessing
-        together.setdefault(None if reads is None else (reads.channels, reads.intensity), []).append(place)
-    found: dict[int, tuple[Picture, list[Any]] | str] = {}
-    for places in together.values():  # of those that read a file alike
-        picture, told = read_picture(path, panels[places[0]].preprocessing)
+        reader = panel.preprocessing
+        panels_by_reading.setdefault(None if reader is None else (reader.channels, reader.intensity), []).append(place)
+    results: dict[int, tuple[Picture, list[Any]] | str] = {}
+    for places in panels_by_reading.values():  # panels that read a file in the same way
+        picture, reason = read_picture(path, panels[places[0]].preprocessing)
         if picture is None:
-            found |= dict.fromkeys(places, told)
+            results |= dict.fromkeys(places, reason)
             continue
-        consumers = [one for place in places for one in panels[place].consumers]
-        said = iter([of_images[0] for of_images in predict_many(consumers, [picture.given])])
-        found |= {place: (picture, [next(said) for _ in panels[place].consumers]) for place in places}
-    return [found[place] for place in range(len(panels))]
+        consumers = [consumer for place in places for consumer in panels[place].consumers]
+        answers = iter([of_images[0] for of_images in predict_many(consumers, [picture.given])])
+        results |= {place: (picture, [next(answers) for _ in panels[place].consumers]) for place in places}
+    return [results[place] for place in range(len(panels))]

@@ -43,5 +43,5 @@ class RetrievePanel(Panel):
         found, related = similar(self.image_index, query, picture.sha256, int(count), exclude)
         return [show_cases(self.image_index, picture, found, related, regions=regions)]
 
-    def refuse(self, told: str, *values: Any) -> list[Any]:
-        return [told]
+    def refuse(self, reason: str, *values: Any) -> list[Any]:
+        return [reason]

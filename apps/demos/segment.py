@@ -118,10 +118,10 @@ class SegmentPanel(Panel):
         key = self.recent.put(VisitedPicture(count + 1, picture.shown, probability))
         return [key, count + 1, *self.draw(key, cut, view, which), moved, which]
 
-    def refuse(self, told: str, *values: Any) -> list[Any]:
+    def refuse(self, reason: str, *values: Any) -> list[Any]:
         _, _, before, count, which, _ = values
         self.recent.drop(before)
-        return [None, count, None, told, _no_mask(), self._cut(*values)[1], which]
+        return [None, count, None, reason, _no_mask(), self._cut(*values)[1], which]
 
     def draw(self, key: str | None, cut: float, view: str, which: str) -> list[Any]:
         """Return the values of the picture, the numbers and the button."""

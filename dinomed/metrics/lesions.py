@@ -53,9 +53,11 @@ def count_lesions(truth: np.ndarray, prediction: np.ndarray, min_cover: float = 
     pieces, num_pieces = label(prediction, _CORNERS)
     sizes = np.bincount(lesions.ravel(), minlength=num_lesions + 1)[1:]
     covered = np.bincount(lesions[prediction], minlength=num_lesions + 1)[1:]
-    found = int((covered >= min_cover * sizes).sum())
+    num_found = int((covered >= min_cover * sizes).sum())
     touching = np.unique(pieces[truth & prediction])
-    return LesionCounts(found, num_lesions - found, num_pieces - len(touching), float((prediction & ~truth).mean()))
+    return LesionCounts(
+        num_found, num_lesions - num_found, num_pieces - len(touching), float((prediction & ~truth).mean())
+    )
 
 
 def lesion_metrics(counts: Sequence[LesionCounts]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def test_an_evaluation_on_images_of_the_fit_is_a_warning(trained: Path, run) -> 
     code, out, err = run(*options)
     assert code == 0
     assert "the metrics are too high" in err
-    assert "TOO GOOD: images seen in training" in out
+    assert "METRICS TOO HIGH: images seen in training" in out
     code, out, _ = run(*options, "--json")
     assert json.loads(out)["seen_in_training"]["images"] == json.loads(out)["metrics"]["n"]
 
