@@ -10,6 +10,7 @@ from dinomed.adapters.record import BackboneReference
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.variants import VARIANTS
+from dinomed.datasets.manifest import relative_root
 from dinomed.errors import DinomedError, UsageError
 
 
@@ -62,7 +63,7 @@ def find_backbone(
 def refer_to(backbone: FrozenBackbone, folder: Path) -> BackboneReference:
     """How a bundle in `folder` names the backbone."""
     source = None if backbone.source is None else Path(backbone.source)
-    relative = None if source is None else _relative(source, folder)
+    relative = None if source is None else relative_root(source, folder)
     is_file = source is not None and source.is_file()
     assert not is_file or backbone.name in VARIANTS
     return BackboneReference(
@@ -72,10 +73,3 @@ def refer_to(backbone: FrozenBackbone, folder: Path) -> BackboneReference:
         fingerprint=backbone.fingerprint,
         embed_dim=backbone.embed_dim,
     )
-
-
-def _relative(path: Path, folder: Path) -> str:
-    try:
-        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-    except ValueError:  # another drive (Windows)
-        return path.resolve().as_posix()

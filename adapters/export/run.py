@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +16,7 @@ from dinomed.errors import UsageError, did_you_mean
 from dinomed.io.files import read_json, sha256_file, write_json, write_text
 from dinomed.io.output_folder import open_output_folder, publish
 from dinomed.notice import RESEARCH_USE
+from dinomed.packages import installed_version
 
 FORMATS = ("onnx", "safetensors", "timm", "transformers", "monai")
 BACKBONE_FORMATS = ("timm", "transformers")
@@ -95,7 +95,7 @@ def _report(source: ExportSource, kind: str, parity: dict[str, Any], stage: Path
         "written": {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             **{
-                name: _version(name)
+                name: installed_version(name)
                 for name in ("dinomed", "torch", "onnx", "onnxruntime", "timm", "transformers", "monai")
             },
         },
@@ -115,10 +115,3 @@ def _remove_earlier_export(out: Path) -> None:
             for parent in PurePosixPath(name).parents:
                 if str(parent) != "." and (out / parent).is_dir() and not any((out / parent).iterdir()):
                     (out / parent).rmdir()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -97,7 +97,7 @@ def train_classes(train: Manifest, column: str) -> list[str]:
         )
     single = sorted(name for name, count in counts.items() if count == 1)
     if single:
-        logger.warning(f"only one training image of {_list(single)}: the head cannot generalise from one image")
+        logger.warning(f"only one training image of {_list_classes(single)}: the head cannot generalise from one image")
     return sorted(counts)
 
 
@@ -112,12 +112,13 @@ def class_indices(manifest: Manifest, column: str, classes: Sequence[str], split
     if unseen:
         count = sum(label in unseen for label in labels)
         logger.warning(
-            f"{split} has {_list(unseen)} ({count} images), unknown to training: they count as wrong and have no AUROC"
+            f"{split} has {_list_classes(unseen)} ({count} images), unknown to training: they count as wrong and have "
+            "no AUROC"
         )
     names = [*classes, *unseen]
     absent = [name for name in classes if name not in set(labels)]
     if absent:
-        logger.info(f"{split} has no image of {_list(absent)}: no AUROC for it; the means leave it out")
+        logger.info(f"{split} has no image of {_list_classes(absent)}: no AUROC for it; the means leave it out")
     index = {name: i for i, name in enumerate(names)}
     return np.array([index[label] for label in labels], np.int64), names
 
@@ -128,6 +129,11 @@ def widen(probabilities: np.ndarray, num_classes: int) -> np.ndarray:
     return np.pad(probabilities.astype(np.float64), ((0, 0), (0, extra)), constant_values=np.nan)
 
 
-def _list(names: Sequence[str]) -> str:
+def list_names(singular: str, plural: str, names: Sequence[str]) -> str:
+    """Return the first five names in quotes, after the noun in its singular or plural form."""
     shown = ", ".join(repr(name) for name in names[:5])
-    return f"{'class' if len(names) == 1 else 'classes'} {shown}{', ...' if len(names) > 5 else ''}"
+    return f"{singular if len(names) == 1 else plural} {shown}{', ...' if len(names) > 5 else ''}"
+
+
+def _list_classes(names: Sequence[str]) -> str:
+    return list_names("class", "classes", names)

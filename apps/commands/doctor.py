@@ -14,19 +14,20 @@ def doctor(as_json: Json = False) -> None:
     """Show versions, devices and the cache of this machine."""
     from dinomed.apps.output import build_table, emit
 
-    found = examine()
-    writable = "writable" if found["cache"]["writable"] else "not writable"
-    rows = [("python", found["python"]), ("system", found["system"])]
-    rows += [(name, number or "not installed") for name, number in found["packages"].items()]
-    rows += [("processors", f"{found['processors']}, of which torch uses {found['threads']}")]
-    rows += [(device["name"], device["about"]) for device in found["devices"]]
+    report = examine()
+    chromium = report["chromium"] or "not found: apt-get install chromium fonts-dejavu-core"
+    writable = "writable" if report["cache"]["writable"] else "not writable"
+    rows = [("python", report["python"]), ("system", report["system"])]
+    rows += [(name, number or "not installed") for name, number in report["packages"].items()]
+    rows += [("processors", f"{report['processors']}, of which torch uses {report['threads']}")]
+    rows += [(device["name"], device["about"]) for device in report["devices"]]
     rows += [
-        ("used by --device auto", found["auto"]),
-        ("attention on CUDA", found["attention"]),
-        ("cache of weights", f"{found['cache']['folder']} ({writable})"),
-        ("Chromium (browser tests only)", found["chromium"] or "not found: apt-get install chromium fonts-dejavu-core"),
+        ("used by --device auto", report["auto"]),
+        ("attention on CUDA", report["attention"]),
+        ("cache of weights", f"{report['cache']['folder']} ({writable})"),
+        ("Chromium (browser tests only)", chromium),
     ]
-    emit(found, as_json, None if as_json else build_table(("", ""), rows))
+    emit(report, as_json, None if as_json else build_table(("", ""), rows))
 
 
 def examine() -> dict[str, Any]:
@@ -40,13 +41,14 @@ def examine() -> dict[str, Any]:
     from dinomed.backbones.hub import cache_folder
     from dinomed.device import resolve_device
     from dinomed.notice import RESEARCH_USE
+    from dinomed.packages import installed_version
 
     folder = cache_folder()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "devices": _devices(),
@@ -58,31 +60,22 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _devices() -> list[dict[str, str]]:
-    """Every accelerator that torch can use, by the name that ``--device`` takes."""
+    """Return each accelerator that torch can use, by its name for ``--device``."""
     import torch
 
-    found = []
+    devices = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         about = torch.cuda.get_device_properties(index)
         memory = f"{about.total_memory / 2**30:.0f} GiB, compute capability {about.major}.{about.minor}"
-        found.append({"name": f"cuda:{index}", "about": f"{about.name}, {memory}"})
+        devices.append({"name": f"cuda:{index}", "about": f"{about.name}, {memory}"})
     if torch.backends.mps.is_available():
-        found.append({"name": "mps", "about": "Apple GPU"})
-    return found
+        devices.append({"name": "mps", "about": "Apple GPU"})
+    return devices
 
 
 def _attention() -> str:
-    """Which back-end packed sequences use: the same trial that pretraining makes."""
+    """Return the back-end of packed sequences, from the same trial as in pretraining."""
     import torch
 
     if not torch.cuda.is_available():

@@ -51,7 +51,7 @@ def _read(path: Path) -> Any:
         with warnings.catch_warnings(action="ignore"):  # about pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise DinomedError(f"{path}: a damaged safetensors file ({_first_line(error)})") from None
+        raise DinomedError(f"{path}: a damaged safetensors file ({_first_sentence(error)})") from None
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise DinomedError(
@@ -63,11 +63,11 @@ def _read(path: Path) -> Any:
     except DinomedError:
         raise
     except Exception as error:  # an unpickler raises any error on damaged bytes
-        raise DinomedError(f"{path}: cut off, damaged, or not a file of weights ({_first_line(error)})") from None
+        raise DinomedError(f"{path}: cut off, damaged, or not a file of weights ({_first_sentence(error)})") from None
 
 
-def _first_line(error: Exception) -> str:
-    """Return the first sentence of the error of a library."""
+def _first_sentence(error: Exception) -> str:
+    """Return the first sentence of the error of a library, at most 200 characters."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return re.split(r"\.\s", line)[0].removesuffix(".")[:200]
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from dinomed.metrics.calibration import brier_scores, calibration_errors, log_losses
 from dinomed.metrics.ranking import Ranking
+from dinomed.metrics.ratios import divide, row_means
 
 
 @dataclass(frozen=True)
@@ -86,25 +87,25 @@ class Predictions:
         is_predicted = np.eye(len(self.classes))[self.predicted]
         total, positives, hits = drawn.sum(axis=1), drawn @ is_class, drawn @ (is_class * is_predicted)
         predicted = drawn @ is_predicted
-        recall = _divide(hits, positives)
+        recall = divide(hits, positives)
         negatives = total[:, None] - positives
         undefined = (np.full(len(drawn), np.nan),) * 2
         ranked = [undefined if ranking is None else ranking.measures(counts) for ranking in self.rankings]
         auroc, auprc = (np.stack([pair[side] for pair in ranked], axis=1) for side in (0, 1))
         defined = ~np.isnan(self.losses)
-        losses = _divide(drawn @ np.where(defined, self.losses, 0.0), drawn @ defined)
+        losses = divide(drawn @ np.where(defined, self.losses, 0.0), drawn @ defined)
         auprc = np.where(np.isnan(auroc), np.nan, auprc)
         return {
-            "accuracy": _divide(hits.sum(axis=1), total),
-            "balanced_accuracy": _row_means(recall),
-            "auroc": _row_means(auroc),
-            "auprc": _row_means(auprc),
+            "accuracy": divide(hits.sum(axis=1), total),
+            "balanced_accuracy": row_means(recall),
+            "auroc": row_means(auroc),
+            "auprc": row_means(auprc),
             "ece": calibration_errors(self.confidence, self.correct, drawn),
             "nll": losses[:, 0],
             "brier": losses[:, 1],
             "class_recall": recall,
-            "class_specificity": _divide(negatives - (predicted - hits), negatives),
-            "class_precision": _divide(hits, predicted),
+            "class_specificity": divide(negatives - (predicted - hits), negatives),
+            "class_precision": divide(hits, predicted),
             "class_auroc": auroc,
             "class_auprc": auprc,
         }
@@ -137,13 +138,3 @@ def classification_metrics(labels: np.ndarray, probabilities: np.ndarray, classe
         "confusion": confusion.tolist(),
         "undefined_auroc": [name for name, row in per_class.items() if np.isnan(row["auroc"])],
     }
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
-
-
-def _row_means(values: np.ndarray) -> np.ndarray:
-    """Compute the mean of the defined values of each row; nan for a row without one."""
-    defined = ~np.isnan(values)
-    return _divide(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1).astype(float))

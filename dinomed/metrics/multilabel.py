@@ -17,6 +17,7 @@ import numpy as np
 from dinomed.metrics.calibration import calibration_errors
 from dinomed.metrics.operating import operating_point
 from dinomed.metrics.ranking import Ranking
+from dinomed.metrics.ratios import divide, row_means
 
 _SMALLEST = 1e-12
 
@@ -84,7 +85,7 @@ class MultilabelPredictions:
             columns["brier"].append(_mean(weights, np.square(scores - truth)))
             columns["nll"].append(_mean(weights, -np.where(truth == 1, np.log(clipped), np.log(1 - clipped))))
         by_class = {f"class_{name}": np.stack(values, axis=1) for name, values in columns.items()}
-        return {name.removeprefix("class_"): _row_means(values) for name, values in by_class.items()} | by_class
+        return {name.removeprefix("class_"): row_means(values) for name, values in by_class.items()} | by_class
 
 
 def multilabel_metrics(
@@ -126,7 +127,7 @@ def multilabel_metrics(
     return {
         "n": len(predictions.truth),
         **macro,
-        "balanced_accuracy": float(_row_means(np.array([balanced], float))[0]),
+        "balanced_accuracy": float(row_means(np.array([balanced], float))[0]),
         "exact_match": float(correct.mean()) if len(correct) else float("nan"),
         "per_class": per_class,
         "undefined_auroc": [name for name, row in per_class.items() if np.isnan(row["auroc"])],
@@ -134,12 +135,4 @@ def multilabel_metrics(
 
 
 def _mean(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
-    total = counts.sum(axis=1)
-    return np.divide(counts @ values, total, out=np.full(len(total), np.nan), where=total > 0)
-
-
-def _row_means(values: np.ndarray) -> np.ndarray:
-    defined = ~np.isnan(values)
-    count = defined.sum(axis=1)
-    total = np.where(defined, values, 0.0).sum(axis=1)
-    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+    return divide(counts @ values, counts.sum(axis=1))

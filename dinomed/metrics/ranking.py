@@ -8,6 +8,8 @@ Policy: AUROC is nan without a positive or without a negative image; average pre
 
 import numpy as np
 
+from dinomed.metrics.ratios import divide
+
 
 class Ranking:
     """N scores of one class, sorted from the highest; equal scores are one step.
@@ -59,25 +61,21 @@ class Ranking:
     def roc(self) -> tuple[np.ndarray, np.ndarray]:
         """Return false and true positive rates at each threshold, from (0, 0) to (1, 1); nan where undefined."""
         hits, false = (np.r_[0.0, part[0].cumsum()] for part in self.steps())
-        return _divide(false, np.full_like(false, false[-1])), _divide(hits, np.full_like(hits, hits[-1]))
+        return divide(false, np.full_like(false, false[-1])), divide(hits, np.full_like(hits, hits[-1]))
 
     def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
         """Return recall (rising) and precision at each threshold; nan without a positive image."""
         hits, false = (part[0].cumsum() for part in self.steps())
         total = hits[-1] if len(hits) else 0.0
-        return _divide(hits, np.full_like(hits, total)), hits / np.maximum(hits + false, 1e-300)
+        return divide(hits, np.full_like(hits, total)), hits / np.maximum(hits + false, 1e-300)
 
 
 def _auroc(hits: np.ndarray, false: np.ndarray) -> np.ndarray:
     before = hits.cumsum(axis=1) - hits / 2
-    return _divide(np.einsum("rt,rt->r", before, false), hits.sum(axis=1) * false.sum(axis=1))
+    return divide(np.einsum("rt,rt->r", before, false), hits.sum(axis=1) * false.sum(axis=1))
 
 
 def _average_precision(hits: np.ndarray, false: np.ndarray) -> np.ndarray:
     true = hits.cumsum(axis=1)
     precision = true / np.maximum(true + false.cumsum(axis=1), 1e-300)
-    return _divide(np.einsum("rt,rt->r", precision, hits), hits.sum(axis=1))
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+    return divide(np.einsum("rt,rt->r", precision, hits), hits.sum(axis=1))

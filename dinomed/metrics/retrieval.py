@@ -7,6 +7,8 @@ counts as not relevant.
 
 import numpy as np
 
+from dinomed.metrics.ratios import divide
+
 
 def average_precision(relevant: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Compute the average precision of each query: the sum of the precision at the place of each relevant result,
@@ -27,19 +29,15 @@ def average_precision(relevant: np.ndarray, total: np.ndarray) -> np.ndarray:
     assert (relevant.sum(axis=1) <= total).all(), "more relevant results than relevant images"
     places = np.arange(1, relevant.shape[1] + 1)
     precision = relevant.cumsum(axis=1) / places
-    return _divide((precision * relevant).sum(axis=1), total)
+    return divide((precision * relevant).sum(axis=1), total)
 
 
 def recall_at(relevant: np.ndarray, total: np.ndarray, k: int) -> np.ndarray:
     """Compute the share of all relevant images that are among the first k; float64 (Q,), nan without a relevant
     image."""
-    return _divide(np.asarray(relevant, bool)[:, :k].sum(axis=1).astype(float), np.asarray(total))
+    return divide(np.asarray(relevant, bool)[:, :k].sum(axis=1).astype(float), np.asarray(total))
 
 
 def precision_at(relevant: np.ndarray, k: int) -> np.ndarray:
     """Compute the share of the first k results that are relevant; float64 (Q,)."""
     return np.asarray(relevant, bool)[:, :k].sum(axis=1) / k
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dinomed.adapters.fitting.data import class_indices, labelled, train_classes
+from dinomed.adapters.fitting.data import class_indices, labelled, list_names, train_classes
 from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.errors import UsageError
 from dinomed.log import logger
@@ -68,7 +68,7 @@ class LabelColumns:
             names, table = list(self.columns), self._cells(train)
             unknown = [name for name, column in zip(names, table.T, strict=True) if np.isnan(column).all()]
             if unknown:
-                raise UsageError(f"{_list(unknown)}: unknown for every training image; leave it out")
+                raise UsageError(f"{_list_labels(unknown)}: unknown for every training image; leave it out")
         else:
             cells = self._split(train)
             names = sorted({name for names in cells for name in names})
@@ -84,7 +84,7 @@ class LabelColumns:
                 f"every label of {self.title} has one value only in the training images; there is nothing to learn"
             )
         if flat:
-            logger.warning(f"in train {_list(flat)} has one value only: only its frequency is learned")
+            logger.warning(f"in train {_list_labels(flat)} has one value only: only its frequency is learned")
         return names
 
     def read_targets(self, manifest: Manifest, names: Sequence[str], split: str) -> tuple[np.ndarray, list[str]]:
@@ -108,11 +108,12 @@ class LabelColumns:
         if unseen:
             count = sum(here[name] for name in unseen)
             logger.warning(
-                f"{split} has {_list(unseen)} ({count} times), unknown to training: never predicted, with no AUROC"
+                f"{split} has {_list_labels(unseen)} ({count} times), unknown to training: never predicted, with no "
+                "AUROC"
             )
         absent = [name for name in names if name not in here]
         if absent:
-            logger.info(f"note: {split} has no image of {_list(absent)}; left out of the means there")
+            logger.info(f"note: {split} has no image of {_list_labels(absent)}; left out of the means there")
         wide = [*names, *unseen]
         return self._marks(manifest, wide), wide
 
@@ -155,6 +156,5 @@ def _list_columns(manifest: Manifest) -> str:
     return ", ".join(name for name in manifest.columns if name not in hidden and manifest.has(name)) or "none"
 
 
-def _list(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:5])
-    return f"{'label' if len(names) == 1 else 'labels'} {shown}{', ...' if len(names) > 5 else ''}"
+def _list_labels(names: Sequence[str]) -> str:
+    return list_names("label", "labels", names)
