@@ -18,11 +18,12 @@ import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from monai.losses import DiceCELoss
+from torch.nn.functional import interpolate
 
 from dinomed.adapters.fitting.data import class_indices, labelled, masked, train_classes
 from dinomed.adapters.heads.logistic import fit_logistic
-from dinomed.adapters.tasks.segment.masks import load_mask, shrink_mask
-from dinomed.adapters.tasks.segment.predict import resize_probability
+from dinomed.adapters.tasks.segment.mask_schema import BINARY
+from dinomed.adapters.tasks.segment.masks import shrink_mask
 from dinomed.apps.quickstart.baselines import otsu_mask
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
@@ -67,7 +68,7 @@ def otsu(manifest: Manifest) -> dict[str, Any]:
     """Evaluate Otsu's threshold, which needs no training."""
     test = masked(manifest).select(split="test")
     rows = track(range(len(test)), "Otsu's threshold")
-    return segmentation_metrics([overlap(load_mask(test, i), otsu_mask(read_image(test.path(i)))) for i in rows])
+    return segmentation_metrics([overlap(BINARY.read(test, i)[0], otsu_mask(read_image(test.path(i)))) for i in rows])
 
 
 def fit_unet(
@@ -84,7 +85,7 @@ def fit_unet(
     either. Returns it with its last weights, and the steps it took."""
     torch.manual_seed(seed)
     pictures = [shrink(read_image(train.path(i)), size) for i in range(len(train))]
-    masks = [shrink_mask(load_mask(train, i), size) for i in range(len(train))]
+    masks = [shrink_mask(BINARY.read(train, i)[0], size) for i in range(len(train))]
     augment = build_augmentation(seed)
     model = smp.Unet("resnet18", encoder_weights=None)
     batch = min(8, len(pictures))
@@ -117,14 +118,14 @@ def fit_unet(
 def unet_probability(model: torch.nn.Module, image: np.ndarray, size: int, shape: tuple[int, ...]) -> np.ndarray:
     """Predict the probability of an image that is resized to `size`, float32 (H, W) of the given shape."""
     x = torch.from_numpy(shrink(image, size)).permute(2, 0, 1)[None].float() / 255
-    return resize_probability(model(x), shape)
+    return interpolate(model(x).float(), (shape[0], shape[1]), mode="bilinear")[0, 0].sigmoid().cpu().numpy()
 
 
 def compare_unet(model: torch.nn.Module, manifest: Manifest, size: int, threshold: float = 0.5) -> list[Overlap]:
     """Evaluate a U-Net on each image of `manifest` at its own size."""
     found = []
     for i in track(range(len(manifest)), "U-Net on test"):
-        truth = load_mask(manifest, i)
+        truth = BINARY.read(manifest, i)[0]
         guess = unet_probability(model, read_image(manifest.path(i)), size, truth.shape) >= threshold
         found.append(overlap(truth, guess))
     return found

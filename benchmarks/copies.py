@@ -27,7 +27,7 @@ from dinomed.images.read import read_image
 from dinomed.io.files import to_json
 from dinomed.io.prefetch import prefetch
 from dinomed.pretrain.curation.audit.audit import AuditConfig, audit
-from dinomed.pretrain.curation.deduplication.hashes import fit_pca_hash, hamming_pairs, phash, phash_views, thumbnail
+from dinomed.pretrain.curation.deduplication.hashes import fit_pca_hash, hamming_pairs, phash_views, thumbnail
 from dinomed.pretrain.curation.descriptors.config import BackboneConfig, ComposedConfig, DescriptorConfig, SSCDConfig
 from dinomed.pretrain.curation.descriptors.descriptor import fit_descriptor
 from dinomed.pretrain.curation.descriptors.synthetic_copies import KINDS, make_copy
@@ -90,7 +90,8 @@ def measure_hashes(fit: Manifest, references: Manifest, queries: int, seed: int)
     fitted = fit_pca_hash(np.stack([thumbnail(read_image(fit.path(i))) for i in range(len(fit))]))
 
     def hashes(image: np.ndarray) -> tuple[np.ndarray, ...]:
-        return phash(image, 64), phash(image, 256), fitted(thumbnail(image)[None])[0], phash_views(image, 256)
+        views = phash_views(image, 256)
+        return phash_views(image, 64)[0], views[0], fitted(thumbnail(image)[None])[0], views
 
     originals = [hashes(read_image(references.path(i))) for i in track(range(len(references)), "references")]
     copies = [[hashes(copy) for copy in copies_of(references, i, seed)] for i in track(range(queries), "copies")]

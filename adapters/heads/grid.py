@@ -148,18 +148,20 @@ def train_stacks(
     """
     num_classes, heads = stacks[0].bias.shape
     rates = torch.tensor(config.learning_rates) * min(config.batch_size, len(x)) / 256
-    gradient = _sigmoid_gradient if targets.ndim == 2 else _softmax_gradient
     expected = targets.float() if targets.ndim == 2 else torch.eye(num_classes)[targets]
-    counts = torch.ones(len(x)) if weight is None or targets.ndim == 2 else torch.from_numpy(weight).float()[targets]
+    counts = None  # of labels that may occur together; else the weight of each example
+    if targets.ndim == 1:
+        counts = torch.ones(len(x)) if weight is None else torch.from_numpy(weight).float()[targets]
     momenta = [(torch.zeros_like(stack.weight), torch.zeros_like(stack.bias)) for stack in stacks]
     batch = x.new_empty(min(config.batch_size, len(x)), x.shape[1])  # reused: new memory pages would double the cost
     with bar(f"{heads * len(stacks)} linear heads", config.steps) as progress:
         for step, rows in enumerate(_batches(len(x), config, seed)):
             torch.index_select(x, 0, rows, out=batch)
-            y, count = expected[rows].T[:, None], counts[rows]
+            y, count = expected[rows].T[:, None], None if counts is None else counts[rows]
             step_rates = rates * (0.5 * (1 + cos(pi * step / config.steps)))
             for stack, (weight_momentum, bias_momentum) in zip(stacks, momenta, strict=True):
-                slope = gradient(stack.logits(batch), y, count)
+                logits = stack.logits(batch)
+                slope = _sigmoid_gradient(logits, y) if count is None else _softmax_gradient(logits, y, count)
                 flat = weight_momentum.flatten(0, 1)
                 torch.addmm(flat, slope.flatten(0, 1), batch[:, stack.columns], beta=MOMENTUM, out=flat)
                 torch.add(slope.sum(2), bias_momentum, alpha=MOMENTUM, out=bias_momentum)
@@ -173,7 +175,7 @@ def _softmax_gradient(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor
     return logits.softmax(0).sub_(targets).mul_(counts / counts.sum())
 
 
-def _sigmoid_gradient(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+def _sigmoid_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the gradient of the mean binary cross-entropy over known labels."""
     known = ~targets.isnan()
     return logits.sigmoid_().sub_(targets.nan_to_num()).mul_(known / known.sum().clamp_min(1))

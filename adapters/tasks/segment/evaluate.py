@@ -40,14 +40,6 @@ def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, 
     return comparisons
 
 
-def measure_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, Any]:
-    """Compute `dinomed.metrics.segmentation` over the images of `manifest`; for several classes see
-    `mean_over_classes`."""
-    compared = compare_masks(predictor, manifest)
-    per_class = {name: segmentation_metrics([case.overlap for case in cases]) for name, cases in compared.items()}
-    return mean_over_classes(per_class)
-
-
 def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> EvaluatedValues:
     """Compare the predictions for `manifest` with its masks. The metrics also hold `lesions`, the counts of
     `dinomed.metrics.lesions`. For several classes the values of an image are means over the classes."""

@@ -21,11 +21,6 @@ from dinomed.progress import bar
 THRESHOLDS = tuple(percent / 100 for percent in range(5, 100, 5))
 
 
-def load_mask(manifest: Manifest, index: int) -> np.ndarray:
-    """Read the binary mask of an image at its own size, uint8 (H, W) of 0 and 1."""
-    return BINARY.read(manifest, index)[0]
-
-
 def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """Resize a mask to (size, size): 1 where at least half of the new pixel is in the mask."""
     share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)

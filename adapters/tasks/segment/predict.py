@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.inference.dense import DensePredictor, views_of
@@ -112,8 +111,3 @@ def summarize(probability: np.ndarray, inside: np.ndarray) -> LesionSummary:
     area = int(inside.sum())
     confidence = float(probability[inside].mean(dtype=np.float64)) if area else None
     return LesionSummary(area, area / inside.size, confidence, float(probability.max()))
-
-
-def resize_probability(logits: Tensor, size: tuple[int, ...]) -> np.ndarray:
-    """Return probabilities, float32 (height, width), of logits (1, 1, rows, columns), as `DensePredictor.resized`."""
-    return interpolate(logits.float(), (size[0], size[1]), mode="bilinear")[0, 0].sigmoid().cpu().numpy()

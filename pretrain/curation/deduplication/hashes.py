@@ -1,14 +1,15 @@
 """Perceptual hashes of images: equal or nearly equal for copies that were only resized or compressed.
 
-There are two hashes. `phash` depends on one image only: the signs of its low frequencies (Zauner, "Implementation and
-benchmarking of perceptual image hash functions", 2010; the bits are equal to those of the library ImageHash). `PCAHash`
-is fitted to a collection: the signs of the principal components of an image (DINOv2, appendix A, removes near-exact
-duplicates of its raw pool with such a hash). A hash is uint64 ``(words,)``, 64 bits in each word; the hashes of N
-images are ``(N, words)``.
+There are two hashes. The perceptual hash (`phash_views`) depends on one image only: the signs of its low frequencies
+(Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010; the bits are equal to those of the
+library ImageHash). `PCAHash` is fitted to a collection: the signs of the principal components of an image (DINOv2,
+appendix A, removes near-exact duplicates of its raw pool with such a hash). A hash is uint64 ``(words,)``, 64 bits in
+each word; the hashes of N images are ``(N, words)``.
 
-64 bits of `phash` are too few for images that look alike. A dermoscopic image is a dark spot in the middle: of 36
-million pairs of different lesions, 194 differ in at most 4 of 64 bits, but none in at most 24 of 256 bits. Fitted bits
-separate better: no pair differs in at most 4 of the 64 bits of `PCAHash`. docs/curation.md states what each hash finds.
+64 bits of the perceptual hash are too few for images that look alike. A dermoscopic image is a dark spot in the middle:
+of 36 million pairs of different lesions, 194 differ in at most 4 of 64 bits, but none in at most 24 of 256 bits. Fitted
+bits separate better: no pair differs in at most 4 of the 64 bits of `PCAHash`. docs/curation.md states what each hash
+finds.
 """
 
 from dataclasses import dataclass
@@ -42,28 +43,18 @@ class HashPairs:
         return len(self.i)
 
 
-def phash(image: np.ndarray, bits: int = 256) -> np.ndarray:
-    """Compute the perceptual hash of an image.
+def phash_views(image: np.ndarray, bits: int = 256) -> np.ndarray:
+    """Compute the perceptual hashes of an image in its 8 orientations: 4 rotations by 90 degrees, each also mirrored.
 
     The image is resized to a grey square, and the lowest frequencies of its cosine transform are compared with their
-    median. Scaling, compression and brightness change few bits; a crop, a rotation or a flip changes half of them.
+    median. Scaling, compression and brightness change few bits; a crop, a rotation or a flip changes half of them. To
+    find rotated and mirrored copies, search with all 8 hashes of one of the two sets.
 
     Args:
         image: uint8 RGB ``(H, W, 3)``.
 
     Returns:
-        uint64 ``(bits / 64,)``.
-    """
-    return _pack(_signs(_low_frequencies(image, bits)))
-
-
-def phash_views(image: np.ndarray, bits: int = 256) -> np.ndarray:
-    """Compute the hashes of an image in its 8 orientations: 4 rotations by 90 degrees, each also mirrored.
-
-    To find rotated and mirrored copies, search with all 8 hashes of one of the two sets.
-
-    Returns:
-        uint64 ``(8, bits / 64)``; the first row is `phash` of the image.
+        uint64 ``(8, bits / 64)``; the first row is the hash of the image as it is.
     """
     low = _low_frequencies(image, bits)
     odd = np.where(np.arange(len(low)) % 2, -1, 1)  # mirroring changes the sign of each odd frequency

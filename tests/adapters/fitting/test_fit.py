@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from dinomed.adapters.bundle import read_record
 from dinomed.adapters.evaluation.evaluate import evaluate
@@ -18,8 +19,8 @@ from dinomed.adapters.tasks.classify.fit import class_weights, fit_classifier
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import fit_segmenter
-from dinomed.adapters.tasks.segment.masks import load_mask
-from dinomed.adapters.tasks.segment.predict import SegmentPredictor, resize_probability
+from dinomed.adapters.tasks.segment.mask_schema import BINARY
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
@@ -84,7 +85,7 @@ def test_a_classifier_learns_its_training_images(classifier: Path, manifest: Man
 def test_a_segmenter_beats_a_mask_of_everything(segmenter: Path, manifest: Manifest) -> None:
     found = evaluate(segmenter, manifest, "train")["metrics"]
     train = manifest.select(split="train")
-    share = np.array([load_mask(train, i).mean() for i in range(len(train))])
+    share = np.array([BINARY.read(train, i)[0].mean() for i in range(len(train))])
     assert found["dice"] > (2 * share / (1 + share)).mean() + 0.05  # by little: the backbone is random
     log = [json.loads(line) for line in (segmenter / "log.jsonl").read_text().splitlines()]
     assert log[-1]["train_loss"] < log[0]["train_loss"]
@@ -197,7 +198,8 @@ def test_the_multiscale_config_trains_and_predicts_at_the_images_own_size(
     tokens = predictor.backbone(predictor.backbone.preprocessing(image)[None], config.head.blocks)
     patches = torch.cat([block.patches for block in tokens], -1).transpose(1, 2).unflatten(2, (4, 4))
     logits = predictor.adapter(Features(patches[:, :, 0, 0], patches[:, :, 0, 0], patches))
-    assert resize_probability(logits.detach(), (41, 67)) == pytest.approx(predictor.probability(image), abs=1e-6)
+    resized = interpolate(logits.detach(), (41, 67), mode="bilinear")[0, 0].sigmoid().numpy()
+    assert resized == pytest.approx(predictor.probability(image), abs=1e-6)
     with pytest.raises(UsageError, match="the backbone has blocks 0 to 2"):  # the tiny one
         fit_segmenter(load_backbone(place / "ssl"), manifest, tmp_path / "no", config, cache=tmp_path / "cache")
 

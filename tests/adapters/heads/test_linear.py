@@ -9,7 +9,8 @@ from monai.losses import DiceCELoss
 
 from dinomed.adapters.adapter import HeadConfig
 from dinomed.adapters.heads.linear import LinearClassifier, LinearClassifierConfig, LinearSegmenter
-from dinomed.adapters.tasks.segment.masks import Masks, dice, load_mask, shrink_mask
+from dinomed.adapters.tasks.segment.mask_schema import BINARY
+from dinomed.adapters.tasks.segment.masks import Masks, dice, shrink_mask
 from dinomed.datasets.manifest import read_manifest
 from dinomed.features.compute import Features
 from dinomed.metrics.segmentation import overlap
@@ -82,4 +83,4 @@ def test_masks_are_resized_by_area_and_survive_packing(lesion_manifest: Path) ->
     masks = Masks(manifest, 20, "train")  # 20 is no multiple of 8 bits
     taken = masks.take([2, 0])
     assert taken.shape == (2, 1, 20, 20)
-    assert (taken[0, 0].numpy() == shrink_mask(load_mask(manifest, 2), 20)).all()
+    assert (taken[0, 0].numpy() == shrink_mask(BINARY.read(manifest, 2)[0], 20)).all()

@@ -13,7 +13,6 @@ from dinomed.pretrain.curation.deduplication.hashes import (
     HashPairs,
     fit_pca_hash,
     hamming_pairs,
-    phash,
     phash_views,
     thumbnail,
 )
@@ -29,6 +28,11 @@ IMAGEHASH = {
 def pattern() -> np.ndarray:
     y, x = np.mgrid[:90, :120]
     return np.stack([(x * 2) % 256, (y * x // 7) % 256, (x * x + 3 * y) // 9 % 256], axis=-1).astype(np.uint8)
+
+
+def phash(image: np.ndarray, bits: int = 256) -> np.ndarray:
+    """The hash of an image in its own orientation."""
+    return phash_views(image, bits)[0]
 
 
 def differ(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -47,7 +51,6 @@ def test_views_are_the_hashes_of_the_rotated_images(bits: int) -> None:
     image = pattern()
     views = phash_views(image, bits)
     assert views.shape == (8, bits // 64)
-    assert (views[0] == phash(image, bits)).all()
     for turned in (np.rot90(flip, k) for flip in (image, image[:, ::-1]) for k in range(4)):
         # resampling rounds to whole grey levels, in another order for a rotated image: a bit at the median may change
         assert differ(views, phash(np.ascontiguousarray(turned), bits)).min() <= bits // 32
