@@ -61,7 +61,7 @@ def find_backbone(
 
 
 def refer_to(backbone: FrozenBackbone, folder: Path) -> BackboneReference:
-    """How a bundle in `folder` names the backbone."""
+    """Return the reference by which a bundle in `folder` names the backbone."""
     source = None if backbone.source is None else Path(backbone.source)
     relative = None if source is None else relative_root(source, folder)
     is_file = source is not None and source.is_file()

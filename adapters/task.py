@@ -1,7 +1,7 @@
 """Tasks: what distinguishes classification, segmentation and depth estimation, in one object each.
 
-Training, evaluation, prediction, export, the model card and the reports ask the task of an adapter, and have no
-branches on its name.
+Training, evaluation, prediction, export and the model card use the members of `Task`, and have no branches on its name.
+The panels of the demo and the sections of the evaluation page are tables by the name of the task (`dinomed.apps`).
 """
 
 from abc import ABC, abstractmethod
@@ -77,7 +77,7 @@ class Task(ABC):
     def evaluate_units(
         self, predictor: Any, manifest: "Manifest", split: str, unit: Unit | None = None
     ) -> "EvaluatedUnits":
-        """As `evaluate`, by image or by group; only classifiers predict groups."""
+        """Return the predictions as `evaluate` does, by image or by group; only classifiers predict groups."""
         if unit == "group":
             raise UsageError(f"--unit group is for classifiers, and this is a {self.title}; leave it out")
         return self.evaluate(predictor, manifest, split)

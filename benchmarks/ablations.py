@@ -24,7 +24,7 @@ from dinomed.io.files import write_json
 from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.model.initialisation import InitialisationConfig
-from dinomed.pretrain.run_folder import LOG_FILE
+from dinomed.pretrain.run_folder import CONFIG_FILE, LOG_FILE
 from dinomed.pretrain.trainer import pretrain
 
 BASE = "configs/pretrain/vit_tiny_cpu.yaml"
@@ -58,7 +58,7 @@ def run_one(
     if goes_on(config):
         settings.append(f"start.weights={start}")
     resolved = load_config(PretrainConfig, config, settings)
-    result = pretrain(resolved, data, out, device=device, resume=(out / "config.yaml").exists())
+    result = pretrain(resolved, data, out, device=device, resume=(out / CONFIG_FILE).exists())
     last = [json.loads(line) for line in (out / LOG_FILE).read_text().splitlines()][-1]
     backbone = load_backbone(out, device=device)
     found = probe(backbone, manifest, cache=default_cache(data), split="val")

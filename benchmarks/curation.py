@@ -109,22 +109,22 @@ def precision_of(rows: dict[str, Row], same: dict[str, str]) -> list[dict[str, A
     lines = []
     for word, group in FOUND_BY.items():
         removed = [row for row in rows.values() if row.reason in group]
-        verdict = Counter(_deserved(row, word, rows, family, same) for row in removed)
-        clear = verdict["planted"] + verdict["relative"] + verdict["wrong"]
-        share = (clear - verdict["wrong"]) / clear if clear else None
+        counts = Counter(_deserved(row, word, rows, family, same) for row in removed)
+        clear = counts["planted"] + counts["related"] + counts["wrong"]
+        share = (clear - counts["wrong"]) / clear if clear else None
         wrong = [asdict(row) for row in removed if _deserved(row, word, rows, family, same) == "wrong"]
         lines.append(
-            {"removed as": word, "images": len(removed), "planted": verdict["planted"],
-             "relatives": verdict["relative"], "wrong": verdict["wrong"], "precision": share, "wrong_images": wrong}
+            {"removed as": word, "images": len(removed), "planted": counts["planted"],
+             "related": counts["related"], "wrong": counts["wrong"], "precision": share, "wrong_images": wrong}
         )  # fmt: skip
     return lines
 
 
 def _deserved(row: Row, word: str, rows: dict[str, Row], family: dict[str, int], same: dict[str, str]) -> str:
-    """Return "planted", "relative" (not planted, but a copy or of the same lesion), or "wrong"."""
+    """Return "planted", "related" (not planted, but a copy or of the same lesion), or "wrong"."""
     kind = row.planted.kind
     if word == "quality":  # a blurred or small copy counts as junk
-        return "planted" if kind == "junk" else "relative" if row.planted.how in SPOILT else "wrong"
+        return "planted" if kind == "junk" else "related" if row.planted.how in SPOILT else "wrong"
     if word == "a copy":
         other = rows.get(row.like)
         if row.name in family and family[row.name] == family.get(row.like):
@@ -133,7 +133,7 @@ def _deserved(row: Row, word: str, rows: dict[str, Row], family: dict[str, int],
             return "planted"  # one black picture is a copy of another, and a blurred lesion of that lesion
         equal = other is not None and same[row.name] == same[other.name]
         mine = _group(row, rows)
-        return "relative" if equal or (other is not None and mine and mine == _group(other, rows)) else "wrong"
+        return "related" if equal or (other is not None and mine and mine == _group(other, rows)) else "wrong"
     if word == "of a test image":
         return "planted" if kind in ("test copy", "test group") else "wrong"
     return "planted" if kind in ("other", "junk") else "wrong"

@@ -1,6 +1,6 @@
 """Effect of curation on pretraining: the same small run on the raw pool, on the kept images, and on random subsets.
 
-    python benchmarks/curation_learning.py --pile runs/curation/curated.parquet --data runs/derm.parquet \\
+    python benchmarks/curation_learning.py --pool runs/curation/curated.parquet --data runs/derm.parquet \\
         --images 38400 --seeds 0 1 2 -o runs/curation_learning
 
 All runs see the same number of images, so a smaller set is seen more often. `raw` is the whole pool with junk, copies
@@ -27,7 +27,7 @@ from dinomed.io.files import write_json
 from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.curation.output.read import CurationResult, load_result
-from dinomed.pretrain.run_folder import LOG_FILE
+from dinomed.pretrain.run_folder import CONFIG_FILE, LOG_FILE
 from dinomed.pretrain.trainer import pretrain
 
 CONFIG = "configs/pretrain/vit_tiny_cpu.yaml"
@@ -64,7 +64,7 @@ def refuse_overlap(outcome: CurationResult, data: Manifest) -> None:
             continue
         both = {value for value in rows.column(column) if value is not None} & set(val.column(column))
         if both:
-            raise UsageError(f"{len(both)} values of {column} are in the pile and among the val images of --data")
+            raise UsageError(f"{len(both)} values of {column} are in the pool and among the val images of --data")
 
 
 def write_set(manifest: Manifest, rows: np.ndarray, path: Path) -> Manifest:
@@ -90,7 +90,7 @@ def run_one(
     asked = [*settings, f"run.steps={steps}", f"run.seed={seed}", f"run.checkpoint_every={max(steps // 4, 1)}",
              "run.knn_images=0", "run.pca_images=0"]  # fmt: skip
     resolved = load_config(PretrainConfig, find_config(CONFIG), asked)
-    result = pretrain(resolved, own, out, device=device, resume=(out / "config.yaml").exists())
+    result = pretrain(resolved, own, out, device=device, resume=(out / CONFIG_FILE).exists())
     last = [json.loads(line) for line in (out / LOG_FILE).read_text().splitlines()][-1]
     backbone = load_backbone(out, device=device)
     found = probe(backbone, read_manifest(data), cache=default_cache(data), split="val")
@@ -121,7 +121,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pile", type=Path, required=True, help="manifest that dinomed curate wrote")
+    parser.add_argument("--pool", type=Path, required=True, help="manifest that dinomed curate wrote")
     parser.add_argument("--data", type=Path, required=True, help="manifest with labels and splits for evaluation")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/curation_learning"))
     parser.add_argument("--only", nargs="*", choices=SETS, default=list(SETS[:3]))
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], help="as in dinomed pretrain")
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
-    outcome = load_result(asked.pile)
+    outcome = load_result(asked.pool)
     try:
         refuse_overlap(outcome, read_manifest(asked.data))
     except UsageError as error:

@@ -1,7 +1,7 @@
 """dinomed: self-supervised ViT backbones and light heads for medical images.
 
-The public API is the functions in `__all__`; each does what the command of the same name does. They are imported when
-they are first used, so that ``import dinomed`` is fast and does not import torch.
+The public API is the functions in `__all__`. A function does the same as the command that its docstring names.
+Functions are imported when they are first used, so that ``import dinomed`` is fast and does not import torch.
 
 For research use only, not for diagnosis.
 """

@@ -87,7 +87,7 @@ RECIPES = sorted(path for folder in ("pretrain", "ablations") for path in (CONFI
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_the_recipes_are_valid_and_say_what_they_are(path: Path) -> None:
+def test_the_recipes_are_valid_and_their_comment_has_a_command(path: Path) -> None:
     config = load_config(PretrainConfig, path)
     assert config.backbone.image_size == config.crops.global_size
     comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
@@ -144,6 +144,6 @@ def test_true_is_no_number() -> None:
         "objective.dino_head.prototypes=1000000000", "crops.num_local=100000", "crops.blur_sigma=[0, 0]",
     ],
 )  # fmt: skip
-def test_a_slip_of_the_finger_is_told_and_not_tried(setting: str) -> None:
+def test_a_setting_far_out_of_range_is_refused_with_its_name(setting: str) -> None:
     with pytest.raises(UsageError, match=setting.partition("=")[0].rpartition(".")[2]):
         load_config(PretrainConfig, None, [setting])

@@ -102,7 +102,8 @@ def load_adapter(folder: FolderLike, *, backbone: PathLike | None = None, device
 
     Returns:
         A predictor. Its `predict` takes a list of paths, PIL images, arrays (H, W, 3) uint8 and tensors (3, H, W), and
-        returns one result for each: class probabilities, a mask (H, W), or a depth map (H, W).
+        returns one object for each: a `ClassPrediction` (``label``, ``probabilities``), a `MaskPrediction` (``mask``
+        (H, W), ``masks``, ``probabilities``) or a `DepthPrediction` (``depth`` (H, W), ``unit``).
 
     Raises:
         UsageError: no adapter is there, or the backbone is not the one on which it was trained.
@@ -112,8 +113,8 @@ def load_adapter(folder: FolderLike, *, backbone: PathLike | None = None, device
         >>> adapter = dinomed.load_adapter("runs/cls")
         >>> adapter.task, list(adapter.classes)
         ('classify', ['irregular', 'regular', 'vascular'])
-        >>> (mask,) = dinomed.load_adapter("runs/seg").predict([np.zeros((64, 48, 3), np.uint8)])
-        >>> mask.mask.shape
+        >>> (prediction,) = dinomed.load_adapter("runs/seg").predict([np.zeros((64, 48, 3), np.uint8)])
+        >>> prediction.mask.shape
         (64, 48)
     """
     return loader.load_adapter(folder_path(folder), device, backbone)

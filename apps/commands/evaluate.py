@@ -80,7 +80,7 @@ def _table(report: dict[str, Any]) -> Any:
 
 
 def _intervals(report: dict[str, Any], place: int) -> list[tuple[Any, ...]]:
-    """A row for each metric, its value in column `place`, its interval in the last."""
+    """Return a row for each metric, with its value in column `place` and its interval in the last."""
     from dinomed.html.words import format_value
 
     return [

@@ -112,7 +112,7 @@ def _load(
 
 
 def _check_reading(predictors: dict[str, "Predictor"], image_index: "ImageIndex | None") -> None:
-    """Raises a `UsageError` if the cases beside the classes would be of a picture that is read in another way."""
+    """Raise a `UsageError` if the classifier and the index read pictures differently and are to be shown together."""
     if image_index is None or "classify" not in predictors:
         return
     one, other = (each.backbone.preprocessing for each in (predictors["classify"], image_index))

@@ -39,12 +39,22 @@ class Preprocessing(Config):
         return self
 
     def read(self, path: str | Path) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """An image file as it is wanted here: (height, width, channels); see `dinomed.images.read.read_image`."""
+        """Read an image file with these channels and this intensity; see `dinomed.images.read.read_image`.
+
+        Returns:
+            (height, width, channels).
+        """
         return read_image(path, channels=self.channels, intensity=self.intensity)
 
     def __call__(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
-        """uint8, or float32 in 0 to 1, (height, width, channels) -> float32 (channels, image_size, image_size),
-        normalised."""
+        """Preprocess an image: resize it to the square and normalise it.
+
+        Args:
+            image: (height, width, channels), uint8, or float32 in 0 to 1.
+
+        Returns:
+            float32 (channels, image_size, image_size).
+        """
         return self.normalise(self.squash(image))
 
     def stack(self, images: Sequence[np.ndarray]) -> Tensor:

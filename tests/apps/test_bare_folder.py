@@ -65,7 +65,9 @@ def test_the_remedy_is_one(bare: Path, tiny_backbone: Path, tmp_path: Path, run:
     assert code == 0, err
 
 
-def test_a_manifest_is_called_by_its_name(lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path, run: Run) -> None:
+def test_a_message_about_a_manifest_contains_its_path(
+    lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path, run: Run
+) -> None:
     manifest = read_manifest(lesion_manifest)
     path, kept = tmp_path / "derm.parquet", [name for name in manifest.columns if name != "split"]
     write_manifest(type(manifest)(manifest.table.select(kept), manifest.root), path)
@@ -76,7 +78,7 @@ def test_a_manifest_is_called_by_its_name(lesion_manifest: Path, tiny_backbone: 
     )
 
 
-def test_pretraining_says_that_nothing_will_judge_its_features(bare: Path, tmp_path: Path, run: Run) -> None:
+def test_pretraining_without_labels_reports_that_online_knn_is_disabled(bare: Path, tmp_path: Path, run: Run) -> None:
     config = ROOT / "configs" / "pretrain" / "vit_tiny_cpu.yaml"
     common = ("pretrain", config, "--data", bare, "--device", "cpu", *TINY)
     code, err = run(*common, "-o", tmp_path / "a", "--set", "run.batch_size=4", "--set", "run.patience=3")

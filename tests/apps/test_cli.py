@@ -102,7 +102,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["pretrain", "x.yaml", "--data", "d", "-o", "o"], "x.yaml does not exist"),
     ],
 )
-def test_a_wrong_request_is_told_in_two_lines_with_exit_code_2(
+def test_a_wrong_request_gives_at_most_two_lines_and_exit_code_2(
     arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run_here(*arguments, capsys=capsys)
@@ -157,7 +157,7 @@ def test_what_a_command_raises_becomes_an_exit_code(
     assert run_here(name, capsys=capsys) == (code, "", told)
 
 
-def test_a_bug_is_told_without_traceback_unless_debug(
+def test_a_bug_is_reported_without_traceback_unless_debug(
     failing: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, _, err = run_here("bug", capsys=capsys)
@@ -267,6 +267,6 @@ def test_what_cannot_be_allocated_is_no_bug(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err.startswith("internal error")
 
 
-def test_what_a_file_is_called_cannot_write_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_in_a_file_name_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     cli._explain(DinomedError("a\0b\x1b[2J\nc ä.png: gone"))
     assert capsys.readouterr().err == "error: a\\x00b\\x1b[2J\\nc ä.png: gone\n"

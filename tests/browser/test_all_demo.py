@@ -102,7 +102,7 @@ def test_a_picture_dropped_once_is_answered_in_every_tab(visit, demo, made: Path
     assert all(url.startswith((demo.address, "data:", "blob:")) for url in visit.requests)
 
 
-def test_every_tab_says_what_is_no_picture_and_goes_on(visit, made: Path, tmp_path: Path) -> None:
+def test_a_broken_picture_shows_an_error_in_every_tab_and_the_next_one_works(visit, made: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     visit.upload(tmp_path / "broken.png")
     for name, place in (("Segmentation", "numbers"), ("Classification", "classes"), ("Similar cases", "found")):

@@ -78,7 +78,7 @@ def test_a_picture_of_the_index_gets_other_cases_and_nothing_leaves(visit, demo,
     assert all(url.startswith((demo.address, "data:", "blob:")) for url in visit.requests)
 
 
-def test_regions_that_match_are_drawn_when_asked(visit, demo, made: Path) -> None:
+def test_matching_regions_are_drawn_when_the_option_is_on(visit, demo, made: Path) -> None:
     visit.upload(read_manifest(made / "images.parquet").path(0))
     visit.page.wait_for_selector(".cases")
     wide = "() => [...document.querySelectorAll('.cases img')].every(i => i.naturalWidth > 2.2 * i.naturalHeight)"
@@ -108,7 +108,7 @@ def test_probabilities_are_those_of_the_adapter(visit, demo, made: Path) -> None
     assert re.search(r"(?i)calibrated", visit.text("calibrated"))
 
 
-def test_what_is_no_picture_is_told_and_the_page_lives(visit, demo, made: Path, tmp_path: Path) -> None:
+def test_a_broken_picture_shows_an_error_and_the_page_still_works(visit, demo, made: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     visit.upload(tmp_path / "broken.png")
     visit.page.wait_for_selector(".error")

@@ -125,7 +125,7 @@ def test_a_higher_threshold_never_outlines_more(visit, tmp_path: Path) -> None:
         before = mask
 
 
-def test_an_upload_over_the_limit_is_told_and_the_next_one_works(visit, spot: Path, tmp_path: Path) -> None:
+def test_an_upload_over_the_limit_shows_an_error_and_the_next_one_works(visit, spot: Path, tmp_path: Path) -> None:
     large = tmp_path / "large.png"
     large.write_bytes(spot.read_bytes() + bytes(65 * 2**20))
     visit.page.set_input_files("#picture input[type=file]", str(large))
@@ -140,14 +140,14 @@ def model_calls(demo) -> int:
     return (demo.temporary.parent / "stderr.txt").read_text().count("model called")
 
 
-def test_no_lesion_is_said(visit, spot: Path) -> None:
+def test_a_picture_without_a_lesion_shows_a_message(visit, spot: Path) -> None:
     visit.set_threshold(0.95)
     visit.upload(spot)
     visit.page.wait_for_selector(".no-lesion")
     assert "0.80" in visit.told("no-lesion")  # the highest probability in the picture
 
 
-def test_unreadable_uploads_are_told_and_the_next_one_works(visit, spot: Path, tmp_path: Path) -> None:
+def test_unreadable_uploads_show_an_error_and_the_next_one_works(visit, spot: Path, tmp_path: Path) -> None:
     garbage, empty, cut = tmp_path / "garbage.jpg", tmp_path / "empty.png", tmp_path / "cut.png"
     garbage.write_bytes(b"<html>not a picture</html>" * 50)
     empty.write_bytes(b"")

@@ -111,7 +111,9 @@ def test_a_csv_beside_its_images_needs_no_root(manifest: Manifest, tmp_path: Pat
     assert read_manifest(tmp_path / "data" / "m.csv").table.equals(manifest.table)
 
 
-def test_parquet_that_another_tool_rewrote_is_read_or_says_what_it_lacks(manifest: Manifest, tmp_path: Path) -> None:
+def test_parquet_that_another_tool_rewrote_is_read_or_refused_with_the_missing_part(
+    manifest: Manifest, tmp_path: Path
+) -> None:
     path = tmp_path / "runs" / "m.parquet"
     write_manifest(manifest, path)
     table = pq.read_table(path).replace_schema_metadata(None)

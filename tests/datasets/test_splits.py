@@ -67,7 +67,7 @@ def test_a_group_in_two_splits_is_named() -> None:
     check_splits(["p1", None, "p1", None], ["train", "test", None, "train"])
 
 
-def test_a_class_with_one_sample_is_told() -> None:
+def test_a_class_with_one_sample_is_reported() -> None:
     labels = ["many"] * 20 + ["single"]
     groups = [str(i) for i in range(21)]
     splits = make_splits(groups, labels)

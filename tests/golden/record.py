@@ -1,4 +1,4 @@
-"""Golden values of the whole road, to prove that a restructuring changed no result.
+"""Golden values of all steps from scan to curation, to prove that a restructuring changed no result.
 
 Usage, before a change and after it, on the same machine and with the same library versions::
 
@@ -9,6 +9,10 @@ Usage, before a change and after it, on the same machine and with the same libra
 Every value is measured through the command line, whose commands and options are stable; one thread makes the numbers
 exactly repeatable. It takes about five minutes on two cores. The values depend on the processor and the versions of the
 libraries, so no file of values is kept in the repository.
+
+Values of the state before a restructuring are recorded in a clone of that state, with a copy of this script in its
+tests/golden/. Start it in the folder of the clone with ``PYTHONPATH=.``, so that the clone is imported. The script has
+one import of dinomed, for synthetic lesions; it may need the old module name, such as ``dinomed.datasets.synthetic``.
 """
 
 import argparse
@@ -76,7 +80,7 @@ def add_depth(folder: Path) -> None:
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """Run the whole road in an empty folder and return what must not change."""
+    """Run all steps in an empty folder and return what must not change."""
     from dinomed.datasets.synthetic.lesions import write_lesions
 
     values: dict[str, Any] = {}

@@ -56,7 +56,7 @@ def test_five_channels_are_read_as_they_are_stored(kind: str, five: np.ndarray, 
         read_image(path, channels=4)
 
 
-def test_16_bit_colour_keeps_its_lower_bits_where_asked(tmp_path: Path) -> None:
+def test_16_bit_colour_keeps_its_lower_bits_with_16_bit_settings(tmp_path: Path) -> None:
     import cv2
 
     values = np.random.default_rng(0).integers(0, 65536, (16, 16, 3)).astype(np.uint16)
@@ -71,7 +71,7 @@ def test_16_bit_colour_keeps_its_lower_bits_where_asked(tmp_path: Path) -> None:
     np.testing.assert_allclose(gray[..., 0], values / 65535 @ np.array([0.299, 0.587, 0.114]), atol=1e-6)
 
 
-def test_headers_say_channels_and_bits(tmp_path: Path) -> None:
+def test_headers_contain_channels_and_bits(tmp_path: Path) -> None:
     for name, mode, wanted in (("a", "L", (1, 8)), ("b", "RGB", (3, 8)), ("c", "I;16", (1, 16)), ("d", "1", (1, 1))):
         Image.new(mode, (8, 6)).save(tmp_path / name, "PNG")
         header = read_header(tmp_path / name)

@@ -127,7 +127,7 @@ def test_an_enhanced_picture_has_its_values_in_its_first_frame(tmp_path: Path) -
     np.testing.assert_allclose(shown, np.clip((stored * 2.0 - 1000 + 150) / 500, 0, 1), atol=1e-6)
 
 
-def test_what_is_no_picture_is_told(tmp_path: Path) -> None:
+def test_files_without_a_readable_picture_are_refused_with_the_reason(tmp_path: Path) -> None:
     whole = save(tmp_path / "whole.dcm").read_bytes()
     (tmp_path / "cut.dcm").write_bytes(whole[: len(whole) - 200])
     assert reason(tmp_path / "cut.dcm") == "damaged or truncated DICOM"

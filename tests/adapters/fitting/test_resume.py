@@ -77,7 +77,7 @@ def test_an_interrupted_fit_ends_with_the_weights_of_an_uninterrupted_fit(
     assert not (again / STAGE).exists()
 
 
-def test_a_fit_stopped_before_its_first_saved_epoch_says_that_it_starts_again(
+def test_a_fit_stopped_before_its_first_saved_epoch_reports_that_it_starts_again(
     tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -127,7 +127,7 @@ def test_a_damaged_state_or_one_of_other_settings_or_data_is_not_used(
 
 
 @pytest.mark.long
-def test_a_killed_command_is_resumed_and_a_terminated_command_says_so(
+def test_a_killed_command_is_resumed_and_a_terminated_command_prints_how_to_resume(
     tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path
 ) -> None:
     settings = {"head.channels": 8, "image_size": 48, "fit.epochs": 30, "fit.patience": 30, "fit.min_steps": 0}

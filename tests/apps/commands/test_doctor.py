@@ -6,7 +6,7 @@ import torch
 from dinomed.apps import cli
 
 
-def test_doctor_tells_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_reports_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     cli.invoke(["doctor", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert (
@@ -21,7 +21,7 @@ def test_doctor_tells_versions_and_devices(capsys: pytest.CaptureFixture[str]) -
     assert found["packages"]["gradio"] in out
 
 
-def test_a_cache_that_cannot_be_written_is_told(
+def test_a_cache_that_cannot_be_written_is_reported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)  # a test may run as root, who may write everywhere

@@ -114,7 +114,7 @@ def test_a_folder_that_is_mostly_unreadable_gives_no_manifest(tmp_path: Path) ->
     assert "MORE THAN HALF" in done.stderr
 
 
-def test_names_and_numbers_of_patients_are_nowhere_unless_asked_for(tmp_path: Path) -> None:
+def test_names_and_numbers_of_patients_are_not_written_by_default(tmp_path: Path) -> None:
     clean = write_lesions(tmp_path / "clean", count=6, size=(40, 40), broken=0)
     lines = (clean / "labels.csv").read_text().splitlines()
     lines = [f"{line},{'PatientName,MRN' if i == 0 else f'Planted{i},Planted{i % 2}'}" for i, line in enumerate(lines)]

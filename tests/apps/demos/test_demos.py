@@ -29,7 +29,9 @@ def busy_port() -> Iterator[int]:
         yield busy.getsockname()[1]
 
 
-def test_a_port_in_use_is_told_before_anything_is_loaded(busy_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_an_error_before_anything_is_loaded(
+    busy_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["demo", "segment", "--adapter", "no/such/adapter", "--port", str(busy_port)])
     assert end.value.code == 1

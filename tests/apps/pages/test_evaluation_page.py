@@ -86,7 +86,9 @@ def test_the_page_holds_everything_and_names_nobody(user: Path, task: str) -> No
     assert any(image in named for image in manifest.column("image"))
 
 
-def test_a_column_that_is_not_there_is_told_before_the_work(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_column_or_unit_is_refused_before_the_evaluation(
+    user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["evaluate", str(user / "classify"), "--data", str(user / "m.parquet"), "--by", "sx"])
     assert end.value.code == 2

@@ -120,7 +120,7 @@ def test_without_labels_and_masks_a_backbone_is_pretrained(tmp_path: Path, capsy
 
 
 @pytest.mark.slow
-def test_masks_in_train_only_give_a_segmenter_that_is_not_judged(
+def test_masks_in_train_only_give_a_segmenter_without_metrics(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [f"train/{i:02}" for i in range(8)] + [f"test/{i:02}" for i in range(10, 13)]

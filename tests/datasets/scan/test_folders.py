@@ -67,7 +67,7 @@ def test_names_like_masks_that_nothing_bears_out_are_images() -> None:
     assert pair_masks(["gas_mask.png", "other.png"]).images == ["gas_mask.png", "other.png"]
 
 
-def test_masks_too_many_or_alone_are_told() -> None:
+def test_additional_masks_and_masks_without_image_are_reported() -> None:
     pairs = pair_masks(["images/a.png", "masks/a.png", "masks/b.png"])
     assert (pairs.images, pairs.orphans) == (["images/a.png"], ["masks/b.png"])
     several = pair_masks(["a.png", "a_mask.png", "a_mask_1.png"])

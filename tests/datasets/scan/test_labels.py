@@ -91,7 +91,7 @@ def test_a_file_whose_name_ends_in_a_blank_is_found(tmp_path: Path, paint: Calla
     assert scan(tmp_path, "labels.csv").manifest.column("depth") == ["a "]
 
 
-def test_classes_and_groups_that_differ_in_case_are_told(folder: Path, edit: Callable[..., Any]) -> None:
+def test_classes_and_groups_that_differ_in_case_are_reported(folder: Path, edit: Callable[..., Any]) -> None:
     edit(folder, "nv,L0,01", "NV,l0,01")
     edit(folder, "mel,L1,03", "Mel,L1,03")
     warnings = scan(folder, "labels.csv", group="lesion_id").warnings
@@ -103,7 +103,7 @@ def test_classes_and_groups_that_differ_in_case_are_told(folder: Path, edit: Cal
     ]
 
 
-def test_columns_that_tell_who_a_patient_is_are_left_out(folder: Path) -> None:
+def test_columns_that_identify_a_patient_are_left_out(folder: Path) -> None:
     lines = (folder / "labels.csv").read_text().splitlines()
     more = ["Patient Name,MRN,BirthDate,e-mail,sex"] + [f"Planted-{i},M{i},1970-01-0{i},p@x,f" for i in range(10)]
     (folder / "labels.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(lines, more, strict=True)))
@@ -116,7 +116,7 @@ def test_columns_that_tell_who_a_patient_is_are_left_out(folder: Path) -> None:
     assert not any("keep-ids" in note for note in kept.notes)
 
 
-def test_groups_that_tell_who_a_patient_is_become_numbers(folder: Path, edit: Callable[..., Any]) -> None:
+def test_groups_that_identify_a_patient_become_numbers(folder: Path, edit: Callable[..., Any]) -> None:
     edit(folder, "lesion_id", "MRN")
     edit(folder, "nv,L0,01", "nv,l0,01")
     result = scan(folder, "labels.csv", group="MRN")

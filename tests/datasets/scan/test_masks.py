@@ -26,7 +26,7 @@ def test_masks_of_another_size_are_refused_in_pairs(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
-def test_a_mask_that_exif_does_not_turn_with_its_image_is_told(folder: Path, format: str) -> None:
+def test_a_mask_without_the_exif_rotation_of_its_image_gives_a_warning(folder: Path, format: str) -> None:
     def turn(name: str, orientation: int, size: tuple[int, int] = (16, 12)) -> None:
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -75,7 +75,7 @@ def test_without_a_csv_masks_are_found_by_name(folder: Path, cells: Callable[...
     assert "labels.csv is in the folder and is not used; use it with --labels labels.csv" in result.notes
 
 
-def test_masks_in_doubt_are_told_and_not_used(
+def test_uncertain_masks_are_reported_and_not_used(
     folder: Path, paint: Callable[..., Any], cells: Callable[..., Any]
 ) -> None:
     paint(folder / "images/3.jpg", 33)

@@ -77,7 +77,7 @@ def test_nothing_to_read_names_the_folder(tmp_path: Path) -> None:
         scan(tmp_path / "a.jpg")
 
 
-def test_several_frames_are_told(tmp_path: Path) -> None:
+def test_files_with_several_frames_are_reported(tmp_path: Path) -> None:
     frames = [Image.new("L", (8, 8), value) for value in (0, 200)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
     assert "1 file with several frames or pages; the first is used" in scan(tmp_path).notes

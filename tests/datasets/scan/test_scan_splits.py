@@ -77,6 +77,6 @@ def test_identical_images_in_different_given_splits_or_classes_are_named(
     check_splits(result.manifest.column("group"), result.manifest.column("split"))  # what later steps ask of it
 
 
-def test_a_class_with_one_sample_is_told(folder: Path, edit: Callable[..., Any]) -> None:
+def test_a_class_with_one_sample_gives_a_warning(folder: Path, edit: Callable[..., Any]) -> None:
     edit(folder, "masks/9.png,nv", "masks/9.png,df")
     assert any(line.startswith("class 'df' (1 group) is not in") for line in scan(folder, "labels.csv").warnings)

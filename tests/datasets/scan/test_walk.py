@@ -48,7 +48,7 @@ def test_links_to_hidden_stores_are_the_only_way_there(tmp_path: Path) -> None:
     assert walk(tmp_path).images == ["a.png"]
 
 
-def test_links_out_are_refused_unless_asked_for(tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_refused_by_default(tmp_path: Path) -> None:
     outside, root = tmp_path / "outside", tmp_path / "root"
     image(outside / "b.png")
     (outside / "back").symlink_to(root)
@@ -69,7 +69,7 @@ def test_a_root_that_is_a_link(tmp_path: Path) -> None:
     assert walk(tmp_path / "link").images == ["a.png"]
 
 
-def test_names_that_are_no_text_are_told(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     try:
         (Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))).write_bytes(b"x")
     except OSError:

@@ -80,7 +80,7 @@ def test_the_result_is_what_pretraining_takes(curated: Path) -> None:
     assert all(kept.path(row).is_file() for row in range(len(kept)))
 
 
-def test_the_outcome_says_what_was_done(curated: Path) -> None:
+def test_the_result_describes_every_removed_image(curated: Path) -> None:
     outcome: CurationResult = load_result(curated)
     assert sum(outcome.counts.values()) == len(outcome.manifest) == outcome.summary["images"]
     assert outcome.counts["kept"] == int(outcome.keep.sum())
@@ -97,7 +97,9 @@ def test_the_outcome_says_what_was_done(curated: Path) -> None:
     assert np.isfinite(outcome.points[outcome.keep]).all()
 
 
-def test_the_rule_says_who_stays(raw: Any, curated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rule_decides_which_duplicate_is_kept(
+    raw: Any, curated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = reuse(curated, tmp_path / "curated.csv")
     rule = ["--set", "duplicates.rule=[area]", "--set", "retrieval.mode=all"]  # the smallest
     assert dinomed(capsys, "curate", *raw.arguments, "-o", output, *rule, "-q")[0] == 0
@@ -106,7 +108,7 @@ def test_the_rule_says_who_stays(raw: Any, curated: Path, tmp_path: Path, capsys
     assert not rows["04.png"]["keep"]
 
 
-def test_trusted_sets_ask_for_what_is_like_them(
+def test_similar_images_of_the_pool_are_retrieved_for_query_sets(
     raw: Any, curated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = reuse(curated, tmp_path / "curated.parquet")
@@ -122,7 +124,7 @@ def test_trusted_sets_ask_for_what_is_like_them(
     assert "descriptor" in report["notes"][0]  # without a backbone
 
 
-def test_without_a_trusted_set_the_pile_is_balanced(
+def test_without_a_query_set_the_pool_is_balanced(
     raw: Any, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "curated.parquet"

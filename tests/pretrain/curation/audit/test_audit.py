@@ -152,7 +152,7 @@ def test_a_run_knows_what_it_has_seen(planted, run_folder: Path) -> None:
     assert audit_training_index(read_training_index(run_folder), clean, CONFIG).pairs == []
 
 
-def test_the_index_tells_no_names_and_has_the_same_bytes(planted, run_folder: Path, tmp_path: Path) -> None:
+def test_the_index_contains_no_names_and_has_the_same_bytes(planted, run_folder: Path, tmp_path: Path) -> None:
     data = (run_folder / SEEN_FILE).read_bytes()
     for word in (b"patient 7", b"21.png", str(planted.train.root).encode()):
         assert word not in data
@@ -166,7 +166,7 @@ def test_the_index_tells_no_names_and_has_the_same_bytes(planted, run_folder: Pa
     assert hash_group("patient 7", read_training_index(other).salt) not in seen.groups
 
 
-def test_damaged_and_missing_indexes_are_told(tmp_path: Path, run_folder: Path) -> None:
+def test_damaged_and_missing_indexes_are_errors(tmp_path: Path, run_folder: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no seen\.parquet; give the training manifest"):
         read_training_index(tmp_path)
     data = (run_folder / SEEN_FILE).read_bytes()

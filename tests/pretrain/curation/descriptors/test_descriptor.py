@@ -74,7 +74,7 @@ def test_invariance_is_linear_discriminant_analysis() -> None:
     assert np.linalg.svd(ours.T @ theirs, compute_uv=False).min() > 0.99
 
 
-def test_few_pictures_still_give_the_dimension_asked_for() -> None:
+def test_few_pictures_still_give_the_requested_dimension() -> None:
     rng = np.random.default_rng(0)
     raw = rng.normal(size=(5, 40))
     found = fit_invariance(raw, raw[:, None] + 0.1 * rng.normal(size=(5, 6, 40)), 32)
@@ -155,7 +155,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path, fitted) -> None:
         load_descriptor(path)
 
 
-def test_too_few_or_unreadable_images_are_told(lesion_manifest: Path, tmp_path: Path) -> None:
+def test_too_few_or_unreadable_images_are_an_error(lesion_manifest: Path, tmp_path: Path) -> None:
     manifest = read_manifest(lesion_manifest)
     with pytest.raises(DinomedError, match="needs at least 8 images for the fit, and 5"):
         fit_descriptor(DescriptorConfig(), [manifest.take(range(5))])
@@ -231,7 +231,7 @@ def test_pooling_is_the_papers(sscd: tuple[Path, torch.nn.Module]) -> None:
     assert torch.allclose(sscd[1].avgpool(x).flatten(1), expected, atol=1e-6)
 
 
-def test_torchscript_runs_only_where_the_user_says_so(
+def test_torchscript_runs_only_with_allow_code(
     sscd: tuple[Path, torch.nn.Module], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, network = sscd

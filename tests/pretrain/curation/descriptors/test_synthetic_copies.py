@@ -43,7 +43,7 @@ def test_turns_and_flips_only_move_pixels(lesion: np.ndarray) -> None:
         assert made < {np.ascontiguousarray(view).tobytes() for view in views}
 
 
-def test_a_crop_is_a_part_of_the_picture_as_large_as_it_says(lesion: np.ndarray) -> None:
+def test_a_crop_is_a_part_of_the_picture_with_the_expected_area(lesion: np.ndarray) -> None:
     for seed in range(20):
         crop = make_copy(lesion, "crop", np.random.default_rng(seed))
         share = crop.shape[0] * crop.shape[1] / (lesion.shape[0] * lesion.shape[1])
@@ -70,7 +70,7 @@ def test_blur_and_jpeg_lose_detail_and_keep_the_rest(lesion: np.ndarray) -> None
         assert np.abs(copy.astype(float) - lesion).mean() < 12  # grey levels
 
 
-def test_text_is_drawn_where_and_as_large_as_asked() -> None:
+def test_text_is_drawn_at_the_given_place_and_size() -> None:
     gray = np.full((200, 300, 3), 128, np.uint8)
     written = draw_text(gray, ["HELLO"], 0.1, (0.5, 0.5), (255, 0, 0))
     rows, columns = np.nonzero((written != gray).any(axis=2))

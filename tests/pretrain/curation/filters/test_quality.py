@@ -107,7 +107,7 @@ def test_facts_of_content_do_not_count_a_black_frame() -> None:
     assert inside.sharpness == pytest.approx(plain.sharpness, rel=0.25)
 
 
-def test_sharpness_falls_with_blur_and_does_not_ask_for_the_size() -> None:
+def test_sharpness_falls_with_blur_and_does_not_depend_on_the_size() -> None:
     lesion = np.asarray(cv2.resize(draw_lesion(3), (800, 600), interpolation=cv2.INTER_CUBIC))
     values = [measure_quality(lesion).sharpness]
     values += [measure_quality(np.asarray(cv2.GaussianBlur(lesion, (0, 0), s))).sharpness for s in (4, 8, 16)]

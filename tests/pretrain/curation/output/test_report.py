@@ -42,7 +42,7 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", page)))
 
 
-def test_the_page_tells_the_papers_table_and_every_reason(page: str, outcome: CurationResult) -> None:
+def test_the_page_contains_the_table_of_the_paper_and_every_reason(page: str, outcome: CurationResult) -> None:
     said = text_of(page)
     kept = int(outcome.keep.sum())
     assert f"Of {len(outcome.keep)} images {kept} are kept" in said
@@ -114,7 +114,7 @@ def test_the_page_stops_taking_pictures_at_its_limit(outcome: CurationResult) ->
     assert "were left out" not in whole
 
 
-def test_an_image_that_has_gone_is_told_in_its_place(make_result: MakeResult, tmp_path: Path) -> None:
+def test_a_missing_image_is_replaced_by_its_row_number(make_result: MakeResult, tmp_path: Path) -> None:
     lost = make_result(tmp_path)
     for row in lost.removed.row:
         lost.manifest.path(int(row)).unlink()
