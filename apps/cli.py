@@ -134,15 +134,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("DINOMED_DEBUG", "") not in ("", "0")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(
-            stream, "reconfigure"
-        ):  # the same bytes under any locale, also for unpaired surrogates in file names
+        if hasattr(stream, "reconfigure"):  # the same bytes under any locale, also for odd file names
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     if not debug:  # announced changes of libraries do not concern users
         for category in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", category)
     signal.signal(signal.SIGTERM, _terminate)  # commands that save their work install their own handler
-    code = _run([a for a in arguments if a != "--debug"], debug)
+    if "--verbose" in arguments:
+        from dinomed.log import set_level
+
+        os.environ["DINOMED_LOG"] = "debug"  # for the processes that a command starts, too
+        set_level("debug")
+    code = _run([argument for argument in arguments if argument not in ("--debug", "--verbose")], debug)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # raised during the exit it would only show a traceback
     sys.exit(code)
 

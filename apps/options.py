@@ -3,7 +3,6 @@
 They are used as annotations: ``def probe(data: Data, device: Device = "auto", as_json: Json = False) -> None``.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,15 +13,6 @@ def _quiet(value: bool) -> bool:
     from dinomed.log import default_level, set_level
 
     set_level("warning" if value else default_level())
-    return value
-
-
-def _verbose(value: bool) -> bool:
-    if value:
-        from dinomed.log import set_level
-
-        os.environ["DINOMED_LOG"] = "debug"  # for the processes of a command too
-        set_level("debug")
     return value
 
 
@@ -40,7 +30,7 @@ Json = Annotated[bool, Option("--json", help="Print the report as JSON on stdout
 Quiet = Annotated[
     bool, Option("--quiet", "-q", help="Show only warnings and errors, no progress and no notes.", callback=_quiet)
 ]
-Verbose = Annotated[bool, Option("--verbose", help="Show details too; stands before the command.", callback=_verbose)]
+Verbose = Annotated[bool, Option("--verbose", help="Show details too (works after any command; or DINOMED_LOG=debug).")]
 Debug = Annotated[bool, Option("--debug", help="Show tracebacks; also after the command, or by DINOMED_DEBUG=1.")]
 ImageSize = Annotated[
     int | None, Option("--image-size", help="Side of the square to which images are resized, px.", min=8)

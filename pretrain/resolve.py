@@ -88,6 +88,9 @@ def resolve_config(
     resolved = fit_to_images(resolved, train)
     has_heads = teacher_of_run is not None or (initialisation is not None and initialisation.has_heads)
     resolved = scale_to_data(resolved, len(train), keep_heads=has_heads)
+    before, after = flatten_settings(config), flatten_settings(resolved)
+    for key in sorted(key for key in after if before.get(key) != after[key]):
+        logger.debug(f"{key}: {before.get(key)} -> {after[key]}, to fit the weights, the teacher or the images")
     return ResolvedRun(resolved, initialisation, teacher_of_run, manifest, train, held_aside, teacher)
 
 

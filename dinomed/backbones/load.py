@@ -19,6 +19,7 @@ from dinomed.backbones.weights import build_with_weights, read_weights
 from dinomed.device import resolve_device
 from dinomed.errors import DinomedError, UsageError, did_you_mean, first_line
 from dinomed.io.files import read_json, replacing, to_json, write_text
+from dinomed.log import logger
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = "dinomed.backbone/1"
@@ -81,7 +82,9 @@ def load_backbone(
         if weights is not None:
             raise UsageError(f"weights {weights} need the name of their architecture, not {str(name_or_path)!r}")
         backbone = _load_path(Path(name_or_path), image_size)
-    return backbone.to(device if isinstance(device, torch.device) else resolve_device(device))
+    where = device if isinstance(device, torch.device) else resolve_device(device)
+    logger.debug(f"backbone {backbone.name} from {backbone.source} on {where}, fingerprint {backbone.fingerprint[:16]}")
+    return backbone.to(where)
 
 
 def _sized(preprocessing: Preprocessing, image_size: int | None) -> Preprocessing:

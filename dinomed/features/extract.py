@@ -71,6 +71,7 @@ def extract(
         artifacts = ArtifactFolder(folder)
         missing = [shard for shard in range(key.num_shards) if not is_valid_shard(artifacts, key, shard)]
         todo = [index for shard in missing for index in key.shard_range(shard)]
+        logger.debug(f"feature cache {folder}: {len(manifest) - len(todo)} of {len(manifest)} images are there")
         if todo:
             with bar(description, len(manifest), start=len(manifest) - len(todo)) as progress:
                 images = load_images(manifest.take(todo), backbone.preprocessing, workers)

@@ -70,6 +70,7 @@ class ArtifactFolder:
         try:
             record = read_json(record_path)
             if record.get("key") != key:
+                logger.debug(f"{self.folder / name} was computed from other inputs; it is computed again")
                 return False
             for file, expected in record["files"].items():
                 check_file(self.path(file), expected)

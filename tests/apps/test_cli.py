@@ -270,3 +270,29 @@ def test_what_cannot_be_allocated_is_no_bug(capsys: pytest.CaptureFixture[str]) 
 def test_control_characters_in_a_file_name_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     cli._explain(DinomedError("a\0b\x1b[2J\nc ä.png: gone"))
     assert capsys.readouterr().err == "error: a\\x00b\\x1b[2J\\nc ä.png: gone\n"
+
+
+def test_verbose_shows_details_and_quiet_hides_notes(
+    tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    command = ["features", str(lesion_manifest), "-b", str(tiny_backbone), "-o", str(tmp_path / "f.parquet")]
+    shown = {}
+    for option in ("--verbose", "--json", "--quiet"):
+        monkeypatch.setenv("DINOMED_LOG", "info")  # as it is without the variable; restored after the test
+        code, _, shown[option] = run_here(*command, "--overwrite", "--device", "cpu", option, capsys=capsys)
+        assert code == 0
+    assert "fingerprint" in shown["--verbose"]
+    assert "fingerprint" not in shown["--json"]
+    assert shown["--quiet"] == ""
+
+
+@pytest.mark.parametrize(("level", "expected"), [("debug", "note detail"), ("WARNING", ""), ("loud", "note")])
+def test_the_environment_sets_the_level_of_messages(level: str, expected: str) -> None:
+    script = "from dinomed.log import logger; logger.info('note'); logger.debug('detail')"
+    environment = {**os.environ, "DINOMED_LOG": level}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    if level == "loud":
+        assert "DINOMED_LOG=loud is not a log level" in lines.pop(0)
+    assert " ".join(lines) == expected
