@@ -12,8 +12,8 @@ from dinomed.adapters.record import AdapterRecord
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.features.compute import Features, compute_features
-from dinomed.images.in_memory import ImageSource, as_pixels
-from dinomed.io.prefetch import batched
+from dinomed.features.loading import preprocess_batches
+from dinomed.images.in_memory import ImageSource
 
 Size = tuple[int, ...]
 """Height and width of an image, px."""
@@ -64,13 +64,9 @@ class Predictor(ABC):
             UnreadableImage: a file is missing or damaged.
             UsageError: an object is not an image.
         """
-        preprocessing, results = self.preprocessing, []
-        for batch in batched(images, self.batch_size):
-            arrays = [
-                as_pixels(image, channels=preprocessing.channels, intensity=preprocessing.intensity) for image in batch
-            ]
-            pixels = torch.stack([preprocessing(array) for array in arrays])
-            results += self.results(pixels, [array.shape[:2] for array in arrays])
+        results: list[Any] = []
+        for pixels, sizes in preprocess_batches(images, self.preprocessing, self.batch_size):
+            results += self.results(pixels, sizes)
         return results
 
     @abstractmethod

@@ -21,8 +21,8 @@ from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.device import resolve_device
 from dinomed.errors import UsageError
 from dinomed.features.compute import Features, compute_features
-from dinomed.features.loading import BATCH_SIZE, load_batches
-from dinomed.images.in_memory import ImageSource, as_pixels
+from dinomed.features.loading import BATCH_SIZE, load_batches, preprocess_batches
+from dinomed.images.in_memory import ImageSource
 from dinomed.images.read import UnreadableImage
 from dinomed.images.shown import read_shown
 from dinomed.io.prefetch import batched
@@ -151,18 +151,12 @@ class ImageIndex:
         queries = [images] if single else list(images)
         allowed = choose_rows(self.vector_index.manifest, parse_conditions(where))
         results: list[list[Hit]] = []
-        for start in range(0, len(queries), BATCH_SIZE):
-            batch = [self._pixels(image) for image in queries[start : start + BATCH_SIZE]]
-            vectors = self.embed(torch.stack(batch))
+        for pixels, _ in preprocess_batches(queries, self.backbone.preprocessing):
             results += [
                 [self.hit(neighbor, rank) for rank, neighbor in enumerate(neighbors, 1)]
-                for neighbors in self.vector_index.nearest(vectors, k, allowed=allowed, exact=exact)
+                for neighbors in self.vector_index.nearest(self.embed(pixels), k, allowed=allowed, exact=exact)
             ]
         return results[0] if single else results
-
-    def _pixels(self, image: ImageSource) -> Tensor:
-        preprocessing = self.backbone.preprocessing
-        return preprocessing(as_pixels(image, channels=preprocessing.channels, intensity=preprocessing.intensity))
 
     def search_manifest(
         self,

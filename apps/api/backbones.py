@@ -17,9 +17,10 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import UsageError
 from dinomed.features.compute import compute_features
-from dinomed.features.extract import BATCH_SIZE, extract
+from dinomed.features.extract import extract
+from dinomed.features.loading import preprocess_batches
 from dinomed.features.table import TOKENS, FeatureTable, check_table_output, write_feature_table
-from dinomed.images.in_memory import ImageSource, as_pixels
+from dinomed.images.in_memory import ImageSource
 from dinomed.pretrain.run_folder import UNTRAINED
 
 BackboneLike = FrozenBackbone | FolderLike
@@ -175,18 +176,12 @@ def _features_in_memory(backbone: FrozenBackbone, images: Any) -> ImageFeatures:
     if not sources:
         raise UsageError("no images to compute features of")
     cls, mean = [], []
-    for start in range(0, len(sources), BATCH_SIZE):
-        batch = [_preprocess(backbone, image) for image in sources[start : start + BATCH_SIZE]]
-        features = compute_features(backbone, torch.stack(batch), (-1,), False)
+    for pixels, _ in preprocess_batches(sources, backbone.preprocessing):
+        features = compute_features(backbone, pixels, (-1,), False)
         cls.append(features.cls.cpu().numpy())
         mean.append(features.mean.cpu().numpy())
     names = [str(image) if isinstance(image, str | Path) else f"image_{i}" for i, image in enumerate(sources)]
     return ImageFeatures(names, np.concatenate(cls), np.concatenate(mean), [])
-
-
-def _preprocess(backbone: FrozenBackbone, image: ImageSource) -> torch.Tensor:
-    preprocessing = backbone.preprocessing
-    return preprocessing(as_pixels(image, channels=preprocessing.channels, intensity=preprocessing.intensity))
 
 
 def probe(

@@ -1,6 +1,6 @@
-"""Loading the images of a manifest for a backbone: read and preprocessed ahead in threads, in batches."""
+"""Loading images for a backbone in batches: those of a manifest, read ahead in threads, and images in memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError
+from dinomed.images.in_memory import ImageSource, as_pixels
 from dinomed.images.read import UnreadableImage
 from dinomed.images.unchanged import check_unchanged
 from dinomed.io.prefetch import batched, prefetch
@@ -57,6 +58,25 @@ def load_batches(
 ) -> Iterator[list[LoadedImage]]:
     """Load the images of a manifest in batches; images that cannot be read are among them."""
     return batched(load_images(manifest, preprocessing), batch_size)
+
+
+def preprocess_batches(
+    images: Iterable[ImageSource], preprocessing: Preprocessing, batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[Tensor, list[tuple[int, ...]]]]:
+    """Preprocess images from files or from memory in batches.
+
+    Yields:
+        The pixels of a batch (B, channels, image_size, image_size), and the height and width of each image, px.
+
+    Raises:
+        UnreadableImage: a file is missing or damaged.
+        UsageError: an object is not an image.
+    """
+    for batch in batched(images, batch_size):
+        arrays = [
+            as_pixels(image, channels=preprocessing.channels, intensity=preprocessing.intensity) for image in batch
+        ]
+        yield torch.stack([preprocessing(array) for array in arrays]), [array.shape[:2] for array in arrays]
 
 
 def stack_pixels(images: Sequence[LoadedImage]) -> Tensor:
