@@ -121,13 +121,13 @@ def _report(result: "FitResult", as_json: bool) -> None:
     from dinomed.apps.output import build_table, emit
     from dinomed.notice import RESEARCH_USE
 
-    found = {name: value for name, value in result.validation.items() if isinstance(value, int | float)}
+    metrics = {name: value for name, value in result.validation.items() if isinstance(value, int | float)}
     threshold = {} if result.threshold is None else {"threshold": result.threshold}
     report = {"adapter": str(result.folder), "epoch": result.epoch, **threshold, "validation": result.validation}
     chosen = {name: value for name, value in result.chosen.items() if not isinstance(value, dict | list)}
     report |= {"chosen": result.chosen} if chosen else {}
     epoch = [] if chosen else [("epoch kept", result.epoch)]
     rows: list[tuple[str, object]] = [("adapter", str(result.folder)), *epoch, *chosen.items(), *threshold.items()]
-    rows += [(f"{name} (val)", value) for name, value in found.items()]
+    rows += [(f"{name} (val)", value) for name, value in metrics.items()]
     note = {"note": RESEARCH_USE}
     emit(report | note, as_json, build_table(("", ""), [*rows, *note.items()]))

@@ -37,7 +37,7 @@ def show_cases(
         return message("no-cases", "The index has no other case than those of this patient or lesion.")
     cases = []
     if regions:
-        for neighbor, evidence in zip(neighbors, image_index.evidence(picture.given, neighbors), strict=True):
+        for neighbor, evidence in zip(neighbors, image_index.evidence(picture.pixels, neighbors), strict=True):
             similar_image = _read(image_index, neighbor.row)
             if similar_image is None or evidence is None:
                 drawn = None

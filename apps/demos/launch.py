@@ -93,9 +93,9 @@ def _check_tasks(adapters: dict[str, Path]) -> None:
     from dinomed.adapters.bundle import read_record
 
     for task, folder in adapters.items():  # before examples are made and Gradio is imported
-        found = read_record(folder).task
-        if found != task:
-            raise UsageError(f"{folder} is a {found} adapter; this needs one made by `dinomed train {task}`")
+        adapter_task = read_record(folder).task
+        if adapter_task != task:
+            raise UsageError(f"{folder} is a {adapter_task} adapter; this needs one made by `dinomed train {task}`")
 
 
 def _load(
@@ -115,8 +115,8 @@ def _check_reading(predictors: dict[str, "Predictor"], image_index: "ImageIndex 
     """Raise a `UsageError` if the classifier and the index read pictures differently and are to be shown together."""
     if image_index is None or "classify" not in predictors:
         return
-    one, other = (each.backbone.preprocessing for each in (predictors["classify"], image_index))
-    if (one.channels, one.intensity) != (other.channels, other.intensity):
+    of_classifier, of_index = predictors["classify"].backbone.preprocessing, image_index.backbone.preprocessing
+    if (of_classifier.channels, of_classifier.intensity) != (of_index.channels, of_index.intensity):
         raise UsageError(
             "the backbones of the classifier and of the index read pictures differently (channels, bits or window); "
             "show them apart: demo classify, demo retrieve"
@@ -157,22 +157,22 @@ def _subtitle(
     return text[:1].upper() + text[1:]
 
 
-def choose_examples(folders: list[Path], given: Path | None, scratch: Path) -> list[Path]:
+def choose_examples(folders: list[Path], examples: Path | None, scratch: Path) -> list[Path]:
     """Return at most `NUM_EXAMPLES` numbered copies of pictures in ``scratch/examples``.
 
     Raises:
-        UsageError: there is no picture in the folder `given`.
+        UsageError: there is no picture in the folder `examples`.
     """
-    if given is not None:
-        if not given.is_dir():
-            raise UsageError(f"--examples {given} is not a folder")
-        found = _copy(given, scratch / "examples")
-        if not found:
-            raise UsageError(f"--examples {given}: no pictures in this folder")
-        return found
+    if examples is not None:
+        if not examples.is_dir():
+            raise UsageError(f"--examples {examples} is not a folder")
+        copies = _copy(examples, scratch / "examples")
+        if not copies:
+            raise UsageError(f"--examples {examples}: no pictures in this folder")
+        return copies
     for folder in folders:
-        if found := _copy(folder / "examples", scratch / "examples"):
-            return found
+        if copies := _copy(folder / "examples", scratch / "examples"):
+            return copies
     return _copy(_synthetic(scratch), scratch / "examples")
 
 

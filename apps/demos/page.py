@@ -126,6 +126,6 @@ def _run_consumers(panels: Sequence[Panel], path: str | None) -> list[tuple[Pict
             results |= dict.fromkeys(places, reason)
             continue
         consumers = [consumer for place in places for consumer in panels[place].consumers]
-        answers = iter([of_images[0] for of_images in predict_many(consumers, [picture.given])])
+        answers = iter([of_images[0] for of_images in predict_many(consumers, [picture.pixels])])
         results |= {place: (picture, [next(answers) for _ in panels[place].consumers]) for place in places}
     return [results[place] for place in range(len(panels))]

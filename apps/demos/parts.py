@@ -69,7 +69,7 @@ class Picture:
     """An uploaded picture: uint8 (H, W, 3) for display, the pixels that `Preprocessing.read` returns, and its hash."""
 
     shown: np.ndarray
-    given: np.ndarray
+    pixels: np.ndarray
     sha256: str
 
 
@@ -78,11 +78,11 @@ def read_picture(path: str, preprocessing: Preprocessing | None) -> tuple[Pictur
     try:
         read_header(path, MAX_PIXELS)
         if preprocessing is None:
-            shown = given = read_image(path, max_pixels=MAX_PIXELS)
+            shown = pixels = read_image(path, max_pixels=MAX_PIXELS)
         else:
-            given = preprocessing.read(path)
+            pixels = preprocessing.read(path)
             shown = read_shown(path, preprocessing.channels, preprocessing.intensity, MAX_PIXELS)
-        return Picture(shown, given, sha256_file(path)), ""
+        return Picture(shown, pixels, sha256_file(path)), ""
     except DinomedError as error:
         reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
         if reason == "does not exist":  # swept, while the page was still open

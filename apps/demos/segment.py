@@ -38,7 +38,7 @@ class LesionModel(Protocol):
 
 
 def describe(probability: np.ndarray, threshold: float, kind: str = LESION) -> str:
-    """Return the measurements as HTML, or a message that no region of this `kind` was summary."""
+    """Return the measurements as HTML, or a message that no region of this `kind` was found."""
     summary = lesion_summary(probability, threshold)
     if summary.confidence is None:
         return message(
@@ -114,7 +114,7 @@ class SegmentPanel(Panel):
         _, view, before, count, which, _ = values
         self.recent.drop(before)
         cut, moved = self._cut(*values)
-        probability = self._of_class(answers[0], which) if answers else self.predictor.probability(picture.given)
+        probability = self._of_class(answers[0], which) if answers else self.predictor.probability(picture.pixels)
         key = self.recent.put(VisitedPicture(count + 1, picture.shown, probability))
         return [key, count + 1, *self.draw(key, cut, view, which), moved, which]
 
@@ -140,8 +140,8 @@ class SegmentPanel(Panel):
         outlined, taken = folder / f"outline_{now.number}.jpg", folder / f"mask_{now.number}.png"
         Image.fromarray(drawn).save(outlined, quality=92, subsampling=0)
         write_mask(taken, mask)
-        told = describe(now.probability, cut, which)
-        return [outlined, told, gr.DownloadButton(value=taken, interactive=True)]
+        measurements = describe(now.probability, cut, which)
+        return [outlined, measurements, gr.DownloadButton(value=taken, interactive=True)]
 
     def _cut(self, threshold: float, view: str, before: Any, count: int, which: str, chosen: str) -> tuple[float, Any]:
         """Return the threshold and the update of its slider; another class starts at its own threshold."""

@@ -36,8 +36,8 @@ def build_few_shot_page(report: Mapping[str, Any]) -> str:
     ]
     parts = [paragraph(opening), *figures, build_table(columns, rows), paragraph(advice(report))]
     if report["fewer"]:
-        told = ", ".join(f"{name}: {count}" for name, count in report["fewer"].items())
-        parts.append(paragraph(f"Classes with fewer labelled {unit} in train than the largest number: {told}."))
+        counts = ", ".join(f"{name}: {count}" for name, count in report["fewer"].items())
+        parts.append(paragraph(f"Classes with fewer labelled {unit} in train than the largest number: {counts}."))
     settings = {key: report[key] for key in ("backbone", "image_size", "seeds", "C", "split")}
     return build_page("How many labels?", [*parts, code("\n".join(f"{k}: {v}" for k, v in settings.items()))])
 

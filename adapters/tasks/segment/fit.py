@@ -186,7 +186,7 @@ def _as_bundle(
 def predicted_maps(predictor: SegmentPredictor, manifest: Manifest) -> Iterator[np.ndarray]:
     """Yield the probabilities (classes, H, W) of each image, as the bundle predicts them."""
     for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
-        yield from predictor.batch_maps(stack_pixels(loaded), [one.size for one in loaded])
+        yield from predictor.batch_maps(stack_pixels(loaded), [image.size for image in loaded])
 
 
 def prepare_masks(manifest: Manifest, config: SegmentConfig) -> tuple[MaskSchema, Splits]:
