@@ -73,7 +73,8 @@ def curate(
         DinomedError: too few images are readable, or nothing can be written.
 
     Example:
-        >>> result = dinomed.curate("lesions.parquet", out="curated.parquet", settings={"balance.share": 0.5})
+        >>> settings = {"balance.share": 0.5, "quality.min_short_side_px": 32}      # the images have 36 x 48 px
+        >>> result = dinomed.curate("lesions.parquet", out="curated.parquet", settings=settings)
         >>> len(dinomed.open_dataset(result.path)) == result.counts["kept"]
         True
     """
