@@ -150,7 +150,7 @@ def test_files_without_a_readable_picture_are_refused_with_the_reason(tmp_path: 
     coded.PixelData = encapsulate([b"\xff\xd8\xff\xf7" + b"\0" * 60])
     coded.save_as(tmp_path / "coded.dcm", enforce_file_format=True)
     assert "compressed by JPEG-LS Lossless" in reason(tmp_path / "coded.dcm")
-    with pytest.raises(UnreadableImage, match="read as an image only"):
+    with pytest.raises(UnreadableImage, match="which is not supported for masks and maps"):
         read_mask(tmp_path / "whole.dcm")
 
 

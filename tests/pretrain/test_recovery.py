@@ -151,7 +151,7 @@ def test_a_learning_rate_that_destroys_the_weights_ends_the_run_with_an_error(
 ) -> None:
     """This also holds between checkpoints, where the metrics get values that are not finite."""
     config = tiny(optimizer={"lr": 1e8}, run={"checkpoint_every": 100, "steps": 40, "max_bad_steps": 2})
-    with pytest.raises(DinomedError, match="no checkpoint had been written yet"):
+    with pytest.raises(DinomedError, match="there is no checkpoint yet"):
         pretrain(config, pictures, tmp_path / "run", device="cpu")
 
 
