@@ -80,6 +80,13 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def max_over_ranks_of(tensor: Tensor) -> Tensor:
+    """The elementwise maximum of `tensor` over all ranks, in place where there are several."""
+    if is_distributed():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor
+
+
 def max_over_ranks(value: int, device: torch.device) -> int:
     """Return the largest value of all ranks, for joint decisions such as to stop or to skip a step."""
     if not is_distributed():

@@ -17,7 +17,8 @@ def cross_entropy(logits: Tensor, targets: Tensor, temperature: float, mass: flo
         temperature: of the student.
         mass: 2 compares one row of logits with the sum of two targets.
     """
-    loss: Tensor = _CrossEntropy.apply(logits.float(), targets, 1 / temperature, mass)
+    with torch.autocast(logits.device.type, enabled=False):  # it would round logits and targets to half precision
+        loss: Tensor = _CrossEntropy.apply(logits.float(), targets.float(), 1 / temperature, mass)
     return loss
 
 

@@ -17,22 +17,29 @@ def rows(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def sinkhorn_oracle(scores: torch.Tensor, temperature: float, iterations: int = 3) -> torch.Tensor:
-    """Rewrite the matrix at every iteration, as the pseudo-code of the paper does."""
-    q = torch.exp(scores.double() / temperature).T
-    q = q / q.sum()
+    """Rewrite the matrix at every iteration, as the pseudo-code of the paper does, in float64 and in the log domain."""
+    q = scores.double() / temperature
     for _ in range(iterations):
-        q = q / q.sum(1, keepdim=True) / q.shape[0]
-        q = q / q.sum(0, keepdim=True) / q.shape[1]
-    return (q * q.shape[1]).T
+        q = q - q.logsumexp(0, keepdim=True)
+        q = q - q.logsumexp(1, keepdim=True)
+    return q.exp()
 
 
-@pytest.mark.parametrize("temperature", [0.02, 0.04, 0.07])
-def test_sinkhorn_equals_the_pseudo_code_of_the_paper(temperature: float) -> None:
-    scores = torch.tanh(rows(24, 40)).float()
-    ours = sinkhorn_knopp(scores, temperature)
-    # float32 exponents of up to 2 / 0.02 = 100 carry a relative error of about 100 * 6e-8
-    torch.testing.assert_close(ours.double(), sinkhorn_oracle(scores, temperature), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(ours.sum(1), torch.ones(24))
+def cosines(rows_B: int, prototypes: int, spread: float) -> torch.Tensor:
+    """Return scores around a level for each row, from -0.9 to 0.9 times `spread`; rows then share no prototype."""
+    level = torch.linspace(-0.9, 0.9, rows_B)[:, None] * spread
+    return (level + 0.1 * torch.tanh(rows(rows_B, prototypes))).float()
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [0.005, 0.01, 0.02, 0.04, 0.07])
+def test_sinkhorn_equals_the_pseudo_code_of_the_paper(temperature: float, spread: float) -> None:
+    """With ``exp((score - 1) / temperature)`` rows of low scores underflowed: wrong sums at 0.01, nan at 0.005."""
+    for scores in (cosines(64, 256, spread), torch.tanh(rows(24, 40)).float()):
+        ours = sinkhorn_knopp(scores, temperature)
+        # float32 exponents of up to 2 / 0.005 = 400 carry a relative error of about 400 * 6e-8 = 2.4e-5
+        torch.testing.assert_close(ours.double(), sinkhorn_oracle(scores, temperature), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours.sum(1), torch.ones(len(scores)))
 
 
 def test_sinkhorn_works_without_a_process_group_and_without_rows() -> None:
@@ -145,3 +152,13 @@ def test_the_head_has_the_value_and_gradient_of_a_cosine() -> None:
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other)
     assert float(head(x).detach().abs().max()) <= 1 + 1e-6
+
+
+def test_the_cross_entropies_stay_float32_under_autocast() -> None:
+    student, targets = rows(4, 6, 32).float(), torch.softmax(rows(2, 6, 32, seed=1).float() / 0.02, -1)
+    patches, patch_targets = student.flatten(0, 1), torch.softmax(rows(24, 32, seed=2).float() / 0.02, -1)
+    weights = torch.full((24,), 0.25)
+    expected = dino_loss(student, targets), ibot_loss(patches, patch_targets, weights, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = dino_loss(student, targets), ibot_loss(patches, patch_targets, weights, 4)
+    assert under_autocast == expected  # to the bit: autocast would round scores and targets to 8 bits
