@@ -74,19 +74,26 @@ def _block_diagonal_mask(groups: tuple[Group, ...], device: torch.device) -> obj
     return fmha.attn_bias.BlockDiagonalMask.from_seqlens([N for B, N in groups for _ in range(B)], device=device)
 
 
-@cache
-def xformers_works(dtype: torch.dtype, head_dim: int) -> bool:
+@torch.compiler.assume_constant_result  # a compiled block would break its graph at the trial
+def xformers_works(dtype: torch.dtype, head_dim: int, device: str = "cuda") -> bool:
     """Return whether xformers' block-diagonal attention works here, forward and backward.
 
     It is tried once. The wheels of xformers are built for one version of torch and CUDA; with other versions the
-    kernels are missing, and only a call shows it.
+    kernels are missing, and only a call shows it. The trial does not depend on the first caller: gradients are on, and
+    no random number is drawn.
     """
+    return _try_xformers(dtype, head_dim, device)
+
+
+@cache
+def _try_xformers(dtype: torch.dtype, head_dim: int, device: str) -> bool:
     try:
-        q = torch.randn(1, 12, 2, head_dim, dtype=dtype, device="cuda", requires_grad=True)
         from xformers.ops import fmha
 
-        mask = fmha.attn_bias.BlockDiagonalMask.from_seqlens([8, 4], device=q.device)
-        fmha.memory_efficient_attention(q, q, q, attn_bias=mask).sum().backward()
+        with torch.inference_mode(False), torch.enable_grad():
+            q = torch.ones(1, 12, 2, head_dim, dtype=dtype, device=device, requires_grad=True)
+            mask = fmha.attn_bias.BlockDiagonalMask.from_seqlens([8, 4], device=q.device)
+            fmha.memory_efficient_attention(q, q, q, attn_bias=mask).sum().backward()
         return True
     except (ImportError, NotImplementedError, RuntimeError, ValueError, AttributeError, TypeError):
         return False

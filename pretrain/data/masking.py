@@ -71,7 +71,8 @@ def _add_block(mask: np.ndarray, max_added: int, config: MaskConfig, rng: np.ran
     rows, columns = mask.shape
     log_aspect = np.log(config.aspect)
     for _ in range(10):
-        area = rng.uniform(config.min_patches, max(max_added, config.min_patches))
+        # as in the reference, also where fewer than `min_patches` are left: a smaller block fills the rest
+        area = rng.uniform(*sorted((config.min_patches, max_added)))
         aspect = math.exp(rng.uniform(*log_aspect))
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if not (0 < height < rows and 0 < width < columns):

@@ -1,8 +1,8 @@
 """Training on several devices by FSDP2: parameters sharded over all devices, or replicated if the model is small.
 
 Replication is FSDP2 on a mesh whose sharding dimension is 1, which does what DDP does with the same code. The
-precision is that of the recipe: float32 shards; half precision for the broadcast and reduction of the backbone, float32
-for those of the heads.
+precision is that of DINOv3: float32 shards; half precision for the computation and the broadcast of the backbone;
+gradients are reduced in float32, because sums over many ranks in half precision lose small gradients.
 """
 
 import warnings
@@ -38,7 +38,7 @@ def distribute(side: nn.ModuleDict, parallel: Parallel, device: torch.device, ha
         ((world_size(), 1), ("replicate", "shard")) if parallel == "replicate" else ((world_size(),), ("shard",))
     )
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
-    policy = MixedPrecisionPolicy() if half is None else MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half)
+    policy = precision_policy(half)
     for module in side.values():
         if isinstance(module, VisionTransformer):
             for block in module.blocks:
@@ -48,6 +48,11 @@ def distribute(side: nn.ModuleDict, parallel: Parallel, device: torch.device, ha
                 register_fsdp_forward_method(module, method)
         else:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def precision_policy(half: torch.dtype | None) -> MixedPrecisionPolicy:
+    """Return FSDP2's policy for the backbone: computation and broadcast in `half`, reduction in float32."""
+    return MixedPrecisionPolicy(param_dtype=half, reduce_dtype=None if half is None else torch.float32)
 
 
 def sync_gradients(side: nn.ModuleDict, enabled: bool) -> None:

@@ -1,10 +1,14 @@
 """Packed attention: tokens attend only to their own image, with every back-end."""
 
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.functional import softmax
 
-from dinomed.layers.attention import Attention, _block_diagonal, _one_group, _split, xformers_works
+from dinomed.layers.attention import Attention, _block_diagonal, _one_group, _split, _try_xformers, xformers_works
 
 GROUPS = [(2, 5), (3, 2)]  # two images of five tokens, three of two
 T = sum(B * N for B, N in GROUPS)
@@ -51,3 +55,39 @@ def test_xformers_equals_sdpa(dtype: torch.dtype) -> None:
     tolerance = 8 * torch.finfo(dtype).eps
     assert torch.allclose(*outputs, atol=tolerance)
     assert torch.allclose(*gradients, atol=10 * tolerance)
+
+
+@pytest.fixture
+def working_xformers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An xformers whose attention runs on a CPU, since the real one has no CPU kernel."""
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_bias: object) -> torch.Tensor:
+        assert attn_bias == [8, 4]
+        return softmax(q @ k.transpose(-1, -2), -1) @ v
+
+    mask = SimpleNamespace(from_seqlens=lambda lengths, device: lengths)
+    fmha = SimpleNamespace(memory_efficient_attention=attend, attn_bias=SimpleNamespace(BlockDiagonalMask=mask))
+    monkeypatch.setitem(sys.modules, "xformers", SimpleNamespace(ops=SimpleNamespace(fmha=fmha)))
+    monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace(fmha=fmha))
+    _try_xformers.cache_clear()
+    yield
+    _try_xformers.cache_clear()
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_the_trial_of_xformers_depends_neither_on_gradients_nor_on_the_random_state(
+    mode: type, working_xformers: None
+) -> None:
+    """Asked first under `no_grad`, as by a teacher, it once answered False for the rest of the run."""
+    before = torch.get_rng_state()
+    with mode():
+        assert xformers_works(torch.float32, 4, "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_compiled_graph_does_not_break_at_the_trial_of_xformers(working_xformers: None) -> None:
+    def choose(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if xformers_works(x.dtype, 4, "cpu") else x - 1
+
+    compiled = torch.compile(choose, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(torch.zeros(3)), torch.ones(3))

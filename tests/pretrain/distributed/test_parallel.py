@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from dinomed.config import to_yaml
 from dinomed.io.checkpoint import list_checkpoints
 from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.distributed.parallel import precision_policy
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
@@ -51,6 +52,13 @@ def assert_same_run(a: Path, b: Path) -> None:
     first, second = weights(a), weights(b)
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=2e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, None])
+def test_gradients_are_reduced_in_float32_whatever_the_precision(half: torch.dtype | None) -> None:
+    policy = precision_policy(half)
+    assert policy.param_dtype == half
+    assert (policy.reduce_dtype or torch.float32) == torch.float32
 
 
 def test_every_collective_operation(tmp_path: Path) -> None:
