@@ -104,6 +104,8 @@ def test_an_ablation_changes_something_and_the_recipe_is_the_papers() -> None:
     assert paper.run.steps * paper.teacher.temperature_warmup == 37_500
     assert paper.run.steps * paper.optimizer.warmup == 100_000
     assert paper.run.steps * paper.optimizer.freeze_prototypes == 1_250
+    for short in ("dinov2", "dinov2_vitl_short", "dinov2_vitb_short"):  # the reference: 10 of 100 epochs
+        assert load_config(PretrainConfig, CONFIGS / "pretrain" / f"{short}.yaml").optimizer.warmup == 0.1
 
 
 @pytest.mark.parametrize(

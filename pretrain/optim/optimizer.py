@@ -24,7 +24,7 @@ class OptimizerConfig(Config):
         "sqrt", description="learning-rate scaling rule: how lr grows with the batch"
     )
     reference_batch: int = Field(1024, ge=1, description="images")
-    warmup: float = Field(0.16, ge=0, lt=1, description="fraction of the run")
+    warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the run")
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.04, ge=0)
     weight_decay_end: float = Field(0.4, ge=0)
