@@ -15,12 +15,12 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.intensity import IntensityConfig
-from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint, read_whole
+from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint
 from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.select_images import check_channels, select_images
 from dinomed.pretrain.model.distillation import Teacher
-from dinomed.pretrain.model.initialisation import Initialisation, read_initialisation
+from dinomed.pretrain.model.initialisation import Initialisation, read_initialisation, read_run_model
 from dinomed.pretrain.model.lora import check_student_tuning
 from dinomed.pretrain.optim.scaling_rules import scale_momentum, scale_prototypes
 from dinomed.pretrain.run_folder import CHECKPOINTS, CONFIG_FILE, flatten_settings
@@ -86,7 +86,7 @@ def resolve_config(
     manifest = open_dataset(data)
     train, held_aside = select_images(manifest, config.run.batch_size, config.run.pca_images)
     resolved = fit_to_images(resolved, train)
-    has_heads = teacher_of_run is not None or (initialisation is not None and initialisation.has_heads)
+    has_heads = teacher_of_run is not None or (initialisation is not None and bool(initialisation.head_configs))
     resolved = scale_to_data(resolved, len(train), keep_heads=has_heads)
     before, after = flatten_settings(config), flatten_settings(resolved)
     for key in sorted(key for key in after if before.get(key) != after[key]):
@@ -143,7 +143,9 @@ def to_high_resolution(config: PretrainConfig, size: int = HIGH_RESOLUTION) -> P
 
 
 def fit_to_initialisation(config: PretrainConfig, initialisation: Initialisation | None) -> PretrainConfig:
-    """Return `config` with the architecture and the normalisation of the initial weights.
+    """Return `config` with the architecture and the normalisation of the initial weights, and the shapes of its heads.
+
+    While a head that a loss needs is not among the weights, the backbone waits: `start.warmup` becomes 0.1.
 
     The config decides stochastic depth and the number of input channels; the first layer is inflated if they differ.
     """
@@ -162,8 +164,11 @@ def fit_to_initialisation(config: PretrainConfig, initialisation: Initialisation
         data |= {"mean": preprocessing.mean, "std": preprocessing.std}
         if config.images == IntensityConfig():
             data["images"] = preprocessing.intensity
+    heads = initialisation.head_configs
+    data["objective"] = data["objective"] | {name: head.model_dump() for name, head in heads.items()}
     if config.start.warmup is None:
-        data["start"] = data["start"] | {"warmup": 0.0 if initialisation.has_heads else NEW_HEADS_WARMUP}
+        is_new = any(name not in heads for name in config.objective.head_names)
+        data["start"] = data["start"] | {"warmup": NEW_HEADS_WARMUP if is_new else 0.0}
     return build_config(PretrainConfig, data, f"weights of {config.start.weights}")
 
 
@@ -185,7 +190,8 @@ def read_teacher(folder: Path) -> Teacher:
             f"first with the backbone frozen: dinomed pretrain CONFIG --from {folder} --set start.warmup=1 -o RUN"
         )
     config = build_config(PretrainConfig, parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
-    weights = read_whole(checkpoint[0], "model.teacher.")
+    prefix = "teacher."
+    weights = {n.removeprefix(prefix): t for n, t in read_run_model(checkpoint[0]).items() if n.startswith(prefix)}
     return Teacher(config.backbone, config.objective, config.preprocessing, weights)
 
 

@@ -153,8 +153,8 @@ def plan_run(
     from dinomed.pretrain.monitoring.cost_estimate import estimate
     from dinomed.pretrain.resolve import resolve_config
 
-    resolved = resolve_config(config, _source(data), fetch=False, **options).config
-    return resolved, asdict(estimate(resolved, resolve_device(device), num_processes))
+    run = resolve_config(config, _source(data), fetch=False, **options)
+    return run.config, asdict(estimate(run.config, resolve_device(device), num_processes, run.teacher))
 
 
 def run_pretraining(

@@ -39,6 +39,13 @@ class ObjectiveConfig(Config):
     ibot_head: ProjectionHeadConfig = ProjectionHeadConfig()
     student_temperature: float = Field(0.1, gt=0)
 
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """The heads that the losses need; without an own head, iBOT uses the DINO head."""
+        names = ("dino_head",) if self.dino_weight else ()
+        has_ibot_head = self.ibot_weight and (self.untied_heads or not self.dino_weight)
+        return (*names, "ibot_head") if has_ibot_head else names
+
 
 class TeacherConfig(Config):
     """Momentum and temperature of the EMA teacher, with their schedules."""
@@ -200,10 +207,8 @@ class DINOv2(nn.Module):
 def build_side(backbone: ViTConfig, objective: ObjectiveConfig) -> nn.ModuleDict:
     """Build a student or a teacher: a backbone, and the heads of the losses with a weight."""
     side = nn.ModuleDict({"backbone": VisionTransformer(backbone)})
-    if objective.dino_weight:
-        side["dino_head"] = ProjectionHead(backbone.embed_dim, objective.dino_head)
-    if objective.ibot_weight and (objective.untied_heads or not objective.dino_weight):
-        side["ibot_head"] = ProjectionHead(backbone.embed_dim, objective.ibot_head)
+    for name in objective.head_names:
+        side[name] = ProjectionHead(backbone.embed_dim, getattr(objective, name))
     return side
 
 

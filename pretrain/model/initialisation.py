@@ -7,6 +7,7 @@ learns too.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint, read_wh
 from dinomed.layers.patch_embedding import resize_position_embedding
 from dinomed.log import logger
 from dinomed.pretrain.model.dinov2 import DINOv2
+from dinomed.pretrain.model.heads import ProjectionHeadConfig
 from dinomed.pretrain.model.lora import has_lora
 from dinomed.pretrain.run_folder import BACKBONE, CHECKPOINTS
 
@@ -53,9 +55,20 @@ class Initialisation:
     run_weights: dict[str, Tensor]
 
     @property
-    def has_heads(self) -> bool:
-        """Whether the weights contain the heads."""
-        return any(".dino_head." in name or ".ibot_head." in name for name in self.run_weights)
+    def head_configs(self) -> dict[str, ProjectionHeadConfig]:
+        """The configs of the heads among the weights, by name (``dino_head``, ``ibot_head``), read off their shapes."""
+        configs = {}
+        for name in ("dino_head", "ibot_head"):
+            prefix = f"teacher.{name}."
+            shapes = {n.removeprefix(prefix): t.shape for n, t in self.run_weights.items() if n.startswith(prefix)}
+            if "prototypes" in shapes:
+                layers = [shape for n, shape in sorted(shapes.items()) if re.fullmatch(r"mlp\.\d+\.weight", n)]
+                hidden = layers[0][0] if len(layers) > 1 else ProjectionHeadConfig().hidden
+                prototypes, bottleneck = shapes["prototypes"]
+                configs[name] = ProjectionHeadConfig(
+                    prototypes=prototypes, hidden=hidden, bottleneck=bottleneck, layers=len(layers)
+                )
+        return configs
 
 
 def read_initialisation(config: InitialisationConfig, *, fetch: bool = True) -> Initialisation | None:
@@ -91,7 +104,19 @@ def _read_run_weights(folder: Path) -> dict[str, Tensor]:
             f"run folder {folder} cannot be used for initialisation: {error}; "
             f"try its backbone alone: --from {folder / BACKBONE}"
         ) from None
-    return {} if checkpoint is None else read_whole(checkpoint[0], "model.")
+    return {} if checkpoint is None else read_run_model(checkpoint[0])
+
+
+def read_run_model(checkpoint: Path) -> dict[str, Tensor]:
+    """Read the model of a run's checkpoint: the student as ``student.*`` and its moving average as ``teacher.*``.
+
+    In a distilled run the moving average is stored as ``average.*``; its ``teacher.*`` is the large frozen teacher,
+    which is not part of the result.
+    """
+    weights = read_whole(checkpoint, "model.")
+    if any(name.startswith("average.") for name in weights):
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("teacher.")}
+    return {re.sub(r"^average\.", "teacher.", name): tensor for name, tensor in weights.items()}
 
 
 def load_initialisation(initialisation: Initialisation, model: DINOv2) -> None:
@@ -99,7 +124,7 @@ def load_initialisation(initialisation: Initialisation, model: DINOv2) -> None:
 
     A head whose shape differs keeps its new weights.
     """
-    num_loaded, num_new = 0, 0
+    num_loaded = num_new = 0
     for side_name, side in {"student": model.student, "teacher": model.sides[-1]}.items():
         state = side.state_dict()
         for name, tensor in _tensors_of_side(initialisation, side_name, state).items():
@@ -107,7 +132,7 @@ def load_initialisation(initialisation: Initialisation, model: DINOv2) -> None:
             num_loaded, num_new = num_loaded + fits, num_new + (not fits)
             if fits:
                 state[name].copy_(tensor)
-    heads = "with its heads" if initialisation.has_heads and not num_new else "with new heads"
+    heads = "with its heads" if initialisation.head_configs and not num_new else "with new heads"
     logger.info(f"initialised from trained weights ({num_loaded} tensors), {heads}")
 
 

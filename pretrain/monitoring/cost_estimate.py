@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from dinomed.backbones.vit import ViTConfig
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.model.dinov2 import build_side
+from dinomed.pretrain.model.distillation import Teacher
 from dinomed.pretrain.model.lora import LoraConfig
 
 BYTES = 4
@@ -30,8 +32,12 @@ class CostEstimate:
     hours: float
 
 
-def estimate(config: PretrainConfig, device: torch.device, processes: int = 1) -> CostEstimate:
+def estimate(
+    config: PretrainConfig, device: torch.device, processes: int = 1, teacher: Teacher | None = None
+) -> CostEstimate:
     """Estimate the costs of a run on `processes` devices like `device`. Reading of images is not included.
+
+    With a `teacher` of a distillation, its weights and its forward pass are added, and the iBOT loss is on all patches.
 
     In runs on two CPU cores the time was within a factor of 1.5 of the estimate, and the memory of the process (which
     also holds the libraries, about 0.6 GiB) within a third; see docs/pretraining.md.
@@ -47,14 +53,18 @@ def estimate(config: PretrainConfig, device: torch.device, processes: int = 1) -
 
     student, teacher = tokens["global"] + tokens["local"], tokens["global"]
     kept = 1 - vit.drop_path
-    flop = images * (3 * kept * (_forward(config, "global") + _forward(config, "local")) + _forward(config, "global"))
-    rows = _head_rows(config)
+    teacher_vit = vit if teacher is None else teacher.backbone
+    flop = images * 3 * kept * (_forward(config, "global", vit) + _forward(config, "local", vit))
+    flop += images * _forward(config, "global", teacher_vit)
+    rows = _head_rows(config, all_patches=teacher is not None)
     flop += images * sum(2 * size * (3 * rows[name][0] + rows[name][1]) for name, size in sizes.items())
 
     shards = processes if run.parallel == "shard" else 1
     adapters = _adapters(side, config.tune.lora)
     learned = heads + (adapters or backbone)
-    weights = (2 * (backbone + heads) + adapters + LEARNED_COPIES * learned) * BYTES / shards  # student and teacher
+    frozen = 0 if teacher is None else sum(tensor.numel() for tensor in teacher.weights.values())
+    # the student and its moving average, which is the teacher unless a frozen one is there
+    weights = (2 * (backbone + heads) + frozen + adapters + LEARNED_COPIES * learned) * BYTES / shards
     width = 2 if run.precision != "float32" else BYTES
     depth = 2 if run.checkpoint_activations else vit.depth  # the inputs of all blocks, and the activations of one
     activations = images_in_memory * student * vit.embed_dim * SAVED_PER_TOKEN * depth * kept * width
@@ -92,9 +102,9 @@ def _tokens(config: PretrainConfig) -> dict[str, int]:
     return {"global": 2 * _grid(crops.global_size, config), "local": crops.num_local * _grid(crops.local_size, config)}
 
 
-def _forward(config: PretrainConfig, kind: str) -> float:
+def _forward(config: PretrainConfig, kind: str, vit: ViTConfig) -> float:
     """Return the FLOP of a forward pass of one image: twice the weights for each token, and the attention."""
-    vit, crops = config.backbone, config.crops
+    crops = config.crops
     count, size = (2, crops.global_size) if kind == "global" else (crops.num_local, crops.local_size)
     n, c = _grid(size, config), vit.embed_dim
     weights = vit.depth * (4 * c * c + 2 * c * int(c * vit.mlp_ratio))
@@ -102,10 +112,13 @@ def _forward(config: PretrainConfig, kind: str) -> float:
     return count * n * (2 * weights + 2 * patch + vit.depth * 4 * n * c)
 
 
-def _head_rows(config: PretrainConfig) -> dict[str, tuple[float, float]]:
-    """Return the rows of an image in each head, of student and teacher. A tied DINO head gets masked patches too."""
-    patches = (config.crops.global_size // config.backbone.patch_size) ** 2
-    masked = 2 * patches * config.masks.probability * sum(config.masks.ratio) / 2
+def _head_rows(config: PretrainConfig, *, all_patches: bool) -> dict[str, tuple[float, float]]:
+    """Return the rows of an image in each head, of student and teacher. A tied DINO head gets the patches too.
+
+    The patches are the masked ones of both global views, or all of them in a distillation.
+    """
+    patches = 2 * (config.crops.global_size // config.backbone.patch_size) ** 2
+    masked = patches if all_patches else patches * config.masks.probability * sum(config.masks.ratio) / 2
     tied = masked if config.objective.ibot_weight and not config.objective.untied_heads else 0
     return {"dino_head": (2 + config.crops.num_local + tied, 2 + tied), "ibot_head": (masked, masked)}
 

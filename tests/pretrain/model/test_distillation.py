@@ -14,7 +14,10 @@ from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.losses.cross_entropy import ibot_loss
 from dinomed.pretrain.model.dinov2 import ViewBatch
 from dinomed.pretrain.model.distillation import Distillation
-from dinomed.pretrain.resolve import fit_to_teacher, read_teacher
+from dinomed.pretrain.model.initialisation import read_initialisation
+from dinomed.pretrain.monitoring.cost_estimate import estimate
+from dinomed.pretrain.resolve import fit_to_initialisation, fit_to_teacher, read_teacher
+from dinomed.pretrain.train_step import TrainStep
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
@@ -132,3 +135,39 @@ def test_a_folder_with_a_lock_alone_can_be_used(tiny: Tiny, pictures: Path, tmp_
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()  # left by a run that ended at once
     assert pretrain(tiny(run={"steps": 1}), pictures, tmp_path / "run", device="cpu").steps == 1
+
+
+def test_a_distilled_run_starts_from_its_own_average_and_not_from_the_large_teacher(
+    tiny: Tiny, teacher: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """`--from`, `--phase highres` and a second distillation read the large teacher, whose tensors do not fit: 39 of 45
+    tensors of the EMA teacher stayed random."""
+    small = tmp_path / "small"
+    pretrain(tiny(run={"steps": 3}), pictures, small, device="cpu", teacher=teacher)
+    kept = load_file(next((small / "checkpoints").glob("step_*3")) / "tensors.safetensors")
+    config = tiny(start={"weights": str(small)})
+    initialisation = read_initialisation(config.start)
+    step = TrainStep(fit_to_initialisation(config, initialisation), torch.device("cpu"), initialisation)
+    assert step.config.start.warmup == 0
+    for name, tensor in step.model.teacher.state_dict().items():
+        assert torch.equal(tensor, kept[f"model.average.{name}"]), name
+    for name, tensor in step.model.student.state_dict().items():
+        assert torch.equal(tensor, kept[f"model.student.{name}"]), name
+    again = read_teacher(small)
+    assert again.backbone.embed_dim == 16
+    assert all(torch.equal(tensor, kept[f"model.average.{name}"]) for name, tensor in again.weights.items())
+    Distillation(again.backbone, again.objective, again)  # its weights fit
+
+
+def test_the_estimate_counts_the_teacher_and_all_patches(tiny: Tiny, teacher: Path) -> None:
+    large = read_teacher(teacher)
+    config = fit_to_teacher(tiny(objective={"ibot_head": {"prototypes": 4096}}), large)
+    config = config.model_copy(update={"objective": config.objective.model_copy(
+        update={"ibot_head": config.objective.ibot_head.model_copy(update={"prototypes": 4096})})})  # fmt: skip
+    alone = estimate(config, torch.device("cpu"))
+    distilled = estimate(config, torch.device("cpu"), teacher=large)
+    assert distilled.backbone_parameters == alone.backbone_parameters  # of the student
+    # half of the views with 30% of their patches on average are masked; a distillation takes all patches of all views
+    logits = 2 * 16 * 4096 * 4 * 3 * 4 * 2 / 2**30  # views x patches, prototypes, images, floats, bytes, both sides
+    assert distilled.memory_gib - alone.memory_gib > 0.8 * logits * (1 - 0.5 * 0.3)
+    assert distilled.teraflop_per_step > 2 * alone.teraflop_per_step

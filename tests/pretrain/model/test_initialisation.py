@@ -40,9 +40,25 @@ def test_the_weights_of_a_run_contain_its_heads(tiny: Tiny, finished: Path) -> N
         assert torch.equal(tensor, kept[f"model.{name}"]), name
 
 
-def test_heads_of_another_shape_are_new(tiny: Tiny, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    begin(tiny(start={"weights": str(finished)}, objective={"dino_head": {"prototypes": 32}}))
-    assert "with new heads" in capsys.readouterr().err
+def test_heads_have_the_shapes_of_the_checkpoint_whatever_the_config_says(
+    tiny: Tiny, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recipe with `scale_to_data` names 65,536 prototypes where its run had 4,096: they were dropped for new ones."""
+    other = {"dino_head": {"prototypes": 32}, "ibot_head": {"prototypes": 64, "hidden": 8}}
+    train_step = begin(tiny(start={"weights": str(finished)}, objective=other))
+    assert "with its heads" in capsys.readouterr().err
+    assert train_step.config.start.warmup == 0
+    kept = load_file(next((finished / "checkpoints").glob("step_00000003")) / "tensors.safetensors")
+    for name, tensor in train_step.model.state_dict().items():
+        assert torch.equal(tensor, kept[f"model.{name}"]), name
+
+
+def test_the_backbone_waits_while_a_head_is_new(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    dino_only = tiny(objective={"ibot_weight": 0.0}, run={"steps": 1})
+    pretrain(dino_only, pictures, tmp_path / "dino", device="cpu")
+    train_step = begin(tiny(start={"weights": str(tmp_path / "dino")}))
+    assert train_step.config.objective.dino_head == dino_only.objective.dino_head
+    assert train_step.config.start.warmup == 0.1  # the iBOT head is new, and the DINO head is not
 
 
 def test_a_backbone_has_no_heads_and_initialises_both_sides(tiny: Tiny, tiny_backbone: Path) -> None:
