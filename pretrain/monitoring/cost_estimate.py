@@ -51,7 +51,7 @@ def estimate(
     images = -(-run.batch_size // processes)
     images_in_memory = min(run.micro_batch or images, images)
 
-    student, teacher = tokens["global"] + tokens["local"], tokens["global"]
+    student_tokens, teacher_tokens = tokens["global"] + tokens["local"], tokens["global"]
     kept = 1 - vit.drop_path
     teacher_vit = vit if teacher is None else teacher.backbone
     flop = images * 3 * kept * (_forward(config, "global", vit) + _forward(config, "local", vit))
@@ -67,14 +67,14 @@ def estimate(
     weights = (2 * (backbone + heads) + frozen + adapters + LEARNED_COPIES * learned) * BYTES / shards
     width = 2 if run.precision != "float32" else BYTES
     depth = 2 if run.checkpoint_activations else vit.depth  # the inputs of all blocks, and the activations of one
-    activations = images_in_memory * student * vit.embed_dim * SAVED_PER_TOKEN * depth * kept * width
+    activations = images_in_memory * student_tokens * vit.embed_dim * SAVED_PER_TOKEN * depth * kept * width
     logits = sum(
         images * (rows[name][0] + rows[name][1]) * getattr(config.objective, name).prototypes * SAVED_PER_LOGIT * BYTES
         for name in sizes
     )
     seconds = flop / (matrix_speed(device, run.precision) * EFFICIENCY)
     return CostEstimate(
-        backbone, heads, student + teacher, flop / 1e12, (weights + activations + logits) / 2**30, seconds,
+        backbone, heads, student_tokens + teacher_tokens, flop / 1e12, (weights + activations + logits) / 2**30, seconds,
         seconds * run.steps / 3600,
     )  # fmt: skip
 
