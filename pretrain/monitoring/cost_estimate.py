@@ -73,10 +73,9 @@ def estimate(
         for name in sizes
     )
     seconds = flop / (matrix_speed(device, run.precision) * EFFICIENCY)
-    return CostEstimate(
-        backbone, heads, student_tokens + teacher_tokens, flop / 1e12, (weights + activations + logits) / 2**30, seconds,
-        seconds * run.steps / 3600,
-    )  # fmt: skip
+    memory_gib = (weights + activations + logits) / 2**30
+    num_tokens = student_tokens + teacher_tokens
+    return CostEstimate(backbone, heads, num_tokens, flop / 1e12, memory_gib, seconds, seconds * run.steps / 3600)
 
 
 def _adapters(side: nn.ModuleDict, lora: LoraConfig | None) -> int:

@@ -84,7 +84,7 @@ def test_images_to_pretrain_on_are_counted_as_pretraining_does() -> None:
 
 
 def test_too_few_images_name_the_folder() -> None:
-    with pytest.raises(UsageError, match=r"^pictures: 5 images that can be read, 3 of them to train on"):
+    with pytest.raises(UsageError, match=r"^pictures: 5 readable images, 3 of them for training"):
         find_scope(manifest(*of("train", "---"), *of("test", "--")), Path("pictures"), 0)
 
 
