@@ -170,7 +170,7 @@ def test_rounding_that_a_head_amplifies_is_accepted(make_adapter: Make) -> None:
     found = compare(source, "float64", rounded, [(1, 64, 64)])
     assert 1e-4 < found["largest_difference"] < found["tolerance"] <= 1e-2
     for shift in (0.02, float("nan")):  # twice the loosest, and no number
-        with pytest.raises(DinomedError, match="outputs of float64 for a classify adapter differ"):
+        with pytest.raises(DinomedError, match="outputs of float64 for a classify adapter with head linear differ"):
             compare(source, "float64", lambda pixels, by=shift: rounded(pixels) + by, [(1, 64, 64)])
 
 
@@ -180,5 +180,5 @@ def test_a_small_difference_is_refused_if_it_is_not_rounding(small_backbone: Mak
     def off(pixels: Tensor) -> list[Tensor]:
         return [one + 5e-4 * one.abs().max() for one in source.reference(pixels)]
 
-    with pytest.raises(DinomedError, match=r"differ by 0\.0005 \(allowed: 0\.0001\)"):
+    with pytest.raises(DinomedError, match=r"differ from those of dinomed by 0\.0005 \(allowed: 0\.0001\)"):
         compare(source, "another", off, SHAPES)

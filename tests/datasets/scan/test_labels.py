@@ -95,7 +95,7 @@ def test_classes_and_groups_that_differ_in_case_are_reported(folder: Path, edit:
     edit(folder, "nv,L0,01", "NV,l0,01")
     edit(folder, "mel,L1,03", "Mel,L1,03")
     warnings = scan(folder, "labels.csv", group="lesion_id").warnings
-    assert [line for line in warnings if "differ in case" in line] == [
+    assert [line for line in warnings if "differ only in upper and lower case" in line] == [
         "2 labels with spellings that differ only in upper and lower case, counted as different: "
         "'nv' (row 2) and 'NV' (row 3), ...; use one spelling if they are the same",
         "1 group with spellings that differ only in upper and lower case, counted as different: "
@@ -126,6 +126,6 @@ def test_groups_that_identify_a_patient_become_numbers(folder: Path, edit: Calla
     assert "groups are replaced by numbers, since 'MRN' may identify patients; keep them with --keep-ids" in (
         result.notes
     )
-    assert any("count as different: row 2 and row 3;" in line for line in result.warnings)
+    assert any("counted as different: row 2 and row 3;" in line for line in result.warnings)
     assert "L0" not in str([*result.warnings, *result.notes, result.manifest.table.to_pydict()])
     assert scan(folder, "labels.csv", group="MRN", keep_ids=True).manifest.column("group")[:2] == ["L0", "l0"]
