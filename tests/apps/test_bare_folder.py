@@ -37,7 +37,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path) -> Pat
 @pytest.mark.parametrize(
     ("command", "missing"),
     [
-        (("probe", "{backbone}"), "has no labels in a column 'label' (columns: group)"),
+        (("probe", "{backbone}"), "has no labels in a column 'label'"),
         (("train", "classify", "-b", "{backbone}", "-o", "{out}"), "has no labels in a column 'label'"),
         (("train", "segment", "-b", "{backbone}", "-o", "{out}"), "has no masks"),
         (("train", "depth", "-b", "{backbone}", "-o", "{out}"), "has no depth maps in a column 'depth'"),

@@ -70,7 +70,7 @@ def test_a_picture_of_the_index_gets_other_cases_and_nothing_leaves(visit, demo,
     assert similarities(visit) == [round(one.similarity, 3) for one in answer.neighbors]
     labels = visit.page.locator(".cases figcaption b").all_inner_texts()
     assert labels == [manifest.column("label")[one.row] for one in answer.neighbors]
-    assert f"{answer.related} of the index are this picture itself" in visit.page.inner_text(".cases-hint")
+    assert f"{answer.num_excluded} of the index are this picture itself" in visit.page.inner_text(".cases-hint")
     assert visit.page.locator(".cases img").count() == 6
     page = visit.page.content()
     for hidden in (str(made), *(manifest.column("group")), *(Path(name).stem for name in manifest.column("image"))):

@@ -22,7 +22,7 @@ def data(classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("newton", [True, False])
 def test_the_gradient_vanishes_at_the_solution(classes: int, newton: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not newton:
-        monkeypatch.setattr(logistic, "_NEWTON", 0)
+        monkeypatch.setattr(logistic, "_MAX_NEWTON", 0)
     features, labels = data(classes)
     path = fit_logistic(features, labels, (0.01, 1.0))
     assert all(path.converged)
