@@ -87,7 +87,7 @@ def test_a_picture_dropped_once_is_answered_in_every_tab(visit, demo, made: Path
     assert visit.page.locator("#found .similarity").all_inner_texts() == similarities
     labels = visit.page.locator("#found figcaption b").all_inner_texts()
     assert labels == [manifest.column("label")[one.row] for one in answer.neighbors]
-    assert f"{answer.related} of the index are this picture itself" in visit.page.inner_text("#found .cases-hint")
+    assert f"{answer.num_excluded} of the index are this picture itself" in visit.page.inner_text("#found .cases-hint")
     visit.page.locator("#exclude input").click()
     visit.page.wait_for_function("() => document.querySelector('#found .similarity').innerText === '1.000'")
 
