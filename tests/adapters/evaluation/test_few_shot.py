@@ -73,4 +73,4 @@ def test_the_advice_follows_the_last_step() -> None:
 
     assert "likely to help" in advice(report(0.05))
     assert "within the spread" in advice(report(0.002))
-    assert "One number" in advice({"shots": [{"shots": 1, "auroc": {"mean": float("nan"), "sd": 0.0}}]})
+    assert "A single number" in advice({"shots": [{"shots": 1, "auroc": {"mean": float("nan"), "sd": 0.0}}]})
