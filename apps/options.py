@@ -6,13 +6,15 @@ They are used as annotations: ``def probe(data: Data, device: Device = "auto", a
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Context, Option
 
 
-def _quiet(value: bool) -> bool:
+def _quiet(context: Context, value: bool) -> bool:
+    """Set the level of messages for this command, not for what the process does after it."""
     from dinomed.log import default_level, set_level
 
     set_level("warning" if value else default_level())
+    context.call_on_close(lambda: set_level(default_level()))
     return value
 
 

@@ -3,7 +3,7 @@
 import os
 import runpy
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A background job of a shell ignores SIGINT; the processes that tests start and interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _default_log_level() -> Iterator[None]:
+    """Undo what a command or a benchmark sets in this process: the next test expects its messages."""
+    from dinomed.log import default_level, set_level
+
+    yield
+    set_level(default_level())
 
 
 @pytest.fixture(scope="session")

@@ -21,17 +21,18 @@ from dinomed.log import logger
 MAX_UPLOAD = "64mb"
 MAX_WAITING = 64  # further visitors get a message that the demo is busy
 CACHE_SWEEP_S = (60, 1800)  # every minute, remove uploads and results that are older than half an hour
-FIRST_PORT, PORTS_TRIED = 7860, 100
+FIRST_PORT, PORTS_TRIED, LAUNCH_ATTEMPTS = 7860, 100, 10
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
 class Address:
-    """A checked address for a demo, and the login (user, password) of visitors or None."""
+    """A checked address for a demo, the login (user, password) of visitors or None, and whether the port was given."""
 
     host: str
     port: int
     login: tuple[str, str] | None = None
+    is_port_given: bool = True
 
 
 def choose_address(
@@ -60,7 +61,7 @@ def choose_address(
         if login is None:
             logger.warning(f"--host {host}: anyone on the network can use the demo")
         logger.warning("pictures and passwords cross the network unencrypted; put HTTPS in front where that matters")
-    return Address(host, _free_port(host, port), login)
+    return Address(host, _free_port(host, port), login, is_port_given=port is not None)
 
 
 def _read_login(path: Path) -> tuple[str, str]:
@@ -100,15 +101,21 @@ def serve(build: Callable[[], Any], address: Address, *, browser: bool = True) -
 
     demo = build()
     demo.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
-    try:
-        _, link, _ = demo.launch(
-            server_name=address.host, server_port=address.port, auth=address.login, share=False,
-            inbrowser=browser and sys.stdout.isatty(), prevent_thread_lock=True, quiet=True, ssr_mode=False,
-            mcp_server=False, footer_links=[], max_file_size=MAX_UPLOAD, max_threads=8,
-            state_session_capacity=MAX_WAITING, **LOOK,
-        )  # fmt: skip
-    except OSError as error:
-        raise DinomedError(f"the demo cannot be served at {address.host}:{address.port}: {error}") from None
+    port, attempts = address.port, 1 if address.is_port_given else LAUNCH_ATTEMPTS
+    while True:
+        try:
+            _, link, _ = demo.launch(
+                server_name=address.host, server_port=port, auth=address.login, share=False,
+                inbrowser=browser and sys.stdout.isatty(), prevent_thread_lock=True, quiet=True, ssr_mode=False,
+                mcp_server=False, footer_links=[], max_file_size=MAX_UPLOAD, max_threads=8,
+                state_session_capacity=MAX_WAITING, **LOOK,
+            )  # fmt: skip
+            break
+        except OSError as error:
+            attempts -= 1
+            if not attempts:
+                raise DinomedError(f"the demo cannot be served at {address.host}:{port}: {error}") from None
+            port = _free_port(address.host, None)  # another program took the port since it was chosen
     try:
         print(link.rstrip("/"), flush=True)
         logger.info("serving the demo; stop it with Ctrl-C")

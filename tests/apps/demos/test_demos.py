@@ -17,7 +17,7 @@ from dinomed.apps.demos.launch import NUM_EXAMPLES, choose_examples
 from dinomed.apps.demos.recent import KEPT_DRAWINGS, Recent, VisitedPicture
 from dinomed.apps.demos.serve import private_environment
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.errors import UsageError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.images.intensity import IntensityConfig
 
 
@@ -52,6 +52,32 @@ def test_without_a_port_the_next_free_one_is_taken(busy_port: int, monkeypatch: 
     monkeypatch.setattr(serve, "FIRST_PORT", busy_port)
     assert busy_port < serve.choose_address().port < busy_port + 100
     assert serve.choose_address(port=0).port > 0
+
+
+def test_a_port_that_another_program_takes_after_the_choice_is_replaced_by_the_next(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serve.time, "sleep", stop)
+    with socket.socket() as other, private_environment():
+        import gradio
+
+        def build() -> gradio.Blocks:
+            with gradio.Blocks() as page:
+                gradio.Markdown("a page")
+            return page
+
+        address = serve.choose_address()
+        other.bind(("127.0.0.1", address.port))
+        other.listen()
+        with pytest.raises(KeyboardInterrupt):
+            serve.serve(build, address, browser=False)
+        assert re.match(rf"http://127.0.0.1:(?!{address.port}\b)\d+\n", capsys.readouterr().out)
+        given = serve.Address("127.0.0.1", address.port)
+        with pytest.raises(DinomedError, match=f"cannot be served at 127.0.0.1:{address.port}"):
+            serve.serve(build, given, browser=False)
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "a" * 300])
