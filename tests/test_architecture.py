@@ -115,6 +115,14 @@ def test_a_folder_holds_3_to_12_files(package: str) -> None:
     assert files + folders >= MIN_FILES, f"{package} holds {files} files and {folders} folders"
 
 
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in (ROOT / "benchmarks").rglob("*.py")}), ids=lambda folder: folder.name
+)
+def test_a_folder_of_benchmarks_holds_3_to_12_scripts(folder: Path) -> None:
+    assert folder.parent == ROOT / "benchmarks", "one level of folders, no script beside them"
+    assert MIN_FILES <= len(list(folder.glob("*.py"))) <= MAX_FILES
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_has_at_most_350_lines(name: str) -> None:
     assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= MAX_LINES

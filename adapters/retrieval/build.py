@@ -52,7 +52,7 @@ def build_index(
 
     Args:
         cache: folder of the feature cache (`dinomed.features.extract.default_cache`).
-        kind: `flat` is exact, and fast enough for about a million images; see `benchmarks/search.py`.
+        kind: `flat` is exact, and fast enough for about a million images; see `benchmarks/features/search.py`.
         whiten: number of dimensions after PCA whitening; None for no whitening.
 
     Raises:

@@ -2,7 +2,7 @@
 
 It works on NumPy arrays with OpenCV: torchvision's formulas and random order of colour changes, for any number of
 channels, uint8 or float32 in 0 to 1. Under the same conditions albumentations takes 1.2 to 1.6 times as long, and
-torchvision on tensors 5 to 10 times (`benchmarks/loading.py`); neither jitters more than three channels.
+torchvision on tensors 5 to 10 times (`benchmarks/pretrain/loading.py`); neither jitters more than three channels.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The scripts of `benchmarks/` as modules, importable by each other as when one of them is run."""
+"""The scripts of `benchmarks/`: their paths, and the scripts as modules that can import their neighbours."""
 
 import importlib
 import sys
@@ -12,12 +12,29 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="session")
-def script() -> Iterator[Callable[[str], ModuleType]]:
-    """``script("gpu")``: the module of that name."""
-    before = {*sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module
-    sys.path.remove(str(FOLDER))
-    for name in {*sys.modules} - before:
+def script_path() -> Callable[[str], Path]:
+    """``script_path("gpu")``: the file of the script of that name."""
+
+    def find(name: str) -> Path:
+        (path,) = FOLDER.glob(f"*/{name}.py")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def script(script_path: Callable[[str], Path]) -> Iterator[Callable[[str], ModuleType]]:
+    """``script("gpu")``: the module of that name; its folder comes first on the module path, as when it is run."""
+    modules_before, path_before = {*sys.modules}, [*sys.path]
+
+    def load(name: str) -> ModuleType:
+        folder = str(script_path(name).parent)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        return importlib.import_module(name)
+
+    yield load
+    sys.path[:] = path_before
+    for name in {*sys.modules} - modules_before:
         if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(FOLDER)):
             del sys.modules[name]

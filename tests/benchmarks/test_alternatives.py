@@ -1,25 +1,18 @@
 """Parts of the benchmark of alternatives: no network access, and thumbnails."""
 
-import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "alternatives.py"
-
 
 @pytest.fixture(scope="module")
-def alternatives() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("alternatives", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def alternatives(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("alternatives")
 
 
 def test_albumentations_does_not_look_for_updates(

@@ -1,9 +1,7 @@
 """The table of all heads: rows of every kind, continuing after an interruption, and drawn images."""
 
-import importlib
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,18 +11,12 @@ import pytest
 from dinomed.datasets.manifest import read_manifest
 from dinomed.metrics.segmentation import Overlap
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 SCRATCH = "U-Net from scratch, as long as the"
 
 
 @pytest.fixture(scope="module")
-def head_table() -> Iterator[ModuleType]:
-    """Beside its neighbour `alternatives`, as when it is run."""
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module("head_table")
-    sys.path.remove(str(FOLDER))
-    for name in ("head_table", "alternatives"):
-        sys.modules.pop(name, None)
+def head_table(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("head_table")
 
 
 @pytest.fixture

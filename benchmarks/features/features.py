@@ -1,6 +1,6 @@
 """Speed of frozen features compared with timm and transformers, and the cost of a second adapter on the same pass.
 
-    python benchmarks/features.py libraries|adapters [--name dinov2_vits14] [--image-size 224] [--rounds 5]
+    python benchmarks/features/features.py libraries|adapters [--name dinov2_vits14] [--image-size 224] [--rounds 5]
         [--device cpu] [--json]
 
 Random weights of the same architecture, a batch of 8 random images, float32, from pixels to all tokens of the last

@@ -1,8 +1,8 @@
 """Evaluation of `dinomed curate` on a real pool in which copies, junk and test images are planted.
 
-    python benchmarks/curation.py --lesions runs/derm.parquet --others runs/polyps.parquet \\
+    python benchmarks/curation/curation.py --lesions runs/derm.parquet --others runs/polyps.parquet \\
         --unlabelled runs/isic.parquet --backbone runs/ssl --images 1500 -o runs/curation
-    python benchmarks/curation.py ... --judge        # only the tables of the last run
+    python benchmarks/curation/curation.py ... --judge        # only the tables of the last run
 
 The query set holds training images of `--lesions`; the evaluation set holds one image of each of some test lesions. The
 pool holds other lesions, images of the other data sets, and the images that `planting.py` plants. A planted copy is

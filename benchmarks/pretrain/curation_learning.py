@@ -1,6 +1,6 @@
 """Effect of curation on pretraining: the same small run on the raw pool, on the kept images, and on random subsets.
 
-    python benchmarks/curation_learning.py --pool runs/curation/curated.parquet --data runs/derm.parquet \\
+    python benchmarks/pretrain/curation_learning.py --pool runs/curation/curated.parquet --data runs/derm.parquet \\
         --images 38400 --seeds 0 1 2 -o runs/curation_learning
 
 All runs see the same number of images, so a smaller set is seen more often. `raw` is the whole pool with junk, copies

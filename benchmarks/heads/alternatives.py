@@ -1,6 +1,6 @@
 """Baselines without dinomed on the same manifest and splits.
 
-    python benchmarks/alternatives.py runs/derm.parquet --json
+    python benchmarks/heads/alternatives.py runs/derm.parquet --json
 
 - logistic regression on 24x24 RGB pixels, regularisation chosen on val by macro AUROC;
 - Otsu's threshold, with the darker side as the lesion;

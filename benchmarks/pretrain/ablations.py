@@ -1,6 +1,6 @@
 """Ablations of the pretraining recipe on a small budget: one run for each config and seed, and a table.
 
-    python benchmarks/ablations.py --data runs/derm.parquet --images 19200 --seeds 0 1 -o runs/ablations
+    python benchmarks/pretrain/ablations.py --data runs/derm.parquet --images 19200 --seeds 0 1 -o runs/ablations
 
 All runs see the same number of images, at any batch size. They are evaluated on val, so that choices are made without
 the test split. An interrupted call continues where it stopped. Configs whose `start` has settings are initialised from

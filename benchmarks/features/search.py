@@ -1,6 +1,7 @@
 """Speed and recall@10 of flat, HNSW and IVF indexes.
 
-    python benchmarks/search.py [--count 100000] [--dimension 384] [--queries 1000] [--kinds flat,hnsw,ivf] [--json]
+    python benchmarks/features/search.py [--count 100000] [--dimension 384] [--queries 1000]
+        [--kinds flat,hnsw,ivf] [--json]
 
 Vectors lie around 2,000 centres whose sizes follow a power law, like features of a collection of related images; a
 query is a vector with some noise. Recall is the share of the exact ten nearest vectors that are found. Queries are sent

@@ -1,6 +1,6 @@
 """Training step of ViT-S/14 compared with lightly-train: batch 4, 2 x 224 + 8 x 98 px, stochastic depth 0.3, float32.
 
-    python benchmarks/step.py compare --peer PYTHON [--rounds 5]
+    python benchmarks/pretrain/step.py compare --peer PYTHON [--rounds 5]
 
 PYTHON is the Python of an environment with lightly-train (`pip install lightly-train`). Each round starts one process
 for each step, one after the other, on the same threads; a process takes 2 steps unmeasured and then 3. `contenders.py`

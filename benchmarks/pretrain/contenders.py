@@ -5,7 +5,9 @@ DINOv2 of lightly-train, in an environment of its own. The objective is the same
 prototypes for both losses, KoLeo on both views, 2 x 224 + 8 x 98 px. Pixels are random: reading images is not measured,
 moving them to the device is.
 
-    python benchmarks/contenders.py WHO SETTING     # SETTING as JSON; the last line of the output is the result as JSON
+    python benchmarks/pretrain/contenders.py WHO SETTING
+
+SETTING is JSON; the last line of the output is the result as JSON.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Near-duplicate search compared with faiss, and the growth of its time and memory.
 
-    python benchmarks/near_duplicates.py --sizes 20000 --rounds 5
-    python benchmarks/near_duplicates.py --sizes 100000 --rounds 1 --json
-    python benchmarks/near_duplicates.py --growth 10000 30000 100000
-    python benchmarks/near_duplicates.py --approximate 10000 30000 100000
+    python benchmarks/curation/near_duplicates.py --sizes 20000 --rounds 5
+    python benchmarks/curation/near_duplicates.py --sizes 100000 --rounds 1 --json
+    python benchmarks/curation/near_duplicates.py --growth 10000 30000 100000
+    python benchmarks/curation/near_duplicates.py --approximate 10000 30000 100000
 
 - compare: all pairs with a cosine above the threshold, by `near_pairs` and by `IndexFlatIP.range_search`, alternating
   in one process, one thread each; medians of processor seconds, and how many of the pairs of faiss were found.

@@ -1,9 +1,9 @@
 """Recall of near-duplicates for each descriptor and each hash, by kind of copy, at 90% precision.
 
-    python benchmarks/copies.py runs/derm.parquet --json
-    python benchmarks/copies.py runs/derm.parquet --backbone runs/ssl --fit whitening
-    python benchmarks/copies.py runs/derm.parquet --hashes
-    python benchmarks/copies.py runs/derm.parquet --audit --queries 20
+    python benchmarks/curation/copies.py runs/derm.parquet --json
+    python benchmarks/curation/copies.py runs/derm.parquet --backbone runs/ssl --fit whitening
+    python benchmarks/curation/copies.py runs/derm.parquet --hashes
+    python benchmarks/curation/copies.py runs/derm.parquet --audit --queries 20
 
 Descriptors are fitted to some groups. Synthetic copies of `--queries` images are searched among `--references` images
 of other groups. A pair is right if the image is the original of the copy; pairs of one group are left out. There is one

@@ -1,7 +1,7 @@
 """Comparison of all heads on one backbone, and of a U-Net that is trained from scratch for the same time.
 
-    python benchmarks/head_table.py runs/derm.parquet -b runs/ssl --untrained runs/ssl/untrained --task classify
-    python benchmarks/head_table.py runs/polyps.parquet -b runs/ssl --task segment --test-where centre=C1 --unet
+    python benchmarks/heads/head_table.py runs/derm.parquet -b runs/ssl --untrained runs/ssl/untrained --task classify
+    python benchmarks/heads/head_table.py runs/polyps.parquet -b runs/ssl --task segment --test-where centre=C1 --unet
 
 For each head: its parameters, the seconds of its training, and on test the metric with its 95% interval over patients
 or lesions, as `dinomed train` and `dinomed evaluate` compute them. Seconds are processor seconds over all threads, so

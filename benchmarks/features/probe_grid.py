@@ -1,6 +1,7 @@
 """Speed of the grid of 52 linear heads: stacked (`dinomed.adapters.heads.grid`) compared with separate heads.
 
-    python benchmarks/probe_grid.py [--rounds 5] [--steps 100] [--images 2000] [--dim 384] [--classes 7] [--json]
+    python benchmarks/features/probe_grid.py [--rounds 5] [--steps 100] [--images 2000] [--dim 384] [--classes 7]
+        [--json]
 
 Separate heads are trained as in the DINOv2 code: a module for each, on the same batch, with summed losses, one SGD
 (momentum 0.9) with a parameter group for each, and a cosine schedule. Both start from the same weights, and take the

@@ -1,7 +1,7 @@
 """Time saved by the feature cache: fitting a segmenter on cached features, compared with features computed in each
 epoch.
 
-    python benchmarks/heads.py [--head linear --head dpt] [--channels 32] [--epochs 10] [--images 48] [--rounds 3]
+    python benchmarks/heads/heads.py [--head linear --head dpt] [--channels 32] [--epochs 10] [--images 48] [--rounds 3]
         [--json]
 
 Synthetic lesions, a ViT with random weights, float32, the same batches in the same order. "kept" includes computing,

@@ -1,6 +1,6 @@
 """Speed and output of image loading and augmentation, compared with the reference recipe of torchvision on PIL images.
 
-    python benchmarks/loading.py [--size 1024x768 ...] [--workers 1] [--rounds 5] [--images 32]
+    python benchmarks/pretrain/loading.py [--size 1024x768 ...] [--workers 1] [--rounds 5] [--images 32]
 
 The reference is DINOv2's DataAugmentationDINO: RandomResizedCrop (bicubic), flip, ColorJitter, grayscale, GaussianBlur,
 solarize; 2 x 224 + 8 x 98 px; blur as in the paper in both. Also compared are our crops with the colours of

@@ -1,7 +1,7 @@
 """Speed of every stage of curation that reads pixels, and its share of the time.
 
-    python benchmarks/curation_stages.py runs/derm.parquet runs/polyps.parquet --images 200
-    python benchmarks/curation_stages.py runs/derm.parquet --backbone runs/ssl --json
+    python benchmarks/curation/stages.py runs/derm.parquet runs/polyps.parquet --images 200
+    python benchmarks/curation/stages.py runs/derm.parquet --backbone runs/ssl --json
 
 One thread, processor seconds, the same random images for each stage. `scan` is the work for a manifest (checksum,
 header, and a complete decoding as a check); `read` is the decoding at the start of later stages. `describe` is the

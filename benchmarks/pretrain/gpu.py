@@ -1,7 +1,7 @@
 """Comparison of DINOv2 training steps on a GPU: images per second, peak memory and model FLOPs utilisation.
 
-    python benchmarks/gpu.py [--peer PYTHON] [--model vits14 vitl14] [--rounds 5] [--compile]
-    python benchmarks/gpu.py --device cpu --model tiny --largest 8 --rounds 1       # a trial without a GPU
+    python benchmarks/pretrain/gpu.py [--peer PYTHON] [--model vits14 vitl14] [--rounds 5] [--compile]
+    python benchmarks/pretrain/gpu.py --device cpu --model tiny --largest 8 --rounds 1       # a trial without a GPU
 
 It compares our step, our step without packing, slicing and fused attention (`slow.py`), and, with ``--peer``, the
 Python of an environment with lightly-train, its step. `contenders.py` holds what they share. Each value comes
