@@ -165,7 +165,8 @@ def fit_to_initialisation(config: PretrainConfig, initialisation: Initialisation
         if config.images == IntensityConfig():
             data["images"] = preprocessing.intensity
     heads = initialisation.head_configs
-    data["objective"] = data["objective"] | {name: head.model_dump() for name, head in heads.items()}
+    shapes = {name: head.model_dump(exclude={"prototype_init"}) for name, head in heads.items()}
+    data["objective"] = merge(data["objective"], shapes)
     if config.start.warmup is None:
         is_new = any(name not in heads for name in config.objective.head_names)
         data["start"] = data["start"] | {"warmup": NEW_HEADS_WARMUP if is_new else 0.0}

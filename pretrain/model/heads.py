@@ -1,10 +1,11 @@
-"""Projection head of DINO and iBOT: an MLP, an L2-normalised bottleneck, and prototypes of unit length.
+"""Projection head of DINO and iBOT: an MLP, an L2-normalised bottleneck, and weight-normalised prototypes.
 
 Shape suffixes: K prototypes, C width of the bottleneck.
 """
 
 import itertools
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -15,20 +16,32 @@ from dinomed.config import Config
 
 
 class ProjectionHeadConfig(Config):
-    """Sizes of a projection head."""
+    """Sizes of a projection head, and the variant of its last layer."""
 
     prototypes: int = Field(65536, ge=2, le=2**22, description="number of outputs")
     hidden: int = Field(2048, ge=1, le=65_536, description="width of the hidden layers")
     bottleneck: int = Field(256, ge=1, le=65_536, description="width before the prototypes")
     layers: int = Field(3, ge=1, le=32, description="linear layers up to the bottleneck")
+    learned_norm: bool = Field(
+        True, description="learn the norm of each prototype (the g of weight normalisation), as DINOv2 does; "
+        "false: norms of 1, as in DINO v1"
+    )  # fmt: skip
+    prototype_init: Literal["linear", "truncated_normal"] = Field(
+        "linear", description="initial prototypes: as a default nn.Linear, as in the reference code; or from a "
+        "truncated normal with standard deviation 0.02"
+    )  # fmt: skip
 
 
 class ProjectionHead(nn.Module):
-    """(..., C) -> (..., K): cosine similarities of the bottleneck to K prototypes, in [-1, 1].
+    """(..., C) -> (..., K): cosine similarities of the bottleneck to K prototypes, each times the prototype's norm.
 
-    The last layer is the weight-normalised layer of the reference code with g = 1; only the direction is a parameter.
-    There is no batch norm. The epsilon of the L2 norm is safe in half precision.
+    The last layer is the weight-normalised layer of the reference code: `prototypes` are its directions (``weight_v``;
+    their length has no effect), `prototype_norms` are its norms (``weight_g``), which begin at 1. The norms are learned
+    with weight decay and are frozen together with the directions (`optimizer.freeze_prototypes`). There is no batch
+    norm. The epsilon of the L2 norm is safe in half precision.
     """
+
+    prototype_norms: nn.Parameter | None
 
     def __init__(self, dim: int, config: ProjectionHeadConfig) -> None:
         super().__init__()
@@ -42,36 +55,46 @@ class ProjectionHead(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.prototypes, std=0.02)
+        if config.prototype_init == "linear":
+            nn.init.kaiming_uniform_(self.prototypes, a=math.sqrt(5))  # nn.Linear.reset_parameters
+        else:
+            nn.init.trunc_normal_(self.prototypes, std=0.02)
+        norms = nn.Parameter(torch.ones(config.prototypes, 1)) if config.learned_norm else None
+        self.register_parameter("prototype_norms", norms)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits (..., K) of features (..., dim)."""
         x = self.mlp(x)
         x = normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
-        logits: Tensor = _Cosine.apply(x, self.prototypes)
+        logits: Tensor = _WeightNormLinear.apply(x, self.prototypes, self.prototype_norms)
         return logits
 
 
-class _Cosine(torch.autograd.Function):
-    """``x @ normalize(w).T`` without a normalised copy of w, which would be the largest tensor of a small model.
+class _WeightNormLinear(torch.autograd.Function):
+    """``x @ (g * normalize(w)).T`` without a normalised copy of w, which would be the largest tensor of a small model.
 
-    The product is scaled instead, and the gradient of w is computed in place.
+    The product is scaled instead, and the gradient of w is computed in place. Without norms g is 1.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w_KC: Tensor) -> Tensor:
-        inverse_norm_K = 1 / w_KC.norm(dim=-1).clamp_min(1e-12)
-        ctx.save_for_backward(x, w_KC, inverse_norm_K)
-        return linear(x, w_KC.to(x.dtype)).mul_(inverse_norm_K.to(x.dtype))
+    def forward(ctx: Any, x: Tensor, w_KC: Tensor, norm_K1: Tensor | None) -> Tensor:
+        inverse_K = 1 / w_KC.norm(dim=-1).clamp_min(1e-12)
+        scale_K = inverse_K if norm_K1 is None else inverse_K * norm_K1.squeeze(-1)
+        ctx.save_for_backward(x, w_KC, inverse_K, scale_K)
+        return linear(x, w_KC.to(x.dtype)).mul_(scale_K.to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, w_KC, inverse_norm_K = ctx.saved_tensors
-        gradient = (gradients[0] * inverse_norm_K.to(x.dtype)).flatten(0, -2)
-        x_gradient = (gradient @ w_KC.to(x.dtype)).view_as(x) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return x_gradient, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, w_KC, inverse_K, scale_K = ctx.saved_tensors
+        gradient, x_gradient, norm_gradient_K1 = gradients[0].flatten(0, -2), None, None
+        if ctx.needs_input_grad[0]:
+            x_gradient = ((gradient * scale_K.to(x.dtype)) @ w_KC.to(x.dtype)).view_as(x)
+        if not any(ctx.needs_input_grad[1:]):
+            return x_gradient, None, None
         w_gradient_KC = (gradient.T @ x.flatten(0, -2)).to(w_KC.dtype)
+        along_K = torch.einsum("kc,kc->k", w_KC, w_gradient_KC) * inverse_K  # no tensor of size K x C
+        if ctx.needs_input_grad[2]:
+            norm_gradient_K1 = along_K.unsqueeze(-1).to(w_KC.dtype)
         # the length of w does not change the output: remove the part of the gradient along w
-        along_K = torch.einsum("kc,kc->k", w_KC, w_gradient_KC) * inverse_norm_K.square()  # no tensor of size K x C
-        return x_gradient, w_gradient_KC.addcmul_(w_KC, along_K.unsqueeze(-1).to(w_KC.dtype), value=-1)
+        w_gradient_KC.addcmul_(w_KC, (along_K * inverse_K).unsqueeze(-1).to(w_KC.dtype), value=-1)
+        return x_gradient, w_gradient_KC.mul_(scale_K.unsqueeze(-1).to(w_KC.dtype)), norm_gradient_K1

@@ -66,8 +66,9 @@ class Initialisation:
                 hidden = layers[0][0] if len(layers) > 1 else ProjectionHeadConfig().hidden
                 prototypes, bottleneck = shapes["prototypes"]
                 configs[name] = ProjectionHeadConfig(
-                    prototypes=prototypes, hidden=hidden, bottleneck=bottleneck, layers=len(layers)
-                )
+                    prototypes=prototypes, hidden=hidden, bottleneck=bottleneck, layers=len(layers),
+                    learned_norm="prototype_norms" in shapes,
+                )  # fmt: skip
         return configs
 
 

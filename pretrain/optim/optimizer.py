@@ -135,7 +135,7 @@ def parameter_groups(student: nn.ModuleDict, config: OptimizerConfig) -> Iterato
 
 
 def _kind(name: str) -> str:
-    if name.endswith(".prototypes"):
+    if name.endswith((".prototypes", ".prototype_norms")):
         return "prototypes"
     return "backbone" if name.startswith("backbone.") and not name.endswith(".mask_token") else "other"
 

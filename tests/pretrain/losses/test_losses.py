@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn.functional import normalize
+from torch.nn.utils.parametrizations import weight_norm
 
 from dinomed.pretrain.losses.cross_entropy import cross_entropy, dino_loss, ibot_loss
 from dinomed.pretrain.losses.koleo import koleo_loss
@@ -136,22 +137,43 @@ def test_the_fused_cross_entropy_equals_that_of_torch(shape: tuple[int, ...]) ->
         scores.grad = None
 
 
-def test_the_head_has_the_value_and_gradient_of_a_cosine() -> None:
+@pytest.mark.parametrize("learned_norm", [True, False])
+def test_the_last_layer_has_the_value_and_gradients_of_the_weight_norm_of_torch(learned_norm: bool) -> None:
+    """DINOv2 learns the norms (g) of its prototypes; DINO v1 fixes them at 1. Both are torch's `weight_norm`."""
     torch.manual_seed(0)
-    head = ProjectionHead(12, ProjectionHeadConfig(prototypes=9, hidden=8, bottleneck=6)).double()
+    config = ProjectionHeadConfig(prototypes=9, hidden=8, bottleneck=6, learned_norm=learned_norm)
+    head = ProjectionHead(12, config).double()
+    layer = weight_norm(torch.nn.Linear(6, 9, bias=False).double())
+    g, v = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
+    with torch.no_grad():
+        g.fill_(1.0)
+        if head.prototype_norms is not None:  # another value than the initial 1
+            head.prototype_norms.copy_(torch.linspace(0.2, 3.0, 9).unsqueeze(1))
+            g.copy_(head.prototype_norms)
+        v.copy_(head.prototypes)
     x = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
-
-    def reference(x: torch.Tensor) -> torch.Tensor:
-        return normalize(head.mlp(x), dim=-1) @ normalize(head.prototypes, dim=-1).T
-
+    expected_logits = layer(normalize(head.mlp(x), dim=-1))
     upstream = torch.randn(2, 5, 9, dtype=torch.float64)
-    parameters = [x, *head.parameters()]
-    found = torch.autograd.grad((head(x) * upstream).sum(), parameters)
-    wanted = torch.autograd.grad((reference(x) * upstream).sum(), parameters)
-    torch.testing.assert_close(head(x), reference(x))
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other)
-    assert float(head(x).detach().abs().max()) <= 1 + 1e-6
+    shared = [x, *head.mlp.parameters()]
+    norms = [] if head.prototype_norms is None else [head.prototype_norms]
+    gradients = torch.autograd.grad((head(x) * upstream).sum(), [*shared, head.prototypes, *norms])
+    expected = torch.autograd.grad((expected_logits * upstream).sum(), [*shared, v, g])
+    torch.testing.assert_close(head(x), expected_logits)
+    for gradient, expected_gradient in zip(gradients, expected, strict=learned_norm):
+        torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_prototypes_begin_as_a_default_linear_layer_with_norms_of_one() -> None:
+    torch.manual_seed(0)
+    head = ProjectionHead(12, ProjectionHeadConfig(prototypes=4000, hidden=8, bottleneck=16))
+    bound = 1 / 16**0.5  # nn.Linear: uniform in +-1 / sqrt(inputs)
+    assert 0.999 * bound < float(head.prototypes.detach().abs().max()) <= bound
+    # standard deviation of a uniform variable; 64,000 values estimate it to about 0.2%
+    assert float(head.prototypes.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.01)
+    assert head.prototype_norms is not None
+    assert bool((head.prototype_norms == 1).all())
+    normal = ProjectionHead(12, ProjectionHeadConfig(prototypes=4000, bottleneck=16, prototype_init="truncated_normal"))
+    assert float(normal.prototypes.detach().std()) == pytest.approx(0.02, rel=0.01)
 
 
 def test_the_cross_entropies_stay_float32_under_autocast() -> None:

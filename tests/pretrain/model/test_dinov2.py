@@ -124,6 +124,9 @@ def test_one_dimensional_parameters_have_no_weight_decay_and_layers_decay(tiny: 
     }  # fmt: skip
     assert found["backbone.patch_embed.proj.weight"]["lr_factor"] == pytest.approx(0.5**3 * 0.2)
     assert found["dino_head.prototypes"]["kind"] == "prototypes"
+    # as in the reference code, the norms have weight decay and wait with the prototypes
+    assert found["dino_head.prototype_norms"]["kind"] == "prototypes"
+    assert found["dino_head.prototype_norms"]["decay_factor"] == 1
     assert found["backbone.mask_token"]["kind"] == "other"
 
 

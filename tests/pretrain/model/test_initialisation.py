@@ -53,6 +53,20 @@ def test_heads_have_the_shapes_of_the_checkpoint_whatever_the_config_says(
         assert torch.equal(tensor, kept[f"model.{name}"]), name
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_head_keeps_learned_or_fixed_norms_of_the_checkpoint(
+    tiny: Tiny, pictures: Path, tmp_path: Path, learned: bool
+) -> None:
+    def heads(learned_norm: bool) -> dict[str, object]:
+        return {name: {"learned_norm": learned_norm} for name in ("dino_head", "ibot_head")}
+
+    pretrain(tiny(objective=heads(learned), run={"steps": 1}), pictures, tmp_path / "run", device="cpu")
+    train_step = begin(tiny(start={"weights": str(tmp_path / "run")}, objective=heads(not learned)))
+    assert train_step.config.objective.dino_head.learned_norm == learned
+    assert ("dino_head.prototype_norms" in train_step.model.student.state_dict()) == learned
+    assert train_step.config.start.warmup == 0
+
+
 def test_the_backbone_waits_while_a_head_is_new(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     dino_only = tiny(objective={"ibot_weight": 0.0}, run={"steps": 1})
     pretrain(dino_only, pictures, tmp_path / "dino", device="cpu")
