@@ -5,6 +5,7 @@ from html import escape
 
 import numpy as np
 
+from dinomed.html.page import scrolling_table
 from dinomed.html.plots import COLORS
 
 Points = Sequence[tuple[float, float]]
@@ -99,7 +100,7 @@ def matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
             for value in row
         )
         body += f"<tr><th>{escape(name)}</th>{cells}<td class='number soft'>{total:,}</td></tr>"
-    return f"<table><thead><tr><th>true \\ predicted</th>{head}<th>all</th></tr></thead><tbody>{body}</tbody></table>"
+    return scrolling_table(f"<th>true \\ predicted</th>{head}<th>all</th>", body)
 
 
 def thin(points: Points, most: int = MAX_POINTS) -> list[tuple[float, float]]:

@@ -19,12 +19,14 @@ from dinomed.html.words import format_value
 from dinomed.notice import RESEARCH_USE
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #0891b2; --soft: #64748b; --edge: #cbd5e1; --mark: #0891b21f; }
+:root { color-scheme: light dark; --line: #0891b2; --soft: #526075; --edge: #cbd5e1; --mark: #0891b21f; }
 @media (prefers-color-scheme: dark) { :root { --line: #22d3ee; --soft: #94a3b8; --edge: #475569; --mark: #22d3ee24; } }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .research { border-left: 4px solid #d97706; background: #d9770622; padding: .4rem .8rem; font-weight: 600; }
-table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
+body { overflow-wrap: break-word; } h1, .research { overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; margin: .8rem 0; } .scroll:focus-visible { outline: 2px solid var(--line); }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--edge); text-align: left; }
 th { color: var(--soft); font-weight: 600; } td.number { text-align: right; } tr.best { background: var(--mark); }
 figure { display: inline-block; margin: .4rem .6rem .4rem 0; vertical-align: top; max-width: 100%; }
@@ -32,11 +34,12 @@ figure img { max-width: 100%; border-radius: 4px; } figcaption, .soft { font-siz
 figcaption { max-width: 20rem; } figure.wide figcaption { max-width: none; }
 details { margin: .8rem 0; } summary { cursor: pointer; }
 pre { overflow-x: auto; background: var(--mark); padding: .7rem .9rem; border-radius: 4px; font-size: .85rem; }
-svg { border: 1px solid var(--edge); border-radius: 4px; } svg text { fill: var(--soft); font-size: 11px; }
+svg { border: 1px solid var(--edge); border-radius: 4px; max-width: 100%; }
+svg text { fill: var(--soft); font-size: 11px; }
 .pair { display: inline-block; vertical-align: top; margin: 0 1.2rem .6rem 0; } .pair p { margin: 0; }
 td.bars { width: 14rem; } td.bars i { display: block; height: .5rem; margin: .12rem 0; border-radius: 2px; }
 td.bars i:first-child { background: var(--soft); } td.bars i:last-child { background: var(--line); }
-.key { white-space: nowrap; margin-right: .8rem; } .key b { font-size: 1.1rem; line-height: 1; }
+.key { display: inline-block; margin-right: .8rem; } .key b { font-size: 1.1rem; line-height: 1; }
 :root { --c0: #0891b2; --c1: #dc2626; --c2: #94a3b8; --c3: #d97706; --c4: #7c3aed; --c5: #16a34a; --c6: #db2777;
   --c7: #92400e; }
 @media (prefers-color-scheme: dark) { :root { --c0: #22d3ee; --c1: #f87171; --c2: #64748b; --c3: #fbbf24;
@@ -84,7 +87,13 @@ def build_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], best: int
     for index, row in enumerate(rows):
         cells = "".join(_table_cell(value) for value in row)
         body += f"<tr class='best'>{cells}</tr>" if index == best else f"<tr>{cells}</tr>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return scrolling_table(head, body)
+
+
+def scrolling_table(head: str, body: str) -> str:
+    """Return a table in a box of its own, which scrolls on a narrow screen, by keyboard too."""
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="Table">{table}</div>'
 
 
 def _table_cell(value: Any) -> str:
@@ -131,4 +140,4 @@ def build_bar_table(column: str, names: tuple[str, str], rows: Sequence[tuple[st
         )
         bars = "".join(f'<i style="width:{100 * share / largest_share:.1f}%"></i>' for share in shares)
         body += f"<tr><td>{escape(name)}</td>{cells}<td class='bars'>{bars}</td></tr>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return scrolling_table(head, body)

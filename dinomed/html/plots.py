@@ -56,7 +56,7 @@ def scatter(
     """Return a scatter plot of up to `COLORS` groups as SVG, with names and counts below.
 
     Args:
-        groups: name -> points, float (n, 2). The first are drawn on top; a group without points keeps its colour.
+        groups: name -> points, float (n, 2). Later groups are drawn on top; a group without points keeps its colour.
         box: (left, bottom, right, top) of the visible range; points outside are drawn at its edge.
         width: in px.
     """
@@ -69,7 +69,7 @@ def scatter(
         place = (np.clip(points, low, high) - low) / np.maximum(high - low, 1e-9)
         place = np.stack([4 + place[:, 0] * (width - 8), height - 4 - place[:, 1] * (height - 8)], axis=1)
         dots = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in place)  # a line of no length with round ends
-        paths = (f'<path d="{dots}" stroke="{color}"/>' if dots else "") + paths
+        paths += f'<path d="{dots}" stroke="{color}"/>' if dots else ""
         key = f"{escape(name)} ({len(points):,})"
         keys += f'<span class="key"><b style="color:{color}">●</b> {key}</span> '
     return (

@@ -1,9 +1,10 @@
+import re
 from html.parser import HTMLParser
 
 import numpy as np
 
-from dinomed.html.page import build_page, build_table, code, figure, folded, heading, paragraph
-from dinomed.html.plots import curve
+from dinomed.html.page import build_bar_table, build_page, build_table, code, figure, folded, heading, paragraph
+from dinomed.html.plots import curve, scatter
 
 NASTY = "<script>alert(1)</script>\"'&"
 
@@ -72,3 +73,14 @@ def test_curve_falls_to_the_right_when_the_loss_does() -> None:
 
 def test_flat_curve_has_a_height() -> None:
     assert "polyline" in curve([(0, 1.0), (1, 1.0)], "flat")
+
+
+def test_the_later_groups_of_a_map_are_drawn_on_top_and_keep_their_colours() -> None:
+    drawn = scatter({"kept": np.zeros((3, 2)), "removed": np.zeros((2, 2))}, "map", box=(-1, -1, 1, 1))
+    assert drawn.index('stroke="var(--c0)"') < drawn.index('stroke="var(--c1)"')
+    assert "removed (2)" in drawn
+
+
+def test_every_table_scrolls_in_a_box_that_the_keyboard_reaches() -> None:
+    for table in (build_table(["a"], [[1]]), build_bar_table("a", ("b", "c"), [("x", 1, 2)])):
+        assert re.fullmatch(r'<div class="scroll" tabindex="0" role="region" aria-label="[^"]+"><table>.*</div>', table)
