@@ -4,12 +4,13 @@
 `main` turns an exception of a command into one line on stderr and an exit code.
 """
 
+import json
 import os
 import re
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from itertools import pairwise
 from typing import Annotated, Any
@@ -18,8 +19,9 @@ import typer
 from typer.core import TyperGroup
 
 from dinomed import __version__
+from dinomed.apps.messages import Incomplete, explain, option_names, options_in_messages
 from dinomed.apps.options import Debug, Verbose
-from dinomed.errors import DinomedError, UsageError, did_you_mean, printable
+from dinomed.errors import UsageError, did_you_mean
 from dinomed.notice import RESEARCH_USE
 
 # name -> module in dinomed.apps.commands and its function; a mapping is a group. The order is that of typical work.
@@ -169,11 +171,24 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
             raise UsageError(f"an empty value for {word[:-1]}; give one")
 
 
+def find_command(arguments: Sequence[str]) -> Any:
+    """Return the command that the arguments name; the group above it, where they name none."""
+    command = typer.main.get_command(app)
+    for word in arguments:
+        if not hasattr(command, "list_commands") or word not in command.list_commands(None):
+            break
+        command = command.get_command(None, word)
+    return command
+
+
 def _run(arguments: list[str], debug: bool) -> int:
-    """Run one command and return its exit code; an exception becomes one line on stderr."""
+    """Run one command and return its exit code; an exception becomes one line."""
+    options: dict[str, str] = {}
     try:
         _refuse_empty(arguments)
-        code = invoke(arguments)
+        options = option_names(find_command(arguments))
+        with options_in_messages(options):
+            code = invoke(arguments)
         sys.stdout.flush()  # a closed pipe raises here, and not during the exit of the interpreter
         return code
     except (KeyboardInterrupt, typer.Abort):
@@ -184,66 +199,17 @@ def _run(arguments: list[str], debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
-        return _explain(error)
+        return _explain(error, options, as_json="--json" in arguments)
 
 
-def _explain(error: Exception) -> int:
-    """Print one or two lines about an error and return its exit code."""
-    if isinstance(error, DinomedError):
-        # all processes of a training run raise the same error; the first one prints it
-        if not (isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0"):
-            print(f"error: {printable(str(error))}", file=sys.stderr)
-        return error.exit_code
-    if type(error).__name__ == "NoArgsIsHelpError":  # `dinomed train` without a task prints its help
-        print(error, file=sys.stderr)
-        return 2
-    if hasattr(error, "format_message"):  # Typer's own errors (their base class moved between its versions)
-        context = getattr(error, "ctx", None)
-        print(f"error: {error.format_message()}", file=sys.stderr)
-        if context is not None:
-            print(f"see: {context.command_path} --help", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
-    if isinstance(error, OSError):  # a full disk, missing permission or a removed file is not a bug
-        print(f"error: {_os_error(error)}", file=sys.stderr)
-        return 1
-    if (wanted := _too_large(error)) is not None:
-        print(
-            f"error: not enough memory{wanted}; use a smaller batch, smaller images or a smaller model", file=sys.stderr
-        )
-        return 1
-    print(
-        f"internal error: {type(error).__name__}: {error}\nplease report it with the output of the same command "
-        "with --debug added",
-        file=sys.stderr,
-    )
-    return 1
-
-
-def _too_large(error: Exception) -> str | None:
-    """Return the size that could not be allocated (or an empty text) for an out-of-memory error, else None.
-
-    >>> _too_large(RuntimeError("can't allocate memory: you tried to allocate 4000 bytes. Error code 12"))
-    ' (4000 bytes)'
-    """
-    text = str(error)
-    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if not known and not re.search(r"can't allocate memory|not enough memory|[Oo]ut of memory", text):
-        return None
-    size = re.search(r"llocate ([\d.]+ (?:bytes|[KMGTPE]iB))", text)
-    return f" ({size[1]})" if size else ""
-
-
-def _os_error(error: OSError) -> str:
-    """Return the message of the system as one line, with the names of the files if it has them.
-
-    >>> _os_error(PermissionError(13, "Permission denied", "out/log.jsonl"))
-    'out/log.jsonl: Permission denied (--debug shows where)'
-    """
-    names = " -> ".join(
-        os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
-    )
-    reason = error.strerror or str(error) or type(error).__name__
-    return f"{names + ': ' if names else ''}{reason} (--debug shows where)".replace("\n", " ")
+def _explain(error: Exception, options: Mapping[str, str], *, as_json: bool) -> int:
+    """Print one line about an error on stderr, with --json an object with it on stdout too; return the exit code."""
+    line, code = explain(error, options)
+    if line:
+        print(line, file=sys.stderr)
+        if as_json and not isinstance(error, Incomplete):  # its report is printed
+            print(json.dumps({"error": line.removeprefix("error: ")}))
+    return code
 
 
 if __name__ == "__main__":

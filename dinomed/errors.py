@@ -1,6 +1,9 @@
 """Errors for users: one line that names the problem and the remedy.
 
 The command line prints only the message and exits with ``exit_code``. Any other exception is a bug in dinomed.
+
+A message writes an argument as Python does, between backticks: "add `overwrite=True` to replace it". The command line
+shows the option of its command in that place: "add --overwrite to replace it".
 """
 
 from collections.abc import Iterable

@@ -11,12 +11,14 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from typer import Option
 
 from dinomed.apps import cli
 from dinomed.errors import DinomedError, UsageError
+from dinomed.log import logger
 from dinomed.notice import RESEARCH_USE
 
 # Not in the list: pydantic, which Typer itself uses.
@@ -102,13 +104,59 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["pretrain", "x.yaml", "--data", "d", "-o", "o"], "x.yaml does not exist"),
     ],
 )
-def test_a_wrong_request_gives_at_most_two_lines_and_exit_code_2(
+def test_a_wrong_request_gives_one_line_and_exit_code_2(
     arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run_here(*arguments, capsys=capsys)
     assert (code, out) == (2, "")
     assert told in err
-    assert len(err.strip().splitlines()) <= 2
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected_code", "told"),
+    [
+        (["usage"], 2, "give a folder"),
+        (["failure"], 1, "disk is full"),
+        (["full"], 1, "out/log.jsonl: No space left on device"),
+        (["bug"], 1, "internal error: KeyError: 'x'"),
+        (["probe", "b", "--data", "d", "--sed", "1"], 2, "--sed"),
+        (["probe"], 2, "see: dinomed probe --help"),
+        (["probe", "b", "--data", ""], 2, "an empty value for --data"),
+        (["prob"], 2, "did you mean 'probe'"),
+    ],
+)
+def test_a_failure_prints_one_line_and_with_json_one_object_too(
+    failing: None, arguments: list[str], expected_code: int, told: str, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    plain = run_here(*arguments, capsys=capsys)
+    code, out, err = run_here(*arguments, "--json", capsys=capsys)
+    assert (code, err) == (plain[0], plain[2])
+    assert (code, plain[1]) == (expected_code, "")
+    assert told in err
+    assert len(err.splitlines()) == 1
+    assert json.loads(out) == {"error": err.strip().removeprefix("error: ")}
+
+
+def test_an_argument_is_named_as_python_does_and_as_the_command_line_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(settings: Annotated[str, Option("--set")] = "x") -> None:
+        logger.warning("`settings='a=b'` is old")
+        raise UsageError("add `overwrite=True`, or leave `settings` out (`dinomed scan FOLDER` shows why)")
+
+    module = type(sys)("dinomed.apps.commands.naming")
+    module.naming = command  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(cli.COMMANDS, "naming", "naming:naming")
+    with pytest.raises(UsageError, match=re.escape("add `overwrite=True`, or leave `settings` out")):
+        cli.invoke(["naming"])
+    assert "`settings='a=b'`" in capsys.readouterr().err
+    _, _, err = run_here("naming", capsys=capsys)
+    assert err.splitlines() == [
+        "warning: --set 'a=b' is old",
+        "error: add --overwrite, or leave --set out (`dinomed scan FOLDER` shows why)",
+    ]
 
 
 @pytest.fixture
@@ -116,7 +164,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that raise what their name says."""
 
     def raiser(error: BaseException):
-        def command() -> None:
+        def command(json: bool = False) -> None:
             raise error
 
         return command
@@ -259,16 +307,16 @@ def test_what_cannot_be_allocated_is_no_bug(capsys: pytest.CaptureFixture[str]) 
     for allocate in (lambda: torch.empty(2**60), lambda: np.empty(2**57)):
         with pytest.raises((RuntimeError, MemoryError)) as caught:
             allocate()
-        assert cli._explain(caught.value) == 1
+        assert cli._explain(caught.value, {}, as_json=False) == 1
         err = capsys.readouterr().err
         assert err.startswith("error: not enough memory (")
         assert len(err.splitlines()) == 1
-    assert cli._explain(RuntimeError("shapes differ")) == 1
+    assert cli._explain(RuntimeError("shapes differ"), {}, as_json=False) == 1
     assert capsys.readouterr().err.startswith("internal error")
 
 
 def test_control_characters_in_a_file_name_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._explain(DinomedError("a\0b\x1b[2J\nc ä.png: gone"))
+    cli._explain(DinomedError("a\0b\x1b[2J\nc ä.png: gone"), {}, as_json=False)
     assert capsys.readouterr().err == "error: a\\x00b\\x1b[2J\\nc ä.png: gone\n"
 
 
