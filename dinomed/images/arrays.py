@@ -5,22 +5,20 @@ A TIFF file is read here if its first page has 2 or more than 4 samples per pixe
 """
 
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from dinomed.errors import DinomedError, first_line
-from dinomed.images.decode import FORMATS, MAX_PIXELS, Header, UnreadableImage, first_bytes, open_regular, too_large
+from dinomed.errors import DinomedError
+from dinomed.images.bounds.containers import too_large
+from dinomed.images.bounds.tiff_samples import MAX_BYTES, open_tiff_page, read_tiff_samples
+from dinomed.images.decode import FORMATS, MAX_PIXELS, Header, first_bytes, open_regular, refusing
 
 MAX_CHANNELS = 512
 """Largest number of channels; hyperspectral cameras have some hundreds."""
 NPY_MAGIC = b"\x93NUMPY"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_MAX_BYTES = 2**31
 
 
 def is_array(path: str | Path) -> bool:
@@ -35,11 +33,11 @@ def read_array_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
     Raises:
         UnreadableImage: as `read_array`, except for damage in the samples.
     """
-    with _refusing(path):
+    with refusing(path):
         if first_bytes(path, 6) == NPY_MAGIC:
             with open(path, "rb", opener=open_regular) as file:
                 return _header("NPY", *_npy_layout(file, max_pixels))
-        with _open_bands(path) as page:
+        with open_tiff_page(path) as page:
             return _header(FORMATS[2], *_bands_layout(page, max_pixels))
 
 
@@ -49,23 +47,10 @@ def read_array(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Header, 
     Raises:
         UnreadableImage: missing, damaged, pickled, of another shape or type, or too large (checked in the header).
     """
-    with _refusing(path):
+    with refusing(path):
         npy = first_bytes(path, 6) == NPY_MAGIC
         values = _read_npy(path, max_pixels) if npy else _read_bands(path, max_pixels)
     return _header("NPY" if npy else FORMATS[2], values.shape, values.dtype), values
-
-
-@contextmanager
-def _refusing(path: str | Path) -> Iterator[None]:
-    """Turn every error into an `UnreadableImage`."""
-    try:
-        yield
-    except UnreadableImage:
-        raise
-    except DinomedError as error:
-        raise UnreadableImage(path, str(error)) from None
-    except Exception as error:  # on damaged bytes both readers raise nearly anything
-        raise UnreadableImage(path, f"damaged ({first_line(error)})") from None
 
 
 def _header(kind: str, shape: tuple[int, ...], dtype: np.dtype) -> Header:
@@ -99,20 +84,11 @@ def _read_npy(path: str | Path, max_pixels: int) -> np.ndarray:
 def _has_bands(path: str | Path) -> bool:
     """Return whether a TIFF file has bands that Pillow does not read."""
     try:
-        with _open_bands(path) as page:
+        with open_tiff_page(path) as page:
             samples = page.samplesperpixel
             return bool(samples == 2 or samples > 4 or (samples == 4 and page.photometric not in (2, 5, 6)))
     except Exception:  # Pillow reports the damage
         return False
-
-
-@contextmanager
-def _open_bands(path: str | Path) -> Iterator[Any]:
-    """Open the first page of a TIFF file."""
-    import tifffile
-
-    with warnings.catch_warnings(action="ignore"), tifffile.TiffFile(path) as file:
-        yield file.pages.first
 
 
 def _bands_layout(page: Any, max_pixels: int) -> tuple[tuple[int, ...], np.dtype]:
@@ -123,18 +99,9 @@ def _bands_layout(page: Any, max_pixels: int) -> tuple[tuple[int, ...], np.dtype
 
 
 def _read_bands(path: str | Path, max_pixels: int) -> np.ndarray:
-    with _open_bands(path) as page:
-        shape, _ = _bands_layout(page, max_pixels)
-        try:
-            values = page.asarray()
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            name = getattr(page.compression, "name", page.compression)
-            raise DinomedError(f"TIFF bands compressed by {name}; save them uncompressed or by deflate") from None
-        if page.planarconfig == 2:  # bands are stored one after the other
-            values = np.moveaxis(values, 0, -1)
-    return np.ascontiguousarray(values.reshape(shape))
+    with open_tiff_page(path) as page:
+        _bands_layout(page, max_pixels)
+        return np.ascontiguousarray(read_tiff_samples(page))
 
 
 def _check(shape: tuple[int, ...], dtype: np.dtype, max_pixels: int) -> None:
@@ -147,5 +114,5 @@ def _check(shape: tuple[int, ...], dtype: np.dtype, max_pixels: int) -> None:
         raise DinomedError(f"{channels} channels, over the limit of {MAX_CHANNELS}; the last axis must be the channels")
     if height * width > max_pixels:
         raise DinomedError(too_large(height * width, max_pixels))
-    if math.prod(shape) * dtype.itemsize > _MAX_BYTES:
+    if math.prod(shape) * dtype.itemsize > MAX_BYTES:
         raise DinomedError(f"{math.prod(shape) * dtype.itemsize / 1e9:.1f} GB of samples, over the limit of 2.1")

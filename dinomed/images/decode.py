@@ -9,15 +9,22 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import GifImagePlugin, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from dinomed.errors import DinomedError, first_line
+from dinomed.images.bounds.containers import check_container, check_scans, count_gif_frames, too_large
+from dinomed.images.bounds.tiff_directories import count_tiff_pages
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MAX_PIXELS = 100_000_000
 """Largest image that is decoded (300 MB as RGB), checked in the header."""
@@ -66,26 +73,58 @@ class Header:
 
 
 @contextmanager
+def refusing(path: str | Path, max_pixels: int = MAX_PIXELS, *, private: bool = False) -> Iterator[None]:
+    """Turn every error of the block into an `UnreadableImage`, and suppress warnings.
+
+    The libraries that decode raise errors of nearly all types on damaged files. The only exception that passes is that
+    of a PyTorch data worker: its signal handler raises in whatever code runs when a worker dies.
+
+    Args:
+        path: the file that the block reads.
+        private: do not use the text of an unforeseen error, which may contain values of a DICOM file.
+    """
+    try:
+        with quiet_pillow:
+            yield
+    except UnreadableImage:
+        raise
+    except DinomedError as error:
+        raise UnreadableImage(path, str(error)) from None
+    except Exception as error:
+        if is_of_data_worker(error):
+            raise
+        raise UnreadableImage(path, _reason(error, path, max_pixels, private)) from None
+
+
+def is_of_data_worker(error: Exception) -> bool:
+    """Return whether PyTorch raised `error` because a data worker died, which says nothing about the file."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+
+
+def reads_file(function: Callable[Concatenate[str | Path, P], R]) -> Callable[Concatenate[str | Path, P], R]:
+    """Decorate a function whose first argument is the path of a file: every error becomes an `UnreadableImage`."""
+
+    @wraps(function)
+    def read(path: str | Path, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with refusing(path, private=True):
+            return function(path, *args, **kwargs)
+
+    return read
+
+
+@contextmanager
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """Open the first frame of an image file without decoding it.
 
     Raises:
         UnreadableImage: the file cannot be opened, or an error occurs inside the block.
     """
-    try:
-        with (
-            quiet_pillow,
-            open(path, "rb", opener=open_regular) as file,
-            Image.open(file, formats=FORMATS) as image,
-        ):
+    with refusing(path, max_pixels), open(path, "rb", opener=open_regular) as file:
+        scans = check_container(file, max_pixels)
+        with Image.open(file, formats=FORMATS) as image:
             _check_size(image.width * image.height, max_pixels)
+            check_scans(scans, image.width * image.height)
             yield image
-    except UnreadableImage:
-        raise
-    except DinomedError as error:
-        raise UnreadableImage(path, str(error)) from None
-    except Exception as error:  # on damaged files Pillow raises errors of many types
-        raise UnreadableImage(path, _reason(error, path, max_pixels)) from None
 
 
 def header_of(image: Image.Image) -> Header:
@@ -94,11 +133,21 @@ def header_of(image: Image.Image) -> Header:
     width, height = image.size
     if _orientation(image) in (5, 6, 7, 8):
         width, height = height, width
-    frames = getattr(image, "n_frames", 1)
+    frames = _num_frames(image)
     orientation, channels = _stored_orientation(image), 1 if image.mode in GRAY else 3
     if channels == 1 and isinstance(image, TiffImagePlugin.TiffImageFile) and _are_alike(image):
         channels = frames
     return Header(width, height, image.mode, image.format or "", frames, orientation, channels=channels, bits=bits)
+
+
+def _num_frames(image: Image.Image) -> int:
+    """Return the number of frames or pages. Pillow reads all of them to count those of a GIF or TIFF."""
+    file = image.fp
+    if file is not None and isinstance(image, TiffImagePlugin.TiffImageFile):
+        return count_tiff_pages(file)
+    if file is not None and isinstance(image, GifImagePlugin.GifImageFile):
+        return count_gif_frames(file)
+    return int(getattr(image, "n_frames", 1))
 
 
 def _bits(image: Image.Image) -> int:
@@ -117,7 +166,7 @@ def _are_alike(image: TiffImagePlugin.TiffImageFile) -> bool:
 
     Afterwards the first page is selected again.
     """
-    pages = image.n_frames
+    pages = _num_frames(image)
     if not 1 < pages <= MAX_PAGES:
         return False
     first = (image.size, image.mode)
@@ -210,18 +259,15 @@ def open_regular(path: str, flags: int) -> int:
     return handle
 
 
-def too_large(pixels: int, max_pixels: int) -> str:
-    """Return the reason for refusing an image of more than `max_pixels`."""
-    return f"{pixels / 1e6:.0f} megapixels, over the limit of {max_pixels / 1e6:g}; cut it into tiles, or shrink it"
-
-
 def _check_size(pixels: int, max_pixels: int) -> None:
     if pixels > max_pixels:
         raise DinomedError(too_large(pixels, max_pixels))
 
 
-def _reason(error: Exception, path: str | Path, max_pixels: int) -> str:
+def _reason(error: Exception, path: str | Path, max_pixels: int, private: bool) -> str:
     """Return a short reason for an error of Pillow or of the system."""
+    if isinstance(error, MemoryError):
+        return "does not fit into memory"
     text = first_line(error)
     if isinstance(error, FileNotFoundError):
         return "does not exist"
@@ -234,11 +280,9 @@ def _reason(error: Exception, path: str | Path, max_pixels: int) -> str:
     if isinstance(error, Image.DecompressionBombError):
         pixels = int((re.findall(r"\d+", text) or ["0"])[0])
         return too_large(pixels, max_pixels)
-    if "truncated" in text.lower():
-        return "truncated"
-    if isinstance(error, MemoryError):
-        return "does not fit into memory"
-    return f"damaged ({text})"
+    if private:
+        return f"damaged ({type(error).__name__})"
+    return "truncated" if "truncated" in text.lower() else f"damaged ({text})"
 
 
 def _kind(path: str | Path) -> str:

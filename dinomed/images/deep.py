@@ -1,12 +1,12 @@
 """Colour images with 16 bits per sample, of which Pillow keeps only 8: PNG by OpenCV, TIFF by tifffile."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from dinomed.errors import DinomedError
+from dinomed.images.bounds.tiff_samples import open_tiff_page, read_tiff_samples
 
 
 def read_deep_colour(path: str | Path, image: Image.Image) -> np.ndarray:
@@ -44,14 +44,5 @@ def _from_png(path: str | Path) -> np.ndarray:
 
 
 def _from_tiff(path: str | Path) -> np.ndarray:
-    import tifffile
-
-    with warnings.catch_warnings(action="ignore"), tifffile.TiffFile(path) as file:
-        page = file.pages.first
-        try:
-            values = page.asarray()
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            raise DinomedError("16-bit colour in a compressed TIFF; save it uncompressed or by deflate") from None
-    return np.moveaxis(values, 0, -1) if page.planarconfig == 2 else values
+    with open_tiff_page(path) as page:
+        return read_tiff_samples(page)

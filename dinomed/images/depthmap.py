@@ -7,12 +7,14 @@ from PIL import Image
 
 from dinomed.errors import DinomedError, first_line
 from dinomed.images.arrays import NPY_MAGIC
-from dinomed.images.decode import MAX_PIXELS, first_bytes, header_of, open_image, too_large, upright_of
+from dinomed.images.bounds.containers import too_large
+from dinomed.images.decode import MAX_PIXELS, first_bytes, header_of, open_image, reads_file, upright_of
 from dinomed.images.intensity import is_wide, samples
 from dinomed.images.read import MaskSizeError, UnreadableImage
 from dinomed.io.files import replacing
 
 
+@reads_file
 def read_depth(
     path: str | Path, scale: float = 1.0, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:

@@ -20,14 +20,17 @@ from typing import Any
 import numpy as np
 
 from dinomed.errors import DinomedError
+from dinomed.images.bounds.containers import too_large
+from dinomed.images.bounds.dicom_streams import bounded_dicom, check_frame, pixel_bytes
+from dinomed.images.bounds.tiff_samples import MAX_BYTES
 from dinomed.images.decode import (
     MAX_PIXELS,
     Header,
     UnreadableImage,
     first_bytes,
+    is_of_data_worker,
     open_regular,
     quiet_pillow,
-    too_large,
 )
 from dinomed.images.intensity import IntensityConfig, to_range
 
@@ -71,7 +74,7 @@ def read_dicom(path: str | Path, intensity: IntensityConfig, max_pixels: int = M
     header = _header(path, elements)
     try:
         with quiet_pillow, open(path, "rb", opener=open_regular) as file:
-            stored = pixel_array(file, index=0)
+            stored = pixel_array(bounded_dicom(file), index=0)
         if header.mode == "PALETTE COLOR":
             return header, to_range(apply_color_lut(stored, elements), intensity)
         if header.channels == 3:
@@ -81,6 +84,8 @@ def read_dicom(path: str | Path, intensity: IntensityConfig, max_pixels: int = M
     except DinomedError as error:
         raise UnreadableImage(path, str(error)) from None
     except Exception as error:  # pydicom raises many types; the error text may contain values of elements
+        if is_of_data_worker(error):
+            raise
         raise UnreadableImage(path, _reason(error, path)) from None
     if header.mode == "MONOCHROME1":
         shown = (255 if shown.dtype == np.uint8 else np.float32(1)) - shown
@@ -95,6 +100,7 @@ def _read_elements(path: str | Path, max_pixels: int) -> Any:
     config.settings.reading_validation_mode = config.IGNORE
     try:
         with quiet_pillow, open(path, "rb", opener=open_regular) as file:
+            file = bounded_dicom(file)
             elements = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
             for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
                 for group in (elements.get(groups) or [])[:1]:
@@ -103,16 +109,26 @@ def _read_elements(path: str | Path, max_pixels: int) -> Any:
                             elements.update(item)
             rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
             sop_class = str(elements.get("SOPClassUID", ""))
+            samples = pixel_bytes(elements)
+            if rows and columns and rows * columns <= max_pixels:
+                check_frame(file, rows, columns, int(elements.get("NumberOfFrames") or 1))
     except OSError as error:
         raise UnreadableImage(path, (error.strerror or "cannot be read").lower()) from None
-    except Exception:  # as in `read_dicom`
-        raise UnreadableImage(path, "damaged or truncated DICOM") from None
+    except DinomedError as error:
+        raise UnreadableImage(path, str(error)) from None
+    except Exception as error:  # as in `read_dicom`
+        if is_of_data_worker(error):
+            raise
+        reason = "does not fit into memory" if isinstance(error, MemoryError) else "damaged or truncated DICOM"
+        raise UnreadableImage(path, reason) from None
     if sop_class in _SEGMENTATION:
         raise UnreadableImage(path, "a DICOM segmentation, not an image")
     if not rows or not columns:
         raise UnreadableImage(path, "DICOM without pixels")
     if rows * columns > max_pixels:
         raise UnreadableImage(path, too_large(rows * columns, max_pixels))
+    if samples > MAX_BYTES:
+        raise UnreadableImage(path, f"{samples / 1e9:.1f} GB of samples, over the limit of 2.1")
     return elements
 
 
@@ -127,7 +143,9 @@ def _header(path: str | Path, elements: Any) -> Header:
         return Header(
             int(elements.Columns), int(elements.Rows), mode, "DICOM", frames, channels=3 if colour else 1, bits=bits
         )
-    except (AttributeError, TypeError, ValueError, IndexError):
+    except Exception as error:  # elements are converted when they are used
+        if is_of_data_worker(error):
+            raise
         raise UnreadableImage(path, "damaged or truncated DICOM") from None
 
 
@@ -172,7 +190,8 @@ def _reason(error: Exception, path: str | Path) -> str:
         return "does not fit into memory"
     if isinstance(error, AttributeError) and "Pixel Data" in str(error):
         return "DICOM without pixels"
-    if "plugin" in str(error).lower() or isinstance(error, NotImplementedError):
+    unsupported = isinstance(error, NotImplementedError) and "Value Representation" not in str(error)
+    if "plugin" in str(error).lower() or unsupported:
         return (
             f"DICOM compressed by {_compression(path)}, and no codec is installed for it; pip install pylibjpeg "
             "pylibjpeg-libjpeg pylibjpeg-openjpeg"

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from dinomed.config import Config
 from dinomed.errors import DinomedError, UsageError
+from dinomed.images.bounds.tiff_samples import MAX_BYTES
 from dinomed.images.decode import GRAY, header_of
 
 BACKGROUND = (0, 0, 0)
@@ -155,6 +156,8 @@ def to_samples(image: Image.Image, channels: int) -> np.ndarray:
         if pages not in (1, channels):
             raise UsageError(f"an image of {pages} channels (pages) does not fit a backbone that takes {channels}")
         if pages == channels:
+            if pages * image.width * image.height * (4 if is_wide(image) else 1) > MAX_BYTES:
+                raise DinomedError(f"{pages} pages of {image.width}x{image.height} px, over the limit of 2.1 GB")
             bands = []
             for page in range(channels):
                 image.seek(page)

@@ -7,12 +7,13 @@ from PIL import Image
 
 from dinomed.errors import DinomedError
 from dinomed.images.arrays import is_array, read_array
-from dinomed.images.decode import MAX_PIXELS, header_of, open_image, upright_of
+from dinomed.images.decode import MAX_PIXELS, header_of, open_image, reads_file, upright_of
 from dinomed.images.intensity import is_wide, samples
 from dinomed.images.read import MaskSizeError, UnreadableImage
 from dinomed.io.files import replacing
 
 
+@reads_file
 def read_label_map(
     path: str | Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:

@@ -8,7 +8,7 @@ from PIL import Image
 from dinomed.errors import DinomedError
 from dinomed.images.arrays import is_array, read_array, read_array_header
 from dinomed.images.binary import to_mask
-from dinomed.images.decode import MAX_PIXELS, Header, UnreadableImage, header_of, open_image, upright_of
+from dinomed.images.decode import MAX_PIXELS, Header, UnreadableImage, header_of, open_image, reads_file, upright_of
 from dinomed.images.deep import read_deep_colour
 from dinomed.images.dicom import is_dicom, read_dicom, read_dicom_header
 from dinomed.images.intensity import IntensityConfig, match_channels, to_channels, to_range, to_samples
@@ -36,6 +36,7 @@ class MaskSizeError(UnreadableImage):
 PLAIN = IntensityConfig()
 
 
+@reads_file
 def read_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
     """Read size, mode and format. Only a PNG that stores EXIF or XMP after its pixels is decoded.
 
@@ -50,6 +51,7 @@ def read_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
         return header_of(image)
 
 
+@reads_file
 def read_image(
     path: str | Path,
     *,
@@ -83,6 +85,7 @@ def read_image(
     )[1]
 
 
+@reads_file
 def read_image_and_header(
     path: str | Path,
     *,
@@ -109,6 +112,7 @@ def read_image_and_header(
         return header, upright_of(image, _finish(path, values, channels, intensity))
 
 
+@reads_file
 def read_whole(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
     """Decode all pixels and channels of an image to detect damage, and return its header.
 
@@ -147,6 +151,7 @@ def _match(path: str | Path, shown: np.ndarray, channels: int) -> np.ndarray:
         raise UnreadableImage(path, str(error)) from None
 
 
+@reads_file
 def read_mask(path: str | Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a binary mask: uint8 ``(H, W)`` of 0 and 1, with EXIF orientation applied (see `dinomed.images.binary`).
 

@@ -1,0 +1,13 @@
+"""Fixtures of the reliability tests."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def corpus() -> SimpleNamespace:
+    """The functions of `tests/reliability/corpus/images.py`."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "corpus" / "images.py")))
