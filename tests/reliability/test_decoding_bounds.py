@@ -109,6 +109,8 @@ def test_frames_are_counted_as_pillow_counts_them(corpus: SimpleNamespace, name:
 def test_samples_are_those_that_tifffile_reads(
     tmp_path: Path, byteorder: str, compression: str | None, planarconfig: str, layout: dict[str, object]
 ) -> None:
+    if compression is None:
+        layout = {name: value for name, value in layout.items() if name != "predictor"}  # tifffile writes none
     values = np.random.default_rng(0).integers(0, 4096, (5, 37, 41), np.uint16)
     stored = values if planarconfig == "separate" else np.moveaxis(values, 0, -1)
     tifffile.imwrite(
