@@ -43,10 +43,12 @@ class FeatureSpec:
         blocks: blocks of the backbone; 0 is the first, -1 the last.
         patches: whether patch tokens are needed, which take about a hundred times the space. Class tokens and mean
             patch tokens are always computed.
+        images: whether the head also reads the preprocessed images.
     """
 
     blocks: tuple[int, ...]
     patches: bool
+    images: bool = False
 
 
 def split_blocks(features: Features, count: int) -> list[Features]:
@@ -59,7 +61,7 @@ def split_blocks(features: Features, count: int) -> list[Features]:
     grids = [None] * count if features.patches is None else features.patches.chunk(count, dim=1)
     assert features.cls.shape[1] % count == 0, (tuple(features.cls.shape), count)
     parts = zip(features.cls.chunk(count, dim=1), features.mean.chunk(count, dim=1), grids, strict=True)
-    return [Features(cls, mean, patches) for cls, mean, patches in parts]
+    return [Features(cls, mean, patches, features.images) for cls, mean, patches in parts]
 
 
 class Adapter(nn.Module):
@@ -89,6 +91,8 @@ class Adapter(nn.Module):
     uses_patches: ClassVar[bool] = False
     """Whether `forward` reads the patch tokens: always in dense tasks, in classification only where a head pools them
     itself."""
+    uses_images: bool = False
+    """Whether `forward` reads the preprocessed images as well; a head may set it by its config."""
     fit_defaults: ClassVar[dict[str, Any]] = {}
     """Settings of `fit` that this head replaces where the user gives none."""
 
@@ -107,7 +111,7 @@ class Adapter(nn.Module):
     @property
     def feature_spec(self) -> FeatureSpec:
         """The features that `forward` reads."""
-        return FeatureSpec(tuple(self.config.blocks), patches=self.uses_patches)
+        return FeatureSpec(tuple(self.config.blocks), patches=self.uses_patches, images=self.uses_images)
 
     def calibrate(self, cls: np.ndarray, mean: np.ndarray) -> None:
         """Adapt to the pooled features of all training images before the fit.

@@ -57,7 +57,7 @@ class PortableViT(nn.Module):
             if self.feature_spec.patches
             else None
         )
-        return Features(torch.cat([output[:, 0] for output in tokens], dim=-1), patches.mean(dim=1), grid)
+        return Features(torch.cat([output[:, 0] for output in tokens], dim=-1), patches.mean(dim=1), grid, images)
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         config = self.vit.config

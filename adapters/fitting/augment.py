@@ -11,10 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import Config
+from dinomed.datasets.manifest import Manifest
+from dinomed.log import logger
 from dinomed.modalities import MODALITIES
 
-Preset = Literal["none", "light", "dermoscopy", "endoscopy", "xray", "ultrasound", "fundus"]
+Preset = Literal["none", "auto", "general", "light", "dermoscopy", "endoscopy", "xray", "ultrasound", "fundus"]
 _AFFINE = {"rotate": 15.0, "scale": 0.1, "shift": 0.05}
 
 
@@ -26,6 +29,8 @@ def _preset(modality: str, **changes: float) -> dict[str, float]:
 
 PRESETS: dict[str, dict[str, float]] = {
     "none": {},
+    "auto": {},
+    "general": {**_AFFINE, "scale": 0.15, "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.02},
     "light": {**_AFFINE, "horizontal_flip": 0.5, "brightness": 0.1, "contrast": 0.1},
     "dermoscopy": _preset("dermoscopy", rotate=180.0, scale=0.15, blur=0.1),
     "endoscopy": _preset("endoscopy", rotate=180.0, scale=0.2, blur=0.2),
@@ -33,12 +38,15 @@ PRESETS: dict[str, dict[str, float]] = {
     "ultrasound": _preset("ultrasound", blur=0.1),
     "fundus": _preset("fundus"),
 }
-"""Settings for each modality (`dinomed.modalities`)."""
+"""Settings for each modality (`dinomed.modalities`). `general` is valid for every modality: without flips, since masks
+can distinguish left and right. `auto` becomes one of them, see `resolve_augmentation`."""
 _PROBABILITY = 0.8  # of the affine transform, and of the colour change
 
 
 class AugmentConfig(Config):
     """Augmentation settings: ``dermoscopy`` is a preset, ``{preset: dermoscopy, rotate: 20}`` changes single values.
+
+    The preset ``auto`` is the modality of the images if it is known, else ``general`` (`resolve_augmentation`).
 
     Flips and blur are probabilities. For the other settings each image draws a value between minus and plus the
     setting.
@@ -64,14 +72,42 @@ class AugmentConfig(Config):
         known = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
         return {**known, **data} if isinstance(data, dict) else data
 
+    @model_validator(mode="after")
+    def _auto_alone(self) -> "AugmentConfig":
+        if self.preset == "auto" and self._any_value:
+            raise ValueError("preset auto has no values of its own; name a preset to change some, such as general")
+        return self
+
+    @property
+    def _any_value(self) -> bool:
+        return any(value for name, value in self if name != "preset")
+
     @property
     def active(self) -> bool:
         """Whether any augmentation is on."""
-        return any(value for name, value in self if name != "preset")
+        return self.preset == "auto" or self._any_value
 
     def without_scale(self) -> "AugmentConfig":
         """Return the settings for depth estimation: a change of scale would change distances but not the depth map."""
         return self.model_copy(update={"scale": 0.0})
+
+
+def resolve_augmentation(config: AugmentConfig, manifest: Manifest, backbone: FrozenBackbone) -> AugmentConfig:
+    """Replace the preset ``auto`` by the modality of the images; return other settings unchanged.
+
+    The modality is the only value of the column ``modality`` of the manifest, else the ``crops.modality`` with which
+    the backbone was pretrained, else ``general``.
+    """
+    if config.preset != "auto":
+        return config
+    values = set(manifest.column("modality")) if manifest.has("modality") else set()
+    modality, origin = next(iter(values), None), "column modality"
+    if len(values) != 1 or modality not in MODALITIES:
+        modality, origin = backbone.metadata.get("modality"), "pretraining of the backbone"
+    if modality not in MODALITIES:
+        modality, origin = "general", "modality unknown; --set augment=MODALITY adds its flips and colours"
+    logger.info(f"training images are augmented: {modality} ({origin})")
+    return AugmentConfig.model_validate(modality)
 
 
 class Augment:
@@ -104,6 +140,13 @@ class Augment:
         augmented = self._thread.compose(image=image, mask=np.ascontiguousarray(targets.transpose(1, 2, 0)))
         mask = augmented["mask"].reshape(*augmented["mask"].shape[:2], len(targets))
         return augmented["image"], np.ascontiguousarray(mask.transpose(2, 0, 1))
+
+    def targets(self, targets: np.ndarray, seed: int, pass_index: int, row: int) -> np.ndarray:
+        """Return only the augmented targets, as `__call__` does for any image; nothing is read."""
+        blank = np.zeros((*targets.shape[1:], self.channels), np.uint8)
+        moved = self(blank, targets, seed, pass_index, row)[1]
+        assert moved is not None
+        return moved
 
 
 def build_transforms(config: AugmentConfig, channels: int) -> Any:

@@ -7,9 +7,11 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 
 from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig
 from dinomed.adapters.catalogue import BUILT_IN
-from dinomed.adapters.fitting.augment import AugmentConfig
+from dinomed.adapters.fitting.augment import AugmentConfig, resolve_augmentation
+from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.lora import LoraConfig
 from dinomed.config import Config, build_config
+from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError, did_you_mean
 
 
@@ -37,6 +39,8 @@ LIVE_FIT: dict[str, Any] = {
     "weight_decay": 0.01,
 }  # fmt: skip
 """Defaults of `FitConfig` if images pass through the backbone in every epoch."""
+DENSE_FIT: dict[str, Any] = {"epochs": 20, "patience": 6, "batch_size": 8, "learning_rate": 1e-3, "min_steps": 400}
+"""Defaults of `FitConfig` for dense heads, which are trained on augmented images."""
 
 
 RATE_LAST, RATE_LORA = 5e-5, 5e-4
@@ -91,33 +95,47 @@ class BackboneTuneConfig(Config):
 class TrainConfig(Config):
     """Settings that all tasks share. `image_size` (px) is the side of the square to which images are resized.
 
-    `augment` (none, light, dermoscopy, endoscopy, xray, ultrasound, fundus, or a mapping) augments training images.
-    `tune` (none, last:N, lora, lora:RANK, or a mapping) trains a part of the backbone. With either, images pass through
-    the backbone in every epoch; without, their features are computed once.
+    `augment` (none, auto, general, light, dermoscopy, endoscopy, xray, ultrasound, fundus, or a mapping) augments
+    training images. `augment_copies` augmented copies of each image are made, and their features are computed once; 0
+    computes the features of new copies in every epoch; null chooses by the cost
+    (`dinomed.adapters.fitting.feature_source.count_copies`). `tune` (none, last:N, lora, lora:RANK, or a mapping)
+    trains a part of the backbone; images then pass through the backbone in every epoch.
     """
 
     task: ClassVar[str]
+    fit_is_augmented: ClassVar[bool] = False
+    """Whether the defaults of `fit` are those of a fit with augmentation."""
+    default_fit: ClassVar[dict[str, Any]] = {}
+    """Settings of `fit` that the task replaces where neither the user nor the head gives any."""
     head: SerializeAsAny[HeadConfig]
     image_size: int | None = Field(None, ge=8)
     seed: int = Field(0, ge=0)
     augment: AugmentConfig = AugmentConfig()
+    augment_copies: int | None = Field(
+        None, ge=0, le=1000, description="copies of each training image; 0: new ones in every epoch; null: by the cost"
+    )
     tune: BackboneTuneConfig = BackboneTuneConfig()
-    fit: FitConfig
+    fit: FitConfig = FitConfig()
 
     @model_validator(mode="before")
     @classmethod
-    def _live_fit_defaults(cls, data: Any) -> Any:
+    def _fill_fit(cls, data: Any) -> Any:
+        """Fill missing settings of `fit`: with those of the head, else with those of the task."""
         if not isinstance(data, dict) or not isinstance(data.get("fit", {}), dict):
             return data
+        head = data.get("head")
+        name = head.get("name", "linear") if isinstance(head, dict) else getattr(head, "name", "linear")
         try:
+            head_fit = adapter_class(cls.task, str(name)).fit_defaults
             augment, tune = (
                 kind.model_validate(data.get(name, {}))
                 for kind, name in ((AugmentConfig, "augment"), (BackboneTuneConfig, "tune"))
             )
-        except ValidationError:
+        except (UsageError, ValidationError):
             return data  # the validation of the field reports it
-        live = augment.active or tune.active or cls._uses_windows(data)
-        return {**data, "fit": {**LIVE_FIT, **data.get("fit", {})}} if live else data
+        augmented = augment.active and not cls.fit_is_augmented
+        live = LIVE_FIT if augmented or tune.active or cls._uses_windows(data) else {}
+        return {**data, "fit": {**cls.default_fit, **head_fit, **live, **data.get("fit", {})}}
 
     @classmethod
     def _uses_windows(cls, data: dict[str, Any]) -> bool:
@@ -132,10 +150,9 @@ class TrainConfig(Config):
             raise ValueError(f"fit.precision: {self.fit.precision} is not exact enough for lbfgs; set adamw or float32")
         return self
 
-    @property
-    def augmentation(self) -> AugmentConfig:
-        """The augmentations that are valid for the targets of the task."""
-        return self.augment
+    def augmentation(self, manifest: Manifest, backbone: FrozenBackbone) -> AugmentConfig:
+        """Return the augmentation of these training images that is valid for the targets of the task."""
+        return resolve_augmentation(self.augment, manifest, backbone)
 
     @property
     def live(self) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError
+from dinomed.features.compute import Features
 from dinomed.images.read import UnreadableImage
 from dinomed.images.unchanged import check_unchanged
 from dinomed.io.prefetch import prefetch
@@ -55,23 +56,43 @@ class ImageBatches:
             DinomedError: an image cannot be read, or differs from the image that the manifest describes.
         """
         rows = batch.indices.tolist()
+        return self._load(rows, [batch.pass_index] * len(rows))
+
+    def copies(
+        self, batches: Iterable[tuple[list[int], list[int]]]
+    ) -> Iterator[tuple[list[int], list[int], Tensor, Tensor]]:
+        """Yield rows, copies, normalised images and targets of each batch of rows and copies; copy 0 is not augmented.
+        Threads read ahead."""
+
+        def load(batch: tuple[list[int], list[int]]) -> tuple[list[int], list[int], Tensor, Tensor]:
+            rows, copies = batch
+            return rows, copies, *self._load(rows, [copy or None for copy in copies])
+
+        yield from prefetch(load, batches, min(8, os.cpu_count() or 1), AHEAD)
+
+    def add_images(self, features: Features, rows: Sequence[int]) -> Features:
+        """Return the features of some rows with their images, on the same device."""
+        pixels, _ = self._load(rows, [None] * len(rows))
+        return replace(features, images=pixels.to(features.cls.device))
+
+    def _load(self, rows: Sequence[int], passes: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+        """Return images and targets of rows; those with the pass None are not augmented."""
         targets = self.targets(rows) if self.windows is None else torch.zeros(len(rows))
-        examples = map(partial(self._load_image, pass_index=batch.pass_index), rows, targets)
-        images, image_targets = zip(*examples, strict=True)
+        images, image_targets = zip(*map(self._load_image, rows, targets, passes), strict=True)
         return torch.stack(images), torch.stack(image_targets)
 
-    def _load_image(self, row: int, targets: Tensor, pass_index: int) -> tuple[Tensor, Tensor]:
+    def _load_image(self, row: int, targets: Tensor, pass_index: int | None) -> tuple[Tensor, Tensor]:
         path = self.manifest.path(row)
         try:
             check_unchanged(path, *self._stamps[row])
             pixels = self.preprocessing.read(path)
-            if self.windows is not None:
+            if self.windows is not None and pass_index is not None:
                 pixels, window_targets = self.windows.draw(pixels, self.seed, pass_index, row)
                 targets = torch.from_numpy(window_targets)
             image = self.preprocessing.squash(pixels)
         except UnreadableImage as error:
             raise DinomedError(f"{error}; it could be read when the manifest was made: scan the folder again") from None
-        if self.augment is not None:
+        if self.augment is not None and pass_index is not None:
             maps = targets.numpy() if targets.ndim == 3 else None
             augmented, augmented_maps = self.augment(
                 np.ascontiguousarray(image.permute(1, 2, 0).numpy()), maps, self.seed, pass_index, row

@@ -4,7 +4,7 @@ Their depths are always in the range `low` to `high`. In the reference code the 
 the configured range, and the depths of DPT have no upper limit.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -53,6 +53,7 @@ class LinearDepth(Adapter):
 
     task, Config = "depth", LinearDepthConfig
     uses_patches = True
+    fit_defaults: ClassVar = {"batch_size": 16, "min_steps": 500}
     centres: Tensor
 
     def __init__(self, config: LinearDepthConfig, embed_dim: int, num_classes: int) -> None:

@@ -1,6 +1,6 @@
 """Linear heads of the DINOv2 paper (section 7; appendix B.3) for classification and segmentation."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ class LinearSegmenter(Adapter):
     """BatchNorm and a 1x1 convolution on patch tokens: one logit for each patch and class."""
 
     task, uses_patches = "segment", True
+    fit_defaults: ClassVar = {"batch_size": 32, "min_steps": 500}
 
     def __init__(self, config: Any, embed_dim: int, num_classes: int) -> None:
         super().__init__(config, embed_dim, num_classes)

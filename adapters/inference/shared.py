@@ -88,6 +88,7 @@ def shared_features(backbone: FrozenBackbone, pixels: Tensor, specs: Sequence[Fe
                 torch.cat([tokens[block].cls for block in chosen], dim=-1),
                 torch.cat([means[block] for block in chosen], dim=-1),
                 patches,
+                pixels.to(backbone.device),
             )
     return [features[spec] for spec in specs]
 

@@ -13,8 +13,8 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.features.cache import DTYPES, LOCK_FILE, FeatureCache, FeatureKey, Kind, is_valid_shard, write_shard
 from dinomed.features.compute import compute_features
-from dinomed.features.loading import BATCH_SIZE, LoadedImage, load_images, stack_pixels
-from dinomed.io.artifacts import ArtifactFolder
+from dinomed.features.loading import BATCH_SIZE, LoadedImage, Transform, load_images, stack_pixels
+from dinomed.io.artifacts import ArtifactFolder, hash_key
 from dinomed.io.output_folder import locked
 from dinomed.io.prefetch import batched
 from dinomed.log import logger
@@ -36,6 +36,8 @@ def extract(
     shard_size: int = SHARD_SIZE,
     workers: int | None = None,
     description: str = "features",
+    transform: Transform | None = None,
+    transform_key: str = "",
 ) -> FeatureCache:
     """Compute the features of all images of a manifest, or read them from the cache.
 
@@ -51,6 +53,8 @@ def extract(
         shard_size: images in a shard.
         workers: threads that read images; None chooses by the number of processors.
         description: label of the progress bar.
+        transform: change of the resized images, such as an augmentation.
+        transform_key: everything that the transform depends on.
 
     Raises:
         UsageError: the manifest has no images, or the backbone has no such block.
@@ -60,7 +64,7 @@ def extract(
         raise UsageError("no images to compute features of")
     key = FeatureKey(
         backbone=backbone.fingerprint,
-        images=manifest.fingerprint,
+        images=hash_key([manifest.fingerprint, transform_key]) if transform else manifest.fingerprint,
         count=len(manifest),
         blocks=resolve_blocks(blocks, backbone.depth),
         patches=patches,
@@ -74,7 +78,8 @@ def extract(
         logger.debug(f"feature cache {folder}: {len(manifest) - len(todo)} of {len(manifest)} images are there")
         if todo:
             with bar(description, len(manifest), start=len(manifest) - len(todo)) as progress:
-                images = load_images(manifest.take(todo), backbone.preprocessing, workers)
+                changed = None if transform is None else lambda index, image: transform(todo[index], image)
+                images = load_images(manifest.take(todo), backbone.preprocessing, workers, changed)
                 for shard in missing:
                     shard_images = islice(images, len(key.shard_range(shard)))
                     write_shard(

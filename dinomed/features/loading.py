@@ -1,6 +1,6 @@
 """Loading images for a backbone in batches: those of a manifest, read ahead in threads, and images in memory."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from dinomed.images.unchanged import check_unchanged
 from dinomed.io.prefetch import batched, prefetch
 
 BATCH_SIZE = 16  # larger batches are no faster on a CPU
+Transform = Callable[[int, Tensor], Tensor]
+"""Function from a row and its image, resized but not normalised (channels, side, side), to another such image."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class LoadedImage:
     error: UnreadableImage | None = None
 
 
-def load_images(manifest: Manifest, preprocessing: Preprocessing, workers: int | None = None) -> Iterator[LoadedImage]:
+def load_images(
+    manifest: Manifest, preprocessing: Preprocessing, workers: int | None = None, transform: Transform | None = None
+) -> Iterator[LoadedImage]:
     """Read and preprocess the images of a manifest in its order, ahead of their use.
 
     600 images of 200x150 px to 192 px on two busy cores: 960 images/s, a DataLoader with two workers 520. The smallest
@@ -48,7 +52,9 @@ def load_images(manifest: Manifest, preprocessing: Preprocessing, workers: int |
             image = preprocessing.read(manifest.path(index))
         except UnreadableImage as error:
             return LoadedImage(index, (0, 0), None, error)
-        return LoadedImage(index, (image.shape[0], image.shape[1]), preprocessing(image))
+        small = preprocessing.squash(image)
+        small = small if transform is None else transform(index, small)
+        return LoadedImage(index, (image.shape[0], image.shape[1]), preprocessing.normalise(small))
 
     return prefetch(load, range(len(manifest)), workers)
 

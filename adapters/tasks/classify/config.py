@@ -1,17 +1,16 @@
 """Settings for the training of classifiers."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
 from dinomed.adapters.adapter import HeadConfig
-from dinomed.adapters.fitting.config import FitConfig, TrainConfig, adapter_class
+from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.heads.linear import LinearClassifierConfig
 from dinomed.adapters.heads.solve import SolvedClassifier
 from dinomed.adapters.tasks.classify.answer import Answer
 from dinomed.adapters.tasks.classify.groups import FRAMES
 from dinomed.adapters.tasks.classify.labels import LabelColumns
-from dinomed.errors import UsageError
 
 
 class ClassifyConfig(TrainConfig):
@@ -29,7 +28,7 @@ class ClassifyConfig(TrainConfig):
     reached a balanced accuracy of 0.41 on test and AdamW 0.34, in the same time.
     """
 
-    task = "classify"
+    task, default_fit = "classify", {"optimizer": "lbfgs", "weight_decay": 1e-5, "epochs": 100, "patience": 10}
     head: SerializeAsAny[HeadConfig] = LinearClassifierConfig()
     label: str | tuple[str, ...] = Field("label", min_length=1)
     separator: str | None = Field(None, min_length=1)
@@ -39,21 +38,6 @@ class ClassifyConfig(TrainConfig):
     unit: Literal["image", "group"] = "image"
     pool: Literal["mean", "concat"] = "mean"
     frames: int = Field(FRAMES, ge=1, le=64)
-    fit: FitConfig = FitConfig(optimizer="lbfgs", weight_decay=1e-5, epochs=100, patience=10, batch_size=256)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fit_of_the_head(cls, data: Any) -> Any:
-        """Use the fit defaults of the head where the user gives no setting."""
-        head = data.get("head") if isinstance(data, dict) else None
-        name = head.get("name", "linear") if isinstance(head, dict) else getattr(head, "name", "linear")
-        try:
-            fit_defaults = adapter_class("classify", str(name)).fit_defaults
-        except UsageError:
-            return data  # the validator of the head reports it
-        if not fit_defaults or not isinstance(data.get("fit", {}), dict):
-            return data
-        return {**data, "fit": {**fit_defaults, **data.get("fit", {})}}
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "ClassifyConfig":

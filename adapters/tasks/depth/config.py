@@ -4,8 +4,10 @@ from pydantic import Field, SerializeAsAny
 
 from dinomed.adapters.adapter import HeadConfig
 from dinomed.adapters.fitting.augment import AugmentConfig
-from dinomed.adapters.fitting.config import FitConfig, TrainConfig
+from dinomed.adapters.fitting.config import DENSE_FIT, TrainConfig
 from dinomed.adapters.heads.depth import LinearDepthConfig
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.datasets.manifest import Manifest
 
 
 class DepthConfig(TrainConfig):
@@ -16,15 +18,14 @@ class DepthConfig(TrainConfig):
     20 / 65280 = 3.0637e-4); `unit` is only a name. `gradient_weight` is the weight of the gradient loss; SigLoss has 1.
     """
 
-    task = "depth"
+    task, fit_is_augmented, default_fit = "depth", True, DENSE_FIT
+    augment: AugmentConfig = AugmentConfig(preset="auto")
     head: SerializeAsAny[HeadConfig] = LinearDepthConfig()
     column: str = "depth"
     scale: float = Field(1.0, gt=0)
     unit: str = ""
     gradient_weight: float = Field(0.5, ge=0)
     flips: bool | None = None
-    fit: FitConfig = FitConfig(epochs=30, patience=5, batch_size=16, learning_rate=1e-3, min_steps=500)
 
-    @property
-    def augmentation(self) -> AugmentConfig:
-        return self.augment.without_scale()
+    def augmentation(self, manifest: Manifest, backbone: FrozenBackbone) -> AugmentConfig:
+        return super().augmentation(manifest, backbone).without_scale()

@@ -5,7 +5,8 @@ from typing import Any
 from pydantic import Field, SerializeAsAny, model_validator
 
 from dinomed.adapters.adapter import HeadConfig
-from dinomed.adapters.fitting.config import FitConfig, TrainConfig
+from dinomed.adapters.fitting.augment import AugmentConfig
+from dinomed.adapters.fitting.config import DENSE_FIT, TrainConfig
 from dinomed.adapters.tasks.segment.losses import TVERSKY_ALPHA, LossName
 from dinomed.adapters.tasks.segment.mask_schema import Kind, build_mask_schema
 from dinomed.errors import UsageError
@@ -30,7 +31,8 @@ class SegmentConfig(TrainConfig):
     (`dinomed.adapters.fitting.windows`). Val is then predicted by windows after every epoch.
     """
 
-    task = "segment"
+    task, fit_is_augmented, default_fit = "segment", True, DENSE_FIT
+    augment: AugmentConfig = AugmentConfig(preset="auto")
     head: SerializeAsAny[HeadConfig] = HeadConfig()
     kind: Kind = "binary"
     classes: dict[str, int | str] = Field({}, description="NAME: value in the label map, bit, or column")
@@ -43,7 +45,6 @@ class SegmentConfig(TrainConfig):
     crop: float | None = Field(
         None, ge=0, le=1, description="share of training windows that contain a part of the mask"
     )
-    fit: FitConfig = FitConfig(epochs=15, patience=3, batch_size=32, learning_rate=1e-3)
 
     @model_validator(mode="after")
     def _mask_schema(self) -> "SegmentConfig":
