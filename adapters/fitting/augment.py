@@ -29,7 +29,6 @@ def _preset(modality: str, **changes: float) -> dict[str, float]:
 
 PRESETS: dict[str, dict[str, float]] = {
     "none": {},
-    "auto": {},
     "general": {**_AFFINE, "scale": 0.15, "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.02},
     "light": {**_AFFINE, "horizontal_flip": 0.5, "brightness": 0.1, "contrast": 0.1},
     "dermoscopy": _preset("dermoscopy", rotate=180.0, scale=0.15, blur=0.1),
