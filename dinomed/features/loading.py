@@ -52,9 +52,10 @@ def load_images(
             image = preprocessing.read(manifest.path(index))
         except UnreadableImage as error:
             return LoadedImage(index, (0, 0), None, error)
-        small = preprocessing.squash(image)
-        small = small if transform is None else transform(index, small)
-        return LoadedImage(index, (image.shape[0], image.shape[1]), preprocessing.normalise(small))
+        size = image.shape[0], image.shape[1]
+        if transform is None:
+            return LoadedImage(index, size, preprocessing(image))
+        return LoadedImage(index, size, preprocessing.normalise(transform(index, preprocessing.squash(image))))
 
     return prefetch(load, range(len(manifest)), workers)
 
