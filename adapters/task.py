@@ -5,7 +5,7 @@ The panels of the demo and the sections of the evaluation page are tables by the
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from dinomed.adapters.evaluated import EvaluatedUnits
     from dinomed.adapters.fitting.config import TrainConfig
+    from dinomed.adapters.fitting.head_fit import HeadFit
     from dinomed.adapters.predictor import Predictor
     from dinomed.adapters.record import AdapterRecord
     from dinomed.adapters.writer import PredictionWriter
@@ -35,7 +36,7 @@ class Task(ABC):
 
     1. a subclass of `TrainConfig` with ``task = "NAME"`` and the settings;
     2. a head: a subclass of `Adapter` with ``task = "NAME"``, registered by ``@ADAPTERS.register("NAME.linear")``;
-    3. a function that fits the head and calls `save_bundle`, like `dinomed.adapters.tasks.depth.fit.fit_depth`;
+    3. a subclass of `HeadFit` with the steps of the fit, like `dinomed.adapters.tasks.depth.fit.DepthFit`;
     4. a subclass of `Predictor`, and one of `PredictionWriter`;
     5. a subclass of `Task`, registered by ``@TASKS.register("NAME")``, with the members that are abstract here.
 
@@ -59,8 +60,8 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def fit(self) -> Callable[..., Any]:
-        """The function that fits an adapter: (backbone, manifest, out, config, *, cache, overwrite) -> `FitResult`."""
+    def head_fit(self) -> "type[HeadFit]":
+        """The steps of a fit, which `dinomed.adapters.fit.fit_head` calls."""
 
     @abstractmethod
     def usable_rows(self, record: "AdapterRecord", manifest: "Manifest") -> "Manifest":

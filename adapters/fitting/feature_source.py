@@ -104,18 +104,18 @@ class CachedFeatureSource(FeatureSource):
         targets: TargetLookup,
     ) -> None:
         self.backbone = backbone
-        self._train, self._val = gathers
+        self.gathers = gathers
         self.cls, self.mean = pooled
         self.targets = targets
 
     def train(self, batches: Iterable[BatchIndices]) -> Iterator[TrainingBatch]:
         for batch in batches:
             rows = batch.indices.tolist()
-            features = self._train(rows)
+            features = self.gathers[0](rows)
             yield TrainingBatch(features, self.targets(rows).to(features.cls.device))
 
     def val(self, rows: Sequence[int]) -> Features:
-        return self._val(rows)
+        return self.gathers[1](rows)
 
 
 class CopiesFeatureSource(FeatureSource):

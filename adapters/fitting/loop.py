@@ -57,7 +57,7 @@ def run_epochs(
         batch_loss: mean loss of a batch.
         validate: score of the epoch (higher is better), and values for the log.
         folder: where ``log.jsonl`` and the state of the fit are written.
-        key: of `dinomed.adapters.fitting.fit_record.fit_key`.
+        key: of `dinomed.adapters.fitting.head_fit.fit_key`.
         groups: parameters to train; by default all trainable ones at ``config.learning_rate``.
 
     Raises:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dinomed.adapters.fitting.fit_record import FitResult
+from dinomed.adapters.fit import fit_head
+from dinomed.adapters.fitting.head_fit import FitResult
 from dinomed.adapters.inference import loader
 from dinomed.adapters.inference.folder import PredictionResult, predict_collection
 from dinomed.adapters.predictor import Predictor
@@ -83,13 +84,12 @@ def train(
         >>> adapter.folder.name, 0 <= adapter.validation["auroc"] <= 1
         ('new_cls', True)
     """
-    task_object = find_task(task)
     targets = override_list(None, label=label, separator=separator, unit=unit)
     overrides = [*targets, *override_list(settings, head__name=head, seed=seed, tune=tune)]
-    resolved = load_config(task_object.config, config_path(config, "adapters"), overrides)
+    resolved = load_config(find_task(task).config, config_path(config, "adapters"), overrides)
     manifest = open_dataset(data)
     frozen = load_backbone(backbone, weights=weights, device=device)
-    return task_object.fit(frozen, manifest, out, resolved, cache=cache_folder(manifest, cache), overwrite=overwrite)
+    return fit_head(frozen, manifest, out, resolved, cache=cache_folder(manifest, cache), overwrite=overwrite)
 
 
 def load_adapter(folder: FolderLike, *, backbone: PathLike | None = None, device: str = "auto") -> Predictor:

@@ -12,7 +12,7 @@ from dinomed.apps.options import Backbone, Cache, Data, Device, Json, Output, Ov
 from dinomed.errors import UsageError
 
 if TYPE_CHECKING:
-    from dinomed.adapters.fitting.fit_record import FitResult
+    from dinomed.adapters.fitting.head_fit import FitResult
 
 
 @dataclass(frozen=True)

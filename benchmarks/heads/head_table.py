@@ -144,8 +144,7 @@ def _setting(config: TrainConfig, backbone: FrozenBackbone, manifest: Manifest) 
 
 def measure_head(bench: Bench, config: TrainConfig, backbone: FrozenBackbone, where: str) -> dict[str, Any]:
     """Train one head on cached features and evaluate it on test."""
-    from dinomed.adapters.tasks.classify.fit import fit_classifier
-    from dinomed.adapters.tasks.segment.fit import fit_segmenter
+    from dinomed.adapters.fit import fit_head
 
     cache = bench.out / "features"
     features = prepare_features(config, backbone, bench.manifest, cache)
@@ -154,11 +153,7 @@ def measure_head(bench: Bench, config: TrainConfig, backbone: FrozenBackbone, wh
     ) as folder:  # a new folder: an interrupted fit would continue and be measured in part
         adapter = Path(folder) / "adapter"
         began = time.process_time()
-        if isinstance(config, SegmentConfig):
-            fit_segmenter(backbone, bench.manifest, adapter, config, cache=cache)
-        else:
-            assert isinstance(config, ClassifyConfig)
-            fit_classifier(backbone, bench.manifest, adapter, config, cache=cache)
+        fit_head(backbone, bench.manifest, adapter, config, cache=cache)
         seconds = time.process_time() - began
         report = evaluate(adapter, bench.manifest, "test", backbone=where)
         learned = sum(parameter.numel() for parameter in load_adapter(adapter, backbone=where).adapter.parameters())

@@ -8,9 +8,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageFile
 
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
-from dinomed.adapters.tasks.classify.fit import fit_classifier
 from dinomed.apps import cli
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest, write_manifest
@@ -88,7 +88,7 @@ def test_a_prediction_decodes_each_image_once_and_reports_the_damaged_one(
     pictures: Path, decodes: Counter[str], lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     config = ClassifyConfig(fit=FitConfig(epochs=1, batch_size=16, min_steps=0))
-    fit_classifier(
+    fit_head(
         load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "cls", config, cache=tmp_path / "cache"
     )
     decodes.clear()

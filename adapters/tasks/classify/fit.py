@@ -1,7 +1,8 @@
 """Training of classifiers. It takes seconds on two cores if features are cached."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,158 +12,130 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from dinomed.adapters.adapter import Adapter
-from dinomed.adapters.bundle import BundleOutput, open_output, save_bundle
-from dinomed.adapters.fitting.build import at_image_size, build_adapter, extract_splits, gather
+from dinomed.adapters.fitting.build import build_adapter, extract_splits
 from dinomed.adapters.fitting.data import Splits, fit_splits, widen
-from dinomed.adapters.fitting.feature_source import (
-    CachedFeatureSource,
-    FeatureSource,
-    check_precision,
-    in_precision,
-    open_feature_source,
-)
-from dinomed.adapters.fitting.fit_record import FitResult, fit_key, split_rows, training_record
-from dinomed.adapters.fitting.loop import BestEpoch, run_epochs
+from dinomed.adapters.fitting.feature_source import CachedFeatureSource, FeatureSource, Gather, check_precision
+from dinomed.adapters.fitting.head_fit import FitOutcome, HeadFit
+from dinomed.adapters.fitting.loop import BestEpoch
 from dinomed.adapters.heads.solve import Examples, SolvedClassifier
 from dinomed.adapters.tasks.classify.answer import Answer, calibrate
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.groups import Groups, check_labels, group_images
 from dinomed.adapters.tasks.classify.labels import prevalence
-from dinomed.adapters.training_images import hash_training_images
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
-from dinomed.features.cache import FeatureCache
 from dinomed.features.compute import Features
 from dinomed.metrics.classification import classification_metrics
 from dinomed.metrics.multilabel import multilabel_metrics
 
 
-@dataclass(frozen=True)
-class Part:
-    """The examples of a split.
+class ClassifierFit(HeadFit):
+    """Fit of a classifier; the temperature and the thresholds are fitted on val.
 
-    Attributes:
-        targets: labels, as in `Examples`.
-        names: names of all classes in the split.
-        gather: indices of examples to their features, on the device.
+    The epoch with the lowest loss on val is kept; k, C or the head of a grid is chosen by the macro AUROC on val.
+    Examples are images, or groups of images.
     """
 
-    targets: np.ndarray
-    names: list[str]
-    gather: Callable[[Sequence[int]], Features]
+    description = "training the classifier"
+    config: ClassifyConfig
+    chosen: dict[str, Any]
 
-    def __len__(self) -> int:
-        return len(self.targets)
+    def select_rows(self, manifest: Manifest) -> Splits:
+        columns, config = self.config.label_columns, self.config
+        stratify = columns.columns[0] if len(columns.columns) == 1 else None
+        splits = fit_splits(columns.usable(manifest), stratify, config.seed)
+        self.classes = columns.names(splits.train)
+        self.groups = (
+            [group_rows(part, config) for part in (splits.train, splits.val)] if config.unit == "group" else []
+        )
+        train, val = (groups.first() for groups in self.groups) if self.groups else (splits.train, splits.val)
+        self.labels, _ = columns.read_targets(train, self.classes, "train")
+        self.val_labels, self.val_names = columns.read_targets(val, self.classes, "val")
+        if self.val_labels.ndim == 1 and not (self.val_labels < len(self.classes)).any():
+            raise UsageError("no image in val has a class of train; correct the splits, or scan with --split none")
+        return splits
 
-    def of_blocks(self, have: Sequence[int], wanted: Sequence[int]) -> "Part":
-        """Return the part with only the blocks `wanted` out of `have`: a solved head may need fewer blocks."""
-        if tuple(have) == tuple(wanted):
-            return self
-        places = [list(have).index(block) for block in wanted]
+    def image_size(self, backbone: FrozenBackbone) -> int:
+        return self.config.image_size or backbone.preprocessing.image_size
 
-        def pick(x: Tensor) -> Tensor:
-            return x.unflatten(1, (len(have), -1))[:, places].flatten(1)
+    def build(self) -> Adapter:
+        self.targets = torch.from_numpy(self.labels).__getitem__
+        return build_adapter(self.config, self.backbone, len(self.classes), width=self.config.answer.width)
 
-        def fewer(rows: Sequence[int]) -> Features:
-            features = self.gather(rows)
-            return Features(pick(features.cls), pick(features.mean))
+    def open_features(self, cache: str | Path) -> FeatureSource:
+        if not self.groups:
+            return super().open_features(cache)
+        device, blocks = self.backbone.device, len(self.adapter.feature_spec.blocks)
+        check_precision(self.config.fit, device)
+        train, val = (groups.manifest for groups in self.groups)
+        stores = extract_splits(self.backbone, replace(self.splits, train=train, val=val), self.adapter, cache)
+        pooled = [
+            tuple(groups.pool(tokens, self.config.pool, blocks) for tokens in (store.cls, store.mean))
+            for groups, store in zip(self.groups, stores, strict=True)
+        ]
+        gathers = [partial(take_rows, *(torch.from_numpy(tokens).to(device) for tokens in pair)) for pair in pooled]
+        return CachedFeatureSource(self.backbone, (gathers[0], gathers[1]), pooled[0], self.targets)
 
-        return replace(self, gather=fewer)
+    def train(self, folder: Path) -> BestEpoch:
+        self.chosen = {}
+        return self._solve() if isinstance(self.adapter, SolvedClassifier) else super().train(folder)
 
-    def examples(self) -> Examples:
-        """Return all examples with their pooled features, on the CPU."""
-        features = self.gather(range(len(self)))
-        return Examples(features.cls.cpu().numpy(), features.mean.cpu().numpy(), self.targets)
-
-
-def fit_classifier(
-    backbone: FrozenBackbone,
-    manifest: Manifest,
-    out: str | Path,
-    config: ClassifyConfig | None = None,
-    *,
-    cache: str | Path,
-    overwrite: bool = False,
-) -> FitResult:
-    """Fit a classifier on the split train, and write a bundle.
-
-    The epoch with the lowest loss on val is kept; k, C or the head of a grid is chosen by the macro AUROC on val. The
-    temperature and the thresholds are fitted on val.
-
-    Args:
-        backbone: the frozen backbone.
-        manifest: images with labels.
-        out: folder of the bundle.
-        config: settings; None for the defaults.
-        overwrite: replace an older adapter in `out`.
-        cache: folder of cached features (`dinomed.features.extract.default_cache`).
-
-    Raises:
-        UsageError: there are no labels, only one class or no split train; a group is in two splits; images of a group
-            have different labels (unit: group); or `out` is in use.
-    """
-    config = config or ClassifyConfig()
-    columns = config.label_columns
-    stratify = columns.columns[0] if len(columns.columns) == 1 else None
-    splits = fit_splits(columns.usable(manifest), stratify, config.seed)
-    classes = columns.names(splits.train)
-    parts = (splits.train, splits.val)
-    groups = [_groups(part, config) for part in parts]
-    rows = [
-        part if part_groups is None else part_groups.first() for part, part_groups in zip(parts, groups, strict=True)
-    ]
-    targets, _ = columns.read_targets(rows[0], classes, "train")
-    val_targets, val_names = columns.read_targets(rows[1], classes, "val")
-    if val_targets.ndim == 1 and not (val_targets < len(classes)).any():
-        raise UsageError("no image in val has a class of train; correct the splits, or scan with --split none")
-    backbone = at_image_size(backbone, config.image_size or backbone.preprocessing.image_size)
-    adapter = build_adapter(config, backbone, len(classes), width=config.answer.width)
-    used = splits if groups[0] is None else _frames(splits, groups)
-    with open_output(out, config, overwrite=overwrite) as output:
-        take = torch.from_numpy(targets).__getitem__
-        if config.live:
-            features = open_feature_source(backbone, used, adapter, config, cache, take)
-            val = Part(val_targets, val_names, features.val)
-        else:
-            check_precision(config.fit, backbone.device)
-            caches = extract_splits(backbone, used, adapter, cache)
-            train, val = (
-                Part(
-                    known,
-                    names,
-                    _gatherer(store, part_groups, config, len(adapter.feature_spec.blocks), backbone.device),
-                )
-                for known, names, store, part_groups in zip(
-                    (targets, val_targets), (classes, val_names), caches, groups, strict=True
-                )
-            )
-            features = CachedFeatureSource(backbone, (train.gather, val.gather), _pooled(train, caches[0]), take)
-        if isinstance(adapter, SolvedClassifier):
-            tried = adapter.feature_spec.blocks
-            adapter, best, chosen = _solve(adapter, train, val, config)
-            val = val.of_blocks(tried, adapter.feature_spec.blocks)
-        else:
-            key = fit_key(config, splits, backbone)
-            best, chosen = _train(adapter, features, targets, val, config, output, key, backbone.device), {}
-        adapter.to(backbone.device)
+    def _solve(self) -> BestEpoch:
+        """Solve the head in closed form; it may need fewer blocks than were tried."""
+        assert isinstance(self.adapter, SolvedClassifier)
+        assert isinstance(self.features, CachedFeatureSource)
+        gathers, tried = self.features.gathers, self.adapter.feature_spec.blocks
+        train, val = (
+            Examples(features.cls.cpu().numpy(), features.mean.cpu().numpy(), labels)
+            for labels, gather in zip((self.labels, self.val_labels), gathers, strict=True)
+            for features in [gather(range(len(labels)))]
+        )
+        weight = None if self.weight is None else self.weight.double().cpu().numpy()
         with torch.no_grad():
-            logits = _logits(adapter, val, config.fit.batch_size).cpu()
-        answer = calibrate(config.answer, logits.numpy(), val.targets)
-        metrics = measure(val.targets, answer.probabilities(logits).numpy(), val.names, answer)
-        training = training_record(config, splits, best, backbone) | {
-            "label_column": columns.title,
-            "classes": prevalence(targets, classes),
-            "units": {"train": len(targets), "val": len(val), "unit": config.unit},
+            solution = self.adapter.solve(train, val, weight, self.config.seed)
+        self.adapter, self.chosen = solution.adapter.eval().to(self.backbone.device), solution.chosen
+        self.features.gathers = (gathers[0], of_blocks(gathers[1], tried, self.adapter.feature_spec.blocks))
+        return BestEpoch(0, 0.0, {})
+
+    @cached_property
+    def weight(self) -> Tensor | None:
+        """Weight of each class in the loss, float32 (classes,), on the device."""
+        if self.config.class_weights == "none" or self.labels.ndim == 2:
+            return None
+        return class_weights(self.labels, len(self.classes)).to(self.backbone.device)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if targets.ndim == 1:
+            return cross_entropy(outputs, targets, self.weight)
+        known = ~targets.isnan()
+        return binary_cross_entropy_with_logits(outputs[known], targets[known].to(outputs))
+
+    def validate(self) -> tuple[float, dict[str, float]]:
+        targets, logits = torch.from_numpy(self.val_labels).to(self.backbone.device), self._val_logits()
+        if targets.ndim == 2:  # labels that occur only in val are left out; of classes, their images
+            targets = targets[:, : len(self.classes)]
+        else:
+            known = targets < len(self.classes)
+            targets, logits = targets[known], logits[known]
+        value = self.loss(logits, targets).item()
+        return -value, {"val_loss": value}
+
+    def finish(self, best: BestEpoch) -> FitOutcome:
+        logits = self._val_logits().cpu()
+        answer = calibrate(self.config.answer, logits.numpy(), self.val_labels)
+        metrics = measure(self.val_labels, answer.probabilities(logits).numpy(), self.val_names, answer)
+        training = {
+            "label_column": self.config.label_columns.title,
+            "classes": prevalence(self.labels, self.classes),
+            "units": {"train": len(self.labels), "val": len(self.val_labels), "unit": self.config.unit},
         }
-        if chosen:
-            training["chosen"] = chosen
-        save_bundle(
-            output, adapter, backbone, classes=classes, seen=hash_training_images((splits.train, splits.val)),
-            usage=answer.model_dump(mode="json"), validation=metrics, training=training,
-            tuned=features.tuned(),
-        )  # fmt: skip
-    return FitResult(output.folder, best.epoch, metrics, chosen=chosen)
+        training |= {"chosen": self.chosen} if self.chosen else {}
+        usage = answer.model_dump(mode="json")
+        return FitOutcome(self.classes, metrics, usage, training=training, chosen=self.chosen)
+
+    def _val_logits(self) -> Tensor:
+        return torch.cat([outputs for _, outputs in self.val_outputs(len(self.val_labels))])
 
 
 def measure(targets: np.ndarray, probabilities: np.ndarray, names: Sequence[str], answer: Answer) -> dict[str, Any]:
@@ -180,90 +153,29 @@ def class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
     return torch.from_numpy(len(labels) / (num_classes * np.maximum(counts, 1))).float()
 
 
-def _groups(manifest: Manifest, config: ClassifyConfig) -> Groups | None:
-    if config.unit == "image":
-        return None
+def group_rows(manifest: Manifest, config: ClassifyConfig) -> Groups:
+    """Return the groups of some rows; raise a `UsageError` if images of a group have different labels."""
     groups = group_images(manifest, config.frames, fill=config.pool == "concat")
     check_labels(groups, manifest, config.columns)
     return groups
 
 
-def _frames(splits: Splits, groups: Sequence[Groups | None]) -> Splits:
-    """Return the splits with only the frames of the groups."""
-    train, val = groups
-    assert train is not None
-    assert val is not None
-    return replace(splits, train=train.manifest, val=val.manifest)
+def take_rows(cls: Tensor, mean: Tensor, rows: Sequence[int]) -> Features:
+    """Return some rows of pooled features."""
+    return Features(cls[list(rows)], mean[list(rows)])
 
 
-def _gatherer(
-    cache: FeatureCache, groups: Groups | None, config: ClassifyConfig, blocks: int, device: torch.device
-) -> Callable[[Sequence[int]], Features]:
-    if groups is None:
-        return lambda rows: gather(cache, rows, device)
-    cls, mean = (torch.from_numpy(groups.pool(x, config.pool, blocks)).to(device) for x in (cache.cls, cache.mean))
-    return lambda rows: Features(cls[list(rows)], mean[list(rows)])
+def of_blocks(gather: Gather, blocks: Sequence[int], wanted: Sequence[int]) -> Gather:
+    """Return a function like `gather`, of features of `blocks`, with only the blocks `wanted`."""
+    if tuple(blocks) == tuple(wanted):
+        return gather
+    places = [list(blocks).index(block) for block in wanted]
 
+    def pick(tokens: Tensor) -> Tensor:
+        return tokens.unflatten(1, (len(blocks), -1))[:, places].flatten(1)
 
-def _weight(targets: np.ndarray, config: ClassifyConfig, num_classes: int) -> Tensor | None:
-    if config.class_weights == "none" or targets.ndim == 2:
-        return None
-    return class_weights(targets, num_classes)
+    def gather_wanted(rows: Sequence[int]) -> Features:
+        features = gather(rows)
+        return Features(pick(features.cls), pick(features.mean))
 
-
-def _solve(
-    adapter: SolvedClassifier, train: Part, val: Part, config: ClassifyConfig
-) -> tuple[Adapter, BestEpoch, dict[str, Any]]:
-    weight = _weight(train.targets, config, len(train.names))
-    with torch.no_grad():
-        solution = adapter.solve(
-            train.examples(), val.examples(), None if weight is None else weight.double().numpy(), config.seed
-        )
-    return solution.adapter.eval(), BestEpoch(0, 0.0, {}), solution.chosen
-
-
-def _pooled(train: Part, cache: FeatureCache) -> tuple[np.ndarray, np.ndarray]:
-    """Return class tokens and mean patch tokens of all training examples."""
-    if cache.key.patches:
-        return cache.cls, cache.mean
-    features = train.gather(range(len(train)))
-    return features.cls.cpu().numpy(), features.mean.cpu().numpy()
-
-
-def _train(
-    adapter: Adapter, features: FeatureSource, targets: np.ndarray, val: Part, config: ClassifyConfig,
-    output: BundleOutput, key: str, device: torch.device,
-) -> BestEpoch:  # fmt: skip
-    """Train the head by epochs, in place."""
-    adapter.calibrate(features.cls, features.mean)
-    adapter.to(device)
-    classes = adapter.num_classes
-    weight = _weight(targets, config, classes)
-    weight = None if weight is None else weight.to(device)
-    val_y = torch.from_numpy(val.targets).to(device)
-    if val_y.ndim == 2:
-        val_y, known = val_y[:, :classes], torch.ones(len(val_y), dtype=torch.bool, device=device)
-    else:
-        known = val_y < classes
-    forward = in_precision(adapter, config.fit.precision, device)
-
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        if targets.ndim == 1:
-            return cross_entropy(logits, targets, weight)
-        known_labels = ~targets.isnan()
-        return binary_cross_entropy_with_logits(logits[known_labels], targets[known_labels].to(logits))
-
-    def validate() -> tuple[float, dict[str, float]]:
-        value = loss(_logits(adapter, val, config.fit.batch_size)[known], val_y[known]).item()
-        return -value, {"val_loss": value}
-
-    return run_epochs(
-        features.model(adapter), config.fit, count=len(targets), batches=features.train,
-        batch_loss=lambda batch: loss(forward(batch.features), batch.targets),
-        validate=validate, seed=config.seed, folder=output.stage, key=key, description="training the classifier",
-        groups=features.groups(adapter, config.fit),
-    )  # fmt: skip
-
-
-def _logits(adapter: Adapter, part: Part, batch_size: int) -> Tensor:
-    return torch.cat([adapter(part.gather(rows)) for rows in split_rows(len(part), batch_size)])
+    return gather_wanted

@@ -1,9 +1,10 @@
 """Classification task: classes or labels of an image, or of a group of images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dinomed.adapters.fitting.head_fit import HeadFit
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.task import TASKS, Task, Unit
 from dinomed.adapters.tasks.classify.answer import answer_from
@@ -24,10 +25,10 @@ class ClassifyTask(Task):
     config, predictor = ClassifyConfig, ClassifyPredictor
 
     @property
-    def fit(self) -> Callable[..., Any]:
-        from dinomed.adapters.tasks.classify.fit import fit_classifier
+    def head_fit(self) -> type[HeadFit]:
+        from dinomed.adapters.tasks.classify.fit import ClassifierFit
 
-        return fit_classifier
+        return ClassifierFit
 
     def usable_rows(self, record: AdapterRecord, manifest: Manifest) -> Manifest:
         answer = answer_from(record)

@@ -1,115 +1,76 @@
 """Training of depth estimators."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dinomed.adapters.bundle import open_output, save_bundle
-from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size
-from dinomed.adapters.fitting.config import adapter_class
-from dinomed.adapters.fitting.data import fit_splits
-from dinomed.adapters.fitting.feature_source import TrainingBatch, in_precision, open_feature_source
-from dinomed.adapters.fitting.fit_record import FitResult, fit_key, split_rows, training_record
-from dinomed.adapters.fitting.loop import run_epochs
+from dinomed.adapters.adapter import Adapter
+from dinomed.adapters.fitting.build import build_adapter
+from dinomed.adapters.fitting.data import Splits, fit_splits
+from dinomed.adapters.fitting.head_fit import FitOutcome, HeadFit
+from dinomed.adapters.fitting.loop import BestEpoch
 from dinomed.adapters.heads.depth import with_range
 from dinomed.adapters.inference.dense import Views
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.depth.losses import gradient_loss, sig_loss
 from dinomed.adapters.tasks.depth.maps import DepthMaps, DepthSource
-from dinomed.adapters.training_images import hash_training_images
-from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.metrics.depth import depth_errors, depth_metrics
 
 DEPTH = "depth"
 
 
-def fit_depth(
-    backbone: FrozenBackbone,
-    manifest: Manifest,
-    out: str | Path,
-    config: DepthConfig | None = None,
-    *,
-    cache: str | Path,
-    overwrite: bool = False,
-) -> FitResult:
-    """Fit a depth estimator on the split train by SigLoss and the gradient loss, and write a bundle.
+class DepthFit(HeadFit):
+    """Fit of a depth estimator by SigLoss and the gradient loss; the epoch with the lowest SigLoss on val is kept.
 
-    The epoch with the lowest SigLoss on val is kept. The range of depths is that of the settings, else that of train.
-
-    Args:
-        backbone: the frozen backbone.
-        manifest: images with depth maps.
-        out: folder of the bundle.
-        config: settings; None for the defaults.
-        overwrite: replace an older adapter in `out`.
-        cache: folder of cached features (`dinomed.features.extract.default_cache`).
-
-    Raises:
-        UsageError: there are no depth maps or no split train, a group is in two splits, or `out` is in use.
-        DinomedError: a depth map is damaged, or no pixel has a known depth.
+    The range of depths is that of the settings, else that of train.
     """
-    config = config or DepthConfig()
-    source = DepthSource(config.column, config.scale, config.unit)
-    splits = fit_splits(source.usable(manifest), None, config.seed)
-    head = adapter_class("depth", config.head.name)
-    size = config.image_size or default_image_size(backbone, head.grid)
-    backbone = at_image_size(backbone, size)
-    with open_output(out, config, overwrite=overwrite) as output:
-        targets, val_targets = (
-            DepthMaps(part, source, size, name) for name, part in (("train", splits.train), ("val", splits.val))
+
+    description = "training the depth estimator"
+    config: DepthConfig
+
+    def select_rows(self, manifest: Manifest) -> Splits:
+        self.source = DepthSource(self.config.column, self.config.scale, self.config.unit)
+        return fit_splits(self.source.usable(manifest), None, self.config.seed)
+
+    def build(self) -> Adapter:
+        size = self.backbone.preprocessing.image_size
+        maps, self.val_maps = (
+            DepthMaps(part, self.source, size, name)
+            for name, part in (("train", self.splits.train), ("val", self.splits.val))
         )
-        ranged = config.model_copy(update={"head": with_range(config.head, targets.low, targets.high)})
-        adapter = build_adapter(ranged, backbone, num_classes=1)
-        low, high = adapter.config.limits()
-        features = open_feature_source(backbone, splits, adapter, config, cache, targets.take)
-        adapter.calibrate(features.cls, features.mean)
-        adapter.to(backbone.device)
-        forward = in_precision(adapter, config.fit.precision, backbone.device)
+        self.targets, self.digest = maps.take, maps.digest() + self.val_maps.digest()
+        ranged = self.config.model_copy(update={"head": with_range(self.config.head, maps.low, maps.high)})
+        adapter = build_adapter(ranged, self.backbone, num_classes=1)
+        self.low, self.high = adapter.config.limits()
+        return adapter
 
-        def stretch(depths: Tensor) -> Tensor:
-            return interpolate(depths, (size, size), mode="bilinear")
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        prediction, known = self.stretch(outputs), self._within(targets)
+        return sig_loss(prediction, known) + self.config.gradient_weight * gradient_loss(prediction, known)
 
-        def within(depths: Tensor) -> Tensor:
-            """Set depths outside the range to nan (unknown), as the metrics do."""
-            return torch.where((depths >= low) & (depths <= high), depths, torch.nan)
+    def validate(self) -> tuple[float, dict[str, float]]:
+        losses = []
+        for rows, outputs in self.val_outputs(len(self.splits.val)):
+            known = self._within(self.val_maps.take(rows).to(self.backbone.device))
+            losses.append(sig_loss(self.stretch(outputs), known).item() * len(rows))
+        loss = sum(losses) / len(self.splits.val)
+        return -loss, {"val_sig_loss": loss}
 
-        def batch_loss(batch: TrainingBatch) -> Tensor:
-            prediction, known = stretch(forward(batch.features)), within(batch.targets)
-            return sig_loss(prediction, known) + config.gradient_weight * gradient_loss(prediction, known)
-
-        def validate() -> tuple[float, dict[str, float]]:
-            losses = []
-            for rows in split_rows(len(splits.val), config.fit.batch_size):
-                known = within(val_targets.take(rows).to(backbone.device))
-                losses.append(sig_loss(stretch(adapter(features.val(rows))), known).item() * len(rows))
-            loss = sum(losses) / len(splits.val)
-            return -loss, {"val_sig_loss": loss}
-
-        best = run_epochs(
-            features.model(adapter), config.fit, count=len(splits.train), batches=features.train, batch_loss=batch_loss,
-            validate=validate, seed=config.seed, folder=output.stage, description="training the depth estimator",
-            key=fit_key(config, splits, backbone, targets.digest() + val_targets.digest()),
-            groups=features.groups(adapter, config.fit),
-        )  # fmt: skip
+    def finish(self, best: BestEpoch) -> FitOutcome:
         errors = []
-        with torch.no_grad():
-            for row in range(len(splits.val)):
-                known = source.read(splits.val, row)
-                predicted = interpolate(adapter(features.val([row])), known.shape, mode="bilinear")
-                errors.append(depth_errors(known, predicted[0, 0].cpu().numpy(), *limits_of_metrics(low, high)))
-        metrics = depth_metrics(errors)
-        seen = hash_training_images((splits.train, splits.val))
-        views = Views(flips=adapter.flips if config.flips is None else config.flips)
-        usage = {"depth": source.to_dict() | {"low": low, "high": high}, "views": vars(views)}
-        save_bundle(
-            output, adapter, backbone, classes=[DEPTH], seen=seen, usage=usage, validation=metrics,
-            training=training_record(config, splits, best, backbone), tuned=features.tuned(),
-        )  # fmt: skip
-    return FitResult(output.folder, best.epoch, metrics)
+        for row in range(len(self.splits.val)):
+            known = self.source.read(self.splits.val, row)
+            predicted = interpolate(self.adapter(self.features.val([row])), known.shape, mode="bilinear")
+            errors.append(depth_errors(known, predicted[0, 0].cpu().numpy(), *limits_of_metrics(self.low, self.high)))
+        views = Views(flips=self.adapter.flips if self.config.flips is None else self.config.flips)
+        usage = {"depth": self.source.to_dict() | {"low": self.low, "high": self.high}, "views": vars(views)}
+        return FitOutcome([DEPTH], depth_metrics(errors), usage)
+
+    def _within(self, depths: Tensor) -> Tensor:
+        """Set depths outside the range to nan (unknown), as the metrics do."""
+        return torch.where((depths >= self.low) & (depths <= self.high), depths, torch.nan)
 
 
 def limits_of_metrics(low: float, high: float) -> tuple[float, float]:

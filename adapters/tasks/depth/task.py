@@ -1,9 +1,10 @@
 """The task depth: the depth of each pixel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dinomed.adapters.evaluated import EvaluatedValues
+from dinomed.adapters.fitting.head_fit import HeadFit
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.task import TASKS, Task
 from dinomed.adapters.tasks.depth.config import DepthConfig
@@ -23,10 +24,10 @@ class DepthTask(Task):
     config, predictor = DepthConfig, DepthPredictor
 
     @property
-    def fit(self) -> Callable[..., Any]:
-        from dinomed.adapters.tasks.depth.fit import fit_depth
+    def head_fit(self) -> type[HeadFit]:
+        from dinomed.adapters.tasks.depth.fit import DepthFit
 
-        return fit_depth
+        return DepthFit
 
     def usable_rows(self, record: AdapterRecord, manifest: Manifest) -> Manifest:
         return source_from(record.usage).usable(manifest)

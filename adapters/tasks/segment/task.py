@@ -1,11 +1,12 @@
 """The task segment: masks of one class or of several."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from dinomed.adapters.evaluated import EvaluatedValues
+from dinomed.adapters.fitting.head_fit import HeadFit
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.task import TASKS, Task
 from dinomed.adapters.tasks.monai_maps import MONAI_MAPS, monai_map_writer
@@ -27,10 +28,10 @@ class SegmentTask(Task):
     config, predictor = SegmentConfig, SegmentPredictor
 
     @property
-    def fit(self) -> Callable[..., Any]:
-        from dinomed.adapters.tasks.segment.fit import fit_segmenter
+    def head_fit(self) -> type[HeadFit]:
+        from dinomed.adapters.tasks.segment.fit import SegmenterFit
 
-        return fit_segmenter
+        return SegmenterFit
 
     def usable_rows(self, record: AdapterRecord, manifest: Manifest) -> Manifest:
         return mask_schema_from(record.usage.get("legend")).usable(manifest)

@@ -16,11 +16,10 @@ from dinomed.adapters.export import parity
 from dinomed.adapters.export.graph import PortableViT, resampling
 from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import ExportSource, load_source
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
-from dinomed.adapters.tasks.classify.fit import fit_classifier
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.apps import cli
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
@@ -151,13 +150,13 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, ti
     folder = tmp_path_factory.mktemp("adapters")
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
     given = {"cache": folder / "cache"}
-    fit_classifier(backbone, manifest, folder / "cls", config=ClassifyConfig(), **given)
+    fit_head(backbone, manifest, folder / "cls", config=ClassifyConfig(), **given)
     short = SegmentConfig.model_validate({"fit": {"epochs": 1, "min_steps": 0, "batch_size": 16}, "image_size": 32})
-    fit_segmenter(backbone, manifest, folder / "seg", config=short, **given)
+    fit_head(backbone, manifest, folder / "seg", config=short, **given)
     again = {name: manifest.column(name) for name in manifest.columns} | {"second": manifest.column("mask")}
     both = short.model_dump() | {"kind": "multilabel", "classes": {"one": "mask", "two": "second"}}
     overlapping = build_manifest(again, manifest.root)
-    fit_segmenter(backbone, overlapping, folder / "both", config=SegmentConfig.model_validate(both), **given)
+    fit_head(backbone, overlapping, folder / "both", config=SegmentConfig.model_validate(both), **given)
     return folder
 
 

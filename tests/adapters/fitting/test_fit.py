@@ -12,13 +12,13 @@ from torch.nn.functional import interpolate
 
 from dinomed.adapters.bundle import read_record
 from dinomed.adapters.evaluation.evaluate import evaluate
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
-from dinomed.adapters.tasks.classify.fit import class_weights, fit_classifier
+from dinomed.adapters.tasks.classify.fit import class_weights
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.backbones.frozen import FrozenBackbone
@@ -57,12 +57,12 @@ def manifest(lesion_manifest: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def classifier(place: Path, backbone: FrozenBackbone, manifest: Manifest) -> Path:
-    return fit_classifier(backbone, manifest, place / "cls", CLASSIFY, cache=place / "cache").folder
+    return fit_head(backbone, manifest, place / "cls", CLASSIFY, cache=place / "cache").folder
 
 
 @pytest.fixture(scope="module")
 def segmenter(place: Path, backbone: FrozenBackbone, manifest: Manifest) -> Path:
-    return fit_segmenter(backbone, manifest, place / "seg", SEGMENT, cache=place / "cache").folder
+    return fit_head(backbone, manifest, place / "seg", SEGMENT, cache=place / "cache").folder
 
 
 def change(manifest: Manifest, **columns: list) -> Manifest:
@@ -117,8 +117,8 @@ def test_a_loaded_adapter_predicts_bit_for_bit_what_the_saved_one_predicts(
 def test_weights_depend_on_the_seed(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, segmenter: Path, tmp_path: Path
 ) -> None:
-    fit_segmenter(backbone, manifest, tmp_path / "again", SEGMENT, cache=place / "cache")
-    fit_segmenter(backbone, manifest, tmp_path / "other", SEGMENT.model_copy(update={"seed": 1}), cache=place / "cache")
+    fit_head(backbone, manifest, tmp_path / "again", SEGMENT, cache=place / "cache")
+    fit_head(backbone, manifest, tmp_path / "other", SEGMENT.model_copy(update={"seed": 1}), cache=place / "cache")
     hashes = [read_record(folder).weights_sha256 for folder in (segmenter, tmp_path / "again", tmp_path / "other")]
     assert hashes[0] == hashes[1] != hashes[2]
 
@@ -186,7 +186,7 @@ def test_the_multiscale_config_trains_and_predicts_at_the_images_own_size(
     vit = VisionTransformer(ViTConfig(embed_dim=16, depth=5, num_heads=2, patch_size=8, image_size=32, layerscale=None))
     save_backbone(tmp_path / "five", vit, Preprocessing(image_size=32))
     five = load_backbone(tmp_path / "five")
-    folder = fit_segmenter(five, manifest, tmp_path / "seg", config, cache=tmp_path / "cache").folder
+    folder = fit_head(five, manifest, tmp_path / "seg", config, cache=tmp_path / "cache").folder
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert log[-1]["train_loss"] < log[0]["train_loss"]
     predictor = load_adapter(folder)
@@ -201,7 +201,7 @@ def test_the_multiscale_config_trains_and_predicts_at_the_images_own_size(
     resized = interpolate(logits.detach(), (41, 67), mode="bilinear")[0, 0].sigmoid().numpy()
     assert resized == pytest.approx(predictor.probability(image), abs=1e-6)
     with pytest.raises(UsageError, match="the backbone has blocks 0 to 2"):  # the tiny one
-        fit_segmenter(load_backbone(place / "ssl"), manifest, tmp_path / "no", config, cache=tmp_path / "cache")
+        fit_head(load_backbone(place / "ssl"), manifest, tmp_path / "no", config, cache=tmp_path / "cache")
 
 
 # What is wrong with the data
@@ -212,13 +212,13 @@ def test_data_without_labels_masks_or_classes_is_refused(
 ) -> None:
     options = {"cache": place / "cache"}
     with pytest.raises(UsageError, match="no labels in a column 'label'"):
-        fit_classifier(backbone, change(manifest, label=None), tmp_path / "a", CLASSIFY, **options)
+        fit_head(backbone, change(manifest, label=None), tmp_path / "a", CLASSIFY, **options)
     with pytest.raises(UsageError, match="no masks"):
-        fit_segmenter(backbone, change(manifest, mask=None), tmp_path / "b", SEGMENT, **options)
+        fit_head(backbone, change(manifest, mask=None), tmp_path / "b", SEGMENT, **options)
     with pytest.raises(UsageError, match="one class only"):
-        fit_classifier(backbone, change(manifest, label=["x"] * len(manifest)), tmp_path / "c", CLASSIFY, **options)
+        fit_head(backbone, change(manifest, label=["x"] * len(manifest)), tmp_path / "c", CLASSIFY, **options)
     with pytest.raises(UsageError, match="no splits"):
-        fit_classifier(backbone, change(manifest, split=None), tmp_path / "d", CLASSIFY, **options)
+        fit_head(backbone, change(manifest, split=None), tmp_path / "d", CLASSIFY, **options)
     assert not any(tmp_path.iterdir())
 
 
@@ -226,7 +226,7 @@ def test_a_missing_val_is_made_by_group_with_a_warning(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without = manifest.take([i for i, split in enumerate(manifest.column("split")) if split != "val"])
-    result = fit_classifier(backbone, without, tmp_path / "cls", CLASSIFY, cache=place / "cache")
+    result = fit_head(backbone, without, tmp_path / "cls", CLASSIFY, cache=place / "cache")
     assert "no split 'val'" in capsys.readouterr().err
     data = read_record(result.folder).training["data"]
     assert data["val_made_here"] is True
@@ -239,7 +239,7 @@ def test_a_group_in_two_splits_is_refused(
 ) -> None:
     torn = change(manifest, group=["one patient"] * len(manifest))
     with pytest.raises(UsageError, match="'one patient' is in train and val"):
-        fit_classifier(backbone, torn, tmp_path / "cls", CLASSIFY, cache=place / "cache")
+        fit_head(backbone, torn, tmp_path / "cls", CLASSIFY, cache=place / "cache")
 
 
 def test_a_class_with_one_image_and_an_unknown_class_are_reported(
@@ -250,7 +250,7 @@ def test_a_class_with_one_image_and_an_unknown_class_are_reported(
     labels[splits.index("train")] = "single"
     labels[splits.index("test")] = "new"
     changed = change(manifest, label=labels)
-    folder = fit_classifier(backbone, changed, tmp_path / "cls", CLASSIFY, cache=place / "cache").folder
+    folder = fit_head(backbone, changed, tmp_path / "cls", CLASSIFY, cache=place / "cache").folder
     assert "only one training image of class 'single'" in capsys.readouterr().err
     found = evaluate(folder, changed, "test")["metrics"]
     assert "class 'new' (1 images), unknown to training" in capsys.readouterr().err
@@ -264,11 +264,11 @@ def test_an_output_in_use_is_not_touched(
 ) -> None:
     before = (classifier / "adapter.json").read_bytes()
     with pytest.raises(UsageError, match="--overwrite"):
-        fit_classifier(backbone, manifest, classifier, CLASSIFY, cache=place / "cache")
+        fit_head(backbone, manifest, classifier, CLASSIFY, cache=place / "cache")
     assert (classifier / "adapter.json").read_bytes() == before
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
-        fit_classifier(backbone, manifest, tmp_path, CLASSIFY, cache=place / "cache", overwrite=True)
+        fit_head(backbone, manifest, tmp_path, CLASSIFY, cache=place / "cache", overwrite=True)
 
 
 def test_a_refused_fit_leaves_no_folder(
@@ -276,7 +276,7 @@ def test_a_refused_fit_leaves_no_folder(
 ) -> None:
     config = SegmentConfig.model_validate({"kind": "multiclass", "classes": {"a": 7}})
     with pytest.raises(UsageError, match="value 1 of no class"):
-        fit_segmenter(backbone, manifest, tmp_path / "seg", config, cache=place / "cache")
+        fit_head(backbone, manifest, tmp_path / "seg", config, cache=place / "cache")
     assert not (tmp_path / "seg").exists()
 
 
@@ -288,10 +288,10 @@ def test_an_unfinished_fit_is_repeated_without_overwrite(
             "dinomed.adapters.tasks.classify.fit.save_bundle", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
-            fit_classifier(backbone, manifest, tmp_path / "cls", CLASSIFY, cache=place / "cache")
+            fit_head(backbone, manifest, tmp_path / "cls", CLASSIFY, cache=place / "cache")
     with pytest.raises(UsageError, match="did not finish"):
         load_adapter(tmp_path / "cls")
-    fit_classifier(backbone, manifest, tmp_path / "cls", CLASSIFY, cache=place / "cache")
+    fit_head(backbone, manifest, tmp_path / "cls", CLASSIFY, cache=place / "cache")
     assert load_adapter(tmp_path / "cls").task == "classify"
 
 

@@ -13,32 +13,24 @@ import pytest
 import torch
 
 from dinomed.adapters.bundle import STAGE, read_record
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting import loop, resume
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
-from dinomed.adapters.tasks.classify.fit import fit_classifier
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
 
 FIT = {"epochs": 4, "patience": 4, "batch_size": 16, "min_steps": 0}
 SEGMENT: dict[str, Any] = {"head": {"name": "dpt", "channels": 8}, "image_size": 48, "fit": FIT}  # it has dropout
-CASES: dict[str, tuple[Any, Any]] = {
-    "dpt": (fit_segmenter, SegmentConfig.model_validate(SEGMENT)),
-    "lbfgs": (
-        fit_classifier,
-        ClassifyConfig.model_validate({"fit": {"epochs": 4, "patience": 4, "optimizer": "lbfgs"}}),
+CASES: dict[str, Any] = {
+    "dpt": SegmentConfig.model_validate(SEGMENT),
+    "lbfgs": ClassifyConfig.model_validate({"fit": {"epochs": 4, "patience": 4, "optimizer": "lbfgs"}}),
+    "augmented": SegmentConfig.model_validate({**SEGMENT, "augment": "dermoscopy"}),
+    "windows": SegmentConfig.model_validate(
+        {**SEGMENT, "image_size": 32, "window": 24, "crop": 0.5, "augment": "light"}
     ),
-    "augmented": (fit_segmenter, SegmentConfig.model_validate({**SEGMENT, "augment": "dermoscopy"})),
-    "windows": (
-        fit_segmenter,
-        SegmentConfig.model_validate({**SEGMENT, "image_size": 32, "window": 24, "crop": 0.5, "augment": "light"}),
-    ),
-    "last": (fit_segmenter, SegmentConfig.model_validate({**SEGMENT, "tune": "last:1", "augment": "light"})),
-    "lora": (
-        fit_classifier,
-        ClassifyConfig.model_validate({"fit": FIT, "tune": {"lora": {"rank": 2, "dropout": 0.2}}}),
-    ),
+    "last": SegmentConfig.model_validate({**SEGMENT, "tune": "last:1", "augment": "light"}),
+    "lora": ClassifyConfig.model_validate({"fit": FIT, "tune": {"lora": {"rank": 2, "dropout": 0.2}}}),
 }
 
 
@@ -49,10 +41,10 @@ def test_an_interrupted_fit_ends_with_the_weights_of_an_uninterrupted_fit(
 ) -> None:  # fmt: skip
     if case == "lora":
         pytest.importorskip("peft")
-    fit, config = CASES[case]
+    config = CASES[case]
     monkeypatch.setattr(resume, "MAX_TIME_SHARE", 1.0)  # after every epoch
     data: dict[str, Any] = {"manifest": read_manifest(lesion_manifest), "cache": tmp_path / "cache", "config": config}
-    whole = fit(load_backbone(tiny_backbone), out=tmp_path / "whole", **data).folder
+    whole = fit_head(load_backbone(tiny_backbone), out=tmp_path / "whole", **data).folder
     keep = loop._Fit.save
 
     def cut(self: Any) -> None:
@@ -63,10 +55,10 @@ def test_an_interrupted_fit_ends_with_the_weights_of_an_uninterrupted_fit(
     with monkeypatch.context() as patch:
         patch.setattr(loop._Fit, "save", cut)
         with pytest.raises(KeyboardInterrupt):
-            fit(load_backbone(tiny_backbone), out=tmp_path / "cut", **data)
+            fit_head(load_backbone(tiny_backbone), out=tmp_path / "cut", **data)
     assert "the same command resumes after epoch 2" in capsys.readouterr().err
     torch.rand(3)  # what came before must not matter
-    again = fit(load_backbone(tiny_backbone), out=tmp_path / "cut", **data).folder
+    again = fit_head(load_backbone(tiny_backbone), out=tmp_path / "cut", **data).folder
     assert "resuming after epoch 2 of an interrupted training" in capsys.readouterr().err
     assert read_record(again).weights_sha256 == read_record(whole).weights_sha256
     logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (whole, again)]
@@ -84,10 +76,12 @@ def test_a_fit_stopped_before_its_first_saved_epoch_reports_that_it_starts_again
     def stop(self: Any, *_: Any) -> None:
         raise KeyboardInterrupt
 
-    fit, config = CASES["lbfgs"]
+    config = CASES["lbfgs"]
     monkeypatch.setattr(loop._Fit, "end_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
-        fit(load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "c", config, cache=tmp_path / "s")
+        fit_head(
+            load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "c", config, cache=tmp_path / "s"
+        )
     assert "in epoch 1; the same command starts again" in capsys.readouterr().err
 
 
@@ -95,7 +89,7 @@ def test_a_damaged_state_or_one_of_other_settings_or_data_is_not_used(
     tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    fit, config = CASES["lbfgs"]
+    config = CASES["lbfgs"]
     monkeypatch.setattr(resume, "MAX_TIME_SHARE", 1.0)
     manifest, backbone = read_manifest(lesion_manifest), load_backbone(tiny_backbone)
     keep = loop._Fit.save

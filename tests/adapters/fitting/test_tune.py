@@ -17,17 +17,15 @@ from dinomed.adapters.bundle import load_head, read_record
 from dinomed.adapters.evaluation.evaluate import evaluate
 from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import load_source
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.config import BackboneTuneConfig
 from dinomed.adapters.fitting.feature_source import check_precision
 from dinomed.adapters.fitting.tune import LearningBackbone
 from dinomed.adapters.heads.linear import LinearSegmenter
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
-from dinomed.adapters.tasks.classify.fit import fit_classifier
 from dinomed.adapters.tasks.depth.config import DepthConfig
-from dinomed.adapters.tasks.depth.fit import fit_depth
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
@@ -39,7 +37,6 @@ from dinomed.images.read import read_image
 from dinomed.io.tensor_file import read_tensors
 
 FIT = {"epochs": 2, "patience": 2, "batch_size": 16, "min_steps": 0}
-FITS: dict[str, Any] = {"segment": fit_segmenter, "classify": fit_classifier, "depth": fit_depth}
 CONFIGS: dict[str, Any] = {"segment": SegmentConfig, "classify": ClassifyConfig, "depth": DepthConfig}
 CASES = [("segment", "last:2"), ("classify", "lora:2"), ("depth", "last:1"), ("segment", "lora:2")]
 
@@ -73,7 +70,7 @@ def fit(place: Path, manifest: Manifest, task: str, tune: str) -> Path:
         scale = {"scale": 0.001} if task == "depth" else {}
         size = {} if task == "classify" else {"image_size": 48}
         config = build_config(CONFIGS[task], {"tune": tune, "fit": FIT, "augment": "light", **size, **scale}, "test")
-        FITS[task](load_backbone(place / "ssl"), manifest, folder, config, cache=place / "cache")
+        fit_head(load_backbone(place / "ssl"), manifest, folder, config, cache=place / "cache")
     return folder
 
 
@@ -262,7 +259,7 @@ def test_half_precision_trains_as_well_as_float32(
         settings = {"image_size": 48, "tune": tune, "fit": {**FIT, "optimizer": "adamw", "precision": kind}}
         config = build_config(SegmentConfig, settings, "test")
         out = tmp_path / kind
-        fit_segmenter(load_backbone(place / "ssl"), manifest, out, config, cache=place / "cache")
+        fit_head(load_backbone(place / "ssl"), manifest, out, config, cache=place / "cache")
         losses[kind] = [json.loads(line)["train_loss"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert {torch.float32, {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision]} == set(seen)
     assert losses[precision] != losses["float32"]

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dinomed.adapters.evaluation.evaluate import evaluate
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.augment import Augment, AugmentConfig
 from dinomed.adapters.fitting.image_batches import ImageBatches
 from dinomed.adapters.fitting.optimizers import BatchIndices
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.fit import fit_segmenter, predicted_maps
+from dinomed.adapters.tasks.segment.fit import predicted_maps
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.masks import THRESHOLDS, WholeMasks, choose_thresholds, dice_of_maps, shrink_targets
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
@@ -134,14 +135,14 @@ FIT = {"epochs": 6, "patience": 6, "batch_size": 6, "min_steps": 60, "learning_r
 def fitted(large: Manifest, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = SegmentConfig.model_validate({**SMALL, "crop": 0.5, "fit": FIT})
     place = tmp_path_factory.mktemp("fitted")
-    return fit_segmenter(load_backbone(tiny_backbone), large, place / "seg", config, cache=place / "cache").folder
+    return fit_head(load_backbone(tiny_backbone), large, place / "seg", config, cache=place / "cache").folder
 
 
 def test_training_on_windows_learns_details_that_resizing_loses(
     fitted: Path, large: Manifest, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     plain = SegmentConfig.model_validate({"image_size": 48, "fit": FIT, "seed": 1})
-    fit_segmenter(load_backbone(tiny_backbone), large, tmp_path / "plain", plain, cache=tmp_path / "cache")
+    fit_head(load_backbone(tiny_backbone), large, tmp_path / "plain", plain, cache=tmp_path / "cache")
     ours, squashed = (
         evaluate(one, large, "test", resamples=20)["metrics"]["dice"] for one in (fitted, tmp_path / "plain")
     )
@@ -167,7 +168,7 @@ def test_thresholds_are_chosen_with_the_views_of_prediction(
 ) -> None:
     given = {"image_size": 48, "flips": True, "scales": (1.0, 3.0), "fit": {**FIT, "min_steps": 0}}
     config = SegmentConfig.model_validate(given)
-    folder = fit_segmenter(load_backbone(tiny_backbone), large, tmp_path / "seg", config, cache=tmp_path / "s").folder
+    folder = fit_head(load_backbone(tiny_backbone), large, tmp_path / "seg", config, cache=tmp_path / "s").folder
     predictor = load_adapter(folder)
     assert isinstance(predictor, SegmentPredictor)
     val = large.select(split="val")
@@ -193,4 +194,4 @@ def test_invalid_window_settings_are_refused(large: Manifest, tiny_backbone: Pat
             SegmentConfig.model_validate(settings)
     plain = SegmentConfig(image_size=48, window=48)
     with pytest.raises(UsageError, match=r"images of 240 px.*--set crop=0\.5"):
-        fit_segmenter(load_backbone(tiny_backbone), large, tmp_path / "seg", plain, cache=tmp_path / "s")
+        fit_head(load_backbone(tiny_backbone), large, tmp_path / "seg", plain, cache=tmp_path / "s")

@@ -8,13 +8,13 @@ import segmentation_models_pytorch as smp
 import torch
 
 from dinomed.adapters.bundle import load_head, open_output, read_record, save_bundle
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.heads.decoders import DECODERS, DecoderConfig
 from dinomed.adapters.heads.dpt import DPT, DPTConfig, quarter_blocks
 from dinomed.adapters.heads.smp_encoder import register_encoder
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.adapters.tasks.segment.losses import build_loss
 from dinomed.adapters.training_images import TrainingHashes
 from dinomed.backbones.load import load_backbone
@@ -85,9 +85,7 @@ def test_training_on_cached_features_lowers_the_loss(
     fit = FitConfig(epochs=4, patience=4, batch_size=8, learning_rate=3e-3, min_steps=0)
     config = config_of(name, fit=fit, image_size=32)
     manifest = read_manifest(lesion_manifest)
-    folder = fit_segmenter(
-        load_backbone(tiny_backbone), manifest, tmp_path / "seg", config, cache=tmp_path / "cache"
-    ).folder
+    folder = fit_head(load_backbone(tiny_backbone), manifest, tmp_path / "seg", config, cache=tmp_path / "cache").folder
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert log[-1]["train_loss"] < 0.9 * log[0]["train_loss"]
 

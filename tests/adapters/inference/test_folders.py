@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.inference import folder as folders
 from dinomed.adapters.inference.folder import predict_collection
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
-from dinomed.adapters.tasks.classify.fit import fit_classifier
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.classify.writer import ClassifyWriter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, lesion_summary
 from dinomed.adapters.tasks.segment.writer import SegmentWriter
 from dinomed.adapters.writer import file_names
@@ -38,8 +37,8 @@ def predictors(
 ) -> tuple[SegmentPredictor, ClassifyPredictor]:
     folder = tmp_path_factory.mktemp("bundles")
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
-    fit_segmenter(backbone, manifest, folder / "seg", SegmentConfig(fit=QUICK, image_size=32), cache=folder / "cache")
-    fit_classifier(backbone, manifest, folder / "cls", ClassifyConfig(fit=QUICK), cache=folder / "cache")
+    fit_head(backbone, manifest, folder / "seg", SegmentConfig(fit=QUICK, image_size=32), cache=folder / "cache")
+    fit_head(backbone, manifest, folder / "cls", ClassifyConfig(fit=QUICK), cache=folder / "cache")
     seg, cls = load_adapter(folder / "seg"), load_adapter(folder / "cls")
     assert isinstance(seg, SegmentPredictor)
     assert isinstance(cls, ClassifyPredictor)

@@ -7,13 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
-from dinomed.adapters.tasks.classify.fit import fit_classifier
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor, ClassPrediction
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.adapters.tasks.segment.predict import MaskPrediction, SegmentPredictor
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
@@ -27,9 +26,9 @@ FIT = FitConfig(epochs=1, min_steps=0, batch_size=16)
 def adapters(lesion_manifest: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, manifest = tmp_path_factory.mktemp("adapters"), read_manifest(lesion_manifest)
     backbone = load_backbone(tiny_backbone)
-    fit_classifier(backbone, manifest, folder / "classify", ClassifyConfig(fit=FIT), cache=folder / "cache")
+    fit_head(backbone, manifest, folder / "classify", ClassifyConfig(fit=FIT), cache=folder / "cache")
     config = SegmentConfig(fit=FIT, image_size=48)
-    fit_segmenter(backbone, manifest, folder / "segment", config, cache=folder / "cache")
+    fit_head(backbone, manifest, folder / "segment", config, cache=folder / "cache")
     return folder
 
 

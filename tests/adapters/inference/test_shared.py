@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from dinomed.adapters.adapter import FeatureSpec
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.inference import shared as together
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.inference.shared import predict_many, shared_features
 from dinomed.adapters.retrieval.build import build_index
 from dinomed.adapters.retrieval.search import load_index
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
-from dinomed.adapters.tasks.classify.fit import fit_classifier
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
 from dinomed.features.compute import compute_features
@@ -46,11 +45,11 @@ def test_many_adapters_on_one_pass(
 ) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
     cache = tmp_path / "cache"
-    fit_classifier(backbone, manifest, tmp_path / "cls", config=ClassifyConfig(), cache=cache)
+    fit_head(backbone, manifest, tmp_path / "cls", config=ClassifyConfig(), cache=cache)
     short = {"fit": {"epochs": 1, "min_steps": 0, "batch_size": 16}}
     for name, size in (("seg", 32), ("large", 48)):
         config = SegmentConfig.model_validate({**short, "image_size": size})
-        fit_segmenter(backbone, manifest, tmp_path / name, config=config, cache=cache)
+        fit_head(backbone, manifest, tmp_path / name, config=config, cache=cache)
     build_index(backbone, manifest, tmp_path / "idx", cache=cache)
     consumers = [*(load_adapter(tmp_path / name) for name in ("cls", "seg", "large")), load_index(tmp_path / "idx")]
     cls, seg, large, image_index = consumers
@@ -73,11 +72,11 @@ def test_a_shared_backbone_is_loaded_once(
 ) -> None:
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
     cache = tmp_path / "cache"
-    fit_classifier(backbone, manifest, tmp_path / "cls", config=ClassifyConfig(), cache=cache)
+    fit_head(backbone, manifest, tmp_path / "cls", config=ClassifyConfig(), cache=cache)
     short = {"fit": {"epochs": 1, "min_steps": 0, "batch_size": 16}, "image_size": 48}
-    fit_segmenter(backbone, manifest, tmp_path / "seg", config=SegmentConfig.model_validate(short), cache=cache)
+    fit_head(backbone, manifest, tmp_path / "seg", config=SegmentConfig.model_validate(short), cache=cache)
     tuned = SegmentConfig.model_validate({**short, "tune": "last:1"})
-    fit_segmenter(backbone, manifest, tmp_path / "tuned", config=tuned, cache=cache)
+    fit_head(backbone, manifest, tmp_path / "tuned", config=tuned, cache=cache)
     build_index(backbone, manifest, tmp_path / "idx", cache=cache)
     loaded = []
     monkeypatch.setattr(together, "load_backbone", lambda *a, **k: loaded.append(a) or load_backbone(*a, **k))

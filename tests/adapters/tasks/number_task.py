@@ -1,6 +1,6 @@
 """A task in one file: regression of a number in a column of the manifest, such as the age of the patient."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,16 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig
-from dinomed.adapters.bundle import open_output, save_bundle
 from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.fitting.config import FitConfig, TrainConfig
-from dinomed.adapters.fitting.data import fit_splits
-from dinomed.adapters.fitting.feature_source import open_feature_source
-from dinomed.adapters.fitting.fit_record import FitResult, fit_key, training_record
-from dinomed.adapters.fitting.loop import run_epochs
+from dinomed.adapters.fitting.data import Splits, fit_splits
+from dinomed.adapters.fitting.head_fit import FitOutcome, HeadFit
+from dinomed.adapters.fitting.loop import BestEpoch
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.task import TASKS, Task
-from dinomed.adapters.training_images import hash_training_images
 from dinomed.adapters.writer import PredictionWriter, Row
-from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.features.compute import Features
 from dinomed.features.loading import load_batches, stack_pixels
@@ -63,36 +59,31 @@ def read_numbers(manifest: Manifest, column: str) -> Tensor:
     return torch.tensor([float(value) for value in manifest.column(column)])
 
 
-def fit_number(
-    backbone: FrozenBackbone,
-    manifest: Manifest,
-    out: str | Path,
-    config: NumberConfig,
-    *,
-    cache: str | Path,
-    overwrite: bool = False,
-) -> FitResult:
-    """Fit by the squared error on train, and keep the epoch with the smallest error on val."""
-    splits = fit_splits(usable_rows(manifest, config.column), None, config.seed)
-    adapter = build_adapter(config, backbone, num_classes=1)
-    train, val = (read_numbers(part, config.column) for part in (splits.train, splits.val))
-    with open_output(out, config, overwrite=overwrite) as output:
-        features = open_feature_source(backbone, splits, adapter, config, cache, train.__getitem__)
+class NumberFit(HeadFit):
+    """Fit by the squared error on train; the epoch with the smallest error on val is kept."""
 
-        def validate() -> tuple[float, dict[str, float]]:
-            error = (adapter(features.val(range(len(val))))[:, 0] - val).abs().mean().item()
-            return -error, {"mae": error}
+    description = "training the regressor"
 
-        best = run_epochs(
-            features.model(adapter), config.fit, count=len(train), batches=features.train,
-            batch_loss=lambda batch: mse_loss(adapter(batch.features)[:, 0], batch.targets), validate=validate,
-            seed=config.seed, folder=output.stage, description="training", key=fit_key(config, splits, backbone),
-        )  # fmt: skip
-        save_bundle(
-            output, adapter, backbone, classes=[config.column], seen=hash_training_images((splits.train, splits.val)),
-            validation=best.values, training=training_record(config, splits, best, backbone),
-        )  # fmt: skip
-    return FitResult(output.folder, best.epoch, best.values)
+    def select_rows(self, manifest: Manifest) -> Splits:
+        return fit_splits(usable_rows(manifest, self.config.column), None, self.config.seed)
+
+    def build(self) -> Adapter:
+        train, self.val_numbers = (
+            read_numbers(part, self.config.column) for part in (self.splits.train, self.splits.val)
+        )
+        self.targets = train.__getitem__
+        return build_adapter(self.config, self.backbone, num_classes=1)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return mse_loss(outputs[:, 0], targets)
+
+    def validate(self) -> tuple[float, dict[str, float]]:
+        predicted = torch.cat([outputs[:, 0].cpu() for _, outputs in self.val_outputs(len(self.val_numbers))])
+        error = (predicted - self.val_numbers).abs().mean().item()
+        return -error, {"mae": error}
+
+    def finish(self, best: BestEpoch) -> FitOutcome:
+        return FitOutcome([self.config.column], best.values)
 
 
 class NumberPredictor(Predictor):
@@ -133,8 +124,8 @@ class NumberTask(Task):
     config, predictor = NumberConfig, NumberPredictor
 
     @property
-    def fit(self) -> Callable[..., FitResult]:
-        return fit_number
+    def head_fit(self) -> type[NumberFit]:
+        return NumberFit
 
     def usable_rows(self, record: AdapterRecord, manifest: Manifest) -> Manifest:
         return usable_rows(manifest, record.classes[0])

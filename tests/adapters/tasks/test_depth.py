@@ -11,13 +11,13 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from dinomed.adapters.evaluation.evaluate import evaluate
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.heads.depth import LinearDepth, LinearDepthConfig
 from dinomed.adapters.inference.folder import predict_collection
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.depth.config import DepthConfig
-from dinomed.adapters.tasks.depth.fit import fit_depth
 from dinomed.adapters.tasks.depth.losses import gradient_loss, sig_loss
 from dinomed.adapters.tasks.depth.maps import DepthSource, shrink_depth
 from dinomed.adapters.tasks.depth.predict import DepthPredictor
@@ -154,7 +154,7 @@ def test_heads_overfit_the_frames_and_stay_in_their_range(
     fit = FitConfig(epochs=10, patience=10, batch_size=8, learning_rate=0.005 if name == "dpt" else 0.05, min_steps=150)
     head = {"name": name} | ({"channels": 16} if name == "dpt" else {"bins": 64, "blocks": [0, 1, 2]})
     config = DepthConfig.model_validate({"head": head, "scale": SIMCOL, "unit": "cm", "image_size": 64, "fit": fit})
-    folder = fit_depth(load_backbone(tiny_backbone), frames, tmp_path / "d", config, cache=tmp_path / "s").folder
+    folder = fit_head(load_backbone(tiny_backbone), frames, tmp_path / "d", config, cache=tmp_path / "s").folder
     found = evaluate(folder, frames, "train")["metrics"]
     constant = constant_error(frames)
     assert found["rmse"] < 0.5 * constant
@@ -179,17 +179,17 @@ def constant_error(frames: Manifest) -> float:
 def test_errors_of_depth_maps_have_clear_messages(lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     manifest, backbone = read_manifest(lesion_manifest), load_backbone(tiny_backbone)
     with pytest.raises(UsageError, match="no depth maps in a column 'depth'"):
-        fit_depth(backbone, manifest, tmp_path / "a", cache=tmp_path / "s")
+        fit_head(backbone, manifest, tmp_path / "a", DepthConfig(), cache=tmp_path / "s")
     size = (manifest.table["height"][0].as_py(), manifest.table["width"][0].as_py())
     np.save(tmp_path / "flat.npy", np.full(size, 3.0))
     climbing = Manifest(
         manifest.table.append_column("depth", pa.array(["../" * 3 + "etc"] * len(manifest), pa.string())), manifest.root
     )
     with pytest.raises(UsageError, match="leaves the folder"):
-        fit_depth(backbone, climbing, tmp_path / "b", cache=tmp_path / "s")
+        fit_head(backbone, climbing, tmp_path / "b", DepthConfig(), cache=tmp_path / "s")
     flat = manifest.table.append_column("depth", pa.array(["flat.npy"] * len(manifest), pa.string()))
     with pytest.raises(DinomedError, match=r"only one depth \(3\)"):
-        fit_depth(backbone, Manifest(flat, tmp_path), tmp_path / "c", cache=tmp_path / "s")
+        fit_head(backbone, Manifest(flat, tmp_path), tmp_path / "c", DepthConfig(), cache=tmp_path / "s")
     with pytest.raises(ValueError, match="must be below"):
         LinearDepthConfig(low=3, high=2)
 

@@ -11,12 +11,12 @@ import torch
 
 from dinomed.adapters.bundle import read_record
 from dinomed.adapters.evaluation.evaluate import evaluate, evaluate_in_full
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify import predict_groups
 from dinomed.adapters.tasks.classify.answer import Answer, calibrate
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
-from dinomed.adapters.tasks.classify.fit import fit_classifier
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.classify.predict_groups import predict_group_table
 from dinomed.backbones.frozen import FrozenBackbone
@@ -70,7 +70,7 @@ def manifest(lesion_manifest: Path) -> Manifest:
 def test_a_head_predicts_from_its_bundle_with_the_metrics_of_its_fit(
     head: str, place: Path, backbone: FrozenBackbone, manifest: Manifest
 ) -> None:
-    result = fit_classifier(backbone, manifest, place / head, settings(head), cache=place / "cache")
+    result = fit_head(backbone, manifest, place / head, settings(head), cache=place / "cache")
     record = read_record(result.folder)
     assert record.head["name"] == ("linear" if head == "grid" else head)
     assert record.classes == tuple(manifest.classes())
@@ -98,7 +98,7 @@ def test_an_image_may_have_several_labels(
     else:
         words = ["|".join(n for n, value in zip(("dark", "round"), row, strict=True) if value) or None for row in marks]
         data, asked = with_columns(manifest, finding=words), {"label": "finding", "separator": "|"}
-    result = fit_classifier(backbone, data, tmp_path / "out", settings(head, **asked), cache=place / "cache")
+    result = fit_head(backbone, data, tmp_path / "out", settings(head, **asked), cache=place / "cache")
     predictor = load_adapter(result.folder)
     assert isinstance(predictor, ClassifyPredictor)
     assert predictor.answer.multilabel
@@ -120,7 +120,7 @@ def test_the_prediction_of_a_group_is_the_head_on_its_pooled_features(
     names = {i: f"pair-{n}-{k // 2}" for n, own in enumerate(rows.values()) for k, i in enumerate(own)}
     data = with_columns(manifest, group=[names[i] for i in range(len(manifest))])
     config = settings(head, unit="group", pool=pool, frames=2)
-    result = fit_classifier(backbone, data, tmp_path / "out", config, cache=place / "cache")
+    result = fit_head(backbone, data, tmp_path / "out", config, cache=place / "cache")
     record = read_record(result.folder)
     assert record.training["units"]["train"] == len(set(data.select(split="train").column("group")))
     found = evaluate_in_full(result.folder, data, "val", resamples=10)
@@ -137,7 +137,7 @@ def test_the_prediction_of_a_group_is_the_head_on_its_pooled_features(
 def test_probabilities_of_images_are_averaged_over_their_group(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
-    folder = fit_classifier(backbone, manifest, tmp_path / "out", settings(), cache=place / "cache").folder
+    folder = fit_head(backbone, manifest, tmp_path / "out", settings(), cache=place / "cache").folder
     images, groups = (
         evaluate_in_full(folder, manifest, "test", resamples=10, unit=unit).evaluated for unit in ("image", "group")
     )
@@ -162,8 +162,8 @@ def test_invalid_requests_raise_one_line(
         settings(label=["a", "b", "a"])
     torn = with_columns(manifest, group=[f"all-{split}" for split in manifest.column("split")])
     with pytest.raises(UsageError, match="hold images of different labels"):
-        fit_classifier(backbone, torn, tmp_path / "no", settings(unit="group"), cache=place / "cache")
-    folder = fit_classifier(backbone, manifest, tmp_path / "cls", settings(), cache=place / "cache").folder
+        fit_head(backbone, torn, tmp_path / "no", settings(unit="group"), cache=place / "cache")
+    folder = fit_head(backbone, manifest, tmp_path / "cls", settings(), cache=place / "cache").folder
     for by, told in ((("sx",), "no column 'sx'"), (("group",), "no property"), (("lesion",), "no column 'lesion'")):
         with pytest.raises(UsageError, match=told):
             evaluate(folder, manifest, by=by)
@@ -194,7 +194,7 @@ def test_the_table_of_groups_equals_the_predictions_of_the_evaluation(
 ) -> None:
     pairs = zip(manifest.column("split"), manifest.column("label"), strict=True)
     data = with_columns(manifest, group=[None if i % 7 == 3 else "-".join(pair) for i, pair in enumerate(pairs)])
-    folder = fit_classifier(
+    folder = fit_head(
         backbone, data, tmp_path / "out", settings("knn", unit=unit, frames=3), cache=place / "cache"
     ).folder
     predictor = load_adapter(folder)
@@ -225,7 +225,7 @@ def test_an_interrupted_table_of_groups_is_resumed_and_is_equal(
     own = [f"g{i // 4}" if i % 4 else None for i in range(len(manifest))]
     own[1] = manifest.column("image")[0]
     data = with_columns(manifest, group=own, split=["test"] * len(manifest))
-    folder = fit_classifier(backbone, manifest, tmp_path / "cls", settings(), cache=place / "cache").folder
+    folder = fit_head(backbone, manifest, tmp_path / "cls", settings(), cache=place / "cache").folder
     predictor = load_adapter(folder)
     assert isinstance(predictor, ClassifyPredictor)
     monkeypatch.setattr(predict_groups, "IMAGES", 7)

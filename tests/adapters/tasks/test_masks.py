@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dinomed.adapters.evaluation.evaluate import evaluate
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.inference.dense import DensePredictor, Views, _starts
 from dinomed.adapters.inference.folder import predict_collection
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.adapters.tasks.segment.losses import build_loss
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema, build_mask_schema, find_mask_schema
 from dinomed.adapters.tasks.segment.masks import Masks, dice_of_logits, shrink_targets
@@ -73,7 +73,7 @@ def with_mask(manifest: Manifest, column: str) -> Manifest:
 
 def fit(manifest: Manifest, folder: Path, backbone: Path, **settings: object) -> Path:
     config = SegmentConfig(fit=QUICK, image_size=48, **settings)
-    return fit_segmenter(load_backbone(backbone), manifest, folder, config, cache=folder.parent / "cache").folder
+    return fit_head(load_backbone(backbone), manifest, folder, config, cache=folder.parent / "cache").folder
 
 
 def test_exclusive_classes_from_masks_to_predicted_label_maps(

@@ -1,0 +1,182 @@
+"""The fit of a head: the steps that tasks define, its result, its record, and the key by which it is resumed."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from dinomed.adapters.adapter import Adapter
+from dinomed.adapters.fitting.build import default_image_size
+from dinomed.adapters.fitting.config import TrainConfig, adapter_class
+from dinomed.adapters.fitting.data import Splits
+from dinomed.adapters.fitting.feature_source import FeatureSource, in_precision, open_feature_source
+from dinomed.adapters.fitting.image_batches import TargetLookup
+from dinomed.adapters.fitting.loop import BestEpoch, run_epochs
+from dinomed.adapters.fitting.windows import RandomWindows
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.datasets.manifest import Manifest
+from dinomed.io.files import to_json
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Result of a fit.
+
+    Attributes:
+        folder: of the bundle.
+        epoch: that was kept; 0 for a head that is solved in closed form.
+        validation: metrics on val.
+        threshold: of a segmenter of one class.
+        chosen: settings that a solved head chose on val.
+    """
+
+    folder: Path
+    epoch: int
+    validation: dict[str, Any]
+    threshold: float | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitOutcome:
+    """What a task adds to the bundle after the training.
+
+    Attributes:
+        classes: names of the classes, in the order of the head's channels.
+        validation: metrics on val.
+        usage: settings for the use of the head; see `dinomed.adapters.record.AdapterRecord`.
+        threshold: of a segmenter of one class, in (0, 1).
+        training: further entries of the record of the training.
+        chosen: settings that a solved head chose on val.
+    """
+
+    classes: list[str]
+    validation: dict[str, Any]
+    usage: dict[str, Any] = field(default_factory=dict)
+    threshold: float | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+
+class HeadFit(ABC):
+    """One fit of a head. Each task has a subclass; `dinomed.adapters.fit.fit_head` calls its members in this order.
+
+    1. `select_rows`, then `image_size`: sets `splits` and `backbone` (at the image size of the fit);
+    2. `build`: sets `adapter`; it also sets `targets`, and where a task has them `windows` and `digest`;
+    3. `open_features`: sets `features`;
+    4. `train`, which calls `loss` and `validate`;
+    5. `finish`.
+
+    Attributes:
+        targets: function from rows of train to their targets.
+        windows: random windows with their own targets, instead of whole images.
+        digest: hash of the masks or depth maps, for the key of the fit.
+    """
+
+    description: ClassVar[str] = "training the head"
+    """Text of the progress bar."""
+    splits: Splits
+    backbone: FrozenBackbone
+    adapter: Adapter
+    features: FeatureSource
+    targets: TargetLookup
+    windows: RandomWindows | None = None
+    digest: bytes = b""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def select_rows(self, manifest: Manifest) -> Splits:
+        """Return the rows of train and val that have targets. Raise a `UsageError` if they do not suffice."""
+
+    def image_size(self, backbone: FrozenBackbone) -> int:
+        """Return the side of the square to which images are resized, px."""
+        grid = adapter_class(self.config.task, self.config.head.name).grid
+        return self.config.image_size or default_image_size(backbone, grid)
+
+    @abstractmethod
+    def build(self) -> Adapter:
+        """Read the targets and return the untrained head."""
+
+    def open_features(self, cache: str | Path) -> FeatureSource:
+        """Return the features of train and val."""
+        return open_feature_source(
+            self.backbone, self.splits, self.adapter, self.config, cache, self.targets, self.windows
+        )
+
+    def train(self, folder: Path) -> BestEpoch:
+        """Train the head by epochs; its state and its log are written to `folder`."""
+        config, features, device = self.config, self.features, self.backbone.device
+        self.adapter.calibrate(features.cls, features.mean)
+        self.adapter.to(device)
+        forward = in_precision(self.adapter, config.fit.precision, device)
+        return run_epochs(
+            features.model(self.adapter), config.fit, count=len(features.cls), batches=features.train,
+            batch_loss=lambda batch: self.loss(forward(batch.features), batch.targets), validate=self.validate,
+            seed=config.seed, folder=folder, key=fit_key(config, self.splits, self.backbone, self.digest),
+            description=self.description, groups=features.groups(self.adapter, config.fit),
+        )  # fmt: skip
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of a batch from the outputs of the head and the targets."""
+
+    @abstractmethod
+    def validate(self) -> tuple[float, dict[str, float]]:
+        """Return the score of the head on val (higher is better), and values for the log; called without gradients."""
+
+    @abstractmethod
+    def finish(self, best: BestEpoch) -> FitOutcome:
+        """Choose on val what the head needs, such as a threshold, and measure it; called without gradients."""
+
+    def val_outputs(self, count: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield the rows of each batch of the `count` validation examples, with the outputs of the head."""
+        for rows in split_rows(count, self.config.fit.batch_size):
+            yield rows, self.adapter(self.features.val(rows))
+
+    def stretch(self, maps: Tensor) -> Tensor:
+        """Resize maps (B, planes, rows, columns) to the image size of the fit."""
+        return interpolate(maps, (self.backbone.preprocessing.image_size,) * 2, mode="bilinear")
+
+
+def split_rows(count: int, size: int) -> list[list[int]]:
+    """Return the rows 0 to `count` - 1 in batches of `size`.
+
+    >>> split_rows(5, 2)
+    [[0, 1], [2, 3], [4]]
+    """
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def fit_key(config: TrainConfig, splits: Splits, backbone: FrozenBackbone, targets: bytes = b"") -> str:
+    """Return a hash of all inputs of a fit.
+
+    These are the settings, the rows of train and val with all columns, `targets` (the digest of masks or depth maps),
+    the backbone, the kind of device, and the versions of dinomed and torch.
+    """
+    device = backbone.device.type
+    inputs = [config.model_dump(mode="json"), backbone.fingerprint, device, version("dinomed"), version("torch")]
+    rows = [part.table.to_pydict() for part in (splits.train, splits.val)]
+    return hashlib.sha256(to_json([inputs, rows]).encode() + targets).hexdigest()
+
+
+def training_record(config: TrainConfig, splits: Splits, best: BestEpoch, backbone: FrozenBackbone) -> dict[str, Any]:
+    """Return the entry ``training`` of a bundle's record: settings, and counts and hashes of the data (no names)."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "epoch": best.epoch,
+        "device": str(backbone.device),
+        "data": {
+            "train": {"images": len(splits.train), "manifest": splits.train.fingerprint},
+            "val": {"images": len(splits.val), "manifest": splits.val.fingerprint},
+            "val_made_here": splits.made,
+            "by_group": splits.train.has("group"),
+        },
+    }
