@@ -284,9 +284,7 @@ def test_an_unfinished_fit_is_repeated_without_overwrite(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "dinomed.adapters.tasks.classify.fit.save_bundle", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patch.setattr("dinomed.adapters.fit.save_bundle", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             fit_head(backbone, manifest, tmp_path / "cls", CLASSIFY, cache=place / "cache")
     with pytest.raises(UsageError, match="did not finish"):
