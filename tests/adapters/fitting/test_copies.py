@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.augment import Augment, AugmentConfig, resolve_augmentation
 from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.fitting.config import TrainConfig
@@ -24,7 +25,6 @@ from dinomed.adapters.fitting.optimizers import BatchIndices
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.adapters.tasks.segment.masks import Masks
 from dinomed.backbones.load import load_backbone
 from dinomed.config import load_config, to_yaml
@@ -168,7 +168,7 @@ def test_a_segmenter_is_fitted_on_copies_by_default(lesion_manifest: Path, tiny_
     config = SegmentConfig.model_validate(
         {"image_size": 32, "augment_copies": 2, "fit": {"epochs": 3, "min_steps": 60}}
     )
-    result = fit_segmenter(
+    result = fit_head(
         load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "seg", config, cache=tmp_path / "cache"
     )
     losses = [json.loads(line)["train_loss"] for line in (result.folder / "log.jsonl").read_text().splitlines()]
