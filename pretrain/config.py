@@ -101,6 +101,9 @@ class PretrainConfig(Config):
         sizes = {"crops.global_size": self.crops.global_size, "frozen_size": self.image_size}
         if self.crops.num_local:
             sizes["crops.local_size"] = self.crops.local_size
+        early = self.crops.early
+        if early is not None:
+            sizes |= {"crops.early.global_size": early.global_size, "crops.early.local_size": early.local_size}
         for name, size in sizes.items():
             if size % patch:
                 nearest = size // patch * patch or patch
@@ -110,12 +113,15 @@ class PretrainConfig(Config):
             raise ValueError(f"mean and std need {channels} values, one for each channel (backbone.in_channels)")
         if min(self.std) <= 0:
             raise ValueError(f"std {self.std} has a value that is not positive")
-        patches = (self.crops.global_size // patch) ** 2
+        smallest_size = min(self.crops.global_size, self.crops.early_crops().global_size)
+        patches = (smallest_size // patch) ** 2
         objective = self.objective
         if objective.ibot_weight and patches * self.masks.ratio[1] < 1:
             raise ValueError(
                 f"masks.ratio {self.masks.ratio} masks none of {patches} patches; raise it, or set ibot_weight: 0"
             )
+        if self.optimizer.matrices == "muon" and self.run.precision == "float16":
+            raise ValueError("optimizer.matrices=muon does not work with run.precision=float16; use bfloat16")
         if not (objective.dino_weight or objective.ibot_weight or objective.koleo_weight):
             raise ValueError("all weights of the objective are 0; set at least one above 0")
         return self

@@ -133,7 +133,7 @@ def to_high_resolution(config: PretrainConfig, size: int = HIGH_RESOLUTION) -> P
     local_size = max(round(crops.local_size * global_size / crops.global_size / patch), 1) * patch
     changes = {
         "backbone": {"image_size": global_size},
-        "crops": {"global_size": global_size, "local_size": local_size},
+        "crops": {"global_size": global_size, "local_size": local_size, "early": None},
         "frozen_size": global_size,
         "optimizer": {"lr": config.optimizer.lr / 10},
         "run": {"steps": max(run.steps * 8 // 100, 1)},

@@ -90,6 +90,8 @@ class TrainStep:
         run = self.config.run
         if run.precision == "float16":
             raise UsageError("run.precision=float16 works with one process only; use bfloat16 with several")
+        if self.config.optimizer.matrices == "muon":
+            raise UsageError("optimizer.matrices=muon works with one process only; use adamw with several")
         if self.config.tune.lora is None:
             half = None if run.precision == "float32" else self._precision
             for side in self.model.sides:
@@ -102,11 +104,11 @@ class TrainStep:
         lr = optimizer.set_schedules(step)
         temperature = config.teacher.temperature_at(step, run.steps)
         slices = [partial(self._to_device, part) for part in raw.split(run.micro_batch)]
-        optimizer.adamw.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         losses = forward_backward(self.model, slices, temperature, self._autocast, self._backward)
         if is_distributed() and config.tune.lora is not None:
             average_gradients(self.model.student)
-        self.scaler.unscale_(optimizer.adamw)
+        optimizer.unscale(self.scaler)
         norms = optimizer.clip_gradients()
         # in float16 the scaler skips a step whose gradient overflowed, and lowers its scale
         finite = bool(torch.isfinite(losses.total)) and (
@@ -114,7 +116,7 @@ class TrainStep:
         )
         finite = not max_over_ranks(int(not finite), self.device)
         if finite:
-            self.scaler.step(optimizer.adamw)
+            optimizer.take_step(self.scaler)
             self.model.update_teacher(config.teacher.momentum_at(step, run.steps))
         self.scaler.update()
         all_losses = {"loss": losses.total.detach(), **losses.terms}

@@ -186,10 +186,14 @@ class Trainer:
         config, run, train = self.config, self.config.run, self.resolved.train
         paths = [str(train.path(i)) for i in range(len(train))]
         stamps = list(zip(train.column("bytes"), train.column("sha256"), strict=True))
-        channels, side = config.backbone.in_channels, config.crops.global_size // config.backbone.patch_size
+        channels, crops, patch = config.backbone.in_channels, config.crops, config.backbone.patch_size
+        side, early_side = crops.global_size // patch, crops.early_crops().global_size // patch
+        early_steps = crops.early_steps(run.steps)
+        intensity, early_positions = config.images, early_steps * run.batch_size
+        stream = CropStream(paths, train.column("image"), crops, channels, run.seed, stamps, intensity, early_positions)
         return load_batches(
-            CropStream(paths, train.column("image"), config.crops, channels, run.seed, stamps, config.images),
-            Collate(config.masks, (side, side), run.seed, run.batch_size),
+            stream,
+            Collate(config.masks, (side, side), run.seed, run.batch_size, early_steps, (early_side, early_side)),
             batch_size=run.batch_size,
             first_step=first,
             last_step=run.steps,

@@ -33,6 +33,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Settings for each modality (`dinomed.modalities`), without gray conversion and solarisation."""
 
 
+class EarlyCropConfig(Config):
+    """Smaller crops in the first part of a run: most steps are cheap, and the last ones learn the full resolution."""
+
+    fraction: float = Field(0.75, gt=0, lt=1, description="fraction of the run with these sizes")
+    global_size: int = Field(ge=8, le=4096, description="px")
+    local_size: int = Field(ge=8, le=4096, description="px")
+
+
 class CropConfig(Config):
     """Settings of crops and augmentation. Sizes are in px, scales are fractions of the image area."""
 
@@ -44,6 +52,9 @@ class CropConfig(Config):
     local_size: int = Field(98, ge=8, le=4096)
     local_scale: Range = (0.05, 0.32)
     num_local: int = Field(8, ge=0, le=256)
+    early: EarlyCropConfig | None = Field(
+        None, description="other sizes for the first part of the run; null: the same sizes in the whole run"
+    )
     horizontal_flip: float = Field(0.5, ge=0, le=1)
     vertical_flip: float = Field(0.0, ge=0, le=1)
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
@@ -80,6 +91,18 @@ class CropConfig(Config):
         if self.blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel {self.blur_kernel} is even; use an odd one")
         return self
+
+    def early_steps(self, total_steps: int) -> int:
+        """Return the number of first steps whose crops have the sizes of `early`."""
+        return 0 if self.early is None else int(self.early.fraction * total_steps)
+
+    def early_crops(self) -> "CropConfig":
+        """Return the settings of the first part of the run; those of the whole run if `early` is not set."""
+        if self.early is None:
+            return self
+        return self.model_copy(
+            update={"global_size": self.early.global_size, "local_size": self.early.local_size, "early": None}
+        )
 
     def blur_probabilities(self) -> tuple[float, float, float]:
         """Return the probabilities for the first global, the second global and the local views."""

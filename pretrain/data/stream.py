@@ -79,6 +79,7 @@ class CropStream(Dataset[Sample]):
         paths: of all training images, absolute.
         names: of the images, for messages.
         stamps: number of bytes and SHA-256 of each file at the time of the scan; a changed file is skipped.
+        early_positions: number of first positions whose crops have the sizes of `crops.early`.
     """
 
     def __init__(
@@ -90,11 +91,12 @@ class CropStream(Dataset[Sample]):
         seed: int,
         stamps: list[tuple[int, str]] | None = None,
         intensity: IntensityConfig = PLAIN,
+        early_positions: int = 0,
     ) -> None:
         self.paths, self.names, self.stamps = paths, names, stamps
         self.seed, self.channels, self.intensity = seed, channels, intensity
-        self.multi_crop = MultiCrop(crops)
-        self.min_area = crops.smallest_area() if crops.reduced_decoding else None
+        self.multi_crop, self.early_multi_crop = MultiCrop(crops), MultiCrop(crops.early_crops())
+        self.early_positions = early_positions
         self._epoch, self._order = -1, np.empty(0, int)
 
     def image_index(self, position: int) -> int:
@@ -106,25 +108,27 @@ class CropStream(Dataset[Sample]):
 
     def __getitem__(self, position: int) -> Sample:
         skipped: list[str] = []
+        multi_crop = self.early_multi_crop if position < self.early_positions else self.multi_crop
         for attempt in range(_MAX_TRIES):
             index = (self.image_index(position) + attempt) % len(self.paths)
             try:
-                image = self._read(index)
+                image = self._read(index, multi_crop.config)
             except UnreadableImage as error:  # readable at the scan; a run of days continues without it
                 skipped.append(f"{self.names[index]}: {error.reason}")
                 continue
             seed = int(np.random.default_rng([self.seed, _CROPS, position]).integers(2**63))
-            global_views, local_views = self.multi_crop(image, seed)
+            global_views, local_views = multi_crop(image, seed)
             return Sample(position, global_views, local_views, self.names[index], skipped)
         raise DinomedError(
             f"{_MAX_TRIES} images in a row cannot be read, the last one {skipped[-1]}; scan the folder again"
         )
 
-    def _read(self, index: int) -> np.ndarray:
+    def _read(self, index: int, crops: CropConfig) -> np.ndarray:
         path = self.paths[index]
         if self.stamps is not None:
             check_unchanged(path, *self.stamps[index])
-        return read_image(path, channels=self.channels, intensity=self.intensity, at_least=self.min_area)
+        min_area = crops.smallest_area() if crops.reduced_decoding else None
+        return read_image(path, channels=self.channels, intensity=self.intensity, at_least=min_area)
 
 
 class Collate:
@@ -133,16 +137,27 @@ class Collate:
     Args:
         grid: rows and columns of patches of a global view.
         batch_size: images of all processes together; by default there is one process, and the samples are all.
+        early_steps: number of first steps whose global views have the grid `early_grid` (`CropConfig.early`).
     """
 
-    def __init__(self, masks: MaskConfig, grid: tuple[int, int], seed: int, batch_size: int | None = None) -> None:
+    def __init__(
+        self,
+        masks: MaskConfig,
+        grid: tuple[int, int],
+        seed: int,
+        batch_size: int | None = None,
+        early_steps: int = 0,
+        early_grid: tuple[int, int] | None = None,
+    ) -> None:
         self.masks, self.grid, self.seed, self.batch_size = masks, grid, seed, batch_size
+        self.early_steps, self.early_grid = early_steps, early_grid or grid
 
     def __call__(self, samples: list[Sample]) -> RawBatch:
         batch_size = self.batch_size or len(samples)
         step, first = divmod(samples[0].position, batch_size)
         rows = [view * batch_size + first + image for view in range(2) for image in range(len(samples))]
-        masks = torch.from_numpy(sample_masks(2 * batch_size, self.grid, self.masks, (self.seed, _MASKS, step), rows))
+        grid = self.early_grid if step < self.early_steps else self.grid
+        masks = torch.from_numpy(sample_masks(2 * batch_size, grid, self.masks, (self.seed, _MASKS, step), rows))
         masked, weights = _masked_patches(masks)
         return RawBatch(
             step=step,

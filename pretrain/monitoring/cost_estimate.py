@@ -53,11 +53,12 @@ def estimate(
 
     student_tokens, teacher_tokens = tokens["global"] + tokens["local"], tokens["global"]
     kept = 1 - vit.drop_path
-    teacher_vit = vit if teacher is None else teacher.backbone
-    flop = images * 3 * kept * (_forward(config, "global", vit) + _forward(config, "local", vit))
-    flop += images * _forward(config, "global", teacher_vit)
     rows = _head_rows(config, all_patches=teacher is not None)
-    flop += images * sum(2 * size * (3 * rows[name][0] + rows[name][1]) for name, size in sizes.items())
+    flop = images * _image_flop(config, teacher, sizes)
+    if config.crops.early is not None:  # the mean over the steps of the run
+        early = config.model_copy(update={"crops": config.crops.early_crops()})
+        share = config.crops.early.fraction
+        flop = (1 - share) * flop + share * images * _image_flop(early, teacher, sizes)
 
     shards = processes if run.parallel == "shard" else 1
     adapters = _adapters(side, config.tune.lora)
@@ -76,6 +77,14 @@ def estimate(
     memory_gib = (weights + activations + logits) / 2**30
     num_tokens = student_tokens + teacher_tokens
     return CostEstimate(backbone, heads, num_tokens, flop / 1e12, memory_gib, seconds, seconds * run.steps / 3600)
+
+
+def _image_flop(config: PretrainConfig, teacher: Teacher | None, head_sizes: dict[str, int]) -> float:
+    """Return the FLOP of a step for one image."""
+    vit, rows = config.backbone, _head_rows(config, all_patches=teacher is not None)
+    flop = 3 * (1 - vit.drop_path) * (_forward(config, "global", vit) + _forward(config, "local", vit))
+    flop += _forward(config, "global", vit if teacher is None else teacher.backbone)
+    return flop + sum(2 * size * (3 * rows[name][0] + rows[name][1]) for name, size in head_sizes.items())
 
 
 def _adapters(side: nn.ModuleDict, lora: LoraConfig | None) -> int:

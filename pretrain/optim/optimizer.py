@@ -1,4 +1,4 @@
-"""AdamW with DINOv2's parameter groups, and the schedules of their learning rates and weight decay."""
+"""AdamW (or Muon and AdamW) with DINOv2's parameter groups, and the schedules of learning rates and weight decay."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,13 @@ from dinomed.pretrain.optim.schedules import Schedule
 
 
 class OptimizerConfig(Config):
-    """Settings of AdamW. The learning rate has a linear warm-up, then a cosine to `lr_end`."""
+    """Settings of the optimiser. The learning rate has a linear warm-up, then a cosine to `lr_end`."""
+
+    matrices: Literal["adamw", "muon"] = Field(
+        "adamw", description="optimiser of the weight matrices of blocks and of the MLPs of heads: AdamW as in the "
+        "recipe, or Muon (orthogonalised momentum), scaled to the step size of AdamW; AdamW for all other weights"
+    )  # fmt: skip
+    muon_momentum: float = Field(0.95, ge=0, lt=1, description="for matrices: muon")
 
     lr: float = Field(4e-3, gt=0, description="at a batch of `reference_batch`; 4e-3 in the paper's short run")
     lr_end: float = Field(1e-6, ge=0)
@@ -52,7 +58,7 @@ class OptimizerDriver:
     def __init__(
         self, student: nn.ModuleDict, config: OptimizerConfig, batch: int, total_steps: int, heads_first: float = 0.0
     ) -> None:
-        """Build AdamW.
+        """Build AdamW, and Muon for the matrices if the config says so.
 
         Args:
             batch: images per step, over all processes.
@@ -65,20 +71,45 @@ class OptimizerDriver:
         self.lr = Schedule(peak=config.peak_lr(batch), end=config.lr_end, warmup=config.warmup)
         self.weight_decay = Schedule(peak=config.weight_decay, end=config.weight_decay_end)
         groups = list(parameter_groups(student, config))
-        self.adamw = torch.optim.AdamW(groups, betas=config.betas, fused=True)
+        self.adamw = torch.optim.AdamW(
+            [group for group in groups if group["optimizer"] == "adamw"], betas=config.betas, fused=True
+        )
+        self.optimizers: list[torch.optim.Optimizer] = [self.adamw]
+        muon_groups = [group for group in groups if group["optimizer"] == "muon"]
+        if muon_groups:
+            # with this adjustment a step has the root mean square of a step of AdamW (Liu et al. 2025, arXiv
+            # 2502.16982, section 2.2), so learning rate and weight decay are those of AdamW
+            self.optimizers.append(
+                torch.optim.Muon(muon_groups, momentum=config.muon_momentum, adjust_lr_fn="match_rms_adamw")
+            )
 
     def set_schedules(self, step: int) -> float:
         """Set all groups for `step`, and return the learning rate before the factors of the groups."""
         lr, decay = self.lr(step, self.total_steps), self.weight_decay(step, self.total_steps)
         frozen = step < int(self.config.freeze_prototypes * self.total_steps)
         unfreeze = min(max((step - self.heads_first) / self.heads_first, 0.0), 1.0) if self.heads_first else 1.0
-        for group in self.adamw.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             factor = (
                 0.0 if frozen and group["kind"] == "prototypes" else unfreeze if group["kind"] == "backbone" else 1.0
             )
             group["lr"] = lr * group["lr_factor"] * factor
             group["weight_decay"] = decay * group["decay_factor"]
         return lr
+
+    def zero_grad(self) -> None:
+        """Remove all gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def unscale(self, scaler: torch.amp.GradScaler) -> None:
+        """Divide all gradients by the scale of `scaler`."""
+        for optimizer in self.optimizers:
+            scaler.unscale_(optimizer)
+
+    def take_step(self, scaler: torch.amp.GradScaler) -> None:
+        """Update all weights that learn."""
+        for optimizer in self.optimizers:
+            scaler.step(optimizer)
 
     def clip_gradients(self) -> dict[str, float]:
         """Clip the gradient of each submodule to `clip_norm`, and return the norms before clipping."""
@@ -88,11 +119,12 @@ class OptimizerDriver:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Return the moments and step counts of AdamW, by the name of their parameter."""
+        """Return the moments and step counts of the optimisers, by the name of their parameter."""
         return {
             f"{name}.{key}": value
             for name, parameter in self.student.named_parameters()
-            for key, value in self.adamw.state[parameter].items()
+            for optimizer in self.optimizers
+            for key, value in optimizer.state.get(parameter, {}).items()
         }
 
     def make_state(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -107,7 +139,8 @@ class OptimizerDriver:
                 )
             parameter = parameters[parameter_name]
             zeros = parameter.new_zeros((), dtype=torch.float32) if key == "step" else torch.zeros_like(parameter)
-            self.adamw.state[parameter][key] = zeros
+            optimizer = self.optimizers[-1] if key == "momentum_buffer" else self.adamw  # the name in Muon
+            optimizer.state[parameter][key] = zeros
         return self.state()
 
 
@@ -121,7 +154,7 @@ def parameter_groups(student: nn.ModuleDict, config: OptimizerConfig) -> Iterato
     backbone = student["backbone"]
     assert isinstance(backbone, VisionTransformer)
     depth = backbone.config.depth
-    groups: dict[tuple[float, float, str], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, str, str], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -129,9 +162,17 @@ def parameter_groups(student: nn.ModuleDict, config: OptimizerConfig) -> Iterato
         if ".patch_embed." in name:
             factor *= config.patch_embed_lr
         decay = 0.0 if parameter.ndim == 1 else 1.0
-        groups.setdefault((factor, decay, _kind(name)), []).append(parameter)
-    for (factor, decay, kind), parameters in groups.items():
-        yield {"params": parameters, "lr_factor": factor, "decay_factor": decay, "kind": kind}
+        optimizer = config.matrices if _is_hidden_matrix(name, parameter) else "adamw"
+        groups.setdefault((factor, decay, _kind(name), optimizer), []).append(parameter)
+    for (factor, decay, kind, optimizer), parameters in groups.items():
+        yield {
+            "params": parameters, "lr_factor": factor, "decay_factor": decay, "kind": kind, "optimizer": optimizer
+        }  # fmt: skip
+
+
+def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Return whether a parameter is a matrix of a block or of the MLP of a head; embeddings and outputs are not."""
+    return parameter.ndim == 2 and name.endswith(".weight") and (".blocks." in name or ".mlp." in name)
 
 
 def _kind(name: str) -> str:
