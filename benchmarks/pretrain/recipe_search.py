@@ -34,8 +34,8 @@ import torch
 
 from dinomed.adapters.evaluation.evaluate import evaluate
 from dinomed.adapters.evaluation.probe import probe
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.fit import fit_segmenter
 from dinomed.backbones.load import load_backbone
 from dinomed.config import load_config
 from dinomed.configs import find_config
@@ -153,7 +153,7 @@ class Search:
                 adapter = Path(scratch) / f"linear_{count}"
                 settings = ["head.name=linear", "augment=none", "image_size=192", "seed=0"]
                 config = load_config(SegmentConfig, None, settings)
-                fit_segmenter(backbone, images, adapter, config, cache=Path(scratch))
+                fit_head(backbone, images, adapter, config, cache=Path(scratch))
                 scores = evaluate(adapter, images, split, backbone=str(folder))["metrics"]
                 row[f"dice_{count}"] = scores["dice"]
         return row
