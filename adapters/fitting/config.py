@@ -18,13 +18,18 @@ from dinomed.errors import UsageError, did_you_mean
 class FitConfig(Config):
     """Optimiser settings. The epoch with the best validation score is kept.
 
-    `adamw` uses shuffled batches and a cosine learning rate. `lbfgs` uses all examples at once, ten iterations an
-    epoch, and ignores `min_steps`, `batch_size` and `learning_rate`; its `weight_decay` is an L2 penalty.
+    `adamw` uses shuffled batches and a cosine learning rate. With `seconds` it ends when the process has computed that
+    long, and an epoch ends after its share of the time; the result then depends on the machine. `lbfgs` uses all
+    examples at once, ten iterations an epoch, and ignores `min_steps`, `seconds`, `batch_size` and `learning_rate`; its
+    `weight_decay` is an L2 penalty.
     """
 
     optimizer: Literal["adamw", "lbfgs"] = "adamw"
     epochs: int = Field(100, ge=1)
     min_steps: int = Field(500, ge=0, description="small collections are used several times an epoch")
+    seconds: float | None = Field(
+        None, gt=0, description="processor seconds of the training (adamw); the learning rate falls to 0 over them"
+    )
     patience: int = Field(10, ge=1, description="stop after this number of epochs without a better validation score")
     batch_size: int = Field(256, ge=2)
     learning_rate: float = Field(1e-3, gt=0)

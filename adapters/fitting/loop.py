@@ -75,7 +75,7 @@ def run_epochs(
     try:
         fit.restore()
         with bar(description, config.epochs * optimizer.steps, fit.epoch * optimizer.steps) as progress:
-            while fit.epoch < config.epochs and fit.epoch - fit.best.epoch < config.patience:
+            while fit.epoch < config.epochs and fit.epoch - fit.best.epoch < config.patience and optimizer.progress < 1:
                 epoch = fit.epoch + 1
                 with _seeded(seed, epoch, device):
                     train_loss = fit.train_epoch(batches(optimizer.batch_indices(epoch)), batch_loss, progress)

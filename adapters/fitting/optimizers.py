@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, cos, pi
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ class ParameterGroup:
 class BatchedAdamW:
     """AdamW on shuffled batches with a cosine learning rate over all epochs.
 
-    An epoch has several passes over a small collection, so that the fit has at least `min_steps` steps.
+    An epoch has several passes over a small collection, so that the fit has at least `min_steps` steps. With `seconds`
+    the time ends an epoch, after one step at least, and the fit; `progress` is then the larger share of steps or time.
     """
 
     def __init__(self, groups: Sequence[ParameterGroup], config: FitConfig, count: int, seed: int) -> None:
@@ -51,6 +53,7 @@ class BatchedAdamW:
                 f"{self.passes} passes over {count} examples an epoch, for fit.min_steps={config.min_steps} in all"
             )
         self.total, self.done, self.groups = config.epochs * self.steps, 0, groups
+        self.epochs, self.seconds, self._earlier, self._start = config.epochs, config.seconds, 0.0, process_time()
         self.optimizer = torch.optim.AdamW(
             [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups],
             weight_decay=config.weight_decay,
@@ -65,6 +68,18 @@ class BatchedAdamW:
             order = torch.from_numpy(np.random.default_rng([self.seed, pass_index]).permutation(self.count))
             for indices in order.split(self.size)[: self.batches]:
                 yield BatchIndices(indices, pass_index)
+                if self.seconds is not None and self._spent() >= self.seconds * epoch / self.epochs:
+                    return
+
+    def _spent(self) -> float:
+        """Return the processor seconds since the start of the fit."""
+        return self._earlier + process_time() - self._start
+
+    @property
+    def progress(self) -> float:
+        """Share of the fit that is done, 0 to 1."""
+        share = 0.0 if self.seconds is None else self._spent() / self.seconds
+        return min(max(self.done / self.total, share), 1.0)
 
     def step(self, compute_loss: Callable[[], Tensor]) -> float:
         """Do one optimisation step and return the loss before it."""
@@ -78,7 +93,7 @@ class BatchedAdamW:
         return loss.item()
 
     def _set_rates_and_clip(self) -> None:
-        progress = self.done / self.total
+        progress = self.progress
         if any(group.clip for group in self.groups):
             self.scaler.unscale_(self.optimizer)
         for group, settings in zip(self.groups, self.optimizer.param_groups, strict=True):
@@ -90,12 +105,13 @@ class BatchedAdamW:
     def state(self) -> dict[str, Any]:
         """Return the state from which `load` continues."""
         return {
-            "done": self.done, "optimizer": self.optimizer.state_dict()["state"], "scaler": self.scaler.state_dict()
+            "done": self.done, "spent": self._spent(), "optimizer": self.optimizer.state_dict()["state"],
+            "scaler": self.scaler.state_dict(),
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a state that `state` returned."""
-        self.done = state["done"]
+        self.done, self._earlier, self._start = state["done"], state["spent"], process_time()
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]})
         self.scaler.load_state_dict(state["scaler"])
 
@@ -103,7 +119,7 @@ class BatchedAdamW:
 class FullBatchLBFGS:
     """L-BFGS on all examples, ten iterations an epoch, with an L2 penalty on matrices; for convex heads."""
 
-    steps = 1
+    steps, progress = 1, 0.0  # it ends by the number of epochs or by patience
 
     def __init__(self, groups: Sequence[ParameterGroup], config: FitConfig, count: int) -> None:
         parameters = [p for group in groups for p in group.parameters]

@@ -79,15 +79,16 @@ def fit_unet(
     *,
     epochs: int | None = None,
     seconds: float | None = None,
+    model: torch.nn.Module | None = None,
 ) -> tuple[torch.nn.Module, int]:
     """A small U-Net from scratch on images with masks, at `size` px, for so many epochs, or until the processor has
     worked so long on it (all threads; reading the images is not counted); its learning rate goes through one cycle in
-    either. Returns it with its last weights, and the steps it took."""
+    either. `model` is used instead of the U-Net. Returns it with its last weights, and the steps it took."""
     torch.manual_seed(seed)
     pictures = [shrink(read_image(train.path(i)), size) for i in range(len(train))]
     masks = [shrink_mask(BINARY.read(train, i)[0], size) for i in range(len(train))]
     augment = build_augmentation(seed)
-    model = smp.Unet("resnet18", encoder_weights=None)
+    model = smp.Unet("resnet18", encoder_weights=None) if model is None else model
     batch = min(8, len(pictures))
     total = 1000 if epochs is None else epochs * (len(pictures) // batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -11,7 +11,7 @@ import torch
 from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.augment import Augment, AugmentConfig, resolve_augmentation
 from dinomed.adapters.fitting.build import build_adapter
-from dinomed.adapters.fitting.config import TrainConfig
+from dinomed.adapters.fitting.config import FitConfig, TrainConfig
 from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.feature_source import (
     MAX_COPIES,
@@ -173,3 +173,34 @@ def test_a_segmenter_is_fitted_on_copies_by_default(lesion_manifest: Path, tiny_
     )
     losses = [json.loads(line)["train_loss"] for line in (result.folder / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
+
+
+def test_a_fit_ends_after_its_processor_seconds_with_a_falling_learning_rate(
+    lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    fit = {"seconds": 1.0, "epochs": 4, "patience": 4, "min_steps": 10**6}
+    config = SegmentConfig.model_validate({"image_size": 32, "augment_copies": 2, "fit": fit})
+    result = fit_segmenter(
+        load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "seg", config, cache=tmp_path / "cache"
+    )
+    epochs = [json.loads(line)["epoch"] for line in (result.folder / "log.jsonl").read_text().splitlines()]
+    assert 1 <= len(epochs) <= 4  # a million steps would take hours
+
+
+def test_the_learning_rate_follows_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dinomed.adapters.fitting import optimizers
+
+    now = [0.0]
+    monkeypatch.setattr(optimizers, "process_time", lambda: now[0])
+    config = FitConfig(epochs=2, min_steps=10**6, batch_size=2, learning_rate=1.0, seconds=10)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    adamw = optimizers.BatchedAdamW([optimizers.ParameterGroup([weight], 1.0)], config, 4, 0)
+    rates = []
+    for epoch in (1, 2):
+        for _ in adamw.batch_indices(epoch):
+            adamw.step(lambda: weight.square().sum())
+            rates.append(adamw.optimizer.param_groups[0]["lr"])
+            now[0] += 1
+    assert len(rates) == 10
+    assert rates == pytest.approx([(1 + np.cos(np.pi * second / 10)) / 2 for second in range(10)], abs=1e-4)
+    assert adamw.progress == 1

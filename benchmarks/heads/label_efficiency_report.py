@@ -1,0 +1,117 @@
+"""Tables and curves of `label_efficiency.py`, from its finished runs."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomed.adapters.heads.solve import macro_auroc
+from dinomed.apps.pages.plots import bands
+from dinomed.html.page import build_page, build_table, heading, paragraph
+from dinomed.io.files import write_text
+
+RESAMPLES = 1000
+SOURCES = {"same": "same source", "other": "another source"}
+METRIC = {"segment": "mean Dice", "classify": "macro AUROC"}
+Row = Mapping[str, Any]
+Cell = tuple[float, float, float, int]
+"""Mean over the draws, ends of the interval, and number of draws."""
+
+
+def write_report(rows: Sequence[Row], folder: Path) -> None:
+    """Write ``results.md`` and ``index.html`` into a folder."""
+    parts, lines = [], []
+    groups: dict[tuple[str, str, float | None], list[Row]] = defaultdict(list)
+    for row in rows:
+        if "failed" not in row:
+            groups[row["data"], row["task"], row["seconds"]].append(row)
+    for (data, task, seconds), members in groups.items():
+        title = f"{data}, {METRIC[task]}, {length_word(seconds)}"
+        counts = sorted(
+            {row["count"] for row in members}, key=lambda word: float("inf") if word == "all" else int(word)
+        )
+        columns, table = build_cells(members, counts)
+        parts += [
+            heading(title),
+            *draw_curves(members, counts, task),
+            build_table(columns, table),
+            paragraph(note(task)),
+        ]
+        lines += [f"### {title}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+        lines += ["| " + " | ".join(line) + " |" for line in table] + ["", note(task), ""]
+    write_text(folder / "results.md", "\n".join(lines) + "\n")
+    write_text(folder / "index.html", build_page("Label efficiency", parts))
+
+
+def length_word(seconds: float | None) -> str:
+    """Return the length of a run as text."""
+    return "as long as each wants" if seconds is None else f"{seconds:g} processor seconds each"
+
+
+def note(task: str) -> str:
+    """Return how the intervals are to be read."""
+    if task == "classify":
+        return "In parentheses the lowest and the highest of the draws; then the processor seconds, features included."
+    return (
+        "In parentheses the 95% interval over draws and groups of test images, both resampled; then the processor "
+        "seconds, features included. A cell with fewer draws names them."
+    )
+
+
+def build_cells(rows: Sequence[Row], counts: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of the table: one row a head, two columns a number of images."""
+    columns = ["head", *(f"{count}: {name}" for count in counts for name in (*SOURCES.values(), "s"))]
+    draws = max(len({row["draw"] for row in rows}), 1)
+    table = []
+    for head in dict.fromkeys(row["head"] for row in rows):
+        line = [head]
+        for count in counts:
+            runs = [row for row in rows if row["head"] == head and row["count"] == count]
+            for source in SOURCES:
+                mean, low, high, number = summarize([row[source] for row in runs])
+                fewer = f", {number} of {draws}" if number < draws and count != "all" else ""
+                line.append(f"{mean:.3f} ({low:.3f} to {high:.3f}{fewer})" if number else "")
+            spent = [sum(row["spent"].values()) for row in runs]
+            line.append(f"{np.mean(spent):.0f}" if spent else "")
+        table.append(line)
+    return columns, table
+
+
+def draw_curves(rows: Sequence[Row], counts: Sequence[str], task: str) -> list[str]:
+    """Return the curves of each test source as SVG."""
+    figures = []
+    for source, title in SOURCES.items():
+        heads = list(dict.fromkeys(row["head"] for row in rows))
+        lines = {
+            head: [
+                summarize([row[source] for row in rows if row["head"] == head and row["count"] == count])[:3]
+                for count in counts
+            ]
+            for head in heads
+        }
+        figures.append(bands(lines, counts, f"tested on the {title}" if source == "same" else f"tested on {title}",
+                             ("labelled images", METRIC[task])))  # fmt: skip
+    return figures
+
+
+def summarize(tests: Sequence[Mapping[str, Any]]) -> Cell:
+    """Return the mean over the draws with its interval; all draws are tested on the same images."""
+    if not tests:
+        return float("nan"), float("nan"), float("nan"), 0
+    if "targets" in tests[0]:
+        scores = [macro_auroc(np.array(test["targets"]), np.array(test["scores"])) for test in tests]
+        return float(np.mean(scores)), min(scores), max(scores), len(scores)
+    values = np.array([test["values"] for test in tests])  # draws, images
+    names = sorted(set(tests[0]["groups"]))
+    member = np.array([names.index(group) for group in tests[0]["groups"]])
+    sums = np.stack([np.bincount(member, weights=row, minlength=len(names)) for row in values])
+    sizes = np.bincount(member, minlength=len(names))
+    rng = np.random.default_rng(0)
+    means = []
+    for _ in range(RESAMPLES):
+        draws, groups = rng.integers(len(values), size=len(values)), rng.integers(len(names), size=len(names))
+        means.append(sums[draws][:, groups].mean(axis=0).sum() / sizes[groups].sum())
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(values.mean()), float(low), float(high), len(values)
