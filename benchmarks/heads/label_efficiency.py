@@ -42,6 +42,7 @@ import torch
 from label_efficiency_report import write_report
 
 from dinomed.adapters.catalogue import BUILT_IN
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
@@ -168,8 +169,7 @@ class Bench:
             if seconds is not None and self.task == "segment":
                 config, spent = self._within(config, splits, seconds, cache)
             began = time.process_time()
-            fit = find_task(self.task).fit
-            result = fit(self.backbone, images, Path(folder) / "adapter", config, cache=cache)
+            result = fit_head(self.backbone, images, Path(folder) / "adapter", config, cache=cache)
             trained = time.process_time() - began
             predictor = load_adapter(result.folder, backbone=self.place)
             tests = {source: score(self.task, predictor, rows, source) for source, rows in self.sources.tests()}

@@ -180,7 +180,7 @@ def test_a_fit_ends_after_its_processor_seconds_with_a_falling_learning_rate(
 ) -> None:
     fit = {"seconds": 1.0, "epochs": 4, "patience": 4, "min_steps": 10**6}
     config = SegmentConfig.model_validate({"image_size": 32, "augment_copies": 2, "fit": fit})
-    result = fit_segmenter(
+    result = fit_head(
         load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "seg", config, cache=tmp_path / "cache"
     )
     epochs = [json.loads(line)["epoch"] for line in (result.folder / "log.jsonl").read_text().splitlines()]
