@@ -16,9 +16,10 @@ tokens (192 px, 500 steps), trained on 25 and on 200 masks. `--test` judges, on 
 `OUTPUT/results.jsonl` has a line for every timing, sitting and judgement; a finished one is never repeated. An
 interrupted run continues from its last checkpoint (one a minute), so a curve can be measured in several sittings.
 
-Time on one core: a run its `--minutes`; the timing of a variant 0.5 to 1 minute, once; a judgement 3 to 5 minutes
-(features of 3,000 + 943 images at 96 px, and two dense probes). One variant of 12 minutes with three seeds takes about
-50 minutes, `--scaling 3,12,45,150` with one seed about 4 hours, `--test` about 25 minutes for three seeds.
+Time on one core, estimated and not measured: a run its `--minutes`; the timing of a variant 0.5 to 3 minutes, once; a
+judgement 3 to 6 minutes (features of 3,000 + 943 images at 96 px, and two dense probes). One variant of 12 minutes with
+three seeds takes about 55 minutes, `--scaling 3,12,45,150` with one seed about 4 hours, `--test` about 50 minutes for
+three seeds. The wall-clock time is longer on a machine with other load.
 """
 
 import argparse
@@ -50,6 +51,7 @@ CONFIGS = "configs/ablations"
 RECIPE = "configs/pretrain/vit_tiny_cpu.yaml"
 K = 20
 NUM_LABELLED, NUM_VAL_MASKS, NUM_TEST_MASKS = 3000, 60, 300
+DENSE_PROBE = ("fit.epochs=15", "fit.min_steps=500", "fit.patience=3", "fit.batch_size=32", "fit.learning_rate=1e-3")
 TIMED_STEPS = (4, 12)  # the early part of a schedule is the same share of both
 Row = dict[str, Any]
 
@@ -151,7 +153,7 @@ class Search:
             for count in self.masks:
                 images = draw(self.labelled, train=count, val=NUM_VAL_MASKS, test=NUM_TEST_MASKS)
                 adapter = Path(scratch) / f"linear_{count}"
-                settings = ["head.name=linear", "augment=none", "image_size=192", "seed=0"]
+                settings = ["head.name=linear", "augment=none", "image_size=192", "seed=0", *DENSE_PROBE]
                 config = load_config(SegmentConfig, None, settings)
                 fit_head(backbone, images, adapter, config, cache=Path(scratch))
                 scores = evaluate(adapter, images, split, backbone=str(folder))["metrics"]
