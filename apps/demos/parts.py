@@ -15,9 +15,8 @@ from PIL import Image
 from dinomed.apps.quickstart.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError
-from dinomed.images.read import read_header, read_image
-from dinomed.images.shown import read_shown
 from dinomed.io.files import sha256_file
+from dinomed.isolation.images import read_image_isolated, read_shown_isolated
 
 
 def message(kind: str, text: str) -> str:
@@ -76,12 +75,12 @@ class Picture:
 def read_picture(path: str, preprocessing: Preprocessing | None) -> tuple[Picture | None, str]:
     """Return the picture, or None and a message as HTML. Without a preprocessing both forms of the pixels are equal."""
     try:
-        read_header(path, MAX_PIXELS)
         if preprocessing is None:
-            shown = pixels = read_image(path, max_pixels=MAX_PIXELS)
+            shown = pixels = read_image_isolated(path, max_pixels=MAX_PIXELS)
         else:
-            pixels = preprocessing.read(path)
-            shown = read_shown(path, preprocessing.channels, preprocessing.intensity, MAX_PIXELS)
+            channels, intensity = preprocessing.channels, preprocessing.intensity
+            pixels = read_image_isolated(path, channels=channels, intensity=intensity, max_pixels=MAX_PIXELS)
+            shown = read_shown_isolated(path, channels, intensity, MAX_PIXELS)
         return Picture(shown, pixels, sha256_file(path)), ""
     except DinomedError as error:
         reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")

@@ -12,6 +12,7 @@ from torch import Tensor
 from dinomed.config import Config
 from dinomed.images.intensity import IntensityConfig, match_channels
 from dinomed.images.read import read_image
+from dinomed.isolation.images import read_image_isolated
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -45,6 +46,14 @@ class Preprocessing(Config):
             (height, width, channels).
         """
         return read_image(path, channels=self.channels, intensity=self.intensity)
+
+    def read_isolated(self, path: str | Path) -> np.ndarray:
+        """Read an image file from outside like `read`, in a process with limits on memory and time.
+
+        Raises:
+            UnreadableImage: as `read`, or the file exceeds a limit.
+        """
+        return read_image_isolated(path, channels=self.channels, intensity=self.intensity)
 
     def __call__(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
         """Preprocess an image: resize it to the square and normalise it.

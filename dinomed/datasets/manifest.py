@@ -50,6 +50,7 @@ class Manifest:
     root: Path
     source: Path | None = field(default=None, compare=False)  # the path that was opened: manifest, folder or image
     unreadable: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # files of the folder, with reasons
+    decoded: bool = field(default=True, compare=False)  # False for a folder of which only the headers were read
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

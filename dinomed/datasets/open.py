@@ -40,11 +40,11 @@ def open_dataset(source: Manifest | str | Path, *, allow_unreadable: bool = Fals
         result = scan(path, make_split=False, allow_unreadable=allow_unreadable, decode=decode)
         if not allow_unreadable:
             _warn_unreadable(path, result.unreadable)
-        return replace(result.manifest, source=path, unreadable=tuple(result.unreadable))
+        return replace(result.manifest, source=path, unreadable=tuple(result.unreadable), decoded=decode)
     if not path.is_file():
         raise UsageError(f"{path} is a pipe or a device; give a manifest, a folder of images, or an image")
     if not is_manifest(path):
-        return replace(scan_file(path, decode=decode), source=path)
+        return replace(scan_file(path, decode=decode), source=path, decoded=decode)
     manifest = read_manifest(path)
     kept = manifest.kept()
     if len(kept) < len(manifest):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ def load_images(
 ) -> Iterator[LoadedImage]:
     """Read and preprocess the images of a manifest in its order, ahead of their use.
 
+    Files that no scan has decoded, those of a bare folder, are decoded in processes with limits (`dinomed.isolation`).
+
     600 images of 200x150 px to 192 px on two busy cores: 960 images/s, a DataLoader with two workers 520. The smallest
     backbone takes 40/s a core.
     """
@@ -49,7 +52,7 @@ def load_images(
     def load(index: int) -> LoadedImage:
         try:
             check_unchanged(manifest.path(index), *stamps[index])
-            image = preprocessing.read(manifest.path(index))
+            image = (preprocessing.read if manifest.decoded else preprocessing.read_isolated)(manifest.path(index))
         except UnreadableImage as error:
             return LoadedImage(index, (0, 0), None, error)
         size = image.shape[0], image.shape[1]
@@ -81,7 +84,10 @@ def preprocess_batches(
     """
     for batch in batched(images, batch_size):
         arrays = [
-            as_pixels(image, channels=preprocessing.channels, intensity=preprocessing.intensity) for image in batch
+            preprocessing.read_isolated(image)
+            if isinstance(image, str | Path)
+            else as_pixels(image, channels=preprocessing.channels, intensity=preprocessing.intensity)
+            for image in batch
         ]
         yield torch.stack([preprocessing(array) for array in arrays]), [array.shape[:2] for array in arrays]
 

@@ -29,6 +29,8 @@ R = TypeVar("R")
 MAX_PIXELS = 100_000_000
 """Largest image that is decoded (300 MB as RGB), checked in the header."""
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
+NO_MEMORY = "does not fit into memory"
+"""Reason of an image for which memory could not be allocated."""
 MAX_PAGES = 512
 GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 """Pillow's modes without colour."""
@@ -267,7 +269,7 @@ def _check_size(pixels: int, max_pixels: int) -> None:
 def _reason(error: Exception, path: str | Path, max_pixels: int, private: bool) -> str:
     """Return a short reason for an error of Pillow or of the system."""
     if isinstance(error, MemoryError):
-        return "does not fit into memory"
+        return NO_MEMORY
     text = first_line(error)
     if isinstance(error, FileNotFoundError):
         return "does not exist"

@@ -25,6 +25,7 @@ from dinomed.images.bounds.dicom_streams import bounded_dicom, check_frame, pixe
 from dinomed.images.bounds.tiff_samples import MAX_BYTES
 from dinomed.images.decode import (
     MAX_PIXELS,
+    NO_MEMORY,
     Header,
     UnreadableImage,
     first_bytes,
@@ -119,7 +120,7 @@ def _read_elements(path: str | Path, max_pixels: int) -> Any:
     except Exception as error:  # as in `read_dicom`
         if is_of_data_worker(error):
             raise
-        reason = "does not fit into memory" if isinstance(error, MemoryError) else "damaged or truncated DICOM"
+        reason = NO_MEMORY if isinstance(error, MemoryError) else "damaged or truncated DICOM"
         raise UnreadableImage(path, reason) from None
     if sop_class in _SEGMENTATION:
         raise UnreadableImage(path, "a DICOM segmentation, not an image")
@@ -187,7 +188,7 @@ def _first(value: Any) -> float | None:
 def _reason(error: Exception, path: str | Path) -> str:
     """Return a short reason for an error of pydicom. The text of the error is not used: it may contain patient data."""
     if isinstance(error, MemoryError):
-        return "does not fit into memory"
+        return NO_MEMORY
     if isinstance(error, AttributeError) and "Pixel Data" in str(error):
         return "DICOM without pixels"
     unsupported = isinstance(error, NotImplementedError) and "Value Representation" not in str(error)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.datasets.manifest import Manifest, build_manifest
-from dinomed.datasets.scan.facts import Facts, read_all, read_facts
+from dinomed.datasets.scan.facts import Facts
 from dinomed.datasets.scan.findings import (
     check_masks,
     check_readable,
@@ -22,9 +22,12 @@ from dinomed.datasets.scan.findings import (
 from dinomed.datasets.scan.folders import Pairs, classes_of, pair_masks, splits_of
 from dinomed.datasets.scan.labels import NONE, Labels, find_labels, read_labels
 from dinomed.datasets.scan.predictions import find_predictions
+from dinomed.datasets.scan.reading import read_all, read_several
 from dinomed.datasets.scan.walk import walk
 from dinomed.datasets.splits import check_ratios, check_splits, explain_gaps, make_splits
 from dinomed.errors import UsageError
+from dinomed.images.decode import UnreadableImage
+from dinomed.isolation.pool import shared_pool
 
 FOLDERS = "folders"
 """Value of `labels`: the folder names are the classes."""
@@ -85,7 +88,7 @@ def scan(
         ratios: shares of train, val and test in new splits.
         seed: of new splits.
         make_split: make splits if none are given.
-        workers: number of threads; by default one per processor.
+        workers: number of decoding processes; by default one per processor, at most 16.
         follow_links: follow links out of `folder`.
         keep_ids: keep columns of the CSV with personal data, and the groups of such a column as written.
         allow_unreadable: continue, with a warning, if more than half of the files cannot be read.
@@ -103,6 +106,7 @@ def scan(
     check_ratios(ratios)
     roles = {"label": label, "group": group, "mask": mask, "split": split}
     path = _table_path(labels, folder, roles)
+    shared_pool().start(1)  # while the folder is searched
     walked = walk(folder, follow_links=follow_links)
     files = walked.images
     predicted = find_predictions(folder, [*files, *(name for name, _ in walked.refused)])
@@ -181,7 +185,10 @@ def scan_file(path: str | Path, *, decode: bool = True) -> Manifest:
         UnreadableImage: the file cannot be used.
     """
     path = Path(path)
-    return build_manifest(_columns([read_facts(path.parent, path.name, decode=decode)], Labels()), path.parent)
+    facts = read_several(path.parent, [path.name], {}, decode=decode)[0]
+    if isinstance(facts, UnreadableImage):
+        raise facts
+    return build_manifest(_columns([facts], Labels()), path.parent)
 
 
 def _table_path(labels: str | Path | None, folder: Path, roles: dict[str, str | None]) -> Path | None:

@@ -1,0 +1,51 @@
+"""Reading of images from outside in a decoding process."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomed.images.intensity import IntensityConfig
+from dinomed.images.read import MAX_PIXELS, PLAIN, UnreadableImage, read_image
+from dinomed.images.shown import read_shown
+from dinomed.isolation.pool import shared_pool
+
+
+def read_image_isolated(
+    path: str | Path, *, channels: int = 3, intensity: IntensityConfig = PLAIN, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Read like `dinomed.images.read.read_image`, in a decoding process with limits on memory and time.
+
+    Raises:
+        UnreadableImage: as `read_image`, or the file exceeds a limit.
+    """
+    return _read("read_pixels", path, channels, intensity, max_pixels)
+
+
+def read_shown_isolated(path: str | Path, channels: int, intensity: IntensityConfig, max_pixels: int) -> np.ndarray:
+    """Read like `dinomed.images.shown.read_shown`, in a decoding process with limits on memory and time.
+
+    Raises:
+        UnreadableImage: as `read_shown`, or the file exceeds a limit.
+    """
+    return _read("shown_pixels", path, channels, intensity, max_pixels)
+
+
+def _read(name: str, path: str | Path, channels: int, intensity: IntensityConfig, max_pixels: int) -> np.ndarray:
+    call = [str(path), channels, intensity.model_dump(mode="json"), max_pixels]
+    answer = shared_pool().run(f"{__name__}:{name}", [call])[0]
+    if isinstance(answer, UnreadableImage):
+        raise answer
+    assert answer[1] is not None
+    return answer[1]
+
+
+def read_pixels(path: str, channels: int, intensity: dict[str, Any], max_pixels: int) -> tuple[None, np.ndarray]:
+    """Read an image; for the decoding process."""
+    config = IntensityConfig(**intensity)
+    return None, read_image(path, channels=channels, intensity=config, max_pixels=max_pixels)
+
+
+def shown_pixels(path: str, channels: int, intensity: dict[str, Any], max_pixels: int) -> tuple[None, np.ndarray]:
+    """Read an image for display; for the decoding process."""
+    return None, read_shown(path, channels, IntensityConfig(**intensity), max_pixels)
