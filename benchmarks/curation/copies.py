@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tables import format_table
 
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.datasets.scan.scan import scan
@@ -57,9 +58,9 @@ def judge(similarity: np.ndarray) -> dict[str, Any]:
     right = similarity[queries, :, queries].copy()  # Q, K
     similarity[queries, :, queries] = -np.inf
     best, wrong = np.sort(right.ravel())[::-1], np.sort(similarity.ravel())[::-1]
-    found = np.arange(1, len(best) + 1)
+    right_pairs = np.arange(1, len(best) + 1)
     false = np.searchsorted(-wrong, -best, side="right")
-    enough = np.flatnonzero(found / (found + false) >= PRECISION)
+    enough = np.flatnonzero(right_pairs / (right_pairs + false) >= PRECISION)
     if not len(enough):
         return {"threshold": None, "recall": 0.0, "false": 0, **dict.fromkeys(KINDS, 0.0)}
     threshold = float(best[enough[-1]])
@@ -80,9 +81,9 @@ def measure_descriptor(
     )
     vectors = np.concatenate([descriptor(block) for block in track(blocks, "references", len(rows))])
     described = time.monotonic()
-    found = [descriptor(copies_of(references, i, seed)) @ vectors.T for i in track(range(queries), "copies")]
+    similarities = [descriptor(copies_of(references, i, seed)) @ vectors.T for i in track(range(queries), "copies")]
     speed = len(references) / (described - fitted)
-    return judge(np.stack(found)) | {"fit_s": fitted - began, "images_per_second": speed}
+    return judge(np.stack(similarities)) | {"fit_s": fitted - began, "images_per_second": speed}
 
 
 def measure_hashes(fit: Manifest, references: Manifest, queries: int, seed: int) -> list[dict[str, Any]]:
@@ -110,9 +111,9 @@ def measure_hashes(fit: Manifest, references: Manifest, queries: int, seed: int)
                     {(min(i, j), max(i, j)) for i, j in zip(pairs.i // 8, pairs.j, strict=True) if i != j}
                 )
             for n, kind in enumerate(KINDS):
-                asked = np.stack([query[n][which] for query in copies]).reshape(-1, known.shape[1])
-                near = hamming_pairs(asked, known, radius=radius)
-                views = len(asked) // queries
+                query_hashes = np.stack([query[n][which] for query in copies]).reshape(-1, known.shape[1])
+                near = hamming_pairs(query_hashes, known, radius=radius)
+                views = len(query_hashes) // queries
                 row[kind] = (
                     len({int(i) // views for i, j in zip(near.i, near.j, strict=True) if i // views == j}) / queries
                 )
@@ -130,10 +131,10 @@ def measure_audit(fit: Manifest, references: Manifest, queries: int, seed: int) 
                 shutil.copy(fit.path(other), Path(folder) / f"other_{other:05d}{fit.path(other).suffix}")
         test = scan(folder, make_split=False).manifest
         began = time.monotonic()
-        found = audit(references, test, AuditConfig(groups=False))
+        result = audit(references, test, AuditConfig(groups=False))
         seconds = time.monotonic() - began
         names = test.column("image")
-        pairs = [(names[pair.test], pair.train) for pair in found.pairs]
+        pairs = [(names[pair.test], pair.train) for pair in result.pairs]
     right = {name for name, row in pairs if not name.startswith("other") and int(name[:5]) == row}
     wrong = [(name, references.column("image")[row or 0]) for name, row in pairs if name not in right]
     by_kind = {kind: sum(name[6:-4] == kind for name in right) / queries for kind in KINDS}
@@ -169,15 +170,12 @@ def main() -> None:
         elif args.weights:
             source = SSCDConfig(weights=args.weights)
         config = DescriptorConfig(source=source, fit=args.fit, fit_images=len(fit), seed=args.seed)
-        found = measure_descriptor(config, fit, references, queries, args.seed + 1, args.device)
-        rows = [{"descriptor": source.kind, "fit": args.fit, "fit_images": len(fit)} | found]
+        metrics = measure_descriptor(config, fit, references, queries, args.seed + 1, args.device)
+        rows = [{"descriptor": source.kind, "fit": args.fit, "fit_images": len(fit)} | metrics]
     if args.json:
         print(to_json({"references": len(references), "queries": queries, "rows": rows}, indent=2))
         return
-    for index, row in enumerate(rows):
-        if index == 0:
-            print("| " + " | ".join(row) + " |\n|" + "---|" * len(row))
-        print("| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+    print(format_table(rows))
 
 
 if __name__ == "__main__":

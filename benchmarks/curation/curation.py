@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from planting import JUNK, Planted, plant, read_truth
+from planting import JUNK, Planted, plant, read_planted
+from tables import format_table
 
 from dinomed.apps.cli import invoke
 from dinomed.datasets.manifest import read_manifest
@@ -55,15 +56,15 @@ class Row:
     like: str  # image kept in its place, or its original in the evaluation set
 
 
-def read_rows(outcome: CurationResult, truth: dict[str, Planted]) -> dict[str, Row]:
+def read_rows(outcome: CurationResult, planted: dict[str, Planted]) -> dict[str, Row]:
     names = [Path(name).name for name in outcome.manifest.column("image")]
     references = outcome.references.column("image") if outcome.references is not None else []
     rows = {}
     for place, name in enumerate(names):
-        if name in truth:
+        if name in planted:
             kept, out = int(outcome.rows["duplicate_of"][place]), int(outcome.rows["reference"][place])
             like = names[kept] if kept >= 0 else Path(references[out]).name if out >= 0 else ""
-            rows[name] = Row(name, truth[name], bool(outcome.keep[place]), outcome.reason[place], like)
+            rows[name] = Row(name, planted[name], bool(outcome.keep[place]), outcome.reason[place], like)
     return rows
 
 
@@ -71,18 +72,24 @@ def recall_of(rows: dict[str, Row]) -> list[dict[str, Any]]:
     """Return a row for every planted kind: how many are found, and by which reason."""
     lines = []
     for kind, how in dict.fromkeys((row.planted.kind, row.planted.how) for row in rows.values()):
-        own = [row for row in rows.values() if (row.planted.kind, row.planted.how) == (kind, how)]
+        kind_rows = [row for row in rows.values() if (row.planted.kind, row.planted.how) == (kind, how)]
         if kind == "copy":
-            found = [row for row in own if not (row.keep and rows[row.planted.of].keep)]
+            removed_rows = [row for row in kind_rows if not (row.keep and rows[row.planted.of].keep)]
         elif kind in ("test copy", "test group", "junk"):
-            found = [row for row in own if not row.keep]
+            removed_rows = [row for row in kind_rows if not row.keep]
         else:
             continue
         # the original may be removed in place of the copy
-        removed = [row if not row.keep else rows[row.planted.of] for row in found]
+        removed = [row if not row.keep else rows[row.planted.of] for row in removed_rows]
         by = Counter(word for row in removed for word, group in FOUND_BY.items() if row.reason in group)
         lines.append(
-            {"planted": kind, "how": how, "images": len(own), "found": len(found), "recall": len(found) / len(own)}
+            {
+                "planted": kind,
+                "how": how,
+                "images": len(kind_rows),
+                "found": len(removed_rows),
+                "recall": len(removed_rows) / len(kind_rows),
+            }
             | {word: by[word] for word in FOUND_BY}
         )
     order = ["copy", "test copy", "test group", "junk"]
@@ -148,20 +155,12 @@ def shares_kept(rows: dict[str, Row]) -> list[dict[str, Any]]:
     """Count clean real images by data set, and how many of them are retrieved."""
     lines = []
     for kind in ("lesion", "unlabelled", "other"):
-        own = [row for row in rows.values() if row.planted.kind == kind]
-        clean = [row for row in own if row.keep or row.reason in ASKED]
-        kept = sum(row.keep for row in own)
-        lines.append({"set": kind, "images": len(own), "clean": len(clean), "kept": kept,
+        kind_rows = [row for row in rows.values() if row.planted.kind == kind]
+        clean = [row for row in kind_rows if row.keep or row.reason in ASKED]
+        kept = sum(row.keep for row in kind_rows)
+        lines.append({"set": kind, "images": len(kind_rows), "clean": len(clean), "kept": kept,
                       "retrieved": kept / len(clean) if clean else None})  # fmt: skip
     return lines
-
-
-def print_table(lines: list[dict[str, Any]]) -> None:
-    names = [name for name in lines[0] if name != "wrong_images"]
-    print("\n| " + " | ".join(names) + " |\n|" + "---|" * len(names))
-    for line in lines:
-        cells = (line[name] for name in names)
-        print("| " + " | ".join(f"{cell:.2f}" if isinstance(cell, float) else f"{cell}" for cell in cells) + " |")
 
 
 def main() -> None:
@@ -177,27 +176,29 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--judge", action="store_true", help="only print the tables of an earlier curation")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
 
-    folder, output = asked.output, asked.output / "curated.parquet"
-    if not asked.judge:
-        others, unlabelled = ([read_manifest(path) for path in paths] for paths in (asked.others, asked.unlabelled))
-        plant(read_manifest(asked.lesions), others, unlabelled, folder, asked.images, asked.seed)
+    folder, output = arguments.output, arguments.output / "curated.parquet"
+    if not arguments.judge:
+        other_sets, unlabelled = (
+            [read_manifest(path) for path in paths] for paths in (arguments.others, arguments.unlabelled)
+        )
+        plant(read_manifest(arguments.lesions), other_sets, unlabelled, folder, arguments.images, arguments.seed)
         command = ["curate", "--pool", f"{folder}/pool.parquet", "--trusted", f"{folder}/trusted.parquet"]
         command += ["--exclude", f"{folder}/exclude.parquet", "-o", str(output), "--overwrite"]
-        command += [f"--{name}={value}" for name in ("backbone", "weights") if (value := getattr(asked, name))]
-        if invoke([*command, *(f"--set={setting}" for setting in asked.settings)]):
+        command += [f"--{name}={value}" for name in ("backbone", "weights") if (value := getattr(arguments, name))]
+        if invoke([*command, *(f"--set={setting}" for setting in arguments.settings)]):
             parser.exit(1)
     outcome = load_result(output)
-    rows = read_rows(outcome, read_truth(folder))
+    rows = read_rows(outcome, read_planted(folder))
     pool = read_manifest(folder / "pool.parquet")
     same = dict(zip(pool.column("image"), pool.column("sha256"), strict=True))
-    found = {"recall": recall_of(rows), "precision": precision_of(rows, same), "kept": shares_kept(rows)}
-    if asked.json:
-        print(to_json({"images": len(outcome.keep), "seed": asked.seed, "junk": list(JUNK), **found}, indent=2))
+    tables = {"recall": recall_of(rows), "precision": precision_of(rows, same), "kept": shares_kept(rows)}
+    if arguments.json:
+        print(to_json({"images": len(outcome.keep), "seed": arguments.seed, "junk": list(JUNK), **tables}, indent=2))
         return
-    for lines in found.values():
-        print_table(lines)
+    for lines in tables.values():
+        print("\n" + format_table(lines, leave_out=["wrong_images"]))
 
 
 if __name__ == "__main__":

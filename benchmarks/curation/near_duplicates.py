@@ -115,7 +115,7 @@ def compare(x: np.ndarray, threshold: float, rounds: int) -> dict[str, Any]:
     x = np.array(x)  # in memory, as faiss needs them
     ours, theirs = [], []
     for _ in range(rounds):
-        seconds, found = timed(lambda: near_pairs(x, threshold=threshold, memory_gib=4, workers=1))
+        seconds, pairs = timed(lambda: near_pairs(x, threshold=threshold, memory_gib=4, workers=1))
         ours.append(seconds)
         seconds, expected = timed(lambda: faiss_pairs(x, threshold))
         theirs.append(seconds)
@@ -123,10 +123,10 @@ def compare(x: np.ndarray, threshold: float, rounds: int) -> dict[str, Any]:
     # faiss sums in float32: pairs nearer to the threshold than its rounding count neither as right nor as wrong
     clear = expected.take(expected.similarity > threshold + 2e-6)
     code = np.int64(len(x))
-    hits = np.isin(clear.i * code + clear.j, found.i * code + found.j).sum()
+    hits = np.isin(clear.i * code + clear.j, pairs.i * code + pairs.j).sum()
     return {
         "vectors": len(x),
-        "pairs": len(found),
+        "pairs": len(pairs),
         "ours_s": median(ours),
         "faiss_s": median(theirs),
         "ratio": median(a / b for a, b in zip(ours, theirs, strict=True)),
@@ -138,8 +138,8 @@ def compare(x: np.ndarray, threshold: float, rounds: int) -> dict[str, Any]:
 
 def growth(x: np.ndarray, threshold: float, memory_gib: float) -> dict[str, Any]:
     with PeakMemory() as peak:
-        seconds, found = timed(lambda: near_pairs(x, threshold=threshold, k=64, memory_gib=memory_gib, workers=1))
-    return {"vectors": len(x), "pairs": len(found), "seconds": seconds, "peak_gib": peak.gib}
+        seconds, pairs = timed(lambda: near_pairs(x, threshold=threshold, k=64, memory_gib=memory_gib, workers=1))
+    return {"vectors": len(x), "pairs": len(pairs), "seconds": seconds, "peak_gib": peak.gib}
 
 
 def approximate(x: np.ndarray, threshold: float, memory_gib: float, recall: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""A pool of real images in which copies, junk and test images are planted, with the truth about each image.
+"""A pool of real images in which copies, junk and test images are planted, and the record of what each image is.
 
-The written folder has `pool/`, `pool.parquet`, `trusted.parquet`, `exclude.parquet` and `truth.json`. Images
+The written folder has `pool/`, `pool.parquet`, `trusted.parquet`, `exclude.parquet` and `planted.json`. Images
 keep their bytes but get new names, so that a name reveals nothing.
 """
 
@@ -26,7 +26,7 @@ _WORDS = "patient seen again after six weeks and the lesion had not changed in s
 
 @dataclass
 class Planted:
-    """Truth about an image of the pool."""
+    """Origin of an image of the pool."""
 
     kind: str  # "lesion", "unlabelled", "other", "copy", "test copy", "test group" or "junk"
     how: str = ""  # kind of copy ("exact" too) or of junk
@@ -89,33 +89,39 @@ def _landscape(rng: np.random.Generator) -> np.ndarray:
 
 
 def plant(
-    lesions: Manifest, others: Sequence[Manifest], unlabelled: Sequence[Manifest], folder: Path, images: int, seed: int
+    lesions: Manifest,
+    other_sets: Sequence[Manifest],
+    unlabelled: Sequence[Manifest],
+    folder: Path,
+    images: int,
+    seed: int,
 ) -> None:
     """Write the pool: about `images` images, of which two fifths are planted.
 
     Args:
-        lesions: with groups and splits; training images ask and fill the pool, test images stay out.
-        others: what the trusted set does not ask for.
+        lesions: with groups and splits; training images are the query set and part of the pool, test images are the
+            evaluation set.
+        other_sets: images of other modalities, which the query set does not contain.
     """
     rng = np.random.default_rng(seed)
     shutil.rmtree(folder, ignore_errors=True)
     pool = folder / "pool"
     pool.mkdir(parents=True)
-    truth: dict[str, Planted] = {}
+    planted_images: dict[str, Planted] = {}
 
     def name(suffix: str = ".png") -> str:
-        return f"{len(truth):06d}{suffix}"
+        return f"{len(planted_images):06d}{suffix}"
 
     def copy_file(source: Path, planted: Planted) -> str:
-        own = name(source.suffix.lower())
-        shutil.copyfile(source, pool / own)
-        truth[own] = planted
-        return own
+        file_name = name(source.suffix.lower())
+        shutil.copyfile(source, pool / file_name)
+        planted_images[file_name] = planted
+        return file_name
 
     def save(picture: np.ndarray, planted: Planted) -> None:
-        own = name()
-        Image.fromarray(picture).save(pool / own)
-        truth[own] = planted
+        file_name = name()
+        Image.fromarray(picture).save(pool / file_name)
+        planted_images[file_name] = planted
 
     group = lesions.units()
     train, test = _groups(lesions, "train", rng), _groups(lesions, "test", rng)
@@ -130,12 +136,12 @@ def plant(
     wanted = [*_twins(lesions), *(row for rows in filling for row in rows[:2])]
     wanted = [row for row in dict.fromkeys(wanted) if group[row] not in taken][: int(0.3 * images)]
     real = [copy_file(lesions.path(row), Planted("lesion", group=group[row])) for row in wanted]
-    for kind, sets, share in (("unlabelled", unlabelled, 0.15), ("other", others, 0.1)):
-        for given in sets:
-            rows = dict.fromkeys([*_twins(given), *rng.permutation(len(given)).tolist()])
-            own = given.groups()
+    for kind, sets, share in (("unlabelled", unlabelled, 0.15), ("other", other_sets, 0.1)):
+        for dataset in sets:
+            rows = dict.fromkeys([*_twins(dataset), *rng.permutation(len(dataset)).tolist()])
+            set_groups = dataset.groups()
             for row in list(rows)[: int(share * images / len(sets))]:
-                copy_file(given.path(row), Planted(kind, group=own[row] or ""))
+                copy_file(dataset.path(row), Planted(kind, group=set_groups[row] or ""))
     each = max(images // 150, 2)
     sources = rng.permutation(len(real)).tolist()
     for how in track(("exact", *KINDS), "copies"):
@@ -164,24 +170,24 @@ def plant(
             save(draw_junk(kind, image, rng), Planted("junk", kind))
     manifest = scan(pool, make_split=False).manifest
     columns = {column: manifest.column(column) for column in manifest.columns if column != "group"}
-    columns["group"] = [truth[image].group or None for image in columns["image"]]
-    columns["planted"] = [truth[image].kind for image in columns["image"]]
+    columns["group"] = [planted_images[image].group or None for image in columns["image"]]
+    columns["planted"] = [planted_images[image].kind for image in columns["image"]]
     write_manifest(build_manifest(columns, pool), folder / "pool.parquet")
-    write_json(folder / "truth.json", {image: asdict(planted) for image, planted in truth.items()})
+    write_json(folder / "planted.json", {image: asdict(planted) for image, planted in planted_images.items()})
 
 
-def read_truth(folder: Path) -> dict[str, Planted]:
-    return {image: Planted(**planted) for image, planted in read_json(folder / "truth.json").items()}
+def read_planted(folder: Path) -> dict[str, Planted]:
+    return {image: Planted(**planted) for image, planted in read_json(folder / "planted.json").items()}
 
 
 def _groups(manifest: Manifest, split: str, rng: np.random.Generator) -> list[list[int]]:
     """Return the rows of each group of a split, with the groups in random order."""
     rows: dict[str, list[int]] = {}
-    for row, (group, own) in enumerate(zip(manifest.units(), manifest.column("split"), strict=True)):
-        if own == split:
+    for row, (group, row_split) in enumerate(zip(manifest.units(), manifest.column("split"), strict=True)):
+        if row_split == split:
             rows.setdefault(group, []).append(row)
-    found = list(rows.values())
-    return [found[place] for place in rng.permutation(len(found))]
+    group_rows = list(rows.values())
+    return [group_rows[place] for place in rng.permutation(len(group_rows))]
 
 
 def _twins(manifest: Manifest) -> list[int]:

@@ -72,9 +72,9 @@ def measure(manifest: Manifest, backbone: str | None, weights: str | None) -> li
 
         seconds["embed"] = timed(embed, batches)
     whole = sum(seconds.values())
-    found = [(name, len(pictures) / each, each / whole) for name, each in seconds.items()]
-    found.append(("all", len(pictures) / whole, 1.0))
-    return [{"stage": name, "images_per_second": speed, "share": share} for name, speed, share in found]
+    stages = [(name, len(pictures) / each, each / whole) for name, each in seconds.items()]
+    stages.append(("all", len(pictures) / whole, 1.0))
+    return [{"stage": name, "images_per_second": speed, "share": share} for name, speed, share in stages]
 
 
 def main() -> None:
@@ -87,24 +87,24 @@ def main() -> None:
     parser.add_argument("--weights", help="file of the released weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     set_level("warning")
     report = []
-    for path in asked.manifests:
-        manifest = draw(read_manifest(path), asked.images, asked.seed)
+    for path in arguments.manifests:
+        manifest = draw(read_manifest(path), arguments.images, arguments.seed)
         sides = [(manifest.column("width")[row], manifest.column("height")[row]) for row in range(len(manifest))]
         megapixels = float(np.mean([width * height for width, height in sides])) / 1e6
-        stages = measure(manifest, asked.backbone, asked.weights)
+        stages = measure(manifest, arguments.backbone, arguments.weights)
         report.append({"manifest": path.name, "images": len(manifest), "megapixels": megapixels, "stages": stages})
-    if asked.json:
+    if arguments.json:
         print(to_json(report, indent=2))
         return
-    for found in report:
-        print(f"\n{found['manifest']}: {found['images']} images of {found['megapixels']:.2f} megapixels\n")
+    for section in report:
+        print(f"\n{section['manifest']}: {section['images']} images of {section['megapixels']:.2f} megapixels\n")
         print("| stage | images/s | share |\n|---|---|---|")
-        for row in found["stages"]:
+        for row in section["stages"]:
             print(f"| {row['stage']} | {row['images_per_second']:.0f} | {row['share']:.0%} |")
 
 

@@ -67,13 +67,13 @@ def of_adapters(name: str, image_size: int, device: torch.device) -> dict[str, R
 
         return together
 
-    one, other = run(classifier), run(segmenter)
+    classify, segment = run(classifier), run(segmenter)
 
     def apart(pixels: torch.Tensor) -> None:
-        one(pixels)
-        other(pixels)
+        classify(pixels)
+        segment(pixels)
 
-    return {"one": one, "two_shared": run(classifier, segmenter), "two_apart": apart}
+    return {"one": classify, "two_shared": run(classifier, segmenter), "two_apart": apart}
 
 
 def measure(runs: dict[str, Run], image_size: int, rounds: int, device: torch.device) -> dict[str, Any]:
@@ -91,7 +91,10 @@ def measure(runs: dict[str, Run], image_size: int, rounds: int, device: torch.de
                 _wait(device)
                 if turn:  # the first round warms up
                     seconds[name].append(clock() - began)
-    ratios = {name: [value / own for value, own in zip(seconds[name], seconds[first], strict=True)] for name in runs}
+    ratios = {
+        name: [value / first_seconds for value, first_seconds in zip(seconds[name], seconds[first], strict=True)]
+        for name in runs
+    }
     return {
         name: {
             "images_per_s": BATCH / statistics.median(seconds[name]),
@@ -116,15 +119,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    device = torch.device(asked.device)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
     torch.manual_seed(0)
-    make = of_libraries if asked.what == "libraries" else of_adapters
-    found = measure(make(asked.name, asked.image_size, device), asked.image_size, asked.rounds, device)
-    if asked.json:
-        print(json.dumps({"threads": torch.get_num_threads(), "device": asked.device, "results": found}))
+    make = of_libraries if arguments.what == "libraries" else of_adapters
+    results = measure(
+        make(arguments.name, arguments.image_size, device), arguments.image_size, arguments.rounds, device
+    )
+    if arguments.json:
+        print(json.dumps({"threads": torch.get_num_threads(), "device": arguments.device, "results": results}))
         return
-    for name, row in found.items():
+    for name, row in results.items():
         print(name, {key: round(value, 3) for key, value in row.items()})
 
 

@@ -24,7 +24,9 @@ from dinomed.adapters.heads.grid import GridConfig, Stack, _batches, build_stack
 from dinomed.log import set_level
 
 
-def train_separately(stacks: list[Stack], x: torch.Tensor, truth: torch.Tensor, config: GridConfig) -> list[nn.Linear]:
+def train_separately(
+    stacks: list[Stack], x: torch.Tensor, targets: torch.Tensor, config: GridConfig
+) -> list[nn.Linear]:
     """Build a module for each head from the weights in `stacks`."""
     num_classes = len(stacks[0].bias)
     heads, columns, groups = [], [], []
@@ -40,8 +42,10 @@ def train_separately(stacks: list[Stack], x: torch.Tensor, truth: torch.Tensor, 
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps, eta_min=0)
     for rows in _batches(len(x), config, 0):
-        batch, y = x[rows], truth[rows]
-        losses = [cross_entropy(head(batch[:, own]), y) for head, own in zip(heads, columns, strict=True)]
+        batch, y = x[rows], targets[rows]
+        losses = [
+            cross_entropy(head(batch[:, block_columns]), y) for head, block_columns in zip(heads, columns, strict=True)
+        ]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         optimizer.step()
@@ -54,7 +58,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     set_level("warning")
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(arguments.images, 5 * arguments.dim)).astype(np.float32))
-    truth = torch.from_numpy(rng.integers(0, arguments.classes, arguments.images))
+    targets = torch.from_numpy(rng.integers(0, arguments.classes, arguments.images))
     config = GridConfig(steps=arguments.steps, batch_size=arguments.batch)
     seconds: dict[str, list[float]] = {"stacked": [], "separate": []}
     difference = 0.0
@@ -65,13 +69,13 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         for who in ("stacked", "separate") if turn % 2 else ("separate", "stacked"):
             began = time.process_time()
             if who == "stacked":
-                train_stacks(stacks, x, truth, None, config, 0)
+                train_stacks(stacks, x, targets, None, config, 0)
             else:
-                heads = train_separately(start, x, truth, config)
+                heads = train_separately(start, x, targets, config)
             if turn:
                 seconds[who].append(time.process_time() - began)
         ours = [stack.weight[:, index] for stack in stacks for index in range(len(config.learning_rates))]
-        gaps = [(head.weight.detach() - own).abs().max() for head, own in zip(heads, ours, strict=True)]
+        gaps = [(head.weight.detach() - weight).abs().max() for head, weight in zip(heads, ours, strict=True)]
         difference = max(difference, float(torch.stack(gaps).max()))
     ratios = [slow / fast for slow, fast in zip(seconds["separate"], seconds["stacked"], strict=True)]
     return {
@@ -87,8 +91,8 @@ def main() -> None:
     for name, value in (("rounds", 5), ("steps", 100), ("images", 2000), ("dim", 384), ("classes", 7), ("batch", 256)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    found = compare(parser.parse_args())
-    print(json.dumps(found) if found["settings"]["json"] else json.dumps(found, indent=2))
+    report = compare(parser.parse_args())
+    print(json.dumps(report) if report["settings"]["json"] else json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

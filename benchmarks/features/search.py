@@ -28,13 +28,13 @@ def make_vectors(count: int, dimension: int, queries: int, seed: int = 0) -> tup
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((2000, dimension)).astype(np.float32)
     share = 1 / np.arange(1, 2001) ** 0.8
-    own = rng.choice(2000, count, p=share / share.sum())
-    x = centres[own] + 0.7 * rng.standard_normal((count, dimension), dtype=np.float32)
+    centre_of_row = rng.choice(2000, count, p=share / share.sum())
+    x = centres[centre_of_row] + 0.7 * rng.standard_normal((count, dimension), dtype=np.float32)
     q = x[rng.integers(0, count, queries)] + 0.3 * rng.standard_normal((queries, dimension), dtype=np.float32)
     return (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (x, q))  # type: ignore[return-value]
 
 
-def measure(kind: str, vectors: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+def measure(kind: str, vectors: np.ndarray, queries: np.ndarray, neighbors: np.ndarray) -> dict[str, Any]:
     began = time.process_time()
     arrays = build_graph(kind, vectors)  # type: ignore[arg-type]
     built = time.process_time()
@@ -45,7 +45,7 @@ def measure(kind: str, vectors: np.ndarray, queries: np.ndarray, truth: np.ndarr
         return search_exactly(part, vectors, K)[1] if index is None else search_graph(index, part, K)[1]
 
     start = time.process_time()
-    found = np.concatenate([search(queries[i : i + BATCH]) for i in range(0, len(queries), BATCH)])
+    indices = np.concatenate([search(queries[i : i + BATCH]) for i in range(0, len(queries), BATCH)])
     batched = time.process_time() - start
     start = time.process_time()
     for row in range(SINGLE):
@@ -57,7 +57,7 @@ def measure(kind: str, vectors: np.ndarray, queries: np.ndarray, truth: np.ndarr
         "load_s": restored - built,
         "queries_per_s_batched": len(queries) / batched,
         "queries_per_s_single": SINGLE / single,
-        "recall@10": float(np.mean([len(set(a) & set(b)) / K for a, b in zip(found, truth, strict=True)])),
+        "recall@10": float(np.mean([len(set(a) & set(b)) / K for a, b in zip(indices, neighbors, strict=True)])),
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
@@ -69,15 +69,15 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    vectors, queries = make_vectors(asked.count, asked.dimension, asked.queries)
-    truth = search_exactly(queries, vectors, K)[1]
+    arguments = parser.parse_args()
+    vectors, queries = make_vectors(arguments.count, arguments.dimension, arguments.queries)
+    neighbors = search_exactly(queries, vectors, K)[1]
     rows = []
-    for kind in asked.kinds.split(","):
-        rows.append(measure(kind, vectors, queries, truth))
+    for kind in arguments.kinds.split(","):
+        rows.append(measure(kind, vectors, queries, neighbors))
         print(rows[-1], file=sys.stderr)
-    if asked.json:
-        print(json.dumps({"count": asked.count, "dimension": asked.dimension, "results": rows}))
+    if arguments.json:
+        print(json.dumps({"count": arguments.count, "dimension": arguments.dimension, "results": rows}))
 
 
 if __name__ == "__main__":

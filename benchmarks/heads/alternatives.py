@@ -59,7 +59,7 @@ def pixel_regression(manifest: Manifest, size: int) -> dict[str, Any]:
         y[name] = class_indices(part, "label", classes, name)[0]
     path = fit_logistic(x["train"], y["train"], cs=tuple(10.0**power for power in range(-6, 1)))
     val = [classification_metrics(y["val"], path.probabilities(x["val"], i), classes) for i in range(len(path.cs))]
-    best = int(np.argmax([found["auroc"] for found in val]))
+    best = int(np.argmax([metrics["auroc"] for metrics in val]))
     test = classification_metrics(y["test"], path.probabilities(x["test"], best), classes)
     return {"C": path.cs[best], **{key: test[key] for key in ("n", "auroc", "balanced_accuracy", "accuracy")}}
 
@@ -100,8 +100,8 @@ def fit_unet(
             order = rng.permutation(len(pictures))
             for rows in order[: len(order) // batch * batch].reshape(-1, batch):
                 pairs = [augment(image=pictures[i], mask=masks[i]) for i in rows]
-                x = torch.from_numpy(np.stack([one["image"] for one in pairs])).permute(0, 3, 1, 2).float() / 255
-                y = torch.from_numpy(np.stack([one["mask"] for one in pairs]))[:, None].float()
+                x = torch.from_numpy(np.stack([pair["image"] for pair in pairs])).permute(0, 3, 1, 2).float() / 255
+                y = torch.from_numpy(np.stack([pair["mask"] for pair in pairs]))[:, None].float()
                 optimizer.zero_grad()
                 loss(model(x), y).backward()
                 optimizer.step()
@@ -124,12 +124,12 @@ def unet_probability(model: torch.nn.Module, image: np.ndarray, size: int, shape
 
 def compare_unet(model: torch.nn.Module, manifest: Manifest, size: int, threshold: float = 0.5) -> list[Overlap]:
     """Evaluate a U-Net on each image of `manifest` at its own size."""
-    found = []
+    overlaps = []
     for i in track(range(len(manifest)), "U-Net on test"):
-        truth = BINARY.read(manifest, i)[0]
-        guess = unet_probability(model, read_image(manifest.path(i)), size, truth.shape) >= threshold
-        found.append(overlap(truth, guess))
-    return found
+        target = BINARY.read(manifest, i)[0]
+        guess = unet_probability(model, read_image(manifest.path(i)), size, target.shape) >= threshold
+        overlaps.append(overlap(target, guess))
+    return overlaps
 
 
 def unet(manifest: Manifest, images: int, epochs: int, size: int, seed: int) -> dict[str, Any]:
@@ -140,8 +140,8 @@ def unet(manifest: Manifest, images: int, epochs: int, size: int, seed: int) -> 
     began = time.monotonic()
     model, steps = fit_unet(train, size, rng, seed, epochs=epochs)
     seconds = time.monotonic() - began
-    found = compare_unet(model, test, size)
-    return {"images": len(train), "steps": steps, "seconds": round(seconds), **segmentation_metrics(found)}
+    overlaps = compare_unet(model, test, size)
+    return {"images": len(train), "steps": steps, "seconds": round(seconds), **segmentation_metrics(overlaps)}
 
 
 def main() -> None:
@@ -163,8 +163,8 @@ def main() -> None:
     if options.json:
         print(to_json(report, indent=2))
         return
-    for name, found in report.items():
-        print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in found.items()))
+    for name, metrics in report.items():
+        print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in metrics.items()))
 
 
 if __name__ == "__main__":

@@ -65,10 +65,10 @@ class Bench:
     def config(self, head: str, seed: int, tune: str = "none") -> TrainConfig:
         """Return the options of a head. The last one for a key counts; one for this head overrides one for all
         heads."""
-        own = [text.removeprefix(f"{head}:") for text in self.options if text.startswith(f"{head}:")]
+        head_settings = [text.removeprefix(f"{head}:") for text in self.options if text.startswith(f"{head}:")]
         common = [text for text in self.options if ":" not in text.partition("=")[0]]
         return load_config(
-            CONFIGS[self.task], None, [*common, *own, f"head.name={head}", f"seed={seed}", f"tune={tune}"]
+            CONFIGS[self.task], None, [*common, *head_settings, f"head.name={head}", f"seed={seed}", f"tune={tune}"]
         )
 
     def row(
@@ -77,19 +77,21 @@ class Bench:
         """Return the result of `measure`, or the stored one if its inputs are the same."""
         made_of = {**made_of, "images": self.manifest.fingerprint}
         path = self.out / (re.sub(r"\W+", "-", f"{self.task} {name} {seed}") + ".json")
-        found = json.loads(path.read_text()) if path.exists() else {}
-        if found.get("made_of") != json.loads(json.dumps(made_of)):
+        result = json.loads(path.read_text()) if path.exists() else {}
+        if result.get("made_of") != json.loads(json.dumps(made_of)):
             logger.info(f"{self.task}: {name}, seed {seed}")
-            found = measure() | {"made_of": made_of}
-            write_json(path, found)
-        return found
+            result = measure() | {"made_of": made_of}
+            write_json(path, result)
+        return result
 
 
 def hold_out(manifest: Manifest, column: str, value: str) -> Manifest:
     """Return a manifest with the rows of this value as test, and a sixth of the other groups as val."""
     groups = manifest.units()
-    others = sorted({group for group, there in zip(groups, manifest.column(column), strict=True) if there != value})
-    val = set(others[::6])
+    other_groups = sorted(
+        {group for group, there in zip(groups, manifest.column(column), strict=True) if there != value}
+    )
+    val = set(other_groups[::6])
     split = ["test" if there == value else "val" if group in val else "train"
              for group, there in zip(groups, manifest.column(column), strict=True)]  # fmt: skip
     columns = {name: manifest.column(name) for name in manifest.columns} | {"split": split}
@@ -188,10 +190,12 @@ def measure_unet(bench: Bench, size: int, seed: int, seconds: float) -> dict[str
         return unet_probability(model, read_image(splits.val.path(row)), size, shape)[None]
 
     (threshold,), _ = choose_thresholds(splits.val, probabilities, BINARY)
-    found = compare_unet(model, test, size, threshold)
-    columns = {name: np.array([getattr(one, name) for one in found]) for name in METRICS["segment"]}
+    overlaps = compare_unet(model, test, size, threshold)
+    columns = {
+        name: np.array([getattr(image_overlap, name) for image_overlap in overlaps]) for name in METRICS["segment"]
+    }
     judged = EvaluatedValues(
-        test, test.units(), columns, lambda chosen: segmentation_metrics([found[i] for i in chosen])
+        test, test.units(), columns, lambda chosen: segmentation_metrics([overlaps[i] for i in chosen])
     )
     row = {"parameters": sum(p.numel() for p in model.parameters()), "tuned": 0, "seconds": round(seconds, 1)}
     return row | {"steps": steps, "threshold": threshold} | summarize(judged)
@@ -204,9 +208,9 @@ def table(task: str, rows: dict[str, list[dict[str, Any]]]) -> str:
     for head, seeds in rows.items():
         cells = []
         for name in names:
-            first, *others = (row["intervals"][name] for row in seeds)
+            first, *other_intervals = (row["intervals"][name] for row in seeds)
             ends = f"{first['value']:.3f} ({first['low']:.3f} to {first['high']:.3f})"
-            cells.append(", ".join([ends, *(f"{one['value']:.3f}" for one in others)]))
+            cells.append(", ".join([ends, *(f"{interval['value']:.3f}" for interval in other_intervals)]))
         first = seeds[0]
         learned = f"{first['parameters']:,}" + (f" + {first['tuned']:,}" if first["tuned"] else "")
         took = ", ".join(f"{row['seconds']:.0f}" for row in seeds)
@@ -246,47 +250,47 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = build_parser()
-    given = parser.parse_args(words)
-    if len(given.images) not in (0, 1, 3):
+    arguments = parser.parse_args(words)
+    if len(arguments.images) not in (0, 1, 3):
         parser.error("--images: one number, or three: of train, val and test")
-    if given.unet and given.task != "segment":
+    if arguments.unet and arguments.task != "segment":
         parser.error("--unet draws masks: it is for --task segment")
-    manifest = read_manifest(given.data)
-    if given.test_where:
-        manifest = hold_out(manifest, *given.test_where.split("=", 1))
-    given.output.mkdir(parents=True, exist_ok=True)
-    bench = Bench(given.task, draw(manifest, given.images), given.output, given.options)
-    every = [entry.name for entry in BUILT_IN if entry.task == given.task]
-    heads = every if given.heads is None else given.heads
-    plan = [(head, head, given.backbone, "none") for head in heads]
-    if given.untrained:
-        others = heads if given.untrained_heads is None else given.untrained_heads
-        plan += [(f"{head}, untrained backbone", head, given.untrained, "none") for head in others]
-    plan += [(f"{head}, tune {how}", head, given.backbone, how) for head in given.tune_heads for how in TUNES]
+    manifest = read_manifest(arguments.data)
+    if arguments.test_where:
+        manifest = hold_out(manifest, *arguments.test_where.split("=", 1))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    bench = Bench(arguments.task, draw(manifest, arguments.images), arguments.output, arguments.options)
+    every = [entry.name for entry in BUILT_IN if entry.task == arguments.task]
+    heads = every if arguments.heads is None else arguments.heads
+    plan = [(head, head, arguments.backbone, "none") for head in heads]
+    if arguments.untrained:
+        untrained_heads = heads if arguments.untrained_heads is None else arguments.untrained_heads
+        plan += [(f"{head}, untrained backbone", head, arguments.untrained, "none") for head in untrained_heads]
+    plan += [(f"{head}, tune {how}", head, arguments.backbone, how) for head in arguments.tune_heads for how in TUNES]
     rows: dict[str, list[dict[str, Any]]] = {}
 
     def add(name: str, seed: int, made_of: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
         try:
-            found = bench.row(name, seed, made_of, measure)
+            result = bench.row(name, seed, made_of, measure)
         except (DinomedError, UsageError) as error:
             logger.warning(f"{name}, seed {seed}, failed and has no row: {error}")
             return
-        rows.setdefault(name, []).append(found)
-        write_text(given.output / f"{given.task}.md", table(given.task, rows) + "\n")
+        rows.setdefault(name, []).append(result)
+        write_text(arguments.output / f"{arguments.task}.md", table(arguments.task, rows) + "\n")
 
-    for seed in given.seeds:
+    for seed in arguments.seeds:
         for name, head, where, tune in plan:
             config, backbone = bench.config(head, seed, tune), load_backbone(where)
             made_of = {"config": config.model_dump(mode="json"), "backbone": backbone.fingerprint}
             add(name, seed, made_of, partial(measure_head, bench, config, backbone, where))
         frozen = sorted((rows[head][-1]["seconds"], head) for head in heads if head in rows)
-        for word, index in (("slowest", -1), ("middle", len(frozen) // 2)) if given.unet and frozen else ():
+        for word, index in (("slowest", -1), ("middle", len(frozen) // 2)) if arguments.unet and frozen else ():
             seconds, head = frozen[index]
-            made_of = {"unet": given.unet_size, "seconds": seconds, "seed": seed}
+            made_of = {"unet": arguments.unet_size, "seconds": seconds, "seed": seed}
             name = f"U-Net from scratch, as long as the {word} head"
             logger.info(f"{name}: {head}, {seconds:.0f} s")
-            add(name, seed, made_of, partial(measure_unet, bench, given.unet_size, seed, seconds))
-    print(table(given.task, rows))
+            add(name, seed, made_of, partial(measure_unet, bench, arguments.unet_size, seed, seconds))
+    print(table(arguments.task, rows))
 
 
 if __name__ == "__main__":

@@ -126,22 +126,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     set_level("warning")
     torch.manual_seed(0)
-    reading = Preprocessing(image_size=asked.image_size)
-    backbone = FrozenBackbone(build_vit(asked.backbone, image_size=asked.image_size), reading, asked.backbone)
-    backbone.to(torch.device(asked.device))
+    reading = Preprocessing(image_size=arguments.image_size)
+    backbone = FrozenBackbone(
+        build_vit(arguments.backbone, image_size=arguments.image_size), reading, arguments.backbone
+    )
+    backbone.to(torch.device(arguments.device))
     with tempfile.TemporaryDirectory() as place:
-        write_lesions(Path(place) / "lesions", count=asked.images, broken=0)
-        found = {
-            head: measure(Fit(head, backbone, Path(place), asked.epochs, asked.channels), asked.rounds)
-            for head in asked.head or ("linear", "dpt")
+        write_lesions(Path(place) / "lesions", count=arguments.images, broken=0)
+        results = {
+            head: measure(Fit(head, backbone, Path(place), arguments.epochs, arguments.channels), arguments.rounds)
+            for head in arguments.head or ("linear", "dpt")
         }
-    if asked.json:
-        print(json.dumps({"threads": torch.get_num_threads(), "device": asked.device, "results": found}))
+    if arguments.json:
+        print(json.dumps({"threads": torch.get_num_threads(), "device": arguments.device, "results": results}))
         return
-    for head, row in found.items():
+    for head, row in results.items():
         print(head, row)
 
 

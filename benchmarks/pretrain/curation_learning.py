@@ -10,30 +10,22 @@ by k-NN and logistic regression on frozen features. An interrupted call continue
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runs import count_steps, format_cells, read_finished, train_and_evaluate, write_finished
 
-from dinomed.adapters.evaluation.probe import probe
-from dinomed.backbones.load import load_backbone
-from dinomed.config import load_config
 from dinomed.configs import find_config
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.errors import UsageError
-from dinomed.features.extract import default_cache
 from dinomed.io.files import write_json
 from dinomed.log import logger
-from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.curation.output.read import CurationResult, load_result
-from dinomed.pretrain.run_folder import CONFIG_FILE, LOG_FILE
-from dinomed.pretrain.trainer import pretrain
 
 CONFIG = "configs/pretrain/vit_tiny_cpu.yaml"
-K = 20
 SETS = ("raw", "random", "curated", "trusted")
-FIGURES = ("knn_auroc", "knn_balanced_accuracy", "logistic_auroc", "logistic_balanced_accuracy", "rank")
+COLUMNS = ("knn_auroc", "knn_balanced_accuracy", "logistic_auroc", "logistic_balanced_accuracy", "rank")
 
 
 def rows_of(outcome: CurationResult, name: str, seed: int) -> np.ndarray:
@@ -80,42 +72,26 @@ def run_one(
     outcome: CurationResult, name: str, seed: int, data: Path, out: Path, images: int, settings: list[str], device: str
 ) -> dict[str, Any]:
     """Do one run and return its metrics; a run that is already in `out` is used."""
-    done = out / "learned.json"
-    if done.exists():
-        return json.loads(done.read_text())
-    own = out.with_suffix(".parquet")
-    chosen = write_set(outcome.manifest, rows_of(outcome, name, seed), own)
-    batch = load_config(PretrainConfig, find_config(CONFIG), settings).run.batch_size
-    steps = max(images // batch, 1)
-    asked = [*settings, f"run.steps={steps}", f"run.seed={seed}", f"run.checkpoint_every={max(steps // 4, 1)}",
-             "run.knn_images=0", "run.pca_images=0"]  # fmt: skip
-    resolved = load_config(PretrainConfig, find_config(CONFIG), asked)
-    result = pretrain(resolved, own, out, device=device, resume=(out / CONFIG_FILE).exists())
-    last = [json.loads(line) for line in (out / LOG_FILE).read_text().splitlines()][-1]
-    backbone = load_backbone(out, device=device)
-    found = probe(backbone, read_manifest(data), cache=default_cache(data), split="val")
-    knn = next(row for row in found["knn"]["tried"] if row["k"] == K)
-    figures = {
-        "images": len(chosen), "seen": steps * batch, "knn_auroc": knn["auroc"],
-        "knn_balanced_accuracy": knn["balanced_accuracy"], "logistic_auroc": found["logistic"]["auroc"],
-        "logistic_balanced_accuracy": found["logistic"]["balanced_accuracy"], "rank": last.get("rank"),
-        "seconds": result.seconds,
-    }  # fmt: skip
-    write_json(done, figures)
-    return figures
+    path = out / "learned.json"
+    if (finished := read_finished(path)) is not None:
+        return finished
+    set_path = out.with_suffix(".parquet")
+    chosen = write_set(outcome.manifest, rows_of(outcome, name, seed), set_path)
+    config = find_config(CONFIG)
+    steps, batch = count_steps(config, settings, images)
+    run_settings = [*settings, f"run.steps={steps}", f"run.seed={seed}", f"run.checkpoint_every={max(steps // 4, 1)}",
+                    "run.knn_images=0", "run.pca_images=0"]  # fmt: skip
+    metrics = train_and_evaluate(config, run_settings, set_path, data, out, device)
+    return write_finished(path, {"images": len(chosen), "seen": steps * batch} | metrics)
 
 
-def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Format a Markdown table: a row for each set, values as means over seeds, with their range if there are
-    several."""
-    lines = ["| learned from | images | " + " | ".join(FIGURES) + " |", "|---" * (2 + len(FIGURES)) + "|"]
-    for name, runs in rows.items():
-        cells = []
-        for figure in FIGURES:
-            values = [run[figure] for run in runs if run[figure] is not None]
-            spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
-        lines.append(f"| {name} | {runs[0]['images']:,} | " + " | ".join(cells) + " |")
+def format_table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Format a Markdown table with a row for each set."""
+    lines = ["| training set | images | " + " | ".join(COLUMNS) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
+    lines += [
+        f"| {name} | {runs[0]['images']:,} | " + " | ".join(format_cells(runs, COLUMNS)) + " |"
+        for name, runs in rows.items()
+    ]
     return "\n".join(lines)
 
 
@@ -129,22 +105,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", dest="settings", action="append", default=[], help="as in dinomed pretrain")
     parser.add_argument("--device", default="auto")
-    asked = parser.parse_args()
-    outcome = load_result(asked.pool)
+    arguments = parser.parse_args()
+    outcome = load_result(arguments.pool)
     try:
-        refuse_overlap(outcome, read_manifest(asked.data))
+        refuse_overlap(outcome, read_manifest(arguments.data))
     except UsageError as error:
         parser.error(str(error))
     rows: dict[str, list[dict[str, Any]]] = {}
-    for seed in asked.seeds:  # seed by seed: an early stop leaves comparable results
-        for name in asked.only:
+    for seed in arguments.seeds:  # seed by seed: an early stop leaves comparable results
+        for name in arguments.only:
             logger.info(f"{name}, seed {seed}")
-            out = asked.output / f"{name}_{asked.images}_{seed}"
-            asked.output.mkdir(parents=True, exist_ok=True)
-            figures = run_one(outcome, name, seed, asked.data, out, asked.images, asked.settings, asked.device)
-            rows.setdefault(name, []).append(figures)
-        write_json(asked.output / "learning.json", rows)
-    print(table(rows))
+            out = arguments.output / f"{name}_{arguments.images}_{seed}"
+            arguments.output.mkdir(parents=True, exist_ok=True)
+            metrics = run_one(
+                outcome, name, seed, arguments.data, out, arguments.images, arguments.settings, arguments.device
+            )
+            rows.setdefault(name, []).append(metrics)
+        write_json(arguments.output / "learning.json", rows)
+    print(format_table(rows))
 
 
 if __name__ == "__main__":

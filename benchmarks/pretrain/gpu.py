@@ -31,22 +31,22 @@ Try = Callable[[int], Figures]  # batch size -> result of `measure`
 def try_batches(attempt: Try, smallest: int, largest: int) -> dict[int, float | None]:
     """Measure images per second at `smallest`, twice that, and so on, up to `largest` or until memory is full
     (None)."""
-    found: dict[int, float | None] = {}
+    speeds: dict[int, float | None] = {}
     batch = smallest
     while batch <= largest:
         figures = attempt(batch)
-        found[batch] = None if figures.get("full") else figures["images_per_second"]
-        print(f"  batch {batch}: {'memory is full' if found[batch] is None else f'{found[batch]:.4g} images/s'}",
+        speeds[batch] = None if figures.get("full") else figures["images_per_second"]
+        print(f"  batch {batch}: {'memory is full' if speeds[batch] is None else f'{speeds[batch]:.4g} images/s'}",
               file=sys.stderr)  # fmt: skip
-        if found[batch] is None:
+        if speeds[batch] is None:
             break
         batch *= 2
-    return found
+    return speeds
 
 
-def best_of(found: Mapping[int, float | None]) -> int | None:
+def best_of(speeds: Mapping[int, float | None]) -> int | None:
     """Return the batch size with the most images per second; None if none fits."""
-    fitting = {batch: speed for batch, speed in found.items() if speed is not None}
+    fitting = {batch: speed for batch, speed in speeds.items() if speed is not None}
     return max(fitting, key=fitting.__getitem__) if fitting else None
 
 
@@ -54,20 +54,20 @@ def compare(
     setting: Setting, contenders: Mapping[str, str], *, smallest: int, largest: int, rounds: int, peak: float | None
 ) -> dict[str, Any]:
     """Compare the steps of one model. `contenders` maps names to Pythons; `peak` is in FLOP/s."""
-    found, best = {}, {}
+    speeds, best = {}, {}
     for who, python in contenders.items():
         print(f"{setting.model}, {who}", file=sys.stderr)
-        own = settings_of(who, setting)
-        found[who] = try_batches(partial(_attempt, who, own, python), smallest, largest)
-        batch = best_of(found[who])
+        step_setting = settings_of(who, setting)
+        speeds[who] = try_batches(partial(_attempt, who, step_setting, python), smallest, largest)
+        batch = best_of(speeds[who])
         if batch is None:
             print(f"{who}: no batch fits, not even {smallest}; left out", file=sys.stderr)
         else:
-            best[who] = replace(own, batch=batch)
-    report: dict[str, Any] = {"images_per_second_by_batch": found}
+            best[who] = replace(step_setting, batch=batch)
+    report: dict[str, Any] = {"images_per_second_by_batch": speeds}
     if not best:
         return report
-    held = [max(batch for batch, speed in found[who].items() if speed is not None) for who in best]
+    held = [max(batch for batch, speed in speeds[who].items() if speed is not None) for who in best]
     equal = {who: replace(chosen, batch=min(held)) for who, chosen in best.items()}
     report["best_batch"] = _rounds(best, contenders, rounds, peak)
     report["one_batch"] = report["best_batch"] if equal == best else _rounds(equal, contenders, rounds, peak)
@@ -87,7 +87,7 @@ def _rounds(
     settings: Mapping[str, Setting], contenders: Mapping[str, str], rounds: int, peak: float | None
 ) -> dict[str, Any]:
     runs = run_rounds(settings, contenders, rounds)
-    full = [who for who, figures in runs.items() if any(one.get("full") for one in figures)]
+    full = [who for who, figures in runs.items() if any(round_figures.get("full") for round_figures in figures)]
     for who in full:  # a batch that fitted once may not fit later if other work shares the device
         print(f"{who}: memory was full in a later round; left out of the comparison", file=sys.stderr)
         del runs[who]
@@ -104,11 +104,11 @@ def _summary(setting: Setting, figures: list[Figures], peak: float | None) -> di
     from flops import count_flops
 
     needed = count_flops(setting) / setting.batch
-    speed = spread([one["images_per_second"] for one in figures])
+    speed = spread([round_figures["images_per_second"] for round_figures in figures])
     summary = {
         "batch": setting.batch,
         "images_per_second": speed,
-        "gib": spread([one["gib"] for one in figures]),
+        "gib": spread([round_figures["gib"] for round_figures in figures]),
         "model_teraflop_per_image": needed / 1e12,
         "teraflop_per_second": needed * speed["median"] / 1e12,
     }

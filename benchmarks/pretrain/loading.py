@@ -197,12 +197,12 @@ def write_images(folder: Path, size: str, count: int) -> list[Path]:
 def describe(views: np.ndarray) -> dict[str, np.ndarray]:
     """Compute statistics of each view (N, s, s, 3) uint8 that depend on the augmentation."""
     x = views.astype(np.float32)
-    found = {f"mean {c}": x[..., i].mean((1, 2)) for i, c in enumerate("RGB")}
-    found |= {f"deviation {c}": x[..., i].std((1, 2)) for i, c in enumerate("RGB")}
+    statistics_of_views = {f"mean {c}": x[..., i].mean((1, 2)) for i, c in enumerate("RGB")}
+    statistics_of_views |= {f"deviation {c}": x[..., i].std((1, 2)) for i, c in enumerate("RGB")}
     luma = x @ np.array([0.299, 0.587, 0.114], np.float32)
-    found["colourfulness"] = np.abs(x - luma[..., None]).mean((1, 2, 3))
-    found["sharpness"] = np.log1p(np.abs(np.diff(luma, axis=2)).mean((1, 2)))
-    return found
+    statistics_of_views["colourfulness"] = np.abs(x - luma[..., None]).mean((1, 2, 3))
+    statistics_of_views["sharpness"] = np.log1p(np.abs(np.diff(luma, axis=2)).mean((1, 2)))
+    return statistics_of_views
 
 
 def compare(paths: list[Path], passes: int) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def shares(draws: int = 4000) -> dict[str, Any]:
     tinted = (ramp * np.array([1.0, 0.6, 0.3])).astype(np.uint8)
     base = {"jitter_probability": 0.0, "gray_probability": 0.0, "solarize_probability": 0.0, "horizontal_flip": 0.0,
             "global_size": 64, "global_scale": (1.0, 1.0), "num_local": 0, "blur": "released"}  # fmt: skip
-    found = {}
+    frequencies = {}
     for name, changes, picture in (
         ("flipped", {"horizontal_flip": 0.5}, tinted),
         ("gray", {"gray_probability": 0.2}, tinted),
@@ -290,15 +290,15 @@ def shares(draws: int = 4000) -> dict[str, Any]:
         crops = MultiCrop(CropConfig(**{**base, **changes, "blur_sigma": (0.1, 0.1)}))  # type: ignore[arg-type]
         view = 1 if name == "solarized" else 0
         changed = [bool((crops(picture, seed)[0][view] != picture).any()) for seed in range(draws)]
-        found[name] = round(statistics.fmean(changed), 3)
+        frequencies[name] = round(statistics.fmean(changed), 3)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for blur in ("paper", "released"):
         crops = MultiCrop(CropConfig(**{**base, "blur": blur, "blur_sigma": (1.0, 2.0)}))  # type: ignore[arg-type]
         made = [crops(noise, seed)[0] for seed in range(draws)]
-        found[f"blurred, {blur}"] = [
+        frequencies[f"blurred, {blur}"] = [
             round(statistics.fmean(bool((m[view] != noise).any()) for m in made), 3) for view in (0, 1)
         ]
-    return found
+    return frequencies
 
 
 def main() -> None:
@@ -325,11 +325,11 @@ def main() -> None:
                 "windows": compare_windows(size, arguments.draws),
             }
             for kind in ("clock", "core") if rounds["ours"] else ():
-                made = {name: [one[kind] for one in found] for name, found in rounds.items()}
+                made = {name: [turn_speeds[kind] for turn_speeds in turns] for name, turns in rounds.items()}
                 slow = made["reference (PIL)"]
-                report[size][f"images per second, {kind}"] = {name: _spread(found) for name, found in made.items()}
+                report[size][f"images per second, {kind}"] = {name: _spread(values) for name, values in made.items()}
                 report[size][f"times the reference, {kind}"] = {
-                    name: _spread([a / b for a, b in zip(found, slow, strict=True)]) for name, found in made.items()
+                    name: _spread([a / b for a, b in zip(values, slow, strict=True)]) for name, values in made.items()
                 }
     print(json.dumps(report, indent=1))
 

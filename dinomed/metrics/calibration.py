@@ -23,8 +23,8 @@ _SMALLEST = 1e-12  # smallest probability in the log loss
 def brier_scores(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Compute the Brier score of each image (Brier 1950), float64 (N,): the squared distance between the probabilities
     and the true class, summed over the classes, 0 to 2."""
-    truth = np.eye(probabilities.shape[1])[labels]
-    return np.square(np.nan_to_num(probabilities, nan=0.0) - truth).sum(axis=1)
+    targets = np.eye(probabilities.shape[1])[labels]
+    return np.square(np.nan_to_num(probabilities, nan=0.0) - targets).sum(axis=1)
 
 
 def log_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 
 
 def fit_temperature(
-    logits: np.ndarray, truth: np.ndarray, kind: Literal["softmax", "sigmoid"] = "softmax"
+    logits: np.ndarray, labels: np.ndarray, kind: Literal["softmax", "sigmoid"] = "softmax"
 ) -> float | None:
     """Return the temperature T for which ``logits / T`` have the lowest log loss (Guo et al. 2017, section 4.2).
 
@@ -87,25 +87,25 @@ def fit_temperature(
 
     Args:
         logits: (N, K).
-        truth: int (N,), or (N, K) of 0, 1 and nan (unknown) for a sigmoid.
+        labels: int (N,), or (N, K) of 0, 1 and nan (unknown) for a sigmoid.
 
     Returns:
         The temperature, or None without images or if all images have the same class.
     """
     logits = logits.astype(np.float64)
     if kind == "softmax":
-        if len(set(truth.tolist())) < 2:
+        if len(set(labels.tolist())) < 2:
             return None
-        rows = np.arange(len(truth))
+        rows = np.arange(len(labels))
 
         def loss(log_temperature: float) -> float:
             scaled = logits / np.exp(log_temperature)
             high = scaled.max(axis=1)
             sums = high + np.log(np.exp(scaled - high[:, None]).sum(axis=1))
-            return float((sums - scaled[rows, truth]).mean())
+            return float((sums - scaled[rows, labels]).mean())
     else:
-        known = ~np.isnan(truth)
-        values, targets = logits[known], truth[known]
+        known = ~np.isnan(labels)
+        values, targets = logits[known], labels[known]
         if len(set(targets.tolist())) < 2:
             return None
 

@@ -14,25 +14,25 @@ NAMES = ("rmse", "abs_rel", "delta1", "delta2", "delta3")
 
 
 def depth_errors(
-    truth: np.ndarray, prediction: np.ndarray, low: float = 1e-3, high: float = float("inf")
+    target: np.ndarray, prediction: np.ndarray, low: float = 1e-3, high: float = float("inf")
 ) -> dict[str, float]:
     """Compute the errors of one depth map.
 
     Args:
-        truth, prediction: (H, W), in the same unit; the RMSE is in this unit.
+        target, prediction: (H, W), in the same unit; the RMSE is in this unit.
         low, high: range of depths that count, above `low` and up to `high`.
 
     Returns:
-        `rmse`; `abs_rel`, the mean of error / truth; `delta1` to `delta3`, the shares of pixels whose ratio to the
-        truth, or its inverse, is below 1.25, 1.25^2, 1.25^3; `pixels`, the number of pixels that count.
+        `rmse`; `abs_rel`, the mean of error / target; `delta1` to `delta3`, the shares of pixels whose ratio to the
+        target, or its inverse, is below 1.25, 1.25^2, 1.25^3; `pixels`, the number of pixels that count.
 
     Raises:
         ValueError: the prediction is not finite at a pixel that counts.
     """
-    assert truth.shape == prediction.shape, (truth.shape, prediction.shape)
+    assert target.shape == prediction.shape, (target.shape, prediction.shape)
     assert 0 < low < high, (low, high)
-    valid = np.isfinite(truth) & (truth > low) & (truth <= high)
-    y, p = truth[valid].astype(np.float64), prediction[valid].astype(np.float64)
+    valid = np.isfinite(target) & (target > low) & (target <= high)
+    y, p = target[valid].astype(np.float64), prediction[valid].astype(np.float64)
     if not np.isfinite(p).all():
         raise ValueError("predicted depths that are not finite")
     if not len(y):

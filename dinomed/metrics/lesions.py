@@ -40,23 +40,23 @@ class LesionCounts:
         return self.found + self.missed > 0
 
 
-def count_lesions(truth: np.ndarray, prediction: np.ndarray, min_cover: float = MIN_COVER) -> LesionCounts:
+def count_lesions(target: np.ndarray, prediction: np.ndarray, min_cover: float = MIN_COVER) -> LesionCounts:
     """Count the lesions of two masks (H, W) of 0 and 1.
 
     Args:
         min_cover: share of the pixels of a lesion that must be predicted, above 0, at most 1.
     """
-    assert truth.shape == prediction.shape, (truth.shape, prediction.shape)
+    assert target.shape == prediction.shape, (target.shape, prediction.shape)
     assert 0 < min_cover <= 1, min_cover
-    truth, prediction = truth.astype(bool), prediction.astype(bool)
-    lesions, num_lesions = label(truth, _CORNERS)
+    target, prediction = target.astype(bool), prediction.astype(bool)
+    lesions, num_lesions = label(target, _CORNERS)
     pieces, num_pieces = label(prediction, _CORNERS)
     sizes = np.bincount(lesions.ravel(), minlength=num_lesions + 1)[1:]
     covered = np.bincount(lesions[prediction], minlength=num_lesions + 1)[1:]
     num_found = int((covered >= min_cover * sizes).sum())
-    touching = np.unique(pieces[truth & prediction])
+    touching = np.unique(pieces[target & prediction])
     return LesionCounts(
-        num_found, num_lesions - num_found, num_pieces - len(touching), float((prediction & ~truth).mean())
+        num_found, num_lesions - num_found, num_pieces - len(touching), float((prediction & ~target).mean())
     )
 
 

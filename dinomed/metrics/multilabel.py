@@ -27,27 +27,30 @@ class MultilabelPredictions:
     """N predictions of L labels.
 
     Args:
-        truth: float (N, L) of 0, 1 and nan.
+        targets: float (N, L) of 0, 1 and nan.
         probabilities: float (N, L), 0 to 1; all nan in the columns of labels that the classifier does not predict.
         classes: names of the L labels.
         thresholds: L thresholds; a label is predicted if its probability reaches the threshold. None means 0.5.
     """
 
-    truth: np.ndarray
+    targets: np.ndarray
     probabilities: np.ndarray
     classes: Sequence[str]
     thresholds: Sequence[float | None] | None = None
 
     def __post_init__(self) -> None:
-        expected = (len(self.truth), len(self.classes))
-        assert self.truth.shape == self.probabilities.shape == expected, (self.truth.shape, self.probabilities.shape)
+        expected = (len(self.targets), len(self.classes))
+        assert self.targets.shape == self.probabilities.shape == expected, (
+            self.targets.shape,
+            self.probabilities.shape,
+        )
         if not np.isfinite(self.probabilities[:, self.known]).all():
             raise ValueError("probabilities are not finite")
 
     @cached_property
     def known(self) -> np.ndarray:
         """Labels that the classifier predicts: bool (L,)."""
-        if not len(self.truth):
+        if not len(self.targets):
             return np.ones(len(self.classes), bool)
         return ~np.isnan(self.probabilities).all(axis=0)
 
@@ -61,14 +64,14 @@ class MultilabelPredictions:
         """For each label the rows with a known target and their ranking; None if the label is not predicted."""
         out: list[tuple[np.ndarray, Ranking] | None] = []
         for index, known in enumerate(self.known):
-            rows = np.flatnonzero(~np.isnan(self.truth[:, index]))
+            rows = np.flatnonzero(~np.isnan(self.targets[:, index]))
             scores = self.probabilities[rows, index]
-            out.append((rows, Ranking(self.truth[rows, index] == 1, scores)) if known else None)
+            out.append((rows, Ranking(self.targets[rows, index] == 1, scores)) if known else None)
         return out
 
     def values(self, counts: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Compute the metrics of R resamples at once, as in `dinomed.metrics.classification.Predictions.values`."""
-        drawn = np.ones((1, len(self.truth))) if counts is None else counts
+        drawn = np.ones((1, len(self.targets))) if counts is None else counts
         columns: dict[str, list[np.ndarray]] = {name: [] for name in ("auroc", "auprc", "ece", "brier", "nll")}
         for index, part in enumerate(self.parts):
             if part is None:
@@ -76,20 +79,20 @@ class MultilabelPredictions:
                     values.append(np.full(len(drawn), np.nan))
                 continue
             rows, ranking = part
-            weights, truth, scores = drawn[:, rows], self.truth[rows, index], self.probabilities[rows, index]
+            weights, positive, scores = drawn[:, rows], self.targets[rows, index], self.probabilities[rows, index]
             auroc, auprc = ranking.measures(weights)
             clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
             columns["auroc"].append(auroc)
             columns["auprc"].append(np.where(np.isnan(auroc), np.nan, auprc))
-            columns["ece"].append(calibration_errors(scores, truth, weights))
-            columns["brier"].append(_mean(weights, np.square(scores - truth)))
-            columns["nll"].append(_mean(weights, -np.where(truth == 1, np.log(clipped), np.log(1 - clipped))))
+            columns["ece"].append(calibration_errors(scores, positive, weights))
+            columns["brier"].append(_mean(weights, np.square(scores - positive)))
+            columns["nll"].append(_mean(weights, -np.where(positive == 1, np.log(clipped), np.log(1 - clipped))))
         by_class = {f"class_{name}": np.stack(values, axis=1) for name, values in columns.items()}
         return {name.removeprefix("class_"): row_means(values) for name, values in by_class.items()} | by_class
 
 
 def multilabel_metrics(
-    truth: np.ndarray,
+    targets: np.ndarray,
     probabilities: np.ndarray,
     classes: Sequence[str],
     thresholds: Sequence[float | None] | None = None,
@@ -105,14 +108,16 @@ def multilabel_metrics(
           `auprc`, `ece`, and the values of `operating_point`.
         - `undefined_auroc`: names of the labels without AUROC.
     """
-    predictions = MultilabelPredictions(np.asarray(truth, float), np.asarray(probabilities, float), classes, thresholds)
+    predictions = MultilabelPredictions(
+        np.asarray(targets, float), np.asarray(probabilities, float), classes, thresholds
+    )
     values = {name: value[0] for name, value in predictions.values().items()}
     per_class: dict[str, dict[str, Any]] = {}
-    correct = np.ones(len(predictions.truth), bool)
+    correct = np.ones(len(predictions.targets), bool)
     balanced = []
     for index, name in enumerate(classes):
-        rows = np.flatnonzero(~np.isnan(predictions.truth[:, index]))
-        positive = predictions.truth[rows, index] == 1
+        rows = np.flatnonzero(~np.isnan(predictions.targets[:, index]))
+        positive = predictions.targets[rows, index] == 1
         scores = np.nan_to_num(predictions.probabilities[rows, index], nan=0.0)
         point = operating_point(positive, scores, predictions.threshold(index))
         correct[rows] &= (scores >= point["threshold"]) == positive
@@ -125,7 +130,7 @@ def multilabel_metrics(
         }
     macro = {name: float(value) for name, value in values.items() if not name.startswith("class_")}
     return {
-        "n": len(predictions.truth),
+        "n": len(predictions.targets),
         **macro,
         "balanced_accuracy": float(row_means(np.array([balanced], float))[0]),
         "exact_match": float(correct.mean()) if len(correct) else float("nan"),

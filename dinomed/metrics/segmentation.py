@@ -30,20 +30,20 @@ class Overlap:
     dice: float
     iou: float
     hd95_px: float
-    truth_empty: bool
+    target_empty: bool
     prediction_empty: bool
     surface_dice: float = float("nan")
 
 
-def overlap(truth: np.ndarray, prediction: np.ndarray) -> Overlap:
+def overlap(target: np.ndarray, prediction: np.ndarray) -> Overlap:
     """Compare two masks (H, W) of 0 and 1. The tolerance of the surface Dice is `tolerance_px` of their size."""
-    assert truth.shape == prediction.shape, (truth.shape, prediction.shape)
-    truth, prediction = truth.astype(bool), prediction.astype(bool)
-    y, p = (torch.from_numpy(np.ascontiguousarray(mask))[None, None].float() for mask in (truth, prediction))
-    empty = not truth.any(), not prediction.any()
+    assert target.shape == prediction.shape, (target.shape, prediction.shape)
+    target, prediction = target.astype(bool), prediction.astype(bool)
+    y, p = (torch.from_numpy(np.ascontiguousarray(mask))[None, None].float() for mask in (target, prediction))
+    empty = not target.any(), not prediction.any()
     distance, surface = float("nan"), float(all(empty))
     if not any(empty):  # MONAI returns nan or inf for empty masks
-        tolerance = [tolerance_px(truth.shape)]
+        tolerance = [tolerance_px(target.shape)]
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of a call inside MONAI
             distance = float(compute_hausdorff_distance(p, y, include_background=True, percentile=95))
             surface = float(compute_surface_dice(p, y, tolerance, include_background=True))
@@ -51,7 +51,7 @@ def overlap(truth: np.ndarray, prediction: np.ndarray) -> Overlap:
         dice=float(compute_dice(p, y, include_background=True, ignore_empty=False)),
         iou=float(compute_iou(p, y, include_background=True, ignore_empty=False)),
         hd95_px=distance,
-        truth_empty=empty[0],
+        target_empty=empty[0],
         prediction_empty=empty[1],
         surface_dice=surface,
     )
@@ -66,7 +66,7 @@ def segmentation_metrics(overlaps: Sequence[Overlap]) -> dict[str, Any]:
     """Compute means over images, and count empty masks and undefined distances.
 
     Returns:
-        `n`; `dice`, `iou`, `surface_dice`, `hd95_px` (means), `dice_median`; `hd95_undefined`, `empty_truth`,
+        `n`; `dice`, `iou`, `surface_dice`, `hd95_px` (means), `dice_median`; `hd95_undefined`, `empty_targets`,
         `empty_prediction` (counts of images).
     """
     distances = np.array([pair.hd95_px for pair in overlaps])
@@ -79,7 +79,7 @@ def segmentation_metrics(overlaps: Sequence[Overlap]) -> dict[str, Any]:
         "surface_dice": _mean(np.array([pair.surface_dice for pair in overlaps])),
         "hd95_px": _mean(defined),
         "hd95_undefined": len(distances) - len(defined),
-        "empty_truth": sum(pair.truth_empty for pair in overlaps),
+        "empty_targets": sum(pair.target_empty for pair in overlaps),
         "empty_prediction": sum(pair.prediction_empty for pair in overlaps),
     }
 
@@ -95,13 +95,13 @@ class DiceByThreshold:
         assert (np.diff(self.thresholds) > 0).all()
         self._sum, self._count = np.zeros(len(self.thresholds)), 0
 
-    def add(self, truth: np.ndarray, probability: np.ndarray) -> None:
+    def add(self, target: np.ndarray, probability: np.ndarray) -> None:
         """Add an image: a mask and a probability map, both (H, W). A pixel is predicted at or above the threshold."""
-        assert truth.shape == probability.shape, (truth.shape, probability.shape)
+        assert target.shape == probability.shape, (target.shape, probability.shape)
         # bin i: at or above the first i thresholds, compared in the type of the map
         bins = np.searchsorted(self.thresholds.astype(probability.dtype), probability.ravel(), side="right")
         size = len(self.thresholds) + 1
-        positive = truth.ravel().astype(bool)
+        positive = target.ravel().astype(bool)
         predicted = np.bincount(bins, minlength=size)[::-1].cumsum()[::-1][1:]
         hit = np.bincount(bins[positive], minlength=size)[::-1].cumsum()[::-1][1:]
         total = predicted + positive.sum()

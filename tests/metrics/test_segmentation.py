@@ -61,7 +61,7 @@ def test_undefined_values_are_counted_and_left_out_of_means() -> None:
     found = segmentation_metrics([overlap(EMPTY, EMPTY), overlap(FULL, EMPTY), overlap(FULL, FULL)])
     assert found["dice"] == pytest.approx(2 / 3)
     assert (found["hd95_px"], found["hd95_undefined"]) == (0.0, 2)
-    assert (found["empty_truth"], found["empty_prediction"], found["n"]) == (1, 2, 3)
+    assert (found["empty_targets"], found["empty_prediction"], found["n"]) == (1, 2, 3)
     nothing = segmentation_metrics([overlap(EMPTY, EMPTY)])
     assert np.isnan(nothing["hd95_px"])
 
