@@ -96,10 +96,11 @@ def test_no_import_circle_among_the_files_and_folders_of_a_package(package: str)
         pairs = list(itertools.pairwise(circle))
         lines = [
             f"{module} imports {target}"
-            for one, two in pairs
+            for importer, imported in pairs
             for module, targets in IMPORTS.items()
             for target in targets
-            if (module + ".").startswith(f"{package}.{one}.") and (target + ".").startswith(f"{package}.{two}.")
+            if (module + ".").startswith(f"{package}.{importer}.")
+            and (target + ".").startswith(f"{package}.{imported}.")
         ]
         pytest.fail(f"{package}: {' -> '.join(circle)}\n" + "\n".join(sorted(lines)))
 

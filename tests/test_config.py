@@ -35,8 +35,8 @@ def test_numbers_and_words_are_what_they_look_like() -> None:
     ],
 )  # fmt: skip
 def test_numbers_are_those_of_yaml_1_2(text: str, value: object) -> None:
-    (found,) = parse_yaml(f"a: {text}", "x").values()
-    assert (found, type(found)) == (value, type(value))
+    (number,) = parse_yaml(f"a: {text}", "x").values()
+    assert (number, type(number)) == (value, type(value))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_an_ablation_changes_something_and_the_recipe_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a: !!bool abc", "not true or false"),
         ("a: !!timestamp abc", "tag"),
@@ -119,8 +119,8 @@ def test_an_ablation_changes_something_and_the_recipe_is_the_papers() -> None:
         ("a: !!binary abc", "tag"),
     ],
 )
-def test_tags_end_in_one_line(text: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_tags_end_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         parse_yaml(text, "x.yaml")
 
 

@@ -49,16 +49,16 @@ def imported(path: Path, inside: bool = True) -> Iterator[str]:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_layer_imports_only_those_below_it(layer: str) -> None:
-    others = {"pretrain", "adapters", "apps", "configs"}
+    unprefixed = {"pretrain", "adapters", "apps", "configs"}
     for path in sources(layer):
         for module in imported(path):
             if path == PUBLIC_API and module.startswith("dinomed.apps.api"):
                 continue
-            top, _, rest = module.partition(".")
-            assert top not in others, f"{path.relative_to(ROOT)}: import dinomed.{top}, not {top}"
+            top, _, submodule = module.partition(".")
+            assert top not in unprefixed, f"{path.relative_to(ROOT)}: import dinomed.{top}, not {top}"
             if top == "dinomed":
-                wanted = rest.partition(".")[0]
-                assert wanted not in others - LAYERS[layer], f"{path.relative_to(ROOT)} imports {module}"
+                wanted = submodule.partition(".")[0]
+                assert wanted not in unprefixed - LAYERS[layer], f"{path.relative_to(ROOT)} imports {module}"
 
 
 def test_the_core_names_the_public_api_for_type_checkers_only() -> None:
@@ -81,12 +81,12 @@ def test_the_walk_over_imports_sees_what_it_should() -> None:
 
 def test_pyproject_lists_every_package() -> None:
     folders = PYPROJECT["tool"]["setuptools"]["package-dir"]
-    found = set()
+    packages = set()
     for name, folder in folders.items():
         for path in sources(folder):
             parts = path.parent.relative_to(ROOT / folder).parts
-            found.add(".".join((name, *parts)))
-    assert found == set(PYPROJECT["tool"]["setuptools"]["packages"])
+            packages.add(".".join((name, *parts)))
+    assert packages == set(PYPROJECT["tool"]["setuptools"]["packages"])
 
 
 def test_every_package_has_an_init() -> None:
@@ -113,7 +113,7 @@ def test_constraints_hold_names_and_versions_only() -> None:
     project = PYPROJECT["project"]
     for text in [
         *project["dependencies"],
-        *(text for more in project["optional-dependencies"].values() for text in more),
+        *(text for requirements in project["optional-dependencies"].values() for text in requirements),
     ]:
         wanted = Requirement(text)
         if wanted.name == "dinomed" or text in project["optional-dependencies"]["dev"]:  # its own extras; tools
@@ -127,8 +127,11 @@ def test_what_the_code_imports_is_declared() -> None:
     from packaging.requirements import Requirement
 
     project = PYPROJECT["project"]
-    given = [*project["dependencies"], *(text for more in project["optional-dependencies"].values() for text in more)]
-    declared = {Requirement(text).name.lower().replace("_", "-") for text in given}
+    requirement_texts = [
+        *project["dependencies"],
+        *(text for requirements in project["optional-dependencies"].values() for text in requirements),
+    ]
+    declared = {Requirement(text).name.lower().replace("_", "-") for text in requirement_texts}
     owners = packages_distributions()
     used = {module.partition(".")[0] for layer in LAYERS for path in sources(layer) for module in imported(path)}
     third_party = used - set(sys.stdlib_module_names) - {"dinomed"}

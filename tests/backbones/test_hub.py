@@ -152,9 +152,9 @@ def test_a_variant_without_released_weights_is_refused() -> None:
 def test_every_release_has_an_official_address_and_a_checksum() -> None:
     releases = {name: VARIANTS[name].release for name in VARIANTS if name.startswith("dinov2_")}
     assert len(releases) == 8
-    for found in releases.values():
-        assert found is not None
-        assert found.url.startswith("https://dl.fbaipublicfiles.com/dinov2/")
-        assert len(bytes.fromhex(found.sha256)) == 32
-        assert found.licence == "Apache-2.0"
-    assert len({found.sha256 for found in releases.values() if found}) == 8
+    for release in releases.values():
+        assert release is not None
+        assert release.url.startswith("https://dl.fbaipublicfiles.com/dinov2/")
+        assert len(bytes.fromhex(release.sha256)) == 32
+        assert release.licence == "Apache-2.0"
+    assert len({release.sha256 for release in releases.values() if release}) == 8

@@ -34,8 +34,8 @@ def vit(**overrides: object) -> VisionTransformer:
 
 
 def test_a_saved_run_can_be_loaded(tmp_path: Path) -> None:
-    own = vit(drop_path=0.3)
-    save_backbone(tmp_path / "ssl" / "backbone", own, PREPROCESSING, {"step": 7})
+    saved = vit(drop_path=0.3)
+    save_backbone(tmp_path / "ssl" / "backbone", saved, PREPROCESSING, {"step": 7})
     backbone = load_backbone(tmp_path / "ssl")
     assert (backbone.name, backbone.source) == ("ssl", str(tmp_path / "ssl"))
     assert backbone.metadata == {"step": 7}
@@ -44,7 +44,7 @@ def test_a_saved_run_can_be_loaded(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     images = backbone.preprocessing(image)[None]
     (tokens,) = backbone(images)
-    assert torch.equal(tokens.patches, own.eval()(images).patches)
+    assert torch.equal(tokens.patches, saved.eval()(images).patches)
     assert backbone.fingerprint == load_backbone(tmp_path / "ssl" / "backbone").fingerprint
     assert json.loads((tmp_path / "ssl" / "backbone" / "config.json").read_text())["metadata"] == {"step": 7}
 
@@ -78,10 +78,10 @@ def test_fingerprint_changes_with_everything_that_features_depend_on() -> None:
 
 def test_fingerprint_is_the_same_on_every_machine() -> None:
     """A change of this value makes every feature cache and every adapter of a user stale: only on purpose."""
-    own = vit()
-    for number, parameter in enumerate(own.parameters()):
+    model = vit()
+    for number, parameter in enumerate(model.parameters()):
         parameter.data.copy_(torch.arange(parameter.numel()).view_as(parameter) % 7 + number)
-    assert fingerprint(own, PREPROCESSING) == "902b893f2f32f4ff87d5dd2dc8a2cb205c8987fda04fa81ad79627f31d6a9672"
+    assert fingerprint(model, PREPROCESSING) == "902b893f2f32f4ff87d5dd2dc8a2cb205c8987fda04fa81ad79627f31d6a9672"
 
 
 def test_all_file_formats_give_the_same_fingerprint(tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def test_all_file_formats_give_the_same_fingerprint(tmp_path: Path) -> None:
     timm["cls_token"], timm["pos_embed"] = state["cls_token"] + state["pos_embed"][:, :1], state["pos_embed"][:, 1:]
     save_file({key: value.contiguous() for key, value in timm.items()}, tmp_path / "timm.safetensors")
     save_backbone(tmp_path / "own", vit(), Preprocessing(), {})
-    found = {load_backbone(NAME, weights=tmp_path / file) for file in ("official.pth", "timm.safetensors", "own")}
-    prints = {backbone.fingerprint for backbone in found} | {load_backbone(tmp_path / "own").fingerprint}
+    backbones = {load_backbone(NAME, weights=tmp_path / file) for file in ("official.pth", "timm.safetensors", "own")}
+    prints = {backbone.fingerprint for backbone in backbones} | {load_backbone(tmp_path / "own").fingerprint}
     assert len(prints) == 1
 
 

@@ -23,10 +23,10 @@ def picture(height: int = 300, width: int = 451) -> np.ndarray:
 def test_resizing_equals_pillow_within_a_grey_level(size: int, levels_apart: int) -> None:
     image = picture()
     pillow = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
-    found = Preprocessing(image_size=size)(image)
-    assert (found.shape, found.dtype) == ((3, size, size), torch.float32)
+    pixels = Preprocessing(image_size=size)(image)
+    assert (pixels.shape, pixels.dtype) == ((3, size, size), torch.float32)
     mean, std = (np.array(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    levels = (found.numpy() * std + mean) * 255
+    levels = (pixels.numpy() * std + mean) * 255
     apart = np.abs(levels - pillow.transpose(2, 0, 1))
     assert apart.max() <= levels_apart + 0.01  # two passes, each rounded to 8 bits; overshoots are larger in enlarging
     assert apart.mean() < 0.1
@@ -34,8 +34,8 @@ def test_resizing_equals_pillow_within_a_grey_level(size: int, levels_apart: int
 
 def test_normalisation_follows_the_definition() -> None:
     image = np.full((10, 12, 3), (255, 0, 128), dtype=np.uint8)
-    found = Preprocessing(image_size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))(image)
-    assert torch.allclose(found[:, 3, 4], torch.tensor([1.0, -1.0, 128 / 255 / 2]), atol=1e-6)
+    pixels = Preprocessing(image_size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))(image)
+    assert torch.allclose(pixels[:, 3, 4], torch.tensor([1.0, -1.0, 128 / 255 / 2]), atol=1e-6)
 
 
 def test_read_only_and_sliced_images_work() -> None:

@@ -55,8 +55,8 @@ def test_a_mask_replaces_the_patch_and_keeps_its_position() -> None:
     mask[0, 5] = True
     plain, masked = vit.embed(images), vit.embed(images, mask)
     assert torch.equal(masked[0, 6], vit.mask_token[0] + vit.pos_embed[0, 6])  # after the class token
-    others = [i for i in range(17) if i != 6]
-    assert torch.equal(masked[0, others], plain[0, others])
+    unmasked = [i for i in range(17) if i != 6]
+    assert torch.equal(masked[0, unmasked], plain[0, unmasked])
 
 
 def test_registers_have_no_position_and_stand_after_the_class_token() -> None:

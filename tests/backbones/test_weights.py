@@ -31,8 +31,8 @@ def chunked(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """As DINOv2's training keeps blocks in two chunks: the inner number counts on, the outer is the chunk's."""
 
     def rename(key: str) -> str:
-        first, _, rest = key.removeprefix("blocks.").partition(".")
-        return f"blocks.{int(first) // 2}.{first}.{rest}" if key.startswith("blocks.") else key
+        first, _, name = key.removeprefix("blocks.").partition(".")
+        return f"blocks.{int(first) // 2}.{first}.{name}" if key.startswith("blocks.") else key
 
     return {rename(key): value for key, value in state.items()}
 
@@ -54,16 +54,16 @@ WRAPPINGS: dict[str, Callable[[dict[str, Tensor]], dict]] = {
 def test_wrapped_official_files_give_the_same_tensors(name: str, wrapping: str, tmp_path: Path) -> None:
     expected = vit(name).state_dict()
     torch.save(WRAPPINGS[wrapping](dict(expected)), tmp_path / "weights.pth")
-    found = read_weights(tmp_path / "weights.pth")
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    weights = read_weights(tmp_path / "weights.pth")
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], value) for key, value in expected.items())
 
 
 def test_safetensors_are_recognised_by_content_and_half_precision_becomes_float32(tmp_path: Path) -> None:
     expected = {key: value.half() for key, value in vit().state_dict().items()}
     save_file(expected, tmp_path / "weights.pth")  # the wrong suffix
-    found = read_weights(tmp_path / "weights.pth")
-    assert all(torch.equal(found[key], value.float()) for key, value in expected.items())
+    weights = read_weights(tmp_path / "weights.pth")
+    assert all(torch.equal(weights[key], value.float()) for key, value in expected.items())
 
 
 def test_the_missing_class_position_of_timm_is_added() -> None:
@@ -74,10 +74,10 @@ def test_the_missing_class_position_of_timm_is_added() -> None:
     theirs["pos_embed"] = state["pos_embed"][:, 1:]
     del theirs["mask_token"]
     config = vit("dinov2_vits14_reg").config
-    found = build_with_weights(config, convert(theirs), "timm")
+    converted = build_with_weights(config, convert(theirs), "timm")
     images = torch.randn(1, 3, 56, 56)
-    assert torch.equal(found(images).patches, build_with_weights(config, state, "own")(images).patches)
-    assert not found.mask_token.any()
+    assert torch.equal(converted(images).patches, build_with_weights(config, state, "own")(images).patches)
+    assert not converted.mask_token.any()
 
 
 class Payload:
@@ -176,8 +176,8 @@ def test_another_architecture_lists_the_differences() -> None:
 
 
 def test_a_position_embedding_for_another_size_sets_the_size() -> None:
-    found = build_with_weights(vit(image_size=112).config, vit(image_size=56).state_dict(), "x")
-    assert found.config.image_size == 56
+    resized = build_with_weights(vit(image_size=112).config, vit(image_size=56).state_dict(), "x")
+    assert resized.config.image_size == 56
 
 
 @pytest.mark.parametrize("channels", [1, 4])
@@ -198,9 +198,9 @@ def test_integer_weights_are_refused() -> None:
 
 
 def test_errors_about_other_files_are_full_sentences(tmp_path: Path) -> None:
-    for content, told in ((b"hello, this is text\n", "not a file of weights"), (b"", "an empty file")):
+    for content, message in ((b"hello, this is text\n", "not a file of weights"), (b"", "an empty file")):
         (tmp_path / "w.pth").write_bytes(content)
-        with pytest.raises(DinomedError, match=rf"w\.pth: {told}"):
+        with pytest.raises(DinomedError, match=rf"w\.pth: {message}"):
             read_weights(tmp_path / "w.pth")
     torch.save({"a": torch.zeros(100_000)}, tmp_path / "w.pth")
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:200_000])

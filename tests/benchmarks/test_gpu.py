@@ -121,8 +121,10 @@ def test_flop_equal_those_counted_by_hand(
 
 def test_the_estimate_of_a_dry_run_equals_the_counted_flop(contenders: ModuleType, flops: ModuleType) -> None:
     setting = contenders.Setting(batch=10)
-    found = estimate(contenders.make_config(setting), CPU).teraflop_per_step
-    assert found == pytest.approx(flops.count_flops(setting) / 1e12, rel=0.03)  # the masks are the expected ones there
+    estimated = estimate(contenders.make_config(setting), CPU).teraflop_per_step
+    assert estimated == pytest.approx(
+        flops.count_flops(setting) / 1e12, rel=0.03
+    )  # the masks are the expected ones there
 
 
 def test_peaks_are_known_for_whole_devices_only(flops: ModuleType) -> None:
@@ -137,9 +139,9 @@ def test_peaks_are_known_for_whole_devices_only(flops: ModuleType) -> None:
 
 def test_batches_double_until_memory_is_full(gpu: ModuleType) -> None:
     speeds: dict[int, dict[str, Any]] = {n: {"images_per_second": s} for n, s in ((4, 10.0), (8, 30.0), (16, 25.0))}
-    found = gpu.try_batches(lambda batch: speeds.get(batch, {"full": True}), 4, 4096)
-    assert found == {4: 10.0, 8: 30.0, 16: 25.0, 32: None}
-    assert gpu.best_of(found) == 8
+    speeds_by_batch = gpu.try_batches(lambda batch: speeds.get(batch, {"full": True}), 4, 4096)
+    assert speeds_by_batch == {4: 10.0, 8: 30.0, 16: 25.0, 32: None}
+    assert gpu.best_of(speeds_by_batch) == 8
     assert gpu.try_batches(lambda batch: speeds[batch], 4, 12) == {4: 10.0, 8: 30.0}
     assert gpu.best_of({4: None}) is None
 
@@ -177,12 +179,12 @@ def test_the_common_batch_is_the_largest_that_all_can_hold(gpu: ModuleType, monk
     report = gpu.compare(
         setting, {"dinomed": "python", "slow": "python"}, smallest=4, largest=32, rounds=2, peak=1e12
     )  # fmt: skip
-    best, one = report["best_batch"], report["one_batch"]
+    best, common = report["best_batch"], report["one_batch"]
     assert {who: figures["batch"] for who, figures in best["figures"].items()} == {"dinomed": 32, "slow": 4}
-    assert {figures["batch"] for figures in one["figures"].values()} == {8}
+    assert {figures["batch"] for figures in common["figures"].values()} == {8}
     assert best["ours_to_theirs"]["slow"]["images_per_second"]["median"] == pytest.approx(40 / 9)
-    assert one["ours_to_theirs"]["slow"]["gib"]["median"] == pytest.approx(1 / 3)
-    figures = one["figures"]["dinomed"]
+    assert common["ours_to_theirs"]["slow"]["gib"]["median"] == pytest.approx(1 / 3)
+    figures = common["figures"]["dinomed"]
     assert figures["mfu"] == pytest.approx(20 * figures["model_teraflop_per_image"] * 1e12 / 1e12)
     assert gpu.settings_of("slow", setting).compile is False
 
@@ -192,8 +194,8 @@ def test_the_comparison_runs_on_a_cpu(
 ) -> None:
     def here(who: str, setting: Any, python: str = "") -> dict[str, Any]:
         """As in a process of its own, without the seconds that one takes to import torch."""
-        found: dict[str, Any] = contenders.measure(who, setting)
-        return found
+        figures: dict[str, Any] = contenders.measure(who, setting)
+        return figures
 
     monkeypatch.setattr(gpu, "measure_apart", here)
     monkeypatch.setattr(contenders, "measure_apart", here)

@@ -26,7 +26,7 @@ def table(
     """What the script prints of the lesions and the tiny backbone, given more options."""
 
     def run(*words: object) -> str:
-        head_table.main([str(one) for one in (lesion_manifest, "-b", tiny_backbone, *words)])
+        head_table.main([str(word) for word in (lesion_manifest, "-b", tiny_backbone, *words)])
         return capsys.readouterr().out
 
     return run
@@ -57,23 +57,23 @@ def test_segmenters_are_compared_with_a_network_from_scratch(
     # a block of 32 channels: two LayerNorms, qkv, projection, MLP of four times the width
     assert rows["linear, tune last:1"][0] == f"97 + {2 * 64 + 32 * 96 + 96 + 32 * 32 + 32 + 2 * 32 * 128 + 128 + 32:,}"
     assert rows["linear, untrained backbone"][2:] == rows["linear"][2:]  # the same weights were given
-    found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "t").glob("*.json")}
-    assert len(found) == len(rows)
-    head, network = found["segment-pspnet-0"], found["segment-U-Net-from-scratch-as-long-as-the-slowest-head-0"]
+    results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "t").glob("*.json")}
+    assert len(results) == len(rows)
+    head, network = results["segment-pspnet-0"], results["segment-U-Net-from-scratch-as-long-as-the-slowest-head-0"]
     assert network["metrics"]["n"] == head["metrics"]["n"] >= 8
     assert network["made_of"]["images"] == head["made_of"]["images"]
     assert network["steps"] >= 1
-    assert [one["made_of"]["config"]["fit"]["epochs"] for one in (found["segment-linear-0"], head)] == [3, 2]
-    for one in found.values():
-        dice = one["intervals"]["dice"]
-        assert dice["value"] == pytest.approx(one["metrics"]["dice"])
+    assert [result["made_of"]["config"]["fit"]["epochs"] for result in (results["segment-linear-0"], head)] == [3, 2]
+    for result in results.values():
+        dice = result["intervals"]["dice"]
+        assert dice["value"] == pytest.approx(result["metrics"]["dice"])
         assert dice["low"] <= dice["value"] <= dice["high"]
 
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").glob("segment-*.json")}
     table(*common, "--set", "pspnet:fit.learning_rate=1e-4")
     changed = {path.stem for path, when in kept.items() if path.stat().st_mtime_ns != when}
     assert "segment-pspnet-0" in changed
-    assert changed <= {"segment-pspnet-0", *(name for name in found if "U-Net" in name)}
+    assert changed <= {"segment-pspnet-0", *(name for name in results if "U-Net" in name)}
 
 
 def test_classifiers_with_two_seeds_have_ranges(table: Callable[..., str], tmp_path: Path) -> None:
@@ -121,8 +121,8 @@ def test_a_network_from_scratch_learns_within_its_time(head_table: ModuleType, l
     few, short = fit_unet(manifest, 32, np.random.default_rng(0), 0, epochs=1)
     many, steps = fit_unet(manifest, 32, np.random.default_rng(0), 0, epochs=8)
     assert steps == 8 * short
-    found: list[list[Overlap]] = [compare_unet(model, manifest, 32) for model in (few, many)]
-    before, after = (np.mean([one.dice for one in each]) for each in found)
+    overlaps: list[list[Overlap]] = [compare_unet(model, manifest, 32) for model in (few, many)]
+    before, after = (np.mean([overlap.dice for overlap in each]) for each in overlaps)
     assert after > max(before, 0.5)
     _, limited = fit_unet(manifest, 32, np.random.default_rng(0), 0, seconds=1e-6)
     assert limited == 1  # one step is the least

@@ -41,16 +41,16 @@ def test_the_report_holds_all_comparisons(
     assert counted["gray"] == pytest.approx(0.2, abs=0.08)
     assert counted["blurred, paper"] == pytest.approx([1.0, 0.1], abs=0.08)
     assert counted["blurred, released"] == pytest.approx([0.0, 0.9], abs=0.08)
-    found = report[SIZE]
-    bound = found["windows"]["at p = 0.01"]
+    comparisons = report[SIZE]
+    bound = comparisons["windows"]["at p = 0.01"]
     for kind in ("global", "local"):  # of 8 distances one in 100 is beyond the bound by chance, and none far
-        assert max(found["windows"][kind].values()) < 1.5 * bound
+        assert max(comparisons["windows"][kind].values()) < 1.5 * bound
     for unit in ("clock", "core"):
-        assert all(speed["median"] > 0 for speed in found[f"images per second, {unit}"].values())
-        times = found[f"times the reference, {unit}"]
+        assert all(speed["median"] > 0 for speed in comparisons[f"images per second, {unit}"].values())
+        times = comparisons[f"times the reference, {unit}"]
         assert times["reference (PIL)"] == {"median": 1.0, "min": 1.0, "max": 1.0}
         assert times.keys() == loading.LOADERS.keys()
-    assert set(found["distributions"]) == {"ours", "ours, whole JPEG"}
+    assert set(comparisons["distributions"]) == {"ours", "ours, whole JPEG"}
 
 
 def test_differences_between_loaders_are_detected(loading: ModuleType) -> None:

@@ -24,20 +24,20 @@ from dinomed.datasets.open import open_dataset
 from dinomed.errors import DinomedError, UsageError
 
 
-def columns(images: list[str], **more: list[Any]) -> dict[str, list[Any]]:
+def columns(images: list[str], **optional: list[Any]) -> dict[str, list[Any]]:
     n = len(images)
     return {
         "image": images, "sha256": [f"{i:064x}" for i in range(n)], "width": [4] * n, "height": [3] * n,
         "mode": ["RGB"] * n, "format": ["PNG"] * n, "bytes": [100] * n,
-    } | more  # fmt: skip
+    } | optional  # fmt: skip
 
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
     (tmp_path / "data").mkdir()
-    more = {"label": ["nv", None, "mel"], "split": ["train", "train", "test"], "mask": [None, "m/b.png", None],
+    optional = {"label": ["nv", None, "mel"], "split": ["train", "train", "test"], "mask": [None, "m/b.png", None],
             "group": ["1", "2", "2"], "age": ["045", None, "7.0"]}  # fmt: skip
-    return build_manifest(columns(["a.png", "b.png", "c.png"], **more), tmp_path / "data")
+    return build_manifest(columns(["a.png", "b.png", "c.png"], **optional), tmp_path / "data")
 
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=60)
@@ -123,9 +123,9 @@ def test_parquet_that_another_tool_rewrote_is_read_or_refused_with_the_missing_p
     assert len(read_manifest(path, root=manifest.root)) == len(manifest)
     rooted = table.append_column("root", pa.array([str(manifest.root)] * len(table)))
     pq.write_table(rooted, path)
-    found = read_manifest(path)
-    assert found.root == manifest.root
-    assert "root" not in found.columns
+    restored = read_manifest(path)
+    assert restored.root == manifest.root
+    assert "root" not in restored.columns
     pq.write_table(
         rooted.set_column(rooted.column_names.index("root"), "root", pa.array([*"abcdefgh"][: len(table)])), path
     )

@@ -25,10 +25,10 @@ def test_a_manifest_a_folder_and_an_image_are_opened(tmp_path: Path, capsys: pyt
     data.mkdir()
     Image.new("RGB", (8, 6)).save(data / "a.png")
     (data / "b.jpg").write_text("no image")
-    one = open_dataset(data / "a.png")
-    assert (one.column("image"), one.root) == (["a.png"], data)
-    assert one.column("width") == [8]
-    assert one.path(0).is_file()
+    single = open_dataset(data / "a.png")
+    assert (single.column("image"), single.root) == (["a.png"], data)
+    assert single.column("width") == [8]
+    assert single.path(0).is_file()
     folder = open_dataset(data)
     assert folder.column("image") == ["a.png"]
     assert not folder.has("split")

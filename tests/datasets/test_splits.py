@@ -31,8 +31,10 @@ def test_shares_are_met_for_every_class() -> None:
     splits = make_splits([f"g{i // 2}" for i in range(1000)], labels)
     for label, total in Counter(labels).items():
         for split, share in zip(SPLITS, (0.7, 0.1, 0.2), strict=True):
-            found = sum(one == label and other == split for one, other in zip(labels, splits, strict=True))
-            assert abs(found - share * total) <= 2  # groups of two images cannot be cut
+            count = sum(
+                image_label == label and other == split for image_label, other in zip(labels, splits, strict=True)
+            )
+            assert abs(count - share * total) <= 2  # groups of two images cannot be cut
 
 
 def test_one_large_group_does_not_fill_the_test_set() -> None:

@@ -40,8 +40,8 @@ def everything(cache: FeatureCache) -> list[np.ndarray]:
     return [cache.cls, cache.mean, cache.patches(range(len(cache)))]
 
 
-def same(one: FeatureCache, other: FeatureCache) -> bool:
-    return all((a == b).all() for a, b in zip(everything(one), everything(other), strict=True))
+def same(cache: FeatureCache, other: FeatureCache) -> bool:
+    return all((a == b).all() for a, b in zip(everything(cache), everything(other), strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ def unit(x: np.ndarray) -> np.ndarray:
 def test_probabilities_equal_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     train, queries, labels = rng.normal(size=(80, 6)), rng.normal(size=(15, 6)), rng.integers(0, 4, 80)
-    found = knn_probabilities(train, labels, queries, 4, ks=(5, 20))
-    assert list(found) == [5, 20]
-    for k, probabilities in found.items():
+    by_k = knn_probabilities(train, labels, queries, 4, ks=(5, 20))
+    assert list(by_k) == [5, 20]
+    for k, probabilities in by_k.items():
         oracle = KNeighborsClassifier(
             k,
             algorithm="brute",
@@ -28,10 +28,10 @@ def test_probabilities_equal_those_of_scikit_learn() -> None:
 
 
 def test_k_is_at_most_the_size_of_the_training_set() -> None:
-    found = knn_probabilities(np.eye(3), np.array([0, 1, 1]), np.eye(3), 2)
-    assert list(found) == [3]
-    assert found[3].sum(1) == pytest.approx([1, 1, 1])
-    assert found[3].argmax(1).tolist() == [0, 1, 1]
+    by_k = knn_probabilities(np.eye(3), np.array([0, 1, 1]), np.eye(3), 2)
+    assert list(by_k) == [3]
+    assert by_k[3].sum(1) == pytest.approx([1, 1, 1])
+    assert by_k[3].argmax(1).tolist() == [0, 1, 1]
 
 
 def test_votes_are_weighted_by_similarity() -> None:

@@ -34,8 +34,8 @@ def test_no_files_are_left_beside_a_table(tiny_backbone: Path, lesion_manifest: 
     write_feature_table(backbone, manifest, tmp_path / "f.parquet", shard_size=2)
     assert [path.name for path in tmp_path.iterdir()] == ["f.parquet"]
     with pq.ParquetFile(tmp_path / "f.parquet") as file:
-        found = np.array(file.read()["feature"].to_pylist())
-    assert found == pytest.approx(extract(backbone, manifest, cache=tmp_path / "s", shard_size=2).cls, abs=2e-6)
+        vectors = np.array(file.read()["feature"].to_pylist())
+    assert vectors == pytest.approx(extract(backbone, manifest, cache=tmp_path / "s", shard_size=2).cls, abs=2e-6)
 
 
 def test_a_file_with_the_name_of_the_shard_folder_is_refused_at_once(tmp_path: Path) -> None:

@@ -131,9 +131,9 @@ def record(folder: Path) -> dict[str, Any]:
     masks = sorted((folder / "masks").rglob("*.png"))
     values["predicted masks"] = {mask.name: hash_image(mask) for mask in masks}
     run_command("index", manifest, "--backbone", ssl, "-o", folder / "index", "--device", "cpu")
-    found = run_command("search", image, "--index", folder / "index", "-k", "5", "--device", "cpu")
+    answer = run_command("search", image, "--index", folder / "index", "-k", "5", "--device", "cpu")
     values["search"] = [
-        [result["image"], result["similarity"]] for query in found["queries"] for result in query["results"]
+        [result["image"], result["similarity"]] for query in answer["queries"] for result in query["results"]
     ]
 
     curated = folder / "curated.parquet"

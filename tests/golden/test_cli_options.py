@@ -16,7 +16,9 @@ RECORDED = Path(__file__).parent / "cli_options.json"
 
 def list_options(command: Any, name: str = "") -> dict[str, list[str]]:
     """Command -> its options, sorted, for a command and all below it."""
-    options = {name: sorted({text for one in command.params for text in (*one.opts, *one.secondary_opts)})}
+    options = {
+        name: sorted({text for parameter in command.params for text in (*parameter.opts, *parameter.secondary_opts)})
+    }
     if hasattr(command, "list_commands"):
         for child in command.list_commands(None):
             options |= list_options(command.get_command(None, child), f"{name} {child}".strip())

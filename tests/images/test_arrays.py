@@ -106,11 +106,11 @@ def test_depths_keep_order_and_ends(bits: int, a: int, b: int) -> None:
     """Black stays black, the largest value of a depth is 1, and of two samples the larger stays the larger."""
     top = 2**bits - 1
     low, high = sorted((a % (top + 1), b % (top + 1)))
-    found = to_range(np.array([[[0], [low], [high], [top]]], np.uint16), DEEP).ravel()
-    assert found[0] == 0
-    assert (found[1] < found[2]) == (low < high)
+    scaled = to_range(np.array([[[0], [low], [high], [top]]], np.uint16), DEEP).ravel()
+    assert scaled[0] == 0
+    assert (scaled[1] < scaled[2]) == (low < high)
     depth = next(d for d in (8, 10, 12, 14, 16) if top < 2**d)
-    assert found[3] == pytest.approx(top / (2**depth - 1))
+    assert scaled[3] == pytest.approx(top / (2**depth - 1))
 
 
 def test_hostile_arrays_are_refused_in_one_line(five: np.ndarray, tmp_path: Path) -> None:

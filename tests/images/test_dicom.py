@@ -66,30 +66,30 @@ def test_ct_is_read_in_hounsfield_units(tmp_path: Path) -> None:
     lung = read_image(path, channels=1, intensity=IntensityConfig(bits=16, window=(-1350, 150)))[..., 0]
     # float32 of values up to 4,000
     np.testing.assert_allclose(lung, np.clip((HU + 1350.0) / 1500, 0, 1), atol=1e-6)
-    own = save(tmp_path / "b.dcm", stored, RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=[40, 300],
+    windowed = save(tmp_path / "b.dcm", stored, RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=[40, 300],
                WindowWidth=[400, 1500])  # fmt: skip
-    soft = read_image(own, channels=1)[..., 0]
+    soft = read_image(windowed, channels=1)[..., 0]
     expected = np.clip((HU - (39.5 - 399 / 2)) / 399, 0, 1) * 255  # the first window; PS3.3, C.11.2.1.2.1
     np.testing.assert_allclose(soft, expected, atol=0.51)  # rounded to whole numbers
-    same = read_image(own, channels=1, intensity=IntensityConfig(bits=16, window=(-1350, 150)))[..., 0]
+    same = read_image(windowed, channels=1, intensity=IntensityConfig(bits=16, window=(-1350, 150)))[..., 0]
     np.testing.assert_array_equal(same, lung)  # what is asked for comes before what the file names
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 def test_windows_are_those_of_pydicom(tmp_path: Path, function: str) -> None:
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
-    given = {"BitsStored": 12, "HighBit": 11, "WindowCenter": 1500.5, "WindowWidth": 900, "VOILUTFunction": function}
-    ours = read_image(save(tmp_path / "a.dcm", values, **given), channels=1, intensity=IntensityConfig(bits=16))
-    theirs = apply_voi_lut(values.astype(np.float64), dicom(values, **given)) / 4095
+    elements = {"BitsStored": 12, "HighBit": 11, "WindowCenter": 1500.5, "WindowWidth": 900, "VOILUTFunction": function}
+    ours = read_image(save(tmp_path / "a.dcm", values, **elements), channels=1, intensity=IntensityConfig(bits=16))
+    theirs = apply_voi_lut(values.astype(np.float64), dicom(values, **elements)) / 4095
     np.testing.assert_allclose(ours[..., 0], theirs, atol=2e-6)  # float32 beside float64
 
 
 def test_monochrome1_is_turned(tmp_path: Path) -> None:
-    given = {"WindowCenter": 500, "WindowWidth": 2000}
-    one = read_image(save(tmp_path / "1.dcm", PhotometricInterpretation="MONOCHROME1", **given))
-    two = read_image(save(tmp_path / "2.dcm", **given))
-    np.testing.assert_array_equal(one, 255 - two)
-    assert one.shape == (40, 30, 3)
+    elements = {"WindowCenter": 500, "WindowWidth": 2000}
+    inverted = read_image(save(tmp_path / "1.dcm", PhotometricInterpretation="MONOCHROME1", **elements))
+    two = read_image(save(tmp_path / "2.dcm", **elements))
+    np.testing.assert_array_equal(inverted, 255 - two)
+    assert inverted.shape == (40, 30, 3)
 
 
 def test_without_a_window_8_bits_stay_and_more_go_by_percentiles(tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_without_a_window_8_bits_stay_and_more_go_by_percentiles(tmp_path: Path)
     np.testing.assert_array_equal(read_image(save(tmp_path / "a.dcm", small), channels=1)[..., 0], small)
     low, high = np.percentile(HU, (0.5, 99.5))
     for name, width in (("b", None), ("c", 0), ("d", "nothing")):
-        given = {} if width is None else {"WindowCenter": 40, "WindowWidth": width if width != "nothing" else ""}
-        shown = read_image(save(tmp_path / f"{name}.dcm", **given), channels=1)[..., 0]
+        elements = {} if width is None else {"WindowCenter": 40, "WindowWidth": width if width != "nothing" else ""}
+        shown = read_image(save(tmp_path / f"{name}.dcm", **elements), channels=1)[..., 0]
         np.testing.assert_allclose(shown, np.clip((HU - low) / (high - low), 0, 1) * 255, atol=0.51)
 
 
@@ -165,10 +165,10 @@ def test_a_damaged_file_is_read_or_refused(data: st.DataObject, tmp_path_factory
     try:
         image = read_image(path)
     except UnreadableImage as error:
-        told = str(error)
+        text = str(error)
     else:
-        told = str(image.dtype)
-    assert MARKER not in told
+        text = str(image.dtype)
+    assert MARKER not in text
 
 
 def test_nothing_of_the_patient_leaves_the_file(
@@ -181,7 +181,7 @@ def test_nothing_of_the_patient_leaves_the_file(
     save(folder / "odd.dcm", StudyInstanceUID=MARKER, WindowWidth=400, WindowCenter=40)
     (folder / "cut.dcm").write_bytes((folder / "0.dcm").read_bytes()[:900])
     caplog.set_level(logging.DEBUG)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")
         result = scan(folder)
     assert len(result.manifest) == 4
@@ -189,7 +189,7 @@ def test_nothing_of_the_patient_leaves_the_file(
     assert set(result.manifest.column("format")) == {"DICOM"}
     assert set(result.manifest.column("bits")) == {16}
     everything = (
-        f"{result.manifest.table.to_pydict()}{capsys.readouterr()}{caplog.text}{[str(w.message) for w in told]}"
+        f"{result.manifest.table.to_pydict()}{capsys.readouterr()}{caplog.text}{[str(w.message) for w in recorded]}"
     )
     for secret in ("Planted", "19500101"):
         assert secret not in everything

@@ -58,9 +58,9 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str, capsys: pytes
         model.unlink()
     else:
         (model.parent / "state.json").unlink()
-    found = newest_checkpoint(tmp_path)
-    assert found is not None
-    assert found[1] == {"step": 1}
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest[1] == {"step": 1}
     assert "damaged" in capsys.readouterr().err
 
 

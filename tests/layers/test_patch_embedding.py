@@ -31,8 +31,8 @@ def test_the_rule_without_registers_samples_at_the_offset_step(size: tuple[int, 
     rows, columns = (cubic_matrix(side, n, side / (n + offset)) for n in size)
     image = grid.double().numpy().reshape(side, side, dim)
     expected = np.einsum("rh,hwc,kw->rkc", rows, image, columns).reshape(1, -1, dim)
-    found = resize_position_embedding(grid, size, antialias=False, offset=offset)
-    assert np.abs(found.numpy() - expected).max() < 1e-4  # float32 coordinates of up to 37, measured 1e-5
+    resized = resize_position_embedding(grid, size, antialias=False, offset=offset)
+    assert np.abs(resized.numpy() - expected).max() < 1e-4  # float32 coordinates of up to 37, measured 1e-5
 
 
 def test_the_three_rules_differ_and_the_original_size_is_unchanged() -> None:

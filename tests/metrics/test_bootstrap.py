@@ -36,31 +36,31 @@ def test_the_intervals_equal_those_of_a_loop_over_resamples() -> None:
     labels, probabilities = rng.integers(0, 3, 60), rng.dirichlet(np.ones(3), 60)
     groups = rng.integers(0, 25, 60).tolist()
     predictions = Predictions(labels, probabilities, ["a", "b", "c"])
-    found = bootstrap(lambda counts: predictions.values(counts)["auroc"], groups, resamples=50, seed=7)[0]
+    interval = bootstrap(lambda counts: predictions.values(counts)["auroc"], groups, resamples=50, seed=7)[0]
     values = []
     for counts in np.concatenate(list(draw_groups(groups, 50, 7))).astype(int):
         drawn = np.repeat(np.arange(60), counts)
         values.append(Predictions(labels[drawn], probabilities[drawn], ["a", "b", "c"]).values()["auroc"][0])
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=1e-12)
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=1e-12)
 
 
 def test_the_seed_determines_the_resamples() -> None:
     values, groups = np.random.default_rng(0).normal(size=50), list(range(50))
-    one, same, other = (bootstrap_mean(values, groups, resamples=100, seed=seed) for seed in (0, 0, 1))
-    assert one == same != other
+    first, same, other = (bootstrap_mean(values, groups, resamples=100, seed=seed) for seed in (0, 0, 1))
+    assert first == same != other
 
 
 def test_undefined_resamples_are_counted_and_too_few_give_no_interval() -> None:
     rare = np.array([1.0] + [np.nan] * 9)
-    found = bootstrap_mean(np.stack([rare, np.ones(10)], 1), list(range(10)))
-    assert 250 < found[0].undefined < 450  # a given one of ten is missed by 0.9^10 = 35% of the resamples
-    assert (found[0].low, found[0].high) == (1.0, 1.0)
-    assert found[1].undefined == 0
+    intervals = bootstrap_mean(np.stack([rare, np.ones(10)], 1), list(range(10)))
+    assert 250 < intervals[0].undefined < 450  # a given one of ten is missed by 0.9^10 = 35% of the resamples
+    assert (intervals[0].low, intervals[0].high) == (1.0, 1.0)
+    assert intervals[1].undefined == 0
     for groups in ([], ["one"], ["one", "one"]):
         alone = bootstrap_mean(np.ones(len(groups)), groups)
         assert np.isnan([alone[0].low, alone[0].high]).all()
     nothing = bootstrap_mean(np.full((10, 2), np.nan), list(range(10)))
-    assert [np.isnan(one.low) for one in nothing] == [True, True]
+    assert [np.isnan(interval.low) for interval in nothing] == [True, True]
 
 
 def test_a_thousand_resamples_of_two_thousand_images_take_seconds() -> None:

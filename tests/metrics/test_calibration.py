@@ -31,8 +31,8 @@ def test_the_calibration_error_equals_the_sum_over_bins_by_hand() -> None:
     assert calibration_errors(confidence, correct, bins=5)[0] == pytest.approx(by_hand, abs=1e-12)
     assert confidence_bins(np.array([0.0, 0.2, 0.2001, 1.0]), 5).tolist() == [0, 0, 1, 4]
     bins = reliability(confidence, correct, 5)
-    assert [one["n"] for one in bins] == [3, 2]
-    assert sum(one["n"] / 5 * abs(one["confidence"] - one["accuracy"]) for one in bins) == pytest.approx(by_hand)
+    assert [row["n"] for row in bins] == [3, 2]
+    assert sum(row["n"] / 5 * abs(row["confidence"] - row["accuracy"]) for row in bins) == pytest.approx(by_hand)
 
 
 def test_the_calibration_error_equals_a_loop_over_bins() -> None:
@@ -48,9 +48,9 @@ def test_the_calibration_error_equals_a_loop_over_bins() -> None:
 
 def test_a_known_temperature_is_recovered() -> None:
     logits, labels = sample(20_000, 2.5)
-    found = fit_temperature(logits, labels)
-    assert found == pytest.approx(2.5, rel=0.03)  # three deviations with 20,000 labels
-    before, after = (softmax(logits / t, axis=1) for t in (1.0, found))
+    temperature = fit_temperature(logits, labels)
+    assert temperature == pytest.approx(2.5, rel=0.03)  # three deviations with 20,000 labels
+    before, after = (softmax(logits / t, axis=1) for t in (1.0, temperature))
     assert log_loss(labels, after) < log_loss(labels, before)
     ece = [calibration_errors(p.max(1), p.argmax(1) == labels)[0] for p in (before, after)]
     assert ece[1] < 0.02 < ece[0]
@@ -58,21 +58,23 @@ def test_a_known_temperature_is_recovered() -> None:
 
 def test_no_temperature_nearby_has_a_lower_loss() -> None:
     logits, labels = sample(300, 0.4, seed=1)
-    found = fit_temperature(logits, labels)
-    assert found is not None
-    losses = [log_loss(labels, softmax(logits / t, axis=1)) for t in (found, found * 1.01, found * 0.99)]
+    temperature = fit_temperature(logits, labels)
+    assert temperature is not None
+    losses = [
+        log_loss(labels, softmax(logits / t, axis=1)) for t in (temperature, temperature * 1.01, temperature * 0.99)
+    ]
     assert losses[0] == min(losses)
 
 
 def test_two_classes_equal_one_label() -> None:
     rng = np.random.default_rng(0)
     logit = 3 * rng.normal(size=(4000, 1))
-    truth = (rng.random((4000, 1)) < 1 / (1 + np.exp(-logit / 3))).astype(float)
-    both = fit_temperature(np.hstack([np.zeros_like(logit), logit]), truth[:, 0].astype(int))
-    assert fit_temperature(logit, truth, "sigmoid") == pytest.approx(both, rel=1e-4)
-    unknown = np.where(np.arange(4000)[:, None] < 2000, truth, np.nan)
+    targets = (rng.random((4000, 1)) < 1 / (1 + np.exp(-logit / 3))).astype(float)
+    both = fit_temperature(np.hstack([np.zeros_like(logit), logit]), targets[:, 0].astype(int))
+    assert fit_temperature(logit, targets, "sigmoid") == pytest.approx(both, rel=1e-4)
+    unknown = np.where(np.arange(4000)[:, None] < 2000, targets, np.nan)
     assert fit_temperature(logit, unknown, "sigmoid") == pytest.approx(
-        fit_temperature(logit[:2000], truth[:2000], "sigmoid"), rel=1e-6
+        fit_temperature(logit[:2000], targets[:2000], "sigmoid"), rel=1e-6
     )
 
 

@@ -28,25 +28,27 @@ def predictions(seed: int = 0, n: int = 200) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_values_equal_those_of_scikit_learn() -> None:
     labels, probabilities = predictions()
-    found = classification_metrics(labels, probabilities, CLASSES)
+    metrics = classification_metrics(labels, probabilities, CLASSES)
     predicted = probabilities.argmax(1)
-    assert found["accuracy"] == pytest.approx(accuracy_score(labels, predicted), abs=1e-12)
-    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12)
+    assert metrics["accuracy"] == pytest.approx(accuracy_score(labels, predicted), abs=1e-12)
+    assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12)
     expected = roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
-    assert found["auroc"] == pytest.approx(expected, abs=1e-12)  # the same sums in another order
-    assert [row["n"] for row in found["per_class"].values()] == np.bincount(labels).tolist()
-    assert found["undefined_auroc"] == []
+    assert metrics["auroc"] == pytest.approx(expected, abs=1e-12)  # the same sums in another order
+    assert [row["n"] for row in metrics["per_class"].values()] == np.bincount(labels).tolist()
+    assert metrics["undefined_auroc"] == []
     one_hot = np.eye(3)[labels]
-    assert found["auprc"] == pytest.approx(average_precision_score(one_hot, probabilities, average="macro"), abs=1e-12)
-    assert found["confusion"] == confusion_matrix(labels, predicted).tolist()
-    assert found["nll"] == pytest.approx(log_loss(labels, probabilities), abs=1e-12)
+    assert metrics["auprc"] == pytest.approx(
+        average_precision_score(one_hot, probabilities, average="macro"), abs=1e-12
+    )
+    assert metrics["confusion"] == confusion_matrix(labels, predicted).tolist()
+    assert metrics["nll"] == pytest.approx(log_loss(labels, probabilities), abs=1e-12)
     brier = sum(brier_score_loss(one_hot[:, k], probabilities[:, k]) for k in range(3))
-    assert found["brier"] == pytest.approx(brier, abs=1e-12)
+    assert metrics["brier"] == pytest.approx(brier, abs=1e-12)
     for index, name in enumerate(CLASSES):
-        row, truth, called = found["per_class"][name], labels == index, predicted == index
-        assert row["precision"] == pytest.approx(precision_score(truth, called), abs=1e-12)
-        assert row["recall"] == pytest.approx(recall_score(truth, called), abs=1e-12)
-        assert row["specificity"] == pytest.approx(recall_score(~truth, ~called), abs=1e-12)
+        row, actual, called = metrics["per_class"][name], labels == index, predicted == index
+        assert row["precision"] == pytest.approx(precision_score(actual, called), abs=1e-12)
+        assert row["recall"] == pytest.approx(recall_score(actual, called), abs=1e-12)
+        assert row["specificity"] == pytest.approx(recall_score(~actual, ~called), abs=1e-12)
 
 
 def test_a_resample_has_the_metrics_of_its_images() -> None:
@@ -66,24 +68,24 @@ def test_a_resample_has_the_metrics_of_its_images() -> None:
 def test_auroc_equals_counted_pairs() -> None:
     labels = np.array([0, 0, 1, 1])
     positive = np.array([0.1, 0.6, 0.4, 0.9])  # of four pairs (1 against 0) three are in order
-    found = classification_metrics(labels, np.column_stack([1 - positive, positive]), ["no", "yes"])
-    assert found["auroc"] == 0.75
-    assert found["per_class"]["yes"]["auroc"] == 0.75
-    assert found["per_class"]["yes"]["recall"] == 0.5
-    assert found["confusion"] == [[1, 1], [1, 1]]
+    metrics = classification_metrics(labels, np.column_stack([1 - positive, positive]), ["no", "yes"])
+    assert metrics["auroc"] == 0.75
+    assert metrics["per_class"]["yes"]["auroc"] == 0.75
+    assert metrics["per_class"]["yes"]["recall"] == 0.5
+    assert metrics["confusion"] == [[1, 1], [1, 1]]
 
 
 def test_an_absent_class_is_nan_named_and_left_out() -> None:
     labels, probabilities = predictions()
     seen = labels != 2
-    found = classification_metrics(labels[seen], probabilities[seen], CLASSES)
-    assert np.isnan(found["per_class"]["c"]["auroc"])
-    assert np.isnan(found["per_class"]["c"]["recall"])
-    assert found["undefined_auroc"] == ["c"]
-    two = [found["per_class"][name]["auroc"] for name in "ab"]
-    assert found["auroc"] == pytest.approx(np.mean(two), abs=1e-12)
-    assert found["balanced_accuracy"] == pytest.approx(
-        np.mean([found["per_class"][name]["recall"] for name in "ab"]), abs=1e-12
+    metrics = classification_metrics(labels[seen], probabilities[seen], CLASSES)
+    assert np.isnan(metrics["per_class"]["c"]["auroc"])
+    assert np.isnan(metrics["per_class"]["c"]["recall"])
+    assert metrics["undefined_auroc"] == ["c"]
+    two = [metrics["per_class"][name]["auroc"] for name in "ab"]
+    assert metrics["auroc"] == pytest.approx(np.mean(two), abs=1e-12)
+    assert metrics["balanced_accuracy"] == pytest.approx(
+        np.mean([metrics["per_class"][name]["recall"] for name in "ab"]), abs=1e-12
     )
 
 
@@ -91,28 +93,30 @@ def test_a_class_that_is_unknown_to_the_classifier_counts_as_wrong() -> None:
     labels, probabilities = predictions()
     unknown = probabilities.copy()
     unknown[:, 2] = np.nan
-    found = classification_metrics(labels, unknown, CLASSES)
-    assert found["per_class"]["c"]["recall"] == 0.0
-    assert found["undefined_auroc"] == ["c"]
-    assert np.isfinite(found["nll"])  # over the images of classes that it knows
-    own = np.square(probabilities[:, :2] - np.eye(3)[labels][:, :2]).sum(1) + (labels == 2)
-    assert found["brier"] == pytest.approx(own.mean(), abs=1e-12)  # the unknown class got a probability of 0
+    metrics = classification_metrics(labels, unknown, CLASSES)
+    assert metrics["per_class"]["c"]["recall"] == 0.0
+    assert metrics["undefined_auroc"] == ["c"]
+    assert np.isfinite(metrics["nll"])  # over the images of classes that it knows
+    squared_errors = np.square(probabilities[:, :2] - np.eye(3)[labels][:, :2]).sum(1) + (labels == 2)
+    assert metrics["brier"] == pytest.approx(
+        squared_errors.mean(), abs=1e-12
+    )  # the unknown class got a probability of 0
     right = (probabilities[:, :2].argmax(1) == labels).mean()
-    assert found["accuracy"] == pytest.approx(right, abs=1e-12)
+    assert metrics["accuracy"] == pytest.approx(right, abs=1e-12)
 
 
 def test_auroc_of_a_single_class_is_nan_and_not_zero() -> None:
     labels, probabilities = predictions()
-    found = classification_metrics(labels[labels == 0], probabilities[labels == 0], CLASSES)
-    assert np.isnan(found["auroc"])
-    assert found["undefined_auroc"] == CLASSES
+    metrics = classification_metrics(labels[labels == 0], probabilities[labels == 0], CLASSES)
+    assert np.isnan(metrics["auroc"])
+    assert metrics["undefined_auroc"] == CLASSES
 
 
 def test_all_values_are_nan_without_images() -> None:
-    found = classification_metrics(np.zeros(0, int), np.zeros((0, 3)), CLASSES)
-    assert found["n"] == 0
-    assert all(np.isnan(found[name]) for name in ("accuracy", "auroc", "auprc", "ece", "nll", "brier"))
-    assert found["undefined_auroc"] == CLASSES
+    metrics = classification_metrics(np.zeros(0, int), np.zeros((0, 3)), CLASSES)
+    assert metrics["n"] == 0
+    assert all(np.isnan(metrics[name]) for name in ("accuracy", "auroc", "auprc", "ece", "nll", "brier"))
+    assert metrics["undefined_auroc"] == CLASSES
 
 
 def test_probabilities_that_are_not_finite_are_refused() -> None:

@@ -17,14 +17,14 @@ def test_values_equal_scikit_learn_for_any_scores_and_counts(rows: list[tuple[bo
     positive, scores, counts = (np.array(column) for column in zip(*rows, strict=True))
     ranking = Ranking(positive.astype(bool), scores.astype(float))
     drawn = np.repeat(np.arange(len(rows)), counts)
-    truth = positive[drawn].astype(bool)
+    targets = positive[drawn].astype(bool)
     auroc, precision = ranking.auroc(counts[None])[0], ranking.average_precision(counts[None])[0]
-    if 0 < truth.sum() < len(truth):
-        assert auroc == pytest.approx(roc_auc_score(truth, scores[drawn]), abs=1e-12)
+    if 0 < targets.sum() < len(targets):
+        assert auroc == pytest.approx(roc_auc_score(targets, scores[drawn]), abs=1e-12)
     else:
         assert np.isnan(auroc)
-    if truth.any():
-        assert precision == pytest.approx(average_precision_score(truth, scores[drawn]), abs=1e-12)
+    if targets.any():
+        assert precision == pytest.approx(average_precision_score(targets, scores[drawn]), abs=1e-12)
     else:
         assert np.isnan(precision)
 

@@ -24,44 +24,44 @@ def surface(mask: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_values_equal_their_definitions(seed: int) -> None:
-    truth, prediction = blob(seed), blob(seed + 100)
-    found = overlap(truth, prediction)
-    a, b = truth.astype(np.float64), prediction.astype(np.float64)
+    target, prediction = blob(seed), blob(seed + 100)
+    pair = overlap(target, prediction)
+    a, b = target.astype(np.float64), prediction.astype(np.float64)
     # float32 sums of fewer than 2**24 pixels are exact; one division is left to differ
-    assert found.dice == pytest.approx(2 * (a * b).sum() / (a.sum() + b.sum()), abs=1e-6)
-    assert found.iou == pytest.approx((a * b).sum() / np.maximum(a, b).sum(), abs=1e-6)
-    distances = cdist(surface(truth), surface(prediction))
+    assert pair.dice == pytest.approx(2 * (a * b).sum() / (a.sum() + b.sum()), abs=1e-6)
+    assert pair.iou == pytest.approx((a * b).sum() / np.maximum(a, b).sum(), abs=1e-6)
+    distances = cdist(surface(target), surface(prediction))
     directed = np.percentile(distances.min(0), 95), np.percentile(distances.min(1), 95)
-    assert found.hd95_px == pytest.approx(max(directed), abs=1e-4)  # MONAI computes it in float32
-    near = distances <= tolerance_px(truth.shape)
+    assert pair.hd95_px == pytest.approx(max(directed), abs=1e-4)  # MONAI computes it in float32
+    near = distances <= tolerance_px(target.shape)
     within = near.any(1).sum() + near.any(0).sum()
-    assert found.surface_dice == pytest.approx(within / sum(distances.shape), abs=1e-6)
+    assert pair.surface_dice == pytest.approx(within / sum(distances.shape), abs=1e-6)
 
 
 def test_a_shift_by_three_pixels_has_an_hd95_of_three_pixels() -> None:
-    truth = np.zeros((30, 30), np.uint8)
-    truth[10:20, 5:15] = 1
-    assert overlap(truth, np.roll(truth, 3, axis=1)).hd95_px == pytest.approx(3.0)
-    assert overlap(truth, truth).hd95_px == 0.0
+    target = np.zeros((30, 30), np.uint8)
+    target[10:20, 5:15] = 1
+    assert overlap(target, np.roll(target, 3, axis=1)).hd95_px == pytest.approx(3.0)
+    assert overlap(target, target).hd95_px == 0.0
 
 
 EMPTY, FULL = np.zeros((8, 8), np.uint8), np.ones((8, 8), np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("truth", "prediction", "dice"), [(EMPTY, EMPTY, 1.0), (EMPTY, FULL, 0.0), (FULL, EMPTY, 0.0), (FULL, FULL, 1.0)]
+    ("target", "prediction", "dice"), [(EMPTY, EMPTY, 1.0), (EMPTY, FULL, 0.0), (FULL, EMPTY, 0.0), (FULL, FULL, 1.0)]
 )
-def test_empty_and_full_masks_follow_the_policy(truth: np.ndarray, prediction: np.ndarray, dice: float) -> None:
-    found = overlap(truth, prediction)
-    assert (found.dice, found.iou, found.surface_dice) == (dice, dice, dice)
-    assert np.isnan(found.hd95_px) == (truth is EMPTY or prediction is EMPTY)
+def test_empty_and_full_masks_follow_the_policy(target: np.ndarray, prediction: np.ndarray, dice: float) -> None:
+    pair = overlap(target, prediction)
+    assert (pair.dice, pair.iou, pair.surface_dice) == (dice, dice, dice)
+    assert np.isnan(pair.hd95_px) == (target is EMPTY or prediction is EMPTY)
 
 
 def test_undefined_values_are_counted_and_left_out_of_means() -> None:
-    found = segmentation_metrics([overlap(EMPTY, EMPTY), overlap(FULL, EMPTY), overlap(FULL, FULL)])
-    assert found["dice"] == pytest.approx(2 / 3)
-    assert (found["hd95_px"], found["hd95_undefined"]) == (0.0, 2)
-    assert (found["empty_targets"], found["empty_prediction"], found["n"]) == (1, 2, 3)
+    metrics = segmentation_metrics([overlap(EMPTY, EMPTY), overlap(FULL, EMPTY), overlap(FULL, FULL)])
+    assert metrics["dice"] == pytest.approx(2 / 3)
+    assert (metrics["hd95_px"], metrics["hd95_undefined"]) == (0.0, 2)
+    assert (metrics["empty_targets"], metrics["empty_prediction"], metrics["n"]) == (1, 2, 3)
     nothing = segmentation_metrics([overlap(EMPTY, EMPTY)])
     assert np.isnan(nothing["hd95_px"])
 
@@ -72,11 +72,11 @@ def test_dice_by_threshold_equals_the_dice_at_each_threshold() -> None:
     scores = DiceByThreshold(thresholds)
     expected = []
     for seed in range(4):
-        truth = blob(seed) if seed else np.zeros((40, 56), np.uint8)
-        probability = np.clip(0.6 * truth + rng.normal(0.2, 0.2, truth.shape), 0, 1).astype(np.float32)
+        target = blob(seed) if seed else np.zeros((40, 56), np.uint8)
+        probability = np.clip(0.6 * target + rng.normal(0.2, 0.2, target.shape), 0, 1).astype(np.float32)
         probability[0, :3] = thresholds  # a pixel at the threshold is inside
-        scores.add(truth, probability)
-        expected.append([overlap(truth, probability >= np.float32(t)).dice for t in thresholds])
+        scores.add(target, probability)
+        expected.append([overlap(target, probability >= np.float32(t)).dice for t in thresholds])
     assert scores.dice == pytest.approx(np.mean(expected, axis=0), abs=1e-6)
     assert scores.best()[0] == thresholds[int(np.argmax(np.mean(expected, axis=0)))]
 

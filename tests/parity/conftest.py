@@ -24,11 +24,11 @@ def _randomize(model: nn.Module, seed: int = 0) -> None:
         parameter.data.copy_(value)
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def _difference(actual: Tensor, expected: Tensor) -> float:
     """The largest difference. Tokens leave the final norm with scales of 0.5 to 1.5, so values are of order 1."""
-    assert found.shape == expected.shape
+    assert actual.shape == expected.shape
     assert 0.3 < expected.std() < 3, "the tokens are not of order 1: the tolerance means nothing"
-    return (found - expected).abs().max().item()
+    return (actual - expected).abs().max().item()
 
 
 @pytest.fixture(scope="session")

@@ -49,9 +49,9 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _words(data: Path, *more: object) -> list[object]:
+def _words(data: Path, *options: object) -> list[object]:
     sets = [word for setting in SMALL for word in ("--set", setting)]
-    return ["pretrain", CONFIG, "--data", data, "--device", "cpu", *sets, *more]
+    return ["pretrain", CONFIG, "--data", data, "--device", "cpu", *sets, *options]
 
 
 def test_the_recipe_from_end_to_end(released: Path, lesion_manifest: Path, tmp_path: Path, run: Run) -> None:

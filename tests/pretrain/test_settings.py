@@ -36,17 +36,17 @@ def gradients(config: PretrainConfig) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in train_step.model.student.named_parameters() if p.grad is not None}
 
 
-def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float) -> None:
-    assert found.keys() == wanted.keys()
+def assert_close(actual: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert actual.keys() == wanted.keys()
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(actual[name], gradient, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: n + m)
 
 
 def test_checkpointed_activations_give_the_same_gradients(tiny: Tiny) -> None:
     wanted = gradients(tiny())
     assert len(wanted) > 30
-    found = gradients(tiny(run={"checkpoint_activations": True}))
-    assert_close(found, wanted, 1e-6)  # the same operations on the same numbers; sums may be ordered otherwise
+    actual = gradients(tiny(run={"checkpoint_activations": True}))
+    assert_close(actual, wanted, 1e-6)  # the same operations on the same numbers; sums may be ordered otherwise
 
 
 def test_checkpointing_recomputes_every_block(tiny: Tiny) -> None:
@@ -72,9 +72,9 @@ def test_compiled_blocks_give_the_same_gradients(tiny: Tiny) -> None:
     # the rounding of float32 (2e-7 of a gradient here) becomes 2e-3.
     changes = {"backbone": {"drop_path": 0.0}, "optimizer": {"clip_norm": 1e6}, "objective": {"koleo_weight": 0.0}}
     wanted = gradients(tiny(**changes))
-    found = gradients(tiny(**changes, run={"compile": True}))
+    actual = gradients(tiny(**changes, run={"compile": True}))
     # float32, fused and in another order
-    assert_close({name.replace("_orig_mod.", ""): g for name, g in found.items()}, wanted, 1e-5)
+    assert_close({name.replace("_orig_mod.", ""): g for name, g in actual.items()}, wanted, 1e-5)
 
 
 def test_koleo_of_both_views_or_of_the_first(tiny: Tiny) -> None:

@@ -44,9 +44,9 @@ def logged(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line.get("loss", line.get("knn_auroc"))) for line in lines]
 
 
-def command(config: Path, data: Path, out: Path, *more: str) -> list[str]:
+def command(config: Path, data: Path, out: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "dinomed.apps.cli", "pretrain", str(config), "--data", str(data), "-o", str(out),
-            "--device", "cpu", *more]  # fmt: skip
+            "--device", "cpu", *options]  # fmt: skip
 
 
 def test_a_run_writes_all_files_that_other_commands_need(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:

@@ -105,12 +105,14 @@ def test_classes_and_groups_that_differ_in_case_are_reported(folder: Path, edit:
 
 def test_columns_that_identify_a_patient_are_left_out(folder: Path) -> None:
     lines = (folder / "labels.csv").read_text().splitlines()
-    more = ["Patient Name,MRN,BirthDate,e-mail,sex"] + [f"Planted-{i},M{i},1970-01-0{i},p@x,f" for i in range(10)]
-    (folder / "labels.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(lines, more, strict=True)))
+    personal_columns = ["Patient Name,MRN,BirthDate,e-mail,sex"] + [
+        f"Planted-{i},M{i},1970-01-0{i},p@x,f" for i in range(10)
+    ]
+    (folder / "labels.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(lines, personal_columns, strict=True)))
     result = scan(folder, "labels.csv")
     assert [name for name in result.manifest.columns if name not in KNOWN] == ["lesion_id", "age", "sex"]
-    told = "columns of labels.csv with possible personal data are left out: Patient Name, MRN, BirthDate, e-mail"
-    assert f"{told}; keep them with --keep-ids" in result.notes
+    note_start = "columns of labels.csv with possible personal data are left out: Patient Name, MRN, BirthDate, e-mail"
+    assert f"{note_start}; keep them with --keep-ids" in result.notes
     kept = scan(folder, "labels.csv", keep_ids=True)
     assert kept.manifest.column("Patient Name")[3] == "Planted-3"
     assert not any("keep-ids" in note for note in kept.notes)

@@ -24,10 +24,10 @@ def test_images_are_found_by_content_and_others_counted(tmp_path: Path) -> None:
     image(tmp_path / "__MACOSX" / "a.png")
     image(tmp_path / "._a.png")
     os.mkfifo(tmp_path / "pipe.png")
-    found = walk(tmp_path)
-    assert found.images == ["a.dat", "b/no suffix", "text.jpg"]
-    assert found.num_others == 1
-    assert found.refused == []
+    walked = walk(tmp_path)
+    assert walked.images == ["a.dat", "b/no suffix", "text.jpg"]
+    assert walked.num_others == 1
+    assert walked.refused == []
 
 
 def test_loops_end_and_links_inside_add_nothing(tmp_path: Path) -> None:
@@ -37,9 +37,9 @@ def test_loops_end_and_links_inside_add_nothing(tmp_path: Path) -> None:
     (tmp_path / "also.png").symlink_to(tmp_path / "x" / "a.png")
     (tmp_path / "self").symlink_to(tmp_path / "self")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
-    found = walk(tmp_path)
-    assert found.images == ["x/a.png"]
-    assert dict(found.refused) == {"self": "broken link", "gone.png": "broken link"}
+    walked = walk(tmp_path)
+    assert walked.images == ["x/a.png"]
+    assert dict(walked.refused) == {"self": "broken link", "gone.png": "broken link"}
 
 
 def test_links_to_hidden_stores_are_the_only_way_there(tmp_path: Path) -> None:
@@ -55,9 +55,9 @@ def test_links_out_of_the_folder_are_refused_by_default(tmp_path: Path) -> None:
     image(root / "a.png")
     (root / "out").symlink_to(outside)
     (root / "out2.png").symlink_to(outside / "b.png")
-    found = walk(root)
-    assert found.images == ["a.png"]
-    assert [path for path, reason in found.refused if "--follow-links" in reason] == ["out", "out2.png"]
+    walked = walk(root)
+    assert walked.images == ["a.png"]
+    assert [path for path, reason in walked.refused if "--follow-links" in reason] == ["out", "out2.png"]
     followed = walk(root, follow_links=True)
     assert followed.images == ["a.png", "out2.png"] or followed.images == ["a.png", "out/b.png"]  # once
     assert followed.refused == []

@@ -62,8 +62,8 @@ def test_everything_planted_is_found_and_nothing_else(curated: Path) -> None:
     rows = rows_of(curated)
     assert {name: rows[name]["reason"] for name in DROPPED} == DROPPED
     copies = {"03.png": "same.png", "04.png": "small_copy.png", "05.png": "mirror.png"}
-    for one, other in copies.items():
-        kept, gone = (one, other) if rows[one]["keep"] else (other, one)
+    for original, other in copies.items():
+        kept, gone = (original, other) if rows[original]["keep"] else (other, original)
         assert rows[kept]["keep"]
         assert not rows[gone]["keep"]
         assert Path(rows[gone]["duplicate_of"]).name == kept
@@ -117,9 +117,9 @@ def test_similar_images_of_the_pool_are_retrieved_for_query_sets(
     assert code == 0
     report = json.loads(out)
     sources = {(row["name"], row["mode"]): row for row in report["sources"]}
-    asked = sources["lesions", "sample"]["kept"]
-    assert 1 <= asked <= 10
-    assert report["counts"]["kept"] == 10 + asked
+    sampled = sources["lesions", "sample"]["kept"]
+    assert 1 <= sampled <= 10
+    assert report["counts"]["kept"] == 10 + sampled
     assert {row["reason"] for row in rows_of(output).values()} >= {"not retrieved", None}
     assert "descriptor" in report["notes"][0]  # without a backbone
 
@@ -149,8 +149,11 @@ def test_an_index_measures_its_recall(
     raw: Any, curated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exact, approximate = tmp_path / "exact.parquet", tmp_path / "approximate.parquet"
-    for output, more in ((exact, []), (approximate, ["--set", "search.exact_up_to=8", "--set", "search.recall=1.0"])):
-        settings = ["--set", "retrieval.mode=all", *more, "-q"]
+    for output, options in (
+        (exact, []),
+        (approximate, ["--set", "search.exact_up_to=8", "--set", "search.recall=1.0"]),
+    ):
+        settings = ["--set", "retrieval.mode=all", *options, "-q"]
         reuse(curated, output)
         assert dinomed(capsys, "curate", *raw.arguments, "-o", output, *settings)[0] == 0
     assert load_result(exact).recall == []
@@ -206,8 +209,8 @@ def test_what_is_wrong_is_refused_in_one_line(
     case: str, raw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    more, words = REFUSED[case]
-    code, _, err = dinomed(capsys, "curate", *raw.arguments, "-o", "curated.parquet", *more, "-q")
+    options, words = REFUSED[case]
+    code, _, err = dinomed(capsys, "curate", *raw.arguments, "-o", "curated.parquet", *options, "-q")
     assert code in (1, 2)
     assert [line for line in err.splitlines() if line.startswith("error: ")]
     assert words in err
@@ -250,14 +253,14 @@ def test_embeddings_of_another_backbone_are_refused(
     arguments = ["--pool", good, "--set", "retrieval.mode=all", *raw.settings, "-b", tiny_backbone, "-o", output, "-q"]
     assert dinomed(capsys, "curate", *arguments, "--embeddings", table)[0] == 0
     assert len(open_dataset(output)) == 10
-    found = pq.ParquetFile(table).read()
-    metadata = {**found.schema.metadata, b"fingerprint": b"0" * 64}
-    pq.write_table(found.replace_schema_metadata(metadata), table)
+    rows = pq.ParquetFile(table).read()
+    metadata = {**rows.schema.metadata, b"fingerprint": b"0" * 64}
+    pq.write_table(rows.replace_schema_metadata(metadata), table)
     code, _, err = dinomed(capsys, "curate", *arguments, "--embeddings", table, "--overwrite")
     assert (code, "of another backbone" in err) == (2, True)
     feature = pa.FixedSizeListArray.from_arrays(pa.array(np.full(10 * 32, np.nan, np.float32)), 32)
-    broken = pa.table([found["image"], feature], schema=found.schema)
-    pq.write_table(broken.replace_schema_metadata(found.schema.metadata), table)
+    broken = pa.table([rows["image"], feature], schema=rows.schema)
+    pq.write_table(broken.replace_schema_metadata(rows.schema.metadata), table)
     code, _, err = dinomed(capsys, "curate", *arguments, "--embeddings", table, "--overwrite")
     assert (code, "not finite" in err) == (1, True)
 

@@ -35,9 +35,9 @@ cli.main(arguments)
 
 
 def settings(raw: Any) -> list[str]:
-    more = ("retrieval.mode=sample", "retrieval.k=1", "faces.action=drop", "duplicates.threshold=0.9",
+    settings = ("retrieval.mode=sample", "retrieval.k=1", "faces.action=drop", "duplicates.threshold=0.9",
             "duplicates.check_from=0.4")  # fmt: skip
-    return [*raw.arguments, *(word for one in more for word in ("--set", one)), "-q"]
+    return [*raw.arguments, *(word for setting in settings for word in ("--set", setting)), "-q"]
 
 
 def run(arguments: list[str]) -> None:
@@ -105,9 +105,9 @@ def test_a_worker_that_dies_loses_and_doubles_no_row(tmp_path: Path, capsys: pyt
     ray.cloudpickle.register_pickle_by_value(sys.modules[DiesOnce.__module__])  # workers do not know the tests
     engine = RayExecutor(workers=1)
     try:
-        found = [table["row"].to_pylist() for table in engine.map(DiesOnce(tmp_path / "died"), range(8))]
+        row_blocks = [table["row"].to_pylist() for table in engine.map(DiesOnce(tmp_path / "died"), range(8))]
     finally:
         engine.close()
-    assert found == [[row] for row in range(8)]
+    assert row_blocks == [[row] for row in range(8)]
     assert (tmp_path / "died").exists()
     assert "a Ray worker died" in capsys.readouterr().err

@@ -150,7 +150,9 @@ def test_preprocessing_keeps_the_range_of_the_image(tmp_path: Path) -> None:
         (IntensityConfig(bits=8, window=(0, 50_000)), 204 / 255),
         (IntensityConfig(), round(40_000 / 257) / 255),
     ):
-        one = Preprocessing(intensity=intensity, **settings)  # type: ignore[arg-type]
-        torch.testing.assert_close(one(one.read(tmp_path / "a.png")), torch.full((1, 16, 16), wanted))
-    assert json.loads(one.model_dump_json())["intensity"]["bits"] is None
+        preprocessing = Preprocessing(intensity=intensity, **settings)  # type: ignore[arg-type]
+        torch.testing.assert_close(
+            preprocessing(preprocessing.read(tmp_path / "a.png")), torch.full((1, 16, 16), wanted)
+        )
+    assert json.loads(preprocessing.model_dump_json())["intensity"]["bits"] is None
     assert read_image(tmp_path / "a.png").dtype == np.uint8

@@ -65,8 +65,8 @@ def test_blur_gray_and_solarisation_equal_those_of_torchvision(picture: np.ndarr
         ({"gray": 1.0}, F.rgb_to_grayscale(tensor, 3)),
         ({"solarize": 1.0}, F.solarize(tensor, 128)),
     ):
-        found = only(**changes)(picture.copy(), rng)
-        assert np.abs(found.astype(int) - wanted.permute(1, 2, 0).numpy()).max() <= 1  # rounding
+        augmented = only(**changes)(picture.copy(), rng)
+        assert np.abs(augmented.astype(int) - wanted.permute(1, 2, 0).numpy()).max() <= 1  # rounding
 
 
 def test_windows_have_the_distribution_of_torchvision() -> None:

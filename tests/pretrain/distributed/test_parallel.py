@@ -25,11 +25,11 @@ Tiny = Callable[..., PretrainConfig]
 HERE = Path(__file__).parent
 
 
-def run(count: int, config: PretrainConfig, data: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def run(count: int, config: PretrainConfig, data: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run `dinomed pretrain` in `count` processes."""
     path = out.with_suffix(".yaml")
     path.write_text(to_yaml(config))
-    command = ["pretrain", str(path), "--data", str(data), "-o", str(out), "--device", "cpu", *more]
+    command = ["pretrain", str(path), "--data", str(data), "-o", str(out), "--device", "cpu", *options]
     command = [sys.executable, "-m", "dinomed.apps.cli", *command, "--nproc", str(count)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
@@ -45,10 +45,10 @@ def log(out: Path) -> list[dict[str, Any]]:
 
 def assert_same_run(a: Path, b: Path) -> None:
     """Compare losses and weights, up to the order in which gradients are summed."""
-    for one, other in zip(log(a), log(b), strict=True):
+    for first_line, other in zip(log(a), log(b), strict=True):
         for name in ("loss", "dino", "ibot", "target_entropy", "target_entropy_mean"):
             # float32 sums in another order; the second step on also through AdamW, which enlarges rounding
-            assert one[name] == pytest.approx(other[name], rel=2e-3), name
+            assert first_line[name] == pytest.approx(other[name], rel=2e-3), name
     first, second = weights(a), weights(b)
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=2e-2, atol=2e-4)
@@ -77,7 +77,7 @@ def test_every_collective_operation(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def one(tiny: Tiny, pictures: Path, tmp_path: Path) -> Path:
+def single_run(tiny: Tiny, pictures: Path, tmp_path: Path) -> Path:
     """A run of one process, without stochastic depth (each process has its own random subsets)."""
     pretrain(settings(tiny), pictures, tmp_path / "one", device="cpu")
     return tmp_path / "one"
@@ -97,11 +97,11 @@ def settings(tiny: Tiny, **run: object) -> PretrainConfig:
     ids=str,
 )
 def test_two_processes_train_as_one(
-    tiny: Tiny, pictures: Path, tmp_path: Path, one: Path, changes: dict[str, object]
+    tiny: Tiny, pictures: Path, tmp_path: Path, single_run: Path, changes: dict[str, object]
 ) -> None:
     done = run(2, settings(tiny, **changes), pictures, tmp_path / "two")
     assert done.returncode == 0, done.stderr
-    assert_same_run(one, tmp_path / "two")
+    assert_same_run(single_run, tmp_path / "two")
 
 
 @pytest.mark.long
@@ -135,7 +135,7 @@ def test_two_processes_adapt_as_one_and_one_process_resumes(
 @pytest.mark.long
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_resumes_with_another_number_of_processes(
-    tiny: Tiny, pictures: Path, tmp_path: Path, one: Path, before: int, after: int
+    tiny: Tiny, pictures: Path, tmp_path: Path, single_run: Path, before: int, after: int
 ) -> None:
     config, out = settings(tiny, parallel="shard", checkpoint_every=2), tmp_path / "changed"
     assert run(before, config, pictures, out).returncode == 0
@@ -145,7 +145,7 @@ def test_a_run_resumes_with_another_number_of_processes(
     done = run(after, config, pictures, out, "--resume")
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stderr
-    assert_same_run(one, out)
+    assert_same_run(single_run, out)
 
 
 @pytest.mark.long

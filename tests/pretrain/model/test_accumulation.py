@@ -41,9 +41,9 @@ def gradients(
     model.centers.float()  # kept in float32, whatever the weights are
     loads = [partial(to_batch, part) for part in slices]
     losses = forward_backward(model, loads, 0.04, contextlib.nullcontext, torch.Tensor.backward)
-    found = {name: p.grad for name, p in model.student.named_parameters() if p.grad is not None}
+    student_gradients = {name: p.grad for name, p in model.student.named_parameters() if p.grad is not None}
     values = {name: float(value.detach()) for name, value in {"total": losses.total, **losses.terms}.items()}
-    return values, found, dict(model.centers.named_buffers())
+    return values, student_gradients, dict(model.centers.named_buffers())
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,15 @@ def test_slices_give_the_gradients_of_the_whole_batch(
 ) -> None:
     config = tiny(objective=objective, backbone={"drop_path": 0})
     values, wanted, centers = gradients(config, [raw])
-    sliced, found, sliced_centers = gradients(config, raw.split(size))
+    sliced, sliced_gradients, sliced_centers = gradients(config, raw.split(size))
     # float64: what is left is the order of sums
     assert sliced == pytest.approx(values, rel=1e-6)
-    assert found.keys() == wanted.keys()
+    assert sliced_gradients.keys() == wanted.keys()
     for name, gradient in wanted.items():
         # losses are computed in float32 on purpose, also from float64 scores
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()) + 1e-9)
+        torch.testing.assert_close(
+            sliced_gradients[name], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()) + 1e-9
+        )
     torch.testing.assert_close(sliced_centers, centers)
 
 

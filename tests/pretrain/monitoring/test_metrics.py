@@ -58,11 +58,11 @@ FLAT = {"dino": 6.23, "target_information": 0.2}
 def test_each_problem_of_a_run_gives_one_warning(change: dict[str, float], words: str | None) -> None:
     health = HealthCheck(prototypes=512, views=128, steps=100)
     assert health.check(30, HEALTHY) == []
-    found = health.check(40, HEALTHY | change)
+    warnings = health.check(40, HEALTHY | change)
     if words is None:
-        assert found == []
+        assert warnings == []
     else:
-        (text,) = found
+        (text,) = warnings
         assert words in text
         assert "cause" in text or "Lower" in text
         assert health.check(50, HEALTHY | change) == []
@@ -77,7 +77,7 @@ def test_the_online_knn_equals_that_of_scikit_learn(tiny: Tiny, pictures: Path, 
     backbone = load_backbone(tiny_backbone)
     knn = build_online_knn(manifest, manifest.select(split="train"), backbone.preprocessing, limit=2000)
     assert knn is not None
-    found = knn.measure(backbone.vit, CPU)
+    accuracies = knn.measure(backbone.vit, CPU)
     rows = []
     for part in knn.parts:
         images = [backbone.preprocessing(read_image(part.path(i))) for i in range(len(part))]
@@ -85,7 +85,7 @@ def test_the_online_knn_equals_that_of_scikit_learn(tiny: Tiny, pictures: Path, 
     reference = KNeighborsClassifier(
         min(20, len(rows[0])), metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07)
     ).fit(rows[0], knn.labels[0])
-    assert found["knn_accuracy"] == pytest.approx(reference.score(rows[1], knn.labels[1]))
+    assert accuracies["knn_accuracy"] == pytest.approx(reference.score(rows[1], knn.labels[1]))
 
 
 def test_without_labels_or_val_there_is_no_knn(tiny: Tiny, pictures: Path, tiny_backbone: Path) -> None:
@@ -155,10 +155,10 @@ def test_a_fall_of_the_knn_beyond_chance_gives_one_warning(
 def test_the_error_of_an_auroc_is_that_of_new_draws(auroc: float, positives: int, negatives: int) -> None:
     rng, draws = np.random.default_rng(0), 4000
     high = rng.exponential(auroc / (1 - auroc), (draws, positives, 1))
-    found = (high > rng.exponential(1.0, (draws, 1, negatives))).mean((1, 2))
-    assert found.mean() == pytest.approx(auroc, abs=0.01)
+    shares = (high > rng.exponential(1.0, (draws, 1, negatives))).mean((1, 2))
+    assert shares.mean() == pytest.approx(auroc, abs=0.01)
     # 4,000 draws tell a deviation to 1.1%, times three
-    assert found.std() == pytest.approx(auroc_error(auroc, positives, negatives), rel=0.035)
+    assert shares.std() == pytest.approx(auroc_error(auroc, positives, negatives), rel=0.035)
 
 
 def _knn(counts: list[int]) -> OnlineKNN:

@@ -24,32 +24,32 @@ from dinomed.pretrain.run_folder import SEEN_FILE
 CONFIG = AuditConfig(descriptor=DescriptorConfig(fit_images=32), candidates=3)
 
 
-def told(found: Audit, train: Manifest | None, test: Manifest, kind: str) -> dict[str, Any]:
+def pairs_of(leak_audit: Audit, train: Manifest | None, test: Manifest, kind: str) -> dict[str, Any]:
     """Test image -> training image of the pairs of a kind."""
     names = None if train is None else train.column("image")
     tests = test.column("image")
-    pairs = [pair for pair in found.pairs if pair.kind == kind]
+    pairs = [pair for pair in leak_audit.pairs if pair.kind == kind]
     return {tests[pair.test]: names[pair.train] if names and pair.train is not None else None for pair in pairs}
 
 
 @pytest.fixture(scope="module")
-def found(planted) -> Audit:
+def leak_audit(planted) -> Audit:
     return audit(planted.train, planted.test, CONFIG)
 
 
-def test_every_planted_leak_is_found_and_nothing_else(planted, found: Audit) -> None:
+def test_every_planted_leak_is_found_and_nothing_else(planted, leak_audit: Audit) -> None:
     sides = planted.train, planted.test
-    assert told(found, *sides, "exact") == {"exact.png": "20.png"}
-    assert told(found, *sides, "near") == planted.near
-    assert told(found, *sides, "group") == {"group.png": "21.png"}
-    assert found.counts == {"exact": 1, "near": len(planted.near), "group": 1}
-    assert (found.leaked, found.test_images, found.train_images) == (len(planted.near) + 2, 21, 24)
-    for pair in found.pairs:
+    assert pairs_of(leak_audit, *sides, "exact") == {"exact.png": "20.png"}
+    assert pairs_of(leak_audit, *sides, "near") == planted.near
+    assert pairs_of(leak_audit, *sides, "group") == {"group.png": "21.png"}
+    assert leak_audit.counts == {"exact": 1, "near": len(planted.near), "group": 1}
+    assert (leak_audit.leaked, leak_audit.test_images, leak_audit.train_images) == (len(planted.near) + 2, 21, 24)
+    for pair in leak_audit.pairs:
         if pair.kind == "near":
             assert pair.similarity is not None
             assert pair.distance is not None or (pair.matches or 0) >= CONFIG.min_matches
-    assert [pair.kind for pair in found.pairs] == sorted(
-        (pair.kind for pair in found.pairs), key=["exact", "near", "group"].index
+    assert [pair.kind for pair in leak_audit.pairs] == sorted(
+        (pair.kind for pair in leak_audit.pairs), key=["exact", "near", "group"].index
     )
 
 
@@ -83,9 +83,9 @@ def test_few_images_are_compared_by_hash_alone(planted) -> None:
     train, test = planted.train.take([3, 4]), planted.test
     names = test.column("image")
     few = test.take([names.index("flip.png"), names.index("crop.png")])
-    found = audit(train, few, CONFIG)
-    assert told(found, train, few, "near") == {"flip.png": "03.png"}
-    assert "by hash alone" in found.notes[0]
+    few_audit = audit(train, few, CONFIG)
+    assert pairs_of(few_audit, train, few, "near") == {"flip.png": "03.png"}
+    assert "by hash alone" in few_audit.notes[0]
 
 
 def test_an_image_that_went_away_is_still_looked_for_by_content(
@@ -95,10 +95,10 @@ def test_an_image_that_went_away_is_still_looked_for_by_content(
     test = Manifest(planted.test.table, tmp_path / "test")
     (tmp_path / "test" / "exact.png").write_bytes(b"")
     (tmp_path / "test" / "flip.png").unlink()
-    found = audit(planted.train, test, CONFIG.model_copy(update={"candidates": 1}))
-    assert found.unreadable == 2
-    assert "exact.png" in told(found, planted.train, test, "exact")
-    assert "flip.png" not in told(found, planted.train, test, "near")
+    test_audit = audit(planted.train, test, CONFIG.model_copy(update={"candidates": 1}))
+    assert test_audit.unreadable == 2
+    assert "exact.png" in pairs_of(test_audit, planted.train, test, "exact")
+    assert "flip.png" not in pairs_of(test_audit, planted.train, test, "near")
     assert "flip.png" in capsys.readouterr().err
 
 
@@ -141,12 +141,12 @@ def run_folder(planted, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_knows_what_it_has_seen(planted, run_folder: Path) -> None:
-    found = audit_training_index(read_training_index(run_folder), planted.test, CONFIG)
-    assert told(found, None, planted.test, "exact") == {"exact.png": None}
-    near = set(told(found, None, planted.test, "near"))
+    index_audit = audit_training_index(read_training_index(run_folder), planted.test, CONFIG)
+    assert pairs_of(index_audit, None, planted.test, "exact") == {"exact.png": None}
+    near = set(pairs_of(index_audit, None, planted.test, "near"))
     assert {"turn.png", "flip.png", "jpeg.png", "colour.png", "brightness.png", "rescale.png"} <= near
     assert near <= set(planted.near)
-    assert told(found, None, planted.test, "group") == {"group.png": None}
+    assert pairs_of(index_audit, None, planted.test, "group") == {"group.png": None}
     names = planted.test.column("image")
     clean = planted.test.take([row for row, name in enumerate(names) if name.startswith("other")])
     assert audit_training_index(read_training_index(run_folder), clean, CONFIG).pairs == []
@@ -216,10 +216,10 @@ def test_the_known_duplicates_of_real_sets_are_found(real_data: Path, tmp_path: 
             for name in [pair[side] for pair in wanted] + names:
                 shutil.copy(folder / f"{name}.jpg", target)
             sides.append(scan(target, make_split=False).manifest)
-        found = audit(*sides, AuditConfig(groups=False))
+        sides_audit = audit(*sides, AuditConfig(groups=False))
         for kind, pairs in there.items():
             expected = {f"{b}.jpg": f"{a}.jpg" for a, b in pairs}
-            assert told(found, *sides, kind) == expected, (source, kind)
+            assert pairs_of(sides_audit, *sides, kind) == expected, (source, kind)
             checked += len(expected)
     assert checked >= 4
 
@@ -240,9 +240,9 @@ def test_a_run_on_real_lesions_knows_them_recompressed(real_data: Path, tmp_path
             image.rotate(90, expand=True).save(tmp_path / "test" / f"copy_{path.stem}.jpg", quality=60)
     write_training_index(tmp_path, scan(tmp_path / "train", make_split=False).manifest)
     test = scan(tmp_path / "test", make_split=False).manifest
-    found = audit_training_index(read_training_index(tmp_path), test)
-    assert set(told(found, None, test, "near")) == {f"copy_{path.name}" for path in images[:20:2]}
-    assert found.counts["exact"] == 0
+    index_audit = audit_training_index(read_training_index(tmp_path), test)
+    assert set(pairs_of(index_audit, None, test, "near")) == {f"copy_{path.name}" for path in images[:20:2]}
+    assert index_audit.counts["exact"] == 0
 
 
 def test_a_manifest_read_back_audits_the_same(planted, tmp_path: Path) -> None:

@@ -77,9 +77,9 @@ def test_invariance_is_linear_discriminant_analysis() -> None:
 def test_few_pictures_still_give_the_requested_dimension() -> None:
     rng = np.random.default_rng(0)
     raw = rng.normal(size=(5, 40))
-    found = fit_invariance(raw, raw[:, None] + 0.1 * rng.normal(size=(5, 6, 40)), 32)
-    assert found.dimension == 32
-    assert np.linalg.matrix_rank(found.matrix) == 32
+    projection = fit_invariance(raw, raw[:, None] + 0.1 * rng.normal(size=(5, 6, 40)), 32)
+    assert projection.dimension == 32
+    assert np.linalg.matrix_rank(projection.matrix) == 32
     assert fit_invariance(raw, raw[:, None] + 0.1, 100).dimension == 40
 
 
@@ -123,8 +123,8 @@ def test_a_picture_of_one_colour_is_described_too(level: int, fitted) -> None:
 def test_copies_are_more_alike_than_lesions(fitted) -> None:
     lesions = [draw_lesion(seed) for seed in range(1000, 1024)]
     vectors = fitted(lesions)
-    others = (vectors @ vectors.T)[~np.eye(len(lesions), dtype=bool)]
-    limit = np.quantile(others, 0.99)
+    similarities = (vectors @ vectors.T)[~np.eye(len(lesions), dtype=bool)]
+    limit = np.quantile(similarities, 0.99)
     for kind in ("turn", "flip", "jpeg", "text", "rescale", "border"):
         copies = fitted([make_copy(lesion, kind, np.random.default_rng(i)) for i, lesion in enumerate(lesions)])
         assert ((copies * vectors).sum(axis=1) > limit).mean() > 0.8, kind
@@ -185,9 +185,9 @@ def test_a_changed_backbone_is_noticed(tiny_backbone: Path, lesion_manifest: Pat
     copy = tmp_path / "backbone"
     shutil.copytree(tiny_backbone, copy)
     config = DescriptorConfig(source=BackboneConfig(backbone=str(copy)), fit="whitening", fit_images=20)
-    found = fit_descriptor(config, [read_manifest(lesion_manifest)], device="cpu")
-    save_descriptor(tmp_path / "d.safetensors", found)
-    assert load_descriptor(tmp_path / "d.safetensors", device="cpu").fingerprint == found.fingerprint
+    descriptor = fit_descriptor(config, [read_manifest(lesion_manifest)], device="cpu")
+    save_descriptor(tmp_path / "d.safetensors", descriptor)
+    assert load_descriptor(tmp_path / "d.safetensors", device="cpu").fingerprint == descriptor.fingerprint
     from dinomed.backbones.load import save_backbone
 
     changed = load_backbone(copy)
@@ -217,8 +217,8 @@ def test_sscd_is_read_from_tensors(sscd: tuple[Path, torch.nn.Module]) -> None:
     torch.save(state, folder / "sscd.torchvision.pt")
     save_file(state, folder / "sscd.safetensors")
     for name in ("sscd.torchvision.pt", "sscd.safetensors"):
-        found = load_sscd(folder / name)
-        assert torch.equal(found(images), network(images))
+        loaded = load_sscd(folder / name)
+        assert torch.equal(loaded(images), network(images))
     source = DescriptorConfig(source=SSCDConfig(weights=str(folder / "sscd.safetensors")), fit="none")
     vectors = fit_descriptor(source, [], device="cpu")([draw_lesion(1)])
     assert vectors.shape == (1, 512)
@@ -240,9 +240,9 @@ def test_torchscript_runs_only_with_allow_code(
     torch.jit.trace(network, images).save(str(path))
     with pytest.raises(UsageError, match=r"TorchScript, a program.*allow_code"):
         load_sscd(path)
-    found = load_sscd(path, allow_code=True)
+    loaded = load_sscd(path, allow_code=True)
     assert "running the code" in capsys.readouterr().err
-    assert torch.allclose(found(images), network(images), atol=1e-4)  # a traced program may fuse its sums
+    assert torch.allclose(loaded(images), network(images), atol=1e-4)  # a traced program may fuse its sums
 
 
 def test_other_files_are_no_sscd(tmp_path: Path) -> None:
@@ -277,13 +277,13 @@ def test_copies_align_and_different_lesions_do_not() -> None:
     for kind in KINDS:
         if kind in ("blur", "mixed"):  # may leave no points, and the hash is then what tells
             continue
-        found = [
+        match_counts = [
             count_matches(points[i], find_keypoints(make_copy(lesion, kind, np.random.default_rng(i))))
             for i, lesion in enumerate(lesions)
         ]
-        assert sum(count >= MIN_MATCHES for count in found) >= 3, (kind, found)
-    others = [count_matches(points[i], points[j]) for i in range(4) for j in range(i)]
-    assert max(others) < MIN_MATCHES, others
+        assert sum(count >= MIN_MATCHES for count in match_counts) >= 3, (kind, match_counts)
+    different_counts = [count_matches(points[i], points[j]) for i in range(4) for j in range(i)]
+    assert max(different_counts) < MIN_MATCHES, different_counts
 
 
 def test_nothing_to_align_in_a_blank_picture() -> None:
@@ -302,16 +302,16 @@ def test_copies_of_real_lesions_are_found_among_others(real_data: Path) -> None:
     descriptor = fit_descriptor(DescriptorConfig(fit_images=100), [manifest])
     images = [read_image(folder / name) for name in first[100:250]]
     vectors = descriptor(images)
-    found, false = [], 0
+    recalled, false = [], 0
     for i, image in enumerate(images[:15]):
         copies = [make_copy(image, kind, np.random.default_rng([i, n])) for n, kind in enumerate(KINDS)]
         similarity = descriptor(copies) @ vectors.T
-        found.append(similarity[:, i] > 0.6)
+        recalled.append(similarity[:, i] > 0.6)
         false += int((np.delete(similarity, i, axis=1) > 0.6).sum())
-    recall = dict(zip(KINDS, np.mean(found, axis=0).tolist(), strict=True))
-    assert np.mean(found) > 0.8, recall
+    recall = dict(zip(KINDS, np.mean(recalled, axis=0).tolist(), strict=True))
+    assert np.mean(recalled) > 0.8, recall
     assert min(recall[kind] for kind in ("turn", "flip", "blur", "jpeg", "rescale", "border")) > 0.9, recall
-    assert false <= 0.1 * np.sum(found), false
+    assert false <= 0.1 * np.sum(recalled), false
 
 
 def _manifest(folder: Path, images: list[str]) -> Manifest:
@@ -325,5 +325,5 @@ def test_scan_makes_what_fitting_takes(tmp_path: Path) -> None:
 
     for seed in range(9):
         Image.fromarray(draw_lesion(seed)).save(tmp_path / f"{seed}.png")
-    found = fit_descriptor(DescriptorConfig(dimension=16), [scan(tmp_path).manifest])
-    assert found([draw_lesion(0)]).shape == (1, 16)
+    descriptor = fit_descriptor(DescriptorConfig(dimension=16), [scan(tmp_path).manifest])
+    assert descriptor([draw_lesion(0)]).shape == (1, 16)

@@ -19,13 +19,13 @@ def lesion() -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_decides_and_the_original_stays(lesion: np.ndarray, kind: str) -> None:
     before = lesion.copy()
-    one, again, other = (make_copy(lesion, kind, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert (one == again).all()
-    assert one.dtype == np.uint8
-    assert one.flags.c_contiguous
+    first, again, other = (make_copy(lesion, kind, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert (first == again).all()
+    assert first.dtype == np.uint8
+    assert first.flags.c_contiguous
     assert (lesion == before).all()
     if kind not in ("flip", "turn"):  # of which there are two and three
-        assert one.shape != other.shape or (one != other).any()
+        assert first.shape != other.shape or (first != other).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,8 +48,10 @@ def test_a_crop_is_a_part_of_the_picture_with_the_expected_area(lesion: np.ndarr
         crop = make_copy(lesion, "crop", np.random.default_rng(seed))
         share = crop.shape[0] * crop.shape[1] / (lesion.shape[0] * lesion.shape[1])
         assert 0.45 <= share <= 0.92  # a crop that would not fit is cut, and sides are whole pixels
-        found = cv2.matchTemplate(lesion, crop, cv2.TM_SQDIFF)
-        assert found.min() < 0.02 * crop.size  # squared grey levels; 0 but for the rounding of a float32 transform
+        differences = cv2.matchTemplate(lesion, crop, cv2.TM_SQDIFF)
+        assert (
+            differences.min() < 0.02 * crop.size
+        )  # squared grey levels; 0 but for the rounding of a float32 transform
 
 
 def test_a_border_frames_the_whole_picture(lesion: np.ndarray) -> None:

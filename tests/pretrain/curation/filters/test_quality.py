@@ -62,19 +62,19 @@ def test_planted_junk_is_found_for_its_reason() -> None:
 
 @pytest.mark.data
 def test_real_pictures_pass_and_junk_made_of_them_does_not(real_data: Path) -> None:
-    found: Counter[str | None] = Counter()
+    verdicts: Counter[str | None] = Counter()
     missed: Counter[str] = Counter()
     for folder, step in (("dermoscopy", 100), ("dermoscopy_unlabelled", 20), ("polyps", 10)):
         for path in sorted((real_data / folder / "images").glob("*.jpg"))[::step]:
             image = read_image(path)
-            found[verdict(image)] += 1
-            if len(missed) < 10 and found.total() % 10 == 0 and folder != "polyps":
+            verdicts[verdict(image)] += 1
+            if len(missed) < 10 and verdicts.total() % 10 == 0 and folder != "polyps":
                 junk = plant_junk(image, 0)
                 missed += Counter(
                     kind for kind in ("black", "blank", "blurred", "too small") if not verdict(junk[kind])
                 )
-    assert found.total() > 160
-    assert found.total() - found[None] <= 2, found
+    assert verdicts.total() > 160
+    assert verdicts.total() - verdicts[None] <= 2, verdicts
     assert missed.total() == 0, missed
 
 

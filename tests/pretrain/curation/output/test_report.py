@@ -73,10 +73,10 @@ def test_names_are_shown_on_request_only_and_escaped(page: str, outcome: Curatio
     named = build_report(outcome, names=True)
     assert "&lt;script&gt;alert(1)&lt;" in named
     for built in (page, named):
-        found = Tags()
-        found.feed(built)
-        assert "script" not in found.tags
-        assert not [name for name in found.attributes if name.startswith("on")]
+        parser = Tags()
+        parser.feed(built)
+        assert "script" not in parser.tags
+        assert not [name for name in parser.attributes if name.startswith("on")]
     for name in outcome.manifest.column("image"):
         assert Path(name).stem not in unescape(page)
     assert "Mrs_Example" not in page

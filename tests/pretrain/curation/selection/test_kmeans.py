@@ -65,7 +65,7 @@ def test_little_memory_fits_on_a_sample_and_assigns_all(monkeypatch: pytest.Monk
     x, label = blobs([3000, 3000, 3000], spread=0.1)
     seen = []
     monkeypatch.setattr(
-        module, "_fit", lambda sample, *rest, fit=module._fit: seen.append(len(sample)) or fit(sample, *rest)
+        module, "_fit", lambda sample, *arguments, fit=module._fit: seen.append(len(sample)) or fit(sample, *arguments)
     )
     clusters = kmeans(x, 3, memory_gib=200 * 8 * 4 * 2 / 2**30)
     assert seen == [200]
