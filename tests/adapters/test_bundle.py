@@ -28,35 +28,35 @@ class Stop(BaseException):
 
 
 def save(folder: Path, backbone: Path, seed: int) -> AdapterRecord:
-    found, config = load_backbone(backbone), SegmentConfig(seed=seed)
+    frozen, config = load_backbone(backbone), SegmentConfig(seed=seed)
     with open_output(folder, config, overwrite=True) as output:
         (output.stage / "log.jsonl").write_text(f"{seed}\n")
-        adapter = build_adapter(config, found, 1)
+        adapter = build_adapter(config, frozen, 1)
         return save_bundle(
-            output, adapter, found, classes=["lesion"], seen=NOTHING, threshold=0.5, validation={}, training={}
+            output, adapter, frozen, classes=["lesion"], seen=NOTHING, threshold=0.5, validation={}, training={}
         )
 
 
 @pytest.fixture
-def one(tmp_path: Path, tiny_backbone: Path) -> Path:
+def adapter_folder(tmp_path: Path, tiny_backbone: Path) -> Path:
     save(tmp_path / "one", tiny_backbone, 1)
     return tmp_path / "one"
 
 
-def test_a_bundle_is_five_files_and_loads_from_one(one: Path) -> None:
-    assert {path.name for path in one.iterdir()} - {".lock"} == {
+def test_a_bundle_is_five_files_and_loads_from_one(adapter_folder: Path) -> None:
+    assert {path.name for path in adapter_folder.iterdir()} - {".lock"} == {
         "adapter.safetensors",
         "adapter.json",
         "adapter.yaml",
         "card.md",
         "log.jsonl",
     }
-    for path in one.iterdir():
+    for path in adapter_folder.iterdir():
         if path.name != "adapter.safetensors":
             path.unlink()
-    record = read_record(one)
-    assert load_head(one, record).task == "segment"
-    assert read_training_hashes(one, record) == NOTHING
+    record = read_record(adapter_folder)
+    assert load_head(adapter_folder, record).task == "segment"
+    assert read_training_hashes(adapter_folder, record) == NOTHING
 
 
 def what_loads(folder: Path) -> str:
@@ -103,7 +103,9 @@ def test_an_interrupted_save_leaves_the_old_or_the_new_bundle(
         save(folder, tiny_backbone, 2)  # and the next try needs no help
     assert new is not None
     first = "did not finish" if old is None else old.weights_sha256
-    assert outcomes == sorted(outcomes, key=lambda found: found == new.weights_sha256)  # first the old, then the new
+    assert outcomes == sorted(
+        outcomes, key=lambda outcome: outcome == new.weights_sha256
+    )  # first the old, then the new
     assert set(outcomes) == {first, new.weights_sha256}
     assert len(outcomes) > 8
 
@@ -125,7 +127,7 @@ class _Evil:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         ("cut", "truncated, damaged"),
         ("empty", "truncated, damaged"),
@@ -143,10 +145,10 @@ class _Evil:
     ],
 )
 def test_a_damaged_bundle_raises_a_clear_error(
-    one: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, damage: str, told: str
+    adapter_folder: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, damage: str, message: str
 ) -> None:
-    monkeypatch.chdir(one.parent)
-    weights, record = one / "adapter.safetensors", one / "adapter.json"
+    monkeypatch.chdir(adapter_folder.parent)
+    weights, record = adapter_folder / "adapter.safetensors", adapter_folder / "adapter.json"
     if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:-8])
     elif damage == "empty":
@@ -172,15 +174,15 @@ def test_a_damaged_bundle_raises_a_clear_error(
     elif damage == "json changed":
         record.write_text(json.dumps(json.loads(record.read_text()) | {"threshold": 0.1}))
     else:
-        other = one.parent / "other"
+        other = adapter_folder.parent / "other"
         save(other, tiny_backbone, 2)
         name = "adapter.json" if damage == "json of another" else "adapter.safetensors"
-        shutil.copy(other / name, one / name)
-    with pytest.raises(DinomedError, match=str(one)) as error:
-        load_head(one, read_record(one))
-    assert told in str(error.value)
+        shutil.copy(other / name, adapter_folder / name)
+    with pytest.raises(DinomedError, match=str(adapter_folder)) as error:
+        load_head(adapter_folder, read_record(adapter_folder))
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
-    assert not (one.parent / "owned").exists()
+    assert not (adapter_folder.parent / "owned").exists()
 
 
 def test_a_folder_without_a_bundle_raises_a_clear_error(tmp_path: Path, tiny_backbone: Path) -> None:

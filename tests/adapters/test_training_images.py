@@ -25,21 +25,21 @@ TRAIN = manifest(("a.jpg", 1, "HAM_1"), ("b.jpg", 2, None), ("c.jpg", 3, "007"),
 
 def test_images_are_recognised_by_content_under_any_name() -> None:
     other = manifest(("x.jpg", 2, None), ("b.jpg", 20, None), ("y.jpg", 30, None))
-    found = hash_training_images([TRAIN]).find(other, other)
-    assert (found.images, found.groups) == (("x.jpg",), ())  # b.jpg of another collection is another image
-    assert found
+    overlap = hash_training_images([TRAIN]).find(other, other)
+    assert (overlap.images, overlap.groups) == (("x.jpg",), ())  # b.jpg of another collection is another image
+    assert overlap
 
 
 def test_groups_are_recognised_by_name_unless_it_is_a_number() -> None:
     other = manifest(("x.jpg", 10, "HAM_1"), ("y.jpg", 11, "007"), ("z.jpg", 12, "HAM_2"))
-    found = hash_training_images([TRAIN]).find(other, other)
-    assert (found.images, found.groups) == ((), ("x.jpg",))
+    overlap = hash_training_images([TRAIN]).find(other, other)
+    assert (overlap.images, overlap.groups) == ((), ("x.jpg",))
 
 
 def test_groups_are_recognised_by_a_training_image_in_the_same_manifest() -> None:
     whole = manifest(("c.jpg", 3, "007"), ("new.jpg", 50, "007"), ("other.jpg", 51, "008"))
-    found = hash_training_images([TRAIN]).find(whole.take([1, 2]), whole)
-    assert (found.images, found.groups) == ((), ("new.jpg",))
+    overlap = hash_training_images([TRAIN]).find(whole.take([1, 2]), whole)
+    assert (overlap.images, overlap.groups) == ((), ("new.jpg",))
 
 
 def test_a_manifest_without_training_images_has_no_overlap() -> None:

@@ -55,8 +55,8 @@ def test_the_curve_is_a_weighted_regression_on_the_drawn_rows(
         rows = draw_shots(y["train"], parts["train"].column("group"), 3, seed)
         model = LogisticRegression(C=STRENGTH, class_weight="balanced", tol=1e-8, max_iter=2000)
         model.fit((x["train"][rows] - shift) / scale, y["train"][rows])
-        found = model.predict_proba((x["test"] - shift) / scale)
-        values.append(classification_metrics(y["test"], found, classes)["auroc"])
+        probabilities = model.predict_proba((x["test"] - shift) / scale)
+        values.append(classification_metrics(y["test"], probabilities, classes)["auroc"])
     row = report["shots"][1]["auroc"]
     # a pair of nearly equal scores may turn with the solver's tolerance
     assert row["mean"] == pytest.approx(np.mean(values), abs=0.01)

@@ -47,10 +47,10 @@ def test_the_choice_does_not_use_test(tiny_backbone: Path, lesion_manifest: Path
         labels[i - 1] if split == "test" else label for i, (label, split) in enumerate(zip(labels, splits, strict=True))
     ]
     table = manifest.table.drop_columns(["label"]).append_column("label", pa.array(rolled))
-    one, other = (probe(backbone, m, cache=cache) for m in (manifest, Manifest(table, manifest.root)))
+    first, other = (probe(backbone, m, cache=cache) for m in (manifest, Manifest(table, manifest.root)))
     for method, setting in (("knn", "k"), ("logistic", "C")):
-        assert one[method][setting] == other[method][setting]
-    assert one["logistic"]["auroc"] != other["logistic"]["auroc"]
+        assert first[method][setting] == other[method][setting]
+    assert first["logistic"]["auroc"] != other["logistic"]["auroc"]
 
 
 @pytest.mark.parametrize("split", ["train", "tset", ""])
@@ -66,10 +66,10 @@ def test_missing_labels_raise_an_error_with_the_columns_and_the_remedy(
     table = manifest.table.rename_columns(["diagnosis" if name == "label" else name for name in manifest.columns])
     with pytest.raises(UsageError) as error:
         probe(load_backbone(tiny_backbone), Manifest(table, manifest.root), cache=cache)
-    told = str(error.value)
-    assert "diagnosis" in told
-    assert f"dinomed scan {manifest.root} --labels FILE.csv" in told
-    assert not any(name in told for name in ("sha256", "bytes", "mask", "\n"))
+    message = str(error.value)
+    assert "diagnosis" in message
+    assert f"dinomed scan {manifest.root} --labels FILE.csv" in message
+    assert not any(name in message for name in ("sha256", "bytes", "mask", "\n"))
 
 
 def test_a_class_of_one_image_is_a_warning_and_left_out_of_the_means(

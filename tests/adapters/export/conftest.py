@@ -72,16 +72,16 @@ def make_adapter(tmp_path: Path, small_backbone: Callable[..., Path]) -> Callabl
         usage: dict[str, Any] | None = None, backbone: Path | None = None,
     ) -> Path:  # fmt: skip
         base = load_backbone(backbone or small_backbone())
-        given: dict[str, Any] = {"head": {"name": head, **HEADS.get(head, {})}}
+        options: dict[str, Any] = {"head": {"name": head, **HEADS.get(head, {})}}
         if task == "depth":
-            given["head"] |= {"low": 1.0, "high": 9.0}
-        config = CONFIGS[task].model_validate(given)
+            options["head"] |= {"low": 1.0, "high": 9.0}
+        config = CONFIGS[task].model_validate(options)
         adapter, tuned = build_adapter(config, base, len(classes)), None
         if tune is not None:
             settings = BackboneTuneConfig.model_validate(tune)
             learning = LearningBackbone(base, settings, [b % base.depth for b in adapter.feature_spec.blocks], seed=0)
             generator = torch.Generator().manual_seed(3)
-            for parameter in (one for one in learning.vit.parameters() if one.requires_grad):
+            for parameter in (weight for weight in learning.vit.parameters() if weight.requires_grad):
                 parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
             tuned = learning.result()
         adapter = _settled(adapter, base if tuned is None else tuned.backbone, bool((usage or {}).get("multilabel")))
@@ -134,5 +134,5 @@ def _usage(task: str, kind: str, classes: tuple[str, ...]) -> dict[str, Any]:
     if task == "depth":
         return {"depth": {"column": "depth", "scale": 1.0, "unit": "cm", "low": 1.0, "high": 9.0}, "views": views}
     codes = {"binary": [1], "multiclass": list(range(len(classes)))}.get(kind, [2**i for i in range(len(classes))])
-    found: dict[str, Any] = {"legend": {"kind": kind, "names": list(classes), "codes": codes}, "views": views}
-    return found | ({"thresholds": [0.35, 0.6, 0.5][: len(classes)]} if kind == "multilabel" else {})
+    usage: dict[str, Any] = {"legend": {"kind": kind, "names": list(classes), "codes": codes}, "views": views}
+    return usage | ({"thresholds": [0.35, 0.6, 0.5][: len(classes)]} if kind == "multilabel" else {})

@@ -31,7 +31,7 @@ DENSE: list[Any] = [
     ("segment", "dpt", {"classes": THREE, "kind": "multilabel"}),
     *(("depth", head, {}) for head in ("linear", "linear4", "dpt")),
 ]
-ALL: list[Any] = [*(("classify", head, more) for head, more in CLASSIFIERS), *DENSE]
+ALL: list[Any] = [*(("classify", head, options) for head, options in CLASSIFIERS), *DENSE]
 ALL += [("classify", "linear", {"classes": THREE, "tune": "lora:2"}), ("segment", "linear", {"tune": "last:1"})]
 # float32 sums in another order, magnified by BatchNorm over random channels that hardly vary: up to 4e-4 was seen;
 # another computation, such as positions or pooling that are off by a pixel, gives 1e-2
@@ -52,19 +52,19 @@ def predicted(predictor: Predictor, image: np.ndarray) -> np.ndarray:
     return predictor.maps(image)
 
 
-def check(found: np.ndarray, targets: np.ndarray) -> None:
+def check(outputs: np.ndarray, targets: np.ndarray) -> None:
     scale = max(1.0, float(np.abs(targets).max()))  # depths go up to 9
-    assert found.shape == targets.shape
+    assert outputs.shape == targets.shape
     assert np.ptp(targets) > 0.01  # a constant answer would compare equal whatever was exported
-    assert np.abs(found - targets).max() < CLOSE * scale
+    assert np.abs(outputs - targets).max() < CLOSE * scale
 
 
-@pytest.mark.parametrize(("task", "head", "more"), ALL)
+@pytest.mark.parametrize(("task", "head", "options"), ALL)
 def test_the_graph_predicts_as_the_adapter_at_every_size(
-    task: str, head: str, more: dict[str, Any], make_adapter: Make
+    task: str, head: str, options: dict[str, Any], make_adapter: Make
 ) -> None:
     """The graph that is written as ONNX, still in torch."""
-    folder = make_adapter(task, head, **more)
+    folder = make_adapter(task, head, **options)
     source, predictor = load_source(str(folder)), load_adapter(folder)
     fixed, free = source.graph(64), source.graph(None)
     image = picture(predictor, 64, 64)
@@ -85,13 +85,13 @@ def onnx_check(folder: Path, out: Path, *, dynamic_size: bool) -> dict[str, Any]
     image = picture(predictor, 64, 64)
     pixels = predictor.backbone.preprocessing(image)[None].numpy()
     for count in (1, 3):
-        (found,) = session.run(None, {"pixels": np.repeat(pixels, count, axis=0)})
-        assert len(found) == count
-        check(found[-1], predicted(predictor, image))
+        (outputs,) = session.run(None, {"pixels": np.repeat(pixels, count, axis=0)})
+        assert len(outputs) == count
+        check(outputs[-1], predicted(predictor, image))
     if dynamic_size:
         other = torch.randn(2, 3, 80, 112, generator=torch.Generator().manual_seed(2))
-        (found,) = session.run(None, {"pixels": other.numpy()})
-        check(found, load_source(str(folder)).reference(other)[0].numpy())
+        (outputs,) = session.run(None, {"pixels": other.numpy()})
+        check(outputs, load_source(str(folder)).reference(other)[0].numpy())
     return report
 
 
@@ -100,7 +100,8 @@ LONG = pytest.mark.long
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "head", ["unet", *(pytest.param(one, marks=LONG) for one in ("fpn", "deeplabv3plus", "upernet", "segformer"))]
+    "head",
+    ["unet", *(pytest.param(decoder, marks=LONG) for decoder in ("fpn", "deeplabv3plus", "upernet", "segformer"))],
 )
 def test_onnx_of_an_smp_decoder_takes_any_batch_and_size(head: str, make_adapter: Make, tmp_path: Path) -> None:
     onnx_check(make_adapter("segment", head), tmp_path / "out", dynamic_size=True)
@@ -108,7 +109,7 @@ def test_onnx_of_an_smp_decoder_takes_any_batch_and_size(head: str, make_adapter
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "head", "more"),
+    ("task", "head", "options"),
     [
         ("segment", "dpt", {"classes": THREE, "kind": "multilabel"}),
         pytest.param("segment", "linear", {"classes": THREE, "kind": "multiclass"}, marks=LONG),
@@ -119,28 +120,28 @@ def test_onnx_of_an_smp_decoder_takes_any_batch_and_size(head: str, make_adapter
     ],
 )
 def test_onnx_of_other_dense_heads_takes_any_batch_and_size(
-    task: str, head: str, more: dict[str, Any], make_adapter: Make, tmp_path: Path
+    task: str, head: str, options: dict[str, Any], make_adapter: Make, tmp_path: Path
 ) -> None:
-    onnx_check(make_adapter(task, head, **more), tmp_path / "out", dynamic_size=True)
+    onnx_check(make_adapter(task, head, **options), tmp_path / "out", dynamic_size=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("head", "more"),
-    [(head, more) if head == "knn" and "usage" in more else pytest.param(head, more, marks=LONG)
-     for head, more in CLASSIFIERS],
+    ("head", "options"),
+    [(head, options) if head == "knn" and "usage" in options else pytest.param(head, options, marks=LONG)
+     for head, options in CLASSIFIERS],
 )  # fmt: skip
 def test_onnx_of_a_classifier_is_calibrated_and_names_its_thresholds(
-    head: str, more: dict[str, Any], make_adapter: Make, tmp_path: Path
+    head: str, options: dict[str, Any], make_adapter: Make, tmp_path: Path
 ) -> None:
-    report = onnx_check(make_adapter("classify", head, **more), tmp_path / "out", dynamic_size=False)
+    report = onnx_check(make_adapter("classify", head, **options), tmp_path / "out", dynamic_size=False)
     usage = report["source"]["usage"]
     assert usage["temperature"] == 1.7
     assert usage["thresholds"] == [0.3] * 3
     card = (tmp_path / "out" / "README.md").read_text()
     assert "temperature 1.7000 (applied already)" in card
     assert "a 0.3000, b 0.3000, c 0.3000" in card
-    assert ("a sigmoid for each label" in card) == ("usage" in more)
+    assert ("a sigmoid for each label" in card) == ("usage" in options)
 
 
 @pytest.mark.slow
@@ -155,7 +156,7 @@ def test_onnx_holds_the_weights_of_a_tuned_backbone(tune: str, make_adapter: Mak
 
 
 @pytest.mark.parametrize(
-    ("task", "head", "more"),
+    ("task", "head", "options"),
     [
         ("classify", "knn", {"classes": THREE}),
         ("segment", "unet", {}),
@@ -165,9 +166,9 @@ def test_onnx_holds_the_weights_of_a_tuned_backbone(tune: str, make_adapter: Mak
     ],
 )
 def test_safetensors_and_torchscript_predict_the_same(
-    task: str, head: str, more: dict[str, Any], make_adapter: Make, tmp_path: Path
+    task: str, head: str, options: dict[str, Any], make_adapter: Make, tmp_path: Path
 ) -> None:
-    folder = make_adapter(task, head, **more)
+    folder = make_adapter(task, head, **options)
     for kind in ("safetensors", "monai"):
         export(load_source(str(folder)), kind, tmp_path / kind)
     moved = (tmp_path / "safetensors").rename(tmp_path / "elsewhere")

@@ -27,8 +27,8 @@ SHAPES = [(2, 64, 64)]
 
 def files(folder: Path) -> dict[str, str]:
     """Hashes of all files but the lock."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in found}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
 
 @contextmanager
@@ -67,10 +67,10 @@ def test_an_interrupt_leaves_the_earlier_export(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "write_timm", interrupted)
-    for place, rest in ((out, before), (tmp_path / "new", {})):
+    for place, content in ((out, before), (tmp_path / "new", {})):
         with pytest.raises(KeyboardInterrupt):
             export(source, "timm", place, overwrite=True)
-        assert files(place) == rest
+        assert files(place) == content
     monkeypatch.undo()
     pytest.importorskip("timm")
     export(source, "timm", tmp_path / "new")  # the folder that it left is not in the way
@@ -105,10 +105,10 @@ def test_a_missing_or_different_backbone_is_named(make_adapter: Make, small_back
     backbone.rename(tmp_path / "moved")
     with pytest.raises(DinomedError, match="say where: --backbone PATH"):
         load_source(str(folder))
-    found = load_source(str(folder), backbone=str(tmp_path / "moved"))
-    export(found, "safetensors", tmp_path / "own", backbone=str(tmp_path / "moved"))
+    reloaded = load_source(str(folder), backbone=str(tmp_path / "moved"))
+    export(reloaded, "safetensors", tmp_path / "own", backbone=str(tmp_path / "moved"))
     shutil.rmtree(tmp_path / "moved")
-    assert load_adapter(tmp_path / "own").backbone.fingerprint == found.backbone.fingerprint
+    assert load_adapter(tmp_path / "own").backbone.fingerprint == reloaded.backbone.fingerprint
     with pytest.raises(UsageError, match="was made on backbone"):
         load_source(str(folder), backbone=str(small_backbone(intensity={"bits": 16})))
 
@@ -128,8 +128,8 @@ class Peeking(torch.nn.Module):
         self.head, self.feature_spec, self.config = head, head.feature_spec, head.config
 
     def forward(self, features: Any) -> Tensor:
-        found: Tensor = self.head(features)
-        return found * 2 if float(features.cls.sum()) > 0 else found
+        logits: Tensor = self.head(features)
+        return logits * 2 if float(features.cls.sum()) > 0 else logits
 
 
 @pytest.mark.slow
@@ -159,16 +159,16 @@ def test_rounding_that_a_head_amplifies_is_accepted(make_adapter: Make) -> None:
         linear.linear.weight *= 1e4
         probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))  # the one that is compared
         linear.linear.bias -= source.predictor.logits(probe)[0]  # in the middle, where it shows
-    own = source.doubled()
-    assert own.predictor is not None
-    assert next(own.predictor.adapter.parameters()).dtype == torch.float64
+    doubled = source.doubled()
+    assert doubled.predictor is not None
+    assert next(doubled.predictor.adapter.parameters()).dtype == torch.float64
     assert next(source.predictor.adapter.parameters()).dtype == torch.float32  # untouched
 
     def rounded(pixels: Tensor) -> Tensor:
-        return own.reference(pixels.double())[0].float()
+        return doubled.reference(pixels.double())[0].float()
 
-    found = compare(source, "float64", rounded, [(1, 64, 64)])
-    assert 1e-4 < found["largest_difference"] < found["tolerance"] <= 1e-2
+    report = compare(source, "float64", rounded, [(1, 64, 64)])
+    assert 1e-4 < report["largest_difference"] < report["tolerance"] <= 1e-2
     for shift in (0.02, float("nan")):  # twice the loosest, and no number
         with pytest.raises(DinomedError, match="outputs of float64 for a classify adapter with head linear differ"):
             compare(source, "float64", lambda pixels, by=shift: rounded(pixels) + by, [(1, 64, 64)])
@@ -178,7 +178,7 @@ def test_a_small_difference_is_refused_if_it_is_not_rounding(small_backbone: Mak
     source = ExportSource(load_source(str(small_backbone())).backbone)
 
     def off(pixels: Tensor) -> list[Tensor]:
-        return [one + 5e-4 * one.abs().max() for one in source.reference(pixels)]
+        return [output + 5e-4 * output.abs().max() for output in source.reference(pixels)]
 
     with pytest.raises(DinomedError, match=r"differ from those of dinomed by 0\.0005 \(allowed: 0\.0001\)"):
         compare(source, "another", off, SHAPES)

@@ -62,13 +62,13 @@ def test_several_planes_labels_and_unknown_depths_are_moved_and_never_mixed() ->
             assert np.array_equal(plane, single[0])
     labels = np.random.default_rng(1).choice(np.array([0, 7, 200], np.uint8), (1, SIDE, SIDE))
     depth = np.where(labels == 7, np.nan, labels).astype(np.float32)
-    _, found = augment(image, labels, 2, 0, 0)
+    _, augmented_labels = augment(image, labels, 2, 0, 0)
     _, deep = augment(image, depth, 2, 0, 0)
-    assert found is not None
+    assert augmented_labels is not None
     assert deep is not None
-    assert set(np.unique(found)) <= {0, 7, 200}
-    assert np.array_equal(np.isnan(deep), found == 7)
-    assert np.array_equal(deep[found != 7], found[found != 7].astype(np.float32))
+    assert set(np.unique(augmented_labels)) <= {0, 7, 200}
+    assert np.array_equal(np.isnan(deep), augmented_labels == 7)
+    assert np.array_equal(deep[augmented_labels != 7], augmented_labels[augmented_labels != 7].astype(np.float32))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
@@ -76,8 +76,8 @@ def test_several_planes_labels_and_unknown_depths_are_moved_and_never_mixed() ->
 def test_augmentation_accepts_any_channels_and_both_bit_depths(channels: int, kind: type) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (SIDE, SIDE, channels), np.uint8)
-    given = image if kind is np.uint8 else image.astype(np.float32) / 255
-    changed, targets = Augment(AugmentConfig.model_validate("endoscopy"), channels)(given, None, 0, 0, 0)
+    augmented_input = image if kind is np.uint8 else image.astype(np.float32) / 255
+    changed, targets = Augment(AugmentConfig.model_validate("endoscopy"), channels)(augmented_input, None, 0, 0, 0)
     assert targets is None
     assert changed.shape == image.shape
     assert changed.dtype == kind
@@ -90,11 +90,11 @@ def test_augmentation_depends_only_on_seed_pass_and_row() -> None:
     image, targets = picture()
     augment = Augment(MOVES, 3)
     alone = [augment(image, targets, 4, pass_index, row)[0] for pass_index in range(3) for row in range(8)]
-    assert len({one.tobytes() for one in alone}) > 20
+    assert len({crop.tobytes() for crop in alone}) > 20
     with ThreadPoolExecutor(4) as pool:  # in any order, in any thread
         numbers = [(pass_index, row) for pass_index in range(3) for row in range(8)]
         mixed = list(pool.map(lambda n: augment(image, targets, 4, *n)[0], numbers[::-1]))[::-1]
-    assert all(np.array_equal(one, other) for one, other in zip(alone, mixed, strict=True))
+    assert all(np.array_equal(first, other) for first, other in zip(alone, mixed, strict=True))
     assert not np.array_equal(alone[0], augment(image, targets, 5, 0, 0)[0])
 
 
@@ -119,9 +119,9 @@ def test_unaugmented_images_equal_those_of_prediction(lesion_manifest: Path) -> 
 def test_an_image_that_changed_after_the_scan_is_named(lesion_manifest: Path, tmp_path: Path) -> None:
     import shutil
 
-    found = read_manifest(lesion_manifest)
-    shutil.copytree(found.root, tmp_path / "lesions")
-    manifest = Manifest(found.table, tmp_path / "lesions")
+    lesions = read_manifest(lesion_manifest)
+    shutil.copytree(lesions.root, tmp_path / "lesions")
+    manifest = Manifest(lesions.table, tmp_path / "lesions")
     manifest.path(1).write_bytes(b"no image")
     pictures = ImageBatches(manifest, Preprocessing(), lambda rows: torch.zeros(len(rows)), None, 0)
     with pytest.raises(DinomedError, match=r"scan the folder again"):
@@ -137,7 +137,7 @@ def test_real_lesions_stay_under_their_masks(real_data: Path) -> None:
     masks = Masks(chosen, 112, "test", BINARY)
     reading = Preprocessing(image_size=112)
     augment = Augment(AugmentConfig.model_validate("dermoscopy"), 3)
-    plain, changed = (ImageBatches(chosen, reading, masks.take, one, 0) for one in (None, augment))
+    plain, changed = (ImageBatches(chosen, reading, masks.take, augmentation, 0) for augmentation in (None, augment))
     draw = BatchIndices(torch.arange(len(rows)), 0)
     (a, targets), (b, moved) = plain.load(draw), changed.load(draw)
     assert not torch.equal(targets, moved)

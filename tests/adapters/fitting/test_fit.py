@@ -77,16 +77,16 @@ def change(manifest: Manifest, **columns: list) -> Manifest:
 
 
 def test_a_classifier_learns_its_training_images(classifier: Path, manifest: Manifest) -> None:
-    found = evaluate(classifier, manifest, "train")["metrics"]
-    assert found["auroc"] > 0.65  # chance is 0.5 with a deviation of 0.06 for 40 images; the backbone is random
-    assert found["n"] == len(manifest.select(split="train"))
+    metrics = evaluate(classifier, manifest, "train")["metrics"]
+    assert metrics["auroc"] > 0.65  # chance is 0.5 with a deviation of 0.06 for 40 images; the backbone is random
+    assert metrics["n"] == len(manifest.select(split="train"))
 
 
 def test_a_segmenter_beats_a_mask_of_everything(segmenter: Path, manifest: Manifest) -> None:
-    found = evaluate(segmenter, manifest, "train")["metrics"]
+    metrics = evaluate(segmenter, manifest, "train")["metrics"]
     train = manifest.select(split="train")
     share = np.array([BINARY.read(train, i)[0].mean() for i in range(len(train))])
-    assert found["dice"] > (2 * share / (1 + share)).mean() + 0.05  # by little: the backbone is random
+    assert metrics["dice"] > (2 * share / (1 + share)).mean() + 0.05  # by little: the backbone is random
     log = [json.loads(line) for line in (segmenter / "log.jsonl").read_text().splitlines()]
     assert log[-1]["train_loss"] < log[0]["train_loss"]
 
@@ -99,19 +99,19 @@ def test_a_loaded_adapter_predicts_bit_for_bit_what_the_saved_one_predicts(
     if not moved.exists():
         shutil.copytree(place, moved)
     for name in ("seg", "cls"):
-        one, other = load_adapter(place / name), load_adapter(moved / name)
-        assert one.metadata == other.metadata
-        if isinstance(one, SegmentPredictor):
+        original, other = load_adapter(place / name), load_adapter(moved / name)
+        assert original.metadata == other.metadata
+        if isinstance(original, SegmentPredictor):
             assert isinstance(other, SegmentPredictor)
-            map_ = one.probability(image)
+            map_ = original.probability(image)
             assert (map_ == other.probability(image)).all()
             assert map_.shape == image.shape[:2]
             assert map_.dtype == np.float32
             assert 0 <= map_.min() < map_.max() <= 1
         else:
             assert isinstance(other, ClassifyPredictor)
-            assert one.probabilities(image) == other.probabilities(image)
-            assert sum(one.probabilities(image).values()) == pytest.approx(1, abs=1e-6)
+            assert original.probabilities(image) == other.probabilities(image)
+            assert sum(original.probabilities(image).values()) == pytest.approx(1, abs=1e-6)
 
 
 def test_weights_depend_on_the_seed(
@@ -156,8 +156,8 @@ def test_training_images_are_left_out_by_content_whatever_their_name_or_split(
     fewer = evaluate(classifier, change(manifest, group=groups))
     assert fewer["seen_in_training"] == {"images": 0, "of_seen_groups": 1, "left_out": True}
     assert fewer["metrics"]["n"] == clean["metrics"]["n"] - 1
-    assert "1 of" in (told := capsys.readouterr().err)
-    assert "they are left out" in told
+    assert "1 of" in (errors := capsys.readouterr().err)
+    assert "they are left out" in errors
 
 
 def test_float16_patches_cost_less_than_a_thousandth(segmenter: Path, manifest: Manifest) -> None:
@@ -252,11 +252,11 @@ def test_a_class_with_one_image_and_an_unknown_class_are_reported(
     changed = change(manifest, label=labels)
     folder = fit_head(backbone, changed, tmp_path / "cls", CLASSIFY, cache=place / "cache").folder
     assert "only one training image of class 'single'" in capsys.readouterr().err
-    found = evaluate(folder, changed, "test")["metrics"]
+    metrics = evaluate(folder, changed, "test")["metrics"]
     assert "class 'new' (1 images), unknown to training" in capsys.readouterr().err
-    assert found["per_class"]["new"]["recall"] == 0.0
-    assert {"new", "single"} <= set(found["undefined_auroc"])
-    assert np.isfinite(found["auroc"])
+    assert metrics["per_class"]["new"]["recall"] == 0.0
+    assert {"new", "single"} <= set(metrics["undefined_auroc"])
+    assert np.isfinite(metrics["auroc"])
 
 
 def test_an_output_in_use_is_not_touched(

@@ -145,14 +145,14 @@ def test_a_killed_command_is_resumed_and_a_terminated_command_prints_how_to_resu
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         process = subprocess.Popen(command("cut"), env=environment, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
-        told = ""
-        while "resuming after epoch" not in told and (line := process.stderr.readline()):
-            told += line
+        errors = ""
+        while "resuming after epoch" not in errors and (line := process.stderr.readline()):
+            errors += line
         process.send_signal(number)
-        told += process.stderr.read()
-        assert process.wait() == code, told
-        assert "the same command resumes after epoch" in told
-        assert "Traceback" not in told
+        errors += process.stderr.read()
+        assert process.wait() == code, errors
+        assert "the same command resumes after epoch" in errors
+        assert "Traceback" not in errors
     done = subprocess.run(command("cut"), env=environment, check=True, capture_output=True, text=True)
     assert "resuming after epoch" in done.stderr
     hashes = {read_record(tmp_path / name).weights_sha256 for name in ("whole", "cut")}

@@ -52,13 +52,13 @@ def place(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def manifest(lesion_manifest: Path, place: Path) -> Manifest:
     """With depth maps: a slope from 1 to 3 over each image."""
     shutil.copytree(lesion_manifest.parent / "lesions", place / "lesions")
-    found = read_manifest(lesion_manifest)
+    lesions = read_manifest(lesion_manifest)
     names = []
-    for row, (height, width) in enumerate(zip(found.column("height"), found.column("width"), strict=True)):
+    for row, (height, width) in enumerate(zip(lesions.column("height"), lesions.column("width"), strict=True)):
         names.append(f"depth_{row}.png")
         slope = np.linspace(1000, 3000, width, dtype=np.uint16)[None].repeat(height, 0)
         Image.fromarray(slope).save(place / "lesions" / names[-1])
-    columns = {name: found.column(name) for name in found.columns} | {"depth": names}
+    columns = {name: lesions.column(name) for name in lesions.columns} | {"depth": names}
     return build_manifest(columns, place / "lesions")
 
 
@@ -117,11 +117,11 @@ def test_loading_restores_the_trained_head_and_the_tuned_backbone(
     with torch.no_grad():
         logits = head(compute_features(by_hand, pixels, head.feature_spec.blocks, head.feature_spec.patches))
     assert torch.equal(predictor.logits(pixels), logits)
-    found = evaluate(folder, manifest, "val")["metrics"]
+    metrics = evaluate(folder, manifest, "val")["metrics"]
     key = {"segment": "dice", "classify": "auroc", "depth": "rmse"}[task]
     # The fit has measured the same on its own copy, whose adapters were not merged: products in another order.
     # Thresholds and ranks may turn over at a pixel or a pair by that.
-    assert found[key] == pytest.approx(record.validation[key], rel=2e-3)
+    assert metrics[key] == pytest.approx(record.validation[key], rel=2e-3)
     assert "tuned" in (folder / "card.md").read_text()
     assert "frozen" not in (folder / "card.md").read_text()
 
@@ -162,9 +162,9 @@ def test_an_exported_adapter_has_the_tuned_backbone(place: Path, manifest: Manif
 
         session = onnxruntime.InferenceSession(str(next((tmp_path / "out").glob("*.onnx"))))
         pixels = predictor.preprocessing(image)[None]
-        found = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})[0]
+        logits = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})[0]
         wanted = predictor.resized(predictor.logits(pixels), tuple(pixels.shape[-2:]))
-        np.testing.assert_allclose(found[0], wanted, atol=1e-4)  # the exporter's own limit for float32 kernels
+        np.testing.assert_allclose(logits[0], wanted, atol=1e-4)  # the exporter's own limit for float32 kernels
     else:
         tensors = read_tensors(next((tmp_path / "out").glob("*.safetensors")))
         ours = predictor.backbone.vit.state_dict()["blocks.2.mlp.fc1.weight"]
@@ -180,8 +180,8 @@ def test_a_copy_starts_equal_to_its_base_and_later_blocks_have_larger_rates(tiny
             pytest.importorskip("peft")
         config = BackboneTuneConfig.model_validate(word)
         copy = LearningBackbone(base, config, (0, 2), seed=0)
-        for one, other in zip(copy(images, (0, 2)), wanted, strict=True):
-            assert torch.equal(one.patches, other.patches)
+        for tokens, other in zip(copy(images, (0, 2)), wanted, strict=True):
+            assert torch.equal(tokens.patches, other.patches)
         copy(images)[0].patches.sum().backward()
         assert all(p.grad is None for p in base.vit.parameters())
     config = BackboneTuneConfig(last=2, learning_rate=1e-3, layer_decay=0.5)
@@ -210,7 +210,7 @@ def test_invalid_tune_words_are_refused(word: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"tune": "lora", "head": {"name": "knn"}}, "knn is solved at once"),
         ({"augment": "light", "unit": "group"}, "for single images"),
@@ -220,8 +220,8 @@ def test_invalid_tune_words_are_refused(word: Any) -> None:
         ({"tune": {"last": 1, "lora": {}}}, "choose one"),
     ],
 )
-def test_conflicting_settings_are_refused(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_conflicting_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         build_config(ClassifyConfig, settings, "config")
 
 

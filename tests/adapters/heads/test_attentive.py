@@ -40,9 +40,9 @@ def test_attention_sums_to_one_over_the_patches_of_the_grid() -> None:
     torch.testing.assert_close(maps.sum((2, 3)), torch.ones(3, 4))
 
 
-@pytest.mark.parametrize(("asked", "width", "used"), [(8, 12, 6), (8, 7, 7), (3, 8, 2)])
-def test_the_number_of_heads_is_reduced_until_it_divides_the_channels(asked: int, width: int, used: int) -> None:
-    assert AttentiveClassifier(AttentiveConfig(heads=asked), width, 2).query.shape == (width, used)
+@pytest.mark.parametrize(("requested", "width", "used"), [(8, 12, 6), (8, 7, 7), (3, 8, 2)])
+def test_the_number_of_heads_is_reduced_until_it_divides_the_channels(requested: int, width: int, used: int) -> None:
+    assert AttentiveClassifier(AttentiveConfig(heads=requested), width, 2).query.shape == (width, used)
 
 
 def test_training_finds_the_only_informative_patch() -> None:

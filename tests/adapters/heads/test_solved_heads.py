@@ -48,9 +48,9 @@ def test_knn_votes_as_the_probe_does_and_survives_saving() -> None:
     shares = knn_probabilities(train.cls, train.targets, val.cls, CLASSES)
     scores = {k: macro_auroc(val.targets, table) for k, table in shares.items()}
     assert chosen["tried"] == pytest.approx({str(k): score for k, score in scores.items()}, abs=1e-3)  # near ties
-    found = logits(adapter, val).softmax(1).numpy()
+    probabilities = logits(adapter, val).softmax(1).numpy()
     # faiss and torch sum in another order; shares below 1e-6 are lifted to it
-    np.testing.assert_allclose(found, shares[chosen["k"]], atol=1e-5)
+    np.testing.assert_allclose(probabilities, shares[chosen["k"]], atol=1e-5)
     fresh = KnnClassifier(KnnConfig(), DIM, CLASSES)
     fresh.load_state_dict(adapter.state_dict())
     assert (logits(fresh, val) == logits(adapter, val)).all()
@@ -66,7 +66,7 @@ def test_balanced_votes_keep_a_rare_class() -> None:
     plain.solve(few, val, None, 0)
     balanced.solve(few, val, weight, 0)
     recall = [
-        (logits(one, val).argmax(1).numpy()[val.targets == 2] == 2).mean() for one in (plain, balanced)
+        (logits(head, val).argmax(1).numpy()[val.targets == 2] == 2).mean() for head in (plain, balanced)
     ]  # fmt: skip
     assert recall[1] > recall[0]
 
@@ -75,11 +75,11 @@ def test_knn_of_several_labels_is_the_share_of_neighbours_with_a_known_label() -
     train, val = examples(50, 0, multilabel=True), examples(20, 1, multilabel=True)
     adapter = KnnClassifier(KnnConfig(k=50), DIM, CLASSES)
     adapter.solve(train, val, None, 0)
-    found = logits(adapter, val).sigmoid().numpy()
+    probabilities = logits(adapter, val).sigmoid().numpy()
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train.cls, val.cls)]
     weight = np.exp((unit[1].astype(float) @ unit[0].T.astype(float) - 1) / 0.07)
     known = ~np.isnan(train.targets)
-    np.testing.assert_allclose(found, weight @ np.nan_to_num(train.targets) / (weight @ known), atol=1e-4)
+    np.testing.assert_allclose(probabilities, weight @ np.nan_to_num(train.targets) / (weight @ known), atol=1e-4)
 
 
 def test_logistic_regression_is_that_of_scikit_learn_on_standardised_features() -> None:
@@ -98,13 +98,13 @@ def test_logistic_regression_of_several_labels_is_one_for_each_label_on_known_ex
     train.targets[:, 2] = 0  # a label that training never has
     adapter = LogisticClassifier(LogisticConfig(cs=(1.0,)), DIM, CLASSES)
     adapter.solve(train, val, None, 0)
-    found = logits(adapter, val).sigmoid().numpy()
+    probabilities = logits(adapter, val).sigmoid().numpy()
     shift, scale = train.cls.mean(0, dtype=float), train.cls.std(0, dtype=float)
     known = ~np.isnan(train.targets[:, 0])
     model = LogisticRegression(C=1.0, tol=1e-8, max_iter=1000)
     model.fit(((train.cls - shift) / scale)[known], train.targets[known, 0])
-    np.testing.assert_allclose(found[:, 0], model.predict_proba((val.cls - shift) / scale)[:, 1], atol=1e-4)
-    assert found[:, 2] == pytest.approx(0.5 / 121, abs=1e-6)
+    np.testing.assert_allclose(probabilities[:, 0], model.predict_proba((val.cls - shift) / scale)[:, 1], atol=1e-4)
+    assert probabilities[:, 2] == pytest.approx(0.5 / 121, abs=1e-6)
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
@@ -156,8 +156,8 @@ def test_the_grid_returns_its_best_head_as_a_linear_classifier(standardise: bool
     assert solution.chosen["score"] == max(row["score"] for row in tried)
     assert isinstance(solution.adapter, LinearClassifier)
     plain = solution.adapter
-    own = plain.config.blocks
-    cut = Examples(val.cls[:, -len(own) * DIM :], val.mean[:, -len(own) * DIM :], val.targets)
+    blocks = plain.config.blocks
+    cut = Examples(val.cls[:, -len(blocks) * DIM :], val.mean[:, -len(blocks) * DIM :], val.targets)
     assert auroc_of_logits(val.targets, logits(plain, cut).numpy()) == pytest.approx(solution.chosen["score"], abs=1e-9)
 
 
@@ -181,9 +181,9 @@ def test_a_grid_with_diverged_heads_keeps_a_head_that_did_not_diverge() -> None:
     huge = Examples(train.cls * 1e18, train.mean * 1e18, train.targets)
     big = Examples(val.cls * 1e18, val.mean * 1e18, val.targets)
     config = GridConfig(blocks=(-1,), learning_rates=(1e-30, 1e30), steps=20)
-    found = GridClassifier(config, DIM, CLASSES).solve(huge, big, None, 0)
-    assert found.chosen["learning_rate"] == 1e-30
-    assert logits(found.adapter, big).isfinite().all()
+    solution = GridClassifier(config, DIM, CLASSES).solve(huge, big, None, 0)
+    assert solution.chosen["learning_rate"] == 1e-30
+    assert logits(solution.adapter, big).isfinite().all()
 
 
 def test_classes_are_ranked_by_probability_as_scikit_learn_and_the_evaluation_do() -> None:
@@ -203,8 +203,10 @@ def test_the_strength_of_a_logistic_regression_is_chosen_as_the_probe_chooses() 
     adapter = LogisticClassifier(LogisticConfig(tokens="cls"), DIM, CLASSES)
     tried = adapter.solve(train, val, None, 0).chosen["tried"]
     path = fit_logistic(train.cls, train.targets)
-    found = [roc_auc_score(val.targets, path.probabilities(val.cls, i), multi_class="ovr") for i in range(len(path.cs))]
-    assert list(tried.values()) == pytest.approx(found, abs=1e-9)
+    aurocs = [
+        roc_auc_score(val.targets, path.probabilities(val.cls, i), multi_class="ovr") for i in range(len(path.cs))
+    ]
+    assert list(tried.values()) == pytest.approx(aurocs, abs=1e-9)
 
 
 def test_the_first_setting_is_chosen_if_no_score_is_defined() -> None:

@@ -247,9 +247,9 @@ def test_names_never_collide() -> None:
 
 def test_lesion_summary() -> None:
     probability = np.array([[0.9, 0.7], [0.2, 0.1]], np.float32)
-    found = lesion_summary(probability, 0.7)  # a pixel at the threshold is inside, in float32 too
-    assert (found.area_px, found.area_fraction) == (2, 0.5)
-    assert found.confidence == pytest.approx(0.8, abs=1e-7)
+    summary = lesion_summary(probability, 0.7)  # a pixel at the threshold is inside, in float32 too
+    assert (summary.area_px, summary.area_fraction) == (2, 0.5)
+    assert summary.confidence == pytest.approx(0.8, abs=1e-7)
     nothing = lesion_summary(probability, 0.95)
     assert (nothing.area_px, nothing.confidence) == (0, None)
     assert nothing.highest == pytest.approx(0.9)

@@ -37,13 +37,13 @@ def test_every_form_of_an_image_has_the_same_result(task: str, adapters: Path, l
     predictor, path = load_adapter(adapters / task), read_manifest(lesion_manifest).path(3)
     pixels = read_image(path)
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    first, *others = predictor.predict([path, str(path), Image.open(path), pixels, tensor])
-    assert len(others) == 4
+    first, *other_results = predictor.predict([path, str(path), Image.open(path), pixels, tensor])
+    assert len(other_results) == 4
     if isinstance(predictor, ClassifyPredictor):
         assert isinstance(first, ClassPrediction)
         assert first.label == max(first.probabilities, key=lambda name: first.probabilities[name])
         assert first.probabilities == pytest.approx(predictor.probabilities(pixels), abs=1e-5)
-        assert all(other.probabilities == first.probabilities for other in others)
+        assert all(other.probabilities == first.probabilities for other in other_results)
     else:
         assert isinstance(predictor, SegmentPredictor)
         assert isinstance(first, MaskPrediction)
@@ -51,7 +51,7 @@ def test_every_form_of_an_image_has_the_same_result(task: str, adapters: Path, l
         assert (first.mask == (first.probabilities[0] >= predictor.threshold)).all()
         assert (first.masks["lesion"] == first.mask).all()
         assert np.allclose(first.probabilities, predictor.probabilities(pixels), atol=1e-5)
-        assert all((other.mask == first.mask).all() for other in others)
+        assert all((other.mask == first.mask).all() for other in other_results)
 
 
 def test_images_of_several_sizes_and_batches_keep_their_order(adapters: Path) -> None:

@@ -31,13 +31,13 @@ from dinomed.images.read import read_image
 def test_shared_features_are_those_of_separate_passes(tiny_backbone: Path, needs: list[FeatureSpec]) -> None:
     backbone = load_backbone(tiny_backbone)
     pixels = torch.randn(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
-    for need, found in zip(needs, shared_features(backbone, pixels, needs), strict=True):
+    for need, features in zip(needs, shared_features(backbone, pixels, needs), strict=True):
         expected = compute_features(backbone, pixels, need.blocks, need.patches)
-        assert torch.equal(found.cls, expected.cls)
-        assert torch.allclose(found.mean, expected.mean, atol=1e-6)  # a mean by block, and one of all
-        assert (found.patches is None) == (expected.patches is None)
-        if found.patches is not None:
-            assert torch.equal(found.patches, expected.patches)
+        assert torch.equal(features.cls, expected.cls)
+        assert torch.allclose(features.mean, expected.mean, atol=1e-6)  # a mean by block, and one of all
+        assert (features.patches is None) == (expected.patches is None)
+        if features.patches is not None:
+            assert torch.equal(features.patches, expected.patches)
 
 
 def test_many_adapters_on_one_pass(
@@ -57,14 +57,14 @@ def test_many_adapters_on_one_pass(
     passes = []
     real = type(backbone).forward
     monkeypatch.setattr(type(backbone), "forward", lambda self, *a, **k: passes.append(1) or real(self, *a, **k))
-    found = predict_many(consumers, images)
+    predictions = predict_many(consumers, images)
     assert len(passes) == 2  # three of one size, and the segmenter of another
     for row, image in enumerate(images):
-        assert found[0][row] == pytest.approx(cls.probabilities(image), abs=1e-5)
-        for place, one in ((1, seg), (2, large)):
-            assert found[place][row].shape == (1, *image.shape[:2])
-            assert np.abs(found[place][row][0] - one.probability(image)).max() < 1e-5
-        assert found[3][row] @ image_index.vector_index.vectors[row] == pytest.approx(1, abs=1e-5)
+        assert predictions[0][row] == pytest.approx(cls.probabilities(image), abs=1e-5)
+        for place, segmenter in ((1, seg), (2, large)):
+            assert predictions[place][row].shape == (1, *image.shape[:2])
+            assert np.abs(predictions[place][row][0] - segmenter.probability(image)).max() < 1e-5
+        assert predictions[3][row] @ image_index.vector_index.vectors[row] == pytest.approx(1, abs=1e-5)
 
 
 def test_a_shared_backbone_is_loaded_once(
@@ -84,15 +84,15 @@ def test_a_shared_backbone_is_loaded_once(
     consumers = [load_adapter(tmp_path / name, load=load) for name in ("cls", "seg", "tuned")]
     consumers.append(load_index(tmp_path / "idx", load=load))
     assert len(loaded) == 1
-    cls, seg, own, image_index = consumers
+    cls, seg, tuned_segmenter, image_index = consumers
     assert cls.backbone.vit is seg.backbone.vit is image_index.backbone.vit
-    assert own.backbone.vit is not cls.backbone.vit  # it has learned, and nobody else looks at it
+    assert tuned_segmenter.backbone.vit is not cls.backbone.vit  # it has learned, and nobody else looks at it
     image = read_image(manifest.path(0))
-    for (said,), one in zip(predict_many(consumers, [image]), consumers, strict=True):
-        if one is image_index:
+    for (said,), consumer in zip(predict_many(consumers, [image]), consumers, strict=True):
+        if consumer is image_index:
             assert said @ image_index.vector_index.vectors[0] == pytest.approx(1, abs=1e-5)
-        elif one is cls:
+        elif consumer is cls:
             assert said == pytest.approx(load_adapter(tmp_path / "cls").probabilities(image), abs=1e-5)
         else:
-            alone = load_adapter(tmp_path / ("seg" if one is seg else "tuned"))
+            alone = load_adapter(tmp_path / ("seg" if consumer is seg else "tuned"))
             assert np.abs(said[0] - alone.probability(image)).max() < 1e-5

@@ -73,7 +73,7 @@ def test_rows_of_a_query_are_the_same_bytes_and_the_same_group(manifest: Manifes
     assert lookup.rows("aa").tolist() == [0, 1, 5]
     assert lookup.rows("zz", "p1").tolist() == [0, 1]
     assert lookup.rows("dd").tolist() == [3]
-    assert [lookup.is_known(*one) for one in (("zz", None), ("zz", "p9"), ("cc", None), ("dd", None))] == [
+    assert [lookup.is_known(*query) for query in (("zz", None), ("zz", "p9"), ("cc", None), ("dd", None))] == [
         False, True, True, False,
     ]  # fmt: skip
 
