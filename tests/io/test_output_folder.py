@@ -1,0 +1,140 @@
+"""Output folders: complete results appear in one step, and only one process writes."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinomed.errors import DinomedError, UsageError
+from dinomed.io.output_folder import STAGE, check_writable, locked, open_output_folder, prepare_output, publish, staged
+
+MARKER = "result.json"
+
+
+def write_result(folder: Path, text: str, *, overwrite: bool = False, keep: tuple[str, ...] = ()) -> None:
+    with open_output_folder(folder, marker=MARKER, overwrite=overwrite, keep=keep) as stage:
+        (stage / "images").mkdir()
+        (stage / "images" / "a.txt").write_text(text)
+        (stage / MARKER).write_text(text)
+        publish(stage, folder, ["images/a.txt", MARKER])
+
+
+def interrupt(folder: Path, error: type[BaseException], **options: Any) -> None:
+    """Begin a result and raise before it is published."""
+    with open_output_folder(folder, marker=MARKER, **options) as stage:
+        (stage / "state").write_text("epoch 3")
+        (stage / MARKER).write_text("half")
+        raise error
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {".lock"}
+
+
+def test_a_result_appears_complete(tmp_path: Path) -> None:
+    write_result(tmp_path / "out", "first")
+    assert names(tmp_path / "out") == {"images/a.txt", MARKER}
+    assert not (tmp_path / "out" / STAGE).exists()
+    with pytest.raises(UsageError, match="add --overwrite"):
+        write_result(tmp_path / "out", "second")
+    write_result(tmp_path / "out", "second", overwrite=True)
+    assert (tmp_path / "out" / MARKER).read_text() == "second"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_a_failure_leaves_the_old_result_and_no_part_of_the_new(tmp_path: Path, error: type[BaseException]) -> None:
+    out = tmp_path / "out"
+    write_result(out, "first")
+    with pytest.raises(error):
+        interrupt(out, error, overwrite=True)
+    assert names(out) == {"images/a.txt", MARKER}
+    assert (out / MARKER).read_text() == "first"
+
+
+def test_a_failure_removes_a_folder_that_it_created_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with pytest.raises(RuntimeError):
+            interrupt(tmp_path / name, RuntimeError)
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "empty").is_dir()
+
+
+def test_kept_files_of_an_unfinished_call_are_there_for_the_next_and_nothing_else_is(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(out, KeyboardInterrupt, keep=["state"])
+    with open_output_folder(out, marker=MARKER, keep=["state"]) as stage:
+        assert (stage / "state").read_text() == "epoch 3"
+        assert not (stage / MARKER).exists()
+        (stage / "state").unlink()
+        (stage / MARKER).write_text("done")
+        publish(stage, out, [MARKER])
+    assert names(out) == {MARKER}
+
+
+def test_publishing_stops_before_the_marker_if_a_file_cannot_be_moved(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with staged(out) as stage:
+        (stage / MARKER).write_text("complete")
+        with pytest.raises(DinomedError, match="cannot write"):
+            publish(stage, out, ["missing.txt", MARKER])
+    assert not (out / MARKER).exists()
+
+
+def test_files_of_the_user_are_never_mixed_with_a_result(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("of the user")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=r"is not empty and holds no result\.json"):
+            prepare_output(tmp_path, overwrite=overwrite, marker=MARKER)
+    with pytest.raises(UsageError, match="is a file; give a folder"):
+        prepare_output(tmp_path / "notes.txt", marker=MARKER)
+    assert names(tmp_path) == {"notes.txt"}
+
+
+def test_a_link_in_the_stage_is_removed_and_its_target_stays(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "a.txt").write_text("of the user")
+    stage_path = tmp_path / "out" / STAGE
+    stage_path.mkdir(parents=True)
+    (stage_path / "link").symlink_to(target)
+    with staged(tmp_path / "out") as stage:
+        assert not list(stage.iterdir())
+    assert (target / "a.txt").read_text() == "of the user"
+
+
+def test_a_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DinomedError, match=r"is not writable") as refused:
+        check_writable(tmp_path / "file" / "out")
+    assert "\n" not in str(refused.value)
+    with pytest.raises(DinomedError, match="cannot write in"), locked(tmp_path / "file" / "out"):
+        pass
+
+
+def test_of_two_processes_one_writes_and_the_other_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom dinomed.io.output_folder import open_output_folder, publish\n"
+        "with open_output_folder(sys.argv[1], marker='result.json') as stage:\n"
+        "    (stage / 'result.json').write_text('of the first')\n"
+        "    print('open', flush=True)\n    sys.stdin.readline()\n"
+        "    publish(stage, Path(sys.argv[1]), ['result.json'])\n"
+    )
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "open\n"
+    with pytest.raises(DinomedError, match="is in use by another process"):
+        write_result(out, "of the second", overwrite=True)
+    assert not (out / MARKER).exists()
+    process.communicate("go on\n")
+    assert process.returncode == 0
+    assert (out / MARKER).read_text() == "of the first"
+    write_result(out, "of the second", overwrite=True)
+    assert (out / MARKER).read_text() == "of the second"
