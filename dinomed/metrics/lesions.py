@@ -68,15 +68,15 @@ def lesion_metrics(counts: Sequence[LesionCounts]) -> dict[str, Any]:
         `false_per_image`; `clear_images`, the images without a lesion, `clear_with_false`, how many of them have a
         predicted component, and `clear_false_fraction`, the mean share of their pixels that is predicted.
     """
-    found, missed, false = (sum(getattr(image, name) for image in counts) for name in ("found", "missed", "false"))
+    covered, missed, false = (sum(getattr(image, name) for image in counts) for name in ("found", "missed", "false"))
     clear = [image for image in counts if not image.has_lesion]
     return {
-        "lesions": found + missed,
-        "found": found,
+        "lesions": covered + missed,
+        "found": covered,
         "missed": missed,
         "false": false,
-        "sensitivity": found / (found + missed) if found + missed else float("nan"),
-        "precision": found / (found + false) if found + false else float("nan"),
+        "sensitivity": covered / (covered + missed) if covered + missed else float("nan"),
+        "precision": covered / (covered + false) if covered + false else float("nan"),
         "false_per_image": false / len(counts) if counts else float("nan"),
         "clear_images": len(clear),
         "clear_with_false": sum(image.false > 0 for image in clear),

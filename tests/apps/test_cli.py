@@ -41,7 +41,7 @@ def own_options(command: tuple[str, ...]) -> set[str]:
         return {"--help", *(["--version", "--debug", "--verbose"] if command == () else [])}
     module, _, function = target.partition(":")
     parameters = inspect.signature(getattr(import_module(f"dinomed.apps.commands.{module}"), function)).parameters
-    declared = [note for one in parameters.values() for note in getattr(one.annotation, "__metadata__", ())]
+    declared = [note for parameter in parameters.values() for note in getattr(parameter.annotation, "__metadata__", ())]
     words = [word for note in declared for word in (note.default, *(note.param_decls or ()))]  # Typer's way: see Option
     return {"--help", *(name for word in words if str(word).startswith("--") for name in word.split("/"))}
 
@@ -94,7 +94,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["pretrane"], "did you mean 'pretrain'?"),
         (["demo", "segmnt"], "did you mean 'segment'?"),
@@ -105,16 +105,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_a_wrong_request_gives_one_line_and_exit_code_2(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run_here(*arguments, capsys=capsys)
     assert (code, out) == (2, "")
-    assert told in err
+    assert message in err
     assert len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected_code", "told"),
+    ("arguments", "expected_code", "message"),
     [
         (["usage"], 2, "give a folder"),
         (["failure"], 1, "disk is full"),
@@ -127,13 +127,13 @@ def test_a_wrong_request_gives_one_line_and_exit_code_2(
     ],
 )
 def test_a_failure_prints_one_line_and_with_json_one_object_too(
-    failing: None, arguments: list[str], expected_code: int, told: str, capsys: pytest.CaptureFixture[str],
+    failing: None, arguments: list[str], expected_code: int, message: str, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     plain = run_here(*arguments, capsys=capsys)
     code, out, err = run_here(*arguments, "--json", capsys=capsys)
     assert (code, err) == (plain[0], plain[2])
     assert (code, plain[1]) == (expected_code, "")
-    assert told in err
+    assert message in err
     assert len(err.splitlines()) == 1
     assert json.loads(out) == {"error": err.strip().removeprefix("error: ")}
 
@@ -188,7 +188,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "told"),
+    ("name", "code", "message"),
     [
         ("usage", 2, "error: give a folder\n"),
         ("failure", 1, "error: disk is full\n"),
@@ -200,9 +200,9 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_a_command_raises_becomes_an_exit_code(
-    failing: None, name: str, code: int, told: str, capsys: pytest.CaptureFixture[str]
+    failing: None, name: str, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_here(name, capsys=capsys) == (code, "", told)
+    assert run_here(name, capsys=capsys) == (code, "", message)
 
 
 def test_a_bug_is_reported_without_traceback_unless_debug(
@@ -285,7 +285,7 @@ def test_an_unknown_setting_is_named_with_the_nearest(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["scan", "x", "-o", ""], "an empty value for -o"),
         (["scan", "x", "--output="], "an empty value for --output"),
@@ -293,11 +293,11 @@ def test_an_unknown_setting_is_named_with_the_nearest(tmp_path: Path, capsys: py
     ],
 )
 def test_an_empty_value_is_not_the_current_folder(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = run_here(*arguments, capsys=capsys)
     assert code == 2
-    assert told in err
+    assert message in err
 
 
 def test_what_cannot_be_allocated_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:

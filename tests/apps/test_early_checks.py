@@ -20,9 +20,9 @@ def call(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
 def test_a_quickstart_draws_nothing_for_settings_that_do_not_exist(
     wrong: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, told = call("quickstart", "-o", tmp_path / "out", *wrong, capsys=capsys)
+    code, message = call("quickstart", "-o", tmp_path / "out", *wrong, capsys=capsys)
     assert code == 2
-    assert wrong[1].partition("=")[0].rpartition(".")[2] in told
+    assert wrong[1].partition("=")[0].rpartition(".")[2] in message
     assert not (tmp_path / "out").exists()
 
 
@@ -35,9 +35,9 @@ def test_a_demo_draws_no_examples_for_an_adapter_that_is_not_there(
         raise AssertionError("examples are made")
 
     monkeypatch.setattr(launch, "choose_examples", never)
-    code, told = call("demo", "segment", "--adapter", tmp_path / "nope", capsys=capsys)
+    code, message = call("demo", "segment", "--adapter", tmp_path / "nope", capsys=capsys)
     assert code == 2
-    assert "nope" in told
+    assert "nope" in message
 
 
 def test_masks_without_any_lesion_are_nothing_to_learn_from(
@@ -52,9 +52,9 @@ def test_masks_without_any_lesion_are_nothing_to_learn_from(
         write_mask(tmp_path / masks[-1], np.zeros(read_image(whole.root / name).shape[:2], np.uint8))
     columns = {name: whole.column(name) for name in whole.columns} | {"mask": masks}
     write_manifest(build_manifest(columns, tmp_path), tmp_path / "empty.parquet")
-    code, told = call(
+    code, message = call(
         "train", "segment", "-b", tiny_backbone, "--data", tmp_path / "empty.parquet", "-o", tmp_path / "seg", "-q",
         "--set", "image_size=32", capsys=capsys,
     )  # fmt: skip
     assert code == 2
-    assert "every mask of train is empty" in told
+    assert "every mask of train is empty" in message

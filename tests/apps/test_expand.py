@@ -17,17 +17,17 @@ class Serving:
 
 
 def call(*arguments: str) -> list[object]:
-    found: list[object] = []
+    expanded: list[object] = []
 
     @expand
     def command(name: Annotated[str, typer.Argument()], serving: Serving, times: int = 2) -> None:
         """What it does."""
-        found.extend([name, serving, times])
+        expanded.extend([name, serving, times])
 
     app = typer.Typer()
     app.command()(command)
     typer.main.get_command(app).main(list(arguments), standalone_mode=False)
-    return found
+    return expanded
 
 
 def test_options_of_the_dataclass_are_options_of_the_command() -> None:

@@ -28,7 +28,7 @@ def test_a_cut_line_is_ignored_and_new_lines_are_kept(search_module: ModuleType,
         file.write('{"kind": "ru\n')
     results = search_module.Results(path)
     results.add(kind="run", variant="muon")
-    assert [one["variant"] for one in search_module.Results(path).select(kind="run")] == ["base", "muon"]
+    assert [row["variant"] for row in search_module.Results(path).select(kind="run")] == ["base", "muon"]
 
 
 def test_the_best_variant_has_the_highest_mean_of_both_metrics(search_module: ModuleType) -> None:

@@ -42,7 +42,7 @@ class Visit:
     def text(self, elem_id: str) -> str:
         return self.page.inner_text(f"#{elem_id}")
 
-    def told(self, kind: str) -> str:
+    def message(self, kind: str) -> str:
         """The text of a message, see `dinomed.apps.demos.parts.message`."""
         return self.page.inner_text(f".message.{kind}")
 

@@ -32,15 +32,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--sweep", type=int, help="remove uploads and results after so many seconds")
     parser.add_argument("--login", type=Path)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
     with private_environment() as folder:
         from dinomed.apps.demos import page
         from dinomed.apps.demos.segment import SegmentPanel
 
-        if asked.sweep:
-            page.CACHE_SWEEP_S = (1, asked.sweep)
+        if arguments.sweep:
+            page.CACHE_SWEEP_S = (1, arguments.sweep)
         example = Path(folder) / "example.png"
         Image.new("RGB", (64, 48), (200, 150, 140)).save(example)
-        address = choose_address(login_file=asked.login)
+        address = choose_address(login_file=arguments.login)
         serve(lambda: page.build_page([SegmentPanel(Dark())], [example], "a stand-in"), address, browser=False)

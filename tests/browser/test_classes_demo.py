@@ -48,8 +48,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cli.invoke(["scan", str(folder / "data"), "--labels", "labels.csv", "--label-maps", "-o", manifest, *quiet])
     kinds = ["--set", "kind=multiclass", "--set", "classes={liver: 3, kidney: 7}", "--set", "image_size=64"]
     short = ["--set", "fit.epochs=3", "--set", "fit.min_steps=60", "--set", "fit.batch_size=6"]
-    own = ["--backbone", str(folder / "backbone"), "--data", manifest, "--device", "cpu", *kinds, *short, *quiet]
-    cli.invoke(["train", "segment", "-o", str(folder / "seg"), *own])
+    demo_options = [
+        "--backbone",
+        str(folder / "backbone"),
+        "--data",
+        manifest,
+        "--device",
+        "cpu",
+        *kinds,
+        *short,
+        *quiet,
+    ]
+    cli.invoke(["train", "segment", "-o", str(folder / "seg"), *demo_options])
     return folder
 
 
@@ -75,10 +85,10 @@ def test_the_class_that_is_chosen_is_outlined(visit, made: Path, tmp_path: Path)
     assert visit.page.locator("#examples").count() == 0
     visit.upload(path)
     wait_for_area(visit, int((maps[1:].sum(axis=0) >= 0.5).sum()))
-    for name, one in (("liver", maps[1]), ("kidney", maps[2])):
+    for name, class_map in (("liver", maps[1]), ("kidney", maps[2])):
         visit.page.locator("#which input").click()
         visit.page.get_by_role("option", name=name).click()
-        wait_for_area(visit, int((one >= 0.5).sum()))
+        wait_for_area(visit, int((class_map >= 0.5).sum()))
     visit.set_threshold(0.9)
     visit.page.locator("#which input").click()
     visit.page.get_by_role("option", name="liver").click()
@@ -90,4 +100,4 @@ def test_a_colour_picture_is_refused_in_one_line(visit, tmp_path: Path) -> None:
     Image.new("RGB", (80, 64)).save(tmp_path / "colour.png")
     visit.upload(tmp_path / "colour.png")
     visit.page.wait_for_selector(".error")
-    assert "does not fit a backbone that takes 5" in visit.told("error")
+    assert "does not fit a backbone that takes 5" in visit.message("error")

@@ -47,13 +47,13 @@ class Client:
     def look(self, path: str, threshold: float = 0.5) -> list:
         """What the page would show: [outline, HTML of numbers, button of the mask]."""
         config = json.loads(self.ask("/config"))
-        event = next(one for one in config["dependencies"] if one["targets"][0][1] == "change")
+        event = next(dependency for dependency in config["dependencies"] if dependency["targets"][0][1] == "change")
         picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
         wanted = {"data": [picture, threshold, "Filled", None, 0, "lesion", "lesion"], "fn_index": event["id"]}
         self.ask("/gradio_api/queue/join", json.dumps({**wanted, "session_hash": self.session}).encode())
         events = self.ask(f"/gradio_api/queue/data?session_hash={self.session}").decode()
-        told = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: ")]
-        done = next(one for one in told if one["msg"] == "process_completed")
+        events_sent = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: ")]
+        done = next(event for event in events_sent if event["msg"] == "process_completed")
         assert done["success"], done
         return done["output"]["data"][2:5]
 
@@ -132,11 +132,11 @@ def test_names_and_exif_stay_out_of_what_is_taken_away(demo) -> None:
     exif[0x010E] = "DOE^JANE 1950"
     client = Client(demo.address)
     outline, numbers, taken = client.look(client.upload("DOE_JANE.png", encode(square(20), exif=exif)))
-    assert [Path(one["url"]).name for one in (outline, button(taken))] == ["outline_1.jpg", "mask_1.png"]
-    for told in (json.dumps([outline, taken]).encode(), numbers.encode()):
-        assert b"DOE" not in told
-    for one in (outline, button(taken)):
-        assert b"DOE" not in client.ask(one["url"])
+    assert [Path(file["url"]).name for file in (outline, button(taken))] == ["outline_1.jpg", "mask_1.png"]
+    for response in (json.dumps([outline, taken]).encode(), numbers.encode()):
+        assert b"DOE" not in response
+    for file in (outline, button(taken)):
+        assert b"DOE" not in client.ask(file["url"])
 
 
 def test_uploads_and_results_are_removed_after_a_while(serve, stand_in: list[str], tmp_path: Path) -> None:

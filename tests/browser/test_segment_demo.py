@@ -96,9 +96,9 @@ def test_the_line_is_seen_on_the_page(visit, spot: Path) -> None:
     rows, columns = np.nonzero(cyan)
     height, width = cyan.shape  # the picture fills the frame in one direction and is centred in the other
     scale = min(height / 240, width / 320)
-    for found, centre in ((rows, height / 2), (columns, width / 2)):
-        assert found.min() == pytest.approx(centre - 70 * scale, abs=4)
-        assert found.max() == pytest.approx(centre + 70 * scale, abs=4)
+    for bounds, centre in ((rows, height / 2), (columns, width / 2)):
+        assert bounds.min() == pytest.approx(centre - 70 * scale, abs=4)
+        assert bounds.max() == pytest.approx(centre + 70 * scale, abs=4)
     assert not cyan[height // 2, width // 2]
 
 
@@ -129,9 +129,9 @@ def test_an_upload_over_the_limit_shows_an_error_and_the_next_one_works(visit, s
     large = tmp_path / "large.png"
     large.write_bytes(spot.read_bytes() + bytes(65 * 2**20))
     visit.page.set_input_files("#picture input[type=file]", str(large))
-    told = visit.page.locator(".toast-body, .toast-wrap").first
-    told.wait_for()
-    assert "size" in told.inner_text().lower()
+    toast = visit.page.locator(".toast-body, .toast-wrap").first
+    toast.wait_for()
+    assert "size" in toast.inner_text().lower()
     visit.upload(spot)
     visit.page.wait_for_selector("#area-px")
 
@@ -144,7 +144,7 @@ def test_a_picture_without_a_lesion_shows_a_message(visit, spot: Path) -> None:
     visit.set_threshold(0.95)
     visit.upload(spot)
     visit.page.wait_for_selector(".no-lesion")
-    assert "0.80" in visit.told("no-lesion")  # the highest probability in the picture
+    assert "0.80" in visit.message("no-lesion")  # the highest probability in the picture
 
 
 def test_unreadable_uploads_show_an_error_and_the_next_one_works(visit, spot: Path, tmp_path: Path) -> None:
@@ -157,10 +157,10 @@ def test_unreadable_uploads_show_an_error_and_the_next_one_works(visit, spot: Pa
     for path in (garbage, empty, cut, bomb):
         visit.upload(path)
         visit.page.wait_for_selector(".error")
-        told = visit.told("error")
-        assert told.startswith("This file cannot be read as a picture")
-        assert str(tmp_path) not in told
-        assert "/tmp" not in told
+        message = visit.message("error")
+        assert message.startswith("This file cannot be read as a picture")
+        assert str(tmp_path) not in message
+        assert "/tmp" not in message
     visit.upload(spot)
     visit.page.wait_for_selector("#area-px")
 

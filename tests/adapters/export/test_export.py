@@ -55,8 +55,8 @@ def make(kind: str, image_size: int = 48) -> FrozenBackbone:
 
 
 def expected(backbone: FrozenBackbone, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    found = compute_features(backbone, pixels, (-1,), True)
-    return found.cls, found.patches.flatten(2).transpose(1, 2)
+    features = compute_features(backbone, pixels, (-1,), True)
+    return features.cls, features.patches.flatten(2).transpose(1, 2)
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.1])
@@ -67,8 +67,8 @@ def test_positions_are_resized_as_torch_does(antialias: bool, offset: float) -> 
         size = {"scale_factor": [(count + offset) / 9] * 2} if offset else {"size": (count, count)}
         targets = interpolate(grid, mode="bicubic", antialias=antialias, **size)
         weights = resampling(torch.arange(count).double(), 9, antialias=antialias, offset=offset)
-        found = torch.einsum("ri,bcij,sj->bcrs", weights, grid, weights)
-        assert (found - targets).abs().max() < 1e-5, count  # torch computes scales and sources in float32
+        resized = torch.einsum("ri,bcij,sj->bcrs", weights, grid, weights)
+        assert (resized - targets).abs().max() < 1e-5, count  # torch computes scales and sources in float32
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,11 +79,11 @@ def test_the_portable_vit_equals_the_vit_at_every_size(kind: str) -> None:
         for height, width in shapes:
             pixels = torch.randn(2, backbone.preprocessing.channels, height, width)
             with torch.no_grad():
-                found = portable(pixels)
+                output = portable(pixels)
             targets = compute_features(backbone, pixels, (0, -1), True)
             for name in ("cls", "mean", "patches"):
                 # float32 sums of 24 products; positions made in another order
-                assert (getattr(found, name) - getattr(targets, name)).abs().max() < 5e-5
+                assert (getattr(output, name) - getattr(targets, name)).abs().max() < 5e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,11 +109,11 @@ def test_transformers_and_dinomed_read_the_export_for_transformers(kind: str, tm
     transformers = pytest.importorskip("transformers")
     backbone = make(kind)
     export(ExportSource(backbone), "transformers", tmp_path / "out")
-    theirs, told = transformers.AutoModel.from_pretrained(
+    theirs, loading_info = transformers.AutoModel.from_pretrained(
         tmp_path / "out", local_files_only=True, output_loading_info=True
     )
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
+    assert not loading_info["missing_keys"]
+    assert not loading_info["unexpected_keys"]
     pixels = torch.randn(2, backbone.preprocessing.channels, 48, 48)
     cls, patches = expected(backbone, pixels)
     with torch.no_grad():
@@ -149,14 +149,14 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, ti
     """A folder with the adapters `cls` and `seg`, made in a few steps."""
     folder = tmp_path_factory.mktemp("adapters")
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
-    given = {"cache": folder / "cache"}
-    fit_head(backbone, manifest, folder / "cls", config=ClassifyConfig(), **given)
+    cache_option = {"cache": folder / "cache"}
+    fit_head(backbone, manifest, folder / "cls", config=ClassifyConfig(), **cache_option)
     short = SegmentConfig.model_validate({"fit": {"epochs": 1, "min_steps": 0, "batch_size": 16}, "image_size": 32})
-    fit_head(backbone, manifest, folder / "seg", config=short, **given)
+    fit_head(backbone, manifest, folder / "seg", config=short, **cache_option)
     again = {name: manifest.column(name) for name in manifest.columns} | {"second": manifest.column("mask")}
     both = short.model_dump() | {"kind": "multilabel", "classes": {"one": "mask", "two": "second"}}
     overlapping = build_manifest(again, manifest.root)
-    fit_head(backbone, overlapping, folder / "both", config=SegmentConfig.model_validate(both), **given)
+    fit_head(backbone, overlapping, folder / "both", config=SegmentConfig.model_validate(both), **cache_option)
     return folder
 
 
@@ -174,7 +174,7 @@ def test_onnx_of_a_backbone(dynamic: bool, tmp_path: Path) -> None:
         targets = compute_features(backbone, pixels, (-1,), True)
         assert np.abs(cls - targets.cls.numpy()).max() < 5e-5  # float32, sums in another order
         assert np.abs(patches - targets.patches.numpy()).max() < 5e-5
-    facts = {one.key: one.value for one in onnx.load(tmp_path / "out" / "model.onnx").metadata_props}
+    facts = {entry.key: entry.value for entry in onnx.load(tmp_path / "out" / "model.onnx").metadata_props}
     assert json.loads(facts["preprocessing"]) == backbone.preprocessing.model_dump(mode="json")
     assert json.loads(facts["backbone"])["fingerprint"] == backbone.fingerprint
 
@@ -190,12 +190,12 @@ def test_onnx_of_an_adapter_predicts_as_the_adapter(
     session = runtime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     predictor = load_adapter(adapters / name)
     image = read_image(read_manifest(lesion_manifest).path(3))
-    (found,) = session.run(None, {"pixels": predictor.backbone.preprocessing(image)[None].numpy()})
+    (features,) = session.run(None, {"pixels": predictor.backbone.preprocessing(image)[None].numpy()})
     if name == "cls":
         targets = np.array(list(predictor.probabilities(image).values()))
-        assert np.abs(found[0] - targets).max() < 1e-5
+        assert np.abs(features[0] - targets).max() < 1e-5
     else:
-        assert found.shape == (1, 1, 32, 32)
+        assert features.shape == (1, 1, 32, 32)
         square = np.asarray(predictor.probability(np.repeat(image[:32, :32, :1], 3, axis=2)))  # of the same size
         pixels = predictor.backbone.preprocessing(np.repeat(image[:32, :32, :1], 3, axis=2))[None].numpy()
         assert np.abs(session.run(None, {"pixels": pixels})[0][0, 0] - square).max() < 1e-5
@@ -208,7 +208,7 @@ def test_an_export_with_other_values_is_not_written(tmp_path: Path, monkeypatch:
     assert export(ExportSource(backbone), "timm", tmp_path / "good")["parity"]["largest_difference"] < 1e-5
     from dinomed.adapters.export import libraries
 
-    def shifted(one: FrozenBackbone) -> dict[str, torch.Tensor]:
+    def shifted(frozen: FrozenBackbone) -> dict[str, torch.Tensor]:
         return {name: value + 0.01 * (name == "norm.bias") for name, value in state.items()}
 
     monkeypatch.setattr(libraries, "_at_own_size", shifted)
@@ -218,10 +218,10 @@ def test_an_export_with_other_values_is_not_written(tmp_path: Path, monkeypatch:
 
 
 def test_difference_is_nan_for_nan_and_for_other_shapes() -> None:
-    one = [torch.ones(2)]
-    assert parity.difference(one, [torch.full((2,), 1.5)]) == pytest.approx(1 / 3)
+    reference = [torch.ones(2)]
+    assert parity.difference(reference, [torch.full((2,), 1.5)]) == pytest.approx(1 / 3)
     for other in ([torch.full((2,), torch.nan)], [torch.ones(3)], []):
-        assert not parity.difference(one, other) <= parity.TOLERANCE
+        assert not parity.difference(reference, other) <= parity.TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["cls", "seg"])
@@ -258,25 +258,25 @@ def test_monai_runs_its_bundle(name: str, adapters: Path, lesion_manifest: Path,
     parser["bundle_root"], parser["dataset_dir"] = str(tmp_path / "out"), str(images)
     with warnings.catch_warnings(action="ignore"):
         parser.get_parsed_content("run")
-    found = json.loads((tmp_path / "out" / "output" / "predictions.json").read_text())
+    predictions = json.loads((tmp_path / "out" / "output" / "predictions.json").read_text())
     predictor = load_adapter(adapters / name)
-    assert len(found["images"]) == 60
+    assert len(predictions["images"]) == 60
     overlaps = 0
-    for one in found["images"][:8]:
-        image = read_image(one["image"])
+    for image_row in predictions["images"][:8]:
+        image = read_image(image_row["image"])
         if name == "cls":
-            assert found["classes"] == list(predictor.classes)
+            assert predictions["classes"] == list(predictor.classes)
             targets = np.array(list(predictor.probabilities(image).values()))
             # bicubic in float32 here and in 8 bits there: a grey level at most between them
-            assert np.abs(np.array(one["probabilities"]) - targets).max() < 0.05
+            assert np.abs(np.array(image_row["probabilities"]) - targets).max() < 0.05
         elif name == "both":  # classes that overlap: sums of bits, each by its own threshold
-            bits = read_label_map(one["file"])
+            bits = read_label_map(image_row["file"])
             targets = predictor.schema.encode(predictor.decide(predictor.probabilities(image)))
             assert bits.shape == targets.shape
             assert (bits == targets).mean() > 0.97
             overlaps += int((targets == 3).sum())
         else:
-            mask = read_image(one["file"], channels=1)[..., 0] > 0
+            mask = read_image(image_row["file"], channels=1)[..., 0] > 0
             assert mask.shape == image.shape[:2]
             assert (mask == (predictor.probability(image) >= predictor.threshold)).mean() > 0.97
     assert overlaps or name != "both"  # an argmax could not say so
@@ -326,8 +326,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 def test_a_wrong_request_gives_a_one_line_error(
     arguments: list[str], message: str, adapters: Path, tiny_backbone: Path, tmp_path: Path, run
 ) -> None:
-    given = [one.replace("{a}", str(adapters)).replace("{b}", str(tiny_backbone)) for one in arguments]
-    code, out, err = run("export", *given, "-o", tmp_path / "out")
+    command_arguments = [
+        argument.replace("{a}", str(adapters)).replace("{b}", str(tiny_backbone)) for argument in arguments
+    ]
+    code, out, err = run("export", *command_arguments, "-o", tmp_path / "out")
     assert code == 2
     assert message in err
     assert err.count("error:") == 1

@@ -45,32 +45,32 @@ def test_image_and_targets_are_cut_alike_and_contain_a_pixel_of_a_class(
     targets[0, y, x] = 1
     image = np.stack([np.full((height, width), 7), *np.mgrid[:height, :width]], -1).astype(np.uint8)
     image[y, x, 0] = 200
-    found, known = windows(targets, side, 1.0, outside=9).draw(image, seed, 0, 0)
+    window, known = windows(targets, side, 1.0, outside=9).draw(image, seed, 0, 0)
     if max(height, width) <= side:
-        assert np.array_equal(found, image)
+        assert np.array_equal(window, image)
         assert np.array_equal(known, targets)
         return
-    assert found.shape == (side, side, 3)
-    assert ((found[..., 0] == 200) == (known[0] == 1)).all()
+    assert window.shape == (side, side, 3)
+    assert ((window[..., 0] == 200) == (known[0] == 1)).all()
     assert (known == 1).sum() == 1
-    assert ((found[..., 0] == 0) == (known[0] == 9)).all()  # black is what lies outside
+    assert ((window[..., 0] == 0) == (known[0] == 9)).all()  # black is what lies outside
     inside = known[0] != 9
     assert inside.sum() == min(side, height) * min(side, width)
-    rows, columns = found[..., 1][inside], found[..., 2][inside]
+    rows, columns = window[..., 1][inside], window[..., 2][inside]
     top, left = rows.min(), columns.min()
-    assert np.array_equal(found[inside], image[top : top + side, left : left + side].reshape(-1, 3))
+    assert np.array_equal(window[inside], image[top : top + side, left : left + side].reshape(-1, 3))
 
 
 def test_windows_depend_only_on_seed_pass_and_row() -> None:
     targets = np.zeros((1, 90, 70), np.uint8)
     targets[0, 10:20, 10:20] = 1
     image = np.random.default_rng(0).integers(0, 255, (90, 70, 3)).astype(np.uint8)
-    one = windows(targets, 32, 0.5)
-    first = one.draw(image, 1, 2, 3)[0]
-    one.draw(image, 9, 9, 9)
-    assert np.array_equal(one.draw(image, 1, 2, 3)[0], first)
-    others = [one.draw(image, *numbers)[0] for numbers in ((2, 2, 3), (1, 3, 3), (1, 2, 4))]
-    assert not any(np.array_equal(other, first) for other in others)
+    sampler = windows(targets, 32, 0.5)
+    first = sampler.draw(image, 1, 2, 3)[0]
+    sampler.draw(image, 9, 9, 9)
+    assert np.array_equal(sampler.draw(image, 1, 2, 3)[0], first)
+    other_windows = [sampler.draw(image, *numbers)[0] for numbers in ((2, 2, 3), (1, 3, 3), (1, 2, 4))]
+    assert not any(np.array_equal(other, first) for other in other_windows)
 
 
 def test_the_share_of_windows_with_a_class_is_kept_and_small_classes_are_as_frequent_as_large_ones() -> None:
@@ -78,8 +78,8 @@ def test_the_share_of_windows_with_a_class_is_kept_and_small_classes_are_as_freq
     targets[0, 300:400, :150] = 1  # 15,000 px
     targets[0, 5:7, 390:392] = 2  # 4 px
     for share, low, high in ((0.0, 0.0, 0.15), (0.5, 0.18, 0.35), (1.0, 0.43, 0.57)):
-        one, image = windows(targets, 40, share), np.zeros((400, 400, 1), np.uint8)
-        seen = [set(np.unique(one.draw(image, 0, pass_index, 0)[1])) - {0} for pass_index in range(400)]
+        sampler, image = windows(targets, 40, share), np.zeros((400, 400, 1), np.uint8)
+        seen = [set(np.unique(sampler.draw(image, 0, pass_index, 0)[1])) - {0} for pass_index in range(400)]
         assert sum(bool(kinds) for kinds in seen) >= 0.9 * share * 400
         # of 400 draws at p = 1/2 (1/4) a share is within 0.075 (0.065) at three standard deviations
         assert low <= sum(2 in kinds for kinds in seen) / 400 <= high
@@ -144,7 +144,7 @@ def test_training_on_windows_learns_details_that_resizing_loses(
     plain = SegmentConfig.model_validate({"image_size": 48, "fit": FIT, "seed": 1})
     fit_head(load_backbone(tiny_backbone), large, tmp_path / "plain", plain, cache=tmp_path / "cache")
     ours, squashed = (
-        evaluate(one, large, "test", resamples=20)["metrics"]["dice"] for one in (fitted, tmp_path / "plain")
+        evaluate(folder, large, "test", resamples=20)["metrics"]["dice"] for folder in (fitted, tmp_path / "plain")
     )
     assert ours > squashed + 0.1
 
@@ -159,15 +159,15 @@ def test_epoch_and_threshold_are_chosen_on_predictions_by_windows(fitted: Path, 
     record = predictor.metadata["validation"]
     assert predictor.threshold == threshold
     assert record["dice"] == pytest.approx(score, abs=1e-6)
-    by_hand = [dice_of_maps(one, BINARY.read(val, row), BINARY) for row, one in enumerate(maps)]
+    by_hand = [dice_of_maps(probability, BINARY.read(val, row), BINARY) for row, probability in enumerate(maps)]
     assert record["dice_by_windows"] == pytest.approx(np.mean(by_hand), abs=1e-6)
 
 
 def test_thresholds_are_chosen_with_the_views_of_prediction(
     large: Manifest, tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    given = {"image_size": 48, "flips": True, "scales": (1.0, 3.0), "fit": {**FIT, "min_steps": 0}}
-    config = SegmentConfig.model_validate(given)
+    settings = {"image_size": 48, "flips": True, "scales": (1.0, 3.0), "fit": {**FIT, "min_steps": 0}}
+    config = SegmentConfig.model_validate(settings)
     folder = fit_head(load_backbone(tiny_backbone), large, tmp_path / "seg", config, cache=tmp_path / "s").folder
     predictor = load_adapter(folder)
     assert isinstance(predictor, SegmentPredictor)
@@ -185,12 +185,12 @@ def test_thresholds_are_chosen_with_the_views_of_prediction(
 
 
 def test_invalid_window_settings_are_refused(large: Manifest, tiny_backbone: Path, tmp_path: Path) -> None:
-    for settings, told in (
+    for settings, message in (
         ({"crop": 0.5}, "set their size: window=PX"),
         ({"crop": 1.5, "window": 48}, "less than or equal to 1"),
         ({"crop": 0.5, "window": 48, "fit": {"optimizer": "lbfgs"}}, "set adamw with augment, tune or crop"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             SegmentConfig.model_validate(settings)
     plain = SegmentConfig(image_size=48, window=48)
     with pytest.raises(UsageError, match=r"images of 240 px.*--set crop=0\.5"):

@@ -106,21 +106,21 @@ def test_depths_stay_in_the_range_for_any_features(name: str, tiny_backbone: Pat
 def test_depth_files(tmp_path: Path) -> None:
     values = np.array([[0, 1, 300], [65280, 65535, 7]], np.uint16)
     Image.fromarray(values).save(tmp_path / "d.png")
-    found = read_depth(tmp_path / "d.png", SIMCOL, size=(2, 3))
-    assert np.isnan(found[0, 0])
-    assert found[1, 0] == pytest.approx(20)
-    np.testing.assert_allclose(found[0, 1:], values[0, 1:] * SIMCOL, rtol=1e-6)
+    depth = read_depth(tmp_path / "d.png", SIMCOL, size=(2, 3))
+    assert np.isnan(depth[0, 0])
+    assert depth[1, 0] == pytest.approx(20)
+    np.testing.assert_allclose(depth[0, 1:], values[0, 1:] * SIMCOL, rtol=1e-6)
     np.save(tmp_path / "d.npy", np.array([[1.5, -1, np.inf], [np.nan, 0, 2]]))
     array = read_depth(tmp_path / "d.npy", 2.0)
     np.testing.assert_array_equal(array, np.array([[3, np.nan, np.nan], [np.nan, np.nan, 4]], np.float32))
-    write_depth(tmp_path / "w.png", found, SIMCOL)
-    np.testing.assert_array_equal(read_depth(tmp_path / "w.png", SIMCOL), found)
+    write_depth(tmp_path / "w.png", depth, SIMCOL)
+    np.testing.assert_array_equal(read_depth(tmp_path / "w.png", SIMCOL), depth)
     Image.new("L", (4, 4)).save(tmp_path / "j.jpg")
     Image.new("RGB", (4, 4)).save(tmp_path / "c.png")
     np.save(tmp_path / "o.npy", np.array([{}], object), allow_pickle=True)
     (tmp_path / "cut.npy").write_bytes((tmp_path / "d.npy").read_bytes()[:-8])
-    for name, told in (("j.jpg", "JPEG"), ("c.png", "gray"), ("o.npy", "damaged"), ("cut.npy", "damaged")):
-        with pytest.raises(UnreadableImage, match=told):
+    for name, message in (("j.jpg", "JPEG"), ("c.png", "gray"), ("o.npy", "damaged"), ("cut.npy", "damaged")):
+        with pytest.raises(UnreadableImage, match=message):
             read_depth(tmp_path / name)
     with pytest.raises(MaskSizeError, match="the depth map is 3x2, its image 4x4"):
         read_depth(tmp_path / "d.png", size=(4, 4))
@@ -155,10 +155,10 @@ def test_heads_overfit_the_frames_and_stay_in_their_range(
     head = {"name": name} | ({"channels": 16} if name == "dpt" else {"bins": 64, "blocks": [0, 1, 2]})
     config = DepthConfig.model_validate({"head": head, "scale": SIMCOL, "unit": "cm", "image_size": 64, "fit": fit})
     folder = fit_head(load_backbone(tiny_backbone), frames, tmp_path / "d", config, cache=tmp_path / "s").folder
-    found = evaluate(folder, frames, "train")["metrics"]
+    metrics = evaluate(folder, frames, "train")["metrics"]
     constant = constant_error(frames)
-    assert found["rmse"] < 0.5 * constant
-    assert found["unit"] == "cm"
+    assert metrics["rmse"] < 0.5 * constant
+    assert metrics["unit"] == "cm"
     predictor = load_adapter(folder)
     assert isinstance(predictor, DepthPredictor)
     predict_collection(predictor, frames.take([0, 9]), tmp_path / "out")

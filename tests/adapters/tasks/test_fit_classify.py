@@ -36,8 +36,8 @@ HEADS = {
 QUICK = {"epochs": 3, "min_steps": 0}
 
 
-def settings(head: str = "linear", **others: object) -> ClassifyConfig:
-    return build_config(ClassifyConfig, {"head": {"name": head, **HEADS[head]}, "fit": QUICK, **others}, "test")
+def settings(head: str = "linear", **other_settings: object) -> ClassifyConfig:
+    return build_config(ClassifyConfig, {"head": {"name": head, **HEADS[head]}, "fit": QUICK, **other_settings}, "test")
 
 
 def with_columns(manifest: Manifest, **columns: list[str | None]) -> Manifest:
@@ -94,11 +94,11 @@ def test_an_image_may_have_several_labels(
     marks = rng.random((len(manifest), 2)) < 0.4
     if columns:
         cells = [[None if rng.random() < 0.1 else str(int(value)) for value in column] for column in marks.T]
-        data, asked = with_columns(manifest, round=cells[0], dark=cells[1]), {"label": ["round", "dark"]}
+        data, label_settings = with_columns(manifest, round=cells[0], dark=cells[1]), {"label": ["round", "dark"]}
     else:
         words = ["|".join(n for n, value in zip(("dark", "round"), row, strict=True) if value) or None for row in marks]
-        data, asked = with_columns(manifest, finding=words), {"label": "finding", "separator": "|"}
-    result = fit_head(backbone, data, tmp_path / "out", settings(head, **asked), cache=place / "cache")
+        data, label_settings = with_columns(manifest, finding=words), {"label": "finding", "separator": "|"}
+    result = fit_head(backbone, data, tmp_path / "out", settings(head, **label_settings), cache=place / "cache")
     predictor = load_adapter(result.folder)
     assert isinstance(predictor, ClassifyPredictor)
     assert predictor.answer.multilabel
@@ -117,19 +117,19 @@ def test_the_prediction_of_a_group_is_the_head_on_its_pooled_features(
     rows: dict[tuple[str, str], list[int]] = {}
     for i, key in enumerate(zip(manifest.column("split"), manifest.column("label"), strict=True)):
         rows.setdefault(key, []).append(i)
-    names = {i: f"pair-{n}-{k // 2}" for n, own in enumerate(rows.values()) for k, i in enumerate(own)}
+    names = {i: f"pair-{n}-{k // 2}" for n, pair_rows in enumerate(rows.values()) for k, i in enumerate(pair_rows)}
     data = with_columns(manifest, group=[names[i] for i in range(len(manifest))])
     config = settings(head, unit="group", pool=pool, frames=2)
     result = fit_head(backbone, data, tmp_path / "out", config, cache=place / "cache")
     record = read_record(result.folder)
     assert record.training["units"]["train"] == len(set(data.select(split="train").column("group")))
-    found = evaluate_in_full(result.folder, data, "val", resamples=10)
-    assert found.result["unit"] == "group"
-    assert found.result["metrics"]["nll"] == pytest.approx(result.validation["nll"], abs=1e-3)
-    judged, predictor = found.evaluated, found.predictor
+    evaluation = evaluate_in_full(result.folder, data, "val", resamples=10)
+    assert evaluation.result["unit"] == "group"
+    assert evaluation.result["metrics"]["nll"] == pytest.approx(result.validation["nll"], abs=1e-3)
+    judged, predictor = evaluation.evaluated, evaluation.predictor
     assert isinstance(judged, EvaluatedClasses)
     assert isinstance(predictor, ClassifyPredictor)
-    assert len(judged.groups) == found.result["metrics"]["n"] < len(data.select(split="val"))
+    assert len(judged.groups) == evaluation.result["metrics"]["n"] < len(data.select(split="val"))
     image = read_image(manifest.path(0))
     assert sum(predictor.probabilities(image).values()) == pytest.approx(1, abs=1e-5)  # a group of one
 
@@ -144,8 +144,8 @@ def test_probabilities_of_images_are_averaged_over_their_group(
     assert isinstance(images, EvaluatedClasses)
     assert isinstance(groups, EvaluatedClasses)
     for index, name in enumerate(groups.groups):
-        own = [i for i, group in enumerate(images.groups) if group == name]
-        np.testing.assert_allclose(groups.probabilities[index], images.probabilities[own].mean(0), atol=1e-6)
+        image_rows = [i for i, group in enumerate(images.groups) if group == name]
+        np.testing.assert_allclose(groups.probabilities[index], images.probabilities[image_rows].mean(0), atol=1e-6)
     assert len(groups.groups) == len(set(images.groups))
 
 
@@ -164,8 +164,8 @@ def test_invalid_requests_raise_one_line(
     with pytest.raises(UsageError, match="hold images of different labels"):
         fit_head(backbone, torn, tmp_path / "no", settings(unit="group"), cache=place / "cache")
     folder = fit_head(backbone, manifest, tmp_path / "cls", settings(), cache=place / "cache").folder
-    for by, told in ((("sx",), "no column 'sx'"), (("group",), "no property"), (("lesion",), "no column 'lesion'")):
-        with pytest.raises(UsageError, match=told):
+    for by, message in ((("sx",), "no column 'sx'"), (("group",), "no property"), (("lesion",), "no column 'lesion'")):
+        with pytest.raises(UsageError, match=message):
             evaluate(folder, manifest, by=by)
     many = with_columns(manifest, clinic=[f"c{i}" for i in range(len(manifest))], empty=[None] * len(manifest))
     with pytest.raises(UsageError, match=r"--by empty: the column is empty"):
@@ -200,16 +200,18 @@ def test_the_table_of_groups_equals_the_predictions_of_the_evaluation(
     predictor = load_adapter(folder)
     assert isinstance(predictor, ClassifyPredictor)
     test = data.select(split="test")
-    own = test.column("group")
-    assert predict_group_table(predictor, test, tmp_path / "table").groups == len(set(own) - {None}) + own.count(None)
+    groups = test.column("group")
+    assert predict_group_table(predictor, test, tmp_path / "table").groups == len(set(groups) - {None}) + groups.count(
+        None
+    )
     lines = [line.split(",") for line in (tmp_path / "table" / "predictions.csv").read_text().splitlines()]
     assert lines[0] == ["group", "images", "predicted", *manifest.classes()]
     judged = evaluate_in_full(folder, data, unit="group", resamples=10).evaluated
     assert isinstance(judged, EvaluatedClasses)
     for line, name, expected in zip(lines[1:], judged.groups, judged.probabilities, strict=True):
-        count = own.count(name) if name in own else 1
-        alone = [image for image, group in zip(test.column("image"), own, strict=True) if group is None]
-        assert line[0] in ([name] if name in own else alone)
+        count = groups.count(name) if name in groups else 1
+        alone = [image for image, group in zip(test.column("image"), groups, strict=True) if group is None]
+        assert line[0] in ([name] if name in groups else alone)
         assert int(line[1]) == (min(3, count) if unit == "group" else count)
         assert [float(value) for value in line[3:]] == pytest.approx(expected.tolist(), abs=1e-5)
         assert line[2] == manifest.classes()[int(expected.argmax())]
@@ -222,15 +224,15 @@ def test_an_interrupted_table_of_groups_is_resumed_and_is_equal(
     cut: str, place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # groups of 1 to 4 images; one is named as an image without a group is
-    own = [f"g{i // 4}" if i % 4 else None for i in range(len(manifest))]
-    own[1] = manifest.column("image")[0]
-    data = with_columns(manifest, group=own, split=["test"] * len(manifest))
+    groups = [f"g{i // 4}" if i % 4 else None for i in range(len(manifest))]
+    groups[1] = manifest.column("image")[0]
+    data = with_columns(manifest, group=groups, split=["test"] * len(manifest))
     folder = fit_head(backbone, manifest, tmp_path / "cls", settings(), cache=place / "cache").folder
     predictor = load_adapter(folder)
     assert isinstance(predictor, ClassifyPredictor)
     monkeypatch.setattr(predict_groups, "IMAGES", 7)
     whole = predict_group_table(predictor, data, tmp_path / "whole")
-    assert (whole.groups, whole.kept) == (len(set(own) - {None}) + own.count(None), 0)
+    assert (whole.groups, whole.kept) == (len(set(groups) - {None}) + groups.count(None), 0)
     real, calls = predict_groups._rows, 0
 
     def interrupted(*arguments: Any) -> Any:

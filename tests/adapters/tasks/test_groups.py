@@ -33,13 +33,13 @@ def test_places_are_in_order_within_the_row_and_evenly_spread(count: int, wanted
 def test_frames_are_ordered_by_the_numbers_in_their_names_or_by_a_column() -> None:
     images = ["v/10.png", "v/9.png", "v/1.png", "w.png", "v/2.png"]
     groups = ["v", "v", "v", None, "v"]
-    found = group_images(collection(images, groups))
-    names = found.manifest.column("image")
-    assert [[names[i] for i in members] for members in found.members] == [
+    grouped = group_images(collection(images, groups))
+    names = grouped.manifest.column("image")
+    assert [[names[i] for i in members] for members in grouped.members] == [
         ["v/1.png", "v/2.png", "v/9.png", "v/10.png"],
         ["w.png"],
     ]
-    assert found.names == ("v", None)
+    assert grouped.names == ("v", None)
     by_column = group_images(collection(images, groups, frame=["1", "2", "3", None, "0.5"]), frames=2)
     names = by_column.manifest.column("image")
     assert [names[i] for i in by_column.members[0]] == ["v/10.png", "v/1.png"]  # the 2nd and 4th of 4
@@ -48,18 +48,18 @@ def test_frames_are_ordered_by_the_numbers_in_their_names_or_by_a_column() -> No
 
 
 def test_features_are_averaged_or_concatenated_block_by_block() -> None:
-    found = group_images(collection(["a1", "a2", "b1"], ["a", "a", "b"]), 2, fill=True)
+    grouped = group_images(collection(["a1", "a2", "b1"], ["a", "a", "b"]), 2, fill=True)
     features = np.array([[1, 2, 10, 20], [3, 4, 30, 40], [5, 6, 50, 60]], np.float32)  # two blocks of two channels
-    assert found.pool(features, "mean", 2).tolist() == [[2, 3, 20, 30], [5, 6, 50, 60]]
-    assert found.pool(features, "concat", 2).tolist() == [[1, 2, 3, 4, 10, 20, 30, 40], [5, 6, 5, 6, 50, 60, 50, 60]]
+    assert grouped.pool(features, "mean", 2).tolist() == [[2, 3, 20, 30], [5, 6, 50, 60]]
+    assert grouped.pool(features, "concat", 2).tolist() == [[1, 2, 3, 4, 10, 20, 30, 40], [5, 6, 5, 6, 50, 60, 50, 60]]
 
 
 def test_only_frames_that_are_used_are_kept_and_a_group_shares_one_row() -> None:
     images = [f"v{i}.png" for i in range(100)] + ["x.png"]
-    found = group_images(collection(images, ["v"] * 100 + ["x"], label=["1"] * 100 + ["0"]), 8)
-    assert [len(members) for members in found.members] == [8, 1]
-    assert len(found.manifest) == 9
-    assert found.first().column("label") == ["1", "0"]
+    grouped = group_images(collection(images, ["v"] * 100 + ["x"], label=["1"] * 100 + ["0"]), 8)
+    assert [len(members) for members in grouped.members] == [8, 1]
+    assert len(grouped.manifest) == 9
+    assert grouped.first().column("label") == ["1", "0"]
 
 
 def test_missing_groups_and_mixed_labels_raise_an_error() -> None:

@@ -33,9 +33,9 @@ def test_a_label_that_is_not_in_train_gets_a_column_at_the_end(capsys: pytest.Ca
     targets, wide = LabelColumns(("f",), "|").read_targets(table(f=["a|z", "a"]), ["a", "b"], "test")
     assert wide == ["a", "b", "z"]
     assert targets.tolist() == [[1, 0, 1], [1, 0, 0]]
-    told = capsys.readouterr().err
-    assert "label 'z' (1 times), unknown to training" in told
-    assert "no image of label 'b'" in told
+    errors = capsys.readouterr().err
+    assert "label 'z' (1 times), unknown to training" in errors
+    assert "no image of label 'b'" in errors
 
 
 def test_empty_cells_in_columns_of_0_and_1_are_unknown_labels() -> None:

@@ -80,10 +80,10 @@ def test_exclusive_classes_from_masks_to_predicted_label_maps(
     shapes: Manifest, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     folder = fit(shapes, tmp_path / "seg", tiny_backbone, kind="multiclass", classes=CLASSES)
-    found = evaluate(folder, shapes, "test")["metrics"]
-    assert set(found["per_class"]) == {"spot", "bar"}
+    metrics = evaluate(folder, shapes, "test")["metrics"]
+    assert set(metrics["per_class"]) == {"spot", "bar"}
     # half of the test pictures have no bar, and one in four nothing; 0.5 is what empty predictions would get
-    assert found["dice"] > 0.6
+    assert metrics["dice"] > 0.6
     predictor = load_adapter(folder)
     assert isinstance(predictor, SegmentPredictor)
     image = read_image(shapes.path(1))
@@ -100,9 +100,9 @@ def test_exclusive_classes_from_masks_to_predicted_label_maps(
 
 
 def test_the_values_of_label_maps_are_found(shapes: Manifest) -> None:
-    found = find_mask_schema(shapes)
-    assert found.names == ("background", "3", "200")
-    assert found.reported == (1, 2)
+    schema = find_mask_schema(shapes)
+    assert schema.names == ("background", "3", "200")
+    assert schema.reported == (1, 2)
     assert build_mask_schema("multiclass", CLASSES) == MaskSchema(
         "multiclass", ("background", "spot", "bar"), (0, 3, 200)
     )
@@ -114,14 +114,14 @@ def test_labels_that_overlap_from_columns_and_from_bits_are_the_same(
     columns = fit(shapes, tmp_path / "a", tiny_backbone, kind="multilabel", classes={"spot": "spot", "bar": "bar"})
     bits = with_mask(shapes, "sum")
     folder = fit(bits, tmp_path / "b", tiny_backbone, kind="multilabel", classes={"spot": 1, "bar": 2})
-    one, other = load_adapter(columns), load_adapter(folder)
-    assert isinstance(one, SegmentPredictor)
+    by_columns, other = load_adapter(columns), load_adapter(folder)
+    assert isinstance(by_columns, SegmentPredictor)
     assert isinstance(other, SegmentPredictor)
     image = read_image(shapes.path(1))
-    assert (one.probabilities(image) == other.probabilities(image)).all()  # the same targets, the same seed
-    assert one.thresholds == other.thresholds
+    assert (by_columns.probabilities(image) == other.probabilities(image)).all()  # the same targets, the same seed
+    assert by_columns.thresholds == other.thresholds
     assert evaluate(columns, shapes, "test")["metrics"]["dice"] > 0.6
-    predict_collection(one, shapes, tmp_path / "out")
+    predict_collection(by_columns, shapes, tmp_path / "out")
     assert set(np.unique(read_label_map(tmp_path / "out" / "images" / "01.png"))) <= {0, 1, 2, 3}
 
 
@@ -138,7 +138,7 @@ def test_values_that_no_class_has_are_listed(shapes: Manifest, tiny_backbone: Pa
 
 
 @pytest.mark.parametrize(
-    ("kind", "classes", "told"),
+    ("kind", "classes", "message"),
     [
         ("binary", {"a": 1, "b": 2}, "have one class"),
         ("multiclass", {"a": "column"}, "is a number"),
@@ -148,8 +148,8 @@ def test_values_that_no_class_has_are_listed(shapes: Manifest, tiny_backbone: Pa
         ("multilabel", {"a": 1, "b": "x"}, "not both"),
     ],
 )
-def test_settings_that_contradict_each_other(kind: str, classes: dict[str, int | str], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_contradict_each_other(kind: str, classes: dict[str, int | str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         SegmentConfig(kind=kind, classes=classes)
 
 
@@ -178,8 +178,8 @@ def test_label_maps_are_read_as_they_are_stored(tmp_path: Path) -> None:
     np.save(tmp_path / "half.npy", np.full((2, 2, 1), 0.5))
     Image.new("L", (8, 8)).save(tmp_path / "j.jpg")
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "c.png")
-    for name, told in (("half.npy", "not integers"), ("j.jpg", "JPEG"), ("c.png", "colours")):
-        with pytest.raises(UnreadableImage, match=told):
+    for name, message in (("half.npy", "not integers"), ("j.jpg", "JPEG"), ("c.png", "colours")):
+        with pytest.raises(UnreadableImage, match=message):
             read_label_map(tmp_path / name)
 
 
@@ -227,8 +227,8 @@ def test_losses_equal_their_formulas_in_double_precision(name: str, exclusive: b
     false, missed = (p * (1 - y)).sum((2, 3)), ((1 - p) * y).sum((2, 3))
     tversky = (1 - (hit + smooth) / (hit + 0.2 * false + 0.8 * missed + smooth)).mean()
     expected = {"dice": dice, "dice_ce": dice + cross, "dice_focal": dice + focal, "tversky": tversky}[name]
-    found = build_loss(name, exclusive, alpha=0.2)(logits, targets)
-    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)  # float32 sums over 35 pixels
+    loss = build_loss(name, exclusive, alpha=0.2)(logits, targets)
+    torch.testing.assert_close(loss.double(), expected, atol=1e-5, rtol=0)  # float32 sums over 35 pixels
 
 
 def test_dice_leaves_the_background_out() -> None:
@@ -289,12 +289,13 @@ def test_large_images_are_predicted_by_windows_of_the_training_size(
     assert isinstance(plain, SegmentPredictor)
     assert small == pytest.approx(plain.probabilities(image), abs=1e-5)  # not larger than the window: squashed whole
     large = np.tile(image, (5, 4, 1))
-    found = predictor.probabilities(large)
-    assert found.shape == (3, 200, 224)
-    assert found.sum(axis=0) == pytest.approx(1, abs=1e-5)
+    probabilities = predictor.probabilities(large)
+    assert probabilities.shape == (3, 200, 224)
+    assert probabilities.sum(axis=0) == pytest.approx(1, abs=1e-5)
     targets = np.tile(predictor.schema.read(shapes, 1)[0], (5, 4))
     right, wrong = (
-        (np.array(maps).argmax(axis=0) == targets)[targets > 0].mean() for maps in (found, plain.probabilities(large))
+        (np.array(maps).argmax(axis=0) == targets)[targets > 0].mean()
+        for maps in (probabilities, plain.probabilities(large))
     )
     assert right > wrong + 0.1  # squashed whole, four spots in a row are smaller than a patch
 
@@ -304,11 +305,11 @@ def test_mirror_images_and_sizes_are_averaged(shapes: Manifest, tiny_backbone: P
     predictor = load_adapter(folder)
     assert isinstance(predictor, SegmentPredictor)
     image = read_image(shapes.path(1))
-    found = predictor.probabilities(image)
-    assert predictor.probabilities(image[:, ::-1])[..., ::-1] == pytest.approx(found, abs=1e-5)
+    probabilities = predictor.probabilities(image)
+    assert predictor.probabilities(image[:, ::-1])[..., ::-1] == pytest.approx(probabilities, abs=1e-5)
     single = at_one_size(predictor, 1.0).maps(image)
     double = at_one_size(predictor, 2.0).maps(image)
-    assert found == pytest.approx((single + double) / 2, abs=1e-5)
+    assert probabilities == pytest.approx((single + double) / 2, abs=1e-5)
 
 
 def at_one_size(predictor: SegmentPredictor, scale: float) -> SegmentPredictor:

@@ -105,10 +105,10 @@ def test_predict_writes_the_readable_images_and_fails_at_the_end(trained: Path, 
     assert "broken.jpg" in err
     assert json.loads(out)["images"] == 3
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
-    one = min(path for path in pictures.iterdir() if path.name != "broken.jpg")
-    code, _, err = run("predict", trained / "cls", one, "-o", tmp_path / "one")
+    picture = min(path for path in pictures.iterdir() if path.name != "broken.jpg")
+    code, _, err = run("predict", trained / "cls", picture, "-o", tmp_path / "one")
     assert code == 0, err
-    assert one.name in (tmp_path / "one" / "predictions.csv").read_text()
+    assert picture.name in (tmp_path / "one" / "predictions.csv").read_text()
 
 
 def test_predict_accepts_paths_in_the_current_folder(
@@ -117,9 +117,9 @@ def test_predict_accepts_paths_in_the_current_folder(
     source = min((trained / "lesions" / "images").iterdir())
     shutil.copy(source, tmp_path / "lesion.jpg")
     monkeypatch.chdir(tmp_path)
-    for given, out in (("lesion.jpg", "one"), (".", "all")):
+    for source_argument, out in (("lesion.jpg", "one"), (".", "all")):
         for again in ((), ("--overwrite",)):
-            code, text, err = run("predict", trained / "seg", given, "-o", f"{out}/", "--json", *again)
+            code, text, err = run("predict", trained / "seg", source_argument, "-o", f"{out}/", "--json", *again)
             assert code == 0, err
             assert json.loads(text)["images"] == 1
         assert (tmp_path / out / "lesion.png").exists()
@@ -204,8 +204,8 @@ def test_damaged_inputs_print_one_line(
     shutil.copy(trained / "derm.parquet", tmp_path)
     monkeypatch.chdir(tmp_path)
     _break(tmp_path, how)
-    found, out, err = run(*arguments, "--quiet")
-    assert (found, out) == (code, ""), err
+    exit_code, out, err = run(*arguments, "--quiet")
+    assert (exit_code, out) == (code, ""), err
     lines = [line for line in err.splitlines() if line]
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
@@ -262,8 +262,8 @@ def test_features_with_a_weights_file_and_a_name(runs: Path, run, tmp_path: Path
     assert len(pq.read_table(tmp_path / "feats.parquet")) == 60
     # and an adapter on it, which finds the file again
     chosen = ("--backbone", "vit_micro_patch16", "--weights", tmp_path / "weights.pth")
-    more = ("--set", "image_size=32", "--cache", tmp_path / "cache", *FAST)
-    code, _, err = run("train", "classify", *chosen, "--data", manifest, "-o", tmp_path / "cls", *more)
+    fit_options = ("--set", "image_size=32", "--cache", tmp_path / "cache", *FAST)
+    code, _, err = run("train", "classify", *chosen, "--data", manifest, "-o", tmp_path / "cls", *fit_options)
     assert code == 0, err
     code, _, err = run("evaluate", tmp_path / "cls", "--data", manifest)
     assert code == 0, err
@@ -306,8 +306,8 @@ def test_mistakes_print_one_line(
     runs: Path, run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     monkeypatch.chdir(runs)
-    found, out, err = run(*arguments)
-    assert (found, out) == (code, ""), err
+    exit_code, out, err = run(*arguments)
+    assert (exit_code, out) == (code, ""), err
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert message in lines[0]

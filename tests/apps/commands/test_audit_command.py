@@ -81,8 +81,8 @@ def test_folders_will_do(sets: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_one_manifest_is_audited_between_its_splits(
     sets: Path, twice: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [sets / "split.parquet"] * (2 if twice else 1)
-    code, out, _ = dinomed(capsys, "audit", *given, "--json", *FAST)
+    manifests = [sets / "split.parquet"] * (2 if twice else 1)
+    code, out, _ = dinomed(capsys, "audit", *manifests, "--json", *FAST)
     report = json.loads(out)
     assert code == 1
     assert (report["train_images"], report["test_images"]) == (10, 8)
@@ -126,8 +126,8 @@ def test_the_page_shows_the_pairs_and_fetches_nothing(
 
 def test_names_from_outside_are_escaped_on_the_page(sets: Path) -> None:
     manifest = read_manifest(sets / "a.parquet")
-    found = Audit([LeakedPair("group", None, 0, group="<b>x</b>")], 1, 1)
-    page = build_audit_page(found, None, manifest, ("<i>", "y"), "")
+    leak_audit = Audit([LeakedPair("group", None, 0, group="<b>x</b>")], 1, 1)
+    page = build_audit_page(leak_audit, None, manifest, ("<i>", "y"), "")
     assert "<b>x" not in page
     assert "<i>" not in page
     assert "1 of 1 test images" in page

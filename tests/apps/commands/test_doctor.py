@@ -8,17 +8,17 @@ from dinomed.apps import cli
 
 def test_doctor_reports_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     cli.invoke(["doctor", "--json"])
-    found = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     assert (
-        found["packages"]["torch"] == torch.__version__.partition("+")[0]
-        or found["packages"]["torch"] in torch.__version__
+        report["packages"]["torch"] == torch.__version__.partition("+")[0]
+        or report["packages"]["torch"] in torch.__version__
     )
-    assert len(found["devices"]) == torch.cuda.device_count() + torch.backends.mps.is_available()
-    assert found["auto"] in ("cpu", "cuda:0", "mps")
+    assert len(report["devices"]) == torch.cuda.device_count() + torch.backends.mps.is_available()
+    assert report["auto"] in ("cpu", "cuda:0", "mps")
     cli.invoke(["doctor"])
     out = capsys.readouterr().out
     assert "cache of weights" in out
-    assert found["packages"]["gradio"] in out
+    assert report["packages"]["gradio"] in out
 
 
 def test_a_cache_that_cannot_be_written_is_reported(

@@ -34,14 +34,14 @@ def test_models_are_listed_without_heavy_imports(tmp_path: Path) -> None:
         env={**os.environ, "DINOMED_CACHE": str(tmp_path)},
     )  # fmt: skip
     assert done.stderr.strip() == "[]"
-    found = json.loads(done.stdout)
-    backbones = {row["name"]: row for row in found["backbones"]}
+    report = json.loads(done.stdout)
+    backbones = {row["name"]: row for row in report["backbones"]}
     assert set(backbones) == set(VARIANTS)
     assert backbones[name]["licence"] == "Apache-2.0"
     assert backbones[name]["on_disk"] == str(cached)
     assert backbones["dinov2_vitb14"]["on_disk"] is None
     assert backbones["vit_tiny_patch8"]["source"] is None
-    assert {"linear"} <= {row["name"] for row in found["adapters"] if row["task"] == "segment"}
+    assert {"linear"} <= {row["name"] for row in report["adapters"] if row["task"] == "segment"}
 
 
 def test_every_built_in_head_of_the_list_can_be_built() -> None:
@@ -75,10 +75,10 @@ def test_a_plug_in_that_cannot_be_loaded_is_reported_and_skipped(
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
     with pytest.raises(UsageError, match="unknown fruit 'pear'"):
         fruit["pear"]
-    told = " ".join(capsys.readouterr().err.split())
-    assert "cannot be loaded" in told
-    assert message in told
-    assert "fruit 'apple' exists already" in told
+    errors = " ".join(capsys.readouterr().err.split())
+    assert "cannot be loaded" in errors
+    assert message in errors
+    assert "fruit 'apple' exists already" in errors
     assert list(fruit) == ["apple"]
 
 
@@ -98,7 +98,7 @@ def test_the_example_plug_in_is_installed_listed_trained_and_used(
     train = ["train", "classify", "-b", str(tiny_backbone), "--data", str(lesion_manifest), "-o", str(out), *settings]
     predict = ["predict", str(out), str(images), "-o", str(tmp_path / "predicted")]
     script = "from dinomed.apps import cli\n" + "".join(
-        f"cli.invoke({[*one, '--json']!r})\nprint('-----')\n" for one in (["models"], train, predict)
+        f"cli.invoke({[*arguments, '--json']!r})\nprint('-----')\n" for arguments in (["models"], train, predict)
     )
     path = os.pathsep.join(filter(None, [str(site), str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(

@@ -54,8 +54,8 @@ def test_audit_finds_the_training_images_of_a_run(
     write_manifest(train, tmp_path / "train.parquet")
     code, out, _ = call("audit", run, tmp_path / "train.parquet", "--json", capsys=capsys)
     assert code == 1
-    found = {pair["test"] for pair in json.loads(out)["pairs"] if pair["kind"] == "exact"}
-    assert found == set(train.column("image"))
+    leaked = {pair["test"] for pair in json.loads(out)["pairs"] if pair["kind"] == "exact"}
+    assert leaked == set(train.column("image"))
     strangers = write_lesions(tmp_path / "others", count=8, seed=99, size=(36, 48), broken=0)
     code, out, errors = call("audit", run, strangers, "--json", capsys=capsys)
     assert (code, json.loads(out)["pairs"]) == (0, []), errors
@@ -71,13 +71,13 @@ def test_settings_that_contradict_the_weights_are_refused(
     run: Path, small: list[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command, setting in ((("pretrain", *small, "--from", run), "embed_dim"), (("distill", *small), "in_channels")):
-        given = {"embed_dim": 32, "in_channels": 1}[setting]
-        more = ["--set", f"backbone.{setting}={given}", "--set", "mean=[0.5]", "--set", "std=[0.5]"]
+        value = {"embed_dim": 32, "in_channels": 1}[setting]
+        options = ["--set", f"backbone.{setting}={value}", "--set", "mean=[0.5]", "--set", "std=[0.5]"]
         extra = ["--teacher", run] if command[0] == "distill" else []
-        code, _, errors = call(*command, *extra, *(more if setting == "in_channels" else more[:2]), capsys=capsys)
+        code, _, errors = call(*command, *extra, *(options if setting == "in_channels" else options[:2]), capsys=capsys)
         assert code == 2
         assert f"backbone.{setting}" in errors
-        assert str(given) in errors
+        assert str(value) in errors
         assert {"embed_dim": "16", "in_channels": "3"}[setting] in errors
         assert not (small[4] / "config.yaml").exists()  # type: ignore[operator]
 

@@ -46,18 +46,18 @@ def test_an_image_finds_similar_ones_of_other_groups(place: Path, run) -> None:
     options = ("--index", place / "idx", "-k", 4, "--exclude-same-group", "--json", "--quiet")
     code, out, err = run("search", pictures(place)[0], *options)
     assert code == 0, err
-    found = json.loads(out)
-    (query,) = found["queries"]
-    own = read_manifest(place / "derm.parquet").column("group")[0]
-    assert [one["rank"] for one in query["results"]] == [1, 2, 3, 4]
-    assert own not in [one["group"] for one in query["results"]]
+    answer = json.loads(out)
+    (query,) = answer["queries"]
+    query_group = read_manifest(place / "derm.parquet").column("group")[0]
+    assert [result["rank"] for result in query["results"]] == [1, 2, 3, 4]
+    assert query_group not in [result["group"] for result in query["results"]]
     assert query["group_known"]
     first = query["results"][0]
     assert first["similarity"] + first["distance"] == pytest.approx(1)
     rows = read_manifest(place / "derm.parquet")
     assert first["label"] == rows.column("label")[rows.column("image").index(first["image"])]
     assert {"age", "sex"} <= first["columns"].keys()
-    assert found["purpose"] == "for research use only, not for diagnosis"
+    assert answer["purpose"] == "for research use only, not for diagnosis"
 
 
 def test_a_folder_filtered_with_evidence_and_pictures(place: Path, run, tmp_path: Path) -> None:
@@ -68,19 +68,19 @@ def test_a_folder_filtered_with_evidence_and_pictures(place: Path, run, tmp_path
     options = ("--index", place / "idx", "-k", 3, "--where", "sex=female", "--where", "age>=40", "--evidence")
     code, out, err = run("search", folder, *options, "-o", tmp_path / "out", "--json")
     assert code == 0, err
-    found = json.loads(out)
-    assert found == json.loads((tmp_path / "out" / "results.json").read_text())
-    for number, query in enumerate(found["queries"], 1):
-        for one in query["results"]:
-            assert one["columns"]["sex"] == "female"
-            assert float(one["columns"]["age"]) >= 40
-            evidence = one["evidence"]
+    answer = json.loads(out)
+    assert answer == json.loads((tmp_path / "out" / "results.json").read_text())
+    for number, query in enumerate(answer["queries"], 1):
+        for result in query["results"]:
+            assert result["columns"]["sex"] == "female"
+            assert float(result["columns"]["age"]) >= 40
+            evidence = result["evidence"]
             left, top, right, bottom = evidence["regions"][0]["query_box"]
             assert 0 <= left < right <= 48  # pictures are 48 x 36 px
             assert 0 <= top < bottom <= 36
             drawn = np.asarray(Image.open(tmp_path / "out" / evidence["picture"]))
             assert drawn.shape == (320, 427 + 8 + 427, 3)
-            assert evidence["picture"] == f"{number:04d}_{one['rank']:02d}.jpg"
+            assert evidence["picture"] == f"{number:04d}_{result['rank']:02d}.jpg"
     code, _, err = run("search", folder, *options, "-o", tmp_path / "out")
     assert code == 2
     assert "add --overwrite" in err
@@ -96,11 +96,11 @@ def test_an_unknown_group_and_a_too_large_k_are_reported(place: Path, run, tmp_p
         "search", tmp_path / "new.png", "--index", place / "idx", "-k", 999, "--exclude-same-group", "--json"
     )
     assert code == 0
-    found = json.loads(out)
-    assert len(found["queries"][0]["results"]) == 60
+    answer = json.loads(out)
+    assert len(answer["queries"][0]["results"]) == 60
     assert "the index holds 60 images" in err
     assert "the group of 1 of 1 images is not known" in err
-    assert len(found["notes"]) == 2
+    assert len(answer["notes"]) == 2
 
 
 def test_broken_files_are_named_and_the_others_are_searched(place: Path, run, tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_broken_files_are_named_and_the_others_are_searched(place: Path, run, tm
     (folder / "empty.png").write_bytes(b"")
     code, out, err = run("search", folder, "--index", place / "idx", "--json", "-k", 1)
     assert code == 1
-    assert {one["image"] for one in json.loads(out)["unreadable"]} == {"bad.jpg", "empty.png"}
-    assert [one["image"] for one in json.loads(out)["queries"]] == ["good.jpg"]
+    assert {row["image"] for row in json.loads(out)["unreadable"]} == {"bad.jpg", "empty.png"}
+    assert [row["image"] for row in json.loads(out)["queries"]] == ["good.jpg"]
     assert "2 files could not be read" in err
     assert "Traceback" not in err
 
@@ -143,7 +143,7 @@ def test_a_wrong_request_gives_a_one_line_error_that_names_the_problem(
     place: Path, run, arguments: list[str], message: str
 ) -> None:
     (place / "empty").mkdir(exist_ok=True)
-    code, out, err = run(*(one.replace("{p}", str(place)) for one in arguments))
+    code, out, err = run(*(argument.replace("{p}", str(place)) for argument in arguments))
     assert code == 2, err
     assert message.replace("{p}", str(place)) in err
     assert err.count("error:") == 1
@@ -176,11 +176,11 @@ def test_an_index_is_evaluated(place: Path, run) -> None:
     options = ("search", place / "derm.parquet", "--index", place / "idx", "--evaluate", "--where", "split=train")
     code, out, err = run(*options, "--json")
     assert code == 0, err
-    found = json.loads(out)
+    answer = json.loads(out)
     splits = read_manifest(place / "derm.parquet").column("split")
-    assert found["metrics"]["n"] == splits.count("test")
-    assert found["index"]["searched"] == splits.count("train")
-    assert 0 < found["metrics"]["map"] < 1
+    assert answer["metrics"]["n"] == splits.count("test")
+    assert answer["index"]["searched"] == splits.count("train")
+    assert 0 < answer["metrics"]["map"] < 1
     code, out, _ = run(*options)
     assert code == 0
     assert "research use only" in out

@@ -27,8 +27,8 @@ SHORT = ["--set", "fit.epochs=1", "--set", "fit.min_steps=0", "--set", "image_si
 BANDS = 5
 
 
-def train(kind: str, out: Path, backbone: Path, data: Path, *more: str) -> Path:
-    cli.invoke(["train", kind, "-b", str(backbone), "--data", str(data), "-o", str(out), "--quiet", "--json", *more])
+def train(kind: str, out: Path, backbone: Path, data: Path, *options: str) -> Path:
+    cli.invoke(["train", kind, "-b", str(backbone), "--data", str(data), "-o", str(out), "--quiet", "--json", *options])
     return out
 
 
@@ -37,7 +37,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`serve_demo` as far as its page: (look, panels, Blocks) where it would be served."""
     shown: list[Any] = []
 
-    def call(**given: Any) -> Any:
+    def call(**arguments: Any) -> Any:
         from dinomed.apps.demos import page
 
         kept: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         with monkeypatch.context() as patch:
             patch.setattr(page, "build_page", build)
             patch.setattr(launch, "serve", lambda build, address, browser: shown.append(build()))
-            launch.serve_demo(**given, device="cpu")
+            launch.serve_demo(**arguments, device="cpu")
         return page.looker(kept["panels"]), kept
 
     return call
@@ -64,7 +64,7 @@ def environment() -> Iterator[None]:
 
 def controls(panel: Any, **changed: Any) -> list[Any]:
     """What a visitor has set: the values that the components begin with, but those that are named by their ids."""
-    return [changed.get(one.elem_id or "", one.value) for one in panel.inputs]
+    return [changed.get(component.elem_id or "", component.value) for component in panel.inputs]
 
 
 def area(html: str) -> int:
@@ -78,24 +78,24 @@ def test_a_tuned_backbone_answers_beside_its_base(
 ) -> None:
     if tune.startswith("lora"):
         pytest.importorskip("peft")
-    own = (tiny_backbone, lesion_manifest, "--tune", tune, *SHORT, "--set", "tune.learning_rate=0.05")
-    seg = train("segment", tmp_path / "seg", *own)
-    cls = train("classify", tmp_path / "cls", *own)
+    options = (tiny_backbone, lesion_manifest, "--tune", tune, *SHORT, "--set", "tune.learning_rate=0.05")
+    seg = train("segment", tmp_path / "seg", *options)
+    cls = train("classify", tmp_path / "cls", *options)
     index = tmp_path / "idx"
     cli.invoke(["index", str(lesion_manifest), "-b", str(tiny_backbone), "-o", str(index), "--quiet", "--json"])
     look, kept = page(segment=seg, classify=cls, index=index)
     path = read_manifest(lesion_manifest).path(0)
     image = read_image(path)
     values = [value for panel in kept["panels"] for value in controls(panel, threshold=0.02)]
-    found = look(str(path), *values)
-    assert area(found[3]) == int((load_adapter(seg).probability(image) >= 0.02).sum())
+    outputs = look(str(path), *values)
+    assert area(outputs[3]) == int((load_adapter(seg).probability(image) >= 0.02).sum())
     for name, value in load_adapter(cls).probabilities(image).items():
-        assert name in found[7]
-        assert f"{100 * value:.1f}%" in found[7]
+        assert name in outputs[7]
+        assert f"{100 * value:.1f}%" in outputs[7]
     base = load_index(index)
     assert kept["panels"][1].predictor.backbone.fingerprint != base.backbone.fingerprint
-    assert "cases-hint" in found[8]
-    assert "cases-hint" in found[9]
+    assert "cases-hint" in outputs[8]
+    assert "cases-hint" in outputs[9]
 
 
 @pytest.fixture(scope="module")
@@ -139,23 +139,23 @@ def test_arrays_of_five_channels_and_sixteen_bits(page: Callable[..., Any], band
     assert kept["examples"] == 0  # they would be pictures of three channels
     manifest = read_manifest(bands / "m.parquet")
     values = [value for panel in kept["panels"] for value in controls(panel, threshold=0.02)]
-    found = look(shutil.copy(manifest.path(0), tmp_path / "mine.npy"), *values)
-    given = kept["panels"][0].preprocessing.read(manifest.path(0))
+    outputs = look(shutil.copy(manifest.path(0), tmp_path / "mine.npy"), *values)
+    pixels = kept["panels"][0].preprocessing.read(manifest.path(0))
     predictor = load_adapter(bands / "seg")
-    assert area(found[3]) == int((predictor.probability(given) >= 0.02).sum())
-    for name, value in load_adapter(bands / "cls").probabilities(given).items():
-        assert f"{name}</span>" in found[7]
-        assert f"{100 * value:.1f}%" in found[7]
-    assert "no longer where" not in found[9]
-    assert found[9].count("<img") == 6  # each case beside the picture, drawn by their first channels
-    assert "2 of the index are this picture itself" in found[9]
+    assert area(outputs[3]) == int((predictor.probability(pixels) >= 0.02).sum())
+    for name, value in load_adapter(bands / "cls").probabilities(pixels).items():
+        assert f"{name}</span>" in outputs[7]
+        assert f"{100 * value:.1f}%" in outputs[7]
+    assert "no longer where" not in outputs[9]
+    assert outputs[9].count("<img") == 6  # each case beside the picture, drawn by their first channels
+    assert "2 of the index are this picture itself" in outputs[9]
     tifffile.imwrite(tmp_path / "pages.tif", np.load(manifest.path(0)).transpose(2, 0, 1), photometric="minisblack")
-    assert look(str(tmp_path / "pages.tif"), *values)[3] == found[3]
+    assert look(str(tmp_path / "pages.tif"), *values)[3] == outputs[3]
     Image.new("RGB", (50, 40)).save(tmp_path / "colour.jpg")
-    told = look(str(tmp_path / "colour.jpg"), *values)
-    for one in (told[3], told[7], told[9]):
-        assert "does not fit a backbone that takes 5" in one
-        assert str(tmp_path) not in one
+    refused = look(str(tmp_path / "colour.jpg"), *values)
+    for text in (refused[3], refused[7], refused[9]):
+        assert "does not fit a backbone that takes 5" in text
+        assert str(tmp_path) not in text
 
 
 def test_examples_are_refused_where_no_colour_picture_can_be_taken(page: Callable[..., Any], bands: Path) -> None:
@@ -180,15 +180,15 @@ def test_of_several_classes_one_is_outlined_or_any(page: Callable[..., Any], ban
     maps = load_adapter(bands / "seg").probabilities(panel.preprocessing.read(path))
     assert list(panel.cuts) == ["any of them", "1", "2"]
     for which, expected in (("any of them", maps[1:].sum(0)), ("1", maps[1]), ("2", maps[2])):
-        found = look(str(path), *controls(panel, which=which, threshold=0.5))
+        outputs = look(str(path), *controls(panel, which=which, threshold=0.5))
         cut = 0.5
         if (expected >= cut).any():
-            assert area(found[3]) == int((expected >= cut).sum())
+            assert area(outputs[3]) == int((expected >= cut).sum())
         else:
-            assert f"No {'lesion' if which == 'any of them' else which} found" in found[3].replace(
+            assert f"No {'lesion' if which == 'any of them' else which} found" in outputs[3].replace(
                 "any of them", "lesion"
             )
-        assert found[6] == which
+        assert outputs[6] == which
 
 
 def test_overlapping_classes_begin_at_their_own_thresholds(page: Callable[..., Any], bands: Path) -> None:
@@ -200,9 +200,9 @@ def test_overlapping_classes_begin_at_their_own_thresholds(page: Callable[..., A
     path = read_manifest(bands / "m.parquet").path(1)
     planes = predictor.decide(predictor.probabilities(panel.preprocessing.read(path)))
     for plane, name, cut in zip(planes, ("one", "two"), predictor.thresholds, strict=True):
-        found = look(str(path), *controls(panel, which=name))  # the slider still stands where "any" left it
-        assert found[5].value == round(cut, 2)
+        outputs = look(str(path), *controls(panel, which=name))  # the slider still stands where "any" left it
+        assert outputs[5].value == round(cut, 2)
         if plane.any():
-            assert area(found[3]) == int(plane.sum())
+            assert area(outputs[3]) == int(plane.sum())
         else:
-            assert "No " in found[3]
+            assert "No " in outputs[3]

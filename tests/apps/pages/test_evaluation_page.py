@@ -105,10 +105,12 @@ def test_subgroups_are_the_metrics_of_their_rows(user: Path) -> None:
     judged = EvaluatedValues(manifest, groups, {"dice": values}, lambda rows: {"n": len(rows)})
     sex = np.array(manifest.column("sex"))
     for row in summarize_subgroups(judged, ["sex"], 100)["sex"]:
-        own = values[sex == row["value"]]
-        expected = bootstrap_mean(own, list(range(len(own))), resamples=100)[0]
-        found = row["intervals"]["dice"]
-        assert (found["value"], found["low"], found["high"]) == pytest.approx((own.mean(), expected.low, expected.high))
+        stratum = values[sex == row["value"]]
+        expected = bootstrap_mean(stratum, list(range(len(stratum))), resamples=100)[0]
+        interval = row["intervals"]["dice"]
+        assert (interval["value"], interval["low"], interval["high"]) == pytest.approx(
+            (stratum.mean(), expected.low, expected.high)
+        )
     parts = split_subgroups(manifest, "age")
     assert sorted(i for _, rows in parts for i in rows) == list(range(len(manifest)))
     assert len(parts) == 5  # quarters, and those not known
@@ -123,15 +125,17 @@ def test_one_class_only_and_labels_that_training_has_not_make_a_report(user: Pat
     manifest = read_manifest(user / "m.parquet").take(range(6))
     probabilities = np.random.default_rng(0).dirichlet(np.ones(2), 6)
     groups: list[object] = list(range(6))
-    one = EvaluatedClasses(manifest, groups, np.zeros(6, int), probabilities, ["a", "b"], Answer(thresholds=(0.5, 0.5)))
-    found = summarize(one, ["sex"], 20)
-    assert np.isnan(found["intervals"]["auroc"]["value"])
-    assert np.isnan(found["operating"]["b"]["sensitivity"])
-    truth = np.array([0, 1, 2, 0, 1, 2])
-    unseen = EvaluatedClasses(manifest, groups, truth, probabilities, ["a", "b", "new"], Answer(thresholds=(0.5, 0.5)))
-    found = summarize(unseen, (), 20)
-    assert found["metrics"]["per_class"]["new"]["recall"] == 0
-    assert set(found["operating"]) == {"a", "b"}
+    evaluated = EvaluatedClasses(
+        manifest, groups, np.zeros(6, int), probabilities, ["a", "b"], Answer(thresholds=(0.5, 0.5))
+    )
+    summary = summarize(evaluated, ["sex"], 20)
+    assert np.isnan(summary["intervals"]["auroc"]["value"])
+    assert np.isnan(summary["operating"]["b"]["sensitivity"])
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    unseen = EvaluatedClasses(manifest, groups, labels, probabilities, ["a", "b", "new"], Answer(thresholds=(0.5, 0.5)))
+    summary = summarize(unseen, (), 20)
+    assert summary["metrics"]["per_class"]["new"]["recall"] == 0
+    assert set(summary["operating"]) == {"a", "b"}
     best, worst = extreme_cases(unseen, 2)
     assert set(worst) == {2, 5}  # what it could not know
     assert not set(best) & set(worst)

@@ -53,7 +53,7 @@ def test_the_configs_that_are_shipped_are_valid() -> None:
 @pytest.mark.slow
 def test_synthetic_lesions_from_pictures_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "quick start"
-    results, told = run(capsys, "--count", "48", "-o", str(folder))
+    results, messages = run(capsys, "--count", "48", "-o", str(folder))
     pretrained, untrained, otsu = results["results"]
     for row in (pretrained, untrained):
         assert set(row) == {"method", *quickstart.COLUMNS}
@@ -61,7 +61,7 @@ def test_synthetic_lesions_from_pictures_to_report(tmp_path: Path, capsys: pytes
     assert 0 < otsu["dice"] <= 1
     assert pretrained != {**untrained, "method": pretrained["method"]}  # not the same backbone twice
     for command in ("scan", "pretrain", "probe", "train classify", "train segment", "evaluate"):
-        assert f"$ dinomed {command} " in told
+        assert f"$ dinomed {command} " in messages
     report = (folder / "report.html").read_text()
     assert report.count("data:image/jpeg") == 7  # six segmented pictures and the PCA
     assert report.count("<polyline") >= 3
@@ -70,9 +70,9 @@ def test_synthetic_lesions_from_pictures_to_report(tmp_path: Path, capsys: pytes
     names = sorted(path.name for path in (folder / "examples").iterdir())
     assert names == [f"example_{n}.jpg" for n in range(1, quickstart.NUM_EXAMPLES + 1)]
 
-    again, told = run(capsys, "--count", "48", "-o", str(folder))
+    again, messages = run(capsys, "--count", "48", "-o", str(folder))
     assert again["results"] == results["results"]
-    assert told.count("done already") == told.count("$ dinomed ") - 1  # all but the scan
+    assert messages.count("done already") == messages.count("$ dinomed ") - 1  # all but the scan
     assert again["seconds"] < results["seconds"]
 
 
@@ -98,20 +98,20 @@ def label(folder: Path, classes: dict[str, str]) -> None:
     (folder / "labels.csv").write_text("image,label\n" + rows)
 
 
-def commands(told: str) -> set[str]:
+def commands(messages: str) -> set[str]:
     """The first word of each command that was run."""
-    return {line.split()[2] for line in told.splitlines() if line.startswith("$ dinomed ")}
+    return {line.split()[2] for line in messages.splitlines() if line.startswith("$ dinomed ")}
 
 
 @pytest.mark.slow
 def test_without_labels_and_masks_a_backbone_is_pretrained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = draw(tmp_path / "own", [f"{i:02}" for i in range(12)])
-    results, told = run(capsys, "--data", str(own), "-o", str(tmp_path / "out"))
+    pictures = draw(tmp_path / "own", [f"{i:02}" for i in range(12)])
+    results, messages = run(capsys, "--data", str(pictures), "-o", str(tmp_path / "out"))
     assert results["segmenter"] is None
-    assert commands(told) == {"scan", "pretrain"}
-    plan = told.index("Plan: pretrain on 8 images. Not done: classification (no labels")
-    assert "segmentation and demo (no masks" in told[plan:].splitlines()[0]
-    assert plan < told.index("$ dinomed pretrain")
+    assert commands(messages) == {"scan", "pretrain"}
+    plan = messages.index("Plan: pretrain on 8 images. Not done: classification (no labels")
+    assert "segmentation and demo (no masks" in messages[plan:].splitlines()[0]
+    assert plan < messages.index("$ dinomed pretrain")
     assert [set(row) for row in results["results"]] == [{"method"}, {"method"}]
     report = (tmp_path / "out" / "report.html").read_text()
     assert "Results on the test split" not in report
@@ -124,11 +124,11 @@ def test_masks_in_train_only_give_a_segmenter_without_metrics(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [f"train/{i:02}" for i in range(8)] + [f"test/{i:02}" for i in range(10, 13)]
-    own = draw(tmp_path / "own", names, masks=names[:8])
-    results, told = run(capsys, "--data", str(own), "-o", str(tmp_path / "out"))
-    assert "segment, from 8 masks (not measured)" in told
+    pictures = draw(tmp_path / "own", names, masks=names[:8])
+    results, messages = run(capsys, "--data", str(pictures), "-o", str(tmp_path / "out"))
+    assert "segment, from 8 masks (not measured)" in messages
     assert "metrics of the segmentation (no mask in test)" in results["scope"]
-    assert commands(told) == {"scan", "pretrain", "train"}
+    assert commands(messages) == {"scan", "pretrain", "train"}
     assert (Path(results["segmenter"]) / "adapter.json").is_file()
     assert len(list(Path(results["examples"]).iterdir())) == 3  # of test, though it has no masks
 
@@ -136,10 +136,10 @@ def test_masks_in_train_only_give_a_segmenter_without_metrics(
 @pytest.mark.slow
 def test_labels_alone_give_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"{i:02}" for i in range(20)]
-    own = draw(tmp_path / "own", names)
-    label(own, {name: "ab"[i % 2] for i, name in enumerate(names)})
-    results, told = run(capsys, "--data", str(own), "-o", str(tmp_path / "out"))
-    assert "classify 2 classes (measured on test)" in told
+    pictures = draw(tmp_path / "own", names)
+    label(pictures, {name: "ab"[i % 2] for i, name in enumerate(names)})
+    results, messages = run(capsys, "--data", str(pictures), "-o", str(tmp_path / "out"))
+    assert "classify 2 classes (measured on test)" in messages
     assert results["segmenter"] is None
     assert 0 <= results["classifier"]["balanced_accuracy"] <= 1
     assert 0 <= results["results"][0]["knn_auroc"] <= 1
@@ -148,31 +148,31 @@ def test_labels_alone_give_a_classifier(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.slow
 def test_one_class_is_not_classified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"{i:02}" for i in range(10)]
-    own = draw(tmp_path / "own", names)
-    label(own, dict.fromkeys(names, "nevus"))
-    results, told = run(capsys, "--data", str(own), "-o", str(tmp_path / "out"))
-    assert "classification (train has only one class)" in told
+    pictures = draw(tmp_path / "own", names)
+    label(pictures, dict.fromkeys(names, "nevus"))
+    results, messages = run(capsys, "--data", str(pictures), "-o", str(tmp_path / "out"))
+    assert "classification (train has only one class)" in messages
     assert results["classifier"] is None
 
 
 def test_three_images_are_too_few_and_nothing_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = draw(tmp_path / "own", ["a", "b", "c"])
+    pictures = draw(tmp_path / "own", ["a", "b", "c"])
     with pytest.raises(SystemExit) as end:
-        cli.main(["quickstart", "--data", str(own), "-o", str(tmp_path / "out"), "--no-demo"])
-    told = capsys.readouterr().err
+        cli.main(["quickstart", "--data", str(pictures), "-o", str(tmp_path / "out"), "--no-demo"])
+    messages = capsys.readouterr().err
     assert end.value.code == 2
-    assert f"error: {own}: 3 readable images" in told
-    assert "needs at least 4" in told
-    assert "$ dinomed pretrain" not in told
+    assert f"error: {pictures}: 3 readable images" in messages
+    assert "needs at least 4" in messages
+    assert "$ dinomed pretrain" not in messages
 
 
 def test_an_output_among_the_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = draw(tmp_path / "own", ["a", "b", "c"])
+    pictures = draw(tmp_path / "own", ["a", "b", "c"])
     with pytest.raises(SystemExit) as end:
-        cli.main(["quickstart", "--data", str(own), "-o", str(own / "runs"), "--no-demo"])
+        cli.main(["quickstart", "--data", str(pictures), "-o", str(pictures / "runs"), "--no-demo"])
     assert end.value.code == 2
     assert "is inside the folder of images" in capsys.readouterr().err
-    assert not (own / "runs").exists()
+    assert not (pictures / "runs").exists()
 
 
 def test_another_seed_draws_other_lesions(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_of_two_processes_in_one_folder_the_second_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("files", "asked", "options"),
+    ("files", "expected", "options"),
     [
         (["a.jpg"], {}, []),
         (["labels.csv"], {}, ["--labels", "labels.csv"]),
@@ -239,8 +239,8 @@ def test_of_two_processes_in_one_folder_the_second_is_refused(tmp_path: Path) ->
         ([], {"mask": "none"}, ["--mask", "none"]),
     ],
 )
-def test_own_labels_are_found_or_given(tmp_path: Path, files: list, asked: dict, options: list) -> None:
+def test_own_labels_are_found_or_given(tmp_path: Path, files: list, expected: dict, options: list) -> None:
     for name in files:
         (tmp_path / name).write_text("")
-    plan = quickstart.Plan(tmp_path / "out", data=tmp_path, **asked)
+    plan = quickstart.Plan(tmp_path / "out", data=tmp_path, **expected)
     assert quickstart._scan_options(plan, tmp_path) == options

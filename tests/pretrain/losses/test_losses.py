@@ -128,11 +128,11 @@ def test_the_fused_cross_entropy_equals_that_of_torch(shape: tuple[int, ...]) ->
     weights = torch.rand(shape[:-1], generator=generator)
     for mass in (1.0, 2.0):
         (cross_entropy(scores, mass * targets, 0.1, mass) * weights).sum().backward()
-        found, scores.grad = scores.grad, None
+        gradient, scores.grad = scores.grad, None
         reference = -(mass * targets * torch.log_softmax(scores / 0.1, -1)).sum(-1)
         (reference * weights).sum().backward()
-        assert found is not None
-        torch.testing.assert_close(found, scores.grad, rtol=1e-4, atol=1e-5)  # float32, exponents up to 20
+        assert gradient is not None
+        torch.testing.assert_close(gradient, scores.grad, rtol=1e-4, atol=1e-5)  # float32, exponents up to 20
         torch.testing.assert_close(cross_entropy(scores, mass * targets, 0.1, mass), reference, rtol=1e-5, atol=1e-5)
         scores.grad = None
 

@@ -116,18 +116,18 @@ def test_one_dimensional_parameters_have_no_weight_decay_and_layers_decay(tiny: 
     model = DINOv2(config.backbone, config.objective)
     names = {id(p): n for n, p in model.student.named_parameters()}
     groups = list(parameter_groups(model.student, OptimizerConfig(layer_decay=0.5)))
-    found = {names[id(p)]: group for group in groups for p in group["params"]}
-    assert found.keys() == set(names.values())
-    assert found["backbone.blocks.0.norm1.weight"]["decay_factor"] == 0
-    assert found["backbone.blocks.0.attn.qkv.weight"] | {"params": 0} == {
+    group_of = {names[id(p)]: group for group in groups for p in group["params"]}
+    assert group_of.keys() == set(names.values())
+    assert group_of["backbone.blocks.0.norm1.weight"]["decay_factor"] == 0
+    assert group_of["backbone.blocks.0.attn.qkv.weight"] | {"params": 0} == {
         "params": 0, "lr_factor": 0.25, "decay_factor": 1.0, "kind": "backbone",
     }  # fmt: skip
-    assert found["backbone.patch_embed.proj.weight"]["lr_factor"] == pytest.approx(0.5**3 * 0.2)
-    assert found["dino_head.prototypes"]["kind"] == "prototypes"
+    assert group_of["backbone.patch_embed.proj.weight"]["lr_factor"] == pytest.approx(0.5**3 * 0.2)
+    assert group_of["dino_head.prototypes"]["kind"] == "prototypes"
     # as in the reference code, the norms have weight decay and wait with the prototypes
-    assert found["dino_head.prototype_norms"]["kind"] == "prototypes"
-    assert found["dino_head.prototype_norms"]["decay_factor"] == 1
-    assert found["backbone.mask_token"]["kind"] == "other"
+    assert group_of["dino_head.prototype_norms"]["kind"] == "prototypes"
+    assert group_of["dino_head.prototype_norms"]["decay_factor"] == 1
+    assert group_of["backbone.mask_token"]["kind"] == "other"
 
 
 def test_impossible_settings_are_refused(tiny: Tiny) -> None:
