@@ -11,6 +11,7 @@ from dinomed.images.intensity import IntensityConfig
 from dinomed.pretrain.data.crops import CropConfig
 from dinomed.pretrain.data.masking import MaskConfig
 from dinomed.pretrain.model.dinov2 import ObjectiveConfig, TeacherConfig
+from dinomed.pretrain.model.feature_distillation import DistillationConfig
 from dinomed.pretrain.model.initialisation import InitialisationConfig
 from dinomed.pretrain.model.lora import StudentTuneConfig
 from dinomed.pretrain.optim.optimizer import OptimizerConfig
@@ -72,6 +73,7 @@ class PretrainConfig(Config):
     run: RunConfig = RunConfig()
     start: InitialisationConfig = InitialisationConfig()
     tune: StudentTuneConfig = StudentTuneConfig()
+    distill: DistillationConfig = DistillationConfig()
     images: IntensityConfig = IntensityConfig()
     mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="of each channel, in [0, 1]")
     std: tuple[float, ...] = Field(IMAGENET_STD, description="of each channel, in [0, 1]")
@@ -122,7 +124,10 @@ class PretrainConfig(Config):
             )
         if self.optimizer.matrices == "muon" and self.run.precision == "float16":
             raise ValueError("optimizer.matrices=muon does not work with run.precision=float16; use bfloat16")
-        if not (objective.dino_weight or objective.ibot_weight or objective.koleo_weight):
+        if self.distill.method == "features":
+            if not (self.distill.class_weight or self.distill.patch_weight):
+                raise ValueError("distill.class_weight and distill.patch_weight are 0; set at least one above 0")
+        elif not (objective.dino_weight or objective.ibot_weight or objective.koleo_weight):
             raise ValueError("all weights of the objective are 0; set at least one above 0")
         return self
 

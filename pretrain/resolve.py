@@ -20,7 +20,13 @@ from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.select_images import check_channels, select_images
 from dinomed.pretrain.model.distillation import Teacher
-from dinomed.pretrain.model.initialisation import Initialisation, read_initialisation, read_run_model
+from dinomed.pretrain.model.feature_distillation import NO_LOSSES
+from dinomed.pretrain.model.initialisation import (
+    Initialisation,
+    InitialisationConfig,
+    read_initialisation,
+    read_run_model,
+)
 from dinomed.pretrain.model.lora import check_student_tuning
 from dinomed.pretrain.optim.scaling_rules import scale_momentum, scale_prototypes
 from dinomed.pretrain.run_folder import CHECKPOINTS, CONFIG_FILE, flatten_settings
@@ -68,7 +74,7 @@ def resolve_config(
     Args:
         config: the settings that the user wrote.
         data: a manifest, a folder of images, or an image.
-        teacher: run folder of the teacher of a distillation.
+        teacher: teacher of a distillation: a run folder; for ``distill.method=features`` also another backbone.
         fixed: names of settings that the user set on the command line (``backbone.embed_dim``, or a whole section).
             Weights that need another value are refused; any other setting follows the weights.
         fetch: whether released weights may be downloaded. If not, only their architecture is used.
@@ -79,8 +85,11 @@ def resolve_config(
     """
     initialisation = read_initialisation(config.start, fetch=fetch)
     resolved = fit_to_initialisation(config, initialisation)
-    teacher_of_run = read_teacher(teacher) if teacher is not None else None
-    if teacher_of_run is not None:
+    by_features, teacher_of_run = config.distill.method == "features", None
+    if teacher is None and by_features:
+        raise UsageError("distill.method=features needs a teacher; use dinomed distill --teacher, or method: heads")
+    if teacher is not None:
+        teacher_of_run = read_feature_teacher(teacher, config, fetch=fetch) if by_features else read_teacher(teacher)
         resolved = fit_to_teacher(resolved, teacher_of_run)
     _check_fixed_settings(config, resolved, fixed, f"the weights of {teacher or config.start.weights}")
     manifest = open_dataset(data)
@@ -187,23 +196,40 @@ def read_teacher(folder: Path) -> Teacher:
         raise DinomedError(f"teacher {folder} is damaged: {error}; use an intact copy or another teacher") from None
     if not path.is_file() or checkpoint is None:
         raise UsageError(
-            f"teacher {folder} is not a run folder with a checkpoint. If it is a backbone, it has no heads; fit them "
-            f"first with the backbone frozen: dinomed pretrain CONFIG --from {folder} --set start.warmup=1 -o RUN"
+            f"teacher {folder} is not a run folder with a checkpoint. If it is a backbone, it has no heads; set "
+            "distill.method=features, or fit them first with the backbone frozen: "
+            f"dinomed pretrain CONFIG --from {folder} --set start.warmup=1 -o RUN"
         )
     config = build_config(PretrainConfig, parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    if not config.objective.head_names:
+        raise UsageError(f"teacher {folder} was trained without heads; set distill.method=features")
     prefix = "teacher."
     weights = {n.removeprefix(prefix): t for n, t in read_run_model(checkpoint[0]).items() if n.startswith(prefix)}
     return Teacher(config.backbone, config.objective, config.preprocessing, weights)
+
+
+def read_feature_teacher(name: Path, config: PretrainConfig, *, fetch: bool = True) -> Teacher:
+    """Read a teacher whose features are to be matched.
+
+    Args:
+        name: a run folder, a backbone folder, or the name of a released backbone.
+        fetch: whether released weights may be downloaded. If not, they are on the meta device.
+    """
+    initialisation = InitialisationConfig(weights=str(name), file=config.distill.file)
+    teacher = read_initialisation(initialisation, fetch=fetch, with_heads=False)
+    assert teacher is not None
+    weights = {f"backbone.{key}": tensor for key, tensor in teacher.vit.state_dict().items()}
+    return Teacher(teacher.vit.config, NO_LOSSES, teacher.preprocessing, weights)
 
 
 def fit_to_teacher(config: PretrainConfig, teacher: Teacher) -> PretrainConfig:
     """Return the student's config with the settings that it must share with its teacher.
 
     These are the number of prototypes, the weights of the losses, tied or untied heads, normalisation and channels.
-    Stochastic depth is off.
+    Stochastic depth is off. If features are matched, there are no heads and no local views.
 
     Raises:
-        UsageError: the patch sizes differ, so that patch tokens cannot be compared; or the channels differ.
+        UsageError: the patch sizes differ, so that the iBOT loss cannot compare patch tokens; or the channels differ.
     """
     patch, channels = config.backbone.patch_size, config.backbone.in_channels
     if channels not in (teacher.backbone.in_channels, ViTConfig.model_fields["in_channels"].default):
@@ -211,21 +237,27 @@ def fit_to_teacher(config: PretrainConfig, teacher: Teacher) -> PretrainConfig:
             f"the teacher takes {teacher.backbone.in_channels} channels, the student {channels} "
             "(backbone.in_channels); both get the same images, so leave this setting out"
         )
-    if teacher.backbone.patch_size != patch:
+    by_features = config.distill.method == "features"
+    if teacher.backbone.patch_size != patch and not by_features:
         raise UsageError(
             f"the patch size of the teacher is {teacher.backbone.patch_size} px, that of the student {patch} px; "
-            f"set backbone.patch_size={teacher.backbone.patch_size} so that patch tokens can be compared"
+            f"set backbone.patch_size={teacher.backbone.patch_size} so that patch tokens can be compared, "
+            "or distill.method=features"
         )
     objective = teacher.objective.model_dump(include={"untied_heads", "dino_weight", "ibot_weight", "targets"})
+    if by_features:
+        objective["koleo_weight"] = 0.0
     for head in ("dino_head", "ibot_head"):
         objective[head] = {"prototypes": getattr(teacher.objective, head).prototypes}
-    changes = {
+    changes: dict[str, Any] = {
         "backbone": {"drop_path": 0.0, "in_channels": teacher.backbone.in_channels},
         "objective": objective,
         "mean": teacher.preprocessing.mean,
         "std": teacher.preprocessing.std,
         "images": teacher.preprocessing.intensity.model_dump(),
     }
+    if by_features:
+        changes["crops"] = {"num_local": 0}
     return build_config(PretrainConfig, merge(config.model_dump(), changes), "distillation")
 
 

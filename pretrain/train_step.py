@@ -18,6 +18,7 @@ from dinomed.pretrain.distributed.parallel import average_gradients, distribute,
 from dinomed.pretrain.model.accumulation import forward_backward
 from dinomed.pretrain.model.dinov2 import DINOv2, ViewBatch, backbone_of
 from dinomed.pretrain.model.distillation import Distillation, Teacher
+from dinomed.pretrain.model.feature_distillation import FeatureDistillation
 from dinomed.pretrain.model.initialisation import Initialisation, load_initialisation
 from dinomed.pretrain.model.lora import add_lora
 from dinomed.pretrain.optim.optimizer import OptimizerDriver
@@ -54,8 +55,7 @@ class TrainStep:
         run = config.run
         self.config, self.device = config, device
         torch.manual_seed(run.seed)
-        backbone, objective = config.backbone, config.objective
-        model = DINOv2(backbone, objective) if teacher is None else Distillation(backbone, objective, teacher)
+        model = _build_model(config, teacher)
         if initialisation is not None:
             load_initialisation(initialisation, model)
         if config.tune.lora is not None:
@@ -171,3 +171,12 @@ class TrainStep:
         copy = VisionTransformer(self.config.backbone).to(self.device)
         copy.load_state_dict(dict(full_state(self.model.ema_backbone)))
         return copy.eval().requires_grad_(False)
+
+
+def _build_model(config: PretrainConfig, teacher: Teacher | None) -> DINOv2:
+    """Build the model of a run, with a `teacher` that of a distillation."""
+    if teacher is None:
+        return DINOv2(config.backbone, config.objective)
+    if config.distill.method == "features":
+        return FeatureDistillation(config.backbone, teacher, config.distill)
+    return Distillation(config.backbone, config.objective, teacher)

@@ -96,7 +96,8 @@ def distill(
     Args:
         config: YAML file of the student, or a name in configs/pretrain such as ``"distill_vits"``. The prototypes and
             the normalisation come from the teacher.
-        teacher: run folder of the large model, or its result; it is not changed.
+        teacher: run folder of the large model, or its result; it is not changed. With the setting
+            ``distill.method="features"`` also a backbone folder or the name of a released backbone.
         data: a manifest or a folder. The split train is used, and images without a split.
         out: run folder to write.
         steps: optimizer steps; None for `run.steps` of the config.
@@ -110,7 +111,8 @@ def distill(
         As `pretrain`.
 
     Raises:
-        UsageError: the patch sizes differ, the teacher is no run with a checkpoint, or settings do not fit.
+        UsageError: the patch sizes differ or the teacher has no heads (for ``distill.method="heads"``), or settings do
+            not fit.
         DinomedError: as `pretrain`.
 
     Example:

@@ -58,7 +58,9 @@ def pretrain(
 
 def distill(
     config: ConfigFile,
-    teacher: Annotated[Path, Option("--teacher", help="Run folder of the larger model; it does not change.")],
+    teacher: Annotated[
+        Path, Option("--teacher", help="Run folder of the larger model; with distill.method=features any backbone.")
+    ],
     data: Data,
     output: Output,
     overrides: Overrides = None,

@@ -18,7 +18,7 @@ from dinomed.pretrain.model.dinov2 import DINOv2, ObjectiveConfig, ViewBatch, ba
 
 @dataclass(frozen=True)
 class Teacher:
-    """The teacher of a finished run: its settings, and the weights of its backbone and heads."""
+    """A teacher: its settings, and the weights of its backbone and, unless its objective has no loss, of its heads."""
 
     backbone: ViTConfig
     objective: ObjectiveConfig

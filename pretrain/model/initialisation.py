@@ -72,12 +72,15 @@ class Initialisation:
         return configs
 
 
-def read_initialisation(config: InitialisationConfig, *, fetch: bool = True) -> Initialisation | None:
+def read_initialisation(
+    config: InitialisationConfig, *, fetch: bool = True, with_heads: bool = True
+) -> Initialisation | None:
     """Read the weights that a config names; None for random weights.
 
     Args:
         fetch: whether released weights may be downloaded. If not, a released backbone is built on the meta device:
             its architecture is known, its weights are not allocated.
+        with_heads: whether the checkpoint of a run folder is read too; without it the backbone alone is read.
 
     Raises:
         UsageError: the backbone does not exist.
@@ -93,7 +96,7 @@ def read_initialisation(config: InitialisationConfig, *, fetch: bool = True) -> 
             vit = VisionTransformer(VARIANTS[name].config())
         return Initialisation(vit, Preprocessing(), {})
     backbone = load_backbone(name, weights=config.file)
-    return Initialisation(backbone.vit, backbone.preprocessing, _read_run_weights(Path(name)))
+    return Initialisation(backbone.vit, backbone.preprocessing, _read_run_weights(Path(name)) if with_heads else {})
 
 
 def _read_run_weights(folder: Path) -> dict[str, Tensor]:

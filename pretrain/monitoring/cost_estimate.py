@@ -45,8 +45,10 @@ def estimate(
     with torch.device("meta"):
         side = build_side(config.backbone, config.objective)
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in side.items()}
-    backbone, heads = sizes.pop("backbone"), sum(sizes.values())
     run, vit = config.run, config.backbone
+    if teacher is not None and config.distill.method == "features":
+        sizes["projector"] = (vit.embed_dim + 1) * teacher.backbone.embed_dim
+    backbone, heads = sizes.pop("backbone"), sum(sizes.values())
     tokens = _tokens(config)
     images = -(-run.batch_size // processes)
     images_in_memory = min(run.micro_batch or images, images)
@@ -69,10 +71,9 @@ def estimate(
     width = 2 if run.precision != "float32" else BYTES
     depth = 2 if run.checkpoint_activations else vit.depth  # the inputs of all blocks, and the activations of one
     activations = images_in_memory * student_tokens * vit.embed_dim * SAVED_PER_TOKEN * depth * kept * width
-    logits = sum(
-        images * (rows[name][0] + rows[name][1]) * getattr(config.objective, name).prototypes * SAVED_PER_LOGIT * BYTES
-        for name in sizes
-    )
+    widths = {"dino_head": config.objective.dino_head.prototypes, "ibot_head": config.objective.ibot_head.prototypes}
+    widths["projector"] = vit.embed_dim if teacher is None else teacher.backbone.embed_dim
+    logits = sum(images * sum(rows[name]) * widths[name] * SAVED_PER_LOGIT * BYTES for name in sizes)
     seconds = flop / (matrix_speed(device, run.precision) * EFFICIENCY)
     memory_gib = (weights + activations + logits) / 2**30
     num_tokens = student_tokens + teacher_tokens
@@ -84,7 +85,10 @@ def _image_flop(config: PretrainConfig, teacher: Teacher | None, head_sizes: dic
     vit, rows = config.backbone, _head_rows(config, all_patches=teacher is not None)
     flop = 3 * (1 - vit.drop_path) * (_forward(config, "global", vit) + _forward(config, "local", vit))
     flop += _forward(config, "global", vit if teacher is None else teacher.backbone)
-    return flop + sum(2 * size * (3 * rows[name][0] + rows[name][1]) for name, size in head_sizes.items())
+    teacher_share = {name: 0 if name == "projector" else 1 for name in head_sizes}  # the teacher has no projector
+    return flop + sum(
+        2 * size * (3 * rows[name][0] + teacher_share[name] * rows[name][1]) for name, size in head_sizes.items()
+    )
 
 
 def _adapters(side: nn.ModuleDict, lora: LoraConfig | None) -> int:
@@ -121,14 +125,19 @@ def _forward(config: PretrainConfig, kind: str, vit: ViTConfig) -> float:
 
 
 def _head_rows(config: PretrainConfig, *, all_patches: bool) -> dict[str, tuple[float, float]]:
-    """Return the rows of an image in each head, of student and teacher. A tied DINO head gets the patches too.
+    """Return the rows of an image in each head and in the projector, of student and teacher.
 
-    The patches are the masked ones of both global views, or all of them in a distillation.
+    A tied DINO head gets the patches too. The patches are the masked ones of both global views, or all of them in a
+    distillation.
     """
     patches = 2 * (config.crops.global_size // config.backbone.patch_size) ** 2
     masked = patches if all_patches else patches * config.masks.probability * sum(config.masks.ratio) / 2
     tied = masked if config.objective.ibot_weight and not config.objective.untied_heads else 0
-    return {"dino_head": (2 + config.crops.num_local + tied, 2 + tied), "ibot_head": (masked, masked)}
+    return {
+        "dino_head": (2 + config.crops.num_local + tied, 2 + tied),
+        "ibot_head": (masked, masked),
+        "projector": (2 + patches, 2 + patches),
+    }
 
 
 def matrix_speed(device: torch.device, precision: str, seconds: float = 0.3) -> float:

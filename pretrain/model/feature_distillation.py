@@ -1,0 +1,91 @@
+"""Distillation of any frozen backbone by its features: no heads, no prototypes.
+
+A linear layer projects the student's tokens to the width of the teacher. The projections of class token and patch
+tokens of both global views are compared with the teacher's, after its final norm (as lightly-train's distillation does
+with patch tokens). The backbones may differ in patch size: the teacher gets the view resized to the student's grid of
+patches.
+
+Shape suffixes: V views, B images, P patches, D width of the teacher.
+"""
+
+import copy
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, interpolate
+
+from dinomed.backbones.vit import Tokens, ViTConfig
+from dinomed.config import Config
+from dinomed.pretrain.model.dinov2 import ObjectiveConfig, ViewBatch, backbone_of
+from dinomed.pretrain.model.distillation import Distillation, Teacher
+
+NO_LOSSES = ObjectiveConfig(dino_weight=0, ibot_weight=0, koleo_weight=0)
+"""Objective of a side without heads."""
+
+
+class DistillationConfig(Config):
+    """What a student learns from its teacher; for `dinomed distill`."""
+
+    method: Literal["heads", "features"] = Field(
+        "heads", description="heads: the DINO and iBOT losses on the heads of a run; features: tokens of any backbone"
+    )
+    file: str | None = Field(
+        None, description="features: a file with the weights of the teacher that --teacher names, instead of a download"
+    )
+    loss: Literal["mse", "cosine"] = Field(
+        "mse", description="features: mean squared error, or 1 - cosine similarity, of projected and teacher's tokens"
+    )
+    class_weight: float = Field(1.0, ge=0, description="features: weight of the loss on class tokens")
+    patch_weight: float = Field(1.0, ge=0, description="features: weight of the loss on patch tokens")
+
+
+class FeatureDistillation(Distillation):
+    """A student whose projected tokens follow those of a frozen backbone. It has no local views and no masks."""
+
+    def __init__(self, backbone: ViTConfig, teacher: Teacher, config: DistillationConfig) -> None:
+        super().__init__(backbone, NO_LOSSES, teacher)
+        self.config = config
+        self.student["projector"] = nn.Linear(backbone.embed_dim, teacher.backbone.embed_dim)
+        self.average["projector"] = copy.deepcopy(self.student["projector"]).requires_grad_(False)
+
+    def prepare_batch(self, batch: ViewBatch) -> ViewBatch:
+        """Return the batch unchanged; its masks are not used."""
+        return batch
+
+    @torch.no_grad()
+    def teacher_logits(self, batch: ViewBatch) -> dict[str, Tensor]:
+        """Compute the teacher's class tokens (2, B, D) and patch tokens (2BP, D) of the global views."""
+        student, teacher = backbone_of(self.student).config, backbone_of(self.teacher)
+        sides = [side // student.patch_size * teacher.config.patch_size for side in batch.globals.shape[-2:]]
+        views = batch.globals
+        if sides != list(views.shape[-2:]):
+            views = interpolate(views, sides, mode="bicubic", antialias=True, align_corners=False)
+        tokens = teacher.forward_packed([views], [None])[0]
+        return {"class": tokens.cls.unflatten(0, (2, -1)), "patch": tokens.patches.flatten(0, 1)}
+
+    def make_targets(self, logits: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
+        """Return the teacher's tokens, which are the targets themselves."""
+        return logits
+
+    def dino_ibot_losses(self, batch: ViewBatch, tokens: list[Tokens], targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the losses on class tokens and on patch tokens; both are means over images."""
+        projector, terms = self.student["projector"], {}
+        if self.config.class_weight:
+            terms["class"] = self._compare(projector(tokens[0].cls), targets["class"].flatten(0, 1))
+        if self.config.patch_weight:
+            terms["patch"] = self._compare(projector(tokens[0].patches.flatten(0, 1)), targets["patch"])
+        return terms
+
+    def _compare(self, projected: Tensor, target: Tensor) -> Tensor:
+        """Compute the mean loss of rows (rows, D), in float32."""
+        with torch.autocast(projected.device.type, enabled=False):
+            projected, target = projected.float(), target.float()
+            if self.config.loss == "mse":
+                return (projected - target).square().mean()
+            return 1 - cosine_similarity(projected, target, dim=-1).mean()
+
+    def weighted_sum(self, terms: dict[str, Tensor]) -> Tensor:
+        """Return the sum of the losses, each times its weight."""
+        return torch.stack([getattr(self.config, f"{name}_weight") * term for name, term in terms.items()]).sum()
