@@ -118,16 +118,17 @@ class PretrainConfig(Config):
         smallest_size = min(self.crops.global_size, self.crops.early_crops().global_size)
         patches = (smallest_size // patch) ** 2
         objective = self.objective
-        if objective.ibot_weight and patches * self.masks.ratio[1] < 1:
+        if objective.needs_masks and patches * self.masks.ratio[1] < 1:
             raise ValueError(
-                f"masks.ratio {self.masks.ratio} masks none of {patches} patches; raise it, or set ibot_weight: 0"
+                f"masks.ratio {self.masks.ratio} masks none of {patches} patches; raise it, or set "
+                "objective.ibot_weight and objective.pixel_weight to 0"
             )
         if self.optimizer.matrices == "muon" and self.run.precision == "float16":
             raise ValueError("optimizer.matrices=muon does not work with run.precision=float16; use bfloat16")
         if self.distill.method == "features":
             if not (self.distill.class_weight or self.distill.patch_weight):
                 raise ValueError("distill.class_weight and distill.patch_weight are 0; set at least one above 0")
-        elif not (objective.dino_weight or objective.ibot_weight or objective.koleo_weight):
+        elif not (objective.dino_weight or objective.needs_masks or objective.koleo_weight):
             raise ValueError("all weights of the objective are 0; set at least one above 0")
         return self
 

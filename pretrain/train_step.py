@@ -92,6 +92,8 @@ class TrainStep:
             raise UsageError("run.precision=float16 works with one process only; use bfloat16 with several")
         if self.config.optimizer.matrices == "muon":
             raise UsageError("optimizer.matrices=muon works with one process only; use adamw with several")
+        if self.config.objective.queue:
+            raise UsageError("objective.queue works with one process only; set it to 0 with several")
         if self.config.tune.lora is None:
             half = None if run.precision == "float32" else self._precision
             for side in self.model.sides:
@@ -104,6 +106,7 @@ class TrainStep:
         lr = optimizer.set_schedules(step)
         temperature = config.teacher.temperature_at(step, run.steps)
         slices = [partial(self._to_device, part) for part in raw.split(run.micro_batch)]
+        self.model.set_step(step, run.steps)
         optimizer.zero_grad()
         losses = forward_backward(self.model, slices, temperature, self._autocast, self._backward)
         if is_distributed() and config.tune.lora is not None:

@@ -73,7 +73,7 @@ def forward_backward(
             student_cls.append(tokens[0].cls.detach())
             share = sizes[index] / sum(sizes)
             slice_targets = {name: parts[index] for name, parts in targets_of_slices.items()}
-            slice_terms = model.dino_ibot_losses(batch, tokens, slice_targets)
+            slice_terms = model.image_losses(batch, tokens, slice_targets)
             slice_terms = {name: share * term for name, term in slice_terms.items()}
             slice_losses = [model.weighted_sum(slice_terms)] if slice_terms else []
             if koleo_gradient_2BC is not None:

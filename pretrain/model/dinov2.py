@@ -17,6 +17,8 @@ from dinomed.distributed import gather_rows
 from dinomed.pretrain.distributed.parallel import local_shard
 from dinomed.pretrain.losses.cross_entropy import dino_loss, ibot_loss
 from dinomed.pretrain.losses.koleo import koleo_loss
+from dinomed.pretrain.losses.pixels import hog_targets, masked_regression_loss, num_values, pixel_targets
+from dinomed.pretrain.losses.queue import MemoryQueue
 from dinomed.pretrain.losses.targets import Center, sinkhorn_knopp
 from dinomed.pretrain.model.heads import ProjectionHead, ProjectionHeadConfig
 from dinomed.pretrain.model.lora import plain_parameters
@@ -38,6 +40,29 @@ class ObjectiveConfig(Config):
     dino_head: ProjectionHeadConfig = ProjectionHeadConfig()
     ibot_head: ProjectionHeadConfig = ProjectionHeadConfig()
     student_temperature: float = Field(0.1, gt=0)
+    pixel_weight: float = Field(
+        0.0, ge=0, description="weight, at the start of the run, of a regression on the pixels of masked patches; "
+        "0: no such loss"
+    )  # fmt: skip
+    pixel_target: Literal["pixels", "hog"] = Field(
+        "pixels", description="normalised pixels of a patch, or its histograms of oriented gradients"
+    )
+    pixel_decay: float = Field(
+        1.0, gt=0, le=1, description="fraction of the run in which the weight falls linearly to 0"
+    )
+    queue: int = Field(
+        0, ge=0, le=2**20, description="earlier images in Sinkhorn-Knopp of class tokens and in KoLeo, beside those of "
+        "the batch; for small batches"
+    )  # fmt: skip
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether a loss is computed on masked patches."""
+        return bool(self.ibot_weight or self.pixel_weight)
+
+    def pixel_weight_at(self, step: int, total: int) -> float:
+        """Return the weight of the regression at `step` of 0 .. total - 1."""
+        return self.pixel_weight * max(1 - step / (self.pixel_decay * total), 0.0)
 
     @property
     def head_names(self) -> tuple[str, ...]:
@@ -101,6 +126,18 @@ class DINOv2(nn.Module):
                 if getattr(objective, f"{name}_weight"):
                     num_prototypes = self._head(self.teacher, name).prototypes.shape[0]
                     self.centers[name] = Center(num_prototypes, objective.center_momentum)
+        self.pixel_weight = objective.pixel_weight
+        self.queues = nn.ModuleDict()
+        if objective.queue and objective.dino_weight and objective.targets == "sinkhorn":
+            num_prototypes = self._head(self.teacher, "dino").prototypes.shape[0]
+            self.queues["logits"] = MemoryQueue(2 * objective.queue, num_prototypes)
+        if objective.queue and objective.koleo_weight:
+            for view in ("first", "second") if objective.koleo_views == "both" else ("first",):
+                self.queues[view] = MemoryQueue(objective.queue, backbone.embed_dim)
+
+    def set_step(self, step: int, total: int) -> None:
+        """Set the weights that change during the run."""
+        self.pixel_weight = self.objective.pixel_weight_at(step, total)
 
     @staticmethod
     def _head(side: nn.ModuleDict, name: str) -> ProjectionHead:
@@ -108,6 +145,13 @@ class DINOv2(nn.Module):
         head = side[f"{name}_head" if f"{name}_head" in side else "dino_head"]
         assert isinstance(head, ProjectionHead)
         return head
+
+    def _queue(self, name: str) -> MemoryQueue | None:
+        if name not in self.queues:
+            return None
+        queue = self.queues[name]
+        assert isinstance(queue, MemoryQueue)
+        return queue
 
     @property
     def sides(self) -> tuple[nn.ModuleDict, ...]:
@@ -149,7 +193,12 @@ class DINOv2(nn.Module):
     @torch.no_grad()
     def _targets(self, name: str, logits_BK: Tensor, temperature: float) -> Tensor:
         if self.objective.targets == "sinkhorn":
-            return sinkhorn_knopp(logits_BK, temperature)
+            queue = self._queue("logits") if name == "dino" else None
+            if queue is None:
+                return sinkhorn_knopp(logits_BK, temperature)
+            targets_BK = sinkhorn_knopp(torch.cat([logits_BK, queue.rows(logits_BK)]), temperature)[: len(logits_BK)]
+            queue.add(logits_BK)
+            return targets_BK
         center = self.centers[name]
         assert isinstance(center, Center)
         targets: Tensor = center(logits_BK, temperature)
@@ -157,14 +206,14 @@ class DINOv2(nn.Module):
 
     def student_tokens(self, batch: ViewBatch) -> list[Tokens]:
         """Compute the student's tokens of the masked global views and, if there are any, of the local views."""
-        crops, masks = [batch.globals], [batch.masks if self.objective.ibot_weight else None]
+        crops, masks = [batch.globals], [batch.masks if self.objective.needs_masks else None]
         if len(batch.locals):
             crops.append(batch.locals)
             masks.append(None)
         return backbone_of(self.student).forward_packed(crops, masks)
 
-    def dino_ibot_losses(self, batch: ViewBatch, tokens: list[Tokens], targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute the losses that are means over images: ``dino`` and ``ibot``."""
+    def image_losses(self, batch: ViewBatch, tokens: list[Tokens], targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the losses that are means over images: ``dino``, ``ibot`` and ``pixel``."""
         objective, num_views, terms = self.objective, len(batch.globals), {}
         temperature = objective.student_temperature
         if objective.dino_weight:
@@ -174,6 +223,11 @@ class DINOv2(nn.Module):
             patches = tokens[0].patches.flatten(0, 1)[batch.masked]
             logits = self._head(self.student, "ibot")(patches)
             terms["ibot"] = ibot_loss(logits, targets["ibot"], batch.mask_weights, num_views, temperature)
+        if objective.pixel_weight:
+            describe = pixel_targets if objective.pixel_target == "pixels" else hog_targets
+            values = describe(batch.globals, backbone_of(self.student).config.patch_size).flatten(0, 1)[batch.masked]
+            predicted = self.student["pixel_head"](tokens[0].patches.flatten(0, 1)[batch.masked])
+            terms["pixel"] = masked_regression_loss(predicted, values, batch.mask_weights, num_views)
         return terms
 
     def koleo_loss(self, cls_2BC: Tensor) -> Tensor:
@@ -181,18 +235,27 @@ class DINOv2(nn.Module):
 
         The paper uses the tokens of one device only, which makes the loss depend on the number of devices.
         """
-        first, second = (gather_rows(view) for view in cls_2BC)
-        return koleo_loss(first) + koleo_loss(second) if self.objective.koleo_views == "both" else koleo_loss(first)
+        views = {"first": gather_rows(cls_2BC[0])}
+        if self.objective.koleo_views == "both":
+            views["second"] = gather_rows(cls_2BC[1])
+        losses = []
+        for name, cls_BC in views.items():
+            queue = self._queue(name)
+            losses.append(koleo_loss(cls_BC, None if queue is None else queue.rows(cls_BC)))
+            if queue is not None:
+                queue.add(cls_BC)
+        return torch.stack(losses).sum()
 
     def weighted_sum(self, terms: dict[str, Tensor]) -> Tensor:
         """Return the sum of the losses, each times its weight."""
-        return torch.stack([getattr(self.objective, f"{name}_weight") * term for name, term in terms.items()]).sum()
+        weights = {name: getattr(self.objective, f"{name}_weight") for name in terms} | {"pixel": self.pixel_weight}
+        return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
     def forward(self, batch: ViewBatch, temperature: float) -> Losses:
         """Compute the losses of a prepared batch at a teacher temperature."""
         targets = self.make_targets(self.teacher_logits(batch), temperature)
         tokens = self.student_tokens(batch)
-        terms = self.dino_ibot_losses(batch, tokens, targets)
+        terms = self.image_losses(batch, tokens, targets)
         if self.objective.koleo_weight:
             terms["koleo"] = self.koleo_loss(tokens[0].cls.unflatten(0, (2, -1)))
         detached = {name: term.detach() for name, term in terms.items()}
@@ -209,6 +272,9 @@ def build_side(backbone: ViTConfig, objective: ObjectiveConfig) -> nn.ModuleDict
     side = nn.ModuleDict({"backbone": VisionTransformer(backbone)})
     for name in objective.head_names:
         side[name] = ProjectionHead(backbone.embed_dim, getattr(objective, name))
+    if objective.pixel_weight:
+        values = num_values(objective.pixel_target, backbone.patch_size, backbone.in_channels)
+        side["pixel_head"] = nn.Linear(backbone.embed_dim, values)
     return side
 
 

@@ -69,7 +69,7 @@ class FeatureDistillation(Distillation):
         """Return the teacher's tokens, which are the targets themselves."""
         return logits
 
-    def dino_ibot_losses(self, batch: ViewBatch, tokens: list[Tokens], targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    def image_losses(self, batch: ViewBatch, tokens: list[Tokens], targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the losses on class tokens and on patch tokens; both are means over images."""
         projector, terms = self.student["projector"], {}
         if self.config.class_weight:

@@ -8,6 +8,7 @@ from torch import nn
 
 from dinomed.backbones.vit import ViTConfig
 from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.losses.pixels import num_values
 from dinomed.pretrain.model.dinov2 import build_side
 from dinomed.pretrain.model.distillation import Teacher
 from dinomed.pretrain.model.lora import LoraConfig
@@ -72,6 +73,7 @@ def estimate(
     depth = 2 if run.checkpoint_activations else vit.depth  # the inputs of all blocks, and the activations of one
     activations = images_in_memory * student_tokens * vit.embed_dim * SAVED_PER_TOKEN * depth * kept * width
     widths = {"dino_head": config.objective.dino_head.prototypes, "ibot_head": config.objective.ibot_head.prototypes}
+    widths["pixel_head"] = num_values(config.objective.pixel_target, vit.patch_size, vit.in_channels)
     widths["projector"] = vit.embed_dim if teacher is None else teacher.backbone.embed_dim
     logits = sum(images * sum(rows[name]) * widths[name] * SAVED_PER_LOGIT * BYTES for name in sizes)
     seconds = flop / (matrix_speed(device, run.precision) * EFFICIENCY)
@@ -85,10 +87,10 @@ def _image_flop(config: PretrainConfig, teacher: Teacher | None, head_sizes: dic
     vit, rows = config.backbone, _head_rows(config, all_patches=teacher is not None)
     flop = 3 * (1 - vit.drop_path) * (_forward(config, "global", vit) + _forward(config, "local", vit))
     flop += _forward(config, "global", vit if teacher is None else teacher.backbone)
-    teacher_share = {name: 0 if name == "projector" else 1 for name in head_sizes}  # the teacher has no projector
-    return flop + sum(
-        2 * size * (3 * rows[name][0] + teacher_share[name] * rows[name][1]) for name, size in head_sizes.items()
-    )
+    for name, size in head_sizes.items():
+        of_teacher = 0.0 if name in ("projector", "pixel_head") else rows[name][1]  # the teacher has neither
+        flop += 2 * size * (3 * rows[name][0] + of_teacher)
+    return flop
 
 
 def _adapters(side: nn.ModuleDict, lora: LoraConfig | None) -> int:
@@ -136,6 +138,7 @@ def _head_rows(config: PretrainConfig, *, all_patches: bool) -> dict[str, tuple[
     return {
         "dino_head": (2 + config.crops.num_local + tied, 2 + tied),
         "ibot_head": (masked, masked),
+        "pixel_head": (masked, masked),
         "projector": (2 + patches, 2 + patches),
     }
 
