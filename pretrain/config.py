@@ -123,6 +123,15 @@ class PretrainConfig(Config):
                 f"masks.ratio {self.masks.ratio} masks none of {patches} patches; raise it, or set "
                 "objective.ibot_weight and objective.pixel_weight to 0"
             )
+        masks = self.masks
+        if objective.predictor_depth and not (
+            objective.needs_masks and masks.shape == "random" and masks.probability == 1 and len(set(masks.ratio)) == 1
+        ):
+            raise ValueError(
+                "objective.predictor_depth needs the same number of masked patches in every global view, and a loss on "
+                "them: set masks.shape=random, masks.probability=1, equal masks.ratio, such as [0.75,0.75], and "
+                "objective.ibot_weight or objective.pixel_weight above 0"
+            )
         if self.optimizer.matrices == "muon" and self.run.precision == "float16":
             raise ValueError("optimizer.matrices=muon does not work with run.precision=float16; use bfloat16")
         if self.distill.method == "features":

@@ -104,11 +104,12 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def embed(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
+    def embed(self, images: Tensor, masks: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         """Embed images (B, channels, height, width) as tokens (B, 1 + registers + patches, C).
 
         Args:
             masks: bool (B, patches): patches that are replaced by the mask token; None masks none.
+            visible: bool (B, patches), with equal numbers in all rows: the patches that become tokens; None for all.
 
         Raises:
             ValueError: wrong number of channels, or a side that is not a multiple of the patch size.
@@ -121,7 +122,10 @@ class VisionTransformer(nn.Module):
         grid = resize_position_embedding(
             grid, (rows, columns), antialias=self.config.position_antialias, offset=self.config.position_offset
         )
-        parts = [(self.cls_token + cls_position).expand(len(x), -1, -1), x + grid]
+        x = x + grid
+        if visible is not None:
+            x = x[visible].view(len(x), -1, x.shape[-1])
+        parts = [(self.cls_token + cls_position).expand(len(x), -1, -1), x]
         if self.config.num_registers:
             parts.insert(1, self.register_tokens.expand(len(x), -1, -1))
         return torch.cat(parts, dim=1)
@@ -131,15 +135,19 @@ class VisionTransformer(nn.Module):
         start = 1 + self.config.num_registers
         return Tokens(cls=x[:, 0], registers=x[:, 1:start], patches=x[:, start:])
 
-    def forward_packed(self, crops: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Tokens]:
+    def forward_packed(
+        self, crops: Sequence[Tensor], masks: Sequence[Tensor | None], visible: Sequence[Tensor | None] | None = None
+    ) -> list[Tokens]:
         """Run batches of different image sizes through the blocks as one packed sequence.
 
         The result equals a separate forward pass of each batch.
 
         Args:
             masks: a bool mask (B, patches) or None for each batch.
+            visible: the patches of each batch that become tokens, as in `embed`; None for all patches of all batches.
         """
-        xs = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
+        shown = visible or [None] * len(crops)
+        xs = [self.embed(*inputs) for inputs in zip(crops, masks, shown, strict=True)]
         for block in self.blocks:
             recompute = self.checkpoint_activations and torch.is_grad_enabled()
             xs = checkpoint(block, xs, use_reentrant=False) if recompute else block(xs)

@@ -1,7 +1,8 @@
-"""Block-wise masks for the iBOT loss (BEiT, Bao et al. 2021), with DINOv2's distribution of ratios."""
+"""Block-wise (or random) masks for the iBOT loss (BEiT, Bao et al. 2021), with DINOv2's distribution of ratios."""
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -14,6 +15,9 @@ class MaskConfig(Config):
 
     probability: float = Field(0.5, ge=0, le=1, description="share of the global views that are masked")
     ratio: tuple[float, float] = Field((0.1, 0.5), description="lowest and highest share of masked patches in a view")
+    shape: Literal["blocks", "random"] = Field(
+        "blocks", description="blocks of patches, or single patches at random, whose number is exact"
+    )
     min_patches: int = Field(4, ge=1, description="patches of the smallest block")
     aspect: tuple[float, float] = Field((0.3, 1 / 0.3), description="lowest and highest height / width of a block")
 
@@ -50,7 +54,11 @@ def sample_masks(
     rows = range(num_views) if rows is None else rows
     masks = np.zeros((len(rows), patches), dtype=bool)
     for index, row in enumerate(rows):
-        masks[index] = block_mask(grid, int(num_patches[row]), config, np.random.default_rng([*seed, 1 + row])).ravel()
+        view_rng, count = np.random.default_rng([*seed, 1 + row]), int(num_patches[row])
+        if config.shape == "random":
+            masks[index, view_rng.permutation(patches)[:count]] = True
+        else:
+            masks[index] = block_mask(grid, count, config, view_rng).ravel()
     return masks
 
 

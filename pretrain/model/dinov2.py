@@ -22,6 +22,7 @@ from dinomed.pretrain.losses.queue import MemoryQueue
 from dinomed.pretrain.losses.targets import Center, sinkhorn_knopp
 from dinomed.pretrain.model.heads import ProjectionHead, ProjectionHeadConfig
 from dinomed.pretrain.model.lora import plain_parameters
+from dinomed.pretrain.model.predictor import MaskedPatchPredictor
 from dinomed.pretrain.optim.schedules import Schedule
 
 
@@ -50,6 +51,11 @@ class ObjectiveConfig(Config):
     pixel_decay: float = Field(
         1.0, gt=0, le=1, description="fraction of the run in which the weight falls linearly to 0"
     )
+    predictor_depth: int = Field(
+        0, ge=0, le=64, description="0: masked patches are mask tokens in the encoder, as in iBOT; above 0: the "
+        "student's encoder gets the visible patches of the global views only, and a predictor of so many blocks "
+        "predicts the masked ones; needs masks.shape: random"
+    )  # fmt: skip
     queue: int = Field(
         0, ge=0, le=2**20, description="earlier images in Sinkhorn-Knopp of class tokens and in KoLeo, beside those of "
         "the batch; for small batches"
@@ -206,11 +212,20 @@ class DINOv2(nn.Module):
 
     def student_tokens(self, batch: ViewBatch) -> list[Tokens]:
         """Compute the student's tokens of the masked global views and, if there are any, of the local views."""
-        crops, masks = [batch.globals], [batch.masks if self.objective.needs_masks else None]
+        crops, masks, visible = [batch.globals], [batch.masks if self.objective.needs_masks else None], None
+        if self.objective.predictor_depth:
+            masks, visible = [None], [~batch.masks, *([None] if len(batch.locals) else [])]
         if len(batch.locals):
             crops.append(batch.locals)
             masks.append(None)
-        return backbone_of(self.student).forward_packed(crops, masks)
+        return backbone_of(self.student).forward_packed(crops, masks, visible)
+
+    def _masked_tokens(self, batch: ViewBatch, tokens: Tokens) -> Tensor:
+        """Return the student's tokens (M, C) of the masked patches, from the encoder or from the predictor."""
+        if not self.objective.predictor_depth:
+            return tokens.patches.flatten(0, 1)[batch.masked]
+        predicted: Tensor = self.student["predictor"](tokens, batch.masks)
+        return predicted.flatten(0, 1)
 
     def image_losses(self, batch: ViewBatch, tokens: list[Tokens], targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the losses that are means over images: ``dino``, ``ibot`` and ``pixel``."""
@@ -219,14 +234,14 @@ class DINOv2(nn.Module):
         if objective.dino_weight:
             cls = torch.cat([view.cls for view in tokens]).unflatten(0, (-1, num_views // 2))
             terms["dino"] = dino_loss(self._head(self.student, "dino")(cls), targets["dino"], temperature)
-        if objective.ibot_weight:
-            patches = tokens[0].patches.flatten(0, 1)[batch.masked]
-            logits = self._head(self.student, "ibot")(patches)
+        masked = self._masked_tokens(batch, tokens[0]) if objective.needs_masks else None
+        if masked is not None and objective.ibot_weight:
+            logits = self._head(self.student, "ibot")(masked)
             terms["ibot"] = ibot_loss(logits, targets["ibot"], batch.mask_weights, num_views, temperature)
-        if objective.pixel_weight:
+        if masked is not None and objective.pixel_weight:
             describe = pixel_targets if objective.pixel_target == "pixels" else hog_targets
             values = describe(batch.globals, backbone_of(self.student).config.patch_size).flatten(0, 1)[batch.masked]
-            predicted = self.student["pixel_head"](tokens[0].patches.flatten(0, 1)[batch.masked])
+            predicted = self.student["pixel_head"](masked)
             terms["pixel"] = masked_regression_loss(predicted, values, batch.mask_weights, num_views)
         return terms
 
@@ -272,6 +287,8 @@ def build_side(backbone: ViTConfig, objective: ObjectiveConfig) -> nn.ModuleDict
     side = nn.ModuleDict({"backbone": VisionTransformer(backbone)})
     for name in objective.head_names:
         side[name] = ProjectionHead(backbone.embed_dim, getattr(objective, name))
+    if objective.predictor_depth:
+        side["predictor"] = MaskedPatchPredictor(backbone, objective.predictor_depth)
     if objective.pixel_weight:
         values = num_values(objective.pixel_target, backbone.patch_size, backbone.in_channels)
         side["pixel_head"] = nn.Linear(backbone.embed_dim, values)

@@ -54,7 +54,7 @@ def estimate(
     images = -(-run.batch_size // processes)
     images_in_memory = min(run.micro_batch or images, images)
 
-    student_tokens, teacher_tokens = tokens["global"] + tokens["local"], tokens["global"]
+    student_tokens, teacher_tokens = _visible_share(config) * tokens["global"] + tokens["local"], tokens["global"]
     kept = 1 - vit.drop_path
     rows = _head_rows(config, all_patches=teacher is not None)
     flop = images * _image_flop(config, teacher, sizes)
@@ -74,21 +74,23 @@ def estimate(
     activations = images_in_memory * student_tokens * vit.embed_dim * SAVED_PER_TOKEN * depth * kept * width
     widths = {"dino_head": config.objective.dino_head.prototypes, "ibot_head": config.objective.ibot_head.prototypes}
     widths["pixel_head"] = num_values(config.objective.pixel_target, vit.patch_size, vit.in_channels)
+    widths["predictor"] = vit.embed_dim * SAVED_PER_TOKEN * config.objective.predictor_depth // SAVED_PER_LOGIT
     widths["projector"] = vit.embed_dim if teacher is None else teacher.backbone.embed_dim
     logits = sum(images * sum(rows[name]) * widths[name] * SAVED_PER_LOGIT * BYTES for name in sizes)
     seconds = flop / (matrix_speed(device, run.precision) * EFFICIENCY)
     memory_gib = (weights + activations + logits) / 2**30
-    num_tokens = student_tokens + teacher_tokens
+    num_tokens = round(student_tokens + teacher_tokens)
     return CostEstimate(backbone, heads, num_tokens, flop / 1e12, memory_gib, seconds, seconds * run.steps / 3600)
 
 
 def _image_flop(config: PretrainConfig, teacher: Teacher | None, head_sizes: dict[str, int]) -> float:
     """Return the FLOP of a step for one image."""
     vit, rows = config.backbone, _head_rows(config, all_patches=teacher is not None)
-    flop = 3 * (1 - vit.drop_path) * (_forward(config, "global", vit) + _forward(config, "local", vit))
+    of_globals = _visible_share(config) * _forward(config, "global", vit)
+    flop = 3 * (1 - vit.drop_path) * (of_globals + _forward(config, "local", vit))
     flop += _forward(config, "global", vit if teacher is None else teacher.backbone)
     for name, size in head_sizes.items():
-        of_teacher = 0.0 if name in ("projector", "pixel_head") else rows[name][1]  # the teacher has neither
+        of_teacher = 0.0 if name in ("projector", "pixel_head", "predictor") else rows[name][1]  # not run
         flop += 2 * size * (3 * rows[name][0] + of_teacher)
     return flop
 
@@ -116,6 +118,11 @@ def _tokens(config: PretrainConfig) -> dict[str, int]:
     return {"global": 2 * _grid(crops.global_size, config), "local": crops.num_local * _grid(crops.local_size, config)}
 
 
+def _visible_share(config: PretrainConfig) -> float:
+    """Return the share of the patches of a global view that the student's encoder gets."""
+    return 1 - config.masks.ratio[0] if config.objective.predictor_depth else 1.0
+
+
 def _forward(config: PretrainConfig, kind: str, vit: ViTConfig) -> float:
     """Return the FLOP of a forward pass of one image: twice the weights for each token, and the attention."""
     crops = config.crops
@@ -139,6 +146,7 @@ def _head_rows(config: PretrainConfig, *, all_patches: bool) -> dict[str, tuple[
         "dino_head": (2 + config.crops.num_local + tied, 2 + tied),
         "ibot_head": (masked, masked),
         "pixel_head": (masked, masked),
+        "predictor": (patches + 2, patches + 2),
         "projector": (2 + patches, 2 + patches),
     }
 
