@@ -162,7 +162,7 @@ def parameter_groups(student: nn.ModuleDict, config: OptimizerConfig) -> Iterato
         if ".patch_embed." in name:
             factor *= config.patch_embed_lr
         decay = 0.0 if parameter.ndim == 1 else 1.0
-        optimizer = config.matrices if _is_hidden_matrix(name, parameter) else "adamw"
+        optimizer: str = config.matrices if _is_hidden_matrix(name, parameter) else "adamw"
         groups.setdefault((factor, decay, _kind(name), optimizer), []).append(parameter)
     for (factor, decay, kind, optimizer), parameters in groups.items():
         yield {
