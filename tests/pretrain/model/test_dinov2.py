@@ -120,7 +120,7 @@ def test_one_dimensional_parameters_have_no_weight_decay_and_layers_decay(tiny: 
     assert group_of.keys() == set(names.values())
     assert group_of["backbone.blocks.0.norm1.weight"]["decay_factor"] == 0
     assert group_of["backbone.blocks.0.attn.qkv.weight"] | {"params": 0} == {
-        "params": 0, "lr_factor": 0.25, "decay_factor": 1.0, "kind": "backbone",
+        "params": 0, "lr_factor": 0.25, "decay_factor": 1.0, "kind": "backbone", "optimizer": "adamw",
     }  # fmt: skip
     assert group_of["backbone.patch_embed.proj.weight"]["lr_factor"] == pytest.approx(0.5**3 * 0.2)
     assert group_of["dino_head.prototypes"]["kind"] == "prototypes"
