@@ -29,6 +29,10 @@ class Serving:
         Path | None, Option("--login", help="File with one line USER:PASSWORD, which visitors must enter.")
     ] = None
     anyone: Annotated[bool, Option("--anyone", help="Let anyone on the network in at --host, without a login.")] = False
+    name: Annotated[
+        list[str] | None,
+        Option("--name", help="Host name that visitors use, such as that of a proxy; may be given several times."),
+    ] = None
     no_browser: Annotated[bool, Option("--no-browser", help="Do not open a browser window.")] = False
     device: Device = "auto"
     quiet: Quiet = False
@@ -38,7 +42,9 @@ def _serve(serving: Serving, **shown: Any) -> None:
     from dinomed.apps.demos.launch import serve_demo
     from dinomed.apps.demos.serve import choose_address
 
-    address = choose_address(serving.host, serving.port, login_file=serving.login, anyone=serving.anyone)
+    address = choose_address(
+        serving.host, serving.port, login_file=serving.login, anyone=serving.anyone, names=serving.name or ()
+    )
     serve_demo(
         **shown, backbone=serving.backbone, examples=serving.examples, address=address, browser=not serving.no_browser,
         device=serving.device,

@@ -12,7 +12,7 @@ from dinomed.apps.pages.matches import draw_matches
 from dinomed.errors import DinomedError
 
 ALONE_PX, PAIR_PX = 120, 170
-GONE = '<div class="hint">The picture is no longer at the place where it was indexed.</div>'
+GONE = '<div class="dm-hint">The picture is no longer at the place where it was indexed.</div>'
 
 
 def similar(
@@ -54,7 +54,7 @@ def show_cases(
         f"{kept_out}Similarity is that of the backbone's features (cosine): 1 is the same picture. It does not "
         "compare diagnoses."
     )
-    return f'<div class="cases">{"".join(cases)}</div><div class="hint cases-hint">{hint}</div>'
+    return f'<div class="cases">{"".join(cases)}</div><div class="dm-hint cases-hint">{hint}</div>'
 
 
 def _case(image_index: ImageIndex, neighbor: Neighbor, picture: np.ndarray | None, height_px: int) -> str:

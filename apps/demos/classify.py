@@ -4,13 +4,12 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gradio as gr
-
 from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.apps.demos.cases import show_cases, similar
+from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
-from dinomed.apps.demos.parts import WAITING, Picture
+from dinomed.apps.demos.parts import Picture
 
 CASES = 6
 CALIBRATED = (
@@ -27,33 +26,30 @@ class ClassifyPanel(Panel):
     share one backbone pass.
     """
 
-    name, title = "classify", "Classification"
-    explanation = "The model estimates the probability of each class."
+    name, title = "classify", "Classify"
+    explanation = text("classify_explanation")
 
     def __init__(self, predictor: ClassifyPredictor, image_index: ImageIndex | None = None) -> None:
         self.predictor, self.preprocessing = predictor, predictor.backbone.preprocessing
         self.image_index = image_index
         self.consumers = [predictor] if image_index is None else [predictor, image_index]
 
-    def build(self) -> None:
-        self.waits = gr.HTML(WAITING, elem_id="classes")
-        self.inputs, self.outputs = [], [self.waits]
-        if self.image_index is not None:
-            with gr.Tabs(), gr.Tab("Similar cases", elem_id="similar-tab"):
-                regions = gr.Checkbox(False, label="Show which regions match", elem_id="similar-regions")
-                cases = gr.HTML("", elem_id="similar")
-            self.inputs, self.asks = [regions], [regions]
-            self.outputs.append(cases)
+    def controls(self) -> str:
+        if self.image_index is None:
+            return '<div class="dm-result" id="classes" aria-live="polite"></div>'
+        return (
+            '<div class="dm-result" id="classes" aria-live="polite"></div>'
+            f'<label class="dm-check"><input id="similar-regions" type="checkbox" data-setting="regions" data-asks> '
+            f"{text('regions')}</label>"
+        )
 
-    def answer(self, picture: Picture, answers: Sequence[Any], *values: Any) -> list[Any]:
+    def answer(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         bars = show_probabilities(self.predictor, answers[0])
         if self.image_index is None:
-            return [bars]
+            return {"html": bars}
         neighbors, related = similar(self.image_index, answers[1], picture.sha256, CASES, True)
-        return [bars, show_cases(self.image_index, picture, neighbors, related, regions=values[0])]
-
-    def refuse(self, reason: str, *values: Any) -> list[Any]:
-        return [reason, *[""] * (len(self.outputs) - 1)]
+        cases = show_cases(self.image_index, picture, neighbors, related, regions=bool(settings.get("regions")))
+        return {"html": f'{bars}<h3>{text("similar")}</h3><div id="similar">{cases}</div>'}
 
 
 def show_probabilities(predictor: ClassifyPredictor, probabilities: Mapping[str, float]) -> str:
@@ -69,4 +65,4 @@ def show_probabilities(predictor: ClassifyPredictor, probabilities: Mapping[str,
     hint = UNCALIBRATED if predictor.answer.temperature is None else CALIBRATED
     if predictor.answer.multilabel:
         hint = f"An image may have several labels. {hint}"
-    return f'<div id="probabilities">{"".join(rows)}</div><div class="hint" id="calibrated">{hint}</div>'
+    return f'<div id="probabilities">{"".join(rows)}</div><div class="dm-hint" id="calibrated">{hint}</div>'

@@ -1,36 +1,41 @@
-"""Page of a demo: one place for a picture, and one panel, or several in tabs, with the results."""
+"""Page of a demo: a viewer for one picture, and a tab for each result.
+
+The page is one component of Gradio, `static/app.html`, with its own script. The script sends a request for a picture
+and draws the answer; see `App`.
+"""
 
 import html
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import gradio as gr
+from gradio.route_utils import Request
 
 from dinomed.adapters.inference.shared import FeatureConsumer, predict_many
-from dinomed.apps.demos.parts import WAITING, Picture, drop_zone, read_picture
-from dinomed.apps.demos.serve import CACHE_SWEEP_S
+from dinomed.apps.demos.look import fill_template, script
+from dinomed.apps.demos.parts import PUT_AWAY, Picture, inline_file, inline_preview, message, read_picture
+from dinomed.apps.demos.turns import Busy, Gone, Turns
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.notice import RESEARCH_USE
+from dinomed.errors import DinomedError
+from dinomed.log import logger
 
-ONE_AT_A_TIME: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "look", "concurrency_limit": 1}
-"""All events share one queue, so that only one picture is processed at a time."""
-LIVE: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"} | ONE_AT_A_TIME
-EVERYTHING = "Drop a picture here; each tab shows another result."
-NOTHING_LEAVES = "Nothing leaves the machine that serves this page."
+MAX_VISITS = 1024
+BUSY = message("busy", "The demo is busy; try again in a minute.")
+BAD_REQUEST = message("error", "The page sent a request that the demo does not know. Reload the page.")
+FAILED = message("error", "The result could not be computed. The message of the server tells more.")
 
 
 class Panel(ABC):
     """The part of a page that shows the result of one adapter or index.
 
     Attributes:
+        name: of the panel in requests; the settings of its controls arrive under this name.
         consumers: adapters and indexes; those of all panels run together and share the pass of their backbone.
         preprocessing: reads the files.
-        inputs: components that visitors set, and the state of a visit; made by `build`.
-        outputs: components whose values `answer` and `refuse` return.
-        asks: inputs whose change runs the consumers again.
-        waits: output that shows that a result is computed.
     """
 
     name: ClassVar[str]
@@ -38,83 +43,174 @@ class Panel(ABC):
     explanation: ClassVar[str]
     consumers: Sequence[FeatureConsumer]
     preprocessing: Preprocessing | None
-    inputs: list[Any]
-    outputs: list[Any]
-    asks: Sequence[Any] = ()
-    waits: Any
 
     @abstractmethod
-    def build(self) -> None:
-        """Create the components inside the page."""
+    def controls(self) -> str:
+        """Return the HTML of the panel.
 
-    def listen(self) -> None:  # noqa: B027 (most have none)
-        """Connect events that do not run the consumers again."""
-
-    @abstractmethod
-    def answer(self, picture: Picture, answers: Sequence[Any], *values: Any) -> list[Any]:
-        """Return the values of the outputs for the results of the consumers, as `predict_many` returns them."""
+        An input with the attribute `data-setting` is sent under this name. If it has `data-asks` too, its change runs
+        the consumers again. The element `.dm-result` receives the `html` of an answer.
+        """
 
     @abstractmethod
-    def refuse(self, reason: str, *values: Any) -> list[Any]:
-        """Return the values of the outputs where there is no picture; `reason` is HTML."""
+    def answer(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the script shows, for the results of the consumers, as `predict_many` returns them."""
+
+
+class App:
+    """The page of some panels.
+
+    A request is {"id", "visit", "path", "panels", "settings"}: an identifier of the picture, chosen by the page; one of
+    the visit; the path of the upload; the names of panels, or null for all; and the settings of each panel by its name.
+    The answer has the same "id", by which the page drops answers for a picture that it no longer shows.
+
+    Args:
+        panels: the tabs.
+        examples: pictures to choose from.
+        subtitle: text below the title.
+    """
+
+    def __init__(self, panels: Sequence[Panel], examples: Sequence[Path] = (), subtitle: str = "") -> None:
+        self.panels = {panel.name: panel for panel in panels}
+        self.examples = {f"example {number}": path for number, path in enumerate(examples, 1)}
+        self.subtitle = subtitle
+        self.turns = Turns()
+        self._newest: OrderedDict[str, str] = OrderedDict()  # visit -> id of the picture that it shows
+
+    async def look(self, request: dict[str, Any], client: Request) -> dict[str, Any]:
+        """Answer a request when it is its turn. It is dropped if its client has gone, or has opened another picture."""
+        if isinstance(request, dict) and isinstance(visit := request.get("visit"), str):
+            self._newest[visit[:64]] = str(request.get("id"))
+            self._newest.move_to_end(visit[:64])
+            while len(self._newest) > MAX_VISITS:
+                self._newest.popitem(last=False)
+        return await self._in_turn(request, client, self.answer)
+
+    async def mask(self, request: dict[str, Any], client: Request) -> dict[str, Any]:
+        """Measure a mask of full size, and return it as a file if the request asks for one."""
+        panel = self.panels.get("segment")
+        return {} if panel is None else await self._in_turn(request, client, getattr(panel, "mask"))  # noqa: B009
+
+    async def _in_turn(self, request: Any, client: Request, compute: Any) -> dict[str, Any]:
+        identity = request.get("id") if isinstance(request, dict) else None
+        if not isinstance(identity, str) or len(identity) > 64:
+            return {"id": None, "error": BAD_REQUEST}
+        try:
+            result: dict[str, Any] = await self.turns.run(
+                lambda: compute(request), lambda: self._is_gone(request, client)
+            )
+        except Busy:
+            result = {"error": BUSY}
+        except Gone:
+            result = {}
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            logger.warning(f"the demo refused a request: {type(error).__name__}")
+            logger.debug("the request", exc_info=error)
+            result = {"error": BAD_REQUEST}
+        except DinomedError as error:
+            logger.warning(f"the demo could not answer: {error}")
+            result = {"error": FAILED}
+        return {"id": identity, **result}
+
+    async def _is_gone(self, request: Mapping[str, Any], client: Request) -> bool:
+        newest = self._newest.get(str(request.get("visit"))[:64], request["id"])
+        return newest != request["id"] or await client.is_disconnected()
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return {"preview", "size", "panels": {name: answer}}, or {"error"} if no panel can read the picture."""
+        wanted = request.get("panels") or list(self.panels)
+        panels = [self.panels[name] for name in wanted]
+        path = self._path(request["path"])
+        if path is None:
+            return {"error": PUT_AWAY}
+        settings = request.get("settings") or {}
+        shown: Picture | None = None
+        answers: dict[str, Any] = {}
+        reason = ""
+        for panel, result in zip(panels, _run_consumers(panels, str(path)), strict=True):
+            if isinstance(result, str):
+                answers[panel.name], reason = {"html": result}, result
+            else:
+                shown = shown or result[0]
+                answers[panel.name] = panel.answer(*result, settings.get(panel.name) or {})
+        if shown is None:
+            return {"error": reason}
+        height, width = shown.shown.shape[:2]
+        preview = {} if request.get("panels") else {"preview": inline_preview(shown.shown)}
+        return {"size": [width, height], "panels": answers, **preview}
+
+    def _path(self, name: str) -> Path | None:
+        """Return the file of an example or of an upload; None if it was removed.
+
+        Raises:
+            ValueError: the path is not that of an upload.
+        """
+        if name in self.examples:
+            return self.examples[name]
+        uploads = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+        path = Path(name)
+        if not path.is_absolute() or not path.resolve().is_relative_to(uploads):
+            raise ValueError("not an upload")
+        return path if path.is_file() else None
 
 
 def build_page(panels: Sequence[Panel], examples: Sequence[Path] = (), subtitle: str = "") -> gr.Blocks:
     """Build the page of some panels, which `serve` serves. Nothing of a visit is kept except what a panel states."""
+    app = App(panels, examples, subtitle)
     title = " · ".join(panel.title for panel in panels)
-    explanation = panels[0].explanation if len(panels) == 1 else EVERYTHING
-    with gr.Blocks(title=f"dinomed: {title.lower()}", analytics_enabled=False, delete_cache=CACHE_SWEEP_S) as demo:
-        introduction = f"<p>{explanation} {NOTHING_LEAVES}</p><p>{html.escape(subtitle)}</p>"
-        gr.HTML(f"<h1>{title}</h1>{introduction}", elem_id="title")
-        gr.HTML(f'<div id="research">{RESEARCH_USE.capitalize()}.</div>')
-        with gr.Row():
-            with gr.Column(scale=2, min_width=320):
-                picture = drop_zone(examples)
-            with gr.Column(scale=3, min_width=380):
-                if len(panels) == 1:
-                    panels[0].build()
-                else:
-                    _build_tabs(panels)
-        look = looker(panels)
-        inputs = [picture, *(component for panel in panels for component in panel.inputs)]
-        outputs = [component for panel in panels for component in panel.outputs]
-        picture.change(look, inputs, outputs, show_progress_on=[panel.waits for panel in panels], **ONE_AT_A_TIME)
-        for panel in panels:
-            panel.listen()
-            for control in panel.asks:
-                control.change(looker([panel]), [picture, *panel.inputs], panel.outputs, **LIVE)
+    with gr.Blocks(title=f"dinomed: {title.lower()}", analytics_enabled=False) as demo:
+        server = gr.HTML(
+            html_template=fill_template(
+                title=html.escape(title),
+                subtitle=html.escape(subtitle),
+                tabs="".join(_tab(panel, place) for place, panel in enumerate(panels)),
+                panels="".join(_tab_panel(panel, place) for place, panel in enumerate(panels)),
+                thumbs="".join(_example(name, path) for name, path in app.examples.items()),
+            ),
+            js_on_load=script(), apply_default_css=False, elem_id="app",
+        )  # fmt: skip
+        for function in (app.look, app.mask):
+            _add_server_function(server, function)
     return demo
 
 
-def _build_tabs(panels: Sequence[Panel]) -> None:
-    with gr.Tabs():
-        for panel in panels:
-            with gr.Tab(panel.title, elem_id=f"tab-{panel.name}"):
-                gr.HTML(f'<div class="hint">{panel.explanation}</div>')
-                panel.build()
+def _add_server_function(component: gr.HTML, function: Any) -> None:
+    """Make a method callable from the script; `server_functions` of Gradio takes plain functions only."""
+
+    async def call(request: dict[str, Any], client: gr.Request) -> dict[str, Any]:
+        result: dict[str, Any] = await function(request, client)
+        return result
+
+    call.__name__ = function.__name__
+    call._is_server_fn = True  # type: ignore[attr-defined]
+    setattr(component, call.__name__, call)
+    component.server_fns.append(call)
 
 
-def looker(panels: Sequence[Panel]) -> Callable[..., list[Any]]:
-    """Return a function from the path of a file (or None) and the inputs of all panels to all their outputs."""
-
-    def look(path: str | None, *values: Any) -> list[Any]:
-        remaining = iter(values)
-        inputs_of_panels = [[next(remaining) for _ in panel.inputs] for panel in panels]
-        outputs: list[Any] = []
-        for panel, result, inputs in zip(panels, _run_consumers(panels, path), inputs_of_panels, strict=True):
-            if isinstance(result, str):
-                outputs += panel.refuse(result, *inputs)
-            else:
-                outputs += panel.answer(*result, *inputs)
-        return outputs
-
-    return look
+def _tab(panel: Panel, place: int) -> str:
+    chosen = "true" if place == 0 else "false"
+    return (
+        f'<button type="button" role="tab" id="tab-{panel.name}" aria-controls="panel-{panel.name}" '
+        f'aria-selected="{chosen}" tabindex="{0 if place == 0 else -1}">{html.escape(panel.title)}</button>'
+    )
 
 
-def _run_consumers(panels: Sequence[Panel], path: str | None) -> list[tuple[Picture, list[Any]] | str]:
+def _tab_panel(panel: Panel, place: int) -> str:
+    hidden = "" if place == 0 else " hidden"
+    attributes = f'id="panel-{panel.name}" data-panel="{panel.name}" aria-labelledby="tab-{panel.name}"{hidden}'
+    explanation = f'<p class="dm-hint">{html.escape(panel.explanation)}</p>'
+    return f'<section role="tabpanel" tabindex="0" {attributes}>{explanation}{panel.controls()}</section>'
+
+
+def _example(name: str, path: Path) -> str:
+    return (
+        f'<button type="button" class="dm-thumb" data-example="{name}" aria-label="Open {name}">'
+        f"{inline_file(path, 96)}</button>"
+    )
+
+
+def _run_consumers(panels: Sequence[Panel], path: str) -> list[tuple[Picture, list[Any]] | str]:
     """Return for each panel the picture as its backbone reads it and the results of its consumers, or a message."""
-    if path is None:
-        return [WAITING] * len(panels)
     panels_by_reading: dict[Any, list[int]] = {}
     for place, panel in enumerate(panels):
         reader = panel.preprocessing

@@ -1,14 +1,11 @@
-"""Parts of a page: the place for a picture, messages, and images inside the HTML."""
+"""Parts of a page: messages, pictures that were uploaded, and images inside the HTML."""
 
 import base64
 import html
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import gradio as gr
 import numpy as np
 from PIL import Image
 
@@ -18,49 +15,15 @@ from dinomed.errors import DinomedError
 from dinomed.io.files import sha256_file
 from dinomed.isolation.images import read_image_isolated, read_shown_isolated
 
+PREVIEW_PX = 2048  # of the longer side
+
 
 def message(kind: str, text: str) -> str:
     """Return a box with a text; its CSS class is its kind."""
     return f'<div class="message {kind}">{html.escape(text)}</div>'
 
 
-PUT_AWAY = message("put-away", "This picture was removed to save memory; drop it again.")
-WAITING = message("waiting", "Drop a picture, or click an example.")
-
-
-def drop_zone(examples: Sequence[Path]) -> gr.Image:
-    """Return the place for a picture, with examples below it; its value is the path of the uploaded file."""
-    picture = gr.Image(
-        label="Picture", type="filepath", sources=["upload", "clipboard"], height=330, elem_id="picture",
-        placeholder="Drop a picture here\nor click to choose one", buttons=["fullscreen"],
-    )  # fmt: skip
-    take_as_is(picture)
-    if examples:
-        gr.Examples(
-            [[str(path)] for path in examples], inputs=[picture], label="Examples", elem_id="examples",
-            cache_examples=False, api_visibility="private",
-        )  # fmt: skip
-    return picture
-
-
-def take_as_is(component: gr.Image) -> None:
-    """Pass the uploaded file on unchanged, and accept nothing but files.
-
-    Gradio would decode the file first, without the limits of dinomed, and would fetch a URL. The methods are set on the
-    instance, because Gradio writes a stub file beside the source of a subclass.
-    """
-    move = component.async_move_resource_to_block_cache
-
-    async def only_files(url_or_file_path: str | Path | None) -> str | None:
-        if "://" in str(url_or_file_path):
-            raise gr.Error("A URL was given; this demo takes files only.")
-        return await move(url_or_file_path)
-
-    def keep_path(payload: Any) -> str | None:
-        return payload.path if payload is not None else None
-
-    component.async_move_resource_to_block_cache = only_files  # type: ignore[method-assign]
-    component.preprocess = keep_path  # type: ignore[method-assign]
+PUT_AWAY = message("put-away", "This picture was removed to save memory; open it again.")
 
 
 @dataclass(frozen=True)
@@ -93,7 +56,27 @@ def inline(picture: np.ndarray, alt: str, height_px: int) -> str:
     """Return an <img> with the pixels of a picture, uint8 (H, W, 3), in it, reduced to `height_px`."""
     small = Image.fromarray(picture)
     small.thumbnail((10 * height_px, height_px), Image.Resampling.BICUBIC)
+    return f'<img src="{_data_url(small, "JPEG", quality=88)}" alt="{html.escape(alt, quote=True)}">'
+
+
+def inline_file(path: Path, height_px: int) -> str:
+    """Return an <img> of an example file. It is decorative: the button around it has the name."""
+    return inline(read_image(path), "", height_px)
+
+
+def inline_preview(picture: np.ndarray) -> str:
+    """Return a picture, uint8 (H, W, 3), as a data URL, reduced to `PREVIEW_PX`."""
+    small = Image.fromarray(picture)
+    small.thumbnail((PREVIEW_PX, PREVIEW_PX), Image.Resampling.LANCZOS)
+    return _data_url(small, "JPEG", quality=92, subsampling=0)
+
+
+def inline_map(levels: np.ndarray) -> str:
+    """Return an 8-bit map (H, W) as the data URL of a gray PNG."""
+    return _data_url(Image.fromarray(levels), "PNG", compress_level=3)
+
+
+def _data_url(picture: Image.Image, kind: str, **options: int) -> str:
     data = io.BytesIO()
-    small.save(data, format="JPEG", quality=88)
-    source = base64.b64encode(data.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{source}" alt="{html.escape(alt, quote=True)}">'
+    picture.save(data, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"

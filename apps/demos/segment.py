@@ -1,30 +1,29 @@
-"""Panel of a segmenter: outline, threshold and download of the mask."""
+"""Panel of a segmenter: probability map, lesions and download of the mask."""
 
-from collections.abc import Sequence
-from pathlib import Path
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import gradio as gr
 import numpy as np
 from PIL import Image
 
+from dinomed.adapters.tasks.segment.lesions import LesionRules, field_of_view, select_lesions
 from dinomed.adapters.tasks.segment.mask_schema import LESION
-from dinomed.adapters.tasks.segment.predict import SegmentPredictor, lesion_summary
-from dinomed.apps.demos.page import LIVE, Panel
-from dinomed.apps.demos.parts import PUT_AWAY, WAITING, Picture, message
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor
+from dinomed.apps.demos.look import text
+from dinomed.apps.demos.page import Panel
+from dinomed.apps.demos.parts import PUT_AWAY, Picture, inline_map
 from dinomed.apps.demos.recent import Recent, VisitedPicture
-from dinomed.apps.pages.overlay import FILL, draw_mask, draw_probability
 from dinomed.apps.quickstart.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.images.read import write_mask
 
-KEPT_PIXELS = 2 * MAX_PIXELS  # of all visitors in total, 7 bytes per pixel
-FILLED, OUTLINE, PROBABILITY = "Filled", "Outline", "Probability"
+KEPT_PIXELS = 2 * MAX_PIXELS  # of all visitors in total, 4 bytes per pixel
+MAP_PX = 1024  # of the longer side of the map that the page gets
+LEVELS = 200  # of probability; a step of the threshold is half a percent
 ANY = "any of them"
-CONFIDENCE = (
-    "mean of the probability that the model gives to the pixels inside the outline. It is not calibrated: "
-    "it shows how certain the model is, not how often it is right."
-)
+MIN_SHARES = (0.0, 0.0002, 0.0005, 0.002, 0.01)
 
 
 class LesionModel(Protocol):
@@ -37,40 +36,37 @@ class LesionModel(Protocol):
         ...
 
 
-def describe(probability: np.ndarray, threshold: float, kind: str = LESION) -> str:
-    """Return the measurements as HTML, or a message that no region of this `kind` was found."""
-    summary = lesion_summary(probability, threshold)
-    if summary.confidence is None:
-        return message(
-            "no-lesion",
-            f"No {kind} found at threshold {threshold:.2f}. The highest probability in this picture is "
-            f"{summary.highest:.2f}: a lower threshold may outline something, or there may be nothing.",
-        )
+def probability_levels(probability: np.ndarray) -> np.ndarray:
+    """Return for each pixel the highest level k whose probability k / `LEVELS` it reaches, uint8 (H, W), 0 to `LEVELS`.
+
+    So ``levels >= k`` and ``probability >= k / LEVELS`` are the same mask, and the page needs no further precision.
+    """
+    thresholds = (np.arange(1, LEVELS + 1) / LEVELS).astype(np.float32)
+    return np.searchsorted(thresholds, probability.astype(np.float32), side="right").astype(np.uint8)
+
+
+def reduce_map(probability: np.ndarray, side: int = MAP_PX) -> np.ndarray:
+    """Return the map, float32 (H, W), with at most `side` pixels at its longer side: means of areas."""
     height, width = probability.shape
-    return (
-        '<div class="cards">'
-        + _card("area-px", "Area", f"{summary.area_px:,}", "px")
-        + _card("area-percent", "Share of the picture", f"{100 * summary.area_fraction:.1f}", "%")
-        + _card("confidence", "Mean confidence", f"{100 * summary.confidence:.0f}", "%")
-        + f'</div><div class="hint">Picture: {width} × {height} px. Mean confidence: {CONFIDENCE}</div>'
-    )
+    scale = side / max(height, width)
+    if scale >= 1:
+        return probability
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(probability).resize(size, Image.Resampling.BOX))
 
 
 class SegmentPanel(Panel):
     """The panel of a segmenter. One class is outlined at a time; of several classes the visitor chooses one, or any.
 
-    The model runs once for each picture (and class), not for each threshold.
+    The page gets a reduced map, and draws every threshold itself. The server makes the mask of full size.
 
     Args:
         predictor: a `SegmentPredictor`, which shares the pass of its backbone with other panels, or a `LesionModel`.
         preprocessing: reads the files for a `LesionModel`; None for 8-bit RGB.
     """
 
-    name, title = "segment", "Segmentation"
-    explanation = (
-        "The model estimates the probability of a lesion at each pixel. Pixels with at least the probability of the "
-        "threshold are outlined."
-    )
+    name, title = "segment", "Segment"
+    explanation = text("segment_explanation")
 
     def __init__(self, predictor: LesionModel, preprocessing: Preprocessing | None = None) -> None:
         self.predictor, self.preprocessing = predictor, preprocessing
@@ -80,74 +76,72 @@ class SegmentPanel(Panel):
             self.cuts = _cuts(predictor)
         self.recent = Recent(KEPT_PIXELS)
 
-    def build(self) -> None:
-        first, cut = next(iter(self.cuts.items()))
-        self.seen, looked_at, self.chosen = gr.State(), gr.State(0), gr.State(first)
-        which = gr.Dropdown(
-            list(self.cuts), value=first, label="Class", elem_id="which", visible=len(self.cuts) > 1, filterable=False
+    def controls(self) -> str:
+        cut = next(iter(self.cuts.values()))
+        value = f"{cut:.3f}".rstrip("0").rstrip(".")
+        options = "".join(f"<option>{html.escape(name)}</option>" for name in self.cuts)
+        hidden = " hidden" if len(self.cuts) == 1 else ""
+        shares = "".join(
+            f'<option value="{share}"{" selected" if share == LesionRules().min_share else ""}>'
+            f"{f'{100 * share:g}%' if share else text('every_region')}</option>"
+            for share in MIN_SHARES
         )
-        self.result = gr.Image(
-            label="Outline", interactive=False, height=400, elem_id="result",
-            buttons=["fullscreen", "download"], alt_text="The picture with the outline of the lesion",
-        )  # fmt: skip
-        with gr.Row():
-            threshold = gr.Slider(
-                0.01, 0.99, value=round(cut, 2), step=0.01, elem_id="threshold",
-                label="Threshold (probability)", info="0 to 1; pixels with at least this probability are outlined.",
-            )  # fmt: skip
-            view = gr.Radio([FILLED, OUTLINE, PROBABILITY], value=FILLED, label="Show", elem_id="view")
-        numbers = gr.HTML(WAITING, elem_id="numbers")
-        download = gr.DownloadButton(
-            "Download the mask (PNG)", variant="primary", interactive=False, elem_id="download"
+        return (
+            f'<div class="dm-field"{hidden}><label for="which">{text("class")}</label>'
+            f'<select id="which" data-setting="which" data-asks>{options}</select></div>'
+            f'<div class="dm-field"><label for="threshold">{text("threshold")}</label>'
+            f'<input id="threshold" type="range" min="0.01" max="0.99" step="0.01" value="{value}">'
+            f'<input id="threshold-number" type="number" min="0.01" max="0.99" step="0.005" value="{value}" '
+            f'inputmode="decimal" aria-label="{text("threshold_number")}"></div>'
+            f'<div class="dm-field"><label for="min-share">{text("min_share")}</label>'
+            f'<select id="min-share">{shares}</select></div>'
+            f'<label class="dm-check"><input id="largest" type="checkbox"> {text("largest")}</label>'
+            '<div class="dm-result" aria-live="polite"></div>'
+            '<div id="measures" hidden><dl class="dm-cards">'
+            f'<div><dt>{text("lesions")}</dt><dd id="lesion-count"></dd></div>'
+            f'<div><dt>{text("area")}</dt><dd><span id="area-px"></span> <small>px</small></dd></div>'
+            f'<div><dt>{text("share")}</dt><dd><span id="area-percent"></span> <small>%</small></dd></div></dl>'
+            f'<ol id="lesions" aria-label="{text("lesions")}"></ol>'
+            f'<p class="dm-hint" id="rules-hint">{text("rules_hint")}</p></div>'
+            f'<button type="button" id="download" class="dm-primary" disabled>{text("download")}</button>'
         )
-        self.drawn: list[Any] = [self.result, numbers, download]
-        self.live: list[Any] = [threshold, view]
-        self.inputs = [threshold, view, self.seen, looked_at, which, self.chosen]
-        self.outputs = [self.seen, looked_at, *self.drawn, threshold, self.chosen]
-        self.asks, self.waits = [which], self.result
 
-    def listen(self) -> None:
-        for control in self.live:
-            control.change(self.draw, [self.seen, *self.live, self.chosen], self.drawn, **LIVE)
-
-    def answer(self, picture: Picture, answers: Sequence[Any], *values: Any) -> list[Any]:
-        _, view, before, count, which, _ = values
-        self.recent.drop(before)
-        cut, moved = self._cut(*values)
+    def answer(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        which = settings.get("which")
+        which = which if which in self.cuts else next(iter(self.cuts))
         probability = self._of_class(answers[0], which) if answers else self.predictor.probability(picture.pixels)
-        key = self.recent.put(VisitedPicture(count + 1, picture.shown, probability))
-        return [key, count + 1, *self.draw(key, cut, view, which), moved, which]
+        highest = float(probability.max())
+        if not np.isfinite(highest):
+            return {"html": f'<div class="message error">{text("not_finite")}</div>'}
+        probability = np.where(field_of_view(picture.shown), probability, np.float32(0))
+        reduced = reduce_map(probability)
+        return {
+            "key": self.recent.put(VisitedPicture(probability)), "which": which, "cut": round(self.cuts[which], 3),
+            "map": inline_map(probability_levels(reduced)), "exact": reduced.shape == probability.shape,
+            "levels": LEVELS, "highest": highest, "html": "",
+        }  # fmt: skip
 
-    def refuse(self, reason: str, *values: Any) -> list[Any]:
-        _, _, before, count, which, _ = values
-        self.recent.drop(before)
-        return [None, count, None, reason, _no_mask(), self._cut(*values)[1], which]
+    def mask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Measure the mask of full size at a threshold, and return it as a PNG in Base64 if "file" is true.
 
-    def draw(self, key: str | None, cut: float, view: str, which: str) -> list[Any]:
-        """Return the values of the picture, the numbers and the button."""
-        if key is None:
-            return [gr.skip(), gr.skip(), gr.skip()]
-        now = self.recent.get(key)
-        if now is None:
-            return [None, PUT_AWAY, _no_mask()]
-        mask = (now.probability >= cut).astype(np.uint8)
-        if view == PROBABILITY:
-            drawn = draw_probability(now.image, now.probability)
-        else:
-            drawn = draw_mask(now.image, mask, fill=FILL if view == FILLED else 0)
-        # Written into Gradio's cache, which is private and emptied regularly; otherwise Gradio would copy the file.
-        folder = now.new_drawing(Path(self.result.GRADIO_CACHE))
-        outlined, taken = folder / f"outline_{now.number}.jpg", folder / f"mask_{now.number}.png"
-        Image.fromarray(drawn).save(outlined, quality=92, subsampling=0)
-        write_mask(taken, mask)
-        measurements = describe(now.probability, cut, which)
-        return [outlined, measurements, gr.DownloadButton(value=taken, interactive=True)]
-
-    def _cut(self, threshold: float, view: str, before: Any, count: int, which: str, chosen: str) -> tuple[float, Any]:
-        """Return the threshold and the update of its slider; another class starts at its own threshold."""
-        if which == chosen:
-            return threshold, gr.skip()
-        return self.cuts[which], gr.Slider(value=round(self.cuts[which], 2))
+        Returns:
+            {"area": pixels, "share": 0 to 1, "areas": of each lesion, "file"}, or {"error"} if the map was removed.
+        """
+        visited = self.recent.get(str(request["key"]))
+        if visited is None:
+            return {"error": PUT_AWAY}
+        rules = LesionRules(float(request["min_share"]), bool(request["largest_only"]))
+        threshold = float(request["threshold"])
+        if not (0 <= rules.min_share <= 1 and 0 < threshold <= 1):
+            raise ValueError("threshold or smallest area out of range")
+        mask, lesions = select_lesions(visited.probability >= threshold, rules)
+        area = int(mask.sum())
+        result = {"area": area, "share": area / mask.size, "areas": [lesion.area_px for lesion in lesions]}
+        if request.get("file"):
+            data = io.BytesIO()
+            Image.fromarray(mask.astype(np.uint8) * 255).save(data, "PNG")
+            result["file"] = base64.b64encode(data.getvalue()).decode()
+        return result
 
     def _of_class(self, maps: np.ndarray, which: str) -> np.ndarray:
         """Return the map (H, W) of a class from maps float32 (classes, H, W)."""
@@ -162,14 +156,3 @@ def _cuts(predictor: SegmentPredictor) -> dict[str, float]:
     schema = predictor.schema
     cuts = {schema.names[k]: 0.5 if schema.exclusive else predictor.thresholds[k] for k in schema.reported}
     return cuts if len(cuts) == 1 else {ANY: predictor.threshold, **cuts}
-
-
-def _no_mask() -> gr.DownloadButton:
-    return gr.DownloadButton(value=None, interactive=False)
-
-
-def _card(elem_id: str, name: str, value: str, unit: str) -> str:
-    return (
-        f'<div class="card"><div class="name">{name}</div>'
-        f'<div class="value"><span id="{elem_id}">{value}</span> <span class="unit">{unit}</span></div></div>'
-    )

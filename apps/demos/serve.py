@@ -5,38 +5,53 @@ By default Gradio counts usage, keeps uploads in a shared folder and does not en
 
 import errno
 import os
+import shutil
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dinomed.errors import DinomedError, UsageError
+from dinomed.io.output_folder import locked
 from dinomed.log import logger
 
 MAX_UPLOAD = "64mb"
-MAX_WAITING = 64  # further visitors get a message that the demo is busy
-CACHE_SWEEP_S = (60, 1800)  # every minute, remove uploads and results that are older than half an hour
+SWEEP_S, KEPT_S = 60.0, 1800.0  # every minute, remove uploads that are older than half an hour
+LEFT_S = 86_400  # a folder without a lock is left by a killed server if it is a day old
+PREFIX = "dinomed-demo-"  # of private folders
 FIRST_PORT, PORTS_TRIED, LAUNCH_ATTEMPTS = 7860, 100, 10
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
 class Address:
-    """A checked address for a demo, the login (user, password) of visitors or None, and whether the port was given."""
+    """A checked address for a demo.
+
+    Attributes:
+        login: (user, password) of visitors, or None.
+        is_port_given: the user chose the port.
+        names: further host names under which the demo may be reached, such as that of a proxy.
+    """
 
     host: str
     port: int
     login: tuple[str, str] | None = None
     is_port_given: bool = True
+    names: tuple[str, ...] = ()
 
 
 def choose_address(
-    host: str = "127.0.0.1", port: int | None = None, *, login_file: Path | None = None, anyone: bool = False
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    *,
+    login_file: Path | None = None,
+    anyone: bool = False,
+    names: Sequence[str] = (),
 ) -> Address:
     """Return a checked address.
 
@@ -45,6 +60,7 @@ def choose_address(
         port: None for the first free port from 7860, 0 for any.
         login_file: a text file with one line, ``USER:PASSWORD``.
         anyone: allow other machines without a login; a warning is written.
+        names: further host names under which the demo may be reached, such as that of a proxy.
 
     Raises:
         UsageError: the host or port is not possible; other machines could connect and neither `login_file` nor
@@ -61,7 +77,7 @@ def choose_address(
         if login is None:
             logger.warning(f"--host {host}: anyone on the network can use the demo")
         logger.warning("pictures and passwords cross the network unencrypted; put HTTPS in front where that matters")
-    return Address(host, _free_port(host, port), login, is_port_given=port is not None)
+    return Address(host, _free_port(host, port), login, is_port_given=port is not None, names=tuple(names))
 
 
 def _read_login(path: Path) -> tuple[str, str]:
@@ -76,8 +92,12 @@ def _read_login(path: Path) -> tuple[str, str]:
 
 @contextmanager
 def private_environment() -> Iterator[Path]:
-    """Set the environment that Gradio reads at its import, and yield a private folder that is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="dinomed-demo-", ignore_cleanup_errors=True) as folder:
+    """Set the environment that Gradio reads at its import, and yield a private folder that is removed at the end.
+
+    Folders that killed servers have left are removed first.
+    """
+    sweep_folders(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder, locked(folder):
         os.environ |= {
             "GRADIO_ANALYTICS_ENABLED": "False",
             "GRADIO_RUN_HISTORY": "False",
@@ -89,6 +109,37 @@ def private_environment() -> Iterator[Path]:
         yield Path(folder)
 
 
+def sweep_folders(parent: Path) -> None:
+    """Remove the folders of servers that were killed: their lock is free. Those of other users are left alone."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        try:
+            if (
+                folder.is_symlink()
+                or not folder.is_dir()
+                or (hasattr(os, "getuid") and folder.stat().st_uid != os.getuid())
+            ):
+                continue
+            if not (folder / ".lock").exists() and time.time() - folder.stat().st_mtime < LEFT_S:
+                continue  # a server that has just started
+            with locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, DinomedError):  # in use, or removed by another server
+            continue
+
+
+def sweep_uploads(uploads: Path, kept_s: float) -> None:
+    """Remove uploads that are older than `kept_s` seconds, complete or not, and folders that are empty then."""
+    oldest = time.time() - kept_s
+    for path in sorted(uploads.rglob("*"), reverse=True) if uploads.is_dir() else ():
+        try:
+            if path.is_dir():
+                path.rmdir()
+            elif path.stat().st_mtime < oldest:
+                path.unlink()
+        except OSError:  # not empty, or removed meanwhile
+            continue
+
+
 def serve(build: Callable[[], Any], address: Address, *, browser: bool = True) -> None:
     """Serve the page that `build` returns until a signal arrives, and print the address on stdout.
 
@@ -97,10 +148,11 @@ def serve(build: Callable[[], Any], address: Address, *, browser: bool = True) -
         address: from `choose_address`.
         browser: open the page in the browser of the user.
     """
-    from dinomed.apps.demos.look import LOOK  # imports Gradio, so only here
+    from dinomed.apps.demos.guard import app_options, names_of_server
+    from dinomed.apps.demos.look import look  # imports Gradio, so only here
 
-    demo = build()
-    demo.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+    demo, uploads = build(), Path(os.environ["GRADIO_TEMP_DIR"])
+    guarded = app_options(names_of_server(address.host, address.names), uploads)
     port, attempts = address.port, 1 if address.is_port_given else LAUNCH_ATTEMPTS
     while True:
         try:
@@ -108,7 +160,7 @@ def serve(build: Callable[[], Any], address: Address, *, browser: bool = True) -
                 server_name=address.host, server_port=port, auth=address.login, share=False,
                 inbrowser=browser and sys.stdout.isatty(), prevent_thread_lock=True, quiet=True, ssr_mode=False,
                 mcp_server=False, footer_links=[], max_file_size=MAX_UPLOAD, max_threads=8,
-                state_session_capacity=MAX_WAITING, **LOOK,
+                state_session_capacity=64, enable_monitoring=False, app_kwargs=guarded, **look(),
             )  # fmt: skip
             break
         except OSError as error:
@@ -119,8 +171,12 @@ def serve(build: Callable[[], Any], address: Address, *, browser: bool = True) -
     try:
         print(link.rstrip("/"), flush=True)
         logger.info("serving the demo; stop it with Ctrl-C")
+        swept = time.monotonic()
         while True:  # until SIGINT or SIGTERM raises here
-            time.sleep(1)  # a single endless wait would miss a signal that arrives just before it
+            time.sleep(min(1, SWEEP_S))  # a single endless wait would miss a signal that arrives just before it
+            if time.monotonic() - swept >= SWEEP_S:
+                sweep_uploads(uploads, KEPT_S)
+                swept = time.monotonic()
     finally:
         demo.close(verbose=False)
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -44,19 +46,35 @@ class Visit:
 
     def message(self, kind: str) -> str:
         """The text of a message, see `dinomed.apps.demos.parts.message`."""
-        return self.page.inner_text(f".message.{kind}")
+        return self.page.inner_text(f".message.{kind}:visible")
 
     def upload(self, path: Path) -> None:
-        """Put a file into the drop zone, after removing the one that is there."""
-        remove = self.page.locator("#picture button[aria-label='Remove Image']")
-        if remove.count():
-            remove.click()
-            self.page.wait_for_selector(".waiting:visible")
+        """Open a file with the button; the previous picture is gone at once."""
         self.page.set_input_files("#picture input[type=file]", str(path))
 
+    def wait_for_answer(self) -> None:
+        self.page.wait_for_selector(".dm-app[data-state=shown]")
+
+    def wait_for_area(self, expected: int) -> None:
+        """Wait for an exact area; an estimate does not count."""
+        self.page.wait_for_function(
+            "n => !document.querySelector('#measures').hidden && !document.querySelector('.dm-estimated') && "
+            "document.querySelector('#area-px').textContent.replaceAll(',', '') === String(n)",
+            arg=expected,
+        )
+
     def set_threshold(self, value: float) -> None:
-        self.page.locator("#threshold input[type=number]").fill(str(value))
-        self.page.keyboard.press("Enter")
+        self.page.locator("#threshold-number").fill(str(value))
+
+    def keep_everything(self) -> None:
+        """Leave no region out, however small."""
+        self.page.locator("#min-share").select_option("0.0")
+
+    def download(self) -> tuple[str, np.ndarray]:
+        """The suggested name and the pixels of the mask."""
+        with self.page.expect_download() as download:
+            self.page.locator("#download").click()
+        return download.value.suggested_filename, np.asarray(Image.open(download.value.path()))
 
 
 @pytest.fixture
@@ -67,7 +85,7 @@ def visit(browser: Any, demo: "Demo") -> Iterator[Visit]:
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     page.goto(demo.address)
-    page.wait_for_selector("#picture")
+    page.wait_for_selector(".dm-app[data-ready]")
     yield Visit(page, requests)
     context.close()
 

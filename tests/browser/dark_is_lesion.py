@@ -1,17 +1,23 @@
 """Serves the segmentation demo over a predictor without a network: the darker, the more probable.
 
+A picture whose first pixel is red takes three seconds.
+
 python dark_is_lesion.py [--sweep SECONDS] [--login FILE]
 """
 
 import argparse
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from dinomed.apps.demos import serve as server
 from dinomed.apps.demos.serve import choose_address, private_environment, serve
+
+SLOW = (255, 0, 0)
 
 
 class Dark:
@@ -21,6 +27,8 @@ class Dark:
 
     def probability(self, image: np.ndarray) -> np.ndarray:
         print("model called", file=sys.stderr, flush=True)
+        if tuple(image[0, 0]) == SLOW:
+            time.sleep(3)
         return (1 - image.mean(axis=-1) / 255).astype(np.float32)
 
 
@@ -30,17 +38,17 @@ def stop(number: int, frame: object) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sweep", type=int, help="remove uploads and results after so many seconds")
+    parser.add_argument("--sweep", type=float, help="remove uploads after so many seconds")
     parser.add_argument("--login", type=Path)
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
+    if options.sweep:
+        server.SWEEP_S, server.KEPT_S = 0.5, options.sweep
     with private_environment() as folder:
         from dinomed.apps.demos import page
         from dinomed.apps.demos.segment import SegmentPanel
 
-        if arguments.sweep:
-            page.CACHE_SWEEP_S = (1, arguments.sweep)
         example = Path(folder) / "example.png"
         Image.new("RGB", (64, 48), (200, 150, 140)).save(example)
-        address = choose_address(login_file=arguments.login)
+        address = choose_address(login_file=options.login)
         serve(lambda: page.build_page([SegmentPanel(Dark())], [example], "a stand-in"), address, browser=False)

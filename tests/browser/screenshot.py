@@ -13,26 +13,24 @@ from pathlib import Path
 from PIL import Image
 
 
-def take(address: str, arguments: argparse.Namespace) -> None:
+def take(address: str, asked: argparse.Namespace) -> None:
     """Open the page, upload the picture, wait for its outline, and save what is seen."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
         path = shutil.which("chromium") or shutil.which("chromium-browser")
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        size = {"width": arguments.width, "height": 900}
-        page = browser.new_context(
-            viewport=size, color_scheme=arguments.scheme, device_scale_factor=arguments.scale
-        ).new_page()
+        size = {"width": asked.width, "height": 900}
+        page = browser.new_context(viewport=size, color_scheme=asked.scheme, device_scale_factor=asked.scale).new_page()
         page.goto(address)
-        page.wait_for_selector("#threshold")
-        page.set_input_files("#picture input[type=file]", str(arguments.image))
-        page.wait_for_selector("#result img")
-        page.wait_for_timeout(1000)  # for the fading in
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        page.wait_for_selector(".dm-app[data-ready]")
+        page.set_input_files("#picture input[type=file]", str(asked.image))
+        page.wait_for_selector(".dm-app[data-state=shown]")
+        page.wait_for_timeout(500)  # for the last frame
+        asked.output.parent.mkdir(parents=True, exist_ok=True)
         taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
     # 256 colours: a third of the bytes, and no difference that is seen.
-    taken.quantize(256, method=Image.Quantize.MEDIANCUT).save(arguments.output, optimize=True)
+    taken.quantize(256, method=Image.Quantize.MEDIANCUT).save(asked.output, optimize=True)
 
 
 if __name__ == "__main__":
@@ -44,25 +42,16 @@ if __name__ == "__main__":
     parser.add_argument("--scheme", choices=["light", "dark"], default="light")
     parser.add_argument("--width", type=int, default=1280, help="of the window, px")
     parser.add_argument("--scale", type=float, default=1.0, help="pixels of the screen for each px of the page")
-    arguments = parser.parse_args()
-    command = [
-        sys.executable,
-        "-m",
-        "dinomed.apps.cli",
-        "demo",
-        "segment",
-        "--adapter",
-        arguments.adapter,
-        "--no-browser",
-    ]
-    command += ["--examples", arguments.examples] if arguments.examples else []
+    asked = parser.parse_args()
+    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", "segment", "--adapter", asked.adapter, "--no-browser"]
+    command += ["--examples", asked.examples] if asked.examples else []
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
         address = server.stdout.readline().strip()
         if not address:
             sys.exit("the demo did not start")  # it has said why
-        take(address, arguments)
+        take(address, asked)
     finally:
         server.terminate()
         server.wait()

@@ -34,9 +34,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cli.invoke(
         ["scan", str(folder / "lesions"), "--labels", "labels.csv", "--group", "lesion_id", "-o", manifest, *quiet]
     )
-    common = ["--backbone", str(folder / "backbone"), "--device", "cpu", *quiet]
-    cli.invoke(["train", "classify", "-o", str(folder / "cls"), "--data", manifest, *common])
-    cli.invoke(["index", manifest, "-o", str(folder / "idx"), *common])
+    own = ["--backbone", str(folder / "backbone"), "--device", "cpu", *quiet]
+    cli.invoke(["train", "classify", "-o", str(folder / "cls"), "--data", manifest, *own])
+    cli.invoke(["index", manifest, "-o", str(folder / "idx"), *own])
     return folder
 
 
@@ -67,9 +67,9 @@ def test_a_picture_of_the_index_gets_other_cases_and_nothing_leaves(visit, demo,
     visit.page.wait_for_selector(".cases")
     image_index = load_index(made / "idx")
     (answer,) = image_index.search_manifest(manifest.take([row]), 6, exclude_same_group=True)
-    assert similarities(visit) == [round(neighbor.similarity, 3) for neighbor in answer.neighbors]
+    assert similarities(visit) == [round(one.similarity, 3) for one in answer.neighbors]
     labels = visit.page.locator(".cases figcaption b").all_inner_texts()
-    assert labels == [manifest.column("label")[neighbor.row] for neighbor in answer.neighbors]
+    assert labels == [manifest.column("label")[one.row] for one in answer.neighbors]
     assert f"{answer.num_excluded} of the index are this picture itself" in visit.page.inner_text(".cases-hint")
     assert visit.page.locator(".cases img").count() == 6
     page = visit.page.content()
@@ -82,7 +82,7 @@ def test_matching_regions_are_drawn_when_the_option_is_on(visit, demo, made: Pat
     visit.upload(read_manifest(made / "images.parquet").path(0))
     visit.page.wait_for_selector(".cases")
     wide = "() => [...document.querySelectorAll('.cases img')].every(i => i.naturalWidth > 2.2 * i.naturalHeight)"
-    regions = visit.page.locator("#similar-regions input" if demo.kind == "classify" else "#regions input")
+    regions = visit.page.locator("#similar-regions" if demo.kind == "classify" else "#regions")
     if demo.kind == "classify":
         regions.click()
     visit.page.wait_for_function(wide)  # the picture and the case side by side
@@ -92,7 +92,7 @@ def test_matching_regions_are_drawn_when_the_option_is_on(visit, demo, made: Pat
 
 def test_probabilities_are_those_of_the_adapter(visit, demo, made: Path) -> None:
     if demo.kind != "classify":
-        visit.page.locator("#exclude input").click()
+        visit.page.locator("#exclude").click()
         visit.upload(read_manifest(made / "images.parquet").path(1))
         visit.page.wait_for_selector(".cases")
         assert similarities(visit)[0] == 1  # the picture itself is shown where that is wanted
@@ -111,8 +111,8 @@ def test_probabilities_are_those_of_the_adapter(visit, demo, made: Path) -> None
 def test_a_broken_picture_shows_an_error_and_the_page_still_works(visit, demo, made: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     visit.upload(tmp_path / "broken.png")
-    visit.page.wait_for_selector(".error")
-    assert "cannot be read as a picture" in visit.message("error")
-    assert str(tmp_path) not in visit.message("error")
+    visit.page.wait_for_selector(".message.error")
+    assert "cannot be read as a picture" in visit.told("error")
+    assert str(tmp_path) not in visit.told("error")
     visit.upload(read_manifest(made / "images.parquet").path(2))
     visit.page.wait_for_selector(".cases")

@@ -48,18 +48,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cli.invoke(["scan", str(folder / "data"), "--labels", "labels.csv", "--label-maps", "-o", manifest, *quiet])
     kinds = ["--set", "kind=multiclass", "--set", "classes={liver: 3, kidney: 7}", "--set", "image_size=64"]
     short = ["--set", "fit.epochs=3", "--set", "fit.min_steps=60", "--set", "fit.batch_size=6"]
-    demo_options = [
-        "--backbone",
-        str(folder / "backbone"),
-        "--data",
-        manifest,
-        "--device",
-        "cpu",
-        *kinds,
-        *short,
-        *quiet,
-    ]
-    cli.invoke(["train", "segment", "-o", str(folder / "seg"), *demo_options])
+    own = ["--backbone", str(folder / "backbone"), "--data", manifest, "--device", "cpu", *kinds, *short, *quiet]
+    cli.invoke(["train", "segment", "-o", str(folder / "seg"), *own])
     return folder
 
 
@@ -70,34 +60,27 @@ def demo(browser, serve, made: Path, tmp_path_factory: pytest.TempPathFactory):
         yield demo
 
 
-def wait_for_area(visit, expected: int) -> None:
-    visit.page.wait_for_function(
-        "n => document.querySelector('#area-px')?.innerText.replaceAll(',', '') === String(n)", arg=expected
-    )
-
-
 def test_the_class_that_is_chosen_is_outlined(visit, made: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.tif"
     tifffile.imwrite(path, np.load(made / "data" / "images" / "20.npy").transpose(2, 0, 1), photometric="minisblack")
     predictor = load_adapter(made / "seg")
     maps = predictor.probabilities(predictor.preprocessing.read(path))
     assert ((maps[1:] >= 0.5).sum(axis=(1, 2)) > 0).all()  # both were learned, or nothing is shown below
-    assert visit.page.locator("#examples").count() == 0
+    assert visit.page.locator("#examples button").count() == 0
+    visit.keep_everything()
     visit.upload(path)
-    wait_for_area(visit, int((maps[1:].sum(axis=0) >= 0.5).sum()))
+    visit.wait_for_area(int((maps[1:].sum(axis=0) >= 0.5).sum()))
     for name, class_map in (("liver", maps[1]), ("kidney", maps[2])):
-        visit.page.locator("#which input").click()
-        visit.page.get_by_role("option", name=name).click()
-        wait_for_area(visit, int((class_map >= 0.5).sum()))
+        visit.page.locator("#which").select_option(name)
+        visit.wait_for_area(int((class_map >= 0.5).sum()))
     visit.set_threshold(0.9)
-    visit.page.locator("#which input").click()
-    visit.page.get_by_role("option", name="liver").click()
-    wait_for_area(visit, int((maps[1] >= 0.5).sum()))  # another class begins at its own threshold
-    assert float(visit.page.locator("#threshold input[type=number]").input_value()) == 0.5
+    visit.page.locator("#which").select_option("liver")
+    visit.wait_for_area(int((maps[1] >= 0.5).sum()))  # another class begins at its own threshold
+    assert float(visit.page.locator("#threshold").input_value()) == 0.5
 
 
 def test_a_colour_picture_is_refused_in_one_line(visit, tmp_path: Path) -> None:
     Image.new("RGB", (80, 64)).save(tmp_path / "colour.png")
     visit.upload(tmp_path / "colour.png")
-    visit.page.wait_for_selector(".error")
-    assert "does not fit a backbone that takes 5" in visit.message("error")
+    visit.page.wait_for_selector(".message.error")
+    assert "does not fit a backbone that takes 5" in visit.told("error")

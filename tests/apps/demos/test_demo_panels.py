@@ -1,5 +1,6 @@
 """What the pages say of a picture, for every kind of adapter; the browser is in tests/browser."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.retrieval.search import load_index
+from dinomed.adapters.tasks.segment.lesions import field_of_view
 from dinomed.apps import cli
 from dinomed.apps.demos import launch
 from dinomed.apps.demos.serve import private_environment
@@ -22,13 +24,14 @@ from dinomed.backbones.vit import VisionTransformer, ViTConfig
 from dinomed.datasets.manifest import read_manifest
 from dinomed.images.intensity import IntensityConfig
 from dinomed.images.read import read_image
+from dinomed.images.shown import read_shown
 
 SHORT = ["--set", "fit.epochs=1", "--set", "fit.min_steps=0", "--set", "image_size=32"]
 BANDS = 5
 
 
-def train(kind: str, out: Path, backbone: Path, data: Path, *options: str) -> Path:
-    cli.invoke(["train", kind, "-b", str(backbone), "--data", str(data), "-o", str(out), "--quiet", "--json", *options])
+def train(kind: str, out: Path, backbone: Path, data: Path, *more: str) -> Path:
+    cli.invoke(["train", kind, "-b", str(backbone), "--data", str(data), "-o", str(out), "--quiet", "--json", *more])
     return out
 
 
@@ -37,7 +40,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`serve_demo` as far as its page: (look, panels, Blocks) where it would be served."""
     shown: list[Any] = []
 
-    def call(**arguments: Any) -> Any:
+    def call(**given: Any) -> Any:
         from dinomed.apps.demos import page
 
         kept: dict[str, Any] = {}
@@ -50,8 +53,8 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         with monkeypatch.context() as patch:
             patch.setattr(page, "build_page", build)
             patch.setattr(launch, "serve", lambda build, address, browser: shown.append(build()))
-            launch.serve_demo(**arguments, device="cpu")
-        return page.looker(kept["panels"]), kept
+            launch.serve_demo(**given, device="cpu")
+        return Answers(kept["panels"]), kept
 
     return call
 
@@ -62,13 +65,24 @@ def environment() -> Iterator[None]:
         yield
 
 
-def controls(panel: Any, **changed: Any) -> list[Any]:
-    """What a visitor has set: the values that the components begin with, but those that are named by their ids."""
-    return [changed.get(component.elem_id or "", component.value) for component in panel.inputs]
+class Answers:
+    """The answers of an app for a file, which is put where uploads are."""
 
+    def __init__(self, panels: list[Any]) -> None:
+        from dinomed.apps.demos.page import App
 
-def area(html: str) -> int:
-    return int(html.split('id="area-px">')[1].split("<")[0].replace(",", ""))
+        self.app = App(panels)
+
+    def __call__(self, path: Path | str, **settings: Any) -> dict[str, Any]:
+        upload = Path(os.environ["GRADIO_TEMP_DIR"]) / "hash" / f"image{Path(path).suffix}"
+        upload.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, upload)
+        return self.app.answer({"id": "a", "path": str(upload), "settings": settings})
+
+    def area(self, answer: dict[str, Any], threshold: float) -> int:
+        """The area of the mask of full size."""
+        request = {"key": answer["panels"]["segment"]["key"], "threshold": threshold}
+        return self.app.panels["segment"].mask({**request, "min_share": 0, "largest_only": False})["area"]
 
 
 @pytest.mark.slow
@@ -78,24 +92,25 @@ def test_a_tuned_backbone_answers_beside_its_base(
 ) -> None:
     if tune.startswith("lora"):
         pytest.importorskip("peft")
-    options = (tiny_backbone, lesion_manifest, "--tune", tune, *SHORT, "--set", "tune.learning_rate=0.05")
-    seg = train("segment", tmp_path / "seg", *options)
-    cls = train("classify", tmp_path / "cls", *options)
+    own = (tiny_backbone, lesion_manifest, "--tune", tune, *SHORT, "--set", "tune.learning_rate=0.05")
+    seg = train("segment", tmp_path / "seg", *own)
+    cls = train("classify", tmp_path / "cls", *own)
     index = tmp_path / "idx"
     cli.invoke(["index", str(lesion_manifest), "-b", str(tiny_backbone), "-o", str(index), "--quiet", "--json"])
     look, kept = page(segment=seg, classify=cls, index=index)
     path = read_manifest(lesion_manifest).path(0)
     image = read_image(path)
-    values = [value for panel in kept["panels"] for value in controls(panel, threshold=0.02)]
-    outputs = look(str(path), *values)
-    assert area(outputs[3]) == int((load_adapter(seg).probability(image) >= 0.02).sum())
+    answer = look(path)
+    classes, cases = answer["panels"]["classify"]["html"], answer["panels"]["retrieve"]["html"]
+    expected = (load_adapter(seg).probability(image) >= 0.02) & field_of_view(image)
+    assert look.area(answer, 0.02) == int(expected.sum())
     for name, value in load_adapter(cls).probabilities(image).items():
-        assert name in outputs[7]
-        assert f"{100 * value:.1f}%" in outputs[7]
+        assert name in classes
+        assert f"{100 * value:.1f}%" in classes
     base = load_index(index)
     assert kept["panels"][1].predictor.backbone.fingerprint != base.backbone.fingerprint
-    assert "cases-hint" in outputs[8]
-    assert "cases-hint" in outputs[9]
+    assert "cases-hint" in classes
+    assert "cases-hint" in cases
 
 
 @pytest.fixture(scope="module")
@@ -138,24 +153,25 @@ def test_arrays_of_five_channels_and_sixteen_bits(page: Callable[..., Any], band
     look, kept = page(segment=bands / "seg", classify=bands / "cls", index=bands / "idx")
     assert kept["examples"] == 0  # they would be pictures of three channels
     manifest = read_manifest(bands / "m.parquet")
-    values = [value for panel in kept["panels"] for value in controls(panel, threshold=0.02)]
-    outputs = look(shutil.copy(manifest.path(0), tmp_path / "mine.npy"), *values)
-    pixels = kept["panels"][0].preprocessing.read(manifest.path(0))
-    predictor = load_adapter(bands / "seg")
-    assert area(outputs[3]) == int((predictor.probability(pixels) >= 0.02).sum())
-    for name, value in load_adapter(bands / "cls").probabilities(pixels).items():
-        assert f"{name}</span>" in outputs[7]
-        assert f"{100 * value:.1f}%" in outputs[7]
-    assert "no longer where" not in outputs[9]
-    assert outputs[9].count("<img") == 6  # each case beside the picture, drawn by their first channels
-    assert "2 of the index are this picture itself" in outputs[9]
+    answer = look(manifest.path(0))
+    classes, cases = answer["panels"]["classify"]["html"], answer["panels"]["retrieve"]["html"]
+    panel = kept["panels"][0]
+    given = panel.preprocessing.read(manifest.path(0))
+    field = field_of_view(read_shown(manifest.path(0), BANDS, panel.preprocessing.intensity))
+    expected = (load_adapter(bands / "seg").probability(given) >= 0.02) & field
+    assert look.area(answer, 0.02) == int(expected.sum())
+    for name, value in load_adapter(bands / "cls").probabilities(given).items():
+        assert f"{name}</span>" in classes
+        assert f"{100 * value:.1f}%" in classes
+    assert "no longer where" not in cases
+    assert cases.count("<img") == 6  # each case beside the picture, drawn by their first channels
+    assert "2 of the index are this picture itself" in cases
     tifffile.imwrite(tmp_path / "pages.tif", np.load(manifest.path(0)).transpose(2, 0, 1), photometric="minisblack")
-    assert look(str(tmp_path / "pages.tif"), *values)[3] == outputs[3]
+    assert look.area(look(tmp_path / "pages.tif"), 0.02) == look.area(answer, 0.02)
     Image.new("RGB", (50, 40)).save(tmp_path / "colour.jpg")
-    refused = look(str(tmp_path / "colour.jpg"), *values)
-    for text in (refused[3], refused[7], refused[9]):
-        assert "does not fit a backbone that takes 5" in text
-        assert str(tmp_path) not in text
+    answer = look(tmp_path / "colour.jpg")
+    assert "does not fit a backbone that takes 5" in answer["error"]
+    assert os.environ["GRADIO_TEMP_DIR"] not in answer["error"]
 
 
 def test_examples_are_refused_where_no_colour_picture_can_be_taken(page: Callable[..., Any], bands: Path) -> None:
@@ -178,31 +194,55 @@ def test_of_several_classes_one_is_outlined_or_any(page: Callable[..., Any], ban
     (panel,) = kept["panels"]
     path = read_manifest(bands / "m.parquet").path(1)
     maps = load_adapter(bands / "seg").probabilities(panel.preprocessing.read(path))
+    field = field_of_view(read_shown(path, BANDS, panel.preprocessing.intensity))
     assert list(panel.cuts) == ["any of them", "1", "2"]
     for which, expected in (("any of them", maps[1:].sum(0)), ("1", maps[1]), ("2", maps[2])):
-        outputs = look(str(path), *controls(panel, which=which, threshold=0.5))
-        cut = 0.5
-        if (expected >= cut).any():
-            assert area(outputs[3]) == int((expected >= cut).sum())
-        else:
-            assert f"No {'lesion' if which == 'any of them' else which} found" in outputs[3].replace(
-                "any of them", "lesion"
-            )
-        assert outputs[6] == which
+        answer = look(path, segment={"which": which})
+        assert look.area(answer, 0.5) == int(((expected >= 0.5) & field).sum())
+        assert answer["panels"]["segment"]["which"] == which
 
 
 def test_overlapping_classes_begin_at_their_own_thresholds(page: Callable[..., Any], bands: Path) -> None:
     sums = ["--set", "kind=multilabel", "--set", "classes={one: 1, two: 2}"]
     seg = train("segment", bands / "overlap", bands / "backbone", bands / "m.parquet", *SHORT, *sums)
-    look, kept = page(segment=seg)
-    (panel,) = kept["panels"]
+    look, _ = page(segment=seg)
     predictor = load_adapter(seg)
     path = read_manifest(bands / "m.parquet").path(1)
-    planes = predictor.decide(predictor.probabilities(panel.preprocessing.read(path)))
-    for plane, name, cut in zip(planes, ("one", "two"), predictor.thresholds, strict=True):
-        outputs = look(str(path), *controls(panel, which=name))  # the slider still stands where "any" left it
-        assert outputs[5].value == round(cut, 2)
-        if plane.any():
-            assert area(outputs[3]) == int(plane.sum())
-        else:
-            assert "No " in outputs[3]
+    for name, cut in zip(("one", "two"), predictor.thresholds, strict=True):
+        assert look(path, segment={"which": name})["panels"]["segment"]["cut"] == round(cut, 3)
+
+
+def test_a_model_that_gives_no_number_is_a_message_and_no_empty_mask(tmp_path: Path) -> None:
+    from dinomed.apps.demos.segment import SegmentPanel
+
+    class Broken:
+        threshold = 0.5
+
+        def probability(self, image: np.ndarray) -> np.ndarray:
+            return np.full(image.shape[:2], np.nan, np.float32)
+
+    Image.new("RGB", (50, 40), (200, 150, 140)).save(tmp_path / "a.png")
+    answer = Answers([SegmentPanel(Broken())])(tmp_path / "a.png")["panels"]["segment"]
+    assert "no valid number" in answer["html"]
+    assert "map" not in answer
+
+
+def test_a_level_and_its_threshold_are_the_same_mask() -> None:
+    from dinomed.apps.demos.segment import LEVELS, probability_levels
+
+    probability = np.random.default_rng(0).random((60, 70)).astype(np.float32)
+    probability[0, :3] = 0, 0.5, 1
+    levels = probability_levels(probability)
+    for level in range(1, LEVELS + 1):
+        assert ((levels >= level) == (probability >= level / LEVELS)).all()
+
+
+def test_a_map_is_reduced_to_the_size_of_the_page() -> None:
+    from dinomed.apps.demos.segment import MAP_PX, reduce_map
+
+    large = np.zeros((3000, 4000), np.float32)
+    large[:1500] = 1
+    reduced = reduce_map(large)
+    assert reduced.shape == (768, MAP_PX)
+    assert reduced.mean() == pytest.approx(0.5, abs=1e-3)  # areas are kept
+    assert reduce_map(large[:700, :900]).shape == (700, 900)

@@ -1,6 +1,5 @@
 """What of the demos needs no browser."""
 
-import asyncio
 import os
 import re
 import socket
@@ -14,11 +13,12 @@ from PIL import Image
 from dinomed.apps import cli
 from dinomed.apps.demos import serve
 from dinomed.apps.demos.launch import NUM_EXAMPLES, choose_examples
-from dinomed.apps.demos.recent import KEPT_DRAWINGS, Recent, VisitedPicture
+from dinomed.apps.demos.recent import Recent, VisitedPicture
 from dinomed.apps.demos.serve import private_environment
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.intensity import IntensityConfig
+from dinomed.io.output_folder import locked
 
 
 @pytest.fixture
@@ -75,9 +75,9 @@ def test_a_port_that_another_program_takes_after_the_choice_is_replaced_by_the_n
         with pytest.raises(KeyboardInterrupt):
             serve.serve(build, address, browser=False)
         assert re.match(rf"http://127.0.0.1:(?!{address.port}\b)\d+\n", capsys.readouterr().out)
-        requested = serve.Address("127.0.0.1", address.port)
+        given = serve.Address("127.0.0.1", address.port)
         with pytest.raises(DinomedError, match=f"cannot be served at 127.0.0.1:{address.port}"):
-            serve.serve(build, requested, browser=False)
+            serve.serve(build, given, browser=False)
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "a" * 300])
@@ -92,15 +92,15 @@ def test_the_network_is_let_in_by_login_or_by_an_option_only(
     with pytest.raises(UsageError, match="anyone on the network could use the demo; add --login FILE"):
         serve.choose_address("0.0.0.0", 0)
     assert serve.choose_address("0.0.0.0", 0, anyone=True).login is None
-    warning = capsys.readouterr().err
-    assert "anyone on the network can use the demo" in warning
+    told = capsys.readouterr().err
+    assert "anyone on the network can use the demo" in told
     login = tmp_path / "login"
     login.write_text("ada:a:b\n")
     assert serve.choose_address("0.0.0.0", 0, login_file=login).login == ("ada", "a:b")
-    warning = capsys.readouterr().err
-    assert "anyone" not in warning
-    assert "unencrypted" in warning
-    assert "a:b" not in warning
+    told = capsys.readouterr().err
+    assert "anyone" not in told
+    assert "unencrypted" in told
+    assert "a:b" not in told
 
 
 @pytest.mark.parametrize("text", [None, "", "ada", ":secret", "ada:", "ada:x\nbob:secret", b"\xff\xfe"])
@@ -130,15 +130,15 @@ def write_pictures(folder: Path, count: int) -> None:
 
 
 def test_examples_are_those_given_else_the_adapter_s_else_synthetic(tmp_path: Path) -> None:
-    adapter, pictures = tmp_path / "adapter", tmp_path / "given"
+    adapter, given = tmp_path / "adapter", tmp_path / "given"
     adapter.mkdir()
     assert len(choose_examples([adapter], None, tmp_path / "s1")) == NUM_EXAMPLES
     write_pictures(adapter / "examples", 2)
     assert len(choose_examples([adapter], None, tmp_path / "s2")) == 2
-    write_pictures(pictures, 20)
-    examples = choose_examples([adapter], pictures, tmp_path / "s3")
-    assert [path.name for path in examples] == [f"example_{n}.jpg" for n in range(1, NUM_EXAMPLES + 1)]
-    assert {path.parent for path in examples} == {tmp_path / "s3" / "examples"}
+    write_pictures(given, 20)
+    found = choose_examples([adapter], given, tmp_path / "s3")
+    assert [path.name for path in found] == [f"example_{n}.jpg" for n in range(1, NUM_EXAMPLES + 1)]
+    assert {path.parent for path in found} == {tmp_path / "s3" / "examples"}
     (tmp_path / "empty").mkdir()
     for nothing, why in (("empty", "no pictures"), ("none", "not a folder")):
         with pytest.raises(UsageError, match=why):
@@ -146,85 +146,60 @@ def test_examples_are_those_given_else_the_adapter_s_else_synthetic(tmp_path: Pa
 
 
 def test_examples_are_chosen_by_content_and_carry_no_name_and_no_exif(tmp_path: Path) -> None:
-    pictures = tmp_path / "given"
-    write_pictures(pictures, 1)
-    (pictures / "00.png").rename(pictures / "DOE_JANE_scan")  # a picture, whatever it is called
-    (pictures / "a.png").write_text("<html>not a picture</html>")
-    (pictures / "b.jpg").write_bytes(b"")
-    Image.new("1", (20_000, 20_000)).save(pictures / "c.png")  # a bomb
+    given = tmp_path / "given"
+    write_pictures(given, 1)
+    (given / "00.png").rename(given / "DOE_JANE_scan")  # a picture, whatever it is called
+    (given / "a.png").write_text("<html>not a picture</html>")
+    (given / "b.jpg").write_bytes(b"")
+    Image.new("1", (20_000, 20_000)).save(given / "c.png")  # a bomb
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "DOE^JANE 1950", 6  # description; turned by a quarter
-    Image.new("RGB", (30, 20)).save(pictures / "d.jpg", exif=exif, comment=b"DOE^JANE")
-    examples = choose_examples([tmp_path], pictures, tmp_path / "scratch")
-    assert [path.name for path in examples] == ["example_1.jpg", "example_2.jpg"]
-    assert sorted(Image.open(path).size for path in examples) == [(8, 6), (20, 30)]  # the second upright
-    for path in examples:
+    Image.new("RGB", (30, 20)).save(given / "d.jpg", exif=exif, comment=b"DOE^JANE")
+    found = choose_examples([tmp_path], given, tmp_path / "scratch")
+    assert [path.name for path in found] == ["example_1.jpg", "example_2.jpg"]
+    assert sorted(Image.open(path).size for path in found) == [(8, 6), (20, 30)]  # the second upright
+    for path in found:
         assert b"DOE" not in path.read_bytes()
         assert not Image.open(path).getexif()
         assert "comment" not in Image.open(path).info
 
 
-def seen(pixels: int, number: int = 1) -> VisitedPicture:
-    return VisitedPicture(number, np.zeros((1, pixels, 3), np.uint8), np.zeros((1, pixels), np.float32))
+def visited(pixels: int, value: float = 0.0) -> VisitedPicture:
+    return VisitedPicture(np.full((1, pixels), value, np.float32))
 
 
-def test_pictures_in_memory_are_bounded_and_the_longest_unused_go() -> None:
+def test_maps_in_memory_are_bounded_and_the_longest_unused_go() -> None:
     recent = Recent(max_pixels=100)
-    first, second = recent.put(seen(40, 1)), recent.put(seen(40, 2))
-    assert recent.get(first).number == 1  # used: the second is now the older one
-    third = recent.put(seen(40, 3))
+    first, second = recent.put(visited(40, 1)), recent.put(visited(40, 2))
+    assert recent.get(first).probability[0, 0] == 1  # used: the second is now the older one
+    third = recent.put(visited(40, 3))
     assert recent.get(second) is None
-    assert (recent.get(first).number, recent.get(third).number) == (1, 3)
-    large = recent.put(seen(1000, 4))  # alone it may be larger than all
+    large = recent.put(visited(1000, 4))  # alone it may be larger than all
     assert [recent.get(key) is None for key in (first, third, large)] == [True, True, False]
-    recent.drop(large)
-    recent.drop(None)
-    assert recent.get(large) is None
-
-
-def test_old_drawings_of_a_picture_are_removed(tmp_path: Path) -> None:
-    single = seen(1)
-    folders = [single.new_drawing(tmp_path) for _ in range(KEPT_DRAWINGS + 2)]
-    assert [folder.exists() for folder in folders] == [False, False, *[True] * KEPT_DRAWINGS]
-
-
-def test_the_drop_zone_takes_files_only_and_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
-    import gradio as gr
-    from gradio.data_classes import FileData
-
-    from dinomed.apps.demos.parts import take_as_is
-
-    zone = gr.Image(type="filepath")
-    take_as_is(zone)
-    with pytest.raises(gr.Error, match="files only"):
-        asyncio.run(zone.async_move_resource_to_block_cache("https://example.org/a.png"))
-    file = tmp_path / "garbage.png"
-    file.write_text("not a picture")  # reading it, and saying what is wrong, is ours
-    assert zone.preprocess(FileData(path=str(file))) == str(file)
-    assert zone.preprocess(None) is None
 
 
 def test_the_predictor_gets_what_the_backbone_reads_and_not_the_picture_as_shown(tmp_path: Path) -> None:
     with private_environment():
-        from dinomed.apps.demos.page import build_page
+        from dinomed.apps.demos.page import App
         from dinomed.apps.demos.segment import SegmentPanel
 
-        received: list[np.ndarray] = []
+        given: list[np.ndarray] = []
 
         class Spy:
             threshold = 0.5
 
             def probability(self, image: np.ndarray) -> np.ndarray:
-                received.append(image)
+                given.append(image)
                 return np.zeros(image.shape[:2], np.float32)
 
         Image.fromarray(np.full((6, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
         reads = Preprocessing(mean=(0.5,), std=(0.5,), channels=1, intensity=IntensityConfig(bits=16))
-        demo = build_page([SegmentPanel(Spy(), reads)])
-        look = next(function.fn for function in demo.fns.values() if function.name == "look")
-        look(str(tmp_path / "deep.png"), 0.5, "Filled", None, 0, "lesion", "lesion")
-        (image,) = received
+        app = App([SegmentPanel(Spy(), reads)])
+        upload = Path(os.environ["GRADIO_TEMP_DIR"]) / "hash" / "image"
+        upload.parent.mkdir(parents=True)
+        (tmp_path / "deep.png").rename(upload)
+        assert app.answer({"id": "a", "path": str(upload)})["size"] == [8, 6]
+        (image,) = given
         assert (image.shape, image.dtype) == ((6, 8, 1), np.float32)
         assert image == pytest.approx(40_000 / 65_535, abs=1e-4)
 
@@ -232,16 +207,38 @@ def test_the_predictor_gets_what_the_backbone_reads_and_not_the_picture_as_shown
 def test_a_page_of_nothing_and_adapters_of_another_task_are_refused(
     tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def error_of(*command: object) -> str:
+    def told(*command: object) -> str:
         with pytest.raises(SystemExit) as end:
             cli.main([*map(str, command), "--no-browser"])
         assert end.value.code == 2
         return capsys.readouterr().err
 
-    assert "one or more of --segment ADAPTER, --classify ADAPTER and --index INDEX" in error_of("demo", "all")
+    assert "one or more of --segment ADAPTER, --classify ADAPTER and --index INDEX" in told("demo", "all")
     out = tmp_path / "cls"
     cli.invoke(["train", "classify", "-b", str(tiny_backbone), "--data", str(lesion_manifest), "-o", str(out), "-q"])
     capsys.readouterr()
-    assert error_of("demo", "all", "--segment", out) == (
+    assert told("demo", "all", "--segment", out) == (
         f"error: {out} is a classify adapter; this needs one made by `dinomed train segment`\n"
     )
+
+
+def test_folders_of_killed_servers_are_removed_and_those_in_use_are_not(tmp_path: Path) -> None:
+    killed, used, new, other = (tmp_path / name for name in ("dinomed-demo-a", "dinomed-demo-b", "dinomed-demo-c", "x"))
+    for folder in (killed, used, new, other):
+        (folder / "uploads").mkdir(parents=True)
+        (folder / "uploads" / "image").write_bytes(b"of a patient")
+    (killed / ".lock").touch()
+    with locked(used):
+        serve.sweep_folders(tmp_path)
+    assert [folder.exists() for folder in (killed, used, new, other)] == [False, True, True, True]
+
+
+def test_old_uploads_are_removed_complete_or_not(tmp_path: Path) -> None:
+    old, new, part = tmp_path / "h1" / "image", tmp_path / "h2" / "image", tmp_path / "tmpabc"
+    for path in (old, new, part):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    for path in (old, part):
+        os.utime(path, (1, 1))
+    serve.sweep_uploads(tmp_path, 1800)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["h2", "image"]

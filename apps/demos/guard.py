@@ -1,0 +1,194 @@
+"""Guard of a demo's server: who may ask what, how much, and how often."""
+
+import asyncio
+import ipaddress
+import socket
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dinomed.log import logger
+
+MIB = 2**20
+MAX_UPLOAD_BYTES = 64 * MIB
+MAX_UPLOADS_BYTES = 512 * MIB  # of all visitors: files on the disk and uploads in progress
+MAX_BODY_BYTES = MIB  # of other requests
+UPLOAD_S = 300  # longest time of an upload
+LOGIN_DELAY_S, MAX_LOGIN_DELAY_S = 0.5, 30.0  # after a wrong password; doubled with each further one
+MAX_CLIENTS = 1024
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+# Gradio needs scripts inside its page, and builds functions from text; everything stays on the server's own origin.
+CONTENT_SECURITY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+SECURITY_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
+
+
+def names_of_server(host: str, more: Iterable[str] = ()) -> frozenset[str]:
+    """Return the host names under which a server at `host` may be asked; IP addresses are allowed besides.
+
+    A web site can point its own name at this machine (DNS rebinding); its name is then in the request.
+    """
+    names = {*LOOPBACK_NAMES, host, *more}
+    if host not in LOOPBACK_NAMES:
+        names |= {socket.gethostname(), socket.getfqdn()}
+    return frozenset(name.lower() for name in names)
+
+
+class Guard:
+    """ASGI middleware that refuses requests of other sites and bounds uploads, bodies and attempts to log in.
+
+    Args:
+        app: the application behind.
+        names: from `names_of_server`.
+        uploads: folder of the uploads.
+    """
+
+    def __init__(self, app: ASGIApp, names: frozenset[str], uploads: Path) -> None:
+        self.app, self.names, self.uploads = app, names, uploads
+        self.upload_bytes = 0  # of uploads in progress, as they were declared
+        self._failures: OrderedDict[str, int] = OrderedDict()
+        self._logins: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        refused = self._check(scope)
+        if refused is not None:
+            if scope["type"] == "http":
+                await refused(scope, receive, send)
+            return
+        path = scope["path"].rstrip("/")
+        send = _with_headers(send)
+        if scope["type"] == "http" and scope["method"] == "POST" and path.endswith("/upload"):
+            await self._upload(scope, receive, send)
+        elif scope["type"] == "http" and scope["method"] == "POST" and path == "/login":
+            await self._login(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> PlainTextResponse | None:
+        """Return the answer to a request that is refused."""
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if not self._is_known(host):
+            return PlainTextResponse("This server is not known under the name in the request.", 403)
+        origin = headers.get("origin")
+        method = scope.get("method", "GET")
+        foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        if foreign or (method not in ("GET", "HEAD") and headers.get("sec-fetch-site") == "cross-site"):
+            return PlainTextResponse("Requests of other web sites are refused.", 403)
+        if method in ("GET", "HEAD", "OPTIONS"):
+            return None
+        length = headers.get("content-length", "")
+        if not length.isdecimal() or len(length) > 18:
+            return PlainTextResponse("The request must state its length.", 411)
+        upload = scope["path"].rstrip("/").endswith("/upload")
+        if int(length) > (MAX_UPLOAD_BYTES + MIB if upload else MAX_BODY_BYTES):
+            return PlainTextResponse("The file or request exceeds its maximum allowed size.", 413)
+        return None
+
+    def _is_known(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name in self.names
+        return True  # an address is no name that a web site could point here
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        length = int(Headers(scope=scope)["content-length"])
+        if folder_bytes(self.uploads) + self.upload_bytes + length > MAX_UPLOADS_BYTES:
+            busy = PlainTextResponse("The server holds too many uploads; try again in a few minutes.", 503)
+            await busy(scope, receive, send)
+            return
+        self.upload_bytes += length
+        try:
+            await asyncio.wait_for(self.app(scope, receive, send), UPLOAD_S)
+        except TimeoutError:
+            logger.warning("an upload took too long and was ended")
+        except Exception as error:  # Gradio raises where a client goes away during an upload
+            logger.debug("an upload was not completed", exc_info=error)
+        finally:
+            self.upload_bytes -= length
+            if not self.upload_bytes:
+                remove_unfinished(self.uploads)
+
+    async def _login(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one attempt at a time for each address; after a wrong password the answer is delayed."""
+        client = (scope.get("client") or ("unknown", 0))[0]
+        async with self._logins[client]:
+            answer: list[Message] = []
+
+            async def collect(message: Message) -> None:
+                answer.append(message)
+
+            await self.app(scope, receive, collect)
+            if answer and answer[0].get("status") in (400, 401):
+                failures = self._failures[client] = self._failures.get(client, 0) + 1
+                self._failures.move_to_end(client)
+                delay = min(LOGIN_DELAY_S * 2 ** (failures - 1), MAX_LOGIN_DELAY_S)
+                logger.warning(f"wrong user or password from {client}; attempts: {failures}")
+                await asyncio.sleep(delay)
+            else:
+                self._failures.pop(client, None)
+            while len(self._failures) > MAX_CLIENTS:
+                self._logins.pop(self._failures.popitem(last=False)[0], None)
+            for message in answer:
+                await send(message)
+
+
+def _with_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in SECURITY_HEADERS.items():
+                headers[name] = value
+        await send(message)
+
+    return send_with_headers
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files in a folder; files that disappear meanwhile are left out."""
+    total = 0
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:
+            continue
+    return total
+
+
+def remove_unfinished(uploads: Path) -> None:
+    """Remove the parts of uploads that were not completed; complete ones are in folders by their hashes."""
+    for path in uploads.iterdir() if uploads.is_dir() else ():
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def app_options(names: frozenset[str], uploads: Path) -> dict[str, Any]:
+    """Return the options of Gradio's `launch` for its application, with the guard before it."""
+    from starlette.middleware import Middleware
+
+    return {"middleware": [Middleware(Guard, names=names, uploads=uploads)], "docs_url": None, "redoc_url": None}

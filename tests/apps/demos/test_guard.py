@@ -1,0 +1,188 @@
+"""The guard of the demo's server and the turns of its visitors, without a server."""
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinomed.apps.demos import guard
+from dinomed.apps.demos.guard import MIB, Guard, names_of_server
+from dinomed.apps.demos.turns import Busy, Gone, Turns
+
+
+class Server:
+    """A guarded application that answers with a status, and what it answered."""
+
+    def __init__(self, uploads: Path, status: int = 200, host: str = "127.0.0.1", **names: Any) -> None:
+        self.status, self.reached = status, 0
+        self.guard = Guard(self._app, names_of_server(host, **names), uploads)
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        self.reached += 1
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def ask(self, path: str = "/", method: str = "GET", host: str = "127.0.0.1:7860", **headers: str) -> int:
+        lines = {"host": host, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        raw = [(name.encode(), value.encode()) for name, value in lines.items()]
+        scope = {"type": "http", "method": method, "path": path, "headers": raw, "client": ("10.0.0.9", 5)}
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        asyncio.run(self.guard(scope, None, send))
+        return int(sent[0]["status"])
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:7860", 200), ("localhost:7860", 200), ("LOCALHOST", 200), ("[::1]:7860", 200), ("10.1.2.3:80", 200),
+        ("evil.example", 403), ("localhost.evil.example", 403), ("evil.example:7860", 403), ("", 403), ("[::1", 403),
+    ],
+)  # fmt: skip
+def test_only_the_names_of_the_server_are_answered(tmp_path: Path, host: str, status: int) -> None:
+    server = Server(tmp_path)
+    assert server.ask(host=host) == status
+    assert server.reached == (status == 200)
+
+
+def test_a_name_that_was_given_is_answered_too(tmp_path: Path) -> None:
+    server = Server(tmp_path, host="0.0.0.0", more=("Demo.Clinic.example",))
+    assert server.ask(host="demo.clinic.example") == 200
+    assert server.ask(host="other.clinic.example") == 403
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "http://127.0.0.1"])
+def test_requests_that_other_sites_send_are_refused(tmp_path: Path, origin: str) -> None:
+    server = Server(tmp_path)
+    assert server.ask("/gradio_api/upload", "POST", origin=origin, content_length="5") == 403
+    assert server.ask("/gradio_api/upload", "POST", sec_fetch_site="cross-site", content_length="5") == 403
+    assert server.reached == 0
+    own = {"origin": "http://127.0.0.1:7860", "sec_fetch_site": "same-origin"}
+    assert server.ask("/gradio_api/upload", "POST", content_length="5", **own) == 200
+
+
+def test_bodies_state_their_length_and_are_bounded(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    assert server.ask("/gradio_api/upload", "POST") == 411
+    assert server.ask("/gradio_api/upload", "POST", content_length="1e3") == 411
+    assert server.ask("/gradio_api/upload", "POST", content_length=str(70 * MIB)) == 413
+    assert server.ask("/gradio_api/component_server", "POST", content_length=str(2 * MIB)) == 413
+    assert server.reached == 0
+
+
+def test_all_uploads_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MAX_UPLOADS_BYTES", 1000)
+    server = Server(tmp_path)
+    (tmp_path / "hash").mkdir()
+    (tmp_path / "hash" / "image").write_bytes(bytes(600))
+    assert server.ask("/gradio_api/upload", "POST", content_length="300") == 200
+    assert server.ask("/gradio_api/upload", "POST", content_length="500") == 503
+    server.guard.upload_bytes = 300  # of another upload in progress
+    assert server.ask("/gradio_api/upload", "POST", content_length="300") == 503
+
+
+def test_parts_of_uploads_are_removed_when_none_is_in_progress(tmp_path: Path) -> None:
+    (tmp_path / "hash").mkdir()
+    for path in (tmp_path / "hash" / "image", tmp_path / "tmpabc"):
+        path.write_bytes(b"x")
+    Server(tmp_path).ask("/gradio_api/upload", "POST", content_length="5")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["hash", "image"]
+
+
+def test_each_wrong_password_is_delayed_longer_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    delays: list[float] = []
+
+    async def note(delay: float) -> None:
+        delays.append(delay)
+
+    monkeypatch.setattr(guard.asyncio, "sleep", note)
+    server = Server(tmp_path, status=400)
+    for _ in range(9):
+        assert server.ask("/login", "POST", content_length="30") == 400
+    assert delays == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert "wrong user or password from 10.0.0.9; attempts: 9" in capsys.readouterr().err
+    server.status = 200
+    server.ask("/login", "POST", content_length="30")
+    server.status = 400
+    server.ask("/login", "POST", content_length="30")
+    assert delays[-1] == 0.5  # a right one ends the series
+
+
+def test_one_request_is_computed_at_a_time_and_each_gets_its_own_answer() -> None:
+    running = threading.Lock()
+
+    def compute(number: int) -> int:
+        assert running.acquire(blocking=False)
+        running.release()
+        return number
+
+    async def here() -> bool:
+        return False
+
+    async def visit() -> list[int]:
+        turns = Turns()
+        return await asyncio.gather(*(turns.run(lambda number=number: compute(number), here) for number in range(20)))
+
+    assert asyncio.run(visit()) == list(range(20))
+
+
+def test_a_request_whose_client_has_gone_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dinomed.apps.demos import turns as module
+
+    monkeypatch.setattr(module, "CHECK_S", 0.01)
+    computed: list[str] = []
+    release = threading.Event()
+
+    async def visit() -> None:
+        turns, left = Turns(), asyncio.Event()
+
+        async def here() -> bool:
+            return False
+
+        async def gone() -> bool:
+            return left.is_set()
+
+        def first() -> None:
+            release.wait(30)
+            computed.append("first")
+
+        tasks = [asyncio.ensure_future(turns.run(first, here))]
+        await asyncio.sleep(0.05)
+        tasks += [asyncio.ensure_future(turns.run(lambda: computed.append("abandoned"), gone)) for _ in range(3)]
+        tasks.append(asyncio.ensure_future(turns.run(lambda: computed.append("last"), here)))
+        await asyncio.sleep(0.05)
+        left.set()
+        results = await asyncio.gather(*tasks[1:4], return_exceptions=True)
+        assert [type(result) for result in results] == [Gone] * 3
+        release.set()
+        await asyncio.gather(tasks[0], tasks[4])
+        assert turns.waiting == 0
+
+    asyncio.run(visit())
+    assert computed == ["first", "last"]
+
+
+def test_further_requests_are_refused_when_many_wait() -> None:
+    release = threading.Event()
+
+    async def visit() -> None:
+        turns = Turns(max_waiting=2)
+
+        async def here() -> bool:
+            return False
+
+        tasks = [asyncio.ensure_future(turns.run(lambda: release.wait(30), here)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(Busy):
+            await turns.run(lambda: None, here)
+        release.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(visit())
