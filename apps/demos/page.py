@@ -20,7 +20,6 @@ from dinomed.apps.demos.look import fill_template, script
 from dinomed.apps.demos.parts import PUT_AWAY, Picture, inline_file, inline_preview, message, read_picture
 from dinomed.apps.demos.turns import Busy, Gone, Turns
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.errors import DinomedError
 from dinomed.log import logger
 
 MAX_VISITS = 1024
@@ -107,8 +106,9 @@ class App:
             logger.warning(f"the demo refused a request: {type(error).__name__}")
             logger.debug("the request", exc_info=error)
             result = {"error": BAD_REQUEST}
-        except DinomedError as error:
-            logger.warning(f"the demo could not answer: {error}")
+        except Exception as error:  # of a model or a device; the visitor gets no details of the server
+            logger.error(f"the demo could not answer: {str(error) or type(error).__name__}")
+            logger.debug("the failure", exc_info=error)
             result = {"error": FAILED}
         return {"id": identity, **result}
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -162,14 +163,15 @@ def test_nothing_of_the_previous_picture_is_left_while_the_next_one_is_computed(
 
 def test_an_answer_for_another_picture_is_dropped(visit, spot: Path) -> None:
     """The server is made to give the answer of another picture."""
-    visit.page.route("**/component_server*", lambda route: answer_for_another(route))
-    visit.upload(spot)
-    visit.page.wait_for_timeout(2500)
+    visit.page.route("**/component_server/**", answer_for_another)
+    with visit.page.expect_response(lambda response: "component_server" in response.url):
+        visit.upload(spot)
+    visit.page.wait_for_timeout(500)  # for what the page would do with it
     assert visit.page.locator(".dm-app").get_attribute("data-state") == "busy"
     assert visit.page.locator("#download").is_disabled()
 
 
-def answer_for_another(route) -> None:
+def answer_for_another(route: Any) -> None:
     response = route.fetch()
     route.fulfill(response=response, json={**response.json(), "id": "of another picture"})
 
