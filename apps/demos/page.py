@@ -117,7 +117,7 @@ class App:
         return newest != request["id"] or await client.is_disconnected()
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return {"preview", "size", "panels": {name: answer}}, or {"error"} if no panel can read the picture."""
+        """Return {"preview", "size", "spacing", "panels": {name: answer}}, or {"error"} if the file cannot be read."""
         wanted = request.get("panels") or list(self.panels)
         panels = [self.panels[name] for name in wanted]
         path = self._path(request["path"])
@@ -137,7 +137,7 @@ class App:
             return {"error": reason}
         height, width = shown.shown.shape[:2]
         preview = {} if request.get("panels") else {"preview": inline_preview(shown.shown)}
-        return {"size": [width, height], "panels": answers, **preview}
+        return {"size": [width, height], "spacing": shown.spacing_mm, "panels": answers, **preview}
 
     def _path(self, name: str) -> Path | None:
         """Return the file of an example or of an upload; None if it was removed.

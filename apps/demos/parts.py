@@ -12,6 +12,7 @@ from PIL import Image
 from dinomed.apps.quickstart.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError
+from dinomed.images.dicom import read_pixel_spacing
 from dinomed.io.files import sha256_file
 from dinomed.isolation.images import read_image_isolated, read_shown_isolated
 
@@ -28,11 +29,19 @@ PUT_AWAY = message("put-away", "This picture was removed to save memory; open it
 
 @dataclass(frozen=True)
 class Picture:
-    """An uploaded picture: uint8 (H, W, 3) for display, the pixels that `Preprocessing.read` returns, and its hash."""
+    """An uploaded picture.
+
+    Attributes:
+        shown: uint8 (H, W, 3), for display.
+        pixels: as `Preprocessing.read` returns them.
+        sha256: hash of the file.
+        spacing_mm: distance of neighbouring rows and columns, or None if the file does not state it.
+    """
 
     shown: np.ndarray
     pixels: np.ndarray
     sha256: str
+    spacing_mm: tuple[float, float] | None = None
 
 
 def read_picture(path: str, preprocessing: Preprocessing | None) -> tuple[Picture | None, str]:
@@ -44,7 +53,7 @@ def read_picture(path: str, preprocessing: Preprocessing | None) -> tuple[Pictur
             channels, intensity = preprocessing.channels, preprocessing.intensity
             pixels = read_image_isolated(path, channels=channels, intensity=intensity, max_pixels=MAX_PIXELS)
             shown = read_shown_isolated(path, channels, intensity, MAX_PIXELS)
-        return Picture(shown, pixels, sha256_file(path)), ""
+        return Picture(shown, pixels, sha256_file(path), read_pixel_spacing(path)), ""
     except DinomedError as error:
         reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
         if reason == "does not exist":  # swept, while the page was still open

@@ -45,6 +45,7 @@ _TAGS = [
     "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData", "GreenPaletteColorLookupTableData",
     "BluePaletteColorLookupTableData", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
+_FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _SEGMENTATION = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 
 
@@ -93,6 +94,34 @@ def read_dicom(path: str | Path, intensity: IntensityConfig, max_pixels: int = M
     return header, shown
 
 
+def read_pixel_spacing(path: str | Path) -> tuple[float, float] | None:
+    """Return the distances of neighbouring rows and of neighbouring columns in mm, or None if the file has none.
+
+    Pixel Spacing (0028,0030) holds in the patient; of enhanced images it is that of the first frame. Imager Pixel
+    Spacing holds at the detector, and is not used. A file that is not DICOM has no spacing.
+
+    Raises:
+        UnreadableImage: the file is a damaged DICOM.
+    """
+    from pydicom import dcmread
+
+    if not is_dicom(path):
+        return None
+    try:
+        with quiet_pillow, open(path, "rb", opener=open_regular) as file:
+            elements = dcmread(file, stop_before_pixels=True, specific_tags=["PixelSpacing", *_FUNCTIONAL_GROUPS])
+            for groups in _FUNCTIONAL_GROUPS:
+                for group in (elements.get(groups) or [])[:1]:
+                    for item in (group.get("PixelMeasuresSequence") or [])[:1]:
+                        elements.update(item)
+        rows, columns = (float(value) for value in elements.PixelSpacing)
+    except AttributeError:
+        return None
+    except Exception:  # as in `read_dicom`
+        raise UnreadableImage(path, "damaged or truncated DICOM") from None
+    return (rows, columns) if 0 < rows < 1000 and 0 < columns < 1000 else None
+
+
 def _read_elements(path: str | Path, max_pixels: int) -> Any:
     """Read the elements of `_TAGS`; for enhanced (multi-frame) images, the elements of the first frame."""
     from pydicom import config, dcmread
@@ -103,7 +132,7 @@ def _read_elements(path: str | Path, max_pixels: int) -> Any:
         with quiet_pillow, open(path, "rb", opener=open_regular) as file:
             file = bounded_dicom(file)
             elements = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
-            for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+            for groups in _FUNCTIONAL_GROUPS:
                 for group in (elements.get(groups) or [])[:1]:
                     for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
                         for item in (group.get(name) or [])[:1]:

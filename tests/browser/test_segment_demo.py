@@ -292,7 +292,7 @@ def test_unreadable_uploads_show_one_line_and_the_next_one_works(visit, spot: Pa
     visit.wait_for_area(WIDE)
 
 
-def write_dicom(path: Path, pixels: np.ndarray) -> None:
+def write_dicom(path: Path, pixels: np.ndarray, spacing: list[float] | None = None) -> None:
     data = pydicom.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -303,6 +303,8 @@ def write_dicom(path: Path, pixels: np.ndarray) -> None:
     data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
     data.BitsAllocated = data.BitsStored = 8
     data.HighBit, data.PixelRepresentation = 7, 0
+    if spacing is not None:
+        data.PixelSpacing = spacing
     data.PixelData = pixels.tobytes()
     data.save_as(path, enforce_file_format=True)
 
@@ -317,6 +319,18 @@ def test_dicom_tiff_and_files_without_a_suffix_are_opened(visit, spot: Path, tmp
         visit.wait_for_area(WIDE)
         assert is_line(painted(visit)).any()
     assert "DOE" not in visit.page.content()
+
+
+def test_the_pixel_spacing_of_a_dicom_gives_square_millimetres_and_no_other_file_does(
+    visit, spot: Path, tmp_path: Path
+) -> None:
+    write_dicom(tmp_path / "scan.dcm", draw_spot(), [0.2, 0.1])
+    visit.upload(tmp_path / "scan.dcm")
+    visit.wait_for_area(WIDE)
+    assert visit.text("area-mm") == f"{WIDE * 0.02:.0f}"
+    visit.upload(spot)
+    visit.wait_for_area(WIDE)
+    assert visit.page.locator("#area-mm-card").is_hidden()
 
 
 def test_an_example_is_one_click(visit) -> None:

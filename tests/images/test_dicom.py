@@ -15,7 +15,7 @@ from pydicom.pixels import apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, SecondaryCaptureImageStorage, generate_uid
 
 from dinomed.datasets.scan.scan import scan
-from dinomed.images.dicom import is_dicom
+from dinomed.images.dicom import is_dicom, read_pixel_spacing
 from dinomed.images.read import IntensityConfig, UnreadableImage, read_header, read_image, read_mask, read_whole
 
 MARKER = "Planted^Marker"
@@ -125,6 +125,23 @@ def test_an_enhanced_picture_has_its_values_in_its_first_frame(tmp_path: Path) -
                 PerFrameFunctionalGroupsSequence=[frame, frame])  # fmt: skip
     shown = read_image(path, channels=1, intensity=IntensityConfig(bits=16))[..., 0]
     np.testing.assert_allclose(shown, np.clip((stored * 2.0 - 1000 + 150) / 500, 0, 1), atol=1e-6)
+
+
+def test_only_the_spacing_in_the_patient_is_a_spacing(tmp_path: Path) -> None:
+    measures, shared = Dataset(), Dataset()
+    measures.PixelSpacing = [0.3, 0.4]
+    shared.PixelMeasuresSequence = [measures]
+    expected = {
+        "plain": ({"PixelSpacing": [0.5, 0.25]}, (0.5, 0.25)),
+        "enhanced": ({"SharedFunctionalGroupsSequence": [shared]}, (0.3, 0.4)),
+        "detector": ({"ImagerPixelSpacing": [0.5, 0.25]}, None),
+        "zero": ({"PixelSpacing": [0, 0.25]}, None),
+        "none": ({}, None),
+    }
+    for name, (elements, spacing) in expected.items():
+        assert read_pixel_spacing(save(tmp_path / name, **elements)) == spacing, name
+    (tmp_path / "text").write_text("no DICOM")
+    assert read_pixel_spacing(tmp_path / "text") is None
 
 
 def test_files_without_a_readable_picture_are_refused_with_the_reason(tmp_path: Path) -> None:

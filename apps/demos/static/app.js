@@ -5,6 +5,7 @@ const get = (selector) => app.querySelector(selector);
 const all = (selector) => [...app.querySelectorAll(selector)];
 const write = (name, values) => TEXT[name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
 const count = (number) => Math.round(number).toLocaleString("en-US");
+const millimetres = (area) => (area < 100 ? area.toPrecision(3) : count(area));
 const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 let current = null; // {id, path, number, levels, ...} of the picture that is shown; answers for another id are dropped
@@ -23,7 +24,7 @@ function clearAll(state) {
   for (const name of ["#view", "#opacity", "#wipe", "#compare", "#download"]) if (get(name)) get(name).disabled = true;
   if (get("#measures")) {
     get("#measures").hidden = true;
-    for (const name of ["#lesion-count", "#area-px", "#area-percent", "#lesions"]) get(name).textContent = "";
+    for (const name of ["#lesion-count", "#area-px", "#area-percent", "#area-mm", "#lesions"]) get(name).textContent = "";
   }
   get(".dm-problem").textContent = "";
   get("#status").textContent = "";
@@ -88,7 +89,8 @@ async function ask(panels) {
     await image.decode();
     if (!current || answer.id !== current.id) return;
     picture.size = answer.size;
-    viewer.show(image, answer.size);
+    picture.spacing = answer.spacing;
+    viewer.show(image, answer.size, answer.spacing);
     app.dataset.state = "shown";
     get("#compare").disabled = get("#wipe").disabled = get("#view").disabled = true;
   }
@@ -191,11 +193,15 @@ function showMeasures(picture, areas, estimated) {
   get("#lesion-count").textContent = areas.length;
   get("#area-px").textContent = count(sum);
   get("#area-percent").textContent = ((100 * sum) / whole).toFixed(1);
+  const [row, column] = picture.spacing || [0, 0];
+  get("#area-mm-card").hidden = !picture.spacing;
+  get("#area-mm").textContent = picture.spacing ? millimetres(sum * row * column) : "";
   get("#lesions").replaceChildren(...areas.slice(0, 20).map((area, at) => {
     const item = document.createElement("li"), button = document.createElement("button"), value = document.createElement("span");
     button.type = "button";
     button.textContent = write("region", { number: at + 1 });
-    value.textContent = `${count(area)} px · ${((100 * area) / whole).toFixed(2)}%`;
+    const size = picture.spacing ? `${millimetres(area * row * column)} mm²` : `${count(area)} px`;
+    value.textContent = `${size} · ${((100 * area) / whole).toFixed(2)}%`;
     button.append(value);
     button.addEventListener("click", () => {
       const region = picture.regions[at];

@@ -1,77 +1,85 @@
 // Regions of a probability map, by the rules of adapters/tasks/segment/lesions.py.
 
-/** Label the pixels with at least `level`; pixels that touch at a corner belong to one region.
- * Returns {labels: Int32Array (0: none), regions: [{label, area, left, top, right, bottom, x, y}]}, the largest first. */
+/** Find the regions of pixels with at least `level`; pixels that touch at a corner belong to one region.
+ * Returns {regions, removed, found}: regions that count, the largest first, as {area, left, top, right, bottom, x, y}; runs
+ * of pixels of the others, [start, end, ...]; and the number of all. Rows are taken as runs of pixels, which are few. */
 function findRegions(levels, width, height, level, minArea, largestOnly) {
-  const labels = new Int32Array(width * height);
-  const parent = [0];
-  const root = (label) => {
-    while (parent[label] !== label) label = parent[label] = parent[parent[label]];
-    return label;
+  const starts = [], ends = [], parent = []; // runs [start, end) as positions in the map
+  const root = (run) => {
+    while (parent[run] !== run) run = parent[run] = parent[parent[run]];
+    return run;
   };
-  for (let y = 0, at = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, at++) {
+  let before = 0, first = 0; // runs of the row above: before to first
+  for (let y = 0; y < height; y++) {
+    const from = y * width, to = from + width, begin = starts.length;
+    for (let at = from; at < to; at++) {
       if (levels[at] < level) continue;
-      let label = x > 0 ? labels[at - 1] : 0;
-      if (y > 0) {
-        for (let dx = x > 0 ? -1 : 0; dx <= (x < width - 1 ? 1 : 0); dx++) {
-          const above = labels[at - width + dx];
-          if (above === 0) continue;
-          if (label === 0) label = above;
-          else if (label !== above) {
-            const one = root(label), two = root(above);
-            if (one < two) parent[two] = one; else parent[one] = two;
-          }
-        }
-      }
-      if (label === 0) {
-        label = parent.length;
-        parent.push(label);
-      }
-      labels[at] = label;
+      const start = at;
+      while (++at < to && levels[at] >= level);
+      starts.push(start);
+      ends.push(at);
+      parent.push(parent.length);
     }
-  }
-  const count = parent.length, place = new Int32Array(count), found = [];
-  for (let label = 1; label < count; label++) {
-    const first = root(label);
-    if (first === label) {
-      place[label] = found.length;
-      found.push({ label, area: 0, left: width, top: height, right: -1, bottom: -1, x: 0, y: 0 });
-    } else place[label] = place[first]; // the root of a region has its smallest label
-  }
-  for (let y = 0, at = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, at++) {
-      if (labels[at] === 0) continue;
-      const region = found[place[labels[at]]];
-      labels[at] = region.label;
-      region.area++;
-      region.x += x;
-      region.y += y;
-      if (x < region.left) region.left = x;
-      if (x > region.right) region.right = x;
-      if (y < region.top) region.top = y;
-      region.bottom = y;
+    for (let run = begin, above = before; run < starts.length; run++) {
+      const left = starts[run] - width - 1, right = ends[run] - width; // touching runs overlap left to right
+      while (above < first && ends[above] <= left) above++;
+      for (let other = above; other < first && starts[other] <= right; other++) {
+        const one = root(run), two = root(other);
+        if (one < two) parent[two] = one; else parent[one] = two;
+      }
     }
+    before = begin;
+    first = starts.length;
+  }
+  const regionOf = new Array(starts.length), found = [];
+  for (let run = 0; run < starts.length; run++) {
+    const label = root(run); // the first run of its region
+    if (label === run) {
+      regionOf[run] = { area: 0, left: width, top: Math.floor(starts[run] / width), right: -1, bottom: -1, x: 0, y: 0, kept: false };
+      found.push(regionOf[run]);
+    } else regionOf[run] = regionOf[label];
+    const region = regionOf[run], y = Math.floor(starts[run] / width), left = starts[run] - y * width;
+    const length = ends[run] - starts[run];
+    region.area += length;
+    region.x += length * (left + (length - 1) / 2);
+    region.y += length * y;
+    region.left = Math.min(region.left, left);
+    region.right = Math.max(region.right, left + length - 1);
+    region.bottom = y;
   }
   found.sort((a, b) => b.area - a.area);
-  let kept = found.filter((region) => region.area >= Math.max(1, minArea));
-  if (largestOnly) kept = kept.slice(0, 1);
-  const isKept = new Uint8Array(count);
-  for (const region of kept) {
-    isKept[region.label] = 1;
+  let regions = found.filter((region) => region.area >= Math.max(1, minArea));
+  if (largestOnly) regions = regions.slice(0, 1);
+  for (const region of regions) {
+    region.kept = true;
     region.x /= region.area;
     region.y /= region.area;
   }
-  return { labels, isKept, regions: kept, found: found.length };
+  const removed = [];
+  for (let run = 0; run < starts.length; run++) if (!regionOf[run].kept) removed.push(starts[run], ends[run]);
+  return { regions, removed, found: found.length };
 }
+
+const TOP = 0, RIGHT = 1, BOTTOM = 2, LEFT = 3;
+// Sides of a cell that the border joins, from and to, for the corners that are inside: 8 upper left, 4 upper right, 2 lower
+// right, 1 lower left. The inside lies to one side of all; inside corners across a cell are joined.
+const SEGMENTS = [
+  [], [BOTTOM, LEFT], [RIGHT, BOTTOM], [RIGHT, LEFT], [TOP, RIGHT], [TOP, LEFT, BOTTOM, RIGHT], [TOP, BOTTOM], [TOP, LEFT],
+  [LEFT, TOP], [BOTTOM, TOP], [LEFT, BOTTOM, RIGHT, TOP], [RIGHT, TOP], [LEFT, RIGHT], [BOTTOM, RIGHT], [LEFT, BOTTOM], [],
+];
 
 /** Trace the border of the kept regions as a path in pixels of the map, between the pixels (marching squares).
  * `level` is a threshold: the path runs where the interpolated levels cross level - 0.5. */
 function traceOutline(levels, found, width, height, level) {
-  const path = new Path2D(), edge = level - 0.5, { labels, isKept, regions } = found;
+  const path = new Path2D(), edge = level - 0.5, { regions, removed } = found;
   if (!regions.length) return path;
   // The levels with a border around them, in which regions that are left out lie below the threshold.
-  const wide = width + 2, field = new Int16Array(wide * (height + 2)).fill(level - 1);
+  const wide = width + 2, field = new Uint8Array(wide * (height + 2)).fill(level - 1);
+  for (let y = 0; y < height; y++) field.set(levels.subarray(y * width, (y + 1) * width), (y + 1) * wide + 1);
+  for (let run = 0; run < removed.length; run += 2) {
+    const shift = (Math.floor(removed[run] / width) + 1) * wide + 1 - Math.floor(removed[run] / width) * width;
+    field.fill(level - 1, removed[run] + shift, removed[run + 1] + shift);
+  }
   let [left, top, right, bottom] = [width, height, -1, -1];
   for (const region of regions) {
     left = Math.min(left, region.left);
@@ -79,52 +87,40 @@ function traceOutline(levels, found, width, height, level) {
     right = Math.max(right, region.right);
     bottom = Math.max(bottom, region.bottom);
   }
-  for (let y = Math.max(0, top - 1); y <= Math.min(height - 1, bottom + 1); y++) {
-    for (let x = Math.max(0, left - 1); x <= Math.min(width - 1, right + 1); x++) {
-      const at = y * width + x, label = labels[at];
-      if (label === 0 || isKept[label]) field[(y + 1) * wide + x + 1] = levels[at];
-    }
-  }
-  const between = (a, b) => (edge - a) / (b - a);
-  // Segments of each cell are joined into chains by their end points, so that the path can be filled.
-  const starts = new Map();
-  const key = (x, y) => Math.round(x * 64) * 131072 + Math.round(y * 64);
+  const between = (one, two) => (edge - field[one]) / (field[two] - field[one]);
+  // A point of the border: x, y, and the number of the edge between two pixels on which it lies.
+  const crossing = (side, x, y, at) => {
+    if (side === TOP) return [x + between(at, at + 1), y, 2 * at];
+    if (side === BOTTOM) return [x + between(at + wide, at + wide + 1), y + 1, 2 * (at + wide)];
+    if (side === LEFT) return [x, y + between(at, at + wide), 2 * at + 1];
+    return [x + 1, y + between(at + 1, at + wide + 1), 2 * (at + 1) + 1];
+  };
+  const next = new Map(); // edge -> the point that follows
   for (let y = top - 1; y <= bottom; y++) {
-    for (let x = left - 1; x <= right; x++) {
-      const at = (y + 1) * wide + x + 1, a = field[at], b = field[at + 1], c = field[at + wide + 1], d = field[at + wide];
-      const code = (a > edge ? 8 : 0) | (b > edge ? 4 : 0) | (c > edge ? 2 : 0) | (d > edge ? 1 : 0);
-      if (code !== 0 && code !== 15) {
-        const top = () => [x + between(a, b), y], bottom = () => [x + between(d, c), y + 1];
-        const left = () => [x, y + between(a, d)], right = () => [x + 1, y + between(b, c)];
-        // The inside lies to the right of each segment. Saddles are connected, as pixels are that touch at a corner.
-        const segments = {
-          1: [[bottom, left]], 2: [[right, bottom]], 3: [[right, left]], 4: [[top, right]],
-          5: [[top, left], [bottom, right]], 6: [[top, bottom]], 7: [[top, left]], 8: [[left, top]],
-          9: [[bottom, top]], 10: [[left, bottom], [right, top]], 11: [[right, top]], 12: [[left, right]],
-          13: [[bottom, right]], 14: [[left, bottom]],
-        }[code];
-        for (const [from, to] of segments) {
-          const p = from(), q = to(), k = key(p[0], p[1]);
-          const list = starts.get(k);
-          if (list) list.push([p, q]); else starts.set(k, [[p, q]]);
+    let at = (y + 1) * wide + left;
+    let a = field[at] >= level, d = field[at + wide] >= level;
+    for (let x = left - 1; x <= right; x++, at++) {
+      const b = field[at + 1] >= level, c = field[at + wide + 1] >= level;
+      if (a !== b || b !== c || c !== d) {
+        const segments = SEGMENTS[(a ? 8 : 0) | (b ? 4 : 0) | (c ? 2 : 0) | (d ? 1 : 0)];
+        for (let side = 0; side < segments.length; side += 2) {
+          next.set(crossing(segments[side], x, y, at)[2], crossing(segments[side + 1], x, y, at));
         }
       }
+      a = b;
+      d = c;
     }
   }
-  for (const [first, list] of starts) {
-    while (list.length) {
-      let [p, q] = list.pop();
-      path.moveTo(p[0] + 0.5, p[1] + 0.5);
-      for (;;) {
-        path.lineTo(q[0] + 0.5, q[1] + 0.5);
-        const k = key(q[0], q[1]);
-        if (k === first) break;
-        const next = starts.get(k);
-        if (!next || !next.length) break;
-        q = next.pop()[1];
-      }
-      path.closePath();
+  for (const [first, point] of next) {
+    path.moveTo(point[0] + 0.5, point[1] + 0.5);
+    next.delete(first);
+    for (let at = point[2]; at !== first;) {
+      const following = next.get(at);
+      next.delete(at);
+      path.lineTo(following[0] + 0.5, following[1] + 0.5);
+      at = following[2];
     }
+    path.closePath();
   }
   return path;
 }

@@ -15,13 +15,15 @@ class Viewer {
 
   /** Remove the picture and everything that belongs to it, at once. */
   clear() {
-    Object.assign(this, { picture: null, size: [1, 1], heat: null, path: null, mapSize: [1, 1], marks: [] });
+    Object.assign(this, { picture: null, spacing: null, size: [1, 1], heat: null, path: null, mapSize: [1, 1], marks: [] });
     this.fit();
   }
 
-  show(picture, size) {
+  /** Show a picture of `size` pixels; `spacing` is the distance of rows and of columns in mm, if it is known. */
+  show(picture, size, spacing) {
     this.picture = picture;
     this.size = size;
+    this.spacing = spacing;
     this.fit();
   }
 
@@ -146,7 +148,12 @@ class Viewer {
     context.imageSmoothingEnabled = scale < 4;
     context.imageSmoothingQuality = "high";
     context.drawImage(this.picture, origin[0], origin[1], width * scale, height * scale);
-    if (this.comparing || this.mode === "plain" || !this.heat) return;
+    if (!this.comparing && this.mode !== "plain" && this.heat) this.paintOverlay(context, origin, scale);
+    if (this.spacing) this.paintScaleBar(context, scale / this.spacing[1]);
+  }
+
+  paintOverlay(context, origin, scale) {
+    const [width, height] = this.size;
     const right = origin[0] + width * scale * this.wipe;
     context.save();
     context.beginPath();
@@ -158,7 +165,7 @@ class Viewer {
       context.drawImage(this.heat, origin[0], origin[1], width * scale, height * scale);
       context.globalAlpha = 1;
     } else if (this.path) {
-      this.paintOutline(context, ratio, origin, scale);
+      this.paintOutline(context, origin, scale);
     }
     context.restore();
     if (this.wipe < 1) {
@@ -167,7 +174,30 @@ class Viewer {
     }
   }
 
-  paintOutline(context, ratio, origin, scale) {
+  /** Draw a bar of 1, 2 or 5 times a power of ten mm; `each` is the length of a mm in pixels of the page. */
+  paintScaleBar(context, each) {
+    const power = 10 ** Math.floor(Math.log10(140 / each));
+    const length = [5, 2, 1].map((step) => step * power).find((step) => step * each <= 140);
+    const [x, y] = [16, this.stage.clientHeight - 16];
+    context.font = "600 13px system-ui, sans-serif";
+    context.textAlign = "left";
+    context.textBaseline = "bottom";
+    for (const [colour, width] of [["#000000", 6], ["#ffffff", 2.5]]) {
+      context.strokeStyle = colour;
+      context.lineWidth = width;
+      context.beginPath();
+      context.moveTo(x, y);
+      context.lineTo(x + length * each, y);
+      context.stroke();
+    }
+    context.lineWidth = 3;
+    context.strokeStyle = "#000000";
+    context.strokeText(`${length} mm`, x, y - 5);
+    context.fillStyle = "#ffffff";
+    context.fillText(`${length} mm`, x, y - 5);
+  }
+
+  paintOutline(context, origin, scale) {
     const stretch = [0, 1].map((axis) => (this.size[axis] / this.mapSize[axis]) * scale);
     const placed = new Path2D();
     placed.addPath(this.path, new DOMMatrix([stretch[0], 0, 0, stretch[1], origin[0], origin[1]]));
