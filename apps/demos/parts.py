@@ -12,9 +12,8 @@ from PIL import Image
 from dinomed.apps.quickstart.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError
-from dinomed.images.dicom import read_pixel_spacing
 from dinomed.io.files import sha256_file
-from dinomed.isolation.images import read_image_isolated, read_shown_isolated
+from dinomed.isolation.images import read_image_isolated, read_pixel_spacing_isolated, read_shown_isolated
 
 PREVIEW_PX = 2048  # of the longer side
 
@@ -53,7 +52,7 @@ def read_picture(path: str, preprocessing: Preprocessing | None) -> tuple[Pictur
             channels, intensity = preprocessing.channels, preprocessing.intensity
             pixels = read_image_isolated(path, channels=channels, intensity=intensity, max_pixels=MAX_PIXELS)
             shown = read_shown_isolated(path, channels, intensity, MAX_PIXELS)
-        return Picture(shown, pixels, sha256_file(path), read_pixel_spacing(path)), ""
+        return Picture(shown, pixels, sha256_file(path), read_pixel_spacing_isolated(path)), ""
     except DinomedError as error:
         reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
         if reason == "does not exist":  # swept, while the page was still open
@@ -69,8 +68,9 @@ def inline(picture: np.ndarray, alt: str, height_px: int) -> str:
 
 
 def inline_file(path: Path, height_px: int) -> str:
-    """Return an <img> of an example file. It is decorative: the button around it has the name."""
-    return inline(read_image(path), "", height_px)
+    """Return an <img> of an example, a file of our own. It is decorative: the button around it has the name."""
+    with Image.open(path) as example:
+        return inline(np.asarray(example.convert("RGB")), "", height_px)
 
 
 def inline_preview(picture: np.ndarray) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dinomed.images.dicom import read_pixel_spacing
 from dinomed.images.intensity import IntensityConfig
 from dinomed.images.read import MAX_PIXELS, PLAIN, UnreadableImage, read_image
 from dinomed.images.shown import read_shown
@@ -31,6 +32,19 @@ def read_shown_isolated(path: str | Path, channels: int, intensity: IntensityCon
     return _read("shown_pixels", path, channels, intensity, max_pixels)
 
 
+def read_pixel_spacing_isolated(path: str | Path) -> tuple[float, float] | None:
+    """Read like `dinomed.images.dicom.read_pixel_spacing`, in a decoding process with limits on memory and time.
+
+    Raises:
+        UnreadableImage: as `read_pixel_spacing`, or the file exceeds a limit.
+    """
+    answer = shared_pool().run(f"{__name__}:pixel_spacing", [[str(path)]])[0]
+    if isinstance(answer, UnreadableImage):
+        raise answer
+    assert answer[1] is not None
+    return (float(answer[1][0]), float(answer[1][1])) if len(answer[1]) else None
+
+
 def _read(name: str, path: str | Path, channels: int, intensity: IntensityConfig, max_pixels: int) -> np.ndarray:
     call = [str(path), channels, intensity.model_dump(mode="json"), max_pixels]
     answer = shared_pool().run(f"{__name__}:{name}", [call])[0]
@@ -49,3 +63,8 @@ def read_pixels(path: str, channels: int, intensity: dict[str, Any], max_pixels:
 def shown_pixels(path: str, channels: int, intensity: dict[str, Any], max_pixels: int) -> tuple[None, np.ndarray]:
     """Read an image for display; for the decoding process."""
     return None, read_shown(path, channels, IntensityConfig(**intensity), max_pixels)
+
+
+def pixel_spacing(path: str) -> tuple[None, np.ndarray]:
+    """Read the pixel spacing, float64 (2,), or (0,) where there is none; for the decoding process."""
+    return None, np.array(read_pixel_spacing(path) or [], np.float64)

@@ -107,7 +107,7 @@ def test_a_broken_picture_shows_one_error_and_the_next_one_works(visit, made: Pa
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     visit.upload(tmp_path / "broken.png")
     visit.page.wait_for_selector(".message.error")
-    assert "cannot be read as a picture" in visit.told("error")
+    assert "cannot be read as a picture" in visit.message("error")
     for place in ("classes", "found", "area-px"):
         assert visit.page.locator(f"#{place}").text_content() == ""  # of the picture before
     visit.upload(read_manifest(made / "images.parquet").path(0))

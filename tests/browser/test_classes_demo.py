@@ -83,4 +83,4 @@ def test_a_colour_picture_is_refused_in_one_line(visit, tmp_path: Path) -> None:
     Image.new("RGB", (80, 64)).save(tmp_path / "colour.png")
     visit.upload(tmp_path / "colour.png")
     visit.page.wait_for_selector(".message.error")
-    assert "does not fit a backbone that takes 5" in visit.told("error")
+    assert "does not fit a backbone that takes 5" in visit.message("error")

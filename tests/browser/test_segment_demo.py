@@ -260,7 +260,7 @@ def test_an_upload_over_the_limit_shows_an_error_and_the_next_one_works(visit, s
     large.write_bytes(spot.read_bytes() + bytes(65 * 2**20))
     visit.page.set_input_files("#picture input[type=file]", str(large))
     visit.page.wait_for_selector(".message.error")
-    assert "size" in visit.told("error").lower()
+    assert "size" in visit.message("error").lower()
     visit.upload(spot)
     visit.wait_for_area(WIDE)
 
@@ -269,7 +269,7 @@ def test_a_picture_without_a_lesion_shows_a_message(visit, spot: Path) -> None:
     visit.set_threshold(0.95)
     visit.upload(spot)
     visit.page.wait_for_selector(".no-lesion")
-    assert "0.80" in visit.told("no-lesion")  # the highest probability in the picture
+    assert "0.80" in visit.message("no-lesion")  # the highest probability in the picture
     assert visit.page.locator("#download").is_disabled()
 
 
@@ -283,7 +283,7 @@ def test_unreadable_uploads_show_one_line_and_the_next_one_works(visit, spot: Pa
     for path in (garbage, empty, cut, bomb):
         visit.upload(path)
         visit.page.wait_for_selector(".message.error")
-        told = visit.told("error")
+        told = visit.message("error")
         assert told.startswith("This file cannot be read as a picture")
         assert str(tmp_path) not in told
         assert "/tmp" not in told
