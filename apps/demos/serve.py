@@ -171,14 +171,19 @@ def serve(build: Callable[[], Any], address: Address, *, browser: bool = True) -
     try:
         print(link.rstrip("/"), flush=True)
         logger.info("serving the demo; stop it with Ctrl-C")
-        swept = time.monotonic()
-        while True:  # until SIGINT or SIGTERM raises here
-            time.sleep(min(1, SWEEP_S))  # a single endless wait would miss a signal that arrives just before it
-            if time.monotonic() - swept >= SWEEP_S:
-                sweep_uploads(uploads, KEPT_S)
-                swept = time.monotonic()
+        sweep_until_signal(uploads)
     finally:
         demo.close(verbose=False)
+
+
+def sweep_until_signal(uploads: Path) -> None:
+    """Remove old uploads from time to time, until SIGINT or SIGTERM raises here."""
+    swept = time.monotonic()
+    while True:
+        time.sleep(min(1, SWEEP_S))  # a single endless wait would miss a signal that arrives just before it
+        if time.monotonic() - swept >= SWEEP_S:
+            sweep_uploads(uploads, KEPT_S)
+            swept = time.monotonic()
 
 
 def _free_port(host: str, port: int | None) -> int:

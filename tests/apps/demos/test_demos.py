@@ -57,10 +57,10 @@ def test_without_a_port_the_next_free_one_is_taken(busy_port: int, monkeypatch: 
 def test_a_port_that_another_program_takes_after_the_choice_is_replaced_by_the_next(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(_: float) -> None:
+    def stop(_: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(serve.time, "sleep", stop)
+    monkeypatch.setattr(serve, "sweep_until_signal", stop)
     with socket.socket() as other, private_environment():
         import gradio
 

@@ -178,8 +178,10 @@ def test_further_requests_are_refused_when_many_wait() -> None:
         async def here() -> bool:
             return False
 
-        tasks = [asyncio.ensure_future(turns.run(lambda: release.wait(30), here)) for _ in range(3)]
-        await asyncio.sleep(0.05)
+        tasks = []
+        for _ in range(3):  # one is computed, two wait
+            tasks.append(asyncio.ensure_future(turns.run(lambda: release.wait(30), here)))
+            await asyncio.sleep(0.05)
         with pytest.raises(Busy):
             await turns.run(lambda: None, here)
         release.set()
