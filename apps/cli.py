@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from dinomed import __version__
-from dinomed.apps.messages import Incomplete, explain, option_names, options_in_messages
+from dinomed.apps.messages import explain, option_names, options_in_messages, printed_reports
 from dinomed.apps.options import Debug, Verbose
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.notice import RESEARCH_USE
@@ -181,9 +181,35 @@ def find_command(arguments: Sequence[str]) -> Any:
     return command
 
 
+def command_words(command: list[str], arguments: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line with arguments that are given by name.
+
+    Values of None and default values are left out.
+
+    >>> command_words(["train", "classify"], {"backbone": "runs/ssl", "data": "m.csv", "out": "runs/cls", "seed": 3})
+    ['train', 'classify', '--backbone', 'runs/ssl', '--data', 'm.csv', '--output', 'runs/cls', '--seed', '3']
+    """
+    positional: list[str] = []
+    options: list[str] = []
+    for parameter in find_command(command).params:
+        value = arguments.get(parameter.name)
+        if value is None or value is False or value == parameter.default:
+            continue
+        option = max(parameter.opts, key=len)
+        if parameter.param_type_name == "argument":
+            positional.append(str(value))
+        elif value is True:
+            options.append(option)
+        else:
+            values = value if isinstance(value, list | tuple) else [value]
+            options += [word for single in values for word in (option, str(single))]
+    return [*command, *positional, *options]
+
+
 def _run(arguments: list[str], debug: bool) -> int:
     """Run one command and return its exit code; an exception becomes one line."""
     options: dict[str, str] = {}
+    printed_reports.clear()
     try:
         _refuse_empty(arguments)
         options = option_names(find_command(arguments))
@@ -207,7 +233,7 @@ def _explain(error: Exception, options: Mapping[str, str], *, as_json: bool) -> 
     line, code = explain(error, options)
     if line:
         print(line, file=sys.stderr)
-        if as_json and not isinstance(error, Incomplete):  # its report is printed
+        if as_json and not printed_reports:
             print(json.dumps({"error": line.removeprefix("error: ")}))
     return code
 

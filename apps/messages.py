@@ -17,8 +17,8 @@ from dinomed.log import logger
 _ARGUMENT = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 
 
-class Incomplete(DinomedError):
-    """The results are written, without those of the files that could not be read (exit code 1)."""
+printed_reports: list[bool] = []
+"""Not empty if the command printed its report with --json: a failure after that prints no second object."""
 
 
 def name_options(message: str, options: Mapping[str, str]) -> str:

@@ -1,27 +1,68 @@
 """Output of a command on stdout: JSON for programs, or a table for people."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import markup
 from rich.console import Console
-from rich.table import Table
+from rich.measure import Measurement
+from rich.table import Column, Table
 
+from dinomed.apps.messages import printed_reports
 from dinomed.html.words import format_value
 from dinomed.io.files import to_json
+
+
+def api_arguments(options: Mapping[str, Any], *, without: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the options of a command as arguments of its function; an option that was not given is left out.
+
+    >>> api_arguments({"out": "x", "label": None, "as_json": True, "quiet": False, "nproc": 2}, without=["nproc"])
+    {'out': 'x'}
+    """
+    of_the_command = {"as_json", "quiet", *without}
+    return {name: value for name, value in options.items() if value is not None and name not in of_the_command}
 
 
 def emit(data: Mapping[str, Any], as_json: bool, table: Table | None = None) -> None:
     """Print `data` as one JSON object, or `table`; without a table, the keys and values of `data`."""
     if as_json:
         print(to_json(dict(data), indent=2))
+        printed_reports.append(True)
         return
     if table is None:
         table = build_table(("", ""), [(key, value) for key, value in data.items() if not isinstance(value, Mapping)])
     # Without a terminal, rich would limit the table to 80 columns and cut words.
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
-    console.print(table)
+    print_table(table, Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200))
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table. Columns that do not fit into the width of the console follow in a further table.
+
+    Words are never broken: each part repeats the first column, which names the rows.
+    """
+    columns = list(table.columns)
+    widths = [max(measure.minimum for measure in _measures(column, console)) + 3 for column in columns]
+    if table.row_count == 0 or sum(widths) + 1 <= console.width:
+        console.print(table)
+        return
+    start = 1
+    while start < len(columns):
+        end, width = start, widths[0] + 1
+        while end < len(columns) and (end == start or width + widths[end] <= console.width):
+            width += widths[end]
+            end += 1
+        part = Table(title=table.title if start == 1 else None, title_justify="left", show_header=table.show_header)
+        part.caption = table.caption if end == len(columns) else None
+        part.columns = [columns[0], *columns[start:end]]
+        part.rows = table.rows
+        console.print(part)
+        start = end
+
+
+def _measures(column: Column, console: Console) -> Iterator[Measurement]:
+    for cell in (column.header, *column.cells):
+        yield Measurement.get(console, console.options, cell)
 
 
 def build_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dinomed.apps.api.curation import curate as curate
     from dinomed.apps.api.datasets import open_dataset as open_dataset
     from dinomed.apps.api.datasets import scan as scan
+    from dinomed.apps.api.demo import demo as demo
+    from dinomed.apps.api.doctor import doctor as doctor
     from dinomed.apps.api.heads import evaluate as evaluate
     from dinomed.apps.api.heads import export as export
     from dinomed.apps.api.heads import load_adapter as load_adapter
@@ -25,32 +27,42 @@ if TYPE_CHECKING:
     from dinomed.apps.api.heads import train as train
     from dinomed.apps.api.models import list_models as list_models
     from dinomed.apps.api.pretraining import distill as distill
+    from dinomed.apps.api.pretraining import plan_pretraining as plan_pretraining
     from dinomed.apps.api.pretraining import pretrain as pretrain
     from dinomed.apps.api.retrieval import build_index as build_index
     from dinomed.apps.api.retrieval import load_index as load_index
+    from dinomed.apps.api.search import evaluate_index as evaluate_index
+    from dinomed.apps.api.search import search as search
+    from dinomed.apps.quickstart.run import quickstart as quickstart
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "scan": "datasets",
-    "open_dataset": "datasets",
-    "curate": "curation",
-    "audit": "curation",
-    "load_backbone": "backbones",
-    "list_models": "models",
-    "extract_features": "backbones",
-    "probe": "backbones",
-    "pretrain": "pretraining",
-    "distill": "pretraining",
-    "train": "heads",
-    "load_adapter": "heads",
-    "evaluate": "heads",
-    "predict": "heads",
-    "export": "heads",
-    "build_index": "retrieval",
-    "load_index": "retrieval",
+    "scan": "api.datasets",
+    "open_dataset": "api.datasets",
+    "curate": "api.curation",
+    "audit": "api.curation",
+    "load_backbone": "api.backbones",
+    "list_models": "api.models",
+    "extract_features": "api.backbones",
+    "probe": "api.backbones",
+    "pretrain": "api.pretraining",
+    "distill": "api.pretraining",
+    "plan_pretraining": "api.pretraining",
+    "train": "api.heads",
+    "load_adapter": "api.heads",
+    "evaluate": "api.heads",
+    "predict": "api.heads",
+    "export": "api.heads",
+    "build_index": "api.retrieval",
+    "load_index": "api.retrieval",
+    "search": "api.search",
+    "evaluate_index": "api.search",
+    "demo": "api.demo",
+    "doctor": "api.doctor",
+    "quickstart": "quickstart.run",
 }
-"""Public function -> module of `dinomed.apps.api` that defines it."""
+"""Public function -> module of `dinomed.apps` that defines it."""
 
 __all__ = ["__version__", *_MODULES]
 
@@ -58,7 +70,7 @@ __all__ = ["__version__", *_MODULES]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'dinomed' has no attribute {name!r}")
-    return getattr(import_module(f"dinomed.apps.api.{_MODULES[name]}"), name)
+    return getattr(import_module(f"dinomed.apps.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -58,7 +58,7 @@ def load_backbone(
     """
     if isinstance(name_or_path, FrozenBackbone):
         if weights is not None or image_size is not None:
-            raise UsageError("weights and image_size are for a backbone that is given by its name or path")
+            raise UsageError("`weights` and `image_size` are for a backbone that is given by its name or path")
         return name_or_path
     place = name_or_path.folder if isinstance(name_or_path, HasFolder) else name_or_path
     return load.load_backbone(place, weights=weights, device=device, image_size=image_size)
@@ -157,7 +157,7 @@ def extract_features(
     if out is not None:
         check_table_output(out, tokens, overwrite=overwrite)
     elif tokens not in TOKENS:
-        raise UsageError(f"tokens {tokens!r} is unknown; use {', '.join(TOKENS)}")
+        raise UsageError(f"`tokens={tokens!r}` is unknown; use {', '.join(TOKENS)}")
     frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
     if not isinstance(images, Manifest | str | Path):
         if out is not None:
@@ -244,7 +244,7 @@ def probe(
     numbers = None if shots is None else parse_shots(shots if isinstance(shots, str) else _shots_text(shots))
     if out is not None:
         if numbers is None:
-            raise UsageError("--output is for the page of --few-shot; give --few-shot 1,2,4,8,16,all, or --json")
+            raise UsageError("`out` is for the page of `shots`; give `shots=1,2,4,8,16,all`, or leave `out` out")
         prepare_output(out, overwrite=overwrite, marker=FEW_SHOT_FILE)
     if untrained:
         backbone = _untrained(backbone)
@@ -270,8 +270,8 @@ def _shots_text(shots: Sequence[int | None]) -> str:
 def _untrained(backbone: BackboneLike) -> Path:
     """Return the folder of the backbone of a run before its pretraining."""
     if isinstance(backbone, FrozenBackbone):
-        raise UsageError("untrained needs the run folder of the backbone; give its path")
+        raise UsageError("`untrained` needs the run folder of the backbone; give its path")
     path = (backbone.folder if isinstance(backbone, HasFolder) else Path(backbone)) / UNTRAINED
     if not path.is_dir():
-        raise UsageError(f"--untrained: {path.parent} keeps no untrained backbone; it has to be a run of pretrain")
+        raise UsageError(f"`untrained`: {path.parent} keeps no untrained backbone; it has to be a run of pretrain")
     return path

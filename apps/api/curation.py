@@ -85,7 +85,7 @@ def curate(
     out = Path(out)
     check_curation_options(out, executor, ray_address, overwrite=overwrite)
     if weights is not None and backbone is None:
-        raise UsageError("--weights: name the backbone that they are of with --backbone")
+        raise UsageError("`weights` are of a backbone; name it with `backbone`")
     resolved, images = open_pool(pool, query_sets, exclude, config, settings)
     place = backbone.folder if isinstance(backbone, HasFolder) else backbone
     embedder = Embedder(
@@ -113,34 +113,34 @@ def open_pool(
     from dinomed.pretrain.curation.config import CurationConfig
 
     resolved = load_config(CurationConfig, config_path(config, "curation"), override_list(settings))
-    named_pool = _open_set(pool, "--pool")
-    queries = [_open_set(data, "--trusted") for data in query_sets]
-    excluded = [_open_set(data, "--exclude") for data in exclude]
+    named_pool = _open_set(pool, "pool")
+    queries = [_open_set(data, "query_sets") for data in query_sets]
+    excluded = [_open_set(data, "exclude") for data in exclude]
     return resolved, build_pool(named_pool, queries, excluded, hold_out=resolved.hold_out)
 
 
 def check_curation_options(out: Path, executor: str, ray_address: str | None, *, overwrite: bool) -> None:
     """Raise if the executor is unknown, or `out` cannot be written or is not the result of a curation."""
     if executor not in EXECUTORS:
-        raise UsageError(f"--engine {executor!r}{did_you_mean(executor, EXECUTORS)}")
+        raise UsageError(f"`executor={executor!r}`{did_you_mean(executor, EXECUTORS)}")
     if ray_address is not None and executor != "ray":
-        raise UsageError(f"--ray-address {ray_address}: add --engine ray")
+        raise UsageError(f"`ray_address={ray_address}`: add `executor=ray`")
     if out.suffix.lower() not in (".parquet", ".csv") or out.is_dir():
         raise UsageError(f"output {out}: a curation is written to a .parquet or .csv file")
     if out.exists():
         if not overwrite:
-            raise UsageError(f"output {out} exists already; add --overwrite to replace it")
+            raise UsageError(f"output {out} exists already; add `overwrite=True` to replace it")
         if not summary_path(out).is_file():
             raise UsageError(f"output {out} is not overwritten, since no curation wrote it")
     check_writable(out.parent)
 
 
-def _open_set(data: DatasetLike, option: str) -> NamedManifest:
+def _open_set(data: DatasetLike, argument: str) -> NamedManifest:
     """Return a manifest with its name: that of its file or folder, without the suffix."""
     try:
         manifest = open_dataset(data)
     except UsageError as error:
-        raise UsageError(f"{option}: {error}") from None
+        raise UsageError(f"`{argument}`: {error}") from None
     path = (manifest.source or manifest.root) if isinstance(data, Manifest) else Path(data)
     return NamedManifest(path.stem if path.is_file() else path.resolve().name, manifest)
 
@@ -218,7 +218,7 @@ def _audit_config(config: PathLike | None, settings: Settings | None, backbone: 
     if backbone is None:
         return resolved
     if resolved.descriptor.source.kind != "composed":
-        raise UsageError(f"--backbone {backbone}: the config names a descriptor already; give one of the two")
+        raise UsageError(f"`backbone={backbone}`: the config names a descriptor already; give one of the two")
     source = {"kind": "backbone", "backbone": str(backbone)}
     descriptor = resolved.descriptor.model_dump() | {"source": source}
     return AuditConfig.model_validate(resolved.model_dump() | {"descriptor": descriptor})
@@ -235,9 +235,9 @@ def _open_sides(
     folder = None if isinstance(place, Manifest) else Path(place)
     if folder is not None and any((folder / name).exists() for name in (SEEN_FILE, RECORD_FILE, CHECKPOINTS)):
         if test is None:
-            raise UsageError(f"{folder} is a run; name the test images too: dinomed audit {folder} TEST.parquet")
+            raise UsageError(f"{folder} is a run; name the test images too, with `test`")
         if train_split is not None:
-            raise UsageError(f"--train-split {train_split}: {folder} is a run, which knows what it was trained on")
+            raise UsageError(f"`train_split={train_split}`: {folder} is a run, which knows what it was trained on")
         images = _open_side(test)
         return (
             read_training_index(folder),

@@ -70,11 +70,7 @@ def scan(
         >>> len(data), data.classes()
         (60, ['irregular', 'regular', 'vascular'])
     """
-    return scan_with_report(
-        folder, labels, out=out, image_column=image_column, label=label, group=group, mask=mask, split=split,
-        ratios=ratios, seed=seed, workers=workers, follow_links=follow_links, keep_ids=keep_ids,
-        allow_unreadable=allow_unreadable, label_maps=label_maps, overwrite=overwrite,
-    ).manifest  # fmt: skip
+    return scan_with_report(**locals()).manifest
 
 
 def scan_with_report(
@@ -143,7 +139,7 @@ def _check_manifest_output(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise UsageError(f"output {out} is a folder; give a file, such as {out / 'manifest.parquet'}")
     if out.exists() and not overwrite:
-        raise UsageError(f"output {out} exists already; add --overwrite to replace it")
+        raise UsageError(f"output {out} exists already; add `overwrite=True` to replace it")
     if out.exists():
         try:
             read_manifest(out, root=out.parent)

@@ -290,7 +290,7 @@ def export(
 
 def _check_unit(unit: str | None) -> None:
     if unit not in (None, "image", "group"):
-        raise UsageError(f"--unit {unit}: give image or group")
+        raise UsageError(f"`unit={unit}`: give image or group")
 
 
 def _predictor(adapter: Any, backbone: PathLike | None, device: str) -> Predictor:

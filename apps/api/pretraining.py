@@ -1,9 +1,8 @@
 """Pretraining of backbones, and distillation of a large one into a small one."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dinomed.apps.api.inputs import DatasetLike, FolderLike, PathLike, Settings, config_path, folder_path, override_list
 from dinomed.datasets.manifest import Manifest
@@ -11,6 +10,7 @@ from dinomed.errors import UsageError
 
 if TYPE_CHECKING:
     from dinomed.pretrain.config import PretrainConfig
+    from dinomed.pretrain.monitoring.cost_estimate import CostEstimate
     from dinomed.pretrain.trainer import RunResult
 
 
@@ -32,7 +32,11 @@ def pretrain(
     """Pretrain a DINOv2 backbone on images without labels and write a run folder.
 
     With the same config, data, device and library versions the result is the same, also after an interruption and
-    ``resume=True``. The command is ``dinomed pretrain``, which also starts several processes (``--nproc``).
+    ``resume=True``. The command is ``dinomed pretrain``.
+
+    One call is one process. For several devices, start the same script in several processes:
+    ``torchrun --nproc-per-node 4 script.py``. Each process calls this function with the same arguments, and rank 0
+    writes. Without a script, use ``dinomed pretrain --nproc 4``.
 
     Args:
         config: YAML file, or a name in configs/pretrain such as ``"vit_tiny_cpu"``.
@@ -62,18 +66,14 @@ def pretrain(
         >>> run.steps, dinomed.load_backbone(run).embed_dim
         (2, 128)
     """
-    place = None if start is None else str(folder_path(start))
-    overrides = override_list(
-        settings,
-        run__steps=steps,
-        run__seed=seed,
-        start__weights=place,
-        start__file=None if weights is None else str(weights),
-    )
-    resolved = load_run_config(config, overrides, phase)
-    return run_pretraining(
-        resolved, data, out, fixed=fixed_names(settings, steps), device=device, resume=resume, overwrite=overwrite
-    )
+    check_resume(resume, overwrite)
+    from dinomed.pretrain.trainer import pretrain as train_backbone
+
+    resolved = _load_config(config, settings, steps=steps, start=start, weights=weights, phase=phase, seed=seed)
+    return train_backbone(
+        resolved, _source(data), Path(out), fixed=_fixed_names(settings, steps), device=device, resume=resume,
+        overwrite=overwrite,
+    )  # fmt: skip
 
 
 def distill(
@@ -123,59 +123,113 @@ def distill(
         >>> student.steps
         1
     """
-    overrides = override_list(settings, run__steps=steps, run__seed=seed)
-    return run_pretraining(
-        load_run_config(config, overrides), data, out, teacher=folder_path(teacher),
-        fixed=fixed_names(settings, steps), device=device, resume=resume, overwrite=overwrite,
+    check_resume(resume, overwrite)
+    from dinomed.pretrain.trainer import pretrain as train_backbone
+
+    return train_backbone(
+        _load_config(config, settings, steps=steps, seed=seed), _source(data), Path(out), teacher=folder_path(teacher),
+        fixed=_fixed_names(settings, steps), device=device, resume=resume, overwrite=overwrite,
     )  # fmt: skip
 
 
-def load_run_config(config: PathLike, overrides: Sequence[str], phase: str | None = None) -> "PretrainConfig":
-    """Return the config of a file or a name, with overrides and the settings of a phase."""
-    from dinomed.pretrain.resolve import load_pretrain_config
+@dataclass(frozen=True)
+class PretrainingPlan:
+    """The settings that a run would use, and its estimated costs.
 
-    path = config_path(config, "pretrain")
-    assert path is not None
-    return load_pretrain_config(path, overrides, phase)
+    Attributes:
+        config: all settings, with those that follow from the images, the weights and the teacher.
+        estimate: parameters, memory (GiB) and time of the run on this machine.
+    """
+
+    config: "PretrainConfig"
+    estimate: "CostEstimate"
 
 
-def plan_run(
-    config: "PretrainConfig", data: DatasetLike, *, num_processes: int, device: str, **options: Any
-) -> "tuple[PretrainConfig, dict[str, Any]]":
-    """Return the settings that a run would use, and its estimated cost; ``--dry-run`` prints both.
+def plan_pretraining(
+    config: PathLike,
+    data: DatasetLike,
+    *,
+    teacher: FolderLike | None = None,
+    steps: int | None = None,
+    settings: Settings | None = None,
+    start: FolderLike | None = None,
+    weights: PathLike | None = None,
+    phase: str | None = None,
+    seed: int | None = None,
+    num_processes: int = 1,
+    device: str = "auto",
+) -> PretrainingPlan:
+    """Return the settings and the costs of a pretraining or a distillation, without running it.
+
+    Nothing is written, and no weights are downloaded. The command is ``dinomed pretrain --dry-run``; with `teacher`,
+    ``dinomed distill --dry-run``.
 
     Args:
-        config: as `load_run_config` returns it.
-        data: a manifest or a folder.
-        num_processes: processes of the run.
+        config: as in `pretrain`.
+        data: as in `pretrain`.
+        teacher: run folder of the large model of a distillation, or its result.
+        steps: as in `pretrain`; `settings`, `start`, `weights`, `phase` and `seed` too.
+        settings: settings that override the config.
+        start: weights to start from.
+        weights: file with the weights of a backbone that `start` names.
+        phase: ``"highres"`` or None.
+        seed: `run.seed` of the config.
+        num_processes: number of processes (devices) of the run.
         device: auto, cpu, cuda, cuda:N or mps.
-        options: `teacher` and `fixed` of `dinomed.pretrain.resolve.resolve_config`.
+
+    Returns:
+        The plan, with `config` and `estimate`.
+
+    Raises:
+        UsageError: settings and data do not fit together.
+        DinomedError: the data or the weights cannot be read.
+
+    Example:
+        >>> plan = dinomed.plan_pretraining("vit_tiny_cpu", "lesions.parquet", steps=100)
+        >>> plan.config.run.steps, plan.estimate.backbone_parameters > 1e6
+        (100, True)
     """
     from dinomed.device import resolve_device
     from dinomed.pretrain.monitoring.cost_estimate import estimate
     from dinomed.pretrain.resolve import resolve_config
 
-    run = resolve_config(config, _source(data), fetch=False, **options)
-    return run.config, asdict(estimate(run.config, resolve_device(device), num_processes, run.teacher))
-
-
-def run_pretraining(
-    config: "PretrainConfig", data: DatasetLike, out: PathLike, *, resume: bool, overwrite: bool, **options: Any
-) -> "RunResult":
-    """Run a training; `options` are those of `dinomed.pretrain.trainer.pretrain`."""
-    from dinomed.pretrain.trainer import pretrain as train_backbone
-
-    check_resume(resume, overwrite)
-    return train_backbone(config, _source(data), Path(out), resume=resume, overwrite=overwrite, **options)
+    loaded = _load_config(config, settings, steps=steps, start=start, weights=weights, phase=phase, seed=seed)
+    run = resolve_config(
+        loaded, _source(data), fetch=False, teacher=None if teacher is None else folder_path(teacher),
+        fixed=_fixed_names(settings, steps),
+    )  # fmt: skip
+    return PretrainingPlan(run.config, estimate(run.config, resolve_device(device), num_processes, run.teacher))
 
 
 def check_resume(resume: bool, overwrite: bool) -> None:
     """Raise if a run is to be both continued and replaced."""
     if resume and overwrite:
-        raise UsageError("--resume and --overwrite exclude each other; use one of them")
+        raise UsageError("`resume` and `overwrite` exclude each other; use one of them")
 
 
-def fixed_names(settings: Settings | None, steps: int | None = None) -> list[str]:
+def _load_config(
+    config: PathLike,
+    settings: Settings | None,
+    *,
+    steps: int | None,
+    start: FolderLike | None = None,
+    weights: PathLike | None = None,
+    phase: str | None = None,
+    seed: int | None,
+) -> "PretrainConfig":
+    """Return the config of a file or a name, with overrides and the settings of a phase."""
+    from dinomed.pretrain.resolve import load_pretrain_config
+
+    overrides = override_list(
+        settings, run__steps=steps, run__seed=seed, start__weights=None if start is None else str(folder_path(start)),
+        start__file=None if weights is None else str(weights),
+    )  # fmt: skip
+    path = config_path(config, "pretrain")
+    assert path is not None
+    return load_pretrain_config(path, overrides, phase)
+
+
+def _fixed_names(settings: Settings | None, steps: int | None) -> list[str]:
     """Return the names of the settings that the caller fixed; loaded weights may not override them."""
     names = [text.partition("=")[0].strip() for text in override_list(settings)]
     return names if steps is None else [*names, "run.steps"]

@@ -53,7 +53,8 @@ def build_index(
         device: device of a backbone that is given by name or path.
 
     Returns:
-        The index with its backbone, as `load_index` returns it.
+        The index with its backbone, as `load_index` returns it. ``index.vector_index.manifest.unreadable`` lists
+        (path, reason) of the files that cannot be read.
 
     Raises:
         UsageError: no images, an option is wrong, or `out` is in use.
@@ -64,29 +65,6 @@ def build_index(
         >>> len(index)
         60
     """
-    return build_index_with_report(
-        backbone, data, out, kind=kind, pool=pool, gem_power=gem_power, whiten=whiten, where=where, weights=weights,
-        image_size=image_size, cache=cache, overwrite=overwrite, device=device,
-    )[0]  # fmt: skip
-
-
-def build_index_with_report(
-    backbone: BackboneLike,
-    data: DatasetLike,
-    out: PathLike,
-    *,
-    kind: str,
-    pool: str,
-    gem_power: float,
-    whiten: int | None,
-    where: Sequence[str],
-    weights: PathLike | None,
-    image_size: int | None,
-    cache: PathLike | None,
-    overwrite: bool,
-    device: str,
-) -> tuple[ImageIndex, list[tuple[str, str]]]:
-    """Index images as `build_index` does; return the index, and (path, reason) of the files that cannot be read."""
     conditions = parse_conditions(where)
     index_kind, pooling = parse_kind(kind), Pooling(tokens=parse_pool(pool), gem_power=gem_power)
     manifest = open_dataset(data, allow_unreadable=True, decode=True)
@@ -107,7 +85,7 @@ def build_index_with_report(
             logger.warning(
                 f"{len(unreadable)} files could not be read and are not in the index (the first: {name}: {reason})"
             )
-    return ImageIndex(vector_index, frozen), unreadable
+    return ImageIndex(vector_index, frozen)
 
 
 def load_index(

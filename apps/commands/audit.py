@@ -18,7 +18,7 @@ def audit(
     test: Annotated[
         Path | None, Argument(help="Manifest or folder of test images [splits val and test of TRAIN].")
     ] = None,
-    page: Annotated[
+    out: Annotated[
         Path | None,
         Option("--output", "-o", help="Page to write (.html), with the pairs side by side.", show_default=False),
     ] = None,
@@ -31,7 +31,7 @@ def audit(
         Option("--backbone", "-b", help="Compare features of this backbone in place of the copy-detection descriptor."),
     ] = None,
     config: Annotated[Path | None, Option("--config", help="YAML file of settings.")] = None,
-    overrides: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None,
+    settings: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None,
     cache: Annotated[
         Path | None, Option("--cache", help="Folder of cached results, with which an interrupted audit continues.")
     ] = None,
@@ -46,13 +46,11 @@ def audit(
     hashes of its training images are compared. The exit code is 1 if there are such images, else 0. For research use
     only.
     """
+    arguments = locals()
     from dinomed.apps.api.curation import audit as audit_images
-    from dinomed.apps.output import emit
+    from dinomed.apps.output import api_arguments, emit
 
-    report = audit_images(
-        train, test, out=page, train_split=train_split, test_split=test_split, backbone=backbone, config=config,
-        settings=overrides, cache=cache, workers=workers, device=device,
-    )  # fmt: skip
+    report = audit_images(**api_arguments(arguments))
     emit(report, as_json, None if as_json else _table(report))
     if report["pairs"]:
         raise typer.Exit(1)

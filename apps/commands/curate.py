@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def curate(
     pool: Annotated[Path, Option("--pool", help="Manifest or folder of the raw images.", show_default=False)],
-    output: Annotated[Path, Option("--output", "-o", help="Manifest to write: .parquet or .csv.", show_default=False)],
-    trusted: Annotated[
+    out: Annotated[Path, Option("--output", "-o", help="Manifest to write: .parquet or .csv.", show_default=False)],
+    query_sets: Annotated[
         list[Path] | None,
         Option(
             "--trusted",
@@ -31,7 +31,7 @@ def curate(
         ),
     ] = None,
     config: Annotated[Path | None, Option("--config", help="YAML file, such as configs/curation/default.yaml.")] = None,
-    overrides: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None,
+    settings: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None,
     backbone: Annotated[
         str | None,
         Option(
@@ -46,7 +46,7 @@ def curate(
             help="Table of features of the pool by the same backbone, from `dinomed features`. Repeatable.",
         ),
     ] = None,
-    engine: Annotated[str, Option("--engine", help="local or ray.")] = "local",
+    executor: Annotated[str, Option("--engine", help="local or ray.")] = "local",
     ray_address: Annotated[
         str | None, Option("--ray-address", help="Address of a running Ray cluster [a new one on this machine].")
     ] = None,
@@ -68,20 +68,16 @@ def curate(
     columns `keep` and `reason`; `dinomed pretrain --data` uses the images with keep = true. Results of the stages are
     cached in OUT.stages, and the same command continues an interrupted run. For research use only.
     """
+    arguments = locals()
     from dinomed.apps.api import curation
+    from dinomed.apps.output import api_arguments
 
-    queries, excluded = trusted or (), exclude or ()
     if dry_run:
-        curation.check_curation_options(output, engine, ray_address, overwrite=True)
-        settings, images = curation.open_pool(pool, queries, excluded, config, overrides)
-        _show(images, settings, output, as_json)
+        curation.check_curation_options(out, executor, ray_address, overwrite=True)
+        resolved, images = curation.open_pool(pool, query_sets or (), exclude or (), config, settings)
+        _show(images, resolved, out, as_json)
         return
-    result = curation.curate(
-        pool, output, query_sets=queries, exclude=excluded, config=config, settings=overrides, backbone=backbone,
-        weights=weights, embeddings=embeddings or (), executor=engine, ray_address=ray_address, workers=workers,
-        names=names, overwrite=overwrite, device=device,
-    )  # fmt: skip
-    _report(result, as_json)
+    _report(curation.curate(**api_arguments(arguments, without=["dry_run"])), as_json)
 
 
 def _show(pool: "Pool", settings: "CurationConfig", output: Path, as_json: bool) -> None:

@@ -29,7 +29,7 @@ class Serving:
         Path | None, Option("--login", help="File with one line USER:PASSWORD, which visitors must enter.")
     ] = None
     anyone: Annotated[bool, Option("--anyone", help="Let anyone on the network in at --host, without a login.")] = False
-    name: Annotated[
+    names: Annotated[
         list[str] | None,
         Option("--name", help="Host name that visitors use, such as that of a proxy; may be given several times."),
     ] = None
@@ -39,16 +39,11 @@ class Serving:
 
 
 def _serve(serving: Serving, **shown: Any) -> None:
-    from dinomed.apps.demos.launch import serve_demo
-    from dinomed.apps.demos.serve import choose_address
+    from dinomed.apps.api.demo import demo
+    from dinomed.apps.output import api_arguments
 
-    address = choose_address(
-        serving.host, serving.port, login_file=serving.login, anyone=serving.anyone, names=serving.name or ()
-    )
-    serve_demo(
-        **shown, backbone=serving.backbone, examples=serving.examples, address=address, browser=not serving.no_browser,
-        device=serving.device,
-    )  # fmt: skip
+    options = vars(serving) | shown | {"browser": not serving.no_browser}
+    demo(**api_arguments(options, without=["no_browser"]))
 
 
 @expand

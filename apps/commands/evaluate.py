@@ -24,7 +24,7 @@ def evaluate(
     resamples: Annotated[
         int, Option("--resamples", help="Number of bootstrap resamples of the groups, for the intervals.", min=10)
     ] = 1000,
-    output: Annotated[
+    out: Annotated[
         Path | None, Option("--output", "-o", help="Folder for report.html and metrics.json.", show_default=False)
     ] = None,
     names: Annotated[bool, Option("--names", help="Show the paths of images in the report.")] = False,
@@ -41,54 +41,48 @@ def evaluate(
     of their groups, are left out. With -o, a page with curves, subgroups and pictures of the best and worst cases is
     written; it names no image without --names. For research use only.
     """
+    arguments = locals()
     from dinomed.apps.api.heads import evaluate as evaluate_adapter
-    from dinomed.apps.output import emit
+    from dinomed.apps.output import api_arguments, emit
 
-    report = evaluate_adapter(
-        adapter, data, split=split, out=output, backbone=backbone, allow_seen=allow_seen, unit=unit,  # type: ignore[arg-type]
-        by=[name.strip() for name in by.split(",") if name.strip()] if by else (), resamples=resamples, names=names,
-        overwrite=overwrite, device=device,
-    )  # fmt: skip
-    emit(report, as_json, None if as_json else _table(report))
+    columns = [name.strip() for name in (by or "").split(",") if name.strip()]
+    report = evaluate_adapter(**api_arguments(arguments | {"by": columns}))
+    for table in [None] if as_json else _tables(report):
+        emit(report, as_json, table)
 
 
-def _table(report: dict[str, Any]) -> Any:
+def _tables(report: dict[str, Any]) -> list[Any]:
+    """Return the metrics with their intervals and, for a task with classes, the metrics by class."""
     from dinomed.adapters.task import find_task
     from dinomed.apps.output import build_table
-    from dinomed.notice import RESEARCH_USE
-
-    metrics, title = report["metrics"], f"{report['adapter']} on {report['backbone']['name']}, split {report['split']}"
-    seen = report["seen_in_training"]
-    notes: list[tuple[Any, ...]] = [(RESEARCH_USE, None)]
-    if seen["images"] or seen["of_seen_groups"]:
-        what = "left out" if seen["left_out"] else "METRICS TOO HIGH"
-        notes.insert(0, (f"{what}: images seen in training or validation", seen["images"]))
-        notes.insert(1, ("and images of groups that were seen there", seen["of_seen_groups"]))
-    if "report" in report:
-        notes.append((report["report"], None))
-    table = find_task(report["task"]).class_table(metrics)
-    if table is not None:
-        columns, classes = table
-        blanks = [None] * (len(columns) - 2)
-        rows = [(*row, "") for row in classes] + _intervals(report, len(columns) - 1)
-        rows += [(note, value, *blanks, "") for note, value in notes]
-        return build_table((*columns, "95% interval"), rows, title=title)
-    skipped = (*report["intervals"], "lesions", "per_class")
-    plain = [(key, value, "") for key, value in metrics.items() if key not in skipped]
-    values = [*_intervals(report, 1), *plain, ("threshold", report.get("threshold"), "")]
-    return build_table(("", report["split"], "95% interval"), [*values, *((*note, "") for note in notes)], title=title)
-
-
-def _intervals(report: dict[str, Any], place: int) -> list[tuple[Any, ...]]:
-    """Return a row for each metric, with its value in column `place` and its interval in the last."""
     from dinomed.html.words import format_value
 
-    return [
-        (
-            name,
-            *[None] * (place - 1),
-            row["value"],
-            f"{format_value(float(row['low']))} to {format_value(float(row['high']))}",
-        )
+    metrics, title = report["metrics"], f"{report['adapter']} on {report['backbone']['name']}, split {report['split']}"
+    rows: list[tuple[Any, ...]] = [
+        (name, row["value"], f"{format_value(float(row['low']))} to {format_value(float(row['high']))}")
         for name, row in report["intervals"].items()
     ]
+    classes = find_task(report["task"]).class_table(metrics)
+    if classes is None:
+        shown = (*report["intervals"], "lesions", "per_class")
+        rows += [(key, value, "") for key, value in metrics.items() if key not in shown]
+        rows.append(("threshold", report.get("threshold"), ""))
+    tables = [build_table(("", report["split"], "95% interval"), rows, title=title)]
+    if classes is not None:
+        tables.append(build_table(*classes))
+    tables[-1].caption = "\n".join(_notes(report))
+    return tables
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    from dinomed.notice import RESEARCH_USE
+
+    seen = report["seen_in_training"]
+    notes = []
+    if seen["images"] or seen["of_seen_groups"]:
+        what = "left out" if seen["left_out"] else "METRICS TOO HIGH"
+        notes.append(
+            f"{what}: {seen['images']} images seen in training or validation, and {seen['of_seen_groups']} images of "
+            "groups that were seen there"
+        )
+    return [*notes, *([report["report"]] if "report" in report else []), RESEARCH_USE]

@@ -9,8 +9,8 @@ from dinomed.apps.options import ImageSize, Json, Output, Overwrite, Quiet, Weig
 
 def export(
     source: Annotated[str, Argument(help="Adapter folder, run folder, backbone folder, or a name.")],
-    kind: Annotated[str, Option("--format", "-f", help="onnx, safetensors, timm, transformers or monai.")],
-    output: Output,
+    format: Annotated[str, Option("--format", "-f", help="onnx, safetensors, timm, transformers or monai.")],
+    out: Output,
     dynamic_size: Annotated[
         bool, Option("--dynamic-size", help="ONNX: accept images of any size, not only that of the backbone.")
     ] = False,
@@ -28,20 +28,18 @@ def export(
     The other tool loads the export, and its outputs are compared with the original; if they differ, nothing is written.
     The folder has a card (README.md), a NOTICE and export.json. For research use only, not for diagnosis.
     """
+    arguments = locals()
     from dinomed.apps.api.heads import export as export_model
-    from dinomed.apps.output import emit
+    from dinomed.apps.output import api_arguments, emit
 
-    report = export_model(
-        source, kind, output, dynamic_size=dynamic_size, weights=weights, backbone=backbone, image_size=image_size,
-        overwrite=overwrite,
-    )  # fmt: skip
+    report = export_model(**api_arguments(arguments))
     if as_json:
         emit(report, True)
         return
     parity = report["parity"]
     shown = {
         "output": report["output"],
-        "format": kind,
+        "format": format,
         "task": report["source"]["task"],
         "files": ", ".join(report["files"]),
         "compared with": parity.get("compared_with") or parity.get("note"),

@@ -12,7 +12,7 @@ from dinomed.notice import RESEARCH_USE
 def features(
     images: Annotated[Path, Argument(help="Folder of images, one image, or a manifest.")],
     backbone: Backbone,
-    output: Output,
+    out: Output,
     weights: Weights = None,
     tokens: Annotated[str, Option("--tokens", help="cls, mean (of the patch tokens) or cls+mean.")] = "cls",
     image_size: ImageSize = None,
@@ -30,11 +30,11 @@ def features(
     from dinomed.apps.output import emit
     from dinomed.features.table import check_table_output
 
-    check_table_output(output, tokens, overwrite=overwrite)  # before a backbone is downloaded
+    check_table_output(out, tokens, overwrite=overwrite)  # before a backbone is downloaded
     frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
-    table = extract_features(frozen, images, out=output, tokens=tokens, overwrite=overwrite)
+    table = extract_features(frozen, images, out=out, tokens=tokens, overwrite=overwrite)
     report = {
-        "table": str(output),
+        "table": str(out),
         "images": table.images,
         "dimension": table.dimension,
         "backbone": frozen.name,

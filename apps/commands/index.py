@@ -16,7 +16,7 @@ Where = Annotated[
 def index(
     data: Annotated[Path, Argument(help="Manifest (.parquet or .csv), or a folder of images.")],
     backbone: Backbone,
-    output: Output,
+    out: Output,
     weights: Weights = None,
     kind: Annotated[
         str,
@@ -57,17 +57,16 @@ def index(
     Writes the folder OUTPUT with index.safetensors. The index holds paths, groups and labels, as the manifest does, and
     refers to the images and the backbone where they are now. For research use only, not for diagnosis.
     """
-    from dinomed.apps.api.retrieval import build_index_with_report
-    from dinomed.apps.output import emit
+    arguments = locals()
+    from dinomed.apps.api.retrieval import build_index
+    from dinomed.apps.output import api_arguments, emit
     from dinomed.notice import RESEARCH_USE
 
-    image_index, unreadable = build_index_with_report(
-        backbone, data, output, kind=kind, pool=pool, gem_power=gem_power, whiten=whiten, where=where or (),
-        weights=weights, image_size=image_size, cache=cache, overwrite=overwrite, device=device,
-    )  # fmt: skip
+    image_index = build_index(**api_arguments(arguments))
+    unreadable = image_index.vector_index.manifest.unreadable
     record, frozen = image_index.vector_index.record, image_index.backbone
     report = {
-        "index": str(output),
+        "index": str(out),
         "images": len(image_index),
         "dimension": record.dimension,
         "kind": record.kind,

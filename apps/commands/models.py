@@ -35,9 +35,10 @@ def _show(report: dict[str, Any]) -> None:
         )
         for row in report["backbones"]
     ]
-    head = ("backbone", "channels", "blocks", "patch", "registers", "weights", "licence", "")
+    head = ("backbone", "channels", "blocks", "patch", "registers", "weights", "licence", "file")
     emit(report, False, build_table(head, backbones))
     columns = ("summary", "source", "package", "licence")
     adapters = [(f"{row['task']} --head {row['name']}", *(row[key] for key in columns)) for row in report["adapters"]]
-    adapters.append((report["purpose"], *[None] * len(columns)))
-    emit(report, False, build_table(("adapter", "description", "source", "package", "licence"), adapters))
+    heads = build_table(("adapter", "description", "source", "package", "licence"), adapters)
+    heads.caption = report["purpose"]
+    emit(report, False, heads)

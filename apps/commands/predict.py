@@ -11,7 +11,7 @@ from dinomed.apps.options import Device, Json, Output, Overwrite, Quiet
 def predict(
     adapter: Annotated[Path, Argument(help="Adapter folder, as `dinomed train` writes it.")],
     images: Annotated[Path, Argument(help="Folder of images, one image, or a manifest.")],
-    output: Output,
+    out: Output,
     backbone: Annotated[str | None, Option("--backbone", "-b", help="Path of its backbone, if it was moved.")] = None,
     unit: Annotated[
         str | None,
@@ -30,21 +30,14 @@ def predict(
     cannot be read are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command
     continues where it stopped. For research use only.
     """
+    arguments = locals()
     from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE
     from dinomed.apps.api.heads import predict as predict_images
-    from dinomed.apps.output import emit
+    from dinomed.apps.output import api_arguments, emit
     from dinomed.errors import DinomedError
     from dinomed.notice import RESEARCH_USE
 
-    done = predict_images(
-        adapter,
-        images,
-        output,
-        backbone=backbone,
-        unit=unit,  # type: ignore[arg-type]
-        overwrite=overwrite,
-        device=device,
-    )
+    done = predict_images(**api_arguments(arguments))
     report: dict[str, Any] = {"output": str(done.folder), "table": str(done.folder / TABLE_FILE)}
     if unit == "group":
         report |= {"groups": done.images, "kept": done.kept}

@@ -22,7 +22,7 @@ def probe(
         Option("--few-shot", help="Evaluate by the number of labelled groups of each class, such as 1,2,4,8,16,all."),
     ] = None,
     seeds: Annotated[int, Option("--seeds", help="Number of draws for each number of --few-shot.", min=1, max=100)] = 5,
-    output: Annotated[
+    out: Annotated[
         Path | None, Option("--output", "-o", help="Folder for few_shot.json and report.html.", show_default=False)
     ] = None,
     overwrite: Overwrite = False,
@@ -41,13 +41,11 @@ def probe(
     With --few-shot, logistic regressions with a fixed penalty are fitted on few labelled groups (patients, lesions) of
     each class, with several draws of each number; -o writes a page with curves. For research use only.
     """
+    arguments = locals()
     from dinomed.apps.api.backbones import probe as probe_backbone
-    from dinomed.apps.output import emit
+    from dinomed.apps.output import api_arguments, emit
 
-    report = probe_backbone(
-        backbone, data, untrained=untrained, weights=weights, label=label, split=split, shots=shots, seeds=seeds,
-        out=output, overwrite=overwrite, image_size=image_size, cache=cache, seed=seed, device=device,
-    )  # fmt: skip
+    report = probe_backbone(**api_arguments(arguments))
     emit(report, as_json, None if as_json else _table(report) if shots is None else _few_shot_table(report))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def scan(
     folder: Annotated[Path, Argument(help="Folder of images; its subfolders are scanned too.", show_default=False)],
-    output: Output,
+    out: Output,
     labels: Annotated[
         str | None,
         Option(
@@ -67,16 +67,13 @@ def scan(
     Files that cannot be read are listed in OUT.unreadable.csv, with reasons. Splits are by group. For research use
     only, not for diagnosis.
     """
+    arguments = locals()
     from dinomed.apps.api.datasets import scan_with_report, unreadable_list
-    from dinomed.apps.output import emit
+    from dinomed.apps.output import api_arguments, emit
 
-    result = scan_with_report(
-        folder, labels, out=output, image_column=image_column, label=label, group=group, mask=mask, split=split,
-        ratios=_parse_ratios(ratios), seed=seed, workers=workers, follow_links=follow_links, keep_ids=keep_ids,
-        allow_unreadable=allow_unreadable, label_maps=label_maps, overwrite=overwrite,
-    )  # fmt: skip
-    listed = str(unreadable_list(output)) if result.unreadable else None
-    report = {"manifest": str(output), "unreadable_list": listed, **summarize(result)}
+    result = scan_with_report(**api_arguments(arguments | {"ratios": _parse_ratios(ratios)}))
+    listed = str(unreadable_list(out)) if result.unreadable else None
+    report = {"manifest": str(out), "unreadable_list": listed, **summarize(result)}
     emit(report, as_json, None if as_json else _table(report))
 
 

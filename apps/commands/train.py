@@ -21,7 +21,7 @@ class Training:
 
     backbone: Backbone
     data: Data
-    output: Output
+    out: Output
     head: Annotated[
         str | None,
         Option("--head", help="Name of the head, see `dinomed models` (short for --set head.name=NAME)."),
@@ -35,7 +35,7 @@ class Training:
     config: Annotated[
         Path | None, Option("--config", "-c", help="YAML file, such as configs/adapters/segment.yaml.")
     ] = None
-    overrides: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None
+    settings: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None
     weights: Weights = None
     cache: Cache = None
     seed: Annotated[int | None, Option("--seed", help="Replaces the seed of the config.", min=0)] = None
@@ -47,13 +47,9 @@ class Training:
     def fit(self, task: str, **targets: Any) -> None:
         """Train a head for a task and print the result; `targets` are options that the task alone has."""
         from dinomed.apps.api.heads import train
+        from dinomed.apps.output import api_arguments
 
-        result = train(
-            task, self.backbone, self.data, self.output, head=self.head, tune=self.tune, config=self.config,
-            settings=self.overrides, weights=self.weights, cache=self.cache, seed=self.seed, overwrite=self.overwrite,
-            device=self.device, **targets,
-        )  # fmt: skip
-        _report(result, self.as_json)
+        _report(train(task, **api_arguments(vars(self) | targets)), self.as_json)
 
 
 @expand

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dinomed.apps.demos.serve import Address, choose_address, private_environment, serve
-from dinomed.apps.quickstart.examples import write_examples
+from dinomed.apps.pages.examples import write_examples
 from dinomed.errors import UsageError
 from dinomed.html.album import spaced_indices
 from dinomed.log import logger

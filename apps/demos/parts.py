@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dinomed.apps.quickstart.examples import MAX_PIXELS
+from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError
 from dinomed.io.files import sha256_file

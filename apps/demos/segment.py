@@ -16,7 +16,7 @@ from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
 from dinomed.apps.demos.parts import PUT_AWAY, Picture, inline_map
 from dinomed.apps.demos.recent import Recent, VisitedPicture
-from dinomed.apps.quickstart.examples import MAX_PIXELS
+from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 
 KEPT_PIXELS = 2 * MAX_PIXELS  # of all visitors in total, 4 bytes per pixel

@@ -2,6 +2,11 @@
 
 import numpy as np
 
+from dinomed.datasets.manifest import Manifest
+from dinomed.images.read import read_image, read_mask
+from dinomed.metrics.segmentation import Overlap, overlap, segmentation_metrics
+from dinomed.progress import track
+
 
 def otsu_threshold(gray: np.ndarray) -> int:
     """Return the gray value (0 to 255) that maximises the variance between the two classes of the histogram.
@@ -25,3 +30,13 @@ def otsu_mask(image: np.ndarray) -> np.ndarray:
     """Return the pixels on the dark side of Otsu's threshold: uint8 (H, W, 3) to uint8 (H, W) of 0 and 1."""
     gray = image.mean(axis=-1).round().astype(np.uint8)
     return (gray <= otsu_threshold(gray)).astype(np.uint8)
+
+
+def otsu_dice(images: Manifest) -> float:
+    """Return the mean Dice of Otsu's threshold on the images that have a mask."""
+    overlaps: list[Overlap] = []
+    for row in track(range(len(images)), "Otsu's threshold"):
+        if path := images.mask_path(row):
+            image = read_image(images.path(row))
+            overlaps.append(overlap(read_mask(path, size=(image.shape[0], image.shape[1])), otsu_mask(image)))
+    return segmentation_metrics(overlaps)["dice"]

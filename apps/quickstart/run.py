@@ -1,218 +1,204 @@
-"""Quickstart: scan, pretrain, probe, train and evaluate heads, report. Each step runs a command and prints it.
+"""Quickstart: from images to a report and a demo, as calls of the Python API."""
 
-After the scan, `dinomed.apps.quickstart.scope` decides which steps the images allow; these steps are printed.
-"""
-
-import json
+import shlex
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dinomed.apps.quickstart.journal import JOURNAL, Journal
+import dinomed
+from dinomed.apps.api.datasets import scan_with_report
+from dinomed.apps.api.inputs import PathLike, Settings, config_path, override_list
+from dinomed.apps.api.pretraining import pretrain
+from dinomed.apps.cli import command_words
+from dinomed.apps.pages.examples import write_examples
+from dinomed.apps.quickstart.baselines import otsu_dice
+from dinomed.apps.quickstart.report import PROBE_METRICS, SYNTHETIC, build_report
 from dinomed.apps.quickstart.scope import Scope, find_scope
-from dinomed.apps.quickstart.table import COLUMNS, SYNTHETIC, probe_columns, table_of
+from dinomed.apps.quickstart.steps import STEPS_FILE, Steps
 from dinomed.config import load_config, to_yaml
-from dinomed.configs import find_config
-from dinomed.datasets.manifest import read_manifest
+from dinomed.datasets.manifest import Manifest
+from dinomed.device import resolve_device
 from dinomed.errors import UsageError
-from dinomed.io.files import sha256_file, write_json, write_text
+from dinomed.html.album import spaced_indices
+from dinomed.io.files import read_json, sha256_file, write_json, write_text
 from dinomed.io.output_folder import locked, prepare_output
 from dinomed.log import logger
 from dinomed.notice import RESEARCH_USE
+from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.run_folder import UNTRAINED
 
-__all__ = ["COLUMNS", "NUM_EXAMPLES", "Plan", "run_quickstart", "show_results"]
-
-CONFIG = "configs/pretrain/quickstart.yaml"
-SEGMENT_CONFIG = "configs/adapters/segment.yaml"
+CONFIG, SEGMENT_CONFIG = "quickstart", "segment"
 NUM_EXAMPLES = 6
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The options of ``dinomed quickstart``; see its help."""
+def quickstart(
+    out: PathLike = "runs/quickstart",
+    *,
+    data: PathLike | None = None,
+    labels: str | None = None,
+    group: str | None = None,
+    mask: str | None = None,
+    count: int = 600,
+    settings: Settings | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    demo: bool = False,
+) -> dict[str, Any]:
+    """Run the main steps once: scan, pretrain, train heads, evaluate, index, report, demo.
 
-    folder: Path
-    data: Path | None = None
-    labels: str | None = None
-    group: str | None = None
-    mask: str | None = None
-    count: int = 600
-    overrides: tuple[str, ...] = ()
-    seed: int = 0
-    device: str = "auto"
-    quiet: bool = False
+    Each step calls a function of `dinomed` and is printed as its command. The same call continues an interrupted
+    quickstart. Images need labels for classification, and masks for segmentation. The command is
+    ``dinomed quickstart``.
 
-    @property
-    def device_options(self) -> list[str]:
-        return ["--device", self.device] if self.device != "auto" else []
-
-    @property
-    def seed_options(self) -> list[str]:
-        return ["--seed", str(self.seed)] if self.seed else []
-
-
-def run_quickstart(plan: Plan) -> dict[str, Any]:
-    """Run all steps that the images allow.
+    Args:
+        out: folder for all results.
+        data: folder of images; None for synthetic lesions, which take less than 10 minutes on 2 cores.
+        labels: as in `dinomed.scan`; None for labels.csv in the folder, if it exists.
+        group: as in `dinomed.scan`.
+        mask: as in `dinomed.scan`.
+        count: number of synthetic images.
+        settings: settings of the pretraining that override the config, such as ``{"run.steps": 20}``.
+        seed: seed of all steps.
+        device: auto, cpu, cuda, cuda:N or mps.
+        demo: at the end, serve the demo of all results until a signal arrives.
 
     Returns:
-        The results, which the table, ``results.json`` and the report show.
+        The results, as in results.json: metrics of both backbones (pretrained and untrained), and the paths of the
+        adapters, the index and the report.
 
     Raises:
-        UsageError: the folder of images is missing, has too few images, or contains the output folder; or a step fails.
-        DinomedError: another process uses the output folder.
+        UsageError: the folder of images is missing, has too few images, or contains `out`; or a step fails.
+        DinomedError: another process uses `out`.
+
+    Example:
+        >>> tiny = {"run.steps": 1, "run.batch_size": 8, "run.workers": 0, "crops.num_local": 1, "backbone.depth": 1}
+        >>> results = dinomed.quickstart("runs/quick", data="lesions/images", settings=tiny)   # images without labels
+        >>> results["scope"].split(". Not done:")[0]
+        'Plan: pretrain on 42 images, index for similar cases'
     """
-    if plan.data is not None and plan.folder.resolve().is_relative_to(plan.data.resolve()):
+    folder = Path(out)
+    if data is not None and folder.resolve().is_relative_to(Path(data).resolve()):
         raise UsageError(
-            f"output {plan.folder} is inside the folder of images, and the next scan would include it; "
-            "choose another folder with -o"
+            f"output {out} is inside the folder of images, and the next scan would include it; "
+            "choose another folder with `out`"
         )
-    _check_settings(plan)
-    prepare_output(plan.folder, overwrite=True, marker=JOURNAL)
-    with locked(plan.folder):
-        return _run(plan, Journal(plan.folder, ["--quiet"] if plan.quiet else []))
-
-
-def _check_settings(plan: Plan) -> None:
-    """Check settings and device before the first step, so that no later step refuses them."""
-    from dinomed.device import resolve_device
-    from dinomed.pretrain.config import PretrainConfig
-
-    load_config(PretrainConfig, find_config(CONFIG), plan.overrides)
-    resolve_device(plan.device)
-
-
-def _run(plan: Plan, journal: Journal) -> dict[str, Any]:
-    start = time.monotonic()
-    images = plan.data or _draw_lesions(plan)
-    path = plan.folder / "images.parquet"
-    scanned = journal.run("scan", images, *_scan_options(plan, images), "-o", path, output=path, always=True)
-    journal.depends_on(sha256_file(path))
-    manifest, masks = read_manifest(path), scanned["masks"]
-    scope = find_scope(manifest, images, plan.seed, all_empty=masks["masks"] == masks["empty"])
-    logger.info(f"\n{scope.sentence()}")
-
-    run = plan.folder / "ssl"
-    pretrained = _pretrain(plan, journal, scope.images, path, run)
-    rows: list[dict[str, Any]] = [{"method": "pretrained here"}, {"method": "the same backbone, untrained"}]
-    backbones = (run, run / UNTRAINED)
-    classifier = _classify(plan, journal, scope, path, backbones, rows)
-    segmenter = _segment(plan, journal, scope, path, backbones, rows)
-
-    from dinomed.apps.quickstart.report import ReportData, write_report
-
-    report_data = ReportData(manifest, scanned, scope, pretrained, run, segmenter)
-    examples = plan.folder / "examples"
-    written = report_data.write_examples(examples, NUM_EXAMPLES) if segmenter else []
-    if scope.judge_masks:
-        rows.append({"method": "Otsu's threshold, no model", "dice": report_data.otsu_dice()})
-    results = {
-        "data": SYNTHETIC if plan.data is None else str(plan.data),
-        "images": scanned["images"],
-        "classes": scanned["classes"],
-        "scope": scope.sentence(),
-        "results": rows,
-        "classifier": classifier,
-        "segmenter": segmenter and str(segmenter),
-        "examples": str(examples) if written else None,
-        "report": str(plan.folder / "report.html"),
-        "seconds": round(time.monotonic() - start, 1),
-        "note": RESEARCH_USE,
-    }
-    write_json(plan.folder / "results.json", results)
-    write_text(plan.folder / "report.html", write_report(report_data, results, journal, plan.device))
+    overrides = override_list(settings, run__seed=seed or None)
+    path = config_path(CONFIG, "pretrain")
+    config = load_config(PretrainConfig, path, overrides)  # settings and device are checked before the first step
+    resolve_device(device)
+    prepare_output(folder, overwrite=True, marker=STEPS_FILE)
+    with locked(folder):
+        start, steps = time.monotonic(), Steps(folder)
+        source, run, index = folder / "images.parquet", folder / "ssl", folder / "index"
+        images = Path(data or folder / "lesions")
+        if data is None:
+            draw_lesions(images, count, seed)
+            group = "lesion_id"
+        labels = labels or ("labels.csv" if (images / "labels.csv").is_file() else None)
+        scanned = steps.run(
+            "scan", _scan, folder=images, out=source, labels=labels, group=group, mask=mask, seed=seed, always=True
+        )
+        steps.depends_on(sha256_file(source))
+        manifest, masks = dinomed.open_dataset(source), scanned["masks"]
+        scope = find_scope(manifest, images, seed, all_empty=masks["masks"] == masks["empty"])
+        logger.info(f"\n{scope.sentence()}")
+        if scope.images < config.run.batch_size:
+            overrides.insert(0, f"run.batch_size={scope.images}")
+        steps.depends_on(to_yaml(load_config(PretrainConfig, path, overrides)))
+        trained = steps.run(
+            "pretrain", pretrain, config=CONFIG, data=source, out=run, settings=overrides, device=device
+        )
+        rows: list[dict[str, Any]] = [{"method": "pretrained here"}, {"method": "the same backbone, untrained"}]
+        heads = _train_heads(steps, scope, source, dict(zip((run, run / UNTRAINED), rows, strict=True)), seed, device)
+        where = ["split=train"] if "train" in manifest.column("split") else None  # no image of test among the cases
+        steps.run("index", dinomed.build_index, data=source, backbone=run, out=index, where=where, device=device)
+        if scope.judge_masks:
+            rows.append({"method": "Otsu's threshold, no model", "dice": otsu_dice(manifest.select(split="test"))})
+        results = {
+            "data": SYNTHETIC if data is None else str(data),
+            "images": len(manifest),
+            "scope": scope.sentence(),
+            "results": rows,
+            **heads,
+            "index": str(index),
+            "examples": str(_write_examples(manifest, folder / "examples")),
+            "report": str(folder / "report.html"),
+            "seconds": round(time.monotonic() - start, 1),
+            "note": RESEARCH_USE,
+        }
+        write_json(folder / "results.json", results)
+        write_text(folder / "report.html", build_report(folder, results, trained, manifest, steps.seconds, device))
+    if demo:
+        show_demo(results, device)
     return results
 
 
-def _classify(
-    plan: Plan, journal: Journal, scope: Scope, data: Path, backbones: Sequence[Path], rows: list[dict[str, Any]]
-) -> dict[str, Any] | None:
-    """Probe both backbones, and train a classifier on the first; metrics of the probes are added to `rows`.
+def show_demo(results: dict[str, Any], device: str = "auto") -> None:
+    """Serve the demo of all results until a signal arrives."""
+    paths = {name: results[name] for name in ("segment", "classify", "index", "examples") if results[name]}
+    logger.info(f"\n$ dinomed {shlex.join(command_words(['demo', 'all'], paths))}")
+    dinomed.demo(**paths, device=device)
+
+
+def _scan(**arguments: Any) -> dict[str, Any]:
+    return {"masks": scan_with_report(**arguments).masks}
+
+
+def _train_heads(
+    steps: Steps, scope: Scope, source: Path, rows: dict[Path, dict[str, Any]], seed: int, device: str
+) -> dict[str, Any]:
+    """Train and evaluate the heads; add the metrics of each backbone on test to its row.
 
     Returns:
-        The metrics of the classifier on test; None if there are none.
+        The adapter folders on the first backbone (`classify`, `segment`), or None; and the metrics of the classifier.
     """
-    options = [*plan.seed_options, *plan.device_options]
-    if scope.judge_classes:
-        for row, backbone in zip(rows, backbones, strict=True):
-            row |= probe_columns(journal.run("probe", backbone, "--data", data, *options))
-    if not scope.classify:
-        return None
-    adapter = plan.folder / "cls"
-    journal.run(
-        "train", "classify", "--backbone", backbones[0], "--data", data, "-o", adapter, *options, output=adapter
-    )
-    if not scope.judge_classes:
-        return None
-    return journal.run("evaluate", adapter, "--data", data, "--split", "test", *plan.device_options)["metrics"]
-
-
-def _segment(
-    plan: Plan, journal: Journal, scope: Scope, data: Path, backbones: Sequence[Path], rows: list[dict[str, Any]]
-) -> Path | None:
-    """Train a segmenter on the first backbone. If test has masks, train on both, and add their Dice to `rows`.
-
-    Returns:
-        The first adapter folder; None if no segmenter is trained.
-    """
-    if not scope.segment:
-        return None
-    adapters = (plan.folder / "seg", plan.folder / "seg_untrained") if scope.judge_masks else (plan.folder / "seg",)
-    for row, backbone, adapter in zip(rows, backbones, adapters, strict=False):
-        journal.run(
-            "train", "segment", "--backbone", backbone, "--data", data, "-o", adapter, "--config", SEGMENT_CONFIG,
-            *plan.seed_options, *plan.device_options, output=adapter,
+    adapters: dict[str, Any] = {"classify": None, "classifier": None, "segment": None}
+    shared: dict[str, Any] = {"data": source, "device": device}
+    for backbone, row in rows.items() if scope.judge_classes else ():
+        report = steps.run("probe", dinomed.probe, backbone=backbone, seed=seed, **shared)
+        row |= {f"{method}_{metric}": report[method][metric] for method, metric in PROBE_METRICS}
+    backbones = list(rows)
+    fits = [("classify", backbones[0], None)] if scope.classify else []
+    if scope.segment:
+        fits += [("segment", backbone, SEGMENT_CONFIG) for backbone in backbones[: 1 + scope.judge_masks]]
+    for task, backbone, config in fits:
+        is_first = backbone == backbones[0]
+        adapter = source.parent / (task if is_first else f"{task}_untrained")
+        steps.run(
+            f"train {task}", partial(dinomed.train, task), backbone=backbone, out=adapter, config=config,
+            seed=seed or None, **shared,
         )  # fmt: skip
-        if scope.judge_masks:
-            report = journal.run("evaluate", adapter, "--data", data, "--split", "test", *plan.device_options)
-            row["dice"] = report["metrics"]["dice"]
-    return adapters[0]
+        adapters[task] = adapters[task] or str(adapter)
+        if scope.judge_classes if task == "classify" else scope.judge_masks:
+            page = source.parent / f"{task}_test" if is_first else None
+            report = steps.run("evaluate", dinomed.evaluate, adapter=adapter, split="test", out=page, **shared)
+            if task == "classify":
+                adapters["classifier"] = report["metrics"]
+            else:
+                rows[backbone]["dice"] = report["metrics"]["dice"]
+    return adapters
 
 
-def show_results(results: dict[str, Any]) -> Any:
-    """Return the table of methods and their results on the test split."""
-    from dinomed.apps.output import build_table
-
-    title = f"{results['images']:,} images ({results['data']}), test split; {RESEARCH_USE}"
-    return build_table(*table_of(results), title=title)
-
-
-def _draw_lesions(plan: Plan) -> Path:
-    """Return the folder of synthetic lesions. Draw them if they are incomplete, or have another seed or count."""
+def draw_lesions(folder: Path, count: int, seed: int) -> None:
+    """Draw synthetic lesions, unless the folder has them with the same seed and count."""
     from dinomed.datasets.synthetic.lesions import write_lesions
 
-    folder, note = plan.folder / "lesions", plan.folder / "lesions.json"
-    settings = {"count": plan.count, "seed": plan.seed}
-    if note.exists() and json.loads(note.read_text()) == settings and (folder / "labels.csv").exists():
-        return folder
+    note, settings = folder.with_suffix(".json"), {"count": count, "seed": seed}
+    if note.exists() and read_json(note) == settings and (folder / "labels.csv").exists():
+        return
     if note.exists():
         shutil.rmtree(folder, ignore_errors=True)  # the note shows that a quickstart wrote this folder
     write_json(note, settings)
-    logger.info(f"drawing {plan.count} synthetic lesion images into {folder}")
-    return write_lesions(folder, count=plan.count, seed=plan.seed)
+    logger.info(f"drawing {count} synthetic lesion images into {folder}")
+    write_lesions(folder, count=count, seed=seed)
 
 
-def _scan_options(plan: Plan, images: Path) -> list[str]:
-    if plan.data is None:
-        return ["--labels", "labels.csv", "--group", "lesion_id"]
-    labels = plan.labels or ("labels.csv" if (images / "labels.csv").is_file() else None)
-    options = {"--labels": labels, "--group": plan.group, "--mask": plan.mask}
-    return [word for option, value in options.items() if value for word in (option, value)] + plan.seed_options
-
-
-def _pretrain(plan: Plan, journal: Journal, images: int, data: Path, out: Path) -> dict[str, Any]:
-    from dinomed.pretrain.config import PretrainConfig
-
-    overrides = list(plan.overrides)
-    config = load_config(PretrainConfig, find_config(CONFIG), overrides)
-    if images < config.run.batch_size:  # fewer images than a batch
-        overrides.insert(0, f"run.batch_size={images}")
-    if plan.seed:
-        overrides.append(f"run.seed={plan.seed}")
-    journal.depends_on(to_yaml(load_config(PretrainConfig, find_config(CONFIG), overrides)))
-    settings = [word for override in overrides for word in ("--set", override)]
-    options = ["--data", data, "-o", out, *settings, *plan.device_options]
-    return journal.run("pretrain", CONFIG, *options, output=out, resume=True)
+def _write_examples(manifest: Manifest, folder: Path) -> Path:
+    """Write images for the demo: of test if there are any (not seen in training), else of val, else of train."""
+    splits = [manifest.select(split=split) for split in ("test", "val", "train")]
+    images = next((images for images in splits if len(images)), manifest)
+    shutil.rmtree(folder, ignore_errors=True)
+    write_examples([images.path(row) for row in spaced_indices(len(images), NUM_EXAMPLES)], folder, NUM_EXAMPLES)
+    return folder

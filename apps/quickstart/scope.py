@@ -44,6 +44,7 @@ class Scope:
             steps.append(f"classify {self.classes} classes ({_measured(self.judge_classes)})")
         if self.segment:
             steps.append(f"segment, from {self.masks:,} masks ({_measured(self.judge_masks)})")
+        steps.append("index for similar cases")
         left_out = f". Not done: {'; '.join(self.refused)}" if self.refused else ""
         return f"Plan: {', '.join(steps)}{left_out}."
 
@@ -60,15 +61,22 @@ def find_scope(manifest: Manifest, folder: Path, seed: int, *, all_empty: bool =
     Raises:
         UsageError: there are too few images for pretraining.
     """
-    images = _count_trainable(manifest)
-    if images < MIN_IMAGES:
+    scope = Scope(_count_trainable(manifest))
+    if scope.images < MIN_IMAGES:
         raise UsageError(
-            f"{folder}: {len(manifest)} readable images, {images} of them for training; a quickstart needs at least "
-            f"{MIN_IMAGES}, and hundreds for useful features; add images, or omit --data to use synthetic lesions"
+            f"{folder}: {len(manifest)} readable images, {scope.images} of them for training; a quickstart needs at "
+            f"least {MIN_IMAGES}, and hundreds for useful features; add images, or leave `data` out to use synthetic "
+            "lesions"
         )
-    scope = Scope(images)
-    _decide_classes(scope, manifest, seed)
-    _decide_masks(scope, manifest, seed, all_empty)
+    with contextlib.redirect_stderr(io.StringIO()):  # the steps print these warnings
+        for step, decide in (("classification", _decide_classes), ("segmentation", _decide_masks)):
+            try:
+                decide(scope, manifest, seed)
+            except UsageError as error:
+                scope.refused.append(f"{step} ({error})")
+    if scope.segment and all_empty:
+        scope.segment = scope.judge_masks = False
+        scope.refused.append("segmentation (every mask is empty)")
     return scope
 
 
@@ -78,54 +86,29 @@ def _measured(on_test: bool) -> str:
 
 def _decide_classes(scope: Scope, manifest: Manifest, seed: int) -> None:
     if not manifest.has("label"):
-        scope.refused.append("classification (no labels: use --labels, or a folder for each class)")
-        return
-    try:
-        train, val = _splits(labelled(manifest), "label", seed)
-    except UsageError as error:
-        scope.refused.append(f"classification ({error})")
-        return
-    classes = {*train.column("label")}
+        raise UsageError("no labels: use `labels`, or a folder for each class")
+    rows = labelled(manifest)
+    splits = fit_splits(rows, "label", seed)
+    classes = {*splits.train.column("label")}
     if len(classes) < 2:
-        scope.refused.append("classification (train has only one class)")
-    elif not classes.intersection(val.column("label")):
-        scope.refused.append("classification (no class of val occurs in train)")
-    else:
-        scope.classify, scope.classes = True, len(classes)
-        scope.judge_classes = len(classes.intersection(_test_column(labelled(manifest), "label"))) >= 2
-        if not scope.judge_classes:
-            scope.refused.append("metrics of the classes (test has images of fewer than two classes of train)")
+        raise UsageError("train has only one class")
+    if not classes.intersection(splits.val.column("label")):
+        raise UsageError("no class of val occurs in train")
+    scope.classify, scope.classes = True, len(classes)
+    scope.judge_classes = len(classes.intersection(rows.select(split="test").column("label"))) >= 2
+    if not scope.judge_classes:
+        scope.refused.append("metrics of the classes (test has images of fewer than two classes of train)")
 
 
-def _decide_masks(scope: Scope, manifest: Manifest, seed: int, all_empty: bool) -> None:
+def _decide_masks(scope: Scope, manifest: Manifest, seed: int) -> None:
     if not manifest.has("mask"):
-        scope.refused.append(
-            "segmentation and demo (no masks: add a folder `masks` with files named like their images)"
-        )
-        return
-    if all_empty:
-        scope.refused.append("segmentation and demo (every mask is empty)")
-        return
-    try:
-        train, val = _splits(masked(manifest), None, seed)
-    except UsageError as error:
-        scope.refused.append(f"segmentation and demo (images with masks: {error})")
-        return
-    scope.segment, scope.masks = True, len(train) + len(val)
-    scope.judge_masks = bool(_test_column(masked(manifest), "mask"))
+        raise UsageError("no masks: add a folder 'masks' with files named like their images")
+    rows = masked(manifest)
+    splits = fit_splits(rows, None, seed)
+    scope.segment, scope.masks = True, len(splits.train) + len(splits.val)
+    scope.judge_masks = len(rows.select(split="test")) > 0
     if not scope.judge_masks:
         scope.refused.append("metrics of the segmentation (no mask in test)")
-
-
-def _splits(rows: Manifest, column: str | None, seed: int) -> tuple[Manifest, Manifest]:
-    """Return train and val as the steps select them. Warnings are hidden, because the steps print them again."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        splits = fit_splits(rows, column, seed)
-    return splits.train, splits.val
-
-
-def _test_column(rows: Manifest, column: str) -> list[str]:
-    return rows.select(split="test").column(column)
 
 
 def _count_trainable(manifest: Manifest) -> int:

@@ -56,8 +56,19 @@ def build_page(title: str, parts: Sequence[str]) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n"
-        f'<p class="research">{RESEARCH_USE.capitalize()}.</p>\n' + "\n".join(parts) + "\n</body></html>\n"
+        f'<p class="research">{RESEARCH_USE.capitalize()}.</p>\n<main>\n'
+        + "\n".join(parts)
+        + "\n</main></body></html>\n"
     )
+
+
+def parts_of(document: str) -> str:
+    """Return the parts of a document that `build_page` built, for another page.
+
+    >>> parts_of(build_page("Evaluation", [paragraph("all good")]))
+    '<p>all good</p>'
+    """
+    return document.partition("<main>\n")[2].rpartition("\n</main>")[0]
 
 
 def heading(text: str) -> str:

@@ -80,12 +80,36 @@ def test_tables_state_that_they_are_for_research(trained: Path, run) -> None:
     assert "research use only" in out
 
 
+def cells_of(table: str) -> list[list[str]]:
+    """Return the cells of each line of a printed table that has cells."""
+    lines = [line.replace("┃", "│") for line in table.splitlines()]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+
+
+def test_each_metric_of_a_classifier_stands_under_its_own_header(trained: Path, run) -> None:
+    code, out, err = run("evaluate", trained / "cls", "--data", trained / "derm.parquet")
+    assert code == 0, err
+    report = json.loads(run("evaluate", trained / "cls", "--data", trained / "derm.parquet", "--json")[1])
+    rows = cells_of(out)
+    header = rows.index(["class", "n", "sensitivity", "AUROC", "AUPRC"])
+    metrics, classes = rows[:header], rows[header + 1 :]
+    assert metrics[0] == ["", "test", "95% interval"]
+    printed = {name: float(value) for name, value, _ in metrics[1:]}
+    assert printed == {name: pytest.approx(row["value"], abs=5e-4) for name, row in report["intervals"].items()}
+    assert [row[0] for row in classes] == list(report["metrics"]["per_class"])
+    for row in classes:
+        expected = report["metrics"]["per_class"][row[0]]
+        assert float(row[3]) == pytest.approx(expected["auroc"], abs=5e-4)
+        assert float(row[4]) == pytest.approx(expected["auprc"], abs=5e-4)
+
+
 def test_an_evaluation_on_images_of_the_fit_is_a_warning(trained: Path, run) -> None:
     options = ("evaluate", trained / "cls", "--data", trained / "derm.parquet", "--split", "val")
     code, out, err = run(*options)
     assert code == 0
     assert "the metrics are too high" in err
-    assert "METRICS TOO HIGH: images seen in training" in out
+    assert "METRICS TOO HIGH: " in out
+    assert "images seen in training or validation" in " ".join(out.split())
     code, out, _ = run(*options, "--json")
     assert json.loads(out)["seen_in_training"]["images"] == json.loads(out)["metrics"]["n"]
 

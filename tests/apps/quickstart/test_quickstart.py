@@ -1,6 +1,7 @@
 """The main job on small collections: all of it, and as much of it as the images allow."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dinomed
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.apps import cli
 from dinomed.apps.quickstart import run as quickstart
+from dinomed.apps.quickstart.report import COLUMNS
 from dinomed.config import load_config
 from dinomed.configs import find_config
+from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig
 
 TINY = """
@@ -56,14 +60,18 @@ def test_synthetic_lesions_from_pictures_to_report(tmp_path: Path, capsys: pytes
     results, messages = run(capsys, "--count", "48", "-o", str(folder))
     pretrained, untrained, otsu = results["results"]
     for row in (pretrained, untrained):
-        assert set(row) == {"method", *quickstart.COLUMNS}
-        assert all(0 <= row[name] <= 1 for name in quickstart.COLUMNS)
+        assert set(row) == {"method", *COLUMNS}
+        assert all(0 <= row[name] <= 1 for name in COLUMNS)
     assert 0 < otsu["dice"] <= 1
     assert pretrained != {**untrained, "method": pretrained["method"]}  # not the same backbone twice
-    for command in ("scan", "pretrain", "probe", "train classify", "train segment", "evaluate"):
+    for command in ("scan", "pretrain", "probe", "train classify", "train segment", "evaluate", "index"):
         assert f"$ dinomed {command} " in messages
     report = (folder / "report.html").read_text()
-    assert report.count("data:image/jpeg") == 7  # six segmented pictures and the PCA
+    assert "Classifier on the test split" in report  # the evaluation of both heads is part of the report
+    assert "Confusion matrix" in report
+    assert "Segmenter on the test split" in report
+    assert "Worst cases" in report
+    assert report.count("<main>") == 1  # a part of the evaluation page, not the page
     assert report.count("<polyline") >= 3
     assert "For research use only" in report
     assert "SYN_" not in report  # a file's name may be a patient's
@@ -107,10 +115,10 @@ def commands(messages: str) -> set[str]:
 def test_without_labels_and_masks_a_backbone_is_pretrained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = draw(tmp_path / "own", [f"{i:02}" for i in range(12)])
     results, messages = run(capsys, "--data", str(pictures), "-o", str(tmp_path / "out"))
-    assert results["segmenter"] is None
-    assert commands(messages) == {"scan", "pretrain"}
-    plan = messages.index("Plan: pretrain on 8 images. Not done: classification (no labels")
-    assert "segmentation and demo (no masks" in messages[plan:].splitlines()[0]
+    assert results["segment"] is None
+    assert commands(messages) == {"scan", "pretrain", "index"}
+    plan = messages.index("Plan: pretrain on 8 images, index for similar cases. Not done: classification (no labels")
+    assert "segmentation (no masks" in messages[plan:].splitlines()[0]
     assert plan < messages.index("$ dinomed pretrain")
     assert [set(row) for row in results["results"]] == [{"method"}, {"method"}]
     report = (tmp_path / "out" / "report.html").read_text()
@@ -128,8 +136,8 @@ def test_masks_in_train_only_give_a_segmenter_without_metrics(
     results, messages = run(capsys, "--data", str(pictures), "-o", str(tmp_path / "out"))
     assert "segment, from 8 masks (not measured)" in messages
     assert "metrics of the segmentation (no mask in test)" in results["scope"]
-    assert commands(messages) == {"scan", "pretrain", "train"}
-    assert (Path(results["segmenter"]) / "adapter.json").is_file()
+    assert commands(messages) == {"scan", "pretrain", "train", "index"}
+    assert (Path(results["segment"]) / "adapter.json").is_file()
     assert len(list(Path(results["examples"]).iterdir())) == 3  # of test, though it has no masks
 
 
@@ -140,7 +148,7 @@ def test_labels_alone_give_a_classifier(tmp_path: Path, capsys: pytest.CaptureFi
     label(pictures, {name: "ab"[i % 2] for i, name in enumerate(names)})
     results, messages = run(capsys, "--data", str(pictures), "-o", str(tmp_path / "out"))
     assert "classify 2 classes (measured on test)" in messages
-    assert results["segmenter"] is None
+    assert results["segment"] is None
     assert 0 <= results["classifier"]["balanced_accuracy"] <= 1
     assert 0 <= results["results"][0]["knn_auroc"] <= 1
 
@@ -176,15 +184,15 @@ def test_an_output_among_the_images_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_another_seed_draws_other_lesions(tmp_path: Path) -> None:
-    def draw(seed: int) -> bytes:
-        folder = quickstart._draw_lesions(quickstart.Plan(tmp_path, count=6, seed=seed))
-        return b"".join(path.read_bytes() for path in sorted((folder / "images").iterdir()))
+    def drawn(seed: int) -> bytes:
+        quickstart.draw_lesions(tmp_path / "lesions", 6, seed)
+        return b"".join(path.read_bytes() for path in sorted((tmp_path / "lesions" / "images").iterdir()))
 
-    first = draw(0)
-    assert draw(0) == first
-    assert draw(1) != first
+    first = drawn(0)
+    assert drawn(0) == first
+    assert drawn(1) != first
     (tmp_path / "lesions" / "labels.csv").unlink()  # cut short: the table is written last
-    assert draw(0) == first
+    assert drawn(0) == first
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "a file"])
@@ -230,17 +238,45 @@ def test_of_two_processes_in_one_folder_the_second_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("files", "expected", "options"),
+    ("files", "arguments", "options"),
     [
-        (["a.jpg"], {}, []),
+        ([], {}, []),
         (["labels.csv"], {}, ["--labels", "labels.csv"]),
         (["labels.csv"], {"labels": "other.csv", "group": "patient"}, ["--labels", "other.csv", "--group", "patient"]),
         ([], {"labels": "folders", "seed": 3}, ["--labels", "folders", "--seed", "3"]),
         ([], {"mask": "none"}, ["--mask", "none"]),
     ],
 )
-def test_own_labels_are_found_or_given(tmp_path: Path, files: list, expected: dict, options: list) -> None:
+def test_labels_of_a_folder_are_used_unless_others_are_named(
+    tmp_path: Path, files: list, arguments: dict, options: list, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "data").mkdir()
     for name in files:
-        (tmp_path / name).write_text("")
-    plan = quickstart.Plan(tmp_path / "out", data=tmp_path, **expected)
-    assert quickstart._scan_options(plan, tmp_path) == options
+        (tmp_path / "data" / name).write_text("")
+
+    def stop(**_: object) -> None:
+        raise UsageError("stopped")
+
+    monkeypatch.setattr(quickstart, "_scan", stop)
+    with pytest.raises(UsageError, match="stopped"):
+        quickstart.quickstart(tmp_path / "out", data=tmp_path / "data", **arguments)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("$ dinomed scan")]
+    words = shlex.split(line)[3:]
+    assert words[0] == str(tmp_path / "data")
+    del words[words.index("--output") : words.index("--output") + 2]
+    assert sorted(words[1:]) == sorted(options)
+
+
+def test_the_demo_shows_all_results_and_is_printed_as_its_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: dict = {}
+    monkeypatch.setattr(dinomed, "demo", lambda **arguments: shown.update(arguments), raising=False)
+    quickstart.show_demo({"segment": "q/segment", "classify": None, "index": "q/index", "examples": "q/examples"})
+    assert shown == {"segment": "q/segment", "index": "q/index", "examples": "q/examples", "device": "auto"}
+    words = shlex.split(capsys.readouterr().err.split("$ ")[1])
+    assert words[:3] == ["dinomed", "demo", "all"]
+    assert {*zip(words[3::2], words[4::2], strict=True)} == {
+        ("--segment", "q/segment"), ("--index", "q/index"), ("--examples", "q/examples")
+    }  # fmt: skip

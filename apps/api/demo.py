@@ -1,0 +1,69 @@
+"""Demo: adapters and an index in the browser."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dinomed.apps.api.inputs import FolderLike, PathLike, folder_path
+from dinomed.apps.demos.launch import serve_demo
+from dinomed.apps.demos.serve import choose_address
+
+
+def demo(
+    *,
+    segment: FolderLike | None = None,
+    classify: FolderLike | None = None,
+    index: FolderLike | None = None,
+    retrieve: bool = True,
+    backbone: PathLike | None = None,
+    examples: PathLike | None = None,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    login: PathLike | None = None,
+    anyone: bool = False,
+    names: Sequence[str] = (),
+    browser: bool = True,
+    device: str = "auto",
+) -> None:
+    """Serve adapters and an index in the browser until a signal arrives (Ctrl-C).
+
+    Each is a tab. The address is printed on stdout. Nothing leaves this machine; uploads and results are removed after
+    half an hour and at the end. The command is ``dinomed demo``.
+
+    Args:
+        segment: adapter folder of a segmenter, or the result of `dinomed.train`.
+        classify: adapter folder of a classifier.
+        index: folder of an index; visitors see its pictures and labels.
+        retrieve: with a classifier, show the index in a tab of its own too.
+        backbone: path of the backbone, if that was moved.
+        examples: folder of example pictures; None for those beside an adapter, or synthetic ones.
+        host: address to serve at; by default this machine only.
+        port: port to serve at, 0 for any; None for the first free port from 7860.
+        login: file with one line ``USER:PASSWORD``, which visitors must enter.
+        anyone: let anyone on the network in at `host`, without a login.
+        names: host names that visitors use, such as that of a proxy.
+        browser: open a browser window.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Returns:
+        None, after Ctrl-C or SIGTERM has raised KeyboardInterrupt or SystemExit.
+
+    Raises:
+        UsageError: nothing to show, an adapter of another task, or a host, port or login that is not possible.
+        DinomedError: the port is in use.
+
+    Example:
+        >>> dinomed.demo(segment="runs/seg", index="runs/index")        # doctest: +SKIP
+        >>> dinomed.demo(segment="runs/cls")
+        Traceback (most recent call last):
+        ...
+        dinomed.errors.UsageError: runs/cls is a classify adapter; this needs one made by `dinomed train segment`
+    """
+    file = None if login is None else Path(login)
+    address = choose_address(host, port, login_file=file, anyone=anyone, names=names)
+    serve_demo(
+        segment=None if segment is None else folder_path(segment),
+        classify=None if classify is None else folder_path(classify),
+        index=None if index is None else folder_path(index),
+        retrieve=retrieve, backbone=None if backbone is None else str(backbone),
+        examples=None if examples is None else Path(examples), address=address, browser=browser, device=device,
+    )  # fmt: skip

@@ -1,0 +1,112 @@
+"""Description of this machine: versions, devices and the cache of weights."""
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from dinomed.backbones.hub import cache_folder
+from dinomed.device import resolve_device
+from dinomed.layers.attention import xformers_works
+from dinomed.notice import RESEARCH_USE
+from dinomed.packages import installed_version
+
+PACKAGES = (
+    "dinomed", "torch", "torchvision", "xformers", "monai", "segmentation-models-pytorch", "albumentations",
+    "faiss-cpu", "gradio", "typer", "pydantic", "pyarrow", "scikit-learn", "safetensors", "numpy", "pillow",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """An accelerator: its name for the argument `device`, and a description."""
+
+    name: str
+    about: str
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """The folder of downloaded weights."""
+
+    folder: str
+    writable: bool
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """A machine as dinomed sees it.
+
+    Attributes:
+        python, system: versions.
+        packages: package -> its version, None if it is not installed.
+        processors: number of processors; None if unknown.
+        threads: threads that torch uses.
+        devices: accelerators that torch can use.
+        auto: the device of ``device="auto"``.
+        attention: implementation of attention in pretraining on CUDA.
+        cache: folder of downloaded weights.
+        chromium: path of Chromium, which only the browser tests need; None if it is not installed.
+        note: notice of research use.
+    """
+
+    python: str
+    system: str
+    packages: dict[str, str | None]
+    processors: int | None
+    threads: int
+    devices: list[DeviceReport]
+    auto: str
+    attention: str
+    cache: CacheReport
+    chromium: str | None
+    note: str = RESEARCH_USE
+
+
+def doctor() -> DoctorReport:
+    """Return versions, devices and the cache of this machine.
+
+    The command is ``dinomed doctor``.
+
+    Returns:
+        The report. ``dataclasses.asdict`` of it is what ``dinomed doctor --json`` prints.
+
+    Example:
+        >>> report = dinomed.doctor()
+        >>> report.packages["dinomed"] == dinomed.__version__, report.processors > 0
+        (True, True)
+    """
+    folder = cache_folder()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return DoctorReport(
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        packages={name: installed_version(name) for name in PACKAGES},
+        processors=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        devices=_devices(),
+        auto=str(resolve_device("auto")),
+        attention=_attention(),
+        cache=CacheReport(str(folder), os.access(existing, os.W_OK)),
+        chromium=shutil.which("chromium") or shutil.which("chromium-browser"),
+    )
+
+
+def _devices() -> list[DeviceReport]:
+    devices = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        about = torch.cuda.get_device_properties(index)
+        memory = f"{about.total_memory / 2**30:.0f} GiB, compute capability {about.major}.{about.minor}"
+        devices.append(DeviceReport(f"cuda:{index}", f"{about.name}, {memory}"))
+    if torch.backends.mps.is_available():
+        devices.append(DeviceReport("mps", "Apple GPU"))
+    return devices
+
+
+def _attention() -> str:
+    """Return the back-end of packed sequences, from the same trial as in pretraining."""
+    if not torch.cuda.is_available():
+        return "no CUDA device; the CPU uses torch's own"
+    return "xformers" if xformers_works(torch.bfloat16, 64) else "torch's own (xformers does not run here)"
