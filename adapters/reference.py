@@ -48,14 +48,14 @@ def find_backbone(
         relative = reference.path or reference.weights
         place = None if relative is None else Path(os.path.normpath(Path(folder) / relative))
         if place is not None and not place.exists():
-            raise DinomedError(f"the backbone of {kind} {folder} is not at {place}; say where: --backbone PATH")
+            raise DinomedError(f"the backbone of {kind} {folder} is not at {place}; say where: `backbone=PATH`")
         name, place = (str(place), None) if reference.path else (reference.name, place)
     backbone = load(name, weights=place, image_size=image_size, device=device)
     if backbone.fingerprint != reference.fingerprint:
         raise UsageError(
             f"{kind} {folder} was made on backbone {reference.name} with fingerprint {reference.fingerprint[:16]}, but "
             f"{other_place or backbone.source or backbone.name} has {backbone.fingerprint[:16]}; give the right one by "
-            f"--backbone PATH, or {remedy}"
+            f"`backbone=PATH`, or {remedy}"
         )
     return backbone
 

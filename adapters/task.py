@@ -80,12 +80,12 @@ class Task(ABC):
     ) -> "EvaluatedUnits":
         """Return the predictions as `evaluate` does, by image or by group; only classifiers predict groups."""
         if unit == "group":
-            raise UsageError(f"--unit group is for classifiers, and this is a {self.title}; leave it out")
+            raise UsageError(f"`unit=group` is for classifiers, and this is a {self.title}; leave it out")
         return self.evaluate(predictor, manifest, split)
 
     def predict_groups(self, predictor: Any, manifest: "Manifest", out: Path, *, overwrite: bool) -> Any:
         """Write a table with one row for each group; see `dinomed.adapters.tasks.classify.predict_groups`."""
-        raise UsageError(f"--unit group is for classifiers, and this is a {self.title}; leave it out")
+        raise UsageError(f"`unit=group` is for classifiers, and this is a {self.title}; leave it out")
 
     def evaluation_settings(self, predictor: Any) -> dict[str, Any]:
         """Return settings of the adapter that the report of an evaluation holds, such as its threshold."""

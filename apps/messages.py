@@ -32,12 +32,17 @@ def name_options(message: str, options: Mapping[str, str]) -> str:
     'out.csv exists; add --overwrite to replace it'
     >>> name_options("`executor='tree'` is unknown", {"executor": "--engine"})
     "--engine 'tree' is unknown"
+    >>> name_options("add `settings=['run.steps=8']`", {"settings": "--set"})
+    'add --set run.steps=8'
     """
 
     def option(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
         words = options.get(name, "--" + name.replace("_", "-"))
-        return words if value in (None, "True") else f"{words} {value}"
+        if value is None or value == "True":
+            return words
+        plain = value[2:-2] if value.startswith("['") else value
+        return f"{words} {plain}"
 
     return _ARGUMENT.sub(option, message)
 

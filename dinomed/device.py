@@ -16,7 +16,7 @@ def resolve_device(name: str = "auto") -> "torch.device":
         UsageError: the name is invalid, or this machine has no such device.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
-        raise UsageError(f"--device {name!r}: expected auto, cpu, cuda, cuda:N or mps")
+        raise UsageError(f"`device={name!r}`: expected auto, cpu, cuda, cuda:N or mps")
     import torch
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -24,11 +24,11 @@ def resolve_device(name: str = "auto") -> "torch.device":
         name = "cuda" if cuda else "mps" if mps else "cpu"
     if name.startswith("cuda"):
         if not cuda:
-            raise UsageError(f"--device {name}: this machine has no usable CUDA device; use --device cpu")
+            raise UsageError(f"`device={name}`: this machine has no usable CUDA device; use `device=cpu`")
         index = int(name.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
-            raise UsageError(f"--device {name}: this machine has CUDA devices 0 to {torch.cuda.device_count() - 1}")
+            raise UsageError(f"`device={name}`: this machine has CUDA devices 0 to {torch.cuda.device_count() - 1}")
         return torch.device("cuda", index)
     if name == "mps" and not mps:
-        raise UsageError("--device mps: not available on this machine; use --device cpu")
+        raise UsageError("`device=mps`: not available on this machine; use `device=cpu`")
     return torch.device(name)

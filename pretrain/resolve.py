@@ -116,14 +116,14 @@ def load_pretrain_config(path: Path, overrides: Iterable[str] = (), phase: str |
     if phase is None:
         return config
     if phase != "highres":
-        raise UsageError(f"--phase {phase!r} is unknown; use highres")
+        raise UsageError(f"`phase={phase!r}` is unknown; use highres")
     settings = parse_overrides(overrides)
     has_size = "global_size" in settings.get("crops", {})
     size = config.crops.global_size if has_size else HIGH_RESOLUTION  # local crops follow it
     large = to_high_resolution(load_config(PretrainConfig, path), size).model_dump()
-    config = build_config(PretrainConfig, merge(large, settings), "--phase highres")
+    config = build_config(PretrainConfig, merge(large, settings), "`phase=highres`")
     if config.start.weights is None:
-        raise UsageError("--phase highres needs the weights of a run; add --from RUN")
+        raise UsageError("`phase=highres` needs the weights of a run; add `start=RUN`")
     return config
 
 
@@ -148,7 +148,7 @@ def to_high_resolution(config: PretrainConfig, size: int = HIGH_RESOLUTION) -> P
         "run": {"steps": max(run.steps * 8 // 100, 1)},
         "start": {"resize_positions": True},
     }
-    return build_config(PretrainConfig, merge(config.model_dump(), changes), "--phase highres")
+    return build_config(PretrainConfig, merge(config.model_dump(), changes), "`phase=highres`")
 
 
 def fit_to_initialisation(config: PretrainConfig, initialisation: Initialisation | None) -> PretrainConfig:
@@ -309,5 +309,6 @@ def _check_fixed_settings(
     for key, value in before.items():
         if after[key] != value and any(key == name or key.startswith(f"{name}.") for name in fixed):
             raise UsageError(
-                f"--set {key}={value} contradicts {source}, which need {key}={after[key]}; leave the setting out"
+                f"`settings=['{key}={value}']` contradicts {source}, which need {key}={after[key]}; "
+                "leave the setting out"
             )

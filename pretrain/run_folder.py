@@ -63,7 +63,7 @@ def open_run(folder: Path, config: Config, data: dict[str, Any], *, resume: bool
     if (folder / CONFIG_FILE).exists() and not overwrite:
         checkpoints = list_checkpoints(folder / CHECKPOINTS)
         state = f"checkpoint {checkpoints[-1].name}" if checkpoints else "no checkpoint yet"
-        raise UsageError(f"run folder {folder} already holds a run ({state}); use --resume or --overwrite")
+        raise UsageError(f"run folder {folder} already holds a run ({state}); use `resume=True` or `overwrite=True`")
     prepare_output(folder, overwrite=overwrite, marker=CONFIG_FILE)
 
 

@@ -58,7 +58,7 @@ def load_state(
     try:
         checkpoint = on_main(lambda: newest_checkpoint(root))
     except DamagedCheckpoints as error:
-        raise DinomedError(f"{error}; start again with --overwrite") from None
+        raise DinomedError(f"{error}; start again with `overwrite=True`") from None
     if checkpoint is None:
         return 0, {}
     folder, state = checkpoint
@@ -69,7 +69,7 @@ def load_state(
     if missing:
         raise DinomedError(
             f"checkpoint {folder} lacks {len(missing)} tensors of this run, such as {missing[0]}; "
-            "start again with --overwrite"
+            "start again with `overwrite=True`"
         )
     fill(tensors, folder)
     if state["scaler"]:

@@ -168,7 +168,7 @@ class Trainer:
                     self._save(train_step, metrics, done, raw)
                 if exit_code and done < run.steps:
                     metrics.close()
-                    logger.info(f"stopped after step {done} of {run.steps}; continue with --resume")
+                    logger.info(f"stopped after step {done} of {run.steps}; continue with `resume=True`")
                     raise SystemExit(exit_code)
         metrics.close()
         if done < run.steps:

@@ -119,5 +119,5 @@ def _report_overlap(overlap: TrainingOverlap, total: int, where: str, folder: st
         parts.append(f"{len(overlap.groups)} of {total} images are from its groups (such as {overlap.groups[0]})")
     text = f"the data overlaps the training and validation data of adapter {folder}: {', and '.join(parts)}"
     if leave_out and len(overlap) > total / 2:
-        raise UsageError(f"{text}; evaluate other images, or add --allow-seen (the report then states it)")
+        raise UsageError(f"{text}; evaluate other images, or add `allow_seen=True` (the report then states it)")
     logger.warning(f"{text}; {'they are left out' if leave_out else 'the metrics are too high'}")

@@ -41,11 +41,11 @@ def parse_shots(text: str) -> tuple[int | None, ...]:
     words = [word.strip().lower() for word in text.split(",") if word.strip()]
     for word in words:
         if word != "all" and not (word.isascii() and word.isdecimal() and int(word) > 0):
-            raise UsageError(f"--few-shot {text}: {word!r} is no number of labels; give numbers such as 1,2,4,8,16,all")
+            raise UsageError(f"`shots={text}`: {word!r} is no number of labels; give numbers such as 1,2,4,8,16,all")
         if word != "all":
             numbers.add(int(word))
     if not words:
-        raise UsageError("--few-shot: give numbers of labels a class, such as 1,2,4,8,16,all")
+        raise UsageError("`shots`: give numbers of labels a class, such as 1,2,4,8,16,all")
     return (*sorted(numbers), *([None] if "all" in words else []))
 
 

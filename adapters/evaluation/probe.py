@@ -88,7 +88,7 @@ def check_split(split: str) -> None:
     """Raise a `UsageError` unless the split can be evaluated."""
     if split not in REPORTED:
         reason = "train would be measured on itself" if split == "train" else "this split cannot be evaluated"
-        raise UsageError(f"--split {split}: {reason}; give {' or '.join(REPORTED)}")
+        raise UsageError(f"`split={split}`: {reason}; give {' or '.join(REPORTED)}")
 
 
 def _metric_function(manifest: Manifest, label: str, classes: list[str], split: str) -> Any:

@@ -70,9 +70,9 @@ def check_columns(manifest: Manifest, columns: Sequence[str]) -> None:
     for column in columns:
         manifest.column(column)  # its error names the nearest column
         if column in (*FIXED, "group", "mask", "split"):
-            raise UsageError(f"--by {column}: this column is no property of a patient or image; give another column")
+            raise UsageError(f"`by={column}`: this column is no property of a patient or image; give another column")
         if not manifest.has(column):
-            raise UsageError(f"--by {column}: the column is empty; leave it out")
+            raise UsageError(f"`by={column}`: the column is empty; leave it out")
 
 
 def split_subgroups(manifest: Manifest, column: str) -> list[tuple[str, list[int]]]:
@@ -94,7 +94,7 @@ def split_subgroups(manifest: Manifest, column: str) -> list[tuple[str, list[int
         counts = Counter(name for name in names if name is not None)
         if len(counts) > MAX_VALUES:
             raise UsageError(
-                f"--by {column}: it has {len(counts)} different values; give a column of at most {MAX_VALUES}"
+                f"`by={column}`: it has {len(counts)} different values; give a column of at most {MAX_VALUES}"
             )
         order = sorted(counts)
     subgroups = [(value, [i for i, name in enumerate(names) if name == value]) for value in order]

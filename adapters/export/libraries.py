@@ -81,7 +81,7 @@ def write_transformers(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]
     config, reading = backbone.vit.config, backbone.preprocessing
     if config.mlp_ratio != int(config.mlp_ratio):
         raise UsageError(
-            f"--format transformers: its config needs an integer MLP ratio, this backbone has {config.mlp_ratio}"
+            f"`format=transformers`: its config needs an integer MLP ratio, this backbone has {config.mlp_ratio}"
         )
     kind = "dinov2_with_registers" if config.num_registers else "dinov2"
     write_tensors(folder / "model.safetensors", to_transformers(_at_own_size(backbone), config), {"format": "pt"})

@@ -33,12 +33,12 @@ def write_monai(source: ExportSource, folder: Path) -> dict[str, Any]:
     reading = source.preprocessing
     if reading.channels not in (1, 3):
         raise UsageError(
-            f"--format monai: its configs read gray or RGB files, this backbone takes {reading.channels} channels; "
+            f"`format=monai`: its configs read gray or RGB files, this backbone takes {reading.channels} channels; "
             "use onnx or safetensors"
         )
     if not reading.intensity.is_plain:
         raise UsageError(
-            "--format monai: its configs read 8-bit files by their full range, this backbone reads them by "
+            "`format=monai`: its configs read 8-bit files by their full range, this backbone reads them by "
             f"{reading.intensity.model_dump(mode='json', exclude_none=True)}; use onnx or safetensors"
         )
     graph, side = source.graph(reading.image_size), reading.image_size

@@ -74,7 +74,7 @@ def write_onnx(source: ExportSource, folder: Path, *, dynamic_size: bool = False
 
 def _refused(source: ExportSource, error: Exception, dynamic_size: bool) -> DinomedError:
     """Return the error for a model that the exporter or ONNX Runtime does not support."""
-    remedy = "leave --dynamic-size out" if dynamic_size else "try --format monai or safetensors"
+    remedy = "leave `dynamic_size` out" if dynamic_size else "try `format=monai` or safetensors"
     size = "for any image size" if dynamic_size else f"at {source.preprocessing.image_size} px"
     return DinomedError(f"{source.title} cannot be written as ONNX {size}: {first_line(error, 200)}; {remedy}")
 
@@ -102,7 +102,7 @@ def _packages() -> tuple[Any, Any]:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch needs it)
     except ImportError as error:
-        raise UsageError(f"--format onnx needs the package {error.name}: pip install 'dinomed[export]'") from None
+        raise UsageError(f"`format=onnx` needs the package {error.name}: pip install 'dinomed[export]'") from None
     return onnx, onnxruntime
 
 

@@ -26,7 +26,7 @@ REPORT_FILE = "export.json"
 def check_format(word: str) -> None:
     """Raise a `UsageError` that names the nearest format if there is no such format."""
     if word not in FORMATS:
-        raise UsageError(f"--format {word!r}{did_you_mean(word, FORMATS)}")
+        raise UsageError(f"`format={word!r}`{did_you_mean(word, FORMATS)}")
 
 
 def export(
@@ -59,9 +59,9 @@ def export(
     if source.predictor is not None and kind in BACKBONE_FORMATS and source.predictor.metadata["tuned"]:
         source = ExportSource(source.backbone)  # the tuned backbone exists only in the adapter
     if source.predictor is not None and kind in BACKBONE_FORMATS:
-        raise UsageError(f"--format {kind} holds only a backbone; give the backbone on which the adapter was trained")
+        raise UsageError(f"`format={kind}` holds only a backbone; give the backbone on which the adapter was trained")
     if dynamic_size and kind != "onnx":
-        raise UsageError("--dynamic-size is for --format onnx")
+        raise UsageError("`dynamic_size` is for `format=onnx`")
     out = Path(out)
     for place in (source.folder, source.backbone.source):
         if place is not None and out.resolve() == Path(place).resolve():

@@ -108,10 +108,10 @@ def load_source(
     if (Path(path) / WEIGHTS_FILE).is_file():
         if weights is not None or image_size is not None:
             raise UsageError(
-                f"{path} is an adapter with a fixed backbone and image size; leave --weights and --image-size out"
+                f"{path} is an adapter with a fixed backbone and image size; leave `weights` and `image_size` out"
             )
         predictor = load_adapter(path, "cpu", backbone)
         return ExportSource(predictor.backbone, predictor, Path(path))
     if backbone is not None:
-        raise UsageError(f"{path} is not an adapter; --backbone is for an adapter whose backbone was moved")
+        raise UsageError(f"{path} is not an adapter; `backbone` is for an adapter whose backbone was moved")
     return ExportSource(load_backbone(path, weights=weights, image_size=image_size))

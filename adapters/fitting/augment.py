@@ -104,7 +104,7 @@ def resolve_augmentation(config: AugmentConfig, manifest: Manifest, backbone: Fr
     if len(values) != 1 or modality not in MODALITIES:
         modality, origin = backbone.metadata.get("modality"), "pretraining of the backbone"
     if modality not in MODALITIES:
-        modality, origin = "general", "modality unknown; --set augment=MODALITY adds its flips and colours"
+        modality, origin = "general", "modality unknown; `settings=['augment=MODALITY']` adds its flips and colours"
     logger.info(f"training images are augmented: {modality} ({origin})")
     return AugmentConfig.model_validate(modality)
 

@@ -31,7 +31,7 @@ def labelled(manifest: Manifest, column: str = "label") -> Manifest:
         raise UsageError(
             f"{manifest.called} has no labels in a column {column!r} (columns: {', '.join(columns) or 'none'}); "
             f"use --label COLUMN, or scan with labels: {manifest.scan_again('--labels FILE.csv')} (or "
-            "--labels folders, with a folder for each class)"
+            "`labels=folders`, with a folder for each class)"
         )
     return manifest.take([i for i, value in enumerate(manifest.column(column)) if value is not None])
 

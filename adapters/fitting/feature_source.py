@@ -320,7 +320,7 @@ def check_precision(config: FitConfig, device: torch.device) -> None:
     """Raise a `UsageError` for half precision on a device other than CUDA, where it would only be slower."""
     if config.precision != "float32" and device.type != "cuda":
         raise UsageError(
-            f"fit.precision {config.precision} is for CUDA, the device is {device.type}; use float32, or --device cuda"
+            f"fit.precision {config.precision} is for CUDA, the device is {device.type}; use float32, or `device=cuda`"
         )
 
 

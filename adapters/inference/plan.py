@@ -73,11 +73,11 @@ def begin(folder: Path, plan: PredictionPlan, *, overwrite: bool) -> dict[str, R
     old = read_plan(folder)
     if old is not None and not overwrite:
         if old.complete:
-            raise UsageError(f"output folder {folder} already holds a result; add --overwrite to replace it")
+            raise UsageError(f"output folder {folder} already holds a result; add `overwrite=True` to replace it")
         if old != plan:
             raise UsageError(
                 f"output folder {folder} holds an unfinished prediction by another adapter or of other images; "
-                "add --overwrite to replace it"
+                "add `overwrite=True` to replace it"
             )
         return _read_rows(folder, plan)
     owned = set() if old is None else set(old.masks)

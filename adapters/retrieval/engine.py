@@ -26,7 +26,7 @@ Arrays = dict[str, np.ndarray]
 def parse_kind(word: str) -> Kind:
     """Return the kind of index; raise a `UsageError` that names the nearest one if there is no such kind."""
     if word not in KINDS:
-        raise UsageError(f"--kind {word!r}{did_you_mean(word, KINDS)}")
+        raise UsageError(f"`kind={word!r}`{did_you_mean(word, KINDS)}")
     return word  # type: ignore[return-value]
 
 

@@ -40,16 +40,16 @@ class Condition:
             return self._compare(cells)
         known = {cell for cell in cells if cell is not None}
         if self.value not in known:
-            raise UsageError(f"--where {self}: no image has {self.value!r} there{did_you_mean(self.value, known)}")
+            raise UsageError(f"`where={self}`: no image has {self.value!r} there{did_you_mean(self.value, known)}")
         is_equality = self.sign == "="
         return np.array([cell is not None and (cell == self.value) == is_equality for cell in cells], bool)
 
     def _compare(self, cells: list[str | None]) -> np.ndarray:
         bound, numbers = _number(self.value), [None if cell is None else _number(cell) for cell in cells]
         if bound is None:
-            raise UsageError(f"--where {self}: {self.value!r} is no number")
+            raise UsageError(f"`where={self}`: {self.value!r} is no number")
         if not any(number is not None for number in numbers):
-            raise UsageError(f"--where {self}: column {self.column!r} holds no numbers")
+            raise UsageError(f"`where={self}`: column {self.column!r} holds no numbers")
         compare = _COMPARISONS[self.sign]
         return np.array([number is not None and compare(number, bound) for number in numbers], bool)
 
@@ -76,7 +76,7 @@ def choose_rows(manifest: Manifest, conditions: Iterable[Condition]) -> np.ndarr
         return None
     allowed = np.logical_and.reduce([condition.met_by(manifest) for condition in conditions])
     if not allowed.any():
-        raise UsageError(f"no image meets all of --where {' --where '.join(map(str, conditions))}")
+        raise UsageError(f"no image meets all of `where={list(map(str, conditions))}`")
     return allowed
 
 

@@ -49,7 +49,7 @@ class Pooling(Config):
 def parse_pool(word: str) -> Pool:
     """Return the pooling; raise a `UsageError` that names the nearest one if there is no such pooling."""
     if word not in POOLS:
-        raise UsageError(f"--pool {word!r}{did_you_mean(word, POOLS)}")
+        raise UsageError(f"`pool={word!r}`{did_you_mean(word, POOLS)}")
     return word  # type: ignore[return-value]
 
 
@@ -80,7 +80,7 @@ def fit_whitening(vectors: np.ndarray, dimension: int) -> Whitening:
     count, channels = vectors.shape
     largest = min(channels, count - 1)
     if not 1 <= dimension <= largest:
-        raise UsageError(f"--whiten {dimension}: {count} vectors of {channels} values allow 1 to {largest} dimensions")
+        raise UsageError(f"`whiten={dimension}`: {count} vectors of {channels} values allow 1 to {largest} dimensions")
     mean = vectors.mean(axis=0, dtype=np.float64)
     centred = vectors.astype(np.float64) - mean
     variances, directions = np.linalg.eigh(centred.T @ centred / count)

@@ -102,7 +102,7 @@ def quickstart(
         )
         steps.depends_on(sha256_file(source))
         manifest, masks = dinomed.open_dataset(source), scanned["masks"]
-        scope = find_scope(manifest, images, seed, all_empty=masks["masks"] == masks["empty"])
+        scope = find_scope(manifest, images, seed, all_empty=0 < masks["masks"] == masks["empty"])
         logger.info(f"\n{scope.sentence()}")
         if scope.images < config.run.batch_size:
             overrides.insert(0, f"run.batch_size={scope.images}")
@@ -160,8 +160,8 @@ def _train_heads(
         report = steps.run("probe", dinomed.probe, backbone=backbone, seed=seed, **shared)
         row |= {f"{method}_{metric}": report[method][metric] for method, metric in PROBE_METRICS}
     backbones = list(rows)
-    fits = [("classify", backbones[0], None)] if scope.classify else []
-    if scope.segment:
+    fits = [("classify", backbones[0], None)] if scope.classes else []
+    if scope.masks:
         fits += [("segment", backbone, SEGMENT_CONFIG) for backbone in backbones[: 1 + scope.judge_masks]]
     for task, backbone, config in fits:
         is_first = backbone == backbones[0]

@@ -21,32 +21,29 @@ class Scope:
 
     Attributes:
         images: number of images for pretraining.
-        classes: number of classes in train.
-        masks: number of masks in train and val.
-        classify, segment: whether this head is trained.
-        judge_classes, judge_masks: whether its metrics can be computed on the split test.
+        classes: number of classes in train; 0 if no classifier is trained.
+        masks: number of masks in train and val; 0 if no segmenter is trained.
+        judge_classes, judge_masks: whether the metrics can be computed on the split test.
         refused: the steps that are left out, each with its reason.
     """
 
     images: int
     classes: int = 0
     masks: int = 0
-    classify: bool = False
     judge_classes: bool = False
-    segment: bool = False
     judge_masks: bool = False
     refused: list[str] = field(default_factory=list)
 
     def sentence(self) -> str:
         """Return one line with the steps to run and the steps that are left out."""
         steps = [f"pretrain on {self.images:,} images"]
-        if self.classify:
-            steps.append(f"classify {self.classes} classes ({_measured(self.judge_classes)})")
-        if self.segment:
-            steps.append(f"segment, from {self.masks:,} masks ({_measured(self.judge_masks)})")
-        steps.append("index for similar cases")
+        for count, step, is_judged in (
+            (self.classes, "classify {:,} classes", self.judge_classes),
+            (self.masks, "segment, from {:,} masks", self.judge_masks),
+        ):
+            steps += [f"{step.format(count)} ({'' if is_judged else 'not '}measured on test)"] if count else []
         left_out = f". Not done: {'; '.join(self.refused)}" if self.refused else ""
-        return f"Plan: {', '.join(steps)}{left_out}."
+        return f"Plan: {', '.join(steps)}, index for similar cases{left_out}."
 
 
 def find_scope(manifest: Manifest, folder: Path, seed: int, *, all_empty: bool = False) -> Scope:
@@ -71,17 +68,12 @@ def find_scope(manifest: Manifest, folder: Path, seed: int, *, all_empty: bool =
     with contextlib.redirect_stderr(io.StringIO()):  # the steps print these warnings
         for step, decide in (("classification", _decide_classes), ("segmentation", _decide_masks)):
             try:
+                if step == "segmentation" and all_empty:
+                    raise UsageError("every mask is empty")
                 decide(scope, manifest, seed)
             except UsageError as error:
                 scope.refused.append(f"{step} ({error})")
-    if scope.segment and all_empty:
-        scope.segment = scope.judge_masks = False
-        scope.refused.append("segmentation (every mask is empty)")
     return scope
-
-
-def _measured(on_test: bool) -> str:
-    return "measured on test" if on_test else "not measured"
 
 
 def _decide_classes(scope: Scope, manifest: Manifest, seed: int) -> None:
@@ -94,7 +86,7 @@ def _decide_classes(scope: Scope, manifest: Manifest, seed: int) -> None:
         raise UsageError("train has only one class")
     if not classes.intersection(splits.val.column("label")):
         raise UsageError("no class of val occurs in train")
-    scope.classify, scope.classes = True, len(classes)
+    scope.classes = len(classes)
     scope.judge_classes = len(classes.intersection(rows.select(split="test").column("label"))) >= 2
     if not scope.judge_classes:
         scope.refused.append("metrics of the classes (test has images of fewer than two classes of train)")
@@ -105,8 +97,7 @@ def _decide_masks(scope: Scope, manifest: Manifest, seed: int) -> None:
         raise UsageError("no masks: add a folder 'masks' with files named like their images")
     rows = masked(manifest)
     splits = fit_splits(rows, None, seed)
-    scope.segment, scope.masks = True, len(splits.train) + len(splits.val)
-    scope.judge_masks = len(rows.select(split="test")) > 0
+    scope.masks, scope.judge_masks = len(splits.train) + len(splits.val), len(rows.select(split="test")) > 0
     if not scope.judge_masks:
         scope.refused.append("metrics of the segmentation (no mask in test)")
 

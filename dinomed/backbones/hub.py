@@ -48,7 +48,7 @@ def cached_weights(name: str) -> Path:
     except OSError as error:
         remedy = "set DINOMED_CACHE to another folder"
         raise DinomedError(f"cannot write weights to {path.parent}: {error.strerror or error}; {remedy}") from None
-    elsewhere = f"download {release.url} on another machine and use --weights FILE"
+    elsewhere = f"download {release.url} on another machine and use `weights=FILE`"
     logger.info(f"downloading {release.url} ({release.licence})")
     try:
         _fetch(release.url, part)

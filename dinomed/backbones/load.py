@@ -96,7 +96,7 @@ def _load_variant(name: str, weights: str | Path | None, image_size: int | None)
     if image_size is not None:
         check_image_size(image_size, variant.patch_size)  # before a long download
     if weights is None and variant.release is None:
-        raise UsageError(f"{name} has no released weights; pretrain it, or give --weights FILE")
+        raise UsageError(f"{name} has no released weights; pretrain it, or give `weights=FILE`")
     path = Path(weights) if weights is not None else cached_weights(name)
     vit = build_with_weights(variant.config(), read_weights(path), str(path))
     return FrozenBackbone(vit, _sized(Preprocessing(), image_size), name, None if weights is None else str(path))
@@ -107,7 +107,7 @@ def _load_path(path: Path, image_size: int | None) -> FrozenBackbone:
         known = did_you_mean(str(path), VARIANTS) if path.name == str(path) else ""
         raise UsageError(f"backbone {str(path)!r} is no known name and no existing path{known}")
     if path.is_file():
-        raise UsageError(f"{path}: a file needs its architecture too: --backbone dinov2_vits14 --weights {path}")
+        raise UsageError(f"{path}: a file needs its architecture too: the name of a backbone, and `weights={path}`")
     folder = path / RUN_BACKBONE if (path / RUN_BACKBONE).is_dir() else path
     if (folder / "adapter.json").exists():
         raise UsageError(f"{path} is an adapter; give the backbone that it was trained on")

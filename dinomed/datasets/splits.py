@@ -101,7 +101,7 @@ def check_splits(groups: Sequence[str | None], splits: Sequence[str | None]) -> 
         suffix = f" (and {len(split_groups) - 1} more groups)" if len(split_groups) > 1 else ""
         raise UsageError(
             f"group {split_groups[0]!r} is in {where}{suffix}: images of one group must be in one split; "
-            "correct the split column, or ignore it with --split none: new splits are made by group"
+            "correct the split column, or ignore it with `split=none`: new splits are made by group"
         )
 
 

@@ -44,12 +44,12 @@ def check_table_output(path: str | Path, tokens: str = "cls", *, overwrite: bool
     """
     path = Path(path)
     if tokens not in TOKENS:
-        raise UsageError(f"--tokens {tokens!r}{did_you_mean(tokens, TOKENS)}")
+        raise UsageError(f"`tokens={tokens!r}`{did_you_mean(tokens, TOKENS)}")
     if path.suffix.lower() != ".parquet" or path.is_dir():
         raise UsageError(f"output {path}: features are written to a .parquet file")
     if path.exists():
         if not overwrite:
-            raise UsageError(f"output {path} already exists; use --overwrite")
+            raise UsageError(f"output {path} already exists; use `overwrite=True`")
         if not _is_feature_table(path):
             raise UsageError(f"output {path} is no table of features; choose another file")
     if (parts := _parts(path)).exists() and not parts.is_dir():

@@ -109,5 +109,5 @@ def _refused(levels: np.ndarray) -> DinomedError:
     named = ", ".join(str(int(level)) for level in levels[:8]) + (", ..." if len(levels) > 8 else "")
     return DinomedError(
         f"values {named} are not those of a mask (0 and 1, or 0 and 255); map its classes to 0 and 255, or "
-        "scan with --label-maps and train with --set kind=multiclass"
+        "scan with `label_maps=True` and train with `settings=['kind=multiclass']`"
     )

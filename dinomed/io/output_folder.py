@@ -54,7 +54,7 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) 
         if not (folder / marker).exists():
             raise UsageError(f"output folder {folder} is not empty and holds no {marker}; choose another folder")
         if not overwrite:
-            raise UsageError(f"output folder {folder} already holds a result; add --overwrite to replace it")
+            raise UsageError(f"output folder {folder} already holds a result; add `overwrite=True` to replace it")
     return folder
 
 

@@ -21,7 +21,7 @@ class CurationConfig(Config):
     search: SearchConfig = SearchConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     balance: BalanceConfig = BalanceConfig()
-    hold_out: bool = Field(True, description="exclude the val and test images of query sets, like those of --exclude")
+    hold_out: bool = Field(True, description="exclude the val and test images of query sets, like those of `exclude`")
     memory_gib: float = Field(4.0, gt=0, description="memory for data that is not memory-mapped")
     shard_size: int = Field(512, ge=1, description="images per cached shard")
     seed: int = Field(0, ge=0)

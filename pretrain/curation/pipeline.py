@@ -59,7 +59,7 @@ def curate(
     config, output, embedder = config or CurationConfig(), Path(output), embedder or Embedder()
     check_query_sets(pool, config.retrieval)
     if embedder.tables and embedder.backbone is None:
-        raise UsageError("--embeddings: name the backbone that made them with --backbone")
+        raise UsageError("`embeddings`: name the backbone that made them with `backbone`")
     if config.faces.action != "off":
         check_detector()
     folder = stages_path(output)

@@ -108,7 +108,7 @@ def build_pool(
         count += len(new)
     if query_sets and len({row for q in query_sets for row in q.rows.tolist() if row < len(base)}) == len(base):
         raise UsageError(
-            f"every image of {pool.name} is in a trusted set: there is nothing to retrieve; leave --trusted out to "
+            f"every image of {pool.name} is in a trusted set: there is nothing to retrieve; leave `query_sets` out to "
             "clean and balance it, or give another pool"
         )
     references = None
@@ -131,7 +131,7 @@ def _hold_out(named: NamedManifest) -> tuple[NamedManifest | None, NamedManifest
     if not len(training):
         raise UsageError(
             f"{named.name} holds only val and test images, which are no queries; give training images, or "
-            "--set hold_out=false"
+            "`settings=['hold_out=false']`"
         )
     return (
         NamedManifest(named.name, training),

@@ -34,7 +34,7 @@ def select_images(manifest: Manifest, batch_size: int, num_held_aside: int) -> t
     if len(train) < batch_size:
         raise UsageError(
             f"{manifest.called} has {len(train)} training images, fewer than a batch of {batch_size}; "
-            f"add images, or --set run.batch_size={max(len(train), 1)}"
+            f"add images, or `settings=['run.batch_size={max(len(train), 1)}']`"
         )
     count = min(num_held_aside, len(held_aside))
     return train, held_aside.take(np.linspace(0, len(held_aside) - 1, count).round().astype(int).tolist())
@@ -56,5 +56,5 @@ def check_channels(images: Manifest, in_channels: int) -> None:
         if count not in (1, in_channels) and not is_converted:
             raise UsageError(
                 f"{name} has {count} channels, but the backbone takes {in_channels}; "
-                f"use --set backbone.in_channels={count}, with mean and std of {count} values"
+                f"use `settings=['backbone.in_channels={count}']`, with mean and std of {count} values"
             )

@@ -241,4 +241,4 @@ def load_batches(
         except RuntimeError as error:
             if "DataLoader" not in str(error):
                 raise
-            raise DinomedError(f"a data worker died or hung ({first_line(error)}); use --resume") from None
+            raise DinomedError(f"a data worker died or hung ({first_line(error)}); use `resume=True`") from None

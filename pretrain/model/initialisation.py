@@ -106,7 +106,7 @@ def _read_run_weights(folder: Path) -> dict[str, Tensor]:
     except DamagedCheckpoints as error:
         raise DinomedError(
             f"run folder {folder} cannot be used for initialisation: {error}; "
-            f"try its backbone alone: --from {folder / BACKBONE}"
+            f"try its backbone alone: `start={folder / BACKBONE}`"
         ) from None
     return {} if checkpoint is None else read_run_model(checkpoint[0])
 

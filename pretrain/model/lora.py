@@ -38,7 +38,7 @@ def check_student_tuning(
         return
     check_lora(config.lora, feed_forward)
     if not has_weights:
-        raise UsageError("tune.lora adapts trained weights, and the run has no initial weights; name them with --from")
+        raise UsageError("tune.lora adapts trained weights, and the run has no initial weights; name them with `start`")
     if parallel == "shard" and world_size() > 1:
         raise UsageError(
             "tune.lora cannot be used with run.parallel=shard, because FSDP2 cannot shard a layer of which only the "

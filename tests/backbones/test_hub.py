@@ -84,7 +84,7 @@ def test_weights_are_downloaded_once(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_broken_download_is_continued(server: Server, ranges: bool, tmp_path: Path) -> None:
     server.limit, server.ranges = 3_000_000, ranges
-    with pytest.raises(DinomedError, match=r"closed before the end.*--weights FILE"):
+    with pytest.raises(DinomedError, match=r"closed before the end.*`weights=FILE`"):
         cached_weights("tiny")
     assert left_over(tmp_path) == ["tiny.pth.part"]
     server.limit = None
@@ -120,7 +120,7 @@ def test_a_missing_network_is_reported_with_a_remedy(server: Server, monkeypatch
     with pytest.raises(DinomedError) as caught:
         load_backbone("tiny")
     assert str(caught.value).startswith("no network for the weights of tiny")
-    assert f"download {url} on another machine and use --weights FILE" in str(caught.value)
+    assert f"download {url} on another machine and use `weights=FILE`" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

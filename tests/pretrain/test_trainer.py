@@ -120,7 +120,7 @@ def test_a_resume_with_other_settings_or_images_is_refused(tiny: Tiny, pictures:
     pretrain(tiny(), pictures, tmp_path / "run", device="cpu")
     with pytest.raises(UsageError, match=r"optimizer\.lr: 0\.001 -> 0\.002"):
         pretrain(tiny(optimizer={"lr": 2e-3}), pictures, tmp_path / "run", device="cpu", resume=True)
-    with pytest.raises(UsageError, match="--resume"):
+    with pytest.raises(UsageError, match="use `resume=True`"):
         pretrain(tiny(), pictures, tmp_path / "run", device="cpu")
 
 

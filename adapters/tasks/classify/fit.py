@@ -53,7 +53,7 @@ class ClassifierFit(HeadFit):
         self.labels, _ = columns.read_targets(train, self.classes, "train")
         self.val_labels, self.val_names = columns.read_targets(val, self.classes, "val")
         if self.val_labels.ndim == 1 and not (self.val_labels < len(self.classes)).any():
-            raise UsageError("no image in val has a class of train; correct the splits, or scan with --split none")
+            raise UsageError("no image in val has a class of train; correct the splits, or scan with `split=none`")
         return splits
 
     def image_size(self, backbone: FrozenBackbone) -> int:

@@ -71,7 +71,7 @@ def predict_group_table(
         todo = [places for places in parts if not all(str(place) in done for place in places)]
         kept = len(groups) - sum(map(len, todo))
         if len(groups) == len(groups.manifest):
-            logger.info("note: every image is a group of its own; a manifest made with scan --group knows others")
+            logger.info("note: every image is a group of its own; a manifest made by scan with `group` knows others")
         if kept:
             logger.info(f"{kept} of {len(groups)} groups are done already")
         with bar("predicting", len(groups), kept) as progress:

@@ -39,7 +39,7 @@ class DepthSource:
         """
         if not manifest.has(self.column):
             raise UsageError(
-                f"{manifest.called} has no depth maps in a column {self.column!r}; name the column with --set column=, "
+                f"{manifest.called} has no depth maps in a column {self.column!r}; name it with the setting column, "
                 f"or name them in a CSV (columns image and {self.column}; paths from the folder): "
                 f"{manifest.scan_again('--labels FILE.csv')}"
             )

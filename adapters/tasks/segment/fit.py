@@ -139,9 +139,9 @@ def prepare_masks(manifest: Manifest, config: SegmentConfig) -> tuple[MaskSchema
     sides = zip(splits.train.column("width"), splits.train.column("height"), strict=True)
     if config.window and config.crop is None and (longest := max(map(max, sides))) > config.window:
         raise UsageError(
-            f"window {config.window}: train has images of {longest} px, which are used as a whole; add --set crop=0.5 "
-            "to train on random windows of them, half of which contain a part of the mask, or give a window of "
-            f"{longest} or more"
+            f"window {config.window}: train has images of {longest} px, which are used as a whole; add "
+            "`settings=['crop=0.5']` to train on random windows of them, half of which contain a part of the mask, or "
+            f"give a window of {longest} or more"
         )
     return schema, splits
 

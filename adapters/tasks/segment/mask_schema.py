@@ -148,7 +148,7 @@ class MaskSchema:
         known = ", ".join(f"{name} {code}" for name, code in zip(self.names, self.codes, strict=True))
         return (
             f"{path}: {'values' if len(unknown) > 1 else 'value'} {shown} of no class (known: {known}); name them with "
-            f"--set classes, or correct the mask"
+            "the setting classes, or correct the mask"
         )
 
 
@@ -219,7 +219,7 @@ def find_mask_schema(manifest: Manifest) -> MaskSchema:
                 )
     codes = tuple(sorted({0, *counts}))
     if codes[0] < 0:
-        raise UsageError(f"the masks have negative values ({codes[0]}); name the classes with --set classes")
+        raise UsageError(f"the masks have negative values ({codes[0]}); name the classes with the setting classes")
     if len(codes) < 2:
         raise UsageError("every mask is 0 everywhere; there is nothing to learn")
     return MaskSchema("multiclass", tuple(BACKGROUND if code == 0 else str(code) for code in codes), codes)

@@ -22,7 +22,7 @@ def reread_image(path: str, channels: int = 3) -> np.ndarray:
         return read_image(path, channels=channels)
     except UnreadableImage as error:
         raise DinomedError(
-            f"{error}; an earlier stage could read it: run the curation again with --overwrite"
+            f"{error}; an earlier stage could read it: run the curation again with `overwrite=True`"
         ) from None
 
 

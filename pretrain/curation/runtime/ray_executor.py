@@ -37,10 +37,10 @@ class RayExecutor:
         try:
             import ray
         except ImportError:
-            raise UsageError("--engine ray needs Ray: pip install 'dinomed[ray]'") from None
+            raise UsageError("`executor=ray` needs Ray: pip install 'dinomed[ray]'") from None
         self._ray = ray
         if ray.is_initialized():
-            raise UsageError("--engine ray: Ray already runs in this process; stop it first (ray.shutdown())")
+            raise UsageError("`executor=ray`: Ray already runs in this process; stop it first (ray.shutdown())")
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if address is None:
             # a short path: socket names have at most 107 characters
@@ -55,7 +55,7 @@ class RayExecutor:
             ray.init(log_to_driver=False, configure_logging=False, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = first_line(error, 150)
-            raise UsageError(f"--ray-address {address}: no Ray cluster answers ({reason})") from None
+            raise UsageError(f"`ray_address={address}`: no Ray cluster answers ({reason})") from None
         self.workers = workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
         logger.info(f"Ray: {self.workers} workers")
 

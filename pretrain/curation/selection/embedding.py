@@ -130,7 +130,7 @@ def _row_blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 def _embed_by_descriptor(context: CurationContext, rows: np.ndarray, vectors: Vectors) -> tuple[np.ndarray, str]:
     context.warn(
-        "there is no --backbone: images are compared by the copy-detection descriptor, which finds copies and does "
+        "there is no `backbone`: images are compared by the copy-detection descriptor, which finds copies and does "
         "not compare contents"
     )
     key = stage_key(STAGE, vectors.key, manifest_digests(context.pool.manifest, rows))
@@ -182,7 +182,7 @@ def _read_tables(tables: Sequence[Path], fingerprint: str, context: CurationCont
             if image in row_of_path:
                 vectors[row_of_path[image]] = vector
     if not vectors:
-        raise UsageError("--embeddings: none of the images is in the pool; the paths must be those of the manifest")
+        raise UsageError("`embeddings`: none of the images is in the pool; the paths must be those of the manifest")
     logger.info(f"the tables hold embeddings of {len(vectors):,} of {context.pool.pool_size:,} images of the pool")
     return vectors
 
@@ -196,15 +196,15 @@ def _read_table(path: Path, fingerprint: str) -> tuple[list[str], np.ndarray]:
                 raise UsageError(f"--embeddings {path} is no table of `dinomed features`")
             table = file.read()
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"--embeddings {path} cannot be read ({first_line(error)[:80]})") from None
+        raise UsageError(f"`embeddings={path}` cannot be read ({first_line(error)[:80]})") from None
     table_fingerprint = metadata[b"fingerprint"].decode()
     if table_fingerprint != fingerprint:
         raise UsageError(
-            f"--embeddings {path} is of another backbone ({table_fingerprint[:12]}) than --backbone "
+            f"`embeddings={path}` is of another backbone ({table_fingerprint[:12]}) than `backbone` "
             f"({fingerprint[:12]}); compute it again, or leave it out"
         )
     if metadata.get(b"tokens") != b"cls":
-        raise UsageError(f"--embeddings {path} does not hold class tokens; compute it again with --tokens cls")
+        raise UsageError(f"`embeddings={path}` does not hold class tokens; compute it again with `tokens=cls`")
     features = normalised(column_to_vectors(table["feature"]), f"{path}: feature of image")
     return table["image"].to_pylist(), features
 

@@ -103,7 +103,7 @@ def test_a_missing_or_different_backbone_is_named(make_adapter: Make, small_back
     backbone = small_backbone()
     folder = make_adapter("classify", "linear", classes=("a", "b"), backbone=backbone)
     backbone.rename(tmp_path / "moved")
-    with pytest.raises(DinomedError, match="say where: --backbone PATH"):
+    with pytest.raises(DinomedError, match="say where: `backbone=PATH`"):
         load_source(str(folder))
     reloaded = load_source(str(folder), backbone=str(tmp_path / "moved"))
     export(reloaded, "safetensors", tmp_path / "own", backbone=str(tmp_path / "moved"))
@@ -134,7 +134,7 @@ class Peeking(torch.nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dynamic", "remedy"), [(False, "--format monai or safetensors"), (True, "--dynamic-size out")]
+    ("dynamic", "remedy"), [(False, "`format=monai` or safetensors"), (True, "leave `dynamic_size` out")]
 )
 def test_a_head_that_cannot_be_traced_is_named_with_the_remedy(
     dynamic: bool, remedy: str, make_adapter: Make, tmp_path: Path

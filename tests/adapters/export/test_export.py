@@ -286,7 +286,7 @@ def test_an_earlier_export_is_replaced_and_nothing_else(tmp_path: Path, tiny_bac
     source, out = load_source(str(tiny_backbone)), tmp_path / "out"
     export(source, "monai", out)
     (out / "mine.txt").write_text("keep")
-    with pytest.raises(UsageError, match="add --overwrite"):
+    with pytest.raises(UsageError, match="add `overwrite=True`"):
         export(source, "safetensors", out)
     export(source, "safetensors", out, overwrite=True)
     assert sorted(path.name for path in out.iterdir() if path.name != ".lock") == [

@@ -147,7 +147,7 @@ def test_training_images_are_left_out_by_content_whatever_their_name_or_split(
     for number, image in enumerate(("x.png", "y.png")):
         shutil.copy(train.path(number), tmp_path / image)
     moved = Manifest(renamed.table, tmp_path)
-    with pytest.raises(UsageError, match=r"2 of 2 images of split 'test'.*such as x\.png.*--allow-seen"):
+    with pytest.raises(UsageError, match=r"2 of 2 images of split 'test'.*such as x\.png.*`allow_seen=True`"):
         evaluate(classifier, moved)
     kept = evaluate(classifier, moved, allow_seen=True)["seen_in_training"]
     assert kept == {"images": 2, "of_seen_groups": 0, "left_out": False}
@@ -263,7 +263,7 @@ def test_an_output_in_use_is_not_touched(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, classifier: Path, tmp_path: Path
 ) -> None:
     before = (classifier / "adapter.json").read_bytes()
-    with pytest.raises(UsageError, match="--overwrite"):
+    with pytest.raises(UsageError, match="add `overwrite=True`"):
         fit_head(backbone, manifest, classifier, CLASSIFY, cache=place / "cache")
     assert (classifier / "adapter.json").read_bytes() == before
     (tmp_path / "mine.txt").write_text("mine")
@@ -305,7 +305,7 @@ def copied(place: Path, segmenter: Path, tmp_path: Path) -> Path:
 
 def test_a_missing_backbone_is_named_with_the_remedy(copied: Path, place: Path) -> None:
     (copied.parent / "ssl").rename(copied.parent / "moved")
-    with pytest.raises(DinomedError, match=r"ssl; say where: --backbone PATH"):
+    with pytest.raises(DinomedError, match=r"ssl; say where: `backbone=PATH`"):
         load_adapter(copied)
     assert load_adapter(copied, backbone=copied.parent / "moved").task == "segment"
 

@@ -193,5 +193,5 @@ def test_invalid_window_settings_are_refused(large: Manifest, tiny_backbone: Pat
         with pytest.raises(ValueError, match=message):
             SegmentConfig.model_validate(settings)
     plain = SegmentConfig(image_size=48, window=48)
-    with pytest.raises(UsageError, match=r"images of 240 px.*--set crop=0\.5"):
+    with pytest.raises(UsageError, match=r"images of 240 px.*`settings=\['crop=0\.5'\]`"):
         fit_head(load_backbone(tiny_backbone), large, tmp_path / "seg", plain, cache=tmp_path / "s")

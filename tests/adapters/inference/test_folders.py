@@ -110,7 +110,7 @@ def test_only_files_of_an_earlier_prediction_are_replaced_and_only_on_request(
     out = tmp_path / "out"
     predict_collection(predictors[0], manifest, out)
     (out / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match="--overwrite"):
+    with pytest.raises(UsageError, match="add `overwrite=True`"):
         predict_collection(predictors[0], manifest, out)
     predict_collection(predictors[0], manifest.take([0]), out, overwrite=True)
     assert {path.name for path in out.rglob("*.png")} == {"a.png"}  # the masks of the first run are gone

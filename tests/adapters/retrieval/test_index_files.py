@@ -53,7 +53,7 @@ def test_another_backbone_is_refused_by_its_fingerprint(made: Path, tiny_backbon
     fingerprints = set(re.findall(r"\b[0-9a-f]{16}\b", str(refused.value)))
     assert fingerprints == {load_backbone(weights).fingerprint[:16] for weights in (tiny_backbone, other)}
     moved = shutil.copytree(made / "flat", tmp_path / "deep" / "down" / "moved")
-    with pytest.raises(DinomedError, match="say where: --backbone"):
+    with pytest.raises(DinomedError, match="say where: `backbone=PATH`"):
         load_index(moved)
     assert len(load_index(moved, backbone=tiny_backbone)) == 60
 
@@ -177,7 +177,7 @@ def test_an_interrupted_build_is_resumed_and_the_older_index_stays_until_then(
     index = build_index(backbone, lesions, out, **gem)
     assert len(calls) == 3 + 2  # of 4 chunks, 2 were done
     assert np.abs(index.vectors - read_index(made / "gem").vectors).max() < 1e-6
-    with pytest.raises(UsageError, match="add --overwrite"):
+    with pytest.raises(UsageError, match="add `overwrite=True`"):
         build_index(backbone, lesions, out, **gem)
     monkeypatch.setattr(build, "write_index", dying)
     calls[:] = [1, 1]

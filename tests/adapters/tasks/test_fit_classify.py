@@ -168,7 +168,7 @@ def test_invalid_requests_raise_one_line(
         with pytest.raises(UsageError, match=message):
             evaluate(folder, manifest, by=by)
     many = with_columns(manifest, clinic=[f"c{i}" for i in range(len(manifest))], empty=[None] * len(manifest))
-    with pytest.raises(UsageError, match=r"--by empty: the column is empty"):
+    with pytest.raises(UsageError, match=r"`by=empty`: the column is empty"):
         evaluate(folder, many, by=("empty",))
 
 

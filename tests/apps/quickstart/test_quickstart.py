@@ -134,7 +134,7 @@ def test_masks_in_train_only_give_a_segmenter_without_metrics(
     names = [f"train/{i:02}" for i in range(8)] + [f"test/{i:02}" for i in range(10, 13)]
     pictures = draw(tmp_path / "own", names, masks=names[:8])
     results, messages = run(capsys, "--data", str(pictures), "-o", str(tmp_path / "out"))
-    assert "segment, from 8 masks (not measured)" in messages
+    assert "segment, from 8 masks (not measured on test)" in messages
     assert "metrics of the segmentation (no mask in test)" in results["scope"]
     assert commands(messages) == {"scan", "pretrain", "train", "index"}
     assert (Path(results["segment"]) / "adapter.json").is_file()

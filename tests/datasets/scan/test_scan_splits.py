@@ -36,7 +36,7 @@ def test_given_splits_are_normalised_and_held_to_the_groups(
     result = scan(folder, "labels.csv", group="lesion_id")
     assert result.manifest.column("split") == ["train"] * 6 + ["val"] * 2 + ["test", None]
     edit(folder, "L4,08,TEST", "L0,08,TEST")
-    with pytest.raises(UsageError, match=r"group 'L0' is in train and test: .*--split none"):
+    with pytest.raises(UsageError, match=r"group 'L0' is in train and test: .*`split=none`"):
         scan(folder, "labels.csv", group="lesion_id")
     made = scan(folder, "labels.csv", group="lesion_id", split="none").manifest
     check_splits(made.column("group"), made.column("split"))

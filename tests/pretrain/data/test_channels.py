@@ -115,7 +115,7 @@ def test_images_of_other_channels_are_refused(tmp_path: Path, tiny: Tiny) -> Non
     np.save(tmp_path / "a.npy", np.zeros((20, 20, 5), np.uint8))
     manifest = scan(tmp_path).manifest
     with pytest.raises(
-        UsageError, match=r"a\.npy has 5 channels, but the backbone takes 3; use --set backbone\.in_chan"
+        UsageError, match=r"a\.npy has 5 channels, but the backbone takes 3; use `settings=\['backbone\.in_chan"
     ):
         fit_to_images(tiny(), manifest)
     with pytest.raises(UsageError, match="but the backbone takes 4"):

@@ -117,7 +117,7 @@ def test_a_run_keeps_the_base_weights_saves_a_plain_backbone_and_resumes_exactly
 def test_impossible_adaptations_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tune.StudentTuneConfig.model_validate(LORA)
     check_student_tuning(config, "mlp", has_weights=True)
-    with pytest.raises(UsageError, match="has no initial weights; name them with --from"):
+    with pytest.raises(UsageError, match="has no initial weights; name them with `start`"):
         check_student_tuning(config, "mlp", has_weights=False)
     with pytest.raises(UsageError, match=r"targets fc1, fc2: the backbone's feed-forward is a swiglu"):
         check_student_tuning(config, "swiglu", has_weights=True)

@@ -1,0 +1,128 @@
+"""Messages of Python functions name arguments; the command line shows its options in their place."""
+
+import ast
+import re
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+
+import pytest
+
+import dinomed
+from dinomed.apps import cli
+from dinomed.apps.messages import name_options
+from dinomed.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+CALLS = [
+    # call, its message from Python, the same on the command line
+    (
+        lambda: dinomed.curate("lesions.parquet", out="c.parquet", executor="spark"),
+        "`executor='spark'`",
+        ["curate", "--pool", "lesions.parquet", "-o", "c.parquet", "--engine", "spark"],
+        "--engine 'spark'",
+    ),
+    (
+        lambda: dinomed.curate("lesions.parquet", out="c.parquet", query_sets=["none.csv"]),
+        "`query_sets`: none.csv does not exist",
+        ["curate", "--pool", "lesions.parquet", "-o", "c.parquet", "--trusted", "none.csv"],
+        "--trusted: none.csv does not exist",
+    ),
+    (
+        lambda: dinomed.scan("lesions", out="lesions.parquet"),
+        "add `overwrite=True` to replace it",
+        ["scan", "lesions", "-o", "lesions.parquet"],
+        "add --overwrite to replace it",
+    ),
+    (
+        lambda: dinomed.probe("runs/ssl", "lesions.parquet", out="p"),
+        "`out` is for the page of `shots`",
+        ["probe", "runs/ssl", "--data", "lesions.parquet", "-o", "p"],
+        "--output is for the page of --few-shot",
+    ),
+    (
+        lambda: dinomed.predict("runs/seg", "lesions", "p", unit="patient"),  # type: ignore[arg-type]
+        "`unit=patient`",
+        ["predict", "runs/seg", "lesions", "-o", "p", "--unit", "patient"],
+        "--unit patient",
+    ),
+    (
+        lambda: dinomed.pretrain("vit_tiny_cpu", "lesions.parquet", "r", resume=True, overwrite=True),
+        "`resume` and `overwrite` exclude",
+        ["pretrain", "vit_tiny_cpu", "--data", "lesions.parquet", "-o", "r", "--resume", "--overwrite"],
+        "--resume and --overwrite exclude",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "python", "words", "shell"), CALLS)
+def test_a_message_names_the_argument_in_python_and_the_option_on_the_command_line(
+    call, python: str, words: list[str], shell: str, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(python)) as caught:
+        call()
+    assert "--" not in str(caught.value)
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    assert shell in capsys.readouterr().err
+
+
+def test_a_setting_is_written_as_a_list_in_python_and_as_words_on_the_command_line() -> None:
+    message = "add images, or `settings=['run.batch_size=8']`"
+    assert name_options(message, {"settings": "--set"}) == "add images, or --set run.batch_size=8"
+
+
+def texts_of_errors(path: Path) -> list[str]:
+    """Return the texts of the exceptions that a file raises."""
+    texts = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            parts = [part.value for part in ast.walk(node.exc) if isinstance(part, ast.Constant)]
+            texts.append(" ".join(part for part in parts if isinstance(part, str)))
+    return texts
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "apps" / "api").glob("*.py")), ids=lambda path: path.name)
+def test_no_error_of_a_python_function_names_an_option(path: Path) -> None:
+    options = [text for text in texts_of_errors(path) if re.search(r"(?<![\w-])--?[a-z]", text)]
+    assert options == []
+
+
+# command -> its function, and the options that only the command has
+FUNCTIONS = {
+    "doctor": ("doctor", set()),
+    "models": ("list_models", set()),
+    "scan": ("scan", set()),
+    "curate": ("curate", {"dry_run"}),
+    "audit": ("audit", set()),
+    "pretrain": ("pretrain", {"dry_run", "nproc"}),
+    "distill": ("distill", {"dry_run", "nproc"}),
+    "features": ("extract_features", set()),
+    "probe": ("probe", set()),
+    "evaluate": ("evaluate", set()),
+    "predict": ("predict", set()),
+    "index": ("build_index", set()),
+    "search": ("search", {"evaluate", "split", "label"}),
+    "export": ("export", set()),
+    "quickstart": ("quickstart", {"no_demo"}),
+    "train classify": ("train", set()),
+    "demo all": ("demo", {"no_browser"}),
+}
+
+
+def test_every_command_has_a_public_function() -> None:
+    assert {name.split()[0] for name in FUNCTIONS} == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", FUNCTIONS)
+def test_the_options_of_a_command_have_the_names_of_the_arguments(command: str) -> None:
+    name, only_command = FUNCTIONS[command]
+    target = cli.COMMANDS
+    for word in command.split():
+        target = target[word]
+    module, _, function = target.partition(":")
+    options = set(signature(getattr(import_module(f"dinomed.apps.commands.{module}"), function)).parameters)
+    arguments = set(signature(dinomed.__getattr__(name)).parameters)
+    assert options - only_command - {"as_json", "quiet"} <= arguments
