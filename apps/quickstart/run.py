@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ def quickstart(
         results = {
             "data": SYNTHETIC if data is None else str(data),
             "images": len(manifest),
+            "classes": dict(Counter(manifest.column("label"))) if scope.classes else {},
             "scope": scope.sentence(),
             "results": rows,
             **heads,

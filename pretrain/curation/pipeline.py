@@ -81,7 +81,7 @@ def curate(
         )
         if not decisions.kept.any():
             context.notes.append("no image is kept")
-            logger.warning("no image is kept: see the column `reason`")
+            logger.warning("no image is kept: see the column 'reason'")
         write_result(output, context, config, decisions, links, selection, faces)
         context.remove_unused()
     return load_result(output)
