@@ -185,7 +185,8 @@ def plan_pretraining(
         DinomedError: the data or the weights cannot be read.
 
     Example:
-        >>> plan = dinomed.plan_pretraining("vit_tiny_cpu", "lesions.parquet", steps=100)
+        >>> small = {"run.batch_size": 8}
+        >>> plan = dinomed.plan_pretraining("vit_tiny_cpu", "lesions.parquet", steps=100, settings=small)
         >>> plan.config.run.steps, plan.estimate.backbone_parameters > 1e6
         (100, True)
     """

@@ -80,10 +80,10 @@ def build_index(
     if unreadable:
         name, reason = unreadable[0]
         if len(unreadable) == 1:
-            logger.warning(f"1 file could not be read and is not in the index: {name}: {reason}")
+            logger.warning(f"1 image could not be used and is not in the index: {name}: {reason}")
         else:
             logger.warning(
-                f"{len(unreadable)} files could not be read and are not in the index (the first: {name}: {reason})"
+                f"{len(unreadable)} images could not be used and are not in the index (the first: {name}: {reason})"
             )
     return ImageIndex(vector_index, frozen)
 

@@ -23,11 +23,12 @@ def features(
 ) -> None:
     """Write the features of images to a Parquet table with the columns image and feature.
 
-    An interrupted run is resumed. Files that cannot be read are listed in OUT.unreadable.csv. For research use only,
-    not for diagnosis.
+    An interrupted run is resumed. Images that cannot be used are listed in OUT.unreadable.csv, and the exit code is
+    then 1. For research use only, not for diagnosis.
     """
     from dinomed.apps.api.backbones import extract_features, load_backbone
     from dinomed.apps.output import emit
+    from dinomed.errors import DinomedError
     from dinomed.features.table import check_table_output
 
     check_table_output(out, tokens, overwrite=overwrite)  # before a backbone is downloaded
@@ -45,3 +46,8 @@ def features(
         "note": RESEARCH_USE,
     }
     emit(report, as_json)
+    if table.unreadable:
+        raise DinomedError(
+            f"{table.unreadable} images could not be used, listed in {table.unreadable_list}; "
+            f"the other {table.images} are in the table"
+        )

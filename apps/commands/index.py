@@ -55,11 +55,13 @@ def index(
     """Index images for `dinomed search`.
 
     Writes the folder OUTPUT with index.safetensors. The index holds paths, groups and labels, as the manifest does, and
-    refers to the images and the backbone where they are now. For research use only, not for diagnosis.
+    refers to the images and the backbone where they are now. Images that cannot be used are named, the others are
+    indexed, and the exit code is then 1. For research use only, not for diagnosis.
     """
     arguments = locals()
     from dinomed.apps.api.retrieval import build_index
     from dinomed.apps.output import api_arguments, emit
+    from dinomed.errors import DinomedError
     from dinomed.notice import RESEARCH_USE
 
     image_index = build_index(**api_arguments(arguments))
@@ -79,3 +81,9 @@ def index(
         "note": RESEARCH_USE,
     }
     emit(report, as_json)
+    if unreadable:
+        name, reason = unreadable[0]
+        raise DinomedError(
+            f"{len(unreadable)} images could not be used (the first: {name}: {reason}); "
+            f"the other {len(image_index)} are in the index"
+        )

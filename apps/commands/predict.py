@@ -27,7 +27,7 @@ def predict(
     A segmenter writes a mask (PNG, 0 and 255) of the size of each image under its relative path. Where two images would
     share a path, as a.jpg and a.png do, both keep their whole name: a.jpg.png, a.png.png. `predictions.csv` lists
     areas, or calibrated probabilities of a classifier; with --unit group it has one row for each group. Images that
-    cannot be read are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command
+    cannot be used are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command
     continues where it stopped. For research use only.
     """
     arguments = locals()
@@ -47,6 +47,6 @@ def predict(
     if done.unreadable:
         first, reason = done.unreadable[0]
         raise DinomedError(
-            f"{len(done.unreadable)} files could not be read, listed in {done.folder / FAILED_FILE} "
+            f"{len(done.unreadable)} images have no prediction, listed in {done.folder / FAILED_FILE} "
             f"(the first: {first}: {reason}); the other {done.images} are done"
         )

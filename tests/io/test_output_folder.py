@@ -37,7 +37,7 @@ def test_a_result_appears_complete(tmp_path: Path) -> None:
     write_result(tmp_path / "out", "first")
     assert names(tmp_path / "out") == {"images/a.txt", MARKER}
     assert not (tmp_path / "out" / STAGE).exists()
-    with pytest.raises(UsageError, match="add --overwrite"):
+    with pytest.raises(UsageError, match="add `overwrite=True`"):
         write_result(tmp_path / "out", "second")
     write_result(tmp_path / "out", "second", overwrite=True)
     assert (tmp_path / "out" / MARKER).read_text() == "second"

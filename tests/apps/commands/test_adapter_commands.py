@@ -125,7 +125,7 @@ def test_predict_writes_the_readable_images_and_fails_at_the_end(trained: Path, 
     (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
     code, out, err = run("predict", trained / "seg", pictures, "-o", tmp_path / "out", "--json", "--overwrite")
     assert code == 1
-    assert "1 files could not be read" in err
+    assert "1 images have no prediction" in err
     assert "broken.jpg" in err
     assert json.loads(out)["images"] == 3
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
@@ -268,7 +268,7 @@ def test_features_of_a_folder_skip_broken_files(runs: Path, run, tmp_path: Path)
     (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
     out = tmp_path / "feats.parquet"
     code, text, err = run("features", pictures, "--backbone", runs / "ssl", "-o", out, "--tokens", "cls+mean", "--json")
-    assert code == 0, err
+    assert code == 1, err
     report = json.loads(text)
     assert (report["images"], report["unreadable"], report["dimension"]) == (60, 1, 64)
     assert "broken.jpg" in (tmp_path / "feats.unreadable.csv").read_text()

@@ -113,7 +113,7 @@ def test_broken_files_are_named_and_the_others_are_searched(place: Path, run, tm
     assert code == 1
     assert {row["image"] for row in json.loads(out)["unreadable"]} == {"bad.jpg", "empty.png"}
     assert [row["image"] for row in json.loads(out)["queries"]] == ["good.jpg"]
-    assert "2 files could not be read" in err
+    assert "2 images could not be used" in err
     assert "Traceback" not in err
 
 
@@ -156,9 +156,9 @@ def test_broken_files_are_named_when_a_folder_is_indexed(place: Path, run, tmp_p
     shutil.copy(pictures(place)[0], tmp_path / "in" / "whole.png")
     (tmp_path / "in" / "cut.png").write_bytes(pictures(place)[1].read_bytes()[:200])
     code, out, err = run("index", tmp_path / "in", "-b", place / "ssl", "-o", tmp_path / "idx", "--json")
-    assert code == 0, err
+    assert code == 1, err
     assert json.loads(out)["unreadable"] == 1
-    assert "1 file could not be read and is not in the index: cut.png: " in err
+    assert "1 image could not be used and is not in the index: cut.png: " in err
 
 
 def test_only_a_part_of_a_manifest_is_indexed(place: Path, run) -> None:
