@@ -173,7 +173,7 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
 
 def find_command(arguments: Sequence[str]) -> Any:
     """Return the command that the arguments name; the group above it, where they name none."""
-    command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     for word in arguments:
         if not hasattr(command, "list_commands") or word not in command.list_commands(None):
             break

@@ -162,7 +162,7 @@ def _train_heads(
         report = steps.run("probe", dinomed.probe, backbone=backbone, seed=seed, **shared)
         row |= {f"{method}_{metric}": report[method][metric] for method, metric in PROBE_METRICS}
     backbones = list(rows)
-    fits = [("classify", backbones[0], None)] if scope.classes else []
+    fits: list[tuple[str, Path, str | None]] = [("classify", backbones[0], None)] if scope.classes else []
     if scope.masks:
         fits += [("segment", backbone, SEGMENT_CONFIG) for backbone in backbones[: 1 + scope.judge_masks]]
     for task, backbone, config in fits:
