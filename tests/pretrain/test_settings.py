@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.stream import Collate, RawBatch, Sample
 from dinomed.pretrain.model.dinov2 import backbone_of
@@ -85,3 +86,12 @@ def test_koleo_of_both_views_or_of_the_first(tiny: Tiny) -> None:
         model = copy.deepcopy(TrainStep(tiny(objective={"koleo_views": views}), CPU).model)
         tokens = torch.randn(2, config.run.batch_size, 16, generator=torch.Generator().manual_seed(1))
         torch.testing.assert_close(model.koleo_loss(tokens), wanted(*tokens))
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": {"matrices": "muon"}}, {"objective": {"queue": 8}}], ids=str)
+def test_settings_for_one_process_are_refused_with_several(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    monkeypatch.setattr("dinomed.pretrain.train_step.is_distributed", lambda: True)
+    with pytest.raises(UsageError, match="works with one process only"):
+        TrainStep(tiny(**changes), CPU)

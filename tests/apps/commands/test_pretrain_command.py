@@ -154,3 +154,21 @@ def test_a_pipe_is_refused_without_waiting(
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_backbone_without_heads_is_distilled_by_its_features(
+    run: Path, small: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("distill", *small, "--teacher", run / "backbone")
+    code, _, errors = call(*words, capsys=capsys)
+    assert code == 2
+    assert "set distill.method=features" in errors
+    by_features = (*words, "--set", "distill.method=features", "--json")
+    code, out, errors = call(*by_features, "--dry-run", capsys=capsys)
+    assert code == 0, errors
+    plan = json.loads(out)
+    assert plan["config"]["crops"]["num_local"] == 0
+    assert plan["estimate"]["head_parameters"] == 17 * 16  # the projection
+    code, out, errors = call(*by_features, capsys=capsys)
+    assert code == 0, errors
+    assert json.loads(out)["losses"].keys() == {"loss", "class", "patch"}
