@@ -41,6 +41,13 @@ BUILT_IN: tuple[HeadEntry, ...] = (
         "DPT: four blocks reassembled and fused",
         "Ranftl et al. 2021; DINOv2, section 7.4",
     ),
+    HeadEntry(
+        "segment",
+        "dino_unet",
+        "dino_unet",
+        "U-Net on four blocks, and convolutions on the image for fine outlines",
+        "Gao et al. 2025, arXiv 2508.20909",
+    ),
     HeadEntry("segment", "unet", "decoders", "SMP: U-Net on a pyramid of blocks", "Ronneberger et al. 2015"),
     HeadEntry("segment", "unetplusplus", "decoders", "SMP: U-Net++ on a pyramid of blocks", "Zhou et al. 2018"),
     HeadEntry("segment", "manet", "decoders", "SMP: MA-Net on a pyramid of blocks", "Fan et al. 2020"),

@@ -8,9 +8,11 @@ import inspect
 from typing import Any
 
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from dinomed.adapters.adapter import ADAPTERS
+from dinomed.adapters.heads.detail import DETAIL_STRIDES, DetailBranch, Fusion
 from dinomed.adapters.heads.dpt import PyramidAdapter, PyramidConfig
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.errors import UsageError, first_line
@@ -35,12 +37,15 @@ _SET_HERE = ("encoder_name", "encoder_depth", "encoder_weights", "in_channels", 
 
 class DecoderConfig(PyramidConfig):
     """Settings: `channels` of the pyramid levels at 1/2 to 1/32; `stride` of a patch, px; `options`, further arguments
-    of the SMP class, such as `decoder_channels`."""
+    of the SMP class, such as `decoder_channels`; `detail` adds a convolutional branch on the image
+    (`dinomed.adapters.heads.detail`) to the levels at 1/2 to 1/8, for outlines finer than a patch."""
 
     name: str
     channels: tuple[int, int, int, int, int] = (32, 64, 128, 256, 256)
     stride: int | None = Field(None, description="8 or 16 px; null: the nearer one to the patch size")
     options: dict[str, Any] = Field(default_factory=dict)
+    detail: bool = Field(False, description="a convolutional branch on the image for details finer than a patch")
+    image_channels: int | None = Field(None, ge=1, description="channels of the images; null: of the backbone")
 
     @model_validator(mode="after")
     def _known(self) -> "DecoderConfig":
@@ -67,7 +72,8 @@ class SMPSegmenter(PyramidAdapter):
         from dinomed.adapters.heads.smp_encoder import nearest_stride
 
         config = super().resolve_config(config, backbone)
-        return config if config.stride else config.model_copy(update={"stride": nearest_stride(backbone.patch_size)})
+        stride = config.stride or nearest_stride(backbone.patch_size)
+        return config.model_copy(update={"stride": stride, "image_channels": backbone.preprocessing.channels})
 
     def __init__(self, config: DecoderConfig, embed_dim: int, num_classes: int) -> None:
         from dinomed.adapters.heads.smp_encoder import build_model
@@ -80,6 +86,27 @@ class SMPSegmenter(PyramidAdapter):
             )  # fmt: skip
         except (ValueError, TypeError, KeyError) as error:
             raise UsageError(f"head.options: {config.name} does not accept them: {first_line(error)}") from None
+        self.uses_images = config.detail
+        if config.detail:
+            self.detail = DetailBranch(config.image_channels or 3)
+            strides = self.model.encoder.strides
+            self.fusions = nn.ModuleDict(
+                {
+                    str(level): Fusion(config.channels[level], self.detail.widths[DETAIL_STRIDES.index(stride)])
+                    for level, stride in enumerate(strides)
+                    if stride in DETAIL_STRIDES
+                }
+            )
+
+    def _add_detail(self, levels: list[Tensor], images: Tensor, grid: tuple[int, int], padded: Tensor) -> None:
+        """Add the branch on the image to the levels, in place. Images are padded as the grid of patches was."""
+        bottom, right = (
+            (padded.shape[axis] - side) * (images.shape[axis] // side) for axis, side in zip((-2, -1), grid)
+        )
+        maps = dict(zip(DETAIL_STRIDES, self.detail(pad(images, (0, right, 0, bottom), mode="replicate")), strict=True))
+        for name, fusion in self.fusions.items():
+            level = int(name)
+            levels[level + 1] = fusion(levels[level + 1], maps[self.model.encoder.strides[level]])
 
     def forward(self, features: Features) -> Tensor:
         from dinomed.adapters.heads.smp_encoder import pad_grid
@@ -88,6 +115,9 @@ class SMPSegmenter(PyramidAdapter):
         rows, columns = features.patches.shape[-2:]
         padded = pad_grid(features.patches, self.model.encoder.multiple)
         levels = self.model.encoder(Features(features.cls, features.mean, padded))
+        if self.config.detail:
+            assert features.images is not None
+            self._add_detail(levels, features.images, (rows, columns), padded)
         try:
             out = self.model.segmentation_head(self.model.decoder(levels))
         except RuntimeError as error:

@@ -51,7 +51,8 @@ class ViTEncoder(nn.Module, EncoderMixin):
         self.blocks, self.stride, self.backbone = tuple(blocks), stride, [backbone]  # a list hides it from the state
         self._depth, self._in_channels, self._output_stride = depth, 3, 32
         self._out_channels = [3, *channels]
-        self.scales = [_ratio(min(2**level, output_stride), stride) for level in range(1, depth + 1)]
+        self.strides = [min(2**level, output_stride) for level in range(1, depth + 1)]
+        self.scales = [_ratio(target, stride) for target in self.strides]
         self.levels = nn.ModuleList(_level(embed_dim, channels[k], scale) for k, scale in enumerate(self.scales))
 
     def make_dilated(self, output_stride: int) -> None:
