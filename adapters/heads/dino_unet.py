@@ -1,8 +1,8 @@
 """Dino U-Net (Gao et al. 2025, arXiv 2508.20909): a U-Net decoder on frozen blocks and a branch on the image.
 
 The tokens of four blocks of the frozen ViT are projected to one width and mixed on the patch grid. A U-Net decoder
-brings them to 1/8, 1/4 and 1/2 of the image, where it concatenates the maps of a small convolutional branch on the image
-itself. The structure is that of the paper; its attention between branch and tokens and its projection module are
+brings them to 1/8, 1/4 and 1/2 of the image, where it concatenates the maps of a small convolutional branch on the
+image itself. The structure is that of the paper; its attention between branch and tokens and its projection module are
 replaced by convolutions, which suit small collections and a CPU.
 """
 
@@ -50,9 +50,9 @@ class DinoUNet(PyramidAdapter):
         count = len(config.blocks)
         self.projections = nn.ModuleList(nn.Sequential(*conv1(embed_dim, eighth)) for _ in range(count))
         self.context = nn.Sequential(*conv(count * eighth, eighth), *conv(eighth, eighth))
-        self.eighth = nn.Sequential(*conv(eighth + third, eighth), *conv(eighth, eighth))
-        self.quarter = nn.Sequential(*conv(eighth + second, quarter), *conv(quarter, quarter))
-        self.half = nn.Sequential(*conv(quarter + first, half), *conv(half, half))
+        self.fuse_eighth = nn.Sequential(*conv(eighth + third, eighth), *conv(eighth, eighth))
+        self.fuse_quarter = nn.Sequential(*conv(eighth + second, quarter), *conv(quarter, quarter))
+        self.fuse_half = nn.Sequential(*conv(quarter + first, half), *conv(half, half))
         self.last = nn.Conv2d(half, num_classes, 1)
 
     def forward(self, features: Features) -> Tensor:
@@ -63,7 +63,7 @@ class DinoUNet(PyramidAdapter):
             for projection, block in zip(self.projections, split_blocks(features, len(self.projections)), strict=True)
         ]
         x = self.context(torch.cat(tokens, dim=1))
-        for level, stage in ((eighth, self.eighth), (quarter, self.quarter), (half, self.half)):
+        for level, stage in ((eighth, self.fuse_eighth), (quarter, self.fuse_quarter), (half, self.fuse_half)):
             x = interpolate(x, (level.shape[-2], level.shape[-1]), mode="bilinear")
             x = stage(torch.cat([x, level], dim=1))
         return self.last(x)
