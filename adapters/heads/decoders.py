@@ -100,9 +100,9 @@ class SMPSegmenter(PyramidAdapter):
 
     def _add_detail(self, levels: list[Tensor], images: Tensor, grid: tuple[int, int], padded: Tensor) -> None:
         """Add the branch on the image to the levels, in place. Images are padded as the grid of patches was."""
-        bottom, right = (
-            (padded.shape[axis] - side) * (images.shape[axis] // side) for axis, side in zip((-2, -1), grid)
-        )
+        rows, columns = grid
+        bottom = (padded.shape[-2] - rows) * (images.shape[-2] // rows)
+        right = (padded.shape[-1] - columns) * (images.shape[-1] // columns)
         maps = dict(zip(DETAIL_STRIDES, self.detail(pad(images, (0, right, 0, bottom), mode="replicate")), strict=True))
         for name, fusion in self.fusions.items():
             level = int(name)
