@@ -8,7 +8,7 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import Config
 from dinomed.notice import RESEARCH_USE
 
-FORMAT: Final = "dinomed.adapter/5"
+FORMAT: Final = "dinomed.adapter/6"
 
 
 class BackboneReference(Config):
@@ -57,7 +57,7 @@ class AdapterRecord(Config):
             `dinomed.io.tensor_file.hash_tensors`).
     """
 
-    format: Literal["dinomed.adapter/5"] = FORMAT
+    format: Literal["dinomed.adapter/6"] = FORMAT
     purpose: str = RESEARCH_USE
     task: str
     head: dict[str, Any]

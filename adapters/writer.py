@@ -9,8 +9,6 @@ from typing import Any
 from torch import Tensor
 
 Row = list[Any]
-LEGEND_FILE = "legend.json"
-"""What the values of the written maps mean."""
 
 
 class PredictionWriter(ABC):

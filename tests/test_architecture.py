@@ -127,3 +127,11 @@ def test_a_folder_of_benchmarks_holds_3_to_12_scripts(folder: Path) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_has_at_most_350_lines(name: str) -> None:
     assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "examples"])
+def test_files_beside_the_source_have_at_most_350_lines_too(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert not {name: length for name, length in lengths.items() if length > MAX_LINES}

@@ -7,23 +7,25 @@ import numpy as np
 from torch import Tensor
 
 from dinomed.adapters.tasks.depth.predict import DepthPredictor
-from dinomed.adapters.writer import LEGEND_FILE, PredictionWriter, Row, file_names
+from dinomed.adapters.writer import PredictionWriter, Row, file_names
 from dinomed.images.depthmap import write_depth
 from dinomed.io.files import write_json
 
+SCALE_FILE = "depth_scale.json"
+
 
 class DepthWriter(PredictionWriter):
-    """Writer of gray 16-bit PNG files; `legend.json` has the scale that converts a value to a depth."""
+    """Writer of gray 16-bit PNG files; `depth_scale.json` has the scale that converts a value to a depth."""
 
     def __init__(self, predictor: DepthPredictor, names: Sequence[str]) -> None:
         self.predictor = predictor
         columns = ["depth", "min_depth", "median_depth", "max_depth"]
-        super().__init__(names, columns, file_names(names), [LEGEND_FILE], {"scale": predictor.file_scale})
+        super().__init__(names, columns, file_names(names), [SCALE_FILE], {"scale": predictor.file_scale})
 
     def write_extra_files(self, out: Path) -> None:
         note = "depth = value * scale; 0 means unknown"
         unit = self.predictor.source.unit
-        write_json(out / LEGEND_FILE, {"scale": self.predictor.file_scale, "unit": unit, "note": note})
+        write_json(out / SCALE_FILE, {"scale": self.predictor.file_scale, "unit": unit, "note": note})
 
     def write_batch(
         self, indices: Sequence[int], pixels: Tensor, sizes: Sequence[tuple[int, int]], out: Path

@@ -52,7 +52,7 @@ class SegmenterFit(HeadFit):
     def build(self) -> Adapter:
         adapter = build_adapter(self.config, self.backbone, num_classes=len(self.schema.names))
         views = views_of_config(self.config, adapter.flips, adapter.scales)
-        self.usage: dict[str, Any] = {"legend": self.schema.to_dict(), "views": vars(views)}
+        self.usage: dict[str, Any] = {"mask_schema": self.schema.to_dict(), "views": vars(views)}
         self.plain = not views.native and not views.flips
         self.criterion = build_loss(self.config.loss, self.schema.exclusive, self.config.tversky_alpha)
         self._read_masks()

@@ -42,7 +42,7 @@ class SegmentPredictor(DensePredictor):
     def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone) -> None:
         usage = record.usage
         super().__init__(record, adapter, backbone, views_of(usage))
-        self.schema = mask_schema_from(usage.get("legend"))
+        self.schema = mask_schema_from(usage.get("mask_schema"))
         single = 0.5 if record.threshold is None else record.threshold
         self.thresholds: tuple[float, ...] = tuple(usage.get("thresholds") or [single] * len(self.schema.names))
         self.threshold = single if len(self.schema.names) == 1 else 0.5

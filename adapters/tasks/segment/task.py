@@ -34,7 +34,7 @@ class SegmentTask(Task):
         return SegmenterFit
 
     def usable_rows(self, record: AdapterRecord, manifest: Manifest) -> Manifest:
-        return mask_schema_from(record.usage.get("legend")).usable(manifest)
+        return mask_schema_from(record.usage.get("mask_schema")).usable(manifest)
 
     def evaluate(self, predictor: SegmentPredictor, manifest: Manifest, split: str) -> EvaluatedValues:
         from dinomed.adapters.tasks.segment.evaluate import evaluate_segmenter  # imports MONAI, which takes seconds

@@ -8,17 +8,20 @@ import numpy as np
 from torch import Tensor
 
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, summarize
-from dinomed.adapters.writer import LEGEND_FILE, PredictionWriter, Row, file_names
+from dinomed.adapters.writer import PredictionWriter, Row, file_names
 from dinomed.images.labelmap import write_label_map
 from dinomed.images.read import write_mask
 from dinomed.io.files import write_json
+
+SCHEMA_FILE = "mask_schema.json"
+"""The class of each value of the written maps."""
 
 
 class SegmentWriter(PredictionWriter):
     """Writes PNG files of each image's own size.
 
     One class: masks of 0 and 255, and rows of area and confidence. Several classes: label maps, whose values
-    `legend.json` names, and rows of the area of each class.
+    `mask_schema.json` names, and rows of the area of each class.
     """
 
     def __init__(self, predictor: SegmentPredictor, names: Sequence[str]) -> None:
@@ -28,8 +31,8 @@ class SegmentWriter(PredictionWriter):
             columns, extra_files = ["area_px", "area_fraction", "confidence"], []
             settings: dict[str, Any] = {"threshold": predictor.threshold}
         else:
-            columns, extra_files = [f"area_px {self.schema.names[k]}" for k in self.schema.reported], [LEGEND_FILE]
-            settings = {"thresholds": list(predictor.thresholds), "legend": self.schema.to_dict()}
+            columns, extra_files = [f"area_px {self.schema.names[k]}" for k in self.schema.reported], [SCHEMA_FILE]
+            settings = {"thresholds": list(predictor.thresholds), "mask_schema": self.schema.to_dict()}
         super().__init__(names, ["mask", *columns], file_names(names), extra_files, settings)
 
     def write_extra_files(self, out: Path) -> None:
@@ -37,7 +40,7 @@ class SegmentWriter(PredictionWriter):
             values = dict(zip(self.schema.names, self.schema.written_values, strict=True))
             exclusive = self.schema.exclusive
             meaning = "each value is a class" if exclusive else "a value is the sum of the classes in the pixel"
-            write_json(out / LEGEND_FILE, {"values": values, "note": meaning})
+            write_json(out / SCHEMA_FILE, {"values": values, "note": meaning})
 
     def write_batch(
         self, indices: Sequence[int], pixels: Tensor, sizes: Sequence[tuple[int, int]], out: Path

@@ -134,5 +134,5 @@ def _usage(task: str, kind: str, classes: tuple[str, ...]) -> dict[str, Any]:
     if task == "depth":
         return {"depth": {"column": "depth", "scale": 1.0, "unit": "cm", "low": 1.0, "high": 9.0}, "views": views}
     codes = {"binary": [1], "multiclass": list(range(len(classes)))}.get(kind, [2**i for i in range(len(classes))])
-    usage: dict[str, Any] = {"legend": {"kind": kind, "names": list(classes), "codes": codes}, "views": views}
+    usage: dict[str, Any] = {"mask_schema": {"kind": kind, "names": list(classes), "codes": codes}, "views": views}
     return usage | ({"thresholds": [0.35, 0.6, 0.5][: len(classes)]} if kind == "multilabel" else {})

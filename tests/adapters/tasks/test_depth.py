@@ -162,7 +162,7 @@ def test_heads_overfit_the_frames_and_stay_in_their_range(
     predictor = load_adapter(folder)
     assert isinstance(predictor, DepthPredictor)
     predict_collection(predictor, frames.take([0, 9]), tmp_path / "out")
-    schema = json.loads((tmp_path / "out" / "legend.json").read_text())
+    schema = json.loads((tmp_path / "out" / "depth_scale.json").read_text())
     assert schema["unit"] == "cm"
     for path in (tmp_path / "out").rglob("*.png"):
         depth = read_depth(path, schema["scale"])

@@ -92,7 +92,7 @@ def test_exclusive_classes_from_masks_to_predicted_label_maps(
     assert maps.sum(axis=0) == pytest.approx(1, abs=1e-5)
     assert predictor.probability(image) == pytest.approx(maps[1] + maps[2], abs=1e-6)
     predict_collection(predictor, shapes, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "legend.json").read_text())["values"] == {"background": 0} | CLASSES
+    assert json.loads((tmp_path / "out" / "mask_schema.json").read_text())["values"] == {"background": 0} | CLASSES
     written = read_label_map(tmp_path / "out" / "images" / "01.png")
     assert set(np.unique(written)) <= {0, 3, 200}
     same = written == np.array([0, 3, 200])[maps.argmax(axis=0)]
