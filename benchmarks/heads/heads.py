@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--head", action="append", help="[linear, dpt]")
     parser.add_argument("--backbone", default="vit_tiny_patch8")
     parser.add_argument("--image-size", type=int, default=112)
-    parser.add_argument("--images", type=int, default=48, help="lesions; about 70% of them are train")
+    parser.add_argument("--images", type=int, default=48, help="lesions; about 70%% of them are train")
     parser.add_argument("--channels", type=int, default=32, help="channels of DPT")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
