@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from dinomed.adapters.record import AdapterRecord
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.features.compute import Features, compute_features
+from dinomed.features.finite import check_finite, naming
 from dinomed.features.loading import preprocess_batches
 from dinomed.images.in_memory import ImageSource
 
@@ -63,10 +65,13 @@ class Predictor(ABC):
         Raises:
             UnreadableImage: a file is missing or damaged.
             UsageError: an object is not an image.
+            NotFiniteError: the model gives values that are not finite for some images; `rows` are their places.
         """
-        results: list[Any] = []
-        for pixels, sizes in preprocess_batches(images, self.preprocessing, self.batch_size):
-            results += self.results(pixels, sizes)
+        sources, results = list(images), list[Any]()
+        names = [str(image) if isinstance(image, str | Path) else f"image {i}" for i, image in enumerate(sources)]
+        for pixels, sizes in preprocess_batches(sources, self.preprocessing, self.batch_size):
+            with naming(names, len(results)):
+                results += self.results(pixels, sizes)
         return results
 
     @abstractmethod
@@ -100,8 +105,18 @@ class Predictor(ABC):
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:
-        """Return the logits of preprocessed images (B, channels, height, width); see `Adapter`."""
-        return self.adapter(self._features(pixels)).float()
+        """Return the logits of preprocessed images (B, channels, height, width); see `Adapter`.
+
+        Raises:
+            NotFiniteError: features or logits of an image are not finite.
+        """
+        return self.logits_of_features(self._features(pixels))
+
+    def logits_of_features(self, features: Features) -> Tensor:
+        """Return the logits of features, float32; raise a `NotFiniteError` if those of an image are not finite."""
+        logits = self.adapter(features).float()
+        check_finite("outputs", logits)
+        return logits
 
     def _features(self, pixels: Tensor) -> Features:
         return compute_features(self.backbone, pixels, self.feature_spec.blocks, self.feature_spec.patches)

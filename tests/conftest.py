@@ -59,7 +59,7 @@ def lesion_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("collections")
     write_lesions(folder / "lesions", count=60, size=(36, 48), broken=0)
-    result = scan(folder / "lesions", labels="labels.csv", group="lesion_id")
+    result = scan(folder / "lesions", labels="labels.csv", group="lesion_id", keep=["age", "sex"])
     write_manifest(result.manifest, folder / "lesions.parquet")
     return folder / "lesions.parquet"
 

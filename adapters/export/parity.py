@@ -1,6 +1,7 @@
 """Comparison of an exported model with the original, on random images."""
 
 from collections.abc import Callable, Sequence
+from math import isnan
 from typing import Any
 
 import torch
@@ -73,4 +74,5 @@ def difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     if [output.shape for output in outputs] != [output.shape for output in expected]:
         return float("nan")
     pairs = zip(outputs, expected, strict=True)
-    return max(((a - b).abs().max() / b.abs().max().clamp_min(1)).item() for a, b in pairs)
+    distances = [((a - b).abs().max() / b.abs().max().clamp_min(1)).item() for a, b in pairs]
+    return float("nan") if any(isnan(distance) for distance in distances) else max(distances)  # max() ignores a nan

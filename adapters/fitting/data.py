@@ -68,7 +68,7 @@ def fit_splits(manifest: Manifest, column: str | None, seed: int) -> Splits:
         UsageError: no split column, no train, a group in two splits, or too few groups to make val.
     """
     train = select_split(manifest, "train")
-    check_splits(manifest.groups(), manifest.column("split"))
+    check_splits(manifest.groups(), manifest.column("split"), manifest.column("image"))
     if "val" in manifest.column("split"):
         return Splits(train, manifest.select(split="val"), made=False)
     labels = train.column(column) if column else [None] * len(train)

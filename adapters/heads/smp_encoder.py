@@ -84,7 +84,7 @@ class ViTEncoder(nn.Module, EncoderMixin):
         backbone = self.backbone[0]
         if backbone is None:
             raise ValueError("this encoder has no backbone; call it with features")
-        features = compute_features(backbone, images, self.blocks, patches=True)
+        features = compute_features(backbone, images, self.blocks, patches=True, check=False)  # may be traced
         assert features.patches is not None
         return Features(features.cls, features.mean, pad_grid(features.patches, self.multiple))
 

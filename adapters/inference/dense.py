@@ -8,7 +8,7 @@ result.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from dinomed.adapters.record import AdapterRecord
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.features.compute import Features
+from dinomed.features.finite import NotFiniteError
 from dinomed.images.intensity import match_channels
 
 MAX_SCALED = 4096  # px; the attention maps of a larger square take gigabytes
@@ -91,15 +92,22 @@ class DensePredictor(Predictor):
 
     @torch.inference_mode()
     def batch_maps(self, pixels: Tensor, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-        """Return the maps of a batch that `preprocessing` prepared, each at the (height, width) of its image."""
+        """Return the maps of a batch that `preprocessing` prepared, each at the (height, width) of its image.
+
+        Raises:
+            NotFiniteError: the model gives no finite values for an image.
+        """
         if self.views.window is not None:
             window = self.views.window
-            return [
-                self._whole(image, size) if max(size) <= window else self._by_windows(image, window)
-                for image, size in zip(pixels, sizes, strict=True)
-            ]
+            return _one_by_one(
+                lambda image, size: (
+                    self._whole(image, size) if max(size) <= window else self._by_windows(image, window)
+                ),
+                pixels,
+                sizes,
+            )
         if self._several:
-            return [self._whole(image, size) for image, size in zip(pixels, sizes, strict=True)]
+            return _one_by_one(self._whole, pixels, sizes)
         return [self.resized(logits[None], size) for logits, size in zip(self.logits(pixels), sizes, strict=True)]
 
     def resized(self, logits: Tensor, size: tuple[int, ...]) -> np.ndarray:
@@ -113,7 +121,7 @@ class DensePredictor(Predictor):
         return self.activate(interpolate(adapter(features).float(), size=size, mode="bilinear"))
 
     def outputs_of_features(self, features: Features, sizes: Sequence[Size]) -> list[np.ndarray]:
-        logits = self.adapter(features).float()
+        logits = self.logits_of_features(features)
         return [self.resized(image[None], size) for image, size in zip(logits, sizes, strict=True)]
 
     def reference_outputs(self, pixels: Tensor) -> Tensor:
@@ -175,6 +183,22 @@ class DensePredictor(Predictor):
         if self.views.flips:
             logits = (logits + self.logits(pixels.flip(-1)).flip(-1)) / 2
         return interpolate(logits, part.shape[-2:], mode="bilinear")[0].cpu()
+
+
+def _one_by_one(
+    compute: Callable[[Tensor, Size], np.ndarray], pixels: Tensor, sizes: Sequence[Size]
+) -> list[np.ndarray]:
+    """Return the maps of each image; a `NotFiniteError` names all images of the batch for which there are none."""
+    maps: list[np.ndarray] = []
+    errors: dict[int, NotFiniteError] = {}
+    for row, (image, size) in enumerate(zip(pixels, sizes, strict=True)):
+        try:
+            maps.append(compute(image, size))
+        except NotFiniteError as error:
+            errors[row] = error
+    if errors:
+        raise NotFiniteError(list(errors), next(iter(errors.values())).kind)
+    return maps
 
 
 def pad_to(image: Tensor, side: int) -> Tensor:

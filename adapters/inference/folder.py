@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from dinomed.adapters.inference.plan import FAILED_FILE, PLAN_FILE, TABLE_FILE, PredictionPlan, add_rows, begin, finish
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.task import find_task
-from dinomed.adapters.writer import PredictionWriter
+from dinomed.adapters.writer import PredictionWriter, Row
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
+from dinomed.features.finite import compute_finite
 from dinomed.features.loading import load_batches, stack_pixels
-from dinomed.io.output_folder import locked, prepare_output
+from dinomed.io.output_folder import claimed_folder
 from dinomed.log import logger
 from dinomed.progress import bar
 
@@ -25,7 +29,8 @@ class PredictionResult:
         folder: output folder.
         images: number of predicted images.
         kept: number of those that an interrupted call had predicted before.
-        unreadable: (path, reason) of files that cannot be read.
+        unreadable: (path, reason) of files that cannot be read, and of images for which the model gives no finite
+            values.
     """
 
     folder: Path
@@ -47,8 +52,8 @@ def predict_collection(
     A segmenter writes masks (PNG, of the size of each image) under the relative paths of the images, and a depth
     estimator depth maps. `predictions.csv` has one row for each image. `predictions.json` holds the settings and the
     list of files; it is written first, and has ``"complete": true`` at the end. After an interruption, the same call
-    keeps the finished images and predicts the rest. Images that cannot be read are listed in `unreadable.csv`, and the
-    others are predicted.
+    keeps the finished images and predicts the rest. Images that cannot be read, and images for which the model gives
+    values that are not finite, are listed in `unreadable.csv`, and the others are predicted.
 
     Args:
         predictor: result of `load_adapter`.
@@ -66,8 +71,7 @@ def predict_collection(
     names = manifest.column("image")
     writer = find_task(predictor.task).build_writer(predictor, names)
     plan = PredictionPlan(_settings(predictor, manifest, writer), (*writer.files, *writer.extra_files))
-    prepare_output(out, overwrite=True, marker=PLAN_FILE)  # `begin` decides about an earlier result
-    with locked(out):
+    with claimed_folder(out, overwrite=True, marker=PLAN_FILE):  # `begin` decides about an earlier result
         done = begin(out, plan, overwrite=overwrite)
         writer.write_extra_files(out)
         todo = [i for i, name in enumerate(names) if name not in done]
@@ -81,9 +85,11 @@ def predict_collection(
                 failed += [(names[todo[image.index]], image.error.reason) for image in loaded if image.error]
                 if readable:
                     indices, sizes = [todo[image.index] for image in readable], [image.size for image in readable]
-                    rows = writer.write_batch(indices, stack_pixels(readable), sizes, out)
-                    add_rows(out, rows)
-                    done |= {row[0]: row for row in rows}
+                    write = partial(_write_rows, writer, indices, stack_pixels(readable), sizes, out)
+                    _, rows, reasons = compute_finite(write, len(readable))
+                    add_rows(out, rows or [])
+                    done |= {row[0]: row for row in rows or []}
+                    failed += [(names[indices[place]], reason) for place, reason in reasons.items()]
                 progress.advance(len(loaded))
         write_csv(out / TABLE_FILE, ["image", *writer.columns], [done[name] for name in names if name in done])
         if failed:
@@ -92,6 +98,14 @@ def predict_collection(
             (out / FAILED_FILE).unlink(missing_ok=True)
         finish(out, plan)
     return PredictionResult(out, len(done), kept, failed)
+
+
+def _write_rows(
+    writer: PredictionWriter, indices: Sequence[int], pixels: Tensor, sizes: Sequence[tuple[int, int]], out: Path,
+    places: list[int],
+) -> list[Row]:  # fmt: skip
+    """Predict and write the images at some places of a batch; return their rows."""
+    return writer.write_batch([indices[i] for i in places], pixels[places], [sizes[i] for i in places], out)
 
 
 def _settings(predictor: Predictor, manifest: Manifest, writer: PredictionWriter) -> dict[str, object]:

@@ -16,7 +16,7 @@ from dinomed.adapters.predictor import Predictor
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.variants import VARIANTS
-from dinomed.features.compute import Features
+from dinomed.features.compute import Features, check_features
 from dinomed.io.prefetch import batched
 
 
@@ -70,6 +70,9 @@ def shared_features(backbone: FrozenBackbone, pixels: Tensor, specs: Sequence[Fe
 
     Returns:
         The features of each specification, in order.
+
+    Raises:
+        NotFiniteError: the features of an image are not finite.
     """
     depth = backbone.depth
     blocks = sorted({block % depth for spec in specs for block in spec.blocks})
@@ -90,6 +93,8 @@ def shared_features(backbone: FrozenBackbone, pixels: Tensor, specs: Sequence[Fe
                 patches,
                 pixels.to(backbone.device),
             )
+    for computed in features.values():
+        check_features(computed)
     return [features[spec] for spec in specs]
 
 
@@ -107,6 +112,9 @@ def predict_many(consumers: Sequence[FeatureConsumer], images: Sequence[np.ndarr
         For each consumer a list over the images: of a classifier a dict of probabilities by class; of a segmenter
         float32 (classes, H, W) and of a depth adapter (1, H, W), at the size of the image; of an index the query,
         float32 (D,).
+
+    Raises:
+        NotFiniteError: a consumer gives values that are not finite for an image.
     """
     outputs: list[list[Any]] = [[] for _ in consumers]
     sharing: dict[str, list[int]] = defaultdict(list)

@@ -23,7 +23,8 @@ from dinomed.adapters.retrieval.pool import Pooling, fit_whitening
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest, relative_root
 from dinomed.features.compute import Features
-from dinomed.features.extract import extract
+from dinomed.features.extract import extract, without_images
+from dinomed.features.finite import NotFiniteImagesError
 from dinomed.io.artifacts import hash_key
 from dinomed.io.files import replacing
 from dinomed.io.output_folder import open_output_folder
@@ -48,7 +49,8 @@ def build_index(
     """Index the images of a manifest and write the index to the folder `out`.
 
     Class tokens and mean patch tokens come from the feature cache, which the heads use too. An interrupted construction
-    is resumed.
+    is resumed. Images for which the backbone gives no finite features are left out; `unreadable` of the manifest of the
+    result names them.
 
     Args:
         cache: folder of the feature cache (`dinomed.features.extract.default_cache`).
@@ -57,11 +59,11 @@ def build_index(
 
     Raises:
         UsageError: no images, `out` is in use, or `whiten` is too large.
-        DinomedError: an image cannot be read, features are not finite, or the disk is full.
+        DinomedError: an image cannot be read, no image has finite features, or the disk is full.
     """
     out, pooling = Path(out), pooling or Pooling()
     with open_output_folder(out, marker=INDEX_FILE, overwrite=overwrite, keep=[_POOLED]) as stage:
-        pooled = _pool_all(backbone, manifest, pooling, Path(cache), stage)
+        pooled, manifest = _pool_finite(backbone, manifest, pooling, Path(cache), stage)
         plain = unit_vectors(pooled, None)
         whitening = None if whiten is None else fit_whitening(plain, whiten)
         vectors = unit_vectors(pooled, whitening)
@@ -90,6 +92,19 @@ def build_index(
         write_index(index, graph, out)
         shutil.rmtree(stage)
     return index
+
+
+def _pool_finite(
+    backbone: FrozenBackbone, manifest: Manifest, pooling: Pooling, cache: Path, stage: Path
+) -> tuple[np.ndarray, Manifest]:
+    """Return pooled features, and the manifest without the images for which the backbone gives no finite features."""
+    while True:
+        try:
+            return _pool_all(backbone, manifest, pooling, cache, stage), manifest
+        except NotFiniteImagesError as error:
+            manifest = without_images(manifest, error.failed)
+            if not len(manifest):
+                raise
 
 
 def _pool_all(backbone: FrozenBackbone, manifest: Manifest, pooling: Pooling, cache: Path, stage: Path) -> np.ndarray:

@@ -14,6 +14,7 @@ from dinomed.adapters.retrieval.index import VectorIndex
 from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
+from dinomed.features.finite import naming
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.log import logger
 from dinomed.metrics.bootstrap import bootstrap_mean
@@ -166,7 +167,7 @@ def _graph_recall(index: VectorIndex, vectors: np.ndarray) -> float | None:
 def _vectors(image_index: ImageIndex, rows: Manifest) -> np.ndarray:
     """Return the query vectors, float32 (N, D): from the index for images that it holds, computed for the others."""
     known = {content: row for row, content in enumerate(image_index.vector_index.manifest.column("sha256"))}
-    contents = rows.column("sha256")
+    contents, names = rows.column("sha256"), rows.column("image")
     out = np.empty((len(rows), image_index.vector_index.record.dimension), np.float32)
     new = [i for i, content in enumerate(contents) if content not in known]
     for i, content in enumerate(contents):
@@ -174,6 +175,7 @@ def _vectors(image_index: ImageIndex, rows: Manifest) -> np.ndarray:
             out[i] = image_index.vector_index.vectors[known[content]]
     with bar("queries", len(new)) as progress:
         for batch in load_batches(rows.take(new), image_index.backbone.preprocessing):
-            out[[new[image.index] for image in batch]] = image_index.embed(stack_pixels(batch))
+            with naming([names[new[image.index]] for image in batch]):
+                out[[new[image.index] for image in batch]] = image_index.embed(stack_pixels(batch))
             progress.advance(len(batch))
     return out

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.device import resolve_device
 from dinomed.errors import UsageError
 from dinomed.features.compute import Features, compute_features
-from dinomed.features.loading import BATCH_SIZE, load_batches, preprocess_batches
+from dinomed.features.finite import compute_finite
+from dinomed.features.loading import BATCH_SIZE, LoadedImage, load_batches, preprocess_batches, stack_pixels
 from dinomed.images.in_memory import ImageSource
 from dinomed.images.read import UnreadableImage
 from dinomed.images.shown import read_shown
@@ -74,7 +76,7 @@ class QueryResult:
     Attributes:
         image: path of the query image, as in its manifest.
         neighbors: similar images, best first.
-        error: reason why the image could not be read, or None.
+        error: reason why there is no result, or None: the image cannot be read, or its features are not finite.
         num_excluded: images of the index that were left out as the same image or the same group.
         group_known: whether the group of the query image is known.
     """
@@ -195,21 +197,28 @@ class ImageIndex:
                     )
                     for loaded in batch
                 }
-                readable = [(loaded.index, loaded.pixels) for loaded in batch if loaded.pixels is not None]
-                if readable:
-                    vectors = self.embed(torch.stack([pixels for _, pixels in readable]))
+                readable = [loaded for loaded in batch if loaded.pixels is not None]
+                rows, vectors, reasons = compute_finite(partial(self._embed_rows, readable), len(readable))
+                for place, reason in reasons.items():
+                    results[readable[place].index].error = reason
+                if vectors is not None:
                     excluded = None
+                    searched = [readable[row].index for row in rows]
                     if exclude_same_group:
                         excluded = []
-                        for index, _ in readable:
+                        for index in searched:
                             excluded.append(self.groups.rows(contents[index], groups[index]))
                             results[index].num_excluded = len(excluded[-1])
                             results[index].group_known = self.groups.is_known(contents[index], groups[index])
                     neighbors = self.vector_index.nearest(vectors, k, allowed=allowed, excluded=excluded, exact=exact)
-                    for (index, _), nearest in zip(readable, neighbors, strict=True):
+                    for index, nearest in zip(searched, neighbors, strict=True):
                         results[index].neighbors = nearest
                 yield from results.values()
                 progress.advance(len(batch))
+
+    def _embed_rows(self, readable: Sequence[LoadedImage], rows: list[int]) -> np.ndarray:
+        """Return the query vectors, float32 (B, D), of some of the loaded images."""
+        return self.embed(stack_pixels([readable[row] for row in rows]))
 
     def hit(self, neighbor: Neighbor, rank: int) -> Hit:
         """Return a neighbour with its columns of the manifest of the index."""

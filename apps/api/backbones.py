@@ -1,6 +1,7 @@
 """Backbones: loading, frozen features, and their evaluation by probes."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -17,7 +18,8 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import UsageError
 from dinomed.features.compute import compute_features
-from dinomed.features.extract import extract
+from dinomed.features.extract import extract_finite
+from dinomed.features.finite import naming
 from dinomed.features.loading import preprocess_batches
 from dinomed.features.table import TOKENS, FeatureTable, check_table_output, write_feature_table
 from dinomed.images.in_memory import ImageSource
@@ -164,11 +166,10 @@ def extract_features(
             raise UsageError("a table is written of image files; leave `out` out for images in memory")
         return _features_in_memory(frozen, images)
     manifest = open_dataset(images, allow_unreadable=True, decode=True)
-    unreadable = list(manifest.unreadable)
     if out is not None:
-        return write_feature_table(frozen, manifest, out, tokens=tokens, unreadable=unreadable)
-    features = extract(frozen, manifest, cache=cache_folder(manifest, cache))
-    return ImageFeatures(manifest.column("image"), features.cls, features.mean, unreadable)
+        return write_feature_table(frozen, manifest, out, tokens=tokens, unreadable=manifest.unreadable)
+    features, manifest = extract_finite(frozen, manifest, cache=cache_folder(manifest, cache))
+    return ImageFeatures(manifest.column("image"), features.cls, features.mean, list(manifest.unreadable))
 
 
 def _features_in_memory(backbone: FrozenBackbone, images: Any) -> ImageFeatures:
@@ -176,11 +177,12 @@ def _features_in_memory(backbone: FrozenBackbone, images: Any) -> ImageFeatures:
     if not sources:
         raise UsageError("no images to compute features of")
     cls, mean = [], []
+    names = [str(image) if isinstance(image, str | Path) else f"image_{i}" for i, image in enumerate(sources)]
     for pixels, _ in preprocess_batches(sources, backbone.preprocessing):
-        features = compute_features(backbone, pixels, (-1,), False)
+        with naming(names, sum(map(len, cls))):
+            features = compute_features(backbone, pixels, (-1,), False)
         cls.append(features.cls.cpu().numpy())
         mean.append(features.mean.cpu().numpy())
-    names = [str(image) if isinstance(image, str | Path) else f"image_{i}" for i, image in enumerate(sources)]
     return ImageFeatures(names, np.concatenate(cls), np.concatenate(mean), [])
 
 
@@ -238,25 +240,26 @@ def probe(
     from dinomed.adapters.evaluation.few_shot import few_shot, parse_shots
     from dinomed.apps.pages.few_shot import build_few_shot_page
     from dinomed.io.files import write_json, write_text
-    from dinomed.io.output_folder import prepare_output
+    from dinomed.io.output_folder import claimed_folder
 
     check_split(split)
     numbers = None if shots is None else parse_shots(shots if isinstance(shots, str) else _shots_text(shots))
-    if out is not None:
+    if out is not None and numbers is None:
+        raise UsageError("`out` is for the page of `shots`; give `shots=1,2,4,8,16,all`, or leave `out` out")
+    with nullcontext() if out is None else claimed_folder(out, marker=FEW_SHOT_FILE, overwrite=overwrite) as folder:
+        if untrained:
+            backbone = _untrained(backbone)
+        manifest = open_dataset(data)
+        frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+        cache = cache_folder(manifest, cache)
         if numbers is None:
-            raise UsageError("`out` is for the page of `shots`; give `shots=1,2,4,8,16,all`, or leave `out` out")
-        prepare_output(out, overwrite=overwrite, marker=FEW_SHOT_FILE)
-    if untrained:
-        backbone = _untrained(backbone)
-    manifest = open_dataset(data)
-    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
-    cache = cache_folder(manifest, cache)
-    if numbers is None:
-        return probe_features(frozen, manifest, cache=cache, label=label, split=split, seed=seed)
-    report = few_shot(frozen, manifest, cache=cache, shots=numbers, seeds=seeds, label=label, split=split, seed=seed)
-    if out is not None:
-        write_text(Path(out) / "report.html", build_few_shot_page(report))
-        write_json(Path(out) / FEW_SHOT_FILE, report)
+            return probe_features(frozen, manifest, cache=cache, label=label, split=split, seed=seed)
+        report = few_shot(
+            frozen, manifest, cache=cache, shots=numbers, seeds=seeds, label=label, split=split, seed=seed
+        )
+        if folder is not None:
+            write_text(folder / "report.html", build_few_shot_page(report))
+            write_json(folder / FEW_SHOT_FILE, report)
     return report
 
 

@@ -1,6 +1,7 @@
 """Curation of image collections, and the audit of training images against test images."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.io.files import write_text
-from dinomed.io.output_folder import check_writable
+from dinomed.io.output_folder import check_writable, claimed_file
 from dinomed.notice import RESEARCH_USE
 from dinomed.pretrain.curation.output.read import CurationResult, summary_path
 from dinomed.pretrain.curation.output.report import write_report
@@ -196,18 +197,19 @@ def audit(
         if Path(out).suffix.lower() not in (".html", ".htm"):
             raise UsageError(f"output {out}: the page is an .html file")
         check_writable(Path(out).parent)
-    resolved = _audit_config(config, settings, backbone)
-    seen, train_images, test_images, names = _open_sides(train, test, train_split, test_split)
-    if seen is not None:
-        result = audit_training_index(seen, test_images, resolved, workers=workers)
-    else:
-        assert train_images is not None
-        folder = None if cache is None else Path(cache)
-        result = audit_images(train_images, test_images, resolved, device=device, workers=workers, cache=folder)
-    if out is not None:
-        from dinomed.apps.pages.audit import build_audit_page
+    with nullcontext() if out is None else claimed_file(out):
+        resolved = _audit_config(config, settings, backbone)
+        seen, train_images, test_images, names = _open_sides(train, test, train_split, test_split)
+        if seen is not None:
+            result = audit_training_index(seen, test_images, resolved, workers=workers)
+        else:
+            assert train_images is not None
+            folder = None if cache is None else Path(cache)
+            result = audit_images(train_images, test_images, resolved, device=device, workers=workers, cache=folder)
+        if out is not None:
+            from dinomed.apps.pages.audit import build_audit_page
 
-        write_text(out, build_audit_page(result, train_images, test_images, names, to_yaml(resolved)))
+            write_text(out, build_audit_page(result, train_images, test_images, names, to_yaml(resolved)))
     return _audit_report(result, train_images, test_images, names, out)
 
 

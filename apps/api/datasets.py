@@ -12,7 +12,7 @@ from dinomed.datasets.scan.scan import ScanResult
 from dinomed.datasets.scan.scan import scan as scan_folder
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import DinomedError, UsageError
-from dinomed.io.output_folder import check_writable
+from dinomed.io.output_folder import check_writable, claimed_file
 from dinomed.log import logger
 
 
@@ -30,6 +30,7 @@ def scan(
     seed: int = 0,
     workers: int | None = None,
     follow_links: bool = False,
+    keep: Sequence[str] = (),
     keep_ids: bool = False,
     allow_unreadable: bool = False,
     label_maps: bool = False,
@@ -53,7 +54,9 @@ def scan(
         seed: seed of new splits.
         workers: threads; None for one per processor.
         follow_links: follow symbolic links that lead out of `folder`.
-        keep_ids: keep columns that may identify a patient, such as names and dates, and groups as they are written.
+        keep: other columns of the CSV to keep, such as ``["age", "sex"]``. All others are left out, with a message.
+        keep_ids: keep groups as they are written, instead of numbers for them, and allow columns in `keep` that may
+            identify a patient, such as names and dates.
         allow_unreadable: continue if more than half of the files cannot be read.
         label_maps: masks are label maps, in which each class has its own value.
         overwrite: replace `out` if it is a manifest.
@@ -82,14 +85,21 @@ def scan_with_report(
     **options: Any,
 ) -> ScanResult:
     """Scan as `scan` does, with the same arguments, and return the unreadable files, duplicates and warnings too."""
-    if out is not None:
-        _check_manifest_output(Path(out), overwrite)
+    if out is None:
+        return _scan(folder, labels, None, options)
+    _check_manifest_output(Path(out), overwrite)
+    with claimed_file(out):
+        return _scan(folder, labels, Path(out), options)
+
+
+def _scan(folder: PathLike, labels: PathLike | None, out: Path | None, options: dict[str, Any]) -> ScanResult:
+    """Scan, write the manifest to `out`, and log warnings and notes."""
     result = scan_folder(folder, labels, **options)
     for message in result.warnings:
         logger.warning(message)
     if out is not None:
         write_manifest(result.manifest, out)
-        result = replace(result, manifest=replace(result.manifest, source=Path(out)))
+        result = replace(result, manifest=replace(result.manifest, source=out))
         unreadable = unreadable_list(out)
         if result.unreadable:
             write_csv(unreadable, ("path", "reason"), result.unreadable)

@@ -1,6 +1,7 @@
 """Heads on frozen features: training, evaluation, prediction and export."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -169,23 +170,22 @@ def evaluate(
     """
     from dinomed.adapters.evaluation.evaluate import evaluate_in_full
     from dinomed.io.files import write_json, write_text
-    from dinomed.io.output_folder import prepare_output
+    from dinomed.io.output_folder import claimed_folder
 
     _check_unit(unit)
-    if out is not None:
-        prepare_output(out, overwrite=overwrite, marker=METRICS_FILE)
-    manifest = open_dataset(data)
-    evaluation = evaluate_in_full(
-        folder_path(adapter), manifest, split, device=device, backbone=backbone, allow_seen=allow_seen, unit=unit,
-        by=by, resamples=resamples,
-    )  # fmt: skip
-    report = evaluation.result
-    if out is not None:
-        from dinomed.apps.pages.evaluation import build_evaluation_page
+    with nullcontext() if out is None else claimed_folder(out, marker=METRICS_FILE, overwrite=overwrite) as folder:
+        manifest = open_dataset(data)
+        evaluation = evaluate_in_full(
+            folder_path(adapter), manifest, split, device=device, backbone=backbone, allow_seen=allow_seen, unit=unit,
+            by=by, resamples=resamples,
+        )  # fmt: skip
+        report = evaluation.result
+        if folder is not None:
+            from dinomed.apps.pages.evaluation import build_evaluation_page
 
-        write_text(Path(out) / REPORT_FILE, build_evaluation_page(evaluation, manifest, names=names))
-        write_json(Path(out) / METRICS_FILE, {key: value for key, value in report.items() if key != "adapter"})
-        report |= {"report": str(Path(out) / REPORT_FILE)}
+            write_text(folder / REPORT_FILE, build_evaluation_page(evaluation, manifest, names=names))
+            write_json(folder / METRICS_FILE, {key: value for key, value in report.items() if key != "adapter"})
+            report |= {"report": str(folder / REPORT_FILE)}
     return report
 
 

@@ -68,7 +68,6 @@ def build_index(
     conditions = parse_conditions(where)
     index_kind, pooling = parse_kind(kind), Pooling(tokens=parse_pool(pool), gem_power=gem_power)
     manifest = open_dataset(data, allow_unreadable=True, decode=True)
-    unreadable = list(manifest.unreadable)
     allowed = choose_rows(manifest, conditions)
     if allowed is not None:
         manifest = manifest.take(np.flatnonzero(allowed).tolist())
@@ -77,6 +76,7 @@ def build_index(
         frozen, manifest, out, cache=cache_folder(manifest, cache), kind=index_kind, pooling=pooling, whiten=whiten,
         overwrite=overwrite,
     )  # fmt: skip
+    unreadable = list(vector_index.manifest.unreadable)
     if unreadable:
         name, reason = unreadable[0]
         if len(unreadable) == 1:

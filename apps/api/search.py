@@ -1,6 +1,7 @@
 """Search of an index with the images of a folder or a manifest, and evaluation of an index."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dinomed.apps.pages.matches import draw_matches
 from dinomed.datasets.open import open_dataset
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.files import replacing, write_json
-from dinomed.io.output_folder import locked, prepare_output
+from dinomed.io.output_folder import claimed_folder
 from dinomed.log import logger
 from dinomed.notice import RESEARCH_USE
 
@@ -79,46 +80,48 @@ def search(
     results = image_index.search_manifest(
         manifest, k, conditions=conditions, exclude_same_group=exclude_same_group, exact=exact
     )
-    folder = None if out is None else Path(out)
-    if folder is not None:  # only now, so that a refused search leaves no empty folder
-        prepare_output(folder, overwrite=overwrite, marker=RESULTS_FILE)
-        _remove_pictures(folder)
-    queries: list[dict[str, Any]] = []
-    for row, result in enumerate(results):
-        if result.error is not None:
-            failed.append({"image": result.image, "reason": result.error})
-            continue
-        hits = [image_index.hit(neighbor, rank).to_json() for rank, neighbor in enumerate(result.neighbors, 1)]
-        if evidence:
-            _add_evidence(image_index, manifest.path(row), row, result, hits, folder)
-        exclusion = {"kept_out": result.num_excluded, "group_known": result.group_known} if exclude_same_group else {}
-        queries.append({"image": result.image, **exclusion, "results": hits})
-    unknown = sum(exclude_same_group and not query["group_known"] for query in queries)
-    if unknown:
-        notes.append(
-            f"the group of {unknown} of {len(queries)} images is not known, so only the image itself is left out; give "
-            "a manifest with groups"
-        )
-    for note in notes:
-        logger.warning(note)
-    report = {
-        "purpose": RESEARCH_USE,
-        "index": {
-            "path": "" if isinstance(index, ImageIndex) else str(index),
-            "images": len(image_index),
-            "kind": image_index.vector_index.record.kind,
-            "backbone": image_index.backbone.name,
-            "fingerprint": image_index.backbone.fingerprint,
-        },
-        "k": k,
-        "where": [str(condition) for condition in conditions],
-        "exclude_same_group": exclude_same_group,
-        "queries": queries,
-        "unreadable": failed,
-        "notes": notes,
-    }
-    if folder is not None:
-        with locked(folder):
+    # only now, so that a refused search leaves no empty folder
+    claim = nullcontext() if out is None else claimed_folder(out, marker=RESULTS_FILE, overwrite=overwrite)
+    with claim as folder:
+        if folder is not None:
+            _remove_pictures(folder)
+        queries: list[dict[str, Any]] = []
+        for row, result in enumerate(results):
+            if result.error is not None:
+                failed.append({"image": result.image, "reason": result.error})
+                continue
+            hits = [image_index.hit(neighbor, rank).to_json() for rank, neighbor in enumerate(result.neighbors, 1)]
+            if evidence:
+                _add_evidence(image_index, manifest.path(row), row, result, hits, folder)
+            exclusion = (
+                {"kept_out": result.num_excluded, "group_known": result.group_known} if exclude_same_group else {}
+            )
+            queries.append({"image": result.image, **exclusion, "results": hits})
+        unknown = sum(exclude_same_group and not query["group_known"] for query in queries)
+        if unknown:
+            notes.append(
+                f"the group of {unknown} of {len(queries)} images is not known, so only the image itself is left out; "
+                "give a manifest with groups"
+            )
+        for note in notes:
+            logger.warning(note)
+        report = {
+            "purpose": RESEARCH_USE,
+            "index": {
+                "path": "" if isinstance(index, ImageIndex) else str(index),
+                "images": len(image_index),
+                "kind": image_index.vector_index.record.kind,
+                "backbone": image_index.backbone.name,
+                "fingerprint": image_index.backbone.fingerprint,
+            },
+            "k": k,
+            "where": [str(condition) for condition in conditions],
+            "exclude_same_group": exclude_same_group,
+            "queries": queries,
+            "unreadable": failed,
+            "notes": notes,
+        }
+        if folder is not None:
             write_json(folder / RESULTS_FILE, report)
     return report
 

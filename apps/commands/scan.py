@@ -45,11 +45,15 @@ def scan(
     follow_links: Annotated[
         bool, Option("--follow-links", help="Follow symbolic links that lead out of FOLDER.")
     ] = False,
+    keep: Annotated[
+        list[str] | None,
+        Option("--keep", help="Another column of the CSV to keep, such as age; may be repeated. Others are left out."),
+    ] = None,
     keep_ids: Annotated[
         bool,
         Option(
             "--keep-ids",
-            help="Keep columns that may identify a patient (names, dates, numbers), and groups as written.",
+            help="Keep groups as written, not as numbers, and allow --keep for columns that may identify a patient.",
         ),
     ] = False,
     allow_unreadable: Annotated[
@@ -64,14 +68,14 @@ def scan(
 ) -> None:
     """Read every image of a folder and write a manifest: content hash, size, label, group, split and mask.
 
-    Files that cannot be read are listed in OUT.unreadable.csv, with reasons. Splits are by group. For research use
-    only, not for diagnosis.
+    Files that cannot be read are listed in OUT.unreadable.csv, with reasons. Splits are by group. Groups are replaced
+    by numbers, and other columns of the CSV are kept only with --keep. For research use only, not for diagnosis.
     """
     arguments = locals()
     from dinomed.apps.api.datasets import scan_with_report, unreadable_list
     from dinomed.apps.output import api_arguments, emit
 
-    result = scan_with_report(**api_arguments(arguments | {"ratios": _parse_ratios(ratios)}))
+    result = scan_with_report(**api_arguments(arguments | {"ratios": _parse_ratios(ratios), "keep": keep or ()}))
     listed = str(unreadable_list(out)) if result.unreadable else None
     report = {"manifest": str(out), "unreadable_list": listed, **summarize(result)}
     emit(report, as_json, None if as_json else _table(report))

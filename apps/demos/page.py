@@ -20,11 +20,13 @@ from dinomed.apps.demos.look import fill_template, script
 from dinomed.apps.demos.parts import PUT_AWAY, Picture, inline_file, inline_preview, message, read_picture
 from dinomed.apps.demos.turns import Busy, Gone, Turns
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.features.finite import NotFiniteError
 from dinomed.log import logger
 
 MAX_VISITS = 1024
 BUSY = message("busy", "The demo is busy; try again in a minute.")
 BAD_REQUEST = message("error", "The page sent a request that the demo does not know. Reload the page.")
+NO_RESULT = message("error", "There is no result: the model gives no finite values for this picture.")
 FAILED = message("error", "The result could not be computed. The message of the server tells more.")
 
 
@@ -221,7 +223,17 @@ def _run_consumers(panels: Sequence[Panel], path: str) -> list[tuple[Picture, li
         if picture is None:
             results |= dict.fromkeys(places, reason)
             continue
-        consumers = [consumer for place in places for consumer in panels[place].consumers]
-        answers = iter([of_images[0] for of_images in predict_many(consumers, [picture.pixels])])
-        results |= {place: (picture, [next(answers) for _ in panels[place].consumers]) for place in places}
+        results |= zip(places, _answer([panels[place] for place in places], picture), strict=True)
     return [results[place] for place in range(len(panels))]
+
+
+def _answer(panels: Sequence[Panel], picture: Picture) -> list[tuple[Picture, list[Any]] | str]:
+    """Return the results of panels that read a picture in the same way; a message for a model without finite values."""
+    consumers = [consumer for panel in panels for consumer in panel.consumers]
+    try:
+        answers = iter([of_images[0] for of_images in predict_many(consumers, [picture.pixels])])
+    except NotFiniteError:
+        if len(panels) == 1:
+            return [NO_RESULT]
+        return [result for panel in panels for result in _answer([panel], picture)]
+    return [(picture, [next(answers) for _ in panel.consumers]) for panel in panels]

@@ -27,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def cached_weights(name: str) -> Path:
-    """Return the file with the released weights of variant `name`; download it if it is not in the cache.
+    """Return the file with the released weights of variant `name`; download it if it is not in the cache, or damaged.
 
     The next call continues an interrupted download. A file gets its final name after its checksum was verified.
 
@@ -40,7 +40,10 @@ def cached_weights(name: str) -> Path:
         raise UsageError(f"{name} has no released weights")
     path = cache_folder() / "weights" / release.file_name
     if path.is_file():
-        return path
+        if sha256_file(path) == release.sha256:
+            return path
+        logger.warning(f"{path} is damaged: its checksum does not match; it is downloaded again")
+        path.unlink()
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

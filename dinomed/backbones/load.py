@@ -1,13 +1,12 @@
 """Saving and loading of backbones: `save_backbone` and `load_backbone`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dinomed.backbones.frozen import FrozenBackbone, check_image_size
@@ -15,16 +14,36 @@ from dinomed.backbones.hub import cached_weights
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.variants import VARIANTS
 from dinomed.backbones.vit import VisionTransformer, ViTConfig
-from dinomed.backbones.weights import build_with_weights, read_weights
+from dinomed.backbones.weights import build_with_weights, convert, read_weights
+from dinomed.config import Config
 from dinomed.device import resolve_device
 from dinomed.errors import DinomedError, UsageError, did_you_mean, first_line
 from dinomed.io.files import read_json, replacing, to_json, write_text
+from dinomed.io.tensor_file import check_tensors, has_entry, hash_tensors, parse_record, read_header, read_tensors
 from dinomed.log import logger
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-FORMAT = "dinomed.backbone/1"
+HEADER = "config"
+FORMAT: Final = "dinomed.backbone/2"
 # names in a run folder of pretraining that `load_backbone` reads (the others: dinomed.pretrain.run_folder)
 RUN_BACKBONE, RUN_CHECKPOINTS, RUN_RECORD = "backbone", "checkpoints", "run.json"
+
+
+class BackboneRecord(Config):
+    """The record in the header of the weights.
+
+    Attributes:
+        architecture: architecture of the ViT.
+        preprocessing: how images are prepared.
+        metadata: further values of the run that wrote it, such as `step`.
+        weights_sha256: hash of the tensors (see `dinomed.io.tensor_file.hash_tensors`); it is verified at each load.
+    """
+
+    format: Literal["dinomed.backbone/2"] = FORMAT
+    architecture: ViTConfig
+    preprocessing: Preprocessing
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    weights_sha256: str
 
 
 def save_backbone(
@@ -32,24 +51,22 @@ def save_backbone(
 ) -> None:
     """Write `model.safetensors` and `config.json`.
 
-    The config is also in the header of `model.safetensors`, and is read from there. So one rename replaces an older
-    backbone completely, and an interrupted save leaves either the old or the new one. `config.json` is for people and
-    other tools.
+    The config is also in the header of `model.safetensors`, with the hash of the weights, and is read from there. So
+    one rename replaces an older backbone completely, and an interrupted save leaves either the old or the new one.
+    `config.json` is for people and other tools.
     """
     folder = Path(folder)
-    text = to_json(
-        {
-            "format": FORMAT,
-            "architecture": vit.config.model_dump(mode="json"),
-            "preprocessing": preprocessing.model_dump(mode="json"),
-            "metadata": dict(metadata or {}),
-        },
-        indent=2,
-    )
     state = {key: value.detach().cpu().contiguous().clone() for key, value in vit.state_dict().items()}
+    record = BackboneRecord(
+        architecture=vit.config,
+        preprocessing=preprocessing,
+        metadata=dict(metadata or {}),
+        weights_sha256=hash_tensors(state),
+    )
+    text = to_json(record.model_dump(mode="json"), indent=2)
     with replacing(folder / WEIGHTS_FILE) as temporary:
         try:
-            save_file(state, temporary, metadata={"config": text})
+            save_file(state, temporary, metadata={HEADER: text})
         except SafetensorError as error:  # the error of safetensors for a full disk
             raise DinomedError(f"cannot write {folder / WEIGHTS_FILE}: {error}") from None
     write_text(folder / CONFIG_FILE, text + "\n")
@@ -116,28 +133,15 @@ def _load_path(path: Path, image_size: int | None) -> FrozenBackbone:
             raise UsageError(f"{path} is a run without a backbone yet; its first checkpoint writes one")
         raise UsageError(f"{path} holds no backbone (a run of dinomed pretrain, or {CONFIG_FILE} and {WEIGHTS_FILE})")
     name = path.resolve().parent.name if path.name == RUN_BACKBONE else path.resolve().name
-    header = _read_header(folder / WEIGHTS_FILE)
-    if header is None:
+    file = folder / WEIGHTS_FILE
+    if not file.is_file() or not has_entry(file, HEADER):
         return _load_transformers(folder, name, image_size)
-    try:
-        config = ViTConfig.model_validate(header["architecture"])
-        preprocessing = Preprocessing.model_validate(header["preprocessing"])
-    except (KeyError, TypeError, ValidationError):
-        raise DinomedError(f"{folder / WEIGHTS_FILE}: its config is not one that this version reads") from None
-    vit = build_with_weights(config, read_weights(folder), str(folder / WEIGHTS_FILE))
-    return FrozenBackbone(vit, _sized(preprocessing, image_size), name, str(path), header.get("metadata"))
-
-
-def _read_header(path: Path) -> dict[str, Any] | None:
-    """Return the config that `save_backbone` wrote into the header; None if the file has none."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("config")
-        return None if text is None else json.loads(text)
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise DinomedError(f"{path}: a damaged safetensors file ({str(error)[:200]})") from None
+    remedy = "copy it again, or load the last checkpoint of its run"
+    record = parse_record(file, read_header(file, HEADER, remedy), BackboneRecord, FORMAT, remedy)
+    tensors = read_tensors(file)
+    check_tensors(file, tensors, record.weights_sha256, remedy)
+    vit = build_with_weights(record.architecture, convert(tensors), str(file))
+    return FrozenBackbone(vit, _sized(record.preprocessing, image_size), name, str(path), record.metadata)
 
 
 def _load_transformers(folder: Path, name: str, image_size: int | None) -> FrozenBackbone:

@@ -12,6 +12,7 @@ lose the metadata when they rewrite a Parquet file; a column `root` is read ther
 """
 
 import hashlib
+import json
 import os
 import shlex
 from collections import Counter
@@ -84,7 +85,8 @@ class Manifest:
             UsageError: no such column; the message names the nearest.
         """
         if name not in self.table.column_names:
-            raise UsageError(f"{self.called} has no column {name!r}{did_you_mean(name, self.table.column_names)}")
+            keep = "" if name in KNOWN else f"; `dinomed scan --keep {name}` keeps it of a table of labels"
+            raise UsageError(f"{self.called} has no column {name!r}{did_you_mean(name, self.columns)}{keep}")
         return list(self.table[name].to_pylist())
 
     def groups(self) -> list[str | None]:
@@ -254,7 +256,10 @@ def _read_parquet(path: Path) -> tuple[pa.Table, str | None]:
     except (pa.ArrowException, OSError) as error:
         raise DinomedError(f"manifest {path} is damaged or cut off ({first_line(error)})") from None
     root_bytes = (table.schema.metadata or {}).get(_ROOT)
-    root = None if root_bytes is None else root_bytes.decode()
+    try:
+        root = None if root_bytes is None else root_bytes.decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: its image folder is not UTF-8 text; scan the folder again") from None
     table = table.replace_schema_metadata(None)
     if root is None and "root" in table.column_names:
         root = _only_root(path, set(table["root"].to_pylist()))
@@ -298,7 +303,25 @@ def _typed(path: Path, table: pa.Table) -> pa.Table:
                 raise UsageError(f"{path}: column {name!r} has an empty cell")
     except pa.ArrowException as error:
         raise UsageError(f"{path}: column {name!r}: {first_line(error)}") from None
+    for place, name in enumerate(names):
+        if name not in KNOWN:
+            table = table.set_column(place, name, _plain(table[name]))
     return table
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column of text, numbers or truth values as it is, and one of another type as text: dates, times,
+    decimals and categories as Arrow writes them, nested values as JSON."""
+    kind = column.type
+    if any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)):
+        return column
+    try:
+        return column.cast(TEXT)
+    except pa.ArrowException:  # nested, or bytes
+        values = column.to_pylist()
+        return pa.chunked_array([
+            _array([None if value is None else json.dumps(value, default=str) for value in values], TEXT)
+        ])  # fmt: skip
 
 
 def _check_paths(path: Path, table: pa.Table, column: str) -> None:

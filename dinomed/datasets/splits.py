@@ -85,22 +85,23 @@ def check_ratios(ratios: Sequence[float]) -> np.ndarray:
     return shares / shares.sum()
 
 
-def check_splits(groups: Sequence[str | None], splits: Sequence[str | None]) -> None:
+def check_splits(groups: Sequence[str | None], splits: Sequence[str | None], images: Sequence[str]) -> None:
     """Raise if images of one group are in two splits; None is no group and no split.
 
     Raises:
-        UsageError: names the first such group.
+        UsageError: names an image of the first such group in each split, and not the group, which may be a patient.
     """
-    seen: dict[str, set[str]] = defaultdict(set)
-    for group, split in zip(groups, splits, strict=True):
+    seen: dict[str, dict[str, str]] = defaultdict(dict)
+    for group, split, image in zip(groups, splits, images, strict=True):
         if group is not None and split is not None:
-            seen[group].add(split)
+            seen[group].setdefault(split, image)
     split_groups = sorted(group for group, names in seen.items() if len(names) > 1)
     if split_groups:
-        where = " and ".join(sorted(seen[split_groups[0]], key=SPLITS.index))
+        examples = seen[split_groups[0]]
+        where = " and ".join(f"{examples[split]} in {split}" for split in sorted(examples, key=SPLITS.index))
         suffix = f" (and {len(split_groups) - 1} more groups)" if len(split_groups) > 1 else ""
         raise UsageError(
-            f"group {split_groups[0]!r} is in {where}{suffix}: images of one group must be in one split; "
+            f"one group has {where}{suffix}: images of one group must be in one split; "
             "correct the split column, or ignore it with `split=none`: new splits are made by group"
         )
 

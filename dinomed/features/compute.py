@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.features.finite import check_finite
 
 
 @dataclass(frozen=True)
@@ -26,20 +27,38 @@ class Features:
     images: Tensor | None = None
 
 
-def compute_features(backbone: FrozenBackbone, images: Tensor, blocks: Sequence[int], patches: bool) -> Features:
+def compute_features(
+    backbone: FrozenBackbone, images: Tensor, blocks: Sequence[int], patches: bool, *, check: bool = True
+) -> Features:
     """Compute the features of preprocessed images (B, channels, height, width), in float32.
 
     Args:
         blocks: blocks whose tokens are concatenated: 0 is the first, -1 the last.
         patches: return patch tokens too.
+        check: check that the features are finite; a training step checks its loss instead.
+
+    Raises:
+        NotFiniteError: the features of an image are not finite.
     """
     images = images.to(backbone.device)
     tokens = backbone(images, blocks)
     grid = backbone.grid((images.shape[-2], images.shape[-1]))
     flat = torch.cat([t.patches for t in tokens], dim=-1)
-    return Features(
+    features = Features(
         cls=torch.cat([t.cls for t in tokens], dim=-1),
         mean=flat.mean(dim=1),
         patches=flat.transpose(1, 2).unflatten(2, grid) if patches else None,
         images=images,
     )
+    if check:
+        check_features(features)
+    return features
+
+
+def check_features(features: Features) -> None:
+    """Check the class tokens and the mean patch tokens; a patch token that is not finite shows in its mean.
+
+    Raises:
+        NotFiniteError: the features of an image are not finite.
+    """
+    check_finite("features", torch.cat([features.cls, features.mean], dim=1))

@@ -3,16 +3,21 @@
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
-from dinomed.errors import UsageError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.features.cache import DTYPES, LOCK_FILE, FeatureCache, FeatureKey, Kind, is_valid_shard, write_shard
 from dinomed.features.compute import compute_features
+from dinomed.features.finite import CAUSE, NotFiniteError, NotFiniteImagesError, compute_finite
 from dinomed.features.loading import BATCH_SIZE, LoadedImage, Transform, load_images, stack_pixels
 from dinomed.io.artifacts import ArtifactFolder, hash_key
 from dinomed.io.output_folder import locked
@@ -58,7 +63,9 @@ def extract(
 
     Raises:
         UsageError: the manifest has no images, or the backbone has no such block.
-        DinomedError: an image cannot be read although it could when the manifest was written, or the disk is full.
+        NotFiniteImagesError: the backbone gives no finite features for some images; the shards without them are kept.
+        DinomedError: an image cannot be read although it could when the manifest was written, the backbone gives no
+            finite features for any of the first images, or the disk is full.
     """
     if not len(manifest):
         raise UsageError("no images to compute features of")
@@ -80,11 +87,18 @@ def extract(
             with bar(description, len(manifest), start=len(manifest) - len(todo)) as progress:
                 changed = None if transform is None else lambda index, image: transform(todo[index], image)
                 images = load_images(manifest.take(todo), backbone.preprocessing, workers, changed)
+                failed: dict[int, str] = {}  # row of the manifest -> reason
                 for shard in missing:
-                    shard_images = islice(images, len(key.shard_range(shard)))
-                    write_shard(
-                        artifacts, key, shard, _compute_shard(backbone, shard_images, key, batch_size, progress)
-                    )
+                    rows = key.shard_range(shard)
+                    arrays, reasons = _compute_shard(backbone, islice(images, len(rows)), key, batch_size, progress)
+                    failed |= {rows[place]: reason for place, reason in reasons.items()}
+                    if len(failed) == len(rows) and len(missing) == key.num_shards and shard == 0:
+                        raise DinomedError(f"backbone {backbone.name}: {failed[rows[0]]} for all images; {CAUSE}")
+                    if not reasons:
+                        write_shard(artifacts, key, shard, arrays)
+            if failed:
+                names = manifest.column("image")
+                raise NotFiniteImagesError([(names[row], reason) for row, reason in failed.items()])
     features = FeatureCache(folder, key)
     if todo and features.bytes > 100e6:
         logger.info(
@@ -95,15 +109,65 @@ def extract(
 
 def _compute_shard(
     backbone: FrozenBackbone, images: Iterator[LoadedImage], key: FeatureKey, batch_size: int, progress: Bar
-) -> dict[Kind, np.ndarray]:
-    """Compute the features of one shard. Each shard starts a new batch, so that a resumed run has the same batches."""
+) -> tuple[dict[Kind, np.ndarray], dict[int, str]]:
+    """Compute the features of one shard. Each shard starts a new batch, so that a resumed run has the same batches.
+
+    Returns:
+        The arrays without the images for which the backbone gives no finite features, and place in the shard -> reason
+        of those.
+    """
     parts: dict[Kind, list[np.ndarray]] = {kind: [] for kind in key.kinds}
+    failed: dict[int, str] = {}
+    start = 0
     for batch in batched(images, batch_size):
-        features = compute_features(backbone, stack_pixels(batch), key.blocks, key.patches)
-        for kind in key.kinds:
-            parts[kind].append(getattr(features, kind).cpu().numpy().astype(DTYPES[kind]))
+        pixels = stack_pixels(batch)
+        _, arrays, reasons = compute_finite(partial(_compute, backbone, pixels, key), len(batch))
+        for kind in key.kinds if arrays is not None else ():
+            parts[kind].append(arrays[kind])
+        failed |= {start + row: reason for row, reason in reasons.items()}
+        start += len(batch)
         progress.advance(len(batch))
-    return {kind: np.concatenate(arrays) for kind, arrays in parts.items()}
+    return {kind: np.concatenate(arrays) for kind, arrays in parts.items() if arrays}, failed
+
+
+def _compute(backbone: FrozenBackbone, pixels: Tensor, key: FeatureKey, rows: list[int]) -> dict[Kind, np.ndarray]:
+    """Compute the features of some rows of a batch in the types in which they are kept.
+
+    Raises:
+        NotFiniteError: the features of an image are not finite, or become infinite in float16.
+    """
+    features = compute_features(backbone, pixels[rows], key.blocks, key.patches)
+    arrays: dict[Kind, np.ndarray] = {}
+    for kind in key.kinds:
+        with np.errstate(over="ignore"):  # checked below
+            arrays[kind] = getattr(features, kind).cpu().numpy().astype(DTYPES[kind])
+        good = np.isfinite(arrays[kind]).reshape(len(rows), -1).all(axis=1)
+        if not good.all():
+            raise NotFiniteError(np.flatnonzero(~good).tolist(), f"{kind} tokens in {arrays[kind].dtype}")
+    return arrays
+
+
+def extract_finite(backbone: FrozenBackbone, manifest: Manifest, **options: Any) -> tuple[FeatureCache, Manifest]:
+    """Compute features as `extract` does, without the images for which the backbone gives no finite ones.
+
+    Returns:
+        The features, and the manifest of their images; its `unreadable` names the other images too.
+
+    Raises:
+        UsageError, DinomedError: as `extract`.
+    """
+    while True:
+        try:
+            return extract(backbone, manifest, **options), manifest
+        except NotFiniteImagesError as error:
+            manifest = without_images(manifest, error.failed)
+
+
+def without_images(manifest: Manifest, failed: Sequence[tuple[str, str]]) -> Manifest:
+    """Return the manifest without the images of `failed`, (path, reason), which its `unreadable` then names."""
+    gone = {name for name, _ in failed}
+    rows = [row for row, name in enumerate(manifest.column("image")) if name not in gone]
+    return replace(manifest.take(rows), unreadable=(*manifest.unreadable, *failed))
 
 
 def resolve_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.features.cache import LOCK_FILE, Kind, remove_caches
-from dinomed.features.extract import extract
+from dinomed.features.extract import extract_finite
 from dinomed.io.files import replacing
 from dinomed.io.output_folder import check_writable, locked
 from dinomed.log import logger
@@ -76,27 +76,30 @@ def write_feature_table(
 
     Args:
         tokens: key of `TOKENS`: the class token, the mean patch token, or both concatenated, of the last block.
-        unreadable: (path, reason) of files that could not be scanned; they are listed in ``OUT.unreadable.csv``.
+        unreadable: (path, reason) of files that could not be scanned; they are listed in ``OUT.unreadable.csv``, as are
+            images for which the backbone gives no finite features.
 
     Raises:
-        DinomedError: an image cannot be read, the disk is full, or another process writes the same table.
+        DinomedError: an image cannot be read, the backbone gives no finite features at all, the disk is full, or
+            another process writes the same table.
     """
     path = Path(path)
     parts = _parts(path)
     with locked(parts, LOCK_FILE):
         try:
-            count, dimension = _write_table(backbone, manifest, path, parts, tokens, shard_size)
+            rest, dimension = _write_table(backbone, manifest, path, parts, tokens, shard_size)
             remove_caches(parts)
         finally:
             _remove_traces(parts)
-    return FeatureTable(count, dimension, len(unreadable), _list_unreadable(path, unreadable))
+    failed = [*unreadable, *rest.unreadable[len(manifest.unreadable) :]]
+    return FeatureTable(len(rest), dimension, len(failed), _list_unreadable(path, failed))
 
 
 def _write_table(
     backbone: FrozenBackbone, manifest: Manifest, path: Path, parts: Path, tokens: str, shard_size: int
-) -> tuple[int, int]:
-    """Write the table from shards in `parts`; return the number of rows and the dimension."""
-    features = extract(backbone, manifest, cache=parts, shard_size=shard_size)
+) -> tuple[Manifest, int]:
+    """Write the table from shards in `parts`; return the manifest of its rows and the dimension."""
+    features, manifest = extract_finite(backbone, manifest, cache=parts, shard_size=shard_size)
     kinds = TOKENS[tokens]
     dimension = backbone.embed_dim * len(kinds)
     note = {
@@ -116,7 +119,7 @@ def _write_table(
             values = np.concatenate([features.shard(shard, name) for name in kinds], axis=1)
             feature = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float32()), dimension)
             writer.write_table(pa.table([names.slice(rows.start, len(rows)), feature], schema=schema))
-    return len(features), dimension
+    return manifest, dimension
 
 
 def _remove_traces(parts: Path) -> None:

@@ -17,6 +17,7 @@ from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import sync
 from dinomed.log import logger
 
+LOCK_FILE = ".lock"
 STAGE = ".unfinished"
 """Folder in an output folder in which an unfinished result lies."""
 
@@ -58,7 +59,52 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) 
     return folder
 
 
-def check_free(folder: str | Path, name: str = ".lock") -> None:
+@contextmanager
+def claimed_folder(folder: str | Path, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
+    """Prepare an output folder (`prepare_output`) and lock it until its result is written.
+
+    At the end the lock file is removed; so is the folder, if it is new and nothing was written.
+
+    Yields:
+        The folder.
+
+    Raises:
+        UsageError, DinomedError: as `prepare_output` and `locked`.
+    """
+    folder = Path(folder)
+    is_new = not folder.exists()
+    prepare_output(folder, overwrite=overwrite, marker=marker)
+    with locked(folder):
+        try:
+            yield folder
+        finally:
+            _release(folder / LOCK_FILE)
+            if is_new and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+@contextmanager
+def claimed_file(path: str | Path) -> Iterator[None]:
+    """Lock an output file until it is written, by a lock file beside it that is removed at the end.
+
+    Raises:
+        DinomedError: another process writes the file, or the folder cannot be written.
+    """
+    path = Path(path)
+    with locked(path.parent, f".{path.name}.lock", called=path):
+        try:
+            yield
+        finally:
+            _release(path.parent / f".{path.name}.lock")
+
+
+def _release(lock: Path) -> None:
+    """Remove a lock file that this process holds; a system that does not remove open files keeps it."""
+    with contextlib.suppress(OSError):
+        lock.unlink()
+
+
+def check_free(folder: str | Path, name: str = LOCK_FILE) -> None:
     """Check that no other process holds the lock of `folder` (`locked`), without taking it.
 
     Called before the content is checked, since the content of a folder in use is incomplete.
@@ -80,8 +126,16 @@ def _in_use(folder: str | Path) -> DinomedError:
 
 
 @contextmanager
-def locked(folder: str | Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
+def locked(
+    folder: str | Path, name: str = LOCK_FILE, *, wait: bool = False, called: str | Path | None = None
+) -> Iterator[None]:
     """Lock `folder` against other processes; create it if needed. The lock ends with the process.
+
+    Args:
+        folder: folder of the lock file.
+        name: name of the lock file.
+        wait: wait for another process that holds the lock.
+        called: path for messages, if it is not `folder`.
 
     Raises:
         DinomedError: another process holds the lock (unless `wait`), or the folder cannot be written.
@@ -100,11 +154,11 @@ def locked(folder: str | Path, name: str = ".lock", *, wait: bool = False) -> It
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             if not wait:
-                raise _in_use(folder) from None
+                raise _in_use(called or folder) from None
             logger.info(f"waiting for another process that uses {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
         if not _is_still(folder / name, file.fileno()):  # the other process has just finished and removed it
-            raise _in_use(folder)
+            raise _in_use(called or folder)
         yield
 
 
@@ -167,8 +221,10 @@ def open_output_folder(
             with staged(folder, keep=keep) as stage:
                 yield stage
         finally:
-            if is_new and all(path.name == ".lock" for path in folder.iterdir()):
-                shutil.rmtree(folder)
+            if not (folder / STAGE).exists():
+                _release(folder / LOCK_FILE)
+            if is_new and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def publish(stage: Path, folder: Path, names: Iterable[str]) -> None:

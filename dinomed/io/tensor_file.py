@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, first_line
 from dinomed.io.files import sync
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -53,8 +53,17 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
+
+
+def has_entry(path: Path, entry: str) -> bool:
+    """Return whether the header of a safetensors file has this entry; raise a `DinomedError` if the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return entry in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DinomedError(f"{path}: a damaged safetensors file ({first_line(error, 200)})") from None
 
 
 def read_header(path: Path, entry: str, remedy: str) -> Any:

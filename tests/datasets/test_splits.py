@@ -18,7 +18,7 @@ def test_no_group_is_in_two_splits_whatever_the_groups(rows: list[tuple[str, str
     groups, labels = [row[0] for row in rows], [row[1] for row in rows]
     splits = make_splits(groups, labels, seed=seed)
     assert len(splits) == len(rows)
-    check_splits(groups, splits)  # raises if one is
+    check_splits(groups, splits, groups)  # raises if one is
     assert make_splits(groups, labels, seed=seed) == splits
     backwards = make_splits(groups[::-1], labels[::-1], seed=seed)
     assert backwards[::-1] == splits  # the order of the images does not matter
@@ -64,9 +64,9 @@ def test_bad_ratios_are_refused(ratios: tuple[float, ...]) -> None:
 
 
 def test_a_group_in_two_splits_is_named() -> None:
-    with pytest.raises(UsageError, match=r"group 'p1' is in train and test \(and 1 more groups\)"):
-        check_splits(["p1", "p2", "p1", "p2"], ["test", "train", "train", "val"])
-    check_splits(["p1", None, "p1", None], ["train", "test", None, "train"])
+    with pytest.raises(UsageError, match=r"one group has c in train and a in test \(and 1 more groups\)"):
+        check_splits(["p1", "p2", "p1", "p2"], ["test", "train", "train", "val"], list("abcd"))
+    check_splits(["p1", None, "p1", None], ["train", "test", None, "train"], list("abcd"))
 
 
 def test_a_class_with_one_sample_is_reported() -> None:

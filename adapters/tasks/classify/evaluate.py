@@ -12,6 +12,7 @@ from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
+from dinomed.features.finite import naming
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.progress import bar
 
@@ -57,10 +58,11 @@ def groups_for(predictor: ClassifyPredictor, manifest: Manifest) -> Groups:
 
 def predict_images(predictor: ClassifyPredictor, manifest: Manifest) -> np.ndarray:
     """Return the probabilities of all images, float (N, K)."""
-    rows = []
+    rows, names = [], manifest.column("image")
     with bar("evaluating", len(manifest)) as progress:
         for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
-            rows.append(predictor.probability_rows(stack_pixels(loaded)))
+            with naming([names[image.index] for image in loaded]):
+                rows.append(predictor.probability_rows(stack_pixels(loaded)))
             progress.advance(len(loaded))
     return np.concatenate(rows)
 

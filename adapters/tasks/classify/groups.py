@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 
 from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.scan.labels import FRAME
 from dinomed.errors import UsageError
 
-FRAME = "frame"
 FRAMES = 8
 Pool = Literal["mean", "concat"]
 

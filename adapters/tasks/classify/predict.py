@@ -14,6 +14,7 @@ from dinomed.adapters.tasks.classify.answer import answer_from
 from dinomed.adapters.tasks.classify.groups import Groups
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.features.compute import Features
+from dinomed.features.finite import check_finite, naming
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,28 @@ class ClassifyPredictor(Predictor):
         Args:
             batches: preprocessed images of ``groups.manifest``, in its order.
             groups: the groups.
+
+        Raises:
+            NotFiniteError: the model gives no finite values for an image, which is named.
         """
+        images = groups.manifest.column("image")
         if self.answer.unit == "image":
-            return groups.average(np.concatenate([self.probability_rows(pixels) for pixels in batches]))
-        features = [self._features(pixels) for pixels in batches]
+            rows: list[np.ndarray] = []
+            for pixels in batches:
+                with naming(images, sum(map(len, rows))):
+                    rows.append(self.probability_rows(pixels))
+            return groups.average(np.concatenate(rows))
+        features: list[Features] = []
+        for pixels in batches:
+            with naming(images, sum(len(batch.cls) for batch in features)):
+                features.append(self._features(pixels))
         blocks, device = len(self.feature_spec.blocks), self.backbone.device
         cls, mean = (
             torch.from_numpy(groups.pool(torch.cat(parts).cpu().numpy(), self.answer.pool, blocks)).to(device)
             for parts in ([batch.cls for batch in features], [batch.mean for batch in features])
         )
-        return self.answer.probabilities(self.adapter(Features(cls, mean))).cpu().numpy()
+        with naming([images[members[0]] for members in groups.members]):
+            return self.answer.probabilities(self.logits_of_features(Features(cls, mean))).cpu().numpy()
 
     def results(self, pixels: Tensor, sizes: Sequence[Size]) -> list[ClassPrediction]:
         return [
@@ -94,7 +107,9 @@ class ClassifyPredictor(Predictor):
         return self.answer.probabilities(adapter(self.answer.alone(features, len(self.feature_spec.blocks))))
 
     def outputs_of_features(self, features: Features, sizes: Sequence[Size]) -> list[dict[str, float]]:
-        rows = self.outputs(self.adapter, features).cpu().tolist()
+        probabilities = self.outputs(self.adapter, features)
+        check_finite("outputs", probabilities)
+        rows = probabilities.cpu().tolist()
         return [dict(zip(self.classes, row, strict=True)) for row in rows]
 
     def reference_outputs(self, pixels: Tensor) -> Tensor:
@@ -104,4 +119,4 @@ class ClassifyPredictor(Predictor):
     def logits(self, pixels: Tensor) -> Tensor:
         """Return the logits before the temperature, (B, classes)."""
         features = self._features(pixels)
-        return self.adapter(self.answer.alone(features, len(self.feature_spec.blocks))).float()
+        return self.logits_of_features(self.answer.alone(features, len(self.feature_spec.blocks)))

@@ -13,7 +13,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
 from dinomed.features.loading import load_batches, stack_pixels
-from dinomed.io.output_folder import locked, prepare_output
+from dinomed.io.output_folder import claimed_folder
 from dinomed.log import logger
 from dinomed.progress import bar
 
@@ -64,8 +64,7 @@ def predict_group_table(
         },
         (),
     )
-    prepare_output(out, overwrite=True, marker=PLAN_FILE)  # `begin` decides about an earlier result
-    with locked(out):
+    with claimed_folder(out, overwrite=True, marker=PLAN_FILE):  # `begin` decides about an earlier result
         done = begin(out, plan, overwrite=overwrite)  # by place, because a group may have the name of an image
         parts = list(_parts(groups))
         todo = [places for places in parts if not all(str(place) in done for place in places)]

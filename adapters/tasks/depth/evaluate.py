@@ -9,6 +9,7 @@ from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.tasks.depth.fit import limits_of_metrics
 from dinomed.adapters.tasks.depth.predict import DepthPredictor
 from dinomed.datasets.manifest import Manifest
+from dinomed.features.finite import naming
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.metrics.depth import depth_errors, depth_metrics
 from dinomed.progress import bar
@@ -20,9 +21,11 @@ def compare_depths(predictor: DepthPredictor, manifest: Manifest) -> list[dict[s
     """Compute `dinomed.metrics.depth.depth_errors` of each image of `manifest`, all of which have a depth map."""
     limits = limits_of_metrics(predictor.low, predictor.high)
     errors = []
+    names = manifest.column("image")
     with bar("evaluating", len(manifest)) as progress:
         for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
-            maps = predictor.batch_maps(stack_pixels(loaded), [image.size for image in loaded])
+            with naming([names[image.index] for image in loaded]):
+                maps = predictor.batch_maps(stack_pixels(loaded), [image.size for image in loaded])
             for image, depth in zip(loaded, maps, strict=True):
                 errors.append(depth_errors(predictor.source.read(manifest, image.index), depth[0], *limits))
             progress.advance(len(loaded))

@@ -9,6 +9,7 @@ import numpy as np
 from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.datasets.manifest import Manifest
+from dinomed.features.finite import naming
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.metrics.lesions import LesionCounts, count_lesions, lesion_metrics
 from dinomed.metrics.segmentation import Overlap, overlap, segmentation_metrics
@@ -27,9 +28,11 @@ def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, 
     """Compare predicted masks with the targets of `manifest`: for each reported class one comparison for each image."""
     schema = predictor.schema
     comparisons: dict[str, list[ClassComparison]] = {schema.names[k]: [] for k in schema.reported}
+    names = manifest.column("image")
     with bar("evaluating", len(manifest)) as progress:
         for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
-            maps = predictor.batch_maps(stack_pixels(loaded), [image.size for image in loaded])
+            with naming([names[image.index] for image in loaded]):
+                maps = predictor.batch_maps(stack_pixels(loaded), [image.size for image in loaded])
             for image, probabilities in zip(loaded, maps, strict=True):
                 targets = schema.planes(schema.read(manifest, image.index))
                 predicted = schema.planes(predictor.decide(probabilities))

@@ -31,6 +31,7 @@ from dinomed.adapters.tasks.segment.masks import (
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
+from dinomed.features.finite import naming
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.io.prefetch import prefetch
 
@@ -126,8 +127,11 @@ class SegmenterFit(HeadFit):
 
 def predicted_maps(predictor: SegmentPredictor, manifest: Manifest) -> Iterator[np.ndarray]:
     """Yield the probabilities (classes, H, W) of each image, as the bundle predicts them."""
+    names = manifest.column("image")
     for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
-        yield from predictor.batch_maps(stack_pixels(loaded), [image.size for image in loaded])
+        with naming([names[image.index] for image in loaded]):
+            maps = predictor.batch_maps(stack_pixels(loaded), [image.size for image in loaded])
+        yield from maps
 
 
 def prepare_masks(manifest: Manifest, config: SegmentConfig) -> tuple[MaskSchema, Splits]:

@@ -1,8 +1,11 @@
 """Tables of labels in CSV, matched with the files of a folder."""
 
+import hashlib
+import json
 import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +17,8 @@ from dinomed.errors import UsageError, did_you_mean
 
 ROLES = ("label", "group", "mask", "split")
 NONE = "none"
+FRAME = "frame"
+"""Column of the order of the images of a group."""
 _GROUP_LIKE = ("patient", "patient_id", "subject", "subject_id", "case_id", "study_id", "lesion", "lesion_id", "video")
 
 
@@ -57,6 +62,7 @@ def read_labels(
     *,
     image_column: str,
     roles: dict[str, str | None],
+    keep: Sequence[str] = (),
     keep_ids: bool = False,
 ) -> Labels:
     """Read a CSV with one row per image.
@@ -71,8 +77,9 @@ def read_labels(
         image_column: column with the names of the images.
         roles: for each of `ROLES` the name of its column, ``none`` for no column, or None for the column that has the
             name of the role (no column if there is none).
-        keep_ids: keep columns with personal data (`dinomed.datasets.scan.personal`). Otherwise they are left out, and
-            the groups of such a column are replaced by numbers.
+        keep: other columns to keep. Without it only the columns of roles, columns of paths of files (such as depth
+            maps) and the column `frame` (numbers) are kept; a list of forbidden names would never be complete.
+        keep_ids: allow columns in `keep` whose names are those of personal data (`dinomed.datasets.scan.personal`).
 
     Raises:
         UsageError: a column is missing (the message suggests a similar name), an image has two rows, or a value of the
@@ -86,12 +93,16 @@ def read_labels(
     if unused:
         out.notes.append(f"columns of {path.name} that are not used: {', '.join(unused)}")
     free = [name for name in free if name not in RESERVED]
-    if not keep_ids and (personal := [name for name in free if is_personal(name)]):
+    known, index = set(files), {name: i for i, name in enumerate(names)}
+    cells_by_name = {name: [row[index[name]] for row in rows] for name in free}
+    _check_keep(path, keep, names, keep_ids)
+    left_out = [name for name in free if name not in keep and not _is_understood(name, cells_by_name[name], known)]
+    if left_out:
         out.notes.append(
-            f"columns of {path.name} with possible personal data are left out: {', '.join(personal)}; "
-            "keep them with --keep-ids"
+            f"columns of {path.name} that are not kept: {', '.join(left_out)}; keep one with --keep COLUMN, if it "
+            "identifies nobody"
         )
-        free = [name for name in free if name not in personal]
+    free = [name for name in free if name not in left_out]
     if (
         "group" not in sources
         and roles["group"] is None
@@ -103,8 +114,6 @@ def read_labels(
         )
     out.columns = [*sources, *free]
     search = _FileSearch(folder, path.parent, files, images)
-    known = set(files)
-    index = {name: i for i, name in enumerate(names)}
     row_numbers: dict[str, int] = {}
     for number, cells in enumerate(rows, start=2):
         image_cell = cells[index[image_column]]
@@ -125,12 +134,10 @@ def read_labels(
             if row["mask"] is None:
                 out.missing.append((word, f"mask of {image} in {path.name}, but {reason}"))
         out.rows[image] = row | {name: _stripped(cells[index[name]], known) for name in free}
-    for role, name in sources.items():
-        if role in ("label", "group"):
-            out.warnings += _alike(role, out.rows, row_numbers, personal=not keep_ids and is_personal(name))
-    if "group" in sources and not keep_ids and is_personal(sources["group"]):
-        _number_groups(out, sources["group"])
-    out.targets = {cell for name in free for cells in rows if (cell := cells[index[name]]) and cell in known}
+    for role in ("label", "group"):
+        if role in sources:
+            out.warnings += _alike(role, out.rows, row_numbers, personal=role == "group" and not keep_ids)
+    out.targets = {cell for name in free for cell in cells_by_name[name] if cell in known}
     return out
 
 
@@ -188,15 +195,34 @@ def _alike(
     ]
 
 
-def _number_groups(out: Labels, column: str) -> None:
-    """Replace groups that are personal data by numbers, because a hash can be reversed by trying all values."""
-    groups = sorted({group for row in out.rows.values() if (group := row["group"]) is not None})
-    numbers = {group: f"{i:0{len(str(len(groups)))}}" for i, group in enumerate(groups, start=1)}
-    for row in out.rows.values():
-        row["group"] = numbers.get(row["group"] or "")
-    out.notes.append(
-        f"groups are replaced by numbers, since {column!r} may identify patients; keep them with --keep-ids"
-    )
+def _check_keep(path: Path, keep: Sequence[str], names: Sequence[str], keep_ids: bool) -> None:
+    """Raise a `UsageError` for a column of `keep` that does not exist or that needs `keep_ids`."""
+    for name in keep:
+        if name not in names:
+            raise UsageError(f"{path} has no column {name!r} (--keep){did_you_mean(name, names)}")
+        if is_personal(name) and not keep_ids:
+            raise UsageError(f"--keep {name}: a column of this name may identify patients; add --keep-ids to keep it")
+
+
+def _is_understood(name: str, cells: Sequence[str | None], known: set[str]) -> bool:
+    """Return whether a column holds only paths of files of the folder, or is the column `frame` with only numbers."""
+    values = [cell for cell in cells if cell is not None]
+    if name == FRAME:
+        return bool(values) and all(re.fullmatch(r"\s*\d+(\.\d*)?\s*", value) for value in values)
+    return bool(values) and all(value in known for value in values)
+
+
+def number_groups(images: Sequence[str], groups: Sequence[str | None]) -> list[str | None]:
+    """Replace groups by numbers, such as ``3f2a-07``, that are the same whenever the same table is scanned.
+
+    A hash of a group could be reversed by trying all values. The part before the hyphen is common to all groups of a
+    table, so that groups of different tables are never taken for each other.
+    """
+    names = sorted({group for group in groups if group is not None})
+    pairs = sorted(zip(images, (group or "" for group in groups), strict=True))
+    table = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:4]
+    numbers = {name: f"{table}-{i:0{len(str(len(names)))}}" for i, name in enumerate(names, start=1)}
+    return [None if group is None else numbers[group] for group in groups]
 
 
 class _FileSearch:

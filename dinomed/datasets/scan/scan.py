@@ -20,7 +20,7 @@ from dinomed.datasets.scan.findings import (
     warn_unreadable,
 )
 from dinomed.datasets.scan.folders import Pairs, classes_of, pair_masks, splits_of
-from dinomed.datasets.scan.labels import NONE, Labels, find_labels, read_labels
+from dinomed.datasets.scan.labels import NONE, Labels, find_labels, number_groups, read_labels
 from dinomed.datasets.scan.predictions import find_predictions
 from dinomed.datasets.scan.reading import read_all, read_several
 from dinomed.datasets.scan.walk import walk
@@ -68,6 +68,7 @@ def scan(
     make_split: bool = True,
     workers: int | None = None,
     follow_links: bool = False,
+    keep: Sequence[str] = (),
     keep_ids: bool = False,
     allow_unreadable: bool = False,
     label_maps: bool = False,
@@ -90,7 +91,8 @@ def scan(
         make_split: make splits if none are given.
         workers: number of decoding processes; by default one per processor, at most 16.
         follow_links: follow links out of `folder`.
-        keep_ids: keep columns of the CSV with personal data, and the groups of such a column as written.
+        keep: other columns of the CSV to keep. Columns that are not listed are left out, with a note.
+        keep_ids: keep groups as written, instead of numbers for them, and allow columns with personal data in `keep`.
         allow_unreadable: continue, with a warning, if more than half of the files cannot be read.
         label_maps: masks hold the values of several classes (`dinomed.images.labelmap`).
         decode: decode images and masks, to find damaged ones; if False, only headers of images are read.
@@ -105,7 +107,7 @@ def scan(
         raise UsageError(f"{folder} is not a folder" if folder.exists() else f"folder {folder} does not exist")
     check_ratios(ratios)
     roles = {"label": label, "group": group, "mask": mask, "split": split}
-    path = _table_path(labels, folder, roles)
+    path = _table_path(labels, folder, roles, keep)
     shared_pool().start(1)  # while the folder is searched
     walked = walk(folder, follow_links=follow_links)
     files = walked.images
@@ -117,7 +119,7 @@ def scan(
     table = Labels()
     if path is not None:
         table = read_labels(
-            path, folder, files, pairs.images, image_column=image_column, roles=roles, keep_ids=keep_ids
+            path, folder, files, pairs.images, image_column=image_column, roles=roles, keep=keep, keep_ids=keep_ids
         )
     masks = _masks(table, pairs, mask)
     not_images = {*masks.values(), *table.targets}
@@ -141,12 +143,17 @@ def scan(
     splits = _given_splits(columns, split)
     columns.setdefault("group", [None] * len(facts))
     if splits:
-        check_splits(columns["group"], splits)
+        check_splits(columns["group"], splits, columns["image"])
     units = build_manifest(columns, folder).units()
     if not splits and make_split:
         splits = [*make_splits(_join_units(columns["image"], units, duplicates), classes, ratios, seed)]
     if splits:
         columns["split"] = splits
+    if any(columns["group"]) and not keep_ids:
+        columns["group"] = number_groups(columns["image"], columns["group"])
+        table.notes.append(
+            f"groups are numbered, such as {next(filter(None, columns['group']))}; --keep-ids keeps them as written"
+        )
     return ScanResult(
         build_manifest(columns, folder),
         unreadable,
@@ -191,13 +198,17 @@ def scan_file(path: str | Path, *, decode: bool = True) -> Manifest:
     return build_manifest(_columns([facts], Labels()), path.parent)
 
 
-def _table_path(labels: str | Path | None, folder: Path, roles: dict[str, str | None]) -> Path | None:
+def _table_path(
+    labels: str | Path | None, folder: Path, roles: dict[str, str | None], keep: Sequence[str]
+) -> Path | None:
     """Return the path of the CSV, None without one."""
     if labels is not None and str(labels) != FOLDERS:
         return find_labels(labels, folder)
     for role, name in roles.items():
         if name not in (None, NONE):
             raise UsageError(f"--{role} {name} is a column of a CSV; name the CSV with --labels")
+    if keep:
+        raise UsageError(f"--keep {keep[0]} is a column of a CSV; name the CSV with --labels")
     return None
 
 

@@ -124,8 +124,9 @@ def test_names_and_numbers_of_patients_are_not_written_by_default(tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert "Planted" not in done.stdout + done.stderr
     assert not any(b"Planted" in path.read_bytes() for path in (tmp_path / "out").iterdir())
-    assert "PatientName; keep them with --keep-ids" in done.stderr
-    assert dinomed(*wanted, "-o", tmp_path / "kept.csv", "--keep-ids").returncode == 0
+    assert "PatientName; keep one with --keep COLUMN" in done.stderr
+    kept = ("--keep-ids", "--keep", "PatientName")
+    assert dinomed(*wanted, "-o", tmp_path / "kept.csv", *kept).returncode == 0
     assert "Planted3" in (tmp_path / "kept.csv").read_text()
 
 

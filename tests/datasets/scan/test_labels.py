@@ -77,7 +77,7 @@ def test_a_column_that_looks_like_a_group_is_pointed_at(folder: Path) -> None:
 def test_blanks_around_cells_make_no_other_class_or_group(folder: Path, edit: Callable[..., Any]) -> None:
     edit(folder, "images/1.png,masks/1.png,nv,L0,01", "images/1.png,masks/1.png, nv , L0,01 ")
     edit(folder, "images/2.png,masks/2.png,mel,", "images/2.png,masks/2.png, \t,")
-    result = scan(folder, "labels.csv", group="lesion_id")
+    result = scan(folder, "labels.csv", group="lesion_id", keep=["age"], keep_ids=True)
     assert result.manifest.classes() == ["mel", "nv"]
     assert result.manifest.column("group")[1] == "L0"
     assert result.manifest.column("label")[2] is None
@@ -94,7 +94,7 @@ def test_a_file_whose_name_ends_in_a_blank_is_found(tmp_path: Path, paint: Calla
 def test_classes_and_groups_that_differ_in_case_are_reported(folder: Path, edit: Callable[..., Any]) -> None:
     edit(folder, "nv,L0,01", "NV,l0,01")
     edit(folder, "mel,L1,03", "Mel,L1,03")
-    warnings = scan(folder, "labels.csv", group="lesion_id").warnings
+    warnings = scan(folder, "labels.csv", group="lesion_id", keep_ids=True).warnings
     assert [line for line in warnings if "differ only in upper and lower case" in line] == [
         "2 labels with spellings that differ only in upper and lower case, counted as different: "
         "'nv' (row 2) and 'NV' (row 3), ...; use one spelling if they are the same",
@@ -103,31 +103,57 @@ def test_classes_and_groups_that_differ_in_case_are_reported(folder: Path, edit:
     ]
 
 
-def test_columns_that_identify_a_patient_are_left_out(folder: Path) -> None:
+def test_only_listed_columns_are_kept(folder: Path) -> None:
     lines = (folder / "labels.csv").read_text().splitlines()
-    personal_columns = ["Patient Name,MRN,BirthDate,e-mail,sex"] + [
-        f"Planted-{i},M{i},1970-01-0{i},p@x,f" for i in range(10)
-    ]
-    (folder / "labels.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(lines, personal_columns, strict=True)))
-    result = scan(folder, "labels.csv")
-    assert [name for name in result.manifest.columns if name not in KNOWN] == ["lesion_id", "age", "sex"]
-    note_start = "columns of labels.csv with possible personal data are left out: Patient Name, MRN, BirthDate, e-mail"
-    assert f"{note_start}; keep them with --keep-ids" in result.notes
-    kept = scan(folder, "labels.csv", keep_ids=True)
-    assert kept.manifest.column("Patient Name")[3] == "Planted-3"
-    assert not any("keep-ids" in note for note in kept.notes)
+    more = ["pid,MRN,Geburtsdatum,sex"] + [f"Planted-{i},M{i},1970-01-0{i},f" for i in range(10)]
+    (folder / "labels.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(lines, more, strict=True)))
+    result = scan(folder, "labels.csv", keep=["sex"])
+    assert [name for name in result.manifest.columns if name not in KNOWN] == ["sex"]
+    assert (
+        "columns of labels.csv that are not kept: lesion_id, age, pid, MRN, Geburtsdatum; keep one with --keep COLUMN, "
+        "if it identifies nobody"
+    ) in result.notes
+    with pytest.raises(UsageError, match=r"--keep MRN: .*; add --keep-ids"):
+        scan(folder, "labels.csv", keep=["MRN"])
+    with pytest.raises(UsageError, match=r"no column 'sx' \(--keep\); did you mean 'sex'"):
+        scan(folder, "labels.csv", keep=["sx"])
+    with pytest.raises(UsageError, match="--keep sex is a column of a CSV"):
+        scan(folder, keep=["sex"])
+    kept = scan(folder, "labels.csv", keep=["MRN"], keep_ids=True)
+    assert kept.manifest.column("MRN")[3] == "M3"
+    with pytest.raises(UsageError, match=r"no column 'age'.*; `dinomed scan --keep age` keeps it"):
+        result.manifest.column("age")
 
 
-def test_groups_that_identify_a_patient_become_numbers(folder: Path, edit: Callable[..., Any]) -> None:
-    edit(folder, "lesion_id", "MRN")
+def test_columns_of_paths_and_of_frame_numbers_are_kept(folder: Path, edit: Callable[..., Any]) -> None:
+    lines = (folder / "labels.csv").read_text().splitlines()
+    more = ["depth,frame,visit"] + [f"masks/{i}.png,{i},{i}" for i in range(10)]
+    (folder / "labels.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(lines, more, strict=True)))
+    result = scan(folder, "labels.csv", mask="none")
+    assert [name for name in result.manifest.columns if name not in KNOWN] == ["depth", "frame"]
+    edit(folder, "masks/3.png,3,3", "masks/3.png,visit of 3 May,3")
+    assert "frame" not in scan(folder, "labels.csv", mask="none").manifest.columns
+
+
+def test_groups_become_numbers(folder: Path, edit: Callable[..., Any]) -> None:
+    edit(folder, "lesion_id", "patient")
     edit(folder, "nv,L0,01", "nv,l0,01")
-    result = scan(folder, "labels.csv", group="MRN")
+    result = scan(folder, "labels.csv", group="patient")
     groups = result.manifest.column("group")
-    assert sorted(set(groups)) == ["1", "2", "3", "4", "5", "6"]
+    assert len({group[:5] for group in groups}) == 1
+    assert sorted({group[5:] for group in groups}) == ["1", "2", "3", "4", "5", "6"]
     assert [groups[i] == groups[i + 1] for i in range(2, 10, 2)] == [True] * 4
-    assert "groups are replaced by numbers, since 'MRN' may identify patients; keep them with --keep-ids" in (
-        result.notes
-    )
+    assert any("--keep-ids keeps them as written" in note for note in result.notes)
     assert any("counted as different: row 2 and row 3;" in line for line in result.warnings)
     assert "L0" not in str([*result.warnings, *result.notes, result.manifest.table.to_pydict()])
-    assert scan(folder, "labels.csv", group="MRN", keep_ids=True).manifest.column("group")[:2] == ["L0", "l0"]
+    as_written = scan(folder, "labels.csv", group="patient", keep_ids=True).manifest
+    assert as_written.column("group")[:2] == ["L0", "l0"]
+    assert as_written.column("split") == result.manifest.column("split")  # the numbers decide nothing
+    assert scan(folder, "labels.csv", group="patient", seed=3).manifest.column("group") == groups
+
+
+def test_groups_of_two_tables_are_never_equal(folder: Path, edit: Callable[..., Any]) -> None:
+    """Number 1 of one table is another patient than number 1 of the next."""
+    first = scan(folder, "labels.csv", group="lesion_id").manifest.column("group")
+    edit(folder, "nv,L0,01", "nv,L7,01")
+    assert not {*first} & {*scan(folder, "labels.csv", group="lesion_id").manifest.column("group")}

@@ -17,22 +17,23 @@ from dinomed.images.read import read_image
 
 
 def test_everything_of_the_csv_arrives(folder: Path) -> None:
-    result = scan(folder, "labels.csv", group="lesion_id")
+    result = scan(folder, "labels.csv", group="lesion_id", keep=["age"])
     manifest = result.manifest
     assert manifest.columns == [
         "image", "sha256", "width", "height", "mode", "format", "bytes", "channels", "bits", "group", "split", "label",
         "mask", "age",
     ]  # fmt: skip
     assert len(manifest) == 10
-    assert manifest.column("group") == [f"L{i // 2}" for i in range(10)]
+    tag = manifest.column("group")[0][:4]
+    assert manifest.column("group") == [f"{tag}-{i // 2 + 1}" for i in range(10)]
     assert manifest.column("age")[3] == "03"
     assert manifest.column("bytes")[0] == (folder / "images/0.png").stat().st_size
     assert (manifest.column("width")[0], manifest.column("height")[0]) == (16, 12)
     assert result.masks == {"masks": 10, "empty": 1, "full": 0}
-    check_splits(manifest.column("group"), manifest.column("split"))
+    check_splits(manifest.column("group"), manifest.column("split"), manifest.column("image"))
     assert set(manifest.column("split")) == {"train", "val", "test"}
     assert result.unreadable == []
-    again = scan(folder, folder / "labels.csv", group="lesion_id", workers=3)
+    again = scan(folder, folder / "labels.csv", group="lesion_id", keep=["age"], workers=3)
     assert again.manifest.table.equals(manifest.table)
     assert scan(folder, "labels.csv", group="lesion_id", seed=5).manifest.fingerprint == manifest.fingerprint
 
@@ -117,7 +118,7 @@ def test_files_without_permission_are_listed(folder: Path) -> None:
 
 @pytest.mark.data
 def test_dermoscopy(real_data: Path) -> None:
-    result = scan(real_data / "dermoscopy", "labels.csv", group="lesion_id")
+    result = scan(real_data / "dermoscopy", "labels.csv", group="lesion_id", keep=["age"])
     manifest = result.manifest
     assert len(manifest) == len((real_data / "dermoscopy/labels.csv").read_text().splitlines()) - 1
     assert result.unreadable == []
@@ -128,7 +129,7 @@ def test_dermoscopy(real_data: Path) -> None:
     assert result.duplicates == [pair for pair in known if images >= set(pair)]
     full = {f"images/ISIC_{name}.jpg" for name in ("0026042", "0029819")} & images
     assert result.masks == {"masks": len(manifest), "empty": 0, "full": len(full)}
-    check_splits(manifest.column("group"), manifest.column("split"))
+    check_splits(manifest.column("group"), manifest.column("split"), manifest.column("image"))
     assert len(manifest.classes()) == 7
     assert manifest.column("age").count(None) <= 57
 

@@ -36,10 +36,10 @@ def test_given_splits_are_normalised_and_held_to_the_groups(
     result = scan(folder, "labels.csv", group="lesion_id")
     assert result.manifest.column("split") == ["train"] * 6 + ["val"] * 2 + ["test", None]
     edit(folder, "L4,08,TEST", "L0,08,TEST")
-    with pytest.raises(UsageError, match=r"group 'L0' is in train and test: .*`split=none`"):
+    with pytest.raises(UsageError, match=r"images/0.png in train and images/8.png in test: .*`split=none`"):
         scan(folder, "labels.csv", group="lesion_id")
     made = scan(folder, "labels.csv", group="lesion_id", split="none").manifest
-    check_splits(made.column("group"), made.column("split"))
+    check_splits(made.column("group"), made.column("split"), made.column("image"))
     assert None not in made.column("split")
     edit(folder, "TEST", "fold3")
     with pytest.raises(UsageError, match="row 10: split 'fold3' is not train, val or test"):
@@ -74,7 +74,7 @@ def test_identical_images_in_different_given_splits_or_classes_are_named(
         "images/2.png = images/8.png"
     )
     assert any("different classes (one of the labels is wrong)" in line for line in result.warnings)
-    check_splits(result.manifest.column("group"), result.manifest.column("split"))  # what later steps ask of it
+    check_splits(*map(result.manifest.column, ("group", "split", "image")))  # as later steps do
 
 
 def test_a_class_with_one_sample_gives_a_warning(folder: Path, edit: Callable[..., Any]) -> None:

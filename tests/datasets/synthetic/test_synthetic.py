@@ -58,7 +58,7 @@ def test_scan_takes_it_and_lists_the_broken_files(lesions: Path) -> None:
     }
     assert result.masks == {"masks": 90, "empty": 0, "full": 0}
     assert result.duplicates == []  # near-duplicates only
-    check_splits(manifest.column("group"), manifest.column("split"))
+    check_splits(manifest.column("group"), manifest.column("split"), manifest.column("image"))
     assert 50 < len(set(manifest.column("group"))) < 85  # some lesions have several pictures
     assert set(zip(manifest.column("width"), manifest.column("height"), strict=True)) == {(200, 150)}
 
