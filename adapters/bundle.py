@@ -24,7 +24,7 @@ from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.card import CARD_FILE, build_card
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.loop import LOG_FILE, STATE_FOLDER
-from dinomed.adapters.fitting.tune import Tuned, changed_backbone
+from dinomed.adapters.fitting.tune import TunedBackbone, changed_backbone
 from dinomed.adapters.record import FORMAT, AdapterRecord, TunedReference
 from dinomed.adapters.reference import refer_to
 from dinomed.adapters.training_images import TrainingHashes, training_hashes_from_tensors
@@ -73,7 +73,7 @@ def save_bundle(
     usage: dict[str, Any] | None = None,
     validation: dict[str, Any],
     training: dict[str, Any],
-    tuned: Tuned | None = None,
+    tuned: TunedBackbone | None = None,
 ) -> AdapterRecord:
     """Write the bundle to the stage, then move its files into place. An interruption leaves the old or the new adapter.
 

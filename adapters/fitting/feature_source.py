@@ -30,7 +30,7 @@ from dinomed.adapters.fitting.config import FitConfig, TrainConfig
 from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.image_batches import ImageBatches, TargetLookup
 from dinomed.adapters.fitting.optimizers import BatchIndices, ParameterGroup
-from dinomed.adapters.fitting.tune import LearningBackbone, Tuned
+from dinomed.adapters.fitting.tune import LearningBackbone, TunedBackbone
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.errors import UsageError
@@ -82,7 +82,7 @@ class FeatureSource(ABC):
         """Return the parameters to train with their learning rates."""
         return [ParameterGroup([p for p in adapter.parameters() if p.requires_grad], config.learning_rate)]
 
-    def tuned(self) -> Tuned | None:
+    def tuned(self) -> TunedBackbone | None:
         """Return the tuned backbone; None if it is frozen."""
         return None
 
@@ -263,8 +263,8 @@ class LiveFeatureSource(FeatureSource):
     def groups(self, adapter: Adapter, config: FitConfig) -> list[ParameterGroup]:
         return super().groups(adapter, config) + ([] if self.tuned_backbone is None else self.tuned_backbone.groups())
 
-    def tuned(self) -> Tuned | None:
-        return None if self.tuned_backbone is None else self.tuned_backbone.result()
+    def tuned(self) -> TunedBackbone | None:
+        return None if self.tuned_backbone is None else self.tuned_backbone.freeze()
 
 
 def open_feature_source(

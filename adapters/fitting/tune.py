@@ -75,17 +75,17 @@ class LearningBackbone(FrozenBackbone):
             for back in range(c.last or 0)
         ]
 
-    def result(self) -> "Tuned":
-        """Return the tuned backbone as a plain backbone."""
+    def freeze(self) -> "TunedBackbone":
+        """Return the backbone with its present weights, frozen, and the weights that differ from the base."""
         base = self.base[0]
         before = base.vit.state_dict()
         after = {name: tensor.clone() for name, tensor in plain_parameters(self.vit)}
         changed = {name: tensor for name, tensor in after.items() if not torch.equal(tensor, before[name])}
-        return Tuned(self.config.word, changed_backbone(base, changed), changed)
+        return TunedBackbone(self.config.word, changed_backbone(base, changed), changed)
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TunedBackbone:
     """A tuned backbone.
 
     Attributes:

@@ -83,7 +83,7 @@ def make_adapter(tmp_path: Path, small_backbone: Callable[..., Path]) -> Callabl
             generator = torch.Generator().manual_seed(3)
             for parameter in (weight for weight in learning.vit.parameters() if weight.requires_grad):
                 parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
-            tuned = learning.result()
+            tuned = learning.freeze()
         adapter = _settled(adapter, base if tuned is None else tuned.backbone, bool((usage or {}).get("multilabel")))
         folder = tmp_path / f"{task}_{head}_{kind}_{tune}"
         with open_output(folder, config, overwrite=True) as output:
