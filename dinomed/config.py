@@ -44,6 +44,9 @@ def _kinds(annotation: Any) -> set[Any]:
     return set().union(*map(_kinds, parts)) if parts else {annotation}
 
 
+_MAX_DIGITS = 100  # of an integer; the settings need at most 20
+
+
 class _Loader(yaml.SafeLoader):
     """Loader of safe YAML with the booleans and numbers of YAML 1.2, and only their tags.
 
@@ -75,6 +78,9 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: Any) -> int:
         text = self.construct_scalar(node)
+        if len(text) > _MAX_DIGITS:
+            message = f"a number of {len(text):,} digits, over the limit of {_MAX_DIGITS}"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 

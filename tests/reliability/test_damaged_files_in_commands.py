@@ -1,0 +1,156 @@
+"""One damaged file does not end a job: each command works on the other files and names the damaged one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dinomed.adapters.fit import fit_head
+from dinomed.adapters.fitting.config import FitConfig
+from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.apps import cli
+from dinomed.backbones.load import load_backbone
+from dinomed.config import parse_yaml
+from dinomed.datasets.manifest import read_manifest
+from dinomed.errors import DinomedError, UsageError
+from dinomed.images.decode import UnreadableImage, refusing
+from dinomed.images.read import read_header, read_image, read_whole
+
+PRETRAIN = """\
+backbone: {embed_dim: 16, depth: 2, num_heads: 2, patch_size: 8}
+crops: {global_size: 32, local_size: 16, num_local: 2, blur_kernel: 3}
+objective:
+  dino_head: {prototypes: 24, hidden: 16, bottleneck: 8}
+  ibot_head: {prototypes: 16, hidden: 16, bottleneck: 8}
+run: {steps: 2, batch_size: 4, workers: 0, checkpoint_every: 2, log_every: 1, pca_images: 0}
+"""
+
+
+def damaged(corpus: SimpleNamespace) -> dict[str, bytes]:
+    """DICOM files with one wrong type or length of an element."""
+    whole = corpus.SEEDS["dicom"]()
+    mode, rows = whole.index(b"\x28\0\x04\0CS"), whole.index(b"\x28\0\x10\0US")
+    slope = whole.index(b"\x28\0\x53\x10DS")
+    frames = corpus.dicom(corpus.GRAY, NumberOfFrames=1)
+    number = frames.index(b"\x28\0\x08\0IS")
+    return {
+        "mode.dcm": whole[: mode + 4] + b"CQ" + whole[mode + 6 :],
+        "rows.dcm": whole[: rows + 6] + b"\x03\0" + whole[rows + 8 : rows + 10] + b"\0" + whole[rows + 10 :],
+        "slope.dcm": whole[: slope + 8] + b"x" + whole[slope + 9 :],
+        "frames.dcm": frames[: number + 4] + b"FD" + frames[number + 6 :],
+        "cut.dcm": whole[:-300],
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, corpus: SimpleNamespace) -> Path:
+    """Eight images and five damaged DICOM files."""
+    root = tmp_path_factory.mktemp("damaged") / "images"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        pixels = np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((12, 12, 1))).astype(np.uint8)
+        Image.fromarray(pixels).save(root / f"{index}.png")
+    for name, content in damaged(corpus).items():
+        (root / name).write_bytes(content)
+    return root
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that may end with 0 or 1, and return what it printed."""
+
+    def call(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert end.value.code in (0, 1, None), captured.err
+        assert "internal error" not in captured.err
+        assert "Planted" not in captured.out + captured.err
+        return captured.out + captured.err
+
+    return call
+
+
+@pytest.mark.parametrize("read", [read_header, read_image, read_whole])
+def test_wrong_types_and_lengths_of_elements_are_damage(
+    tmp_path: Path, corpus: SimpleNamespace, read: Callable[[Path], object]
+) -> None:
+    for name, content in damaged(corpus).items():
+        (tmp_path / name).write_bytes(content)
+        if read is read_header and name in ("slope.dcm", "cut.dcm"):
+            continue  # a header does not need them
+        with pytest.raises(UnreadableImage) as caught:
+            read(tmp_path / name)
+        assert caught.value.reason == "damaged or truncated DICOM", name
+
+
+def test_scan_lists_the_damaged_files(folder: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+    printed = run("scan", folder, "-o", tmp_path / "m.parquet")
+    assert len(read_manifest(tmp_path / "m.parquet")) == 8
+    assert "5" in printed
+
+
+def test_features_and_index_leave_the_damaged_files_out(
+    folder: Path, tmp_path: Path, tiny_backbone: Path, run: Callable[..., str]
+) -> None:
+    run("features", folder, "--backbone", tiny_backbone, "-o", tmp_path / "f.parquet", "--quiet")
+    assert pq.read_table(tmp_path / "f.parquet")["image"].to_pylist() == [f"{index}.png" for index in range(8)]
+    listed = (tmp_path / "f.unreadable.csv").read_text()
+    for name in ("mode", "rows", "slope", "frames", "cut"):
+        assert f"{name}.dcm,damaged or truncated DICOM" in listed
+    run("index", folder, "-b", tiny_backbone, "-o", tmp_path / "idx", "--quiet")
+    assert "7.png" in run("search", tmp_path / "idx", folder / "7.png", "--quiet")
+    run("search", tmp_path / "idx", folder, "--json", "--quiet")
+
+
+def test_predict_lists_the_damaged_files(
+    folder: Path, tmp_path: Path, tiny_backbone: Path, lesion_manifest: Path, run: Callable[..., str]
+) -> None:
+    quick = FitConfig(epochs=1, batch_size=16, min_steps=0)
+    backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
+    fit_head(backbone, manifest, tmp_path / "head", ClassifyConfig(fit=quick), cache=tmp_path / "c")
+    run("predict", tmp_path / "head", folder, "-b", tiny_backbone, "-o", tmp_path / "out", "--quiet")
+    listed = (tmp_path / "out" / "unreadable.csv").read_text()
+    assert all(f"{name}.dcm" in listed for name in ("mode", "rows", "slope", "frames", "cut"))
+
+
+def test_audit_and_curate_leave_the_damaged_files_out(folder: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+    fast = ("--set", "descriptor.fit_images=16", "--set", "candidates=2", "--quiet")
+    run("audit", folder, folder, "-o", tmp_path / "audit.html", *fast)
+    run("curate", "--pool", folder, "-o", tmp_path / "c.parquet", "--set", "balance=null", "--quiet")
+
+
+def test_pretrain_trains_on_the_other_files(folder: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(PRETRAIN)
+    run("pretrain", tmp_path / "tiny.yaml", "--data", folder, "-o", tmp_path / "run", "--device", "cpu", "--quiet")
+    assert (tmp_path / "run" / "backbone").is_dir()
+
+
+@pytest.mark.parametrize(
+    "error", [RecursionError(), MemoryError(), OverflowError("x"), AssertionError(), StopIteration(), SystemError("x")]
+)
+def test_every_error_of_a_reader_is_an_unreadable_image(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(UnreadableImage), refusing(tmp_path / "a.png"):
+        raise error
+
+
+def test_a_request_to_stop_and_the_death_of_a_data_worker_pass(tmp_path: Path) -> None:
+    of_torch = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    for error in (KeyboardInterrupt(), SystemExit(), of_torch):
+        with pytest.raises(type(error)), refusing(tmp_path / "a.png"):
+            raise error
+
+
+def test_a_root_that_is_no_text_and_a_huge_number_are_one_line(tmp_path: Path, lesion_manifest: Path) -> None:
+    table = pq.read_table(lesion_manifest)
+    pq.write_table(table.replace_schema_metadata({b"dinomed.root": b"\xff\xfe"}), tmp_path / "m.parquet")
+    with pytest.raises(DinomedError, match="its image folder is not UTF-8 text"):
+        read_manifest(tmp_path / "m.parquet")
+    for digits in ("9" * 100_000, "0x" + "f" * 100_000):
+        with pytest.raises(UsageError, match="line 1: a number of 10"):
+            parse_yaml(f"a: {digits}", "x.yaml")
