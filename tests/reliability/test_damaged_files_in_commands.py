@@ -104,8 +104,6 @@ def test_features_and_index_leave_the_damaged_files_out(
     for name in ("mode", "rows", "slope", "frames", "cut"):
         assert f"{name}.dcm,damaged or truncated DICOM" in listed
     run("index", folder, "-b", tiny_backbone, "-o", tmp_path / "idx", "--quiet")
-    assert "7.png" in run("search", folder / "7.png", "-i", tmp_path / "idx", "--quiet")
-    run("search", folder, "-i", tmp_path / "idx", "--json", "--quiet")
 
 
 def test_predict_lists_the_damaged_files(
@@ -117,16 +115,6 @@ def test_predict_lists_the_damaged_files(
     run("predict", tmp_path / "head", folder, "-b", tiny_backbone, "-o", tmp_path / "out", "--quiet")
     listed = (tmp_path / "out" / "unreadable.csv").read_text()
     assert all(f"{name}.dcm" in listed for name in ("mode", "rows", "slope", "frames", "cut"))
-
-
-def test_audit_and_curate_leave_the_damaged_files_out(
-    folder: Path, tmp_path: Path, lesion_manifest: Path, run: Callable[..., str]
-) -> None:
-    fast = ("--set", "descriptor.fit_images=16", "--set", "candidates=2", "--quiet")
-    run("audit", folder, lesion_manifest, "-o", tmp_path / "audit.html", *fast)
-    pool = ("--pool", folder, "--trusted", lesion_manifest)
-    run("curate", *pool, "-o", tmp_path / "c.parquet", "--set", "retrieval.mode=sample", "--quiet")
-    assert len(read_manifest(tmp_path / "c.parquet")) >= 8
 
 
 def test_pretrain_trains_on_the_other_files(folder: Path, tmp_path: Path, run: Callable[..., str]) -> None:
