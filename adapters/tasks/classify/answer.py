@@ -8,12 +8,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.tasks.classify.groups import FRAMES
 from dinomed.config import Config
+from dinomed.errors import DinomedError
 from dinomed.features.compute import Features
 from dinomed.metrics.calibration import TEMPERATURES, fit_temperature
 from dinomed.metrics.operating import youden_threshold
@@ -36,7 +37,7 @@ class Answer(Config):
     """
 
     multilabel: bool = False
-    temperature: float | None = Field(None, gt=0)
+    temperature: float | None = Field(None, ge=TEMPERATURES[0], le=TEMPERATURES[1])
     thresholds: tuple[float | None, ...] = ()
     unit: Literal["image", "group"] = "image"
     pool: Literal["mean", "concat"] = "mean"
@@ -62,8 +63,19 @@ class Answer(Config):
 
 
 def answer_from(record: AdapterRecord) -> Answer:
-    """Return the answer of a record."""
-    return Answer.model_validate(record.usage)
+    """Return the answer of a record.
+
+    Raises:
+        DinomedError: a setting is missing or out of its range, in a record that was changed.
+    """
+    try:
+        return Answer.model_validate(record.usage)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise DinomedError(
+            f"the record of the adapter is damaged: usage.{where}: {problem['msg']}; train again"
+        ) from None
 
 
 def calibrate(answer: Answer, logits: np.ndarray, targets: np.ndarray) -> Answer:
