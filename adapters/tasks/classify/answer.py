@@ -73,9 +73,7 @@ def answer_from(record: AdapterRecord) -> Answer:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise DinomedError(
-            f"the record of the adapter is damaged: usage.{where}: {problem['msg']}; train again"
-        ) from None
+        raise DinomedError(message) from None
 
 
 def calibrate(answer: Answer, logits: np.ndarray, targets: np.ndarray) -> Answer:
