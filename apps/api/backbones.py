@@ -176,10 +176,10 @@ def _features_in_memory(backbone: FrozenBackbone, images: Any) -> ImageFeatures:
     sources = list(images) if isinstance(images, Iterable) and getattr(images, "ndim", 4) > 3 else [images]
     if not sources:
         raise UsageError("no images to compute features of")
-    cls, mean = [], []
+    cls, mean = list[np.ndarray](), list[np.ndarray]()
     names = [str(image) if isinstance(image, str | Path) else f"image_{i}" for i, image in enumerate(sources)]
     for pixels, _ in preprocess_batches(sources, backbone.preprocessing):
-        with naming(names, sum(map(len, cls))):
+        with naming(names, sum(len(part) for part in cls)):
             features = compute_features(backbone, pixels, (-1,), False)
         cls.append(features.cls.cpu().numpy())
         mean.append(features.mean.cpu().numpy())

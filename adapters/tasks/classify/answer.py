@@ -73,6 +73,7 @@ def answer_from(record: AdapterRecord) -> Answer:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
+        message = f"the record of the adapter is damaged: usage.{where}: {problem['msg']}; train again"
         raise DinomedError(message) from None
 
 
