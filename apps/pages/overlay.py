@@ -1,4 +1,4 @@
-"""Drawing of masks and probability maps over images, for demo and reports. Images are uint8 (H, W, 3), masks (H, W)."""
+"""Drawing of masks over images, for reports. Images are uint8 (H, W, 3), masks (H, W)."""
 
 import numpy as np
 import torch
@@ -7,8 +7,6 @@ from torch.nn.functional import max_pool2d
 LINE = (0, 229, 255)  # cyan: differs from skin, lesions and gentian ink
 HALO = (0, 38, 51)  # a dark rim outside the line, for contrast on pale skin
 FILL = 0.22
-# Probability as colour, from low to high: dark blue over teal to yellow, ordered in lightness (readable in gray).
-_SCALE = ((26, 22, 60), (36, 92, 122), (62, 161, 128), (178, 208, 70), (253, 240, 120))
 
 
 def line_width_px(shape: tuple[int, ...]) -> int:
@@ -49,12 +47,3 @@ def draw_mask(image: np.ndarray, mask: np.ndarray, *, fill: float = FILL) -> np.
     out[grow(inside, max(1, width // 2)) & ~inside] = HALO
     out[outline(inside, width)] = LINE
     return out
-
-
-def draw_probability(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Return the probability map (H, W) in colour over a gray copy of the image."""
-    assert image.shape[:2] == probability.shape, (image.shape, probability.shape)
-    position = np.clip(probability, 0, 1) * (len(_SCALE) - 1)
-    colour = np.stack([np.interp(position, range(len(_SCALE)), channel) for channel in zip(*_SCALE, strict=True)], -1)
-    gray = image.mean(axis=-1, keepdims=True)
-    return (0.35 * gray + 0.65 * colour).round().astype(np.uint8)

@@ -86,7 +86,7 @@ class SegmentPredictor(DensePredictor):
 
 @dataclass(frozen=True)
 class LesionSummary:
-    """The area and the confidence of a mask; see `lesion_summary`."""
+    """The area and the confidence of a mask; see `summarize`."""
 
     area_px: int
     area_fraction: float
@@ -94,20 +94,14 @@ class LesionSummary:
     highest: float
 
 
-def lesion_summary(probability: np.ndarray, threshold: float) -> LesionSummary:
-    """Measure the pixels whose probability, float32 (H, W), is at least `threshold`.
+def summarize(probability: np.ndarray, inside: np.ndarray) -> LesionSummary:
+    """Measure a mask `inside`, bool (H, W), of a probability map, float32 (H, W).
 
     Returns:
         `area_px`, in pixels of the image; `area_fraction`, the share of the image, 0 to 1; `confidence`, the mean
         probability in the mask, None if the mask is empty; and `highest`, the largest probability in the image. The
         confidence is not calibrated, is never below the threshold, and is no measure of missed lesions.
     """
-    inside = probability >= threshold
-    return summarize(probability, inside)
-
-
-def summarize(probability: np.ndarray, inside: np.ndarray) -> LesionSummary:
-    """Measure a mask `inside`, bool (H, W)."""
     area = int(inside.sum())
     confidence = float(probability[inside].mean(dtype=np.float64)) if area else None
     return LesionSummary(area, area / inside.size, confidence, float(probability.max()))

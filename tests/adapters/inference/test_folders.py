@@ -18,7 +18,7 @@ from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.classify.writer import ClassifyWriter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.predict import SegmentPredictor, lesion_summary
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor, summarize
 from dinomed.adapters.tasks.segment.writer import SegmentWriter
 from dinomed.adapters.writer import file_names
 from dinomed.backbones.load import load_backbone
@@ -245,11 +245,11 @@ def test_names_never_collide() -> None:
     assert names == ["a.jpg.png", "a.png.png", "a.jpg.tif.png"]
 
 
-def test_lesion_summary() -> None:
+def test_a_mask_is_summarized() -> None:
     probability = np.array([[0.9, 0.7], [0.2, 0.1]], np.float32)
-    summary = lesion_summary(probability, 0.7)  # a pixel at the threshold is inside, in float32 too
+    summary = summarize(probability, probability >= 0.7)
     assert (summary.area_px, summary.area_fraction) == (2, 0.5)
     assert summary.confidence == pytest.approx(0.8, abs=1e-7)
-    nothing = lesion_summary(probability, 0.95)
+    nothing = summarize(probability, probability >= 0.95)
     assert (nothing.area_px, nothing.confidence) == (0, None)
     assert nothing.highest == pytest.approx(0.9)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from dinomed.apps.pages.overlay import HALO, LINE, draw_mask, draw_probability, grow, line_width_px, outline
+from dinomed.apps.pages.overlay import HALO, LINE, draw_mask, grow, line_width_px, outline
 
 
 def _disc(side: int, radius: int) -> np.ndarray:
@@ -52,10 +52,3 @@ def test_an_empty_mask_leaves_the_picture_as_it_is() -> None:
 def test_line_width_grows_with_the_picture() -> None:
     assert line_width_px((150, 200)) == 2
     assert line_width_px((3000, 4000)) == 11
-
-
-def test_probability_is_brighter_where_it_is_higher() -> None:
-    image = np.full((2, 5, 3), 100, np.uint8)
-    drawn = draw_probability(image, np.tile(np.linspace(0, 1, 5, dtype=np.float32), (2, 1)))
-    lightness = drawn[0].astype(float) @ [0.299, 0.587, 0.114]
-    assert (np.diff(lightness) > 0).all()
