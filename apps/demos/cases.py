@@ -54,7 +54,8 @@ def show_cases(
         f"{kept_out}Similarity is that of the backbone's features (cosine): 1 is the same picture. It does not "
         "compare diagnoses."
     )
-    return f'<div class="cases">{"".join(cases)}</div><div class="dm-hint cases-hint">{hint}</div>'
+    kind = "cases pairs" if regions else "cases"
+    return f'<div class="{kind}">{"".join(cases)}</div><div class="dm-hint cases-hint">{hint}</div>'
 
 
 def _case(image_index: ImageIndex, neighbor: Neighbor, picture: np.ndarray | None, height_px: int) -> str:
