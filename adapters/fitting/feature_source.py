@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,10 +148,13 @@ class CopiesFeatureSource(FeatureSource):
             pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
             return torch.from_numpy(augment(pixels, None, config.seed, copy, row)[0]).permute(2, 0, 1)
 
-        kinds = {"blocks": self.spec.blocks, "patches": self.spec.patches, "cache": cache}
+        kinds: dict[str, Any] = {"blocks": self.spec.blocks, "patches": self.spec.patches, "cache": cache}
         if copies:
             every = splits.train.take([row for _ in range(self.copies) for row in range(count)])
-            changed = {"transform": change, "transform_key": to_json([augmentation.model_dump(), config.seed, count])}
+            changed: dict[str, Any] = {
+                "transform": change,
+                "transform_key": to_json([augmentation.model_dump(), config.seed, count]),
+            }
             title = f"features of train and of {copies} augmented copies"
             self.cache = extract(backbone, every, description=title, **kinds, **changed)
         else:

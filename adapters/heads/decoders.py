@@ -80,20 +80,21 @@ class SMPSegmenter(PyramidAdapter):
 
         super().__init__(config, embed_dim, num_classes)
         try:
-            self.model: Any = build_model(
+            model: Any = build_model(
                 DECODERS[config.name], num_classes, config.options, embed_dim=embed_dim, blocks=config.blocks,
                 stride=config.stride or 16, channels=config.channels,
             )  # fmt: skip
         except (ValueError, TypeError, KeyError) as error:
             raise UsageError(f"head.options: {config.name} does not accept them: {first_line(error)}") from None
+        self.model = model
         self.uses_images = config.detail
         if config.detail:
             self.detail = DetailBranch(config.image_channels or 3)
-            strides = self.model.encoder.strides
+            self.strides: tuple[int, ...] = tuple(model.encoder.strides)
             self.fusions = nn.ModuleDict(
                 {
                     str(level): Fusion(config.channels[level], self.detail.widths[DETAIL_STRIDES.index(stride)])
-                    for level, stride in enumerate(strides)
+                    for level, stride in enumerate(self.strides)
                     if stride in DETAIL_STRIDES
                 }
             )
@@ -106,7 +107,7 @@ class SMPSegmenter(PyramidAdapter):
         maps = dict(zip(DETAIL_STRIDES, self.detail(pad(images, (0, right, 0, bottom), mode="replicate")), strict=True))
         for name, fusion in self.fusions.items():
             level = int(name)
-            levels[level + 1] = fusion(levels[level + 1], maps[self.model.encoder.strides[level]])
+            levels[level + 1] = fusion(levels[level + 1], maps[self.strides[level]])
 
     def forward(self, features: Features) -> Tensor:
         from dinomed.adapters.heads.smp_encoder import pad_grid

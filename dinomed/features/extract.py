@@ -122,8 +122,9 @@ def _compute_shard(
     for batch in batched(images, batch_size):
         pixels = stack_pixels(batch)
         _, arrays, reasons = compute_finite(partial(_compute, backbone, pixels, key), len(batch))
-        for kind in key.kinds if arrays is not None else ():
-            parts[kind].append(arrays[kind])
+        if arrays is not None:
+            for kind in key.kinds:
+                parts[kind].append(arrays[kind])
         failed |= {start + row: reason for row, reason in reasons.items()}
         start += len(batch)
         progress.advance(len(batch))

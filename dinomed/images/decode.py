@@ -144,7 +144,7 @@ def header_of(image: Image.Image) -> Header:
 
 def _num_frames(image: Image.Image) -> int:
     """Return the number of frames or pages. Pillow reads all of them to count those of a GIF or TIFF."""
-    file = image.fp
+    file = getattr(image, "fp", None)
     if file is not None and isinstance(image, TiffImagePlugin.TiffImageFile):
         return count_tiff_pages(file)
     if file is not None and isinstance(image, GifImagePlugin.GifImageFile):

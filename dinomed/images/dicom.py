@@ -130,8 +130,7 @@ def _read_elements(path: str | Path, max_pixels: int) -> Any:
     config.settings.reading_validation_mode = config.IGNORE
     try:
         with quiet_pillow, open(path, "rb", opener=open_regular) as file:
-            file = bounded_dicom(file)
-            elements = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
+            elements = dcmread(bounded_dicom(file), stop_before_pixels=True, specific_tags=_TAGS)
             for groups in _FUNCTIONAL_GROUPS:
                 for group in (elements.get(groups) or [])[:1]:
                     for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):

@@ -22,7 +22,7 @@ def write_message(stream: BinaryIO, content: Any, array: np.ndarray | None = Non
     """
     layout = None if array is None else [array.dtype.str, list(array.shape)]
     text = json.dumps([content, layout]).encode()
-    pixels = b"" if array is None else memoryview(np.ascontiguousarray(array)).cast("B")
+    pixels = b"" if array is None else np.ascontiguousarray(array).data.cast("B")
     stream.write(_LENGTHS.pack(len(text), len(pixels)) + text)
     stream.write(pixels)
     stream.flush()

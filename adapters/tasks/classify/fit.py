@@ -70,11 +70,12 @@ class ClassifierFit(HeadFit):
         check_precision(self.config.fit, device)
         train, val = (groups.manifest for groups in self.groups)
         stores = extract_splits(self.backbone, replace(self.splits, train=train, val=val), self.adapter, cache)
-        pooled = [
-            tuple(groups.pool(tokens, self.config.pool, blocks) for tokens in (store.cls, store.mean))
-            for groups, store in zip(self.groups, stores, strict=True)
-        ]
-        gathers = [partial(take_rows, *(torch.from_numpy(tokens).to(device) for tokens in pair)) for pair in pooled]
+        pooled: list[tuple[np.ndarray, np.ndarray]] = []
+        gathers: list[Gather] = []
+        for groups, store in zip(self.groups, stores, strict=True):
+            cls, mean = (groups.pool(tokens, self.config.pool, blocks) for tokens in (store.cls, store.mean))
+            pooled.append((cls, mean))
+            gathers.append(partial(take_rows, torch.from_numpy(cls).to(device), torch.from_numpy(mean).to(device)))
         return CachedFeatureSource(self.backbone, (gathers[0], gathers[1]), pooled[0], self.targets)
 
     def train(self, folder: Path) -> BestEpoch:
