@@ -2,17 +2,13 @@
 
 import io
 import re
-import shutil
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import pytest
-import tifffile
 from PIL import Image
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 LINE = (0, 229, 255)  # as in static/viewer.js
@@ -290,47 +286,6 @@ def test_unreadable_uploads_show_one_line_and_the_next_one_works(visit, spot: Pa
         assert visit.page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     visit.upload(spot)
     visit.wait_for_area(WIDE)
-
-
-def write_dicom(path: Path, pixels: np.ndarray, spacing: list[float] | None = None) -> None:
-    data = pydicom.Dataset()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = SecondaryCaptureImageStorage
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
-    data.PatientName, data.Modality = "DOE^JANE", "OT"
-    data.Rows, data.Columns = pixels.shape[:2]
-    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
-    data.BitsAllocated = data.BitsStored = 8
-    data.HighBit, data.PixelRepresentation = 7, 0
-    if spacing is not None:
-        data.PixelSpacing = spacing
-    data.PixelData = pixels.tobytes()
-    data.save_as(path, enforce_file_format=True)
-
-
-def test_dicom_tiff_and_files_without_a_suffix_are_opened(visit, spot: Path, tmp_path: Path) -> None:
-    assert visit.page.locator("#picture input[type=file]").get_attribute("accept") is None
-    write_dicom(tmp_path / "scan.dcm", draw_spot())
-    tifffile.imwrite(tmp_path / "scan.tif", draw_spot())
-    shutil.copy(tmp_path / "scan.dcm", tmp_path / "IM000001")
-    for name in ("scan.dcm", "scan.tif", "IM000001"):
-        visit.upload(tmp_path / name)
-        visit.wait_for_area(WIDE)
-        assert is_line(painted(visit)).any()
-    assert "DOE" not in visit.page.content()
-
-
-def test_the_pixel_spacing_of_a_dicom_gives_square_millimetres_and_no_other_file_does(
-    visit, spot: Path, tmp_path: Path
-) -> None:
-    write_dicom(tmp_path / "scan.dcm", draw_spot(), [0.2, 0.1])
-    visit.upload(tmp_path / "scan.dcm")
-    visit.wait_for_area(WIDE)
-    assert visit.text("area-mm") == f"{WIDE * 0.02:.0f}"
-    visit.upload(spot)
-    visit.wait_for_area(WIDE)
-    assert visit.page.locator("#area-mm-card").is_hidden()
 
 
 def test_an_example_is_one_click(visit) -> None:

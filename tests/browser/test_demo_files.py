@@ -1,0 +1,56 @@
+"""Files of other kinds than photographs in the demo, in a real browser: DICOM, TIFF, files without a suffix."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+from PIL import Image
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+PIXELS = np.full((240, 320, 3), 204, np.uint8)  # pale skin (probability 0.2)
+PIXELS[80:160, 100:220] = 51  # a dark lesion (0.8)
+AREA = 80 * 120
+
+
+def write_dicom(path: Path, pixels: np.ndarray, spacing: list[float] | None = None) -> None:
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = SecondaryCaptureImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+    data.PatientName, data.Modality = "DOE^JANE", "OT"
+    data.Rows, data.Columns = pixels.shape[:2]
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit, data.PixelRepresentation = 7, 0
+    if spacing is not None:
+        data.PixelSpacing = spacing
+    data.PixelData = pixels.tobytes()
+    data.save_as(path, enforce_file_format=True)
+
+
+def test_dicom_tiff_and_files_without_a_suffix_are_opened(visit, tmp_path: Path) -> None:
+    assert visit.page.locator("#picture input[type=file]").get_attribute("accept") is None
+    write_dicom(tmp_path / "scan.dcm", PIXELS)
+    tifffile.imwrite(tmp_path / "scan.tif", PIXELS)
+    shutil.copy(tmp_path / "scan.dcm", tmp_path / "IM000001")
+    for name in ("scan.dcm", "scan.tif", "IM000001"):
+        visit.upload(tmp_path / name)
+        visit.wait_for_area(AREA)
+        assert visit.page.locator(".message.error").count() == 0
+    assert "DOE" not in visit.page.content()
+
+
+def test_the_pixel_spacing_of_a_dicom_gives_square_millimetres_and_no_other_file_does(visit, tmp_path: Path) -> None:
+    write_dicom(tmp_path / "scan.dcm", PIXELS, [0.2, 0.1])
+    visit.upload(tmp_path / "scan.dcm")
+    visit.wait_for_area(AREA)
+    assert visit.text("area-mm") == f"{AREA * 0.02:.0f}"
+    Image.fromarray(PIXELS).save(tmp_path / "photo.png")
+    visit.upload(tmp_path / "photo.png")
+    visit.wait_for_area(AREA)
+    assert visit.page.locator("#area-mm-card").is_hidden()
