@@ -11,6 +11,26 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.metrics.bootstrap import RESAMPLES, Statistic, bootstrap
 
 
+@dataclass(frozen=True)
+class ReportTable:
+    """A table on the page of an evaluation. `rows` hold text, numbers and None (undefined)."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    note: str = ""
+
+
+def table_of_further_metrics(report: Mapping[str, Any], titles: Mapping[str, str]) -> list[ReportTable]:
+    """Return a table of the numbers among the metrics that have no interval; none if there is no such metric."""
+    rows = [
+        (titles.get(name, name), value)
+        for name, value in report["metrics"].items()
+        if name != "n" and name not in report["intervals"] and isinstance(value, int | float | None)
+    ]
+    return [ReportTable("Further metrics", ("metric", "value"), rows)] if rows else []
+
+
 class EvaluatedUnits(ABC):
     """N units (images, or groups of images), each with its prediction and its target.
 

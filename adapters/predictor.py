@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,8 @@ class Predictor(ABC):
     """Unit of a prediction: ``image``, or ``group`` for all images of a group."""
     batch_size: int = 16
     """Number of images in a batch."""
+    export_note: str = ""
+    """How an exported model differs from the predictor, for its card."""
 
     def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone) -> None:
         self.task = record.task
@@ -102,6 +105,17 @@ class Predictor(ABC):
     @abstractmethod
     def reference_outputs(self, pixels: Tensor) -> Tensor:
         """Return the outputs for preprocessed images (B, channels, H, W), as the reference for an exported model."""
+
+    @property
+    def shares_pass(self) -> bool:
+        """Whether one backbone pass over the resized image suffices, which other consumers can share."""
+        return True
+
+    @torch.inference_mode()
+    def output_of_image(self, image: np.ndarray) -> Any:
+        """Return the output for an image (H, W, channels), from backbone passes of its own."""
+        features = self._features(self.backbone.preprocessing(image)[None])
+        return self.outputs_of_features(features, [image.shape[:2]])[0]
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """Tasks: what distinguishes classification, segmentation and depth estimation, in one object each.
 
-Training, evaluation, prediction, export and the model card use the members of `Task`, and have no branches on its name.
-The panels of the demo and the sections of the evaluation page are tables by the name of the task (`dinomed.apps`).
+Training, evaluation, prediction, export, the model card, the evaluation page and the demo use the members of `Task`,
+and have no branches on its name.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,7 +16,7 @@ from dinomed.registry import Registry
 if TYPE_CHECKING:
     import numpy as np
 
-    from dinomed.adapters.evaluated import EvaluatedUnits
+    from dinomed.adapters.evaluated import EvaluatedUnits, ReportTable
     from dinomed.adapters.fitting.config import TrainConfig
     from dinomed.adapters.fitting.head_fit import HeadFit
     from dinomed.adapters.predictor import Predictor
@@ -41,7 +41,7 @@ class Task(ABC):
     5. a subclass of `Task`, registered by ``@TASKS.register("NAME")``, with the members that are abstract here.
 
     Import the module, or name the class in an entry point of the group ``dinomed.tasks``; ``dinomed train NAME`` then
-    works, as do evaluate and predict.
+    works, as do evaluate, predict, export and ``dinomed demo all --adapter``.
     """
 
     name: ClassVar[str]
@@ -55,6 +55,15 @@ class Task(ABC):
     """Names of the outputs of an exported graph."""
     case_note: ClassVar[str] = ""
     """Explanation of the pictures of cases on the page of an evaluation."""
+    metric_titles: ClassVar[Mapping[str, str]] = {}
+    """Readable names of metrics, for the page of an evaluation."""
+    page_section: ClassVar[str] = ""
+    """Function "module:name" that draws the section of the task on the page of an evaluation, from the report and the
+    `EvaluatedUnits` to parts of HTML. Empty: the page shows `report_tables`."""
+    panel: ClassVar[str] = ""
+    """Class "module:name" of the panel in the demo, made from a predictor. Empty: a panel that shows `output_rows`."""
+    panel_takes_index: ClassVar[bool] = False
+    """Whether the panel shows similar cases too: it is made from a predictor and an index, which may be None."""
     config: "type[TrainConfig]"
     predictor: "type[Predictor]"
 
@@ -94,6 +103,30 @@ class Task(ABC):
     def class_table(self, metrics: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]] | None:
         """Return columns and rows of the metrics by class that ``dinomed evaluate`` prints; None without classes."""
         return None
+
+    def report_tables(self, report: "Mapping[str, Any]") -> "list[ReportTable]":
+        """Return tables for the page of an evaluation; by default the metrics that have no interval.
+
+        Args:
+            report: of `dinomed.adapters.evaluation.report.summarize`.
+        """
+        from dinomed.adapters.evaluated import table_of_further_metrics
+
+        return table_of_further_metrics(report, self.metric_titles)
+
+    def output_rows(self, predictor: Any, output: Any) -> list[tuple[str, float]]:
+        """Return names and values that the demo shows for an output of `Predictor.outputs_of_features`.
+
+        By default these are the values by name, one value for each class, or the range of a map.
+        """
+        import numpy as np
+
+        if isinstance(output, Mapping):
+            return [(str(name), float(value)) for name, value in output.items()]
+        values = np.asarray(output, float)
+        if values.size == len(predictor.classes):
+            return list(zip(predictor.classes, values.ravel().tolist(), strict=True))
+        return [("lowest", float(values.min())), ("mean", float(values.mean())), ("highest", float(values.max()))]
 
     def masks_of_case(
         self, predictor: Any, manifest: "Manifest", row: int, image: "np.ndarray"

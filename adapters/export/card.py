@@ -3,7 +3,6 @@
 from typing import Any
 
 from dinomed.adapters.export.source import ExportSource
-from dinomed.adapters.inference.dense import DensePredictor
 from dinomed.adapters.task import find_task
 from dinomed.backbones.variants import VARIANTS, Release
 from dinomed.notice import RESEARCH_USE
@@ -125,8 +124,8 @@ def _about_head(source: ExportSource) -> list[str]:
     lines += find_task(source.task).export_lines(source.predictor)
     if record["tuned"] is not None:
         lines.append(f"- the backbone was tuned with the head ({record['tuned']['how']}); its weights are in this file")
-    if isinstance(source.predictor, DensePredictor):
-        lines.append("- one pass over the whole image; test-time flips and windows of dinomed are not included")
+    if source.predictor.export_note:
+        lines.append(f"- {source.predictor.export_note}")
     values = {name: value for name, value in record["validation"].items() if isinstance(value, int | float)}
     shown = ", ".join(
         f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()

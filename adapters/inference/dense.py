@@ -67,6 +67,8 @@ class UnchangedPixels(Preprocessing):
 class DensePredictor(Predictor):
     """Predicts maps (channels, H, W) at the size of each image."""
 
+    export_note = "one pass over the whole image; test-time flips and windows of dinomed are not included"
+
     def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone, views: Views) -> None:
         super().__init__(record, adapter, backbone)
         self.views = views
@@ -79,8 +81,10 @@ class DensePredictor(Predictor):
 
     @property
     def shares_pass(self) -> bool:
-        """Whether one backbone pass over the squashed image suffices, which other consumers can share."""
         return not self.views.native and not self.views.flips
+
+    def output_of_image(self, image: np.ndarray) -> np.ndarray:
+        return self.maps(image)
 
     @abstractmethod
     def activate(self, logits: Tensor) -> Tensor:

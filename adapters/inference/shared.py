@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.fitting.build import at_image_size
-from dinomed.adapters.inference.dense import DensePredictor
 from dinomed.adapters.predictor import Predictor
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
@@ -119,8 +118,8 @@ def predict_many(consumers: Sequence[FeatureConsumer], images: Sequence[np.ndarr
     outputs: list[list[Any]] = [[] for _ in consumers]
     sharing: dict[str, list[int]] = defaultdict(list)
     for place, consumer in enumerate(consumers):
-        if isinstance(consumer, DensePredictor) and not consumer.shares_pass:
-            outputs[place] = [consumer.maps(image) for image in images]
+        if isinstance(consumer, Predictor) and not consumer.shares_pass:
+            outputs[place] = [consumer.output_of_image(image) for image in images]
         else:
             sharing[consumer.backbone.fingerprint].append(place)
     for places in sharing.values():

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinomed.apps.api.inputs import FolderLike, PathLike, folder_path
-from dinomed.apps.demos.launch import serve_demo
+from dinomed.apps.demos.launch import check_task, serve_demo
 from dinomed.apps.demos.serve import choose_address
 
 
@@ -12,6 +12,7 @@ def demo(
     *,
     segment: FolderLike | None = None,
     classify: FolderLike | None = None,
+    adapters: Sequence[FolderLike] = (),
     index: FolderLike | None = None,
     retrieve: bool = True,
     backbone: PathLike | None = None,
@@ -32,6 +33,7 @@ def demo(
     Args:
         segment: adapter folder of a segmenter, or the result of `dinomed.train`.
         classify: adapter folder of a classifier.
+        adapters: adapter folders of any tasks; a page shows one adapter of each task.
         index: folder of an index; visitors see its pictures and labels.
         retrieve: with a classifier, show the index in a tab of its own too.
         backbone: path of the backbone, if that was moved.
@@ -60,9 +62,11 @@ def demo(
     """
     file = None if login is None else Path(login)
     address = choose_address(host, port, login_file=file, anyone=anyone, names=names)
+    folders = {task: folder_path(folder) for task, folder in (("segment", segment), ("classify", classify)) if folder}
+    for task, folder in folders.items():
+        check_task(folder, task)
     serve_demo(
-        segment=None if segment is None else folder_path(segment),
-        classify=None if classify is None else folder_path(classify),
+        [*folders.values(), *map(folder_path, adapters)],
         index=None if index is None else folder_path(index),
         retrieve=retrieve, backbone=None if backbone is None else str(backbone),
         examples=None if examples is None else Path(examples), address=address, browser=browser, device=device,

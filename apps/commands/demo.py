@@ -82,13 +82,16 @@ def every(
     serving: Serving,
     segment: Annotated[Path | None, Option("--segment", help="Adapter of `dinomed train segment`.")] = None,
     classify: Annotated[Path | None, Option("--classify", help="Adapter of `dinomed train classify`.")] = None,
+    adapters: Annotated[
+        list[Path] | None, Option("--adapter", "-a", help="Adapter of any task; may be given several times.")
+    ] = None,
     index: Annotated[Path | None, Option("--index", "-i", help="Folder, as `dinomed index` writes it.")] = None,
 ) -> None:
-    """Show segmentation, classes and similar cases on one page, each in a tab.
+    """Show segmentation, classes, values of other tasks and similar cases on one page, each in a tab.
 
-    Give one or more of --segment, --classify and --index. A shared backbone is loaded once and runs once for a picture.
-    Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this machine; uploads and results are removed
-    after half an hour and at the end. With --index, visitors see its pictures and labels. For research use only, not
-    for diagnosis.
+    Give one or more of --segment, --classify, --adapter and --index. A shared backbone is loaded once and runs once for
+    a picture. Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this machine; uploads and results
+    are removed after half an hour and at the end. With --index, visitors see its pictures and labels. For research use
+    only, not for diagnosis.
     """
-    _serve(serving, segment=segment, classify=classify, index=index)
+    _serve(serving, segment=segment, classify=classify, adapters=adapters, index=index)

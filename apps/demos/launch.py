@@ -1,9 +1,9 @@
 """Start of a demo: loading of adapters and an index, choice of example pictures, and the page."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 from dinomed.apps.demos.serve import Address, choose_address, private_environment, serve
 from dinomed.apps.pages.examples import write_examples
@@ -20,9 +20,8 @@ NUM_EXAMPLES = 6
 
 
 def serve_demo(
+    adapters: Sequence[Path] = (),
     *,
-    segment: Path | None = None,
-    classify: Path | None = None,
     index: Path | None = None,
     retrieve: bool = True,
     backbone: str | None = None,
@@ -37,8 +36,7 @@ def serve_demo(
     folder of an adapter or of the index, else they are synthetic.
 
     Args:
-        segment: a segmentation adapter.
-        classify: a classification adapter.
+        adapters: adapters of any tasks, at most one of each task.
         index: an index, whose similar cases are shown beside the classes.
         retrieve: show the index in a tab too.
         backbone: path of the backbone, if it was moved.
@@ -48,24 +46,19 @@ def serve_demo(
         device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        UsageError: nothing is given, an adapter is of another task, the folder of examples holds no picture, or the
+        UsageError: nothing is given, two adapters have the same task, the folder of examples holds no picture, or the
             classifier and the index read pictures differently.
     """
-    options = {"segment": segment, "classify": classify}
-    adapters = {task: folder for task, folder in options.items() if folder is not None}
-    folders = [*adapters.values(), *([] if index is None else [index])]
+    folders = [*adapters, *([] if index is None else [index])]
     if not folders:
-        raise UsageError("nothing to show: give one or more of --segment ADAPTER, --classify ADAPTER and --index INDEX")
+        raise UsageError("nothing to show: give one or more of --segment, --classify, --adapter and --index")
     _check_tasks(adapters)
     address = address or choose_address()
     with private_environment() as scratch:
         chosen = choose_examples(folders, examples, scratch)
         predictors, image_index = _load(adapters, index, backbone, device)
         _check_reading(predictors, image_index)
-        consumers: list[Predictor | ImageIndex] = [
-            *predictors.values(),
-            *([] if image_index is None else [image_index]),
-        ]
+        consumers: list[Predictor | ImageIndex] = [*predictors, *([] if image_index is None else [image_index])]
         bands = next(
             (n for consumer in consumers if (n := consumer.backbone.preprocessing.channels) not in (1, 3)), None
         )
@@ -89,65 +82,78 @@ def serve_demo(
         )
 
 
-def _check_tasks(adapters: dict[str, Path]) -> None:
+def check_task(folder: Path, task: str) -> None:
+    """Raise a `UsageError` if the adapter in `folder` is of another task."""
     from dinomed.adapters.bundle import read_record
 
-    for task, folder in adapters.items():  # before examples are made and Gradio is imported
-        adapter_task = read_record(folder).task
-        if adapter_task != task:
-            raise UsageError(f"{folder} is a {adapter_task} adapter; this needs one made by `dinomed train {task}`")
+    adapter_task = read_record(folder).task
+    if adapter_task != task:
+        raise UsageError(f"{folder} is a {adapter_task} adapter; this needs one made by `dinomed train {task}`")
+
+
+def _check_tasks(adapters: Sequence[Path]) -> None:
+    from dinomed.adapters.bundle import read_record
+
+    folders: dict[str, Path] = {}
+    for folder in adapters:  # before examples are made and Gradio is imported
+        task = read_record(folder).task
+        if task in folders:
+            raise UsageError(f"{folders[task]} and {folder} are both {task} adapters; give one of each task")
+        folders[task] = folder
 
 
 def _load(
-    adapters: dict[str, Path], index: Path | None, backbone: str | None, device: str
-) -> tuple[dict[str, "Predictor"], "ImageIndex | None"]:
+    adapters: Sequence[Path], index: Path | None, backbone: str | None, device: str
+) -> tuple[list["Predictor"], "ImageIndex | None"]:
     from dinomed.adapters.inference.loader import load_adapter
     from dinomed.adapters.inference.shared import Backbones
     from dinomed.adapters.retrieval.search import load_index
 
     logger.info("loading what is shown, and its backbone")
     load = Backbones()
-    predictors = {task: load_adapter(folder, device, backbone, load=load) for task, folder in adapters.items()}
+    predictors = [load_adapter(folder, device, backbone, load=load) for folder in adapters]
     return predictors, None if index is None else load_index(index, device, backbone, load=load)
 
 
-def _check_reading(predictors: dict[str, "Predictor"], image_index: "ImageIndex | None") -> None:
-    """Raise a `UsageError` if the classifier and the index read pictures differently and are to be shown together."""
-    if image_index is None or "classify" not in predictors:
+def _check_reading(predictors: Sequence["Predictor"], image_index: "ImageIndex | None") -> None:
+    """Raise a `UsageError` if an adapter and the index read pictures differently and are to be shown in one panel."""
+    from dinomed.adapters.task import find_task
+
+    if image_index is None:
         return
-    of_classifier, of_index = predictors["classify"].backbone.preprocessing, image_index.backbone.preprocessing
-    if (of_classifier.channels, of_classifier.intensity) != (of_index.channels, of_index.intensity):
-        raise UsageError(
-            "the backbones of the classifier and of the index read pictures differently (channels, bits or window); "
-            "show them apart: demo classify, demo retrieve"
-        )
+    of_index = image_index.backbone.preprocessing
+    for predictor in predictors:
+        task, reading = find_task(predictor.task), predictor.backbone.preprocessing
+        if task.panel_takes_index and (reading.channels, reading.intensity) != (of_index.channels, of_index.intensity):
+            raise UsageError(
+                f"the backbones of the {task.title} and of the index read pictures differently (channels, bits or "
+                f"window); show them apart: demo {task.name}, demo retrieve"
+            )
 
 
-def _panels(predictors: dict[str, "Predictor"], image_index: "ImageIndex | None", retrieve: bool) -> Iterator["Panel"]:
-    from dinomed.apps.demos.classify import ClassifyPanel
+def _panels(predictors: Sequence["Predictor"], image_index: "ImageIndex | None", retrieve: bool) -> Iterator["Panel"]:
+    from dinomed.adapters.task import find_task
     from dinomed.apps.demos.retrieve import RetrievePanel
-    from dinomed.apps.demos.segment import SegmentPanel
+    from dinomed.apps.demos.values import ValuesPanel
 
-    panels: dict[str, Callable[[Any], Panel]] = {
-        "segment": SegmentPanel,
-        "classify": partial(ClassifyPanel, image_index=image_index),
-    }
-    for task, predictor in predictors.items():
-        yield panels[task](predictor)
+    for predictor in predictors:
+        task = find_task(predictor.task)
+        panel = resolve_name(task.panel) if task.panel else ValuesPanel
+        yield panel(predictor, image_index) if task.panel_takes_index else panel(predictor)
     if image_index is not None and retrieve:
         yield RetrievePanel(image_index)
 
 
 def _subtitle(
-    adapters: dict[str, Path],
+    adapters: Sequence[Path],
     index: Path | None,
-    predictors: dict[str, "Predictor"],
+    predictors: Sequence["Predictor"],
     image_index: "ImageIndex | None",
 ) -> str:
     """Return a line with the names of folders, without their paths on this machine."""
     parts = [
-        f"adapter {folder.resolve().name} on backbone {predictors[task].backbone.name}"
-        for task, folder in adapters.items()
+        f"adapter {folder.resolve().name} on backbone {predictor.backbone.name}"
+        for folder, predictor in zip(adapters, predictors, strict=True)
     ]
     if index is not None and image_index is not None:
         parts.append(

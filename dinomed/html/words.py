@@ -16,3 +16,13 @@ def format_value(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return str(value)
+
+
+def format_interval(low: float, high: float) -> str:
+    """Format an interval for a person; a dash if both ends are undefined.
+
+    >>> format_interval(0.5, 0.75).replace(chr(0xA0), " "), format_interval(float("nan"), float("nan"))
+    ('0.500 to 0.750', '–')
+    """
+    first, last = format_value(float(low)), format_value(float(high))
+    return first if first == last == format_value(None) else f"{first}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{last}"

@@ -1,8 +1,8 @@
 """Classification task: classes or labels of an image, or of a group of images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dinomed.adapters.fitting.head_fit import HeadFit
 from dinomed.adapters.record import AdapterRecord
@@ -22,6 +22,17 @@ class ClassifyTask(Task):
 
     name, title = "classify", "classifier"
     pipeline_tag, output_names = "image-classification", ("probabilities",)
+    page_section, panel = "dinomed.apps.pages.classes:build_class_section", "dinomed.apps.demos.classify:ClassifyPanel"
+    panel_takes_index = True
+    metric_titles: ClassVar[Mapping[str, str]] = {
+        "auroc": "AUROC (mean over classes, each against the rest)",
+        "auprc": "AUPRC (mean over classes)",
+        "balanced_accuracy": "balanced accuracy",
+        "accuracy": "accuracy",
+        "ece": "calibration error (ECE, 15 bins)",
+        "brier": "Brier score",
+        "nll": "log loss, nats",
+    }
     config, predictor = ClassifyConfig, ClassifyPredictor
 
     @property

@@ -1,7 +1,7 @@
 """The task depth: the depth of each pixel."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.fitting.head_fit import HeadFit
@@ -21,6 +21,7 @@ class DepthTask(Task):
 
     name, title = "depth", "depth estimator"
     pipeline_tag, output_names = "depth-estimation", ("depth",)
+    metric_titles: ClassVar[Mapping[str, str]] = {"rmse": "RMSE", "abs_rel": "AbsRel"}
     config, predictor = DepthConfig, DepthPredictor
 
     @property

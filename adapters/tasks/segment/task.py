@@ -1,11 +1,11 @@
 """The task segment: masks of one class or of several."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
-from dinomed.adapters.evaluated import EvaluatedValues
+from dinomed.adapters.evaluated import EvaluatedValues, ReportTable
 from dinomed.adapters.fitting.head_fit import HeadFit
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.task import TASKS, Task
@@ -17,6 +17,16 @@ from dinomed.adapters.tasks.segment.writer import SegmentWriter
 from dinomed.datasets.manifest import Manifest
 from dinomed.images.read import read_image
 
+LESION_COLUMNS = {
+    "lesions": "lesions", "found": "detected", "missed": "missed", "false": "false positives",
+    "sensitivity": "sensitivity", "precision": "precision", "false_per_image": "false positives per image",
+    "clear_images": "images without a lesion", "clear_with_false": "of these, with a false positive",
+}  # fmt: skip
+LESION_NOTE = (
+    "A lesion (connected area) counts as detected if a tenth of it is covered; a predicted area that touches no lesion "
+    "is a false positive."
+)
+
 
 @TASKS.register("segment")
 class SegmentTask(Task):
@@ -25,6 +35,13 @@ class SegmentTask(Task):
     name, title = "segment", "segmenter"
     pipeline_tag, output_names = "image-segmentation", ("probabilities",)
     case_note = "Coloured: predicted. White line: the reference."
+    panel = "dinomed.apps.demos.segment:SegmentPanel"
+    metric_titles: ClassVar[Mapping[str, str]] = {
+        "dice": "Dice",
+        "iou": "IoU",
+        "surface_dice": "surface Dice (tolerance 0.5% of the diagonal)",
+        "hd95_px": "HD95, px",
+    }
     config, predictor = SegmentConfig, SegmentPredictor
 
     @property
@@ -43,6 +60,12 @@ class SegmentTask(Task):
 
     def evaluation_settings(self, predictor: SegmentPredictor) -> dict[str, Any]:
         return {"threshold": predictor.threshold}
+
+    def report_tables(self, report: Mapping[str, Any]) -> list[ReportTable]:
+        lesions = report["metrics"]["lesions"]
+        by_class = lesions if isinstance(next(iter(lesions.values())), dict) else {"lesion": lesions}
+        rows = [(name, *(row[key] for key in LESION_COLUMNS)) for name, row in by_class.items()]
+        return [ReportTable("Lesions", ("", *LESION_COLUMNS.values()), rows, LESION_NOTE)]
 
     def build_writer(self, predictor: SegmentPredictor, names: Sequence[str]) -> SegmentWriter:
         return SegmentWriter(predictor, names)

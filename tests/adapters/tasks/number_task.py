@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -121,6 +121,8 @@ class NumberTask(Task):
     """Regression of a number."""
 
     name, title, help = "number", "regressor", "Train a regression of a number in a column of the manifest."
+    output_names = ("number",)
+    metric_titles: ClassVar[dict[str, str]] = {"mae": "mean absolute error", "bias": "mean difference"}
     config, predictor = NumberConfig, NumberPredictor
 
     @property
@@ -134,8 +136,13 @@ class NumberTask(Task):
         numbers = read_numbers(manifest, predictor.classes[0]).numpy()
         batches = load_batches(manifest, predictor.preprocessing)
         predicted = [number for images in batches for number in predictor.results(stack_pixels(images), ())]
-        errors = np.abs(np.array(predicted) - numbers)
-        summary = lambda rows: {"n": len(rows), "mae": float(errors[list(rows)].mean())}
+        differences = np.array(predicted) - numbers
+        errors = np.abs(differences)
+
+        def summary(rows: Sequence[int]) -> dict[str, Any]:
+            rows = list(rows)
+            return {"n": len(rows), "mae": float(errors[rows].mean()), "bias": float(differences[rows].mean())}
+
         return EvaluatedValues(manifest, manifest.units(), {"mae": errors}, summary, lower_is_better=True)
 
     def build_writer(self, predictor: NumberPredictor, names: Sequence[str]) -> NumberWriter:

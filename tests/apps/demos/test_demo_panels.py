@@ -53,7 +53,8 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         with monkeypatch.context() as patch:
             patch.setattr(page, "build_page", build)
             patch.setattr(launch, "serve", lambda build, address, browser: shown.append(build()))
-            launch.serve_demo(**given, device="cpu")
+            adapters = [given.pop(task) for task in ("segment", "classify", "depth") if task in given]
+            launch.serve_demo(adapters, **given, device="cpu")
         return Answers(kept["panels"]), kept
 
     return call
