@@ -1,10 +1,8 @@
-"""Augmentation limits of imaging modalities: flips and colour changes that do not turn a finding into another one.
-
-The presets of pretraining (`dinomed.pretrain.data.crops`) and of heads (`dinomed.adapters.fitting.augment`) use this
-table.
+"""Augmentation of imaging modalities: flips and colour changes that do not turn a finding into another one, and the
+presets that pretraining and heads make of them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Modality(NamedTuple):
@@ -27,3 +25,45 @@ MODALITIES = {
     # a horizontally mirrored image shows the other eye; the vascular arcades are above and below
     "fundus": Modality(0.5, 0.0, (0.2, 0.2, 0.1, 0.02)),
 }
+
+
+def _limits(modality: str) -> dict[str, Any]:
+    horizontal_flip, vertical_flip, jitter = MODALITIES[modality]
+    return {"horizontal_flip": horizontal_flip, "vertical_flip": vertical_flip, "jitter": jitter}
+
+
+def _crop_preset(modality: str, **changes: Any) -> dict[str, Any]:
+    return {**_limits(modality), "gray_probability": 0.0, "solarize_probability": 0.0, **changes}
+
+
+CROP_PRESETS: dict[str, dict[str, Any]] = {
+    "natural": {},
+    "dermoscopy": _crop_preset("dermoscopy"),
+    "endoscopy": _crop_preset("endoscopy"),
+    "xray": _crop_preset("xray", jitter=(0.3, 0.3, 0.0, 0.0)),  # without colours, brightness and contrast vary more
+    "ultrasound": _crop_preset("ultrasound", jitter=(0.3, 0.3, 0.0, 0.0)),
+    "fundus": _crop_preset("fundus"),
+}
+"""Settings of the crops of pretraining (`dinomed.pretrain.data.crops`), without gray conversion and solarisation."""
+
+_AFFINE = {"rotate": 15.0, "scale": 0.1, "shift": 0.05}
+
+
+def _head_preset(modality: str, **changes: float) -> dict[str, float]:
+    limits = _limits(modality)
+    colours = dict(zip(("brightness", "contrast", "saturation", "hue"), limits.pop("jitter"), strict=True))
+    return {**_AFFINE, **limits, **colours, **changes}
+
+
+HEAD_PRESETS: dict[str, dict[str, float]] = {
+    "none": {},
+    "general": {**_AFFINE, "scale": 0.15, "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.02},
+    "light": {**_AFFINE, "horizontal_flip": 0.5, "brightness": 0.1, "contrast": 0.1},
+    "dermoscopy": _head_preset("dermoscopy", rotate=180.0, scale=0.15, blur=0.1),
+    "endoscopy": _head_preset("endoscopy", rotate=180.0, scale=0.2, blur=0.2),
+    "xray": _head_preset("xray", rotate=10.0),
+    "ultrasound": _head_preset("ultrasound", blur=0.1),
+    "fundus": _head_preset("fundus"),
+}
+"""Settings of the augmentation of heads (`dinomed.adapters.fitting.augment`). `general` is valid for every modality:
+without flips, since masks can distinguish left and right. `auto` becomes one of them, see `resolve_augmentation`."""

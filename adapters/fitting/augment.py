@@ -15,30 +15,9 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest
 from dinomed.log import logger
-from dinomed.modalities import MODALITIES
+from dinomed.modalities import HEAD_PRESETS, MODALITIES
 
 Preset = Literal["none", "auto", "general", "light", "dermoscopy", "endoscopy", "xray", "ultrasound", "fundus"]
-_AFFINE = {"rotate": 15.0, "scale": 0.1, "shift": 0.05}
-
-
-def _preset(modality: str, **changes: float) -> dict[str, float]:
-    horizontal_flip, vertical_flip, jitter = MODALITIES[modality]
-    colours = dict(zip(("brightness", "contrast", "saturation", "hue"), jitter, strict=True))
-    return {**_AFFINE, "horizontal_flip": horizontal_flip, "vertical_flip": vertical_flip, **colours, **changes}
-
-
-PRESETS: dict[str, dict[str, float]] = {
-    "none": {},
-    "general": {**_AFFINE, "scale": 0.15, "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.02},
-    "light": {**_AFFINE, "horizontal_flip": 0.5, "brightness": 0.1, "contrast": 0.1},
-    "dermoscopy": _preset("dermoscopy", rotate=180.0, scale=0.15, blur=0.1),
-    "endoscopy": _preset("endoscopy", rotate=180.0, scale=0.2, blur=0.2),
-    "xray": _preset("xray", rotate=10.0),
-    "ultrasound": _preset("ultrasound", blur=0.1),
-    "fundus": _preset("fundus"),
-}
-"""Settings for each modality (`dinomed.modalities`). `general` is valid for every modality: without flips, since masks
-can distinguish left and right. `auto` becomes one of them, see `resolve_augmentation`."""
 _PROBABILITY = 0.8  # of the affine transform, and of the colour change
 
 
@@ -68,7 +47,7 @@ class AugmentConfig(Config):
     def _preset(cls, data: Any) -> Any:
         data = {"preset": "none" if data is None else data} if data is None or isinstance(data, str) else data
         preset = data.get("preset") if isinstance(data, dict) else None
-        known = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+        known = HEAD_PRESETS.get(preset, {}) if isinstance(preset, str) else {}
         return {**known, **data} if isinstance(data, dict) else data
 
     @model_validator(mode="after")

@@ -1,8 +1,7 @@
 """k-nearest-neighbour classifier: the bundle holds the training features; only k is fitted.
 
-The vote follows `dinomed.features.knn` (Caron et al. 2021, section 4.1): cosine similarity, weight
-exp(similarity / 0.07). Only the weight is shared. The sums are not: here they are float32 tensors in a module that
-can be exported, there they are float64 over several k at once, and one in place of the other would round differently.
+The vote is that of `dinomed.features.knn` (Caron et al. 2021, section 4.1): cosine similarity, weight
+exp(similarity / 0.07).
 """
 
 from typing import Any
@@ -17,7 +16,7 @@ from dinomed.adapters.adapter import ADAPTERS
 from dinomed.adapters.heads.linear import LinearClassifierConfig
 from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, best_of, macro_auroc
 from dinomed.features.compute import Features
-from dinomed.features.knn import KS, vote_exponent
+from dinomed.features.knn import KS, sum_votes
 
 _MIN_SHARE = 1e-6  # lower limit of a share of the vote, so that its logit is finite
 
@@ -70,13 +69,12 @@ class KnnClassifier(SolvedClassifier):
     def forward(self, features: Features) -> Tensor:
         """Return the log of the shares of the vote; for multi-label targets the log odds."""
         similarity, index = (self._unit(features.cls, features.mean) @ self.bank.T).topk(int(self.k))
-        weight = vote_exponent(similarity).exp()
         votes = self.votes[index]
-        shares = (weight.unsqueeze(-1) * votes.nan_to_num()).sum(1)
+        sums = sum_votes(similarity, votes.nan_to_num())
         if self.independent:
-            total = (weight.unsqueeze(-1) * ~votes.isnan()).sum(1).clamp_min(1e-30)
-            return (shares / total).clamp(_MIN_SHARE, 1 - _MIN_SHARE).logit()
-        return (shares / shares.sum(1, keepdim=True)).clamp_min(_MIN_SHARE).log()
+            total = sum_votes(similarity, ~votes.isnan()).clamp_min(1e-30)
+            return (sums / total).clamp(_MIN_SHARE, 1 - _MIN_SHARE).logit().to(similarity.dtype)
+        return (sums / sums.sum(1, keepdim=True)).clamp_min(_MIN_SHARE).log().to(similarity.dtype)
 
     def _unit(self, cls: Tensor, mean: Tensor) -> Tensor:
         parts = {"cls": [cls], "mean": [mean], "cls+mean": [cls, mean]}[self.config.tokens]

@@ -4,26 +4,30 @@ The k features with the largest cosine similarity vote for their class with weig
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dinomed.features.neighbors import nearest
 
 TEMPERATURE = 0.07
 KS = (10, 20, 100, 200)
+_BLOCK_VALUES = 2**24  # votes that are in memory at the same time, 128 MB
 
 
-Similarities = TypeVar("Similarities", np.ndarray, Tensor)
+def sum_votes(similarities: Tensor, votes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Return the weighted sum of the votes of neighbours, float64 (Q, K).
 
+    The weight is exp((similarity - 1) / temperature). The constant -1 keeps it at most 1, so that it does not overflow;
+    it cancels when the sums are normalised.
 
-def vote_exponent(similarities: Similarities, temperature: float = TEMPERATURE) -> Similarities:
-    """Return the logarithm of the weight of each neighbour's vote.
-
-    The constant -1 keeps the weights at most 1, so that none overflows; it cancels when the shares are normalised.
+    Args:
+        similarities: cosine similarity of the neighbours of each query, (Q, k).
+        votes: votes of each neighbour, (Q, k, K).
     """
-    return (similarities - 1) / temperature
+    weights = ((similarities.double() - 1) / temperature).exp()
+    return (weights.unsqueeze(-1) * votes).sum(1)
 
 
 def knn_probabilities(
@@ -47,11 +51,15 @@ def knn_probabilities(
     """
     ks = sorted({min(k, len(train)) for k in ks})
     similarities, indices = nearest(queries, train, ks[-1])
-    weights = np.exp(vote_exponent(similarities.astype(np.float64), temperature))
-    votes = np.zeros((len(queries), num_classes))
+    neighbours, rows = torch.from_numpy(similarities), torch.from_numpy(indices)
+    votes = torch.eye(num_classes, dtype=torch.float64)[torch.from_numpy(np.asarray(labels, np.int64))]
     shares = {}
-    for rank in range(ks[-1]):
-        votes[np.arange(len(queries)), labels[indices[:, rank]]] += weights[:, rank]
-        if rank + 1 in ks:
-            shares[rank + 1] = votes / votes.sum(axis=1, keepdims=True)
+    for k in ks:
+        step = max(1, _BLOCK_VALUES // (k * num_classes))
+        blocks = [
+            sum_votes(neighbours[start : start + step, :k], votes[rows[start : start + step, :k]], temperature)
+            for start in range(0, len(queries), step)
+        ]
+        sums = torch.cat(blocks).numpy() if blocks else np.zeros((0, num_classes))
+        shares[k] = sums / sums.sum(axis=1, keepdims=True)
     return shares

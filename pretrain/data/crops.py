@@ -12,25 +12,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from dinomed.config import Config
-from dinomed.modalities import MODALITIES
+from dinomed.modalities import CROP_PRESETS
 from dinomed.pretrain.data.colours import Colours, Range, with_channels
-
-
-def _preset(modality: str, **changes: Any) -> dict[str, Any]:
-    horizontal_flip, vertical_flip, jitter = MODALITIES[modality]
-    flips = {"horizontal_flip": horizontal_flip, "vertical_flip": vertical_flip}
-    return {**flips, "jitter": jitter, "gray_probability": 0.0, "solarize_probability": 0.0, **changes}
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "natural": {},
-    "dermoscopy": _preset("dermoscopy"),
-    "endoscopy": _preset("endoscopy"),
-    "xray": _preset("xray", jitter=(0.3, 0.3, 0.0, 0.0)),  # without colours, brightness and contrast vary more
-    "ultrasound": _preset("ultrasound", jitter=(0.3, 0.3, 0.0, 0.0)),
-    "fundus": _preset("fundus"),
-}
-"""Settings for each modality (`dinomed.modalities`), without gray conversion and solarisation."""
 
 
 class EarlyCropConfig(Config):
@@ -76,7 +59,7 @@ class CropConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, data: Any) -> Any:
-        return {**PRESETS.get(data.get("modality", ""), {}), **data} if isinstance(data, dict) else data
+        return {**CROP_PRESETS.get(data.get("modality", ""), {}), **data} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "CropConfig":

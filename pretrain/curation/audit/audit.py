@@ -6,8 +6,7 @@ a run (`index.parquet`) holds no images, so only hashes can be compared with it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,13 +18,11 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.features.neighbors import nearest
 from dinomed.images.read import UnreadableImage, read_image
-from dinomed.io.prefetch import prefetch
 from dinomed.pretrain.curation.audit.hashed_images import HASH_BITS, HashedImages, hash_images
 from dinomed.pretrain.curation.audit.training_index import TrainingIndex, hash_group
 from dinomed.pretrain.curation.deduplication.config import MIN_MATCHES
 from dinomed.pretrain.curation.deduplication.hashes import hamming_pairs
-from dinomed.pretrain.curation.deduplication.keypoints import ImageKeypoints, count_matches, find_keypoints
-from dinomed.pretrain.curation.deduplication.pair_check import KEPT_KEYPOINTS
+from dinomed.pretrain.curation.deduplication.pair_check import match_pairs
 from dinomed.pretrain.curation.descriptors.config import MIN_FIT_IMAGES, DescriptorConfig
 from dinomed.pretrain.curation.descriptors.descriptor import Descriptor, fit_descriptor
 from dinomed.progress import bar
@@ -218,27 +215,20 @@ def _check(
     train: Manifest, test: Manifest, proposed: list[LeakedPair], config: AuditConfig, workers: int | None
 ) -> Iterator[LeakedPair]:
     """Yield the pairs whose keypoints align, and those whose hashes are near enough without a check."""
-
-    @lru_cache(KEPT_KEYPOINTS)
-    def points(path: Path) -> ImageKeypoints | None:
-        try:
-            return find_keypoints(read_image(path))
-        except UnreadableImage:
-            return None
-
-    def check(pair: LeakedPair) -> LeakedPair | None:
-        assert pair.train is not None
-        first, second = points(train.path(pair.train)), points(test.path(pair.test))
-        matches = 0 if first is None or second is None else count_matches(first, second)
-        if matches < config.min_matches and pair.distance is None:
-            return None
-        return LeakedPair("near", pair.train, pair.test, pair.similarity, pair.distance, matches)
-
+    rows = [(pair.train, pair.test) for pair in proposed if pair.train is not None]  # all have a row
+    paths = ((str(train.path(i)), str(test.path(j))) for i, j in rows)
     with bar("checking pairs", len(proposed)) as progress:
-        for pair in prefetch(check, proposed, workers):
+        for pair, matches in zip(proposed, match_pairs(paths, _read_if_readable, workers), strict=True):
             progress.advance()
-            if pair is not None:
-                yield pair
+            if matches >= config.min_matches or pair.distance is not None:
+                yield replace(pair, matches=matches)
+
+
+def _read_if_readable(path: str) -> np.ndarray | None:
+    try:
+        return read_image(path)
+    except UnreadableImage:
+        return None
 
 
 def _shared_groups(train: list[str | None], test: list[str | None], pairs: list[LeakedPair]) -> list[LeakedPair]:

@@ -1,6 +1,6 @@
 """Check stages: verification of proposed pairs of images by matching keypoints."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,17 +30,30 @@ class CheckPairs:
     workers: int | None = None
 
     def __call__(self, pairs: tuple[Sequence[str], Sequence[str]]) -> pa.Table:
-        keypoints = lru_cache(KEPT_KEYPOINTS)(_keypoints)
-
-        def count(pair: tuple[str, str]) -> int:
-            return count_matches(keypoints(pair[0]), keypoints(pair[1]))
-
-        matches = list(prefetch(count, zip(*pairs, strict=True), self.workers))
+        matches = list(match_pairs(zip(*pairs, strict=True), reread_image, self.workers))
         return pa.table({"matches": pa.array(matches, pa.int64())})
 
 
-def _keypoints(path: str) -> ImageKeypoints:
-    return find_keypoints(reread_image(path))
+def match_pairs(
+    pairs: Iterable[tuple[str, str]], read: Callable[[str], np.ndarray | None], workers: int | None
+) -> Iterator[int]:
+    """Yield the number of matching keypoints of each pair of paths, in order; 0 if `read` returns None for an image.
+
+    Args:
+        read: function from a path to the image, uint8 RGB (H, W, 3).
+        workers: threads; None for one per processor.
+    """
+
+    @lru_cache(KEPT_KEYPOINTS)
+    def keypoints(path: str) -> ImageKeypoints | None:
+        image = read(path)
+        return None if image is None else find_keypoints(image)
+
+    def count(pair: tuple[str, str]) -> int:
+        first, second = keypoints(pair[0]), keypoints(pair[1])
+        return 0 if first is None or second is None else count_matches(first, second)
+
+    yield from prefetch(count, pairs, workers)
 
 
 def check_pairs(

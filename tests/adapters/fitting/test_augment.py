@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinomed.adapters.fitting.augment import PRESETS, Augment, AugmentConfig
+from dinomed.adapters.fitting.augment import Augment, AugmentConfig
 from dinomed.adapters.fitting.image_batches import ImageBatches
 from dinomed.adapters.fitting.optimizers import BatchIndices
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
@@ -17,6 +17,7 @@ from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import DinomedError
 from dinomed.images.read import read_image
+from dinomed.modalities import HEAD_PRESETS
 
 SIDE = 64
 MOVES = AugmentConfig(rotate=180, scale=0.3, shift=0.1, horizontal_flip=0.5, vertical_flip=0.5)
@@ -31,7 +32,7 @@ def picture(planes: int = 1) -> tuple[np.ndarray, np.ndarray]:
     return image, targets
 
 
-@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "none"])
+@pytest.mark.parametrize("preset", [name for name in HEAD_PRESETS if name != "none"])
 def test_image_and_mask_move_together(preset: str) -> None:
     image, targets = picture()
     augment = Augment(AugmentConfig.model_validate(preset), 3)
@@ -99,7 +100,7 @@ def test_augmentation_depends_only_on_seed_pass_and_row() -> None:
 
 
 def test_depth_maps_are_not_scaled() -> None:
-    for preset in PRESETS:
+    for preset in HEAD_PRESETS:
         assert AugmentConfig.model_validate(preset).without_scale().scale == 0
     assert AugmentConfig.model_validate({"preset": "light", "rotate": 40}).rotate == 40
     assert not AugmentConfig.model_validate("none").active

@@ -11,9 +11,10 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 
 from dinomed.images.read import read_image
+from dinomed.modalities import CROP_PRESETS
 from dinomed.pretrain.data import colours
 from dinomed.pretrain.data.colours import Colours
-from dinomed.pretrain.data.crops import PRESETS, CropConfig, MultiCrop, _window, random_resized_crop
+from dinomed.pretrain.data.crops import CropConfig, MultiCrop, _window, random_resized_crop
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ OFF = {
 
 @pytest.mark.parametrize("modality", OFF)
 def test_presets_switch_off_augmentation_that_changes_a_finding(modality: str, picture: np.ndarray) -> None:
-    assert OFF.keys() == PRESETS.keys()
+    assert OFF.keys() == CROP_PRESETS.keys()
     config = CropConfig.model_validate({"modality": modality})
     on = {
         "gray": config.gray_probability, "solarize": config.solarize_probability, "saturation": config.jitter[2],

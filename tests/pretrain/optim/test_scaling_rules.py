@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from dinomed.backbones.vit import VisionTransformer
+from dinomed.modalities import CROP_PRESETS
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.data.crops import PRESETS, CropConfig, MultiCrop
+from dinomed.pretrain.data.crops import CropConfig, MultiCrop
 from dinomed.pretrain.model.heads import ProjectionHead
 from dinomed.pretrain.monitoring.cost_estimate import estimate
 from dinomed.pretrain.optim.scaling_rules import scale_momentum, scale_prototypes
@@ -44,7 +45,7 @@ def test_rules_apply_if_scale_to_data_is_set(tiny: Tiny) -> None:
 def test_presets_switch_off_unsafe_augmentation_and_keep_given_settings() -> None:
     assert CropConfig(modality="xray").horizontal_flip == 0
     assert CropConfig(modality="xray", horizontal_flip=0.5).horizontal_flip == 0.5
-    for name in PRESETS:
+    for name in CROP_PRESETS:
         if name != "natural":
             assert CropConfig(modality=name).solarize_probability == 0
     for name in ("xray", "ultrasound"):
