@@ -101,7 +101,7 @@ def test_a_fourth_task_is_exported(
     code, text, err = run("export", folder, "--format", kind, "-o", out, "--json")
     assert code == 0, err
     report = json.loads(text)
-    assert report["outputs"] == ["number"]
+    assert report["source"]["outputs"] == ["number"]
     assert "A number adapter (linear)" in (out / "README.md").read_text()
     predictor = load_adapter(folder)
     path = read_manifest(lesion_manifest).path(0)
