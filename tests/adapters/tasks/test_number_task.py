@@ -125,6 +125,8 @@ def test_a_fourth_task_has_a_tab_in_the_demo(
 ) -> None:  # fmt: skip
     pytest.importorskip("gradio")
     from dinomed.apps.demos import launch
+    from dinomed.apps.demos.parts import Picture
+    from dinomed.apps.demos.values import ValuesPanel
 
     folder = tmp_path / "age"
     train(run, folder, tiny_backbone, lesion_manifest)
@@ -145,6 +147,8 @@ def test_a_fourth_task_has_a_tab_in_the_demo(
     image = read_image(read_manifest(lesion_manifest).path(0))
     ((output,),) = predict_many([predictor], [image])
     assert find_task("number").output_rows(predictor, output) == [("age", pytest.approx(predictor.predict([image])[0]))]
+    answer = ValuesPanel(predictor).answer(Picture(image, image, ""), [output], {})["html"]
+    assert f"<dt>age</dt><dd>{output:.4g}</dd>" in answer
 
 
 def test_the_values_of_an_output_have_names() -> None:
