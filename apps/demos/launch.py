@@ -1,6 +1,6 @@
 """Start of a demo: loading of adapters and an index, choice of example pictures, and the page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
@@ -138,7 +138,7 @@ def _panels(predictors: Sequence["Predictor"], image_index: "ImageIndex | None",
 
     for predictor in predictors:
         task = find_task(predictor.task)
-        panel = resolve_name(task.panel) if task.panel else ValuesPanel
+        panel: Callable[..., Panel] = resolve_name(task.panel) if task.panel else ValuesPanel
         yield panel(predictor, image_index) if task.panel_takes_index else panel(predictor)
     if image_index is not None and retrieve:
         yield RetrievePanel(image_index)
