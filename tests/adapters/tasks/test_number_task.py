@@ -116,7 +116,7 @@ def test_a_fourth_task_is_exported(
         assert session.run(None, {"pixels": pixels})[0][0, 0] == pytest.approx(expected, rel=1e-4)
     code, _, err = run("export", folder, "--format", "monai", "-o", tmp_path / "monai")
     assert code == 2
-    assert "a regressor cannot be exported as MONAI bundle" in err
+    assert "a regressor cannot be exported as a MONAI bundle" in err
 
 
 def test_a_fourth_task_has_a_tab_in_the_demo(
