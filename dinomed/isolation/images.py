@@ -1,5 +1,6 @@
 """Reading of images from outside in a decoding process."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,19 @@ def read_pixel_spacing_isolated(path: str | Path) -> tuple[float, float] | None:
     Raises:
         UnreadableImage: as `read_pixel_spacing`, or the file exceeds a limit.
     """
-    answer = shared_pool().run(f"{__name__}:pixel_spacing", [[str(path)]])[0]
-    if isinstance(answer, UnreadableImage):
-        raise answer
-    assert answer[1] is not None
-    return (float(answer[1][0]), float(answer[1][1])) if len(answer[1]) else None
+    spacing = _run("pixel_spacing", path)
+    return (float(spacing[0]), float(spacing[1])) if len(spacing) else None
 
 
 def _read(name: str, path: str | Path, channels: int, intensity: IntensityConfig, max_pixels: int) -> np.ndarray:
-    call = [str(path), channels, intensity.model_dump(mode="json"), max_pixels]
-    answer = shared_pool().run(f"{__name__}:{name}", [call])[0]
+    return _run(name, path, channels, intensity.model_dump(mode="json"), max_pixels)
+
+
+def _run(name: str, path: str | Path, *arguments: Any) -> np.ndarray:
+    """Call a function of this module in a decoding process, whose current folder may be another one."""
+    answer = shared_pool().run(f"{__name__}:{name}", [[os.path.abspath(path), *arguments]])[0]
     if isinstance(answer, UnreadableImage):
-        raise answer
+        raise type(answer)(path, answer.reason)
     assert answer[1] is not None
     return answer[1]
 

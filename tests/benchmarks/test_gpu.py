@@ -216,7 +216,7 @@ def test_the_comparison_runs_on_a_cpu(
     [
         (["--who", "lightly"], "needs --peer"),
         (["--largest", "2"], "--largest no less than --smallest"),
-        (["--device", "cuda:99"], "--device cuda:99"),
+        (["--device", "cuda:99"], "device=cuda:99"),
     ],
 )
 def test_invalid_options_are_refused(

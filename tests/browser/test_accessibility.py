@@ -109,7 +109,8 @@ def test_every_control_is_reached_by_the_keyboard_and_shows_it(open_page: Callab
         page.keyboard.press("Tab")
         name, outline = page.evaluate(
             "() => { const node = document.activeElement, around = node.closest('.dm-file, .dm-modes label') || node;"
-            " return [node.id || node.name || node.className || node.tagName, getComputedStyle(around).outlineWidth]; }"
+            " const name = node.id || node.name || `${node.className} ${node.textContent}`.trim() || node.tagName;"
+            " return [name, getComputedStyle(around).outlineWidth]; }"
         )
         if name in reached or name == "BODY":
             break

@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_images(
 ) -> None:
     from dinomed.pretrain.model import dinov2 as method
 
-    monkeypatch.setattr(method, "koleo_loss", lambda x: x.sum() * float("nan"))
+    monkeypatch.setattr(method, "koleo_loss", lambda x, _: x.sum() * float("nan"))
     with pytest.raises(DinomedError, match=r"bad_batch\.json"):
         pretrain(tiny(run={"max_bad_steps": 1}), pictures, tmp_path / "run", device="cpu")
     assert len(json.loads((tmp_path / "run" / "bad_batch.json").read_text())["images"]) == 4

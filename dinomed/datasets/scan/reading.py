@@ -58,7 +58,8 @@ def read_several(
 
     If a process ends, the image is read again without its mask, so that it is not rejected because of the mask.
     """
-    calls = [[str(folder / image), str(folder), image, masks.get(image), label_maps, decode] for image in images]
+    root = Path(os.path.abspath(folder))  # the current folder of the process may be another one
+    calls = [[str(root / image), str(root), image, masks.get(image), label_maps, decode] for image in images]
     results: list[Facts | UnreadableImage] = []
     for image, answer in zip(images, shared_pool().run(_TARGET, calls), strict=True):
         if isinstance(answer, EndedDecoding) and decode and image in masks:

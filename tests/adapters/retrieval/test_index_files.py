@@ -14,7 +14,7 @@ from dinomed.adapters.retrieval.build import build_index
 from dinomed.adapters.retrieval.index import INDEX_FILE, read_index
 from dinomed.adapters.retrieval.pool import Pooling
 from dinomed.adapters.retrieval.search import load_index
-from dinomed.backbones.load import load_backbone
+from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.read import read_image
@@ -42,12 +42,10 @@ def test_a_refused_index_leaves_no_folder(lesions: Manifest, tiny_backbone: Path
 
 
 def test_another_backbone_is_refused_by_its_fingerprint(made: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(tiny_backbone, other)
-    weights = read_tensors(other / "model.safetensors")
-    config = (other / "config.json").read_text()
-    weights["norm.bias"] += 0.1
-    write_tensors(other / "model.safetensors", weights, {"config": config})
+    changed, other = load_backbone(tiny_backbone, device="cpu"), tmp_path / "other"
+    with torch.no_grad():
+        changed.vit.norm.bias += 0.1
+    save_backbone(other, changed.vit, changed.preprocessing)
     with pytest.raises(UsageError, match=r"index .* was made on backbone tiny") as refused:
         load_index(made / "flat", backbone=other)
     fingerprints = set(re.findall(r"\b[0-9a-f]{16}\b", str(refused.value)))
