@@ -29,7 +29,7 @@ test: $(VENV)/.installed-test ## Install what the tests need, and run them (but 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not long" $(ARGS)
 
 test-long: $(VENV)/.installed-test ## Run the long tests: runs in two processes, killed and resumed
-	$(BIN)/python -m pytest -m long $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m long $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Style and mistakes (ruff)
 	$(BIN)/ruff check .

@@ -3,7 +3,11 @@
 import base64
 import html
 import io
+import uuid
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +19,6 @@ from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
 from dinomed.apps.demos.parts import PUT_AWAY, Picture, inline_map
-from dinomed.apps.demos.recent import Recent, VisitedPicture
 from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 
@@ -53,6 +56,42 @@ def reduce_map(probability: np.ndarray, side: int = MAP_PX) -> np.ndarray:
         return probability
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(Image.fromarray(probability).resize(size, Image.Resampling.BOX))
+
+
+@dataclass(frozen=True)
+class VisitedPicture:
+    """The probability map of a picture, float32 (H, W); pixels outside the field of view have 0."""
+
+    probability: np.ndarray
+
+
+class Recent:
+    """Probability maps of current visits, so that a mask of full size is made without running the model again.
+
+    Maps have random keys. At most `max_pixels` are kept in total, and always the newest map; those that were not used
+    for the longest time are removed first.
+    """
+
+    def __init__(self, max_pixels: int) -> None:
+        self.max_pixels = max_pixels
+        self._kept: OrderedDict[str, VisitedPicture] = OrderedDict()
+        self._lock = Lock()
+
+    def put(self, visited: VisitedPicture) -> str:
+        """Keep a map, and return its key, which only its visitor knows."""
+        key = uuid.uuid4().hex
+        with self._lock:
+            self._kept[key] = visited
+            while len(self._kept) > 1 and sum(each.probability.size for each in self._kept.values()) > self.max_pixels:
+                self._kept.popitem(last=False)
+        return key
+
+    def get(self, key: str) -> VisitedPicture | None:
+        """Return the map of a key, or None if it was removed."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
 
 
 class SegmentPanel(Panel):

@@ -55,6 +55,7 @@ def test_each_config_has_a_row_and_no_run_is_repeated(
     assert log.stat().st_mtime_ns == before
 
 
+@pytest.mark.long
 def test_configs_initialised_from_weights_need_them(run_ablations: Run, lesion_manifest: Path, tmp_path: Path) -> None:
     result = run_ablations("--data", lesion_manifest, "-o", tmp_path, "--only", "continued")
     assert result.returncode == 2

@@ -113,7 +113,7 @@ def test_a_held_out_value_becomes_the_test_split(head_table: ModuleType, lesion_
     assert not parts[0] & parts[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_from_scratch_learns_within_its_time(head_table: ModuleType, lesion_manifest: Path) -> None:
     from alternatives import compare_unet, fit_unet
 

@@ -58,6 +58,7 @@ def test_no_test_group_is_drawn_and_the_other_source_is_never_trained_on(bench: 
         bench.split_sources(read_manifest(two_sites), "site=c", None, 8)
 
 
+@pytest.mark.long
 def test_runs_keep_their_time_are_resumed_and_give_a_table_and_a_page(
     bench: ModuleType, two_sites: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:

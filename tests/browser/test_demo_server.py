@@ -243,6 +243,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_uploads_are_removed_after_a_while(serve, stand_in: list[str], tmp_path: Path) -> None:
     with serve([*stand_in, "--sweep", "2"], tmp_path / "tmp") as demo:
         client = Client(demo.address)
@@ -252,6 +253,7 @@ def test_uploads_are_removed_after_a_while(serve, stand_in: list[str], tmp_path:
         assert client.call("look", path="example 1", panels=None, settings={})["size"] == [64, 48]
 
 
+@pytest.mark.long
 def test_with_a_login_nobody_else_comes_in(serve, stand_in: list[str], tmp_path: Path) -> None:
     login = tmp_path / "login"
     login.write_text("ada:secret\n")

@@ -92,6 +92,7 @@ extracting.extract(load_backbone(sys.argv[1]), manifest, cache=sys.argv[3], batc
 """
 
 
+@pytest.mark.long
 def test_a_killed_run_continues_and_gives_the_same_features(
     tiny_backbone: Path, lesion_manifest: Path, backbone: FrozenBackbone, manifest: Manifest, whole: FeatureCache,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

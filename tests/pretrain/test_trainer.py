@@ -65,6 +65,7 @@ def test_a_run_writes_all_files_that_other_commands_need(tiny: Tiny, pictures: P
     assert last.preprocessing.image_size == 32
 
 
+@pytest.mark.long
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     tiny: Tiny, pictures: Path, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert logged(tmp_path / "whole") == logged(tmp_path / "cut")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_the_run_after_the_step_with_a_checkpoint(
     tiny: Tiny, pictures: Path, tmp_path: Path, number: int, code: int

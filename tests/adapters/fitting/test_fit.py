@@ -238,7 +238,7 @@ def test_a_group_in_two_splits_is_refused(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
     torn = change(manifest, group=["one patient"] * len(manifest))
-    with pytest.raises(UsageError, match="one group has .* in train and .* in val"):
+    with pytest.raises(UsageError, match=r"one group has .* in train and .* in val"):
         fit_head(backbone, torn, tmp_path / "cls", CLASSIFY, cache=place / "cache")
 
 

@@ -78,6 +78,7 @@ def test_blocks_finer_than_a_patch_are_learned_with_the_branch_and_not_without(t
     assert fine > 0.8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["dino_unet", "deeplabv3plus"])
 def test_a_fit_with_the_branch_on_copies_gives_a_bundle_whose_graph_predicts_the_same(
     name: str, tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path

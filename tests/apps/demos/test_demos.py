@@ -13,7 +13,7 @@ from PIL import Image
 from dinomed.apps import cli
 from dinomed.apps.demos import serve
 from dinomed.apps.demos.launch import NUM_EXAMPLES, choose_examples
-from dinomed.apps.demos.recent import Recent, VisitedPicture
+from dinomed.apps.demos.segment import Recent, VisitedPicture
 from dinomed.apps.demos.serve import private_environment
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError, UsageError

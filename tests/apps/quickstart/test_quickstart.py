@@ -216,7 +216,7 @@ def test_a_folder_of_something_else_is_not_written_into(tmp_path: Path, capsys: 
     assert "not empty" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_two_processes_in_one_folder_the_second_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "dinomed.apps.cli", "quickstart", "--no-demo", "-o", str(out)]

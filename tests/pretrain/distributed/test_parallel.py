@@ -87,6 +87,7 @@ def settings(tiny: Tiny, **run: object) -> PretrainConfig:
     return tiny(backbone={"drop_path": 0.0}, run={"steps": 4, **run})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [
