@@ -213,7 +213,7 @@ def test_a_page_of_nothing_and_adapters_of_another_task_are_refused(
         assert end.value.code == 2
         return capsys.readouterr().err
 
-    assert "one or more of --segment ADAPTER, --classify ADAPTER and --index INDEX" in told("demo", "all")
+    assert "one or more of --segment, --classify, --adapter and --index" in told("demo", "all")
     out = tmp_path / "cls"
     cli.invoke(["train", "classify", "-b", str(tiny_backbone), "--data", str(lesion_manifest), "-o", str(out), "-q"])
     capsys.readouterr()
