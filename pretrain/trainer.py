@@ -203,7 +203,11 @@ class Trainer:
 
     def _write_untrained(self, backbone: VisionTransformer) -> None:
         write_record(self.out, self.config, self.data_record, step=0, **self.model_record)
-        save_backbone(self.out / UNTRAINED, backbone, self.preprocessing, {"step": 0})
+        save_backbone(self.out / UNTRAINED, backbone, self.preprocessing, self._metadata(0))
+
+    def _metadata(self, step: int) -> dict[str, Any]:
+        """Return what the backbone's file says of the run; heads choose their augmentation by the modality."""
+        return {"step": step, "modality": self.config.crops.modality}
 
     def _complete_files(self, train_step: TrainStep, metrics: TrainingMetrics, step: int) -> None:
         """Write the files of a checkpoint that an interruption after it left out."""
@@ -233,7 +237,7 @@ class Trainer:
 
     def _write_outputs(self, backbone: VisionTransformer, step: int, metrics: TrainingMetrics, is_best: bool) -> None:
         for name in (BACKBONE, BEST) if is_best else (BACKBONE,):
-            save_backbone(self.out / name, backbone, self.preprocessing, {"step": step})
+            save_backbone(self.out / name, backbone, self.preprocessing, self._metadata(step))
         if self.pca_paths:
             path = self.out / PCA / f"{step:08d}.png"
             try:

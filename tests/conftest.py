@@ -24,6 +24,20 @@ def _default_log_level() -> Iterator[None]:
     set_level(default_level())
 
 
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run one command in this process; return its exit code, stdout and stderr."""
+    from dinomed.apps import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real images, DINOMED_TEST_DATA (default: ../shared/data beside the project); skip if absent."""

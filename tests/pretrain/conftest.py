@@ -30,6 +30,25 @@ def tiny() -> Callable[..., PretrainConfig]:
     return lambda **changes: build_config(PretrainConfig, merge(TINY, changes), "tiny")
 
 
+@pytest.fixture
+def resumed_equals(pictures: Path, tmp_path: Path) -> Callable[[PretrainConfig, Any], bool]:
+    """Return whether a run that lost its last checkpoint and was resumed gives the weights of the unbroken one."""
+    import torch
+    from safetensors.torch import load_file
+
+    from dinomed.pretrain.trainer import pretrain
+
+    def compare(config: PretrainConfig, whole: Any) -> bool:
+        cut = tmp_path / "cut"
+        pretrain(config, pictures, cut, device="cpu")
+        (cut / "checkpoints" / "step_00000006" / "state.json").unlink()
+        pretrain(config, pictures, cut, device="cpu", resume=True)
+        first, second = (load_file(path / "backbone" / "model.safetensors") for path in (whole.folder, cut))
+        return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+    return compare
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest of synthetic lesions."""

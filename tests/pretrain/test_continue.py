@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinomed.apps import cli
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer, ViTConfig
@@ -22,17 +21,6 @@ SMALL = [
     "objective.dino_head.hidden=32", "objective.ibot_head.hidden=32",
 ]  # fmt: skip
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dinomed.adapters.fitting.augment import AugmentConfig, resolve_augmentation
 from dinomed.backbones.load import load_backbone
 from dinomed.config import to_yaml
 from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
@@ -50,7 +51,7 @@ def command(config: Path, data: Path, out: Path, *options: str) -> list[str]:
 
 
 def test_a_run_writes_all_files_that_other_commands_need(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
-    result = pretrain(tiny(), pictures, tmp_path / "run", device="cpu")
+    result = pretrain(tiny(crops={"modality": "xray"}), pictures, tmp_path / "run", device="cpu")
     lines = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "loss" in line]
     assert [line["step"] for line in trained] == [1, 2, 3, 4, 5, 6]
@@ -63,6 +64,8 @@ def test_a_run_writes_all_files_that_other_commands_need(tiny: Tiny, pictures: P
     last, untrained = load_backbone(result.folder), load_backbone(result.folder / "untrained")
     assert last.fingerprint != untrained.fingerprint
     assert last.preprocessing.image_size == 32
+    for backbone in (last, untrained):  # heads on it are augmented as the run was
+        assert resolve_augmentation(AugmentConfig(preset="auto"), read_manifest(pictures), backbone).preset == "xray"
 
 
 @pytest.mark.long

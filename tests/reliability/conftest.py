@@ -2,7 +2,6 @@
 
 import runpy
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +9,6 @@ import pytest
 
 from dinomed.apps import cli
 
-Run = Callable[..., tuple[int, str, str]]
 FAST = ("--set", "fit.epochs=2", "--set", "fit.min_steps=0", "--quiet")
 
 
@@ -18,19 +16,6 @@ FAST = ("--set", "fit.epochs=2", "--set", "fit.min_steps=0", "--quiet")
 def corpus() -> SimpleNamespace:
     """The functions of `tests/reliability/corpus/images.py`."""
     return SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "corpus" / "images.py")))
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run one command in this process; return its exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="session")

@@ -142,12 +142,12 @@ function outline() {
   if (!picture || !picture.levels) return;
   const started = performance.now();
   const { levels, width, height } = picture, level = Math.round(threshold() * picture.top);
-  const found = findRegions(levels, width, height, level, Number(get("#min-share").value) * width * height, get("#largest").checked);
-  const path = traceOutline(levels, found, width, height, level);
-  viewer.setOutline(path, found.regions.map((region, at) => ({ x: region.x + 0.5, y: region.y + 0.5, text: String(at + 1) })));
+  const map = findRegions(levels, width, height, level, Number(get("#min-share").value) * width * height, get("#largest").checked);
+  const path = traceOutline(levels, map, width, height, level);
+  viewer.setOutline(path, map.regions.map((region, at) => ({ x: region.x + 0.5, y: region.y + 0.5, text: String(at + 1) })));
   const [wide, tall] = picture.size, each = (wide * tall) / (width * height);
-  const areas = found.regions.map((region) => region.area * each);
-  picture.regions = found.regions;
+  const areas = map.regions.map((region) => region.area * each);
+  picture.regions = map.regions;
   showMeasures(picture, areas, !picture.exact);
   const message = get("#panel-segment .dm-result");
   message.innerHTML = "";
@@ -155,7 +155,7 @@ function outline() {
     const values = { kind: picture.which, threshold: threshold().toFixed(2), highest: picture.highest.toFixed(2) };
     const div = document.createElement("div");
     div.className = "message no-lesion";
-    div.textContent = found.found ? TEXT.left_out : write("no_lesion", values);
+    div.textContent = map.count ? TEXT.left_out : write("no_lesion", values);
     message.append(div);
   }
   app.dataset.stepMs = (performance.now() - started).toFixed(1);

@@ -1,7 +1,7 @@
 // Regions of a probability map, by the rules of adapters/tasks/segment/lesions.py.
 
 /** Find the regions of pixels with at least `level`; pixels that touch at a corner belong to one region.
- * Returns {regions, removed, found}: regions that count, the largest first, as {area, left, top, right, bottom, x, y}; runs
+ * Returns {regions, removed, count}: regions that count, the largest first, as {area, left, top, right, bottom, x, y}; runs
  * of pixels of the others, [start, end, ...]; and the number of all. Rows are taken as runs of pixels, which are few. */
 function findRegions(levels, width, height, level, minArea, largestOnly) {
   const starts = [], ends = [], parent = []; // runs [start, end) as positions in the map
@@ -24,19 +24,19 @@ function findRegions(levels, width, height, level, minArea, largestOnly) {
       const left = starts[run] - width - 1, right = ends[run] - width; // touching runs overlap left to right
       while (above < first && ends[above] <= left) above++;
       for (let other = above; other < first && starts[other] <= right; other++) {
-        const one = root(run), two = root(other);
-        if (one < two) parent[two] = one; else parent[one] = two;
+        const here = root(run), over = root(other);
+        if (here < over) parent[over] = here; else parent[here] = over;
       }
     }
     before = begin;
     first = starts.length;
   }
-  const regionOf = new Array(starts.length), found = [];
+  const regionOf = new Array(starts.length), all = [];
   for (let run = 0; run < starts.length; run++) {
     const label = root(run); // the first run of its region
     if (label === run) {
       regionOf[run] = { area: 0, left: width, top: Math.floor(starts[run] / width), right: -1, bottom: -1, x: 0, y: 0, kept: false };
-      found.push(regionOf[run]);
+      all.push(regionOf[run]);
     } else regionOf[run] = regionOf[label];
     const region = regionOf[run], y = Math.floor(starts[run] / width), left = starts[run] - y * width;
     const length = ends[run] - starts[run];
@@ -47,8 +47,8 @@ function findRegions(levels, width, height, level, minArea, largestOnly) {
     region.right = Math.max(region.right, left + length - 1);
     region.bottom = y;
   }
-  found.sort((a, b) => b.area - a.area);
-  let regions = found.filter((region) => region.area >= Math.max(1, minArea));
+  all.sort((a, b) => b.area - a.area);
+  let regions = all.filter((region) => region.area >= Math.max(1, minArea));
   if (largestOnly) regions = regions.slice(0, 1);
   for (const region of regions) {
     region.kept = true;
@@ -57,7 +57,7 @@ function findRegions(levels, width, height, level, minArea, largestOnly) {
   }
   const removed = [];
   for (let run = 0; run < starts.length; run++) if (!regionOf[run].kept) removed.push(starts[run], ends[run]);
-  return { regions, removed, found: found.length };
+  return { regions, removed, count: all.length };
 }
 
 const TOP = 0, RIGHT = 1, BOTTOM = 2, LEFT = 3;
@@ -70,8 +70,8 @@ const SEGMENTS = [
 
 /** Trace the border of the kept regions as a path in pixels of the map, between the pixels (marching squares).
  * `level` is a threshold: the path runs where the interpolated levels cross level - 0.5. */
-function traceOutline(levels, found, width, height, level) {
-  const path = new Path2D(), edge = level - 0.5, { regions, removed } = found;
+function traceOutline(levels, { regions, removed }, width, height, level) {
+  const path = new Path2D(), edge = level - 0.5;
   if (!regions.length) return path;
   // The levels with a border around them, in which regions that are left out lie below the threshold.
   const wide = width + 2, field = new Uint8Array(wide * (height + 2)).fill(level - 1);
@@ -87,7 +87,7 @@ function traceOutline(levels, found, width, height, level) {
     right = Math.max(right, region.right);
     bottom = Math.max(bottom, region.bottom);
   }
-  const between = (one, two) => (edge - field[one]) / (field[two] - field[one]);
+  const between = (from, to) => (edge - field[from]) / (field[to] - field[from]);
   // A point of the border: x, y, and the number of the edge between two pixels on which it lies.
   const crossing = (side, x, y, at) => {
     if (side === TOP) return [x + between(at, at + 1), y, 2 * at];

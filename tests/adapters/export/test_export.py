@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from dinomed.adapters.fit import fit_head
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.apps import cli
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
@@ -298,17 +296,6 @@ def test_an_earlier_export_is_replaced_and_nothing_else(tmp_path: Path, tiny_bac
     (out / "export.json").write_text(json.dumps(report))
     export(source, "safetensors", out, overwrite=True)
     assert (tmp_path / "mine.txt").exists()  # a hostile list reaches no file outside
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.mark.parametrize(

@@ -15,24 +15,12 @@ from dinomed.adapters.adapter import ADAPTERS
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.inference.shared import predict_many
 from dinomed.adapters.task import TASKS, find_task, task_names
-from dinomed.apps import cli
 from dinomed.datasets.manifest import read_manifest
 from dinomed.errors import UsageError
 from dinomed.html.words import format_value
 from dinomed.images.read import read_image
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dinomed.apps import cli
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
@@ -20,17 +19,6 @@ from dinomed.images.read import read_image
 SEGMENT = ("train", "segment", "-b", "ssl", "--data", "derm.parquet")
 CLASSIFY = ("train", "classify", "-b", "ssl", "--data", "derm.parquet", "-o", "x")
 FAST = ("--set", "fit.epochs=2", "--set", "fit.min_steps=0")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

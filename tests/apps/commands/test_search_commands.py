@@ -12,17 +12,6 @@ from dinomed.apps import cli
 from dinomed.datasets.manifest import read_manifest
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, tiny_backbone: Path) -> Path:
     """A folder as a user has it: lesions/, derm.parquet, ssl/, and the index idx."""

@@ -136,9 +136,9 @@ def test_examples_are_those_given_else_the_adapter_s_else_synthetic(tmp_path: Pa
     write_pictures(adapter / "examples", 2)
     assert len(choose_examples([adapter], None, tmp_path / "s2")) == 2
     write_pictures(given, 20)
-    found = choose_examples([adapter], given, tmp_path / "s3")
-    assert [path.name for path in found] == [f"example_{n}.jpg" for n in range(1, NUM_EXAMPLES + 1)]
-    assert {path.parent for path in found} == {tmp_path / "s3" / "examples"}
+    copies = choose_examples([adapter], given, tmp_path / "s3")
+    assert [path.name for path in copies] == [f"example_{n}.jpg" for n in range(1, NUM_EXAMPLES + 1)]
+    assert {path.parent for path in copies} == {tmp_path / "s3" / "examples"}
     (tmp_path / "empty").mkdir()
     for nothing, why in (("empty", "no pictures"), ("none", "not a folder")):
         with pytest.raises(UsageError, match=why):
@@ -155,10 +155,10 @@ def test_examples_are_chosen_by_content_and_carry_no_name_and_no_exif(tmp_path: 
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "DOE^JANE 1950", 6  # description; turned by a quarter
     Image.new("RGB", (30, 20)).save(given / "d.jpg", exif=exif, comment=b"DOE^JANE")
-    found = choose_examples([tmp_path], given, tmp_path / "scratch")
-    assert [path.name for path in found] == ["example_1.jpg", "example_2.jpg"]
-    assert sorted(Image.open(path).size for path in found) == [(8, 6), (20, 30)]  # the second upright
-    for path in found:
+    copies = choose_examples([tmp_path], given, tmp_path / "scratch")
+    assert [path.name for path in copies] == ["example_1.jpg", "example_2.jpg"]
+    assert sorted(Image.open(path).size for path in copies) == [(8, 6), (20, 30)]  # the second upright
+    for path in copies:
         assert b"DOE" not in path.read_bytes()
         assert not Image.open(path).getexif()
         assert "comment" not in Image.open(path).info
