@@ -55,7 +55,7 @@ def quickstart(
 
     Args:
         out: folder for all results.
-        data: folder of images; None for synthetic lesions, which take less than 10 minutes on 2 cores.
+        data: folder of images; None for synthetic lesions, which take about 15 minutes on 2 cores.
         labels: as in `dinomed.scan`; None for labels.csv in the folder, if it exists.
         group: as in `dinomed.scan`.
         mask: as in `dinomed.scan`.
