@@ -91,6 +91,9 @@ class Adapter(nn.Module):
     uses_patches: ClassVar[bool] = False
     """Whether `forward` reads the patch tokens: always in dense tasks, in classification only where a head pools them
     itself."""
+    one_pass: ClassVar[bool] = True
+    """Whether `forward` on one pass of the image, resized to the square, gives the prediction if no flips and scales
+    are set."""
     uses_images: bool = False
     """Whether `forward` reads the preprocessed images as well; a head may set it by its config."""
     fit_defaults: ClassVar[dict[str, Any]] = {}

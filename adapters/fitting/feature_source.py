@@ -13,7 +13,6 @@ A head that also reads images (`FeatureSpec.images`) gets them from `CopiesFeatu
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -30,11 +29,10 @@ from dinomed.adapters.fitting.build import extract_splits, gather
 from dinomed.adapters.fitting.config import FitConfig, TrainConfig
 from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.image_batches import ImageBatches, TargetLookup
-from dinomed.adapters.fitting.optimizers import BatchIndices, ParameterGroup
+from dinomed.adapters.fitting.optimizers import BatchIndices, ParameterGroup, check_precision, half_precision
 from dinomed.adapters.fitting.tune import LearningBackbone, TunedBackbone
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.errors import UsageError
 from dinomed.features.cache import FeatureCache
 from dinomed.features.compute import Features, compute_features
 from dinomed.features.extract import extract, resolve_blocks
@@ -44,7 +42,6 @@ from dinomed.progress import bar
 COPIED_IMAGES, MIN_COPIES, MAX_COPIES = 2048, 2, 16
 """Augmented copies of all images together, and limits for each image, if `augment_copies` is null. 2,048 images at 192
 px are 50 s on one core with the smallest backbone, and 1.2 GB of features of four blocks."""
-HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 Gather = Callable[[Sequence[int]], Features]
 
 
@@ -74,6 +71,10 @@ class FeatureSource(ABC):
     @abstractmethod
     def val(self, rows: Sequence[int]) -> Features:
         """Return features of validation images, of the backbone in its current state."""
+
+    def plain(self, rows: Sequence[int]) -> Features:
+        """Return features of training images without augmentation; only of a source that computes features once."""
+        raise NotImplementedError
 
     def model(self, adapter: Adapter) -> nn.Module:
         """Return the module to train: the head, with the backbone if it is tuned."""
@@ -117,6 +118,9 @@ class CachedFeatureSource(FeatureSource):
 
     def val(self, rows: Sequence[int]) -> Features:
         return self.gathers[1](rows)
+
+    def plain(self, rows: Sequence[int]) -> Features:
+        return self.gathers[0](rows)
 
 
 class CopiesFeatureSource(FeatureSource):
@@ -178,6 +182,10 @@ class CopiesFeatureSource(FeatureSource):
     def val(self, rows: Sequence[int]) -> Features:
         features = gather(self.val_cache, rows, self.backbone.device)
         return self.val_images.add_images(features, rows) if self.spec.images else features
+
+    def plain(self, rows: Sequence[int]) -> Features:
+        features = self._gather(rows, [0] * len(rows))
+        return self.images.add_images(features, rows) if self.spec.images else features
 
     def _copies_of(self, batch: BatchIndices) -> tuple[list[int], list[int]]:
         """Return the rows of a batch, and the copy of each."""
@@ -319,29 +327,3 @@ def count_copies(config: TrainConfig, count: int) -> int:
     batches = max(1, count // config.fit.batch_size)
     passes = max(config.fit.epochs, config.fit.min_steps / batches)
     return 0 if passes <= copies else copies
-
-
-def check_precision(config: FitConfig, device: torch.device) -> None:
-    """Raise a `UsageError` for half precision on a device other than CUDA, where it would only be slower."""
-    if config.precision != "float32" and device.type != "cuda":
-        raise UsageError(
-            f"fit.precision {config.precision} is for CUDA, the device is {device.type}; use float32, or `device=cuda`"
-        )
-
-
-def half_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """Return an autocast context for half precision, else a context without effect."""
-    if precision not in HALF:
-        return nullcontext()
-    autocast: AbstractContextManager[None] = torch.autocast(device.type, HALF[precision])
-    return autocast
-
-
-def in_precision(forward: Callable[[Features], Tensor], precision: str, device: torch.device) -> Callable[..., Tensor]:
-    """Return `forward` as a function that computes in `half_precision` and returns float32."""
-
-    def run(features: Features) -> Tensor:
-        with half_precision(precision, device):
-            return forward(features).float()
-
-    return run

@@ -15,9 +15,10 @@ from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.fitting.build import default_image_size
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
-from dinomed.adapters.fitting.feature_source import FeatureSource, in_precision, open_feature_source
+from dinomed.adapters.fitting.feature_source import FeatureSource, open_feature_source
 from dinomed.adapters.fitting.image_batches import TargetLookup
 from dinomed.adapters.fitting.loop import BestEpoch, run_epochs
+from dinomed.adapters.fitting.optimizers import in_precision
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest

@@ -1,6 +1,7 @@
-"""Optimisers of heads: AdamW on shuffled batches, and L-BFGS on all examples at once."""
+"""Optimisers of heads: AdamW on shuffled batches, L-BFGS on all examples at once, and half precision."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import ceil, cos, pi
 from time import process_time
@@ -11,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from dinomed.adapters.fitting.config import FitConfig
+from dinomed.errors import UsageError
+from dinomed.features.compute import Features
 from dinomed.log import logger
+
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -149,3 +154,29 @@ class FullBatchLBFGS:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a state that `state` returned."""
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]})
+
+
+def check_precision(config: FitConfig, device: torch.device) -> None:
+    """Raise a `UsageError` for half precision on a device other than CUDA, where it would only be slower."""
+    if config.precision != "float32" and device.type != "cuda":
+        raise UsageError(
+            f"fit.precision {config.precision} is for CUDA, the device is {device.type}; use float32, or `device=cuda`"
+        )
+
+
+def half_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Return an autocast context for half precision, else a context without effect."""
+    if precision not in HALF:
+        return nullcontext()
+    autocast: AbstractContextManager[None] = torch.autocast(device.type, HALF[precision])
+    return autocast
+
+
+def in_precision(forward: Callable[[Features], Tensor], precision: str, device: torch.device) -> Callable[..., Tensor]:
+    """Return `forward` as a function that computes in `half_precision` and returns float32."""
+
+    def run(features: Features) -> Tensor:
+        with half_precision(precision, device):
+            return forward(features).float()
+
+    return run

@@ -11,9 +11,18 @@ import torch
 
 from dinomed.adapters.evaluation.probe import check_split
 from dinomed.adapters.evaluation.probe import probe as probe_features
-from dinomed.apps.api.inputs import DatasetLike, FolderLike, HasFolder, PathLike, cache_folder
+from dinomed.apps.api.inputs import (
+    DatasetLike,
+    FolderLike,
+    HasFolder,
+    PathLike,
+    Settings,
+    cache_folder,
+    override_list,
+)
 from dinomed.backbones import load
 from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.config import parse_overrides
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import UsageError
@@ -190,10 +199,13 @@ def probe(
     backbone: BackboneLike,
     data: DatasetLike,
     *,
+    task: str = "classify",
     untrained: bool = False,
     weights: PathLike | None = None,
     label: str = "label",
     split: str = "test",
+    head: str | None = None,
+    settings: Settings | None = None,
     shots: Sequence[int | None] | str | None = None,
     seeds: int = 5,
     out: PathLike | None = None,
@@ -206,18 +218,24 @@ def probe(
     """Measure frozen features by k-NN and logistic regression on the class token of the last block.
 
     Both are fitted on train; k and the strength of the penalty are chosen on val by macro AUROC. With `shots`, logistic
-    regression is fitted on few labelled groups per class. The command is ``dinomed probe``.
+    regression is fitted on few labelled groups per class. With ``task="segment"`` a segmentation head is fitted on few
+    images with masks. The command is ``dinomed probe``.
 
     Args:
         backbone: a loaded backbone, or what `load_backbone` takes.
-        data: a manifest with labels.
+        data: a manifest with labels or masks.
+        task: classify, or segment for Dice by the number of masks.
         untrained: use the backbone as it was before its pretraining; `backbone` is then a run folder.
         weights: file with the weights of a backbone that is given by name.
         label: column of the classes.
         split: split to report on, test or val.
-        shots: numbers of labelled groups per class, such as ``"1,2,4,8,all"``.
+        head: for segment, name of the head; None for linear.
+        settings: for segment, settings of the fits, such as ``{"augment": "dermoscopy"}``; by default they are short
+            and without augmentation (`dinomed.adapters.evaluation.few_masks.QUICK`).
+        shots: numbers of labelled groups per class, such as ``"1,2,4,8,all"``; for segment numbers of images with
+            masks, by default ``"10,25,50,100,200,all"``.
         seeds: draws of each number of `shots`.
-        out: folder for few_shot.json and report.html; with `shots` only.
+        out: folder for few_shot.json and report.html; with `shots` or ``task="segment"`` only.
         overwrite: replace an earlier result in `out`.
         image_size: side of the square to which images are resized, px.
         cache: folder of cached features; None for NAME.features beside the manifest.
@@ -226,10 +244,11 @@ def probe(
 
     Returns:
         The report that ``dinomed probe --json`` prints: ``knn`` and ``logistic`` with ``auroc``, ``balanced_accuracy``
-        and ``per_class``; with `shots` the means and standard deviations for each number.
+        and ``per_class``; with `shots` the means and standard deviations for each number; for segment also intervals
+        and ``baselines``.
 
     Raises:
-        UsageError: no labels, one class only, an empty split, or a group in two splits.
+        UsageError: no labels or masks, one class only, an empty split, or a group in two splits.
         DinomedError: an image cannot be read.
 
     Example:
@@ -238,13 +257,17 @@ def probe(
         True
     """
     from dinomed.adapters.evaluation.few_shot import few_shot, parse_shots
-    from dinomed.apps.pages.few_shot import build_few_shot_page
+    from dinomed.apps.pages.few_shot import build_few_mask_page, build_few_shot_page
     from dinomed.io.files import write_json, write_text
     from dinomed.io.output_folder import claimed_folder
 
     check_split(split)
+    if task not in PROBED_TASKS:
+        raise UsageError(f"`task={task}`: give {' or '.join(PROBED_TASKS)}")
+    if task != "segment" and (head is not None or settings):
+        raise UsageError("`head` and `settings` are for the fits of `task=segment`; leave them out, or give the task")
     numbers = None if shots is None else parse_shots(shots if isinstance(shots, str) else _shots_text(shots))
-    if out is not None and numbers is None:
+    if out is not None and numbers is None and task != "segment":
         raise UsageError("`out` is for the page of `shots`; give `shots=1,2,4,8,16,all`, or leave `out` out")
     with nullcontext() if out is None else claimed_folder(out, marker=FEW_SHOT_FILE, overwrite=overwrite) as folder:
         if untrained:
@@ -252,18 +275,35 @@ def probe(
         manifest = open_dataset(data)
         frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
         cache = cache_folder(manifest, cache)
-        if numbers is None:
+        if task == "segment":
+            report = _few_shot_masks(frozen, manifest, cache, numbers, seeds, split, override_list(
+                settings, head__name=head, seed=seed, image_size=image_size
+            ))  # fmt: skip
+        elif numbers is None:
             return probe_features(frozen, manifest, cache=cache, label=label, split=split, seed=seed)
-        report = few_shot(
-            frozen, manifest, cache=cache, shots=numbers, seeds=seeds, label=label, split=split, seed=seed
-        )
+        else:
+            report = few_shot(
+                frozen, manifest, cache=cache, shots=numbers, seeds=seeds, label=label, split=split, seed=seed
+            )
         if folder is not None:
-            write_text(folder / "report.html", build_few_shot_page(report))
+            build = build_few_mask_page if task == "segment" else build_few_shot_page
+            write_text(folder / "report.html", build(report))
             write_json(folder / FEW_SHOT_FILE, report)
     return report
 
 
+PROBED_TASKS = ("classify", "segment")
 FEW_SHOT_FILE = "few_shot.json"
+
+
+def _few_shot_masks(
+    backbone: FrozenBackbone, manifest: Manifest, cache: Path, shots: tuple[int | None, ...] | None, seeds: int,
+    split: str, overrides: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    from dinomed.adapters.evaluation.few_masks import COUNTS, few_shot_config, few_shot_masks
+
+    config = few_shot_config(parse_overrides(overrides))
+    return few_shot_masks(backbone, manifest, config, cache=cache, shots=shots or COUNTS, seeds=seeds, split=split)
 
 
 def _shots_text(shots: Sequence[int | None]) -> str:

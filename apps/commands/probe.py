@@ -11,6 +11,9 @@ from dinomed.apps.options import Cache, Data, Device, ImageSize, Json, Overwrite
 def probe(
     backbone: Annotated[str, Argument(help="Run folder, backbone folder, or a name such as dinov2_vits14.")],
     data: Data,
+    task: Annotated[
+        str, Option("--task", help="classify, or segment: Dice of a head by the number of images with masks.")
+    ] = "classify",
     untrained: Annotated[
         bool, Option("--untrained", help="Use the backbone before its pretraining, for comparison.")
     ] = False,
@@ -19,7 +22,15 @@ def probe(
     split: Annotated[str, Option("--split", help="Split for the metrics: test or val.")] = "test",
     shots: Annotated[
         str | None,
-        Option("--few-shot", help="Evaluate by the number of labelled groups of each class, such as 1,2,4,8,16,all."),
+        Option(
+            "--few-shot",
+            help="Evaluate by the number of labelled groups of each class, such as 1,2,4,8,16,all; with --task segment "
+            "by the number of images with masks [10,25,50,100,200,all].",
+        ),
+    ] = None,
+    head: Annotated[str | None, Option("--head", help="Head of --task segment [linear].")] = None,
+    settings: Annotated[
+        list[str] | None, Option("--set", help="Setting of the fits of --task segment: a.b=value.")
     ] = None,
     seeds: Annotated[int, Option("--seeds", help="Number of draws for each number of --few-shot.", min=1, max=100)] = 5,
     out: Annotated[
@@ -39,14 +50,18 @@ def probe(
     macro AUROC, and the metrics are computed on test.
 
     With --few-shot, logistic regressions with a fixed penalty are fitted on few labelled groups (patients, lesions) of
-    each class, with several draws of each number; -o writes a page with curves. For research use only.
+    each class, with several draws of each number; -o writes a page with curves.
+
+    With --task segment, a segmentation head is fitted on few images with masks, drawn by group from train and val, and
+    measured by Dice beside Otsu's threshold and the mean mask. For research use only.
     """
     arguments = locals()
     from dinomed.apps.api.backbones import probe as probe_backbone
     from dinomed.apps.output import api_arguments, emit
 
     report = probe_backbone(**api_arguments(arguments))
-    emit(report, as_json, None if as_json else _table(report) if shots is None else _few_shot_table(report))
+    build = _few_mask_table if task == "segment" else _table if shots is None else _few_shot_table
+    emit(report, as_json, None if as_json else build(report))
 
 
 def _table(report: dict[str, Any]) -> Any:
@@ -85,4 +100,15 @@ def _few_shot_table(report: dict[str, Any]) -> Any:
     columns = (f"labelled {report['unit']} a class", "images", "AUROC (macro)", "sd", "balanced accuracy", "sd")
     table = build_table(columns, rows, title=f"Few labels on features of {report['backbone']['name']}")
     table.caption = f"{advice(report)} {report['split']}, {report['seeds']} draws; {RESEARCH_USE}"
+    return table
+
+
+def _few_mask_table(report: dict[str, Any]) -> Any:
+    from dinomed.apps.output import build_table
+    from dinomed.apps.pages.few_shot import MASK_COLUMNS, advice, mask_rows
+    from dinomed.notice import RESEARCH_USE
+
+    title = f"Few masks: head {report['head']['name']} on features of {report['backbone']['name']}"
+    table = build_table(MASK_COLUMNS, mask_rows(report), title=title)
+    table.caption = f"{advice(report, 'dice')} {report['split']}, {report['n']} images; {RESEARCH_USE}"
     return table

@@ -1,4 +1,4 @@
-"""HTML page of few-shot results: metrics by the number of labels."""
+"""HTML pages of few-shot results: metrics by the number of labels or masks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ TITLES = {"auroc": "AUROC (macro)", "balanced_accuracy": "balanced accuracy", "a
 
 
 def build_few_shot_page(report: Mapping[str, Any]) -> str:
-    """Return the page, with the curves as SVG and without names of images or groups."""
+    """Return the page of a classifier, with the curves as SVG and without names of images or groups."""
     unit = report["unit"]
     opening = (
         f"Frozen features of {report['backbone']['name']}, class token of the last block; logistic regression, C = "
@@ -39,22 +39,66 @@ def build_few_shot_page(report: Mapping[str, Any]) -> str:
         counts = ", ".join(f"{name}: {count}" for name, count in report["fewer"].items())
         parts.append(paragraph(f"Classes with fewer labelled {unit} in train than the largest number: {counts}."))
     settings = {key: report[key] for key in ("backbone", "image_size", "seeds", "C", "split")}
-    return build_page("How many labels?", [*parts, code("\n".join(f"{k}: {v}" for k, v in settings.items()))])
+    return build_page("How many labels?", [*parts, _settings(settings)])
 
 
-def advice(report: Mapping[str, Any]) -> str:
+def build_few_mask_page(report: Mapping[str, Any]) -> str:
+    """Return the page of a segmentation head, with the curve and the baselines as SVG and without names of images."""
+    ticks = [shots_word(row["shots"]) for row in report["shots"]]
+    head = report["head"]["name"]
+    opening = (
+        f"Head {head} on frozen features of {report['backbone']['name']}, fitted on the given number of images with "
+        f"masks, a fifth of which choose epoch and threshold. Images are drawn by group ({report['unit']}), with "
+        f"{report['seeds']} draws of each number. Split {report['split']}: {report['n']:,} images of "
+        f"{report['groups']:,} groups. Bands and intervals: 95%, over draws and groups of test images. Baselines are "
+        "not trained; the mean mask is the same for every image."
+    )
+    lines = {head: [_band(row) for row in report["shots"]]}
+    lines |= {row["name"]: [_band(row)] * len(ticks) for row in report["baselines"]}
+    figure = bands(lines, ticks, "over images with masks", ("images with masks", "mean Dice"))
+    parts = [
+        paragraph(opening), figure, build_table(MASK_COLUMNS, mask_rows(report)), paragraph(advice(report, "dice"))
+    ]  # fmt: skip
+    settings = {key: report[key] for key in ("backbone", "image_size", "seeds", "split", "settings")}
+    return build_page("How many masks?", [*parts, _settings(settings)])
+
+
+MASK_COLUMNS = ("images with masks", "draws", "Dice", "95% interval", "sd of the draws")
+
+
+def mask_rows(report: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Return a row of `MASK_COLUMNS` for each number of masks and each baseline."""
+    rows = [(shots_word(row["shots"]), row["draws"], row["dice"]) for row in report["shots"]]
+    rows += [(row["name"], None, row["dice"]) for row in report["baselines"]]
+    return [
+        (name, draws, dice["mean"], f"{dice['low']:.3f} to {dice['high']:.3f}", dice["sd"] if draws else None)
+        for name, draws, dice in rows
+    ]
+
+
+def advice(report: Mapping[str, Any], metric: str = "auroc") -> str:
     """Return a sentence on the gain of the last increase of the number of labels."""
-    rows = [row for row in report["shots"] if np.isfinite(row["auroc"]["mean"])]
+    title = {"auroc": "macro AUROC", "dice": "mean Dice"}[metric]
+    rows = [row for row in report["shots"] if np.isfinite(row[metric]["mean"])]
+    labels = "masks" if metric == "dice" else "labels"
     if len(rows) < 2:
-        return "A single number of labels does not show what more labels would bring."
+        return f"A single number of {labels} does not show what more {labels} would bring."
     before, last = rows[-2:]
-    gain, spread = last["auroc"]["mean"] - before["auroc"]["mean"], max(before["auroc"]["sd"], last["auroc"]["sd"])
-    step = f"From {shots_word(before['shots'])} to {shots_word(last['shots'])} the macro AUROC changes by {gain:+.3f}"
+    gain, spread = last[metric]["mean"] - before[metric]["mean"], max(before[metric]["sd"], last[metric]["sd"])
+    step = f"From {shots_word(before['shots'])} to {shots_word(last['shots'])} the {title} changes by {gain:+.3f}"
     if gain > max(spread, 0.005):
-        return f"{step}, more than the spread between draws ({spread:.3f}): more labels are likely to help."
+        return f"{step}, more than the spread between draws ({spread:.3f}): more {labels} are likely to help."
     return f"{step}, within the spread between draws or too little to matter ({spread:.3f}): look elsewhere for gains."
 
 
 def shots_word(count: int | None) -> str:
     """Return a number of labels as text; None is all."""
     return "all" if count is None else str(count)
+
+
+def _band(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    return row["dice"]["mean"], row["dice"]["low"], row["dice"]["high"]
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return code("\n".join(f"{key}: {value}" for key, value in settings.items()))

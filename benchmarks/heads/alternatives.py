@@ -20,11 +20,11 @@ import torch
 from monai.losses import DiceCELoss
 from torch.nn.functional import interpolate
 
+from dinomed.adapters.evaluation.mask_baselines import otsu_mask
 from dinomed.adapters.fitting.data import class_indices, labelled, masked, train_classes
 from dinomed.adapters.heads.logistic import fit_logistic
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.masks import shrink_mask
-from dinomed.apps.quickstart.baselines import otsu_mask
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.images.read import read_image

@@ -44,6 +44,7 @@ import torch
 from label_efficiency_report import write_report
 
 from dinomed.adapters.catalogue import BUILT_IN
+from dinomed.adapters.evaluation.draws import draw_images
 from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
@@ -56,7 +57,7 @@ from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.config import load_config
-from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest
+from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import compute_features
 from dinomed.io.files import to_json, write_text
@@ -64,7 +65,7 @@ from dinomed.log import logger
 
 SCRATCH = {"segment": "U-Net from scratch", "classify": "ResNet-18 from scratch"}
 CONFIGS: dict[str, type[TrainConfig]] = {"segment": SegmentConfig, "classify": ClassifyConfig}
-COUNTS, VAL_EVERY, COPIES_SHARE = ("25", "200", "10", "50", "100", "all"), 5, 0.4
+COUNTS, COPIES_SHARE = ("25", "200", "10", "50", "100", "all"), 0.4
 Row = dict[str, Any]
 Planned = tuple[str, str, int, float | None]
 """A run: head, number of images, draw, and seconds (None: as long as it wants)."""
@@ -109,36 +110,6 @@ def _some(manifest: Manifest, most: int) -> Manifest:
     units = manifest.units()
     first = dict.fromkeys({units[row]: row for row in order}.values())
     return manifest.take(sorted([*first, *(row for row in order if row not in first)][:most]))
-
-
-def draw(pool: Manifest, count: int | None, seed: int, label: str | None = None) -> Manifest:
-    """Draw `count` images by group (None: all) as splits train and val, nested over the counts of one seed.
-
-    With a `label` column the groups of the classes take turns, so that small draws hold every class. The second of each
-    five groups (of a class) is validation.
-    """
-    units = pool.units()
-    members: dict[str, list[int]] = {}
-    for row, unit in enumerate(units):
-        members.setdefault(unit, []).append(row)
-    names = sorted(members)
-    order = [names[i] for i in np.random.default_rng([seed, 7]).permutation(len(names))]
-    labels = [""] * len(pool) if label is None else pool.column(label)
-    turns: dict[str, int] = {}  # place of a group among those of its class
-    seen: dict[str, int] = {}
-    for name in order:
-        kind = labels[members[name][0]]
-        turns[name] = seen[kind] = seen.get(kind, -1) + 1
-    rows: list[int] = []
-    splits: list[str] = []
-    for name in sorted(order, key=turns.__getitem__):
-        wanted = members[name] if count is None else members[name][: count - len(rows)]
-        rows += wanted
-        splits += ["val" if turns[name] % VAL_EVERY == 1 else "train"] * len(wanted)
-        if count is not None and len(rows) >= count:
-            break
-    drawn = pool.take(rows)
-    return build_manifest({name: drawn.column(name) for name in drawn.columns} | {"split": splits}, drawn.root)
 
 
 @dataclass(frozen=True)
@@ -251,7 +222,7 @@ def run_all(bench: Bench, plan: Sequence[Planned], data: str, minutes: float | N
         number = None if count == "all" else int(count)
         if number is not None and number > len(bench.sources.pool):
             continue
-        images = draw(bench.sources.pool, number, seed, label)
+        images = draw_images(bench.sources.pool, number, seed, label)
         logger.info(f"{data}: {head}, {len(images)} images, draw {seed}, {seconds or 'any number of'} seconds")
         row: Row = {"key": key, "data": data, "task": bench.task, "head": head, "count": count, "draw": seed,
                     "seconds": seconds, "images": len(images)}  # fmt: skip

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from dinomed.adapters.evaluation.draws import interval_over_draws
 from dinomed.adapters.heads.solve import macro_auroc
 from dinomed.apps.pages.plots import bands
 from dinomed.html.page import build_page, build_table, heading, paragraph
 from dinomed.io.files import write_text
 
-RESAMPLES = 1000
 SOURCES = {"same": "same source", "other": "another source"}
 METRIC = {"segment": "mean Dice", "classify": "macro AUROC"}
 Row = Mapping[str, Any]
@@ -104,14 +104,5 @@ def summarize(tests: Sequence[Mapping[str, Any]]) -> Cell:
         scores = [macro_auroc(np.array(test["targets"]), np.array(test["scores"])) for test in tests]
         return float(np.mean(scores)), min(scores), max(scores), len(scores)
     values = np.array([test["values"] for test in tests])  # draws, images
-    names = sorted(set(tests[0]["groups"]))
-    member = np.array([names.index(group) for group in tests[0]["groups"]])
-    sums = np.stack([np.bincount(member, weights=row, minlength=len(names)) for row in values])
-    sizes = np.bincount(member, minlength=len(names))
-    rng = np.random.default_rng(0)
-    means = []
-    for _ in range(RESAMPLES):
-        draws, groups = rng.integers(len(values), size=len(values)), rng.integers(len(names), size=len(names))
-        means.append(sums[draws][:, groups].mean(axis=0).sum() / sizes[groups].sum())
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(values.mean()), float(low), float(high), len(values)
+    low, high = interval_over_draws(values, tests[0]["groups"])
+    return float(values.mean()), low, high, len(values)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
+from dinomed.adapters.tasks.segment.masks import dice_of_targets
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.images.read import read_image
@@ -54,9 +55,7 @@ def score_unet(model: nn.Module, manifest: Manifest, size: int) -> dict[str, Any
 
 def dice_of(manifest: Manifest, row: int, predicted: np.ndarray) -> float:
     """Return the Dice of a mask (H, W); 1 if both masks are empty."""
-    known, marked = BINARY.read(manifest, row)[0] > 0, predicted > 0
-    total = int(known.sum()) + int(marked.sum())
-    return round(2 * int((known & marked).sum()) / total, 4) if total else 1.0
+    return round(dice_of_targets((predicted > 0)[None], BINARY.read(manifest, row) > 0, BINARY), 4)
 
 
 def fit_resnet(

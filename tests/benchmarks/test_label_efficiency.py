@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -27,25 +26,6 @@ def two_sites(lesion_manifest: Path, tmp_path: Path) -> Path:
     path = tmp_path / "sites.parquet"
     write_manifest(Manifest(manifest.table.append_column("site", site), manifest.root), path)
     return path
-
-
-def test_draws_are_nested_by_group_with_a_fifth_for_validation(bench: ModuleType, lesion_manifest: Path) -> None:
-    pool = read_manifest(lesion_manifest)
-    small, large = (bench.draw(pool, count, 0) for count in (10, 25))
-    assert (len(small), len(large)) == (10, 25)
-    assert set(small.column("image")) < set(large.column("image"))
-    split_of = dict(zip(large.column("image"), large.column("split"), strict=True))
-    assert [split_of[name] for name in small.column("image")] == small.column("split")
-    assert 3 <= large.column("split").count("val") <= 7
-    assert not {*large.select(split="train").units()} & {*large.select(split="val").units()}
-    assert set(bench.draw(pool, 10, 1).column("image")) != set(small.column("image"))
-    assert len(bench.draw(pool, None, 0)) == len(pool)
-
-
-def test_small_draws_of_classes_hold_every_class(bench: ModuleType, lesion_manifest: Path) -> None:
-    pool = read_manifest(lesion_manifest)
-    drawn = bench.draw(pool, 10, 0, "label")
-    assert set(drawn.select(split="train").column("label")) == set(pool.column("label"))
 
 
 def test_no_test_group_is_drawn_and_the_other_source_is_never_trained_on(bench: ModuleType, two_sites: Path) -> None:
@@ -85,16 +65,3 @@ def test_runs_keep_their_time_are_resumed_and_give_a_table_and_a_page(
     assert "<svg" in page
     assert "another source" in page
     assert "lesions/" not in page  # no names of images
-
-
-def test_the_interval_covers_draws_and_groups(script: Callable[[str], ModuleType]) -> None:
-    report = script("label_efficiency_report")
-    groups = [str(number) for number in range(50)]
-    values = np.random.default_rng(0).uniform(0.5, 1, 50).tolist()
-    mean, low, high, number = report.summarize([{"values": values, "groups": groups}])
-    assert number == 1
-    assert low < mean < high
-    shifted = [{"values": [value + step for value in values], "groups": groups} for step in (-0.2, 0.0, 0.2)]
-    wide = report.summarize(shifted)
-    assert wide[0] == pytest.approx(mean)
-    assert wide[2] - wide[1] > high - low

@@ -14,9 +14,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.fitting.build import build_adapter, extract_splits
 from dinomed.adapters.fitting.data import Splits, fit_splits, widen
-from dinomed.adapters.fitting.feature_source import CachedFeatureSource, FeatureSource, Gather, check_precision
+from dinomed.adapters.fitting.feature_source import CachedFeatureSource, FeatureSource, Gather
 from dinomed.adapters.fitting.head_fit import FitOutcome, HeadFit
 from dinomed.adapters.fitting.loop import BestEpoch
+from dinomed.adapters.fitting.optimizers import check_precision
 from dinomed.adapters.heads.solve import Examples, SolvedClassifier
 from dinomed.adapters.tasks.classify.answer import Answer, calibrate
 from dinomed.adapters.tasks.classify.config import ClassifyConfig

@@ -56,7 +56,7 @@ class SegmenterFit(HeadFit):
         self.usage: dict[str, Any] = {"mask_schema": self.schema.to_dict(), "views": vars(views)}
         self.plain = not views.native and not views.flips
         self.criterion = build_loss(self.config.loss, self.schema.exclusive, self.config.tversky_alpha)
-        self._read_masks()
+        self.read_masks()
         return adapter
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ class SegmenterFit(HeadFit):
         threshold = thresholds[0] if len(thresholds) == 1 else None
         return FitOutcome(list(self.schema.names), metrics, self.usage, threshold)
 
-    def _read_masks(self) -> None:
-        """Read the masks of train and val."""
+    def read_masks(self) -> None:
+        """Read the masks of train and val: set `targets`, `val_masks` and `digest`, and `windows` if set."""
         config, splits, size = self.config, self.splits, self.backbone.preprocessing.image_size
         train: Masks | WholeMasks
         if config.crop is None:

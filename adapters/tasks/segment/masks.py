@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from math import ceil, log2
 
@@ -75,6 +76,12 @@ class Masks:
             planes = (planes * weights).sum(axis=1, keepdims=True, dtype=np.uint8)
         return torch.from_numpy(planes)
 
+    def of_rows(self, rows: Sequence[int]) -> "Masks":
+        """Return the masks of some images."""
+        chosen = copy(self)
+        chosen._packed = self._packed[list(rows)]
+        return chosen
+
     def digest(self) -> bytes:
         """Return the SHA-256 of all masks."""
         return hashlib.sha256(self._packed.tobytes()).digest()
@@ -139,6 +146,15 @@ def dice_of_logits(logits: Tensor, targets: Tensor, schema: MaskSchema) -> Tenso
         return dice((logits > 0).to(logits), targets.to(logits))
     index = torch.tensor(schema.reported, device=logits.device).view(-1, 1, 1)
     return dice((logits.argmax(1, keepdim=True) == index).float(), (targets == index).float())
+
+
+def dice_of_targets(predicted: np.ndarray, targets: np.ndarray, schema: MaskSchema) -> float:
+    """Compute the mean Dice over the reported classes from decided and known targets, (planes, H, W)."""
+    reported = list(schema.reported)
+    masks = (
+        torch.from_numpy(schema.planes(planes)[reported].astype(np.float64))[None] for planes in (predicted, targets)
+    )
+    return dice(*masks).item()
 
 
 def dice_of_maps(maps: np.ndarray, targets: np.ndarray, schema: MaskSchema) -> float:

@@ -19,7 +19,7 @@ from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import load_source
 from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.config import BackboneTuneConfig
-from dinomed.adapters.fitting.feature_source import check_precision
+from dinomed.adapters.fitting.optimizers import check_precision
 from dinomed.adapters.fitting.tune import LearningBackbone
 from dinomed.adapters.heads.linear import LinearSegmenter
 from dinomed.adapters.inference.loader import load_adapter

@@ -1,6 +1,6 @@
 import numpy as np
 
-from dinomed.apps.quickstart.baselines import otsu_mask
+from dinomed.adapters.evaluation.mask_baselines import otsu_mask
 
 
 def test_threshold_is_the_best_split_by_exhaustive_search() -> None:
