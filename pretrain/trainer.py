@@ -185,12 +185,13 @@ class Trainer:
         """Yield the batches from step `first` to the last."""
         config, run, train = self.config, self.config.run, self.resolved.train
         paths = [str(train.path(i)) for i in range(len(train))]
-        stamps = list(zip(train.column("bytes"), train.column("sha256"), strict=True))
         channels, crops, patch = config.backbone.in_channels, config.crops, config.backbone.patch_size
         side, early_side = crops.global_size // patch, crops.early_crops().global_size // patch
         early_steps = crops.early_steps(run.steps)
         intensity, early_positions = config.images, early_steps * run.batch_size
-        stream = CropStream(paths, train.column("image"), crops, channels, run.seed, stamps, intensity, early_positions)
+        stream = CropStream(
+            paths, train.column("image"), crops, channels, run.seed, train.stamps(), intensity, early_positions
+        )
         return load_batches(
             stream,
             Collate(config.masks, (side, side), run.seed, run.batch_size, early_steps, (early_side, early_side)),

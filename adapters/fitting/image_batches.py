@@ -43,7 +43,7 @@ class ImageBatches:
     ) -> None:
         self.manifest, self.preprocessing, self.targets = manifest, preprocessing, targets
         self.augment, self.seed, self.windows = augment, seed, windows
-        self._stamps = list(zip(manifest.column("bytes"), manifest.column("sha256"), strict=True))
+        self._stamps = manifest.stamps()
 
     def batches(self, batches: Iterable[BatchIndices]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalised images (B, channels, side, side) and targets of each batch; threads read ahead."""

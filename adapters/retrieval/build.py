@@ -22,9 +22,9 @@ from dinomed.adapters.retrieval.index import (
 from dinomed.adapters.retrieval.pool import Pooling, fit_whitening
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest, relative_root
+from dinomed.features.cache import FeatureCache
 from dinomed.features.compute import Features
-from dinomed.features.extract import extract, without_images
-from dinomed.features.finite import NotFiniteImagesError
+from dinomed.features.extract import check_usable, extract, without_rows
 from dinomed.io.artifacts import hash_key
 from dinomed.io.files import replacing
 from dinomed.io.output_folder import open_output_folder
@@ -49,8 +49,8 @@ def build_index(
     """Index the images of a manifest and write the index to the folder `out`.
 
     Class tokens and mean patch tokens come from the feature cache, which the heads use too. An interrupted construction
-    is resumed. Images for which the backbone gives no finite features are left out; `unreadable` of the manifest of the
-    result names them.
+    is resumed. Images that cannot be read or for which the backbone gives no finite features are left out; `unreadable`
+    of the manifest of the result lists them.
 
     Args:
         cache: folder of the feature cache (`dinomed.features.extract.default_cache`).
@@ -58,12 +58,12 @@ def build_index(
         whiten: number of dimensions after PCA whitening; None for no whitening.
 
     Raises:
-        UsageError: no images, `out` is in use, or `whiten` is too large.
-        DinomedError: an image cannot be read, no image has finite features, or the disk is full.
+        UsageError: no image can be used, `out` is in use, or `whiten` is too large.
+        DinomedError: the backbone gives no finite features at all, or the disk is full.
     """
     out, pooling = Path(out), pooling or Pooling()
     with open_output_folder(out, marker=INDEX_FILE, overwrite=overwrite, keep=[_POOLED]) as stage:
-        pooled, manifest = _pool_finite(backbone, manifest, pooling, Path(cache), stage)
+        pooled, manifest = _pool_usable(backbone, manifest, pooling, Path(cache), stage)
         plain = unit_vectors(pooled, None)
         whitening = None if whiten is None else fit_whitening(plain, whiten)
         vectors = unit_vectors(pooled, whitening)
@@ -94,42 +94,48 @@ def build_index(
     return index
 
 
-def _pool_finite(
+def _pool_usable(
     backbone: FrozenBackbone, manifest: Manifest, pooling: Pooling, cache: Path, stage: Path
 ) -> tuple[np.ndarray, Manifest]:
-    """Return pooled features, and the manifest without the images for which the backbone gives no finite features."""
-    while True:
-        try:
-            return _pool_all(backbone, manifest, pooling, cache, stage), manifest
-        except NotFiniteImagesError as error:
-            manifest = without_images(manifest, error.failed)
-            if not len(manifest):
-                raise
+    """Return pooled features (N, C) of the images that can be used, and their manifest.
 
-
-def _pool_all(backbone: FrozenBackbone, manifest: Manifest, pooling: Pooling, cache: Path, stage: Path) -> np.ndarray:
-    """Return pooled features (N, C). Patch tokens, if `pooling` needs them, are stored for a few images at a time."""
+    Patch tokens, if `pooling` needs them, are stored for a few images at a time.
+    """
+    failed: dict[int, str] = {}  # row -> reason
+    chunks: list[np.ndarray] = []
     if not pooling.feature_spec.patches:
-        features = extract(backbone, manifest, cache=cache)
-        return pooling(Features(torch.from_numpy(features.cls), torch.from_numpy(features.mean))).numpy()
-    chunks = []
-    with bar("pooling", len(manifest)) as progress:
-        for start in range(0, len(manifest), _CHUNK):
-            chunk = manifest.take(range(start, min(start + _CHUNK, len(manifest))))
-            key = hash_key(backbone.fingerprint, chunk.fingerprint, pooling.model_dump_json())
-            path = stage / _POOLED / f"{key}.npy"
-            if not path.exists():
-                pooled = _pool_chunk(backbone, chunk, pooling, stage / "features")
-                with replacing(path) as temporary, open(temporary, "wb") as file:
-                    np.save(file, pooled)
-            chunks.append(np.load(path))
-            progress.advance(len(chunk))
-    return np.concatenate(chunks)
+        features = extract(backbone, manifest, cache=cache, skip_unusable=True)
+        failed, chunks = features.failed, _pool(features, pooling)
+    else:
+        with bar("pooling", len(manifest)) as progress:
+            for start in range(0, len(manifest), _CHUNK):
+                chunk = manifest.take(range(start, min(start + _CHUNK, len(manifest))))
+                key = hash_key(backbone.fingerprint, chunk.fingerprint, pooling.model_dump_json())
+                path = stage / _POOLED / f"{key}.npy"
+                if path.exists():
+                    chunks.append(np.load(path))
+                else:
+                    scratch = stage / "features"
+                    features = extract(
+                        backbone, chunk, cache=scratch, patches=True, shard_size=_CHUNK, description="patch tokens",
+                        skip_unusable=True,
+                    )  # fmt: skip
+                    pooled = _pool(features, pooling)
+                    shutil.rmtree(scratch)
+                    if not features.failed:
+                        with replacing(path) as temporary, open(temporary, "wb") as file:
+                            np.save(file, pooled[0])
+                    chunks += pooled
+                    failed |= {start + row: reason for row, reason in features.failed.items()}
+                progress.advance(len(chunk))
+    usable = without_rows(manifest, failed)
+    check_usable(usable)
+    return np.concatenate(chunks), usable
 
 
-def _pool_chunk(backbone: FrozenBackbone, chunk: Manifest, pooling: Pooling, scratch: Path) -> np.ndarray:
-    features = extract(backbone, chunk, cache=scratch, patches=True, shard_size=_CHUNK, description="patch tokens")
-    patches = torch.from_numpy(features.patches(range(len(chunk))))
-    pooled = pooling(Features(torch.from_numpy(features.cls), torch.from_numpy(features.mean), patches)).numpy()
-    shutil.rmtree(scratch)
-    return pooled
+def _pool(features: FeatureCache, pooling: Pooling) -> list[np.ndarray]:
+    """Return the pooled features (N, C) as the only item of a list; an empty list if no image has features."""
+    if not len(features):
+        return []
+    patches = torch.from_numpy(features.patches(range(len(features)))) if pooling.feature_spec.patches else None
+    return [pooling(Features(torch.from_numpy(features.cls), torch.from_numpy(features.mean), patches)).numpy()]

@@ -27,7 +27,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import UsageError
 from dinomed.features.compute import compute_features
-from dinomed.features.extract import extract_finite
+from dinomed.features.extract import check_usable, extract_usable
 from dinomed.features.finite import naming
 from dinomed.features.loading import preprocess_batches
 from dinomed.features.table import TOKENS, FeatureTable, check_table_output, write_feature_table
@@ -174,10 +174,11 @@ def extract_features(
         if out is not None:
             raise UsageError("a table is written of image files; leave `out` out for images in memory")
         return _features_in_memory(frozen, images)
-    manifest = open_dataset(images, allow_unreadable=True, decode=True)
+    manifest = open_dataset(images, allow_unreadable=True)
     if out is not None:
         return write_feature_table(frozen, manifest, out, tokens=tokens, unreadable=manifest.unreadable)
-    features, manifest = extract_finite(frozen, manifest, cache=cache_folder(manifest, cache))
+    features, manifest = extract_usable(frozen, manifest, cache=cache_folder(manifest, cache))
+    check_usable(manifest)
     return ImageFeatures(manifest.column("image"), features.cls, features.mean, list(manifest.unreadable))
 
 

@@ -67,7 +67,7 @@ def build_index(
     """
     conditions = parse_conditions(where)
     index_kind, pooling = parse_kind(kind), Pooling(tokens=parse_pool(pool), gem_power=gem_power)
-    manifest = open_dataset(data, allow_unreadable=True, decode=True)
+    manifest = open_dataset(data, allow_unreadable=True)
     allowed = choose_rows(manifest, conditions)
     if allowed is not None:
         manifest = manifest.take(np.flatnonzero(allowed).tolist())

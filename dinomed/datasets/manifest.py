@@ -16,7 +16,7 @@ import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -52,6 +52,7 @@ class Manifest:
     source: Path | None = field(default=None, compare=False)  # the path that was opened: manifest, folder or image
     unreadable: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # files of the folder, with reasons
     decoded: bool = field(default=True, compare=False)  # False for a folder of which only the headers were read
+    file_times: Mapping[str, int] = field(default_factory=dict, compare=False)  # of a scan: `change_time` of each image
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -112,6 +113,11 @@ class Manifest:
     def path(self, index: int) -> Path:
         """Return the path of an image."""
         return self.root / self.table["image"][index].as_py()
+
+    def stamps(self) -> list[tuple[int, str, int | None]]:
+        """Return for each image what `dinomed.images.unchanged.check_unchanged` compares: bytes, SHA-256 and time."""
+        times = map(self.file_times.get, self.column("image"))
+        return list(zip(self.column("bytes"), self.column("sha256"), times, strict=True))
 
     def mask_path(self, index: int) -> Path | None:
         """Return the path of the mask of an image, None if it has none."""

@@ -23,8 +23,7 @@ def open_dataset(source: Manifest | str | Path, *, allow_unreadable: bool = Fals
         source: path of the manifest, folder or image; a manifest object is returned as it is.
         allow_unreadable: of a folder, accept any number of unreadable files without a warning; the caller reports
             `Manifest.unreadable`. By default each is warned about, and more than half of the files are an error.
-        decode: decode every image of a folder, to find damaged ones now. For steps that need all images of the
-            manifest to be readable.
+        decode: decode every image of a folder, to find damaged ones now.
 
     Raises:
         UsageError: `source` does not exist, or holds no readable image.

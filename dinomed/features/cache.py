@@ -11,7 +11,7 @@ LayerNorm, so they stay in the range of float16.
 import errno
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -67,9 +67,11 @@ class FeatureKey(Config):
         """Return the indices of the images in a shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
 
-    def shard_key(self, shard: int) -> dict[str, Any]:
-        """Return the key of a shard as an artifact."""
-        return {**self.model_dump(mode="json"), "shard": shard}
+    def shard_key(self, shard: int, failed: Collection[int] = ()) -> dict[str, Any]:
+        """Return the key of a shard as an artifact. One without the rows `failed` is not used by a later call, which
+        tries them again."""
+        key = {**self.model_dump(mode="json"), "shard": shard}
+        return key | {"without": sorted(failed)} if failed else key
 
 
 class FeatureCache:
@@ -77,14 +79,22 @@ class FeatureCache:
 
     Args:
         folder: folder with all shards of `key`, as `dinomed.features.extract.extract` leaves it.
+        failed: row -> reason of the images of the key that have no features; they do not count as rows below.
     """
 
-    def __init__(self, folder: Path, key: FeatureKey) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, key: FeatureKey, failed: Mapping[int, str] | None = None) -> None:
+        self.folder, self.key, self.failed = folder, key, failed or {}
         self._patch_maps: dict[int, np.ndarray] = {}
+        sizes = [sum(row not in self.failed for row in key.shard_range(shard)) for shard in range(key.num_shards)]
+        self._starts = np.cumsum([0, *sizes])  # number of rows before each shard
 
     def __len__(self) -> int:
-        return self.key.count
+        return int(self._starts[-1])
+
+    @property
+    def shards(self) -> list[int]:
+        """The numbers of the shards that have rows."""
+        return np.flatnonzero(np.diff(self._starts)).tolist()
 
     @cached_property
     def cls(self) -> np.ndarray:
@@ -100,10 +110,10 @@ class FeatureCache:
         """Return the patch tokens of n images, float32 (n, blocks * C, rows, columns)."""
         grids = []
         for index in indices:
-            shard, row = divmod(int(index), self.key.shard_size)
+            shard = int(np.searchsorted(self._starts, index, side="right")) - 1
             if shard not in self._patch_maps:
                 self._patch_maps[shard] = self.shard(shard, "patches")
-            grids.append(self._patch_maps[shard][row])
+            grids.append(self._patch_maps[shard][index - self._starts[shard]])
         return np.stack(grids).astype(np.float32)
 
     def shard(self, shard: int, kind: Kind) -> np.ndarray:
@@ -116,7 +126,7 @@ class FeatureCache:
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
     def _read_all(self, kind: Kind) -> np.ndarray:
-        return np.concatenate([self.shard(shard, kind) for shard in range(self.key.num_shards)])
+        return np.concatenate([self.shard(shard, kind) for shard in self.shards])
 
 
 def artifact_name(shard: int) -> str:
@@ -134,8 +144,17 @@ def is_valid_shard(artifacts: ArtifactFolder, key: FeatureKey, shard: int) -> bo
     return artifacts.is_valid(artifact_name(shard), key.shard_key(shard))
 
 
-def write_shard(artifacts: ArtifactFolder, key: FeatureKey, shard: int, arrays: Mapping[Kind, np.ndarray]) -> None:
+def write_shard(
+    artifacts: ArtifactFolder,
+    key: FeatureKey,
+    shard: int,
+    arrays: Mapping[Kind, np.ndarray],
+    failed: Collection[int] = (),
+) -> None:
     """Write one shard, its record last.
+
+    Args:
+        arrays: the features of its rows without those of `failed`.
 
     Raises:
         DinomedError: a value is not finite in the type in which it is kept, or the disk is full.
@@ -143,14 +162,14 @@ def write_shard(artifacts: ArtifactFolder, key: FeatureKey, shard: int, arrays: 
     writers = {}
     for kind in key.kinds:
         array = arrays[kind].astype(DTYPES[kind])
-        assert len(array) == len(key.shard_range(shard))
+        assert len(array) == len(key.shard_range(shard)) - len(failed)
         if not np.isfinite(array).all():
             raise DinomedError(
                 f"the backbone gives {kind} tokens that are not finite in {array.dtype}; "
                 "its weights are damaged, or its pretraining has diverged"
             )
         writers[file_name(shard, kind)] = partial(_save_array, array)
-    artifacts.write(artifact_name(shard), key.shard_key(shard), writers)
+    artifacts.write(artifact_name(shard), key.shard_key(shard, failed), writers)
 
 
 def _save_array(array: np.ndarray, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.scan.findings import nothing_in
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.cache import DTYPES, LOCK_FILE, FeatureCache, FeatureKey, Kind, is_valid_shard, write_shard
 from dinomed.features.compute import compute_features
-from dinomed.features.finite import CAUSE, NotFiniteError, NotFiniteImagesError, compute_finite
+from dinomed.features.finite import CAUSE, NotFiniteError, compute_finite
 from dinomed.features.loading import BATCH_SIZE, LoadedImage, Transform, load_images, stack_pixels
 from dinomed.io.artifacts import ArtifactFolder, hash_key
 from dinomed.io.output_folder import locked
@@ -43,6 +44,7 @@ def extract(
     description: str = "features",
     transform: Transform | None = None,
     transform_key: str = "",
+    skip_unusable: bool = False,
 ) -> FeatureCache:
     """Compute the features of all images of a manifest, or read them from the cache.
 
@@ -60,12 +62,13 @@ def extract(
         description: label of the progress bar.
         transform: change of the resized images, such as an augmentation.
         transform_key: everything that the transform depends on.
+        skip_unusable: leave out the images that cannot be read or for which the backbone gives no finite features, and
+            list them in `FeatureCache.failed`; the next call tries them again. By default they are an error.
 
     Raises:
         UsageError: the manifest has no images, or the backbone has no such block.
-        NotFiniteImagesError: the backbone gives no finite features for some images; the shards without them are kept.
-        DinomedError: an image cannot be read although it could when the manifest was written, the backbone gives no
-            finite features for any of the first images, or the disk is full.
+        DinomedError: an image cannot be used, the backbone gives no finite features for any of the first images, or
+            the disk is full.
     """
     if not len(manifest):
         raise UsageError("no images to compute features of")
@@ -78,6 +81,7 @@ def extract(
         shard_size=shard_size,
     )
     folder = Path(cache) / key.short
+    failed: dict[int, str] = {}  # row of the manifest -> reason
     with locked(folder, LOCK_FILE, wait=True):
         artifacts = ArtifactFolder(folder)
         missing = [shard for shard in range(key.num_shards) if not is_valid_shard(artifacts, key, shard)]
@@ -87,19 +91,23 @@ def extract(
             with bar(description, len(manifest), start=len(manifest) - len(todo)) as progress:
                 changed = None if transform is None else lambda index, image: transform(todo[index], image)
                 images = load_images(manifest.take(todo), backbone.preprocessing, workers, changed)
-                failed: dict[int, str] = {}  # row of the manifest -> reason
                 for shard in missing:
                     rows = key.shard_range(shard)
-                    arrays, reasons = _compute_shard(backbone, islice(images, len(rows)), key, batch_size, progress)
-                    failed |= {rows[place]: reason for place, reason in reasons.items()}
-                    if len(failed) == len(rows) and len(missing) == key.num_shards and shard == 0:
-                        raise DinomedError(f"backbone {backbone.name}: {failed[rows[0]]} for all images; {CAUSE}")
-                    if not reasons:
-                        write_shard(artifacts, key, shard, arrays)
-            if failed:
-                names = manifest.column("image")
-                raise NotFiniteImagesError([(names[row], reason) for row, reason in failed.items()])
-    features = FeatureCache(folder, key)
+                    loaded = islice(images, len(rows))
+                    arrays, unreadable, not_finite = _compute_shard(
+                        backbone, loaded, key, batch_size, progress, skip_unusable
+                    )
+                    if len(not_finite) == len(rows) and len(missing) == key.num_shards and shard == 0:
+                        raise DinomedError(f"backbone {backbone.name}: {not_finite[0]} for all images; {CAUSE}")
+                    reasons = {rows[place]: reason for place, reason in sorted((unreadable | not_finite).items())}
+                    if arrays:
+                        write_shard(artifacts, key, shard, arrays, reasons)
+                    failed |= reasons
+    if failed and not skip_unusable:
+        row, reason = next(iter(failed.items()))
+        more = f" for this and {len(failed) - 1} more images" if len(failed) > 1 else ""
+        raise DinomedError(f"{manifest.column('image')[row]}: {reason}{more}; {CAUSE}")
+    features = FeatureCache(folder, key, failed)
     if todo and features.bytes > 100e6:
         logger.info(
             f"{features.bytes / 1e9:.1f} GB of features are kept in {folder}; remove it when they are no longer needed"
@@ -108,27 +116,35 @@ def extract(
 
 
 def _compute_shard(
-    backbone: FrozenBackbone, images: Iterator[LoadedImage], key: FeatureKey, batch_size: int, progress: Bar
-) -> tuple[dict[Kind, np.ndarray], dict[int, str]]:
+    backbone: FrozenBackbone,
+    images: Iterator[LoadedImage],
+    key: FeatureKey,
+    batch_size: int,
+    progress: Bar,
+    skip_unreadable: bool,
+) -> tuple[dict[Kind, np.ndarray], dict[int, str], dict[int, str]]:
     """Compute the features of one shard. Each shard starts a new batch, so that a resumed run has the same batches.
 
     Returns:
-        The arrays without the images for which the backbone gives no finite features, and place in the shard -> reason
-        of those.
+        The arrays of the images that have features, empty if none has; and place in the shard -> reason of the
+        unreadable images, and of those for which the backbone gives no finite features.
     """
     parts: dict[Kind, list[np.ndarray]] = {kind: [] for kind in key.kinds}
-    failed: dict[int, str] = {}
+    unreadable, not_finite = dict[int, str](), dict[int, str]()
     start = 0
     for batch in batched(images, batch_size):
-        pixels = stack_pixels(batch)
-        _, arrays, reasons = compute_finite(partial(_compute, backbone, pixels, key), len(batch))
-        if arrays is not None:
-            for kind in key.kinds:
-                parts[kind].append(arrays[kind])
-        failed |= {start + row: reason for row, reason in reasons.items()}
+        places = [place for place, image in enumerate(batch) if image.error is None or not skip_unreadable]
+        unreadable |= {start + place: image.error.reason for place, image in enumerate(batch) if image.error}
+        if places:
+            pixels = stack_pixels([batch[place] for place in places])
+            _, arrays, reasons = compute_finite(partial(_compute, backbone, pixels, key), len(places))
+            if arrays is not None:
+                for kind in key.kinds:
+                    parts[kind].append(arrays[kind])
+            not_finite |= {start + places[row]: reason for row, reason in reasons.items()}
         start += len(batch)
         progress.advance(len(batch))
-    return {kind: np.concatenate(arrays) for kind, arrays in parts.items() if arrays}, failed
+    return {kind: np.concatenate(arrays) for kind, arrays in parts.items() if arrays}, unreadable, not_finite
 
 
 def _compute(backbone: FrozenBackbone, pixels: Tensor, key: FeatureKey, rows: list[int]) -> dict[Kind, np.ndarray]:
@@ -148,27 +164,35 @@ def _compute(backbone: FrozenBackbone, pixels: Tensor, key: FeatureKey, rows: li
     return arrays
 
 
-def extract_finite(backbone: FrozenBackbone, manifest: Manifest, **options: Any) -> tuple[FeatureCache, Manifest]:
-    """Compute features as `extract` does, without the images for which the backbone gives no finite ones.
+def extract_usable(backbone: FrozenBackbone, manifest: Manifest, **options: Any) -> tuple[FeatureCache, Manifest]:
+    """Compute features as `extract` does, without the images that cannot be used.
 
     Returns:
-        The features, and the manifest of their images; its `unreadable` names the other images too.
+        The features, and the manifest of their images, which may be empty; its `unreadable` lists the other images too.
 
     Raises:
         UsageError, DinomedError: as `extract`.
     """
-    while True:
-        try:
-            return extract(backbone, manifest, **options), manifest
-        except NotFiniteImagesError as error:
-            manifest = without_images(manifest, error.failed)
+    features = extract(backbone, manifest, skip_unusable=True, **options)
+    return features, without_rows(manifest, features.failed)
 
 
-def without_images(manifest: Manifest, failed: Sequence[tuple[str, str]]) -> Manifest:
-    """Return the manifest without the images of `failed`, (path, reason), which its `unreadable` then names."""
-    gone = {name for name, _ in failed}
-    rows = [row for row, name in enumerate(manifest.column("image")) if name not in gone]
-    return replace(manifest.take(rows), unreadable=(*manifest.unreadable, *failed))
+def without_rows(manifest: Manifest, failed: Mapping[int, str]) -> Manifest:
+    """Return the manifest without the rows of `failed`, row -> reason, which its `unreadable` then lists."""
+    names = manifest.column("image")
+    kept = [row for row in range(len(manifest)) if row not in failed]
+    unreadable = [(names[row], reason) for row, reason in failed.items()]
+    return replace(manifest.take(kept), unreadable=(*manifest.unreadable, *unreadable))
+
+
+def check_usable(manifest: Manifest) -> None:
+    """Raise if no image of a manifest of `extract_usable` is left.
+
+    Raises:
+        UsageError: there is none; the message contains the first reason.
+    """
+    if not len(manifest):
+        raise UsageError(nothing_in(manifest.called, manifest.unreadable))
 
 
 def resolve_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:

@@ -33,20 +33,6 @@ class NotFiniteError(DinomedError):
         super().__init__(f"{first}{self.reason}{more}; {CAUSE}")
 
 
-class NotFiniteImagesError(DinomedError):
-    """A backbone gives no finite features for some images of a manifest.
-
-    Attributes:
-        failed: (path, reason) of these images.
-    """
-
-    def __init__(self, failed: Sequence[tuple[str, str]]) -> None:
-        self.failed = tuple(failed)
-        name, reason = self.failed[0]
-        more = f" for this and {len(self.failed) - 1} more images" if len(self.failed) > 1 else ""
-        super().__init__(f"{name}: {reason}{more}; {CAUSE}")
-
-
 def check_finite(kind: str, *values: Tensor) -> None:
     """Check the values of a batch.
 

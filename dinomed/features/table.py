@@ -13,7 +13,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.features.cache import LOCK_FILE, Kind, remove_caches
-from dinomed.features.extract import extract_finite
+from dinomed.features.extract import check_usable, extract_usable
 from dinomed.io.files import replacing
 from dinomed.io.output_folder import check_writable, locked
 from dinomed.log import logger
@@ -77,11 +77,12 @@ def write_feature_table(
     Args:
         tokens: key of `TOKENS`: the class token, the mean patch token, or both concatenated, of the last block.
         unreadable: (path, reason) of files that could not be scanned; they are listed in ``OUT.unreadable.csv``, as are
-            images for which the backbone gives no finite features.
+            images that cannot be decoded or for which the backbone gives no finite features.
 
     Raises:
-        DinomedError: an image cannot be read, the backbone gives no finite features at all, the disk is full, or
-            another process writes the same table.
+        UsageError: no image can be used.
+        DinomedError: the backbone gives no finite features at all, the disk is full, or another process writes the same
+            table.
     """
     path = Path(path)
     parts = _parts(path)
@@ -99,7 +100,8 @@ def _write_table(
     backbone: FrozenBackbone, manifest: Manifest, path: Path, parts: Path, tokens: str, shard_size: int
 ) -> tuple[Manifest, int]:
     """Write the table from shards in `parts`; return the manifest of its rows and the dimension."""
-    features, manifest = extract_finite(backbone, manifest, cache=parts, shard_size=shard_size)
+    features, manifest = extract_usable(backbone, manifest, cache=parts, shard_size=shard_size)
+    check_usable(manifest)
     kinds = TOKENS[tokens]
     dimension = backbone.embed_dim * len(kinds)
     note = {
@@ -114,11 +116,12 @@ def _write_table(
     schema = pa.schema([("image", pa.string()), ("feature", kind)], metadata=note)
     names = manifest.table["image"].combine_chunks()
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for shard in range(features.key.num_shards):
-            rows = features.key.shard_range(shard)
+        written = 0
+        for shard in features.shards:
             values = np.concatenate([features.shard(shard, name) for name in kinds], axis=1)
             feature = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float32()), dimension)
-            writer.write_table(pa.table([names.slice(rows.start, len(rows)), feature], schema=schema))
+            writer.write_table(pa.table([names.slice(written, len(values)), feature], schema=schema))
+            written += len(values)
     return manifest, dimension
 
 

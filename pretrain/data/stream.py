@@ -78,7 +78,7 @@ class CropStream(Dataset[Sample]):
     Args:
         paths: of all training images, absolute.
         names: of the images, for messages.
-        stamps: number of bytes and SHA-256 of each file at the time of the scan; a changed file is skipped.
+        stamps: of the manifest (`Manifest.stamps`); a file that has changed since the scan is skipped.
         early_positions: number of first positions whose crops have the sizes of `crops.early`.
     """
 
@@ -89,7 +89,7 @@ class CropStream(Dataset[Sample]):
         crops: CropConfig,
         channels: int,
         seed: int,
-        stamps: list[tuple[int, str]] | None = None,
+        stamps: list[tuple[int, str, int | None]] | None = None,
         intensity: IntensityConfig = PLAIN,
         early_positions: int = 0,
     ) -> None:

@@ -1,7 +1,10 @@
 """Opening a manifest, a folder or one image; of a folder only headers are read."""
 
+import hashlib
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from dinomed.datasets.manifest import read_manifest, write_manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import DinomedError, UsageError
+from dinomed.features.extract import extract, extract_usable
 from dinomed.images.read import UnreadableImage, read_header, read_whole
 from dinomed.isolation.pool import shared_pool
 
@@ -80,10 +84,91 @@ def test_a_folder_is_opened_by_headers(pictures: Path, decodes: Counter[str]) ->
     assert manifest.table.take([0, 1, 2]).equals(whole.table)
 
 
-def test_a_step_that_needs_every_image_has_them_decoded(pictures: Path) -> None:
+def test_a_folder_is_decoded_when_it_is_opened_on_request(pictures: Path) -> None:
     manifest = open_dataset(pictures, allow_unreadable=True, decode=True)
     assert manifest.column("image") == ["a.jpg", "b.png", "c.tif"]
     assert manifest.unreadable == (("cut.png", "truncated"),)
+
+
+@pytest.fixture
+def hashes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file is hashed, by its name."""
+    counts: Counter[str] = Counter()
+    digest = hashlib.file_digest
+
+    def count(file: BinaryIO, name: str) -> Any:
+        counts[Path(file.name).name] += 1
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", count)
+    return counts
+
+
+@pytest.mark.parametrize("command", ["features", "index", "index --pool gem"])
+def test_features_of_a_folder_decode_and_hash_each_image_once(
+    pictures: Path, decodes: Counter[str], hashes: Counter[str], tiny_backbone: Path, tmp_path: Path, command: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The damaged image is left out and named, without a second pass over the others."""
+    out = tmp_path / ("f.parquet" if command == "features" else "idx")
+    name, *options = command.split()
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, str(pictures), *options, "-b", str(tiny_backbone), "-o", str(out), "--json", "--quiet"])
+    names = ["a.jpg", "b.png", "c.tif", "cut.png"]
+    assert end.value.code == 1
+    assert decodes == Counter(names)
+    assert {name: hashes[name] for name in names} == dict.fromkeys(names, 1)
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert (report["images"], report["unreadable"]) == (3, 1)
+    listed = tmp_path / "f.unreadable.csv"
+    assert (
+        listed.read_text() == "path,reason\ncut.png,truncated\n"
+        if listed.exists()
+        else "cut.png: truncated" in printed.err
+    )
+
+
+@pytest.mark.parametrize("command", ["features", "index", "index --pool gem"])
+def test_a_folder_whose_images_are_all_damaged_is_refused_with_the_first_reason(
+    pictures: Path, tiny_backbone: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.jpg", "b.png", "c.tif"):
+        (pictures / name).unlink()
+    out = tmp_path / ("f.parquet" if command == "features" else "idx")
+    name, *options = command.split()
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, str(pictures), *options, "-b", str(tiny_backbone), "-o", str(out), "--quiet"])
+    assert end.value.code == 2
+    assert "holds no readable image (1 file refused, the first cut.png: truncated)" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_second_call_tries_a_damaged_image_again_and_keeps_the_other_features(
+    pictures: Path, decodes: Counter[str], tiny_backbone: Path, tmp_path: Path
+) -> None:
+    backbone, manifest = load_backbone(tiny_backbone), open_dataset(pictures)
+    options = {"cache": tmp_path / "cache", "shard_size": 2}
+    first, usable = extract_usable(backbone, manifest, **options)
+    decodes.clear()
+    second, _ = extract_usable(backbone, manifest, **options)
+    assert usable.column("image") == ["a.jpg", "b.png", "c.tif"]
+    assert usable.unreadable == (("cut.png", "truncated"),)
+    assert decodes == Counter(["c.tif", "cut.png"])  # the shard of the damaged image
+    assert np.array_equal(first.cls, second.cls)
+    whole = extract(backbone, manifest.take([0, 1, 2]), **options)
+    assert np.array_equal(first.cls, whole.cls)
+
+
+def test_a_file_that_changes_after_the_scan_is_named_as_changed(
+    pictures: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    manifest = open_dataset(pictures)
+    content = bytearray((pictures / "b.png").read_bytes())
+    content[-20] ^= 1
+    (pictures / "b.png").write_bytes(content)
+    _, usable = extract_usable(load_backbone(tiny_backbone), manifest, cache=tmp_path / "cache")
+    assert usable.unreadable == (("b.png", "changed since the scan; scan again"), ("cut.png", "truncated"))
 
 
 def test_a_prediction_decodes_each_image_once_and_reports_the_damaged_one(

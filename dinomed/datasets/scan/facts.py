@@ -7,6 +7,7 @@ from typing import Any
 from dinomed.images.decode import refusing
 from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import Header, MaskSizeError, UnreadableImage, read_header, read_mask, read_whole
+from dinomed.images.unchanged import change_time
 from dinomed.io.files import sha256_file
 
 _TRANSPOSING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -17,6 +18,7 @@ class Facts:
     """Facts about one readable image.
 
     Attributes:
+        changed_ns: time of the last change of the file (`dinomed.images.unchanged`), ns.
         foreground: share of the mask that is not 0; None without a mask that was read.
         mask_problem: why the mask cannot be used.
         wrong_size: the mask has another size than the image.
@@ -26,6 +28,7 @@ class Facts:
     image: str
     sha256: str
     bytes: int
+    changed_ns: int
     header: Header
     mask: str | None = None
     foreground: float | None = None
@@ -59,7 +62,9 @@ def read_facts(
             problem, wrong_size = error.reason, isinstance(error, MaskSizeError)
             if wrong_size and _fits_as_stored(header, read_header(folder / mask)):
                 problem += "; it fits the image as it is stored, before its EXIF orientation: turn the mask upright"
-    return Facts(image, sha256_file(path), path.stat().st_size, header, mask, foreground, problem, wrong_size, turned)
+    status = path.stat()  # before the content, so that a later change is seen
+    size, changed_ns, sha256 = status.st_size, change_time(status), sha256_file(path)
+    return Facts(image, sha256, size, changed_ns, header, mask, foreground, problem, wrong_size, turned)
 
 
 def _fits_both_ways(image: Header) -> bool:

@@ -74,13 +74,13 @@ def count_masks(facts: list[Facts]) -> dict[str, int]:
     return {"masks": len(shares), "empty": shares.count(0.0), "full": shares.count(1.0)}
 
 
-def nothing_in(folder: Path, unreadable: Sequence[tuple[str, str]]) -> str:
-    """Return the message for a folder without a readable image."""
+def nothing_in(name: str, unreadable: Sequence[tuple[str, str]]) -> str:
+    """Return the message for a folder or a manifest, called `name`, without a readable image."""
     if not unreadable:
-        return f"folder {folder} holds no image"
+        return f"{name} holds no image"
     path, reason = unreadable[0]
     refused = count(len(unreadable), "file")
-    return f"folder {folder} holds no readable image ({refused} refused, the first {path}: {reason})"
+    return f"{name} holds no readable image ({refused} refused, the first {path}: {reason})"
 
 
 def check_readable(folder: Path, readable: int, refused: Sequence[tuple[str, str]]) -> None:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def scan(
     if not facts and predicted_files:
         raise UsageError(f"folder {folder} holds only files of an earlier prediction; give the folder of the images")
     if not facts:
-        raise UsageError(nothing_in(folder, unreadable))
+        raise UsageError(nothing_in(f"folder {folder}", unreadable))
     if not allow_unreadable:
         check_readable(folder, len(facts), [*walked.refused, *failed])
     check_masks(facts)
@@ -155,7 +155,7 @@ def scan(
             f"groups are numbered, such as {next(filter(None, columns['group']))}; --keep-ids keeps them as written"
         )
     return ScanResult(
-        build_manifest(columns, folder),
+        replace(build_manifest(columns, folder), file_times=_file_times(facts)),
         unreadable,
         count_masks(facts),
         duplicates,
@@ -195,7 +195,7 @@ def scan_file(path: str | Path, *, decode: bool = True) -> Manifest:
     facts = read_several(path.parent, [path.name], {}, decode=decode)[0]
     if isinstance(facts, UnreadableImage):
         raise facts
-    return build_manifest(_columns([facts], Labels()), path.parent)
+    return replace(build_manifest(_columns([facts], Labels()), path.parent), file_times=_file_times([facts]))
 
 
 def _table_path(
@@ -238,6 +238,10 @@ def _columns(facts: list[Facts], table: Labels) -> dict[str, list[Any]]:
     if any(masks):
         columns["mask"] = masks
     return columns
+
+
+def _file_times(facts: list[Facts]) -> dict[str, int]:
+    return {f.image: f.changed_ns for f in facts}
 
 
 def _class_folders(folder: Path, images: list[str]) -> list[str | None]:
