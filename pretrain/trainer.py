@@ -127,7 +127,6 @@ class Trainer:
         self.preprocessing = self.config.preprocessing
         self.num_images = len(resolved.train)
         self.data_record = resolved.data_record
-        self.pca_paths = [resolved.held_aside.path(i) for i in range(len(resolved.held_aside))]
         self.unreadable: set[str] = set()
         self.bad_steps = 0
 
@@ -190,7 +189,15 @@ class Trainer:
         early_steps = crops.early_steps(run.steps)
         intensity, early_positions = config.images, early_steps * run.batch_size
         stream = CropStream(
-            paths, train.column("image"), crops, channels, run.seed, train.stamps(), intensity, early_positions
+            paths,
+            train.column("image"),
+            crops,
+            channels,
+            run.seed,
+            train.stamps(),
+            intensity,
+            early_positions,
+            isolated=not train.decoded,
         )
         return load_batches(
             stream,
@@ -239,10 +246,10 @@ class Trainer:
     def _write_outputs(self, backbone: VisionTransformer, step: int, metrics: TrainingMetrics, is_best: bool) -> None:
         for name in (BACKBONE, BEST) if is_best else (BACKBONE,):
             save_backbone(self.out / name, backbone, self.preprocessing, self._metadata(step))
-        if self.pca_paths:
+        if len(self.resolved.held_aside):
             path = self.out / PCA / f"{step:08d}.png"
             try:
-                write_pca_picture(path, backbone, self.preprocessing, self.pca_paths, self.device)
+                write_pca_picture(path, backbone, self.preprocessing, self.resolved.held_aside, self.device)
             except UnreadableImage as error:
                 logger.warning(f"PCA picture of step {step} was not written: {error}")
         write_record(

@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dinomed.config import Config
+from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.pixels import read_row
 from dinomed.images.intensity import IntensityConfig, match_channels
 from dinomed.images.read import read_image
 from dinomed.isolation.images import read_image_isolated
@@ -46,6 +48,10 @@ class Preprocessing(Config):
             (height, width, channels).
         """
         return read_image(path, channels=self.channels, intensity=self.intensity)
+
+    def read_row(self, manifest: Manifest, row: int) -> np.ndarray:
+        """Read an image of a manifest like `read`; see `dinomed.datasets.pixels.read_row`."""
+        return read_row(manifest, row, channels=self.channels, intensity=self.intensity)
 
     def read_isolated(self, path: str | Path) -> np.ndarray:
         """Read an image file from outside like `read`, in a process with limits on memory and time.

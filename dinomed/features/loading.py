@@ -52,7 +52,7 @@ def load_images(
     def load(index: int) -> LoadedImage:
         try:
             check_unchanged(manifest.path(index), *stamps[index])
-            image = (preprocessing.read if manifest.decoded else preprocessing.read_isolated)(manifest.path(index))
+            image = preprocessing.read_row(manifest, index)
         except UnreadableImage as error:
             return LoadedImage(index, (0, 0), None, error)
         size = image.shape[0], image.shape[1]

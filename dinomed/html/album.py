@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.pixels import read_row
 from dinomed.html.page import figure
-from dinomed.images.read import UnreadableImage, read_image
+from dinomed.images.read import UnreadableImage
 
 MIB = 2**20
 _MARK = (220, 38, 38)
@@ -57,7 +58,7 @@ class Album:
         if self._full():
             return _missing(caption, "left out, since the page has reached its size limit")
         try:
-            image = read_image(manifest.path(row))
+            image = read_row(manifest, row)
         except UnreadableImage as error:
             return _missing(caption, error.reason)
         image = image if draw is None else draw(image)
@@ -81,7 +82,7 @@ class Album:
         tiles = []
         for place, row in enumerate(rows):
             try:
-                image = Image.fromarray(read_image(manifest.path(row)))
+                image = Image.fromarray(read_row(manifest, row))
             except UnreadableImage:
                 continue
             tile = ImageOps.fit(image, (side, side), Image.Resampling.BOX if min(image.size) > 4 * side else 3)

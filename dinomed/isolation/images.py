@@ -14,14 +14,19 @@ from dinomed.isolation.pool import shared_pool
 
 
 def read_image_isolated(
-    path: str | Path, *, channels: int = 3, intensity: IntensityConfig = PLAIN, max_pixels: int = MAX_PIXELS
+    path: str | Path,
+    *,
+    channels: int = 3,
+    intensity: IntensityConfig = PLAIN,
+    max_pixels: int = MAX_PIXELS,
+    at_least: int | None = None,
 ) -> np.ndarray:
     """Read like `dinomed.images.read.read_image`, in a decoding process with limits on memory and time.
 
     Raises:
         UnreadableImage: as `read_image`, or the file exceeds a limit.
     """
-    return _read("read_pixels", path, channels, intensity, max_pixels)
+    return _run("read_pixels", path, channels, intensity.model_dump(mode="json"), max_pixels, at_least)
 
 
 def read_shown_isolated(path: str | Path, channels: int, intensity: IntensityConfig, max_pixels: int) -> np.ndarray:
@@ -30,7 +35,7 @@ def read_shown_isolated(path: str | Path, channels: int, intensity: IntensityCon
     Raises:
         UnreadableImage: as `read_shown`, or the file exceeds a limit.
     """
-    return _read("shown_pixels", path, channels, intensity, max_pixels)
+    return _run("shown_pixels", path, channels, intensity.model_dump(mode="json"), max_pixels)
 
 
 def read_pixel_spacing_isolated(path: str | Path) -> tuple[float, float] | None:
@@ -43,10 +48,6 @@ def read_pixel_spacing_isolated(path: str | Path) -> tuple[float, float] | None:
     return (float(spacing[0]), float(spacing[1])) if len(spacing) else None
 
 
-def _read(name: str, path: str | Path, channels: int, intensity: IntensityConfig, max_pixels: int) -> np.ndarray:
-    return _run(name, path, channels, intensity.model_dump(mode="json"), max_pixels)
-
-
 def _run(name: str, path: str | Path, *arguments: Any) -> np.ndarray:
     """Call a function of this module in a decoding process, whose current folder may be another one."""
     answer = shared_pool().run(f"{__name__}:{name}", [[os.path.abspath(path), *arguments]])[0]
@@ -56,10 +57,12 @@ def _run(name: str, path: str | Path, *arguments: Any) -> np.ndarray:
     return answer[1]
 
 
-def read_pixels(path: str, channels: int, intensity: dict[str, Any], max_pixels: int) -> tuple[None, np.ndarray]:
+def read_pixels(
+    path: str, channels: int, intensity: dict[str, Any], max_pixels: int, at_least: int | None
+) -> tuple[None, np.ndarray]:
     """Read an image; for the decoding process."""
     config = IntensityConfig(**intensity)
-    return None, read_image(path, channels=channels, intensity=config, max_pixels=max_pixels)
+    return None, read_image(path, channels=channels, intensity=config, max_pixels=max_pixels, at_least=at_least)
 
 
 def shown_pixels(path: str, channels: int, intensity: dict[str, Any], max_pixels: int) -> tuple[None, np.ndarray]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.prefetch import prefetch
+from dinomed.isolation.images import read_image_isolated
 from dinomed.pretrain.curation.deduplication.hashes import THUMBNAIL_COLUMN, VIEWS_COLUMN, phash_views, thumbnail
 from dinomed.pretrain.curation.descriptors.descriptor import Descriptor
 from dinomed.pretrain.curation.filters.quality import MEASURES, measure_quality
@@ -25,6 +26,9 @@ _VECTOR = pa.list_(pa.float32())
 class ImagePass:
     """Work of the stage: paths to a table with one row per image.
 
+    With `isolated`, images are decoded in processes with limits (`dinomed.isolation`), as files that no scan has
+    decoded.
+
     Columns:
         problem: the reason why the image cannot be read, else null. The other columns are then 0, `vector` is null.
         the fields of `Quality`: if `quality`.
@@ -36,6 +40,7 @@ class ImagePass:
     quality: bool = True
     descriptor: Descriptor | None = None
     workers: int | None = None
+    isolated: bool = False
 
     def __call__(self, paths: Sequence[str]) -> pa.Table:
         rows = [row for batch in prefetch(self._measure, batches(paths), self.workers, ahead=2) for row in batch]
@@ -50,11 +55,12 @@ class ImagePass:
 
     def _measure(self, batch: list[str]) -> list[dict[str, Any]]:
         """Return the values of each image of a batch; those of an unreadable one lack all but `problem`."""
+        read = read_image_isolated if self.isolated else read_image
         rows: list[dict[str, Any]] = []
         readable, images = [], []
         for path in batch:
             try:
-                image = read_image(path)
+                image = read(path)
             except UnreadableImage as error:
                 rows.append({"problem": error.reason})
                 continue

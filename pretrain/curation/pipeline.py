@@ -101,7 +101,8 @@ def _read_images(context: CurationContext, decisions: Decisions) -> tuple[pa.Tab
         A table with one row per image of the pool (rows of dropped images are arbitrary), and one with a row per
         excluded image (None if there are none).
     """
-    pool, work = context.pool, ImagePass(workers=context.workers)
+    pool = context.pool
+    work = ImagePass(workers=context.workers, isolated=not pool.manifest.decoded)
     rows = np.flatnonzero(decisions.kept)
     if not decisions.kept[: pool.pool_size].any():
         raise UsageError("the rules leave no image of the pool; loosen rules.allow or rules.deny")
@@ -116,6 +117,7 @@ def _read_images(context: CurationContext, decisions: Decisions) -> tuple[pa.Tab
         raise DinomedError(f"none of {len(rows)} images can be read ({images['problem'][int(rows[0])].as_py()})")
     if pool.references is None:
         return images, None
+    work = ImagePass(workers=context.workers, isolated=not pool.references.decoded)
     reference_images = context.map_images(
         "images", VERSION, pool.references, np.arange(len(pool.references)), work, prefix="excluded-",
         description="reading excluded images",

@@ -157,7 +157,7 @@ def _rebased(manifest: Manifest, root: Path) -> Manifest:
         if name in table.column_names:
             values = [None if value is None else prefix + value for value in table[name].to_pylist()]
             table = table.set_column(table.column_names.index(name), name, _text(values))
-    return Manifest(table, root)
+    return Manifest(table, root, decoded=manifest.decoded)
 
 
 def _joined(parts: Sequence[Manifest]) -> Manifest:
@@ -171,7 +171,8 @@ def _joined(parts: Sequence[Manifest]) -> Manifest:
         tables.append(table)
     table = pa.concat_tables(tables, promote_options="default").combine_chunks()
     partial = [name for name in TYPES if name in table.column_names and table[name].null_count]
-    return Manifest(table.drop_columns(partial), parts[0].root)
+    decoded = all(part.decoded for part in parts)
+    return Manifest(table.drop_columns(partial), parts[0].root, decoded=decoded)
 
 
 def _text(values: Sequence[str | None]) -> pa.Array:

@@ -17,6 +17,7 @@ from dinomed.distributed import rank, world_size
 from dinomed.errors import DinomedError, first_line
 from dinomed.images.read import PLAIN, IntensityConfig, UnreadableImage, read_image
 from dinomed.images.unchanged import check_unchanged
+from dinomed.isolation.images import read_image_isolated
 from dinomed.pretrain.data.crops import CropConfig, MultiCrop
 from dinomed.pretrain.data.masking import MaskConfig, sample_masks
 
@@ -80,6 +81,7 @@ class CropStream(Dataset[Sample]):
         names: of the images, for messages.
         stamps: of the manifest (`Manifest.stamps`); a file that has changed since the scan is skipped.
         early_positions: number of first positions whose crops have the sizes of `crops.early`.
+        isolated: decode in processes with limits (`dinomed.isolation`): for files that no scan has decoded.
     """
 
     def __init__(
@@ -92,9 +94,11 @@ class CropStream(Dataset[Sample]):
         stamps: list[tuple[int, str, int | None]] | None = None,
         intensity: IntensityConfig = PLAIN,
         early_positions: int = 0,
+        isolated: bool = False,
     ) -> None:
         self.paths, self.names, self.stamps = paths, names, stamps
         self.seed, self.channels, self.intensity = seed, channels, intensity
+        self.read_image = read_image_isolated if isolated else read_image
         self.multi_crop, self.early_multi_crop = MultiCrop(crops), MultiCrop(crops.early_crops())
         self.early_positions = early_positions
         self._epoch, self._order = -1, np.empty(0, int)
@@ -128,7 +132,7 @@ class CropStream(Dataset[Sample]):
         if self.stamps is not None:
             check_unchanged(path, *self.stamps[index])
         min_area = crops.smallest_area() if crops.reduced_decoding else None
-        return read_image(path, channels=self.channels, intensity=self.intensity, at_least=min_area)
+        return self.read_image(path, channels=self.channels, intensity=self.intensity, at_least=min_area)
 
 
 class Collate:

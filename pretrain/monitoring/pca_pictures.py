@@ -1,6 +1,5 @@
 """PCA pictures of a run: held-aside images and the principal components of their patch features."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from PIL import Image
 
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
+from dinomed.datasets.manifest import Manifest
 from dinomed.features.projection import pca_colours
 from dinomed.io.files import replacing
 
@@ -18,7 +18,7 @@ _MIN_GRID = 24  # patches per side; the 6 patches of a small global view are too
 
 @torch.no_grad()
 def write_pca_picture(
-    path: Path, backbone: VisionTransformer, preprocessing: Preprocessing, images: Sequence[Path], device: torch.device
+    path: Path, backbone: VisionTransformer, preprocessing: Preprocessing, images: Manifest, device: torch.device
 ) -> None:
     """Write a PNG: the images in the upper row, the joint PCA of their patch features in the lower row.
 
@@ -28,7 +28,7 @@ def write_pca_picture(
     Raises:
         UnreadableImage: an image cannot be read.
     """
-    pixels = [preprocessing.read(image) for image in images]
+    pixels = [preprocessing.read_row(images, row) for row in range(len(images))]
     side = max(preprocessing.image_size, _MIN_GRID * backbone.config.patch_size)
     resize = preprocessing.model_copy(update={"image_size": side})
     batch = resize.stack(pixels).to(device)

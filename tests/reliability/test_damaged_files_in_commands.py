@@ -1,5 +1,7 @@
 """One damaged file does not end a job: each command works on the other files and names the damaged one."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,3 +148,35 @@ def test_a_root_that_is_no_text_and_a_huge_number_are_one_line(tmp_path: Path, l
     for digits in ("9" * 100_000, "0x" + "f" * 100_000):
         with pytest.raises(UsageError, match="line 1: a number of 10"):
             parse_yaml(f"a: {digits}", "x.yaml")
+
+
+def test_search_names_the_damaged_files(
+    folder: Path, user_folder: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
+    printed = run("search", folder, "--index", user_folder / "idx", "-o", tmp_path / "out", "--quiet")
+    assert "error: 5 images could not be used" in printed
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {row["image"] for row in report["unreadable"]} == {
+        f"{n}.dcm" for n in ("mode", "rows", "slope", "frames", "cut")
+    }
+    assert [query["image"] for query in report["queries"]] == [f"{index}.png" for index in range(8)]
+
+
+def test_audit_compares_the_other_files(folder: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+    (tmp_path / "test").mkdir()
+    for name in ("3.png", "slope.dcm", "mode.dcm"):
+        shutil.copy(folder / name, tmp_path / "test")
+    Image.new("RGB", (96, 72), (9, 99, 9)).save(tmp_path / "test" / "new.png")
+    printed = run("audit", folder, tmp_path / "test", "--json", "-o", tmp_path / "page.html", "--quiet")
+    report = json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
+    exact = {pair["test"] for pair in report["pairs"] if pair["kind"] == "exact"}
+    assert exact == {"3.png", "slope.dcm"}  # a file that cannot be decoded is compared by its bytes
+    assert (tmp_path / "page.html").is_file()
+
+
+def test_curate_removes_the_damaged_files(folder: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+    out = tmp_path / "c.parquet"
+    run("curate", "--pool", folder, "-o", out, "--set", "quality.min_short_side_px=32", "--quiet")
+    reasons = pq.read_table(out).select(["image", "reason"]).to_pylist()
+    assert {row["image"] for row in reasons if row["reason"] == "unreadable"} == {"slope.dcm", "cut.dcm"}
+    assert {row["image"] for row in reasons} == {f"{index}.png" for index in range(8)} | {"slope.dcm", "cut.dcm"}

@@ -47,10 +47,11 @@ def hash_images(
         description: of the progress bar.
     """
     fingerprint = "" if descriptor is None else descriptor.fingerprint
+    work = ImagePass(quality=False, descriptor=descriptor, workers=workers, isolated=not manifest.decoded)
     runner = StageRunner(folder=cache, shard_size=_SHARD)
     table = runner.map_images(
         stage_key("images", VERSION, fingerprint, manifest.fingerprint)[:16], [VERSION, fingerprint], manifest,
-        np.arange(len(manifest)), ImagePass(quality=False, descriptor=descriptor, workers=workers),
+        np.arange(len(manifest)), work,
         description=description,
     )  # fmt: skip
     problems = table["problem"].to_pylist()

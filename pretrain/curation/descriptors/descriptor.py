@@ -23,9 +23,10 @@ from safetensors.numpy import save_file
 
 from dinomed.config import build_config
 from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.pixels import read_row
 from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.features.neighbors import normalised
-from dinomed.images.read import UnreadableImage, read_image
+from dinomed.images.read import UnreadableImage
 from dinomed.io.files import replacing
 from dinomed.io.prefetch import prefetch
 from dinomed.pretrain.curation.descriptors.config import MIN_FIT_IMAGES, DescriptorConfig
@@ -69,14 +70,14 @@ def fit_descriptor(
     source = build_source(config.source, device)
     if config.fit == "none":
         return Descriptor(config, source, None)
-    paths = [manifest.path(i) for manifest in manifests for i in range(len(manifest))]
+    images = [(manifest, row) for manifest in manifests for row in range(len(manifest))]
     rng = np.random.default_rng(config.seed)
-    chosen = sorted(rng.choice(len(paths), min(config.fit_images, len(paths)), replace=False).tolist())
+    chosen = sorted(rng.choice(len(images), min(config.fit_images, len(images)), replace=False).tolist())
     kinds = KINDS if config.fit == "copies" else ()
 
     def read(index: int) -> np.ndarray | None:
         try:
-            image = read_image(paths[index])
+            image = read_row(*images[index])
         except UnreadableImage:
             return None
         streams = [np.random.default_rng([config.seed, index, n]) for n in range(len(kinds))]
