@@ -10,7 +10,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from dinomed.apps import cli
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
-from dinomed.images.read import IntensityConfig, read_image
+from dinomed.images.read import IntensityConfig
+from dinomed.isolation.images import read_image_isolated
 from dinomed.pretrain.data import stream as data
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,10 +66,10 @@ def test_a_run_and_its_backbone_read_slices_with_the_window(
     seen: list[np.ndarray] = []
 
     def read(*arguments: object, **options: object) -> np.ndarray:
-        seen.append(read_image(*arguments, **options))  # type: ignore[arg-type]
+        seen.append(read_image_isolated(*arguments, **options))  # type: ignore[arg-type]
         return seen[-1]
 
-    monkeypatch.setattr(data, "read_image", read)
+    monkeypatch.setattr(data, "read_image_isolated", read)
     assert _run(*words) == 0
     captured = capsys.readouterr()
     assert "Planted" not in captured.out + captured.err
