@@ -96,6 +96,8 @@ class Adapter(nn.Module):
     are set."""
     uses_images: bool = False
     """Whether `forward` reads the preprocessed images as well; a head may set it by its config."""
+    chooses: ClassVar[bool] = False
+    """Whether this is only the name of a choice among other heads (`dinomed.adapters.heads.auto`)."""
     fit_defaults: ClassVar[dict[str, Any]] = {}
     """Settings of `fit` that this head replaces where the user gives none."""
 

@@ -64,6 +64,7 @@ def build_card(record: AdapterRecord) -> str:
         "Settings, the temperature and thresholds were chosen on these images: metrics on other images are lower. "
         "`dinomed evaluate` reports intervals, subgroups and cases on a test split.",
         _table(("metric", "value"), [(name, format_value(value)) for name, value in metrics]),
+        *_tried(record),
         "## Limits",
         _limits(record),
     ]
@@ -130,6 +131,21 @@ def _classes(record: AdapterRecord) -> list[str]:
         return []
     unit = "groups" if record.usage.get("unit") == "group" else "images"
     return [_table(("class", f"{unit} in train"), [(name, format_value(count)) for name, count in counts.items()])]
+
+
+def _tried(record: AdapterRecord) -> list[str]:
+    """Return the section of the heads among which ``--head auto`` chose."""
+    tried = record.training.get("tried")
+    if not tried:
+        return []
+    metric = next(name for name in tried[0] if name not in ("head", "seconds", "kept"))
+    rows = [(row["head"], format_value(row[metric]), "kept" if row["kept"] else "") for row in tried]
+    return [
+        "## Heads that were compared",
+        f"Each was fitted on train; the one with the best {metric} on val was kept. As the best of {len(rows)} values, "
+        "it is higher than on other images.",
+        _table(("head", f"{metric} on val", ""), rows),
+    ]
 
 
 def _limits(record: AdapterRecord) -> str:

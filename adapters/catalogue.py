@@ -20,20 +20,22 @@ class HeadEntry:
 
 BUILT_IN: tuple[HeadEntry, ...] = (
     HeadEntry("classify", "linear", "linear", "one linear layer on pooled tokens", "DINOv2, section 7.1"),
-    HeadEntry("classify", "knn", "knn", "k nearest training images vote; k chosen on val", "DINO, section 4.1"),
+    HeadEntry("classify", "knn", "solved.knn", "k nearest training images vote; k chosen on val", "DINO, section 4.1"),
     HeadEntry(
         "classify",
         "logistic",
-        "logistic",
+        "solved.logistic",
         "logistic regression with an L2 penalty; C chosen on val",
         "DINOv2, B.3",
     ),
     HeadEntry(
-        "classify", "grid", "grid", "the paper's 52 linear heads at once; the best on val is kept", "DINOv2, B.3"
+        "classify", "grid", "solved.grid", "the paper's 52 linear heads at once; the best on val is kept", "DINOv2, B.3"
     ),
     HeadEntry("classify", "attentive", "attentive", "a learned query pools the patch tokens", "CoCa, section 3.2"),
+    HeadEntry("classify", "auto", "auto", "tries heads and read-outs; the best on val is kept", "DINOv2, B.3"),
     HeadEntry("segment", "linear", "linear", "BatchNorm and a 1x1 convolution on patch tokens", "DINOv2, section 7.4"),
     HeadEntry("segment", "multiscale", "linear", "linear on 4 blocks, larger, mirrored, scaled", "DINOv2, section 7.4"),
+    HeadEntry("segment", "auto", "auto", "tries blocks of the linear head; the best on val is kept", "DINOv2, B.3"),
     HeadEntry(
         "segment",
         "dpt",

@@ -1,17 +1,41 @@
-"""Training of a head of any task: a manifest and a frozen backbone to a bundle."""
+"""Training of a head of any task: a manifest and a frozen backbone to a bundle; and the choice among several heads."""
 
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
 import torch
 
-from dinomed.adapters.bundle import open_output, save_bundle
+from dinomed.adapters.bundle import CONFIG_FILE, open_output, save_bundle
 from dinomed.adapters.fitting.build import at_image_size
-from dinomed.adapters.fitting.config import TrainConfig
-from dinomed.adapters.fitting.head_fit import FitResult, training_record
+from dinomed.adapters.fitting.config import TrainConfig, adapter_class
+from dinomed.adapters.fitting.head_fit import FitOutcome, FitResult, HeadFit, training_record
+from dinomed.adapters.fitting.loop import LOG_FILE, BestEpoch
 from dinomed.adapters.task import find_task
 from dinomed.adapters.training_images import hash_training_images
 from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.config import to_yaml
 from dinomed.datasets.manifest import Manifest
+from dinomed.features.extract import resolve_blocks
+from dinomed.io.files import write_text
+from dinomed.log import logger
+
+CANDIDATE_FOLDER = "candidate"
+
+
+@dataclass(frozen=True)
+class FinishedFit:
+    """A fit after its last step."""
+
+    fit: HeadFit
+    best: BestEpoch
+    outcome: FitOutcome
 
 
 def fit_head(
@@ -26,7 +50,8 @@ def fit_head(
     """Fit a head on the split train, choose on val, and write a bundle. `HeadFit` describes the steps.
 
     The epoch with the best score on val is kept. Classifiers and depth estimators are scored by the loss, segmenters by
-    the Dice; k, C or the head of a grid is chosen by the macro AUROC.
+    the Dice; k, C or the head of a grid is chosen by the macro AUROC. The head ``auto`` is the best of several heads
+    (`choose_head`).
 
     Args:
         backbone: the frozen backbone.
@@ -41,19 +66,82 @@ def fit_head(
             use.
         DinomedError: an image, a mask or a depth map is damaged.
     """
-    fit = find_task(config.task).head_fit(config)
-    fit.splits = fit.select_rows(manifest)
-    fit.backbone = at_image_size(backbone, fit.image_size(backbone))
+    task, tried = find_task(config.task), list[dict[str, Any]]()
+    chooses = adapter_class(config.task, config.head.name).chooses
+    candidates = task.candidates(config, backbone) if chooses else {config.head.name: config}
+    first = task.head_fit(next(iter(candidates.values())))
+    first.splits = first.select_rows(manifest)
     with open_output(out, config, overwrite=overwrite) as output:
-        fit.adapter = fit.build()
-        fit.features = fit.open_features(cache)
-        best = fit.train(output.stage)
-        with torch.no_grad():
-            outcome = fit.finish(best)
+        if chooses:
+            done, tried = choose_head(first, candidates, backbone, cache, output.stage)
+            write_text(output.stage / CONFIG_FILE, to_yaml(done.fit.config))
+        else:
+            first.backbone = at_image_size(backbone, first.image_size(backbone))
+            done = run_fit(first, cache, output.stage)
+        fit, outcome = done.fit, done.outcome
+        training = training_record(fit.config, fit.splits, done.best, fit.backbone) | outcome.training
         save_bundle(
             output, fit.adapter, fit.backbone, classes=outcome.classes, threshold=outcome.threshold,
             seen=hash_training_images((fit.splits.train, fit.splits.val)), usage=outcome.usage,
             validation=outcome.validation, tuned=fit.features.tuned(),
-            training=training_record(config, fit.splits, best, fit.backbone) | outcome.training,
+            training=training | ({"tried": tried} if tried else {}),
         )  # fmt: skip
-    return FitResult(output.folder, best.epoch, outcome.validation, outcome.threshold, outcome.chosen)
+    return FitResult(output.folder, done.best.epoch, outcome.validation, outcome.threshold, outcome.chosen, tried)
+
+
+def run_fit(fit: HeadFit, cache: str | Path, folder: Path) -> FinishedFit:
+    """Run the steps of a fit after the selection of its rows and its image size; state and log go to `folder`."""
+    fit.adapter = fit.build()
+    fit.features = fit.open_features(cache)
+    best = fit.train(folder)
+    with torch.no_grad():
+        return FinishedFit(fit, best, fit.finish(best))
+
+
+def choose_head(
+    prepared: HeadFit, candidates: Mapping[str, TrainConfig], backbone: FrozenBackbone, cache: str | Path, stage: Path
+) -> tuple[FinishedFit, list[dict[str, Any]]]:
+    """Fit each candidate on train and return the one with the best metric on val, the first of equal ones.
+
+    Candidates of the same image size share the features of their blocks, which are extracted once.
+
+    Args:
+        prepared: a fit whose rows are selected; all candidates use them.
+        candidates: settings by title.
+        backbone: the frozen backbone.
+        cache: folder of cached features.
+        stage: folder in which each candidate has a folder for its state; the log of the kept one is moved to it.
+
+    Returns:
+        The kept fit, and a row for each candidate: ``head``, its metric on val, ``seconds`` and ``kept``.
+    """
+    fits = {title: copy(prepared) for title in candidates}
+    blocks: dict[Any, set[int]] = defaultdict(set)
+    sharing: dict[str, Any] = {}  # title -> what candidates have in common that read the same pass
+    for title, config in candidates.items():
+        fit, kind = fits[title], adapter_class(config.task, config.head.name)
+        fit.config = config
+        fit.backbone = at_image_size(backbone, fit.image_size(backbone))
+        sharing[title] = kind.uses_patches, fit.backbone.preprocessing.image_size
+        head = kind.resolve_config(config.head, backbone)
+        blocks[sharing[title]].update(resolve_blocks(head.blocks, backbone.depth))
+    best: tuple[float, str, FinishedFit] | None = None
+    rows: list[dict[str, Any]] = []
+    for title, fit in fits.items():
+        fit.shared_blocks = tuple(sorted(blocks[sharing[title]]))
+        folder, began = stage / CANDIDATE_FOLDER, monotonic()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        done = run_fit(fit, cache, folder)
+        metric, value = fit.score(done.outcome)
+        rows.append({"head": title, metric: value, "seconds": round(monotonic() - began, 1), "kept": False})
+        logger.info(f"{title}: {metric} {value:.4f} on val")
+        rank = float("-inf") if isnan(value) else value
+        if best is None or rank > best[0]:
+            best = rank, title, done
+            (stage / LOG_FILE).unlink(missing_ok=True)
+            if (folder / LOG_FILE).exists():
+                (folder / LOG_FILE).rename(stage / LOG_FILE)
+    assert best is not None
+    _, kept, done = best
+    return done, [{**row, "kept": row["head"] == kept} for row in rows]

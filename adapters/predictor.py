@@ -107,6 +107,11 @@ class Predictor(ABC):
         """Return the outputs for preprocessed images (B, channels, H, W), as the reference for an exported model."""
 
     @property
+    def export_refusal(self) -> str:
+        """Reason why one graph on one image cannot compute the predictions; empty if it can."""
+        return ""
+
+    @property
     def shares_pass(self) -> bool:
         """Whether one backbone pass over the resized image suffices, which other consumers can share."""
         return True
@@ -114,7 +119,7 @@ class Predictor(ABC):
     @torch.inference_mode()
     def output_of_image(self, image: np.ndarray) -> Any:
         """Return the output for an image (H, W, channels), from backbone passes of its own."""
-        features = self._features(self.backbone.preprocessing(image)[None])
+        features = self._features(self.preprocessing(image)[None])
         return self.outputs_of_features(features, [image.shape[:2]])[0]
 
     @torch.inference_mode()

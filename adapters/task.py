@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dinomed.adapters.predictor import Predictor
     from dinomed.adapters.record import AdapterRecord
     from dinomed.adapters.writer import PredictionWriter
+    from dinomed.backbones.frozen import FrozenBackbone
     from dinomed.datasets.manifest import Manifest
 
 GROUP = "dinomed.tasks"
@@ -71,6 +72,10 @@ class Task(ABC):
     @abstractmethod
     def head_fit(self) -> "type[HeadFit]":
         """The steps of a fit, which `dinomed.adapters.fit.fit_head` calls."""
+
+    def candidates(self, config: Any, backbone: "FrozenBackbone") -> "dict[str, TrainConfig]":
+        """Return the settings of the heads among which ``--head auto`` chooses, by their titles, the simplest first."""
+        raise UsageError(f"a {self.title} has no choice of heads; give the name of one")
 
     @abstractmethod
     def usable_rows(self, record: "AdapterRecord", manifest: "Manifest") -> "Manifest":

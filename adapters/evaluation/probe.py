@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.fitting.data import class_indices, fit_splits, labelled, select_split, train_classes, widen
-from dinomed.adapters.heads.logistic import fit_logistic
+from dinomed.adapters.heads.solved.logistic import fit_logistic
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError

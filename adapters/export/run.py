@@ -20,6 +20,7 @@ from dinomed.packages import installed_version
 
 FORMATS = ("onnx", "safetensors", "timm", "transformers", "monai")
 BACKBONE_FORMATS = ("timm", "transformers")
+GRAPH_FORMATS = ("onnx", "monai")
 REPORT_FILE = "export.json"
 
 
@@ -60,6 +61,11 @@ def export(
         source = ExportSource(source.backbone)  # the tuned backbone exists only in the adapter
     if source.predictor is not None and kind in BACKBONE_FORMATS:
         raise UsageError(f"`format={kind}` holds only a backbone; give the backbone on which the adapter was trained")
+    if source.predictor is not None and kind in GRAPH_FORMATS and (reason := source.predictor.export_refusal):
+        raise UsageError(
+            f"`format={kind}` holds one pass over one image, but this is another adapter: {reason}; use "
+            "`format=safetensors`, or train a head of one pass"
+        )
     if dynamic_size and kind != "onnx":
         raise UsageError("`dynamic_size` is for `format=onnx`")
     out = Path(out)

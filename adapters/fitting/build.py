@@ -1,17 +1,24 @@
 """Inputs of a fit: the backbone at the right image size, a new head, and the features of each split."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from dinomed.adapters.adapter import Adapter
+from dinomed.adapters.adapter import Adapter, FeatureSpec
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
 from dinomed.backbones.frozen import FrozenBackbone, check_image_size
+from dinomed.datasets.manifest import Manifest
 from dinomed.features.cache import FeatureCache
 from dinomed.features.compute import Features
-from dinomed.features.extract import extract
+from dinomed.features.extract import extract, resolve_blocks
+
+MAX_SCALED = 4096
+"""Largest size of a scaled image, px; the attention maps of a larger square take gigabytes."""
 
 
 def build_adapter(config: TrainConfig, backbone: FrozenBackbone, num_classes: int, *, width: int = 1) -> Adapter:
@@ -27,15 +34,54 @@ def build_adapter(config: TrainConfig, backbone: FrozenBackbone, num_classes: in
         return cls(head, backbone.embed_dim * width, num_classes)
 
 
+class PickedBlocks(FeatureCache):
+    """The features of some of the blocks of a feature cache, in the order of `blocks` (counted from 0)."""
+
+    def __init__(self, cache: FeatureCache, blocks: Sequence[int]) -> None:
+        super().__init__(cache.folder, cache.key)
+        self.cache, self.places = cache, [cache.key.blocks.index(block) for block in blocks]
+
+    @cached_property
+    def cls(self) -> np.ndarray:
+        return self._pick(self.cache.cls)
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        return self._pick(self.cache.mean)
+
+    def patches(self, indices: Sequence[int]) -> np.ndarray:
+        return self._pick(self.cache.patches(indices))
+
+    def _pick(self, features: np.ndarray) -> np.ndarray:
+        """Return (N, picked blocks * C, ...) of features (N, blocks * C, ...)."""
+        blocks = features.reshape(len(features), len(self.key.blocks), -1, *features.shape[2:])
+        return blocks[:, self.places].reshape(len(features), -1, *features.shape[2:])
+
+
+def extract_blocks(
+    backbone: FrozenBackbone, manifest: Manifest, spec: FeatureSpec, shared: Sequence[int], **options: Any
+) -> FeatureCache:
+    """Compute or load the features that a head reads.
+
+    Args:
+        shared: blocks that are extracted together, because other heads read them too; empty for those of `spec`.
+        options: further arguments of `dinomed.features.extract.extract`.
+    """
+    if not shared:
+        return extract(backbone, manifest, blocks=spec.blocks, patches=spec.patches, **options)
+    cache = extract(backbone, manifest, blocks=shared, patches=spec.patches, **options)
+    return PickedBlocks(cache, resolve_blocks(spec.blocks, backbone.depth))
+
+
 def extract_splits(
-    backbone: FrozenBackbone, splits: Splits, adapter: Adapter, cache: str | Path
+    backbone: FrozenBackbone, splits: Splits, adapter: Adapter, cache: str | Path, shared: Sequence[int] = ()
 ) -> tuple[FeatureCache, FeatureCache]:
-    """Compute or load the features of train and of val; each split has its own entry in the feature cache."""
-    spec = adapter.feature_spec
+    """Compute or load the features of train and of val; each split has its own entry in the feature cache.
+
+    `shared` are the blocks of `extract_blocks`.
+    """
     train, val = (
-        extract(
-            backbone, part, cache=cache, blocks=spec.blocks, patches=spec.patches, description=f"features of {name}"
-        )
+        extract_blocks(backbone, part, adapter.feature_spec, shared, cache=cache, description=f"features of {name}")
         for name, part in (("train", splits.train), ("val", splits.val))
     )
     return train, val
@@ -48,6 +94,12 @@ def at_image_size(backbone: FrozenBackbone, image_size: int) -> FrozenBackbone:
     check_image_size(image_size, backbone.patch_size)
     preprocessing = backbone.preprocessing.model_copy(update={"image_size": image_size})
     return FrozenBackbone(backbone.vit, preprocessing, backbone.name, backbone.source, backbone.metadata)
+
+
+def scaled_size(backbone: FrozenBackbone, scale: float) -> int:
+    """Return the image size times `scale`, in whole patches, px; at most `MAX_SCALED`."""
+    patch = backbone.patch_size
+    return min(max(round(backbone.preprocessing.image_size * scale / patch), 1) * patch, MAX_SCALED // patch * patch)
 
 
 def default_image_size(backbone: FrozenBackbone, grid: int) -> int:

@@ -131,7 +131,10 @@ class TrainConfig(Config):
         head = data.get("head")
         name = head.get("name", "linear") if isinstance(head, dict) else getattr(head, "name", "linear")
         try:
-            head_fit = adapter_class(cls.task, str(name)).fit_defaults
+            head_class = adapter_class(cls.task, str(name))
+            if head_class.chooses:
+                return data  # each candidate fills its own
+            head_fit = head_class.fit_defaults
             augment, tune = (
                 kind.model_validate(data.get(name, {}))
                 for kind, name in ((AugmentConfig, "augment"), (BackboneTuneConfig, "tune"))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.fitting.augment import Augment, AugmentConfig
-from dinomed.adapters.fitting.build import extract_splits, gather
+from dinomed.adapters.fitting.build import extract_blocks, extract_splits, gather
 from dinomed.adapters.fitting.config import FitConfig, TrainConfig
 from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.image_batches import ImageBatches, TargetLookup
@@ -133,11 +133,12 @@ class CopiesFeatureSource(FeatureSource):
     Args:
         copies: number of augmented copies of each image beside the image itself; 0 for none.
         augmentation: settings of the copies.
+        shared: blocks of `extract_blocks`.
     """
 
     def __init__(
         self, backbone: FrozenBackbone, splits: Splits, adapter: Adapter, config: TrainConfig, cache: str | Path,
-        targets: TargetLookup, copies: int, augmentation: AugmentConfig,
+        targets: TargetLookup, copies: int, augmentation: AugmentConfig, shared: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self.backbone, self.spec, self.seed = backbone, adapter.feature_spec, config.seed
         self.count, self.copies, self.targets = len(splits.train), copies + 1, targets
@@ -152,7 +153,7 @@ class CopiesFeatureSource(FeatureSource):
             pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
             return torch.from_numpy(augment(pixels, None, config.seed, copy, row)[0]).permute(2, 0, 1)
 
-        kinds: dict[str, Any] = {"blocks": self.spec.blocks, "patches": self.spec.patches, "cache": cache}
+        read = partial(extract_blocks, backbone, spec=self.spec, shared=shared, cache=cache)
         if copies:
             every = splits.train.take([row for _ in range(self.copies) for row in range(count)])
             changed: dict[str, Any] = {
@@ -160,11 +161,11 @@ class CopiesFeatureSource(FeatureSource):
                 "transform_key": to_json([augmentation.model_dump(), config.seed, count]),
             }
             title = f"features of train and of {copies} augmented copies"
-            self.cache = extract(backbone, every, description=title, **kinds, **changed)
+            self.cache = read(every, description=title, **changed)
         else:
-            self.cache = extract(backbone, splits.train, description="features of train", **kinds)
+            self.cache = read(splits.train, description="features of train")
         self.cls, self.mean = self.cache.cls[:count], self.cache.mean[:count]
-        self.val_cache = extract(backbone, splits.val, description="features of val", **kinds)
+        self.val_cache = read(splits.val, description="features of val")
         self.images = ImageBatches(splits.train, reading, targets, self.augment, config.seed)
         self.val_images = ImageBatches(splits.val, reading, lambda rows: torch.zeros(len(rows)), None, config.seed)
 
@@ -287,12 +288,14 @@ def open_feature_source(
     cache: str | Path,
     targets: TargetLookup,
     windows: RandomWindows | None = None,
+    shared: Sequence[int] = (),
 ) -> FeatureSource:
     """Build the feature source that the settings need.
 
     Args:
         targets: function from rows of train to their targets: a value, or a map (planes, side, side).
         windows: random windows with their own targets, instead of whole images.
+        shared: blocks that are extracted together where features are computed once; see `extract_blocks`.
 
     Raises:
         UsageError: settings that this backbone or device does not support.
@@ -303,8 +306,8 @@ def open_feature_source(
         return LiveFeatureSource(backbone, splits, adapter, config, cache, targets, windows)
     if copies or adapter.feature_spec.images:
         augmentation = config.augmentation(splits.train, backbone)
-        return CopiesFeatureSource(backbone, splits, adapter, config, cache, targets, copies, augmentation)
-    train, val = extract_splits(backbone, splits, adapter, cache)
+        return CopiesFeatureSource(backbone, splits, adapter, config, cache, targets, copies, augmentation, shared)
+    train, val = extract_splits(backbone, splits, adapter, cache, shared)
     gathers = (partial(gather, train, device=backbone.device), partial(gather, val, device=backbone.device))
     return CachedFeatureSource(backbone, gathers, (train.cls, train.mean), targets)
 

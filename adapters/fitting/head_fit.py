@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,7 @@ class FitResult:
         validation: metrics on val.
         threshold: of a segmenter of one class.
         chosen: settings that a solved head chose on val.
+        tried: the heads among which ``--head auto`` chose: ``head``, the metric on val, ``seconds`` and ``kept``.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class FitResult:
     validation: dict[str, Any]
     threshold: float | None = None
     chosen: dict[str, Any] = field(default_factory=dict)
+    tried: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class HeadFit(ABC):
         targets: function from rows of train to their targets.
         windows: random windows with their own targets, instead of whole images.
         digest: hash of the masks or depth maps, for the key of the fit.
+        shared_blocks: blocks whose features are extracted together, because other heads read them too.
     """
 
     description: ClassVar[str] = "training the head"
@@ -89,6 +92,7 @@ class HeadFit(ABC):
     targets: TargetLookup
     windows: RandomWindows | None = None
     digest: bytes = b""
+    shared_blocks: Sequence[int] = ()
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -109,7 +113,7 @@ class HeadFit(ABC):
     def open_features(self, cache: str | Path) -> FeatureSource:
         """Return the features of train and val."""
         return open_feature_source(
-            self.backbone, self.splits, self.adapter, self.config, cache, self.targets, self.windows
+            self.backbone, self.splits, self.adapter, self.config, cache, self.targets, self.windows, self.shared_blocks
         )
 
     def train(self, folder: Path) -> BestEpoch:
@@ -132,6 +136,10 @@ class HeadFit(ABC):
     @abstractmethod
     def validate(self) -> tuple[float, dict[str, float]]:
         """Return the score of the head on val (higher is better), and values for the log; called without gradients."""
+
+    def score(self, outcome: FitOutcome) -> tuple[str, float]:
+        """Return name and value of the metric on val by which ``--head auto`` chooses; higher is better."""
+        raise NotImplementedError
 
     @abstractmethod
     def finish(self, best: BestEpoch) -> FitOutcome:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from dinomed.adapters.adapter import Adapter
+from dinomed.adapters.fitting.build import scaled_size
 from dinomed.adapters.predictor import Predictor, Size
 from dinomed.adapters.record import AdapterRecord
 from dinomed.backbones.frozen import FrozenBackbone
@@ -25,8 +26,6 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.features.compute import Features
 from dinomed.features.finite import NotFiniteError
 from dinomed.images.intensity import match_channels
-
-MAX_SCALED = 4096  # px; the attention maps of a larger square take gigabytes
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,16 @@ class UnchangedPixels(Preprocessing):
 
     def __call__(self, image: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(match_channels(image, self.channels))).permute(2, 0, 1)
+
+
+def resize_to_square(backbone: FrozenBackbone, image: Tensor, scale: float) -> Tensor:
+    """Resize an image of `UnchangedPixels` to the backbone's square times `scale`, in whole patches, and normalise it.
+
+    Returns:
+        (1, channels, side, side).
+    """
+    square = backbone.preprocessing.model_copy(update={"image_size": scaled_size(backbone, scale)})
+    return square(image.permute(1, 2, 0).numpy())[None]
 
 
 class DensePredictor(Predictor):
@@ -140,17 +149,11 @@ class DensePredictor(Predictor):
         """Return the mean over sizes and mirror images."""
         maps: list[np.ndarray] = []
         for scale in self.views.scales:
-            pixels = self._square(image, scale) if self.views.native else image[None]
+            pixels = resize_to_square(self.backbone, image, scale) if self.views.native else image[None]
             for mirrored in (False, True) if self.views.flips else (False,):
                 logits = self.logits(pixels.flip(-1) if mirrored else pixels)
                 maps.append(self.resized(logits.flip(-1) if mirrored else logits, size))
         return np.stack(maps).mean(axis=0, dtype=np.float32)
-
-    def _square(self, image: Tensor, scale: float) -> Tensor:
-        """Resize to the adapter's square times `scale`, in whole patches, and normalise: (1, C, side, side)."""
-        preprocessing, patch = self.backbone.preprocessing, self.backbone.patch_size
-        side = min(max(round(preprocessing.image_size * scale / patch), 1) * patch, MAX_SCALED // patch * patch)
-        return preprocessing.model_copy(update={"image_size": side})(image.permute(1, 2, 0).numpy())[None]
 
     def _by_windows(self, image: Tensor, window: int) -> np.ndarray:
         """Return maps, float32 (C, H, W), from windows of `window` px, each resized to the adapter's square."""
@@ -182,7 +185,7 @@ class DensePredictor(Predictor):
 
     def _window_logits(self, part: Tensor) -> Tensor:
         """Return the logits of a window, (C, window, window), averaged over the mirror image if set."""
-        pixels = self._square(part, 1.0)
+        pixels = resize_to_square(self.backbone, part, 1.0)
         logits = self.logits(pixels)
         if self.views.flips:
             logits = (logits + self.logits(pixels.flip(-1)).flip(-1)) / 2

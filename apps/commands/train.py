@@ -125,5 +125,11 @@ def _report(result: "FitResult", as_json: bool) -> None:
     epoch = [] if chosen else [("epoch kept", result.epoch)]
     rows: list[tuple[str, object]] = [("adapter", str(result.folder)), *epoch, *chosen.items(), *threshold.items()]
     rows += [(f"{name} (val)", value) for name, value in metrics.items()]
-    note = {"note": RESEARCH_USE}
-    emit(report | note, as_json, build_table(("", ""), [*rows, *note.items()]))
+    tables = [build_table(("", ""), [*rows, ("note", RESEARCH_USE)])]
+    if result.tried:
+        metric = next(name for name in result.tried[0] if name not in ("head", "seconds", "kept"))
+        lines = [(row["head"], row[metric], row["seconds"], "kept" if row["kept"] else "") for row in result.tried]
+        tables.insert(0, build_table(("head", f"{metric} (val)", "s", ""), lines, title="Heads that were compared"))
+        report |= {"tried": result.tried}
+    for table in [None] if as_json else tables:
+        emit(report | {"note": RESEARCH_USE}, as_json, table)

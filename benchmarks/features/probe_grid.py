@@ -1,4 +1,4 @@
-"""Speed of the grid of 52 linear heads: stacked (`dinomed.adapters.heads.grid`) compared with separate heads.
+"""Speed of the grid of 52 linear heads: stacked (`dinomed.adapters.heads.solved.grid`) compared with separate heads.
 
     python benchmarks/features/probe_grid.py [--rounds 5] [--steps 100] [--images 2000] [--dim 384] [--classes 7]
         [--json]
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dinomed.adapters.heads.grid import GridConfig, Stack, _batches, build_stacks, train_stacks
+from dinomed.adapters.heads.solved.grid import GridConfig, Stack, _batches, build_stacks, train_stacks
 from dinomed.log import set_level
 
 

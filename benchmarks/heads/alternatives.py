@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 
 from dinomed.adapters.evaluation.mask_baselines import otsu_mask
 from dinomed.adapters.fitting.data import class_indices, labelled, masked, train_classes
-from dinomed.adapters.heads.logistic import fit_logistic
+from dinomed.adapters.heads.solved.logistic import fit_logistic
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.masks import shrink_mask
 from dinomed.datasets.manifest import Manifest

@@ -35,6 +35,7 @@ from dinomed.adapters.evaluation.report import summarize
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size, extract_splits
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits, fit_splits, masked
+from dinomed.adapters.heads.auto import AUTO
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
@@ -260,7 +261,7 @@ def main(words: Sequence[str] | None = None) -> None:
         manifest = hold_out(manifest, *arguments.test_where.split("=", 1))
     arguments.output.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.task, draw(manifest, arguments.images), arguments.output, arguments.options)
-    every = [entry.name for entry in BUILT_IN if entry.task == arguments.task]
+    every = [entry.name for entry in BUILT_IN if entry.task == arguments.task and entry.name != AUTO]
     heads = every if arguments.heads is None else arguments.heads
     plan = [(head, head, arguments.backbone, "none") for head in heads]
     if arguments.untrained:

@@ -50,6 +50,7 @@ from dinomed.adapters.fitting.build import at_image_size, build_adapter, default
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.feature_source import MAX_COPIES, MIN_COPIES, open_feature_source
+from dinomed.adapters.heads.auto import AUTO
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.task import find_task
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
@@ -282,7 +283,7 @@ def main(words: Sequence[str] | None = None) -> None:
     targets = manifest.column("mask" if options.task == "segment" else "label")
     usable = manifest.take([i for i, cell in enumerate(targets) if cell is not None])
     other_data = None if options.other_data is None else read_manifest(options.other_data)
-    heads = options.heads or [entry.name for entry in BUILT_IN if entry.task == options.task]
+    heads = options.heads or [entry.name for entry in BUILT_IN if entry.task == options.task and entry.name != AUTO]
     heads = [*heads, *([] if options.no_scratch else [SCRATCH[options.task]])]
     options.output.mkdir(parents=True, exist_ok=True)
     bench = Bench(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.evaluation.draws import interval_over_draws
-from dinomed.adapters.heads.solve import macro_auroc
+from dinomed.adapters.heads.solved.solve import macro_auroc
 from dinomed.apps.pages.plots import bands
 from dinomed.html.page import build_page, build_table, heading, paragraph
 from dinomed.io.files import write_text

@@ -4,6 +4,7 @@ It holds whether labels exclude each other, the temperature, the thresholds, and
 for a group of images.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -31,7 +32,8 @@ class Answer(Config):
         unit: predict an image, or a group by the features of at most `frames` of its images.
         pool: average the features of a group, or concatenate them.
         frames: largest number of images of a group.
-        width: number of images whose features the head reads together.
+        width: number of images, or of sizes of an image, whose features the head reads together.
+        scales: factors of the image size at which an image is read.
         columns: columns of the labels.
         separator: text between labels in one cell.
     """
@@ -43,6 +45,7 @@ class Answer(Config):
     pool: Literal["mean", "concat"] = "mean"
     frames: int = Field(FRAMES, ge=1)
     width: int = Field(1, ge=1)
+    scales: tuple[float, ...] = (1.0,)
     columns: tuple[str, ...] = ("label",)
     separator: str | None = None
 
@@ -53,13 +56,22 @@ class Answer(Config):
 
     def alone(self, features: Features, blocks: int) -> Features:
         """Return the features of images as groups of one image: for concatenation each image fills every place."""
-        if self.width == 1:
+        if self.unit == "image" or self.width == 1:
             return features
 
         def repeat(x: Tensor) -> Tensor:
             return x.unflatten(1, (blocks, -1)).repeat(1, 1, self.width).flatten(1)
 
         return Features(repeat(features.cls), repeat(features.mean))
+
+
+def join_sizes(parts: Sequence[Features], blocks: int) -> Features:
+    """Concatenate the pooled features of several sizes of the same images: each block then holds those of all sizes."""
+
+    def join(tokens: Sequence[Tensor]) -> Tensor:
+        return torch.cat([x.unflatten(1, (blocks, -1)) for x in tokens], dim=2).flatten(1)
+
+    return Features(join([part.cls for part in parts]), join([part.mean for part in parts]))
 
 
 def answer_from(record: AdapterRecord) -> Answer:

@@ -7,7 +7,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from dinomed.adapters.adapter import HeadConfig
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.heads.linear import LinearClassifierConfig
-from dinomed.adapters.heads.solve import SolvedClassifier
+from dinomed.adapters.heads.solved.solve import SolvedClassifier
 from dinomed.adapters.tasks.classify.answer import Answer
 from dinomed.adapters.tasks.classify.groups import FRAMES
 from dinomed.adapters.tasks.classify.labels import LabelColumns
@@ -24,6 +24,9 @@ class ClassifyConfig(TrainConfig):
     evenly spaced images, averaged (`pool` mean) or concatenated (`pool` concat), as in the video protocol of DINOv2
     (section 7.2).
 
+    With several `scales`, the features of the image at these factors of `image_size` are concatenated; each size needs
+    a pass of its own.
+
     The fit of a linear classifier is convex and often ill-conditioned: on dermoscopy with an untrained backbone, L-BFGS
     reached a balanced accuracy of 0.41 on test and AdamW 0.34, in the same time.
     """
@@ -38,6 +41,7 @@ class ClassifyConfig(TrainConfig):
     unit: Literal["image", "group"] = "image"
     pool: Literal["mean", "concat"] = "mean"
     frames: int = Field(FRAMES, ge=1, le=64)
+    scales: tuple[float, ...] = Field((1.0,), min_length=1, max_length=3, description="factors of image_size")
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "ClassifyConfig":
@@ -48,7 +52,16 @@ class ClassifyConfig(TrainConfig):
         twice = [name for name in self.columns if self.columns.count(name) > 1]
         if twice:
             raise ValueError(f"label: column {twice[0]!r} is named twice")
-        patches = adapter_class("classify", self.head.name).uses_patches
+        if min(self.scales) < 0.25 or max(self.scales) > 4:
+            raise ValueError("scales: factors from 0.25 to 4")
+        kind = adapter_class("classify", self.head.name)
+        patches = kind.uses_patches
+        if kind.chooses and self.live:
+            raise ValueError(f"augment and tune: head {self.head.name} tries heads on features that are computed once")
+        if kind.chooses and self.scales != (1.0,):
+            raise ValueError(f"scales: head {self.head.name} tries them itself; set head.second_scale")
+        if self.scales != (1.0,) and (patches or self.live or self.unit == "group"):
+            raise ValueError("scales: only for heads on pooled tokens of single images, without augment and tune")
         if patches and self.fit.optimizer == "lbfgs":
             raise ValueError(f"fit.optimizer: lbfgs takes all images at once; head {self.head.name} needs adamw")
         if patches and self.unit == "group":
@@ -72,8 +85,8 @@ class ClassifyConfig(TrainConfig):
     @property
     def answer(self) -> Answer:
         """The answer before the fit: without temperature and thresholds."""
-        width = self.frames if self.unit == "group" and self.pool == "concat" else 1
+        width = self.frames if self.unit == "group" and self.pool == "concat" else len(self.scales)
         return Answer(
             multilabel=self.label_columns.multilabel, unit=self.unit, pool=self.pool, frames=self.frames, width=width,
-            columns=self.columns, separator=self.separator,
+            columns=self.columns, separator=self.separator, scales=self.scales,
         )  # fmt: skip

@@ -22,7 +22,7 @@ class EvaluatedClasses(EvaluatedUnits):
     """Evaluated units with class probabilities.
 
     Args:
-        targets: labels, as in `dinomed.adapters.heads.solve.Examples`.
+        targets: labels, as in `dinomed.adapters.heads.solved.solve.Examples`.
         probabilities: float (N, K) of the K classes of the classifier.
         names: the K classes, then the classes that occur only in these targets.
         answer: settings of the prediction: exclusive or multilabel, temperature, thresholds.

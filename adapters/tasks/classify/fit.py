@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from dinomed.adapters.adapter import Adapter
-from dinomed.adapters.fitting.build import build_adapter, extract_splits
+from dinomed.adapters.fitting.build import at_image_size, build_adapter, extract_splits, gather, scaled_size
 from dinomed.adapters.fitting.data import Splits, fit_splits, widen
 from dinomed.adapters.fitting.feature_source import CachedFeatureSource, FeatureSource, Gather
 from dinomed.adapters.fitting.head_fit import FitOutcome, HeadFit
 from dinomed.adapters.fitting.loop import BestEpoch
 from dinomed.adapters.fitting.optimizers import check_precision
-from dinomed.adapters.heads.solve import Examples, SolvedClassifier
-from dinomed.adapters.tasks.classify.answer import Answer, calibrate
+from dinomed.adapters.heads.solved.solve import Examples, SolvedClassifier
+from dinomed.adapters.tasks.classify.answer import Answer, calibrate, join_sizes
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.groups import Groups, check_labels, group_images
 from dinomed.adapters.tasks.classify.labels import prevalence
@@ -65,19 +65,37 @@ class ClassifierFit(HeadFit):
         return build_adapter(self.config, self.backbone, len(self.classes), width=self.config.answer.width)
 
     def open_features(self, cache: str | Path) -> FeatureSource:
-        if not self.groups:
+        if not self.groups and self.config.scales == (1.0,):
             return super().open_features(cache)
-        device, blocks = self.backbone.device, len(self.adapter.feature_spec.blocks)
-        check_precision(self.config.fit, device)
+        check_precision(self.config.fit, self.backbone.device)
+        pooled = self._features_of_groups(cache) if self.groups else self._features_of_sizes(cache)
+        train, val = (partial(take_rows, part.cls, part.mean) for part in pooled)
+        arrays = pooled[0].cls.cpu().numpy(), pooled[0].mean.cpu().numpy()
+        return CachedFeatureSource(self.backbone, (train, val), arrays, self.targets)
+
+    def _features_of_groups(self, cache: str | Path) -> list[Features]:
+        """Return the features of the groups of train and of val."""
+        blocks, device = len(self.adapter.feature_spec.blocks), self.backbone.device
         train, val = (groups.manifest for groups in self.groups)
-        stores = extract_splits(self.backbone, replace(self.splits, train=train, val=val), self.adapter, cache)
-        pooled: list[tuple[np.ndarray, np.ndarray]] = []
-        gathers: list[Gather] = []
-        for groups, store in zip(self.groups, stores, strict=True):
-            cls, mean = (groups.pool(tokens, self.config.pool, blocks) for tokens in (store.cls, store.mean))
-            pooled.append((cls, mean))
-            gathers.append(partial(take_rows, torch.from_numpy(cls).to(device), torch.from_numpy(mean).to(device)))
-        return CachedFeatureSource(self.backbone, (gathers[0], gathers[1]), pooled[0], self.targets)
+        splits = replace(self.splits, train=train, val=val)
+        stores = extract_splits(self.backbone, splits, self.adapter, cache, self.shared_blocks)
+        return [
+            Features(*(torch.from_numpy(groups.pool(tokens, self.config.pool, blocks)).to(device)
+                       for tokens in (store.cls, store.mean)))
+            for groups, store in zip(self.groups, stores, strict=True)
+        ]  # fmt: skip
+
+    def _features_of_sizes(self, cache: str | Path) -> list[Features]:
+        """Return the features of all sizes of the images of train and of val, concatenated."""
+        blocks, device = len(self.adapter.feature_spec.blocks), self.backbone.device
+        stores = []
+        for scale in self.config.scales:
+            resized = at_image_size(self.backbone, scaled_size(self.backbone, scale))
+            stores.append(extract_splits(resized, self.splits, self.adapter, cache, self.shared_blocks))
+        return [
+            join_sizes([gather(store[part], range(len(store[part])), device) for store in stores], blocks)
+            for part in (0, 1)
+        ]
 
     def train(self, folder: Path) -> BestEpoch:
         self.chosen = {}
@@ -112,6 +130,9 @@ class ClassifierFit(HeadFit):
             return cross_entropy(outputs, targets, self.weight)
         known = ~targets.isnan()
         return binary_cross_entropy_with_logits(outputs[known], targets[known].to(outputs))
+
+    def score(self, outcome: FitOutcome) -> tuple[str, float]:
+        return "auroc", float(outcome.validation["auroc"])
 
     def validate(self) -> tuple[float, dict[str, float]]:
         targets, logits = torch.from_numpy(self.val_labels).to(self.backbone.device), self._val_logits()

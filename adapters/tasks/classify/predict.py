@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from dinomed.adapters.adapter import Adapter
+from dinomed.adapters.inference.dense import UnchangedPixels, resize_to_square
 from dinomed.adapters.predictor import Predictor, Size
 from dinomed.adapters.record import AdapterRecord
-from dinomed.adapters.tasks.classify.answer import answer_from
+from dinomed.adapters.tasks.classify.answer import answer_from, join_sizes
 from dinomed.adapters.tasks.classify.groups import Groups
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.features.compute import Features
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.features.compute import Features, compute_features
 from dinomed.features.finite import check_finite, naming
 
 
@@ -38,13 +40,35 @@ class ClassifyPredictor(Predictor):
         super().__init__(record, adapter, backbone)
         self.answer = answer_from(record)
         self.unit = self.answer.unit
+        self._several_sizes = self.answer.scales != (1.0,)
+        self._native = UnchangedPixels(**backbone.preprocessing.model_dump())
+        self.batch_size = 1 if self._several_sizes else Predictor.batch_size
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self._native if self._several_sizes else self.backbone.preprocessing
+
+    @property
+    def shares_pass(self) -> bool:
+        return not self._several_sizes
+
+    @property
+    def export_refusal(self) -> str:
+        return "it reads the image at several sizes (scales)" if self._several_sizes else ""
+
+    def _features(self, pixels: Tensor) -> Features:
+        if not self._several_sizes:
+            return super()._features(pixels)
+        blocks, scales = self.feature_spec.blocks, self.answer.scales
+        sizes = (torch.cat([resize_to_square(self.backbone, image, scale) for image in pixels]) for scale in scales)
+        return join_sizes([compute_features(self.backbone, images, blocks, False) for images in sizes], len(blocks))
 
     def probabilities(self, image: np.ndarray) -> dict[str, float]:
         """Return the probability of each class for an image, uint8 (H, W, channels).
 
         They sum to 1, unless labels may occur together. An adapter for groups treats the image as a group of one.
         """
-        values = self.probability_rows(self.backbone.preprocessing(image)[None])[0]
+        values = self.probability_rows(self.preprocessing(image)[None])[0]
         return dict(zip(self.classes, values.tolist(), strict=True))
 
     def probability_rows(self, pixels: Tensor) -> np.ndarray:

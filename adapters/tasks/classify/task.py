@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.fitting.head_fit import HeadFit
+from dinomed.adapters.heads.auto import AutoClassifierConfig, candidate_data, last_blocks
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.task import TASKS, Task, Unit
 from dinomed.adapters.tasks.classify.answer import answer_from
@@ -13,7 +15,11 @@ from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
 from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.classify.writer import ClassifyWriter
+from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
+from dinomed.errors import UsageError
+
+TOKENS = ("cls", "mean", "cls+mean")
 
 
 @TASKS.register("classify")
@@ -40,6 +46,42 @@ class ClassifyTask(Task):
         from dinomed.adapters.tasks.classify.fit import ClassifierFit
 
         return ClassifierFit
+
+    def candidates(self, config: ClassifyConfig, backbone: FrozenBackbone) -> dict[str, TrainConfig]:
+        """List the cheap heads and read-outs; the attentive heads and the second size are for single images."""
+        choice = config.head
+        assert isinstance(choice, AutoClassifierConfig)
+        configs: dict[str, TrainConfig] = {}
+
+        def add(title: str, head: dict[str, Any], **settings: Any) -> None:
+            configs[title] = ClassifyConfig.model_validate(candidate_data(config, head, **settings))
+
+        if "knn" in choice.heads:
+            for tokens in TOKENS:
+                add(f"knn, {tokens}", {"name": "knn", "tokens": tokens})
+        if "logistic" in choice.heads:
+            for blocks in last_blocks(choice.last, backbone.depth):
+                for tokens in TOKENS:
+                    title = (
+                        f"logistic, last {len(blocks)} blocks, {tokens}" if len(blocks) > 1 else f"logistic, {tokens}"
+                    )
+                    add(title, {"name": "logistic", "blocks": blocks, "tokens": tokens})
+            if choice.second_scale is not None and config.unit == "image":
+                scales = (1.0, choice.second_scale)
+                add(
+                    f"logistic, cls+mean, sizes 1 and {choice.second_scale:g}",
+                    {"name": "logistic", "tokens": "cls+mean"},
+                    scales=scales,
+                )
+        if "attentive" in choice.heads and config.unit == "image":
+            for registers in (0, 4):
+                title = f"attentive, {registers} registers" if registers else "attentive"
+                add(title, {"name": "attentive", "registers": registers})
+        if not configs:
+            raise UsageError(
+                "head.heads: attentive is for single images, not for unit: group; name knn or logistic too"
+            )
+        return configs
 
     def usable_rows(self, record: AdapterRecord, manifest: Manifest) -> Manifest:
         answer = answer_from(record)
@@ -76,8 +118,10 @@ class ClassifyTask(Task):
         labels = "labels that may occur together" if usage.get("multilabel") else "one class of several"
         unit = "a group of images" if usage.get("unit") == "group" else "an image"
         temperature = usage.get("temperature")
+        scales = usage.get("scales") or [1.0]
+        sizes = f", read at {' and '.join(f'{scale:g}' for scale in scales)} times the image size"
         return [
-            ("prediction", f"{labels}, for {unit}"),
+            ("prediction", f"{labels}, for {unit}{sizes if list(scales) != [1.0] else ''}"),
             ("temperature", "none" if temperature is None else f"{temperature:.3f}, fitted on val"),
         ]
 

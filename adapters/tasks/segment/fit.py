@@ -35,6 +35,9 @@ from dinomed.features.finite import naming
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.io.prefetch import prefetch
 
+MEASURED = ("dice_at_training_size", "dice_by_windows")
+"""Names of the Dice on val after each epoch: without windows, and with them."""
+
 
 class SegmenterFit(HeadFit):
     """Fit of a segmenter; the epoch with the best Dice on val is kept.
@@ -66,8 +69,12 @@ class SegmenterFit(HeadFit):
         dice = self._dice_of_squares() if self.windows is None else self._dice_by_windows()
         return (mean := float(np.mean(list(dice)))), {"val_dice": mean}
 
+    def score(self, outcome: FitOutcome) -> tuple[str, float]:
+        metrics = outcome.validation
+        return "dice", float(next(metrics[key] for key in ("dice", *MEASURED) if key in metrics))
+
     def finish(self, best: BestEpoch) -> FitOutcome:
-        measured = "dice_at_training_size" if self.windows is None else "dice_by_windows"
+        measured = MEASURED[self.windows is not None]
         metrics: dict[str, Any] = {"n": len(self.splits.val), measured: best.values["val_dice"]}
         thresholds: list[float] = []
         if not self.schema.exclusive:

@@ -6,7 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dinomed.adapters.evaluated import EvaluatedValues, ReportTable
+from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.fitting.head_fit import HeadFit
+from dinomed.adapters.heads.auto import AutoSegmenterConfig, candidate_data, last_blocks
+from dinomed.adapters.heads.dpt import quarter_blocks
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.task import TASKS, Task
 from dinomed.adapters.tasks.monai_maps import MONAI_MAPS, monai_map_writer
@@ -14,6 +17,7 @@ from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.adapters.tasks.segment.writer import SegmentWriter
+from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.images.read import read_image
 
@@ -49,6 +53,18 @@ class SegmentTask(Task):
         from dinomed.adapters.tasks.segment.fit import SegmenterFit
 
         return SegmenterFit
+
+    def candidates(self, config: SegmentConfig, backbone: FrozenBackbone) -> dict[str, TrainConfig]:
+        choice = config.head
+        assert isinstance(choice, AutoSegmenterConfig)
+        choices = {f"linear, last {len(blocks)} blocks" if len(blocks) > 1 else "linear": blocks
+                   for blocks in last_blocks(choice.last, backbone.depth)}  # fmt: skip
+        quarters = tuple(dict.fromkeys(quarter_blocks(backbone.depth)))
+        choices[f"linear, blocks {', '.join(map(str, quarters))}"] = quarters
+        return {
+            title: SegmentConfig.model_validate(candidate_data(config, {"name": "linear", "blocks": blocks}))
+            for title, blocks in choices.items()
+        }
 
     def usable_rows(self, record: AdapterRecord, manifest: Manifest) -> Manifest:
         return mask_schema_from(record.usage.get("mask_schema")).usable(manifest)

@@ -8,7 +8,7 @@ import pytest
 
 from dinomed.adapters.evaluation import probe as probing
 from dinomed.adapters.evaluation.probe import probe
-from dinomed.adapters.heads.logistic import fit_logistic
+from dinomed.adapters.heads.solved.logistic import fit_logistic
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import UsageError

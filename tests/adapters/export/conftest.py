@@ -14,7 +14,7 @@ from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.fitting.config import BackboneTuneConfig
 from dinomed.adapters.fitting.tune import LearningBackbone
 from dinomed.adapters.heads.decoders import DECODERS
-from dinomed.adapters.heads.solve import Examples, SolvedClassifier
+from dinomed.adapters.heads.solved.solve import Examples, SolvedClassifier
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig

@@ -14,10 +14,12 @@ def sample(batch: int = 3, channels: int = 8, rows: int = 4, columns: int = 5) -
     return Features(torch.randn(batch, channels, generator=generator), patches.mean((2, 3)), patches)
 
 
-def test_attentive_pooling_equals_the_cross_attention_of_torch() -> None:
+@pytest.mark.parametrize("registers", [0, 3])
+def test_attentive_pooling_equals_the_cross_attention_of_torch(registers: int) -> None:
     torch.manual_seed(1)
     width, heads = 8, 2
-    adapter = AttentiveClassifier(AttentiveConfig(heads=heads, with_cls=False), width, 3).double()
+    config = AttentiveConfig(heads=heads, with_cls=False, registers=registers)
+    adapter = AttentiveClassifier(config, width, 3).double()
     features = sample()
     features = Features(features.cls.double(), features.mean.double(), features.patches.double())
     oracle = nn.MultiheadAttention(width, heads, bias=False, batch_first=True, dtype=torch.float64)
@@ -29,6 +31,7 @@ def test_attentive_pooling_equals_the_cross_attention_of_torch() -> None:
         adapter.value.copy_(w_v.view(heads, -1, width).transpose(1, 2))
         oracle.out_proj.weight.copy_(torch.eye(width))
         tokens = adapter._tokens(features)
+        assert tokens.shape[1] == 4 * 5 + registers
         expected = adapter.linear(adapter.pooled_norm(oracle(query.expand(3, -1, -1), tokens, tokens)[0][:, 0]))
         torch.testing.assert_close(adapter(features), expected, atol=1e-10, rtol=1e-10)
 
@@ -38,6 +41,18 @@ def test_attention_sums_to_one_over_the_patches_of_the_grid() -> None:
     maps = adapter.attention(sample())
     assert maps.shape == (3, 4, 4, 5)
     torch.testing.assert_close(maps.sum((2, 3)), torch.ones(3, 4))
+
+
+def test_registers_take_the_attention_that_no_patch_gets() -> None:
+    adapter = AttentiveClassifier(AttentiveConfig(heads=4, registers=2), 8, 3)
+    with torch.no_grad():
+        adapter.registers.copy_(100 * adapter.query.T[:2])  # they match the first two queries better than any patch
+    maps = adapter.attention(sample())
+    assert maps.shape == (3, 4, 4, 5)
+    assert (maps[:, :2].sum((2, 3)) < 0.01).all()
+    loss = adapter(sample()).square().sum()
+    loss.backward()
+    assert adapter.registers.grad is not None
 
 
 @pytest.mark.parametrize(("requested", "width", "used"), [(8, 12, 6), (8, 7, 7), (3, 8, 2)])

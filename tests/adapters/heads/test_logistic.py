@@ -7,7 +7,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dinomed.adapters.heads import logistic
-from dinomed.adapters.heads.logistic import fit_logistic
+from dinomed.adapters.heads.solved.logistic import fit_logistic
 
 
 def data(classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

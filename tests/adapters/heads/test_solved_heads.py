@@ -8,11 +8,11 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from dinomed.adapters.adapter import Adapter
-from dinomed.adapters.heads.grid import GridClassifier, GridConfig, Stack, build_stacks, train_stacks
-from dinomed.adapters.heads.knn import KnnClassifier, KnnConfig
 from dinomed.adapters.heads.linear import LinearClassifier
-from dinomed.adapters.heads.logistic import LogisticClassifier, LogisticConfig, fit_logistic
-from dinomed.adapters.heads.solve import Examples, auroc_of_logits, best_of, macro_auroc
+from dinomed.adapters.heads.solved.grid import GridClassifier, GridConfig, Stack, build_stacks, train_stacks
+from dinomed.adapters.heads.solved.knn import KnnClassifier, KnnConfig
+from dinomed.adapters.heads.solved.logistic import LogisticClassifier, LogisticConfig, fit_logistic
+from dinomed.adapters.heads.solved.solve import Examples, auroc_of_logits, best_of, macro_auroc
 from dinomed.features.compute import Features
 from dinomed.features.knn import knn_probabilities
 

@@ -18,7 +18,14 @@ from torch import Tensor
 
 from dinomed.adapters.adapter import ADAPTERS, HeadConfig
 from dinomed.adapters.heads.linear import LinearClassifier, LinearClassifierConfig
-from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, auroc_of_logits, best_of
+from dinomed.adapters.heads.solved.solve import (
+    CHOSEN_BY,
+    Examples,
+    Solution,
+    SolvedClassifier,
+    auroc_of_logits,
+    best_of,
+)
 from dinomed.errors import DinomedError
 from dinomed.features.compute import Features
 from dinomed.progress import bar

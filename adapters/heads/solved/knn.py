@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from dinomed.adapters.adapter import ADAPTERS
 from dinomed.adapters.heads.linear import LinearClassifierConfig
-from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, best_of, macro_auroc
+from dinomed.adapters.heads.solved.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, best_of, macro_auroc
 from dinomed.features.compute import Features
 from dinomed.features.knn import KS, sum_votes
 

@@ -18,7 +18,14 @@ from threadpoolctl import threadpool_limits
 
 from dinomed.adapters.adapter import ADAPTERS
 from dinomed.adapters.heads.linear import LinearClassifier, LinearClassifierConfig
-from dinomed.adapters.heads.solve import CHOSEN_BY, Examples, Solution, SolvedClassifier, auroc_of_logits, best_of
+from dinomed.adapters.heads.solved.solve import (
+    CHOSEN_BY,
+    Examples,
+    Solution,
+    SolvedClassifier,
+    auroc_of_logits,
+    best_of,
+)
 from dinomed.features.compute import Features
 from dinomed.progress import track
 
