@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dinomed.adapters.heads import logistic
+from dinomed.adapters.heads.solved import logistic
 from dinomed.adapters.heads.solved.logistic import fit_logistic
 
 
