@@ -1,11 +1,12 @@
 """Ray executor (`dinomed[ray]`): actors on this machine or on a cluster compute the items of a stage.
 
-An actor receives the work once, then one item after another. It writes no files and returns its table. If an actor
-dies, its items are given to a new one, a limited number of times. Only the caller writes, and each item has one place,
-so no row is lost or duplicated. Images and caches must be readable under the same paths on all machines (a shared file
-system).
+The actors serve all stages: starting one takes seconds, most of them to import torch. An actor fetches the work of a
+stage once, then receives one item after another. It writes no files and returns its table. If an actor dies, its items
+are given to a new one, a limited number of times. Only the caller writes, and each item has one place, so no row is
+lost or duplicated. Images and caches must be readable under the same paths on all machines (a shared file system).
 """
 
+import itertools
 import os
 import tempfile
 from collections import deque
@@ -57,6 +58,8 @@ class RayExecutor:
             reason = first_line(error, 150)
             raise UsageError(f"`ray_address={address}`: no Ray cluster answers ({reason})") from None
         self.workers = workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        self._pool: list[Any] = []
+        self._works = itertools.count()
         logger.info(f"Ray: {self.workers} workers")
 
     def map(self, work: Work, items: Iterable[Any]) -> Iterator[pa.Table]:
@@ -65,56 +68,53 @@ class RayExecutor:
         Raises:
             DinomedError: the work raises it, or workers die repeatedly at the same item.
         """
-        import torch
-
         ray = self._ray
-        actor = ray.remote(num_cpus=1, max_restarts=0)(_Worker)
-        shared = ray.put(work)
-        threads = torch.get_num_threads()
+        key, shared = next(self._works), [ray.put(work)]  # in a list, so that Ray passes the reference itself
+        while len(self._pool) < self.workers:
+            self._pool.append(self._start())
 
-        def start() -> Any:
-            return actor.remote(shared, threads)
+        def submit(place: int, item: Any) -> Any:
+            return self._pool[place].run.remote(key, shared, item)
 
-        pool = [start() for _ in range(self.workers)]
         waiting: deque[tuple[Any, int, Any, int]] = deque()  # answer, worker, item, tries
         todo = iter(items)
         turn = 0
-        try:
-            while True:
-                while len(waiting) < 2 * self.workers:
-                    item = next(todo, _NO_MORE)
-                    if item is _NO_MORE:
-                        break
-                    waiting.append((pool[turn].run.remote(item), turn, item, 1))
-                    turn = (turn + 1) % self.workers
-                if not waiting:
-                    return
-                answer, place, item, tries = waiting.popleft()
-                try:
-                    yield ray.get(answer)
-                except ray.exceptions.RayTaskError as error:
-                    cause = error.cause
-                    raise cause if isinstance(cause, DinomedError) else error from None
-                except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-                    if tries == _TRIES:
-                        raise DinomedError(
-                            f"Ray workers died {_TRIES} times at the same shard "
-                            f"({first_line(error)}); give them more memory, or a smaller shard_size"
-                        ) from None
-                    logger.warning(f"a Ray worker died; its shard is computed again (attempt {tries + 1} of {_TRIES})")
-                    pool[place] = start()
-                    # its other items are submitted again too, each in its place
-                    first = (pool[place].run.remote(item), place, item, tries + 1)
-                    others = [
-                        (pool[place].run.remote(its), place, its, times)
-                        if where == place
-                        else (reply, where, its, times)
-                        for reply, where, its, times in waiting
-                    ]
-                    waiting = deque([first, *others])
-        finally:
-            for worker in pool:
-                ray.kill(worker)
+        while True:
+            while len(waiting) < 2 * self.workers:
+                item = next(todo, _NO_MORE)
+                if item is _NO_MORE:
+                    break
+                waiting.append((submit(turn, item), turn, item, 1))
+                turn = (turn + 1) % self.workers
+            if not waiting:
+                return
+            answer, place, item, tries = waiting.popleft()
+            try:
+                yield ray.get(answer)
+            except ray.exceptions.RayTaskError as error:
+                cause = error.cause
+                raise cause if isinstance(cause, DinomedError) else error from None
+            except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+                if tries == _TRIES:
+                    raise DinomedError(
+                        f"Ray workers died {_TRIES} times at the same shard "
+                        f"({first_line(error)}); give them more memory, or a smaller shard_size"
+                    ) from None
+                logger.warning(f"a Ray worker died; its shard is computed again (attempt {tries + 1} of {_TRIES})")
+                self._pool[place] = self._start()
+                # its other items are submitted again too, each in its place
+                first = (submit(place, item), place, item, tries + 1)
+                others = [
+                    (submit(place, its), place, its, times) if where == place else (reply, where, its, times)
+                    for reply, where, its, times in waiting
+                ]
+                waiting = deque([first, *others])
+
+    def _start(self) -> Any:
+        import torch
+
+        actor = self._ray.remote(num_cpus=1, max_restarts=0)(_Worker)
+        return actor.remote(torch.get_num_threads())
 
     def close(self) -> None:
         self._ray.shutdown()
@@ -139,16 +139,22 @@ _NO_MORE = object()
 
 
 class _Worker:
-    """Actor: holds the work in its own process."""
+    """Actor: holds the work of the present stage in its own process."""
 
-    def __init__(self, work: Work, threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         import torch
 
         from dinomed.log import set_level
 
         torch.set_num_threads(threads)  # so that products are rounded as in the calling process
         set_level("warning")
-        self.work = work
+        self._key: int | None = None
+        self._work: Work | None = None
 
-    def run(self, item: Any) -> pa.Table:
-        return self.work(item)
+    def run(self, key: int, shared: list[Any], item: Any) -> pa.Table:
+        if key != self._key or self._work is None:
+            import ray
+
+            self._work = None  # the memory of the stage before is freed first
+            self._work, self._key = ray.get(shared[0]), key
+        return self._work(item)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 STAGES = ("images", "faces", "describe", "search-pool", "check-pool", "search-excluded", "embed", "retrieve", "write")
+LIMIT = 900  # seconds: ends a process that hangs; a busy machine needs minutes
 # A real process, and a real SIGKILL: when the first new piece of a stage lies there and has no record yet.
 CHILD = """
 import os, signal, sys
@@ -41,7 +42,7 @@ def settings(raw: Any) -> list[str]:
 
 
 def run(arguments: list[str]) -> None:
-    subprocess.run([sys.executable, "-m", "dinomed.apps.cli", *arguments], check=True, timeout=300, stdout=-3)
+    subprocess.run([sys.executable, "-m", "dinomed.apps.cli", *arguments], check=True, timeout=LIMIT, stdout=-3)
 
 
 def result_of(output: Path) -> dict[str, bytes]:
@@ -60,7 +61,7 @@ def test_killed_in_every_stage_the_result_is_the_same(raw: Any, tmp_path: Path) 
     run(["curate", "-o", str(whole), *settings(raw)])
     for stage in STAGES:
         command = [sys.executable, "-c", CHILD, stage, "curate", "-o", str(broken), *settings(raw)]
-        ended = subprocess.run(command, timeout=300, stdout=-3)
+        ended = subprocess.run(command, timeout=LIMIT, stdout=-3)
         assert ended.returncode == -signal.SIGKILL, stage
         assert not broken.exists()
     run(["curate", "-o", str(broken), *settings(raw)])
