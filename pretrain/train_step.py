@@ -12,6 +12,7 @@ from dinomed.backbones.vit import VisionTransformer
 from dinomed.distributed import is_distributed, max_over_ranks, on_main
 from dinomed.errors import UsageError
 from dinomed.io.checkpoint import prune_checkpoints
+from dinomed.layers.attention import prepare_for_compilation
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.stream import RawBatch
 from dinomed.pretrain.distributed.parallel import average_gradients, distribute, full_state, local_shard
@@ -78,6 +79,8 @@ class TrainStep:
     def _prepare_blocks(self) -> None:
         """Set activation checkpointing and compilation of the blocks."""
         run = self.config.run
+        if run.compile:
+            prepare_for_compilation()
         for side in self.model.sides:
             backbone = backbone_of(side)
             backbone.checkpoint_activations = run.checkpoint_activations

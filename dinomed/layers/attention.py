@@ -74,7 +74,6 @@ def _block_diagonal_mask(groups: tuple[Group, ...], device: torch.device) -> obj
     return fmha.attn_bias.BlockDiagonalMask.from_seqlens([N for B, N in groups for _ in range(B)], device=device)
 
 
-@torch.compiler.assume_constant_result  # a compiled block would break its graph at the trial
 def xformers_works(dtype: torch.dtype, head_dim: int, device: str = "cuda") -> bool:
     """Return whether xformers' block-diagonal attention works here, forward and backward.
 
@@ -83,6 +82,14 @@ def xformers_works(dtype: torch.dtype, head_dim: int, device: str = "cuda") -> b
     no random number is drawn.
     """
     return _try_xformers(dtype, head_dim, device)
+
+
+def prepare_for_compilation() -> None:
+    """Let compiled graphs take the answer of `xformers_works` as a constant; they break at its trial otherwise.
+
+    It is no decorator because it imports `torch._dynamo`, which takes seconds.
+    """
+    torch.compiler.assume_constant_result(xformers_works)
 
 
 @cache

@@ -1,5 +1,6 @@
 """Packed attention: tokens attend only to their own image, with every back-end."""
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -8,7 +9,15 @@ import pytest
 import torch
 from torch.nn.functional import softmax
 
-from dinomed.layers.attention import Attention, _block_diagonal, _one_group, _split, _try_xformers, xformers_works
+from dinomed.layers.attention import (
+    Attention,
+    _block_diagonal,
+    _one_group,
+    _split,
+    _try_xformers,
+    prepare_for_compilation,
+    xformers_works,
+)
 
 GROUPS = [(2, 5), (3, 2)]  # two images of five tokens, three of two
 T = sum(B * N for B, N in GROUPS)
@@ -89,5 +98,12 @@ def test_a_compiled_graph_does_not_break_at_the_trial_of_xformers(working_xforme
     def choose(x: torch.Tensor) -> torch.Tensor:
         return x + 1 if xformers_works(x.dtype, 4, "cpu") else x - 1
 
+    prepare_for_compilation()
     compiled = torch.compile(choose, backend="eager", fullgraph=True)
     assert torch.equal(compiled(torch.zeros(3)), torch.ones(3))
+
+
+def test_the_backbone_is_loaded_without_the_compiler() -> None:
+    """`torch._dynamo` takes seconds to import, in every command and every worker."""
+    code = "import sys, dinomed.backbones.frozen; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
