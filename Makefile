@@ -58,8 +58,8 @@ $(BIN)/python:
 	"$(PYTHON)" -m venv $(VENV)
 
 # .installed-run, .installed-test and .installed-dev: the package alone, or with that extra. uv takes a quarter of
-# pip's time; where it cannot be had, pip does the same. Byte code is compiled at once, as pip does: where Python may not
-# write it (PYTHONDONTWRITEBYTECODE, a read-only folder), every start would compile torch again, for 20 s and more.
+# pip's time; where it cannot be had, pip does the same. Byte code is compiled at once, as pip does: where Python may
+# not write it (PYTHONDONTWRITEBYTECODE, a read-only folder), each start would compile torch again, for 20 s and more.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing dinomed into $(VENV): a few minutes the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || echo "uv cannot be had; using pip"
