@@ -18,7 +18,6 @@ from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.run_folder import CONFIG_FILE, LOG_FILE, PCA
 
 SYNTHETIC = "synthetic lesions"
-PROBE_METRICS = [(method, metric) for method in ("knn", "logistic") for metric in ("auroc", "balanced_accuracy")]
 COLUMNS = {
     "knn_auroc": "k-NN AUROC",
     "knn_balanced_accuracy": "k-NN bal. acc.",

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import dinomed
+from dinomed.adapters.evaluation.mask_baselines import otsu_mask, score_baseline
+from dinomed.adapters.fitting.data import masked
+from dinomed.adapters.tasks.segment.mask_schema import LESION, MaskSchema
 from dinomed.apps.api.datasets import scan_with_report
 from dinomed.apps.api.inputs import PathLike, Settings, config_path, override_list
 from dinomed.apps.api.pretraining import pretrain
 from dinomed.apps.cli import command_words
 from dinomed.apps.pages.examples import write_examples
-from dinomed.apps.quickstart.baselines import otsu_dice
-from dinomed.apps.quickstart.report import PROBE_METRICS, SYNTHETIC, build_report
+from dinomed.apps.quickstart.report import SYNTHETIC, build_report
 from dinomed.apps.quickstart.scope import Scope, find_scope
 from dinomed.apps.quickstart.steps import STEPS_FILE, Steps
 from dinomed.config import load_config, to_yaml
@@ -23,6 +25,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.device import resolve_device
 from dinomed.errors import UsageError
 from dinomed.html.album import spaced_indices
+from dinomed.images.read import read_image
 from dinomed.io.files import read_json, sha256_file, write_json, write_text
 from dinomed.io.output_folder import locked, prepare_output
 from dinomed.log import logger
@@ -31,7 +34,9 @@ from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.run_folder import UNTRAINED
 
 CONFIG, SEGMENT_CONFIG = "quickstart", "segment"
+SEGMENT_SETTINGS = ["augment_copies=1"]  # each further copy costs as much time as the features of the images
 NUM_EXAMPLES = 6
+PROBE_METRICS = ("auroc", "balanced_accuracy")
 
 
 def quickstart(
@@ -55,7 +60,7 @@ def quickstart(
 
     Args:
         out: folder for all results.
-        data: folder of images; None for synthetic lesions, which take about 15 minutes on 2 cores.
+        data: folder of images; None for synthetic lesions, which take about 10 minutes on 2 cores (estimated).
         labels: as in `dinomed.scan`; None for labels.csv in the folder, if it exists.
         group: as in `dinomed.scan`.
         mask: as in `dinomed.scan`.
@@ -98,11 +103,11 @@ def quickstart(
             draw_lesions(images, count, seed)
             group = "lesion_id"
         labels = labels or ("labels.csv" if (images / "labels.csv").is_file() else None)
-        scanned = steps.run(
+        masks = steps.run(
             "scan", _scan, folder=images, out=source, labels=labels, group=group, mask=mask, seed=seed, always=True
         )
         steps.depends_on(sha256_file(source))
-        manifest, masks = dinomed.open_dataset(source), scanned["masks"]
+        manifest = dinomed.open_dataset(source)
         scope = find_scope(manifest, images, seed, all_empty=0 < masks["masks"] == masks["empty"])
         logger.info(f"\n{scope.sentence()}")
         if scope.images < config.run.batch_size:
@@ -111,19 +116,21 @@ def quickstart(
         trained = steps.run(
             "pretrain", pretrain, config=CONFIG, data=source, out=run, settings=overrides, device=device
         )
-        rows: list[dict[str, Any]] = [{"method": "pretrained here"}, {"method": "the same backbone, untrained"}]
-        heads = _train_heads(steps, scope, source, dict(zip((run, run / UNTRAINED), rows, strict=True)), seed, device)
-        where = ["split=train"] if "train" in manifest.column("split") else None  # no image of test among the cases
-        steps.run("index", dinomed.build_index, data=source, backbone=run, out=index, where=where, device=device)
-        if scope.judge_masks:
-            rows.append({"method": "Otsu's threshold, no model", "dice": otsu_dice(manifest.select(split="test"))})
-        results = {
+        results: dict[str, Any] = {
             "data": SYNTHETIC if data is None else str(data),
             "images": len(manifest),
-            "classes": dict(Counter(manifest.column("label"))) if scope.classes else {},
+            "classes": dict(Counter(manifest.column("label"))) if "classify" in scope.tasks else {},
             "scope": scope.sentence(),
-            "results": rows,
-            **heads,
+            "results": [],
+            "classify": None, "classifier": None, "segment": None,
+        }  # fmt: skip
+        for backbone in (run, run / UNTRAINED):
+            _train_heads(steps, scope, backbone, results, seed, data=source, device=device)
+        where = ["split=train"] if "train" in manifest.column("split") else None  # no image of test among the cases
+        steps.run("index", dinomed.build_index, data=source, backbone=run, out=index, where=where, device=device)
+        if scope.tasks.get("segment"):
+            results["results"].append({"method": "Otsu's threshold, no model", "dice": _otsu_dice(manifest)})
+        results |= {
             "index": str(index),
             "examples": str(_write_examples(manifest, folder / "examples")),
             "report": str(folder / "report.html"),
@@ -144,43 +151,44 @@ def show_demo(results: dict[str, Any], device: str = "auto") -> None:
     dinomed.demo(**paths, device=device)
 
 
-def _scan(**arguments: Any) -> dict[str, Any]:
-    return {"masks": scan_with_report(**arguments).masks}
+def _scan(**arguments: Any) -> dict[str, int]:
+    return scan_with_report(**arguments).masks
 
 
-def _train_heads(
-    steps: Steps, scope: Scope, source: Path, rows: dict[Path, dict[str, Any]], seed: int, device: str
-) -> dict[str, Any]:
-    """Train and evaluate the heads; add the metrics of each backbone on test to its row.
+def _train_heads(steps: Steps, scope: Scope, backbone: Path, results: dict[str, Any], seed: int, **shared: Any) -> None:
+    """Train and evaluate the heads on a backbone, and add their folders and metrics to `results`.
 
-    Returns:
-        The adapter folders on the first backbone (`classify`, `segment`), or None; and the metrics of the classifier.
+    On the untrained backbone only the segmenter is trained, for a comparison on test; the probe compares the classes.
     """
-    adapters: dict[str, Any] = {"classify": None, "classifier": None, "segment": None}
-    shared: dict[str, Any] = {"data": source, "device": device}
-    for backbone, row in rows.items() if scope.judge_classes else ():
+    pretrained, folder = backbone.name != UNTRAINED, shared["data"].parent
+    row: dict[str, Any] = {"method": "pretrained here" if pretrained else "the same backbone, untrained"}
+    results["results"].append(row)
+    if scope.tasks.get("classify"):
         report = steps.run("probe", dinomed.probe, backbone=backbone, seed=seed, **shared)
-        row |= {f"{method}_{metric}": report[method][metric] for method, metric in PROBE_METRICS}
-    backbones = list(rows)
-    fits: list[tuple[str, Path, str | None]] = [("classify", backbones[0], None)] if scope.classes else []
-    if scope.masks:
-        fits += [("segment", backbone, SEGMENT_CONFIG) for backbone in backbones[: 1 + scope.judge_masks]]
-    for task, backbone, config in fits:
-        is_first = backbone == backbones[0]
-        adapter = source.parent / (task if is_first else f"{task}_untrained")
-        steps.run(
-            f"train {task}", partial(dinomed.train, task), backbone=backbone, out=adapter, config=config,
-            seed=seed or None, **shared,
-        )  # fmt: skip
-        adapters[task] = adapters[task] or str(adapter)
-        if scope.judge_classes if task == "classify" else scope.judge_masks:
-            page = source.parent / f"{task}_test" if is_first else None
+        row |= {f"{kind}_{name}": report[kind][name] for kind in ("knn", "logistic") for name in PROBE_METRICS}
+    for task, measured in scope.tasks.items():
+        if not pretrained and (task == "classify" or not measured):
+            continue
+        adapter = folder / (task if pretrained else f"{task}_untrained")
+        recipe = {"config": SEGMENT_CONFIG, "settings": SEGMENT_SETTINGS} if task == "segment" else {}
+        train = partial(dinomed.train, task)
+        steps.run(f"train {task}", train, backbone=backbone, out=adapter, seed=seed or None, **recipe, **shared)
+        if pretrained:
+            results[task] = str(adapter)
+        if measured:
+            page = folder / f"{task}_test" if pretrained else None
             report = steps.run("evaluate", dinomed.evaluate, adapter=adapter, split="test", out=page, **shared)
             if task == "classify":
-                adapters["classifier"] = report["metrics"]
+                results["classifier"] = report["metrics"]
             else:
-                rows[backbone]["dice"] = report["metrics"]["dice"]
-    return adapters
+                row["dice"] = report["metrics"]["dice"]
+
+
+def _otsu_dice(manifest: Manifest) -> float:
+    """Return the mean Dice of Otsu's threshold on the masks of test."""
+    test = masked(manifest.select(split="test"))
+    schema = MaskSchema("binary", (LESION,), (1,))
+    return float(score_baseline(lambda row, _: otsu_mask(read_image(test.path(row)))[None], test, schema).mean())
 
 
 def draw_lesions(folder: Path, count: int, seed: int) -> None:

@@ -1,16 +1,14 @@
-"""Scope of a quickstart: the steps that the images allow, decided after the scan and before any training.
-
-The decisions call the same checks as the steps, so that no step fails later.
-"""
+"""Scope of a quickstart: the steps that the images allow, decided by the checks of these steps before any training."""
 
 import contextlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dinomed.adapters.fitting.data import fit_splits, labelled, masked
+from dinomed.adapters.fitting.data import fit_splits, labelled, masked, train_classes
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
+from dinomed.pretrain.data.select_images import select_images
 
 MIN_IMAGES = 4  # for pretraining; useful features need hundreds
 
@@ -21,29 +19,26 @@ class Scope:
 
     Attributes:
         images: number of images for pretraining.
-        classes: number of classes in train; 0 if no classifier is trained.
-        masks: number of masks in train and val; 0 if no segmenter is trained.
-        judge_classes, judge_masks: whether the metrics can be computed on the split test.
+        tasks: task of each head to train -> whether its metrics can be computed on the split test.
+        plan: a part of `sentence` for each task.
         refused: the steps that are left out, each with its reason.
     """
 
     images: int
-    classes: int = 0
-    masks: int = 0
-    judge_classes: bool = False
-    judge_masks: bool = False
+    tasks: dict[str, bool] = field(default_factory=dict)
+    plan: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+
+    def add(self, task: str, step: str, measured: bool, reason: str) -> None:
+        """Add a head; `reason` is why its metrics cannot be `measured`."""
+        self.tasks[task] = measured
+        self.plan.append(f"{step} ({'' if measured else 'not '}measured on test)")
+        self.refused += [] if measured else [reason]
 
     def sentence(self) -> str:
         """Return one line with the steps to run and the steps that are left out."""
-        steps = [f"pretrain on {self.images:,} images"]
-        for count, step, is_judged in (
-            (self.classes, "classify {:,} classes", self.judge_classes),
-            (self.masks, "segment, from {:,} masks", self.judge_masks),
-        ):
-            steps += [f"{step.format(count)} ({'' if is_judged else 'not '}measured on test)"] if count else []
-        left_out = f". Not done: {'; '.join(self.refused)}" if self.refused else ""
-        return f"Plan: {', '.join(steps)}, index for similar cases{left_out}."
+        steps = [f"pretrain on {self.images:,} images", *self.plan, "index for similar cases"]
+        return f"Plan: {', '.join(steps)}{'. Not done: ' if self.refused else ''}{'; '.join(self.refused)}."
 
 
 def find_scope(manifest: Manifest, folder: Path, seed: int, *, all_empty: bool = False) -> Scope:
@@ -58,7 +53,7 @@ def find_scope(manifest: Manifest, folder: Path, seed: int, *, all_empty: bool =
     Raises:
         UsageError: there are too few images for pretraining.
     """
-    scope = Scope(_count_trainable(manifest))
+    scope = Scope(len(select_images(manifest, 0, 0)[0]))
     if scope.images < MIN_IMAGES:
         raise UsageError(
             f"{folder}: {len(manifest)} readable images, {scope.images} of them for training; a quickstart needs at "
@@ -66,45 +61,33 @@ def find_scope(manifest: Manifest, folder: Path, seed: int, *, all_empty: bool =
             "lesions"
         )
     with contextlib.redirect_stderr(io.StringIO()):  # the steps print these warnings
-        for step, decide in (("classification", _decide_classes), ("segmentation", _decide_masks)):
+        for step, add in (("classification", _add_classifier), ("segmentation", _add_segmenter)):
             try:
                 if step == "segmentation" and all_empty:
                     raise UsageError("every mask is empty")
-                decide(scope, manifest, seed)
+                add(scope, manifest, seed)
             except UsageError as error:
                 scope.refused.append(f"{step} ({error})")
     return scope
 
 
-def _decide_classes(scope: Scope, manifest: Manifest, seed: int) -> None:
+def _add_classifier(scope: Scope, manifest: Manifest, seed: int) -> None:
     if not manifest.has("label"):
         raise UsageError("no labels: use `labels`, or a folder for each class")
     rows = labelled(manifest)
     splits = fit_splits(rows, "label", seed)
-    classes = {*splits.train.column("label")}
-    if len(classes) < 2:
-        raise UsageError("train has only one class")
+    classes = set(train_classes(splits.train, "label"))
     if not classes.intersection(splits.val.column("label")):
         raise UsageError("no class of val occurs in train")
-    scope.classes = len(classes)
-    scope.judge_classes = len(classes.intersection(rows.select(split="test").column("label"))) >= 2
-    if not scope.judge_classes:
-        scope.refused.append("metrics of the classes (test has images of fewer than two classes of train)")
+    measured = len(classes.intersection(rows.select(split="test").column("label"))) >= 2
+    reason = "metrics of the classes (test has images of fewer than two classes of train)"
+    scope.add("classify", f"classify {len(classes)} classes", measured, reason)
 
 
-def _decide_masks(scope: Scope, manifest: Manifest, seed: int) -> None:
+def _add_segmenter(scope: Scope, manifest: Manifest, seed: int) -> None:
     if not manifest.has("mask"):
         raise UsageError("no masks: add a folder 'masks' with files named like their images")
     rows = masked(manifest)
     splits = fit_splits(rows, None, seed)
-    scope.masks, scope.judge_masks = len(splits.train) + len(splits.val), len(rows.select(split="test")) > 0
-    if not scope.judge_masks:
-        scope.refused.append("metrics of the segmentation (no mask in test)")
-
-
-def _count_trainable(manifest: Manifest) -> int:
-    """Count the images for pretraining: in train or in no split, and not of a group that is in val or test."""
-    splits = manifest.column("split") if manifest.has("split") else [None] * len(manifest)
-    groups = manifest.groups()
-    held_out = {group for group, split in zip(groups, splits, strict=True) if split in ("val", "test")} - {None}
-    return sum(split in (None, "train") and group not in held_out for group, split in zip(groups, splits, strict=True))
+    count, measured = len(splits.train) + len(splits.val), len(rows.select(split="test")) > 0
+    scope.add("segment", f"segment, from {count:,} masks", measured, "metrics of the segmentation (no mask in test)")

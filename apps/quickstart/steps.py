@@ -1,7 +1,6 @@
 """Steps of a quickstart: calls of the Python API that are printed as commands; a finished call is not repeated."""
 
 import contextlib
-import hashlib
 import shlex
 import shutil
 import time
@@ -14,6 +13,7 @@ from typing import Any
 from dinomed import __version__
 from dinomed.apps.cli import command_words
 from dinomed.errors import DinomedError
+from dinomed.io.artifacts import hash_key
 from dinomed.io.files import read_json, write_json
 from dinomed.io.output_folder import STAGE
 from dinomed.log import logger
@@ -29,14 +29,13 @@ class Steps:
         self.seconds: dict[str, float] = {}
         self._key = __version__
         self._entries: dict[str, Any] = {}
-        if self.path.exists():
-            with contextlib.suppress(DinomedError):  # a damaged file: all steps are run again
-                self._entries = read_json(self.path)
+        with contextlib.suppress(DinomedError):  # no file, or a damaged one: all steps are run
+            self._entries = read_json(self.path)
         write_json(self.path, self._entries)  # marks the folder as one of dinomed
 
     def depends_on(self, text: str) -> None:
         """Add a text on which the following calls depend; they are run again if it changes."""
-        self._key = hashlib.sha256(f"{self._key}\n{text}".encode()).hexdigest()
+        self._key = hash_key(self._key, text)
 
     def run(
         self, command: str, function: Callable[..., Any], /, *, always: bool = False, **arguments: Any
@@ -55,29 +54,29 @@ class Steps:
         line = f"dinomed {shlex.join(command_words(command.split(), arguments))}"
         logger.info(f"\n$ {line}")
         self.depends_on(line)
-        out = arguments.get("out")
-        entry = self._entries.get(line, {})
-        is_same, is_done = entry.get("key") == self._key, entry.get("report") is not None
-        if is_same and is_done and not always and (out is None or Path(out).exists()):
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        out, entry = arguments.get("out"), self._entries.get(line, {})
+        exists, same, done = out is not None and out.exists(), entry.get("key") == self._key, "report" in entry
+        if same and done and not always and (exists or out is None):
             logger.info("done already")
-            self.seconds[line] = entry["seconds"]
-            return entry["report"]
-        spent = entry["seconds"] if is_same and not is_done else 0.0
-        if out is not None and Path(out).exists():
-            can_resume = is_same and "resume" in signature(function).parameters
-            if entry and not is_done and not can_resume and out.is_dir() and not (out / STAGE).is_dir():
+        else:
+            if exists and same and "resume" in signature(function).parameters:
+                arguments["resume"] = True
+            elif exists and entry and not done and out.is_dir() and not (out / STAGE).is_dir():
                 shutil.rmtree(out)  # a part of a result of this call
-            else:
-                arguments["resume" if can_resume else "overwrite"] = True
-        self._write(line, None, spent)
-        start = time.monotonic()
-        result = function(**{name: value for name, value in arguments.items() if value is not None})
-        report = result if isinstance(result, dict) else asdict(result) if is_dataclass(result) else {}  # type: ignore[arg-type]
-        report = {name: str(value) if isinstance(value, Path) else value for name, value in report.items()}
-        self.seconds[line] = spent + time.monotonic() - start
-        self._write(line, report, self.seconds[line])
-        return report
+            elif exists:
+                arguments["overwrite"] = True
+            self._write(line, {"key": self._key})
+            start = time.monotonic()
+            result = function(**arguments)
+            report = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+            report = report if isinstance(report, dict) else {}
+            report = {name: str(value) if isinstance(value, Path) else value for name, value in report.items()}
+            entry = {"key": self._key, "report": report, "seconds": time.monotonic() - start}
+            self._write(line, entry)
+        self.seconds[line] = entry["seconds"]
+        return entry["report"]
 
-    def _write(self, line: str, report: dict[str, Any] | None, seconds: float) -> None:
-        self._entries[line] = {"key": self._key, "report": report, "seconds": seconds}
+    def _write(self, line: str, entry: dict[str, Any]) -> None:
+        self._entries[line] = entry
         write_json(self.path, self._entries)

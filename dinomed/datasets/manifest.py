@@ -119,11 +119,6 @@ class Manifest:
         times = map(self.file_times.get, self.column("image"))
         return list(zip(self.column("bytes"), self.column("sha256"), times, strict=True))
 
-    def mask_path(self, index: int) -> Path | None:
-        """Return the path of the mask of an image, None if it has none."""
-        mask = self.table["mask"][index].as_py() if "mask" in self.table.column_names else None
-        return None if mask is None else self.root / mask
-
     def classes(self, column: str = "label") -> list[str]:
         """Return the distinct values of a label column, sorted."""
         return sorted({value for value in self.column(column) if value is not None})

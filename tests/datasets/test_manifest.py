@@ -149,8 +149,6 @@ def test_rows_and_columns(manifest: Manifest) -> None:
     assert not manifest.has("depth")
     assert manifest.classes() == ["mel", "nv"]
     assert manifest.path(1) == manifest.root / "b.png"
-    assert manifest.mask_path(1) == manifest.root / "m/b.png"
-    assert manifest.mask_path(0) is None
     train = manifest.select(split="train")
     assert train.column("image") == ["a.png", "b.png"]
     assert len(manifest.select(split="train", label="mel")) == 0

@@ -66,6 +66,7 @@ def test_synthetic_lesions_from_pictures_to_report(tmp_path: Path, capsys: pytes
     assert pretrained != {**untrained, "method": pretrained["method"]}  # not the same backbone twice
     for command in ("scan", "pretrain", "probe", "train classify", "train segment", "evaluate", "index"):
         assert f"$ dinomed {command} " in messages
+    assert messages.count("--set augment_copies=1") == 2  # the segmenters of both backbones
     report = (folder / "report.html").read_text()
     assert "Classifier on the test split" in report  # the evaluation of both heads is part of the report
     assert "Confusion matrix" in report
@@ -159,7 +160,7 @@ def test_one_class_is_not_classified(tmp_path: Path, capsys: pytest.CaptureFixtu
     pictures = draw(tmp_path / "own", names)
     label(pictures, dict.fromkeys(names, "nevus"))
     results, messages = run(capsys, "--data", str(pictures), "-o", str(tmp_path / "out"))
-    assert "classification (train has only one class)" in messages
+    assert "classification (the training images have one class only" in messages
     assert results["classifier"] is None
 
 

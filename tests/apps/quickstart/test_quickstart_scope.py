@@ -47,7 +47,7 @@ def of(split: str | None, labels: str, mask: bool = False) -> list[tuple[str | N
 )
 def test_classes(rows: list, classify: bool, judged: bool, why: str | None) -> None:
     scope = find_scope(manifest(*rows), Path("pictures"), 0)
-    assert (scope.classes > 0, scope.judge_classes) == (classify, judged)
+    assert scope.tasks == ({"classify": judged} if classify else {})
     of_classes = [line for line in scope.refused if "segment" not in line]
     assert (why in of_classes[0]) if why else not of_classes
 
@@ -64,7 +64,7 @@ def test_classes(rows: list, classify: bool, judged: bool, why: str | None) -> N
 )
 def test_masks(rows: list, segment: bool, judged: bool, why: str | None) -> None:
     scope = find_scope(manifest(*rows), Path("pictures"), 0)
-    assert (scope.masks > 0, scope.judge_masks) == (segment, judged)
+    assert scope.tasks == ({"segment": judged} if segment else {})
     of_masks = [line for line in scope.refused if "segment" in line]
     assert (why in of_masks[0]) if why else not of_masks
     assert all(line in scope.sentence() for line in of_masks)
@@ -73,7 +73,7 @@ def test_masks(rows: list, segment: bool, judged: bool, why: str | None) -> None
 def test_empty_masks_teach_nothing() -> None:
     rows = [*of("train", "----", True), *of("val", "-", True), *of("test", "-", True)]
     scope = find_scope(manifest(*rows), Path("pictures"), 0, all_empty=True)
-    assert not scope.masks
+    assert not scope.tasks
     assert "every mask is empty" in scope.sentence()
 
 
