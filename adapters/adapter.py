@@ -69,7 +69,8 @@ class Adapter(nn.Module):
 
     `task` decides how it is fitted and what the logits are:
     - classify: (B, classes), a softmax gives probabilities;
-    - segment: (B, classes, rows, columns) on any grid, resized bilinearly to the image. A sigmoid gives probabilities
+    - segment: (B, classes, rows, columns) on any grid, resized bilinearly to the image; in training also several maps of
+      each image, (parts * B, ...), part by part, each of which has the loss. A sigmoid gives probabilities
       where each class has its own mask (one class, or several that may overlap), a softmax where every pixel has
       exactly one class;
     - depth: (B, 1, rows, columns) on any grid, resized bilinearly to the image: depths, in the unit of the data.
@@ -125,6 +126,24 @@ class Adapter(nn.Module):
             cls: class tokens, float32 (N, blocks * C).
             mean: mean patch tokens, float32 (N, blocks * C).
         """
+
+    def probe_logits(self, features: Features) -> Tensor:
+        """Return the logits of each part of a head that predicts by itself, (parts, B, classes, rows, columns); by
+        default of the head as a whole."""
+        return self(features)[None]
+
+    def fuse(self, maps: np.ndarray, exclusive: bool) -> np.ndarray:
+        """Fuse the maps of all views of an image; by default their mean.
+
+        Args:
+            maps: float32 (views, classes, H, W): probabilities or depths of all parts of the head, for all sizes and
+                mirror images.
+            exclusive: whether every pixel has exactly one class.
+
+        Returns:
+            float32 (classes, H, W).
+        """
+        return maps.mean(axis=0, dtype=np.float32)
 
     @abstractmethod
     def forward(self, features: Features) -> Tensor:

@@ -50,6 +50,13 @@ BUILT_IN: tuple[HeadEntry, ...] = (
         "U-Net on four blocks, and convolutions on the image for fine outlines",
         "Gao et al. 2025, arXiv 2508.20909",
     ),
+    HeadEntry(
+        "segment",
+        "multi_view",
+        "multi_view",
+        "an MLP on each of the last three blocks; sizes and mirror images fused by entropy",
+        "Jiang et al. 2026, arXiv 2605.07221",
+    ),
     HeadEntry("segment", "unet", "decoders", "SMP: U-Net on a pyramid of blocks", "Ronneberger et al. 2015"),
     HeadEntry("segment", "unetplusplus", "decoders", "SMP: U-Net++ on a pyramid of blocks", "Zhou et al. 2018"),
     HeadEntry("segment", "manet", "decoders", "SMP: MA-Net on a pyramid of blocks", "Fan et al. 2020"),

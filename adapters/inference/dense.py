@@ -1,7 +1,7 @@
 """Predictors of maps: on the whole image, with mirror images and other sizes of it, or by windows.
 
-The whole image is resized to the adapter's square, and the logits are resized back in one step. Maps of mirror images
-and other sizes are then averaged (the multi-scale protocol of DINOv2, section 7.4). With windows the image keeps its
+The whole image is resized to the adapter's square, and the logits are resized back in one step. The head then fuses the
+maps of mirror images and other sizes, by default to their mean (the multi-scale protocol of DINOv2, section 7.4). With windows the image keeps its
 size: squares of it pass the backbone one by one, and overlaps are blended with MONAI's Gaussian weights. A band of rows
 is complete when no further window reaches it; therefore only one row of windows is in memory beside the image and the
 result.
@@ -24,7 +24,7 @@ from dinomed.adapters.record import AdapterRecord
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.features.compute import Features
-from dinomed.features.finite import NotFiniteError
+from dinomed.features.finite import NotFiniteError, check_finite
 from dinomed.images.intensity import match_channels
 
 
@@ -76,6 +76,8 @@ def resize_to_square(backbone: FrozenBackbone, image: Tensor, scale: float) -> T
 class DensePredictor(Predictor):
     """Predicts maps (channels, H, W) at the size of each image."""
 
+    exclusive: bool = False
+    """Whether every pixel has exactly one class, whose probabilities sum to 1."""
     export_note = "one pass over the whole image; test-time flips and windows of dinomed are not included"
 
     def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone, views: Views) -> None:
@@ -90,7 +92,12 @@ class DensePredictor(Predictor):
 
     @property
     def shares_pass(self) -> bool:
-        return not self.views.native and not self.views.flips
+        return not self.views.native and not self.views.flips and self.adapter.one_pass
+
+    @property
+    def export_refusal(self) -> str:
+        name = self.adapter.config.name
+        return "" if self.adapter.one_pass else f"head {name} fuses passes over several sizes and mirror images"
 
     def output_of_image(self, image: np.ndarray) -> np.ndarray:
         return self.maps(image)
@@ -143,17 +150,23 @@ class DensePredictor(Predictor):
 
     @property
     def _several(self) -> bool:
-        return self.views.flips or self.views.scales != (1.0,)
+        return self.views.flips or self.views.scales != (1.0,) or not self.adapter.one_pass
 
     def _whole(self, image: Tensor, size: tuple[int, ...]) -> np.ndarray:
-        """Return the mean over sizes and mirror images."""
+        """Return the maps of all sizes and mirror images, fused by the head (`Adapter.fuse`)."""
         maps: list[np.ndarray] = []
         for scale in self.views.scales:
             pixels = resize_to_square(self.backbone, image, scale) if self.views.native else image[None]
             for mirrored in (False, True) if self.views.flips else (False,):
-                logits = self.logits(pixels.flip(-1) if mirrored else pixels)
-                maps.append(self.resized(logits.flip(-1) if mirrored else logits, size))
-        return np.stack(maps).mean(axis=0, dtype=np.float32)
+                for logits in self._probe_logits(pixels.flip(-1) if mirrored else pixels):
+                    maps.append(self.resized(logits.flip(-1) if mirrored else logits, size))
+        return self.adapter.fuse(np.stack(maps), self.exclusive)
+
+    def _probe_logits(self, pixels: Tensor) -> Tensor:
+        """Return the logits of each part of the head, (parts, 1, C, rows, columns), for one image."""
+        logits = self.adapter.probe_logits(self._features(pixels)).float()
+        check_finite("outputs", logits.transpose(0, 1))
+        return logits
 
     def _by_windows(self, image: Tensor, window: int) -> np.ndarray:
         """Return maps, float32 (C, H, W), from windows of `window` px, each resized to the adapter's square."""

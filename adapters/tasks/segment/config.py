@@ -6,7 +6,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from dinomed.adapters.adapter import HeadConfig
 from dinomed.adapters.fitting.augment import AugmentConfig
-from dinomed.adapters.fitting.config import DENSE_FIT, TrainConfig
+from dinomed.adapters.fitting.config import DENSE_FIT, TrainConfig, adapter_class
 from dinomed.adapters.tasks.segment.losses import TVERSKY_ALPHA, LossName
 from dinomed.adapters.tasks.segment.mask_schema import Kind, build_mask_schema
 from dinomed.errors import UsageError
@@ -56,6 +56,8 @@ class SegmentConfig(TrainConfig):
             raise ValueError("scales: one or more factors from 0.25 to 4")
         if self.window is not None and self.scales not in (None, (1.0,)):
             raise ValueError("window and scales: windows have one size; leave one of them out")
+        if self.window is not None and not adapter_class("segment", self.head.name).one_pass:
+            raise ValueError(f"window: head {self.head.name} fuses views of the whole image; leave window out")
         if self.crop is not None and self.window is None:
             raise ValueError("crop: training uses random windows; set their size: window=PX")
         return self

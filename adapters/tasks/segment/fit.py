@@ -57,13 +57,14 @@ class SegmenterFit(HeadFit):
         adapter = build_adapter(self.config, self.backbone, num_classes=len(self.schema.names))
         views = views_of_config(self.config, adapter.flips, adapter.scales)
         self.usage: dict[str, Any] = {"mask_schema": self.schema.to_dict(), "views": vars(views)}
-        self.plain = not views.native and not views.flips
+        self.plain = not views.native and not views.flips and adapter.one_pass
         self.criterion = build_loss(self.config.loss, self.schema.exclusive, self.config.tversky_alpha)
         self.read_masks()
         return adapter
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self.criterion(self.stretch(outputs), targets)
+        parts = len(outputs) // len(targets)  # of the head, each of which has the loss
+        return self.criterion(self.stretch(outputs), targets.repeat(parts, 1, 1, 1) if parts > 1 else targets)
 
     def validate(self) -> tuple[float, dict[str, float]]:
         dice = self._dice_of_squares() if self.windows is None else self._dice_by_windows()

@@ -43,6 +43,7 @@ class SegmentPredictor(DensePredictor):
         usage = record.usage
         super().__init__(record, adapter, backbone, views_of(usage))
         self.schema = mask_schema_from(usage.get("mask_schema"))
+        self.exclusive = self.schema.exclusive
         single = 0.5 if record.threshold is None else record.threshold
         self.thresholds: tuple[float, ...] = tuple(usage.get("thresholds") or [single] * len(self.schema.names))
         self.threshold = single if len(self.schema.names) == 1 else 0.5
