@@ -69,10 +69,10 @@ class Adapter(nn.Module):
 
     `task` decides how it is fitted and what the logits are:
     - classify: (B, classes), a softmax gives probabilities;
-    - segment: (B, classes, rows, columns) on any grid, resized bilinearly to the image; in training also several maps of
-      each image, (parts * B, ...), part by part, each of which has the loss. A sigmoid gives probabilities
+    - segment: (B, classes, rows, columns) on any grid, resized bilinearly to the image. A sigmoid gives probabilities
       where each class has its own mask (one class, or several that may overlap), a softmax where every pixel has
-      exactly one class;
+      exactly one class. In training a head may return several maps of each image, (parts * B, ...), one part after the
+      other; each has the loss;
     - depth: (B, 1, rows, columns) on any grid, resized bilinearly to the image: depths, in the unit of the data.
 
     Args:

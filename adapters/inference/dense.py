@@ -1,10 +1,10 @@
 """Predictors of maps: on the whole image, with mirror images and other sizes of it, or by windows.
 
 The whole image is resized to the adapter's square, and the logits are resized back in one step. The head then fuses the
-maps of mirror images and other sizes, by default to their mean (the multi-scale protocol of DINOv2, section 7.4). With windows the image keeps its
-size: squares of it pass the backbone one by one, and overlaps are blended with MONAI's Gaussian weights. A band of rows
-is complete when no further window reaches it; therefore only one row of windows is in memory beside the image and the
-result.
+maps of mirror images and other sizes, by default to their mean (the multi-scale protocol of DINOv2, section 7.4). With
+windows the image keeps its size: squares of it pass the backbone one by one, and overlaps are blended with MONAI's
+Gaussian weights. A band of rows is complete when no further window reaches it; therefore only one row of windows is in
+memory beside the image and the result.
 """
 
 from abc import abstractmethod
@@ -158,8 +158,8 @@ class DensePredictor(Predictor):
         for scale in self.views.scales:
             pixels = resize_to_square(self.backbone, image, scale) if self.views.native else image[None]
             for mirrored in (False, True) if self.views.flips else (False,):
-                for logits in self._probe_logits(pixels.flip(-1) if mirrored else pixels):
-                    maps.append(self.resized(logits.flip(-1) if mirrored else logits, size))
+                parts = self._probe_logits(pixels.flip(-1) if mirrored else pixels)
+                maps += [self.resized(logits.flip(-1) if mirrored else logits, size) for logits in parts]
         return self.adapter.fuse(np.stack(maps), self.exclusive)
 
     def _probe_logits(self, pixels: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ def test_the_fit_learns_and_its_bundle_is_evaluated(folder: Path, manifest: Mani
 def test_exclusive_classes_are_fused_to_probabilities(
     backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
-    settings = {"kind": "multiclass", "classes": {"lesion": 255}, "fit": {"epochs": 1, "min_steps": 0, "batch_size": 8}}
+    settings = {"kind": "multiclass", "classes": {"lesion": 1}, "fit": {"epochs": 1, "min_steps": 0, "batch_size": 8}}
     folder = fit_head(backbone, manifest, tmp_path / "seg", config_of(**settings), cache=tmp_path / "cache").folder
     predictor = load_adapter(folder)
     assert isinstance(predictor, SegmentPredictor)
