@@ -2,7 +2,8 @@
 `log.jsonl`. Nothing in a bundle is pickled.
 
 `adapter.safetensors` alone is the complete adapter. It holds the weights of the head, the changed weights of a tuned
-backbone (whose base stays unchanged in its own place), hashes of the training images, and in its header the record
+backbone (whose base stays unchanged in its own place), hashes and mean features of training images, and in its header
+the record
 (`dinomed.adapters.record`) with the hash of the tensors. Therefore a single rename replaces an older adapter, and the
 record and the weights of two adapters cannot be mixed up. A bundle holds no image names, groups or other values of the
 manifest's rows. `adapter.json` is a copy of the record; `adapter.yaml` holds the settings.
@@ -27,17 +28,18 @@ from dinomed.adapters.fitting.loop import LOG_FILE, STATE_FOLDER
 from dinomed.adapters.fitting.tune import TunedBackbone, changed_backbone
 from dinomed.adapters.record import FORMAT, AdapterRecord, TunedReference
 from dinomed.adapters.reference import refer_to
-from dinomed.adapters.training_images import TrainingHashes, training_hashes_from_tensors
+from dinomed.adapters.training_images import FamiliarityCheck, TrainingHashes, training_hashes_from_tensors
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config, to_yaml
 from dinomed.errors import DinomedError, UsageError
+from dinomed.features.familiarity import TrainingReference, reference_from_tensors
 from dinomed.io.files import read_json, to_json, write_json, write_text
 from dinomed.io.output_folder import STAGE, open_output_folder, publish
 from dinomed.io.tensor_file import check_tensors, hash_tensors, parse_record, read_header, read_tensors, write_tensors
 
 WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json", "adapter.yaml"
 HEADER = "adapter"
-_HEAD, _SEEN, _TUNED = "head.", "seen.", "backbone."  # prefixes of the names of tensors
+_HEAD, _SEEN, _TUNED, _REFERENCE = "head.", "seen.", "backbone.", "reference."  # prefixes of the names of tensors
 _PACKAGES = ("dinomed", "torch", "monai", "scikit-learn", "numpy")
 
 
@@ -74,6 +76,7 @@ def save_bundle(
     validation: dict[str, Any],
     training: dict[str, Any],
     tuned: TunedBackbone | None = None,
+    reference: TrainingReference | None = None,
 ) -> AdapterRecord:
     """Write the bundle to the stage, then move its files into place. An interruption leaves the old or the new adapter.
 
@@ -88,6 +91,7 @@ def save_bundle(
         validation: metrics on val.
         training: settings and data of the fit; see `training_record`.
         tuned: the backbone after the fit, if it was trained too.
+        reference: features of training images, for `read_familiarity_check`.
 
     Returns:
         The record of the bundle.
@@ -96,6 +100,8 @@ def save_bundle(
     tensors |= {_SEEN + name: tensor for name, tensor in seen.to_tensors().items()}
     if tuned is not None:
         tensors |= {_TUNED + name: tensor.detach().cpu() for name, tensor in tuned.changed.items()}
+    if reference is not None:
+        tensors |= {_REFERENCE + name: tensor for name, tensor in reference.to_tensors().items()}
     record = AdapterRecord(
         task=adapter.task,
         head=adapter.config.model_dump(mode="json"),
@@ -210,6 +216,26 @@ def load_tuned(folder: str | Path, record: AdapterRecord, base: FrozenBackbone) 
 def read_training_hashes(folder: str | Path, record: AdapterRecord) -> TrainingHashes:
     """Read the hashes of the images of train and val. Raise `DinomedError` as `load_head` does."""
     return training_hashes_from_tensors(_read_part(folder, record, _SEEN))
+
+
+def read_familiarity_check(
+    folder: str | Path, record: AdapterRecord, backbone: FrozenBackbone
+) -> FamiliarityCheck | None:
+    """Return the check whether images are unlike the training images; None if the bundle has no features of them.
+
+    Args:
+        folder: the bundle.
+        record: record of the bundle.
+        backbone: the backbone of the head, as `load_tuned` returns it.
+
+    Raises:
+        DinomedError: the bundle is damaged.
+    """
+    try:
+        reference = reference_from_tensors(_read_part(folder, record, _REFERENCE))
+        return None if reference is None else FamiliarityCheck(reference, backbone)
+    except DinomedError as error:
+        raise DinomedError(f"{Path(folder) / WEIGHTS_FILE}: {error}; train again") from None
 
 
 def _read_part(folder: str | Path, record: AdapterRecord, prefix: str) -> dict[str, Tensor]:

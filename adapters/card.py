@@ -153,7 +153,8 @@ def _limits(record: AdapterRecord) -> str:
         "It was not tested on images of other devices, centres, populations or body sites than the training data.",
         "Probabilities are calibrated for images like those of val; where the frequencies of classes differ, they are "
         "wrong.",
-        "The bundle holds hashes of the training images, so that an evaluation recognises them.",
+        "The bundle holds hashes of the training images, so that an evaluation recognises them, and mean features of "
+        "at most 1,000 of them, so that images that are unlike them are recognised.",
     ]
     rare = [name for name, count in (record.training.get("classes") or {}).items() if count < 30]
     if rare:

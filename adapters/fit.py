@@ -12,17 +12,20 @@ from typing import Any
 
 import torch
 
+from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.bundle import CONFIG_FILE, open_output, save_bundle
 from dinomed.adapters.fitting.build import at_image_size
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.head_fit import FitOutcome, FitResult, HeadFit, training_record
 from dinomed.adapters.fitting.loop import LOG_FILE, BestEpoch
+from dinomed.adapters.fitting.tune import TunedBackbone
 from dinomed.adapters.task import find_task
 from dinomed.adapters.training_images import hash_training_images
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import to_yaml
 from dinomed.datasets.manifest import Manifest
-from dinomed.features.extract import resolve_blocks
+from dinomed.features.extract import extract, resolve_blocks
+from dinomed.features.familiarity import TrainingReference, choose_reference_rows, fit_reference
 from dinomed.io.files import write_text
 from dinomed.log import logger
 
@@ -31,9 +34,13 @@ CANDIDATE_FOLDER = "candidate"
 
 @dataclass(frozen=True)
 class FinishedFit:
-    """A fit after its last step."""
+    """A fit after its last step.
+
+    `opened` are the features that were opened; a solved head may need fewer blocks.
+    """
 
     fit: HeadFit
+    opened: FeatureSpec
     best: BestEpoch
     outcome: FitOutcome
 
@@ -80,10 +87,12 @@ def fit_head(
             done = run_fit(first, cache, output.stage)
         fit, outcome = done.fit, done.outcome
         training = training_record(fit.config, fit.splits, done.best, fit.backbone) | outcome.training
+        tuned = fit.features.tuned()
         save_bundle(
             output, fit.adapter, fit.backbone, classes=outcome.classes, threshold=outcome.threshold,
             seen=hash_training_images((fit.splits.train, fit.splits.val)), usage=outcome.usage,
-            validation=outcome.validation, tuned=fit.features.tuned(),
+            validation=outcome.validation, tuned=tuned,
+            reference=reference_of_fit(fit, done.opened, tuned, cache),
             training=training | ({"tried": tried} if tried else {}),
         )  # fmt: skip
     return FitResult(output.folder, done.best.epoch, outcome.validation, outcome.threshold, outcome.chosen, tried)
@@ -92,10 +101,10 @@ def fit_head(
 def run_fit(fit: HeadFit, cache: str | Path, folder: Path) -> FinishedFit:
     """Run the steps of a fit after the selection of its rows and its image size; state and log go to `folder`."""
     fit.adapter = fit.build()
-    fit.features = fit.open_features(cache)
+    fit.features, opened = fit.open_features(cache), fit.adapter.feature_spec
     best = fit.train(folder)
     with torch.no_grad():
-        return FinishedFit(fit, best, fit.finish(best))
+        return FinishedFit(fit, opened, best, fit.finish(best))
 
 
 def choose_head(
@@ -145,3 +154,28 @@ def choose_head(
     assert best is not None
     _, kept, done = best
     return done, [{**row, "kept": row["head"] == kept} for row in rows]
+
+
+def reference_of_fit(
+    fit: HeadFit, spec: FeatureSpec, tuned: TunedBackbone | None, cache: str | Path
+) -> TrainingReference:
+    """Measure the training images of a fit for the check of unlike images.
+
+    Features of whole images without augmentation are used if the fit has computed them, else they are computed.
+
+    Args:
+        fit: a fit that is trained.
+        spec: the features that were opened.
+        tuned: the backbone after the fit, if it was trained too.
+        cache: folder of cached features.
+    """
+    rows, block = choose_reference_rows(len(fit.splits.train)), spec.blocks[-1]
+    train = fit.splits.train.take(rows)
+    backbone, width = fit.backbone if tuned is None else tuned.backbone, fit.backbone.embed_dim
+    computed = fit.features.mean
+    if tuned is None and fit.windows is None and computed.shape == (len(fit.splits.train), len(spec.blocks) * width):
+        means = computed[rows][:, -width:]
+    else:
+        means = extract(backbone, train, cache=cache, blocks=(block,), description="features of train").mean
+    units = fit.splits.train.units()
+    return fit_reference(means, [units[row] for row in rows], backbone, train, block)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from dinomed.adapters.adapter import Adapter, FeatureSpec
 from dinomed.adapters.record import AdapterRecord
+from dinomed.adapters.training_images import FamiliarityCheck, usable_check
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.features.compute import Features, compute_features
+from dinomed.features.familiarity import Familiarity
 from dinomed.features.finite import check_finite, naming
 from dinomed.features.loading import preprocess_batches
 from dinomed.images.in_memory import ImageSource
@@ -29,6 +31,8 @@ class Predictor(ABC):
         task: name of the task.
         classes: names of the classes, in the order of the channels of the head.
         metadata: record of the bundle, as a dict.
+        check: whether images are unlike the training images; None if the bundle has no features of them.
+        familiarity: results of `check_batch` since `evaluate` began.
     """
 
     unit: str = "image"
@@ -43,6 +47,9 @@ class Predictor(ABC):
         self.classes: Sequence[str] = record.classes
         self.metadata: dict[str, Any] = record.model_dump(mode="json")
         self.adapter, self.backbone = adapter.to(backbone.device), backbone
+        self.check: FamiliarityCheck | None = None
+        self.familiarity: list[Familiarity] = []
+        self._newest: tuple[Tensor, Features] | None = None  # the last batch of a prediction, for `check_batch`
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -137,5 +144,34 @@ class Predictor(ABC):
         check_finite("outputs", logits)
         return logits
 
+    @torch.inference_mode()
+    def check_batch(self, pixels: Tensor) -> list[Familiarity] | None:
+        """Compare a batch with the training images; None if the check is not available.
+
+        The features of the prediction are used if the same batch was predicted immediately before, so that the backbone
+        runs once.
+
+        Args:
+            pixels: a batch prepared by `preprocessing`.
+        """
+        check, _ = usable_check(self.check)
+        if check is None:
+            return None
+        newest, self._newest = self._newest, None
+        depth, block = self.backbone.depth, check.reference.block
+        if newest is not None and newest[0] is pixels and (self.feature_spec.blocks[-1] - block) % depth == 0:
+            features = newest[1]
+        else:
+            features = compute_features(self.backbone, self._whole_square(pixels), (block,), False)
+        checked = check.outputs_of_features(features, [])
+        self.familiarity += checked
+        return checked
+
+    def _whole_square(self, pixels: Tensor) -> Tensor:
+        """Return a batch of `preprocessing` as the backbone reads whole images."""
+        return pixels
+
     def _features(self, pixels: Tensor) -> Features:
-        return compute_features(self.backbone, pixels, self.feature_spec.blocks, self.feature_spec.patches)
+        features = compute_features(self.backbone, pixels, self.feature_spec.blocks, self.feature_spec.patches)
+        self._newest = None if self.check is None else (pixels, features)
+        return features

@@ -1,14 +1,20 @@
-"""Hashes of the training images of an adapter, by which an evaluation recognises them."""
+"""What an adapter keeps of its training images: hashes, by which an evaluation recognises them, and features, by which
+an image is found to be unlike them."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dinomed.adapters.adapter import FeatureSpec
+from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
+from dinomed.errors import DinomedError
+from dinomed.features.compute import Features
+from dinomed.features.familiarity import Familiarity, TrainingReference
 
 _BYTES = 16  # of each SHA-256; two of a million images share them by chance with probability 1e-27
 
@@ -67,6 +73,41 @@ class TrainingHashes:
     def to_tensors(self) -> dict[str, Tensor]:
         """Return both sets as tensors, uint8 (N, 16), sorted."""
         return {"images": _pack(self.images), "groups": _pack(self.groups)}
+
+
+class FamiliarityCheck:
+    """The check whether images are unlike the training images of an adapter, or the images of an index.
+
+    It is a `dinomed.adapters.inference.shared.FeatureConsumer`, so that it shares the pass of the backbone.
+
+    Args:
+        reference: features of the training images.
+        backbone: the backbone of these features.
+
+    Raises:
+        DinomedError: the features are of another backbone.
+    """
+
+    def __init__(self, reference: TrainingReference, backbone: FrozenBackbone) -> None:
+        if reference.vectors.shape[1] != backbone.embed_dim:
+            raise DinomedError(
+                f"the features of the training images have {reference.vectors.shape[1]} values, those of the backbone "
+                f"{backbone.embed_dim}"
+            )
+        self.reference, self.backbone = reference, backbone
+        self.feature_spec = FeatureSpec((reference.block,), patches=False)
+
+    def outputs_of_features(self, features: Features, sizes: Sequence[tuple[int, ...]]) -> list[Familiarity]:
+        """Return how like the training images each image is, from features whose last block is that of the check."""
+        means = features.mean[:, -self.backbone.embed_dim :]
+        return self.reference.judge(means.float().cpu().numpy())
+
+
+def usable_check(check: FamiliarityCheck | None) -> tuple[FamiliarityCheck | None, str | None]:
+    """Return the check if it is available, else None and the reason."""
+    if check is None:
+        return None, "no features of the training images are stored"
+    return (check, None) if check.reference.problem is None else (None, check.reference.problem)
 
 
 def hash_training_images(manifests: Iterable[Manifest]) -> TrainingHashes:

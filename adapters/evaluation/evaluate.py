@@ -12,7 +12,7 @@ from dinomed.adapters.fitting.data import select_split
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.task import Unit, find_task
-from dinomed.adapters.training_images import TrainingOverlap
+from dinomed.adapters.training_images import TrainingOverlap, usable_check
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.log import logger
@@ -68,8 +68,8 @@ def evaluate_in_full(
     Returns:
         The evaluation. Its report has `task`, `split`, the settings of the task (`threshold` or `classes`), the
         identity of adapter, backbone and images, `seen_in_training` (number of `images` of the fit, number of other
-        images `of_seen_groups`, and whether they are `left_out`), and the entries of
-        `dinomed.adapters.evaluation.report.summarize`. It contains no names of images or groups.
+        images `of_seen_groups`, and whether they are `left_out`), `unlike_training` (`count_unlike`), and the
+        entries of `dinomed.adapters.evaluation.report.summarize`. It contains no names of images or groups.
 
     Raises:
         UsageError: there are no targets, the split is empty, `folder` is not a bundle, more than half of the images
@@ -89,6 +89,7 @@ def evaluate_in_full(
     for column in by:
         split_subgroups(chosen, column)  # raise errors before the predictions are computed
     predictor = load_adapter(folder, device, backbone)
+    predictor.familiarity.clear()
     evaluated = task.evaluate_units(predictor, chosen, split, unit)
     result = {
         "purpose": RESEARCH_USE,
@@ -103,11 +104,22 @@ def evaluate_in_full(
             "of_seen_groups": len(overlap.groups),
             "left_out": leave_out,
         },
+        "unlike_training": count_unlike(predictor),
         "backbone": {"name": predictor.backbone.name, "fingerprint": predictor.backbone.fingerprint},
         "image_size": predictor.backbone.preprocessing.image_size,
         "images": chosen.fingerprint,
     }
     return Evaluation(result, evaluated, predictor)
+
+
+def count_unlike(predictor: Predictor) -> dict[str, Any]:
+    """Return `images`, the number of checked images that are unlike the training images, `of`, the number of checked
+    images, and `problem`, the reason why there is no check, or None."""
+    _, problem = usable_check(predictor.check)
+    checked = predictor.familiarity
+    if problem is None and not checked:
+        problem = f"the evaluation of a {find_task(predictor.task).title} does not check images"
+    return {"images": sum(image.unlike for image in checked), "of": len(checked), "problem": problem}
 
 
 def _report_overlap(overlap: TrainingOverlap, total: int, where: str, folder: str | Path, leave_out: bool) -> None:

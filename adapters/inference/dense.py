@@ -148,6 +148,9 @@ class DensePredictor(Predictor):
         logits, size = self.logits(pixels), (pixels.shape[-2], pixels.shape[-1])
         return torch.stack([torch.from_numpy(self.resized(image[None], size)) for image in logits])
 
+    def _whole_square(self, pixels: Tensor) -> Tensor:
+        return torch.cat([self._square(image, 1.0) for image in pixels]) if self.views.native else pixels
+
     @property
     def _several(self) -> bool:
         return self.views.flips or self.views.scales != (1.0,) or not self.adapter.one_pass

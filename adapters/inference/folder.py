@@ -14,11 +14,14 @@ from dinomed.adapters.writer import PredictionWriter, Row
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
+from dinomed.features.familiarity import Familiarity
 from dinomed.features.finite import compute_finite
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.io.output_folder import claimed_folder
 from dinomed.log import logger
 from dinomed.progress import bar
+
+FAMILIARITY_COLUMNS = ("unlike_training", "distance_percentile")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ def predict_collection(
     overwrite: bool = False,
 ) -> PredictionResult:
     """Predict every image of a manifest.
+
+    The last columns of the table, `FAMILIARITY_COLUMNS`, tell whether an image is unlike the training images; they are
+    empty if this check is not available.
 
     A segmenter writes masks (PNG, of the size of each image) under the relative paths of the images, and a depth
     estimator depth maps. `predictions.csv` has one row for each image. `predictions.json` holds the settings and the
@@ -85,13 +91,14 @@ def predict_collection(
                 failed += [(names[todo[image.index]], image.error.reason) for image in loaded if image.error]
                 if readable:
                     indices, sizes = [todo[image.index] for image in readable], [image.size for image in readable]
-                    write = partial(_write_rows, writer, indices, stack_pixels(readable), sizes, out)
+                    write = partial(_write_rows, predictor, writer, indices, stack_pixels(readable), sizes, out)
                     _, rows, reasons = compute_finite(write, len(readable))
                     add_rows(out, rows or [])
                     done |= {row[0]: row for row in rows or []}
                     failed += [(names[indices[place]], reason) for place, reason in reasons.items()]
                 progress.advance(len(loaded))
-        write_csv(out / TABLE_FILE, ["image", *writer.columns], [done[name] for name in names if name in done])
+        columns = ["image", *writer.columns, *FAMILIARITY_COLUMNS]
+        write_csv(out / TABLE_FILE, columns, [done[name] for name in names if name in done])
         if failed:
             write_csv(out / FAILED_FILE, ["image", "reason"], failed)
         else:
@@ -101,11 +108,22 @@ def predict_collection(
 
 
 def _write_rows(
-    writer: PredictionWriter, indices: Sequence[int], pixels: Tensor, sizes: Sequence[tuple[int, int]], out: Path,
-    places: list[int],
+    predictor: Predictor, writer: PredictionWriter, indices: Sequence[int], pixels: Tensor,
+    sizes: Sequence[tuple[int, int]], out: Path, places: list[int],
 ) -> list[Row]:  # fmt: skip
     """Predict and write the images at some places of a batch; return their rows."""
-    return writer.write_batch([indices[i] for i in places], pixels[places], [sizes[i] for i in places], out)
+    batch = pixels[places]
+    rows = writer.write_batch([indices[i] for i in places], batch, [sizes[i] for i in places], out)
+    checked = predictor.check_batch(batch)
+    return [[*row, *familiarity_cells(None if checked is None else [checked[i]])] for i, row in enumerate(rows)]
+
+
+def familiarity_cells(images: Sequence[Familiarity] | None) -> Row:
+    """Return the cells of `FAMILIARITY_COLUMNS` for one image, or for the most unlike of several."""
+    if not images:
+        return ["", ""]
+    worst = max(images, key=lambda image: image.distance)
+    return ["yes" if worst.unlike else "no", f"{worst.percentile:.1f}"]
 
 
 def _settings(predictor: Predictor, manifest: Manifest, writer: PredictionWriter) -> dict[str, object]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dinomed.adapters.bundle import load_head, load_tuned, read_record
+from dinomed.adapters.bundle import load_head, load_tuned, read_familiarity_check, read_record
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.reference import find_backbone
 from dinomed.adapters.task import find_task
@@ -41,4 +41,6 @@ def load_adapter(
     adapter = load_head(folder, record)
     where = resolve_device(device) if isinstance(device, str) else device
     base = find_backbone(folder, record.backbone, record.preprocessing.image_size, backbone, where, load)
-    return find_task(record.task).predictor(record, adapter, load_tuned(folder, record, base))
+    predictor = find_task(record.task).predictor(record, adapter, load_tuned(folder, record, base))
+    predictor.check = read_familiarity_check(folder, record, predictor.backbone)
+    return predictor

@@ -25,6 +25,7 @@ from dinomed.datasets.manifest import Manifest, relative_root
 from dinomed.features.cache import FeatureCache
 from dinomed.features.compute import Features
 from dinomed.features.extract import check_usable, extract, without_rows
+from dinomed.features.familiarity import TrainingReference, choose_reference_rows, fit_reference
 from dinomed.io.artifacts import hash_key
 from dinomed.io.files import replacing
 from dinomed.io.output_folder import open_output_folder
@@ -63,7 +64,8 @@ def build_index(
     """
     out, pooling = Path(out), pooling or Pooling()
     with open_output_folder(out, marker=INDEX_FILE, overwrite=overwrite, keep=[_POOLED]) as stage:
-        pooled, manifest = _pool_usable(backbone, manifest, pooling, Path(cache), stage)
+        whole = manifest
+        pooled, manifest = _pool_usable(backbone, whole, pooling, Path(cache), stage)
         plain = unit_vectors(pooled, None)
         whitening = None if whiten is None else fit_whitening(plain, whiten)
         vectors = unit_vectors(pooled, whitening)
@@ -87,11 +89,30 @@ def build_index(
             },
             content_sha256="",
         )
-        index = VectorIndex(record, manifest, vectors, whitening, restore(kind, vectors, graph))
+        reference = _measure_familiarity(backbone, whole, manifest, pooling, cache)
+        index = VectorIndex(record, manifest, vectors, whitening, restore(kind, vectors, graph), reference)
         index.record = record.model_copy(update={"content_sha256": content_hash(index, graph)})
         write_index(index, graph, out)
         shutil.rmtree(stage)
     return index
+
+
+def _measure_familiarity(
+    backbone: FrozenBackbone, whole: Manifest, manifest: Manifest, pooling: Pooling, cache: str | Path
+) -> TrainingReference:
+    """Return features of images of the index, by which an image is found to be unlike them.
+
+    Args:
+        whole: the manifest whose features are in the cache, also of images that cannot be used.
+        manifest: the images of the index.
+    """
+    rows, units = choose_reference_rows(len(manifest)), manifest.units()
+    chosen = manifest.take(rows)
+    if pooling.feature_spec.patches:  # the mean patch tokens are not in the cache
+        means = extract(backbone, chosen, cache=cache).mean
+    else:
+        means = extract(backbone, whole, cache=cache, skip_unusable=True).mean[rows]
+    return fit_reference(means, [units[row] for row in rows], backbone, chosen)
 
 
 def _pool_usable(

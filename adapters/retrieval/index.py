@@ -1,7 +1,8 @@
 """The vectors of an index: the file format, and the search by vectors.
 
 An index is a folder with `index.safetensors` and, for people, `index.json`. `index.safetensors` is complete by itself:
-it holds the vectors, the whitening, the graph and the manifest of the images (Parquet, as bytes). The record in its
+it holds the vectors, the whitening, the graph, mean features of at most 1,000 images
+(`dinomed.features.familiarity`) and the manifest of the images (Parquet, as bytes). The record in its
 header holds the hash of all of them. So one rename replaces an older index, and damage is found before any search.
 Nothing in it is pickled, and no file of faiss is read (`dinomed.adapters.retrieval.engine`).
 
@@ -26,6 +27,7 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import Config
 from dinomed.datasets.manifest import FIXED, Manifest, leaves_root
 from dinomed.errors import DinomedError, UsageError, first_line
+from dinomed.features.familiarity import TrainingReference, reference_from_tensors
 from dinomed.features.neighbors import normalised, search_exactly
 from dinomed.io.files import replacing, to_json, write_json
 from dinomed.io.tensor_file import check_tensors, hash_tensors, parse_record, read_header, read_tensors, write_tensors
@@ -33,7 +35,7 @@ from dinomed.notice import RESEARCH_USE
 
 FORMAT: Final = "dinomed.index/1"
 INDEX_FILE, RECORD_FILE = "index.safetensors", "index.json"
-_HEADER, _GRAPH, _ROWS = "index", "graph.", "manifest"
+_HEADER, _GRAPH, _REFERENCE, _ROWS = "index", "graph.", "reference.", "manifest"
 _MAX_FROM_GRAPH = 1000  # neighbours; for more the exact search is as fast
 _BLOCK = 256  # queries that are searched at a time
 
@@ -72,7 +74,8 @@ class Neighbor:
 class VectorIndex:
     """Feature vectors of the images of a manifest, float32 (N, D) of length 1, with nearest-neighbour search.
 
-    `graph` is the faiss index of an approximate kind; None means that every search is exact.
+    `graph` is the faiss index of an approximate kind; None means that every search is exact. `reference` holds features
+    by which an image is found to be unlike those of the index.
     """
 
     record: IndexRecord
@@ -80,6 +83,7 @@ class VectorIndex:
     vectors: np.ndarray
     whitening: Whitening | None
     graph: Any = None
+    reference: TrainingReference | None = None
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -221,7 +225,9 @@ def read_index(folder: str | Path) -> VectorIndex:
         manifest = Manifest(_read_rows(arrays[_ROWS], record), folder / record.root)
         whitening = _read_whitening(arrays, record)
         graph = {name.removeprefix(_GRAPH): value for name, value in arrays.items() if name.startswith(_GRAPH)}
-        return VectorIndex(record, manifest, vectors, whitening, restore(record.kind, vectors, graph))
+        kept = {name.removeprefix(_REFERENCE): value for name, value in tensors.items() if name.startswith(_REFERENCE)}
+        reference = reference_from_tensors(kept)
+        return VectorIndex(record, manifest, vectors, whitening, restore(record.kind, vectors, graph), reference)
     except KeyError as error:
         raise DinomedError(f"{path} is damaged: no {error}; index again") from None
     except (DinomedError, TypeError, pa.ArrowException) as error:
@@ -235,7 +241,10 @@ def _tensors(index: VectorIndex, graph: Arrays) -> dict[str, torch.Tensor]:
     if index.whitening is not None:
         arrays |= {"whitening.mean": index.whitening.mean, "whitening.matrix": index.whitening.matrix}
     arrays |= {_GRAPH + name: value for name, value in graph.items()}
-    return {name: torch.from_numpy(value) for name, value in arrays.items()}
+    reference = {} if index.reference is None else index.reference.to_tensors()
+    return {name: torch.from_numpy(value) for name, value in arrays.items()} | {
+        _REFERENCE + name: value for name, value in reference.items()
+    }
 
 
 def _read_rows(data: np.ndarray, record: IndexRecord) -> pa.Table:

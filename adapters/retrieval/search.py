@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from dinomed.adapters.reference import find_backbone
 from dinomed.adapters.retrieval.evidence import Evidence, Grid, match
 from dinomed.adapters.retrieval.filters import Condition, GroupLookup, choose_rows, parse_conditions
 from dinomed.adapters.retrieval.index import Neighbor, VectorIndex, read_index
+from dinomed.adapters.training_images import FamiliarityCheck
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.device import resolve_device
 from dinomed.errors import UsageError
 from dinomed.features.compute import Features, compute_features
+from dinomed.features.familiarity import choose_reference_rows
 from dinomed.features.finite import compute_finite
 from dinomed.features.loading import BATCH_SIZE, LoadedImage, load_batches, preprocess_batches, stack_pixels
 from dinomed.images.in_memory import ImageSource
@@ -100,6 +102,8 @@ class ImageIndex:
     def __init__(self, vector_index: VectorIndex, backbone: FrozenBackbone) -> None:
         self.vector_index, self.backbone = vector_index, backbone
         self.groups = GroupLookup(vector_index.manifest)
+        reference = vector_index.reference
+        self.check = None if reference is None else FamiliarityCheck(reference, backbone)
         self._columns = {name: vector_index.manifest.column(name) for name in vector_index.manifest.columns}
 
     def __len__(self) -> int:
@@ -109,6 +113,21 @@ class ImageIndex:
     def feature_spec(self) -> FeatureSpec:
         """Features of the backbone from which a query vector is computed."""
         return self.vector_index.record.pooling.feature_spec
+
+    @cached_property
+    def pair_similarities(self) -> np.ndarray:
+        """Similarities of pairs of images of different groups, sorted, float32; of at most 1,000 images."""
+        rows, units = choose_reference_rows(len(self)), self.vector_index.manifest.units()
+        chosen = self.vector_index.vectors[rows]
+        names = np.unique([units[row] for row in rows], return_inverse=True)[1]
+        first, second = np.triu_indices(len(rows), 1)
+        different = names[first] != names[second]
+        return np.sort((chosen @ chosen.T)[first[different], second[different]])
+
+    def similarity_percentile(self, similarity: float) -> float | None:
+        """Return the share of `pair_similarities` below a similarity, 0 to 100; None if there are no pairs."""
+        pairs = self.pair_similarities
+        return 100 * float(np.searchsorted(pairs, similarity)) / len(pairs) if len(pairs) else None
 
     def embed_features(self, features: Features) -> np.ndarray:
         """Return the query vectors, float32 (B, D), of features of the last block of B images."""

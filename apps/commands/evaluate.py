@@ -75,6 +75,7 @@ def _tables(report: dict[str, Any]) -> list[Any]:
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
+    from dinomed.apps.pages.evaluation import describe_unlike
     from dinomed.notice import RESEARCH_USE
 
     seen = report["seen_in_training"]
@@ -85,4 +86,5 @@ def _notes(report: dict[str, Any]) -> list[str]:
             f"{what}: {seen['images']} images seen in training or validation, and {seen['of_seen_groups']} images of "
             "groups that were seen there"
         )
+    notes.append(describe_unlike(report["unlike_training"]))
     return [*notes, *([report["report"]] if "report" in report else []), RESEARCH_USE]

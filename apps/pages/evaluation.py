@@ -33,7 +33,9 @@ def build_evaluation_page(evaluation: Evaluation, collection: Manifest, *, names
         names: show the paths of images.
     """
     result = evaluation.result
-    parts = [paragraph(_opening(result)), *_warnings(result), *_headline(result)]
+    line = describe_unlike(result["unlike_training"])
+    unlike = paragraph(f"{line[:1].upper()}{line[1:]}.")
+    parts = [paragraph(_opening(result)), *_warnings(result), unlike, *_headline(result)]
     parts += _section(result, evaluation.evaluated)
     parts += _subgroups(result)
     parts += _cases(evaluation, collection, Album(names=names))
@@ -67,6 +69,13 @@ def _warnings(result: Mapping[str, Any]) -> list[str]:
     if seen["left_out"]:
         return [paragraph(f"{count:,} images were left out: the fit used them, or other images of their groups.")]
     return [paragraph(f"METRICS TOO HIGH: the fit used {count:,} of these images, or other images of their groups.")]
+
+
+def describe_unlike(unlike: Mapping[str, Any]) -> str:
+    """Return a line about the images that are unlike the training images, from the entry of a report."""
+    if unlike["problem"] is not None:
+        return f"images unlike the training images: not checked ({unlike['problem']})"
+    return f"{unlike['images']:,} of {unlike['of']:,} images are unlike the training images"
 
 
 def _headline(result: Mapping[str, Any]) -> list[str]:

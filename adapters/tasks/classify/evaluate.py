@@ -62,7 +62,9 @@ def predict_images(predictor: ClassifyPredictor, manifest: Manifest) -> np.ndarr
     with bar("evaluating", len(manifest)) as progress:
         for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
             with naming([names[image.index] for image in loaded]):
-                rows.append(predictor.probability_rows(stack_pixels(loaded)))
+                pixels = stack_pixels(loaded)
+                rows.append(predictor.probability_rows(pixels))
+                predictor.check_batch(pixels)
             progress.advance(len(loaded))
     return np.concatenate(rows)
 
@@ -73,7 +75,9 @@ def predict_groups(predictor: ClassifyPredictor, groups: Groups) -> np.ndarray:
 
         def pixels() -> Iterator[Tensor]:
             for loaded in load_batches(groups.manifest, predictor.preprocessing, predictor.batch_size):
-                yield stack_pixels(loaded)
+                batch = stack_pixels(loaded)
+                yield batch
+                predictor.check_batch(batch)  # after its features were computed
                 progress.advance(len(loaded))
 
         return predictor.group_rows(pixels(), groups)

@@ -4,6 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
+from dinomed.adapters.inference.folder import FAMILIARITY_COLUMNS, familiarity_cells
 from dinomed.adapters.inference.plan import PLAN_FILE, TABLE_FILE, PredictionPlan, add_rows, begin, finish
 from dinomed.adapters.tasks.classify.evaluate import groups_for
 from dinomed.adapters.tasks.classify.groups import Groups
@@ -12,6 +15,7 @@ from dinomed.adapters.writer import Row
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
+from dinomed.features.familiarity import Familiarity
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.io.output_folder import claimed_folder
 from dinomed.log import logger
@@ -34,10 +38,10 @@ def predict_group_table(
 ) -> GroupPredictionResult:
     """Write `predictions.csv` with one row for each group.
 
-    A row holds the name of the group (for an image without a group its path), the number of images, the predicted class
-    and the probability of each class. An adapter for groups reads its frames of each group; for another the
-    probabilities of all images are averaged. After an interruption the same call keeps the finished groups, and the
-    table is the same.
+    A row holds the name of the group (for an image without a group its path), the number of images, the predicted
+    class, the probability of each class, and whether an image of the group is unlike the training images. An adapter
+    for groups reads its frames of each group; for another the probabilities of all images are averaged. After an
+    interruption the same call keeps the finished groups, and the table is the same.
 
     Args:
         predictor: the classifier.
@@ -81,7 +85,7 @@ def predict_group_table(
                 progress.advance(len(places))
         write_csv(
             out / TABLE_FILE,
-            ["group", "images", "predicted", *predictor.classes],
+            ["group", "images", "predicted", *predictor.classes, *FAMILIARITY_COLUMNS],
             [done[str(place)][1:] for place in range(len(groups))],
         )
         finish(out, plan)
@@ -104,10 +108,15 @@ def _parts(groups: Groups) -> Iterator[list[int]]:
 
 def _rows(predictor: ClassifyPredictor, groups: Groups, places: Sequence[int]) -> list[Row]:
     part = _take(groups, places)
-    pixels = (
-        stack_pixels(loaded) for loaded in load_batches(part.manifest, predictor.preprocessing, predictor.batch_size)
-    )
-    images = part.manifest.column("image")
+    images, checked = part.manifest.column("image"), list[Familiarity]()
+
+    def pixels() -> Iterator[Tensor]:
+        for loaded in load_batches(part.manifest, predictor.preprocessing, predictor.batch_size):
+            batch = stack_pixels(loaded)
+            yield batch
+            checked.extend(predictor.check_batch(batch) or [])  # after its features were computed
+
+    values_of_groups = predictor.group_rows(pixels(), part)
     return [
         [
             str(place),
@@ -115,10 +124,9 @@ def _rows(predictor: ClassifyPredictor, groups: Groups, places: Sequence[int]) -
             len(set(members)),
             predictor.predicted(values),
             *(f"{value:.6f}" for value in values),
+            *familiarity_cells([checked[row] for row in members] if checked else None),
         ]
-        for place, name, members, values in zip(
-            places, part.names, part.members, predictor.group_rows(pixels, part), strict=True
-        )
+        for place, name, members, values in zip(places, part.names, part.members, values_of_groups, strict=True)
     ]
 
 

@@ -25,7 +25,9 @@ def compare_depths(predictor: DepthPredictor, manifest: Manifest) -> list[dict[s
     with bar("evaluating", len(manifest)) as progress:
         for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
             with naming([names[image.index] for image in loaded]):
-                maps = predictor.batch_maps(stack_pixels(loaded), [image.size for image in loaded])
+                pixels = stack_pixels(loaded)
+                maps = predictor.batch_maps(pixels, [image.size for image in loaded])
+                predictor.check_batch(pixels)
             for image, depth in zip(loaded, maps, strict=True):
                 errors.append(depth_errors(predictor.source.read(manifest, image.index), depth[0], *limits))
             progress.advance(len(loaded))

@@ -32,7 +32,9 @@ def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, 
     with bar("evaluating", len(manifest)) as progress:
         for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
             with naming([names[image.index] for image in loaded]):
-                maps = predictor.batch_maps(stack_pixels(loaded), [image.size for image in loaded])
+                pixels = stack_pixels(loaded)
+                maps = predictor.batch_maps(pixels, [image.size for image in loaded])
+                predictor.check_batch(pixels)
             for image, probabilities in zip(loaded, maps, strict=True):
                 targets = schema.planes(schema.read(manifest, image.index))
                 predicted = schema.planes(predictor.decide(probabilities))
