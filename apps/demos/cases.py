@@ -51,8 +51,8 @@ def show_cases(
         "or video, and not shown. " if related else ""
     )  # fmt: skip
     hint = (
-        f"{kept_out}Similarity is that of the backbone's features (cosine): 1 is the same picture. It does not "
-        "compare diagnoses."
+        f"{kept_out}Similarity is that of the backbone's features (cosine): 1 is the same picture. The percentage is "
+        "the share of pairs of cases in the index that are less alike. It does not compare diagnoses."
     )
     kind = "cases pairs" if regions else "cases"
     return f'<div class="{kind}">{"".join(cases)}</div><div class="dm-hint cases-hint">{hint}</div>'
@@ -65,8 +65,13 @@ def _case(image_index: ImageIndex, neighbor: Neighbor, picture: np.ndarray | Non
     return (
         f'<figure class="case">{shown}<figcaption><b>{html.escape(label)}</b> '
         f'<span class="similarity" title="distance {1 - neighbor.similarity:.3f}">{neighbor.similarity:.3f}</span>'
-        "</figcaption></figure>"
+        f"{_percentile(image_index, neighbor)}</figcaption></figure>"
     )
+
+
+def _percentile(image_index: ImageIndex, neighbor: Neighbor) -> str:
+    percentile = image_index.similarity_percentile(neighbor.similarity)
+    return "" if percentile is None else f'<span class="percentile">more alike than {percentile:.1f}% of pairs</span>'
 
 
 def _read(image_index: ImageIndex, row: int) -> np.ndarray | None:

@@ -12,6 +12,9 @@ from dinomed.apps.demos.page import Panel
 from dinomed.apps.demos.parts import Picture
 
 CASES = 6
+UNCERTAIN_LEAD = 0.2
+UNCERTAIN = "Uncertain: the most probable class leads the next one by less than 20 percentage points. Do not read it as a "
+    "result."
 CALIBRATED = (
     "Calibrated on the validation images: of similar pictures with a probability of 80% for a class, about 80% were "
     "of that class. This does not hold for other kinds of pictures, or for classes that the model does not know."
@@ -31,7 +34,7 @@ class ClassifyPanel(Panel):
 
     def __init__(self, predictor: ClassifyPredictor, image_index: ImageIndex | None = None) -> None:
         self.predictor, self.preprocessing = predictor, predictor.backbone.preprocessing
-        self.image_index = image_index
+        self.image_index, self.check = image_index, predictor.check
         self.consumers = [predictor] if image_index is None else [predictor, image_index]
 
     def controls(self) -> str:
@@ -62,7 +65,10 @@ def show_probabilities(predictor: ClassifyPredictor, probabilities: Mapping[str,
             f'<span class="bar"><span class="bar-fill" style="width:{100 * value:.1f}%"></span></span>'
             f'<span class="bar-value">{100 * value:.1f}%</span></div>'
         )
+    values = sorted(probabilities.values(), reverse=True)
+    unsure = not predictor.answer.multilabel and len(values) > 1 and values[0] - values[1] < UNCERTAIN_LEAD
+    state = f'<div class="message uncertain" id="uncertain">{UNCERTAIN}</div>' if unsure else ""
     hint = UNCALIBRATED if predictor.answer.temperature is None else CALIBRATED
     if predictor.answer.multilabel:
         hint = f"An image may have several labels. {hint}"
-    return f'<div id="probabilities">{"".join(rows)}</div><div class="dm-hint" id="calibrated">{hint}</div>'
+    return f'{state}<div id="probabilities">{"".join(rows)}</div><div class="dm-hint" id="calibrated">{hint}</div>'

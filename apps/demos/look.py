@@ -10,7 +10,7 @@ import gradio as gr
 from dinomed.notice import RESEARCH_USE
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("regions.js", "viewer.js", "app.js")
+SCRIPTS = ("regions.js", "viewer.js", "app.js", "trust.js")
 
 
 @cache
@@ -40,7 +40,7 @@ def fill_template(**parts: str) -> str:
 def script() -> str:
     """Return the script of the page, which Gradio calls with `element`, `server` and `upload`."""
     parts = [(STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    return "\n".join([f"const TEXT = {json.dumps(_texts())};", *parts])
+    return "\n".join([f"const TEXT = {json.dumps(_texts())};", *parts, 'app.dataset.ready = "true";'])
 
 
 def look() -> dict[str, Any]:

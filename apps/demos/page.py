@@ -9,6 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,10 +17,12 @@ import gradio as gr
 from gradio.route_utils import Request
 
 from dinomed.adapters.inference.shared import FeatureConsumer, predict_many
-from dinomed.apps.demos.look import fill_template, script
+from dinomed.adapters.training_images import FamiliarityCheck, usable_check
+from dinomed.apps.demos.look import fill_template, script, text
 from dinomed.apps.demos.parts import PUT_AWAY, Picture, inline_file, inline_preview, message, read_picture
 from dinomed.apps.demos.turns import Busy, Gone, Turns
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.features.familiarity import Familiarity
 from dinomed.features.finite import NotFiniteError
 from dinomed.log import logger
 
@@ -37,6 +40,8 @@ class Panel(ABC):
         name: of the panel in requests; the settings of its controls arrive under this name.
         consumers: adapters and indexes; those of all panels run together and share the pass of their backbone.
         preprocessing: reads the files.
+        check: whether a picture is unlike the images of the training or of the index; the page then shows the answer
+            only if the visitor asks for it.
     """
 
     name: ClassVar[str]
@@ -44,6 +49,7 @@ class Panel(ABC):
     explanation: ClassVar[str]
     consumers: Sequence[FeatureConsumer]
     preprocessing: Preprocessing | None
+    check: FamiliarityCheck | None = None
 
     @abstractmethod
     def controls(self) -> str:
@@ -133,8 +139,10 @@ class App:
             if isinstance(result, str):
                 answers[panel.name], reason = {"html": result}, result
             else:
-                shown = shown or result[0]
-                answers[panel.name] = panel.answer(*result, settings.get(panel.name) or {})
+                shown = shown or result.picture
+                answers[panel.name] = panel.answer(result.picture, result.answers, settings.get(panel.name) or {})
+                if result.familiarity is not None:
+                    answers[panel.name]["familiarity"] = vars(result.familiarity)
         if shown is None:
             return {"error": reason}
         height, width = shown.shown.shape[:2]
@@ -201,7 +209,18 @@ def _tab_panel(panel: Panel, place: int) -> str:
     hidden = "" if place == 0 else " hidden"
     attributes = f'id="panel-{panel.name}" data-panel="{panel.name}" aria-labelledby="tab-{panel.name}"{hidden}'
     explanation = f'<p class="dm-hint">{html.escape(panel.explanation)}</p>'
-    return f'<section role="tabpanel" tabindex="0" {attributes}>{explanation}{panel.controls()}</section>'
+    _, problem = usable_check(panel.check)
+    if problem is None:
+        note = '<p class="dm-hint dm-familiar" hidden></p>'
+    else:
+        note = f'<p class="dm-hint dm-unchecked">{text("unchecked")} {html.escape(problem)}.</p>'
+    banner = (
+        f'<div class="message dm-unlike" role="alert" hidden><strong>{text("unlike_title")}</strong> '
+        f"<span>{text('unlike')}</span>"
+        f'<button type="button" class="dm-show-anyway">{text("show_anyway")}</button></div>'
+    )
+    body = f'<div class="dm-body">{panel.controls()}</div>'
+    return f'<section role="tabpanel" tabindex="0" {attributes}>{explanation}{banner}{body}{note}</section>'
 
 
 def _example(name: str, path: Path) -> str:
@@ -211,13 +230,22 @@ def _example(name: str, path: Path) -> str:
     )
 
 
-def _run_consumers(panels: Sequence[Panel], path: str) -> list[tuple[Picture, list[Any]] | str]:
-    """Return for each panel the picture as its backbone reads it and the results of its consumers, or a message."""
+@dataclass(frozen=True)
+class PanelResult:
+    """The picture as the backbone of a panel reads it, the results of its consumers, and of its check."""
+
+    picture: Picture
+    answers: list[Any]
+    familiarity: Familiarity | None
+
+
+def _run_consumers(panels: Sequence[Panel], path: str) -> list[PanelResult | str]:
+    """Return for each panel its result, or a message."""
     panels_by_reading: dict[Any, list[int]] = {}
     for place, panel in enumerate(panels):
         reader = panel.preprocessing
         panels_by_reading.setdefault(None if reader is None else (reader.channels, reader.intensity), []).append(place)
-    results: dict[int, tuple[Picture, list[Any]] | str] = {}
+    results: dict[int, PanelResult | str] = {}
     for places in panels_by_reading.values():  # panels that read a file in the same way
         picture, reason = read_picture(path, panels[places[0]].preprocessing)
         if picture is None:
@@ -227,13 +255,19 @@ def _run_consumers(panels: Sequence[Panel], path: str) -> list[tuple[Picture, li
     return [results[place] for place in range(len(panels))]
 
 
-def _answer(panels: Sequence[Panel], picture: Picture) -> list[tuple[Picture, list[Any]] | str]:
+def _answer(panels: Sequence[Panel], picture: Picture) -> list[PanelResult | str]:
     """Return the results of panels that read a picture in the same way; a message for a model without finite values."""
-    consumers = [consumer for panel in panels for consumer in panel.consumers]
+    checks = [usable_check(panel.check)[0] for panel in panels]
+    consumers: list[FeatureConsumer] = []
+    for panel, check in zip(panels, checks, strict=True):
+        consumers += [*panel.consumers, *([] if check is None else [check])]
     try:
         answers = iter([of_images[0] for of_images in predict_many(consumers, [picture.pixels])])
     except NotFiniteError:
         if len(panels) == 1:
             return [NO_RESULT]
         return [result for panel in panels for result in _answer([panel], picture)]
-    return [(picture, [next(answers) for _ in panel.consumers]) for panel in panels]
+    return [
+        PanelResult(picture, [next(answers) for _ in panel.consumers], None if check is None else next(answers))
+        for panel, check in zip(panels, checks, strict=True)
+    ]

@@ -19,7 +19,7 @@ class RetrievePanel(Panel):
     explanation = text("retrieve_explanation")
 
     def __init__(self, image_index: ImageIndex) -> None:
-        self.image_index = image_index
+        self.image_index, self.check = image_index, image_index.check
         self.consumers, self.preprocessing = [image_index], image_index.backbone.preprocessing
         self.most = min(MAX_CASES, len(image_index.vector_index))
 

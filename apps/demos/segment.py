@@ -112,6 +112,7 @@ class SegmentPanel(Panel):
         self.consumers, self.cuts = [], {LESION: predictor.threshold}
         if isinstance(predictor, SegmentPredictor):
             self.consumers, self.preprocessing = [predictor], predictor.backbone.preprocessing
+            self.check = predictor.check
             self.cuts = _cuts(predictor)
         self.recent = Recent(KEPT_PIXELS)
 

@@ -17,7 +17,7 @@ class ValuesPanel(Panel):
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor, self.preprocessing = predictor, predictor.backbone.preprocessing
-        self.consumers = [predictor]
+        self.consumers, self.check = [predictor], predictor.check
         self.task = find_task(predictor.task)
         self.name, self.title = self.task.name, self.task.title.capitalize()  # type: ignore[misc]
 

@@ -122,7 +122,8 @@ def reference_from_tensors(tensors: Mapping[str, Tensor]) -> TrainingReference |
     fits = vectors.ndim == 2 and vectors.dtype == np.float16 and distances.shape == (len(vectors),)
     if not fits or not np.isfinite(distances).all() or not np.isfinite(vectors).all():
         raise DinomedError("its features of training images do not belong together")
-    return TrainingReference(vectors, distances, groups if len(vectors) else 0, block, controls)
+    enough = len(vectors) >= MIN_GROUPS
+    return TrainingReference(vectors, distances, groups if enough else min(groups, MIN_GROUPS - 1), block, controls)
 
 
 def knn_distances(

@@ -76,6 +76,14 @@ class Visit:
             self.page.locator("#download").click()
         return download.value.suggested_filename, np.asarray(Image.open(download.value.path()))
 
+    def screenshot(self, name: str) -> None:
+        """Save what is seen at 390 and at 1280 px, if DINOMED_TEST_SCREENSHOTS names a folder."""
+        folder = os.environ.get("DINOMED_TEST_SCREENSHOTS")
+        for width in (390, 1280) if folder else ():
+            self.page.set_viewport_size({"width": width, "height": 920})
+            self.page.wait_for_timeout(200)  # for the last frame
+            self.page.screenshot(path=Path(str(folder)) / f"{name}_{width}.png", full_page=True)
+
 
 @pytest.fixture
 def visit(browser: Any, demo: "Demo") -> Iterator[Visit]:

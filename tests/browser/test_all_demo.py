@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.retrieval.search import load_index
@@ -29,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     vit = VisionTransformer(ViTConfig(embed_dim=32, depth=2, num_heads=2, patch_size=8, image_size=64))
     save_backbone(folder / "backbone", vit, Preprocessing(image_size=64), {})
-    write_lesions(folder / "lesions", count=40, seed=1, broken=0)
+    write_lesions(folder / "lesions", count=60, seed=1, broken=0)
     manifest = str(folder / "images.parquet")
     quiet = ["--quiet", "--json"]
     cli.invoke(
@@ -114,6 +115,31 @@ def test_a_broken_picture_shows_one_error_and_the_next_one_works(visit, made: Pa
     visit.wait_for_answer()
     tab(visit, "Similar")
     visit.page.wait_for_selector("#found .cases")
+
+
+def test_answers_for_a_picture_unlike_the_training_wait_behind_a_warning(visit, made: Path, tmp_path: Path) -> None:
+    board = np.indices((120, 160)).sum(axis=0) // 10 % 2
+    Image.fromarray(np.array([[20, 255, 20], [200, 0, 255]], np.uint8)[board]).save(tmp_path / "board.png")
+    visit.upload(tmp_path / "board.png")
+    visit.wait_for_answer()
+    for name, result in (("Classify", "#probabilities"), ("Similar", "#found .cases"), ("Segment", "#lesions li")):
+        tab(visit, name)
+        assert visit.page.locator(".dm-unlike:visible").count() == 1
+        assert visit.page.locator(result).count() == 0  # not hidden, but not there
+        assert visit.page.locator(".dm-body:visible").count() == 0
+    assert visit.page.locator("#download").is_disabled()
+    assert visit.page.locator("#opacity").is_disabled()
+    visit.screenshot("unlike")
+    visit.page.locator(".dm-show-anyway:visible").click()
+    visit.page.wait_for_selector("#threshold:visible")
+    tab(visit, "Classify")
+    visit.page.wait_for_selector("#probabilities")
+    assert visit.page.locator(".dm-unlike:visible").count() == 1  # the warning stays
+    assert visit.page.locator(".dm-show-anyway:visible").count() == 0
+    visit.upload(read_manifest(made / "images.parquet").path(0))  # of the training: no warning is left
+    visit.wait_for_answer()
+    assert visit.page.locator(".dm-unlike:visible").count() == 0
+    assert "Like the training images" in visit.page.inner_text(".dm-familiar:visible")
 
 
 def test_ids_are_there_once(visit, made: Path) -> None:

@@ -21,6 +21,7 @@ function clearAll(state) {
   app.dataset.state = state;
   viewer.clear();
   for (const result of all(".dm-result")) result.innerHTML = "";
+  clearTrust();
   for (const name of ["#view", "#opacity", "#wipe", "#compare", "#download"]) if (get(name)) get(name).disabled = true;
   if (get("#measures")) {
     get("#measures").hidden = true;
@@ -46,7 +47,7 @@ const box = (text) => {
 
 async function open(source) {
   clearAll("busy");
-  const picture = { id: newId(), number: ++opened };
+  const picture = { id: newId(), number: ++opened, held: {} };
   current = picture;
   let path = source;
   if (source instanceof File) {
@@ -95,8 +96,7 @@ async function ask(panels) {
     get("#compare").disabled = get("#wipe").disabled = get("#view").disabled = true;
   }
   for (const [name, result] of Object.entries(answer.panels)) {
-    get(`#panel-${name} .dm-result`).innerHTML = result.html || "";
-    if (result.map) await takeMap(picture, result);
+    await deliver(picture, name, result);
   }
   describe();
 }
@@ -336,4 +336,4 @@ tabs.forEach((tab, at) => {
     choose(tabs[(to + tabs.length) % tabs.length], true);
   });
 });
-app.dataset.ready = "true";
+

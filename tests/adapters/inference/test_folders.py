@@ -95,7 +95,7 @@ def test_a_classifier_writes_one_table(
     manifest = open_dataset(pictures, allow_unreadable=True)
     predict_collection(predictors[1], manifest, tmp_path / "out")
     rows = table(tmp_path / "out")
-    assert list(rows[0]) == ["image", "predicted", *predictors[1].classes]
+    assert list(rows[0]) == ["image", "predicted", *predictors[1].classes, *folders.FAMILIARITY_COLUMNS]
     for row in rows:
         values = [float(row[name]) for name in predictors[1].classes]
         assert sum(values) == pytest.approx(1, abs=1e-5)  # six decimals of each

@@ -12,6 +12,7 @@ import torch
 from dinomed.adapters.bundle import read_record
 from dinomed.adapters.evaluation.evaluate import evaluate, evaluate_in_full
 from dinomed.adapters.fit import fit_head
+from dinomed.adapters.inference.folder import FAMILIARITY_COLUMNS
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify import predict_groups
 from dinomed.adapters.tasks.classify.answer import Answer, calibrate
@@ -205,7 +206,7 @@ def test_the_table_of_groups_equals_the_predictions_of_the_evaluation(
         None
     )
     lines = [line.split(",") for line in (tmp_path / "table" / "predictions.csv").read_text().splitlines()]
-    assert lines[0] == ["group", "images", "predicted", *manifest.classes()]
+    assert lines[0] == ["group", "images", "predicted", *manifest.classes(), *FAMILIARITY_COLUMNS]
     judged = evaluate_in_full(folder, data, unit="group", resamples=10).evaluated
     assert isinstance(judged, EvaluatedClasses)
     for line, name, expected in zip(lines[1:], judged.groups, judged.probabilities, strict=True):
@@ -213,7 +214,7 @@ def test_the_table_of_groups_equals_the_predictions_of_the_evaluation(
         alone = [image for image, group in zip(test.column("image"), groups, strict=True) if group is None]
         assert line[0] in ([name] if name in groups else alone)
         assert int(line[1]) == (min(3, count) if unit == "group" else count)
-        assert [float(value) for value in line[3:]] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert [float(value) for value in line[3:-2]] == pytest.approx(expected.tolist(), abs=1e-5)
         assert line[2] == manifest.classes()[int(expected.argmax())]
     with pytest.raises(UsageError, match="already holds a result"):
         predict_group_table(predictor, test, tmp_path / "table")
