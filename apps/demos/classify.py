@@ -13,8 +13,10 @@ from dinomed.apps.demos.parts import Picture
 
 CASES = 6
 UNCERTAIN_LEAD = 0.2
-UNCERTAIN = "Uncertain: the most probable class leads the next one by less than 20 percentage points. Do not read it as a "
-    "result."
+UNCERTAIN = (
+    "Uncertain: the most probable class leads the next one by less than 20 percentage points. "
+    "Do not read it as a result."
+)
 CALIBRATED = (
     "Calibrated on the validation images: of similar pictures with a probability of 80% for a class, about 80% were "
     "of that class. This does not hold for other kinds of pictures, or for classes that the model does not know."
