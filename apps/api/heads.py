@@ -59,7 +59,8 @@ def train(
         backbone: a loaded backbone, or what `dinomed.load_backbone` takes.
         data: a manifest with the targets of the task.
         out: folder to write.
-        head: name of the head, as `dinomed.list_models` lists them; None for that of the config.
+        head: name of the head, as `dinomed.list_models` lists them, or auto for the best of several on val (classify,
+            segment); None for that of the config.
         tune: train the backbone too: none, last:N (blocks), lora or lora:RANK.
         config: YAML file, or a name in configs/adapters such as ``"segment_unet"``.
         settings: settings that override the config, such as ``{"fit.epochs": 5}``.
@@ -73,8 +74,8 @@ def train(
         device: device of a backbone that is given by name or path.
 
     Returns:
-        The folder, the epoch that was kept (0 for a closed-form head), the metrics on val, the threshold
-        of a segmenter, and what was chosen on val.
+        The folder, the epoch that was kept (0 for a closed-form head), the metrics on val, the threshold of a
+        segmenter, what was chosen on val, and the heads that auto tried.
 
     Raises:
         UsageError: the task, head or a setting is unknown, `data` has no targets, or `out` is in use.

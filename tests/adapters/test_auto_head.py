@@ -193,6 +193,17 @@ def test_impossible_combinations_are_refused(settings: dict[str, Any], message: 
         build_config(ClassifyConfig, settings, "test")
 
 
+def test_settings_that_a_candidate_cannot_have_are_refused_in_one_line(
+    backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="head auto tries heads on features that are computed once"):
+        build_config(SegmentConfig, {"head": {"name": "auto"}, "tune": "last:1"}, "test")
+    config = build_config(ClassifyConfig, {"head": {"name": "auto"}, "fit": {"optimizer": "lbfgs"}}, "test")
+    with pytest.raises(UsageError, match=r"head auto, attentive: fit\.optimizer: lbfgs takes all images"):
+        fit_head(backbone, manifest, tmp_path / "no", config, cache=tmp_path)
+    assert not (tmp_path / "no").exists()
+
+
 def test_the_command_prints_the_table_and_refuses_a_task_without_a_choice(
     run: Any, tiny_backbone: Path, lesion_manifest: Path, place: Path, tmp_path: Path
 ) -> None:

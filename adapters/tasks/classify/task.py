@@ -16,6 +16,7 @@ from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.classify.writer import ClassifyWriter
 from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.config import build_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 
@@ -54,7 +55,9 @@ class ClassifyTask(Task):
         configs: dict[str, TrainConfig] = {}
 
         def add(title: str, head: dict[str, Any], **settings: Any) -> None:
-            configs[title] = ClassifyConfig.model_validate(candidate_data(config, head, **settings))
+            configs[title] = build_config(
+                ClassifyConfig, candidate_data(config, head, **settings), f"head auto, {title}"
+            )
 
         if "knn" in choice.heads:
             for tokens in TOKENS:

@@ -56,7 +56,10 @@ class SegmentConfig(TrainConfig):
             raise ValueError("scales: one or more factors from 0.25 to 4")
         if self.window is not None and self.scales not in (None, (1.0,)):
             raise ValueError("window and scales: windows have one size; leave one of them out")
-        if self.window is not None and not adapter_class("segment", self.head.name).one_pass:
+        kind = adapter_class("segment", self.head.name)
+        if kind.chooses and (self.tune.active or self.crop is not None):
+            raise ValueError(f"tune and crop: head {self.head.name} tries heads on features that are computed once")
+        if self.window is not None and not kind.one_pass:
             raise ValueError(f"window: head {self.head.name} fuses views of the whole image; leave window out")
         if self.crop is not None and self.window is None:
             raise ValueError("crop: training uses random windows; set their size: window=PX")

@@ -18,6 +18,7 @@ from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.adapters.tasks.segment.writer import SegmentWriter
 from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.config import build_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.images.read import read_image
 
@@ -62,7 +63,9 @@ class SegmentTask(Task):
         quarters = tuple(dict.fromkeys(quarter_blocks(backbone.depth)))
         choices[f"linear, blocks {', '.join(map(str, quarters))}"] = quarters
         return {
-            title: SegmentConfig.model_validate(candidate_data(config, {"name": "linear", "blocks": blocks}))
+            title: build_config(
+                SegmentConfig, candidate_data(config, {"name": "linear", "blocks": blocks}), f"head auto, {title}"
+            )
             for title, blocks in choices.items()
         }
 
