@@ -17,7 +17,8 @@ def main() -> None:
     """Read the limits, report readiness, then compute one answer for each argument of each request."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # what a library prints does not mix with the answers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program, which closes the standard input
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the program, which closes the standard input
+        signal.signal(number, signal.SIG_IGN)
     settings, _ = read_message(requests, 0)
     limits = DecodingLimits(**settings["limits"])
     for module in settings["modules"]:

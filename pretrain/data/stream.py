@@ -4,7 +4,7 @@ Images come in a new order in every epoch; the stream is cut into batches withou
 stream determines an image and its crops, the step determines the masks, so a resumed run continues exactly.
 """
 
-import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -187,11 +187,14 @@ def _sort_by_view(crops: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(crops, axis=1).reshape(-1, *crops[0].shape[1:]))
 
 
-def _leave_process_group(_worker: int) -> None:
-    """Keep Ctrl-C and a SIGTERM to the process group from a worker. They are for the trainer, which saves; a worker
-    that died of one would break the step. Workers end by themselves when the trainer dies."""
-    if hasattr(os, "setsid"):  # not on Windows
-        os.setsid()
+def _leave_signals_to_the_trainer(_worker: int) -> None:
+    """Protect a worker from Ctrl-C and SIGTERM, which a terminal or a scheduler may send to all processes of a job.
+
+    They are for the trainer, which saves; a worker that died of one would break the step. Workers end by themselves when
+    the trainer does.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class BatchPositions(Sampler[list[int]]):
@@ -234,7 +237,7 @@ def load_batches(
         pin_memory=pin,
         timeout=LOADER_TIMEOUT_S if workers else 0,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_process_group,
+        worker_init_fn=_leave_signals_to_the_trainer,
         # A loader without its own generator draws from the global one, and a resumed run would differ.
         generator=torch.Generator(),
     )

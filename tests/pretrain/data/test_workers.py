@@ -1,0 +1,42 @@
+"""Data workers: a signal to all processes of a job ends no worker before the trainer has saved."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dinomed.datasets.manifest import read_manifest
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.data.stream import Collate, CropStream, RawBatch, load_batches
+
+Load = Callable[[int], Iterator[RawBatch]]
+
+
+@pytest.fixture
+def load(tiny: Callable[..., PretrainConfig], pictures: Path) -> Load:
+    config, manifest = tiny(), read_manifest(pictures)
+    paths = [str(manifest.path(i)) for i in range(len(manifest))]
+    stream = CropStream(paths, manifest.column("image"), config.crops, 3, seed=0)
+
+    def load(workers: int) -> Iterator[RawBatch]:
+        collate = Collate(config.masks, (4, 4), 0)
+        return load_batches(stream, collate, batch_size=2, first_step=0, last_step=12, workers=workers, pin=False)
+
+    return load
+
+
+def test_a_worker_that_gets_the_signal_of_the_trainer_goes_on(load: Load) -> None:
+    expected = [batch.globals for batch in load(0)]
+    before = set(multiprocessing.active_children())
+    batches = load(1)
+    actual = [next(batches).globals]
+    (worker,) = set(multiprocessing.active_children()) - before
+    assert worker.pid
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(worker.pid, number)
+    actual += [batch.globals for batch in batches]  # more batches than are loaded in advance
+    assert all(torch.equal(*pair) for pair in zip(expected, actual, strict=True))
