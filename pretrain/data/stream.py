@@ -190,8 +190,8 @@ def _sort_by_view(crops: list[np.ndarray]) -> Tensor:
 def _leave_signals_to_the_trainer(_worker: int) -> None:
     """Protect a worker from Ctrl-C and SIGTERM, which a terminal or a scheduler may send to all processes of a job.
 
-    They are for the trainer, which saves; a worker that died of one would break the step. Workers end by themselves when
-    the trainer does.
+    They are for the trainer, which saves; a worker that died of one would break the step. Workers end by themselves
+    when the trainer does.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
