@@ -1,7 +1,8 @@
-"""Fixtures of all tests: real images, a small backbone, a manifest of synthetic lesions."""
+"""Fixtures of all tests: real images, a small backbone, a manifest of synthetic lesions, a folder as a user has it."""
 
 import os
 import runpy
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +77,28 @@ def lesion_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = scan(folder / "lesions", labels="labels.csv", group="lesion_id", keep=["age", "sex"])
     write_manifest(result.manifest, folder / "lesions.parquet")
     return folder / "lesions.parquet"
+
+
+@pytest.fixture(scope="session")
+def user_folder(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, tiny_backbone: Path) -> Path:
+    """A folder as a user has it: lesions/, derm.parquet, ssl/ (a run with its untrained backbone), the adapters cls/
+    and seg/, and the index idx/. Read-only."""
+    from dinomed.apps import cli
+
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copytree(lesion_manifest.parent / "lesions", folder / "lesions")
+    shutil.copy(lesion_manifest, folder / "derm.parquet")
+    for name in ("backbone", "untrained"):
+        shutil.copytree(tiny_backbone, folder / "ssl" / name)
+    options = ("--backbone", str(folder / "ssl"), "--quiet")
+    fast = ("--data", str(folder / "derm.parquet"), "--set", "fit.epochs=2", "--set", "fit.min_steps=0")
+    for arguments in (
+        ("train", "classify", "-o", str(folder / "cls"), *fast),
+        ("train", "segment", "-o", str(folder / "seg"), *fast),
+        ("index", str(folder / "derm.parquet"), "-o", str(folder / "idx")),
+    ):
+        cli.invoke([*arguments, *options])
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -126,7 +127,7 @@ def _pool_usable(
     chunks: list[np.ndarray] = []
     if not pooling.feature_spec.patches:
         features = extract(backbone, manifest, cache=cache, skip_unusable=True)
-        failed, chunks = features.failed, _pool(features, pooling)
+        failed, chunks = dict(features.failed), _pool(features, pooling)
     else:
         with bar("pooling", len(manifest)) as progress:
             for start in range(0, len(manifest), _CHUNK):
@@ -136,22 +137,28 @@ def _pool_usable(
                 if path.exists():
                     chunks.append(np.load(path))
                 else:
-                    scratch = stage / "features"
-                    features = extract(
-                        backbone, chunk, cache=scratch, patches=True, shard_size=_CHUNK, description="patch tokens",
-                        skip_unusable=True,
-                    )  # fmt: skip
-                    pooled = _pool(features, pooling)
-                    shutil.rmtree(scratch)
-                    if not features.failed:
+                    pooled, failed_rows = _pool_chunk(backbone, chunk, pooling, stage / "features")
+                    if not failed_rows:
                         with replacing(path) as temporary, open(temporary, "wb") as file:
                             np.save(file, pooled[0])
                     chunks += pooled
-                    failed |= {start + row: reason for row, reason in features.failed.items()}
+                    failed |= {start + row: reason for row, reason in failed_rows.items()}
                 progress.advance(len(chunk))
     usable = without_rows(manifest, failed)
     check_usable(usable)
     return np.concatenate(chunks), usable
+
+
+def _pool_chunk(
+    backbone: FrozenBackbone, chunk: Manifest, pooling: Pooling, scratch: Path
+) -> tuple[list[np.ndarray], Mapping[int, str]]:
+    """Return the pooled features of some images as `_pool` does, and row -> reason of the images without features."""
+    features = extract(
+        backbone, chunk, cache=scratch, patches=True, shard_size=_CHUNK, description="patch tokens", skip_unusable=True
+    )
+    pooled = _pool(features, pooling)
+    shutil.rmtree(scratch)
+    return pooled, features.failed
 
 
 def _pool(features: FeatureCache, pooling: Pooling) -> list[np.ndarray]:

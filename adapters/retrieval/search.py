@@ -277,9 +277,9 @@ class ImageIndex:
                 images.append(self.backbone.preprocessing.read(self._path(neighbor.row)))
             except UnreadableImage:
                 images.append(None)
-        query, *grids = self._patch_grids([image, *(other for other in images if other is not None)])
+        query, *grids = self._patch_grids([image, *(case for case in images if case is not None)])
         remaining = iter(grids)
-        return [None if other is None else match(query, next(remaining)) for other in images]
+        return [None if case is None else match(query, next(remaining)) for case in images]
 
     def _path(self, row: int) -> Path:
         path, root = self.vector_index.manifest.path(row), self.vector_index.manifest.root.resolve()

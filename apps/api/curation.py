@@ -257,11 +257,11 @@ def _open_sides(
                 "images, or one manifest with splits"
             )
         train_split, test_split = "train", ",".join(name for name in ("val", "test") if name in splits)
-    other = place if test is None else test
-    sides = (_select(images, place, train_split), _select(tests, other, test_split))
+    test_place = place if test is None else test
+    sides = (_select(images, place, train_split), _select(tests, test_place, test_split))
     if sides[0].fingerprint == sides[1].fingerprint:
         raise UsageError(f"the two sides are the same {len(sides[0])} images: every image is a copy of itself")
-    return None, *sides, (_name(place, train_split), _name(other, test_split))
+    return None, *sides, (_name(place, train_split), _name(test_place, test_split))
 
 
 def _open_side(data: DatasetLike) -> Manifest:

@@ -127,8 +127,8 @@ def measure_audit(fit: Manifest, references: Manifest, queries: int, seed: int) 
         for index in range(queries):
             for kind, copy in zip(KINDS, copies_of(references, index, seed), strict=True):
                 Image.fromarray(copy).save(Path(folder) / f"{index:05d}_{kind}.png")
-            for other in (2 * index, 2 * index + 1):
-                shutil.copy(fit.path(other), Path(folder) / f"other_{other:05d}{fit.path(other).suffix}")
+            for row in (2 * index, 2 * index + 1):
+                shutil.copy(fit.path(row), Path(folder) / f"other_{row:05d}{fit.path(row).suffix}")
         test = scan(folder, make_split=False).manifest
         began = time.monotonic()
         result = audit(references, test, AuditConfig(groups=False))

@@ -133,14 +133,14 @@ def _deserved(row: Row, word: str, rows: dict[str, Row], family: dict[str, int],
     if word == "quality":  # a blurred or small copy counts as junk
         return "planted" if kind == "junk" else "related" if row.planted.how in SPOILT else "wrong"
     if word == "a copy":
-        other = rows.get(row.like)
+        original = rows.get(row.like)
         if row.name in family and family[row.name] == family.get(row.like):
             return "planted"
-        if kind == "junk" or (other is not None and other.planted.kind == "junk"):
+        if kind == "junk" or (original is not None and original.planted.kind == "junk"):
             return "planted"  # one black picture is a copy of another, and a blurred lesion of that lesion
-        equal = other is not None and same[row.name] == same[other.name]
+        equal = original is not None and same[row.name] == same[original.name]
         mine = _group(row, rows)
-        return "related" if equal or (other is not None and mine and mine == _group(other, rows)) else "wrong"
+        return "related" if equal or (original is not None and mine and mine == _group(original, rows)) else "wrong"
     if word == "of a test image":
         return "planted" if kind in ("test copy", "test group") else "wrong"
     return "planted" if kind in ("other", "junk") else "wrong"

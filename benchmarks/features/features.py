@@ -39,7 +39,7 @@ def of_libraries(name: str, image_size: int, device: torch.device) -> dict[str, 
         "vit_small_patch14_dinov2", pretrained=False, num_classes=0, img_size=image_size, patch_size=variant.patch_size,
         embed_dim=variant.embed_dim, depth=variant.depth, num_heads=variant.num_heads,
     ).eval().to(device)  # fmt: skip
-    other = Dinov2Model(
+    dinov2 = Dinov2Model(
         Dinov2Config(
             hidden_size=variant.embed_dim, num_hidden_layers=variant.depth, num_attention_heads=variant.num_heads,
             image_size=image_size, patch_size=variant.patch_size,
@@ -48,7 +48,7 @@ def of_libraries(name: str, image_size: int, device: torch.device) -> dict[str, 
     return {
         "dinomed": lambda pixels: frozen(pixels),
         "timm": lambda pixels: theirs.forward_features(pixels),
-        "transformers": lambda pixels: other(pixels).last_hidden_state,
+        "transformers": lambda pixels: dinov2(pixels).last_hidden_state,
     }
 
 

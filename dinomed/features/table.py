@@ -88,12 +88,12 @@ def write_feature_table(
     parts = _parts(path)
     with locked(parts, LOCK_FILE):
         try:
-            rest, dimension = _write_table(backbone, manifest, path, parts, tokens, shard_size)
+            usable, dimension = _write_table(backbone, manifest, path, parts, tokens, shard_size)
             remove_caches(parts)
         finally:
             _remove_traces(parts)
-    failed = [*unreadable, *rest.unreadable[len(manifest.unreadable) :]]
-    return FeatureTable(len(rest), dimension, len(failed), _list_unreadable(path, failed))
+    failed = [*unreadable, *usable.unreadable[len(manifest.unreadable) :]]
+    return FeatureTable(len(usable), dimension, len(failed), _list_unreadable(path, failed))
 
 
 def _write_table(

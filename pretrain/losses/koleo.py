@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 
-def koleo_loss(features: Tensor, others: Tensor | None = None, epsilon: float = 1e-8) -> Tensor:
+def koleo_loss(features: Tensor, queue: Tensor | None = None, epsilon: float = 1e-8) -> Tensor:
     """Compute minus the mean log distance of each L2-normalised row of (B, C) to its nearest neighbour in the batch.
 
-    `others` (Q, C) are further neighbours, without a loss or gradient of their own.
+    The rows of `queue` (Q, C), earlier images, are neighbours too, but have no loss and no gradient.
 
     The computation is in float32: in half precision 1e-8 is zero, and one exact duplicate makes the loss infinite. A
     batch of one row has no neighbour; its loss is 0, with zero gradient.
     """
-    if len(features) + (0 if others is None else len(others)) < 2:
+    if len(features) + (0 if queue is None else len(queue)) < 2:
         return features.sum() * 0.0
     with torch.autocast(features.device.type, enabled=False):
         x = normalize(features.float(), dim=-1)
@@ -25,8 +25,8 @@ def koleo_loss(features: Tensor, others: Tensor | None = None, epsilon: float = 
             similarity = x @ x.T
             similarity.fill_diagonal_(-2.0)
         neighbours = x
-        if others is not None and len(others):
-            neighbours = torch.cat([x, normalize(others.float(), dim=-1)])
+        if queue is not None and len(queue):
+            neighbours = torch.cat([x, normalize(queue.float(), dim=-1)])
             with torch.no_grad():
                 similarity = torch.cat([similarity, x @ neighbours[len(x) :].T], dim=1)
         nearest = similarity.argmax(dim=1)

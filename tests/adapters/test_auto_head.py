@@ -139,8 +139,8 @@ def test_the_linear_segmenter_is_chosen_among_several_blocks(
     assert titles == ["linear", "linear, last 2 blocks", "linear, last 3 blocks", "linear, blocks 0, 1, 2"]
     assert result.validation["dice"] == max(row["dice"] for row in result.tried)
     assert len(list((tmp_path / "cache").iterdir())) == 2  # train with its copies, and val
-    own = build_config(SegmentConfig, {**settings, "head": {"blocks": [-2, -1]}}, "test")
-    alone = fit_head(backbone, manifest, tmp_path / "own", own, cache=tmp_path / "own_cache")
+    explicit = build_config(SegmentConfig, {**settings, "head": {"blocks": [-2, -1]}}, "test")
+    alone = fit_head(backbone, manifest, tmp_path / "own", explicit, cache=tmp_path / "own_cache")
     assert result.tried[1]["dice"] == alone.validation["dice"]
 
 

@@ -174,10 +174,10 @@ def test_a_damaged_bundle_raises_a_clear_error(
     elif damage == "json changed":
         record.write_text(json.dumps(json.loads(record.read_text()) | {"threshold": 0.1}))
     else:
-        other = adapter_folder.parent / "other"
-        save(other, tiny_backbone, 2)
+        second_folder = adapter_folder.parent / "other"
+        save(second_folder, tiny_backbone, 2)
         name = "adapter.json" if damage == "json of another" else "adapter.safetensors"
-        shutil.copy(other / name, adapter_folder / name)
+        shutil.copy(second_folder / name, adapter_folder / name)
     with pytest.raises(DinomedError, match=str(adapter_folder)) as error:
         load_head(adapter_folder, read_record(adapter_folder))
     assert message in str(error.value)

@@ -24,15 +24,15 @@ TRAIN = manifest(("a.jpg", 1, "HAM_1"), ("b.jpg", 2, None), ("c.jpg", 3, "007"),
 
 
 def test_images_are_recognised_by_content_under_any_name() -> None:
-    other = manifest(("x.jpg", 2, None), ("b.jpg", 20, None), ("y.jpg", 30, None))
-    overlap = hash_training_images([TRAIN]).find(other, other)
+    evaluated = manifest(("x.jpg", 2, None), ("b.jpg", 20, None), ("y.jpg", 30, None))
+    overlap = hash_training_images([TRAIN]).find(evaluated, evaluated)
     assert (overlap.images, overlap.groups) == (("x.jpg",), ())  # b.jpg of another collection is another image
     assert overlap
 
 
 def test_groups_are_recognised_by_name_unless_it_is_a_number() -> None:
-    other = manifest(("x.jpg", 10, "HAM_1"), ("y.jpg", 11, "007"), ("z.jpg", 12, "HAM_2"))
-    overlap = hash_training_images([TRAIN]).find(other, other)
+    evaluated = manifest(("x.jpg", 10, "HAM_1"), ("y.jpg", 11, "007"), ("z.jpg", 12, "HAM_2"))
+    overlap = hash_training_images([TRAIN]).find(evaluated, evaluated)
     assert (overlap.images, overlap.groups) == ((), ("x.jpg",))
 
 
@@ -43,8 +43,8 @@ def test_groups_are_recognised_by_a_training_image_in_the_same_manifest() -> Non
 
 
 def test_a_manifest_without_training_images_has_no_overlap() -> None:
-    other = manifest(("a.jpg", 100, None), ("b.jpg", 101, None))
-    assert not hash_training_images([TRAIN]).find(other, other)
+    evaluated = manifest(("a.jpg", 100, None), ("b.jpg", 101, None))
+    assert not hash_training_images([TRAIN]).find(evaluated, evaluated)
 
 
 @pytest.mark.parametrize("manifests", [[TRAIN], []])

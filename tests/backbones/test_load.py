@@ -174,12 +174,12 @@ def test_a_full_disk_gives_one_line_and_keeps_the_old_backbone(tmp_path: Path, m
 
 def test_an_interrupted_save_keeps_the_old_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped before and between the two renames of a save that changes weights and preprocessing."""
-    other = vit()
-    torch.nn.init.zeros_(other.cls_token)
+    changed = vit()
+    torch.nn.init.zeros_(changed.cls_token)
     new = Preprocessing(image_size=70)
     save_backbone(tmp_path, vit(), PREPROCESSING, {})
     old = load_backbone(tmp_path).fingerprint
-    for allowed, expected in ((0, old), (1, fingerprint(other, new))):
+    for allowed, expected in ((0, old), (1, fingerprint(changed, new))):
         renames = iter(range(allowed))
         real = os.replace
 
@@ -191,7 +191,7 @@ def test_an_interrupted_save_keeps_the_old_backbone(tmp_path: Path, monkeypatch:
         with monkeypatch.context() as patch:
             patch.setattr("dinomed.io.files.os.replace", stop)
             with pytest.raises(KeyboardInterrupt):
-                save_backbone(tmp_path, other, new, {})
+                save_backbone(tmp_path, changed, new, {})
         assert load_backbone(tmp_path).fingerprint == expected
         assert not list(tmp_path.glob(".tmp-*"))
 

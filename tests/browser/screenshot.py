@@ -13,24 +13,26 @@ from pathlib import Path
 from PIL import Image
 
 
-def take(address: str, asked: argparse.Namespace) -> None:
+def take(address: str, options: argparse.Namespace) -> None:
     """Open the page, upload the picture, wait for its outline, and save what is seen."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
         path = shutil.which("chromium") or shutil.which("chromium-browser")
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        size = {"width": asked.width, "height": 900}
-        page = browser.new_context(viewport=size, color_scheme=asked.scheme, device_scale_factor=asked.scale).new_page()
+        size = {"width": options.width, "height": 900}
+        page = browser.new_context(
+            viewport=size, color_scheme=options.scheme, device_scale_factor=options.scale
+        ).new_page()
         page.goto(address)
         page.wait_for_selector(".dm-app[data-ready]")
-        page.set_input_files("#picture input[type=file]", str(asked.image))
+        page.set_input_files("#picture input[type=file]", str(options.image))
         page.wait_for_selector(".dm-app[data-state=shown]")
         page.wait_for_timeout(500)  # for the last frame
-        asked.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
     # 256 colours: a third of the bytes, and no difference that is seen.
-    taken.quantize(256, method=Image.Quantize.MEDIANCUT).save(asked.output, optimize=True)
+    taken.quantize(256, method=Image.Quantize.MEDIANCUT).save(options.output, optimize=True)
 
 
 if __name__ == "__main__":
@@ -42,16 +44,25 @@ if __name__ == "__main__":
     parser.add_argument("--scheme", choices=["light", "dark"], default="light")
     parser.add_argument("--width", type=int, default=1280, help="of the window, px")
     parser.add_argument("--scale", type=float, default=1.0, help="pixels of the screen for each px of the page")
-    asked = parser.parse_args()
-    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", "segment", "--adapter", asked.adapter, "--no-browser"]
-    command += ["--examples", asked.examples] if asked.examples else []
+    options = parser.parse_args()
+    command = [
+        sys.executable,
+        "-m",
+        "dinomed.apps.cli",
+        "demo",
+        "segment",
+        "--adapter",
+        options.adapter,
+        "--no-browser",
+    ]
+    command += ["--examples", options.examples] if options.examples else []
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
         address = server.stdout.readline().strip()
         if not address:
             sys.exit("the demo did not start")  # it has said why
-        take(address, asked)
+        take(address, options)
     finally:
         server.terminate()
         server.wait()

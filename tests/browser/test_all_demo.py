@@ -36,19 +36,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cli.invoke(
         ["scan", str(folder / "lesions"), "--labels", "labels.csv", "--group", "lesion_id", "-o", manifest, *quiet]
     )
-    own = ["--backbone", str(folder / "backbone"), "--device", "cpu", *quiet]
+    options = ["--backbone", str(folder / "backbone"), "--device", "cpu", *quiet]
     short = ["--set", "fit.epochs=2", "--set", "fit.min_steps=20", "--set", "image_size=64"]
-    cli.invoke(["train", "segment", "-o", str(folder / "seg"), "--data", manifest, *own, *short])
-    cli.invoke(["train", "classify", "-o", str(folder / "cls"), "--data", manifest, *own])
-    cli.invoke(["index", manifest, "-o", str(folder / "idx"), *own])
+    cli.invoke(["train", "segment", "-o", str(folder / "seg"), "--data", manifest, *options, *short])
+    cli.invoke(["train", "classify", "-o", str(folder / "cls"), "--data", manifest, *options])
+    cli.invoke(["index", manifest, "-o", str(folder / "idx"), *options])
     return folder
 
 
 @pytest.fixture(scope="module")
 def demo(browser, serve, made: Path, tmp_path_factory: pytest.TempPathFactory):
     parts = {"--segment": "seg", "--classify": "cls", "--index": "idx"}
-    given = [word for option, name in parts.items() for word in (option, str(made / name))]
-    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", "all", *given, "--no-browser", "--device", "cpu"]
+    options = [word for option, name in parts.items() for word in (option, str(made / name))]
+    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", "all", *options, "--no-browser", "--device", "cpu"]
     with serve(command, tmp_path_factory.mktemp("demo") / "tmp") as demo:
         yield demo
 
@@ -80,14 +80,14 @@ def test_a_picture_dropped_once_is_answered_in_every_tab(visit, demo, made: Path
     expected = load_adapter(made / "cls").probabilities(image)
     assert dict(zip(names, values, strict=True)) == {name: round(100 * p, 1) for name, p in expected.items()}
     (answer,) = load_index(made / "idx").search_manifest(manifest.take([row]), 6, exclude_same_group=True)
-    similarities = [f"{one.similarity:.3f}" for one in answer.neighbors]
+    similarities = [f"{neighbor.similarity:.3f}" for neighbor in answer.neighbors]
     assert visit.page.locator("#similar .similarity").all_inner_texts() == similarities
 
     tab(visit, "Similar")
     visit.page.wait_for_selector("#found .cases")
     assert visit.page.locator("#found .similarity").all_inner_texts() == similarities
     labels = visit.page.locator("#found figcaption b").all_inner_texts()
-    assert labels == [manifest.column("label")[one.row] for one in answer.neighbors]
+    assert labels == [manifest.column("label")[neighbor.row] for neighbor in answer.neighbors]
     assert f"{answer.num_excluded} of the index are this picture itself" in visit.page.inner_text("#found .cases-hint")
     visit.page.locator("#exclude").click()
     visit.page.wait_for_function("() => document.querySelector('#found .similarity').innerText === '1.000'")
@@ -147,8 +147,8 @@ def test_ids_are_there_once(visit, made: Path) -> None:
     for name in ("Classify", "Similar", "Segment"):
         tab(visit, name)
         ids = visit.page.eval_on_selector_all("[id]", "all => all.map(one => one.id)")
-        ours = [one for one in ids if one and not one.startswith(("component-", "range_id"))]
-        assert len(ours) == len(set(ours)), sorted(one for one in set(ours) if ours.count(one) > 1)
+        ours = [name for name in ids if name and not name.startswith(("component-", "range_id"))]
+        assert len(ours) == len(set(ours)), sorted(name for name in set(ours) if ours.count(name) > 1)
 
 
 def test_arrow_keys_move_between_the_tabs(visit) -> None:

@@ -34,9 +34,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cli.invoke(
         ["scan", str(folder / "lesions"), "--labels", "labels.csv", "--group", "lesion_id", "-o", manifest, *quiet]
     )
-    own = ["--backbone", str(folder / "backbone"), "--device", "cpu", *quiet]
-    cli.invoke(["train", "classify", "-o", str(folder / "cls"), "--data", manifest, *own])
-    cli.invoke(["index", manifest, "-o", str(folder / "idx"), *own])
+    options = ["--backbone", str(folder / "backbone"), "--device", "cpu", *quiet]
+    cli.invoke(["train", "classify", "-o", str(folder / "cls"), "--data", manifest, *options])
+    cli.invoke(["index", manifest, "-o", str(folder / "idx"), *options])
     return folder
 
 
@@ -67,9 +67,9 @@ def test_a_picture_of_the_index_gets_other_cases_and_nothing_leaves(visit, demo,
     visit.page.wait_for_selector(".cases")
     image_index = load_index(made / "idx")
     (answer,) = image_index.search_manifest(manifest.take([row]), 6, exclude_same_group=True)
-    assert similarities(visit) == [round(one.similarity, 3) for one in answer.neighbors]
+    assert similarities(visit) == [round(neighbor.similarity, 3) for neighbor in answer.neighbors]
     labels = visit.page.locator(".cases figcaption b").all_inner_texts()
-    assert labels == [manifest.column("label")[one.row] for one in answer.neighbors]
+    assert labels == [manifest.column("label")[neighbor.row] for neighbor in answer.neighbors]
     assert f"{answer.num_excluded} of the index are this picture itself" in visit.page.inner_text(".cases-hint")
     assert visit.page.locator(".cases img").count() == 6
     page = visit.page.content()

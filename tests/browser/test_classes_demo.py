@@ -50,8 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cli.invoke(["scan", str(folder / "data"), "--labels", "labels.csv", "--label-maps", "-o", manifest, *quiet])
     kinds = ["--set", "kind=multiclass", "--set", "classes={liver: 3, kidney: 7}", "--set", "image_size=64"]
     short = ["--set", "fit.epochs=3", "--set", "fit.min_steps=60", "--set", "fit.batch_size=6", "--set", "augment=none"]
-    own = ["--backbone", str(folder / "backbone"), "--data", manifest, "--device", "cpu", *kinds, *short, *quiet]
-    cli.invoke(["train", "segment", "-o", str(folder / "seg"), *own])
+    options = ["--backbone", str(folder / "backbone"), "--data", manifest, "--device", "cpu", *kinds, *short, *quiet]
+    cli.invoke(["train", "segment", "-o", str(folder / "seg"), *options])
     return folder
 
 

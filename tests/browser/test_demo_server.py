@@ -266,7 +266,7 @@ def test_with_a_login_nobody_else_comes_in(serve, stand_in: list[str], tmp_path:
             client.ask("/login", urllib.parse.urlencode({"username": "ada", "password": "wrong1"}).encode(), form)
         client.ask("/login", urllib.parse.urlencode({"username": "ada", "password": "secret"}).encode(), form)
         assert area(client, client.look(client.upload("mine.png", encode(square(20))))) == 400
-    told = (tmp_path / "stderr.txt").read_text()
-    assert "wrong user or password from 127.0.0.1" in told
-    assert "secret" not in told
-    assert "wrong1" not in told
+    log = (tmp_path / "stderr.txt").read_text()
+    assert "wrong user or password from 127.0.0.1" in log
+    assert "secret" not in log
+    assert "wrong1" not in log

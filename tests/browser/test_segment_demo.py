@@ -279,10 +279,10 @@ def test_unreadable_uploads_show_one_line_and_the_next_one_works(visit, spot: Pa
     for path in (garbage, empty, cut, bomb):
         visit.upload(path)
         visit.page.wait_for_selector(".message.error")
-        told = visit.message("error")
-        assert told.startswith("This file cannot be read as a picture")
-        assert str(tmp_path) not in told
-        assert "/tmp" not in told
+        message = visit.message("error")
+        assert message.startswith("This file cannot be read as a picture")
+        assert str(tmp_path) not in message
+        assert "/tmp" not in message
         assert visit.page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     visit.upload(spot)
     visit.wait_for_area(WIDE)
@@ -295,16 +295,16 @@ def test_an_example_is_one_click(visit) -> None:
 
 def test_the_page_works_under_its_content_security_policy(browser, demo, spot: Path) -> None:
     page = browser.new_page()
-    told: list[str] = []
-    page.on("console", lambda message: told.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: told.append(str(error)))
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     response = page.goto(demo.address)
     assert "connect-src 'self'" in response.headers["content-security-policy"]
     page.wait_for_selector(".dm-app[data-ready]")
     page.set_input_files("#picture input[type=file]", str(spot))
     page.wait_for_selector("#measures:visible")
     page.close()
-    assert [line for line in told if "fonts.g" not in line] == []
+    assert [line for line in errors if "fonts.g" not in line] == []
 
 
 def test_sigterm_ends_cleanly_and_leaves_nothing(serve, stand_in: list[str], tmp_path: Path) -> None:

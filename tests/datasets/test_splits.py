@@ -32,7 +32,8 @@ def test_shares_are_met_for_every_class() -> None:
     for label, total in Counter(labels).items():
         for split, share in zip(SPLITS, (0.7, 0.1, 0.2), strict=True):
             count = sum(
-                image_label == label and other == split for image_label, other in zip(labels, splits, strict=True)
+                image_label == label and image_split == split
+                for image_label, image_split in zip(labels, splits, strict=True)
             )
             assert abs(count - share * total) <= 2  # groups of two images cannot be cut
 

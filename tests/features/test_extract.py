@@ -40,8 +40,8 @@ def everything(cache: FeatureCache) -> list[np.ndarray]:
     return [cache.cls, cache.mean, cache.patches(range(len(cache)))]
 
 
-def same(cache: FeatureCache, other: FeatureCache) -> bool:
-    return all((a == b).all() for a, b in zip(everything(cache), everything(other), strict=True))
+def same(cache: FeatureCache, second: FeatureCache) -> bool:
+    return all((a == b).all() for a, b in zip(everything(cache), everything(second), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +149,9 @@ def test_a_damaged_shard_and_one_with_another_key_are_computed_again(
     elif damage == "record":
         record.write_text("[]")
     else:  # the shard of another backbone, moved here
-        other = json.loads(record.read_text())
-        other["key"]["backbone"] = "0" * 64
-        record.write_text(json.dumps(other))
+        changed_record = json.loads(record.read_text())
+        changed_record["key"]["backbone"] = "0" * 64
+        record.write_text(json.dumps(changed_record))
     assert same(extract(backbone, manifest, cache=tmp_path, **SMALL), whole)
     warning = capsys.readouterr().err
     assert "it is computed again" in warning if damage != "key" else not warning  # another key is not a damage
@@ -162,11 +162,11 @@ def test_each_backbone_manifest_and_setting_has_its_own_cache_folder(
 ) -> None:
     torch.manual_seed(1)
     save_backbone(tmp_path / "other", VisionTransformer(backbone.vit.config), Preprocessing(image_size=32))
-    other = load_backbone(tmp_path / "other")
+    changed_backbone = load_backbone(tmp_path / "other")
     larger = load_backbone(tmp_path / "other", image_size=40)
     caches = [
         extract(backbone, manifest, cache=tmp_path / "s"),
-        extract(other, manifest, cache=tmp_path / "s"),
+        extract(changed_backbone, manifest, cache=tmp_path / "s"),
         extract(larger, manifest, cache=tmp_path / "s"),
         extract(backbone, manifest.take(range(19, -1, -1)), cache=tmp_path / "s"),
         extract(backbone, manifest, cache=tmp_path / "s", blocks=(1,)),

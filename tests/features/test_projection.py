@@ -20,9 +20,9 @@ def test_the_foreground_is_coloured_and_the_border_black(sign: float) -> None:
 
 def test_a_feature_has_the_same_colour_in_every_picture() -> None:
     rng = np.random.default_rng(1)
-    first, other = rng.normal(size=(8, 8, 6)), rng.normal(1, 3, size=(8, 8, 6))
-    other[:4, 2] = first[5, 3:7]  # four patches of the first picture, elsewhere in the second
-    colours = pca_colours(np.stack([first, other]), foreground_only=False)
+    first, second = rng.normal(size=(8, 8, 6)), rng.normal(1, 3, size=(8, 8, 6))
+    second[:4, 2] = first[5, 3:7]  # four patches of the first picture, elsewhere in the second
+    colours = pca_colours(np.stack([first, second]), foreground_only=False)
     assert np.array_equal(colours[1, :4, 2], colours[0, 5, 3:7])
     assert np.abs(colours[0].astype(int) - colours[1]).mean() > 10
     # Which components they are is decided by all pictures together, so another companion gives other colours.

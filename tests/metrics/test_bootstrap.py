@@ -46,8 +46,8 @@ def test_the_intervals_equal_those_of_a_loop_over_resamples() -> None:
 
 def test_the_seed_determines_the_resamples() -> None:
     values, groups = np.random.default_rng(0).normal(size=50), list(range(50))
-    first, same, other = (bootstrap_mean(values, groups, resamples=100, seed=seed) for seed in (0, 0, 1))
-    assert first == same != other
+    first, same, other_seed = (bootstrap_mean(values, groups, resamples=100, seed=seed) for seed in (0, 0, 1))
+    assert first == same != other_seed
 
 
 def test_undefined_resamples_are_counted_and_too_few_give_no_interval() -> None:

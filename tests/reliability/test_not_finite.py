@@ -221,9 +221,9 @@ def test_a_nan_in_any_output_of_an_export_is_a_difference() -> None:
 def test_the_rows_of_all_tensors_are_named() -> None:
     values = torch.zeros(4, 2)
     values[2, 1] = torch.inf
-    others = torch.zeros(4, 1, 2, 2)
-    others[0, 0, 1, 1] = torch.nan
+    maps = torch.zeros(4, 1, 2, 2)
+    maps[0, 0, 1, 1] = torch.nan
     check_finite("features", torch.zeros(4, 2))
     with pytest.raises(NotFiniteError) as error:
-        check_finite("features", values, others)
+        check_finite("features", values, maps)
     assert error.value.rows == (0, 2)

@@ -34,7 +34,7 @@ def plant(folder: Path) -> Path:
 
 def places_with_plants(root: Path) -> list[str]:
     """Return the files below `root` that hold a planted value, also inside compressed tables and indexes."""
-    found = []
+    paths = []
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         content = path.read_bytes()
         if path.suffix == ".parquet":
@@ -42,8 +42,8 @@ def places_with_plants(root: Path) -> list[str]:
         if path.name == "index.safetensors":
             content += str(read_index(path.parent).manifest.table.to_pydict()).encode()
         if b"PLANTED" in content or "PLANTED" in path.name:
-            found.append(str(path.relative_to(root)))
-    return found
+            paths.append(str(path.relative_to(root)))
+    return paths
 
 
 def test_no_planted_identifier_is_in_any_output(user_folder: Path, tmp_path: Path, run: Run) -> None:

@@ -51,10 +51,10 @@ def _inflate(preamble: bytes, meta: bytes, data: bytes) -> BinaryIO:
     try:
         decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
         content = decompressor.decompress(data, MAX_ELEMENT_BYTES)
-        if rest := decompressor.unconsumed_tail:
+        if tail := decompressor.unconsumed_tail:
             elements = dcmread(io.BytesIO(start + content), stop_before_pixels=True, specific_tags=_SIZES)
             allowed = pixel_bytes(elements, int(elements.get("NumberOfFrames") or 1))
-            content += decompressor.decompress(rest, max(1, min(allowed, MAX_BYTES)))
+            content += decompressor.decompress(tail, max(1, min(allowed, MAX_BYTES)))
     except zlib.error:
         raise DinomedError("damaged or truncated DICOM") from None
     if decompressor.unconsumed_tail:

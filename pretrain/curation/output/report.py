@@ -82,8 +82,8 @@ def _balance(result: CurationResult, _: Album) -> list[str]:
         values = list(counts.items())
         rows = [(name, *pair) for name, pair in values[:20]]
         if len(values) > 20:
-            others = np.sum([pair for _, pair in values[20:]], axis=0)
-            rows.append((f"{len(values) - 20} others", int(others[0]), int(others[1])))
+            sums = np.sum([pair for _, pair in values[20:]], axis=0)
+            rows.append((f"{len(values) - 20} others", int(sums[0]), int(sums[1])))
         parts.append(build_bar_table(column, ("before", "kept"), rows))
         parts.append(
             paragraph(f"Effective number of classes: {effective(before):.1f} before, {effective(after):.1f} after.")

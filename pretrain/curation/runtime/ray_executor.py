@@ -104,11 +104,11 @@ class RayExecutor:
                 self._pool[place] = self._start()
                 # its other items are submitted again too, each in its place
                 first = (submit(place, item), place, item, tries + 1)
-                others = [
+                waiting_items = [
                     (submit(place, its), place, its, times) if where == place else (reply, where, its, times)
                     for reply, where, its, times in waiting
                 ]
-                waiting = deque([first, *others])
+                waiting = deque([first, *waiting_items])
 
     def _start(self) -> Any:
         import torch

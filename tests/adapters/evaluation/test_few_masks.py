@@ -106,9 +106,9 @@ def test_the_test_split_is_not_used_for_a_fit(
     drawn_of: list[set[str]] = []
     real = few_masks.open_pool
 
-    def noted(backbone: Any, schema: Any, images: Manifest, *rest: Any) -> Any:
+    def noted(backbone: Any, schema: Any, images: Manifest, *arguments: Any) -> Any:
         drawn_of.append(set(images.units()))
-        return real(backbone, schema, images, *rest)
+        return real(backbone, schema, images, *arguments)
 
     monkeypatch.setattr(few_masks, "open_pool", noted)
     for split in ("test", "val"):

@@ -47,10 +47,10 @@ def test_the_choice_does_not_use_test(tiny_backbone: Path, lesion_manifest: Path
         labels[i - 1] if split == "test" else label for i, (label, split) in enumerate(zip(labels, splits, strict=True))
     ]
     table = manifest.table.drop_columns(["label"]).append_column("label", pa.array(rolled))
-    first, other = (probe(backbone, m, cache=cache) for m in (manifest, Manifest(table, manifest.root)))
+    first, second = (probe(backbone, m, cache=cache) for m in (manifest, Manifest(table, manifest.root)))
     for method, setting in (("knn", "k"), ("logistic", "C")):
-        assert first[method][setting] == other[method][setting]
-    assert first["logistic"]["auroc"] != other["logistic"]["auroc"]
+        assert first[method][setting] == second[method][setting]
+    assert first["logistic"]["auroc"] != second["logistic"]["auroc"]
 
 
 @pytest.mark.parametrize("split", ["train", "tset", ""])

@@ -72,8 +72,8 @@ def test_the_graph_predicts_as_the_adapter_at_every_size(
     with torch.no_grad():
         check(fixed(pixels)[0].numpy(), predicted(predictor, image))
         check(free(pixels)[0].numpy(), predicted(predictor, image))
-        other = torch.randn(2, 3, 72, 104, generator=torch.Generator().manual_seed(2))
-        check(free(other).numpy(), source.reference(other)[0].numpy())
+        pixels = torch.randn(2, 3, 72, 104, generator=torch.Generator().manual_seed(2))
+        check(free(pixels).numpy(), source.reference(pixels)[0].numpy())
 
 
 def onnx_check(folder: Path, out: Path, *, dynamic_size: bool) -> dict[str, Any]:
@@ -89,9 +89,9 @@ def onnx_check(folder: Path, out: Path, *, dynamic_size: bool) -> dict[str, Any]
         assert len(outputs) == count
         check(outputs[-1], predicted(predictor, image))
     if dynamic_size:
-        other = torch.randn(2, 3, 80, 112, generator=torch.Generator().manual_seed(2))
-        (outputs,) = session.run(None, {"pixels": other.numpy()})
-        check(outputs, load_source(str(folder)).reference(other)[0].numpy())
+        pixels = torch.randn(2, 3, 80, 112, generator=torch.Generator().manual_seed(2))
+        (outputs,) = session.run(None, {"pixels": pixels.numpy()})
+        check(outputs, load_source(str(folder)).reference(pixels)[0].numpy())
     return report
 
 

@@ -218,8 +218,8 @@ def test_an_export_with_other_values_is_not_written(tmp_path: Path, monkeypatch:
 def test_difference_is_nan_for_nan_and_for_other_shapes() -> None:
     reference = [torch.ones(2)]
     assert parity.difference(reference, [torch.full((2,), 1.5)]) == pytest.approx(1 / 3)
-    for other in ([torch.full((2,), torch.nan)], [torch.ones(3)], []):
-        assert not parity.difference(reference, other) <= parity.TOLERANCE
+    for outputs in ([torch.full((2,), torch.nan)], [torch.ones(3)], []):
+        assert not parity.difference(reference, outputs) <= parity.TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["cls", "seg"])

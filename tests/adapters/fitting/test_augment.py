@@ -95,7 +95,7 @@ def test_augmentation_depends_only_on_seed_pass_and_row() -> None:
     with ThreadPoolExecutor(4) as pool:  # in any order, in any thread
         numbers = [(pass_index, row) for pass_index in range(3) for row in range(8)]
         mixed = list(pool.map(lambda n: augment(image, targets, 4, *n)[0], numbers[::-1]))[::-1]
-    assert all(np.array_equal(first, other) for first, other in zip(alone, mixed, strict=True))
+    assert all(np.array_equal(first, in_batch) for first, in_batch in zip(alone, mixed, strict=True))
     assert not np.array_equal(alone[0], augment(image, targets, 5, 0, 0)[0])
 
 
@@ -111,9 +111,9 @@ def test_unaugmented_images_equal_those_of_prediction(lesion_manifest: Path) -> 
     masks = Masks(manifest, 48, "val")
     pictures = ImageBatches(manifest, reading, masks.take, None, 0)
     draws = [BatchIndices(torch.tensor([2, 0]), 0), BatchIndices(torch.tensor([1]), 0)]
-    (pixels, targets), (other, _) = pictures.batches(draws)
+    (pixels, targets), (plain_pixels, _) = pictures.batches(draws)
     assert torch.equal(pixels[1], reading(read_image(manifest.path(0))))
-    assert torch.equal(other[0], reading(read_image(manifest.path(1))))
+    assert torch.equal(plain_pixels[0], reading(read_image(manifest.path(1))))
     assert torch.equal(targets, masks.take([2, 0]))
 
 
@@ -142,8 +142,8 @@ def test_real_lesions_stay_under_their_masks(real_data: Path) -> None:
     draw = BatchIndices(torch.arange(len(rows)), 0)
     (a, targets), (b, moved) = plain.load(draw), changed.load(draw)
     assert not torch.equal(targets, moved)
-    for before, mask, after, other in zip(a, targets, b, moved, strict=True):
+    for before, mask, after, moved_mask in zip(a, targets, b, moved, strict=True):
         darker = [
-            p.mean(0)[m[0] == 1].mean() < p.mean(0)[m[0] == 0].mean() for p, m in ((before, mask), (after, other))
+            p.mean(0)[m[0] == 1].mean() < p.mean(0)[m[0] == 0].mean() for p, m in ((before, mask), (after, moved_mask))
         ]
         assert darker[0] == darker[1]  # a lesion that is darker than the skin around it still is

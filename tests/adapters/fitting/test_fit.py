@@ -99,18 +99,18 @@ def test_a_loaded_adapter_predicts_bit_for_bit_what_the_saved_one_predicts(
     if not moved.exists():
         shutil.copytree(place, moved)
     for name in ("seg", "cls"):
-        original, other = load_adapter(place / name), load_adapter(moved / name)
-        assert original.metadata == other.metadata
+        original, moved_adapter = load_adapter(place / name), load_adapter(moved / name)
+        assert original.metadata == moved_adapter.metadata
         if isinstance(original, SegmentPredictor):
-            assert isinstance(other, SegmentPredictor)
+            assert isinstance(moved_adapter, SegmentPredictor)
             map_ = original.probability(image)
-            assert (map_ == other.probability(image)).all()
+            assert (map_ == moved_adapter.probability(image)).all()
             assert map_.shape == image.shape[:2]
             assert map_.dtype == np.float32
             assert 0 <= map_.min() < map_.max() <= 1
         else:
-            assert isinstance(other, ClassifyPredictor)
-            assert original.probabilities(image) == other.probabilities(image)
+            assert isinstance(moved_adapter, ClassifyPredictor)
+            assert original.probabilities(image) == moved_adapter.probabilities(image)
             assert sum(original.probabilities(image).values()) == pytest.approx(1, abs=1e-6)
 
 
@@ -314,6 +314,6 @@ def test_another_backbone_is_refused_by_both_fingerprints(copied: Path, backbone
     wanted = read_record(copied).backbone.fingerprint
     torch.manual_seed(5)
     save_backbone(copied.parent / "ssl", VisionTransformer(backbone.vit.config), Preprocessing(image_size=32))
-    other = load_backbone(copied.parent / "ssl", image_size=48).fingerprint
-    with pytest.raises(UsageError, match=f"{wanted[:16]}.*{other[:16]}"):
+    fingerprint = load_backbone(copied.parent / "ssl", image_size=48).fingerprint
+    with pytest.raises(UsageError, match=f"{wanted[:16]}.*{fingerprint[:16]}"):
         load_adapter(copied)

@@ -107,10 +107,10 @@ def test_a_damaged_state_or_one_of_other_settings_or_data_is_not_used(
         return next((tmp_path / "cut" / STAGE / "state").glob("step_*"))
 
     leave_a_state()
-    other = config.model_copy(update={"seed": 5})
-    fit_head(backbone, manifest, tmp_path / "cut", other, cache=tmp_path / "cache")
+    other_seed = config.model_copy(update={"seed": 5})
+    fit_head(backbone, manifest, tmp_path / "cut", other_seed, cache=tmp_path / "cache")
     assert "other settings, data or backbone is removed" in capsys.readouterr().err
-    fresh = fit_head(backbone, manifest, tmp_path / "fresh", other, cache=tmp_path / "cache").folder
+    fresh = fit_head(backbone, manifest, tmp_path / "fresh", other_seed, cache=tmp_path / "cache").folder
     assert read_record(fresh).weights_sha256 == read_record(tmp_path / "cut").weights_sha256
     for path in (tmp_path / "cut").glob("*"):
         path.unlink()

@@ -180,8 +180,8 @@ def test_a_copy_starts_equal_to_its_base_and_later_blocks_have_larger_rates(tiny
             pytest.importorskip("peft")
         config = BackboneTuneConfig.model_validate(word)
         copy = LearningBackbone(base, config, (0, 2), seed=0)
-        for tokens, other in zip(copy(images, (0, 2)), wanted, strict=True):
-            assert torch.equal(tokens.patches, other.patches)
+        for tokens, wanted_tokens in zip(copy(images, (0, 2)), wanted, strict=True):
+            assert torch.equal(tokens.patches, wanted_tokens.patches)
         copy(images)[0].patches.sum().backward()
         assert all(p.grad is None for p in base.vit.parameters())
     config = BackboneTuneConfig(last=2, learning_rate=1e-3, layer_decay=0.5)

@@ -70,7 +70,7 @@ def test_windows_depend_only_on_seed_pass_and_row() -> None:
     sampler.draw(image, 9, 9, 9)
     assert np.array_equal(sampler.draw(image, 1, 2, 3)[0], first)
     other_windows = [sampler.draw(image, *numbers)[0] for numbers in ((2, 2, 3), (1, 3, 3), (1, 2, 4))]
-    assert not any(np.array_equal(other, first) for other in other_windows)
+    assert not any(np.array_equal(window, first) for window in other_windows)
 
 
 def test_the_share_of_windows_with_a_class_is_kept_and_small_classes_are_as_frequent_as_large_ones() -> None:

@@ -99,8 +99,8 @@ def test_smp_builds_models_on_the_frozen_vit_and_images_give_what_features_give(
         levels = model.encoder(images)
         assert [tuple(level.shape[-2:]) for level in levels] == [(64 // 2**k, 96 // 2**k) for k in range(6)]
         features = compute_features(backbone, images, (0, 1, 2, 2), patches=True)
-        for level, other in zip(levels[1:], model.encoder(features)[1:], strict=True):
-            assert (level == other).all()
+        for level, encoded in zip(levels[1:], model.encoder(features)[1:], strict=True):
+            assert (level == encoded).all()
         assert model(images).shape == (2, 3, 64, 96)
     model.train()
     assert not backbone.vit.training

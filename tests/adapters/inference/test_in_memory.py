@@ -43,7 +43,7 @@ def test_every_form_of_an_image_has_the_same_result(task: str, adapters: Path, l
         assert isinstance(first, ClassPrediction)
         assert first.label == max(first.probabilities, key=lambda name: first.probabilities[name])
         assert first.probabilities == pytest.approx(predictor.probabilities(pixels), abs=1e-5)
-        assert all(other.probabilities == first.probabilities for other in other_results)
+        assert all(result.probabilities == first.probabilities for result in other_results)
     else:
         assert isinstance(predictor, SegmentPredictor)
         assert isinstance(first, MaskPrediction)
@@ -51,7 +51,7 @@ def test_every_form_of_an_image_has_the_same_result(task: str, adapters: Path, l
         assert (first.mask == (first.probabilities[0] >= predictor.threshold)).all()
         assert (first.masks["lesion"] == first.mask).all()
         assert np.allclose(first.probabilities, predictor.probabilities(pixels), atol=1e-5)
-        assert all((other.mask == first.mask).all() for other in other_results)
+        assert all((result.mask == first.mask).all() for result in other_results)
 
 
 def test_images_of_several_sizes_and_batches_keep_their_order(adapters: Path) -> None:

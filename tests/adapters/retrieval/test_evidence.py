@@ -21,9 +21,9 @@ def test_an_image_matches_itself_patch_by_patch() -> None:
 
 def test_a_moved_object_is_found_where_it_went() -> None:
     """A block of 3 x 2 patches stands at (1, 1) in one picture and at (4, 3) in the other; the rest is different."""
-    first, other = tokens(8, 8), tokens(8, 8, seed=1)
-    other[4:7, 3:5] = first[1:4, 1:3]
-    matches = match(Grid(first, (80, 160)), Grid(other, (40, 40)))
+    first, second = tokens(8, 8), tokens(8, 8, seed=1)
+    second[4:7, 3:5] = first[1:4, 1:3]
+    matches = match(Grid(first, (80, 160)), Grid(second, (40, 40)))
     best = matches.regions[0]
     assert len(best.pairs) == 6
     report = matches.to_json()["regions"][0]
@@ -61,10 +61,10 @@ def test_uniform_images_have_no_matches() -> None:
 
 
 def test_the_drawing_shows_both_and_frames_the_regions() -> None:
-    first, other = tokens(8, 8), tokens(8, 8, seed=1)
-    other[4:7, 3:5] = first[1:4, 1:3]
+    first, second = tokens(8, 8), tokens(8, 8, seed=1)
+    second[4:7, 3:5] = first[1:4, 1:3]
     left, right = np.full((80, 160, 3), 90, np.uint8), np.full((40, 40, 3), 90, np.uint8)
-    matches = match(Grid(first, (80, 160)), Grid(other, (40, 40)))
+    matches = match(Grid(first, (80, 160)), Grid(second, (40, 40)))
     drawn = draw_matches(left, right, matches, height=160)
     assert drawn.shape == (160, 320 + 8 + 160, 3)
     cyan = (drawn.astype(int) - (25, 255, 255)).__abs__().max(axis=-1) < 3

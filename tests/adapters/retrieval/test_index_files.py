@@ -42,14 +42,14 @@ def test_a_refused_index_leaves_no_folder(lesions: Manifest, tiny_backbone: Path
 
 
 def test_another_backbone_is_refused_by_its_fingerprint(made: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    changed, other = load_backbone(tiny_backbone, device="cpu"), tmp_path / "other"
+    changed, changed_folder = load_backbone(tiny_backbone, device="cpu"), tmp_path / "other"
     with torch.no_grad():
         changed.vit.norm.bias += 0.1
-    save_backbone(other, changed.vit, changed.preprocessing)
+    save_backbone(changed_folder, changed.vit, changed.preprocessing)
     with pytest.raises(UsageError, match=r"index .* was made on backbone tiny") as refused:
-        load_index(made / "flat", backbone=other)
+        load_index(made / "flat", backbone=changed_folder)
     fingerprints = set(re.findall(r"\b[0-9a-f]{16}\b", str(refused.value)))
-    assert fingerprints == {load_backbone(weights).fingerprint[:16] for weights in (tiny_backbone, other)}
+    assert fingerprints == {load_backbone(weights).fingerprint[:16] for weights in (tiny_backbone, changed_folder)}
     moved = shutil.copytree(made / "flat", tmp_path / "deep" / "down" / "moved")
     with pytest.raises(DinomedError, match="say where: `backbone=PATH`"):
         load_index(moved)

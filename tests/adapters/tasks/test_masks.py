@@ -115,12 +115,12 @@ def test_labels_that_overlap_from_columns_and_from_bits_are_the_same(
     columns = fit(shapes, tmp_path / "a", tiny_backbone, kind="multilabel", classes={"spot": "spot", "bar": "bar"})
     bits = with_mask(shapes, "sum")
     folder = fit(bits, tmp_path / "b", tiny_backbone, kind="multilabel", classes={"spot": 1, "bar": 2})
-    by_columns, other = load_adapter(columns), load_adapter(folder)
+    by_columns, by_bits = load_adapter(columns), load_adapter(folder)
     assert isinstance(by_columns, SegmentPredictor)
-    assert isinstance(other, SegmentPredictor)
+    assert isinstance(by_bits, SegmentPredictor)
     image = read_image(shapes.path(1))
-    assert (by_columns.probabilities(image) == other.probabilities(image)).all()  # the same targets, the same seed
-    assert by_columns.thresholds == other.thresholds
+    assert (by_columns.probabilities(image) == by_bits.probabilities(image)).all()  # the same targets, the same seed
+    assert by_columns.thresholds == by_bits.thresholds
     assert evaluate(columns, shapes, "test")["metrics"]["dice"] > 0.6
     predict_collection(by_columns, shapes, tmp_path / "out")
     assert set(np.unique(read_label_map(tmp_path / "out" / "images" / "01.png"))) <= {0, 1, 2, 3}

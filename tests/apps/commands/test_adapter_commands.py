@@ -21,49 +21,32 @@ CLASSIFY = ("train", "classify", "-b", "ssl", "--data", "derm.parquet", "-o", "x
 FAST = ("--set", "fit.epochs=2", "--set", "fit.min_steps=0")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, tiny_backbone: Path) -> Path:
-    """A folder as a user has it: images, derm.parquet, ssl with an untrained backbone."""
-    folder = tmp_path_factory.mktemp("user")
-    shutil.copytree(lesion_manifest.parent / "lesions", folder / "lesions")
-    shutil.copy(lesion_manifest, folder / "derm.parquet")
-    for name in ("backbone", "untrained"):
-        shutil.copytree(tiny_backbone, folder / "ssl" / name)
-    return folder
-
-
-@pytest.fixture
-def trained(runs: Path, run) -> Path:
-    for task, name in (("classify", "cls"), ("segment", "seg")):
-        if not (runs / name).exists():
-            options = ("--backbone", runs / "ssl", "--data", runs / "derm.parquet", "-o", runs / name, *FAST)
-            code, _, err = run("train", task, *options, "--quiet")
-            assert code == 0, err
-    return runs
-
-
-def test_all_commands_in_json(trained: Path, run) -> None:
-    data = ("--data", trained / "derm.parquet", "--json", "--quiet")
+def test_all_commands_in_json(user_folder: Path, run) -> None:
+    data = ("--data", user_folder / "derm.parquet", "--json", "--quiet")
     for extra in ((), ("--untrained",)):
-        code, out, err = run("probe", trained / "ssl", *data, *extra)
+        code, out, err = run("probe", user_folder / "ssl", *data, *extra)
         assert code == 0, err
         assert {"auroc", "balanced_accuracy", "accuracy"} <= json.loads(out)["logistic"].keys()
-    code, out, _ = run("evaluate", trained / "seg", *data)
+    code, out, _ = run("evaluate", user_folder / "seg", *data)
     assert code == 0
     assert 0 < json.loads(out)["metrics"]["dice"] <= 1
-    code, out, _ = run("evaluate", trained / "cls", *data)
+    code, out, _ = run("evaluate", user_folder / "cls", *data)
     assert json.loads(out)["split"] == "test"
     assert json.loads(out)["seen_in_training"] == {"images": 0, "of_seen_groups": 0, "left_out": False}
-    assert (trained / "derm.features").is_dir()
+    assert (user_folder / "derm.features").is_dir()
 
 
-def test_tables_state_that_they_are_for_research(trained: Path, run) -> None:
-    for command in (("probe", trained / "ssl"), ("evaluate", trained / "seg"), ("evaluate", trained / "cls")):
-        code, out, _ = run(*command, "--data", trained / "derm.parquet")
+def test_tables_state_that_they_are_for_research(user_folder: Path, run, tmp_path: Path) -> None:
+    for command in (
+        ("probe", user_folder / "ssl"),
+        ("evaluate", user_folder / "seg"),
+        ("evaluate", user_folder / "cls"),
+    ):
+        code, out, _ = run(*command, "--data", user_folder / "derm.parquet")
         assert code == 0
         assert "research use only" in out
-    again = ("--backbone", trained / "ssl", "--data", trained / "derm.parquet", "-o", trained / "cls")
-    code, out, _ = run("train", "classify", *again, *FAST, "--overwrite")
+    again = ("--backbone", user_folder / "ssl", "--data", user_folder / "derm.parquet", "-o", tmp_path / "cls")
+    code, out, _ = run("train", "classify", *again, *FAST)
     assert code == 0
     assert "research use only" in out
 
@@ -74,10 +57,10 @@ def cells_of(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
 
 
-def test_each_metric_of_a_classifier_stands_under_its_own_header(trained: Path, run) -> None:
-    code, out, err = run("evaluate", trained / "cls", "--data", trained / "derm.parquet")
+def test_each_metric_of_a_classifier_stands_under_its_own_header(user_folder: Path, run) -> None:
+    code, out, err = run("evaluate", user_folder / "cls", "--data", user_folder / "derm.parquet")
     assert code == 0, err
-    report = json.loads(run("evaluate", trained / "cls", "--data", trained / "derm.parquet", "--json")[1])
+    report = json.loads(run("evaluate", user_folder / "cls", "--data", user_folder / "derm.parquet", "--json")[1])
     rows = cells_of(out)
     header = rows.index(["class", "n", "sensitivity", "AUROC", "AUPRC"])
     metrics, classes = rows[:header], rows[header + 1 :]
@@ -91,8 +74,8 @@ def test_each_metric_of_a_classifier_stands_under_its_own_header(trained: Path, 
         assert float(row[4]) == pytest.approx(expected["auprc"], abs=5e-4)
 
 
-def test_an_evaluation_on_images_of_the_fit_is_a_warning(trained: Path, run) -> None:
-    options = ("evaluate", trained / "cls", "--data", trained / "derm.parquet", "--split", "val")
+def test_an_evaluation_on_images_of_the_fit_is_a_warning(user_folder: Path, run) -> None:
+    options = ("evaluate", user_folder / "cls", "--data", user_folder / "derm.parquet", "--split", "val")
     code, out, err = run(*options)
     assert code == 0
     assert "the metrics are too high" in err
@@ -102,45 +85,45 @@ def test_an_evaluation_on_images_of_the_fit_is_a_warning(trained: Path, run) -> 
     assert json.loads(out)["seen_in_training"]["images"] == json.loads(out)["metrics"]["n"]
 
 
-def test_predict_writes_the_readable_images_and_fails_at_the_end(trained: Path, run, tmp_path: Path) -> None:
+def test_predict_writes_the_readable_images_and_fails_at_the_end(user_folder: Path, run, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    for path in sorted((trained / "lesions" / "images").iterdir())[:3]:
+    for path in sorted((user_folder / "lesions" / "images").iterdir())[:3]:
         shutil.copy(path, pictures)
-    code, out, err = run("predict", trained / "seg", pictures, "-o", tmp_path / "out", "--json")
+    code, out, err = run("predict", user_folder / "seg", pictures, "-o", tmp_path / "out", "--json")
     assert code == 0, err
     assert json.loads(out)["images"] == 3
     (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
-    code, out, err = run("predict", trained / "seg", pictures, "-o", tmp_path / "out", "--json", "--overwrite")
+    code, out, err = run("predict", user_folder / "seg", pictures, "-o", tmp_path / "out", "--json", "--overwrite")
     assert code == 1
     assert "1 images have no prediction" in err
     assert "broken.jpg" in err
     assert json.loads(out)["images"] == 3
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
     picture = min(path for path in pictures.iterdir() if path.name != "broken.jpg")
-    code, _, err = run("predict", trained / "cls", picture, "-o", tmp_path / "one")
+    code, _, err = run("predict", user_folder / "cls", picture, "-o", tmp_path / "one")
     assert code == 0, err
     assert picture.name in (tmp_path / "one" / "predictions.csv").read_text()
 
 
 def test_predict_accepts_paths_in_the_current_folder(
-    trained: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    user_folder: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = min((trained / "lesions" / "images").iterdir())
+    source = min((user_folder / "lesions" / "images").iterdir())
     shutil.copy(source, tmp_path / "lesion.jpg")
     monkeypatch.chdir(tmp_path)
     for source_argument, out in (("lesion.jpg", "one"), (".", "all")):
         for again in ((), ("--overwrite",)):
-            code, text, err = run("predict", trained / "seg", source_argument, "-o", f"{out}/", "--json", *again)
+            code, text, err = run("predict", user_folder / "seg", source_argument, "-o", f"{out}/", "--json", *again)
             assert code == 0, err
             assert json.loads(text)["images"] == 1
         assert (tmp_path / out / "lesion.png").exists()
 
 
 def test_predict_resumes_after_an_interruption(
-    trained: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    user_folder: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("predict", trained / "seg", trained / "lesions" / "images", "-o", tmp_path / "out", "--json")
+    options = ("predict", user_folder / "seg", user_folder / "lesions" / "images", "-o", tmp_path / "out", "--json")
     with monkeypatch.context() as patch:
         patch.setattr("dinomed.adapters.inference.folder.write_csv", _interrupt)
         assert run(*options)[0] == 130
@@ -152,7 +135,7 @@ def test_predict_resumes_after_an_interruption(
 
 
 def _break(folder: Path, how: str) -> None:
-    """Spoil a copy of `trained` in one way."""
+    """Spoil a copy of `user_folder` in one way."""
     weights = folder / "seg" / "adapter.safetensors"
     if how == "bundle cut":
         weights.write_bytes(weights.read_bytes()[:-100])
@@ -208,12 +191,12 @@ EVALUATE, PREDICT = ("evaluate", "seg", "--data", "derm.parquet"), ("predict", "
     ids=lambda value: " ".join(value)[:50] if isinstance(value, tuple) else None,
 )
 def test_damaged_inputs_print_one_line(
-    trained: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    user_folder: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     how: str, arguments: tuple[str, ...], code: int, message: str,
 ) -> None:  # fmt: skip
     for name in ("lesions", "ssl", "seg"):
-        shutil.copytree(trained / name, tmp_path / name)
-    shutil.copy(trained / "derm.parquet", tmp_path)
+        shutil.copytree(user_folder / name, tmp_path / name)
+    shutil.copy(user_folder / "derm.parquet", tmp_path)
     monkeypatch.chdir(tmp_path)
     _break(tmp_path, how)
     exit_code, out, err = run(*arguments, "--quiet")
@@ -230,32 +213,36 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_features_are_a_table_of_class_tokens(runs: Path, run, tmp_path: Path) -> None:
+def test_features_are_a_table_of_class_tokens(user_folder: Path, run, tmp_path: Path) -> None:
     out = tmp_path / "feats.parquet"
-    code, text, err = run("features", runs / "derm.parquet", "--backbone", runs / "ssl", "-o", out, "--json")
+    code, text, err = run(
+        "features", user_folder / "derm.parquet", "--backbone", user_folder / "ssl", "-o", out, "--json"
+    )
     assert code == 0, err
     assert json.loads(text)["dimension"] == 32
     table = pq.read_table(out)
     assert table.column_names == ["image", "feature"]
     assert str(table.schema.field("feature").type).startswith("fixed_size_list<")
-    manifest = read_manifest(runs / "derm.parquet")
+    manifest = read_manifest(user_folder / "derm.parquet")
     assert table["image"].to_pylist() == manifest.column("image")
-    backbone = load_backbone(runs / "ssl")
+    backbone = load_backbone(user_folder / "ssl")
     image = backbone.preprocessing(read_image(manifest.path(7)))
     expected = backbone(image[None])[0].cls[0].numpy()
     assert np.array(table["feature"][7].as_py(), np.float32) == pytest.approx(expected, abs=2e-6)  # another batch size
     assert list(tmp_path.iterdir()) == [out]  # the shards are gone
-    code, _, err = run("features", runs / "derm.parquet", "--backbone", runs / "ssl", "-o", out)
+    code, _, err = run("features", user_folder / "derm.parquet", "--backbone", user_folder / "ssl", "-o", out)
     assert code == 2
     assert "--overwrite" in err
 
 
-def test_features_of_a_folder_skip_broken_files(runs: Path, run, tmp_path: Path) -> None:
+def test_features_of_a_folder_skip_broken_files(user_folder: Path, run, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
-    shutil.copytree(runs / "lesions" / "images", pictures)
+    shutil.copytree(user_folder / "lesions" / "images", pictures)
     (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
     out = tmp_path / "feats.parquet"
-    code, text, err = run("features", pictures, "--backbone", runs / "ssl", "-o", out, "--tokens", "cls+mean", "--json")
+    code, text, err = run(
+        "features", pictures, "--backbone", user_folder / "ssl", "-o", out, "--tokens", "cls+mean", "--json"
+    )
     assert code == 1, err
     report = json.loads(text)
     assert (report["images"], report["unreadable"], report["dimension"]) == (60, 1, 64)
@@ -263,11 +250,11 @@ def test_features_of_a_folder_skip_broken_files(runs: Path, run, tmp_path: Path)
     assert "warning" in err
 
 
-def test_features_with_a_weights_file_and_a_name(runs: Path, run, tmp_path: Path) -> None:
+def test_features_with_a_weights_file_and_a_name(user_folder: Path, run, tmp_path: Path) -> None:
     from dinomed.backbones.variants import build_vit
 
     torch.save(build_vit("vit_micro_patch16").state_dict(), tmp_path / "weights.pth")
-    manifest = runs / "derm.parquet"
+    manifest = user_folder / "derm.parquet"
     options = ("--weights", tmp_path / "weights.pth", "--image-size", 32, "-o", tmp_path / "feats.parquet")
     code, _, err = run("features", manifest, "--backbone", "vit_micro_patch16", *options)
     assert code == 0, err
@@ -315,12 +302,12 @@ def test_features_with_a_weights_file_and_a_name(runs: Path, run, tmp_path: Path
     ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else None,
 )
 def test_mistakes_print_one_line(
-    runs: Path, run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, message: str
+    user_folder: Path, run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
-    monkeypatch.chdir(runs)
+    monkeypatch.chdir(user_folder)
     exit_code, out, err = run(*arguments)
     assert (exit_code, out) == (code, ""), err
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert message in lines[0]
-    assert not (runs / "x" / "adapter.json").exists()
+    assert not (user_folder / "x" / "adapter.json").exists()

@@ -8,53 +8,37 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinomed.apps import cli
 from dinomed.datasets.manifest import read_manifest
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, tiny_backbone: Path) -> Path:
-    """A folder as a user has it: lesions/, derm.parquet, ssl/, and the index idx."""
-    folder = tmp_path_factory.mktemp("user")
-    shutil.copytree(lesion_manifest.parent / "lesions", folder / "lesions")
-    shutil.copy(lesion_manifest, folder / "derm.parquet")
-    shutil.copytree(tiny_backbone, folder / "ssl")
-    with pytest.raises(SystemExit) as end:
-        cli.main(
-            ["index", str(folder / "derm.parquet"), "-b", str(folder / "ssl"), "-o", str(folder / "idx"), "--quiet"]
-        )
-    assert not end.value.code
-    return folder
+def pictures(user_folder: Path) -> list[Path]:
+    return sorted((user_folder / "lesions" / "images").iterdir())
 
 
-def pictures(place: Path) -> list[Path]:
-    return sorted((place / "lesions" / "images").iterdir())
-
-
-def test_an_image_finds_similar_ones_of_other_groups(place: Path, run) -> None:
-    options = ("--index", place / "idx", "-k", 4, "--exclude-same-group", "--json", "--quiet")
-    code, out, err = run("search", pictures(place)[0], *options)
+def test_an_image_finds_similar_ones_of_other_groups(user_folder: Path, run) -> None:
+    options = ("--index", user_folder / "idx", "-k", 4, "--exclude-same-group", "--json", "--quiet")
+    code, out, err = run("search", pictures(user_folder)[0], *options)
     assert code == 0, err
     answer = json.loads(out)
     (query,) = answer["queries"]
-    query_group = read_manifest(place / "derm.parquet").column("group")[0]
+    query_group = read_manifest(user_folder / "derm.parquet").column("group")[0]
     assert [result["rank"] for result in query["results"]] == [1, 2, 3, 4]
     assert query_group not in [result["group"] for result in query["results"]]
     assert query["group_known"]
     first = query["results"][0]
     assert first["similarity"] + first["distance"] == pytest.approx(1)
-    rows = read_manifest(place / "derm.parquet")
+    rows = read_manifest(user_folder / "derm.parquet")
     assert first["label"] == rows.column("label")[rows.column("image").index(first["image"])]
     assert {"age", "sex"} <= first["columns"].keys()
     assert answer["purpose"] == "for research use only, not for diagnosis"
 
 
-def test_a_folder_filtered_with_evidence_and_pictures(place: Path, run, tmp_path: Path) -> None:
+def test_a_folder_filtered_with_evidence_and_pictures(user_folder: Path, run, tmp_path: Path) -> None:
     folder = tmp_path / "new"
     folder.mkdir()
-    for path in pictures(place)[:2]:
+    for path in pictures(user_folder)[:2]:
         shutil.copy(path, folder)
-    options = ("--index", place / "idx", "-k", 3, "--where", "sex=female", "--where", "age>=40", "--evidence")
+    options = ("--index", user_folder / "idx", "-k", 3, "--where", "sex=female", "--where", "age>=40", "--evidence")
     code, out, err = run("search", folder, *options, "-o", tmp_path / "out", "--json")
     assert code == 0, err
     answer = json.loads(out)
@@ -73,16 +57,18 @@ def test_a_folder_filtered_with_evidence_and_pictures(place: Path, run, tmp_path
     code, _, err = run("search", folder, *options, "-o", tmp_path / "out")
     assert code == 2
     assert "add --overwrite" in err
-    code, out, _ = run("search", pictures(place)[0], "--index", place / "idx", "-o", tmp_path / "out", "--overwrite")
+    code, out, _ = run(
+        "search", pictures(user_folder)[0], "--index", user_folder / "idx", "-o", tmp_path / "out", "--overwrite"
+    )
     assert code == 0
     assert "research use only" in out
     assert not list((tmp_path / "out").glob("*.jpg"))
 
 
-def test_an_unknown_group_and_a_too_large_k_are_reported(place: Path, run, tmp_path: Path) -> None:
+def test_an_unknown_group_and_a_too_large_k_are_reported(user_folder: Path, run, tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "new.png")
     code, out, err = run(
-        "search", tmp_path / "new.png", "--index", place / "idx", "-k", 999, "--exclude-same-group", "--json"
+        "search", tmp_path / "new.png", "--index", user_folder / "idx", "-k", 999, "--exclude-same-group", "--json"
     )
     assert code == 0
     answer = json.loads(out)
@@ -92,13 +78,13 @@ def test_an_unknown_group_and_a_too_large_k_are_reported(place: Path, run, tmp_p
     assert len(answer["notes"]) == 2
 
 
-def test_broken_files_are_named_and_the_others_are_searched(place: Path, run, tmp_path: Path) -> None:
+def test_broken_files_are_named_and_the_others_are_searched(user_folder: Path, run, tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
-    shutil.copy(pictures(place)[0], folder / "good.jpg")
-    (folder / "bad.jpg").write_bytes(pictures(place)[0].read_bytes()[:300])
+    shutil.copy(pictures(user_folder)[0], folder / "good.jpg")
+    (folder / "bad.jpg").write_bytes(pictures(user_folder)[0].read_bytes()[:300])
     (folder / "empty.png").write_bytes(b"")
-    code, out, err = run("search", folder, "--index", place / "idx", "--json", "-k", 1)
+    code, out, err = run("search", folder, "--index", user_folder / "idx", "--json", "-k", 1)
     assert code == 1
     assert {row["image"] for row in json.loads(out)["unreadable"]} == {"bad.jpg", "empty.png"}
     assert [row["image"] for row in json.loads(out)["queries"]] == ["good.jpg"]
@@ -110,7 +96,7 @@ def test_broken_files_are_named_and_the_others_are_searched(place: Path, run, tm
     ("arguments", "message"),
     [
         (["search", "{p}/none.png", "--index", "{p}/idx"], "does not exist"),
-        (["search", "{p}/empty", "--index", "{p}/idx"], "{p}/empty"),
+        (["search", "{t}/empty", "--index", "{p}/idx"], "{t}/empty"),
         (["search", "{p}/lesions/labels.csv", "--index", "{p}/idx"], "not a manifest"),
         (["search", "{p}/lesions", "--index", "{p}/nowhere"], "does not exist; make one: dinomed index"),
         (["search", "{p}/lesions", "--index", "{p}/ssl"], "is no index"),
@@ -118,55 +104,67 @@ def test_broken_files_are_named_and_the_others_are_searched(place: Path, run, tm
         (["search", "{p}/lesions", "--index", "{p}/idx", "--where", "sex=mal"], "did you mean 'male'"),
         (["search", "{p}/lesions", "--index", "{p}/idx", "-k", "0"], "-k"),
         (["search", "{p}/lesions", "--index", "{p}/idx", "--backbone", "{p}/nothing"], "no known name"),
-        (["search", "{p}/lesions", "--index", "{p}/idx", "--where", "sex=mal", "-o", "{p}/new"], "did you mean 'male'"),
+        (["search", "{p}/lesions", "--index", "{p}/idx", "--where", "sex=mal", "-o", "{t}/new"], "did you mean 'male'"),
         (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/idx"], "add --overwrite"),
         (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/lesions"], "not empty"),
-        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/new", "--kind", "tree"], "--kind 'tree'"),
-        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/new", "--pool", "max"], "--pool 'max'"),
-        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/new", "--whiten", "99"], "allow 1 to 32 dimensions"),
-        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/new", "--where", "split=holdout"], "known: test"),
-        (["index", "{p}/empty", "-b", "{p}/ssl", "-o", "{p}/new"], "{p}/empty"),
+        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{t}/new", "--kind", "tree"], "--kind 'tree'"),
+        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{t}/new", "--pool", "max"], "--pool 'max'"),
+        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{t}/new", "--whiten", "99"], "allow 1 to 32 dimensions"),
+        (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{t}/new", "--where", "split=holdout"], "known: test"),
+        (["index", "{t}/empty", "-b", "{p}/ssl", "-o", "{t}/new"], "{t}/empty"),
     ],
 )
 def test_a_wrong_request_gives_a_one_line_error_that_names_the_problem(
-    place: Path, run, arguments: list[str], message: str
+    user_folder: Path, run, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    (place / "empty").mkdir(exist_ok=True)
-    code, out, err = run(*(argument.replace("{p}", str(place)) for argument in arguments))
+    (tmp_path / "empty").mkdir()
+
+    def fill(text: str) -> str:
+        return text.replace("{t}", str(tmp_path)).replace("{p}", str(user_folder))
+
+    code, out, err = run(*map(fill, arguments))
     assert code == 2, err
-    assert message.replace("{p}", str(place)) in err
+    assert fill(message) in err
     assert err.count("error:") == 1
     assert out == ""
-    assert not (place / "new").exists()
+    assert not (tmp_path / "new").exists()
 
 
-def test_broken_files_are_named_when_a_folder_is_indexed(place: Path, run, tmp_path: Path) -> None:
+def test_broken_files_are_named_when_a_folder_is_indexed(user_folder: Path, run, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    shutil.copy(pictures(place)[0], tmp_path / "in" / "whole.png")
-    (tmp_path / "in" / "cut.png").write_bytes(pictures(place)[1].read_bytes()[:200])
-    code, out, err = run("index", tmp_path / "in", "-b", place / "ssl", "-o", tmp_path / "idx", "--json")
+    shutil.copy(pictures(user_folder)[0], tmp_path / "in" / "whole.png")
+    (tmp_path / "in" / "cut.png").write_bytes(pictures(user_folder)[1].read_bytes()[:200])
+    code, out, err = run("index", tmp_path / "in", "-b", user_folder / "ssl", "-o", tmp_path / "idx", "--json")
     assert code == 1, err
     assert json.loads(out)["unreadable"] == 1
     assert "1 image could not be used and is not in the index: cut.png: " in err
 
 
-def test_only_a_part_of_a_manifest_is_indexed(place: Path, run) -> None:
+def test_only_a_part_of_a_manifest_is_indexed(user_folder: Path, run, tmp_path: Path) -> None:
     code, out, err = run(
-        "index", place / "derm.parquet", "-b", place / "ssl", "-o", place / "part", "--where", "split=train",
-        "--kind", "ivf", "--pool", "cls+mean", "--json",
+        "index", user_folder / "derm.parquet", "-b", user_folder / "ssl", "-o", tmp_path / "part",
+        "--where", "split=train", "--kind", "ivf", "--pool", "cls+mean", "--json",
     )  # fmt: skip
     assert code == 0, err
     made = json.loads(out)
-    assert made["images"] == read_manifest(place / "derm.parquet").column("split").count("train")
+    assert made["images"] == read_manifest(user_folder / "derm.parquet").column("split").count("train")
     assert (made["kind"], made["dimension"], made["pool"]) == ("ivf", 64, "cls+mean")
 
 
-def test_an_index_is_evaluated(place: Path, run) -> None:
-    options = ("search", place / "derm.parquet", "--index", place / "idx", "--evaluate", "--where", "split=train")
+def test_an_index_is_evaluated(user_folder: Path, run) -> None:
+    options = (
+        "search",
+        user_folder / "derm.parquet",
+        "--index",
+        user_folder / "idx",
+        "--evaluate",
+        "--where",
+        "split=train",
+    )
     code, out, err = run(*options, "--json")
     assert code == 0, err
     answer = json.loads(out)
-    splits = read_manifest(place / "derm.parquet").column("split")
+    splits = read_manifest(user_folder / "derm.parquet").column("split")
     assert answer["metrics"]["n"] == splits.count("test")
     assert answer["index"]["searched"] == splits.count("train")
     assert 0 < answer["metrics"]["map"] < 1

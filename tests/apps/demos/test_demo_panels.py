@@ -40,7 +40,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`serve_demo` as far as its page: (look, panels, Blocks) where it would be served."""
     shown: list[Any] = []
 
-    def call(**given: Any) -> Any:
+    def call(**arguments: Any) -> Any:
         from dinomed.apps.demos import page
 
         kept: dict[str, Any] = {}
@@ -53,8 +53,8 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         with monkeypatch.context() as patch:
             patch.setattr(page, "build_page", build)
             patch.setattr(launch, "serve", lambda build, address, browser: shown.append(build()))
-            adapters = [given.pop(task) for task in ("segment", "classify", "depth") if task in given]
-            launch.serve_demo(adapters, **given, device="cpu")
+            adapters = [arguments.pop(task) for task in ("segment", "classify", "depth") if task in arguments]
+            launch.serve_demo(adapters, **arguments, device="cpu")
         return Answers(kept["panels"]), kept
 
     return call
@@ -93,9 +93,9 @@ def test_a_tuned_backbone_answers_beside_its_base(
 ) -> None:
     if tune.startswith("lora"):
         pytest.importorskip("peft")
-    own = (tiny_backbone, lesion_manifest, "--tune", tune, *SHORT, "--set", "tune.learning_rate=0.05")
-    seg = train("segment", tmp_path / "seg", *own)
-    cls = train("classify", tmp_path / "cls", *own)
+    options = (tiny_backbone, lesion_manifest, "--tune", tune, *SHORT, "--set", "tune.learning_rate=0.05")
+    seg = train("segment", tmp_path / "seg", *options)
+    cls = train("classify", tmp_path / "cls", *options)
     index = tmp_path / "idx"
     cli.invoke(["index", str(lesion_manifest), "-b", str(tiny_backbone), "-o", str(index), "--quiet", "--json"])
     look, kept = page(segment=seg, classify=cls, index=index)
@@ -157,11 +157,11 @@ def test_arrays_of_five_channels_and_sixteen_bits(page: Callable[..., Any], band
     answer = look(manifest.path(0))
     classes, cases = answer["panels"]["classify"]["html"], answer["panels"]["retrieve"]["html"]
     panel = kept["panels"][0]
-    given = panel.preprocessing.read(manifest.path(0))
+    pixels = panel.preprocessing.read(manifest.path(0))
     field = field_of_view(read_shown(manifest.path(0), BANDS, panel.preprocessing.intensity))
-    expected = (load_adapter(bands / "seg").probability(given) >= 0.02) & field
+    expected = (load_adapter(bands / "seg").probability(pixels) >= 0.02) & field
     assert look.area(answer, 0.02) == int(expected.sum())
-    for name, value in load_adapter(bands / "cls").probabilities(given).items():
+    for name, value in load_adapter(bands / "cls").probabilities(pixels).items():
         assert f"{name}</span>" in classes
         assert f"{100 * value:.1f}%" in classes
     assert "no longer where" not in cases

@@ -61,7 +61,7 @@ def test_a_port_that_another_program_takes_after_the_choice_is_replaced_by_the_n
         raise KeyboardInterrupt
 
     monkeypatch.setattr(serve, "sweep_until_signal", stop)
-    with socket.socket() as other, private_environment():
+    with socket.socket() as occupant, private_environment():
         import gradio
 
         def build() -> gradio.Blocks:
@@ -70,14 +70,14 @@ def test_a_port_that_another_program_takes_after_the_choice_is_replaced_by_the_n
             return page
 
         address = serve.choose_address()
-        other.bind(("127.0.0.1", address.port))
-        other.listen()
+        occupant.bind(("127.0.0.1", address.port))
+        occupant.listen()
         with pytest.raises(KeyboardInterrupt):
             serve.serve(build, address, browser=False)
         assert re.match(rf"http://127.0.0.1:(?!{address.port}\b)\d+\n", capsys.readouterr().out)
-        given = serve.Address("127.0.0.1", address.port)
+        chosen_port = serve.Address("127.0.0.1", address.port)
         with pytest.raises(DinomedError, match=f"cannot be served at 127.0.0.1:{address.port}"):
-            serve.serve(build, given, browser=False)
+            serve.serve(build, chosen_port, browser=False)
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "a" * 300])
@@ -92,15 +92,15 @@ def test_the_network_is_let_in_by_login_or_by_an_option_only(
     with pytest.raises(UsageError, match="anyone on the network could use the demo; add --login FILE"):
         serve.choose_address("0.0.0.0", 0)
     assert serve.choose_address("0.0.0.0", 0, anyone=True).login is None
-    told = capsys.readouterr().err
-    assert "anyone on the network can use the demo" in told
+    warning = capsys.readouterr().err
+    assert "anyone on the network can use the demo" in warning
     login = tmp_path / "login"
     login.write_text("ada:a:b\n")
     assert serve.choose_address("0.0.0.0", 0, login_file=login).login == ("ada", "a:b")
-    told = capsys.readouterr().err
-    assert "anyone" not in told
-    assert "unencrypted" in told
-    assert "a:b" not in told
+    warning = capsys.readouterr().err
+    assert "anyone" not in warning
+    assert "unencrypted" in warning
+    assert "a:b" not in warning
 
 
 @pytest.mark.parametrize("text", [None, "", "ada", ":secret", "ada:", "ada:x\nbob:secret", b"\xff\xfe"])
@@ -130,13 +130,13 @@ def write_pictures(folder: Path, count: int) -> None:
 
 
 def test_examples_are_those_given_else_the_adapter_s_else_synthetic(tmp_path: Path) -> None:
-    adapter, given = tmp_path / "adapter", tmp_path / "given"
+    adapter, user_examples = tmp_path / "adapter", tmp_path / "given"
     adapter.mkdir()
     assert len(choose_examples([adapter], None, tmp_path / "s1")) == NUM_EXAMPLES
     write_pictures(adapter / "examples", 2)
     assert len(choose_examples([adapter], None, tmp_path / "s2")) == 2
-    write_pictures(given, 20)
-    copies = choose_examples([adapter], given, tmp_path / "s3")
+    write_pictures(user_examples, 20)
+    copies = choose_examples([adapter], user_examples, tmp_path / "s3")
     assert [path.name for path in copies] == [f"example_{n}.jpg" for n in range(1, NUM_EXAMPLES + 1)]
     assert {path.parent for path in copies} == {tmp_path / "s3" / "examples"}
     (tmp_path / "empty").mkdir()
@@ -146,16 +146,16 @@ def test_examples_are_those_given_else_the_adapter_s_else_synthetic(tmp_path: Pa
 
 
 def test_examples_are_chosen_by_content_and_carry_no_name_and_no_exif(tmp_path: Path) -> None:
-    given = tmp_path / "given"
-    write_pictures(given, 1)
-    (given / "00.png").rename(given / "DOE_JANE_scan")  # a picture, whatever it is called
-    (given / "a.png").write_text("<html>not a picture</html>")
-    (given / "b.jpg").write_bytes(b"")
-    Image.new("1", (20_000, 20_000)).save(given / "c.png")  # a bomb
+    user_examples = tmp_path / "given"
+    write_pictures(user_examples, 1)
+    (user_examples / "00.png").rename(user_examples / "DOE_JANE_scan")  # a picture, whatever it is called
+    (user_examples / "a.png").write_text("<html>not a picture</html>")
+    (user_examples / "b.jpg").write_bytes(b"")
+    Image.new("1", (20_000, 20_000)).save(user_examples / "c.png")  # a bomb
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "DOE^JANE 1950", 6  # description; turned by a quarter
-    Image.new("RGB", (30, 20)).save(given / "d.jpg", exif=exif, comment=b"DOE^JANE")
-    copies = choose_examples([tmp_path], given, tmp_path / "scratch")
+    Image.new("RGB", (30, 20)).save(user_examples / "d.jpg", exif=exif, comment=b"DOE^JANE")
+    copies = choose_examples([tmp_path], user_examples, tmp_path / "scratch")
     assert [path.name for path in copies] == ["example_1.jpg", "example_2.jpg"]
     assert sorted(Image.open(path).size for path in copies) == [(8, 6), (20, 30)]  # the second upright
     for path in copies:
@@ -183,13 +183,13 @@ def test_the_predictor_gets_what_the_backbone_reads_and_not_the_picture_as_shown
         from dinomed.apps.demos.page import App
         from dinomed.apps.demos.segment import SegmentPanel
 
-        given: list[np.ndarray] = []
+        inputs: list[np.ndarray] = []
 
         class Spy:
             threshold = 0.5
 
             def probability(self, image: np.ndarray) -> np.ndarray:
-                given.append(image)
+                inputs.append(image)
                 return np.zeros(image.shape[:2], np.float32)
 
         Image.fromarray(np.full((6, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
@@ -199,7 +199,7 @@ def test_the_predictor_gets_what_the_backbone_reads_and_not_the_picture_as_shown
         upload.parent.mkdir(parents=True)
         (tmp_path / "deep.png").rename(upload)
         assert app.answer({"id": "a", "path": str(upload)})["size"] == [8, 6]
-        (image,) = given
+        (image,) = inputs
         assert (image.shape, image.dtype) == ((6, 8, 1), np.float32)
         assert image == pytest.approx(40_000 / 65_535, abs=1e-4)
 
@@ -207,30 +207,32 @@ def test_the_predictor_gets_what_the_backbone_reads_and_not_the_picture_as_shown
 def test_a_page_of_nothing_and_adapters_of_another_task_are_refused(
     tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def told(*command: object) -> str:
+    def refusal(*command: object) -> str:
         with pytest.raises(SystemExit) as end:
             cli.main([*map(str, command), "--no-browser"])
         assert end.value.code == 2
         return capsys.readouterr().err
 
-    assert "one or more of --segment, --classify, --adapter and --index" in told("demo", "all")
+    assert "one or more of --segment, --classify, --adapter and --index" in refusal("demo", "all")
     out = tmp_path / "cls"
     cli.invoke(["train", "classify", "-b", str(tiny_backbone), "--data", str(lesion_manifest), "-o", str(out), "-q"])
     capsys.readouterr()
-    assert told("demo", "all", "--segment", out) == (
+    assert refusal("demo", "all", "--segment", out) == (
         f"error: {out} is a classify adapter; this needs one made by `dinomed train segment`\n"
     )
 
 
 def test_folders_of_killed_servers_are_removed_and_those_in_use_are_not(tmp_path: Path) -> None:
-    killed, used, new, other = (tmp_path / name for name in ("dinomed-demo-a", "dinomed-demo-b", "dinomed-demo-c", "x"))
-    for folder in (killed, used, new, other):
+    killed, used, new, foreign = (
+        tmp_path / name for name in ("dinomed-demo-a", "dinomed-demo-b", "dinomed-demo-c", "x")
+    )
+    for folder in (killed, used, new, foreign):
         (folder / "uploads").mkdir(parents=True)
         (folder / "uploads" / "image").write_bytes(b"of a patient")
     (killed / ".lock").touch()
     with locked(used):
         serve.sweep_folders(tmp_path)
-    assert [folder.exists() for folder in (killed, used, new, other)] == [False, True, True, True]
+    assert [folder.exists() for folder in (killed, used, new, foreign)] == [False, True, True, True]
 
 
 def test_old_uploads_are_removed_complete_or_not(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def test_requests_that_other_sites_send_are_refused(tmp_path: Path, origin: str)
     assert server.ask("/gradio_api/upload", "POST", origin=origin, content_length="5") == 403
     assert server.ask("/gradio_api/upload", "POST", sec_fetch_site="cross-site", content_length="5") == 403
     assert server.reached == 0
-    own = {"origin": "http://127.0.0.1:7860", "sec_fetch_site": "same-origin"}
-    assert server.ask("/gradio_api/upload", "POST", content_length="5", **own) == 200
+    same_origin = {"origin": "http://127.0.0.1:7860", "sec_fetch_site": "same-origin"}
+    assert server.ask("/gradio_api/upload", "POST", content_length="5", **same_origin) == 200
 
 
 def test_bodies_state_their_length_and_are_bounded(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def test_everything_planted_is_found_and_nothing_else(curated: Path) -> None:
     rows = rows_of(curated)
     assert {name: rows[name]["reason"] for name in DROPPED} == DROPPED
     copies = {"03.png": "same.png", "04.png": "small_copy.png", "05.png": "mirror.png"}
-    for original, other in copies.items():
-        kept, gone = (original, other) if rows[original]["keep"] else (other, original)
+    for original, copy in copies.items():
+        kept, gone = (original, copy) if rows[original]["keep"] else (copy, original)
         assert rows[kept]["keep"]
         assert not rows[gone]["keep"]
         assert Path(rows[gone]["duplicate_of"]).name == kept

@@ -45,13 +45,13 @@ def log(out: Path) -> list[dict[str, Any]]:
 
 def assert_same_run(a: Path, b: Path) -> None:
     """Compare losses and weights, up to the order in which gradients are summed."""
-    for step, (first_line, other) in enumerate(zip(log(a), log(b), strict=True)):
+    for step, (first_line, second_line) in enumerate(zip(log(a), log(b), strict=True)):
         for name in ("dino", "ibot", "target_entropy", "target_entropy_mean"):
             # float32 sums in another order; the second step on also through AdamW, which enlarges rounding
-            assert first_line[name] == pytest.approx(other[name], rel=2e-3), name
+            assert first_line[name] == pytest.approx(second_line[name], rel=2e-3), name
         if step == 0:  # later, the logarithm of KoLeo magnifies rounding: tokens of a new network lie close together
             for name in ("loss", "koleo"):
-                assert first_line[name] == pytest.approx(other[name], rel=1e-5), name
+                assert first_line[name] == pytest.approx(second_line[name], rel=1e-5), name
     first, second = weights(a), weights(b)
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=2e-2, atol=2e-4)

@@ -61,10 +61,10 @@ def test_the_loss_is_the_mean_error_on_masked_patches_only(tiny: Tiny, target: s
         error = (model.student["pixel_head"](patches) - describe(views, 8)).square().mean(-1)
         expected = (error[0, :3].mean() + error[3, 5]) / 4  # 4 global views, 2 of them masked
     assert float(losses.terms["pixel"]) == pytest.approx(float(expected), rel=1e-4)  # float32
-    rest = losses.terms["dino"] + losses.terms["ibot"] + 0.1 * losses.terms["koleo"]
-    assert float(losses.total.detach()) == pytest.approx(float(rest + 0.5 * expected), rel=1e-4)
+    other_losses = losses.terms["dino"] + losses.terms["ibot"] + 0.1 * losses.terms["koleo"]
+    assert float(losses.total.detach()) == pytest.approx(float(other_losses + 0.5 * expected), rel=1e-4)
     model.set_step(50, 100)
-    assert float(model(batch, 0.07).total.detach()) == pytest.approx(float(rest + 0.25 * expected), rel=1e-4)
+    assert float(model(batch, 0.07).total.detach()) == pytest.approx(float(other_losses + 0.25 * expected), rel=1e-4)
 
 
 def test_the_weight_falls_to_zero_over_the_decay(tiny: Tiny) -> None:

@@ -58,9 +58,9 @@ def test_targets_and_koleo_use_the_rows_of_earlier_batches(tiny: Tiny) -> None:
 
 
 def test_one_image_has_neighbours_in_the_queue() -> None:
-    alone, others = torch.randn(1, 8, requires_grad=True), torch.randn(5, 8)
+    alone, neighbours = torch.randn(1, 8, requires_grad=True), torch.randn(5, 8)
     assert float(koleo_loss(alone).detach()) == 0
-    assert float(koleo_loss(alone, others).detach()) != 0
+    assert float(koleo_loss(alone, neighbours).detach()) != 0
 
 
 @pytest.mark.parametrize("micro_batch", [None, 3])

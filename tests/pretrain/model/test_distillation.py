@@ -98,8 +98,8 @@ def test_a_run_gives_the_small_backbone_and_resumes(tiny: Tiny, teacher: Path, p
     for folder in (cut / "checkpoints").glob("step_00000006"):
         (folder / "state.json").unlink()
     pretrain(tiny(), pictures, cut, device="cpu", teacher=teacher, resume=True)
-    first, other = (load_file(path / "backbone" / "model.safetensors") for path in (whole.folder, cut))
-    assert all(torch.equal(first[name], other[name]) for name in first)
+    first, resumed = (load_file(path / "backbone" / "model.safetensors") for path in (whole.folder, cut))
+    assert all(torch.equal(first[name], resumed[name]) for name in first)
 
 
 def test_a_student_learns_the_targets_of_its_teacher(tiny: Tiny, teacher: Path, pictures: Path, tmp_path: Path) -> None:

@@ -102,8 +102,8 @@ def test_slices_give_the_gradients_of_the_whole_batch(tiny: Tiny, pictures: Path
 
     whole = gradients([batch])
     sliced = gradients([part([0, 1, 3, 4]), part([2, 5])])  # rows are sorted by view
-    for one, other in zip(whole, sliced, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)  # float32 sums in another order
+    for expected, computed in zip(whole, sliced, strict=True):
+        torch.testing.assert_close(expected, computed, rtol=1e-4, atol=1e-6)  # float32 sums in another order
 
 
 def test_a_run_from_a_backbone_without_heads_learns_and_resumes_exactly(

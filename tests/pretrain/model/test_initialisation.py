@@ -44,8 +44,8 @@ def test_heads_have_the_shapes_of_the_checkpoint_whatever_the_config_says(
     tiny: Tiny, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A recipe with `scale_to_data` names 65,536 prototypes where its run had 4,096: they were dropped for new ones."""
-    other = {"dino_head": {"prototypes": 32}, "ibot_head": {"prototypes": 64, "hidden": 8}}
-    train_step = begin(tiny(start={"weights": str(finished)}, objective=other))
+    other_heads = {"dino_head": {"prototypes": 32}, "ibot_head": {"prototypes": 64, "hidden": 8}}
+    train_step = begin(tiny(start={"weights": str(finished)}, objective=other_heads))
     assert "with its heads" in capsys.readouterr().err
     assert train_step.config.start.warmup == 0
     kept = load_file(next((finished / "checkpoints").glob("step_00000003")) / "tensors.safetensors")

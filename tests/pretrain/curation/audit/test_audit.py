@@ -162,8 +162,8 @@ def test_the_index_contains_no_names_and_has_the_same_bytes(planted, run_folder:
     seen = read_training_index(run_folder)
     assert sorted(seen.sha256) == sorted(planted.train.column("sha256"))
     assert seen.groups.count(hash_group("patient 7", seen.salt)) == 2
-    other = write_training_index(tmp_path, planted.test).parent
-    assert hash_group("patient 7", read_training_index(other).salt) not in seen.groups
+    second_run = write_training_index(tmp_path, planted.test).parent
+    assert hash_group("patient 7", read_training_index(second_run).salt) not in seen.groups
 
 
 def test_damaged_and_missing_indexes_are_errors(tmp_path: Path, run_folder: Path) -> None:

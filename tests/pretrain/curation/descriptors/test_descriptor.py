@@ -133,8 +133,8 @@ def test_copies_are_more_alike_than_lesions(fitted) -> None:
 def test_fitting_is_the_same_for_a_seed_and_survives_a_file(lesion_manifest: Path, tmp_path: Path, fitted) -> None:
     again = fit_descriptor(fitted.config, [read_manifest(lesion_manifest)], workers=3)
     assert again.fingerprint == fitted.fingerprint
-    other = fit_descriptor(fitted.config.model_copy(update={"seed": 1}), [read_manifest(lesion_manifest)])
-    assert other.fingerprint != fitted.fingerprint
+    other_seed = fit_descriptor(fitted.config.model_copy(update={"seed": 1}), [read_manifest(lesion_manifest)])
+    assert other_seed.fingerprint != fitted.fingerprint
     save_descriptor(tmp_path / "d.safetensors", fitted)
     loaded = load_descriptor(tmp_path / "d.safetensors")
     images = [draw_lesion(1), draw_lesion(2)[:40]]

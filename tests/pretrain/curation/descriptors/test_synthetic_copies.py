@@ -19,13 +19,13 @@ def lesion() -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_decides_and_the_original_stays(lesion: np.ndarray, kind: str) -> None:
     before = lesion.copy()
-    first, again, other = (make_copy(lesion, kind, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other_seed = (make_copy(lesion, kind, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (first == again).all()
     assert first.dtype == np.uint8
     assert first.flags.c_contiguous
     assert (lesion == before).all()
     if kind not in ("flip", "turn"):  # of which there are two and three
-        assert first.shape != other.shape or (first != other).any()
+        assert first.shape != other_seed.shape or (first != other_seed).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -55,10 +55,10 @@ def test_the_clusters_are_as_good_as_those_of_scikit_learn() -> None:
 
 def test_only_the_seed_changes_the_result() -> None:
     x, _ = blobs([200, 100, 50], spread=0.5)
-    first, second, other = kmeans(x, 12, seed=1), kmeans(x, 12, seed=1), kmeans(x, 12, seed=2)
+    first, second, other_seed = kmeans(x, 12, seed=1), kmeans(x, 12, seed=1), kmeans(x, 12, seed=2)
     assert (first.centroids == second.centroids).all()
     assert (first.assignment == second.assignment).all()
-    assert not np.array_equal(first.centroids, other.centroids)
+    assert not np.array_equal(first.centroids, other_seed.centroids)
 
 
 def test_little_memory_fits_on_a_sample_and_assigns_all(monkeypatch: pytest.MonkeyPatch) -> None:
