@@ -2,7 +2,6 @@
 
 import platform
 import shutil
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +25,7 @@ from dinomed.datasets.manifest import Manifest, relative_root
 from dinomed.features.cache import FeatureCache
 from dinomed.features.compute import Features
 from dinomed.features.extract import check_usable, extract, without_rows
-from dinomed.features.familiarity import TrainingReference, choose_reference_rows, fit_reference
+from dinomed.features.familiarity import choose_reference_rows, fit_reference
 from dinomed.io.artifacts import hash_key
 from dinomed.io.files import replacing
 from dinomed.io.output_folder import open_output_folder
@@ -65,8 +64,7 @@ def build_index(
     """
     out, pooling = Path(out), pooling or Pooling()
     with open_output_folder(out, marker=INDEX_FILE, overwrite=overwrite, keep=[_POOLED]) as stage:
-        whole = manifest
-        pooled, manifest = _pool_usable(backbone, whole, pooling, Path(cache), stage)
+        pooled, means, manifest = _pool_usable(backbone, manifest, pooling, Path(cache), stage)
         plain = unit_vectors(pooled, None)
         whitening = None if whiten is None else fit_whitening(plain, whiten)
         vectors = unit_vectors(pooled, whitening)
@@ -90,7 +88,8 @@ def build_index(
             },
             content_sha256="",
         )
-        reference = _measure_familiarity(backbone, whole, manifest, pooling, cache)
+        rows, units = choose_reference_rows(len(manifest)), manifest.units()
+        reference = fit_reference(means[rows], [units[row] for row in rows], backbone, manifest.take(rows))
         index = VectorIndex(record, manifest, vectors, whitening, restore(kind, vectors, graph), reference)
         index.record = record.model_copy(update={"content_sha256": content_hash(index, graph)})
         write_index(index, graph, out)
@@ -98,72 +97,50 @@ def build_index(
     return index
 
 
-def _measure_familiarity(
-    backbone: FrozenBackbone, whole: Manifest, manifest: Manifest, pooling: Pooling, cache: str | Path
-) -> TrainingReference:
-    """Return features of images of the index, by which an image is found to be unlike them.
-
-    Args:
-        whole: the manifest whose features are in the cache, also of images that cannot be used.
-        manifest: the images of the index.
-    """
-    rows, units = choose_reference_rows(len(manifest)), manifest.units()
-    chosen = manifest.take(rows)
-    if pooling.feature_spec.patches:  # the mean patch tokens are not in the cache
-        means = extract(backbone, chosen, cache=cache).mean
-    else:
-        means = extract(backbone, whole, cache=cache, skip_unusable=True).mean[rows]
-    return fit_reference(means, [units[row] for row in rows], backbone, chosen)
-
-
 def _pool_usable(
     backbone: FrozenBackbone, manifest: Manifest, pooling: Pooling, cache: Path, stage: Path
-) -> tuple[np.ndarray, Manifest]:
-    """Return pooled features (N, C) of the images that can be used, and their manifest.
+) -> tuple[np.ndarray, np.ndarray, Manifest]:
+    """Compute the features of the images that can be used.
 
     Patch tokens, if `pooling` needs them, are stored for a few images at a time.
+
+    Returns:
+        Pooled features (N, D), mean patch tokens (N, C), and the manifest of the images.
     """
-    failed: dict[int, str] = {}  # row -> reason
-    chunks: list[np.ndarray] = []
     if not pooling.feature_spec.patches:
         features = extract(backbone, manifest, cache=cache, skip_unusable=True)
-        failed, chunks = dict(features.failed), _pool(features, pooling)
-    else:
-        with bar("pooling", len(manifest)) as progress:
-            for start in range(0, len(manifest), _CHUNK):
-                chunk = manifest.take(range(start, min(start + _CHUNK, len(manifest))))
-                key = hash_key(backbone.fingerprint, chunk.fingerprint, pooling.model_dump_json())
-                path = stage / _POOLED / f"{key}.npy"
-                if path.exists():
-                    chunks.append(np.load(path))
-                else:
-                    pooled, failed_rows = _pool_chunk(backbone, chunk, pooling, stage / "features")
-                    if not failed_rows:
-                        with replacing(path) as temporary, open(temporary, "wb") as file:
-                            np.save(file, pooled[0])
-                    chunks += pooled
-                    failed |= {start + row: reason for row, reason in failed_rows.items()}
-                progress.advance(len(chunk))
+        usable = without_rows(manifest, features.failed)
+        check_usable(usable)
+        return _pool(features, pooling), features.mean, usable
+    failed: dict[int, str] = {}  # row -> reason
+    chunks: list[np.ndarray] = []  # 2, n, C
+    with bar("pooling", len(manifest)) as progress:
+        for start in range(0, len(manifest), _CHUNK):
+            chunk = manifest.take(range(start, min(start + _CHUNK, len(manifest))))
+            key = hash_key(backbone.fingerprint, chunk.fingerprint, pooling.model_dump_json())
+            path = stage / _POOLED / f"{key}.npy"
+            if path.exists():
+                chunks.append(np.load(path))
+            else:
+                features = extract(
+                    backbone, chunk, cache=stage / "features", patches=True, shard_size=_CHUNK,
+                    description="patch tokens", skip_unusable=True,
+                )  # fmt: skip
+                if len(features):
+                    chunks.append(np.stack([_pool(features, pooling), features.mean]))
+                if not features.failed:
+                    with replacing(path) as temporary, open(temporary, "wb") as file:
+                        np.save(file, chunks[-1])
+                failed |= {start + row: reason for row, reason in features.failed.items()}
+                shutil.rmtree(stage / "features")
+            progress.advance(len(chunk))
     usable = without_rows(manifest, failed)
     check_usable(usable)
-    return np.concatenate(chunks), usable
+    pooled, means = np.concatenate(chunks, axis=1)
+    return pooled, means, usable
 
 
-def _pool_chunk(
-    backbone: FrozenBackbone, chunk: Manifest, pooling: Pooling, scratch: Path
-) -> tuple[list[np.ndarray], Mapping[int, str]]:
-    """Return the pooled features of some images as `_pool` does, and row -> reason of the images without features."""
-    features = extract(
-        backbone, chunk, cache=scratch, patches=True, shard_size=_CHUNK, description="patch tokens", skip_unusable=True
-    )
-    pooled = _pool(features, pooling)
-    shutil.rmtree(scratch)
-    return pooled, features.failed
-
-
-def _pool(features: FeatureCache, pooling: Pooling) -> list[np.ndarray]:
-    """Return the pooled features (N, C) as the only item of a list; an empty list if no image has features."""
-    if not len(features):
-        return []
+def _pool(features: FeatureCache, pooling: Pooling) -> np.ndarray:
+    """Return the pooled features (N, D) of images."""
     patches = torch.from_numpy(features.patches(range(len(features)))) if pooling.feature_spec.patches else None
-    return [pooling(Features(torch.from_numpy(features.cls), torch.from_numpy(features.mean), patches)).numpy()]
+    return pooling(Features(torch.from_numpy(features.cls), torch.from_numpy(features.mean), patches)).numpy()

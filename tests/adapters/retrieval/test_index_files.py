@@ -17,6 +17,7 @@ from dinomed.adapters.retrieval.search import load_index
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
+from dinomed.features.cache import FeatureCache
 from dinomed.images.read import read_image
 from dinomed.io.output_folder import STAGE
 from dinomed.io.tensor_file import read_tensors, write_tensors
@@ -159,15 +160,15 @@ def test_an_interrupted_build_is_resumed_and_the_older_index_stays_until_then(
     backbone, out = load_backbone(tiny_backbone), tmp_path / "index"
     monkeypatch.setattr(build, "_CHUNK", 16)
     gem = {"cache": tmp_path / "cache", "pooling": Pooling(tokens="gem")}
-    real, calls = build._pool_chunk, []
+    real, calls = build.extract, []
 
-    def dying(*arguments: object) -> np.ndarray:
+    def dying(*arguments: object, **options: object) -> FeatureCache:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(build, "_pool_chunk", dying)
+    monkeypatch.setattr(build, "extract", dying)
     with pytest.raises(KeyboardInterrupt):
         build_index(backbone, lesions, out, **gem)
     with pytest.raises(UsageError, match="is no index"):
