@@ -14,12 +14,15 @@ FORMAT: Final = "dinomed.adapter/6"
 class BackboneReference(Config):
     """The place of the backbone: `path` (a folder) or `weights` (a file, with `name`), relative to the bundle.
 
-    Without either it is the released weights of `name`.
+    Without either it is the released weights of `name`, or the model of that name on a hub. `mean` and `std` are those
+    that the user gave, or that were assumed, where the files of the backbone name none.
     """
 
     name: str
     path: str | None = None
     weights: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     fingerprint: str
     embed_dim: int
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ def find_backbone(
     """
     place: Path | None
     if other_place is not None:
-        is_file = Path(other_place).is_file()
+        is_file = Path(other_place).is_file() and reference.name in VARIANTS
         name, place = (reference.name, Path(other_place)) if is_file else (str(other_place), None)
     else:
         relative = reference.path or reference.weights
@@ -50,7 +51,8 @@ def find_backbone(
         if place is not None and not place.exists():
             raise DinomedError(f"the backbone of {kind} {folder} is not at {place}; say where: `backbone=PATH`")
         name, place = (str(place), None) if reference.path else (reference.name, place)
-    backbone = load(name, weights=place, image_size=image_size, device=device)
+    stated: dict[str, Any] = {} if reference.mean is None else {"mean": reference.mean, "std": reference.std}
+    backbone = load(name, weights=place, image_size=image_size, device=device, **stated)
     if backbone.fingerprint != reference.fingerprint:
         raise UsageError(
             f"{kind} {folder} was made on backbone {reference.name} with fingerprint {reference.fingerprint[:16]}, but "
@@ -64,12 +66,15 @@ def refer_to(backbone: FrozenBackbone, folder: Path) -> BackboneReference:
     """Return the reference by which a bundle in `folder` names the backbone."""
     source = None if backbone.source is None else Path(backbone.source)
     relative = None if source is None else relative_root(source, folder)
-    is_file = source is not None and source.is_file()
-    assert not is_file or backbone.name in VARIANTS
+    is_file = source is not None and source.is_file() and backbone.name in VARIANTS
+    stated: dict[str, Any] = {}
+    if backbone.stated_statistics:
+        stated = {"mean": backbone.preprocessing.mean, "std": backbone.preprocessing.std}
     return BackboneReference(
         name=backbone.name,
         path=None if is_file else relative,
         weights=relative if is_file else None,
         fingerprint=backbone.fingerprint,
         embed_dim=backbone.embed_dim,
+        **stated,
     )

@@ -132,6 +132,11 @@ class PretrainConfig(Config):
                 "them: set masks.shape=random, masks.probability=1, equal masks.ratio, such as [0.75,0.75], and "
                 "objective.ibot_weight or objective.pixel_weight above 0"
             )
+        if objective.predictor_depth and self.backbone.position == "rope":
+            raise ValueError(
+                "objective.predictor_depth needs a learned position embedding, and backbone.position is rope; set "
+                "objective.predictor_depth=0"
+            )
         if self.optimizer.matrices == "muon" and self.run.precision == "float16":
             raise ValueError("optimizer.matrices=muon does not work with run.precision=float16; use bfloat16")
         if self.distill.method == "features":

@@ -71,7 +71,7 @@ def card(source: ExportSource, kind: str, parity: dict[str, Any]) -> str:
     lines += [_own_use(source) if kind == "safetensors" else _USE[kind], "", "## Input"]
     lines += [
         f"- {reading.channels} channels, 0 to 1, the whole image resized to {reading.image_size} x "
-        f"{reading.image_size} px (bicubic, antialiased)",
+        f"{reading.image_size} px ({reading.interpolation}, antialiased)",
         f"- range of samples in files: {_samples(source)}",
         f"- normalised per channel: mean {list(reading.mean)}, standard deviation {list(reading.std)}",
         "",

@@ -14,6 +14,7 @@ from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.export.traceable import traceable
 from dinomed.adapters.predictor import Predictor
 from dinomed.backbones.vit import VisionTransformer
+from dinomed.errors import UsageError
 from dinomed.features.compute import Features
 
 
@@ -26,6 +27,8 @@ class PortableViT(nn.Module):
 
     def __init__(self, vit: VisionTransformer, needs: FeatureSpec, image_size: int | None) -> None:
         super().__init__()
+        if vit.config.position == "rope":
+            raise UsageError("a backbone with rotary positions cannot be written as a graph; use `format=safetensors`")
         self.vit, self.feature_spec, self.image_size = vit, needs, image_size
         self.block_indices = [block % vit.config.depth for block in needs.blocks]
         if image_size is not None:

@@ -58,8 +58,9 @@ def write_timm(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]:
             "global_pool": "token",
             "model_args": arguments,
             "pretrained_cfg": {
-                "custom_load": False, "input_size": size, "fixed_input_size": True, "interpolation": "bicubic",
-                "crop_pct": 1.0, "crop_mode": "squash", "mean": list(reading.mean), "std": list(reading.std),
+                "custom_load": False, "input_size": size, "fixed_input_size": True,
+                "interpolation": reading.interpolation, "crop_pct": 1.0, "crop_mode": "squash",
+                "mean": list(reading.mean), "std": list(reading.std),
                 "num_classes": 0, "pool_size": None, "first_conv": "patch_embed.proj", "classifier": "head",
             },
         },
@@ -93,7 +94,7 @@ def write_transformers(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]
         "num_attention_heads": config.num_heads,
         "mlp_ratio": int(config.mlp_ratio),
         "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
+        "layer_norm_eps": config.norm_eps,
         "image_size": reading.image_size,
         "patch_size": config.patch_size,
         "num_channels": config.in_channels,
@@ -110,7 +111,8 @@ def write_transformers(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]
     write_json(
         folder / "preprocessor_config.json",
         {
-            "image_processor_type": "BitImageProcessor", "do_resize": True, "size": square, "resample": 3,
+            "image_processor_type": "BitImageProcessor", "do_resize": True, "size": square,
+            "resample": {"bicubic": 3, "bilinear": 2}[reading.interpolation],
             "do_center_crop": False, "crop_size": square, "do_rescale": True, "rescale_factor": 1 / 255,
             "do_normalize": True, "image_mean": list(reading.mean), "image_std": list(reading.std),
             "do_convert_rgb": reading.channels == 3,
@@ -163,6 +165,8 @@ def to_transformers(state: State, config: ViTConfig) -> State:
 def _at_own_size(backbone: FrozenBackbone) -> State:
     """Return the weights, with the position embedding resized to the image size of the backbone."""
     config = backbone.vit.config
+    if config.position == "rope":
+        raise UsageError("a backbone with rotary positions cannot be written in this format; use `format=safetensors`")
     state = {name: value.detach().cpu().clone() for name, value in backbone.vit.state_dict().items()}
     position = state["pos_embed"]
     grid = resize_position_embedding(

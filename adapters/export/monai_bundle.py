@@ -68,8 +68,8 @@ def _inference(source: ExportSource) -> dict[str, Any]:
     reading = source.preprocessing
     side, mode = reading.image_size, "RGB" if reading.channels == 3 else "L"
     resize = (
-        f"$lambda x: torch.nn.functional.interpolate(x[None].float(), size=({side}, {side}), mode='bicubic', "
-        "antialias=True)[0].clamp(0, 255).round()"
+        f"$lambda x: torch.nn.functional.interpolate(x[None].float(), size=({side}, {side}), "
+        f"mode='{reading.interpolation}', antialias=True)[0].clamp(0, 255).round()"
     )
     # In a list comprehension only the arguments of a function can refer to entries of the config.
     write, result = _writer(source)

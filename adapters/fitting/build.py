@@ -93,7 +93,10 @@ def at_image_size(backbone: FrozenBackbone, image_size: int) -> FrozenBackbone:
         return backbone
     check_image_size(image_size, backbone.patch_size)
     preprocessing = backbone.preprocessing.model_copy(update={"image_size": image_size})
-    return FrozenBackbone(backbone.vit, preprocessing, backbone.name, backbone.source, backbone.metadata)
+    return FrozenBackbone(
+        backbone.model, preprocessing, backbone.name, backbone.source, backbone.metadata,
+        stated_statistics=backbone.stated_statistics,
+    )  # fmt: skip
 
 
 def scaled_size(backbone: FrozenBackbone, scale: float) -> int:

@@ -13,6 +13,7 @@ from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.fitting.build import at_image_size
 from dinomed.adapters.predictor import Predictor
 from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.huggingface import is_hub_name
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.variants import VARIANTS
 from dinomed.features.compute import Features, check_features
@@ -48,12 +49,14 @@ class Backbones:
         weights: str | Path | None = None,
         device: str | torch.device = "cpu",
         image_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> FrozenBackbone:
         """Load a backbone as `load_backbone` does; without an `image_size` it has its own."""
-        place = str(name) if str(name) in VARIANTS else str(Path(name).resolve())
-        key = (place, None if weights is None else str(Path(weights).resolve()), str(device))
+        place = str(name) if str(name) in VARIANTS or is_hub_name(name) else str(Path(name).resolve())
+        key = (place, None if weights is None else str(Path(weights).resolve()), str(device), str(mean), str(std))
         if key not in self._loaded:
-            self._loaded[key] = load_backbone(name, weights=weights, device=device)
+            self._loaded[key] = load_backbone(name, weights=weights, device=device, mean=mean, std=std)
         backbone = self._loaded[key]
         return backbone if image_size is None else at_image_size(backbone, image_size)
 

@@ -43,16 +43,22 @@ def load_backbone(
     weights: PathLike | None = None,
     device: str | torch.device = "auto",
     image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> FrozenBackbone:
     """Load a frozen backbone with its preprocessing.
 
     Args:
-        name_or_path: a name such as ``"dinov2_vits14"`` (its released weights are downloaded once and cached), a run
-            folder or the result of `dinomed.pretrain`, a backbone folder, or a folder saved by transformers. A loaded
-            backbone is returned as it is.
+        name_or_path: a name such as ``"dinov2_vits14"`` (its released weights are downloaded once and cached), a model
+            of the Hugging Face hub (``"timm/NAME"``, ``"hf-hub:ORG/NAME"``), a run folder or the result of
+            `dinomed.pretrain`, a backbone folder, a folder in the format of timm or transformers, or a file of weights
+            (.safetensors, .pth) whose architecture is inferred. A loaded backbone is returned as it is.
         weights: with a name, a file with its weights: official .pth, timm, transformers or safetensors.
         device: auto, cpu, cuda, cuda:N or mps.
         image_size: side of the square to which images are resized, px; a multiple of the patch size.
+        mean: mean of each channel in 0 to 1, for weights whose files name none; without it ImageNet's is assumed, and a
+            warning says so.
+        std: standard deviation of each channel.
 
     Returns:
         A module that maps preprocessed images (B, channels, height, width) to tokens. It has `embed_dim`, `patch_size`,
@@ -68,11 +74,13 @@ def load_backbone(
         (32, 8)
     """
     if isinstance(name_or_path, FrozenBackbone):
-        if weights is not None or image_size is not None:
-            raise UsageError("`weights` and `image_size` are for a backbone that is given by its name or path")
+        if any(value is not None for value in (weights, image_size, mean, std)):
+            raise UsageError(
+                "`weights`, `image_size`, `mean` and `std` are for a backbone that is given by its name or path"
+            )
         return name_or_path
     place = name_or_path.folder if isinstance(name_or_path, HasFolder) else name_or_path
-    return load.load_backbone(place, weights=weights, device=device, image_size=image_size)
+    return load.load_backbone(place, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
 
 
 @dataclass(frozen=True)

@@ -8,39 +8,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import MAX_IMAGE_SIZE, Tokens, VisionTransformer
+from dinomed.backbones.preprocessing import ADDED_SETTINGS, Preprocessing
+from dinomed.backbones.vit import MAX_IMAGE_SIZE, TokenModel, Tokens, VisionTransformer
 from dinomed.errors import UsageError
-from dinomed.images.intensity import IntensityConfig
 
 
 class FrozenBackbone(nn.Module):
     """A backbone that computes tokens of images, without gradients and always in eval mode.
 
     Attributes:
+        model: the model that computes the tokens: dinomed's own ViT, or a module of another library.
         fingerprint: SHA-256, 64 hex digits, of everything that the features depend on; see `fingerprint`.
-        source: path of the weights; None for the released weights of `name`.
-
+        source: path of the weights; None for weights that `name` alone finds: released ones, or those of a model hub.
+        stated_statistics: whether mean and std were given by the user or assumed, since the weights name none.
+            An adapter or an index then records them with the place of the backbone.
     """
 
     def __init__(
-        self, vit: VisionTransformer, preprocessing: Preprocessing, name: str,
-        source: str | None = None, metadata: Mapping[str, Any] | None = None,
+        self, model: TokenModel, preprocessing: Preprocessing, name: str, source: str | None = None,
+        metadata: Mapping[str, Any] | None = None, *, stated_statistics: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if preprocessing.channels != vit.config.in_channels:
-            raise UsageError(f"{name}: takes {vit.config.in_channels} channels, preprocessing {preprocessing.channels}")
-        check_image_size(preprocessing.image_size, vit.config.patch_size)
-        self.vit = vit.eval().requires_grad_(False)
+        if preprocessing.channels != model.in_channels:
+            raise UsageError(f"{name}: takes {model.in_channels} channels, preprocessing {preprocessing.channels}")
+        check_image_size(preprocessing.image_size, model.patch_size)
+        if model.fixed_size not in (None, preprocessing.image_size):
+            raise UsageError(
+                f"{name}: a {model.family} model takes images of {model.fixed_size} px only, "
+                f"not of {preprocessing.image_size} px"
+            )
+        self.model = model.eval().requires_grad_(False)
         self.preprocessing, self.name, self.source = preprocessing, name, source
-        self.metadata = dict(metadata or {})
-        self.fingerprint = fingerprint(vit, preprocessing)
-        self.embed_dim, self.patch_size = vit.config.embed_dim, vit.config.patch_size
-        self.depth = vit.config.depth
+        self.metadata, self.stated_statistics = dict(metadata or {}), stated_statistics
+        self.fingerprint = fingerprint(model, preprocessing)
+        self.embed_dim, self.patch_size, self.depth = model.embed_dim, model.patch_size, model.depth
+
+    @property
+    def vit(self) -> VisionTransformer:
+        """The model as a ViT of dinomed, for what needs its parts.
+
+        Raises:
+            UsageError: the model is of another library.
+        """
+        if not isinstance(self.model, VisionTransformer):
+            raise UsageError(
+                f"backbone {self.name} is a {self.model.family} model, which dinomed uses frozen: for features, heads, "
+                "probe, index, predict and demo. Pretraining, distillation, fine-tuning, LoRA and export need a ViT of "
+                "the DINOv2 family"
+            )
+        return self.model
 
     @property
     def device(self) -> torch.device:
-        return self.vit.pos_embed.device
+        return next(self.model.parameters()).device
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
         """Keep eval mode: training a head that contains the backbone must not turn stochastic depth on."""
@@ -53,7 +73,7 @@ class FrozenBackbone(nn.Module):
         Args:
             images: preprocessed, (B, channels, height, width), with sides that are multiples of the patch size.
         """
-        return self.vit.forward_blocks(images.to(self.device), blocks)
+        return self.model.forward_blocks(images.to(self.device), blocks)
 
     def grid(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
         """Return (rows, columns) of patches for a square side or a (height, width), px; None is the size of the
@@ -77,25 +97,28 @@ def check_image_size(image_size: int, patch_size: int) -> None:
         raise UsageError(f"image size {image_size} is not a multiple of the patch size {patch_size}; nearest: {near}")
 
 
-def fingerprint(vit: VisionTransformer, preprocessing: Preprocessing) -> str:
+def fingerprint(model: TokenModel, preprocessing: Preprocessing) -> str:
     """Return the SHA-256, 64 hex digits, of architecture, preprocessing, and every weight (name, type, shape, bytes).
 
-    The same weights from any file format get the same fingerprint. So it leaves out what only training uses (the mask
-    token, stochastic depth). Of the class token and its position embedding it takes the sum, since only the sum is
-    used.
+    The same weights from any file format get the same fingerprint. So for dinomed's ViT it leaves out what only
+    training uses (the mask token, stochastic depth). Of the class token and its position embedding it takes the sum,
+    since only the sum is used.
     """
-    training_only = {"drop_path", "layerscale", "image_size"}  # the last two are visible in the weights
-    unusual = preprocessing.intensity != IntensityConfig()  # a default adds nothing
+    defaults = {
+        name for name in ADDED_SETTINGS if getattr(preprocessing, name) == Preprocessing.model_fields[name].default
+    }
     head = {
-        "architecture": vit.config.model_dump(mode="json", exclude=training_only),
-        "preprocessing": preprocessing.model_dump(mode="json", exclude=None if unusual else {"intensity"}),
+        "architecture": model.architecture(),
+        "preprocessing": preprocessing.model_dump(mode="json", exclude=defaults),
     }
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-    state = {key: value.detach().cpu() for key, value in vit.state_dict().items() if key != "mask_token"}
-    position = state["pos_embed"]
-    state["cls_token"], state["pos_embed"] = state["cls_token"] + position[:, :1], position[:, 1:]
+    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    if isinstance(model, VisionTransformer):
+        state.pop("mask_token")
+        if (position := state.get("pos_embed")) is not None:
+            state["cls_token"], state["pos_embed"] = state["cls_token"] + position[:, :1], position[:, 1:]
     for key in sorted(state):
         value = state[key].contiguous()
         digest.update(f"\n{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(memoryview(value.view(torch.uint8).flatten().numpy()))
+        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,12 +18,14 @@ from dinomed.images.read import read_image
 from dinomed.isolation.images import read_image_isolated
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ADDED_SETTINGS = ("intensity", "interpolation")
+"""Fields of `Preprocessing` that do not count for a fingerprint while they have their defaults."""
 
 
 class Preprocessing(Config):
     """Preprocessing that resizes the whole image to a square, so that nothing at the border is lost.
 
-    8-bit images are resized as such, bicubic and antialiased, by torchvision. This is four times as fast as Pillow and
+    8-bit images are resized as such, antialiased, by torchvision. This is four times as fast as Pillow and
     differs from it by one grey level at most (two where it enlarges). Images of 16 bits are resized as floating-point
     numbers and clipped to their range.
     """
@@ -31,6 +34,7 @@ class Preprocessing(Config):
     mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="of each channel, in 0 to 1")
     std: tuple[float, ...] = Field(IMAGENET_STD, description="of each channel, in 0 to 1")
     channels: int = Field(3, ge=1)
+    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="how images are resized, antialiased")
     intensity: IntensityConfig = Field(IntensityConfig(), description="how images are read: depth, window")
 
     @model_validator(mode="after")
@@ -85,7 +89,7 @@ class Preprocessing(Config):
 
         pixels = torch.from_numpy(np.array(match_channels(image, self.channels))).permute(2, 0, 1)
         size = [self.image_size, self.image_size]
-        small = resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        small = resize(pixels, size, interpolation=InterpolationMode(self.interpolation), antialias=True)
         return small.clamp(0, 1) if small.is_floating_point() else small  # bicubic interpolation overshoots
 
     def normalise(self, image: Tensor) -> Tensor:

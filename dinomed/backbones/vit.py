@@ -6,9 +6,10 @@ Pretraining and frozen use share this module. The keys of its state dict are tho
 Shape suffixes: B images, N tokens, C channels of the embedding.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from dinomed.config import Config
 from dinomed.layers.block import Block
 from dinomed.layers.patch_embedding import PatchEmbedding, resize_position_embedding
+from dinomed.layers.rotary_position import rotation_table
 
 MAX_IMAGE_SIZE = 8192
 """Largest side of an image that a backbone takes, px; the tokens of such an image need gigabytes."""
@@ -41,7 +43,12 @@ class ViTConfig(Config):
     feed_forward: Literal["mlp", "swiglu"] = "mlp"
     mlp_ratio: float = Field(4.0, gt=0, le=64)
     layerscale: float | None = Field(1e-5, description="initial value; null: no LayerScale")
+    norm_eps: float = Field(1e-6, gt=0, lt=1, description="epsilon of the layer norms (a property of weights)")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth, the same in every block; training only")
+    position: Literal["learned", "rope"] = Field(
+        "learned", description="position embedding: a learned table that is resized, or rotary positions as in DINOv3"
+    )
+    rope_theta: float = Field(100.0, gt=1, description="base of the periods of rotary positions")
     position_antialias: bool = Field(True, description="how the position embedding is resized (a property of weights)")
     position_offset: float = Field(0.0, ge=0, description="0.1 in the released plain models, else 0")
 
@@ -51,7 +58,27 @@ class ViTConfig(Config):
             raise ValueError(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+        if self.position == "rope" and self.embed_dim // self.num_heads % 4:
+            raise ValueError(
+                f"rotary positions need heads of a multiple of 4 channels, not {self.embed_dim // self.num_heads}"
+            )
         return self
+
+
+ADDED_SETTINGS = ("norm_eps", "position", "rope_theta")
+"""Fields of `ViTConfig` that do not count for a fingerprint while they have their defaults."""
+
+
+def resolve_indices(blocks: Sequence[int], depth: int) -> list[int]:
+    """Return block numbers counted from 0, where negative ones count from the end.
+
+    Raises:
+        ValueError: `blocks` is empty, or a backbone with `depth` blocks has no such block.
+    """
+    indices = [block + depth if block < 0 else block for block in blocks]
+    if not indices or any(not 0 <= block < depth for block in indices):
+        raise ValueError(f"blocks {list(blocks)}: the backbone has blocks 0 to {depth - 1}")
+    return indices
 
 
 @dataclass(frozen=True)
@@ -63,18 +90,51 @@ class Tokens:
     patches: Tensor  # B, rows * columns, C
 
 
-class VisionTransformer(nn.Module):
+class TokenModel(nn.Module):
+    """The interface of a model that a frozen backbone needs: tokens of chosen blocks, and their dimensions.
+
+    Attributes:
+        family: name of its kind for messages, such as ``siglip (transformers)``.
+        embed_dim: channels of a token.
+        depth: number of blocks.
+        patch_size: side of a patch, px.
+        in_channels: channels of an image.
+        fixed_size: the only image size that it takes, px; None if it takes every multiple of the patch size.
+    """
+
+    family: str
+    embed_dim: int
+    depth: int
+    patch_size: int
+    in_channels: int
+    fixed_size: int | None = None
+
+    @abstractmethod
+    def forward_blocks(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
+        """Return the tokens after each of `blocks` (0 is the first, -1 the last) and the final norm."""
+
+    @abstractmethod
+    def architecture(self) -> dict[str, Any]:
+        """Return everything, except weights, that the tokens depend on, as values for JSON (for the fingerprint)."""
+
+
+class VisionTransformer(TokenModel):
     """A vision transformer. `forward` takes one batch; `forward_packed` takes several batches of different image
     sizes."""
+
+    family = "dinomed"
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
+        self.embed_dim, self.depth = config.embed_dim, config.depth
+        self.patch_size, self.in_channels = config.patch_size, config.in_channels
         dim = config.embed_dim
         num_patches = (config.image_size // config.patch_size) ** 2
         self.patch_embed = PatchEmbedding(config.patch_size, config.in_channels, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, dim))
+        if config.position == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
         if config.num_registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, config.num_registers, dim))
@@ -86,16 +146,18 @@ class VisionTransformer(nn.Module):
                 hidden=int(dim * config.mlp_ratio),
                 layerscale=config.layerscale,
                 drop_path=config.drop_path,
+                norm_eps=config.norm_eps,
             )
             for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.checkpoint_activations = False  # recompute each block in the backward pass, to save memory
         self.init_weights()
 
     def init_weights(self) -> None:
         """Initialise linear layers and positions from a truncated normal (0.02), as in the reference code."""
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.config.position == "learned":
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.config.num_registers:
             nn.init.normal_(self.register_tokens, std=1e-6)
@@ -112,23 +174,38 @@ class VisionTransformer(nn.Module):
             visible: bool (B, patches), with equal numbers in all rows: the patches that become tokens; None for all.
 
         Raises:
-            ValueError: wrong number of channels, or a side that is not a multiple of the patch size.
+            ValueError: wrong number of channels, a side that is not a multiple of the patch size, or `visible` with
+                rotary positions, which are those of whole images.
         """
         x = self.patch_embed(images)
         if masks is not None:
             x = torch.where(masks.unsqueeze(-1), self.mask_token.to(x.dtype).unsqueeze(0), x)
-        rows, columns = (side // self.config.patch_size for side in images.shape[-2:])
-        cls_position, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        grid = resize_position_embedding(
-            grid, (rows, columns), antialias=self.config.position_antialias, offset=self.config.position_offset
-        )
-        x = x + grid
+        cls_token = self.cls_token
+        if self.config.position == "learned":
+            rows, columns = (side // self.config.patch_size for side in images.shape[-2:])
+            x = x + resize_position_embedding(
+                self.pos_embed[:, 1:], (rows, columns),
+                antialias=self.config.position_antialias, offset=self.config.position_offset,
+            )  # fmt: skip
+            cls_token = cls_token + self.pos_embed[:, :1]
+        elif visible is not None:
+            raise ValueError("rotary positions are those of whole images; `visible` needs a learned position embedding")
         if visible is not None:
             x = x[visible].view(len(x), -1, x.shape[-1])
-        parts = [(self.cls_token + cls_position).expand(len(x), -1, -1), x]
+        parts = [cls_token.expand(len(x), -1, -1), x]
         if self.config.num_registers:
             parts.insert(1, self.register_tokens.expand(len(x), -1, -1))
         return torch.cat(parts, dim=1)
+
+    def rotations(self, crops: Sequence[Tensor]) -> list[Tensor] | None:
+        """Return the rotation table of each batch of images; None without rotary positions."""
+        config = self.config
+        if config.position == "learned":
+            return None
+        grids = [tuple(side // config.patch_size for side in images.shape[-2:]) for images in crops]
+        prefix, head_dim = 1 + config.num_registers, config.embed_dim // config.num_heads
+        device = self.cls_token.device
+        return [rotation_table(*grid, prefix, head_dim, config.rope_theta, device) for grid in grids]
 
     def _tokens(self, x: Tensor) -> Tokens:
         x = self.norm(x)
@@ -148,14 +225,22 @@ class VisionTransformer(nn.Module):
         """
         shown = visible or [None] * len(crops)
         xs = [self.embed(*inputs) for inputs in zip(crops, masks, shown, strict=True)]
+        tables = () if (rotations := self.rotations(crops)) is None else (rotations,)
         for block in self.blocks:
             recompute = self.checkpoint_activations and torch.is_grad_enabled()
-            xs = checkpoint(block, xs, use_reentrant=False) if recompute else block(xs)
+            xs = checkpoint(block, xs, *tables, use_reentrant=False) if recompute else block(xs, *tables)
         return [self._tokens(x) for x in xs]
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tokens:
         """Return the tokens of the last block."""
         return self.forward_packed([images], [masks])[0]
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the config without what only training uses, without what the shapes of the weights show, and without
+        the defaults of settings that were added later: they must not change a fingerprint."""
+        unseen = {"drop_path", "layerscale", "image_size"}
+        later = {name for name in ADDED_SETTINGS if getattr(self.config, name) == ViTConfig.model_fields[name].default}
+        return self.config.model_dump(mode="json", exclude=unseen | later)
 
     def forward_blocks(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
         """Return the tokens after each of `blocks` (0 is the first, -1 the last) and the final norm.
@@ -165,13 +250,11 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: the backbone has no such block.
         """
-        indices = [block + self.config.depth if block < 0 else block for block in blocks]
-        if not indices or any(not 0 <= block < self.config.depth for block in indices):
-            raise ValueError(f"blocks {list(blocks)}: the backbone has blocks 0 to {self.config.depth - 1}")
+        indices = resolve_indices(blocks, self.depth)
         tokens: dict[int, Tokens] = {}
-        xs = [self.embed(images)]
+        xs, rotations = [self.embed(images)], self.rotations([images])
         for index, block in enumerate(self.blocks[: max(indices) + 1]):
-            xs = block(xs)
+            xs = block(xs, rotations)
             if index in indices:
                 tokens[index] = self._tokens(xs[0])
         return [tokens[block] for block in indices]

@@ -1,7 +1,7 @@
 """Reading of weights from files, without running code from them, and conversion of names of other libraries.
 
 The names in this project are those of official DINOv2. Also known are checkpoints of its training (``teacher``,
-``backbone.``, chunked blocks), timm, and transformers (the names on disk and those in memory).
+``backbone.``, chunked blocks), official DINOv3, timm, and transformers (the names on disk and those in memory).
 """
 
 import math
@@ -19,24 +19,75 @@ from torch import Tensor
 
 from dinomed.backbones.vit import VisionTransformer, ViTConfig
 from dinomed.errors import DinomedError, UsageError
+from dinomed.io.files import read_json
 
 State = dict[str, Tensor]
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+INDEX_FILE = "model.safetensors.index.json"
+"""List of the shards of weights that are kept in several files."""
 
 
 def read_weights(path: str | Path) -> State:
-    """Read the weights of a file, or of a folder with one of `FOLDER_FILES`, under the names of official DINOv2.
+    """Read the weights of a file or a folder, under the names of official DINOv2.
+
+    Raises:
+        UsageError, DinomedError: as `read_tensor_table`.
+    """
+    return convert(read_tensor_table(path))
+
+
+def read_tensor_table(path: str | Path) -> State:
+    """Read the tensors of a file under their own names; of a folder, those of one of `FOLDER_FILES` or of the shards
+    that `INDEX_FILE` lists.
 
     Raises:
         UsageError: the file does not exist.
-        DinomedError: the file is cut off, is no file of weights, or is a pickle that would run code.
+        DinomedError: a file is missing or cut off, is no file of weights, or is a pickle that would run code.
     """
     path = Path(path)
     if path.is_dir():
+        if not (path / FOLDER_FILES[0]).is_file() and (path / INDEX_FILE).is_file():
+            return _read_shards(path)
         path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path / FOLDER_FILES[0])
     if not path.is_file():
         raise UsageError(f"weights {path} do not exist")
-    return convert(_unwrap(_read(path), path))
+    return _unwrap(_read(path), path)
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the names of the files that an `INDEX_FILE` lists.
+
+    Raises:
+        DinomedError: the index is damaged, or names a file outside its folder.
+    """
+    content = read_json(index)
+    table = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise DinomedError(f"{index}: no table of shards (weight_map); copy the folder again")
+    names = sorted(set(table.values()))
+    outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    if outside:
+        raise DinomedError(f"{index}: refused: {outside[0]!r} is not the name of a safetensors file in its folder")
+    return names
+
+
+def _read_shards(folder: Path) -> State:
+    names = shard_names(folder / INDEX_FILE)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise DinomedError(
+            f"{folder}: {len(missing)} of {len(names)} shards are missing ({_few(missing)}); copy the folder again"
+        )
+    state: State = {}
+    for name in names:
+        state |= _read(folder / name)
+    listed = read_json(folder / INDEX_FILE)["weight_map"]
+    lost = [key for key in listed if key not in state]
+    if lost:
+        raise DinomedError(
+            f"{folder}: its shards lack {len(lost)} listed tensors ({_few(lost)}); copy the folder again"
+        )
+    return state
 
 
 def _read(path: Path) -> Any:
@@ -88,13 +139,17 @@ def convert(state: Mapping[str, Tensor]) -> State:
     state = _strip_prefix({str(key): value for key, value in state.items()})
     if any(key.startswith("embeddings.") for key in state):
         state = _from_transformers(state)
-    state = _from_timm(_join(state))
+    state = _from_timm(_from_dinov3(_join(state)))
     state = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value for key, value in state.items()}
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
-_PREFIXES = ("module.", "_orig_mod.", "backbone.", "dinov2.", "dinov2_with_registers.")
-_HEADS = ("head.", "head_dist.", "classifier.", "dino_head.", "ibot_head.")
+_PREFIXES = ("module.", "_orig_mod.", "backbone.", "dinov2.", "dinov2_with_registers.", "vit.")
+# heads, decoders, and what is computed from the config
+_HEADS = (
+    "head.", "head_dist.", "classifier.", "dino_head.", "ibot_head.", "pooler.", "decoder_", "decoder.", "masked_embed",
+    "rope_embed.",
+)  # fmt: skip
 
 
 def _strip_prefix(state: State) -> State:
@@ -108,11 +163,16 @@ def _strip_prefix(state: State) -> State:
 # (pattern of a name of transformers, on disk or in memory; our name)
 _TRANSFORMERS = [
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.", ""),
-    (r"^encoder\.layer\.", "blocks."),
+    (r"^(encoder\.|model\.)?layers?\.", "blocks."),
     (r"^layernorm\.", "norm."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
     (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
     (r"\.attention\.o_proj\.", ".attn.proj."),
     (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
     (r"\.attention\.q_proj\.", ".attn.query."),
@@ -139,11 +199,15 @@ _JOINED = [
     (".attn.qkv.", (".attn.query.", ".attn.key.", ".attn.value.")),
     (".mlp.w12.", (".mlp.gate_proj.", ".mlp.up_proj.")),
     (".mlp.w12.", (".mlp.fc1_g.", ".mlp.fc1_x.")),
+    (".mlp.w12.", (".mlp.w1.", ".mlp.w2.")),
 ]
 
 
 def _join(state: State) -> State:
     out = dict(state)
+    for key in [key for key in out if key.endswith((".attn.query.bias", ".attn.value.bias"))]:  # DINOv3 has no key bias
+        missing = re.sub(r"(query|value)\.bias$", "key.bias", key)
+        out.setdefault(missing, torch.zeros_like(out[key]))
     for ours, parts in _JOINED:
         for key in [key for key in out if parts[0] in key]:
             theirs = [key.replace(parts[0], part) for part in parts]
@@ -152,16 +216,49 @@ def _join(state: State) -> State:
     return out
 
 
+def _from_dinov3(state: State) -> State:
+    """Convert names of DINOv3, official and of transformers: `storage_tokens`, a mask on the bias of the attention, and
+    an MLP under the names of a gated one."""
+    out = {"register_tokens" if key == "storage_tokens" else key: value for key, value in state.items()}
+    for key in [key for key in out if key.endswith(".attn.qkv.bias_mask")]:
+        mask, bias = out.pop(key), key.removesuffix("_mask")
+        if bias in out:
+            out[bias] = torch.where(mask == 0, 0.0, out[bias].float())
+    for key in [key for key in out if key.endswith(".attn.q_bias")]:  # timm, without a bias of the keys
+        query, value = out.pop(key), out.pop(key.replace(".q_bias", ".v_bias"))
+        out[key.replace(".q_bias", ".qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])
+    for key in [key for key in out if ".mlp.up_proj." in key]:  # `_join` has taken those of gated layers
+        down = key.replace(".mlp.up_proj.", ".mlp.w3.")
+        out[key.replace(".mlp.up_proj.", ".mlp.fc1.")] = out.pop(key)
+        if down in out:
+            out[key.replace(".mlp.up_proj.", ".mlp.fc2.")] = out.pop(down)
+    return out
+
+
 def _from_timm(state: State) -> State:
     """Convert names of timm.
 
-    These are `reg_token`, a position embedding without a position of the class token (timm adds that to the token
-    itself), and a packed SwiGLU under the names of an MLP, whose second layer is half as wide.
+    These are `reg_token`, `gamma_1` for LayerScale, `fc_norm` for the final norm of models that pool patches, a
+    position embedding without a position of the class token (timm adds that to the token itself) or with positions of
+    the registers, and a packed SwiGLU under the names of an MLP, whose second layer is half as wide.
     """
-    out = {"register_tokens" if key == "reg_token" else key: value for key, value in state.items()}
-    position = out.get("pos_embed")
-    if position is not None and position.ndim == 3 and _side(position.shape[1]) is not None:
-        out["pos_embed"] = torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)
+    names = {"reg_token": "register_tokens"}
+    if "norm.weight" not in state:
+        names |= {"fc_norm.weight": "norm.weight", "fc_norm.bias": "norm.bias"}
+    out = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", names.get(key, key)): value for key, value in state.items()}
+    mask, registers, position = (out.get(name) for name in ("mask_token", "register_tokens", "pos_embed"))
+    if mask is not None and mask.ndim == 3:
+        width = out["cls_token"].shape[-1] if "cls_token" in out else None
+        out["mask_token"] = mask.reshape(-1, mask.shape[-1])
+        if mask.shape[-1] != width:  # that of a decoder
+            del out["mask_token"]
+    if position is not None and position.ndim == 3:
+        count = 0 if registers is None or registers.ndim != 3 else registers.shape[1]
+        if grid_side(position.shape[1]) is not None:
+            out["pos_embed"] = torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)
+        elif registers is not None and count and grid_side(position.shape[1] - 1 - count) is not None:
+            out["register_tokens"] = registers + position[:, 1 : 1 + count]
+            out["pos_embed"] = torch.cat([position[:, :1], position[:, 1 + count :]], dim=1)
     for key in [key for key in out if key.endswith(".mlp.fc2.weight")]:
         block = key.removesuffix("fc2.weight")
         first = out.get(f"{block}fc1.weight")
@@ -173,7 +270,8 @@ def _from_timm(state: State) -> State:
     return out
 
 
-def _side(num_patches: int) -> int | None:
+def grid_side(num_patches: int) -> int | None:
+    """Return the side of a square grid of patches; None if the number is no square."""
     side = math.isqrt(max(num_patches, 0))
     return side if side > 0 and side * side == num_patches else None
 
@@ -189,7 +287,7 @@ def build_with_weights(config: ViTConfig, state: Mapping[str, Tensor], source: s
         DinomedError: the weights are integers.
     """
     position = state.get("pos_embed")
-    side = _side(position.shape[1] - 1) if position is not None and position.ndim == 3 else None
+    side = grid_side(position.shape[1] - 1) if position is not None and position.ndim == 3 else None
     if side:
         config = config.model_copy(update={"image_size": side * config.patch_size})
     with torch.device("meta"):

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from dinomed.layers.rotary_position import rotate
+
 Group = tuple[int, int]
 
 
@@ -32,10 +34,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_TC: Tensor, groups: Sequence[Group]) -> Tensor:
-        """Apply attention, (T, C) -> (T, C). T is the sum of B * N over `groups`, in their order."""
+    def forward(self, x_TC: Tensor, groups: Sequence[Group], rotations: Sequence[Tensor] | None = None) -> Tensor:
+        """Apply attention, (T, C) -> (T, C). T is the sum of B * N over `groups`, in their order.
+
+        Args:
+            rotations: a `rotation_table` for each group; None without rotary positions.
+        """
         T, C = x_TC.shape
         qkv_T3HD = self.qkv(x_TC).view(T, 3, self.num_heads, C // self.num_heads)
+        if rotations is not None:
+            qkv_T3HD = rotate(qkv_T3HD, groups, rotations)
         if len(groups) > 1 and x_TC.is_cuda and xformers_works(qkv_T3HD.dtype, C // self.num_heads):
             out_TC = _block_diagonal(qkv_T3HD, groups).reshape(T, C)
         else:

@@ -2,6 +2,7 @@
 slicing."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,23 +30,25 @@ class Block(nn.Module):
     shapes."""
 
     def __init__(
-        self, dim: int, num_heads: int, *, feed_forward: str, hidden: int, layerscale: float | None, drop_path: float
-    ) -> None:
+        self, dim: int, num_heads: int, *, feed_forward: str, hidden: int, layerscale: float | None, drop_path: float,
+        norm_eps: float = 1e-6,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads)
         self.ls1 = nn.Identity() if layerscale is None else LayerScale(dim, layerscale)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = FEED_FORWARD[feed_forward](dim, hidden)
         self.ls2 = nn.Identity() if layerscale is None else LayerScale(dim, layerscale)
         self.drop_path = drop_path
 
-    def _attention(self, x_TC: Tensor, groups: Sequence[Group]) -> Tensor:
-        return self.ls1(self.attn(self.norm1(x_TC), groups))
+    def _attention(self, x_TC: Tensor, groups: Sequence[Group], rotations: Sequence[Tensor] | None = None) -> Tensor:
+        return self.ls1(self.attn(self.norm1(x_TC), groups, rotations))
 
     def _feed_forward(self, x_TC: Tensor, groups: Sequence[Group]) -> Tensor:
         return self.ls2(self.mlp(self.norm2(x_TC)))
 
-    def forward(self, xs: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, xs: Sequence[Tensor], rotations: Sequence[Tensor] | None = None) -> list[Tensor]:
         rate = self.drop_path if self.training else 0.0
-        return add_residual(add_residual(xs, self._attention, rate), self._feed_forward, rate)
+        attention = self._attention if rotations is None else partial(self._attention, rotations=rotations)
+        return add_residual(add_residual(xs, attention, rate), self._feed_forward, rate)

@@ -151,9 +151,9 @@ def _tensors_of_side(initialisation: Initialisation, side: str, state: dict[str,
     if not any(name.startswith("backbone.") for name in tensors):
         tensors |= {f"backbone.{name}": tensor for name, tensor in initialisation.vit.state_dict().items()}
     backbone = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
-    kernel, position = state["backbone.patch_embed.proj.weight"], state["backbone.pos_embed"]
-    backbone = inflate_channels(backbone, kernel.shape[1])
-    backbone["pos_embed"] = _resize_positions(initialisation.vit, backbone["pos_embed"], position.shape[1] - 1)
+    backbone = inflate_channels(backbone, state["backbone.patch_embed.proj.weight"].shape[1])
+    if (position := state.get("backbone.pos_embed")) is not None:
+        backbone["pos_embed"] = _resize_positions(initialisation.vit, backbone["pos_embed"], position.shape[1] - 1)
     tensors |= {f"backbone.{name}": tensor for name, tensor in backbone.items()}
     return {name: tensor for name, tensor in tensors.items() if name in state}
 

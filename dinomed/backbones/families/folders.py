@@ -1,0 +1,45 @@
+"""Folders of backbones in the formats of other libraries: the family is found by `config.json`."""
+
+from pathlib import Path
+
+from dinomed.backbones.families import transformers_format
+from dinomed.backbones.families.registry import FAMILIES, LoadedFamily
+from dinomed.backbones.families.timm_format import load_timm_folder
+from dinomed.errors import UsageError, did_you_mean
+from dinomed.io.files import read_json
+
+CONFIG_FILE = "config.json"
+OPEN_CLIP_FILE = "open_clip_config.json"
+assert transformers_format.load_vit  # its import registers the families
+
+
+def load_family_folder(folder: Path) -> LoadedFamily:
+    """Load a folder in the format of timm, transformers or an installed plug-in.
+
+    Raises:
+        UsageError: the folder is of another kind, which is named.
+        DinomedError: a file is damaged.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        if (folder / OPEN_CLIP_FILE).is_file():
+            raise UsageError(
+                f"{folder}: an OpenCLIP folder; dinomed reads CLIP in the formats of transformers and timm"
+            )
+        raise UsageError(f"{folder}: weights without {CONFIG_FILE}; give the file of the weights itself")
+    config = read_json(path)
+    names = [config.get(key) for key in ("model_type", "architecture")] if isinstance(config, dict) else []
+    names = [name for name in names if isinstance(name, str)]
+    if not names:
+        raise UsageError(f"{path} names no model (model_type of transformers, or architecture of timm)")
+    for name in names:
+        if name in FAMILIES:
+            return FAMILIES[name](folder, config)
+    if "architecture" in config:
+        return load_timm_folder(folder, config)
+    raise UsageError(f"{folder}: {path.name} is of a {names[0]} model, which dinomed cannot use{_hint(names[0])}")
+
+
+def _hint(name: str) -> str:
+    hint = did_you_mean(name, FAMILIES)
+    return hint or f"; it reads {', '.join(FAMILIES)} and ViTs of timm (a plug-in can add a family)"
