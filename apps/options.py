@@ -6,7 +6,7 @@ They are used as annotations: ``def probe(data: Data, device: Device = "auto", a
 from pathlib import Path
 from typing import Annotated
 
-from typer import Context, Option
+from typer import BadParameter, Context, Option
 
 
 def _quiet(context: Context, value: bool) -> bool:
@@ -18,11 +18,31 @@ def _quiet(context: Context, value: bool) -> bool:
     return value
 
 
+def _numbers(context: Context, value: str | None) -> tuple[float, ...] | None:
+    """Return the numbers of a text such as 0.5,0.5,0.5."""
+    if value is None or not isinstance(value, str):
+        return value
+    try:
+        return tuple(float(number) for number in value.split(","))
+    except ValueError:
+        raise BadParameter(f"{value!r}: expected numbers with commas between them, such as 0.5,0.5,0.5") from None
+
+
 Data = Annotated[Path, Option("--data", help="Manifest (.parquet or .csv), or a folder of images.", show_default=False)]
-Backbone = Annotated[
-    str, Option("--backbone", "-b", help="Run folder, backbone folder, or a name such as dinov2_vits14.")
-]
+BACKBONE_HELP = (
+    "Run folder, folder of a backbone (of dinomed, timm or transformers), file of weights, or a name: dinov2_vits14, "
+    "timm/NAME, hf-hub:ORG/NAME."
+)
+Backbone = Annotated[str, Option("--backbone", "-b", help=BACKBONE_HELP)]
 Weights = Annotated[Path | None, Option("--weights", help="Weights file of a backbone that is given by name.")]
+Mean = Annotated[
+    str | None,
+    Option("--mean", help="Mean of each channel, 0 to 1, for weights that name none: 0.5,0.5,0.5.", callback=_numbers),
+]
+Std = Annotated[
+    str | None,
+    Option("--std", help="Standard deviation of each channel, for weights that name none.", callback=_numbers),
+]
 Output = Annotated[Path, Option("--output", "-o", help="File or folder to write.", show_default=False)]
 Device = Annotated[str, Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Seed = Annotated[int, Option("--seed", help="Seed of the random numbers.", min=0)]

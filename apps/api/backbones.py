@@ -220,6 +220,8 @@ def probe(
     out: PathLike | None = None,
     overwrite: bool = False,
     image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     cache: PathLike | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -247,6 +249,8 @@ def probe(
         out: folder for few_shot.json and report.html; with `shots` or ``task="segment"`` only.
         overwrite: replace an earlier result in `out`.
         image_size: side of the square to which images are resized, px.
+        mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
+        std: standard deviation of each channel, likewise.
         cache: folder of cached features; None for NAME.features beside the manifest.
         seed: seed of a val split made from train, and of the draws.
         device: device of a backbone that is given by name or path.
@@ -282,7 +286,7 @@ def probe(
         if untrained:
             backbone = _untrained(backbone)
         manifest = open_dataset(data)
-        frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+        frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
         cache = cache_folder(manifest, cache)
         if task == "segment":
             report = _few_shot_masks(frozen, manifest, cache, numbers, seeds, split, override_list(

@@ -44,6 +44,8 @@ def train(
     separator: str | None = None,
     unit: Unit | None = None,
     weights: PathLike | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     cache: PathLike | None = None,
     seed: int | None = None,
     overwrite: bool = False,
@@ -68,6 +70,8 @@ def train(
         separator: for classify, the text between several labels in one cell.
         unit: for classify, ``"group"`` for one prediction for all images of a group.
         weights: file with the weights of a backbone that is given by name.
+        mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
+        std: standard deviation of each channel, likewise.
         cache: folder of cached features; None for NAME.features beside the manifest.
         seed: seed of the config.
         overwrite: replace an earlier result in `out`.
@@ -90,7 +94,7 @@ def train(
     overrides = [*targets, *override_list(settings, head__name=head, seed=seed, tune=tune)]
     resolved = load_config(find_task(task).config, config_path(config, "adapters"), overrides)
     manifest = open_dataset(data)
-    frozen = load_backbone(backbone, weights=weights, device=device)
+    frozen = load_backbone(backbone, weights=weights, device=device, mean=mean, std=std)
     return fit_head(frozen, manifest, out, resolved, cache=cache_folder(manifest, cache), overwrite=overwrite)
 
 

@@ -1,10 +1,12 @@
 """List of the available backbones and heads, with their sources and licences."""
 
+from dataclasses import asdict
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from dinomed.adapters.catalogue import BUILT_IN
 from dinomed.backbones.hub import cache_folder
+from dinomed.backbones.published import PUBLISHED
 from dinomed.backbones.variants import VARIANTS
 from dinomed.notice import RESEARCH_USE
 
@@ -19,13 +21,20 @@ def list_models() -> dict[str, Any]:
 
     Returns:
         ``backbones``: names for `load_backbone`, with `embed_dim`, `depth`, `patch_size`, `licence` and `url`.
+        ``published``: backbones of other groups for `load_backbone`, with `domain`, `licence`, `access` and `start`.
         ``adapters``: heads for `train`, with `task`, `name`, `summary`, `source`, `package` and `licence`.
 
     Example:
         >>> [row["name"] for row in dinomed.list_models()["adapters"] if row["task"] == "depth"]
         ['linear', 'linear4', 'dpt']
     """
-    return {"purpose": RESEARCH_USE, "backbones": _backbones(), "adapters": _adapters()}
+    published = [{**asdict(row), "command": row.command} for row in PUBLISHED]
+    return {
+        "purpose": RESEARCH_USE,
+        "backbones": _backbones(),
+        "published": published,
+        "adapters": _adapters(),
+    }
 
 
 def _backbones() -> list[dict[str, Any]]:

@@ -29,6 +29,8 @@ def build_index(
     where: Sequence[str] = (),
     weights: PathLike | None = None,
     image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     cache: PathLike | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -48,6 +50,8 @@ def build_index(
         where: conditions on columns, such as ``"split=train"``; only images that meet all are indexed.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which images are resized, px.
+        mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
+        std: standard deviation of each channel, likewise.
         cache: folder of cached features; None for NAME.features beside the manifest or folder.
         overwrite: replace an earlier index in `out`.
         device: device of a backbone that is given by name or path.
@@ -71,7 +75,7 @@ def build_index(
     allowed = choose_rows(manifest, conditions)
     if allowed is not None:
         manifest = manifest.take(np.flatnonzero(allowed).tolist())
-    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
     vector_index = write_index(
         frozen, manifest, out, cache=cache_folder(manifest, cache), kind=index_kind, pooling=pooling, whiten=whiten,
         overwrite=overwrite,

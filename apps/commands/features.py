@@ -1,11 +1,11 @@
 """`dinomed features`: features of images as a table for other tools."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Backbone, Device, ImageSize, Json, Output, Overwrite, Quiet, Weights
+from dinomed.apps.options import Backbone, Device, ImageSize, Json, Mean, Output, Overwrite, Quiet, Std, Weights
 from dinomed.notice import RESEARCH_USE
 
 
@@ -16,6 +16,8 @@ def features(
     weights: Weights = None,
     tokens: Annotated[str, Option("--tokens", help="cls, mean (of the patch tokens) or cls+mean.")] = "cls",
     image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -32,7 +34,8 @@ def features(
     from dinomed.features.table import check_table_output
 
     check_table_output(out, tokens, overwrite=overwrite)  # before a backbone is downloaded
-    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+    statistics: Any = {"mean": mean, "std": std}  # numbers, of the callback of the options
+    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, **statistics)
     table = extract_features(frozen, images, out=out, tokens=tokens, overwrite=overwrite)
     report = {
         "table": str(out),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Backbone, Cache, Device, ImageSize, Json, Output, Overwrite, Quiet, Weights
+from dinomed.apps.options import Backbone, Cache, Device, ImageSize, Json, Mean, Output, Overwrite, Quiet, Std, Weights
 
 Where = Annotated[
     list[str] | None,
@@ -46,6 +46,8 @@ def index(
     ] = None,
     where: Where = None,
     image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
     cache: Cache = None,
     overwrite: Overwrite = False,
     device: Device = "auto",

@@ -6,7 +6,7 @@ from dinomed.apps.options import Json
 
 
 def models(as_json: Json = False) -> None:
-    """List backbones and heads, with their sources and licences.
+    """List backbones, published backbones of other groups, and heads, with their sources and licences.
 
     Use the name of a backbone with --backbone, the name of a head with `dinomed train TASK --head NAME`. Plug-ins are
     listed by their package metadata; nothing is imported or downloaded. For research use only.
@@ -37,6 +37,12 @@ def _show(report: dict[str, Any]) -> None:
     ]
     head = ("backbone", "channels", "blocks", "patch", "registers", "weights", "licence", "file")
     emit(report, False, build_table(head, backbones))
+    columns = ("name", "domain", "architecture", "parameters", "licence", "access", "start")
+    published = [tuple(row[key] for key in columns) for row in report["published"]]
+    head = ("published backbone", "images", "architecture", "M parameters", "licence", "access", "start here")
+    table = build_table(head, [(*row[:-1], row[-1].removeprefix("start here: ")) for row in published])
+    table.caption = "docs/backbones.md: statistics, families and what each can do"
+    emit(report, False, table)
     columns = ("summary", "source", "package", "licence")
     adapters = [(f"{row['task']} --head {row['name']}", *(row[key] for key in columns)) for row in report["adapters"]]
     heads = build_table(("adapter", "description", "source", "package", "licence"), adapters)

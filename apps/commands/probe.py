@@ -5,11 +5,24 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Cache, Data, Device, ImageSize, Json, Overwrite, Quiet, Seed, Weights
+from dinomed.apps.options import (
+    BACKBONE_HELP,
+    Cache,
+    Data,
+    Device,
+    ImageSize,
+    Json,
+    Mean,
+    Overwrite,
+    Quiet,
+    Seed,
+    Std,
+    Weights,
+)
 
 
 def probe(
-    backbone: Annotated[str, Argument(help="Run folder, backbone folder, or a name such as dinov2_vits14.")],
+    backbone: Annotated[str, Argument(help=BACKBONE_HELP)],
     data: Data,
     task: Annotated[
         str, Option("--task", help="classify, or segment: Dice of a head by the number of images with masks.")
@@ -38,6 +51,8 @@ def probe(
     ] = None,
     overwrite: Overwrite = False,
     image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
     cache: Cache = None,
     seed: Seed = 0,
     device: Device = "auto",

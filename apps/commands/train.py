@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from dinomed.apps.expand import expand
-from dinomed.apps.options import Backbone, Cache, Data, Device, Json, Output, Overwrite, Quiet, Weights
+from dinomed.apps.options import Backbone, Cache, Data, Device, Json, Mean, Output, Overwrite, Quiet, Std, Weights
 from dinomed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class Training:
     ] = None
     settings: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None
     weights: Weights = None
+    mean: Mean = None
+    std: Std = None
     cache: Cache = None
     seed: Annotated[int | None, Option("--seed", help="Replaces the seed of the config.", min=0)] = None
     overwrite: Overwrite = False

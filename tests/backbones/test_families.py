@@ -14,6 +14,7 @@ from dinomed.adapters.reference import find_backbone, refer_to
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import IMAGENET_MEAN, Preprocessing
+from dinomed.backbones.published import PUBLISHED
 from dinomed.backbones.vit import VisionTransformer, ViTConfig
 from dinomed.errors import DinomedError, UsageError
 
@@ -214,3 +215,12 @@ def test_what_another_family_cannot_do_is_said_by_name(tmp_path: Path) -> None:
         ExportSource(backbone).describe()
     with pytest.raises(UsageError, match=refused):
         read_initialisation(InitialisationConfig(weights=str(tmp_path)))
+
+
+def test_the_table_of_published_backbones_and_its_page_agree() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    for row in PUBLISHED:
+        cells = (f"`{row.name}`", row.domain, row.architecture, f"{row.parameters} M", row.licence, row.access)
+        assert f"| {' | '.join(cells)} | {row.engine} | `{row.command}` |" in page, row.name
+    assert len({row.name for row in PUBLISHED}) == len(PUBLISHED)
+    assert sum(bool(row.start) for row in PUBLISHED) >= 2

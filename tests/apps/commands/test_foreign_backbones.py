@@ -1,0 +1,110 @@
+"""Backbones of other libraries from the command line: features, probe, heads, index, search; a plug-in family."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dinomed.apps import cli
+from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def clip_folder(folder: Path) -> Path:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    config = transformers.CLIPVisionConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, image_size=32, patch_size=8
+    )
+    transformers.CLIPVisionModel(config).save_pretrained(folder)
+    return folder
+
+
+def bare_file(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = ViTConfig(embed_dim=64, depth=2, num_heads=1, patch_size=8, image_size=32, layerscale=None)
+    folder.mkdir()
+    save_file(VisionTransformer(config).state_dict(), folder / "dino.safetensors")
+    return folder / "dino.safetensors"
+
+
+@pytest.mark.parametrize("build", [clip_folder, bare_file])
+def test_features_heads_probe_index_and_search_work_with_it(
+    build: object, tmp_path: Path, lesion_manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = str(build(tmp_path / "backbone"))
+    images = lesion_manifest.parent / "lesions" / "images"
+    given = ["--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2"]
+    data = ["--data", str(lesion_manifest), "-b", backbone]
+
+    def run(*words: object) -> dict:
+        capsys.readouterr()
+        cli.invoke([*map(str, words), "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    table = run("features", images, "-b", backbone, *given, "--image-size", 32, "-o", tmp_path / "f.parquet")
+    assert (table["images"], table["dimension"]) == (60, 64)
+    probe = run("probe", backbone, "--data", lesion_manifest, *given, "--image-size", 32)
+    assert 0 <= probe["knn"]["auroc"] <= 1
+    fast = ["--set", "fit.epochs=1", "--set", "fit.min_steps=2", "--set", "augment_copies=0"]
+    run("train", "classify", *data, *given, "--head", "logistic", "-o", tmp_path / "cls")
+    run("train", "segment", *data, *given, *fast, "--set", "image_size=32", "-o", tmp_path / "seg")
+    record = json.loads((tmp_path / "cls" / "adapter.json").read_text())
+    assert record["backbone"]["mean"] == record["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+    for head in ("cls", "seg"):  # the adapter finds the backbone and its statistics without the options
+        assert run("predict", tmp_path / head, images, "-o", tmp_path / f"{head}-out")["images"] == 60
+    index = run("index", lesion_manifest, "-b", backbone, *given, "--image-size", 32, "-o", tmp_path / "index")
+    assert index["dimension"] == 64
+    found = run("search", next(images.iterdir()), "-i", tmp_path / "index", "-k", 3)
+    assert len(found["queries"]) == 1
+
+
+def test_numbers_that_are_none_are_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["features", str(tmp_path), "-b", "x", "-o", str(tmp_path / "f.parquet"), "--mean", "half"])
+    assert end.value.code == 2
+    assert "expected numbers with commas between them" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.long
+def test_the_example_family_is_installed_and_used(tmp_path: Path, lesion_manifest: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77")
+    source, site, folder = tmp_path / "plugin", tmp_path / "site", tmp_path / "mixer"
+    shutil.copytree(ROOT / "examples" / "backbone_plugin", source)
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    done = subprocess.run([*install, "--target", str(site), str(source)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    folder.mkdir()
+    config = {"model_type": "patch_mixer", "hidden_size": 16, "num_hidden_layers": 2, "patch_size": 8, "image_size": 32}
+    (folder / "config.json").write_text(json.dumps(config))
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.2] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    images = lesion_manifest.parent / "lesions" / "images"
+    features = ["features", str(images), "-b", str(folder), "-o", str(tmp_path / "f.parquet"), "--json"]
+    train = ["train", "classify", "--head", "logistic", "-b", str(folder), "--data", str(lesion_manifest)]
+    train += ["-o", str(tmp_path / "cls"), "--json"]
+    predict = ["predict", str(tmp_path / "cls"), str(images), "-o", str(tmp_path / "out"), "--json"]
+    script = (
+        "import torch\nfrom safetensors.torch import save_file\nfrom dinomed_mixer import PatchMixer\n"
+        f"torch.manual_seed(0)\nsave_file(PatchMixer(16, 2, 8).state_dict(), {str(folder / 'model.safetensors')!r})\n"
+        "from dinomed.apps import cli\n"
+        + "".join(f"cli.invoke({arguments!r})\nprint('-----')\n" for arguments in (features, train, predict))
+    )
+    path = os.pathsep.join(filter(None, [str(site), str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table, _, predicted, _ = done.stdout.split("-----\n")
+    assert (json.loads(table)["dimension"], json.loads(predicted)["images"]) == (16, 60)
+    with pytest.raises(UsageError, match="is of a patch_mixer model, which dinomed cannot use"):  # not installed here
+        cli.invoke(features)
