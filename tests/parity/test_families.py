@@ -56,6 +56,12 @@ def save_timm(name: str, arguments: dict[str, Any], folder: Path, randomize: Cal
     randomize(model)
     model.pretrained_cfg = {**model.pretrained_cfg, "mean": MEAN, "std": STD, "interpolation": "bilinear"}
     plain = {key: value for key, value in small.items() if isinstance(value, int | float | str | bool)}
+    if plain.keys() != small.keys():  # classes as arguments: its publishers write a config that does not name them
+        config = {"architecture": name, "model_args": plain, "pretrained_cfg": model.pretrained_cfg}
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(model.state_dict(), folder / "model.safetensors")
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+        return model
     save_for_hf(model, folder, model_config={"architecture": name, "model_args": plain}, safe_serialization="both")
     return model
 

@@ -164,7 +164,10 @@ def _foreign(folder: Path, name: str, arguments: dict[str, Any], state: Mapping[
     prepare = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
     weights = dict(state)
     if prepare is not None:
-        weights = prepare(weights, module)
+        try:
+            weights = prepare(weights, module)
+        except (KeyError, RuntimeError, ValueError, AssertionError, AttributeError, TypeError, IndexError) as error:
+            raise UsageError(f"{folder}: weights of another architecture than {name} ({first_line(error)})") from None
     expected = module.state_dict()
     weights = {key: value.float() for key, value in weights.items() if key in expected or not key.startswith("head")}
     problems = differences({key: value.shape for key, value in expected.items()}, weights)
