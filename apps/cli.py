@@ -29,6 +29,7 @@ COMMANDS: dict[str, Any] = {
     "quickstart": "quickstart:quickstart",
     "doctor": "doctor:doctor",
     "models": "models:models",
+    "config": {"schema": "config:schema", "show": "config:show", "diff": "config:diff"},
     "scan": "scan:scan",
     "curate": "curate:curate",
     "audit": "audit:audit",
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Any] = {
     },
 }
 GROUP_HELP = {
+    "config": "Show settings: their JSON Schema, a resolved config, the difference of two.",
     "train": "Train a head on the features of a frozen backbone.",
     "demo": "Show adapters and indexes in the browser.",
 }

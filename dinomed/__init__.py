@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from dinomed.apps.api.backbones import extract_features as extract_features
     from dinomed.apps.api.backbones import load_backbone as load_backbone
     from dinomed.apps.api.backbones import probe as probe
+    from dinomed.apps.api.configs import compare_configs as compare_configs
+    from dinomed.apps.api.configs import config_schema as config_schema
+    from dinomed.apps.api.configs import resolve_config as resolve_config
     from dinomed.apps.api.curation import audit as audit
     from dinomed.apps.api.curation import curate as curate
     from dinomed.apps.api.datasets import open_dataset as open_dataset
@@ -60,6 +63,9 @@ _MODULES = {
     "evaluate_index": "api.search",
     "demo": "api.demo",
     "doctor": "api.doctor",
+    "config_schema": "api.configs",
+    "resolve_config": "api.configs",
+    "compare_configs": "api.configs",
     "quickstart": "quickstart.run",
 }
 """Public function -> module of `dinomed.apps` that defines it."""

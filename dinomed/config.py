@@ -228,7 +228,12 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Iterable[str] 
 
 def to_yaml(config: Config) -> str:
     """Return the resolved config as YAML; `load_config` reads it back to an equal config."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Return YAML that `parse_yaml` reads back to equal values."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _explain(cls: type[BaseModel], problem: Any) -> str:

@@ -112,6 +112,8 @@ def extract_features(
     tokens: str = ...,
     weights: PathLike | None = ...,
     image_size: int | None = ...,
+    mean: Sequence[float] | None = ...,
+    std: Sequence[float] | None = ...,
     cache: PathLike | None = ...,
     overwrite: bool = ...,
     device: str = ...,
@@ -125,6 +127,8 @@ def extract_features(
     tokens: str = ...,
     weights: PathLike | None = ...,
     image_size: int | None = ...,
+    mean: Sequence[float] | None = ...,
+    std: Sequence[float] | None = ...,
     cache: PathLike | None = ...,
     overwrite: bool = ...,
     device: str = ...,
@@ -137,6 +141,8 @@ def extract_features(
     tokens: str = "cls",
     weights: PathLike | None = None,
     image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     cache: PathLike | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -155,6 +161,8 @@ def extract_features(
         tokens: feature of the table: cls, mean (of the patch tokens) or cls+mean.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which images are resized, px.
+        mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
+        std: standard deviation of each channel, likewise.
         cache: folder of cached features; None for NAME.features beside the manifest or folder.
         overwrite: replace `out` if it is a table of features.
         device: device of a backbone that is given by name or path; a loaded backbone stays on its own.
@@ -177,7 +185,7 @@ def extract_features(
         check_table_output(out, tokens, overwrite=overwrite)
     elif tokens not in TOKENS:
         raise UsageError(f"`tokens={tokens!r}` is unknown; use {', '.join(TOKENS)}")
-    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
     if not isinstance(images, Manifest | str | Path):
         if out is not None:
             raise UsageError("a table is written of image files; leave `out` out for images in memory")

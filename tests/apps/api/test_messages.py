@@ -94,6 +94,9 @@ def test_no_error_of_a_python_function_names_an_option(path: Path) -> None:
 FUNCTIONS = {
     "doctor": ("doctor", set()),
     "models": ("list_models", set()),
+    "config schema": ("config_schema", {"out"}),
+    "config show": ("resolve_config", set()),
+    "config diff": ("compare_configs", set()),
     "scan": ("scan", set()),
     "curate": ("curate", {"dry_run"}),
     "audit": ("audit", set()),
