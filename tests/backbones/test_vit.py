@@ -7,6 +7,7 @@ from torch import Tensor
 from dinomed.backbones.variants import VARIANTS, build_vit
 from dinomed.backbones.vit import Tokens, VisionTransformer, ViTConfig
 from dinomed.errors import UsageError
+from dinomed.layers.rotary_position import rotate, rotation_table
 
 BLOCK_KEYS = [
     "norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias", "ls1.gamma",
@@ -24,9 +25,9 @@ def total(tokens: Tokens) -> Tensor:
     return tokens.cls.square().sum() + tokens.patches.mul(tokens.patches.roll(1, 1)).sum()
 
 
-@pytest.mark.parametrize("num_registers", [0, 4])
-def test_packed_and_separate_passes_have_equal_outputs_and_gradients(num_registers: int) -> None:
-    vit = tiny(num_registers=num_registers)
+@pytest.mark.parametrize(("num_registers", "position"), [(0, "learned"), (4, "learned"), (4, "rope")])
+def test_packed_and_separate_passes_have_equal_outputs_and_gradients(num_registers: int, position: str) -> None:
+    vit = tiny(num_registers=num_registers, position=position)
     crops = [torch.randn(2, 3, 32, 32), torch.randn(3, 3, 16, 24)]
     masks = [torch.rand(2, 16) < 0.4, None]
     results = []
@@ -127,3 +128,45 @@ def test_every_variant_is_a_valid_architecture() -> None:
 def test_an_unknown_variant_suggests_the_nearest_name() -> None:
     with pytest.raises(UsageError, match="unknown backbone 'dinov2_vits15'; did you mean 'dinov2_vits14'"):
         build_vit("dinov2_vits15")
+
+
+def test_rotary_positions_tell_patches_apart_and_need_no_table() -> None:
+    """Without positions the class token would be the same for patches in another order."""
+    vit = tiny(position="rope", num_registers=2).eval()
+    assert "pos_embed" not in vit.state_dict()
+    images = torch.randn(1, 3, 32, 32)
+    mirrored = images.flip(-1).unflatten(-1, (4, 8)).flip(-1).flatten(-2)  # the columns of patches in reverse
+    with torch.no_grad():
+        assert not torch.allclose(vit(images).cls, vit(mirrored).cls, atol=1e-4)
+        assert vit(torch.randn(1, 3, 16, 40)).patches.shape == (1, 10, 32)
+    with pytest.raises(ValueError, match="`visible` needs a learned position embedding"):
+        vit.embed(images, visible=torch.ones(1, 16, dtype=torch.bool))
+    with pytest.raises(ValueError, match="heads of a multiple of 4 channels, not 6"):
+        ViTConfig(embed_dim=12, num_heads=2, position="rope")
+
+
+def test_a_rotation_keeps_lengths_and_depends_on_the_distance_alone() -> None:
+    """The product of a rotated query and key depends on the difference of their positions (Su et al. 2021)."""
+    table = rotation_table(6, 6, 1, 16, 100.0, torch.device("cpu"))
+    qkv = torch.randn(16).expand(37, 3, 1, 16).clone()  # one vector in every place
+    turned = rotate(qkv, [(1, 37)], [table])
+    assert torch.allclose(turned.norm(dim=-1), qkv.norm(dim=-1), atol=1e-5)  # float32, of order 4
+    assert torch.equal(turned[0], qkv[0])  # the class token
+    assert torch.equal(turned[:, 2], qkv[:, 2])  # values
+    q, k = turned[1:, 0, 0], turned[1:, 1, 0]
+    product = (q @ k.T).view(6, 6, 6, 6)
+    assert torch.allclose(product[0, 0, 2, 3], product[3, 1, 5, 4], atol=1e-4)
+    assert not torch.allclose(product[0, 0, 2, 3], product[0, 0, 3, 2], atol=1e-3)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_recomputed_blocks_with_rotary_positions_have_the_same_gradients(rate: float) -> None:
+    vit, gradients = tiny(position="rope", drop_path=rate).train(), []
+    images = torch.randn(4, 3, 32, 32)
+    for recompute in (False, True):
+        vit.zero_grad()
+        vit.checkpoint_activations = recompute
+        torch.manual_seed(1)
+        total(vit(images)).backward()
+        gradients.append([p.grad.clone() for p in vit.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
