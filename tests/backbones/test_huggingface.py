@@ -172,8 +172,9 @@ def test_without_a_network_the_message_says_what_to_do(
     with pytest.raises(DinomedError, match=r"model\.safetensors is not in the cache"):
         load_backbone("timm/small")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    hub.shutdown()
-    hub.server_close()
+    nobody = "http://127.0.0.1:9"  # a port on which nothing listens
+    monkeypatch.setattr(constants, "ENDPOINT", nobody)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nobody + "/{repo_id}/resolve/{revision}/{filename}")
     with pytest.raises(DinomedError, match="there is no network; download it on another machine"):
         load_backbone("timm/other")
 
