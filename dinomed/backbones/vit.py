@@ -180,7 +180,7 @@ class VisionTransformer(TokenModel):
         x = self.patch_embed(images)
         if masks is not None:
             x = torch.where(masks.unsqueeze(-1), self.mask_token.to(x.dtype).unsqueeze(0), x)
-        cls_token = self.cls_token
+        cls_token: Tensor = self.cls_token
         if self.config.position == "learned":
             rows, columns = (side // self.config.patch_size for side in images.shape[-2:])
             x = x + resize_position_embedding(
@@ -202,10 +202,12 @@ class VisionTransformer(TokenModel):
         config = self.config
         if config.position == "learned":
             return None
-        grids = [tuple(side // config.patch_size for side in images.shape[-2:]) for images in crops]
         prefix, head_dim = 1 + config.num_registers, config.embed_dim // config.num_heads
-        device = self.cls_token.device
-        return [rotation_table(*grid, prefix, head_dim, config.rope_theta, device) for grid in grids]
+        tables = []
+        for images in crops:
+            rows, columns = (side // config.patch_size for side in images.shape[-2:])
+            tables.append(rotation_table(rows, columns, prefix, head_dim, config.rope_theta, self.cls_token.device))
+        return tables
 
     def _tokens(self, x: Tensor) -> Tokens:
         x = self.norm(x)

@@ -264,8 +264,7 @@ def _from_timm(state: State) -> State:
         first = out.get(f"{block}fc1.weight")
         swiglu = f"{block}w12.weight" in out  # joined from fc1_g and fc1_x
         if swiglu or (first is not None and len(first) == 2 * out[key].shape[1]):
-            names = [name for name in out if name.startswith((f"{block}fc1.", f"{block}fc2."))]
-            for name in names:
+            for name in [name for name in out if name.startswith((f"{block}fc1.", f"{block}fc2."))]:
                 out[name.replace(".fc1.", ".w12.").replace(".fc2.", ".w3.")] = out.pop(name)
     return out
 

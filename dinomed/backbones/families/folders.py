@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dinomed.backbones.families import transformers_format
+import dinomed.backbones.families.transformers_format  # noqa: F401  # it registers the families
 from dinomed.backbones.families.registry import FAMILIES, LoadedFamily
 from dinomed.backbones.families.timm_format import load_timm_folder
 from dinomed.errors import UsageError, did_you_mean
@@ -10,7 +10,6 @@ from dinomed.io.files import read_json
 
 CONFIG_FILE = "config.json"
 OPEN_CLIP_FILE = "open_clip_config.json"
-assert transformers_format.load_vit  # its import registers the families
 
 
 def load_family_folder(folder: Path) -> LoadedFamily:
@@ -28,8 +27,8 @@ def load_family_folder(folder: Path) -> LoadedFamily:
             )
         raise UsageError(f"{folder}: weights without {CONFIG_FILE}; give the file of the weights itself")
     config = read_json(path)
-    names = [config.get(key) for key in ("model_type", "architecture")] if isinstance(config, dict) else []
-    names = [name for name in names if isinstance(name, str)]
+    values = [config.get(key) for key in ("model_type", "architecture")] if isinstance(config, dict) else []
+    names = [value for value in values if isinstance(value, str)]
     if not names:
         raise UsageError(f"{path} names no model (model_type of transformers, or architecture of timm)")
     for name in names:

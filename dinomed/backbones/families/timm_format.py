@@ -29,7 +29,7 @@ class TimmModel(TokenModel):
 
     def __init__(self, module: nn.Module, name: str, arguments: Mapping[str, Any], fixed_size: int | None) -> None:
         super().__init__()
-        self.module: Any = module
+        self.module: Any = cast(Any, module)
         self.family, self.fixed_size = f"{name} (timm)", fixed_size
         self.embed_dim, self.depth = self.module.embed_dim, len(self.module.blocks)
         patch = self.module.patch_embed.patch_size

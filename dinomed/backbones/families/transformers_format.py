@@ -6,7 +6,7 @@ DINOv2, DINOv3, ViT, MAE and MSN become dinomed's own ViT; CLIP, SigLIP and BEiT
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -120,7 +120,7 @@ class TransformersModel(TokenModel):
 
     def __init__(self, module: nn.Module, kind: _Kind, name: str, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.module: Any = module
+        self.module: Any = cast(Any, module)
         self.family, self._kind = f"{name} (transformers)", kind
         theirs = self.module.config
         self.embed_dim, self.depth = theirs.hidden_size, theirs.num_hidden_layers
