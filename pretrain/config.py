@@ -132,6 +132,10 @@ class PretrainConfig(Config):
                 "them: set masks.shape=random, masks.probability=1, equal masks.ratio, such as [0.75,0.75], and "
                 "objective.ibot_weight or objective.pixel_weight above 0"
             )
+        if objective.predictor_depth and objective.gram_weight:
+            raise ValueError(
+                "objective.gram_weight needs all patches in the student's encoder; set objective.predictor_depth=0"
+            )
         if objective.predictor_depth and self.backbone.position == "rope":
             raise ValueError(
                 "objective.predictor_depth needs a learned position embedding, and backbone.position is rope; set "

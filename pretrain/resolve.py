@@ -245,7 +245,7 @@ def fit_to_teacher(config: PretrainConfig, teacher: Teacher) -> PretrainConfig:
             "or distill.method=features"
         )
     objective = teacher.objective.model_dump(include={"untied_heads", "dino_weight", "ibot_weight", "targets"})
-    objective |= {"pixel_weight": 0.0, "predictor_depth": 0}  # no patch is masked
+    objective |= {"pixel_weight": 0.0, "predictor_depth": 0, "gram_weight": 0.0}  # no patch is masked, no old teacher
     if by_features:
         objective |= {"koleo_weight": 0.0, "queue": 0}
     for head in ("dino_head", "ibot_head"):

@@ -16,6 +16,7 @@ from dinomed.config import Config
 from dinomed.distributed import gather_rows
 from dinomed.pretrain.distributed.parallel import local_shard
 from dinomed.pretrain.losses.cross_entropy import dino_loss, ibot_loss
+from dinomed.pretrain.losses.gram import gram_loss
 from dinomed.pretrain.losses.koleo import koleo_loss
 from dinomed.pretrain.losses.pixels import hog_targets, masked_regression_loss, num_values, pixel_targets
 from dinomed.pretrain.losses.queue import MemoryQueue
@@ -56,6 +57,14 @@ class ObjectiveConfig(Config):
         "student's encoder gets the visible patches of the global views only, and a predictor of so many blocks "
         "predicts the masked ones; needs masks.shape: random"
     )  # fmt: skip
+    gram_weight: float = Field(
+        0.0, ge=0, description="weight of Gram anchoring (2 in DINOv3): similarities of patches stay those of the teacher "
+        "at an earlier step; 0: no such loss"
+    )  # fmt: skip
+    gram_start: float = Field(0.5, ge=0, lt=1, description="fraction of the run after which Gram anchoring acts")
+    gram_refresh: float = Field(
+        0.1, ge=0, le=1, description="fraction of the run after which the anchor becomes the present teacher; 0: never"
+    )
     queue: int = Field(
         0, ge=0, le=2**20, description="earlier images in Sinkhorn-Knopp of class tokens and in KoLeo, beside those of "
         "the batch; for small batches"
@@ -69,6 +78,12 @@ class ObjectiveConfig(Config):
     def pixel_weight_at(self, step: int, total: int) -> float:
         """Return the weight of the regression at `step` of 0 .. total - 1."""
         return self.pixel_weight * max(1 - step / (self.pixel_decay * total), 0.0)
+
+    def is_gram_refresh(self, step: int, total: int) -> bool:
+        """Return whether the anchor becomes the present teacher at `step` of 0 .. total - 1."""
+        since = step - int(self.gram_start * total)
+        every = int(self.gram_refresh * total)
+        return since == 0 or (since > 0 and every > 0 and since % every == 0)
 
     @property
     def head_names(self) -> tuple[str, ...]:
@@ -132,7 +147,10 @@ class DINOv2(nn.Module):
                 if getattr(objective, f"{name}_weight"):
                     num_prototypes = self._head(self.teacher, name).prototypes.shape[0]
                     self.centers[name] = Center(num_prototypes, objective.center_momentum)
-        self.pixel_weight = objective.pixel_weight
+        self.anchor: nn.ModuleDict | None = None
+        if objective.gram_weight:
+            self.anchor = nn.ModuleDict({"backbone": copy.deepcopy(backbone_of(self.teacher))})
+        self.pixel_weight, self.is_anchored = objective.pixel_weight, False
         self.queues = nn.ModuleDict()
         if objective.queue and objective.dino_weight and objective.targets == "sinkhorn":
             num_prototypes = self._head(self.teacher, "dino").prototypes.shape[0]
@@ -142,8 +160,12 @@ class DINOv2(nn.Module):
                 self.queues[view] = MemoryQueue(objective.queue, backbone.embed_dim)
 
     def set_step(self, step: int, total: int) -> None:
-        """Set the weights that change during the run."""
+        """Set the weights that change during the run, and the anchor of Gram anchoring at its steps."""
         self.pixel_weight = self.objective.pixel_weight_at(step, total)
+        if self.anchor is not None:
+            self.is_anchored = step >= int(self.objective.gram_start * total)
+            if self.objective.is_gram_refresh(step, total):
+                update_ema(backbone_of(self.anchor), backbone_of(self.teacher), 0.0)
 
     @staticmethod
     def _head(side: nn.ModuleDict, name: str) -> ProjectionHead:
@@ -162,7 +184,7 @@ class DINOv2(nn.Module):
     @property
     def sides(self) -> tuple[nn.ModuleDict, ...]:
         """All modules with weights: the student first, the one that holds the EMA backbone last."""
-        return (self.student, self.teacher)
+        return (self.student, self.teacher) if self.anchor is None else (self.student, self.anchor, self.teacher)
 
     @property
     def ema_backbone(self) -> VisionTransformer:
@@ -177,6 +199,8 @@ class DINOv2(nn.Module):
         """Set the training mode of the student; the teacher stays in evaluation mode (no stochastic depth)."""
         super().train(mode)
         self.teacher.eval()
+        if self.anchor is not None:
+            self.anchor.eval()
         return self
 
     @torch.no_grad()
@@ -228,7 +252,7 @@ class DINOv2(nn.Module):
         return predicted.flatten(0, 1)
 
     def image_losses(self, batch: ViewBatch, tokens: list[Tokens], targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute the losses that are means over images: ``dino``, ``ibot`` and ``pixel``."""
+        """Compute the losses that are means over images: ``dino``, ``ibot``, ``pixel`` and ``gram``."""
         objective, num_views, terms = self.objective, len(batch.globals), {}
         temperature = objective.student_temperature
         if objective.dino_weight:
@@ -243,7 +267,17 @@ class DINOv2(nn.Module):
             values = describe(batch.globals, backbone_of(self.student).config.patch_size).flatten(0, 1)[batch.masked]
             predicted = self.student["pixel_head"](masked)
             terms["pixel"] = masked_regression_loss(predicted, values, batch.mask_weights, num_views)
+        if self.anchor is not None:
+            terms["gram"] = self._gram_loss(batch, tokens[0].patches)
         return terms
+
+    def _gram_loss(self, batch: ViewBatch, patches: Tensor) -> Tensor:
+        """Compute Gram anchoring on the global views; 0 before its start."""
+        if not self.is_anchored or self.anchor is None:
+            return patches.sum() * 0.0
+        with torch.no_grad():
+            anchors = backbone_of(self.anchor).forward_packed([batch.globals], [None])[0].patches
+        return gram_loss(patches, anchors)
 
     def koleo_loss(self, cls_2BC: Tensor) -> Tensor:
         """Compute KoLeo on the class tokens of the global views, with neighbours among those of all ranks.

@@ -68,7 +68,8 @@ def estimate(
     learned = heads + (adapters or backbone)
     frozen = 0 if teacher is None else sum(tensor.numel() for tensor in teacher.weights.values())
     # the student and its moving average, which is the teacher unless a frozen one is there
-    weights = (2 * (backbone + heads) + frozen + adapters + LEARNED_COPIES * learned) * BYTES / shards
+    anchor = backbone if config.objective.gram_weight else 0
+    weights = (2 * (backbone + heads) + anchor + frozen + adapters + LEARNED_COPIES * learned) * BYTES / shards
     width = 2 if run.precision != "float32" else BYTES
     depth = 2 if run.checkpoint_activations else vit.depth  # the inputs of all blocks, and the activations of one
     activations = images_in_memory * student_tokens * vit.embed_dim * SAVED_PER_TOKEN * depth * kept * width
@@ -89,6 +90,8 @@ def _image_flop(config: PretrainConfig, teacher: Teacher | None, head_sizes: dic
     of_globals = _visible_share(config) * _forward(config, "global", vit)
     flop = 3 * (1 - vit.drop_path) * (of_globals + _forward(config, "local", vit))
     flop += _forward(config, "global", vit if teacher is None else teacher.backbone)
+    if config.objective.gram_weight:
+        flop += (1 - config.objective.gram_start) * _forward(config, "global", vit)
     for name, size in head_sizes.items():
         of_teacher = 0.0 if name in ("projector", "pixel_head", "predictor") else rows[name][1]  # not run
         flop += 2 * size * (3 * rows[name][0] + of_teacher)

@@ -1,0 +1,20 @@
+"""Gram anchoring: the similarities of a student's patches stay those of an earlier teacher.
+
+It is from Siméoni et al. 2025, "DINOv3" (arXiv 2508.10104, section 4). In long runs the class token improves while
+patches lose their local meaning; the loss holds their pairwise similarities, and leaves the features themselves free.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def gram_loss(student_BPC: Tensor, teacher_BPC: Tensor) -> Tensor:
+    """Compute the mean squared difference of the Gram matrices of L2-normalised patch tokens.
+
+    The paper writes the squared Frobenius norm of the difference; like the released code this is its mean over the P^2
+    pairs of each image, so that the weight does not depend on the image size. The computation is in float32.
+    """
+    with torch.autocast(student_BPC.device.type, enabled=False):
+        grams = [x @ x.transpose(1, 2) for x in (normalize(t.float(), dim=-1) for t in (student_BPC, teacher_BPC))]
+        return (grams[0] - grams[1]).square().mean()
