@@ -62,6 +62,9 @@ def resolve_config(job: str, config: PathLike | None = None, *, settings: Settin
         config: YAML file, a name such as ``"vit_tiny_cpu"``, or the folder of a run or an adapter; None for defaults.
         settings: settings that override the config.
 
+    Returns:
+        The settings as nested values for JSON or YAML.
+
     Raises:
         UsageError: no such job or file, or a setting is wrong.
 

@@ -58,8 +58,8 @@ class ObjectiveConfig(Config):
         "predicts the masked ones; needs masks.shape: random"
     )  # fmt: skip
     gram_weight: float = Field(
-        0.0, ge=0, description="weight of Gram anchoring (2 in DINOv3): similarities of patches stay those of the teacher "
-        "at an earlier step; 0: no such loss"
+        0.0, ge=0, description="weight of Gram anchoring (2 in DINOv3): similarities of patches stay those of an "
+        "earlier teacher; 0: no such loss"
     )  # fmt: skip
     gram_start: float = Field(0.5, ge=0, lt=1, description="fraction of the run after which Gram anchoring acts")
     gram_refresh: float = Field(
