@@ -24,6 +24,7 @@ def demo(
     names: Sequence[str] = (),
     browser: bool = True,
     device: str = "auto",
+    save: PathLike | None = None,
 ) -> None:
     """Serve adapters and an index in the browser until a signal arrives (Ctrl-C).
 
@@ -45,6 +46,8 @@ def demo(
         names: host names that visitors use, such as that of a proxy.
         browser: open a browser window.
         device: auto, cpu, cuda, cuda:N or mps.
+        save: folder for the decisions of a reviewer about the masks of a segmenter of one class: images, corrected
+            masks and ``corrections.parquet``, which `dinomed.train` takes as data.
 
     Returns:
         None, after Ctrl-C or SIGTERM has raised KeyboardInterrupt or SystemExit.
@@ -70,4 +73,5 @@ def demo(
         index=None if index is None else folder_path(index),
         retrieve=retrieve, backbone=None if backbone is None else str(backbone),
         examples=None if examples is None else Path(examples), address=address, browser=browser, device=device,
+        save=None if save is None else Path(save),
     )  # fmt: skip

@@ -11,6 +11,10 @@ from dinomed.apps.options import Device, Quiet
 
 Adapter = Annotated[Path, Option("--adapter", "-a", help="Adapter folder, as `dinomed train` writes it.")]
 Index = Annotated[Path, Option("--index", "-i", help="Folder, as `dinomed index` writes it.")]
+Save = Annotated[
+    Path | None,
+    Option("--save", help="Folder for corrected masks and corrections.parquet, for `dinomed train segment --data`."),
+]
 Beside = Annotated[Path | None, Option("--index", "-i", help="Index whose similar cases are shown beside the classes.")]
 
 
@@ -47,13 +51,13 @@ def _serve(serving: Serving, **shown: Any) -> None:
 
 
 @expand
-def segment(adapter: Adapter, serving: Serving) -> None:
-    """Segment pictures that you drop into the browser.
+def segment(adapter: Adapter, serving: Serving, save: Save = None) -> None:
+    """Segment pictures that you drop into the browser; with --save, correct the masks and keep them.
 
     Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this machine; uploads and
     results are removed after half an hour and at the end. For research use only, not for diagnosis.
     """
-    _serve(serving, segment=adapter)
+    _serve(serving, segment=adapter, save=save)
 
 
 @expand
@@ -86,6 +90,7 @@ def every(
         list[Path] | None, Option("--adapter", "-a", help="Adapter of any task; may be given several times.")
     ] = None,
     index: Annotated[Path | None, Option("--index", "-i", help="Folder, as `dinomed index` writes it.")] = None,
+    save: Save = None,
 ) -> None:
     """Show segmentation, classes, values of other tasks and similar cases on one page, each in a tab.
 
@@ -94,4 +99,4 @@ def every(
     are removed after half an hour and at the end. With --index, visitors see its pictures and labels. For research use
     only, not for diagnosis.
     """
-    _serve(serving, segment=segment, classify=classify, adapters=adapters, index=index)
+    _serve(serving, segment=segment, classify=classify, adapters=adapters, index=index, save=save)

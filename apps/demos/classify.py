@@ -6,10 +6,10 @@ from typing import Any
 
 from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
-from dinomed.apps.demos.cases import show_cases, similar
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
 from dinomed.apps.demos.parts import Picture
+from dinomed.apps.demos.retrieve import show_cases, similar
 
 CASES = 6
 UNCERTAIN_LEAD = 0.2

@@ -1,14 +1,16 @@
 """Start of a demo: loading of adapters and an index, choice of example pictures, and the page."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from dinomed.apps.demos.serve import Address, choose_address, private_environment, serve
+from dinomed.apps.demos.serve import LOOPBACK, Address, choose_address, private_environment, serve
 from dinomed.apps.pages.examples import write_examples
 from dinomed.errors import UsageError
 from dinomed.html.album import spaced_indices
+from dinomed.io.output_folder import locked
 from dinomed.log import logger
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ def serve_demo(
     address: Address | None = None,
     browser: bool = True,
     device: str = "auto",
+    save: Path | None = None,
 ) -> None:
     """Load adapters and an index and serve their page until a signal arrives; each of several has a tab.
 
@@ -44,6 +47,7 @@ def serve_demo(
         address: None for a free port, for this machine only.
         browser: open the page in the browser of the user.
         device: auto, cpu, cuda, cuda:N or mps.
+        save: folder for the decisions and corrected masks of a reviewer.
 
     Raises:
         UsageError: nothing is given, two adapters have the same task, the folder of examples holds no picture, or the
@@ -54,7 +58,9 @@ def serve_demo(
         raise UsageError("nothing to show: give one or more of --segment, --classify, --adapter and --index")
     _check_tasks(adapters)
     address = address or choose_address()
-    with private_environment() as scratch:
+    if save is not None and address.host not in LOOPBACK and address.login is None:
+        raise UsageError("--save: anyone on the network could write to the folder; add --login FILE")
+    with private_environment() as scratch, nullcontext() if save is None else locked(save):
         chosen = choose_examples(folders, examples, scratch)
         predictors, image_index = _load(adapters, index, backbone, device)
         _check_reading(predictors, image_index)
@@ -71,15 +77,31 @@ def serve_demo(
 
         from dinomed.apps.demos.page import build_page  # imports Gradio, so only here
 
+        panels = list(_panels(predictors, image_index, retrieve))
+        if save is not None:
+            _save_decisions(panels, predictors, save)
         serve(
             lambda: build_page(
-                list(_panels(predictors, image_index, retrieve)),
+                panels,
                 chosen,
                 _subtitle(adapters, index, predictors, image_index),
             ),
             address,
             browser=browser,
         )
+
+
+def _save_decisions(panels: Sequence["Panel"], predictors: Sequence["Predictor"], folder: Path) -> None:
+    """Let the panel of the segmenter save decisions; raise a `UsageError` if there is none, or if it cannot."""
+    from dinomed.apps.demos.corrections import Corrections, check_savable
+    from dinomed.apps.demos.segment import SegmentPanel
+
+    for panel, predictor in zip(panels, predictors, strict=False):
+        if isinstance(panel, SegmentPanel):
+            check_savable(panel.preprocessing, predictor.classes)
+            panel.corrections = Corrections(folder, predictor.metadata["weights_sha256"])
+            return
+    raise UsageError("--save is for the masks of a segmenter; add --segment FOLDER, or leave it out")
 
 
 def check_task(folder: Path, task: str) -> None:

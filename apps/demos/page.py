@@ -98,6 +98,13 @@ class App:
         panel = self.panels.get("segment")
         return {} if panel is None else await self._in_turn(request, client, getattr(panel, "mask"))  # noqa: B009
 
+    async def save(self, request: dict[str, Any], client: Request) -> dict[str, Any]:
+        """Save the decision of a reviewer about the picture, if the demo has a folder for them."""
+        panel: Any = self.panels.get("segment")
+        if panel is None or panel.corrections is None:
+            return {}
+        return await self._in_turn(request, client, lambda asked: panel.save(asked, self._path(asked["path"])))
+
     async def _in_turn(self, request: Any, client: Request, compute: Any) -> dict[str, Any]:
         identity = request.get("id") if isinstance(request, dict) else None
         if not isinstance(identity, str) or len(identity) > 64:
@@ -179,7 +186,7 @@ def build_page(panels: Sequence[Panel], examples: Sequence[Path] = (), subtitle:
             ),
             js_on_load=script(), apply_default_css=False, elem_id="app",
         )  # fmt: skip
-        for function in (app.look, app.mask):
+        for function in (app.look, app.mask, app.save):
             _add_server_function(server, function)
     return demo
 

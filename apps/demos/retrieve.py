@@ -1,15 +1,25 @@
-"""Panel of the most similar cases of an index, with the regions that match."""
+"""Panel of the most similar cases of an index, and the HTML of the cases: picture, label and similarity.
 
+Names are not shown, because they may identify patients.
+"""
+
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from dinomed.adapters.retrieval.index import Neighbor
 from dinomed.adapters.retrieval.search import ImageIndex
-from dinomed.apps.demos.cases import show_cases, similar
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
-from dinomed.apps.demos.parts import Picture
+from dinomed.apps.demos.parts import Picture, inline, message
+from dinomed.apps.pages.matches import draw_matches
+from dinomed.errors import DinomedError
 
 MAX_CASES = 24
+ALONE_PX, PAIR_PX = 120, 170
+GONE = '<div class="dm-hint">The picture is no longer at the place where it was indexed.</div>'
 
 
 class RetrievePanel(Panel):
@@ -42,3 +52,69 @@ class RetrievePanel(Panel):
         )
         regions = bool(settings.get("regions", True))
         return {"html": show_cases(self.image_index, picture, neighbors, related, regions=regions)}
+
+
+def similar(
+    image_index: ImageIndex, query: np.ndarray, sha256: str, k: int, exclude: bool
+) -> tuple[list[Neighbor], int]:
+    """Return the `k` most similar cases, and the number of cases left out as the same image or the same group.
+
+    Args:
+        query: vector (D,), from `ImageIndex.embed_features`.
+        sha256: hash of the uploaded file, by which an image of the index is recognised.
+        exclude: leave out the image itself and images of its group.
+    """
+    related = image_index.groups.rows(sha256) if exclude else np.empty(0, np.int64)
+    return image_index.vector_index.nearest(query[None], k, excluded=[related])[0], len(related)
+
+
+def show_cases(
+    image_index: ImageIndex, picture: Picture, neighbors: Sequence[Neighbor], related: int, *, regions: bool
+) -> str:
+    """Return HTML of the cases, best first; with `regions`, each beside the uploaded picture with frames at matches."""
+    if not neighbors:
+        return message("no-cases", "The index has no other case than those of this patient or lesion.")
+    cases = []
+    if regions:
+        for neighbor, evidence in zip(neighbors, image_index.evidence(picture.pixels, neighbors), strict=True):
+            similar_image = _read(image_index, neighbor.row)
+            if similar_image is None or evidence is None:
+                drawn = None
+            else:
+                drawn = draw_matches(picture.shown, similar_image, evidence, PAIR_PX)
+            cases.append(_case(image_index, neighbor, drawn, PAIR_PX))
+    else:
+        cases = [_case(image_index, neighbor, _read(image_index, neighbor.row), ALONE_PX) for neighbor in neighbors]
+    kept_out = (
+        f"{related} of the index {'is' if related == 1 else 'are'} this picture itself, or of the same patient, lesion "
+        "or video, and not shown. " if related else ""
+    )  # fmt: skip
+    hint = (
+        f"{kept_out}Similarity is that of the backbone's features (cosine): 1 is the same picture. The percentage is "
+        "the share of pairs of cases in the index that are less alike. It does not compare diagnoses."
+    )
+    kind = "cases pairs" if regions else "cases"
+    return f'<div class="{kind}">{"".join(cases)}</div><div class="dm-hint cases-hint">{hint}</div>'
+
+
+def _case(image_index: ImageIndex, neighbor: Neighbor, picture: np.ndarray | None, height_px: int) -> str:
+    hit = image_index.hit(neighbor, 0)
+    label = "no label" if hit.label is None else str(hit.label)
+    shown = GONE if picture is None else inline(picture, f"A similar case, {label}", height_px)
+    return (
+        f'<figure class="case">{shown}<figcaption><b>{html.escape(label)}</b> '
+        f'<span class="similarity" title="distance {1 - neighbor.similarity:.3f}">{neighbor.similarity:.3f}</span>'
+        f"{_percentile(image_index, neighbor)}</figcaption></figure>"
+    )
+
+
+def _percentile(image_index: ImageIndex, neighbor: Neighbor) -> str:
+    percentile = image_index.similarity_percentile(neighbor.similarity)
+    return "" if percentile is None else f'<span class="percentile">more alike than {percentile:.1f}% of pairs</span>'
+
+
+def _read(image_index: ImageIndex, row: int) -> np.ndarray | None:
+    try:
+        return image_index.read_image(row)
+    except DinomedError:
+        return None

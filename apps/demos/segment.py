@@ -7,18 +7,20 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from dinomed.adapters.tasks.segment.lesions import LesionRules, field_of_view, select_lesions
+from dinomed.adapters.tasks.segment.lesions import Lesion, LesionRules, field_of_view, select_lesions
 from dinomed.adapters.tasks.segment.mask_schema import LESION
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
+from dinomed.apps.demos.corrections import Corrections, apply_edits, correction_controls
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
-from dinomed.apps.demos.parts import PUT_AWAY, Picture, inline_map
+from dinomed.apps.demos.parts import PUT_AWAY, Picture, inline_map, read_picture
 from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 
@@ -60,9 +62,13 @@ def reduce_map(probability: np.ndarray, side: int = MAP_PX) -> np.ndarray:
 
 @dataclass(frozen=True)
 class VisitedPicture:
-    """The probability map of a picture, float32 (H, W); pixels outside the field of view have 0."""
+    """The probability map of a picture, float32 (H, W); pixels outside the field of view have 0.
+
+    `map_shape` are the rows and columns of the map that the page has.
+    """
 
     probability: np.ndarray
+    map_shape: tuple[int, ...] = (0, 0)
 
 
 class Recent:
@@ -115,6 +121,7 @@ class SegmentPanel(Panel):
             self.check = predictor.check
             self.cuts = _cuts(predictor)
         self.recent = Recent(KEPT_PIXELS)
+        self.corrections: Corrections | None = None
 
     def controls(self) -> str:
         cut = next(iter(self.cuts.values()))
@@ -146,6 +153,7 @@ class SegmentPanel(Panel):
             f'<ol id="lesions" aria-label="{text("lesions")}"></ol>'
             f'<p class="dm-hint" id="rules-hint">{text("rules_hint")}</p></div>'
             f'<button type="button" id="download" class="dm-primary" disabled>{text("download")}</button>'
+            f"{'' if self.corrections is None else correction_controls()}"
         )
 
     def answer(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +166,8 @@ class SegmentPanel(Panel):
         probability = np.where(field_of_view(picture.shown), probability, np.float32(0))
         reduced = reduce_map(probability)
         return {
-            "key": self.recent.put(VisitedPicture(probability)), "which": which, "cut": round(self.cuts[which], 3),
+            "key": self.recent.put(VisitedPicture(probability, reduced.shape)), "which": which,
+            "cut": round(self.cuts[which], 3),
             "map": inline_map(probability_levels(reduced)), "exact": reduced.shape == probability.shape,
             "levels": LEVELS, "highest": highest, "html": "",
         }  # fmt: skip
@@ -172,11 +181,7 @@ class SegmentPanel(Panel):
         visited = self.recent.get(str(request["key"]))
         if visited is None:
             return {"error": PUT_AWAY}
-        rules = LesionRules(float(request["min_share"]), bool(request["largest_only"]))
-        threshold = float(request["threshold"])
-        if not (0 <= rules.min_share <= 1 and 0 < threshold <= 1):
-            raise ValueError("threshold or smallest area out of range")
-        mask, lesions = select_lesions(visited.probability >= threshold, rules)
+        mask, lesions = _final_mask(visited, request)
         area = int(mask.sum())
         result = {"area": area, "share": area / mask.size, "areas": [lesion.area_px for lesion in lesions]}
         if request.get("file"):
@@ -185,12 +190,49 @@ class SegmentPanel(Panel):
             result["file"] = base64.b64encode(data.getvalue()).decode()
         return result
 
+    def save(self, request: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
+        """Save the decision of a reviewer; see `Corrections`.
+
+        Args:
+            request: as for `mask`, with "decision" and "reviewer".
+            path: the picture.
+
+        Returns:
+            {"saved": number of decisions in the folder}, or {"error"}.
+        """
+        visited = self.recent.get(str(request["key"]))
+        if self.corrections is None or path is None or visited is None:
+            return {"error": PUT_AWAY}
+        picture, reason = read_picture(str(path), self.preprocessing)
+        if picture is None:
+            return {"error": reason}
+        if picture.pixels.shape[:2] != visited.probability.shape:
+            raise ValueError("the map is of another picture")
+        decision = str(request["decision"])
+        mask = None if decision == "rejected" else _final_mask(visited, request)[0]
+        self.corrections.save(picture, mask, decision, float(request["threshold"]), str(request["reviewer"]))
+        return {"saved": len(self.corrections)}
+
     def _of_class(self, maps: np.ndarray, which: str) -> np.ndarray:
         """Return the map (H, W) of a class from maps float32 (classes, H, W)."""
         assert isinstance(self.predictor, SegmentPredictor)
         if which == ANY or len(maps) == 1:
             return self.predictor.any_class(maps)
         return np.ascontiguousarray(maps[self.predictor.schema.names.index(which)])
+
+
+def _final_mask(visited: VisitedPicture, request: Mapping[str, Any]) -> tuple[np.ndarray, list[Lesion]]:
+    """Return the mask of full size, bool (H, W), by the threshold, the rules and the edits of a request."""
+    rules = LesionRules(float(request["min_share"]), bool(request["largest_only"]))
+    threshold = float(request["threshold"])
+    if not (0 <= rules.min_share <= 1 and 0 < threshold <= 1):
+        raise ValueError("threshold or smallest area out of range")
+    mask, lesions = select_lesions(visited.probability >= threshold, rules)
+    runs = request.get("edits") or []
+    if not runs:
+        return mask, lesions
+    rows, columns = visited.map_shape
+    return select_lesions(apply_edits(mask, runs, (rows, columns)), LesionRules(0))
 
 
 def _cuts(predictor: SegmentPredictor) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 A picture whose first pixel is red takes three seconds.
 
-python dark_is_lesion.py [--sweep SECONDS] [--login FILE]
+python dark_is_lesion.py [--sweep SECONDS] [--login FILE] [--save FOLDER]
 """
 
 import argparse
@@ -40,15 +40,20 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--sweep", type=float, help="remove uploads after so many seconds")
     parser.add_argument("--login", type=Path)
+    parser.add_argument("--save", type=Path, help="folder for the decisions of the reviewer")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
     if options.sweep:
         server.SWEEP_S, server.KEPT_S = 0.5, options.sweep
     with private_environment() as folder:
         from dinomed.apps.demos import page
+        from dinomed.apps.demos.corrections import Corrections
         from dinomed.apps.demos.segment import SegmentPanel
 
         example = Path(folder) / "example.png"
         Image.new("RGB", (64, 48), (200, 150, 140)).save(example)
         address = choose_address(login_file=options.login)
-        serve(lambda: page.build_page([SegmentPanel(Dark())], [example], "a stand-in"), address, browser=False)
+        panel = SegmentPanel(Dark())
+        if options.save:
+            panel.corrections = Corrections(options.save, "the hash of its weights")
+        serve(lambda: page.build_page([panel], [example], "a stand-in"), address, browser=False)

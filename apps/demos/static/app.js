@@ -31,6 +31,8 @@ function clearAll(state) {
   get("#status").textContent = "";
   get("#canvas").setAttribute("aria-label", TEXT.waiting);
   clearTimeout(measuring);
+  if (get("#saved")) get("#saved").textContent = "";
+  showTools();
 }
 
 function fail(text) {
@@ -142,8 +144,11 @@ function outline() {
   if (!picture || !picture.levels) return;
   const started = performance.now();
   const { levels, width, height } = picture, level = Math.round(threshold() * picture.top);
-  const map = findRegions(levels, width, height, level, Number(get("#min-share").value) * width * height, get("#largest").checked);
-  const path = traceOutline(levels, map, width, height, level);
+  const base = findRegions(levels, width, height, level, Number(get("#min-share").value) * width * height, get("#largest").checked);
+  const drawn = picture.edits ? withEdits(picture, base, level) : levels;
+  const map = picture.edits ? findRegions(drawn, width, height, level, 0, false) : base;
+  const path = traceOutline(drawn, map, width, height, level);
+  picture.drawn = { levels: picture.edits ? drawn : withoutRegions(levels, base, level), level };
   viewer.setOutline(path, map.regions.map((region, at) => ({ x: region.x + 0.5, y: region.y + 0.5, text: String(at + 1) })));
   const [wide, tall] = picture.size, each = (wide * tall) / (width * height);
   const areas = map.regions.map((region) => region.area * each);
@@ -158,6 +163,7 @@ function outline() {
     div.textContent = map.count ? TEXT.left_out : write("no_lesion", values);
     message.append(div);
   }
+  showTools();
   app.dataset.stepMs = (performance.now() - started).toFixed(1);
   describe();
   clearTimeout(measuring);
@@ -172,7 +178,7 @@ async function measure(file = false) {
   const rules = { min_share: Number(get("#min-share").value), largest_only: get("#largest").checked };
   let answer;
   try {
-    answer = await server.mask({ id: picture.id, key: picture.key, threshold: value, file, ...rules });
+    answer = await server.mask({ id: picture.id, key: picture.key, threshold: value, file, edits: editRuns(picture), ...rules });
   } catch (problem) {
     answer = { id: picture.id, error: box(TEXT.server_lost) };
   }
@@ -245,9 +251,15 @@ function showZoom(view) {
 
 // ---- events
 
+/** Open the first of several files; where decisions are saved, the others wait for "next case". */
+function openFirst(files) {
+  const [first, ...others] = [...files];
+  if (get(".dm-correct")) queue.push(...others);
+  if (first) open(first);
+}
+
 get("input[type=file]").addEventListener("change", (event) => {
-  const file = event.target.files[0];
-  if (file) open(file);
+  openFirst(event.target.files);
   event.target.value = ""; // so that the same file can be opened again
 });
 app.addEventListener("dragover", (event) => {
@@ -260,7 +272,7 @@ app.addEventListener("dragleave", (event) => {
 app.addEventListener("drop", (event) => {
   event.preventDefault();
   app.classList.remove("dm-over");
-  if (event.dataTransfer.files[0]) open(event.dataTransfer.files[0]);
+  openFirst(event.dataTransfer.files);
 });
 document.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData?.files || [])][0];

@@ -8,6 +8,8 @@ class Viewer {
   constructor(stage, canvas, onchange) {
     Object.assign(this, { stage, canvas, onchange, mode: "outline", opacity: 0.65, wipe: 1, comparing: false });
     this.pointers = new Map();
+    this.tool = null; // takes the pointer in place of moving the picture: {start, move, end, cancel}, and paint for its ring
+    this.hover = null;
     this.clear();
     new ResizeObserver(() => this.resize()).observe(stage);
     this.listen();
@@ -50,6 +52,21 @@ class Viewer {
     this.path = path;
     this.marks = marks;
     this.draw();
+  }
+
+  /** Let a tool take the pointer; null: dragging moves the picture. */
+  useTool(tool) {
+    this.tool = tool;
+    this.hover = null;
+    this.stage.classList.toggle("dm-drawing", Boolean(tool));
+    this.limit();
+    this.draw();
+  }
+
+  /** A place of the stage as a place in the picture, in its pixels. */
+  toPicture(place) {
+    const origin = this.origin(), scale = this.scale();
+    return [0, 1].map((axis) => (place[axis] - origin[axis]) / scale);
   }
 
   fit() {
@@ -115,7 +132,7 @@ class Viewer {
       const most = Math.max(0, (this.size[axis] * scale - room) / 2);
       return Math.min(Math.max(value, -most), most);
     });
-    this.stage.style.touchAction = this.zoom > 1 ? "none" : "pan-y";
+    this.stage.style.touchAction = this.zoom > 1 || this.tool ? "none" : "pan-y";
   }
 
   resize() {
@@ -150,6 +167,7 @@ class Viewer {
     context.drawImage(this.picture, origin[0], origin[1], width * scale, height * scale);
     if (!this.comparing && this.mode !== "plain" && this.heat) this.paintOverlay(context, origin, scale);
     if (this.spacing) this.paintScaleBar(context, scale / this.spacing[1]);
+    if (this.tool && this.tool.paint && this.hover) this.tool.paint(context, this.hover);
   }
 
   paintOverlay(context, origin, scale) {
@@ -242,11 +260,16 @@ class Viewer {
       if (!this.picture || event.button > 0) return;
       this.pointers.set(event.pointerId, place(event));
       if (event.pointerType === "mouse") stage.setPointerCapture(event.pointerId);
+      if (this.tool && this.pointers.size === 1) this.tool.start(this.toPicture(place(event)));
+      else if (this.tool && this.pointers.size === 2) this.tool.cancel(); // two fingers zoom
     });
     stage.addEventListener("pointermove", (event) => {
-      const before = this.pointers.get(event.pointerId);
+      const before = this.pointers.get(event.pointerId), now = place(event);
+      if (this.tool) {
+        this.hover = now;
+        this.draw();
+      }
       if (!before) return;
-      const now = place(event);
       const others = [...this.pointers].filter(([id]) => id !== event.pointerId).map(([, point]) => point);
       this.pointers.set(event.pointerId, now);
       if (others.length === 1) {
@@ -254,14 +277,22 @@ class Viewer {
         const middle = [0, 1].map((axis) => (now[axis] + others[0][axis]) / 2);
         this.zoomBy(distance(now) / Math.max(distance(before), 1), ...middle);
         this.moveBy((now[0] - before[0]) / 2, (now[1] - before[1]) / 2);
+      } else if (this.tool) {
+        this.tool.move(this.toPicture(now));
       } else if (others.length === 0) {
         this.moveBy(now[0] - before[0], now[1] - before[1]);
       }
     });
     for (const name of ["pointerup", "pointercancel"]) {
-      stage.addEventListener(name, (event) => this.pointers.delete(event.pointerId));
+      stage.addEventListener(name, (event) => {
+        if (this.pointers.delete(event.pointerId) && this.tool && !this.pointers.size) this.tool.end();
+      });
     }
-    stage.addEventListener("dblclick", () => this.fit());
+    stage.addEventListener("pointerleave", () => {
+      this.hover = null;
+      this.draw();
+    });
+    stage.addEventListener("dblclick", () => this.tool || this.fit());
     stage.addEventListener("keydown", (event) => {
       const moves = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
       if (event.ctrlKey || event.metaKey || event.altKey) return;

@@ -1,0 +1,165 @@
+"""Corrections of a reviewer: images, masks and a manifest from which `dinomed train segment` learns.
+
+A folder holds `images/`, `masks/` and `corrections.parquet`. An image is saved as PNG with the pixels that the adapter
+reads, without the name, the patient data and the other metadata of its file. Beside the columns of every manifest a row
+has `source_sha256` (hash of the file that was opened), `adapter` (hash of its weights), `threshold`, `decision`
+(accepted, corrected or rejected), `reviewer` and `time` (UTC). Rejected images have no mask, so no fit uses them. A
+later decision about the same file replaces the earlier one.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dinomed.apps.demos.look import text
+from dinomed.apps.demos.parts import Picture
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
+from dinomed.errors import UsageError
+from dinomed.images.read import write_mask
+from dinomed.io.files import replacing, sha256_file
+
+MANIFEST_FILE = "corrections.parquet"
+DECISIONS = ("accepted", "corrected", "rejected")
+SET, CLEARED = 1, 2  # values of an edited pixel
+_MAX_REVIEWER = 80  # characters
+
+
+class Corrections:
+    """The saved decisions of a folder.
+
+    Args:
+        folder: folder of the corrections; it is created, and an earlier one is continued.
+        adapter: hash of the weights of the segmenter.
+
+    Raises:
+        DinomedError: the manifest of the folder is damaged.
+    """
+
+    def __init__(self, folder: Path, adapter: str) -> None:
+        self.folder, self.adapter = folder, adapter
+        for name in ("images", "masks"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        path = folder / MANIFEST_FILE
+        rows = read_manifest(path).table.to_pylist() if path.exists() else []
+        self._rows: dict[str, dict[str, Any]] = {row["source_sha256"]: row for row in rows}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def save(
+        self, picture: Picture, mask: np.ndarray | None, decision: str, threshold: float, reviewer: str
+    ) -> dict[str, Any]:
+        """Save a decision, and return the row of the manifest.
+
+        Args:
+            picture: the picture that was opened.
+            mask: bool (H, W); None for a rejected picture.
+            decision: one of `DECISIONS`.
+            threshold: probability at which the mask was outlined.
+            reviewer: name of the reviewer, which the visitor typed.
+
+        Raises:
+            DinomedError: a file cannot be written, for example because the disk is full.
+        """
+        if decision not in DECISIONS or (mask is None) != (decision == "rejected"):
+            raise ValueError("no such decision")
+        name = picture.sha256[:32]
+        image, mask_name = f"images/{name}.png", f"masks/{name}.png"
+        pixels = picture.pixels[..., 0] if picture.pixels.shape[-1] == 1 else picture.pixels
+        with replacing(self.folder / image) as temporary:
+            Image.fromarray(pixels).save(temporary, format="PNG")
+        if mask is None:
+            (self.folder / mask_name).unlink(missing_ok=True)
+        else:
+            write_mask(self.folder / mask_name, mask)
+        row = {
+            "image": image,
+            "sha256": sha256_file(self.folder / image),
+            "width": pixels.shape[1],
+            "height": pixels.shape[0],
+            "mode": "L" if pixels.ndim == 2 else "RGB",
+            "format": "PNG",
+            "bytes": (self.folder / image).stat().st_size,
+            "split": "train",
+            "mask": None if mask is None else mask_name,
+            "source_sha256": picture.sha256,
+            "adapter": self.adapter,
+            "threshold": f"{threshold:g}",
+            "decision": decision,
+            "reviewer": reviewer.strip()[:_MAX_REVIEWER] or None,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        rows = {**self._rows, picture.sha256: row}
+        columns = {column: [each.get(column) for each in rows.values()] for column in row}
+        write_manifest(build_manifest(columns, self.folder), self.folder / MANIFEST_FILE)
+        self._rows = rows
+        return row
+
+
+def check_savable(preprocessing: Preprocessing | None, classes: Sequence[str]) -> None:
+    """Raise a `UsageError` if pictures and masks of a segmenter cannot be saved as 8-bit PNG."""
+    if len(classes) != 1:
+        raise UsageError(f"--save is for segmenters of one class, and this one has {len(classes)}; leave it out")
+    if preprocessing is not None and (
+        preprocessing.channels not in (1, 3) or preprocessing.intensity.bits not in (None, 8)
+    ):
+        raise UsageError(
+            f"--save writes images of 8 bits with 1 or 3 channels, and the backbone reads {preprocessing.channels} "
+            f"channels of {preprocessing.intensity.bits or 8} bits; leave it out"
+        )
+
+
+def apply_edits(mask: np.ndarray, runs: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
+    """Return a mask, bool (H, W), with the pixels that a visitor has set or cleared.
+
+    Args:
+        mask: bool (H, W).
+        runs: start, end and value (`SET` or `CLEARED`) of runs of pixels, one after the other, as positions in the map
+            that the page has.
+        shape: (rows, columns) of this map; a pixel of it covers one or several of the mask.
+
+    Raises:
+        ValueError: a run is not one of this map.
+    """
+    if not runs:
+        return mask
+    table = np.array(runs, np.int64).reshape(-1, 3)
+    count = shape[0] * shape[1]
+    starts, ends, values = table.T
+    if starts.min() < 0 or ends.max() > count or (starts >= ends).any() or not np.isin(values, (SET, CLEARED)).all():
+        raise ValueError("edits out of range")
+    edits = np.zeros(count, np.uint8)
+    for start, end, value in table:
+        edits[start:end] = value
+    rows, columns = (np.arange(full) * part // full for full, part in zip(mask.shape, shape, strict=True))
+    large = edits.reshape(shape)[np.ix_(rows, columns)]
+    return (mask | (large == SET)) & (large != CLEARED)
+
+
+def correction_controls() -> str:
+    """Return the HTML of the tools and decisions."""
+    tools = "".join(
+        f'<button type="button" class="dm-tool" data-tool="{tool}" aria-pressed="false" disabled>{text(tool)}</button>'
+        for tool in ("brush", "eraser", "fill")
+    )
+    decisions = "".join(
+        f'<button type="button" data-decision="{decision}" disabled>{text(decision)}</button>' for decision in DECISIONS
+    )
+    return (
+        f'<section class="dm-correct" aria-label="{text("correct")}"><h3>{text("correct")}</h3>'
+        f'<div class="dm-bar dm-tools" role="group" aria-label="{text("tools")}">{tools}'
+        f'<button type="button" id="undo" disabled>{text("undo")}</button></div>'
+        f'<div class="dm-field"><label for="brush-size">{text("brush_size")}</label>'
+        '<input id="brush-size" type="range" min="2" max="80" value="16"><output for="brush-size"></output></div>'
+        f'<p class="dm-hint">{text("correct_hint")}</p>'
+        f'<div class="dm-field"><label for="reviewer">{text("reviewer")}</label>'
+        f'<input id="reviewer" type="text" maxlength="{_MAX_REVIEWER}" autocomplete="off"></div>'
+        f'<div class="dm-bar dm-decisions" role="group" aria-label="{text("decisions")}">{decisions}'
+        f'<button type="button" id="next-case">{text("next_case")}</button></div>'
+        '<output id="saved" class="dm-hint" aria-live="polite"></output></section>'
+    )

@@ -1,0 +1,182 @@
+"""Correction of masks in a real browser: what is drawn, saved, and learnt from."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinomed.adapters.inference.loader import load_adapter
+from dinomed.apps import cli
+from dinomed.apps.demos.corrections import MANIFEST_FILE
+from dinomed.datasets.manifest import read_manifest
+from dinomed.images.read import read_image, read_mask
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+SIDE = 96
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("corrections") / "saved"
+
+
+@pytest.fixture(scope="module")
+def demo(browser: Any, serve: Any, stand_in: list[str], saved: Path, tmp_path_factory: Any) -> Iterator[Any]:
+    with serve([*stand_in, "--save", str(saved)], tmp_path_factory.mktemp("demo") / "tmp") as demo:
+        yield demo
+
+
+def draw(folder: Path, number: int) -> tuple[Path, tuple[int, int, int, int]]:
+    """Pale skin with a dark disc, which the model marks, and a blue square, which it misses; the box of the square."""
+    rng = np.random.default_rng(number)
+    pixels = np.full((SIDE, SIDE, 3), (230, 190, 175), np.uint8)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    dark, blue = rng.integers(20, 76), rng.integers(4, 60)
+    pixels[np.hypot(rows - dark, columns - 20) < 12] = (40, 30, 30)
+    left, top = int(rng.integers(44, 60)), int(blue)
+    pixels[top : top + 32, left : left + 32] = (120, 150, 255)
+    path = folder / f"case {number}.png"
+    Image.fromarray(pixels).save(path)
+    return path, (left, top, left + 32, top + 32)
+
+
+def on_page(visit: Any, x: float, y: float) -> tuple[float, float]:
+    """The place of a point of the picture on the page."""
+    box = visit.page.locator(".dm-stage").bounding_box()
+    scale = min(box["width"] / SIDE, box["height"] / SIDE)
+    left, top = box["x"] + (box["width"] - SIDE * scale) / 2, box["y"] + (box["height"] - SIDE * scale) / 2
+    return left + x * scale, top + y * scale
+
+
+def drag(visit: Any, *points: tuple[float, float]) -> None:
+    visit.page.locator(".dm-stage").scroll_into_view_if_needed()
+    visit.page.mouse.move(*on_page(visit, *points[0]))
+    visit.page.mouse.down()
+    for point in points[1:]:
+        visit.page.mouse.move(*on_page(visit, *point), steps=4)
+    visit.page.mouse.up()
+
+
+def cover(visit: Any, box: tuple[int, int, int, int]) -> None:
+    """Brush over a box of 32 pixels in rows."""
+    left, top, right, _ = box
+    points = [
+        (x, top + y) for row, y in enumerate((4, 12, 20, 28)) for x in ((left + 4, right - 4)[:: 1 - 2 * (row % 2)])
+    ]
+    drag(visit, *points)
+
+
+def area(visit: Any) -> int:
+    visit.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return int(visit.text("area-px").replace(",", "") or 0)
+
+
+def shown(visit: Any, path: Path) -> int:
+    visit.upload(path)
+    visit.wait_for_answer()
+    visit.page.wait_for_selector("#measures:visible")
+    return area(visit)
+
+
+def test_brush_eraser_fill_and_undo_change_the_mask_that_is_downloaded_and_saved(
+    visit: Any, saved: Path, tmp_path: Path
+) -> None:
+    path, box = draw(tmp_path, 1)
+    before = shown(visit, path)
+    _, plain = visit.download()
+    corrected, accepted = (
+        visit.page.locator("[data-decision=corrected]"),
+        visit.page.locator("[data-decision=accepted]"),
+    )
+    assert (corrected.is_disabled(), accepted.is_disabled()) == (True, False)
+    visit.page.locator("[data-tool=brush]").click()
+    visit.page.locator("#brush-size").fill("48")
+    cover(visit, box)
+    brushed = area(visit)
+    assert brushed > before + 500
+    assert (corrected.is_disabled(), accepted.is_disabled()) == (False, True)
+    _, mask = visit.download()
+    added = (mask == 255) & (plain == 0)
+    rows, columns = np.nonzero(added)
+    assert added.sum() == brushed - before
+    assert box[0] - 5 <= columns.min() <= columns.max() < box[2] + 5  # the radius of the brush is 4 pixels
+    assert box[1] - 5 <= rows.min() <= rows.max() < box[3] + 5
+    assert ((mask == 255) | ~(plain == 255)).all()  # nothing else changed
+    visit.screenshot("correct")
+
+    visit.page.locator("[data-tool=eraser]").click()
+    drag(visit, (box[0] + 16, box[1] + 2), (box[0] + 16, box[1] + 30))
+    erased = area(visit)
+    assert erased < brushed - 60
+    visit.page.locator("#undo").click()
+    assert area(visit) == brushed
+    visit.page.locator("[data-tool=fill]").click()
+    drag(visit, (box[0] + 16, box[1] + 12))  # clears the region
+    assert area(visit) == before
+    visit.page.locator("#undo").click()
+    assert area(visit) == brushed
+
+    visit.page.locator("#reviewer").fill("R. Viewer")
+    corrected.click()
+    visit.page.wait_for_function("() => document.querySelector('#saved').textContent.includes('Saved')")
+    manifest = read_manifest(saved / MANIFEST_FILE)
+    row = manifest.column("reviewer").index("R. Viewer")
+    assert manifest.column("decision")[row] == "corrected"
+    assert (read_mask(saved / manifest.column("mask")[row]) == (mask == 255)).all()
+    assert (read_image(manifest.path(row)) == read_image(path)).all()
+    visit.page.locator("[data-decision=rejected]").click()
+    visit.page.wait_for_function("() => document.querySelector('#saved').textContent.includes('reject')")
+    assert read_manifest(saved / MANIFEST_FILE).column("mask")[row] is None
+
+
+def test_edits_of_a_picture_are_gone_when_another_one_is_opened(visit: Any, tmp_path: Path) -> None:
+    first, box = draw(tmp_path, 2)
+    before = shown(visit, first)
+    visit.page.locator("[data-tool=brush]").click()
+    cover(visit, box)
+    assert area(visit) > before
+    shown(visit, draw(tmp_path, 3)[0])
+    assert visit.page.locator("[data-decision=corrected]").is_disabled()
+    assert shown(visit, first) == before
+
+
+def test_ten_pictures_are_corrected_in_the_browser_and_the_next_segmenter_marks_what_was_missed(
+    visit: Any, saved: Path, tmp_path: Path, tiny_backbone: Path
+) -> None:
+    cases = [draw(tmp_path, number) for number in range(10, 20)]
+    visit.page.set_input_files("#picture input[type=file]", [str(path) for path, _ in cases])
+    for number, (_, box) in enumerate(cases):
+        visit.page.wait_for_selector("#measures:visible")
+        if number == 0:
+            assert visit.page.inner_text("#next-case") == "Next case (9 left)"
+        visit.page.locator("[data-tool=brush]").click()
+        visit.page.locator("#brush-size").fill("48")
+        cover(visit, box)
+        visit.page.locator("[data-decision=corrected]").click()
+        visit.page.wait_for_function("() => document.querySelector('#saved').textContent.includes('Saved')")
+        if number < 9:
+            visit.page.locator("#next-case").click()
+    data = saved / MANIFEST_FILE
+    corrected = read_manifest(data)
+    assert corrected.column("decision").count("corrected") == 10
+    command = [
+        "train",
+        "segment",
+        "-b",
+        str(tiny_backbone),
+        "--data",
+        str(data),
+        "-o",
+        str(tmp_path / "seg"),
+        "--quiet",
+    ]
+    settings = ["image_size=96", "augment.preset=none", "fit.epochs=1", "fit.min_steps=150", "fit.learning_rate=0.02"]
+    cli.invoke([*command, *(word for setting in settings for word in ("--set", setting))])
+    path, (left, top, right, bottom) = draw(tmp_path, 99)  # that nobody has corrected
+    image = read_image(path)
+    before = 1 - image[top:bottom, left:right].mean() / 255  # what the model of the page says
+    after = load_adapter(tmp_path / "seg").probability(image)[top:bottom, left:right].mean()  # type: ignore[attr-defined]
+    assert before < 0.5 < after
