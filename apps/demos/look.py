@@ -10,7 +10,7 @@ import gradio as gr
 from dinomed.notice import RESEARCH_USE
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("regions.js", "viewer.js", "app.js", "correct.js", "trust.js")
+SCRIPTS = ("regions.js", "viewer.js", "app.js", "correct.js", "measure.js", "trust.js")
 
 
 @cache

@@ -33,6 +33,8 @@ function clearAll(state) {
   clearTimeout(measuring);
   if (get("#saved")) get("#saved").textContent = "";
   showTools();
+  showRuler();
+  measureShape();
 }
 
 function fail(text) {
@@ -95,6 +97,7 @@ async function ask(panels) {
     picture.spacing = answer.spacing;
     viewer.show(image, answer.size, answer.spacing);
     app.dataset.state = "shown";
+    showRuler();
     get("#compare").disabled = get("#wipe").disabled = get("#view").disabled = true;
   }
   for (const [name, result] of Object.entries(answer.panels)) {
@@ -166,6 +169,7 @@ function outline() {
   showTools();
   app.dataset.stepMs = (performance.now() - started).toFixed(1);
   describe();
+  measureShape();
   clearTimeout(measuring);
   if (!picture.exact && areas.length) measuring = setTimeout(measure, 300);
 }

@@ -197,7 +197,7 @@ async function decide(decision) {
   picture.saving = false;
   if (!current || answer.id !== current.id) return;
   if (answer.error) get("#panel-segment .dm-result").innerHTML = answer.error;
-  else if (answer.saved) get("#saved").textContent = write("saved", { decision: TEXT[decision].toLowerCase(), count: answer.saved });
+  else if (answer.saved) get("#saved").textContent = write("saved", { decision, count: answer.saved });
   showTools();
 }
 

@@ -1,7 +1,7 @@
 // Regions of a probability map, by the rules of adapters/tasks/segment/lesions.py.
 
 /** Find the regions of pixels with at least `level`; pixels that touch at a corner belong to one region.
- * Returns {regions, removed, count}: regions that count, the largest first, as {area, left, top, right, bottom, x, y}; runs
+ * Returns {regions, removed, count}: regions that count, the largest first, as {area, left, top, right, bottom, x, y, runs}; runs
  * of pixels of the others, [start, end, ...]; and the number of all. Rows are taken as runs of pixels, which are few. */
 function findRegions(levels, width, height, level, minArea, largestOnly) {
   const starts = [], ends = [], parent = []; // runs [start, end) as positions in the map
@@ -35,12 +35,13 @@ function findRegions(levels, width, height, level, minArea, largestOnly) {
   for (let run = 0; run < starts.length; run++) {
     const label = root(run); // the first run of its region
     if (label === run) {
-      regionOf[run] = { area: 0, left: width, top: Math.floor(starts[run] / width), right: -1, bottom: -1, x: 0, y: 0, kept: false };
+      regionOf[run] = { area: 0, left: width, top: Math.floor(starts[run] / width), right: -1, bottom: -1, x: 0, y: 0, runs: [], kept: false };
       all.push(regionOf[run]);
     } else regionOf[run] = regionOf[label];
     const region = regionOf[run], y = Math.floor(starts[run] / width), left = starts[run] - y * width;
     const length = ends[run] - starts[run];
     region.area += length;
+    region.runs.push(starts[run], ends[run]);
     region.x += length * (left + (length - 1) / 2);
     region.y += length * y;
     region.left = Math.min(region.left, left);

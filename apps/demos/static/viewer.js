@@ -17,6 +17,7 @@ class Viewer {
 
   /** Remove the picture and everything that belongs to it, at once. */
   clear() {
+    this.lines = []; // [{from, to}] in pixels of the picture; to may be null
     Object.assign(this, { picture: null, spacing: null, size: [1, 1], heat: null, path: null, mapSize: [1, 1], marks: [] });
     this.fit();
   }
@@ -166,6 +167,7 @@ class Viewer {
     context.imageSmoothingQuality = "high";
     context.drawImage(this.picture, origin[0], origin[1], width * scale, height * scale);
     if (!this.comparing && this.mode !== "plain" && this.heat) this.paintOverlay(context, origin, scale);
+    if (!this.comparing) this.paintLines(context, origin, scale);
     if (this.spacing) this.paintScaleBar(context, scale / this.spacing[1]);
     if (this.tool && this.tool.paint && this.hover) this.tool.paint(context, this.hover);
   }
@@ -189,6 +191,26 @@ class Viewer {
     if (this.wipe < 1) {
       context.fillStyle = "#ffffff";
       context.fillRect(right - 1, origin[1], 2, height * scale);
+    }
+  }
+
+  paintLines(context, origin, scale) {
+    for (const line of this.lines) {
+      if (this.mode === "plain" && !line.ruler) continue;
+      const [from, to] = [line.from, line.to || line.from].map((point) => [0, 1].map((axis) => origin[axis] + point[axis] * scale));
+      context.setLineDash(line.ruler ? [] : [6, 4]);
+      for (const [colour, width] of [["#000000", 4], [AXIS, 1.8]]) {
+        context.strokeStyle = context.fillStyle = colour;
+        context.lineWidth = width;
+        context.beginPath();
+        context.moveTo(...from);
+        context.lineTo(...to);
+        context.stroke();
+        context.beginPath();
+        for (const end of line.ruler ? [from, to] : []) context.arc(...end, 2 + width, 0, 2 * Math.PI);
+        context.fill();
+      }
+      context.setLineDash([]);
     }
   }
 
