@@ -89,10 +89,7 @@ def test_the_asymmetry_is_the_share_of_mirrored_pixels_outside() -> None:
         shares = []
         for axis in axes:
             mirrored = 2 * np.outer(axis, axis) @ points - points
-            x, y = (
-                np.round(part + middle).astype(int)
-                for part, middle in zip(mirrored, (columns.mean(), rows.mean()), strict=True)
-            )
+            x, y = np.round(mirrored + np.array([[columns.mean()], [rows.mean()]])).astype(int)
             inside = (x >= 0) & (y >= 0) & (x < mask.shape[1]) & (y < mask.shape[0])
             inside[inside] = mask[y[inside], x[inside]]
             shares.append(1 - inside.mean())
