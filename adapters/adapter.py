@@ -19,20 +19,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
 from torch import Tensor, nn
 
+from dinomed.adapters.catalogue import HeadConfig
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.config import Config
 from dinomed.features.compute import Features
 from dinomed.registry import Registry
-
-
-class HeadConfig(Config):
-    """Settings of a head; subclasses add those of one head."""
-
-    name: str = "linear"
-    blocks: tuple[int, ...] = Field((-1,), min_length=1, description="0 is the first, -1 the last")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,23 @@
-"""Table of the built-in heads: the values of `--head`, with the source of each. It imports no torch.
+"""Settings that every head has, and the table of the built-in heads: the values of `--head`, with the source of each.
+
+This module imports no torch.
 
 Heads of plug-ins are not listed here: entry points of the group ``dinomed.adapters`` name them (see
 `dinomed.adapters.adapter`).
 """
 
 from dataclasses import dataclass
+
+from pydantic import Field
+
+from dinomed.config import Config
+
+
+class HeadConfig(Config):
+    """Settings of a head; subclasses add those of one head."""
+
+    name: str = "linear"
+    blocks: tuple[int, ...] = Field((-1,), min_length=1, description="0 is the first, -1 the last")
 
 
 @dataclass(frozen=True)

@@ -175,3 +175,23 @@ def test_a_wheel_holds_all_folders_and_works(tmp_path: Path) -> None:
     )  # fmt: skip
     assert str(tmp_path / "site") in done.stdout, done.stderr
     assert "dinomed 0." in done.stdout
+
+
+HEAVY = {"torch", "torchvision", "cv2", "faiss", "monai", "sklearn", "albumentations"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "pretrain.curation.config",
+        "adapters.catalogue",
+        "adapters.fitting.config",
+        "adapters.tasks.classify.config",
+        "adapters.tasks.segment.config",
+        "adapters.tasks.depth.config",
+    ],
+)
+def test_configs_are_loaded_without_heavy_libraries(module: str) -> None:
+    code = f"import sys, dinomed.{module}; print(*sorted({HEAVY} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert loaded == []

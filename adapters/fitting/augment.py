@@ -6,16 +6,18 @@ only on the seed, the pass and the row, not on the thread or on earlier images. 
 
 import os
 import threading
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest
 from dinomed.log import logger
 from dinomed.modalities import HEAD_PRESETS, MODALITIES
+
+if TYPE_CHECKING:
+    from dinomed.backbones.frozen import FrozenBackbone
 
 Preset = Literal["none", "auto", "general", "light", "dermoscopy", "endoscopy", "xray", "ultrasound", "fundus"]
 _PROBABILITY = 0.8  # of the affine transform, and of the colour change
@@ -70,7 +72,7 @@ class AugmentConfig(Config):
         return self.model_copy(update={"scale": 0.0})
 
 
-def resolve_augmentation(config: AugmentConfig, manifest: Manifest, backbone: FrozenBackbone) -> AugmentConfig:
+def resolve_augmentation(config: AugmentConfig, manifest: Manifest, backbone: "FrozenBackbone") -> AugmentConfig:
     """Replace the preset ``auto`` by the modality of the images; return other settings unchanged.
 
     The modality is the only value of the column ``modality`` of the manifest, else the ``crops.modality`` with which

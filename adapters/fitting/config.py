@@ -1,18 +1,20 @@
 """Settings of a fit that all tasks share: head, image size, augmentation, backbone tuning and optimiser."""
 
 from importlib import import_module
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig
-from dinomed.adapters.catalogue import BUILT_IN
+from dinomed.adapters.catalogue import BUILT_IN, HeadConfig
 from dinomed.adapters.fitting.augment import AugmentConfig, resolve_augmentation
-from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.backbones.lora import LoraConfig
+from dinomed.backbones.config import LoraConfig
 from dinomed.config import Config, build_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from dinomed.adapters.adapter import Adapter
+    from dinomed.backbones.frozen import FrozenBackbone
 
 
 class FitConfig(Config):
@@ -112,7 +114,7 @@ class TrainConfig(Config):
     """Whether the defaults of `fit` are those of a fit with augmentation."""
     default_fit: ClassVar[dict[str, Any]] = {}
     """Settings of `fit` that the task replaces where neither the user nor the head gives any."""
-    head: SerializeAsAny[HeadConfig]
+    head: SerializeAsAny[HeadConfig] = Field(HeadConfig(), validate_default=True)
     image_size: int | None = Field(None, ge=8)
     seed: int = Field(0, ge=0)
     augment: AugmentConfig = AugmentConfig()
@@ -158,7 +160,7 @@ class TrainConfig(Config):
             raise ValueError(f"fit.precision: {self.fit.precision} is not exact enough for lbfgs; set adamw or float32")
         return self
 
-    def augmentation(self, manifest: Manifest, backbone: FrozenBackbone) -> AugmentConfig:
+    def augmentation(self, manifest: Manifest, backbone: "FrozenBackbone") -> AugmentConfig:
         """Return the augmentation of these training images that is valid for the targets of the task."""
         return resolve_augmentation(self.augment, manifest, backbone)
 
@@ -170,7 +172,9 @@ class TrainConfig(Config):
     @field_validator("head", mode="before")
     @classmethod
     def _head(cls, value: Any) -> Any:
-        """Parse the settings of the head that ``head.name`` names."""
+        """Parse the settings of the head that ``head.name`` names; without any, the defaults of the linear head."""
+        if type(value) is HeadConfig:
+            value = value.model_dump(exclude_unset=True)
         if not isinstance(value, dict):
             return value
         try:
@@ -179,12 +183,14 @@ class TrainConfig(Config):
             raise ValueError(str(error).removeprefix("head: ")) from None
 
 
-def adapter_class(task: str, name: str) -> type[Adapter]:
+def adapter_class(task: str, name: str) -> "type[Adapter]":
     """Return the adapter class "TASK.NAME", built in (its module is imported here) or from a plug-in.
 
     Raises:
         UsageError: no such head, or it is for another task; the message names the nearest name.
     """
+    from dinomed.adapters.adapter import ADAPTERS  # here: it imports torch
+
     for entry in BUILT_IN:  # all heads of this task, so that a misspelt name finds the nearest
         if entry.task == task:
             import_module(f"dinomed.adapters.heads.{entry.module}")

@@ -5,35 +5,15 @@ The product ``B A`` is learned in addition to the weights of chosen linear layer
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from dinomed.backbones.config import LoraConfig
 from dinomed.backbones.vit import VisionTransformer
-from dinomed.config import Config
 from dinomed.errors import UsageError
 
-Target = Literal["qkv", "proj", "fc1", "fc2", "w12", "w3"]
 _NAME = "default"  # PEFT's name for an only adapter
-
-
-class LoraConfig(Config):
-    """Settings of LoRA: `W` becomes ``W + (alpha / rank) B A``, where A has `rank` rows and B starts at zero."""
-
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the input of A, in training")
-    targets: tuple[Target, ...] = Field(
-        ("qkv", "proj"), description="linear layers of each block: qkv and proj of the attention; fc1 and fc2 of an "
-        "MLP, w12 and w3 of a SwiGLU"
-    )  # fmt: skip
-
-    @model_validator(mode="after")
-    def _some(self) -> "LoraConfig":
-        if not self.targets:
-            raise ValueError("targets is empty; name at least one linear layer, or remove lora")
-        return self
 
 
 def check_lora(config: LoraConfig, feed_forward: str, place: str = "tune.lora") -> None:

@@ -8,7 +8,6 @@ pixel. If the other intermediate or dark pixels exceed 1% of the foreground, the
 value; only the user can map it, so the mask is refused.
 """
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -101,6 +100,8 @@ _COLORS = ("red", "green", "yellow", "blue", "magenta", "cyan", "white")
 
 def _near(pixels: np.ndarray, distance: int) -> np.ndarray:
     """Return where a true pixel is within `distance` px along both axes."""
+    import cv2  # here: few masks need it
+
     side = 2 * distance + 1
     return cv2.dilate(pixels.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)
 

@@ -1,16 +1,15 @@
 """Settings for the training of classifiers."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, model_validator
 
-from dinomed.adapters.adapter import HeadConfig
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
-from dinomed.adapters.heads.linear import LinearClassifierConfig
-from dinomed.adapters.heads.solved.solve import SolvedClassifier
-from dinomed.adapters.tasks.classify.answer import Answer
 from dinomed.adapters.tasks.classify.groups import FRAMES
 from dinomed.adapters.tasks.classify.labels import LabelColumns
+
+if TYPE_CHECKING:
+    from dinomed.adapters.tasks.classify.answer import Answer
 
 
 class ClassifyConfig(TrainConfig):
@@ -32,7 +31,6 @@ class ClassifyConfig(TrainConfig):
     """
 
     task, default_fit = "classify", {"optimizer": "lbfgs", "weight_decay": 1e-5, "epochs": 100, "patience": 10}
-    head: SerializeAsAny[HeadConfig] = LinearClassifierConfig()
     label: str | tuple[str, ...] = Field("label", min_length=1)
     separator: str | None = Field(None, min_length=1)
     class_weights: Literal["balanced", "none"] = Field(
@@ -45,6 +43,8 @@ class ClassifyConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "ClassifyConfig":
+        from dinomed.adapters.heads.solved.solve import SolvedClassifier  # here: it imports torch
+
         if self.separator is not None and len(self.columns) > 1:
             raise ValueError(
                 "label: several columns hold 0 and 1 each; a separator is for one column: leave one of them out"
@@ -83,8 +83,10 @@ class ClassifyConfig(TrainConfig):
         return LabelColumns(self.columns, self.separator)
 
     @property
-    def answer(self) -> Answer:
+    def answer(self) -> "Answer":
         """The answer before the fit: without temperature and thresholds."""
+        from dinomed.adapters.tasks.classify.answer import Answer  # here: it imports torch
+
         width = self.frames if self.unit == "group" and self.pool == "concat" else len(self.scales)
         return Answer(
             multilabel=self.label_columns.multilabel, unit=self.unit, pool=self.pool, frames=self.frames, width=width,

@@ -1,13 +1,15 @@
 """Settings for the training of depth estimators."""
 
-from pydantic import Field, SerializeAsAny
+from typing import TYPE_CHECKING
 
-from dinomed.adapters.adapter import HeadConfig
+from pydantic import Field
+
 from dinomed.adapters.fitting.augment import AugmentConfig
 from dinomed.adapters.fitting.config import DENSE_FIT, TrainConfig
-from dinomed.adapters.heads.depth import LinearDepthConfig
-from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
+
+if TYPE_CHECKING:
+    from dinomed.backbones.frozen import FrozenBackbone
 
 
 class DepthConfig(TrainConfig):
@@ -20,12 +22,11 @@ class DepthConfig(TrainConfig):
 
     task, fit_is_augmented, default_fit = "depth", True, DENSE_FIT
     augment: AugmentConfig = AugmentConfig(preset="auto")
-    head: SerializeAsAny[HeadConfig] = LinearDepthConfig()
     column: str = "depth"
     scale: float = Field(1.0, gt=0)
     unit: str = ""
     gradient_weight: float = Field(0.5, ge=0)
     flips: bool | None = None
 
-    def augmentation(self, manifest: Manifest, backbone: FrozenBackbone) -> AugmentConfig:
+    def augmentation(self, manifest: Manifest, backbone: "FrozenBackbone") -> AugmentConfig:
         return super().augmentation(manifest, backbone).without_scale()

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, model_validator
 
-from dinomed.adapters.adapter import HeadConfig
 from dinomed.adapters.fitting.augment import AugmentConfig
 from dinomed.adapters.fitting.config import DENSE_FIT, TrainConfig, adapter_class
 from dinomed.adapters.tasks.segment.losses import TVERSKY_ALPHA, LossName
@@ -33,7 +32,6 @@ class SegmentConfig(TrainConfig):
 
     task, fit_is_augmented, default_fit = "segment", True, DENSE_FIT
     augment: AugmentConfig = AugmentConfig(preset="auto")
-    head: SerializeAsAny[HeadConfig] = HeadConfig()
     kind: Kind = "binary"
     classes: dict[str, int | str] = Field({}, description="NAME: value in the label map, bit, or column")
     loss: LossName = "dice_ce"

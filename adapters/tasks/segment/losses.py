@@ -5,15 +5,16 @@ dice: Milletari et al. 2016; dice_ce adds cross-entropy, dice_focal the focal lo
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LossName = Literal["dice", "dice_ce", "dice_focal", "tversky"]
 TVERSKY_ALPHA = 0.3  # weight of false positives; 0.5 is Dice, less finds more small lesions (Salehi et al., section 3)
 
 
-def build_loss(name: LossName, exclusive: bool, alpha: float = TVERSKY_ALPHA) -> Callable[[Tensor, Tensor], Tensor]:
+def build_loss(name: LossName, exclusive: bool, alpha: float = TVERSKY_ALPHA) -> "Callable[[Tensor, Tensor], Tensor]":
     """Return a function of logits (B, classes, H, W) and targets (B, planes, H, W) that computes the mean loss.
 
     Exclusive classes have one plane of class indices and a softmax. Other classes have one mask each and separate
