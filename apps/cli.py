@@ -42,6 +42,13 @@ COMMANDS: dict[str, Any] = {
     "predict": "predict:predict",
     "index": "index:index",
     "search": "search:search",
+    "show": {
+        "pca": "show:pca",
+        "attention": "show:attention",
+        "match": "show:match",
+        "map": "show:map_images",
+        "similarity": "show:similarity",
+    },
     "export": "export:export",
     "demo": {
         "segment": "demo:segment",
@@ -54,6 +61,7 @@ GROUP_HELP = {
     "config": "Show settings: their JSON Schema, a resolved config, the difference of two.",
     "train": "Train a head on the features of a frozen backbone.",
     "demo": "Show adapters and indexes in the browser.",
+    "show": "Show what the features of a backbone hold: colours, attention, matches, similarity, maps.",
 }
 SETTINGS: dict[str, Any] = {
     "add_completion": False,

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from dinomed.apps.api.retrieval import load_index as load_index
     from dinomed.apps.api.search import evaluate_index as evaluate_index
     from dinomed.apps.api.search import search as search
+    from dinomed.apps.api.show.maps import show_map as show_map
+    from dinomed.apps.api.show.patches import show_attention as show_attention
+    from dinomed.apps.api.show.patches import show_pca as show_pca
+    from dinomed.apps.api.show.relations import show_match as show_match
+    from dinomed.apps.api.show.relations import show_similarity as show_similarity
     from dinomed.apps.quickstart.run import quickstart as quickstart
 
 __version__ = "0.1.0"
@@ -61,6 +66,11 @@ _MODULES = {
     "load_index": "api.retrieval",
     "search": "api.search",
     "evaluate_index": "api.search",
+    "show_pca": "api.show.patches",
+    "show_attention": "api.show.patches",
+    "show_match": "api.show.relations",
+    "show_map": "api.show.maps",
+    "show_similarity": "api.show.relations",
     "demo": "api.demo",
     "doctor": "api.doctor",
     "config_schema": "api.configs",

@@ -1,1 +1,1 @@
-"""Similarity search of images: an index of feature vectors, its search, and the matching regions of two images."""
+"""Similarity search of images: an index of feature vectors, its search, and the matching patches of two images."""

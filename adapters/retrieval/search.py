@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.reference import find_backbone
-from dinomed.adapters.retrieval.evidence import Evidence, Grid, match
+from dinomed.adapters.retrieval.evidence import Evidence, match_images
 from dinomed.adapters.retrieval.filters import Condition, GroupLookup, choose_rows, parse_conditions
 from dinomed.adapters.retrieval.index import Neighbor, VectorIndex, read_index
 from dinomed.adapters.training_images import FamiliarityCheck
@@ -22,14 +22,14 @@ from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.device import resolve_device
 from dinomed.errors import UsageError
+from dinomed.explore.images import patch_tokens
 from dinomed.features.compute import Features, compute_features
 from dinomed.features.familiarity import choose_reference_rows
 from dinomed.features.finite import compute_finite
-from dinomed.features.loading import BATCH_SIZE, LoadedImage, load_batches, preprocess_batches, stack_pixels
+from dinomed.features.loading import LoadedImage, load_batches, preprocess_batches, stack_pixels
 from dinomed.images.in_memory import ImageSource
 from dinomed.images.read import UnreadableImage
 from dinomed.images.shown import read_shown
-from dinomed.io.prefetch import batched
 from dinomed.progress import bar
 
 
@@ -277,25 +277,19 @@ class ImageIndex:
                 images.append(self.backbone.preprocessing.read(self._path(neighbor.row)))
             except UnreadableImage:
                 images.append(None)
-        query, *grids = self._patch_grids([image, *(case for case in images if case is not None)])
-        remaining = iter(grids)
-        return [None if case is None else match(query, next(remaining)) for case in images]
+        readable = [image, *(case for case in images if case is not None)]
+        query, *results = patch_tokens(self.backbone, readable)
+        sizes = [pixels.shape[:2] for pixels in readable]
+        matched = iter(
+            match_images(query, tokens, (sizes[0], size)) for tokens, size in zip(results, sizes[1:], strict=True)
+        )
+        return [None if case is None else next(matched) for case in images]
 
     def _path(self, row: int) -> Path:
         path, root = self.vector_index.manifest.path(row), self.vector_index.manifest.root.resolve()
         if not path.resolve().is_relative_to(root):
             raise UnreadableImage(path, "leads out of the folder of the images")
         return path
-
-    @torch.inference_mode()
-    def _patch_grids(self, images: Sequence[np.ndarray]) -> list[Grid]:
-        grids = []
-        for batch in batched(images, BATCH_SIZE):
-            features = compute_features(self.backbone, self.backbone.preprocessing.stack(batch), (-1,), True)
-            assert features.patches is not None
-            tokens = features.patches.permute(0, 2, 3, 1).float().cpu().numpy()
-            grids += [Grid(patches, image.shape[:2]) for patches, image in zip(tokens, batch, strict=True)]
-        return grids
 
 
 def load_index(

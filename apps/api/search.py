@@ -51,7 +51,7 @@ def search(
         exclude_same_group: leave out the query image itself, and images of its patient, lesion or video.
         where: conditions on the index, such as ``"split=train"``; only images that meet all are results.
         exact: compare with every image, even if the index is approximate.
-        evidence: report too which regions of the query and of each result match.
+        evidence: report too which patches of the query and of each result match.
         out: folder for results.json and, with `evidence`, pictures of the matches; None writes nothing.
         backbone: path of the backbone of the index, if that was moved.
         overwrite: replace an earlier search in `out`.
@@ -184,7 +184,7 @@ def _remove_pictures(folder: Path) -> None:
 def _add_evidence(
     image_index: ImageIndex, query: Path, row: int, result: QueryResult, hits: list[dict[str, Any]], out: Path | None
 ) -> None:
-    """Add the matching regions to each of `hits`; with `out` also draw them, to ``QUERY_RANK.jpg``."""
+    """Add the matching patches to each of `hits`; with `out` also draw them, to ``QUERY_RANK.jpg``."""
     all_evidence = image_index.evidence(image_index.backbone.preprocessing.read(query), result.neighbors)
     for hit, neighbor, evidence in zip(hits, result.neighbors, all_evidence, strict=True):
         hit["evidence"] = None if evidence is None else evidence.to_json()

@@ -24,7 +24,7 @@ def search(
         bool, Option("--exact", help="Compare with every image, even if the index is approximate.")
     ] = False,
     evidence: Annotated[
-        bool, Option("--evidence", help="Also report which regions of query and result match.")
+        bool, Option("--evidence", help="Also report which patches of query and result match.")
     ] = False,
     out: Annotated[
         Path | None,

@@ -155,6 +155,7 @@ def _check_reading(predictors: Sequence["Predictor"], image_index: "ImageIndex |
 
 def _panels(predictors: Sequence["Predictor"], image_index: "ImageIndex | None", retrieve: bool) -> Iterator["Panel"]:
     from dinomed.adapters.task import find_task
+    from dinomed.apps.demos.explore.panel import ExplorePanel
     from dinomed.apps.demos.retrieve import RetrievePanel
     from dinomed.apps.demos.values import ValuesPanel
 
@@ -164,6 +165,8 @@ def _panels(predictors: Sequence["Predictor"], image_index: "ImageIndex | None",
         yield panel(predictor, image_index) if task.panel_takes_index else panel(predictor)
     if image_index is not None and retrieve:
         yield RetrievePanel(image_index)
+    consumers = [*predictors, *([] if image_index is None else [image_index])]
+    yield ExplorePanel(consumers[0].backbone)
 
 
 def _subtitle(

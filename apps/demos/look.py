@@ -7,10 +7,11 @@ from typing import Any
 
 import gradio as gr
 
+from dinomed.explore.live_page import read_scripts
 from dinomed.notice import RESEARCH_USE
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("regions.js", "viewer.js", "app.js", "correct.js", "measure.js", "trust.js")
+SCRIPTS = ("regions.js", "viewer.js", "app.js", "correct.js", "measure.js", "trust.js", "explore.js")
 
 
 @cache
@@ -40,6 +41,7 @@ def fill_template(**parts: str) -> str:
 def script() -> str:
     """Return the script of the page, which Gradio calls with `element`, `server` and `upload`."""
     parts = [(STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    parts.insert(0, read_scripts("similarity.js"))
     return "\n".join([f"const TEXT = {json.dumps(_texts())};", *parts, 'app.dataset.ready = "true";'])
 
 

@@ -42,6 +42,7 @@ class Panel(ABC):
         preprocessing: reads the files.
         check: whether a picture is unlike the images of the training or of the index; the page then shows the answer
             only if the visitor asks for it.
+        predicts: False for a panel that shows features and no prediction; it needs no check.
     """
 
     name: ClassVar[str]
@@ -50,6 +51,7 @@ class Panel(ABC):
     consumers: Sequence[FeatureConsumer]
     preprocessing: Preprocessing | None
     check: FamiliarityCheck | None = None
+    predicts: ClassVar[bool] = True
 
     @abstractmethod
     def controls(self) -> str:
@@ -217,7 +219,9 @@ def _tab_panel(panel: Panel, place: int) -> str:
     attributes = f'id="panel-{panel.name}" data-panel="{panel.name}" aria-labelledby="tab-{panel.name}"{hidden}'
     explanation = f'<p class="dm-hint">{html.escape(panel.explanation)}</p>'
     _, problem = usable_check(panel.check)
-    if problem is None:
+    if not panel.predicts:
+        note = ""
+    elif problem is None:
         note = '<p class="dm-hint dm-familiar" hidden></p>'
     else:
         note = f'<p class="dm-hint dm-unchecked">{text("unchecked")} {html.escape(problem)}.</p>'

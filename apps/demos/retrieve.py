@@ -71,7 +71,7 @@ def similar(
 def show_cases(
     image_index: ImageIndex, picture: Picture, neighbors: Sequence[Neighbor], related: int, *, regions: bool
 ) -> str:
-    """Return HTML of the cases, best first; with `regions`, each beside the uploaded picture with frames at matches."""
+    """Return HTML of the cases, best first; with `regions`, each beside the uploaded picture with its matches."""
     if not neighbors:
         return message("no-cases", "The index has no other case than those of this patient or lesion.")
     cases = []

@@ -1,4 +1,4 @@
-"""Reports as single HTML files: no scripts, no external files, embedded images, light and dark colours.
+"""Pages as single HTML files: no external files, no scripts but their own, embedded images, light and dark colours.
 
 A page consists of parts. Each part is a string of HTML in which all input is escaped:
 
@@ -7,7 +7,9 @@ False
 """
 
 import base64
+import hashlib
 import io
+import json
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -47,18 +49,29 @@ td.bars i:first-child { background: var(--soft); } td.bars i:last-child { backgr
 """
 
 
-def build_page(title: str, parts: Sequence[str]) -> str:
-    """Build the document, with the notice of research use at the top."""
+def build_page(title: str, parts: Sequence[str], *, script: str = "", style: str = "") -> str:
+    """Build the document, with the notice of research use at the top.
+
+    Args:
+        title: of the page.
+        parts: HTML in which all input is escaped.
+        script: JavaScript that runs at the end; the browser refuses every other script, by the hash of this one.
+        style: further rules of CSS.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    runs = f"script-src 'sha256-{digest}'; " if script else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="generator" content="dinomed">'
         # Second protection besides escaping: the page may not run or load anything.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n"
+        f"{runs}style-src 'unsafe-inline'\">"
+        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>\n<h1>{escape(title)}</h1>\n"
         f'<p class="research">{RESEARCH_USE.capitalize()}.</p>\n<main>\n'
         + "\n".join(parts)
-        + "\n</main></body></html>\n"
+        + "\n</main>"
+        + (f"<script>{script}</script>" if script else "")
+        + "</body></html>\n"
     )
 
 
@@ -69,6 +82,12 @@ def parts_of(document: str) -> str:
     '<p>all good</p>'
     """
     return document.partition("<main>\n")[2].rpartition("\n</main>")[0]
+
+
+def data_block(name: str, data: Any) -> str:
+    """Return data as JSON in an element of this name, for the script of a page."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{escape(name)}">{text}</script>'
 
 
 def heading(text: str) -> str:

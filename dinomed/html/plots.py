@@ -5,8 +5,10 @@ from html import escape
 
 import numpy as np
 
-COLORS = 8
-"""Number of colours of `scatter`; the style of the page defines them."""
+from dinomed.html.drawing import PALETTE, Drawing
+
+COLORS = len(PALETTE)
+"""Number of colours of groups."""
 
 
 def curve(points: Sequence[tuple[float, float]], caption: str, marks: Mapping[str, float] | None = None) -> str:
@@ -50,30 +52,37 @@ def curve(points: Sequence[tuple[float, float]], caption: str, marks: Mapping[st
     )
 
 
-def scatter(
-    groups: Mapping[str, np.ndarray], caption: str, *, box: tuple[float, float, float, float], width: int = 460
-) -> str:
-    """Return a scatter plot of up to `COLORS` groups as SVG, with names and counts below.
+def draw_points(
+    groups: Mapping[str, np.ndarray], label: str, *, box: tuple[float, float, float, float], width: int = 460
+) -> Drawing:
+    """Draw the points of groups on a plane, each group in its colour of `PALETTE`.
 
     Args:
         groups: name -> points, float (n, 2). Later groups are drawn on top; a group without points keeps its colour.
+        label: description for screen readers.
         box: (left, bottom, right, top) of the visible range; points outside are drawn at its edge.
         width: in px.
     """
     height = round(width * 0.8)
+    drawing = Drawing(width, height, label)
     low, high = np.array(box[:2]), np.array(box[2:])
-    paths, keys = "", ""
-    dot = min(max(300 / max(sum(len(points) for points in groups.values()), 1) ** 0.5, 3.0), 9.0)
-    for number, (name, points) in enumerate(groups.items()):
-        color = f"var(--c{number % COLORS})"
-        place = (np.clip(points, low, high) - low) / np.maximum(high - low, 1e-9)
-        place = np.stack([4 + place[:, 0] * (width - 8), height - 4 - place[:, 1] * (height - 8)], axis=1)
-        dots = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in place)  # a line of no length with round ends
-        paths += f'<path d="{dots}" stroke="{color}"/>' if dots else ""
-        key = f"{escape(name)} ({len(points):,})"
-        keys += f'<span class="key"><b style="color:{color}">●</b> {key}</span> '
-    return (
-        f'<figure class="wide" style="width:{width}px"><svg viewBox="0 0 {width} {height}" width="100%" role="img" '
-        f'aria-label="{escape(caption)}" stroke-width="{dot:.1f}" stroke-linecap="round" stroke-opacity="0.65">'
-        f"{paths}</svg><figcaption>{escape(caption)}<br>{keys}</figcaption></figure>"
+    radius = min(max(150 / max(sum(len(points) for points in groups.values()), 1) ** 0.5, 1.5), 4.5)
+    for number, points in enumerate(groups.values()):
+        if len(points):
+            place = (np.clip(points, low, high) - low) / np.maximum(high - low, 1e-9)
+            place = np.stack([4 + place[:, 0] * (width - 8), height - 4 - place[:, 1] * (height - 8)], axis=1)
+            drawing.dots(place, radius, PALETTE[number % COLORS])
+    return drawing
+
+
+def scatter(
+    groups: Mapping[str, np.ndarray], caption: str, *, box: tuple[float, float, float, float], width: int = 460
+) -> str:
+    """Return a scatter plot of groups (`draw_points`) for a page, with their names and counts below."""
+    keys = "".join(
+        f'<span class="key"><b style="color:var(--c{number % COLORS})">●</b> {escape(name)} ({len(points):,})</span> '
+        for number, (name, points) in enumerate(groups.items())
     )
+    plane = draw_points(groups, caption, box=box, width=width).to_svg(themed=True)
+    caption = f"{escape(caption)}<br>{keys}"
+    return f'<figure class="wide" style="width:{width}px">{plane}<figcaption>{caption}</figcaption></figure>'

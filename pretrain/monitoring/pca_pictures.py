@@ -9,7 +9,8 @@ from PIL import Image
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import Manifest
-from dinomed.features.projection import pca_colours
+from dinomed.explore.images import to_rgb
+from dinomed.explore.pca import pca_colours
 from dinomed.io.files import replacing
 
 _CELL = 160  # px
@@ -36,16 +37,10 @@ def write_pca_picture(
     patches = backbone.eval()(batch).patches
     backbone.train(was_training)
     rows = side // backbone.config.patch_size
-    colours = pca_colours(patches.float().cpu().numpy().reshape(len(pixels), rows, rows, -1), foreground_only=False)
+    colours = pca_colours(patches.float().cpu().numpy().reshape(len(pixels), rows, rows, -1))
     upper = [
-        np.asarray(Image.fromarray(_to_rgb(image)).resize((_CELL, _CELL), Image.Resampling.BICUBIC)) for image in pixels
+        np.asarray(Image.fromarray(to_rgb(image)).resize((_CELL, _CELL), Image.Resampling.BICUBIC)) for image in pixels
     ]
     lower = [np.asarray(Image.fromarray(image).resize((_CELL, _CELL), Image.Resampling.NEAREST)) for image in colours]
     with replacing(path) as temporary:
         Image.fromarray(np.vstack([np.hstack(upper), np.hstack(lower)])).save(temporary)
-
-
-def _to_rgb(image: np.ndarray) -> np.ndarray:
-    """Convert to uint8 RGB. If there are not 3 channels, the first channel is shown as gray."""
-    rgb = image if image.shape[2] == 3 else np.repeat(image[..., :1], 3, axis=2)
-    return rgb if rgb.dtype == np.uint8 else (rgb * 255).round().astype(np.uint8)

@@ -158,5 +158,5 @@ def test_arrow_keys_move_between_the_tabs(visit) -> None:
         visit.page.keyboard.press(key)
         shown.append(visit.page.locator("[role=tabpanel]:visible").get_attribute("id"))
         assert visit.page.evaluate("document.activeElement.getAttribute('aria-selected')") == "true"
-    names = ["segment", "classify", "retrieve", "segment", "retrieve", "segment"]
+    names = ["segment", "classify", "explore", "segment", "explore", "segment"]
     assert shown == [f"panel-{name}" for name in names]

@@ -72,6 +72,7 @@ async function open(source) {
 /** Ask for the results of some panels, or of all. */
 async function ask(panels) {
   const picture = current;
+  nameEarlier(picture.number);
   const settings = {};
   for (const panel of all("[data-panel]")) {
     const values = settings[panel.dataset.panel] = {};

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dinomed.errors import DinomedError, UsageError, first_line
+from dinomed.explore.pca import principal_components
 from dinomed.features.neighbors import normalised
 from dinomed.features.table import MARK
 from dinomed.io.prefetch import prefetch
@@ -215,11 +216,8 @@ def two_components(x: np.ndarray, slot: np.ndarray) -> np.ndarray:
     Returns:
         float32 (N, 2); nan for images without an embedding.
     """
-    sample = x[np.linspace(0, len(x) - 1, min(len(x), _MAP_SAMPLE)).astype(np.int64)].astype(np.float64)
-    mean = sample.mean(axis=0)
-    _, basis = np.linalg.eigh((sample - mean).T @ (sample - mean))
-    basis = basis[:, ::-1][:, :2]
-    basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(basis.shape[1])])
+    sample = x[np.linspace(0, len(x) - 1, min(len(x), _MAP_SAMPLE)).astype(np.int64)]
+    mean, basis = principal_components(sample, 2)
     out = np.full((len(slot), 2), np.nan, np.float32)
     embedded = np.flatnonzero(slot >= 0)
     for start in range(0, len(embedded), 65536):

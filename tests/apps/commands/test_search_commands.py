@@ -48,11 +48,11 @@ def test_a_folder_filtered_with_evidence_and_pictures(user_folder: Path, run, tm
             assert result["columns"]["sex"] == "female"
             assert float(result["columns"]["age"]) >= 40
             evidence = result["evidence"]
-            left, top, right, bottom = evidence["regions"][0]["query_box"]
-            assert 0 <= left < right <= 48  # pictures are 48 x 36 px
-            assert 0 <= top < bottom <= 36
-            drawn = np.asarray(Image.open(tmp_path / "out" / evidence["picture"]))
-            assert drawn.shape == (320, 427 + 8 + 427, 3)
+            for pair in evidence["pairs"]:
+                assert 0 < pair["query"][0] < 48  # pictures are 48 x 36 px
+                assert 0 < pair["query"][1] < 36
+                assert pair["similarity"] >= evidence["min_similarity"]
+            assert np.asarray(Image.open(tmp_path / "out" / evidence["picture"])).shape[1] > 2 * 2 * 320
             assert evidence["picture"] == f"{number:04d}_{result['rank']:02d}.jpg"
     code, _, err = run("search", folder, *options, "-o", tmp_path / "out")
     assert code == 2

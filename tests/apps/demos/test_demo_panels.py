@@ -192,7 +192,7 @@ def test_a_classifier_and_an_index_that_read_differently_are_refused(
 
 def test_of_several_classes_one_is_outlined_or_any(page: Callable[..., Any], bands: Path) -> None:
     look, kept = page(segment=bands / "seg")
-    (panel,) = kept["panels"]
+    panel = kept["panels"][0]
     path = read_manifest(bands / "m.parquet").path(1)
     maps = load_adapter(bands / "seg").probabilities(panel.preprocessing.read(path))
     field = field_of_view(read_shown(path, BANDS, panel.preprocessing.intensity))

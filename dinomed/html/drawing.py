@@ -1,0 +1,271 @@
+"""Drawings of images, lines, dots and text, written as SVG, PNG or HTML from the same shapes."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from dinomed.errors import UsageError
+from dinomed.html.page import build_page
+from dinomed.io.files import replacing, write_text
+from dinomed.io.output_folder import check_writable
+
+FORMATS = (".png", ".svg", ".html")
+SCALE = 2
+"""Pixels of a PNG for each unit of the drawing; embedded images may have as many."""
+TEXT, SOFT, PAGE = "#0f172a", "#526075", "#ffffff"
+PALETTE = ("#0891b2", "#dc2626", "#94a3b8", "#d97706", "#7c3aed", "#16a34a", "#db2777", "#92400e")
+"""Colours of groups; the style of a page has the same, and lighter ones for the dark theme."""
+# colours that follow the theme of a page
+_THEMED = {TEXT: "currentColor", SOFT: "var(--soft)"} | {color: f"var(--c{k})" for k, color in enumerate(PALETTE)}
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, width and height."""
+Point: TypeAlias = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Image:
+    pixels: np.ndarray
+    box: Box
+    smooth: bool
+    label: str
+
+
+@dataclass(frozen=True)
+class _Line:
+    points: tuple[Point, ...]
+    color: str
+    width: float
+
+
+@dataclass(frozen=True)
+class _Dot:
+    centre: Point
+    radius: float
+    color: str
+    rim: str | None
+
+
+@dataclass(frozen=True)
+class _Dots:
+    centres: np.ndarray
+    radius: float
+    color: str
+
+
+@dataclass(frozen=True)
+class _Frame:
+    box: Box
+    color: str
+    width: float
+
+
+@dataclass(frozen=True)
+class _Text:
+    place: Point
+    text: str
+    size: float
+    color: str
+    anchor: str
+    bold: bool
+
+
+_Shape: TypeAlias = _Image | _Line | _Dot | _Dots | _Frame | _Text
+
+
+class Drawing:
+    """A list of shapes on a plane of `width` by `height` units; a unit is a px of the SVG.
+
+    Args:
+        width: in units.
+        height: in units.
+        label: what the drawing shows, for screen readers.
+    """
+
+    def __init__(self, width: float, height: float, label: str) -> None:
+        self.width, self.height, self.label = width, height, label
+        self._shapes: list[_Shape] = []
+
+    def image(self, pixels: np.ndarray, box: Box, *, smooth: bool = True, label: str = "") -> None:
+        """Place an image, uint8 (H, W, 3), stretched to a box; without `smooth` its pixels stay squares."""
+        self._shapes.append(_Image(pixels, box, smooth, label))
+
+    def line(self, points: Sequence[Point], color: str, width: float = 2) -> None:
+        """Draw a line through points."""
+        self._shapes.append(_Line(tuple(points), color, width))
+
+    def dot(self, centre: Point, radius: float, color: str, rim: str | None = None) -> None:
+        """Draw a filled circle, with a rim of one unit."""
+        self._shapes.append(_Dot(centre, radius, color, rim))
+
+    def dots(self, centres: np.ndarray, radius: float, color: str) -> None:
+        """Draw many circles of one colour, with centres (n, 2); they are a little transparent."""
+        self._shapes.append(_Dots(centres, radius, color))
+
+    def frame(self, box: Box, color: str, width: float = 2) -> None:
+        """Draw the outline of a box."""
+        self._shapes.append(_Frame(box, color, width))
+
+    def text(
+        self, place: Point, text: str, *, size: float = 13, color: str = TEXT, anchor: str = "start", bold: bool = False
+    ) -> None:
+        """Write a line of text; `place` is on its base line, at its start, middle or end as `anchor` says."""
+        self._shapes.append(_Text(place, text, size, color, anchor, bold))
+
+    def to_svg(self, *, themed: bool = False) -> str:
+        """Return the SVG element. In a page, `themed` text has the colour of the page, and no ground is drawn."""
+        ground = "" if themed else f'<rect width="100%" height="100%" fill="{PAGE}"/>'
+        namespace = "" if themed else 'xmlns="http://www.w3.org/2000/svg" '  # HTML knows it, and a page has no address
+        size = f'viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}"'
+        return (
+            f'<svg {namespace}data-generator="dinomed" {size} role="img" '
+            f'aria-label="{escape(self.label)}" font-family="system-ui, sans-serif">{ground}'
+            + "".join(_svg(shape, themed) for shape in self._shapes)
+            + "</svg>"
+        )
+
+    def to_image(self) -> Image.Image:
+        """Return the drawing as an RGB image with `SCALE` pixels a unit."""
+        scale = 2 * SCALE  # reduced at the end, for smooth edges
+        canvas = Image.new("RGB", (round(self.width * scale), round(self.height * scale)), PAGE)
+        pen = ImageDraw.Draw(canvas)
+        for shape in self._shapes:
+            _paint(shape, canvas, pen, scale)
+        return canvas.reduce(2)
+
+    def _repr_html_(self) -> str:
+        """Show the drawing in a notebook."""
+        return self.to_svg()
+
+
+def write_drawing(drawing: Drawing, path: str | Path, title: str, parts: Sequence[str] = ()) -> None:
+    """Write a drawing in the format of the suffix of `path`: .png, .svg, or .html, a page with `parts` below it.
+
+    Raises:
+        DinomedError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".png":
+        mark = PngInfo()
+        mark.add_text("Software", "dinomed")
+        with replacing(path) as temporary:
+            drawing.to_image().save(temporary, format="PNG", pnginfo=mark, optimize=True)
+    elif path.suffix.lower() == ".svg":
+        write_text(path, drawing.to_svg() + "\n")
+    else:
+        picture = (
+            f'<div class="scroll" tabindex="0" role="region" aria-label="Picture">{drawing.to_svg(themed=True)}</div>'
+        )
+        write_text(path, build_page(title, [picture, *parts]))
+
+
+def check_output(path: str | Path, *, overwrite: bool = False, formats: Sequence[str] = FORMATS) -> None:
+    """Check, before the work, that a drawing or a page can be written.
+
+    Raises:
+        UsageError: the suffix is none of `formats`, the file exists without `overwrite`, or dinomed did not make it.
+        DinomedError: the folder is not writable.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in formats:
+        raise UsageError(f"output {path}: the name must end in {', '.join(formats[:-1])} or {formats[-1]}")
+    if path.is_dir():
+        raise UsageError(f"output {path} is a folder; give a file")
+    if path.exists() and not overwrite:
+        raise UsageError(f"output {path} exists already; add `overwrite=True` to replace it")
+    if path.exists() and b"dinomed" not in path.read_bytes()[:1024]:
+        raise UsageError(f"output {path} was not made by dinomed and is not overwritten; choose another name")
+    check_writable(path.parent)
+
+
+def data_url(pixels: np.ndarray) -> str:
+    """Return an image, uint8 (H, W, 3), as the data URL of a PNG if it is small, else of a JPEG."""
+    small = pixels.shape[0] * pixels.shape[1] <= 128 * 128
+    stream = io.BytesIO()
+    options = {"format": "PNG"} if small else {"format": "JPEG", "quality": 90}
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, **options)
+    return f"data:image/{options['format'].lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _svg(shape: _Shape, themed: bool) -> str:
+    if isinstance(shape, _Image):
+        x, y, width, height = shape.box
+        limit = (round(width * SCALE), round(height * SCALE))
+        pixels = (
+            np.asarray(_resized(shape, limit)) if shape.smooth and shape.pixels.shape[1] > limit[0] else shape.pixels
+        )
+        style = "" if shape.smooth else ' style="image-rendering:pixelated"'
+        return (
+            f'<image x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none"'
+            f'{style} href="{data_url(pixels)}"><title>{escape(shape.label)}</title></image>'
+        )
+    if isinstance(shape, _Line):
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in shape.points)
+        return f'<polyline points="{points}" fill="none" stroke="{shape.color}" stroke-width="{shape.width:g}"/>'
+    if isinstance(shape, _Dot):
+        x, y = shape.centre
+        rim = "" if shape.rim is None else f' stroke="{shape.rim}"'
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{shape.radius:g}" fill="{shape.color}"{rim}/>'
+    if isinstance(shape, _Dots):
+        path = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in shape.centres)  # lines of no length with round ends
+        color = _THEMED.get(shape.color, shape.color) if themed else shape.color
+        return (
+            f'<path d="{path}" stroke="{color}" stroke-width="{2 * shape.radius:.1f}" stroke-linecap="round" '
+            'stroke-opacity="0.65"/>'
+        )
+    if isinstance(shape, _Frame):
+        x, y, width, height = shape.box
+        return (
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="none" '
+            f'stroke="{shape.color}" stroke-width="{shape.width:g}"/>'
+        )
+    color = _THEMED.get(shape.color, shape.color) if themed else shape.color
+    weight = ' font-weight="600"' if shape.bold else ""
+    return (  # as a style: the style sheet of a page has a colour and a size for text
+        f'<text x="{shape.place[0]:.1f}" y="{shape.place[1]:.1f}" text-anchor="{shape.anchor}"{weight} '
+        f'style="fill:{color};font-size:{shape.size:g}px">{escape(shape.text)}</text>'
+    )
+
+
+def _resized(shape: _Image, size: tuple[int, int]) -> Image.Image:
+    kind = Image.Resampling.LANCZOS if shape.smooth else Image.Resampling.NEAREST
+    return Image.fromarray(np.ascontiguousarray(shape.pixels)).resize((max(size[0], 1), max(size[1], 1)), kind)
+
+
+def _paint(shape: _Shape, canvas: Image.Image, pen: ImageDraw.ImageDraw, scale: int) -> None:
+    if isinstance(shape, _Image):
+        x, y, width, height = (round(value * scale) for value in shape.box)
+        canvas.paste(_resized(shape, (width, height)), (x, y))
+    elif isinstance(shape, _Line):
+        points = [(x * scale, y * scale) for x, y in shape.points]
+        pen.line(points, fill=shape.color, width=max(1, round(shape.width * scale)), joint="curve")
+    elif isinstance(shape, _Dot):
+        x, y = (value * scale for value in shape.centre)
+        r = shape.radius * scale
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=shape.color, outline=shape.rim, width=scale)
+    elif isinstance(shape, _Dots):
+        r = shape.radius * scale
+        for x, y in shape.centres * scale:
+            pen.ellipse((x - r, y - r, x + r, y + r), fill=shape.color)
+    elif isinstance(shape, _Frame):
+        x, y, width, height = (value * scale for value in shape.box)
+        line = max(1, round(shape.width * scale))
+        grow = line / 2  # SVG centres a line on the edge
+        box = (x - grow, y - grow, x + width + grow, y + height + grow)
+        pen.rectangle(box, outline=shape.color, width=line)
+    else:
+        font = ImageFont.load_default(size=shape.size * scale)
+        anchor = {"start": "ls", "middle": "ms", "end": "rs"}[shape.anchor]
+        place = (shape.place[0] * scale, shape.place[1] * scale)
+        bold = scale / 4 if shape.bold else 0
+        pen.text(
+            place, shape.text, fill=shape.color, font=font, anchor=anchor, stroke_width=bold, stroke_fill=shape.color
+        )

@@ -1,0 +1,31 @@
+"""The benchmark of matches: its warp leads back to the image, and only matches at the right place are correct."""
+
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def matches(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("matches")
+
+
+def test_a_pixel_of_a_copy_is_that_of_the_image(matches: ModuleType) -> None:
+    rows, columns = np.mgrid[:60, :80]
+    image = np.stack([2 * rows, 2 * columns, 0 * rows], axis=-1).astype(np.uint8)  # colour tells the place
+    copy, matrix = matches.warp(image, 90, 0.6, 0)
+    x, y = 20, 40
+    u, v = matrix @ [x + 0.5, y + 0.5, 1]
+    expected = 1.1 * np.array([2 * v, 2 * u, 0])
+    assert np.abs(copy[y - 2 : y + 3, x - 2 : x + 3].astype(float).mean(axis=(0, 1)) - expected).max() < 5  # noise of 4
+
+
+def test_only_matches_at_the_right_place_are_correct(matches: ModuleType) -> None:
+    tokens = np.random.default_rng(0).normal(size=(10, 10, 32)).astype(np.float32)
+    same = np.array([[1.0, 0, 0], [0, 1, 0]])
+    total, correct = matches.count_correct(tokens, tokens, same, (100, 100), 0.5)
+    assert total == correct > 10
+    away = np.add(same, [[0, 0, 50], [0, 0, 0]])  # as if the copy showed what lies 50 px to the right
+    assert matches.count_correct(tokens, tokens, away, (100, 100), 0.5) == (total, 0)
