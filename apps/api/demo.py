@@ -35,7 +35,7 @@ def demo(
         segment: adapter folder of a segmenter, or the result of `dinomed.train`.
         classify: adapter folder of a classifier.
         adapters: adapter folders of any tasks; a page shows one adapter of each task.
-        index: folder of an index; visitors see its pictures and labels.
+        index: folder of an index; visitors see its pictures, its labels, and values by which cases are filtered.
         retrieve: with a classifier, show the index in a tab of its own too.
         backbone: path of the backbone, if that was moved.
         examples: folder of example pictures; None for those beside an adapter, or synthetic ones.

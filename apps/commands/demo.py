@@ -76,7 +76,8 @@ def retrieve(index: Index, serving: Serving) -> None:
     """Show the most similar cases of an index for pictures that you drop into the browser.
 
     Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this machine; uploads are removed after half
-    an hour and at the end. Visitors see pictures and labels of the index. For research use only, not for diagnosis.
+    an hour and at the end. Visitors see pictures and labels of the index, and values by which cases are filtered. For
+    research use only, not for diagnosis.
     """
     _serve(serving, index=index)
 

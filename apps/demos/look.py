@@ -11,7 +11,7 @@ from dinomed.explore.live_page import read_scripts
 from dinomed.notice import RESEARCH_USE
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("regions.js", "viewer.js", "app.js", "correct.js", "measure.js", "trust.js", "explore.js")
+SCRIPTS = ("regions.js", "viewer.js", "app.js", "correct.js", "measure.js", "cases.js", "trust.js", "explore.js")
 
 
 @cache

@@ -38,6 +38,7 @@ class Panel(ABC):
 
     Attributes:
         name: of the panel in requests; the settings of its controls arrive under this name.
+        reference: what `check` compares a picture with, in words.
         consumers: adapters and indexes; those of all panels run together and share the pass of their backbone.
         preprocessing: reads the files.
         check: whether a picture is unlike the images of the training or of the index; the page then shows the answer
@@ -48,6 +49,7 @@ class Panel(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     explanation: ClassVar[str]
+    reference: ClassVar[str] = text("training_images")
     consumers: Sequence[FeatureConsumer]
     preprocessing: Preprocessing | None
     check: FamiliarityCheck | None = None
@@ -216,7 +218,10 @@ def _tab(panel: Panel, place: int) -> str:
 
 def _tab_panel(panel: Panel, place: int) -> str:
     hidden = "" if place == 0 else " hidden"
-    attributes = f'id="panel-{panel.name}" data-panel="{panel.name}" aria-labelledby="tab-{panel.name}"{hidden}'
+    attributes = (
+        f'id="panel-{panel.name}" data-panel="{panel.name}" data-reference="{panel.reference}" '
+        f'aria-labelledby="tab-{panel.name}"{hidden}'
+    )
     explanation = f'<p class="dm-hint">{html.escape(panel.explanation)}</p>'
     _, problem = usable_check(panel.check)
     if not panel.predicts:
@@ -224,10 +229,11 @@ def _tab_panel(panel: Panel, place: int) -> str:
     elif problem is None:
         note = '<p class="dm-hint dm-familiar" hidden></p>'
     else:
-        note = f'<p class="dm-hint dm-unchecked">{text("unchecked")} {html.escape(problem)}.</p>'
+        unchecked = f"{text('unchecked').format(reference=panel.reference)} {html.escape(problem)}."
+        note = f'<p class="dm-hint dm-unchecked">{unchecked}</p>'
+    title, warning = (text(name).format(reference=panel.reference) for name in ("unlike_title", "unlike"))
     banner = (
-        f'<div class="message dm-unlike" role="alert" hidden><strong>{text("unlike_title")}</strong> '
-        f"<span>{text('unlike')}</span>"
+        f'<div class="message dm-unlike" role="alert" hidden><strong>{title}</strong> <span>{warning}</span>'
         f'<button type="button" class="dm-show-anyway">{text("show_anyway")}</button></div>'
     )
     body = f'<div class="dm-body">{panel.controls()}</div>'

@@ -4,21 +4,26 @@ Names are not shown, because they may identify patients.
 """
 
 import html
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from dinomed.adapters.retrieval.filters import Condition, choose_rows
 from dinomed.adapters.retrieval.index import Neighbor
 from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
 from dinomed.apps.demos.parts import Picture, inline, message
 from dinomed.apps.pages.matches import draw_matches
-from dinomed.errors import DinomedError
+from dinomed.datasets.manifest import KNOWN, Manifest
+from dinomed.errors import DinomedError, UsageError
 
-MAX_CASES = 24
-ALONE_PX, PAIR_PX = 120, 170
+MAX_CASES, FEW_CASES = 24, 6
+ALONE_PX, PAIR_PX = 360, 300  # heights; the page shows them smaller, and enlarges one on a click
+MAX_VALUES = 30  # of a column by which cases are filtered
+FILTER = "filter "  # of the names of settings
 GONE = '<div class="dm-hint">The picture is no longer at the place where it was indexed.</div>'
 
 
@@ -26,36 +31,73 @@ class RetrievePanel(Panel):
     """The panel of an index. Pictures of the index become parts of the page; nothing of a visit is kept."""
 
     name, title = "retrieve", "Similar"
-    explanation = text("retrieve_explanation")
+    explanation, reference = text("retrieve_explanation"), text("index_images")
 
     def __init__(self, image_index: ImageIndex) -> None:
         self.image_index, self.check = image_index, image_index.check
         self.consumers, self.preprocessing = [image_index], image_index.backbone.preprocessing
         self.most = min(MAX_CASES, len(image_index.vector_index))
+        self.filters = filter_values(image_index.vector_index.manifest)
 
     def controls(self) -> str:
+        filters = "".join(
+            f'<label>{html.escape(column)} <select data-setting="{FILTER}{html.escape(column, quote=True)}" data-asks>'
+            f'<option value="">{text("any_value")}</option>'
+            f"{''.join(f'<option>{html.escape(value)}</option>' for value in values)}</select></label>"
+            for column, values in self.filters.items()
+        )
         return (
             f'<div class="dm-field"><label for="count">{text("cases")}</label>'
-            f'<input id="count" type="range" min="1" max="{self.most}" value="{min(6, self.most)}" step="1" '
+            f'<input id="count" type="range" min="1" max="{self.most}" value="{min(FEW_CASES, self.most)}" step="1" '
             'data-setting="count" data-asks><output for="count"></output></div>'
             '<label class="dm-check"><input id="regions" type="checkbox" checked data-setting="regions" data-asks> '
             f"{text('regions')}</label>"
             '<label class="dm-check"><input id="exclude" type="checkbox" checked data-setting="exclude" data-asks> '
             f"{text('exclude')}</label>"
+            f'<div class="dm-filters" role="group" aria-label="{text("filters")}">{filters}</div>'
             '<div class="dm-result" id="found" aria-live="polite"></div>'
         )
 
     def answer(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-        count = min(max(int(settings.get("count", 6)), 1), self.most)
-        neighbors, related = similar(
-            self.image_index, answers[0], picture.sha256, count, bool(settings.get("exclude", True))
-        )
+        count = min(max(int(settings.get("count", FEW_CASES)), 1), self.most)
+        conditions = [
+            Condition(column, "=", str(settings[FILTER + column]))
+            for column in self.filters
+            if settings.get(FILTER + column)
+        ]
+        try:
+            allowed = choose_rows(self.image_index.vector_index.manifest, conditions)
+        except UsageError:
+            return {"html": message("no-cases", text("no_filtered"))}
+        exclude = bool(settings.get("exclude", True))
+        neighbors, related = similar(self.image_index, answers[0], picture.sha256, count, exclude, allowed)
         regions = bool(settings.get("regions", True))
         return {"html": show_cases(self.image_index, picture, neighbors, related, regions=regions)}
 
 
+def filter_values(manifest: Manifest) -> dict[str, list[str]]:
+    """Return the columns by which cases are filtered, with their values: the label and columns of few values.
+
+    Groups, splits and columns in which most values occur once, such as names, are left out.
+    """
+    filters = {}
+    for column in manifest.columns:
+        if column in KNOWN and column != "label":
+            continue
+        cells = [str(cell) for cell in manifest.column(column) if cell is not None]
+        values = sorted(set(cells))
+        if 2 <= len(values) <= min(MAX_VALUES, len(cells) // 2):
+            filters[column] = values
+    return filters
+
+
 def similar(
-    image_index: ImageIndex, query: np.ndarray, sha256: str, k: int, exclude: bool
+    image_index: ImageIndex,
+    query: np.ndarray,
+    sha256: str,
+    k: int,
+    exclude: bool,
+    allowed: np.ndarray | None = None,
 ) -> tuple[list[Neighbor], int]:
     """Return the `k` most similar cases, and the number of cases left out as the same image or the same group.
 
@@ -63,9 +105,10 @@ def similar(
         query: vector (D,), from `ImageIndex.embed_features`.
         sha256: hash of the uploaded file, by which an image of the index is recognised.
         exclude: leave out the image itself and images of its group.
+        allowed: rows that may be returned, bool (N,).
     """
     related = image_index.groups.rows(sha256) if exclude else np.empty(0, np.int64)
-    return image_index.vector_index.nearest(query[None], k, excluded=[related])[0], len(related)
+    return image_index.vector_index.nearest(query[None], k, allowed=allowed, excluded=[related])[0], len(related)
 
 
 def show_cases(
@@ -94,13 +137,29 @@ def show_cases(
         "the share of pairs of cases in the index that are less alike. It does not compare diagnoses."
     )
     kind = "cases pairs" if regions else "cases"
-    return f'<div class="{kind}">{"".join(cases)}</div><div class="dm-hint cases-hint">{hint}</div>'
+    tally = _tally(image_index, neighbors)
+    return f'{tally}<div class="{kind}">{"".join(cases)}</div><div class="dm-hint cases-hint">{hint}</div>'
+
+
+def _tally(image_index: ImageIndex, neighbors: Sequence[Neighbor]) -> str:
+    """Return HTML with the number of cases of each label, the most frequent first."""
+    labels = Counter(_label(image_index, neighbor) for neighbor in neighbors)
+    parts = "".join(f"<li>{html.escape(label)} <b>{count}</b></li>" for label, count in labels.most_common())
+    return f'<ul class="tally" aria-label="{text("tally")}">{parts}</ul>'
+
+
+def _label(image_index: ImageIndex, neighbor: Neighbor) -> str:
+    label = image_index.hit(neighbor, 0).label
+    return "no label" if label is None else str(label)
 
 
 def _case(image_index: ImageIndex, neighbor: Neighbor, picture: np.ndarray | None, height_px: int) -> str:
-    hit = image_index.hit(neighbor, 0)
-    label = "no label" if hit.label is None else str(hit.label)
-    shown = GONE if picture is None else inline(picture, f"A similar case, {label}", height_px)
+    label = _label(image_index, neighbor)
+    shown = GONE
+    if picture is not None:
+        name = html.escape(f"{text('compare_with')} {label}", quote=True)
+        drawn = inline(picture, f"A similar case, {label}", height_px)
+        shown = f'<button type="button" class="case-open" aria-label="{name}">{drawn}</button>'
     return (
         f'<figure class="case">{shown}<figcaption><b>{html.escape(label)}</b> '
         f'<span class="similarity" title="distance {1 - neighbor.similarity:.3f}">{neighbor.similarity:.3f}</span>'

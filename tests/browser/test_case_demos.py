@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dinomed.adapters.inference.loader import load_adapter
+from dinomed.adapters.retrieval.filters import parse_conditions
 from dinomed.adapters.retrieval.search import load_index
 from dinomed.apps import cli
 from dinomed.backbones.load import save_backbone
@@ -76,6 +77,48 @@ def test_a_picture_of_the_index_gets_other_cases_and_nothing_leaves(visit, demo,
     for hidden in (str(made), *(manifest.column("group")), *(Path(name).stem for name in manifest.column("image"))):
         assert hidden not in page
     assert all(url.startswith((demo.address, "data:", "blob:")) for url in visit.requests)
+
+
+def test_a_case_opens_beside_the_picture_and_cases_are_counted_by_label(visit, demo, made: Path) -> None:
+    visit.upload(read_manifest(made / "images.parquet").path(0))
+    visit.page.wait_for_selector(".cases")
+    if demo.kind == "retrieve":
+        visit.page.locator("#regions").click()
+        visit.page.wait_for_selector(".cases:not(.pairs)")
+    labels = visit.page.locator(".cases figcaption b").all_inner_texts()
+    tally = dict(text.rsplit(" ", 1) for text in visit.page.locator(".tally li").all_inner_texts())
+    assert tally == {label: str(labels.count(label)) for label in labels}
+    opened = visit.page.locator(".case-open").nth(1)
+    opened.click()
+    visit.page.wait_for_selector(".dm-compare[open]")
+    assert visit.page.inner_text("#case-caption").startswith(labels[1])
+    sources = visit.page.eval_on_selector_all(".dm-sides img", "all => all.map(one => one.src)")
+    assert len(set(sources)) == 2
+    assert visit.page.evaluate("[...document.querySelectorAll('.dm-sides img')].every(one => one.naturalHeight >= 100)")
+    visit.screenshot(f"side_by_side_{demo.kind}")
+    visit.page.keyboard.press("ArrowRight")
+    assert visit.page.inner_text("#case-caption").startswith(labels[2])
+    visit.page.keyboard.press("Escape")
+    visit.page.wait_for_selector(".dm-compare:not([open])", state="attached")
+    assert visit.page.evaluate("document.activeElement.classList.contains('case-open')")
+
+
+def test_cases_are_filtered_by_the_columns_of_the_index(visit, demo, made: Path) -> None:
+    if demo.kind != "retrieve":
+        return
+    manifest = read_manifest(made / "images.parquet")
+    label = sorted(set(manifest.column("label")))[-1]
+    visit.upload(manifest.path(0))
+    visit.page.wait_for_selector("#found .cases")
+    visit.page.locator("[data-setting='filter label']").select_option(label)
+    visit.page.wait_for_function(
+        "label => [...document.querySelectorAll('#found figcaption b')].every(one => one.textContent === label)",
+        arg=label,
+    )
+    (answer,) = load_index(made / "idx").search_manifest(
+        manifest.take([0]), 6, conditions=parse_conditions([f"label={label}"]), exclude_same_group=True
+    )
+    assert similarities(visit) == [round(one.similarity, 3) for one in answer.neighbors]
 
 
 def test_matching_regions_are_drawn_when_the_option_is_on(visit, demo, made: Path) -> None:

@@ -22,6 +22,7 @@ function clearAll(state) {
   viewer.clear();
   for (const result of all(".dm-result")) result.innerHTML = "";
   clearTrust();
+  if (comparison.open) comparison.close();
   for (const name of ["#view", "#opacity", "#wipe", "#compare", "#download"]) if (get(name)) get(name).disabled = true;
   if (get("#measures")) {
     get("#measures").hidden = true;
@@ -94,6 +95,7 @@ async function ask(panels) {
     image.src = answer.preview;
     await image.decode();
     if (!current || answer.id !== current.id) return;
+    picture.preview = answer.preview;
     picture.size = answer.size;
     picture.spacing = answer.spacing;
     viewer.show(image, answer.size, answer.spacing);

@@ -16,7 +16,7 @@ async function deliver(picture, name, result) {
   const note = panel.querySelector(".dm-familiar");
   if (note) {
     note.hidden = percentile === undefined || unlike;
-    note.textContent = note.hidden ? "" : write("familiar", { percent: Math.round(percentile) });
+    note.textContent = note.hidden ? "" : write("familiar", { percent: Math.round(percentile), reference: panel.dataset.reference });
   }
   if (held) {
     picture.held[name] = result;
