@@ -149,7 +149,9 @@ class DensePredictor(Predictor):
         return torch.stack([torch.from_numpy(self.resized(image[None], size)) for image in logits])
 
     def _whole_square(self, pixels: Tensor) -> Tensor:
-        return torch.cat([self._square(image, 1.0) for image in pixels]) if self.views.native else pixels
+        if not self.views.native:
+            return pixels
+        return torch.cat([resize_to_square(self.backbone, image, 1.0) for image in pixels])
 
     @property
     def _several(self) -> bool:

@@ -141,20 +141,20 @@ def knn_distances(
         units: unit of each vector.
     """
     numbers: dict[str, int] = {}
-    own = np.array([numbers.setdefault(unit, len(numbers)) for unit in units or ()])
-    asked = np.array([numbers.get(unit, -1) for unit in query_units or ()])
+    vector_numbers = np.array([numbers.setdefault(unit, len(numbers)) for unit in units or ()])
+    query_numbers = np.array([numbers.get(unit, -1) for unit in query_units or ()])
     parts = []
     for start in range(0, len(queries), _BLOCK):
         similarities = queries[start : start + _BLOCK] @ vectors.T
-        if len(own):
-            similarities[asked[start : start + _BLOCK, None] == own[None]] = -1
+        if len(vector_numbers):
+            similarities[query_numbers[start : start + _BLOCK, None] == vector_numbers[None]] = -1
         parts.append(1 - np.partition(similarities, -NEIGHBORS, axis=1)[:, -NEIGHBORS:].mean(axis=1))
     return np.concatenate(parts).astype(np.float32) if parts else np.zeros(0, np.float32)
 
 
 def choose_reference_rows(count: int) -> list[int]:
     """Return at most `MAX_VECTORS` evenly spaced rows of `count`."""
-    return np.unique(np.linspace(0, count - 1, min(count, MAX_VECTORS)).round().astype(int)).tolist()  # type: ignore[no-any-return]
+    return np.unique(np.linspace(0, count - 1, min(count, MAX_VECTORS)).round().astype(int)).tolist()
 
 
 def fit_reference(
