@@ -74,7 +74,8 @@ def run_epochs(
     device = next(model.parameters()).device
     try:
         fit.restore()
-        with bar(description, config.epochs * optimizer.steps, fit.epoch * optimizer.steps) as progress:
+        total = None if config.seconds else config.epochs * optimizer.steps  # the time ends a fit with `seconds`
+        with bar(description, total, fit.epoch * optimizer.steps) as progress:
             while fit.epoch < config.epochs and fit.epoch - fit.best.epoch < config.patience and optimizer.progress < 1:
                 epoch = fit.epoch + 1
                 with _seeded(seed, epoch, device):
@@ -159,11 +160,13 @@ class _Fit:
         return self._earlier_seconds + monotonic() - self._start
 
     def _note(self) -> str:
-        """Return the text beside the progress bar."""
-        if not self.best.values:
-            return ""
-        name, value = next(iter(self.best.values.items()))
-        return f"best {name} {value:.3f} (epoch {self.best.epoch})"
+        """Return the text beside the progress bar: the share of a fit with `seconds`, and the best epoch."""
+        seconds = getattr(self.optimizer, "seconds", None)
+        notes = [] if seconds is None else [f"{self.optimizer.progress:.0%} of {seconds:g} processor seconds"]
+        if self.best.values:
+            name, value = next(iter(self.best.values.items()))
+            notes.append(f"best {name} {value:.3f} (epoch {self.best.epoch})")
+        return ", ".join(notes)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ last weights and the threshold 0.5. Everyone gets the same images and
 - ``--free``: as long as it wants: a head its default length, the U-Net ``--steps`` steps of 8.
 
 HAM10000 holds images of one device that only took follow-up pictures in Vienna (``dx_type=follow_up``); they stand for
-another source where no other masks are at hand.
+another source where no other masks are at hand. ``dinomed scan --keep dx_type`` keeps the column.
 
 One JSON line is written for each finished run, to ``results.jsonl`` in the output folder, and ``results.md`` and
 ``index.html`` are written again from it. The same command continues after an interruption. The order is: number of
