@@ -37,14 +37,20 @@ def _show(report: dict[str, Any]) -> None:
     ]
     head = ("backbone", "channels", "blocks", "patch", "registers", "weights", "licence", "file")
     emit(report, False, build_table(head, backbones))
-    columns = ("name", "domain", "architecture", "parameters", "licence", "access", "start")
-    published = [tuple(row[key] for key in columns) for row in report["published"]]
-    head = ("published backbone", "images", "architecture", "M parameters", "licence", "access", "start here")
-    table = build_table(head, [(*row[:-1], row[-1].removeprefix("start here: ")) for row in published])
-    table.caption = "docs/backbones.md: statistics, families and what each can do"
-    emit(report, False, table)
+    emit(report, False, _published(report["published"]))
     columns = ("summary", "source", "package", "licence")
     adapters = [(f"{row['task']} --head {row['name']}", *(row[key] for key in columns)) for row in report["adapters"]]
     heads = build_table(("adapter", "description", "source", "package", "licence"), adapters)
     heads.caption = report["purpose"]
     emit(report, False, heads)
+
+
+def _published(rows: list[dict[str, Any]]) -> Any:
+    from dinomed.apps.output import build_table
+
+    keys = ("name", "domain", "architecture", "parameters", "licence", "access")
+    head = ("published backbone", "images", "architecture", "M parameters", "licence", "access", "start here")
+    cells = [(*(row[key] for key in keys), row["start"].removeprefix("start here: ")) for row in rows]
+    table = build_table(head, cells)
+    table.caption = "docs/backbones.md: statistics, families and what each can do"
+    return table

@@ -11,9 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dinomed.adapters.inference.loader import load_adapter
+from dinomed.adapters.inference.shared import Backbones, predict_many
+from dinomed.adapters.retrieval.search import load_index
 from dinomed.apps import cli
+from dinomed.apps.demos.serve import private_environment
 from dinomed.backbones.vit import VisionTransformer, ViTConfig
 from dinomed.errors import UsageError
+from dinomed.images.read import read_image
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -65,6 +70,23 @@ def test_features_heads_probe_index_and_search_work_with_it(
     assert index["dimension"] == 64
     found = run("search", next(images.iterdir()), "-i", tmp_path / "index", "-k", 3)
     assert len(found["queries"]) == 1
+    shared = Backbones()  # as the demo loads them: one pass of the backbone for adapters and index
+    consumers = [load_adapter(tmp_path / head, load=shared) for head in ("cls", "seg")]
+    consumers.append(load_index(tmp_path / "index", load=shared))
+    image = read_image(next(images.iterdir()))
+    classes, maps, query = (outputs[0] for outputs in predict_many(consumers, [image]))
+    assert sum(classes.values()) == pytest.approx(1, abs=1e-5)
+    assert (maps.shape, query.shape) == ((1, *image.shape[:2]), (64,))
+    with private_environment():
+        from dinomed.apps.demos.launch import _panels
+        from dinomed.apps.demos.page import App
+
+        app = App(list(_panels(consumers[:2], consumers[2], True)))
+        upload = Path(os.environ["GRADIO_TEMP_DIR"]) / "hash" / "image"
+        upload.parent.mkdir(parents=True)
+        shutil.copy(next(images.iterdir()), upload)
+        answers = app.answer({"id": "a", "visit": "v", "path": str(upload)})["panels"]
+        assert {"classify", "segment"} <= set(answers)
 
 
 def test_numbers_that_are_none_are_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
