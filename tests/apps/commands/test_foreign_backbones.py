@@ -129,4 +129,4 @@ def test_the_example_family_is_installed_and_used(tmp_path: Path, lesion_manifes
     table, _, predicted, _ = done.stdout.split("-----\n")
     assert (json.loads(table)["dimension"], json.loads(predicted)["images"]) == (16, 60)
     with pytest.raises(UsageError, match="is of a patch_mixer model, which dinomed cannot use"):  # not installed here
-        cli.invoke(features)
+        cli.invoke(["features", str(images), "-b", str(folder), "-o", str(tmp_path / "again.parquet")])
