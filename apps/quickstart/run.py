@@ -170,7 +170,7 @@ def _train_heads(steps: Steps, scope: Scope, backbone: Path, results: dict[str, 
         if not pretrained and (task == "classify" or not measured):
             continue
         adapter = folder / (task if pretrained else f"{task}_untrained")
-        recipe = {"config": SEGMENT_CONFIG, "settings": SEGMENT_SETTINGS} if task == "segment" else {}
+        recipe: dict[str, Any] = {"config": SEGMENT_CONFIG, "settings": SEGMENT_SETTINGS} if task == "segment" else {}
         train = partial(dinomed.train, task)
         steps.run(f"train {task}", train, backbone=backbone, out=adapter, seed=seed or None, **recipe, **shared)
         if pretrained:

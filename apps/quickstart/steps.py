@@ -55,9 +55,10 @@ class Steps:
         logger.info(f"\n$ {line}")
         self.depends_on(line)
         arguments = {name: value for name, value in arguments.items() if value is not None}
-        out, entry = arguments.get("out"), self._entries.get(line, {})
-        exists, same, done = out is not None and out.exists(), entry.get("key") == self._key, "report" in entry
-        if same and done and not always and (exists or out is None):
+        out: Path = arguments.get("out", self.path)
+        entry = self._entries.get(line, {})
+        exists, same, done = "out" in arguments and out.exists(), entry.get("key") == self._key, "report" in entry
+        if same and done and not always and (exists or "out" not in arguments):
             logger.info("done already")
         else:
             if exists and same and "resume" in signature(function).parameters:
