@@ -56,9 +56,10 @@ class Visit:
         self.page.wait_for_selector(".dm-app[data-state=shown]")
 
     def wait_for_area(self, expected: int) -> None:
-        """Wait for an exact area; an estimate does not count."""
+        """Wait for an exact area, and for the diameters, which are drawn after it; an estimate does not count."""
         self.page.wait_for_function(
             "n => !document.querySelector('#measures').hidden && !document.querySelector('.dm-estimated') && "
+            "!document.querySelector('#shape').hidden && "
             "document.querySelector('#area-px').textContent.replaceAll(',', '') === String(n)",
             arg=expected,
         )

@@ -196,7 +196,7 @@ class Viewer {
 
   paintLines(context, origin, scale) {
     for (const line of this.lines) {
-      if (this.mode === "plain" && !line.ruler) continue;
+      if (this.mode !== "outline" && this.mode !== "filled" && !line.ruler) continue;
       const [from, to] = [line.from, line.to || line.from].map((point) => [0, 1].map((axis) => origin[axis] + point[axis] * scale));
       context.setLineDash(line.ruler ? [] : [6, 4]);
       for (const [colour, width] of [["#000000", 4], [AXIS, 1.8]]) {
