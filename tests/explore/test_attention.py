@@ -27,6 +27,8 @@ def backbone(request: pytest.FixtureRequest) -> FrozenBackbone:
         vit = VisionTransformer(config)
         for block in vit.blocks:
             nn.init.normal_(block.attn.qkv.weight, std=0.3)  # so that attention is far from uniform
+        for token in (vit.cls_token, vit.register_tokens):
+            nn.init.normal_(token)  # they are nearly 0 at first, and so are their queries without learned positions
     return FrozenBackbone(vit, Preprocessing(image_size=32), "tiny")
 
 
