@@ -14,10 +14,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c '$(TRY_PYTHON)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-long lint types format constraints clean
+.PHONY: help install quickstart test test-long lint types format constraints lock bill-of-materials clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed-run ## Install dinomed into .venv
 
@@ -46,6 +46,14 @@ constraints: $(VENV)/.installed-dev ## Write the versions in .venv to constraint
 	{ grep '^#' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
 		| grep -E '^[A-Za-z0-9._-]+==' | grep -viE '^(dinomed|nvidia-|cuda-|triton|uv=)'; } > constraints.new
 	mv constraints.new constraints.txt
+
+lock: $(VENV)/.installed-dev ## Write requirements.lock: all versions of constraints.txt with hashes (needs a package index)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --constraints constraints.txt --generate-hashes --no-header \
+		--no-emit-index-url --no-annotate --python $(BIN)/python --output-file requirements.lock
+
+bill-of-materials: $(VENV)/.installed-run ## Write bom.json: the installed packages and their licences (CycloneDX)
+	$(BIN)/python .ci/bill_of_materials.py > bom.json
 
 clean: ## Remove .venv and caches; keeps runs/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist dinomed.egg-info

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dinomed.adapters.adapter import Adapter
@@ -26,7 +27,7 @@ from dinomed.adapters.card import CARD_FILE, build_card
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.loop import LOG_FILE, STATE_FOLDER
 from dinomed.adapters.fitting.tune import TunedBackbone, changed_backbone
-from dinomed.adapters.record import FORMAT, AdapterRecord, TunedReference
+from dinomed.adapters.record import FORMAT, AdapterRecord, TunedReference, reading_record
 from dinomed.adapters.reference import refer_to
 from dinomed.adapters.training_images import FamiliarityCheck, TrainingHashes, training_hashes_from_tensors
 from dinomed.backbones.frozen import FrozenBackbone
@@ -177,13 +178,14 @@ def load_head(folder: str | Path, record: AdapterRecord) -> Adapter:
         DinomedError: the weights are damaged, or do not belong to the record.
     """
     cls = adapter_class(record.task, str(record.head.get("name")))
-    embed_dim = record.backbone.embed_dim * int(record.usage.get("width", 1))  # features of several images concatenated
-    adapter = cls(build_config(cls.Config, record.head, str(folder)), embed_dim, len(record.classes))
-    try:
-        adapter.load_state_dict(_read_part(folder, record, _HEAD))
-    except RuntimeError as error:
-        line = str(error).splitlines()[-1].strip()
-        raise DinomedError(f"{Path(folder) / WEIGHTS_FILE}: weights of another head ({line})") from None
+    config = build_config(cls.Config, record.head, str(folder))
+    weights = _read_part(folder, record, _HEAD)
+    with reading_record(Path(folder) / WEIGHTS_FILE):
+        embed_dim = record.backbone.embed_dim * int(record.usage.get("width", 1))  # several images concatenated
+        with torch.device("meta"):  # compares all shapes before anything is allocated
+            cls(config, embed_dim, len(record.classes)).load_state_dict(weights, assign=True)
+        adapter = cls(config, embed_dim, len(record.classes))
+        adapter.load_state_dict(weights)
     return adapter.eval()
 
 

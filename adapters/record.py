@@ -1,14 +1,19 @@
 """The record of an adapter: task, head, classes, threshold, preprocessing, and the backbone on which it was trained."""
 
-from typing import Any, Final, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import Config
+from dinomed.errors import DinomedError, first_line
 from dinomed.notice import RESEARCH_USE
 
 FORMAT: Final = "dinomed.adapter/6"
+C = TypeVar("C", bound=Config)
 
 
 class BackboneReference(Config):
@@ -19,12 +24,12 @@ class BackboneReference(Config):
     """
 
     name: str
-    path: str | None = None
-    weights: str | None = None
+    path: str | None = Field(None, max_length=4096)
+    weights: str | None = Field(None, max_length=4096)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     fingerprint: str
-    embed_dim: int
+    embed_dim: int = Field(ge=1)
 
 
 class TunedReference(Config):
@@ -73,3 +78,38 @@ class AdapterRecord(Config):
     validation: dict[str, Any]
     training: dict[str, Any]
     weights_sha256: str
+
+
+def parse_usage(model: type[C], values: Any, *path: str) -> C:
+    """Validate a part of `AdapterRecord.usage`.
+
+    Args:
+        model: class of the part.
+        values: the part as the record holds it.
+        path: names that lead to the part.
+
+    Raises:
+        DinomedError: a setting is missing or out of its range, in a record that was changed.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, ("usage", *path, *problem["loc"])))
+        raise DinomedError(f"the record of the adapter is damaged: {where}: {problem['msg']}; train again") from None
+
+
+@contextmanager
+def reading_record(path: Path) -> Iterator[None]:
+    """Turn an error of values that no fit writes into a `DinomedError` of one line."""
+    try:
+        yield
+    except DinomedError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # of a GPU
+            raise
+        line = first_line(str(error).strip().splitlines()[-1].strip() if str(error).strip() else error)
+        raise DinomedError(
+            f"{path}: its weights and its record do not belong together ({line}); copy it again, or train again"
+        ) from error

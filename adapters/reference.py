@@ -48,7 +48,7 @@ def find_backbone(
     else:
         relative = reference.path or reference.weights
         place = None if relative is None else Path(os.path.normpath(Path(folder) / relative))
-        if place is not None and not place.exists():
+        if place is not None and not os.path.exists(place):  # `Path.exists` raises for a name that is too long
             raise DinomedError(f"the backbone of {kind} {folder} is not at {place}; say where: `backbone=PATH`")
         name, place = (str(place), None) if reference.path else (reference.name, place)
     stated: dict[str, Any] = {} if reference.mean is None else {"mean": reference.mean, "std": reference.std}

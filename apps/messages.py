@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from dinomed.errors import DinomedError, printable
+from dinomed.errors import DinomedError, printable, system_reason
 from dinomed.log import logger
 
 _ARGUMENT = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
@@ -115,5 +115,5 @@ def _os_error(error: OSError) -> str:
     names = " -> ".join(
         os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
     )
-    reason = error.strerror or str(error) or type(error).__name__
+    reason = system_reason(error)
     return f"{names + ': ' if names else ''}{reason} (--debug shows where)".replace("\n", " ")

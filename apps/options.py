@@ -9,6 +9,15 @@ from typing import Annotated
 from typer import BadParameter, Context, Option
 
 
+def output_place(value: Path | None) -> Path | None:
+    """Refuse a place that cannot be written before the command is imported and has worked."""
+    if value is not None:
+        from dinomed.io.output_folder import check_place
+
+        check_place(value)
+    return value
+
+
 def _quiet(context: Context, value: bool) -> bool:
     """Set the level of messages for this command, not for what the process does after it."""
     from dinomed.log import default_level, set_level
@@ -43,7 +52,9 @@ Std = Annotated[
     str | None,
     Option("--std", help="Standard deviation of each channel, for weights that name none.", callback=_numbers),
 ]
-Output = Annotated[Path, Option("--output", "-o", help="File or folder to write.", show_default=False)]
+Output = Annotated[
+    Path, Option("--output", "-o", help="File or folder to write.", show_default=False, callback=output_place)
+]
 Device = Annotated[str, Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Seed = Annotated[int, Option("--seed", help="Seed of the random numbers.", min=0)]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an earlier result of dinomed in the output.")]

@@ -1,5 +1,6 @@
 """Output of a command on stdout: JSON for programs, or a table for people."""
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 
 from dinomed.apps.messages import printed_reports
+from dinomed.errors import printable
 from dinomed.html.words import format_value
 from dinomed.io.files import to_json
 
@@ -24,10 +26,14 @@ def api_arguments(options: Mapping[str, Any], *, without: Iterable[str] = ()) ->
     return {name: value for name, value in options.items() if value is not None and name not in of_the_command}
 
 
+# Control characters that JSON allows, and marks that change the direction of the text: a terminal acts on both.
+_HIDDEN = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
 def emit(data: Mapping[str, Any], as_json: bool, table: Table | None = None) -> None:
     """Print `data` as one JSON object, or `table`; without a table, the keys and values of `data`."""
     if as_json:
-        print(to_json(dict(data), indent=2))
+        print(_HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", to_json(dict(data), indent=2)))
         printed_reports.append(True)
         return
     if table is None:
@@ -41,6 +47,9 @@ def print_table(table: Table, console: Console) -> None:
 
     Words are never broken: each part repeats the first column, which names the rows.
     """
+    for part in ("title", "caption"):  # may hold names of files and classes
+        if isinstance(text := getattr(table, part), str):
+            setattr(table, part, markup.escape(printable(text)))
     columns = list(table.columns)
     widths = [max(measure.minimum for measure in _measures(column, console)) + 3 for column in columns]
     if table.row_count == 0 or sum(widths) + 1 <= console.width:
@@ -75,7 +84,9 @@ def build_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     rows = [list(row) for row in rows]
     for index, name in enumerate(columns):
         numeric = any(isinstance(row[index], int | float) for row in rows)
-        table.add_column(name, justify="right" if numeric and index else "left", overflow="fold")
+        table.add_column(
+            markup.escape(printable(name)), justify="right" if numeric and index else "left", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*(markup.escape(format_value(value)) for value in row))
+        table.add_row(*(markup.escape(printable(format_value(value))) for value in row))
     return table

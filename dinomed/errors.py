@@ -6,6 +6,9 @@ A message writes an argument as Python does, between backticks: "add `overwrite=
 shows the option of its command in that place: "add --overwrite to replace it".
 """
 
+import errno
+import os
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -39,6 +42,27 @@ def first_line(error: BaseException | str, limit: int = 100) -> str:
     """
     lines = str(error).strip().splitlines()
     return lines[0][:limit] if lines else type(error).__name__
+
+
+def system_reason(error: BaseException) -> str:
+    """Return why a file cannot be read or written, in the words of the system.
+
+    NumPy, safetensors and Arrow have their own words for a full disk.
+
+    >>> system_reason(OSError("8832 requested and 992 written")) == os.strerror(28)
+    True
+    >>> system_reason(OSError(28, "[Errno 28] Error writing bytes to file")) == os.strerror(28)
+    True
+    >>> system_reason(ValueError("Error while serializing: I/O error: Read-only file system (os error 30)"))
+    'Read-only file system'
+    """
+    number = getattr(error, "errno", None)
+    text = str(error)
+    if match := re.search(r"\(os error (\d+)\)", text):
+        number = int(match[1])
+    elif re.search(r"\d+ requested and \d+ written", text):
+        number = errno.ENOSPC
+    return os.strerror(number) if number else getattr(error, "strerror", None) or first_line(error, 200)
 
 
 def printable(text: str) -> str:

@@ -12,6 +12,8 @@ import os
 
 from rich.console import Console
 
+from dinomed.errors import printable
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 logger = logging.getLogger("dinomed")
 ALL_RANKS = {"all_ranks": True}
@@ -21,7 +23,7 @@ class _ConsoleHandler(logging.Handler):
     """Write each record as one line on the console that the progress bars use, so that neither breaks the other."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
+        message = "\n".join(map(printable, record.getMessage().split("\n")))
         if record.levelno >= logging.WARNING:
             console.print(f"{record.levelname.lower()}: {message}", style="yellow", markup=False)
         else:

@@ -21,7 +21,7 @@ from dinomed.io.files import read_json, write_json
 from dinomed.io.output_folder import locked
 from dinomed.log import ALL_RANKS, logger
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.data.stream import Collate, CropStream, RawBatch, load_batches
+from dinomed.pretrain.data.stream import Collate, CropStream, RawBatch, load_batches, worker_failure
 from dinomed.pretrain.distributed.graceful_stop import GracefulStop
 from dinomed.pretrain.monitoring.metrics import TrainingMetrics
 from dinomed.pretrain.monitoring.online_knn import build_online_knn
@@ -113,7 +113,11 @@ def pretrain(
                 on_main(lambda: clear_run(out))
             index_writer = TrainingIndexWriter(out, resolved.train) if rank() == 0 else None
             with GracefulStop() as stop:
-                result = Trainer(resolved, out, local_device).train(stop)
+                trainer = Trainer(resolved, out, local_device)
+                try:
+                    result = trainer.train(stop)
+                except RuntimeError as error:  # torch reports a dead data worker in the middle of any step
+                    raise worker_failure(error, trainer.stream) or error from None
         if index_writer is not None:
             index_writer.finish()  # after the process group, so that other processes can end
         return result
@@ -129,6 +133,7 @@ class Trainer:
         self.data_record = resolved.data_record
         self.unreadable: set[str] = set()
         self.bad_steps = 0
+        self.stream: CropStream | None = None
 
     def train(self, stop: GracefulStop) -> RunResult:
         """Train from the newest checkpoint, or from the start, to the last step or until `stop`."""
@@ -188,7 +193,7 @@ class Trainer:
         side, early_side = crops.global_size // patch, crops.early_crops().global_size // patch
         early_steps = crops.early_steps(run.steps)
         intensity, early_positions = config.images, early_steps * run.batch_size
-        stream = CropStream(
+        self.stream = CropStream(
             paths,
             train.column("image"),
             crops,
@@ -200,7 +205,7 @@ class Trainer:
             isolated=not train.decoded,
         )
         return load_batches(
-            stream,
+            self.stream,
             Collate(config.masks, (side, side), run.seed, run.batch_size, early_steps, (early_side, early_side)),
             batch_size=run.batch_size,
             first_step=first,

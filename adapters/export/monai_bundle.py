@@ -10,7 +10,7 @@ import torch
 from dinomed.adapters.export.parity import compare
 from dinomed.adapters.export.source import ExportSource
 from dinomed.adapters.task import find_task
-from dinomed.errors import DinomedError, UsageError, first_line
+from dinomed.errors import DinomedError, UsageError, first_line, system_reason
 from dinomed.io.files import write_json
 from dinomed.notice import RESEARCH_USE
 
@@ -57,7 +57,7 @@ def write_monai(source: ExportSource, folder: Path) -> dict[str, Any]:
         try:
             path.write_bytes(buffer.getbuffer())
         except OSError as error:
-            raise DinomedError(f"cannot write {path}: {error.strerror or error}") from None
+            raise DinomedError(f"cannot write {path}: {system_reason(error)}") from None
         parity = compare(source, "TorchScript", torch.jit.load(str(path)), [(n, side, side) for n in (2, 1, 3)])
     write_json(folder / "configs" / "metadata.json", _metadata(source))
     write_json(folder / "configs" / "inference.json", _inference(source))

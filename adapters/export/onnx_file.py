@@ -12,7 +12,7 @@ import torch
 
 from dinomed.adapters.export.parity import compare
 from dinomed.adapters.export.source import ExportSource
-from dinomed.errors import DinomedError, UsageError, first_line
+from dinomed.errors import DinomedError, UsageError, first_line, system_reason
 from dinomed.io.files import to_json
 
 MODEL_FILE = "model.onnx"
@@ -68,7 +68,7 @@ def write_onnx(source: ExportSource, folder: Path, *, dynamic_size: bool = False
             onnx.helper.set_model_props(model, facts)
             onnx.save(model, str(path))
     except OSError as error:
-        raise DinomedError(f"cannot write {path}: {error.strerror or error}") from None
+        raise DinomedError(f"cannot write {path}: {system_reason(error)}") from None
     return _compare(source, path, runtime, dynamic_size)
 
 

@@ -35,6 +35,16 @@ DECODERS = {
 _SET_HERE = ("encoder_name", "encoder_depth", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
 
 
+_MAX_OPTION, _MAX_LENGTH = 4096, 16  # far above any decoder; a record from elsewhere must not build without end
+
+
+def _is_bounded(value: Any) -> bool:
+    if isinstance(value, dict | list | tuple):
+        values = list(value.values()) if isinstance(value, dict) else value
+        return len(values) <= _MAX_LENGTH and all(_is_bounded(item) for item in values)
+    return not isinstance(value, int | float) or abs(value) <= _MAX_OPTION
+
+
 class DecoderConfig(PyramidConfig):
     """Settings: `channels` of the pyramid levels at 1/2 to 1/32; `stride` of a patch, px; `options`, further arguments
     of the SMP class, such as `decoder_channels`; `detail` adds a convolutional branch on the image
@@ -51,6 +61,8 @@ class DecoderConfig(PyramidConfig):
     def _known(self) -> "DecoderConfig":
         if self.stride not in (None, 8, 16):
             raise ValueError("stride: 8, 16 or null")
+        if not _is_bounded(self.options):
+            raise ValueError(f"options: a number over {_MAX_OPTION}, or a list of more than {_MAX_LENGTH} values")
         if self.options and self.name in DECODERS:
             import segmentation_models_pytorch as smp
 

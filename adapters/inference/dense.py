@@ -9,27 +9,27 @@ memory beside the image and the result.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.fitting.build import scaled_size
 from dinomed.adapters.predictor import Predictor, Size
-from dinomed.adapters.record import AdapterRecord
+from dinomed.adapters.record import AdapterRecord, parse_usage
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.config import Config
 from dinomed.features.compute import Features
 from dinomed.features.finite import NotFiniteError, check_finite
 from dinomed.images.intensity import match_channels
 
 
-@dataclass(frozen=True)
-class Views:
+class Views(Config):
     """The views of an image over which a prediction is made.
 
     Attributes:
@@ -40,9 +40,9 @@ class Views:
     """
 
     flips: bool = False
-    scales: tuple[float, ...] = (1.0,)
-    window: int | None = None
-    overlap: float = 0.25
+    scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field((1.0,), min_length=1, max_length=16)
+    window: int | None = Field(None, ge=8)
+    overlap: float = Field(0.25, ge=0, le=0.9)
 
     @property
     def native(self) -> bool:
@@ -51,9 +51,12 @@ class Views:
 
 
 def views_of(usage: dict[str, Any]) -> Views:
-    """Return the views that a bundle records."""
-    views = usage.get("views")
-    return Views(**{**views, "scales": tuple(views["scales"])}) if isinstance(views, dict) else Views()
+    """Return the views that a bundle records.
+
+    Raises:
+        DinomedError: a setting is out of its range, in a record that was changed.
+    """
+    return parse_usage(Views, usage.get("views") or {}, "views")
 
 
 class UnchangedPixels(Preprocessing):

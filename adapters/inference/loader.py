@@ -5,13 +5,15 @@ from pathlib import Path
 
 import torch
 
-from dinomed.adapters.bundle import load_head, load_tuned, read_familiarity_check, read_record
+from dinomed.adapters.bundle import WEIGHTS_FILE, load_head, load_tuned, read_familiarity_check, read_record
 from dinomed.adapters.predictor import Predictor
+from dinomed.adapters.record import reading_record
 from dinomed.adapters.reference import find_backbone
 from dinomed.adapters.task import find_task
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.device import resolve_device
+from dinomed.errors import DinomedError
 
 
 def load_adapter(
@@ -41,6 +43,12 @@ def load_adapter(
     adapter = load_head(folder, record)
     where = resolve_device(device) if isinstance(device, str) else device
     base = find_backbone(folder, record.backbone, record.preprocessing.image_size, backbone, where, load)
-    predictor = find_task(record.task).predictor(record, adapter, load_tuned(folder, record, base))
-    predictor.check = read_familiarity_check(folder, record, predictor.backbone)
+    if base.embed_dim != record.backbone.embed_dim or not all(
+        -base.depth <= block < base.depth for block in adapter.feature_spec.blocks
+    ):
+        raise DinomedError(f"adapter {folder} is damaged: its head reads blocks that the backbone lacks; train again")
+    tuned = load_tuned(folder, record, base)
+    with reading_record(Path(folder) / WEIGHTS_FILE):
+        predictor = find_task(record.task).predictor(record, adapter, tuned)
+        predictor.check = read_familiarity_check(folder, record, predictor.backbone)
     return predictor

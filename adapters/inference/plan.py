@@ -14,7 +14,7 @@ from typing import Any
 from dinomed.adapters.writer import Row
 from dinomed.datasets.manifest import leaves_root
 from dinomed.datasets.scan.predictions import PLAN_FILE
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError, UsageError, system_reason
 from dinomed.io.files import read_json, to_json, write_json, write_text
 from dinomed.notice import RESEARCH_USE
 
@@ -98,7 +98,7 @@ def add_rows(folder: Path, rows: Sequence[Row]) -> None:
         with open(folder / ROWS_FILE, "a", encoding="utf-8") as file:
             file.write("".join(to_json(row) + "\n" for row in rows))
     except OSError as error:
-        raise DinomedError(f"cannot write {folder / ROWS_FILE}: {error.strerror or error}") from None
+        raise DinomedError(f"cannot write {folder / ROWS_FILE}: {system_reason(error)}") from None
 
 
 def finish(folder: Path, plan: PredictionPlan) -> None:

@@ -56,7 +56,7 @@ class IndexRecord(Config):
     whitened: bool
     backbone: BackboneReference
     preprocessing: Preprocessing
-    root: str
+    root: str = Field(max_length=4096)
     manifest: str
     written: dict[str, Any]
     content_sha256: str
@@ -230,7 +230,7 @@ def read_index(folder: str | Path) -> VectorIndex:
         return VectorIndex(record, manifest, vectors, whitening, restore(record.kind, vectors, graph), reference)
     except KeyError as error:
         raise DinomedError(f"{path} is damaged: no {error}; index again") from None
-    except (DinomedError, TypeError, pa.ArrowException) as error:
+    except (DinomedError, ArithmeticError, RuntimeError, TypeError, ValueError, pa.ArrowException) as error:
         raise DinomedError(f"{path} is damaged: {first_line(error)}; index again") from None
 
 
@@ -251,10 +251,12 @@ def _read_rows(data: np.ndarray, record: IndexRecord) -> pa.Table:
     if data.dtype != np.uint8:
         raise DinomedError("its manifest is missing")
     with pq.ParquetFile(pa.BufferReader(data.tobytes())) as file:
+        if file.metadata.num_rows != record.count:  # a small file can declare any number of rows
+            raise DinomedError(f"its manifest has {file.metadata.num_rows:,} rows for {record.count:,} vectors")
         table = file.read()
     missing = sorted(FIXED.keys() - set(table.column_names))
-    if missing or len(table) != record.count:
-        raise DinomedError(f"its manifest has {len(table)} rows, and lacks {missing or 'nothing'}")
+    if missing:
+        raise DinomedError(f"its manifest lacks {', '.join(missing)}")
     if any(name is None or leaves_root(name) for name in table["image"].to_pylist()):
         raise DinomedError("an image of its manifest lies outside its folder")
     return table

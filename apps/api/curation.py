@@ -96,11 +96,12 @@ def curate(
     )
     runner = build_executor(executor, address=ray_address, workers=workers)
     try:
-        result = run_pipeline(images, out, resolved, executor=runner, embedder=embedder, device=device, workers=workers)
+        return run_pipeline(
+            images, out, resolved, executor=runner, embedder=embedder, device=device, workers=workers,
+            report=lambda result: write_report(result, out.with_suffix(".html"), names=names),
+        )  # fmt: skip
     finally:
         runner.close()
-    write_report(result, out.with_suffix(".html"), names=names)
-    return result
 
 
 def open_pool(

@@ -1,17 +1,22 @@
-"""Description of this machine: versions, devices and the cache of weights."""
+"""Description of this machine, and examination of an artefact: a manifest, a run, an adapter, an index, a cache."""
 
 import os
 import platform
 import shutil
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
 
 import torch
 
+from dinomed.apps.api.inputs import FolderLike, folder_path
 from dinomed.backbones.hub import cache_folder
 from dinomed.device import resolve_device
 from dinomed.layers.attention import xformers_works
 from dinomed.notice import RESEARCH_USE
 from dinomed.packages import installed_version
+
+if TYPE_CHECKING:
+    from dinomed.apps.examine.report import ArtefactReport
 
 PACKAGES = (
     "dinomed", "torch", "torchvision", "xformers", "monai", "segmentation-models-pytorch", "albumentations",
@@ -65,19 +70,45 @@ class DoctorReport:
     note: str = RESEARCH_USE
 
 
-def doctor() -> DoctorReport:
-    """Return versions, devices and the cache of this machine.
+@overload
+def doctor(path: None = None) -> DoctorReport: ...
 
-    The command is ``dinomed doctor``.
+
+@overload
+def doctor(path: FolderLike) -> "ArtefactReport": ...
+
+
+def doctor(path: FolderLike | None = None) -> "DoctorReport | ArtefactReport":
+    """Return versions, devices and the cache of this machine, or examine an artefact.
+
+    An artefact is a manifest, a curated manifest, a run folder, a backbone, an adapter, an index, a feature cache, a
+    feature table, or the output of ``predict``, ``evaluate`` or ``export``. Every checksum is verified, also those of
+    the images of a manifest and of an index, and of the backbone of an adapter and of an index. Nothing is changed.
+
+    The command is ``dinomed doctor``; with an artefact its exit code is 1 if a part is missing or damaged.
+
+    Args:
+        path: the artefact; None for the machine.
 
     Returns:
-        The report. ``dataclasses.asdict`` of it is what ``dinomed doctor --json`` prints.
+        The report. ``dataclasses.asdict`` of it is what ``dinomed doctor --json`` prints. Of an artefact, ``sound``
+        says whether every part is good, and ``parts`` holds what is wrong and what to do.
+
+    Raises:
+        UsageError: `path` does not exist, or is none of these artefacts.
 
     Example:
         >>> report = dinomed.doctor()
         >>> report.packages["dinomed"] == dinomed.__version__, report.processors > 0
         (True, True)
+        >>> manifest = dinomed.doctor("lesions.parquet")
+        >>> manifest.kind, manifest.sound
+        ('manifest', True)
     """
+    if path is not None:
+        from dinomed.apps.examine.artefact import examine
+
+        return examine(folder_path(path))
     folder = cache_folder()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return DoctorReport(

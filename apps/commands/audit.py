@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from dinomed.apps.options import Device, Json, Quiet
+from dinomed.apps.options import Device, Json, Quiet, output_place
 
 _SHOWN = 20  # pairs on the terminal
 
@@ -20,7 +20,13 @@ def audit(
     ] = None,
     out: Annotated[
         Path | None,
-        Option("--output", "-o", help="Page to write (.html), with the pairs side by side.", show_default=False),
+        Option(
+            "--output",
+            "-o",
+            help="Page to write (.html), with the pairs side by side.",
+            show_default=False,
+            callback=output_place,
+        ),
     ] = None,
     train_split: Annotated[
         str | None, Option("--train-split", help="Only these splits of TRAIN, such as train,val.")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from dinomed.apps.options import Device, Json, Overwrite, Quiet, Weights
+from dinomed.apps.options import Device, Json, Overwrite, Quiet, Weights, output_place
 
 if TYPE_CHECKING:
     from dinomed.pretrain.curation.config import CurationConfig
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 def curate(
     pool: Annotated[Path, Option("--pool", help="Manifest or folder of the raw images.", show_default=False)],
-    out: Annotated[Path, Option("--output", "-o", help="Manifest to write: .parquet or .csv.", show_default=False)],
+    out: Annotated[
+        Path,
+        Option(
+            "--output", "-o", help="Manifest to write: .parquet or .csv.", show_default=False, callback=output_place
+        ),
+    ],
     query_sets: Annotated[
         list[Path] | None,
         Option(

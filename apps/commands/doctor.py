@@ -1,16 +1,49 @@
-"""`dinomed doctor`: versions, devices and cache of this machine, for example for a problem report."""
+"""`dinomed doctor`: versions, devices and cache of this machine, or the examination of an artefact."""
 
-from dinomed.apps.options import Json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Argument
+
+from dinomed.apps.options import Json, Quiet
+
+if TYPE_CHECKING:
+    from dinomed.apps.api.doctor import DoctorReport
+    from dinomed.apps.examine.report import ArtefactReport
 
 
-def doctor(as_json: Json = False) -> None:
-    """Show versions, devices and the cache of this machine."""
+def doctor(
+    path: Annotated[
+        Path | None,
+        Argument(help="Manifest, run, backbone, adapter, index, cache or output folder to examine [this machine]."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show versions, devices and the cache of this machine, or examine an artefact.
+
+    Of an artefact, every checksum is verified: what it holds, what it was made from, what is missing or damaged, and
+    what to do. Nothing is changed. The exit code is 1 if a part is missing or damaged.
+    """
     from dataclasses import asdict
 
     from dinomed.apps.api.doctor import doctor as examine
-    from dinomed.apps.output import build_table, emit
+    from dinomed.apps.output import emit
 
-    report = examine()
+    if path is None:
+        machine = examine()
+        emit(asdict(machine), as_json, None if as_json else _machine_table(machine))
+        return
+    report = examine(path)
+    emit({**asdict(report), "sound": report.sound}, as_json, None if as_json else _artefact_table(report))
+    if not report.sound:
+        raise typer.Exit(1)
+
+
+def _machine_table(report: "DoctorReport") -> Any:
+    from dinomed.apps.output import build_table
+
     writable = "writable" if report.cache.writable else "not writable"
     rows = [("python", report.python), ("system", report.system)]
     rows += [(name, number or "not installed") for name, number in report.packages.items()]
@@ -22,4 +55,20 @@ def doctor(as_json: Json = False) -> None:
         ("cache of weights", f"{report.cache.folder} ({writable})"),
         ("Chromium (browser tests only)", report.chromium or "not found: apt-get install chromium fonts-dejavu-core"),
     ]
-    emit(asdict(report), as_json, None if as_json else build_table(("", ""), rows))
+    return build_table(("", ""), rows)
+
+
+def _artefact_table(report: "ArtefactReport") -> Any:
+    from dinomed.apps.output import build_table
+
+    rows: list[tuple[Any, ...]] = [("", name, _short(value)) for name, value in report.facts.items()]
+    for part in report.parts:
+        rows.append((part.state, part.name, part.about))
+        rows += [("", "", f"-> {part.remedy}")] if part.remedy else []
+    state = "sound" if report.sound else "NOT SOUND"
+    return build_table(("state", "part", ""), rows, title=f"{report.kind} {report.path}: {state}")
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+    return text if len(text) <= 300 else text[:300] + "..."

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Data, Device, Json, Overwrite, Quiet
+from dinomed.apps.options import Data, Device, Json, Overwrite, Quiet, output_place
 
 
 def evaluate(
@@ -25,7 +25,10 @@ def evaluate(
         int, Option("--resamples", help="Number of bootstrap resamples of the groups, for the intervals.", min=10)
     ] = 1000,
     out: Annotated[
-        Path | None, Option("--output", "-o", help="Folder for report.html and metrics.json.", show_default=False)
+        Path | None,
+        Option(
+            "--output", "-o", help="Folder for report.html and metrics.json.", show_default=False, callback=output_place
+        ),
     ] = None,
     names: Annotated[bool, Option("--names", help="Show the paths of images in the report.")] = False,
     overwrite: Overwrite = False,

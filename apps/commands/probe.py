@@ -18,6 +18,7 @@ from dinomed.apps.options import (
     Seed,
     Std,
     Weights,
+    output_place,
 )
 
 
@@ -47,7 +48,14 @@ def probe(
     ] = None,
     seeds: Annotated[int, Option("--seeds", help="Number of draws for each number of --few-shot.", min=1, max=100)] = 5,
     out: Annotated[
-        Path | None, Option("--output", "-o", help="Folder for few_shot.json and report.html.", show_default=False)
+        Path | None,
+        Option(
+            "--output",
+            "-o",
+            help="Folder for few_shot.json and report.html.",
+            show_default=False,
+            callback=output_place,
+        ),
     ] = None,
     overwrite: Overwrite = False,
     image_size: ImageSize = None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Option
 
-from dinomed.apps.options import Device, Json, Quiet, Seed
+from dinomed.apps.options import Device, Json, Quiet, Seed, output_place
 
 
 def quickstart(
@@ -17,7 +17,9 @@ def quickstart(
         str | None, Option("--group", help="As in `dinomed scan`: column of patients, lesions or videos.")
     ] = None,
     mask: Annotated[str | None, Option("--mask", help="As in `dinomed scan`; `none` for no masks.")] = None,
-    out: Annotated[Path, Option("--output", "-o", help="Folder for all results.")] = Path("runs/quickstart"),
+    out: Annotated[Path, Option("--output", "-o", help="Folder for all results.", callback=output_place)] = Path(
+        "runs/quickstart"
+    ),
     count: Annotated[int, Option("--count", help="Number of synthetic images.", min=40)] = 600,
     settings: Annotated[
         list[str] | None, Option("--set", help="Override a setting of the pretraining: a.b=value.")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from dinomed.apps.commands.index import Where
-from dinomed.apps.options import Device, Json, Overwrite, Quiet
+from dinomed.apps.options import Device, Json, Overwrite, Quiet, output_place
 
 
 def search(
@@ -28,7 +28,12 @@ def search(
     ] = False,
     out: Annotated[
         Path | None,
-        Option("--output", "-o", help="Folder for results.json and, with --evidence, pictures of the matches."),
+        Option(
+            "--output",
+            "-o",
+            help="Folder for results.json and, with --evidence, pictures of the matches.",
+            callback=output_place,
+        ),
     ] = None,
     evaluate: Annotated[
         bool,

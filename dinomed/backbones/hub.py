@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 from dinomed.backbones.variants import VARIANTS
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError, UsageError, system_reason
 from dinomed.io.files import sha256_file, sync
 from dinomed.log import logger
 from dinomed.progress import bar
@@ -50,7 +50,7 @@ def cached_weights(name: str) -> Path:
         part.touch()
     except OSError as error:
         remedy = "set DINOMED_CACHE to another folder"
-        raise DinomedError(f"cannot write weights to {path.parent}: {error.strerror or error}; {remedy}") from None
+        raise DinomedError(f"cannot write weights to {path.parent}: {system_reason(error)}; {remedy}") from None
     elsewhere = f"download {release.url} on another machine and use `weights=FILE`"
     logger.info(f"downloading {release.url} ({release.licence})")
     try:
@@ -70,7 +70,7 @@ def cached_weights(name: str) -> Path:
         reason = getattr(error, "reason", None) or error
         raise DinomedError(f"no network for the weights of {name} ({reason}); {elsewhere}") from None
     except OSError as error:
-        raise DinomedError(f"cannot write {part}: {error.strerror or error}") from None
+        raise DinomedError(f"cannot write {part}: {system_reason(error)}") from None
     return path
 
 

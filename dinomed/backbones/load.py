@@ -21,7 +21,7 @@ from dinomed.backbones.vit import VisionTransformer, ViTConfig
 from dinomed.backbones.weights import FOLDER_FILES, INDEX_FILE, build_with_weights, convert, read_weights
 from dinomed.config import Config
 from dinomed.device import resolve_device
-from dinomed.errors import DinomedError, UsageError, did_you_mean
+from dinomed.errors import DinomedError, UsageError, did_you_mean, system_reason
 from dinomed.io.files import replacing, to_json, write_text
 from dinomed.io.tensor_file import check_tensors, has_entry, hash_tensors, parse_record, read_header, read_tensors
 from dinomed.log import logger
@@ -72,7 +72,7 @@ def save_backbone(
         try:
             save_file(state, temporary, metadata={HEADER: text})
         except SafetensorError as error:  # the error of safetensors for a full disk
-            raise DinomedError(f"cannot write {folder / WEIGHTS_FILE}: {error}") from None
+            raise DinomedError(f"cannot write {folder / WEIGHTS_FILE}: {system_reason(error)}") from None
     write_text(folder / CONFIG_FILE, text + "\n")
 
 

@@ -41,8 +41,8 @@ class Preprocessing(Config):
     def _channels(self) -> "Preprocessing":
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"{self.channels} channels need as many values in mean and in std")
-        if min(self.std) <= 0:
-            raise ValueError("std must be positive")
+        if min(self.std) < 1e-6 or max(self.std) > 100 or max(map(abs, self.mean)) > 100:
+            raise ValueError("mean and std are of values in 0 to 1: std must be positive, and both at most 100")
         return self
 
     def read(self, path: str | Path) -> NDArray[np.uint8] | NDArray[np.float32]:

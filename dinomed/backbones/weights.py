@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dinomed.backbones.vit import VisionTransformer, ViTConfig
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError, UsageError, system_reason
 from dinomed.io.files import read_json
 
 State = dict[str, Tensor]
@@ -110,7 +110,7 @@ def _read(path: Path) -> Any:
             "its code; save its state dict as safetensors where you trust it"
         ) from None
     except OSError as error:
-        raise DinomedError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise DinomedError(f"{path} cannot be read: {system_reason(error)}") from None
     except DinomedError:
         raise
     except Exception as error:  # an unpickler raises any error on damaged bytes

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from dinomed.distributed import is_distributed, on_main
-from dinomed.errors import DinomedError, first_line
+from dinomed.errors import DinomedError, first_line, system_reason
 from dinomed.io.artifacts import check_file, describe_file
 from dinomed.io.files import read_json, sync, write_json
 from dinomed.io.tensor_file import write_tensors
@@ -48,7 +48,7 @@ def write_checkpoint(root: Path, name: str, tensors: Tensors, state: dict[str, A
             write_tensors(temporary / "tensors.safetensors", tensors)
         return on_main(lambda: _seal(temporary, root / name, state))
     except OSError as error:
-        raise DinomedError(f"cannot write checkpoint {root / name}: {error.strerror or error}") from None
+        raise DinomedError(f"cannot write checkpoint {root / name}: {system_reason(error)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, system_reason
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
     except OSError as error:
-        raise DinomedError(f"cannot write {path}: {error.strerror or error}") from None
+        raise DinomedError(f"cannot write {path}: {system_reason(error)}") from None
     temporary = Path(name)
     try:
         yield temporary
@@ -34,7 +34,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        raise DinomedError(f"cannot write {path}: {error.strerror or error}") from None
+        raise DinomedError(f"cannot write {path}: {system_reason(error)}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,7 +59,7 @@ def append_text(path: str | Path, text: str) -> None:
         with open(path, "a", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except OSError as error:
-        raise DinomedError(f"cannot write {path}: {error.strerror or error}") from None
+        raise DinomedError(f"cannot write {path}: {system_reason(error)}") from None
 
 
 def write_json(path: str | Path, data: Any) -> None:

@@ -13,7 +13,7 @@ try:
 except ImportError:  # Windows: no locks there
     fcntl = None  # type: ignore[assignment]
 
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError, UsageError, system_reason
 from dinomed.io.files import sync
 from dinomed.log import logger
 
@@ -33,7 +33,18 @@ def check_writable(folder: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise DinomedError(f"output folder {folder} is not writable: {error.strerror or error}") from None
+        raise DinomedError(f"output folder {folder} is not writable: {system_reason(error)}") from None
+
+
+def check_place(path: Path) -> None:
+    """Check, without writing and within microseconds, that a file or a folder can be made at `path`.
+
+    Raises:
+        DinomedError: the nearest folder that exists is not writable.
+    """
+    folder = next((place for place in (path, *path.absolute().parents) if os.path.isdir(place)), None)
+    if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
+        raise DinomedError(f"output folder {folder} is not writable; choose another place, or change its permissions")
 
 
 def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) -> Path:
@@ -145,7 +156,7 @@ def locked(
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / name, "a")  # noqa: SIM115 (closed below, after its own errors)
     except OSError as error:
-        raise DinomedError(f"cannot write in {folder}: {error.strerror or error}") from None
+        raise DinomedError(f"cannot write in {folder}: {system_reason(error)}") from None
     with file:
         if fcntl is None:
             yield
@@ -188,7 +199,7 @@ def staged(folder: Path, name: str = STAGE, keep: Iterable[str] = ()) -> Iterato
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         yield stage
     except OSError as error:
-        raise DinomedError(f"cannot write {folder}: {error.strerror or error}") from None
+        raise DinomedError(f"cannot write {folder}: {system_reason(error)}") from None
     finally:
         if not any((stage / entry).exists() for entry in kept):
             shutil.rmtree(stage, ignore_errors=True)
@@ -240,4 +251,4 @@ def publish(stage: Path, folder: Path, names: Iterable[str]) -> None:
             os.replace(stage / name, folder / name)
         sync(folder)
     except OSError as error:
-        raise DinomedError(f"cannot write {folder}: {error.strerror or error}") from None
+        raise DinomedError(f"cannot write {folder}: {system_reason(error)}") from None

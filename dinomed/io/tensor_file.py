@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dinomed.errors import DinomedError, first_line
+from dinomed.errors import DinomedError, first_line, system_reason
 from dinomed.io.files import sync
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -32,7 +32,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
         sync(path)
     except (OSError, SafetensorError) as error:
-        raise DinomedError(f"cannot write {path}: {error}") from None
+        raise DinomedError(f"cannot write {path}: {system_reason(error)}") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -5,11 +5,13 @@ excluded images and within the pool; embeddings; retrieval or balanced sampling;
 cached, and a second run continues after the last cached result.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from dinomed.datasets.manifest import write_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.output_folder import locked
 from dinomed.log import logger
@@ -21,7 +23,7 @@ from dinomed.pretrain.curation.filters.config import FacesConfig, QualityConfig,
 from dinomed.pretrain.curation.filters.faces import FindFaces, check_detector
 from dinomed.pretrain.curation.filters.quality import MEASURES, judge_all
 from dinomed.pretrain.curation.image_pass import VERSION, ImagePass
-from dinomed.pretrain.curation.output.read import CurationResult, load_result, stages_path
+from dinomed.pretrain.curation.output.read import CurationResult, load_result, result_of, stages_path
 from dinomed.pretrain.curation.output.write import Boxes, write_result
 from dinomed.pretrain.curation.pool import Pool
 from dinomed.pretrain.curation.runtime.context import CurationContext
@@ -39,6 +41,7 @@ def curate(
     embedder: Embedder | None = None,
     device: str = "auto",
     workers: int | None = None,
+    report: Callable[[CurationResult], None] | None = None,
 ) -> CurationResult:
     """Curate a pool and write the resulting manifest.
 
@@ -51,6 +54,7 @@ def curate(
         embedder: vectors for retrieval and sampling; None for the copy-detection descriptor.
         device: of networks: auto, cpu, cuda.
         workers: threads, or processes of the executor; None for one per processor.
+        report: writes the report; it is called before the manifest is written.
 
     Raises:
         UsageError: settings that do not match the pool.
@@ -82,7 +86,10 @@ def curate(
         if not decisions.kept.any():
             context.notes.append("no image is kept")
             logger.warning("no image is kept: see the column 'reason'")
-        write_result(output, context, config, decisions, links, selection, faces)
+        manifest = write_result(output, context, config, decisions, links, selection, faces)
+        if report is not None:
+            report(result_of(output, manifest))
+        write_manifest(manifest, output)  # last: it shows that the curation is complete
         context.remove_unused()
     return load_result(output)
 

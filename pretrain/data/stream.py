@@ -4,14 +4,17 @@ Images come in a new order in every epoch; the stream is cut into batches withou
 stream determines an image and its crops, the step determines the masks, so a resumed run continues exactly.
 """
 
+import multiprocessing
+import os
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dinomed.distributed import rank, world_size
 from dinomed.errors import DinomedError, first_line
@@ -23,6 +26,7 @@ from dinomed.pretrain.data.masking import MaskConfig, sample_masks
 
 _CROPS, _MASKS = 1, 2  # separate streams of random numbers
 _MAX_TRIES = 10
+_MAX_WORKERS = 256
 LOADER_TIMEOUT_S = 300
 
 
@@ -102,6 +106,9 @@ class CropStream(Dataset[Sample]):
         self.multi_crop, self.early_multi_crop = MultiCrop(crops), MultiCrop(crops.early_crops())
         self.early_positions = early_positions
         self._epoch, self._order = -1, np.empty(0, int)
+        # for each data worker, its process and the image that it reads; shared with the workers
+        self._worker_pids = multiprocessing.RawArray("q", _MAX_WORKERS)
+        self._worker_images = multiprocessing.RawArray("q", [-1] * _MAX_WORKERS)
 
     def image_index(self, position: int) -> int:
         """Return the index of the image at `position`; every epoch is a permutation of all images."""
@@ -127,7 +134,30 @@ class CropStream(Dataset[Sample]):
             f"{_MAX_TRIES} images in a row cannot be read, the last one {skipped[-1]}; scan the folder again"
         )
 
+    def images_of_workers(self, pids: Collection[int] = ()) -> list[str]:
+        """Return the names of the images that data workers read now, or read when they died.
+
+        Args:
+            pids: only of these processes; of all if none of them is a worker.
+        """
+        reading = {
+            pid: self.names[index]
+            for pid, index in zip(self._worker_pids, self._worker_images, strict=True)
+            if index >= 0
+        }
+        return [name for pid, name in reading.items() if pid in pids] or list(reading.values())
+
     def _read(self, index: int, crops: CropConfig) -> np.ndarray:
+        worker = get_worker_info()
+        if worker is None or worker.id >= _MAX_WORKERS:
+            return self._read_pixels(index, crops)
+        self._worker_pids[worker.id], self._worker_images[worker.id] = os.getpid(), index
+        try:
+            return self._read_pixels(index, crops)
+        finally:
+            self._worker_images[worker.id] = -1
+
+    def _read_pixels(self, index: int, crops: CropConfig) -> np.ndarray:
         path = self.paths[index]
         if self.stamps is not None:
             check_unchanged(path, *self.stamps[index])
@@ -246,6 +276,18 @@ def load_batches(
         try:
             yield next(iterator)
         except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
-            raise DinomedError(f"a data worker died or hung ({first_line(error)}); use `resume=True`") from None
+            raise worker_failure(error, stream) or error from None
+
+
+def worker_failure(error: RuntimeError, stream: CropStream | None) -> DinomedError | None:
+    """Return the error of a data worker that died or hung, with the images that it read; None for another error.
+
+    torch raises the error at the next batch, or at any time while the training step runs.
+    """
+    if stream is None or "DataLoader" not in str(error):
+        return None
+    names = stream.images_of_workers({int(number) for number in re.findall(r"\d+", str(error))})
+    while_reading = f" while it read {' or '.join(names[:3])}" if names else ""
+    return DinomedError(
+        f"a data worker died or hung{while_reading} ({first_line(error)}); use `resume=True`, without a damaged image"
+    )

@@ -52,14 +52,19 @@ def effective_rank(features_NC: Tensor) -> float:
 
 
 class RunLog:
-    """``log.jsonl`` and ``tensorboard/`` of a run folder. A resume removes the lines after its checkpoint."""
+    """``log.jsonl`` and ``tensorboard/`` of a run folder. A resume removes the lines after its checkpoint,
+    without a checkpoint all of them."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self.path = folder / LOG_FILE
         self._tensorboard_folder, self._first_step = folder / TENSORBOARD, first_step
         self._writer: Any = None
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= first_step]
+            kept = (
+                [line for line in self.path.read_text().splitlines() if _step_of(line) <= first_step]
+                if first_step
+                else []
+            )
             with replacing(self.path) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept))
 

@@ -1,7 +1,15 @@
-"""Licences of all installed packages that dinomed needs: none is under the GPL or the AGPL."""
+"""Licences and bill of materials of all installed packages that dinomed needs: none is under the GPL or the AGPL."""
 
+import json
 import re
-from importlib.metadata import PackageNotFoundError, distribution
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+SCRIPT = Path(__file__).resolve().parents[2] / ".ci" / "bill_of_materials.py"
+BILL = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 WITHOUT_LICENCE = {
     "cuda-toolkit": "a package of NVIDIA without content of its own, which names the libraries of CUDA for torch",
@@ -10,28 +18,8 @@ WITHOUT_LICENCE = {
 COPYLEFT = re.compile(r"(?<!L)GPL|(?<!Lesser )General Public License", re.IGNORECASE)
 
 
-def needed_packages() -> dict[str, str]:
-    """Return the installed packages that dinomed needs, directly or through others, with the text of their licences."""
-    licences: dict[str, str] = {}
-    waiting = ["dinomed"]
-    while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if name in licences:
-            continue
-        try:
-            package = distribution(name)
-        except PackageNotFoundError:  # an extra that is not installed, or a package of another system
-            continue
-        fields = package.metadata
-        stated = [fields.get("License-Expression"), (fields.get("License") or "").partition("\n")[0]]
-        stated += [text for text in fields.get_all("Classifier") or () if text.startswith("License")]
-        licences[name] = "; ".join(text for text in stated if text)
-        waiting += [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in package.requires or ()]
-    return licences
-
-
 def test_no_package_is_under_the_gpl() -> None:
-    licences = needed_packages()
+    licences = {name: "; ".join(BILL.licence_texts(package)) for name, package in BILL.needed_packages().items()}
     assert len(licences) > 40  # torch, gradio, monai and what they need
     assert {name: text for name, text in licences.items() if COPYLEFT.search(text)} == {}
     assert {name for name, text in licences.items() if not text} <= set(WITHOUT_LICENCE)
@@ -42,3 +30,20 @@ def test_the_pattern_finds_what_it_is_for() -> None:
         assert COPYLEFT.search(text), text
     for text in ("LGPL-2.1", "GNU Lesser General Public License", "Apache-2.0", "MIT"):
         assert not COPYLEFT.search(text), text
+
+
+def test_the_bill_of_materials_names_every_package_once_with_its_version() -> None:
+    """The required properties of CycloneDX 1.6: type and name of a component; unique references."""
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=True, timeout=120)
+    bill = json.loads(done.stdout)
+    assert bill == BILL.bill_of_materials()
+    assert (bill["bomFormat"], bill["specVersion"], bill["version"]) == ("CycloneDX", "1.6", 1)
+    assert bill["metadata"]["component"]["name"] == "dinomed"
+    components = bill["components"]
+    assert {part["name"] for part in components} == set(BILL.needed_packages()) - {"dinomed"}
+    assert all(part["type"] == "library" and part["version"] for part in components)
+    references = [part["bom-ref"] for part in (bill["metadata"]["component"], *components)]
+    assert len(references) == len(set(references))
+    assert sorted(row["ref"] for row in bill["dependencies"]) == sorted(references)
+    assert {ref for row in bill["dependencies"] for ref in row["dependsOn"]} < set(references)
+    assert "://" not in done.stdout  # no address of a registry

@@ -5,17 +5,16 @@ for a group of images.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from dinomed.adapters.record import AdapterRecord
+from dinomed.adapters.record import AdapterRecord, parse_usage
 from dinomed.adapters.tasks.classify.groups import FRAMES
 from dinomed.config import Config
-from dinomed.errors import DinomedError
 from dinomed.features.compute import Features
 from dinomed.metrics.calibration import TEMPERATURES, fit_temperature
 from dinomed.metrics.operating import youden_threshold
@@ -43,9 +42,9 @@ class Answer(Config):
     thresholds: tuple[float | None, ...] = ()
     unit: Literal["image", "group"] = "image"
     pool: Literal["mean", "concat"] = "mean"
-    frames: int = Field(FRAMES, ge=1)
-    width: int = Field(1, ge=1)
-    scales: tuple[float, ...] = (1.0,)
+    frames: int = Field(FRAMES, ge=1, le=100_000)
+    width: int = Field(1, ge=1, le=100_000)
+    scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field((1.0,), min_length=1, max_length=16)
     columns: tuple[str, ...] = ("label",)
     separator: str | None = None
 
@@ -80,13 +79,7 @@ def answer_from(record: AdapterRecord) -> Answer:
     Raises:
         DinomedError: a setting is missing or out of its range, in a record that was changed.
     """
-    try:
-        return Answer.model_validate(record.usage)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        message = f"the record of the adapter is damaged: usage.{where}: {problem['msg']}; train again"
-        raise DinomedError(message) from None
+    return parse_usage(Answer, record.usage)
 
 
 def calibrate(answer: Answer, logits: np.ndarray, targets: np.ndarray) -> Answer:

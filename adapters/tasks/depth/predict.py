@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.inference.dense import DensePredictor, views_of
 from dinomed.adapters.predictor import Size
-from dinomed.adapters.record import AdapterRecord
-from dinomed.adapters.tasks.depth.maps import source_from
+from dinomed.adapters.record import AdapterRecord, parse_usage
+from dinomed.adapters.tasks.depth.maps import DepthSource
 from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.config import Config
 
 _LEVELS = 1000  # a file with fewer different values is too coarse
 
@@ -29,13 +31,28 @@ class DepthPrediction:
     unit: str
 
 
+class _Depths(Config):
+    low: float
+    high: float
+    column: str
+    scale: float = Field(gt=0)
+    unit: str
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "_Depths":
+        if not self.low < self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
 class DepthPredictor(DensePredictor):
     """Predicts depths between `low` and `high`, in the unit of the training maps."""
 
     def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone) -> None:
         super().__init__(record, adapter, backbone, views_of(record.usage))
-        depths = record.usage["depth"]
-        self.low, self.high, self.source = float(depths["low"]), float(depths["high"]), source_from(record.usage)
+        depths = parse_usage(_Depths, record.usage.get("depth"), "depth")
+        self.low, self.high = depths.low, depths.high
+        self.source = DepthSource(depths.column, depths.scale, depths.unit)
 
     def activate(self, logits: Tensor) -> Tensor:
         return logits.clamp(self.low, self.high)

@@ -13,10 +13,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
+from dinomed.adapters.record import parse_usage
+from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest, leaves_root
 from dinomed.errors import UsageError
 from dinomed.images.labelmap import read_label_map
@@ -28,6 +31,23 @@ from dinomed.progress import bar
 Kind = Literal["binary", "multiclass", "multilabel"]
 MASK, LESION, BACKGROUND = "mask", "lesion", "background"
 MAX_CLASSES, MAX_BITS = 256, 16
+
+
+class MaskSchemaRecord(Config):
+    """A mask schema as the record of a bundle holds it; the fields are those of `MaskSchema`."""
+
+    kind: Kind
+    names: tuple[str, ...] = Field(min_length=1, max_length=MAX_CLASSES)
+    codes: tuple[Annotated[int, Field(ge=0, le=65_535)] | str, ...]
+
+    @model_validator(mode="after")
+    def _one_code_for_each_name(self) -> "MaskSchemaRecord":
+        columns = [code for code in self.codes if isinstance(code, str)]
+        if len(self.codes) != len(self.names) or (columns and len(columns) < len(self.codes)):
+            raise ValueError("each name needs a code, all of them numbers or all of them columns")
+        if self.kind == "multiclass" and columns:
+            raise ValueError("the classes of a label map are numbers")
+        return self
 
 
 @dataclass(frozen=True)
@@ -156,8 +176,15 @@ BINARY = MaskSchema("binary", (LESION,), (1,))
 
 
 def mask_schema_from(data: Mapping[str, Any] | None) -> MaskSchema:
-    """Return the schema from plain data, the inverse of `MaskSchema.to_dict`; without data that of binary masks."""
-    return BINARY if not data else MaskSchema(data["kind"], tuple(data["names"]), tuple(data["codes"]))
+    """Return the schema from plain data, the inverse of `MaskSchema.to_dict`; without data that of binary masks.
+
+    Raises:
+        DinomedError: a value is out of its range, in a record that was changed.
+    """
+    if not data:
+        return BINARY
+    record = parse_usage(MaskSchemaRecord, data, "mask_schema")
+    return MaskSchema(record.kind, record.names, record.codes)
 
 
 def build_mask_schema(kind: Kind, classes: Mapping[str, int | str]) -> MaskSchema | None:

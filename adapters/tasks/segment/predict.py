@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.inference.dense import DensePredictor, views_of
 from dinomed.adapters.predictor import Size
-from dinomed.adapters.record import AdapterRecord
+from dinomed.adapters.record import AdapterRecord, parse_usage
 from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
 from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.config import Config
+from dinomed.errors import DinomedError
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class MaskPrediction:
     probabilities: np.ndarray
 
 
+class _Thresholds(Config):
+    thresholds: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+
+
 class SegmentPredictor(DensePredictor):
     """Predicts the probabilities of each class.
 
@@ -45,7 +53,10 @@ class SegmentPredictor(DensePredictor):
         self.schema = mask_schema_from(usage.get("mask_schema"))
         self.exclusive = self.schema.exclusive
         single = 0.5 if record.threshold is None else record.threshold
-        self.thresholds: tuple[float, ...] = tuple(usage.get("thresholds") or [single] * len(self.schema.names))
+        self.thresholds = parse_usage(_Thresholds, {"thresholds": usage.get("thresholds") or ()}).thresholds
+        self.thresholds = self.thresholds or (single,) * len(self.schema.names)
+        if not len(self.thresholds) == len(self.schema.names) == len(record.classes):
+            raise DinomedError("the record of the adapter is damaged: its classes and thresholds differ; train again")
         self.threshold = single if len(self.schema.names) == 1 else 0.5
 
     def activate(self, logits: Tensor) -> Tensor:

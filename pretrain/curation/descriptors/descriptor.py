@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from dinomed.config import build_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.pixels import read_row
-from dinomed.errors import DinomedError, UsageError, first_line
+from dinomed.errors import DinomedError, UsageError, first_line, system_reason
 from dinomed.features.neighbors import normalised
 from dinomed.images.read import UnreadableImage
 from dinomed.io.files import replacing
@@ -112,7 +112,7 @@ def save_descriptor(path: str | Path, descriptor: Descriptor) -> None:
         try:
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, header)
         except SafetensorError as error:
-            raise DinomedError(f"cannot write {path}: {error}") from None
+            raise DinomedError(f"cannot write {path}: {system_reason(error)}") from None
 
 
 def load_descriptor(path: str | Path, *, device: str = "auto") -> Descriptor:

@@ -164,7 +164,11 @@ def load_result(output: str | Path) -> CurationResult:
         DinomedError: a file of the result is missing, damaged or of another run.
     """
     output = Path(output)
-    manifest = read_manifest(output)
+    return result_of(output, read_manifest(output))
+
+
+def result_of(output: Path, manifest: Manifest) -> CurationResult:
+    """Return the result whose manifest is, or will be, written to `output`; see `load_result`."""
     if not set(COLUMNS) <= set(manifest.columns) or not summary_path(output).is_file():
         raise UsageError(f"{output} was not written by `dinomed curate` (or {summary_path(output).name} is missing)")
     summary = read_json(summary_path(output))

@@ -30,8 +30,8 @@ Boxes = dict[int, list[Box]]  # row -> faces
 def write_result(
     output: Path, context: CurationContext, config: CurationConfig, decisions: Decisions, links: DuplicateLinks,
     selection: Selection, faces: Boxes,
-) -> None:  # fmt: skip
-    """Write the rows, the excluded images, the summary, and last the manifest."""
+) -> Manifest:  # fmt: skip
+    """Write the rows, the excluded images and the summary; return the manifest, which is written last."""
     pool = context.pool
     output.unlink(missing_ok=True)  # of an earlier run, whose rows and summary are replaced now
     points = selection.points.copy()
@@ -51,7 +51,7 @@ def write_result(
     else:
         write_manifest(pool.references, references_path)
     write_json(summary_path(output), _summary(context, config, decisions, links, selection, faces))
-    write_manifest(_blurred(output, _manifest(context, decisions, links, selection), faces, decisions), output)
+    return _blurred(output, _manifest(context, decisions, links, selection), faces, decisions)
 
 
 def _manifest(context: CurationContext, decisions: Decisions, links: DuplicateLinks, selection: Selection) -> Manifest:

@@ -1,0 +1,167 @@
+"""A process that is killed at any write, rename or deletion: the same command again gives the whole result.
+
+A kill is simulated in this process: before the n-th change of a file in the output folder an exception is raised, and
+after it every further change is refused, as if the process were gone; nothing is cleaned up. `test_curate_killed.py`
+and `test_trainer.py` use real signals.
+"""
+
+import builtins
+import io
+import json
+import os
+import re
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinomed.apps import cli
+
+QUICK = ("--set", "fit.epochs=2", "--set", "fit.min_steps=0")
+RUN = ("--set", "run.batch_size=8", "--set", "run.workers=0", "--set", "run.checkpoint_every=1", "--set", "run.steps=2",
+       "--set", "crops.num_local=0", "--set", "backbone.depth=1", "--device", "cpu")  # fmt: skip
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "scan": ("scan", "{u}/lesions", "-o", "{o}/m.parquet"),
+    "features": ("features", "{u}/derm.parquet", "-b", "{u}/ssl", "-o", "{o}/f.parquet"),
+    "index": ("index", "{u}/derm.parquet", "-b", "{u}/ssl", "-o", "{o}/idx", "--cache", "{o}/cache"),
+    "search": ("search", "{u}/derm.parquet", "--index", "{u}/idx", "-o", "{o}/s"),
+    "evaluate": ("evaluate", "{u}/cls", "--data", "{u}/derm.parquet", "-o", "{o}/e", "--resamples", "10"),
+    "predict": ("predict", "{u}/seg", "{u}/derm.parquet", "-o", "{o}/p"),
+    "train": ("train", "classify", "-b", "{u}/ssl", "--data", "{u}/derm.parquet", "-o", "{o}/cls", "--cache",
+              "{o}/cache", *QUICK),
+    "audit": ("audit", "{u}/derm.parquet", "-o", "{o}/a.html", "--cache", "{o}/cache"),
+    "curate": ("curate", "--pool", "{u}/derm.parquet", "-o", "{o}/c.parquet", "--set", "quality.min_short_side_px=32"),
+    "pretrain": ("pretrain", "vit_tiny_cpu", "--data", "{u}/derm.parquet", "-o", "{o}/run", "--resume", *RUN),
+}  # fmt: skip
+DONE = "already|exists"  # the refusal of a command whose result was complete before the kill
+
+
+class Killed(BaseException):
+    """The simulated end of the process."""
+
+
+@contextmanager
+def killed_at(number: int | None, folder: Path) -> Iterator[list[str]]:
+    """Raise `Killed` before the change `number` (from 1) of a file in `folder`, and at every change after it.
+
+    Yields:
+        The changes so far.
+    """
+    changes: list[str] = []
+
+    def refuse(name: str, path: Any) -> None:
+        if not isinstance(path, str | os.PathLike) or not Path(os.path.abspath(path)).is_relative_to(folder):
+            return
+        changes.append(f"{name} {os.path.relpath(path, folder)}")
+        if number is not None and len(changes) >= number:
+            raise Killed
+
+    def guarded(name: str, function: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            refuse(name, arguments[place])
+            return function(*arguments, **options)
+
+        return call
+
+    def guarded_open(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+            if set(mode) & set("wax+"):
+                refuse("open", file)
+            return function(file, mode, *arguments, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", guarded("replace", os.replace, 1))
+        for name in ("unlink", "remove", "rmdir", "mkdir"):
+            patch.setattr(os, name, guarded(name, getattr(os, name)))
+        patch.setattr(shutil, "rmtree", guarded("rmtree", shutil.rmtree))
+        patch.setattr(io, "open", guarded_open(io.open))
+        patch.setattr(builtins, "open", guarded_open(builtins.open))
+        yield changes
+
+
+def call(words: list[str]) -> int:
+    """Run a command; return its exit code."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "--quiet"])
+    return int(end.value.code or 0)
+
+
+def snapshot(folder: Path) -> dict[str, Any]:
+    """The content of all files, without times, locks, and the events of TensorBoard."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {
+        str(path.relative_to(folder)): content(path)
+        for path in files
+        if path.suffix != ".lock" and path.name not in (".lock", "timings.jsonl") and "tensorboard" not in path.parts
+    }
+
+
+def content(path: Path) -> Any:
+    data = path.read_bytes()
+    if path.suffix == ".safetensors":
+        length = struct.unpack("<Q", data[:8])[0]
+        header = json.loads(data[8 : 8 + length])
+        notes = {name: timeless(json.loads(text)) if text[:1] == "{" else text
+                 for name, text in header.pop("__metadata__", {}).items()}  # fmt: skip
+        tensors = {name: data[8 + length :][slice(*header[name]["data_offsets"])] for name in sorted(header)}
+        return notes, tensors
+    if path.suffix in (".json", ".jsonl"):
+        return [timeless(json.loads(part)) for part in (data.splitlines() if path.suffix == ".jsonl" else [data])]
+    if path.suffix in (".html", ".md"):
+        return re.sub(rb"\d{4}-\d\d-\d\d[T ][\d:+]+|[\d.,]+ s\b|<td[^>]*>[\d.]+</td>", b"", data)
+    return data
+
+
+TIMES = ("written", "seconds", "images_per_second", "energy", "sha256", "bytes")  # the last two: of files with times
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in TIMES and "second" not in key}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def check(command: str, user_folder: Path, folder: Path, some: bool, capsys: Any) -> None:
+    """Kill a command at some of its changes, run it again, and compare with the unbroken result."""
+    out = folder / "out"
+    words = [word.format(u=user_folder, o=out) for word in COMMANDS[command]]
+    out.mkdir()
+    with killed_at(None, out) as changes:
+        code = call(words)
+    whole, count = snapshot(out), len(changes)
+    assert count > 1, "nothing is written, so nothing is tested"
+    numbers = range(1, count + 1) if not some else sorted({1, count // 3, 2 * count // 3, count - 1, count} - {0})
+    for number in numbers:
+        shutil.rmtree(out)
+        out.mkdir()
+        with killed_at(number, out) as changes, pytest.raises((Killed, SystemExit)):
+            cli.main([*words, "--quiet"])
+        capsys.readouterr()
+        again = call(words)
+        message = capsys.readouterr().err
+        assert again == code or (again == 2 and re.search(DONE, message)), (number, changes[number - 1], message)
+        broken = snapshot(out)
+        assert broken.keys() == whole.keys(), (number, changes[number - 1])
+        for name in whole:
+            assert broken[name] == whole[name], (number, changes[number - 1], name)
+
+
+@pytest.mark.parametrize("command", ["scan", "features", "index", "evaluate"])
+def test_killed_at_some_writes_the_result_is_the_same(
+    user_folder: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(command, user_folder, tmp_path, True, capsys)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", COMMANDS)
+def test_killed_at_every_write_the_result_is_the_same(
+    user_folder: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(command, user_folder, tmp_path, False, capsys)

@@ -1,0 +1,139 @@
+"""What a terminal shows: no escape sequence of a file or a class, one wording for a full disk, an early refusal."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dinomed.apps import cli
+from dinomed.apps.output import build_table, emit
+from dinomed.errors import DinomedError
+from dinomed.io.output_folder import check_place
+from dinomed.log import logger
+
+Run = Callable[..., tuple[int, str, str]]
+HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b31m\u202egnp.exe"
+
+
+def no_control(text: str) -> bool:
+    return all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_tables_show_escape_sequences_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    table = build_table(("", HOSTILE, "[red]n[/red]"), [(HOSTILE, 1, "[bold]x")], title=f"[blue]{HOSTILE}")
+    table.caption = f"[nonsense/] {HOSTILE}"
+    emit({}, False, table)
+    shown = capsys.readouterr().out
+    assert no_control(shown)
+    for text in ("\\x1b[2J", "\\x9b31m", "\\u202e", "[red]n[/red]", "[bold]x", "[blue]", "[nonsense/]"):
+        assert text in "".join(shown.split("\n")).replace(" ", "") or text in shown, text
+
+
+def test_json_holds_escape_sequences_as_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({HOSTILE: [HOSTILE, "Ä 漢"]}, True)
+    shown = capsys.readouterr().out
+    assert no_control(shown)
+    assert json.loads(shown) == {HOSTILE: [HOSTILE, "Ä 漢"]}
+    assert "Ä 漢" in shown
+
+
+def test_messages_show_escape_sequences_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    logger.warning(f"{HOSTILE}.png: damaged\nsecond line")
+    shown = capsys.readouterr().err
+    assert no_control(shown)
+    assert "\\x1b[2J" in shown
+    assert shown.count("\n") == 2
+
+
+def test_a_command_shows_the_escape_sequences_of_a_folder_as_text(tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "\x1b[31mred"
+    folder.mkdir()
+    (folder / "\x1b[2J.png").write_bytes(b"no image")
+    code, out, err = run("scan", folder, "-o", tmp_path / "m.parquet")
+    assert code != 0
+    assert no_control(out)
+    assert no_control(err)
+
+
+class Unwritable:
+    """`os.access` on a disk that is mounted read-only; permissions do not bind the user of a test container."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked = folder, os.access
+
+    def __call__(self, path: str | Path, mode: int) -> bool:
+        return Path(path) != self.folder and self.asked(path, mode)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "cls", "--data", "m.parquet"),
+        ("train", "classify", "-b", "ssl", "--data", "m.parquet"),
+        ("search", "images", "--index", "idx"),
+        ("curate", "--pool", "images"),
+        ("audit", "a.parquet", "b.parquet"),
+        ("probe", "ssl", "--data", "m.parquet"),
+        ("quickstart",),
+        ("pretrain", "vit_tiny_cpu", "--data", "images"),
+        ("scan", "images"),
+        ("predict", "cls", "images"),
+        ("index", "m.parquet", "-b", "ssl"),
+        ("features", "images", "-b", "ssl"),
+        ("export", "ssl", "--format", "timm"),
+        ("distill", "vit_tiny_cpu", "--teacher", "run", "--data", "images"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run, words: tuple[str, ...]
+) -> None:
+    """The inputs do not exist: their error would come first if the output were looked at later."""
+    monkeypatch.setattr("dinomed.io.output_folder.os.access", Unwritable(tmp_path))
+    code, _, err = run(*words, "-o", tmp_path / "new" / "out")
+    assert code == 1
+    assert err == f"error: output folder {tmp_path} is not writable; choose another place, or change its permissions\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_early_refusal_imports_no_torch() -> None:
+    code = (
+        "import os, sys; from dinomed.apps import cli; os.access = lambda *_: False\n"
+        "try: cli.main(['evaluate', 'a', '--data', 'b', '-o', 'c'])\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "1 False\n", done.stderr
+
+
+def test_a_place_that_can_be_written_passes(tmp_path: Path) -> None:
+    check_place(tmp_path / "a" / "b")
+    check_place(Path("relative") / "place")
+    (tmp_path / "file").touch()
+    check_place(tmp_path / "file")
+
+
+def test_a_full_disk_has_the_words_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    from dinomed.features.cache import FeatureKey, write_shard
+    from dinomed.io.artifacts import ArtifactFolder
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("8832 requested and 992 written")  # of NumPy
+
+    monkeypatch.setattr("numpy.save", full)
+    key = FeatureKey(backbone="b", images="i", count=5, blocks=(0,), patches=False, shard_size=50)
+    with pytest.raises(DinomedError, match=f"^cannot write .*: {os.strerror(28)}$"):
+        write_shard(ArtifactFolder(tmp_path), key, 0, {kind: np.ones((5, 4), np.float32) for kind in key.kinds})
+
+
+def test_json_reports_every_failure_as_json(tmp_path: Path, run: Run) -> None:
+    code, out, err = run("scan", tmp_path / "\x1bnone", "-o", tmp_path / "m.parquet", "--json")
+    assert code == 2
+    assert json.loads(out)["error"] in err
+    assert cli.COMMANDS
