@@ -16,7 +16,7 @@ def normal(name: str) -> str:
 
 
 def needed_packages(root: str = "dinomed") -> dict[str, Distribution]:
-    """Return the installed packages that `root` needs, directly, through others, or by an extra; `root` is one of them."""
+    """Return the installed packages that `root` needs, also through others and by extras, and `root` itself."""
     packages: dict[str, Distribution] = {}
     waiting = [root]
     while waiting:
@@ -60,15 +60,10 @@ def _reference(name: str, package: Distribution) -> str:
 def bill_of_materials(root: str = "dinomed") -> dict[str, Any]:
     """Return the bill: `root` as the application, its packages as components, and which package needs which."""
     packages = needed_packages(root)
-    dependencies = [
-        {
-            "ref": _reference(name, package),
-            "dependsOn": sorted(
-                {_reference(other, packages[other]) for other in _requirements(package) if other in packages}
-            ),
-        }
-        for name, package in sorted(packages.items())
-    ]
+    dependencies = []
+    for name, package in sorted(packages.items()):
+        needed = {_reference(other, packages[other]) for other in _requirements(package) if other in packages}
+        dependencies.append({"ref": _reference(name, package), "dependsOn": sorted(needed)})
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
