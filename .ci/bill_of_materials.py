@@ -62,7 +62,8 @@ def bill_of_materials(root: str = "dinomed") -> dict[str, Any]:
     packages = needed_packages(root)
     dependencies = []
     for name, package in sorted(packages.items()):
-        needed = {_reference(other, packages[other]) for other in _requirements(package) if other in packages}
+        others = [other for other in _requirements(package) if other in packages and other != name]
+        needed = {_reference(other, packages[other]) for other in others}
         dependencies.append({"ref": _reference(name, package), "dependsOn": sorted(needed)})
     return {
         "bomFormat": "CycloneDX",
