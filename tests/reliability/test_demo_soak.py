@@ -1,6 +1,6 @@
 """The functions of a demo under many requests: memory, files and waiting requests stay bounded, and no answer is wrong.
 
-Five kinds of clients ask in turns: with a picture, with bytes that are no picture, with a broken request, with a picture
+Five kinds of clients ask in turns: with a picture, with bytes that are no picture, with a broken request, with a file
 that was put away, and one that leaves before its turn.
 """
 
