@@ -74,7 +74,8 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) 
 def claimed_folder(folder: str | Path, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
     """Prepare an output folder (`prepare_output`) and lock it until its result is written.
 
-    At the end the lock file is removed; so is the folder, if it is new and nothing was written.
+    At the end the lock file is removed; so is the folder, if it is new and nothing was written. The folder of a call
+    that was killed, or failed while it wrote, is used again without `overwrite`.
 
     Yields:
         The folder.
@@ -84,14 +85,27 @@ def claimed_folder(folder: str | Path, *, marker: str, overwrite: bool = False) 
     """
     folder = Path(folder)
     is_new = not folder.exists()
-    prepare_output(folder, overwrite=overwrite, marker=marker)
+    unfinished = (folder / STAGE).is_dir() and not (folder / marker).exists()
+    prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else marker)
     with locked(folder):
         try:
+            _mark_unfinished(folder)
             yield folder
         finally:
+            is_empty = all(path.name in (STAGE, LOCK_FILE) for path in folder.iterdir())
+            if is_empty or (folder / marker).exists():
+                with contextlib.suppress(OSError):
+                    (folder / STAGE).rmdir()
             _release(folder / LOCK_FILE)
             if is_new and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _mark_unfinished(folder: Path) -> None:
+    try:
+        (folder / STAGE).mkdir(exist_ok=True)
+    except OSError as error:
+        raise DinomedError(f"cannot write {folder}: {system_reason(error)}") from None
 
 
 @contextmanager

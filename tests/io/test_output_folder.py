@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from dinomed.errors import DinomedError, UsageError
-from dinomed.io.output_folder import STAGE, check_writable, locked, open_output_folder, prepare_output, publish, staged
+from dinomed.io.output_folder import (
+    STAGE,
+    check_writable,
+    claimed_folder,
+    locked,
+    open_output_folder,
+    prepare_output,
+    publish,
+    staged,
+)
 
 MARKER = "result.json"
 
@@ -138,3 +147,20 @@ def test_of_two_processes_one_writes_and_the_other_is_refused(tmp_path: Path) ->
     assert (out / MARKER).read_text() == "of the first"
     write_result(out, "of the second", overwrite=True)
     assert (out / MARKER).read_text() == "of the second"
+
+
+def test_a_claimed_folder_of_a_killed_call_is_used_again_and_a_complete_one_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), claimed_folder(folder, marker=MARKER):
+        (folder / "page.html").write_text("half")
+        raise KeyboardInterrupt
+    assert {path.name for path in folder.iterdir()} == {"page.html", STAGE}
+    with claimed_folder(folder, marker=MARKER):
+        (folder / "page.html").write_text("whole")
+        (folder / "result.json").write_text("{}")
+    assert {path.name for path in folder.iterdir()} == {"page.html", "result.json"}
+    with pytest.raises(UsageError, match="already holds a result"), claimed_folder(folder, marker=MARKER):
+        pass
+    with pytest.raises(KeyboardInterrupt), claimed_folder(tmp_path / "new", marker=MARKER):
+        raise KeyboardInterrupt
+    assert not (tmp_path / "new").exists()

@@ -93,12 +93,14 @@ def call(words: list[str]) -> int:
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
-    """The content of all files, without times, locks, and the events of TensorBoard."""
+    """The content of all files, without times, locks, temporary files of the killed process, and TensorBoard."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {
         str(path.relative_to(folder)): content(path)
         for path in files
-        if path.suffix != ".lock" and path.name not in (".lock", "timings.jsonl") and "tensorboard" not in path.parts
+        if path.suffix != ".lock"
+        and not path.name.startswith((".lock", ".tmp-", "timings.jsonl"))
+        and "tensorboard" not in path.parts
     }
 
 

@@ -24,7 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, tiny_b
     shutil.copytree(tiny_backbone, folder / "ssl")
     data, quick = folder / "derm.parquet", {"fit.epochs": 1, "fit.min_steps": 0}
     dinomed.train("classify", folder / "ssl", data, folder / "cls", settings=quick)
-    dinomed.build_index(data, folder / "ssl", folder / "idx")
+    dinomed.build_index(folder / "ssl", data, folder / "idx")
     dinomed.predict(folder / "cls", data, folder / "predicted")
     dinomed.evaluate(folder / "cls", data, out=folder / "evaluated", resamples=10)
     dinomed.extract_features(dinomed.load_backbone(folder / "ssl"), data, out=folder / "f.parquet")
