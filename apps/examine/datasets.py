@@ -65,8 +65,8 @@ def add_images(report: ArtefactReport, manifest: Manifest, remedy: str) -> None:
     if not any(lists.values()):
         report.add("images", f"{len(manifest):,} files have the size and the checksum of the scan")
     if manifest.has("mask"):
-        masks = [path for row in range(len(manifest)) if (path := manifest.mask_path(row)) is not None]
-        gone = [str(path.relative_to(manifest.root)) for path in masks if not path.is_file()]
+        masks = [mask for mask in manifest.column("mask") if mask is not None]
+        gone = [mask for mask in masks if not (manifest.root / mask).is_file()]
         if gone:
             report.add("masks", f"{len(gone):,} are missing: {some(gone)}", "missing", remedy)
         else:

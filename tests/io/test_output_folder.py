@@ -149,11 +149,16 @@ def test_of_two_processes_one_writes_and_the_other_is_refused(tmp_path: Path) ->
     assert (out / MARKER).read_text() == "of the second"
 
 
-def test_a_claimed_folder_of_a_killed_call_is_used_again_and_a_complete_one_is_not(tmp_path: Path) -> None:
-    folder = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt), claimed_folder(folder, marker=MARKER):
+def write_half(folder: Path) -> None:
+    with claimed_folder(folder, marker=MARKER):
         (folder / "page.html").write_text("half")
         raise KeyboardInterrupt
+
+
+def test_a_claimed_folder_of_a_killed_call_is_used_again_and_a_complete_one_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        write_half(folder)
     assert {path.name for path in folder.iterdir()} == {"page.html", STAGE}
     with claimed_folder(folder, marker=MARKER):
         (folder / "page.html").write_text("whole")
