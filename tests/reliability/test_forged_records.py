@@ -22,7 +22,7 @@ from dinomed.errors import DinomedError
 from dinomed.features.compute import compute_features
 
 FILES = {
-    "ssl": ("model.safetensors", "config"),
+    "ssl": ("backbone/model.safetensors", "config"),
     "cls": ("adapter.safetensors", "adapter"),
     "seg": ("adapter.safetensors", "adapter"),
     "idx": ("index.safetensors", "index"),
@@ -95,7 +95,7 @@ def forge(user_folder: Path, folder: Path, name: str, changes: list[tuple[tuple[
     for part in {"ssl", name}:
         shutil.copytree(user_folder / part, folder / part)
     shutil.copytree(user_folder / "lesions", folder / "lesions")
-    for beside in (folder / name).glob("*.json"):
+    for beside in (folder / name).rglob("*.json"):
         beside.unlink()  # a copy of the record for people
     use, path = USES[name], folder / name / file
     header, record, tensors = split(path.read_bytes(), entry)
