@@ -100,8 +100,8 @@ def examine_cache(folder: Path) -> ArtefactReport:
             keys.add(str(record["key"]["backbone"]))
     if whole:
         report.add("artifacts", f"{whole:,} have the size and the checksum of their records")
-    records = {path.with_suffix("").name.split(".")[0] for path in folder.rglob("*.json")}
-    loose = [path for path in sorted(folder.rglob("*.npy")) if path.name.split(".")[0] not in records]
+    records = {path.parent / path.name.split(".")[0] for path in folder.rglob("*.json")}
+    loose = [path for path in sorted(folder.rglob("*.npy")) if path.parent / path.name.split(".")[0] not in records]
     if loose:
         names = some([path.name for path in loose])
         report.add("unfinished files", f"{len(loose)} files without a record: {names}", "incomplete", remedy)
