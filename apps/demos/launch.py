@@ -165,8 +165,10 @@ def _panels(predictors: Sequence["Predictor"], image_index: "ImageIndex | None",
         yield panel(predictor, image_index) if task.panel_takes_index else panel(predictor)
     if image_index is not None and retrieve:
         yield RetrievePanel(image_index)
-    consumers = [*predictors, *([] if image_index is None else [image_index])]
-    yield ExplorePanel(consumers[0].backbone)
+    if predictors:
+        yield ExplorePanel(predictors[0].backbone)
+    elif image_index is not None:
+        yield ExplorePanel(image_index.backbone)
 
 
 def _subtitle(

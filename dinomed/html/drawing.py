@@ -190,9 +190,9 @@ def data_url(pixels: np.ndarray) -> str:
     """Return an image, uint8 (H, W, 3), as the data URL of a PNG if it is small, else of a JPEG."""
     small = pixels.shape[0] * pixels.shape[1] <= 128 * 128
     stream = io.BytesIO()
-    options = {"format": "PNG"} if small else {"format": "JPEG", "quality": 90}
-    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, **options)
-    return f"data:image/{options['format'].lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    kind = "PNG" if small else "JPEG"
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, kind, **({} if small else {"quality": 90}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _svg(shape: _Shape, themed: bool) -> str:
@@ -242,8 +242,8 @@ def _resized(shape: _Image, size: tuple[int, int]) -> Image.Image:
 
 def _paint(shape: _Shape, canvas: Image.Image, pen: ImageDraw.ImageDraw, scale: int) -> None:
     if isinstance(shape, _Image):
-        x, y, width, height = (round(value * scale) for value in shape.box)
-        canvas.paste(_resized(shape, (width, height)), (x, y))
+        column, row, columns, rows = (round(value * scale) for value in shape.box)
+        canvas.paste(_resized(shape, (columns, rows)), (column, row))
     elif isinstance(shape, _Line):
         points = [(x * scale, y * scale) for x, y in shape.points]
         pen.line(points, fill=shape.color, width=max(1, round(shape.width * scale)), joint="curve")
