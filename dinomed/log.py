@@ -1,4 +1,4 @@
-"""Messages for the person who watches: the logger ``dinomed``, on stderr.
+"""Messages for users: the logger ``dinomed``, on stderr.
 
 ``logger.info`` is a note, ``logger.warning`` a warning. Stdout belongs to data (``--json``). In a run of several
 processes only rank 0 writes; ``extra=ALL_RANKS`` marks a message that every rank writes.

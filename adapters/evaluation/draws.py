@@ -8,14 +8,14 @@ from dinomed.datasets.manifest import Manifest, build_manifest
 from dinomed.metrics.bootstrap import RESAMPLES
 
 VAL_EVERY = 5
-"""One of so many drawn groups is validation."""
+"""One of this many drawn groups is used for validation."""
 
 
 def draw_images(pool: Manifest, count: int | None, seed: int, label: str | None = None) -> Manifest:
     """Draw images by group as splits train and val, nested over the counts of one seed.
 
     The groups are in a random order, and all images of a group are drawn before those of the next one. The second of
-    each five groups (of a class) is validation.
+    every five groups (of each class) is used for validation.
 
     Args:
         pool: images to draw from.

@@ -34,7 +34,7 @@ class AutoSegmenterConfig(HeadConfig):
 
 
 class Choice(Adapter):
-    """The name of a choice, which is never built."""
+    """Placeholder in the registry for ``--head auto``; it is never built."""
 
     chooses: ClassVar[bool] = True
 

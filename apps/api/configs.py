@@ -11,7 +11,7 @@ from dinomed.errors import UsageError, did_you_mean
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 RUN_CONFIGS = ("config.yaml", "adapter.yaml")  # in a run folder, in an adapter folder
 _CURATION = ("curate", "audit")
-_TEXT_OR_TABLE = ("augment", "tune")  # settings of heads that a word can stand for
+_TEXT_OR_TABLE = ("augment", "tune")  # settings of heads that may be one word in place of a table
 
 
 def config_jobs() -> list[str]:
@@ -89,7 +89,8 @@ def compare_configs(
         settings: settings that override both.
 
     Returns:
-        A row for each setting that differs: `setting`, and its value in `first` and in `second`; None if it has none.
+        A row for each setting that differs: `setting`, and its value in `first` and in `second`; None where it does not
+        exist.
 
     Raises:
         UsageError: as `resolve_config`.

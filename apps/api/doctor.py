@@ -81,11 +81,13 @@ def doctor(path: FolderLike) -> "ArtefactReport": ...
 def doctor(path: FolderLike | None = None) -> "DoctorReport | ArtefactReport":
     """Return versions, devices and the cache of this machine, or examine an artefact.
 
-    An artefact is a manifest, a curated manifest, a run folder, a backbone, an adapter, an index, a feature cache, a
-    feature table, or the output of ``predict``, ``evaluate`` or ``export``. Every checksum is verified, also those of
-    the images of a manifest and of an index, and of the backbone of an adapter and of an index. Nothing is changed.
+    An artefact is a manifest, a curated manifest, a run folder, a backbone of dinomed, an adapter, an index, a feature
+    cache, a feature table, or the output of ``predict``, ``evaluate``, ``probe``, ``search`` or ``export``. Every
+    stored checksum of images, weights, vectors and cached features is verified, also that of the backbone of an adapter
+    or an index. Masks and the files of an evaluation or an export have no checksums. Nothing is changed.
 
-    The command is ``dinomed doctor``; with an artefact its exit code is 1 if a part is missing or damaged.
+    The command is ``dinomed doctor``; with an artefact its exit code is 1 if a part is missing, damaged, changed or
+    incomplete.
 
     Args:
         path: the artefact; None for the machine.

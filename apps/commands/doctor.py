@@ -23,8 +23,8 @@ def doctor(
 ) -> None:
     """Show versions, devices and the cache of this machine, or examine an artefact.
 
-    Of an artefact, every checksum is verified: what it holds, what it was made from, what is missing or damaged, and
-    what to do. Nothing is changed. The exit code is 1 if a part is missing or damaged.
+    For an artefact it reports what it holds and was made from, which parts are missing, damaged, changed or incomplete,
+    and what to do. Stored checksums are verified. Nothing is changed. The exit code is 1 if any part is not good.
     """
     from dataclasses import asdict
 

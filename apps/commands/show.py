@@ -27,7 +27,7 @@ class Showing:
 @expand
 def pca(
     images: Annotated[
-        list[Path], Argument(help="2 to 8 images; or a folder or a manifest, of which up to 8 images are taken.")
+        list[Path], Argument(help="1 to 8 images; or a folder or a manifest, of which up to 8 images are taken.")
     ],
     backbone: Backbone,
     out: Picture,
@@ -41,8 +41,9 @@ def pca(
 ) -> None:
     """Show the principal components of patch features as colours.
 
-    A first PCA of all patches separates the foreground: its side with less of the border of the images. A second PCA of
-    the foreground gives red, green and blue. Equal colours mean similar features. For research use only.
+    A first PCA of all patches separates the foreground; its sign is chosen so that the border of the images scores
+    low. A second PCA of the foreground gives red, green and blue. Equal colours mean similar features. For research use
+    only.
     """
     from dinomed.apps.api.show.patches import show_pca
 
@@ -88,8 +89,8 @@ def match(
 ) -> None:
     """Show which patches of two images match, with numbered lines.
 
-    Patches match if each is the nearest to the other; of matches that are close together, the strongest stays. A match
-    shows similar features, not the same anatomy. For research use only, not for diagnosis.
+    Patches match if each is the nearest to the other. Of matches that are close together, only the strongest is kept. A
+    match shows similar features, not the same anatomy. For research use only, not for diagnosis.
     """
     from dinomed.apps.api.show.relations import show_match
 
@@ -135,23 +136,23 @@ def map_images(
     ],
     color: Annotated[
         str | None,
-        Option("--color", help="Column that colours the map [the first of label, reason, split]."),
+        Option("--color", help="Column that colours the map [the first that exists of label, reason, split]."),
     ] = None,
     method: Annotated[str, Option("--method", help="tsne, umap (needs umap-learn) or pca.")] = "tsne",
     perplexity: Annotated[
-        float, Option("--perplexity", help="Number of neighbours that t-SNE and UMAP regard.", min=1)
+        float, Option("--perplexity", help="Number of neighbours that t-SNE and UMAP consider.", min=1)
     ] = 30.0,
     predictions: Annotated[
         Path | None,
         Option("--predictions", help="predictions.csv of a classifier, for the columns predicted and error."),
     ] = None,
-    star: Annotated[Path | None, Option("--star", help="A further image, whose place is marked by a star.")] = None,
+    star: Annotated[Path | None, Option("--star", help="One more image, whose position is marked by a star.")] = None,
     names: Annotated[
         bool,
-        Option("--names", help="Hold paths in the page: a selection is saved as a manifest, not as row numbers."),
+        Option("--names", help="Write paths into the page: a selection is saved as a manifest, not as row numbers."),
     ] = False,
     limit: Annotated[
-        int, Option("--limit", help="Largest number of images; of more, a random sample is taken.", min=1, max=20_000)
+        int, Option("--limit", help="Largest number of images; of more, a random sample is shown.", min=1, max=20_000)
     ] = 20_000,
     weights: Weights = None,
     image_size: ImageSize = None,
@@ -165,7 +166,7 @@ def map_images(
     """Show a map of up to 20,000 images, projected by their features.
 
     The .html page needs no network. It shows thumbnails under the pointer, colours by any column of the manifest, and
-    saves the images inside a lasso. Of a curated manifest all images are shown, with the reason of removed ones.
+    saves the images inside a lasso. A curated manifest is shown with its removed images and their reasons.
     For research use only, not for diagnosis.
     """
     arguments = locals()

@@ -18,8 +18,8 @@ class ExaminedPart:
 
     Attributes:
         name: the file, or what it is.
-        state: `good`: verified; `missing`; `damaged`: it cannot be read or its checksum does not match; `changed`: it
-            is another one than at the time; `incomplete`: its job was interrupted.
+        state: `good`: verified; `missing`; `damaged`: it cannot be read, or its checksum does not match; `changed`: it
+            differs from the file that was recorded; `incomplete`: the command that writes it was interrupted.
         about: what was verified, or what is wrong.
         remedy: what to do; empty if the part is good.
     """
@@ -37,7 +37,7 @@ class ArtefactReport:
     Attributes:
         path: the artefact.
         kind: manifest, curated manifest, run, backbone, adapter, index, feature cache, feature table, predictions,
-            evaluation or export.
+            evaluation, search results, export or unfinished output.
         facts: what it holds: versions, counts, fingerprints.
         parts: its parts and what it was made from, each with its state.
         note: notice of research use.

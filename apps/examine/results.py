@@ -1,4 +1,4 @@
-"""Examination of predictions, evaluations and exports."""
+"""Examination of predictions, evaluations, search results and exports."""
 
 from pathlib import Path
 
@@ -31,11 +31,11 @@ def examine_predictions(folder: Path) -> ArtefactReport:
 
 
 def examine_result(folder: Path, kind: str, file: str, command: str) -> ArtefactReport:
-    """Read the JSON file of an evaluation or an export.
+    """Read the JSON file of an evaluation, a search or an export.
 
     Args:
         folder: output folder.
-        kind: evaluation or export.
+        kind: evaluation, search results or export.
         file: name of the JSON file.
         command: command that writes it, for the remedy.
     """

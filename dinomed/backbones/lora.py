@@ -13,7 +13,7 @@ from dinomed.backbones.config import LoraConfig
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import UsageError
 
-_NAME = "default"  # PEFT's name for an only adapter
+_NAME = "default"  # PEFT's name for a single adapter
 
 
 def check_lora(config: LoraConfig, feed_forward: str, place: str = "tune.lora") -> None:

@@ -60,7 +60,7 @@ def build_live_page(images: Sequence[PatchImage], patch: tuple[int, int], note: 
     )
     parts = [
         paragraph(
-            "Point at a patch: the colours show its cosine similarity to all patches of all images. Click keeps it."
+            "Point at a patch: the colours show its cosine similarity to all patches of all images. Click to keep it."
         ),
         '<p class="live-bar"><label>Strength of the colours <input id="live-strength" type="range" min="0" max="100" '
         'value="60"></label><output id="live-status" aria-live="polite"></output></p>',

@@ -75,9 +75,9 @@ def build_map_page(
         chosen: column at the start.
         rows: the rows of the images in the whole manifest.
         note: how the map was made.
-        names: hold the paths and the manifest of the images, so that a selection is saved as a manifest. Without, it is
-            saved as a list of rows, since names of files may identify patients.
-        star: the place (2,) of a further image.
+        names: write the paths and the manifest of the images into the page, so that a selection is saved as a manifest.
+            Otherwise it is saved as a list of rows, because names of files may identify patients.
+        star: the position (2,) of one more image.
     """
     place = _to_unit(points if star is None else np.vstack([points, star]))
     side = 96 if len(points) <= 1000 else 64 if len(points) <= 5000 else 40

@@ -32,11 +32,11 @@ def match_patches(
 ) -> list[PatchMatch]:
     """Match patches that are mutual nearest neighbours by cosine similarity, and keep the strongest of a region.
 
-    The paper solves an assignment problem, in which every patch of the smaller image gets a partner. Here the
-    assignment must be mutual: a patch without a counterpart stays alone (Amir et al. 2021, "Deep ViT features as dense
-    visual descriptors", section 4: "best buddies"). The mean over both images is subtracted first: a component that all
-    patches share does not distinguish them. Non-maximum suppression then removes a match if a stronger one is
-    less than `spacing` patches away, in rows and in columns, in either image.
+    The paper solves an assignment problem, in which every patch of the smaller image gets a partner. Here both patches
+    must be nearest neighbours of each other, so a patch without a counterpart has no match (Amir et al. 2021, "Deep ViT
+    features as dense visual descriptors", section 4: "best buddies"). The mean over both images is subtracted
+    first, because a component that all patches share does not distinguish them. Non-maximum suppression then removes a
+    match if a stronger one is less than `spacing` patches away, in rows and in columns, in either image.
 
     Args:
         first: patch tokens (rows, columns, C).

@@ -4,8 +4,8 @@ import numpy as np
 
 from dinomed.errors import UsageError
 
-_BORDER = 3  # width of the border that tells background from foreground, patches, at most
-_FEWEST = 4  # patches; three components of fewer have no meaning
+_BORDER = 3  # largest width, in patches, of the border that decides which side is background
+_FEWEST = 4  # patches; three components need at least as many
 
 
 def principal_components(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -15,7 +15,7 @@ def principal_components(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndar
 
     Args:
         x: (n, C).
-        count: number of components; cut to C.
+        count: number of components; at most C are returned.
 
     Returns:
         The mean (C,) and the components (C, count), float64, the strongest first.
@@ -30,8 +30,8 @@ def principal_components(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndar
 def foreground_scores(patches: np.ndarray) -> np.ndarray:
     """Compute how much each patch belongs to the foreground: the first component of all patches of all images.
 
-    The sign of a component is arbitrary. Rule: the mean over the border of the images is below the mean over the rest,
-    since objects are usually in the middle.
+    The sign of a component is arbitrary. It is chosen so that the mean over the border of the images is below the mean
+    over the rest, because objects are usually in the middle.
 
     Args:
         patches: (images, rows, columns, C).

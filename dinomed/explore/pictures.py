@@ -121,7 +121,7 @@ def draw_similarity(images: Sequence[Shown], maps: Sequence[np.ndarray], image: 
     Args:
         images: the images.
         maps: from `similarity_maps`.
-        image: place of the image that has the patch.
+        image: index of the image that has the patch.
         patch: its row and column.
     """
     low, high = min(float(each.min()) for each in maps), max(float(each.max()) for each in maps)

@@ -9,7 +9,7 @@ from dinomed.explore.pca import principal_components
 from dinomed.features.neighbors import normalised
 
 METHODS = ("tsne", "umap", "pca")
-_DIMENSIONS = 50  # of the PCA before t-SNE or UMAP, as van der Maaten and Hinton 2008 (section 4.2) choose about
+_DIMENSIONS = 50  # of the PCA before t-SNE or UMAP; van der Maaten and Hinton 2008 (section 4.2) use 30
 _SAMPLE = 20_000  # vectors to which the PCA is fitted
 _FEWEST = 5  # vectors; t-SNE and UMAP need neighbours
 
@@ -26,7 +26,7 @@ def project_to_plane(
         vectors: (N, C).
         method: tsne (Barnes-Hut t-SNE of scikit-learn), umap (needs the package umap-learn), or pca. Fewer than five
             vectors are projected by pca.
-        perplexity: number of neighbours that t-SNE and UMAP regard; cut to a third of N.
+        perplexity: number of neighbours that t-SNE and UMAP consider; at most a third of N.
         seed: of t-SNE and UMAP.
 
     Returns:
@@ -49,7 +49,7 @@ def project_to_plane(
         from umap import UMAP
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that a seed means one thread
+            warnings.simplefilter("ignore", UserWarning)  # the warning that a seed means one thread
             return np.asarray(UMAP(n_neighbors=round(neighbors), random_state=seed).fit_transform(reduced), np.float32)
     from sklearn.manifold import TSNE
 

@@ -14,7 +14,7 @@ def similarity_maps(images: Sequence[np.ndarray], image: int, patch: tuple[int, 
 
     Args:
         images: patch tokens, each (rows, columns, C).
-        image: place of the image that has the patch.
+        image: index of the image that has the patch.
         patch: its row and column.
 
     Returns:
@@ -29,11 +29,11 @@ def compact_tokens(images: Sequence[np.ndarray], components: int = COMPONENTS) -
 
     The tokens are scaled to length 1 and projected on the principal directions of all images together; the mean is not
     subtracted, since that would change the angles. Each reduced token is then scaled to -127 to 127 by its largest
-    value. Up to `components` channels only the rounding is lost.
+    value. With at most `components` channels, rounding is the only error.
 
     Args:
         images: patch tokens, each (rows, columns, C).
-        components: number of directions; cut to C.
+        components: number of directions; at most C are used.
 
     Returns:
         For each image int8 (rows, columns, components).

@@ -1,9 +1,9 @@
-"""Check whether an image is unlike the images of a training: k-NN distance of mean patch tokens.
+"""Check whether an image is unlike the training images: k-NN distance of mean patch tokens.
 
 The distance of an image is 1 minus its mean cosine similarity to the 5 nearest training images (Sun et al. 2022,
 "Out-of-Distribution Detection with Deep Nearest Neighbors"). Distances of the training images are measured without
-the images of their own group (patient, lesion or video). An image is unlike the training if it is further away than
-99% of them.
+the images of their own group (patient, lesion or video). An image is unlike the training images if its distance is
+larger than 99% of theirs.
 
 The check is switched off where it cannot be trusted: with too few groups, or if the backbone does not tell training
 images from the same images with inverted colours.
@@ -26,7 +26,7 @@ from dinomed.features.neighbors import normalised
 
 NEIGHBORS, QUANTILE = 5, 0.99
 MIN_GROUPS = 20  # a new image of the same kind is further away than all of 20 groups with probability 1/21, below 5%
-MAX_VECTORS = 1000  # training images that are kept; more change the limit by less than a percentile
+MAX_VECTORS = 1000  # training images that are kept; with more, the limit changes by less than one percentile
 NUM_CONTROLS, CONTROLS_DETECTED = 16, 0.9
 _BLOCK = 256  # rows of a similarity matrix in memory
 
@@ -37,7 +37,7 @@ class Familiarity:
 
     Attributes:
         distance: k-NN distance, 0 to 2.
-        percentile: share of the training images that are nearer to the others, 0 to 100.
+        percentile: share of the training images whose distance is smaller, 0 to 100.
         unlike: the distance is above the 99th percentile.
     """
 

@@ -135,7 +135,7 @@ class CropStream(Dataset[Sample]):
         )
 
     def images_of_workers(self, pids: Collection[int] = ()) -> list[str]:
-        """Return the names of the images that data workers read now, or read when they died.
+        """Return the names of the images that data workers are reading, or were reading when they died.
 
         Args:
             pids: only of these processes; of all if none of them is a worker.
@@ -170,7 +170,7 @@ class Collate:
 
     Args:
         grid: rows and columns of patches of a global view.
-        batch_size: images of all processes together; by default there is one process, and the samples are all.
+        batch_size: images of all processes together; by default there is one process, and `samples` is the whole batch.
         early_steps: number of first steps whose global views have the grid `early_grid` (`CropConfig.early`).
     """
 
@@ -230,7 +230,7 @@ def _leave_signals_to_the_trainer(_worker: int) -> None:
 class BatchPositions(Sampler[list[int]]):
     """Positions in the stream that this process takes of each batch: `count` of them, from `first` on.
 
-    They are computed when needed, because a long run has a thousand million.
+    They are computed when needed, because a long run has a billion of them.
     """
 
     def __init__(self, steps: range, batch_size: int, first: int, count: int) -> None:

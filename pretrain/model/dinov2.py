@@ -54,7 +54,7 @@ class ObjectiveConfig(Config):
     )
     predictor_depth: int = Field(
         0, ge=0, le=64, description="0: masked patches are mask tokens in the encoder, as in iBOT; above 0: the "
-        "student's encoder gets the visible patches of the global views only, and a predictor of so many blocks "
+        "student's encoder gets the visible patches of the global views only, and a predictor of this many blocks "
         "predicts the masked ones; needs masks.shape: random"
     )  # fmt: skip
     gram_weight: float = Field(
@@ -87,7 +87,7 @@ class ObjectiveConfig(Config):
 
     @property
     def head_names(self) -> tuple[str, ...]:
-        """The heads that the losses need; without an own head, iBOT uses the DINO head."""
+        """The heads that the losses need; without a head of its own, iBOT uses the DINO head."""
         names = ("dino_head",) if self.dino_weight else ()
         has_ibot_head = self.ibot_weight and (self.untied_heads or not self.dino_weight)
         return (*names, "ibot_head") if has_ibot_head else names

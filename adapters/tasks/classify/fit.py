@@ -189,7 +189,7 @@ def take_rows(cls: Tensor, mean: Tensor, rows: Sequence[int]) -> Features:
 
 
 def of_blocks(gather: Gather, blocks: Sequence[int], wanted: Sequence[int]) -> Gather:
-    """Return a function like `gather`, of features of `blocks`, with only the blocks `wanted`."""
+    """Return a function that gathers features of `blocks` and keeps only the blocks `wanted`."""
     if tuple(blocks) == tuple(wanted):
         return gather
     places = [list(blocks).index(block) for block in wanted]

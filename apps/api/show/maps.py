@@ -26,7 +26,7 @@ from dinomed.log import logger
 
 LIMIT = 20_000
 _HIDDEN = (*FIXED, *SAMPLES, "mask", "path", "row")
-_FIRST = ("label", "reason", "split", "error")  # column that colours the map, where none is chosen
+_FIRST = ("label", "reason", "split", "error")  # the first that exists colours the map, if no column is chosen
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ShownMap:
         manifest: the N images, those without features left out.
         color: column that colours the drawing, or None.
         groups: number of images of each colour, by its name.
-        star: the place (2,) of the further image, or None.
+        star: the position (2,) of the image `star`, or None.
     """
 
     drawing: Drawing
@@ -74,23 +74,23 @@ def show_map(
 ) -> ShownMap:
     """Show a map of up to 20,000 images: their class tokens, projected to a plane by t-SNE, UMAP or PCA.
 
-    The .html page shows thumbnails under the pointer, colours by any column, and saves the images inside a lasso. Of a
-    curated manifest all images are shown, also the removed ones. The command is ``dinomed show map``.
+    The .html page shows thumbnails under the pointer, colours by any column, and saves the images inside a lasso. A
+    curated manifest is shown with its removed images. The command is ``dinomed show map``.
 
     Args:
         backbone: a loaded backbone, or what `dinomed.load_backbone` takes.
         data: a manifest, or the path of a manifest or a folder.
         out: file to write: .html for the interactive page, .png or .svg for a picture; None writes nothing.
         color: column that colours the map, such as label, split, group, reason, predicted or error; the page can show
-            the others too. None for the first of label, reason, split.
+            the others too. None for the first that exists of label, reason, split; else the first column.
         method: tsne, umap (needs the package umap-learn) or pca.
-        perplexity: number of neighbours that t-SNE and UMAP regard.
+        perplexity: number of neighbours that t-SNE and UMAP consider.
         predictions: predictions.csv of ``dinomed predict`` with a classifier, which gives the columns predicted and
             error.
-        star: a further image, whose place is marked by a star.
-        names: hold paths and the manifest in the page, so that a selection is saved as a manifest. Without, it is
-            saved as row numbers, since names of files may identify patients.
-        limit: largest number of images; of more, a random sample is taken.
+        star: one more image, whose position is marked by a star.
+        names: write paths and the manifest into the page, so that a selection is saved as a manifest. Otherwise it is
+            saved as row numbers, because names of files may identify patients.
+        limit: largest number of images; if there are more, a random sample is shown.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which images are resized, px.
         cache: folder of cached features; None for NAME.features beside the manifest or folder.
@@ -154,14 +154,14 @@ def show_map(
 
 
 def _open(data: DatasetLike) -> Manifest:
-    """Open images; of a curated manifest the removed ones too."""
+    """Open images; a curated manifest is read with its removed images."""
     if not isinstance(data, Manifest) and Path(data).is_file() and is_manifest(data):
         return read_manifest(data)
     return open_dataset(data, allow_unreadable=True)
 
 
 def _colour_columns(manifest: Manifest) -> dict[str, list[Any]]:
-    """Return the columns that hold values, but for those that describe the file."""
+    """Return the columns that hold values, except those that describe the file."""
     return {name: manifest.column(name) for name in manifest.columns if name not in _HIDDEN and manifest.has(name)}
 
 

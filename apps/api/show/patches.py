@@ -36,10 +36,10 @@ def show_pca(
     overwrite: bool = False,
     device: str = "auto",
 ) -> ShownPca:
-    """Show the principal components of the patch features of 2 to 8 images as colours (DINOv2, figure 1).
+    """Show the principal components of the patch features of 1 to 8 images as colours (DINOv2, figure 1).
 
-    A first PCA of all patches separates the foreground; its side with less of the border of the images is taken. A
-    second PCA of the foreground gives red, green and blue. Equal colours mean similar features in all images of the
+    A first PCA of all patches separates the foreground; its sign is chosen so that the border of the images scores low.
+    A second PCA of the foreground gives red, green and blue. Equal colours mean similar features in all images of the
     call. The command is ``dinomed show pca``.
 
     Args:
@@ -127,6 +127,6 @@ def show_attention(
     attention = last_attention(frozen, frozen.preprocessing(pixels)[None])
     picture = PatchImage("image 1", reduce_shown(shown), pixels.shape[:2], np.empty((*attention.grid, 0), np.float32))
     drawing = draw_attention(picture, attention, mass)
-    note = "Each map is scaled from its lowest to its highest value. It shows what the class token reads."
+    note = "Each map shows where the class token attends, scaled from its lowest to its highest value."
     write_picture(drawing, out, "Attention of the last block", frozen, note)
     return ShownAttention(drawing, source_names(sources), attention, mass_mask(attention.maps()[0], mass))

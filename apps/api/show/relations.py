@@ -44,7 +44,7 @@ def show_match(
     """Show which patches of two images match (DINOv2, figure 10).
 
     Patches match if each is the nearest to the other by cosine similarity, after the mean over both images was
-    subtracted. Of matches that are close together, the strongest stays. The command is ``dinomed show match``.
+    subtracted. Of matches that are close together, only the strongest is kept. The command is ``dinomed show match``.
 
     Args:
         backbone: a loaded backbone, or what `dinomed.load_backbone` takes.

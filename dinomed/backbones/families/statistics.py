@@ -14,13 +14,13 @@ from dinomed.log import logger
 
 PROCESSOR_FILE = "preprocessor_config.json"
 _PIL_FILTERS = {2: "bilinear", 3: "bicubic"}
-_NEAREST = {"random": "bicubic", "lanczos": "bicubic", 1: "bicubic"}  # those that dinomed does not have
+_NEAREST = {"random": "bicubic", "lanczos": "bicubic", 1: "bicubic"}  # instead of missing ones
 
 
 def build_preprocessing(place: Path | str, model: TokenModel, values: Mapping[str, Any]) -> tuple[Preprocessing, bool]:
     """Build the preprocessing of a model.
 
-    The size becomes a multiple of the patch size: of 384 px a ViT with patches of 14 px sees only 378 px.
+    The size is reduced to a multiple of the patch size: with patches of 14 px, 384 px become 378 px.
 
     Args:
         place: file that names the values, for messages.

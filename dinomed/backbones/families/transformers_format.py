@@ -19,7 +19,7 @@ from dinomed.errors import DinomedError, UsageError, first_line
 
 
 def _load_own(folder: Path, config: dict[str, Any], **known: Any) -> LoadedFamily:
-    """Load a model that dinomed's own ViT can be. Shapes come from the tensors, the rest from the config."""
+    """Load a model that dinomed's own ViT can represent. Shapes come from the tensors, the rest from the config."""
     activation = config.get("hidden_act", "gelu")
     gated = config.get("use_swiglu_ffn") or config.get("use_gated_mlp")
     if activation != ("silu" if config.get("use_gated_mlp") else "gelu") and not (gated and activation == "gelu"):
