@@ -75,7 +75,7 @@ class Predictor(ABC):
         Raises:
             UnreadableImage: a file is missing or damaged.
             UsageError: an object is not an image.
-            NotFiniteError: the model gives values that are not finite for some images; `rows` are their places.
+            NotFiniteError: the model gives values that are not finite for some images; `rows` are their indices.
         """
         sources, results = list(images), list[Any]()
         names = [str(image) if isinstance(image, str | Path) else f"image {i}" for i, image in enumerate(sources)]

@@ -10,7 +10,7 @@ from typer import BadParameter, Context, Option
 
 
 def output_place(value: Path | None) -> Path | None:
-    """Refuse a place that cannot be written before the command is imported and has worked."""
+    """Check that an output can be written, before the command is imported and starts its work."""
     if value is not None:
         from dinomed.io.output_folder import check_place
 

@@ -1,10 +1,10 @@
-"""Predictors of maps: on the whole image, with mirror images and other sizes of it, or by windows.
+"""Predictors of maps: on the whole image, on mirror images and other sizes of it, or by windows.
 
 The whole image is resized to the adapter's square, and the logits are resized back in one step. The head then fuses the
 maps of mirror images and other sizes, by default to their mean (the multi-scale protocol of DINOv2, section 7.4). With
-windows the image keeps its size: squares of it pass the backbone one by one, and overlaps are blended with MONAI's
-Gaussian weights. A band of rows is complete when no further window reaches it; therefore only one row of windows is in
-memory beside the image and the result.
+windows the image keeps its size: square windows pass through the backbone one by one, and overlaps are blended with
+MONAI's Gaussian weights. A band of rows is complete when no further window reaches it; therefore only one row of
+windows is in memory beside the image and the result.
 """
 
 from abc import abstractmethod

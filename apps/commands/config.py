@@ -61,7 +61,7 @@ def diff(
 ) -> None:
     """Print the settings in which two configs differ after their resolution.
 
-    Without SECOND the config is compared with the defaults.
+    Without SECOND, FIRST is compared with the defaults.
     """
     from dinomed.apps.api.configs import compare_configs
     from dinomed.apps.output import build_table, emit

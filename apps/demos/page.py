@@ -30,7 +30,7 @@ MAX_VISITS = 1024
 BUSY = message("busy", "The demo is busy; try again in a minute.")
 BAD_REQUEST = message("error", "The page sent a request that the demo does not know. Reload the page.")
 NO_RESULT = message("error", "There is no result: the model gives no finite values for this picture.")
-FAILED = message("error", "The result could not be computed. The message of the server tells more.")
+FAILED = message("error", "The result could not be computed. The log of the server has the reason.")
 
 
 class Panel(ABC):
@@ -89,7 +89,7 @@ class App:
         self._newest: OrderedDict[str, str] = OrderedDict()  # visit -> id of the picture that it shows
 
     async def look(self, request: dict[str, Any], client: Request) -> dict[str, Any]:
-        """Answer a request when it is its turn. It is dropped if its client has gone, or has opened another picture."""
+        """Answer a request in its turn. It is dropped if its client has gone, or has opened another picture."""
         if isinstance(request, dict) and isinstance(visit := request.get("visit"), str):
             self._newest[visit[:64]] = str(request.get("id"))
             self._newest.move_to_end(visit[:64])

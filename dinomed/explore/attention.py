@@ -16,7 +16,7 @@ from dinomed.errors import UsageError
 from dinomed.features.finite import check_finite
 from dinomed.layers.rotary_position import rotate
 
-# largest difference to the output of the block itself, of its largest value: float32 sums in another order give 1e-6
+# of the largest output of the block: the order of float32 sums gives differences of 1e-6
 _TOLERANCE = 1e-3
 
 
@@ -40,7 +40,7 @@ class LastAttention:
 
     def maps(self, query: int = 0) -> np.ndarray:
         """Return the attention to the patches, float32 (B, H, rows, columns), of the class token (query 0) or of a
-        register (1 to R). They sum to less than 1; the rest goes to the class token and the registers."""
+        register (1 to R). Each map sums to less than 1; the rest goes to the class token and the registers."""
         first = self.weights.shape[2]
         return self.weights[:, :, query, first:].reshape(*self.weights.shape[:2], *self.grid)
 

@@ -5,7 +5,7 @@ The distance of an image is 1 minus its mean cosine similarity to the 5 nearest 
 the images of their own group (patient, lesion or video). An image is unlike the training images if its distance is
 larger than 99% of theirs.
 
-The check is switched off where it cannot be trusted: with too few groups, or if the backbone does not tell training
+The check is switched off if it is not reliable: with too few groups, or if the backbone does not distinguish training
 images from the same images with inverted colours.
 """
 
@@ -186,8 +186,8 @@ def fit_reference(
 def control_features(backbone: FrozenBackbone, manifest: Manifest, block: int = -1) -> np.ndarray:
     """Return mean patch tokens (M, C) of `NUM_CONTROLS` images of a manifest with inverted colours.
 
-    They have the shapes and textures of the training images, so a backbone that does not tell them apart would not
-    recognise another modality either. Images without finite features are left out.
+    They have the shapes and textures of the training images, so a backbone that does not distinguish them would
+    not recognise another modality either. Images without finite features are left out.
     """
     preprocessing = backbone.preprocessing
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))

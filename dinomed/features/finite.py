@@ -21,7 +21,7 @@ class NotFiniteError(DinomedError):
     """A model gives values that are not finite for some images of a batch.
 
     Attributes:
-        rows: places of these images in the batch, at least one.
+        rows: indices of these images in the batch, at least one.
         reason: why such an image has no result.
     """
 

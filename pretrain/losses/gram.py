@@ -1,7 +1,7 @@
-"""Gram anchoring: the similarities of a student's patches stay those of an earlier teacher.
+"""Gram anchoring: a loss that keeps the similarities between a student's patches close to those of an earlier teacher.
 
 It is from Siméoni et al. 2025, "DINOv3" (arXiv 2508.10104, section 4). In long runs the class token improves while
-patches lose their local meaning; the loss holds their pairwise similarities, and leaves the features themselves free.
+patches lose their local meaning. The loss constrains only the pairwise similarities, not the features themselves.
 """
 
 import torch

@@ -58,13 +58,14 @@ class ObjectiveConfig(Config):
         "predicts the masked ones; needs masks.shape: random"
     )  # fmt: skip
     gram_weight: float = Field(
-        0.0, ge=0, description="weight of Gram anchoring (2 in DINOv3): similarities of patches stay those of an "
-        "earlier teacher; 0: no such loss"
+        0.0, ge=0, description="weight of Gram anchoring (2 in DINOv3), which keeps similarities between patches "
+        "close to those of an earlier teacher; 0: no such loss"
     )  # fmt: skip
     gram_start: float = Field(0.5, ge=0, lt=1, description="fraction of the run after which Gram anchoring acts")
     gram_refresh: float = Field(
-        0.1, ge=0, le=1, description="fraction of the run after which the anchor becomes the present teacher; 0: never"
-    )
+        0.1, ge=0, le=1, description="fraction of the run between two steps at which the present teacher becomes the "
+        "anchor; 0: only at gram_start"
+    )  # fmt: skip
     queue: int = Field(
         0, ge=0, le=2**20, description="earlier images in Sinkhorn-Knopp of class tokens and in KoLeo, beside those of "
         "the batch; for small batches"
@@ -80,7 +81,7 @@ class ObjectiveConfig(Config):
         return self.pixel_weight * max(1 - step / (self.pixel_decay * total), 0.0)
 
     def is_gram_refresh(self, step: int, total: int) -> bool:
-        """Return whether the anchor becomes the present teacher at `step` of 0 .. total - 1."""
+        """Return whether the present teacher becomes the anchor at `step` of 0 .. total - 1."""
         since = step - int(self.gram_start * total)
         every = int(self.gram_refresh * total)
         return since == 0 or (since > 0 and every > 0 and since % every == 0)

@@ -23,8 +23,8 @@ def write_pca_picture(
 ) -> None:
     """Write a PNG: the images in the upper row, the joint PCA of their patch features in the lower row.
 
-    All patches are shown, without a foreground mask: in images of skin the first component is the skin tone, and does
-    not separate the foreground from the background.
+    All patches are shown, without a foreground mask: in images of skin the first component is often the skin tone,
+    and does not separate the foreground from the background.
 
     Raises:
         UnreadableImage: an image cannot be read.
