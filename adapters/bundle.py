@@ -2,8 +2,7 @@
 `log.jsonl`. Nothing in a bundle is pickled.
 
 `adapter.safetensors` alone is the complete adapter. It holds the weights of the head, the changed weights of a tuned
-backbone (whose base stays unchanged in its own place), hashes and mean features of training images, and in its header
-the record
+backbone (the base backbone is not copied), and hashes and mean features of training images. Its header holds the record
 (`dinomed.adapters.record`) with the hash of the tensors. Therefore a single rename replaces an older adapter, and the
 record and the weights of two adapters cannot be mixed up. A bundle holds no image names, groups or other values of the
 manifest's rows. `adapter.json` is a copy of the record; `adapter.yaml` holds the settings.

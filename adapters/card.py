@@ -88,7 +88,7 @@ def _what(record: AdapterRecord, licence: str) -> list[tuple[str, str]]:
         ("classes", ", ".join(record.classes)),
         ("backbone", _backbone(record)),
         ("licence of the backbone", licence),
-        ("image size", f"{record.preprocessing.image_size} px, whole image squashed to a square"),
+        ("image size", f"{record.preprocessing.image_size} px, whole image resized to a square"),
     ]
     rows += find_task(record.task).card_rows(record)
     versions = record.training.get("versions", {})
@@ -142,8 +142,8 @@ def _tried(record: AdapterRecord) -> list[str]:
     rows = [(row["head"], format_value(row[metric]), "kept" if row["kept"] else "") for row in tried]
     return [
         "## Heads that were compared",
-        f"Each was fitted on train; the one with the best {metric} on val was kept. As the best of {len(rows)} values, "
-        "it is higher than on other images.",
+        f"Each was fitted on train; the one with the best {metric} on val was kept. It is the best of {len(rows)} "
+        "values, so it is higher than on other images.",
         _table(("head", f"{metric} on val", ""), rows),
     ]
 

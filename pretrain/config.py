@@ -46,7 +46,7 @@ class RunConfig(Config):
     checkpoint_activations: bool = Field(
         False, description="recompute the blocks in the backward pass: a third more time, half the memory"
     )
-    timeout_s: float = Field(120, gt=0, description="seconds after which a hanging process ends a run of several")
+    timeout_s: float = Field(120, gt=0, description="seconds until a hanging process ends a run of several processes")
     log_every: int = Field(10, ge=1, description="steps between two lines of the log")
     checkpoint_every: int = Field(500, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="number of newest checkpoints that are kept")
@@ -57,7 +57,7 @@ class RunConfig(Config):
     )
     assumed_watts: float = Field(65, ge=0, description="power of one device, W, if it cannot be measured")
     max_bad_steps: int = Field(
-        5, ge=0, description="steps in a row with a loss that is not finite; one more ends the run"
+        5, ge=0, description="allowed number of steps in a row with a loss that is not finite; one more ends the run"
     )
 
 

@@ -52,7 +52,7 @@ def predict_collection(
 ) -> PredictionResult:
     """Predict every image of a manifest.
 
-    The last columns of the table, `FAMILIARITY_COLUMNS`, tell whether an image is unlike the training images; they are
+    The last columns of the table, `FAMILIARITY_COLUMNS`, say whether an image is unlike the training images; they are
     empty if this check is not available.
 
     A segmenter writes masks (PNG, of the size of each image) under the relative paths of the images, and a depth

@@ -18,7 +18,7 @@ from dinomed.pretrain.curation.filters.quality import MEASURES, measure_quality
 from dinomed.pretrain.curation.runtime.images import batches
 
 VERSION = 1
-"""Raised when the columns or the way they are computed change: part of the cache keys."""
+"""Part of the cache keys; increased when the columns or their computation change."""
 _VECTOR = pa.list_(pa.float32())
 
 

@@ -19,7 +19,7 @@ def target_statistics(targets_2BK: Tensor) -> dict[str, float]:
 
     ``target_entropy`` is the mean entropy of the target of one image (log K: no information; 0: certain).
     ``target_entropy_mean`` is the entropy of the mean target of the batch (0: all images have the same prototype, a
-    collapse). ``target_information`` is their difference: the information of a target about which image it belongs to.
+    collapse). ``target_information`` is their difference: the mutual information of target and image.
     If it is 0, there is nothing to learn, and the DINO loss stays at log K.
     """
     rows = targets_2BK.flatten(0, 1)
@@ -52,8 +52,8 @@ def effective_rank(features_NC: Tensor) -> float:
 
 
 class RunLog:
-    """``log.jsonl`` and ``tensorboard/`` of a run folder. A resume removes the lines after its checkpoint,
-    without a checkpoint all of them."""
+    """``log.jsonl`` and ``tensorboard/`` of a run folder. A resume removes the lines after its checkpoint, or
+    all lines if there is no checkpoint."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self.path = folder / LOG_FILE

@@ -23,8 +23,8 @@ _NOT_ARGUMENTS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "che
 class TimmModel(TokenModel):
     """A ViT of timm whose parts dinomed's own ViT does not have (EVA-02, SigLIP, CLIP, BEiT and others).
 
-    The class token of a model without one is the output of its attention pooling, or the mean of the patch tokens if it
-    has none either. Further tokens before the patches are its registers.
+    If the model has no class token, `cls` is the output of its attention pooling, or else the mean of its patch tokens.
+    Further tokens before the patches are registers.
     """
 
     def __init__(self, module: nn.Module, name: str, arguments: Mapping[str, Any], fixed_size: int | None) -> None:
@@ -71,7 +71,7 @@ class TimmModel(TokenModel):
 
 
 def load_timm_folder(folder: Path, config: dict[str, Any]) -> LoadedFamily:
-    """Load a folder that timm wrote (`save_for_hf`, `dinomed export --format timm`), or that its hub has.
+    """Load a folder that timm wrote (`save_for_hf`), that its hub has, or of ``dinomed export --format timm``.
 
     Raises:
         UsageError: timm does not know the architecture, it is not a ViT, or its weights are of another architecture.

@@ -58,8 +58,8 @@ _ANY_SIZE = ("dinov2", "dinov2_with_registers")  # released at 518 px, used at 2
 def load_dinov2(folder: Path, config: dict[str, Any]) -> LoadedFamily:
     """Load DINOv2 without registers.
 
-    The position embedding is resized as in the official code. transformers leaves out its offset, so at other image
-    sizes than that of the weights its features differ slightly from the official ones.
+    The position embedding is resized as in the official code. transformers leaves out the offset of this rule, so its
+    features differ slightly from the official ones at image sizes other than that of the weights.
     """
     return _load_own(folder, _without_default_eps(config), position_antialias=False, position_offset=0.1)
 
@@ -116,7 +116,7 @@ _KINDS = {
 
 
 class TransformersModel(TokenModel):
-    """A vision model of transformers. The class token of a model without one is the output of its pooling head."""
+    """A vision model of transformers. If it has no class token, `cls` is the output of its pooling head."""
 
     def __init__(self, module: nn.Module, kind: _Kind, name: str, config: Mapping[str, Any]) -> None:
         super().__init__()
