@@ -238,7 +238,7 @@ def open_pool(
     backbone: FrozenBackbone, schema: MaskSchema, images: Manifest, test: Manifest, config: SegmentConfig,
     cache: str | Path,
 ) -> MaskPool:  # fmt: skip
-    """Compute the features of the images to draw from and of the test images, and read the masks of the former."""
+    """Compute the features of the images to draw from and of the test images; read the masks to draw from."""
     size = config.image_size or default_image_size(backbone, adapter_class("segment", config.head.name).grid)
     backbone = at_image_size(backbone, size)
     masks = Masks(images, size, "train", schema)

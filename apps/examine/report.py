@@ -17,7 +17,7 @@ class ExaminedPart:
     """A part of an artefact, or something that it was made from.
 
     Attributes:
-        name: the file, or what it is.
+        name: the file, or a description.
         state: `good`: verified; `missing`; `damaged`: it cannot be read, or its checksum does not match; `changed`: it
             differs from the file that was recorded; `incomplete`: the command that writes it was interrupted.
         about: what was verified, or what is wrong.
