@@ -84,6 +84,23 @@ def test_the_check_of_a_batch_does_not_depend_on_how_maps_are_predicted(
     assert checked.distance == pytest.approx(expected.distance, abs=1e-6)
 
 
+def test_an_adapter_that_reads_several_sizes_checks_the_whole_image(
+    made: Path, lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path, run: Run
+) -> None:
+    manifest = read_manifest(lesion_manifest)
+    config = ClassifyConfig(fit=QUICK, scales=(1.0, 1.5))
+    fit_head(load_backbone(tiny_backbone), manifest, tmp_path / "sizes", config, cache=made / "cache")
+    image = read_image(manifest.path(0))
+    plain = load_adapter(made / "cls")
+    assert plain.check is not None
+    ((expected,),) = predict_many([plain.check], [image])
+    predictor = load_adapter(tmp_path / "sizes")
+    (checked,) = predictor.check_batch(predictor.preprocessing(image)[None]) or []
+    assert checked.distance == pytest.approx(expected.distance, abs=1e-6)
+    code, text, _ = run("evaluate", tmp_path / "sizes", "--data", lesion_manifest, "--resamples", "10", "--json")
+    assert (code, json.loads(text)["unlike_training"]["of"]) == (0, len(manifest.select(split="test")))
+
+
 def test_the_check_runs_the_backbone_once_for_a_batch(
     made: Path, lesion_manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

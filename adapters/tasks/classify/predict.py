@@ -63,6 +63,11 @@ class ClassifyPredictor(Predictor):
         sizes = (torch.cat([resize_to_square(self.backbone, image, scale) for image in pixels]) for scale in scales)
         return join_sizes([compute_features(self.backbone, images, blocks, False) for images in sizes], len(blocks))
 
+    def _whole_square(self, pixels: Tensor) -> Tensor:
+        if not self._several_sizes:
+            return pixels
+        return torch.cat([resize_to_square(self.backbone, image, 1.0) for image in pixels])
+
     def probabilities(self, image: np.ndarray) -> dict[str, float]:
         """Return the probability of each class for an image, uint8 (H, W, channels).
 
