@@ -136,7 +136,8 @@ def choose_head(
         blocks[sharing[title]].update(resolve_blocks(head.blocks, backbone.depth))
     best: tuple[float, str, FinishedFit] | None = None
     rows: list[dict[str, Any]] = []
-    for title, fit in fits.items():
+    for title in candidates:
+        fit = fits.pop(title)  # so that only the features of the best one stay in memory
         fit.shared_blocks = tuple(sorted(blocks[sharing[title]]))
         folder, began = stage / CANDIDATE_FOLDER, monotonic()
         shutil.rmtree(folder, ignore_errors=True)
