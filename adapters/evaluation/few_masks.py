@@ -168,7 +168,12 @@ def few_shot_masks(
         UsageError: there are no masks, a split is empty, a group is in two splits, a draw is too small, or the head
             needs several passes of an image.
     """
-    if not adapter_class("segment", config.head.name).one_pass:
+    kind = adapter_class("segment", config.head.name)
+    if kind.chooses:
+        raise UsageError(
+            f"head {config.head.name} is a choice among heads; few-shot is for one: name it, such as linear"
+        )
+    if not kind.one_pass:
         raise UsageError(f"head {config.head.name} reads several passes of each image; few-shot is for heads of one")
     schema = build_mask_schema(config.kind, config.classes) or find_mask_schema(manifest)
     rows = schema.usable(manifest)

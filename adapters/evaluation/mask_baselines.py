@@ -8,7 +8,7 @@ import numpy as np
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.masks import Masks, dice_of_targets
 from dinomed.datasets.manifest import Manifest
-from dinomed.images.read import read_image
+from dinomed.datasets.pixels import read_row
 from dinomed.io.prefetch import prefetch
 
 Guess = Callable[[int, tuple[int, int]], np.ndarray]
@@ -48,7 +48,7 @@ def baseline_guesses(test: Manifest, masks: Masks, count: int, schema: MaskSchem
 
     guesses: dict[str, Guess] = {"mean mask": stretched}
     if schema.kind == "binary":
-        guesses["Otsu's threshold"] = lambda row, size: otsu_mask(read_image(test.path(row)))[None]
+        guesses["Otsu's threshold"] = lambda row, size: otsu_mask(read_row(test, row))[None]
     return guesses
 
 

@@ -153,6 +153,12 @@ def test_settings_that_need_several_passes_are_refused(settings: dict[str, Any],
         few_shot_config(settings)
 
 
+def test_a_choice_among_heads_is_refused(tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path) -> None:
+    manifest, backbone = read_manifest(lesion_manifest), load_backbone(tiny_backbone)
+    with pytest.raises(UsageError, match="head auto is a choice among heads"):
+        few_shot_masks(backbone, manifest, few_shot_config({"head": {"name": "auto"}}), cache=tmp_path, shots=(10,))
+
+
 def test_numbers_that_cannot_be_drawn_are_refused(tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path) -> None:
     manifest, backbone = read_manifest(lesion_manifest), load_backbone(tiny_backbone)
     config = few_shot_config({"image_size": 32, "fit": FIT})
