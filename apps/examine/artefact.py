@@ -15,6 +15,7 @@ from dinomed.apps.examine.report import ArtefactReport
 from dinomed.apps.examine.results import examine_predictions, examine_result
 from dinomed.backbones.load import WEIGHTS_FILE as BACKBONE_WEIGHTS
 from dinomed.backbones.weights import FOLDER_FILES
+from dinomed.backbones.weights import INDEX_FILE as SHARD_LIST
 from dinomed.datasets.manifest import is_manifest
 from dinomed.datasets.scan.predictions import PLAN_FILE
 from dinomed.errors import DinomedError, UsageError
@@ -79,12 +80,13 @@ def _examine_folder(folder: Path) -> ArtefactReport:
     for file, (kind, command) in RESULTS.items():
         if holds(file):
             return examine_result(folder, kind, file, command)
-    if holds(*FOLDER_FILES):
+    if holds(*FOLDER_FILES, SHARD_LIST):
         return examine_backbone(folder)
     if holds(STAGE):
         report = ArtefactReport(str(folder), "unfinished output")
         report.add(STAGE, "the command that writes this folder was interrupted", "incomplete", "run it again")
         return report
-    if any(next(folder.rglob(pattern), None) is not None for pattern in ("*.npy", "*.arrow")):
+    # no other .npy files: they may be the images of the user, which the remedy for a cache would remove
+    if any(next(folder.rglob(pattern), None) is not None for pattern in ("*.cls.npy", "*.arrow")):
         return examine_cache(folder)
     raise UsageError(f"{folder} holds nothing that dinomed wrote; give a manifest, or a folder that a command wrote")

@@ -12,6 +12,7 @@ from dinomed.apps.examine.datasets import add_images
 from dinomed.apps.examine.report import ArtefactReport
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.config import parse_yaml
 from dinomed.errors import DinomedError
 from dinomed.io.checkpoint import list_checkpoints, read_checkpoint
@@ -44,9 +45,12 @@ def _add_backbone(report: ArtefactReport, folder: Path, name: str, remedy: str) 
         remedy,
     )
     if backbone is not None:
-        config = backbone.vit.config
+        model = backbone.model  # of another library it has no `ViTConfig`
+        described = (
+            model.config.model_dump(mode="json") if isinstance(model, VisionTransformer) else model.architecture()
+        )
         report.facts.setdefault("fingerprint", backbone.fingerprint)
-        report.facts.setdefault("architecture", config.model_dump(mode="json"))
+        report.facts.setdefault("architecture", described)
     return backbone
 
 

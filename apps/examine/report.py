@@ -7,9 +7,12 @@ from typing import Any, Literal, TypeVar
 
 from dinomed.errors import DinomedError
 from dinomed.notice import RESEARCH_USE
+from dinomed.pretrain.run_folder import SEEN_FILE
 
 State = Literal["good", "missing", "damaged", "changed", "incomplete"]
 T = TypeVar("T")
+_MISSING = ("is missing", "does not exist", "is not at", "holds no backbone", f"holds no {SEEN_FILE}")
+"""Words of the messages about files that are not there; a damaged file is named otherwise."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class ArtefactReport:
             result = read()
         except DinomedError as error:
             message = str(error)
-            state: State = "missing" if "is missing" in message or "does not exist" in message else "damaged"
+            state: State = "missing" if any(words in message for words in _MISSING) else "damaged"
             self.add(name, message, state, remedy)
             return None
         self.add(name, about if isinstance(about, str) else about(result))

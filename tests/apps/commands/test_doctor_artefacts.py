@@ -2,14 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from torch import Tensor
 
 import dinomed
 from dinomed.apps.examine.report import ArtefactReport
+from dinomed.backbones.vit import TokenModel, Tokens
+from dinomed.backbones.weights import INDEX_FILE as SHARD_LIST
 from dinomed.datasets.manifest import read_manifest
+from dinomed.errors import UsageError
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = {"run.batch_size": 8, "run.workers": 0, "crops.num_local": 0, "backbone.depth": 1, "run.checkpoint_every": 1}
@@ -101,12 +107,13 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], dict[str, str]]] = {
     ),
     "no checkpoint": ("run", lambda f: shutil.rmtree(f / "run/checkpoints"), {"checkpoints": "incomplete"}),
     "backbone of a run": ("run", lambda f: shutil.rmtree(f / "run/backbone"), {"backbone": "missing"}),
+    "training index": ("run", lambda f: (f / "run/seen.parquet").unlink(), {"seen.parquet": "missing"}),
     "log": ("run", lambda f: (f / "run/log.jsonl").write_text("x\n{}\n"), {"log.jsonl": "damaged"}),
     "head": (
         "cls", lambda f: flip(f / "cls/adapter.safetensors"), {"head": "damaged", "training images": "damaged"}
     ),
     "no head": ("cls", lambda f: (f / "cls/adapter.safetensors").unlink(), {"record": "missing"}),
-    "no backbone": ("cls", lambda f: shutil.rmtree(f / "ssl"), {"backbone": "damaged"}),
+    "no backbone": ("cls", lambda f: shutil.rmtree(f / "ssl"), {"backbone": "missing"}),
     "vectors": ("idx", lambda f: flip(f / "idx/index.safetensors"), {"index": "damaged"}),
     "image of an index": ("idx", lambda f: flip(first(f / "lesions/images", "*")), {"images": "changed"}),
     "table of predictions": (
@@ -127,10 +134,42 @@ def test_each_damage_is_named_with_a_remedy(copy: Path) -> None:
         shutil.rmtree(copy)
         states = wrong(report)
         remedies = all(part.remedy for part in report.parts if part.state != "good")
-        is_expected = set(states.values()) == {expected[""]} if "" in expected else states.keys() == expected.keys()
+        is_expected = set(states.values()) == {expected[""]} if "" in expected else states == expected
         if report.sound or not remedies or not is_expected:
             differences[name] = states
     assert differences == {}
+
+
+def test_images_in_numpy_files_are_no_cache_that_may_be_removed(tmp_path: Path) -> None:
+    np.save(tmp_path / "scan_1.npy", np.zeros((8, 8), np.uint16))
+    with pytest.raises(UsageError, match="holds nothing that dinomed wrote"):
+        dinomed.doctor(tmp_path)
+
+
+def test_a_backbone_of_another_library_is_examined(
+    tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = dinomed.load_backbone(tiny_backbone, device="cpu")
+    described = {"library": "timm", "architecture": "vit_other"}
+    frozen.model = OtherModel(described)
+    monkeypatch.setattr("dinomed.apps.examine.models.load_backbone", lambda folder: frozen)
+    (tmp_path / SHARD_LIST).write_text("{}")
+    report = dinomed.doctor(tmp_path)
+    assert (report.kind, report.sound, report.facts["architecture"]) == ("backbone", True, described)
+
+
+class OtherModel(TokenModel):
+    """A model that is no ViT of dinomed."""
+
+    def __init__(self, described: dict[str, Any]) -> None:
+        super().__init__()
+        self.described = described
+
+    def architecture(self) -> dict[str, Any]:
+        return self.described
+
+    def forward_blocks(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
+        raise NotImplementedError
 
 
 def test_the_command_ends_with_1_and_names_the_damage(copy: Path, run: Run) -> None:
