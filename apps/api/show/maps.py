@@ -88,8 +88,8 @@ def show_map(
         predictions: predictions.csv of ``dinomed predict`` with a classifier, which gives the columns predicted and
             error.
         star: one more image, whose position is marked by a star.
-        names: write paths and the manifest into the page, so that a selection is saved as a manifest. Otherwise it is
-            saved as row numbers, because names of files may identify patients.
+        names: write paths, names of groups and the manifest into the page, so that a selection is saved as a manifest.
+            Otherwise it is saved as row numbers and groups are numbered, because names may identify patients.
         limit: largest number of images; if there are more, a random sample is shown.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which images are resized, px.
@@ -121,6 +121,8 @@ def show_map(
         logger.info(f"the map shows a random sample of {limit:,} of {len(every):,} images")
     manifest = every.take(rows.tolist())
     columns = _colour_columns(manifest) | _errors(manifest, predictions)
+    if "group" in columns and not names:
+        columns["group"] = _numbered(columns["group"])
     if color is not None and color not in columns:
         raise UsageError(f"`color={color!r}`: the images have no such column{did_you_mean(color, columns)}")
     frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
@@ -163,6 +165,12 @@ def _open(data: DatasetLike) -> Manifest:
 def _colour_columns(manifest: Manifest) -> dict[str, list[Any]]:
     """Return the columns that hold values, except those that describe the file."""
     return {name: manifest.column(name) for name in manifest.columns if name not in _HIDDEN and manifest.has(name)}
+
+
+def _numbered(values: Sequence[Any]) -> list[str | None]:
+    """Replace names, which may identify patients, by numbers in the order of their first occurrence."""
+    numbers: dict[Any, int] = {}
+    return [None if value is None else f"group {numbers.setdefault(value, len(numbers) + 1)}" for value in values]
 
 
 def _errors(manifest: Manifest, predictions: PathLike | None) -> dict[str, list[Any]]:

@@ -46,6 +46,21 @@ def test_a_page_without_names_holds_rows_and_thumbnails(
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
 
 
+def test_names_of_groups_are_in_a_page_with_names_only(
+    lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    lesions = read_manifest(lesion_manifest).take(range(12))
+    columns = {name: lesions.column(name) for name in lesions.columns}
+    patients = build_manifest(columns | {"group": ["DOE^JANE"] * 5 + ["ROE^RICHARD"] * 7}, lesions.root)
+    for names in (False, True):
+        out = tmp_path / f"{names}.html"
+        shown = dinomed.show_map(
+            tiny_backbone, patients, out=out, color="group", names=names, method="pca", cache=tmp_path / "cache"
+        )
+        assert ("DOE^JANE" in out.read_text()) is names
+        assert sorted(shown.groups.values()) == [5, 7]
+
+
 def test_a_selection_of_a_page_with_names_is_a_manifest(
     lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
