@@ -37,7 +37,8 @@ class Corrections:
         adapter: hash of the weights of the segmenter.
 
     Raises:
-        DinomedError: the manifest of the folder is damaged.
+        UsageError: another program wrote the manifest of the folder.
+        DinomedError: it is damaged.
     """
 
     def __init__(self, folder: Path, adapter: str) -> None:
@@ -46,6 +47,8 @@ class Corrections:
             (folder / name).mkdir(parents=True, exist_ok=True)
         path = folder / MANIFEST_FILE
         rows = read_manifest(path).table.to_pylist() if path.exists() else []
+        if rows and "source_sha256" not in rows[0]:
+            raise UsageError(f"{path} was not written by the demo (no column source_sha256); give another folder")
         self._rows: dict[str, dict[str, Any]] = {row["source_sha256"]: row for row in rows}
 
     def __len__(self) -> int:
@@ -73,9 +76,7 @@ class Corrections:
         pixels = picture.pixels[..., 0] if picture.pixels.shape[-1] == 1 else picture.pixels
         with replacing(self.folder / image) as temporary:
             Image.fromarray(pixels).save(temporary, format="PNG")
-        if mask is None:
-            (self.folder / mask_name).unlink(missing_ok=True)
-        else:
+        if mask is not None:
             write_mask(self.folder / mask_name, mask)
         row = {
             "image": image,
@@ -98,6 +99,8 @@ class Corrections:
         columns = {column: [each.get(column) for each in rows.values()] for column in row}
         write_manifest(build_manifest(columns, self.folder), self.folder / MANIFEST_FILE)
         self._rows = rows
+        if mask is None:  # after the manifest, which names it until then
+            (self.folder / mask_name).unlink(missing_ok=True)
         return row
 
 

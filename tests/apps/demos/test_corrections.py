@@ -9,7 +9,7 @@ from PIL import Image
 from dinomed.apps.demos.corrections import MANIFEST_FILE, Corrections, apply_edits, check_savable
 from dinomed.apps.demos.parts import Picture
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.datasets.manifest import read_manifest
+from dinomed.datasets.manifest import Manifest, read_manifest, write_manifest
 from dinomed.errors import UsageError
 from dinomed.images.intensity import IntensityConfig
 from dinomed.images.read import read_image, read_mask
@@ -42,6 +42,14 @@ def test_a_decision_is_an_image_a_mask_and_a_row_and_the_next_one_replaces_it(tm
         assert (read_image(tmp_path / name, channels=expected.shape[-1]) == expected).all()
         if seed != 3:
             assert (read_mask(tmp_path / manifest.column("mask")[row]) == mask).all()
+
+
+def test_a_manifest_that_the_demo_did_not_write_is_refused(tmp_path: Path) -> None:
+    Corrections(tmp_path, "weights").save(picture(1), None, "rejected", 0.5, "")
+    table = read_manifest(tmp_path / MANIFEST_FILE).table.drop_columns("source_sha256")
+    write_manifest(Manifest(table, tmp_path), tmp_path / MANIFEST_FILE)
+    with pytest.raises(UsageError, match="was not written by the demo"):
+        Corrections(tmp_path, "weights")
 
 
 def test_a_rejected_image_loses_its_earlier_mask(tmp_path: Path) -> None:
