@@ -72,7 +72,7 @@ class _Fetch:
             ) from None
         except errors.RevisionNotFoundError:
             raise UsageError(f"{self.name}: the repository has no revision {self.revision!r}") from None
-        except (errors.HFValidationError, errors.HfUriError) as error:
+        except (errors.HFValidationError, getattr(errors, "HfUriError", errors.HFValidationError)) as error:
             raise UsageError(f"{self.name}: not the name of a repository: {first_line(error, 200)}") from None
         except errors.LocalEntryNotFoundError:
             self.unreachable = True
@@ -96,7 +96,7 @@ class _Fetch:
         """Return the message for a file that is not in the cache, and that cannot be downloaded."""
         from huggingface_hub import constants
 
-        reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "there is no network"
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "there is no network"
         return (
             f"{self.name}: {file} is not in the cache {constants.HF_HUB_CACHE}, and {reason}; download it on another "
             "machine with `hf download`, copy the folder and give its path"

@@ -142,6 +142,7 @@ BAD_CONFIGS = {
     "another kind": ({"model_type": "wav2vec2"}, "is of a wav2vec2 model, which dinomed cannot use"),
     "nothing": ({"a": 1}, "names no model"),
     "other sizes": ({"model_type": "vit", "hidden_size": 64, "num_hidden_layers": 9}, "depth 2, its config.json"),
+    "text for a number": ({"model_type": "dinov3_vit", "rope_theta": "wide"}, "its config cannot be used"),
     "clip": ({"model_type": "clip_vision_model", "hidden_size": 64}, "weights are missing|transformers cannot read it"),
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import dinomed.backbones.families.transformers_format  # noqa: F401  # it registers the families
 from dinomed.backbones.families.registry import FAMILIES, LoadedFamily
 from dinomed.backbones.families.timm_format import load_timm_folder
-from dinomed.errors import UsageError, did_you_mean
+from dinomed.errors import DinomedError, UsageError, did_you_mean, first_line
 from dinomed.io.files import read_json
 
 CONFIG_FILE = "config.json"
@@ -31,11 +31,16 @@ def load_family_folder(folder: Path) -> LoadedFamily:
     names = [value for value in values if isinstance(value, str)]
     if not names:
         raise UsageError(f"{path} names no model (model_type of transformers, or architecture of timm)")
-    for name in names:
-        if name in FAMILIES:
-            return FAMILIES[name](folder, config)
-    if "architecture" in config:
-        return load_timm_folder(folder, config)
+    loader = next((FAMILIES[name] for name in names if name in FAMILIES), None)
+    if loader is None and "architecture" in config:
+        loader = load_timm_folder
+    if loader is not None:
+        try:
+            return loader(folder, config)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # of values that no library writes
+            raise DinomedError(
+                f"{folder}: its config cannot be used ({type(error).__name__}: {first_line(error)}); copy it again"
+            ) from error
     raise UsageError(f"{folder}: {path.name} is of a {names[0]} model, which dinomed cannot use{_hint(names[0])}")
 
 
