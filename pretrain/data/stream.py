@@ -4,12 +4,14 @@ Images come in a new order in every epoch; the stream is cut into batches withou
 stream determines an image and its crops, the step determines the masks, so a resumed run continues exactly.
 """
 
+import contextlib
 import multiprocessing
 import os
 import re
 import signal
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -276,7 +278,18 @@ def load_batches(
         try:
             yield next(iterator)
         except RuntimeError as error:
-            raise worker_failure(error, stream) or error from None
+            failure = worker_failure(error, stream)
+            if workers:
+                _end_workers(iterator)
+            raise failure or error from None
+
+
+def _end_workers(iterator: Any) -> None:
+    """End the workers of a loader. One that hangs ignores SIGTERM, and this process would wait for it when it exits."""
+    with contextlib.suppress(RuntimeError):  # torch reports a worker that dies meanwhile
+        iterator._shutdown_workers()  # torch then no longer takes their end for an error
+    for worker in iterator._workers:
+        worker.kill()
 
 
 def worker_failure(error: RuntimeError, stream: CropStream | None) -> DinomedError | None:

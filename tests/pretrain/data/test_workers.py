@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from dinomed.datasets.manifest import read_manifest
+from dinomed.errors import DinomedError
 from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.data import stream
 from dinomed.pretrain.data.stream import Collate, CropStream, RawBatch, load_batches
 
 Load = Callable[[int], Iterator[RawBatch]]
@@ -20,13 +23,31 @@ Load = Callable[[int], Iterator[RawBatch]]
 def load(tiny: Callable[..., PretrainConfig], pictures: Path) -> Load:
     config, manifest = tiny(), read_manifest(pictures)
     paths = [str(manifest.path(i)) for i in range(len(manifest))]
-    stream = CropStream(paths, manifest.column("image"), config.crops, 3, seed=0)
+    crops = CropStream(paths, manifest.column("image"), config.crops, 3, seed=0)
 
     def load(workers: int) -> Iterator[RawBatch]:
         collate = Collate(config.masks, (4, 4), 0)
-        return load_batches(stream, collate, batch_size=2, first_step=0, last_step=12, workers=workers, pin=False)
+        return load_batches(crops, collate, batch_size=2, first_step=0, last_step=12, workers=workers, pin=False)
 
     return load
+
+
+def hang(*_: object, **__: object) -> None:
+    time.sleep(600)
+
+
+def test_a_worker_that_hangs_does_not_outlive_the_error(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "LOADER_TIMEOUT_S", 2)
+    monkeypatch.setattr(stream, "read_image", hang)
+    before = set(multiprocessing.active_children())
+    load: Load = request.getfixturevalue("load")  # the stream takes its reader when it is made
+    with pytest.raises(DinomedError, match="a data worker died or hung"):
+        next(load(1))
+    for worker in set(multiprocessing.active_children()) - before:
+        worker.join(60)  # this process would wait for it without end when it exits
+        assert not worker.is_alive()
 
 
 def test_a_worker_that_gets_the_signal_of_the_trainer_goes_on(load: Load) -> None:
