@@ -33,7 +33,9 @@ def write_safetensors(source: ExportSource, folder: Path, backbone: str | None =
         record = read_record(source.folder)
         size = record.preprocessing.image_size
         frozen, place = find_backbone(source.folder, record.backbone, size, backbone), folder / BACKBONE_FOLDER
-        inside = record.backbone.model_copy(update={"path": BACKBONE_FOLDER, "weights": None})
+        inside = record.backbone.model_copy(
+            update={"path": BACKBONE_FOLDER, "weights": None, "mean": None, "std": None}
+        )
         data = record.model_copy(update={"backbone": inside}).model_dump(mode="json")
         write_tensors(folder / WEIGHTS_FILE, read_tensors(source.folder / WEIGHTS_FILE), {HEADER: to_json(data)})
         write_json(folder / RECORD_FILE, data)

@@ -197,10 +197,10 @@ def _load_path(path: Path, image_size: int | None, statistics: Statistics | None
     file = folder / WEIGHTS_FILE
     if not file.is_file() or not has_entry(file, HEADER):
         return _freeze(load_family_folder(folder), name, str(folder), image_size, statistics)
-    if statistics is not None:
-        raise UsageError(f"backbone {path} records its mean and std; leave `mean` and `std` out")
     remedy = "copy it again, or load the last checkpoint of its run"
     record = parse_record(file, read_header(file, HEADER, remedy), BackboneRecord, FORMAT, remedy)
+    if statistics not in (None, (record.preprocessing.mean, record.preprocessing.std)):
+        raise UsageError(f"backbone {path} records its mean and std; leave `mean` and `std` out")
     tensors = read_tensors(file)
     check_tensors(file, tensors, record.weights_sha256, remedy)
     vit = build_with_weights(record.architecture, convert(tensors), str(file))

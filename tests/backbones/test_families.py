@@ -91,7 +91,8 @@ def test_mean_and_std_are_refused_where_they_are_wrong(tmp_path: Path) -> None:
     own(tmp_path / "own")
     save_file(vit().state_dict(), tmp_path / "weights.safetensors")
     with pytest.raises(UsageError, match="records its mean and std; leave `mean` and `std` out"):
-        load_backbone(tmp_path / "own", mean=MEAN, std=STD)
+        load_backbone(tmp_path / "own", mean=MEAN, std=(0.2, 0.2, 0.2))
+    load_backbone(tmp_path / "own", mean=MEAN, std=STD)  # an adapter on a bare file, whose backbone is now this folder
     with pytest.raises(UsageError, match="give both `mean` and `std`, or neither"):
         load_backbone(tmp_path / "weights.safetensors", mean=MEAN)
     with pytest.raises(UsageError, match="`mean` and `std` cannot be used: 3 channels need as many values"):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.export.run import export
@@ -16,6 +17,7 @@ from dinomed.adapters.heads.decoders import DECODERS
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
+from dinomed.backbones.load import load_backbone
 from dinomed.errors import UsageError
 
 Make = Callable[..., Path]
@@ -217,6 +219,16 @@ def test_the_traceable_copy_does_not_change_the_head(make_adapter: Make) -> None
     assert any(isinstance(part, AnyPool) for part in copy.modules())
     assert [type(part) for part in predictor.adapter.modules()] == before
     assert copy.feature_spec == FeatureSpec(predictor.adapter.feature_spec.blocks, patches=True)
+
+
+def test_an_adapter_on_a_bare_file_of_weights_is_exported_with_its_backbone(
+    small_backbone: Callable[..., Path], make_adapter: Make, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_file(load_backbone(small_backbone()).vit.state_dict(), weights)
+    folder = make_adapter("classify", "linear", classes=THREE, backbone=weights)
+    export(load_source(str(folder)), "safetensors", tmp_path / "out")
+    assert load_adapter(tmp_path / "out").backbone.fingerprint == load_adapter(folder).backbone.fingerprint
 
 
 def test_four_channels_and_sixteen_bits(
