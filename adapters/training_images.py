@@ -94,6 +94,8 @@ class FamiliarityCheck:
                 f"the features of the training images have {reference.vectors.shape[1]} values, those of the backbone "
                 f"{backbone.embed_dim}"
             )
+        if reference.block not in range(-backbone.depth, backbone.depth):
+            raise DinomedError(f"the features of the training images are of block {reference.block}, which is unknown")
         self.reference, self.backbone = reference, backbone
         self.feature_spec = FeatureSpec((reference.block,), patches=False)
 

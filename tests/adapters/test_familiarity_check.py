@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from dinomed.adapters.retrieval.build import build_index
 from dinomed.adapters.retrieval.search import load_index
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.training_images import FamiliarityCheck
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import Manifest, read_manifest, write_manifest
+from dinomed.errors import DinomedError
 from dinomed.features.extract import extract
 from dinomed.images.read import read_image
 
@@ -82,6 +85,14 @@ def test_the_check_of_a_batch_does_not_depend_on_how_maps_are_predicted(
     predictor.batch_maps(pixels, [image.shape[:2]])  # type: ignore[attr-defined]
     (checked,) = predictor.check_batch(pixels) or []
     assert checked.distance == pytest.approx(expected.distance, abs=1e-6)
+
+
+@pytest.mark.parametrize("block", [99, -99, 0.5])
+def test_features_of_an_unknown_block_are_refused(block: Any, made: Path) -> None:
+    predictor = load_adapter(made / "cls")
+    assert predictor.check is not None
+    with pytest.raises(DinomedError, match=f"are of block {block}, which is unknown"):
+        FamiliarityCheck(replace(predictor.check.reference, block=block), predictor.backbone)
 
 
 def test_an_adapter_that_reads_several_sizes_checks_the_whole_image(
