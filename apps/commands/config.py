@@ -24,7 +24,8 @@ def schema(
     An editor with a YAML language server completes and checks a config whose first line is
     `# yaml-language-server: $schema=FILE`.
     """
-    from dinomed.apps.api.configs import config_schema
+    from dinomed.apps.api.configs import SCHEMA_DIALECT, config_schema
+    from dinomed.errors import UsageError
     from dinomed.io.files import to_json, write_text
     from dinomed.log import logger
 
@@ -32,6 +33,8 @@ def schema(
     if out is None:
         print(text)
         return
+    if out.exists() and f'"$schema": "{SCHEMA_DIALECT}"'.encode() not in out.read_bytes()[:200]:
+        raise UsageError(f"output {out} exists and is no JSON Schema; choose another file")
     write_text(out, text + "\n")
     logger.info(f"{out}: first line of a config that uses it: # yaml-language-server: $schema={out}")
 

@@ -8,6 +8,7 @@ import pytest
 import dinomed
 from dinomed.apps import cli
 from dinomed.apps.api.configs import config_jobs
+from dinomed.apps.commands.config import schema as schema_command
 from dinomed.config import read_yaml
 from dinomed.errors import UsageError
 
@@ -80,5 +81,9 @@ def test_the_config_of_a_folder_is_found(tmp_path: Path) -> None:
 
 def test_a_schema_is_written_to_a_file(tmp_path: Path) -> None:
     cli.invoke(["config", "schema", "classify", "-o", str(tmp_path / "classify.json")])
+    cli.invoke(["config", "schema", "classify", "-o", str(tmp_path / "classify.json")])  # an earlier one is replaced
     schema = json.loads((tmp_path / "classify.json").read_text())
     assert {head["properties"]["name"]["const"] for head in schema["properties"]["head"]["anyOf"]} >= {"linear", "knn"}
+    (tmp_path / "labels.csv").write_text("image,label\n")
+    with pytest.raises(UsageError, match="exists and is no JSON Schema"):
+        schema_command("classify", tmp_path / "labels.csv")
