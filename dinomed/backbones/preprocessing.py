@@ -41,7 +41,7 @@ class Preprocessing(Config):
     def _channels(self) -> "Preprocessing":
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"{self.channels} channels need as many values in mean and in std")
-        if min(self.std) < 1e-6 or max(self.std) > 100 or max(map(abs, self.mean)) > 100:
+        if not all(1e-6 <= std <= 100 and abs(mean) <= 100 for mean, std in zip(self.mean, self.std, strict=True)):
             raise ValueError("mean and std are of values in 0 to 1: std must be positive, and both at most 100")
         return self
 
