@@ -122,7 +122,7 @@ def show_map(
     manifest = every.take(rows.tolist())
     columns = _colour_columns(manifest) | _errors(manifest, predictions)
     if "group" in columns and not names:
-        columns["group"] = _numbered(columns["group"])
+        columns["group"] = _number_names(columns["group"])
     if color is not None and color not in columns:
         raise UsageError(f"`color={color!r}`: the images have no such column{did_you_mean(color, columns)}")
     frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
@@ -167,7 +167,7 @@ def _colour_columns(manifest: Manifest) -> dict[str, list[Any]]:
     return {name: manifest.column(name) for name in manifest.columns if name not in _HIDDEN and manifest.has(name)}
 
 
-def _numbered(values: Sequence[Any]) -> list[str | None]:
+def _number_names(values: Sequence[Any]) -> list[str | None]:
     """Replace names, which may identify patients, by numbers in the order of their first occurrence."""
     numbers: dict[Any, int] = {}
     return [None if value is None else f"group {numbers.setdefault(value, len(numbers) + 1)}" for value in values]
