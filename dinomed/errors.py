@@ -62,7 +62,7 @@ def system_reason(error: BaseException) -> str:
         number = int(match[1])
     elif re.search(r"\d+ requested and \d+ written", text):
         number = errno.ENOSPC
-    return os.strerror(number) if number else getattr(error, "strerror", None) or first_line(error, 200)
+    return os.strerror(number) if number else getattr(error, "strerror", None) or " ".join(text.split())[:200]
 
 
 def printable(text: str) -> str:

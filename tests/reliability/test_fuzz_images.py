@@ -64,7 +64,7 @@ def test_the_seeds_are_read(tmp_path: Path, pool: DecodingPool, corpus: SimpleNa
     for name in NAMES:
         (tmp_path / name).write_bytes(corpus.SEEDS[name]())
     paths = [[str(tmp_path / name)] for name in NAMES]
-    answers = pool.run("dinomed.isolation.images:read_pixels", [[path, 3, {}, 10**6] for (path,) in paths])
+    answers = pool.run("dinomed.isolation.images:read_pixels", [[path, 3, {}, 10**6, None] for (path,) in paths])
     for name, answer in zip(NAMES, answers, strict=True):
         if "bands" in name or name == "npy":
             assert isinstance(answer, UnreadableImage), name

@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from dinomed.adapters.record import parse_usage
 from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest, leaves_root
 from dinomed.errors import UsageError
@@ -183,6 +182,8 @@ def mask_schema_from(data: Mapping[str, Any] | None) -> MaskSchema:
     """
     if not data:
         return BINARY
+    from dinomed.adapters.record import parse_usage  # imports torch
+
     record = parse_usage(MaskSchemaRecord, data, "mask_schema")
     return MaskSchema(record.kind, record.names, record.codes)
 

@@ -39,7 +39,7 @@ function exploreTile(image, caption, overlay) {
 
 function exploreGrid(panel, figures, hint) {
   const grid = document.createElement("div"), note = document.createElement("p");
-  grid.className = "cases ex-grid";
+  grid.className = "ex-grid";
   grid.append(...figures);
   note.className = "dm-hint";
   note.id = "explore-hint";

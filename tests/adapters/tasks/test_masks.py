@@ -252,11 +252,11 @@ class Ramp(DensePredictor):
     def results(self, pixels: torch.Tensor, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         return self.batch_maps(pixels, sizes)
 
-    def _square(self, image: torch.Tensor, scale: float) -> torch.Tensor:
-        return image[None].float()
+    def _whole(self, image: torch.Tensor, size: tuple[int, ...]) -> np.ndarray:
+        return image.float().numpy()
 
-    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        return pixels
+    def _window_logits(self, part: torch.Tensor) -> torch.Tensor:
+        return part.float()
 
 
 @settings(deadline=None, max_examples=40)

@@ -111,6 +111,11 @@ FUNCTIONS = {
     "export": ("export", set()),
     "quickstart": ("quickstart", {"no_demo"}),
     "train classify": ("train", set()),
+    "show pca": ("show_pca", {"showing"}),
+    "show attention": ("show_attention", {"showing"}),
+    "show match": ("show_match", {"showing"}),
+    "show similarity": ("show_similarity", {"showing"}),
+    "show map": ("show_map", set()),
     "demo all": ("demo", {"no_browser"}),
 }
 
