@@ -98,7 +98,9 @@ def parse_record(path: Path, data: Any, model: type[Record], format_name: str, r
     """
     record_format = data.get("format") if isinstance(data, dict) else None
     if record_format != format_name:
-        raise DinomedError(f"{path}: format {record_format!r}, this version reads {format_name!r}; {remedy}")
+        raise DinomedError(
+            f"{path}: format {first_line(repr(record_format), 60)}, this version reads {format_name!r}; {remedy}"
+        )
     try:
         return model.model_validate(data)
     except ValidationError as error:
