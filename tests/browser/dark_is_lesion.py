@@ -1,6 +1,6 @@
 """Serves the segmentation demo over a predictor without a network: the darker, the more probable.
 
-A picture whose first pixel is red takes three seconds.
+A picture whose first pixel is red takes three seconds, with two red pixels eight.
 
 python dark_is_lesion.py [--sweep SECONDS] [--login FILE] [--save FOLDER]
 """
@@ -28,7 +28,7 @@ class Dark:
     def probability(self, image: np.ndarray) -> np.ndarray:
         print("model called", file=sys.stderr, flush=True)
         if tuple(image[0, 0]) == SLOW:
-            time.sleep(3)
+            time.sleep(8 if tuple(image[0, 1]) == SLOW else 3)
         return (1 - image.mean(axis=-1) / 255).astype(np.float32)
 
 
