@@ -97,8 +97,14 @@ def test_mean_and_std_are_refused_where_they_are_wrong(tmp_path: Path) -> None:
         load_backbone(tmp_path / "weights.safetensors", mean=MEAN)
     with pytest.raises(UsageError, match="`mean` and `std` cannot be used: 3 channels need as many values"):
         load_backbone(tmp_path / "weights.safetensors", mean=(0.5,), std=(0.2,))
-    for mean, std in ((MEAN, (0.2, float("nan"), 0.2)), ((0.5, 0.5, float("nan")), STD), (MEAN, (0.2, 0.2, 0.0))):
-        with pytest.raises(UsageError, match=r"std must be positive, and both at most 100|should be a finite number"):
+    nan, infinite = float("nan"), "`mean` and `std` cannot be used: Input should be a finite number"
+    for mean, std, message in (
+        (MEAN, (0.2, nan, 0.2), infinite),
+        ((0.5, 0.5, nan), STD, infinite),
+        (MEAN, (0.2, 0.2, 0.0), "std must be positive, and both at most 100"),
+        (MEAN, (0.2, 0.2, 101.0), "std must be positive, and both at most 100"),
+    ):
+        with pytest.raises(UsageError, match=message):
             load_backbone(tmp_path / "weights.safetensors", mean=mean, std=std)
     with pytest.raises(UsageError, match="a part of a backbone folder of dinomed; give the folder"):
         load_backbone(tmp_path / "own" / "model.safetensors")
