@@ -14,7 +14,7 @@ from dinomed.config import Config, build_config, parse_yaml, to_yaml
 from dinomed.errors import UsageError
 from dinomed.io.checkpoint import list_checkpoints
 from dinomed.io.files import read_json, write_json, write_text
-from dinomed.io.output_folder import check_free, prepare_output
+from dinomed.io.output_folder import LOCK_FILE, check_free, prepare_output
 
 # folders
 BACKBONE, CHECKPOINTS = RUN_BACKBONE, RUN_CHECKPOINTS
@@ -24,6 +24,8 @@ PCA, TENSORBOARD = "pca", "tensorboard"
 CONFIG_FILE, RECORD_FILE, LOG_FILE = "config.yaml", RUN_RECORD, "log.jsonl"
 SEEN_FILE = "seen.parquet"  # the training index (dinomed.pretrain.curation.audit.training_index)
 BAD_BATCH_FILE = "bad_batch.json"
+_FOLDERS = (CHECKPOINTS, BACKBONE, BEST, UNTRAINED, PCA, TENSORBOARD)
+_FILES = (LOG_FILE, SEEN_FILE, RECORD_FILE, CONFIG_FILE)
 
 # settings that may change on a resume, because they change neither the weights nor the order of the data
 FREE_TO_CHANGE = {
@@ -64,14 +66,23 @@ def open_run(folder: Path, config: Config, data: dict[str, Any], *, resume: bool
         checkpoints = list_checkpoints(folder / CHECKPOINTS)
         state = f"checkpoint {checkpoints[-1].name}" if checkpoints else "no checkpoint yet"
         raise UsageError(f"run folder {folder} already holds a run ({state}); use `resume=True` or `overwrite=True`")
-    prepare_output(folder, overwrite=overwrite, marker=CONFIG_FILE)
+    if not _was_killed_at_start(folder):
+        prepare_output(folder, overwrite=overwrite, marker=CONFIG_FILE)
+
+
+def _was_killed_at_start(folder: Path) -> bool:
+    """Return whether the folder holds the lock of a run that wrote no config, and nothing but files of a run."""
+    if (folder / CONFIG_FILE).exists() or not (folder / LOCK_FILE).exists():
+        return False
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".tmp-")}
+    return names <= {LOCK_FILE, *_FOLDERS, *_FILES}
 
 
 def clear_run(folder: Path) -> None:
     """Remove the files of an earlier run, and no others."""
-    for name in (CHECKPOINTS, BACKBONE, BEST, UNTRAINED, PCA, TENSORBOARD):
+    for name in _FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (LOG_FILE, SEEN_FILE, RECORD_FILE, CONFIG_FILE):
+    for name in _FILES:
         (folder / name).unlink(missing_ok=True)
 
 

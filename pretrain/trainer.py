@@ -32,6 +32,7 @@ from dinomed.pretrain.run_folder import (
     BAD_BATCH_FILE,
     BEST,
     CHECKPOINTS,
+    CONFIG_FILE,
     PCA,
     RECORD_FILE,
     UNTRAINED,
@@ -109,8 +110,7 @@ def pretrain(
             settings, record = resolved.config, resolved.data_record
             on_main(lambda: open_run(out, settings, record, resume=resume, overwrite=overwrite))
             on_main(lambda: stack.enter_context(locked(out)))
-            if not resume:
-                on_main(lambda: clear_run(out))
+            on_main(lambda: None if resume and (out / CONFIG_FILE).exists() else clear_run(out))
             index_writer = TrainingIndexWriter(out, resolved.train) if rank() == 0 else None
             with GracefulStop() as stop:
                 trainer = Trainer(resolved, out, local_device)

@@ -10,13 +10,14 @@ import torch
 
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.io.checkpoint import list_checkpoints, read_whole
 from dinomed.pretrain import trainer
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.curation.audit.training_index import read_training_index
 from dinomed.pretrain.data.select_images import select_images
 from dinomed.pretrain.monitoring.online_knn import OnlineKNN
+from dinomed.pretrain.run_folder import open_run
 from dinomed.pretrain.train_step import StepReport, TrainStep
 from dinomed.pretrain.trainer import pretrain
 
@@ -180,3 +181,20 @@ def test_images_changed_since_the_scan_are_skipped_and_named(
         train.path(i).write_bytes(train.path(i).read_bytes() + b"\0")
     with pytest.raises(DinomedError, match="scan"):
         pretrain(tiny(run={"steps": 10}), data, tmp_path / "all", device="cpu")
+
+
+def test_a_run_that_was_killed_before_its_config_was_written_starts_again(
+    tiny: Callable[..., PretrainConfig], tmp_path: Path
+) -> None:
+    def prepare(names: tuple[str, ...]) -> None:
+        folder = tmp_path / "_".join(names)
+        (folder / "tensorboard").mkdir(parents=True)
+        for name in names:
+            (folder / name).touch()
+        open_run(folder, tiny(), {}, resume=True, overwrite=False)
+
+    prepare((".lock", "seen.parquet", "log.jsonl", ".tmp-a.parquet"))
+    with pytest.raises(UsageError, match="not empty and holds no config"):
+        prepare((".lock", "log.jsonl", "notes.txt"))  # a file of the user
+    with pytest.raises(UsageError, match="not empty and holds no config"):
+        prepare(("log.jsonl",))  # no run was started here
