@@ -87,8 +87,10 @@ def clear_run(folder: Path) -> None:
 
 
 def write_record(folder: Path, config: Config, data: dict[str, Any], **entries: Any) -> None:
-    """Write ``config.yaml`` (the resolved config) and ``run.json`` (versions, device, data, progress)."""
-    write_text(folder / CONFIG_FILE, to_yaml(config))
+    """Write ``run.json`` (versions, device, data, progress) and then ``config.yaml`` (the resolved config).
+
+    The config is the marker of a run, so a run that has it has a record too.
+    """
     packages = ("dinomed", "torch", "torchvision", "numpy", "albumentations", "pillow")
     record = {
         "purpose": "for research use only, not for diagnosis",
@@ -98,6 +100,7 @@ def write_record(folder: Path, config: Config, data: dict[str, Any], **entries: 
         **entries,
     }
     write_json(folder / RECORD_FILE, record)
+    write_text(folder / CONFIG_FILE, to_yaml(config))
 
 
 def flatten_settings(config: Config) -> dict[str, Any]:
