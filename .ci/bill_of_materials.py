@@ -62,8 +62,8 @@ def bill_of_materials(root: str = "dinomed") -> dict[str, Any]:
     packages = needed_packages(root)
     dependencies = []
     for name, package in sorted(packages.items()):
-        others = [other for other in _requirements(package) if other in packages and other != name]
-        needed = {_reference(other, packages[other]) for other in others}
+        required = [entry for entry in _requirements(package) if entry in packages and entry != name]
+        needed = {_reference(entry, packages[entry]) for entry in required}
         dependencies.append({"ref": _reference(name, package), "dependsOn": sorted(needed)})
     return {
         "bomFormat": "CycloneDX",

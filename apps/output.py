@@ -33,7 +33,7 @@ _HIDDEN = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\uf
 def emit(data: Mapping[str, Any], as_json: bool, table: Table | None = None) -> None:
     """Print `data` as one JSON object, or `table`; without a table, the keys and values of `data`."""
     if as_json:
-        print(_HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", to_json(dict(data), indent=2)))
+        print(_HIDDEN.sub(lambda hidden: f"\\u{ord(hidden[0]):04x}", to_json(dict(data), indent=2)))
         printed_reports.append(True)
         return
     if table is None:

@@ -107,7 +107,7 @@ class App:
         panel: Any = self.panels.get("segment")
         if panel is None or panel.corrections is None:
             return {}
-        return await self._in_turn(request, client, lambda asked: panel.save(asked, self._path(asked["path"])))
+        return await self._in_turn(request, client, lambda decision: panel.save(decision, self._path(decision["path"])))
 
     async def _in_turn(self, request: Any, client: Request, compute: Any) -> dict[str, Any]:
         identity = request.get("id") if isinstance(request, dict) else None

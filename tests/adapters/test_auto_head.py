@@ -22,9 +22,8 @@ from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.backbones.load import load_backbone
 from dinomed.config import build_config, load_config
-from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.features.extract import extract
 from dinomed.images.read import read_image
@@ -35,16 +34,6 @@ TITLES = [
     "logistic, last 2 blocks, cls", "logistic, last 2 blocks, mean", "logistic, last 2 blocks, cls+mean",
     "logistic, cls+mean, sizes 1 and 1.5", "attentive", "attentive, 4 registers",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def manifest(lesion_manifest: Path) -> Manifest:
-    return read_manifest(lesion_manifest)
-
-
-@pytest.fixture(scope="module")
-def backbone(tiny_backbone: Path) -> FrozenBackbone:
-    return load_backbone(tiny_backbone)
 
 
 @pytest.fixture(scope="module")

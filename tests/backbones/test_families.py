@@ -30,14 +30,14 @@ def vit(**overrides: object) -> VisionTransformer:
     return model.eval()
 
 
-def own(folder: Path, **overrides: object) -> FrozenBackbone:
+def save_tiny(folder: Path, **overrides: object) -> FrozenBackbone:
     save_backbone(folder, vit(**overrides), Preprocessing(image_size=32, mean=MEAN, std=STD))
     return load_backbone(folder)
 
 
 @pytest.mark.parametrize("kind", [{}, {"num_registers": 4}, {"feed_forward": "swiglu"}, {"layerscale": None}])
 def test_an_export_to_timm_is_read_back(tmp_path: Path, kind: dict) -> None:
-    backbone = own(tmp_path / "own", **kind)
+    backbone = save_tiny(tmp_path / "own", **kind)
     (tmp_path / "timm").mkdir()
     write_timm(backbone, tmp_path / "timm")
     again = load_backbone(tmp_path / "timm")
@@ -49,7 +49,7 @@ def test_an_export_to_timm_is_read_back(tmp_path: Path, kind: dict) -> None:
 
 
 def test_an_export_to_transformers_is_read_back(tmp_path: Path) -> None:
-    backbone = own(tmp_path / "own", position_antialias=False, position_offset=0.1)
+    backbone = save_tiny(tmp_path / "own", position_antialias=False, position_offset=0.1)
     (tmp_path / "theirs").mkdir()
     write_transformers(backbone, tmp_path / "theirs")
     assert load_backbone(tmp_path / "theirs").fingerprint == backbone.fingerprint
@@ -75,8 +75,8 @@ def test_an_adapter_finds_a_bare_file_with_its_statistics_again(
     tmp_path: Path, mean: tuple[float, ...] | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_file(vit().state_dict(), tmp_path / "weights.safetensors")
-    given = {} if mean is None else {"mean": mean, "std": STD}
-    backbone = load_backbone(tmp_path / "weights.safetensors", image_size=32, **given)
+    statistics = {} if mean is None else {"mean": mean, "std": STD}
+    backbone = load_backbone(tmp_path / "weights.safetensors", image_size=32, **statistics)
     (tmp_path / "adapter").mkdir()
     reference = refer_to(backbone, tmp_path / "adapter")
     caplog.clear()
@@ -88,7 +88,7 @@ def test_an_adapter_finds_a_bare_file_with_its_statistics_again(
 
 
 def test_mean_and_std_are_refused_where_they_are_wrong(tmp_path: Path) -> None:
-    own(tmp_path / "own")
+    save_tiny(tmp_path / "own")
     save_file(vit().state_dict(), tmp_path / "weights.safetensors")
     with pytest.raises(UsageError, match="records its mean and std; leave `mean` and `std` out"):
         load_backbone(tmp_path / "own", mean=MEAN, std=(0.2, 0.2, 0.2))
@@ -128,7 +128,7 @@ def test_the_interpolation_of_a_model_changes_pixels_and_fingerprint() -> None:
 
 def test_a_size_that_the_patch_does_not_divide_becomes_the_next_lower_one(tmp_path: Path) -> None:
     """SigLIP so400m reads 384 px with patches of 14 px: its convolution sees 378 px."""
-    backbone = own(tmp_path / "own")
+    backbone = save_tiny(tmp_path / "own")
     (tmp_path / "timm").mkdir()
     write_timm(backbone, tmp_path / "timm")
     config = json.loads((tmp_path / "timm" / "config.json").read_text())

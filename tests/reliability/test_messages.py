@@ -62,10 +62,10 @@ class Unwritable:
     """`os.access` on a disk that is mounted read-only; permissions do not bind the user of a test container."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.asked = folder, os.access
+        self.folder, self.real_access = folder, os.access
 
     def __call__(self, path: str | Path, mode: int) -> bool:
-        return Path(path) != self.folder and self.asked(path, mode)
+        return Path(path) != self.folder and self.real_access(path, mode)
 
 
 @pytest.mark.parametrize(

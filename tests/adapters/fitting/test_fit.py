@@ -27,7 +27,7 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer, ViTConfig
 from dinomed.config import load_config
 from dinomed.configs import find_config
-from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import Features
 from dinomed.images.read import read_image
@@ -48,11 +48,6 @@ def place(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def backbone(place: Path) -> FrozenBackbone:
     return load_backbone(place / "ssl")
-
-
-@pytest.fixture(scope="module")
-def manifest(lesion_manifest: Path) -> Manifest:
-    return read_manifest(lesion_manifest)
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,8 @@ from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import SegmenterFit
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.backbones.load import load_backbone
 from dinomed.config import build_config
-from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.features.compute import compute_features
 from dinomed.images.read import read_image
@@ -33,16 +32,6 @@ def config_of(**settings: Any) -> SegmentConfig:
     fit = {"epochs": 3, "min_steps": 30, "batch_size": 8, "learning_rate": 1e-2}
     data = {"head": {"name": "multi_view", "hidden": 16}, "image_size": 64, "augment": "none", "fit": fit, **settings}
     return build_config(SegmentConfig, data, "test")
-
-
-@pytest.fixture(scope="module")
-def manifest(lesion_manifest: Path) -> Manifest:
-    return read_manifest(lesion_manifest)
-
-
-@pytest.fixture(scope="module")
-def backbone(tiny_backbone: Path) -> FrozenBackbone:
-    return load_backbone(tiny_backbone)
 
 
 @pytest.fixture(scope="module")

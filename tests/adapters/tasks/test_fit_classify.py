@@ -23,7 +23,7 @@ from dinomed.adapters.tasks.classify.predict_groups import predict_group_table
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.config import build_config
-from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.images.read import read_image
 
@@ -60,11 +60,6 @@ def place(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def backbone(place: Path) -> FrozenBackbone:
     return load_backbone(place / "ssl")
-
-
-@pytest.fixture(scope="module")
-def manifest(lesion_manifest: Path) -> Manifest:
-    return read_manifest(lesion_manifest)
 
 
 @pytest.mark.parametrize("head", HEADS)

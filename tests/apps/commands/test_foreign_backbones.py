@@ -47,7 +47,7 @@ def test_features_heads_probe_index_and_search_work_with_it(
 ) -> None:
     backbone = str(build(tmp_path / "backbone"))
     images = lesion_manifest.parent / "lesions" / "images"
-    given = ["--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2"]
+    statistics = ["--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2"]
     data = ["--data", str(lesion_manifest), "-b", backbone]
 
     def run(*words: object) -> dict:
@@ -55,21 +55,21 @@ def test_features_heads_probe_index_and_search_work_with_it(
         cli.invoke([*map(str, words), "--json"])
         return json.loads(capsys.readouterr().out)
 
-    table = run("features", images, "-b", backbone, *given, "--image-size", 32, "-o", tmp_path / "f.parquet")
+    table = run("features", images, "-b", backbone, *statistics, "--image-size", 32, "-o", tmp_path / "f.parquet")
     assert (table["images"], table["dimension"]) == (60, 64)
-    probe = run("probe", backbone, "--data", lesion_manifest, *given, "--image-size", 32)
+    probe = run("probe", backbone, "--data", lesion_manifest, *statistics, "--image-size", 32)
     assert 0 <= probe["knn"]["auroc"] <= 1
     fast = ["--set", "fit.epochs=1", "--set", "fit.min_steps=2", "--set", "augment_copies=0"]
-    run("train", "classify", *data, *given, "--head", "logistic", "-o", tmp_path / "cls")
-    run("train", "segment", *data, *given, *fast, "--set", "image_size=32", "-o", tmp_path / "seg")
+    run("train", "classify", *data, *statistics, "--head", "logistic", "-o", tmp_path / "cls")
+    run("train", "segment", *data, *statistics, *fast, "--set", "image_size=32", "-o", tmp_path / "seg")
     record = json.loads((tmp_path / "cls" / "adapter.json").read_text())
     assert record["backbone"]["mean"] == record["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
     for head in ("cls", "seg"):  # the adapter finds the backbone and its statistics without the options
         assert run("predict", tmp_path / head, images, "-o", tmp_path / f"{head}-out")["images"] == 60
-    index = run("index", lesion_manifest, "-b", backbone, *given, "--image-size", 32, "-o", tmp_path / "index")
+    index = run("index", lesion_manifest, "-b", backbone, *statistics, "--image-size", 32, "-o", tmp_path / "index")
     assert index["dimension"] == 64
-    found = run("search", next(images.iterdir()), "-i", tmp_path / "index", "-k", 3)
-    assert len(found["queries"]) == 1
+    answers = run("search", next(images.iterdir()), "-i", tmp_path / "index", "-k", 3)
+    assert len(answers["queries"]) == 1
     shared = Backbones()  # as the demo loads them: one pass of the backbone for adapters and index
     consumers = [load_adapter(tmp_path / head, load=shared) for head in ("cls", "seg")]
     consumers.append(load_index(tmp_path / "index", load=shared))
