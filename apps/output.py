@@ -47,9 +47,9 @@ def print_table(table: Table, console: Console) -> None:
 
     Words are never broken: each part repeats the first column, which names the rows.
     """
-    for name in ("title", "caption"):  # may hold names of files and classes
+    for name in ("title", "caption"):  # may hold names of files and classes, and several lines
         if isinstance(text := getattr(table, name), str):
-            setattr(table, name, markup.escape(printable(text)))
+            setattr(table, name, markup.escape("\n".join(printable(line) for line in text.split("\n"))))
     columns = list(table.columns)
     widths = [max(measure.minimum for measure in _measures(column, console)) + 3 for column in columns]
     if table.row_count == 0 or sum(widths) + 1 <= console.width:

@@ -39,3 +39,12 @@ def test_a_table_on_a_narrow_terminal_breaks_no_word(width: int) -> None:
     assert max(map(len, narrow_text.splitlines())) <= width
     assert narrow_text.count("dinov2_vitg14_reg") == (1 if width > 75 else 2)  # the first column is repeated
     assert "for research use only" in narrow_text.splitlines()[-1]  # a caption, not a row of the table
+
+
+def test_lines_of_a_caption_stay_lines_and_other_control_characters_are_shown() -> None:
+    table = build_table(("", ""), [("images that were compared with their masks", 26)])
+    table.caption = "3 of 26 images\nruns/\x1b[31mreport"
+    stream = io.StringIO()
+    print_table(table, Console(file=stream, width=80))
+    lines = [line.strip() for line in stream.getvalue().splitlines()]
+    assert lines[-2:] == ["3 of 26 images", "runs/\\x1b[31mreport"]
