@@ -5,9 +5,13 @@ Usage: ``make bill-of-materials`` writes ``bom.json``. The network is not used. 
 
 import json
 import re
+import site
 import sys
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, distributions
 from typing import Any
+
+# Not `sys.path`: setuptools, once imported, adds the copies of packages that it carries.
+FOLDERS = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
 
 
 def normal(name: str) -> str:
@@ -23,11 +27,11 @@ def needed_packages(root: str = "dinomed") -> dict[str, Distribution]:
         name = normal(waiting.pop())
         if name in packages:
             continue
-        try:
-            packages[name] = distribution(name)
-        except PackageNotFoundError:  # an extra that is not installed, or a package of another system
+        installed = next(iter(distributions(name=name, path=FOLDERS)), None)
+        if installed is None:  # an extra that is not installed, or a package of another system
             continue
-        waiting += _requirements(packages[name])
+        packages[name] = installed
+        waiting += _requirements(installed)
     return packages
 
 

@@ -59,7 +59,7 @@ class Visit:
         """Wait for an exact area, and for the diameters, which are drawn after it; an estimate does not count."""
         self.page.wait_for_function(
             "n => !document.querySelector('#measures').hidden && !document.querySelector('.dm-estimated') && "
-            "!document.querySelector('#shape').hidden && "
+            "document.querySelector('#shape:not([hidden])[aria-busy=false]') && "
             "document.querySelector('#area-px').textContent.replaceAll(',', '') === String(n)",
             arg=expected,
         )

@@ -132,6 +132,25 @@ def test_brush_eraser_fill_and_undo_change_the_mask_that_is_downloaded_and_saved
     assert read_manifest(saved / MANIFEST_FILE).column("mask")[row] is None
 
 
+def test_nothing_moves_under_the_pointer_after_an_edit(visit: Any, tmp_path: Path) -> None:
+    """A click on Undo was lost: the diameters, hidden while they are measured, came back between press and release."""
+    path, box = draw(tmp_path, 4)
+    shown(visit, path)
+    visit.page.locator("[data-tool=brush]").click()
+    cover(visit, box)
+    places = """() => new Promise(done => {
+        const undo = document.querySelector('#undo'), seen = new Set(), end = Date.now() + 800;
+        undo.click();
+        const look = () => {
+            seen.add(Math.round(undo.getBoundingClientRect().top));
+            Date.now() < end ? requestAnimationFrame(look) : done([...seen]);
+        };
+        look();
+    })"""
+    assert len(visit.page.evaluate(places)) == 1
+    assert visit.page.locator("#shape").get_attribute("aria-busy") == "false"
+
+
 def test_edits_of_a_picture_are_gone_when_another_one_is_opened(visit: Any, tmp_path: Path) -> None:
     first, box = draw(tmp_path, 2)
     before = shown(visit, first)

@@ -12,6 +12,7 @@ from PIL import Image
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 LINE = (0, 229, 255)  # as in static/viewer.js
+STATUS_IS = "text => document.querySelector('#status').innerText === text"
 
 
 def draw_spot() -> np.ndarray:
@@ -96,7 +97,7 @@ def test_views_wipe_and_compare_change_what_is_painted(visit, spot: Path) -> Non
     assert columns.max() < outlined.shape[1] / 2 + 3
     visit.page.locator("#wipe").fill("100")
     visit.page.get_by_label("Heat map").check(force=True)
-    assert visit.page.locator(".dm-scale").is_visible()
+    visit.page.wait_for_selector(".dm-scale:visible")
     heat = painted(visit)
     assert not is_line(heat).any()
     assert (heat != plain).any()
@@ -116,14 +117,12 @@ def test_zoom_and_pan_by_wheel_and_keyboard(visit, spot: Path) -> None:
     visit.page.keyboard.press("+")
     visit.page.keyboard.press("ArrowRight")
     visit.page.keyboard.press("0")
-    assert visit.text("status") == before
+    visit.page.wait_for_function(STATUS_IS, arg=before)
     visit.page.locator(".dm-stage").hover()
-    visit.page.mouse.wheel(0, -300)
-    painted(visit)
-    assert visit.text("status") != before
+    visit.page.mouse.wheel(0, -300)  # returns before the page has seen it
+    visit.page.wait_for_function(STATUS_IS.replace("===", "!=="), arg=before)
     visit.page.locator("#fit").click()
-    painted(visit)
-    assert visit.text("status") == before
+    visit.page.wait_for_function(STATUS_IS, arg=before)
 
 
 def test_nothing_of_the_previous_picture_is_left_while_the_next_one_is_computed(
@@ -196,8 +195,7 @@ def test_regions_are_listed_and_small_ones_left_out(visit, tmp_path: Path) -> No
     assert (mask == 255).sum() == 3600
     before = visit.text("status")
     visit.page.locator("#lesions button").first.click()
-    painted(visit)
-    assert visit.text("status") != before  # zoomed to the region
+    visit.page.wait_for_function(STATUS_IS.replace("===", "!=="), arg=before)  # zoomed to the region
 
 
 def test_the_black_frame_of_an_instrument_is_no_lesion(visit, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import re
 import runpy
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 SCRIPT = Path(__file__).resolve().parents[2] / ".ci" / "bill_of_materials.py"
 BILL = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
@@ -30,6 +32,17 @@ def test_the_pattern_finds_what_it_is_for() -> None:
         assert COPYLEFT.search(text), text
     for text in ("LGPL-2.1", "GNU Lesser General Public License", "Apache-2.0", "MIT"):
         assert not COPYLEFT.search(text), text
+
+
+def test_copies_of_packages_elsewhere_on_the_path_do_not_count(tmp_path: Path, monkeypatch: Any) -> None:
+    """setuptools, once imported, adds the packages that it carries to the path of the process."""
+    expected = BILL.bill_of_materials()
+    carried = tmp_path / "torch-0.0.1.dist-info"
+    carried.mkdir()
+    (carried / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert version("torch") == "0.0.1"
+    assert BILL.bill_of_materials() == expected
 
 
 def test_the_bill_of_materials_names_every_package_once_with_its_version() -> None:

@@ -159,6 +159,7 @@ function outline() {
   const [wide, tall] = picture.size, each = (wide * tall) / (width * height);
   const areas = map.regions.map((region) => region.area * each);
   picture.regions = map.regions;
+  picture.outlined = (picture.outlined || 0) + 1;
   showMeasures(picture, areas, !picture.exact);
   const message = get("#panel-segment .dm-result");
   message.innerHTML = "";
@@ -181,7 +182,7 @@ let measuring = 0;
 
 /** Ask for the exact areas of a picture that is larger than its map. */
 async function measure(file = false) {
-  const picture = current, value = threshold();
+  const picture = current, value = threshold(), { outlined } = picture;
   const rules = { min_share: Number(get("#min-share").value), largest_only: get("#largest").checked };
   let answer;
   try {
@@ -194,7 +195,7 @@ async function measure(file = false) {
     get("#panel-segment .dm-result").innerHTML = answer.error;
     return null;
   }
-  if (value === threshold() && answer.areas) showMeasures(picture, answer.areas, false);
+  if (outlined === picture.outlined && answer.areas) showMeasures(picture, answer.areas, false);
   return answer;
 }
 

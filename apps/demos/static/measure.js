@@ -90,8 +90,11 @@ let settling = 0;
 function measureShape() {
   clearTimeout(settling);
   viewer.lines = viewer.lines.filter((line) => line.ruler);
-  if (!get("#shape")) return;
-  get("#shape").hidden = true;
+  const shape = get("#shape");
+  if (!shape) return;
+  // Its place is kept while it is measured: what lies below must not move under the pointer.
+  shape.hidden = !(current && current.regions && current.regions.length);
+  shape.setAttribute("aria-busy", true);
   settling = setTimeout(() => {
     const picture = current, region = picture && picture.regions && picture.regions[0];
     if (!region) return;
@@ -103,7 +106,7 @@ function measureShape() {
     get("#diameter").textContent = show(size.longest);
     get("#perpendicular").textContent = show(size.perpendicular);
     get("#asymmetry").textContent = regionAsymmetry(region.runs, picture.width, sx, sy).toFixed(2);
-    get("#shape").hidden = false;
+    shape.setAttribute("aria-busy", false);
     const place = (point) => [point[0] / column, point[1] / row];
     viewer.lines = [...viewer.lines.filter((line) => line.ruler), { from: place(size.from), to: place(size.to) }];
     viewer.draw();
