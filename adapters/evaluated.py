@@ -1,14 +1,19 @@
 """Evaluated units: predictions beside their targets, from which metrics, intervals and subgroups are computed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dinomed.datasets.manifest import Manifest
 from dinomed.metrics.bootstrap import RESAMPLES, Statistic, bootstrap
+
+MIN_GROUPS, MIN_CASES = 20, 10
+"""A subgroup is judged if it has this many groups, and for the rates of a class this many groups with and without it.
+
+With fewer the 95% interval of a rate is wider than 0.6 (Clopper and Pearson 1934, for 5 of 10)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,27 @@ def table_of_further_metrics(report: Mapping[str, Any], titles: Mapping[str, str
     return [ReportTable("Further metrics", ("metric", "value"), rows)] if rows else []
 
 
+@dataclass(frozen=True)
+class SubgroupMeasures:
+    """M measures that can be compared between S subgroups.
+
+    Attributes:
+        names: name of each measure and its class, or None for a measure of all classes.
+        lower_is_better: bool (M,), whether a small value is a good one.
+        statistics: for each subgroup a function of counts (R, its rows) to values (R, M).
+        judged: bool (S, M), whether the subgroup is large enough.
+        classes: the classes over which the means of classes are computed; empty where there are none.
+        thresholds: class to the threshold of its sensitivity and false positive rate.
+    """
+
+    names: list[tuple[str, str | None]]
+    lower_is_better: np.ndarray
+    statistics: list[Statistic]
+    judged: np.ndarray
+    classes: list[str] = field(default_factory=list)
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+
 class EvaluatedUnits(ABC):
     """N units (images, or groups of images), each with its prediction and its target.
 
@@ -39,12 +65,14 @@ class EvaluatedUnits(ABC):
         groups: the group of each unit, which the bootstrap resamples.
         scores: float (N,), how good each prediction is; orders the best and worst cases.
         headline: names of the metrics that get intervals.
+        errors: those of which a small value is a good one.
     """
 
     manifest: Manifest
     groups: list[str]
     scores: np.ndarray
     headline: tuple[str, ...]
+    errors: Collection[str] = ()
 
     @abstractmethod
     def metrics(self, rows: Sequence[int]) -> dict[str, Any]:
@@ -78,6 +106,16 @@ class EvaluatedUnits(ABC):
             for name, value, interval in zip(self.headline, point, intervals, strict=True)
         }
 
+    def subgroup_measures(self, subgroups: Sequence[Sequence[int]]) -> SubgroupMeasures:
+        """Return the measures that are compared between subgroups (lists of units); by default the headline."""
+        large = np.array([self.count_groups(rows) >= MIN_GROUPS for rows in subgroups])
+        return SubgroupMeasures(
+            [(name, None) for name in self.headline],
+            np.array([name in self.errors for name in self.headline]),
+            [self.statistic(rows) for rows in subgroups],
+            np.repeat(large[:, None], len(self.headline), axis=1),
+        )
+
     def count_groups(self, rows: Sequence[int]) -> int:
         """Return the number of different groups among some units."""
         return len({self.groups[i] for i in rows})
@@ -90,19 +128,20 @@ class EvaluatedValues(EvaluatedUnits):
     Args:
         columns: name of the metric to its values, float (N,), nan where undefined. The first column is the score.
         summary: rows to all metrics over them.
-        lower_is_better: whether a small value of the first column is a good one; the score is then its negative.
+        errors: names of the columns of which a small value is a good one. If the first is one, the score is its
+            negative.
     """
 
     manifest: Manifest
     groups: list[str]
     columns: Mapping[str, np.ndarray]
     summary: Callable[[Sequence[int]], Mapping[str, Any]]
-    lower_is_better: bool = False
+    errors: Collection[str] = ()
 
     def __post_init__(self) -> None:
         self.headline = tuple(self.columns)
-        first = np.nan_to_num(next(iter(self.columns.values())), nan=np.inf if self.lower_is_better else -np.inf)
-        self.scores = -first if self.lower_is_better else first
+        sign = -1.0 if self.headline[0] in self.errors else 1.0
+        self.scores = np.nan_to_num(sign * self.columns[self.headline[0]], nan=-np.inf)
         self._table = np.stack(list(self.columns.values()), axis=1)
 
     def metrics(self, rows: Sequence[int]) -> dict[str, Any]:

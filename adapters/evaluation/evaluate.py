@@ -7,7 +7,8 @@ from typing import Any
 
 from dinomed.adapters.bundle import read_record, read_training_hashes
 from dinomed.adapters.evaluated import EvaluatedUnits
-from dinomed.adapters.evaluation.report import check_columns, split_subgroups, summarize
+from dinomed.adapters.evaluation.report import summarize
+from dinomed.adapters.evaluation.subgroups import check_columns, check_subgroups
 from dinomed.adapters.fitting.data import select_split
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.predictor import Predictor
@@ -62,7 +63,7 @@ def evaluate_in_full(
         backbone: path of the backbone, if it was moved after the fit.
         allow_seen: keep these images in other splits too; the metrics are then too high, and the report states it.
         unit: for a classifier, image or group (one prediction for all images of a group); None for the unit of the fit.
-        by: columns that define subgroups.
+        by: columns that define subgroups, such as sex, age:10 (bands of 10) or sex*age:20 (pairs).
         resamples: number of bootstrap resamples of the groups, for the intervals.
 
     Returns:
@@ -86,8 +87,7 @@ def evaluate_in_full(
         _report_overlap(overlap, len(chosen), f"split {split!r}", folder, leave_out)
     if leave_out:
         chosen = overlap.remove_from(chosen)
-    for column in by:
-        split_subgroups(chosen, column)  # raise errors before the predictions are computed
+    check_subgroups(chosen, by, split)  # before the predictions are computed
     predictor = load_adapter(folder, device, backbone)
     predictor.familiarity.clear()
     evaluated = task.evaluate_units(predictor, chosen, split, unit)

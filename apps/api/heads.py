@@ -154,15 +154,15 @@ def evaluate(
         backbone: path of its backbone, if that was moved.
         allow_seen: keep images that the adapter saw; the report says so.
         unit: for a classifier, image or group; None for the unit of its training.
-        by: columns whose values are subgroups.
+        by: subgroups: columns (``"sex"``), bands of a numeric column (``"age:10"``), or pairs (``"sex*age:20"``).
         resamples: bootstrap resamples of the groups, for the 95% intervals.
         names: show the paths of images in the page.
         overwrite: replace an earlier result in `out`.
         device: auto, cpu, cuda, cuda:N or mps.
 
     Returns:
-        The report that ``dinomed evaluate --json`` prints: ``metrics``, ``intervals``, ``subgroups`` and
-        ``seen_in_training``.
+        The report that ``dinomed evaluate --json`` prints: ``metrics``, ``intervals``, ``subgroups``, ``gaps``
+        (worst and best subgroup of each measure) and ``seen_in_training``.
 
     Raises:
         UsageError: no targets, an empty split, most of which the adapter saw, or `out` is in use.

@@ -20,7 +20,13 @@ def evaluate(
         str | None,
         Option("--unit", help="For a classifier: image, or group for one prediction for all images of a group."),
     ] = None,
-    by: Annotated[str | None, Option("--by", help="Columns whose values are subgroups: sex,localization.")] = None,
+    by: Annotated[
+        str | None,
+        Option(
+            "--by",
+            help="Subgroups: columns (sex,site), bands of numbers (age:10), or pairs ('sex*age:20', in quotes).",
+        ),
+    ] = None,
     resamples: Annotated[
         int, Option("--resamples", help="Number of bootstrap resamples of the groups, for the intervals.", min=10)
     ] = 1000,
@@ -40,9 +46,10 @@ def evaluate(
 
     Segmenters: Dice, IoU, surface Dice and HD95 (px), for each image at its own size, and metrics by lesion.
     Classifiers: AUROC, AUPRC, accuracy and calibration, metrics by class, and metrics at the thresholds chosen on val.
-    Intervals are bootstrap intervals over groups. On a test split, images of training and validation, and other images
-    of their groups, are left out. With -o, a page with curves, subgroups and pictures of the best and worst cases is
-    written; it names no image without --names. For research use only.
+    Intervals are bootstrap intervals over groups. With --by, the worst and the best subgroup and their gap are named.
+    On a test split, images of training and validation, and other images of their groups, are left out. With -o, a page
+    with curves, subgroups and pictures of the best and worst cases is written; it names no image without --names. For
+    research use only.
     """
     arguments = locals()
     from dinomed.apps.api.heads import evaluate as evaluate_adapter
@@ -73,12 +80,27 @@ def _tables(report: dict[str, Any]) -> list[Any]:
     tables = [build_table(("", report["split"], "95% interval"), rows, title=title)]
     if classes is not None:
         tables.append(build_table(*classes))
+    tables += _gap_tables(report)
     tables[-1].caption = "\n".join(_notes(report))
+    return tables
+
+
+def _gap_tables(report: dict[str, Any]) -> list[Any]:
+    """Return for each entry of ``--by`` a table of the gaps between the worst and the best subgroup."""
+    from dinomed.apps.output import build_table
+    from dinomed.apps.pages.subgroups import GAP_COLUMNS, gap_rows, largest_odds_gap
+
+    tables = []
+    for entry, comparison in report.get("gaps", {}).items():
+        rows = gap_rows(comparison, report["task"])
+        odds = largest_odds_gap(comparison)
+        tables.append(build_table(GAP_COLUMNS, [*rows, *([odds] if odds else [])], title=f"Gaps by {entry}"))
     return tables
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
     from dinomed.apps.pages.evaluation import describe_unlike
+    from dinomed.apps.pages.subgroups import too_small_lines
     from dinomed.notice import RESEARCH_USE
 
     seen = report["seen_in_training"]
@@ -89,5 +111,6 @@ def _notes(report: dict[str, Any]) -> list[str]:
             f"{what}: {seen['images']} images seen in training or validation, and {seen['of_seen_groups']} images of "
             "groups that were seen there"
         )
+    notes += [f"{entry}: {text}" for entry, row in report.get("gaps", {}).items() for text in too_small_lines(row)]
     notes.append(describe_unlike(report["unlike_training"]))
     return [*notes, *([report["report"]] if "report" in report else []), RESEARCH_USE]

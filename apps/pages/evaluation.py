@@ -15,6 +15,7 @@ from dinomed.adapters.evaluation.evaluate import Evaluation
 from dinomed.adapters.evaluation.report import extreme_cases
 from dinomed.adapters.task import find_task
 from dinomed.apps.pages.overlay import draw_mask, line_width_px, outline
+from dinomed.apps.pages.subgroups import build_subgroup_section
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.album import Album
 from dinomed.html.page import build_page, build_table, code, heading, paragraph
@@ -37,7 +38,7 @@ def build_evaluation_page(evaluation: Evaluation, collection: Manifest, *, names
     unlike = paragraph(f"{line[:1].upper()}{line[1:]}.")
     parts = [paragraph(_opening(result)), *_warnings(result), unlike, *_headline(result)]
     parts += _section(result, evaluation.evaluated)
-    parts += _subgroups(result)
+    parts += build_subgroup_section(result)
     parts += _cases(evaluation, collection, Album(names=names))
     settings = {key: result[key] for key in ("backbone", "image_size", "images", "bootstrap", "seen_in_training")}
     lines = [f"{key}: {value}" for key, value in settings.items()]
@@ -102,25 +103,6 @@ def _section(result: Mapping[str, Any], evaluated: EvaluatedUnits) -> list[str]:
     for table in task.report_tables(result):
         note = [paragraph(table.note)] if table.note else []
         parts += [heading(table.title), *note, build_table(table.columns, table.rows)]
-    return parts
-
-
-def _subgroups(result: Mapping[str, Any]) -> list[str]:
-    parts = []
-    readable = find_task(result["task"]).metric_titles
-    for column, rows in result.get("subgroups", {}).items():
-        first = list(result["intervals"])[:2]
-        table = []
-        for row in rows:
-            intervals = [row["intervals"][name] for name in first]
-            values = [
-                part for each in intervals for part in (each["value"], format_interval(each["low"], each["high"]))
-            ]
-            table.append(
-                (row["value"], row["n"], row["groups"], *values, "few groups: uncertain" if row["few"] else "")
-            )
-        titles = [part for name in first for part in (readable.get(name, name).partition(" (")[0], "95% interval")]
-        parts += [heading(f"By {column}"), build_table((column, "n", "groups", *titles, ""), table)]
     return parts
 
 

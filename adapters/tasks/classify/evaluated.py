@@ -1,14 +1,15 @@
 """Predicted class probabilities with their labels, and the metrics computed from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.evaluated import EvaluatedUnits
+from dinomed.adapters.evaluated import EvaluatedUnits, SubgroupMeasures
 from dinomed.adapters.fitting.data import widen
 from dinomed.adapters.tasks.classify.answer import Answer
+from dinomed.adapters.tasks.classify.rates import ClassTable
 from dinomed.datasets.manifest import Manifest
 from dinomed.metrics.bootstrap import RESAMPLES, Statistic, bootstrap_mean
 from dinomed.metrics.calibration import log_losses
@@ -34,6 +35,7 @@ class EvaluatedClasses(EvaluatedUnits):
     probabilities: np.ndarray
     names: list[str]
     answer: Answer
+    errors: Collection[str] = ("ece", "brier", "nll")
 
     def __post_init__(self) -> None:
         self.wide = widen(self.probabilities, len(self.names))  # (N, len(names)); nan for classes without a probability
@@ -62,6 +64,9 @@ class EvaluatedClasses(EvaluatedUnits):
         kind = MultilabelPredictions if self.answer.multilabel else Predictions
         predictions = kind(self.targets[picked], self.wide[picked], self.names)
         return lambda counts: np.stack([predictions.values(counts)[name] for name in self.headline], axis=1)
+
+    def subgroup_measures(self, subgroups: Sequence[Sequence[int]]) -> SubgroupMeasures:
+        return ClassTable(self.targets, self.wide, self.names, self.thresholds, self.groups).measures(subgroups)
 
     def details(self, resamples: int = RESAMPLES) -> dict[str, Any]:
         return {"operating": self.operating_points(resamples), "temperature": self.answer.temperature}

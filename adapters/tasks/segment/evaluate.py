@@ -62,7 +62,7 @@ def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> Evalu
         known = ~np.isnan(values)
         total, count = np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0)
         columns[name] = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
-    return EvaluatedValues(manifest, manifest.units(), columns, summary)
+    return EvaluatedValues(manifest, manifest.units(), columns, summary, errors=("hd95_px",))
 
 
 def mean_over_classes(per_class: dict[str, dict[str, Any]]) -> dict[str, Any]:

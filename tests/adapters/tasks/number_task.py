@@ -143,7 +143,7 @@ class NumberTask(Task):
             rows = list(rows)
             return {"n": len(rows), "mae": float(errors[rows].mean()), "bias": float(differences[rows].mean())}
 
-        return EvaluatedValues(manifest, manifest.units(), {"mae": errors}, summary, lower_is_better=True)
+        return EvaluatedValues(manifest, manifest.units(), {"mae": errors}, summary, errors={"mae"})
 
     def build_writer(self, predictor: NumberPredictor, names: Sequence[str]) -> NumberWriter:
         return NumberWriter(predictor, names)

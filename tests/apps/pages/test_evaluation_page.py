@@ -11,10 +11,10 @@ import pytest
 from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.evaluation.report import (
     extreme_cases,
-    split_subgroups,
     summarize,
     summarize_subgroups,
 )
+from dinomed.adapters.evaluation.subgroups import split_subgroups
 from dinomed.adapters.tasks.classify.answer import Answer
 from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
 from dinomed.apps import cli
@@ -112,10 +112,10 @@ def test_subgroups_are_the_metrics_of_their_rows(user: Path) -> None:
             (stratum.mean(), expected.low, expected.high)
         )
     parts = split_subgroups(manifest, "age")
-    assert sorted(i for _, rows in parts for i in rows) == list(range(len(manifest)))
+    assert sorted(i for part in parts for i in part.rows) == list(range(len(manifest)))
     assert len(parts) == 5  # quarters, and those not known
     ages = [float(value) if value else np.nan for value in manifest.column("age")]
-    highest = [max(ages[i] for i in rows) for _, rows in parts[:4]]
+    highest = [max(ages[i] for i in part.rows) for part in parts[:4]]
     assert highest == sorted(highest)
     with pytest.raises(UsageError, match="different values"):
         split_subgroups(manifest, "image")
