@@ -24,7 +24,8 @@ def compare(evaluated: EvaluatedUnits, subgroups: Sequence[Subgroup], resamples:
         resamples: number of bootstrap resamples of the groups.
 
     Returns:
-        - `rule`: which subgroups are judged; `too_small`: those with too few groups for any measure; `classes`: the classes of the macro measures; `thresholds` of classes.
+        - `rule`: which subgroups are judged; `too_small`: those with too few groups for any measure; `classes`: the
+          classes of the macro measures; `thresholds` of classes.
         - `measures`: a row for each measure: `measure`, `class` (or None), `values` (subgroup to value, judged ones
           only), `too_small` (subgroups that are not judged), `worst`, `worst_value`, `best`, `best_value`, `gap` (0 or
           more), `low`, `high` and `undefined` of its interval. All of them are None with fewer than two judged

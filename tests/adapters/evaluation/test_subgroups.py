@@ -71,19 +71,29 @@ def test_columns_bands_and_pairs_hold_each_row_once_in_order() -> None:
         ("sex*sex", "a pair of two columns"),
         ("sex*age:10*site", "a pair of two columns"),
         ("*", "a pair of two columns"),
-        ("age:4*row:4", "pairs, for at most 100"),
     ],
 )
 def test_bad_entries_are_refused_in_one_line(entry: str, message: str) -> None:
     ages, count = [str(age) for age in range(1, 100)], 99
     manifest = build(
         age=ages, sex=["m", "f", "m"] * 33, empty=[None] * count, hospital=["north"] * 98 + ["south"],
-        gone=[None] * 98 + ["x"], site=["a"] * count, group=ages, row=[str(i * 7 % 97) for i in range(count)],
+        gone=[None] * 98 + ["x"], site=["a"] * count, group=ages,
     )  # fmt: skip
-    with pytest.raises(UsageError, match=message) as error:
+    rows = manifest.take(range(98)) if entry in ("hospital", "gone") else manifest
+
+    def check() -> None:
         check_columns(manifest, [entry])
-        check_subgroups(manifest.take(range(98)) if entry in ("hospital", "gone") else manifest, [entry], "test")
+        check_subgroups(rows, [entry], "test")
+
+    with pytest.raises(UsageError, match=message) as error:
+        check()
     assert "\n" not in str(error.value)
+
+
+def test_a_pair_with_too_many_values_is_refused() -> None:
+    manifest = build(ward=[f"w{i // 12}" for i in range(144)], device=[f"d{i % 12}" for i in range(144)])
+    with pytest.raises(UsageError, match=r"`by=ward\*device`: it has 144 pairs, for at most 100"):
+        split_subgroups(manifest, "ward*device")
 
 
 @pytest.fixture(scope="module")
