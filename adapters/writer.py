@@ -2,13 +2,32 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 Row = list[Any]
+
+
+@dataclass(frozen=True)
+class SheetEntry:
+    """What a contact sheet shows of the prediction for an image.
+
+    Attributes:
+        text: the result in a few words.
+        uncertainty: 0 to 1, by which images are sorted.
+        area: share of the image that is outlined, 0 to 1; None for a task without masks.
+        read_mask: reads the outlined pixels, bool (H, W), from the written file.
+    """
+
+    text: str
+    uncertainty: float
+    area: float | None = None
+    read_mask: Callable[[], np.ndarray] | None = None
 
 
 class PredictionWriter(ABC):
@@ -35,6 +54,15 @@ class PredictionWriter(ABC):
 
     def write_extra_files(self, out: Path) -> None:  # noqa: B027 (most tasks write none)
         """Write the files of `extra_files`."""
+
+    def sheet_entry(self, row: Row, out: Path) -> SheetEntry | None:
+        """Return what the contact sheet shows of an image; None for a task without a sheet.
+
+        Args:
+            row: a row of the table, which begins with the cells of `write_batch`.
+            out: output folder.
+        """
+        return None
 
     @abstractmethod
     def write_batch(

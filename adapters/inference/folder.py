@@ -1,27 +1,61 @@
 """Prediction of collections: a table with one row for each image, and for dense tasks a file for each image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from dinomed.adapters.inference.plan import FAILED_FILE, PLAN_FILE, TABLE_FILE, PredictionPlan, add_rows, begin, finish
+from dinomed.adapters.inference.plan import (
+    FAILED_FILE,
+    PLAN_FILE,
+    SHEET_FILE,
+    TABLE_FILE,
+    PredictionPlan,
+    add_rows,
+    begin,
+    check_sheet,
+    finish,
+)
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.task import find_task
-from dinomed.adapters.writer import PredictionWriter, Row
+from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
 from dinomed.features.familiarity import Familiarity
 from dinomed.features.finite import compute_finite
 from dinomed.features.loading import load_batches, stack_pixels
+from dinomed.io.files import write_text
 from dinomed.io.output_folder import claimed_folder
 from dinomed.log import logger
 from dinomed.progress import bar
 
 FAMILIARITY_COLUMNS = ("unlike_training", "distance_percentile")
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One image of a contact sheet.
+
+    Attributes:
+        row: row of the manifest.
+        number: of its line in the table, from 1.
+        entry: what the sheet shows.
+        unlike: whether the image is unlike the training images; None if this was not checked.
+        percentile: share of the training images that are less unlike the others, 0 to 100.
+    """
+
+    row: int
+    number: int
+    entry: SheetEntry
+    unlike: bool | None
+    percentile: float | None
+
+
+SheetBuilder = Callable[[list[SheetRow], list[tuple[str, str]]], str]
+"""Returns the page of a contact sheet, from its rows and from (path, reason) of the images without a prediction."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +68,14 @@ class PredictionResult:
         kept: number of those that an interrupted call had predicted before.
         unreadable: (path, reason) of files that cannot be read, and of images for which the model gives no finite
             values.
+        sheet: path of the contact sheet, or None.
     """
 
     folder: Path
     images: int
     kept: int
     unreadable: list[tuple[str, str]]
+    sheet: Path | None = None
 
 
 def predict_collection(
@@ -49,6 +85,7 @@ def predict_collection(
     *,
     unreadable: Sequence[tuple[str, str]] = (),
     overwrite: bool = False,
+    build_sheet: SheetBuilder | None = None,
 ) -> PredictionResult:
     """Predict every image of a manifest.
 
@@ -67,9 +104,10 @@ def predict_collection(
         out: output folder.
         unreadable: (path, reason) of files that the scan could not read; they are listed too.
         overwrite: start again, and remove the files of an earlier prediction in `out` (no others).
+        build_sheet: builds the contact sheet, `index.html`; None or a task without a sheet writes none.
 
     Raises:
-        UsageError: `out` is in use, or is the folder of the images.
+        UsageError: `out` is in use, is the folder of the images, or holds an `index.html` of another program.
     """
     out = Path(out)
     if out.resolve() == manifest.root.resolve():
@@ -77,6 +115,8 @@ def predict_collection(
     names = manifest.column("image")
     writer = find_task(predictor.task).build_writer(predictor, names)
     plan = PredictionPlan(_settings(predictor, manifest, writer), (*writer.files, *writer.extra_files))
+    if build_sheet is not None:
+        check_sheet(out)
     with claimed_folder(out, overwrite=True, marker=PLAN_FILE):  # `begin` decides about an earlier result
         done = begin(out, plan, overwrite=overwrite)
         writer.write_extra_files(out)
@@ -103,8 +143,36 @@ def predict_collection(
             write_csv(out / FAILED_FILE, ["image", "reason"], failed)
         else:
             (out / FAILED_FILE).unlink(missing_ok=True)
+        sheet = None
+        if build_sheet is not None and (sheet_rows := _sheet_rows(writer, names, done, out)):
+            sheet = out / SHEET_FILE
+            write_text(sheet, build_sheet(sheet_rows, failed))
         finish(out, plan)
-    return PredictionResult(out, len(done), kept, failed)
+    return PredictionResult(out, len(done), kept, failed, sheet)
+
+
+def _sheet_rows(writer: PredictionWriter, names: Sequence[str], done: Mapping[str, Row], out: Path) -> list[SheetRow]:
+    """Return the rows of the contact sheet in the order of the table; none for a task without a sheet."""
+    rows: list[SheetRow] = []
+    for place, name in enumerate(names):
+        if name not in done:
+            continue
+        row = done[name]
+        entry = writer.sheet_entry(row, out)
+        if entry is None:
+            return []
+        unlike, percentile = row[-2:]
+        checked = unlike != ""
+        rows.append(
+            SheetRow(
+                place,
+                len(rows) + 1,
+                entry,
+                unlike == "yes" if checked else None,
+                float(percentile) if checked else None,
+            )
+        )
+    return rows
 
 
 def _write_rows(

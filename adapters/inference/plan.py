@@ -19,6 +19,7 @@ from dinomed.io.files import read_json, to_json, write_json, write_text
 from dinomed.notice import RESEARCH_USE
 
 TABLE_FILE, FAILED_FILE = "predictions.csv", "unreadable.csv"
+SHEET_FILE = "index.html"
 ROWS_FILE = "predictions.partial.jsonl"
 FORMAT = "dinomed.predictions/1"
 
@@ -86,10 +87,26 @@ def begin(folder: Path, plan: PredictionPlan, *, overwrite: bool) -> dict[str, R
         raise UsageError(f"{folder / taken} is in the way, and no earlier prediction wrote it; choose another folder")
     if old is not None:
         replace(old, complete=False).write(folder)  # after an interruption the rest is not taken for a complete result
-        for name in (*old.masks, TABLE_FILE, FAILED_FILE, ROWS_FILE):
+        sheet = [SHEET_FILE] if is_own_sheet(folder) else []
+        for name in (*old.masks, TABLE_FILE, FAILED_FILE, ROWS_FILE, *sheet):
             (folder / name).unlink(missing_ok=True)
     plan.write(folder)
     return {}
+
+
+def is_own_sheet(folder: Path) -> bool:
+    """Return whether the folder holds a page that dinomed wrote."""
+    path = folder / SHEET_FILE
+    return path.is_file() and b'name="generator" content="dinomed"' in path.read_bytes()[:1024]
+
+
+def check_sheet(folder: Path) -> None:
+    """Raise a `UsageError` if a page that dinomed did not write is at the place of the contact sheet."""
+    path = folder / SHEET_FILE
+    if path.exists() and not is_own_sheet(folder):
+        raise UsageError(
+            f"{path} is in the way, and dinomed did not write it; choose another folder, or add `sheet=False`"
+        )
 
 
 def add_rows(folder: Path, rows: Sequence[Row]) -> None:

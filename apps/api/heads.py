@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,13 +202,15 @@ def predict(
     *,
     backbone: PathLike | None = None,
     unit: Unit | None = None,
+    sheet: bool = True,
+    names: bool = False,
     overwrite: bool = False,
     device: str = "auto",
 ) -> PredictionResult:
     """Predict every image of a folder or a manifest and write the predictions.
 
     A segmenter writes a mask for each image, a depth estimator a depth map; predictions.csv has a row for each image.
-    An interrupted call continues where it stopped. The command is ``dinomed predict``. For images in memory use
+    Segmenters and classifiers write a contact sheet too: index.html, with thumbnails of at most 400 images. An interrupted call continues where it stopped. The command is ``dinomed predict``. For images in memory use
     ``load_adapter(folder).predict(images)``.
 
     Args:
@@ -215,7 +218,9 @@ def predict(
         images: a manifest, or the path of a manifest, a folder or an image.
         out: folder to write.
         backbone: path of its backbone, if that was moved.
-        unit: for a classifier, ``"group"`` for one row for all images of a group.
+        unit: for a classifier, ``"group"`` for one row for all images of a group; there is no contact sheet then.
+        sheet: write the contact sheet.
+        names: show the paths of images in the contact sheet; they may identify patients.
         overwrite: replace an earlier prediction in `out`.
         device: auto, cpu, cuda, cuda:N or mps.
 
@@ -236,7 +241,13 @@ def predict(
     manifest = open_dataset(images, allow_unreadable=True)
     unreadable = manifest.unreadable
     if unit != "group":
-        return predict_collection(predictor, manifest, out, unreadable=unreadable, overwrite=overwrite)
+        from dinomed.apps.pages.sheet import build_sheet
+
+        folder = "" if isinstance(adapter, Predictor) else str(folder_path(adapter))
+        build = partial(build_sheet, predictor, manifest, adapter=folder, names=names) if sheet else None
+        return predict_collection(
+            predictor, manifest, out, unreadable=unreadable, overwrite=overwrite, build_sheet=build
+        )
     groups = find_task(predictor.task).predict_groups(predictor, manifest, Path(out), overwrite=overwrite)
     return PredictionResult(Path(out), groups.groups, groups.kept, [])
 

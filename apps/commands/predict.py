@@ -17,6 +17,10 @@ def predict(
         str | None,
         Option("--unit", help="For a classifier and a manifest with groups: group, one row for all images of a group."),
     ] = None,
+    sheet: Annotated[
+        bool, Option("--sheet/--no-sheet", help="Write index.html: thumbnails with outlines, sorted by buttons.")
+    ] = True,
+    names: Annotated[bool, Option("--names", help="Show the paths of images in index.html.")] = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -26,8 +30,10 @@ def predict(
 
     A segmenter writes a mask (PNG, 0 and 255) of the size of each image under its relative path. Where two images would
     share a path, as a.jpg and a.png do, both keep their whole name: a.jpg.png, a.png.png. `predictions.csv` lists
-    areas, or calibrated probabilities of a classifier; with --unit group it has one row for each group. Images that
-    cannot be used are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command
+    areas, or calibrated probabilities of a classifier; with --unit group it has one row for each group. Segmenters and
+    classifiers write a contact sheet too, `index.html`: thumbnails with outlines, at most 400, which buttons sort by
+    area, uncertainty and unlikeness to the training images. It names no image without --names. Images that cannot be
+    used are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command
     continues where it stopped. For research use only.
     """
     arguments = locals()
@@ -43,6 +49,8 @@ def predict(
         report |= {"groups": done.images, "kept": done.kept}
     else:
         report |= {"images": done.images, "kept": done.kept, "unreadable": len(done.unreadable)}
+        if done.sheet is not None:
+            report |= {"sheet": str(done.sheet)}
     emit(report | {"note": RESEARCH_USE}, as_json)
     if done.unreadable:
         first, reason = done.unreadable[0]

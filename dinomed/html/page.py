@@ -146,14 +146,20 @@ def figure(
     picture = Image.fromarray(image)
     side = 1200 if wide else max_side
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    picture.save(data, "JPEG", quality=quality, subsampling=0)
-    source = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+    source = jpeg_url(picture, quality)
     kind = ' class="wide"' if wide else ""
     return (
         f'<figure{kind}><img src="{source}" alt="{escape(caption)}" width="{max(picture.width, width_px)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
+
+
+def jpeg_url(picture: Image.Image | np.ndarray, quality: int = 90) -> str:
+    """Return a picture as the data URL of a JPEG."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.ascontiguousarray(picture))
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=quality, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
 
 def build_bar_table(column: str, names: tuple[str, str], rows: Sequence[tuple[str, float, float]]) -> str:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
-from dinomed.adapters.writer import PredictionWriter, Row
+from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry
 
 
 class ClassifyWriter(PredictionWriter):
@@ -23,3 +24,13 @@ class ClassifyWriter(PredictionWriter):
             [self.names[i], self.predictor.predicted(values), *(f"{value:.6f}" for value in values)]
             for i, values in zip(indices, self.predictor.probability_rows(pixels), strict=True)
         ]
+
+    def sheet_entry(self, row: Row, out: Path) -> SheetEntry:
+        values = np.array(row[2 : 2 + len(self.predictor.classes)], np.float64)
+        if not self.predictor.answer.multilabel:
+            best = int(values.argmax())
+            return SheetEntry(f"{self.predictor.classes[best]} {100 * values[best]:.0f}%", 1 - float(values[best]))
+        labels = str(row[1]).split(self.predictor.answer.separator or "|")
+        named = zip(self.predictor.classes, values, strict=True)
+        text = ", ".join(f"{name} {100 * value:.0f}%" for name, value in named if name in labels)
+        return SheetEntry(text or "no label", float((1 - np.abs(2 * values - 1)).max()))

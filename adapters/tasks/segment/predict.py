@@ -17,6 +17,11 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import Config
 from dinomed.errors import DinomedError
 
+BACKGROUND = 0.1
+"""Pixels below this probability are taken for background by `mask_uncertainty`."""
+SMALL_SHARE = 0.0005
+"""Share of an image below which a region is not counted as a lesion (`dinomed.adapters.tasks.segment.lesions`)."""
+
 
 @dataclass(frozen=True)
 class MaskPrediction:
@@ -94,6 +99,23 @@ class SegmentPredictor(DensePredictor):
             return probabilities.argmax(axis=0).astype(np.uint8)[None]
         thresholds = np.array(self.thresholds, np.float32)[:, None, None]
         return (probabilities >= thresholds).astype(np.uint8)
+
+
+def mask_uncertainty(probability: np.ndarray, inside: np.ndarray) -> float:
+    """Return how uncertain a mask is, 0 to 1: 1 minus the Dice score that the map itself expects of its mask.
+
+    It is sum |p - m| / sum (p + m) over the pixels that are in the mask or have a probability of at least `BACKGROUND`.
+    The denominator includes `SMALL_SHARE` of the image, so that a few pixels of an image without a lesion do not count.
+    The value is not calibrated.
+
+    Args:
+        probability: float32 (H, W), 0 to 1.
+        inside: bool (H, W).
+    """
+    counted = inside | (probability >= BACKGROUND)
+    values, mask = probability[counted].astype(np.float64), inside[counted]
+    total = values.sum() + mask.sum() + SMALL_SHARE * inside.size
+    return float(np.abs(values - mask).sum() / total)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
 """Written predictions of segmenters: a mask or a label map for each image, and rows of areas."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from dinomed.adapters.tasks.segment.predict import SegmentPredictor, summarize
-from dinomed.adapters.writer import PredictionWriter, Row, file_names
-from dinomed.images.labelmap import write_label_map
-from dinomed.images.read import write_mask
+from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor, mask_uncertainty, summarize
+from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry, file_names
+from dinomed.images.labelmap import read_label_map, write_label_map
+from dinomed.images.read import read_mask, write_mask
 from dinomed.io.files import write_json
 
 SCHEMA_FILE = "mask_schema.json"
@@ -21,17 +23,22 @@ class SegmentWriter(PredictionWriter):
     """Writes PNG files of each image's own size.
 
     One class: masks of 0 and 255, and rows of area and confidence. Several classes: label maps, whose values
-    `mask_schema.json` names, and rows of the area of each class.
+    `mask_schema.json` names, and rows of the area of each class. Both have the share of the image in the mask, and its
+    uncertainty (`mask_uncertainty`).
     """
 
     def __init__(self, predictor: SegmentPredictor, names: Sequence[str]) -> None:
         self.predictor, self.schema = predictor, predictor.schema
         self.single = len(self.schema.names) == 1
         if self.single:
-            columns, extra_files = ["area_px", "area_fraction", "confidence"], []
+            columns, extra_files = ["area_px", "area_fraction", "confidence", "uncertainty"], []
             settings: dict[str, Any] = {"threshold": predictor.threshold}
         else:
-            columns, extra_files = [f"area_px {self.schema.names[k]}" for k in self.schema.reported], [SCHEMA_FILE]
+            columns, extra_files = (
+                [*(f"area_px {self.schema.names[k]}" for k in self.schema.reported), "area_fraction"],
+                [SCHEMA_FILE],
+            )
+            columns.append("uncertainty")
             settings = {"thresholds": list(predictor.thresholds), "mask_schema": self.schema.to_dict()}
         super().__init__(names, ["mask", *columns], file_names(names), extra_files, settings)
 
@@ -51,11 +58,29 @@ class SegmentWriter(PredictionWriter):
     def _write(self, index: int, probabilities: np.ndarray, out: Path) -> Row:
         name, file = self.names[index], self.files[index]
         decided = self.predictor.decide(probabilities)
+        inside = self.schema.any_class(decided).astype(bool)
+        uncertainty = f"{mask_uncertainty(self.predictor.any_class(probabilities), inside):.4f}"
         if not self.single:
             write_label_map(out / file, self.schema.encode(decided))
             planes = self.schema.planes(decided)
-            return [name, file, *(int(planes[k].sum()) for k in self.schema.reported)]
+            areas = (int(planes[k].sum()) for k in self.schema.reported)
+            return [name, file, *areas, f"{inside.mean():.6f}", uncertainty]
         write_mask(out / file, decided[0])
-        summary = summarize(probabilities[0], decided[0].astype(bool))
+        summary = summarize(probabilities[0], inside)
         confidence = None if summary.confidence is None else f"{summary.confidence:.4f}"
-        return [name, file, summary.area_px, f"{summary.area_fraction:.6f}", confidence]
+        return [name, file, summary.area_px, f"{summary.area_fraction:.6f}", confidence, uncertainty]
+
+    def sheet_entry(self, row: Row, out: Path) -> SheetEntry:
+        cells = dict(zip(self.columns, row[1:], strict=False))
+        share = float(cells["area_fraction"])
+        text = f"{100 * share:.1f}% outlined" if share else "nothing outlined"
+        read = partial(_read_outlined, self.schema, out / cells["mask"])
+        return SheetEntry(text, float(cells["uncertainty"]), share, read)
+
+
+def _read_outlined(schema: MaskSchema, path: Path) -> np.ndarray:
+    """Read the union of the reported classes, bool (H, W), from a written file."""
+    if len(schema.names) == 1:
+        return read_mask(path).astype(bool)
+    values = [value for k, value in enumerate(schema.written_values) if k not in schema.reported]
+    return ~np.isin(read_label_map(path), values if schema.exclusive else [0])

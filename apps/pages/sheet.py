@@ -1,0 +1,193 @@
+"""Contact sheet of a prediction: a thumbnail with the outline of each image, sorted by buttons.
+
+The page is one file. It loads nothing and shows no names of images unless they are asked for, since they may identify a
+patient: an image has the number of its line in `predictions.csv`.
+"""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from itertools import chain, zip_longest
+from pathlib import Path
+from shlex import quote
+
+import numpy as np
+from PIL import Image
+
+from dinomed.adapters.inference.folder import SheetRow
+from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE
+from dinomed.adapters.predictor import Predictor
+from dinomed.adapters.task import find_task
+from dinomed.apps.pages.overlay import draw_mask
+from dinomed.datasets.manifest import Manifest
+from dinomed.html.page import build_page, build_table, code, heading, jpeg_url, paragraph
+from dinomed.images.read import MAX_PIXELS, UnreadableImage
+from dinomed.isolation.images import read_shown_isolated
+
+STATIC = Path(__file__).parent / "static"
+MAX_IMAGES, MAX_ERRORS = 400, 200  # on one page
+THUMBNAIL_PX = 256  # of the longer side; shown at about half of it, for screens of high density
+ORDERS = {
+    "number": "Order of the table",
+    "area": "Largest area",
+    "-area": "Smallest area",
+    "uncertainty": "Most uncertain",
+    "unlikeness": "Most unlike the training images",
+}
+_STYLE = """
+.orders { display: flex; flex-wrap: wrap; gap: 8px; position: sticky; top: 0; background: Canvas; padding: 8px 0; z-index: 1; }
+.orders button { font: inherit; padding: 6px 12px; min-height: 36px; border: 1px solid var(--soft); border-radius: 8px;
+  background: Canvas; color: CanvasText; cursor: pointer; }
+.orders button[aria-pressed=true] { background: #0b6a80; border-color: #0b6a80; color: #fff; font-weight: 600; }
+.orders button:focus-visible { outline: 3px solid var(--line); outline-offset: 2px; }
+.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(150px, 44%), 1fr)); gap: 10px; padding: 0;
+  list-style: none; }
+.sheet li { border: 1px solid var(--edge); border-radius: 8px; padding: 6px; min-width: 0; }
+.sheet li.unlike { border: 2px solid #d97706; padding: 5px; }
+.sheet img, .sheet .none { width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: #0b1017; border-radius: 5px;
+  display: block; } .sheet .none { color: #e8edf3; font-size: .8rem; padding: 8px; box-sizing: border-box; overflow: hidden; }
+.sheet p { margin: 4px 0 0; font-size: .85rem; overflow-wrap: anywhere; } .sheet .soft { font-size: .8rem; }
+.sheet b { font-variant-numeric: tabular-nums; } .sheet .mark { font-weight: 600; }
+@media print { .orders { display: none; } .sheet li { break-inside: avoid; } }
+"""
+_SCRIPT = 'connectSorting(document.querySelector(".orders"), document.querySelector(".sheet"));'
+
+
+def build_sheet(
+    predictor: Predictor,
+    manifest: Manifest,
+    rows: Sequence[SheetRow],
+    failed: Sequence[tuple[str, str]],
+    *,
+    adapter: str = "",
+    names: bool = False,
+) -> str:
+    """Return the page.
+
+    Args:
+        predictor: the predictor of the rows.
+        manifest: the images.
+        rows: the predictions; of more than `MAX_IMAGES`, the ends of each order are shown.
+        failed: (path, reason) of images without a prediction.
+        adapter: path of the adapter, for the command at the end; empty if it is not known.
+        names: show the paths of images.
+    """
+    shown = choose_rows(rows, MAX_IMAGES)
+    orders = [
+        key for key in ORDERS if key == "number" or any(_values(row)[key.strip("-")] is not None for row in shown)
+    ]
+    buttons = "".join(
+        f'<button type="button" data-sort="{key}" aria-pressed="{"true" if key == "number" else "false"}">'
+        f"{ORDERS[key]}</button>"
+        for key in orders
+    )
+    items = "".join(_item(predictor, manifest, row, names) for row in shown)
+    parts = [
+        paragraph(_opening(rows, failed)),
+        paragraph(_note(predictor, rows, shown, names)),
+        f'<div class="orders" role="group" aria-label="Order of the images">{buttons}</div>',
+        f'<ol class="sheet" aria-label="Predictions">{items}</ol>',
+        *_errors(failed, names),
+    ]
+    if adapter:
+        task = find_task(predictor.task).name
+        shown_by = f"dinomed demo {task} --adapter {quote(adapter)}" if task in ("segment", "classify") else ""
+        parts += (
+            [heading("Next"), paragraph("Examine single images in the browser:"), code(shown_by)] if shown_by else []
+        )
+    script = (STATIC / "sort.js").read_text(encoding="utf-8") + _SCRIPT
+    return build_page("Predictions", parts, script=script, style=_STYLE)
+
+
+def choose_rows(rows: Sequence[SheetRow], count: int) -> list[SheetRow]:
+    """Return at most `count` rows in their order: the ends of each order in turn, the most unusual first."""
+    if len(rows) <= count:
+        return list(rows)
+    ends: list[list[SheetRow]] = []
+    for key in ("uncertainty", "unlikeness", "area"):
+        known = [(value, row) for row in rows if (value := _values(row)[key]) is not None]
+        falling = [row for _, row in sorted(known, key=lambda item: -item[0])]
+        ends += [falling, falling[::-1]] if key == "area" else [falling]
+    chosen = dict.fromkeys(row.number for row in chain.from_iterable(zip_longest(*ends)) if row is not None)
+    kept = set(list(chosen)[:count])
+    return [row for row in rows if row.number in kept]
+
+
+def _values(row: SheetRow) -> dict[str, float | None]:
+    return {
+        "number": row.number,
+        "area": row.entry.area,
+        "uncertainty": row.entry.uncertainty,
+        "unlikeness": row.percentile,
+    }
+
+
+def _opening(rows: Sequence[SheetRow], failed: Sequence[tuple[str, str]]) -> str:
+    text = f"{len(rows):,} images have a prediction"
+    checked = [row.unlike for row in rows if row.unlike is not None]
+    if checked:
+        text += f"; {sum(checked):,} of {len(checked):,} are unlike the training images, so their results may be wrong"
+    empty = sum(row.entry.area == 0 for row in rows)
+    text += f"; in {empty:,} nothing is outlined" if empty else ""
+    return f"{text}. {len(failed):,} files have none." if failed else f"{text}."
+
+
+def _note(predictor: Predictor, rows: Sequence[SheetRow], shown: Sequence[SheetRow], names: bool) -> str:
+    text = "" if names else f"The number of an image is that of its line in {TABLE_FILE}. "
+    if len(shown) < len(rows):
+        text += (
+            f"Of {len(rows):,} images {len(shown):,} are shown: the most uncertain, the most unlike the training "
+            "images, and those with the largest and smallest areas. "
+        )
+    if rows[0].entry.read_mask is not None:
+        return text + (
+            "Uncertainty: 0 to 1, one minus the Dice score that the probabilities let expect for the outline."
+        )
+    return (
+        text + "Uncertainty: one minus the probability of the class; of several labels, that of the least certain one."
+    )
+
+
+def _item(predictor: Predictor, manifest: Manifest, row: SheetRow, names: bool) -> str:
+    values = "".join(f' data-{key}="{value:g}"' for key, value in _values(row).items() if value is not None)
+    name = manifest.column("image")[row.row] if names else f"image {row.number:,}"
+    facts = f"uncertainty {row.entry.uncertainty:.2f}"
+    if row.percentile is not None:
+        facts += f", unlikeness {row.percentile:.0f}%"
+    mark = '<p class="mark">Unlike the training images</p>' if row.unlike else ""
+    label = f"{name}: {row.entry.text}"
+    return (
+        f"<li{values}{' class=unlike' if row.unlike else ''}>{_thumbnail(predictor, manifest, row, label)}"
+        f'<p><b>{escape(str(name))}</b><br>{escape(row.entry.text)}</p><p class="soft">{facts}</p>{mark}</li>'
+    )
+
+
+def _thumbnail(predictor: Predictor, manifest: Manifest, row: SheetRow, label: str) -> str:
+    """Return an <img>, or the reason why the image or its mask can no longer be read."""
+    reading = predictor.backbone.preprocessing
+    try:
+        picture = read_shown_isolated(manifest.path(row.row), reading.channels, reading.intensity, MAX_PIXELS)
+        mask = None if row.entry.read_mask is None else row.entry.read_mask()
+    except UnreadableImage as error:
+        return f'<div class="none">{escape(error.reason)}</div>'
+    return f'<img src="{jpeg_url(draw_thumbnail(picture, mask), 80)}" alt="{escape(label, quote=True)}" loading="lazy">'
+
+
+def draw_thumbnail(picture: np.ndarray, mask: np.ndarray | None, side: int = THUMBNAIL_PX) -> np.ndarray:
+    """Return a picture, uint8 (H, W, 3), of at most `side` px with the outline of a mask, bool (H, W)."""
+    small = Image.fromarray(picture)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    if mask is None or mask.shape != picture.shape[:2]:
+        return np.asarray(small)
+    share = Image.fromarray(mask.astype(np.uint8) * 255).resize(small.size, Image.Resampling.BOX)
+    return draw_mask(np.asarray(small), np.asarray(share) >= 128, fill=0.12)
+
+
+def _errors(failed: Sequence[tuple[str, str]], names: bool) -> Iterator[str]:
+    if not failed:
+        return
+    yield heading("Files without a prediction")
+    column = "file" if names else f"line of {FAILED_FILE}"
+    rows = [(path if names else number, reason) for number, (path, reason) in enumerate(failed[:MAX_ERRORS], 1)]
+    yield build_table((column, "reason"), rows)
+    if len(failed) > MAX_ERRORS:
+        yield paragraph(f"{len(failed) - MAX_ERRORS:,} more are listed in {FAILED_FILE}.")
