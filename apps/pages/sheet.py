@@ -21,6 +21,7 @@ from dinomed.apps.pages.overlay import draw_mask
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.page import build_page, build_table, code, heading, jpeg_url, paragraph
 from dinomed.images.read import MAX_PIXELS, UnreadableImage
+from dinomed.images.shown import read_shown
 from dinomed.isolation.images import read_shown_isolated
 
 STATIC = Path(__file__).parent / "static"
@@ -34,7 +35,8 @@ ORDERS = {
     "unlikeness": "Most unlike the training images",
 }
 _STYLE = """
-.orders { display: flex; flex-wrap: wrap; gap: 8px; position: sticky; top: 0; background: Canvas; padding: 8px 0; z-index: 1; }
+.orders { display: flex; flex-wrap: wrap; gap: 8px; position: sticky; top: 0; background: Canvas; padding: 8px 0;
+  z-index: 1; }
 .orders button { font: inherit; padding: 6px 12px; min-height: 36px; border: 1px solid var(--soft); border-radius: 8px;
   background: Canvas; color: CanvasText; cursor: pointer; }
 .orders button[aria-pressed=true] { background: #0b6a80; border-color: #0b6a80; color: #fff; font-weight: 600; }
@@ -43,8 +45,9 @@ _STYLE = """
   list-style: none; }
 .sheet li { border: 1px solid var(--edge); border-radius: 8px; padding: 6px; min-width: 0; }
 .sheet li.unlike { border: 2px solid #d97706; padding: 5px; }
-.sheet img, .sheet .none { width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: #0b1017; border-radius: 5px;
-  display: block; } .sheet .none { color: #e8edf3; font-size: .8rem; padding: 8px; box-sizing: border-box; overflow: hidden; }
+.sheet img, .sheet .none { width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: #0b1017; display: block;
+  border-radius: 5px; }
+.sheet .none { color: #e8edf3; font-size: .8rem; padding: 8px; box-sizing: border-box; overflow: hidden; }
 .sheet p { margin: 4px 0 0; font-size: .85rem; overflow-wrap: anywhere; } .sheet .soft { font-size: .8rem; }
 .sheet b { font-variant-numeric: tabular-nums; } .sheet .mark { font-weight: 600; }
 @media print { .orders { display: none; } .sheet li { break-inside: avoid; } }
@@ -83,7 +86,7 @@ def build_sheet(
     items = "".join(_item(predictor, manifest, row, names) for row in shown)
     parts = [
         paragraph(_opening(rows, failed)),
-        paragraph(_note(predictor, rows, shown, names)),
+        paragraph(_note(rows, shown, names)),
         f'<div class="orders" role="group" aria-label="Order of the images">{buttons}</div>',
         f'<ol class="sheet" aria-label="Predictions">{items}</ol>',
         *_errors(failed, names),
@@ -131,20 +134,20 @@ def _opening(rows: Sequence[SheetRow], failed: Sequence[tuple[str, str]]) -> str
     return f"{text}. {len(failed):,} files have none." if failed else f"{text}."
 
 
-def _note(predictor: Predictor, rows: Sequence[SheetRow], shown: Sequence[SheetRow], names: bool) -> str:
+def _note(rows: Sequence[SheetRow], shown: Sequence[SheetRow], names: bool) -> str:
     text = "" if names else f"The number of an image is that of its line in {TABLE_FILE}. "
     if len(shown) < len(rows):
         text += (
             f"Of {len(rows):,} images {len(shown):,} are shown: the most uncertain, the most unlike the training "
             "images, and those with the largest and smallest areas. "
         )
-    if rows[0].entry.read_mask is not None:
-        return text + (
-            "Uncertainty: 0 to 1, one minus the Dice score that the probabilities let expect for the outline."
-        )
-    return (
-        text + "Uncertainty: one minus the probability of the class; of several labels, that of the least certain one."
-    )
+    if rows[0].entry.read_mask is None:
+        text += "Uncertainty: 0 to 1, one minus the probability of the class; of several labels, of the least certain."
+    else:
+        text += "Uncertainty: 0 to 1, one minus the Dice score that the probabilities let expect for the outline."
+    if any(row.percentile is not None for row in rows):
+        text += " Unlikeness: share of the training images that are nearer to the others than this image."
+    return text
 
 
 def _item(predictor: Predictor, manifest: Manifest, row: SheetRow, names: bool) -> str:
@@ -165,7 +168,8 @@ def _thumbnail(predictor: Predictor, manifest: Manifest, row: SheetRow, label: s
     """Return an <img>, or the reason why the image or its mask can no longer be read."""
     reading = predictor.backbone.preprocessing
     try:
-        picture = read_shown_isolated(manifest.path(row.row), reading.channels, reading.intensity, MAX_PIXELS)
+        read = read_shown if manifest.decoded else read_shown_isolated
+        picture = read(manifest.path(row.row), reading.channels, reading.intensity, MAX_PIXELS)
         mask = None if row.entry.read_mask is None else row.entry.read_mask()
     except UnreadableImage as error:
         return f'<div class="none">{escape(error.reason)}</div>'

@@ -12,6 +12,7 @@ from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.inference.dense import DensePredictor, views_of
 from dinomed.adapters.predictor import Size
 from dinomed.adapters.record import AdapterRecord, parse_usage
+from dinomed.adapters.tasks.segment.lesions import LesionRules
 from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import Config
@@ -19,8 +20,6 @@ from dinomed.errors import DinomedError
 
 BACKGROUND = 0.1
 """Pixels below this probability are taken for background by `mask_uncertainty`."""
-SMALL_SHARE = 0.0005
-"""Share of an image below which a region is not counted as a lesion (`dinomed.adapters.tasks.segment.lesions`)."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,8 @@ def mask_uncertainty(probability: np.ndarray, inside: np.ndarray) -> float:
     """Return how uncertain a mask is, 0 to 1: 1 minus the Dice score that the map itself expects of its mask.
 
     It is sum |p - m| / sum (p + m) over the pixels that are in the mask or have a probability of at least `BACKGROUND`.
-    The denominator includes `SMALL_SHARE` of the image, so that a few pixels of an image without a lesion do not count.
-    The value is not calibrated.
+    The denominator includes the smallest area of a lesion (`LesionRules`), so that a few pixels of an image without a
+    lesion do not count. The value is not calibrated.
 
     Args:
         probability: float32 (H, W), 0 to 1.
@@ -114,7 +113,7 @@ def mask_uncertainty(probability: np.ndarray, inside: np.ndarray) -> float:
     """
     counted = inside | (probability >= BACKGROUND)
     values, mask = probability[counted].astype(np.float64), inside[counted]
-    total = values.sum() + mask.sum() + SMALL_SHARE * inside.size
+    total = values.sum() + mask.sum() + LesionRules().min_share * inside.size
     return float(np.abs(values - mask).sum() / total)
 
 
