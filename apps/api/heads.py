@@ -210,7 +210,8 @@ def predict(
     """Predict every image of a folder or a manifest and write the predictions.
 
     A segmenter writes a mask for each image, a depth estimator a depth map; predictions.csv has a row for each image.
-    Segmenters and classifiers write a contact sheet too: index.html, with thumbnails of at most 400 images. An interrupted call continues where it stopped. The command is ``dinomed predict``. For images in memory use
+    Segmenters and classifiers write a contact sheet too: index.html, with thumbnails of at most 400 images. An
+    interrupted call continues where it stopped. The command is ``dinomed predict``. For images in memory use
     ``load_adapter(folder).predict(images)``.
 
     Args:

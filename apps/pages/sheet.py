@@ -128,7 +128,8 @@ def _opening(rows: Sequence[SheetRow], failed: Sequence[tuple[str, str]]) -> str
     text = f"{len(rows):,} images have a prediction"
     checked = [row.unlike for row in rows if row.unlike is not None]
     if checked:
-        text += f"; {sum(checked):,} of {len(checked):,} are unlike the training images, so their results may be wrong"
+        warning = ", so their results may be wrong" if any(checked) else ""
+        text += f"; {sum(checked):,} of {len(checked):,} are unlike the training images{warning}"
     empty = sum(row.entry.area == 0 for row in rows)
     text += f"; in {empty:,} nothing is outlined" if empty else ""
     return f"{text}. {len(failed):,} files have none." if failed else f"{text}."
