@@ -99,6 +99,7 @@ def _gap_tables(report: dict[str, Any]) -> list[Any]:
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
+    from dinomed.apps.pages.classes import describe_sets
     from dinomed.apps.pages.evaluation import describe_unlike
     from dinomed.apps.pages.subgroups import too_small_lines
     from dinomed.notice import RESEARCH_USE
@@ -111,6 +112,8 @@ def _notes(report: dict[str, Any]) -> list[str]:
             f"{what}: {seen['images']} images seen in training or validation, and {seen['of_seen_groups']} images of "
             "groups that were seen there"
         )
+    if report.get("prediction_sets"):
+        notes.append(describe_sets(report["prediction_sets"]))
     notes += [f"{entry}: {text}" for entry, row in report.get("gaps", {}).items() for text in too_small_lines(row)]
     notes.append(describe_unlike(report["unlike_training"]))
     return [*notes, *([report["report"]] if "report" in report else []), RESEARCH_USE]

@@ -33,9 +33,40 @@ def build_class_section(result: Mapping[str, Any], evaluated: EvaluatedClasses) 
         parts.append(build_table(columns, rows))
     if "confusion" in metrics:
         parts += [heading("Confusion matrix"), matrix(evaluated.names, metrics["confusion"])]
+    parts += _prediction_sets(result["prediction_sets"])
     temperature = result["temperature"]
     scaling = "no temperature" if temperature is None else f"temperature {temperature:.2f}, fitted on val"
     return [*parts, heading("Curves"), _roc(evaluated), _precision(evaluated), _reliability(evaluated, scaling)]
+
+
+def _prediction_sets(sets: Mapping[str, Any] | None) -> list[str]:
+    """Return the measured coverage and size of the prediction sets; nothing for an adapter without sets."""
+    if sets is None:
+        return []
+    rows = [("all", sets["groups"], sets["coverage"], _side(sets, "coverage"))]
+    rows += [(name, row["groups"], row["coverage"], _side(row, "coverage")) for name, row in sets["per_class"].items()]
+    sizes = ", ".join(f"{size}: {count:,}" for size, count in sets["sizes"].items())
+    note = (
+        "Means over groups. The coverage holds for all classes together, not for each one. It is expected only on "
+        f"images like those of val, of which {sets['groups_of_val']:,} groups gave the limit {sets['limit']:.4g}."
+    )
+    return [
+        heading("Prediction sets"),
+        paragraph(describe_sets(sets)),
+        build_table(("class", "groups", "coverage", "95% interval"), rows),
+        paragraph(f"Images by the number of classes in their set: {sizes}."),
+        f'<p class="soft">{note}</p>',
+    ]
+
+
+def describe_sets(sets: Mapping[str, Any]) -> str:
+    """Return a line about the coverage and the mean size of prediction sets, from the entry of a report."""
+    coverage, size = (
+        f"{sets[name]:.3f} ({_side(sets, name)})".replace("\N{NO-BREAK SPACE}", " ")
+        for name in ("coverage", "mean_size")
+    )
+    full = "" if sets["problem"] is None else f"; they hold all classes: {sets['problem']}"
+    return f"prediction sets for a coverage of {sets['target']:g}: measured {coverage}, mean size {size}{full}"
 
 
 def _side(row: Mapping[str, Any], name: str) -> str:

@@ -18,6 +18,31 @@ from dinomed.config import Config
 from dinomed.features.compute import Features
 from dinomed.metrics.calibration import TEMPERATURES, fit_temperature
 from dinomed.metrics.operating import youden_threshold
+from dinomed.metrics.uncertainty.conformal import COVERAGE, conformal_limit, prediction_sets, required_groups
+
+
+class SetLimit(Config):
+    """The limit of prediction sets, chosen on val (`dinomed.metrics.uncertainty.conformal`).
+
+    Attributes:
+        coverage: probability with which the set of a new image holds its true class.
+        limit: probability that a class needs to be in a set; 0 for sets that hold all classes.
+        groups: number of groups of val on which the limit was chosen.
+    """
+
+    coverage: float = Field(gt=0, lt=1)
+    limit: float = Field(ge=0, le=1)
+    groups: int = Field(ge=0)
+
+    @property
+    def problem(self) -> str | None:
+        """The reason why the sets hold all classes, or None."""
+        needed = required_groups(self.coverage)
+        if self.limit > 0:
+            return None
+        if self.groups < needed:
+            return f"val has {self.groups} groups, and {needed} are needed for a coverage of {self.coverage:g}"
+        return f"on val no limit reaches a coverage of {self.coverage:g}"
 
 
 class Answer(Config):
@@ -28,6 +53,7 @@ class Answer(Config):
         temperature: logits are divided by it; None if val could not determine it.
         thresholds: for each class the probability with the largest sensitivity + specificity on val, against the rest;
             None where val has no such images.
+        sets: limit of prediction sets; None for labels that may occur together.
         unit: predict an image, or a group by the features of at most `frames` of its images.
         pool: average the features of a group, or concatenate them.
         frames: largest number of images of a group.
@@ -40,6 +66,7 @@ class Answer(Config):
     multilabel: bool = False
     temperature: float | None = Field(None, ge=TEMPERATURES[0], le=TEMPERATURES[1])
     thresholds: tuple[float | None, ...] = ()
+    sets: SetLimit | None = None
     unit: Literal["image", "group"] = "image"
     pool: Literal["mean", "concat"] = "mean"
     frames: int = Field(FRAMES, ge=1, le=100_000)
@@ -52,6 +79,12 @@ class Answer(Config):
         """Return calibrated probabilities (B, K) of logits (B, K); their sum is 1 unless `multilabel`."""
         scaled = logits.float() / (self.temperature or 1.0)
         return scaled.sigmoid() if self.multilabel else scaled.softmax(-1)
+
+    def prediction_set(self, values: np.ndarray) -> list[int] | None:
+        """Return the classes in the prediction set of an image, from its probabilities (K,); None without sets."""
+        if self.sets is None:
+            return None
+        return np.flatnonzero(prediction_sets(values[None], self.sets.limit)[0]).tolist()
 
     def alone(self, features: Features, blocks: int) -> Features:
         """Return the features of images as groups of one image: for concatenation each image fills every place."""
@@ -82,8 +115,14 @@ def answer_from(record: AdapterRecord) -> Answer:
     return parse_usage(Answer, record.usage)
 
 
-def calibrate(answer: Answer, logits: np.ndarray, targets: np.ndarray) -> Answer:
-    """Fit the temperature and the thresholds on val.
+def calibrate(
+    answer: Answer,
+    logits: np.ndarray,
+    targets: np.ndarray,
+    groups: Sequence[object] | None = None,
+    coverage: float = COVERAGE,
+) -> Answer:
+    """Fit the temperature, the thresholds and the limit of prediction sets on val.
 
     Images of classes beyond K, which the head does not know, are left out of the temperature. A temperature at the end
     of its range is not used: val is then perfectly separated, or uninformative.
@@ -92,6 +131,8 @@ def calibrate(answer: Answer, logits: np.ndarray, targets: np.ndarray) -> Answer
         answer: the answer before calibration.
         logits: float32 (N, K).
         targets: int (N,), or float (N, L) for labels that may occur together.
+        groups: group of each row, N; None if each row is one of its own.
+        coverage: probability with which a prediction set holds the true class.
     """
     num_classes = logits.shape[1]
     targets = targets[:, :num_classes] if targets.ndim == 2 else targets
@@ -106,4 +147,10 @@ def calibrate(answer: Answer, logits: np.ndarray, targets: np.ndarray) -> Answer
         positive = targets[:, index] if targets.ndim == 2 else (targets == index).astype(float)
         rows = ~np.isnan(positive)
         thresholds.append(youden_threshold(positive[rows] == 1, scores[rows, index]))
-    return scaled.model_copy(update={"thresholds": tuple(thresholds)})
+    sets = None
+    if targets.ndim == 1:
+        of_label = np.where(known, scores[np.arange(len(scores)), np.where(known, targets, 0)], -1.0)
+        units = list(range(len(targets))) if groups is None else groups
+        limit = conformal_limit(of_label, units, coverage)
+        sets = SetLimit(coverage=coverage, limit=limit, groups=len(set(units)))
+    return scaled.model_copy(update={"thresholds": tuple(thresholds), "sets": sets})

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.tasks.classify.groups import FRAMES
 from dinomed.adapters.tasks.classify.labels import LabelColumns
+from dinomed.metrics.uncertainty.conformal import COVERAGE
 
 if TYPE_CHECKING:
     from dinomed.adapters.tasks.classify.answer import Answer
@@ -26,6 +27,9 @@ class ClassifyConfig(TrainConfig):
     With several `scales`, the features of the image at these factors of `image_size` are concatenated; each size needs
     a pass of its own.
 
+    `coverage` is the probability with which a prediction set holds the true class
+    (`dinomed.metrics.uncertainty.conformal`); labels that may occur together have no sets.
+
     The fit of a linear classifier is convex and often ill-conditioned: on dermoscopy with an untrained backbone, L-BFGS
     reached a balanced accuracy of 0.41 on test and AdamW 0.34, in the same time.
     """
@@ -40,6 +44,7 @@ class ClassifyConfig(TrainConfig):
     pool: Literal["mean", "concat"] = "mean"
     frames: int = Field(FRAMES, ge=1, le=64)
     scales: tuple[float, ...] = Field((1.0,), min_length=1, max_length=3, description="factors of image_size")
+    coverage: float = Field(COVERAGE, ge=0.5, lt=1, description="share of prediction sets that hold the true class")
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "ClassifyConfig":

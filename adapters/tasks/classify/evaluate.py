@@ -44,6 +44,8 @@ def evaluate_classifier(
         check_labels(groups, manifest, answer.columns)
         units, probabilities = groups.first(), predict_groups(predictor, groups)
     targets, names = columns.read_targets(units, list(predictor.classes), split)
+    if unit != answer.unit:  # the limit of the sets was chosen for the probabilities of single images
+        answer = answer.model_copy(update={"sets": None})
     return EvaluatedClasses(units, units.units(), targets, probabilities, names, answer)
 
 

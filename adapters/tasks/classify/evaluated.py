@@ -16,6 +16,7 @@ from dinomed.metrics.calibration import log_losses
 from dinomed.metrics.classification import Predictions, classification_metrics
 from dinomed.metrics.multilabel import MultilabelPredictions, multilabel_metrics
 from dinomed.metrics.operating import operating_point
+from dinomed.metrics.uncertainty.conformal import prediction_sets, set_metrics
 
 
 @dataclass
@@ -69,7 +70,11 @@ class EvaluatedClasses(EvaluatedUnits):
         return ClassTable(self.targets, self.wide, self.names, self.thresholds, self.groups).measures(subgroups)
 
     def details(self, resamples: int = RESAMPLES) -> dict[str, Any]:
-        return {"operating": self.operating_points(resamples), "temperature": self.answer.temperature}
+        return {
+            "operating": self.operating_points(resamples),
+            "temperature": self.answer.temperature,
+            "prediction_sets": self.measure_sets(resamples),
+        }
 
     def describe_unit(self, unit: int, titles: Mapping[str, str]) -> str:
         probabilities = np.nan_to_num(self.wide[unit], nan=-1.0)
@@ -90,6 +95,24 @@ class EvaluatedClasses(EvaluatedUnits):
         labels = self.targets[:, index] if self.targets.ndim == 2 else (self.targets == index).astype(float)
         rows = np.flatnonzero(~np.isnan(labels))
         return rows, labels[rows] == 1
+
+    def measure_sets(self, resamples: int = RESAMPLES) -> dict[str, Any] | None:
+        """Return the coverage and the size of the prediction sets over groups; None for an adapter without sets.
+
+        The entries are those of `dinomed.metrics.uncertainty.conformal.set_metrics`, and the `target` coverage, the
+        `limit`, the number of groups of val on which it was chosen, and `problem`, why the sets hold all classes.
+        """
+        limit = self.answer.sets
+        if limit is None or not len(self.probabilities):
+            return None
+        sets = prediction_sets(self.probabilities, limit.limit)
+        return {
+            "target": limit.coverage,
+            "limit": limit.limit,
+            "groups_of_val": limit.groups,
+            "problem": limit.problem,
+            **set_metrics(self.targets, sets, self.groups, self.names, resamples=resamples),
+        }
 
     def operating_points(self, resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
         """Return the one-against-rest metrics of each class at its threshold from val, with intervals."""

@@ -53,6 +53,7 @@ class ClassifierFit(HeadFit):
         train, val = (groups.first() for groups in self.groups) if self.groups else (splits.train, splits.val)
         self.labels, _ = columns.read_targets(train, self.classes, "train")
         self.val_labels, self.val_names = columns.read_targets(val, self.classes, "val")
+        self.val_units = val.units()
         if self.val_labels.ndim == 1 and not (self.val_labels < len(self.classes)).any():
             raise UsageError("no image in val has a class of train; correct the splits, or scan with `split=none`")
         return splits
@@ -146,7 +147,7 @@ class ClassifierFit(HeadFit):
 
     def finish(self, best: BestEpoch) -> FitOutcome:
         logits = self._val_logits().cpu()
-        answer = calibrate(self.config.answer, logits.numpy(), self.val_labels)
+        answer = calibrate(self.config.answer, logits.numpy(), self.val_labels, self.val_units, self.config.coverage)
         metrics = measure(self.val_labels, answer.probabilities(logits).numpy(), self.val_names, answer)
         training = {
             "label_column": self.config.label_columns.title,

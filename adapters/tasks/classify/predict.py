@@ -27,10 +27,13 @@ class ClassPrediction:
         label: the most probable class; of labels that may occur together those above their thresholds, with the
             separator between them.
         probabilities: name of each class to its probability, 0 to 1.
+        prediction_set: the classes that are plausible at the coverage of the adapter
+            (`dinomed.metrics.uncertainty.conformal`); None for labels that may occur together.
     """
 
     label: str
     probabilities: dict[str, float]
+    prediction_set: tuple[str, ...] | None = None
 
 
 class ClassifyPredictor(Predictor):
@@ -94,6 +97,11 @@ class ClassifyPredictor(Predictor):
         ]
         return (self.answer.separator or "|").join(labels)
 
+    def prediction_set(self, values: np.ndarray) -> tuple[str, ...] | None:
+        """Return the classes in the prediction set of a row of probabilities; None for an adapter without sets."""
+        places = self.answer.prediction_set(values)
+        return None if places is None else tuple(str(self.classes[place]) for place in places)
+
     @torch.inference_mode()
     def group_rows(self, batches: Iterable[Tensor], groups: Groups) -> np.ndarray:
         """Return the probabilities of groups, float32 (groups, classes).
@@ -128,7 +136,11 @@ class ClassifyPredictor(Predictor):
 
     def results(self, pixels: Tensor, sizes: Sequence[Size]) -> list[ClassPrediction]:
         return [
-            ClassPrediction(self.predicted(values), dict(zip(self.classes, values.tolist(), strict=True)))
+            ClassPrediction(
+                self.predicted(values),
+                dict(zip(self.classes, values.tolist(), strict=True)),
+                self.prediction_set(values),
+            )
             for values in self.probability_rows(pixels)
         ]
 

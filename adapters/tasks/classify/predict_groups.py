@@ -11,6 +11,7 @@ from dinomed.adapters.inference.plan import PLAN_FILE, TABLE_FILE, PredictionPla
 from dinomed.adapters.tasks.classify.evaluate import groups_for
 from dinomed.adapters.tasks.classify.groups import Groups
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
+from dinomed.adapters.tasks.classify.writer import SET_COLUMN, set_cells
 from dinomed.adapters.writer import Row
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
@@ -39,8 +40,8 @@ def predict_group_table(
     """Write `predictions.csv` with one row for each group.
 
     A row holds the name of the group (for an image without a group its path), the number of images, the predicted
-    class, the probability of each class, and whether an image of the group is unlike the training images. An adapter
-    for groups reads its frames of each group; for another the probabilities of all images are averaged. After an
+    class, the probability of each class, the prediction set of an adapter for groups, and whether an image of the group
+    is unlike the training images. An adapter for groups reads its frames of each group; for another the probabilities of all images are averaged. After an
     interruption the same call keeps the finished groups, and the table is the same.
 
     Args:
@@ -57,6 +58,7 @@ def predict_group_table(
     if out.resolve() == manifest.root.resolve():
         raise UsageError(f"output {out} is the folder of the images; give a folder for the results alone")
     groups = groups_for(predictor, manifest)
+    sets = [SET_COLUMN] if _has_sets(predictor) else []
     plan = PredictionPlan(
         {
             "task": predictor.task,
@@ -85,7 +87,7 @@ def predict_group_table(
                 progress.advance(len(places))
         write_csv(
             out / TABLE_FILE,
-            ["group", "images", "predicted", *predictor.classes, *FAMILIARITY_COLUMNS],
+            ["group", "images", "predicted", *predictor.classes, *sets, *FAMILIARITY_COLUMNS],
             [done[str(place)][1:] for place in range(len(groups))],
         )
         finish(out, plan)
@@ -124,10 +126,16 @@ def _rows(predictor: ClassifyPredictor, groups: Groups, places: Sequence[int]) -
             len(set(members)),
             predictor.predicted(values),
             *(f"{value:.6f}" for value in values),
+            *(set_cells(predictor, values) if _has_sets(predictor) else []),
             *familiarity_cells([checked[row] for row in members] if checked else None),
         ]
         for place, name, members, values in zip(places, part.names, part.members, values_of_groups, strict=True)
     ]
+
+
+def _has_sets(predictor: ClassifyPredictor) -> bool:
+    """Return whether groups have prediction sets: those of an adapter for groups, on which the limit was chosen."""
+    return predictor.answer.unit == "group" and predictor.answer.sets is not None
 
 
 def _take(groups: Groups, places: Sequence[int]) -> Groups:

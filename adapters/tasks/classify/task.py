@@ -126,6 +126,7 @@ class ClassifyTask(Task):
         return [
             ("prediction", f"{labels}, for {unit}{sizes if list(scales) != [1.0] else ''}"),
             ("temperature", "none" if temperature is None else f"{temperature:.3f}, fitted on val"),
+            *_set_rows(record),
         ]
 
     def export_lines(self, predictor: ClassifyPredictor) -> list[str]:
@@ -156,3 +157,13 @@ class ClassifyTask(Task):
             "$lambda image, output, out: {'image': image, 'probabilities': output[0].tolist()}",
             f"{{'purpose': @purpose, 'classes': {list(predictor.classes)!r}, 'images': @predictions}}",
         )
+
+
+def _set_rows(record: AdapterRecord) -> list[tuple[str, str]]:
+    """Return the row of the model card about prediction sets; none for an adapter without them."""
+    limit = answer_from(record).sets
+    if limit is None:
+        return []
+    text = f"coverage {limit.coverage:g}: classes with a probability of at least {limit.limit:.4g}"
+    text = text if limit.problem is None else f"hold all classes: {limit.problem}"
+    return [("prediction sets", f"{text}; chosen on {limit.groups} groups of val")]

@@ -9,19 +9,33 @@ from torch import Tensor
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry
 
+SET_COLUMN = "prediction_set"
+
+
+def set_cells(predictor: ClassifyPredictor, values: np.ndarray) -> list[str]:
+    """Return the cell of `SET_COLUMN` for a row of probabilities; none for an adapter without sets."""
+    names = predictor.prediction_set(values)
+    return [] if names is None else ["|".join(names)]
+
 
 class ClassifyWriter(PredictionWriter):
-    """Writes the predicted class and the probability of each class."""
+    """Writes the predicted class, the probability of each class, and the prediction set (classes with | between)."""
 
     def __init__(self, predictor: ClassifyPredictor, names: Sequence[str]) -> None:
-        super().__init__(names, ["predicted", *predictor.classes])
+        sets = [] if predictor.answer.sets is None else [SET_COLUMN]
+        super().__init__(names, ["predicted", *predictor.classes, *sets])
         self.predictor = predictor
 
     def write_batch(
         self, indices: Sequence[int], pixels: Tensor, sizes: Sequence[tuple[int, int]], out: Path
     ) -> list[Row]:
         return [
-            [self.names[i], self.predictor.predicted(values), *(f"{value:.6f}" for value in values)]
+            [
+                self.names[i],
+                self.predictor.predicted(values),
+                *(f"{value:.6f}" for value in values),
+                *set_cells(self.predictor, values),
+            ]
             for i, values in zip(indices, self.predictor.probability_rows(pixels), strict=True)
         ]
 

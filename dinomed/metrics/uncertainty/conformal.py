@@ -22,6 +22,9 @@ import numpy as np
 
 from dinomed.metrics.bootstrap import LEVEL, RESAMPLES, bootstrap_mean, group_index
 
+COVERAGE = 0.9
+"""Default coverage of prediction sets."""
+
 
 def conformal_limit(of_label: np.ndarray, groups: Sequence[object], coverage: float) -> float:
     """Return the probability that a class needs to be in a set.
@@ -48,6 +51,15 @@ def conformal_limit(of_label: np.ndarray, groups: Sequence[object], coverage: fl
     weights = (1 / ((len(sizes) + 1) * sizes[index]))[order].cumsum()
     enough = np.flatnonzero(weights >= coverage - 1e-12)
     return max(0.0, float(of_label[order[enough[0]]])) if len(enough) else 0.0
+
+
+def required_groups(coverage: float) -> int:
+    """Return the smallest number of calibration groups with which sets can be smaller than all classes.
+
+    >>> required_groups(0.9), required_groups(0.95)
+    (9, 19)
+    """
+    return int(np.ceil(coverage / (1 - coverage) - 1e-9))
 
 
 def prediction_sets(probabilities: np.ndarray, limit: float) -> np.ndarray:

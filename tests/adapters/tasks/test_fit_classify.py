@@ -201,7 +201,14 @@ def test_the_table_of_groups_equals_the_predictions_of_the_evaluation(
         None
     )
     lines = [line.split(",") for line in (tmp_path / "table" / "predictions.csv").read_text().splitlines()]
-    assert lines[0] == ["group", "images", "predicted", *manifest.classes(), *FAMILIARITY_COLUMNS]
+    assert lines[0] == [
+        "group",
+        "images",
+        "predicted",
+        *manifest.classes(),
+        *["prediction_set"][: unit == "group"],
+        *FAMILIARITY_COLUMNS,
+    ]
     judged = evaluate_in_full(folder, data, unit="group", resamples=10).evaluated
     assert isinstance(judged, EvaluatedClasses)
     for line, name, expected in zip(lines[1:], judged.groups, judged.probabilities, strict=True):
@@ -209,7 +216,7 @@ def test_the_table_of_groups_equals_the_predictions_of_the_evaluation(
         alone = [image for image, group in zip(test.column("image"), groups, strict=True) if group is None]
         assert line[0] in ([name] if name in groups else alone)
         assert int(line[1]) == (min(3, count) if unit == "group" else count)
-        assert [float(value) for value in line[3:-2]] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert [float(value) for value in line[3 : 3 + len(expected)]] == pytest.approx(expected.tolist(), abs=1e-5)
         assert line[2] == manifest.classes()[int(expected.argmax())]
     with pytest.raises(UsageError, match="already holds a result"):
         predict_group_table(predictor, test, tmp_path / "table")
