@@ -41,8 +41,9 @@ def predict_group_table(
 
     A row holds the name of the group (for an image without a group its path), the number of images, the predicted
     class, the probability of each class, the prediction set of an adapter for groups, and whether an image of the group
-    is unlike the training images. An adapter for groups reads its frames of each group; for another the probabilities of all images are averaged. After an
-    interruption the same call keeps the finished groups, and the table is the same.
+    is unlike the training images. An adapter for groups reads its frames of each group; for another the probabilities
+    of all images are averaged. After an interruption the same call keeps the finished groups, and the table is the
+    same.
 
     Args:
         predictor: the classifier.
