@@ -1,14 +1,16 @@
 """The base class of prediction writers: table rows, and for dense tasks a file for each image."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from dinomed.datasets.manifest import Manifest
+from dinomed.errors import UsageError
 
 Row = list[Any]
 
@@ -64,6 +66,13 @@ class PredictionWriter(ABC):
         """
         return None
 
+    def add_coco(self, manifest: Manifest, ids: Path | None) -> None:
+        """Write the predictions as COCO results too, with the ids of the COCO file `ids` or new ones."""
+        raise UsageError("`coco=True` is for segmenters, since others predict no masks; leave it out")
+
+    def finish(self, out: Path, names: Sequence[str]) -> None:  # noqa: B027 (most tasks write none)
+        """Write the files that need the predictions of all images, which have the relative paths `names`."""
+
     @abstractmethod
     def write_batch(
         self, indices: Sequence[int], pixels: Tensor, sizes: Sequence[tuple[int, int]], out: Path
@@ -76,24 +85,3 @@ class PredictionWriter(ABC):
             sizes: height and width of each image, px.
             out: output folder.
         """
-
-
-def file_names(images: Sequence[str], suffix: str = ".png") -> list[str]:
-    """Return a relative path for each image: its own with the suffix .png.
-
-    Where two images would share a path, as a.jpg and a.png do, both keep their whole name: a.jpg.png, a.png.png.
-
-    >>> file_names(["x/a.jpg", "b.jpg", "b.png"])
-    ['x/a.png', 'b.jpg.png', 'b.png.png']
-    """
-    whole = [False] * len(images)
-    while True:
-        names = [
-            image + suffix if keep else str(PurePosixPath(image).with_suffix(suffix))
-            for image, keep in zip(images, whole, strict=True)
-        ]
-        counts = Counter(name.casefold() for name in names)  # some file systems know no case
-        clash = [counts[name.casefold()] > 1 and not keep for name, keep in zip(names, whole, strict=True)]
-        if not any(clash):
-            return names
-        whole = [keep or new for keep, new in zip(whole, clash, strict=True)]

@@ -84,6 +84,8 @@ def predict_collection(
     out: str | Path,
     *,
     unreadable: Sequence[tuple[str, str]] = (),
+    coco: bool = False,
+    coco_ids: Path | None = None,
     overwrite: bool = False,
     build_sheet: SheetBuilder | None = None,
 ) -> PredictionResult:
@@ -103,17 +105,22 @@ def predict_collection(
         manifest: the images.
         out: output folder.
         unreadable: (path, reason) of files that the scan could not read; they are listed too.
+        coco: write masks as COCO results too (`dinomed.adapters.tasks.segment.coco`).
+        coco_ids: COCO file whose ids of images and categories they have; None for new ids.
         overwrite: start again, and remove the files of an earlier prediction in `out` (no others).
         build_sheet: builds the contact sheet, `index.html`; None or a task without a sheet writes none.
 
     Raises:
-        UsageError: `out` is in use, is the folder of the images, or holds an `index.html` of another program.
+        UsageError: `out` is in use, is the folder of the images, or holds an `index.html` of another program; or COCO
+            results are asked of another task.
     """
     out = Path(out)
     if out.resolve() == manifest.root.resolve():
         raise UsageError(f"output {out} is the folder of the images; give a folder for the results alone")
     names = manifest.column("image")
     writer = find_task(predictor.task).build_writer(predictor, names)
+    if coco:
+        writer.add_coco(manifest, coco_ids)
     plan = PredictionPlan(_settings(predictor, manifest, writer), (*writer.files, *writer.extra_files))
     if build_sheet is not None:
         check_sheet(out)
@@ -147,6 +154,7 @@ def predict_collection(
         if build_sheet is not None and (sheet_rows := _sheet_rows(writer, names, done, out)):
             sheet = out / SHEET_FILE
             write_text(sheet, build_sheet(sheet_rows, failed))
+        writer.finish(out, [name for name in names if name in done])
         finish(out, plan)
     return PredictionResult(out, len(done), kept, failed, sheet)
 

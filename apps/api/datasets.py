@@ -8,11 +8,12 @@ from typing import Any
 from dinomed.apps.api.inputs import DatasetLike, PathLike
 from dinomed.datasets import open as opening
 from dinomed.datasets.manifest import Manifest, read_manifest, write_manifest
+from dinomed.datasets.scan.labels import NONE, find_labels
 from dinomed.datasets.scan.scan import ScanResult
 from dinomed.datasets.scan.scan import scan as scan_folder
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import DinomedError, UsageError
-from dinomed.io.output_folder import check_writable, claimed_file
+from dinomed.io.output_folder import check_writable, claimed_file, open_output_folder
 from dinomed.log import logger
 
 
@@ -34,6 +35,7 @@ def scan(
     keep_ids: bool = False,
     allow_unreadable: bool = False,
     label_maps: bool = False,
+    coco: PathLike | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Read every image of a folder and return its manifest: one row per image.
@@ -59,6 +61,8 @@ def scan(
             identify a patient, such as names and dates.
         allow_unreadable: continue if more than half of the files cannot be read.
         label_maps: masks are label maps, in which each class has its own value.
+        coco: annotation file in the COCO format, also relative to `folder`. Masks are drawn from it into the folder
+            NAME.coco beside `out`, with their classes in ``segment.yaml``, for ``config`` of `train`.
         overwrite: replace `out` if it is a manifest.
 
     Returns:
@@ -67,6 +71,7 @@ def scan(
     Raises:
         UsageError: the folder has no readable image, a column is missing, a group is in two splits, or `out` exists.
         DinomedError: more than half of the files cannot be read.
+        UsageError: `coco` is damaged, or names images that `folder` does not hold (left out with `allow_unreadable`).
 
     Example:
         >>> data = dinomed.scan("lesions", labels="labels.csv", group="lesion_id", out="scanned.parquet")
@@ -81,20 +86,44 @@ def scan_with_report(
     labels: PathLike | None = None,
     *,
     out: PathLike | None = None,
+    coco: PathLike | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> ScanResult:
     """Scan as `scan` does, with the same arguments, and return the unreadable files, duplicates and warnings too."""
     if out is None:
-        return _scan(folder, labels, None, options)
+        if coco is not None:
+            raise UsageError(f"`coco={coco}`: masks are written beside the manifest; name it with `out`")
+        return _write(scan_folder(folder, labels, **options), None)
     _check_manifest_output(Path(out), overwrite)
     with claimed_file(out):
-        return _scan(folder, labels, Path(out), options)
+        if coco is None:
+            return _write(scan_folder(folder, labels, **options), Path(out))
+        return _write(_scan_coco(folder, labels, coco, Path(out), overwrite, options), Path(out))
 
 
-def _scan(folder: PathLike, labels: PathLike | None, out: Path | None, options: dict[str, Any]) -> ScanResult:
-    """Scan, write the manifest to `out`, and log warnings and notes."""
-    result = scan_folder(folder, labels, **options)
+def _scan_coco(
+    folder: PathLike, labels: PathLike | None, coco: PathLike, out: Path, overwrite: bool, options: dict[str, Any]
+) -> ScanResult:
+    """Scan, and draw the masks of an annotation file into the folder NAME.coco beside `out`."""
+    from dinomed.datasets.coco.annotations import read_annotations
+    from dinomed.datasets.coco.masks import SETTINGS_FILE, add_masks
+    from dinomed.datasets.coco.rle import mask_api
+
+    place = out.with_suffix(".coco")
+    for name, value in (("mask", options.get("mask")), ("label_maps", options.get("label_maps"))):
+        if value:
+            raise UsageError(f"`{name}={value}`: the masks come from `coco`; give one of the two")
+    mask_api()
+    with open_output_folder(place, marker=SETTINGS_FILE, overwrite=overwrite) as stage:
+        annotations = read_annotations(find_labels(coco, Path(folder), "COCO file"))
+        scanned = scan_folder(folder, labels, **options | {"mask": NONE})
+        missing = bool(options.get("allow_unreadable"))
+        return add_masks(scanned, annotations, place, stage, allow_missing=missing)
+
+
+def _write(result: ScanResult, out: Path | None) -> ScanResult:
+    """Write the manifest of a scan to `out`, and log warnings and notes."""
     for message in result.warnings:
         logger.warning(message)
     if out is not None:

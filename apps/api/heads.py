@@ -204,6 +204,8 @@ def predict(
     unit: Unit | None = None,
     sheet: bool = True,
     names: bool = False,
+    coco: bool = False,
+    coco_ids: PathLike | None = None,
     overwrite: bool = False,
     device: str = "auto",
 ) -> PredictionResult:
@@ -222,6 +224,8 @@ def predict(
         unit: for a classifier, ``"group"`` for one row for all images of a group; there is no contact sheet then.
         sheet: write the contact sheet.
         names: show the paths of images in the contact sheet; they may identify patients.
+        coco: for a segmenter, write the masks as COCO results too: coco_results.json and coco_images.json.
+        coco_ids: COCO file of the images, whose ids of images and categories the results have; sets `coco`.
         overwrite: replace an earlier prediction in `out`.
         device: auto, cpu, cuda, cuda:N or mps.
 
@@ -247,8 +251,11 @@ def predict(
         folder = "" if isinstance(adapter, Predictor) else str(folder_path(adapter))
         build = partial(build_sheet, predictor, manifest, adapter=folder, names=names) if sheet else None
         return predict_collection(
-            predictor, manifest, out, unreadable=unreadable, overwrite=overwrite, build_sheet=build
-        )
+            predictor, manifest, out, unreadable=unreadable, overwrite=overwrite, build_sheet=build,
+            coco=coco or coco_ids is not None, coco_ids=None if coco_ids is None else Path(coco_ids),
+        )  # fmt: skip
+    if coco or coco_ids is not None:
+        raise UsageError("`coco=True` is for segmenters, and `unit=group` for classifiers; give one of the two")
     groups = find_task(predictor.task).predict_groups(predictor, manifest, Path(out), overwrite=overwrite)
     return PredictionResult(Path(out), groups.groups, groups.kept, [])
 

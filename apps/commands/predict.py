@@ -21,6 +21,13 @@ def predict(
         bool, Option("--sheet/--no-sheet", help="Write index.html: thumbnails with outlines, sorted by buttons.")
     ] = True,
     names: Annotated[bool, Option("--names", help="Show the paths of images in index.html.")] = False,
+    coco: Annotated[
+        bool, Option("--coco", help="For a segmenter: write coco_results.json and coco_images.json too.")
+    ] = False,
+    coco_ids: Annotated[
+        Path | None,
+        Option("--coco-ids", help="COCO file of the images, whose ids the results have; includes --coco."),
+    ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -30,10 +37,11 @@ def predict(
 
     A segmenter writes a mask (PNG, 0 and 255) of the size of each image under its relative path. Where two images would
     share a path, as a.jpg and a.png do, both keep their whole name: a.jpg.png, a.png.png. `predictions.csv` lists
-    areas, or calibrated probabilities of a classifier; with --unit group it has one row for each group. Segmenters and
-    classifiers write a contact sheet too, `index.html`: thumbnails with outlines, at most 400, which buttons sort by
-    area, uncertainty and unlikeness to the training images. It names no image without --names. Images that cannot be
-    used are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command
+    areas, or calibrated probabilities of a classifier; with --unit group it has one row for each group. With --coco a
+    segmenter writes each connected region as an object of the COCO format too. Segmenters and classifiers write a
+    contact sheet, `index.html`: thumbnails with outlines, at most 400, which buttons sort by area, uncertainty and
+    unlikeness to the training images. It names no image without --names. Images that cannot be used are listed in
+    `unreadable.csv`, and the exit code is 1. After an interruption the same command
     continues where it stopped. For research use only.
     """
     arguments = locals()

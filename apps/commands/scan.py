@@ -62,6 +62,13 @@ def scan(
     label_maps: Annotated[
         bool, Option("--label-maps", help="Masks are label maps with one value for each class.")
     ] = False,
+    coco: Annotated[
+        Path | None,
+        Option(
+            "--coco",
+            help="Annotation file in the COCO format, from which masks are drawn to NAME.coco/ beside the manifest.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -4,9 +4,10 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 try:
     import fcntl
@@ -266,3 +267,24 @@ def publish(stage: Path, folder: Path, names: Iterable[str]) -> None:
         sync(folder)
     except OSError as error:
         raise DinomedError(f"cannot write {folder}: {system_reason(error)}") from None
+
+
+def file_names(images: Sequence[str], suffix: str = ".png") -> list[str]:
+    """Return a relative path for each image: its own with the suffix .png.
+
+    Where two images would share a path, as a.jpg and a.png do, both keep their whole name: a.jpg.png, a.png.png.
+
+    >>> file_names(["x/a.jpg", "b.jpg", "b.png"])
+    ['x/a.png', 'b.jpg.png', 'b.png.png']
+    """
+    whole = [False] * len(images)
+    while True:
+        names = [
+            image + suffix if keep else str(PurePosixPath(image).with_suffix(suffix))
+            for image, keep in zip(images, whole, strict=True)
+        ]
+        counts = Counter(name.casefold() for name in names)  # some file systems know no case
+        clash = [counts[name.casefold()] > 1 and not keep for name, keep in zip(names, whole, strict=True)]
+        if not any(clash):
+            return names
+        whole = [keep or new for keep, new in zip(whole, clash, strict=True)]

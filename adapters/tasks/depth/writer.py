@@ -7,9 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from dinomed.adapters.tasks.depth.predict import DepthPredictor
-from dinomed.adapters.writer import PredictionWriter, Row, file_names
+from dinomed.adapters.writer import PredictionWriter, Row
 from dinomed.images.depthmap import write_depth
 from dinomed.io.files import write_json
+from dinomed.io.output_folder import file_names
 
 SCALE_FILE = "depth_scale.json"
 

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dinomed.adapters.tasks.segment.coco import IMAGES_FILE, OBJECTS_FILE, RESULTS_FILE, CocoResults
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, mask_uncertainty, summarize
-from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry, file_names
+from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry
+from dinomed.datasets.manifest import Manifest
 from dinomed.images.labelmap import read_label_map, write_label_map
 from dinomed.images.read import read_mask, write_mask
 from dinomed.io.files import write_json
+from dinomed.io.output_folder import file_names
 
 SCHEMA_FILE = "mask_schema.json"
 """The class of each value of the written maps."""
@@ -24,7 +27,7 @@ class SegmentWriter(PredictionWriter):
 
     One class: masks of 0 and 255, and rows of area and confidence. Several classes: label maps, whose values
     `mask_schema.json` names, and rows of the area of each class. Both have the share of the image in the mask, and its
-    uncertainty (`mask_uncertainty`).
+    uncertainty (`mask_uncertainty`). With `add_coco`, COCO results of both.
     """
 
     def __init__(self, predictor: SegmentPredictor, names: Sequence[str]) -> None:
@@ -41,6 +44,16 @@ class SegmentWriter(PredictionWriter):
             columns.append("uncertainty")
             settings = {"thresholds": list(predictor.thresholds), "mask_schema": self.schema.to_dict()}
         super().__init__(names, ["mask", *columns], file_names(names), extra_files, settings)
+        self.coco: CocoResults | None = None
+
+    def add_coco(self, manifest: Manifest, ids: Path | None) -> None:
+        self.coco = CocoResults(manifest, self.schema, ids)
+        self.extra_files = [*self.extra_files, RESULTS_FILE, IMAGES_FILE, OBJECTS_FILE]
+        self.settings = self.settings | {"coco": self.coco.setting or True}
+
+    def finish(self, out: Path, names: Sequence[str]) -> None:
+        if self.coco is not None:
+            self.coco.write(out, names)
 
     def write_extra_files(self, out: Path) -> None:
         if not self.single:
@@ -60,6 +73,8 @@ class SegmentWriter(PredictionWriter):
         decided = self.predictor.decide(probabilities)
         inside = self.schema.any_class(decided).astype(bool)
         uncertainty = f"{mask_uncertainty(self.predictor.any_class(probabilities), inside):.4f}"
+        if self.coco is not None:
+            self.coco.save(out, name, self.schema.planes(decided), probabilities)
         if not self.single:
             write_label_map(out / file, self.schema.encode(decided))
             planes = self.schema.planes(decided)

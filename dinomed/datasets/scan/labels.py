@@ -42,8 +42,13 @@ class Labels:
     notes: list[str] = field(default_factory=list)
 
 
-def find_labels(labels: str | Path, folder: Path) -> Path:
+def find_labels(labels: str | Path, folder: Path, called: str = "labels") -> Path:
     """Return the path of the table: `labels` itself, or `labels` in the scanned folder.
+
+    Args:
+        labels: path of the table.
+        folder: the scanned folder.
+        called: name of the option, for the message.
 
     Raises:
         UsageError: neither exists.
@@ -51,7 +56,7 @@ def find_labels(labels: str | Path, folder: Path) -> Path:
     for path in (Path(labels), folder / labels):
         if path.is_file():
             return path
-    raise UsageError(f"labels {labels} does not exist, and {folder / labels} does not exist either")
+    raise UsageError(f"{called} {labels} does not exist, and {folder / labels} does not exist either")
 
 
 def read_labels(
@@ -113,7 +118,7 @@ def read_labels(
             f"--group {group_like[0]}"
         )
     out.columns = [*sources, *free]
-    search = _FileSearch(folder, path.parent, files, images)
+    search = FileSearch(folder, path.parent, files, images)
     row_numbers: dict[str, int] = {}
     for number, cells in enumerate(rows, start=2):
         image_cell = cells[index[image_column]]
@@ -225,7 +230,7 @@ def number_groups(images: Sequence[str], groups: Sequence[str | None]) -> list[s
     return [None if group is None else numbers[group] for group in groups]
 
 
-class _FileSearch:
+class FileSearch:
     """Search for the file whose path, file name or stem is in a cell."""
 
     def __init__(self, folder: Path, beside: Path, files: Iterable[str], images: Iterable[str]) -> None:

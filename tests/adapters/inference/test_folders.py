@@ -1,6 +1,8 @@
 """Prediction of folders: every image has its file, unreadable images are listed, other files are untouched."""
 
+import contextlib
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,13 @@ from dinomed.adapters.tasks.classify.writer import ClassifyWriter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, summarize
 from dinomed.adapters.tasks.segment.writer import SegmentWriter
-from dinomed.adapters.writer import file_names
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.loading import load_batches
 from dinomed.images.read import read_image, read_mask
+from dinomed.io.output_folder import file_names
 
 QUICK = FitConfig(epochs=2, batch_size=16, min_steps=0, learning_rate=0.02)
 
@@ -159,6 +161,71 @@ def _only(folder: Path, keep: str) -> Path:
         if path.name != keep:
             path.unlink()
     return folder
+
+
+def objects_of(out: Path, name: str, classes: int) -> np.ndarray:
+    """The union of the objects of an image, as pycocotools reads and draws the written results."""
+    from pycocotools.coco import COCO
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        images = COCO(str(out / "coco_images.json"))
+        (number,) = (key for key, image in images.imgs.items() if image["file_name"] == name)
+        assert len(images.getCatIds()) == classes
+        results = images.loadRes(str(out / "coco_results.json"))
+    entries = results.loadAnns(results.getAnnIds(imgIds=[number]))
+    assert all(0 < entry["score"] <= 1 for entry in entries)
+    size = images.imgs[number]["height"], images.imgs[number]["width"]
+    return np.any([np.zeros(size, bool), *(results.annToMask(entry).astype(bool) for entry in entries)], axis=0)
+
+
+def test_coco_results_give_the_written_masks_also_after_an_interruption(
+    predictors: tuple[SegmentPredictor, ClassifyPredictor],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("pycocotools")
+    manifest = open_dataset(pictures, allow_unreadable=True)
+    monkeypatch.setattr(folders, "load_batches", lambda data, preprocessing, _: load_batches(data, preprocessing, 2))
+    predict_collection(predictors[0], manifest, tmp_path / "whole", coco=True)
+    written = (tmp_path / "whole/coco_results.json").read_text()
+    assert json.loads(written)  # the untrained segmenter finds something in the noise
+    names = [row["image"] for row in table(tmp_path / "whole")]
+    for row in table(tmp_path / "whole"):
+        mask = read_mask(tmp_path / "whole" / row["mask"])
+        np.testing.assert_array_equal(objects_of(tmp_path / "whole", row["image"], 1), mask.astype(bool))
+    assert not (tmp_path / "whole/coco.partial.jsonl").exists()
+
+    write_batch, calls = SegmentWriter.write_batch, []
+
+    def stop(self: SegmentWriter, *arguments: Any) -> Any:
+        calls.append(1)
+        rows = write_batch(self, *arguments)
+        if len(calls) > 1:
+            raise KeyboardInterrupt  # after the objects, before the rows
+        return rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentWriter, "write_batch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict_collection(predictors[0], manifest, tmp_path / "cut", coco=True)
+    with open(tmp_path / "cut/coco.partial.jsonl", "a") as file:
+        file.write('\n["half a li')
+    predict_collection(predictors[0], manifest, tmp_path / "cut", coco=True)
+    assert (tmp_path / "cut/coco_results.json").read_text() == written
+
+    listed = [{"id": 70 + i, "file_name": name, "width": 1, "height": 1} for i, name in enumerate(names)]
+    (tmp_path / "ids.json").write_text(json.dumps({"images": listed, "categories": [{"id": 4, "name": "polyp"}]}))
+    predict_collection(predictors[0], manifest, tmp_path / "own", coco=True, coco_ids=tmp_path / "ids.json")
+    own = json.loads((tmp_path / "own/coco_results.json").read_text())
+    assert {entry["category_id"] for entry in own} == {4}
+    assert [entry["image_id"] for entry in own] == [entry["image_id"] + 69 for entry in json.loads(written)]
+    (tmp_path / "ids.json").write_text(json.dumps({"images": listed[1:], "categories": [{"id": 4, "name": "polyp"}]}))
+    with pytest.raises(UsageError, match=f"no id for 1 of 5 images, such as {names[0]}"):
+        predict_collection(predictors[0], manifest, tmp_path / "no", coco=True, coco_ids=tmp_path / "ids.json")
+    with pytest.raises(UsageError, match="is for segmenters"):
+        predict_collection(predictors[1], manifest, tmp_path / "no", coco=True)
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("task", ["segment", "classify"])
