@@ -1,4 +1,4 @@
-"""DICOM images: the first frame, in modality units (Hounsfield units for CT), mapped by a window.
+"""DICOM images: one frame, by default the first, in modality units (Hounsfield units for CT), mapped by a window.
 
 The values of black and white are the first of these that exists:
 
@@ -63,8 +63,12 @@ def read_dicom_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
     return _header(path, _read_elements(path, max_pixels))
 
 
-def read_dicom(path: str | Path, intensity: IntensityConfig, max_pixels: int = MAX_PIXELS) -> tuple[Header, np.ndarray]:
-    """Read the header and the first frame ``(H, W, 1 or 3)``: uint8, or with 16 bits float32 in 0 to 1.
+def read_dicom(
+    path: str | Path, intensity: IntensityConfig, max_pixels: int = MAX_PIXELS, frame: int = 0
+) -> tuple[Header, np.ndarray]:
+    """Read the header and a frame ``(H, W, 1 or 3)``: uint8, or with 16 bits float32 in 0 to 1.
+
+    The window is that of the first frame.
 
     Raises:
         UnreadableImage: the file is damaged, truncated, without pixels, a segmentation, too large, needs a codec
@@ -76,7 +80,7 @@ def read_dicom(path: str | Path, intensity: IntensityConfig, max_pixels: int = M
     header = _header(path, elements)
     try:
         with quiet_pillow, open(path, "rb", opener=open_regular) as file:
-            stored = pixel_array(bounded_dicom(file), index=0)
+            stored = pixel_array(bounded_dicom(file), index=frame)
         if header.mode == "PALETTE COLOR":
             return header, to_range(apply_color_lut(stored, elements), intensity)
         if header.channels == 3:
@@ -120,6 +124,29 @@ def read_pixel_spacing(path: str | Path) -> tuple[float, float] | None:
     except Exception:  # as in `read_dicom`
         raise UnreadableImage(path, "damaged or truncated DICOM") from None
     return (rows, columns) if 0 < rows < 1000 and 0 < columns < 1000 else None
+
+
+def read_frame_times(path: str | Path, frames: int) -> list[float]:
+    """Return for each frame the time since the frame before it, in ms (PS3.3, C.7.6.5); empty if no rate is stated.
+
+    Raises:
+        UnreadableImage: the file is a damaged DICOM.
+    """
+    from pydicom import dcmread
+
+    tags: list[Any] = ["FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate"]
+    try:
+        with quiet_pillow, open(path, "rb", opener=open_regular) as file:
+            elements = dcmread(bounded_dicom(file), stop_before_pixels=True, specific_tags=tags)
+        vector = [float(step) for step in elements.get("FrameTimeVector") or []]
+        if len(vector) == frames and min(vector[1:], default=0) > 0:
+            return vector
+        step = float(elements.get("FrameTime") or 0)
+        rate = float(elements.get("CineRate") or elements.get("RecommendedDisplayFrameRate") or 0)
+    except Exception:  # as in `read_dicom`
+        raise UnreadableImage(path, "damaged or truncated DICOM") from None
+    step = step if step > 0 else 1000 / rate if rate > 0 else 0.0
+    return [step] * frames if step else []
 
 
 def _read_elements(path: str | Path, max_pixels: int) -> Any:

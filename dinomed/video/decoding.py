@@ -1,0 +1,74 @@
+"""The functions of `dinomed.video.video` that run in a decoding process. The newest videos stay open between calls."""
+
+import os
+import time
+from collections import OrderedDict
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from dinomed.images.decode import refusing
+from dinomed.images.dicom import is_dicom
+from dinomed.isolation.limits import decoding_limits
+from dinomed.video.capture_source import CaptureSource
+from dinomed.video.dicom_source import DicomSource
+from dinomed.video.source import DecodingPaused, FrameSource
+
+_OPEN = 2  # videos that stay open
+_open_sources: OrderedDict[tuple[str, int, int], FrameSource] = OrderedDict()
+
+
+def open_source(path: str) -> FrameSource:
+    """Open a video in this process.
+
+    Raises:
+        UnreadableImage: the file cannot be read as a video.
+    """
+    return DicomSource(path) if is_dicom(path) else CaptureSource(path)
+
+
+def read_facts(path: str) -> tuple[dict[str, Any], None]:
+    """Return the facts of a video as JSON types."""
+    return asdict(_source(path).facts), None
+
+
+def read_frames(path: str, start: int, stop: int, step: int) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Read the frames `start`, `start` + `step`, ... below `stop`, as far as the time for one call allows.
+
+    Returns:
+        ``facts`` of the video, ``frames`` as (number, time in s), and ``next``, the number from which to continue,
+        None after the last frame of the video; and the pixels, uint8 (frames, H, W, 3), None without a frame.
+    """
+    source, limit = _source(path), time.process_time() + decoding_limits().cpu_s / 4
+    frames: list[tuple[int, float]] = []
+    pixels: list[np.ndarray] = []
+    following: int | None = start
+    while following is not None and following < stop:
+        try:
+            frame = source.advance(following, lambda: time.process_time() > limit)
+        except DecodingPaused:
+            break
+        if frame is None:
+            following = None
+        elif frame.number >= stop or (frame.number - start) % step:  # the wanted one cannot be decoded
+            following = start - (start - frame.number) // step * step
+        else:
+            frames.append((frame.number, frame.time_s))
+            pixels.append(frame.pixels)
+            following = frame.number + step
+    content = {"facts": asdict(source.facts), "frames": frames, "next": following}
+    return content, np.stack(pixels) if pixels else None
+
+
+def _source(path: str) -> FrameSource:
+    """Return an open video; one whose file has changed is opened again."""
+    with refusing(path):
+        status = os.stat(path)
+    key = (path, status.st_size, status.st_mtime_ns)
+    if key not in _open_sources:
+        _open_sources[key] = open_source(path)
+    _open_sources.move_to_end(key)
+    while len(_open_sources) > _OPEN:
+        _open_sources.popitem(last=False)[1].close()
+    return _open_sources[key]

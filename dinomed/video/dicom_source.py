@@ -1,0 +1,51 @@
+"""Frames of a multi-frame DICOM file, by the interface of a video."""
+
+from collections.abc import Callable
+from itertools import accumulate
+
+from dinomed.images.decode import UnreadableImage
+from dinomed.images.dicom import read_dicom, read_dicom_header, read_frame_times
+from dinomed.images.intensity import IntensityConfig, match_channels
+from dinomed.video.facts import VideoFacts, VideoFrame
+from dinomed.video.source import DecodingPaused, FrameSource
+
+ASSUMED_FPS = 25.0
+"""Frames a second of a DICOM file that states no rate."""
+
+
+class DicomSource(FrameSource):
+    """The frames of a DICOM file; each is read without those before it.
+
+    Raises:
+        UnreadableImage: as of `dinomed.images.dicom.read_dicom_header`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        header = read_dicom_header(path)
+        steps_ms = read_frame_times(path, header.frames)
+        problem = None if steps_ms else f"states no frame rate; {ASSUMED_FPS:g} frames a second are assumed"
+        steps_ms = steps_ms or [1000 / ASSUMED_FPS] * header.frames
+        self._times_s = [time / 1000 for time in accumulate([0.0, *steps_ms[1:]])]
+        mean_ms = sum(steps_ms[1:]) / max(header.frames - 1, 1)
+        fps = 1000 / mean_ms if mean_ms > 0 else ASSUMED_FPS
+        self.facts = VideoFacts(
+            header.width, header.height, "DICOM", header.mode, fps, header.frames, header.frames, problem
+        )
+
+    def advance(self, target: int, pause: Callable[[], bool] = lambda: False) -> VideoFrame | None:
+        assert self.facts.frames is not None
+        for number in range(target, self.facts.frames):
+            if number > target and pause():
+                raise DecodingPaused
+            try:
+                values = read_dicom(self.path, IntensityConfig(), frame=number)[1]
+            except UnreadableImage:
+                if number == 0:
+                    raise  # its reason holds for all frames: a codec is missing, or the pixels are
+                continue
+            return VideoFrame(number, self._times_s[number], match_channels(values, 3))
+        return None
+
+    def close(self) -> None:
+        """Do nothing: the file is open only while a frame is read."""

@@ -1,0 +1,66 @@
+"""Writing of videos that any player reads: Motion JPEG in AVI, by OpenCV, complete or not at all."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from dinomed.errors import DinomedError
+from dinomed.io.files import replacing
+from dinomed.video.packets import read_packets
+
+SUFFIX = ".avi"
+QUALITY = 95
+"""JPEG quality. Masks of 0 and 255 are exact again above 127."""
+
+
+@contextmanager
+def writing_video(path: str | Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Open a video for writing; it appears at `path` after the block, if no error occurred.
+
+    Args:
+        path: file that ends in .avi.
+        size: (height, width) of the frames, px. An odd side gets a black row or column more: encoders need even ones.
+        fps: frames a second.
+
+    Yields:
+        A function that appends a frame, uint8 RGB ``(H, W, 3)`` or gray ``(H, W)``.
+
+    Raises:
+        DinomedError: the video cannot be written.
+    """
+    import cv2
+
+    even = size[0] + size[0] % 2, size[1] + size[1] % 2
+    with replacing(path) as temporary:
+        code = cv2.VideoWriter.fourcc(*"MJPG")
+        writer = next(
+            (
+                writer
+                for backend in (cv2.CAP_FFMPEG, cv2.CAP_OPENCV_MJPEG)
+                if (writer := cv2.VideoWriter(str(temporary), backend, code, fps, even[::-1])).isOpened()
+            ),
+            None,
+        )
+        if writer is None:
+            raise DinomedError(f"cannot write {path}: OpenCV cannot encode Motion JPEG of {size[1]}x{size[0]} px")
+        writer.set(cv2.VIDEOWRITER_PROP_QUALITY, QUALITY)
+        count = 0
+
+        def append(frame: np.ndarray) -> None:
+            nonlocal count
+            assert frame.shape[:2] == size, (frame.shape, size)
+            colour = cv2.COLOR_GRAY2BGR if frame.ndim == 2 else cv2.COLOR_RGB2BGR
+            whole = np.zeros((*even, 3), np.uint8)
+            whole[: size[0], : size[1]] = cv2.cvtColor(frame, colour)
+            writer.write(whole)
+            count += 1
+
+        try:
+            yield append
+        finally:
+            writer.release()
+        index = read_packets(str(temporary))  # OpenCV reports no full disk
+        if index is None or len(index.times_ms) != count:
+            raise DinomedError(f"cannot write {path}: the file is not complete; is the disk full?")

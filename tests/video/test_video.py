@@ -1,0 +1,208 @@
+"""Videos: each frame is the one of its number, also in files whose header or index is wrong."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dinomed.images.decode import UnreadableImage
+from dinomed.video.facts import container_of, is_video
+from dinomed.video.video import Video
+from dinomed.video.write import writing_video
+
+tools = runpy.run_path(str(Path(__file__).with_name("numbered.py")))
+numbered, number_in, write_numbered, FRAMES, FPS = (
+    tools[name] for name in ("numbered", "number_in", "write_numbered", "FRAMES", "FPS")
+)
+MIXED = [70, 3, 89, 0, 71, 52, 2, 88]  # forwards and backwards, near and far
+
+
+def written(folder: Path, codec: str, suffix: str) -> Path:
+    path = folder / f"video.{suffix}"
+    if not write_numbered(path, codec):
+        pytest.skip(f"this build of OpenCV does not encode {codec}")
+    return path
+
+
+def check_numbers(path: Path) -> Video:
+    """Check that stream and read give the frames by their numbers; return the video, whose frames are counted."""
+    video = Video(path)
+    assert [(frame.number, number_in(frame.pixels)) for frame in video.stream()] == [(k, k) for k in range(FRAMES)]
+    assert video.facts.frames == FRAMES
+    assert not video.lost
+    single = Video(path, cache_bytes=0)
+    for number in MIXED:
+        frame = single.read(number)
+        assert (frame.number, number_in(frame.pixels)) == (number, number)
+    assert [number_in(frame.pixels) for frame in video.stream(5, 60, 18)] == [5, 23, 41, 59]
+    return video
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "indexed"),
+    [("mp4v", "mp4", True), ("mp4v", "mov", True), ("MJPG", "avi", True), ("XVID", "avi", True), ("VP80", "mkv", True),
+     ("mpg2", "mpg", False), ("mpg2", "ts", True)],
+)  # fmt: skip
+def test_every_container_gives_the_frame_of_a_number(tmp_path: Path, codec: str, suffix: str, indexed: bool) -> None:
+    video = check_numbers(written(tmp_path, codec, suffix))
+    assert video.facts.indexed == indexed
+    assert video.facts.fps == FPS
+    assert video.read(50).time_s == pytest.approx(2.0, abs=1e-3)  # time stamps have whole milliseconds or less
+    assert video.facts.problem is None
+
+
+def test_frames_of_a_variable_rate_have_their_numbers_and_times(tmp_path: Path) -> None:
+    path = written(tmp_path, "mp4v", "mp4")
+    path.write_bytes(tools["set_mp4_durations"](path.read_bytes(), [(30, 256), (10, 2048), (30, 128), (20, 512)]))
+    video = check_numbers(path)
+    ticks = 12800  # a second, as OpenCV writes
+    assert video.read(40).time_s == pytest.approx((30 * 256 + 10 * 2048) / ticks, abs=1e-3)
+    assert video.read(41).time_s - video.read(40).time_s == pytest.approx(0.01, abs=1e-3)
+
+
+def test_frames_without_time_stamps_of_their_own_are_counted(tmp_path: Path) -> None:
+    path = written(tmp_path, "mp4v", "mp4")
+    path.write_bytes(tools["set_mp4_durations"](path.read_bytes(), [(45, 512), (45, 0)]))
+    assert not check_numbers(path).facts.indexed
+
+
+@pytest.mark.parametrize("announced", [1, 10, 100_000])
+def test_a_header_with_a_wrong_number_of_frames_changes_no_frame(tmp_path: Path, announced: int) -> None:
+    path = written(tmp_path, "XVID", "avi")
+    path.write_bytes(tools["set_avi_count"](path.read_bytes(), announced))
+    problem = check_numbers(path).facts.problem
+    assert problem is not None
+    assert f"announces {announced:,} frame" in problem
+
+
+def test_an_index_that_names_wrong_places_changes_no_frame(tmp_path: Path) -> None:
+    path = written(tmp_path, "MJPG", "avi")
+    path.write_bytes(tools["shift_avi_index"](path.read_bytes(), 10))
+    check_numbers(path)
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("MJPG", "avi"), ("VP80", "mkv")])
+def test_of_a_truncated_video_the_frames_before_the_cut_are_kept(tmp_path: Path, codec: str, suffix: str) -> None:
+    path = written(tmp_path, codec, suffix)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 6 // 10])
+    video = Video(path)
+    numbers = [number_in(frame.pixels) for frame in video.stream()]
+    assert numbers == list(range(len(numbers)))
+    assert FRAMES / 3 < len(numbers) < FRAMES
+    assert video.facts.problem is not None
+    assert "cut off or damaged" in video.facts.problem
+    assert f"{FRAMES} frames" in video.facts.problem
+
+
+def test_damage_in_the_middle_loses_frames_up_to_the_next_key_frame_only(tmp_path: Path) -> None:
+    path = written(tmp_path, "mp4v", "mp4")
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    place = (start + content.index(b"moov")) // 2
+    content[place : place + 600] = bytes(600)
+    path.write_bytes(content)
+    video = Video(path)
+    numbers = [frame.number for frame in video.stream()]
+    assert numbers[-1] == FRAMES - 1
+    assert sorted(numbers + [number for number, _ in video.lost]) == list(range(FRAMES))
+    assert 0 < len(video.lost) < FRAMES / 2
+    with pytest.raises(UnreadableImage, match="cannot be decoded"):
+        video.read(video.lost[0][0])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "no video can be read in it"), (b"", "not a video"), (b"some text", "not a video"),
+     (b"#EXTM3U\n#EXTINF:1,\nother.mp4\n", "not a video")],
+    ids=["cut before its index", "empty", "text", "playlist"],
+)  # fmt: skip
+def test_what_is_no_video_is_refused_in_one_line(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "a.mp4"
+    if content is None:
+        path = written(tmp_path, "mp4v", "mp4")
+        content = path.read_bytes()[:1500]
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImage, match=reason) as refused:
+        Video(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_frame_beyond_the_end_is_refused_with_the_number_of_frames(tmp_path: Path) -> None:
+    video = Video(written(tmp_path, "MJPG", "avi"))
+    for number in (FRAMES, -1):
+        with pytest.raises(UnreadableImage, match=f"has no frame {number}: it has {FRAMES} frames"):
+            video.read(number)
+
+
+def test_the_cache_keeps_few_frames(tmp_path: Path) -> None:
+    path = written(tmp_path, "MJPG", "avi")
+    size = numbered(0).nbytes
+    video = Video(path, cache_bytes=3 * size)
+    for number in range(10):
+        video.read(number)
+    kept = video.read(9)
+    assert video.read(9) is kept
+    assert len(video._cache) == 3
+    again = video.read(0)
+    assert again.number == number_in(again.pixels) == 0
+
+
+def test_a_written_video_is_complete_or_absent_and_its_masks_are_exact(tmp_path: Path) -> None:
+    masks = [np.random.default_rng(k).random((4, 5)).repeat(12, 0).repeat(13, 1) > 0.5 for k in range(8)]
+    with writing_video(tmp_path / "mask.avi", (48, 65), 12.5) as append:
+        for mask in masks:
+            append(mask.astype(np.uint8) * 255)
+    video = Video(tmp_path / "mask.avi")
+    assert video.facts.fps == 12.5
+    for frame, mask in zip(video.stream(), masks, strict=True):
+        assert np.array_equal(frame.pixels[:, :65, 0] > 127, mask)  # one column is added to an odd width
+
+    def fail() -> None:
+        with writing_video(tmp_path / "other.avi", (48, 64), 25) as append:
+            append(np.zeros((48, 64), np.uint8))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.avi"]
+
+
+def dicom(path: Path, frames: np.ndarray, **elements: object) -> Path:
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.3.1"  # ultrasound cine
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
+    data.NumberOfFrames, data.Rows, data.Columns = frames.shape[:3]
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    data.PixelData = frames.tobytes()
+    for name, value in elements.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_a_dicom_file_of_several_frames_is_a_video_with_exact_pixels(tmp_path: Path) -> None:
+    frames = np.stack([numbered(k) for k in range(6)])
+    path = dicom(tmp_path / "cine", frames, FrameTime=50)
+    video = Video(path)
+    assert is_video(path)
+    assert (video.facts.container, video.facts.frames, video.facts.fps) == ("DICOM", 6, 20)
+    assert all(np.array_equal(frame.pixels, frames[frame.number]) for frame in video.stream())
+    assert np.array_equal(video.read(4).pixels, frames[4])
+    assert video.read(4).time_s == pytest.approx(0.2)
+    steps = [0, 10, 20, 30, 40, 50]
+    assert Video(dicom(tmp_path / "steps", frames, FrameTimeVector=steps)).read(3).time_s == pytest.approx(0.06)
+    assert "no frame rate" in (Video(dicom(tmp_path / "none", frames)).facts.problem or "")
+
+
+def test_images_are_no_videos(tmp_path: Path) -> None:
+    for name, content in {"a.jpg": b"\xff\xd8\xff\xe0", "b.mp4": b"", "c.heic": b"\0\0\0\x18ftypheic"}.items():
+        (tmp_path / name).write_bytes(content)
+        assert container_of(tmp_path / name) is None
+    assert not is_video(dicom(tmp_path / "still", numbered(0)[None]))
