@@ -9,7 +9,6 @@ manifest's rows. `adapter.json` is a copy of the record; `adapter.yaml` holds th
 """
 
 import platform
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +33,8 @@ from dinomed.config import build_config, to_yaml
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.familiarity import TrainingReference, reference_from_tensors
 from dinomed.io.files import read_json, to_json, write_json, write_text
-from dinomed.io.output_folder import STAGE, open_output_folder, publish
+from dinomed.io.output_folder import STAGE, open_output_folder
+from dinomed.io.publish import publish
 from dinomed.io.tensor_file import check_tensors, hash_tensors, parse_record, read_header, read_tensors, write_tensors
 
 WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json", "adapter.yaml"
@@ -136,10 +136,8 @@ def save_bundle(
 def _publish(output: BundleOutput) -> None:
     """Remove the files for people of an older adapter, then replace it in one step."""
     beside = (RECORD_FILE, CONFIG_FILE, CARD_FILE, LOG_FILE)
-    for name in beside:
-        (output.folder / name).unlink(missing_ok=True)
-    publish(output.stage, output.folder, [WEIGHTS_FILE, *(name for name in beside if (output.stage / name).exists())])
-    shutil.rmtree(output.stage, ignore_errors=True)
+    new = [name for name in beside if (output.stage / name).exists()]
+    publish(output.stage, output.folder, [WEIGHTS_FILE, *new], remove=beside)
 
 
 def read_record(folder: str | Path) -> AdapterRecord:

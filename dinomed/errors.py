@@ -12,17 +12,32 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MAX_MESSAGE = 2000
+"""Characters of a message; a value from a file that it repeats may be much longer."""
+
 
 class DinomedError(Exception):
-    """The work could not be done (exit code 1)."""
+    """The work could not be done (exit code 1).
+
+    A message of more than `MAX_MESSAGE` characters is shortened in the middle: the problem and the remedy stay.
+    """
 
     exit_code = 1
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(_shorten(part) if isinstance(part, str) else part for part in parts))
 
 
 class UsageError(DinomedError):
     """The request is wrong: an option, a config, or the input data (exit code 2)."""
 
     exit_code = 2
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= MAX_MESSAGE:
+        return text
+    return f"{text[: MAX_MESSAGE * 2 // 3]} ... {text[-(MAX_MESSAGE // 4) :]}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -229,9 +229,12 @@ class Trainer:
 
     def _write_missing(self, backbone: VisionTransformer, step: int, metrics: TrainingMetrics, is_best: bool) -> None:
         logger.info(f"resuming {self.out} at step {step} of {self.config.run.steps}")
+        recorded_step = None
         with suppress(DinomedError, KeyError):
-            self.unreadable = set(read_json(self.out / RECORD_FILE)["unreadable"])
-        if any(_step_of(self.out / name) != step for name in ((BACKBONE, BEST) if is_best else (BACKBONE,))):
+            record = read_json(self.out / RECORD_FILE)  # written last
+            recorded_step, self.unreadable = record["step"], set(record["unreadable"])
+        names = (BACKBONE, BEST) if is_best else (BACKBONE,)
+        if recorded_step != step or any(_step_of(self.out / name) != step for name in names):
             self._write_outputs(backbone, step, metrics, is_best)
 
     def _save(self, train_step: TrainStep, metrics: TrainingMetrics, step: int, raw: RawBatch) -> None:

@@ -14,7 +14,8 @@ from dinomed.adapters.export.source import ExportSource
 from dinomed.datasets.manifest import leaves_root
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.io.files import read_json, sha256_file, write_json, write_text
-from dinomed.io.output_folder import open_output_folder, publish
+from dinomed.io.output_folder import open_output_folder
+from dinomed.io.publish import publish
 from dinomed.notice import RESEARCH_USE
 from dinomed.packages import installed_version
 

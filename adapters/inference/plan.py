@@ -74,6 +74,7 @@ def begin(folder: Path, plan: PredictionPlan, *, overwrite: bool) -> dict[str, R
     old = read_plan(folder)
     if old is not None and not overwrite:
         if old.complete:
+            (folder / ROWS_FILE).unlink(missing_ok=True)  # of a call that was killed just after its result was complete
             raise UsageError(f"output folder {folder} already holds a result; add `overwrite=True` to replace it")
         if old != plan:
             raise UsageError(

@@ -13,6 +13,7 @@ from dinomed.adapters.reference import refer_to
 from dinomed.adapters.retrieval.engine import Kind, build_graph, restore
 from dinomed.adapters.retrieval.index import (
     INDEX_FILE,
+    RECORD_FILE,
     IndexRecord,
     VectorIndex,
     content_hash,
@@ -29,6 +30,7 @@ from dinomed.features.familiarity import choose_reference_rows, fit_reference
 from dinomed.io.artifacts import hash_key
 from dinomed.io.files import replacing
 from dinomed.io.output_folder import open_output_folder
+from dinomed.io.publish import publish
 from dinomed.log import logger
 from dinomed.progress import bar
 
@@ -92,8 +94,8 @@ def build_index(
         reference = fit_reference(means[rows], [units[row] for row in rows], backbone, manifest.take(rows))
         index = VectorIndex(record, manifest, vectors, whitening, restore(kind, vectors, graph), reference)
         index.record = record.model_copy(update={"content_sha256": content_hash(index, graph)})
-        write_index(index, graph, out)
-        shutil.rmtree(stage)
+        write_index(index, graph, stage)
+        publish(stage, out, [INDEX_FILE, RECORD_FILE], remove=[RECORD_FILE])
     return index
 
 

@@ -29,7 +29,7 @@ from dinomed.datasets.manifest import FIXED, Manifest, leaves_root
 from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.features.familiarity import TrainingReference, reference_from_tensors
 from dinomed.features.neighbors import normalised, search_exactly
-from dinomed.io.files import replacing, to_json, write_json
+from dinomed.io.files import to_json, write_json
 from dinomed.io.tensor_file import check_tensors, hash_tensors, parse_record, read_header, read_tensors, write_tensors
 from dinomed.notice import RESEARCH_USE
 
@@ -174,12 +174,9 @@ def unit_vectors(pooled: np.ndarray, whitening: Whitening | None, kind: str = "v
 
 
 def write_index(index: VectorIndex, graph: Arrays, folder: Path) -> None:
-    """Write the files of an index. If writing is interrupted, the older index stays."""
-    tensors = _tensors(index, graph)
+    """Write the files of an index into an empty folder, such as a stage."""
     data = index.record.model_dump(mode="json")
-    (folder / RECORD_FILE).unlink(missing_ok=True)  # an older one must not stand beside the new index
-    with replacing(folder / INDEX_FILE) as temporary:
-        write_tensors(temporary, tensors, {_HEADER: to_json(data)})
+    write_tensors(folder / INDEX_FILE, _tensors(index, graph), {_HEADER: to_json(data)})
     write_json(folder / RECORD_FILE, data)
 
 

@@ -181,9 +181,13 @@ def _save_array(array: np.ndarray, path: Path) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def remove_caches(folder: Path) -> None:
-    """Remove the feature caches of all keys in `folder`, and the folders that are empty then; other files stay."""
-    for cache in folder.iterdir():
+def remove_caches(folder: Path, only: str | None = None) -> None:
+    """Remove the feature caches of all keys in `folder`, and the folders that are empty then; other files stay.
+
+    Args:
+        only: name of the one cache to be removed.
+    """
+    for cache in folder.iterdir() if only is None else [folder / only]:
         if _FOLDER_NAME.fullmatch(cache.name) and cache.is_dir() and not cache.is_symlink():
             for path in cache.iterdir():
                 if _FILE_NAME.fullmatch(path.name) and not path.is_dir():

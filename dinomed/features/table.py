@@ -1,5 +1,6 @@
 """Export of features as a Parquet table, written shard by shard, with one shard in memory."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
-from dinomed.errors import UsageError, did_you_mean
+from dinomed.errors import DinomedError, UsageError, did_you_mean
 from dinomed.features.cache import LOCK_FILE, Kind, remove_caches
 from dinomed.features.extract import check_usable, extract_usable
 from dinomed.io.files import replacing
@@ -22,6 +23,7 @@ from dinomed.notice import RESEARCH_USE
 TOKENS: dict[str, tuple[Kind, ...]] = {"cls": ("cls",), "mean": ("mean",), "cls+mean": ("cls", "mean")}
 SHARD_SIZE = 1024
 MARK = b"dinomed.features"
+SHARDS = b"dinomed.shards"  # name of the folder in `OUT.parts` of the shards from which a table was made
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def check_table_output(path: str | Path, tokens: str = "cls", *, overwrite: bool
         raise UsageError(f"output {path}: features are written to a .parquet file")
     if path.exists():
         if not overwrite:
+            _remove_used_shards(path)
             raise UsageError(f"output {path} already exists; use `overwrite=True`")
         if not _is_feature_table(path):
             raise UsageError(f"output {path} is no table of features; choose another file")
@@ -111,6 +114,7 @@ def _write_table(
         b"image_size": str(backbone.preprocessing.image_size).encode(),
         b"tokens": tokens.encode(),
         b"purpose": RESEARCH_USE.encode(),
+        SHARDS: features.folder.name.encode(),
     }
     kind = pa.list_(pa.float32(), dimension)
     schema = pa.schema([("image", pa.string()), ("feature", kind)], metadata=note)
@@ -123,6 +127,16 @@ def _write_table(
             writer.write_table(pa.table([names.slice(written, len(values)), feature], schema=schema))
             written += len(values)
     return manifest, dimension
+
+
+def _remove_used_shards(path: Path) -> None:
+    """Remove the shards from which an existing table was made: a process that was killed at its end has left them."""
+    parts = _parts(path)
+    name = _read_metadata(path).get(SHARDS, b"").decode(errors="replace")
+    if parts.is_dir() and name and (parts / name).is_dir():
+        with contextlib.suppress(DinomedError), locked(parts, LOCK_FILE):  # not while another process computes
+            remove_caches(parts, only=name)
+            _remove_traces(parts)
 
 
 def _remove_traces(parts: Path) -> None:
@@ -152,7 +166,11 @@ def _list_unreadable(path: Path, unreadable: Sequence[tuple[str, str]]) -> Path 
 
 
 def _is_feature_table(path: Path) -> bool:
+    return MARK in _read_metadata(path)
+
+
+def _read_metadata(path: Path) -> dict[bytes, bytes]:
     try:
-        return MARK in (pq.read_schema(path).metadata or {})
+        return pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError):
-        return False
+        return {}

@@ -44,7 +44,7 @@ class UnreadableImage(DinomedError):
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(str(path), reason)
-        self.path, self.reason = str(path), reason
+        self.path, self.reason = self.args
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}".replace("\n", "\\n")

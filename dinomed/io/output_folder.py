@@ -15,7 +15,7 @@ except ImportError:  # Windows: no locks there
     fcntl = None  # type: ignore[assignment]
 
 from dinomed.errors import DinomedError, UsageError, system_reason
-from dinomed.io.files import sync
+from dinomed.io.publish import READY_FILE, move_ready
 from dinomed.log import logger
 
 LOCK_FILE = ".lock"
@@ -86,6 +86,7 @@ def claimed_folder(folder: str | Path, *, marker: str, overwrite: bool = False) 
     """
     folder = Path(folder)
     is_new = not folder.exists()
+    _finish_publishing(folder, marker)
     unfinished = (folder / STAGE).is_dir() and not (folder / marker).exists()
     prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else marker)
     with locked(folder):
@@ -200,7 +201,8 @@ def _is_still(path: Path, handle: int) -> bool:
 def staged(folder: Path, name: str = STAGE, keep: Iterable[str] = ()) -> Iterator[Path]:
     """Open an empty folder ``folder/name`` in which the files of a result are collected before `publish` moves them.
 
-    It is removed at the end, whatever happens, unless one of `keep` is in it.
+    It is removed at the end, whatever happens, unless one of `keep` is in it, or a result that `publish` has not moved
+    completely.
 
     Args:
         keep: names in it that an earlier, unfinished call left and that stay, such as the state of a training.
@@ -216,7 +218,7 @@ def staged(folder: Path, name: str = STAGE, keep: Iterable[str] = ()) -> Iterato
     except OSError as error:
         raise DinomedError(f"cannot write {folder}: {system_reason(error)}") from None
     finally:
-        if not any((stage / entry).exists() for entry in kept):
+        if not any((stage / entry).exists() for entry in (READY_FILE, *kept)):
             shutil.rmtree(stage, ignore_errors=True)
 
 
@@ -226,7 +228,8 @@ def open_output_folder(
 ) -> Iterator[Path]:
     """Prepare and lock an output folder, and open its stage (`staged`). After a failure no empty folder stays.
 
-    The stage of an earlier, unfinished call is used again without `overwrite`.
+    The stage of an earlier, unfinished call is used again without `overwrite`. A result that an earlier call was moving
+    when it was killed is moved completely first.
 
     Args:
         marker: file that shows that the folder holds a complete result (`prepare_output`).
@@ -240,6 +243,7 @@ def open_output_folder(
     """
     folder = Path(folder)
     is_new = not folder.exists()
+    _finish_publishing(folder, marker)
     unfinished = (folder / STAGE).is_dir() and not (folder / marker).exists()
     prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else marker)
     with locked(folder):
@@ -251,22 +255,6 @@ def open_output_folder(
                 _release(folder / LOCK_FILE)
             if is_new and not any(folder.iterdir()):
                 folder.rmdir()
-
-
-def publish(stage: Path, folder: Path, names: Iterable[str]) -> None:
-    """Move files from `stage` to the same relative paths below `folder`, in the order given: the file that makes the
-    result valid goes last (or first, where the others only describe it).
-
-    Raises:
-        DinomedError: a file cannot be moved, such as on a full disk.
-    """
-    try:
-        for name in names:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(stage / name, folder / name)
-        sync(folder)
-    except OSError as error:
-        raise DinomedError(f"cannot write {folder}: {system_reason(error)}") from None
 
 
 def file_names(images: Sequence[str], suffix: str = ".png") -> list[str]:
@@ -288,3 +276,16 @@ def file_names(images: Sequence[str], suffix: str = ".png") -> list[str]:
         if not any(clash):
             return names
         whole = [keep or new for keep, new in zip(whole, clash, strict=True)]
+
+
+def _finish_publishing(folder: Path, marker: str) -> None:
+    """Complete what a killed call has begun to publish, and remove the mark that it left beside a complete result."""
+    stage = folder / STAGE
+    if (stage / READY_FILE).is_file():
+        with locked(folder):
+            move_ready(stage, folder)
+            _release(folder / LOCK_FILE)
+    elif (folder / marker).exists() and stage.is_dir():
+        check_free(folder)
+        with contextlib.suppress(OSError):  # it holds the state of an unfinished call
+            stage.rmdir()

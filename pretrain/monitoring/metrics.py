@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,14 +53,20 @@ class TrainingMetrics:
         self.health = HealthCheck(config.objective.dino_head.prototypes, 2 * run.batch_size, run.steps)
         self.latest: dict[str, float] = {}
         self._warned_of_fall = False
-        self._means = RunningMeans()
-        self._used_prototypes: Tensor | None = None  # K: 1 for the first choice of some view since the last line
+        self._means = RunningMeans(**extra.get("means", {}))
+        # K: 1 for the first choice of some view since the last line
+        self._used_prototypes = _unpack_bits(extra.get("used_prototypes"), device)
         self._began = time.monotonic()
 
     def state(self) -> dict[str, Any]:
-        """Return the entries that a checkpoint keeps."""
-        energy = {"kwh": self.energy.kwh, "seconds": self.energy.seconds}
-        return {"knn": self.knn_history.as_dict(), "energy": energy}
+        """Return the entries that a checkpoint keeps, so that the log of a resumed run has the same values."""
+        sums = {name: float(total) for name, total in self._means.sums.items()}
+        return {
+            "knn": self.knn_history.as_dict(),
+            "energy": {"kwh": self.energy.kwh, "seconds": self.energy.seconds},
+            "means": {"sums": _mean_over_ranks(sums, self.device), "count": self._means.count},
+            "used_prototypes": _pack_bits(self._used_prototypes),
+        }
 
     def add(self, report: StepReport) -> None:
         """Add a finished step to the means."""
@@ -134,6 +141,21 @@ class TrainingMetrics:
         views = 2 * min(run.micro_batch or run.batch_size, run.batch_size // world_size())
         values["drop_path_effective"] = effective_drop_rate(views, backbone.drop_path)
         return values | {"lr": report.lr, "teacher_temperature": report.temperature}
+
+
+def _pack_bits(flags: Tensor | None) -> dict[str, Any] | None:
+    """Return which of K flags are set on some rank: K, and 8 flags in each byte as hex digits."""
+    if flags is None:
+        return None
+    bits = np.packbits((sum_over_ranks(flags.clone()) > 0).cpu().numpy())
+    return {"count": len(flags), "bits": bits.tobytes().hex()}
+
+
+def _unpack_bits(packed: dict[str, Any] | None, device: torch.device) -> Tensor | None:
+    if packed is None:
+        return None
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(packed["bits"]), np.uint8), count=packed["count"])
+    return torch.from_numpy(bits).to(device, torch.float32)
 
 
 def _mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,16 @@ def _step_of(line: str) -> int:
 
 
 class RunningMeans:
-    """Means of values between two lines of the log."""
+    """Means of values between two lines of the log.
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor | float] = {}
-        self.count = 0
+    Args:
+        sums: sums of each value since the last line, from the checkpoint of a resumed run.
+        count: number of steps in them.
+    """
+
+    def __init__(self, sums: Mapping[str, Tensor | float] | None = None, count: int = 0) -> None:
+        self.sums: dict[str, Tensor | float] = dict(sums or {})
+        self.count = count
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Add the values of a step."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dinomed.errors import DinomedError, UsageError
+from dinomed.io.files import write_json
 from dinomed.io.output_folder import (
     STAGE,
     check_writable,
@@ -15,9 +16,9 @@ from dinomed.io.output_folder import (
     locked,
     open_output_folder,
     prepare_output,
-    publish,
     staged,
 )
+from dinomed.io.publish import publish
 
 MARKER = "result.json"
 
@@ -127,7 +128,8 @@ def test_a_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
 def test_of_two_processes_one_writes_and_the_other_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom dinomed.io.output_folder import open_output_folder, publish\n"
+        "import sys\nfrom pathlib import Path\nfrom dinomed.io.output_folder import open_output_folder\n"
+        "from dinomed.io.publish import publish\n"
         "with open_output_folder(sys.argv[1], marker='result.json') as stage:\n"
         "    (stage / 'result.json').write_text('of the first')\n"
         "    print('open', flush=True)\n    sys.stdin.readline()\n"
@@ -169,3 +171,30 @@ def test_a_claimed_folder_of_a_killed_call_is_used_again_and_a_complete_one_is_n
     with pytest.raises(KeyboardInterrupt), claimed_folder(tmp_path / "new", marker=MARKER):
         raise KeyboardInterrupt
     assert not (tmp_path / "new").exists()
+
+
+def test_a_result_whose_publishing_was_killed_is_completed_by_the_next_call(tmp_path: Path) -> None:
+    out, stage = tmp_path / "out", tmp_path / "out" / STAGE
+    stage.mkdir(parents=True)
+    (out / "old.md").touch()
+    (out / MARKER).write_text("new")  # moved already
+    (stage / "card.md").write_text("new")
+    (stage / "state").mkdir()
+    write_json(stage / "ready.json", {"move": [MARKER, "card.md"], "remove": [MARKER, "card.md", "old.md"]})
+    with pytest.raises(UsageError, match="already holds a result"), open_output_folder(out, marker=MARKER):
+        pass
+    assert {path.name: path.read_text() for path in out.iterdir()} == {MARKER: "new", "card.md": "new"}
+
+
+def test_a_list_of_files_outside_the_folder_is_refused(tmp_path: Path) -> None:
+    out, outside = tmp_path / "out", tmp_path / "outside.txt"
+    (out / STAGE).mkdir(parents=True)
+    outside.write_text("of the user")
+    for forged in ({"move": [], "remove": ["../outside.txt"]}, {"move": ["../../outside.txt"], "remove": []}, [], {}):
+        write_json(out / STAGE / "ready.json", forged)
+        with (
+            pytest.raises(DinomedError, match=r"is damaged; remove .*, and run"),
+            open_output_folder(out, marker=MARKER, overwrite=True),
+        ):
+            pass
+    assert outside.read_text() == "of the user"

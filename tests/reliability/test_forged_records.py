@@ -133,7 +133,7 @@ def test_a_forged_record_is_refused_or_gives_finite_results(user_folder: Path, t
 @pytest.mark.long
 @pytest.mark.skipif(
     "DINOMED_EXHAUSTIVE" not in os.environ,
-    reason="takes minutes, and has known failures (docs/reliability.md): set DINOMED_EXHAUSTIVE=1",
+    reason="takes minutes: set DINOMED_EXHAUSTIVE=1",
 )
 @pytest.mark.parametrize("name", FILES)
 def test_every_forged_record_is_refused_or_gives_finite_results(user_folder: Path, tmp_path: Path, name: str) -> None:

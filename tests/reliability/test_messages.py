@@ -137,3 +137,10 @@ def test_json_reports_every_failure_as_json(tmp_path: Path, run: Run) -> None:
     assert code == 2
     assert json.loads(out)["error"] in err
     assert cli.COMMANDS
+
+
+def test_a_message_with_a_huge_value_keeps_the_problem_and_the_remedy() -> None:
+    message = str(DinomedError(f"f.json: width={'9' * 5000} is too large; train again"))
+    assert len(message) < 2000
+    assert message.startswith("f.json: width=999")
+    assert message.endswith("999 is too large; train again")

@@ -26,7 +26,8 @@ from dinomed.errors import UsageError
 from dinomed.images.labelmap import write_label_map
 from dinomed.images.read import write_mask
 from dinomed.io.files import write_text
-from dinomed.io.output_folder import file_names, publish
+from dinomed.io.output_folder import file_names
+from dinomed.io.publish import publish
 from dinomed.progress import track
 
 SETTINGS_FILE = "segment.yaml"
