@@ -17,8 +17,16 @@ if TYPE_CHECKING:
     from dinomed.backbones.frozen import FrozenBackbone
 
 
+FEW_VAL_GROUPS = 20
+"""Fewer groups (patients, lesions) in val than this do not rank epochs; see `FitConfig`."""
+
+
 class FitConfig(Config):
-    """Optimiser settings. The epoch with the best validation score is kept.
+    """Optimiser settings.
+
+    `keep` says which weights the head has at the end: those of the epoch with the `best` validation score, or those of
+    the `last` epoch, without early stopping. `auto` keeps the last epoch if images are augmented and val has fewer than
+    `FEW_VAL_GROUPS` groups (the differences between epochs are then mostly chance), otherwise the best.
 
     `adamw` uses shuffled batches and a cosine learning rate. With `seconds` it ends when the process has computed that
     long, and an epoch ends after its share of the time; the result then depends on the machine. `lbfgs` uses all
@@ -33,6 +41,7 @@ class FitConfig(Config):
         None, gt=0, description="processor seconds of the training (adamw); the learning rate falls to 0 over them"
     )
     patience: int = Field(10, ge=1, description="stop after this number of epochs without a better validation score")
+    keep: Literal["auto", "best", "last"] = Field("auto", description="epoch whose weights the head has at the end")
     batch_size: int = Field(256, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.fitting.build import default_image_size
-from dinomed.adapters.fitting.config import TrainConfig, adapter_class
+from dinomed.adapters.fitting.config import FEW_VAL_GROUPS, TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.feature_source import FeatureSource, open_feature_source
 from dinomed.adapters.fitting.image_batches import TargetLookup
@@ -23,6 +23,7 @@ from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.io.files import to_json
+from dinomed.log import logger
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,19 @@ class HeadFit(ABC):
             features.model(self.adapter), config.fit, count=len(features.cls), batches=features.train,
             batch_loss=lambda batch: self.loss(forward(batch.features), batch.targets), validate=self.validate,
             seed=config.seed, folder=folder, key=fit_key(config, self.splits, self.backbone, self.digest),
-            description=self.description, groups=features.groups(self.adapter, config.fit),
+            description=self.description, groups=features.groups(self.adapter, config.fit), keep_last=self.keeps_last(),
         )  # fmt: skip
+
+    def keeps_last(self) -> bool:
+        """Return whether the last epoch is kept, see `FitConfig`; a message says so where it is by the data."""
+        keep, groups = self.config.fit.keep, len(set(self.splits.val.units()))
+        if keep != "auto" or not self.config.augment.active or groups >= FEW_VAL_GROUPS:
+            return bool(keep == "last")
+        logger.info(
+            f"the last epoch is kept: val has {groups} groups, fewer than {FEW_VAL_GROUPS}, which do not rank epochs "
+            "(fit.keep=best chooses by them)"
+        )
+        return True
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -25,7 +25,10 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class BestEpoch:
-    """The epoch that was kept (from 1; 0 for none), its validation score and its validation values."""
+    """The epoch that was kept (from 1; 0 for none), its validation score and its validation values.
+
+    With `keep_last` of `run_epochs` it is the last epoch.
+    """
 
     epoch: int
     score: float
@@ -45,8 +48,9 @@ def run_epochs(
     key: str,
     description: str,
     groups: Sequence[ParameterGroup] = (),
+    keep_last: bool = False,
 ) -> BestEpoch:
-    """Train `model` in place; at the end it has the weights of its best epoch.
+    """Train `model` in place; at the end it has the weights of its best epoch, or with `keep_last` of its last.
 
     An interrupted fit with the same `key` in `folder` is resumed after its last saved epoch and ends with the same
     result: all random numbers of an epoch depend only on `seed` and the epoch.
@@ -70,7 +74,7 @@ def run_epochs(
         optimizer = BatchedAdamW(groups, config, count, seed)
     else:
         optimizer = FullBatchLBFGS(groups, config, count)
-    fit = _Fit(model, optimizer, FitState(folder / STATE_FOLDER, key))
+    fit = _Fit(model, optimizer, FitState(folder / STATE_FOLDER, key), keep_last)
     device = next(model.parameters()).device
     try:
         fit.restore()
@@ -100,8 +104,10 @@ def run_epochs(
 class _Fit:
     """State of a running fit: finished epochs, the best epoch with its weights, and the rows of the log."""
 
-    def __init__(self, model: nn.Module, optimizer: BatchedAdamW | FullBatchLBFGS, state: FitState) -> None:
-        self.model, self.optimizer, self.state = model, optimizer, state
+    def __init__(
+        self, model: nn.Module, optimizer: BatchedAdamW | FullBatchLBFGS, state: FitState, keep_last: bool
+    ) -> None:
+        self.model, self.optimizer, self.state, self.keep_last = model, optimizer, state, keep_last
         self.epoch, self.saved, self.best = 0, 0, BestEpoch(0, float("-inf"), {})
         self.best_weights = copy_trainable(model)
         self.log: list[dict[str, Any]] = []
@@ -117,9 +123,9 @@ class _Fit:
         return sum(losses) / len(losses)
 
     def end_epoch(self, score: float, row: dict[str, float], values: dict[str, float]) -> None:
-        """Count the epoch, add its log row, and keep its weights if the score is the best."""
+        """Count the epoch, add its log row, and keep its weights if the score is the best or the last one counts."""
         self.epoch += 1
-        if score > self.best.score:
+        if self.keep_last or score > self.best.score:
             self.best, self.best_weights = BestEpoch(self.epoch, score, values), copy_trainable(self.model)
         self.log.append({"epoch": self.epoch, **row, "seconds": round(self._seconds(), 2)})
 
@@ -165,7 +171,7 @@ class _Fit:
         notes = [] if seconds is None else [f"{self.optimizer.progress:.0%} of {seconds:g} processor seconds"]
         if self.best.values:
             name, value = next(iter(self.best.values.items()))
-            notes.append(f"best {name} {value:.3f} (epoch {self.best.epoch})")
+            notes.append(f"{'' if self.keep_last else 'best '}{name} {value:.3f} (epoch {self.best.epoch})")
         return ", ".join(notes)
 
 

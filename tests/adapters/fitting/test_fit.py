@@ -13,12 +13,14 @@ from torch.nn.functional import interpolate
 from dinomed.adapters.bundle import read_record
 from dinomed.adapters.evaluation.evaluate import evaluate
 from dinomed.adapters.fit import fit_head
+from dinomed.adapters.fitting.augment import AugmentConfig
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.fit import class_weights
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.tasks.segment.fit import SegmenterFit
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.backbones.frozen import FrozenBackbone
@@ -84,6 +86,31 @@ def test_a_segmenter_beats_a_mask_of_everything(segmenter: Path, manifest: Manif
     assert metrics["dice"] > (2 * share / (1 + share)).mean() + 0.05  # by little: the backbone is random
     log = [json.loads(line) for line in (segmenter / "log.jsonl").read_text().splitlines()]
     assert log[-1]["train_loss"] < log[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "preset", "few", "kept"),
+    [
+        ("auto", "light", 99, 4),
+        ("auto", "light", 1, 1),
+        ("auto", "none", 99, 1),
+        ("last", "none", 1, 4),
+        ("best", "light", 99, 1),
+    ],
+)
+def test_auto_keeps_the_last_epoch_of_an_augmented_fit_if_val_has_few_groups(
+    keep: str, preset: str, few: int, kept: int, place: Path, backbone: FrozenBackbone, manifest: Manifest,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    scores = iter([0.9, 0.8, 0.7, 0.6])
+    monkeypatch.setattr(SegmenterFit, "validate", lambda fit: (score := next(scores), {"val_dice": score}))
+    monkeypatch.setattr("dinomed.adapters.fitting.head_fit.FEW_VAL_GROUPS", few)
+    fit = FitConfig(epochs=4, patience=2, batch_size=16, min_steps=0, keep=keep)  # type: ignore[arg-type]
+    config = SegmentConfig(fit=fit, image_size=48, augment=AugmentConfig(preset=preset), augment_copies=2)  # type: ignore[arg-type]
+    result = fit_head(backbone, manifest, tmp_path / "seg", config, cache=place / "cache")
+    assert result.epoch == kept
+    epochs = len((tmp_path / "seg" / "log.jsonl").read_text().splitlines())
+    assert epochs == (4 if kept == 4 else 3)  # without early stopping, or two epochs after the best one
 
 
 def test_a_loaded_adapter_predicts_bit_for_bit_what_the_saved_one_predicts(
