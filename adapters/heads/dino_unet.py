@@ -71,4 +71,4 @@ class DinoUNet(PyramidAdapter):
 
 def conv1(before: int, after: int) -> list[nn.Module]:
     """Return the layers of a 1x1 convolution of tokens, with BatchNorm: channels of tokens differ in scale."""
-    return [nn.BatchNorm2d(before), nn.Conv2d(before, after, 1), nn.ReLU()]
+    return [nn.InstanceNorm2d(before), nn.Conv2d(before, after, 1), nn.ReLU()]

@@ -93,7 +93,7 @@ class DiceByThreshold:
     def __init__(self, thresholds: Sequence[float]) -> None:
         self.thresholds = np.asarray(thresholds, np.float64)
         assert (np.diff(self.thresholds) > 0).all()
-        self._sum, self._count = np.zeros(len(self.thresholds)), 0
+        self._values: list[np.ndarray] = []
 
     def add(self, target: np.ndarray, probability: np.ndarray) -> None:
         """Add an image: a mask and a probability map, both (H, W). A pixel is predicted at or above the threshold."""
@@ -105,19 +105,26 @@ class DiceByThreshold:
         predicted = np.bincount(bins, minlength=size)[::-1].cumsum()[::-1][1:]
         hit = np.bincount(bins[positive], minlength=size)[::-1].cumsum()[::-1][1:]
         total = predicted + positive.sum()
-        self._sum += np.where(total > 0, 2 * hit / np.maximum(total, 1), 1.0)
-        self._count += 1
+        self._values.append(np.where(total > 0, 2 * hit / np.maximum(total, 1), 1.0))
 
     @property
     def dice(self) -> np.ndarray:
         """Mean Dice at each threshold, float64."""
-        return self._sum / max(self._count, 1)
+        return np.mean(self._values, axis=0) if self._values else np.zeros(len(self.thresholds))
 
-    def best(self) -> tuple[float, float]:
-        """Return the threshold with the largest mean Dice and this Dice; of equal ones the threshold nearest to 0.5."""
-        dice = self.dice
-        candidates = np.flatnonzero(dice >= dice.max() - 1e-9)
-        index = min(candidates, key=lambda i: abs(self.thresholds[i] - 0.5))
+    def choose(self) -> tuple[float, float]:
+        """Return a threshold and its mean Dice: the one nearest to 0.5 that is not clearly worse than the best.
+
+        Clearly worse is a mean Dice that is lower by more than one standard error of the difference, paired by image
+        (the rule of one standard error, Breiman et al. 1984, section 3.4.3). The best threshold of five images is
+        mostly chance; with many images the standard error is small, and the best threshold is taken.
+        """
+        dice, count = self.dice, len(self._values)
+        best = int(dice.argmax())
+        losses = np.array(self._values)[:, [best]] - np.array(self._values)
+        errors = losses.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(dice), np.inf)
+        candidates = np.flatnonzero(dice[best] - dice <= errors + 1e-9)
+        index = min(candidates, key=lambda i: (abs(self.thresholds[i] - 0.5), -dice[i]))
         return float(self.thresholds[index]), float(dice[index])
 
 

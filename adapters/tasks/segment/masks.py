@@ -166,7 +166,7 @@ def dice_of_maps(maps: np.ndarray, targets: np.ndarray, schema: MaskSchema) -> f
 def choose_thresholds(
     manifest: Manifest, probabilities: Callable[[int, tuple[int, int]], np.ndarray], schema: MaskSchema
 ) -> tuple[list[float], float]:
-    """Choose for each class the threshold with the best mean Dice over the images, at their own size.
+    """Choose for each class a threshold by the mean Dice over the images, at their own size (`DiceByThreshold.choose`).
 
     Args:
         manifest: images with masks.
@@ -175,7 +175,7 @@ def choose_thresholds(
         schema: the classes.
 
     Returns:
-        The threshold of each class, and the mean of their best Dice.
+        The threshold of each class, and the mean of their Dice.
     """
     scores = [DiceByThreshold(THRESHOLDS) for _ in schema.names]
     with torch.no_grad(), bar("choosing the threshold", len(manifest)) as progress:
@@ -184,5 +184,5 @@ def choose_thresholds(
             for score, plane, probability in zip(scores, targets, probabilities(i, (height, width)), strict=True):
                 score.add(plane, probability)
             progress.advance()
-    best = [score.best() for score in scores]
-    return [threshold for threshold, _ in best], float(np.mean([value for _, value in best]))
+    chosen = [score.choose() for score in scores]
+    return [threshold for threshold, _ in chosen], float(np.mean([value for _, value in chosen]))
