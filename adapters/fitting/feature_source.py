@@ -39,9 +39,12 @@ from dinomed.features.extract import extract, resolve_blocks
 from dinomed.io.files import to_json
 from dinomed.progress import bar
 
-COPIED_IMAGES, MIN_COPIES, MAX_COPIES = 2048, 2, 16
-"""Augmented copies of all images together, and limits for each image, if `augment_copies` is null. 2,048 images at 192
-px are 50 s on one core with the smallest backbone, and 1.2 GB of features of four blocks."""
+COPIED_IMAGES, MIN_COPIES, MAX_COPIES, MAX_CHEAP_COPIES = 2048, 2, 16, 80
+"""Augmented copies of all images together, and limits for each image, if `augment_copies` is null. The last one is the
+limit with a backbone of at most `CHEAP_PRODUCTS`. 2,048 images at 192 px are 50 s on one core with the smallest
+backbone, and 1.2 GB of features of four blocks. More copies of few images help: docs/results.md, "Label efficiency"."""
+CHEAP_PRODUCTS = 5e9
+"""Weights times patches of an image: a ViT-Ti/14 at 336 px has 3e9, a ViT-S/14 has 1.3e10."""
 Gather = Callable[[Sequence[int]], Features]
 
 
@@ -301,7 +304,7 @@ def open_feature_source(
         UsageError: settings that this backbone or device does not support.
     """
     check_precision(config.fit, backbone.device)
-    copies = 0 if windows else count_copies(config, len(splits.train))
+    copies = 0 if windows else count_copies(config, len(splits.train), _most_copies(backbone))
     if config.live and not copies:
         return LiveFeatureSource(backbone, splits, adapter, config, cache, targets, windows)
     if copies or adapter.feature_spec.images:
@@ -312,7 +315,14 @@ def open_feature_source(
     return CachedFeatureSource(backbone, gathers, (train.cls, train.mean), targets)
 
 
-def count_copies(config: TrainConfig, count: int) -> int:
+def _most_copies(backbone: FrozenBackbone) -> int:
+    """Return the limit of copies of each image."""
+    weights = sum(parameter.numel() for parameter in backbone.model.parameters())
+    patches = (backbone.preprocessing.image_size // backbone.patch_size) ** 2
+    return MAX_CHEAP_COPIES if weights * patches <= CHEAP_PRODUCTS else MAX_COPIES
+
+
+def count_copies(config: TrainConfig, count: int, most: int = MAX_COPIES) -> int:
     """Return the number of augmented copies of each training image; 0 if images are augmented anew in every epoch.
 
     With `augment_copies` null it is `COPIED_IMAGES` divided by the number of images, within limits. If the fit has no
@@ -321,12 +331,13 @@ def count_copies(config: TrainConfig, count: int) -> int:
     Args:
         config: settings of the fit.
         count: number of training images.
+        most: limit of copies of each image.
     """
     if not config.augment.active or config.tune.active:
         return 0
     if config.augment_copies is not None:
         return config.augment_copies
-    copies = min(max(ceil(COPIED_IMAGES / count), MIN_COPIES), MAX_COPIES)
+    copies = min(max(ceil(COPIED_IMAGES / count), MIN_COPIES), most)
     batches = max(1, count // config.fit.batch_size)
     passes = max(config.fit.epochs, config.fit.min_steps / batches)
     return 0 if passes <= copies else copies

@@ -70,5 +70,9 @@ class DinoUNet(PyramidAdapter):
 
 
 def conv1(before: int, after: int) -> list[nn.Module]:
-    """Return the layers of a 1x1 convolution of tokens, with BatchNorm: channels of tokens differ in scale."""
+    """Return the layers of a 1x1 convolution of tokens, whose channels are standardised over the patches of an image.
+
+    Light and colour of a device move all tokens of an image alike. Without this step the head learns these levels,
+    and marks too much on images of another device.
+    """
     return [nn.InstanceNorm2d(before), nn.Conv2d(before, after, 1), nn.ReLU()]

@@ -1,9 +1,10 @@
 """A ViT as an encoder of segmentation-models-pytorch (SMP): a feature pyramid made of several blocks.
 
 A patch counts as `stride` px: 8 or 16, the nearer one to the patch size. Decoders need powers of two, and their output
-is resized to the image afterwards. Early blocks give fine levels, late blocks give coarse levels. Each level is a 1x1
-convolution to its width, BatchNorm and ReLU, followed by a transposed convolution with a kernel of the size of its
-stride, or by a mean over tokens. These layers are part of the head and are trained; the ViT is not.
+is resized to the image afterwards. Early blocks give fine levels, late blocks give coarse levels. In each level the
+channels of the tokens are standardised over the patches of an image, which removes light and colour of the device.
+Then follow a 1x1 convolution to its width, BatchNorm, ReLU, and a transposed convolution with a kernel of the size of
+its stride, or a mean over tokens. These layers are part of the head and are trained; the ViT is not.
 
 The encoder also accepts features instead of images, so a head can be trained without running the ViT.
 """
@@ -106,7 +107,9 @@ def _ratio(target: int, stride: int) -> int:
 
 
 def _level(embed_dim: int, width: int, scale: int) -> nn.Module:
-    parts: list[nn.Module] = [nn.Conv2d(embed_dim, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    parts: list[nn.Module] = [
+        nn.InstanceNorm2d(embed_dim), nn.Conv2d(embed_dim, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+    ]  # fmt: skip
     if scale > 1:
         parts.append(nn.ConvTranspose2d(width, width, scale, stride=scale))
     return nn.Sequential(*parts)

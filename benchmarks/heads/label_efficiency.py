@@ -49,7 +49,7 @@ from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
-from dinomed.adapters.fitting.feature_source import MAX_COPIES, MIN_COPIES, open_feature_source
+from dinomed.adapters.fitting.feature_source import MAX_CHEAP_COPIES, MIN_COPIES, open_feature_source
 from dinomed.adapters.heads.auto import AUTO
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.task import find_task
@@ -163,7 +163,7 @@ class Bench:
         compute_features(backbone, torch.zeros(8, backbone.preprocessing.channels, size, size), (-1,), True)
         each = (time.process_time() - began) / 8
         copies = int(COPIES_SHARE * seconds / (each * len(splits.train)))
-        copies = min(max(copies, MIN_COPIES), MAX_COPIES) if config.augment.active else None
+        copies = min(max(copies, MIN_COPIES), MAX_CHEAP_COPIES) if config.augment.active else None
         config = config.model_copy(update={"augment_copies": copies})
         open_feature_source(backbone, splits, adapter, config, cache, lambda rows: torch.zeros(len(rows)))
         spent = time.process_time() - began

@@ -14,6 +14,7 @@ from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.fitting.config import FitConfig, TrainConfig
 from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.feature_source import (
+    MAX_CHEAP_COPIES,
     MAX_COPIES,
     MIN_COPIES,
     CopiesFeatureSource,
@@ -105,6 +106,8 @@ def test_few_images_get_many_copies_and_many_images_few() -> None:
     config = SegmentConfig()
     counts = [count_copies(config, count) for count in (25, 200, 1000, 100_000)]
     assert counts == [MAX_COPIES, 11, 3, MIN_COPIES]
+    assert count_copies(config, 25, MAX_CHEAP_COPIES) == 80
+    assert count_copies(config, 200, MAX_CHEAP_COPIES) == 11
     assert count_copies(segmenter(augment_copies=5), 25) == 5
     assert count_copies(segmenter(augment_copies=0), 25) == 0
     assert count_copies(segmenter(augment="none"), 25) == 0
