@@ -19,6 +19,7 @@ from dinomed.features.familiarity import Familiarity
 from dinomed.features.finite import check_finite, naming
 from dinomed.features.loading import preprocess_batches
 from dinomed.images.in_memory import ImageSource
+from dinomed.metrics.uncertainty.abstention import AbstentionTable
 
 Size = tuple[int, ...]
 """Height and width of an image, px."""
@@ -31,6 +32,7 @@ class Predictor(ABC):
         task: name of the task.
         classes: names of the classes, in the order of the channels of the head.
         metadata: record of the bundle, as a dict.
+        abstention: thresholds of the confidence, measured on val; None if the bundle has none.
         check: whether images are unlike the training images; None if the bundle has no features of them.
         familiarity: results of `check_batch` since `evaluate` began.
     """
@@ -47,6 +49,7 @@ class Predictor(ABC):
         self.classes: Sequence[str] = record.classes
         self.metadata: dict[str, Any] = record.model_dump(mode="json")
         self.adapter, self.backbone = adapter.to(backbone.device), backbone
+        self.abstention: AbstentionTable | None = None
         self.check: FamiliarityCheck | None = None
         self.familiarity: list[Familiarity] = []
         self._newest: tuple[Tensor, Features] | None = None  # the last batch of a prediction, for `check_batch`

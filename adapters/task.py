@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dinomed.adapters.writer import PredictionWriter
     from dinomed.backbones.frozen import FrozenBackbone
     from dinomed.datasets.manifest import Manifest
+    from dinomed.metrics.uncertainty.abstention import AbstentionRule
 
 GROUP = "dinomed.tasks"
 BUILT_IN_TASKS = {name: f"dinomed.adapters.tasks.{name}.task" for name in ("classify", "segment", "depth")}
@@ -97,7 +98,9 @@ class Task(ABC):
             raise UsageError(f"`unit=group` is for classifiers, and this is a {self.title}; leave it out")
         return self.evaluate(predictor, manifest, split)
 
-    def predict_groups(self, predictor: Any, manifest: "Manifest", out: Path, *, overwrite: bool) -> Any:
+    def predict_groups(
+        self, predictor: Any, manifest: "Manifest", out: Path, *, overwrite: bool, rule: "AbstentionRule | None" = None
+    ) -> Any:
         """Write a table with one row for each group; see `dinomed.adapters.tasks.classify.predict_groups`."""
         raise UsageError(f"`unit=group` is for classifiers, and this is a {self.title}; leave it out")
 

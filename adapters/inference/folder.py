@@ -30,8 +30,10 @@ from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.io.files import write_text
 from dinomed.io.output_folder import claimed_folder
 from dinomed.log import logger
+from dinomed.metrics.uncertainty.abstention import AbstentionRule
 from dinomed.progress import bar
 
+ABSTAINED_COLUMN = "abstained"
 FAMILIARITY_COLUMNS = ("unlike_training", "distance_percentile")
 
 
@@ -69,6 +71,8 @@ class PredictionResult:
         unreadable: (path, reason) of files that cannot be read, and of images for which the model gives no finite
             values.
         sheet: path of the contact sheet, or None.
+        rule: the rule by which predictions are abstained, or None.
+        abstained: number of predictions, or of groups, that are abstained.
     """
 
     folder: Path
@@ -76,6 +80,8 @@ class PredictionResult:
     kept: int
     unreadable: list[tuple[str, str]]
     sheet: Path | None = None
+    rule: AbstentionRule | None = None
+    abstained: int = 0
 
 
 def predict_collection(
@@ -88,6 +94,7 @@ def predict_collection(
     coco_ids: Path | None = None,
     overwrite: bool = False,
     build_sheet: SheetBuilder | None = None,
+    rule: AbstentionRule | None = None,
 ) -> PredictionResult:
     """Predict every image of a manifest.
 
@@ -108,6 +115,8 @@ def predict_collection(
         coco: write masks as COCO results too (`dinomed.adapters.tasks.segment.coco`).
         coco_ids: COCO file whose ids of images and categories they have; None for new ids.
         overwrite: start again, and remove the files of an earlier prediction in `out` (no others).
+        rule: adds a column `abstained` (yes or no): whether the confidence, 1 minus the uncertainty of the contact
+            sheet, is below a threshold. The predictions of these images are written too.
         build_sheet: builds the contact sheet, `index.html`; None or a task without a sheet writes none.
 
     Raises:
@@ -144,8 +153,9 @@ def predict_collection(
                     done |= {row[0]: row for row in rows or []}
                     failed += [(names[indices[place]], reason) for place, reason in reasons.items()]
                 progress.advance(len(loaded))
-        columns = ["image", *writer.columns, *FAMILIARITY_COLUMNS]
-        write_csv(out / TABLE_FILE, columns, [done[name] for name in names if name in done])
+        rows = [done[name] for name in names if name in done]
+        abstained = None if rule is None else [_abstains(rule, writer, row, out) for row in rows]
+        write_csv(out / TABLE_FILE, *with_abstained(["image", *writer.columns, *FAMILIARITY_COLUMNS], rows, abstained))
         if failed:
             write_csv(out / FAILED_FILE, ["image", "reason"], failed)
         else:
@@ -156,7 +166,25 @@ def predict_collection(
             write_text(sheet, build_sheet(sheet_rows, failed))
         writer.finish(out, [name for name in names if name in done])
         finish(out, plan)
-    return PredictionResult(out, len(done), kept, failed, sheet)
+    return PredictionResult(out, len(done), kept, failed, sheet, rule, sum(abstained or ()))
+
+
+def with_abstained(
+    columns: Sequence[str], rows: Sequence[Row], abstained: Sequence[bool] | None
+) -> tuple[list[str], list[Row]]:
+    """Return columns and rows with a column `abstained` before `FAMILIARITY_COLUMNS`; unchanged without values."""
+    if abstained is None:
+        return list(columns), list(rows)
+    place = -len(FAMILIARITY_COLUMNS)
+    cells = ["yes" if value else "no" for value in abstained]
+    table = [[*row[:place], cell, *row[place:]] for row, cell in zip(rows, cells, strict=True)]
+    return [*columns[:place], ABSTAINED_COLUMN, *columns[place:]], table
+
+
+def _abstains(rule: AbstentionRule, writer: PredictionWriter, row: Row, out: Path) -> bool:
+    entry = writer.sheet_entry(row, out)
+    assert entry is not None, "an adapter with thresholds of confidence has an uncertainty"
+    return rule.abstains(1 - entry.uncertainty)
 
 
 def _sheet_rows(writer: PredictionWriter, names: Sequence[str], done: Mapping[str, Row], out: Path) -> list[SheetRow]:

@@ -27,6 +27,7 @@ from dinomed.apps.api.inputs import (
 from dinomed.config import load_config
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import UsageError
+from dinomed.metrics.uncertainty.abstention import choose_rule
 
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 
@@ -202,6 +203,8 @@ def predict(
     *,
     backbone: PathLike | None = None,
     unit: Unit | None = None,
+    abstain: float | None = None,
+    max_risk: float | None = None,
     sheet: bool = True,
     names: bool = False,
     coco: bool = False,
@@ -222,6 +225,10 @@ def predict(
         out: folder to write.
         backbone: path of its backbone, if that was moved.
         unit: for a classifier, ``"group"`` for one row for all images of a group; there is no contact sheet then.
+        abstain: mark predictions as abstained, in a column of the table, whose confidence is below the threshold that
+            abstained this share of the validation images.
+        max_risk: the same with the threshold at which the kept validation images had at most this mean loss: the share
+            of wrong classes, or 1 - Dice.
         sheet: write the contact sheet.
         names: show the paths of images in the contact sheet; they may identify patients.
         coco: for a segmenter, write the masks as COCO results too: coco_results.json and coco_images.json.
@@ -230,10 +237,11 @@ def predict(
         device: auto, cpu, cuda, cuda:N or mps.
 
     Returns:
-        The folder, the numbers of new and of earlier predictions, and (path, reason) of unreadable files.
+        The folder, the numbers of new, of earlier and of abstained predictions, and (path, reason) of unreadable files.
 
     Raises:
-        UsageError: no images, `out` is in use, or groups are asked of an adapter that is no classifier.
+        UsageError: no images, `out` is in use, groups are asked of an adapter that is no classifier, or `abstain` or
+            `max_risk` cannot be used.
         DinomedError: the adapter is damaged, or nothing can be written.
 
     Example:
@@ -243,6 +251,12 @@ def predict(
     """
     _check_unit(unit)
     predictor = _predictor(adapter, backbone, device)
+    rule = choose_rule(predictor.abstention, abstain, max_risk)
+    if rule is not None and (unit or "image") != predictor.unit:
+        raise UsageError(
+            f"`abstain` and `max_risk`: the thresholds were chosen for a prediction by {predictor.unit}; "
+            f"give `unit={predictor.unit}`"
+        )
     manifest = open_dataset(images, allow_unreadable=True)
     unreadable = manifest.unreadable
     if unit != "group":
@@ -252,12 +266,12 @@ def predict(
         build = partial(build_sheet, predictor, manifest, adapter=folder, names=names) if sheet else None
         return predict_collection(
             predictor, manifest, out, unreadable=unreadable, overwrite=overwrite, build_sheet=build,
-            coco=coco or coco_ids is not None, coco_ids=None if coco_ids is None else Path(coco_ids),
+            coco=coco or coco_ids is not None, coco_ids=None if coco_ids is None else Path(coco_ids), rule=rule,
         )  # fmt: skip
     if coco or coco_ids is not None:
         raise UsageError("`coco=True` is for segmenters, and `unit=group` for classifiers; give one of the two")
-    groups = find_task(predictor.task).predict_groups(predictor, manifest, Path(out), overwrite=overwrite)
-    return PredictionResult(Path(out), groups.groups, groups.kept, [])
+    groups = find_task(predictor.task).predict_groups(predictor, manifest, Path(out), overwrite=overwrite, rule=rule)
+    return PredictionResult(Path(out), groups.groups, groups.kept, [], None, rule, groups.abstained)
 
 
 def export(

@@ -80,9 +80,20 @@ def _tables(report: dict[str, Any]) -> list[Any]:
     tables = [build_table(("", report["split"], "95% interval"), rows, title=title)]
     if classes is not None:
         tables.append(build_table(*classes))
-    tables += _gap_tables(report)
+    tables += [*_abstention_tables(report), *_gap_tables(report)]
     tables[-1].caption = "\n".join(_notes(report))
     return tables
+
+
+def _abstention_tables(report: dict[str, Any]) -> list[Any]:
+    """Return a table of the risk-coverage curves; none for a task without a confidence."""
+    from dinomed.apps.output import build_table
+    from dinomed.apps.pages.abstention import curve_columns, curve_rows
+
+    if report["abstention"] is None:
+        return []
+    title = f"Mean loss ({report['abstention']['loss']}) of the images that are kept"
+    return [build_table(curve_columns(report), curve_rows(report), title=title)]
 
 
 def _gap_tables(report: dict[str, Any]) -> list[Any]:

@@ -17,6 +17,22 @@ def predict(
         str | None,
         Option("--unit", help="For a classifier and a manifest with groups: group, one row for all images of a group."),
     ] = None,
+    abstain: Annotated[
+        float | None,
+        Option(
+            "--abstain",
+            help="Mark the least confident predictions as abstained: the threshold that does so with this share of "
+            "the validation images, such as 0.2.",
+        ),
+    ] = None,
+    max_risk: Annotated[
+        float | None,
+        Option(
+            "--max-risk",
+            help="The same, with the threshold that keeps this mean loss on the validation images: share of wrong "
+            "classes, or 1 - Dice.",
+        ),
+    ] = None,
     sheet: Annotated[
         bool, Option("--sheet/--no-sheet", help="Write index.html: thumbnails with outlines, sorted by buttons.")
     ] = True,
@@ -40,9 +56,9 @@ def predict(
     areas, or calibrated probabilities of a classifier; with --unit group it has one row for each group. With --coco a
     segmenter writes each connected region as an object of the COCO format too. Segmenters and classifiers write a
     contact sheet, `index.html`: thumbnails with outlines, at most 400, which buttons sort by area, uncertainty and
-    unlikeness to the training images. It names no image without --names. Images that cannot be used are listed in
-    `unreadable.csv`, and the exit code is 1. After an interruption the same command
-    continues where it stopped. For research use only.
+    unlikeness to the training images. It names no image without --names. With --abstain or --max-risk the column
+    `abstained` marks predictions of low confidence. Images that cannot be used are listed in `unreadable.csv`, and the
+    exit code is 1. After an interruption the same command continues where it stopped. For research use only.
     """
     arguments = locals()
     from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE
@@ -59,6 +75,12 @@ def predict(
         report |= {"images": done.images, "kept": done.kept, "unreadable": len(done.unreadable)}
         if done.sheet is not None:
             report |= {"sheet": str(done.sheet)}
+    if (rule := done.rule) is not None:
+        kept = f"{rule.coverage:.0%} of the validation images, with a mean loss of {rule.risk:.3f} ({rule.loss})"
+        report |= {
+            "abstained": done.abstained,
+            "abstention": f"confidence below {rule.threshold:.4g}, which keeps {kept}",
+        }
     emit(report | {"note": RESEARCH_USE}, as_json)
     if done.unreadable:
         first, reason = done.unreadable[0]

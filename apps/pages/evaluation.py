@@ -14,6 +14,7 @@ from dinomed.adapters.evaluated import EvaluatedUnits
 from dinomed.adapters.evaluation.evaluate import Evaluation
 from dinomed.adapters.evaluation.report import extreme_cases
 from dinomed.adapters.task import find_task
+from dinomed.apps.pages.abstention import build_abstention_section
 from dinomed.apps.pages.overlay import draw_mask, line_width_px, outline
 from dinomed.apps.pages.subgroups import build_subgroup_section
 from dinomed.datasets.manifest import Manifest
@@ -38,6 +39,7 @@ def build_evaluation_page(evaluation: Evaluation, collection: Manifest, *, names
     unlike = paragraph(f"{line[:1].upper()}{line[1:]}.")
     parts = [paragraph(_opening(result)), *_warnings(result), unlike, *_headline(result)]
     parts += _section(result, evaluation.evaluated)
+    parts += build_abstention_section(result, evaluation.evaluated)
     parts += build_subgroup_section(result)
     parts += _cases(evaluation, collection, Album(names=names))
     settings = {key: result[key] for key in ("backbone", "image_size", "images", "bootstrap", "seen_in_training")}

@@ -18,7 +18,11 @@ from dinomed.config import Config
 from dinomed.features.compute import Features
 from dinomed.metrics.calibration import TEMPERATURES, fit_temperature
 from dinomed.metrics.operating import youden_threshold
+from dinomed.metrics.uncertainty.abstention import AbstentionTable, abstention_table
 from dinomed.metrics.uncertainty.conformal import COVERAGE, conformal_limit, prediction_sets, required_groups
+
+DECIMALS = 6
+"""Decimals of probabilities in the table of predictions."""
 
 
 class SetLimit(Config):
@@ -54,6 +58,7 @@ class Answer(Config):
         thresholds: for each class the probability with the largest sensitivity + specificity on val, against the rest;
             None where val has no such images.
         sets: limit of prediction sets; None for labels that may occur together.
+        abstention: thresholds of the confidence, measured on val.
         unit: predict an image, or a group by the features of at most `frames` of its images.
         pool: average the features of a group, or concatenate them.
         frames: largest number of images of a group.
@@ -67,6 +72,7 @@ class Answer(Config):
     temperature: float | None = Field(None, ge=TEMPERATURES[0], le=TEMPERATURES[1])
     thresholds: tuple[float | None, ...] = ()
     sets: SetLimit | None = None
+    abstention: AbstentionTable | None = None
     unit: Literal["image", "group"] = "image"
     pool: Literal["mean", "concat"] = "mean"
     frames: int = Field(FRAMES, ge=1, le=100_000)
@@ -85,6 +91,36 @@ class Answer(Config):
         if self.sets is None:
             return None
         return np.flatnonzero(prediction_sets(values[None], self.sets.limit)[0]).tolist()
+
+    def confidence(self, values: np.ndarray) -> np.ndarray:
+        """Return how sure predictions are, float64 (N,), from probabilities (N, K), rounded as in the table.
+
+        It is the probability of the predicted class; of labels that may occur together that of the least certain one,
+        present or absent.
+        """
+        rounded = np.round(np.asarray(values, np.float64), DECIMALS)
+        return np.asarray(np.maximum(rounded, 1 - rounded).min(axis=1) if self.multilabel else rounded.max(axis=1))
+
+    def losses(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return the loss of each prediction, float64 (N,): 1 for a wrong class, or the share of wrong known labels.
+
+        Args:
+            values: probabilities (N, K).
+            targets: int (N,), or float (N, L) of 0, 1 and nan; labels beyond K are never predicted.
+        """
+        if not self.multilabel:
+            return np.asarray(values.argmax(axis=1) != targets, float)
+        wide = np.pad(values, ((0, 0), (0, targets.shape[1] - values.shape[1])))
+        chosen = [0.5 if value is None else value for value in self.thresholds]
+        limits = np.array([*chosen, *[0.5] * targets.shape[1]])[: targets.shape[1]]
+        known = ~np.isnan(targets)
+        wrong = ((wide >= limits) != (targets == 1)) & known
+        return np.asarray(wrong.sum(axis=1) / np.maximum(known.sum(axis=1), 1))
+
+    @property
+    def loss_name(self) -> str:
+        """Name of the loss of `losses`."""
+        return "share of wrong labels" if self.multilabel else "share of wrong classes"
 
     def alone(self, features: Features, blocks: int) -> Features:
         """Return the features of images as groups of one image: for concatenation each image fills every place."""
@@ -147,10 +183,13 @@ def calibrate(
         positive = targets[:, index] if targets.ndim == 2 else (targets == index).astype(float)
         rows = ~np.isnan(positive)
         thresholds.append(youden_threshold(positive[rows] == 1, scores[rows, index]))
+    answer = scaled.model_copy(update={"thresholds": tuple(thresholds)})
+    units = list(range(len(targets))) if groups is None else groups
+    losses = answer.losses(scores, targets)
+    abstention = abstention_table(answer.confidence(scores), losses, units, answer.loss_name)
     sets = None
     if targets.ndim == 1:
         of_label = np.where(known, scores[np.arange(len(scores)), np.where(known, targets, 0)], -1.0)
-        units = list(range(len(targets))) if groups is None else groups
         limit = conformal_limit(of_label, units, coverage)
         sets = SetLimit(coverage=coverage, limit=limit, groups=len(set(units)))
-    return scaled.model_copy(update={"thresholds": tuple(thresholds), "sets": sets})
+    return answer.model_copy(update={"sets": sets, "abstention": abstention})

@@ -28,7 +28,8 @@ class ClassPrediction:
             separator between them.
         probabilities: name of each class to its probability, 0 to 1.
         prediction_set: the classes that are plausible at the coverage of the adapter
-            (`dinomed.metrics.uncertainty.conformal`); None for labels that may occur together.
+            (`dinomed.metrics.uncertainty.conformal`); None for labels that may occur together, and for an adapter for
+            groups, whose limit holds for groups.
     """
 
     label: str
@@ -42,7 +43,7 @@ class ClassifyPredictor(Predictor):
     def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone) -> None:
         super().__init__(record, adapter, backbone)
         self.answer = answer_from(record)
-        self.unit = self.answer.unit
+        self.unit, self.abstention = self.answer.unit, self.answer.abstention
         self._several_sizes = self.answer.scales != (1.0,)
         self._native = UnchangedPixels(**backbone.preprocessing.model_dump())
         self.batch_size = 1 if self._several_sizes else Predictor.batch_size
@@ -139,7 +140,7 @@ class ClassifyPredictor(Predictor):
             ClassPrediction(
                 self.predicted(values),
                 dict(zip(self.classes, values.tolist(), strict=True)),
-                self.prediction_set(values),
+                self.prediction_set(values) if self.unit == "image" else None,
             )
             for values in self.probability_rows(pixels)
         ]

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
-from dinomed.adapters.inference.folder import FAMILIARITY_COLUMNS, familiarity_cells
+from dinomed.adapters.inference.folder import FAMILIARITY_COLUMNS, familiarity_cells, with_abstained
 from dinomed.adapters.inference.plan import PLAN_FILE, TABLE_FILE, PredictionPlan, add_rows, begin, finish
 from dinomed.adapters.tasks.classify.evaluate import groups_for
 from dinomed.adapters.tasks.classify.groups import Groups
@@ -20,6 +21,7 @@ from dinomed.features.familiarity import Familiarity
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.io.output_folder import claimed_folder
 from dinomed.log import logger
+from dinomed.metrics.uncertainty.abstention import AbstentionRule
 from dinomed.progress import bar
 
 IMAGES = 64
@@ -28,14 +30,20 @@ IMAGES = 64
 
 @dataclass(frozen=True)
 class GroupPredictionResult:
-    """The numbers of groups that were predicted in all, and by an interrupted call before (`kept`)."""
+    """The numbers of groups that were predicted in all, by an interrupted call before (`kept`), and abstained."""
 
     groups: int
     kept: int
+    abstained: int = 0
 
 
 def predict_group_table(
-    predictor: ClassifyPredictor, manifest: Manifest, out: str | Path, *, overwrite: bool = False
+    predictor: ClassifyPredictor,
+    manifest: Manifest,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    rule: AbstentionRule | None = None,
 ) -> GroupPredictionResult:
     """Write `predictions.csv` with one row for each group.
 
@@ -50,6 +58,7 @@ def predict_group_table(
         manifest: images with groups.
         out: output folder.
         overwrite: replace an earlier prediction in `out`.
+        rule: adds a column `abstained` (yes or no): whether the confidence is below a threshold.
 
     Raises:
         UsageError: the manifest has no groups, or `out` is in use.
@@ -86,13 +95,14 @@ def predict_group_table(
                 add_rows(out, rows)
                 done |= {row[0]: row for row in rows}
                 progress.advance(len(places))
-        write_csv(
-            out / TABLE_FILE,
-            ["group", "images", "predicted", *predictor.classes, *sets, *FAMILIARITY_COLUMNS],
-            [done[str(place)][1:] for place in range(len(groups))],
-        )
+        table = [done[str(place)][1:] for place in range(len(groups))]
+        columns = ["group", "images", "predicted", *predictor.classes, *sets, *FAMILIARITY_COLUMNS]
+        values = np.array([row[3 : 3 + len(predictor.classes)] for row in table], np.float64)
+        confidence = predictor.answer.confidence(values) if rule is not None else []
+        abstained = None if rule is None else [rule.abstains(value) for value in confidence]
+        write_csv(out / TABLE_FILE, *with_abstained(columns, table, abstained))
         finish(out, plan)
-    return GroupPredictionResult(len(groups), kept)
+    return GroupPredictionResult(len(groups), kept, sum(abstained or ()))
 
 
 def _parts(groups: Groups) -> Iterator[list[int]]:

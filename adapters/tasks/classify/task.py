@@ -19,6 +19,7 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
+from dinomed.metrics.uncertainty.abstention import AbstentionRule
 
 TOKENS = ("cls", "mean", "cls+mean")
 
@@ -111,10 +112,13 @@ class ClassifyTask(Task):
     def build_writer(self, predictor: ClassifyPredictor, names: Sequence[str]) -> ClassifyWriter:
         return ClassifyWriter(predictor, names)
 
-    def predict_groups(self, predictor: ClassifyPredictor, manifest: Manifest, out: Path, *, overwrite: bool) -> Any:
+    def predict_groups(
+        self, predictor: ClassifyPredictor, manifest: Manifest, out: Path, *, overwrite: bool,
+        rule: AbstentionRule | None = None,
+    ) -> Any:  # fmt: skip
         from dinomed.adapters.tasks.classify.predict_groups import predict_group_table
 
-        return predict_group_table(predictor, manifest, out, overwrite=overwrite)
+        return predict_group_table(predictor, manifest, out, overwrite=overwrite, rule=rule)
 
     def card_rows(self, record: AdapterRecord) -> list[tuple[str, str]]:
         usage = record.usage

@@ -22,8 +22,8 @@ class ClassifyWriter(PredictionWriter):
     """Writes the predicted class, the probability of each class, and the prediction set (classes with | between)."""
 
     def __init__(self, predictor: ClassifyPredictor, names: Sequence[str]) -> None:
-        sets = [] if predictor.answer.sets is None else [SET_COLUMN]
-        super().__init__(names, ["predicted", *predictor.classes, *sets])
+        self.with_sets = predictor.answer.sets is not None and predictor.unit == "image"  # not for images as groups
+        super().__init__(names, ["predicted", *predictor.classes, *([SET_COLUMN] if self.with_sets else [])])
         self.predictor = predictor
 
     def write_batch(
@@ -34,7 +34,7 @@ class ClassifyWriter(PredictionWriter):
                 self.names[i],
                 self.predictor.predicted(values),
                 *(f"{value:.6f}" for value in values),
-                *set_cells(self.predictor, values),
+                *(set_cells(self.predictor, values) if self.with_sets else []),
             ]
             for i, values in zip(indices, self.predictor.probability_rows(pixels), strict=True)
         ]

@@ -34,7 +34,9 @@ from dinomed.errors import UsageError
 from dinomed.features.finite import naming
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.io.prefetch import prefetch
+from dinomed.metrics.uncertainty.abstention import AbstentionTable, abstention_table
 
+LOSS = "1 - Dice"
 MEASURED = ("dice_at_training_size", "dice_by_windows")
 """Names of the Dice on val after each epoch: without windows, and with them."""
 
@@ -89,8 +91,27 @@ class SegmenterFit(HeadFit):
 
             thresholds, metrics["dice"] = choose_thresholds(self.splits.val, probabilities, self.schema)
             self.usage["thresholds"] = thresholds
+        self.usage["abstention"] = self._measure_confidence().model_dump(mode="json")
         threshold = thresholds[0] if len(thresholds) == 1 else None
         return FitOutcome(list(self.schema.names), metrics, self.usage, threshold)
+
+    def _measure_confidence(self) -> AbstentionTable:
+        """Compare the confidence of the masks of val with their Dice, at the chosen thresholds."""
+        self.__dict__.pop("predictor", None)  # it was made without the thresholds
+        predictor, schema, val = self.predictor, self.schema, self.splits.val
+        predicted = None if self.plain else predicted_maps(predictor, val)
+        confidence, losses = [], []
+        for row, targets in enumerate(prefetch(partial(schema.read, val), range(len(val)), None)):
+            if predicted is not None:
+                maps = next(predicted)
+            else:
+                outputs = self.adapter(self.features.val([row])).float()
+                maps = predictor.activate(interpolate(outputs, targets.shape[1:], mode="bilinear"))[0].cpu().numpy()
+            confidence.append(predictor.confidence(maps))
+            pairs = zip(schema.planes(targets), schema.planes(predictor.decide(maps)), strict=True)
+            planes = [pair for k, pair in enumerate(pairs) if k in schema.reported]
+            losses.append(1 - float(np.mean([plane_dice(target, mask) for target, mask in planes])))
+        return abstention_table(np.array(confidence), np.array(losses), val.units(), LOSS)
 
     def read_masks(self) -> None:
         """Read the masks of train and val: set `targets`, `val_masks` and `digest`, and `windows` if set."""
@@ -131,6 +152,16 @@ class SegmenterFit(HeadFit):
         val_masks = prefetch(partial(self.schema.read, self.splits.val), range(len(self.splits.val)), None)
         for maps, known in zip(predicted_maps(self.predictor, self.splits.val), val_masks, strict=True):
             yield dice_of_maps(maps, known, self.schema)
+
+
+def plane_dice(target: np.ndarray, mask: np.ndarray) -> float:
+    """Return the Dice of two masks of 0 and 1; 1 if both are empty.
+
+    >>> plane_dice(np.array([1, 1, 0]), np.array([0, 1, 1])), plane_dice(np.zeros(3), np.zeros(3))
+    (0.5, 1.0)
+    """
+    total = float(target.sum(dtype=np.int64) + mask.sum(dtype=np.int64))
+    return 2 * float((target.astype(bool) & mask.astype(bool)).sum()) / total if total else 1.0
 
 
 def predicted_maps(predictor: SegmentPredictor, manifest: Manifest) -> Iterator[np.ndarray]:

@@ -17,7 +17,10 @@ from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import Config
 from dinomed.errors import DinomedError
+from dinomed.metrics.uncertainty.abstention import AbstentionTable
 
+DECIMALS = 4
+"""Decimals of the uncertainty in the table of predictions."""
 BACKGROUND = 0.1
 """Pixels below this probability are taken for background by `mask_uncertainty`."""
 
@@ -55,6 +58,8 @@ class SegmentPredictor(DensePredictor):
         usage = record.usage
         super().__init__(record, adapter, backbone, views_of(usage))
         self.schema = mask_schema_from(usage.get("mask_schema"))
+        if usage.get("abstention") is not None:
+            self.abstention = parse_usage(AbstentionTable, usage["abstention"], "abstention")
         self.exclusive = self.schema.exclusive
         single = 0.5 if record.threshold is None else record.threshold
         self.thresholds = parse_usage(_Thresholds, {"thresholds": usage.get("thresholds") or ()}).thresholds
@@ -91,6 +96,15 @@ class SegmentPredictor(DensePredictor):
         if not self.schema.exclusive:
             return probabilities.max(axis=0)
         return probabilities[list(self.schema.reported)].sum(axis=0).clip(0, 1)
+
+    def confidence(self, probabilities: np.ndarray) -> float:
+        """Return how sure the mask of an image is: 1 minus its `mask_uncertainty`, rounded as in the table.
+
+        Args:
+            probabilities: float32 (classes, H, W).
+        """
+        inside = self.schema.any_class(self.decide(probabilities)).astype(bool)
+        return round(1 - mask_uncertainty(self.any_class(probabilities), inside), DECIMALS)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """Return the decision at each pixel, uint8 (planes, H, W) as in `mask_schema`, from float32 (classes, H, W)."""

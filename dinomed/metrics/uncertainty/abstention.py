@@ -10,42 +10,118 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field, model_validator
 
+from dinomed.config import Config
+from dinomed.errors import UsageError
 from dinomed.metrics.bootstrap import group_index
 from dinomed.metrics.ratios import divide
 
 
 @dataclass(frozen=True)
-class AbstentionTable:
-    """The coverage and the risk on validation images of at most 101 thresholds of confidence, from the highest.
+class AbstentionRule:
+    """A threshold of confidence: a prediction is kept if its confidence reaches it.
 
     Attributes:
-        thresholds: float, falling; a prediction is kept if its confidence reaches the threshold.
+        threshold: smallest confidence of a kept prediction.
+        coverage: share of the validation images that are kept.
+        risk: mean loss of these images.
+        loss: name of the loss.
+    """
+
+    threshold: float
+    coverage: float
+    risk: float
+    loss: str
+
+    def abstains(self, confidence: float) -> bool:
+        """Return whether a prediction is abstained. Confidences are rounded as in the table of predictions."""
+        return confidence < self.threshold - 1e-9
+
+
+class AbstentionTable(Config):
+    """The coverage and the risk on validation images of at most 100 thresholds of confidence, from the highest.
+
+    Attributes:
+        loss: name of the loss.
+        thresholds: falling; a prediction is kept if its confidence reaches the threshold.
         coverages: share of the validation images that are kept, rising to 1.
         risks: their mean loss.
     """
 
-    thresholds: tuple[float, ...]
+    loss: str
+    thresholds: tuple[float, ...] = Field(min_length=1, max_length=1000)
     coverages: tuple[float, ...]
     risks: tuple[float, ...]
 
-    def at_coverage(self, coverage: float) -> int:
-        """Return the place of the highest threshold that keeps at least `coverage` of the images."""
-        return min(int(np.searchsorted(self.coverages, coverage - 1e-9)), len(self.coverages) - 1)
+    @model_validator(mode="after")
+    def _fits(self) -> "AbstentionTable":
+        if not len(self.thresholds) == len(self.coverages) == len(self.risks):
+            raise ValueError("thresholds, coverages and risks differ in length")
+        if (np.diff(self.thresholds) >= 0).any() or (np.diff(self.coverages) <= 0).any():
+            raise ValueError("thresholds do not fall, or coverages do not rise")
+        return self
 
-    def at_risk(self, risk: float) -> int | None:
-        """Return the place of the lowest threshold whose risk is at most `risk`; None if no threshold reaches it."""
+    def at_coverage(self, coverage: float) -> AbstentionRule:
+        """Return the highest threshold that keeps at least `coverage` of the validation images."""
+        return self._rule(min(int(np.searchsorted(self.coverages, coverage - 1e-9)), len(self.coverages) - 1))
+
+    def at_risk(self, risk: float) -> AbstentionRule:
+        """Return the threshold that keeps the most validation images with a mean loss of at most `risk`.
+
+        Raises:
+            UsageError: no threshold reaches the risk.
+        """
         places = np.flatnonzero(np.array(self.risks) <= risk + 1e-12)
-        return int(places[-1]) if len(places) else None
+        if not len(places):
+            raise UsageError(
+                f"`max_risk={risk:g}`: on the validation images the smallest risk ({self.loss}) of any threshold is "
+                f"{min(self.risks):.3g}; give it or more"
+            )
+        return self._rule(int(places[-1]))
+
+    def _rule(self, place: int) -> AbstentionRule:
+        return AbstentionRule(self.thresholds[place], self.coverages[place], self.risks[place], self.loss)
 
 
-def abstention_table(confidence: np.ndarray, losses: np.ndarray, groups: Sequence[object]) -> AbstentionTable:
+def choose_rule(
+    table: AbstentionTable | None, abstain: float | None = None, max_risk: float | None = None
+) -> AbstentionRule | None:
+    """Return the rule that a user asks for; None if neither share nor risk is given.
+
+    Args:
+        table: thresholds of an adapter, or None if it has none.
+        abstain: share of the validation images that is abstained, in [0, 1).
+        max_risk: largest mean loss of the kept validation images, 0 to 1.
+
+    Raises:
+        UsageError: a value is out of its range, both are given, or the adapter has no table.
+    """
+    if abstain is None and max_risk is None:
+        return None
+    if abstain is not None and max_risk is not None:
+        raise UsageError("`abstain` and `max_risk` exclude each other; give one of them")
+    name, value = ("abstain", abstain) if max_risk is None else ("max_risk", max_risk)
+    assert value is not None
+    if not 0 <= value < 1:
+        raise UsageError(f"`{name}={value:g}`: give a share from 0 to below 1, such as 0.2")
+    if table is None:
+        raise UsageError(
+            f"`{name}={value:g}`: the adapter has no thresholds of confidence; train a classifier or a segmenter again"
+        )
+    return table.at_coverage(1 - value) if max_risk is None else table.at_risk(value)
+
+
+def abstention_table(
+    confidence: np.ndarray, losses: np.ndarray, groups: Sequence[object], loss: str
+) -> AbstentionTable:
     """Measure coverage and risk at every percentile of the confidence.
 
     Args:
-        confidence: float (N,), finite.
+        confidence: float (N,), finite, rounded as in the table of predictions.
         losses: float (N,).
         groups: group of each image, N.
+        loss: name of the loss.
     """
     index = group_index(groups)
     weights = 1 / np.bincount(index)[index]
@@ -56,6 +132,5 @@ def abstention_table(confidence: np.ndarray, losses: np.ndarray, groups: Sequenc
     lost = (weights * losses)[order].cumsum()[ends]
     coverage, risk = kept / kept[-1], divide(lost, kept)
     places = np.unique(np.searchsorted(coverage, np.linspace(0.01, 1, 100) - 1e-9).clip(0, len(ends) - 1))
-    return AbstentionTable(
-        tuple(ordered[ends][places].tolist()), tuple(coverage[places].tolist()), tuple(risk[places].tolist())
-    )
+    parts = (tuple(values[places].tolist()) for values in (ordered[ends], coverage, risk))
+    return AbstentionTable(loss=loss, **dict(zip(("thresholds", "coverages", "risks"), parts, strict=True)))

@@ -78,10 +78,15 @@ def test_the_page_holds_everything_and_names_nobody(user: Path, task: str) -> No
     first = next(iter(metrics["intervals"].values()))
     assert first["low"] <= first["value"] <= first["high"]
     if task == "classify":
-        assert page.count("<svg") == 3
+        assert page.count("<svg") == 4
         assert np.sum(metrics["metrics"]["confusion"]) == metrics["metrics"]["n"]
     else:
         assert metrics["metrics"]["lesions"]["lesions"] > 0
+        assert page.count("<svg") == 1
+    curve = next(iter(metrics["abstention"]["curves"].values()))
+    assert curve["aurc_low"] <= curve["aurc"] <= curve["aurc_high"]
+    assert curve["aurc_best"] <= curve["aurc"]
+    assert len(metrics["abstention"]["thresholds"]) > 0
     _, _, named = evaluate(user, task, "--names")
     assert any(image in named for image in manifest.column("image"))
 
