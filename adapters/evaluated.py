@@ -9,11 +9,16 @@ import numpy as np
 
 from dinomed.datasets.manifest import Manifest
 from dinomed.metrics.bootstrap import RESAMPLES, Statistic, bootstrap
+from dinomed.metrics.uncertainty.abstention import AbstentionTable
 
 MIN_GROUPS, MIN_CASES = 20, 10
 """A subgroup is judged if it has this many groups, and for the rates of a class this many groups with and without it.
 
 With fewer the 95% interval of a rate is wider than 0.6 (Clopper and Pearson 1934, for 5 of 10)."""
+
+
+LIKENESS = "likeness to the training images"
+"""Name of the confidence that is minus the distance from the training images."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,10 @@ class EvaluatedUnits(ABC):
         scores: float (N,), how good each prediction is; orders the best and worst cases.
         headline: names of the metrics that get intervals.
         errors: those of which a small value is a good one.
+        confidences: name to float (N,), how sure each prediction is; for the risk-coverage curves.
+        losses: float (N,), the loss of each prediction, nan where undefined; None without confidences.
+        loss_name: name of the loss.
+        abstention: thresholds of the first confidence, measured on val; None if there are none.
     """
 
     manifest: Manifest
@@ -73,6 +82,10 @@ class EvaluatedUnits(ABC):
     scores: np.ndarray
     headline: tuple[str, ...]
     errors: Collection[str] = ()
+    confidences: dict[str, np.ndarray]
+    losses: np.ndarray | None = None
+    loss_name: str = ""
+    abstention: AbstentionTable | None = None
 
     @abstractmethod
     def metrics(self, rows: Sequence[int]) -> dict[str, Any]:
@@ -129,7 +142,9 @@ class EvaluatedValues(EvaluatedUnits):
         columns: name of the metric to its values, float (N,), nan where undefined. The first column is the score.
         summary: rows to all metrics over them.
         errors: names of the columns of which a small value is a good one. If the first is one, the score is its
-            negative.
+            negative. The loss of an image is its first value, or 1 minus it if a large value is a good one.
+        confidences: name to float (N,), as in `EvaluatedUnits`.
+        abstention: thresholds of the first confidence, measured on val.
     """
 
     manifest: Manifest
@@ -137,9 +152,14 @@ class EvaluatedValues(EvaluatedUnits):
     columns: Mapping[str, np.ndarray]
     summary: Callable[[Sequence[int]], Mapping[str, Any]]
     errors: Collection[str] = ()
+    confidences: dict[str, np.ndarray] = field(default_factory=dict)
+    abstention: AbstentionTable | None = None
 
     def __post_init__(self) -> None:
         self.headline = tuple(self.columns)
+        first = self.headline[0]
+        self.losses = self.columns[first] if first in self.errors else 1 - self.columns[first]
+        self.loss_name = first if first in self.errors else f"1 - {first}"
         sign = -1.0 if self.headline[0] in self.errors else 1.0
         self.scores = np.nan_to_num(sign * self.columns[self.headline[0]], nan=-np.inf)
         self._table = np.stack(list(self.columns.values()), axis=1)

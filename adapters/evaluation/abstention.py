@@ -26,7 +26,7 @@ def summarize_abstention(evaluated: EvaluatedUnits, resamples: int = RESAMPLES) 
         - `curves`: name of a confidence to the entries of `dinomed.metrics.uncertainty.risk_coverage.summarize_curve`,
           with `aurc_low` and `aurc_high`.
         - `thresholds`: for thresholds of the first confidence that were chosen on val: `threshold`, `coverage_of_val`,
-          `risk_of_val`, and here `coverage` and `risk` with `_low` and `_high`. Empty for an adapter without thresholds.
+          `risk_of_val`, and here `coverage` and `risk` with `_low` and `_high`. Empty for an adapter without them.
     """
     if evaluated.losses is None or not evaluated.confidences:
         return None

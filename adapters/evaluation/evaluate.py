@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dinomed.adapters.bundle import read_record, read_training_hashes
-from dinomed.adapters.evaluated import EvaluatedUnits
+from dinomed.adapters.evaluated import LIKENESS, EvaluatedUnits
 from dinomed.adapters.evaluation.report import summarize
 from dinomed.adapters.evaluation.subgroups import check_columns, check_subgroups
 from dinomed.adapters.fitting.data import select_split
@@ -91,6 +93,11 @@ def evaluate_in_full(
     predictor = load_adapter(folder, device, backbone)
     predictor.familiarity.clear()
     evaluated = task.evaluate_units(predictor, chosen, split, unit)
+    check, _ = usable_check(predictor.check)
+    if check is None:
+        evaluated.confidences.pop(LIKENESS, None)
+    elif len(predictor.familiarity) == len(evaluated.groups) and LIKENESS not in evaluated.confidences:
+        evaluated.confidences[LIKENESS] = np.array([-image.distance for image in predictor.familiarity])
     result = {
         "purpose": RESEARCH_USE,
         "adapter": str(folder),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.evaluated import MIN_GROUPS, EvaluatedUnits
+from dinomed.adapters.evaluation.abstention import summarize_abstention
 from dinomed.adapters.evaluation.comparison import compare
 from dinomed.adapters.evaluation.subgroups import split_subgroups
 from dinomed.metrics.bootstrap import LEVEL, RESAMPLES
@@ -24,8 +25,8 @@ def summarize(evaluated: EvaluatedUnits, by: Sequence[str] = (), resamples: int 
         resamples: number of bootstrap resamples of the groups.
 
     Returns:
-        `metrics`, `intervals`, `bootstrap` (its settings), the details of the task, and, if `by` is not empty,
-        `subgroups` and `gaps`.
+        `metrics`, `intervals`, `bootstrap` (its settings), the details of the task, `abstention`, and, if `by` is not
+        empty, `subgroups` and `gaps`.
     """
     rows = range(len(evaluated.groups))
     report: dict[str, Any] = {
@@ -39,6 +40,7 @@ def summarize(evaluated: EvaluatedUnits, by: Sequence[str] = (), resamples: int 
             "seed": 0,
         },
     } | evaluated.details(resamples)
+    report["abstention"] = summarize_abstention(evaluated, resamples)
     if by:
         report["subgroups"] = summarize_subgroups(evaluated, by, resamples)
         report["gaps"] = {

@@ -77,10 +77,8 @@ def predict(
             report |= {"sheet": str(done.sheet)}
     if (rule := done.rule) is not None:
         kept = f"{rule.coverage:.0%} of the validation images, with a mean loss of {rule.risk:.3f} ({rule.loss})"
-        report |= {
-            "abstained": done.abstained,
-            "abstention": f"confidence below {rule.threshold:.4g}, which keeps {kept}",
-        }
+        text = f"confidence below {rule.threshold:.4g}, which keeps {kept}"
+        report |= {"abstained": done.abstained, "abstention": text}
     emit(report | {"note": RESEARCH_USE}, as_json)
     if done.unreadable:
         first, reason = done.unreadable[0]

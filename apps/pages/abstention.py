@@ -13,7 +13,8 @@ from dinomed.metrics.uncertainty.risk_coverage import RiskCoverage
 
 CURVE_COLUMNS = ("order of the images", "area under the curve", "95% interval", "without order", "smallest possible")
 THRESHOLD_COLUMNS = (
-    "threshold from val", "coverage on val", "loss on val", "coverage", "95% interval", "loss of the kept", "95% interval",
+    "threshold from val", "coverage on val", "loss on val", "coverage", "95% interval", "loss of the kept",
+    "95% interval",
 )  # fmt: skip
 
 

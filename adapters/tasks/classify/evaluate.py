@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
+from dinomed.adapters.evaluated import LIKENESS
 from dinomed.adapters.task import Unit
 from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
 from dinomed.adapters.tasks.classify.groups import Groups, check_labels, group_images
@@ -37,6 +38,7 @@ def evaluate_classifier(
     if answer.unit == "group" and unit == "image":
         raise UsageError("this adapter predicts groups (unit: group); it cannot be evaluated on single images")
     columns = LabelColumns(answer.columns, answer.separator)
+    groups = None
     if unit == "image":
         units, probabilities = manifest, predict_images(predictor, manifest)
     else:
@@ -45,8 +47,12 @@ def evaluate_classifier(
         units, probabilities = groups.first(), predict_groups(predictor, groups)
     targets, names = columns.read_targets(units, list(predictor.classes), split)
     if unit != answer.unit:  # the limit of the sets was chosen for the probabilities of single images
-        answer = answer.model_copy(update={"sets": None})
-    return EvaluatedClasses(units, units.units(), targets, probabilities, names, answer)
+        answer = answer.model_copy(update={"sets": None, "abstention": None})
+    evaluated = EvaluatedClasses(units, units.units(), targets, probabilities, names, answer)
+    if groups is not None and len(predictor.familiarity) == len(groups.manifest):
+        distances = np.array([image.distance for image in predictor.familiarity])
+        evaluated.confidences[LIKENESS] = np.array([-distances[list(members)].max() for members in groups.members])
+    return evaluated
 
 
 def groups_for(predictor: ClassifyPredictor, manifest: Manifest) -> Groups:

@@ -18,6 +18,9 @@ from dinomed.metrics.multilabel import MultilabelPredictions, multilabel_metrics
 from dinomed.metrics.operating import operating_point
 from dinomed.metrics.uncertainty.conformal import prediction_sets, set_metrics
 
+CONFIDENCE = "probability of the prediction"
+"""Name of the confidence of a classifier."""
+
 
 @dataclass
 class EvaluatedClasses(EvaluatedUnits):
@@ -39,6 +42,9 @@ class EvaluatedClasses(EvaluatedUnits):
     errors: Collection[str] = ("ece", "brier", "nll")
 
     def __post_init__(self) -> None:
+        self.confidences = {CONFIDENCE: self.answer.confidence(self.probabilities)} if len(self.probabilities) else {}
+        self.losses, self.loss_name = self.answer.losses(self.probabilities, self.targets), self.answer.loss_name
+        self.abstention = self.answer.abstention
         self.wide = widen(self.probabilities, len(self.names))  # (N, len(names)); nan for classes without a probability
         self.headline = ("auroc", "auprc", "ece", "brier", "nll")
         if self.answer.multilabel:

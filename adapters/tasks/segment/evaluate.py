@@ -15,6 +15,9 @@ from dinomed.metrics.lesions import LesionCounts, count_lesions, lesion_metrics
 from dinomed.metrics.segmentation import Overlap, overlap, segmentation_metrics
 from dinomed.progress import bar
 
+CONFIDENCE = "Dice expected by the probabilities"
+"""Name of the confidence of a mask: 1 minus `mask_uncertainty`."""
+
 
 @dataclass(frozen=True)
 class ClassComparison:
@@ -24,8 +27,15 @@ class ClassComparison:
     lesions: LesionCounts
 
 
-def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, list[ClassComparison]]:
-    """Compare predicted masks with the targets of `manifest`: for each reported class one comparison for each image."""
+def compare_masks(
+    predictor: SegmentPredictor, manifest: Manifest
+) -> tuple[dict[str, list[ClassComparison]], list[float]]:
+    """Compare predicted masks with the targets of `manifest`.
+
+    Returns:
+        For each reported class one comparison for each image; and the confidence of each image.
+    """
+    confidence: list[float] = []
     schema = predictor.schema
     comparisons: dict[str, list[ClassComparison]] = {schema.names[k]: [] for k in schema.reported}
     names = manifest.column("image")
@@ -36,19 +46,20 @@ def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> dict[str, 
                 maps = predictor.batch_maps(pixels, [image.size for image in loaded])
                 predictor.check_batch(pixels)
             for image, probabilities in zip(loaded, maps, strict=True):
+                confidence.append(predictor.confidence(probabilities))
                 targets = schema.planes(schema.read(manifest, image.index))
                 predicted = schema.planes(predictor.decide(probabilities))
                 for k in schema.reported:
                     lesions = count_lesions(targets[k], predicted[k])
                     comparisons[schema.names[k]].append(ClassComparison(overlap(targets[k], predicted[k]), lesions))
             progress.advance(len(loaded))
-    return comparisons
+    return comparisons, confidence
 
 
 def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> EvaluatedValues:
     """Compare the predictions for `manifest` with its masks. The metrics also hold `lesions`, the counts of
     `dinomed.metrics.lesions`. For several classes the values of an image are means over the classes."""
-    compared = compare_masks(predictor, manifest)
+    compared, confidence = compare_masks(predictor, manifest)
 
     def summary(rows: Sequence[int]) -> dict[str, Any]:
         chosen = {name: [cases[i] for i in rows] for name, cases in compared.items()}
@@ -62,7 +73,10 @@ def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> Evalu
         known = ~np.isnan(values)
         total, count = np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0)
         columns[name] = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
-    return EvaluatedValues(manifest, manifest.units(), columns, summary, errors=("hd95_px",))
+    return EvaluatedValues(
+        manifest, manifest.units(), columns, summary, errors=("hd95_px",),
+        confidences={CONFIDENCE: np.array(confidence)}, abstention=predictor.abstention,
+    )  # fmt: skip
 
 
 def mean_over_classes(per_class: dict[str, dict[str, Any]]) -> dict[str, Any]:

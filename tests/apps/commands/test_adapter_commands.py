@@ -63,7 +63,7 @@ def test_each_metric_of_a_classifier_stands_under_its_own_header(user_folder: Pa
     report = json.loads(run("evaluate", user_folder / "cls", "--data", user_folder / "derm.parquet", "--json")[1])
     rows = cells_of(out)
     header = rows.index(["class", "n", "sensitivity", "AUROC", "AUPRC"])
-    metrics, classes = rows[:header], rows[header + 1 :]
+    metrics, classes = rows[:header], rows[header + 1 :][: len(report["metrics"]["per_class"])]
     assert metrics[0] == ["", "test", "95% interval"]
     printed = {name: float(value) for name, value, _ in metrics[1:]}
     assert printed == {name: pytest.approx(row["value"], abs=5e-4) for name, row in report["intervals"].items()}
