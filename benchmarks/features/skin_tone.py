@@ -2,7 +2,7 @@
 
     python benchmarks/features/skin_tone.py derm.parquet -o derm_tone.parquet
 
-The new manifest has the columns `typology_angle` (degrees) and `skin_tone` (category), both empty where no skin is seen.
+The new manifest has the columns `typology_angle` (degrees) and `skin_tone` (category), empty where no skin is seen.
 Use them with ``dinomed evaluate --by skin_tone``. `dinomed.datasets.skin_tone` has the method and its limits: the value
 is a property of the picture, not of the person.
 """
