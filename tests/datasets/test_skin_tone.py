@@ -29,7 +29,7 @@ def picture(skin: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     ("skin", "tone"),
     [
-        ((244, 224, 208), "very light"), ((232, 196, 168), "light"), ((214, 172, 136), "intermediate"),
+        ((244, 224, 208), "very light"), ((225, 185, 150), "light"), ((200, 155, 120), "intermediate"),
         ((180, 136, 100), "tan"), ((130, 92, 66), "brown"), ((92, 64, 52), "dark"),
     ],
 )  # fmt: skip
