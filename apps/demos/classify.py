@@ -4,11 +4,13 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
-from dinomed.apps.demos.parts import Picture
+from dinomed.apps.demos.parts import Picture, Summary
 from dinomed.apps.demos.retrieve import show_cases, similar
 
 CASES = 6
@@ -33,6 +35,7 @@ class ClassifyPanel(Panel):
 
     name, title = "classify", "Classify"
     explanation = text("classify_explanation")
+    summarizes = True
 
     def __init__(self, predictor: ClassifyPredictor, image_index: ImageIndex | None = None) -> None:
         self.predictor, self.preprocessing = predictor, predictor.backbone.preprocessing
@@ -55,6 +58,13 @@ class ClassifyPanel(Panel):
         neighbors, related = similar(self.image_index, answers[1], picture.sha256, CASES, True)
         cases = show_cases(self.image_index, picture, neighbors, related, regions=bool(settings.get("regions")))
         return {"html": f'{bars}<h3>{text("similar")}</h3><div id="similar">{cases}</div>'}
+
+    def summarize(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> Summary:
+        probabilities: dict[str, float] = answers[0]
+        row = np.array([probabilities[name] for name in self.predictor.classes])
+        values = {"predicted": self.predictor.predicted(row)}
+        values |= {f"probability {name}": round(value, 4) for name, value in probabilities.items()}
+        return Summary(self.predictor.describe(row), values, self.predictor.uncertainty(row))
 
 
 def show_probabilities(predictor: ClassifyPredictor, probabilities: Mapping[str, float]) -> str:

@@ -77,7 +77,7 @@ def serve_demo(
 
         from dinomed.apps.demos.page import build_page  # imports Gradio, so only here
 
-        panels = list(_panels(predictors, image_index, retrieve))
+        panels = _with_batch(list(_panels(predictors, image_index, retrieve)))
         if save is not None:
             _save_decisions(panels, predictors, save)
         serve(
@@ -169,6 +169,13 @@ def _panels(predictors: Sequence["Predictor"], image_index: "ImageIndex | None",
         yield ExplorePanel(predictors[0].backbone)
     elif image_index is not None:
         yield ExplorePanel(image_index.backbone)
+
+
+def _with_batch(panels: list["Panel"]) -> list["Panel"]:
+    """Return the panels with that of a batch before the last one, Explore, if one of them can summarise a picture."""
+    from dinomed.apps.demos.batch.panel import BatchPanel
+
+    return [*panels[:-1], BatchPanel(panels), panels[-1]] if any(panel.summarizes for panel in panels) else panels
 
 
 def _subtitle(

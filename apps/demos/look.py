@@ -7,11 +7,22 @@ from typing import Any
 
 import gradio as gr
 
+from dinomed.apps.pages.sheet import read_sort_script
 from dinomed.explore.live_page import read_scripts
 from dinomed.notice import RESEARCH_USE
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("regions.js", "viewer.js", "app.js", "correct.js", "measure.js", "cases.js", "trust.js", "explore.js")
+SCRIPTS = (
+    "regions.js",
+    "viewer.js",
+    "app.js",
+    "correct.js",
+    "measure.js",
+    "cases.js",
+    "trust.js",
+    "explore.js",
+    "batch.js",
+)
 
 
 @cache
@@ -41,7 +52,7 @@ def fill_template(**parts: str) -> str:
 def script() -> str:
     """Return the script of the page, which Gradio calls with `element`, `server` and `upload`."""
     parts = [(STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    parts.insert(0, read_scripts("similarity.js"))
+    parts[:0] = [read_scripts("similarity.js"), read_sort_script()]
     return "\n".join([f"const TEXT = {json.dumps(_texts())};", *parts, 'app.dataset.ready = "true";'])
 
 

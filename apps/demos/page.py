@@ -5,12 +5,13 @@ and draws the answer; see `App`.
 """
 
 import html
-import os
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import gradio as gr
@@ -19,7 +20,16 @@ from gradio.route_utils import Request
 from dinomed.adapters.inference.shared import FeatureConsumer, predict_many
 from dinomed.adapters.training_images import FamiliarityCheck, usable_check
 from dinomed.apps.demos.look import fill_template, script, text
-from dinomed.apps.demos.parts import PUT_AWAY, Picture, inline_file, inline_preview, message, read_picture
+from dinomed.apps.demos.parts import (
+    PUT_AWAY,
+    Picture,
+    Summary,
+    find_upload,
+    inline_file,
+    inline_preview,
+    message,
+    read_picture,
+)
 from dinomed.apps.demos.turns import Busy, Gone, Turns
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.features.familiarity import Familiarity
@@ -44,6 +54,10 @@ class Panel(ABC):
         check: whether a picture is unlike the images of the training or of the index; the page then shows the answer
             only if the visitor asks for it.
         predicts: False for a panel that shows features and no prediction; it needs no check.
+        answers: False for a panel that shows nothing of the picture in the viewer.
+        summarizes: whether the panel takes part in a batch.
+        outlines: whether its summaries have masks.
+        functions: further functions that the script calls, by name; each answers a request in its turn.
     """
 
     name: ClassVar[str]
@@ -54,6 +68,10 @@ class Panel(ABC):
     preprocessing: Preprocessing | None
     check: FamiliarityCheck | None = None
     predicts: ClassVar[bool] = True
+    answers: ClassVar[bool] = True
+    summarizes: ClassVar[bool] = False
+    outlines: ClassVar[bool] = False
+    functions: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = MappingProxyType({})
 
     @abstractmethod
     def controls(self) -> str:
@@ -66,6 +84,10 @@ class Panel(ABC):
     @abstractmethod
     def answer(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the script shows, for the results of the consumers, as `predict_many` returns them."""
+
+    def summarize(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> Summary | None:
+        """Return the result of one picture of a batch; None if there is none."""
+        return None
 
 
 class App:
@@ -95,21 +117,22 @@ class App:
             self._newest.move_to_end(visit[:64])
             while len(self._newest) > MAX_VISITS:
                 self._newest.popitem(last=False)
-        return await self._in_turn(request, client, self.answer)
+        return await self.in_turn(self.answer, request, client)
 
     async def mask(self, request: dict[str, Any], client: Request) -> dict[str, Any]:
         """Measure a mask of full size, and return it as a file if the request asks for one."""
         panel = self.panels.get("segment")
-        return {} if panel is None else await self._in_turn(request, client, getattr(panel, "mask"))  # noqa: B009
+        return {} if panel is None else await self.in_turn(getattr(panel, "mask"), request, client)  # noqa: B009
 
     async def save(self, request: dict[str, Any], client: Request) -> dict[str, Any]:
         """Save the decision of a reviewer about the picture, if the demo has a folder for them."""
         panel: Any = self.panels.get("segment")
         if panel is None or panel.corrections is None:
             return {}
-        return await self._in_turn(request, client, lambda decision: panel.save(decision, self._path(decision["path"])))
+        return await self.in_turn(lambda decision: panel.save(decision, self._path(decision["path"])), request, client)
 
-    async def _in_turn(self, request: Any, client: Request, compute: Any) -> dict[str, Any]:
+    async def in_turn(self, compute: Any, request: Any, client: Request) -> dict[str, Any]:
+        """Return the answer of `compute` to a request, or {"error"}; both have the "id" of the request."""
         identity = request.get("id") if isinstance(request, dict) else None
         if not isinstance(identity, str) or len(identity) > 64:
             return {"id": None, "error": BAD_REQUEST}
@@ -137,7 +160,7 @@ class App:
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return {"preview", "size", "spacing", "panels": {name: answer}}, or {"error"} if the file cannot be read."""
-        wanted = request.get("panels") or list(self.panels)
+        wanted = request.get("panels") or [name for name, panel in self.panels.items() if panel.answers]
         panels = [self.panels[name] for name in wanted]
         path = self._path(request["path"])
         if path is None:
@@ -146,7 +169,7 @@ class App:
         shown: Picture | None = None
         answers: dict[str, Any] = {}
         reason = ""
-        for panel, result in zip(panels, _run_consumers(panels, str(path)), strict=True):
+        for panel, result in zip(panels, run_consumers(panels, str(path)), strict=True):
             if isinstance(result, str):
                 answers[panel.name], reason = {"html": result}, result
             else:
@@ -161,18 +184,8 @@ class App:
         return {"size": [width, height], "spacing": shown.spacing_mm, "panels": answers, **preview}
 
     def _path(self, name: str) -> Path | None:
-        """Return the file of an example or of an upload; None if it was removed.
-
-        Raises:
-            ValueError: the path is not that of an upload.
-        """
-        if name in self.examples:
-            return self.examples[name]
-        uploads = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
-        path = Path(name)
-        if not path.is_absolute() or not path.resolve().is_relative_to(uploads):
-            raise ValueError("not an upload")
-        return path if path.is_file() else None
+        """Return the file of an example or of an upload; None if it was removed."""
+        return self.examples[name] if name in self.examples else find_upload(name)
 
 
 def build_page(panels: Sequence[Panel], examples: Sequence[Path] = (), subtitle: str = "") -> gr.Blocks:
@@ -191,18 +204,21 @@ def build_page(panels: Sequence[Panel], examples: Sequence[Path] = (), subtitle:
             js_on_load=script(), apply_default_css=False, elem_id="app",
         )  # fmt: skip
         for function in (app.look, app.mask, app.save):
-            _add_server_function(server, function)
+            _add_server_function(server, function.__name__, function)
+        for panel in panels:
+            for name, compute in panel.functions.items():
+                _add_server_function(server, name, partial(app.in_turn, compute))
     return demo
 
 
-def _add_server_function(component: gr.HTML, function: Any) -> None:
+def _add_server_function(component: gr.HTML, name: str, function: Any) -> None:
     """Make a method callable from the script; `server_functions` of Gradio takes plain functions only."""
 
     async def call(request: dict[str, Any], client: gr.Request) -> dict[str, Any]:
         result: dict[str, Any] = await function(request, client)
         return result
 
-    call.__name__ = function.__name__
+    call.__name__ = name
     call._is_server_fn = True  # type: ignore[attr-defined]
     setattr(component, call.__name__, call)
     component.server_fns.append(call)
@@ -256,7 +272,7 @@ class PanelResult:
     familiarity: Familiarity | None
 
 
-def _run_consumers(panels: Sequence[Panel], path: str) -> list[PanelResult | str]:
+def run_consumers(panels: Sequence[Panel], path: str) -> list[PanelResult | str]:
     """Return for each panel its result, or a message."""
     panels_by_reading: dict[Any, list[int]] = {}
     for place, panel in enumerate(panels):

@@ -3,8 +3,10 @@
 import base64
 import html
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -41,6 +43,42 @@ class Picture:
     pixels: np.ndarray
     sha256: str
     spacing_mm: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The result of a panel for one picture of a batch.
+
+    Attributes:
+        text: the result in a few words.
+        values: columns of the table to numbers or text.
+        uncertainty: 0 to 1, by which pictures are sorted; None if there is no measure.
+        area: share of the picture in the mask, 0 to 1, or None.
+        mask: bool (H, W), or None.
+    """
+
+    text: str
+    values: dict[str, Any]
+    uncertainty: float | None = None
+    area: float | None = None
+    mask: np.ndarray | None = None
+
+
+def uploads_folder() -> Path:
+    """Return the folder of the uploads of all visitors."""
+    return Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+
+
+def find_upload(name: str) -> Path | None:
+    """Return the file of an upload; None if it was removed.
+
+    Raises:
+        ValueError: the path is not that of an upload.
+    """
+    path = Path(name)
+    if not path.is_absolute() or not path.resolve().is_relative_to(uploads_folder()):
+        raise ValueError("not an upload")
+    return path if path.is_file() else None
 
 
 def read_picture(path: str, preprocessing: Preprocessing | None) -> tuple[Picture | None, str]:

@@ -16,11 +16,11 @@ from PIL import Image
 
 from dinomed.adapters.tasks.segment.lesions import Lesion, LesionRules, field_of_view, select_lesions
 from dinomed.adapters.tasks.segment.mask_schema import LESION
-from dinomed.adapters.tasks.segment.predict import SegmentPredictor
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor, mask_uncertainty
 from dinomed.apps.demos.corrections import Corrections, apply_edits, correction_controls
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
-from dinomed.apps.demos.parts import PUT_AWAY, Picture, inline_map, read_picture
+from dinomed.apps.demos.parts import PUT_AWAY, Picture, Summary, inline_map, read_picture
 from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 
@@ -112,6 +112,7 @@ class SegmentPanel(Panel):
 
     name, title = "segment", "Segment"
     explanation = text("segment_explanation")
+    summarizes = outlines = True
 
     def __init__(self, predictor: LesionModel, preprocessing: Preprocessing | None = None) -> None:
         self.predictor, self.preprocessing = predictor, preprocessing
@@ -161,13 +162,10 @@ class SegmentPanel(Panel):
         )
 
     def answer(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-        which = settings.get("which")
-        which = which if which in self.cuts else next(iter(self.cuts))
-        probability = self._of_class(answers[0], which) if answers else self.predictor.probability(picture.pixels)
+        which, probability = self._probability(picture, answers, settings)
         highest = float(probability.max())
         if not np.isfinite(highest):
             return {"html": f'<div class="message error">{text("not_finite")}</div>'}
-        probability = np.where(field_of_view(picture.shown), probability, np.float32(0))
         reduced = reduce_map(probability)
         return {
             "key": self.recent.put(VisitedPicture(probability, reduced.shape)), "which": which,
@@ -175,6 +173,29 @@ class SegmentPanel(Panel):
             "map": inline_map(probability_levels(reduced)), "exact": reduced.shape == probability.shape,
             "levels": LEVELS, "highest": highest, "html": "",
         }  # fmt: skip
+
+    def _probability(
+        self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]
+    ) -> tuple[str, np.ndarray]:
+        """Return the class that is outlined, and its map, float32 (H, W), 0 outside the field of view."""
+        which = settings.get("which")
+        which = which if which in self.cuts else next(iter(self.cuts))
+        probability = self._of_class(answers[0], which) if answers else self.predictor.probability(picture.pixels)
+        return which, np.where(field_of_view(picture.shown), probability, np.float32(0))
+
+    def summarize(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> Summary | None:
+        which, probability = self._probability(picture, answers, settings)
+        if not np.isfinite(probability).all():
+            return None
+        mask, lesions = _final_mask(VisitedPicture(probability), settings)
+        area = int(mask.sum())
+        values = {"class": which, "regions": len(lesions), "area_px": area, "area_share": round(area / mask.size, 6)}
+        size = f"{100 * area / mask.size:.1f}%"
+        if picture.spacing_mm is not None:
+            values["area_mm2"] = round(area * picture.spacing_mm[0] * picture.spacing_mm[1], 3)
+            size = f"{values['area_mm2']:,.1f} mm² ({size})"
+        shown = f"{len(lesions)} × {which}, {size}" if lesions else text("batch_nothing")
+        return Summary(shown, values, mask_uncertainty(probability, mask), area / mask.size, mask)
 
     def mask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Measure the mask of full size at a threshold, and return it as a PNG in Base64 if "file" is true.

@@ -7,13 +7,14 @@ from typing import Any
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.task import find_task
 from dinomed.apps.demos.page import Panel
-from dinomed.apps.demos.parts import Picture
+from dinomed.apps.demos.parts import Picture, Summary
 
 
 class ValuesPanel(Panel):
     """The panel of an adapter of any task: the values that `Task.output_rows` names."""
 
     name, title, explanation = "values", "Values", "The values that the model predicts for the picture."
+    summarizes = True
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor, self.preprocessing = predictor, predictor.backbone.preprocessing
@@ -26,6 +27,11 @@ class ValuesPanel(Panel):
 
     def answer(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         return {"html": show_values(self.task.output_rows(self.predictor, answers[0]))}
+
+    def summarize(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> Summary:
+        rows = self.task.output_rows(self.predictor, answers[0])
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in rows[:3])
+        return Summary(shown, {f"{self.name} {name}": float(value) for name, value in rows})
 
 
 def show_values(rows: Sequence[tuple[str, float]]) -> str:

@@ -97,8 +97,12 @@ def build_sheet(
         parts += (
             [heading("Next"), paragraph("Examine single images in the browser:"), code(shown_by)] if shown_by else []
         )
-    script = (STATIC / "sort.js").read_text(encoding="utf-8") + _SCRIPT
-    return build_page("Predictions", parts, script=script, style=_STYLE)
+    return build_page("Predictions", parts, script=read_sort_script() + _SCRIPT, style=_STYLE)
+
+
+def read_sort_script() -> str:
+    """Return the script that sorts a list of pictures; the demo uses it too."""
+    return (STATIC / "sort.js").read_text(encoding="utf-8")
 
 
 def choose_rows(rows: Sequence[SheetRow], count: int) -> list[SheetRow]:

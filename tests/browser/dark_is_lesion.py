@@ -2,7 +2,7 @@
 
 A picture whose first pixel is red takes three seconds, with two red pixels eight.
 
-python dark_is_lesion.py [--sweep SECONDS] [--login FILE] [--save FOLDER]
+python dark_is_lesion.py [--sweep SECONDS] [--login FILE] [--save FOLDER] [--batch]
 """
 
 import argparse
@@ -41,12 +41,14 @@ if __name__ == "__main__":
     parser.add_argument("--sweep", type=float, help="remove uploads after so many seconds")
     parser.add_argument("--login", type=Path)
     parser.add_argument("--save", type=Path, help="folder for the decisions of the reviewer")
+    parser.add_argument("--batch", action="store_true", help="with the tab of a batch")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
     if options.sweep:
         server.SWEEP_S, server.KEPT_S = 0.5, options.sweep
     with private_environment() as folder:
         from dinomed.apps.demos import page
+        from dinomed.apps.demos.batch.panel import BatchPanel
         from dinomed.apps.demos.corrections import Corrections
         from dinomed.apps.demos.segment import SegmentPanel
 
@@ -56,4 +58,5 @@ if __name__ == "__main__":
         panel = SegmentPanel(Dark())
         if options.save:
             panel.corrections = Corrections(options.save, "the hash of its weights")
-        serve(lambda: page.build_page([panel], [example], "a stand-in"), address, browser=False)
+        panels = [panel, BatchPanel([panel])] if options.batch else [panel]
+        serve(lambda: page.build_page(panels, [example], "a stand-in"), address, browser=False)

@@ -20,7 +20,7 @@ from dinomed.adapters.inference.shared import predict_many
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.retrieval.search import load_index
 from dinomed.apps.demos.classify import ClassifyPanel
-from dinomed.apps.demos.page import NO_RESULT, _run_consumers
+from dinomed.apps.demos.page import NO_RESULT, run_consumers
 from dinomed.apps.demos.retrieve import RetrievePanel
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.vit import Tokens
@@ -190,15 +190,15 @@ def test_the_demo_says_that_there_is_no_result(user_folder: Path, pictures: Path
         with pytest.raises(NotFiniteError):
             predict_many(consumers, [np.full((40, 40, 3), 255, np.uint8)])
     panels = [ClassifyPanel(predictor), RetrievePanel(index)]
-    assert _run_consumers(panels, str(pictures / WHITE)) == [NO_RESULT] * 2
-    assert NO_RESULT not in _run_consumers(panels, str(next(pictures.glob("*.jpg"))))
+    assert run_consumers(panels, str(pictures / WHITE)) == [NO_RESULT] * 2
+    assert NO_RESULT not in run_consumers(panels, str(next(pictures.glob("*.jpg"))))
 
 
 def test_one_panel_without_a_result_leaves_the_other_its_own(
     user_folder: Path, pictures: Path, head_gives_nan: None
 ) -> None:
     panels = [ClassifyPanel(load_adapter(user_folder / "cls")), RetrievePanel(load_index(user_folder / "idx"))]
-    refused, answered = _run_consumers(panels, str(pictures / WHITE))
+    refused, answered = run_consumers(panels, str(pictures / WHITE))
     assert refused == NO_RESULT
     assert answered != NO_RESULT
 

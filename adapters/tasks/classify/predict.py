@@ -103,6 +103,20 @@ class ClassifyPredictor(Predictor):
         places = self.answer.prediction_set(values)
         return None if places is None else tuple(str(self.classes[place]) for place in places)
 
+    def describe(self, values: np.ndarray) -> str:
+        """Return the predicted class or labels of a row of probabilities, with their percentages."""
+        labels = [self.predicted(values)]
+        if self.answer.multilabel:
+            labels = labels[0].split(self.answer.separator or "|")
+        named = zip(self.classes, values, strict=True)
+        return ", ".join(f"{name} {100 * value:.0f}%" for name, value in named if name in labels) or "no label"
+
+    def uncertainty(self, values: np.ndarray) -> float:
+        """Return 1 minus the probability of the predicted class; of several labels, 1 at 50% for the least certain."""
+        if self.answer.multilabel:
+            return float((1 - np.abs(2 * values - 1)).max())
+        return 1 - float(values.max())
+
     @torch.inference_mode()
     def group_rows(self, batches: Iterable[Tensor], groups: Groups) -> np.ndarray:
         """Return the probabilities of groups, float32 (groups, classes).

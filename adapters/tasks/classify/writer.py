@@ -41,10 +41,4 @@ class ClassifyWriter(PredictionWriter):
 
     def sheet_entry(self, row: Row, out: Path) -> SheetEntry:
         values = np.array(row[2 : 2 + len(self.predictor.classes)], np.float64)
-        if not self.predictor.answer.multilabel:
-            best = int(values.argmax())
-            return SheetEntry(f"{self.predictor.classes[best]} {100 * values[best]:.0f}%", 1 - float(values[best]))
-        labels = str(row[1]).split(self.predictor.answer.separator or "|")
-        named = zip(self.predictor.classes, values, strict=True)
-        text = ", ".join(f"{name} {100 * value:.0f}%" for name, value in named if name in labels)
-        return SheetEntry(text or "no label", float((1 - np.abs(2 * values - 1)).max()))
+        return SheetEntry(self.predictor.describe(values), self.predictor.uncertainty(values))

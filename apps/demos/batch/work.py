@@ -1,0 +1,194 @@
+"""Work on a batch: one picture at a time, of which the server keeps nothing.
+
+The page sends a request for each picture and keeps the results itself, so visitors share no state. A picture is removed
+from the disk as soon as it has its result.
+"""
+
+import base64
+import io
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dinomed.apps.demos.batch.archive import UnreadableArchive, is_archive, list_files, read_file
+from dinomed.apps.demos.guard import MAX_UPLOADS_BYTES, folder_bytes
+from dinomed.apps.demos.page import Panel, PanelResult, run_consumers
+from dinomed.apps.demos.parts import PUT_AWAY, Summary, find_upload, message, uploads_folder
+from dinomed.apps.pages.sheet import draw_thumbnail
+from dinomed.html.page import jpeg_url
+
+PREFIX = "batch-"
+"""Begins the names of uploads of a batch, which are removed after their use; a picture of the viewer has another name."""
+OVERLAY_PX = 1024  # of the longer side
+FULL = message("busy", "The server holds too many uploads; try again in a few minutes.")
+
+
+class BatchWork:
+    """Answers the requests of a batch.
+
+    Args:
+        panels: those that summarise a picture.
+    """
+
+    def __init__(self, panels: Sequence[Panel]) -> None:
+        self.panels = panels
+
+    def list_archive(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return {"files": [{"position", "name", "problem"}]} of a ZIP at "path", or {"error"}."""
+        path = find_upload(str(request["path"]))
+        if path is None:
+            return {"error": PUT_AWAY}
+        try:
+            if not is_archive(path):
+                raise UnreadableArchive("no ZIP file")
+            files = list_files(path)
+        except UnreadableArchive as error:
+            _remove(path)
+            return {"error": message("error", f"This ZIP cannot be read: {error}")}
+        return {
+            "files": [{"position": file.position, "name": file.name, "problem": file.problem} for file in files],
+        }
+
+    def predict(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the result of one picture.
+
+        Args:
+            request: "path" of an upload, "position" of a file in it if it is a ZIP, else null, and "settings" of each
+                panel by its name.
+
+        Returns:
+            {"sha256", "size", "thumbnail", "text", "values", "orders", "unlike", "mask", "overlay"}; mask and overlay
+            are PNG and JPEG in Base64, or None. {"error"} if there is no result.
+        """
+        with _picture(request) as (path, problem):
+            if path is None:
+                return {"error": problem}
+            results = run_consumers(self.panels, str(path))
+        usable = [
+            (panel, result) for panel, result in zip(self.panels, results, strict=True) if not isinstance(result, str)
+        ]
+        if not usable:
+            return {"error": results[0]}
+        settings = request.get("settings") or {}
+        summaries = {
+            panel.name: panel.summarize(result.picture, result.answers, settings.get(panel.name) or {})
+            for panel, result in usable
+        }
+        return _encode([result for _, result in usable], {name: s for name, s in summaries.items() if s is not None})
+
+    def keep(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return {"path"} of a copy of a file of a ZIP, for the viewer, or {"error"}; it is swept as uploads are."""
+        path = find_upload(str(request["path"]))
+        if path is None:
+            return {"error": PUT_AWAY}
+        try:
+            return {"path": str(_unpack(path, int(request["position"]), "image"))}
+        except UnreadableArchive as error:
+            return {"error": message("error", f"This file cannot be read as a picture: {error}")}
+
+    def close(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Remove a ZIP whose batch has ended."""
+        path = find_upload(str(request["path"]))
+        if path is not None:
+            _remove(path)
+        return {}
+
+
+@contextmanager
+def _picture(request: Mapping[str, Any]) -> Iterator[tuple[Path | None, str]]:
+    """Yield the file of a picture, or None and a message; the file is removed at the end."""
+    upload, position = find_upload(str(request["path"])), request.get("position")
+    if upload is None:
+        yield None, PUT_AWAY
+        return
+    if position is None:
+        try:
+            yield upload, ""
+        finally:
+            _remove(upload)
+        return
+    _touch(upload)
+    try:
+        path = _unpack(upload, int(position), f"{PREFIX}file")
+    except UnreadableArchive as error:
+        yield None, message("error", f"This file cannot be read as a picture: {error}")
+        return
+    try:
+        yield path, ""
+    finally:
+        _remove(path)
+
+
+def _unpack(archive: Path, position: int, name: str) -> Path:
+    """Write a file of an archive into a folder of its own whose name cannot be guessed, and return its path."""
+    content = read_file(archive, position)
+    uploads = uploads_folder()
+    if folder_bytes(uploads) + len(content) > MAX_UPLOADS_BYTES:
+        raise UnreadableArchive("the server holds too many uploads; try again in a few minutes")
+    folder = uploads / uuid.uuid4().hex
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def _touch(path: Path) -> None:
+    """Keep a ZIP from being swept while its batch goes on."""
+    now = time.time()
+    os.utime(path, (now, now))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file of a batch with its folder; a picture that the viewer may show is left alone."""
+    if path.name.startswith(PREFIX):
+        path.unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _encode(results: Sequence[PanelResult], summaries: Mapping[str, Summary]) -> dict[str, Any]:
+    picture = results[0].picture
+    mask = next((summary.mask for summary in summaries.values() if summary.mask is not None), None)
+    checked = [result.familiarity for result in results if result.familiarity is not None]
+    values: dict[str, Any] = {}
+    orders: dict[str, float] = {}
+    for name, summary in summaries.items():
+        values |= summary.values
+        if summary.uncertainty is not None:
+            orders[f"uncertainty{name}"] = summary.uncertainty
+            values[f"uncertainty ({name})"] = round(summary.uncertainty, 4)
+        if summary.area is not None:
+            orders["area"] = summary.area
+    if checked:
+        orders["unlikeness"] = max(each.percentile for each in checked)
+        values["unlike_training"] = "yes" if any(each.unlike for each in checked) else "no"
+        values["distance_percentile"] = round(orders["unlikeness"], 1)
+    height, width = picture.shown.shape[:2]
+    return {
+        "sha256": picture.sha256,
+        "size": [width, height],
+        "thumbnail": jpeg_url(draw_thumbnail(picture.shown, mask), 80),
+        "text": " · ".join(summary.text for summary in summaries.values()),
+        "values": values,
+        "orders": orders,
+        "unlike": any(each.unlike for each in checked),
+        "mask": None if mask is None else _base64(Image.fromarray(mask.astype(np.uint8) * 255), "PNG"),
+        "overlay": None if mask is None else _overlay(picture.shown, mask),
+    }
+
+
+def _overlay(picture: np.ndarray, mask: np.ndarray) -> str:
+    return _base64(Image.fromarray(draw_thumbnail(picture, mask, OVERLAY_PX)), "JPEG", quality=88)
+
+
+def _base64(image: Image.Image, kind: str, **options: int) -> str:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return base64.b64encode(data.getvalue()).decode()
