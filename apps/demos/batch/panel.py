@@ -28,8 +28,11 @@ class BatchPanel(Panel):
         self.preprocessing = self.panels[0].preprocessing
         work = BatchWork(self.panels)
         self.functions = {
-            "batch_list": work.list_archive, "batch_predict": work.predict, "batch_keep": work.keep, "batch_close": work.close,
-        }  # fmt: skip
+            "batch_list": work.list_archive,
+            "batch_predict": work.predict,
+            "batch_keep": work.keep,
+            "batch_close": work.close,
+        }
 
     def controls(self) -> str:
         orders = {"number": text("batch_by_number")}

@@ -26,7 +26,7 @@ from dinomed.apps.pages.sheet import draw_thumbnail
 from dinomed.html.page import jpeg_url
 
 PREFIX = "batch-"
-"""Begins the names of uploads of a batch, which are removed after their use; a picture of the viewer has another name."""
+"""Begins the names of uploads of a batch, which are removed after use; pictures of the viewer have other names."""
 OVERLAY_PX = 1024  # of the longer side
 FULL = message("busy", "The server holds too many uploads; try again in a few minutes.")
 

@@ -124,6 +124,7 @@ function batchSettings() {
 
 async function startBatch(files) {
   if (batch.running || !files.length) return;
+  for (const path of batch.archives) askForBatch("batch_close", { path }).catch(() => {}); // those of the batch before
   Object.assign(batch, { results: [], running: true, cancelled: false, settings: batchSettings(), archives: [] });
   choose(get("#tab-batch"), false);
   byBatch("work").hidden = false;
@@ -146,7 +147,6 @@ async function startBatch(files) {
     showProgress(number, pictures.length);
     await predictPicture({ ...picture, number: ++number });
   }
-  for (const path of batch.archives) if (batch.cancelled || !pictures.length) askForBatch("batch_close", { path }).catch(() => {});
   batch.running = false;
   const values = { done: number, total: pictures.length };
   byBatch("progress").value = number;
