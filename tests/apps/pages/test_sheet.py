@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dinomed.adapters.bundle import read_record
 from dinomed.adapters.inference.folder import SheetRow
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.predict import mask_uncertainty
@@ -58,8 +59,9 @@ def test_a_classifier_has_a_sheet_without_areas_and_groups_have_none(user_folder
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert 'data-sort="area"' not in page
     columns, rows = read_csv(tmp_path / "out" / "predictions.csv")
+    classes = read_record(user_folder / "cls").classes
     for item, row in zip(items_of(page), rows, strict=True):
-        probabilities = [float(row[place]) for place in range(2, len(columns) - 2)]
+        probabilities = [float(row[columns.index(name)]) for name in classes]
         assert float(item["uncertainty"]) == pytest.approx(1 - max(probabilities), abs=1e-5)
     code, _, err = run("predict", user_folder / "cls", manifest, "-o", tmp_path / "groups", "--unit", "group")
     assert code == 0, err
