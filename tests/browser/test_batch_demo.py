@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 DONE = "text => document.querySelector('#batch-status').innerText === text"
 NUMBERS = "() => [...document.querySelectorAll('#batch-list li')].map(item => Number(item.dataset.number))"
 SIDES = (30, 10, 50)
+WAIT_MS = 120_000  # a batch of slow pictures on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,7 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 def start(page: Any, files: list[Path], total: int | None = None) -> None:
     """Start a batch and, with a total, wait for its end."""
+    page.set_default_timeout(WAIT_MS)
     page.locator("#tab-batch").click()
     page.set_input_files("#batch-files", [str(path) for path in files])
     if total is not None:
@@ -126,6 +128,7 @@ def another_visit(browser: Any, demo: Any) -> Iterator[Callable[..., Any]]:
     def visit() -> Any:
         contexts.append(browser.new_context(accept_downloads=True))
         page = contexts[-1].new_page()
+        page.set_default_timeout(WAIT_MS)
         page.goto(demo.address)
         page.wait_for_selector(".dm-app[data-ready]")
         return page
