@@ -31,6 +31,7 @@ COMMANDS: dict[str, Any] = {
     "models": "models:models",
     "config": {"schema": "config:schema", "show": "config:show", "diff": "config:diff"},
     "scan": "scan:scan",
+    "frames": "frames:frames",
     "curate": "curate:curate",
     "audit": "audit:audit",
     "pretrain": "pretrain:pretrain",

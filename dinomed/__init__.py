@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dinomed.apps.api.configs import resolve_config as resolve_config
     from dinomed.apps.api.curation import audit as audit
     from dinomed.apps.api.curation import curate as curate
+    from dinomed.apps.api.datasets import frames as frames
     from dinomed.apps.api.datasets import open_dataset as open_dataset
     from dinomed.apps.api.datasets import scan as scan
     from dinomed.apps.api.demo import demo as demo
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "scan": "api.datasets",
     "open_dataset": "api.datasets",
+    "frames": "api.datasets",
     "curate": "api.curation",
     "audit": "api.curation",
     "load_backbone": "api.backbones",

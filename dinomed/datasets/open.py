@@ -7,6 +7,7 @@ from dinomed.datasets.manifest import Manifest, is_manifest, read_manifest
 from dinomed.datasets.scan.scan import scan, scan_file
 from dinomed.errors import UsageError
 from dinomed.log import logger
+from dinomed.video.facts import container_of
 
 _LISTED = 5  # unreadable files that are warned about one by one
 
@@ -42,6 +43,10 @@ def open_dataset(source: Manifest | str | Path, *, allow_unreadable: bool = Fals
         return replace(result.manifest, source=path, unreadable=tuple(result.unreadable), decoded=decode)
     if not path.is_file():
         raise UsageError(f"{path} is a pipe or a device; give a manifest, a folder of images, or an image")
+    if container_of(path) is not None:
+        raise UsageError(
+            f"{path} is a video; write its frames: dinomed frames {path} -o DIR, and give DIR/manifest.csv"
+        )
     if not is_manifest(path):
         return replace(scan_file(path, decode=decode), source=path, decoded=decode)
     manifest = read_manifest(path)

@@ -214,10 +214,19 @@ class CaptureSource(FrameSource):
                 )
             elif frames > facts.announced and facts.container in ("MP4", "AVI"):
                 problem = f"its header announces {facts.announced:,} frames, and {frames:,} are in the file"
-        self.facts = replace(facts, frames=frames, problem=problem, indexed=self._index is not None)
+        steady = self._index is not None and _is_steady(self._index.times_ms, facts.fps)
+        self.facts = replace(
+            facts, frames=frames, problem=problem, indexed=self._index is not None, constant_rate=steady
+        )
 
 
 def _key_before(index: PacketIndex, number: int) -> int:
     """Return the last frame up to `number` at which decoding can start."""
     place = bisect_right(index.keys, number)
     return index.keys[place - 1] if place else 0
+
+
+def _is_steady(times_ms: list[float], fps: float) -> bool:
+    """Return whether frame `k` is shown `k` / `fps` after the first, within a quarter of a step."""
+    step_ms = 1000 / fps
+    return all(abs(time - times_ms[0] - k * step_ms) < step_ms / 4 for k, time in enumerate(times_ms))

@@ -28,6 +28,7 @@ class VideoFacts:
         announced: number of frames by the header, which may be wrong; None if it states none.
         problem: one line if the file does not hold what its header announces, else None.
         indexed: frames are found by an index, without decoding those before; else they are counted by decoding.
+        constant_rate: the frames are known to follow in equal steps.
     """
 
     width: int
@@ -39,6 +40,7 @@ class VideoFacts:
     announced: int | None = None
     problem: str | None = None
     indexed: bool = True
+    constant_rate: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 from dinomed.datasets.scan.facts import Facts
 from dinomed.datasets.scan.folders import Pairs
 from dinomed.datasets.scan.labels import Labels
+from dinomed.datasets.scan.videos import left_out_note
 from dinomed.datasets.scan.walk import WalkResult
 from dinomed.errors import DinomedError, UsageError
 
@@ -144,7 +145,11 @@ def notes(
     if "split" in columns and (num_missing := columns["split"].count(None)):
         lines.append(f"{count(num_missing, 'image')} without a split; training and evaluation ignore them")
     if frames:
-        lines.append(f"{count(frames, 'file')} with several frames or pages; the first is used")
+        lines.append(
+            f"{count(frames, 'file')} with several frames or pages; the first is used "
+            "(`dinomed frames` writes all frames of DICOM)"
+        )
+    lines += left_out_note(walked.videos)
     if pairs.orphans:
         lines.append(f"{count(len(pairs.orphans), 'mask')} without an image, such as {pairs.orphans[0]}")
     if pairs.several and "mask" not in table.columns:

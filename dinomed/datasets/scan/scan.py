@@ -23,6 +23,7 @@ from dinomed.datasets.scan.folders import Pairs, classes_of, pair_masks, splits_
 from dinomed.datasets.scan.labels import NONE, Labels, find_labels, number_groups, read_labels
 from dinomed.datasets.scan.predictions import find_predictions
 from dinomed.datasets.scan.reading import read_all, read_several
+from dinomed.datasets.scan.videos import left_out_note
 from dinomed.datasets.scan.walk import walk
 from dinomed.datasets.splits import check_ratios, check_splits, explain_gaps, make_splits
 from dinomed.errors import UsageError
@@ -129,7 +130,7 @@ def scan(
     if not facts and predicted_files:
         raise UsageError(f"folder {folder} holds only files of an earlier prediction; give the folder of the images")
     if not facts:
-        raise UsageError(nothing_in(f"folder {folder}", unreadable))
+        raise UsageError("; ".join([nothing_in(f"folder {folder}", unreadable), *left_out_note(walked.videos)]))
     if not allow_unreadable:
         check_readable(folder, len(facts), [*walked.refused, *failed])
     check_masks(facts)

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from dinomed.images.decode import looks_like_image
 from dinomed.progress import track
+from dinomed.video.facts import VIDEO_SUFFIXES, container_of
 
 # A file with such a suffix is reported if it is no image. Other files count as images if their content is one.
 IMAGE_SUFFIXES = frozenset([
@@ -15,9 +16,13 @@ IMAGE_SUFFIXES = frozenset([
 
 @dataclass
 class WalkResult:
-    """Image files as sorted relative paths, refused files as (path, reason), and the number of other files."""
+    """Image files and videos as sorted relative paths, refused files as (path, reason), and the number of other files.
+
+    DICOM files of several frames are among the images.
+    """
 
     images: list[str] = field(default_factory=list)
+    videos: list[str] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     num_others: int = 0
 
@@ -41,6 +46,8 @@ def walk(root: Path, *, follow_links: bool = False) -> WalkResult:
             result.refused.append((name.encode("utf-8", "backslashreplace").decode(), "its name is not valid UTF-8"))
         elif PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES or looks_like_image(root / name):
             result.images.append(name)
+        elif PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES or container_of(root / name) is not None:
+            result.videos.append(name)
         else:
             result.num_others += 1
     return result

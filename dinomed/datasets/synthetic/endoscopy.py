@@ -73,7 +73,7 @@ def draw_endoscopy(
             pixels, mask = pixels * 0.02, np.zeros_like(mask)
         elif kind == BLURRED:
             pixels = np.where(view[..., None], cv2.GaussianBlur(pixels, (0, 0), min(size) / 14), 0.01)
-        grain = rng.normal(0, 0.004, pixels.shape).astype(np.float32)
+        grain = rng.normal(0, 0.0 if kind == BLURRED else 0.004, pixels.shape).astype(np.float32)
         yield EndoscopyFrame((np.clip(pixels + grain, 0, 1) * 255 + 0.5).astype(np.uint8), mask, kind)
 
 

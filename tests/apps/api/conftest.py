@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import dinomed
+from dinomed.datasets.synthetic.endoscopy import write_endoscopy
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +17,8 @@ def api_files(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, t
     shutil.copytree(lesion_manifest.parent / "lesions", folder / "lesions")
     shutil.copy(lesion_manifest, folder)
     shutil.copytree(tiny_backbone, folder / "runs" / "ssl")
+    write_endoscopy(folder / "videos", count=50, size=(60, 80))[0].rename(folder / "clip.avi")
+    shutil.rmtree(folder / "videos")
     before = Path.cwd()
     os.chdir(folder)
     try:

@@ -98,6 +98,7 @@ FUNCTIONS = {
     "config show": ("resolve_config", set()),
     "config diff": ("compare_configs", set()),
     "scan": ("scan", set()),
+    "frames": ("frames", set()),
     "curate": ("curate", {"dry_run"}),
     "audit": ("audit", set()),
     "pretrain": ("pretrain", {"dry_run", "nproc"}),

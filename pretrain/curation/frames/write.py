@@ -1,0 +1,144 @@
+"""Writing of selected frames: PNG files, their manifest, and the table of the frames that were dropped."""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
+from dinomed.datasets.tables import write_csv
+from dinomed.errors import DinomedError, UsageError
+from dinomed.images.decode import UnreadableImage
+from dinomed.io.output_folder import open_output_folder, publish
+from dinomed.log import logger
+from dinomed.pretrain.curation.frames.config import FrameConfig
+from dinomed.pretrain.curation.frames.selection import judge_frames
+from dinomed.progress import bar
+from dinomed.video.video import Video
+
+MANIFEST_FILE, DROPPED_FILE = "manifest.csv", "dropped.csv"
+_DROPPED_COLUMNS = ("group", "frame", "time_s", "reason")
+
+
+@dataclass
+class FramesResult:
+    """The result of `write_frames`.
+
+    Attributes:
+        folder: output folder.
+        manifest: the frames that were kept.
+        groups: path of each video -> its group in the manifest.
+        dropped: reason -> number of frames.
+        problems: (path of a video, reason) of videos that are damaged or cannot be read.
+    """
+
+    folder: Path
+    manifest: Manifest
+    groups: dict[str, str]
+    dropped: dict[str, int]
+    problems: list[tuple[str, str]]
+
+
+@dataclass
+class _Rows:
+    """The rows of both tables while they grow."""
+
+    kept: dict[str, list[Any]] = field(default_factory=dict)
+    dropped: list[tuple[Any, ...]] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+    def keep(self, **values: Any) -> None:
+        for name, value in values.items():
+            self.kept.setdefault(name, []).append(value)
+
+
+def write_frames(
+    videos: Sequence[Path], groups: Sequence[str], out: str | Path, config: FrameConfig, *, overwrite: bool = False
+) -> FramesResult:
+    """Write the selected frames of videos as GROUP/NUMBER.png, with their manifest and the table of dropped frames.
+
+    The folder is filled at the end: after an interruption it holds no half of a result.
+
+    Args:
+        videos: paths of the videos.
+        groups: group of each video, also the name of its folder.
+        out: output folder.
+        config: the rules of the selection.
+        overwrite: replace an earlier result in `out`.
+
+    Raises:
+        UsageError: `out` is in use, or no frame is kept.
+        DinomedError: no video can be read, or nothing can be written.
+    """
+    out, rows = Path(out), _Rows()
+    with open_output_folder(out, marker=MANIFEST_FILE, overwrite=overwrite) as stage:
+        earlier = _earlier_files(out)
+        for path, group in zip(videos, groups, strict=True):
+            _write_video(path, group, stage, config, rows)
+        if not rows.kept:
+            _raise_nothing(videos, rows)
+        write_csv(stage / DROPPED_FILE, _DROPPED_COLUMNS, rows.dropped)
+        manifest = build_manifest(rows.kept, stage)
+        write_manifest(manifest, stage / MANIFEST_FILE)
+        for name in (MANIFEST_FILE, *earlier):
+            (out / name).unlink(missing_ok=True)
+        publish(stage, out, [*rows.kept["image"], DROPPED_FILE, MANIFEST_FILE])
+    counts = Counter(reason.split(" of frame ")[0] for *_, reason in rows.dropped)
+    manifest = read_manifest(out / MANIFEST_FILE)
+    return FramesResult(out, manifest, dict(zip(map(str, videos), groups, strict=True)), dict(counts), rows.problems)
+
+
+def _write_video(path: Path, group: str, stage: Path, config: FrameConfig, rows: _Rows) -> None:
+    """Write the selected frames of a video and add their rows."""
+    try:
+        video = Video(path)
+    except UnreadableImage as error:
+        logger.warning(str(error))
+        rows.problems.append((str(path), error.reason))
+        return
+    (stage / group).mkdir(exist_ok=True)
+    with bar(f"frames of {group}", video.facts.frames or video.facts.announced or 0) as progress:
+        done = 0
+        for judged in judge_frames(video, config):
+            frame, time_s = judged.frame, f"{judged.frame.time_s:.3f}"
+            progress.advance(frame.number + 1 - done)
+            done = frame.number + 1
+            if judged.reason is not None:
+                rows.dropped.append((group, frame.number, time_s, judged.reason))
+                continue
+            name, file = f"{group}/{frame.number:06}.png", io.BytesIO()
+            Image.fromarray(frame.pixels).save(file, "PNG", compress_level=3)
+            content = file.getvalue()
+            (stage / name).write_bytes(content)
+            rows.keep(
+                image=name, sha256=hashlib.sha256(content).hexdigest(), width=frame.pixels.shape[1],
+                height=frame.pixels.shape[0], mode="RGB", format="PNG", bytes=len(content), channels=3, bits=8,
+                group=group, frame=str(frame.number), time_s=time_s,
+            )  # fmt: skip
+    rows.dropped += [(group, number, None, reason) for number, reason in video.lost]
+    if video.facts.problem is not None:
+        logger.warning(f"{path}: {video.facts.problem}")
+        rows.problems.append((str(path), video.facts.problem))
+
+
+def _earlier_files(out: Path) -> list[str]:
+    """Return the frames of an earlier result in the output folder, which is being replaced."""
+    if not (out / MANIFEST_FILE).exists():
+        return []
+    try:
+        return list(read_manifest(out / MANIFEST_FILE, root=out).column("image"))
+    except DinomedError as error:
+        raise UsageError(f"output folder {out} holds another {MANIFEST_FILE}: {error}; choose another folder") from None
+
+
+def _raise_nothing(videos: Sequence[Path], rows: _Rows) -> None:
+    if not rows.dropped:
+        path, reason = rows.problems[0]
+        raise DinomedError(f"none of {len(videos)} videos can be read (the first: {path}: {reason})")
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in Counter(row[-1] for row in rows.dropped).most_common(5))
+    raise UsageError(f"no frame is kept ({reasons}); change the thresholds, see `dinomed frames --help`")
