@@ -102,7 +102,7 @@ def _write_video(path: Path, group: str, stage: Path, config: FrameConfig, rows:
         rows.problems.append((str(path), error.reason))
         return
     (stage / group).mkdir(exist_ok=True)
-    with bar(f"frames of {group}", video.facts.frames or video.facts.announced or 0) as progress:
+    with bar(f"frames of {group}", video.facts.frames) as progress:
         done = 0
         for judged in judge_frames(video, config):
             frame, time_s = judged.frame, f"{judged.frame.time_s:.3f}"
