@@ -14,7 +14,8 @@ from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, w
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.decode import UnreadableImage
-from dinomed.io.output_folder import open_output_folder, publish
+from dinomed.io.output_folder import open_output_folder
+from dinomed.io.publish import publish
 from dinomed.log import logger
 from dinomed.pretrain.curation.frames.config import FrameConfig
 from dinomed.pretrain.curation.frames.selection import judge_frames
@@ -85,9 +86,7 @@ def write_frames(
         write_csv(stage / DROPPED_FILE, _DROPPED_COLUMNS, rows.dropped)
         manifest = build_manifest(rows.kept, stage)
         write_manifest(manifest, stage / MANIFEST_FILE)
-        for name in (MANIFEST_FILE, *earlier):
-            (out / name).unlink(missing_ok=True)
-        publish(stage, out, [*rows.kept["image"], DROPPED_FILE, MANIFEST_FILE])
+        publish(stage, out, [*rows.kept["image"], DROPPED_FILE, MANIFEST_FILE], remove=[MANIFEST_FILE, *earlier])
     counts = Counter(reason.split(" of frame ")[0] for *_, reason in rows.dropped)
     manifest = read_manifest(out / MANIFEST_FILE)
     return FramesResult(out, manifest, dict(zip(map(str, videos), groups, strict=True)), dict(counts), rows.problems)
