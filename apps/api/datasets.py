@@ -201,7 +201,7 @@ def frames(
         scene_change: also take a frame whose mean grey difference to the frame before is above this, 0 to 255.
         duplicate_bits: drop a frame whose hash differs in at most so many of 256 bits from that of a kept one; -1
             keeps near-duplicates.
-        min_luminance: mean grey level, 0 to 255, below which a frame is black.
+        min_luminance: mean grey level, 0 to 255, below which a frame is black; 0 keeps frames of one colour too.
         min_sharpness: variance of the Laplacian below which a frame is blurred.
         min_tissue: share of reddish pixels, 0 to 1, below which a colour frame is outside of the body; 0 for no
             limit, such as for narrow-band imaging.

@@ -15,9 +15,9 @@ class FrameConfig(Config):
     scene_change: float | None = Field(
         None, gt=0, le=255, description="also take a frame whose mean grey difference to the one before is above this"
     )
-    duplicate_bits: int | None = Field(
+    duplicate_bits: int = Field(
         24,
-        ge=0,
+        ge=-1,
         le=255,
         description="of the 256 of a hash: frames that differ in at most so many are near-duplicates",
     )

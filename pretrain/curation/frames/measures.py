@@ -21,6 +21,7 @@ def find_fault(pixels: np.ndarray, config: FrameConfig) -> str | None:
     limits = QualityConfig(
         min_short_side_px=None, max_border_share=None, max_text_share=None,
         min_luminance_mean=config.min_luminance, min_sharpness=config.min_sharpness,
+        min_luminance_spread=QualityConfig().min_luminance_spread if config.min_luminance > 0 else None,
     )  # fmt: skip
     reason = judge(measure_quality(pixels, with_text=False), limits)
     if reason is None and config.min_tissue > 0:
