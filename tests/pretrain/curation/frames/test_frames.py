@@ -88,7 +88,7 @@ def test_near_duplicates_are_dropped_and_scene_changes_are_taken(tmp_path: Path)
 def test_a_gray_frame_is_not_called_outside_of_the_body() -> None:
     gray = np.repeat(np.random.default_rng(0).integers(30, 200, (64, 64, 1), np.uint8), 3, axis=2)
     assert tissue_share(gray) is None
-    assert tissue_share(np.full((64, 64, 3), (180, 100, 90), np.uint8) + gray // 40) == 1
+    assert tissue_share(np.full((64, 64, 3), (180, 100, 90), np.uint8) + gray // 10) == 1
 
 
 def test_a_damaged_video_beside_a_good_one_is_reported_and_the_good_one_is_written(
