@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dinomed.datasets.tables import read_csv, write_csv
+from dinomed.datasets.tables import read_csv, read_parquet, write_csv
 from dinomed.errors import DinomedError, UsageError, did_you_mean, first_line
 from dinomed.io.files import replacing
 
@@ -252,8 +252,7 @@ def _is_parquet(path: Path) -> bool:
 def _read_parquet(path: Path) -> tuple[pa.Table, str | None]:
     """Return the table and the root that it names."""
     try:
-        with pq.ParquetFile(path) as file:  # `pq.read_table` imports pandas
-            table = file.read()
+        table = read_parquet(path, path)
     except (pa.ArrowException, OSError) as error:
         raise DinomedError(f"manifest {path} is damaged or cut off ({first_line(error)})") from None
     root_bytes = (table.schema.metadata or {}).get(_ROOT)

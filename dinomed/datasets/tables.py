@@ -1,14 +1,26 @@
-"""Strict CSV files: UTF-8, one header line, the same number of cells in each row, all values text, empty cells None."""
+"""Reading of tables: strict CSV, and Parquet within a limit on its decoded size.
+
+A CSV file is UTF-8, with one header line and the same number of cells in each row; all values are text, empty cells
+None.
+"""
 
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from dinomed.errors import UsageError
 from dinomed.io.files import replacing
 
 _DELIMITERS = ",;\t"
+_SPARE_BYTES, _GROWTH = 2**28, 100
+"""Largest decoded size of a Parquet file: 256 MiB, and 100 times the size of the file. A manifest has another checksum
+in each row, which does not compress, so it never needs more."""
+_BATCH_ROWS = 65_536
 
 
 def read_csv(path: str | Path) -> tuple[list[str], list[list[str | None]]]:
@@ -36,6 +48,68 @@ def read_csv(path: str | Path) -> tuple[list[str], list[list[str | None]]]:
     except OSError as error:
         raise UsageError(f"table {path} cannot be read: {error.strerror or error}") from None
     return names, rows
+
+
+def read_parquet(source: Path | pa.Buffer, name: str | Path) -> pa.Table:
+    """Read a Parquet file in parts, and stop before it exceeds its limit; dictionaries become plain values.
+
+    Args:
+        source: a file, or its bytes.
+        name: what messages call it.
+
+    Raises:
+        UsageError: its decoded size is over the limit; found out before the values are decoded.
+        pyarrow.ArrowException, OSError: the file is damaged.
+    """
+    size = source.stat().st_size if isinstance(source, Path) else source.size
+    limit = _SPARE_BYTES + _GROWTH * size
+    opened = source if isinstance(source, Path) else pa.BufferReader(source)
+    with pq.ParquetFile(opened) as file:  # `pq.read_table` imports pandas
+        texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
+    opened = source if isinstance(source, Path) else pa.BufferReader(source)
+    with pq.ParquetFile(opened, read_dictionary=texts) as file:  # each different text once, until the sizes are known
+        schema = pa.schema([_plain_field(field) for field in file.schema_arrow], metadata=file.schema_arrow.metadata)
+        is_nested = any(pa.types.is_nested(field.type) for field in schema)
+        parts: list[pa.Table] = []
+        total = 0
+        for group in range(file.num_row_groups):
+            metadata = file.metadata.row_group(group)
+            columns = [metadata.column(index) for index in range(metadata.num_columns)]
+            encoded = sum(column.total_uncompressed_size for column in columns)
+            if max(encoded, 4 * sum(column.num_values for column in columns)) > limit - total:
+                raise _too_large(name, size, limit)
+            # texts in lists are decoded at once; none is larger than the encoded column
+            rows = min(max(limit // max(encoded, 1), 1), _BATCH_ROWS) if is_nested else _BATCH_ROWS
+            for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
+                total += sum(map(_decoded_bytes, batch.columns))
+                if total > limit:
+                    raise _too_large(name, size, limit)
+                parts.append(pa.Table.from_batches([batch]).cast(schema))
+    return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(test(kind) for test in tests)
+
+
+def _decoded_bytes(column: pa.Array) -> int:
+    """Return the size of a column with plain values in place of a dictionary."""
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    lengths = pc.binary_length(column.dictionary) if _is_text(column.type.value_type) else None
+    return 8 * len(column) + (0 if lengths is None else pc.sum(lengths.take(column.indices)).as_py() or 0)
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+
+
+def _too_large(name: str | Path, size: int, limit: int) -> UsageError:
+    return UsageError(
+        f"table {name} of {size:,} bytes holds more than {limit // 2**20:,} MiB of values; that is no manifest, scan "
+        "the images again"
+    )
 
 
 def write_csv(path: str | Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
