@@ -129,7 +129,7 @@ def load_adapter(folder: FolderLike, *, backbone: PathLike | None = None, device
 
 
 def evaluate(
-    adapter: FolderLike,
+    adapter: FolderLike | Sequence[FolderLike],
     data: DatasetLike,
     *,
     split: str = "test",
@@ -146,10 +146,12 @@ def evaluate(
     """Measure an adapter on one split of a manifest with known targets.
 
     Images that the adapter saw in training or validation, and images of their groups, are left out of a test split.
-    The command is ``dinomed evaluate``.
+    Several
+    adapters are measured on the images that none of them leaves out, with paired differences from the first one. The
+    command is ``dinomed evaluate``.
 
     Args:
-        adapter: adapter folder, or the result of `dinomed.train`.
+        adapter: adapter folder, or the result of `dinomed.train`; or several, to compare them.
         data: a manifest with the targets of the task.
         split: train, val or test.
         out: folder for report.html and metrics.json; None writes nothing.
@@ -164,10 +166,11 @@ def evaluate(
 
     Returns:
         The report that ``dinomed evaluate --json`` prints: ``metrics``, ``intervals``, ``subgroups``, ``gaps``
-        (worst and best subgroup of each measure) and ``seen_in_training``.
+        (worst and best subgroup of each measure) and ``seen_in_training``. Of several adapters ``runs``, each with
+        ``metrics`` and ``difference``.
 
     Raises:
-        UsageError: no targets, an empty split, most of which the adapter saw, or `out` is in use.
+        UsageError: no targets, an empty split, most of which the adapter saw, `out` is in use, or adapters cannot be compared.
         DinomedError: an image or a mask cannot be read.
 
     Example:
@@ -176,21 +179,38 @@ def evaluate(
         ('classify', True)
     """
     from dinomed.adapters.evaluation.evaluate import evaluate_in_full
+    from dinomed.adapters.evaluation.runs import compare_runs, name_runs
     from dinomed.io.files import write_json, write_text
     from dinomed.io.output_folder import claimed_folder
 
     _check_unit(unit)
+    adapters = list(adapter) if isinstance(adapter, list | tuple) else [adapter]
+    if len(adapters) > 1 and by:
+        raise UsageError("`by` is for one adapter; leave it out, or evaluate each adapter by itself")
     with nullcontext() if out is None else claimed_folder(out, marker=METRICS_FILE, overwrite=overwrite) as folder:
         manifest = open_dataset(data)
-        evaluation = evaluate_in_full(
-            folder_path(adapter), manifest, split, device=device, backbone=backbone, allow_seen=allow_seen, unit=unit,
-            by=by, resamples=resamples,
-        )  # fmt: skip
-        report = evaluation.result
+        evaluations = [
+            evaluate_in_full(
+                folder_path(each), manifest, split, device=device, backbone=backbone, allow_seen=allow_seen, unit=unit,
+                by=by, resamples=resamples,
+            )
+            for each in adapters
+        ]  # fmt: skip
+        if len(adapters) == 1:
+            report = evaluations[0].result
+        else:
+            titles = name_runs([str(folder_path(each)) for each in adapters])
+            report = compare_runs(evaluations, titles, resamples=resamples)
         if folder is not None:
-            from dinomed.apps.pages.evaluation import build_evaluation_page
+            if len(adapters) == 1:
+                from dinomed.apps.pages.evaluation import build_evaluation_page
 
-            write_text(folder / REPORT_FILE, build_evaluation_page(evaluation, manifest, names=names))
+                page = build_evaluation_page(evaluations[0], manifest, names=names)
+            else:
+                from dinomed.apps.pages.sections.runs import build_runs_page
+
+                page = build_runs_page(report)
+            write_text(folder / REPORT_FILE, page)
             write_json(folder / METRICS_FILE, {key: value for key, value in report.items() if key != "adapter"})
             report |= {"report": str(folder / REPORT_FILE)}
     return report
@@ -262,8 +282,7 @@ def predict(
     if unit != "group":
         from dinomed.apps.pages.sheet import build_sheet
 
-        folder = "" if isinstance(adapter, Predictor) else str(folder_path(adapter))
-        build = partial(build_sheet, predictor, manifest, adapter=folder, names=names) if sheet else None
+        build = partial(build_sheet, predictor, manifest, names=names) if sheet else None
         return predict_collection(
             predictor, manifest, out, unreadable=unreadable, overwrite=overwrite, build_sheet=build,
             coco=coco or coco_ids is not None, coco_ids=None if coco_ids is None else Path(coco_ids), rule=rule,

@@ -9,7 +9,9 @@ from dinomed.apps.options import Data, Device, Json, Overwrite, Quiet, output_pl
 
 
 def evaluate(
-    adapter: Annotated[Path, Argument(help="Adapter folder, as `dinomed train` writes it.")],
+    adapter: Annotated[
+        list[Path], Argument(help="Adapter folder, as `dinomed train` writes it; several are compared with the first.")
+    ],
     data: Data,
     split: Annotated[str, Option("--split", help="Split to evaluate: train, val or test.")] = "test",
     backbone: Annotated[str | None, Option("--backbone", "-b", help="Path of its backbone, if it was moved.")] = None,
@@ -46,7 +48,8 @@ def evaluate(
 
     Segmenters: Dice, IoU, surface Dice and HD95 (px), for each image at its own size, and metrics by lesion.
     Classifiers: AUROC, AUPRC, accuracy and calibration, metrics by class, and metrics at the thresholds chosen on val.
-    Intervals are bootstrap intervals over groups. With --by, the worst and the best subgroup and their gap are named.
+    Several adapters (A B C) are measured on the images that none of them leaves out, with intervals of their paired
+    differences from the first. Intervals are bootstrap intervals over groups. With --by, the worst and the best subgroup and their gap are named.
     On a test split, images of training and validation, and other images of their groups, are left out. With -o, a page
     with curves, subgroups and pictures of the best and worst cases is written; it names no image without --names. For
     research use only.
@@ -56,9 +59,21 @@ def evaluate(
     from dinomed.apps.output import api_arguments, emit
 
     columns = [name.strip() for name in (by or "").split(",") if name.strip()]
-    report = evaluate_adapter(**api_arguments(arguments | {"by": columns}))
-    for table in [None] if as_json else _tables(report):
+    shown = adapter if len(adapter) > 1 else adapter[0]
+    report = evaluate_adapter(**api_arguments(arguments | {"adapter": shown, "by": columns}))
+    for table in [None] if as_json else _comparison(report) if "runs" in report else _tables(report):
         emit(report, as_json, table)
+
+
+def _comparison(report: dict[str, Any]) -> list[Any]:
+    """Return the metrics of several adapters with their differences from the first one."""
+    from dinomed.apps.output import build_table
+    from dinomed.apps.pages.sections.runs import describe_runs, difference_rows
+    from dinomed.notice import RESEARCH_USE
+
+    table = build_table(*difference_rows(report), title=describe_runs(report))
+    table.caption = "\n".join([*([report["report"]] if "report" in report else []), RESEARCH_USE])
+    return [table]
 
 
 def _tables(report: dict[str, Any]) -> list[Any]:

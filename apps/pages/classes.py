@@ -7,6 +7,7 @@ import numpy as np
 
 from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
 from dinomed.apps.pages.plots import matrix, square
+from dinomed.apps.pages.sections.confusion import cell_name, error_cells
 from dinomed.html.page import build_table, heading, paragraph
 from dinomed.html.words import format_interval
 from dinomed.metrics.calibration import reliability
@@ -32,7 +33,8 @@ def build_class_section(result: Mapping[str, Any], evaluated: EvaluatedClasses) 
         columns = ("class", "threshold", "sensitivity", "95% interval", "specificity", "95% interval", "precision")
         parts.append(build_table(columns, rows))
     if "confusion" in metrics:
-        parts += [heading("Confusion matrix"), matrix(evaluated.names, metrics["confusion"])]
+        links = {cell: cell_name(*cell) for cell in error_cells(metrics["confusion"])}
+        parts += [heading("Confusion matrix"), matrix(evaluated.names, metrics["confusion"], links)]
     parts += _prediction_sets(result["prediction_sets"])
     temperature = result["temperature"]
     scaling = "no temperature" if temperature is None else f"temperature {temperature:.2f}, fitted on val"

@@ -15,11 +15,14 @@ from dinomed.adapters.evaluation.evaluate import Evaluation
 from dinomed.adapters.evaluation.report import extreme_cases
 from dinomed.adapters.task import find_task
 from dinomed.apps.pages.abstention import build_abstention_section
+from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
 from dinomed.apps.pages.overlay import draw_mask, line_width_px, outline
+from dinomed.apps.pages.sections.confusion import build_error_cases
+from dinomed.apps.pages.sections.summary import build_next_steps, build_verdict
 from dinomed.apps.pages.subgroups import build_subgroup_section
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.album import Album
-from dinomed.html.page import build_page, build_table, code, heading, paragraph
+from dinomed.html.page import build_page, build_table, code, heading, paragraph, with_contents
 from dinomed.html.words import format_interval
 
 CASES = 6
@@ -37,14 +40,19 @@ def build_evaluation_page(evaluation: Evaluation, collection: Manifest, *, names
     result = evaluation.result
     line = describe_unlike(result["unlike_training"])
     unlike = paragraph(f"{line[:1].upper()}{line[1:]}.")
-    parts = [paragraph(_opening(result)), *_warnings(result), unlike, *_headline(result)]
+    parts = [paragraph(_opening(result)), *_warnings(result), unlike, heading("Metrics"), *_headline(result)]
     parts += _section(result, evaluation.evaluated)
     parts += build_abstention_section(result, evaluation.evaluated)
     parts += build_subgroup_section(result)
-    parts += _cases(evaluation, collection, Album(names=names))
+    album = Album(names=names)
+    parts += _cases(evaluation, collection, album)
+    if "confusion" in result["metrics"] and isinstance(evaluation.evaluated, EvaluatedClasses):
+        parts += build_error_cases(evaluation.evaluated, result["metrics"]["confusion"], collection, album)
+    parts += build_next_steps(result)
     settings = {key: result[key] for key in ("backbone", "image_size", "images", "bootstrap", "seen_in_training")}
     lines = [f"{key}: {value}" for key, value in settings.items()]
-    return build_page("Evaluation", [*parts, heading("Settings"), code("\n".join(lines))])
+    parts += [heading("Settings"), code("\n".join(lines))]
+    return build_page("Evaluation", [build_verdict(result), *with_contents(parts)])
 
 
 def _opening(result: Mapping[str, Any]) -> str:

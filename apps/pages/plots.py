@@ -88,19 +88,32 @@ def bands(
     return _figure(shapes, width, height, f"{axes[1]}: {caption}", keys)
 
 
-def matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """Return a confusion matrix as a table: one row for each true class, shaded by the share of the row."""
+def matrix(
+    names: Sequence[str], counts: Sequence[Sequence[int]], links: Mapping[tuple[int, int], str] | None = None
+) -> str:
+    """Return a confusion matrix as a table: one row for each true class, shaded by the share of the row.
+
+    Args:
+        names: of the classes.
+        counts: of each true class, by predicted class.
+        links: (row, column) of a cell to the name of the part of the page with its cases.
+    """
+    links = links or {}
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = ""
-    for name, row in zip(names, counts, strict=True):
+    for true, (name, row) in enumerate(zip(names, counts, strict=True)):
         total = sum(row)
         cells = "".join(
             f"<td class='number' style='background:rgb(8 145 178 / {60 * value / total if total else 0:.0f}%)'>"
-            f"{value:,}</td>"
-            for value in row
+            f"{_linked(f'{value:,}', links.get((true, predicted)))}</td>"
+            for predicted, value in enumerate(row)
         )
         body += f"<tr><th>{escape(name)}</th>{cells}<td class='number soft'>{total:,}</td></tr>"
     return scrolling_table(f"<th>true \\ predicted</th>{head}<th>all</th>", body)
+
+
+def _linked(text: str, name: str | None) -> str:
+    return text if name is None else f'<a href="#{name}">{text}</a>'
 
 
 def thin(points: Points, most: int = MAX_POINTS) -> list[tuple[float, float]]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import chain, zip_longest
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 from PIL import Image
@@ -61,7 +60,6 @@ def build_sheet(
     rows: Sequence[SheetRow],
     failed: Sequence[tuple[str, str]],
     *,
-    adapter: str = "",
     names: bool = False,
 ) -> str:
     """Return the page.
@@ -71,7 +69,6 @@ def build_sheet(
         manifest: the images.
         rows: the predictions; of more than `MAX_IMAGES`, the ends of each order are shown.
         failed: (path, reason) of images without a prediction.
-        adapter: path of the adapter, for the command at the end; empty if it is not known.
         names: show the paths of images.
     """
     shown = choose_rows(rows, MAX_IMAGES)
@@ -91,12 +88,9 @@ def build_sheet(
         f'<ol class="sheet" aria-label="Predictions">{items}</ol>',
         *_errors(failed, names),
     ]
-    if adapter:
-        task = find_task(predictor.task).name
-        shown_by = f"dinomed demo {task} --adapter {quote(adapter)}" if task in ("segment", "classify") else ""
-        parts += (
-            [heading("Next"), paragraph("Examine single images in the browser:"), code(shown_by)] if shown_by else []
-        )
+    if (task := find_task(predictor.task)).panel:
+        command = f"dinomed demo {task.name} --adapter ADAPTER"
+        parts += [heading("Next"), paragraph("Examine single images in the browser:"), code(command)]
     return build_page("Predictions", parts, script=read_sort_script() + _SCRIPT, style=_STYLE)
 
 

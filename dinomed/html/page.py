@@ -41,6 +41,10 @@ svg text { fill: var(--soft); font-size: 11px; }
 .pair { display: inline-block; vertical-align: top; margin: 0 1.2rem .6rem 0; } .pair p { margin: 0; }
 td.bars { width: 14rem; } td.bars i { display: block; height: .5rem; margin: .12rem 0; border-radius: 2px; }
 td.bars i:first-child { background: var(--soft); } td.bars i:last-child { background: var(--line); }
+.verdict { font-size: 1.08rem; border-left: 4px solid var(--line); padding: .2rem .8rem; }
+.contents { display: flex; flex-wrap: wrap; gap: .3rem 1rem; margin: 1rem 0; } a { color: inherit; }
+.contents a, td a { text-decoration-color: var(--line); text-underline-offset: 3px; } td a { font-weight: 600; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; } :target { scroll-margin-top: 1rem; background: var(--mark); }
 .key { display: inline-block; margin-right: .8rem; } .key b { font-size: 1.1rem; line-height: 1; }
 :root { --c0: #0891b2; --c1: #dc2626; --c2: #94a3b8; --c3: #d97706; --c4: #7c3aed; --c5: #16a34a; --c6: #db2777;
   --c7: #92400e; }
@@ -93,6 +97,25 @@ def data_block(name: str, data: Any) -> str:
 def heading(text: str) -> str:
     """Return a heading."""
     return f"<h2>{escape(text)}</h2>"
+
+
+def with_contents(parts: Sequence[str]) -> list[str]:
+    """Return the parts with a list of links to their headings before the first heading.
+
+    >>> with_contents([paragraph("before"), heading("A"), heading("B")])[1]
+    '<nav class="contents" aria-label="Contents"><a href="#part-1">A</a> <a href="#part-2">B</a></nav>'
+    """
+    titles: list[str] = []
+    marked: list[str] = []
+    for part in parts:
+        title = part.removeprefix("<h2>").removesuffix("</h2>")
+        if part == f"<h2>{title}</h2>":
+            titles.append(title)
+            part = f'<h2 id="part-{len(titles)}">{title}</h2>'
+        marked.append(part)
+    links = " ".join(f'<a href="#part-{number}">{title}</a>' for number, title in enumerate(titles, 1))
+    first = next((place for place, part in enumerate(marked) if part.startswith("<h2 id=")), len(marked))
+    return [*marked[:first], f'<nav class="contents" aria-label="Contents">{links}</nav>', *marked[first:]]
 
 
 def paragraph(text: str) -> str:

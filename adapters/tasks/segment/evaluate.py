@@ -6,17 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.evaluated import EvaluatedValues
+from dinomed.adapters.tasks.segment.evaluated import EvaluatedMasks
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.datasets.manifest import Manifest
 from dinomed.features.finite import naming
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.metrics.lesions import LesionCounts, count_lesions, lesion_metrics
-from dinomed.metrics.segmentation import Overlap, overlap, segmentation_metrics
+from dinomed.metrics.segmentation import DiceByThreshold, Overlap, overlap, segmentation_metrics
 from dinomed.progress import bar
 
 CONFIDENCE = "Dice expected by the probabilities"
 """Name of the confidence of a mask: 1 minus `mask_uncertainty`."""
+THRESHOLDS = tuple(step / 20 for step in range(1, 20))
+"""Thresholds of the curve of Dice, 0.05 to 0.95."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,29 @@ class ClassComparison:
     lesions: LesionCounts
 
 
-def compare_masks(
-    predictor: SegmentPredictor, manifest: Manifest
-) -> tuple[dict[str, list[ClassComparison]], list[float]]:
-    """Compare predicted masks with the targets of `manifest`.
+@dataclass(frozen=True)
+class MaskComparison:
+    """The comparison of all images.
 
-    Returns:
-        For each reported class one comparison for each image; and the confidence of each image.
+    Attributes:
+        by_class: reported class to one comparison for each image.
+        target_shares: share of each image in its reference mask (of any class), 0 to 1.
+        by_threshold: Dice at every threshold; None for several classes.
+        confidences: confidence of the mask of each image, 0 to 1.
     """
-    confidence: list[float] = []
+
+    by_class: dict[str, list[ClassComparison]]
+    target_shares: list[float]
+    by_threshold: DiceByThreshold | None
+    confidences: list[float]
+
+
+def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> MaskComparison:
+    """Compare predicted masks with the targets of `manifest`."""
+    confidences: list[float] = []
     schema = predictor.schema
+    by_threshold = DiceByThreshold(THRESHOLDS) if len(schema.names) == 1 else None
+    shares: list[float] = []
     comparisons: dict[str, list[ClassComparison]] = {schema.names[k]: [] for k in schema.reported}
     names = manifest.column("image")
     with bar("evaluating", len(manifest)) as progress:
@@ -46,20 +61,25 @@ def compare_masks(
                 maps = predictor.batch_maps(pixels, [image.size for image in loaded])
                 predictor.check_batch(pixels)
             for image, probabilities in zip(loaded, maps, strict=True):
-                confidence.append(predictor.confidence(probabilities))
-                targets = schema.planes(schema.read(manifest, image.index))
+                confidences.append(predictor.confidence(probabilities))
+                values = schema.read(manifest, image.index)
+                targets = schema.planes(values)
+                shares.append(float(schema.any_class(values).mean()))
+                if by_threshold is not None:
+                    by_threshold.add(targets[0], probabilities[0])
                 predicted = schema.planes(predictor.decide(probabilities))
                 for k in schema.reported:
                     lesions = count_lesions(targets[k], predicted[k])
                     comparisons[schema.names[k]].append(ClassComparison(overlap(targets[k], predicted[k]), lesions))
             progress.advance(len(loaded))
-    return comparisons, confidence
+    return MaskComparison(comparisons, shares, by_threshold, confidences)
 
 
-def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> EvaluatedValues:
+def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> EvaluatedMasks:
     """Compare the predictions for `manifest` with its masks. The metrics also hold `lesions`, the counts of
     `dinomed.metrics.lesions`. For several classes the values of an image are means over the classes."""
-    compared, confidence = compare_masks(predictor, manifest)
+    comparison = compare_masks(predictor, manifest)
+    compared = comparison.by_class
 
     def summary(rows: Sequence[int]) -> dict[str, Any]:
         chosen = {name: [cases[i] for i in rows] for name, cases in compared.items()}
@@ -73,10 +93,18 @@ def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> Evalu
         known = ~np.isnan(values)
         total, count = np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0)
         columns[name] = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
-    return EvaluatedValues(
-        manifest, manifest.units(), columns, summary, errors=("hd95_px",),
-        confidences={CONFIDENCE: np.array(confidence)}, abstention=predictor.abstention,
-    )  # fmt: skip
+    curve = comparison.by_threshold
+    return EvaluatedMasks(
+        manifest,
+        manifest.units(),
+        columns,
+        summary,
+        errors=("hd95_px",),
+        confidences={CONFIDENCE: np.array(comparison.confidences)},
+        abstention=predictor.abstention,
+        target_shares=np.array(comparison.target_shares),
+        by_threshold=None if curve is None else list(zip(THRESHOLDS, curve.dice.tolist(), strict=True)),
+    )
 
 
 def mean_over_classes(per_class: dict[str, dict[str, Any]]) -> dict[str, Any]:

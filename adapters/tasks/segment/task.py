@@ -40,6 +40,7 @@ class SegmentTask(Task):
     name, title = "segment", "segmenter"
     pipeline_tag, output_names = "image-segmentation", ("probabilities",)
     case_note = "Coloured: predicted. White line: the reference."
+    page_section = "dinomed.apps.pages.sections.masks:build_mask_section"
     panel = "dinomed.apps.demos.segment:SegmentPanel"
     metric_titles: ClassVar[Mapping[str, str]] = {
         "dice": "Dice",

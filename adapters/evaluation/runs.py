@@ -1,0 +1,134 @@
+"""Comparison of several adapters on the same data: metrics of each, and paired differences with intervals.
+
+All adapters are measured on the images that none of them leaves out. A resample draws the same groups for all, so the
+interval of a difference is that of pairs (Efron and Tibshirani 1993, chapter 16), which is narrower than the
+difference of two intervals.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dinomed.adapters.evaluated import EvaluatedUnits
+from dinomed.adapters.evaluation.evaluate import Evaluation
+from dinomed.errors import UsageError
+from dinomed.metrics.bootstrap import LEVEL, RESAMPLES, bootstrap
+from dinomed.notice import RESEARCH_USE
+
+
+def compare_runs(
+    evaluations: Sequence[Evaluation], names: Sequence[str], *, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Compare the results of adapters; the first one is the reference.
+
+    Args:
+        evaluations: of the same manifest and split.
+        names: name of each adapter in the report.
+        resamples: number of bootstrap resamples of the groups.
+
+    Returns:
+        `task`, `split`, `unit`, `n` (compared units), `groups`, `bootstrap`, `reference` (name), `better` (metric to
+        "larger" or "smaller"), and `runs`, a row for each adapter: `name`, `backbone`, `image_size`, `left_out` (units
+        of its own evaluation that are not compared), `metrics` (metric to `value`, `low`, `high`), and `difference`
+        (the same, minus the reference; None for the reference itself).
+
+    Raises:
+        UsageError: the adapters have different tasks, units or classes, or no image in common.
+    """
+    _check_comparable(evaluations, names)
+    first = evaluations[0].evaluated
+    units = [each.evaluated.manifest.column("image") for each in evaluations]
+    common = set(units[0]).intersection(*units[1:])
+    if not common:
+        raise UsageError("no image is left for all adapters: each was trained on images of this split; give other data")
+    places = [{image: place for place, image in enumerate(images)} for images in units]
+    order = [image for image in units[0] if image in common]
+    rows = [[place[image] for image in order] for place in places]
+    groups = [first.groups[row] for row in rows[0]]
+    headline = first.headline
+    runs = []
+    for evaluation, own, name in zip(evaluations, rows, names, strict=True):
+        evaluated, result = evaluation.evaluated, evaluation.result
+        runs.append(
+            {
+                "name": name,
+                "backbone": result["backbone"]["name"],
+                "image_size": result["image_size"],
+                "left_out": len(evaluated.groups) - len(own),
+                "metrics": _intervals([evaluated], [own], groups, headline, resamples),
+                "difference": None
+                if evaluation is evaluations[0]
+                else _intervals([evaluated, first], [own, rows[0]], groups, headline, resamples),
+            }
+        )
+    result = evaluations[0].result
+    return {
+        "purpose": RESEARCH_USE,
+        "task": result["task"],
+        "split": result["split"],
+        "unit": result["unit"],
+        "n": len(order),
+        "groups": len(set(groups)),
+        "bootstrap": {"over": result["bootstrap"]["over"], "resamples": resamples, "level": LEVEL, "seed": 0},
+        "reference": names[0],
+        "better": {name: "smaller" if name in first.errors else "larger" for name in headline},
+        "runs": runs,
+    }
+
+
+def _check_comparable(evaluations: Sequence[Evaluation], names: Sequence[str]) -> None:
+    first = evaluations[0]
+    for other, name in zip(evaluations[1:], names[1:], strict=True):
+        for what in ("task", "unit"):
+            if other.result[what] != first.result[what]:
+                raise UsageError(
+                    f"{names[0]} and {name} cannot be compared: {what} {first.result[what]} and {other.result[what]}"
+                )
+        classes = [tuple(getattr(each.evaluated, "names", each.predictor.classes)) for each in (first, other)]
+        if classes[0] != classes[1]:
+            raise UsageError(
+                f"{names[0]} and {name} have different classes: {', '.join(classes[0])} and {', '.join(classes[1])}; "
+                "compare adapters of the same classes"
+            )
+
+
+def _intervals(
+    evaluated: Sequence[EvaluatedUnits],
+    rows: Sequence[Sequence[int]],
+    groups: Sequence[str],
+    headline: Sequence[str],
+    resamples: int,
+) -> dict[str, dict[str, float]]:
+    """Return value and interval of each metric of one run, or of its difference from a second one."""
+    statistics = [each.statistic(own) for each, own in zip(evaluated, rows, strict=True)]
+
+    def difference(counts: np.ndarray) -> np.ndarray:
+        values = statistics[0](counts)
+        return values if len(statistics) == 1 else values - statistics[1](counts)
+
+    point = difference(np.ones((1, len(groups))))[0]
+    intervals = bootstrap(difference, groups, resamples=resamples)
+    return {
+        name: {"value": float(value), "low": interval.low, "high": interval.high}
+        for name, value, interval in zip(headline, point, intervals, strict=True)
+    }
+
+
+def name_runs(folders: Sequence[str]) -> list[str]:
+    """Return a name for each adapter folder: its last part, with more parts where two would be equal.
+
+    >>> name_runs(["runs/a/seg", "runs/b/seg", "runs/c"])
+    ['a/seg', 'b/seg', 'c']
+    """
+    parts = [[part for part in folder.replace("\\\\", "/").split("/") if part not in ("", ".")] for folder in folders]
+    depth = [1] * len(parts)
+    while True:
+        names = ["/".join(each[-count:]) for each, count in zip(parts, depth, strict=True)]
+        deeper = [
+            count + (names.count(name) > 1 and count < len(each))
+            for name, each, count in zip(names, parts, depth, strict=True)
+        ]
+        if deeper == depth:
+            return [f"{name} ({place})" if names.count(name) > 1 else name for place, name in enumerate(names, 1)]
+        depth = deeper
