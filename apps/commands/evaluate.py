@@ -49,10 +49,10 @@ def evaluate(
     Segmenters: Dice, IoU, surface Dice and HD95 (px), for each image at its own size, and metrics by lesion.
     Classifiers: AUROC, AUPRC, accuracy and calibration, metrics by class, and metrics at the thresholds chosen on val.
     Several adapters (A B C) are measured on the images that none of them leaves out, with intervals of their paired
-    differences from the first. Intervals are bootstrap intervals over groups. With --by, the worst and the best subgroup and their gap are named.
-    On a test split, images of training and validation, and other images of their groups, are left out. With -o, a page
-    with curves, subgroups and pictures of the best and worst cases is written; it names no image without --names. For
-    research use only.
+    differences from the first. Intervals are bootstrap intervals over groups. With --by, the worst and the best
+    subgroup and their gap are named. On a test split, images of training and validation, and other images of their
+    groups, are left out. With -o, a page with curves, subgroups and pictures of the best and worst cases is written; it
+    names no image without --names. For research use only.
     """
     arguments = locals()
     from dinomed.apps.api.heads import evaluate as evaluate_adapter

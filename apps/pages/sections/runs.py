@@ -17,9 +17,9 @@ def build_runs_page(report: Mapping[str, Any]) -> str:
     boot = report["bootstrap"]
     over = "groups" if boot["over"] == "groups" else "images"
     note = (
-        f"Intervals: {boot['level']:.0%}, {boot['resamples']:,} resamples of {over}. A resample draws the same {over} for "
-        "all adapters, so a difference is that of pairs. With many metrics and adapters some intervals exclude 0 by "
-        "chance."
+        f"Intervals: {boot['level']:.0%}, {boot['resamples']:,} resamples of {over}. A resample draws the same {over} "
+        "for all adapters, so a difference is that of pairs. With many metrics and adapters some intervals exclude 0 "
+        "by chance."
     )
     parts = [paragraph(note), heading("Metrics")]
     for name, better in report["better"].items():

@@ -1,0 +1,88 @@
+"""Comparison of adapters on the same data: common images, paired differences, pages, and what cannot be compared."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dinomed.adapters.evaluated import EvaluatedValues
+from dinomed.adapters.evaluation.evaluate import Evaluation
+from dinomed.adapters.evaluation.runs import compare_runs
+from dinomed.apps.pages.sections.runs import build_runs_page, describe_runs
+from dinomed.datasets.manifest import Manifest
+from dinomed.errors import UsageError
+from dinomed.metrics.bootstrap import bootstrap_mean
+
+
+def evaluation(manifest: Manifest, rows: list[int], dice: np.ndarray, **changes: Any) -> Evaluation:
+    """An evaluation with a Dice and an error for each image."""
+    part = manifest.take(rows)
+    columns = {"dice": dice, "hd95_px": 10 * (1 - dice)}
+    evaluated = EvaluatedValues(part, part.units(), columns, lambda rows: {}, errors=("hd95_px",))
+    result = {
+        "task": "segment", "split": "test", "unit": "image", "image_size": 32, "backbone": {"name": "vit"},
+        "bootstrap": {"over": "groups"}, **changes,
+    }  # fmt: skip
+    return Evaluation(result, evaluated, SimpleNamespace(classes=changes.get("classes", ["lesion"])))  # type: ignore[arg-type]
+
+
+def test_differences_are_those_of_pairs_on_common_images(manifest: Manifest) -> None:
+    rng = np.random.default_rng(0)
+    dice = rng.uniform(0.3, 0.9, 40)
+    first = evaluation(manifest, list(range(40)), dice)
+    better = evaluation(manifest, list(range(49, 4, -1)), np.r_[np.zeros(10), dice[39:4:-1] + 0.02])  # another order
+    report = compare_runs([first, better], ["a", "b"], resamples=200)
+    assert report["n"] == 35
+    assert [run["left_out"] for run in report["runs"]] == [5, 10]
+    assert report["runs"][0]["difference"] is None
+    for name, expected in (("dice", 0.02), ("hd95_px", -0.2)):
+        row = report["runs"][1]["difference"][name]
+        assert [row["value"], row["low"], row["high"]] == pytest.approx([expected] * 3, abs=1e-9)
+    alone = report["runs"][0]["metrics"]["dice"]
+    units = manifest.units()
+    interval = bootstrap_mean(dice[5:40], [units[i] for i in range(5, 40)], resamples=200)[0]
+    assert (alone["low"], alone["high"]) == (interval.low, interval.high)
+    assert describe_runs(report).endswith("independent groups: b (+0.020, 0.020 to 0.020) better than a.")
+    page = build_runs_page(report)
+    assert "interval without 0" in page
+    assert "HD95, px (smaller is better)" in page
+
+
+def test_what_cannot_be_compared_is_refused(manifest: Manifest) -> None:
+    rows, dice = list(range(10)), np.linspace(0, 1, 10)
+    first = evaluation(manifest, rows, dice)
+    for other, reason in (
+        (evaluation(manifest, rows, dice, task="depth"), "task segment and depth"),
+        (evaluation(manifest, rows, dice, unit="group"), "unit image and group"),
+        (evaluation(manifest, rows, dice, classes=["polyp"]), "different classes: lesion and polyp"),
+        (evaluation(manifest, list(range(20, 30)), dice), "no image is left"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            compare_runs([first, other], ["a", "b"], resamples=20)
+
+
+def test_the_command_compares_adapters(user_folder: Path, run, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(user_folder, tmp_path / "user", dirs_exist_ok=True, ignore=shutil.ignore_patterns("lesions"))
+        shutil.copytree(user_folder / "cls", tmp_path / "user" / name)
+    shutil.copytree(user_folder / "lesions", tmp_path / "user" / "lesions")
+    data = ("--data", tmp_path / "user" / "derm.parquet", "--resamples", "50", "--quiet")
+    adapters = (tmp_path / "user" / "one", tmp_path / "user" / "two")
+    code, out, err = run("evaluate", *adapters, *data, "-o", tmp_path / "out", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert [each["name"] for each in report["runs"]] == ["one", "two"]
+    for row in report["runs"][1]["difference"].values():
+        assert row["value"] == row["low"] == row["high"] == 0
+    assert str(tmp_path) not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "report" not in json.loads((tmp_path / "out" / "metrics.json").read_text())
+    code, out, _ = run("evaluate", *adapters, *data)
+    assert code == 0
+    assert "not distinguished from one" in " ".join(out.split())
+    code, _, err = run("evaluate", *adapters, *data, "--by", "sex")
+    assert code == 2
+    assert "--by is for one adapter" in err
