@@ -170,8 +170,8 @@ def evaluate(
         ``metrics`` and ``difference``.
 
     Raises:
-        UsageError: no targets, an empty split, most of which the adapter saw, `out` is in use, or the adapters cannot be
-            compared.
+        UsageError: no targets, an empty split, most of which the adapter saw, `out` is in use, or adapters differ in
+            task or classes.
         DinomedError: an image or a mask cannot be read.
 
     Example:

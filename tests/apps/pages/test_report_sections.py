@@ -1,4 +1,4 @@
-"""Sections of the evaluation page: verdict, contents, Dice by size and threshold, links from confusion cells to cases."""
+"""Sections of the evaluation page: verdict, contents, Dice by size and threshold, confusion cells and their cases."""
 
 import json
 import re
