@@ -14,8 +14,8 @@ from dinomed.adapters.evaluated import EvaluatedUnits
 from dinomed.adapters.evaluation.evaluate import Evaluation
 from dinomed.adapters.evaluation.report import extreme_cases
 from dinomed.adapters.task import find_task
-from dinomed.apps.pages.abstention import build_abstention_section
 from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
+from dinomed.apps.pages.abstention import build_abstention_section
 from dinomed.apps.pages.overlay import draw_mask, line_width_px, outline
 from dinomed.apps.pages.sections.confusion import build_error_cases
 from dinomed.apps.pages.sections.summary import build_next_steps, build_verdict
