@@ -190,27 +190,18 @@ def evaluate(
         raise UsageError("`by` is for one adapter; leave it out, or evaluate each adapter by itself")
     with nullcontext() if out is None else claimed_folder(out, marker=METRICS_FILE, overwrite=overwrite) as folder:
         manifest = open_dataset(data)
+        options: dict[str, Any] = {"device": device, "backbone": backbone, "allow_seen": allow_seen, "unit": unit}
+        folders = [str(folder_path(each)) for each in adapters]
         evaluations = [
-            evaluate_in_full(
-                folder_path(each), manifest, split, device=device, backbone=backbone, allow_seen=allow_seen, unit=unit,
-                by=by, resamples=resamples,
-            )
-            for each in adapters
-        ]  # fmt: skip
-        if len(adapters) == 1:
-            report = evaluations[0].result
-        else:
-            titles = name_runs([str(folder_path(each)) for each in adapters])
-            report = compare_runs(evaluations, titles, resamples=resamples)
+            evaluate_in_full(each, manifest, split, by=by, resamples=resamples, **options) for each in folders
+        ]
+        alone = len(evaluations) == 1
+        report = evaluations[0].result if alone else compare_runs(evaluations, name_runs(folders), resamples=resamples)
         if folder is not None:
-            if len(adapters) == 1:
-                from dinomed.apps.pages.evaluation import build_evaluation_page
+            from dinomed.apps.pages.evaluation import build_evaluation_page
+            from dinomed.apps.pages.sections.runs import build_runs_page
 
-                page = build_evaluation_page(evaluations[0], manifest, names=names)
-            else:
-                from dinomed.apps.pages.sections.runs import build_runs_page
-
-                page = build_runs_page(report)
+            page = build_evaluation_page(evaluations[0], manifest, names=names) if alone else build_runs_page(report)
             write_text(folder / REPORT_FILE, page)
             write_json(folder / METRICS_FILE, {key: value for key, value in report.items() if key != "adapter"})
             report |= {"report": str(folder / REPORT_FILE)}
