@@ -73,8 +73,9 @@ def draw_endoscopy(
             pixels, mask = pixels * 0.02, np.zeros_like(mask)
         elif kind == BLURRED:
             pixels = np.where(view[..., None], cv2.GaussianBlur(pixels, (0, 0), min(size) / 14), 0.01)
-        grain = rng.normal(0, 0.0 if kind == BLURRED else 0.004, pixels.shape).astype(np.float32)
-        yield EndoscopyFrame((np.clip(pixels + grain, 0, 1) * 255 + 0.5).astype(np.uint8), mask, kind)
+        grain = rng.normal(0, 0.0 if kind == BLURRED else 0.004, pixels.shape)
+        levels = np.clip(np.asarray(pixels + grain, np.float32), 0, 1) * np.float32(255) + np.float32(0.5)
+        yield EndoscopyFrame(levels.astype(np.uint8), mask, kind)
 
 
 def write_endoscopy(
