@@ -157,6 +157,9 @@ def audit(
     backbone: PathLike | None = None,
     config: PathLike | None = None,
     settings: Settings | None = None,
+    labels: str | None = None,
+    table: PathLike | None = None,
+    folds: int | None = None,
     cache: PathLike | None = None,
     workers: int | None = None,
     device: str = "auto",
@@ -164,7 +167,9 @@ def audit(
     """Find test images that are among the training images: exact copies, near-duplicates and shared groups.
 
     Near-duplicates are cropped, rotated, mirrored, recompressed, recoloured or annotated copies. Of a run folder, the
-    hashes of the images on which it was trained are compared. The command is ``dinomed audit``.
+    hashes of the images on which it was trained are compared. With `labels`, the labels of `train` are examined
+    instead: images are ranked whose label disagrees with their neighbours and with out-of-fold predictions. The command
+    is ``dinomed audit``.
 
     Args:
         train: training images: a manifest or a folder; or a run folder, or its result.
@@ -175,12 +180,16 @@ def audit(
         backbone: compare features of this backbone in place of the copy-detection descriptor.
         config: YAML file of settings.
         settings: settings that override the config.
-        cache: folder of cached results, with which an interrupted audit continues.
+        labels: column of classes whose errors are searched, in place of copies; needs `backbone`.
+        table: with `labels`, file (.csv or .json) with all images, the most doubtful first.
+        folds: with `labels`, number of folds by group; None for 5.
+        cache: folder of cached results, with which an interrupted audit continues; with `labels`, of features.
         workers: threads; None for one per processor.
         device: auto, cpu, cuda, cuda:N or mps.
 
     Returns:
-        The report that ``dinomed audit --json`` prints: ``leaked_test_images``, ``counts`` by kind, and ``pairs``.
+        The report that ``dinomed audit --json`` prints: ``leaked_test_images``, ``counts`` by kind, and ``pairs``; with
+        `labels` ``suspects``, their number, ``ranked``, the suspects, and ``confident_joint``.
 
     Raises:
         UsageError: both sides are the same images, or an option is wrong.
@@ -194,6 +203,18 @@ def audit(
     from dinomed.pretrain.curation.audit.audit import audit as audit_images
     from dinomed.pretrain.curation.audit.audit import audit_training_index
 
+    if labels is not None:
+        from dinomed.apps.api.datasets import FOLDS, audit_labels
+
+        if test is not None or test_split is not None or config is not None or settings:
+            raise UsageError(f"`labels={labels}`: the labels of one set are examined; leave out `test` and settings")
+        manifest = _select(_open_side(train.folder if isinstance(train, HasFolder) else train), str(train), train_split)
+        return audit_labels(
+            manifest, labels, backbone, out=out, table=table, folds=FOLDS if folds is None else folds, cache=cache,
+            device=device,
+        )  # fmt: skip
+    if table is not None or folds is not None:
+        raise UsageError("`table` and `folds` are of the search for label errors; name the column with `labels`")
     if out is not None:
         if Path(out).suffix.lower() not in (".html", ".htm"):
             raise UsageError(f"output {out}: the page is an .html file")

@@ -1,24 +1,35 @@
-"""Datasets: folders and tables to manifests."""
+"""Datasets: folders and tables to manifests, and the search for errors in their labels."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dinomed.apps.api.inputs import DatasetLike, PathLike
+from dinomed.apps.api.inputs import DatasetLike, PathLike, cache_folder
 from dinomed.datasets import open as opening
 from dinomed.datasets.manifest import Manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.labels import NONE, find_labels
 from dinomed.datasets.scan.scan import ScanResult
 from dinomed.datasets.scan.scan import scan as scan_folder
 from dinomed.datasets.scan.videos import find_videos, name_groups
+from dinomed.datasets.splits import make_folds
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import DinomedError, UsageError
+from dinomed.io.files import write_json, write_text
 from dinomed.io.output_folder import check_writable, claimed_file, open_output_folder
 from dinomed.log import logger
+from dinomed.notice import RESEARCH_USE
 
 if TYPE_CHECKING:
+    from dinomed.adapters.evaluation.label_errors import LabelErrors
     from dinomed.pretrain.curation.frames.write import FramesResult
+
+FOLDS = 5
+COLUMNS = (
+    "rank", "image", "label", "suggested", "suspect", "doubt", "label_probability", "suggested_probability",
+    "neighbors_with_label", "neighbors_with_suggested",
+)  # fmt: skip
 
 
 def scan(
@@ -248,3 +259,92 @@ def _check_manifest_output(out: Path, overwrite: bool) -> None:
         except DinomedError as error:
             raise UsageError(f"output {out} is not a manifest and is not overwritten: {error}") from None
     check_writable(out.parent)
+
+
+def audit_labels(
+    manifest: Manifest,
+    column: str,
+    backbone: PathLike | None,
+    *,
+    out: PathLike | None = None,
+    table: PathLike | None = None,
+    folds: int = FOLDS,
+    seed: int = 0,
+    cache: PathLike | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Rank the images of a manifest by the doubt about their labels; `dinomed.audit` with `labels` calls it.
+
+    Raises:
+        UsageError: the column is missing or holds no classes, there are fewer groups than folds, or no backbone is
+            given.
+    """
+    from dinomed.adapters.evaluation.label_errors import find_label_errors
+    from dinomed.apps.api.backbones import load_backbone
+    from dinomed.apps.pages.label_errors import build_label_page
+    from dinomed.features.extract import extract_usable
+
+    if backbone is None:
+        raise UsageError(f"`labels={column}`: neighbours and predictions need features; name a backbone: `backbone`")
+    for place, suffixes in ((out, (".html", ".htm")), (table, (".csv", ".json"))):
+        if place is not None:
+            if Path(place).suffix.lower() not in suffixes:
+                raise UsageError(f"output {place}: its name ends in {' or '.join(suffixes)}")
+            check_writable(Path(place).parent)
+    labelled = [row for row, label in enumerate(manifest.column(column)) if label is not None]
+    if not labelled:
+        raise UsageError(f"column {column!r} of {manifest.called} is empty; name the column of the classes")
+    images = manifest.take(labelled)
+    make_folds(images.units(), images.column(column), folds, seed)  # raises before the features are computed
+    with ExitStack() as stack:
+        for place in (out, table):
+            if place is not None:
+                stack.enter_context(claimed_file(place))
+        frozen = load_backbone(backbone, device=device)
+        computed, images = extract_usable(frozen, images, cache=cache_folder(manifest, cache))
+        found = find_label_errors(computed.cls, images.column(column), images.units(), folds=folds, seed=seed)
+        ranked = _ranked(found, images)
+        report = {
+            "data": str(manifest.source or manifest.root),
+            "column": column,
+            "images": len(found.rows),
+            "not_judged": len(found.not_judged),
+            "unreadable": len(labelled) - len(images),
+            "classes": {name: int((found.labels == i).sum()) for i, name in enumerate(found.classes)},
+            "folds": folds,
+            "suspects": int(found.suspects.sum()),
+            "other_class_by_prediction": int(found.by_prediction.sum()),
+            "other_class_by_neighbors": int(found.by_neighbors.sum()),
+            "confident_joint": {
+                label: dict(zip(found.classes, map(int, row), strict=True))
+                for label, row in zip(found.classes, found.joint, strict=True)
+            },
+            "backbone": {"name": frozen.name, "fingerprint": frozen.fingerprint},
+            "page": None if out is None else str(out),
+            "table": None if table is None else str(table),
+            "notes": ["a suspect is a label to look at again, not an error for certain", RESEARCH_USE],
+        }
+        if out is not None:
+            write_text(out, build_label_page(found, images, report))
+        if table is not None and Path(table).suffix.lower() == ".json":
+            write_json(table, {**report, "ranked": ranked})
+        elif table is not None:
+            write_csv(table, COLUMNS, [list(entry.values()) for entry in ranked])
+    return report | {"ranked": [entry for entry in ranked if entry["suspect"]]}
+
+
+def _ranked(found: "LabelErrors", images: Manifest) -> list[dict[str, Any]]:
+    """Return an entry for each judged image, with the keys of `COLUMNS`, the most doubtful first."""
+    names, suspects = images.column("image"), found.suspects
+    return [
+        {
+            "rank": rank + 1, "image": names[row], "label": found.classes[label],
+            "suggested": found.classes[other], "suspect": bool(suspects[rank]),
+            "doubt": round(float(found.scores[rank]), 4),
+            "label_probability": round(float(found.probabilities[rank, label]), 4),
+            "suggested_probability": round(float(found.probabilities[rank, other]), 4),
+            "neighbors_with_label": round(float(found.votes[rank, label]), 4),
+            "neighbors_with_suggested": round(float(found.votes[rank, other]), 4),
+        }
+        for rank, (row, label, other) in enumerate(zip(found.rows, found.labels, found.suggested, strict=True))
+    ]  # fmt: skip

@@ -38,6 +38,19 @@ def audit(
     ] = None,
     config: Annotated[Path | None, Option("--config", help="YAML file of settings.")] = None,
     settings: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None,
+    labels: Annotated[
+        str | None,
+        Option("--labels", help="Search for errors among the labels of this column of TRAIN; needs --backbone."),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        Option(
+            "--table",
+            help="With --labels: file (.csv, .json) with all images, the most doubtful first.",
+            callback=output_place,
+        ),
+    ] = None,
+    folds: Annotated[int | None, Option("--folds", help="With --labels: number of folds by group [5].", min=2)] = None,
     cache: Annotated[
         Path | None, Option("--cache", help="Folder of cached results, with which an interrupted audit continues.")
     ] = None,
@@ -49,14 +62,18 @@ def audit(
     """Find test images that are in the training set: exact copies, near-duplicates, and shared patients or lesions.
 
     Near-duplicates are cropped, rotated, mirrored, recompressed, recoloured or annotated copies. Of a run folder, the
-    hashes of its training images are compared. The exit code is 1 if there are such images, else 0. For research use
-    only.
+    hashes of its training images are compared. The exit code is 1 if there are such images, else 0. With --labels, the
+    labels of TRAIN are examined instead: images are ranked whose label disagrees with their neighbours and with
+    predictions of a model that has not seen them. For research use only.
     """
     arguments = locals()
     from dinomed.apps.api.curation import audit as audit_images
     from dinomed.apps.output import api_arguments, emit
 
     report = audit_images(**api_arguments(arguments))
+    if labels is not None:
+        emit(report, as_json, None if as_json else _label_table(report))
+        return
     emit(report, as_json, None if as_json else _table(report))
     if report["pairs"]:
         raise typer.Exit(1)
@@ -77,4 +94,22 @@ def _table(report: dict[str, Any]) -> Any:
     summary = f"{conclusion}: {report['leaked_test_images']} of {report['test_images']} test images ({counts})"
     table = build_table(("kind", "training image", "test image", "similarity", "points"), rows, title=summary)
     table.caption = "; ".join(report["notes"])
+    return table
+
+
+def _label_table(report: dict[str, Any]) -> Any:
+    from dinomed.apps.output import build_table
+
+    rows = [
+        (entry["image"], entry["label"], entry["suggested"], entry["label_probability"], entry["suggested_probability"],
+         entry["neighbors_with_label"], entry["neighbors_with_suggested"])
+        for entry in report["ranked"][:_SHOWN]
+    ]  # fmt: skip
+    num_hidden = len(report["ranked"]) - len(rows)
+    if num_hidden:
+        rows.append((f"... and {num_hidden} more: --json, --table FILE.csv", "", "", None, None, None, None))
+    columns = ("image", "label", "suggested", "p(label)", "p(suggested)", "neighbours label", "neighbours suggested")
+    title = f"{report['suspects']} suspects among {report['images']} labels of {report['column']}"
+    table = build_table(columns, rows, title=title)
+    table.caption = "; ".join([*(report[name] for name in ("page", "table") if report[name]), *report["notes"]])
     return table

@@ -45,6 +45,39 @@ def make_splits(
         UsageError: the ratios are not three finite numbers of at least 0, the first above 0.
     """
     shares = check_ratios(ratios)
+    return [SPLITS[part] for part in _assign_parts(groups, labels, shares, seed)]
+
+
+def make_folds(groups: Sequence[str], labels: Sequence[str | None], folds: int, seed: int = 0) -> list[int]:
+    """Assign a fold, 0 to `folds` - 1, to each image, by group and stratified by class as `make_splits`.
+
+    Args:
+        groups: group of each image, such as `Manifest.units`.
+        labels: class of each image, or None.
+        folds: number of folds, at least 2.
+        seed: of the order in which groups of one size are assigned.
+
+    Raises:
+        UsageError: there are fewer groups than folds.
+    """
+    count = len(set(groups))
+    if folds < 2 or count < folds:
+        raise UsageError(
+            f"`folds={folds}`: the images have {count} groups (patients, lesions, videos, or images without a group); "
+            f"{f'give 2 to {count} folds' if count > 1 else 'folds need two groups or more'}"
+        )
+    parts = _assign_parts(groups, labels, np.full(folds, 1 / folds), seed)
+    missing = sorted(set(range(folds)) - set(parts))
+    if missing:
+        raise UsageError(
+            f"`folds={folds}`: {len(missing)} folds stay empty, since some of the {count} groups have most of the "
+            "images; give fewer folds"
+        )
+    return parts
+
+
+def _assign_parts(groups: Sequence[str], labels: Sequence[str | None], shares: np.ndarray, seed: int) -> list[int]:
+    """Return the part of each image; `shares` are those of the parts, with sum 1."""
     members: dict[str, Counter[str | None]] = defaultdict(Counter)
     for group, label in zip(groups, labels, strict=True):
         members[group][label] += 1
@@ -52,21 +85,21 @@ def make_splits(
     class_totals = Counter(labels)
     smallest = min((counts.total() for counts in members.values()), default=0)
     targets = np.where(shares > 0, np.maximum(shares * len(groups), smallest), 0)  # room for one group at least
-    sizes = np.zeros(3)
-    filled: dict[str | None, np.ndarray] = {label: np.zeros(3) for label in class_totals}
-    assigned: dict[str, str] = {}
+    sizes = np.zeros(len(shares))
+    filled: dict[str | None, np.ndarray] = {label: np.zeros(len(shares)) for label in class_totals}
+    assigned: dict[str, int] = {}
     for group in order:
         counts = members[group]
         room = targets - sizes
         fits = (room >= counts.total()) & (shares > 0)
         if not fits.any():
             fits = room == room[shares > 0].max()
-        lack = np.zeros(3)  # how much of its share each class of this group still lacks, split by split
+        lack = np.zeros(len(shares))  # how much of its share each class of this group still lacks, split by split
         for label, n in counts.items():
             wanted = np.maximum(shares * class_totals[label], 1e-9)
             lack += n * (1 - filled[label] / wanted)
         best = max(np.flatnonzero(fits & (shares > 0)), key=lambda i: (round(float(lack[i]), 9), shares[i], -i))
-        assigned[group] = SPLITS[best]
+        assigned[group] = int(best)
         sizes[best] += counts.total()
         for label, n in counts.items():
             filled[label][best] += n

@@ -2,11 +2,12 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dinomed.datasets.splits import SPLITS, check_splits, explain_gaps, make_splits, split_name
+from dinomed.datasets.splits import SPLITS, check_splits, explain_gaps, make_folds, make_splits, split_name
 from dinomed.errors import UsageError
 
 rows = st.lists(st.tuples(st.sampled_from("ABCDEFGHIJ"), st.sampled_from(["x", "y", None])), max_size=60)
@@ -81,3 +82,26 @@ def test_names_of_splits() -> None:
     assert [split_name(word) for word in ("Training", " VALIDATION ", "valid", "dev", "TEST", "fold1", "")] == [
         "train", "val", "val", "val", "test", None, None,
     ]  # fmt: skip
+
+
+def test_folds_keep_groups_whole_and_classes_even() -> None:
+    rng = np.random.default_rng(0)
+    groups = [f"g{i}" for i in rng.integers(0, 90, 300)]
+    label_of = {group: "ab"[int(rng.random() < 0.3)] for group in sorted(set(groups))}
+    labels = [label_of[group] for group in groups]
+    parts = make_folds(groups, labels, 5)
+    assert len({(group, part) for group, part in zip(groups, parts, strict=True)}) == len(set(groups))
+    for label in "ab":
+        counts = np.bincount([part for part, own in zip(parts, labels, strict=True) if own == label], minlength=5)
+        assert counts.max() - counts.min() <= 7  # the largest group of a class has 7 images
+    order = rng.permutation(300)
+    again = make_folds([groups[i] for i in order], [labels[i] for i in order], 5)
+    assert [parts[i] for i in order] == again  # the order of the images does not matter
+    assert make_folds(groups, labels, 5, seed=1) != parts
+
+
+def test_folds_with_fewer_groups_than_folds_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"`folds=4`: the images have 3 groups .* give 2 to 3 folds"):
+        make_folds(["a", "b", "c", "c"], ["x"] * 4, 4)
+    with pytest.raises(UsageError, match="folds need two groups or more"):
+        make_folds(["a", "a"], ["x"] * 2, 2)

@@ -12,6 +12,7 @@ from dinomed.apps import cli
 from dinomed.apps.pages.audit import build_audit_page, describe_pair
 from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.scan import scan
+from dinomed.datasets.tables import read_csv
 from dinomed.pretrain.curation.audit.audit import Audit, LeakedPair
 from dinomed.pretrain.curation.audit.training_index import write_training_index
 
@@ -82,7 +83,8 @@ def test_one_manifest_is_audited_between_its_splits(
     sets: Path, twice: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifests = [sets / "split.parquet"] * (2 if twice else 1)
-    code, out, _ = dinomed(capsys, "audit", *manifests, "--json", *FAST)
+    code, out, err = dinomed(capsys, "audit", *manifests, "--json", *FAST)
+    assert err == ""
     report = json.loads(out)
     assert code == 1
     assert (report["train_images"], report["test_images"]) == (10, 8)
@@ -164,3 +166,34 @@ def test_bad_requests_get_one_line(
     assert (code, out) == (2, "")
     assert said in err
     assert len(err.splitlines()) == 1
+
+
+def test_doubtful_labels_are_listed_in_a_table_and_on_a_page(
+    lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ("--table", tmp_path / "t.csv", "-o", tmp_path / "labels.html", "--cache", tmp_path / "cache")
+    command = ("audit", lesion_manifest, "--labels", "label", "--backbone", tiny_backbone, "--quiet")
+    code, out, err = dinomed(capsys, *command, "--folds", "3", "--json", *places)
+    report = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (report["images"], report["folds"]) == (60, 3)
+    assert report["suspects"] == len(report["ranked"])
+    names, rows = read_csv(tmp_path / "t.csv")
+    assert len(rows) == 60
+    assert sorted(row[names.index("image")] for row in rows) == sorted(read_manifest(lesion_manifest).column("image"))
+    doubts = [float(row[names.index("doubt")]) for row in rows]
+    assert doubts == sorted(doubts, reverse=True)
+    page = (tmp_path / "labels.html").read_text()
+    assert page.count("<figure") == report["suspects"]
+    assert not re.search(r"(src|href)=.https?:", page)
+    for words, message in [
+        (("--folds", "99"), "--folds 99: the images have"),
+        (("--labels", "lable"), "did you mean 'label'"),
+        (("--table", tmp_path / "t.txt"), "its name ends in .csv or .json"),
+        ((lesion_manifest,), "the labels of one set are examined"),
+    ]:
+        code, _, err = dinomed(capsys, *command, *words)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+    code, _, err = dinomed(capsys, "audit", lesion_manifest, "--labels", "label")
+    assert (code, "name a backbone: --backbone" in err) == (2, True)

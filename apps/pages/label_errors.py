@@ -1,0 +1,55 @@
+"""HTML page of a search for label errors: the most doubtful images with their labels and what speaks against them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dinomed.adapters.evaluation.label_errors import NEIGHBORS, LabelErrors
+from dinomed.datasets.manifest import Manifest
+from dinomed.html.album import MIB, Album
+from dinomed.html.page import build_page, build_table, heading, paragraph
+
+MAX_IMAGES = 200
+"""Largest number of suspects with a picture; the table has all."""
+
+
+def build_label_page(found: LabelErrors, images: Manifest, report: Mapping[str, Any]) -> str:
+    """Return the page, with reduced pictures in it.
+
+    Args:
+        found: result of the search.
+        images: the searched images.
+        report: of the search (`dinomed.apps.api.datasets.audit_labels`).
+    """
+    suspects = np.flatnonzero(found.suspects)
+    rows = [
+        ("images with a label", report["images"]), ("suspects: both give another class", len(suspects)),
+        ("another class by out-of-fold prediction", report["other_class_by_prediction"]),
+        ("another class by neighbours", report["other_class_by_neighbors"]),
+        ("not judged: their class is in one fold only", report["not_judged"]),
+    ]  # fmt: skip
+    parts = [
+        paragraph(
+            f"Column {report['column']} of {report['data']}. A suspect is a label to look at again, not an error for "
+            f"certain. Out-of-fold predictions are by a logistic regression on frozen features ({report['folds']} "
+            f"folds by group), neighbours are the {NEIGHBORS} nearest images of other groups."
+        ),
+        build_table(("", "number"), rows),
+        heading(f"Suspects ({len(suspects)})"),
+    ]
+    if len(suspects) > MAX_IMAGES:
+        parts.append(paragraph(f"The first {MAX_IMAGES} are shown; the table has all."))
+    album = Album(64 * MIB, names=True)  # the user needs the names to correct these labels
+    for rank in suspects[:MAX_IMAGES]:
+        label, other = found.labels[rank], found.suggested[rank]
+        text = (
+            f"label {found.classes[label]}: probability {found.probabilities[rank, label]:.2f}, "
+            f"{found.votes[rank, label]:.0%} of the neighbours; {found.classes[other]}: "
+            f"{found.probabilities[rank, other]:.2f}, {found.votes[rank, other]:.0%}"
+        )
+        parts.append(album.picture(images, int(found.rows[rank]), text))
+    parts.append(heading("Confident joint: labels in rows, classes by prediction in columns"))
+    joint = [(name, *map(int, row)) for name, row in zip(found.classes, found.joint, strict=True)]
+    parts.append(build_table(("label", *found.classes), joint))
+    return build_page("Label audit", parts)
