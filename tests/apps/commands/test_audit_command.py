@@ -84,7 +84,7 @@ def test_one_manifest_is_audited_between_its_splits(
 ) -> None:
     manifests = [sets / "split.parquet"] * (2 if twice else 1)
     code, out, err = dinomed(capsys, "audit", *manifests, "--json", *FAST)
-    assert err == ""
+    assert (code, err) == (1, "")
     report = json.loads(out)
     assert code == 1
     assert (report["train_images"], report["test_images"]) == (10, 8)
