@@ -36,7 +36,7 @@ class Picture:
         shown: uint8 (H, W, 3), for display.
         pixels: as `Preprocessing.read` returns them.
         sha256: hash of the file.
-        spacing_mm: distance of neighbouring rows and columns, or None if the file does not state it.
+        spacing_mm: distance of neighbouring rows and columns in the patient, or None if the file does not state it.
     """
 
     shown: np.ndarray
@@ -90,7 +90,9 @@ def read_picture(path: str, preprocessing: Preprocessing | None) -> tuple[Pictur
             channels, intensity = preprocessing.channels, preprocessing.intensity
             pixels = read_image_isolated(path, channels=channels, intensity=intensity, max_pixels=MAX_PIXELS)
             shown = read_shown_isolated(path, channels, intensity, MAX_PIXELS)
-        return Picture(shown, pixels, sha256_file(path), read_pixel_spacing_isolated(path)), ""
+        spacing = read_pixel_spacing_isolated(path)
+        spacing_mm = (spacing.rows_mm, spacing.columns_mm) if spacing is not None and spacing.in_patient else None
+        return Picture(shown, pixels, sha256_file(path), spacing_mm), ""
     except DinomedError as error:
         reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
         if reason == "does not exist":  # swept, while the page was still open

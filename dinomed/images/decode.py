@@ -38,6 +38,9 @@ _ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of EXIF and of TIFF
 _TEXT_CHUNKS, _EXIF_TEXTS = (b"tEXt", b"zTXt", b"iTXt"), (b"Raw profile type exif", b"XML:com.adobe.xmp", b"xmp")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"BM", b"\x93NUMPY")
 
+_DATA_SET = (b"\x08\0\0\0\x04\0\0\0", b"\x08\0\0\0UL\x04\0", b"\x08\0\x05\0", b"\x08\0\x08\0")
+"""First bytes of a DICOM data set without a preamble: the length of group 8, the character set, or the image type."""
+
 
 class UnreadableImage(DinomedError):
     """An image file that cannot be used. ``str(error)`` is "PATH: reason"; `reason` is a short phrase."""
@@ -202,7 +205,17 @@ def looks_like_image(path: str | Path) -> bool:
     """Return whether the first bytes are those of an image format or DICOM; False if they cannot be read."""
     start = first_bytes(path)
     webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
-    return start.startswith(_MAGIC) or webp or start[128:132] == b"DICM"
+    return start.startswith(_MAGIC) or webp or is_dicom_start(start)
+
+
+def is_dicom_start(start: bytes) -> bool:
+    """Return whether a file starts as DICOM does: with a preamble, or at once with an element of its meta information.
+
+    Args:
+        start: its first 132 bytes or more.
+    """
+    without_preamble = start[:2] == b"\x02\0" and start[4:6] in (b"UL", b"OB", b"UI")
+    return start[128:132] == b"DICM" or without_preamble
 
 
 def _stored_orientation(image: Image.Image) -> int:
@@ -292,8 +305,10 @@ def _kind(path: str | Path) -> str:
     start = first_bytes(path)
     if not start:
         return "empty file"
-    if start[128:132] == b"DICM":
+    if is_dicom_start(start):
         return "DICOM, which is not supported for masks and maps"
+    if start.startswith(_DATA_SET):
+        return "a DICOM data set without file meta information; its transfer syntax is unknown"
     if start.startswith(_MAGIC):
         return "damaged or truncated in its header"
     words = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()

@@ -8,8 +8,10 @@ from PIL import Image
 from dinomed.errors import DinomedError
 from dinomed.images.arrays import is_array, read_array
 from dinomed.images.decode import MAX_PIXELS, header_of, open_image, reads_file, upright_of
+from dinomed.images.dicom.elements import is_dicom
+from dinomed.images.dicom.segmentation import read_segmentation
 from dinomed.images.intensity import is_wide, samples
-from dinomed.images.read import MaskSizeError, UnreadableImage
+from dinomed.images.read import UnreadableImage, check_mask_size
 from dinomed.io.files import replacing
 
 
@@ -19,8 +21,8 @@ def read_label_map(
 ) -> np.ndarray:
     """Read the value of each pixel: int64 ``(H, W)``, with EXIF orientation applied.
 
-    The values are gray levels of any bit depth, palette indices, 0 and 1 of a bitmap, or the values of an array
-    ``(H, W, 1)``.
+    The values are gray levels of any bit depth, palette indices, 0 and 1 of a bitmap, the values of an array
+    ``(H, W, 1)``, or the numbers of the segments of a DICOM segmentation of one plane.
 
     Args:
         size: ``(height, width)`` that the map must have.
@@ -30,12 +32,13 @@ def read_label_map(
         UnreadableImage: the map cannot be read, has colours or values that are not integers, or is a JPEG (lossy
             compression creates values between the classes).
     """
-    values = _from_array(path, max_pixels) if is_array(path) else _from_picture(path, max_pixels)
-    if size is not None and values.shape != size:
-        raise MaskSizeError(
-            path,
-            f"the mask is {values.shape[1]}x{values.shape[0]}, its image {size[1]}x{size[0]} (width x height)",
-        )
+    if is_array(path):
+        values = _from_array(path, max_pixels)
+    elif is_dicom(path):
+        values = read_segmentation(path, max_pixels).label_map()
+    else:
+        values = _from_picture(path, max_pixels)
+    check_mask_size(path, values.shape, size)
     return values
 
 

@@ -10,7 +10,9 @@ from dinomed.images.arrays import is_array, read_array, read_array_header
 from dinomed.images.binary import to_mask
 from dinomed.images.decode import MAX_PIXELS, Header, UnreadableImage, header_of, open_image, reads_file, upright_of
 from dinomed.images.deep import read_deep_colour
-from dinomed.images.dicom import is_dicom, read_dicom, read_dicom_header
+from dinomed.images.dicom.elements import is_dicom
+from dinomed.images.dicom.pixels import read_dicom, read_dicom_header
+from dinomed.images.dicom.segmentation import read_segmentation
 from dinomed.images.intensity import IntensityConfig, match_channels, to_channels, to_range, to_samples
 from dinomed.io.files import replacing
 
@@ -66,8 +68,8 @@ def read_image(
 
     EXIF orientation is applied. CMYK and palette images are converted to RGB. Transparent pixels are blended with
     black. Values of more than 8 bits are scaled (`dinomed.images.intensity`; DICOM by its window, see
-    `dinomed.images.dicom`). With 1 or 3 channels, the first frame or page is read. With any other number of channels,
-    they are the gray pages or the bands of a TIFF, or the channels of an array.
+    `dinomed.images.dicom.pixels`). With 1 or 3 channels, the first frame or page is read. With any other number of
+    channels, they are the gray pages or the bands of a TIFF, or the channels of an array.
 
     Args:
         channels: 3 (RGB; gray is repeated), 1 (luma), or the number of channels of the file (gray is repeated).
@@ -155,6 +157,8 @@ def _match(path: str | Path, shown: np.ndarray, channels: int) -> np.ndarray:
 def read_mask(path: str | Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a binary mask: uint8 ``(H, W)`` of 0 and 1, with EXIF orientation applied (see `dinomed.images.binary`).
 
+    Of a DICOM segmentation of one plane, 1 is where any of its segments is.
+
     Args:
         size: ``(height, width)`` that the mask must have.
 
@@ -162,13 +166,20 @@ def read_mask(path: str | Path, *, size: tuple[int, int] | None = None, max_pixe
         MaskSizeError: the mask has another size.
         UnreadableImage: as in `read_image`, or the values are not the values of a binary mask.
     """
+    if is_dicom(path):
+        mask = read_segmentation(path, max_pixels).mask()
+        check_mask_size(path, mask.shape, size)
+        return mask
     with open_image(path, max_pixels) as image:
         header = header_of(image)
-        if size is not None and size != (header.height, header.width):
-            raise MaskSizeError(
-                path, f"the mask is {header.width}x{header.height}, its image {size[1]}x{size[0]} (width x height)"
-            )
+        check_mask_size(path, (header.height, header.width), size)
         return upright_of(image, to_mask(image))
+
+
+def check_mask_size(path: str | Path, shape: tuple[int, ...], size: tuple[int, int] | None) -> None:
+    """Raise a `MaskSizeError` if a mask of ``shape`` (H, W) has another size than its image; None fits every mask."""
+    if size is not None and shape != size:
+        raise MaskSizeError(path, f"the mask is {shape[1]}x{shape[0]}, its image {size[1]}x{size[0]} (width x height)")
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:

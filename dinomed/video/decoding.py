@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.images.decode import refusing
-from dinomed.images.dicom import is_dicom
+from dinomed.images.dicom.elements import is_dicom
 from dinomed.isolation.limits import decoding_limits
 from dinomed.video.capture_source import CaptureSource
 from dinomed.video.dicom_source import DicomSource

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from itertools import accumulate
 
 from dinomed.images.decode import UnreadableImage
-from dinomed.images.dicom import read_dicom, read_dicom_header, read_frame_times
+from dinomed.images.dicom.frame_times import read_frame_times
+from dinomed.images.dicom.pixels import read_dicom, read_dicom_header
 from dinomed.images.intensity import IntensityConfig, match_channels
 from dinomed.video.facts import VideoFacts, VideoFrame
 from dinomed.video.source import DecodingPaused, FrameSource
@@ -17,7 +18,7 @@ class DicomSource(FrameSource):
     """The frames of a DICOM file; each is read without those before it.
 
     Raises:
-        UnreadableImage: as of `dinomed.images.dicom.read_dicom_header`.
+        UnreadableImage: as of `dinomed.images.dicom.pixels.read_dicom_header`.
     """
 
     def __init__(self, path: str) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from dinomed.images.decode import first_bytes
-from dinomed.images.dicom import is_dicom, read_dicom_header
+from dinomed.images.dicom.elements import is_dicom
+from dinomed.images.dicom.pixels import read_dicom_header
 
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".m2ts", ".mts"]

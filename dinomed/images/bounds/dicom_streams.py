@@ -18,7 +18,7 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _META_START, _GROUP_LENGTH = 132, b"\x02\0\0\0UL\x04\0"
 _ITEM, _NO_ITEM = b"\xfe\xff\0\xe0", b"\xfe\xff\xdd\xe0"
 _CODESTREAM, _CODING_STYLE = b"\xff\x4f\xff\x51", b"\xff\x52"
-_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # the last one of JPEG-LS
 
 
 def bounded_dicom(file: BinaryIO) -> BinaryIO:
@@ -73,7 +73,7 @@ def pixel_bytes(elements: Any, frames: int = 1) -> int:
 
 
 def check_frame(file: BinaryIO, rows: int, columns: int, frames: int) -> None:
-    """Check the first JPEG or JPEG 2000 frame of a DICOM file; the file stands at its pixel data.
+    """Check the first JPEG, JPEG-LS or JPEG 2000 frame of a DICOM file; the file stands at its pixel data.
 
     Raises:
         DinomedError: the frame has another size than the header, or takes too long to decode.

@@ -1,0 +1,92 @@
+"""The elements of a DICOM file that describe its pixels, read within the bounds of `dinomed.images.bounds`.
+
+A DICOM file contains patient data. Therefore only these elements are read, and messages contain neither values of other
+elements nor error texts of pydicom, which may contain such values.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from dinomed.errors import DinomedError
+from dinomed.images.bounds.containers import too_large
+from dinomed.images.bounds.dicom_streams import bounded_dicom, check_frame, pixel_bytes
+from dinomed.images.bounds.tiff_samples import MAX_BYTES
+from dinomed.images.decode import (
+    NO_MEMORY,
+    UnreadableImage,
+    first_bytes,
+    is_dicom_start,
+    is_of_data_worker,
+    open_regular,
+    quiet_pillow,
+)
+
+DAMAGED = "damaged or truncated DICOM"
+FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_COLOURS = ("Red", "Green", "Blue")
+_TAGS = [
+    "SOPClassUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
+    "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence",
+    "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth",
+    *(f"{colour}PaletteColorLookupTable{part}" for part in ("Descriptor", "Data") for colour in _COLOURS),
+    *(f"Segmented{colour}PaletteColorLookupTableData" for colour in _COLOURS),
+    *FUNCTIONAL_GROUPS,
+]  # fmt: skip
+_SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Return whether a file is DICOM, by its preamble or, without one, by its file meta information."""
+    return is_dicom_start(first_bytes(path, 132))
+
+
+def is_segmentation(elements: Any) -> bool:
+    """Return whether the elements are those of a segmentation object."""
+    return str(elements.get("SOPClassUID", "")) in _SEGMENTATIONS
+
+
+def read_elements(path: str | Path, max_pixels: int, *, tags: tuple[str, ...] = ()) -> Any:
+    """Read the elements that describe the pixels; for enhanced (multi-frame) images, those of the first frame.
+
+    Args:
+        path: the file.
+        max_pixels: largest number of pixels of a frame.
+        tags: further elements to read.
+
+    Raises:
+        UnreadableImage: the file is damaged or truncated in its header, without pixels, or too large.
+    """
+    from pydicom import config, dcmread
+
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings may contain values of elements
+    config.settings.reading_validation_mode = config.IGNORE
+    try:
+        with quiet_pillow, open(path, "rb", opener=open_regular) as file:
+            # a file without a preamble is read with `force`; `is_dicom` has seen its meta information
+            elements = dcmread(bounded_dicom(file), stop_before_pixels=True, specific_tags=[*_TAGS, *tags], force=True)
+            for groups in FUNCTIONAL_GROUPS:
+                for group in (elements.get(groups) or [])[:1]:
+                    for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                        for item in (group.get(name) or [])[:1]:
+                            elements.update(item)
+            rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
+            frame_bytes = pixel_bytes(elements)
+            if rows and columns and rows * columns <= max_pixels:
+                check_frame(file, rows, columns, int(elements.get("NumberOfFrames") or 1))
+    except OSError as error:
+        raise UnreadableImage(path, (error.strerror or "cannot be read").lower()) from None
+    except DinomedError as error:
+        raise UnreadableImage(path, str(error)) from None
+    except Exception as error:  # pydicom raises many types; the error text may contain values of elements
+        if is_of_data_worker(error):
+            raise
+        raise UnreadableImage(path, NO_MEMORY if isinstance(error, MemoryError) else DAMAGED) from None
+    if not rows or not columns:
+        raise UnreadableImage(path, "DICOM without pixels")
+    if rows * columns > max_pixels:
+        raise UnreadableImage(path, too_large(rows * columns, max_pixels))
+    if frame_bytes > MAX_BYTES:
+        raise UnreadableImage(path, f"{frame_bytes / 1e9:.1f} GB of samples, over the limit of 2.1")
+    return elements

@@ -1,0 +1,31 @@
+"""Times of the frames of a multi-frame DICOM image."""
+
+from pathlib import Path
+from typing import Any
+
+from dinomed.images.bounds.dicom_streams import bounded_dicom
+from dinomed.images.decode import UnreadableImage, open_regular, quiet_pillow
+from dinomed.images.dicom.elements import DAMAGED
+
+
+def read_frame_times(path: str | Path, frames: int) -> list[float]:
+    """Return for each frame the time since the frame before it, in ms (PS3.3, C.7.6.5); empty if no rate is stated.
+
+    Raises:
+        UnreadableImage: the file is a damaged DICOM.
+    """
+    from pydicom import dcmread
+
+    tags: list[Any] = ["FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate"]
+    try:
+        with quiet_pillow, open(path, "rb", opener=open_regular) as file:
+            elements = dcmread(bounded_dicom(file), stop_before_pixels=True, specific_tags=tags, force=True)
+        vector = [float(step) for step in elements.get("FrameTimeVector") or []]
+        if len(vector) == frames and min(vector[1:], default=0) > 0:
+            return vector
+        step = float(elements.get("FrameTime") or 0)
+        rate = float(elements.get("CineRate") or elements.get("RecommendedDisplayFrameRate") or 0)
+    except Exception:  # pydicom raises many types; the error text may contain values of elements
+        raise UnreadableImage(path, DAMAGED) from None
+    step = step if step > 0 else 1000 / rate if rate > 0 else 0.0
+    return [step] * frames if step else []

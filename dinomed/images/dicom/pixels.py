@@ -1,0 +1,195 @@
+"""DICOM images: one frame, by default the first, in modality units (Hounsfield units for CT), mapped by a window.
+
+The values of black and white are the first of these that exists:
+
+1. the `window` or the `percentiles` of the `IntensityConfig`,
+2. the first window (or VOI LUT) of the file,
+3. the full range for colours and for 8 bits, and the percentiles 0.5 and 99.5 for gray of more bits.
+
+MONOCHROME1 is inverted, so that bone is bright. Palette and YBR images are converted to RGB. Padding (Pixel Padding
+Value) is black and does not count for percentiles. The codecs are listed in `dinomed.images.dicom.codecs`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomed.errors import DinomedError
+from dinomed.images.bounds.dicom_streams import bounded_dicom
+from dinomed.images.decode import (
+    MAX_PIXELS,
+    NO_MEMORY,
+    Header,
+    UnreadableImage,
+    is_of_data_worker,
+    open_regular,
+    quiet_pillow,
+)
+from dinomed.images.dicom.codecs import undecodable
+from dinomed.images.dicom.elements import DAMAGED, is_segmentation, read_elements
+from dinomed.images.intensity import IntensityConfig, to_range
+
+FALLBACK = (0.5, 99.5)
+"""Percentiles for an image without a window."""
+
+
+def read_dicom_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
+    """Read the header without the pixels; `mode` is the photometric interpretation, `bits` is BitsStored.
+
+    Raises:
+        UnreadableImage: as in `read_dicom`; decoding errors are not detected.
+    """
+    return _header(path, _read_image_elements(path, max_pixels))
+
+
+def read_dicom(
+    path: str | Path, intensity: IntensityConfig, max_pixels: int = MAX_PIXELS, frame: int = 0
+) -> tuple[Header, np.ndarray]:
+    """Read the header and a frame ``(H, W, 1 or 3)``: uint8, or with 16 bits float32 in 0 to 1.
+
+    The window is that of the first frame.
+
+    Raises:
+        UnreadableImage: the file is damaged, truncated, without pixels, a segmentation, too large, needs a codec
+            that is not installed, or has values of unknown range.
+    """
+    elements = _read_image_elements(path, max_pixels)
+    header = _header(path, elements)
+    try:
+        with quiet_pillow, open(path, "rb", opener=open_regular) as file:
+            return header, _shown(_stored_frame(bounded_dicom(file), frame), elements, header, intensity)
+    except DinomedError as error:
+        raise UnreadableImage(path, str(error)) from None
+    except Exception as error:  # pydicom raises many types; the error text may contain values of elements
+        if is_of_data_worker(error):
+            raise
+        raise UnreadableImage(path, decoding_reason(error, elements)) from None
+
+
+def decoding_reason(error: Exception, elements: Any) -> str:
+    """Return a short reason for an error of pydicom. The text of the error is not used: it may contain patient data."""
+    if isinstance(error, MemoryError):
+        return NO_MEMORY
+    if isinstance(error, AttributeError) and "Pixel Data" in str(error):
+        return "DICOM without pixels"
+    try:
+        return undecodable(elements) or DAMAGED
+    except Exception:  # elements are converted when they are used
+        return DAMAGED
+
+
+def _read_image_elements(path: str | Path, max_pixels: int) -> Any:
+    elements = read_elements(path, max_pixels)
+    if is_segmentation(elements):
+        raise UnreadableImage(path, "a DICOM segmentation, not an image")
+    return elements
+
+
+def _stored_frame(file: Any, frame: int) -> np.ndarray:
+    """Decode a frame ``(H, W)`` or ``(H, W, 3)``: stored values, YBR as RGB."""
+    from pydicom.pixels import pixel_array
+
+    return np.asarray(pixel_array(file, index=frame))
+
+
+def _header(path: str | Path, elements: Any) -> Header:
+    try:
+        mode = str(elements.get("PhotometricInterpretation", "MONOCHROME2"))
+        colour = int(elements.get("SamplesPerPixel", 1)) == 3 or mode == "PALETTE COLOR"
+        frames = int(elements.get("NumberOfFrames") or 1)
+        bits = int(elements.get("BitsStored") or elements.get("BitsAllocated") or 8)
+        if mode == "PALETTE COLOR":
+            bits = int(elements.RedPaletteColorLookupTableDescriptor[2])
+        return Header(
+            int(elements.Columns), int(elements.Rows), mode, "DICOM", frames, channels=3 if colour else 1, bits=bits
+        )
+    except Exception as error:  # elements are converted when they are used
+        if is_of_data_worker(error):
+            raise
+        raise UnreadableImage(path, DAMAGED) from None
+
+
+def _shown(stored: np.ndarray, elements: Any, header: Header, intensity: IntensityConfig) -> np.ndarray:
+    """Return a frame in the range of `intensity`, ``(H, W, 1 or 3)``."""
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
+
+    if header.channels == 3:
+        colours = apply_color_lut(stored, elements) if header.mode == "PALETTE COLOR" else stored
+        return to_range(colours, _colour_range(colours, header, intensity))
+    padding = _padding(stored, elements)
+    values, range_config = _windowed(apply_modality_lut(stored, elements), padding, elements, intensity)
+    shown = to_range(values[..., None], range_config)
+    if header.mode == "MONOCHROME1":
+        shown = (255 if shown.dtype == np.uint8 else np.float32(1)) - shown
+    if padding is not None:
+        shown[padding] = 0
+    return shown
+
+
+def _colour_range(colours: np.ndarray, header: Header, intensity: IntensityConfig) -> IntensityConfig:
+    """Return the config with the full range of colours of more than 8 bits, which is that of their stored bits."""
+    if intensity.window or intensity.percentiles or colours.dtype.itemsize == 1:
+        return intensity
+    return _with(intensity, window=(0.0, float(2**header.bits - 1)))
+
+
+def _padding(stored: np.ndarray, elements: Any) -> np.ndarray | None:
+    """Return where a gray frame is padding, bool ``(H, W)``; None if it has none (PS3.3, C.7.5.1.1.2)."""
+    first = elements.get("PixelPaddingValue")
+    if first is None or isinstance(first, bytes) or stored.dtype.kind not in "ui":
+        return None
+    last = elements.get("PixelPaddingRangeLimit")
+    # a value may be written as unsigned beside signed pixels
+    ends = [int(np.int64(int(value)).astype(stored.dtype)) for value in (first, first if last is None else last)]
+    padding = (stored >= min(ends)) & (stored <= max(ends))
+    return padding if padding.any() else None
+
+
+def _windowed(
+    values: np.ndarray, padding: np.ndarray | None, elements: Any, intensity: IntensityConfig
+) -> tuple[np.ndarray, IntensityConfig]:
+    """Return the values (in modality units or after the VOI LUT), and the config with their black and white values."""
+    if intensity.window:
+        return values, intensity
+    if intensity.percentiles:
+        return values, _percentile_window(values, padding, intensity, intensity.percentiles)
+    if elements.get("VOILUTSequence"):
+        from pydicom.pixels import apply_voi_lut
+
+        top = 2 ** int(elements.VOILUTSequence[0].LUTDescriptor[2]) - 1
+        return apply_voi_lut(values, elements, index=0), _with(intensity, window=(0.0, float(top)))
+    center, width = _first(elements.get("WindowCenter")), _first(elements.get("WindowWidth"))
+    if center is None or width is None or not width > 0:
+        if values.dtype.kind in "ub" and values.max(initial=0) <= 255:
+            return values.astype(np.uint8), intensity
+        return values, _percentile_window(values, padding, intensity, FALLBACK)
+    function = str(elements.get("VOILUTFunction") or "LINEAR")
+    if function == "SIGMOID":  # PS3.3, C.11.2.1.3.1
+        return 1 / (1 + np.exp(-4 * (values - center) / width)), _with(intensity, window=(0.0, 1.0))
+    if function == "LINEAR":  # PS3.3, C.11.2.1.2.1: LINEAR uses c - 0.5 and w - 1
+        center, width = center - 0.5, width - 1
+    return values, _with(intensity, window=(center - width / 2, center + width / 2))
+
+
+def _percentile_window(
+    values: np.ndarray, padding: np.ndarray | None, intensity: IntensityConfig, percentiles: tuple[float, float]
+) -> IntensityConfig:
+    """Return the config with percentiles, or with the window of the percentiles of the pixels that are no padding."""
+    if padding is None or padding.all():
+        return _with(intensity, window=None, percentiles=percentiles)
+    low, high = np.percentile(values[~padding], percentiles)
+    return _with(intensity, window=(float(low), float(high)), percentiles=None)
+
+
+def _with(intensity: IntensityConfig, **change: Any) -> IntensityConfig:
+    return intensity.model_copy(update=change)
+
+
+def _first(value: Any) -> float | None:
+    """Return `value` or its first element as a number; None if it is missing or not finite."""
+    try:
+        number = float(value if isinstance(value, str | int | float) else value[0])
+    except (TypeError, ValueError, IndexError):
+        return None
+    return number if np.isfinite(number) else None

@@ -1,0 +1,112 @@
+"""Distance of neighbouring pixels of a DICOM image in mm, and where it holds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dinomed.images.decode import UnreadableImage, open_regular, quiet_pillow
+from dinomed.images.dicom.elements import FUNCTIONAL_GROUPS, is_dicom
+
+Plane = Literal["patient", "detector", "ultrasound"]
+_TAGS = [
+    "PixelSpacing", "PixelSpacingCalibrationType", "ImagerPixelSpacing", "EstimatedRadiographicMagnificationFactor",
+    "SequenceOfUltrasoundRegions", *FUNCTIONAL_GROUPS,
+]  # fmt: skip
+_TWO_DIMENSIONAL, _CENTIMETRES = 1, 3  # PS3.3, C.8.5.5.1.1 and C.8.5.5.1.15
+_MAX_MM = 1000
+_SAME_SCALE = 0.01
+"""Largest relative difference of the scales of two regions that count as one."""
+
+
+@dataclass(frozen=True)
+class PixelSpacing:
+    """Distance of neighbouring pixels.
+
+    Attributes:
+        rows_mm, columns_mm: distance of neighbouring rows, and of neighbouring columns.
+        plane: where it holds. ``patient``: in the patient. ``detector``: at the detector of a projection radiograph,
+            where everything is larger than in the patient, by an unknown factor. ``ultrasound``: in the patient, inside
+            the calibrated regions of an ultrasound image.
+    """
+
+    rows_mm: float
+    columns_mm: float
+    plane: Plane
+
+    @property
+    def in_patient(self) -> bool:
+        """Whether lengths and areas in the image are those in the patient."""
+        return self.plane != "detector"
+
+
+def read_pixel_spacing(path: str | Path) -> PixelSpacing | None:
+    """Return the pixel spacing of the first frame of a file, or None if it has none or is not DICOM.
+
+    - Pixel Spacing (0028,0030) holds in the patient. Without a calibration type and equal to Imager Pixel Spacing, it
+      holds at the detector (PS3.3, 10.7.1.3).
+    - Ultrasound regions (0018,6011): the scale of the two-dimensional regions in cm, if they all have the same.
+    - Imager Pixel Spacing (0018,1164) holds at the detector. Divided by the Estimated Radiographic Magnification Factor
+      (0018,1114), if the file states one, it holds in the patient.
+
+    Raises:
+        UnreadableImage: the file is a damaged DICOM.
+    """
+    from pydicom import dcmread
+
+    if not is_dicom(path):
+        return None
+    try:
+        with quiet_pillow, open(path, "rb", opener=open_regular) as file:
+            elements = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+            for groups in FUNCTIONAL_GROUPS:
+                for group in (elements.get(groups) or [])[:1]:
+                    for item in (group.get("PixelMeasuresSequence") or [])[:1]:
+                        elements.update(item)
+            return _spacing(elements)
+    except Exception:  # pydicom raises many types; the error text may contain values of elements
+        raise UnreadableImage(path, "damaged or truncated DICOM") from None
+
+
+def _spacing(elements: Any) -> PixelSpacing | None:
+    pixel, imager = _pair(elements.get("PixelSpacing")), _pair(elements.get("ImagerPixelSpacing"))
+    if pixel is not None:
+        at_detector = pixel == imager and not elements.get("PixelSpacingCalibrationType")
+        return PixelSpacing(*pixel, "detector" if at_detector else "patient")
+    regions = elements.get("SequenceOfUltrasoundRegions")
+    if regions:
+        return _ultrasound(regions)
+    if imager is None:
+        return None
+    magnification = float(elements.get("EstimatedRadiographicMagnificationFactor") or 0)
+    if 1 <= magnification < 10:
+        return PixelSpacing(imager[0] / magnification, imager[1] / magnification, "patient")
+    return PixelSpacing(*imager, "detector")
+
+
+def _pair(values: Any) -> tuple[float, float] | None:
+    """Return the distance of rows and of columns, if both are possible ones."""
+    if values is None or isinstance(values, str | int | float) or len(values) != 2:
+        return None
+    rows, columns = (float(value) for value in values)
+    return (rows, columns) if 0 < rows < _MAX_MM and 0 < columns < _MAX_MM else None
+
+
+def _ultrasound(regions: Any) -> PixelSpacing | None:
+    """Return the common scale of the two-dimensional regions; None if they differ or one has no scale in cm."""
+    scales = []
+    for region in regions:
+        if region.get("RegionSpatialFormat") != _TWO_DIMENSIONAL:
+            continue
+        units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
+        deltas = (region.get("PhysicalDeltaY"), region.get("PhysicalDeltaX"))
+        if units != (_CENTIMETRES, _CENTIMETRES) or None in deltas:
+            return None
+        scales.append(_pair([abs(float(delta)) * 10 for delta in deltas]))
+    first = scales[0] if scales else None
+    if first is None or any(scale is None or not _are_close(scale, first) for scale in scales):
+        return None
+    return PixelSpacing(*first, "ultrasound")
+
+
+def _are_close(scale: tuple[float, float], first: tuple[float, float]) -> bool:
+    return all(abs(a - b) <= _SAME_SCALE * b for a, b in zip(scale, first, strict=True))
