@@ -39,7 +39,7 @@ class PredictionWriter(ABC):
         names: relative paths of the images.
         columns: columns of the table after the image's path.
         files: relative path of the file of each image; empty where only rows are written.
-        extra_files: further files, which `write_extra_files` writes.
+        extra_files: further files, which `write_extra_files` or `write_batch` writes.
         settings: settings that decide over the result, for the plan of the prediction.
     """
 
@@ -69,6 +69,10 @@ class PredictionWriter(ABC):
     def add_coco(self, manifest: Manifest, ids: Path | None) -> None:
         """Write the predictions as COCO results too, with the ids of the COCO file `ids` or new ones."""
         raise UsageError("`coco=True` is for segmenters, since others predict no masks; leave it out")
+
+    def add_dicom_seg(self, manifest: Manifest, keep_ids: bool) -> None:
+        """Write the predictions as DICOM segmentations too, with the identifiers of the images if `keep_ids`."""
+        raise UsageError("`dicom_seg=True` is for segmenters, since others predict no masks; leave it out")
 
     def finish(self, out: Path, names: Sequence[str]) -> None:  # noqa: B027 (most tasks write none)
         """Write the files that need the predictions of all images, which have the relative paths `names`."""

@@ -92,6 +92,8 @@ def predict_collection(
     unreadable: Sequence[tuple[str, str]] = (),
     coco: bool = False,
     coco_ids: Path | None = None,
+    dicom_seg: bool = False,
+    keep_ids: bool = False,
     overwrite: bool = False,
     build_sheet: SheetBuilder | None = None,
     rule: AbstentionRule | None = None,
@@ -114,6 +116,8 @@ def predict_collection(
         unreadable: (path, reason) of files that the scan could not read; they are listed too.
         coco: write masks as COCO results too (`dinomed.adapters.tasks.segment.coco`).
         coco_ids: COCO file whose ids of images and categories they have; None for new ids.
+        dicom_seg: of a segmenter and DICOM images, also write each mask as a DICOM segmentation.
+        keep_ids: copy identifiers of the patient and the study into the segmentations.
         overwrite: start again, and remove the files of an earlier prediction in `out` (no others).
         rule: adds a column `abstained` (yes or no): whether the confidence, 1 minus the uncertainty of the contact
             sheet, is below a threshold. The predictions of these images are written too.
@@ -121,7 +125,7 @@ def predict_collection(
 
     Raises:
         UsageError: `out` is in use, is the folder of the images, or holds an `index.html` of another program; or COCO
-            results are asked of another task.
+            results or DICOM segmentations are asked of another task, or the latter of images that are not DICOM.
     """
     out = Path(out)
     if out.resolve() == manifest.root.resolve():
@@ -130,6 +134,8 @@ def predict_collection(
     writer = find_task(predictor.task).build_writer(predictor, names)
     if coco:
         writer.add_coco(manifest, coco_ids)
+    if dicom_seg:
+        writer.add_dicom_seg(manifest, keep_ids)
     plan = PredictionPlan(_settings(predictor, manifest, writer), (*writer.files, *writer.extra_files))
     if build_sheet is not None:
         check_sheet(out)

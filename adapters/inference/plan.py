@@ -130,10 +130,15 @@ def _read_rows(folder: Path, plan: PredictionPlan) -> dict[str, Row]:
     path = folder / ROWS_FILE
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
     rows = [row for line in lines if isinstance(row := _parse(line), list) and row]
-    if plan.masks:
-        rows = [row for row in rows if len(row) > 1 and row[1] in plan.masks and (folder / row[1]).is_file()]
+    if files := set(plan.masks):
+        rows = [row for row in rows if len(row) > 1 and row[1] in files and _are_there(folder, row, files)]
     write_text(path, "".join(to_json(row) + "\n" for row in rows))
     return {str(row[0]): row for row in rows}
+
+
+def _are_there(folder: Path, row: Row, files: set[str]) -> bool:
+    """Return whether all files of a row exist: its mask and, if it has one, its DICOM segmentation."""
+    return all((folder / cell).is_file() for cell in row[1:] if isinstance(cell, str) and cell in files)
 
 
 def _parse(line: str) -> Any:

@@ -44,6 +44,14 @@ def predict(
         Path | None,
         Option("--coco-ids", help="COCO file of the images, whose ids the results have; includes --coco."),
     ] = None,
+    dicom_seg: Annotated[
+        bool,
+        Option("--dicom-seg", help="For a segmenter and DICOM images: also write each mask as a DICOM segmentation."),
+    ] = False,
+    keep_ids: Annotated[
+        bool,
+        Option("--keep-ids", help="With --dicom-seg: copy identifiers of the patient and the study."),
+    ] = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -57,7 +65,8 @@ def predict(
     segmenter writes each connected region as an object of the COCO format too. Segmenters and classifiers write a
     contact sheet, `index.html`: thumbnails with outlines, at most 400, which buttons sort by area, uncertainty and
     unlikeness to the training images. It names no image without --names. With --abstain or --max-risk the column
-    `abstained` marks predictions of low confidence. Images that cannot be used are listed in `unreadable.csv`, and the
+    `abstained` marks predictions of low confidence. With --dicom-seg the mask of a DICOM image is also written as a
+    DICOM segmentation, a.seg.dcm. Images that cannot be used are listed in `unreadable.csv`, and the
     exit code is 1. After an interruption the same command continues where it stopped. For research use only.
     """
     arguments = locals()

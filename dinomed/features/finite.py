@@ -17,20 +17,31 @@ R = TypeVar("R")
 CAUSE = "its weights are damaged, or its training has diverged"
 
 
-class NotFiniteError(DinomedError):
-    """A model gives values that are not finite for some images of a batch.
+class UnusableRowsError(DinomedError):
+    """Some images of a batch have no result.
 
     Attributes:
         rows: indices of these images in the batch, at least one.
         reason: why such an image has no result.
     """
 
+    rows: tuple[int, ...]
+    reason: str
+
+    def __init__(self, rows: Sequence[int], reason: str) -> None:
+        self.rows, self.reason = tuple(rows), reason
+        super().__init__(reason)
+
+
+class NotFiniteError(UnusableRowsError):
+    """A model gives values that are not finite for some images of a batch; `kind` names the values."""
+
     def __init__(self, rows: Sequence[int], kind: str, names: Sequence[str] | None = None) -> None:
         self.rows, self.kind = tuple(rows), kind
         self.reason = f"the model gives {kind} that are not finite (nan or infinite)"
         first = "" if names is None else f"{names[self.rows[0]]}: "
         more = f" for this and {len(self.rows) - 1} more images" if len(self.rows) > 1 else ""
-        super().__init__(f"{first}{self.reason}{more}; {CAUSE}")
+        DinomedError.__init__(self, f"{first}{self.reason}{more}; {CAUSE}")
 
 
 def check_finite(kind: str, *values: Tensor) -> None:
@@ -67,8 +78,8 @@ def compute_finite(compute: Callable[[list[int]], R], count: int) -> tuple[list[
     """Compute the results of a batch, without the images for which the model gives no finite values.
 
     Args:
-        compute: function of the rows to use; it raises a `NotFiniteError` before it writes anything, and is then called
-            again without the rows of the error.
+        compute: function of the rows to use; it raises an `UnusableRowsError` (`NotFiniteError` or another) before it
+            writes anything, and is then called again without the rows of the error.
         count: number of images of the batch.
 
     Returns:
@@ -78,7 +89,7 @@ def compute_finite(compute: Callable[[list[int]], R], count: int) -> tuple[list[
     while rows:
         try:
             return rows, compute(rows), reasons
-        except NotFiniteError as error:
+        except UnusableRowsError as error:
             reasons |= {rows[place]: error.reason for place in error.rows}
             rows = [row for row in rows if row not in reasons]
     return [], None, reasons

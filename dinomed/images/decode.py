@@ -21,6 +21,7 @@ from PIL import GifImagePlugin, Image, PngImagePlugin, TiffImagePlugin, Unidenti
 
 from dinomed.errors import DinomedError, first_line
 from dinomed.images.bounds.containers import check_container, check_scans, count_gif_frames, too_large
+from dinomed.images.bounds.dicom_streams import is_data_set_start, is_dicom_start
 from dinomed.images.bounds.tiff_directories import count_tiff_pages
 
 P = ParamSpec("P")
@@ -37,9 +38,6 @@ GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 _ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of EXIF and of TIFF
 _TEXT_CHUNKS, _EXIF_TEXTS = (b"tEXt", b"zTXt", b"iTXt"), (b"Raw profile type exif", b"XML:com.adobe.xmp", b"xmp")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"BM", b"\x93NUMPY")
-
-_DATA_SET = (b"\x08\0\0\0\x04\0\0\0", b"\x08\0\0\0UL\x04\0", b"\x08\0\x05\0", b"\x08\0\x08\0")
-"""First bytes of a DICOM data set without a preamble: the length of group 8, the character set, or the image type."""
 
 
 class UnreadableImage(DinomedError):
@@ -208,16 +206,6 @@ def looks_like_image(path: str | Path) -> bool:
     return start.startswith(_MAGIC) or webp or is_dicom_start(start)
 
 
-def is_dicom_start(start: bytes) -> bool:
-    """Return whether a file starts as DICOM does: with a preamble, or at once with an element of its meta information.
-
-    Args:
-        start: its first 132 bytes or more.
-    """
-    without_preamble = start[:2] == b"\x02\0" and start[4:6] in (b"UL", b"OB", b"UI")
-    return start[128:132] == b"DICM" or without_preamble
-
-
 def _stored_orientation(image: Image.Image) -> int:
     """Return the orientation in the file, also if Pillow applies it itself; 1 for none or an invalid one."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -307,7 +295,7 @@ def _kind(path: str | Path) -> str:
         return "empty file"
     if is_dicom_start(start):
         return "DICOM, which is not supported for masks and maps"
-    if start.startswith(_DATA_SET):
+    if is_data_set_start(start):
         return "a DICOM data set without file meta information; its transfer syntax is unknown"
     if start.startswith(_MAGIC):
         return "damaged or truncated in its header"

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from dinomed.adapters.tasks.segment.coco import IMAGES_FILE, OBJECTS_FILE, RESULTS_FILE, CocoResults
+from dinomed.adapters.tasks.segment.dicom_seg import DicomSegmentations
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, mask_uncertainty, summarize
 from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry
@@ -27,7 +28,8 @@ class SegmentWriter(PredictionWriter):
 
     One class: masks of 0 and 255, and rows of area and confidence. Several classes: label maps, whose values
     `mask_schema.json` names, and rows of the area of each class. Both have the share of the image in the mask, and its
-    uncertainty (`mask_uncertainty`). With `add_coco`, COCO results of both.
+    uncertainty (`mask_uncertainty`). With `add_coco`, COCO results of both; with `add_dicom_seg`, a DICOM
+    segmentation for each image.
     """
 
     def __init__(self, predictor: SegmentPredictor, names: Sequence[str]) -> None:
@@ -45,11 +47,19 @@ class SegmentWriter(PredictionWriter):
             settings = {"thresholds": list(predictor.thresholds), "mask_schema": self.schema.to_dict()}
         super().__init__(names, ["mask", *columns], file_names(names), extra_files, settings)
         self.coco: CocoResults | None = None
+        self.dicom_seg: DicomSegmentations | None = None
 
     def add_coco(self, manifest: Manifest, ids: Path | None) -> None:
         self.coco = CocoResults(manifest, self.schema, ids)
         self.extra_files = [*self.extra_files, RESULTS_FILE, IMAGES_FILE, OBJECTS_FILE]
         self.settings = self.settings | {"coco": self.coco.setting or True}
+
+    def add_dicom_seg(self, manifest: Manifest, keep_ids: bool) -> None:
+        model = str(self.predictor.metadata["weights_sha256"])
+        self.dicom_seg = DicomSegmentations(manifest, self.schema, model, keep_ids)
+        self.extra_files = [*self.extra_files, *self.dicom_seg.files]
+        self.columns = [*self.columns, "dicom_seg"]
+        self.settings = self.settings | {"dicom_seg": True, "keep_ids": keep_ids}
 
     def finish(self, out: Path, names: Sequence[str]) -> None:
         if self.coco is not None:
@@ -65,12 +75,19 @@ class SegmentWriter(PredictionWriter):
     def write_batch(
         self, indices: Sequence[int], pixels: Tensor, sizes: Sequence[tuple[int, int]], out: Path
     ) -> list[Row]:
+        sources = [] if self.dicom_seg is None else self.dicom_seg.read_sources(indices)
         maps = self.predictor.batch_maps(pixels, sizes)
-        return [self._write(i, probabilities, out) for i, probabilities in zip(indices, maps, strict=True)]
+        decided = [self.predictor.decide(probabilities) for probabilities in maps]
+        if self.dicom_seg is None:
+            return [self._write(*image, out) for image in zip(indices, maps, decided, strict=True)]
+        segmentations = self.dicom_seg.build(sources, indices, decided)  # before anything is written
+        return [
+            [*self._write(*image, out), self.dicom_seg.write(out, image[0], segmentation)]
+            for *image, segmentation in zip(indices, maps, decided, segmentations, strict=True)
+        ]
 
-    def _write(self, index: int, probabilities: np.ndarray, out: Path) -> Row:
+    def _write(self, index: int, probabilities: np.ndarray, decided: np.ndarray, out: Path) -> Row:
         name, file = self.names[index], self.files[index]
-        decided = self.predictor.decide(probabilities)
         inside = self.schema.any_class(decided).astype(bool)
         uncertainty = f"{mask_uncertainty(self.predictor.any_class(probabilities), inside):.4f}"
         if self.coco is not None:

@@ -1,4 +1,4 @@
-"""Limits on the compressed parts of a DICOM file: a deflated data set, JPEG and JPEG 2000 frames."""
+"""First bytes of a DICOM file, and limits on its compressed parts: a deflated data set, JPEG and JPEG 2000 frames."""
 
 import io
 import math
@@ -18,7 +18,24 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _META_START, _GROUP_LENGTH = 132, b"\x02\0\0\0UL\x04\0"
 _ITEM, _NO_ITEM = b"\xfe\xff\0\xe0", b"\xfe\xff\xdd\xe0"
 _CODESTREAM, _CODING_STYLE = b"\xff\x4f\xff\x51", b"\xff\x52"
+_DATA_SETS = (b"\x08\0\0\0\x04\0\0\0", b"\x08\0\0\0UL\x04\0", b"\x08\0\x05\0", b"\x08\0\x08\0")
+"""Data sets start with the length of group 8, the character set, or the image type."""
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # the last one of JPEG-LS
+
+
+def is_dicom_start(start: bytes) -> bool:
+    """Return whether a file starts as DICOM does: with a preamble, or at once with an element of its meta information.
+
+    Args:
+        start: its first 132 bytes or more.
+    """
+    without_preamble = start[:2] == b"\x02\0" and start[4:6] in (b"UL", b"OB", b"UI")
+    return start[128:132] == b"DICM" or without_preamble
+
+
+def is_data_set_start(start: bytes) -> bool:
+    """Return whether a file starts as a DICOM data set without file meta information."""
+    return start.startswith(_DATA_SETS)
 
 
 def bounded_dicom(file: BinaryIO) -> BinaryIO:

@@ -10,13 +10,12 @@ from typing import Any
 
 from dinomed.errors import DinomedError
 from dinomed.images.bounds.containers import too_large
-from dinomed.images.bounds.dicom_streams import bounded_dicom, check_frame, pixel_bytes
+from dinomed.images.bounds.dicom_streams import bounded_dicom, check_frame, is_dicom_start, pixel_bytes
 from dinomed.images.bounds.tiff_samples import MAX_BYTES
 from dinomed.images.decode import (
     NO_MEMORY,
     UnreadableImage,
     first_bytes,
-    is_dicom_start,
     is_of_data_worker,
     open_regular,
     quiet_pillow,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dinomed.images.bounds.dicom_streams import bounded_dicom
 from dinomed.images.decode import UnreadableImage, open_regular, quiet_pillow
 from dinomed.images.dicom.elements import FUNCTIONAL_GROUPS, is_dicom
 
@@ -57,7 +58,7 @@ def read_pixel_spacing(path: str | Path) -> PixelSpacing | None:
         return None
     try:
         with quiet_pillow, open(path, "rb", opener=open_regular) as file:
-            elements = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+            elements = dcmread(bounded_dicom(file), stop_before_pixels=True, specific_tags=_TAGS, force=True)
             for groups in FUNCTIONAL_GROUPS:
                 for group in (elements.get(groups) or [])[:1]:
                     for item in (group.get("PixelMeasuresSequence") or [])[:1]:

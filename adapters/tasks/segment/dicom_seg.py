@@ -1,0 +1,91 @@
+"""DICOM segmentations (SEG) of the predictions of a segmenter, beside its masks."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
+from dinomed.datasets.manifest import Manifest
+from dinomed.errors import DinomedError, UsageError
+from dinomed.features.finite import UnusableRowsError
+from dinomed.images.dicom.elements import is_dicom
+from dinomed.images.dicom.write_segmentation import (
+    SegmentationSettings,
+    build_segmentation,
+    check_highdicom,
+    read_source,
+    write_segmentation,
+)
+from dinomed.io.output_folder import file_names
+
+SUFFIX = ".seg.dcm"
+
+
+class DicomSegmentations:
+    """The DICOM segmentations of a prediction, one for each image, with a segment for each class.
+
+    Args:
+        manifest: the images.
+        schema: the classes.
+        model: hash of the weights of the segmenter.
+        keep_ids: copy the identifiers of the patient and the study.
+
+    Raises:
+        UsageError: an image is not DICOM, or highdicom is not installed.
+    """
+
+    def __init__(self, manifest: Manifest, schema: MaskSchema, model: str, keep_ids: bool) -> None:
+        check_highdicom()
+        names = manifest.column("image")
+        self.paths, self.schema = [manifest.path(row) for row in range(len(names))], schema
+        others = [name for name, path in zip(names, self.paths, strict=True) if not is_dicom(path)]
+        if others:
+            raise UsageError(
+                f"`dicom_seg=True` needs DICOM images, and {len(others)} of {len(names)} are not (the first: "
+                f"{others[0]}); predict them in a separate call without it"
+            )
+        self.files = file_names(names, SUFFIX)
+        self.settings = SegmentationSettings(tuple(schema.names[k] for k in schema.reported), model, keep_ids)
+
+    def read_sources(self, indices: Sequence[int]) -> list[Any]:
+        """Read the elements of the images at some places of the manifest.
+
+        Raises:
+            UnusableRowsError: an image cannot have a segmentation; the error names its row.
+        """
+        sources = []
+        for row, index in enumerate(indices):
+            with _failing_row(row):
+                sources.append(read_source(self.paths[index]))
+        return sources
+
+    def build(self, sources: Sequence[Any], indices: Sequence[int], decided: Sequence[np.ndarray]) -> list[Any]:
+        """Return the segmentations of images of which `decided` are the decisions, uint8 (planes, H, W).
+
+        Raises:
+            UnusableRowsError: as in `read_sources`.
+        """
+        segmentations = []
+        for row, index in enumerate(indices):
+            planes = self.schema.planes(decided[row])
+            masks = np.stack([planes[k] for k in self.schema.reported]).astype(np.uint8)
+            with _failing_row(row):
+                segmentations.append(build_segmentation(sources[row], masks, self.settings, index + 1))
+        return segmentations
+
+    def write(self, out: Path, index: int, segmentation: Any) -> str:
+        """Write a segmentation, and return its path relative to `out`."""
+        write_segmentation(out / self.files[index], segmentation)
+        return self.files[index]
+
+
+@contextmanager
+def _failing_row(row: int) -> Iterator[None]:
+    """Turn the reason of an image into an `UnusableRowsError`, so that the others of its batch are written."""
+    try:
+        yield
+    except DinomedError as error:
+        raise UnusableRowsError([row], str(error)) from None

@@ -1,0 +1,185 @@
+"""Writing of DICOM segmentations (SEG) for a single-frame DICOM image, by highdicom.
+
+A segmentation holds the elements that the standard requires: references to the image and its study, series and frame of
+reference (UIDs), its geometry, the segments, and the program. Identifiers of the patient and the study are copied only
+on request. Otherwise Patient ID and Patient's Name are a placeholder, which is the same for all images of a study and
+is computed from the Study Instance UID without a key (the UID is in the file in any case), so that the studies of two
+patients are not merged in an archive; all other elements of the two modules are empty.
+"""
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomed.errors import DinomedError, UsageError
+from dinomed.images.bounds.dicom_streams import bounded_dicom
+from dinomed.images.decode import open_regular, quiet_pillow
+from dinomed.images.dicom.codecs import INSTALL
+from dinomed.images.dicom.elements import DAMAGED, FUNCTIONAL_GROUPS, is_segmentation
+from dinomed.io.files import replacing
+from dinomed.notice import RESEARCH_USE
+from dinomed.packages import installed_version
+
+_REFERENCES = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_GEOMETRY = (
+    "Rows", "Columns", "Modality", "FrameOfReferenceUID", "PositionReferenceIndicator", "ImagePositionPatient",
+    "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "LossyImageCompression",
+    "LossyImageCompressionRatio", "LossyImageCompressionMethod",
+)  # fmt: skip
+_IDENTIFIERS = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime", "ReferringPhysicianName",
+)  # fmt: skip
+"""Elements of the modules Patient and General Study that the standard requires, empty if unknown (type 2)."""
+_ABNORMAL = {"lesion": "Lesion", "nodule": "Nodule", "mass": "Mass", "tumor": "Neoplasm", "tumour": "Neoplasm",
+             "neoplasm": "Neoplasm", "cyst": "Cyst", "ulcer": "Ulcer", "hemorrhage": "Hemorrhage"}  # fmt: skip
+"""Names of classes with a code of SNOMED CT: all are morphologically abnormal structures."""
+_SCHEME = "99DINOMED"
+_SERIES_NUMBER = 900
+_MAX_NAME = 64  # characters of a value LO
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """What is equal for all segmentations of a prediction.
+
+    Attributes:
+        names: class of each segment.
+        model: hash of the weights that computed the masks.
+        keep_ids: copy the identifiers of the patient and the study.
+    """
+
+    names: tuple[str, ...]
+    model: str
+    keep_ids: bool = False
+
+
+def check_highdicom() -> None:
+    """Raise a `UsageError` if highdicom is not installed."""
+    if installed_version("highdicom") is None:
+        raise UsageError(f"DICOM segmentations need the package highdicom; {INSTALL}")
+
+
+def read_source(path: str | Path) -> Any:
+    """Read the elements of an image without its pixels, for `build_segmentation`.
+
+    Raises:
+        DinomedError: the file is damaged, lacks a UID that a segmentation must reference, is itself a segmentation, or
+            has several frames. The message is a reason without the path.
+    """
+    from pydicom import dcmread
+
+    try:
+        with quiet_pillow, open(path, "rb", opener=open_regular) as file:
+            tags: list[Any] = [*_REFERENCES, *_GEOMETRY, *_IDENTIFIERS, "NumberOfFrames", *FUNCTIONAL_GROUPS]
+            source = dcmread(bounded_dicom(file), stop_before_pixels=True, specific_tags=tags, force=True)
+            frames = int(source.get("NumberOfFrames") or 1)
+            missing = [name for name in _REFERENCES if not source.get(name)]
+    except Exception:  # pydicom raises many types; the error text may contain values of elements
+        raise DinomedError(DAMAGED) from None
+    if missing:
+        raise DinomedError(f"DICOM without {missing[0]}, which a DICOM segmentation must reference")
+    if is_segmentation(source):
+        raise DinomedError("a DICOM segmentation, not an image")
+    if frames > 1 or any(source.get(name) for name in FUNCTIONAL_GROUPS):
+        raise DinomedError("a DICOM of several frames; DICOM segmentations are written for single-frame images only")
+    return source
+
+
+def build_segmentation(source: Any, masks: np.ndarray, settings: SegmentationSettings, instance: int) -> Any:
+    """Return the segmentation object of an image, with one frame for each segment, also for an empty one.
+
+    Args:
+        source: result of `read_source`.
+        masks: uint8 (segments, H, W) of 0 and 1, of the size of the image.
+        settings: names of the segments, model and identifiers.
+        instance: number of the image in its prediction, from 1.
+
+    Raises:
+        DinomedError: the elements of the image do not fit a segmentation. The message is a reason without the path.
+    """
+    from highdicom.seg import Segmentation
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    if masks.shape[1:] != (int(source.Rows), int(source.Columns)):
+        raise DinomedError("the mask has another size than its DICOM")
+    series = uuid.uuid5(uuid.NAMESPACE_OID, f"{source.SeriesInstanceUID} {settings.model}")
+    version = installed_version("dinomed") or "unknown"
+    try:
+        with quiet_pillow:
+            segmentation = Segmentation(
+                [_described(source, settings.keep_ids)],
+                np.moveaxis(masks, 0, -1)[None],
+                "BINARY",
+                [_segment(number, name, settings.model, version) for number, name in enumerate(settings.names, 1)],
+                series_instance_uid=f"2.25.{series.int}",
+                series_number=_SERIES_NUMBER,
+                sop_instance_uid=generate_uid(prefix=None),
+                instance_number=instance,
+                manufacturer="dinomed",
+                manufacturer_model_name="dinomed predict",
+                software_versions=version,
+                device_serial_number=settings.model[:16],
+                content_label="SEGMENTATION",
+                content_description=RESEARCH_USE[:_MAX_NAME],
+                series_description="Segmentation by dinomed",
+                transfer_syntax_uid=ExplicitVRLittleEndian,
+                omit_empty_frames=False,
+                specific_character_set="ISO_IR 192",
+            )
+    except Exception as error:  # highdicom raises many types; the error text may contain values of elements
+        kind = type(error).__name__
+        raise DinomedError(f"the elements of the DICOM do not fit a DICOM segmentation ({kind})") from None
+    if not settings.keep_ids:
+        segmentation.PatientIdentityRemoved = "YES"
+        segmentation.DeidentificationMethod = "Identifiers of the input not copied; UIDs retained"
+    return segmentation
+
+
+def write_segmentation(path: str | Path, segmentation: Any) -> None:
+    """Write the result of `build_segmentation` atomically."""
+    with replacing(path) as temporary, quiet_pillow:
+        segmentation.save_as(temporary, enforce_file_format=True)
+
+
+def _described(source: Any, keep_ids: bool) -> Any:
+    """Return the elements of an image that its segmentation takes over."""
+    from pydicom.dataset import FileDataset
+
+    # highdicom copies whatever is here, so that only the named elements are
+    described = FileDataset(None, {}, file_meta=source.file_meta)
+    for name in (*_REFERENCES, *_GEOMETRY):
+        if name in source:
+            described[name] = source[name]
+    for name in _IDENTIFIERS:
+        value = source.get(name) if keep_ids else None
+        setattr(described, name, "" if value is None else str(value))
+    if not keep_ids:
+        digest = hashlib.sha256(str(source.StudyInstanceUID).encode()).hexdigest()
+        described.PatientID = described.PatientName = f"anonymous-{digest[:12]}"
+    return described
+
+
+def _segment(number: int, name: str, model: str, version: str) -> Any:
+    """Return the description of a segment; a class that is not in `_ABNORMAL` gets a code of our own."""
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.seg import SegmentDescription
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
+
+    label = "".join(character if character.isprintable() and character != "\\" else " " for character in name)
+    label = label.strip()[:_MAX_NAME] or f"class {number}"
+    known = _ABNORMAL.get(name.lower())
+    if known:
+        category, kind = codes.SCT.MorphologicallyAbnormalStructure, getattr(codes.SCT, known)
+    else:
+        category = codes.SCT.Tissue
+        kind = Code(hashlib.sha256(name.encode()).hexdigest()[:16], _SCHEME, label)
+    algorithm = AlgorithmIdentificationSequence(
+        "dinomed", codes.DCM.ArtificialIntelligence, version, parameters={"model": model}
+    )
+    return SegmentDescription(number, label, category, kind, "AUTOMATIC", algorithm_identification=algorithm)
