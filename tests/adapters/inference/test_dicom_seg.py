@@ -96,7 +96,7 @@ def test_an_interrupted_prediction_continues_and_overwrite_removes_its_segmentat
     adapter: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, predictor, written = tmp_path / "out", load_adapter(adapter), []
-    monkeypatch.setattr(type(predictor), "batch_size", 1)
+    monkeypatch.setattr(predictor, "batch_size", 1)
     write = dicom_seg.write_segmentation
 
     def stop_at_the_second(path: Path, segmentation: object) -> None:
