@@ -78,13 +78,13 @@ class SegmentWriter(PredictionWriter):
         sources = [] if self.dicom_seg is None else self.dicom_seg.read_sources(indices)
         maps = self.predictor.batch_maps(pixels, sizes)
         decided = [self.predictor.decide(probabilities) for probabilities in maps]
+        images = zip(indices, maps, decided, strict=True)
         if self.dicom_seg is None:
-            return [self._write(*image, out) for image in zip(indices, maps, decided, strict=True)]
+            return [self._write(index, probabilities, masks, out) for index, probabilities, masks in images]
         segmentations = self.dicom_seg.build(sources, indices, decided)  # before anything is written
-        return [
-            [*self._write(*image, out), self.dicom_seg.write(out, image[0], segmentation)]
-            for *image, segmentation in zip(indices, maps, decided, segmentations, strict=True)
-        ]
+        rows = [self._write(index, probabilities, masks, out) for index, probabilities, masks in images]
+        files = [self.dicom_seg.write(out, *image) for image in zip(indices, segmentations, strict=True)]
+        return [[*row, file] for row, file in zip(rows, files, strict=True)]
 
     def _write(self, index: int, probabilities: np.ndarray, decided: np.ndarray, out: Path) -> Row:
         name, file = self.names[index], self.files[index]

@@ -34,7 +34,7 @@ class Segmentation:
     def mask(self) -> np.ndarray:
         """Return where any segment is, uint8 (H, W) of 0 and 1. Raise a `DinomedError` for several planes."""
         self._check_planes()
-        return (self.frames > 0).any(axis=0).astype(np.uint8)
+        return np.asarray((self.frames > 0).any(axis=0), np.uint8)
 
     def label_map(self) -> np.ndarray:
         """Return the number of the segment at each pixel, int64 (H, W), 0 for none.

@@ -148,10 +148,11 @@ def write_segmentation(path: str | Path, segmentation: Any) -> None:
 
 def _described(source: Any, keep_ids: bool) -> Any:
     """Return the elements of an image that its segmentation takes over."""
-    from pydicom.dataset import FileDataset
+    from pydicom.dataset import Dataset
 
     # highdicom copies whatever is here, so that only the named elements are
-    described = FileDataset(None, {}, file_meta=source.file_meta)
+    described = Dataset()
+    described.file_meta = source.file_meta
     for name in (*_REFERENCES, *_GEOMETRY):
         if name in source:
             described[name] = source[name]
