@@ -128,14 +128,14 @@ def test_near_lossless_jpeg_ls_has_the_values_of_pydicom(tmp_path: Path) -> None
 
 def encoded(path: Path, syntax: str, frame: bytes, **elements: Any) -> str:
     """Write a file of one encoded frame, and return the reason why it is not read."""
-    file = dicom(GRAY, JPEG2000Lossless)
+    file = dicom(GRAY, HTJ2K)
     for name, value in elements.items():
         setattr(file, name, value)
     file.PixelData = encapsulate([frame])
     file["PixelData"].is_undefined_length = True
     content = write(path, file).read_bytes()  # pydicom writes known syntaxes only
-    assert len(syntax) <= len(JPEG2000Lossless) == 22
-    path.write_bytes(content.replace(JPEG2000Lossless.encode(), syntax.encode().ljust(22, b"\0"), 1))
+    assert len(syntax) <= len(HTJ2K) == 23
+    path.write_bytes(content.replace(HTJ2K.encode(), syntax.encode().ljust(23, b"\0"), 1))
     with pytest.raises(UnreadableImage) as refused:
         read_image(path)
     assert MARKER not in str(refused.value)
