@@ -11,6 +11,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
+    HTJ2K,
     MPEG2MPML,
     UID,
     DeflatedExplicitVRLittleEndian,
