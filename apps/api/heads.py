@@ -247,10 +247,8 @@ def predict(
         names: show the paths of images in the contact sheet; they may identify patients.
         coco: for a segmenter, write the masks as COCO results too: coco_results.json and coco_images.json.
         coco_ids: COCO file of the images, whose ids of images and categories the results have; sets `coco`.
-        dicom_seg: for a segmenter and DICOM images, also write each mask as a DICOM segmentation (SEG), with the
-            geometry of its image; needs the extra ``dicom``.
-        keep_ids: with `dicom_seg`, copy name, ID, birth date and sex of the patient, and the elements of the study. By
-            default the segmentations hold a placeholder.
+        dicom_seg: for a segmenter and DICOM images, write masks as DICOM segmentations too (extra ``dicom``).
+        keep_ids: with `dicom_seg`, copy identifiers of patient and study; else a placeholder.
         overwrite: replace an earlier prediction in `out`.
         device: auto, cpu, cuda, cuda:N or mps.
 
@@ -258,8 +256,7 @@ def predict(
         The folder, the numbers of new, of earlier and of abstained predictions, and (path, reason) of unreadable files.
 
     Raises:
-        UsageError: no images, `out` is in use, groups are asked of an adapter that is no classifier, `dicom_seg` of one
-            that is no segmenter or of images that are not DICOM, or `abstain` or `max_risk` cannot be used.
+        UsageError: no images, `out` is in use, or an option does not fit the adapter or the images.
         DinomedError: the adapter is damaged, or nothing can be written.
 
     Example:
@@ -268,10 +265,8 @@ def predict(
         (1, ['SYN_00000_a.png'])
     """
     _check_unit(unit)
-    if unit == "group" and dicom_seg:
-        raise UsageError("`dicom_seg=True` and `unit=group` exclude each other; leave one out")
-    if keep_ids and not dicom_seg:
-        raise UsageError("`keep_ids=True` is for DICOM segmentations; add `dicom_seg=True`, or leave it out")
+    if (unit == "group" and dicom_seg) or (keep_ids and not dicom_seg):
+        raise UsageError("`keep_ids=True` is for DICOM segmentations; add `dicom_seg=True`, without `unit=group`")
     predictor = _predictor(adapter, backbone, device)
     rule = choose_rule(predictor.abstention, abstain, max_risk)
     if rule is not None and (unit or "image") != predictor.unit:
@@ -280,16 +275,14 @@ def predict(
             f"give `unit={predictor.unit}`"
         )
     manifest = open_dataset(images, allow_unreadable=True)
-    unreadable = manifest.unreadable
     if unit != "group":
         from dinomed.apps.pages.sheet import build_sheet
 
         build = partial(build_sheet, predictor, manifest, names=names) if sheet else None
         return predict_collection(
-            predictor, manifest, out, unreadable=unreadable, overwrite=overwrite, build_sheet=build,
+            predictor, manifest, out, unreadable=manifest.unreadable, overwrite=overwrite, build_sheet=build,
             coco=coco or coco_ids is not None, coco_ids=None if coco_ids is None else Path(coco_ids), rule=rule,
-            dicom_seg=dicom_seg, keep_ids=keep_ids,
-        )  # fmt: skip
+            dicom_seg=dicom_seg, keep_ids=keep_ids)  # fmt: skip
     if coco or coco_ids is not None:
         raise UsageError("`coco=True` is for segmenters, and `unit=group` for classifiers; give one of the two")
     groups = find_task(predictor.task).predict_groups(predictor, manifest, Path(out), overwrite=overwrite, rule=rule)
@@ -354,5 +347,4 @@ def _check_unit(unit: str | None) -> None:
 
 
 def _predictor(adapter: Any, backbone: PathLike | None, device: str) -> Predictor:
-    loaded = isinstance(adapter, Predictor)
-    return adapter if loaded else load_adapter(adapter, backbone=backbone, device=device)
+    return adapter if isinstance(adapter, Predictor) else load_adapter(adapter, backbone=backbone, device=device)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dinomed.adapters.tasks.dicom_seg import DicomSegmentations
 from dinomed.adapters.tasks.segment.coco import IMAGES_FILE, OBJECTS_FILE, RESULTS_FILE, CocoResults
-from dinomed.adapters.tasks.segment.dicom_seg import DicomSegmentations
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, mask_uncertainty, summarize
 from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.inference.loader import load_adapter
-from dinomed.adapters.tasks.segment import dicom_seg
+from dinomed.adapters.tasks import dicom_seg
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.apps.api.heads import predict
 from dinomed.apps.cli import main

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.finite import UnusableRowsError
@@ -29,7 +28,7 @@ class DicomSegmentations:
 
     Args:
         manifest: the images.
-        schema: the classes.
+        schema: the classes, a `dinomed.adapters.tasks.segment.mask_schema.MaskSchema`.
         model: hash of the weights of the segmenter.
         keep_ids: copy the identifiers of the patient and the study.
 
@@ -37,7 +36,7 @@ class DicomSegmentations:
         UsageError: an image is not DICOM, or highdicom is not installed.
     """
 
-    def __init__(self, manifest: Manifest, schema: MaskSchema, model: str, keep_ids: bool) -> None:
+    def __init__(self, manifest: Manifest, schema: Any, model: str, keep_ids: bool) -> None:
         check_highdicom()
         names = manifest.column("image")
         self.paths, self.schema = [manifest.path(row) for row in range(len(names))], schema
