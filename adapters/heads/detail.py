@@ -57,6 +57,15 @@ class Fusion(nn.Module):
         return self.mix(torch.cat([level, detail], dim=1))
 
 
+def standardise_tokens(channels: int) -> nn.Module:
+    """Return a layer that standardises each channel of the tokens over the patches of an image.
+
+    Light and colour of a device move all tokens of an image alike. Without this step a head learns these levels, and
+    marks too much on images of another device (docs/results.md, "Label efficiency").
+    """
+    return nn.InstanceNorm2d(channels)
+
+
 def conv(before: int, after: int, stride: int = 1) -> list[nn.Module]:
     """Return the layers of a 3x3 convolution with GroupNorm and ReLU."""
     groups = next(count for count in (8, 4, 2, 1) if after % count == 0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from dinomed.adapters.adapter import ADAPTERS, split_blocks
-from dinomed.adapters.heads.detail import WIDTH, DetailBranch, conv
+from dinomed.adapters.heads.detail import WIDTH, DetailBranch, conv, standardise_tokens
 from dinomed.adapters.heads.dpt import PyramidAdapter, PyramidConfig
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.features.compute import Features
@@ -70,9 +70,5 @@ class DinoUNet(PyramidAdapter):
 
 
 def conv1(before: int, after: int) -> list[nn.Module]:
-    """Return the layers of a 1x1 convolution of tokens, whose channels are standardised over the patches of an image.
-
-    Light and colour of a device move all tokens of an image alike. Without this step the head learns these levels,
-    and marks too much on images of another device.
-    """
-    return [nn.InstanceNorm2d(before), nn.Conv2d(before, after, 1), nn.ReLU()]
+    """Return the layers of a 1x1 convolution of standardised tokens."""
+    return [standardise_tokens(before), nn.Conv2d(before, after, 1), nn.ReLU()]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
 from dinomed.adapters.adapter import split_blocks
+from dinomed.adapters.heads.detail import standardise_tokens
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.features.compute import Features, compute_features
 
@@ -108,7 +109,7 @@ def _ratio(target: int, stride: int) -> int:
 
 def _level(embed_dim: int, width: int, scale: int) -> nn.Module:
     parts: list[nn.Module] = [
-        nn.InstanceNorm2d(embed_dim), nn.Conv2d(embed_dim, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        standardise_tokens(embed_dim), nn.Conv2d(embed_dim, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
     ]  # fmt: skip
     if scale > 1:
         parts.append(nn.ConvTranspose2d(width, width, scale, stride=scale))

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.export.run import export
-from dinomed.adapters.export.source import load_source
+from dinomed.adapters.export.source import ExportSource, load_source
 from dinomed.adapters.export.traceable import AnyPool, traceable
 from dinomed.adapters.heads.decoders import DECODERS
 from dinomed.adapters.inference.loader import load_adapter
@@ -36,8 +36,10 @@ DENSE: list[Any] = [
 ALL: list[Any] = [*(("classify", head, options) for head, options in CLASSIFIERS), *DENSE]
 ALL += [("classify", "linear", {"classes": THREE, "tune": "lora:2"}), ("segment", "linear", {"tune": "last:1"})]
 # float32 sums in another order, magnified by BatchNorm over random channels that hardly vary: up to 4e-4 was seen;
-# another computation, such as positions or pooling that are off by a pixel, gives 1e-2
-CLOSE = 1e-3
+# another computation, such as positions or pooling that are off by a pixel, gives 1e-2. A random MAnet or Linknet
+# magnifies more: the limit is then three times the rounding of dinomed's own computation, measured against float64
+# (its double was seen between the two)
+CLOSE, ROUNDINGS = 1e-3, 3
 
 
 def picture(predictor: Predictor, height: int, width: int) -> np.ndarray:
@@ -54,11 +56,18 @@ def predicted(predictor: Predictor, image: np.ndarray) -> np.ndarray:
     return predictor.maps(image)
 
 
-def check(outputs: np.ndarray, targets: np.ndarray) -> None:
+def check(
+    outputs: np.ndarray, targets: np.ndarray, source: ExportSource | None = None, pixels: torch.Tensor | None = None
+) -> None:
+    """Compare; with a `source`, the limit allows for the rounding of its computation."""
     scale = max(1.0, float(np.abs(targets).max()))  # depths go up to 9
     assert outputs.shape == targets.shape
     assert np.ptp(targets) > 0.01  # a constant answer would compare equal whatever was exported
-    assert np.abs(outputs - targets).max() < CLOSE * scale
+    error, limit = float(np.abs(outputs - targets).max()), CLOSE * scale
+    if error >= limit and source is not None and pixels is not None:
+        exact = source.doubled().reference(pixels.double())[0]
+        limit = ROUNDINGS * float((source.reference(pixels)[0] - exact).abs().max())
+    assert error < min(limit, 1e-2 * scale)
 
 
 @pytest.mark.parametrize(("task", "head", "options"), ALL)
@@ -72,10 +81,10 @@ def test_the_graph_predicts_as_the_adapter_at_every_size(
     image = picture(predictor, 64, 64)
     pixels = predictor.backbone.preprocessing(image)[None]
     with torch.no_grad():
-        check(fixed(pixels)[0].numpy(), predicted(predictor, image))
-        check(free(pixels)[0].numpy(), predicted(predictor, image))
+        check(fixed(pixels)[0].numpy(), predicted(predictor, image), source, pixels)
+        check(free(pixels)[0].numpy(), predicted(predictor, image), source, pixels)
         pixels = torch.randn(2, 3, 72, 104, generator=torch.Generator().manual_seed(2))
-        check(free(pixels).numpy(), source.reference(pixels)[0].numpy())
+        check(free(pixels).numpy(), source.reference(pixels)[0].numpy(), source, pixels)
 
 
 def onnx_check(folder: Path, out: Path, *, dynamic_size: bool) -> dict[str, Any]:
@@ -83,17 +92,17 @@ def onnx_check(folder: Path, out: Path, *, dynamic_size: bool) -> dict[str, Any]
     runtime = pytest.importorskip("onnxruntime")
     report = export(load_source(str(folder)), "onnx", out, dynamic_size=dynamic_size)
     session = runtime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
-    predictor = load_adapter(folder)
+    source, predictor = load_source(str(folder)), load_adapter(folder)
     image = picture(predictor, 64, 64)
-    pixels = predictor.backbone.preprocessing(image)[None].numpy()
+    pixels = predictor.backbone.preprocessing(image)[None]
     for count in (1, 3):
-        (outputs,) = session.run(None, {"pixels": np.repeat(pixels, count, axis=0)})
+        (outputs,) = session.run(None, {"pixels": np.repeat(pixels.numpy(), count, axis=0)})
         assert len(outputs) == count
-        check(outputs[-1], predicted(predictor, image))
+        check(outputs[-1], predicted(predictor, image), source, pixels)
     if dynamic_size:
         pixels = torch.randn(2, 3, 80, 112, generator=torch.Generator().manual_seed(2))
         (outputs,) = session.run(None, {"pixels": pixels.numpy()})
-        check(outputs, load_source(str(folder)).reference(pixels)[0].numpy())
+        check(outputs, source.reference(pixels)[0].numpy(), source, pixels)
     return report
 
 
