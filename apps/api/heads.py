@@ -185,7 +185,7 @@ def evaluate(
     from dinomed.io.output_folder import claimed_folder
 
     _check_unit(unit)
-    adapters = list(adapter) if isinstance(adapter, list | tuple) else [adapter]
+    adapters: list[Any] = list(adapter) if isinstance(adapter, list | tuple) else [adapter]
     if len(adapters) > 1 and by:
         raise UsageError("`by` is for one adapter; leave it out, or evaluate each adapter by itself")
     with nullcontext() if out is None else claimed_folder(out, marker=METRICS_FILE, overwrite=overwrite) as folder:

@@ -62,7 +62,7 @@ class ClassifyPanel(Panel):
     def summarize(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> Summary:
         probabilities: dict[str, float] = answers[0]
         row = np.array([probabilities[name] for name in self.predictor.classes])
-        values = {"predicted": self.predictor.predicted(row)}
+        values: dict[str, Any] = {"predicted": self.predictor.predicted(row)}
         values |= {f"probability {name}": round(value, 4) for name, value in probabilities.items()}
         return Summary(self.predictor.describe(row), values, self.predictor.uncertainty(row))
 

@@ -49,15 +49,17 @@ def describe_runs(report: Mapping[str, Any]) -> str:
     name = next(iter(report["better"]))
     title = find_task(report["task"]).metric_titles.get(name, name).partition(" (")[0]
     sign = -1 if report["better"][name] == "smaller" else 1
-    better, worse, open_ = [], [], []
+    better: list[str] = []
+    worse: list[str] = []
+    undecided: list[str] = []
     for run in report["runs"][1:]:
         row = run["difference"][name]
         text = f"{run['name']} ({row['value']:+.3f}, {_plain(row)})"
         low, high = sorted((sign * row["low"], sign * row["high"]))
-        (better if low > 0 else worse if high < 0 else open_).append(text)
+        (better if low > 0 else worse if high < 0 else undecided).append(text)
     parts = [
         f"{', '.join(runs)} {text} {report['reference']}"
-        for runs, text in ((better, "better than"), (worse, "worse than"), (open_, "not distinguished from"))
+        for runs, text in ((better, "better than"), (worse, "worse than"), (undecided, "not distinguished from"))
         if runs
     ]
     unit = "groups" if report["unit"] == "group" else "images"

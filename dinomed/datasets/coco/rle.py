@@ -27,7 +27,7 @@ def mask_api() -> ModuleType:
         from pycocotools import mask
     except ImportError:
         raise UsageError("COCO files need the package pycocotools: pip install 'dinomed[coco]'") from None
-    return mask  # type: ignore[no-any-return]
+    return mask
 
 
 def parse_runs(text: str) -> Runs:
