@@ -18,7 +18,7 @@ from dinomed.adapters.inference.folder import predict_collection
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
-from dinomed.adapters.tasks.classify.writer import ClassifyWriter
+from dinomed.adapters.tasks.classify.writer import SET_COLUMN, ClassifyWriter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, summarize
 from dinomed.adapters.tasks.segment.writer import SegmentWriter
@@ -97,11 +97,13 @@ def test_a_classifier_writes_one_table(
     manifest = open_dataset(pictures, allow_unreadable=True)
     predict_collection(predictors[1], manifest, tmp_path / "out")
     rows = table(tmp_path / "out")
-    assert list(rows[0]) == ["image", "predicted", *predictors[1].classes, *folders.FAMILIARITY_COLUMNS]
+    columns = ["image", "predicted", *predictors[1].classes, SET_COLUMN, *folders.FAMILIARITY_COLUMNS]
+    assert list(rows[0]) == columns
     for row in rows:
         values = [float(row[name]) for name in predictors[1].classes]
         assert sum(values) == pytest.approx(1, abs=1e-5)  # six decimals of each
         assert row["predicted"] == predictors[1].classes[int(np.argmax(values))]
+        assert row[SET_COLUMN].split("|") == list(predictors[1].prediction_set(np.array(values)) or ())
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
