@@ -64,13 +64,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, corpus: SimpleNamespace) ->
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that may end with 0 or 1, and return what it printed."""
+    """Run a command that may end with 0 or 1 (`code`: with this one), and return what it printed."""
 
-    def call(*arguments: object) -> str:
+    def call(*arguments: object, code: int | None = None) -> str:
         with pytest.raises(SystemExit) as end:
             cli.main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
-        assert end.value.code in (0, 1, None), captured.err
+        assert end.value.code in ((0, 1, None) if code is None else (code,)), captured.err
         assert "internal error" not in captured.err
         assert "Planted" not in captured.out + captured.err
         return captured.out + captured.err
@@ -100,12 +100,13 @@ def test_scan_lists_the_damaged_files(folder: Path, tmp_path: Path, run: Callabl
 def test_features_and_index_leave_the_damaged_files_out(
     folder: Path, tmp_path: Path, tiny_backbone: Path, run: Callable[..., str]
 ) -> None:
-    run("features", folder, "--backbone", tiny_backbone, "-o", tmp_path / "f.parquet", "--quiet")
+    run("features", folder, "--backbone", tiny_backbone, "-o", tmp_path / "f.parquet", "--quiet", code=1)
     assert pq.read_table(tmp_path / "f.parquet")["image"].to_pylist() == [f"{index}.png" for index in range(8)]
     listed = (tmp_path / "f.unreadable.csv").read_text()
     for name in ("mode", "rows", "slope", "frames", "cut"):
         assert f"{name}.dcm,damaged or truncated DICOM" in listed
-    run("index", folder, "-b", tiny_backbone, "-o", tmp_path / "idx", "--quiet")
+    run("index", folder, "-b", tiny_backbone, "-o", tmp_path / "idx", "--quiet", code=1)
+    assert (tmp_path / "idx" / "index.safetensors").is_file()
 
 
 def test_predict_lists_the_damaged_files(
@@ -114,7 +115,7 @@ def test_predict_lists_the_damaged_files(
     quick = FitConfig(epochs=1, batch_size=16, min_steps=0)
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
     fit_head(backbone, manifest, tmp_path / "head", ClassifyConfig(fit=quick), cache=tmp_path / "c")
-    run("predict", tmp_path / "head", folder, "-b", tiny_backbone, "-o", tmp_path / "out", "--quiet")
+    run("predict", tmp_path / "head", folder, "-b", tiny_backbone, "-o", tmp_path / "out", "--quiet", code=1)
     listed = (tmp_path / "out" / "unreadable.csv").read_text()
     assert all(f"{name}.dcm" in listed for name in ("mode", "rows", "slope", "frames", "cut"))
 
@@ -153,7 +154,7 @@ def test_a_root_that_is_no_text_and_a_huge_number_are_one_line(tmp_path: Path, l
 def test_search_names_the_damaged_files(
     folder: Path, user_folder: Path, tmp_path: Path, run: Callable[..., str]
 ) -> None:
-    printed = run("search", folder, "--index", user_folder / "idx", "-o", tmp_path / "out", "--quiet")
+    printed = run("search", folder, "--index", user_folder / "idx", "-o", tmp_path / "out", "--quiet", code=1)
     assert "error: 5 images could not be used" in printed
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {row["image"] for row in report["unreadable"]} == {
