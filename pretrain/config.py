@@ -4,17 +4,20 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from dinomed.backbones.vit import ViTConfig
 from dinomed.config import Config
 from dinomed.images.intensity import IntensityConfig
-from dinomed.pretrain.data.crops import CropConfig
+from dinomed.pretrain.data.config import CropConfig
 from dinomed.pretrain.data.masking import MaskConfig
-from dinomed.pretrain.model.dinov2 import ObjectiveConfig, TeacherConfig
-from dinomed.pretrain.model.feature_distillation import DistillationConfig
-from dinomed.pretrain.model.initialisation import InitialisationConfig
-from dinomed.pretrain.model.lora import StudentTuneConfig
-from dinomed.pretrain.optim.optimizer import OptimizerConfig
+from dinomed.pretrain.model.config import (
+    DistillationConfig,
+    InitialisationConfig,
+    ObjectiveConfig,
+    StudentTuneConfig,
+    TeacherConfig,
+)
+from dinomed.pretrain.optim.config import OptimizerConfig
 
 
 class RunConfig(Config):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinomed.backbones.vit import ViTConfig
+from dinomed.backbones.config import ViTConfig
 from dinomed.config import build_config, load_config, merge, parse_overrides, parse_yaml
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
@@ -19,14 +19,10 @@ from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint
 from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.select_images import check_channels, select_images
+from dinomed.pretrain.model.config import InitialisationConfig
 from dinomed.pretrain.model.distillation import Teacher
 from dinomed.pretrain.model.feature_distillation import NO_LOSSES
-from dinomed.pretrain.model.initialisation import (
-    Initialisation,
-    InitialisationConfig,
-    read_initialisation,
-    read_run_model,
-)
+from dinomed.pretrain.model.initialisation import Initialisation, read_initialisation, read_run_model
 from dinomed.pretrain.model.lora import check_student_tuning
 from dinomed.pretrain.optim.scaling_rules import scale_momentum, scale_prototypes
 from dinomed.pretrain.run_folder import CHECKPOINTS, CONFIG_FILE, flatten_settings

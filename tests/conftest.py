@@ -53,9 +53,10 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random ViT: 32 channels, 3 blocks, patches of 8 px, images of 32 px."""
     import torch
 
+    from dinomed.backbones.config import ViTConfig
     from dinomed.backbones.load import save_backbone
     from dinomed.backbones.preprocessing import Preprocessing
-    from dinomed.backbones.vit import VisionTransformer, ViTConfig
+    from dinomed.backbones.vit import VisionTransformer
 
     folder = tmp_path_factory.mktemp("backbones") / "tiny"
     with torch.random.fork_rng():

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dinomed.adapters.export.parity import compare
 from dinomed.adapters.export.source import ExportSource
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.backbones.vit import ViTConfig
 from dinomed.errors import UsageError
 from dinomed.io.files import write_json
 from dinomed.io.tensor_file import write_tensors

@@ -18,7 +18,7 @@ from dinomed.configs import find_config
 from dinomed.io.files import write_json
 from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.model.initialisation import InitialisationConfig
+from dinomed.pretrain.model.config import InitialisationConfig
 
 BASE = "configs/pretrain/vit_tiny_cpu.yaml"
 COLUMNS = (

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from dinomed.images.read import read_image
-from dinomed.pretrain.data.crops import CropConfig, MultiCrop, random_resized_crop
+from dinomed.pretrain.data.config import CropConfig
+from dinomed.pretrain.data.crops import MultiCrop, random_resized_crop
 
 Views = tuple[np.ndarray, np.ndarray]  # 2, 224, 224, 3 and 8, 98, 98, 3; uint8
 Load = Callable[[Path, int], Views]

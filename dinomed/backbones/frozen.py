@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dinomed.backbones.config import MAX_IMAGE_SIZE
 from dinomed.backbones.preprocessing import ADDED_SETTINGS, Preprocessing
-from dinomed.backbones.vit import MAX_IMAGE_SIZE, TokenModel, Tokens, VisionTransformer
+from dinomed.backbones.vit import TokenModel, Tokens, VisionTransformer
 from dinomed.errors import UsageError
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.families.folders import load_family_folder
 from dinomed.backbones.families.registry import LoadedFamily
 from dinomed.backbones.families.tensors import load_tensor_file
@@ -17,7 +18,7 @@ from dinomed.backbones.hub import cached_weights
 from dinomed.backbones.huggingface import fetch_folder, is_hub_name
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.variants import VARIANTS
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.backbones.weights import FOLDER_FILES, INDEX_FILE, build_with_weights, convert, read_weights
 from dinomed.config import Config
 from dinomed.device import resolve_device

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest
@@ -16,6 +14,9 @@ from dinomed.datasets.pixels import read_row
 from dinomed.images.intensity import IntensityConfig, match_channels
 from dinomed.images.read import read_image
 from dinomed.isolation.images import read_image_isolated
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ADDED_SETTINGS = ("intensity", "interpolation")
@@ -65,7 +66,7 @@ class Preprocessing(Config):
         """
         return read_image_isolated(path, channels=self.channels, intensity=self.intensity)
 
-    def __call__(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
+    def __call__(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> "Tensor":
         """Preprocess an image: resize it to the square and normalise it.
 
         Args:
@@ -76,14 +77,17 @@ class Preprocessing(Config):
         """
         return self.normalise(self.squash(image))
 
-    def stack(self, images: Sequence[np.ndarray]) -> Tensor:
+    def stack(self, images: Sequence[np.ndarray]) -> "Tensor":
         """Preprocess images of any sizes into one batch (B, channels, image_size, image_size)."""
+        import torch
+
         return torch.stack([self(image) for image in images])
 
-    def squash(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
+    def squash(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> "Tensor":
         """Resize an image to the square, (height, width, channels) -> (channels, image_size, image_size), in its type
         and range."""
-        # Imported here: it takes as long as torch, and configs need only the constants above.
+        # Imported here: the settings of pretraining are read without torch.
+        import torch
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2.functional import resize
 
@@ -92,8 +96,10 @@ class Preprocessing(Config):
         small = resize(pixels, size, interpolation=InterpolationMode(self.interpolation), antialias=True)
         return small.clamp(0, 1) if small.is_floating_point() else small  # bicubic interpolation overshoots
 
-    def normalise(self, image: Tensor) -> Tensor:
+    def normalise(self, image: "Tensor") -> "Tensor":
         """Normalise an image (channels, height, width), uint8 or float32 in 0 to 1, by `mean` and `std`, to float32."""
+        import torch
+
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         unit = image if image.is_floating_point() else image.float() / 255
         return ((unit - mean) / std).contiguous()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from dinomed.registry import Registry
 
 if TYPE_CHECKING:
-    from dinomed.backbones.vit import VisionTransformer, ViTConfig
+    from dinomed.backbones.config import ViTConfig
+    from dinomed.backbones.vit import VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Variant:
 
     def config(self, **overrides: Any) -> "ViTConfig":
         """Return the config of the architecture; `overrides` are fields of `ViTConfig`."""
-        from dinomed.backbones.vit import ViTConfig
+        from dinomed.backbones.config import ViTConfig
 
         fields = {key: value for key, value in vars(self).items() if key != "release"}
         return ViTConfig(**{**fields, **overrides})

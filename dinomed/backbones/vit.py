@@ -9,61 +9,16 @@ Shape suffixes: B images, N tokens, C channels of the embedding.
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dinomed.config import Config
+from dinomed.backbones.config import ViTConfig
 from dinomed.layers.block import Block
 from dinomed.layers.patch_embedding import PatchEmbedding, resize_position_embedding
 from dinomed.layers.rotary_position import rotation_table
-
-MAX_IMAGE_SIZE = 8192
-"""Largest side of an image that a backbone takes, px; the tokens of such an image need gigabytes."""
-
-
-class ViTConfig(Config):
-    """Architecture of a ViT; the weights need nothing else to run.
-
-    The upper bounds are far above any trained model, and low enough to refuse a mistyped number.
-    """
-
-    embed_dim: int = Field(384, ge=8, le=16_384)
-    depth: int = Field(12, ge=1, le=512)
-    num_heads: int = Field(6, ge=1)
-    patch_size: int = Field(14, ge=1, le=512)
-    image_size: int = Field(
-        224, ge=8, le=MAX_IMAGE_SIZE, description="side of the square image that the position embedding is for, px"
-    )
-    in_channels: int = Field(3, ge=1, le=1024)
-    num_registers: int = Field(0, ge=0, le=1024)
-    feed_forward: Literal["mlp", "swiglu"] = "mlp"
-    mlp_ratio: float = Field(4.0, gt=0, le=64)
-    layerscale: float | None = Field(1e-5, description="initial value; null: no LayerScale")
-    norm_eps: float = Field(1e-6, gt=0, lt=1, description="epsilon of the layer norms (a property of weights)")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth, the same in every block; training only")
-    position: Literal["learned", "rope"] = Field(
-        "learned", description="position embedding: a learned table that is resized, or rotary positions as in DINOv3"
-    )
-    rope_theta: float = Field(100.0, gt=1, description="base of the periods of rotary positions")
-    position_antialias: bool = Field(True, description="how the position embedding is resized (a property of weights)")
-    position_offset: float = Field(0.0, ge=0, description="0.1 in the released plain models, else 0")
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "ViTConfig":
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}")
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
-        if self.position == "rope" and self.embed_dim // self.num_heads % 4:
-            raise ValueError(
-                f"rotary positions need heads of a multiple of 4 channels, not {self.embed_dim // self.num_heads}"
-            )
-        return self
-
 
 ADDED_SETTINGS = ("norm_eps", "position", "rope_theta")
 """Fields of `ViTConfig` that do not count for a fingerprint while they have their defaults."""

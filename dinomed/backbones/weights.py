@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import DinomedError, UsageError, system_reason
 from dinomed.io.files import read_json
 

@@ -10,9 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dinomed.pretrain.data.config import Range
+
 cv2.setNumThreads(0)  # the data workers run in parallel
 RGB = 3
-Range = tuple[float, float]
 Jitter = tuple[float, float, float, float]
 
 

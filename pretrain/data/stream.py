@@ -23,7 +23,8 @@ from dinomed.errors import DinomedError, first_line
 from dinomed.images.read import PLAIN, IntensityConfig, UnreadableImage, read_image
 from dinomed.images.unchanged import check_unchanged
 from dinomed.isolation.images import read_image_isolated
-from dinomed.pretrain.data.crops import CropConfig, MultiCrop
+from dinomed.pretrain.data.config import CropConfig
+from dinomed.pretrain.data.crops import MultiCrop
 from dinomed.pretrain.data.masking import MaskConfig, sample_masks
 
 _CROPS, _MASKS = 1, 2  # separate streams of random numbers

@@ -5,14 +5,12 @@ Shape suffixes: V views, B images, K prototypes, M masked patches, C embedding w
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from dinomed.backbones.vit import Tokens, VisionTransformer, ViTConfig
-from dinomed.config import Config
+from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.vit import Tokens, VisionTransformer
 from dinomed.distributed import gather_rows
 from dinomed.pretrain.distributed.parallel import local_shard
 from dinomed.pretrain.losses.cross_entropy import dino_loss, ibot_loss
@@ -21,96 +19,10 @@ from dinomed.pretrain.losses.koleo import koleo_loss
 from dinomed.pretrain.losses.pixels import hog_targets, masked_regression_loss, num_values, pixel_targets
 from dinomed.pretrain.losses.queue import MemoryQueue
 from dinomed.pretrain.losses.targets import Center, sinkhorn_knopp
-from dinomed.pretrain.model.heads import ProjectionHead, ProjectionHeadConfig
+from dinomed.pretrain.model.config import ObjectiveConfig
+from dinomed.pretrain.model.heads import ProjectionHead
 from dinomed.pretrain.model.lora import plain_parameters
 from dinomed.pretrain.model.predictor import MaskedPatchPredictor
-from dinomed.pretrain.optim.schedules import Schedule
-
-
-class ObjectiveConfig(Config):
-    """Losses, their weights, and the heads that they are computed on."""
-
-    dino_weight: float = Field(1.0, ge=0)
-    ibot_weight: float = Field(1.0, ge=0)
-    koleo_weight: float = Field(0.1, ge=0)
-    koleo_views: Literal["both", "first"] = Field(
-        "both", description="global views with a KoLeo loss: both as in the released code, the first as in the paper"
-    )
-    targets: Literal["sinkhorn", "centering"] = Field("sinkhorn", description="how teacher logits become targets")
-    center_momentum: float = Field(0.9, ge=0, lt=1, description="of the centre, for targets: centering")
-    untied_heads: bool = Field(True, description="a separate head for iBOT; else both losses use the DINO head")
-    dino_head: ProjectionHeadConfig = ProjectionHeadConfig()
-    ibot_head: ProjectionHeadConfig = ProjectionHeadConfig()
-    student_temperature: float = Field(0.1, gt=0)
-    pixel_weight: float = Field(
-        0.0, ge=0, description="weight, at the start of the run, of a regression on the pixels of masked patches; "
-        "0: no such loss"
-    )  # fmt: skip
-    pixel_target: Literal["pixels", "hog"] = Field(
-        "pixels", description="normalised pixels of a patch, or its histograms of oriented gradients"
-    )
-    pixel_decay: float = Field(
-        1.0, gt=0, le=1, description="fraction of the run in which the weight falls linearly to 0"
-    )
-    predictor_depth: int = Field(
-        0, ge=0, le=64, description="0: masked patches are mask tokens in the encoder, as in iBOT; above 0: the "
-        "student's encoder gets the visible patches of the global views only, and a predictor of this many blocks "
-        "predicts the masked ones; needs masks.shape: random"
-    )  # fmt: skip
-    gram_weight: float = Field(
-        0.0, ge=0, description="weight of Gram anchoring (2 in DINOv3), which keeps similarities between patches "
-        "close to those of an earlier teacher; 0: no such loss"
-    )  # fmt: skip
-    gram_start: float = Field(0.5, ge=0, lt=1, description="fraction of the run after which Gram anchoring acts")
-    gram_refresh: float = Field(
-        0.1, ge=0, le=1, description="fraction of the run between two steps at which the present teacher becomes the "
-        "anchor; 0: only at gram_start"
-    )  # fmt: skip
-    queue: int = Field(
-        0, ge=0, le=2**20, description="earlier images in Sinkhorn-Knopp of class tokens and in KoLeo, beside those of "
-        "the batch; for small batches"
-    )  # fmt: skip
-
-    @property
-    def needs_masks(self) -> bool:
-        """Whether a loss is computed on masked patches."""
-        return bool(self.ibot_weight or self.pixel_weight)
-
-    def pixel_weight_at(self, step: int, total: int) -> float:
-        """Return the weight of the regression at `step` of 0 .. total - 1."""
-        return self.pixel_weight * max(1 - step / (self.pixel_decay * total), 0.0)
-
-    def is_gram_refresh(self, step: int, total: int) -> bool:
-        """Return whether the present teacher becomes the anchor at `step` of 0 .. total - 1."""
-        since = step - int(self.gram_start * total)
-        every = int(self.gram_refresh * total)
-        return since == 0 or (since > 0 and every > 0 and since % every == 0)
-
-    @property
-    def head_names(self) -> tuple[str, ...]:
-        """The heads that the losses need; without a head of its own, iBOT uses the DINO head."""
-        names = ("dino_head",) if self.dino_weight else ()
-        has_ibot_head = self.ibot_weight and (self.untied_heads or not self.dino_weight)
-        return (*names, "ibot_head") if has_ibot_head else names
-
-
-class TeacherConfig(Config):
-    """Momentum and temperature of the EMA teacher, with their schedules."""
-
-    momentum: float = Field(0.992, ge=0, le=1)
-    momentum_end: float = Field(1.0, ge=0, le=1)
-    temperature: float = Field(0.07, gt=0)
-    temperature_start: float = Field(0.04, gt=0)
-    temperature_warmup: float = Field(0.3, ge=0, lt=1, description="fraction of the run; 37,500 of 125,000 iterations")
-
-    def momentum_at(self, step: int, total: int) -> float:
-        """Return the EMA momentum at `step` of 0 .. total - 1."""
-        return Schedule(peak=self.momentum, end=self.momentum_end)(step, total)
-
-    def temperature_at(self, step: int, total: int) -> float:
-        """Return the teacher temperature at `step` of 0 .. total - 1."""
-        end = self.temperature
-        return Schedule(start=self.temperature_start, peak=end, end=end, warmup=self.temperature_warmup)(step, total)
 
 
 @dataclass(frozen=True)

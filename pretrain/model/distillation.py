@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import DinomedError
-from dinomed.pretrain.model.dinov2 import DINOv2, ObjectiveConfig, ViewBatch, backbone_of, build_side, update_ema
+from dinomed.pretrain.model.config import ObjectiveConfig
+from dinomed.pretrain.model.dinov2 import DINOv2, ViewBatch, backbone_of, build_side, update_ema
 
 
 @dataclass(frozen=True)

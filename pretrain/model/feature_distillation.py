@@ -9,36 +9,19 @@ Shape suffixes: V views, B images, P patches, D width of the teacher.
 """
 
 import copy
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate
 
-from dinomed.backbones.vit import Tokens, ViTConfig
-from dinomed.config import Config
-from dinomed.pretrain.model.dinov2 import ObjectiveConfig, ViewBatch, backbone_of
+from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.vit import Tokens
+from dinomed.pretrain.model.config import DistillationConfig, ObjectiveConfig
+from dinomed.pretrain.model.dinov2 import ViewBatch, backbone_of
 from dinomed.pretrain.model.distillation import Distillation, Teacher
 
 NO_LOSSES = ObjectiveConfig(dino_weight=0, ibot_weight=0, koleo_weight=0)
 """Objective of a side without heads."""
-
-
-class DistillationConfig(Config):
-    """What a student learns from its teacher; for `dinomed distill`."""
-
-    method: Literal["heads", "features"] = Field(
-        "heads", description="heads: the DINO and iBOT losses on the heads of a run; features: tokens of any backbone"
-    )
-    file: str | None = Field(
-        None, description="features: a file with the weights of the teacher that --teacher names, instead of a download"
-    )
-    loss: Literal["mse", "cosine"] = Field(
-        "mse", description="features: mean squared error, or 1 - cosine similarity, of projected and teacher's tokens"
-    )
-    class_weight: float = Field(1.0, ge=0, description="features: weight of the loss on class tokens")
-    patch_weight: float = Field(1.0, ge=0, description="features: weight of the loss on patch tokens")
 
 
 class FeatureDistillation(Distillation):

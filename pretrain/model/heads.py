@@ -5,31 +5,13 @@ Shape suffixes: K prototypes, C width of the bottleneck.
 
 import itertools
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from dinomed.config import Config
-
-
-class ProjectionHeadConfig(Config):
-    """Sizes of a projection head, and the variant of its last layer."""
-
-    prototypes: int = Field(65536, ge=2, le=2**22, description="number of outputs")
-    hidden: int = Field(2048, ge=1, le=65_536, description="width of the hidden layers")
-    bottleneck: int = Field(256, ge=1, le=65_536, description="width before the prototypes")
-    layers: int = Field(3, ge=1, le=32, description="linear layers up to the bottleneck")
-    learned_norm: bool = Field(
-        True, description="learn the norm of each prototype (the g of weight normalisation), as DINOv2 does; "
-        "false: norms of 1, as in DINO v1"
-    )  # fmt: skip
-    prototype_init: Literal["linear", "truncated_normal"] = Field(
-        "linear", description="initial prototypes: as a default nn.Linear, as in the reference code; or from a "
-        "truncated normal with standard deviation 0.02"
-    )  # fmt: skip
+from dinomed.pretrain.model.config import ProjectionHeadConfig
 
 
 class ProjectionHead(nn.Module):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from dinomed.backbones.load import load_backbone
@@ -20,30 +19,14 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.variants import VARIANTS
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.backbones.weights import inflate_channels
-from dinomed.config import Config
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint, read_whole
 from dinomed.layers.patch_embedding import resize_position_embedding
 from dinomed.log import logger
+from dinomed.pretrain.model.config import InitialisationConfig, ProjectionHeadConfig
 from dinomed.pretrain.model.dinov2 import DINOv2
-from dinomed.pretrain.model.heads import ProjectionHeadConfig
 from dinomed.pretrain.model.lora import has_lora
 from dinomed.pretrain.run_folder import BACKBONE, CHECKPOINTS
-
-
-class InitialisationConfig(Config):
-    """Initial weights of a run; random if `weights` is not set."""
-
-    weights: str | None = Field(None, description="a run folder, a backbone folder, or the name of a released backbone")
-    file: str | None = Field(None, description="a file with the weights of that name, instead of a download")
-    warmup: float | None = Field(
-        None, ge=0, le=1, description="fraction of the run in which only heads and mask token learn; 1: the whole run. "
-        "Default: 0.1 if the heads are new, 0 if they are among the weights"
-    )  # fmt: skip
-    resize_positions: bool = Field(
-        False,
-        description="resize the position embedding once to the grid of the global views; else in every forward pass",
-    )
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,13 @@ is one small matrix product for each layer and step. With several processes each
 gradients of adapters and heads are summed.
 """
 
-from pydantic import Field
-
 from dinomed.backbones.lora import LoraConfig, add_lora, check_lora, has_lora, plain_parameters
-from dinomed.config import Config
 from dinomed.distributed import world_size
 from dinomed.errors import UsageError
 from dinomed.pretrain.distributed.parallel import Parallel
+from dinomed.pretrain.model.config import StudentTuneConfig
 
 __all__ = ["LoraConfig", "StudentTuneConfig", "add_lora", "check_student_tuning", "has_lora", "plain_parameters"]
-
-
-class StudentTuneConfig(Config):
-    """The part of the student's backbone that learns; by default all of it."""
-
-    lora: LoraConfig | None = Field(None, description="low-rank adaptation of the initial weights")
 
 
 def check_student_tuning(

@@ -9,7 +9,8 @@ Shape suffixes: V views, P patches of a view, N visible and M masked patches of 
 import torch
 from torch import Tensor, nn
 
-from dinomed.backbones.vit import Tokens, ViTConfig
+from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.vit import Tokens
 from dinomed.layers.block import Block
 from dinomed.layers.patch_embedding import resize_position_embedding
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dinomed.backbones.vit import ViTConfig
+from dinomed.backbones.config import ViTConfig
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.losses.pixels import num_values
 from dinomed.pretrain.model.dinov2 import build_side

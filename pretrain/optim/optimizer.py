@@ -1,55 +1,16 @@
 """AdamW (or Muon and AdamW) with DINOv2's parameter groups, and the schedules of learning rates and weight decay."""
 
-import math
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from dinomed.backbones.vit import VisionTransformer
-from dinomed.config import Config
 from dinomed.errors import DinomedError
 from dinomed.pretrain.distributed.parallel import full_tensor
+from dinomed.pretrain.optim.config import OptimizerConfig
 from dinomed.pretrain.optim.schedules import Schedule
-
-
-class OptimizerConfig(Config):
-    """Settings of the optimiser. The learning rate has a linear warm-up, then a cosine to `lr_end`."""
-
-    matrices: Literal["adamw", "muon"] = Field(
-        "adamw", description="optimiser of the weight matrices of blocks and of the MLPs of heads: AdamW as in the "
-        "recipe, or Muon (orthogonalised momentum), scaled to the step size of AdamW; AdamW for all other weights"
-    )  # fmt: skip
-    muon_momentum: float = Field(0.95, ge=0, lt=1, description="for matrices: muon")
-
-    lr: float = Field(4e-3, gt=0, description="at a batch of `reference_batch`; 4e-3 in the paper's short run")
-    lr_end: float = Field(1e-6, ge=0)
-    lr_scaling: Literal["sqrt", "linear", "none"] = Field(
-        "sqrt", description="learning-rate scaling rule: how lr grows with the batch"
-    )
-    reference_batch: int = Field(1024, ge=1, description="images")
-    warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the run")
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.04, ge=0)
-    weight_decay_end: float = Field(0.4, ge=0)
-    clip_norm: float = Field(3.0, gt=0, description="largest gradient norm of each submodule (backbone, each head)")
-    layer_decay: float = Field(
-        1.0, gt=0, le=1, description="factor on the learning rate from a block to the one before"
-    )
-    patch_embed_lr: float = Field(0.2, gt=0, description="factor on the learning rate of the patch embedding")
-    freeze_prototypes: float = Field(
-        0.01,
-        ge=0,
-        lt=1,
-        description="fraction of the run in which prototypes do not learn; 1,250 of 125,000 iterations",
-    )
-
-    def peak_lr(self, batch: int) -> float:
-        """Return the peak learning rate at a batch size, by the scaling rule."""
-        ratio = batch / self.reference_batch
-        return self.lr * {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[self.lr_scaling]
 
 
 class OptimizerDriver:

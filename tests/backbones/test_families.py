@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 
 from dinomed.adapters.export.libraries import write_timm, write_transformers
 from dinomed.adapters.reference import find_backbone, refer_to
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import IMAGENET_MEAN, Preprocessing
 from dinomed.backbones.published import PUBLISHED
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import DinomedError, UsageError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -211,7 +212,8 @@ def test_what_another_family_cannot_do_is_said_by_name(tmp_path: Path) -> None:
     from dinomed.adapters.export.source import ExportSource
     from dinomed.adapters.fitting.config import BackboneTuneConfig
     from dinomed.adapters.fitting.tune import LearningBackbone
-    from dinomed.pretrain.model.initialisation import InitialisationConfig, read_initialisation
+    from dinomed.pretrain.model.config import InitialisationConfig
+    from dinomed.pretrain.model.initialisation import read_initialisation
 
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.CLIPVisionConfig(

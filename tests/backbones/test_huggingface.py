@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from dinomed.adapters.reference import find_backbone, refer_to
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.huggingface import is_hub_name
 from dinomed.backbones.load import load_backbone
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import DinomedError, UsageError
 
 COMMIT = "a" * 40

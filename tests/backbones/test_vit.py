@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.variants import VARIANTS, build_vit
-from dinomed.backbones.vit import Tokens, VisionTransformer, ViTConfig
+from dinomed.backbones.vit import Tokens, VisionTransformer
 from dinomed.errors import UsageError
 from dinomed.layers.rotary_position import rotate, rotation_table
 

@@ -12,9 +12,10 @@ from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.retrieval.filters import parse_conditions
 from dinomed.adapters.retrieval.search import load_index
 from dinomed.apps import cli
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.load import save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import read_manifest
 from dinomed.datasets.synthetic.lesions import write_lesions
 from dinomed.images.read import read_image

@@ -13,9 +13,10 @@ from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.segment.lesions import field_of_view
 from dinomed.apps import cli
 from dinomed.apps.demos.parts import read_picture
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.load import save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.images.intensity import IntensityConfig
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

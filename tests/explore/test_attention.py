@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import UsageError
 from dinomed.explore.attention import last_attention, mass_mask
 from dinomed.layers import attention as attention_layer

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import DinomedError

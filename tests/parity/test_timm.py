@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.variants import VARIANTS
-from dinomed.backbones.vit import Tokens, ViTConfig
+from dinomed.backbones.vit import Tokens
 from dinomed.backbones.weights import build_with_weights, convert
 
 timm = pytest.importorskip("timm", reason="timm is not installed (pip install dinomed[test])")

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "pretrain" / "continue_lora.yaml"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dinomed.errors import DinomedError
 from dinomed.pretrain.data import stream
-from dinomed.pretrain.data.crops import CropConfig
+from dinomed.pretrain.data.config import CropConfig
 from dinomed.pretrain.data.masking import MaskConfig
 from dinomed.pretrain.monitoring.run_log import RunLog
 

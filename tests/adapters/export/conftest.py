@@ -19,10 +19,11 @@ from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.training_images import TrainingHashes
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.features.compute import compute_features
 
 SIZE = 64  # px, 8 patches a side: the smallest at which the decoders halve something

@@ -19,10 +19,11 @@ from dinomed.adapters.fit import fit_head
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import build_manifest, read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import compute_features

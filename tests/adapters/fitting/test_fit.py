@@ -23,10 +23,11 @@ from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import SegmenterFit
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.config import load_config
 from dinomed.configs import find_config
 from dinomed.datasets.manifest import Manifest

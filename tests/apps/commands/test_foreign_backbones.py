@@ -16,7 +16,8 @@ from dinomed.adapters.inference.shared import Backbones, predict_many
 from dinomed.adapters.retrieval.search import load_index
 from dinomed.apps import cli
 from dinomed.apps.demos.serve import private_environment
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import UsageError
 from dinomed.images.read import read_image
 

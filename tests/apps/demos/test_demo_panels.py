@@ -18,9 +18,10 @@ from dinomed.adapters.tasks.segment.lesions import field_of_view
 from dinomed.apps import cli
 from dinomed.apps.demos import launch
 from dinomed.apps.demos.serve import private_environment
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.load import save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import read_manifest
 from dinomed.images.intensity import IntensityConfig
 from dinomed.images.read import read_image

@@ -14,7 +14,8 @@ from dinomed.images.read import read_image
 from dinomed.modalities import CROP_PRESETS
 from dinomed.pretrain.data import colours
 from dinomed.pretrain.data.colours import Colours
-from dinomed.pretrain.data.crops import CropConfig, MultiCrop, _window, random_resized_crop
+from dinomed.pretrain.data.config import CropConfig
+from dinomed.pretrain.data.crops import MultiCrop, _window, random_resized_crop
 
 
 @pytest.fixture(scope="module")

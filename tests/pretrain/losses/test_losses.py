@@ -10,7 +10,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from dinomed.pretrain.losses.cross_entropy import cross_entropy, dino_loss, ibot_loss
 from dinomed.pretrain.losses.koleo import koleo_loss
 from dinomed.pretrain.losses.targets import Center, sinkhorn_knopp
-from dinomed.pretrain.model.heads import ProjectionHead, ProjectionHeadConfig
+from dinomed.pretrain.model.config import ProjectionHeadConfig
+from dinomed.pretrain.model.heads import ProjectionHead
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:

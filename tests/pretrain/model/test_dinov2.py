@@ -8,10 +8,12 @@ import torch
 
 from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.data.crops import CropConfig, MultiCrop
+from dinomed.pretrain.data.config import CropConfig
+from dinomed.pretrain.data.crops import MultiCrop
 from dinomed.pretrain.data.masking import MaskConfig, sample_masks
 from dinomed.pretrain.model.dinov2 import DINOv2, ViewBatch
-from dinomed.pretrain.optim.optimizer import OptimizerConfig, parameter_groups
+from dinomed.pretrain.optim.config import OptimizerConfig
+from dinomed.pretrain.optim.optimizer import parameter_groups
 from dinomed.pretrain.optim.schedules import Schedule
 
 Tiny = Callable[..., PretrainConfig]

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.model.accumulation import forward_backward

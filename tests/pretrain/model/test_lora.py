@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.load import load_backbone
-from dinomed.backbones.vit import VisionTransformer, ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.model import lora as tune
-from dinomed.pretrain.model.dinov2 import ObjectiveConfig, backbone_of, build_side, update_ema
-from dinomed.pretrain.model.heads import ProjectionHeadConfig
+from dinomed.pretrain.model.config import ObjectiveConfig, ProjectionHeadConfig
+from dinomed.pretrain.model.dinov2 import backbone_of, build_side, update_ema
 from dinomed.pretrain.model.initialisation import read_initialisation
 from dinomed.pretrain.model.lora import LoraConfig, add_lora, check_student_tuning, plain_parameters
 from dinomed.pretrain.monitoring.cost_estimate import _adapters

@@ -9,7 +9,8 @@ import torch
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.modalities import CROP_PRESETS
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.data.crops import CropConfig, MultiCrop
+from dinomed.pretrain.data.config import CropConfig
+from dinomed.pretrain.data.crops import MultiCrop
 from dinomed.pretrain.model.heads import ProjectionHead
 from dinomed.pretrain.monitoring.cost_estimate import estimate
 from dinomed.pretrain.optim.scaling_rules import scale_momentum, scale_prototypes
