@@ -26,6 +26,7 @@ from dinomed.adapters.retrieval.pool import Pooling, Whitening
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import Config
 from dinomed.datasets.manifest import FIXED, Manifest, leaves_root
+from dinomed.datasets.tables import read_parquet
 from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.features.familiarity import TrainingReference, reference_from_tensors
 from dinomed.features.neighbors import normalised, search_exactly
@@ -247,10 +248,11 @@ def _tensors(index: VectorIndex, graph: Arrays) -> dict[str, torch.Tensor]:
 def _read_rows(data: np.ndarray, record: IndexRecord) -> pa.Table:
     if data.dtype != np.uint8:
         raise DinomedError("its manifest is missing")
-    with pq.ParquetFile(pa.BufferReader(data.tobytes())) as file:
+    content = pa.py_buffer(data.tobytes())
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
         if file.metadata.num_rows != record.count:  # a small file can declare any number of rows
             raise DinomedError(f"its manifest has {file.metadata.num_rows:,} rows for {record.count:,} vectors")
-        table = file.read()
+    table = read_parquet(content, "of its manifest")
     missing = sorted(FIXED.keys() - set(table.column_names))
     if missing:
         raise DinomedError(f"its manifest lacks {', '.join(missing)}")

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.tables import read_parquet
 from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.io.files import replacing
 from dinomed.pretrain.curation.audit.hashed_images import HASH_BITS, hash_images
@@ -82,8 +83,7 @@ def read_training_index(folder: str | Path) -> TrainingIndex:
     if not path.is_file():
         raise UsageError(f"{folder} holds no {SEEN_FILE}; give the training manifest instead")
     try:
-        with pq.ParquetFile(path) as file:  # `pq.read_table` imports pandas
-            table = file.read()
+        table = read_parquet(path, path)
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if metadata.get("format") != FORMAT:
             raise DinomedError(f"{path} does not have the format {FORMAT}; another version wrote it")
