@@ -147,7 +147,7 @@ def notes(
     if frames:
         lines.append(
             f"{count(frames, 'file')} with several frames or pages; the first is used "
-            "(`dinomed frames` writes all frames of DICOM)"
+            "(of DICOM, `dinomed frames` writes all)"
         )
     lines += left_out_note(walked.videos)
     if pairs.orphans:

@@ -81,7 +81,10 @@ def test_nothing_to_read_names_the_folder(tmp_path: Path) -> None:
 def test_files_with_several_frames_are_reported(tmp_path: Path) -> None:
     frames = [Image.new("L", (8, 8), value) for value in (0, 200)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
-    assert "1 file with several frames or pages; the first is used" in scan(tmp_path).notes
+    assert (
+        "1 file with several frames or pages; the first is used (of DICOM, `dinomed frames` writes all)"
+        in scan(tmp_path).notes
+    )
 
 
 def test_odd_names_through_scan_and_manifest(tmp_path: Path, paint: Callable[..., Any]) -> None:
