@@ -1,5 +1,6 @@
 """Correction of masks in a real browser: what is drawn, saved, and learnt from."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,36 @@ def test_nothing_moves_under_the_pointer_after_an_edit(visit: Any, tmp_path: Pat
     })"""
     assert len(visit.page.evaluate(places)) == 1
     assert visit.page.locator("#shape").get_attribute("aria-busy") == "false"
+
+
+def test_an_exact_area_that_comes_after_a_further_edit_is_dropped(visit: Any, tmp_path: Path) -> None:
+    pixels = np.full((1500, 2200, 3), 204, np.uint8)  # larger than its map: exact areas are asked of the server
+    pixels[301:902, 503:1404] = 51
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    visit.upload(tmp_path / "large.png")
+    visit.wait_for_area(601 * 901)
+    held: list[Any] = []
+    visit.page.route("**/component_server/**", lambda route: held.append(route))
+    visit.page.locator("[data-tool=brush]").click()
+    box = visit.page.locator(".dm-stage").bounding_box()
+    visit.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 0.9 * box["height"])
+    deadline = time.monotonic() + 60
+    while not held and time.monotonic() < deadline:  # for the exact area of the brushed mask
+        visit.page.wait_for_timeout(50)
+    visit.page.unroute("**/component_server/**")
+    visit.page.locator("#undo").click()
+    visit.page.evaluate("""() => {
+        window.exact = [];
+        const look = () => document.querySelector('.dm-estimated')
+            || window.exact.push(document.querySelector('#area-px').textContent);
+        new MutationObserver(look).observe(document.querySelector('#measures'),
+            {subtree: true, childList: true, attributes: true, characterData: true});
+    }""")
+    held[0].continue_()
+    held[0].request.response().finished()
+    area(visit)  # after the page has taken it
+    visit.wait_for_area(601 * 901)
+    assert set(visit.page.evaluate("window.exact")) == {f"{601 * 901:,}"}
 
 
 def test_edits_of_a_picture_are_gone_when_another_one_is_opened(visit: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
-from dinomed.features.compute import compute_features
+from dinomed.features.compute import Features, compute_features
 
 SMALL = (8, 8, 8, 16, 16)
 
@@ -41,6 +41,24 @@ def test_gradients_reach_the_branch_at_any_size(name: str, tiny_backbone: Path) 
         gradient = head.detail.stages[0][0].weight.grad
         assert gradient is not None
         assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["dino_unet", "unet", "deeplabv3plus"])
+def test_a_level_that_all_patches_of_an_image_share_changes_no_mask(name: str, tiny_backbone: Path) -> None:
+    """Light and colour of a device are such levels; in float64, so that no rounding hides behind a tolerance."""
+    backbone = load_backbone(tiny_backbone)
+    head = build_adapter(config_of(name), backbone, num_classes=1).double().eval()
+    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    features = compute_features(backbone, images, head.feature_spec.blocks, patches=True)
+    assert features.patches is not None
+    patches = features.patches.double()
+
+    def logits(tokens: Tensor) -> Tensor:
+        return head(Features(features.cls.double(), features.mean.double(), tokens, images.double()))
+
+    level = torch.randn(2, patches.shape[1], 1, 1, generator=torch.Generator().manual_seed(1)).double()
+    assert torch.allclose(logits(patches + level), logits(patches), atol=1e-9)
+    assert not torch.allclose(logits(patches.flip(3)), logits(patches), atol=1e-3)  # it does read the tokens
 
 
 def fine_pattern(count: int, seed: int) -> tuple[Tensor, Tensor]:
