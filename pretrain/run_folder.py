@@ -71,11 +71,14 @@ def open_run(folder: Path, config: Config, data: dict[str, Any], *, resume: bool
 
 
 def _was_killed_at_start(folder: Path) -> bool:
-    """Return whether the folder holds the lock of a run that wrote no config, and nothing but files of a run."""
+    """Return whether the folder holds the lock of a run that wrote no config, and nothing but its first files.
+
+    Checkpoints and backbones are written after the config: with them the config was lost, and they are kept.
+    """
     if (folder / CONFIG_FILE).exists() or not (folder / LOCK_FILE).exists():
         return False
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".tmp-")}
-    return names <= {LOCK_FILE, *_FOLDERS, *_FILES}
+    return names <= {LOCK_FILE, TENSORBOARD, *_FILES}
 
 
 def clear_run(folder: Path) -> None:

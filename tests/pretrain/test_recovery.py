@@ -198,3 +198,7 @@ def test_a_run_that_was_killed_before_its_config_was_written_starts_again(
         prepare((".lock", "log.jsonl", "notes.txt"))  # a file of the user
     with pytest.raises(UsageError, match="not empty and holds no config"):
         prepare(("log.jsonl",))  # no run was started here
+    (tmp_path / ".lock_run.json" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UsageError, match="not empty and holds no config"):
+        prepare((".lock", "run.json"))  # the config was lost later, and the checkpoints are worth keeping
+    assert (tmp_path / ".lock_run.json" / "checkpoints").is_dir()
