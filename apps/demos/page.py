@@ -86,7 +86,7 @@ class Panel(ABC):
         """Return what the script shows, for the results of the consumers, as `predict_many` returns them."""
 
     def summarize(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> Summary | None:
-        """Return the result of one picture of a batch; None if there is none."""
+        """Return the result of one picture of a batch; None if its values are not finite."""
         return None
 
 

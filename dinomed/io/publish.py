@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dinomed.errors import DinomedError, system_reason
 from dinomed.io.files import read_json, sync, write_json
@@ -25,13 +25,16 @@ def publish(stage: Path, folder: Path, names: Iterable[str], remove: Iterable[st
         remove: names of files of an older result that must not stand beside the new one; removed before the move.
 
     Raises:
-        DinomedError: a file is missing or cannot be moved, such as on a full disk.
+        DinomedError: a file is missing or cannot be moved, such as on a full disk, or a path is not inside the folder.
     """
-    names = list(names)
+    names, remove = list(names), list(remove)
+    outside = next((name for name in (*names, *remove) if not _is_inside(name)), None)
+    if outside is not None:
+        raise DinomedError(f"cannot write {folder}: {outside!r} is not a path inside it")
     missing = next((name for name in names if not (stage / name).exists()), None)
     if missing is not None:
         raise DinomedError(f"cannot write {folder}: {stage / missing} is missing; run the command again")
-    write_json(stage / READY_FILE, {"move": names, "remove": list(remove)})
+    write_json(stage / READY_FILE, {"move": names, "remove": remove})
     move_ready(stage, folder)
 
 
@@ -39,8 +42,9 @@ def move_ready(stage: Path, folder: Path) -> None:
     """Move and remove what the stage lists and what was not yet moved, and remove the stage, its list last."""
     try:
         names, remove = _read_ready(stage)
+        new = set(names)
         for name in remove:
-            if name not in names or (stage / name).exists():  # otherwise the file in the folder is the new one
+            if name not in new or (stage / name).exists():  # otherwise the file in the folder is the new one
                 (folder / name).unlink(missing_ok=True)
         for name in names:
             if (stage / name).exists():
@@ -67,8 +71,14 @@ def _read_ready(stage: Path) -> tuple[list[str], list[str]]:
     data = read_json(stage / READY_FILE)
     try:
         names, remove = list(data["move"]), list(data["remove"])
-        if all((stage / name).resolve().is_relative_to(stage.resolve()) for name in (*names, *remove)):
+        if all(_is_inside(name) for name in (*names, *remove)):
             return names, remove
     except (KeyError, TypeError):
         pass
     raise DinomedError(f"{stage / READY_FILE} is damaged; remove {stage}, and run the command again")
+
+
+def _is_inside(name: str) -> bool:
+    """Return whether a relative path stays inside its folder, by its text alone."""
+    path = PurePath(name)
+    return not path.anchor and ".." not in path.parts

@@ -110,6 +110,26 @@ def test_a_picture_of_a_zip_opens_in_the_viewer(visit, demo, pictures: list[Path
     assert not list(demo.temporary.rglob("DOE*"))
 
 
+GONE = """() => {
+  const slice = Blob.prototype.slice;
+  Blob.prototype.slice = function (...range) {
+    const part = slice.apply(this, range);
+    if (/gone/.test(this.name)) part.arrayBuffer = () => Promise.reject(new DOMException("gone", "NotFoundError"));
+    return part;
+  };
+}"""
+
+
+def test_a_file_that_cannot_be_read_has_a_message_and_the_batch_goes_on(visit, tmp_path: Path) -> None:
+    visit.page.evaluate(GONE)  # as a folder that was dropped, or a file that was deleted meanwhile
+    files = [write_square(tmp_path / name, 10) for name in ("1.png", "gone.png", "3.png")]
+    start(visit.page, files, 3)
+    assert visit.page.evaluate(NUMBERS) == [1, 3]
+    assert visit.page.inner_text("#batch-errors li").startswith("Image 2This file cannot be read: it is a folder")
+    assert visit.page.locator("#batch-cancel").is_hidden()
+    start(visit.page, files[2:], 1)
+
+
 def test_a_cancelled_batch_keeps_what_is_done(visit, tmp_path: Path) -> None:
     start(visit.page, [write_square(tmp_path / f"{side}.png", side, slow=True) for side in (10, 20, 30, 40)])
     visit.page.wait_for_selector("#batch-list li")

@@ -94,6 +94,18 @@ def test_publishing_stops_before_the_marker_if_a_file_cannot_be_moved(tmp_path: 
     assert not (out / MARKER).exists()
 
 
+@pytest.mark.parametrize("outside", ["../a.txt", "/a.txt", "images/../../a.txt"])
+def test_paths_outside_the_folder_are_refused_before_anything_is_listed(tmp_path: Path, outside: str) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "a.txt").write_text("of the user")
+    for moved, removed in (([outside], []), ([], [outside])):
+        with open_output_folder(out, marker=MARKER) as stage:
+            with pytest.raises(DinomedError, match="not a path inside it"):
+                publish(stage, out, moved, removed)
+            assert list(stage.iterdir()) == []
+    assert (tmp_path / "a.txt").read_text() == "of the user"
+
+
 def test_files_of_the_user_are_never_mixed_with_a_result(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("of the user")
     for overwrite in (False, True):

@@ -5,9 +5,10 @@ from the disk as soon as it has its result.
 """
 
 import base64
+import contextlib
+import hashlib
 import io
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from PIL import Image
 
 from dinomed.apps.demos.batch.archive import UnreadableArchive, is_archive, list_files, read_file
 from dinomed.apps.demos.guard import MAX_UPLOADS_BYTES, folder_bytes
-from dinomed.apps.demos.page import Panel, PanelResult, run_consumers
+from dinomed.apps.demos.page import NO_RESULT, Panel, PanelResult, run_consumers
 from dinomed.apps.demos.parts import PUT_AWAY, Summary, find_upload, message, uploads_folder
 from dinomed.apps.pages.sheet import draw_thumbnail
 from dinomed.html.page import jpeg_url
@@ -65,32 +66,48 @@ class BatchWork:
                 panel by its name.
 
         Returns:
-            {"sha256", "size", "thumbnail", "text", "values", "orders", "unlike", "mask", "overlay"}; mask and overlay
-            are PNG and JPEG in Base64, or None. {"error"} if there is no result.
+            {"sha256", "size", "thumbnail", "text", "values", "orders", "unlike", "mask", "overlay", "problems"}; mask
+            and overlay are PNG and JPEG in Base64, or None; problems are the messages of panels without a result, by
+            their titles. {"error"} if no panel has a result.
         """
         with _picture(request) as (path, problem):
             if path is None:
                 return {"error": problem}
             results = run_consumers(self.panels, str(path))
-        usable = [
-            (panel, result) for panel, result in zip(self.panels, results, strict=True) if not isinstance(result, str)
-        ]
-        if not usable:
-            return {"error": results[0]}
         settings = request.get("settings") or {}
-        summaries = {
-            panel.name: panel.summarize(result.picture, result.answers, settings.get(panel.name) or {})
-            for panel, result in usable
-        }
-        return _encode([result for _, result in usable], {name: s for name, s in summaries.items() if s is not None})
+        summaries: dict[str, Summary] = {}
+        problems: dict[str, str] = {}
+        for panel, result in zip(self.panels, results, strict=True):
+            if isinstance(result, str):
+                problems[panel.title] = result
+                continue
+            summary = panel.summarize(result.picture, result.answers, settings.get(panel.name) or {})
+            if summary is None:
+                problems[panel.title] = NO_RESULT
+            else:
+                summaries[panel.name] = summary
+        if not summaries:
+            return {"error": next(iter(problems.values()))}
+        usable = [result for result in results if not isinstance(result, str)]
+        return {**_encode(usable, summaries), "problems": problems}
 
     def keep(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return {"path"} of a copy of a file of a ZIP, for the viewer, or {"error"}; it is swept as uploads are."""
-        path = find_upload(str(request["path"]))
+        """Return {"path"} of a copy of a file of a ZIP, for the viewer, or {"error"}; it is swept as uploads are.
+
+        There is one copy of a file, however often it is opened. Its folder cannot be guessed, since the name of the ZIP
+        cannot.
+        """
+        path, position = find_upload(str(request["path"])), int(request["position"])
         if path is None:
             return {"error": PUT_AWAY}
+        key = hashlib.sha256(f"{path.resolve()}/{position}".encode()).hexdigest()
+        copy = uploads_folder() / key / "image"
         try:
-            return {"path": str(_unpack(path, int(request["position"]), "image"))}
+            if copy.is_file():
+                _touch(copy)
+            else:
+                _unpack(path, position, copy)
+            return {"path": str(copy)}
         except UnreadableArchive as error:
             return {"error": message("error", f"This file cannot be read as a picture: {error}")}
 
@@ -116,8 +133,9 @@ def _picture(request: Mapping[str, Any]) -> Iterator[tuple[Path | None, str]]:
             _remove(upload)
         return
     _touch(upload)
+    path = uploads_folder() / uuid.uuid4().hex / f"{PREFIX}file"
     try:
-        path = _unpack(upload, int(position), f"{PREFIX}file")
+        _unpack(upload, int(position), path)
     except UnreadableArchive as error:
         yield None, message("error", f"This file cannot be read as a picture: {error}")
         return
@@ -127,20 +145,17 @@ def _picture(request: Mapping[str, Any]) -> Iterator[tuple[Path | None, str]]:
         _remove(path)
 
 
-def _unpack(archive: Path, position: int, name: str) -> Path:
-    """Write a file of an archive into a folder of its own whose name cannot be guessed, and return its path."""
+def _unpack(archive: Path, position: int, path: Path) -> None:
+    """Write a file of an archive to `path`, in a folder of its own whose name cannot be guessed."""
     content = read_file(archive, position)
-    uploads = uploads_folder()
-    if folder_bytes(uploads) + len(content) > MAX_UPLOADS_BYTES:
+    if folder_bytes(uploads_folder()) + len(content) > MAX_UPLOADS_BYTES:
         raise UnreadableArchive("the server holds too many uploads; try again in a few minutes")
-    folder = uploads / uuid.uuid4().hex
-    folder.mkdir(parents=True)
-    (folder / name).write_bytes(content)
-    return folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def _touch(path: Path) -> None:
-    """Keep a ZIP from being swept while its batch goes on."""
+    """Keep a file that is in use from being swept."""
     now = time.time()
     os.utime(path, (now, now))
 
@@ -149,8 +164,8 @@ def _remove(path: Path) -> None:
     """Remove a file of a batch with its folder; a picture that the viewer may show is left alone."""
     if path.name.startswith(PREFIX):
         path.unlink(missing_ok=True)
-        if not any(path.parent.iterdir()):
-            shutil.rmtree(path.parent, ignore_errors=True)
+        with contextlib.suppress(OSError):  # visitors with the same picture share the folder, which is named by content
+            path.parent.rmdir()
 
 
 def _encode(results: Sequence[PanelResult], summaries: Mapping[str, Summary]) -> dict[str, Any]:

@@ -57,10 +57,16 @@ function makeZip(files) {
 }
 
 const fromBase64 = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-const isZip = async (file) => {
-  const [a, b, c] = new Uint8Array(await file.slice(0, 4).arrayBuffer());
-  return a === 0x50 && b === 0x4b && (c === 3 || c === 5);
-};
+
+/** Whether a file is a ZIP. Fails for one that cannot be read: a folder, or a file that was deleted meanwhile. */
+async function isZip(file) {
+  try {
+    const [a, b, c] = new Uint8Array(await file.slice(0, 4).arrayBuffer());
+    return a === 0x50 && b === 0x4b && (c === 3 || c === 5);
+  } catch (problem) {
+    throw new Error(TEXT.batch_unreadable);
+  }
+}
 
 // ---- the pictures of a batch
 
@@ -92,27 +98,31 @@ async function askForBatch(name, request) {
   return answer;
 }
 
-/** The pictures of some files, as {name, file} or {name, archive, position}; the files of a ZIP are listed by the server. */
+/**
+ * The pictures of some files, as {name, file} or {name, archive, position}; the files of a ZIP are listed by the server.
+ * A file that cannot be read is {name, problem}.
+ */
 async function listPictures(files) {
-  const pictures = [], problems = [];
+  const pictures = [];
   for (const file of files) {
+    if (batch.cancelled) break;
     const name = file.webkitRelativePath || file.name;
     if (file.name.startsWith(".") || /^(thumbs\.db|desktop\.ini)$/i.test(file.name)) continue;
-    if (!(await isZip(file))) {
-      pictures.push({ name, file });
-      continue;
-    }
     try {
+      if (!(await isZip(file))) {
+        pictures.push({ name, file });
+        continue;
+      }
       const archive = await uploadForBatch(file);
       batch.archives.push(archive);
       for (const part of (await askForBatch("batch_list", { path: archive })).files) {
         pictures.push({ name: `${name}/${part.name}`, archive, position: part.position, problem: part.problem });
       }
     } catch (problem) {
-      problems.push(problem.message);
+      pictures.push({ name, problem: problem.message });
     }
   }
-  return [pictures, problems];
+  return pictures;
 }
 
 /** The settings of the tab Segment at the start of a batch. */
@@ -136,22 +146,24 @@ async function startBatch(files) {
   byBatch("status").textContent = TEXT.batch_listing;
   showBatch();
   const most = Number(byBatch("list").dataset.most);
-  let [pictures, problems] = await listPictures(files);
-  if (pictures.length > most) problems.push(write("batch_too_many", { count: pictures.length, most }));
-  pictures = pictures.slice(0, most);
-  byBatch("problem").innerHTML = problems.map(box).join("");
-  byBatch("progress").max = Math.max(1, pictures.length);
-  let number = 0;
-  for (const picture of pictures) {
-    if (batch.cancelled) break;
-    showProgress(number, pictures.length);
-    await predictPicture({ ...picture, number: ++number });
+  let pictures = [];
+  try {
+    pictures = await listPictures(files);
+    if (pictures.length > most) byBatch("problem").innerHTML = box(write("batch_too_many", { count: pictures.length, most }));
+    pictures = pictures.slice(0, most);
+    byBatch("progress").max = Math.max(1, pictures.length);
+    for (const picture of pictures) {
+      if (batch.cancelled) break;
+      showProgress(batch.results.length, pictures.length);
+      await predictPicture({ ...picture, number: batch.results.length + 1 });
+    }
+  } finally {
+    batch.running = false;
+    const done = batch.results.length;
+    byBatch("progress").value = done;
+    byBatch("status").textContent = write(batch.cancelled ? "batch_cancelled" : "batch_done", { done, total: pictures.length });
+    showBatch();
   }
-  batch.running = false;
-  const values = { done: number, total: pictures.length };
-  byBatch("progress").value = number;
-  byBatch("status").textContent = write(batch.cancelled && number < pictures.length ? "batch_cancelled" : "batch_done", values);
-  showBatch();
 }
 
 async function predictPicture(picture) {
@@ -159,6 +171,8 @@ async function predictPicture(picture) {
     if (picture.problem) throw new Error(picture.problem);
     const { archive, position = null } = picture, path = archive || (await uploadForBatch(picture.file));
     picture.answer = await askForBatch("batch_predict", { path, position, settings: batch.settings });
+    const problems = Object.entries(picture.answer.problems).map(([panel, text]) => `${panel}: ${plainText(text)}`);
+    picture.problems = problems.join(" · ");
   } catch (problem) {
     picture.error = problem.message;
   }
@@ -189,7 +203,7 @@ function showThumbnail(picture) {
   button.innerHTML = '<img alt=""><b></b><span></span>';
   button.querySelector("img").src = answer.thumbnail;
   button.querySelector("b").textContent = nameInBatch(picture);
-  button.querySelector("span").textContent = answer.text;
+  button.querySelector("span").textContent = [answer.text, picture.problems].filter(Boolean).join(" · ");
   button.title = TEXT.batch_open;
   button.addEventListener("click", () => openFromBatch(picture));
   item.append(button);
@@ -243,6 +257,7 @@ function batchTable() {
       Object.assign(row, { sha256: answer.sha256, width: answer.size[0], height: answer.size[1], ...answer.values });
       if (answer.mask) Object.assign(row, { mask: `masks/${stem}.png`, overlay: `overlays/${stem}.jpg` });
     }
+    if (picture.problems) row.problems = picture.problems;
     if (picture.error) row.error = picture.error;
     Object.keys(row).forEach((column) => columns.add(column));
     return row;

@@ -18,6 +18,7 @@ from dinomed.apps.demos.batch import archive
 from dinomed.apps.demos.batch.archive import MAX_DIRECTORY_BYTES, MAX_FILES, UnreadableArchive, list_files, read_file
 from dinomed.apps.demos.batch.panel import BatchPanel
 from dinomed.apps.demos.batch.work import PREFIX, BatchWork
+from dinomed.apps.demos.page import NO_RESULT
 from dinomed.apps.demos.segment import SegmentPanel
 
 SETTINGS = {"segment": {"which": "lesion", "threshold": 0.5, "min_share": 0, "largest_only": False}}
@@ -88,6 +89,38 @@ def test_a_picture_gets_its_mask_and_values_and_is_removed(work: BatchWork, uplo
     assert files_on(tmp_path) == []
 
 
+def test_a_file_of_another_visitor_in_the_same_folder_stays(
+    work: BatchWork, upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(upload(picture(5)))
+    arriving = path.with_name(f"{PREFIX}of_another_visitor")
+    arriving.write_bytes(path.read_bytes())
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(()))  # it arrives after a look into the folder
+    work.predict({"path": str(path), "position": None, "settings": SETTINGS})
+    assert not path.exists()
+    assert arriving.exists()
+
+
+class NotFinite(Dark):
+    """A model without a finite value."""
+
+    def probability(self, image: np.ndarray) -> np.ndarray:
+        return np.full(image.shape[:2], np.nan, np.float32)
+
+
+def test_a_panel_without_a_finite_value_is_named(work: BatchWork, upload) -> None:
+    broken = SegmentPanel(NotFinite())
+    broken.name, broken.title = "second", "Second"  # type: ignore[misc]
+    settings = SETTINGS | {"second": SETTINGS["segment"]}
+    for panels in ([broken], [broken, broken]):
+        answer = BatchWork(panels).predict({"path": upload(picture(5)), "position": None, "settings": settings})
+        assert answer == {"error": NO_RESULT}
+    two = BatchWork([broken, *work.panels])
+    answer = two.predict({"path": upload(picture(5)), "position": None, "settings": settings})
+    assert answer["values"]["area_px"] == 25
+    assert answer["problems"] == {"Second": NO_RESULT}
+
+
 def test_the_pictures_of_a_zip_are_read_by_position_and_never_written_under_their_names(
     work: BatchWork, upload, tmp_path: Path
 ) -> None:
@@ -106,6 +139,8 @@ def test_the_pictures_of_a_zip_are_read_by_position_and_never_written_under_thei
         assert answer["values"]["area_px"] == side * side
     assert files_on(tmp_path) == [Path(path)]
     kept = Path(work.keep({"path": path, "position": 1})["path"])
+    roundabout = str(Path(path).parent / ".." / Path(path).parent.name / Path(path).name)
+    assert [work.keep({"path": name, "position": 1}) for name in (path, roundabout)] == [{"path": str(kept)}] * 2
     assert kept.read_bytes() == picture(11)
     assert kept.name == "image"  # a name of our own, in a folder that cannot be guessed
     work.close({"path": path})
