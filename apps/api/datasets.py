@@ -234,7 +234,7 @@ def frames(
     """
     from dinomed.config import build_config
     from dinomed.pretrain.curation.frames.config import FrameConfig
-    from dinomed.pretrain.curation.frames.write import write_frames
+    from dinomed.pretrain.curation.frames.write import RESERVED, write_frames
 
     settings = {
         "fps": fps, "scene_change": scene_change, "duplicate_bits": duplicate_bits, "min_luminance": min_luminance,
@@ -242,7 +242,7 @@ def frames(
     }  # fmt: skip
     config = build_config(FrameConfig, settings, "the selection of frames")
     files = find_videos([Path(path) for path in ([videos] if isinstance(videos, str | Path) else videos)])
-    return write_frames(files, name_groups(files, keep_ids=keep_ids), out, config, overwrite=overwrite)
+    return write_frames(files, name_groups(files, keep_ids, RESERVED), out, config, overwrite=overwrite)
 
 
 def _check_manifest_output(out: Path, overwrite: bool) -> None:

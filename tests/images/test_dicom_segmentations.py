@@ -12,6 +12,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from dinomed.errors import DinomedError
+from dinomed.images.dicom import segmentation as segmentation_module
 from dinomed.images.dicom.segmentation import read_segmentation
 from dinomed.images.dicom.spacing import PixelSpacing, read_pixel_spacing
 from dinomed.images.dicom.write_segmentation import (
@@ -112,7 +113,9 @@ def test_classes_that_overlap_and_an_empty_class_have_a_segment_each(tmp_path: P
 
 
 def test_no_identifier_of_the_input_is_in_a_segmentation_but_its_uids(tmp_path: Path) -> None:
-    path = written(tmp_path, LESION[None])
+    lossy = {"LossyImageCompression": "01", "LossyImageCompressionRatio": 10}
+    hidden = {"PositionReferenceIndicator": f"{MARKER} nasion", "LossyImageCompressionMethod": f"{MARKER}"}
+    path = written(tmp_path, LESION[None], **lossy, **hidden)
     content = path.read_bytes()
     for secret in (MARKER, "19500101", "20200102"):
         assert secret.encode() not in content
@@ -122,6 +125,10 @@ def test_no_identifier_of_the_input_is_in_a_segmentation_but_its_uids(tmp_path: 
     for name in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber", "StudyID"):
         assert not segmentation[name].value, name
     assert segmentation.PatientIdentityRemoved == "YES"
+    assert (segmentation.LossyImageCompression, segmentation.LossyImageCompressionRatio) == ("01", 10)
+    methods = ["ISO_10918_1", "ISO_15444_1"]
+    known = written(tmp_path, LESION[None], **lossy, LossyImageCompressionMethod=methods)
+    assert dcmread(known).LossyImageCompressionMethod == methods
     patient = {element.keyword for element in segmentation if element.tag.group == 0x0010}
     assert patient == {"PatientName", "PatientID", "PatientBirthDate", "PatientSex"}  # type 2 of the standard
 
@@ -160,6 +167,16 @@ def test_an_image_without_what_a_segmentation_needs_has_one_reason(tmp_path: Pat
     (tmp_path / "a.dcm").write_bytes(b"\0" * 128 + b"DICM" + bytes(range(256)))
     with pytest.raises(DinomedError, match="DICOM"):
         read_source(tmp_path / "a.dcm")
+    truncated = image(tmp_path / "a.dcm", SharedFunctionalGroupsSequence=[Dataset()])
+    content = truncated.read_bytes()
+    place = content.index(b"\x00\x52\x29\x92SQ") + 12
+    truncated.write_bytes(content[: place - 4] + b"\4\0\0\0" + content[place : place + 4] + content[place + 8 :])
+    with pytest.raises(DinomedError, match="damaged or truncated DICOM"):
+        read_source(truncated)
+    several = read_source(image(tmp_path / "a.dcm"))
+    several.Rows = [20, 20]
+    with pytest.raises(DinomedError, match="the elements of the DICOM do not fit"):
+        build_segmentation(several, LESION[None], SETTINGS, 1)
     odd = read_source(image(tmp_path / "b.dcm", PatientSex=MARKER))
     with pytest.raises(DinomedError) as refused:
         build_segmentation(odd, LESION[None], SegmentationSettings(("lesion",), "m", keep_ids=True), 1)
@@ -167,6 +184,36 @@ def test_an_image_without_what_a_segmentation_needs_has_one_reason(tmp_path: Pat
     assert MARKER not in str(refused.value)
     with pytest.raises(UnreadableImage, match="a DICOM image; masks are read from DICOM segmentations"):
         read_mask(tmp_path / "b.dcm")
+
+
+def test_tiles_and_repeated_frames_are_no_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, np.stack([LESION, LESION]), SegmentationSettings(("a", "b"), "m"))
+
+    def changed(**elements: Any) -> Path:
+        segmentation = dcmread(path)
+        for name, value in elements.items():
+            setattr(segmentation, name, value)
+        segmentation.save_as(tmp_path / "changed.dcm")
+        return tmp_path / "changed.dcm"
+
+    def reason(**elements: Any) -> str:
+        with pytest.raises(UnreadableImage) as refused:
+            read_mask(changed(**elements))
+        return refused.value.reason
+
+    groups = dcmread(path).PerFrameFunctionalGroupsSequence
+    assert "a segmentation in tiles" in reason(DimensionOrganizationType="TILED_FULL")
+    assert reason(PerFrameFunctionalGroupsSequence=[]) == "2 frames, of which 0 are described"
+    twice = reason(PerFrameFunctionalGroupsSequence=[groups[0], groups[0]])
+    assert twice == "two frames of one segment and one plane; a mask has one"
+    monkeypatch.setattr(segmentation_module, "MAX_BYTES", 3 * LESION.size)
+    assert read_segmentation(path).frames.nbytes == 2 * LESION.size
+    labels = {"SegmentationType": "LABELMAP", "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7,
+              "PixelData": LESION.tobytes() * 2}  # fmt: skip
+    np.testing.assert_array_equal(read_segmentation(changed(**labels)).frames, [LESION, LESION])
+    monkeypatch.setattr(segmentation_module, "MAX_BYTES", 2 * LESION.size - 1)
+    assert "2 frames, 0.0 GB of samples" in reason(**labels)
+    assert "2 frames, 0.0 GB of samples" in reason()
 
 
 def test_the_mask_of_an_image_has_one_plane(tmp_path: Path) -> None:

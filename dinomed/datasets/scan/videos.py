@@ -41,23 +41,25 @@ def find_videos(paths: Sequence[Path]) -> list[Path]:
     return list(videos.values())
 
 
-def name_groups(videos: Sequence[Path], *, keep_ids: bool = False) -> list[str]:
+def name_groups(videos: Sequence[Path], keep_ids: bool = False, reserved: Sequence[str] = ()) -> list[str]:
     """Return a group for each video: a number, or with `keep_ids` the name of its file without the suffix.
 
-    Names that occur twice get a number behind them.
+    Names that occur twice, or that are `reserved`, get a number behind them; upper and lower case count as the same.
     """
     if not keep_ids:
         names = [video.name for video in videos]
         keys = [f"{name}\0{index:06}" for index, name in enumerate(names)]  # files of one name are different videos
         return [str(group) for group in number_groups(names, keys)]
     groups: list[str] = []
+    taken = {name.casefold() for name in reserved}
     for video in videos:
         stem = PurePosixPath(video.name).stem.lstrip(".") or "video"
         name, count = stem, 1
-        while name in groups:
+        while name.casefold() in taken:
             count += 1
             name = f"{stem}_{count}"
         groups.append(name)
+        taken.add(name.casefold())
     return groups
 
 

@@ -65,17 +65,20 @@ def read_segmentation(path: str | Path, max_pixels: int = MAX_PIXELS) -> Segment
     """
     from pydicom.pixels import pixel_array
 
-    elements = read_elements(path, max_pixels, tags=("SegmentationType",))
+    elements = read_elements(path, max_pixels, tags=("SegmentationType", "DimensionOrganizationType"))
     try:
         if not is_segmentation(elements):
             raise DinomedError("a DICOM image; masks are read from DICOM segmentations (SEG) only")
         kind, count = str(elements.get("SegmentationType")), int(elements.get("NumberOfFrames") or 1)
         if kind not in ("BINARY", "LABELMAP"):
             raise DinomedError("a segmentation of another type than BINARY or LABELMAP")
-        decoded_bytes = 8 * pixel_bytes(elements, count)  # a bit of the file becomes a byte
+        # a bit of the file becomes a byte
+        decoded_bytes = pixel_bytes(elements, count) * (8 if elements.get("BitsAllocated") == 1 else 1)
         if count > _MAX_FRAMES or decoded_bytes > MAX_BYTES:
             raise DinomedError(f"{count} frames, {decoded_bytes / 1e9:.1f} GB of samples, over the limit of 2.1")
         segments, planes = _places(elements, count)
+        if kind == "BINARY" and len(set(zip(segments, planes, strict=True))) < count:
+            raise DinomedError("two frames of one segment and one plane; a mask has one")
         with quiet_pillow, open(path, "rb", opener=open_regular) as file:
             frames = np.asarray(pixel_array(bounded_dicom(file)))
     except DinomedError as error:
@@ -89,10 +92,16 @@ def read_segmentation(path: str | Path, max_pixels: int = MAX_PIXELS) -> Segment
 
 
 def _places(elements: Any, count: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Return the segment and the plane of each frame."""
+    """Return the segment and the plane of each frame.
+
+    Raises:
+        DinomedError: the frames are tiles of an image, or are not described.
+    """
+    if str(elements.get("DimensionOrganizationType", "")).startswith("TILED"):
+        raise DinomedError("a segmentation in tiles; the mask of an image has one frame for each segment")
     shared = (elements.get(FUNCTIONAL_GROUPS[0]) or [None])[0]
     groups = list(elements.get(FUNCTIONAL_GROUPS[1]) or [])
-    if len(groups) not in (0, count):
+    if len(groups) != count and (groups or count > 1):
         raise DinomedError(f"{count} frames, of which {len(groups)} are described")
     segments, planes = [], []
     for group in groups or [None] * count:

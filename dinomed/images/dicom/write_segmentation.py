@@ -26,10 +26,17 @@ from dinomed.packages import installed_version
 
 _REFERENCES = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _GEOMETRY = (
-    "Rows", "Columns", "Modality", "FrameOfReferenceUID", "PositionReferenceIndicator", "ImagePositionPatient",
-    "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "LossyImageCompression",
-    "LossyImageCompressionRatio", "LossyImageCompressionMethod",
+    "Rows", "Columns", "Modality", "FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "LossyImageCompressionRatio",
 )  # fmt: skip
+_DEFINED_TERMS = {
+    "LossyImageCompression": {"00", "01"},
+    "LossyImageCompressionMethod": {
+        "ISO_10918_1", "ISO_14495_1", "ISO_15444_1", "ISO_15444_15", "ISO_18181_1", "ISO_13818_2", "ISO_14496_10",
+        "ISO_23008_2",
+    },
+}  # fmt: skip
+"""Elements that are copied if they have only values of the standard (PS3.3, C.7.6.1.1.5), and no free text."""
 _IDENTIFIERS = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName",
@@ -75,17 +82,20 @@ def read_source(path: str | Path) -> Any:
 
     try:
         with quiet_pillow, open(path, "rb", opener=open_regular) as file:
-            tags: list[Any] = [*_REFERENCES, *_GEOMETRY, *_IDENTIFIERS, "NumberOfFrames", *FUNCTIONAL_GROUPS]
+            tags: list[Any] = [
+                *_REFERENCES, *_GEOMETRY, *_DEFINED_TERMS, *_IDENTIFIERS, "NumberOfFrames", *FUNCTIONAL_GROUPS,
+            ]  # fmt: skip
             source = dcmread(bounded_dicom(file), stop_before_pixels=True, specific_tags=tags, force=True)
             frames = int(source.get("NumberOfFrames") or 1)
             missing = [name for name in _REFERENCES if not source.get(name)]
+            functional_groups = [source.get(name) for name in FUNCTIONAL_GROUPS]
     except Exception:  # pydicom raises many types; the error text may contain values of elements
         raise DinomedError(DAMAGED) from None
     if missing:
         raise DinomedError(f"DICOM without {missing[0]}, which a DICOM segmentation must reference")
     if is_segmentation(source):
         raise DinomedError("a DICOM segmentation, not an image")
-    if frames > 1 or any(source.get(name) for name in FUNCTIONAL_GROUPS):
+    if frames > 1 or any(functional_groups):
         raise DinomedError("a DICOM of several frames; DICOM segmentations are written for single-frame images only")
     return source
 
@@ -105,12 +115,12 @@ def build_segmentation(source: Any, masks: np.ndarray, settings: SegmentationSet
     from highdicom.seg import Segmentation
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-    if masks.shape[1:] != (int(source.Rows), int(source.Columns)):
-        raise DinomedError("the mask has another size than its DICOM")
     series = uuid.uuid5(uuid.NAMESPACE_OID, f"{source.SeriesInstanceUID} {settings.model}")
     version = installed_version("dinomed") or "unknown"
     try:
         with quiet_pillow:
+            if masks.shape[1:] != (int(source.Rows), int(source.Columns)):
+                raise DinomedError("the mask has another size than its DICOM")
             segmentation = Segmentation(
                 [_described(source, settings.keep_ids)],
                 np.moveaxis(masks, 0, -1)[None],
@@ -131,6 +141,8 @@ def build_segmentation(source: Any, masks: np.ndarray, settings: SegmentationSet
                 omit_empty_frames=False,
                 specific_character_set="ISO_IR 192",
             )
+    except DinomedError:
+        raise
     except Exception as error:  # highdicom raises many types; the error text may contain values of elements
         kind = type(error).__name__
         raise DinomedError(f"the elements of the DICOM do not fit a DICOM segmentation ({kind})") from None
@@ -155,6 +167,12 @@ def _described(source: Any, keep_ids: bool) -> Any:
     described.file_meta = source.file_meta
     for name in (*_REFERENCES, *_GEOMETRY):
         if name in source:
+            described[name] = source[name]
+    described.PositionReferenceIndicator = ""  # free text, which the standard requires and which may be empty
+    for name, terms in _DEFINED_TERMS.items():
+        value = source.get(name) or []
+        values = [value] if isinstance(value, str) else list(value)
+        if values and terms.issuperset(values):
             described[name] = source[name]
     for name in _IDENTIFIERS:
         value = source.get(name) if keep_ids else None

@@ -1,5 +1,6 @@
 """Writing of selected frames: PNG files, their manifest, and the table of the frames that were dropped."""
 
+import contextlib
 import hashlib
 import io
 from collections import Counter
@@ -15,7 +16,7 @@ from dinomed.datasets.tables import write_csv
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.decode import UnreadableImage
 from dinomed.io.output_folder import open_output_folder
-from dinomed.io.publish import publish
+from dinomed.io.publish import READY_FILE, publish
 from dinomed.log import logger
 from dinomed.pretrain.curation.frames.config import FrameConfig
 from dinomed.pretrain.curation.frames.selection import judge_frames
@@ -23,6 +24,8 @@ from dinomed.progress import bar
 from dinomed.video.video import Video
 
 MANIFEST_FILE, DROPPED_FILE = "manifest.csv", "dropped.csv"
+RESERVED = (MANIFEST_FILE, DROPPED_FILE, READY_FILE)
+"""Names that no group may have, since they are those of files beside the folders of the groups."""
 _DROPPED_COLUMNS = ("group", "frame", "time_s", "reason")
 
 
@@ -77,8 +80,8 @@ def write_frames(
         DinomedError: no video can be read, or nothing can be written.
     """
     out, rows = Path(out), _Rows()
-    with open_output_folder(out, marker=MANIFEST_FILE, overwrite=overwrite) as stage:
-        earlier = _earlier_files(out)
+    with open_output_folder(out, marker=DROPPED_FILE, overwrite=overwrite) as stage:
+        earlier = _earlier_frames(out)
         for path, group in zip(videos, groups, strict=True):
             _write_video(path, group, stage, config, rows)
         if not rows.kept:
@@ -86,7 +89,11 @@ def write_frames(
         write_csv(stage / DROPPED_FILE, _DROPPED_COLUMNS, rows.dropped)
         manifest = build_manifest(rows.kept, stage)
         write_manifest(manifest, stage / MANIFEST_FILE)
-        publish(stage, out, [*rows.kept["image"], DROPPED_FILE, MANIFEST_FILE], remove=[MANIFEST_FILE, *earlier])
+        tables = [MANIFEST_FILE, DROPPED_FILE]
+        publish(stage, out, [*rows.kept["image"], *tables], remove=[DROPPED_FILE, MANIFEST_FILE, *earlier])
+        for folder in {name.split("/")[0] for name in earlier}:
+            with contextlib.suppress(OSError):  # it holds other files, or frames of this result
+                (out / folder).rmdir()
     counts = Counter(reason.split(" of frame ")[0] for *_, reason in rows.dropped)
     manifest = read_manifest(out / MANIFEST_FILE)
     return FramesResult(out, manifest, dict(zip(map(str, videos), groups, strict=True)), dict(counts), rows.problems)
@@ -125,14 +132,27 @@ def _write_video(path: Path, group: str, stage: Path, config: FrameConfig, rows:
         rows.problems.append((str(path), video.facts.problem))
 
 
-def _earlier_files(out: Path) -> list[str]:
-    """Return the frames of an earlier result in the output folder, which is being replaced."""
-    if not (out / MANIFEST_FILE).exists():
+def _earlier_frames(out: Path) -> list[str]:
+    """Return the frames of an earlier result in the output folder, which is being replaced.
+
+    Raises:
+        UsageError: the tables in the folder are not those of an earlier result.
+    """
+    tables = [name for name in (MANIFEST_FILE, DROPPED_FILE) if (out / name).exists()]
+    if not tables:
         return []
     try:
-        return list(read_manifest(out / MANIFEST_FILE, root=out).column("image"))
-    except DinomedError as error:
-        raise UsageError(f"output folder {out} holds another {MANIFEST_FILE}: {error}; choose another folder") from None
+        manifest = read_manifest(out / MANIFEST_FILE, root=out)
+        is_ours = len(tables) == 2 and {"group", "frame", "time_s"} <= set(manifest.columns)
+    except DinomedError:
+        is_ours = False
+    if not is_ours:
+        raise UsageError(
+            f"output folder {out} holds a {tables[0]} that `dinomed frames` did not write; choose another folder"
+        )
+    rows = zip(*(manifest.column(name) for name in ("image", "group", "frame")), strict=True)
+    written = [(name, f"{group}/{str(frame).zfill(6)}.png") for name, group, frame in rows]
+    return [name for name, ours in written if name == ours and name.count("/") == 1]
 
 
 def _raise_nothing(videos: Sequence[Path], rows: _Rows) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import dinomed
+from dinomed.datasets.manifest import write_manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.datasets.scan.scan import scan
 from dinomed.datasets.synthetic.endoscopy import DARK, OUTSIDE, draw_endoscopy, write_endoscopy
@@ -117,6 +119,47 @@ def test_a_second_result_replaces_the_first_one_only_with_overwrite(endoscopy: P
     assert len(second.manifest) < len(first.manifest)
     images = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")}
     assert images == set(second.manifest.column("image"))
+
+
+def test_overwrite_refuses_a_folder_that_another_command_filled(endoscopy: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "0").mkdir(parents=True)
+    for name in ("a.png", "0/000000.png"):
+        Image.new("RGB", (40, 30), (200, 90, 80)).save(data / name)
+    write_manifest(scan(data).manifest, data / "manifest.csv")
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"is not empty and holds no dropped.csv; choose another folder"):
+        dinomed.frames(endoscopy / "SYN_0.avi", data, overwrite=True)
+    (data / ".unfinished").mkdir()  # as an interrupted call of another command leaves it
+    with pytest.raises(UsageError, match=r"holds a manifest.csv that `dinomed frames` did not write"):
+        dinomed.frames(endoscopy / "SYN_0.avi", data, overwrite=True)
+    before[data / "dropped.csv"] = b"reason\n"
+    (data / "dropped.csv").write_bytes(b"reason\n")
+    with pytest.raises(UsageError, match=r"holds a manifest.csv that `dinomed frames` did not write"):
+        dinomed.frames(endoscopy / "SYN_0.avi", data, overwrite=True)
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+
+
+def test_overwrite_removes_frames_and_their_folders_and_nothing_else(endoscopy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = dinomed.frames(endoscopy, out, fps=1, keep_ids=True)
+    Image.new("RGB", (40, 30)).save(out / "SYN_1" / "mine.png")
+    rows = (out / "manifest.csv").read_text().replace(first.manifest.column("image")[-1], "SYN_1/mine.png")
+    (out / "manifest.csv").write_text(rows)
+    kept = out / first.manifest.column("image")[-1]
+    dinomed.frames(endoscopy / "SYN_0.avi", out, fps=1, overwrite=True)
+    assert not (out / "SYN_0").exists()  # the name of a video may identify a patient
+    assert sorted((out / "SYN_1").iterdir()) == sorted([out / "SYN_1" / "mine.png", kept])
+
+
+def test_a_group_is_called_unlike_the_tables_and_unlike_another_group(endoscopy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("manifest.csv.avi", "Dropped.csv.avi", "ready.json.avi", "a.avi", "A.mp4"):
+        (folder / name).write_bytes((endoscopy / "SYN_0.avi").read_bytes())
+    written = dinomed.frames(folder, tmp_path / "out", fps=0.5, keep_ids=True)
+    assert sorted(set(written.groups.values())) == ["A", "Dropped.csv_2", "a_2", "manifest.csv_2", "ready.json_2"]
+    assert all(written.manifest.path(row).is_file() for row in range(len(written.manifest)))
 
 
 def test_scan_says_which_videos_it_leaves_out_and_names_the_command(endoscopy: Path, tmp_path: Path) -> None:
