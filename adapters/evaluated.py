@@ -68,6 +68,7 @@ class EvaluatedUnits(ABC):
     Attributes:
         manifest: one row for each unit; of a group, its first image.
         groups: the group of each unit, which the bootstrap resamples.
+        targets: labels of the units, (N,) or (N, L); None where targets are files, such as masks.
         scores: float (N,), how good each prediction is; orders the best and worst cases.
         headline: names of the metrics that get intervals.
         errors: those of which a small value is a good one.
@@ -79,6 +80,7 @@ class EvaluatedUnits(ABC):
 
     manifest: Manifest
     groups: list[str]
+    targets: np.ndarray | None
     scores: np.ndarray
     headline: tuple[str, ...]
     errors: Collection[str] = ()
@@ -121,13 +123,19 @@ class EvaluatedUnits(ABC):
 
     def subgroup_measures(self, subgroups: Sequence[Sequence[int]]) -> SubgroupMeasures:
         """Return the measures that are compared between subgroups (lists of units); by default the headline."""
-        large = np.array([self.count_groups(rows) >= MIN_GROUPS for rows in subgroups])
+        judged = [
+            [self.count_groups(self.defined(name, rows)) >= MIN_GROUPS for name in self.headline] for rows in subgroups
+        ]
         return SubgroupMeasures(
             [(name, None) for name in self.headline],
             np.array([name in self.errors for name in self.headline]),
             [self.statistic(rows) for rows in subgroups],
-            np.repeat(large[:, None], len(self.headline), axis=1),
+            np.array(judged, bool).reshape(len(subgroups), len(self.headline)),
         )
+
+    def defined(self, metric: str, rows: Sequence[int]) -> Sequence[int]:
+        """Return those of some units for which a metric of the headline is defined; by default all."""
+        return rows
 
     def count_groups(self, rows: Sequence[int]) -> int:
         """Return the number of different groups among some units."""
@@ -156,7 +164,7 @@ class EvaluatedValues(EvaluatedUnits):
     abstention: AbstentionTable | None = None
 
     def __post_init__(self) -> None:
-        self.headline = tuple(self.columns)
+        self.headline, self.targets = tuple(self.columns), None
         first = self.headline[0]
         self.losses = self.columns[first] if first in self.errors else 1 - self.columns[first]
         self.loss_name = first if first in self.errors else f"1 - {first}"
@@ -166,6 +174,9 @@ class EvaluatedValues(EvaluatedUnits):
 
     def metrics(self, rows: Sequence[int]) -> dict[str, Any]:
         return dict(self.summary(list(rows)))
+
+    def defined(self, metric: str, rows: Sequence[int]) -> Sequence[int]:
+        return [row for row in rows if not np.isnan(self.columns[metric][row])]
 
     def statistic(self, rows: Sequence[int]) -> Statistic:
         values = self._table[list(rows)]

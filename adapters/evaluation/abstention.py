@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.evaluated import EvaluatedUnits
-from dinomed.metrics.bootstrap import RESAMPLES, bootstrap
+from dinomed.metrics.bootstrap import RESAMPLES, bootstrap, group_index
 from dinomed.metrics.ratios import divide
 from dinomed.metrics.uncertainty.abstention import AbstentionTable
 from dinomed.metrics.uncertainty.risk_coverage import RiskCoverage, summarize_curve
@@ -26,7 +26,8 @@ def summarize_abstention(evaluated: EvaluatedUnits, resamples: int = RESAMPLES) 
         - `curves`: name of a confidence to the entries of `dinomed.metrics.uncertainty.risk_coverage.summarize_curve`,
           with `aurc_low` and `aurc_high`.
         - `thresholds`: for thresholds of the first confidence that were chosen on val: `threshold`, `coverage_of_val`,
-          `risk_of_val`, and here `coverage` and `risk` with `_low` and `_high`. Empty for an adapter without them.
+          `risk_of_val`, and here `coverage` and `risk` with `_low` and `_high`, each group with the weight of one image
+          as on val. Empty for an adapter without them.
     """
     if evaluated.losses is None or not evaluated.confidences:
         return None
@@ -38,7 +39,7 @@ def summarize_abstention(evaluated: EvaluatedUnits, resamples: int = RESAMPLES) 
     for name, confidence in evaluated.confidences.items():
         curve = RiskCoverage(confidence[rows], losses)
         interval = bootstrap(curve.area, groups, resamples=resamples)[0]
-        summary = summarize_curve(confidence[rows], losses)
+        summary = summarize_curve(curve)
         curves[name] = summary | {"aurc_low": interval.low, "aurc_high": interval.high}
     first = next(iter(evaluated.confidences.values()))[rows]
     table = evaluated.abstention
@@ -55,11 +56,13 @@ def _measure_thresholds(
 ) -> list[dict[str, float]]:
     """Return coverage and risk of the thresholds that kept `COVERAGES` of the images of val."""
     rules = list({rule.threshold: rule for rule in map(table.at_coverage, COVERAGES)}.values())
-    kept = np.stack([confidence >= rule.threshold - 1e-9 for rule in rules], axis=1).astype(float)
+    index = group_index(groups)
+    weights = 1 / np.bincount(index)[index]
+    kept = weights[:, None] * np.stack([~rule.abstains(confidence) for rule in rules], axis=1)
 
     def values(counts: np.ndarray) -> np.ndarray:
         number = counts @ kept
-        total = np.broadcast_to(counts.sum(axis=1, keepdims=True), number.shape)
+        total = np.broadcast_to((counts @ weights)[:, None], number.shape)
         return np.concatenate([divide(number, total), divide(counts @ (kept * losses[:, None]), number)], axis=1)
 
     point = values(np.ones((1, len(losses))))[0]

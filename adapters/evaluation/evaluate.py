@@ -1,7 +1,7 @@
 """Evaluation of a saved adapter on one split, with the same predictor as `dinomed predict`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,36 @@ def evaluate_in_full(
     manifest: Manifest,
     split: str = "test",
     *,
+    by: Sequence[str] = (),
+    resamples: int = RESAMPLES,
+    **options: Any,
+) -> Evaluation:
+    """Measure an adapter on the images of `split` that have targets: masks, labels or depth maps.
+
+    Args:
+        folder, manifest, split, by, options: as for `predict_split`.
+        resamples: number of bootstrap resamples of the groups, for the intervals.
+
+    Returns:
+        The evaluation. Its report has the entries of `predict_split` and those of
+        `dinomed.adapters.evaluation.report.summarize`.
+    """
+    evaluation = predict_split(folder, manifest, split, by=by, **options)
+    return replace(evaluation, result=evaluation.result | summarize(evaluation.evaluated, by, resamples))
+
+
+def predict_split(
+    folder: str | Path,
+    manifest: Manifest,
+    split: str = "test",
+    *,
     device: str = "cpu",
     backbone: str | Path | None = None,
     allow_seen: bool = False,
     unit: Unit | None = None,
     by: Sequence[str] = (),
-    resamples: int = RESAMPLES,
 ) -> Evaluation:
-    """Measure an adapter on the images of `split` that have targets: masks, labels or depth maps.
+    """Predict the images of `split` that have targets, and compare the predictions with them, without metrics.
 
     Masks are compared at the size of each image. `dinomed.metrics` defines the metrics, and the policy for empty masks
     and absent classes.
@@ -65,14 +87,14 @@ def evaluate_in_full(
         backbone: path of the backbone, if it was moved after the fit.
         allow_seen: keep these images in other splits too; the metrics are then too high, and the report states it.
         unit: for a classifier, image or group (one prediction for all images of a group); None for the unit of the fit.
-        by: columns that define subgroups, such as sex, age:10 (bands of 10) or sex*age:20 (pairs).
-        resamples: number of bootstrap resamples of the groups, for the intervals.
+        by: columns that define subgroups, such as sex, age:10 (bands of 10) or sex*age:20 (pairs); they are checked
+            before the predictions are computed.
 
     Returns:
         The evaluation. Its report has `task`, `split`, the settings of the task (`threshold` or `classes`), the
         identity of adapter, backbone and images, `seen_in_training` (number of `images` of the fit, number of other
-        images `of_seen_groups`, and whether they are `left_out`), `unlike_training` (`count_unlike`), and the
-        entries of `dinomed.adapters.evaluation.report.summarize`. It contains no names of images or groups.
+        images `of_seen_groups`, and whether they are `left_out`) and `unlike_training` (`count_unlike`). It contains no
+        names of images or groups.
 
     Raises:
         UsageError: there are no targets, the split is empty, `folder` is not a bundle, more than half of the images
@@ -89,7 +111,7 @@ def evaluate_in_full(
         _report_overlap(overlap, len(chosen), f"split {split!r}", folder, leave_out)
     if leave_out:
         chosen = overlap.remove_from(chosen)
-    check_subgroups(chosen, by, split)  # before the predictions are computed
+    check_subgroups(chosen, by, split)
     predictor = load_adapter(folder, device, backbone)
     predictor.familiarity.clear()
     evaluated = task.evaluate_units(predictor, chosen, split, unit)
@@ -105,7 +127,6 @@ def evaluate_in_full(
         "split": split,
         **task.evaluation_settings(predictor),
         "unit": unit or predictor.unit,
-        **summarize(evaluated, by, resamples),
         "seen_in_training": {
             "images": len(overlap.images),
             "of_seen_groups": len(overlap.groups),

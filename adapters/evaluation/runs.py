@@ -30,11 +30,11 @@ def compare_runs(
     Returns:
         `task`, `split`, `unit`, `n` (compared units), `groups`, `bootstrap`, `reference` (name), `better` (metric to
         "larger" or "smaller"), and `runs`, a row for each adapter: `name`, `backbone`, `image_size`, `left_out` (units
-        of its own evaluation that are not compared), `metrics` (metric to `value`, `low`, `high`), and `difference`
-        (the same, minus the reference; None for the reference itself).
+        of its own evaluation that are not compared), `seen_in_training` (of its own evaluation), `metrics` (metric to
+        `value`, `low`, `high`), and `difference` (the same, minus the reference; None for the reference itself).
 
     Raises:
-        UsageError: the adapters have different tasks, units or classes, or no image in common.
+        UsageError: the adapters have different tasks, units, classes or labels, or no image in common.
     """
     _check_comparable(evaluations, names)
     first = evaluations[0].evaluated
@@ -45,21 +45,23 @@ def compare_runs(
     places = [{image: place for place, image in enumerate(images)} for images in units]
     order = [image for image in units[0] if image in common]
     rows = [[place[image] for image in order] for place in places]
+    _check_targets(evaluations, rows, names)
     groups = [first.groups[row] for row in rows[0]]
     headline = first.headline
     runs = []
-    for evaluation, own, name in zip(evaluations, rows, names, strict=True):
+    for evaluation, compared, name in zip(evaluations, rows, names, strict=True):
         evaluated, result = evaluation.evaluated, evaluation.result
         runs.append(
             {
                 "name": name,
                 "backbone": result["backbone"]["name"],
                 "image_size": result["image_size"],
-                "left_out": len(evaluated.groups) - len(own),
-                "metrics": _intervals([evaluated], [own], groups, headline, resamples),
+                "left_out": len(evaluated.groups) - len(compared),
+                "seen_in_training": result["seen_in_training"],
+                "metrics": _intervals([evaluated], [compared], groups, headline, resamples),
                 "difference": None
                 if evaluation is evaluations[0]
-                else _intervals([evaluated, first], [own, rows[0]], groups, headline, resamples),
+                else _intervals([evaluated, first], [compared, rows[0]], groups, headline, resamples),
             }
         )
     result = evaluations[0].result
@@ -70,7 +72,12 @@ def compare_runs(
         "unit": result["unit"],
         "n": len(order),
         "groups": len(set(groups)),
-        "bootstrap": {"over": result["bootstrap"]["over"], "resamples": resamples, "level": LEVEL, "seed": 0},
+        "bootstrap": {
+            "over": "groups" if first.manifest.has("group") else "images",
+            "resamples": resamples,
+            "level": LEVEL,
+            "seed": 0,
+        },
         "reference": names[0],
         "better": {name: "smaller" if name in first.errors else "larger" for name in headline},
         "runs": runs,
@@ -85,11 +92,34 @@ def _check_comparable(evaluations: Sequence[Evaluation], names: Sequence[str]) -
                 raise UsageError(
                     f"{names[0]} and {name} cannot be compared: {what} {first.result[what]} and {other.result[what]}"
                 )
-        classes = [tuple(getattr(each.evaluated, "names", each.predictor.classes)) for each in (first, other)]
+        classes = [tuple(each.predictor.classes) for each in (first, other)]
         if classes[0] != classes[1]:
             raise UsageError(
                 f"{names[0]} and {name} have different classes: {', '.join(classes[0])} and {', '.join(classes[1])}; "
                 "compare adapters of the same classes"
+            )
+
+
+def _check_targets(evaluations: Sequence[Evaluation], rows: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+    """Raise a `UsageError` if adapters of the same classes were measured on different labels of the same images."""
+    count = len(evaluations[0].predictor.classes)
+
+    def known_targets(evaluation: Evaluation, compared: Sequence[int]) -> np.ndarray | None:
+        targets = evaluation.evaluated.targets
+        if targets is None:
+            return None
+        # classes beyond those of the adapters stand in the order in which each evaluation found them
+        return targets[list(compared), :count] if targets.ndim == 2 else np.minimum(targets[list(compared)], count)
+
+    expected = known_targets(evaluations[0], rows[0])
+    for evaluation, compared, name in zip(evaluations[1:], rows[1:], names[1:], strict=True):
+        targets = known_targets(evaluation, compared)
+        if expected is None or targets is None:
+            continue
+        if targets.shape != expected.shape or not np.array_equal(targets, expected, equal_nan=targets.ndim == 2):
+            raise UsageError(
+                f"{names[0]} and {name} were trained on different labels (columns, or one label and several); compare "
+                "adapters of the same labels"
             )
 
 
@@ -101,7 +131,7 @@ def _intervals(
     resamples: int,
 ) -> dict[str, dict[str, float]]:
     """Return value and interval of each metric of one run, or of its difference from a second one."""
-    statistics = [each.statistic(own) for each, own in zip(evaluated, rows, strict=True)]
+    statistics = [each.statistic(compared) for each, compared in zip(evaluated, rows, strict=True)]
 
     def difference(counts: np.ndarray) -> np.ndarray:
         values = statistics[0](counts)
@@ -120,8 +150,10 @@ def name_runs(folders: Sequence[str]) -> list[str]:
 
     >>> name_runs(["runs/a/seg", "runs/b/seg", "runs/c"])
     ['a/seg', 'b/seg', 'c']
+    >>> name_runs(["C:\\\\runs\\\\a", "C:\\\\runs\\\\b"])
+    ['a', 'b']
     """
-    parts = [[part for part in folder.replace("\\\\", "/").split("/") if part not in ("", ".")] for folder in folders]
+    parts = [[part for part in folder.replace("\\", "/").split("/") if part not in ("", ".")] for folder in folders]
     depth = [1] * len(parts)
     while True:
         names = ["/".join(each[-count:]) for each, count in zip(parts, depth, strict=True)]

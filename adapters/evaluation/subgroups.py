@@ -138,7 +138,7 @@ def _quartile_names(numbers: np.ndarray) -> list[str | None]:
     """Return the range between quartiles in which each number lies."""
     edges = np.unique(np.nanquantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
     which = np.clip(np.searchsorted(edges, numbers, side="left"), 1, len(edges) - 1)
-    names = [f"{'from' if i == 1 else 'over'} {edges[i - 1]:g} to {edges[i]:g}" for i in range(1, len(edges))]
+    names = [f"{'from' if i == 1 else 'over'} {edges[i - 1]:.10g} to {edges[i]:.10g}" for i in range(1, len(edges))]
     return [None if np.isnan(number) else names[i - 1] for number, i in zip(numbers, which, strict=True)]
 
 

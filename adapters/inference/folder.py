@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from dinomed.adapters.inference.plan import (
@@ -160,7 +161,7 @@ def predict_collection(
                     failed += [(names[indices[place]], reason) for place, reason in reasons.items()]
                 progress.advance(len(loaded))
         rows = [done[name] for name in names if name in done]
-        abstained = None if rule is None else [_abstains(rule, writer, row, out) for row in rows]
+        abstained = None if rule is None else _abstained(rule, writer, rows, out)
         write_csv(out / TABLE_FILE, *with_abstained(["image", *writer.columns, *FAMILIARITY_COLUMNS], rows, abstained))
         if failed:
             write_csv(out / FAILED_FILE, ["image", "reason"], failed)
@@ -187,10 +188,12 @@ def with_abstained(
     return [*columns[:place], ABSTAINED_COLUMN, *columns[place:]], table
 
 
-def _abstains(rule: AbstentionRule, writer: PredictionWriter, row: Row, out: Path) -> bool:
-    entry = writer.sheet_entry(row, out)
-    assert entry is not None, "an adapter with thresholds of confidence has an uncertainty"
-    return rule.abstains(1 - entry.uncertainty)
+def _abstained(rule: AbstentionRule, writer: PredictionWriter, rows: Sequence[Row], out: Path) -> list[bool]:
+    entries = [writer.sheet_entry(row, out) for row in rows]
+    uncertainties = [entry.uncertainty for entry in entries if entry is not None]
+    assert len(uncertainties) == len(rows), "an adapter with thresholds of confidence has an uncertainty"
+    abstained: list[bool] = rule.abstains(1 - np.array(uncertainties)).tolist()
+    return abstained
 
 
 def _sheet_rows(writer: PredictionWriter, names: Sequence[str], done: Mapping[str, Row], out: Path) -> list[SheetRow]:

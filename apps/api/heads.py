@@ -146,9 +146,8 @@ def evaluate(
     """Measure an adapter on one split of a manifest with known targets.
 
     Images that the adapter saw in training or validation, and images of their groups, are left out of a test split.
-    Several
-    adapters are measured on the images that none of them leaves out, with paired differences from the first one. The
-    command is ``dinomed evaluate``.
+    Several adapters are measured on the images that none of them leaves out, with paired differences from the first
+    one. The command is ``dinomed evaluate``.
 
     Args:
         adapter: adapter folder, or the result of `dinomed.train`; or several, to compare them.
@@ -179,7 +178,7 @@ def evaluate(
         >>> report["task"], 0 <= report["metrics"]["auroc"] <= 1
         ('classify', True)
     """
-    from dinomed.adapters.evaluation.evaluate import evaluate_in_full
+    from dinomed.adapters.evaluation.evaluate import evaluate_in_full, predict_split
     from dinomed.adapters.evaluation.runs import compare_runs, name_runs
     from dinomed.io.files import write_json, write_text
     from dinomed.io.output_folder import claimed_folder
@@ -192,16 +191,18 @@ def evaluate(
         manifest = open_dataset(data)
         options: dict[str, Any] = {"device": device, "backbone": backbone, "allow_seen": allow_seen, "unit": unit}
         folders = [str(folder_path(each)) for each in adapters]
-        evaluations = [
-            evaluate_in_full(each, manifest, split, by=by, resamples=resamples, **options) for each in folders
-        ]
-        alone = len(evaluations) == 1
-        report = evaluations[0].result if alone else compare_runs(evaluations, name_runs(folders), resamples=resamples)
+        alone = len(folders) == 1
+        if alone:
+            evaluation = evaluate_in_full(folders[0], manifest, split, by=by, resamples=resamples, **options)
+            report = evaluation.result
+        else:
+            evaluations = [predict_split(each, manifest, split, **options) for each in folders]
+            report = compare_runs(evaluations, name_runs(folders), resamples=resamples)
         if folder is not None:
             from dinomed.apps.pages.evaluation import build_evaluation_page
             from dinomed.apps.pages.sections.runs import build_runs_page
 
-            page = build_evaluation_page(evaluations[0], manifest, names=names) if alone else build_runs_page(report)
+            page = build_evaluation_page(evaluation, manifest, names=names) if alone else build_runs_page(report)
             write_text(folder / REPORT_FILE, page)
             write_json(folder / METRICS_FILE, {key: value for key, value in report.items() if key != "adapter"})
             report |= {"report": str(folder / REPORT_FILE)}
@@ -265,8 +266,10 @@ def predict(
         (1, ['SYN_00000_a.png'])
     """
     _check_unit(unit)
-    if (unit == "group" and dicom_seg) or (keep_ids and not dicom_seg):
-        raise UsageError("`keep_ids=True` is for DICOM segmentations; add `dicom_seg=True`, without `unit=group`")
+    if unit == "group" and dicom_seg:
+        raise UsageError("`dicom_seg=True` is for single images; leave `unit=group` out")
+    if keep_ids and not dicom_seg:
+        raise UsageError("`keep_ids=True` is for DICOM segmentations; add `dicom_seg=True`")
     predictor = _predictor(adapter, backbone, device)
     rule = choose_rule(predictor.abstention, abstain, max_risk)
     if rule is not None and (unit or "image") != predictor.unit:

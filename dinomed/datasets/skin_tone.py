@@ -42,9 +42,10 @@ def typology_angle(image: np.ndarray, lesion: np.ndarray) -> float | None:
     import cv2
 
     assert image.shape[:2] == lesion.shape, (image.shape, lesion.shape)
-    radius = round(MARGIN * float(np.hypot(*lesion.shape)))
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
-    near = cv2.dilate(lesion.astype(np.uint8), kernel).astype(bool)
+    near = np.zeros(lesion.shape, bool)
+    if lesion.any():
+        distance = cv2.distanceTransform((~lesion).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        near = distance <= MARGIN * float(np.hypot(*lesion.shape))
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)  # D65, L* 0 to 100
     lightness, yellow = lab[..., 0], lab[..., 2]
     skin = ~near & (lightness > DARK) & (lightness < BRIGHT)

@@ -8,6 +8,7 @@ import pytest
 from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.evaluation.abstention import summarize_abstention
 from dinomed.adapters.tasks.classify.answer import Answer, calibrate
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.segment.predict import mask_uncertainty
 from dinomed.datasets.manifest import build_manifest
 from dinomed.errors import UsageError
@@ -32,11 +33,11 @@ def test_the_curve_and_its_area_are_those_of_a_loop_with_ties() -> None:
     for row, area in zip(counts, curve.area(counts), strict=True):
         drawn = np.repeat(np.arange(80), row)
         assert area == pytest.approx(areas(confidence[drawn], losses[drawn]))
-    summary = summarize_curve(confidence, losses)
+    summary = summarize_curve(RiskCoverage(confidence, losses))
     assert summary["aurc_best"] <= summary["aurc"]
     assert summary["risk"]["1"] == summary["aurc_uninformed"] == pytest.approx(losses.mean())
-    assert summarize_curve(np.ones(80), losses)["aurc"] == pytest.approx(losses.mean())  # no information
-    assert summarize_curve(-losses, losses)["aurc"] == pytest.approx(summary["aurc_best"])
+    assert summarize_curve(RiskCoverage(np.ones(80), losses))["aurc"] == pytest.approx(losses.mean())  # no information
+    assert summarize_curve(RiskCoverage(-losses, losses))["aurc"] == pytest.approx(summary["aurc_best"])
 
 
 def test_thresholds_keep_the_stated_share_of_groups_or_the_stated_risk() -> None:
@@ -53,7 +54,7 @@ def test_thresholds_keep_the_stated_share_of_groups_or_the_stated_risk() -> None
     rule = choose_rule(table, abstain=0.2)
     assert rule is not None
     assert 0.8 <= rule.coverage < 0.83
-    assert [rule.abstains(value) for value in confidence] == (confidence < rule.threshold).tolist()
+    assert rule.abstains(confidence).tolist() == (confidence < rule.threshold).tolist()
     safe = choose_rule(table, max_risk=0.25)
     assert safe is not None
     assert safe.risk <= 0.25
@@ -113,6 +114,14 @@ def test_the_thresholds_of_a_classifier_are_measured_on_other_images() -> None:
         assert row["coverage"] == pytest.approx(kept.mean())
         assert row["risk"] == pytest.approx(losses[kept].mean())
         assert row["coverage"] == pytest.approx(row["coverage_of_val"], abs=0.12)  # 3 deviations of 300 and 300 images
+    evaluated.groups = [str(i // 4 if i < 200 else i) for i in range(300)]  # on val, too, a group counts as one image
+    weights = np.r_[np.full(200, 0.25), np.ones(100)]
+    by_group = summarize_abstention(evaluated, 50)
+    assert by_group is not None
+    for row in by_group["thresholds"]:
+        kept = answer.confidence(probabilities) >= row["threshold"]
+        assert row["coverage"] == pytest.approx(weights[kept].sum() / weights.sum())
+        assert row["risk"] == pytest.approx(np.average(losses[kept], weights=weights[kept]))
     without = EvaluatedValues(manifest, manifest.units(), {"error": losses}, lambda rows: {}, errors=("error",))
     assert summarize_abstention(without, 10) is None
 
@@ -122,7 +131,16 @@ def test_labels_that_may_occur_together_lose_the_share_of_their_wrong_labels() -
     values = np.array([[0.9, 0.1], [0.4, 0.3]])
     targets = np.array([[1.0, 1.0, 0.0], [np.nan, 1.0, 1.0]])  # the last label is unknown to training
     assert answer.losses(values, targets).tolist() == [1 / 3, 1 / 2]
-    assert answer.confidence(values).tolist() == [0.9, 0.6]
+    assert answer.confidence(values).tolist() == [0.9, 0.3]  # b is present by its threshold, with a probability of 0.3
+
+
+def test_the_uncertainty_in_the_table_is_that_of_the_thresholds() -> None:
+    """`predict` abstains by the column, and the thresholds were chosen by `Answer.confidence`."""
+    answer = Answer(multilabel=True, thresholds=(0.5, 0.2), columns=("a", "b"))
+    predictor = ClassifyPredictor.__new__(ClassifyPredictor)
+    predictor.answer = answer
+    for row in np.random.default_rng(0).random((20, 2)):
+        assert 1 - predictor.uncertainty(row) == pytest.approx(answer.confidence(row[None])[0])
 
 
 def test_the_confidence_of_a_mask_is_the_dice_that_its_probabilities_expect() -> None:

@@ -95,11 +95,13 @@ class Answer(Config):
     def confidence(self, values: np.ndarray) -> np.ndarray:
         """Return how sure predictions are, float64 (N,), from probabilities (N, K), rounded as in the table.
 
-        It is the probability of the predicted class; of labels that may occur together that of the least certain one,
-        present or absent.
+        It is the probability of the predicted class; of labels that may occur together the smallest probability that
+        the decision about a label, present or absent by its threshold, is right.
         """
         rounded = np.round(np.asarray(values, np.float64), DECIMALS)
-        return np.asarray(np.maximum(rounded, 1 - rounded).min(axis=1) if self.multilabel else rounded.max(axis=1))
+        if not self.multilabel:
+            return np.asarray(rounded.max(axis=1))
+        return np.asarray(np.where(rounded >= self._limits(rounded.shape[1]), rounded, 1 - rounded).min(axis=1))
 
     def losses(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Return the loss of each prediction, float64 (N,): 1 for a wrong class, or the share of wrong known labels.
@@ -111,11 +113,14 @@ class Answer(Config):
         if not self.multilabel:
             return np.asarray(values.argmax(axis=1) != targets, float)
         wide = np.pad(values, ((0, 0), (0, targets.shape[1] - values.shape[1])))
-        chosen = [0.5 if value is None else value for value in self.thresholds]
-        limits = np.array([*chosen, *[0.5] * targets.shape[1]])[: targets.shape[1]]
         known = ~np.isnan(targets)
-        wrong = ((wide >= limits) != (targets == 1)) & known
+        wrong = ((wide >= self._limits(targets.shape[1])) != (targets == 1)) & known
         return np.asarray(wrong.sum(axis=1) / np.maximum(known.sum(axis=1), 1))
+
+    def _limits(self, count: int) -> np.ndarray:
+        """Return the thresholds of the first `count` labels; 0.5 for those without one."""
+        chosen = [0.5 if value is None else value for value in self.thresholds]
+        return np.array([*chosen, *[0.5] * count])[:count]
 
     @property
     def loss_name(self) -> str:

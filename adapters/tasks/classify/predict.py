@@ -112,10 +112,8 @@ class ClassifyPredictor(Predictor):
         return ", ".join(f"{name} {100 * value:.0f}%" for name, value in named if name in labels) or "no label"
 
     def uncertainty(self, values: np.ndarray) -> float:
-        """Return 1 minus the probability of the predicted class; of several labels, 1 at 50% for the least certain."""
-        if self.answer.multilabel:
-            return float((1 - np.abs(2 * values - 1)).max())
-        return 1 - float(values.max())
+        """Return 1 minus the confidence (`Answer.confidence`) of a row of probabilities."""
+        return 1 - float(self.answer.confidence(values[None])[0])
 
     @torch.inference_mode()
     def group_rows(self, batches: Iterable[Tensor], groups: Groups) -> np.ndarray:

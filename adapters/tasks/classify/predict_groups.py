@@ -98,7 +98,7 @@ def predict_group_table(
         table = [done[str(place)][1:] for place in range(len(groups))]
         columns = ["group", "images", "predicted", *predictor.classes, *sets, *FAMILIARITY_COLUMNS]
         values = np.array([row[3 : 3 + len(predictor.classes)] for row in table], np.float64)
-        abstained = None if rule is None else [rule.abstains(value) for value in predictor.answer.confidence(values)]
+        abstained = None if rule is None else rule.abstains(predictor.answer.confidence(values)).tolist()
         write_csv(out / TABLE_FILE, *with_abstained(columns, table, abstained))
         finish(out, plan)
     return GroupPredictionResult(len(groups), kept, sum(abstained or ()))

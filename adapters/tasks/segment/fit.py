@@ -1,7 +1,7 @@
 """Training of segmenters. It takes minutes on two cores if features are cached."""
 
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from dinomed.adapters.tasks.segment.masks import (
     choose_thresholds,
     dice_of_logits,
     dice_of_maps,
+    dice_of_targets,
     shrink_targets,
 )
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
@@ -97,7 +98,6 @@ class SegmenterFit(HeadFit):
 
     def _measure_confidence(self) -> AbstentionTable:
         """Compare the confidence of the masks of val with their Dice, at the chosen thresholds."""
-        self.__dict__.pop("predictor", None)  # it was made without the thresholds
         predictor, schema, val = self.predictor, self.schema, self.splits.val
         predicted = None if self.plain else predicted_maps(predictor, val)
         confidence, losses = [], []
@@ -108,9 +108,7 @@ class SegmenterFit(HeadFit):
                 outputs = self.adapter(self.features.val([row])).float()
                 maps = predictor.activate(interpolate(outputs, targets.shape[1:], mode="bilinear"))[0].cpu().numpy()
             confidence.append(predictor.confidence(maps))
-            pairs = zip(schema.planes(targets), schema.planes(predictor.decide(maps)), strict=True)
-            planes = [pair for k, pair in enumerate(pairs) if k in schema.reported]
-            losses.append(1 - float(np.mean([plane_dice(target, mask) for target, mask in planes])))
+            losses.append(1 - dice_of_targets(predictor.decide(maps), targets, schema))
         return abstention_table(np.array(confidence), np.array(losses), val.units(), LOSS)
 
     def read_masks(self) -> None:
@@ -129,9 +127,9 @@ class SegmenterFit(HeadFit):
         self.val_masks = Masks(splits.val, size, "val", self.schema)
         self.digest = train.digest() + self.val_masks.digest()
 
-    @cached_property
+    @property
     def predictor(self) -> SegmentPredictor:
-        """The predictor of the future bundle, while head and backbone are still trained.
+        """The predictor of the future bundle with what is chosen so far, while head and backbone are still trained.
 
         It makes the choices on val valid for the predictions of the bundle.
         """
@@ -152,16 +150,6 @@ class SegmenterFit(HeadFit):
         val_masks = prefetch(partial(self.schema.read, self.splits.val), range(len(self.splits.val)), None)
         for maps, known in zip(predicted_maps(self.predictor, self.splits.val), val_masks, strict=True):
             yield dice_of_maps(maps, known, self.schema)
-
-
-def plane_dice(target: np.ndarray, mask: np.ndarray) -> float:
-    """Return the Dice of two masks of 0 and 1; 1 if both are empty.
-
-    >>> plane_dice(np.array([1, 1, 0]), np.array([0, 1, 1])), plane_dice(np.zeros(3), np.zeros(3))
-    (0.5, 1.0)
-    """
-    total = float(target.sum(dtype=np.int64) + mask.sum(dtype=np.int64))
-    return 2 * float((target.astype(bool) & mask.astype(bool)).sum()) / total if total else 1.0
 
 
 def predicted_maps(predictor: SegmentPredictor, manifest: Manifest) -> Iterator[np.ndarray]:

@@ -98,13 +98,22 @@ class SegmentPredictor(DensePredictor):
         return probabilities[list(self.schema.reported)].sum(axis=0).clip(0, 1)
 
     def confidence(self, probabilities: np.ndarray) -> float:
-        """Return how sure the mask of an image is: 1 minus its `mask_uncertainty`, rounded as in the table.
+        """Return how sure the mask of an image is: 1 minus its `uncertainty`, rounded as in the table.
 
         Args:
             probabilities: float32 (classes, H, W).
         """
-        inside = self.schema.any_class(self.decide(probabilities)).astype(bool)
-        return round(1 - mask_uncertainty(self.any_class(probabilities), inside), DECIMALS)
+        return round(1 - self.uncertainty(probabilities, self.decide(probabilities)), DECIMALS)
+
+    def uncertainty(self, probabilities: np.ndarray, decided: np.ndarray) -> float:
+        """Return the `mask_uncertainty` of an image, of several classes their mean, as the Dice is.
+
+        Args:
+            probabilities: float32 (classes, H, W).
+            decided: uint8 (planes, H, W), of `decide`.
+        """
+        planes = self.schema.planes(decided).astype(bool)
+        return float(np.mean([mask_uncertainty(probabilities[k], planes[k]) for k in self.schema.reported]))
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """Return the decision at each pixel, uint8 (planes, H, W) as in `mask_schema`, from float32 (classes, H, W)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from dinomed.adapters.tasks.dicom_seg import DicomSegmentations
 from dinomed.adapters.tasks.segment.coco import IMAGES_FILE, OBJECTS_FILE, RESULTS_FILE, CocoResults
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
-from dinomed.adapters.tasks.segment.predict import SegmentPredictor, mask_uncertainty, summarize
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor, summarize
 from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry
 from dinomed.datasets.manifest import Manifest
 from dinomed.images.labelmap import read_label_map, write_label_map
@@ -89,7 +89,7 @@ class SegmentWriter(PredictionWriter):
     def _write(self, index: int, probabilities: np.ndarray, decided: np.ndarray, out: Path) -> Row:
         name, file = self.names[index], self.files[index]
         inside = self.schema.any_class(decided).astype(bool)
-        uncertainty = f"{mask_uncertainty(self.predictor.any_class(probabilities), inside):.4f}"
+        uncertainty = f"{self.predictor.uncertainty(probabilities, decided):.4f}"
         if self.coco is not None:
             self.coco.save(out, name, self.schema.planes(decided), probabilities)
         if not self.single:

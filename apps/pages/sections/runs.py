@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from dinomed.adapters.task import find_task
+from dinomed.apps.pages.sections.summary import used_seen
 from dinomed.html.page import build_page, build_table, code, heading, paragraph, with_contents
 from dinomed.html.words import format_interval, format_value
 
@@ -15,7 +16,7 @@ def build_runs_page(report: Mapping[str, Any]) -> str:
     """Return the page, from the report of `dinomed.adapters.evaluation.runs.compare_runs`."""
     titles = find_task(report["task"]).metric_titles
     boot = report["bootstrap"]
-    over = "groups" if boot["over"] == "groups" else "images"
+    over = boot["over"]
     note = (
         f"Intervals: {boot['level']:.0%}, {boot['resamples']:,} resamples of {over}. A resample draws the same {over} "
         "for all adapters, so a difference is that of pairs. With many metrics and adapters some intervals exclude 0 "
@@ -37,7 +38,10 @@ def build_runs_page(report: Mapping[str, Any]) -> str:
         parts += [f"<h3>{escape(titles.get(name, name))} ({better} is better)</h3>", build_table(columns, rows, best)]
     parts += [heading("Data"), build_table(("adapter", "image size", "images not compared"), _data_rows(report))]
     parts.append(
-        paragraph("Images are compared that no adapter leaves out. An adapter leaves out images of its own training.")
+        paragraph(
+            "Images are compared that no adapter leaves out. On a test split an adapter leaves out images of its own "
+            "training, unless seen images are allowed."
+        )
     )
     command = f"dinomed evaluate {report['reference']} --data DATA --split {report['split']} -o report"
     parts += [heading("Next"), paragraph("The page of a single adapter, with curves and cases:"), code(command)]
@@ -63,7 +67,10 @@ def describe_runs(report: Mapping[str, Any]) -> str:
         if runs
     ]
     unit = "groups" if report["unit"] == "group" else "images"
-    return f"{title} on {report['n']:,} {unit} of {report['groups']:,} independent groups: {'; '.join(parts)}."
+    seen = [run["name"] for run in report["runs"] if used_seen(run["seen_in_training"])]
+    warning = f" METRICS TOO HIGH: the fit of {', '.join(seen)} used some of these images or groups." if seen else ""
+    data = f"{report['n']:,} {unit} of {report['groups']:,} independent groups"
+    return f"{title} on {data}: {'; '.join(parts)}.{warning}"
 
 
 def difference_rows(report: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from dinomed.adapters.evaluated import MIN_GROUPS
 from dinomed.adapters.task import find_task
 from dinomed.html.page import code, heading, paragraph
 
@@ -32,13 +33,18 @@ def _limits(result: Mapping[str, Any]) -> list[str]:
     """Return sentences on what makes the result uncertain or too high."""
     seen, unlike, groups = result["seen_in_training"], result["unlike_training"], result["bootstrap"]["groups"]
     limits = []
-    if (seen["images"] or seen["of_seen_groups"]) and not seen["left_out"]:
+    if used_seen(seen):
         limits.append("METRICS TOO HIGH: the fit used some of these images or groups.")
-    if groups < 20:
+    if groups < MIN_GROUPS:
         limits.append(f"With {groups} groups the interval is a rough estimate.")
     if unlike["problem"] is None and unlike["images"]:
         limits.append(f"{unlike['images']:,} of {unlike['of']:,} images are unlike the training images.")
     return limits
+
+
+def used_seen(seen: Mapping[str, Any]) -> bool:
+    """Return whether images or groups of the fit are among the evaluated ones (entry `seen_in_training`)."""
+    return bool(seen["images"] or seen["of_seen_groups"]) and not seen["left_out"]
 
 
 def build_next_steps(result: Mapping[str, Any]) -> list[str]:

@@ -34,8 +34,8 @@ class AbstentionRule:
     risk: float
     loss: str
 
-    def abstains(self, confidence: float) -> bool:
-        """Return whether a prediction is abstained. Confidences are rounded as in the table of predictions."""
+    def abstains(self, confidence: np.ndarray) -> np.ndarray:
+        """Return which predictions are abstained, bool (N,); confidences (N,) are rounded as in the table."""
         return confidence < self.threshold - 1e-9
 
 
@@ -50,7 +50,7 @@ class AbstentionTable(Config):
     """
 
     loss: str
-    thresholds: tuple[float, ...] = Field(min_length=1, max_length=1000)
+    thresholds: tuple[float, ...] = Field(min_length=1, max_length=100)
     coverages: tuple[float, ...]
     risks: tuple[float, ...]
 

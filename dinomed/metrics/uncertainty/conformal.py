@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.metrics.bootstrap import LEVEL, RESAMPLES, bootstrap_mean, group_index
+from dinomed.metrics.ratios import divide, row_means
 
 COVERAGE = 0.9
 """Default coverage of prediction sets."""
@@ -79,7 +80,6 @@ def set_metrics(
     names: Sequence[str],
     *,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Compute the coverage and the size of prediction sets over groups, with intervals.
 
@@ -89,7 +89,6 @@ def set_metrics(
         groups: group of each image.
         names: the K classes, then classes that the classifier does not know.
         resamples: number of bootstrap resamples of the groups.
-        seed: of the resamples.
 
     Returns:
         `coverage` and `mean_size`, means over groups of their mean, each with `_low` and `_high`; `groups`; `sizes`,
@@ -100,12 +99,9 @@ def set_metrics(
     columns = [covered, size, *(np.where(labels == index, covered, np.nan) for index in range(len(names)))]
     index = group_index(groups)
     means = np.stack([_group_means(column, index) for column in columns], axis=1)
-    intervals = bootstrap_mean(means, list(range(len(means))), resamples=resamples, seed=seed, level=LEVEL)
+    intervals = bootstrap_mean(means, list(range(len(means))), resamples=resamples, level=LEVEL)
     known = ~np.isnan(means)
-    values = np.divide(
-        np.where(known, means, 0).sum(axis=0), known.sum(axis=0), out=np.full(len(columns), np.nan),
-        where=known.any(axis=0),
-    )  # fmt: skip
+    values = row_means(means.T)
 
     def describe(name: str, place: int) -> dict[str, float]:
         low, high = intervals[place].low, intervals[place].high
@@ -128,4 +124,4 @@ def _group_means(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     known = ~np.isnan(values)
     count = np.bincount(index, weights=known)
     total = np.bincount(index, weights=np.where(known, values, 0.0))
-    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    return divide(total, count)

@@ -60,14 +60,14 @@ class RiskCoverage:
         return divide((np.nan_to_num(risk) * number).sum(axis=1), number.sum(axis=1))
 
 
-def summarize_curve(confidence: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
+def summarize_curve(curve: RiskCoverage) -> dict[str, Any]:
     """Return `aurc`, `aurc_uninformed` (the risk at full coverage), `aurc_best` (the smallest possible area), and
     `risk`: the risk of the most confident 100, 95, 90, 80, 70 and 50 percent (name to value).
 
     A share that falls into a step of equal confidences is filled up with the whole step.
     """
-    curve = RiskCoverage(confidence, losses)
     coverage, risk = curve.points()
+    losses = curve.losses
     shares = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
     places = [min(int(np.searchsorted(coverage, share - 1e-12)), len(risk) - 1) for share in shares]
     return {

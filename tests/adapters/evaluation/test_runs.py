@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.evaluation.evaluate import Evaluation
 from dinomed.adapters.evaluation.runs import compare_runs
+from dinomed.adapters.tasks.classify.answer import Answer
+from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
 from dinomed.apps.pages.sections.runs import build_runs_page, describe_runs
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
@@ -25,7 +28,7 @@ def evaluation(manifest: Manifest, rows: list[int], dice: np.ndarray, **changes:
     evaluated = EvaluatedValues(part, part.units(), columns, lambda rows: {}, errors=("hd95_px",))
     result = {
         "task": "segment", "split": "test", "unit": "image", "image_size": 32, "backbone": {"name": "vit"},
-        "bootstrap": {"over": "groups"}, **changes,
+        "seen_in_training": {"images": 0, "of_seen_groups": 0, "left_out": False}, **changes,
     }  # fmt: skip
     return Evaluation(result, evaluated, SimpleNamespace(classes=changes.get("classes", ["lesion"])))  # type: ignore[arg-type]
 
@@ -66,11 +69,43 @@ def test_what_cannot_be_compared_is_refused(manifest: Manifest) -> None:
             compare_runs([first, other], ["a", "b"], resamples=20)
 
 
+def classified(manifest: Manifest, targets: np.ndarray, names: list[str], **answer: Any) -> Evaluation:
+    """An evaluation of a classifier of the classes a and b with random probabilities."""
+    part = manifest.take(list(range(len(targets))))
+    probabilities = np.random.default_rng(0).dirichlet((1, 1), len(targets))
+    evaluated = EvaluatedClasses(part, part.units(), targets, probabilities, names, Answer(**answer))
+    base = evaluation(manifest, list(range(len(targets))), np.ones(len(targets)), task="classify", classes=["a", "b"])
+    return replace(base, evaluated=evaluated)
+
+
+def test_adapters_of_equal_classes_on_other_labels_are_refused_and_unknown_classes_do_not_matter(
+    manifest: Manifest,
+) -> None:
+    targets = np.resize([0, 1, 1, 2], 12)
+    first = classified(manifest, targets, ["a", "b", "c"])
+    compare_runs([first, classified(manifest, targets + (targets == 2), ["a", "b", "d", "c"])], ["x", "y"], resamples=5)
+    several = np.stack([targets == 0, targets == 1], axis=1).astype(float)
+    for other in (
+        classified(manifest, 1 - np.minimum(targets, 1), ["a", "b"]),
+        classified(manifest, several, ["a", "b"], multilabel=True),
+    ):
+        with pytest.raises(UsageError, match="x and y were trained on different labels"):
+            compare_runs([first, other], ["x", "y"], resamples=5)
+
+
+def test_an_adapter_that_was_trained_on_the_images_is_named(manifest: Manifest) -> None:
+    rows, dice = list(range(10)), np.linspace(0, 1, 10)
+    seen = {"images": 4, "of_seen_groups": 0, "left_out": False}
+    runs = [evaluation(manifest, rows, dice), evaluation(manifest, rows, dice, seen_in_training=seen)]
+    report = compare_runs(runs, ["a", "b"], resamples=5)
+    assert "METRICS TOO HIGH: the fit of b used" in describe_runs(report)
+    assert "METRICS TOO HIGH: the fit of b used" in build_runs_page(report)
+
+
 def test_the_command_compares_adapters(user_folder: Path, run, tmp_path: Path) -> None:
+    shutil.copytree(user_folder, tmp_path / "user")
     for name in ("one", "two"):
-        shutil.copytree(user_folder, tmp_path / "user", dirs_exist_ok=True, ignore=shutil.ignore_patterns("lesions"))
         shutil.copytree(user_folder / "cls", tmp_path / "user" / name)
-    shutil.copytree(user_folder / "lesions", tmp_path / "user" / "lesions")
     data = ("--data", tmp_path / "user" / "derm.parquet", "--resamples", "50", "--quiet")
     adapters = (tmp_path / "user" / "one", tmp_path / "user" / "two")
     code, out, err = run("evaluate", *adapters, *data, "-o", tmp_path / "out", "--json")

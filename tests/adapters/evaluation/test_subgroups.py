@@ -51,6 +51,23 @@ def test_columns_bands_and_pairs_hold_each_row_once_in_order() -> None:
     assert values_of(odd, "a:1") == values_of(odd, "a*b") == ["x", "y"]
 
 
+def test_quartiles_of_large_numbers_have_names_of_their_own() -> None:
+    dates = [str(20200100 + day) for day in range(1, 29)]
+    subgroups = split_subgroups(build(taken=dates), "taken")
+    assert [len(subgroup.rows) for subgroup in subgroups] == [7, 7, 7, 7]
+    assert subgroups[0].value.startswith("from 20200101 to 20200107")
+
+
+def test_a_subgroup_is_judged_by_the_groups_for_which_a_metric_is_defined() -> None:
+    manifest = build(site=["x"] * 30 + ["y"] * 30, group=[str(i) for i in range(60)])
+    distance = np.where(np.arange(60) < 30, 5.0, np.nan)
+    distance[30] = 99.0  # the only image of y with a lesion in both masks
+    columns = {"dice": np.linspace(0.5, 0.9, 60), "hd95_px": distance}
+    values = EvaluatedValues(manifest, manifest.units(), columns, lambda rows: {}, errors=("hd95_px",))
+    dice, hd95 = compare(values, split_subgroups(manifest, "site"), 20)["measures"]
+    assert (dice["too_small"], hd95["too_small"], hd95["worst"]) == ([], ["y"], None)
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

@@ -44,6 +44,10 @@ def test_predictions_of_low_confidence_are_marked_and_counted(
     kept = sum((not left_out) / count for left_out, count in zip(abstained, share, strict=True)) / len(set(groups))
     assert kept >= 0.7
     assert f"which keeps {kept:.0%} of the validation images" in report["abstention"]
+    risk = 0.95  # that some threshold of every adapter keeps
+    code, out, err = run("predict", user_folder / task, val, "-o", tmp_path / "risk", "--max-risk", risk, "--json")
+    assert code == 0, err
+    assert json.loads(out)["abstained"] == [row["abstained"] for row in rows_of(tmp_path / "risk")].count("yes")
     code, out, err = run("predict", user_folder / task, val, "-o", tmp_path / "b", "--quiet")
     assert code == 0, err
     assert "abstained" not in rows_of(tmp_path / "b")[0]
