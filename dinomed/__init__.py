@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from dinomed.apps.api.datasets import scan as scan
     from dinomed.apps.api.demo import demo as demo
     from dinomed.apps.api.doctor import doctor as doctor
+    from dinomed.apps.api.export import export as export
     from dinomed.apps.api.heads import evaluate as evaluate
-    from dinomed.apps.api.heads import export as export
     from dinomed.apps.api.heads import load_adapter as load_adapter
     from dinomed.apps.api.heads import predict as predict
     from dinomed.apps.api.heads import train as train
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from dinomed.apps.api.pretraining import plan_pretraining as plan_pretraining
     from dinomed.apps.api.pretraining import pretrain as pretrain
     from dinomed.apps.api.retrieval import build_index as build_index
+    from dinomed.apps.api.retrieval import evaluate_index as evaluate_index
     from dinomed.apps.api.retrieval import load_index as load_index
-    from dinomed.apps.api.search import evaluate_index as evaluate_index
-    from dinomed.apps.api.search import search as search
+    from dinomed.apps.api.retrieval import search as search
     from dinomed.apps.api.show.maps import show_map as show_map
     from dinomed.apps.api.show.patches import show_attention as show_attention
     from dinomed.apps.api.show.patches import show_pca as show_pca
@@ -63,11 +63,11 @@ _MODULES = {
     "load_adapter": "api.heads",
     "evaluate": "api.heads",
     "predict": "api.heads",
-    "export": "api.heads",
+    "export": "api.export",
     "build_index": "api.retrieval",
     "load_index": "api.retrieval",
-    "search": "api.search",
-    "evaluate_index": "api.search",
+    "search": "api.retrieval",
+    "evaluate_index": "api.retrieval",
     "show_pca": "api.show.patches",
     "show_attention": "api.show.patches",
     "show_match": "api.show.relations",

@@ -1,4 +1,4 @@
-"""Heads on frozen features: training, evaluation, prediction and export."""
+"""Heads on frozen features: training, evaluation and prediction."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,7 +16,6 @@ from dinomed.apps.api.backbones import BackboneLike, load_backbone
 from dinomed.apps.api.inputs import (
     DatasetLike,
     FolderLike,
-    HasFolder,
     PathLike,
     Settings,
     cache_folder,
@@ -290,58 +289,6 @@ def predict(
         raise UsageError("`coco=True` is for segmenters, and `unit=group` for classifiers; give one of the two")
     groups = find_task(predictor.task).predict_groups(predictor, manifest, Path(out), overwrite=overwrite, rule=rule)
     return PredictionResult(Path(out), groups.groups, groups.kept, [], None, rule, groups.abstained)
-
-
-def export(
-    source: FolderLike,
-    format: str,
-    out: PathLike,
-    *,
-    dynamic_size: bool = False,
-    weights: PathLike | None = None,
-    backbone: PathLike | None = None,
-    image_size: int | None = None,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Write a backbone or an adapter in the format of another library, and compare it with the original.
-
-    The folder holds the model, a card (README.md), a NOTICE and export.json. Nothing is written if the other library
-    gives different values. The command is ``dinomed export``.
-
-    Args:
-        source: adapter folder, run folder, backbone folder, or the name of a backbone.
-        format: onnx, safetensors, timm, transformers or monai.
-        out: folder to write.
-        dynamic_size: for onnx, accept images of any size.
-        weights: file with the weights of a backbone that is given by name.
-        backbone: for an adapter, path of its backbone, if that was moved.
-        image_size: side of the square to which images are resized, px.
-        overwrite: replace an earlier export in `out`.
-
-    Returns:
-        The report of export.json, with ``output``, ``files`` and ``parity`` (the largest difference).
-
-    Raises:
-        UsageError: the format does not fit, a package is not installed, or `out` is in use.
-        DinomedError: the exported model gives other values than the original.
-
-    Example:
-        >>> report = dinomed.export("runs/ssl", "safetensors", out="exported")
-        >>> "model.safetensors" in report["files"]
-        True
-    """
-    from dinomed.adapters.export.run import check_format
-    from dinomed.adapters.export.run import export as write_export
-    from dinomed.adapters.export.source import load_source
-
-    check_format(format)
-    moved = None if backbone is None else str(backbone)
-    path = str(folder_path(source)) if isinstance(source, HasFolder) else str(source)
-    loaded = load_source(
-        path, weights=None if weights is None else Path(weights), backbone=moved, image_size=image_size
-    )
-    report = write_export(loaded, format, out, dynamic_size=dynamic_size, backbone=moved, overwrite=overwrite)
-    return {"output": str(out), **report}
 
 
 def _check_unit(unit: str | None) -> None:

@@ -1,20 +1,34 @@
-"""Similarity search: indexes of images."""
+"""Similarity search: indexes of images, search with images, and evaluation of an index."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
+from dinomed.adapters.retrieval import evaluate
 from dinomed.adapters.retrieval.build import build_index as write_index
 from dinomed.adapters.retrieval.engine import parse_kind
 from dinomed.adapters.retrieval.filters import choose_rows, parse_conditions
 from dinomed.adapters.retrieval.pool import Pooling, parse_pool
-from dinomed.adapters.retrieval.search import ImageIndex
+from dinomed.adapters.retrieval.search import ImageIndex, QueryResult
 from dinomed.adapters.retrieval.search import load_index as read_image_index
 from dinomed.apps.api.backbones import BackboneLike, load_backbone
 from dinomed.apps.api.inputs import DatasetLike, FolderLike, PathLike, cache_folder, folder_path
+from dinomed.apps.pages.matches import draw_matches
 from dinomed.datasets.open import open_dataset
+from dinomed.images.read import UnreadableImage, read_image
+from dinomed.io.files import replacing, write_json
+from dinomed.io.output_folder import claimed_folder
 from dinomed.log import logger
+from dinomed.notice import RESEARCH_USE
+
+RESULTS_FILE = "results.json"
+
+IndexLike = ImageIndex | FolderLike
 
 
 def build_index(
@@ -118,3 +132,179 @@ def load_index(
         ([1, 2, 3], 'images/SYN_00000_a.jpg')
     """
     return read_image_index(folder_path(folder), device, backbone)
+
+
+def search(
+    images: DatasetLike,
+    index: IndexLike,
+    *,
+    k: int = 10,
+    exclude_same_group: bool = False,
+    where: Sequence[str] = (),
+    exact: bool = False,
+    evidence: bool = False,
+    out: PathLike | None = None,
+    backbone: PathLike | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Find the most similar images of an index for each image of a folder or a manifest.
+
+    Similarity is the cosine similarity of backbone features (1 for the same image), not of diagnoses. For images in
+    memory use ``dinomed.load_index(folder).search(images)``. The command is ``dinomed search``.
+
+    Args:
+        images: a manifest, or the path of a manifest, a folder or an image.
+        index: a loaded index, the folder of an index, or the result of `dinomed.build_index`.
+        k: results for each image.
+        exclude_same_group: leave out the query image itself, and images of its patient, lesion or video.
+        where: conditions on the index, such as ``"split=train"``; only images that meet all are results.
+        exact: compare with every image, even if the index is approximate.
+        evidence: report too which patches of the query and of each result match.
+        out: folder for results.json and, with `evidence`, pictures of the matches; None writes nothing.
+        backbone: path of the backbone of the index, if that was moved.
+        overwrite: replace an earlier search in `out`.
+        device: device of an index that is given by its folder.
+
+    Returns:
+        The report that ``dinomed search --json`` prints: ``queries``, each with its ``image`` and ``results``;
+        ``unreadable`` with the reason for each image that cannot be read; and ``notes``.
+
+    Raises:
+        UsageError: no images, a condition that no image meets, `k` below 1, or `out` is in use.
+        DinomedError: the index is damaged, or its backbone is missing.
+
+    Example:
+        >>> report = dinomed.search("lesions/images", "runs/index", k=3, exclude_same_group=True)
+        >>> len(report["queries"]), [hit["rank"] for hit in report["queries"][0]["results"]]
+        (60, [1, 2, 3])
+    """
+    conditions = parse_conditions(where)
+    image_index = _open_index(index, backbone, device)
+    manifest = open_dataset(images, allow_unreadable=True)
+    failed = [{"image": name, "reason": reason} for name, reason in manifest.unreadable]
+    notes = []
+    if k > len(image_index):
+        notes.append(f"`k={k}`: the index holds {len(image_index)} images; no more results are possible")
+    results = image_index.search_manifest(
+        manifest, k, conditions=conditions, exclude_same_group=exclude_same_group, exact=exact
+    )
+    # only now, so that a refused search leaves no empty folder
+    claim = nullcontext() if out is None else claimed_folder(out, marker=RESULTS_FILE, overwrite=overwrite)
+    with claim as folder:
+        if folder is not None:
+            _remove_pictures(folder)
+        queries: list[dict[str, Any]] = []
+        for row, result in enumerate(results):
+            if result.error is not None:
+                failed.append({"image": result.image, "reason": result.error})
+                continue
+            hits = [image_index.hit(neighbor, rank).to_json() for rank, neighbor in enumerate(result.neighbors, 1)]
+            if evidence:
+                _add_evidence(image_index, manifest.path(row), row, result, hits, folder)
+            exclusion = (
+                {"kept_out": result.num_excluded, "group_known": result.group_known} if exclude_same_group else {}
+            )
+            queries.append({"image": result.image, **exclusion, "results": hits})
+        unknown = sum(exclude_same_group and not query["group_known"] for query in queries)
+        if unknown:
+            notes.append(
+                f"the group of {unknown} of {len(queries)} images is not known, so only the image itself is left out; "
+                "give a manifest with groups"
+            )
+        for note in notes:
+            logger.warning(note)
+        report = {
+            "purpose": RESEARCH_USE,
+            "index": {
+                "path": "" if isinstance(index, ImageIndex) else str(index),
+                "images": len(image_index),
+                "kind": image_index.vector_index.record.kind,
+                "backbone": image_index.backbone.name,
+                "fingerprint": image_index.backbone.fingerprint,
+            },
+            "k": k,
+            "where": [str(condition) for condition in conditions],
+            "exclude_same_group": exclude_same_group,
+            "queries": queries,
+            "unreadable": failed,
+            "notes": notes,
+        }
+        if folder is not None:
+            write_json(folder / RESULTS_FILE, report)
+    return report
+
+
+def evaluate_index(
+    index: IndexLike,
+    data: DatasetLike,
+    *,
+    split: str = "test",
+    label: str = "label",
+    where: Sequence[str] = (),
+    backbone: PathLike | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measure an index by labels: mAP, recall and precision among the first k results.
+
+    Each labelled image of the split is a query, and images of the index with its label are relevant. The query itself
+    and its group are left out. Intervals (95%) are from a bootstrap over groups. The command is
+    ``dinomed search --evaluate``.
+
+    Args:
+        index: a loaded index, the folder of an index, or the result of `dinomed.build_index`.
+        data: a manifest with labels.
+        split: split whose images are the queries.
+        label: column of the labels, in `data` and in the index.
+        where: conditions on the index, such as ``"split=train"`` to search among training images only.
+        backbone: path of the backbone of the index, if that was moved.
+        device: device of an index that is given by its folder.
+
+    Returns:
+        The report that ``dinomed search --evaluate --json`` prints: ``metrics`` with ``map``, ``recall@k`` and
+        ``precision@k`` for k = 1, 5 and 10, and the same in ``per_class``.
+
+    Raises:
+        UsageError: no labels, an empty split, or a condition that no image meets.
+        DinomedError: an image cannot be read, or the index is damaged.
+
+    Example:
+        >>> report = dinomed.evaluate_index("runs/index", "lesions.parquet", where=["split=train"])
+        >>> 0 < report["metrics"]["map"] < 1, sorted(report["per_class"])
+        (True, ['irregular', 'regular', 'vascular'])
+    """
+    image_index = _open_index(index, backbone, device)
+    return evaluate.evaluate_index(
+        image_index, open_dataset(data), split, label=label, conditions=parse_conditions(where)
+    )
+
+
+def _open_index(index: IndexLike, backbone: PathLike | None, device: str) -> ImageIndex:
+    return index if isinstance(index, ImageIndex) else load_index(index, backbone=backbone, device=device)
+
+
+def _remove_pictures(folder: Path) -> None:
+    """Remove the pictures of an earlier search, recognised by their names; other files stay."""
+    for path in folder.glob("*_*.jpg"):
+        if path.stem.replace("_", "").isdigit() and path.is_file():
+            path.unlink()
+
+
+def _add_evidence(
+    image_index: ImageIndex, query: Path, row: int, result: QueryResult, hits: list[dict[str, Any]], out: Path | None
+) -> None:
+    """Add the matching patches to each of `hits`; with `out` also draw them, to ``QUERY_RANK.jpg``."""
+    all_evidence = image_index.evidence(image_index.backbone.preprocessing.read(query), result.neighbors)
+    for hit, neighbor, evidence in zip(hits, result.neighbors, all_evidence, strict=True):
+        hit["evidence"] = None if evidence is None else evidence.to_json()
+        if evidence is None:
+            hit["evidence_missing"] = "the indexed image can no longer be read"
+        elif out is not None:
+            name = f"{row + 1:04d}_{hit['rank']:02d}.jpg"
+            try:
+                drawn = draw_matches(read_image(query), image_index.read_image(neighbor.row), evidence)
+            except UnreadableImage:  # arrays and images of several bands cannot be drawn
+                continue
+            with replacing(out / name) as temporary:
+                Image.fromarray(drawn).save(temporary, format="JPEG", quality=92)
+            hit["evidence"]["picture"] = name

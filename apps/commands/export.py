@@ -29,7 +29,7 @@ def export(
     The folder has a card (README.md), a NOTICE and export.json. For research use only, not for diagnosis.
     """
     arguments = locals()
-    from dinomed.apps.api.heads import export as export_model
+    from dinomed.apps.api.export import export as export_model
     from dinomed.apps.output import api_arguments, emit
 
     report = export_model(**api_arguments(arguments))

@@ -59,7 +59,7 @@ def search(
     diagnosis.
     """
     arguments = locals()
-    from dinomed.apps.api.search import evaluate_index, search
+    from dinomed.apps.api.retrieval import evaluate_index, search
     from dinomed.apps.output import api_arguments, emit
     from dinomed.errors import DinomedError, UsageError
 
