@@ -1,5 +1,6 @@
 """`dinomed frames`: selected frames of videos as images with a manifest."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -56,11 +57,13 @@ def frames(
 
     Videos are MP4, MOV, AVI, Matroska, WebM and MPEG files, and DICOM files of several frames. manifest.csv has the
     columns frame (number from 0) and time_s, dropped.csv the frames that were left out, with reasons. All other
-    commands read the manifest. After an interruption nothing half-written stays. For research use only.
+    commands read the manifest. If a video is damaged or cannot be read to its end, the exit code is 1; the frames that
+    were read are written. After an interruption nothing half-written stays. For research use only.
     """
     arguments = locals()
     from dinomed.apps.api.datasets import frames as write_frames
     from dinomed.apps.output import api_arguments, build_table, emit
+    from dinomed.errors import DinomedError
     from dinomed.notice import RESEARCH_USE
     from dinomed.pretrain.curation.frames.write import DROPPED_FILE, MANIFEST_FILE
 
@@ -77,4 +80,11 @@ def frames(
     }
     rows = [("videos", len(written.groups)), ("frames", len(written.manifest))]
     rows += [(f"dropped: {reason}", count) for reason, count in sorted(written.dropped.items())]
+    rows += [(f"problem: {reason}", count) for reason, count in Counter(r for _, r in written.problems).items()]
     emit(report, as_json, build_table(("", "count"), rows, title=str(report["manifest"])))
+    if written.problems:
+        first, reason = written.problems[0]
+        raise DinomedError(
+            f"{len(written.problems)} of {len(written.groups)} videos are damaged or cannot be read to their end (the "
+            f"first: {first}: {reason}); the frames that were read are written"
+        )

@@ -61,7 +61,7 @@ def try_codec(folder: Path, suffix: str, codec: str) -> str:
         writer.write(draw_number(number))
     writer.release()
     try:
-        video = Video(path, cache_bytes=0)
+        video = Video(path)
         in_order = [read_number(frame.pixels) for frame in video.stream()] == list(range(FRAMES))
         numbers = np.random.default_rng(0).permutation(FRAMES)[:24].tolist()
         at_random = [read_number(video.read(number).pixels) for number in numbers] == numbers
@@ -84,7 +84,7 @@ def highest_memory() -> tuple[float, float]:
 def measure(path: Path, frames: int) -> dict[str, float]:
     """Decode a long video in order and at random places."""
     start = time.perf_counter()
-    video = Video(path, cache_bytes=0)
+    video = Video(path)
     opened = time.perf_counter() - start
     quarter = (0.0, 0.0)
     start = time.perf_counter()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.images.decode import refusing
+from dinomed.images.decode import UnreadableImage, refusing
 from dinomed.images.dicom.elements import is_dicom
 from dinomed.isolation.limits import decoding_limits
 from dinomed.video.capture_source import CaptureSource
@@ -49,6 +49,10 @@ def read_frames(path: str, start: int, stop: int, step: int) -> tuple[dict[str, 
             frame = source.advance(following, lambda: time.process_time() > limit)
         except DecodingPaused:
             break
+        except UnreadableImage:
+            if not frames:
+                raise
+            break  # these frames are returned first; the next call raises it again
         if frame is None:
             following = None
         elif frame.number >= stop or (frame.number - start) % step:  # the wanted one cannot be decoded

@@ -25,13 +25,13 @@ class DicomSource(FrameSource):
         self.path = path
         header = read_dicom_header(path)
         steps_ms = read_frame_times(path, header.frames)
-        problem = None if steps_ms else f"states no frame rate; {ASSUMED_FPS:g} frames a second are assumed"
+        note = None if steps_ms else f"states no frame rate; {ASSUMED_FPS:g} frames a second are assumed"
         steps_ms = steps_ms or [1000 / ASSUMED_FPS] * header.frames
         self._times_s = [time / 1000 for time in accumulate([0.0, *steps_ms[1:]])]
         mean_ms = sum(steps_ms[1:]) / max(header.frames - 1, 1)
         fps = 1000 / mean_ms if mean_ms > 0 else ASSUMED_FPS
         self.facts = VideoFacts(
-            header.width, header.height, "DICOM", header.mode, fps, header.frames, header.frames, problem
+            header.width, header.height, "DICOM", header.mode, fps, header.frames, header.frames, note=note
         )
 
     def advance(self, target: int, pause: Callable[[], bool] = lambda: False) -> VideoFrame | None:

@@ -28,6 +28,7 @@ class VideoFacts:
         frames: number of frames; None until they were counted.
         announced: number of frames by the header, which may be wrong; None if it states none.
         problem: one line if the file does not hold what its header announces, else None.
+        note: one line about a value that is assumed, else None.
         indexed: frames are found by an index, without decoding those before; else they are counted by decoding.
         constant_rate: the frames are known to follow in equal steps.
     """
@@ -40,6 +41,7 @@ class VideoFacts:
     frames: int | None
     announced: int | None = None
     problem: str | None = None
+    note: str | None = None
     indexed: bool = True
     constant_rate: bool = False
 

@@ -1,7 +1,6 @@
 """Videos from outside: their frames are decoded in a process with limits on memory and time (`dinomed.isolation`)."""
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from dinomed.images.decode import UnreadableImage
 from dinomed.isolation.pool import shared_pool
 from dinomed.video.facts import VideoFacts, VideoFrame
 
-CACHE_BYTES = 2**26
-"""Size of the frames that a `Video` keeps: 10 frames of 1920 x 1080 px."""
 _CHUNK_BYTES = 2**25  # of an answer of the decoding process
 _TARGET = "dinomed.video.decoding"
 _LOST = "cannot be decoded"
@@ -27,7 +24,6 @@ class Video:
 
     Args:
         path: path of the file.
-        cache_bytes: largest size of the frames that `read` keeps.
 
     Attributes:
         facts: the facts of the video; without an index the number of frames is known after its last frame.
@@ -37,68 +33,61 @@ class Video:
         UnreadableImage: no frame of the file can be read, or it exceeds a limit.
     """
 
-    def __init__(self, path: str | Path, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path, self.lost = Path(path), list[tuple[int, str]]()
-        self._limit, self._cache = cache_bytes, OrderedDict[int, VideoFrame]()
         content, _ = self._run("read_facts")
         self.facts = VideoFacts(**content)
 
     def read(self, number: int) -> VideoFrame:
-        """Return a frame by its number, from the cache if it was read before.
+        """Return a frame by its number.
 
         Raises:
             UnreadableImage: there is no such frame, or it cannot be decoded.
         """
-        if number in self._cache:
-            self._cache.move_to_end(number)
-            return self._cache[number]
-        frame = next(self._frames(number, number + 1, 1, record=False), None)
-        if frame is None:
-            known = self.facts.frames
-            missing = number < 0 or (known is not None and number >= known)
-            reason = f"has no frame {number}: it has {known:,} frames" if missing else f"frame {number} {_LOST}"
-            raise UnreadableImage(self.path, reason)
-        self._cache[number] = frame
-        while len(self._cache) > 1 and sum(kept.pixels.nbytes for kept in self._cache.values()) > self._limit:
-            self._cache.popitem(last=False)
-        return frame
+        target: int | None = number if number >= 0 else None
+        while target is not None and target <= number:
+            frames, target = self._read(target, number + 1, 1)
+            if frames:
+                return frames[0]
+        known = self.facts.frames
+        if number >= 0 and (known is None or number < known):
+            raise UnreadableImage(self.path, f"frame {number} {_LOST}")
+        raise UnreadableImage(
+            self.path, f"has no frame {number}" + ("" if known is None else f": it has {known:,} frames")
+        )
 
-    def stream(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[VideoFrame]:
-        """Yield the frames `start`, `start` + `step`, ... below `stop`, by default all; a few are in memory at a time.
+    def stream(self, step: int = 1) -> Iterator[VideoFrame]:
+        """Yield the frames 0, `step`, 2 * `step`, ...; a few are in memory at a time.
 
-        Frames that cannot be decoded are left out, and listed in `lost`. A video that cannot be read any further ends
-        there, with the reason in `lost`.
+        Frames that cannot be decoded are left out, and listed in `lost`.
+
+        Raises:
+            UnreadableImage: the video cannot be read any further; the next frame is in `lost`, too.
         """
-        return self._frames(start, stop, step, record=True)
-
-    def _frames(self, start: int, stop: int | None, step: int, record: bool) -> Iterator[VideoFrame]:
-        assert start >= 0 or not record, start
-        frame_bytes = self.facts.width * self.facts.height * 3
-        count = max(1, min(64, _CHUNK_BYTES // frame_bytes))
-        target: int | None = max(start, 0) if start >= 0 else None
-        while target is not None and (stop is None or target < stop):
-            last = target + (count - 1) * step + 1
+        count = max(1, min(64, _CHUNK_BYTES // (self.facts.width * self.facts.height * 3)))
+        target: int | None = 0
+        while target is not None:
             try:
-                content, pixels = self._run("read_frames", target, last if stop is None else min(last, stop), step)
+                frames, following = self._read(target, target + (count - 1) * step + 1, step)
             except UnreadableImage as error:
-                if not record:
-                    raise
                 self.lost.append((target, error.reason))
-                return
-            self.facts = VideoFacts(**content["facts"])
-            for index, (number, time_s) in enumerate(content["frames"]):
-                self._note_lost(target, number, step, record)
-                target = number + step
-                assert pixels is not None
-                yield VideoFrame(number, time_s, pixels[index])
-            following: int | None = content["next"]
-            end = following if following is not None else self.facts.frames if self.facts.frames is not None else target
-            self._note_lost(target, end if stop is None else min(end, stop), step, record)
+                reason = f"{error.reason}; its frames from {target:,} on are missing"
+                raise type(error)(self.path, reason) from None
+            expected = target
+            for frame in frames:
+                self.lost += [(number, _LOST) for number in range(expected, frame.number, step)]
+                expected = frame.number + step
+                yield frame
+            end = self.facts.frames if following is None else following
+            self.lost += [(number, _LOST) for number in range(expected, end or 0, step)]
             target = following
 
-    def _note_lost(self, start: int, stop: int, step: int, record: bool) -> None:
-        if record:
-            self.lost += [(number, _LOST) for number in range(start, stop, step)]
+    def _read(self, start: int, stop: int, step: int) -> tuple[list[VideoFrame], int | None]:
+        """Read some of the frames `start`, `start` + `step`, ... below `stop`; return them and where to continue."""
+        content, pixels = self._run("read_frames", start, stop, step)
+        self.facts = VideoFacts(**content["facts"])
+        rows = zip(content["frames"], [] if pixels is None else pixels, strict=True)
+        return [VideoFrame(*frame, picture) for frame, picture in rows], content["next"]
 
     def _run(self, name: str, *arguments: Any) -> tuple[Any, np.ndarray | None]:
         """Call a function of `dinomed.video.decoding` in a decoding process, whose current folder may be another."""

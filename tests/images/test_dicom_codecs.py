@@ -1,5 +1,6 @@
 """DICOM in each transfer syntax: the values of pydicom, and the reason where no codec decodes a file."""
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from dinomed.images.dicom import codecs
 from dinomed.images.read import IntensityConfig, UnreadableImage, read_image
 from dinomed.isolation.images import read_image_isolated
 
@@ -154,10 +154,18 @@ def test_a_missing_codec_is_named_by_the_extra_that_installs_it(
     reason = encoded(tmp_path / "a.dcm", syntax, b"\0" * 64)
     assert reason.startswith(f"DICOM compressed by {UID(syntax).name}, and its codec is not installed; ")
     assert reason.endswith("pip install 'dinomed[dicom]'")
+    assert "libjpeg" not in reason  # a codec of pydicom under the GPL
 
 
-def test_no_message_names_the_codec_under_the_gpl() -> None:
-    assert "libjpeg" not in Path(codecs.__file__).read_text(encoding="utf-8")
+def test_a_damaged_file_is_not_called_a_missing_codec_if_another_package_decodes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = get_decoder(JPEGLSLossless)
+    if "gdcm" not in decoder.available_plugins:
+        pytest.skip("GDCM is not installed")
+    monkeypatch.setitem(sys.modules, "jpeg_ls", None)
+    monkeypatch.setattr(decoder, "_available", {"gdcm": decoder._available["gdcm"]})
+    assert encoded(tmp_path / "a.dcm", JPEGLSLossless, b"\0" * 64) == "damaged or truncated DICOM"
 
 
 def test_what_no_codec_decodes_has_a_true_reason(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Videos: each frame is the one of its number, also in files whose header or index is wrong."""
 
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dinomed.images.decode import UnreadableImage
-from dinomed.video.facts import container_of, is_video
+from dinomed.video import capture_source, decoding
+from dinomed.video.capture_source import CaptureSource
+from dinomed.video.facts import VideoFrame, container_of, is_video
 from dinomed.video.video import Video
 from dinomed.video.write import writing_video
 
@@ -33,11 +36,10 @@ def check_numbers(path: Path) -> Video:
     assert [(frame.number, number_in(frame.pixels)) for frame in video.stream()] == [(k, k) for k in range(FRAMES)]
     assert video.facts.frames == FRAMES
     assert not video.lost
-    single = Video(path, cache_bytes=0)
     for number in MIXED:
-        frame = single.read(number)
+        frame = video.read(number)
         assert (frame.number, number_in(frame.pixels)) == (number, number)
-    assert [number_in(frame.pixels) for frame in video.stream(5, 60, 18)] == [5, 23, 41, 59]
+    assert [number_in(frame.pixels) for frame in video.stream(18)] == [0, 18, 36, 54, 72]
     return video
 
 
@@ -78,10 +80,21 @@ def test_a_header_with_a_wrong_number_of_frames_changes_no_frame(tmp_path: Path,
     assert f"announces {announced:,} frame" in problem
 
 
-def test_an_index_that_names_wrong_places_changes_no_frame(tmp_path: Path) -> None:
+def test_an_index_that_names_wrong_places_changes_no_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, "MJPG", "avi")
     path.write_bytes(tools["shift_avi_index"](path.read_bytes(), 10))
     check_numbers(path)
+    assert shown_at_random(path) == MIXED
+    monkeypatch.setattr(capture_source, "seeks_truly", lambda *_: True)
+    assert shown_at_random(path) != MIXED  # without the check the index is believed
+
+
+def shown_at_random(path: Path) -> list[int]:
+    """The numbers that the frames `MIXED` show."""
+    source = CaptureSource(str(path))
+    frames = [source.advance(number) for number in MIXED]
+    source.close()
+    return [number_in(frame.pixels) for frame in frames if frame is not None]
 
 
 @pytest.mark.parametrize(("codec", "suffix"), [("MJPG", "avi"), ("VP80", "mkv")])
@@ -131,24 +144,36 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path: Path, content: bytes 
     assert "\n" not in str(refused.value)
 
 
-def test_a_frame_beyond_the_end_is_refused_with_the_number_of_frames(tmp_path: Path) -> None:
-    video = Video(written(tmp_path, "MJPG", "avi"))
-    for number in (FRAMES, -1):
-        with pytest.raises(UnreadableImage, match=f"has no frame {number}: it has {FRAMES} frames"):
-            video.read(number)
+@pytest.mark.parametrize(("codec", "suffix"), [("MJPG", "avi"), ("mpg2", "mpg")])  # with and without an index
+def test_a_frame_beyond_the_end_is_refused_with_the_number_of_frames(tmp_path: Path, codec: str, suffix: str) -> None:
+    video = Video(written(tmp_path, codec, suffix))
+    with pytest.raises(UnreadableImage, match="has no frame -1"):
+        video.read(-1)
+    with pytest.raises(UnreadableImage, match=f"has no frame {FRAMES}: it has {FRAMES} frames"):
+        video.read(FRAMES)
 
 
-def test_the_cache_keeps_few_frames(tmp_path: Path) -> None:
+def test_frames_before_an_error_are_kept_and_the_reason_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written(tmp_path, "MJPG", "avi")
-    size = numbered(0).nbytes
-    video = Video(path, cache_bytes=3 * size)
-    for number in range(10):
-        video.read(number)
-    kept = video.read(9)
-    assert video.read(9) is kept
-    assert len(video._cache) == 3
-    again = video.read(0)
-    assert again.number == number_in(again.pixels) == 0
+    source = CaptureSource(str(path))
+    advance = source.advance
+
+    def advance_to_20(target: int, pause: Callable[[], bool]) -> VideoFrame | None:
+        if target >= 20:
+            raise UnreadableImage(path, "too large")
+        return advance(target, pause)
+
+    monkeypatch.setattr(source, "advance", advance_to_20)
+    monkeypatch.setattr(decoding, "_source", lambda _: source)
+    video = Video(path)
+    monkeypatch.setattr(video, "_run", lambda name, *arguments: getattr(decoding, name)(str(path), *arguments))
+    frames = video.stream()
+    assert [next(frames).number for _ in range(20)] == list(range(20))
+    with pytest.raises(UnreadableImage, match="too large; its frames from 20 on are missing"):
+        next(frames)
+    assert video.lost == [(20, "too large")]
 
 
 def test_a_written_video_is_complete_or_absent_and_its_masks_are_exact(tmp_path: Path) -> None:
@@ -198,7 +223,7 @@ def test_a_dicom_file_of_several_frames_is_a_video_with_exact_pixels(tmp_path: P
     assert video.read(4).time_s == pytest.approx(0.2)
     steps = [0, 10, 20, 30, 40, 50]
     assert Video(dicom(tmp_path / "steps", frames, FrameTimeVector=steps)).read(3).time_s == pytest.approx(0.06)
-    assert "no frame rate" in (Video(dicom(tmp_path / "none", frames)).facts.problem or "")
+    assert "no frame rate" in (Video(dicom(tmp_path / "none", frames)).facts.note or "")
 
 
 def test_images_are_no_videos(tmp_path: Path) -> None:

@@ -7,15 +7,21 @@ from dinomed.datasets.scan.labels import number_groups
 from dinomed.datasets.scan.walk import walk
 from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
+from dinomed.images.dicom.elements import NotAnImage
 from dinomed.video.facts import VIDEO_SUFFIXES, is_video
 
 
 def is_video_file(path: Path) -> bool:
-    """Return whether a file is a video by its content, or is called like one; a damaged DICOM file is none."""
+    """Return whether a file is a video by its content, or is called like one, or is a damaged DICOM file.
+
+    A damaged DICOM file may be a video. It counts as one, so that it is reported.
+    """
     try:
         return is_video(path) or path.suffix.lower() in VIDEO_SUFFIXES
-    except UnreadableImage:
+    except NotAnImage:
         return False
+    except UnreadableImage:
+        return True
 
 
 def find_videos(paths: Sequence[Path]) -> list[Path]:

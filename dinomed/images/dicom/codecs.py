@@ -5,21 +5,10 @@ adds lossless JPEG (GDCM), JPEG-LS (CharLS) and high-throughput JPEG 2000 (OpenJ
 """
 
 import re
-from importlib.util import find_spec
 from typing import Any
 
 INSTALL = "pip install 'dinomed[dicom]'"
 _JPEG_EXTENDED, _RLE = "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.5"
-_MODULES = {
-    "1.2.840.10008.1.2.4.57": "gdcm",
-    "1.2.840.10008.1.2.4.70": "gdcm",
-    "1.2.840.10008.1.2.4.80": "jpeg_ls",
-    "1.2.840.10008.1.2.4.81": "jpeg_ls",
-    "1.2.840.10008.1.2.4.201": "openjpeg",
-    "1.2.840.10008.1.2.4.202": "openjpeg",
-    "1.2.840.10008.1.2.4.203": "openjpeg",
-}
-"""Transfer syntax to the module of the extra that decodes it."""
 
 
 def undecodable(elements: Any) -> str | None:
@@ -37,7 +26,7 @@ def undecodable(elements: Any) -> str | None:
         available = get_decoder(syntax).is_available
     except (NotImplementedError, ValueError):
         return f"DICOM compressed by {_name(syntax)}, which dinomed does not decode; convert its transfer syntax"
-    if not available or not _installed(_MODULES.get(syntax)):
+    if not available:
         return f"DICOM compressed by {_name(syntax)}, and its codec is not installed; {INSTALL}"
     bits = int(elements.get("BitsStored") or 8)
     if syntax == _JPEG_EXTENDED and bits > 8:
@@ -45,10 +34,6 @@ def undecodable(elements: Any) -> str | None:
     if syntax == _RLE and int(elements.get("BitsAllocated") or 8) == 1:
         return "1-bit pixels compressed by RLE, which pydicom does not decode; convert it to explicit little endian"
     return None
-
-
-def _installed(module: str | None) -> bool:
-    return module is None or find_spec(module) is not None
 
 
 def _name(syntax: Any) -> str:

@@ -36,6 +36,10 @@ _TAGS = [
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 
 
+class NotAnImage(UnreadableImage):
+    """A DICOM file without a picture: a report, a directory or a segmentation."""
+
+
 def is_dicom(path: str | Path) -> bool:
     """Return whether a file is DICOM, by its preamble or, without one, by its file meta information."""
     return is_dicom_start(first_bytes(path, 132))
@@ -83,7 +87,7 @@ def read_elements(path: str | Path, max_pixels: int, *, tags: tuple[str, ...] = 
             raise
         raise UnreadableImage(path, NO_MEMORY if isinstance(error, MemoryError) else DAMAGED) from None
     if not rows or not columns:
-        raise UnreadableImage(path, "DICOM without pixels")
+        raise NotAnImage(path, "DICOM without pixels")
     if rows * columns > max_pixels:
         raise UnreadableImage(path, too_large(rows * columns, max_pixels))
     if frame_bytes > MAX_BYTES:

@@ -27,7 +27,7 @@ from dinomed.images.decode import (
     quiet_pillow,
 )
 from dinomed.images.dicom.codecs import undecodable
-from dinomed.images.dicom.elements import DAMAGED, is_segmentation, read_elements
+from dinomed.images.dicom.elements import DAMAGED, NotAnImage, is_segmentation, read_elements
 from dinomed.images.intensity import IntensityConfig, to_range
 
 FALLBACK = (0.5, 99.5)
@@ -82,7 +82,7 @@ def decoding_reason(error: Exception, elements: Any) -> str:
 def _read_image_elements(path: str | Path, max_pixels: int) -> Any:
     elements = read_elements(path, max_pixels)
     if is_segmentation(elements):
-        raise UnreadableImage(path, "a DICOM segmentation, not an image")
+        raise NotAnImage(path, "a DICOM segmentation, not an image")
     return elements
 
 

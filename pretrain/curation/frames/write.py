@@ -38,7 +38,7 @@ class FramesResult:
         manifest: the frames that were kept.
         groups: path of each video -> its group in the manifest.
         dropped: reason -> number of frames.
-        problems: (path of a video, reason) of videos that are damaged or cannot be read.
+        problems: (path of a video, reason) of videos that are damaged, or cannot be read to their end.
     """
 
     folder: Path
@@ -59,6 +59,10 @@ class _Rows:
     def keep(self, **values: Any) -> None:
         for name, value in values.items():
             self.kept.setdefault(name, []).append(value)
+
+    def report(self, path: Path, reason: str) -> None:
+        logger.warning(f"{path}: {reason}")
+        self.problems.append((str(path), reason))
 
 
 def write_frames(
@@ -100,13 +104,25 @@ def write_frames(
 
 
 def _write_video(path: Path, group: str, stage: Path, config: FrameConfig, rows: _Rows) -> None:
-    """Write the selected frames of a video and add their rows."""
+    """Write the selected frames of a video, as far as it can be read, and add its rows."""
     try:
         video = Video(path)
     except UnreadableImage as error:
-        logger.warning(str(error))
-        rows.problems.append((str(path), error.reason))
+        rows.report(path, error.reason)
         return
+    try:
+        _write_selected(video, group, stage, config, rows)
+    except UnreadableImage as error:
+        rows.report(path, error.reason)
+    rows.dropped += [(group, number, None, reason) for number, reason in video.lost]
+    if video.facts.note is not None:
+        logger.warning(f"{path}: {video.facts.note}")
+    if video.facts.problem is not None:
+        rows.report(path, video.facts.problem)
+
+
+def _write_selected(video: Video, group: str, stage: Path, config: FrameConfig, rows: _Rows) -> None:
+    """Write the selected frames of a video, and add a row for each kept or dropped one."""
     (stage / group).mkdir(exist_ok=True)
     with bar(f"frames of {group}", video.facts.frames) as progress:
         done = 0
@@ -126,10 +142,6 @@ def _write_video(path: Path, group: str, stage: Path, config: FrameConfig, rows:
                 height=frame.pixels.shape[0], mode="RGB", format="PNG", bytes=len(content), channels=3, bits=8,
                 group=group, frame=str(frame.number), time_s=time_s,
             )  # fmt: skip
-    rows.dropped += [(group, number, None, reason) for number, reason in video.lost]
-    if video.facts.problem is not None:
-        logger.warning(f"{path}: {video.facts.problem}")
-        rows.problems.append((str(path), video.facts.problem))
 
 
 def _earlier_frames(out: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """`dinomed frames`: the frames of videos by rate, without black, blurred, outside and doubled ones."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,16 @@ import pytest
 from PIL import Image
 
 import dinomed
+from dinomed.apps.cli import main
 from dinomed.datasets.manifest import write_manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.datasets.scan.scan import scan
 from dinomed.datasets.synthetic.endoscopy import DARK, OUTSIDE, draw_endoscopy, write_endoscopy
 from dinomed.errors import DinomedError, UsageError
+from dinomed.images.decode import UnreadableImage
 from dinomed.images.read import read_image
 from dinomed.pretrain.curation.frames.measures import tissue_share
+from dinomed.video.facts import VideoFrame
 from dinomed.video.video import Video
 from dinomed.video.write import writing_video
 
@@ -109,6 +113,66 @@ def test_a_damaged_video_beside_a_good_one_is_reported_and_the_good_one_is_writt
     with pytest.raises(DinomedError, match="none of 1 videos can be read"):
         dinomed.frames(folder / "text.mp4", tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_video_that_cannot_be_read_to_its_end_is_a_problem_and_ends_with_exit_code_1(
+    endoscopy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "good.avi").write_bytes((endoscopy / "SYN_1.avi").read_bytes())
+    (folder / "long.avi").write_bytes((endoscopy / "SYN_0.avi").read_bytes())
+    read = Video._read
+
+    def read_to_50(video: Video, start: int, stop: int, step: int) -> tuple[list[VideoFrame], int | None]:
+        if video.path.name == "good.avi":
+            return read(video, start, stop, step)
+        if start >= 50:
+            raise UnreadableImage(video.path, "over the limit")
+        return read(video, start, min(stop, 50), step)
+
+    monkeypatch.setattr(Video, "_read", read_to_50)
+    words = ["frames", str(folder), "-o", str(tmp_path / "out"), "--fps", "5", "--json"]
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 1
+    report = json.loads(capsys.readouterr().out.split("\n{\n")[0])
+    reason = "over the limit; its frames from 50 on are missing"
+    assert [(Path(row["video"]).name, row["reason"]) for row in report["problems"]] == [("long.avi", reason)]
+    assert reason in caplog.text
+    kept = open_dataset(tmp_path / "out" / "manifest.csv")
+    assert len(set(kept.column("group"))) == 2
+    with pytest.raises(SystemExit) as end:
+        main([*words[:-1], "--overwrite"])
+    assert end.value.code == 1
+    printed = capsys.readouterr()
+    assert "problem: over the limit" in " ".join(printed.out.split())
+    assert "1 of 2 videos are damaged or cannot be read to their end (the first:" in " ".join(printed.err.split())
+    with pytest.raises(SystemExit) as end:
+        main(["frames", str(folder / "good.avi"), "-o", str(tmp_path / "good"), "--fps", "1"])
+    assert not end.value.code
+
+
+def test_a_damaged_dicom_beside_a_video_is_reported_and_a_report_is_not(endoscopy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "good.avi").write_bytes((endoscopy / "SYN_0.avi").read_bytes())
+    (folder / "report.dcm").write_bytes(dicom_start() + b"\x08\0\x16\0UI\x02\x001\0")
+    assert not dinomed.frames(folder, tmp_path / "one", fps=1).problems
+    cine = dicom_start() + b"\x28\0\x08\0IS\x02\x00x " + b"\x28\0\x10\0US\x02\0\x20\0\x28\0\x11\0US\x02\0\x20\0"
+    (folder / "cine.dcm").write_bytes(cine)
+    problems = dinomed.frames(folder, tmp_path / "two", fps=1).problems
+    assert [(Path(video).name, reason) for video, reason in problems] == [("cine.dcm", "damaged or truncated DICOM")]
+
+
+def dicom_start() -> bytes:
+    """The first bytes of a DICOM file, up to its meta information."""
+    syntax = b"\x02\0\x10\0UI\x14\x001.2.840.10008.1.2.1\0"
+    return bytes(128) + b"DICM" + b"\x02\0\0\0UL\x04\0" + len(syntax).to_bytes(4, "little") + syntax
 
 
 def test_a_second_result_replaces_the_first_one_only_with_overwrite(endoscopy: Path, tmp_path: Path) -> None:
