@@ -7,7 +7,6 @@ or as text (https://cocodataset.org/#format-data).
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ Outline = list[list[float]] | Runs
 MAX_BYTES = 2 * 2**30
 MAX_OUTLINE_PX = 1_000_000
 """Longest outline of an object, px; pycocotools takes about 100 bytes for each."""
+_MAX_VALUE = 1e300  # of a coordinate: larger whole numbers do not convert to float
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def _reaches_out(polygon: list[Any], image: CocoImage) -> bool:
     """Check a polygon; return whether a part of it lies outside the image."""
     if len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(f"a polygon has {len(polygon)} numbers; it needs three points or more, x and y of each")
-    if not all(type(value) in (int, float) and isfinite(value) for value in polygon):
-        raise ValueError("a polygon has a value that is no number")
+    if not all(type(value) in (int, float) and abs(value) <= _MAX_VALUE for value in polygon):
+        raise ValueError("a polygon has a value that is no number, or one that is too large")
     xs, ys = polygon[::2], polygon[1::2]
     left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
     if left >= image.width or right <= 0 or top >= image.height or bottom <= 0:

@@ -185,8 +185,8 @@ def _draw_all(
     write_text(stage / SETTINGS_FILE, header + settings)
     rows, folders = sorted(row_of.values()), _folders(layout)
     written = [f"{folder}/{files[row]}" for folder in folders for row in rows]
-    publish(stage, out, [*written, SETTINGS_FILE])
-    _remove_others(out / MASK_FOLDER, {out / name for name in written})
+    earlier = [path.relative_to(out).as_posix() for path in (out / MASK_FOLDER).rglob("*") if path.is_file()]
+    publish(stage, out, [*written, SETTINGS_FILE], remove=[SETTINGS_FILE, *sorted(set(earlier) - set(written))])
     used = set(rows)
     return layout, shares, {
         column: [f"{folder}/{file}" if row in used else None for row, file in enumerate(files)]
@@ -247,13 +247,6 @@ def _draw(
                 write_mask(path, plane)
         shares.append(float(np.any(list(planes.values()), axis=0).mean()))
     return shares
-
-
-def _remove_others(folder: Path, kept: set[Path]) -> None:
-    """Remove the masks of an earlier scan."""
-    for path in folder.rglob("*"):
-        if path.is_file() and path not in kept:
-            path.unlink()
 
 
 def _common_folder(images: Path, masks: Path) -> Path:

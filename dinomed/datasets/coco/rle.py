@@ -38,7 +38,7 @@ def parse_runs(text: str) -> Runs:
 
     Example:
         >>> parse_runs("52203")
-        [5, 2, 2, 4, 5]
+        [5, 2, 2, 2, 5]
     """
     runs: Runs = []
     value = shift = 0

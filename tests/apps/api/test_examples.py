@@ -1,10 +1,13 @@
-"""The examples in the docstrings of the Python API and in docs/python.md run, and give what they show."""
+"""The examples in docstrings and in docs/python.md run, and give what they show."""
 
 import doctest
+import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import dinomed
 
@@ -12,9 +15,17 @@ ROOT = Path(__file__).resolve().parents[3]
 FUNCTIONS = [name for name in dinomed.__all__ if not name.startswith("_")]
 
 
-def run_examples(text: str, name: str) -> int:
+def modules_with_examples() -> list[str]:
+    paths = [
+        path for part in ("adapters", "apps", "dinomed", "pretrain") for path in sorted((ROOT / part).rglob("*.py"))
+    ]
+    names = [path.relative_to(ROOT).with_suffix("").parts for path in paths if ">>> " in path.read_text("utf-8")]
+    return [".".join(name if name[0] == "dinomed" else ("dinomed", *name)) for name in names]
+
+
+def run_examples(text: str, name: str, names: dict[str, Any] | None = None) -> int:
     """Run the examples of a text and return how many there are; a failure ends the test with doctest's report."""
-    test = doctest.DocTestParser().get_doctest(text, {"dinomed": dinomed, "np": np}, name, name, 0)
+    test = doctest.DocTestParser().get_doctest(text, names or {"dinomed": dinomed, "np": np}, name, name, 0)
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     runner.run(test, out=report.append)
@@ -26,6 +37,16 @@ def run_examples(text: str, name: str) -> int:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_example_of_a_function_runs(name: str, workspace: Path) -> None:
     assert run_examples(dinomed.__getattr__(name).__doc__ or "", name) > 0
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_the_examples_of_a_module_run(name: str) -> None:
+    module = importlib.import_module(name)
+    for test in doctest.DocTestFinder().find(module, extraglobs={"np": np, "torch": torch}):
+        function = test.name.rpartition(".")[2]
+        if function not in FUNCTIONS:  # those of the Python API have a test of their own, with its files
+            assert test.docstring is not None
+            run_examples(test.docstring, test.name, test.globs)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

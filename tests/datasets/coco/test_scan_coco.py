@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema, build_mask_schema
 from dinomed.apps.api.datasets import scan_with_report
 from dinomed.config import load_config
+from dinomed.datasets.coco.masks import SETTINGS_FILE
 from dinomed.datasets.coco.rle import parse_runs
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import UsageError
+from dinomed.io.output_folder import open_output_folder
 
 Write = Callable[[Any], Path]
 
@@ -87,6 +90,30 @@ def test_categories_that_overlap_become_a_column_each(
     assert sorted(path.name for path in (images / "m.coco").rglob("*.png")) == [f"{i}.png" for i in range(4)]
 
 
+def test_a_scan_that_is_killed_while_it_replaces_masks_leaves_none_of_the_old_ones(
+    images: Path, content: dict[str, Any], write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content["annotations"][1]["segmentation"] = [[3, 3, 25, 3, 25, 10]]  # masks in folders of their categories
+    dinomed.scan(images, coco=write(content), out=images / "m.csv")
+    content["annotations"] = content["annotations"][:1]
+    move, settings = os.replace, images / "m.coco" / SETTINGS_FILE
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target) == settings:
+            raise KeyboardInterrupt
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        dinomed.scan(images, coco=write(content), out=images / "m.csv", overwrite=True)
+    monkeypatch.undo()
+    assert not settings.exists()
+    with pytest.raises(UsageError, match="already holds"), open_output_folder(settings.parent, marker=SETTINGS_FILE):
+        pass
+    assert schema_of(settings.parent) == MaskSchema("binary", ("polyp",), (1,))
+    assert sorted(path.name for path in settings.parent.rglob("*.png")) == [f"{i}.png" for i in range(4)]
+
+
 def test_class_folders_and_splits_of_a_table_go_with_annotations(
     images: Path, content: dict[str, Any], write: Write, tmp_path: Path
 ) -> None:
@@ -132,6 +159,8 @@ def runs(counts: Any, size: tuple[int, int] = (30, 40)) -> Callable[[dict[str, A
         (polygon(1, 2, 3, 4), "a polygon has 4 numbers"),
         (polygon(1, 2, 3, float("nan"), 5, 6), "a value that is no number"),
         (polygon(1, 2, 1e300, 4, 5, 6), "an outline of 2e[+]300 px; the limit is"),
+        (polygon(1, 2, 10**400, 4, 5, 6), "annotation 1 of image '0.png': a polygon has a value that is no number, or"),
+        (polygon(*[10**300, -(10**300), 5, 5] * 100), "an outline of .* px; the limit is|lies outside"),
         (polygon(*[0, 0, 40, 30] * 30_000), "an outline of .* px; the limit is"),
         (runs([5, 2**40]), "the runs cover .* pixels, the image has 1200"),
         (runs([-5, 1205]), "not whole numbers of at least 0"),
