@@ -17,13 +17,13 @@ import numpy as np
 from dinomed.adapters.heads.solved.logistic import fit_logistic
 from dinomed.datasets.splits import make_folds
 from dinomed.errors import UsageError
-from dinomed.features.neighbors import nearest
+from dinomed.features.neighbors import normalised, search_exactly
 
 NEIGHBORS = 10
 MAX_CLASSES = 100
 CS = (1e-4, 1e-3, 1e-2, 1e-1)
 """Values of C of the regression; the one with the least out-of-fold loss is used."""
-_CHUNK = 4096  # queries of a search
+_MAX_PAIRS = 2**22  # of a query and a neighbour in one search, 12 bytes each
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LabelErrors:
         classes: names of the classes.
         rows: row of each image in the features, int (N,), the most doubtful first.
         labels: class of each image, int (N,).
-        suggested: the most probable other class, int (N,).
+        suggested: class as which the image counts, int (N,); if none or the label, the most probable other class.
         probabilities: out-of-fold probabilities, float64 (N, K).
         votes: shares of the labels among the neighbours, float64 (N, K).
         scores: doubt, 0 to 1 (`doubt_scores`), (N,).
@@ -96,9 +96,10 @@ def find_label_errors(
     joint = np.zeros((len(names), len(names)), int)
     np.add.at(joint, (y[counted >= 0], counted[counted >= 0]), 1)
     by_prediction = (counted >= 0) & (counted != y)
+    suggested = np.where(by_prediction, counted, _best_other(p, y))
     by_votes = confident_classes(v, y)
     return LabelErrors(
-        names, known[usable][order], y[order], _best_other(p, y)[order], p[order], v[order], doubt[order],
+        names, known[usable][order], y[order], suggested[order], p[order], v[order], doubt[order],
         by_prediction[order], ((by_votes >= 0) & (by_votes != y))[order], joint, known[~usable].tolist(),
     )  # fmt: skip
 
@@ -141,8 +142,9 @@ def neighbor_votes(features: np.ndarray, labels: np.ndarray, units: np.ndarray, 
     """
     votes = np.zeros((len(labels), num_classes))
     k = NEIGHBORS + int(np.bincount(units).max())  # the images of the same group may be the nearest
-    for start in range(0, len(labels), _CHUNK):
-        _, indices = nearest(features[start : start + _CHUNK], features, k)
+    vectors, size = normalised(features), max(1, _MAX_PAIRS // k)
+    for start in range(0, len(labels), size):
+        _, indices = search_exactly(vectors[start : start + size], vectors, k)
         for row, candidates in enumerate(indices, start=start):
             chosen = candidates[units[candidates] != units[row]][:NEIGHBORS]
             np.add.at(votes[row], labels[chosen], 1 / max(len(chosen), 1))

@@ -12,6 +12,7 @@ from dinomed.adapters.evaluation.label_errors import (
 )
 from dinomed.datasets.splits import make_folds
 from dinomed.errors import UsageError
+from dinomed.features.neighbors import search_exactly
 
 CLASSES = ("melanoma", "nevus", "scar")
 
@@ -87,6 +88,33 @@ def test_the_confident_joint_is_that_of_the_paper() -> None:
     assert confident_classes(probabilities[:, ::-1], 1 - labels).tolist() == [1, -1, -1, 1, 0, 0]
     probabilities[1] = [0.2, 0.8]
     assert confident_classes(probabilities, labels)[1] == 1  # labelled 0, confident of 1
+
+
+def test_the_suggested_class_is_the_one_that_made_the_image_a_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
+    # thresholds: 0.5, 0.9 and 0.35; the first image reaches the one of the third class alone
+    table = np.array([[0.1, 0.5, 0.4], [0.9, 0.05, 0.05], *[[0.05, 0.9, 0.05]] * 2, *[[0.3, 0.35, 0.35]] * 2])
+    monkeypatch.setattr(label_errors, "out_of_fold_probabilities", lambda *_: (table, np.ones(6, bool)))
+    result = find_label_errors(np.eye(6), list("aabbcc"), list("uvwxyz"), folds=2)
+    suggested = {int(row): result.classes[c] for row, c in zip(result.rows, result.suggested, strict=True)}
+    assert result.by_prediction[result.rows == 0]
+    assert suggested[0] == "c"
+    assert suggested[1] == "b"  # counted as its label: the most probable other class
+
+
+def test_a_search_among_large_groups_is_bounded_and_gives_the_same_votes(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, targets, _ = drawn_features(6, 60)
+    units = np.repeat([0, 1], [50, 10])
+    expected = neighbor_votes(features, targets, units, 3)
+    pairs = []
+
+    def count(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        pairs.append(len(queries) * k)
+        return search_exactly(queries, vectors, k)
+
+    monkeypatch.setattr(label_errors, "search_exactly", count)
+    monkeypatch.setattr(label_errors, "_MAX_PAIRS", 200)
+    np.testing.assert_array_equal(neighbor_votes(features, targets, units, 3), expected)
+    assert max(pairs) <= 200
 
 
 def test_labels_that_are_no_classes_and_too_few_groups_are_refused() -> None:
