@@ -24,7 +24,6 @@ from dinomed.io.artifacts import ArtifactFolder, hash_key
 
 FORMAT = "dinomed.features/2"
 Kind = Literal["cls", "mean", "patches"]
-LOCK_FILE = ".lock"
 DTYPES = {"cls": np.float32, "mean": np.float32, "patches": np.float16}
 _FOLDER_NAME = re.compile(r"[0-9a-f]{16}")
 _FILE_NAME = re.compile(r"\d{5,}\.(?:json|(?:cls|mean|patches)\.npy)|\.lock|\.tmp-.*")

@@ -16,7 +16,7 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.findings import nothing_in
 from dinomed.errors import DinomedError, UsageError
-from dinomed.features.cache import DTYPES, LOCK_FILE, FeatureCache, FeatureKey, Kind, is_valid_shard, write_shard
+from dinomed.features.cache import DTYPES, FeatureCache, FeatureKey, Kind, is_valid_shard, write_shard
 from dinomed.features.compute import compute_features
 from dinomed.features.finite import CAUSE, NotFiniteError, compute_finite
 from dinomed.features.loading import BATCH_SIZE, LoadedImage, Transform, load_images, stack_pixels
@@ -82,7 +82,7 @@ def extract(
     )
     folder = Path(cache) / key.short
     failed: dict[int, str] = {}  # row of the manifest -> reason
-    with locked(folder, LOCK_FILE, wait=True):
+    with locked(folder, wait=True):
         artifacts = ArtifactFolder(folder)
         missing = [shard for shard in range(key.num_shards) if not is_valid_shard(artifacts, key, shard)]
         todo = [index for shard in missing for index in key.shard_range(shard)]

@@ -13,10 +13,10 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import DinomedError, UsageError, did_you_mean
-from dinomed.features.cache import LOCK_FILE, Kind, remove_caches
+from dinomed.features.cache import Kind, remove_caches
 from dinomed.features.extract import check_usable, extract_usable
 from dinomed.io.files import replacing
-from dinomed.io.output_folder import check_writable, locked
+from dinomed.io.output_folder import LOCK_FILE, check_writable, locked
 from dinomed.log import logger
 from dinomed.notice import RESEARCH_USE
 
@@ -89,7 +89,7 @@ def write_feature_table(
     """
     path = Path(path)
     parts = _parts(path)
-    with locked(parts, LOCK_FILE):
+    with locked(parts):
         try:
             usable, dimension = _write_table(backbone, manifest, path, parts, tokens, shard_size)
             remove_caches(parts)
@@ -134,7 +134,7 @@ def _remove_used_shards(path: Path) -> None:
     parts = _parts(path)
     name = _read_metadata(path).get(SHARDS, b"").decode(errors="replace")
     if parts.is_dir() and name and (parts / name).is_dir():
-        with contextlib.suppress(DinomedError), locked(parts, LOCK_FILE):  # not while another process computes
+        with contextlib.suppress(DinomedError), locked(parts):  # not while another process computes
             remove_caches(parts, only=name)
             _remove_traces(parts)
 

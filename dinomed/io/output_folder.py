@@ -63,7 +63,7 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) 
         raise UsageError(f"output {folder} is a file; give a folder")
     check_free(folder)
     check_writable(folder)
-    if any(path.name != ".lock" for path in folder.iterdir()):  # a run that ended at once leaves only its lock
+    if any(path.name != LOCK_FILE for path in folder.iterdir()):  # a run that ended at once leaves only its lock
         if not (folder / marker).exists():
             raise UsageError(f"output folder {folder} is not empty and holds no {marker}; choose another folder")
         if not overwrite:
@@ -84,20 +84,28 @@ def claimed_folder(folder: str | Path, *, marker: str, overwrite: bool = False) 
     Raises:
         UsageError, DinomedError: as `prepare_output` and `locked`.
     """
-    folder = Path(folder)
+    with _opened(Path(folder), marker, overwrite) as path:
+        try:
+            _mark_unfinished(path)
+            yield path
+        finally:
+            is_empty = all(entry.name in (STAGE, LOCK_FILE) for entry in path.iterdir())
+            if is_empty or (path / marker).exists():
+                with contextlib.suppress(OSError):
+                    (path / STAGE).rmdir()
+
+
+@contextmanager
+def _opened(folder: Path, marker: str, overwrite: bool) -> Iterator[Path]:
+    """Complete what a killed call has begun, prepare the folder and lock it; at the end remove a new, empty folder."""
     is_new = not folder.exists()
     _finish_publishing(folder, marker)
     unfinished = (folder / STAGE).is_dir() and not (folder / marker).exists()
     prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else marker)
     with locked(folder):
         try:
-            _mark_unfinished(folder)
             yield folder
         finally:
-            is_empty = all(path.name in (STAGE, LOCK_FILE) for path in folder.iterdir())
-            if is_empty or (folder / marker).exists():
-                with contextlib.suppress(OSError):
-                    (folder / STAGE).rmdir()
             _release(folder / LOCK_FILE)
             if is_new and not any(folder.iterdir()):
                 folder.rmdir()
@@ -118,11 +126,12 @@ def claimed_file(path: str | Path) -> Iterator[None]:
         DinomedError: another process writes the file, or the folder cannot be written.
     """
     path = Path(path)
-    with locked(path.parent, f".{path.name}.lock", called=path):
+    name = f".{path.name}.lock"
+    with locked(path.parent, name, called=path):
         try:
             yield
         finally:
-            _release(path.parent / f".{path.name}.lock")
+            _release(path.parent / name)
 
 
 def _release(lock: Path) -> None:
@@ -131,7 +140,7 @@ def _release(lock: Path) -> None:
         lock.unlink()
 
 
-def check_free(folder: str | Path, name: str = LOCK_FILE) -> None:
+def check_free(folder: str | Path) -> None:
     """Check that no other process holds the lock of `folder` (`locked`), without taking it.
 
     Called before the content is checked, since the content of a folder in use is incomplete.
@@ -139,9 +148,9 @@ def check_free(folder: str | Path, name: str = LOCK_FILE) -> None:
     Raises:
         DinomedError: another process holds the lock.
     """
-    if fcntl is None or not (Path(folder) / name).is_file():
+    if fcntl is None or not (Path(folder) / LOCK_FILE).is_file():
         return
-    with contextlib.suppress(OSError), open(Path(folder) / name) as file:
+    with contextlib.suppress(OSError), open(Path(folder) / LOCK_FILE) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
@@ -198,8 +207,8 @@ def _is_still(path: Path, handle: int) -> bool:
 
 
 @contextmanager
-def staged(folder: Path, name: str = STAGE, keep: Iterable[str] = ()) -> Iterator[Path]:
-    """Open an empty folder ``folder/name`` in which the files of a result are collected before `publish` moves them.
+def staged(folder: Path, keep: Iterable[str] = ()) -> Iterator[Path]:
+    """Open an empty folder `STAGE` in `folder` that collects the files of a result before `publish` moves them.
 
     It is removed at the end, whatever happens, unless one of `keep` is in it, or a result that `publish` has not moved
     completely.
@@ -207,7 +216,7 @@ def staged(folder: Path, name: str = STAGE, keep: Iterable[str] = ()) -> Iterato
     Args:
         keep: names in it that an earlier, unfinished call left and that stay, such as the state of a training.
     """
-    stage = folder / name
+    stage = folder / STAGE
     kept = frozenset(keep)
     try:
         stage.mkdir(parents=True, exist_ok=True)
@@ -241,20 +250,8 @@ def open_output_folder(
     Raises:
         UsageError, DinomedError: as `prepare_output`, `locked` and `staged`.
     """
-    folder = Path(folder)
-    is_new = not folder.exists()
-    _finish_publishing(folder, marker)
-    unfinished = (folder / STAGE).is_dir() and not (folder / marker).exists()
-    prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else marker)
-    with locked(folder):
-        try:
-            with staged(folder, keep=keep) as stage:
-                yield stage
-        finally:
-            if not (folder / STAGE).exists():
-                _release(folder / LOCK_FILE)
-            if is_new and not any(folder.iterdir()):
-                folder.rmdir()
+    with _opened(Path(folder), marker, overwrite) as path, staged(path, keep) as stage:
+        yield stage
 
 
 def file_names(images: Sequence[str], suffix: str = ".png") -> list[str]:
