@@ -44,7 +44,7 @@ def read_frames(path: str, start: int, stop: int, step: int) -> tuple[dict[str, 
     frames: list[tuple[int, float]] = []
     pixels: list[np.ndarray] = []
     following: int | None = start
-    while following is not None and following < stop:
+    while following is not None and following < stop and not (frames and time.process_time() > limit):
         try:
             frame = source.advance(following, lambda: time.process_time() > limit)
         except DecodingPaused:

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.frame_times import read_frame_times
-from dinomed.images.dicom.pixels import read_dicom, read_dicom_header
+from dinomed.images.dicom.pixels import DicomFrames
 from dinomed.images.intensity import IntensityConfig, match_channels
 from dinomed.video.facts import VideoFacts, VideoFrame
 from dinomed.video.source import DecodingPaused, FrameSource
@@ -18,12 +18,12 @@ class DicomSource(FrameSource):
     """The frames of a DICOM file; each is read without those before it.
 
     Raises:
-        UnreadableImage: as of `dinomed.images.dicom.pixels.read_dicom_header`.
+        UnreadableImage: as of `dinomed.images.dicom.pixels.DicomFrames`.
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
-        header = read_dicom_header(path)
+        self._frames = DicomFrames(path, IntensityConfig())
+        header = self._frames.header
         steps_ms = read_frame_times(path, header.frames)
         note = None if steps_ms else f"states no frame rate; {ASSUMED_FPS:g} frames a second are assumed"
         steps_ms = steps_ms or [1000 / ASSUMED_FPS] * header.frames
@@ -31,8 +31,9 @@ class DicomSource(FrameSource):
         mean_ms = sum(steps_ms[1:]) / max(header.frames - 1, 1)
         fps = 1000 / mean_ms if mean_ms > 0 else ASSUMED_FPS
         self.facts = VideoFacts(
-            header.width, header.height, "DICOM", header.mode, fps, header.frames, header.frames, note=note
-        )
+            header.width, header.height, "DICOM", header.mode, fps, header.frames, header.frames, note=note,
+            constant_rate=len(set(steps_ms[1:])) < 2,
+        )  # fmt: skip
 
     def advance(self, target: int, pause: Callable[[], bool] = lambda: False) -> VideoFrame | None:
         assert self.facts.frames is not None
@@ -40,7 +41,7 @@ class DicomSource(FrameSource):
             if number > target and pause():
                 raise DecodingPaused
             try:
-                values = read_dicom(self.path, IntensityConfig(), frame=number)[1]
+                values = self._frames.read(number)
             except UnreadableImage:
                 if number == 0:
                     raise  # its reason holds for all frames: a codec is missing, or the pixels are

@@ -3,6 +3,7 @@
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dinomed.images.decode import UnreadableImage
+from dinomed.images.dicom import pixels
+from dinomed.images.read import read_image
 from dinomed.video import capture_source, decoding
 from dinomed.video.capture_source import CaptureSource
+from dinomed.video.dicom_source import DicomSource
 from dinomed.video.facts import VideoFrame, container_of, is_video
 from dinomed.video.video import Video
 from dinomed.video.write import writing_video
@@ -224,6 +228,54 @@ def test_a_dicom_file_of_several_frames_is_a_video_with_exact_pixels(tmp_path: P
     steps = [0, 10, 20, 30, 40, 50]
     assert Video(dicom(tmp_path / "steps", frames, FrameTimeVector=steps)).read(3).time_s == pytest.approx(0.06)
     assert "no frame rate" in (Video(dicom(tmp_path / "none", frames)).facts.note or "")
+
+
+def gray_dicom(path: Path, frames: np.ndarray) -> Path:
+    gray = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16}
+    return dicom(path, frames, **gray, HighBit=15, PixelData=frames.astype("<u2").tobytes(), FrameTime=50)
+
+
+def test_the_frames_of_a_dicom_file_have_one_range(tmp_path: Path) -> None:
+    ramp = np.linspace(1000, 2000, 48, dtype=np.uint16).reshape(6, 8)
+    frames = np.stack([ramp, ramp // 2, ramp, ramp * 2])
+    path = gray_dicom(tmp_path / "cine", frames)
+    shown = [frame.pixels for frame in Video(path).stream()]
+    assert np.array_equal(shown[0], read_image(path))
+    assert np.array_equal(shown[2], shown[0])
+    assert (shown[1].max(), shown[3].min()) == (0, 255)
+    for number in (3, 1):
+        assert np.array_equal(Video(path).read(number).pixels, shown[number])
+        assert np.array_equal(DicomSource(str(path)).advance(number).pixels, shown[number])
+
+
+def test_a_black_first_frame_of_a_dicom_file_is_not_the_range_of_the_others(tmp_path: Path) -> None:
+    ramp = np.linspace(1000, 2000, 48 * 64, dtype=np.uint16).reshape(48, 64)
+    black = ramp * 0
+    black[0, :8] = 4000  # text, on less than the part above the percentile
+    expected = Video(gray_dicom(tmp_path / "good", np.stack([ramp, ramp]))).read(1)
+    frames = list(Video(gray_dicom(tmp_path / "black", np.stack([black, ramp]))).stream())
+    assert np.array_equal(frames[1].pixels, expected.pixels)
+
+
+def test_a_dicom_file_is_parsed_once_and_its_rate_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[Path] = []
+    read = pixels.read_elements
+    monkeypatch.setattr(pixels, "read_elements", lambda path, *rest: parsed.append(path) or read(path, *rest))
+    frames = np.stack([numbered(k) for k in range(3)])
+    source = DicomSource(str(dicom(tmp_path / "cine", frames, FrameTime=50)))
+    assert [number_in(source.advance(number).pixels) for number in range(3)] == [0, 1, 2]
+    assert len(parsed) == 1
+    assert source.facts.constant_rate
+    assert not DicomSource(str(dicom(tmp_path / "steps", frames, FrameTimeVector=[0, 10, 20]))).facts.constant_rate
+
+
+def test_a_call_ends_after_its_time_also_if_each_frame_is_found_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = dicom(tmp_path / "cine", np.stack([numbered(k) for k in range(6)]))
+    monkeypatch.setattr(decoding, "decoding_limits", lambda: SimpleNamespace(cpu_s=-4))
+    content, _ = decoding.read_frames(str(path), 0, 6, 1)
+    assert ([number for number, _ in content["frames"]], content["next"]) == ([0], 1)
 
 
 def test_images_are_no_videos(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ elements nor error texts of pydicom, which may contain such values.
 """
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dinomed.errors import DinomedError
 from dinomed.images.bounds.containers import too_large
@@ -50,6 +52,52 @@ def is_segmentation(elements: Any) -> bool:
     return str(elements.get("SOPClassUID", "")) in _SEGMENTATIONS
 
 
+def damage_reason(error: Exception) -> str:
+    """Return a short reason for an error. The text of the error is not used: it may contain values of elements."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return (error.strerror or "cannot be read").lower()
+    return NO_MEMORY if isinstance(error, MemoryError) else DAMAGED
+
+
+@contextmanager
+def refusing_dicom(path: str | Path, reason: Callable[[Exception], str] = damage_reason) -> Iterator[None]:
+    """Turn every error of the block into an `UnreadableImage` with `reason`.
+
+    pydicom raises errors of many types, also when an element is used. The only exception that passes is that of a
+    PyTorch data worker.
+    """
+    try:
+        with quiet_pillow:
+            yield
+    except UnreadableImage:
+        raise
+    except DinomedError as error:
+        raise UnreadableImage(path, str(error)) from None
+    except Exception as error:
+        if is_of_data_worker(error):
+            raise
+        raise UnreadableImage(path, reason(error)) from None
+
+
+@contextmanager
+def reading_dicom(path: str | Path, reason: Callable[[Exception], str] = damage_reason) -> Iterator[BinaryIO]:
+    """Open a DICOM file, whose errors are those of `refusing_dicom`."""
+    from pydicom import config
+
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings may contain values of elements
+    config.settings.reading_validation_mode = config.IGNORE
+    with refusing_dicom(path, reason), open(path, "rb", opener=open_regular) as file:
+        yield file
+
+
+def read_header(file: BinaryIO, tags: list[Any]) -> Any:
+    """Read some elements before the pixels of a file from `reading_dicom`."""
+    from pydicom import dcmread
+
+    # a file without a preamble is read with `force`; `is_dicom` has seen its meta information
+    return dcmread(bounded_dicom(file), stop_before_pixels=True, specific_tags=tags, force=True)
+
+
 def read_elements(path: str | Path, max_pixels: int, *, tags: tuple[str, ...] = ()) -> Any:
     """Read the elements that describe the pixels; for enhanced (multi-frame) images, those of the first frame.
 
@@ -61,31 +109,17 @@ def read_elements(path: str | Path, max_pixels: int, *, tags: tuple[str, ...] = 
     Raises:
         UnreadableImage: the file is damaged or truncated in its header, without pixels, or too large.
     """
-    from pydicom import config, dcmread
-
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings may contain values of elements
-    config.settings.reading_validation_mode = config.IGNORE
-    try:
-        with quiet_pillow, open(path, "rb", opener=open_regular) as file:
-            # a file without a preamble is read with `force`; `is_dicom` has seen its meta information
-            elements = dcmread(bounded_dicom(file), stop_before_pixels=True, specific_tags=[*_TAGS, *tags], force=True)
-            for groups in FUNCTIONAL_GROUPS:
-                for group in (elements.get(groups) or [])[:1]:
-                    for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-                        for item in (group.get(name) or [])[:1]:
-                            elements.update(item)
-            rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
-            frame_bytes = pixel_bytes(elements)
-            if rows and columns and rows * columns <= max_pixels:
-                check_frame(file, rows, columns, int(elements.get("NumberOfFrames") or 1))
-    except OSError as error:
-        raise UnreadableImage(path, (error.strerror or "cannot be read").lower()) from None
-    except DinomedError as error:
-        raise UnreadableImage(path, str(error)) from None
-    except Exception as error:  # pydicom raises many types; the error text may contain values of elements
-        if is_of_data_worker(error):
-            raise
-        raise UnreadableImage(path, NO_MEMORY if isinstance(error, MemoryError) else DAMAGED) from None
+    with reading_dicom(path) as file:
+        elements = read_header(file, [*_TAGS, *tags])
+        for groups in FUNCTIONAL_GROUPS:
+            for group in (elements.get(groups) or [])[:1]:
+                for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                    for item in (group.get(name) or [])[:1]:
+                        elements.update(item)
+        rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
+        frame_bytes = pixel_bytes(elements)
+        if rows and columns and rows * columns <= max_pixels:
+            check_frame(file, rows, columns, int(elements.get("NumberOfFrames") or 1))
     if not rows or not columns:
         raise NotAnImage(path, "DICOM without pixels")
     if rows * columns > max_pixels:

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dinomed.images.bounds.dicom_streams import bounded_dicom
-from dinomed.images.decode import UnreadableImage, open_regular, quiet_pillow
-from dinomed.images.dicom.elements import DAMAGED
+from dinomed.images.dicom.elements import read_header, reading_dicom
 
 
 def read_frame_times(path: str | Path, frames: int) -> list[float]:
@@ -14,18 +12,13 @@ def read_frame_times(path: str | Path, frames: int) -> list[float]:
     Raises:
         UnreadableImage: the file is a damaged DICOM.
     """
-    from pydicom import dcmread
-
     tags: list[Any] = ["FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate"]
-    try:
-        with quiet_pillow, open(path, "rb", opener=open_regular) as file:
-            elements = dcmread(bounded_dicom(file), stop_before_pixels=True, specific_tags=tags, force=True)
+    with reading_dicom(path) as file:
+        elements = read_header(file, tags)
         vector = [float(step) for step in elements.get("FrameTimeVector") or []]
         if len(vector) == frames and min(vector[1:], default=0) > 0:
             return vector
         step = float(elements.get("FrameTime") or 0)
         rate = float(elements.get("CineRate") or elements.get("RecommendedDisplayFrameRate") or 0)
-    except Exception:  # pydicom raises many types; the error text may contain values of elements
-        raise UnreadableImage(path, DAMAGED) from None
     step = step if step > 0 else 1000 / rate if rate > 0 else 0.0
     return [step] * frames if step else []

@@ -15,19 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.errors import DinomedError
 from dinomed.images.bounds.dicom_streams import bounded_dicom
-from dinomed.images.decode import (
-    MAX_PIXELS,
-    NO_MEMORY,
-    Header,
-    UnreadableImage,
-    is_of_data_worker,
-    open_regular,
-    quiet_pillow,
-)
+from dinomed.images.decode import MAX_PIXELS, Header
 from dinomed.images.dicom.codecs import undecodable
-from dinomed.images.dicom.elements import DAMAGED, NotAnImage, is_segmentation, read_elements
+from dinomed.images.dicom.elements import (
+    DAMAGED,
+    NotAnImage,
+    damage_reason,
+    is_segmentation,
+    read_elements,
+    reading_dicom,
+    refusing_dicom,
+)
 from dinomed.images.intensity import IntensityConfig, to_range
 
 FALLBACK = (0.5, 99.5)
@@ -43,34 +42,81 @@ def read_dicom_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
     return _header(path, _read_image_elements(path, max_pixels))
 
 
-def read_dicom(
-    path: str | Path, intensity: IntensityConfig, max_pixels: int = MAX_PIXELS, frame: int = 0
-) -> tuple[Header, np.ndarray]:
-    """Read the header and a frame ``(H, W, 1 or 3)``: uint8, or with 16 bits float32 in 0 to 1.
-
-    The window is that of the first frame.
+def read_dicom(path: str | Path, intensity: IntensityConfig, max_pixels: int = MAX_PIXELS) -> tuple[Header, np.ndarray]:
+    """Read the header and the first frame, as of `DicomFrames.read`.
 
     Raises:
-        UnreadableImage: the file is damaged, truncated, without pixels, a segmentation, too large, needs a codec
-            that is not installed, or has values of unknown range.
+        UnreadableImage: as of `DicomFrames` and of its `read`.
     """
-    elements = _read_image_elements(path, max_pixels)
-    header = _header(path, elements)
-    try:
-        with quiet_pillow, open(path, "rb", opener=open_regular) as file:
-            return header, _shown(_stored_frame(bounded_dicom(file), frame), elements, header, intensity)
-    except DinomedError as error:
-        raise UnreadableImage(path, str(error)) from None
-    except Exception as error:  # pydicom raises many types; the error text may contain values of elements
-        if is_of_data_worker(error):
-            raise
-        raise UnreadableImage(path, decoding_reason(error, elements)) from None
+    frames = DicomFrames(path, intensity, max_pixels)
+    return frames.header, frames.read(0)
+
+
+class DicomFrames:
+    """The frames of a DICOM image, all in the range of the first one.
+
+    The exception: if percentiles are needed, and those of the first frame are equal (it is black), each frame has its
+    own.
+
+    Raises:
+        UnreadableImage: the header is damaged or truncated, or the file is without pixels, a segmentation or too large.
+    """
+
+    def __init__(self, path: str | Path, intensity: IntensityConfig, max_pixels: int = MAX_PIXELS) -> None:
+        self._path, self._intensity = path, intensity
+        self._elements = _read_image_elements(path, max_pixels)
+        self.header = _header(path, self._elements)
+        self._range: IntensityConfig | None = None
+
+    def read(self, number: int) -> np.ndarray:
+        """Read a frame ``(H, W, 1 or 3)``: uint8, or with 16 bits float32 in 0 to 1.
+
+        Raises:
+            UnreadableImage: the frame is damaged or truncated, needs a codec that is not installed, or has values of
+                unknown range.
+        """
+        from pydicom.pixels import pixel_array
+
+        with reading_dicom(self._path, lambda error: decoding_reason(error, self._elements)) as file:
+            return self._show(np.asarray(pixel_array(bounded_dicom(file), index=number)), number)
+
+    def _show(self, stored: np.ndarray, number: int) -> np.ndarray:
+        """Return a frame in its range, ``(H, W, 1 or 3)``; `stored` is ``(H, W)`` or ``(H, W, 3)``, YBR as RGB."""
+        from pydicom.pixels import apply_color_lut, apply_modality_lut
+
+        header, elements = self.header, self._elements
+        if header.channels == 3:
+            colours = apply_color_lut(stored, elements) if header.mode == "PALETTE COLOR" else stored
+            return to_range(colours, _colour_range(colours, header, self._intensity))
+        padding = _padding(stored, elements)
+        values, window = _windowed(apply_modality_lut(stored, elements), elements, self._intensity)
+        shown = to_range(values[..., None], window or self._measured_range(values, padding, number))
+        if header.mode == "MONOCHROME1":
+            shown = (255 if shown.dtype == np.uint8 else np.float32(1)) - shown
+        if padding is not None:
+            shown[padding] = 0
+        return shown
+
+    def _measured_range(self, values: np.ndarray, padding: np.ndarray | None, number: int) -> IntensityConfig:
+        """Return the range of the first frame (8 bits, or percentiles), or of this one if the first is empty."""
+        if self._range is None and number > 0:
+            self.read(0)
+        if self._range is not None:
+            return self._range
+        inside = values if padding is None or padding.all() else values[~padding]
+        low, high = np.percentile(inside, self._intensity.percentiles or FALLBACK)
+        has_8_bits = not self._intensity.percentiles and values.dtype.kind in "ub" and values.max() <= 255
+        window = (0.0, 255.0) if has_8_bits else (float(low), float(high))
+        measured = _with(self._intensity, window=window, percentiles=None)
+        if number == 0 and low < high:
+            self._range = measured
+        return measured
 
 
 def decoding_reason(error: Exception, elements: Any) -> str:
     """Return a short reason for an error of pydicom. The text of the error is not used: it may contain patient data."""
-    if isinstance(error, MemoryError):
-        return NO_MEMORY
+    if (reason := damage_reason(error)) != DAMAGED:
+        return reason
     if isinstance(error, AttributeError) and "Pixel Data" in str(error):
         return "DICOM without pixels"
     try:
@@ -86,15 +132,8 @@ def _read_image_elements(path: str | Path, max_pixels: int) -> Any:
     return elements
 
 
-def _stored_frame(file: Any, frame: int) -> np.ndarray:
-    """Decode a frame ``(H, W)`` or ``(H, W, 3)``: stored values, YBR as RGB."""
-    from pydicom.pixels import pixel_array
-
-    return np.asarray(pixel_array(file, index=frame))
-
-
 def _header(path: str | Path, elements: Any) -> Header:
-    try:
+    with refusing_dicom(path):
         mode = str(elements.get("PhotometricInterpretation", "MONOCHROME2"))
         colour = int(elements.get("SamplesPerPixel", 1)) == 3 or mode == "PALETTE COLOR"
         frames = int(elements.get("NumberOfFrames") or 1)
@@ -104,27 +143,6 @@ def _header(path: str | Path, elements: Any) -> Header:
         return Header(
             int(elements.Columns), int(elements.Rows), mode, "DICOM", frames, channels=3 if colour else 1, bits=bits
         )
-    except Exception as error:  # elements are converted when they are used
-        if is_of_data_worker(error):
-            raise
-        raise UnreadableImage(path, DAMAGED) from None
-
-
-def _shown(stored: np.ndarray, elements: Any, header: Header, intensity: IntensityConfig) -> np.ndarray:
-    """Return a frame in the range of `intensity`, ``(H, W, 1 or 3)``."""
-    from pydicom.pixels import apply_color_lut, apply_modality_lut
-
-    if header.channels == 3:
-        colours = apply_color_lut(stored, elements) if header.mode == "PALETTE COLOR" else stored
-        return to_range(colours, _colour_range(colours, header, intensity))
-    padding = _padding(stored, elements)
-    values, range_config = _windowed(apply_modality_lut(stored, elements), padding, elements, intensity)
-    shown = to_range(values[..., None], range_config)
-    if header.mode == "MONOCHROME1":
-        shown = (255 if shown.dtype == np.uint8 else np.float32(1)) - shown
-    if padding is not None:
-        shown[padding] = 0
-    return shown
 
 
 def _colour_range(colours: np.ndarray, header: Header, intensity: IntensityConfig) -> IntensityConfig:
@@ -147,13 +165,16 @@ def _padding(stored: np.ndarray, elements: Any) -> np.ndarray | None:
 
 
 def _windowed(
-    values: np.ndarray, padding: np.ndarray | None, elements: Any, intensity: IntensityConfig
-) -> tuple[np.ndarray, IntensityConfig]:
-    """Return the values (in modality units or after the VOI LUT), and the config with their black and white values."""
+    values: np.ndarray, elements: Any, intensity: IntensityConfig
+) -> tuple[np.ndarray, IntensityConfig | None]:
+    """Return the values (in modality units or after the VOI LUT), and the config with their black and white values.
+
+    The config is None if these values have to be measured.
+    """
     if intensity.window:
         return values, intensity
     if intensity.percentiles:
-        return values, _percentile_window(values, padding, intensity, intensity.percentiles)
+        return values, None
     if elements.get("VOILUTSequence"):
         from pydicom.pixels import apply_voi_lut
 
@@ -161,25 +182,13 @@ def _windowed(
         return apply_voi_lut(values, elements, index=0), _with(intensity, window=(0.0, float(top)))
     center, width = _first(elements.get("WindowCenter")), _first(elements.get("WindowWidth"))
     if center is None or width is None or not width > 0:
-        if values.dtype.kind in "ub" and values.max(initial=0) <= 255:
-            return values.astype(np.uint8), intensity
-        return values, _percentile_window(values, padding, intensity, FALLBACK)
+        return values, intensity if values.dtype == np.uint8 else None
     function = str(elements.get("VOILUTFunction") or "LINEAR")
     if function == "SIGMOID":  # PS3.3, C.11.2.1.3.1
         return 1 / (1 + np.exp(-4 * (values - center) / width)), _with(intensity, window=(0.0, 1.0))
     if function == "LINEAR":  # PS3.3, C.11.2.1.2.1: LINEAR uses c - 0.5 and w - 1
         center, width = center - 0.5, width - 1
     return values, _with(intensity, window=(center - width / 2, center + width / 2))
-
-
-def _percentile_window(
-    values: np.ndarray, padding: np.ndarray | None, intensity: IntensityConfig, percentiles: tuple[float, float]
-) -> IntensityConfig:
-    """Return the config with percentiles, or with the window of the percentiles of the pixels that are no padding."""
-    if padding is None or padding.all():
-        return _with(intensity, window=None, percentiles=percentiles)
-    low, high = np.percentile(values[~padding], percentiles)
-    return _with(intensity, window=(float(low), float(high)), percentiles=None)
 
 
 def _with(intensity: IntensityConfig, **change: Any) -> IntensityConfig:

@@ -9,8 +9,8 @@ import numpy as np
 from dinomed.errors import DinomedError
 from dinomed.images.bounds.dicom_streams import bounded_dicom, pixel_bytes
 from dinomed.images.bounds.tiff_samples import MAX_BYTES
-from dinomed.images.decode import MAX_PIXELS, UnreadableImage, is_of_data_worker, open_regular, quiet_pillow
-from dinomed.images.dicom.elements import FUNCTIONAL_GROUPS, is_segmentation, read_elements
+from dinomed.images.decode import MAX_PIXELS
+from dinomed.images.dicom.elements import FUNCTIONAL_GROUPS, is_segmentation, read_elements, reading_dicom
 from dinomed.images.dicom.pixels import decoding_reason
 
 _MAX_FRAMES = 100_000
@@ -66,7 +66,7 @@ def read_segmentation(path: str | Path, max_pixels: int = MAX_PIXELS) -> Segment
     from pydicom.pixels import pixel_array
 
     elements = read_elements(path, max_pixels, tags=("SegmentationType", "DimensionOrganizationType"))
-    try:
+    with reading_dicom(path, lambda error: decoding_reason(error, elements)) as file:
         if not is_segmentation(elements):
             raise DinomedError("a DICOM image; masks are read from DICOM segmentations (SEG) only")
         kind, count = str(elements.get("SegmentationType")), int(elements.get("NumberOfFrames") or 1)
@@ -79,14 +79,7 @@ def read_segmentation(path: str | Path, max_pixels: int = MAX_PIXELS) -> Segment
         segments, planes = _places(elements, count)
         if kind == "BINARY" and len(set(zip(segments, planes, strict=True))) < count:
             raise DinomedError("two frames of one segment and one plane; a mask has one")
-        with quiet_pillow, open(path, "rb", opener=open_regular) as file:
-            frames = np.asarray(pixel_array(bounded_dicom(file)))
-    except DinomedError as error:
-        raise UnreadableImage(path, str(error)) from None
-    except Exception as error:  # pydicom raises many types; the error text may contain values of elements
-        if is_of_data_worker(error):
-            raise
-        raise UnreadableImage(path, decoding_reason(error, elements)) from None
+        frames = np.asarray(pixel_array(bounded_dicom(file)))
     frames = frames[None] if frames.ndim == 2 else frames
     return Segmentation(frames, segments if kind == "BINARY" else (0,) * count, planes)
 

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dinomed.images.bounds.dicom_streams import bounded_dicom
-from dinomed.images.decode import UnreadableImage, open_regular, quiet_pillow
-from dinomed.images.dicom.elements import FUNCTIONAL_GROUPS, is_dicom
+from dinomed.images.dicom.elements import FUNCTIONAL_GROUPS, is_dicom, read_header, reading_dicom
 
 Plane = Literal["patient", "detector", "ultrasound"]
-_TAGS = [
+_TAGS: list[Any] = [
     "PixelSpacing", "PixelSpacingCalibrationType", "ImagerPixelSpacing", "EstimatedRadiographicMagnificationFactor",
     "SequenceOfUltrasoundRegions", *FUNCTIONAL_GROUPS,
 ]  # fmt: skip
@@ -52,20 +50,15 @@ def read_pixel_spacing(path: str | Path) -> PixelSpacing | None:
     Raises:
         UnreadableImage: the file is a damaged DICOM.
     """
-    from pydicom import dcmread
-
     if not is_dicom(path):
         return None
-    try:
-        with quiet_pillow, open(path, "rb", opener=open_regular) as file:
-            elements = dcmread(bounded_dicom(file), stop_before_pixels=True, specific_tags=_TAGS, force=True)
-            for groups in FUNCTIONAL_GROUPS:
-                for group in (elements.get(groups) or [])[:1]:
-                    for item in (group.get("PixelMeasuresSequence") or [])[:1]:
-                        elements.update(item)
-            return _spacing(elements)
-    except Exception:  # pydicom raises many types; the error text may contain values of elements
-        raise UnreadableImage(path, "damaged or truncated DICOM") from None
+    with reading_dicom(path) as file:
+        elements = read_header(file, _TAGS)
+        for groups in FUNCTIONAL_GROUPS:
+            for group in (elements.get(groups) or [])[:1]:
+                for item in (group.get("PixelMeasuresSequence") or [])[:1]:
+                    elements.update(item)
+        return _spacing(elements)
 
 
 def _spacing(elements: Any) -> PixelSpacing | None:

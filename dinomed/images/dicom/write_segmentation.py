@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from dinomed.errors import DinomedError, UsageError
-from dinomed.images.bounds.dicom_streams import bounded_dicom
-from dinomed.images.decode import open_regular, quiet_pillow
+from dinomed.images.decode import UnreadableImage, quiet_pillow
 from dinomed.images.dicom.codecs import INSTALL
-from dinomed.images.dicom.elements import DAMAGED, FUNCTIONAL_GROUPS, is_segmentation
+from dinomed.images.dicom.elements import FUNCTIONAL_GROUPS, is_segmentation, read_header, reading_dicom
 from dinomed.io.files import replacing
 from dinomed.notice import RESEARCH_USE
 from dinomed.packages import installed_version
@@ -78,19 +77,15 @@ def read_source(path: str | Path) -> Any:
         DinomedError: the file is damaged, lacks a UID that a segmentation must reference, is itself a segmentation, or
             has several frames. The message is a reason without the path.
     """
-    from pydicom import dcmread
-
+    tags = [*_REFERENCES, *_GEOMETRY, *_DEFINED_TERMS, *_IDENTIFIERS, "NumberOfFrames", *FUNCTIONAL_GROUPS]
     try:
-        with quiet_pillow, open(path, "rb", opener=open_regular) as file:
-            tags: list[Any] = [
-                *_REFERENCES, *_GEOMETRY, *_DEFINED_TERMS, *_IDENTIFIERS, "NumberOfFrames", *FUNCTIONAL_GROUPS,
-            ]  # fmt: skip
-            source = dcmread(bounded_dicom(file), stop_before_pixels=True, specific_tags=tags, force=True)
+        with reading_dicom(path) as file:
+            source = read_header(file, tags)
             frames = int(source.get("NumberOfFrames") or 1)
             missing = [name for name in _REFERENCES if not source.get(name)]
             functional_groups = [source.get(name) for name in FUNCTIONAL_GROUPS]
-    except Exception:  # pydicom raises many types; the error text may contain values of elements
-        raise DinomedError(DAMAGED) from None
+    except UnreadableImage as error:
+        raise DinomedError(error.reason) from None
     if missing:
         raise DinomedError(f"DICOM without {missing[0]}, which a DICOM segmentation must reference")
     if is_segmentation(source):
