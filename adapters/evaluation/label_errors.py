@@ -163,9 +163,9 @@ def confident_classes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
         array([ 0, -1,  1])
     """
     num_classes = probabilities.shape[1]
-    own = probabilities[np.arange(len(labels)), labels]
+    label_probability = probabilities[np.arange(len(labels)), labels]
     count = np.bincount(labels, minlength=num_classes)
-    total = np.bincount(labels, own, minlength=num_classes)
+    total = np.bincount(labels, label_probability, minlength=num_classes)
     thresholds = np.divide(total, count, out=np.full(num_classes, np.inf), where=count > 0)
     confident = np.where(probabilities >= thresholds, probabilities, -1.0)
     best = confident.argmax(axis=1)
@@ -180,6 +180,6 @@ def doubt_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _best_other(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the most probable class other than the label, int (N,)."""
-    others = probabilities.copy()
-    others[np.arange(len(labels)), labels] = -1
-    return others.argmax(axis=1)
+    without_label = probabilities.copy()
+    without_label[np.arange(len(labels)), labels] = -1
+    return without_label.argmax(axis=1)

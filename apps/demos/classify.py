@@ -35,7 +35,7 @@ class ClassifyPanel(Panel):
 
     name, title = "classify", "Classify"
     explanation = text("classify_explanation")
-    summarizes = True
+    summarizes = has_uncertainty = True
 
     def __init__(self, predictor: ClassifyPredictor, image_index: ImageIndex | None = None) -> None:
         self.predictor, self.preprocessing = predictor, predictor.backbone.preprocessing

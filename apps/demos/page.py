@@ -57,6 +57,7 @@ class Panel(ABC):
         answers: False for a panel that shows nothing of the picture in the viewer.
         summarizes: whether the panel takes part in a batch.
         outlines: whether its summaries have masks.
+        has_uncertainty: whether its summaries have an uncertainty.
         functions: further functions that the script calls, by name; each answers a request in its turn.
     """
 
@@ -71,6 +72,7 @@ class Panel(ABC):
     answers: ClassVar[bool] = True
     summarizes: ClassVar[bool] = False
     outlines: ClassVar[bool] = False
+    has_uncertainty: ClassVar[bool] = False
     functions: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = MappingProxyType({})
 
     @abstractmethod

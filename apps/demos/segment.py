@@ -112,7 +112,7 @@ class SegmentPanel(Panel):
 
     name, title = "segment", "Segment"
     explanation = text("segment_explanation")
-    summarizes = outlines = True
+    summarizes = outlines = has_uncertainty = True
 
     def __init__(self, predictor: LesionModel, preprocessing: Preprocessing | None = None) -> None:
         self.predictor, self.preprocessing = predictor, preprocessing

@@ -150,7 +150,7 @@ def _note(rows: Sequence[SheetRow], shown: Sequence[SheetRow], names: bool) -> s
 
 
 def _item(predictor: Predictor, manifest: Manifest, row: SheetRow, names: bool) -> str:
-    values = "".join(f' data-{key}="{value:g}"' for key, value in _values(row).items() if value is not None)
+    values = "".join(f' data-{key}="{value}"' for key, value in _values(row).items() if value is not None)
     name = manifest.column("image")[row.row] if names else f"image {row.number:,}"
     facts = f"uncertainty {row.entry.uncertainty:.2f}"
     if row.percentile is not None:

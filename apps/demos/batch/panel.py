@@ -38,7 +38,7 @@ class BatchPanel(Panel):
         orders = {"number": text("batch_by_number")}
         if any(panel.outlines for panel in self.panels):
             orders |= {"area": text("batch_by_area"), "-area": text("batch_by_small_area")}
-        for panel in self.panels:
+        for panel in (panel for panel in self.panels if panel.has_uncertainty):
             of = "" if len(self.panels) == 1 else f" ({panel.title})"
             orders[f"uncertainty{panel.name}"] = f"{text('batch_by_uncertainty')}{of}"
         if any(panel.check is not None for panel in self.panels):

@@ -1,7 +1,8 @@
-"""Work on a batch: one picture at a time, of which the server keeps nothing.
+"""Work on a batch: one picture at a time.
 
 The page sends a request for each picture and keeps the results itself, so visitors share no state. A picture is removed
-from the disk as soon as it has its result.
+from the disk as soon as it has its result. A ZIP is removed when the page closes it, or swept as other uploads are; so
+is the copy of a file of a ZIP that was opened in the viewer.
 """
 
 import base64
@@ -29,7 +30,6 @@ from dinomed.html.page import jpeg_url
 PREFIX = "batch-"
 """Begins the names of uploads of a batch, which are removed after use; pictures of the viewer have other names."""
 OVERLAY_PX = 1024  # of the longer side
-FULL = message("busy", "The server holds too many uploads; try again in a few minutes.")
 
 
 class BatchWork:
@@ -182,8 +182,8 @@ def _encode(results: Sequence[PanelResult], summaries: Mapping[str, Summary]) ->
         if summary.area is not None:
             orders["area"] = summary.area
     if checked:
-        orders["unlikeness"] = max(each.percentile for each in checked)
-        values["unlike_training"] = "yes" if any(each.unlike for each in checked) else "no"
+        orders["unlikeness"] = max(familiarity.percentile for familiarity in checked)
+        values["unlike_training"] = "yes" if any(familiarity.unlike for familiarity in checked) else "no"
         values["distance_percentile"] = round(orders["unlikeness"], 1)
     height, width = picture.shown.shape[:2]
     return {
@@ -193,7 +193,7 @@ def _encode(results: Sequence[PanelResult], summaries: Mapping[str, Summary]) ->
         "text": " · ".join(summary.text for summary in summaries.values()),
         "values": values,
         "orders": orders,
-        "unlike": any(each.unlike for each in checked),
+        "unlike": any(familiarity.unlike for familiarity in checked),
         "mask": None if mask is None else _base64(Image.fromarray(mask.astype(np.uint8) * 255), "PNG"),
         "overlay": None if mask is None else _overlay(picture.shown, mask),
     }

@@ -200,8 +200,8 @@ def _layout(names: Mapping[Id, str], *, overlap: bool) -> MaskLayout:
     if overlap:
         columns = {name: f"{MASK} {name}" for name in names.values()}
         return MaskLayout("multilabel", dict(columns), tuple(columns.values()))
-    own = all(isinstance(number, int) and 0 < number <= _MAX_VALUE for number in names)
-    values = {name: int(number) if own else place for place, (number, name) in enumerate(names.items(), start=1)}
+    valid_ids = all(isinstance(number, int) and 0 < number <= _MAX_VALUE for number in names)
+    values = {name: int(number) if valid_ids else place for place, (number, name) in enumerate(names.items(), start=1)}
     return MaskLayout("multiclass", dict(values), (MASK,))
 
 

@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from dinomed.apps.demos.batch.panel import BatchPanel
 from dinomed.apps.demos.batch.work import PREFIX, BatchWork
 from dinomed.apps.demos.page import NO_RESULT
 from dinomed.apps.demos.segment import SegmentPanel
+from dinomed.apps.demos.values import ValuesPanel
 
 SETTINGS = {"segment": {"which": "lesion", "threshold": 0.5, "min_share": 0, "largest_only": False}}
 
@@ -220,3 +222,7 @@ def test_the_panel_offers_the_orders_that_its_results_have() -> None:
     for key in ("number", "area", "-area", "uncertaintysegment"):
         assert f'data-sort="{key}"' in controls
     assert "unlikeness" not in controls  # this model has no check
+    predictor: Any = SimpleNamespace(task="depth", backbone=SimpleNamespace(preprocessing=None), check=None)
+    controls = BatchPanel([SegmentPanel(Dark()), ValuesPanel(predictor)]).controls()
+    assert "uncertaintysegment" in controls
+    assert "uncertaintydepth" not in controls

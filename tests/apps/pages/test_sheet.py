@@ -12,6 +12,7 @@ from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.predict import mask_uncertainty
 from dinomed.adapters.tasks.segment.writer import _read_outlined
 from dinomed.adapters.writer import SheetEntry
+from dinomed.apps.pages import sheet
 from dinomed.apps.pages.overlay import LINE
 from dinomed.apps.pages.sheet import choose_rows, draw_thumbnail
 from dinomed.datasets.tables import read_csv
@@ -89,6 +90,13 @@ def test_of_too_many_images_the_ends_of_each_order_are_shown() -> None:
     assert numbers == sorted(numbers)
     assert {1, 100, 8, 4} <= set(numbers)  # smallest and largest area, most uncertain, most unlike
     assert choose_rows(rows, 100) == rows
+
+
+def test_an_item_has_its_exact_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sheet, "_thumbnail", lambda *_: "")
+    row = SheetRow(0, 1_234_567, SheetEntry("", 0.12345678, 0.5), unlike=False, percentile=None)
+    item = sheet._item(None, None, row, names=False)  # type: ignore[arg-type]
+    assert items_of(item) == [{"number": "1234567", "area": "0.5", "uncertainty": "0.12345678"}]
 
 
 def test_the_outline_is_drawn_around_the_mask() -> None:
