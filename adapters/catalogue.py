@@ -16,8 +16,10 @@ from dinomed.config import Config
 class HeadConfig(Config):
     """Settings of a head; subclasses add those of one head."""
 
-    name: str = "linear"
-    blocks: tuple[int, ...] = Field((-1,), min_length=1, description="0 is the first, -1 the last")
+    name: str = Field("linear", description="name of the head")
+    blocks: tuple[int, ...] = Field(
+        (-1,), min_length=1, description="blocks whose tokens the head reads; -1 is the last"
+    )
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class RunConfig(Config):
     micro_batch: int | None = Field(
         None, ge=1, description="images in memory at once; the losses are still computed on the whole batch"
     )
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights, the order of images, crops and masks")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of matrix products; weights, losses and optimiser state stay float32"
     )
@@ -67,19 +67,21 @@ class RunConfig(Config):
 class PretrainConfig(Config):
     """The settings that `dinomed pretrain CONFIG` reads from YAML."""
 
-    backbone: ViTConfig = ViTConfig(drop_path=0.3)
-    crops: CropConfig = CropConfig()
-    masks: MaskConfig = MaskConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    teacher: TeacherConfig = TeacherConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    run: RunConfig = RunConfig()
-    start: InitialisationConfig = InitialisationConfig()
-    tune: StudentTuneConfig = StudentTuneConfig()
-    distill: DistillationConfig = DistillationConfig()
-    images: IntensityConfig = IntensityConfig()
-    mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="of each channel, in [0, 1]")
-    std: tuple[float, ...] = Field(IMAGENET_STD, description="of each channel, in [0, 1]")
+    backbone: ViTConfig = Field(ViTConfig(drop_path=0.3), description="architecture of the ViT")
+    crops: CropConfig = Field(CropConfig(), description="crops and their augmentation")
+    masks: MaskConfig = Field(MaskConfig(), description="masks of patches")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="losses and projection heads")
+    teacher: TeacherConfig = Field(TeacherConfig(), description="EMA teacher")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="optimiser, learning rate and weight decay")
+    run: RunConfig = Field(RunConfig(), description="length, batch, precision, devices and files of the run")
+    start: InitialisationConfig = Field(InitialisationConfig(), description="initial weights")
+    tune: StudentTuneConfig = Field(StudentTuneConfig(), description="part of the backbone that learns")
+    distill: DistillationConfig = Field(
+        DistillationConfig(), description="learning from a larger teacher (`dinomed distill`)"
+    )
+    images: IntensityConfig = Field(IntensityConfig(), description="bit depth and range of the samples of images")
+    mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="mean of each channel, in [0, 1]")
+    std: tuple[float, ...] = Field(IMAGENET_STD, description="standard deviation of each channel, in [0, 1]")
     frozen_size: int | None = Field(
         None, ge=8, description="image side for the frozen backbone, px; `crops.global_size` if not given"
     )

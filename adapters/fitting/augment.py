@@ -32,17 +32,19 @@ class AugmentConfig(Config):
     setting.
     """
 
-    preset: Preset = "none"
-    horizontal_flip: float = Field(0.0, ge=0, le=1)
-    vertical_flip: float = Field(0.0, ge=0, le=1)
+    preset: Preset = Field(
+        "none", description="values to start from; auto: the modality of the images if it is known, else general"
+    )
+    horizontal_flip: float = Field(0.0, ge=0, le=1, description="probability")
+    vertical_flip: float = Field(0.0, ge=0, le=1, description="probability")
     rotate: float = Field(0.0, ge=0, le=180, description="degrees; pixels beyond the border are mirrored")
     scale: float = Field(0.0, ge=0, le=0.5, description="relative change of size; not used for depth maps")
     shift: float = Field(0.0, ge=0, le=0.5, description="relative to the side of the image")
-    brightness: float = Field(0.0, ge=0, le=1)
-    contrast: float = Field(0.0, ge=0, le=1)
+    brightness: float = Field(0.0, ge=0, le=1, description="largest relative change")
+    contrast: float = Field(0.0, ge=0, le=1, description="largest relative change")
     saturation: float = Field(0.0, ge=0, le=1, description="only for images of three channels, as is hue")
-    hue: float = Field(0.0, ge=0, le=0.5)
-    blur: float = Field(0.0, ge=0, le=1)
+    hue: float = Field(0.0, ge=0, le=0.5, description="largest shift, as a fraction of the colour circle")
+    blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur")
 
     @model_validator(mode="before")
     @classmethod

@@ -34,17 +34,21 @@ class FitConfig(Config):
     `weight_decay` is an L2 penalty.
     """
 
-    optimizer: Literal["adamw", "lbfgs"] = "adamw"
-    epochs: int = Field(100, ge=1)
+    optimizer: Literal["adamw", "lbfgs"] = Field(
+        "adamw", description="adamw: shuffled batches; lbfgs: all examples at once, for convex heads"
+    )
+    epochs: int = Field(
+        100, ge=1, description="largest number of passes over the training images; lbfgs: of ten iterations each"
+    )
     min_steps: int = Field(500, ge=0, description="small collections are used several times an epoch")
     seconds: float | None = Field(
         None, gt=0, description="processor seconds of the training (adamw); the learning rate falls to 0 over them"
     )
     patience: int = Field(10, ge=1, description="stop after this number of epochs without a better validation score")
     keep: Literal["auto", "best", "last"] = Field("auto", description="epoch whose weights the head has at the end")
-    batch_size: int = Field(256, ge=2)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    batch_size: int = Field(256, ge=2, description="training images per step (adamw)")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate (adamw); it falls to 0 along a cosine")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay (adamw), or L2 penalty (lbfgs)")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of matrix products on CUDA; weights, losses and validation are always float32"
     )
@@ -70,9 +74,11 @@ class BackboneTuneConfig(Config):
     """
 
     last: int | None = Field(None, ge=1, description="blocks, counted from the last block that the head uses")
-    lora: LoraConfig | None = None
+    lora: LoraConfig | None = Field(None, description="train low-rank adapters of the backbone; null: none")
     learning_rate: float | None = Field(None, gt=0, description=f"null: {RATE_LAST:g} (last) or {RATE_LORA:g} (lora)")
-    layer_decay: float = Field(0.75, gt=0, le=1)
+    layer_decay: float = Field(
+        0.75, gt=0, le=1, description="factor on the learning rate from a block to the one before"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -123,15 +129,26 @@ class TrainConfig(Config):
     """Whether the defaults of `fit` are those of a fit with augmentation."""
     default_fit: ClassVar[dict[str, Any]] = {}
     """Settings of `fit` that the task replaces where neither the user nor the head gives any."""
-    head: SerializeAsAny[HeadConfig] = Field(HeadConfig(), validate_default=True)
-    image_size: int | None = Field(None, ge=8)
-    seed: int = Field(0, ge=0)
-    augment: AugmentConfig = AugmentConfig()
+    head: SerializeAsAny[HeadConfig] = Field(
+        HeadConfig(), validate_default=True, description="the head, by its name, and its settings"
+    )
+    image_size: int | None = Field(
+        None,
+        ge=8,
+        description="side of the square to which images are resized, px; null: chosen by the task and the backbone",
+    )
+    seed: int = Field(0, ge=0, description="seed of the initial weights, the order of images and their augmentation")
+    augment: AugmentConfig = Field(
+        AugmentConfig(), description="augmentation of training images: the name of a preset, or a table of values"
+    )
     augment_copies: int | None = Field(
         None, ge=0, le=1000, description="copies of each training image; 0: new ones in every epoch; null: by the cost"
     )
-    tune: BackboneTuneConfig = BackboneTuneConfig()
-    fit: FitConfig = FitConfig()
+    tune: BackboneTuneConfig = Field(
+        BackboneTuneConfig(),
+        description="part of the backbone that is trained: none, last:N, lora, lora:RANK, or a table",
+    )
+    fit: FitConfig = Field(FitConfig(), description="optimiser, length and stopping of the training")
 
     @model_validator(mode="before")
     @classmethod

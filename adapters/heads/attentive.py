@@ -23,9 +23,9 @@ class AttentiveConfig(HeadConfig):
     `registers`, the number of learned tokens that are pooled with the patch tokens."""
 
     name: str = "attentive"
-    heads: int = Field(8, ge=1)
-    with_cls: bool = True
-    registers: int = Field(0, ge=0, le=64)
+    heads: int = Field(8, ge=1, description="heads of the attention")
+    with_cls: bool = Field(True, description="concatenate the class token with the pooled patch tokens")
+    registers: int = Field(0, ge=0, le=64, description="learned tokens that are pooled with the patch tokens")
 
 
 @ADAPTERS.register("classify.attentive")

@@ -20,9 +20,13 @@ class AutoClassifierConfig(HeadConfig):
     their own over all images; the other candidates share one."""
 
     name: str = AUTO
-    heads: tuple[Literal["knn", "logistic", "attentive"], ...] = Field(("knn", "logistic", "attentive"), min_length=1)
+    heads: tuple[Literal["knn", "logistic", "attentive"], ...] = Field(
+        ("knn", "logistic", "attentive"), min_length=1, description="heads that are tried"
+    )
     last: tuple[PositiveInt, ...] = Field((1, 2, 4), min_length=1, description="numbers of last blocks")
-    second_scale: float | None = Field(1.5, gt=1, le=4)
+    second_scale: float | None = Field(
+        1.5, gt=1, le=4, description="second size of the image that is tried, as a factor of image_size; null: none"
+    )
 
 
 class AutoSegmenterConfig(HeadConfig):

@@ -51,9 +51,15 @@ class DecoderConfig(PyramidConfig):
     (`dinomed.adapters.heads.detail`) to the levels at 1/2 to 1/8, for outlines finer than a patch."""
 
     name: str
-    channels: tuple[int, int, int, int, int] = (32, 64, 128, 256, 256)
+    channels: tuple[int, int, int, int, int] = Field(
+        (32, 64, 128, 256, 256),
+        description="channels of the pyramid levels at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image",
+    )
     stride: int | None = Field(None, description="8 or 16 px; null: the nearer one to the patch size")
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="further arguments of the decoder in segmentation-models-pytorch, such as decoder_channels",
+    )
     detail: bool = Field(False, description="a convolutional branch on the image for details finer than a patch")
     image_channels: int | None = Field(None, ge=1, description="channels of the images; null: of the backbone")
 

@@ -21,8 +21,12 @@ UPSAMPLING, MIN_WEIGHT = 4, 0.1
 class DepthHeadConfig(HeadConfig):
     """Range of depths from `low` to `high`, in the unit of the data; null: the range of the training maps."""
 
-    low: float | None = Field(None, gt=0)
-    high: float | None = Field(None, gt=0)
+    low: float | None = Field(
+        None, gt=0, description="smallest depth, in the unit of the data; null: that of the training maps"
+    )
+    high: float | None = Field(
+        None, gt=0, description="largest depth, in the unit of the data; null: that of the training maps"
+    )
 
     @model_validator(mode="after")
     def _range(self) -> "DepthHeadConfig":
@@ -40,7 +44,7 @@ class DepthHeadConfig(HeadConfig):
 class LinearDepthConfig(DepthHeadConfig):
     """Settings: `bins`, the number of depths, evenly spaced over the range, that are weighted for each pixel."""
 
-    bins: int = Field(256, ge=2)
+    bins: int = Field(256, ge=2, description="depths, evenly spaced over the range, that are weighted for each pixel")
 
 
 @ADAPTERS.register("depth.linear")

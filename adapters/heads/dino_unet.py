@@ -26,8 +26,8 @@ class DinoUNetConfig(PyramidConfig):
 
     name: str = "dino_unet"
     channels: tuple[int, int, int] = Field((96, 48, 24), description="at 1/8, 1/4 and 1/2 of the image")
-    detail_channels: int = Field(WIDTH, ge=4)
-    image_channels: int | None = Field(None, ge=1)
+    detail_channels: int = Field(WIDTH, ge=4, description="channels of the convolutional branch at 1/2 of the image")
+    image_channels: int | None = Field(None, ge=1, description="channels of the images; null: of the backbone")
 
 
 @ADAPTERS.register("segment.dino_unet")

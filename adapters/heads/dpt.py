@@ -39,7 +39,7 @@ class DPTConfig(PyramidConfig):
     """Settings of DPT; `channels` is the number of channels of the fusion (256 in the paper)."""
 
     name: str = "dpt"
-    channels: int = Field(256, ge=8, multiple_of=2)
+    channels: int = Field(256, ge=8, multiple_of=2, description="channels of the fusion; 256 in the paper")
 
     @field_validator("blocks")
     @classmethod

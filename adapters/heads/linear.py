@@ -14,7 +14,9 @@ from dinomed.features.compute import Features
 class LinearClassifierConfig(HeadConfig):
     """Settings: `tokens`, the class token, the mean patch token, or both concatenated."""
 
-    tokens: Literal["cls", "mean", "cls+mean"] = "cls"
+    tokens: Literal["cls", "mean", "cls+mean"] = Field(
+        "cls", description="the class token, the mean of the patch tokens, or both concatenated"
+    )
 
 
 @ADAPTERS.register("classify.linear")
@@ -77,7 +79,9 @@ class MultiscaleConfig(HeadConfig):
     """Settings of the multiscale head: the last four blocks, concatenated."""
 
     name: str = "multiscale"
-    blocks: tuple[int, ...] = Field((-4, -3, -2, -1), min_length=1)
+    blocks: tuple[int, ...] = Field(
+        (-4, -3, -2, -1), min_length=1, description="blocks whose tokens are concatenated; -1 is the last"
+    )
 
 
 @ADAPTERS.register("segment.multiscale")

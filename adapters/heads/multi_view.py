@@ -24,9 +24,9 @@ class MultiViewConfig(HeadConfig):
     """Settings: `hidden`, the width of the MLPs; `dropout` on it."""
 
     name: str = "multi_view"
-    blocks: tuple[int, ...] = Field((-3, -2, -1), min_length=1)
-    hidden: int = Field(128, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    blocks: tuple[int, ...] = Field((-3, -2, -1), min_length=1, description="blocks with an MLP each; -1 is the last")
+    hidden: int = Field(128, ge=1, description="width of the MLPs")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the hidden layer, in training")
 
 
 @ADAPTERS.register("segment.multi_view")

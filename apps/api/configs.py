@@ -48,7 +48,8 @@ def config_schema(job: str) -> dict[str, Any]:
     if "head" in properties:
         _add_heads(schema, job)
         for name in set(_TEXT_OR_TABLE) & set(properties):
-            properties[name] = {"anyOf": [{"type": "string"}, properties[name]]}
+            description = properties[name]["description"]
+            properties[name] = {"anyOf": [{"type": "string"}, properties[name]], "description": description}
     return {"$schema": SCHEMA_DIALECT, "title": f"Settings of dinomed {job}", **schema}
 
 
@@ -161,6 +162,6 @@ def _add_heads(schema: dict[str, Any], task: str) -> None:
         head = adapter_class(task, name).Config.model_json_schema()
         schema.setdefault("$defs", {}).update(head.pop("$defs", {}))
         head.pop("required", None)
-        head["properties"]["name"] = {"const": name}
+        head["properties"]["name"] = {"const": name, "description": "name of the head"}
         heads.append({**head, "title": f"head {name}"})
-    schema["properties"]["head"] = {"anyOf": heads}
+    schema["properties"]["head"] = {"anyOf": heads, "description": schema["properties"]["head"]["description"]}

@@ -12,8 +12,8 @@ Target = Literal["qkv", "proj", "fc1", "fc2", "w12", "w3"]
 class LoraConfig(Config):
     """Settings of LoRA: `W` becomes ``W + (alpha / rank) B A``, where A has `rank` rows and B starts at zero."""
 
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
+    rank: int = Field(8, ge=1, description="rank r of the update of a weight matrix; more ranks, more trained weights")
+    alpha: float = Field(16.0, gt=0, description="scale of the update, which is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the input of A, in training")
     targets: tuple[Target, ...] = Field(
         ("qkv", "proj"), description="linear layers of each block: qkv and proj of the attention; fc1 and fc2 of an "
@@ -37,17 +37,22 @@ class ViTConfig(Config):
     The upper bounds are far above any trained model, and low enough to refuse a mistyped number.
     """
 
-    embed_dim: int = Field(384, ge=8, le=16_384)
-    depth: int = Field(12, ge=1, le=512)
-    num_heads: int = Field(6, ge=1)
-    patch_size: int = Field(14, ge=1, le=512)
+    embed_dim: int = Field(384, ge=8, le=16_384, description="channels of a token")
+    depth: int = Field(12, ge=1, le=512, description="number of blocks")
+    num_heads: int = Field(6, ge=1, description="attention heads of each block")
+    patch_size: int = Field(14, ge=1, le=512, description="side of a patch, px")
     image_size: int = Field(
         224, ge=8, le=MAX_IMAGE_SIZE, description="side of the square image that the position embedding is for, px"
     )
-    in_channels: int = Field(3, ge=1, le=1024)
-    num_registers: int = Field(0, ge=0, le=1024)
-    feed_forward: Literal["mlp", "swiglu"] = "mlp"
-    mlp_ratio: float = Field(4.0, gt=0, le=64)
+    in_channels: int = Field(3, ge=1, le=1024, description="channels of the images")
+    num_registers: int = Field(0, ge=0, le=1024, description="register tokens")
+    feed_forward: Literal["mlp", "swiglu"] = Field("mlp", description="kind of the feed-forward layers of the blocks")
+    mlp_ratio: float = Field(
+        4.0,
+        gt=0,
+        le=64,
+        description="width of the feed-forward layers, as a multiple of embed_dim; swiglu uses two thirds of it",
+    )
     layerscale: float | None = Field(1e-5, description="initial value; null: no LayerScale")
     norm_eps: float = Field(1e-6, gt=0, lt=1, description="epsilon of the layer norms (a property of weights)")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth, the same in every block; training only")

@@ -15,8 +15,8 @@ class EarlyCropConfig(Config):
     """Smaller crops in the first part of a run: most steps are cheap, and the last ones learn the full resolution."""
 
     fraction: float = Field(0.75, gt=0, lt=1, description="fraction of the run with these sizes")
-    global_size: int = Field(ge=8, le=4096, description="px")
-    local_size: int = Field(ge=8, le=4096, description="px")
+    global_size: int = Field(ge=8, le=4096, description="side of the global views in that part, px")
+    local_size: int = Field(ge=8, le=4096, description="side of the local views in that part, px")
 
 
 class CropConfig(Config):
@@ -25,25 +25,31 @@ class CropConfig(Config):
     modality: Literal["natural", "dermoscopy", "endoscopy", "xray", "ultrasound", "fundus"] = Field(
         "natural", description="preset of colours and flips; settings that are given replace those of the preset"
     )
-    global_size: int = Field(224, ge=8, le=4096)
-    global_scale: Range = (0.32, 1.0)
-    local_size: int = Field(98, ge=8, le=4096)
-    local_scale: Range = (0.05, 0.32)
-    num_local: int = Field(8, ge=0, le=256)
+    global_size: int = Field(224, ge=8, le=4096, description="side of the two global views, px")
+    global_scale: Range = Field(
+        (0.32, 1.0), description="smallest and largest area of a global view, as a fraction of the image"
+    )
+    local_size: int = Field(98, ge=8, le=4096, description="side of the local views, px")
+    local_scale: Range = Field(
+        (0.05, 0.32), description="smallest and largest area of a local view, as a fraction of the image"
+    )
+    num_local: int = Field(8, ge=0, le=256, description="local views of each image")
     early: EarlyCropConfig | None = Field(
         None, description="other sizes for the first part of the run; null: the same sizes in the whole run"
     )
-    horizontal_flip: float = Field(0.5, ge=0, le=1)
-    vertical_flip: float = Field(0.0, ge=0, le=1)
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
-    jitter_probability: float = Field(0.8, ge=0, le=1)
-    gray_probability: float = Field(0.2, ge=0, le=1)
+    horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability")
+    vertical_flip: float = Field(0.0, ge=0, le=1, description="probability")
+    jitter: tuple[float, float, float, float] = Field(
+        (0.4, 0.4, 0.2, 0.1), description="largest change of brightness, contrast, saturation and hue"
+    )
+    jitter_probability: float = Field(0.8, ge=0, le=1, description="probability of the change of colours")
+    gray_probability: float = Field(0.2, ge=0, le=1, description="probability of a view in shades of grey")
     blur: Literal["paper", "released"] = Field(
         "paper", description="probabilities for the first global, second global and local views: 1 / 0.1 / 0.5 as in "
         "the paper; the released code inverts them by accident: 0 / 0.9 / 0.5"
     )  # fmt: skip
     blur_kernel: int = Field(9, ge=3, description="px, odd")
-    blur_sigma: Range = (0.1, 2.0)
+    blur_sigma: Range = Field((0.1, 2.0), description="smallest and largest sigma of the blur, px")
     solarize_probability: float = Field(
         0.2, ge=0, le=1, description="of the second global view; from half of the range on"
     )

@@ -29,18 +29,20 @@ class ProjectionHeadConfig(Config):
 class ObjectiveConfig(Config):
     """Losses, their weights, and the heads that they are computed on."""
 
-    dino_weight: float = Field(1.0, ge=0)
-    ibot_weight: float = Field(1.0, ge=0)
-    koleo_weight: float = Field(0.1, ge=0)
+    dino_weight: float = Field(1.0, ge=0, description="weight of the DINO loss on class tokens; 0: no such loss")
+    ibot_weight: float = Field(1.0, ge=0, description="weight of the iBOT loss on masked patch tokens; 0: no such loss")
+    koleo_weight: float = Field(
+        0.1, ge=0, description="weight of the KoLeo loss, which spreads class tokens evenly; 0: no such loss"
+    )
     koleo_views: Literal["both", "first"] = Field(
         "both", description="global views with a KoLeo loss: both as in the released code, the first as in the paper"
     )
     targets: Literal["sinkhorn", "centering"] = Field("sinkhorn", description="how teacher logits become targets")
     center_momentum: float = Field(0.9, ge=0, lt=1, description="of the centre, for targets: centering")
     untied_heads: bool = Field(True, description="a separate head for iBOT; else both losses use the DINO head")
-    dino_head: ProjectionHeadConfig = ProjectionHeadConfig()
-    ibot_head: ProjectionHeadConfig = ProjectionHeadConfig()
-    student_temperature: float = Field(0.1, gt=0)
+    dino_head: ProjectionHeadConfig = Field(ProjectionHeadConfig(), description="projection head of the DINO loss")
+    ibot_head: ProjectionHeadConfig = Field(ProjectionHeadConfig(), description="projection head of the iBOT loss")
+    student_temperature: float = Field(0.1, gt=0, description="temperature of the student's logits")
     pixel_weight: float = Field(
         0.0, ge=0, description="weight, at the start of the run, of a regression on the pixels of masked patches; "
         "0: no such loss"
@@ -96,10 +98,12 @@ class ObjectiveConfig(Config):
 class TeacherConfig(Config):
     """Momentum and temperature of the EMA teacher, with their schedules."""
 
-    momentum: float = Field(0.992, ge=0, le=1)
-    momentum_end: float = Field(1.0, ge=0, le=1)
-    temperature: float = Field(0.07, gt=0)
-    temperature_start: float = Field(0.04, gt=0)
+    momentum: float = Field(0.992, ge=0, le=1, description="EMA momentum at the start of the run")
+    momentum_end: float = Field(1.0, ge=0, le=1, description="EMA momentum at the end of the run")
+    temperature: float = Field(0.07, gt=0, description="temperature of the teacher's logits after the warm-up")
+    temperature_start: float = Field(
+        0.04, gt=0, description="temperature of the teacher's logits at the start of the run"
+    )
     temperature_warmup: float = Field(0.3, ge=0, lt=1, description="fraction of the run; 37,500 of 125,000 iterations")
 
     def momentum_at(self, step: int, total: int) -> float:

@@ -18,15 +18,15 @@ class OptimizerConfig(Config):
     muon_momentum: float = Field(0.95, ge=0, lt=1, description="for matrices: muon")
 
     lr: float = Field(4e-3, gt=0, description="at a batch of `reference_batch`; 4e-3 in the paper's short run")
-    lr_end: float = Field(1e-6, ge=0)
+    lr_end: float = Field(1e-6, ge=0, description="learning rate at the end of the run; not scaled with the batch")
     lr_scaling: Literal["sqrt", "linear", "none"] = Field(
         "sqrt", description="learning-rate scaling rule: how lr grows with the batch"
     )
-    reference_batch: int = Field(1024, ge=1, description="images")
-    warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the run")
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.04, ge=0)
-    weight_decay_end: float = Field(0.4, ge=0)
+    reference_batch: int = Field(1024, ge=1, description="batch size, in images, for which lr is meant")
+    warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the run in which the learning rate rises to lr")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of the two moments of AdamW")
+    weight_decay: float = Field(0.04, ge=0, description="weight decay at the start of the run")
+    weight_decay_end: float = Field(0.4, ge=0, description="weight decay at the end of the run")
     clip_norm: float = Field(3.0, gt=0, description="largest gradient norm of each submodule (backbone, each head)")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="factor on the learning rate from a block to the one before"

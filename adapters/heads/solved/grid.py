@@ -42,11 +42,21 @@ class GridConfig(HeadConfig):
     """
 
     name: str = "grid"
-    blocks: tuple[int, ...] = Field((-4, -3, -2, -1), min_length=1)
-    learning_rates: tuple[float, ...] = Field(LEARNING_RATES, min_length=1)
-    steps: int = Field(2500, ge=1)
-    batch_size: int = Field(256, ge=1)
-    standardise: bool = False
+    blocks: tuple[int, ...] = Field(
+        (-4, -3, -2, -1),
+        min_length=1,
+        description="blocks whose tokens the probes read, the last one alone or all; -1 is the last",
+    )
+    learning_rates: tuple[float, ...] = Field(
+        LEARNING_RATES,
+        min_length=1,
+        description="learning rates of the probes, for batches of 256; scaled with the batch size",
+    )
+    steps: int = Field(2500, ge=1, description="steps of all probes")
+    batch_size: int = Field(256, ge=1, description="training images per step")
+    standardise: bool = Field(
+        False, description="scale features by mean and standard deviation of the training set; the paper does not"
+    )
 
 
 @dataclass

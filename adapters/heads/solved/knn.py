@@ -25,7 +25,7 @@ class KnnConfig(LinearClassifierConfig):
     """Settings: `k`; null chooses the best of 10, 20, 100 and 200 on val."""
 
     name: str = "knn"
-    k: int | None = Field(None, ge=1)
+    k: int | None = Field(None, ge=1, description="neighbours that vote; null: the best of 10, 20, 100 and 200 on val")
 
 
 @ADAPTERS.register("classify.knn")

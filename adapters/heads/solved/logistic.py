@@ -106,7 +106,9 @@ class LogisticConfig(LinearClassifierConfig):
     """Settings: `cs`, values of C from which the best on val is chosen."""
 
     name: str = "logistic"
-    cs: tuple[float, ...] = Field(CS, min_length=1)
+    cs: tuple[float, ...] = Field(
+        CS, min_length=1, description="values of C (the inverse of the L2 penalty); the best on val is used"
+    )
 
 
 @ADAPTERS.register("classify.logistic")

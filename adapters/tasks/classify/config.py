@@ -35,14 +35,28 @@ class ClassifyConfig(TrainConfig):
     """
 
     task, default_fit = "classify", {"optimizer": "lbfgs", "weight_decay": 1e-5, "epochs": 100, "patience": 10}
-    label: str | tuple[str, ...] = Field("label", min_length=1)
-    separator: str | None = Field(None, min_length=1)
+    label: str | tuple[str, ...] = Field(
+        "label",
+        min_length=1,
+        description="column of the classes; several columns of 0 and 1 for labels that may occur together",
+    )
+    separator: str | None = Field(
+        None,
+        min_length=1,
+        description="text between labels that occur together in one column, such as |; null: one class per image",
+    )
     class_weights: Literal["balanced", "none"] = Field(
         "balanced", description="balanced: each class has the same weight"
     )
-    unit: Literal["image", "group"] = "image"
-    pool: Literal["mean", "concat"] = "mean"
-    frames: int = Field(FRAMES, ge=1, le=64)
+    unit: Literal["image", "group"] = Field(
+        "image", description="what a prediction is made for: each image, or each group (a lesion, a video)"
+    )
+    pool: Literal["mean", "concat"] = Field(
+        "mean", description="unit group: features of the images of a group are averaged, or concatenated"
+    )
+    frames: int = Field(
+        FRAMES, ge=1, le=64, description="unit group: largest number of evenly spaced images of a group"
+    )
     scales: tuple[float, ...] = Field((1.0,), min_length=1, max_length=3, description="factors of image_size")
     coverage: float = Field(COVERAGE, ge=0.5, lt=1, description="share of prediction sets that hold the true class")
 

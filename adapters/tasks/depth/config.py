@@ -21,12 +21,19 @@ class DepthConfig(TrainConfig):
     """
 
     task, fit_is_augmented, default_fit = "depth", True, DENSE_FIT
-    augment: AugmentConfig = AugmentConfig(preset="auto")
-    column: str = "depth"
-    scale: float = Field(1.0, gt=0)
-    unit: str = ""
-    gradient_weight: float = Field(0.5, ge=0)
-    flips: bool | None = None
+    augment: AugmentConfig = Field(
+        AugmentConfig(preset="auto"),
+        description="augmentation of training images: the name of a preset, or a table of values; scale is not used",
+    )
+    column: str = Field("depth", description="column of the manifest with the paths of the depth maps")
+    scale: float = Field(
+        1.0, gt=0, description="depth of a stored value of 1, in `unit` (SimCol3D, cm: 20 / 65280 = 3.0637e-4)"
+    )
+    unit: str = Field("", description="name of the unit of depth, such as cm; shown beside numbers")
+    gradient_weight: float = Field(0.5, ge=0, description="weight of the gradient loss; SigLoss has weight 1")
+    flips: bool | None = Field(
+        None, description="average predictions over mirror images; null: the default of the head"
+    )
 
     def augmentation(self, manifest: Manifest, backbone: "FrozenBackbone") -> AugmentConfig:
         return super().augmentation(manifest, backbone).without_scale()

@@ -31,15 +31,31 @@ class SegmentConfig(TrainConfig):
     """
 
     task, fit_is_augmented, default_fit = "segment", True, DENSE_FIT
-    augment: AugmentConfig = AugmentConfig(preset="auto")
-    kind: Kind = "binary"
+    augment: AugmentConfig = Field(
+        AugmentConfig(preset="auto"),
+        description="augmentation of training images: the name of a preset, or a table of values",
+    )
+    kind: Kind = Field(
+        "binary", description="binary: one class; multiclass: one class per pixel; multilabel: classes that overlap"
+    )
     classes: dict[str, int | str] = Field({}, description="NAME: value in the label map, bit, or column")
-    loss: LossName = "dice_ce"
+    loss: LossName = Field(
+        "dice_ce", description="loss of the masks: Dice, Dice with cross-entropy or focal loss, or Tversky"
+    )
     tversky_alpha: float = Field(TVERSKY_ALPHA, gt=0, lt=1, description="weight of false positives")
-    flips: bool | None = None
-    scales: tuple[float, ...] | None = None
-    window: int | None = Field(None, ge=16)
-    overlap: float = Field(0.25, ge=0, le=0.9)
+    flips: bool | None = Field(
+        None, description="average predictions over mirror images; null: the default of the head"
+    )
+    scales: tuple[float, ...] | None = Field(
+        None,
+        description="average predictions over sizes of the image, as factors of image_size; null: default of the head",
+    )
+    window: int | None = Field(
+        None,
+        ge=16,
+        description="predict images with a longer side than this by windows of this size, px; null: resize them",
+    )
+    overlap: float = Field(0.25, ge=0, le=0.9, description="share by which windows overlap")
     crop: float | None = Field(
         None, ge=0, le=1, description="share of training windows that contain a part of the mask"
     )

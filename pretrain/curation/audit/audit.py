@@ -35,7 +35,7 @@ _MIN_CHECKED = 400  # pairs that are checked at any similarity if there are few 
 class AuditConfig(Config):
     """Settings of the audit. The defaults were measured on real dermoscopy (docs/curation.md)."""
 
-    descriptor: DescriptorConfig = DescriptorConfig()
+    descriptor: DescriptorConfig = Field(DescriptorConfig(), description="descriptor by which images are compared")
     near: bool = Field(True, description="compare images; else content hashes and groups only")
     groups: bool = Field(True, description="report patients, lesions or videos that are on both sides")
     hash_radius: int = Field(

@@ -13,15 +13,15 @@ MIN_FIT_IMAGES = 8
 class ComposedConfig(Config):
     """Handcrafted features. There are no settings."""
 
-    kind: Literal["composed"] = "composed"
+    kind: Literal["composed"] = Field("composed", description="handcrafted features, without settings")
 
 
 class BackboneConfig(Config):
     """A frozen ViT: a run folder, or the name of released weights with their file."""
 
-    kind: Literal["backbone"] = "backbone"
-    backbone: str
-    weights: str | None = None
+    kind: Literal["backbone"] = Field("backbone", description="features of a frozen ViT")
+    backbone: str = Field(description="a run folder, a backbone folder, or the name of released weights")
+    weights: str | None = Field(None, description="a file with the weights of that name, instead of a download")
     image_size: int | None = Field(None, ge=8, description="px; null: the image size of the backbone")
     power: float = Field(4.0, gt=0, description="power of the generalised mean of patch tokens")
 
@@ -29,8 +29,8 @@ class BackboneConfig(Config):
 class SSCDConfig(Config):
     """A file with the SSCD network; see `load_sscd`."""
 
-    kind: Literal["sscd"] = "sscd"
-    weights: str
+    kind: Literal["sscd"] = Field("sscd", description="descriptors of the SSCD network")
+    weights: str = Field(description="file of the network")
     allow_code: bool = Field(False, description="run the program in a TorchScript file")
 
 
@@ -40,11 +40,11 @@ SourceConfig = Annotated[ComposedConfig | BackboneConfig | SSCDConfig, Field(dis
 class DescriptorConfig(Config):
     """The raw features, and the projection that is fitted to the images."""
 
-    source: SourceConfig = ComposedConfig()
+    source: SourceConfig = Field(ComposedConfig(), description="raw features, by their kind")
     fit: Literal["copies", "whitening", "none"] = Field(
         "copies", description="copies: learn from synthetic copies which changes to ignore; whitening; or no fit"
     )
-    dimension: int = Field(512, ge=2)
+    dimension: int = Field(512, ge=2, description="length of a descriptor")
     fit_images: int = Field(1000, ge=MIN_FIT_IMAGES, description="number of images, drawn at random, for the fit")
-    whitening_power: float = Field(0.5, ge=0, le=1)
-    seed: int = Field(0, ge=0)
+    whitening_power: float = Field(0.5, ge=0, le=1, description="strength of the whitening: 0 none, 1 full")
+    seed: int = Field(0, ge=0, description="seed of the drawn images and of their synthetic copies")

@@ -87,3 +87,12 @@ def test_a_schema_is_written_to_a_file(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,label\n")
     with pytest.raises(UsageError, match="exists and is no JSON Schema"):
         schema_command("classify", tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize("job", ["pretrain", "curate", "audit", "classify", "segment", "depth"])
+def test_every_setting_has_a_description(job: str) -> None:
+    schema = dinomed.config_schema(job)
+    tables = [schema, *schema["$defs"].values(), *schema["properties"].get("head", {}).get("anyOf", [])]
+    settings = [(table["title"], name, row) for table in tables for name, row in table.get("properties", {}).items()]
+    assert len(settings) > 20  # the tables of all stages are there
+    assert [f"{title}: {name}" for title, name, row in settings if len(row.get("description", "")) < 2] == []
