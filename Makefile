@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c '$(TRY_PYTHON)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-long lint types format constraints lock bill-of-materials clean
+.PHONY: help install quickstart test test-long lint types site format constraints lock bill-of-materials clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ lint: $(VENV)/.installed-dev ## Style and mistakes (ruff)
 
 types: $(VENV)/.installed-dev ## Types (mypy)
 	$(BIN)/mypy
+
+site: $(VENV)/.installed-docs ## Build the documentation site into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 format: $(VENV)/.installed-dev ## Put the code into the project's format
 	$(BIN)/ruff check --fix .
