@@ -4,6 +4,8 @@ import os
 import runpy
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,3 +108,17 @@ def user_folder(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path,
 def make_result() -> Callable[..., Any]:
     """See `pretrain/curation/curation_page.py`."""
     return runpy.run_path(str(ROOT / "tests" / "pretrain" / "curation" / "curation_page.py"))["make_result"]  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the documentation site, built strictly: a warning is a failure."""
+    pytest.importorskip("material", reason="mkdocs-material is not installed: pip install 'dinomed[docs]'")
+    folder = tmp_path_factory.mktemp("site") / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dinomed.adapters.catalogue import BUILT_IN, HeadConfig
 from dinomed.apps.api.configs import config_schema, resolve_config
 
 Schema = dict[str, Any]
@@ -26,6 +27,8 @@ def settings_page(job: str) -> str:
         "them all. Every setting has a default and may be left out.",
     ]
     if "head" in schema["properties"]:
+        for head in schema["properties"]["head"]["anyOf"]:
+            head["description"] = _head_text(job, head)
         lines += ["", "The defaults of `fit` are those of the linear head; some heads and an augmentation have others."]
     lines += _tables(schema, schema["$defs"], resolve_config(job), "", "Top level")
     return "\n".join(lines) + "\n"
@@ -38,7 +41,7 @@ def _tables(table: Schema, defs: Schema, defaults: Mapping[str, Any], prefix: st
         variants = [defs[ref] for ref in _references(setting)] + [
             kind for kind in _kinds(setting) if "properties" in kind
         ]
-        default = defaults.get(name, setting.get("default"))
+        default = defaults.get(name, setting.get("default", setting.get("const")))
         below += [(variant, default, f"{prefix}{name}") for variant in variants]
         shown = "required" if name in table.get("required", ()) else _code(default)
         shown = "its own table" if variants and isinstance(default, Mapping) else shown
@@ -53,6 +56,13 @@ def _tables(table: Schema, defs: Schema, defaults: Mapping[str, Any], prefix: st
         if alternatives and values.get("name", values.get("kind")) != label:
             values = {}
         yield from _tables(variant, defs, values, f"{full}.", f"{full}{f': {label}' if label else ''}")
+
+
+def _head_text(task: str, head: Schema) -> str:
+    """Return what a head is and where it comes from, then the remarks on its settings, if it has any of its own."""
+    name = head["properties"]["name"]["const"]
+    text = "".join(f"{e.summary} ({e.source}).\n\n" for e in BUILT_IN if (e.task, e.name) == (task, name))
+    return text if head["description"] == HeadConfig.__doc__ else text + head["description"]
 
 
 def type_text(setting: Schema) -> str:

@@ -1,0 +1,74 @@
+"""The references of commands and settings are complete: made from the code, without the tools that build the site."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import dinomed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_hook(name: str) -> ModuleType:
+    """Load a file of docs/hooks/ under a name of its own."""
+    spec = importlib.util.spec_from_file_location(f"site_hook_{name}", ROOT / "docs" / "hooks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_commands_has_every_command_with_its_options() -> None:
+    sections = dict(re.findall(r"^## dinomed ?(.*)\n([^\0]*?)(?=^## |\Z)", load_hook("commands").commands_page(), re.M))
+    recorded = json.loads((ROOT / "tests" / "golden" / "cli_options.json").read_text())
+    assert sections.keys() == recorded.keys()
+    for command, options in recorded.items():
+        shown = {
+            word
+            for row in re.findall(r"^\| (`-.*?`) \|", sections[command], re.M)
+            for word in re.findall("`(.+?)`", row)
+        }
+        assert {option for option in options if option.startswith("-")} - shown == set(), command
+
+
+def test_every_row_of_the_page_of_commands_has_a_meaning() -> None:
+    rows = re.findall(r"^\| `.*", load_hook("commands").commands_page(), re.M)
+    assert len(rows) > 300
+    assert [
+        row for row in rows if len(re.split(r"(?<!\\)\|", row)) != 6 or not re.split(r"(?<!\\)\|", row)[4].strip()
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        ("pretrain", "| `optimizer.layer_decay` | number > 0 ≤ 1 | `1.0` | factor on the learning rate"),
+        ("pretrain", "| `backbone.drop_path` | number ≥ 0 < 1 | `0.3` |"),  # the default of the job, not of the class
+        ("pretrain", '| `run.parallel` | `"replicate"` or `"shard"` | `"replicate"` |'),
+        ("curate", "| `descriptor.source.weights` | string | required | file of the network |"),
+        ("classify", "| `head.k` | integer ≥ 1 or null | `null` | neighbours that vote"),
+        ("segment", '| `augment.preset` | `"none"` or `"auto"` or '),
+        ("depth", "| `fit.epochs` | integer ≥ 1 | `20` |"),  # the default of the task
+    ],
+)
+def test_a_setting_has_its_name_type_default_and_meaning(job: str, expected: str) -> None:
+    assert expected in load_hook("settings").settings_page(job)
+
+
+@pytest.mark.parametrize("job", ["pretrain", "curate", "audit", "classify", "segment", "depth"])
+def test_the_page_of_a_job_has_all_its_settings(job: str) -> None:
+    def leaves(values: dict, prefix: str = "") -> set[str]:
+        names = {f"{prefix}{name}" for name in values}
+        inner = (leaves(value, f"{prefix}{name}.") for name, value in values.items() if isinstance(value, dict))
+        return names.union(*inner)
+
+    page = load_hook("settings").settings_page(job)
+    names = leaves(dinomed.resolve_config(job))
+    assert len(names) > 10
+    assert names - set(re.findall(r"^\| `([\w.]+)` \|", page, re.M)) == set()
+    assert re.findall(r"^\| `[^|]*\| *\|.*|.*\|\s*\|$", page, re.M) == []  # no empty cell
