@@ -10,7 +10,7 @@ import pytest
 
 from dinomed.apps import cli
 from dinomed.apps.output import build_table, emit
-from dinomed.errors import DinomedError
+from dinomed.errors import MAX_MESSAGE, DinomedError, UsageError
 from dinomed.io.output_folder import check_place
 from dinomed.log import logger
 
@@ -20,6 +20,18 @@ HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b31m\u202egnp.exe"
 
 def no_control(text: str) -> bool:
     return all(character.isprintable() or character == "\n" for character in text)
+
+
+@pytest.mark.parametrize("error", [DinomedError, UsageError])
+def test_a_long_value_does_not_hide_the_problem_and_the_remedy(error: type[DinomedError]) -> None:
+    for count in (1, 1900):
+        whole = f"column a is {'x' * count}; choose another one"
+        assert str(error(whole)) == whole
+    shown = str(error(f"column a is {'x' * 100_000}; choose another one"))
+    assert shown.startswith("column a is xxx")
+    assert " ... " in shown
+    assert shown.endswith("xxx; choose another one")
+    assert 0.8 * MAX_MESSAGE <= len(shown) <= MAX_MESSAGE
 
 
 def test_tables_show_escape_sequences_as_text(capsys: pytest.CaptureFixture[str]) -> None:

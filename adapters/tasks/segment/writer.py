@@ -35,17 +35,14 @@ class SegmentWriter(PredictionWriter):
     def __init__(self, predictor: SegmentPredictor, names: Sequence[str]) -> None:
         self.predictor, self.schema = predictor, predictor.schema
         self.single = len(self.schema.names) == 1
+        settings: dict[str, Any]
         if self.single:
-            columns, extra_files = ["area_px", "area_fraction", "confidence", "uncertainty"], []
-            settings: dict[str, Any] = {"threshold": predictor.threshold}
+            areas, settings = ["area_px", "area_fraction", "confidence"], {"threshold": predictor.threshold}
         else:
-            columns, extra_files = (
-                [*(f"area_px {self.schema.names[k]}" for k in self.schema.reported), "area_fraction"],
-                [SCHEMA_FILE],
-            )
-            columns.append("uncertainty")
+            areas = [*(f"area_px {self.schema.names[k]}" for k in self.schema.reported), "area_fraction"]
             settings = {"thresholds": list(predictor.thresholds), "mask_schema": self.schema.to_dict()}
-        super().__init__(names, ["mask", *columns], file_names(names), extra_files, settings)
+        extra_files = [] if self.single else [SCHEMA_FILE]
+        super().__init__(names, ["mask", *areas, "uncertainty"], file_names(names), extra_files, settings)
         self.coco: CocoResults | None = None
         self.dicom_seg: DicomSegmentations | None = None
 
@@ -90,11 +87,11 @@ class SegmentWriter(PredictionWriter):
         name, file = self.names[index], self.files[index]
         inside = self.schema.any_class(decided).astype(bool)
         uncertainty = f"{self.predictor.uncertainty(probabilities, decided):.4f}"
+        planes = self.schema.planes(decided)
         if self.coco is not None:
-            self.coco.save(out, name, self.schema.planes(decided), probabilities)
+            self.coco.save(out, name, planes, probabilities)
         if not self.single:
             write_label_map(out / file, self.schema.encode(decided))
-            planes = self.schema.planes(decided)
             areas = (int(planes[k].sum()) for k in self.schema.reported)
             return [name, file, *areas, f"{inside.mean():.6f}", uncertainty]
         write_mask(out / file, decided[0])
