@@ -50,18 +50,26 @@ const box = (text) => {
   return div.outerHTML;
 };
 
+/** Send a file and return its path on the server. It does not get its own name, which may identify a patient. */
+async function sendFile(file, name) {
+  if (file.size > 64 * 2 ** 20) throw new Error(TEXT.too_large);
+  try {
+    return (await upload(new File([file], name, { type: "application/octet-stream" }))).path;
+  } catch (problem) {
+    throw new Error(/size/i.test(String(problem)) ? TEXT.too_large : TEXT.upload_failed);
+  }
+}
+
 async function open(source) {
   clearAll("busy");
   const picture = { id: newId(), number: ++opened, held: {} };
   current = picture;
   let path = source;
   if (source instanceof File) {
-    if (source.size > 64 * 2 ** 20) return fail(box(TEXT.too_large));
     try {
-      // Not under its own name, which may identify a patient.
-      path = (await upload(new File([source], "image", { type: "application/octet-stream" }))).path;
+      path = await sendFile(source, "image");
     } catch (problem) {
-      if (current === picture) fail(box(/size/i.test(String(problem)) ? TEXT.too_large : TEXT.upload_failed));
+      if (current === picture) fail(box(problem.message));
       return;
     }
     if (current !== picture) return;
@@ -156,8 +164,8 @@ function outline() {
   const path = traceOutline(drawn, map, width, height, level);
   picture.drawn = { levels: picture.edits ? drawn : withoutRegions(levels, base, level), level };
   viewer.setOutline(path, map.regions.map((region, at) => ({ x: region.x + 0.5, y: region.y + 0.5, text: String(at + 1) })));
-  const [wide, tall] = picture.size, each = (wide * tall) / (width * height);
-  const areas = map.regions.map((region) => region.area * each);
+  const [wide, tall] = picture.size, pixelArea = (wide * tall) / (width * height);
+  const areas = map.regions.map((region) => region.area * pixelArea);
   picture.regions = map.regions;
   picture.outlined = (picture.outlined || 0) + 1;
   showMeasures(picture, areas, !picture.exact);
@@ -261,8 +269,8 @@ function showZoom(view) {
 
 /** Open the first of several files; where decisions are saved, the others wait for "next case". */
 function openFirst(files) {
-  const [first, ...others] = [...files];
-  if (get(".dm-correct")) queue.push(...others);
+  const [first, ...waiting] = [...files];
+  if (get(".dm-correct")) queue.push(...waiting);
   if (first) open(first);
 }
 

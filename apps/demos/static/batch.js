@@ -1,4 +1,4 @@
-// A batch: many files, a folder or a ZIP. The server predicts one picture at a time and keeps nothing; this page keeps the results.
+// A batch: many files, a folder or a ZIP. The server predicts one picture at a time and removes it then; this page keeps the results.
 
 const batch = { results: [], running: false, cancelled: false, archives: [] };
 const byBatch = (name) => get(`#batch-${name}`);
@@ -72,20 +72,11 @@ async function isZip(file) {
 
 /** The text of a message of the server, which is HTML. */
 function plainText(message) {
-  const part = document.createElement("div");
-  part.innerHTML = message;
-  return part.textContent;
+  return new DOMParser().parseFromString(message, "text/html").body.textContent;
 }
 
-/** Send a file under a name of our own, which the server removes after its use. */
-async function uploadForBatch(file) {
-  if (file.size > 64 * 2 ** 20) throw new Error(TEXT.too_large);
-  try {
-    return (await upload(new File([file], `batch-${newId()}`, { type: "application/octet-stream" }))).path;
-  } catch (problem) {
-    throw new Error(/size/i.test(String(problem)) ? TEXT.too_large : TEXT.upload_failed);
-  }
-}
+/** Send a file under a name of which the server knows that it removes the file after its use. */
+const uploadForBatch = (file) => sendFile(file, `batch-${newId()}`);
 
 async function askForBatch(name, request) {
   let answer;

@@ -23,7 +23,7 @@ function connectSorting(bar, list) {
   };
   for (const button of buttons) {
     button.addEventListener("click", () => {
-      for (const each of buttons) each.setAttribute("aria-pressed", each === button);
+      for (const other of buttons) other.setAttribute("aria-pressed", other === button);
       again();
     });
   }
