@@ -14,7 +14,7 @@ import numpy as np
 from dinomed.errors import DinomedError
 from dinomed.images.bounds.containers import too_large
 from dinomed.images.decode import MAX_PIXELS, refusing
-from dinomed.video.facts import VideoFacts, VideoFrame, container_of
+from dinomed.video.facts import ASSUMED_FPS, VideoFacts, VideoFrame, container_of
 from dinomed.video.packets import MAX_FRAMES, PacketIndex, open_capture, read_packets, seeks_truly
 from dinomed.video.source import DecodingPaused, FrameSource
 
@@ -23,7 +23,6 @@ _FORWARD = 48  # frames that are decoded rather than sought
 _RETRIES = 32  # packets in a row that cannot be decoded, before a video without an index ends
 _BACK = (0, 16, 40)  # frames before the target from which a seek is tried
 _CUT = 0.95  # a video that ends before this share of its announced time is called cut off
-_DEFAULT_FPS = 25.0
 
 
 class CaptureSource(FrameSource):
@@ -92,7 +91,7 @@ class CaptureSource(FrameSource):
         height, width = self._picture(None).shape[:2]
         return VideoFacts(
             width, height, container, codec if codec.isprintable() else "unknown",
-            fps if 0 < fps < 100_000 else _DEFAULT_FPS, None, announced if 0 < announced <= MAX_FRAMES else None,
+            fps if 0 < fps < 100_000 else ASSUMED_FPS, None, announced if 0 < announced <= MAX_FRAMES else None,
             indexed=False,
         )  # fmt: skip
 

@@ -7,11 +7,8 @@ from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.frame_times import read_frame_times
 from dinomed.images.dicom.pixels import DicomFrames
 from dinomed.images.intensity import IntensityConfig, match_channels
-from dinomed.video.facts import VideoFacts, VideoFrame
+from dinomed.video.facts import ASSUMED_FPS, VideoFacts, VideoFrame
 from dinomed.video.source import DecodingPaused, FrameSource
-
-ASSUMED_FPS = 25.0
-"""Frames a second of a DICOM file that states no rate."""
 
 
 class DicomSource(FrameSource):

@@ -13,6 +13,8 @@ VIDEO_SUFFIXES = frozenset(
     [".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".m2ts", ".mts"]
 )
 """Suffixes of files that are reported as damaged videos if their content is none."""
+ASSUMED_FPS = 25.0
+"""Frames a second of a file that states no rate."""
 _TS_PACKET = 188  # bytes; with a time stamp of 4 bytes before each in M2TS
 
 

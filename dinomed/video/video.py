@@ -87,7 +87,7 @@ class Video:
         content, pixels = self._run("read_frames", start, stop, step)
         self.facts = VideoFacts(**content["facts"])
         rows = zip(content["frames"], [] if pixels is None else pixels, strict=True)
-        return [VideoFrame(*frame, picture) for frame, picture in rows], content["next"]
+        return [VideoFrame(number, time_s, picture) for (number, time_s), picture in rows], content["next"]
 
     def _run(self, name: str, *arguments: Any) -> tuple[Any, np.ndarray | None]:
         """Call a function of `dinomed.video.decoding` in a decoding process, whose current folder may be another."""

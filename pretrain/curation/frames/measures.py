@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from dinomed.pretrain.curation.deduplication.hashes import phash_views, thumbnail
+from dinomed.pretrain.curation.deduplication.hashes import phash_views
 from dinomed.pretrain.curation.filters.config import QualityConfig
 from dinomed.pretrain.curation.filters.quality import find_border, judge, measure_quality
 from dinomed.pretrain.curation.frames.config import FrameConfig
@@ -16,17 +16,21 @@ _GRAY = 6  # levels between the channels of a gray pixel, with compression noise
 _GRAY_SHARE = 0.9  # of the pixels; then the frame is gray, as of ultrasound, and its colours say nothing
 
 
-def find_fault(pixels: np.ndarray, config: FrameConfig) -> str | None:
-    """Return why a frame, uint8 RGB ``(H, W, 3)``, is not used: black, over-exposed, blank, blurred or out of body."""
+def quality_limits(config: FrameConfig) -> QualityConfig:
+    """Return the limits of the quality filters for frames."""
     limits = QualityConfig(
         min_short_side_px=None, max_border_share=None, max_text_share=None,
         min_luminance_mean=config.min_luminance, min_sharpness=config.min_sharpness,
-        min_luminance_spread=QualityConfig().min_luminance_spread if config.min_luminance > 0 else None,
     )  # fmt: skip
+    return limits if config.min_luminance > 0 else limits.model_copy(update={"min_luminance_spread": None})
+
+
+def find_fault(pixels: np.ndarray, limits: QualityConfig, min_tissue: float) -> str | None:
+    """Return why a frame, uint8 RGB ``(H, W, 3)``, is not used: black, over-exposed, blank, blurred or out of body."""
     reason = judge(measure_quality(pixels, with_text=False), limits)
-    if reason is None and config.min_tissue > 0:
+    if reason is None and min_tissue > 0:
         share = tissue_share(pixels)
-        reason = OUTSIDE if share is not None and share < config.min_tissue else None
+        reason = OUTSIDE if share is not None and share < min_tissue else None
     return reason
 
 
@@ -61,19 +65,16 @@ class NearDuplicates:
     def __init__(self, bits: int) -> None:
         self.bits = bits
         self._numbers: list[int] = []
-        self._hashes: list[np.ndarray] = []
+        self._hashes = np.empty((0, 4), np.uint64)
 
     def find(self, pixels: np.ndarray, number: int) -> int | None:
         """Return the number of a kept frame of which this is a near-duplicate; else None, and it counts as kept."""
         code = phash_views(pixels)[0]
-        if self._hashes:
-            differing = np.unpackbits((np.stack(self._hashes) ^ code).view(np.uint8), axis=1).sum(axis=1)
+        if self._numbers:
+            differing = np.unpackbits((self._hashes ^ code).view(np.uint8), axis=1).sum(axis=1)
             nearest = int(differing.argmin())
             if differing[nearest] <= self.bits:
                 return self._numbers[nearest]
-        self._hashes.append(code)
+        self._hashes = np.vstack([self._hashes, code])
         self._numbers.append(number)
         return None
-
-
-__all__ = ["OUTSIDE", "NearDuplicates", "find_fault", "scene_difference", "thumbnail", "tissue_share"]

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dinomed.pretrain.curation.deduplication.hashes import thumbnail
 from dinomed.pretrain.curation.frames.config import FrameConfig
-from dinomed.pretrain.curation.frames.measures import NearDuplicates, find_fault, scene_difference, thumbnail
+from dinomed.pretrain.curation.frames.measures import NearDuplicates, find_fault, quality_limits, scene_difference
 from dinomed.video.facts import VideoFrame
 from dinomed.video.video import Video
 
@@ -27,8 +28,9 @@ def judge_frames(video: Video, config: FrameConfig) -> Iterator[JudgedFrame]:
     A few frames are in memory at a time.
     """
     kept = None if config.duplicate_bits < 0 else NearDuplicates(config.duplicate_bits)
+    limits = quality_limits(config)
     for frame in _candidates(video, config):
-        reason = find_fault(frame.pixels, config)
+        reason = find_fault(frame.pixels, limits, config.min_tissue)
         if reason is None and kept is not None and (same := kept.find(frame.pixels, frame.number)) is not None:
             reason = f"near-duplicate of frame {same}"
         yield JudgedFrame(frame, reason)
