@@ -9,6 +9,7 @@ manifest's rows. `adapter.json` is a copy of the record; `adapter.yaml` holds th
 """
 
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from dinomed.io.files import read_json, to_json, write_json, write_text
 from dinomed.io.output_folder import STAGE, open_output_folder
 from dinomed.io.publish import publish
 from dinomed.io.tensor_file import check_tensors, hash_tensors, parse_record, read_header, read_tensors, write_tensors
+from dinomed.loggers.names import LOGGER_FOLDERS
 
 WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json", "adapter.yaml"
 HEADER = "adapter"
@@ -55,13 +57,27 @@ class BundleOutput:
 def open_output(folder: str | Path, config: TrainConfig, *, overwrite: bool) -> Iterator[BundleOutput]:
     """Prepare and lock the output folder of a fit, and write its settings to the stage.
 
-    Files of an unfinished fit are replaced, except its state, from which the same fit is resumed. An older adapter
-    stays until the new one is complete. After a failure no empty folder stays.
+    Files of an unfinished fit are replaced, except its state, from which the same fit is resumed, and the files of its
+    loggers. An older adapter stays until the new one is complete. After a failure no empty folder stays.
     """
     folder = Path(folder)
-    with open_output_folder(folder, marker=WEIGHTS_FILE, overwrite=overwrite, keep=[STATE_FOLDER]) as stage:
+    with open_output_folder(
+        folder, marker=WEIGHTS_FILE, overwrite=overwrite, keep=[STATE_FOLDER, *LOGGER_FOLDERS]
+    ) as stage:
+        _remove_logs_without_state(stage)
         write_text(stage / CONFIG_FILE, to_yaml(config))
-        yield BundleOutput(folder, stage)
+        try:
+            yield BundleOutput(folder, stage)
+        except BaseException:
+            _remove_logs_without_state(stage)
+            raise
+
+
+def _remove_logs_without_state(stage: Path) -> None:
+    """Remove the files of loggers of a fit that will not be resumed."""
+    if not (stage / STATE_FOLDER).exists():
+        for name in LOGGER_FOLDERS:
+            shutil.rmtree(stage / name, ignore_errors=True)
 
 
 def save_bundle(
@@ -137,7 +153,16 @@ def _publish(output: BundleOutput) -> None:
     """Remove the files for people of an older adapter, then replace it in one step."""
     beside = (RECORD_FILE, CONFIG_FILE, CARD_FILE, LOG_FILE)
     new = [name for name in beside if (output.stage / name).exists()]
-    publish(output.stage, output.folder, [WEIGHTS_FILE, *new], remove=beside)
+    old_logs = _files_of_loggers(output.folder)
+    publish(
+        output.stage, output.folder, [WEIGHTS_FILE, *new, *_files_of_loggers(output.stage)], remove=[*beside, *old_logs]
+    )
+
+
+def _files_of_loggers(folder: Path) -> list[str]:
+    """Return the files of loggers in a folder, relative to it."""
+    paths = (path for name in LOGGER_FOLDERS for path in sorted((folder / name).rglob("*")) if path.is_file())
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def read_record(folder: str | Path) -> AdapterRecord:

@@ -28,6 +28,7 @@ from dinomed.features.extract import extract, resolve_blocks
 from dinomed.features.familiarity import TrainingReference, choose_reference_rows, fit_reference
 from dinomed.io.files import write_text
 from dinomed.log import logger
+from dinomed.loggers.names import LOGGER_FOLDERS, check_loggers
 
 CANDIDATE_FOLDER = "candidate"
 
@@ -69,10 +70,11 @@ def fit_head(
         overwrite: replace an older adapter in `out`.
 
     Raises:
-        UsageError: there are no targets, only one class or no split train; a group is in two splits; or `out` is in
-            use.
+        UsageError: there are no targets, only one class or no split train; a group is in two splits; `out` is in use;
+            or the package of a logger is missing.
         DinomedError: an image, a mask or a depth map is damaged.
     """
+    check_loggers(config.fit.loggers, "fit.loggers")
     task, tried = find_task(config.task), list[dict[str, Any]]()
     chooses = adapter_class(config.task, config.head.name).chooses
     candidates = task.candidates(config, backbone) if chooses else {config.head.name: config}
@@ -119,7 +121,7 @@ def choose_head(
         candidates: settings by title.
         backbone: the frozen backbone.
         cache: folder of cached features.
-        stage: folder in which each candidate has a folder for its state; the log of the kept one is moved to it.
+        stage: folder in which each candidate has a folder for its state; the logs of the kept one are moved to it.
 
     Returns:
         The kept fit, and a row for each candidate: ``head``, its metric on val, ``seconds`` and ``kept``.
@@ -150,8 +152,11 @@ def choose_head(
         if best is None or rank > best[0]:
             best = rank, title, done
             (stage / LOG_FILE).unlink(missing_ok=True)
-            if (folder / LOG_FILE).exists():
-                (folder / LOG_FILE).rename(stage / LOG_FILE)
+            for name in LOGGER_FOLDERS:
+                shutil.rmtree(stage / name, ignore_errors=True)
+            for name in (LOG_FILE, *LOGGER_FOLDERS):
+                if (folder / name).exists():
+                    (folder / name).rename(stage / name)
     assert best is not None
     _, kept, done = best
     return done, [{**row, "kept": row["head"] == kept} for row in rows]

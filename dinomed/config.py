@@ -258,3 +258,16 @@ def _keys_at(cls: type[BaseModel], path: Iterable[Any]) -> list[str]:
                 nested += [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         models = nested or models
     return [key for model in models for key in model.model_fields]
+
+
+def flatten_settings(config: Config) -> dict[str, Any]:
+    """Return all settings of a config by their full names, such as ``backbone.embed_dim``."""
+    return _flatten(config.model_dump(mode="json"))
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        flat |= _flatten(value, name + ".") if isinstance(value, dict) else {name: value}
+    return flat

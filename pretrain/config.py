@@ -8,6 +8,7 @@ from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from dinomed.config import Config
 from dinomed.images.intensity import IntensityConfig
+from dinomed.loggers.names import LoggerNames
 from dinomed.pretrain.data.config import CropConfig
 from dinomed.pretrain.data.masking import MaskConfig
 from dinomed.pretrain.model.config import (
@@ -51,6 +52,10 @@ class RunConfig(Config):
     )
     timeout_s: float = Field(120, gt=0, description="seconds until a hanging process ends a run of several processes")
     log_every: int = Field(10, ge=1, description="steps between two lines of the log")
+    loggers: LoggerNames = Field(
+        ("jsonl", "tensorboard"),
+        description="formats of the log: jsonl (always), tensorboard, mlflow, wandb; all are files in the run folder",
+    )
     checkpoint_every: int = Field(500, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="number of newest checkpoints that are kept")
     pca_images: int = Field(8, ge=0, description="held-aside images in the PCA picture of every checkpoint")

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.backbones.config import ViTConfig
-from dinomed.config import build_config, load_config, merge, parse_overrides, parse_yaml
+from dinomed.config import build_config, flatten_settings, load_config, merge, parse_overrides, parse_yaml
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.intensity import IntensityConfig
 from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint
 from dinomed.log import logger
+from dinomed.loggers.names import check_loggers
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.select_images import check_channels, select_images
 from dinomed.pretrain.model.config import InitialisationConfig
@@ -25,7 +26,7 @@ from dinomed.pretrain.model.feature_distillation import NO_LOSSES
 from dinomed.pretrain.model.initialisation import Initialisation, read_initialisation, read_run_model
 from dinomed.pretrain.model.lora import check_student_tuning
 from dinomed.pretrain.optim.scaling_rules import scale_momentum, scale_prototypes
-from dinomed.pretrain.run_folder import CHECKPOINTS, CONFIG_FILE, flatten_settings
+from dinomed.pretrain.run_folder import CHECKPOINTS, CONFIG_FILE
 
 NEW_HEADS_WARMUP = 0.1
 HIGH_RESOLUTION = 518  # px (Oquab et al. 2023, section 4)
@@ -76,9 +77,10 @@ def resolve_config(
         fetch: whether released weights may be downloaded. If not, only their architecture is used.
 
     Raises:
-        UsageError: settings, weights, teacher and data do not fit together.
+        UsageError: settings, weights, teacher and data do not fit together, or the package of a logger is missing.
         DinomedError: a file is damaged.
     """
+    check_loggers(config.run.loggers, "run.loggers")
     initialisation = read_initialisation(config.start, fetch=fetch)
     resolved = fit_to_initialisation(config, initialisation)
     by_features, teacher_of_run = config.distill.method == "features", None

@@ -10,21 +10,22 @@ from typing import Any
 import torch
 
 from dinomed.backbones.load import RUN_BACKBONE, RUN_CHECKPOINTS, RUN_RECORD
-from dinomed.config import Config, build_config, parse_yaml, to_yaml
+from dinomed.config import Config, build_config, flatten_settings, parse_yaml, to_yaml
 from dinomed.errors import UsageError
 from dinomed.io.checkpoint import list_checkpoints
 from dinomed.io.files import read_json, write_json, write_text
 from dinomed.io.output_folder import LOCK_FILE, check_free, prepare_output
+from dinomed.loggers.names import LOGGER_FOLDERS
 
 # folders
 BACKBONE, CHECKPOINTS = RUN_BACKBONE, RUN_CHECKPOINTS
 BEST, UNTRAINED = "best", "untrained"  # backbones too: of the best online k-NN, and before the first step
-PCA, TENSORBOARD = "pca", "tensorboard"
+PCA = "pca"
 # files
 CONFIG_FILE, RECORD_FILE, LOG_FILE = "config.yaml", RUN_RECORD, "log.jsonl"
 SEEN_FILE = "seen.parquet"  # the training index (dinomed.pretrain.curation.audit.training_index)
 BAD_BATCH_FILE = "bad_batch.json"
-_FOLDERS = (CHECKPOINTS, BACKBONE, BEST, UNTRAINED, PCA, TENSORBOARD)
+_FOLDERS = (CHECKPOINTS, BACKBONE, BEST, UNTRAINED, PCA, *LOGGER_FOLDERS)
 _FILES = (LOG_FILE, SEEN_FILE, RECORD_FILE, CONFIG_FILE)
 
 # settings that may change on a resume, because they change neither the weights nor the order of the data
@@ -33,6 +34,7 @@ FREE_TO_CHANGE = {
     for name in (
         "workers",
         "log_every",
+        "loggers",
         "checkpoint_every",
         "keep_checkpoints",
         "pca_images",
@@ -78,7 +80,7 @@ def _was_killed_at_start(folder: Path) -> bool:
     if (folder / CONFIG_FILE).exists() or not (folder / LOCK_FILE).exists():
         return False
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".tmp-")}
-    return names <= {LOCK_FILE, TENSORBOARD, *_FILES}
+    return names <= {LOCK_FILE, *LOGGER_FOLDERS, *_FILES}
 
 
 def clear_run(folder: Path) -> None:
@@ -104,19 +106,6 @@ def write_record(folder: Path, config: Config, data: dict[str, Any], **entries: 
     }
     write_json(folder / RECORD_FILE, record)
     write_text(folder / CONFIG_FILE, to_yaml(config))
-
-
-def flatten_settings(config: Config) -> dict[str, Any]:
-    """Return all settings of a config by their full names, such as ``backbone.embed_dim``."""
-    return _flatten(config.model_dump(mode="json"))
-
-
-def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        name = f"{prefix}{key}"
-        flat |= _flatten(value, name + ".") if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def _check_same_run(folder: Path, config: Config, data: dict[str, Any]) -> None:

@@ -258,6 +258,8 @@ class Trainer:
             path = self.out / PCA / f"{step:08d}.png"
             try:
                 write_pca_picture(path, backbone, self.preprocessing, self.resolved.held_aside, self.device)
+                if metrics.log:
+                    metrics.log.picture(step, path)
             except UnreadableImage as error:
                 logger.warning(f"PCA picture of step {step} was not written: {error}")
         write_record(

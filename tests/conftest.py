@@ -41,6 +41,18 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     return call
 
 
+@pytest.fixture
+def tensorboard_scalars() -> Callable[[Path, str], list[tuple[int, float]]]:
+    """Read the steps and values of a scalar from the folder of a run, by TensorBoard's own reader."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def read(folder: Path, name: str) -> list[tuple[int, float]]:
+        events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+        return [(event.step, event.value) for event in events.Scalars(name)]
+
+    return read
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real images, DINOMED_TEST_DATA (default: ../shared/data beside the project); skip if absent."""

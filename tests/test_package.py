@@ -25,7 +25,13 @@ LAYERS = {
 }
 
 
-NOT_IN_THE_TESTED_SET = {"umap-learn": "umap"}
+NOT_IN_THE_TESTED_SET = {
+    "umap-learn": "umap",
+    "mlflow-skinny": "mlflow",
+    "sqlalchemy": "sqlalchemy",
+    "alembic": "alembic",
+    "wandb": "wandb",
+}
 """Distribution of an optional extra -> its module: the tests do not install it, so constraints.txt has no version."""
 PUBLIC_API = ROOT / "dinomed" / "__init__.py"
 

@@ -11,6 +11,7 @@ from dinomed.backbones.config import LoraConfig
 from dinomed.config import Config, build_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError, did_you_mean
+from dinomed.loggers.names import LoggerNames
 
 if TYPE_CHECKING:
     from dinomed.adapters.adapter import Adapter
@@ -51,6 +52,11 @@ class FitConfig(Config):
     weight_decay: float = Field(0.01, ge=0, description="weight decay (adamw), or L2 penalty (lbfgs)")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of matrix products on CUDA; weights, losses and validation are always float32"
+    )
+    loggers: LoggerNames = Field(
+        ("jsonl",),
+        description="formats of the log: jsonl (always), tensorboard, mlflow and wandb; all are files in the folder of "
+        "the head; heads without epochs have no log",
     )
 
 

@@ -24,6 +24,7 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.io.files import to_json
 from dinomed.log import logger
+from dinomed.loggers.parameters import run_parameters
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class HeadFit(ABC):
             batch_loss=lambda batch: self.loss(forward(batch.features), batch.targets), validate=self.validate,
             seed=config.seed, folder=folder, key=fit_key(config, self.splits, self.backbone, self.digest),
             description=self.description, groups=features.groups(self.adapter, config.fit), keep_last=self.keeps_last(),
+            name=f"{config.task} {config.head.name}", parameters=run_parameters(config),
         )  # fmt: skip
 
     def keeps_last(self) -> bool:
@@ -179,11 +181,12 @@ def split_rows(count: int, size: int) -> list[list[int]]:
 def fit_key(config: TrainConfig, splits: Splits, backbone: FrozenBackbone, targets: bytes = b"") -> str:
     """Return a hash of all inputs of a fit.
 
-    These are the settings, the rows of train and val with all columns, `targets` (the digest of masks or depth maps),
-    the backbone, the kind of device, and the versions of dinomed and torch.
+    These are the settings without the loggers, the rows of train and val with all columns, `targets` (the digest of
+    masks or depth maps), the backbone, the kind of device, and the versions of dinomed and torch.
     """
     device = backbone.device.type
-    inputs = [config.model_dump(mode="json"), backbone.fingerprint, device, version("dinomed"), version("torch")]
+    settings = config.model_dump(mode="json", exclude={"fit": {"loggers"}})
+    inputs = [settings, backbone.fingerprint, device, version("dinomed"), version("torch")]
     rows = [part.table.to_pydict() for part in (splits.train, splits.val)]
     return hashlib.sha256(to_json([inputs, rows]).encode() + targets).hexdigest()
 

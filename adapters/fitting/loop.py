@@ -1,6 +1,6 @@
 """Training loop of all heads: epochs with validation, the best epoch kept, the state on disk for resuming."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from dinomed.adapters.fitting.resume import FitState, copy_trainable, pack, unpa
 from dinomed.errors import DinomedError
 from dinomed.io.files import to_json, write_text
 from dinomed.log import logger
+from dinomed.loggers.group import LoggerGroup
+from dinomed.loggers.logger import LoggedRun
 from dinomed.progress import Bar, bar
 
 LOG_FILE, STATE_FOLDER = "log.jsonl", "state"
@@ -49,6 +51,8 @@ def run_epochs(
     description: str,
     groups: Sequence[ParameterGroup] = (),
     keep_last: bool = False,
+    name: str = "head",
+    parameters: Mapping[str, Any] | None = None,
 ) -> BestEpoch:
     """Train `model` in place; at the end it has the weights of its best epoch, or with `keep_last` of its last.
 
@@ -60,9 +64,11 @@ def run_epochs(
         batches: function from batch indices to the inputs of `batch_loss`, in the same order.
         batch_loss: mean loss of a batch.
         validate: score of the epoch (higher is better), and values for the log.
-        folder: where ``log.jsonl`` and the state of the fit are written.
+        folder: where ``log.jsonl``, the files of the loggers and the state of the fit are written.
         key: of `dinomed.adapters.fitting.head_fit.fit_key`.
         groups: parameters to train; by default all trainable ones at ``config.learning_rate``.
+        name: title of the fit for the loggers.
+        parameters: settings for the loggers.
 
     Raises:
         DinomedError: the loss is not finite.
@@ -76,8 +82,11 @@ def run_epochs(
         optimizer = FullBatchLBFGS(groups, config, count)
     fit = _Fit(model, optimizer, FitState(folder / STATE_FOLDER, key), keep_last)
     device = next(model.parameters()).device
+    loggers: LoggerGroup | None = None
     try:
         fit.restore()
+        run = LoggedRun(folder, name, parameters or {}, fit.epoch)
+        loggers = LoggerGroup(config.loggers, run, [(row["epoch"], row) for row in fit.log])
         total = None if config.seconds else config.epochs * optimizer.steps  # the time ends a fit with `seconds`
         with bar(description, total, fit.epoch * optimizer.steps) as progress:
             while fit.epoch < config.epochs and fit.epoch - fit.best.epoch < config.patience and optimizer.progress < 1:
@@ -91,11 +100,15 @@ def run_epochs(
                     score, values = validate()
                 fit.end_epoch(score, {"train_loss": train_loss, **values}, values)
                 write_text(folder / LOG_FILE, "".join(to_json(row) + "\n" for row in fit.log))
+                loggers.scalars(fit.epoch, fit.log[-1])
                 fit.save()
     except (KeyboardInterrupt, SystemExit):
         resumption = f"resumes after epoch {fit.saved}" if fit.saved else "starts again (no epoch was saved yet)"
         logger.info(f"interrupted in epoch {fit.epoch + 1}; the same command {resumption}")
         raise
+    finally:
+        if loggers is not None:
+            loggers.close()
     model.load_state_dict(fit.best_weights, strict=False)
     model.eval()
     return fit.best

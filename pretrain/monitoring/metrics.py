@@ -47,7 +47,7 @@ class TrainingMetrics:
     ) -> None:
         run = config.run
         self.config, self.device, self.first, self.knn = config, device, first, knn
-        self.log = RunLog(out, first) if rank() == 0 else None
+        self.log = RunLog(out, config, first) if rank() == 0 else None
         self.knn_history = KnnHistory(**extra.get("knn", {}))
         self.energy = EnergyMeter(device, run.assumed_watts, **extra.get("energy", {}))
         self.health = HealthCheck(config.objective.dino_head.prototypes, 2 * run.batch_size, run.steps)

@@ -1,4 +1,4 @@
-"""Log of a run (JSON lines and TensorBoard), and the metrics that show a collapse."""
+"""Log of a run, and the metrics that show a collapse."""
 
 import json
 import math
@@ -12,7 +12,11 @@ from torch import Tensor
 from dinomed.distributed import gather_rows, sum_over_ranks, world_size
 from dinomed.io.files import append_text, replacing, to_json
 from dinomed.layers.stochastic_depth import num_kept
-from dinomed.pretrain.run_folder import LOG_FILE, TENSORBOARD
+from dinomed.loggers.group import LoggerGroup
+from dinomed.loggers.logger import LoggedRun
+from dinomed.loggers.parameters import run_parameters
+from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.run_folder import LOG_FILE, PCA
 
 
 def target_statistics(targets_2BK: Tensor) -> dict[str, float]:
@@ -53,40 +57,55 @@ def effective_rank(features_NC: Tensor) -> float:
 
 
 class RunLog:
-    """``log.jsonl`` and ``tensorboard/`` of a run folder. A resume removes the lines after its checkpoint, or
-    all lines if there is no checkpoint."""
+    """``log.jsonl`` of a run folder, and its loggers (`dinomed.loggers`).
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    A resume removes the lines after its checkpoint, or all lines if there is no checkpoint.
+
+    Args:
+        folder: the run folder.
+        config: the resolved settings.
+        first_step: the number of steps that were finished before.
+    """
+
+    def __init__(self, folder: Path, config: PretrainConfig, first_step: int) -> None:
         self.path = folder / LOG_FILE
-        self._tensorboard_folder, self._first_step = folder / TENSORBOARD, first_step
-        self._writer: Any = None
+        rows: list[tuple[int, dict[str, Any]]] = []
         if self.path.exists():
-            kept = (
-                [line for line in self.path.read_text().splitlines() if _step_of(line) <= first_step]
-                if first_step
-                else []
-            )
+            lines = self.path.read_text(encoding="utf-8").splitlines() if first_step else []
+            kept = [line for line in lines if _step_of(line) <= first_step]
             with replacing(self.path) as temporary:
-                temporary.write_text("".join(line + "\n" for line in kept))
+                temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8", newline="\n")
+            rows = [_split_step(json.loads(line)) for line in kept]
+        self._loggers = LoggerGroup(
+            config.run.loggers,
+            LoggedRun(folder, folder.resolve().name, run_parameters(config), first_step),
+            rows,
+            _pictures(folder, first_step) if first_step else (),
+        )
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append the values of a step to both logs."""
+        """Append the values of a step to the log, and pass them to the loggers."""
         append_text(self.path, to_json({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._tensorboard().add_scalar(name, value, step)
+        self._loggers.scalars(step, values)
 
-    def _tensorboard(self) -> Any:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(self._tensorboard_folder, purge_step=self._first_step + 1)
-        return self._writer
+    def picture(self, step: int, path: Path) -> None:
+        """Pass the PCA picture of a checkpoint to the loggers."""
+        self._loggers.picture(step, PCA, path)
 
     def close(self) -> None:
-        """Close TensorBoard."""
-        if self._writer is not None:
-            self._writer.close()
+        """Close the loggers."""
+        self._loggers.close()
+
+
+def _split_step(line: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Return the step of a line of the log and its other values."""
+    return int(line["step"]), {name: value for name, value in line.items() if name != "step"}
+
+
+def _pictures(folder: Path, last_step: int) -> list[tuple[int, str, Path]]:
+    """Return the PCA pictures of a run folder up to a step."""
+    paths = [path for path in sorted((folder / PCA).glob("*.png")) if path.stem.isdecimal()]
+    return [(int(path.stem), PCA, path) for path in paths if int(path.stem) <= last_step]
 
 
 def _step_of(line: str) -> int:

@@ -52,6 +52,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         if step == 0:  # later, the logarithm of KoLeo magnifies rounding: tokens of a new network lie close together
             for name in ("loss", "koleo"):
                 assert first_line[name] == pytest.approx(second_line[name], rel=1e-5), name
+    assert [len(list((run / "tensorboard").iterdir())) for run in (a, b)] == [1, 1]  # of rank 0 only
     first, second = weights(a), weights(b)
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=2e-2, atol=2e-4)

@@ -1,0 +1,111 @@
+"""All loggers of a run: opened together, filled from the log of a resumed run, and dropped if they fail."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib import import_module
+from math import isfinite
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomed.errors import first_line
+from dinomed.log import logger
+from dinomed.loggers.logger import LoggedRun, RunLogger
+
+_CLASSES = {
+    "tensorboard": ("dinomed.loggers.tensorboard_files", "TensorBoardFiles"),
+    "mlflow": ("dinomed.loggers.mlflow_store", "MlflowStore"),
+    "wandb": ("dinomed.loggers.wandb_files", "WandbFiles"),
+}
+
+
+class LoggerGroup:
+    """The loggers of a run, beside ``log.jsonl``. A logger that fails is dropped with a warning; the run goes on.
+
+    Args:
+        names: names of loggers; ``jsonl`` is written by the run itself.
+        run: the run.
+        rows: step and values of each line of ``log.jsonl`` up to `run.first_step`. They are logged where a logger does
+            not hold them: because it was added on the resume, or because the process was killed.
+        pictures: step, name and file of each picture up to `run.first_step`.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        run: LoggedRun,
+        rows: Iterable[tuple[int, Mapping[str, Any]]] = (),
+        pictures: Iterable[tuple[int, str, Path]] = (),
+    ) -> None:
+        self._loggers: dict[str, RunLogger] = {}
+        for name in names:
+            if name in _CLASSES:
+                self._open(name, run)
+        if not self._loggers:
+            return
+        earlier: list[tuple[int, Callable[[], None]]] = [
+            *((step, partial(self.scalars, step, values)) for step, values in rows),
+            *((step, partial(self.picture, step, name, path)) for step, name, path in pictures),
+        ]
+        for _, log in sorted(earlier, key=itemgetter(0)):  # wandb refuses a step that is smaller than the last one
+            log()
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Log the finite numbers among the values of a step."""
+        numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in numbers.items() if isfinite(value)}
+        for name, member in list(self._loggers.items()):
+            new = {key: value for key, value in numbers.items() if (key, step) not in member.held}
+            if new:
+                self._guard(name, lambda member=member, new=new: member.scalars(step, new))  # type: ignore[misc]
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Log the image of a file."""
+        if self._loggers:
+            try:
+                self.image(step, name, _read_pixels(path))
+            except OSError as error:
+                logger.warning(f"{path} was not logged: {first_line(error)}")
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Log an image (rows, columns, 3), uint8."""
+        for key, member in list(self._loggers.items()):
+            if (name, step) not in member.held:
+                self._guard(key, lambda member=member: member.image(step, name, pixels))  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Close all loggers. A second call has no effect."""
+        for name, member in list(self._loggers.items()):
+            self._guard(name, member.close)
+        self._loggers.clear()
+
+    def _open(self, name: str, run: LoggedRun) -> None:
+        module, kind = _CLASSES[name]
+        try:
+            self._loggers[name] = getattr(import_module(module), kind)(run)
+        except Exception as error:  # libraries raise errors of any kind, and the log is no reason to end a run
+            _warn(name, error)
+
+    def _guard(self, name: str, call: Callable[[], None]) -> None:
+        """Make a call; after an error drop the logger with a warning."""
+        try:
+            call()
+        except Exception as error:
+            self._loggers.pop(name, None)
+            _warn(name, error)
+
+
+def _warn(name: str, error: Exception) -> None:
+    logger.warning(
+        f"the logger {name} failed and is not used any more in this run: {first_line(error)}; log.jsonl goes on, and a "
+        "resumed run fills the gap"
+    )
+
+
+def _read_pixels(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))

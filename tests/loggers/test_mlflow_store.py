@@ -1,0 +1,67 @@
+"""The MLflow store of a run, read by MLflow's own client."""
+
+import getpass
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dinomed.loggers.group import LoggerGroup
+from dinomed.loggers.logger import LoggedRun
+
+pytest.importorskip("mlflow")
+pytest.importorskip("sqlalchemy")
+pytest.importorskip("alembic")
+
+
+def open_store(folder: Path, opening: int) -> tuple[Any, Any]:
+    """Return a client and the only run of the store; MLflow keeps an engine for each address, so each is another one."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow/{'/' * opening}mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("dinomed").experiment_id])
+    return client, run
+
+
+def test_a_killed_and_resumed_run_is_one_run_of_mlflow_without_a_repeated_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://203.0.113.1:5000")  # not used: the store is local
+    pixels = np.full((4, 6, 3), 7, np.uint8)
+    parameters = {"run.steps": 6, "start.file": "w.pt", **{f"x.{i}": None for i in range(150)}, "long": "y" * 2000}
+    loggers = LoggerGroup(["mlflow"], LoggedRun(tmp_path, "lesions", parameters))
+    for step in range(1, 6):
+        loggers.scalars(step, {"loss": 10.0 + step, "gradient_norm/backbone": 0.5})
+    loggers.image(4, "pca", pixels)
+    client, first = open_store(tmp_path, 1)  # not closed: the process was killed
+    assert (first.info.status, first.info.run_name, first.info.user_id) == ("RUNNING", "lesions", "unknown")
+    assert first.data.tags == {"mlflow.runName": "lesions"}
+    assert (first.data.params["run.steps"], first.data.params["start.file"]) == ("6", "w.pt")
+    assert len(first.data.params) == 153
+    rows = [(step, {"loss": 10.0 + step, "rank": 3.0}) for step in (1, 2, 3, 4)]
+    loggers = LoggerGroup(
+        ["mlflow"], LoggedRun(tmp_path, "lesions", {**parameters, "run.steps": 7}, first_step=4), rows
+    )
+    loggers.image(4, "pca", pixels)
+    for step in (5, 6):
+        loggers.scalars(step, {"loss": 10.0 + step})
+    loggers.close()
+    client, run = open_store(tmp_path, 2)
+    assert run.info.run_id == first.info.run_id
+    assert run.info.status == "FINISHED"
+    history = {
+        name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in ("loss", "rank")
+    }
+    assert history["loss"] == [(step, 10.0 + step) for step in range(1, 7)]
+    assert history["rank"] == [(step, 3.0) for step in range(1, 5)]
+    (image,) = client.list_artifacts(run.info.run_id, "pca")
+    assert image.path == "pca/00000004.png"
+    data = (tmp_path / "mlflow" / "mlflow.db").read_bytes()
+    names = {getpass.getuser(), socket.gethostname()} - {"root", "localhost"}  # words of MLflow's own tables
+    assert not [name for name in names if name.encode() in data]
+    loggers = LoggerGroup(["mlflow"], LoggedRun(tmp_path, "lesions"))  # a new run in the folder
+    loggers.close()
+    assert open_store(tmp_path, 3)[1].info.run_id != first.info.run_id
+    assert "failed" not in capsys.readouterr().err
