@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import Field
 
 from dinomed.config import Config, build_config
 from dinomed.errors import UsageError
@@ -21,7 +22,7 @@ class Settings(Config):
     loggers: LoggerNames = ("jsonl",)
     file: str = ""
     files: tuple[str, ...] = ()
-    nested: dict[str, Any] = {}
+    nested: dict[str, Any] = Field(default_factory=dict)
 
 
 class ListLogger(RunLogger):

@@ -17,7 +17,7 @@ pytest.importorskip("alembic")
 
 
 def open_store(folder: Path, opening: int) -> tuple[Any, Any]:
-    """Return a client and the only run of the store; MLflow keeps an engine for each address, so each is another one."""
+    """Return a client and the only run of the store. MLflow keeps an engine for each address, so each is new."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow/{'/' * opening}mlflow.db")
