@@ -168,7 +168,7 @@ def _earlier_frames(out: Path) -> list[str]:
 
 
 def _raise_nothing(videos: Sequence[Path], rows: _Rows) -> None:
-    if not rows.dropped:
+    if rows.problems and all(time_s is None for _, _, time_s, _ in rows.dropped):  # no frame was decoded
         path, reason = rows.problems[0]
         raise DinomedError(f"none of {len(videos)} videos can be read (the first: {path}: {reason})")
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in Counter(row[-1] for row in rows.dropped).most_common(5))

@@ -157,6 +157,17 @@ def test_a_video_that_cannot_be_read_to_its_end_is_a_problem_and_ends_with_exit_
     assert not end.value.code
 
 
+def test_a_video_of_which_no_frame_can_be_read_is_not_a_matter_of_thresholds(
+    endoscopy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_nothing(video: Video, *_: int) -> None:
+        raise UnreadableImage(video.path, "over the limit")
+
+    monkeypatch.setattr(Video, "_read", read_nothing)
+    with pytest.raises(DinomedError, match=r"none of 1 videos can be read \(the first: .*SYN_0.avi: over the limit"):
+        dinomed.frames(endoscopy / "SYN_0.avi", tmp_path / "out")
+
+
 def test_a_damaged_dicom_beside_a_video_is_reported_and_a_report_is_not(endoscopy: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
