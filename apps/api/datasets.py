@@ -302,22 +302,22 @@ def audit_labels(
                 stack.enter_context(claimed_file(place))
         frozen = load_backbone(backbone, device=device)
         computed, images = extract_usable(frozen, images, cache=cache_folder(manifest, cache))
-        found = find_label_errors(computed.cls, images.column(column), images.units(), folds=folds, seed=seed)
-        ranked = _ranked(found, images)
+        errors = find_label_errors(computed.cls, images.column(column), images.units(), folds=folds, seed=seed)
+        ranked = _ranked(errors, images)
         report = {
             "data": str(manifest.source or manifest.root),
             "column": column,
-            "images": len(found.rows),
-            "not_judged": len(found.not_judged),
+            "images": len(errors.rows),
+            "not_judged": len(errors.not_judged),
             "unreadable": len(labelled) - len(images),
-            "classes": {name: int((found.labels == i).sum()) for i, name in enumerate(found.classes)},
+            "classes": {name: int((errors.labels == i).sum()) for i, name in enumerate(errors.classes)},
             "folds": folds,
-            "suspects": int(found.suspects.sum()),
-            "other_class_by_prediction": int(found.by_prediction.sum()),
-            "other_class_by_neighbors": int(found.by_neighbors.sum()),
+            "suspects": int(errors.suspects.sum()),
+            "other_class_by_prediction": int(errors.by_prediction.sum()),
+            "other_class_by_neighbors": int(errors.by_neighbors.sum()),
             "confident_joint": {
-                label: dict(zip(found.classes, map(int, row), strict=True))
-                for label, row in zip(found.classes, found.joint, strict=True)
+                label: dict(zip(errors.classes, map(int, row), strict=True))
+                for label, row in zip(errors.classes, errors.joint, strict=True)
             },
             "backbone": {"name": frozen.name, "fingerprint": frozen.fingerprint},
             "page": None if out is None else str(out),
@@ -325,7 +325,7 @@ def audit_labels(
             "notes": ["a suspect is a label to look at again, not an error for certain", RESEARCH_USE],
         }
         if out is not None:
-            write_text(out, build_label_page(found, images, report))
+            write_text(out, build_label_page(errors, images, report))
         if table is not None and Path(table).suffix.lower() == ".json":
             write_json(table, {**report, "ranked": ranked})
         elif table is not None:
@@ -333,18 +333,18 @@ def audit_labels(
     return report | {"ranked": [entry for entry in ranked if entry["suspect"]]}
 
 
-def _ranked(found: "LabelErrors", images: Manifest) -> list[dict[str, Any]]:
+def _ranked(errors: "LabelErrors", images: Manifest) -> list[dict[str, Any]]:
     """Return an entry for each judged image, with the keys of `COLUMNS`, the most doubtful first."""
-    names, suspects = images.column("image"), found.suspects
+    names, suspects = images.column("image"), errors.suspects
     return [
         {
-            "rank": rank + 1, "image": names[row], "label": found.classes[label],
-            "suggested": found.classes[other], "suspect": bool(suspects[rank]),
-            "doubt": round(float(found.scores[rank]), 4),
-            "label_probability": round(float(found.probabilities[rank, label]), 4),
-            "suggested_probability": round(float(found.probabilities[rank, other]), 4),
-            "neighbors_with_label": round(float(found.votes[rank, label]), 4),
-            "neighbors_with_suggested": round(float(found.votes[rank, other]), 4),
+            "rank": rank + 1, "image": names[row], "label": errors.classes[label],
+            "suggested": errors.classes[other], "suspect": bool(suspects[rank]),
+            "doubt": round(float(errors.scores[rank]), 4),
+            "label_probability": round(float(errors.probabilities[rank, label]), 4),
+            "suggested_probability": round(float(errors.probabilities[rank, other]), 4),
+            "neighbors_with_label": round(float(errors.votes[rank, label]), 4),
+            "neighbors_with_suggested": round(float(errors.votes[rank, other]), 4),
         }
-        for rank, (row, label, other) in enumerate(zip(found.rows, found.labels, found.suggested, strict=True))
+        for rank, (row, label, other) in enumerate(zip(errors.rows, errors.labels, errors.suggested, strict=True))
     ]  # fmt: skip

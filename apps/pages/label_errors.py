@@ -14,15 +14,15 @@ MAX_IMAGES = 200
 """Largest number of suspects with a picture; the table has all."""
 
 
-def build_label_page(found: LabelErrors, images: Manifest, report: Mapping[str, Any]) -> str:
+def build_label_page(errors: LabelErrors, images: Manifest, report: Mapping[str, Any]) -> str:
     """Return the page, with reduced pictures in it.
 
     Args:
-        found: result of the search.
+        errors: result of the search.
         images: the searched images.
         report: of the search (`dinomed.apps.api.datasets.audit_labels`).
     """
-    suspects = np.flatnonzero(found.suspects)
+    suspects = np.flatnonzero(errors.suspects)
     rows = [
         ("images with a label", report["images"]), ("suspects: both give another class", len(suspects)),
         ("another class by out-of-fold prediction", report["other_class_by_prediction"]),
@@ -42,14 +42,14 @@ def build_label_page(found: LabelErrors, images: Manifest, report: Mapping[str, 
         parts.append(paragraph(f"The first {MAX_IMAGES} are shown; the table has all."))
     album = Album(64 * MIB, names=True)  # the user needs the names to correct these labels
     for rank in suspects[:MAX_IMAGES]:
-        label, other = found.labels[rank], found.suggested[rank]
+        label, other = errors.labels[rank], errors.suggested[rank]
         text = (
-            f"label {found.classes[label]}: probability {found.probabilities[rank, label]:.2f}, "
-            f"{found.votes[rank, label]:.0%} of the neighbours; {found.classes[other]}: "
-            f"{found.probabilities[rank, other]:.2f}, {found.votes[rank, other]:.0%}"
+            f"label {errors.classes[label]}: probability {errors.probabilities[rank, label]:.2f}, "
+            f"{errors.votes[rank, label]:.0%} of the neighbours; {errors.classes[other]}: "
+            f"{errors.probabilities[rank, other]:.2f}, {errors.votes[rank, other]:.0%}"
         )
-        parts.append(album.picture(images, int(found.rows[rank]), text))
+        parts.append(album.picture(images, int(errors.rows[rank]), text))
     parts.append(heading("Confident joint: labels in rows, classes by prediction in columns"))
-    joint = [(name, *map(int, row)) for name, row in zip(found.classes, found.joint, strict=True)]
-    parts.append(build_table(("label", *found.classes), joint))
+    joint = [(name, *map(int, row)) for name, row in zip(errors.classes, errors.joint, strict=True)]
+    parts.append(build_table(("label", *errors.classes), joint))
     return build_page("Label audit", parts)
