@@ -134,11 +134,7 @@ def save_bundle(
         ),
         preprocessing=backbone.preprocessing,
         validation=validation,
-        training={
-            **training,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-            "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
+        training={**training, **made_with()},
         weights_sha256=hash_tensors(tensors),
     )
     data = record.model_dump(mode="json")
@@ -147,6 +143,14 @@ def save_bundle(
     write_text(output.stage / CARD_FILE, build_card(record))
     _publish(output)
     return record
+
+
+def made_with() -> dict[str, Any]:
+    """Return the entries of a record about its making: ``versions`` of the libraries, and the time ``written``."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _publish(output: BundleOutput) -> None:

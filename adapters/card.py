@@ -41,7 +41,12 @@ def build_card(record: AdapterRecord) -> str:
                 "results": [
                     {
                         "task": {"type": task.pipeline_tag},
-                        "dataset": {"name": "validation split of the training manifest", "type": "private"},
+                        "dataset": {
+                            "name": "folds of the training manifest, out of fold"
+                            if "folds" in record.training
+                            else "validation split of the training manifest",
+                            "type": "private",
+                        },
                         "metrics": [{"type": name, "value": round(value, 4)} for name, value in metrics],
                     }
                 ],
@@ -60,9 +65,7 @@ def build_card(record: AdapterRecord) -> str:
         _table(("split", "images", "hash of the manifest's rows"), _data(record)),
         _split_rule(record.training.get("data", {})),
         *_classes(record),
-        "## Measured on val",
-        "Settings, the temperature and thresholds were chosen on these images: metrics on other images are lower. "
-        "`dinomed evaluate` reports intervals, subgroups and cases on a test split.",
+        *_measured(record),
         _table(("metric", "value"), [(name, format_value(value)) for name, value in metrics]),
         *_tried(record),
         "## Limits",
@@ -84,7 +87,7 @@ def backbone_licence(record: AdapterRecord) -> str:
 def _what(record: AdapterRecord, licence: str) -> list[tuple[str, str]]:
     rows = [
         ("task", record.task),
-        ("head", f"{record.head['name']}, blocks {', '.join(map(str, record.head.get('blocks', ())))}"),
+        ("head", _head(record)),
         ("classes", ", ".join(record.classes)),
         ("backbone", _backbone(record)),
         ("licence of the backbone", licence),
@@ -94,6 +97,29 @@ def _what(record: AdapterRecord, licence: str) -> list[tuple[str, str]]:
     versions = record.training.get("versions", {})
     rows.append(("made", f"{record.training.get('written', '')} with dinomed {versions.get('dinomed', '')}"))
     return rows
+
+
+def _head(record: AdapterRecord) -> str:
+    if "folds" in record.training:
+        return f"mean of {record.training['folds']} adapters: {', '.join(record.head.get('members', ()))}"
+    return f"{record.head['name']}, blocks {', '.join(map(str, record.head.get('blocks', ())))}"
+
+
+def _measured(record: AdapterRecord) -> list[str]:
+    """Return the title and the text above the metrics."""
+    if "folds" in record.training:
+        return [
+            "## Measured out of fold",
+            f"Each image was predicted by the one of {record.training['folds']} adapters that was not trained on it; "
+            "these metrics are of single adapters, not of their mean. `cross_validation.json` has intervals and the "
+            "value of each fold. Epoch and temperature of an adapter were chosen on its fold: measure on a test split "
+            "with `dinomed evaluate`.",
+        ]
+    return [
+        "## Measured on val",
+        "Settings, the temperature and thresholds were chosen on these images: metrics on other images are lower. "
+        "`dinomed evaluate` reports intervals, subgroups and cases on a test split.",
+    ]
 
 
 def _backbone(record: AdapterRecord) -> str:
@@ -111,7 +137,7 @@ def _data(record: AdapterRecord) -> list[tuple[str, str, str]]:
     data = record.training.get("data", {})
     return [
         (split, format_value(data[split]["images"]), f"`{data[split]['manifest'][:16]}`")
-        for split in ("train", "val")
+        for split in ("train", "val", "folds")
         if split in data
     ]
 
@@ -130,7 +156,8 @@ def _classes(record: AdapterRecord) -> list[str]:
     if not counts:
         return []
     unit = "groups" if record.usage.get("unit") == "group" else "images"
-    return [_table(("class", f"{unit} in train"), [(name, format_value(count)) for name, count in counts.items()])]
+    split = "all folds" if "folds" in record.training else "train"
+    return [_table(("class", f"{unit} in {split}"), [(name, format_value(count)) for name, count in counts.items()])]
 
 
 def _tried(record: AdapterRecord) -> list[str]:
@@ -159,7 +186,8 @@ def _limits(record: AdapterRecord) -> str:
     rare = [name for name, count in (record.training.get("classes") or {}).items() if count < 30]
     if rare:
         lines.append(f"Fewer than 30 training examples of: {', '.join(rare)}.")
-    if record.head.get("name") == "knn":
+    lines += [f"No {name}: {reason}." for name, reason in (record.training.get("left_out") or {}).items()]
+    if "knn" in (record.head.get("name"), *record.head.get("members", ())):
         lines.append("The bundle holds the features of every training image (no images, no names).")
     return "\n".join(f"- {line}" for line in lines)
 

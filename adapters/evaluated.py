@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from dinomed.datasets.manifest import Manifest
 from dinomed.metrics.bootstrap import RESAMPLES, Statistic, bootstrap
@@ -188,3 +189,29 @@ class EvaluatedValues(EvaluatedUnits):
             return np.divide(counts @ filled, weight, out=np.full(weight.shape, np.nan), where=weight > 0)
 
         return means
+
+
+def join_values(parts: Sequence[EvaluatedValues]) -> EvaluatedValues:
+    """Join the images of several evaluations with the same metrics; the metrics are the means over all images."""
+    first = parts[0]
+    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in first.columns}
+
+    def summary(rows: Sequence[int]) -> dict[str, Any]:
+        known = {name: values[list(rows)] for name, values in columns.items()}
+        means = {name: values[~np.isnan(values)] for name, values in known.items()}
+        return {"n": len(rows)} | {
+            name: float(values.mean()) if len(values) else float("nan") for name, values in means.items()
+        }
+
+    return EvaluatedValues(
+        join_manifests([part.manifest for part in parts]),
+        [group for part in parts for group in part.groups],
+        columns,
+        summary,
+        errors=first.errors,
+    )
+
+
+def join_manifests(parts: Sequence[Manifest]) -> Manifest:
+    """Return the rows of all parts of one manifest, part by part."""
+    return replace(parts[0], table=pa.concat_tables([part.table for part in parts]))

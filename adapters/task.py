@@ -6,6 +6,7 @@ and have no branches on its name.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -29,6 +30,23 @@ if TYPE_CHECKING:
 GROUP = "dinomed.tasks"
 BUILT_IN_TASKS = {name: f"dinomed.adapters.tasks.{name}.task" for name in ("classify", "segment", "depth")}
 Unit = Literal["image", "group"]
+
+
+@dataclass(frozen=True)
+class EnsembleUse:
+    """How the predictions of an ensemble are used.
+
+    Attributes:
+        evaluated: the out-of-fold predictions, with the settings of the ensemble.
+        usage: settings for the use of the ensemble; see `dinomed.adapters.record.AdapterRecord`.
+        threshold: threshold of a segmenter of one class, in (0, 1).
+        left_out: what single adapters have and the ensemble has not, with the reason.
+    """
+
+    evaluated: "EvaluatedUnits"
+    usage: dict[str, Any]
+    threshold: float | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 class Task(ABC):
@@ -66,6 +84,8 @@ class Task(ABC):
     """Class "module:name" of the panel in the demo, made from a predictor. Empty: a panel that shows `output_rows`."""
     panel_takes_index: ClassVar[bool] = False
     """Whether the panel shows similar cases too: it is made from a predictor and an index, which may be None."""
+    has_ensembles: ClassVar[bool] = False
+    """Whether adapters can be averaged: `build_ensemble` and `combine_use` are there."""
     config: "type[TrainConfig]"
     predictor: "type[Predictor]"
 
@@ -103,6 +123,24 @@ class Task(ABC):
     ) -> Any:
         """Write a table with one row for each group; see `dinomed.adapters.tasks.classify.predict_groups`."""
         raise UsageError(f"`unit=group` is for classifiers, and this is a {self.title}; leave it out")
+
+    def build_ensemble(self, record: "AdapterRecord", members: Sequence[Any]) -> "Predictor":
+        """Return the predictor that averages the predictions of `members`, predictors of this task.
+
+        Args:
+            record: what the ensemble is as an adapter; its `usage` is that of `combine_use`.
+            members: two or more predictors with the same classes.
+        """
+        raise UsageError(f"a {self.title} has no ensembles; use its members")
+
+    def combine_use(self, members: "Sequence[AdapterRecord]", evaluated: "Sequence[EvaluatedUnits]") -> EnsembleUse:
+        """Choose what an ensemble needs, such as thresholds.
+
+        Args:
+            members: records of the members.
+            evaluated: for each member the predictions for its own validation units, none of which is in two.
+        """
+        raise UsageError(f"a {self.title} has no ensembles; leave `folds` out")
 
     def evaluation_settings(self, predictor: Any) -> dict[str, Any]:
         """Return settings of the adapter that the report of an evaluation holds, such as its threshold."""

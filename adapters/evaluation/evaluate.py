@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.bundle import read_record, read_training_hashes
 from dinomed.adapters.evaluated import LIKENESS, EvaluatedUnits
 from dinomed.adapters.evaluation.report import summarize
 from dinomed.adapters.evaluation.subgroups import check_columns, check_subgroups
 from dinomed.adapters.fitting.data import select_split
-from dinomed.adapters.inference.loader import load_adapter
+from dinomed.adapters.inference.loader import load_adapter, read_adapter_record, read_seen_hashes
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.task import Unit, find_task
 from dinomed.adapters.training_images import TrainingOverlap, usable_check
@@ -101,11 +100,11 @@ def predict_split(
             would be left out, or a column of `by` is missing or cannot define subgroups.
         DinomedError: an image or mask cannot be read.
     """
-    record = read_record(folder)
+    record = read_adapter_record(folder)
     task = find_task(record.task)
     check_columns(manifest, by)
     chosen = select_split(task.usable_rows(record, manifest), split)
-    overlap = read_training_hashes(folder, record).find(chosen, manifest)
+    overlap = read_seen_hashes(folder).find(chosen, manifest)
     leave_out = bool(overlap) and not allow_seen and split not in ("train", "val")
     if overlap:
         _report_overlap(overlap, len(chosen), f"split {split!r}", folder, leave_out)

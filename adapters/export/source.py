@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dinomed.adapters.bundle import WEIGHTS_FILE
 from dinomed.adapters.export.graph import AdapterGraph, BackboneGraph
+from dinomed.adapters.inference.ensemble.record import is_ensemble, read_ensemble
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.task import find_task
@@ -105,6 +106,9 @@ def load_source(
         UsageError: an option does not fit the source, or the source does not exist.
         DinomedError: the source is damaged.
     """
+    if is_ensemble(path):
+        members = ", ".join(str(Path(path) / member.folder) for member in read_ensemble(path).members)
+        raise UsageError(f"{path} is an ensemble, which has no export; export its members one by one: {members}")
     if (Path(path) / WEIGHTS_FILE).is_file():
         if weights is not None or image_size is not None:
             raise UsageError(

@@ -103,6 +103,11 @@ class HeadFit(ABC):
     def select_rows(self, manifest: Manifest) -> Splits:
         """Return the rows of train and val that have targets. Raise a `UsageError` if they do not suffice."""
 
+    def fold_rows(self, manifest: Manifest) -> tuple[Manifest, list[tuple[str, ...]]]:
+        """Return the rows that have targets, and the labels of each, by which the folds of a cross-validation are
+        stratified; no labels by default."""
+        return manifest, [()] * len(manifest)
+
     def image_size(self, backbone: FrozenBackbone) -> int:
         """Return the side of the square to which images are resized, px."""
         grid = adapter_class(self.config.task, self.config.head.name).grid

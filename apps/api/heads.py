@@ -8,6 +8,7 @@ from typing import Any
 
 from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.head_fit import FitResult
+from dinomed.adapters.folds.train import train_folds
 from dinomed.adapters.inference import loader
 from dinomed.adapters.inference.folder import PredictionResult, predict_collection
 from dinomed.adapters.predictor import Predictor
@@ -44,6 +45,7 @@ def train(
     label: str | Sequence[str] | None = None,
     separator: str | None = None,
     unit: Unit | None = None,
+    folds: int | None = None,
     weights: PathLike | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -70,6 +72,8 @@ def train(
         label: for classify, the column of the classes, or several columns of 0 and 1.
         separator: for classify, the text between several labels in one cell.
         unit: for classify, ``"group"`` for one prediction for all images of a group.
+        folds: cross-validation: train and val together are divided into this number of folds, by group; `out` holds an
+            adapter for each fold, and is itself an adapter that averages their predictions.
         weights: file with the weights of a backbone that is given by name.
         mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
         std: standard deviation of each channel, likewise.
@@ -80,10 +84,12 @@ def train(
 
     Returns:
         The folder, the epoch that was kept (0 for a closed-form head), the metrics on val, the threshold of a
-        segmenter, what was chosen on val, and the heads that auto tried.
+        segmenter, what was chosen on val, and the heads that auto tried. With `folds` a `FoldsResult`: the metrics are
+        out of fold, and `table` has their intervals and the values of each fold.
 
     Raises:
-        UsageError: the task, head or a setting is unknown, `data` has no targets, or `out` is in use.
+        UsageError: the task, head or a setting is unknown, `data` has no targets, `out` is in use, there are fewer
+            groups than `folds`, or a class is in one fold only.
         DinomedError: an image cannot be read, or nothing can be written.
 
     Example:
@@ -96,7 +102,10 @@ def train(
     resolved = load_config(find_task(task).config, config_path(config, "adapters"), overrides)
     manifest = open_dataset(data)
     frozen = load_backbone(backbone, weights=weights, device=device, mean=mean, std=std)
-    return fit_head(frozen, manifest, out, resolved, cache=cache_folder(manifest, cache), overwrite=overwrite)
+    features = cache_folder(manifest, cache)
+    if folds is not None:
+        return train_folds(frozen, manifest, out, resolved, folds, cache=features, overwrite=overwrite)
+    return fit_head(frozen, manifest, out, resolved, cache=features, overwrite=overwrite)
 
 
 def load_adapter(folder: FolderLike, *, backbone: PathLike | None = None, device: str = "auto") -> Predictor:

@@ -13,6 +13,7 @@ from dinomed.errors import UsageError
 
 if TYPE_CHECKING:
     from dinomed.adapters.fitting.head_fit import FitResult
+    from dinomed.adapters.folds.train import FoldsResult
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ class Training:
         Path | None, Option("--config", "-c", help="YAML file, such as configs/adapters/segment.yaml.")
     ] = None
     settings: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None
+    folds: Annotated[
+        int | None,
+        Option(
+            "--folds",
+            help="Cross-validation with this number of folds of train and val, by group. The adapter averages those of "
+            "all folds.",
+        ),
+    ] = None
     weights: Weights = None
     mean: Mean = None
     std: Std = None
@@ -115,7 +124,35 @@ def _columns(label: str | None) -> str | list[str] | None:
     return columns[0] if len(columns) == 1 else columns or None
 
 
+def _report_folds(result: "FoldsResult", as_json: bool) -> None:
+    """Print the table of a cross-validation: metrics out of fold with intervals, and the values of the folds."""
+    from dinomed.apps.output import build_table, emit
+    from dinomed.notice import RESEARCH_USE
+
+    table = result.table
+    folds = [row["fold"] for row in table["by_fold"]]
+    lines = [
+        (
+            name,
+            row["value"],
+            row["low"],
+            row["high"],
+            *(each["values"][name] for each in table["by_fold"]),
+        )
+        for name, row in table["intervals"].items()
+    ]
+    title = f"Out of fold, {table['bootstrap']['groups']} {table['bootstrap']['over']}"
+    columns = ("metric", "all folds", "95% from", "to", *(f"fold {fold}" for fold in folds))
+    threshold = [] if result.threshold is None else [("threshold", result.threshold)]
+    rows = [("adapter", str(result.folder)), ("members", len(result.members)), *threshold, ("note", RESEARCH_USE)]
+    report = {"adapter": str(result.folder), "members": [str(folder) for folder in result.members], **dict(threshold)}
+    report |= {"cross_validation": {name: value for name, value in table.items() if name != "purpose"}}
+    for shown in [None] if as_json else [build_table(columns, lines, title=title), build_table(("", ""), rows)]:
+        emit(report | {"note": RESEARCH_USE}, as_json, shown)
+
+
 def _report(result: "FitResult", as_json: bool) -> None:
+    from dinomed.adapters.folds.train import FoldsResult
     from dinomed.apps.output import build_table, emit
     from dinomed.notice import RESEARCH_USE
 
@@ -123,6 +160,9 @@ def _report(result: "FitResult", as_json: bool) -> None:
     threshold = {} if result.threshold is None else {"threshold": result.threshold}
     report = {"adapter": str(result.folder), "epoch": result.epoch, **threshold, "validation": result.validation}
     chosen = {name: value for name, value in result.chosen.items() if not isinstance(value, dict | list)}
+    if isinstance(result, FoldsResult):
+        _report_folds(result, as_json)
+        return
     report |= {"chosen": result.chosen} if chosen else {}
     epoch = [] if chosen else [("epoch kept", result.epoch)]
     rows: list[tuple[str, object]] = [("adapter", str(result.folder)), *epoch, *chosen.items(), *threshold.items()]

@@ -106,19 +106,19 @@ def _save_decisions(panels: Sequence["Panel"], predictors: Sequence["Predictor"]
 
 def check_task(folder: Path, task: str) -> None:
     """Raise a `UsageError` if the adapter in `folder` is of another task."""
-    from dinomed.adapters.bundle import read_record
+    from dinomed.adapters.inference.loader import read_adapter_record
 
-    adapter_task = read_record(folder).task
+    adapter_task = read_adapter_record(folder).task
     if adapter_task != task:
         raise UsageError(f"{folder} is a {adapter_task} adapter; this needs one made by `dinomed train {task}`")
 
 
 def _check_tasks(adapters: Sequence[Path]) -> None:
-    from dinomed.adapters.bundle import read_record
+    from dinomed.adapters.inference.loader import read_adapter_record
 
     folders: dict[str, Path] = {}
     for folder in adapters:  # before examples are made and Gradio is imported
-        task = read_record(folder).task
+        task = read_adapter_record(folder).task
         if task in folders:
             raise UsageError(f"{folders[task]} and {folder} are both {task} adapters; give one of each task")
         folders[task] = folder

@@ -7,10 +7,11 @@ import pyarrow.parquet as pq
 
 from dinomed.adapters.bundle import RECORD_FILE as ADAPTER_RECORD
 from dinomed.adapters.bundle import WEIGHTS_FILE as ADAPTER_WEIGHTS
+from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE
 from dinomed.adapters.retrieval.index import INDEX_FILE
 from dinomed.adapters.retrieval.index import RECORD_FILE as INDEX_RECORD
 from dinomed.apps.examine.datasets import examine_cache, examine_manifest, examine_table
-from dinomed.apps.examine.models import examine_adapter, examine_backbone, examine_index, examine_run
+from dinomed.apps.examine.models import examine_adapter, examine_backbone, examine_ensemble, examine_index, examine_run
 from dinomed.apps.examine.report import ArtefactReport
 from dinomed.apps.examine.results import examine_predictions, examine_result
 from dinomed.backbones.load import WEIGHTS_FILE as BACKBONE_WEIGHTS
@@ -28,7 +29,7 @@ RESULTS = {
     "results.json": ("search results", "search"),
     "export.json": ("export", "export"),
 }
-_INSIDE = (ADAPTER_WEIGHTS, INDEX_FILE, BACKBONE_WEIGHTS, PLAN_FILE, *RESULTS)
+_INSIDE = (ADAPTER_WEIGHTS, ENSEMBLE_FILE, INDEX_FILE, BACKBONE_WEIGHTS, PLAN_FILE, *RESULTS)
 
 
 def examine(path: Path) -> ArtefactReport:
@@ -71,6 +72,8 @@ def _examine_folder(folder: Path) -> ArtefactReport:
 
     if holds(RECORD_FILE, CHECKPOINTS):
         return examine_run(folder)
+    if holds(ENSEMBLE_FILE):
+        return examine_ensemble(folder)
     if holds(ADAPTER_WEIGHTS, ADAPTER_RECORD):
         return examine_adapter(folder)
     if holds(INDEX_FILE, INDEX_RECORD):

@@ -1,10 +1,12 @@
 """Examination of run folders, backbones, adapters and indexes, and of what they were made from."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dinomed.adapters.bundle import load_head, load_tuned, read_record, read_training_hashes
+from dinomed.adapters.inference.ensemble.record import read_ensemble, read_members
 from dinomed.adapters.record import BackboneReference
 from dinomed.adapters.reference import find_backbone
 from dinomed.adapters.retrieval.index import read_index
@@ -142,6 +144,22 @@ def examine_adapter(folder: Path) -> ArtefactReport:
         report.check(
             "tuned backbone", lambda: load_tuned(folder, record, backbone), "has the fingerprint of the record", again
         )
+    return report
+
+
+def examine_ensemble(folder: Path) -> ArtefactReport:
+    """Check the record of an ensemble, and each of its members as an adapter."""
+    report = ArtefactReport(str(folder), "ensemble")
+    again = "copy the whole folder again, or train again"
+    record = report.check("record", lambda: read_ensemble(folder), lambda read: f"format {read.format}", again)
+    if record is None:
+        return report
+    report.facts.update(task=record.adapter.task, classes=list(record.adapter.classes), members=len(record.members))
+    report.check("members", lambda: read_members(folder, record), "are those of the record", again)
+    for member in record.members:
+        if (folder / member.folder).is_dir():
+            for part in examine_adapter(folder / member.folder).parts:
+                report.parts.append(replace(part, name=f"{member.folder}: {part.name}"))
     return report
 
 

@@ -39,7 +39,7 @@ class ArtefactReport:
 
     Attributes:
         path: the artefact.
-        kind: manifest, curated manifest, run, backbone, adapter, index, feature cache, feature table, predictions,
+        kind: manifest, curated manifest, run, backbone, adapter, ensemble, index, feature cache, feature table, predictions,
             evaluation, search results, export or unfinished output.
         facts: what it holds: versions, counts, fingerprints.
         parts: its parts and what it was made from, each with its state.

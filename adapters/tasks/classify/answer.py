@@ -4,6 +4,7 @@ It holds whether labels exclude each other, the temperature, the thresholds, and
 for a group of images.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from dinomed.adapters.record import AdapterRecord, parse_usage
 from dinomed.adapters.tasks.classify.groups import FRAMES
@@ -145,6 +147,47 @@ def join_sizes(parts: Sequence[Features], blocks: int) -> Features:
         return torch.cat([x.unflatten(1, (blocks, -1)) for x in tokens], dim=2).flatten(1)
 
     return Features(join([part.cls for part in parts]), join([part.mean for part in parts]))
+
+
+def mean_logits(answers: Sequence[Answer], logits: Sequence[Tensor]) -> Tensor:
+    """Return logits whose probabilities are the mean of the calibrated probabilities of several classifiers.
+
+    The softmax (or sigmoid) of the result, without a temperature, is that mean. It is computed in float64.
+
+    Args:
+        answers: of the classifiers, all exclusive or all for labels that may occur together.
+        logits: of each, (B, K), before its temperature.
+
+    Returns:
+        float32 (B, K).
+    """
+    scaled = torch.stack([x.double() / (answer.temperature or 1.0) for answer, x in zip(answers, logits, strict=True)])
+    if answers[0].multilabel:
+        present, absent = logsigmoid(scaled).logsumexp(0), logsigmoid(-scaled).logsumexp(0)
+        return (present - absent).float()
+    return (scaled.log_softmax(-1).logsumexp(0) - math.log(len(scaled))).float()
+
+
+def combine_answers(answers: Sequence[Answer], values: np.ndarray, targets: np.ndarray) -> Answer:
+    """Return the answer of the mean of several classifiers.
+
+    The probabilities of the members are calibrated, and no further temperature is fitted. The thresholds are those with
+    the largest sensitivity + specificity on out-of-fold probabilities.
+
+    Args:
+        answers: of the classifiers, which differ in temperature, thresholds and scales only.
+        values: out-of-fold probabilities, float (N, K).
+        targets: int (N,), or float (N, L) of 0, 1 and nan.
+    """
+    scales = tuple(sorted({scale for answer in answers for scale in answer.scales}))
+    thresholds = []
+    for index in range(values.shape[1]):
+        positive = targets[:, index] if targets.ndim == 2 else (targets == index).astype(float)
+        rows = ~np.isnan(positive)
+        thresholds.append(youden_threshold(positive[rows] == 1, values[rows, index]))
+    width = answers[0].width if answers[0].unit == "group" else len(scales)
+    changes = {"temperature": None, "sets": None, "abstention": None, "scales": scales, "width": width}
+    return answers[0].model_copy(update={**changes, "thresholds": tuple(thresholds)})
 
 
 def answer_from(record: AdapterRecord) -> Answer:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.evaluated import EvaluatedUnits, SubgroupMeasures
+from dinomed.adapters.evaluated import EvaluatedUnits, SubgroupMeasures, join_manifests
 from dinomed.adapters.fitting.data import widen
 from dinomed.adapters.tasks.classify.answer import Answer
 from dinomed.adapters.tasks.classify.rates import ClassTable
@@ -139,3 +139,19 @@ class EvaluatedClasses(EvaluatedUnits):
                 for end in ("low", "high")
             }
         return points
+
+
+def join_classes(parts: Sequence[EvaluatedClasses]) -> EvaluatedClasses:
+    """Join the units of several evaluations of classifiers with the same classes, which know all classes of the
+    targets; the answer is that of the first one, without what was chosen on its val."""
+    first = parts[0]
+    plain = first.answer.model_copy(update={"thresholds": (), "sets": None, "abstention": None, "temperature": None})
+    assert all(part.names == first.names for part in parts), "each class is in train of every fold"
+    return EvaluatedClasses(
+        join_manifests([part.manifest for part in parts]),
+        [group for part in parts for group in part.groups],
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate([part.probabilities for part in parts]),
+        first.names,
+        plain,
+    )

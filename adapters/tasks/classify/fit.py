@@ -58,6 +58,11 @@ class ClassifierFit(HeadFit):
             raise UsageError("no image in val has a class of train; correct the splits, or scan with `split=none`")
         return splits
 
+    def fold_rows(self, manifest: Manifest) -> tuple[Manifest, list[tuple[str, ...]]]:
+        columns = self.config.label_columns
+        usable = columns.usable(manifest)
+        return usable, columns.labels_of_rows(usable)
+
     def image_size(self, backbone: FrozenBackbone) -> int:
         return self.config.image_size or backbone.preprocessing.image_size
 

@@ -56,6 +56,14 @@ class LabelColumns:
         table = self._cells(manifest)
         return manifest.take(np.flatnonzero(~np.isnan(table).all(axis=1)).tolist())
 
+    def labels_of_rows(self, manifest: Manifest) -> list[tuple[str, ...]]:
+        """Return the labels of each row: its class, or those of several that are present."""
+        if not self.multilabel:
+            return [(value,) for value in manifest.column(self.columns[0])]
+        if self.separator is not None:
+            return [tuple(sorted(set(names))) for names in self._split(manifest)]
+        return [tuple(np.array(self.columns)[row == 1].tolist()) for row in self._cells(manifest)]
+
     def names(self, train: Manifest) -> list[str]:
         """Return the classes or labels of the training rows.
 

@@ -1,7 +1,7 @@
 """Prediction of classes: calibrated probabilities of images, and of groups of images."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -64,8 +64,13 @@ class ClassifyPredictor(Predictor):
         if not self._several_sizes:
             return super()._features(pixels)
         blocks, scales = self.feature_spec.blocks, self.answer.scales
-        sizes = (torch.cat([resize_to_square(self.backbone, image, scale) for image in pixels]) for scale in scales)
-        return join_sizes([compute_features(self.backbone, images, blocks, False) for images in sizes], len(blocks))
+        parts = []
+        for scale in scales:
+            images = torch.cat([resize_to_square(self.backbone, image, scale) for image in pixels])
+            patches = self.feature_spec.patches and scale == 1.0  # of a member of an ensemble that reads one size
+            parts.append(compute_features(self.backbone, images, blocks, patches))
+        whole = next((part.patches for part in parts if part.patches is not None), None)
+        return replace(join_sizes(parts, len(blocks)), patches=whole)
 
     def _whole_square(self, pixels: Tensor) -> Tensor:
         if not self._several_sizes:

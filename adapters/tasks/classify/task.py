@@ -1,17 +1,20 @@
 """Classification task: classes or labels of an image, or of a group of images."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.fitting.head_fit import HeadFit
 from dinomed.adapters.heads.auto import AutoClassifierConfig, candidate_data, last_blocks
+from dinomed.adapters.inference.ensemble.head import EnsembleHead
 from dinomed.adapters.record import AdapterRecord
-from dinomed.adapters.task import TASKS, Task, Unit
-from dinomed.adapters.tasks.classify.answer import answer_from
+from dinomed.adapters.task import TASKS, EnsembleUse, Task, Unit
+from dinomed.adapters.tasks.classify.answer import answer_from, combine_answers, mean_logits
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
-from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
+from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses, join_classes
 from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.classify.writer import ClassifyWriter
@@ -41,6 +44,7 @@ class ClassifyTask(Task):
         "brier": "Brier score",
         "nll": "log loss, nats",
     }
+    has_ensembles = True
     config, predictor = ClassifyConfig, ClassifyPredictor
 
     @property
@@ -100,6 +104,25 @@ class ClassifyTask(Task):
         from dinomed.adapters.tasks.classify.evaluate import evaluate_classifier
 
         return evaluate_classifier(predictor, manifest, split, unit)
+
+    def build_ensemble(self, record: AdapterRecord, members: Sequence[ClassifyPredictor]) -> ClassifyPredictor:
+        answers = [member.answer for member in members]
+        head = EnsembleHead(members, partial(mean_logits, answers), [answer.scales for answer in answers])
+        return ClassifyPredictor(record, head, members[0].backbone)
+
+    def combine_use(self, members: Sequence[AdapterRecord], evaluated: Sequence[EvaluatedClasses]) -> EnsembleUse:
+        joined = join_classes(evaluated)
+        answer = combine_answers([answer_from(record) for record in members], joined.probabilities, joined.targets)
+        return EnsembleUse(
+            replace(joined, answer=answer),
+            answer.model_dump(mode="json"),
+            left_out={
+                name: f"{what} chosen on the confidence of single members, and the mean of several is less sure; "
+                "`dinomed predict` with a member has them"
+                for name, what in (("abstention", "the thresholds were"), ("prediction sets", "the limit was"))
+                if name == "abstention" or answer_from(members[0]).sets is not None
+            },
+        )
 
     def evaluation_settings(self, predictor: ClassifyPredictor) -> dict[str, Any]:
         return {"classes": predictor.classes}

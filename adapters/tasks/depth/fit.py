@@ -34,6 +34,10 @@ class DepthFit(HeadFit):
         self.source = DepthSource(self.config.column, self.config.scale, self.config.unit)
         return fit_splits(self.source.usable(manifest), None, self.config.seed)
 
+    def fold_rows(self, manifest: Manifest) -> tuple[Manifest, list[tuple[str, ...]]]:
+        usable = DepthSource(self.config.column, self.config.scale, self.config.unit).usable(manifest)
+        return usable, [()] * len(usable)
+
     def build(self) -> Adapter:
         size = self.backbone.preprocessing.image_size
         maps, self.val_maps = (

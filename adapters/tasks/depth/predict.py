@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.inference.dense import DensePredictor, views_of
+from dinomed.adapters.inference.ensemble.maps import EnsembleMaps
 from dinomed.adapters.predictor import Size
 from dinomed.adapters.record import AdapterRecord, parse_usage
 from dinomed.adapters.tasks.depth.maps import DepthSource
@@ -70,3 +71,7 @@ class DepthPredictor(DensePredictor):
         scale = self.source.scale
         fits = self.high / scale <= 65535 and (self.high - self.low) / scale >= _LEVELS
         return scale if fits else self.high / 65535
+
+
+class EnsembleDepth(EnsembleMaps, DepthPredictor):
+    """Predicts the mean of the depths of its members, each within its own range."""

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from dinomed.adapters.evaluated import EvaluatedValues
+from dinomed.adapters.evaluated import EvaluatedValues, join_values
 from dinomed.adapters.fitting.head_fit import HeadFit
+from dinomed.adapters.inference.ensemble.maps import same_settings
 from dinomed.adapters.record import AdapterRecord
-from dinomed.adapters.task import TASKS, Task
+from dinomed.adapters.task import TASKS, EnsembleUse, Task
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.depth.maps import source_from
-from dinomed.adapters.tasks.depth.predict import DepthPredictor
+from dinomed.adapters.tasks.depth.predict import DepthPredictor, EnsembleDepth
 from dinomed.adapters.tasks.depth.writer import DepthWriter
 from dinomed.adapters.tasks.monai_maps import MONAI_MAPS, monai_map_writer
 from dinomed.datasets.manifest import Manifest
@@ -22,6 +23,7 @@ class DepthTask(Task):
     name, title = "depth", "depth estimator"
     pipeline_tag, output_names = "depth-estimation", ("depth",)
     metric_titles: ClassVar[Mapping[str, str]] = {"rmse": "RMSE", "abs_rel": "AbsRel"}
+    has_ensembles = True
     config, predictor = DepthConfig, DepthPredictor
 
     @property
@@ -40,6 +42,17 @@ class DepthTask(Task):
 
     def build_writer(self, predictor: DepthPredictor, names: Sequence[str]) -> DepthWriter:
         return DepthWriter(predictor, names)
+
+    def build_ensemble(self, record: AdapterRecord, members: Sequence[DepthPredictor]) -> DepthPredictor:
+        same_settings(members, "source")
+        return EnsembleDepth(record, members)
+
+    def combine_use(self, members: Sequence[AdapterRecord], evaluated: Sequence[EvaluatedValues]) -> EnsembleUse:
+        """Return the range that holds those of all members."""
+        ranges = [member.usage["depth"] for member in members]
+        low, high = min(each["low"] for each in ranges), max(each["high"] for each in ranges)
+        usage = {"depth": ranges[0] | {"low": low, "high": high}, "views": members[0].usage["views"]}
+        return EnsembleUse(join_values(evaluated), usage)
 
     def export_lines(self, predictor: DepthPredictor) -> list[str]:
         unit = f" {predictor.source.unit}" if predictor.source.unit else ", in the unit of its maps"

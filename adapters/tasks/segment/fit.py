@@ -56,6 +56,11 @@ class SegmenterFit(HeadFit):
         self.schema, splits = prepare_masks(manifest, self.config)
         return splits
 
+    def fold_rows(self, manifest: Manifest) -> tuple[Manifest, list[tuple[str, ...]]]:
+        schema = build_mask_schema(self.config.kind, self.config.classes) or find_mask_schema(manifest)
+        usable = schema.usable(manifest)
+        return usable, [()] * len(usable)
+
     def build(self) -> Adapter:
         adapter = build_adapter(self.config, self.backbone, num_classes=len(self.schema.names))
         views = views_of_config(self.config, adapter.flips, adapter.scales)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.inference.dense import DensePredictor, views_of
+from dinomed.adapters.inference.ensemble.maps import EnsembleMaps
 from dinomed.adapters.predictor import Size
 from dinomed.adapters.record import AdapterRecord, parse_usage
 from dinomed.adapters.tasks.segment.lesions import LesionRules
@@ -121,6 +122,10 @@ class SegmentPredictor(DensePredictor):
             return probabilities.argmax(axis=0).astype(np.uint8)[None]
         thresholds = np.array(self.thresholds, np.float32)[:, None, None]
         return (probabilities >= thresholds).astype(np.uint8)
+
+
+class EnsembleSegmenter(EnsembleMaps, SegmentPredictor):
+    """Predicts the mean of the probability maps of its members."""
 
 
 def mask_uncertainty(probability: np.ndarray, inside: np.ndarray) -> float:

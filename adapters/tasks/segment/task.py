@@ -5,17 +5,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dinomed.adapters.evaluated import EvaluatedValues, ReportTable
+from dinomed.adapters.evaluated import EvaluatedValues, ReportTable, join_values
 from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.fitting.head_fit import HeadFit
 from dinomed.adapters.heads.auto import AutoSegmenterConfig, candidate_data, last_blocks
 from dinomed.adapters.heads.dpt import quarter_blocks
+from dinomed.adapters.inference.ensemble.maps import same_settings
 from dinomed.adapters.record import AdapterRecord
-from dinomed.adapters.task import TASKS, Task
+from dinomed.adapters.task import TASKS, EnsembleUse, Task
 from dinomed.adapters.tasks.monai_maps import MONAI_MAPS, monai_map_writer
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
-from dinomed.adapters.tasks.segment.predict import SegmentPredictor
+from dinomed.adapters.tasks.segment.predict import EnsembleSegmenter, SegmentPredictor
 from dinomed.adapters.tasks.segment.writer import SegmentWriter
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config
@@ -48,6 +49,7 @@ class SegmentTask(Task):
         "surface_dice": "surface Dice (tolerance 0.5% of the diagonal)",
         "hd95_px": "HD95, px",
     }
+    has_ensembles = True
     config, predictor = SegmentConfig, SegmentPredictor
 
     @property
@@ -77,6 +79,23 @@ class SegmentTask(Task):
         from dinomed.adapters.tasks.segment.evaluate import evaluate_segmenter  # imports MONAI, which takes seconds
 
         return evaluate_segmenter(predictor, manifest)
+
+    def build_ensemble(self, record: AdapterRecord, members: Sequence[SegmentPredictor]) -> SegmentPredictor:
+        same_settings(members, "schema")
+        return EnsembleSegmenter(record, members)
+
+    def combine_use(self, members: Sequence[AdapterRecord], evaluated: Sequence[EvaluatedValues]) -> EnsembleUse:
+        """Average the thresholds of the members: out-of-fold maps at full size are not kept."""
+        usage = {name: members[0].usage[name] for name in ("mask_schema", "views")}
+        if members[0].usage.get("thresholds"):
+            usage["thresholds"] = np.mean([member.usage["thresholds"] for member in members], axis=0).tolist()
+        known = [member.threshold for member in members if member.threshold is not None]
+        reason = (
+            "the thresholds were chosen on the confidence of single members, and the mean of several is less sure; "
+            "`dinomed predict` with a member has them"
+        )
+        threshold = float(np.mean(known)) if known else None
+        return EnsembleUse(join_values(evaluated), usage, threshold, {"abstention": reason})
 
     def evaluation_settings(self, predictor: SegmentPredictor) -> dict[str, Any]:
         return {"threshold": predictor.threshold}

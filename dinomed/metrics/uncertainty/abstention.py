@@ -107,7 +107,8 @@ def choose_rule(
         raise UsageError(f"`{name}={value:g}`: give a share from 0 to below 1, such as 0.2")
     if table is None:
         raise UsageError(
-            f"`{name}={value:g}`: the adapter has no thresholds of confidence; train a classifier or a segmenter again"
+            f"`{name}={value:g}`: the adapter has no thresholds of confidence; classifiers and segmenters have "
+            "them, an ensemble has not: give one of its members, such as fold_1"
         )
     return table.at_coverage(1 - value) if max_risk is None else table.at_risk(value)
 

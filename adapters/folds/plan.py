@@ -1,0 +1,206 @@
+"""The plan of a cross-validation: which images are in which fold, and what an interrupted call must have in common with
+the next one."""
+
+import hashlib
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from dinomed.adapters.bundle import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
+from dinomed.adapters.card import CARD_FILE
+from dinomed.adapters.fitting.data import list_names
+from dinomed.adapters.fitting.head_fit import HeadFit
+from dinomed.adapters.fitting.loop import LOG_FILE
+from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE, read_ensemble
+from dinomed.config import Config
+from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.splits import check_splits, make_folds
+from dinomed.errors import DinomedError, UsageError
+from dinomed.io.files import read_json, to_json, write_json
+from dinomed.io.output_folder import STAGE
+
+PLAN_FILE, TABLE_FILE = "folds.json", "cross_validation.json"
+FORMAT = "dinomed.folds/1"
+
+
+@dataclass(frozen=True)
+class FoldedImages:
+    """N images in K folds.
+
+    Attributes:
+        images: the rows of train and val that have targets.
+        folds: fold of each row, 0 to K - 1.
+        labels: number of images of each label, if the task has labels.
+    """
+
+    images: Manifest
+    folds: list[int]
+    labels: dict[str, int]
+
+    def of_fold(self, fold: int) -> Manifest:
+        """Return all rows, those of a fold as the split val and the others as train."""
+        return with_splits(self.images, ["val" if each == fold else "train" for each in self.folds])
+
+    def part(self, fold: int, *, inside: bool) -> Manifest:
+        """Return the rows of a fold (`inside`), or of all other folds."""
+        return self.images.take([row for row, each in enumerate(self.folds) if (each == fold) == inside])
+
+
+class FoldPlan(Config):
+    """What decides over a cross-validation; a call continues only a plan that is equal to its own.
+
+    Attributes:
+        settings: of the training of each fold.
+        folds: number of folds.
+        backbone: fingerprint of the backbone.
+        images: hash of all columns of the images but the split.
+    """
+
+    format: Literal["dinomed.folds/1"] = FORMAT  # type: ignore[assignment]
+    settings: dict[str, Any]
+    folds: int
+    backbone: str
+    images: str
+
+
+def fold_name(fold: int) -> str:
+    """Return the name of the folder of a fold, counted from 0.
+
+    >>> fold_name(0)
+    'fold_1'
+    """
+    return f"fold_{fold + 1}"
+
+
+def with_splits(manifest: Manifest, splits: Sequence[str]) -> Manifest:
+    """Return a manifest with other splits."""
+    table, column = manifest.table, pa.array(list(splits), pa.string())
+    if "split" in table.column_names:
+        table = table.set_column(table.column_names.index("split"), "split", column)
+    else:
+        table = table.append_column("split", column)
+    return replace(manifest, table=table)
+
+
+def assign_folds(fit: HeadFit, manifest: Manifest, folds: int, seed: int) -> FoldedImages:
+    """Assign the images of train and val to folds, by group and stratified by their labels.
+
+    Without splits all images are used. Images of test, and images without a split beside others, are left out.
+
+    Args:
+        fit: the fit of the task; it knows which rows have targets.
+        manifest: images with targets.
+        folds: number of folds, at least 2.
+        seed: of the folds.
+
+    Raises:
+        UsageError: there are fewer groups than folds, a group of these images is in test too, or a class is in one fold
+            only.
+    """
+    rows = manifest
+    if manifest.has("split"):
+        splits = ["train" if split == "val" else split for split in manifest.column("split")]
+        check_splits(manifest.groups(), splits, manifest.column("image"))
+        rows = manifest.take([row for row, split in enumerate(splits) if split == "train"])
+        if not len(rows):
+            raise UsageError(f"{manifest.called} has no image in train or val; the folds are made of these splits")
+    usable, labels = fit.fold_rows(rows)
+    strata = ["\0".join(names) if names else None for names in labels]
+    parts = make_folds(usable.units(), strata, folds, seed)
+    places: dict[str, set[int]] = defaultdict(set)
+    counts: dict[str, int] = defaultdict(int)
+    for names, part in zip(labels, parts, strict=True):
+        for name in names:
+            places[name].add(part)
+            counts[name] += 1
+    single = sorted(name for name, used in places.items() if len(used) == 1)
+    if single:
+        raise UsageError(
+            f"`folds={folds}`: images of {list_names('class', 'classes', single)} are in one fold only, so the head of "
+            "this fold would not know it; a class needs images of two groups or more: add some, or leave it out"
+        )
+    return FoldedImages(usable, parts, dict(sorted(counts.items())))
+
+
+def build_plan(settings: Config, folds: int, backbone: str, images: Manifest) -> FoldPlan:
+    """Return the plan of a cross-validation.
+
+    Args:
+        settings: of the training.
+        folds: number of folds.
+        backbone: fingerprint of the backbone.
+        images: the images of all folds.
+    """
+    columns = {name: values for name, values in images.table.to_pydict().items() if name != "split"}
+    digest = hashlib.sha256(to_json(columns).encode()).hexdigest()
+    return FoldPlan(settings=settings.model_dump(mode="json"), folds=folds, backbone=backbone, images=digest)
+
+
+def begin(folder: Path, plan: FoldPlan, *, overwrite: bool) -> None:
+    """Write the plan into the stage of a locked output folder, or check that the plan there is the same.
+
+    With `overwrite` an earlier ensemble or an unfinished cross-validation is removed first, and no other files.
+
+    Raises:
+        UsageError: the folder holds an unfinished cross-validation with another plan.
+        DinomedError: its plan is damaged.
+    """
+    path = folder / STAGE / PLAN_FILE
+    if overwrite:
+        _remove(folder, path)
+    elif path.is_file():
+        old = _read_plan(path)
+        if old != plan and any((folder / fold_name(fold)).is_dir() for fold in range(old.folds)):
+            names = {"folds": "number of folds", "images": "images or labels"}
+            changed = [names.get(name, name) for name in ("settings", "folds", "backbone", "images")
+                       if getattr(old, name) != getattr(plan, name)]  # fmt: skip
+            raise UsageError(
+                f"output folder {folder} holds an unfinished training of {old.folds} folds with another "
+                f"{' and '.join(changed)}; give the same, or add `overwrite=True` to start again"
+            )
+    write_json(path, plan.model_dump(mode="json"))
+
+
+def end(folder: Path) -> None:
+    """Remove the plan of a finished cross-validation, or of one in which no fold was begun."""
+    path = folder / STAGE / PLAN_FILE
+    begun = any(place.is_dir() for place in folder.glob("fold_*"))
+    if (folder / ENSEMBLE_FILE).is_file() or not begun:
+        path.unlink(missing_ok=True)
+
+
+def _read_plan(path: Path) -> FoldPlan:
+    try:
+        return FoldPlan.model_validate(read_json(path))
+    except ValidationError:
+        raise DinomedError(f"{path} is damaged; add `overwrite=True` to start again") from None
+
+
+def _remove(folder: Path, plan: Path) -> None:
+    """Remove an ensemble, its record first, or the folds of an unfinished one."""
+    names: list[str] = []
+    if (folder / ENSEMBLE_FILE).is_file():
+        names = [member.folder for member in read_ensemble(folder).members]
+    if plan.is_file():
+        names += [fold_name(fold) for fold in range(_read_plan(plan).folds)]
+    for name in (ENSEMBLE_FILE, TABLE_FILE, CARD_FILE):
+        (folder / name).unlink(missing_ok=True)
+    for name in dict.fromkeys(names):
+        _remove_fold(folder / name)
+
+
+def _remove_fold(place: Path) -> None:
+    """Remove the files of an adapter; a folder with other files stays."""
+    if not place.is_dir() or place.is_symlink():
+        return
+    for name in (WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE, CARD_FILE, LOG_FILE, ".lock"):
+        (place / name).unlink(missing_ok=True)
+    shutil.rmtree(place / STAGE, ignore_errors=True)
+    if not any(place.iterdir()):
+        place.rmdir()

@@ -1,0 +1,183 @@
+"""Cross-validation: an adapter for each fold, and the ensemble of all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dinomed.adapters.bundle import WEIGHTS_FILE, made_with, read_record
+from dinomed.adapters.card import CARD_FILE, build_card
+from dinomed.adapters.evaluated import EvaluatedUnits
+from dinomed.adapters.fit import fit_head
+from dinomed.adapters.fitting.build import at_image_size
+from dinomed.adapters.fitting.config import TrainConfig
+from dinomed.adapters.fitting.head_fit import FitResult
+from dinomed.adapters.folds.plan import (
+    TABLE_FILE,
+    FoldedImages,
+    FoldPlan,
+    assign_folds,
+    begin,
+    build_plan,
+    end,
+    fold_name,
+)
+from dinomed.adapters.folds.report import OutOfFold, evaluate_out_of_fold, tabulate
+from dinomed.adapters.inference.ensemble.record import (
+    ENSEMBLE_FILE,
+    EnsembleRecord,
+    hash_members,
+    refer_to_members,
+    write_ensemble,
+)
+from dinomed.adapters.record import AdapterRecord
+from dinomed.adapters.reference import refer_to
+from dinomed.adapters.task import find_task
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.datasets.manifest import Manifest
+from dinomed.errors import DinomedError, UsageError
+from dinomed.io.files import write_json, write_text
+from dinomed.io.output_folder import STAGE, claimed_folder, open_output_folder
+from dinomed.log import logger
+
+
+@dataclass(frozen=True)
+class FoldsResult(FitResult):
+    """Result of a cross-validation; `validation` are the metrics out of fold.
+
+    Attributes:
+        table: the content of `cross_validation.json`; see `dinomed.adapters.folds.report.tabulate`.
+        members: folders of the adapters of the folds.
+        out_of_fold: the predictions of all images, fold by fold, each by the member that was not trained on it.
+    """
+
+    table: dict[str, Any] = field(default_factory=dict)
+    members: tuple[Path, ...] = ()
+    out_of_fold: EvaluatedUnits | None = None
+
+
+def train_folds(
+    backbone: FrozenBackbone,
+    manifest: Manifest,
+    out: str | Path,
+    config: TrainConfig,
+    folds: int,
+    *,
+    cache: str | Path,
+    overwrite: bool = False,
+) -> FoldsResult:
+    """Train an adapter for each fold, and write the ensemble of all of them.
+
+    The images of train and val together are divided into folds by group, stratified by class; test is not touched. The
+    adapter `fold_k` has fold k as its val and is trained on the others. After an interruption the same call keeps the
+    finished folds and resumes the one that was interrupted.
+
+    The ensemble averages calibrated probabilities or maps. Thresholds of a classifier are chosen on the out-of-fold
+    predictions; a segmenter has the mean of the thresholds of its members. There is no further temperature.
+
+    Args:
+        backbone: the frozen backbone.
+        manifest: images with targets.
+        out: folder of the ensemble.
+        config: settings; their class decides the task.
+        folds: number of folds, at least 2.
+        cache: folder of cached features.
+        overwrite: remove an earlier ensemble, or an unfinished one, in `out` first.
+
+    Raises:
+        UsageError: there are fewer groups than folds, a class is in one fold only, the task has no ensembles, `out` is
+            in use, or holds unfinished folds of other settings, images, or another number.
+        DinomedError: an image, a mask or a depth map is damaged.
+    """
+    task = find_task(config.task)
+    if not task.has_ensembles:
+        raise UsageError(f"`folds={folds}`: a {task.title} has no ensembles; leave it out")
+    folded = assign_folds(task.head_fit(config), manifest, folds, config.seed)
+    plan = build_plan(config, folds, backbone.fingerprint, folded.images)
+    names = [fold_name(fold) for fold in range(folds)]
+    with claimed_folder(out, marker=ENSEMBLE_FILE, overwrite=overwrite) as folder:
+        try:
+            begin(folder, plan, overwrite=overwrite)
+            for fold, name in enumerate(names):
+                _train_fold(backbone, folded, fold, folder / name, config, folds, cache)
+            references, records = refer_to_members(folder, names)
+            load = lambda *_, image_size=None, **__: at_image_size(backbone, image_size or _size(backbone))
+            outcome = evaluate_out_of_fold(task, folder, folded, records, load, str(backbone.device))
+            table = tabulate(outcome, task.name)
+            adapter = _as_adapter(folder, records, folded, outcome, table, plan, backbone).model_copy(
+                update={"weights_sha256": hash_members(references)}
+            )
+            record = EnsembleRecord(adapter=adapter, members=references, left_out=outcome.use.left_out)
+            write_json(folder / TABLE_FILE, table)
+            write_text(folder / CARD_FILE, build_card(adapter))
+            write_ensemble(folder, record)
+        finally:
+            end(folder)
+    return FoldsResult(
+        folder, 0, table["metrics"], outcome.use.threshold, table=table,
+        members=tuple(folder / name for name in names), out_of_fold=outcome.use.evaluated,
+    )  # fmt: skip
+
+
+def _size(backbone: FrozenBackbone) -> int:
+    return backbone.preprocessing.image_size
+
+
+def _train_fold(
+    backbone: FrozenBackbone, folded: FoldedImages, fold: int, place: Path, config: TrainConfig, folds: int,
+    cache: str | Path,
+) -> None:  # fmt: skip
+    """Train the adapter of a fold, unless it is there already."""
+    if not (place / WEIGHTS_FILE).is_file():
+        logger.info(f"{place.name} of {folds}")
+        fit_head(backbone, folded.of_fold(fold), place, config, cache=cache)
+        return
+    if (place / STAGE).is_dir():  # killed while its files were moved
+        with open_output_folder(place, marker=WEIGHTS_FILE, overwrite=True):
+            pass
+    record = read_record(place)
+    data = record.training.get("data", {})
+    expected = {name: folded.part(fold, inside=name == "val").fingerprint for name in ("train", "val")}
+    if record.backbone.fingerprint != _at_record(backbone, record).fingerprint or any(
+        data.get(name, {}).get("manifest") != value for name, value in expected.items()
+    ):
+        raise DinomedError(
+            f"{place} is no adapter of this cross-validation: it was trained on other images, or on another backbone; "
+            "add `overwrite=True` to start again"
+        )
+    logger.info(f"{place.name} of {folds} is trained already")
+
+
+def _at_record(backbone: FrozenBackbone, record: AdapterRecord) -> FrozenBackbone:
+    return at_image_size(backbone, record.preprocessing.image_size)
+
+
+def _as_adapter(
+    folder: Path, records: Sequence[AdapterRecord], folded: FoldedImages, outcome: OutOfFold, table: dict[str, Any],
+    plan: FoldPlan, backbone: FrozenBackbone,
+) -> AdapterRecord:  # fmt: skip
+    """Return the record of the ensemble as an adapter."""
+    first = records[0]
+    return AdapterRecord(
+        task=first.task,
+        head={"name": "ensemble", "members": sorted({str(record.head.get("name")) for record in records})},
+        classes=first.classes,
+        threshold=outcome.use.threshold,
+        usage=outcome.use.usage,
+        backbone=refer_to(_at_record(backbone, first), folder),
+        tuned=first.tuned,
+        preprocessing=first.preprocessing,
+        validation=table["metrics"],
+        training={
+            "config": plan.settings,
+            "folds": plan.folds,
+            "data": {
+                "folds": {"images": len(folded.images), "manifest": folded.images.fingerprint},
+                "by_group": folded.images.has("group"),
+            },
+            **({"classes": folded.labels} if folded.labels else {}),
+            "left_out": outcome.use.left_out,
+            **made_with(),
+        },
+        weights_sha256="",
+    )
