@@ -133,7 +133,7 @@ class Task(ABC):
         """
         raise UsageError(f"a {self.title} has no ensembles; use its members")
 
-    def combine_use(self, members: "Sequence[AdapterRecord]", evaluated: "Sequence[EvaluatedUnits]") -> EnsembleUse:
+    def combine_use(self, members: "Sequence[AdapterRecord]", evaluated: Sequence[Any]) -> EnsembleUse:
         """Choose what an ensemble needs, such as thresholds.
 
         Args:

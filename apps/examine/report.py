@@ -39,8 +39,8 @@ class ArtefactReport:
 
     Attributes:
         path: the artefact.
-        kind: manifest, curated manifest, run, backbone, adapter, ensemble, index, feature cache, feature table, predictions,
-            evaluation, search results, export or unfinished output.
+        kind: manifest, curated manifest, run, backbone, adapter, ensemble, index, feature cache, feature table,
+            predictions, evaluation, search results, export or unfinished output.
         facts: what it holds: versions, counts, fingerprints.
         parts: its parts and what it was made from, each with its state.
         note: notice of research use.

@@ -1,6 +1,7 @@
 """Cross-validation: folds by group, out-of-fold predictions, resuming, and the ensemble of the folds."""
 
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -105,12 +106,17 @@ def test_each_image_has_the_prediction_of_the_member_that_did_not_see_it(
     "config",
     [
         LOGISTIC,
-        ClassifyConfig.model_validate({"head": {"name": "knn", "blocks": (0, 2)}, "scales": (1.0, 1.5)}),
-        ClassifyConfig.model_validate({"label": ("label_a", "sex_a"), "head": {"name": "linear"}}),
         ClassifyConfig.model_validate({"tune": "last:1", "fit": SHORT}),
-        ClassifyConfig.model_validate({"unit": "group", "pool": "concat", "frames": 2, "head": {"name": "logistic"}}),
+        *(
+            pytest.param(ClassifyConfig.model_validate(settings), marks=pytest.mark.long)
+            for settings in (
+                {"head": {"name": "knn", "blocks": (0, 2)}, "scales": (1.0, 1.5)},
+                {"label": ("label_a", "sex_a"), "head": {"name": "linear"}},
+                {"unit": "group", "pool": "concat", "frames": 2, "head": {"name": "logistic"}},
+            )
+        ),
     ],
-    ids=["logistic", "two sizes", "several labels", "tuned", "groups"],
+    ids=["logistic", "tuned", "two sizes", "several labels", "groups"],
 )
 def test_a_probability_of_the_ensemble_is_the_mean_of_those_of_its_members(
     config: ClassifyConfig, backbone: FrozenBackbone, manifest: Manifest, cache: Path, tmp_path: Path
@@ -122,10 +128,7 @@ def test_a_probability_of_the_ensemble_is_the_mean_of_those_of_its_members(
     data = replace(manifest, table=table)
     result = train_folds(backbone, data, tmp_path / "out", config, 2, cache=cache)
     images = images_of(manifest, ["test"])
-    whole = [list(each.probabilities.values()) for each in load_adapter(result.folder).predict(images)]
-    members = [
-        [list(each.probabilities.values()) for each in load_adapter(place).predict(images)] for place in result.members
-    ]
+    whole, *members = (probabilities(place, images) for place in (result.folder, *result.members))
     assert np.abs(members[0] - members[1]).max() > 1e-3
     assert np.abs(whole - np.mean(members, axis=0, dtype=np.float64)).max() <= ROUNDING
 
@@ -147,10 +150,7 @@ def test_heads_with_other_blocks_and_sizes_are_averaged_too(
     monkeypatch.setattr(folds_train, "fit_head", fit_other)
     result = train_folds(backbone, manifest, tmp_path / "out", LOGISTIC, 3, cache=cache)
     images = images_of(manifest, ["test"])
-    whole = [list(each.probabilities.values()) for each in load_adapter(result.folder).predict(images)]
-    members = [
-        [list(each.probabilities.values()) for each in load_adapter(place).predict(images)] for place in result.members
-    ]
+    whole, *members = (probabilities(place, images) for place in (result.folder, *result.members))
     assert np.abs(whole - np.mean(members, axis=0, dtype=np.float64)).max() <= ROUNDING
 
 
@@ -167,7 +167,7 @@ def test_heads_with_other_blocks_and_sizes_are_averaged_too(
         SegmentConfig.model_validate({"image_size": 32, "fit": SHORT, "augment": "none", "tune": "last:1"}),
         DepthConfig.model_validate({"image_size": 32, "fit": SHORT, "augment": "none"}),
     ],
-    ids=["linear", "fused views", "windows", "tuned", "depth"],
+    ids=["linear", "depth", "fused views", "windows", "tuned"],
 )
 def test_a_map_of_the_ensemble_is_the_mean_of_those_of_its_members(
     config: TrainConfig, backbone: FrozenBackbone, manifest: Manifest, cache: Path, tmp_path: Path
@@ -186,15 +186,15 @@ def test_a_map_of_the_ensemble_is_the_mean_of_those_of_its_members(
 
 
 def with_depths(manifest: Manifest, folder: Path) -> Manifest:
-    """The images with depth maps: the grey values, of other ranges in each image."""
+    """A copy of the images with depth maps: the grey values, of other ranges in each image."""
     from dinomed.images.read import read_image
 
-    paths = []
-    for row in range(len(manifest)):
-        path = manifest.root / f"depth_{row}.npy"
-        np.save(path, read_image(manifest.path(row)).mean(axis=2).astype(np.float32) + 1 + row)
-        paths.append(path.name)
-    return replace(manifest, table=manifest.table.append_column("depth", pa.array(paths)))
+    shutil.copytree(manifest.root, folder / "images")
+    copied, paths = replace(manifest, root=folder / "images"), []
+    for row in range(len(copied)):
+        paths.append(f"depth_{row}.npy")
+        np.save(copied.root / paths[-1], read_image(copied.path(row)).mean(axis=2).astype(np.float32) + 1 + row)
+    return replace(copied, table=copied.table.append_column("depth", pa.array(paths)))
 
 
 def test_the_backbone_runs_once_for_all_members(
@@ -262,8 +262,6 @@ def test_an_ensemble_knows_the_images_of_all_folds(ensemble: FoldsResult, manife
 def test_a_missing_and_a_changed_member_are_named(
     ensemble: FoldsResult, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
-    import shutil
-
     place = tmp_path / "a" / "b"  # as deep as the original, so that the path of the backbone holds
     shutil.copytree(ensemble.folder, place)
     shutil.rmtree(place / "fold_2")
