@@ -75,8 +75,17 @@ class Guard:
             if scope["type"] == "http":
                 await refused(scope, receive, send)
             return
+        answer = GuardedAnswer(send)
+        try:
+            await self._answer(scope, receive, answer)
+        except Exception as error:  # Gradio and its parsers raise on requests that their own page would not send
+            logger.warning(f"the demo refused a request: {type(error).__name__}")
+            logger.debug("the request", exc_info=error)
+            if scope["type"] == "http" and not answer.has_begun:
+                await PlainTextResponse("The server cannot answer this request.", 400)(scope, receive, answer)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].rstrip("/")
-        send = _with_headers(send)
         if scope["type"] == "http" and scope["method"] == "POST" and path.endswith("/upload"):
             await self._upload(scope, receive, send)
         elif scope["type"] == "http" and scope["method"] == "POST" and path == "/login":
@@ -92,7 +101,7 @@ class Guard:
             return PlainTextResponse("This server is not known under the name in the request.", 403)
         origin = headers.get("origin")
         method = scope.get("method", "GET")
-        foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
         if foreign or (method not in ("GET", "HEAD") and headers.get("sec-fetch-site") == "cross-site"):
             return PlainTextResponse("Requests of other web sites are refused.", 403)
         if method in ("GET", "HEAD", "OPTIONS"):
@@ -127,8 +136,7 @@ class Guard:
             await asyncio.wait_for(self.app(scope, receive, send), UPLOAD_S)
         except TimeoutError:
             logger.warning("an upload took too long and was ended")
-        except Exception as error:  # Gradio raises where a client goes away during an upload
-            logger.debug("an upload was not completed", exc_info=error)
+            await PlainTextResponse("The upload took too long.", 408)(scope, receive, send)
         finally:
             self.upload_bytes -= length
             if not self.upload_bytes:
@@ -158,15 +166,23 @@ class Guard:
                 await send(message)
 
 
-def _with_headers(send: Send) -> Send:
-    async def send_with_headers(message: Message) -> None:
+class GuardedAnswer:
+    """Sends an answer with the security headers.
+
+    Attributes:
+        has_begun: the status was sent.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self.send, self.has_begun = send, False
+
+    async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.has_begun = True
             headers = MutableHeaders(scope=message)
             for name, value in SECURITY_HEADERS.items():
                 headers[name] = value
-        await send(message)
-
-    return send_with_headers
+        await self.send(message)
 
 
 def folder_bytes(folder: Path) -> int:

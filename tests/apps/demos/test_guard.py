@@ -56,7 +56,9 @@ def test_a_name_that_was_given_is_answered_too(tmp_path: Path) -> None:
     assert server.ask(host="other.clinic.example") == 403
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "http://127.0.0.1"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:1", "http://127.0.0.1", "http://[::1", "127.0.0.1:7860"]
+)
 def test_requests_that_other_sites_send_are_refused(tmp_path: Path, origin: str) -> None:
     server = Server(tmp_path)
     assert server.ask("/gradio_api/upload", "POST", origin=origin, content_length="5") == 403
@@ -64,6 +66,23 @@ def test_requests_that_other_sites_send_are_refused(tmp_path: Path, origin: str)
     assert server.reached == 0
     same_origin = {"origin": "http://127.0.0.1:7860", "sec_fetch_site": "same-origin"}
     assert server.ask("/gradio_api/upload", "POST", content_length="5", **same_origin) == 200
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join"])
+def test_a_request_on_which_the_application_fails_gets_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    server = Server(tmp_path)
+
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        raise KeyError("the name of a patient")
+
+    monkeypatch.setattr(server.guard, "app", fail)
+    assert server.ask(path, "POST", content_length="5") == 400
+    assert server.guard.upload_bytes == 0
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "the demo refused a request: KeyError"
+    ]
 
 
 def test_bodies_state_their_length_and_are_bounded(tmp_path: Path) -> None:
