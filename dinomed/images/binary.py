@@ -86,7 +86,7 @@ def _one_color(pixels: np.ndarray) -> np.ndarray:
     if (pixels == pixels[..., :1]).all():
         return pixels[..., 0]
     levels = pixels.max(axis=2)
-    codes = ((pixels >= _HALF) * np.array([1, 2, 4], np.uint8)).sum(axis=2)
+    codes = ((pixels >= _HALF) * np.array([1, 2, 4], np.uint8)).sum(axis=2, dtype=np.uint8)
     counts = np.bincount(codes.ravel(), minlength=8)[1:]
     common = counts > _STRAY * counts.sum()
     if common.sum() > 1:
