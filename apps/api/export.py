@@ -1,4 +1,4 @@
-"""Backbones and adapters in the formats of other libraries."""
+"""Backbones and adapters in the formats of other libraries, and their upload to the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ def export(
     backbone: PathLike | None = None,
     image_size: int | None = None,
     overwrite: bool = False,
+    push: str | None = None,
+    public: bool = False,
 ) -> dict[str, Any]:
     """Write a backbone or an adapter in the format of another library, and compare it with the original.
 
@@ -31,28 +33,36 @@ def export(
         backbone: for an adapter, path of its backbone, if that was moved.
         image_size: side of the square to which images are resized, px.
         overwrite: replace an earlier export in `out`.
+        push: ORG/NAME on the Hugging Face hub: create this repository, and upload the files of the export to it. The
+            token is that of ``HF_TOKEN`` or of ``hf auth login``. None: nothing leaves the machine.
+        public: with `push`, let everybody see the repository; by default it is private.
 
     Returns:
-        The report of export.json, with ``output``, ``files`` and ``parity`` (the largest difference).
+        The report of export.json, with ``output``, ``files`` and ``parity`` (the largest difference); with `push` also
+        ``pushed``: the repository, its ``url``, ``private``, ``commit`` and the uploaded files.
 
     Raises:
-        UsageError: the format does not fit, a package is not installed, or `out` is in use.
-        DinomedError: the exported model gives other values than the original.
+        UsageError: the format does not fit, a package is not installed, or `out` is in use. With `push`: there is no
+            token, it does not permit the upload, the repository exists, or `out` holds other files.
+        DinomedError: the exported model gives other values than the original, or the hub cannot be reached.
 
     Example:
         >>> report = dinomed.export("runs/ssl", "safetensors", out="exported")
         >>> "model.safetensors" in report["files"]
         True
     """
+    from dinomed.adapters.export.push import check_push, push_export
     from dinomed.adapters.export.run import check_format
     from dinomed.adapters.export.run import export as write_export
     from dinomed.adapters.export.source import load_source
 
     check_format(format)
+    check_push(push, public)
     moved = None if backbone is None else str(backbone)
     path = str(folder_path(source)) if isinstance(source, HasFolder) else str(source)
     loaded = load_source(
         path, weights=None if weights is None else Path(weights), backbone=moved, image_size=image_size
     )
     report = write_export(loaded, format, out, dynamic_size=dynamic_size, backbone=moved, overwrite=overwrite)
-    return {"output": str(out), **report}
+    pushed = {} if push is None else {"pushed": push_export(Path(out), report, push, public=public)}
+    return {"output": str(out), **report, **pushed}

@@ -20,13 +20,18 @@ def export(
     ] = None,
     image_size: ImageSize = None,
     overwrite: Overwrite = False,
+    push: Annotated[
+        str | None,
+        Option("--push", metavar="ORG/NAME", help="Upload the export to this new repository of the Hugging Face hub."),
+    ] = None,
+    public: Annotated[bool, Option("--public", help="With --push: a public repository, not a private one.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Export a backbone or an adapter to a folder that another tool loads.
 
     The other tool loads the export, and its outputs are compared with the original; if they differ, nothing is written.
-    The folder has a card (README.md), a NOTICE and export.json. For research use only, not for diagnosis.
+    The folder has a card (README.md), a NOTICE and export.json. Nothing is uploaded without --push. For research use only, not for diagnosis.
     """
     arguments = locals()
     from dinomed.apps.api.export import export as export_model
@@ -46,4 +51,7 @@ def export(
         "largest difference": None if "largest_difference" not in parity else f"{parity['largest_difference']:.1e}",
         "note": report["purpose"],
     }
+    if push:
+        visibility = "private" if report["pushed"]["private"] else "public"
+        shown["uploaded to"] = f"{report['pushed']['url']} ({visibility})"
     emit(shown, False)
