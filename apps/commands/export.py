@@ -31,7 +31,8 @@ def export(
     """Export a backbone or an adapter to a folder that another tool loads.
 
     The other tool loads the export, and its outputs are compared with the original; if they differ, nothing is written.
-    The folder has a card (README.md), a NOTICE and export.json. Nothing is uploaded without --push. For research use only, not for diagnosis.
+    The folder has a card (README.md), a NOTICE and export.json. Nothing is uploaded without --push. For research use
+    only, not for diagnosis.
     """
     arguments = locals()
     from dinomed.apps.api.export import export as export_model
