@@ -122,6 +122,7 @@ def test_flop_equal_those_counted_by_hand(
     assert dropped_late == pytest.approx(flops.count_flops(replace(setting, drop_path=0.0)), rel=0.001)
 
 
+@pytest.mark.long
 def test_the_estimate_of_a_dry_run_equals_the_counted_flop(contenders: ModuleType, flops: ModuleType) -> None:
     setting = contenders.Setting(batch=10)
     estimated = estimate(contenders.make_config(setting), CPU).teraflop_per_step
@@ -167,6 +168,7 @@ def test_full_memory_is_distinguished_from_other_errors(
         contenders.measure("dinomed", setting)
 
 
+@pytest.mark.long
 def test_the_common_batch_is_the_largest_that_all_can_hold(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slow path runs full at 16 and 4 is its best; ours goes on to 32."""
     speeds = {"dinomed": {4: 10.0, 8: 20.0, 16: 30.0, 32: 40.0}, "slow": {4: 9.0, 8: 8.0}}
@@ -192,6 +194,7 @@ def test_the_common_batch_is_the_largest_that_all_can_hold(gpu: ModuleType, monk
     assert gpu.settings_of("slow", setting).compile is False
 
 
+@pytest.mark.long
 def test_the_comparison_runs_on_a_cpu(
     gpu: ModuleType, contenders: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,7 @@ def _rows(text: str) -> dict[str, list[str]]:
     return {cells[1]: cells[2:-1] for cells in ([cell.strip() for cell in line.split("|")] for line in lines)}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_segmenters_are_compared_with_a_network_from_scratch(
     table: Callable[..., str], tiny_backbone: Path, tmp_path: Path

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.long
 def test_a_round_compares_our_step_with_a_stand_in(script_path: Callable[[str], Path], tmp_path: Path) -> None:
     arguments_file, figures = (
         tmp_path / "arguments",

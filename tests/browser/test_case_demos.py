@@ -20,7 +20,7 @@ from dinomed.datasets.manifest import read_manifest
 from dinomed.datasets.synthetic.lesions import write_lesions
 from dinomed.images.read import read_image
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -192,6 +192,7 @@ def test_edits_of_a_picture_are_gone_when_another_one_is_opened(visit: Any, tmp_
     assert shown(visit, first) == before
 
 
+@pytest.mark.long
 def test_ten_pictures_are_corrected_in_the_browser_and_the_next_segmenter_marks_what_was_missed(
     visit: Any, saved: Path, tmp_path: Path, tiny_backbone: Path
 ) -> None:

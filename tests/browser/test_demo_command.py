@@ -46,6 +46,7 @@ def demo(browser, serve, adapters: Path, tmp_path_factory: pytest.TempPathFactor
         yield demo
 
 
+@pytest.mark.long
 def test_a_trained_adapter_outlines_a_lesion(visit, adapters: Path) -> None:
     assert "seg" in visit.text("title")
     visit.upload(sorted((adapters / "lesions" / "images").glob("*.jpg"))[0])

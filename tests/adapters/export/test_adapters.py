@@ -118,6 +118,7 @@ def test_onnx_of_an_smp_decoder_takes_any_batch_and_size(head: str, make_adapter
     onnx_check(make_adapter("segment", head), tmp_path / "out", dynamic_size=True)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "head", "options"),

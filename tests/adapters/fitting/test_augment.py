@@ -129,6 +129,7 @@ def test_an_image_that_changed_after_the_scan_is_named(lesion_manifest: Path, tm
         list(pictures.batches([BatchIndices(torch.tensor([0, 1]), 0)]))
 
 
+@pytest.mark.long
 def test_real_lesions_stay_under_their_masks(real_data: Path) -> None:
     manifest = scan(real_data / "dermoscopy", make_split=False).manifest
     if not manifest.has("mask"):

@@ -144,6 +144,7 @@ def frames(real_data: Path) -> Manifest:
     return Manifest(manifest.table.append_column("split", splits), manifest.root)
 
 
+@pytest.mark.long
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", pytest.param("dpt", marks=pytest.mark.long)])

@@ -69,9 +69,9 @@ def test_a_port_that_another_program_takes_after_the_choice_is_replaced_by_the_n
                 gradio.Markdown("a page")
             return page
 
-        address = serve.choose_address()
-        occupant.bind(("127.0.0.1", address.port))
+        occupant.bind(("127.0.0.1", 0))
         occupant.listen()
+        address = serve.Address("127.0.0.1", occupant.getsockname()[1], is_port_given=False)
         with pytest.raises(KeyboardInterrupt):
             serve.serve(build, address, browser=False)
         assert re.match(rf"http://127.0.0.1:(?!{address.port}\b)\d+\n", capsys.readouterr().out)

@@ -119,6 +119,7 @@ def test_files_without_permission_are_listed(folder: Path) -> None:
     assert dict(scan(folder).unreadable) == {"images/0.png": "permission denied"}
 
 
+@pytest.mark.long
 @pytest.mark.data
 def test_dermoscopy(real_data: Path) -> None:
     result = scan(real_data / "dermoscopy", "labels.csv", group="lesion_id", keep=["age"])
@@ -137,6 +138,7 @@ def test_dermoscopy(real_data: Path) -> None:
     assert manifest.column("age").count(None) <= 57
 
 
+@pytest.mark.long
 @pytest.mark.data
 def test_polyps_depth_and_dicom(real_data: Path) -> None:
     polyps = scan(real_data / "polyps", "labels.csv")

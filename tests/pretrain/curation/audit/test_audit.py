@@ -186,6 +186,7 @@ def _manifest(root: Path, images: list[str]) -> Manifest:
 # Real images.
 
 
+@pytest.mark.long
 @pytest.mark.data
 def test_the_known_duplicates_of_real_sets_are_found(real_data: Path, tmp_path: Path) -> None:
     """Those of the data's README, of which some may be held back; and near ones that an audit brought to light."""

@@ -291,6 +291,7 @@ def test_nothing_to_align_in_a_blank_picture() -> None:
     assert count_matches(blank, blank) == count_matches(blank, find_keypoints(draw_lesion(0))) == 0
 
 
+@pytest.mark.long
 @pytest.mark.data
 def test_copies_of_real_lesions_are_found_among_others(real_data: Path) -> None:
     """A small edition of the table in docs/curation.md: 100 lesions to fit to, copies of 15 others among 150."""

@@ -60,6 +60,7 @@ def test_planted_junk_is_found_for_its_reason() -> None:
     assert wrong.total() <= 3, wrong  # of 140; a few lesions are too dark to over-expose, or too pale for letters
 
 
+@pytest.mark.long
 @pytest.mark.data
 def test_real_pictures_pass_and_junk_made_of_them_does_not(real_data: Path) -> None:
     verdicts: Counter[str | None] = Counter()
