@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,13 @@ class Trainer:
             logger.warning("run.patience has no effect because online k-NN is disabled; the run goes to its last step")
         train_step = TrainStep(config, self.device, self.resolved.initialisation, self.resolved.teacher)
         first, extra = train_step.load(out / CHECKPOINTS)
-        metrics = TrainingMetrics(config, out, self.device, first, knn, extra)
+        with closing(TrainingMetrics(config, out, self.device, first, knn, extra)) as metrics:
+            return self._train_steps(train_step, metrics, first, stop)
+
+    def _train_steps(
+        self, train_step: TrainStep, metrics: TrainingMetrics, first: int, stop: GracefulStop
+    ) -> RunResult:
+        run, out = self.config.run, self.out
         self.model_record = {
             "device": describe_device(self.device), "processes": world_size(), "parameters": train_step.parameters
         }  # fmt: skip
@@ -171,10 +177,8 @@ class Trainer:
                 if done % run.checkpoint_every == 0 or done == run.steps or exit_code:
                     self._save(train_step, metrics, done, raw)
                 if exit_code and done < run.steps:
-                    metrics.close()
                     logger.info(f"stopped after step {done} of {run.steps}; continue with `resume=True`")
                     raise SystemExit(exit_code)
-        metrics.close()
         if done < run.steps:
             logger.info(
                 f"ended after step {done} of {run.steps}: {run.patience} checkpoints without a better online k-NN; the "

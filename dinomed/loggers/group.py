@@ -1,6 +1,7 @@
 """All loggers of a run: opened together, filled from the log of a resumed run, and dropped if they fail."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from math import isfinite
@@ -89,12 +90,13 @@ class LoggerGroup:
             _warn(name, error)
 
     def _guard(self, name: str, call: Callable[[], None]) -> None:
-        """Make a call; after an error drop the logger with a warning."""
+        """Make a call; after an error close and drop the logger with a warning."""
         try:
             call()
         except Exception as error:
-            self._loggers.pop(name, None)
             _warn(name, error)
+            with suppress(Exception):
+                self._loggers.pop(name).close()
 
 
 def _warn(name: str, error: Exception) -> None:

@@ -95,7 +95,7 @@ def test_a_failing_logger_warns_once_and_does_not_end_the_run(
     loggers.image(3, "pca", np.zeros((2, 2, 3), np.uint8))
     loggers.close()
     assert capsys.readouterr().err.count("the logger mlflow failed and is not used any more in this run: disk") == 1
-    assert list_logger.last.calls == [(1, {"loss": 1.0})]  # type: ignore[attr-defined]
+    assert list_logger.last.calls == [(1, {"loss": 1.0}), ("closed",)]  # type: ignore[attr-defined]
     assert tensorboard_scalars(tmp_path, "loss") == [(1, 1.0), (2, 1.0), (3, 1.0)]
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from dinomed.errors import UsageError
 from dinomed.loggers import names
+from dinomed.loggers.logger import RunLogger
+from dinomed.loggers.tensorboard_files import TensorBoardFiles
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.train_step import TrainStep
 from dinomed.pretrain.trainer import pretrain
@@ -29,11 +31,14 @@ def test_a_resumed_run_continues_its_loggers_without_a_repeated_step(
         return run_step(self, raw, step)
 
     out = tmp_path / "run"
+    closed: list[RunLogger] = []
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "run", stop)
+        patch.setattr(TensorBoardFiles, "close", lambda self: closed.append(self))
         with pytest.raises(KeyboardInterrupt):
             pretrain(tiny(), pictures, out, device="cpu")
     lines = (out / "log.jsonl").read_text().splitlines()
+    assert len(closed) == 1  # also after an error
     assert json.loads(lines[-1])["step"] == 5  # after the checkpoint of step 4
     pretrain(tiny(), pictures, out, device="cpu", resume=True)
     events = EventAccumulator(str(out / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
