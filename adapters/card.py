@@ -155,7 +155,7 @@ def _classes(record: AdapterRecord) -> list[str]:
     counts = record.training.get("classes")
     if not counts:
         return []
-    unit = "groups" if record.usage.get("unit") == "group" else "images"
+    unit = "groups" if record.usage.get("unit") == "group" and "folds" not in record.training else "images"
     split = "all folds" if "folds" in record.training else "train"
     return [_table(("class", f"{unit} in {split}"), [(name, format_value(count)) for name, count in counts.items()])]
 

@@ -4,7 +4,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
 from time import monotonic
@@ -54,6 +54,7 @@ def fit_head(
     *,
     cache: str | Path,
     overwrite: bool = False,
+    pool: Manifest | None = None,
 ) -> FitResult:
     """Fit a head on the split train, choose on val, and write a bundle. `HeadFit` describes the steps.
 
@@ -68,6 +69,7 @@ def fit_head(
         config: settings; their class decides the task.
         cache: folder of cached features (`dinomed.features.extract.default_cache`).
         overwrite: replace an older adapter in `out`.
+        pool: images of all folds of a cross-validation, whose features are computed together.
 
     Raises:
         UsageError: there are no targets, only one class or no split train; a group is in two splits; `out` is in use;
@@ -79,7 +81,7 @@ def fit_head(
     chooses = adapter_class(config.task, config.head.name).chooses
     candidates = task.candidates(config, backbone) if chooses else {config.head.name: config}
     first = task.head_fit(next(iter(candidates.values())))
-    first.splits = first.select_rows(manifest)
+    first.splits = replace(first.select_rows(manifest), pool=pool)
     with open_output(out, config, overwrite=overwrite) as output:
         if chooses:
             done, tried = choose_head(first, candidates, backbone, cache, output.stage)

@@ -58,6 +58,28 @@ class PickedBlocks(FeatureCache):
         return blocks[:, self.places].reshape(len(features), -1, *features.shape[2:])
 
 
+class PickedRows(FeatureCache):
+    """The features of some of the images of a feature cache."""
+
+    def __init__(self, cache: FeatureCache, rows: Sequence[int]) -> None:
+        super().__init__(cache.folder, cache.key)
+        self.cache, self.rows = cache, list(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def cls(self) -> np.ndarray:
+        return self.cache.cls[self.rows]
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        return self.cache.mean[self.rows]
+
+    def patches(self, indices: Sequence[int]) -> np.ndarray:
+        return self.cache.patches([self.rows[index] for index in indices])
+
+
 def extract_blocks(
     backbone: FrozenBackbone, manifest: Manifest, spec: FeatureSpec, shared: Sequence[int], **options: Any
 ) -> FeatureCache:
@@ -76,10 +98,17 @@ def extract_blocks(
 def extract_splits(
     backbone: FrozenBackbone, splits: Splits, adapter: Adapter, cache: str | Path, shared: Sequence[int] = ()
 ) -> tuple[FeatureCache, FeatureCache]:
-    """Compute or load the features of train and of val; each split has its own entry in the feature cache.
+    """Compute or load the features of train and of val; each split has its own entry in the feature cache, unless both
+    are parts of `splits.pool`, which has one.
 
     `shared` are the blocks of `extract_blocks`.
     """
+    if splits.pool is not None:
+        spec = adapter.feature_spec
+        whole = extract_blocks(backbone, splits.pool, spec, shared, cache=cache, description="features of all folds")
+        places = {image: row for row, image in enumerate(splits.pool.column("image"))}
+        rows = ([places[image] for image in part.column("image")] for part in (splits.train, splits.val))
+        return PickedRows(whole, next(rows)), PickedRows(whole, next(rows))
     train, val = (
         extract_blocks(backbone, part, adapter.feature_spec, shared, cache=cache, description=f"features of {name}")
         for name, part in (("train", splits.train), ("val", splits.val))

@@ -16,11 +16,18 @@ VAL_SHARE = 0.15  # share of train that becomes val if the manifest has no val
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows for training and for validation. `made` is true if `val` was taken from train here."""
+    """Rows for training and for validation.
+
+    Attributes:
+        made: whether `val` was taken from train here.
+        pool: images among which all of `train` and `val` are; their features are extracted together, once for all folds
+            of a cross-validation. None: each split by itself.
+    """
 
     train: Manifest
     val: Manifest
     made: bool
+    pool: Manifest | None = None
 
 
 def labelled(manifest: Manifest, column: str = "label") -> Manifest:

@@ -154,6 +154,9 @@ def begin(folder: Path, plan: FoldPlan, *, overwrite: bool) -> None:
     path = folder / STAGE / PLAN_FILE
     if overwrite:
         _remove(folder, path)
+    if not path.is_file():
+        for entry in (folder / STAGE).iterdir():  # of an unfinished training without folds
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     elif path.is_file():
         old = _read_plan(path)
         if old != plan and any((folder / fold_name(fold)).is_dir() for fold in range(old.folds)):
@@ -189,6 +192,7 @@ def _remove(folder: Path, plan: Path) -> None:
         names = [member.folder for member in read_ensemble(folder).members]
     if plan.is_file():
         names += [fold_name(fold) for fold in range(_read_plan(plan).folds)]
+    plan.unlink(missing_ok=True)
     for name in (ENSEMBLE_FILE, TABLE_FILE, CARD_FILE):
         (folder / name).unlink(missing_ok=True)
     for name in dict.fromkeys(names):

@@ -69,8 +69,9 @@ def train_folds(
     """Train an adapter for each fold, and write the ensemble of all of them.
 
     The images of train and val together are divided into folds by group, stratified by class; test is not touched. The
-    adapter `fold_k` has fold k as its val and is trained on the others. After an interruption the same call keeps the
-    finished folds and resumes the one that was interrupted.
+    adapter `fold_k` has fold k as its val and is trained on the others. Features that are neither augmented nor of a
+    tuned backbone are computed once for all folds. After an interruption the same call keeps the finished folds and
+    resumes the one that was interrupted.
 
     The ensemble averages calibrated probabilities or maps. Thresholds of a classifier are chosen on the out-of-fold
     predictions; a segmenter has the mean of the thresholds of its members. There is no further temperature.
@@ -130,7 +131,7 @@ def _train_fold(
     """Train the adapter of a fold, unless it is there already."""
     if not (place / WEIGHTS_FILE).is_file():
         logger.info(f"{place.name} of {folds}")
-        fit_head(backbone, folded.of_fold(fold), place, config, cache=cache)
+        fit_head(backbone, folded.of_fold(fold), place, config, cache=cache, pool=folded.images)
         return
     if (place / STAGE).is_dir():  # killed while its files were moved
         with open_output_folder(place, marker=WEIGHTS_FILE, overwrite=True):

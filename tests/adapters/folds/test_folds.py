@@ -19,6 +19,7 @@ from dinomed.adapters.folds.plan import assign_folds, with_splits
 from dinomed.adapters.folds.train import FoldsResult, train_folds
 from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE
 from dinomed.adapters.inference.loader import load_adapter, read_seen_hashes
+from dinomed.adapters.inference.shared import Backbones, predict_many
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.fit import ClassifierFit
 from dinomed.adapters.tasks.depth.config import DepthConfig
@@ -26,6 +27,7 @@ from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
+from dinomed.features.familiarity import NUM_CONTROLS
 
 LOGISTIC = ClassifyConfig.model_validate({"head": {"name": "logistic"}})
 SHORT = {"epochs": 1, "min_steps": 0, "batch_size": 16}
@@ -157,15 +159,16 @@ def test_heads_with_other_blocks_and_sizes_are_averaged_too(
 @pytest.mark.parametrize(
     "config",
     [
-        SegmentConfig.model_validate({"image_size": 32, "fit": SHORT, "augment": "none"}),
-        SegmentConfig.model_validate(
-            {"image_size": 32, "fit": SHORT, "augment": "none", "head": {"name": "multi_view", "blocks": (0, 2)}}
+        SegmentConfig.model_validate(DENSE),
+        DepthConfig.model_validate(DENSE),
+        *(
+            pytest.param(SegmentConfig.model_validate({**DENSE, **settings}), marks=pytest.mark.long)
+            for settings in (
+                {"head": {"name": "multi_view", "blocks": (0, 2)}},
+                {"window": 32, "crop": 0.5, "flips": True},
+                {"tune": "last:1"},
+            )
         ),
-        SegmentConfig.model_validate(
-            {"image_size": 32, "fit": SHORT, "augment": "none", "window": 32, "crop": 0.5, "flips": True}
-        ),
-        SegmentConfig.model_validate({"image_size": 32, "fit": SHORT, "augment": "none", "tune": "last:1"}),
-        DepthConfig.model_validate({"image_size": 32, "fit": SHORT, "augment": "none"}),
     ],
     ids=["linear", "depth", "fused views", "windows", "tuned"],
 )
@@ -179,6 +182,7 @@ def test_a_map_of_the_ensemble_is_the_mean_of_those_of_its_members(
     predictors: list[Any] = [load_adapter(place) for place in (result.folder, *result.members)]
     for image in images:
         whole, *members = (predictor.maps(image) for predictor in predictors)
+        assert np.array_equal(predict_many(predictors[:1], [image])[0][0], whole)
         assert whole.shape == members[0].shape
         assert np.abs(members[0] - members[1]).max() > 1e-4
         scale = max(1.0, float(np.abs(whole).max()))  # of depths
@@ -195,6 +199,29 @@ def with_depths(manifest: Manifest, folder: Path) -> Manifest:
         paths.append(f"depth_{row}.npy")
         np.save(copied.root / paths[-1], read_image(copied.path(row)).mean(axis=2).astype(np.float32) + 1 + row)
     return replace(copied, table=copied.table.append_column("depth", pa.array(paths)))
+
+
+def test_the_features_of_an_image_are_computed_once_for_all_folds(
+    backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, forward = list[int](), FrozenBackbone.forward
+    monkeypatch.setattr(FrozenBackbone, "forward", lambda *given: seen.append(len(given[1])) or forward(*given))
+    assign = folds_train.evaluate_out_of_fold
+    passes = []
+    monkeypatch.setattr(folds_train, "evaluate_out_of_fold", lambda *given: passes.append(sum(seen)) or assign(*given))
+    result = train_folds(backbone, manifest, tmp_path / "out", LOGISTIC, 3, cache=tmp_path / "cache")
+    images = sum(read_record(result.members[0]).training["data"][name]["images"] for name in ("train", "val"))
+    controls = 3 * NUM_CONTROLS  # images with inverted colours, for the check of unlike images of each member
+    assert images <= passes[0] <= images + controls
+
+
+def test_an_ensemble_shares_the_pass_with_its_members(ensemble: FoldsResult, manifest: Manifest) -> None:
+    predictors = [load_adapter(place, load=Backbones()) for place in (ensemble.folder, *ensemble.members)]
+    images = images_of(manifest, ["test"])[:4]
+    whole, *members = predict_many(predictors, images)
+    for row, image in enumerate(whole):
+        for name, value in image.items():
+            assert abs(value - np.mean([each[row][name] for each in members], dtype=np.float64)) <= ROUNDING
 
 
 def test_the_backbone_runs_once_for_all_members(
