@@ -1,6 +1,5 @@
 """Cross-validation: folds by group, out-of-fold predictions, resuming, and the ensemble of the folds."""
 
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ import torch
 from dinomed.adapters.bundle import read_record
 from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.folds import train as folds_train
-from dinomed.adapters.folds.plan import assign_folds, with_splits
+from dinomed.adapters.folds.plan import assign_folds
 from dinomed.adapters.folds.train import FoldsResult, train_folds
 from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE
 from dinomed.adapters.inference.loader import load_adapter, read_seen_hashes
@@ -26,7 +25,7 @@ from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import UsageError
 from dinomed.features.familiarity import NUM_CONTROLS
 
 LOGISTIC = ClassifyConfig.model_validate({"head": {"name": "logistic"}})
@@ -35,19 +34,6 @@ DENSE: dict[str, Any] = {"image_size": 32, "fit": SHORT, "augment": "none"}
 ROUNDING = 2e-6
 """Probabilities are float32, and their mean is computed from logarithms: two roundings of 6e-8, times the size of the
 logarithm of a probability of 1e-6, which is 14."""
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("features")
-
-
-@pytest.fixture(scope="module")
-def ensemble(
-    backbone: FrozenBackbone, manifest: Manifest, cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> FoldsResult:
-    """An ensemble of three classifiers. Read-only."""
-    return train_folds(backbone, manifest, tmp_path_factory.mktemp("folds") / "cls", LOGISTIC, 3, cache=cache)
 
 
 def images_of(manifest: Manifest, splits: Sequence[str]) -> list[np.ndarray]:
@@ -284,67 +270,6 @@ def test_an_ensemble_knows_the_images_of_all_folds(ensemble: FoldsResult, manife
     assert len(seen.find(manifest, manifest).images) == len(manifest.select(split="train")) + len(
         manifest.select(split="val")
     )
-
-
-def test_a_missing_and_a_changed_member_are_named(
-    ensemble: FoldsResult, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
-) -> None:
-    place = tmp_path / "a" / "b"  # as deep as the original, so that the path of the backbone holds
-    shutil.copytree(ensemble.folder, place)
-    shutil.rmtree(place / "fold_2")
-    with pytest.raises(DinomedError, match="lacks its member fold_2"):
-        load_adapter(place)
-    shutil.copytree(place / "fold_1", place / "fold_2")
-    with pytest.raises(DinomedError, match="fold_2 is another adapter than the member"):
-        load_adapter(place)
-    data = json.loads((place / ENSEMBLE_FILE).read_text())
-    data["adapter"]["threshold"] = 0.25
-    (place / ENSEMBLE_FILE).write_text(json.dumps(data))
-    with pytest.raises(DinomedError, match="does not match its checksum"):
-        load_adapter(place)
-
-
-@pytest.mark.parametrize("folds", [-1, 0, 1, 1000])
-def test_too_few_and_too_many_folds_are_refused(
-    folds: int, backbone: FrozenBackbone, manifest: Manifest, cache: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UsageError, match=f"`folds={folds}`: the images have .* give 2 to"):
-        train_folds(backbone, manifest, tmp_path / "out", LOGISTIC, folds, cache=cache)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_class_of_one_group_is_refused_before_the_training(
-    backbone: FrozenBackbone, manifest: Manifest, cache: Path, tmp_path: Path
-) -> None:
-    first = manifest.select(split="train").units()[0]
-    labels = ["rare" if unit == first else label
-              for unit, label in zip(manifest.units(), manifest.column("label"), strict=True)]  # fmt: skip
-    place = manifest.table.column_names.index("label")
-    data = replace(manifest, table=manifest.table.set_column(place, "label", pa.array(labels)))
-    with pytest.raises(UsageError, match="images of class 'rare' are in one fold only"):
-        train_folds(backbone, data, tmp_path / "out", LOGISTIC, 2, cache=cache)
-
-
-def test_a_group_of_test_in_train_is_refused(
-    backbone: FrozenBackbone, manifest: Manifest, cache: Path, tmp_path: Path
-) -> None:
-    units, splits = manifest.units(), manifest.column("split")
-    double = next(i for i, unit in enumerate(units) if units.count(unit) > 1 and splits[i] == "train")
-    splits[double] = "test"
-    with pytest.raises(UsageError, match="images of one group must be in one split"):
-        train_folds(backbone, with_splits(manifest, splits), tmp_path / "out", LOGISTIC, 2, cache=cache)
-
-
-def test_members_of_other_classes_are_not_averaged(ensemble: FoldsResult) -> None:
-    from dinomed.adapters.inference.ensemble.record import check_members
-
-    records = [read_record(folder) for folder in ensemble.members]
-    records[1] = records[1].model_copy(update={"classes": ("a", "b", "c")})
-    with pytest.raises(UsageError, match=r"members x and y have different classes: .* and a, b, c"):
-        check_members("out", ["x", "y"], records[:2])
-    records[1] = records[1].model_copy(update={"task": "segment"})
-    with pytest.raises(UsageError, match="different tasks: classify and segment"):
-        check_members("out", ["x", "y"], records[:2])
 
 
 def test_the_mean_of_logits_is_that_of_probabilities() -> None:
