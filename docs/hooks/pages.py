@@ -59,7 +59,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         path = _target(start, match[2])
         if path is None:
             return match[0]
-        goal = PAGES.get(path) or path.removeprefix("docs/") if path.startswith("docs/") else _page_of(path)
+        goal = _page_of(path)
+        if goal == os.path.splitext(page.file.src_uri)[0] + ".ipynb":  # the download of this notebook
+            return match[0]
+        goal = goal.replace(".ipynb", ".md")
         return match[1] + os.path.relpath(goal, os.path.dirname(page.file.src_uri) or ".") + match[3]
 
     return _LINK.sub(replaced, markdown)
@@ -117,7 +120,8 @@ def _target(start: str, link: str) -> str | None:
 
 
 def _page_of(path: str) -> str:
-    return PAGES.get(path) or _source_page(path)
+    """Return the page of a file of the repository; of a file in docs/ the file itself, such as a picture."""
+    return path.removeprefix("docs/") if path.startswith("docs/") else PAGES.get(path) or _source_page(path)
 
 
 def _source_page(path: str) -> str:

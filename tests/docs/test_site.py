@@ -61,6 +61,16 @@ def test_every_guide_and_every_reference_is_a_page(site: Path) -> None:
     assert not (site / "hooks").exists()
 
 
+def test_a_tutorial_is_a_page_with_its_notebook_to_download(site: Path) -> None:
+    notebooks = [path.name for path in (ROOT / "docs" / "tutorials").iterdir()]
+    assert len(notebooks) >= 3
+    for name in notebooks:
+        page = (site / "tutorials" / name).with_suffix(".html").read_text()
+        assert f'href="{name}"' in page
+        assert (site / "tutorials" / name).read_bytes() == (ROOT / "docs" / "tutorials" / name).read_bytes()
+    assert 'href="lesions.html"' in (site / "tutorials" / "own_pool.html").read_text()  # not the notebook
+
+
 def test_a_file_that_a_guide_links_to_is_shown(site: Path) -> None:
     page = (site / "curation.html").read_text()
     assert "../benchmarks/" not in page
