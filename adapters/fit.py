@@ -28,7 +28,7 @@ from dinomed.features.extract import extract, resolve_blocks
 from dinomed.features.familiarity import TrainingReference, choose_reference_rows, fit_reference
 from dinomed.io.files import write_text
 from dinomed.log import logger
-from dinomed.loggers.names import LOGGER_FOLDERS, check_loggers
+from dinomed.loggers.names import LOGGER_FOLDERS
 
 CANDIDATE_FOLDER = "candidate"
 
@@ -76,14 +76,11 @@ def fit_head(
             or the package of a logger is missing.
         DinomedError: an image, a mask or a depth map is damaged.
     """
-    check_loggers(config.fit.loggers, "fit.loggers")
-    task, tried = find_task(config.task), list[dict[str, Any]]()
-    chooses = adapter_class(config.task, config.head.name).chooses
-    candidates = task.candidates(config, backbone) if chooses else {config.head.name: config}
-    first = task.head_fit(next(iter(candidates.values())))
+    tried = list[dict[str, Any]]()
+    first, candidates = prepare_fit(config, backbone)
     first.splits = replace(first.select_rows(manifest), pool=pool)
     with open_output(out, config, overwrite=overwrite) as output:
-        if chooses:
+        if candidates:
             done, tried = choose_head(first, candidates, backbone, cache, output.stage)
             write_text(output.stage / CONFIG_FILE, to_yaml(done.fit.config))
         else:
@@ -100,6 +97,23 @@ def fit_head(
             training=training | ({"tried": tried} if tried else {}),
         )  # fmt: skip
     return FitResult(output.folder, done.best.epoch, outcome.validation, outcome.threshold, outcome.chosen, tried)
+
+
+def prepare_fit(config: TrainConfig, backbone: FrozenBackbone) -> tuple[HeadFit, dict[str, TrainConfig]]:
+    """Check the settings, and return the fit of the head, and the candidates of the head ``auto`` by title.
+
+    Without a choice of heads there are no candidates; with it the fit is that of the first one.
+
+    Raises:
+        UsageError: see `HeadFit.check`.
+    """
+    task = find_task(config.task)
+    chooses = adapter_class(config.task, config.head.name).chooses
+    candidates = task.candidates(config, backbone) if chooses else {}
+    fits = [task.head_fit(each) for each in (candidates.values() or [config])]
+    for fit in fits:
+        fit.check(backbone)
+    return fits[0], candidates
 
 
 def run_fit(fit: HeadFit, cache: str | Path, folder: Path) -> FinishedFit:

@@ -12,18 +12,21 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from dinomed.adapters.adapter import Adapter
-from dinomed.adapters.fitting.build import default_image_size
+from dinomed.adapters.fitting.build import at_image_size, default_image_size
 from dinomed.adapters.fitting.config import FEW_VAL_GROUPS, TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.feature_source import FeatureSource, open_feature_source
 from dinomed.adapters.fitting.image_batches import TargetLookup
 from dinomed.adapters.fitting.loop import BestEpoch, run_epochs
-from dinomed.adapters.fitting.optimizers import in_precision
+from dinomed.adapters.fitting.optimizers import check_precision, in_precision
+from dinomed.adapters.fitting.tune import check_tune
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
+from dinomed.features.extract import resolve_blocks
 from dinomed.io.files import to_json
 from dinomed.log import logger
+from dinomed.loggers.names import check_loggers
 from dinomed.loggers.parameters import run_parameters
 
 
@@ -72,7 +75,7 @@ class FitOutcome:
 class HeadFit(ABC):
     """One fit of a head. Each task has a subclass; `dinomed.adapters.fit.fit_head` calls its members in this order.
 
-    1. `select_rows`, then `image_size`: sets `splits` and `backbone` (at the image size of the fit);
+    1. `check`, `select_rows`, then `image_size`: sets `splits` and `backbone` (at the image size of the fit);
     2. `build`: sets `adapter`; it also sets `targets`, and where a task has them `windows` and `digest`;
     3. `open_features`: sets `features`;
     4. `train`, which calls `loss` and `validate`;
@@ -112,6 +115,19 @@ class HeadFit(ABC):
         """Return the side of the square to which images are resized, px."""
         grid = adapter_class(self.config.task, self.config.head.name).grid
         return self.config.image_size or default_image_size(backbone, grid)
+
+    def check(self, backbone: FrozenBackbone) -> None:
+        """Check the settings before images are read and files are written.
+
+        Raises:
+            UsageError: this backbone or device does not support a setting, or the package of a logger is missing.
+        """
+        config = self.config
+        check_loggers(config.fit.loggers, "fit.loggers")
+        check_precision(config.fit, backbone.device)
+        at_image_size(backbone, self.image_size(backbone))
+        head = adapter_class(config.task, config.head.name).resolve_config(config.head, backbone)
+        check_tune(config.tune, backbone, max(resolve_blocks(head.blocks, backbone.depth)))
 
     @abstractmethod
     def build(self) -> Adapter:

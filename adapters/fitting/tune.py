@@ -25,6 +25,23 @@ from dinomed.errors import UsageError
 WARMUP, CLIP = 0.1, 1.0
 
 
+def check_tune(config: BackboneTuneConfig, backbone: FrozenBackbone, top: int) -> None:
+    """Check that a part of a backbone can be trained.
+
+    Args:
+        config: which weights are trained.
+        backbone: the base backbone.
+        top: last block that the head uses, counted from 0.
+
+    Raises:
+        UsageError: the head uses fewer blocks than `config.last`, a layer is unknown, or PEFT is not installed.
+    """
+    if config.lora is not None:
+        check_lora(config.lora, backbone.vit.config.feed_forward)
+    elif config.last is not None and config.last > top + 1:
+        raise UsageError(f"tune: last:{config.last}, but the head uses only {top + 1} blocks; use a smaller number")
+
+
 class LearningBackbone(FrozenBackbone):
     """Copy of a backbone with some trainable weights; gradients flow through its tokens."""
 
@@ -38,21 +55,17 @@ class LearningBackbone(FrozenBackbone):
             seed: seed for the initialisation of the LoRA adapters.
 
         Raises:
-            UsageError: the head uses fewer blocks than `config.last`, a layer is unknown, or PEFT is not installed.
+            UsageError: see `check_tune`.
         """
         super().__init__(deepcopy(base.vit), base.preprocessing, base.name, base.source, base.metadata)
         self.base, self.config, self.top = [base], config, max(blocks)  # in a list, so that it is not a submodule
+        check_tune(config, base, self.top)
         if config.lora is not None:
-            check_lora(config.lora, base.vit.config.feed_forward)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 add_lora(self.vit, config.lora)
             self.vit.mask_token.requires_grad_(False)
         elif config.last is not None:
-            if config.last > self.top + 1:
-                raise UsageError(
-                    f"tune: last:{config.last}, but the head uses only {self.top + 1} blocks; use a smaller number"
-                )
             for block in self.vit.blocks[self.top + 1 - config.last : self.top + 1]:
                 block.requires_grad_(True)
         for block in self.vit.blocks:

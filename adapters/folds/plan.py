@@ -1,5 +1,5 @@
-"""The plan of a cross-validation: which images are in which fold, and what an interrupted call must have in common with
-the next one."""
+"""The plan of a cross-validation: the images of each fold, and the inputs that must be equal for a call to continue an
+interrupted one."""
 
 import hashlib
 import shutil
@@ -17,16 +17,21 @@ from dinomed.adapters.card import CARD_FILE
 from dinomed.adapters.fitting.data import list_names
 from dinomed.adapters.fitting.head_fit import HeadFit
 from dinomed.adapters.fitting.loop import LOG_FILE
-from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE, read_ensemble
+from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE
 from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.splits import check_splits, make_folds
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import read_json, to_json, write_json
-from dinomed.io.output_folder import STAGE
+from dinomed.io.output_folder import LOCK_FILE, STAGE
+from dinomed.loggers.names import LOGGER_FOLDERS
 
 PLAN_FILE, TABLE_FILE = "folds.json", "cross_validation.json"
 FORMAT = "dinomed.folds/1"
+FOLD_ENTRIES = frozenset(
+    (WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE, CARD_FILE, LOG_FILE, LOCK_FILE, STAGE, *LOGGER_FOLDERS)
+)
+"""Everything that a training writes to the folder of a fold."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class FoldedImages:
 
 
 class FoldPlan(Config):
-    """What decides over a cross-validation; a call continues only a plan that is equal to its own.
+    """The inputs of a cross-validation; a call continues only a plan that is equal to its own.
 
     Attributes:
         settings: of the training of each fold.
@@ -145,28 +150,36 @@ def build_plan(settings: Config, folds: int, backbone: str, images: Manifest) ->
 def begin(folder: Path, plan: FoldPlan, *, overwrite: bool) -> None:
     """Write the plan into the stage of a locked output folder, or check that the plan there is the same.
 
-    With `overwrite` an earlier ensemble or an unfinished cross-validation is removed first, and no other files.
+    With `overwrite` an earlier ensemble or an unfinished cross-validation is removed first.
 
     Raises:
-        UsageError: the folder holds an unfinished cross-validation with another plan.
+        UsageError: the folder holds folds of another plan or without one, or a fold that would be removed holds files
+            that no training writes.
         DinomedError: its plan is damaged.
     """
-    path = folder / STAGE / PLAN_FILE
+    path, folds = folder / STAGE / PLAN_FILE, _fold_folders(folder)
     if overwrite:
-        _remove(folder, path)
-    if not path.is_file():
-        for entry in (folder / STAGE).iterdir():  # of an unfinished training without folds
+        _remove(folder, folds)
+    elif folds and not path.is_file():
+        raise UsageError(
+            f"output folder {folder} holds folds of an earlier training whose settings are unknown; choose another "
+            "folder, or add `overwrite=True` to start again"
+        )
+    elif folds and (old := _read_plan(path)) != plan:
+        names = {
+            "settings": "other settings",
+            "folds": "another number of folds",
+            "backbone": "another backbone",
+            "images": "other images or labels",
+        }
+        changed = [text for name, text in names.items() if getattr(old, name) != getattr(plan, name)]
+        raise UsageError(
+            f"output folder {folder} holds an unfinished training of {old.folds} folds with {' and '.join(changed)}; "
+            "give the same, or add `overwrite=True` to start again"
+        )
+    if overwrite or not folds:
+        for entry in (folder / STAGE).iterdir():  # an older plan, and the state of an unfinished training without folds
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    elif path.is_file():
-        old = _read_plan(path)
-        if old != plan and any((folder / fold_name(fold)).is_dir() for fold in range(old.folds)):
-            names = {"folds": "number of folds", "images": "images or labels"}
-            changed = [names.get(name, name) for name in ("settings", "folds", "backbone", "images")
-                       if getattr(old, name) != getattr(plan, name)]  # fmt: skip
-            raise UsageError(
-                f"output folder {folder} holds an unfinished training of {old.folds} folds with another "
-                f"{' and '.join(changed)}; give the same, or add `overwrite=True` to start again"
-            )
     write_json(path, plan.model_dump(mode="json"))
 
 
@@ -178,33 +191,35 @@ def end(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _fold_folders(folder: Path) -> list[Path]:
+    """Return the folders of folds in an output folder, in the order of their numbers."""
+    places = [place for place in folder.glob("fold_*") if place.name[5:].isdecimal() and place.is_dir()]
+    return sorted(places, key=lambda place: int(place.name[5:]))
+
+
 def _read_plan(path: Path) -> FoldPlan:
     try:
         return FoldPlan.model_validate(read_json(path))
-    except ValidationError:
+    except (ValidationError, DinomedError):
         raise DinomedError(f"{path} is damaged; add `overwrite=True` to start again") from None
 
 
-def _remove(folder: Path, plan: Path) -> None:
-    """Remove an ensemble, its record first, or the folds of an unfinished one."""
-    names: list[str] = []
-    if (folder / ENSEMBLE_FILE).is_file():
-        names = [member.folder for member in read_ensemble(folder).members]
-    if plan.is_file():
-        names += [fold_name(fold) for fold in range(_read_plan(plan).folds)]
-    plan.unlink(missing_ok=True)
-    for name in (ENSEMBLE_FILE, TABLE_FILE, CARD_FILE):
+def _remove(folder: Path, folds: Sequence[Path]) -> None:
+    """Remove an ensemble or the folds of an unfinished one.
+
+    The record goes last: it shows a later call that the folder held an ensemble.
+
+    Raises:
+        UsageError: the folder of a fold holds files that no training writes; nothing is removed then.
+    """
+    for place in folds:
+        others = ["a link"] if place.is_symlink() else sorted({entry.name for entry in place.iterdir()} - FOLD_ENTRIES)
+        if others:
+            raise UsageError(
+                f"{place} cannot be replaced: it holds other files ({', '.join(others[:5])}); move them, or choose "
+                "another output folder"
+            )
+    for place in folds:
+        shutil.rmtree(place)
+    for name in (TABLE_FILE, CARD_FILE, ENSEMBLE_FILE):
         (folder / name).unlink(missing_ok=True)
-    for name in dict.fromkeys(names):
-        _remove_fold(folder / name)
-
-
-def _remove_fold(place: Path) -> None:
-    """Remove the files of an adapter; a folder with other files stays."""
-    if not place.is_dir() or place.is_symlink():
-        return
-    for name in (WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE, CARD_FILE, LOG_FILE, ".lock"):
-        (place / name).unlink(missing_ok=True)
-    shutil.rmtree(place / STAGE, ignore_errors=True)
-    if not any(place.iterdir()):
-        place.rmdir()

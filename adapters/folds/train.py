@@ -8,7 +8,7 @@ from typing import Any
 from dinomed.adapters.bundle import WEIGHTS_FILE, made_with, read_record
 from dinomed.adapters.card import CARD_FILE, build_card
 from dinomed.adapters.evaluated import EvaluatedUnits
-from dinomed.adapters.fit import fit_head
+from dinomed.adapters.fit import fit_head, prepare_fit
 from dinomed.adapters.fitting.build import at_image_size
 from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.fitting.head_fit import FitResult
@@ -37,7 +37,7 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import write_json, write_text
-from dinomed.io.output_folder import STAGE, claimed_folder, open_output_folder
+from dinomed.io.output_folder import STAGE, claimed_folder, finish_publishing, open_output_folder
 from dinomed.log import logger
 
 
@@ -83,17 +83,21 @@ def train_folds(
         config: settings; their class decides the task.
         folds: number of folds, at least 2.
         cache: folder of cached features.
-        overwrite: remove an earlier ensemble, or an unfinished one, in `out` first.
+        overwrite: remove an earlier ensemble, or an unfinished one, in `out` first, after all settings are checked.
 
     Raises:
         UsageError: there are fewer groups than folds, a class is in one fold only, the task has no ensembles, `out` is
-            in use, or holds unfinished folds of other settings, images, or another number.
+            in use, or holds unfinished folds of other settings, images, or another number; see also `HeadFit.check`.
         DinomedError: an image, a mask or a depth map is damaged.
     """
     task = find_task(config.task)
     if not task.has_ensembles:
         raise UsageError(f"`folds={folds}`: a {task.title} has no ensembles; leave it out")
     folded = assign_folds(task.head_fit(config), manifest, folds, config.seed)
+    fit, _ = prepare_fit(config, backbone)
+    if overwrite:  # before anything is removed
+        for fold in range(folds):
+            fit.select_rows(folded.of_fold(fold))
     plan = build_plan(config, folds, backbone.fingerprint, folded.images)
     names = [fold_name(fold) for fold in range(folds)]
     with claimed_folder(out, marker=ENSEMBLE_FILE, overwrite=overwrite) as folder:
@@ -129,11 +133,13 @@ def _train_fold(
     cache: str | Path,
 ) -> None:  # fmt: skip
     """Train the adapter of a fold, unless it is there already."""
+    if (place / STAGE).is_dir():  # killed while its files were moved
+        finish_publishing(place, WEIGHTS_FILE)
     if not (place / WEIGHTS_FILE).is_file():
         logger.info(f"{place.name} of {folds}")
         fit_head(backbone, folded.of_fold(fold), place, config, cache=cache, pool=folded.images)
         return
-    if (place / STAGE).is_dir():  # killed while its files were moved
+    if (place / STAGE).is_dir():
         with open_output_folder(place, marker=WEIGHTS_FILE, overwrite=True):
             pass
     record = read_record(place)

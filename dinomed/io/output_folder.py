@@ -99,7 +99,7 @@ def claimed_folder(folder: str | Path, *, marker: str, overwrite: bool = False) 
 def _opened(folder: Path, marker: str, overwrite: bool) -> Iterator[Path]:
     """Complete what a killed call has begun, prepare the folder and lock it; at the end remove a new, empty folder."""
     is_new = not folder.exists()
-    _finish_publishing(folder, marker)
+    finish_publishing(folder, marker)
     unfinished = (folder / STAGE).is_dir() and not (folder / marker).exists()
     prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else marker)
     with locked(folder):
@@ -275,7 +275,7 @@ def file_names(images: Sequence[str], suffix: str = ".png") -> list[str]:
         whole = [keep or new for keep, new in zip(whole, clash, strict=True)]
 
 
-def _finish_publishing(folder: Path, marker: str) -> None:
+def finish_publishing(folder: Path, marker: str) -> None:
     """Complete what a killed call has begun to publish, and remove the mark that it left beside a complete result."""
     stage = folder / STAGE
     if (stage / READY_FILE).is_file():

@@ -239,13 +239,13 @@ def test_after_an_interruption_in_the_third_fold_only_this_one_is_trained(
     with pytest.raises(KeyboardInterrupt):
         train_folds(backbone, manifest, out, LOGISTIC, 3, cache=cache)
     assert not (out / ENSEMBLE_FILE).exists()
-    with pytest.raises(UsageError, match="unfinished training of 3 folds with another number of folds"):
+    with pytest.raises(UsageError, match="unfinished training of 3 folds with another number of folds;"):
         train_folds(backbone, manifest, out, LOGISTIC, 4, cache=cache)
     other = ClassifyConfig.model_validate({"head": {"name": "knn"}})
-    with pytest.raises(UsageError, match="with another settings; give the same, or add `overwrite=True`"):
+    with pytest.raises(UsageError, match="with other settings; give the same, or add `overwrite=True`"):
         train_folds(backbone, manifest, out, other, 3, cache=cache)
     fewer = manifest.take(range(len(manifest) - 1))
-    with pytest.raises(UsageError, match="with another images or labels"):
+    with pytest.raises(UsageError, match="with other images or labels"):
         train_folds(backbone, fewer, out, LOGISTIC, 3, cache=cache)
     trained[:] = ["", "", ""]
     monkeypatch.setattr(

@@ -1,0 +1,153 @@
+"""Cross-validation in a folder that holds an ensemble or an unfinished training: what is removed, kept and refused."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinomed.adapters.fitting.config import TrainConfig
+from dinomed.adapters.folds import plan as folds_plan
+from dinomed.adapters.folds import train as folds_train
+from dinomed.adapters.folds.train import FoldsResult, train_folds
+from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE
+from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.datasets.manifest import Manifest
+from dinomed.errors import DinomedError, UsageError
+from dinomed.io import publish
+from dinomed.io.output_folder import STAGE
+
+LOGISTIC = ClassifyConfig.model_validate({"head": {"name": "logistic"}})
+KNN = ClassifyConfig.model_validate({"head": {"name": "knn"}})
+SHORT = {"epochs": 1, "min_steps": 0, "batch_size": 16}
+Train = Callable[..., Any]
+
+
+@pytest.fixture
+def out(ensemble: FoldsResult, tmp_path: Path) -> Path:
+    """A copy of the ensemble."""
+    return shutil.copytree(ensemble.folder, tmp_path / "out")
+
+
+@pytest.fixture
+def train(backbone: FrozenBackbone, manifest: Manifest, cache: Path) -> Train:
+    """`train_folds` with two folds of the images of the tests."""
+
+    def call(out: Path, config: TrainConfig = LOGISTIC, **options: Any) -> Any:
+        return train_folds(backbone, manifest, out, config, 2, cache=cache, **options)
+
+    return call
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def leave_unfinished(folder: Path) -> None:
+    """Make an ensemble look as if the training had been killed before its end."""
+    (folder / ENSEMBLE_FILE).unlink()
+    (folder / STAGE).mkdir()
+
+
+def test_an_ensemble_with_files_of_loggers_can_be_replaced(train: Train, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    config = ClassifyConfig.model_validate({"fit": {**SHORT, "loggers": ["tensorboard"]}})
+    result = train(tmp_path / "out", config)
+    assert (result.members[0] / "tensorboard").is_dir()
+    result = train(tmp_path / "out", config, overwrite=True)
+    assert len(list((result.members[0] / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ClassifyConfig.model_validate({"image_size": 33}), "image size 33 is not a multiple"),
+        (ClassifyConfig.model_validate({"tune": "last:99"}), "tune: last:99, but the head uses only"),
+        (ClassifyConfig.model_validate({"fit": {"loggers": ["mlflow"]}}), "fit.loggers=mlflow needs the package"),
+        (
+            ClassifyConfig.model_validate({"fit": {"precision": "bfloat16", "optimizer": "adamw"}}),
+            "fit.precision bfloat16 is for CUDA",
+        ),
+        (SegmentConfig.model_validate({"window": 32}), "window 32: train has images of"),
+    ],
+    ids=["image size", "tune", "logger", "precision", "rows"],
+)
+def test_settings_are_checked_before_anything_is_removed(
+    config: TrainConfig, message: str, train: Train, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dinomed.loggers.names.find_spec", lambda name: None)
+    before = content(out)
+    with pytest.raises(UsageError, match=message):
+        train(out, config, overwrite=True)
+    assert content(out) == before
+
+
+def test_a_fold_with_other_files_stays(train: Train, out: Path) -> None:
+    (out / "fold_2" / "model.onnx").write_bytes(b"exported")
+    before = content(out)
+    with pytest.raises(UsageError, match=r"fold_2 cannot be replaced: it holds other files \(model.onnx\)"):
+        train(out, overwrite=True)
+    assert content(out) == before
+
+
+def test_after_a_kill_during_the_removal_the_ensemble_is_still_recognised(
+    train: Train, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        remove, removed = shutil.rmtree, list[Path]()
+
+        def interrupt(place: Path, *given: Any, **options: Any) -> None:
+            removed.append(place)
+            if len(removed) == 2:
+                raise KeyboardInterrupt
+            remove(place, *given, **options)
+
+        patch.setattr(folds_plan.shutil, "rmtree", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(out, KNN, overwrite=True)
+    assert sorted(path.name for path in out.glob("fold_*")) == ["fold_2", "fold_3"]
+    with pytest.raises(UsageError, match="already holds a result"):
+        train(out, KNN)
+    assert train(out, KNN, overwrite=True).table["folds"] == 2
+
+
+def test_folds_without_a_plan_do_not_enter_an_ensemble(train: Train, out: Path) -> None:
+    leave_unfinished(out)
+    before = content(out)
+    with pytest.raises(UsageError, match="holds folds of an earlier training whose settings are unknown"):
+        train(out, KNN)
+    assert content(out) == before
+    assert train(out, KNN, overwrite=True).table["folds"] == 2
+
+
+@pytest.mark.parametrize("damaged", [ENSEMBLE_FILE, f"{STAGE}/folds.json"])
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_a_damaged_ensemble_or_plan_can_be_replaced(damaged: str, content: str, train: Train, out: Path) -> None:
+    if damaged != ENSEMBLE_FILE:
+        leave_unfinished(out)
+    (out / damaged).write_text(content)
+    with pytest.raises(DinomedError, match="overwrite=True"):
+        train(out)
+    assert train(out, overwrite=True).table["folds"] == 2
+
+
+def test_a_fold_that_was_killed_while_its_files_were_moved_is_completed(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "move_ready", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "out")
+    assert (tmp_path / "out" / "fold_1" / STAGE / publish.READY_FILE).is_file()
+    fit, trained = folds_train.fit_head, list[str]()
+    monkeypatch.setattr(
+        folds_train, "fit_head", lambda *given, **options: trained.append(given[2].name) or fit(*given, **options)
+    )
+    train(tmp_path / "out")
+    assert trained == ["fold_2"]
