@@ -127,6 +127,8 @@ def _backbone(record: AdapterRecord) -> str:
     if record.tuned is None:
         return base.format("frozen")
     tuned = record.tuned
+    if "folds" in record.training:
+        return base.format("base of the tuning") + f"; tuned ({tuned.how}): each adapter has its own changed weights"
     return (
         base.format("base of the tuning")
         + f"; tuned ({tuned.how}, {tuned.weights:,} weights changed, in this bundle): `{tuned.fingerprint[:16]}`"

@@ -111,6 +111,10 @@ class HeadFit(ABC):
         stratified; no labels by default."""
         return manifest, [()] * len(manifest)
 
+    def target_columns(self) -> tuple[str, ...]:
+        """Return the columns with the paths of masks or depth maps; none by default."""
+        return ()
+
     def image_size(self, backbone: FrozenBackbone) -> int:
         """Return the side of the square to which images are resized, px."""
         grid = adapter_class(self.config.task, self.config.head.name).grid

@@ -22,7 +22,7 @@ from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.splits import check_splits, make_folds
 from dinomed.errors import DinomedError, UsageError
-from dinomed.io.files import read_json, to_json, write_json
+from dinomed.io.files import read_json, sha256_file, to_json, write_json
 from dinomed.io.output_folder import LOCK_FILE, STAGE
 from dinomed.loggers.names import LOGGER_FOLDERS
 
@@ -61,10 +61,10 @@ class FoldPlan(Config):
     """The inputs of a cross-validation; a call continues only a plan that is equal to its own.
 
     Attributes:
-        settings: of the training of each fold.
+        settings: of the training of each fold, without the loggers.
         folds: number of folds.
         backbone: fingerprint of the backbone.
-        images: hash of all columns of the images but the split.
+        images: hash of all columns of the images but the split, and of the files of masks or depth maps.
     """
 
     format: Literal["dinomed.folds/1"] = FORMAT  # type: ignore[assignment]
@@ -110,9 +110,10 @@ def assign_folds(fit: HeadFit, manifest: Manifest, folds: int, seed: int) -> Fol
     """
     rows = manifest
     if manifest.has("split"):
-        splits = ["train" if split == "val" else split for split in manifest.column("split")]
-        check_splits(manifest.groups(), splits, manifest.column("image"))
-        rows = manifest.take([row for row, split in enumerate(splits) if split == "train"])
+        splits, groups = manifest.column("split"), manifest.groups()
+        in_test = {group for group, split in zip(groups, splits, strict=True) if split == "test"}
+        check_splits([group if group in in_test else None for group in groups], splits, manifest.column("image"))
+        rows = manifest.take([row for row, split in enumerate(splits) if split in ("train", "val")])
         if not len(rows):
             raise UsageError(f"{manifest.called} has no image in train or val; the folds are made of these splits")
     usable, labels = fit.fold_rows(rows)
@@ -133,18 +134,21 @@ def assign_folds(fit: HeadFit, manifest: Manifest, folds: int, seed: int) -> Fol
     return FoldedImages(usable, parts, dict(sorted(counts.items())))
 
 
-def build_plan(settings: Config, folds: int, backbone: str, images: Manifest) -> FoldPlan:
-    """Return the plan of a cross-validation.
+def build_plan(fit: HeadFit, folds: int, backbone: str, images: Manifest) -> FoldPlan:
+    """Return the plan of a cross-validation. Loggers are no part of it.
 
     Args:
-        settings: of the training.
+        fit: the fit of the task, with its settings.
         folds: number of folds.
         backbone: fingerprint of the backbone.
         images: the images of all folds.
     """
     columns = {name: values for name, values in images.table.to_pydict().items() if name != "split"}
-    digest = hashlib.sha256(to_json(columns).encode()).hexdigest()
-    return FoldPlan(settings=settings.model_dump(mode="json"), folds=folds, backbone=backbone, images=digest)
+    paths = [images.root / path for name in fit.target_columns() for path in images.column(name)]
+    files = [sha256_file(path) if path.is_file() else None for path in paths]  # the fit reports missing ones
+    digest = hashlib.sha256(to_json([columns, files]).encode()).hexdigest()
+    settings = fit.config.model_dump(mode="json", exclude={"fit": {"loggers"}})
+    return FoldPlan(settings=settings, folds=folds, backbone=backbone, images=digest)
 
 
 def begin(folder: Path, plan: FoldPlan, *, overwrite: bool) -> None:
@@ -170,7 +174,7 @@ def begin(folder: Path, plan: FoldPlan, *, overwrite: bool) -> None:
             "settings": "other settings",
             "folds": "another number of folds",
             "backbone": "another backbone",
-            "images": "other images or labels",
+            "images": "other images, labels or masks",
         }
         changed = [text for name, text in names.items() if getattr(old, name) != getattr(plan, name)]
         raise UsageError(

@@ -15,7 +15,6 @@ from dinomed.adapters.fitting.head_fit import FitResult
 from dinomed.adapters.folds.plan import (
     TABLE_FILE,
     FoldedImages,
-    FoldPlan,
     assign_folds,
     begin,
     build_plan,
@@ -93,12 +92,13 @@ def train_folds(
     task = find_task(config.task)
     if not task.has_ensembles:
         raise UsageError(f"`folds={folds}`: a {task.title} has no ensembles; leave it out")
-    folded = assign_folds(task.head_fit(config), manifest, folds, config.seed)
+    every = task.head_fit(config)
+    folded = assign_folds(every, manifest, folds, config.seed)
     fit, _ = prepare_fit(config, backbone)
     if overwrite:  # before anything is removed
         for fold in range(folds):
             fit.select_rows(folded.of_fold(fold))
-    plan = build_plan(config, folds, backbone.fingerprint, folded.images)
+    plan = build_plan(every, folds, backbone.fingerprint, folded.images)
     names = [fold_name(fold) for fold in range(folds)]
     with claimed_folder(out, marker=ENSEMBLE_FILE, overwrite=overwrite) as folder:
         try:
@@ -109,7 +109,7 @@ def train_folds(
             load = lambda *_, image_size=None, **__: at_image_size(backbone, image_size or _size(backbone))
             outcome = evaluate_out_of_fold(task, folder, folded, records, load, str(backbone.device))
             table = tabulate(outcome, task.name)
-            adapter = _as_adapter(folder, records, folded, outcome, table, plan, backbone).model_copy(
+            adapter = _as_adapter(folder, records, folded, outcome, table, config, backbone).model_copy(
                 update={"weights_sha256": hash_members(references)}
             )
             record = EnsembleRecord(adapter=adapter, members=references, left_out=outcome.use.left_out)
@@ -161,7 +161,7 @@ def _at_record(backbone: FrozenBackbone, record: AdapterRecord) -> FrozenBackbon
 
 def _as_adapter(
     folder: Path, records: Sequence[AdapterRecord], folded: FoldedImages, outcome: OutOfFold, table: dict[str, Any],
-    plan: FoldPlan, backbone: FrozenBackbone,
+    config: TrainConfig, backbone: FrozenBackbone,
 ) -> AdapterRecord:  # fmt: skip
     """Return the record of the ensemble as an adapter."""
     first = records[0]
@@ -176,8 +176,8 @@ def _as_adapter(
         preprocessing=first.preprocessing,
         validation=table["metrics"],
         training={
-            "config": plan.settings,
-            "folds": plan.folds,
+            "config": config.model_dump(mode="json"),
+            "folds": len(records),
             "data": {
                 "folds": {"images": len(folded.images), "manifest": folded.images.fingerprint},
                 "by_group": folded.images.has("group"),

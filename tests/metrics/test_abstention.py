@@ -82,7 +82,7 @@ def test_a_rule_that_cannot_be_kept_is_refused_in_one_line() -> None:
         with pytest.raises(UsageError, match=message) as error:
             choose_rule(table, **arguments)
         assert "\n" not in str(error.value)
-    with pytest.raises(UsageError, match="has no thresholds of confidence"):
+    with pytest.raises(UsageError, match="has no thresholds of confidence; train a classifier or"):
         choose_rule(None, abstain=0.1)
     for damaged in ({"risks": (0.1,)}, {"thresholds": (0.5, 0.9)}, {"coverages": (1.0, 0.5)}):
         with pytest.raises(ValueError, match="thresholds"):

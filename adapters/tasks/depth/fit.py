@@ -38,6 +38,9 @@ class DepthFit(HeadFit):
         usable = DepthSource(self.config.column, self.config.scale, self.config.unit).usable(manifest)
         return usable, [()] * len(usable)
 
+    def target_columns(self) -> tuple[str, ...]:
+        return (self.config.column,)
+
     def build(self) -> Adapter:
         size = self.backbone.preprocessing.image_size
         maps, self.val_maps = (

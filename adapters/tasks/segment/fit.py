@@ -19,7 +19,7 @@ from dinomed.adapters.inference.dense import Views
 from dinomed.adapters.record import AdapterRecord, BackboneReference
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.losses import build_loss
-from dinomed.adapters.tasks.segment.mask_schema import MaskSchema, build_mask_schema, find_mask_schema
+from dinomed.adapters.tasks.segment.mask_schema import MASK, MaskSchema, build_mask_schema, find_mask_schema
 from dinomed.adapters.tasks.segment.masks import (
     Masks,
     WholeMasks,
@@ -60,6 +60,10 @@ class SegmenterFit(HeadFit):
         schema = build_mask_schema(self.config.kind, self.config.classes) or find_mask_schema(manifest)
         usable = schema.usable(manifest)
         return usable, [()] * len(usable)
+
+    def target_columns(self) -> tuple[str, ...]:
+        schema = build_mask_schema(self.config.kind, self.config.classes)
+        return (MASK,) if schema is None else schema.columns
 
     def build(self) -> Adapter:
         adapter = build_adapter(self.config, self.backbone, num_classes=len(self.schema.names))

@@ -85,7 +85,11 @@ class AbstentionTable(Config):
 
 
 def choose_rule(
-    table: AbstentionTable | None, abstain: float | None = None, max_risk: float | None = None
+    table: AbstentionTable | None,
+    abstain: float | None = None,
+    max_risk: float | None = None,
+    *,
+    remedy: str = "",
 ) -> AbstentionRule | None:
     """Return the rule that a user asks for; None if neither share nor risk is given.
 
@@ -93,6 +97,7 @@ def choose_rule(
         table: thresholds of an adapter, or None if it has none.
         abstain: share of the validation images that is abstained, in [0, 1).
         max_risk: largest mean loss of the kept validation images, 0 to 1.
+        remedy: advice for an adapter without a table; by default to train again.
 
     Raises:
         UsageError: a value is out of its range, both are given, or the adapter has no table.
@@ -106,10 +111,8 @@ def choose_rule(
     if not 0 <= value < 1:
         raise UsageError(f"`{name}={value:g}`: give a share from 0 to below 1, such as 0.2")
     if table is None:
-        raise UsageError(
-            f"`{name}={value:g}`: the adapter has no thresholds of confidence; classifiers and segmenters have "
-            "them, an ensemble has not: give one of its members, such as fold_1"
-        )
+        remedy = remedy or "train a classifier or a segmenter again"
+        raise UsageError(f"`{name}={value:g}`: the adapter has no thresholds of confidence; {remedy}")
     return table.at_coverage(1 - value) if max_risk is None else table.at_risk(value)
 
 

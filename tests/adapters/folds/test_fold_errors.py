@@ -64,9 +64,9 @@ def test_a_group_of_test_in_train_is_refused(
     backbone: FrozenBackbone, manifest: Manifest, cache: Path, tmp_path: Path
 ) -> None:
     units, splits = manifest.units(), manifest.column("split")
-    double = next(i for i, unit in enumerate(units) if units.count(unit) > 1 and splits[i] == "train")
+    double = next(i for i, unit in enumerate(units) if units.count(unit) > 1 and splits[i] == "val")
     splits[double] = "test"
-    with pytest.raises(UsageError, match="images of one group must be in one split"):
+    with pytest.raises(UsageError, match=r"in val and \S+ in test: images of one group must be in one split"):
         train_folds(backbone, with_splits(manifest, splits), tmp_path / "out", LOGISTIC, 2, cache=cache)
 
 

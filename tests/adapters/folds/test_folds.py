@@ -245,7 +245,7 @@ def test_after_an_interruption_in_the_third_fold_only_this_one_is_trained(
     with pytest.raises(UsageError, match="with other settings; give the same, or add `overwrite=True`"):
         train_folds(backbone, manifest, out, other, 3, cache=cache)
     fewer = manifest.take(range(len(manifest) - 1))
-    with pytest.raises(UsageError, match="with other images or labels"):
+    with pytest.raises(UsageError, match="with other images, labels or masks;"):
         train_folds(backbone, fewer, out, LOGISTIC, 3, cache=cache)
     trained[:] = ["", "", ""]
     monkeypatch.setattr(

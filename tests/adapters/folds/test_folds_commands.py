@@ -100,7 +100,7 @@ def test_what_an_ensemble_cannot_do_is_said_in_one_line(
     assert f"export its members one by one: {folder / 'fold_1'}, {folder / 'fold_2'}" in error
     code, _, error = run("predict", folder, lesion_manifest, "-o", tmp_path / "out", "--abstain", 0.1)
     assert code == 2
-    assert "an ensemble has not: give one of its members" in error
+    assert "thresholds of confidence; an ensemble has none: give one of its members, such as fold_1" in error
 
 
 def test_images_and_groups_of_any_member_are_left_out(ensembles: dict[str, Path], lesion_manifest: Path) -> None:

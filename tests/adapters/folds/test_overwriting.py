@@ -2,18 +2,23 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dinomed.adapters.bundle import read_record
 from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.folds import plan as folds_plan
 from dinomed.adapters.folds import train as folds_train
+from dinomed.adapters.folds.plan import build_plan
 from dinomed.adapters.folds.train import FoldsResult, train_folds
 from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.adapters.tasks.classify.fit import ClassifierFit
 from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.tasks.segment.fit import SegmenterFit
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
@@ -151,3 +156,32 @@ def test_a_fold_that_was_killed_while_its_files_were_moved_is_completed(
     )
     train(tmp_path / "out")
     assert trained == ["fold_2"]
+
+
+def test_a_corrected_mask_changes_the_plan(manifest: Manifest, tmp_path: Path) -> None:
+    images = replace(manifest, root=shutil.copytree(manifest.root, tmp_path / "images"))
+    plans = [build_plan(SegmenterFit(SegmentConfig()), 2, "", images)]
+    plans.append(build_plan(SegmenterFit(SegmentConfig()), 2, "", images))
+    first, second = images.column("mask")[:2]
+    shutil.copyfile(images.root / second, images.root / first)
+    plans.append(build_plan(SegmenterFit(SegmentConfig()), 2, "", images))
+    assert plans[0] == plans[1]
+    assert plans[0] != plans[2]
+
+
+def test_other_loggers_do_not_change_the_plan(manifest: Manifest) -> None:
+    plans = []
+    for loggers in ([], ["tensorboard"]):
+        config = ClassifyConfig.model_validate({"fit": {"loggers": loggers}})
+        plans.append(build_plan(ClassifierFit(config), 2, "", manifest))
+    assert plans[0] == plans[1]
+
+
+def test_the_card_of_tuned_members_names_no_weights_of_one_of_them(train: Train, tmp_path: Path) -> None:
+    config = ClassifyConfig.model_validate({"tune": "last:1", "fit": SHORT})
+    result = train(tmp_path / "out", config)
+    card = (result.folder / "card.md").read_text()
+    tuned = read_record(result.members[0]).tuned
+    assert tuned is not None
+    assert "tuned (last:1): each adapter has its own changed weights" in card
+    assert tuned.fingerprint[:16] not in card
