@@ -1,5 +1,6 @@
 """Atomic writing of files (temporary file in the same folder, fsync, rename), JSON and checksums."""
 
+import errno
 import hashlib
 import json
 import os
@@ -105,8 +106,19 @@ def sha256_file(path: str | Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Flush a file or a folder to the disk. A folder that the system does not open, as on Windows, is not flushed."""
+    try:
+        _sync(path, os.O_RDONLY)
+    except OSError as error:
+        if os.path.isdir(path) and error.errno == errno.EACCES:
+            return
+        if error.errno not in (errno.EBADF, errno.EACCES):
+            raise
+        _sync(path, os.O_RDWR)  # Windows flushes a file only through a handle that may write
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:

@@ -1,5 +1,7 @@
-"""Folders that two processes want at once."""
+"""Files that are written atomically, and folders that two processes want at once."""
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dinomed.errors import DinomedError, UsageError
-from dinomed.io.files import append_text
+from dinomed.io.files import append_text, sync, write_text
 from dinomed.io.output_folder import check_free, locked, prepare_output
 
 HOLD = (
@@ -68,3 +70,47 @@ def test_a_lock_that_its_holder_removed_meanwhile_is_none(tmp_path: Path, monkey
 def test_a_full_disk_names_the_log() -> None:
     with pytest.raises(DinomedError, match=r"cannot write /dev/full: No space left"):
         append_text("/dev/full", "a line\n")
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Refuse as Windows does: folders are not opened, and read-only handles are not flushed. Return what is flushed."""
+    opened, flushed = {}, []
+    real_open, real_fsync = os.open, os.fsync
+
+    def open_file(path: str | Path, flags: int, *rest: int, **named: int) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        handle = real_open(path, flags, *rest, **named)
+        opened[handle] = (str(path), flags)
+        return handle
+
+    def flush(handle: int) -> None:
+        path, flags = opened[handle]
+        if not flags & (os.O_RDWR | os.O_WRONLY):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real_fsync(handle)
+        flushed.append(path)
+
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(os, "fsync", flush)
+    return flushed
+
+
+def test_files_are_written_and_flushed_where_windows_refuses(tmp_path: Path, windows: list[str]) -> None:
+    write_text(tmp_path / "a.txt", "text")
+    assert (tmp_path / "a.txt").read_text() == "text"
+    (temporary,) = windows
+    assert Path(temporary).parent == tmp_path  # the file was flushed before its rename, and no folder
+
+
+def test_a_failure_to_flush_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for path in (tmp_path, tmp_path / "a.txt"):
+        if path != tmp_path:
+            path.write_text("text")
+        with pytest.raises(OSError, match="Input/output"):
+            sync(path)
