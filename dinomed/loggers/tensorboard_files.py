@@ -82,12 +82,18 @@ def _first_events() -> tuple[Any, Any]:
 
 
 def _read_events(paths: list[Path], last_step: int) -> Iterator[Any]:
-    """Yield the events with values up to a step; an event that a kill has cut off ends its file."""
+    """Yield the events with values up to a step, each once; an event that a kill has cut off ends its file.
+
+    After a kill during a resume both the old and the new file may exist.
+    """
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
+    seen: set[tuple[str, int]] = set()
     for path in paths:
         for event in LegacyEventFileLoader(str(path)).Load():
-            if event.summary.value and event.step <= last_step:
+            names = {(value.tag, event.step) for value in event.summary.value}
+            if event.step <= last_step and names - seen:
+                seen |= names
                 yield event
 
 

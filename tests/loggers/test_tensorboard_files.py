@@ -53,6 +53,8 @@ def test_after_a_kill_and_a_resume_every_step_stands_there_once(tmp_path: Path) 
     (old,) = (tmp_path / "tensorboard").iterdir()
     with open(old, "ab") as file:
         file.write(old.read_bytes()[:20])  # an event that the kill has cut off
+    copy = old.with_name(old.name + "1")
+    copy.write_bytes(old.read_bytes())  # an earlier resume was killed before it removed the old file
     rows = [(step, {"loss": 10.0 + step, "rank": 3.0}) for step in (1, 2, 3, 4)]
     times = {event.step: event.wall_time for event in read_events(tmp_path).Scalars("loss")}
     loggers = LoggerGroup(["tensorboard"], LoggedRun(tmp_path, "a", {"run.steps": 6}, first_step=4), rows)
@@ -69,6 +71,7 @@ def test_after_a_kill_and_a_resume_every_step_stands_there_once(tmp_path: Path) 
     assert [event.step for event in read_events(tmp_path).Images("pca")] == [4]
     assert len(read_events(tmp_path).Tensors("settings")) == 1
     assert not old.exists()
+    assert not copy.exists()
 
 
 def test_a_run_that_starts_again_drops_the_events_of_the_killed_one(
