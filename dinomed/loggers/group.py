@@ -1,5 +1,6 @@
 """All loggers of a run: opened together, filled from the log of a resumed run, and dropped if they fail."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -46,21 +47,28 @@ class LoggerGroup:
                 self._open(name, run)
         if not self._loggers:
             return
-        earlier: list[tuple[int, Callable[[], None]]] = [
-            *((step, partial(self.scalars, step, values)) for step, values in rows),
-            *((step, partial(self.picture, step, name, path)) for step, name, path in pictures),
-        ]
-        for _, log in sorted(earlier, key=itemgetter(0)):  # wandb refuses a step that is smaller than the last one
-            log()
+        waiting = sorted(rows, key=itemgetter(0))
+        for step, name, path in sorted(pictures, key=itemgetter(0)):
+            count = bisect_right(waiting, step, key=itemgetter(0))
+            self._fill(waiting[:count])  # before the picture: wandb refuses a step that is smaller than the last one
+            self.picture(step, name, path)
+            del waiting[:count]
+        self._fill(waiting)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Log the finite numbers among the values of a step."""
-        numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
-        numbers = {name: value for name, value in numbers.items() if isfinite(value)}
+        self._fill([(step, values)])
+
+    def _fill(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        numbers = [(step, _finite_numbers(values)) for step, values in rows]
         for name, member in list(self._loggers.items()):
-            new = {key: value for key, value in numbers.items() if (key, step) not in member.held}
+            new = [
+                (step, {key: v for key, v in of_step.items() if (key, step) not in member.held})
+                for step, of_step in numbers
+            ]
+            new = [(step, of_step) for step, of_step in new if of_step]
             if new:
-                self._guard(name, lambda member=member, new=new: member.scalars(step, new))  # type: ignore[misc]
+                self._guard(name, partial(member.fill, new))
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Log the image of a file."""
@@ -97,6 +105,10 @@ class LoggerGroup:
             _warn(name, error)
             with suppress(Exception):
                 self._loggers.pop(name).close()
+
+
+def _finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(v) for name, v in values.items() if isinstance(v, int | float) and isfinite(v)}
 
 
 def _warn(name: str, error: Exception) -> None:

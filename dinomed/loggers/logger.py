@@ -1,7 +1,7 @@
 """Interface of the loggers that copy the log of a run to other formats."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ class RunLogger(ABC):
     @abstractmethod
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log finite values of a step."""
+
+    def fill(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Log finite values of several steps."""
+        for step, values in rows:
+            self.scalars(step, values)
 
     @abstractmethod
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:

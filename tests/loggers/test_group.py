@@ -1,6 +1,6 @@
 """All loggers of a run together: names, parameters, missing packages and failures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,21 @@ class ListLogger(RunLogger):
     """Logger that keeps its calls, and fails in a step."""
 
     calls: list[tuple[Any, ...]]
+    rows_of_calls: list[int]
     fails_at = 10**9
 
     def __init__(self, run: LoggedRun) -> None:
-        self.calls = []
+        self.calls, self.rows_of_calls = [], []
         ListLogger.last = self  # type: ignore[attr-defined]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if step >= self.fails_at:
             raise OSError("disk\nis full")
         self.calls.append((step, dict(values)))
+
+    def fill(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        self.rows_of_calls.append(len(list(rows)))
+        super().fill(rows)
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
         self.calls.append((step, name, pixels.shape))
@@ -123,3 +128,4 @@ def test_a_resumed_run_passes_on_what_a_logger_lacks_in_the_order_of_the_steps(
     assert list_logger.last.calls == [  # type: ignore[attr-defined]
         (1, "pca", (2, 3, 3)), (2, {"loss": 2.0}), (2, {"knn_auroc": 0.5}), (3, {"lr": 0.1})
     ]  # fmt: skip
+    assert list_logger.last.rows_of_calls == [2, 1]  # type: ignore[attr-defined]
