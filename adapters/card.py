@@ -16,6 +16,7 @@ from dinomed.html.words import format_value
 from dinomed.notice import RESEARCH_USE
 
 CARD_FILE = "card.md"
+_ASPECT = {"square": "resized to a square", "pad": "resized by its longer side and padded to a square"}
 _UNKNOWN = "unknown: it depends on the data and weights of the pretraining"
 
 
@@ -91,7 +92,7 @@ def _what(record: AdapterRecord, licence: str) -> list[tuple[str, str]]:
         ("classes", ", ".join(record.classes)),
         ("backbone", _backbone(record)),
         ("licence of the backbone", licence),
-        ("image size", f"{record.preprocessing.image_size} px, whole image resized to a square"),
+        ("image size", f"{record.preprocessing.image_size} px, whole image {_ASPECT[record.preprocessing.aspect]}"),
     ]
     rows += find_task(record.task).card_rows(record)
     versions = record.training.get("versions", {})

@@ -84,7 +84,7 @@ def fit_head(
             done, tried = choose_head(first, candidates, backbone, cache, output.stage)
             write_text(output.stage / CONFIG_FILE, to_yaml(done.fit.config))
         else:
-            first.backbone = at_image_size(backbone, first.image_size(backbone))
+            first.backbone = at_image_size(backbone, first.image_size(backbone), first.config.aspect)
             done = run_fit(first, cache, output.stage)
         fit, outcome = done.fit, done.outcome
         training = training_record(fit.config, fit.splits, done.best, fit.backbone) | outcome.training
@@ -148,7 +148,7 @@ def choose_head(
     for title, config in candidates.items():
         fit, kind = fits[title], adapter_class(config.task, config.head.name)
         fit.config = config
-        fit.backbone = at_image_size(backbone, fit.image_size(backbone))
+        fit.backbone = at_image_size(backbone, fit.image_size(backbone), config.aspect)
         sharing[title] = kind.uses_patches, fit.backbone.preprocessing.image_size
         head = kind.resolve_config(config.head, backbone)
         blocks[sharing[title]].update(resolve_blocks(head.blocks, backbone.depth))

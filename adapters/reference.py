@@ -10,6 +10,7 @@ import torch
 from dinomed.adapters.record import BackboneReference
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.variants import VARIANTS
 from dinomed.datasets.manifest import relative_root
 from dinomed.errors import DinomedError, UsageError
@@ -18,7 +19,7 @@ from dinomed.errors import DinomedError, UsageError
 def find_backbone(
     folder: str | Path,
     reference: BackboneReference,
-    image_size: int,
+    preprocessing: Preprocessing,
     other_place: str | Path | None = None,
     device: str | torch.device = "cpu",
     load: Callable[..., FrozenBackbone] = load_backbone,
@@ -31,7 +32,7 @@ def find_backbone(
     Args:
         folder: of the adapter or index; the path in `reference` is relative to it.
         reference: the backbone as the record names it.
-        image_size: side of the square to which images are resized, px.
+        preprocessing: that of the record; its image size and its aspect are used.
         other_place: folder, weights file or name of the backbone, if it is no longer where `reference` says.
         load: function with the arguments of `load_backbone`.
         kind: what `folder` holds, for messages.
@@ -52,7 +53,8 @@ def find_backbone(
             raise DinomedError(f"the backbone of {kind} {folder} is not at {place}; say where: `backbone=PATH`")
         name, place = (str(place), None) if reference.path else (reference.name, place)
     stated: dict[str, Any] = {} if reference.mean is None else {"mean": reference.mean, "std": reference.std}
-    backbone = load(name, weights=place, image_size=image_size, device=device, **stated)
+    square = {"image_size": preprocessing.image_size, "aspect": preprocessing.aspect}
+    backbone = load(name, weights=place, device=device, **square, **stated)
     if backbone.fingerprint != reference.fingerprint:
         raise UsageError(
             f"{kind} {folder} was made on backbone {reference.name} with fingerprint {reference.fingerprint[:16]}, but "

@@ -68,4 +68,8 @@ Debug = Annotated[bool, Option("--debug", help="Show tracebacks; also after the 
 ImageSize = Annotated[
     int | None, Option("--image-size", help="Side of the square to which images are resized, px.", min=8)
 ]
+Aspect = Annotated[
+    str | None,
+    Option("--aspect", help="square: resize images to the square; pad: keep their proportions and pad [square]."),
+]
 Cache = Annotated[Path | None, Option("--cache", help="Folder of cached features [NAME.features beside the manifest].")]

@@ -7,6 +7,7 @@ import numpy as np
 
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.masks import Masks, dice_of_targets
+from dinomed.backbones.preprocessing import content_box
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.pixels import read_row
 from dinomed.io.prefetch import prefetch
@@ -43,8 +44,9 @@ def baseline_guesses(test: Manifest, masks: Masks, count: int, schema: MaskSchem
     mean = mean_targets(masks, count, schema)
 
     def stretched(row: int, size: tuple[int, int]) -> np.ndarray:
-        shape = (size[1], size[0])
-        return np.stack([cv2.resize(plane, shape, interpolation=cv2.INTER_NEAREST_EXACT) for plane in mean])
+        shape, box = (size[1], size[0]), content_box(size, masks.size, masks.aspect)
+        content = mean[:, box.top : box.top + box.height, box.left : box.left + box.width]
+        return np.stack([cv2.resize(plane, shape, interpolation=cv2.INTER_NEAREST_EXACT) for plane in content])
 
     guesses: dict[str, Guess] = {"mean mask": stretched}
     if schema.kind == "binary":

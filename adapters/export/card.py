@@ -69,9 +69,15 @@ def card(source: ExportSource, kind: str, parity: dict[str, Any]) -> str:
     )  # fmt: skip
     lines = [*head, f"# {what}", "", f"**{RESEARCH_USE.capitalize()}.** Exported by dinomed as {kind}.", "", "## Use"]
     lines += [_own_use(source) if kind == "safetensors" else _USE[kind], "", "## Input"]
+    side, how = reading.image_size, f"({reading.interpolation}, antialiased)"
     lines += [
-        f"- {reading.channels} channels, 0 to 1, the whole image resized to {reading.image_size} x "
-        f"{reading.image_size} px ({reading.interpolation}, antialiased)",
+        f"- {reading.channels} channels, 0 to 1, "
+        + (
+            f"the whole image resized to {side} x {side} px {how}"
+            if reading.aspect == "square"
+            else f"the whole image resized so that its longer side has {side} px {how}, in the centre of a square of "
+            f"{side} x {side} px of the mean colour; output maps are of this square"
+        ),
         f"- range of samples in files: {_samples(source)}",
         f"- normalised per channel: mean {list(reading.mean)}, standard deviation {list(reading.std)}",
         "",

@@ -31,8 +31,8 @@ def write_safetensors(source: ExportSource, folder: Path, backbone: str | None =
         frozen, place = source.backbone, folder
     else:
         record = read_record(source.folder)
-        size = record.preprocessing.image_size
-        frozen, place = find_backbone(source.folder, record.backbone, size, backbone), folder / BACKBONE_FOLDER
+        frozen = find_backbone(source.folder, record.backbone, record.preprocessing, backbone)
+        place = folder / BACKBONE_FOLDER
         inside = record.backbone.model_copy(
             update={"path": BACKBONE_FOLDER, "weights": None, "mean": None, "std": None}
         )

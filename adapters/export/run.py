@@ -21,6 +21,8 @@ from dinomed.packages import installed_version
 
 FORMATS = ("onnx", "safetensors", "timm", "transformers", "monai")
 BACKBONE_FORMATS = ("timm", "transformers")
+SQUARE_FORMATS = (*BACKBONE_FORMATS, "monai")
+"""Formats whose files describe the preprocessing, as resizing to the square."""
 GRAPH_FORMATS = ("onnx", "monai")
 REPORT_FILE = "export.json"
 
@@ -66,6 +68,11 @@ def export(
         raise UsageError(
             f"`format={kind}` holds one pass over one image, but this is another adapter: {reason}; use "
             "`format=safetensors`, or train a head of one pass"
+        )
+    if kind in SQUARE_FORMATS and source.preprocessing.aspect != "square":
+        raise UsageError(
+            f"`format={kind}`: its files describe images that are resized to the square, but this backbone pads them "
+            f"(aspect {source.preprocessing.aspect}); use onnx or safetensors"
         )
     if dynamic_size and kind != "onnx":
         raise UsageError("`dynamic_size` is for `format=onnx`")

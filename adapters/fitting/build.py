@@ -12,6 +12,7 @@ from dinomed.adapters.adapter import Adapter, FeatureSpec
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
 from dinomed.backbones.frozen import FrozenBackbone, check_image_size
+from dinomed.backbones.preprocessing import Aspect
 from dinomed.datasets.manifest import Manifest
 from dinomed.features.cache import FeatureCache
 from dinomed.features.compute import Features
@@ -116,12 +117,19 @@ def extract_splits(
     return train, val
 
 
-def at_image_size(backbone: FrozenBackbone, image_size: int) -> FrozenBackbone:
-    """Return the backbone with another image size, px; raise a `UsageError` if the patch size does not divide it."""
-    if image_size == backbone.preprocessing.image_size:
+def at_image_size(backbone: FrozenBackbone, image_size: int | None, aspect: Aspect | None = None) -> FrozenBackbone:
+    """Return the backbone with another image size, px, or another aspect; None keeps its own.
+
+    Raises:
+        UsageError: the patch size does not divide the image size.
+    """
+    changes = {"image_size": image_size, "aspect": aspect}
+    preprocessing = backbone.preprocessing.model_copy(
+        update={name: value for name, value in changes.items() if value is not None}
+    )
+    if preprocessing == backbone.preprocessing:
         return backbone
-    check_image_size(image_size, backbone.patch_size)
-    preprocessing = backbone.preprocessing.model_copy(update={"image_size": image_size})
+    check_image_size(preprocessing.image_size, backbone.patch_size)
     return FrozenBackbone(
         backbone.model, preprocessing, backbone.name, backbone.source, backbone.metadata,
         stated_statistics=backbone.stated_statistics,

@@ -8,6 +8,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 from dinomed.adapters.catalogue import BUILT_IN, HeadConfig
 from dinomed.adapters.fitting.augment import AugmentConfig, resolve_augmentation
 from dinomed.backbones.config import LoraConfig
+from dinomed.backbones.preprocessing import Aspect
 from dinomed.config import Config, build_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError, did_you_mean
@@ -142,6 +143,10 @@ class TrainConfig(Config):
         None,
         ge=8,
         description="side of the square to which images are resized, px; null: chosen by the task and the backbone",
+    )
+    aspect: Aspect | None = Field(
+        None,
+        description="square: resize images to the square; pad: keep their proportions and pad; null: as the backbone",
     )
     seed: int = Field(0, ge=0, description="seed of the initial weights, the order of images and their augmentation")
     augment: AugmentConfig = Field(

@@ -1,9 +1,9 @@
 """Predictors of maps: on the whole image, on mirror images and other sizes of it, or by windows.
 
-The whole image is resized to the adapter's square, and the logits are resized back in one step. The head then fuses the
-maps of mirror images and other sizes, by default to their mean (the multi-scale protocol of DINOv2, section 7.4). With
-windows the image keeps its size: square windows pass through the backbone one by one, and overlaps are blended with
-MONAI's Gaussian weights. A band of rows is complete when no further window reaches it; therefore only one row of
+The whole image is brought into the adapter's square, and the logits are resized back in one step. The head then fuses
+the maps of mirror images and other sizes, by default to their mean (the multi-scale protocol of DINOv2, section 7.4).
+With windows the image keeps its size: square windows pass through the backbone one by one, and overlaps are blended
+with MONAI's Gaussian weights. A band of rows is complete when no further window reaches it; therefore only one row of
 windows is in memory beside the image and the result.
 """
 
@@ -133,12 +133,16 @@ class DensePredictor(Predictor):
             return _one_by_one(self._whole, pixels, sizes)
         return [self.resized(logits[None], size) for logits, size in zip(self.logits(pixels), sizes, strict=True)]
 
-    def resized(self, logits: Tensor, size: tuple[int, ...]) -> np.ndarray:
-        """Return maps, float32 (C, height, width), of logits (1, C, rows, columns).
+    def resized(self, logits: Tensor, size: tuple[int, ...], side: int | None = None) -> np.ndarray:
+        """Return maps, float32 (C, height, width), of logits (1, C, rows, columns) of a square of `side` px.
 
-        Logits are interpolated, not probabilities, as in the fit: edges between patches stay equally steep.
+        Logits are interpolated, not probabilities, as in the fit: edges between patches stay equally steep. Without
+        `side` it is the image size of the adapter.
         """
-        return self.activate(interpolate(logits.float(), (size[0], size[1]), mode="bilinear"))[0].cpu().numpy()
+        preprocessing = self.backbone.preprocessing
+        if side is not None:
+            preprocessing = preprocessing.model_copy(update={"image_size": side})
+        return self.activate(preprocessing.from_square(logits.float(), size))[0].cpu().numpy()
 
     def outputs(self, adapter: nn.Module, features: Features, size: Size) -> Tensor:
         return self.activate(interpolate(adapter(features).float(), size=size, mode="bilinear"))
@@ -167,7 +171,9 @@ class DensePredictor(Predictor):
             pixels = resize_to_square(self.backbone, image, scale) if self.views.native else image[None]
             for mirrored in (False, True) if self.views.flips else (False,):
                 parts = self._probe_logits(pixels.flip(-1) if mirrored else pixels)
-                maps += [self.resized(logits.flip(-1) if mirrored else logits, size) for logits in parts]
+                maps += [
+                    self.resized(logits.flip(-1) if mirrored else logits, size, pixels.shape[-1]) for logits in parts
+                ]
         return self.adapter.fuse(np.stack(maps), self.exclusive)
 
     def _probe_logits(self, pixels: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def load_adapter(
     record = read_record(folder)
     adapter = load_head(folder, record)
     where = resolve_device(device) if isinstance(device, str) else device
-    base = find_backbone(folder, record.backbone, record.preprocessing.image_size, backbone, where, load)
+    base = find_backbone(folder, record.backbone, record.preprocessing, backbone, where, load)
     if base.embed_dim != record.backbone.embed_dim or not all(
         -base.depth <= block < base.depth for block in adapter.feature_spec.blocks
     ):

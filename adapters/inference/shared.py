@@ -15,6 +15,7 @@ from dinomed.adapters.predictor import Predictor
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.huggingface import is_hub_name
 from dinomed.backbones.load import load_backbone
+from dinomed.backbones.preprocessing import Aspect
 from dinomed.backbones.variants import VARIANTS
 from dinomed.features.compute import Features, check_features
 from dinomed.io.prefetch import batched
@@ -51,14 +52,14 @@ class Backbones:
         image_size: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        aspect: Aspect | None = None,
     ) -> FrozenBackbone:
-        """Load a backbone as `load_backbone` does; without an `image_size` it has its own."""
+        """Load a backbone as `load_backbone` does; without `image_size` and `aspect` it has its own."""
         place = str(name) if str(name) in VARIANTS or is_hub_name(name) else str(Path(name).resolve())
         key = (place, None if weights is None else str(Path(weights).resolve()), str(device), str(mean), str(std))
         if key not in self._loaded:
             self._loaded[key] = load_backbone(name, weights=weights, device=device, mean=mean, std=std)
-        backbone = self._loaded[key]
-        return backbone if image_size is None else at_image_size(backbone, image_size)
+        return at_image_size(self._loaded[key], image_size, aspect)
 
 
 @torch.inference_mode()
@@ -102,7 +103,7 @@ def shared_features(backbone: FrozenBackbone, pixels: Tensor, specs: Sequence[Fe
 
 @torch.inference_mode()
 def predict_many(consumers: Sequence[FeatureConsumer], images: Sequence[np.ndarray]) -> list[list[Any]]:
-    """Compute the outputs of several consumers; those with the same backbone and image size share its pass.
+    """Compute the outputs of several consumers; those with the same backbone and preprocessing share its pass.
 
     A segmenter that uses windows, mirror images or other sizes has passes of its own.
 

@@ -313,8 +313,7 @@ def load_index(
     vector_index = read_index(folder)
     record = vector_index.record
     place = resolve_device(device) if isinstance(device, str) else device
-    size = record.preprocessing.image_size
-    return ImageIndex(
-        vector_index,
-        find_backbone(folder, record.backbone, size, backbone, place, load, kind="index", remedy="index again"),
+    frozen = find_backbone(
+        folder, record.backbone, record.preprocessing, backbone, place, load, kind="index", remedy="index again"
     )
+    return ImageIndex(vector_index, frozen)

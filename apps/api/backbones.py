@@ -19,9 +19,10 @@ from dinomed.apps.api.inputs import (
     Settings,
     cache_folder,
     override_list,
-)
+)  # fmt: skip
 from dinomed.backbones import load
 from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.preprocessing import Aspect
 from dinomed.config import parse_overrides
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
@@ -43,6 +44,7 @@ def load_backbone(
     weights: PathLike | None = None,
     device: str | torch.device = "auto",
     image_size: int | None = None,
+    aspect: Aspect | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> FrozenBackbone:
@@ -56,6 +58,7 @@ def load_backbone(
         weights: with a name, a file with its weights: official .pth, timm, transformers or safetensors.
         device: auto, cpu, cuda, cuda:N or mps.
         image_size: side of the square to which images are resized, px; a multiple of the patch size.
+        aspect: square (resize images to the square), pad (keep their proportions and pad), or None for the backbone's.
         mean: mean of each channel in 0 to 1, for weights whose files name none; without it ImageNet's is assumed, and a
             warning says so.
         std: standard deviation of each channel.
@@ -74,13 +77,15 @@ def load_backbone(
         (32, 8)
     """
     if isinstance(name_or_path, FrozenBackbone):
-        if any(value is not None for value in (weights, image_size, mean, std)):
+        if any(value is not None for value in (weights, image_size, aspect, mean, std)):
             raise UsageError(
-                "`weights`, `image_size`, `mean` and `std` are for a backbone that is given by its name or path"
+                "`weights`, `image_size`, `aspect`, `mean` and `std` are for a backbone that is given by name or path"
             )
         return name_or_path
     place = name_or_path.folder if isinstance(name_or_path, HasFolder) else name_or_path
-    return load.load_backbone(place, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
+    return load.load_backbone(
+        place, weights=weights, device=device, image_size=image_size, aspect=aspect, mean=mean, std=std
+    )
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ def extract_features(
     tokens: str = ...,
     weights: PathLike | None = ...,
     image_size: int | None = ...,
+    aspect: Aspect | None = ...,
     mean: Sequence[float] | None = ...,
     std: Sequence[float] | None = ...,
     cache: PathLike | None = ...,
@@ -127,6 +133,7 @@ def extract_features(
     tokens: str = ...,
     weights: PathLike | None = ...,
     image_size: int | None = ...,
+    aspect: Aspect | None = ...,
     mean: Sequence[float] | None = ...,
     std: Sequence[float] | None = ...,
     cache: PathLike | None = ...,
@@ -141,6 +148,7 @@ def extract_features(
     tokens: str = "cls",
     weights: PathLike | None = None,
     image_size: int | None = None,
+    aspect: Aspect | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     cache: PathLike | None = None,
@@ -161,6 +169,7 @@ def extract_features(
         tokens: feature of the table: cls, mean (of the patch tokens) or cls+mean.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which images are resized, px.
+        aspect: square or pad; see `load_backbone`.
         mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
         std: standard deviation of each channel, likewise.
         cache: folder of cached features; None for NAME.features beside the manifest or folder.
@@ -185,7 +194,9 @@ def extract_features(
         check_table_output(out, tokens, overwrite=overwrite)
     elif tokens not in TOKENS:
         raise UsageError(f"`tokens={tokens!r}` is unknown; use {', '.join(TOKENS)}")
-    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
+    frozen = load_backbone(
+        backbone, weights=weights, device=device, image_size=image_size, aspect=aspect, mean=mean, std=std
+    )
     if not isinstance(images, Manifest | str | Path):
         if out is not None:
             raise UsageError("a table is written of image files; leave `out` out for images in memory")
@@ -228,6 +239,7 @@ def probe(
     out: PathLike | None = None,
     overwrite: bool = False,
     image_size: int | None = None,
+    aspect: Aspect | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     cache: PathLike | None = None,
@@ -257,6 +269,7 @@ def probe(
         out: folder for few_shot.json and report.html; with `shots` or ``task="segment"`` only.
         overwrite: replace an earlier result in `out`.
         image_size: side of the square to which images are resized, px.
+        aspect: square or pad; see `load_backbone`.
         mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
         std: standard deviation of each channel, likewise.
         cache: folder of cached features; None for NAME.features beside the manifest.
@@ -277,6 +290,7 @@ def probe(
         >>> 0 <= report["knn"]["auroc"] <= 1
         True
     """
+    from dinomed.adapters.evaluation.few_masks import COUNTS, few_shot_config, few_shot_masks
     from dinomed.adapters.evaluation.few_shot import few_shot, parse_shots
     from dinomed.apps.pages.few_shot import build_few_mask_page, build_few_shot_page
     from dinomed.io.files import write_json, write_text
@@ -294,12 +308,16 @@ def probe(
         if untrained:
             backbone = _untrained(backbone)
         manifest = open_dataset(data)
-        frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
+        frozen = load_backbone(
+            backbone, weights=weights, device=device, image_size=image_size, aspect=aspect, mean=mean, std=std
+        )
         cache = cache_folder(manifest, cache)
         if task == "segment":
-            report = _few_shot_masks(frozen, manifest, cache, numbers, seeds, split, override_list(
-                settings, head__name=head, seed=seed, image_size=image_size
-            ))  # fmt: skip
+            changes = override_list(settings, head__name=head, seed=seed, image_size=image_size)
+            report = few_shot_masks(
+                frozen, manifest, few_shot_config(parse_overrides(changes)), cache=cache, shots=numbers or COUNTS,
+                seeds=seeds, split=split,
+            )  # fmt: skip
         elif numbers is None:
             return probe_features(frozen, manifest, cache=cache, label=label, split=split, seed=seed)
         else:
@@ -315,16 +333,6 @@ def probe(
 
 PROBED_TASKS = ("classify", "segment")
 FEW_SHOT_FILE = "few_shot.json"
-
-
-def _few_shot_masks(
-    backbone: FrozenBackbone, manifest: Manifest, cache: Path, shots: tuple[int | None, ...] | None, seeds: int,
-    split: str, overrides: list[str],
-) -> dict[str, Any]:  # fmt: skip
-    from dinomed.adapters.evaluation.few_masks import COUNTS, few_shot_config, few_shot_masks
-
-    config = few_shot_config(parse_overrides(overrides))
-    return few_shot_masks(backbone, manifest, config, cache=cache, shots=shots or COUNTS, seeds=seeds, split=split)
 
 
 def _shots_text(shots: Sequence[int | None]) -> str:

@@ -19,6 +19,7 @@ from dinomed.adapters.retrieval.search import load_index as read_image_index
 from dinomed.apps.api.backbones import BackboneLike, load_backbone
 from dinomed.apps.api.inputs import DatasetLike, FolderLike, PathLike, cache_folder, folder_path
 from dinomed.apps.pages.matches import draw_matches
+from dinomed.backbones.preprocessing import Aspect
 from dinomed.datasets.open import open_dataset
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.files import replacing, write_json
@@ -43,6 +44,7 @@ def build_index(
     where: Sequence[str] = (),
     weights: PathLike | None = None,
     image_size: int | None = None,
+    aspect: Aspect | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     cache: PathLike | None = None,
@@ -64,6 +66,7 @@ def build_index(
         where: conditions on columns, such as ``"split=train"``; only images that meet all are indexed.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which images are resized, px.
+        aspect: square or pad; see `load_backbone`.
         mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
         std: standard deviation of each channel, likewise.
         cache: folder of cached features; None for NAME.features beside the manifest or folder.
@@ -89,7 +92,9 @@ def build_index(
     allowed = choose_rows(manifest, conditions)
     if allowed is not None:
         manifest = manifest.take(np.flatnonzero(allowed).tolist())
-    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
+    frozen = load_backbone(
+        backbone, weights=weights, device=device, image_size=image_size, aspect=aspect, mean=mean, std=std
+    )
     vector_index = write_index(
         frozen, manifest, out, cache=cache_folder(manifest, cache), kind=index_kind, pooling=pooling, whiten=whiten,
         overwrite=overwrite,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Backbone, Device, ImageSize, Json, Mean, Output, Overwrite, Quiet, Std, Weights
+from dinomed.apps.options import Aspect, Backbone, Device, ImageSize, Json, Mean, Output, Overwrite, Quiet, Std, Weights
 from dinomed.notice import RESEARCH_USE
 
 
@@ -16,6 +16,7 @@ def features(
     weights: Weights = None,
     tokens: Annotated[str, Option("--tokens", help="cls, mean (of the patch tokens) or cls+mean.")] = "cls",
     image_size: ImageSize = None,
+    aspect: Aspect = None,
     mean: Mean = None,
     std: Std = None,
     overwrite: Overwrite = False,
@@ -34,8 +35,8 @@ def features(
     from dinomed.features.table import check_table_output
 
     check_table_output(out, tokens, overwrite=overwrite)  # before a backbone is downloaded
-    statistics: Any = {"mean": mean, "std": std}  # numbers, of the callback of the options
-    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, **statistics)
+    checked: Any = {"mean": mean, "std": std, "aspect": aspect}  # by callbacks, and by the call
+    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, **checked)
     table = extract_features(frozen, images, out=out, tokens=tokens, overwrite=overwrite)
     report = {
         "table": str(out),
@@ -44,6 +45,7 @@ def features(
         "backbone": frozen.name,
         "fingerprint": frozen.fingerprint,
         "image_size": frozen.preprocessing.image_size,
+        "aspect": frozen.preprocessing.aspect,
         "unreadable": table.unreadable,
         "unreadable_list": None if table.unreadable_list is None else str(table.unreadable_list),
         "note": RESEARCH_USE,

@@ -5,7 +5,20 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Backbone, Cache, Device, ImageSize, Json, Mean, Output, Overwrite, Quiet, Std, Weights
+from dinomed.apps.options import (
+    Aspect,
+    Backbone,
+    Cache,
+    Device,
+    ImageSize,
+    Json,
+    Mean,
+    Output,
+    Overwrite,
+    Quiet,
+    Std,
+    Weights,
+)
 
 Where = Annotated[
     list[str] | None,
@@ -46,6 +59,7 @@ def index(
     ] = None,
     where: Where = None,
     image_size: ImageSize = None,
+    aspect: Aspect = None,
     mean: Mean = None,
     std: Std = None,
     cache: Cache = None,
@@ -79,6 +93,7 @@ def index(
         "backbone": frozen.name,
         "fingerprint": frozen.fingerprint,
         "image_size": frozen.preprocessing.image_size,
+        "aspect": frozen.preprocessing.aspect,
         "unreadable": len(unreadable),
         "note": RESEARCH_USE,
     }

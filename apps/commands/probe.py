@@ -7,6 +7,7 @@ from typer import Argument, Option
 
 from dinomed.apps.options import (
     BACKBONE_HELP,
+    Aspect,
     Cache,
     Data,
     Device,
@@ -59,6 +60,7 @@ def probe(
     ] = None,
     overwrite: Overwrite = False,
     image_size: ImageSize = None,
+    aspect: Aspect = None,
     mean: Mean = None,
     std: Std = None,
     cache: Cache = None,

@@ -14,6 +14,7 @@ from dinomed.apps.examine.datasets import add_images
 from dinomed.apps.examine.report import ArtefactReport
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.config import parse_yaml
 from dinomed.errors import DinomedError
@@ -137,9 +138,7 @@ def examine_adapter(folder: Path) -> ArtefactReport:
         "head", lambda: load_head(folder, record), "weights match their hash, and have the shapes of the record", again
     )
     report.check("training images", lambda: read_training_hashes(folder, record), "hashes of train and val", again)
-    backbone = _add_reference(
-        report, folder, record.backbone, record.preprocessing.image_size, "adapter", "train again"
-    )
+    backbone = _add_reference(report, folder, record.backbone, record.preprocessing, "adapter", "train again")
     if backbone is not None and head is not None and record.tuned is not None:
         report.check(
             "tuned backbone", lambda: load_tuned(folder, record, backbone), "has the fingerprint of the record", again
@@ -164,14 +163,19 @@ def examine_ensemble(folder: Path) -> ArtefactReport:
 
 
 def _add_reference(
-    report: ArtefactReport, folder: Path, reference: BackboneReference, image_size: int, kind: str, remedy: str
+    report: ArtefactReport,
+    folder: Path,
+    reference: BackboneReference,
+    preprocessing: Preprocessing,
+    kind: str,
+    remedy: str,
 ) -> FrozenBackbone | None:
     """Add the backbone to which a record refers; released weights are not downloaded."""
     if reference.path is None and reference.weights is None:
         report.add("backbone", f"released weights of {reference.name}; dinomed verifies them when they are loaded")
         return None
     return report.check(
-        "backbone", lambda: find_backbone(folder, reference, image_size, kind=kind, remedy=remedy),
+        "backbone", lambda: find_backbone(folder, reference, preprocessing, kind=kind, remedy=remedy),
         f"{reference.name} is there and has the fingerprint of the record",
         "put it back at its place, or name it in each command with --backbone",
     )  # fmt: skip
@@ -194,6 +198,6 @@ def examine_index(folder: Path) -> ArtefactReport:
     )  # fmt: skip
     if index.manifest.fingerprint != record.manifest:
         report.add("manifest", "its rows are not those of the record", "changed", again)
-    _add_reference(report, folder, record.backbone, record.preprocessing.image_size, "index", "index again")
+    _add_reference(report, folder, record.backbone, record.preprocessing, "index", "index again")
     add_images(report, index.manifest, "index again, or put the images back; a search of vectors needs no images")
     return report

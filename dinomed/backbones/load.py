@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 from pydantic import Field, ValidationError
@@ -16,7 +16,7 @@ from dinomed.backbones.families.tensors import load_tensor_file
 from dinomed.backbones.frozen import FrozenBackbone, check_image_size
 from dinomed.backbones.hub import cached_weights
 from dinomed.backbones.huggingface import fetch_folder, is_hub_name
-from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.preprocessing import Aspect, Preprocessing
 from dinomed.backbones.variants import VARIANTS
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.backbones.weights import FOLDER_FILES, INDEX_FILE, build_with_weights, convert, read_weights
@@ -85,6 +85,7 @@ def load_backbone(
     image_size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    aspect: Aspect | None = None,
 ) -> FrozenBackbone:
     """Load a frozen backbone.
 
@@ -101,6 +102,8 @@ def load_backbone(
         image_size: side of the square that images are resized to, px, instead of the backbone's own.
         mean: mean of each channel in 0 to 1, for weights whose files name none.
         std: standard deviation of each channel.
+        aspect: square (images are resized to the square) or pad (they keep their proportions and are padded), instead
+            of the backbone's own.
 
     Raises:
         UsageError: there is no such name or path, the weights have another architecture, the image size is not a
@@ -110,25 +113,26 @@ def load_backbone(
     if (mean is None) != (std is None):
         raise UsageError("give both `mean` and `std`, or neither")
     statistics = None if mean is None or std is None else (tuple(mean), tuple(std))
+    if aspect not in (None, *get_args(Aspect)):
+        raise UsageError(f"`aspect={aspect}`: give {' or '.join(get_args(Aspect))}")
+    square = {name: value for name, value in (("image_size", image_size), ("aspect", aspect)) if value is not None}
     if str(name_or_path) in VARIANTS:
-        backbone = _load_variant(str(name_or_path), weights, image_size, statistics)
+        backbone = _load_variant(str(name_or_path), weights, square, statistics)
     elif weights is not None:
         raise UsageError(f"weights {weights} need the name of their architecture, not {str(name_or_path)!r}")
     elif is_hub_name(name_or_path):
         name = str(name_or_path)
-        backbone = _freeze(load_family_folder(fetch_folder(name)), name, None, image_size, statistics)
+        backbone = _freeze(load_family_folder(fetch_folder(name)), name, None, square, statistics)
     else:
-        backbone = _load_path(Path(name_or_path), image_size, statistics)
+        backbone = _load_path(Path(name_or_path), square, statistics)
     where = device if isinstance(device, torch.device) else resolve_device(device)
     logger.debug(f"backbone {backbone.name} from {backbone.source} on {where}, fingerprint {backbone.fingerprint[:16]}")
     return backbone.to(where)
 
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _sized(preprocessing: Preprocessing, image_size: int | None) -> Preprocessing:
-    return preprocessing if image_size is None else preprocessing.model_copy(update={"image_size": image_size})
+Square = Mapping[str, Any]
+"""The fields `image_size` and `aspect` of a preprocessing, as far as they are given."""
 
 
 def _with_statistics(preprocessing: Preprocessing, statistics: Statistics | None) -> Preprocessing:
@@ -143,11 +147,11 @@ def _with_statistics(preprocessing: Preprocessing, statistics: Statistics | None
 
 
 def _load_variant(
-    name: str, weights: str | Path | None, image_size: int | None, statistics: Statistics | None
+    name: str, weights: str | Path | None, square: Square, statistics: Statistics | None
 ) -> FrozenBackbone:
     variant = VARIANTS[name]
-    if image_size is not None:
-        check_image_size(image_size, variant.patch_size)  # before a long download
+    if "image_size" in square:
+        check_image_size(square["image_size"], variant.patch_size)  # before a long download
     if weights is None and variant.release is None:
         raise UsageError(f"{name} has no released weights; pretrain it, or give `weights=FILE`")
     if weights is None and statistics is not None:
@@ -155,12 +159,12 @@ def _load_variant(
     path = Path(weights) if weights is not None else cached_weights(name)
     vit = build_with_weights(variant.config(), read_weights(path), str(path))
     source = None if weights is None else str(path)
-    preprocessing = _sized(_with_statistics(Preprocessing(), statistics), image_size)
+    preprocessing = _with_statistics(Preprocessing(), statistics).model_copy(update=square)
     return FrozenBackbone(vit, preprocessing, name, source, stated_statistics=statistics is not None)
 
 
 def _freeze(
-    loaded: LoadedFamily, name: str, source: str | None, image_size: int | None, statistics: Statistics | None
+    loaded: LoadedFamily, name: str, source: str | None, square: Square, statistics: Statistics | None
 ) -> FrozenBackbone:
     """Return a model of another library as a frozen backbone. A warning says if its mean and std are assumed."""
     preprocessing = loaded.preprocessing
@@ -172,20 +176,20 @@ def _freeze(
             f"{_numbers(preprocessing.std)}; give those of its pretraining by `mean` and `std`"
         )
     stated = statistics is not None or not loaded.known_statistics
-    return FrozenBackbone(loaded.model, _sized(preprocessing, image_size), name, source, stated_statistics=stated)
+    return FrozenBackbone(loaded.model, preprocessing.model_copy(update=square), name, source, stated_statistics=stated)
 
 
 def _numbers(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 
-def _load_path(path: Path, image_size: int | None, statistics: Statistics | None) -> FrozenBackbone:
+def _load_path(path: Path, square: Square, statistics: Statistics | None) -> FrozenBackbone:
     if not path.exists():
         known = did_you_mean(str(path), VARIANTS) if path.name == str(path) else ""
         raise UsageError(f"backbone {str(path)!r} is no known name and no existing path{known}")
     if path.is_file():
         if not (path.suffix == ".safetensors" and has_entry(path, HEADER)):
-            return _freeze(load_tensor_file(path), path.name, str(path), image_size, statistics)
+            return _freeze(load_tensor_file(path), path.name, str(path), square, statistics)
         raise UsageError(f"{path} is a part of a backbone folder of dinomed; give the folder {path.parent}")
     folder = path / RUN_BACKBONE if (path / RUN_BACKBONE).is_dir() else path
     if (folder / "adapter.json").exists():
@@ -197,7 +201,7 @@ def _load_path(path: Path, image_size: int | None, statistics: Statistics | None
     name = path.resolve().parent.name if path.name == RUN_BACKBONE else path.resolve().name
     file = folder / WEIGHTS_FILE
     if not file.is_file() or not has_entry(file, HEADER):
-        return _freeze(load_family_folder(folder), name, str(folder), image_size, statistics)
+        return _freeze(load_family_folder(folder), name, str(folder), square, statistics)
     remedy = "copy it again, or load the last checkpoint of its run"
     record = parse_record(file, read_header(file, HEADER, remedy), BackboneRecord, FORMAT, remedy)
     if statistics not in (None, (record.preprocessing.mean, record.preprocessing.std)):
@@ -205,4 +209,4 @@ def _load_path(path: Path, image_size: int | None, statistics: Statistics | None
     tensors = read_tensors(file)
     check_tensors(file, tensors, record.weights_sha256, remedy)
     vit = build_with_weights(record.architecture, convert(tensors), str(file))
-    return FrozenBackbone(vit, _sized(record.preprocessing, image_size), name, str(path), record.metadata)
+    return FrozenBackbone(vit, record.preprocessing.model_copy(update=square), name, str(path), record.metadata)

@@ -1,8 +1,8 @@
-"""Preprocessing of images for a backbone: channels, range, resizing to a square, normalisation."""
+"""Preprocessing of images for a backbone: channels, range, square, normalisation; and maps back to the image."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,51 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ADDED_SETTINGS = ("intensity", "interpolation")
+ADDED_SETTINGS = ("intensity", "interpolation", "aspect")
 """Fields of `Preprocessing` that do not count for a fingerprint while they have their defaults."""
+
+Aspect = Literal["square", "pad"]
+Size = Sequence[int]
+"""Height and width, px."""
+
+
+class ContentBox(NamedTuple):
+    """The part of a square that holds the image, px."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def content_box(size: Size, side: int, aspect: Aspect) -> ContentBox:
+    """Return the part of a square of `side` px that holds an image of this height and width.
+
+    With ``square`` it is the whole square. With ``pad`` the longer side of the image fills the square, and the shorter
+    one is centred.
+
+    >>> content_box((100, 200), 64, "pad")
+    ContentBox(top=16, left=0, height=32, width=64)
+    """
+    if aspect == "square":
+        return ContentBox(0, 0, side, side)
+    height, width = (max(1, round(length * side / max(size))) for length in size)
+    return ContentBox((side - height) // 2, (side - width) // 2, height, width)
+
+
+def pad_to_square(content: np.ndarray, box: ContentBox, side: int, outside: float) -> np.ndarray:
+    """Put a map (..., height, width) of the size of `box` into a square (..., side, side); `outside` fills the rest."""
+    below, right = side - box.top - box.height, side - box.left - box.width
+    around = [(0, 0)] * (content.ndim - 2) + [(box.top, below), (box.left, right)]
+    return np.pad(content, around, constant_values=outside)
 
 
 class Preprocessing(Config):
-    """Preprocessing that resizes the whole image to a square, so that nothing at the border is lost.
+    """Preprocessing that brings the whole image into a square, so that nothing at the border is lost.
+
+    With `aspect` ``square`` the image is resized to the square, which changes its proportions. With ``pad`` it keeps
+    them: its longer side is resized to the side of the square, and the rest has the mean colour. The backbone computes
+    patches of the padding like all others, and they count in means of patch tokens.
 
     8-bit images are resized as such, antialiased, by torchvision. This is four times as fast as Pillow and
     differs from it by one grey level at most (two where it enlarges). Images of 16 bits are resized as floating-point
@@ -37,6 +76,9 @@ class Preprocessing(Config):
     channels: int = Field(3, ge=1)
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="how images are resized, antialiased")
     intensity: IntensityConfig = Field(IntensityConfig(), description="how images are read: depth, window")
+    aspect: Aspect = Field(
+        "square", description="square: resize images to the square; pad: keep their proportions, pad with the mean"
+    )
 
     @model_validator(mode="after")
     def _channels(self) -> "Preprocessing":
@@ -67,7 +109,7 @@ class Preprocessing(Config):
         return read_image_isolated(path, channels=self.channels, intensity=self.intensity)
 
     def __call__(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> "Tensor":
-        """Preprocess an image: resize it to the square and normalise it.
+        """Preprocess an image: bring it into the square and normalise it.
 
         Args:
             image: (height, width, channels), uint8, or float32 in 0 to 1.
@@ -75,7 +117,7 @@ class Preprocessing(Config):
         Returns:
             float32 (channels, image_size, image_size).
         """
-        return self.normalise(self.squash(image))
+        return self.normalise(self.to_square(image))
 
     def stack(self, images: Sequence[np.ndarray]) -> "Tensor":
         """Preprocess images of any sizes into one batch (B, channels, image_size, image_size)."""
@@ -83,8 +125,12 @@ class Preprocessing(Config):
 
         return torch.stack([self(image) for image in images])
 
-    def squash(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> "Tensor":
-        """Resize an image to the square, (height, width, channels) -> (channels, image_size, image_size), in its type
+    def box(self, size: Size) -> ContentBox:
+        """Return the part of the square that holds an image of this height and width; see `content_box`."""
+        return content_box(size, self.image_size, self.aspect)
+
+    def to_square(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> "Tensor":
+        """Bring an image into the square, (height, width, channels) -> (channels, image_size, image_size), in its type
         and range."""
         # Imported here: the settings of pretraining are read without torch.
         import torch
@@ -92,9 +138,64 @@ class Preprocessing(Config):
         from torchvision.transforms.v2.functional import resize
 
         pixels = torch.from_numpy(np.array(match_channels(image, self.channels))).permute(2, 0, 1)
-        size = [self.image_size, self.image_size]
+        side, box = self.image_size, self.box(image.shape[:2])
+        size = [box.height, box.width]
         small = resize(pixels, size, interpolation=InterpolationMode(self.interpolation), antialias=True)
-        return small.clamp(0, 1) if small.is_floating_point() else small  # bicubic interpolation overshoots
+        small = small.clamp(0, 1) if small.is_floating_point() else small  # bicubic interpolation overshoots
+        if size == [side, side]:
+            return small
+        colour = torch.tensor(self.mean).clamp(0, 1)  # becomes 0 by the normalisation
+        colour = colour if small.is_floating_point() else (colour * 255).round()
+        square = colour.to(small.dtype).view(-1, 1, 1).repeat(1, side, side)
+        square[:, box.top : box.top + box.height, box.left : box.left + box.width] = small
+        return square
+
+    @property
+    def squashed(self) -> "Preprocessing":
+        """The same preprocessing with `aspect` ``square``, for pictures of patches, which divide the image evenly."""
+        return self.model_copy(update={"aspect": "square"})
+
+    def patches_of_image(self, maps: "Tensor", size: Size) -> "Tensor":
+        """Return the part of maps of patches (B, C, rows, columns) that an image (height, width) covers.
+
+        With ``square`` these are the maps themselves. With ``pad`` they are interpolated to whole patches.
+        """
+        box = self.box(size)
+        rows, columns = (
+            max(1, round(count * length / self.image_size))
+            for count, length in zip(maps.shape[-2:], (box.height, box.width), strict=True)
+        )
+        return maps if (rows, columns) == tuple(maps.shape[-2:]) else self.from_square(maps, size, (rows, columns))
+
+    def from_square(self, maps: "Tensor", size: Size, shape: Size | None = None) -> "Tensor":
+        """Resize maps of the square to an image: the part that holds the image, interpolated bilinearly.
+
+        Args:
+            maps: (B, C, rows, columns) of any resolution, which cover the square.
+            size: height and width of the image, px.
+            shape: height and width of the result, if it is not that of the image.
+
+        Returns:
+            (B, C, height, width). Its pixels have the same places as those of the image.
+        """
+        import torch
+        from torch.nn.functional import grid_sample, interpolate
+
+        side, box = self.image_size, self.box(size)
+        height, width = size if shape is None else shape
+        if (box.height, box.width) == (side, side):
+            return interpolate(maps, (height, width), mode="bilinear")
+
+        def places(count: int, start: int, length: int) -> "Tensor":
+            """Return the centres of `count` pixels, from -1 at one edge of the square to 1 at the other."""
+            centres = (torch.arange(count, dtype=torch.float64) + 0.5) * length / count + start
+            return (centres / side * 2 - 1).to(maps)
+
+        y, x = places(height, box.top, box.height), places(width, box.left, box.width)
+        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
+        return grid_sample(
+            maps, grid.expand(len(maps), -1, -1, -1), mode="bilinear", padding_mode="border", align_corners=False
+        )
 
     def normalise(self, image: "Tensor") -> "Tensor":
         """Normalise an image (channels, height, width), uint8 or float32 in 0 to 1, by `mean` and `std`, to float32."""

@@ -55,7 +55,7 @@ def patch_tokens(backbone: FrozenBackbone, images: Sequence[np.ndarray]) -> list
     tokens: list[np.ndarray] = []
     for batch in batched(images, BATCH_SIZE):
         with torch.inference_mode(), naming([f"image {number + 1}" for number in range(len(images))], len(tokens)):
-            features = compute_features(backbone, backbone.preprocessing.stack(batch), (-1,), True)
+            features = compute_features(backbone, backbone.preprocessing.squashed.stack(batch), (-1,), True)
         assert features.patches is not None
         tokens += list(features.patches.permute(0, 2, 3, 1).float().cpu().numpy())
     return tokens

@@ -198,6 +198,10 @@ def control_features(backbone: FrozenBackbone, manifest: Manifest, block: int = 
             if image.pixels is None:
                 continue
             inverted = (1 - 2 * mean) / std - image.pixels  # 1 - x of the values x before the normalisation
+            inside = torch.zeros_like(inverted)
+            box = preprocessing.box(image.size)
+            inside[:, box.top : box.top + box.height, box.left : box.left + box.width] = 1
+            inverted = inverted * inside  # padding keeps its colour, which is 0
             try:
                 features = compute_features(backbone, inverted[None], (block,), False)
             except NotFiniteError:

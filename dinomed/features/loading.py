@@ -58,7 +58,7 @@ def load_images(
         size = image.shape[0], image.shape[1]
         if transform is None:
             return LoadedImage(index, size, preprocessing(image))
-        return LoadedImage(index, size, preprocessing.normalise(transform(index, preprocessing.squash(image))))
+        return LoadedImage(index, size, preprocessing.normalise(transform(index, preprocessing.to_square(image))))
 
     return prefetch(load, range(len(manifest)), workers)
 

@@ -112,6 +112,7 @@ def _write_table(
         b"backbone": backbone.name.encode(),
         b"fingerprint": backbone.fingerprint.encode(),
         b"image_size": str(backbone.preprocessing.image_size).encode(),
+        b"aspect": backbone.preprocessing.aspect.encode(),
         b"tokens": tokens.encode(),
         b"purpose": RESEARCH_USE.encode(),
         SHARDS: features.folder.name.encode(),

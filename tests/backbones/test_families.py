@@ -81,11 +81,12 @@ def test_an_adapter_finds_a_bare_file_with_its_statistics_again(
     (tmp_path / "adapter").mkdir()
     reference = refer_to(backbone, tmp_path / "adapter")
     caplog.clear()
-    again = find_backbone(tmp_path / "adapter", reference, 32)
+    reading = Preprocessing(image_size=32)
+    again = find_backbone(tmp_path / "adapter", reference, reading)
     assert again.fingerprint == backbone.fingerprint
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     moved = (tmp_path / "weights.safetensors").rename(tmp_path / "moved.safetensors")
-    assert find_backbone(tmp_path / "adapter", reference, 32, moved).fingerprint == backbone.fingerprint
+    assert find_backbone(tmp_path / "adapter", reference, reading, moved).fingerprint == backbone.fingerprint
 
 
 def test_mean_and_std_are_refused_where_they_are_wrong(tmp_path: Path) -> None:

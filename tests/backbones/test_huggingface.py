@@ -15,6 +15,7 @@ from dinomed.adapters.reference import find_backbone, refer_to
 from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.huggingface import is_hub_name
 from dinomed.backbones.load import load_backbone
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import DinomedError, UsageError
 
@@ -137,7 +138,9 @@ def test_a_model_of_the_hub_is_downloaded_once_and_used_offline(
     assert load_backbone(name).fingerprint == backbone.fingerprint
     (tmp_path / "adapter").mkdir()
     reference = refer_to(backbone, tmp_path / "adapter")
-    assert find_backbone(tmp_path / "adapter", reference, 32).fingerprint == backbone.fingerprint
+    assert (
+        find_backbone(tmp_path / "adapter", reference, Preprocessing(image_size=32)).fingerprint == backbone.fingerprint
+    )
     assert sorted(hub.downloads) == sorted(files)
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.fitting.build import build_adapter
@@ -42,9 +41,9 @@ class DepthFit(HeadFit):
         return (self.config.column,)
 
     def build(self) -> Adapter:
-        size = self.backbone.preprocessing.image_size
+        size, aspect = self.backbone.preprocessing.image_size, self.backbone.preprocessing.aspect
         maps, self.val_maps = (
-            DepthMaps(part, self.source, size, name)
+            DepthMaps(part, self.source, size, name, aspect)
             for name, part in (("train", self.splits.train), ("val", self.splits.val))
         )
         self.targets, self.digest = maps.take, maps.digest() + self.val_maps.digest()
@@ -69,7 +68,7 @@ class DepthFit(HeadFit):
         errors = []
         for row in range(len(self.splits.val)):
             known = self.source.read(self.splits.val, row)
-            predicted = interpolate(self.adapter(self.features.val([row])), known.shape, mode="bilinear")
+            predicted = self.backbone.preprocessing.from_square(self.adapter(self.features.val([row])), known.shape)
             errors.append(depth_errors(known, predicted[0, 0].cpu().numpy(), *limits_of_metrics(self.low, self.high)))
         views = Views(flips=self.adapter.flips if self.config.flips is None else self.config.flips)
         usage = {"depth": self.source.to_dict() | {"low": self.low, "high": self.high}, "views": vars(views)}

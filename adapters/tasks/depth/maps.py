@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dinomed.backbones.preprocessing import Aspect, content_box, pad_to_square
 from dinomed.datasets.manifest import Manifest, leaves_root
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.depthmap import read_depth
@@ -64,18 +65,22 @@ def source_from(usage: Mapping[str, Any]) -> DepthSource:
     return DepthSource(**{key: value for key, value in usage["depth"].items() if key not in ("low", "high")})
 
 
-def shrink_depth(depth: np.ndarray, size: int) -> np.ndarray:
-    """Resize a depth map to (size, size): the mean of the known depths in each new pixel."""
+def shrink_depth(depth: np.ndarray, size: int, aspect: Aspect = "square") -> np.ndarray:
+    """Resize a depth map to (size, size): the mean of the known depths in each new pixel; nan in the padding."""
+    box = content_box(depth.shape, size, aspect)
     known = (~np.isnan(depth)).astype(np.float32)
-    total = cv2.resize(np.nan_to_num(depth) * known, (size, size), interpolation=cv2.INTER_AREA)
-    share = cv2.resize(known, (size, size), interpolation=cv2.INTER_AREA)
-    return np.where(share > 1e-3, total / np.maximum(share, 1e-3), np.float32(np.nan)).astype(np.float32)
+    total = cv2.resize(np.nan_to_num(depth) * known, (box.width, box.height), interpolation=cv2.INTER_AREA)
+    share = cv2.resize(known, (box.width, box.height), interpolation=cv2.INTER_AREA)
+    small = np.where(share > 1e-3, total / np.maximum(share, 1e-3), np.float32(np.nan)).astype(np.float32)
+    return pad_to_square(small, box, size, np.nan)
 
 
 class DepthMaps:
     """All depth maps of a split at the training size, float32."""
 
-    def __init__(self, manifest: Manifest, source: DepthSource, size: int, split: str) -> None:
+    def __init__(
+        self, manifest: Manifest, source: DepthSource, size: int, split: str, aspect: Aspect = "square"
+    ) -> None:
         self.low, self.high = float("inf"), 0.0
         maps: list[np.ndarray] = []
         with bar(f"depth maps of {split}", len(manifest)) as progress:
@@ -85,7 +90,7 @@ class DepthMaps:
                         min(self.low, float(np.nanmin(depth))),
                         max(self.high, float(np.nanmax(depth))),
                     )
-                maps.append(shrink_depth(depth, size))
+                maps.append(shrink_depth(depth, size, aspect))
                 progress.advance()
         if not self.low < self.high:
             content = "no pixel of known depth" if not self.high else f"only one depth ({self.high:g})"

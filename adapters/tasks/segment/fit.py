@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.fitting.build import build_adapter
@@ -97,7 +96,7 @@ class SegmenterFit(HeadFit):
                 if predicted is not None:
                     return next(predicted)
                 maps = self.adapter(self.features.val([row]))  # from features that are computed already
-                return interpolate(maps.float(), shape, mode="bilinear")[0].sigmoid().cpu().numpy()
+                return self.backbone.preprocessing.from_square(maps.float(), shape)[0].sigmoid().cpu().numpy()
 
             thresholds, metrics["dice"] = choose_thresholds(self.splits.val, probabilities, self.schema)
             self.usage["thresholds"] = thresholds
@@ -115,25 +114,26 @@ class SegmenterFit(HeadFit):
                 maps = next(predicted)
             else:
                 outputs = self.adapter(self.features.val([row])).float()
-                maps = predictor.activate(interpolate(outputs, targets.shape[1:], mode="bilinear"))[0].cpu().numpy()
+                maps = predictor.resized(outputs, targets.shape[1:])
             confidence.append(predictor.confidence(maps))
             losses.append(1 - dice_of_targets(predictor.decide(maps), targets, schema))
         return abstention_table(np.array(confidence), np.array(losses), val.units(), LOSS)
 
     def read_masks(self) -> None:
         """Read the masks of train and val: set `targets`, `val_masks` and `digest`, and `windows` if set."""
-        config, splits, size = self.config, self.splits, self.backbone.preprocessing.image_size
+        config, splits, preprocessing = self.config, self.splits, self.backbone.preprocessing
+        size, aspect = preprocessing.image_size, preprocessing.aspect
         train: Masks | WholeMasks
         if config.crop is None:
-            train = Masks(splits.train, size, "train", self.schema)
+            train = Masks(splits.train, size, "train", self.schema, aspect)
             self.targets = train.take
         else:
             assert config.window is not None
             train = WholeMasks(splits.train, "train", self.schema)
             self.targets = lambda rows: torch.zeros(len(rows))  # windows have their own
-            shrink = partial(shrink_targets, size=size, schema=self.schema)
+            shrink = partial(shrink_targets, size=size, schema=self.schema, aspect=aspect)
             self.windows = RandomWindows(config.window, config.crop, train.read, train.marked, shrink, train.background)
-        self.val_masks = Masks(splits.val, size, "val", self.schema)
+        self.val_masks = Masks(splits.val, size, "val", self.schema, aspect)
         self.digest = train.digest() + self.val_masks.digest()
 
     @property

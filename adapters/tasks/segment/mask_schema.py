@@ -79,6 +79,11 @@ class MaskSchema:
         """The classes that are evaluated: all but the background (value 0 of a label map)."""
         return tuple(i for i, code in enumerate(self.codes) if not (self.exclusive and code == 0))
 
+    @property
+    def background(self) -> int:
+        """The target of a pixel of no reported class: the place of value 0 in a label map, otherwise 0."""
+        return self.codes.index(0) if self.exclusive else 0
+
     def usable(self, manifest: Manifest) -> Manifest:
         """Return the rows that have all masks.
 

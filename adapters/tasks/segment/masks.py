@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dinomed.adapters.tasks.segment.mask_schema import BINARY, MaskSchema
+from dinomed.backbones.preprocessing import Aspect, content_box, pad_to_square
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.io.prefetch import prefetch
@@ -22,36 +23,40 @@ from dinomed.progress import bar
 THRESHOLDS = tuple(percent / 100 for percent in range(5, 100, 5))
 
 
-def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Resize a mask to (size, size): 1 where at least half of the new pixel is in the mask."""
-    share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
-    return (share >= 0.5).astype(np.uint8)
+def shrink_mask(mask: np.ndarray, size: int, aspect: Aspect = "square") -> np.ndarray:
+    """Resize a mask to (size, size): 1 where at least half of the new pixel is in the mask, 0 in the padding."""
+    box = content_box(mask.shape, size, aspect)
+    share = cv2.resize(mask.astype(np.float32), (box.width, box.height), interpolation=cv2.INTER_AREA)
+    return pad_to_square((share >= 0.5).astype(np.uint8), box, size, 0)
 
 
-def shrink_targets(targets: np.ndarray, size: int, schema: MaskSchema) -> np.ndarray:
-    """Resize targets, uint8 (planes, H, W), to (planes, size, size).
+def shrink_targets(targets: np.ndarray, size: int, schema: MaskSchema, aspect: Aspect = "square") -> np.ndarray:
+    """Resize targets, uint8 (planes, H, W), to (planes, size, size); the padding of ``pad`` is background.
 
     Of exclusive classes each new pixel has the one with the largest share of it; other masks are resized separately.
     """
     if not schema.exclusive:
-        return np.stack([shrink_mask(plane, size) for plane in targets])
-    best, index = np.full((size, size), -1.0, np.float32), np.zeros((1, size, size), np.uint8)
+        return np.stack([shrink_mask(plane, size, aspect) for plane in targets])
+    box = content_box(targets.shape[1:], size, aspect)
+    best, index = np.full((box.height, box.width), -1.0, np.float32), np.zeros((1, box.height, box.width), np.uint8)
     for k in np.unique(targets):
-        share = cv2.resize((targets[0] == k).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+        share = cv2.resize((targets[0] == k).astype(np.float32), (box.width, box.height), interpolation=cv2.INTER_AREA)
         index[0][share > best] = k
         best = np.maximum(best, share)
-    return index
+    return pad_to_square(index, box, size, schema.background)
 
 
 class Masks:
     """All masks of a split at the training size, with the smallest possible number of bits for each pixel."""
 
-    def __init__(self, manifest: Manifest, size: int, split: str, schema: MaskSchema = BINARY) -> None:
-        self.size, self.exclusive = size, schema.exclusive
+    def __init__(
+        self, manifest: Manifest, size: int, split: str, schema: MaskSchema = BINARY, aspect: Aspect = "square"
+    ) -> None:
+        self.size, self.exclusive, self.aspect = size, schema.exclusive, aspect
         self.bits = max(1, ceil(log2(len(schema.names)))) if schema.exclusive else len(schema.names)
 
         def load(index: int) -> np.ndarray:
-            small = shrink_targets(schema.read(manifest, index), size, schema)
+            small = shrink_targets(schema.read(manifest, index), size, schema, aspect)
             if self.exclusive:
                 small = (small[0] >> np.arange(self.bits, dtype=np.uint8)[:, None, None]) & 1
             return np.packbits(small, axis=-1)
@@ -95,7 +100,7 @@ class WholeMasks:
 
     def __init__(self, manifest: Manifest, split: str, schema: MaskSchema) -> None:
         self.manifest, self.schema = manifest, schema
-        self.background = schema.codes.index(0) if schema.exclusive else 0
+        self.background = schema.background
         self._digest = hashlib.sha256()
         has_lesion = False
 

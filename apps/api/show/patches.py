@@ -124,7 +124,7 @@ def show_attention(
     sources = choose_sources(image, 1, "attention")
     frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
     ((pixels, shown),) = read_sources(frozen, sources)
-    attention = last_attention(frozen, frozen.preprocessing(pixels)[None])
+    attention = last_attention(frozen, frozen.preprocessing.squashed(pixels)[None])
     picture = PatchImage("image 1", reduce_shown(shown), pixels.shape[:2], np.empty((*attention.grid, 0), np.float32))
     drawing = draw_attention(picture, attention, mass)
     note = "Each map shows where the class token attends, scaled from its lowest to its highest value."

@@ -84,7 +84,7 @@ class ExplorePanel(Panel):
         return {"maps": [data_url(colours) for colours in pca_colours(patches, mask)]}
 
     def _attention(self, picture: Picture, images: list[np.ndarray], settings: Mapping[str, Any]) -> dict[str, Any]:
-        attention = last_attention(self.backbone, self.backbone.preprocessing(picture.pixels)[None])
+        attention = last_attention(self.backbone, self.backbone.preprocessing.squashed(picture.pixels)[None])
         maps, shares = attention.maps()[0], attention.shares()[0]
         masks = mass_mask(maps)
         heads = [

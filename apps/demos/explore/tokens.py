@@ -20,4 +20,8 @@ class PatchTokens:
     def outputs_of_features(self, features: Features, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         """Return for each image its tokens, float32 (rows, columns, C)."""
         assert features.patches is not None
-        return list(features.patches.permute(0, 2, 3, 1).float().cpu().numpy())
+        contents = (
+            self.backbone.preprocessing.patches_of_image(patches[None], size)
+            for patches, size in zip(features.patches.float(), sizes, strict=True)
+        )
+        return [content[0].permute(1, 2, 0).cpu().numpy() for content in contents]
