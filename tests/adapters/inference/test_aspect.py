@@ -121,7 +121,7 @@ def spots(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def segmenter(spots: Manifest, backbone: FrozenBackbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fits")
-    fit = FitConfig(epochs=40, patience=40, batch_size=6, learning_rate=0.02, min_steps=0)
+    fit = FitConfig(epochs=20, patience=20, batch_size=6, learning_rate=0.02, min_steps=0)
     config = SegmentConfig(fit=fit, image_size=SIDE, aspect="pad", augment="none")
     result = fit_head(backbone, spots, folder / "seg", config, cache=folder / "cache")
     assert result.validation["dice"] > 0.6  # at the size of the images; 0 with targets at other places than the images

@@ -174,3 +174,21 @@ def test_an_index_is_evaluated(user_folder: Path, run) -> None:
     code, _, err = run(*options, "--evidence")
     assert code == 2
     assert "--evaluate gives metrics alone" in err
+
+
+def test_images_are_padded_by_an_option_that_the_index_records(user_folder: Path, run, tmp_path: Path) -> None:
+    backbone = ("-b", user_folder / "ssl")
+    features = ("features", user_folder / "lesions" / "images", *backbone, "-o", tmp_path / "f.parquet")
+    code, _, err = run(*features, "--aspect", "zoom")
+    assert code == 2
+    assert "--aspect zoom: give square or pad" in err
+    code, out, err = run(*features, "--aspect", "pad", "--json")
+    assert (code, json.loads(out)["aspect"]) == (0, "pad"), err
+    index = ("index", user_folder / "derm.parquet", *backbone, "-o", tmp_path / "idx")
+    code, out, err = run(*index, "--aspect", "pad", "--json")
+    assert (code, json.loads(out)["aspect"]) == (0, "pad"), err
+    code, out, err = run("search", pictures(user_folder)[0], "--index", tmp_path / "idx", "-k", 1, "--json")
+    assert code == 0, err
+    (best,) = json.loads(out)["queries"][0]["results"]
+    # the same image has the same vector only if the query is padded too
+    assert (Path(best["image"]).name, best["similarity"]) == (pictures(user_folder)[0].name, pytest.approx(1, abs=1e-5))
