@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -55,7 +56,13 @@ def test_a_killed_and_resumed_run_is_one_offline_run_without_a_repeated_step(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")  # not used: the run is always offline
     monkeypatch.setenv("WANDB_BASE_URL", "http://203.0.113.1:5000")
+    for name in ("ENTITY", "NOTES", "TAGS", "RUN_GROUP", "JOB_TYPE", "USERNAME", "USER_EMAIL", "HOST"):
+        monkeypatch.setenv(f"WANDB_{name}", "jane-doe")  # not used
+    monkeypatch.setenv("WANDB_RESUME", "must")
+    monkeypatch.setattr(socket, "gethostname", lambda: "machine-of-jane-doe")
+    monkeypatch.setattr(getpass, "getuser", lambda: "jane-doe")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    reporting = os.environ.get("WANDB_ERROR_REPORTING")
     picture = tmp_path / "4.png"
     pixels = np.full((4, 6, 3), 7, np.uint8)
     from PIL import Image
@@ -82,8 +89,9 @@ def test_a_killed_and_resumed_run_is_one_offline_run_without_a_repeated_step(
     assert len(list((folder / "files").rglob("pca_4_*.png"))) == 1
     settings = {item.key or "/".join(item.nested_key): item.value_json for item in run.config.update}
     assert (settings["run.steps"], settings["start.file"]) == ("6", '"w.pt"')
-    assert (run.host, run.git.remote_url, run.settings.item) == ("", "", []) if hasattr(run, "host") else True
+    assert (run.host, run.git.remote_url, run.entity, run.notes, run.run_group, run.job_type) == ("",) * 6
+    assert (list(run.tags), list(run.settings.item), run.resume) == ([], [], False)
     content = b"".join(path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file())
-    names = {getpass.getuser(), socket.gethostname(), str(tmp_path)} - {"root", "localhost"}
-    assert not [name for name in names if name.encode() in content]
+    assert not [name for name in ("jane-doe", str(tmp_path)) if name.encode() in content]
+    assert os.environ.get("WANDB_ERROR_REPORTING") == reporting
     assert "failed" not in capsys.readouterr().err
