@@ -37,7 +37,13 @@ def check_loggers(names: Iterable[str], setting: str) -> None:
         UsageError: a package is missing; the message has the command that installs it.
     """
     for name in names:
-        missing = [module for module in _MODULES.get(name, ()) if find_spec(module) is None]
+        missing = [module for module in _MODULES.get(name, ()) if not _is_installed(module)]
         if missing:
             package = "dinomed" if name == "tensorboard" else f"dinomed[{name}]"
             raise UsageError(f"{setting}={name} needs the package {missing[0]}: pip install '{package}'")
+
+
+def _is_installed(module: str) -> bool:
+    """Return whether there is a package of this name; a folder in the current one, such as ``wandb/``, is none."""
+    spec = find_spec(module)
+    return spec is not None and spec.origin is not None

@@ -1,5 +1,6 @@
 """All loggers of a run together: names, parameters, missing packages and failures."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def test_jsonl_is_always_among_the_loggers_and_unknown_names_are_refused() -> No
 
 
 def test_a_missing_package_is_refused_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "find_spec", lambda module: None if module in ("wandb", "alembic") else module)
+    monkeypatch.setattr(names, "_is_installed", lambda module: module not in ("wandb", "alembic"))
     check_loggers(["jsonl", "tensorboard"], "run.loggers")
     with pytest.raises(
         UsageError, match=r"^run\.loggers=wandb needs the package wandb: pip install .dinomed\[wandb\].$"
@@ -80,12 +81,23 @@ def test_a_missing_package_is_refused_with_the_command_that_installs_it(monkeypa
         check_loggers(["mlflow"], "fit.loggers")
 
 
+def test_a_folder_of_the_name_of_a_package_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(UsageError, match="needs the package wandb"):
+        check_loggers(["wandb"], "run.loggers")
+
+
 def test_parameters_hold_names_of_files_but_no_folders() -> None:
     settings = Settings(
-        file="/data/Jane Doe/weights.pt", files=(r"C:\Jane Doe\a.csv", "b"), nested={"start": {"weights": "Doe/run/"}}
+        file="/data/Jane Doe/weights.pt",
+        files=(r"C:\Jane Doe\a.csv", "/home/jdoe", "~/x", "b", "/", "a/b"),
+        nested={"start": {"weights": "data/jane_doe_run/"}, "teacher": {"weights": "dinov2_vits14"}},
     )
     assert run_parameters(settings) == {
-        "loggers": ["jsonl"], "file": "weights.pt", "files": ["a.csv", "b"], "nested.start.weights": "run",
+        "loggers": ["jsonl"], "file": "weights.pt", "files": ["a.csv", "(folder)", "(folder)", "b", "/", "a/b"],
+        "nested.start.weights": "(folder)", "nested.teacher.weights": "dinov2_vits14",
     }  # fmt: skip
 
 
