@@ -154,6 +154,7 @@ class EvaluatedValues(EvaluatedUnits):
             negative. The loss of an image is its first value, or 1 minus it if a large value is a good one.
         confidences: name to float (N,), as in `EvaluatedUnits`.
         abstention: thresholds of the first confidence, measured on val.
+        cases: the comparison of each image, from which `join_values` makes another summary.
     """
 
     manifest: Manifest
@@ -163,6 +164,7 @@ class EvaluatedValues(EvaluatedUnits):
     errors: Collection[str] = ()
     confidences: dict[str, np.ndarray] = field(default_factory=dict)
     abstention: AbstentionTable | None = None
+    cases: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
         self.headline, self.targets = tuple(self.columns), None
@@ -191,24 +193,23 @@ class EvaluatedValues(EvaluatedUnits):
         return means
 
 
-def join_values(parts: Sequence[EvaluatedValues]) -> EvaluatedValues:
-    """Join the images of several evaluations with the same metrics; the metrics are the means over all images."""
-    first = parts[0]
-    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in first.columns}
+def join_values(
+    parts: Sequence[EvaluatedValues], summarize: Callable[[Sequence[Any]], Mapping[str, Any]]
+) -> EvaluatedValues:
+    """Join the images of several evaluations with the same metrics.
 
-    def summary(rows: Sequence[int]) -> dict[str, Any]:
-        known = {name: values[list(rows)] for name, values in columns.items()}
-        means = {name: values[~np.isnan(values)] for name, values in known.items()}
-        return {"n": len(rows)} | {
-            name: float(values.mean()) if len(values) else float("nan") for name, values in means.items()
-        }
-
+    Args:
+        parts: evaluations with `cases`.
+        summarize: function from cases to all metrics over them.
+    """
+    first, cases = parts[0], [case for part in parts for case in part.cases]
     return EvaluatedValues(
         join_manifests([part.manifest for part in parts]),
         [group for part in parts for group in part.groups],
-        columns,
-        summary,
+        {name: np.concatenate([part.columns[name] for part in parts]) for name in first.columns},
+        lambda rows: summarize([cases[row] for row in rows]),
         errors=first.errors,
+        cases=cases,
     )
 
 

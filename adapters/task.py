@@ -31,6 +31,12 @@ GROUP = "dinomed.tasks"
 BUILT_IN_TASKS = {name: f"dinomed.adapters.tasks.{name}.task" for name in ("classify", "segment", "depth")}
 Unit = Literal["image", "group"]
 
+OF_SINGLE_MEMBERS = (
+    "chosen on the confidence of single members, and the mean of several is less sure; `dinomed predict` with a member "
+    "has them"
+)
+"""Reason why an ensemble lacks an ability."""
+
 
 @dataclass(frozen=True)
 class EnsembleUse:
@@ -40,7 +46,7 @@ class EnsembleUse:
         evaluated: the out-of-fold predictions, with the settings of the ensemble.
         usage: settings for the use of the ensemble; see `dinomed.adapters.record.AdapterRecord`.
         threshold: threshold of a segmenter of one class, in (0, 1).
-        left_out: what single adapters have and the ensemble has not, with the reason.
+        left_out: abilities of single adapters that the ensemble lacks, with the reason.
     """
 
     evaluated: "EvaluatedUnits"

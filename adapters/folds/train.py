@@ -112,7 +112,7 @@ def train_folds(
             adapter = _as_adapter(folder, records, folded, outcome, table, config, backbone).model_copy(
                 update={"weights_sha256": hash_members(references)}
             )
-            record = EnsembleRecord(adapter=adapter, members=references, left_out=outcome.use.left_out)
+            record = EnsembleRecord(adapter=adapter, members=references)
             write_json(folder / TABLE_FILE, table)
             write_text(folder / CARD_FILE, build_card(adapter))
             write_ensemble(folder, record)

@@ -120,18 +120,16 @@ class DensePredictor(Predictor):
         Raises:
             NotFiniteError: the model gives no finite values for an image.
         """
-        if self.views.window is not None:
-            window = self.views.window
-            return _one_by_one(
-                lambda image, size: (
-                    self._whole(image, size) if max(size) <= window else self._by_windows(image, window)
-                ),
-                pixels,
-                sizes,
-            )
-        if self._several:
-            return _one_by_one(self._whole, pixels, sizes)
-        return [self.resized(logits[None], size) for logits, size in zip(self.logits(pixels), sizes, strict=True)]
+        if self.views.window is not None or self._several:
+            return _one_by_one(lambda image, size: self.finish(self._by_views(image, size)), pixels, sizes)
+        return self._finish_all(self.logits(pixels), sizes)
+
+    def finish(self, maps: np.ndarray) -> np.ndarray:
+        """Return the final maps of an image, after its views are fused; by default they do not change."""
+        return maps
+
+    def _finish_all(self, logits: Tensor, sizes: Sequence[Size]) -> list[np.ndarray]:
+        return [self.finish(self.resized(image[None], size)) for image, size in zip(logits, sizes, strict=True)]
 
     def resized(self, logits: Tensor, size: tuple[int, ...], side: int | None = None) -> np.ndarray:
         """Return maps, float32 (C, height, width), of logits (1, C, rows, columns) of a square of `side` px.
@@ -148,8 +146,7 @@ class DensePredictor(Predictor):
         return self.activate(interpolate(adapter(features).float(), size=size, mode="bilinear"))
 
     def outputs_of_features(self, features: Features, sizes: Sequence[Size]) -> list[np.ndarray]:
-        logits = self.logits_of_features(features)
-        return [self.resized(image[None], size) for image, size in zip(logits, sizes, strict=True)]
+        return self._finish_all(self.logits_of_features(features), sizes)
 
     def reference_outputs(self, pixels: Tensor) -> Tensor:
         logits, size = self.logits(pixels), (pixels.shape[-2], pixels.shape[-1])
@@ -163,6 +160,10 @@ class DensePredictor(Predictor):
     @property
     def _several(self) -> bool:
         return self.views.flips or self.views.scales != (1.0,) or not self.adapter.one_pass
+
+    def _by_views(self, image: Tensor, size: Size) -> np.ndarray:
+        window = self.views.window
+        return self._whole(image, size) if window is None or max(size) <= window else self._by_windows(image, window)
 
     def _whole(self, image: Tensor, size: tuple[int, ...]) -> np.ndarray:
         """Return the maps of all sizes and mirror images, fused by the head (`Adapter.fuse`)."""

@@ -26,7 +26,7 @@ class EnsembleMaps(DensePredictor):
     does alone. Their mean is the last step.
 
     Args:
-        record: what the ensemble is as an adapter.
+        record: record of the ensemble as an adapter.
         members: predictors of the task.
     """
 
@@ -45,21 +45,15 @@ class EnsembleMaps(DensePredictor):
         parts = logits.chunk(len(self.members), dim=1)
         return torch.cat([member.activate(part) for member, part in zip(self.members, parts, strict=True)], dim=1)
 
-    def batch_maps(self, pixels: Tensor, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-        return [self.average(maps) for maps in super().batch_maps(pixels, sizes)]
-
     def outputs(self, adapter: nn.Module, features: Features, size: Size) -> Tensor:
         maps = super().outputs(adapter, features, size)
         return maps.unflatten(1, (len(self.members), -1)).mean(dim=1)
-
-    def outputs_of_features(self, features: Features, sizes: Sequence[Size]) -> list[np.ndarray]:
-        return [self.average(maps) for maps in super().outputs_of_features(features, sizes)]
 
     def reference_outputs(self, pixels: Tensor) -> Tensor:
         maps = super().reference_outputs(pixels)
         return maps.unflatten(1, (len(self.members), -1)).mean(dim=1)
 
-    def average(self, maps: np.ndarray) -> np.ndarray:
+    def finish(self, maps: np.ndarray) -> np.ndarray:
         """Return the mean over the members: (members * classes, H, W) -> float32 (classes, H, W)."""
         return maps.reshape(len(self.members), -1, *maps.shape[1:]).mean(axis=0, dtype=np.float64).astype(np.float32)
 

@@ -44,16 +44,14 @@ class EnsembleRecord(Config):
     """The content of `ensemble.json`.
 
     Attributes:
-        adapter: what the ensemble is as an adapter: task, classes, use, metrics out of fold, and the backbone of the
+        adapter: record of the ensemble as an adapter: task, classes, use, metrics out of fold, and the backbone of the
             first member. Its `weights_sha256` is a hash over those of the members.
         members: the adapters whose predictions are averaged.
-        left_out: what single adapters have and the ensemble has not, with the reason.
     """
 
     format: Literal["dinomed.ensemble/1"] = FORMAT
     adapter: AdapterRecord
     members: tuple[MemberReference, ...] = Field(min_length=2, max_length=1000)
-    left_out: dict[str, str] = Field(default_factory=dict)
 
 
 def is_ensemble(folder: str | Path) -> bool:

@@ -180,14 +180,24 @@ def combine_answers(answers: Sequence[Answer], values: np.ndarray, targets: np.n
         targets: int (N,), or float (N, L) of 0, 1 and nan.
     """
     scales = tuple(sorted({scale for answer in answers for scale in answer.scales}))
+    width = answers[0].width if answers[0].unit == "group" else len(scales)
+    changes = {"temperature": None, "sets": None, "abstention": None, "scales": scales, "width": width}
+    return answers[0].model_copy(update={**changes, "thresholds": youden_thresholds(values, targets)})
+
+
+def youden_thresholds(values: np.ndarray, targets: np.ndarray) -> tuple[float | None, ...]:
+    """Return the threshold of each of K classes with the largest sensitivity + specificity, None if it is undefined.
+
+    Args:
+        values: probabilities, float (N, K).
+        targets: int (N,), or float (N, L) of 0, 1 and nan, with L >= K.
+    """
     thresholds = []
     for index in range(values.shape[1]):
         positive = targets[:, index] if targets.ndim == 2 else (targets == index).astype(float)
         rows = ~np.isnan(positive)
         thresholds.append(youden_threshold(positive[rows] == 1, values[rows, index]))
-    width = answers[0].width if answers[0].unit == "group" else len(scales)
-    changes = {"temperature": None, "sets": None, "abstention": None, "scales": scales, "width": width}
-    return answers[0].model_copy(update={**changes, "thresholds": tuple(thresholds)})
+    return tuple(thresholds)
 
 
 def answer_from(record: AdapterRecord) -> Answer:
@@ -226,12 +236,7 @@ def calibrate(
         temperature = None
     scaled = answer.model_copy(update={"temperature": temperature})
     scores = scaled.probabilities(torch.from_numpy(logits)).double().numpy()
-    thresholds = []
-    for index in range(num_classes):
-        positive = targets[:, index] if targets.ndim == 2 else (targets == index).astype(float)
-        rows = ~np.isnan(positive)
-        thresholds.append(youden_threshold(positive[rows] == 1, scores[rows, index]))
-    answer = scaled.model_copy(update={"thresholds": tuple(thresholds)})
+    answer = scaled.model_copy(update={"thresholds": youden_thresholds(scores, targets)})
     units = list(range(len(targets))) if groups is None else groups
     losses = answer.losses(scores, targets)
     abstention = abstention_table(answer.confidence(scores), losses, units, answer.loss_name)

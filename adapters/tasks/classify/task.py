@@ -11,7 +11,7 @@ from dinomed.adapters.fitting.head_fit import HeadFit
 from dinomed.adapters.heads.auto import AutoClassifierConfig, candidate_data, last_blocks
 from dinomed.adapters.inference.ensemble.head import EnsembleHead
 from dinomed.adapters.record import AdapterRecord
-from dinomed.adapters.task import TASKS, EnsembleUse, Task, Unit
+from dinomed.adapters.task import OF_SINGLE_MEMBERS, TASKS, EnsembleUse, Task, Unit
 from dinomed.adapters.tasks.classify.answer import answer_from, combine_answers, mean_logits
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses, join_classes
@@ -117,8 +117,7 @@ class ClassifyTask(Task):
             replace(joined, answer=answer),
             answer.model_dump(mode="json"),
             left_out={
-                name: f"{what} chosen on the confidence of single members, and the mean of several is less sure; "
-                "`dinomed predict` with a member has them"
+                name: f"{what} {OF_SINGLE_MEMBERS}"
                 for name, what in (("abstention", "the thresholds were"), ("prediction sets", "the limit was"))
                 if name == "abstention" or answer_from(members[0]).sets is not None
             },

@@ -43,4 +43,4 @@ def evaluate_depth(predictor: DepthPredictor, manifest: Manifest) -> EvaluatedVa
         return depth_metrics([errors[i] for i in rows]) | limits
 
     columns = {name: np.array([image[name] for image in errors], float) for name in HEADLINE}
-    return EvaluatedValues(manifest, manifest.units(), columns, summary, errors=("abs_rel", "rmse"))
+    return EvaluatedValues(manifest, manifest.units(), columns, summary, errors=("abs_rel", "rmse"), cases=errors)

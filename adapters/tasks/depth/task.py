@@ -14,6 +14,7 @@ from dinomed.adapters.tasks.depth.predict import DepthPredictor, EnsembleDepth
 from dinomed.adapters.tasks.depth.writer import DepthWriter
 from dinomed.adapters.tasks.monai_maps import MONAI_MAPS, monai_map_writer
 from dinomed.datasets.manifest import Manifest
+from dinomed.metrics.depth import depth_metrics
 
 
 @TASKS.register("depth")
@@ -52,7 +53,8 @@ class DepthTask(Task):
         ranges = [member.usage["depth"] for member in members]
         low, high = min(each["low"] for each in ranges), max(each["high"] for each in ranges)
         usage = {"depth": ranges[0] | {"low": low, "high": high}, "views": members[0].usage["views"]}
-        return EnsembleUse(join_values(evaluated), usage)
+        limits = {name: usage["depth"][name] for name in ("low", "high", "unit")}
+        return EnsembleUse(join_values(evaluated, lambda errors: depth_metrics(errors) | limits), usage)
 
     def export_lines(self, predictor: DepthPredictor) -> list[str]:
         unit = f" {predictor.source.unit}" if predictor.source.unit else ", in the unit of its maps"

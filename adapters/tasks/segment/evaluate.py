@@ -1,6 +1,6 @@
 """Evaluation of segmenters: masks compared at the size of each image, class by class."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,13 +80,7 @@ def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> Evalu
     `dinomed.metrics.lesions`. For several classes the values of an image are means over the classes."""
     comparison = compare_masks(predictor, manifest)
     compared = comparison.by_class
-
-    def summary(rows: Sequence[int]) -> dict[str, Any]:
-        chosen = {name: [cases[i] for i in rows] for name, cases in compared.items()}
-        per_class = {name: segmentation_metrics([case.overlap for case in cases]) for name, cases in chosen.items()}
-        lesions = {name: lesion_metrics([case.lesions for case in cases]) for name, cases in chosen.items()}
-        return mean_over_classes(per_class) | {"lesions": lesions if len(lesions) > 1 else next(iter(lesions.values()))}
-
+    images = [dict(zip(compared, cases, strict=True)) for cases in zip(*compared.values(), strict=True)]
     columns = {}
     for name in ("dice", "iou", "surface_dice", "hd95_px"):
         values = np.array([[getattr(case.overlap, name) for case in cases] for cases in compared.values()], float)
@@ -98,13 +92,22 @@ def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> Evalu
         manifest,
         manifest.units(),
         columns,
-        summary,
+        lambda rows: summarize_masks([images[row] for row in rows], list(compared)),
         errors=("hd95_px",),
         confidences={CONFIDENCE: np.array(comparison.confidences)},
         abstention=predictor.abstention,
+        cases=images,
         target_shares=np.array(comparison.target_shares),
         by_threshold=None if curve is None else list(zip(THRESHOLDS, curve.dice.tolist(), strict=True)),
     )
+
+
+def summarize_masks(images: Sequence[Mapping[str, ClassComparison]], classes: Sequence[str]) -> dict[str, Any]:
+    """Return the metrics of images, each of which has a comparison for each of the reported classes."""
+    by_class = {name: [image[name] for image in images] for name in classes}
+    per_class = {name: segmentation_metrics([case.overlap for case in cases]) for name, cases in by_class.items()}
+    lesions = {name: lesion_metrics([case.lesions for case in cases]) for name, cases in by_class.items()}
+    return mean_over_classes(per_class) | {"lesions": lesions if len(lesions) > 1 else next(iter(lesions.values()))}
 
 
 def mean_over_classes(per_class: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The task segment: masks of one class or of several."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from dinomed.adapters.heads.auto import AutoSegmenterConfig, candidate_data, las
 from dinomed.adapters.heads.dpt import quarter_blocks
 from dinomed.adapters.inference.ensemble.maps import same_settings
 from dinomed.adapters.record import AdapterRecord
-from dinomed.adapters.task import TASKS, EnsembleUse, Task
+from dinomed.adapters.task import OF_SINGLE_MEMBERS, TASKS, EnsembleUse, Task
 from dinomed.adapters.tasks.monai_maps import MONAI_MAPS, monai_map_writer
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
@@ -86,16 +87,15 @@ class SegmentTask(Task):
 
     def combine_use(self, members: Sequence[AdapterRecord], evaluated: Sequence[EvaluatedValues]) -> EnsembleUse:
         """Average the thresholds of the members: out-of-fold maps at full size are not kept."""
+        from dinomed.adapters.tasks.segment.evaluate import summarize_masks  # imports MONAI, which takes seconds
+
         usage = {name: members[0].usage[name] for name in ("mask_schema", "views")}
         if members[0].usage.get("thresholds"):
             usage["thresholds"] = np.mean([member.usage["thresholds"] for member in members], axis=0).tolist()
         known = [member.threshold for member in members if member.threshold is not None]
-        reason = (
-            "the thresholds were chosen on the confidence of single members, and the mean of several is less sure; "
-            "`dinomed predict` with a member has them"
-        )
         threshold = float(np.mean(known)) if known else None
-        return EnsembleUse(join_values(evaluated), usage, threshold, {"abstention": reason})
+        joined = join_values(evaluated, partial(summarize_masks, classes=list(evaluated[0].cases[0])))
+        return EnsembleUse(joined, usage, threshold, {"abstention": f"the thresholds were {OF_SINGLE_MEMBERS}"})
 
     def evaluation_settings(self, predictor: SegmentPredictor) -> dict[str, Any]:
         return {"threshold": predictor.threshold}

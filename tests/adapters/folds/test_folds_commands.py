@@ -7,10 +7,17 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import dinomed
+from dinomed.adapters.bundle import read_record
+from dinomed.adapters.folds.plan import with_splits
+from dinomed.adapters.inference.loader import load_adapter
+from dinomed.adapters.task import find_task
+from dinomed.datasets.manifest import read_manifest
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -77,6 +84,8 @@ def test_evaluate_predict_and_doctor_take_an_ensemble(
     code, text, _ = run(*words, "--json", "-o", tmp_path / "test")
     assert code == 0
     report = json.loads(text)
+    table = json.loads((ensembles[task] / "cross_validation.json").read_text())
+    assert set(table["metrics"]) == set(report["metrics"])
     assert report["seen_in_training"] == {"images": 0, "of_seen_groups": 0, "left_out": False}
     assert (tmp_path / "test" / "report.html").is_file()
     code, _, error = run(*words, "--split", "val")
@@ -103,10 +112,30 @@ def test_what_an_ensemble_cannot_do_is_said_in_one_line(
     assert "thresholds of confidence; an ensemble has none: give one of its members, such as fold_1" in error
 
 
-def test_images_and_groups_of_any_member_are_left_out(ensembles: dict[str, Path], lesion_manifest: Path) -> None:
-    from dinomed.adapters.folds.plan import with_splits
-    from dinomed.datasets.manifest import read_manifest
+def test_metrics_of_joined_parts_are_those_of_all_images(ensembles: dict[str, Path], lesion_manifest: Path) -> None:
+    member, task = ensembles["segment"] / "fold_1", find_task("segment")
+    predictor, images = load_adapter(member), read_manifest(lesion_manifest).select(split="test")
+    parts = [task.evaluate(predictor, images.take(rows), "test") for rows in (range(2), range(2, len(images)))]
+    joined = task.combine_use([read_record(member)] * 2, parts).evaluated
+    whole = task.evaluate(predictor, images, "test")
+    for rows in (range(len(images)), range(1, 4)):
+        assert json.dumps(joined.metrics(rows)) == json.dumps(whole.metrics(rows))
 
+
+def test_maps_of_the_members_are_averaged_image_by_image(
+    ensembles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor: Any = load_adapter(ensembles["segment"])
+    steps = list[str]()
+    for name in ("resized", "finish"):
+        step = getattr(predictor, name)
+        monkeypatch.setattr(predictor, name, lambda *given, name=name, step=step: steps.append(name) or step(*given))
+    maps = predictor.batch_maps(torch.zeros(3, 3, 32, 32), [(8, 9)] * 3)
+    assert [each.shape for each in maps] == [(1, 8, 9)] * 3
+    assert steps == ["resized", "finish"] * 3
+
+
+def test_images_and_groups_of_any_member_are_left_out(ensembles: dict[str, Path], lesion_manifest: Path) -> None:
     manifest = read_manifest(lesion_manifest)
     used = [split != "test" for split in manifest.column("split")]
     kept = [row for row, each in enumerate(used) if not each]
