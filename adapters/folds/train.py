@@ -106,7 +106,7 @@ def train_folds(
             for fold, name in enumerate(names):
                 _train_fold(backbone, folded, fold, folder / name, config, folds, cache)
             references, records = refer_to_members(folder, names)
-            load = lambda *_, image_size=None, **__: at_image_size(backbone, image_size or _size(backbone))
+            load = lambda *_, image_size=None, aspect=None, **__: at_image_size(backbone, image_size, aspect)
             outcome = evaluate_out_of_fold(task, folder, folded, records, load, str(backbone.device))
             table = tabulate(outcome, task.name)
             adapter = _as_adapter(folder, records, folded, outcome, table, config, backbone).model_copy(
@@ -122,10 +122,6 @@ def train_folds(
         folder, 0, table["metrics"], outcome.use.threshold, table=table,
         members=tuple(folder / name for name in names), out_of_fold=outcome.use.evaluated,
     )  # fmt: skip
-
-
-def _size(backbone: FrozenBackbone) -> int:
-    return backbone.preprocessing.image_size
 
 
 def _train_fold(
@@ -156,7 +152,7 @@ def _train_fold(
 
 
 def _at_record(backbone: FrozenBackbone, record: AdapterRecord) -> FrozenBackbone:
-    return at_image_size(backbone, record.preprocessing.image_size)
+    return at_image_size(backbone, record.preprocessing.image_size, record.preprocessing.aspect)
 
 
 def _as_adapter(

@@ -281,3 +281,11 @@ def test_the_mean_of_logits_is_that_of_probabilities() -> None:
         expected = torch.stack([a.probabilities(x.double()) for a, x in zip(answers, logits, strict=True)]).mean(0)
         combined = Answer(multilabel=multilabel).probabilities(mean_logits(answers, logits))
         assert torch.allclose(combined, expected, rtol=1e-5, atol=0)  # float32 logits of up to 80
+
+
+def test_folds_of_padded_images_become_an_ensemble_of_padded_images(
+    backbone: FrozenBackbone, manifest: Manifest, cache: Path, tmp_path: Path
+) -> None:
+    config = LOGISTIC.model_copy(update={"aspect": "pad"})
+    first = train_folds(backbone, manifest, tmp_path / "out", config, 2, cache=cache)
+    assert load_adapter(first.folder).backbone.preprocessing.aspect == "pad"
