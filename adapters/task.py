@@ -92,6 +92,9 @@ class Task(ABC):
     """Whether the panel shows similar cases too: it is made from a predictor and an index, which may be None."""
     has_ensembles: ClassVar[bool] = False
     """Whether adapters can be averaged: `build_ensemble` and `combine_use` are there."""
+    video_answer: ClassVar[str] = ""
+    """Class "module:name" of the answer for a video, a `dinomed.adapters.video.answer.VideoAnswer`. Empty: ``predict``
+    refuses videos."""
     config: "type[TrainConfig]"
     predictor: "type[Predictor]"
 

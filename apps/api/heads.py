@@ -13,6 +13,8 @@ from dinomed.adapters.inference import loader
 from dinomed.adapters.inference.folder import PredictionResult, predict_collection
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.task import Unit, find_task
+from dinomed.adapters.video.request import find_input_videos, refuse_image_options
+from dinomed.adapters.video.run import RESERVED, predict_videos
 from dinomed.apps.api.backbones import BackboneLike, load_backbone
 from dinomed.apps.api.inputs import (
     DatasetLike,
@@ -26,6 +28,7 @@ from dinomed.apps.api.inputs import (
 )
 from dinomed.config import load_config
 from dinomed.datasets.open import open_dataset
+from dinomed.datasets.scan.videos import name_groups
 from dinomed.errors import UsageError
 from dinomed.metrics.uncertainty.abstention import choose_rule
 
@@ -232,19 +235,24 @@ def predict(
     coco_ids: PathLike | None = None,
     dicom_seg: bool = False,
     keep_ids: bool = False,
+    fps: float | None = None,
+    step: int | None = None,
     overwrite: bool = False,
     device: str = "auto",
 ) -> PredictionResult:
-    """Predict every image of a folder or a manifest and write the predictions.
+    """Predict every image of a folder or a manifest, or every frame of videos, and write the predictions.
 
     A segmenter writes a mask for each image, a depth estimator a depth map; predictions.csv has a row for each image.
     Segmenters and classifiers write a contact sheet too: index.html, with thumbnails of at most 400 images. An
     interrupted call continues where it stopped. The command is ``dinomed predict``. For images in memory use
     ``load_adapter(folder).predict(images)``.
 
+    For a video, or a folder of videos, a segmenter or a classifier writes a folder for each: a table with a row for
+    each frame, a plot over time, summary.json with one answer, and of a segmenter mask videos and an overlay video.
+
     Args:
         adapter: adapter folder, the result of `dinomed.train`, or a loaded adapter.
-        images: a manifest, or the path of a manifest, a folder or an image.
+        images: a manifest, or the path of a manifest, a folder, an image or a video.
         out: folder to write.
         backbone: path of its backbone, if that was moved.
         unit: for a classifier, ``"group"`` for one row for all images of a group; there is no contact sheet then.
@@ -253,16 +261,20 @@ def predict(
         max_risk: the same with the threshold at which the kept validation images had at most this mean loss: the share
             of wrong classes, or 1 - Dice.
         sheet: write the contact sheet.
-        names: show the paths of images in the contact sheet; they may identify patients.
+        names: show the paths of images in the contact sheet, and call the folders of videos like their files instead
+            of by numbers; they may identify patients.
         coco: for a segmenter, write the masks as COCO results too: coco_results.json and coco_images.json.
         coco_ids: COCO file of the images, whose ids of images and categories the results have; sets `coco`.
         dicom_seg: for a segmenter and DICOM images, write masks as DICOM segmentations too (extra ``dicom``).
         keep_ids: with `dicom_seg`, copy identifiers of patient and study; else a placeholder.
+        fps: of videos, read so many frames a second, as near as every N-th frame comes to it; None for every frame.
+        step: of videos, read every `step`-th frame instead.
         overwrite: replace an earlier prediction in `out`.
         device: auto, cpu, cuda, cuda:N or mps.
 
     Returns:
-        The folder, the numbers of new, of earlier and of abstained predictions, and (path, reason) of unreadable files.
+        The folder, the numbers of all, of earlier and of abstained predictions, and (path, reason) of unreadable files.
+        For videos a `VideoPredictionResult`, with the folder of each video and the answers.
 
     Raises:
         UsageError: no images, `out` is in use, or an option does not fit the adapter or the images.
@@ -274,6 +286,20 @@ def predict(
         (1, ['SYN_00000_a.png'])
     """
     _check_unit(unit)
+    videos = find_input_videos(images)
+    if videos is not None:
+        from dinomed.apps.pages.overlay import draw_mask
+
+        refuse_image_options({
+            f"unit={unit}": unit, "abstain": abstain, "max_risk": max_risk, "coco=True": coco, "coco_ids": coco_ids,
+            "dicom_seg=True": dicom_seg, "keep_ids=True": keep_ids,
+        })  # fmt: skip
+        return predict_videos(
+            _predictor(adapter, backbone, device), videos, name_groups(videos, names, RESERVED), out, fps=fps,
+            step=step, draw=partial(draw_mask, fill=0), overwrite=overwrite)  # fmt: skip
+    if fps is not None or step is not None:
+        option = "step" if fps is None else "fps"
+        raise UsageError(f"`{option}` is for videos, and {images} holds none; leave it out")
     if unit == "group" and dicom_seg:
         raise UsageError("`dicom_seg=True` is for single images; leave `unit=group` out")
     if keep_ids and not dicom_seg:

@@ -1,4 +1,4 @@
-"""`dinomed predict`: masks, depth maps or probabilities of new images."""
+"""`dinomed predict`: masks, depth maps or probabilities of new images and videos."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from dinomed.apps.options import Device, Json, Output, Overwrite, Quiet
 
 def predict(
     adapter: Annotated[Path, Argument(help="Adapter folder, as `dinomed train` writes it.")],
-    images: Annotated[Path, Argument(help="Folder of images, one image, or a manifest.")],
+    images: Annotated[Path, Argument(help="Folder of images or of videos, one image or video, or a manifest.")],
     out: Output,
     backbone: Annotated[str | None, Option("--backbone", "-b", help="Path of its backbone, if it was moved.")] = None,
     unit: Annotated[
@@ -36,7 +36,9 @@ def predict(
     sheet: Annotated[
         bool, Option("--sheet/--no-sheet", help="Write index.html: thumbnails with outlines, sorted by buttons.")
     ] = True,
-    names: Annotated[bool, Option("--names", help="Show the paths of images in index.html.")] = False,
+    names: Annotated[
+        bool, Option("--names", help="Show paths of images in index.html; call folders of videos like their files.")
+    ] = False,
     coco: Annotated[
         bool, Option("--coco", help="For a segmenter: write coco_results.json and coco_images.json too.")
     ] = False,
@@ -52,12 +54,16 @@ def predict(
         bool,
         Option("--keep-ids", help="With --dicom-seg: copy identifiers of the patient and the study."),
     ] = False,
+    fps: Annotated[
+        float | None, Option("--fps", help="For videos: read about so many frames a second; default is every frame.")
+    ] = None,
+    step: Annotated[int | None, Option("--step", help="For videos: read every N-th frame.", metavar="N", min=1)] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Predict every image of a folder or a manifest.
+    """Predict every image of a folder or a manifest, or every frame of videos.
 
     A segmenter writes a mask (PNG, 0 and 255) of the size of each image under its relative path. Where two images would
     share a path, as a.jpg and a.png do, both keep their whole name: a.jpg.png, a.png.png. `predictions.csv` lists
@@ -67,16 +73,30 @@ def predict(
     unlikeness to the training images. It names no image without --names. With --abstain or --max-risk the column
     `abstained` marks predictions of low confidence. With --dicom-seg the mask of a DICOM image is also written as a
     DICOM segmentation, a.seg.dcm. Images that cannot be used are listed in `unreadable.csv`, and the
-    exit code is 1. After an interruption the same command continues where it stopped. For research use only.
+    exit code is 1. After an interruption the same command continues where it stopped.
+
+    For each video (MP4, MOV, AVI, Matroska, WebM, MPEG, DICOM of several frames) a segmenter or a classifier writes a
+    numbered folder: `predictions.csv` with a row for each frame, a plot over time, `summary.json` with one answer, and
+    of a segmenter a mask video (exact) and an overlay video. Frames without a prediction are marked in the table, and
+    the exit code is 1. After an interruption finished videos are kept. For research use only.
     """
     arguments = locals()
     from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE
+    from dinomed.adapters.video.run import VideoPredictionResult
     from dinomed.apps.api.heads import predict as predict_images
-    from dinomed.apps.output import api_arguments, emit
+    from dinomed.apps.output import api_arguments, build_table, emit
     from dinomed.errors import DinomedError
     from dinomed.notice import RESEARCH_USE
 
     done = predict_images(**api_arguments(arguments))
+    if isinstance(done, VideoPredictionResult):
+        emit(done.report(), as_json, build_table(("", *(answer["video"] for answer in done.answers)), done.facts()))
+        if done.unreadable:
+            first, reason = done.unreadable[0]
+            raise DinomedError(
+                f"{len(done.unreadable)} problems with videos (the first: {first}: {reason}); the other frames are done"
+            )
+        return
     report: dict[str, Any] = {"output": str(done.folder), "table": str(done.folder / TABLE_FILE)}
     if unit == "group":
         report |= {"groups": done.images, "kept": done.kept}

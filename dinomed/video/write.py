@@ -1,4 +1,4 @@
-"""Writing of videos that any player reads: Motion JPEG in AVI, by OpenCV, complete or not at all."""
+"""Writing of videos by OpenCV, complete or not at all: Motion JPEG, which any player reads, or exact gray values."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,16 +16,19 @@ QUALITY = 95
 
 
 @contextmanager
-def writing_video(path: str | Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+def writing_video(
+    path: str | Path, size: tuple[int, int], fps: float, *, lossless: bool = False
+) -> Iterator[Callable[[np.ndarray], None]]:
     """Open a video for writing; it appears at `path` after the block, if no error occurred.
 
     Args:
         path: file that ends in .avi.
         size: (height, width) of the frames, px. An odd side gets a black row or column more: encoders need even ones.
         fps: frames a second.
+        lossless: write gray frames as FFV1, whose values are read back as they are; else as Motion JPEG.
 
     Yields:
-        A function that appends a frame, uint8 RGB ``(H, W, 3)`` or gray ``(H, W)``.
+        A function that appends a frame, uint8 RGB ``(H, W, 3)``, or gray ``(H, W)``.
 
     Raises:
         DinomedError: the video cannot be written.
@@ -34,26 +37,28 @@ def writing_video(path: str | Path, size: tuple[int, int], fps: float) -> Iterat
 
     even = size[0] + size[0] % 2, size[1] + size[1] % 2
     with replacing(path) as temporary:
-        code = cv2.VideoWriter.fourcc(*"MJPG")
+        codec = "FFV1" if lossless else "MJPG"
+        code, backends = cv2.VideoWriter.fourcc(*codec), [cv2.CAP_FFMPEG, *([] if lossless else [cv2.CAP_OPENCV_MJPEG])]
         writer = next(
             (
                 writer
-                for backend in (cv2.CAP_FFMPEG, cv2.CAP_OPENCV_MJPEG)
-                if (writer := cv2.VideoWriter(str(temporary), backend, code, fps, even[::-1])).isOpened()
+                for backend in backends
+                if (writer := cv2.VideoWriter(str(temporary), backend, code, fps, even[::-1], not lossless)).isOpened()
             ),
             None,
         )
         if writer is None:
-            raise DinomedError(f"cannot write {path}: OpenCV cannot encode Motion JPEG of {size[1]}x{size[0]} px")
+            raise DinomedError(f"cannot write {path}: OpenCV cannot encode {codec} of {size[1]}x{size[0]} px")
         writer.set(cv2.VIDEOWRITER_PROP_QUALITY, QUALITY)
         count = 0
 
         def append(frame: np.ndarray) -> None:
             nonlocal count
             assert frame.shape[:2] == size, (frame.shape, size)
+            assert frame.ndim == 2 or not lossless, frame.shape
+            whole = np.zeros(even if lossless else (*even, 3), np.uint8)
             colour = cv2.COLOR_GRAY2BGR if frame.ndim == 2 else cv2.COLOR_RGB2BGR
-            whole = np.zeros((*even, 3), np.uint8)
-            whole[: size[0], : size[1]] = cv2.cvtColor(frame, colour)
+            whole[: size[0], : size[1]] = frame if lossless else cv2.cvtColor(frame, colour)
             writer.write(whole)
             count += 1
 

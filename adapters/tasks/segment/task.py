@@ -44,6 +44,7 @@ class SegmentTask(Task):
     case_note = "Coloured: predicted. White line: the reference."
     page_section = "dinomed.apps.pages.sections.masks:build_mask_section"
     panel = "dinomed.apps.demos.segment:SegmentPanel"
+    video_answer = "dinomed.adapters.video.segment:SegmentVideo"
     metric_titles: ClassVar[Mapping[str, str]] = {
         "dice": "Dice",
         "iou": "IoU",

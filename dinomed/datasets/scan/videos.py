@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from dinomed.datasets.scan.labels import number_groups
+from dinomed.datasets.scan.predictions import find_predictions
 from dinomed.datasets.scan.walk import walk
 from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
@@ -27,6 +28,8 @@ def is_video_file(path: Path) -> bool:
 def find_videos(paths: Sequence[Path]) -> list[Path]:
     """Return the videos among files and below folders, each once, in the order given and sorted within a folder.
 
+    Folders in a folder that hold predictions are left out.
+
     Raises:
         UsageError: a path does not exist, a file is no video, or there is no video.
     """
@@ -37,7 +40,9 @@ def find_videos(paths: Sequence[Path]) -> list[Path]:
         inside = [path]
         if path.is_dir():
             walked = walk(path)
-            inside = [path / name for name in sorted([*walked.images, *walked.videos]) if is_video_file(path / name)]
+            names = sorted([*walked.images, *walked.videos])
+            written = {name for files in find_predictions(path, names).values() for name in files}
+            inside = [path / name for name in names if name not in written and is_video_file(path / name)]
         elif not is_video_file(path):
             raise UsageError(f"{path} is not a video (MP4, MOV, AVI, Matroska, WebM, MPEG, or DICOM of several frames)")
         for video in inside:

@@ -1,0 +1,65 @@
+"""Base class of the answers for a video: what its frames are written as, and what is said about the whole video."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomed.adapters.predictor import Predictor
+from dinomed.adapters.writer import Row
+from dinomed.html.drawing import Drawing
+from dinomed.video.facts import VideoFrame
+
+DrawMask = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Returns a frame, uint8 (H, W, 3), with the outline of a mask (H, W)."""
+
+
+class VideoAnswer(ABC):
+    """The predictions for the frames of one video. A task names its subclass (`dinomed.adapters.task.Task`).
+
+    Args:
+        predictor: the loaded adapter.
+        draw: draws the outline of a mask on a frame.
+
+    Attributes:
+        columns: columns of the table between the time and the problem of a frame.
+        plot_file: name of the plot.
+        video_files: names of the videos that are written.
+        frames: number and time, s, of each frame with a prediction, in order.
+    """
+
+    columns: Sequence[str]
+    plot_file: str
+    video_files: Sequence[str] = ()
+
+    def __init__(self, predictor: Predictor, draw: DrawMask) -> None:
+        self.frames: list[tuple[int, float]] = []
+
+    @contextmanager
+    def writing(self, folder: Path, size: tuple[int, int], fps: float) -> Iterator[None]:
+        """Open the videos of `video_files` in a folder; they appear after the block, if no error occurred.
+
+        Args:
+            size: height and width of the frames, px.
+            fps: frames a second of the written videos.
+        """
+        yield
+
+    @abstractmethod
+    def add(self, frame: VideoFrame, prediction: Any) -> Row:
+        """Write a frame with its prediction, a result of `Predictor.predict`; return the cells of `columns`."""
+
+    @abstractmethod
+    def add_lost(self) -> None:
+        """Write a frame that has no prediction: black in the videos, a gap in the plot."""
+
+    @abstractmethod
+    def summarize(self) -> dict[str, Any]:
+        """Return the answer for the whole video, as JSON types; there is at least one frame with a prediction."""
+
+    @abstractmethod
+    def plot(self) -> Drawing:
+        """Return the plot over time."""

@@ -1,0 +1,53 @@
+"""Frames of a video in order, those that cannot be decoded among them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dinomed.images.decode import UnreadableImage
+from dinomed.video.facts import VideoFrame
+from dinomed.video.video import Video
+
+
+@dataclass(frozen=True)
+class LostFrame:
+    """A frame without pixels: its number, and the reason."""
+
+    number: int
+    reason: str
+
+
+class FrameReader:
+    """Reads the frames 0, `step`, 2 * `step`, ... of a video; a few are in memory at a time.
+
+    Attributes:
+        problem: the reason why the video cannot be read to its end; None if it can, or before the end.
+    """
+
+    def __init__(self, video: Video, step: int) -> None:
+        self.video, self.step = video, step
+        self.problem: str | None = None
+
+    def __iter__(self) -> Iterator[VideoFrame | LostFrame]:
+        """Yield each frame, a `VideoFrame` or a `LostFrame`, by increasing numbers."""
+        listed = 0
+        try:
+            for frame in self.video.stream(self.step):
+                yield from (LostFrame(*lost) for lost in self.video.lost[listed:])
+                listed = len(self.video.lost)
+                yield frame
+        except UnreadableImage as error:
+            self.problem = error.reason
+        yield from (LostFrame(*lost) for lost in self.video.lost[listed:])
+
+
+def choose_step(video_fps: float, fps: float | None, step: int | None) -> int:
+    """Return the number of frames from one that is read to the next.
+
+    Args:
+        video_fps: frames a second of the video.
+        fps: wanted frames a second, above 0; the nearest rate that a whole step gives is taken.
+        step: the step itself; with neither every frame is read.
+    """
+    if fps is None:
+        return step or 1
+    return max(1, int(video_fps / fps + 0.5))

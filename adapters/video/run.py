@@ -1,0 +1,281 @@
+"""Prediction of videos: one folder for each, with a table, written videos, a plot and one answer."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from dinomed.adapters.inference.folder import PredictionResult
+from dinomed.adapters.inference.plan import (
+    FAILED_FILE,
+    PLAN_FILE,
+    ROWS_FILE,
+    SHEET_FILE,
+    TABLE_FILE,
+    PredictionPlan,
+    is_own_sheet,
+    read_plan,
+)
+from dinomed.adapters.predictor import Predictor
+from dinomed.adapters.task import find_task
+from dinomed.adapters.video.answer import DrawMask, VideoAnswer
+from dinomed.adapters.video.frames import FrameReader, choose_step
+from dinomed.adapters.writer import Row
+from dinomed.datasets.tables import write_csv
+from dinomed.errors import DinomedError, UsageError
+from dinomed.features.finite import compute_finite
+from dinomed.html.drawing import write_drawing
+from dinomed.images.decode import UnreadableImage
+from dinomed.io.files import read_json, write_json
+from dinomed.io.output_folder import open_output_folder
+from dinomed.io.prefetch import batched
+from dinomed.io.publish import READY_FILE, publish
+from dinomed.log import logger
+from dinomed.notice import RESEARCH_USE
+from dinomed.progress import bar
+from dinomed.video.facts import VideoFrame
+from dinomed.video.video import Video
+
+SUMMARY_FILE = "summary.json"
+RESERVED = (PLAN_FILE, SUMMARY_FILE, READY_FILE)
+"""Names that no folder of a video may have."""
+_BATCH, _BATCH_BYTES = 16, 2**28  # frames; of their pixels and probability maps
+_DIGITS = 16  # of the hash that stands for a video in the plan
+
+
+@dataclass(frozen=True)
+class VideoPredictionResult(PredictionResult):
+    """The result of a prediction of videos. `images` is the number of predicted frames, `kept` that of the videos that
+    an interrupted call had predicted before, and `unreadable` has (path, reason) of videos with a problem.
+
+    Attributes:
+        groups: path of each video -> its folder in `folder`.
+        answers: the answer for each video with a prediction, as in summary.json.
+    """
+
+    groups: dict[str, str] = field(default_factory=dict)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+
+    def report(self) -> dict[str, Any]:
+        """Return what the command prints."""
+        return {
+            "output": str(self.folder), "summary": str(self.folder / SUMMARY_FILE), "videos": self.groups,
+            "frames": self.images, "kept": self.kept, "answers": self.answers,
+            "problems": [{"video": video, "reason": reason} for video, reason in self.unreadable],
+            "note": RESEARCH_USE,
+        }  # fmt: skip
+
+    def facts(self) -> list[tuple[Any, ...]]:
+        """Return rows of a name and a value for each video in `answers`: its file, and the numbers of its answer."""
+        files = {group: path for path, group in self.groups.items()}
+        names = [k for k, value in self.answers[0].items() if isinstance(value, int | float | str) and k != "notice"]
+        rows = [("file", *(files[answer["video"]] for answer in self.answers))]
+        return rows + [(name, *(answer[name] for answer in self.answers)) for name in names if name != "video"]
+
+
+def predict_videos(
+    predictor: Predictor,
+    videos: Sequence[Path],
+    groups: Sequence[str],
+    out: str | Path,
+    *,
+    fps: float | None = None,
+    step: int | None = None,
+    draw: DrawMask,
+    overwrite: bool = False,
+) -> VideoPredictionResult:
+    """Predict the frames of videos.
+
+    GROUP/predictions.csv has a row for each frame, GROUP/summary.json one answer for the video, beside a plot and, of
+    a segmenter, mask videos and an overlay video. summary.json holds the answers of all. The folder is filled at the
+    end. After an interruption the same call keeps the finished videos.
+
+    Args:
+        predictor: result of `load_adapter`.
+        videos: paths of the videos.
+        groups: folder of each video in `out`.
+        out: output folder.
+        fps: read so many frames a second, as near as a whole step between frames comes to it; None for every frame.
+        step: read every `step`-th frame.
+        draw: draws the outline of a mask on a frame.
+        overwrite: replace an earlier result in `out`.
+
+    Raises:
+        UsageError: the task or the adapter does not predict videos, `fps` or `step` is out of range, or `out` is in
+            use.
+        DinomedError: no video has a frame that can be read, or nothing can be written.
+    """
+    if fps is not None and step is not None:
+        raise UsageError("`fps` and `step` are two ways to read fewer frames; give one of the two")
+    if fps is not None and not 0 < fps < float("inf"):
+        raise UsageError(f"`fps={fps:g}` must be above 0; leave it out for every frame")
+    if step is not None and step < 1:
+        raise UsageError(f"`step={step}` must be at least 1")
+    out, build = Path(out), _answer_builder(predictor, draw)
+    settings = _settings(predictor, videos, groups, fps, step)
+    problems: list[tuple[str, str]] = []
+    answers: list[dict[str, Any]] = []
+    with open_output_folder(out, marker=PLAN_FILE, overwrite=overwrite, keep=[PLAN_FILE, *groups]) as stage:
+        earlier = _earlier_files(out)
+        kept = _keep_finished(stage, settings, groups)
+        for path, group in zip(videos, groups, strict=True):
+            if group not in kept:
+                _predict_video(predictor, path, build(), stage / group, group, (fps, step), problems)
+            if (stage / group / SUMMARY_FILE).exists():
+                answers.append(read_json(stage / group / SUMMARY_FILE))
+                problems += [(str(path), reason) for reason in answers[-1]["problems"]]
+        for path, reason in problems:
+            logger.warning(f"{path}: {reason}")
+        if not answers:
+            shutil.rmtree(stage)
+            path, reason = problems[0]
+            more = f"none of {len(videos)} videos can be read; the first: " if len(videos) > 1 else ""
+            raise DinomedError(f"{more}{path}: {reason}")
+        failed = [{"video": dict(zip(map(str, videos), groups, strict=True))[path], "reason": reason}
+                  for path, reason in problems]  # fmt: skip
+        head = {"notice": RESEARCH_USE, "task": predictor.task}
+        write_json(stage / SUMMARY_FILE, head | {"videos": answers, "problems": failed})
+        files = [f"{answer['video']}/{name}" for answer in answers for name in answer["files"]]
+        PredictionPlan(settings, (*files, SUMMARY_FILE), complete=True).write(stage)
+        publish(stage, out, [*files, SUMMARY_FILE, PLAN_FILE], remove=[PLAN_FILE, *earlier])
+        for folder in {name.split("/")[0] for name in earlier if "/" in name}:
+            with suppress(OSError):  # it holds other files, or those of this result
+                (out / folder).rmdir()
+    frames = sum(answer["frames"] for answer in answers)
+    named = dict(zip(map(str, videos), groups, strict=True))
+    return VideoPredictionResult(out, frames, len(kept), problems, groups=named, answers=answers)
+
+
+def _predict_video(
+    predictor: Predictor, path: Path, answer: VideoAnswer, folder: Path, group: str,
+    rate: tuple[float | None, int | None], problems: list[tuple[str, str]],
+) -> None:  # fmt: skip
+    """Write the folder of a video, its summary last. A video without a prediction gets none, and a problem instead."""
+    try:
+        video = Video(path)
+        reader = FrameReader(video, choose_step(video.facts.fps, *rate))
+        folder.mkdir()
+        facts = video.facts
+        with answer.writing(folder, (facts.height, facts.width), facts.fps / reader.step):
+            rows = _predict_frames(predictor, reader, answer, group)
+            if not answer.frames:
+                reason = reader.problem or next((row[-1] for row in rows), "no frame can be decoded")
+                raise UnreadableImage(path, reason)
+    except UnreadableImage as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        problems.append((str(path), error.reason))
+        return
+    facts, lost = video.facts, len(rows) - len(answer.frames)
+    reasons = [reason for reason in (reader.problem, facts.problem) if reason is not None]
+    if lost:
+        reasons.append(f"{lost:,} frames have no prediction; the column problem of {group}/{TABLE_FILE} says why")
+    write_csv(folder / TABLE_FILE, ["frame", "time_s", *answer.columns, "problem"], rows)
+    write_drawing(answer.plot(), folder / answer.plot_file, "")
+    files = [TABLE_FILE, answer.plot_file, *answer.video_files, SUMMARY_FILE]
+    summary = {
+        "notice": RESEARCH_USE, "video": group, "frames": len(answer.frames), "unreadable_frames": lost,
+        "width": facts.width, "height": facts.height, "source_frames": facts.frames, "source_fps": facts.fps,
+        "step": reader.step, "fps": facts.fps / reader.step, **answer.summarize(), "problems": reasons,
+        "note": facts.note, "files": files,
+    }  # fmt: skip
+    write_json(folder / SUMMARY_FILE, summary)
+
+
+def _predict_frames(predictor: Predictor, reader: FrameReader, answer: VideoAnswer, group: str) -> list[Row]:
+    """Predict and write the frames of a video; return the rows of its table."""
+    facts, rows = reader.video.facts, list[Row]()
+    bytes_a_frame = facts.width * facts.height * (3 + 5 * max(len(predictor.classes), 1))
+    total = None if facts.frames is None else -(-facts.frames // reader.step)
+    with bar(f"frames of video {group}", total) as progress:
+        for batch in batched(reader, max(1, min(_BATCH, _BATCH_BYTES // bytes_a_frame))):
+            frames = [frame for frame in batch if isinstance(frame, VideoFrame)]
+            kept, results, reasons = compute_finite(_predictions_of(predictor, frames), len(frames))
+            predictions = {frames[i].number: result for i, result in zip(kept, results or [], strict=True)}
+            not_finite = {frames[i].number: reason for i, reason in reasons.items()}
+            for frame in batch:
+                if isinstance(frame, VideoFrame) and frame.number in predictions:
+                    cells = answer.add(frame, predictions[frame.number])
+                    rows.append([frame.number, f"{frame.time_s:.3f}", *cells, None])
+                    continue
+                answer.add_lost()
+                known = isinstance(frame, VideoFrame)
+                time_s, reason = (f"{frame.time_s:.3f}", not_finite[frame.number]) if known else (None, frame.reason)
+                rows.append([frame.number, time_s, *[None] * len(answer.columns), reason])
+            progress.advance(len(batch))
+    return rows
+
+
+def _predictions_of(predictor: Predictor, frames: Sequence[VideoFrame]) -> Callable[[list[int]], list[Any]]:
+    return lambda rows: predictor.predict([frames[row].pixels for row in rows])
+
+
+def _answer_builder(predictor: Predictor, draw: DrawMask) -> Callable[[], VideoAnswer]:
+    """Return what makes the answer of a video; raise a `UsageError` if the adapter does not predict videos."""
+    task = find_task(predictor.task)
+    if not task.video_answer:
+        raise UsageError(
+            f"a {task.title} predicts no videos; write frames by `dinomed frames VIDEO -o DIR`, and predict "
+            "DIR/manifest.csv"
+        )
+    kind: Callable[..., VideoAnswer] = resolve_name(task.video_answer)
+    kind(predictor, draw)  # it checks the adapter
+
+    def build() -> VideoAnswer:
+        return kind(predictor, draw)
+
+    return build
+
+
+def _settings(
+    predictor: Predictor, videos: Sequence[Path], groups: Sequence[str], fps: float | None, step: int | None
+) -> dict[str, Any]:
+    """Return the settings that decide over the result. A hash stands for the path, size and time of each video."""
+    marks = []
+    for path in videos:
+        status = os.stat(path)
+        mark = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+        marks.append(hashlib.sha256(mark.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGITS])
+    return {
+        "task": predictor.task,
+        "classes": list(predictor.classes),
+        "adapter": predictor.metadata["weights_sha256"],
+        "usage": predictor.metadata.get("usage"),
+        "threshold": predictor.metadata.get("threshold"),
+        "backbone": predictor.backbone.fingerprint,
+        "videos": dict(zip(groups, marks, strict=True)),
+        "fps": fps,
+        "step": step,
+        "version": version("dinomed"),
+    }
+
+
+def _keep_finished(stage: Path, settings: dict[str, Any], groups: Sequence[str]) -> list[str]:
+    """Return the videos that an interrupted call with the same settings has finished; remove everything else."""
+    plan = PredictionPlan(settings, ())
+    try:
+        same = read_plan(stage) == plan
+    except DinomedError:
+        same = False
+    kept = [group for group in groups if same and (stage / group / SUMMARY_FILE).is_file()]
+    for path in stage.iterdir():
+        if path.name not in (PLAN_FILE, *kept):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    plan.write(stage)
+    if kept:
+        logger.info(f"{len(kept)} of {len(groups)} videos are done already")
+    return kept
+
+
+def _earlier_files(out: Path) -> list[str]:
+    """Return the files of an earlier prediction, of images or videos, that the output folder holds."""
+    old = read_plan(out)
+    if old is None:
+        return []
+    sheet = [SHEET_FILE] if is_own_sheet(out) else []
+    return [*old.masks, TABLE_FILE, FAILED_FILE, ROWS_FILE, *sheet]

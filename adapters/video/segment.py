@@ -1,0 +1,128 @@
+"""The answer of a segmenter for a video: mask videos, an overlay video, and areas over time."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomed.adapters.tasks.segment.predict import MaskPrediction, SegmentPredictor, mask_uncertainty, summarize
+from dinomed.adapters.video.answer import DrawMask, VideoAnswer
+from dinomed.adapters.video.plot import draw_series
+from dinomed.adapters.writer import Row
+from dinomed.html.drawing import Drawing
+from dinomed.video.facts import VideoFrame
+from dinomed.video.write import SUFFIX, writing_video
+
+OVERLAY_FILE = f"overlay{SUFFIX}"
+_NAME_LENGTH = 40
+
+
+class SegmentVideo(VideoAnswer):
+    """Areas and masks of each class.
+
+    The mask video of a class is lossless, 0 and 255. With several classes the overlay has the outline of all of them
+    together, and `area_fraction` is the share of the frame in any class.
+    """
+
+    plot_file = "area.svg"
+
+    def __init__(self, predictor: SegmentPredictor, draw: DrawMask) -> None:
+        super().__init__(predictor, draw)
+        self._draw, schema = draw, predictor.schema
+        self._channels = {schema.names[k]: k for k in schema.reported}
+        self._single = len(schema.names) == 1
+        self.mask_files = name_masks(list(self._channels)) if not self._single else [f"mask{SUFFIX}"]
+        self.video_files = [*self.mask_files, OVERLAY_FILE]
+        cells = ("area_px", "area_fraction", "confidence")
+        self.columns = (
+            [*cells, "uncertainty"]
+            if self._single
+            else [*(f"{cell} {name}" for name in self._channels for cell in cells), "area_fraction", "uncertainty"]
+        )
+        self._areas: dict[str, list[int]] = {name: [] for name in self._channels}  # px, of `frames`
+        self._union: list[int] = []  # px in any class
+        self._times: list[float] = []  # of all frames; nan without a prediction
+        self._shares: dict[str, list[float]] = {name: [] for name in self._channels}
+        self._append: list[Callable[[np.ndarray], None]] = []
+        self._size = (0, 0)
+
+    @contextmanager
+    def writing(self, folder: Path, size: tuple[int, int], fps: float) -> Iterator[None]:
+        self._size = size
+        with ExitStack() as stack:
+            self._append = [
+                stack.enter_context(writing_video(folder / name, size, fps, lossless=name != OVERLAY_FILE))
+                for name in self.video_files
+            ]
+            yield
+
+    def add(self, frame: VideoFrame, prediction: MaskPrediction) -> Row:
+        row: Row = []
+        union = np.zeros(self._size, bool)
+        uncertainties = []
+        for append, (name, k) in zip(self._append, self._channels.items(), strict=False):
+            inside, probability = prediction.masks[name].astype(bool), prediction.probabilities[k]
+            append(inside.astype(np.uint8) * 255)
+            measured = summarize(probability, inside)
+            confidence = None if measured.confidence is None else f"{measured.confidence:.4f}"
+            row += [measured.area_px, f"{measured.area_fraction:.6f}", confidence]
+            uncertainties.append(mask_uncertainty(probability, inside))
+            self._areas[name].append(measured.area_px)
+            self._shares[name].append(100 * measured.area_fraction)
+            union |= inside
+        self._append[-1](self._draw(frame.pixels, union))
+        self._union.append(int(union.sum()))
+        self._times.append(frame.time_s)
+        self.frames.append((frame.number, frame.time_s))
+        any_class = [] if self._single else [f"{union.mean():.6f}"]
+        return [*row, *any_class, f"{np.mean(uncertainties):.4f}"]
+
+    def add_lost(self) -> None:
+        for append in self._append:
+            append(np.zeros(self._size, np.uint8))
+        self._times.append(np.nan)
+        for shares in self._shares.values():
+            shares.append(np.nan)
+
+    def summarize(self) -> dict[str, Any]:
+        answer = self._summarize(self._union)
+        if not self._single:
+            answer["classes"] = {name: self._summarize(areas) for name, areas in self._areas.items()}
+        return answer | {"masks": dict(zip(self._channels, self.mask_files, strict=True))}
+
+    def _summarize(self, areas: Sequence[int]) -> dict[str, Any]:
+        pixels = np.array(areas)
+        place = int(pixels.argmax())
+        number, time_s = self.frames[place]
+        seen = bool(pixels.any())
+        return {
+            "frames_with_lesion": int((pixels > 0).sum()),
+            "share_of_frames_with_lesion": round(float((pixels > 0).mean()), 6),
+            "largest_area_px": int(pixels.max()),
+            "largest_area_frame": number if seen else None,
+            "largest_area_time_s": round(time_s, 3) if seen else None,
+            "mean_area_fraction": round(float(pixels.mean()) / (self._size[0] * self._size[1]), 6),
+        }
+
+    def plot(self) -> Drawing:
+        return draw_series(self._times, self._shares, "Predicted area over time", "% of the frame")
+
+
+def name_masks(classes: Sequence[str]) -> list[str]:
+    """Return a file name for the mask video of each class, from its letters and digits; all are different.
+
+    >>> name_masks(["polyp", "Polyp", "a/b"])
+    ['mask_polyp.avi', 'mask_Polyp_2.avi', 'mask_a_b.avi']
+    """
+    stems: list[str] = []
+    for name in classes:
+        base = stem = re.sub(r"\W+", "_", name).strip("_")[:_NAME_LENGTH] or "class"
+        count = 1
+        while stem.casefold() in [other.casefold() for other in stems]:
+            count += 1
+            stem = f"{base}_{count}"
+        stems.append(stem)
+    return [f"mask_{stem}{SUFFIX}" for stem in stems]
