@@ -39,7 +39,7 @@ def find_input_videos(source: Manifest | str | Path) -> list[Path] | None:
     image = next((name for name in images if _kind(path / name) == "image"), None)
     if image is not None and videos:
         raise UsageError(
-            f"{path} holds videos and images ({videos[0]} and {image}); give a video, or a folder with files of one kind"
+            f"{path} holds videos and images ({videos[0]} and {image}); give a video, or a folder of one kind"
         )
     return find_videos([path]) if image is None else None
 

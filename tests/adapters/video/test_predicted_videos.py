@@ -1,7 +1,7 @@
 """`predict` on videos: exact mask videos, one row a frame, one answer a video, and one clear line for bad input."""
 
-import csv
 import json
+import runpy
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,18 +14,19 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 import dinomed
-from dinomed.adapters.tasks.classify.predict import ClassifyPredictor, ClassPrediction
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.predict import MaskPrediction, SegmentPredictor
 from dinomed.adapters.video.run import VideoPredictionResult
-from dinomed.apps.cli import main
-from dinomed.datasets.synthetic.endoscopy import draw_endoscopy, write_endoscopy
+from dinomed.datasets.synthetic.endoscopy import draw_endoscopy
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.finite import NotFiniteError
 from dinomed.images.decode import UnreadableImage
 from dinomed.video.video import Video
 from dinomed.video.write import writing_video
 
+tools = runpy.run_path(str(Path(__file__).with_name("written.py")))
+rows_of, masks_in, only = tools["rows_of"], tools["masks_in"], tools["only"]
 COUNT, SIZE, FPS = 40, (48, 64), 12.5
 MASKS = [frame.mask for frame in draw_endoscopy(COUNT, SIZE)]  # some are empty
 
@@ -61,32 +62,8 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def masks_in(path: Path) -> list[np.ndarray]:
-    """The values of a mask video; all channels of a gray video are equal."""
-    frames = [frame.pixels for frame in Video(path).stream()]
-    assert all((frame == frame[..., :1]).all() for frame in frames)
-    return [frame[..., 0] for frame in frames]
-
-
 def files_below(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def only(out: Path) -> Path:
-    """The folder of the only video of a result."""
-    (folder,) = (path for path in out.iterdir() if path.is_dir())
-    return folder
-
-
-def exit_code(*words: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main(list(map(str, words)))
-    return int(end.value.code or 0)
 
 
 def test_the_mask_video_equals_the_masks_pixel_for_pixel(video: Path, tmp_path: Path) -> None:
@@ -116,7 +93,7 @@ def test_the_overlay_has_the_outline_and_the_plot_the_areas(video: Path, tmp_pat
     dinomed.predict(Dark(), video, tmp_path / "out")
     overlay = [frame.pixels.astype(int) for frame in Video(only(tmp_path / "out") / "overlay.avi").stream()]
     coloured = [int((frame.max(axis=2) - frame.min(axis=2) > 40).sum()) for frame in overlay]  # the video is gray
-    assert [count for count, mask in zip(coloured, MASKS, strict=True) if not mask.any()] == [0] * 12
+    assert not any(count for count, mask in zip(coloured, MASKS, strict=True) if not mask.any())
     assert min(count for count, mask in zip(coloured, MASKS, strict=True) if mask.sum() > 40) > 20
     plot = (only(tmp_path / "out") / "area.svg").read_text()
     (line,) = [part for part in plot.split("<polyline ")[1:] if 'stroke-width="1.5"' in part]
@@ -360,58 +337,3 @@ def test_what_does_not_fit_a_video_is_refused_in_one_line(
     with pytest.raises(UsageError, match="predicts groups of images, not single frames"):
         dinomed.predict(groups, video, out)
     assert not out.exists()
-
-
-@pytest.fixture(scope="module")
-def endoscopy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_endoscopy(tmp_path_factory.mktemp("videos") / "syn", count=30, size=(48, 64))[0]
-
-
-def test_the_command_predicts_a_video_by_a_segmenter(
-    user_folder: Path, endoscopy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ("predict", user_folder / "seg", endoscopy, "-o", tmp_path / "out", "--step", "2", "--backbone")
-    assert exit_code(*words, user_folder / "ssl", "--json") == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["frames"], report["videos"]) == (15, {str(endoscopy): only(tmp_path / "out").name})
-    predictor = dinomed.load_adapter(user_folder / "seg", backbone=user_folder / "ssl")
-    frames = [frame.pixels for frame in Video(endoscopy).stream(2)]
-    masks = masks_in(only(tmp_path / "out") / "mask.avi")
-    for mask, expected in zip(masks, predictor.predict(frames), strict=True):
-        assert np.array_equal(mask, 255 * expected.mask)
-    assert sorted(path.name for path in (only(tmp_path / "out")).iterdir()) == [
-        "area.svg", "mask.avi", "overlay.avi", "predictions.csv", "summary.json",
-    ]  # fmt: skip
-    cut = tmp_path / "cut.avi"
-    cut.write_bytes(endoscopy.read_bytes()[: endoscopy.stat().st_size * 2 // 3])
-    assert exit_code("predict", user_folder / "seg", cut, "-o", tmp_path / "kept", "--fps", "5", "--coco") == 2
-    assert "--coco is for images" in " ".join(capsys.readouterr().err.split())
-    words = ("predict", user_folder / "seg", cut, "-o", tmp_path / "kept", "--fps", "5", "--backbone")
-    assert exit_code(*words, user_folder / "ssl") == 1
-    printed = capsys.readouterr()
-    assert "cut off or damaged" in " ".join(printed.err.split())
-    assert "frames_with_lesion" in printed.out
-    assert (only(tmp_path / "kept") / "mask.avi").is_file()
-
-
-def test_the_command_predicts_a_video_by_a_classifier(
-    user_folder: Path, endoscopy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ("predict", user_folder / "cls", endoscopy, "-o", tmp_path / "out", "--backbone", user_folder / "ssl")
-    assert exit_code(*words) == 0
-    predictor = dinomed.load_adapter(user_folder / "cls", backbone=user_folder / "ssl")
-    results: list[ClassPrediction] = predictor.predict([frame.pixels for frame in Video(endoscopy).stream()])
-    rows = rows_of(only(tmp_path / "out"))
-    assert [row["predicted"] for row in rows] == [result.label for result in results]
-    answer = json.loads((only(tmp_path / "out") / "summary.json").read_text())
-    for name in predictor.classes:
-        values = [result.probabilities[name] for result in results]
-        assert [float(row[name]) for row in rows] == pytest.approx(values, abs=1e-4)  # other batches
-        assert answer["probabilities"][name] == pytest.approx(np.mean(values), abs=1e-4)
-    assert answer["predicted"] == max(answer["probabilities"], key=answer["probabilities"].get)
-    assert answer["rule"] == "mean of the probabilities over the frames"
-    plot = (only(tmp_path / "out") / "probability.svg").read_text()
-    assert all(f">{name}</text>" in plot for name in predictor.classes)
-    assert sorted(path.name for path in (only(tmp_path / "out")).iterdir()) == [
-        "predictions.csv", "probability.svg", "summary.json",
-    ]  # fmt: skip
