@@ -68,7 +68,7 @@ def _parts(times: np.ndarray, values: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _thinned(points: np.ndarray) -> np.ndarray:
-    """Return the smallest and the largest value of each of `_COLUMNS` parts, in their order, so that no peak is lost."""
+    """Return the smallest and the largest value of each of `_COLUMNS` parts, in order, so that no peak is lost."""
     if len(points) <= 2 * _COLUMNS:
         return points
     kept: set[int] = {0, len(points) - 1}
