@@ -130,15 +130,14 @@ def predict_videos(
             if (stage / group / SUMMARY_FILE).exists():
                 answers.append(read_json(stage / group / SUMMARY_FILE))
                 problems += [(str(path), reason) for reason in answers[-1]["problems"]]
-        for path, reason in problems:
-            logger.warning(f"{path}: {reason}")
+        for name, reason in problems:
+            logger.warning(f"{name}: {reason}")
         if not answers:
             shutil.rmtree(stage)
-            path, reason = problems[0]
             more = f"none of {len(videos)} videos can be read; the first: " if len(videos) > 1 else ""
-            raise DinomedError(f"{more}{path}: {reason}")
-        failed = [{"video": dict(zip(map(str, videos), groups, strict=True))[path], "reason": reason}
-                  for path, reason in problems]  # fmt: skip
+            raise DinomedError(f"{more}{problems[0][0]}: {problems[0][1]}")
+        named = dict(zip(map(str, videos), groups, strict=True))
+        failed = [{"video": named[name], "reason": reason} for name, reason in problems]
         head = {"notice": RESEARCH_USE, "task": predictor.task}
         write_json(stage / SUMMARY_FILE, head | {"videos": answers, "problems": failed})
         files = [f"{answer['video']}/{name}" for answer in answers for name in answer["files"]]
@@ -148,7 +147,6 @@ def predict_videos(
             with suppress(OSError):  # it holds other files, or those of this result
                 (out / folder).rmdir()
     frames = sum(answer["frames"] for answer in answers)
-    named = dict(zip(map(str, videos), groups, strict=True))
     return VideoPredictionResult(out, frames, len(kept), problems, groups=named, answers=answers)
 
 
@@ -199,13 +197,15 @@ def _predict_frames(predictor: Predictor, reader: FrameReader, answer: VideoAnsw
             predictions = {frames[i].number: result for i, result in zip(kept, results or [], strict=True)}
             not_finite = {frames[i].number: reason for i, reason in reasons.items()}
             for frame in batch:
-                if isinstance(frame, VideoFrame) and frame.number in predictions:
+                if frame.number in predictions and isinstance(frame, VideoFrame):
                     cells = answer.add(frame, predictions[frame.number])
                     rows.append([frame.number, f"{frame.time_s:.3f}", *cells, None])
                     continue
                 answer.add_lost()
-                known = isinstance(frame, VideoFrame)
-                time_s, reason = (f"{frame.time_s:.3f}", not_finite[frame.number]) if known else (None, frame.reason)
+                if isinstance(frame, VideoFrame):
+                    time_s, reason = f"{frame.time_s:.3f}", not_finite[frame.number]
+                else:
+                    time_s, reason = None, frame.reason
                 rows.append([frame.number, time_s, *[None] * len(answer.columns), reason])
             progress.advance(len(batch))
     return rows
