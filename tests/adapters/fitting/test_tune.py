@@ -244,7 +244,8 @@ def test_half_precision_trains_as_well_as_float32(
     precision: str, tune: str, place: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU, where it is refused to users: autocast and the scaler of gradients are the same code there."""
-    monkeypatch.setattr("dinomed.adapters.fitting.feature_source.check_precision", lambda config, device: None)
+    for module in ("head_fit", "feature_source"):
+        monkeypatch.setattr(f"dinomed.adapters.fitting.{module}.check_precision", lambda config, device: None)
     seen: list[torch.dtype] = []
     forward = LinearSegmenter.forward
 
