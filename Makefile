@@ -39,7 +39,7 @@ types: $(VENV)/.installed-dev ## Types (mypy)
 	$(BIN)/mypy
 
 site: $(VENV)/.installed-docs ## Build the documentation site into site/; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: $(VENV)/.installed-dev ## Put the code into the project's format
 	$(BIN)/ruff check --fix .
@@ -50,7 +50,7 @@ constraints: $(VENV)/.installed-dev ## Write the versions in .venv to constraint
 		| grep -E '^[A-Za-z0-9._-]+==' | grep -viE '^(dinomed|nvidia-|cuda-|triton|uv=)'; } > constraints.new
 	mv constraints.new constraints.txt
 
-# Without the extra `umap`, which is not in the tested set. The marks of the lines cover other systems and versions.
+# Without the extras `umap`, `mlflow` and `wandb`, which are not in the tested set. The marks of the lines cover other systems and versions.
 lock: $(VENV)/.installed-dev ## Write requirements.lock: all versions of constraints.txt with hashes (needs a package index)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	rm -f requirements.lock  # otherwise its versions are kept

@@ -40,9 +40,14 @@ class FitConfig(Config):
         "adamw", description="adamw: shuffled batches; lbfgs: all examples at once, for convex heads"
     )
     epochs: int = Field(
-        100, ge=1, description="largest number of passes over the training images; lbfgs: of ten iterations each"
+        100,
+        ge=1,
+        description="largest number of epochs; with adamw an epoch is one pass over the training images, or several "
+        "(see `min_steps`), with lbfgs ten iterations",
     )
-    min_steps: int = Field(500, ge=0, description="small collections are used several times an epoch")
+    min_steps: int = Field(
+        500, ge=0, description="smallest number of steps of all epochs (adamw); an epoch has several passes to reach it"
+    )
     seconds: float | None = Field(
         None, gt=0, description="processor seconds of the training (adamw); the learning rate falls to 0 over them"
     )

@@ -10,9 +10,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dinomed.errors import system_reason
 from dinomed.log import logger
 
 MIB = 2**20
@@ -78,13 +81,20 @@ class Guard:
         answer = GuardedAnswer(send)
         try:
             await self._answer(scope, receive, answer)
-        except Exception as error:  # Gradio and its parsers raise on requests that their own page would not send
-            logger.warning(f"the demo refused a request: {type(error).__name__}")
+        except ClientDisconnect:
+            logger.debug("a client left before its request was complete")
+        except Exception as error:
             logger.debug("the request", exc_info=error)
-            if scope["type"] == "http" and not answer.has_begun:
-                await PlainTextResponse("The server cannot answer this request.", 400)(scope, receive, answer)
+            if _is_refusal(error):
+                logger.warning(f"the demo refused a request: {type(error).__name__}")
+                refusal = PlainTextResponse("The server cannot answer this request.", 400)
+            else:
+                reason = system_reason(error) if isinstance(error, OSError) else "--debug shows where"
+                logger.error(f"the demo could not answer: {type(error).__name__}: {reason}")
+                refusal = PlainTextResponse("The server failed. Its log has the reason.", 500)
+            await answer.refuse(scope, receive, refusal)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: "GuardedAnswer") -> None:
         path = scope["path"].rstrip("/")
         if scope["type"] == "http" and scope["method"] == "POST" and path.endswith("/upload"):
             await self._upload(scope, receive, send)
@@ -125,7 +135,7 @@ class Guard:
             return name in self.names
         return True  # an address is no name that a web site could point here
 
-    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _upload(self, scope: Scope, receive: Receive, send: "GuardedAnswer") -> None:
         length = int(Headers(scope=scope)["content-length"])
         if folder_bytes(self.uploads) + self.upload_bytes + length > MAX_UPLOADS_BYTES:
             busy = PlainTextResponse("The server holds too many uploads; try again in a few minutes.", 503)
@@ -133,10 +143,13 @@ class Guard:
             return
         self.upload_bytes += length
         try:
-            await asyncio.wait_for(self.app(scope, receive, send), UPLOAD_S)
+            async with asyncio.timeout(UPLOAD_S) as limit:
+                await self.app(scope, receive, send)
         except TimeoutError:
+            if not limit.expired():
+                raise
             logger.warning("an upload took too long and was ended")
-            await PlainTextResponse("The upload took too long.", 408)(scope, receive, send)
+            await send.refuse(scope, receive, PlainTextResponse("The upload took too long.", 408))
         finally:
             self.upload_bytes -= length
             if not self.upload_bytes:
@@ -166,6 +179,13 @@ class Guard:
                 await send(message)
 
 
+def _is_refusal(error: Exception) -> bool:
+    """Return whether Gradio or a parser raises this error on a request that Gradio's own page would not send."""
+    cause = error.__cause__  # Starlette wraps a refusal that comes after the start of an answer
+    is_refused_late = isinstance(cause, HTTPException) and cause.status_code < 500
+    return is_refused_late or isinstance(error, LookupError | TypeError | ValueError)
+
+
 class GuardedAnswer:
     """Sends an answer with the security headers.
 
@@ -183,6 +203,11 @@ class GuardedAnswer:
             for name, value in SECURITY_HEADERS.items():
                 headers[name] = value
         await self.send(message)
+
+    async def refuse(self, scope: Scope, receive: Receive, refusal: PlainTextResponse) -> None:
+        """Send a refusal, unless the answer to a request has begun or it is no HTTP request."""
+        if scope["type"] == "http" and not self.has_begun:
+            await refusal(scope, receive, self)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -38,7 +38,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, name, content=content, **options))
 
     for source, page in PAGES.items():
-        add(page, (ROOT / source).read_text())
+        add(page, (ROOT / source).read_text(encoding="utf-8"))
     add("reference/commands.md", commands_page())
     add("reference/python.md", python_page())
     for job in config_jobs():
@@ -96,7 +96,7 @@ def python_page() -> str:
 def notebook_page(path: Path) -> str:
     """Return a notebook as Markdown: its text, and its code in blocks."""
     parts = []
-    for cell in json.loads(path.read_text())["cells"]:
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         text = "".join(cell["source"])
         parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
     parts.insert(1, f"[Download this notebook]({path.name})")
@@ -129,7 +129,7 @@ def _source_page(path: str) -> str:
 
 
 def _source_text(path: str) -> str:
-    text = (ROOT / path).read_text()
+    text = (ROOT / path).read_text(encoding="utf-8")
     if path.endswith(".md"):
         return text
     return f"# {path}\n\n~~~~~~{_LANGUAGES.get(Path(path).suffix, 'text')}\n{text}\n~~~~~~\n"

@@ -59,6 +59,9 @@ HEADERS = [
 ]  # fmt: skip
 
 
+STREAM_S = 2.0  # silence after which an answer that has begun is taken for a stream of events
+
+
 @dataclass
 class HttpRequest:
     """A request as its parts, which `encode` joins without any check."""
@@ -68,6 +71,13 @@ class HttpRequest:
     body: bytes = b""
     kind: str = "application/json"
     headers: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the server waits for more than the body."""
+        lengths = [value for name, value in self.headers if name == "Content-Length" and value.isdecimal()]
+        chunked = any(name == "Transfer-Encoding" for name, _ in self.headers)
+        return chunked or any(int(length) > len(self.body) for length in lengths)
 
     def encode(self, host: str) -> bytes:
         names = {name for name, _ in self.headers}
@@ -177,8 +187,11 @@ def _try_dump(content: Any) -> bytes:
         return b'{"data": 1' + b"0" * 5_000 + b"}"
 
 
-def send(address: tuple[str, int], data: bytes, timeout: float) -> bytes:
-    """Send bytes, close the sending side, and return all that the server answers (at most 4 MiB).
+def send(address: tuple[str, int], request: HttpRequest, timeout: float) -> bytes:
+    """Send a request and return what the server answers (at most 4 MiB, and of an endless stream its beginning).
+
+    The sending side is closed only after a request that is cut off: the server takes a client whose side is closed
+    for gone, and does not answer.
 
     Raises:
         TimeoutError: the server neither answered nor closed the connection.
@@ -186,10 +199,15 @@ def send(address: tuple[str, int], data: bytes, timeout: float) -> bytes:
     answer = b""
     with socket.create_connection(address, timeout=timeout) as connection:
         try:
-            connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
+            connection.sendall(request.encode(":".join(map(str, address))))
+            if request.is_cut_off:
+                connection.shutdown(socket.SHUT_WR)
             while len(answer) < 2**22 and (part := connection.recv(2**16)):
                 answer += part
-        except (ConnectionError, BrokenPipeError):
+                connection.settimeout(STREAM_S)
+        except ConnectionError:
             pass  # the server refused the rest
+        except TimeoutError:
+            if not answer:
+                raise
     return answer

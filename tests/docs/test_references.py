@@ -25,7 +25,7 @@ def load_hook(name: str) -> ModuleType:
 
 def test_the_page_of_commands_has_every_command_with_its_options() -> None:
     sections = dict(re.findall(r"^## dinomed ?(.*)\n([^\0]*?)(?=^## |\Z)", load_hook("commands").commands_page(), re.M))
-    recorded = json.loads((ROOT / "tests" / "golden" / "cli_options.json").read_text())
+    recorded = json.loads((ROOT / "tests" / "golden" / "cli_options.json").read_text(encoding="utf-8"))
     assert sections.keys() == recorded.keys()
     for command, options in recorded.items():
         shown = {

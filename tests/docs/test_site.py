@@ -39,7 +39,7 @@ def test_no_page_and_no_style_loads_anything_from_another_address(site: Path) ->
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 30
     for page in pages:
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         addresses = LoadedAddresses(text).addresses
         assert len(addresses) > 3, page  # the styles and scripts of the theme
         styles = re.findall(r"<style[^>]*>(.*?)</style>", text, re.S)
@@ -47,7 +47,7 @@ def test_no_page_and_no_style_loads_anything_from_another_address(site: Path) ->
         assert [address for address in addresses if is_outside("".join(address))] == [], page
         assert 'class="mermaid"' not in text, page  # the theme would load a library for it
     for style in site.rglob("*.css"):
-        loaded = re.findall(r"url\(([^)]*)\)|@import\s+([^;]+)", style.read_text())
+        loaded = re.findall(r"url\(([^)]*)\)|@import\s+([^;]+)", style.read_text(encoding="utf-8"))
         assert [address for address in loaded if is_outside("".join(address))] == [], style
 
 
@@ -55,24 +55,26 @@ def test_every_guide_and_every_reference_is_a_page(site: Path) -> None:
     guides = {path.stem for path in (ROOT / "docs").glob("*.md")}
     assert guides | {"index", "contributing", "changelog"} <= {path.stem for path in site.glob("*.html")}
     assert {f"{job}.html" for job in config_jobs()} <= {path.name for path in site.glob("reference/settings/*.html")}
-    functions = (site / "reference" / "python.html").read_text()
+    functions = (site / "reference" / "python.html").read_text(encoding="utf-8")
     assert [name for name in dinomed._MODULES if f"dinomed.{name}\n" not in functions] == []
-    assert "dinomed train segment" in (site / "reference" / "commands.html").read_text()
+    assert "dinomed train segment" in (site / "reference" / "commands.html").read_text(encoding="utf-8")
     assert not (site / "hooks").exists()
 
 
 def test_a_tutorial_is_a_page_with_its_notebook_to_download(site: Path) -> None:
-    notebooks = [path.name for path in (ROOT / "docs" / "tutorials").iterdir()]
+    notebooks = [path.name for path in (ROOT / "docs" / "tutorials").glob("*.ipynb")]
     assert len(notebooks) >= 3
     for name in notebooks:
-        page = (site / "tutorials" / name).with_suffix(".html").read_text()
+        page = (site / "tutorials" / name).with_suffix(".html").read_text(encoding="utf-8")
         assert f'href="{name}"' in page
         assert (site / "tutorials" / name).read_bytes() == (ROOT / "docs" / "tutorials" / name).read_bytes()
-    assert 'href="lesions.html"' in (site / "tutorials" / "own_pool.html").read_text()  # not the notebook
+    assert 'href="lesions.html"' in (site / "tutorials" / "own_pool.html").read_text(
+        encoding="utf-8"
+    )  # not the notebook
 
 
 def test_a_file_that_a_guide_links_to_is_shown(site: Path) -> None:
-    page = (site / "curation.html").read_text()
+    page = (site / "curation.html").read_text(encoding="utf-8")
     assert "../benchmarks/" not in page
     assert 'href="source/benchmarks/curation/curation.py.html"' in page
-    assert "argparse" in (site / "source" / "benchmarks" / "curation" / "curation.py.html").read_text()
+    assert "argparse" in (site / "source" / "benchmarks" / "curation" / "curation.py.html").read_text(encoding="utf-8")

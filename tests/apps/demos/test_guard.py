@@ -1,6 +1,7 @@
 """The guard of the demo's server and the turns of its visitors, without a server."""
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -69,20 +70,26 @@ def test_requests_that_other_sites_send_are_refused(tmp_path: Path, origin: str)
 
 
 @pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join"])
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyError("the name of a patient"), 400, "the demo refused a request: KeyError"),
+        (OSError(28, "x"), 500, f"the demo could not answer: OSError: {os.strerror(28)}"),
+        (RuntimeError("the name of a patient"), 500, "the demo could not answer: RuntimeError: --debug shows where"),
+    ],
+)
 def test_a_request_on_which_the_application_fails_gets_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str, error: Exception, status: int, line: str
 ) -> None:
     server = Server(tmp_path)
 
     async def fail(scope: Any, receive: Any, send: Any) -> None:
-        raise KeyError("the name of a patient")
+        raise error
 
-    monkeypatch.setattr(server.guard, "app", fail)
-    assert server.ask(path, "POST", content_length="5") == 400
+    server.guard.app = fail
+    assert server.ask(path, "POST", content_length="5") == status
     assert server.guard.upload_bytes == 0
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "the demo refused a request: KeyError"
-    ]
+    assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == [line]
 
 
 def test_bodies_state_their_length_and_are_bounded(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Time of a scan with decoding processes, compared with threads of the program itself.
 
-    python benchmarks/features/scan_speed.py [--images 3000] [--rounds 5] [--workers 2] [--json]
+    python benchmarks/reliability/scan_speed.py [--images 3000] [--rounds 5] [--workers 2] [--json]
 
 The images are JPEG files of 200x150 px and of 1024x768 px (a twentieth as many). Both ways read the same facts: pixels,
 header, size and SHA-256 of each file. They alternate in each round. The times with processes include their start.
