@@ -149,8 +149,7 @@ class DensePredictor(Predictor):
         return self._finish_all(self.logits_of_features(features), sizes)
 
     def reference_outputs(self, pixels: Tensor) -> Tensor:
-        logits, size = self.logits(pixels), (pixels.shape[-2], pixels.shape[-1])
-        return torch.stack([torch.from_numpy(self.resized(image[None], size)) for image in logits])
+        return self.activate(interpolate(self.logits(pixels), pixels.shape[-2:], mode="bilinear")).cpu()
 
     def _whole_square(self, pixels: Tensor) -> Tensor:
         if not self.views.native:

@@ -185,3 +185,11 @@ def test_a_padding_adapter_is_exported_with_its_backbone(segmenter: Path, spots:
     image = read_image(spots.path(0))
     assert np.array_equal(written.output_of_image(image), original.output_of_image(image))
     assert "in the centre of a square of 64 x 64 px" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic_size", [False, True])
+def test_a_padding_adapter_is_exported_to_onnx(segmenter: Path, tmp_path: Path, dynamic_size: bool) -> None:
+    pytest.importorskip("onnxruntime")
+    report = export(load_source(str(segmenter)), "onnx", tmp_path / "out", dynamic_size=dynamic_size)  # compares both
+    assert report["format"] == "onnx"
