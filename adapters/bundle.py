@@ -59,8 +59,16 @@ def open_output(folder: str | Path, config: TrainConfig, *, overwrite: bool) -> 
 
     Files of an unfinished fit are replaced, except its state, from which the same fit is resumed, and the files of its
     loggers. An older adapter stays until the new one is complete. After a failure no empty folder stays.
+
+    Raises:
+        UsageError: the folder holds folds of a cross-validation; see also `open_output_folder`.
     """
     folder = Path(folder)
+    if any(place.is_dir() for place in folder.glob("fold_*")):
+        raise UsageError(
+            f"output folder {folder} holds folds of a cross-validation; give `folds` to continue it, or choose another "
+            "folder"
+        )
     with open_output_folder(
         folder, marker=WEIGHTS_FILE, overwrite=overwrite, keep=[STATE_FOLDER, *LOGGER_FOLDERS]
     ) as stage:

@@ -16,7 +16,7 @@ from dinomed.adapters.bundle import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from dinomed.adapters.card import CARD_FILE
 from dinomed.adapters.fitting.data import list_names
 from dinomed.adapters.fitting.head_fit import HeadFit
-from dinomed.adapters.fitting.loop import LOG_FILE
+from dinomed.adapters.fitting.loop import LOG_FILE, STATE_FOLDER
 from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE
 from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest
@@ -151,6 +151,14 @@ def build_plan(fit: HeadFit, folds: int, backbone: str, images: Manifest) -> Fol
     return FoldPlan(settings=settings, folds=folds, backbone=backbone, images=digest)
 
 
+def check_no_adapter(folder: Path) -> None:
+    """Raise a `UsageError` if a folder holds an adapter, or the unfinished training of one, instead of folds."""
+    if (folder / WEIGHTS_FILE).exists() or (folder / STAGE / STATE_FOLDER).exists():
+        raise UsageError(
+            f"output folder {folder} holds an adapter, or its unfinished training; choose another folder for `folds`"
+        )
+
+
 def begin(folder: Path, plan: FoldPlan, *, overwrite: bool) -> None:
     """Write the plan into the stage of a locked output folder, or check that the plan there is the same.
 
@@ -182,7 +190,7 @@ def begin(folder: Path, plan: FoldPlan, *, overwrite: bool) -> None:
             "give the same, or add `overwrite=True` to start again"
         )
     if overwrite or not folds:
-        for entry in (folder / STAGE).iterdir():  # an older plan, and the state of an unfinished training without folds
+        for entry in (folder / STAGE).iterdir():  # an older plan
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     write_json(path, plan.model_dump(mode="json"))
 

@@ -18,6 +18,7 @@ from dinomed.adapters.folds.plan import (
     assign_folds,
     begin,
     build_plan,
+    check_no_adapter,
     end,
     fold_name,
 )
@@ -82,11 +83,13 @@ def train_folds(
         config: settings; their class decides the task.
         folds: number of folds, at least 2.
         cache: folder of cached features.
-        overwrite: remove an earlier ensemble, or an unfinished one, in `out` first, after all settings are checked.
+        overwrite: remove an earlier ensemble, or an unfinished one, in `out` first, after the settings that can be
+            checked without a training.
 
     Raises:
         UsageError: there are fewer groups than folds, a class is in one fold only, the task has no ensembles, `out` is
-            in use, or holds unfinished folds of other settings, images, or another number; see also `HeadFit.check`.
+            in use, holds an adapter, or unfinished folds of other settings, images, or another number; see also
+            `HeadFit.check`.
         DinomedError: an image, a mask or a depth map is damaged.
     """
     task = find_task(config.task)
@@ -100,6 +103,7 @@ def train_folds(
             fit.select_rows(folded.of_fold(fold))
     plan = build_plan(every, folds, backbone.fingerprint, folded.images)
     names = [fold_name(fold) for fold in range(folds)]
+    check_no_adapter(Path(out))
     with claimed_folder(out, marker=ENSEMBLE_FILE, overwrite=overwrite) as folder:
         try:
             begin(folder, plan, overwrite=overwrite)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from dinomed.adapters.bundle import read_record
+from dinomed.adapters.bundle import WEIGHTS_FILE, read_record
+from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.config import TrainConfig
+from dinomed.adapters.fitting.loop import STATE_FOLDER
 from dinomed.adapters.folds import plan as folds_plan
 from dinomed.adapters.folds import train as folds_train
 from dinomed.adapters.folds.plan import build_plan
@@ -185,3 +187,27 @@ def test_the_card_of_tuned_members_names_no_weights_of_one_of_them(train: Train,
     assert tuned is not None
     assert "tuned (last:1): each adapter has its own changed weights" in card
     assert tuned.fingerprint[:16] not in card
+
+
+def test_a_training_without_folds_does_not_replace_folds(
+    train: Train, out: Path, backbone: FrozenBackbone, manifest: Manifest, cache: Path
+) -> None:
+    leave_unfinished(out)
+    before = content(out)
+    with pytest.raises(UsageError, match="holds folds of a cross-validation; give `folds` to continue it"):
+        fit_head(backbone, manifest, out, LOGISTIC, cache=cache)
+    assert content(out) == before
+
+
+@pytest.mark.parametrize("kept", [WEIGHTS_FILE, f"{STAGE}/{STATE_FOLDER}/epoch"])
+def test_folds_do_not_replace_an_adapter_whose_training_was_interrupted(
+    kept: str, train: Train, tmp_path: Path
+) -> None:
+    (tmp_path / STAGE).mkdir()
+    (tmp_path / kept).parent.mkdir(exist_ok=True)
+    (tmp_path / kept).write_bytes(b"weights")
+    before = content(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="holds an adapter, or its unfinished training"):
+            train(tmp_path, overwrite=overwrite)
+    assert content(tmp_path) == before
