@@ -6,7 +6,7 @@ With the plan an interrupted prediction is resumed, and an earlier result is rem
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ class PredictionPlan:
     settings: dict[str, Any]
     masks: tuple[str, ...]
     complete: bool = False
+
+    @property
+    def is_of_videos(self) -> bool:
+        """Whether it is the plan of a prediction of videos (`dinomed.adapters.video.run`)."""
+        return "videos" in self.settings
 
     def write(self, folder: Path) -> None:
         """Write the plan to `predictions.json`."""
@@ -69,7 +74,7 @@ def begin(folder: Path, plan: PredictionPlan, *, overwrite: bool) -> dict[str, R
 
     Raises:
         UsageError: the folder holds a result, an unfinished prediction with another plan, or another file at the path
-            of a mask.
+            of a mask or of a table.
     """
     old = read_plan(folder)
     if old is not None and not overwrite:
@@ -82,17 +87,32 @@ def begin(folder: Path, plan: PredictionPlan, *, overwrite: bool) -> dict[str, R
                 "add `overwrite=True` to replace it"
             )
         return _read_rows(folder, plan)
-    owned = set() if old is None else set(old.masks)
-    taken = next((mask for mask in plan.masks if mask not in owned and (folder / mask).exists()), None)
-    if taken is not None:
-        raise UsageError(f"{folder / taken} is in the way, and no earlier prediction wrote it; choose another folder")
+    owned = own_files(folder, old)
+    check_not_taken(folder, [*plan.masks, TABLE_FILE, FAILED_FILE, ROWS_FILE], owned)
     if old is not None:
         replace(old, complete=False).write(folder)  # after an interruption the rest is not taken for a complete result
-        sheet = [SHEET_FILE] if is_own_sheet(folder) else []
-        for name in (*old.masks, TABLE_FILE, FAILED_FILE, ROWS_FILE, *sheet):
+        for name in owned:
             (folder / name).unlink(missing_ok=True)
     plan.write(folder)
     return {}
+
+
+def own_files(folder: Path, plan: PredictionPlan | None) -> list[str]:
+    """Return the files of the prediction with `plan`, of images or videos, in `folder`; some may not exist."""
+    if plan is None:
+        return []
+    if plan.is_of_videos:  # its tables are in the folders of the videos, and among `masks`
+        return list(plan.masks)
+    sheet = [SHEET_FILE] if is_own_sheet(folder) else []
+    return [*plan.masks, TABLE_FILE, FAILED_FILE, ROWS_FILE, *sheet]
+
+
+def check_not_taken(folder: Path, names: Iterable[str], owned: Iterable[str]) -> None:
+    """Raise a `UsageError` if a file that will be written exists, and is not one of `owned`, which are replaced."""
+    mine = set(owned)
+    taken = next((name for name in names if name not in mine and (folder / name).exists()), None)
+    if taken is not None:
+        raise UsageError(f"{folder / taken} is in the way, and no earlier prediction wrote it; choose another folder")
 
 
 def is_own_sheet(folder: Path) -> bool:

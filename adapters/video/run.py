@@ -19,7 +19,8 @@ from dinomed.adapters.inference.plan import (
     SHEET_FILE,
     TABLE_FILE,
     PredictionPlan,
-    is_own_sheet,
+    check_not_taken,
+    own_files,
     read_plan,
 )
 from dinomed.adapters.predictor import Predictor
@@ -43,7 +44,7 @@ from dinomed.video.facts import VideoFrame
 from dinomed.video.video import Video
 
 SUMMARY_FILE = "summary.json"
-RESERVED = (PLAN_FILE, SUMMARY_FILE, READY_FILE)
+RESERVED = (PLAN_FILE, SUMMARY_FILE, READY_FILE, TABLE_FILE, FAILED_FILE, ROWS_FILE, SHEET_FILE)
 """Names that no folder of a video may have."""
 _BATCH, _BATCH_BYTES = 16, 2**28  # frames; of their pixels and probability maps
 _DIGITS = 16  # of the hash that stands for a video in the plan
@@ -108,7 +109,7 @@ def predict_videos(
 
     Raises:
         UsageError: the task or the adapter does not predict videos, `fps` or `step` is out of range, or `out` is in
-            use.
+            use or holds another file at the path of a result.
         DinomedError: no video has a frame that can be read, or nothing can be written.
     """
     if fps is not None and step is not None:
@@ -122,7 +123,10 @@ def predict_videos(
     problems: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
     with open_output_folder(out, marker=PLAN_FILE, overwrite=overwrite, keep=[PLAN_FILE, *groups]) as stage:
-        earlier = _earlier_files(out)
+        earlier = own_files(out, read_plan(out))
+        names = _file_names(build())
+        check_not_taken(out, [SUMMARY_FILE, *(f"{group}/{name}" for group in groups for name in names)], earlier)
+        check_not_taken(out, [group for group in groups if not (out / group).is_dir()], earlier)
         kept = _keep_finished(stage, settings, groups)
         for path, group in zip(videos, groups, strict=True):
             if group not in kept:
@@ -175,12 +179,11 @@ def _predict_video(
         reasons.append(f"{lost:,} frames have no prediction; the column problem of {group}/{TABLE_FILE} says why")
     write_csv(folder / TABLE_FILE, ["frame", "time_s", *answer.columns, "problem"], rows)
     write_drawing(answer.plot(), folder / answer.plot_file, "")
-    files = [TABLE_FILE, answer.plot_file, *answer.video_files, SUMMARY_FILE]
     summary = {
         "notice": RESEARCH_USE, "video": group, "frames": len(answer.frames), "unreadable_frames": lost,
         "width": facts.width, "height": facts.height, "source_frames": facts.frames, "source_fps": facts.fps,
         "step": reader.step, "fps": facts.fps / reader.step, **answer.summarize(), "problems": reasons,
-        "note": facts.note, "files": files,
+        "note": facts.note, "files": _file_names(answer),
     }  # fmt: skip
     write_json(folder / SUMMARY_FILE, summary)
 
@@ -209,6 +212,11 @@ def _predict_frames(predictor: Predictor, reader: FrameReader, answer: VideoAnsw
                 rows.append([frame.number, time_s, *[None] * len(answer.columns), reason])
             progress.advance(len(batch))
     return rows
+
+
+def _file_names(answer: VideoAnswer) -> list[str]:
+    """Return the names of the files in the folder of a video."""
+    return [TABLE_FILE, answer.plot_file, *answer.video_files, SUMMARY_FILE]
 
 
 def _predictions_of(predictor: Predictor, frames: Sequence[VideoFrame]) -> Callable[[list[int]], list[Any]]:
@@ -270,12 +278,3 @@ def _keep_finished(stage: Path, settings: dict[str, Any], groups: Sequence[str])
     if kept:
         logger.info(f"{len(kept)} of {len(groups)} videos are done already")
     return kept
-
-
-def _earlier_files(out: Path) -> list[str]:
-    """Return the files of an earlier prediction, of images or videos, that the output folder holds."""
-    old = read_plan(out)
-    if old is None:
-        return []
-    sheet = [SHEET_FILE] if is_own_sheet(out) else []
-    return [*old.masks, TABLE_FILE, FAILED_FILE, ROWS_FILE, *sheet]

@@ -4,7 +4,6 @@ import json
 import runpy
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 import dinomed
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
-from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
-from dinomed.adapters.tasks.segment.predict import MaskPrediction, SegmentPredictor
+from dinomed.adapters.tasks.segment.predict import MaskPrediction
 from dinomed.adapters.video.run import VideoPredictionResult
 from dinomed.datasets.synthetic.endoscopy import draw_endoscopy
 from dinomed.errors import DinomedError, UsageError
@@ -27,29 +25,9 @@ from dinomed.video.write import writing_video
 
 tools = runpy.run_path(str(Path(__file__).with_name("written.py")))
 rows_of, masks_in, only = tools["rows_of"], tools["masks_in"], tools["only"]
+Dark = tools["Dark"]
 COUNT, SIZE, FPS = 40, (48, 64), 12.5
 MASKS = [frame.mask for frame in draw_endoscopy(COUNT, SIZE)]  # some are empty
-
-
-class Dark(SegmentPredictor):
-    """A stand-in with a known rule: dark pixels are the lesion."""
-
-    def __init__(self, *classes: str) -> None:
-        self.task, names = "segment", classes or ("lesion",)
-        self.classes, self.backbone = names, SimpleNamespace(fingerprint="dark")  # type: ignore[assignment]
-        self.schema = MaskSchema("multilabel" if classes else "binary", names, tuple(range(len(names))))
-        self.metadata = {"weights_sha256": "0" * 64}
-        self.seen = 0
-
-    def predict(self, images: Iterable[Any]) -> list[MaskPrediction]:
-        results = []
-        for image in images:
-            self.seen += 1
-            probability = 1 - image.mean(axis=-1).astype(np.float32) / 255
-            planes = np.stack([probability / (k + 1) for k in range(len(self.classes))])
-            masks = {name: (planes[0] >= 0.5).astype(np.uint8) for name in self.classes}
-            results.append(MaskPrediction(masks[self.classes[0]], masks, planes))
-        return results
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +142,7 @@ def test_an_interrupted_call_leaves_nothing_and_keeps_finished_videos(
     whole = dinomed.predict(Dark(), folder, tmp_path / "whole")
     predict = Dark.predict
 
-    def stop(self: Dark, images: Iterable[Any]) -> list[MaskPrediction]:
+    def stop(self: Any, images: Iterable[Any]) -> list[MaskPrediction]:
         if self.seen >= COUNT + 16:  # in the middle of the second video
             raise KeyboardInterrupt
         return predict(self, images)
@@ -238,7 +216,7 @@ def test_lost_frames_are_marked_in_the_table_and_black_so_that_the_others_keep_t
         frames, following = read(self, start, min(stop, 36), step)
         return [frame for frame in frames if frame.number not in (20, 21)], following
 
-    def not_finite(self: Dark, images: Iterable[Any]) -> list[MaskPrediction]:
+    def not_finite(self: Any, images: Iterable[Any]) -> list[MaskPrediction]:
         images = list(images)
         bad = [row for row, image in enumerate(images) if (image[..., 0] < 128).sum() == MASKS[25].sum()]
         if bad:
