@@ -155,25 +155,12 @@ class Preprocessing(Config):
         """The same preprocessing with `aspect` ``square``, for pictures of patches, which divide the image evenly."""
         return self.model_copy(update={"aspect": "square"})
 
-    def patches_of_image(self, maps: "Tensor", size: Size) -> "Tensor":
-        """Return the part of maps of patches (B, C, rows, columns) that an image (height, width) covers.
-
-        With ``square`` these are the maps themselves. With ``pad`` they are interpolated to whole patches.
-        """
-        box = self.box(size)
-        rows, columns = (
-            max(1, round(count * length / self.image_size))
-            for count, length in zip(maps.shape[-2:], (box.height, box.width), strict=True)
-        )
-        return maps if (rows, columns) == tuple(maps.shape[-2:]) else self.from_square(maps, size, (rows, columns))
-
-    def from_square(self, maps: "Tensor", size: Size, shape: Size | None = None) -> "Tensor":
+    def from_square(self, maps: "Tensor", size: Size) -> "Tensor":
         """Resize maps of the square to an image: the part that holds the image, interpolated bilinearly.
 
         Args:
             maps: (B, C, rows, columns) of any resolution, which cover the square.
             size: height and width of the image, px.
-            shape: height and width of the result, if it is not that of the image.
 
         Returns:
             (B, C, height, width). Its pixels have the same places as those of the image.
@@ -182,7 +169,7 @@ class Preprocessing(Config):
         from torch.nn.functional import grid_sample, interpolate
 
         side, box = self.image_size, self.box(size)
-        height, width = size if shape is None else shape
+        height, width = size
         if (box.height, box.width) == (side, side):
             return interpolate(maps, (height, width), mode="bilinear")
 

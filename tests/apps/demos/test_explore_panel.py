@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
+from dinomed.adapters.inference.shared import predict_many
 from dinomed.apps.demos.explore.kept import KeptTokens
 from dinomed.apps.demos.explore.panel import ExplorePanel
 from dinomed.apps.demos.parts import Picture
@@ -64,6 +65,18 @@ def test_at_most_five_earlier_pictures_are_compared(panel: ExplorePanel, pixels:
     image = Image.open(io.BytesIO(base64.b64decode(answer["maps"][0].partition("base64,")[2])))
     # float16 of the earlier pictures moves the components a little
     assert np.abs(np.asarray(image).astype(int) - pca_colours(tokens)[0]).max() <= 4
+
+
+def test_padded_pictures_of_other_proportions_are_compared(tiny_backbone: Path, pixels: list[np.ndarray]) -> None:
+    panel = ExplorePanel(load_backbone(tiny_backbone, aspect="pad"))
+
+    def answer(picture: np.ndarray, **settings: Any) -> dict[str, Any]:
+        tokens = [each for (each,) in predict_many(panel.consumers, [picture])]
+        return panel.answer(Picture(picture, picture, "hash"), tokens, {"mode": "pca", **settings})["explore"]
+
+    first = answer(pixels[0][:12])
+    second = answer(pixels[1][:, :12], earlier=json.dumps([first["key"]]))
+    assert (second["rows"], second["columns"], second["earlier"]) == (4, 4, [first["key"]])
 
 
 def test_attention_and_matches_are_those_of_the_functions(panel: ExplorePanel, pixels: list[np.ndarray]) -> None:
