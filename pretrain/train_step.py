@@ -12,7 +12,8 @@ from dinomed.backbones.vit import VisionTransformer
 from dinomed.distributed import is_distributed, max_over_ranks, on_main
 from dinomed.errors import UsageError
 from dinomed.io.checkpoint import prune_checkpoints
-from dinomed.layers.attention import prepare_for_compilation
+from dinomed.layers.attention import Attention
+from dinomed.layers.packed_attention import choose_kernel, prepare_for_compilation
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.stream import RawBatch
 from dinomed.pretrain.distributed.parallel import average_gradients, distribute, full_state, local_shard
@@ -68,6 +69,9 @@ class TrainStep:
         self._prepare_blocks()
         self._precision = PRECISION[run.precision]
         self._autocast = partial(torch.autocast, device.type, self._precision, enabled=run.precision != "float32")
+        for module in self.model.modules():
+            if isinstance(module, Attention):  # a kernel that does not work is refused before the first step
+                choose_kernel(self._precision, module.head_dim, device.type)
         if is_distributed():
             self._distribute()
         self.optimizer = OptimizerDriver(

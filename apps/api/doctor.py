@@ -11,7 +11,8 @@ import torch
 from dinomed.apps.api.inputs import FolderLike, folder_path
 from dinomed.backbones.hub import cache_folder
 from dinomed.device import resolve_device
-from dinomed.layers.attention import xformers_works
+from dinomed.errors import UsageError
+from dinomed.layers.packed_attention import choose_kernel
 from dinomed.notice import RESEARCH_USE
 from dinomed.packages import installed_version
 
@@ -140,6 +141,8 @@ def _devices() -> list[DeviceReport]:
 
 def _attention() -> str:
     """Return the back-end of packed sequences, from the same trial as in pretraining."""
-    if not torch.cuda.is_available():
-        return "no CUDA device; the CPU uses torch's own"
-    return "xformers" if xformers_works(torch.bfloat16, 64) else "torch's own (xformers does not run here)"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return f"{choose_kernel(torch.bfloat16, 64, device)} ({device}, bfloat16)"
+    except UsageError as error:
+        return str(error)

@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dinomed.layers.attention import Attention, Group
+from dinomed.layers.attention import Attention
 from dinomed.layers.feed_forward import MLP, SwiGLU
+from dinomed.layers.packed_attention import Group
 from dinomed.layers.stochastic_depth import add_residual
 
 FEED_FORWARD = {"mlp": MLP, "swiglu": SwiGLU}

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dinomed.layers.attention import Group, pack
+from dinomed.layers.attention import pack
+from dinomed.layers.packed_attention import Group
 
 Branch = Callable[[Tensor, Sequence[Group]], Tensor]
 

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch.nn.functional import softmax
 
-from dinomed.layers.attention import (
-    Attention,
-    _block_diagonal,
-    _one_group,
-    _split,
-    _try_xformers,
+from dinomed.errors import UsageError
+from dinomed.layers import packed_attention
+from dinomed.layers.attention import Attention
+from dinomed.layers.packed_attention import (
+    KERNEL_VARIABLE,
+    KERNELS,
+    attend,
+    choose_kernel,
+    kernel_works,
     prepare_for_compilation,
-    xformers_works,
 )
 
 GROUPS = [(2, 5), (3, 2)]  # two images of five tokens, three of two
@@ -41,22 +43,20 @@ def test_the_number_of_heads_must_divide_the_dimension() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: xformers has no CPU kernel")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: these kernels have no CPU kernel")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_xformers_equals_sdpa(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kernel", ["xformers", "varlen"])
+def test_a_kernel_equals_sdpa(kernel: str, dtype: torch.dtype) -> None:
     heads, dim = 3, 64
-    if not xformers_works(dtype, dim):
-        pytest.skip(f"xformers' block-diagonal attention does not run here in {dtype}")
+    if not kernel_works(kernel, dtype, dim, "cuda"):
+        pytest.skip(f"{kernel} does not run here in {dtype}")
     torch.manual_seed(0)
     qkv = torch.randn(T, 3, heads, dim, dtype=dtype, device="cuda")
-    weight = torch.randn(T, heads * dim, dtype=dtype, device="cuda")
+    weight = torch.randn(T, heads, dim, dtype=dtype, device="cuda")
     outputs, gradients = [], []
-    for backend in ("sdpa", "xformers"):
+    for name in ("sdpa", kernel):
         x = qkv.clone().requires_grad_()
-        if backend == "sdpa":
-            out = torch.cat([_one_group(part, group) for part, group in _split(x, GROUPS)])
-        else:
-            out = _block_diagonal(x, GROUPS).reshape(T, heads * dim)
+        out = KERNELS[name](x, GROUPS).reshape(T, heads, dim)
         (out * weight).sum().backward()
         outputs.append(out.float())
         gradients.append(x.grad.float())
@@ -66,37 +66,111 @@ def test_xformers_equals_sdpa(dtype: torch.dtype) -> None:
     assert torch.allclose(*gradients, atol=10 * tolerance)
 
 
-@pytest.fixture
-def working_xformers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An xformers whose attention runs on a CPU, since the real one has no CPU kernel."""
+def masked_softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """Attention of each sequence to itself, each (T, H, D)."""
+    sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    scores = torch.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    scores = scores.masked_fill(sequence[:, None] != sequence[None], float("-inf"))
+    return torch.einsum("hts,shd->thd", softmax(scores, -1), v)
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_bias: object) -> torch.Tensor:
-        assert attn_bias == [8, 4]
-        return softmax(q @ k.transpose(-1, -2), -1) @ v
+
+@pytest.fixture
+def kernels_for_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stand-ins for xformers and varlen with their signatures, since the real ones have no CPU kernel."""
+
+    def memory_efficient(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_bias: list[int]) -> torch.Tensor:
+        return masked_softmax(q[0], k[0], v[0], attn_bias)[None]
+
+    def varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, starts_k: torch.Tensor,
+               longest: int, longest_k: int) -> torch.Tensor:  # fmt: skip
+        lengths = starts.diff().tolist()
+        assert starts.dtype == torch.int32
+        assert starts[0] == 0
+        assert longest == longest_k == max(lengths)
+        assert torch.equal(starts, starts_k)
+        return masked_softmax(q, k, v, lengths)
 
     mask = SimpleNamespace(from_seqlens=lambda lengths, device: lengths)
-    fmha = SimpleNamespace(memory_efficient_attention=attend, attn_bias=SimpleNamespace(BlockDiagonalMask=mask))
+    fmha = SimpleNamespace(
+        memory_efficient_attention=memory_efficient, attn_bias=SimpleNamespace(BlockDiagonalMask=mask)
+    )
     monkeypatch.setitem(sys.modules, "xformers", SimpleNamespace(ops=SimpleNamespace(fmha=fmha)))
     monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace(fmha=fmha))
-    _try_xformers.cache_clear()
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", SimpleNamespace(varlen_attn=varlen))
+    forget_choices()
     yield
-    _try_xformers.cache_clear()
+    forget_choices()
+
+
+def forget_choices() -> None:
+    for function in ("_try_kernel", "_choose_kernel", "_block_diagonal_mask", "_starts"):
+        getattr(packed_attention, function).cache_clear()
+
+
+@pytest.mark.parametrize("kernel", ["xformers", "varlen"])
+def test_the_variable_chooses_a_kernel_that_gets_the_right_sequences(
+    kernel: str, kernels_for_cpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dinomed")
+    torch.manual_seed(0)
+    qkv = torch.randn(T, 3, 2, 4)
+    expected = attend(qkv, GROUPS)
+    monkeypatch.setenv(KERNEL_VARIABLE, kernel)
+    with torch.inference_mode():
+        attend(qkv, GROUPS)
+    x = qkv.clone().requires_grad_()
+    out = attend(x, GROUPS)
+    out.sum().backward()
+    assert torch.allclose(out, expected, atol=1e-6)  # float32 rounding of values of order 1
+    assert caplog.messages.count(f"kernel of packed attention: {kernel}") == 1
+
+
+def test_the_choice_is_that_of_the_variable_or_the_first_kernel_that_works(
+    kernels_for_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = {"varlen", "sdpa"}
+    monkeypatch.setattr(packed_attention, "kernel_works", lambda name, *_: name in works)
+    assert choose_kernel(torch.bfloat16, 64, "cuda") == "varlen"
+    assert choose_kernel(torch.bfloat16, 64, "cpu") == "sdpa"
+    works |= {"xformers"}
+    assert choose_kernel(torch.float16, 64, "cuda") == "xformers"
+    monkeypatch.setenv(KERNEL_VARIABLE, "sdpa")
+    assert choose_kernel(torch.float16, 64, "cuda") == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("flash", "DINOMED_ATTENTION=flash: choose auto, sdpa, xformers, varlen"),
+        ("varlen", "DINOMED_ATTENTION=varlen does not work on cpu in float32; choose auto or sdpa"),
+        ("xformers", "DINOMED_ATTENTION=xformers does not work on cpu in float32; choose auto or sdpa"),
+    ],
+)
+def test_a_kernel_that_does_not_exist_or_work_is_refused(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KERNEL_VARIABLE, name)
+    with pytest.raises(UsageError) as refused:
+        Attention(dim=8, num_heads=2)(torch.zeros(T, 8), GROUPS)
+    assert str(refused.value) == message
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_the_trial_of_xformers_depends_neither_on_gradients_nor_on_the_random_state(
-    mode: type, working_xformers: None
+def test_the_trial_of_a_kernel_depends_neither_on_gradients_nor_on_the_random_state(
+    mode: type, kernels_for_cpu: None
 ) -> None:
     """Asked first under `no_grad`, as by a teacher, it once answered False for the rest of the run."""
     before = torch.get_rng_state()
     with mode():
-        assert xformers_works(torch.float32, 4, "cpu")
+        assert kernel_works("xformers", torch.float32, 4, "cpu")
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_compiled_graph_does_not_break_at_the_trial_of_xformers(working_xformers: None) -> None:
+def test_a_compiled_graph_does_not_break_at_the_choice(kernels_for_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KERNEL_VARIABLE, "xformers")
+
     def choose(x: torch.Tensor) -> torch.Tensor:
-        return x + 1 if xformers_works(x.dtype, 4, "cpu") else x - 1
+        return x + 1 if choose_kernel(x.dtype, 4, "cpu") == "xformers" else x - 1
 
     prepare_for_compilation()
     compiled = torch.compile(choose, backend="eager", fullgraph=True)
