@@ -134,6 +134,7 @@ def predict_split(
         "unlike_training": count_unlike(predictor),
         "backbone": {"name": predictor.backbone.name, "fingerprint": predictor.backbone.fingerprint},
         "image_size": predictor.backbone.preprocessing.image_size,
+        "aspect": predictor.backbone.preprocessing.aspect,
         "images": chosen.fingerprint,
     }
     return Evaluation(result, evaluated, predictor)

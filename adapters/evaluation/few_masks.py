@@ -204,6 +204,7 @@ def few_shot_masks(
         "split": split,
         "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
         "image_size": pool.backbone.preprocessing.image_size,
+        "aspect": pool.backbone.preprocessing.aspect,
         "head": config.head.model_dump(mode="json"),
         "unit": "groups" if rows.has("group") else "images",
         "seeds": seeds,

@@ -136,6 +136,7 @@ def few_shot(
         "split": split,
         "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
         "image_size": backbone.preprocessing.image_size,
+        "aspect": backbone.preprocessing.aspect,
         "unit": "groups" if splits.train.has("group") else "images",
         "seeds": seeds,
         "C": STRENGTH,

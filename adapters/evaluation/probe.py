@@ -75,6 +75,7 @@ def probe(
         "split": split,
         "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
         "image_size": backbone.preprocessing.image_size,
+        "aspect": backbone.preprocessing.aspect,
         "images": {"train": len(train), "val": len(val), split: len(test), "val_made_here": splits.made},
         "classes": {name: int((y == index).sum()) for index, name in enumerate(classes)},
         "chosen_by": f"macro {CHOSEN_BY} on val",

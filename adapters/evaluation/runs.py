@@ -29,9 +29,10 @@ def compare_runs(
 
     Returns:
         `task`, `split`, `unit`, `n` (compared units), `groups`, `bootstrap`, `reference` (name), `better` (metric to
-        "larger" or "smaller"), and `runs`, a row for each adapter: `name`, `backbone`, `image_size`, `left_out` (units
-        of its own evaluation that are not compared), `seen_in_training` (of its own evaluation), `metrics` (metric to
-        `value`, `low`, `high`), and `difference` (the same, minus the reference; None for the reference itself).
+        "larger" or "smaller"), and `runs`, a row for each adapter: `name`, `backbone`, `image_size`, `aspect`,
+        `left_out` (units of its own evaluation that are not compared), `seen_in_training` (of its own evaluation),
+        `metrics` (metric to `value`, `low`, `high`), and `difference` (the same, minus the reference; None for the
+        reference itself).
 
     Raises:
         UsageError: the adapters have different tasks, units, classes or labels, or no image in common.
@@ -56,6 +57,7 @@ def compare_runs(
                 "name": name,
                 "backbone": result["backbone"]["name"],
                 "image_size": result["image_size"],
+                "aspect": result["aspect"],
                 "left_out": len(evaluated.groups) - len(compared),
                 "seen_in_training": result["seen_in_training"],
                 "metrics": _intervals([evaluated], [compared], groups, headline, resamples),

@@ -49,8 +49,8 @@ def build_evaluation_page(evaluation: Evaluation, collection: Manifest, *, names
     if "confusion" in result["metrics"] and isinstance(evaluation.evaluated, EvaluatedClasses):
         parts += build_error_cases(evaluation.evaluated, result["metrics"]["confusion"], collection, album)
     parts += build_next_steps(result)
-    settings = {key: result[key] for key in ("backbone", "image_size", "images", "bootstrap", "seen_in_training")}
-    lines = [f"{key}: {value}" for key, value in settings.items()]
+    shown = ("backbone", "image_size", "aspect", "images", "bootstrap", "seen_in_training")
+    lines = [f"{key}: {result[key]}" for key in shown]
     parts += [heading("Settings"), code("\n".join(lines))]
     return build_page("Evaluation", [build_verdict(result), *with_contents(parts)])
 

@@ -38,7 +38,7 @@ def build_few_shot_page(report: Mapping[str, Any]) -> str:
     if report["fewer"]:
         counts = ", ".join(f"{name}: {count}" for name, count in report["fewer"].items())
         parts.append(paragraph(f"Classes with fewer labelled {unit} in train than the largest number: {counts}."))
-    settings = {key: report[key] for key in ("backbone", "image_size", "seeds", "C", "split")}
+    settings = {key: report[key] for key in ("backbone", "image_size", "aspect", "seeds", "C", "split")}
     return build_page("How many labels?", [*parts, _settings(settings)])
 
 
@@ -59,7 +59,7 @@ def build_few_mask_page(report: Mapping[str, Any]) -> str:
     parts = [
         paragraph(opening), figure, build_table(MASK_COLUMNS, mask_rows(report)), paragraph(advice(report, "dice"))
     ]  # fmt: skip
-    settings = {key: report[key] for key in ("backbone", "image_size", "seeds", "split", "settings")}
+    settings = {key: report[key] for key in ("backbone", "image_size", "aspect", "seeds", "split", "settings")}
     return build_page("How many masks?", [*parts, _settings(settings)])
 
 

@@ -36,7 +36,8 @@ def build_runs_page(report: Mapping[str, Any]) -> str:
         best = values.index(min(known) if better == "smaller" else max(known)) if known else None
         columns = ("adapter", "backbone", titles.get(name, name), "95% interval", "difference", "95% interval", "")
         parts += [f"<h3>{escape(titles.get(name, name))} ({better} is better)</h3>", build_table(columns, rows, best)]
-    parts += [heading("Data"), build_table(("adapter", "image size", "images not compared"), _data_rows(report))]
+    settings = ("adapter", "image size", "aspect", "images not compared")
+    parts += [heading("Data"), build_table(settings, _data_rows(report))]
     parts.append(
         paragraph(
             "Images are compared that no adapter leaves out. On a test split an adapter leaves out images of its own "
@@ -85,7 +86,7 @@ def difference_rows(report: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tu
 
 
 def _data_rows(report: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    return [(run["name"], run["image_size"], run["left_out"]) for run in report["runs"]]
+    return [(run["name"], run["image_size"], run["aspect"], run["left_out"]) for run in report["runs"]]
 
 
 def _difference(run: Mapping[str, Any], name: str) -> tuple[Any, ...]:

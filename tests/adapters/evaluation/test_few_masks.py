@@ -69,6 +69,7 @@ def test_the_report_has_a_row_for_each_number_and_baselines(report: dict[str, An
     manifest = read_manifest(lesion_manifest)
     test = manifest.select(split="test")
     assert [(row["shots"], row["draws"]) for row in report["shots"]] == [(10, 2), (None, 1)]
+    assert report["aspect"] == "square"
     assert [row["images"] for row in report["shots"]] == [10, len(manifest) - len(test)]
     for row in (*report["shots"], *report["baselines"]):
         dice = row["dice"]

@@ -45,6 +45,7 @@ def test_the_curve_is_a_weighted_regression_on_the_drawn_rows(
     backbone, manifest = load_backbone(tiny_backbone), read_manifest(lesion_manifest)
     report = few_shot(backbone, manifest, cache=tmp_path, shots=(1, 3, None), seeds=2)
     assert [row["draws"] for row in report["shots"]] == [2, 2, 1]
+    assert report["aspect"] == "square"
     parts = {name: manifest.select(split=name) for name in ("train", "test")}
     x = {name: extract(backbone, part, cache=tmp_path).cls for name, part in parts.items()}
     classes = manifest.classes()

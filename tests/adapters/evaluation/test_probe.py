@@ -38,6 +38,7 @@ def test_the_report_equals_the_metrics_of_its_parts(tiny_backbone: Path, lesion_
     assert len(report["logistic"]["tried"]) == 12
     assert report["classes"] == {name: int((y["train"] == i).sum()) for i, name in enumerate(classes)}
     assert "research use only" in report["purpose"]
+    assert report["aspect"] == "square"
 
 
 def test_the_choice_does_not_use_test(tiny_backbone: Path, lesion_manifest: Path, cache: Path) -> None:

@@ -27,7 +27,8 @@ def evaluation(manifest: Manifest, rows: list[int], dice: np.ndarray, **changes:
     columns = {"dice": dice, "hd95_px": 10 * (1 - dice)}
     evaluated = EvaluatedValues(part, part.units(), columns, lambda rows: {}, errors=("hd95_px",))
     result = {
-        "task": "segment", "split": "test", "unit": "image", "image_size": 32, "backbone": {"name": "vit"},
+        "task": "segment", "split": "test", "unit": "image", "image_size": 32, "aspect": "pad",
+        "backbone": {"name": "vit"},
         "seen_in_training": {"images": 0, "of_seen_groups": 0, "left_out": False}, **changes,
     }  # fmt: skip
     return Evaluation(result, evaluated, SimpleNamespace(classes=changes.get("classes", ["lesion"])))  # type: ignore[arg-type]
@@ -53,6 +54,7 @@ def test_differences_are_those_of_pairs_on_common_images(manifest: Manifest) -> 
     assert describe_runs(report).endswith("independent groups: b (+0.020, 0.020 to 0.020) better than a.")
     page = build_runs_page(report)
     assert "interval without 0" in page
+    assert "<td>pad</td>" in page
     assert "HD95, px (smaller is better)" in page
 
 

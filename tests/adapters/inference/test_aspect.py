@@ -11,6 +11,7 @@ from PIL import Image
 from torch.nn.functional import avg_pool2d
 
 from dinomed.adapters.bundle import read_record
+from dinomed.adapters.evaluation.evaluate import evaluate_in_full
 from dinomed.adapters.evaluation.mask_baselines import baseline_guesses
 from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import ExportSource, load_source
@@ -26,6 +27,7 @@ from dinomed.adapters.tasks.segment.mask_schema import BINARY, MaskSchema
 from dinomed.adapters.tasks.segment.masks import Masks, shrink_targets
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.apps.demos.explore.tokens import PatchTokens
+from dinomed.apps.pages.evaluation import build_evaluation_page
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
@@ -186,6 +188,12 @@ def test_a_padding_adapter_is_exported_with_its_backbone(segmenter: Path, spots:
     image = read_image(spots.path(0))
     assert np.array_equal(written.output_of_image(image), original.output_of_image(image))
     assert "in the centre of a square of 64 x 64 px" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_evaluation_states_the_aspect(segmenter: Path, spots: Manifest) -> None:
+    evaluation = evaluate_in_full(segmenter, spots, "val", resamples=10)
+    assert evaluation.result["aspect"] == "pad"
+    assert "aspect: pad" in build_evaluation_page(evaluation, spots)
 
 
 @pytest.mark.slow
