@@ -86,7 +86,7 @@ def fit_unet(
     either. `model` is used instead of the U-Net. Returns it with its last weights, and the steps it took."""
     torch.manual_seed(seed)
     pictures = [shrink(read_image(train.path(i)), size) for i in range(len(train))]
-    masks = [shrink_mask(BINARY.read(train, i)[0], size) for i in range(len(train))]
+    masks = [shrink_mask(BINARY.read(train, i)[0], size, "square") for i in range(len(train))]
     augment = build_augmentation(seed)
     model = smp.Unet("resnet18", encoder_weights=None) if model is None else model
     batch = min(8, len(pictures))

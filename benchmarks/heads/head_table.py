@@ -123,7 +123,7 @@ def draw(manifest: Manifest, images: Sequence[int]) -> Manifest:
 def prepare_features(config: TrainConfig, backbone: FrozenBackbone, manifest: Manifest, cache: Path) -> dict[str, Any]:
     """Compute the features for a head; return the processor seconds (nearly 0 if they are cached)."""
     size, splits, classes = _setting(config, backbone, manifest)
-    backbone = at_image_size(backbone, size)
+    backbone = at_image_size(backbone, size, config.aspect)
     adapter = build_adapter(config, backbone, classes)
     if config.live:
         return {"seconds": 0.0, "of": "nothing kept"}

@@ -54,7 +54,8 @@ class Fit:
         self.splits: Splits = splits
         self.size = backbone.preprocessing.image_size
         self.masks, self.val_masks = (
-            Masks(part, self.size, name) for part, name in ((splits.train, "train"), (splits.val, "val"))
+            Masks(part, self.size, name, self.schema, backbone.preprocessing.aspect)
+            for part, name in ((splits.train, "train"), (splits.val, "val"))
         )
         adapter = build_adapter(self.config, backbone, 1)
         needs = adapter.feature_spec

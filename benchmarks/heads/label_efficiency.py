@@ -158,7 +158,7 @@ class Bench:
         """
         began = time.process_time()
         size = config.image_size or default_image_size(self.backbone, adapter_class("segment", config.head.name).grid)
-        backbone = at_image_size(self.backbone, size)
+        backbone = at_image_size(self.backbone, size, config.aspect)
         adapter = build_adapter(config, backbone, 1)
         compute_features(backbone, torch.zeros(8, backbone.preprocessing.channels, size, size), (-1,), True)
         each = (time.process_time() - began) / 8

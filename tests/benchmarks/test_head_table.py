@@ -8,6 +8,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
 from dinomed.metrics.segmentation import Overlap
 
@@ -36,6 +39,16 @@ def _rows(text: str) -> dict[str, list[str]]:
     """Name of the row -> its cells."""
     lines = [line for line in text.splitlines() if line.startswith("|")][2:]
     return {cells[1]: cells[2:-1] for cells in ([cell.strip() for cell in line.split("|")] for line in lines)}
+
+
+def test_features_are_prepared_with_the_aspect_of_the_config(
+    head_table: ModuleType, lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[FrozenBackbone] = []
+    monkeypatch.setattr(head_table, "extract_splits", lambda backbone, *rest: used.append(backbone))
+    config = SegmentConfig.model_validate({"aspect": "pad", "image_size": 48, "augment": "none"})
+    head_table.prepare_features(config, load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path)
+    assert [(each.preprocessing.image_size, each.preprocessing.aspect) for each in used] == [(48, "pad")]
 
 
 @pytest.mark.long

@@ -65,7 +65,7 @@ def source_from(usage: Mapping[str, Any]) -> DepthSource:
     return DepthSource(**{key: value for key, value in usage["depth"].items() if key not in ("low", "high")})
 
 
-def shrink_depth(depth: np.ndarray, size: int, aspect: Aspect = "square") -> np.ndarray:
+def shrink_depth(depth: np.ndarray, size: int, aspect: Aspect) -> np.ndarray:
     """Resize a depth map to (size, size): the mean of the known depths in each new pixel; nan in the padding."""
     box = content_box(depth.shape, size, aspect)
     known = (~np.isnan(depth)).astype(np.float32)
@@ -78,9 +78,7 @@ def shrink_depth(depth: np.ndarray, size: int, aspect: Aspect = "square") -> np.
 class DepthMaps:
     """All depth maps of a split at the training size, float32."""
 
-    def __init__(
-        self, manifest: Manifest, source: DepthSource, size: int, split: str, aspect: Aspect = "square"
-    ) -> None:
+    def __init__(self, manifest: Manifest, source: DepthSource, size: int, split: str, aspect: Aspect) -> None:
         self.low, self.high = float("inf"), 0.0
         maps: list[np.ndarray] = []
         with bar(f"depth maps of {split}", len(manifest)) as progress:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinomed.adapters.tasks.segment.mask_schema import BINARY, MaskSchema
+from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.backbones.preprocessing import Aspect, content_box, pad_to_square
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
@@ -23,14 +23,14 @@ from dinomed.progress import bar
 THRESHOLDS = tuple(percent / 100 for percent in range(5, 100, 5))
 
 
-def shrink_mask(mask: np.ndarray, size: int, aspect: Aspect = "square") -> np.ndarray:
+def shrink_mask(mask: np.ndarray, size: int, aspect: Aspect) -> np.ndarray:
     """Resize a mask to (size, size): 1 where at least half of the new pixel is in the mask, 0 in the padding."""
     box = content_box(mask.shape, size, aspect)
     share = cv2.resize(mask.astype(np.float32), (box.width, box.height), interpolation=cv2.INTER_AREA)
     return pad_to_square((share >= 0.5).astype(np.uint8), box, size, 0)
 
 
-def shrink_targets(targets: np.ndarray, size: int, schema: MaskSchema, aspect: Aspect = "square") -> np.ndarray:
+def shrink_targets(targets: np.ndarray, size: int, schema: MaskSchema, aspect: Aspect) -> np.ndarray:
     """Resize targets, uint8 (planes, H, W), to (planes, size, size); the padding of ``pad`` is background.
 
     Of exclusive classes each new pixel has the one with the largest share of it; other masks are resized separately.
@@ -49,9 +49,7 @@ def shrink_targets(targets: np.ndarray, size: int, schema: MaskSchema, aspect: A
 class Masks:
     """All masks of a split at the training size, with the smallest possible number of bits for each pixel."""
 
-    def __init__(
-        self, manifest: Manifest, size: int, split: str, schema: MaskSchema = BINARY, aspect: Aspect = "square"
-    ) -> None:
+    def __init__(self, manifest: Manifest, size: int, split: str, schema: MaskSchema, aspect: Aspect) -> None:
         self.size, self.exclusive, self.aspect = size, schema.exclusive, aspect
         self.bits = max(1, ceil(log2(len(schema.names)))) if schema.exclusive else len(schema.names)
 

@@ -26,6 +26,7 @@ from dinomed.adapters.fitting.optimizers import BatchIndices
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.masks import Masks
 from dinomed.backbones.load import load_backbone
 from dinomed.config import load_config, to_yaml
@@ -42,7 +43,7 @@ def segmenter(**settings: object) -> SegmentConfig:
 def open_source(config: TrainConfig, backbone_folder: Path, manifest: Manifest, cache: Path) -> tuple[object, Masks]:
     backbone = load_backbone(backbone_folder)
     splits = Splits(manifest.select(split="train"), manifest.select(split="val"), made=False)
-    masks = Masks(splits.train, 32, "train")
+    masks = Masks(splits.train, 32, "train", BINARY, "square")
     adapter = build_adapter(config, backbone, 1)
     return open_feature_source(backbone, splits, adapter, config, cache, masks.take), masks
 

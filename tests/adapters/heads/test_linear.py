@@ -78,9 +78,9 @@ def test_dice_of_a_batch_is_the_metric() -> None:
 def test_masks_are_resized_by_area_and_survive_packing(lesion_manifest: Path) -> None:
     mask = np.zeros((8, 8), np.uint8)
     mask[:4, :3] = 1  # in 4x4 squares: 3/4 and none
-    assert shrink_mask(mask, 2).tolist() == [[1, 0], [0, 0]]
+    assert shrink_mask(mask, 2, "square").tolist() == [[1, 0], [0, 0]]
     manifest = read_manifest(lesion_manifest).take([0, 1, 2])
-    masks = Masks(manifest, 20, "train")  # 20 is no multiple of 8 bits
+    masks = Masks(manifest, 20, "train", BINARY, "square")  # 20 is no multiple of 8 bits
     taken = masks.take([2, 0])
     assert taken.shape == (2, 1, 20, 20)
-    assert (taken[0, 0].numpy() == shrink_mask(BINARY.read(manifest, 2)[0], 20)).all()
+    assert (taken[0, 0].numpy() == shrink_mask(BINARY.read(manifest, 2)[0], 20, "square")).all()

@@ -130,7 +130,7 @@ def test_shrinking_leaves_unknown_depths_out() -> None:
     depth = np.full((4, 4), 2.0, np.float32)
     depth[:2, :2] = np.nan
     depth[0, 2] = np.nan
-    small = shrink_depth(depth, 2)
+    small = shrink_depth(depth, 2, "square")
     assert np.isnan(small[0, 0])
     assert small[0, 1] == small[1, 0] == small[1, 1] == 2
 
