@@ -19,7 +19,8 @@ MAX_MESSAGE = 2000
 class DinomedError(Exception):
     """The work could not be done (exit code 1).
 
-    A message of more than `MAX_MESSAGE` characters is shortened in the middle: the problem and the remedy stay.
+    A message is one line: line breaks, which come from names in a file, are shown as ``\\n``. A message of more than
+    `MAX_MESSAGE` characters is shortened in the middle: the problem and the remedy stay.
     """
 
     exit_code = 1
@@ -35,6 +36,7 @@ class UsageError(DinomedError):
 
 
 def _shorten(text: str) -> str:
+    text = text.replace("\n", "\\n").replace("\r", "\\r")
     if len(text) <= MAX_MESSAGE:
         return text
     return f"{text[: MAX_MESSAGE * 2 // 3]} ... {text[-(MAX_MESSAGE // 4) :]}"

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dinomed.errors import DinomedError
+from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data import stream
 from dinomed.pretrain.data.config import CropConfig
 from dinomed.pretrain.data.masking import MaskConfig
@@ -49,10 +50,10 @@ def test_the_image_that_killed_a_data_worker_is_named(tmp_path: Path, monkeypatc
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_writes_each_line_once(tmp_path: Path) -> None:
     for _ in range(3):
-        log = RunLog(tmp_path, 0)
+        log = RunLog(tmp_path, PretrainConfig(), 0)
         log.write(0, {"knn": 0.5})
         log.write(1, {"loss": 2.0})
         log.close()
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
-    RunLog(tmp_path, 1).close()
+    RunLog(tmp_path, PretrainConfig(), 1).close()
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2

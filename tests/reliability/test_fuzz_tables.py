@@ -39,6 +39,7 @@ def table_bytes(rows: list[list[str]], dialect: dict[str, object], encoding: str
 @given(st.lists(st.lists(CELLS, min_size=1, max_size=4), max_size=4), DIALECTS, ENCODINGS, st.booleans())
 @example([["image", "label"], ["0.png", "a\0b"]], {"delimiter": ","}, "utf-8", True)
 @example([["image", "x" * (2**24 + 1)], ["0.png", "a"]], {"delimiter": ","}, "utf-8", True)
+@example([["0\n0"]], {"delimiter": ",", "quoting": 0}, "utf-8", False)
 @example([["image"] * 50_000], {"delimiter": ","}, "utf-8", True)
 def test_any_csv_is_read_or_refused_in_one_line(
     tmp_path: Path, rows: list[list[str]], dialect: dict[str, object], encoding: str, has_header: bool
