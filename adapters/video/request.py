@@ -10,14 +10,13 @@ from dinomed.datasets.scan.videos import find_videos
 from dinomed.datasets.scan.walk import walk
 from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
-from dinomed.images.dicom.elements import NotAnImage
 from dinomed.video.facts import VIDEO_SUFFIXES, is_video
 
 
 def find_input_videos(source: Manifest | str | Path) -> list[Path] | None:
     """Return the videos of the input of a prediction: a video, or a folder of videos. None for images or a manifest.
 
-    A folder with DICOM files only is one of videos if all of them have several frames.
+    A folder with DICOM files only is one of videos if all of them that can be read have several frames.
 
     Raises:
         UsageError: the folder holds videos and images.
@@ -34,28 +33,29 @@ def find_input_videos(source: Manifest | str | Path) -> list[Path] | None:
     written = {name for files in find_predictions(path, names).values() for name in files}
     images = [name for name in walked.images if name not in written]
     videos = [name for name in walked.videos if name not in written]
-    if not images and not videos:
-        return None
-    image = next((name for name in images if _kind(path / name) == "image"), None)
-    if image is not None and videos:
-        raise UsageError(
-            f"{path} holds videos and images ({videos[0]} and {image}); give a video, or a folder of one kind"
-        )
-    return find_videos([path]) if image is None else None
+    has_video = bool(videos)
+    for name in images:
+        kind = _kind(path / name)
+        has_video |= kind == "video"
+        if kind == "image":
+            if videos:
+                raise UsageError(
+                    f"{path} holds videos and images ({videos[0]} and {name}); give a video, or a folder of one kind"
+                )
+            return None
+    return find_videos([path]) if has_video else None
 
 
 def refuse_image_options(options: Mapping[str, Any]) -> None:
     """Raise a `UsageError` if an option that is for images only was given, such as ``{"coco=True": True}``."""
     for text, value in options.items():
-        if value not in (None, False):
+        if value is not None and value is not False:
             raise UsageError(f"`{text}` is for images, and the input is a video; leave it out")
 
 
 def _kind(path: Path) -> Literal["video", "image", "other"]:
-    """Return what a file is. A damaged DICOM file may be a video; it counts as one, so that it is reported."""
+    """Return what a file is. A damaged DICOM file, which may be a video or an image, is other."""
     try:
         return "video" if is_video(path) or path.suffix.lower() in VIDEO_SUFFIXES else "image"
-    except NotAnImage:
-        return "other"
     except UnreadableImage:
-        return "video"
+        return "other"

@@ -47,6 +47,10 @@ SUMMARY_FILE = "summary.json"
 RESERVED = (PLAN_FILE, SUMMARY_FILE, READY_FILE, TABLE_FILE, FAILED_FILE, ROWS_FILE, SHEET_FILE)
 """Names that no folder of a video may have."""
 _BATCH, _BATCH_BYTES = 16, 2**28  # frames; of their pixels and probability maps
+_OTHER_INTENSITY = (
+    "the adapter has intensity settings (bits, window or percentiles), and frames of DICOM files are read without "
+    "them; give a manifest of `dinomed scan`, which reads the first frame of each file by these settings"
+)
 _DIGITS = 16  # of the hash that stands for a video in the plan
 
 
@@ -161,6 +165,8 @@ def _predict_video(
     """Write the folder of a video, its summary last. A video without a prediction gets none, and a problem instead."""
     try:
         video = Video(path)
+        if video.facts.container == "DICOM" and not predictor.backbone.preprocessing.intensity.is_plain:
+            raise UnreadableImage(path, _OTHER_INTENSITY)
         reader = FrameReader(video, choose_step(video.facts.fps, *rate))
         folder.mkdir()
         facts = video.facts

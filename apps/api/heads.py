@@ -299,7 +299,7 @@ def predict(
             step=step, draw=partial(draw_mask, fill=0), overwrite=overwrite)  # fmt: skip
     if fps is not None or step is not None:
         option = "step" if fps is None else "fps"
-        raise UsageError(f"`{option}` is for videos, and {images} holds none; leave it out")
+        raise UsageError(f"`{option}` is for videos, and {images} is read as images; leave it out")
     if unit == "group" and dicom_seg:
         raise UsageError("`dicom_seg=True` is for single images; leave `unit=group` out")
     if keep_ids and not dicom_seg:

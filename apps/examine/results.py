@@ -21,7 +21,8 @@ def examine_predictions(folder: Path) -> ArtefactReport:
     if not plan.complete:
         report.add(ROWS_FILE, "the prediction was interrupted", "incomplete", again)
         return report
-    report.file_exists(folder / TABLE_FILE, "predict again with --overwrite")
+    if not plan.is_of_videos:  # they have a table each, among `masks`
+        report.file_exists(folder / TABLE_FILE, "predict again with --overwrite")
     gone = [mask for mask in plan.masks if not (folder / mask).is_file()]
     if gone:
         report.add("maps", f"{len(gone):,} are missing: {some(gone)}", "missing", "predict again with --overwrite")

@@ -40,6 +40,11 @@ def open_dataset(source: Manifest | str | Path, *, allow_unreadable: bool = Fals
         result = scan(path, make_split=False, allow_unreadable=allow_unreadable, decode=decode)
         if not allow_unreadable:
             _warn_unreadable(path, result.unreadable)
+        if result.multi_frame:
+            logger.warning(
+                f"DICOM files of {path} with several frames: {result.multi_frame:,}; the first frame of each is used "
+                "(`dinomed frames` writes all)"
+            )
         return replace(result.manifest, source=path, unreadable=tuple(result.unreadable), decoded=decode)
     if not path.is_file():
         raise UsageError(f"{path} is a pipe or a device; give a manifest, a folder of images, or an image")

@@ -45,6 +45,7 @@ class ScanResult:
         duplicates: sets of images with the same bytes.
         warnings: messages about problems of the data.
         notes: other messages.
+        multi_frame: number of DICOM files with several frames, of which the first is used.
     """
 
     manifest: Manifest
@@ -53,6 +54,7 @@ class ScanResult:
     duplicates: list[list[str]]
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    multi_frame: int = 0
 
 
 def scan(
@@ -183,6 +185,7 @@ def scan(
                 sum(f.header.frames > 1 and f.header.channels in (1, 3) for f in facts),
             ),
         ],
+        multi_frame=sum(f.header.frames > 1 and f.header.format == "DICOM" for f in facts),
     )
 
 

@@ -61,3 +61,10 @@ def test_no_folder_of_a_video_has_the_name_of_a_file_of_a_prediction(video: Path
     for name in names:
         (tmp_path / f"{name}.avi").write_bytes(video.read_bytes())
     assert not set(name_groups(find_videos([tmp_path]), True, RESERVED)) & set(names)
+
+
+def test_doctor_knows_the_files_of_a_result(video: Path, tmp_path: Path) -> None:
+    dinomed.predict(Dark(), video, tmp_path / "out")
+    assert dinomed.doctor(tmp_path / "out").sound
+    (tmp_path / "out" / name_groups([video])[0] / "predictions.csv").unlink()
+    assert not dinomed.doctor(tmp_path / "out").sound

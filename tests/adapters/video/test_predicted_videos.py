@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 import dinomed
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
@@ -25,7 +23,7 @@ from dinomed.video.write import writing_video
 
 tools = runpy.run_path(str(Path(__file__).with_name("written.py")))
 rows_of, masks_in, only = tools["rows_of"], tools["masks_in"], tools["only"]
-Dark = tools["Dark"]
+Dark, write_dicom = tools["Dark"], tools["write_dicom"]
 COUNT, SIZE, FPS = 40, (48, 64), 12.5
 MASKS = [frame.mask for frame in draw_endoscopy(COUNT, SIZE)]  # some are empty
 
@@ -263,16 +261,7 @@ def test_a_dicom_file_of_several_frames_has_a_mask_video(tmp_path: Path) -> None
     folder = tmp_path / "in"
     folder.mkdir()
     for name, frames in (("a.dcm", MASKS[::8]), ("b.dcm", MASKS[1::8])):
-        data = Dataset()
-        data.file_meta = FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.3.1"  # ultrasound cine
-        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
-        data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
-        data.NumberOfFrames, (data.Rows, data.Columns), data.FrameTime = len(frames), SIZE, 50
-        data.BitsAllocated, data.BitsStored, data.HighBit, data.PatientName = 8, 8, 7, "Planted"
-        data.PixelData = b"".join((255 * (1 - mask)).tobytes() for mask in frames)
-        data.save_as(folder / name, enforce_file_format=True)
+        write_dicom(folder / name, [255 * (1 - mask) for mask in frames])
     done = dinomed.predict(Dark(), folder, tmp_path / "out")
     assert isinstance(done, VideoPredictionResult)
     for name, expected in (("a.dcm", MASKS[::8]), ("b.dcm", MASKS[1::8])):
@@ -293,7 +282,8 @@ def test_what_does_not_fit_a_video_is_refused_in_one_line(
         ({"dicom_seg": True}, "`dicom_seg=True` is for images"),
         ({"unit": "group"}, "`unit=group` is for images"),
         ({"abstain": 0.1}, "`abstain` is for images"),
-        ({"max_risk": 0.1}, "`max_risk` is for images"),
+        ({"abstain": 0.0}, "`abstain` is for images"),
+        ({"max_risk": 0.0}, "`max_risk` is for images"),
         ({"fps": 5, "step": 2}, "give one of the two"),
         ({"fps": 0}, "`fps=0` must be above 0"),
         ({"step": 0}, "`step=0` must be at least 1"),

@@ -1,16 +1,21 @@
 """A stand-in for a segmenter, and reading of what `predict` wrote for videos, for the tests of this folder."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.predict import MaskPrediction, SegmentPredictor
+from dinomed.images.intensity import IntensityConfig
 from dinomed.video.video import Video
+
+BACKBONE = SimpleNamespace(fingerprint="dark", preprocessing=SimpleNamespace(intensity=IntensityConfig()))
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -31,12 +36,27 @@ def only(out: Path) -> Path:
     return folder
 
 
+def write_dicom(path: Path, frames: Sequence[np.ndarray]) -> Path:
+    """Write gray frames, uint8 (H, W), as a DICOM file."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.3.1"  # ultrasound cine
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
+    data.NumberOfFrames, (data.Rows, data.Columns), data.FrameTime = len(frames), frames[0].shape, 50
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PatientName = 8, 8, 7, "Planted"
+    data.PixelData = b"".join(frame.tobytes() for frame in frames)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
 class Dark(SegmentPredictor):
     """A stand-in with a known rule: dark pixels are the lesion."""
 
     def __init__(self, *classes: str) -> None:
         self.task, names = "segment", classes or ("lesion",)
-        self.classes, self.backbone = names, SimpleNamespace(fingerprint="dark")  # type: ignore[assignment]
+        self.classes, self.backbone = names, BACKBONE  # type: ignore[assignment]
         self.schema = MaskSchema("multilabel" if classes else "binary", names, tuple(range(len(names))))
         self.metadata = {"weights_sha256": "0" * 64}
         self.seen = 0
