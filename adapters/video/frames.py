@@ -50,4 +50,5 @@ def choose_step(video_fps: float, fps: float | None, step: int | None) -> int:
     """
     if fps is None:
         return step or 1
-    return max(1, int(video_fps / fps + 0.5))
+    low = max(1, int(video_fps / fps))
+    return min((low, low + 1), key=lambda step: abs(video_fps / step - fps))

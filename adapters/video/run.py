@@ -34,7 +34,7 @@ from dinomed.features.finite import compute_finite
 from dinomed.html.drawing import write_drawing
 from dinomed.images.decode import UnreadableImage
 from dinomed.io.files import read_json, write_json
-from dinomed.io.output_folder import open_output_folder
+from dinomed.io.output_folder import STAGE, check_free, open_output_folder
 from dinomed.io.prefetch import batched
 from dinomed.io.publish import READY_FILE, publish
 from dinomed.log import logger
@@ -51,6 +51,7 @@ _OTHER_INTENSITY = (
     "the adapter has intensity settings (bits, window or percentiles), and frames of DICOM files are read without "
     "them; give a manifest of `dinomed scan`, which reads the first frame of each file by these settings"
 )
+_MIN_FPS = 1e-3
 _DIGITS = 16  # of the hash that stands for a video in the plan
 
 
@@ -79,9 +80,11 @@ class VideoPredictionResult(PredictionResult):
     def facts(self) -> list[tuple[Any, ...]]:
         """Return rows of a name and a value for each video in `answers`: its file, and the numbers of its answer."""
         files = {group: path for path, group in self.groups.items()}
-        names = [k for k, value in self.answers[0].items() if isinstance(value, int | float | str) and k != "notice"]
+        values = [item for answer in self.answers for item in answer.items()]
+        names = dict.fromkeys(name for name, value in values if isinstance(value, int | float | str))
         rows = [("file", *(files[answer["video"]] for answer in self.answers))]
-        return rows + [(name, *(answer[name] for answer in self.answers)) for name in names if name != "video"]
+        hidden = ("notice", "video")
+        return rows + [(name, *(answer.get(name) for answer in self.answers)) for name in names if name not in hidden]
 
 
 def predict_videos(
@@ -113,19 +116,24 @@ def predict_videos(
 
     Raises:
         UsageError: the task or the adapter does not predict videos, `fps` or `step` is out of range, or `out` is in
-            use or holds another file at the path of a result.
+            use, holds finished videos of an interrupted call with other settings, or another file at the path of a
+            result.
         DinomedError: no video has a frame that can be read, or nothing can be written.
     """
     if fps is not None and step is not None:
         raise UsageError("`fps` and `step` are two ways to read fewer frames; give one of the two")
     if fps is not None and not 0 < fps < float("inf"):
         raise UsageError(f"`fps={fps:g}` must be above 0; leave it out for every frame")
+    if fps is not None and fps < _MIN_FPS:
+        raise UsageError(f"`fps={fps:g}` must be at least {_MIN_FPS:g}")
     if step is not None and step < 1:
         raise UsageError(f"`step={step}` must be at least 1")
     out, build = Path(out), _answer_builder(predictor, draw)
     settings = _settings(predictor, videos, groups, fps, step)
     problems: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
+    if not overwrite:
+        _check_unfinished(out, PredictionPlan(settings, ()))
     with open_output_folder(out, marker=PLAN_FILE, overwrite=overwrite, keep=[PLAN_FILE, *groups]) as stage:
         earlier = own_files(out, read_plan(out))
         names = _file_names(build())
@@ -186,7 +194,7 @@ def _predict_video(
     write_csv(folder / TABLE_FILE, ["frame", "time_s", *answer.columns, "problem"], rows)
     write_drawing(answer.plot(), folder / answer.plot_file, "")
     summary = {
-        "notice": RESEARCH_USE, "video": group, "frames": len(answer.frames), "unreadable_frames": lost,
+        "notice": RESEARCH_USE, "video": group, "frames": len(answer.frames), "frames_without_prediction": lost,
         "width": facts.width, "height": facts.height, "source_frames": facts.frames, "source_fps": facts.fps,
         "step": reader.step, "fps": facts.fps / reader.step, **answer.summarize(), "problems": reasons,
         "note": facts.note, "files": _file_names(answer),
@@ -267,6 +275,22 @@ def _settings(
         "step": step,
         "version": version("dinomed"),
     }
+
+
+def _check_unfinished(out: Path, plan: PredictionPlan) -> None:
+    """Raise a `UsageError` if an interrupted call with another plan has finished videos, which would be lost."""
+    check_free(out)
+    stage = out / STAGE
+    try:
+        old = read_plan(stage)
+    except DinomedError:
+        return
+    is_whole = (stage / READY_FILE).exists()  # it is moved to its place first
+    if old is not None and old != plan and not is_whole and any(stage.glob(f"*/{SUMMARY_FILE}")):
+        raise UsageError(
+            f"output folder {out} holds an unfinished prediction by another adapter, of other videos or with other "
+            "settings; add `overwrite=True` to replace it"
+        )
 
 
 def _keep_finished(stage: Path, settings: dict[str, Any], groups: Sequence[str]) -> list[str]:

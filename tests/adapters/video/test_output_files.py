@@ -9,7 +9,8 @@ import pytest
 
 import dinomed
 from dinomed.adapters.inference.plan import PredictionPlan, begin
-from dinomed.adapters.video.run import RESERVED
+from dinomed.adapters.video.frames import choose_step
+from dinomed.adapters.video.run import RESERVED, VideoPredictionResult
 from dinomed.datasets.scan.videos import find_videos, name_groups
 from dinomed.errors import UsageError
 from dinomed.video.write import writing_video
@@ -68,3 +69,16 @@ def test_doctor_knows_the_files_of_a_result(video: Path, tmp_path: Path) -> None
     assert dinomed.doctor(tmp_path / "out").sound
     (tmp_path / "out" / name_groups([video])[0] / "predictions.csv").unlink()
     assert not dinomed.doctor(tmp_path / "out").sound
+
+
+@pytest.mark.parametrize(
+    ("rates", "step"), [((30, 21), 2), ((30, 23), 1), ((25, 10), 3), ((25, 100), 1), ((12.5, 6), 2)]
+)
+def test_the_step_gives_the_nearest_rate(rates: tuple[float, float], step: int) -> None:
+    assert choose_step(*rates, None) == step
+
+
+def test_the_printed_facts_have_each_value_that_any_video_has() -> None:
+    answers = [{"video": "1", "largest_area_px": None}, {"video": "2", "largest_area_px": 7}]
+    result = VideoPredictionResult(Path("out"), 2, 0, [], groups={"a": "1", "b": "2"}, answers=answers)
+    assert result.facts() == [("file", "a", "b"), ("largest_area_px", None, 7)]

@@ -57,7 +57,7 @@ def test_the_mask_video_equals_the_masks_pixel_for_pixel(video: Path, tmp_path: 
     largest = int(np.argmax(areas))
     answer = json.loads((folder / "summary.json").read_text())
     assert "research use" in answer["notice"]
-    assert (answer["frames"], answer["unreadable_frames"], answer["problems"]) == (COUNT, 0, [])
+    assert (answer["frames"], answer["frames_without_prediction"], answer["problems"]) == (COUNT, 0, [])
     assert answer["frames_with_lesion"] == sum(area > 0 for area in areas) < COUNT
     assert (answer["largest_area_px"], answer["largest_area_frame"]) == (areas[largest], largest)
     assert answer["largest_area_time_s"] == pytest.approx(largest / FPS, abs=1e-3)
@@ -162,7 +162,11 @@ def test_an_interrupted_call_leaves_nothing_and_keeps_finished_videos(
         with pytest.raises(KeyboardInterrupt):
             dinomed.predict(Dark(), folder, tmp_path / "other")
     other = Dark()
-    dinomed.predict(other, folder, tmp_path / "other", step=2)  # another setting: nothing is kept
+    with pytest.raises(UsageError, match="holds an unfinished prediction"):
+        dinomed.predict(other, folder, tmp_path / "other", step=2)
+    with pytest.raises(UsageError, match="holds an unfinished prediction"):
+        dinomed.predict(other, video, tmp_path / "other")
+    dinomed.predict(other, folder, tmp_path / "other", step=2, overwrite=True)  # another setting: nothing is kept
     assert other.seen == COUNT
 
 
@@ -237,7 +241,7 @@ def test_lost_frames_are_marked_in_the_table_and_black_so_that_the_others_keep_t
     for number, mask in enumerate(masks):
         assert np.array_equal(mask, 255 * MASKS[number] * (number not in problems))
     answer = json.loads((only(tmp_path / "out") / "summary.json").read_text())
-    assert answer["unreadable_frames"] == len(problems) == 37 - done.images
+    assert answer["frames_without_prediction"] == len(problems) == 37 - done.images
     reasons = " ".join(reason for _, reason in done.unreadable)
     assert "over the limit; its frames from 36 on are missing" in reasons
     assert f"{len(problems)} frames have no prediction" in reasons
@@ -286,6 +290,7 @@ def test_what_does_not_fit_a_video_is_refused_in_one_line(
         ({"max_risk": 0.0}, "`max_risk` is for images"),
         ({"fps": 5, "step": 2}, "give one of the two"),
         ({"fps": 0}, "`fps=0` must be above 0"),
+        ({"fps": 1e-9}, "`fps=1e-09` must be at least 0.001"),
         ({"step": 0}, "`step=0` must be at least 1"),
     ):
         with pytest.raises(UsageError, match=words):
