@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -144,8 +145,7 @@ def attend_varlen(qkv_T3HD: Tensor, groups: Sequence[Group]) -> Tensor:
 
     starts, longest = _starts(tuple(groups), qkv_T3HD.device), max(N for _, N in groups)
     q, k, v = qkv_T3HD.unbind(1)  # each T, H, D
-    out: Tensor = varlen_attn(q, k, v, starts, starts, longest, longest)
-    return out
+    return cast(Tensor, varlen_attn(q, k, v, starts, starts, longest, longest))
 
 
 @cache
