@@ -147,6 +147,7 @@ def test_heads_with_other_blocks_and_sizes_are_averaged_too(
     [
         SegmentConfig.model_validate(DENSE),
         DepthConfig.model_validate(DENSE),
+        SegmentConfig.model_validate({**DENSE, "aspect": "pad"}),
         *(
             pytest.param(SegmentConfig.model_validate({**DENSE, **settings}), marks=pytest.mark.long)
             for settings in (
@@ -156,7 +157,7 @@ def test_heads_with_other_blocks_and_sizes_are_averaged_too(
             )
         ),
     ],
-    ids=["linear", "depth", "fused views", "windows", "tuned"],
+    ids=["linear", "depth", "padded", "fused views", "windows", "tuned"],
 )
 def test_a_map_of_the_ensemble_is_the_mean_of_those_of_its_members(
     config: TrainConfig, backbone: FrozenBackbone, manifest: Manifest, cache: Path, tmp_path: Path
@@ -166,7 +167,7 @@ def test_a_map_of_the_ensemble_is_the_mean_of_those_of_its_members(
     result = train_folds(backbone, manifest, tmp_path / "out", config, 2, cache=cache)
     images = images_of(manifest, ["test"])[:3]
     predictors: list[Any] = [load_adapter(place) for place in (result.folder, *result.members)]
-    for image in images:
+    for image in [*images, images[0][:, :24]]:
         whole, *members = (predictor.maps(image) for predictor in predictors)
         assert np.array_equal(predict_many(predictors[:1], [image])[0][0], whole)
         assert whole.shape == members[0].shape

@@ -34,6 +34,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import UsageError
 from dinomed.explore.images import embed_images
+from dinomed.features.compute import Features
 from dinomed.features.extract import extract
 from dinomed.images.read import read_image
 
@@ -66,6 +67,44 @@ def test_a_mark_in_the_image_is_at_its_place_in_the_map_to_half_a_patch(
     apart = np.abs(highest - mark) / step  # px of the square
     # one px more: a mark on the border of two patches, and its blur by the resizing
     assert apart.max(axis=1).min() <= PATCH / 2 + 1
+
+
+@pytest.mark.parametrize("size", [(48, 128), (120, 40), (64, 64)])
+@pytest.mark.parametrize("side", [SIDE, 2 * SIDE])
+def test_a_map_linear_in_x_and_y_stays_linear_at_every_size_of_the_square(size: tuple[int, int], side: int) -> None:
+    preprocessing = Preprocessing(image_size=side, mean=(0.0,), std=(1.0,), channels=1, aspect="pad")
+    centres = (torch.arange(SIDE, dtype=torch.float64) + 0.5) / SIDE  # of the map, in sides of the square
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    found = preprocessing.from_square(torch.stack([y, x])[None], size)[0]
+    box = preprocessing.box(size)
+    down, right = (
+        ((torch.arange(count, dtype=torch.float64) + 0.5) * length / count + start) / side
+        for count, length, start in zip(size, (box.height, box.width), (box.top, box.left), strict=True)
+    )
+    first, last = centres[0], centres[-1]  # beyond the outermost centres the map is constant
+    expected = torch.stack(torch.meshgrid(down.clamp(first, last), right.clamp(first, last), indexing="ij"))
+    assert (found - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_maps_of_other_sizes_are_cut_out_at_the_place_of_the_image_in_them(
+    segmenter: Path, scale: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, record = load_adapter(segmenter), read_record(segmenter)
+    changed = record.model_copy(update={"usage": record.usage | {"views": {"flips": True, "scales": (float(scale),)}}})
+    predictor = SegmentPredictor(changed, trained.adapter, trained.backbone)
+
+    def linear_in_y(features: Features) -> torch.Tensor:
+        assert features.patches is not None
+        rows, columns = features.patches.shape[-2:]
+        return ((torch.arange(rows) + 0.5) / rows)[:, None].expand(1, 1, 1, rows, columns)
+
+    monkeypatch.setattr(predictor.adapter, "probe_logits", linear_in_y)
+    side = scale * SIDE
+    top, height = ((20, 24), (40, 47))[scale - 1]  # of 130x48 px in 64 and in 128 px, rounded to whole px
+    y = (top + (np.arange(48) + 0.5) * height / 48) / side
+    found = predictor.maps(np.zeros((48, 130, 3), np.uint8))
+    assert np.abs(found - 1 / (1 + np.exp(-y))[:, None]).max() < 1e-6
 
 
 def test_padding_keeps_proportions_in_the_centre_and_becomes_zero() -> None:
