@@ -32,6 +32,7 @@ from dinomed.apps.demos.parts import (
 )
 from dinomed.apps.demos.turns import Busy, Gone, Turns
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.errors import first_line
 from dinomed.features.familiarity import Familiarity
 from dinomed.features.finite import NotFiniteError
 from dinomed.log import logger
@@ -151,7 +152,7 @@ class App:
             logger.debug("the request", exc_info=error)
             result = {"error": BAD_REQUEST}
         except Exception as error:  # of a model or a device; the visitor gets no details of the server
-            logger.error(f"the demo could not answer: {str(error) or type(error).__name__}")
+            logger.error(f"the demo could not answer: {first_line(error, 500)}")
             logger.debug("the failure", exc_info=error)
             result = {"error": FAILED}
         return {"id": identity, **result}

@@ -76,9 +76,12 @@ def find_upload(name: str) -> Path | None:
         ValueError: the path is not that of an upload.
     """
     path = Path(name)
-    if not path.is_absolute() or not path.resolve().is_relative_to(uploads_folder()):
-        raise ValueError("not an upload")
-    return path if path.is_file() else None
+    try:
+        if not path.is_absolute() or not path.resolve().is_relative_to(uploads_folder()):
+            raise ValueError("not an upload")
+        return path if path.is_file() else None
+    except OSError:  # a name that is too long for the system
+        raise ValueError("not an upload") from None
 
 
 def read_picture(path: str, preprocessing: Preprocessing | None) -> tuple[Picture | None, str]:

@@ -157,9 +157,11 @@ def test_the_answer_bears_the_id_of_its_request(demo) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/etc/passwd", "http://127.0.0.1:9/picture.png", "../../../../etc/passwd", "", 7, None]
+    "path", ["/etc/passwd", "http://127.0.0.1:9/picture.png", "../../../../etc/passwd", "/" + "x" * 5_000, "", 7, None]
 )
 def test_only_uploads_are_read(demo, path: Any) -> None:
+    if isinstance(path, str) and len(path) > 5_000:
+        path = f"{uploads(demo)}{path}"
     answer = Client(demo.address).call("look", path=path, panels=None, settings={})
     assert set(answer) == {"id", "error"}
     assert "does not know" in answer["error"]
