@@ -7,6 +7,7 @@ that was put away, and one that leaves before its turn.
 import asyncio
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def build_app(user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> App:
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not state the memory of a process")
 def test_memory_files_and_answers_stay_the_same(user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with private_environment():
+    # in a thread of its own: browser tests in the same process leave a loop of events in this one
+    with private_environment(), ThreadPoolExecutor(1) as thread:
         app = build_app(user_folder, monkeypatch)
         uploads = Path(os.environ["GRADIO_TEMP_DIR"])
         folder = uploads / "hash"
@@ -70,7 +72,8 @@ def test_memory_files_and_answers_stay_the_same(user_folder: Path, monkeypatch: 
 
         def ask(path: Any, identity: Any, client: Client) -> dict[str, Any]:
             request = {"id": identity, "visit": f"visitor {identity}", "path": path, "settings": {}}
-            return asyncio.run(app.look(request, client))  # type: ignore[arg-type]
+            answer = thread.submit(asyncio.run, app.look(request, client))  # type: ignore[arg-type]
+            return answer.result()
 
         before, files = 0.0, 0
         for turn in range(ROUNDS):
