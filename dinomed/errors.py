@@ -26,6 +26,8 @@ class DinomedError(Exception):
     exit_code = 1
 
     def __init__(self, *parts: object) -> None:
+        if len(parts) == 1 and isinstance(parts[0], str):  # several parts are values, such as a path
+            parts = (parts[0].replace("\n", "\\n").replace("\r", "\\r"),)
         super().__init__(*(_shorten(part) if isinstance(part, str) else part for part in parts))
 
 
@@ -36,7 +38,6 @@ class UsageError(DinomedError):
 
 
 def _shorten(text: str) -> str:
-    text = text.replace("\n", "\\n").replace("\r", "\\r")
     if len(text) <= MAX_MESSAGE:
         return text
     return f"{text[: MAX_MESSAGE * 2 // 3]} ... {text[-(MAX_MESSAGE // 4) :]}"

@@ -15,7 +15,7 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import UsageError
 from dinomed.explore.attention import last_attention, mass_mask
-from dinomed.layers import attention as attention_layer
+from dinomed.layers import packed_attention
 
 
 @pytest.fixture(params=["learned", "rope"])
@@ -51,7 +51,7 @@ def test_rows_sum_to_one_and_equal_a_direct_computation(
         calls.append((q, k))
         return scaled_dot_product_attention(q, k, v)
 
-    monkeypatch.setattr(attention_layer, "scaled_dot_product_attention", record)
+    monkeypatch.setattr(packed_attention, "scaled_dot_product_attention", record)
     backbone(images())
     expected = scaled_dot_product_attention(*calls[-1], torch.eye(27).expand(2, 4, 27, 27))
     assert np.abs(attention.weights - expected[:, :, :3].numpy()).max() < 1e-5
