@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from dinomed.datasets.scan.labels import number_groups
 from dinomed.datasets.scan.predictions import find_predictions
@@ -11,18 +12,29 @@ from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.elements import NotAnImage
 from dinomed.video.facts import VIDEO_SUFFIXES, is_video
 
+VIDEO_KINDS = ("video", "damaged")
+"""Results of `kind_of` that count as videos. A damaged DICOM file may be a video; so it is reported."""
 
-def is_video_file(path: Path) -> bool:
-    """Return whether a file is a video by its content, or is called like one, or is a damaged DICOM file.
 
-    A damaged DICOM file may be a video. It counts as one, so that it is reported.
+def unwritten_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the images and the videos of `walk` without the files of written predictions."""
+    walked = walk(folder)
+    predictions = find_predictions(folder, [*walked.images, *walked.videos])
+    written = {name for files in predictions.values() for name in files}
+    images, videos = ([name for name in names if name not in written] for names in (walked.images, walked.videos))
+    return images, videos
+
+
+def kind_of(path: Path) -> Literal["video", "damaged", "no image", "other"]:
+    """Return whether a file is a video by its content or its suffix, a damaged DICOM file, one that is no image, or
+    another file.
     """
     try:
-        return is_video(path) or path.suffix.lower() in VIDEO_SUFFIXES
+        return "video" if is_video(path) or path.suffix.lower() in VIDEO_SUFFIXES else "other"
     except NotAnImage:
-        return False
+        return "no image"
     except UnreadableImage:
-        return True
+        return "damaged"
 
 
 def find_videos(paths: Sequence[Path]) -> list[Path]:
@@ -39,11 +51,9 @@ def find_videos(paths: Sequence[Path]) -> list[Path]:
             raise UsageError(f"{path} does not exist; give a video, or a folder of videos")
         inside = [path]
         if path.is_dir():
-            walked = walk(path)
-            names = sorted([*walked.images, *walked.videos])
-            written = {name for files in find_predictions(path, names).values() for name in files}
-            inside = [path / name for name in names if name not in written and is_video_file(path / name)]
-        elif not is_video_file(path):
+            names = sorted(name for files in unwritten_files(path) for name in files)
+            inside = [path / name for name in names if kind_of(path / name) in VIDEO_KINDS]
+        elif kind_of(path) not in VIDEO_KINDS:
             raise UsageError(f"{path} is not a video (MP4, MOV, AVI, Matroska, WebM, MPEG, or DICOM of several frames)")
         for video in inside:
             videos.setdefault(video.resolve(), video)

@@ -11,8 +11,11 @@ from pydicom import dcmread
 import dinomed
 from dinomed.adapters.video.request import find_input_videos
 from dinomed.datasets.open import open_dataset
+from dinomed.datasets.scan.videos import find_videos
+from dinomed.datasets.scan.walk import _Walker
 from dinomed.errors import DinomedError
 from dinomed.images.intensity import IntensityConfig
+from dinomed.video import facts
 
 tools = runpy.run_path(str(Path(__file__).with_name("written.py")))
 Dark, write_dicom = tools["Dark"], tools["write_dicom"]
@@ -35,6 +38,35 @@ def test_a_file_of_unknown_kind_is_a_video_only_beside_one(tmp_path: Path) -> No
         open_dataset(single)
     video = write_dicom(tmp_path / "video.dcm", [FRAME, FRAME])
     assert find_input_videos(tmp_path) == [single, video]  # reported, since it may be a video
+
+
+def test_a_folder_is_listed_once_and_each_header_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, headers = list[str](), list[str]()
+    enter, read_header = _Walker.enter, facts.read_dicom_header
+
+    def count_listing(walker: _Walker, folder: str) -> None:
+        listed.append(folder)
+        enter(walker, folder)
+
+    def count_header(path: Path) -> object:
+        headers.append(path.name)
+        return read_header(path)
+
+    damaged = write_too_large(tmp_path / "damaged.dcm")
+    video = write_dicom(tmp_path / "video.dcm", [FRAME, FRAME])
+    empty = dcmread(write_dicom(tmp_path / "empty.dcm", [FRAME, FRAME]))
+    del empty.Rows
+    empty.save_as(tmp_path / "empty.dcm")
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "out" / "1").mkdir(parents=True)
+    (tmp_path / "out" / "predictions.json").write_text('{"format": "dinomed.predictions/1"}')
+    write_dicom(tmp_path / "out" / "1" / "written.dcm", [FRAME])
+    monkeypatch.setattr(_Walker, "enter", count_listing)
+    monkeypatch.setattr(facts, "read_dicom_header", count_header)
+    assert find_input_videos(tmp_path) == [damaged, tmp_path / "text.mp4", video]
+    assert sorted(listed) == ["", "out", "out/1"]
+    assert sorted(headers) == ["damaged.dcm", "empty.dcm", "video.dcm"]
+    assert find_videos([tmp_path]) == [damaged, tmp_path / "text.mp4", video]
 
 
 @pytest.mark.parametrize("name", ["a.dcm", "z.dcm"])
