@@ -1,8 +1,9 @@
 """Base class of the answers for a video: what its frames are written as, and what is said about the whole video."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,25 @@ class VideoAnswer(ABC):
     Args:
         predictor: the loaded adapter.
         draw: draws the outline of a mask on a frame.
+        lines: names of the lines.
 
     Attributes:
         columns: columns of the table between the time and the problem of a frame.
         plot_file: name of the plot.
         video_files: names of the videos that are written.
         frames: number and time, s, of each frame with a prediction, in order.
+        times_s: time of each frame, s; nan without a prediction.
+        lines: name -> its value in each frame; nan without a prediction.
     """
 
     columns: Sequence[str]
     plot_file: str
     video_files: Sequence[str] = ()
 
-    def __init__(self, predictor: Predictor, draw: DrawMask) -> None:
+    def __init__(self, predictor: Predictor, draw: DrawMask, lines: Iterable[str]) -> None:
         self.frames: list[tuple[int, float]] = []
+        self.times_s: list[float] = []
+        self.lines: dict[str, list[float]] = {name: [] for name in lines}
 
     @contextmanager
     def writing(self, folder: Path, size: tuple[int, int], fps: float) -> Iterator[None]:
@@ -52,9 +58,23 @@ class VideoAnswer(ABC):
     def add(self, frame: VideoFrame, prediction: Any) -> Row:
         """Write a frame with its prediction, a result of `Predictor.predict`; return the cells of `columns`."""
 
-    @abstractmethod
     def add_lost(self) -> None:
         """Write a frame that has no prediction: black in the videos, a gap in the plot."""
+        self.times_s.append(nan)
+        for line in self.lines.values():
+            line.append(nan)
+
+    def record(self, frame: VideoFrame, values: Mapping[str, float]) -> None:
+        """Record a frame with a prediction, and its value of each line."""
+        self.frames.append((frame.number, frame.time_s))
+        self.times_s.append(frame.time_s)
+        for name, line in self.lines.items():
+            line.append(values[name])
+
+    def values(self) -> np.ndarray:
+        """Return the values of all lines in `frames`, (frames, lines)."""
+        values = np.stack([np.array(line) for line in self.lines.values()], axis=1)
+        return values[np.isfinite(self.times_s)]
 
     @abstractmethod
     def summarize(self) -> dict[str, Any]:

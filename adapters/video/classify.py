@@ -3,8 +3,6 @@
 from collections import Counter
 from typing import Any
 
-import numpy as np
-
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor, ClassPrediction
 from dinomed.adapters.tasks.classify.writer import SET_COLUMN
 from dinomed.adapters.video.answer import DrawMask, VideoAnswer
@@ -28,38 +26,25 @@ class ClassifyVideo(VideoAnswer):
     plot_file = "probability.svg"
 
     def __init__(self, predictor: ClassifyPredictor, draw: DrawMask) -> None:
-        super().__init__(predictor, draw)
         if predictor.unit == "group":
             raise UsageError(
                 "this classifier predicts groups of images, not single frames; write frames by `dinomed frames VIDEO "
                 "-o DIR`, and predict DIR/manifest.csv with `unit=group`"
             )
+        super().__init__(predictor, draw, predictor.classes)
         self._predictor = predictor
         self._with_sets = predictor.answer.sets is not None
         self.columns = ["predicted", *predictor.classes, *([SET_COLUMN] if self._with_sets else [])]
-        self._labels: list[str] = []
-        self._values: list[list[float]] = []  # of `frames`
-        self._times: list[float] = []  # of all frames; nan without a prediction
-        self._lines: dict[str, list[float]] = {name: [] for name in predictor.classes}
+        self._labels = Counter[str]()
 
     def add(self, frame: VideoFrame, prediction: ClassPrediction) -> Row:
-        values = list(prediction.probabilities.values())
-        self.frames.append((frame.number, frame.time_s))
-        self._labels.append(prediction.label)
-        self._values.append(values)
-        self._times.append(frame.time_s)
-        for name, value in prediction.probabilities.items():
-            self._lines[name].append(value)
+        self.record(frame, prediction.probabilities)
+        self._labels[prediction.label] += 1
         sets = ["|".join(prediction.prediction_set or ())] if self._with_sets else []
-        return [prediction.label, *(f"{value:.6f}" for value in values), *sets]
-
-    def add_lost(self) -> None:
-        self._times.append(np.nan)
-        for line in self._lines.values():
-            line.append(np.nan)
+        return [prediction.label, *(f"{value:.6f}" for value in prediction.probabilities.values()), *sets]
 
     def summarize(self) -> dict[str, Any]:
-        values = np.array(self._values)
+        values = self.values()
         mean = values.mean(axis=0)
         highest = {}
         for k, name in enumerate(self._predictor.classes):
@@ -71,9 +56,9 @@ class ClassifyVideo(VideoAnswer):
             "predicted": self._predictor.predicted(mean),
             "probabilities": {name: round(float(p), 6) for name, p in zip(self._predictor.classes, mean, strict=True)},
             "rule": RULE,
-            "frames_by_prediction": dict(Counter(self._labels).most_common()),
+            "frames_by_prediction": dict(self._labels.most_common()),
             "highest": highest,
         }
 
     def plot(self) -> Drawing:
-        return draw_series(self._times, self._lines, "Predicted probability over time", "probability", 1.0)
+        return draw_series(self.times_s, self.lines, "Predicted probability over time", "probability", 1.0)

@@ -30,9 +30,10 @@ class SegmentVideo(VideoAnswer):
     plot_file = "area.svg"
 
     def __init__(self, predictor: SegmentPredictor, draw: DrawMask) -> None:
-        super().__init__(predictor, draw)
-        self._draw, schema = draw, predictor.schema
+        schema = predictor.schema
         self._channels = {schema.names[k]: k for k in schema.reported}
+        super().__init__(predictor, draw, self._channels)  # lines: px in each class
+        self._draw = draw
         self._single = len(schema.names) == 1
         self.mask_files = name_masks(list(self._channels)) if not self._single else [f"mask{SUFFIX}"]
         self.video_files = [*self.mask_files, OVERLAY_FILE]
@@ -42,10 +43,7 @@ class SegmentVideo(VideoAnswer):
             if self._single
             else [*(f"{cell} {name}" for name in self._channels for cell in cells), "area_fraction", "uncertainty"]
         )
-        self._areas: dict[str, list[int]] = {name: [] for name in self._channels}  # px, of `frames`
-        self._union: list[int] = []  # px in any class
-        self._times: list[float] = []  # of all frames; nan without a prediction
-        self._shares: dict[str, list[float]] = {name: [] for name in self._channels}
+        self._union: list[int] = []  # px in any class, of `frames`
         self._append: list[Callable[[np.ndarray], None]] = []
         self._size = (0, 0)
 
@@ -61,6 +59,7 @@ class SegmentVideo(VideoAnswer):
 
     def add(self, frame: VideoFrame, prediction: MaskPrediction) -> Row:
         row: Row = []
+        areas: dict[str, float] = {}
         union = np.zeros(self._size, bool)
         uncertainties = []
         for append, (name, k) in zip(self._append, self._channels.items(), strict=False):
@@ -70,31 +69,27 @@ class SegmentVideo(VideoAnswer):
             confidence = None if measured.confidence is None else f"{measured.confidence:.4f}"
             row += [measured.area_px, f"{measured.area_fraction:.6f}", confidence]
             uncertainties.append(mask_uncertainty(probability, inside))
-            self._areas[name].append(measured.area_px)
-            self._shares[name].append(100 * measured.area_fraction)
+            areas[name] = measured.area_px
             union |= inside
         self._append[-1](self._draw(frame.pixels, union))
         self._union.append(int(union.sum()))
-        self._times.append(frame.time_s)
-        self.frames.append((frame.number, frame.time_s))
+        self.record(frame, areas)
         any_class = [] if self._single else [f"{union.mean():.6f}"]
         return [*row, *any_class, f"{np.mean(uncertainties):.4f}"]
 
     def add_lost(self) -> None:
         for append in self._append:
             append(np.zeros(self._size, np.uint8))
-        self._times.append(np.nan)
-        for shares in self._shares.values():
-            shares.append(np.nan)
+        super().add_lost()
 
     def summarize(self) -> dict[str, Any]:
-        answer = self._summarize(self._union)
+        answer = self._summarize(np.array(self._union))
         if not self._single:
-            answer["classes"] = {name: self._summarize(areas) for name, areas in self._areas.items()}
+            areas = zip(self.lines, self.values().T, strict=True)
+            answer["classes"] = {name: self._summarize(pixels) for name, pixels in areas}
         return answer | {"masks": dict(zip(self._channels, self.mask_files, strict=True))}
 
-    def _summarize(self, areas: Sequence[int]) -> dict[str, Any]:
-        pixels = np.array(areas)
+    def _summarize(self, pixels: np.ndarray) -> dict[str, Any]:
         place = int(pixels.argmax())
         number, time_s = self.frames[place]
         seen = bool(pixels.any())
@@ -108,7 +103,9 @@ class SegmentVideo(VideoAnswer):
         }
 
     def plot(self) -> Drawing:
-        return draw_series(self._times, self._shares, "Predicted area over time", "% of the frame")
+        height, width = self._size
+        shares = {name: [100 * (area / (height * width)) for area in areas] for name, areas in self.lines.items()}
+        return draw_series(self.times_s, shares, "Predicted area over time", "% of the frame")
 
 
 def name_masks(classes: Sequence[str]) -> list[str]:
