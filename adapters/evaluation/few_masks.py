@@ -28,7 +28,7 @@ from dinomed.adapters.fitting.head_fit import split_rows
 from dinomed.adapters.fitting.optimizers import BatchIndices
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import SegmenterFit
-from dinomed.adapters.tasks.segment.mask_schema import MaskSchema, build_mask_schema, find_mask_schema
+from dinomed.adapters.tasks.segment.mask_schema import MaskSchema, resolve_mask_schema
 from dinomed.adapters.tasks.segment.masks import Masks, dice_of_targets
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config, merge
@@ -175,7 +175,7 @@ def few_shot_masks(
         )
     if not kind.one_pass:
         raise UsageError(f"head {config.head.name} reads several passes of each image; few-shot is for heads of one")
-    schema = build_mask_schema(config.kind, config.classes) or find_mask_schema(manifest)
+    schema = resolve_mask_schema(manifest, config.kind, config.classes)
     rows = schema.usable(manifest)
     test = select_split(rows, split)
     check_splits(rows.groups(), rows.column("split"), rows.column("image"))

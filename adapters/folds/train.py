@@ -25,6 +25,7 @@ from dinomed.adapters.folds.plan import (
 from dinomed.adapters.folds.report import OutOfFold, evaluate_out_of_fold, tabulate
 from dinomed.adapters.inference.ensemble.record import (
     ENSEMBLE_FILE,
+    MAX_MEMBERS,
     EnsembleRecord,
     hash_members,
     refer_to_members,
@@ -69,9 +70,10 @@ def train_folds(
     """Train an adapter for each fold, and write the ensemble of all of them.
 
     The images of train and val together are divided into folds by group, stratified by class; test is not touched. The
-    adapter `fold_k` has fold k as its val and is trained on the others. Features that are neither augmented nor of a
-    tuned backbone are computed once for all folds. After an interruption the same call keeps the finished folds and
-    resumes the one that was interrupted.
+    adapter `fold_k` has fold k as its val and is trained on the others. The trainings of all folds share features that
+    are neither augmented nor of a tuned backbone: they are computed once. The out-of-fold predictions pass each image
+    through the backbone once more. After an interruption the same call keeps the finished folds and resumes the one
+    that was interrupted.
 
     The ensemble averages calibrated probabilities or maps. Thresholds of a classifier are chosen on the out-of-fold
     predictions; a segmenter has the mean of the thresholds of its members. There is no further temperature.
@@ -83,25 +85,26 @@ def train_folds(
         config: settings; their class decides the task.
         folds: number of folds, at least 2.
         cache: folder of cached features.
-        overwrite: remove an earlier ensemble, or an unfinished one, in `out` first, after the settings that can be
-            checked without a training.
+        overwrite: remove an earlier ensemble, or an unfinished one, in `out` first, after the settings and the rows of
+            all folds are checked.
 
     Raises:
         UsageError: there are fewer groups than folds, a class is in one fold only, the task has no ensembles, `out` is
-            in use, holds an adapter, or unfinished folds of other settings, images, or another number; see also
-            `HeadFit.check`.
+            in use, holds an adapter, or unfinished folds of other settings, images, or another number; there are more
+            than `MAX_MEMBERS` folds; see also `HeadFit.check` and `HeadFit.select_rows`.
         DinomedError: an image, a mask or a depth map is damaged.
     """
     task = find_task(config.task)
     if not task.has_ensembles:
         raise UsageError(f"`folds={folds}`: a {task.title} has no ensembles; leave it out")
-    every = task.head_fit(config)
-    folded = assign_folds(every, manifest, folds, config.seed)
-    fit, _ = prepare_fit(config, backbone)
-    if overwrite:  # before anything is removed
-        for fold in range(folds):
-            fit.select_rows(folded.of_fold(fold))
-    plan = build_plan(every, folds, backbone.fingerprint, folded.images)
+    if folds > MAX_MEMBERS:
+        raise UsageError(f"`folds={folds}`: an ensemble has at most {MAX_MEMBERS} members; give fewer folds")
+    prepare_fit(config, backbone)
+    fit = task.head_fit(config)
+    folded = assign_folds(fit, manifest, folds, config.seed)
+    for fold in range(folds):  # before anything is removed or trained
+        fit.select_rows(folded.of_fold(fold))
+    plan = build_plan(fit, folds, backbone.fingerprint, folded.images)
     names = [fold_name(fold) for fold in range(folds)]
     check_no_adapter(Path(out))
     with claimed_folder(out, marker=ENSEMBLE_FILE, overwrite=overwrite) as folder:

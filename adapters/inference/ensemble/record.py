@@ -23,6 +23,7 @@ from dinomed.io.tensor_file import parse_record
 
 FORMAT: Final = "dinomed.ensemble/1"
 ENSEMBLE_FILE = "ensemble.json"
+MAX_MEMBERS = 1000
 _CHECKSUM = "sha256"
 
 
@@ -51,7 +52,7 @@ class EnsembleRecord(Config):
 
     format: Literal["dinomed.ensemble/1"] = FORMAT
     adapter: AdapterRecord
-    members: tuple[MemberReference, ...] = Field(min_length=2, max_length=1000)
+    members: tuple[MemberReference, ...] = Field(min_length=2, max_length=MAX_MEMBERS)
 
 
 def is_ensemble(folder: str | Path) -> bool:

@@ -18,7 +18,7 @@ from dinomed.adapters.inference.dense import Views
 from dinomed.adapters.record import AdapterRecord, BackboneReference
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.losses import build_loss
-from dinomed.adapters.tasks.segment.mask_schema import MASK, MaskSchema, build_mask_schema, find_mask_schema
+from dinomed.adapters.tasks.segment.mask_schema import MASK, MaskSchema, build_mask_schema, resolve_mask_schema
 from dinomed.adapters.tasks.segment.masks import (
     Masks,
     WholeMasks,
@@ -51,12 +51,16 @@ class SegmenterFit(HeadFit):
     description = "training the segmenter"
     config: SegmentConfig
 
+    def __init__(self, config: SegmentConfig) -> None:
+        super().__init__(config)
+        self._found: dict[str, MaskSchema] = {}
+
     def select_rows(self, manifest: Manifest) -> Splits:
-        self.schema, splits = prepare_masks(manifest, self.config)
+        self.schema, splits = prepare_masks(manifest, self.config, self._found)
         return splits
 
     def fold_rows(self, manifest: Manifest) -> tuple[Manifest, list[tuple[str, ...]]]:
-        schema = build_mask_schema(self.config.kind, self.config.classes) or find_mask_schema(manifest)
+        schema = resolve_mask_schema(manifest, self.config.kind, self.config.classes, self._found)
         usable = schema.usable(manifest)
         return usable, [()] * len(usable)
 
@@ -170,9 +174,11 @@ def predicted_maps(predictor: SegmentPredictor, manifest: Manifest) -> Iterator[
         yield from maps
 
 
-def prepare_masks(manifest: Manifest, config: SegmentConfig) -> tuple[MaskSchema, Splits]:
-    """Return the mask schema, and the rows of train and val with masks."""
-    schema = build_mask_schema(config.kind, config.classes) or find_mask_schema(manifest)
+def prepare_masks(
+    manifest: Manifest, config: SegmentConfig, found: dict[str, MaskSchema] | None = None
+) -> tuple[MaskSchema, Splits]:
+    """Return the mask schema, and the rows of train and val with masks; `found` as for `resolve_mask_schema`."""
+    schema = resolve_mask_schema(manifest, config.kind, config.classes, found)
     splits = fit_splits(schema.usable(manifest), None, config.seed)
     if len(splits.train) < 2:
         raise UsageError("train has only one image with a mask; a segmenter needs two or more")

@@ -258,5 +258,29 @@ def find_mask_schema(manifest: Manifest) -> MaskSchema:
     return MaskSchema("multiclass", tuple(BACKGROUND if code == 0 else str(code) for code in codes), codes)
 
 
+def resolve_mask_schema(
+    manifest: Manifest, kind: Kind, classes: Mapping[str, int | str], found: dict[str, MaskSchema] | None = None
+) -> MaskSchema:
+    """Return the schema of some settings (`build_mask_schema`), else that of the label maps (`find_mask_schema`).
+
+    Args:
+        manifest: images with masks.
+        kind: of the settings.
+        classes: of the settings.
+        found: schemas of label maps by the fingerprint of the images with a mask. A new one is added, so that a later
+            call reads no mask.
+
+    Raises:
+        UsageError: see both functions.
+    """
+    if (schema := build_mask_schema(kind, classes)) is not None:
+        return schema
+    found = {} if found is None else found
+    key = MaskSchema("multiclass", (), ()).usable(manifest).fingerprint
+    if key not in found:
+        found[key] = find_mask_schema(manifest)
+    return found[key]
+
+
 def _path(manifest: Manifest, index: int, column: str) -> Path:
     return manifest.root / manifest.table[column][index].as_py()

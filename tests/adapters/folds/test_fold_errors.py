@@ -11,7 +11,7 @@ import pytest
 from dinomed.adapters.bundle import read_record
 from dinomed.adapters.folds.plan import with_splits
 from dinomed.adapters.folds.train import FoldsResult, train_folds
-from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE
+from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE, MAX_MEMBERS
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.backbones.frozen import FrozenBackbone
@@ -46,6 +46,13 @@ def test_too_few_and_too_many_folds_are_refused(
     with pytest.raises(UsageError, match=f"`folds={folds}`: the images have .* give 2 to"):
         train_folds(backbone, manifest, tmp_path / "out", LOGISTIC, folds, cache=cache)
     assert not (tmp_path / "out").exists()
+
+
+def test_more_folds_than_an_ensemble_has_members_are_refused(
+    backbone: FrozenBackbone, manifest: Manifest, cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"^`folds=1001`: an ensemble has at most {MAX_MEMBERS} members; give fewer"):
+        train_folds(backbone, manifest, tmp_path / "out", LOGISTIC, 1001, cache=cache)
 
 
 def test_a_class_of_one_group_is_refused_before_the_training(

@@ -23,6 +23,7 @@ from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.fit import ClassifierFit
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.training_images import FamiliarityCheck
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
@@ -194,12 +195,15 @@ def test_the_features_of_an_image_are_computed_once_for_all_folds(
     seen, forward = list[int](), FrozenBackbone.forward
     monkeypatch.setattr(FrozenBackbone, "forward", lambda *given: seen.append(len(given[1])) or forward(*given))
     assign = folds_train.evaluate_out_of_fold
-    passes = []
+    passes, checked = [], []
+    monkeypatch.setattr(FamiliarityCheck, "outputs_of_features", lambda *given: checked.append(given[1]) or [])
     monkeypatch.setattr(folds_train, "evaluate_out_of_fold", lambda *given: passes.append(sum(seen)) or assign(*given))
     result = train_folds(backbone, manifest, tmp_path / "out", LOGISTIC, 3, cache=tmp_path / "cache")
     images = sum(read_record(result.members[0]).training["data"][name]["images"] for name in ("train", "val"))
     controls = 3 * NUM_CONTROLS  # images with inverted colours, for the check of unlike images of each member
     assert images <= passes[0] <= images + controls
+    assert sum(seen) - passes[0] == images  # the out-of-fold predictions
+    assert checked == []  # they do not hold whether an image is unlike the training images
 
 
 def test_an_ensemble_shares_the_pass_with_its_members(ensemble: FoldsResult, manifest: Manifest) -> None:

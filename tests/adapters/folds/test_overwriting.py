@@ -14,11 +14,12 @@ from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.fitting.loop import STATE_FOLDER
 from dinomed.adapters.folds import plan as folds_plan
 from dinomed.adapters.folds import train as folds_train
-from dinomed.adapters.folds.plan import build_plan
+from dinomed.adapters.folds.plan import build_plan, with_splits
 from dinomed.adapters.folds.train import FoldsResult, train_folds
 from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.fit import ClassifierFit
+from dinomed.adapters.tasks.segment import mask_schema
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import SegmenterFit
 from dinomed.backbones.frozen import FrozenBackbone
@@ -90,6 +91,43 @@ def test_settings_are_checked_before_anything_is_removed(
     with pytest.raises(UsageError, match=message):
         train(out, config, overwrite=True)
     assert content(out) == before
+
+
+def test_an_unusable_fold_is_found_before_the_first_training(
+    backbone: FrozenBackbone, manifest: Manifest, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = dict.fromkeys(manifest.units())
+    several = next(name for name in groups if manifest.units().count(name) > 1)
+    alone = next(name for name in groups if name != several)
+    rows = [manifest.units().index(alone)]
+    rows += [row for row, name in enumerate(manifest.units()) if name == several]
+    data = with_splits(manifest.take(rows), ["train"] * len(rows))
+    trained = list[Path]()
+    monkeypatch.setattr(folds_train, "fit_head", lambda *given, **_: trained.append(given[2]))
+    with pytest.raises(UsageError, match="train has only one image with a mask"):
+        train_folds(backbone, data, tmp_path / "out", SegmentConfig(), 2, cache=cache)
+    assert trained == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_label_maps_are_read_once_before_the_trainings(
+    train: Train, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, paths = mask_schema.read_label_map, list[Path]()
+    monkeypatch.setattr(
+        mask_schema,
+        "read_label_map",
+        lambda path, *given, **options: paths.append(path) or read(path, *given, **options),
+    )
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folds_train, "fit_head", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "out", SegmentConfig.model_validate({"kind": "multiclass"}))
+    assert paths
+    assert len(paths) == len(set(paths))
 
 
 def test_a_fold_with_other_files_stays(train: Train, out: Path) -> None:
@@ -194,8 +232,9 @@ def test_a_training_without_folds_does_not_replace_folds(
 ) -> None:
     leave_unfinished(out)
     before = content(out)
-    with pytest.raises(UsageError, match="holds folds of a cross-validation; give `folds` to continue it"):
-        fit_head(backbone, manifest, out, LOGISTIC, cache=cache)
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="holds folds of a cross-validation; give `folds` to continue it"):
+            fit_head(backbone, manifest, out, LOGISTIC, cache=cache, overwrite=overwrite)
     assert content(out) == before
 
 
