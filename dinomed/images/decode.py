@@ -10,7 +10,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -75,16 +75,22 @@ class Header:
     bits: int = 8
 
 
-@contextmanager
-def refusing(path: str | Path, max_pixels: int = MAX_PIXELS, *, private: bool = False) -> Iterator[None]:
-    """Turn every error of the block into an `UnreadableImage`, and suppress warnings.
-
-    The libraries that decode raise errors of nearly all types on damaged files. The only exception that passes is that
-    of a PyTorch data worker: its signal handler raises in whatever code runs when a worker dies.
+def refusing(path: str | Path, max_pixels: int = MAX_PIXELS, *, private: bool = False) -> AbstractContextManager[None]:
+    """Turn every error of a block into an `UnreadableImage` with its reason, and suppress warnings.
 
     Args:
         path: the file that the block reads.
         private: do not use the text of an unforeseen error, which may contain values of a DICOM file.
+    """
+    return refusing_with(path, lambda error: _reason(error, path, max_pixels, private))
+
+
+@contextmanager
+def refusing_with(path: str | Path, reason: Callable[[Exception], str]) -> Iterator[None]:
+    """Turn every error of the block into an `UnreadableImage`, and suppress warnings.
+
+    `reason` returns the text for an unforeseen error. The libraries that decode raise errors of nearly all types on damaged files. The only exception that passes is that
+    of a PyTorch data worker: its signal handler raises in whatever code runs when a worker dies.
     """
     try:
         with quiet_pillow:
@@ -96,7 +102,7 @@ def refusing(path: str | Path, max_pixels: int = MAX_PIXELS, *, private: bool = 
     except Exception as error:
         if is_of_data_worker(error):
             raise
-        raise UnreadableImage(path, _reason(error, path, max_pixels, private)) from None
+        raise UnreadableImage(path, reason(error)) from None
 
 
 def is_of_data_worker(error: Exception) -> bool:

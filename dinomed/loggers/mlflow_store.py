@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from dinomed.environment import environment_variable
 from dinomed.io.files import replacing
-from dinomed.loggers.environment import environment_variable
 from dinomed.loggers.logger import LoggedRun, RunLogger
 
 DATABASE = "mlflow.db"

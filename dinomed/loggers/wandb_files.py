@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dinomed.loggers.environment import environment_variable
+from dinomed.environment import environment_variable
 from dinomed.loggers.logger import LoggedRun, RunLogger
 
 _PROJECT = "dinomed"

@@ -4,14 +4,12 @@ In the order of their time stamps, the packets are the frames. So frame `k` is k
 it, also if the rate varies or the header states a wrong number of frames.
 """
 
-import os
 import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from dinomed.environment import environment_variable
 from dinomed.errors import DinomedError
 
 MAX_FRAMES = 4_000_000
@@ -50,26 +48,11 @@ def open_capture(path: str, *, raw: bool = False) -> Any:
     import cv2
 
     properties = [cv2.CAP_PROP_FORMAT, -1] if raw else [cv2.CAP_PROP_N_THREADS, 2]
-    with _limited():
+    with _lock, environment_variable(_OPTIONS, _LIMITS):  # FFmpeg takes its options from there
         capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, properties)
     if not capture.isOpened():
         raise DinomedError("no video can be read in it: damaged, cut off before its index, or of an unknown codec")
     return capture
-
-
-@contextmanager
-def _limited() -> Iterator[None]:
-    """Set the options of FFmpeg, which OpenCV takes from the environment."""
-    with _lock:
-        before = os.environ.get(_OPTIONS)
-        os.environ[_OPTIONS] = _LIMITS
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[_OPTIONS]
-            else:
-                os.environ[_OPTIONS] = before
 
 
 def read_packets(path: str) -> PacketIndex | None:

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom import pixels
@@ -21,6 +19,7 @@ from dinomed.video.video import Video
 from dinomed.video.write import writing_video
 
 tools = runpy.run_path(str(Path(__file__).with_name("numbered.py")))
+write_dicom = runpy.run_path(str(Path(__file__).with_name("cine.py")))["write_dicom"]
 numbered, number_in, write_numbered, FRAMES, FPS = (
     tools[name] for name in ("numbered", "number_in", "write_numbered", "FRAMES", "FPS")
 )
@@ -200,25 +199,9 @@ def test_a_written_video_is_complete_or_absent_and_its_masks_are_exact(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["mask.avi"]
 
 
-def dicom(path: Path, frames: np.ndarray, **elements: object) -> Path:
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.3.1"  # ultrasound cine
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
-    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
-    data.NumberOfFrames, data.Rows, data.Columns = frames.shape[:3]
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
-    data.PixelData = frames.tobytes()
-    for name, value in elements.items():
-        setattr(data, name, value)
-    data.save_as(path, enforce_file_format=True)
-    return path
-
-
 def test_a_dicom_file_of_several_frames_is_a_video_with_exact_pixels(tmp_path: Path) -> None:
     frames = np.stack([numbered(k) for k in range(6)])
-    path = dicom(tmp_path / "cine", frames, FrameTime=50)
+    path = write_dicom(tmp_path / "cine", frames, FrameTime=50)
     video = Video(path)
     assert is_video(path)
     assert (video.facts.container, video.facts.frames, video.facts.fps) == ("DICOM", 6, 20)
@@ -226,13 +209,13 @@ def test_a_dicom_file_of_several_frames_is_a_video_with_exact_pixels(tmp_path: P
     assert np.array_equal(video.read(4).pixels, frames[4])
     assert video.read(4).time_s == pytest.approx(0.2)
     steps = [0, 10, 20, 30, 40, 50]
-    assert Video(dicom(tmp_path / "steps", frames, FrameTimeVector=steps)).read(3).time_s == pytest.approx(0.06)
-    assert "no frame rate" in (Video(dicom(tmp_path / "none", frames)).facts.note or "")
+    assert Video(write_dicom(tmp_path / "steps", frames, FrameTimeVector=steps)).read(3).time_s == pytest.approx(0.06)
+    assert "no frame rate" in (Video(write_dicom(tmp_path / "none", frames)).facts.note or "")
 
 
 def gray_dicom(path: Path, frames: np.ndarray) -> Path:
     gray = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16}
-    return dicom(path, frames, **gray, HighBit=15, PixelData=frames.astype("<u2").tobytes(), FrameTime=50)
+    return write_dicom(path, frames, **gray, HighBit=15, PixelData=frames.astype("<u2").tobytes(), FrameTime=50)
 
 
 def test_the_frames_of_a_dicom_file_have_one_range(tmp_path: Path) -> None:
@@ -262,17 +245,19 @@ def test_a_dicom_file_is_parsed_once_and_its_rate_is_known(tmp_path: Path, monke
     read = pixels.read_elements
     monkeypatch.setattr(pixels, "read_elements", lambda path, *rest: parsed.append(path) or read(path, *rest))
     frames = np.stack([numbered(k) for k in range(3)])
-    source = DicomSource(str(dicom(tmp_path / "cine", frames, FrameTime=50)))
+    source = DicomSource(str(write_dicom(tmp_path / "cine", frames, FrameTime=50)))
     assert [number_in(source.advance(number).pixels) for number in range(3)] == [0, 1, 2]
     assert len(parsed) == 1
     assert source.facts.constant_rate
-    assert not DicomSource(str(dicom(tmp_path / "steps", frames, FrameTimeVector=[0, 10, 20]))).facts.constant_rate
+    assert not DicomSource(
+        str(write_dicom(tmp_path / "steps", frames, FrameTimeVector=[0, 10, 20]))
+    ).facts.constant_rate
 
 
 def test_a_call_ends_after_its_time_also_if_each_frame_is_found_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = dicom(tmp_path / "cine", np.stack([numbered(k) for k in range(6)]))
+    path = write_dicom(tmp_path / "cine", np.stack([numbered(k) for k in range(6)]))
     monkeypatch.setattr(decoding, "decoding_limits", lambda: SimpleNamespace(cpu_s=-4))
     content, _ = decoding.read_frames(str(path), 0, 6, 1)
     assert ([number for number, _ in content["frames"]], content["next"]) == ([0], 1)
@@ -282,4 +267,4 @@ def test_images_are_no_videos(tmp_path: Path) -> None:
     for name, content in {"a.jpg": b"\xff\xd8\xff\xe0", "b.mp4": b"", "c.heic": b"\0\0\0\x18ftypheic"}.items():
         (tmp_path / name).write_bytes(content)
         assert container_of(tmp_path / name) is None
-    assert not is_video(dicom(tmp_path / "still", numbered(0)[None]))
+    assert not is_video(write_dicom(tmp_path / "still", numbered(0)[None]))

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dinomed.errors import DinomedError
 from dinomed.images.bounds.containers import too_large
 from dinomed.images.bounds.dicom_streams import bounded_dicom, check_frame, is_dicom_start, pixel_bytes
 from dinomed.images.bounds.tiff_samples import MAX_BYTES
@@ -18,9 +17,8 @@ from dinomed.images.decode import (
     NO_MEMORY,
     UnreadableImage,
     first_bytes,
-    is_of_data_worker,
     open_regular,
-    quiet_pillow,
+    refusing_with,
 )
 
 DAMAGED = "damaged or truncated DICOM"
@@ -60,33 +58,13 @@ def damage_reason(error: Exception) -> str:
 
 
 @contextmanager
-def refusing_dicom(path: str | Path, reason: Callable[[Exception], str] = damage_reason) -> Iterator[None]:
-    """Turn every error of the block into an `UnreadableImage` with `reason`.
-
-    pydicom raises errors of many types, also when an element is used. The only exception that passes is that of a
-    PyTorch data worker.
-    """
-    try:
-        with quiet_pillow:
-            yield
-    except UnreadableImage:
-        raise
-    except DinomedError as error:
-        raise UnreadableImage(path, str(error)) from None
-    except Exception as error:
-        if is_of_data_worker(error):
-            raise
-        raise UnreadableImage(path, reason(error)) from None
-
-
-@contextmanager
 def reading_dicom(path: str | Path, reason: Callable[[Exception], str] = damage_reason) -> Iterator[BinaryIO]:
-    """Open a DICOM file, whose errors are those of `refusing_dicom`."""
+    """Open a DICOM file, whose errors become an `UnreadableImage` with `reason`."""
     from pydicom import config
 
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings may contain values of elements
     config.settings.reading_validation_mode = config.IGNORE
-    with refusing_dicom(path, reason), open(path, "rb", opener=open_regular) as file:
+    with refusing_with(path, reason), open(path, "rb", opener=open_regular) as file:
         yield file
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.images.bounds.dicom_streams import bounded_dicom
-from dinomed.images.decode import MAX_PIXELS, Header
+from dinomed.images.decode import MAX_PIXELS, Header, refusing_with
 from dinomed.images.dicom.codecs import undecodable
 from dinomed.images.dicom.elements import (
     DAMAGED,
@@ -25,7 +25,6 @@ from dinomed.images.dicom.elements import (
     is_segmentation,
     read_elements,
     reading_dicom,
-    refusing_dicom,
 )
 from dinomed.images.intensity import IntensityConfig, to_range
 
@@ -133,7 +132,7 @@ def _read_image_elements(path: str | Path, max_pixels: int) -> Any:
 
 
 def _header(path: str | Path, elements: Any) -> Header:
-    with refusing_dicom(path):
+    with refusing_with(path, damage_reason):
         mode = str(elements.get("PhotometricInterpretation", "MONOCHROME2"))
         colour = int(elements.get("SamplesPerPixel", 1)) == 3 or mode == "PALETTE COLOR"
         frames = int(elements.get("NumberOfFrames") or 1)

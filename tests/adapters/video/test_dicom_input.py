@@ -18,7 +18,8 @@ from dinomed.images.intensity import IntensityConfig
 from dinomed.video import facts
 
 tools = runpy.run_path(str(Path(__file__).with_name("written.py")))
-Dark, write_dicom = tools["Dark"], tools["write_dicom"]
+Dark = tools["Dark"]
+write_dicom = runpy.run_path(str(Path(__file__).parents[2] / "video" / "cine.py"))["write_dicom"]
 FRAME = np.arange(48 * 64, dtype=np.uint32).reshape(48, 64).astype(np.uint8)
 
 

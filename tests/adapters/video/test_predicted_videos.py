@@ -23,7 +23,8 @@ from dinomed.video.write import writing_video
 
 tools = runpy.run_path(str(Path(__file__).with_name("written.py")))
 rows_of, masks_in, only = tools["rows_of"], tools["masks_in"], tools["only"]
-Dark, write_dicom = tools["Dark"], tools["write_dicom"]
+Dark = tools["Dark"]
+write_dicom = runpy.run_path(str(Path(__file__).parents[2] / "video" / "cine.py"))["write_dicom"]
 COUNT, SIZE, FPS = 40, (48, 64), 12.5
 MASKS = [frame.mask for frame in draw_endoscopy(COUNT, SIZE)]  # some are empty
 
@@ -265,7 +266,7 @@ def test_a_dicom_file_of_several_frames_has_a_mask_video(tmp_path: Path) -> None
     folder = tmp_path / "in"
     folder.mkdir()
     for name, frames in (("a.dcm", MASKS[::8]), ("b.dcm", MASKS[1::8])):
-        write_dicom(folder / name, [255 * (1 - mask) for mask in frames])
+        write_dicom(folder / name, [255 * (1 - mask) for mask in frames], FrameTime=50)
     done = dinomed.predict(Dark(), folder, tmp_path / "out")
     assert isinstance(done, VideoPredictionResult)
     for name, expected in (("a.dcm", MASKS[::8]), ("b.dcm", MASKS[1::8])):

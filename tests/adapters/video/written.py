@@ -1,14 +1,12 @@
 """A stand-in for a segmenter, and reading of what `predict` wrote for videos, for the tests of this folder."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.predict import MaskPrediction, SegmentPredictor
@@ -34,21 +32,6 @@ def only(out: Path) -> Path:
     """The folder of the only video of a result."""
     (folder,) = (path for path in out.iterdir() if path.is_dir())
     return folder
-
-
-def write_dicom(path: Path, frames: Sequence[np.ndarray]) -> Path:
-    """Write gray frames, uint8 (H, W), as a DICOM file."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.3.1"  # ultrasound cine
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
-    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
-    data.NumberOfFrames, (data.Rows, data.Columns), data.FrameTime = len(frames), frames[0].shape, 50
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PatientName = 8, 8, 7, "Planted"
-    data.PixelData = b"".join(frame.tobytes() for frame in frames)
-    data.save_as(path, enforce_file_format=True)
-    return path
 
 
 class Dark(SegmentPredictor):

@@ -1,4 +1,4 @@
-"""Environment variables that a logger needs only while it opens its library."""
+"""Environment variables that a library needs only for a moment."""
 
 import os
 from collections.abc import Iterator
