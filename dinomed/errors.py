@@ -19,15 +19,15 @@ MAX_MESSAGE = 2000
 class DinomedError(Exception):
     """The work could not be done (exit code 1).
 
-    A message is one line: line breaks, which come from names in a file, are shown as ``\\n``. A message of more than
-    `MAX_MESSAGE` characters is shortened in the middle: the problem and the remedy stay.
+    A message is one line: line ends and control characters, which come from names in a file, are escaped. A message of
+    more than `MAX_MESSAGE` characters is shortened in the middle: the problem and the remedy stay.
     """
 
     exit_code = 1
 
     def __init__(self, *parts: object) -> None:
         if len(parts) == 1 and isinstance(parts[0], str):  # several parts are values, such as a path
-            parts = (parts[0].replace("\n", "\\n").replace("\r", "\\r"),)
+            parts = (printable(parts[0]),)
         super().__init__(*(_shorten(part) if isinstance(part, str) else part for part in parts))
 
 

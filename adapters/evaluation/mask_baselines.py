@@ -45,7 +45,7 @@ def baseline_guesses(test: Manifest, masks: Masks, count: int, schema: MaskSchem
 
     def stretched(row: int, size: tuple[int, int]) -> np.ndarray:
         shape, box = (size[1], size[0]), content_box(size, masks.size, masks.aspect)
-        content = mean[:, box.top : box.top + box.height, box.left : box.left + box.width]
+        content = mean[:, *box.slices]
         return np.stack([cv2.resize(plane, shape, interpolation=cv2.INTER_NEAREST_EXACT) for plane in content])
 
     guesses: dict[str, Guess] = {"mean mask": stretched}

@@ -25,6 +25,8 @@ MAX_BODY_BYTES = MIB  # of other requests
 UPLOAD_S = 300  # longest time of an upload
 LOGIN_DELAY_S, MAX_LOGIN_DELAY_S = 0.5, 30.0  # after a wrong password; doubled with each further one
 MAX_CLIENTS = 1024
+REFUSALS = (AttributeError, LookupError, TypeError, ValueError)
+"""Errors on the values of a request that the page would not send."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 # Gradio needs scripts inside its page, and builds functions from text; everything stays on the server's own origin.
 CONTENT_SECURITY = (
@@ -86,7 +88,7 @@ class Guard:
         except Exception as error:
             logger.debug("the request", exc_info=error)
             if _is_refusal(error):
-                logger.warning(f"the demo refused a request: {type(error).__name__}")
+                logger.warning(f"the demo refused a request: {type(error).__name__}; --debug shows where")
                 refusal = PlainTextResponse("The server cannot answer this request.", 400)
             else:
                 reason = system_reason(error) if isinstance(error, OSError) else "--debug shows where"
@@ -183,7 +185,7 @@ def _is_refusal(error: Exception) -> bool:
     """Return whether Gradio or a parser raises this error on a request that Gradio's own page would not send."""
     cause = error.__cause__  # Starlette wraps a refusal that comes after the start of an answer
     is_refused_late = isinstance(cause, HTTPException) and cause.status_code < 500
-    return is_refused_late or isinstance(error, LookupError | TypeError | ValueError)
+    return is_refused_late or isinstance(error, REFUSALS)
 
 
 class GuardedAnswer:

@@ -19,6 +19,7 @@ from gradio.route_utils import Request
 
 from dinomed.adapters.inference.shared import FeatureConsumer, predict_many
 from dinomed.adapters.training_images import FamiliarityCheck, usable_check
+from dinomed.apps.demos.guard import REFUSALS
 from dinomed.apps.demos.look import fill_template, script, text
 from dinomed.apps.demos.parts import (
     PUT_AWAY,
@@ -147,8 +148,8 @@ class App:
             result = {"error": BUSY}
         except Gone:
             result = {}
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            logger.warning(f"the demo refused a request: {type(error).__name__}")
+        except REFUSALS as error:
+            logger.warning(f"the demo refused a request: {type(error).__name__}; --debug shows where")
             logger.debug("the request", exc_info=error)
             result = {"error": BAD_REQUEST}
         except Exception as error:  # of a model or a device; the visitor gets no details of the server

@@ -1,12 +1,14 @@
 """Examination of run folders, backbones, adapters and indexes, and of what they were made from."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dinomed.adapters.bundle import load_head, load_tuned, read_record, read_training_hashes
 from dinomed.adapters.inference.ensemble.record import read_ensemble, read_members
+from dinomed.adapters.inference.shared import Backbones
 from dinomed.adapters.record import BackboneReference
 from dinomed.adapters.reference import find_backbone
 from dinomed.adapters.retrieval.index import read_index
@@ -122,7 +124,7 @@ def _read_log(path: Path) -> int:
     return len(lines)
 
 
-def examine_adapter(folder: Path) -> ArtefactReport:
+def examine_adapter(folder: Path, load: Callable[..., FrozenBackbone] = load_backbone) -> ArtefactReport:
     """Load a head, the hashes of its training images, and the backbone to which its record refers."""
     report = ArtefactReport(str(folder), "adapter")
     again = "copy the folder again, or train again"
@@ -138,7 +140,7 @@ def examine_adapter(folder: Path) -> ArtefactReport:
         "head", lambda: load_head(folder, record), "weights match their hash, and have the shapes of the record", again
     )
     report.check("training images", lambda: read_training_hashes(folder, record), "hashes of train and val", again)
-    backbone = _add_reference(report, folder, record.backbone, record.preprocessing, "adapter", "train again")
+    backbone = _add_reference(report, folder, record.backbone, record.preprocessing, "adapter", "train again", load)
     if backbone is not None and head is not None and record.tuned is not None:
         report.check(
             "tuned backbone", lambda: load_tuned(folder, record, backbone), "has the fingerprint of the record", again
@@ -155,9 +157,10 @@ def examine_ensemble(folder: Path) -> ArtefactReport:
         return report
     report.facts.update(task=record.adapter.task, classes=list(record.adapter.classes), members=len(record.members))
     report.check("members", lambda: read_members(folder, record), "are those of the record", again)
+    shared = Backbones()
     for member in record.members:
         if (folder / member.folder).is_dir():
-            for part in examine_adapter(folder / member.folder).parts:
+            for part in examine_adapter(folder / member.folder, shared).parts:
                 report.parts.append(replace(part, name=f"{member.folder}: {part.name}"))
     return report
 
@@ -169,13 +172,14 @@ def _add_reference(
     preprocessing: Preprocessing,
     kind: str,
     remedy: str,
+    load: Callable[..., FrozenBackbone] = load_backbone,
 ) -> FrozenBackbone | None:
     """Add the backbone to which a record refers; released weights are not downloaded."""
     if reference.path is None and reference.weights is None:
         report.add("backbone", f"released weights of {reference.name}; dinomed verifies them when they are loaded")
         return None
     return report.check(
-        "backbone", lambda: find_backbone(folder, reference, preprocessing, kind=kind, remedy=remedy),
+        "backbone", lambda: find_backbone(folder, reference, preprocessing, load=load, kind=kind, remedy=remedy),
         f"{reference.name} is there and has the fingerprint of the record",
         "put it back at its place, or name it in each command with --backbone",
     )  # fmt: skip

@@ -174,9 +174,11 @@ def main() -> None:
             report = measure(root, arguments.stops, arguments.steps, rng, can_fill)
     if arguments.json:
         print(json.dumps(report))
-        return
-    print(f"{report['stops']} stops ({report['kinds']}), {report['runs']} runs of {arguments.steps} steps")
-    print(f"runs that differ from the unbroken one: {report['different']}; unexpected exits: {report['unexpected']}")
+    else:
+        print(f"{report['stops']} stops ({report['kinds']}), {report['runs']} runs of {arguments.steps} steps")
+        print(
+            f"runs that differ from the unbroken one: {report['different']}; unexpected exits: {report['unexpected']}"
+        )
     raise SystemExit(bool(report["different"] or report["unexpected"]))
 
 

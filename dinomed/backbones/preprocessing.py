@@ -35,6 +35,11 @@ class ContentBox(NamedTuple):
     height: int
     width: int
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Its rows and columns in the square."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
 
 def content_box(size: Size, side: int, aspect: Aspect) -> ContentBox:
     """Return the part of a square of `side` px that holds an image of this height and width.
@@ -144,10 +149,10 @@ class Preprocessing(Config):
         small = small.clamp(0, 1) if small.is_floating_point() else small  # bicubic interpolation overshoots
         if size == [side, side]:
             return small
-        colour = torch.tensor(self.mean).clamp(0, 1)  # becomes 0 by the normalisation
+        colour = torch.tensor(self.mean).clamp(0, 1)  # about 0 after the normalisation
         colour = colour if small.is_floating_point() else (colour * 255).round()
         square = colour.to(small.dtype).view(-1, 1, 1).repeat(1, side, side)
-        square[:, box.top : box.top + box.height, box.left : box.left + box.width] = small
+        square[:, *box.slices] = small
         return square
 
     @property

@@ -197,11 +197,10 @@ def control_features(backbone: FrozenBackbone, manifest: Manifest, block: int = 
         for image in batch:
             if image.pixels is None:
                 continue
-            inverted = (1 - 2 * mean) / std - image.pixels  # 1 - x of the values x before the normalisation
-            inside = torch.zeros_like(inverted)
-            box = preprocessing.box(image.size)
-            inside[:, box.top : box.top + box.height, box.left : box.left + box.width] = 1
-            inverted = inverted * inside  # padding keeps its colour, which is 0
+            place = (slice(None), *preprocessing.box(image.size).slices)
+            inverted = image.pixels.clone()  # padding keeps its colour
+            # 1 - x of the values x before the normalisation
+            inverted[place] = (1 - 2 * mean) / std - image.pixels[place]
             try:
                 features = compute_features(backbone, inverted[None], (block,), False)
             except NotFiniteError:

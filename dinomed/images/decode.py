@@ -19,7 +19,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import numpy as np
 from PIL import GifImagePlugin, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from dinomed.errors import DinomedError, first_line
+from dinomed.errors import DinomedError, first_line, printable
 from dinomed.images.bounds.containers import check_container, check_scans, count_gif_frames, too_large
 from dinomed.images.bounds.dicom_streams import is_data_set_start, is_dicom_start
 from dinomed.images.bounds.tiff_directories import count_tiff_pages
@@ -48,7 +48,7 @@ class UnreadableImage(DinomedError):
         self.path, self.reason = self.args
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}".replace("\n", "\\n")
+        return printable(f"{self.path}: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ def refusing(path: str | Path, max_pixels: int = MAX_PIXELS, *, private: bool = 
 def refusing_with(path: str | Path, reason: Callable[[Exception], str]) -> Iterator[None]:
     """Turn every error of the block into an `UnreadableImage`, and suppress warnings.
 
-    `reason` returns the text for an unforeseen error. The libraries that decode raise errors of nearly all types on damaged files. The only exception that passes is that
-    of a PyTorch data worker: its signal handler raises in whatever code runs when a worker dies.
+    `reason` returns the text for an unforeseen error. Only the error of a dead PyTorch data worker passes.
     """
     try:
         with quiet_pillow:
@@ -106,7 +105,7 @@ def refusing_with(path: str | Path, reason: Callable[[Exception], str]) -> Itera
 
 
 def is_of_data_worker(error: Exception) -> bool:
-    """Return whether PyTorch raised `error` because a data worker died, which says nothing about the file."""
+    """Return whether a data worker died, which says nothing about the file."""
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 

@@ -8,7 +8,6 @@ the kernel of the attention.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from dinomed.layers.packed_attention import Group, attend
@@ -39,8 +38,3 @@ class Attention(nn.Module):
         if rotations is not None:
             qkv_T3HD = rotate(qkv_T3HD, groups, rotations)
         return self.proj(attend(qkv_T3HD, groups))
-
-
-def pack(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate parts along the first dimension. A single part is returned without a copy."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -77,6 +77,7 @@ def _choose_kernel(name: str, dtype: torch.dtype, head_dim: int, device: str) ->
     return chosen
 
 
+@cache
 def kernel_works(name: str, dtype: torch.dtype, head_dim: int, device: str) -> bool:
     """Return whether a kernel works here, forward and backward.
 
@@ -84,7 +85,13 @@ def kernel_works(name: str, dtype: torch.dtype, head_dim: int, device: str) -> b
     devices; where they do not fit, only a call shows it. The trial does not depend on the first caller: gradients are
     on, and no random number is drawn.
     """
-    return _try_kernel(name, dtype, head_dim, device)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            qkv = torch.ones(12, 3, 2, head_dim, dtype=dtype, device=device, requires_grad=True)
+            KERNELS[name](qkv, ((1, 8), (1, 4))).sum().backward()
+        return True
+    except (ImportError, NotImplementedError, RuntimeError, ValueError, AttributeError, TypeError):
+        return False
 
 
 def prepare_for_compilation() -> None:
@@ -95,22 +102,15 @@ def prepare_for_compilation() -> None:
     torch.compiler.assume_constant_result(choose_kernel)
 
 
-@cache
-def _try_kernel(name: str, dtype: torch.dtype, head_dim: int, device: str) -> bool:
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            qkv = torch.ones(12, 3, 2, head_dim, dtype=dtype, device=device, requires_grad=True)
-            KERNELS[name](qkv, ((1, 8), (1, 4))).sum().backward()
-        return True
-    except (ImportError, NotImplementedError, RuntimeError, ValueError, AttributeError, TypeError):
-        return False
+def pack(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate parts along the first dimension. A single part is returned without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def attend_sdpa(qkv_T3HD: Tensor, groups: Sequence[Group]) -> Tensor:
     """Attend group by group."""
     parts = qkv_T3HD.split([B * N for B, N in groups])
-    done = [_one_group(part, group) for part, group in zip(parts, groups, strict=True)]
-    return done[0] if len(done) == 1 else torch.cat(done)
+    return pack([_one_group(part, group) for part, group in zip(parts, groups, strict=True)])
 
 
 def _one_group(qkv_T3HD: Tensor, group: Group) -> Tensor:

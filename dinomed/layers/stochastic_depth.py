@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dinomed.layers.attention import pack
-from dinomed.layers.packed_attention import Group
+from dinomed.layers.packed_attention import Group, pack
 
 Branch = Callable[[Tensor, Sequence[Group]], Tensor]
 

@@ -14,7 +14,7 @@ import numpy as np
 from dinomed.errors import DinomedError
 from dinomed.images.bounds.containers import too_large
 from dinomed.images.decode import MAX_PIXELS, refusing
-from dinomed.video.facts import ASSUMED_FPS, VideoFacts, VideoFrame, container_of
+from dinomed.video.facts import ASSUMED_FPS, NO_RATE, VideoFacts, VideoFrame, container_of
 from dinomed.video.packets import MAX_FRAMES, PacketIndex, open_capture, read_packets, seeks_truly
 from dinomed.video.source import DecodingPaused, FrameSource
 
@@ -83,6 +83,7 @@ class CaptureSource(FrameSource):
         if width * height > self._max_pixels:
             raise DinomedError(too_large(width * height, self._max_pixels))
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
+        has_rate = 0 < fps < 100_000
         announced = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         code = int(self._capture.get(cv2.CAP_PROP_FOURCC))
         codec = "".join(chr(code >> shift & 255) for shift in (0, 8, 16, 24)).strip("\0 ")
@@ -91,8 +92,8 @@ class CaptureSource(FrameSource):
         height, width = self._picture(None).shape[:2]
         return VideoFacts(
             width, height, container, codec if codec.isprintable() else "unknown",
-            fps if 0 < fps < 100_000 else ASSUMED_FPS, None, announced if 0 < announced <= MAX_FRAMES else None,
-            indexed=False,
+            fps if has_rate else ASSUMED_FPS, None, announced if 0 < announced <= MAX_FRAMES else None,
+            note=None if has_rate else NO_RATE, indexed=False,
         )  # fmt: skip
 
     def _agrees(self, index: PacketIndex) -> bool:

@@ -7,7 +7,7 @@ from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.frame_times import read_frame_times
 from dinomed.images.dicom.pixels import DicomFrames
 from dinomed.images.intensity import IntensityConfig, match_channels
-from dinomed.video.facts import ASSUMED_FPS, VideoFacts, VideoFrame
+from dinomed.video.facts import ASSUMED_FPS, NO_RATE, VideoFacts, VideoFrame
 from dinomed.video.source import DecodingPaused, FrameSource
 
 
@@ -20,9 +20,10 @@ class DicomSource(FrameSource):
 
     def __init__(self, path: str) -> None:
         self._frames = DicomFrames(path, IntensityConfig())
+        self._damaged = range(0)  # the frames that the last, paused call found damaged
         header = self._frames.header
         steps_ms = read_frame_times(path, header.frames)
-        note = None if steps_ms else f"states no frame rate; {ASSUMED_FPS:g} frames a second are assumed"
+        note = None if steps_ms else NO_RATE
         steps_ms = steps_ms or [1000 / ASSUMED_FPS] * header.frames
         self._times_s = [time / 1000 for time in accumulate([0.0, *steps_ms[1:]])]
         mean_ms = sum(steps_ms[1:]) / max(header.frames - 1, 1)
@@ -34,8 +35,10 @@ class DicomSource(FrameSource):
 
     def advance(self, target: int, pause: Callable[[], bool] = lambda: False) -> VideoFrame | None:
         assert self.facts.frames is not None
-        for number in range(target, self.facts.frames):
-            if number > target and pause():
+        start = self._damaged.stop if target in self._damaged else target
+        for number in range(start, self.facts.frames):
+            if number > start and pause():
+                self._damaged = range(target, number)
                 raise DecodingPaused
             try:
                 values = self._frames.read(number)

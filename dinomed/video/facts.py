@@ -15,6 +15,7 @@ VIDEO_SUFFIXES = frozenset(
 """Suffixes of files that are reported as damaged videos if their content is none."""
 ASSUMED_FPS = 25.0
 """Frames a second of a file that states no rate."""
+NO_RATE = f"states no frame rate; {ASSUMED_FPS:g} frames a second are assumed"
 _TS_PACKET = 188  # bytes; with a time stamp of 4 bytes before each in M2TS
 
 

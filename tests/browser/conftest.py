@@ -124,7 +124,7 @@ def serving(command: list[str], temporary: Path) -> Iterator[Demo]:
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(300)  # a busy machine takes half a minute to end Python
+            process.wait(90)  # a busy machine takes half a minute to end Python
         finally:
             process.kill()  # only what did not end by itself
             errors.close()

@@ -23,6 +23,12 @@ from dinomed.layers.packed_attention import (
 
 GROUPS = [(2, 5), (3, 2)]  # two images of five tokens, three of two
 T = sum(B * N for B, N in GROUPS)
+CACHED = (
+    kernel_works,
+    packed_attention._choose_kernel,
+    packed_attention._block_diagonal_mask,
+    packed_attention._starts,
+)
 
 
 def test_packed_attention_equals_attention_with_a_block_diagonal_mask() -> None:
@@ -84,13 +90,18 @@ def kernels_for_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, starts_k: torch.Tensor,
                longest: int, longest_k: int) -> torch.Tensor:  # fmt: skip
         lengths = starts.diff().tolist()
+        assert not starts.is_inference()  # the real kernel keeps it for its backward pass
         assert starts.dtype == torch.int32
         assert starts[0] == 0
         assert longest == longest_k == max(lengths)
         assert torch.equal(starts, starts_k)
         return masked_softmax(q, k, v, lengths)
 
-    mask = SimpleNamespace(from_seqlens=lambda lengths, device: lengths)
+    def from_seqlens(lengths: list[int], device: torch.device) -> list[int]:
+        assert not torch.is_inference_mode_enabled()  # the mask is kept for later backward passes
+        return lengths
+
+    mask = SimpleNamespace(from_seqlens=from_seqlens)
     fmha = SimpleNamespace(
         memory_efficient_attention=memory_efficient, attn_bias=SimpleNamespace(BlockDiagonalMask=mask)
     )
@@ -103,8 +114,8 @@ def kernels_for_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def forget_choices() -> None:
-    for function in ("_try_kernel", "_choose_kernel", "_block_diagonal_mask", "_starts"):
-        getattr(packed_attention, function).cache_clear()
+    for function in CACHED:
+        function.cache_clear()
 
 
 @pytest.mark.parametrize("kernel", ["xformers", "varlen"])
@@ -128,6 +139,7 @@ def test_the_variable_chooses_a_kernel_that_gets_the_right_sequences(
 def test_the_choice_is_that_of_the_variable_or_the_first_kernel_that_works(
     kernels_for_cpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv(KERNEL_VARIABLE, raising=False)
     works = {"varlen", "sdpa"}
     monkeypatch.setattr(packed_attention, "kernel_works", lambda name, *_: name in works)
     assert choose_kernel(torch.bfloat16, 64, "cuda") == "varlen"

@@ -15,6 +15,7 @@ from dinomed.video import capture_source, decoding
 from dinomed.video.capture_source import CaptureSource
 from dinomed.video.dicom_source import DicomSource
 from dinomed.video.facts import VideoFrame, container_of, is_video
+from dinomed.video.source import DecodingPaused
 from dinomed.video.video import Video
 from dinomed.video.write import writing_video
 
@@ -240,6 +241,40 @@ def test_a_black_first_frame_of_a_dicom_file_is_not_the_range_of_the_others(tmp_
     assert np.array_equal(frames[1].pixels, expected.pixels)
 
 
+def test_with_a_black_first_frame_each_frame_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ramp = np.linspace(1000, 2000, 48 * 64, dtype=np.uint16).reshape(48, 64)
+    source = DicomSource(str(gray_dicom(tmp_path / "black", np.stack([ramp * 0, ramp, ramp]))))
+    read: list[int] = []
+    decode = pixels.DicomFrames.read
+    monkeypatch.setattr(
+        pixels.DicomFrames, "read", lambda frames, number: read.append(number) or decode(frames, number)
+    )
+    for number in (1, 2, 1):
+        assert source.advance(number) is not None
+    assert read == [1, 0, 2, 1]
+
+
+def test_a_paused_search_for_a_frame_that_is_not_damaged_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = DicomSource(str(write_dicom(tmp_path / "cine", np.stack([numbered(k) for k in range(6)]), FrameTime=50)))
+    decode = pixels.DicomFrames.read
+
+    def damaged_from_2_to_4(frames: pixels.DicomFrames, number: int) -> np.ndarray:
+        if 2 <= number <= 4:
+            raise UnreadableImage("cine", "damaged")
+        return decode(frames, number)
+
+    monkeypatch.setattr(pixels.DicomFrames, "read", damaged_from_2_to_4)
+    for _ in range(2):  # one damaged frame a call
+        with pytest.raises(DecodingPaused):
+            source.advance(2, lambda: True)
+    with pytest.raises(DecodingPaused):
+        source.advance(2, lambda: True)
+    assert source.advance(2, lambda: True).number == 5
+    assert source.advance(1, lambda: True).number == 1
+
+
 def test_a_dicom_file_is_parsed_once_and_its_rate_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[Path] = []
     read = pixels.read_elements
@@ -249,9 +284,8 @@ def test_a_dicom_file_is_parsed_once_and_its_rate_is_known(tmp_path: Path, monke
     assert [number_in(source.advance(number).pixels) for number in range(3)] == [0, 1, 2]
     assert len(parsed) == 1
     assert source.facts.constant_rate
-    assert not DicomSource(
-        str(write_dicom(tmp_path / "steps", frames, FrameTimeVector=[0, 10, 20]))
-    ).facts.constant_rate
+    uneven = write_dicom(tmp_path / "steps", frames, FrameTimeVector=[0, 10, 20])
+    assert not DicomSource(str(uneven)).facts.constant_rate
 
 
 def test_a_call_ends_after_its_time_also_if_each_frame_is_found_at_once(

@@ -26,6 +26,7 @@ from dinomed.apps.demos.page import NO_RESULT, Panel, PanelResult, run_consumers
 from dinomed.apps.demos.parts import PUT_AWAY, Summary, find_upload, message, uploads_folder
 from dinomed.apps.pages.sheet import draw_thumbnail
 from dinomed.html.page import jpeg_url
+from dinomed.io.files import replacing
 
 PREFIX = "batch-"
 """Begins the names of uploads of a batch, which are removed after use; pictures of the viewer have other names."""
@@ -150,8 +151,8 @@ def _unpack(archive: Path, position: int, path: Path) -> None:
     content = read_file(archive, position)
     if folder_bytes(uploads_folder()) + len(content) > MAX_UPLOADS_BYTES:
         raise UnreadableArchive("the server holds too many uploads; try again in a few minutes")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    with replacing(path) as temporary:  # the copy of an earlier click is used again, so it is whole or absent
+        temporary.write_bytes(content)
 
 
 def _touch(path: Path) -> None:

@@ -66,6 +66,7 @@ class DicomFrames:
         self._elements = _read_image_elements(path, max_pixels)
         self.header = _header(path, self._elements)
         self._range: IntensityConfig | None = None
+        self._first_is_measured = False
 
     def read(self, number: int) -> np.ndarray:
         """Read a frame ``(H, W, 1 or 3)``: uint8, or with 16 bits float32 in 0 to 1.
@@ -98,7 +99,7 @@ class DicomFrames:
 
     def _measured_range(self, values: np.ndarray, padding: np.ndarray | None, number: int) -> IntensityConfig:
         """Return the range of the first frame (8 bits, or percentiles), or of this one if the first is empty."""
-        if self._range is None and number > 0:
+        if number > 0 and not self._first_is_measured:
             self.read(0)
         if self._range is not None:
             return self._range
@@ -107,8 +108,8 @@ class DicomFrames:
         has_8_bits = not self._intensity.percentiles and values.dtype.kind in "ub" and values.max() <= 255
         window = (0.0, 255.0) if has_8_bits else (float(low), float(high))
         measured = _with(self._intensity, window=window, percentiles=None)
-        if number == 0 and low < high:
-            self._range = measured
+        if number == 0:
+            self._first_is_measured, self._range = True, measured if low < high else None
         return measured
 
 
