@@ -64,8 +64,9 @@ def card(source: ExportSource, kind: str, parity: dict[str, Any]) -> str:
     head += [f"pipeline_tag: {pipeline}", "---"]
     what = (
         f"A frozen {source.backbone.name} backbone" if source.predictor is None
-        else f"A {source.task} adapter ({source.predictor.metadata['head'].get('name')}) on the frozen backbone "
-        f"{source.backbone.name}"
+        else f"An ensemble of {len(source.members)} {source.task} adapters ({source.heads}) on {source.backbone.name}"
+        if source.members
+        else f"A {source.task} adapter ({source.heads}) on the frozen backbone {source.backbone.name}"
     )  # fmt: skip
     lines = [*head, f"# {what}", "", f"**{RESEARCH_USE.capitalize()}.** Exported by dinomed as {kind}.", "", "## Use"]
     lines += [_own_use(source) if kind == "safetensors" else _USE[kind], "", "## Input"]
@@ -125,18 +126,29 @@ def _about_head(source: ExportSource) -> list[str]:
     assert source.predictor is not None
     record = source.predictor.metadata
     lines = [f"- classes, in the order of the output: {', '.join(record['classes'])}"]
+    several = bool(source.members)
+    if several:
+        lines.append(
+            f"- each output is the mean of those of {len(source.members)} adapters, which cross-validation trained; "
+            "`export.json` describes each of them"
+        )
     if record["threshold"] is not None:
-        lines.append(f"- threshold that was best on validation: {record['threshold']:.4f}")
+        origin = "mean of the thresholds of the members" if several else "threshold that was best on validation"
+        lines.append(f"- {origin}: {record['threshold']:.4f}")
     lines += find_task(source.task).export_lines(source.predictor)
     if record["tuned"] is not None:
-        lines.append(f"- the backbone was tuned with the head ({record['tuned']['how']}); its weights are in this file")
+        whose = "each member has its own tuned backbone" if several else "the backbone was tuned with the head"
+        lines.append(f"- {whose} ({record['tuned']['how']}); the tuned weights are in this file")
     if source.predictor.export_note:
         lines.append(f"- {source.predictor.export_note}")
     values = {name: value for name, value in record["validation"].items() if isinstance(value, int | float)}
     shown = ", ".join(
         f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
     )
-    return [*lines, f"- on its validation images: {shown or 'nothing measured'}"]
+    images = (
+        "out of fold, each image by the member that was not trained on it" if several else "on its validation images"
+    )
+    return [*lines, f"- {images}: {shown or 'nothing measured'}"]
 
 
 def _checked(parity: dict[str, Any]) -> str:

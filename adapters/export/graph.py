@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.export.traceable import traceable
+from dinomed.adapters.inference.ensemble.head import EnsembleHead, MemberBackbone
 from dinomed.adapters.predictor import Predictor
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import UsageError
@@ -94,15 +95,20 @@ class BackboneGraph(nn.Module):
 
 
 class AdapterGraph(nn.Module):
-    """Preprocessed images to the predictions of an adapter, in one pass of the whole image.
+    """Preprocessed images to the predictions of an adapter or an ensemble, in one pass of the whole image.
 
     A classifier returns calibrated probabilities (B, classes); a segmenter (B, classes, height, width) and a depth
-    adapter (B, 1, height, width), at the size of its input.
+    adapter (B, 1, height, width), at the size of its input. The members of an ensemble share the pass of a frozen
+    backbone; a member whose backbone was tuned has its own. The graph returns their mean.
     """
 
     def __init__(self, predictor: Predictor, image_size: int | None) -> None:
         super().__init__()
         self.adapter = traceable(predictor.adapter, any_size=image_size is None)
+        if isinstance(self.adapter, EnsembleHead):
+            for place, part in self.adapter.extractors.items():
+                assert isinstance(part, MemberBackbone)
+                self.adapter.extractors[place] = PortableViT(part.backbone.vit, part.spec, image_size)
         self._predictor = predictor
         self.backbone = PortableViT(predictor.backbone.vit, predictor.adapter.feature_spec, image_size)
 

@@ -62,7 +62,8 @@ def push_export(folder: Path, report: dict[str, Any], repository: str, *, public
     names = _check_files(folder, report["files"])
     sizes = ", ".join(f"{name} ({(folder / name).stat().st_size:,} bytes)" for name in names)
     logger.info(f"uploading to {repository} ({'public' if public else 'private'}): {sizes}")
-    if report["source"].get("head", {}).get("name") == "knn":
+    head = report["source"].get("head", {})
+    if "knn" in (head.get("name"), *head.get("members", ())):
         logger.warning("a k-NN head contains the features of its training images; the upload shares them")
     hub = HfApi(library_name="dinomed")
     try:

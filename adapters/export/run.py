@@ -60,6 +60,12 @@ def export(
         DinomedError: the exported model computes other values than the original.
     """
     check_format(kind)
+    if source.members and kind in BACKBONE_FORMATS and source.predictor is not None:
+        each = "each member of an ensemble has its own tuned one; export a member, such as fold_1"
+        raise UsageError(
+            f"`format={kind}` holds only one backbone; "
+            + (each if source.predictor.metadata["tuned"] else "give the backbone on which the ensemble was trained")
+        )
     if source.predictor is not None and kind in BACKBONE_FORMATS and source.predictor.metadata["tuned"]:
         source = ExportSource(source.backbone)  # the tuned backbone exists only in the adapter
     if source.predictor is not None and kind in BACKBONE_FORMATS:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from dinomed.adapters.bundle import WEIGHTS_FILE
 from dinomed.adapters.export.graph import AdapterGraph, BackboneGraph
-from dinomed.adapters.inference.ensemble.record import is_ensemble, read_ensemble
+from dinomed.adapters.inference.ensemble.record import is_ensemble, read_ensemble, read_members
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.predictor import Predictor
+from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.task import find_task
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
@@ -20,14 +21,24 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import UsageError
 from dinomed.features.compute import compute_features
 
+_DESCRIBED = ("head", "classes", "threshold", "usage", "validation")
+
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A backbone or an adapter to export. `predictor` and `folder` (of the bundle) are None for a backbone."""
+    """A backbone, an adapter or an ensemble to export.
+
+    Attributes:
+        backbone: the backbone; of an ensemble that of its first member.
+        predictor: the adapter or the ensemble; None for a backbone.
+        folder: folder of the adapter or the ensemble; None for a backbone.
+        members: records of the members of an ensemble.
+    """
 
     backbone: FrozenBackbone
     predictor: Predictor | None = None
     folder: Path | None = None
+    members: tuple[AdapterRecord, ...] = ()
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -44,7 +55,17 @@ class ExportSource:
         """Name for messages."""
         if self.predictor is None:
             return f"backbone {self.backbone.name}"
-        return f"a {self.task} adapter with head {self.predictor.metadata['head'].get('name')}"
+        if self.members:
+            return f"an ensemble of {len(self.members)} adapters (task {self.task}, heads {self.heads})"
+        return f"a {self.task} adapter with head {self.heads}"
+
+    @property
+    def heads(self) -> str:
+        """Name of the head; of an ensemble the names of the different heads of its members."""
+        assert self.predictor is not None
+        if not self.members:
+            return str(self.predictor.metadata["head"].get("name"))
+        return ", ".join(sorted({str(record.head.get("name")) for record in self.members}))
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -88,14 +109,22 @@ class ExportSource:
         }
         if self.predictor is not None:
             record = self.predictor.metadata
-            description |= {name: record[name] for name in ("head", "classes", "threshold", "usage", "validation")}
+            description |= {name: record[name] for name in _DESCRIBED}
+        if self.members:
+            description["members"] = [
+                {
+                    **member.model_dump(mode="json", include=set(_DESCRIBED) - {"classes"}),
+                    "backbone": (member.tuned or member.backbone).fingerprint,
+                }
+                for member in self.members
+            ]
         return description
 
 
 def load_source(
     path: str, *, weights: Path | None = None, backbone: str | None = None, image_size: int | None = None
 ) -> ExportSource:
-    """Load the source of an export: a bundle, or anything that `load_backbone` accepts.
+    """Load the source of an export: an adapter, an ensemble, or anything that `load_backbone` accepts.
 
     Args:
         weights: weights file of a backbone.
@@ -106,16 +135,16 @@ def load_source(
         UsageError: an option does not fit the source, or the source does not exist.
         DinomedError: the source is damaged.
     """
-    if is_ensemble(path):
-        members = ", ".join(str(Path(path) / member.folder) for member in read_ensemble(path).members)
-        raise UsageError(f"{path} is an ensemble, which has no export; export its members one by one: {members}")
-    if (Path(path) / WEIGHTS_FILE).is_file():
+    averages = is_ensemble(path)
+    if averages or (Path(path) / WEIGHTS_FILE).is_file():
         if weights is not None or image_size is not None:
             raise UsageError(
-                f"{path} is an adapter with a fixed backbone and image size; leave `weights` and `image_size` out"
+                f"{path} is {'an ensemble' if averages else 'an adapter'} with a fixed backbone and image size; leave "
+                "`weights` and `image_size` out"
             )
         predictor = load_adapter(path, "cpu", backbone)
-        return ExportSource(predictor.backbone, predictor, Path(path))
+        members = tuple(read_members(path, read_ensemble(path))) if averages else ()
+        return ExportSource(predictor.backbone, predictor, Path(path), members)
     if backbone is not None:
         raise UsageError(f"{path} is not an adapter; `backbone` is for an adapter whose backbone was moved")
     return ExportSource(load_backbone(path, weights=weights, image_size=image_size))

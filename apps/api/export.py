@@ -19,13 +19,13 @@ def export(
     push: str | None = None,
     public: bool = False,
 ) -> dict[str, Any]:
-    """Write a backbone or an adapter in the format of another library, and compare it with the original.
+    """Write a backbone, an adapter or an ensemble in the format of another library, and compare it with the original.
 
     The folder holds the model, a card (README.md), a NOTICE and export.json. Nothing is written if the other library
     gives different values. The command is ``dinomed export``.
 
     Args:
-        source: adapter folder, run folder, backbone folder, or the name of a backbone.
+        source: folder of an adapter or ensemble, run folder, backbone folder, or the name of a backbone.
         format: onnx, safetensors, timm, transformers or monai.
         out: folder to write.
         dynamic_size: for onnx, accept images of any size.

@@ -305,7 +305,7 @@ def predict(
     if keep_ids and not dicom_seg:
         raise UsageError("`keep_ids=True` is for DICOM segmentations; add `dicom_seg=True`")
     predictor = _predictor(adapter, backbone, device)
-    members = getattr(predictor.adapter, "members", ())
+    members = getattr(predictor, "members", ())
     averages = any(member.abstention is not None for member in members)
     remedy = "an ensemble has none: give one of its members, such as fold_1" if averages else ""
     rule = choose_rule(predictor.abstention, abstain, max_risk, remedy=remedy)

@@ -1,4 +1,4 @@
-"""`dinomed export`: a backbone or an adapter in the format of another tool."""
+"""`dinomed export`: a backbone, an adapter or an ensemble in the format of another tool."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from dinomed.apps.options import ImageSize, Json, Output, Overwrite, Quiet, Weig
 
 
 def export(
-    source: Annotated[str, Argument(help="Adapter folder, run folder, backbone folder, or a name.")],
+    source: Annotated[str, Argument(help="Folder of an adapter or ensemble, run folder, backbone folder, or a name.")],
     format: Annotated[str, Option("--format", "-f", help="onnx, safetensors, timm, transformers or monai.")],
     out: Output,
     dynamic_size: Annotated[
@@ -28,7 +28,7 @@ def export(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Export a backbone or an adapter to a folder that another tool loads.
+    """Export a backbone, an adapter or an ensemble to a folder that another tool loads.
 
     The other tool loads the export, and its outputs are compared with the original; if they differ, nothing is written.
     The folder has a card (README.md), a NOTICE and export.json. Nothing is uploaded without --push. For research use

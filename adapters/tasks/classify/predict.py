@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.inference.dense import UnchangedPixels, resize_to_square
+from dinomed.adapters.inference.ensemble.head import EnsembleHead
 from dinomed.adapters.predictor import Predictor, Size
 from dinomed.adapters.record import AdapterRecord
-from dinomed.adapters.tasks.classify.answer import answer_from, join_sizes
+from dinomed.adapters.tasks.classify.answer import answer_from, join_sizes, mean_logits
 from dinomed.adapters.tasks.classify.groups import Groups
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
@@ -179,3 +181,25 @@ class ClassifyPredictor(Predictor):
         """Return the logits before the temperature, (B, classes)."""
         features = self._features(pixels)
         return self.logits_of_features(self.answer.alone(features, len(self.feature_spec.blocks)))
+
+
+class EnsembleClassifier(ClassifyPredictor):
+    """Predicts the mean of the calibrated probabilities of its members.
+
+    Args:
+        record: record of the ensemble as an adapter.
+        members: predictors of the members.
+    """
+
+    def __init__(self, record: AdapterRecord, members: Sequence[ClassifyPredictor]) -> None:
+        self.members = list(members)
+        answers = [member.answer for member in members]
+        head = EnsembleHead(members, partial(mean_logits, answers), [answer.scales for answer in answers])
+        super().__init__(record, head, members[0].backbone)
+
+    def outputs(self, adapter: nn.Module, features: Features, size: Size = ()) -> Tensor:
+        """Return the mean of the probabilities in float32, since an exported graph should need no float64."""
+        assert isinstance(adapter, EnsembleHead)
+        logits = adapter.logits_of_members(self.answer.alone(features, len(self.feature_spec.blocks)))
+        parts = [member.answer.probabilities(x) for member, x in zip(self.members, logits, strict=True)]
+        return torch.stack(parts).mean(0)

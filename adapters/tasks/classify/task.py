@@ -2,21 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.fitting.head_fit import HeadFit
 from dinomed.adapters.heads.auto import AutoClassifierConfig, candidate_data, last_blocks
-from dinomed.adapters.inference.ensemble.head import EnsembleHead
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.task import OF_SINGLE_MEMBERS, TASKS, EnsembleUse, Task, Unit
-from dinomed.adapters.tasks.classify.answer import answer_from, combine_answers, mean_logits
+from dinomed.adapters.tasks.classify.answer import answer_from, combine_answers
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses, join_classes
 from dinomed.adapters.tasks.classify.labels import LabelColumns
-from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor, EnsembleClassifier
 from dinomed.adapters.tasks.classify.writer import ClassifyWriter
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config
@@ -107,9 +105,7 @@ class ClassifyTask(Task):
         return evaluate_classifier(predictor, manifest, split, unit)
 
     def build_ensemble(self, record: AdapterRecord, members: Sequence[ClassifyPredictor]) -> ClassifyPredictor:
-        answers = [member.answer for member in members]
-        head = EnsembleHead(members, partial(mean_logits, answers), [answer.scales for answer in answers])
-        return ClassifyPredictor(record, head, members[0].backbone)
+        return EnsembleClassifier(record, members)
 
     def combine_use(self, members: Sequence[AdapterRecord], evaluated: Sequence[EvaluatedClasses]) -> EnsembleUse:
         joined = join_classes(evaluated)
@@ -160,13 +156,17 @@ class ClassifyTask(Task):
         answer = predictor.answer
         kind = "a sigmoid for each label" if answer.multilabel else "one softmax over the classes"
         temperature = "no temperature" if answer.temperature is None else f"temperature {answer.temperature:.4f}"
+        several = isinstance(predictor, EnsembleClassifier)
+        if several:
+            temperature = "the temperature of each member"
         lines = [f"- probabilities: {kind}, {temperature} (applied already)"]
         if any(threshold is not None for threshold in answer.thresholds):
             thresholds = ", ".join(
                 f"{name} {'none' if threshold is None else f'{threshold:.4f}'}"
                 for name, threshold in zip(predictor.classes, answer.thresholds, strict=True)
             )
-            lines.append(f"- thresholds with the largest sensitivity + specificity on validation: {thresholds}")
+            images = "out of fold" if several else "on validation"
+            lines.append(f"- thresholds with the largest sensitivity + specificity {images}: {thresholds}")
         if answer.unit == "group":
             pooling = (
                 "features averaged" if answer.pool == "mean" else f"features of {answer.width} images concatenated"

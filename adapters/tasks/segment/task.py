@@ -130,7 +130,8 @@ class SegmentTask(Task):
         thresholds = ", ".join(
             f"{name} {threshold:.4f}" for name, threshold in zip(schema.names, predictor.thresholds, strict=True)
         )
-        return [f"- classes may overlap; thresholds that were best on validation: {thresholds}"]
+        origin = "mean of the members' thresholds" if isinstance(predictor, EnsembleSegmenter) else "best on validation"
+        return [f"- classes may overlap; thresholds ({origin}): {thresholds}"]
 
     def monai_output(self, predictor: SegmentPredictor) -> dict[str, Any]:
         side = predictor.backbone.preprocessing.image_size
