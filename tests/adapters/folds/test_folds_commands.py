@@ -104,9 +104,9 @@ def test_what_an_ensemble_cannot_do_is_said_in_one_line(
     run: Run, ensembles: dict[str, Path], lesion_manifest: Path, tmp_path: Path
 ) -> None:
     folder = ensembles["classify"]
-    code, _, error = run("export", folder, "--format", "onnx", "-o", tmp_path / "onnx")
+    code, _, error = run("export", folder, "--format", "timm", "-o", tmp_path / "timm")
     assert code == 2
-    assert f"export its members one by one: {folder / 'fold_1'}, {folder / 'fold_2'}" in error
+    assert "--format timm holds only one backbone; give the backbone on which the ensemble was trained" in error
     code, _, error = run("predict", folder, lesion_manifest, "-o", tmp_path / "out", "--abstain", 0.1)
     assert code == 2
     assert "thresholds of confidence; an ensemble has none: give one of its members, such as fold_1" in error
