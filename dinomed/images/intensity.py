@@ -83,6 +83,15 @@ def _limits(values: np.ndarray, config: IntensityConfig) -> tuple[Any, Any]:
     if config.percentiles:
         low, high = np.percentile(values, config.percentiles, axis=(0, 1))
         return low, high
+    return full_range(values)
+
+
+def full_range(values: np.ndarray) -> tuple[float, float]:
+    """Return the full range of samples: that of the smallest usual bit depth, or 0 to 1 for floating point.
+
+    Raises:
+        DinomedError: samples below 0 or above 65535, or floating-point samples outside 0 to 1.
+    """
     least, largest = float(values.min()), float(values.max())
     if values.dtype.kind == "f":
         if least < 0 or largest > 1:

@@ -61,6 +61,7 @@ def read_image(
     intensity: IntensityConfig = PLAIN,
     at_least: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    frame: int = 0,
 ) -> np.ndarray:
     """Read a JPEG, PNG, TIFF, BMP, WebP, GIF or DICOM file, or a NumPy array: ``(H, W, channels)``, upright.
 
@@ -77,13 +78,15 @@ def read_image(
         at_least: smallest allowed area, px. A JPEG is decoded at a half, a quarter or an eighth of its sides, which is
             faster and averages over blocks, if the result has at least this area. None decodes at full size.
         max_pixels: largest number of pixels.
+        frame: number of the frame of a DICOM image, from 0; other files have the frame 0 only.
 
     Raises:
-        UnreadableImage: the file is missing, truncated, damaged or not an image, its number of channels differs, its
-            value range is unknown, or it has more than `max_pixels` pixels (checked before decoding).
+        UnreadableImage: the file is missing, truncated, damaged or not an image, it has no such frame, its number of
+            channels differs, its value range is unknown, or it has more than `max_pixels` pixels (checked before
+            decoding).
     """
     return read_image_and_header(
-        path, channels=channels, intensity=intensity, at_least=at_least, max_pixels=max_pixels
+        path, channels=channels, intensity=intensity, at_least=at_least, max_pixels=max_pixels, frame=frame
     )[1]
 
 
@@ -95,14 +98,17 @@ def read_image_and_header(
     intensity: IntensityConfig = PLAIN,
     at_least: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    frame: int = 0,
 ) -> tuple[Header, np.ndarray]:
     """Read like `read_image`, and return the header too."""
+    if not is_array(path) and is_dicom(path):
+        header, shown = read_dicom(path, intensity, max_pixels, frame)
+        return header, _match(path, shown, channels)
+    if frame != 0:
+        raise UnreadableImage(path, f"has no frame {frame}: only frames of DICOM images are read")
     if is_array(path):
         header, values = read_array(path, max_pixels)
         return header, _finish(path, values, channels, intensity)
-    if is_dicom(path):
-        header, shown = read_dicom(path, intensity, max_pixels)
-        return header, _match(path, shown, channels)
     with open_image(path, max_pixels) as image:
         header = header_of(image)
         if intensity.is_plain and channels in (1, 3):

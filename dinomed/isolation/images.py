@@ -1,12 +1,15 @@
 """Reading of images from outside in a decoding process."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dinomed.images.dicom.spacing import PixelSpacing, read_pixel_spacing
+from dinomed.images.dicom.windows import GrayWindow
+from dinomed.images.gray_values import GrayValues, read_gray_values
 from dinomed.images.intensity import IntensityConfig
 from dinomed.images.read import MAX_PIXELS, PLAIN, UnreadableImage, read_image
 from dinomed.images.shown import read_shown
@@ -20,22 +23,38 @@ def read_image_isolated(
     intensity: IntensityConfig = PLAIN,
     max_pixels: int = MAX_PIXELS,
     at_least: int | None = None,
+    frame: int = 0,
 ) -> np.ndarray:
     """Read like `dinomed.images.read.read_image`, in a decoding process with limits on memory and time.
 
     Raises:
         UnreadableImage: as `read_image`, or the file exceeds a limit.
     """
-    return _run("read_pixels", path, channels, intensity.model_dump(mode="json"), max_pixels, at_least)[1]
+    return _run("read_pixels", path, channels, intensity.model_dump(mode="json"), max_pixels, at_least, frame)[1]
 
 
-def read_shown_isolated(path: str | Path, channels: int, intensity: IntensityConfig, max_pixels: int) -> np.ndarray:
+def read_shown_isolated(
+    path: str | Path, channels: int, intensity: IntensityConfig, max_pixels: int, frame: int = 0
+) -> np.ndarray:
     """Read like `dinomed.images.shown.read_shown`, in a decoding process with limits on memory and time.
 
     Raises:
         UnreadableImage: as `read_shown`, or the file exceeds a limit.
     """
-    return _run("shown_pixels", path, channels, intensity.model_dump(mode="json"), max_pixels)[1]
+    return _run("shown_pixels", path, channels, intensity.model_dump(mode="json"), max_pixels, frame)[1]
+
+
+def read_gray_values_isolated(path: str | Path, frame: int, max_pixels: int) -> GrayValues | None:
+    """Read like `dinomed.images.gray_values.read_gray_values`, in a decoding process with limits on memory and time.
+
+    Raises:
+        UnreadableImage: as `read_gray_values`, or the file exceeds a limit.
+    """
+    content, codes = _run("gray_values", path, frame, max_pixels)
+    if content is None:
+        return None
+    windows = [GrayWindow(**window) for window in content.pop("windows")]
+    return GrayValues(codes=codes, window=GrayWindow(**content.pop("window")), windows=windows, **content)
 
 
 def read_pixel_spacing_isolated(path: str | Path) -> PixelSpacing | None:
@@ -59,16 +78,29 @@ def _run(name: str, path: str | Path, *arguments: Any) -> tuple[Any, np.ndarray]
 
 
 def read_pixels(
-    path: str, channels: int, intensity: dict[str, Any], max_pixels: int, at_least: int | None
+    path: str, channels: int, intensity: dict[str, Any], max_pixels: int, at_least: int | None, frame: int = 0
 ) -> tuple[None, np.ndarray]:
     """Read an image; for the decoding process."""
     config = IntensityConfig(**intensity)
-    return None, read_image(path, channels=channels, intensity=config, max_pixels=max_pixels, at_least=at_least)
+    return None, read_image(
+        path, channels=channels, intensity=config, max_pixels=max_pixels, at_least=at_least, frame=frame
+    )
 
 
-def shown_pixels(path: str, channels: int, intensity: dict[str, Any], max_pixels: int) -> tuple[None, np.ndarray]:
+def shown_pixels(
+    path: str, channels: int, intensity: dict[str, Any], max_pixels: int, frame: int
+) -> tuple[None, np.ndarray]:
     """Read an image for display; for the decoding process."""
-    return None, read_shown(path, channels, IntensityConfig(**intensity), max_pixels)
+    return None, read_shown(path, channels, IntensityConfig(**intensity), max_pixels, frame)
+
+
+def gray_values(path: str, frame: int, max_pixels: int) -> tuple[dict[str, Any] | None, np.ndarray]:
+    """Read the values of a gray image, and all but its codes as a dictionary; for the decoding process."""
+    values = read_gray_values(path, frame=frame, max_pixels=max_pixels)
+    if values is None:
+        return None, np.zeros(0, np.uint16)
+    content = asdict(values)
+    return content, content.pop("codes")
 
 
 def pixel_spacing(path: str) -> tuple[str | None, np.ndarray]:

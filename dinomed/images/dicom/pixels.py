@@ -10,13 +10,14 @@ MONOCHROME1 is inverted, so that bone is bright. Palette and YBR images are conv
 Value) is black and does not count for percentiles. The codecs are listed in `dinomed.images.dicom.codecs`.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dinomed.images.bounds.dicom_streams import bounded_dicom
-from dinomed.images.decode import MAX_PIXELS, Header, refusing_with
+from dinomed.images.decode import MAX_PIXELS, Header, UnreadableImage, refusing_with
 from dinomed.images.dicom.codecs import undecodable
 from dinomed.images.dicom.elements import (
     DAMAGED,
@@ -26,6 +27,7 @@ from dinomed.images.dicom.elements import (
     read_elements,
     reading_dicom,
 )
+from dinomed.images.dicom.windows import GrayWindow, list_windows, number_of, unit_of_values
 from dinomed.images.intensity import IntensityConfig, to_range
 
 FALLBACK = (0.5, 99.5)
@@ -41,14 +43,39 @@ def read_dicom_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
     return _header(path, _read_image_elements(path, max_pixels))
 
 
-def read_dicom(path: str | Path, intensity: IntensityConfig, max_pixels: int = MAX_PIXELS) -> tuple[Header, np.ndarray]:
-    """Read the header and the first frame, as of `DicomFrames.read`.
+def read_dicom(
+    path: str | Path, intensity: IntensityConfig, max_pixels: int = MAX_PIXELS, frame: int = 0
+) -> tuple[Header, np.ndarray]:
+    """Read the header and a frame, as of `DicomFrames.read`.
 
     Raises:
         UnreadableImage: as of `DicomFrames` and of its `read`.
     """
     frames = DicomFrames(path, intensity, max_pixels)
-    return frames.header, frames.read(0)
+    return frames.header, frames.read(frame)
+
+
+@dataclass(frozen=True)
+class DicomValues:
+    """A gray frame in modality units.
+
+    Attributes:
+        values: (H, W), any real type.
+        padding: bool (H, W), or None.
+        window: the first one of the file; without one, the range that `DicomFrames.read` measures.
+        has_curve: the file has a VOI LUT, which is shown in place of `window`.
+        windows: those of the file.
+        unit: of the values, or "".
+        inverted: low values are bright (MONOCHROME1).
+    """
+
+    values: np.ndarray
+    padding: np.ndarray | None
+    window: GrayWindow
+    has_curve: bool
+    windows: list[GrayWindow]
+    unit: str
+    inverted: bool
 
 
 class DicomFrames:
@@ -72,13 +99,48 @@ class DicomFrames:
         """Read a frame ``(H, W, 1 or 3)``: uint8, or with 16 bits float32 in 0 to 1.
 
         Raises:
-            UnreadableImage: the frame is damaged or truncated, needs a codec that is not installed, or has values of
-                unknown range.
+            UnreadableImage: there is no such frame, or it is damaged or truncated, needs a codec that is not installed,
+                or has values of unknown range.
         """
+        with refusing_with(self._path, lambda error: decoding_reason(error, self._elements)):
+            return self._show(self._decode(number), number)
+
+    def read_values(self, number: int) -> DicomValues | None:
+        """Read a gray frame in modality units.
+
+        Returns:
+            None for colours, and for a frame whose slope or intercept is not that of the first one.
+
+        Raises:
+            UnreadableImage: as of `read`.
+        """
+        from pydicom.pixels import apply_modality_lut
+
+        if self.header.channels != 1 or not _is_scaled_alike(self._elements, number):
+            return None
+        with refusing_with(self._path, lambda error: decoding_reason(error, self._elements)):
+            stored, elements = self._decode(number), self._elements
+            padding = _padding(stored, elements)
+            values, windows = apply_modality_lut(stored, elements), list_windows(elements)
+            has_curve = bool(elements.get("VOILUTSequence"))
+            if windows and not has_curve:
+                window = windows[0]
+            else:
+                low, high = self._measured_range(values, padding, number).window or (0.0, 1.0)
+                window = GrayWindow((low + high) / 2, max(high - low, 1e-6))
+            return DicomValues(
+                values, padding, window, has_curve, windows, unit_of_values(elements),
+                self.header.mode == "MONOCHROME1",
+            )  # fmt: skip
+
+    def _decode(self, number: int) -> np.ndarray:
+        """Return the stored values of a frame."""
         from pydicom.pixels import pixel_array
 
+        if not 0 <= number < self.header.frames:
+            raise UnreadableImage(self._path, f"has no frame {number}: it has {self.header.frames:,} frames")
         with reading_dicom(self._path, lambda error: decoding_reason(error, self._elements)) as file:
-            return self._show(np.asarray(pixel_array(bounded_dicom(file), index=number)), number)
+            return np.asarray(pixel_array(bounded_dicom(file), index=number))
 
     def _show(self, stored: np.ndarray, number: int) -> np.ndarray:
         """Return a frame in its range, ``(H, W, 1 or 3)``; `stored` is ``(H, W)`` or ``(H, W, 3)``, YBR as RGB."""
@@ -180,7 +242,7 @@ def _windowed(
 
         top = 2 ** int(elements.VOILUTSequence[0].LUTDescriptor[2]) - 1
         return apply_voi_lut(values, elements, index=0), _with(intensity, window=(0.0, float(top)))
-    center, width = _first(elements.get("WindowCenter")), _first(elements.get("WindowWidth"))
+    center, width = number_of(elements.get("WindowCenter")), number_of(elements.get("WindowWidth"))
     if center is None or width is None or not width > 0:
         return values, intensity if values.dtype == np.uint8 else None
     function = str(elements.get("VOILUTFunction") or "LINEAR")
@@ -191,14 +253,20 @@ def _windowed(
     return values, _with(intensity, window=(center - width / 2, center + width / 2))
 
 
+def _is_scaled_alike(elements: Any, number: int) -> bool:
+    """Return whether a frame of an enhanced image has the slope and the intercept of the first one."""
+    groups = elements.get("PerFrameFunctionalGroupsSequence") or []
+    if number == 0 or number >= len(groups):
+        return True
+    first, this = (
+        [
+            (item.get("RescaleSlope"), item.get("RescaleIntercept"))
+            for item in groups[place].get("PixelValueTransformationSequence") or []
+        ]
+        for place in (0, number)
+    )
+    return first == this
+
+
 def _with(intensity: IntensityConfig, **change: Any) -> IntensityConfig:
     return intensity.model_copy(update=change)
-
-
-def _first(value: Any) -> float | None:
-    """Return `value` or its first element as a number; None if it is missing or not finite."""
-    try:
-        number = float(value if isinstance(value, str | int | float) else value[0])
-    except (TypeError, ValueError, IndexError):
-        return None
-    return number if np.isfinite(number) else None
