@@ -2,9 +2,10 @@
 
 A folder holds `images/`, `masks/` and `corrections.parquet`. An image is saved as PNG with the pixels that the adapter
 reads, without the name, the patient data and the other metadata of its file. Beside the columns of every manifest a row
-has `source_sha256` (hash of the file that was opened), `adapter` (hash of its weights), `threshold`, `decision`
+has `source_sha256` (hash of the file that was opened), `frame` (its number in a file of several frames, which then are
+one `group`), `adapter` (hash of its weights), `threshold`, `decision`
 (accepted, corrected or rejected), `reviewer` and `time` (UTC). Rejected images have no mask, so no fit uses them. A
-later decision about the same file replaces the earlier one.
+later decision about the same file and frame replaces the earlier one.
 """
 
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ class Corrections:
         rows = read_manifest(path).table.to_pylist() if path.exists() else []
         if rows and "source_sha256" not in rows[0]:
             raise UsageError(f"{path} was not written by the demo (no column source_sha256); give another folder")
-        self._rows: dict[str, dict[str, Any]] = {row["source_sha256"]: row for row in rows}
+        self._rows = {(row["source_sha256"], row.get("frame")): row for row in rows}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -71,7 +72,8 @@ class Corrections:
         """
         if decision not in DECISIONS or (mask is None) != (decision == "rejected"):
             raise ValueError("no such decision")
-        name = picture.sha256[:32]
+        frame = picture.frame if picture.frames > 1 else None
+        name = picture.sha256[:32] if frame is None else f"{picture.sha256[:32]}_{frame:06d}"
         image, mask_name = f"images/{name}.png", f"masks/{name}.png"
         pixels = picture.pixels[..., 0] if picture.pixels.shape[-1] == 1 else picture.pixels
         with replacing(self.folder / image) as temporary:
@@ -88,14 +90,16 @@ class Corrections:
             "bytes": (self.folder / image).stat().st_size,
             "split": "train",
             "mask": None if mask is None else mask_name,
+            "group": None if frame is None else picture.sha256,
             "source_sha256": picture.sha256,
+            "frame": frame,
             "adapter": self.adapter,
             "threshold": f"{threshold:g}",
             "decision": decision,
             "reviewer": reviewer.strip()[:_MAX_REVIEWER] or None,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        rows = {**self._rows, picture.sha256: row}
+        rows = {**self._rows, (picture.sha256, frame): row}
         columns = {column: [each.get(column) for each in rows.values()] for column in row}
         write_manifest(build_manifest(columns, self.folder), self.folder / MANIFEST_FILE)
         self._rows = rows

@@ -16,6 +16,8 @@ SCRIPTS = (
     "regions.js",
     "viewer.js",
     "app.js",
+    "segment.js",
+    "window.js",
     "correct.js",
     "measure.js",
     "cases.js",

@@ -28,6 +28,7 @@ from dinomed.apps.demos.parts import (
     find_upload,
     inline_file,
     inline_preview,
+    inline_values,
     message,
     read_picture,
 )
@@ -97,9 +98,10 @@ class Panel(ABC):
 class App:
     """The page of some panels.
 
-    A request is {"id", "visit", "path", "panels", "settings"}: an identifier of the picture, chosen by the page; one of
-    the visit; the path of the upload; the names of panels, or null for all; and the settings of each panel by its name.
-    The answer has the same "id", by which the page drops answers for a picture that it no longer shows.
+    A request is {"id", "visit", "path", "frame", "panels", "settings"}: an identifier of the picture and its frame,
+    chosen by the page; one of the visit; the path of the upload; the number of the frame, 0 if it is left out; the
+    names of panels, or null for all; and the settings of each panel by its name. The answer has the same "id", by which
+    the page drops answers for a picture or a frame that it no longer shows.
 
     Args:
         panels: the tabs.
@@ -133,7 +135,17 @@ class App:
         panel: Any = self.panels.get("segment")
         if panel is None or panel.corrections is None:
             return {}
-        return await self.in_turn(lambda decision: panel.save(decision, self._path(decision["path"])), request, client)
+        return await self.in_turn(
+            lambda decision: panel.save(decision, self._path(decision["path"]), frame_of(decision)), request, client
+        )
+
+    async def values(self, request: dict[str, Any], client: Request) -> dict[str, Any]:
+        """Return the values of a gray picture for its display; see `inline_values`."""
+        return await self.in_turn(self._values, request, client)
+
+    def _values(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        path = self._path(request["path"])
+        return {"error": PUT_AWAY} if path is None else inline_values(str(path), frame_of(request))
 
     async def in_turn(self, compute: Any, request: Any, client: Request) -> dict[str, Any]:
         """Return the answer of `compute` to a request, or {"error"}; both have the "id" of the request."""
@@ -163,7 +175,7 @@ class App:
         return newest != request["id"] or await client.is_disconnected()
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return {"preview", "size", "spacing", "panels": {name: answer}}, or {"error"} if the file cannot be read."""
+        """Return the answer of each panel in "panels", with facts of the picture, or {"error"} if it cannot be read."""
         wanted = request.get("panels") or [name for name, panel in self.panels.items() if panel.answers]
         panels = [self.panels[name] for name in wanted]
         path = self._path(request["path"])
@@ -173,7 +185,7 @@ class App:
         shown: Picture | None = None
         answers: dict[str, Any] = {}
         reason = ""
-        for panel, result in zip(panels, run_consumers(panels, str(path)), strict=True):
+        for panel, result in zip(panels, run_consumers(panels, str(path), frame_of(request)), strict=True):
             if isinstance(result, str):
                 answers[panel.name], reason = {"html": result}, result
             else:
@@ -185,7 +197,8 @@ class App:
             return {"error": reason}
         height, width = shown.shown.shape[:2]
         preview = {} if request.get("panels") else {"preview": inline_preview(shown.shown)}
-        return {"size": [width, height], "spacing": shown.spacing_mm, "panels": answers, **preview}
+        facts = {name: getattr(shown, name) for name in ("frame", "frames", "seconds", "has_values")}
+        return {"size": [width, height], "spacing": shown.spacing_mm, **facts, "panels": answers, **preview}
 
     def _path(self, name: str) -> Path | None:
         """Return the file of an example or of an upload; None if it was removed."""
@@ -207,7 +220,7 @@ def build_page(panels: Sequence[Panel], examples: Sequence[Path] = (), subtitle:
             ),
             js_on_load=script(), apply_default_css=False, elem_id="app",
         )  # fmt: skip
-        for function in (app.look, app.mask, app.save):
+        for function in (app.look, app.mask, app.save, app.values):
             _add_server_function(server, function.__name__, function)
         for panel in panels:
             for name, compute in panel.functions.items():
@@ -276,15 +289,27 @@ class PanelResult:
     familiarity: Familiarity | None
 
 
-def run_consumers(panels: Sequence[Panel], path: str) -> list[PanelResult | str]:
-    """Return for each panel its result, or a message."""
+def frame_of(request: Mapping[str, Any]) -> int:
+    """Return the number of the frame of a request.
+
+    Raises:
+        ValueError: it is not a whole number from 0.
+    """
+    frame = request.get("frame", 0)
+    if not isinstance(frame, int) or isinstance(frame, bool) or frame < 0:
+        raise ValueError("no number of a frame")
+    return frame
+
+
+def run_consumers(panels: Sequence[Panel], path: str, frame: int = 0) -> list[PanelResult | str]:
+    """Return for each panel its result for a frame of a file, or a message."""
     panels_by_reading: dict[Any, list[int]] = {}
     for place, panel in enumerate(panels):
         reader = panel.preprocessing
         panels_by_reading.setdefault(None if reader is None else (reader.channels, reader.intensity), []).append(place)
     results: dict[int, PanelResult | str] = {}
     for places in panels_by_reading.values():  # panels that read a file in the same way
-        picture, reason = read_picture(path, panels[places[0]].preprocessing)
+        picture, reason = read_picture(path, panels[places[0]].preprocessing, frame)
         if picture is None:
             results |= dict.fromkeys(places, reason)
             continue

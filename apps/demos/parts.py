@@ -4,7 +4,8 @@ import base64
 import html
 import io
 import os
-from dataclasses import dataclass
+import zlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError
 from dinomed.io.files import sha256_file
-from dinomed.isolation.images import read_image_isolated, read_pixel_spacing_isolated, read_shown_isolated
+from dinomed.isolation.images import (
+    read_facts_isolated,
+    read_gray_values_isolated,
+    read_image_isolated,
+    read_pixel_spacing_isolated,
+    read_shown_isolated,
+)
 
 PREVIEW_PX = 2048  # of the longer side
 
@@ -37,12 +44,20 @@ class Picture:
         pixels: as `Preprocessing.read` returns them.
         sha256: hash of the file.
         spacing_mm: distance of neighbouring rows and columns in the patient, or None if the file does not state it.
+        frame: number of the frame, from 0.
+        frames: number of frames of the file.
+        seconds: time of the frame, or None if the file states no rate.
+        has_values: `inline_values` sends its values.
     """
 
     shown: np.ndarray
     pixels: np.ndarray
     sha256: str
     spacing_mm: tuple[float, float] | None = None
+    frame: int = 0
+    frames: int = 1
+    seconds: float | None = None
+    has_values: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,23 +99,34 @@ def find_upload(name: str) -> Path | None:
         raise ValueError("not an upload") from None
 
 
-def read_picture(path: str, preprocessing: Preprocessing | None) -> tuple[Picture | None, str]:
-    """Return the picture, or None and a message as HTML. Without a preprocessing both forms of the pixels are equal."""
+def read_picture(path: str, preprocessing: Preprocessing | None, frame: int = 0) -> tuple[Picture | None, str]:
+    """Return a frame of a picture, or None and a message as HTML.
+
+    Without a preprocessing both forms of the pixels are equal.
+    """
     try:
         if preprocessing is None:
-            shown = pixels = read_image_isolated(path, max_pixels=MAX_PIXELS)
+            shown = pixels = read_image_isolated(path, max_pixels=MAX_PIXELS, frame=frame)
         else:
             channels, intensity = preprocessing.channels, preprocessing.intensity
-            pixels = read_image_isolated(path, channels=channels, intensity=intensity, max_pixels=MAX_PIXELS)
-            shown = read_shown_isolated(path, channels, intensity, MAX_PIXELS)
+            pixels = read_image_isolated(
+                path, channels=channels, intensity=intensity, max_pixels=MAX_PIXELS, frame=frame
+            )
+            shown = read_shown_isolated(path, channels, intensity, MAX_PIXELS, frame)
         spacing = read_pixel_spacing_isolated(path)
         spacing_mm = (spacing.rows_mm, spacing.columns_mm) if spacing is not None and spacing.in_patient else None
-        return Picture(shown, pixels, sha256_file(path), spacing_mm), ""
+        facts = read_facts_isolated(path, frame, MAX_PIXELS)
+        return Picture(shown, pixels, sha256_file(path), spacing_mm, frame, **vars(facts)), ""
     except DinomedError as error:
-        reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
-        if reason == "does not exist":  # swept, while the page was still open
-            return None, PUT_AWAY
-        return None, message("error", f"This file cannot be read as a picture: {reason}")
+        return None, _unreadable(error, path)
+
+
+def _unreadable(error: DinomedError, path: str) -> str:
+    """Return the message for a file that cannot be read."""
+    reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
+    if reason == "does not exist":  # swept, while the page was still open
+        return PUT_AWAY
+    return message("error", f"This file cannot be read as a picture: {reason}")
 
 
 def inline(picture: np.ndarray, alt: str, height_px: int) -> str:
@@ -126,6 +152,23 @@ def inline_preview(picture: np.ndarray) -> str:
 def inline_map(levels: np.ndarray) -> str:
     """Return an 8-bit map (H, W) as the data URL of a gray PNG."""
     return _data_url(Image.fromarray(levels), "PNG", compress_level=3)
+
+
+def inline_values(path: str, frame: int) -> dict[str, Any]:
+    """Return the values of a gray picture, of at most 2048 px, with its windows, or {"error"}; {} if it has none.
+
+    "codes" are 16-bit numbers (little endian, row by row), deflated (RFC 1950), in Base64; see `GrayValues`.
+    """
+    try:
+        gray = read_gray_values_isolated(path, frame, MAX_PIXELS)
+    except DinomedError as error:
+        return {"error": _unreadable(error, path)}
+    if gray is None:
+        return {}
+    values = asdict(gray)
+    codes = np.ascontiguousarray(values.pop("codes"), "<u2")
+    packed = base64.b64encode(zlib.compress(codes.tobytes(), 1)).decode()
+    return {**values, "codes": packed, "size": [codes.shape[1], codes.shape[0]]}
 
 
 def _data_url(picture: Image.Image, kind: str, **options: int) -> str:

@@ -215,12 +215,13 @@ class SegmentPanel(Panel):
             result["file"] = base64.b64encode(data.getvalue()).decode()
         return result
 
-    def save(self, request: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
+    def save(self, request: Mapping[str, Any], path: Path | None, frame: int = 0) -> dict[str, Any]:
         """Save the decision of a reviewer; see `Corrections`.
 
         Args:
             request: as for `mask`, with "decision" and "reviewer".
             path: the picture.
+            frame: number of its frame.
 
         Returns:
             {"saved": number of decisions in the folder}, or {"error"}.
@@ -228,7 +229,7 @@ class SegmentPanel(Panel):
         visited = self.recent.get(str(request["key"]))
         if self.corrections is None or path is None or visited is None:
             return {"error": PUT_AWAY}
-        picture, reason = read_picture(str(path), self.preprocessing)
+        picture, reason = read_picture(str(path), self.preprocessing, frame)
         if picture is None:
             return {"error": reason}
         if picture.pixels.shape[:2] != visited.probability.shape:

@@ -9,7 +9,7 @@ from PIL import Image
 from dinomed.images.arrays import is_array
 from dinomed.images.decode import MAX_PIXELS, open_image, reads_file, upright_of
 from dinomed.images.dicom.elements import is_dicom
-from dinomed.images.dicom.pixels import DicomFrames, DicomValues
+from dinomed.images.dicom.pixels import DicomFrames, DicomValues, read_dicom_header
 from dinomed.images.dicom.windows import GrayWindow
 from dinomed.images.intensity import IntensityConfig, full_range, is_wide, samples
 
@@ -40,6 +40,21 @@ class GrayValues:
     windows: list[GrayWindow]
     unit: str
     inverted: bool
+
+
+@reads_file
+def has_gray_values(path: str | Path, max_pixels: int = MAX_PIXELS) -> bool:
+    """Return whether a file is of a kind that `read_gray_values` reads; only its header is read.
+
+    Raises:
+        UnreadableImage: as `dinomed.images.read.read_header`.
+    """
+    if is_array(path):
+        return False
+    if is_dicom(path):
+        return read_dicom_header(path, max_pixels).channels == 1
+    with open_image(path, max_pixels) as image:
+        return is_wide(image) and image.mode != "F"
 
 
 @reads_file

@@ -1,15 +1,16 @@
 """Reading of images from outside in a decoding process."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dinomed.images.dicom.frame_times import locate_frame
 from dinomed.images.dicom.spacing import PixelSpacing, read_pixel_spacing
 from dinomed.images.dicom.windows import GrayWindow
-from dinomed.images.gray_values import GrayValues, read_gray_values
+from dinomed.images.gray_values import GrayValues, has_gray_values, read_gray_values
 from dinomed.images.intensity import IntensityConfig
 from dinomed.images.read import MAX_PIXELS, PLAIN, UnreadableImage, read_image
 from dinomed.images.shown import read_shown
@@ -57,6 +58,30 @@ def read_gray_values_isolated(path: str | Path, frame: int, max_pixels: int) -> 
     return GrayValues(codes=codes, window=GrayWindow(**content.pop("window")), windows=windows, **content)
 
 
+@dataclass(frozen=True)
+class PictureFacts:
+    """What a viewer offers for a picture.
+
+    Attributes:
+        frames: number of frames.
+        seconds: time of the frame, or None if the file states no rate.
+        has_values: `read_gray_values_isolated` reads its values.
+    """
+
+    frames: int
+    seconds: float | None
+    has_values: bool
+
+
+def read_facts_isolated(path: str | Path, frame: int, max_pixels: int) -> PictureFacts:
+    """Read the facts of a picture and of a frame of it, in a decoding process with limits on memory and time.
+
+    Raises:
+        UnreadableImage: the header of the file cannot be read, or the file exceeds a limit.
+    """
+    return PictureFacts(**_run("picture_facts", path, frame, max_pixels)[0])
+
+
 def read_pixel_spacing_isolated(path: str | Path) -> PixelSpacing | None:
     """Read like `dinomed.images.dicom.spacing.read_pixel_spacing`, in a decoding process with limits.
 
@@ -101,6 +126,12 @@ def gray_values(path: str, frame: int, max_pixels: int) -> tuple[dict[str, Any] 
         return None, np.zeros(0, np.uint16)
     content = asdict(values)
     return content, content.pop("codes")
+
+
+def picture_facts(path: str, frame: int, max_pixels: int) -> tuple[dict[str, Any], np.ndarray]:
+    """Read `PictureFacts` as a dictionary; for the decoding process."""
+    frames, seconds = locate_frame(path, frame, max_pixels)
+    return asdict(PictureFacts(frames, seconds, has_gray_values(path, max_pixels))), np.zeros(0)
 
 
 def pixel_spacing(path: str) -> tuple[str | None, np.ndarray]:

@@ -18,7 +18,7 @@ class Viewer {
   /** Remove the picture and everything that belongs to it, at once. */
   clear() {
     this.lines = []; // [{from, to}] in pixels of the picture; to may be null
-    Object.assign(this, { picture: null, spacing: null, size: [1, 1], heat: null, path: null, mapSize: [1, 1], marks: [] });
+    Object.assign(this, { picture: null, windowed: null, spacing: null, size: [1, 1], heat: null, path: null, mapSize: [1, 1], marks: [] });
     this.fit();
   }
 
@@ -28,6 +28,12 @@ class Viewer {
     this.size = size;
     this.spacing = spacing;
     this.fit();
+  }
+
+  /** Draw `canvas` in place of the picture, of the same proportions; null: the picture again. */
+  setWindowed(canvas) {
+    this.windowed = canvas;
+    this.draw();
   }
 
   /** Set the map of probability levels, Uint8Array of 0 to `top`; it is drawn as a heat map. */
@@ -60,6 +66,7 @@ class Viewer {
     this.tool = tool;
     this.hover = null;
     this.stage.classList.toggle("dm-drawing", Boolean(tool));
+    this.stage.dispatchEvent(new Event("dm-tool"));
     this.limit();
     this.draw();
   }
@@ -165,7 +172,7 @@ class Viewer {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.imageSmoothingEnabled = scale < 4;
     context.imageSmoothingQuality = "high";
-    context.drawImage(this.picture, origin[0], origin[1], width * scale, height * scale);
+    context.drawImage(this.windowed || this.picture, origin[0], origin[1], width * scale, height * scale);
     if (!this.comparing && this.mode !== "plain" && this.heat) this.paintOverlay(context, origin, scale);
     if (!this.comparing) this.paintLines(context, origin, scale);
     if (this.spacing) this.paintScaleBar(context, scale / this.spacing[1]);

@@ -3,7 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-from dinomed.images.dicom.elements import read_header, reading_dicom
+from dinomed.images.decode import MAX_PIXELS
+from dinomed.images.dicom.elements import is_dicom, read_header, reading_dicom
+from dinomed.images.dicom.pixels import read_dicom_header
+
+
+def locate_frame(path: str | Path, frame: int, max_pixels: int = MAX_PIXELS) -> tuple[int, float | None]:
+    """Return the number of frames of a file, and the time of a frame in s; None if the file states no rate.
+
+    Files that are not DICOM have one frame.
+
+    Raises:
+        UnreadableImage: the file is a damaged DICOM.
+    """
+    if not is_dicom(path):
+        return 1, None
+    frames = read_dicom_header(path, max_pixels).frames
+    steps_ms = read_frame_times(path, frames) if frames > 1 else []
+    return frames, sum(steps_ms[1 : frame + 1]) / 1000 if steps_ms else None
 
 
 def read_frame_times(path: str | Path, frames: int) -> list[float]:
