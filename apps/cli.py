@@ -32,6 +32,7 @@ COMMANDS: dict[str, Any] = {
     "config": {"schema": "config:schema", "show": "config:show", "diff": "config:diff"},
     "scan": "scan:scan",
     "frames": "frames:frames",
+    "slices": "slices:slices",
     "curate": "curate:curate",
     "audit": "audit:audit",
     "pretrain": "pretrain:pretrain",

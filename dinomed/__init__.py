@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from dinomed.apps.api.configs import resolve_config as resolve_config
     from dinomed.apps.api.curation import audit as audit
     from dinomed.apps.api.curation import curate as curate
-    from dinomed.apps.api.datasets import frames as frames
-    from dinomed.apps.api.datasets import open_dataset as open_dataset
-    from dinomed.apps.api.datasets import scan as scan
+    from dinomed.apps.api.data.datasets import open_dataset as open_dataset
+    from dinomed.apps.api.data.datasets import scan as scan
+    from dinomed.apps.api.data.frames import frames as frames
+    from dinomed.apps.api.data.slices import slices as slices
     from dinomed.apps.api.demo import demo as demo
     from dinomed.apps.api.doctor import doctor as doctor
     from dinomed.apps.api.export import export as export
@@ -47,9 +48,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "scan": "api.datasets",
-    "open_dataset": "api.datasets",
-    "frames": "api.datasets",
+    "scan": "api.data.datasets",
+    "open_dataset": "api.data.datasets",
+    "frames": "api.data.frames",
+    "slices": "api.data.slices",
     "curate": "api.curation",
     "audit": "api.curation",
     "load_backbone": "api.backbones",

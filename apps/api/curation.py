@@ -204,7 +204,7 @@ def audit(
     from dinomed.pretrain.curation.audit.audit import audit_training_index
 
     if labels is not None:
-        from dinomed.apps.api.datasets import FOLDS, audit_labels
+        from dinomed.apps.api.data.datasets import FOLDS, audit_labels
 
         if test is not None or test_split is not None or config is not None or settings:
             raise UsageError(f"`labels={labels}`: the labels of one set are examined; leave out `test` and settings")

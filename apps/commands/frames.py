@@ -61,7 +61,7 @@ def frames(
     were read are written. After an interruption nothing half-written stays. For research use only.
     """
     arguments = locals()
-    from dinomed.apps.api.datasets import frames as write_frames
+    from dinomed.apps.api.data.frames import frames as write_frames
     from dinomed.apps.output import api_arguments, build_table, emit
     from dinomed.errors import DinomedError
     from dinomed.notice import RESEARCH_USE

@@ -79,7 +79,7 @@ def scan(
     by numbers, and other columns of the CSV are kept only with --keep. For research use only, not for diagnosis.
     """
     arguments = locals()
-    from dinomed.apps.api.datasets import scan_with_report, unreadable_list
+    from dinomed.apps.api.data.datasets import scan_with_report, unreadable_list
     from dinomed.apps.output import api_arguments, emit
 
     result = scan_with_report(**api_arguments(arguments | {"ratios": _parse_ratios(ratios), "keep": keep or ()}))

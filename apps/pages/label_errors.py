@@ -20,7 +20,7 @@ def build_label_page(errors: LabelErrors, images: Manifest, report: Mapping[str,
     Args:
         errors: result of the search.
         images: the searched images.
-        report: of the search (`dinomed.apps.api.datasets.audit_labels`).
+        report: of the search (`dinomed.apps.api.data.datasets.audit_labels`).
     """
     suspects = np.flatnonzero(errors.suspects)
     rows = [

@@ -12,7 +12,7 @@ import dinomed
 from dinomed.adapters.evaluation.mask_baselines import otsu_mask, score_baseline
 from dinomed.adapters.fitting.data import masked
 from dinomed.adapters.tasks.segment.mask_schema import LESION, MaskSchema
-from dinomed.apps.api.datasets import scan_with_report
+from dinomed.apps.api.data.datasets import scan_with_report
 from dinomed.apps.api.inputs import PathLike, Settings, config_path, override_list
 from dinomed.apps.api.pretraining import pretrain
 from dinomed.apps.cli import command_words

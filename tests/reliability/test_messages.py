@@ -155,6 +155,7 @@ FAILING = {  # command -> a request that fails after the options were read: an i
     "pretrain": ("none", "--data", "none.parquet", "-o", "out"),
     "distill": ("none", "--teacher", "none", "--data", "none.parquet", "-o", "out"),
     "frames": ("none.mp4", "-o", "out"),
+    "slices": ("none.nii.gz", "-o", "out"),
     "features": ("none", "-b", "none", "-o", "out.parquet"),
     "probe": ("none", "--data", "none.parquet"),
     "train classify": ("-b", "none", "--data", "none.parquet", "-o", "out"),

@@ -33,6 +33,20 @@ def walk(root: Path, *, follow_links: bool = False) -> WalkResult:
     Links to files below `root` add nothing. Links out of it are refused, or followed with `follow_links`. No file is
     listed twice and no folder is entered twice, so loops end.
     """
+    files, refused = list_files(root, follow_links=follow_links)
+    result = WalkResult(refused=refused)
+    for name in track(files, "finding images"):
+        if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES or looks_like_image(root / name):
+            result.images.append(name)
+        elif PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES or container_of(root / name) is not None:
+            result.videos.append(name)
+        else:
+            result.num_others += 1
+    return result
+
+
+def list_files(root: Path, *, follow_links: bool = False) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return all files below `root`, sorted, by the rules of `walk`, and the refused paths with reasons."""
     walker = _Walker(root, follow_links)
     while walker.folders or walker.links:
         if walker.folders:
@@ -40,17 +54,10 @@ def walk(root: Path, *, follow_links: bool = False) -> WalkResult:
         else:  # all real files are listed by now, under their own names
             walker.links.sort(reverse=True)
             walker.follow(walker.links.pop())
-    result = WalkResult(refused=walker.refused)
-    for name in track(sorted(walker.files), "finding images"):
-        if not _is_text(name):
-            result.refused.append((name.encode("utf-8", "backslashreplace").decode(), "its name is not valid UTF-8"))
-        elif PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES or looks_like_image(root / name):
-            result.images.append(name)
-        elif PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES or container_of(root / name) is not None:
-            result.videos.append(name)
-        else:
-            result.num_others += 1
-    return result
+    files = sorted(walker.files)
+    unclear = [name for name in files if not _is_text(name)]
+    refused = [(name.encode("utf-8", "backslashreplace").decode(), "its name is not valid UTF-8") for name in unclear]
+    return [name for name in files if _is_text(name)], walker.refused + refused
 
 
 class _Walker:

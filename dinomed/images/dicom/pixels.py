@@ -150,7 +150,7 @@ class DicomFrames:
         if header.channels == 3:
             colours = apply_color_lut(stored, elements) if header.mode == "PALETTE COLOR" else stored
             return to_range(colours, _colour_range(colours, header, self._intensity))
-        padding = _padding(stored, elements)
+        padding = find_padding(stored, elements)
         values, window = _windowed(apply_modality_lut(stored, elements), elements, self._intensity)
         shown = to_range(values[..., None], window or self._measured_range(values, padding, number))
         if header.mode == "MONOCHROME1":
@@ -214,7 +214,7 @@ def _colour_range(colours: np.ndarray, header: Header, intensity: IntensityConfi
     return _with(intensity, window=(0.0, float(2**header.bits - 1)))
 
 
-def _padding(stored: np.ndarray, elements: Any) -> np.ndarray | None:
+def find_padding(stored: np.ndarray, elements: Any) -> np.ndarray | None:
     """Return where a gray frame is padding, bool ``(H, W)``; None if it has none (PS3.3, C.7.5.1.1.2)."""
     first = elements.get("PixelPaddingValue")
     if first is None or isinstance(first, bytes) or stored.dtype.kind not in "ui":

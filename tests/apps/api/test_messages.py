@@ -99,6 +99,7 @@ FUNCTIONS = {
     "config diff": ("compare_configs", set()),
     "scan": ("scan", set()),
     "frames": ("frames", set()),
+    "slices": ("slices", set()),
     "curate": ("curate", {"dry_run"}),
     "audit": ("audit", set()),
     "pretrain": ("pretrain", {"dry_run", "nproc"}),

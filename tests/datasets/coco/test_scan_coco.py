@@ -14,7 +14,7 @@ import yaml
 import dinomed
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema, build_mask_schema
-from dinomed.apps.api.datasets import scan_with_report
+from dinomed.apps.api.data.datasets import scan_with_report
 from dinomed.config import load_config
 from dinomed.datasets.coco.masks import SETTINGS_FILE
 from dinomed.datasets.coco.rle import parse_runs

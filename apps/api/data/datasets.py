@@ -12,7 +12,6 @@ from dinomed.datasets.manifest import Manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.labels import NONE, find_labels
 from dinomed.datasets.scan.scan import ScanResult
 from dinomed.datasets.scan.scan import scan as scan_folder
-from dinomed.datasets.scan.videos import find_videos, name_groups
 from dinomed.datasets.splits import make_folds
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import DinomedError, UsageError
@@ -23,7 +22,6 @@ from dinomed.notice import RESEARCH_USE
 
 if TYPE_CHECKING:
     from dinomed.adapters.evaluation.label_errors import LabelErrors
-    from dinomed.pretrain.curation.frames.write import FramesResult
 
 FOLDS = 5
 COLUMNS = (
@@ -184,65 +182,6 @@ def open_dataset(data: DatasetLike, *, decode: bool = False) -> Manifest:
         True
     """
     return opening.open_dataset(data, decode=decode)
-
-
-def frames(
-    videos: PathLike | Sequence[PathLike],
-    out: PathLike,
-    *,
-    fps: float = 1.0,
-    scene_change: float | None = None,
-    duplicate_bits: int = 24,
-    min_luminance: float = 16.0,
-    min_sharpness: float = 4.0,
-    min_tissue: float = 0.25,
-    keep_ids: bool = False,
-    overwrite: bool = False,
-) -> "FramesResult":
-    """Write selected frames of videos as PNG files with a manifest, in which each video is a group.
-
-    Videos are MP4, MOV, AVI, Matroska, WebM and MPEG files, and DICOM files of several frames. ``manifest.csv`` has the
-    columns ``frame`` (number from 0) and ``time_s``; ``dropped.csv`` has the frames that were left out, with reasons.
-    The command is ``dinomed frames``.
-
-    Args:
-        videos: path of a video or of a folder of videos, or several of them.
-        out: folder to write.
-        fps: frames a second; 0 for every frame.
-        scene_change: also take a frame whose mean grey difference to the frame before is above this, 0 to 255.
-        duplicate_bits: drop a frame whose hash differs in at most so many of 256 bits from that of a kept one; -1
-            keeps near-duplicates.
-        min_luminance: mean grey level, 0 to 255, below which a frame is black; 0 keeps frames of one colour too.
-        min_sharpness: variance of the Laplacian below which a frame is blurred.
-        min_tissue: share of reddish pixels, 0 to 1, below which a colour frame is outside of the body; 0 for no
-            limit, such as for narrow-band imaging.
-        keep_ids: call groups like the files of the videos, instead of numbers.
-        overwrite: replace an earlier result in `out`.
-
-    Returns:
-        The folder, the manifest, the group of each video, the numbers of dropped frames by reason, and (path, reason)
-        of damaged videos.
-
-    Raises:
-        UsageError: there is no video, a setting is out of its range, no frame is kept, or `out` is in use.
-        DinomedError: no video can be read, or nothing can be written.
-
-    Example:
-        >>> written = dinomed.frames("clip.avi", out="frames", fps=5)
-        >>> written.manifest.column("frame")[0], "black" in written.dropped
-        ('10', True)
-    """
-    from dinomed.config import build_config
-    from dinomed.pretrain.curation.frames.config import FrameConfig
-    from dinomed.pretrain.curation.frames.write import RESERVED, write_frames
-
-    settings = {
-        "fps": fps, "scene_change": scene_change, "duplicate_bits": duplicate_bits, "min_luminance": min_luminance,
-        "min_sharpness": min_sharpness, "min_tissue": min_tissue,
-    }  # fmt: skip
-    config = build_config(FrameConfig, settings, "the selection of frames")
-    files = find_videos([Path(path) for path in ([videos] if isinstance(videos, str | Path) else videos)])
-    return write_frames(files, name_groups(files, keep_ids, RESERVED), out, config, overwrite=overwrite)
 
 
 def _check_manifest_output(out: Path, overwrite: bool) -> None:

@@ -1,0 +1,73 @@
+"""`dinomed slices`: the slices of volumes as images with a manifest."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from dinomed.apps.options import Json, Output, Overwrite, Quiet
+
+
+def slices(
+    volumes: Annotated[
+        list[Path],
+        Argument(help="NIfTI files, or folders with NIfTI files and DICOM series.", show_default=False),
+    ],
+    out: Output,
+    axis: Annotated[str, Option("--axis", help="axial, coronal or sagittal.")] = "axial",
+    window: Annotated[
+        list[str] | None,
+        Option(
+            "--window",
+            help="Values of black and white: LOW,HIGH, or for CT lung, mediastinum, soft_tissue, liver, bone, brain, "
+            "stroke or subdural. Given two or three times, the windows are channels. Default: percentiles 0.5 and 99.5 "
+            "of each volume.",
+        ),
+    ] = None,
+    neighbours: Annotated[
+        bool, Option("--neighbours", help="Channels are the slice before, the slice and the slice after it (2.5D).")
+    ] = False,
+    keep_ids: Annotated[
+        bool,
+        Option("--keep-ids", help="Use names of files and folders and IDs of patients and studies, not numbers."),
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the slices of volumes as PNG files, with a manifest in which each patient is a group.
+
+    Volumes are NIfTI files (.nii, .nii.gz) and DICOM series. The slices of a series are sorted by their positions in
+    the patient; a series with missing or doubled slices, several orientations or several patients is not used.
+    manifest.csv has the columns volume, slice (number from 0) and the spacing in mm, and volumes.json the geometry of
+    each volume. All other commands read the manifest. If a volume cannot be used, it is listed with its reason, the
+    others are written, and the exit code is 1. After an interruption nothing half-written stays. For research use only.
+    """
+    arguments = locals()
+    from dinomed.apps.api.data.slices import slices as write_slices
+    from dinomed.apps.output import api_arguments, build_table, emit
+    from dinomed.errors import DinomedError
+    from dinomed.notice import RESEARCH_USE
+    from dinomed.volumes.write import MANIFEST_FILE
+
+    written = write_slices(**api_arguments(arguments))
+    report: dict[str, Any] = {
+        "output": str(written.folder),
+        "manifest": str(written.folder / MANIFEST_FILE),
+        "volumes": written.volumes,
+        "groups": len(set(written.manifest.groups())),
+        "slices": len(written.manifest),
+        "problems": [{"volume": volume, "reason": reason} for volume, reason in written.problems],
+        "note": RESEARCH_USE,
+    }
+    rows = [(name, report[name]) for name in ("groups", "slices")]
+    rows = [("volumes", len(written.volumes)), *rows]
+    rows += [(f"problem: {reason}", count) for reason, count in Counter(r for _, r in written.problems).items()]
+    emit(report, as_json, build_table(("", "count"), rows, title=str(report["manifest"])))
+    if written.problems:
+        first, reason = written.problems[0]
+        raise DinomedError(
+            f"{len(written.problems)} volumes or files are not used (the first: {first}: {reason}); the slices of the "
+            f"other {len(written.volumes)} volumes are written"
+        )

@@ -1,0 +1,131 @@
+"""Search for volumes: NIfTI files and DICOM series among files and below folders."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dinomed.datasets.scan.walk import list_files
+from dinomed.errors import DinomedError, UsageError
+from dinomed.images.decode import UnreadableImage
+from dinomed.images.dicom.elements import is_dicom
+from dinomed.isolation.pool import shared_pool
+from dinomed.progress import bar
+from dinomed.volumes.geometry import Grid
+from dinomed.volumes.nifti import SUFFIXES, is_nifti
+from dinomed.volumes.series import DicomFrame, sort_frames
+
+_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeSource:
+    """A volume that was found and not yet read.
+
+    Attributes:
+        path: the NIfTI file, or the first file of the series in the order of names.
+        name: name of the file without suffix, or of the folder of the series; it may identify the patient.
+        frames: of a series, its frames in the order of their positions.
+        grid: of a series, its geometry.
+    """
+
+    path: Path
+    name: str
+    frames: tuple[DicomFrame, ...] = ()
+    grid: Grid | None = None
+
+    def identifier(self, element: str) -> str | None:
+        """Return an identifier of a series, such as ``PatientID``; None for NIfTI files and where it is unknown."""
+        return self.frames[0].ids[element] if self.frames else None
+
+
+@dataclass
+class VolumeSearch:
+    """Volumes, (path, reason) of what cannot be used, and the numbers of files that were left out by kind."""
+
+    sources: list[VolumeSource] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def find_volumes(paths: Sequence[Path]) -> VolumeSearch:
+    """Return the volumes among files and below folders, each once. Values are not read.
+
+    Raises:
+        UsageError: a path does not exist, a file is neither NIfTI nor DICOM, or there is no volume and no problem.
+    """
+    search = VolumeSearch()
+    files: dict[Path, Path] = {}  # real path -> path
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist; give a NIfTI file, a DICOM series, or a folder of them")
+        inside = [path]
+        if path.is_dir():
+            names, refused = list_files(path)
+            search.problems += [(str(path / name), reason) for name, reason in refused]
+            inside = [path / name for name in names]
+        elif not is_nifti(path) and not is_dicom(path):
+            raise UsageError(f"{path} is neither a NIfTI file ({', '.join(SUFFIXES)}) nor DICOM")
+        for file in inside:
+            files.setdefault(file.resolve(), file)
+    dicom = []
+    for file in files.values():
+        if is_nifti(file):
+            search.sources.append(VolumeSource(file, _stem(file)))
+        elif is_dicom(file):
+            dicom.append(file)
+        else:
+            search.left_out["other files"] += 1
+    _add_series(dicom, search)
+    search.sources.sort(key=lambda source: str(source.path))
+    if not search.sources and not search.problems:
+        raise UsageError(f"{', '.join(map(str, paths))} holds no volume; give NIfTI files or DICOM series")
+    return search
+
+
+def _add_series(files: Sequence[Path], search: VolumeSearch) -> None:
+    """Add the series of DICOM files, or the reasons why they cannot be used."""
+    series: dict[str, list[DicomFrame]] = defaultdict(list)
+    with bar("reading DICOM headers", len(files)) as progress:
+        for start in range(0, len(files), _BATCH):
+            batch = [str(file.absolute()) for file in files[start : start + _BATCH]]
+            answers = shared_pool().run("dinomed.volumes.series:read_places", [[path] for path in batch])
+            for path, answer in zip(batch, answers, strict=True):
+                _add_file(path, answer, series, search)
+            progress.advance(len(batch))
+    for frames in series.values():
+        path = Path(min(frame.path for frame in frames))
+        name = path.parent.name or "series"
+        try:
+            ordered, grid = sort_frames(frames)
+        except DinomedError as error:
+            search.problems.append((str(path), str(error)))
+            continue
+        search.sources.append(VolumeSource(path, name, tuple(ordered), grid))
+
+
+def _add_file(path: str, answer: object, series: dict[str, list[DicomFrame]], search: VolumeSearch) -> None:
+    """Add the frames of a file to their series."""
+    if isinstance(answer, UnreadableImage):
+        if any(word in answer.reason for word in ("segmentation", "without pixels")):
+            search.left_out[answer.reason] += 1
+        else:
+            search.problems.append((path, answer.reason))
+        return
+    facts = answer[0]  # type: ignore[index]
+    uid = facts["ids"]["SeriesInstanceUID"]
+    if uid is None:
+        search.problems.append((path, "a DICOM without a Series Instance UID"))
+        return
+    for number, (position, orientation, spacing) in enumerate(facts["places"]):
+        series[uid].append(
+            DicomFrame(
+                path, number, tuple(facts["size"]), tuple(position), tuple(orientation), tuple(spacing), facts["ids"]
+            )
+        )
+
+
+def _stem(file: Path) -> str:
+    name = file.name
+    suffix = next(suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(suffix))
+    return name[: -len(suffix)] or "volume"

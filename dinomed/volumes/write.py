@@ -1,0 +1,246 @@
+"""Writing of the slices of volumes: PNG files, their manifest, and the geometry of the volumes."""
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
+from dinomed.datasets.scan.labels import number_groups
+from dinomed.errors import DinomedError, UsageError
+from dinomed.images.decode import UnreadableImage
+from dinomed.io.files import write_json
+from dinomed.io.output_folder import open_output_folder
+from dinomed.io.publish import READY_FILE, publish
+from dinomed.log import logger
+from dinomed.progress import bar
+from dinomed.volumes.find import VolumeSearch, VolumeSource
+from dinomed.volumes.geometry import Axis, slices_of
+from dinomed.volumes.read import read_volume
+from dinomed.volumes.records import VOLUMES_FILE, record_of
+from dinomed.volumes.windows import Window, apply_window, measured_window
+
+MANIFEST_FILE = "manifest.csv"
+_RESERVED = (MANIFEST_FILE, VOLUMES_FILE, READY_FILE)
+
+
+@dataclass(frozen=True)
+class SliceSettings:
+    """How slices become pictures.
+
+    Attributes:
+        axis: axis of the patient along which slices follow each other.
+        windows: values of black and white of each channel; empty for the percentiles of each volume.
+        in_hounsfield_units: whether a window is a named one, for CT only.
+        neighbours: the channels are the slice before, the slice and the slice after it.
+    """
+
+    axis: Axis = "axial"
+    windows: tuple[Window, ...] = ()
+    in_hounsfield_units: bool = False
+    neighbours: bool = False
+
+
+@dataclass
+class SlicesResult:
+    """The result of `write_slices`.
+
+    Attributes:
+        folder: output folder.
+        manifest: the slices.
+        volumes: path of each volume (of a series, of its first file) -> its name in the manifest.
+        problems: (path, reason) of what could not be used.
+    """
+
+    folder: Path
+    manifest: Manifest
+    volumes: dict[str, str]
+    problems: list[tuple[str, str]]
+
+
+@dataclass
+class _Tables:
+    """The rows of the manifest and the records of the volumes while they grow."""
+
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    records: dict[str, Any] = field(default_factory=dict)
+    volumes: dict[str, str] = field(default_factory=dict)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+    def add_row(self, **values: Any) -> None:
+        for name, value in values.items():
+            self.columns.setdefault(name, []).append(value)
+
+    def report(self, path: str | Path, reason: str) -> None:
+        logger.warning(f"{path}: {reason}")
+        self.problems.append((str(path), reason))
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Names of a volume in the output: its folder, its group and its study."""
+
+    volume: str
+    group: str
+    study: str | None
+
+
+def write_slices(
+    search: VolumeSearch, out: str | Path, settings: SliceSettings, *, keep_ids: bool = False, overwrite: bool = False
+) -> SlicesResult:
+    """Write the slices of volumes as VOLUME/NUMBER.png, with their manifest and the geometry of the volumes.
+
+    The folder is filled at the end: after an interruption it holds no half of a result.
+
+    Args:
+        search: the volumes, and the problems of the search.
+        out: output folder.
+        settings: axis, windows and channels.
+        keep_ids: use names of files and identifiers of patients, instead of numbers.
+        overwrite: replace an earlier result in `out`.
+
+    Raises:
+        UsageError: `out` is in use.
+        DinomedError: no volume can be read, or nothing can be written.
+    """
+    out, tables = Path(out), _Tables()
+    with open_output_folder(out, marker=VOLUMES_FILE, overwrite=overwrite) as stage:
+        earlier = _earlier_files(out)
+        for path, reason in search.problems:
+            tables.report(path, reason)
+        for reason, count in search.left_out.items():
+            logger.info(f"files that are left out: {count} ({reason})")
+        for source, names in zip(search.sources, _name(search.sources, keep_ids), strict=True):
+            try:
+                _write_volume(source, names, stage, settings, tables)
+            except UnreadableImage as error:
+                tables.report(source.path, error.reason)
+            except DinomedError as error:
+                tables.report(source.path, str(error))
+        if not tables.columns:
+            path, reason = tables.problems[0]
+            raise DinomedError(f"none of {len(tables.problems)} volumes can be used (the first: {path}: {reason})")
+        write_manifest(build_manifest(tables.columns, stage), stage / MANIFEST_FILE)
+        write_json(stage / VOLUMES_FILE, {"axis": settings.axis, "volumes": tables.records})
+        written = [*tables.columns["image"], MANIFEST_FILE, VOLUMES_FILE]
+        publish(stage, out, written, remove=[VOLUMES_FILE, MANIFEST_FILE, *earlier])
+        for folder in sorted({str(Path(name).parent) for name in earlier}, reverse=True):
+            with contextlib.suppress(OSError):  # it holds other files, or slices of this result
+                (out / folder).rmdir()
+    return SlicesResult(out, read_manifest(out / MANIFEST_FILE), tables.volumes, tables.problems)
+
+
+def _name(sources: Sequence[VolumeSource], keep_ids: bool) -> list[_Names]:
+    """Return names of volumes; the group is the patient, or the volume if the patient is unknown."""
+    patients, studies = ([source.identifier(name) for source in sources] for name in ("PatientID", "StudyInstanceUID"))
+    paths = [source.path.name for source in sources]
+    if keep_ids:
+        volumes = _unique([source.name for source in sources])
+        groups, numbers = patients, studies
+    else:
+        keys = [f"{name}\0{index:06}" for index, name in enumerate(paths)]
+        volumes = [str(number) for number in number_groups(paths, keys)]
+        groups = [number and f"patient-{number}" for number in number_groups(paths, patients)]
+        numbers = [number and f"study-{number}" for number in number_groups(paths, studies)]
+    names = zip(volumes, groups, numbers, strict=True)
+    return [_Names(volume, group or volume, study) for volume, group, study in names]
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Return names that differ, also without regard to case, and that are not reserved ones."""
+    taken = {name.casefold() for name in _RESERVED}
+    unique = []
+    for stem in names:
+        clean = stem.lstrip(".") or "volume"
+        name, count = clean, 1
+        while name.casefold() in taken:
+            count += 1
+            name = f"{clean}_{count}"
+        unique.append(name)
+        taken.add(name.casefold())
+    return unique
+
+
+def _write_volume(source: VolumeSource, names: _Names, stage: Path, settings: SliceSettings, tables: _Tables) -> None:
+    """Write the slices of a volume, and add their rows and the record of the volume."""
+    modality = source.identifier("Modality")
+    if settings.in_hounsfield_units and modality not in (None, "CT"):
+        raise DinomedError(f"its modality is {modality}, and named windows are in Hounsfield units; give LOW,HIGH")
+    with bar(f"reading {names.volume}", len(source.frames) or None) as progress:
+        volume = read_volume(source, progress.advance)
+    windows = settings.windows or (measured_window(volume.values),)
+    slices = slices_of(volume.values, volume.grid, settings.axis)
+    spacing = [f"{value:.6g}" for value in volume.grid.picture_spacing_mm(settings.axis)]
+    (stage / names.volume).mkdir()
+    with bar(f"slices of {names.volume}", len(slices)) as progress:
+        for number in range(len(slices)):
+            pixels = draw_slice(slices, number, windows, settings.neighbours)
+            name = f"{names.volume}/{number:05}.png"
+            content = _png(pixels)
+            (stage / name).write_bytes(content)
+            tables.add_row(
+                image=name, sha256=hashlib.sha256(content).hexdigest(), width=pixels.shape[1], height=pixels.shape[0],
+                mode="L" if pixels.ndim == 2 else "RGB", format="PNG", bytes=len(content),
+                channels=1 if pixels.ndim == 2 else 3, bits=8, group=names.group, volume=names.volume,
+                slice=str(number), spacing_slices_mm=spacing[0], spacing_rows_mm=spacing[1],
+                spacing_columns_mm=spacing[2], study=names.study, modality=modality,
+            )  # fmt: skip
+            progress.advance()
+    tables.records[names.volume] = record_of(volume)
+    tables.volumes[str(source.path)] = names.volume
+
+
+def draw_slice(slices: np.ndarray, number: int, windows: Sequence[Window], neighbours: bool) -> np.ndarray:
+    """Return a slice as a picture, uint8: (H, W) of one window, or (H, W, 3).
+
+    Two windows are three channels, of which the third repeats the second. At the ends of the volume the missing
+    neighbour is the slice itself.
+
+    Args:
+        slices: (slices, H, W).
+        number: number of the slice, from 0.
+        windows: one to three windows.
+        neighbours: the channels are the slice before, the slice, and the slice after it, by the first window.
+    """
+    if neighbours:
+        places = np.clip([number - 1, number, number + 1], 0, len(slices) - 1)
+        return np.stack([apply_window(slices[place], windows[0]) for place in places], axis=-1)
+    channels = [apply_window(slices[number], window) for window in windows]
+    if len(channels) == 1:
+        return channels[0]
+    return np.stack([channels[min(index, len(channels) - 1)] for index in range(3)], axis=-1)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=3)
+    return file.getvalue()
+
+
+def _earlier_files(out: Path) -> list[str]:
+    """Return the slices of an earlier result in the output folder, which is being replaced.
+
+    Raises:
+        UsageError: the tables in the folder are not those of an earlier result.
+    """
+    tables = [name for name in (MANIFEST_FILE, VOLUMES_FILE) if (out / name).exists()]
+    if not tables:
+        return []
+    try:
+        manifest = read_manifest(out / MANIFEST_FILE, root=out)
+        is_ours = len(tables) == 2 and {"volume", "slice", "spacing_slices_mm"} <= set(manifest.columns)
+    except DinomedError:
+        is_ours = False
+    if not is_ours:
+        raise UsageError(
+            f"output folder {out} holds a {tables[0]} that `dinomed slices` did not write; choose another folder"
+        )
+    rows = zip(*(manifest.column(name) for name in ("image", "volume", "slice")), strict=True)
+    written = [(name, f"{volume}/{str(number).zfill(5)}.png") for name, volume, number in rows]
+    return [name for name, ours in written if name == ours and name.count("/") == 1]
