@@ -10,7 +10,6 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-nibabel = pytest.importorskip("nibabel")
 OBLIQUE = (0.8, 0.6, 0.0, -0.36, 0.48, 0.8)
 """Directions of columns and rows, LPS+, neither along an axis of the patient."""
 SLOPE, INTERCEPT = 2.0, -1024.0
@@ -23,6 +22,7 @@ def numbers(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 
 def write_nifti(path: Path, values: np.ndarray, affine: np.ndarray | None = None, **fields: Any) -> Path:
     """Write a NIfTI file by nibabel; `fields` are set in its header."""
+    nibabel = pytest.importorskip("nibabel")
     affine = np.diag([-2.0, -2.0, 5.0, 1.0]) if affine is None else affine
     image = nibabel.Nifti1Image(values, affine)
     for name, value in fields.items():

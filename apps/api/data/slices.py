@@ -48,9 +48,9 @@ def slices(
         DinomedError: no volume can be used, or nothing can be written.
 
     Example:
-        >>> written = dinomed.slices("scan.nii.gz", out="slices", window="-160,240")
+        >>> written = dinomed.slices("ct", out="slices", window="soft_tissue")
         >>> len(written.manifest), written.manifest.column("slice")[:2]
-        (12, ['0', '1'])
+        (4, ['0', '1'])
     """
     from dinomed.volumes.find import find_volumes
     from dinomed.volumes.geometry import AXES

@@ -1,6 +1,7 @@
 """A workspace for the examples of the Python API: synthetic lesions, a tiny backbone, two adapters, an index."""
 
 import os
+import runpy
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def api_files(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, t
     shutil.copytree(tiny_backbone, folder / "runs" / "ssl")
     write_endoscopy(folder / "videos", count=50, size=(60, 80))[0].rename(folder / "clip.avi")
     shutil.rmtree(folder / "videos")
+    volumes = runpy.run_path(str(Path(__file__).parents[2] / "volumes" / "made.py"))
+    volumes["write_series"](folder / "ct", volumes["numbers"]((4, 30, 40)))
     before = Path.cwd()
     os.chdir(folder)
     try:
