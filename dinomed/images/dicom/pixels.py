@@ -120,7 +120,7 @@ class DicomFrames:
             return None
         with refusing_with(self._path, lambda error: decoding_reason(error, self._elements)):
             stored, elements = self._decode(number), self._elements
-            padding = _padding(stored, elements)
+            padding = find_padding(stored, elements)
             values, windows = apply_modality_lut(stored, elements), list_windows(elements)
             has_curve = bool(elements.get("VOILUTSequence"))
             if windows and not has_curve:
