@@ -2,8 +2,8 @@
 
 A folder holds `images/`, `masks/` and `corrections.parquet`. An image is saved as PNG with the pixels that the adapter
 reads, without the name, the patient data and the other metadata of its file. Beside the columns of every manifest a row
-has `source_sha256` (hash of the file that was opened), `frame` (its number in a file of several frames, which then are
-one `group`), `adapter` (hash of its weights), `threshold`, `decision`
+has `source_sha256` (hash of the file that was opened), `frame` (its number, from 0, in a file of several frames,
+which then are one `group`), `adapter` (hash of its weights), `threshold`, `decision`
 (accepted, corrected or rejected), `reviewer` and `time` (UTC). Rejected images have no mask, so no fit uses them. A
 later decision about the same file and frame replaces the earlier one.
 """
@@ -72,8 +72,8 @@ class Corrections:
         """
         if decision not in DECISIONS or (mask is None) != (decision == "rejected"):
             raise ValueError("no such decision")
-        frame = picture.frame if picture.frames > 1 else None
-        name = picture.sha256[:32] if frame is None else f"{picture.sha256[:32]}_{frame:06d}"
+        frame = str(picture.frame) if picture.frames > 1 else None
+        name = picture.sha256[:32] if frame is None else f"{picture.sha256[:32]}_{frame}"
         image, mask_name = f"images/{name}.png", f"masks/{name}.png"
         pixels = picture.pixels[..., 0] if picture.pixels.shape[-1] == 1 else picture.pixels
         with replacing(self.folder / image) as temporary:

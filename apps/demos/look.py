@@ -18,6 +18,7 @@ SCRIPTS = (
     "app.js",
     "segment.js",
     "window.js",
+    "frames.js",
     "correct.js",
     "measure.js",
     "cases.js",

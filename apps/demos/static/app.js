@@ -63,7 +63,8 @@ async function sendFile(file, name) {
 
 async function open(source) {
   clearAll("busy");
-  const picture = { id: newId(), number: ++opened, held: {} };
+  showFrames(null);
+  const picture = { id: newId(), number: ++opened, held: {}, frame: 0 };
   current = picture;
   let path = source;
   if (source instanceof File) {
@@ -92,13 +93,13 @@ async function ask(panels) {
   }
   let answer;
   try {
-    answer = await server.look({ id: picture.id, visit, path: picture.path, panels, settings });
+    answer = await server.look({ id: picture.id, visit, path: picture.path, frame: picture.frame, panels, settings });
   } catch (problem) {
     answer = { id: picture.id, error: box(TEXT.server_lost) };
   }
   if (!current || answer.id !== current.id) return; // of a picture that is no longer shown
   if (answer.error) return fail(answer.error);
-  if (!answer.panels) return;
+  if (!answer.panels || answer.frame !== picture.frame) return;
   if (answer.preview) {
     const image = new Image();
     image.src = answer.preview;
@@ -107,8 +108,9 @@ async function ask(panels) {
     picture.preview = answer.preview;
     picture.size = answer.size;
     picture.spacing = answer.spacing;
-    viewer.show(image, answer.size, answer.spacing);
+    viewer.show(image, answer.size, answer.spacing, picture.view);
     app.dataset.state = "shown";
+    showFrames(picture, answer);
     if (answer.has_values) askValues(picture);
     showRuler();
     get("#compare").disabled = get("#wipe").disabled = get("#view").disabled = true;
@@ -124,7 +126,8 @@ async function ask(panels) {
 function describe() {
   if (!current || !current.size) return;
   const values = { width: current.size[0], height: current.size[1], count: (current.regions || []).length };
-  get("#canvas").setAttribute("aria-label", write("picture_label", values));
+  const frame = current.frames > 1 ? write("frame_of", { frame: current.frame + 1, frames: current.frames }) : "";
+  get("#canvas").setAttribute("aria-label", [write("picture_label", values), frame].filter(Boolean).join(". "));
 }
 
 function showZoom(view) {
@@ -165,7 +168,7 @@ document.addEventListener("paste", (event) => {
 });
 for (const button of all("[data-example]")) button.addEventListener("click", () => open(button.dataset.example));
 for (const input of all("[data-asks]")) {
-  input.addEventListener("change", () => current && current.path && ask([input.closest("[data-panel]").dataset.panel]));
+  input.addEventListener("change", () => current && current.path && !resting && ask([input.closest("[data-panel]").dataset.panel]));
 }
 for (const output of all("output[for]")) {
   const input = get(`#${output.htmlFor}`), show = () => { output.textContent = input.value; };

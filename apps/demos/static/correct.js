@@ -187,7 +187,7 @@ async function decide(decision) {
   picture.saving = true;
   showTools();
   const rules = { min_share: Number(get("#min-share").value), largest_only: get("#largest").checked };
-  const request = { id: picture.id, visit, path: picture.path, key: picture.key, threshold: threshold(), edits: editRuns(picture) };
+  const request = { id: picture.id, visit, path: picture.path, frame: picture.frame, key: picture.key, threshold: threshold(), edits: editRuns(picture) };
   let answer;
   try {
     answer = await server.save({ ...request, ...rules, decision, reviewer: get("#reviewer").value });

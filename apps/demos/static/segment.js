@@ -14,6 +14,7 @@ async function takeMap(picture, result) {
   for (let at = 0; at < levels.length; at++) levels[at] = pixels[4 * at];
   const anotherClass = picture.which !== undefined && picture.which !== result.which;
   Object.assign(picture, result, { levels, width, height, top: result.levels });
+  if (picture.edits && picture.edits.length !== levels.length) picture.edits = picture.undo = null;
   viewer.setMap(levels, width, height, result.levels);
   if (anotherClass) setThreshold(result.cut);
   for (const name of ["#view", "#opacity", "#wipe", "#compare"]) get(name).disabled = false;
@@ -126,7 +127,7 @@ async function download() {
   const bytes = Uint8Array.from(atob(answer.file), (character) => character.charCodeAt(0));
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
-  link.download = `mask_${picture.number}.png`;
+  link.download = `mask_${picture.number}${frameName(picture)}.png`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }

@@ -22,12 +22,12 @@ class Viewer {
     this.fit();
   }
 
-  /** Show a picture of `size` pixels; `spacing` is the distance of rows and of columns in mm, if it is known. */
-  show(picture, size, spacing) {
-    this.picture = picture;
-    this.size = size;
-    this.spacing = spacing;
-    this.fit();
+  /** Show a picture of `size` pixels; `spacing` is the distance of rows and of columns in mm, if it is known, and `view`
+   * the zoom and the shift at first. */
+  show(picture, size, spacing, view = { zoom: 1, shift: [0, 0] }) {
+    Object.assign(this, { picture, size, spacing, ...view });
+    this.limit();
+    this.draw();
   }
 
   /** Draw `canvas` in place of the picture, of the same proportions; null: the picture again. */

@@ -7,7 +7,7 @@ let gray = null; // {picture, codes, size, low, step, inverted, unit, options, s
 async function askValues(picture) {
   let answer;
   try {
-    answer = await server.values({ id: picture.id, visit, path: picture.path, frame: picture.frame || 0 });
+    answer = await server.values({ id: picture.id, visit, path: picture.path, frame: picture.frame });
   } catch (problem) {
     return; // the picture stays in the window of its file
   }
@@ -40,8 +40,10 @@ function showWindow(values) {
   get("#window-unit").textContent = values.unit || TEXT.window_of_file;
   get("#window-preset").replaceChildren(...values.options.map((option, at) => new Option(optionName(option, at), at)));
   get("#window-preset").append(new Option(TEXT.window_custom, "own"));
-  setWindow(values.start);
+  setWindow(values.picture.window || values.start);
 }
+
+const isEqualWindow = (a, b) => Boolean(a.curve) === Boolean(b.curve) && ["center", "width", "function"].every((key) => a[key] === b[key]);
 
 function optionName(option, at) {
   const numbers = { center: shortNumber(option.center), width: shortNumber(option.width), number: at + 1, name: option.name };
@@ -74,7 +76,7 @@ function setWindow(chosen) {
   if (!gray || !Number.isFinite(chosen.center) || !Number.isFinite(chosen.width)) return;
   const least = chosen.function === "LINEAR" ? 1 : Math.min(gray.step, gray.start.width);
   gray.chosen = { ...chosen, width: Math.max(chosen.width, least) };
-  const { center, width } = gray.chosen, at = gray.options.indexOf(chosen);
+  const { center, width } = gray.chosen, at = gray.options.findIndex((option) => isEqualWindow(option, chosen));
   for (const [name, value] of [["#window-center", center], ["#window-width", width]]) {
     if (document.activeElement !== get(name)) get(name).value = shortNumber(value);
   }
@@ -171,7 +173,7 @@ function listenToWindow() {
   get("#window-tool").addEventListener("click", toggleWindowTool);
 }
 
-/** The chosen window without its place among those of the file. */
+/** The chosen window as numbers, without the curve. */
 const ownWindow = () => ({ center: gray.chosen.center, width: gray.chosen.width, function: gray.chosen.function });
 
 listenToWindow();

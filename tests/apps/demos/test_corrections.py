@@ -1,5 +1,6 @@
 """Saved decisions of a reviewer: pixels, masks and the manifest, without a browser."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,19 @@ def test_a_decision_is_an_image_a_mask_and_a_row_and_the_next_one_replaces_it(tm
         assert (read_image(tmp_path / name, channels=expected.shape[-1]) == expected).all()
         if seed != 3:
             assert (read_mask(tmp_path / manifest.column("mask")[row]) == mask).all()
+
+
+def test_frames_of_a_file_are_rows_of_one_group(tmp_path: Path) -> None:
+    mask = np.ones((20, 30), bool)
+    for frame in (7, 0, 7):
+        decided = replace(picture(1 + frame), sha256="f" * 64, frame=frame, frames=9)
+        Corrections(tmp_path, "weights").save(decided, mask, "accepted", 0.5, "")
+    Corrections(tmp_path, "weights").save(picture(3), mask, "accepted", 0.5, "")
+    manifest = read_manifest(tmp_path / MANIFEST_FILE)
+    assert manifest.column("frame") == ["7", "0", None]
+    assert manifest.column("group") == ["f" * 64, "f" * 64, None]
+    for row, seed in enumerate((8, 1, 3)):
+        assert (read_image(manifest.path(row)) == picture(seed).pixels).all()
 
 
 def test_a_manifest_that_the_demo_did_not_write_is_refused(tmp_path: Path) -> None:
