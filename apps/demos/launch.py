@@ -77,7 +77,7 @@ def serve_demo(
 
         from dinomed.apps.demos.page import build_page  # imports Gradio, so only here
 
-        panels = _with_batch(list(_panels(predictors, image_index, retrieve)))
+        panels = _with_batch(list(_panels(predictors, image_index, retrieve, names=_is_local(address))))
         if save is not None:
             _save_decisions(panels, predictors, save)
         serve(
@@ -153,7 +153,14 @@ def _check_reading(predictors: Sequence["Predictor"], image_index: "ImageIndex |
             )
 
 
-def _panels(predictors: Sequence["Predictor"], image_index: "ImageIndex | None", retrieve: bool) -> Iterator["Panel"]:
+def _is_local(address: Address) -> bool:
+    """Return whether only this machine reaches the demo, so that its visitors may see names of files anyway."""
+    return address.host in LOOPBACK and not address.names and address.login is None
+
+
+def _panels(
+    predictors: Sequence["Predictor"], image_index: "ImageIndex | None", retrieve: bool, names: bool
+) -> Iterator["Panel"]:
     from dinomed.adapters.task import find_task
     from dinomed.apps.demos.explore.panel import ExplorePanel
     from dinomed.apps.demos.retrieve import RetrievePanel
@@ -165,10 +172,8 @@ def _panels(predictors: Sequence["Predictor"], image_index: "ImageIndex | None",
         yield panel(predictor, image_index) if task.panel_takes_index else panel(predictor)
     if image_index is not None and retrieve:
         yield RetrievePanel(image_index)
-    if predictors:
-        yield ExplorePanel(predictors[0].backbone)
-    elif image_index is not None:
-        yield ExplorePanel(image_index.backbone)
+    backbones = [loaded.backbone for loaded in (*predictors, image_index) if loaded is not None]
+    yield ExplorePanel(backbones[0], image_index, names=names)
 
 
 def _with_batch(panels: list["Panel"]) -> list["Panel"]:

@@ -55,7 +55,7 @@ def fill_template(**parts: str) -> str:
 def script() -> str:
     """Return the script of the page, which Gradio calls with `element`, `server` and `upload`."""
     parts = [(STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    parts[:0] = [read_scripts("similarity.js"), read_sort_script()]
+    parts[:0] = [read_scripts("similarity.js", "map_plane.js"), read_sort_script()]
     return "\n".join([f"const TEXT = {json.dumps(_texts())};", *parts, 'app.dataset.ready = "true";'])
 
 

@@ -5,7 +5,7 @@ None.
 """
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,14 @@ def _too_large(name: str | Path, size: int, limit: int) -> UsageError:
 def write_csv(path: str | Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write a CSV atomically; None becomes an empty cell, a boolean true or false."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        for row in (names, *rows):
-            file.write(",".join(map(_cell, row)) + "\n")
+        file.writelines(csv_lines(names, rows))
+
+
+def csv_lines(names: Sequence[str], rows: Iterable[Iterable[Any]]) -> Iterator[str]:
+    """Yield the lines of a CSV as `write_csv` writes them."""
+    yield ",".join(map(_cell, names)) + "\n"
+    for row in rows:
+        yield ",".join(map(_cell, row)) + "\n"
 
 
 def _cell(value: Any) -> str:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from dinomed.datasets.manifest import FIXED, Manifest
+from dinomed.datasets.manifest import FIXED, SAMPLES, Manifest
 from dinomed.datasets.pixels import read_row
 from dinomed.explore.live_page import read_scripts
-from dinomed.html.drawing import PALETTE
 from dinomed.html.page import build_page, data_block
 from dinomed.images.read import UnreadableImage
 from dinomed.io.prefetch import prefetch
@@ -21,7 +20,12 @@ from dinomed.progress import bar
 
 NAMED = 7  # values of a column that have a colour of their own
 OTHER, UNKNOWN = "other", "unknown"
+_HIDDEN = (*FIXED, *SAMPLES, "mask", "path", "row")  # columns that describe the file
 _SHEET = 20  # thumbnails in a row and in a column of a sheet
+_HELP = (
+    "Draw a line around points to select them; the wheel enlarges. Keys: arrows move a cross, Space sets two "
+    "corners of a rectangle, + and \u2212 zoom, 0 fits, Escape clears."
+)
 _STYLE = """
 body { max-width: 84rem; } .map { display: grid; grid-template-columns: minmax(0, 1fr) 17rem; gap: 14px; }
 .map-plane { position: relative; } .map-plane canvas { display: block; width: 100%; height: 74vh; min-height: 320px;
@@ -36,6 +40,23 @@ body { max-width: 84rem; } .map { display: grid; grid-template-columns: minmax(0
 .map-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(56px, 1fr)); gap: 3px; }
 @media (max-width: 760px) { .map { grid-template-columns: minmax(0, 1fr); } .map-plane canvas { height: 60vh; } }
 """
+
+
+def colour_columns(manifest: Manifest, *, names: bool = False) -> dict[str, list[Any]]:
+    """Return the columns that hold values, except those that describe the file.
+
+    Args:
+        names: keep the names of groups, which may identify patients; otherwise they are numbered in the order of their
+            first occurrence.
+    """
+    columns = {name: manifest.column(name) for name in manifest.columns if name not in _HIDDEN and manifest.has(name)}
+    if "group" in columns and not names:
+        numbers: dict[Any, int] = {}
+        columns["group"] = [
+            None if value is None else f"group {numbers.setdefault(value, len(numbers) + 1)}"
+            for value in columns["group"]
+        ]
+    return columns
 
 
 def colour_groups(values: Sequence[Any]) -> tuple[list[str], np.ndarray]:
@@ -79,19 +100,18 @@ def build_map_page(
             Otherwise it is saved as a list of rows, because names of files may identify patients.
         star: the position (2,) of one more image.
     """
-    place = _to_unit(points if star is None else np.vstack([points, star]))
+    place = to_unit(points if star is None else np.vstack([points, star]))
     side = 96 if len(points) <= 1000 else 64 if len(points) <= 5000 else 40
     data: dict[str, Any] = {
         "points": (place[: len(points)] * 65535).round().astype(int).ravel().tolist(),
         "star": None if star is None else place[-1].tolist(),
-        "palette": list(PALETTE),
         "chosen": chosen,
         "rows": [int(row) for row in rows],
         "side": side,
         "sheet": _SHEET,
         "sheets": _thumbnail_sheets(manifest, side),
         "columns": {},
-        "manifest": _manifest_columns(manifest) if names else None,
+        "manifest": manifest_columns(manifest) if names else None,
     }
     for name, values in columns.items():
         group_names, groups = colour_groups(values)
@@ -99,27 +119,30 @@ def build_map_page(
     options = "".join(f"<option>{escape(name)}</option>" for name in columns)
     save = "Save as manifest (CSV)" if names else "Save as list of rows (CSV)"
     page = (
-        '<div class="map"><div class="map-plane"><canvas id="plane" tabindex="0" role="img" aria-label="Map of '
-        f'{len(points):,} images"></canvas><div class="map-tip" id="tip" hidden></div></div><div class="map-side">'
+        '<div class="map"><div class="map-plane"><canvas id="plane" tabindex="0" role="application" '
+        f'aria-label="Map of {len(points):,} images" aria-describedby="help"></canvas>'
+        '<div class="map-tip" id="tip" hidden></div></div><div class="map-side">'
         f'<label>Colour <select id="column">{options}</select></label>'
         '<p><button type="button" id="mode" aria-pressed="false">Move the map</button> '
-        '<button type="button" id="fit">Fit</button></p><ul class="map-legend" id="legend"></ul>'
-        '<p id="chosen" aria-live="polite">Draw a line around points to select them. The wheel enlarges the map.</p>'
+        '<button type="button" id="fit">Fit</button> <button type="button" id="all">Select all shown</button></p>'
+        f'<ul class="map-legend" id="legend"></ul><p class="soft" id="help">{_HELP}</p>'
+        '<p id="chosen" aria-live="polite"></p>'
         f'<p><button type="button" id="save" disabled>{save}</button> '
         '<button type="button" id="clear" disabled>Clear</button></p><div class="map-grid" id="grid"></div></div></div>'
     )
     parts = [page, f'<p class="soft">{escape(note)}</p>', data_block("map-data", data)]
-    return build_page("Map of images", parts, script=read_scripts("map_page.js"), style=_STYLE)
+    return build_page("Map of images", parts, script=read_scripts("map_plane.js", "map_page.js"), style=_STYLE)
 
 
-def _to_unit(points: np.ndarray) -> np.ndarray:
-    """Scale points to 0 to 1, both axes alike, with y downwards."""
-    low, high = points.min(axis=0), points.max(axis=0)
+def to_unit(points: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:
+    """Scale points (N, 2) so that `reference` (default: these points) fills 0 to 1, both axes alike, y downwards."""
+    reference = points if reference is None else reference
+    low, high = reference.min(axis=0), reference.max(axis=0)
     unit = 0.5 + (points - (low + high) / 2) / max(float((high - low).max()), 1e-9)
     return np.stack([unit[:, 0], 1 - unit[:, 1]], axis=1)
 
 
-def _manifest_columns(manifest: Manifest) -> dict[str, list[Any]]:
+def manifest_columns(manifest: Manifest) -> dict[str, list[Any]]:
     """Return the columns of a manifest for a CSV that any command opens from any folder."""
     columns = {name: manifest.column(name) for name in (*FIXED, *(c for c in manifest.columns if c not in FIXED))}
     return columns | {"root": [str(manifest.root.resolve())] * len(manifest)}

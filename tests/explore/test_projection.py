@@ -5,7 +5,7 @@ import pytest
 
 from dinomed.errors import UsageError
 from dinomed.explore import projection
-from dinomed.explore.projection import project_to_plane
+from dinomed.explore.projection import fit_map, project_to_plane
 
 
 def three_groups(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
@@ -23,6 +23,22 @@ def test_similar_vectors_lie_together(method: str) -> None:
     distance = np.linalg.norm(points[:, None] - points, axis=-1) + 1e9 * np.eye(120)
     assert (group[distance.argmin(axis=1)] == group).all()
     assert np.array_equal(points, project_to_plane(vectors, method, perplexity=15))
+
+
+@pytest.mark.parametrize("method", ["tsne", "pca"])
+def test_one_more_vector_is_placed_among_similar_ones(method: str) -> None:
+    vectors, group = three_groups()
+    fitted = fit_map(vectors, method, perplexity=15)
+    for number in range(3):
+        place = fitted.place(3 * vectors[group == number].mean(axis=0))
+        distance = np.linalg.norm(fitted.points - place, axis=-1)
+        assert group[distance.argmin()] == number
+    if method == "pca":  # the rule: the fitted components, so a vector of the map lies at its own point
+        assert np.allclose(fitted.place(vectors[7]), fitted.points[7], atol=1e-6)
+    else:  # the mean of the five most similar vectors, of which it is one
+        units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        nearest = np.argsort(-(units @ units[7]))[:5]
+        assert np.allclose(fitted.place(vectors[7]), fitted.points[nearest].mean(axis=0), atol=1e-5)
 
 
 def test_few_vectors_are_projected_too() -> None:

@@ -10,12 +10,12 @@ import numpy as np
 from dinomed.apps.api.backbones import BackboneLike, extract_features, load_backbone
 from dinomed.apps.api.inputs import DatasetLike, PathLike, cache_folder
 from dinomed.apps.api.show.results import check_out
-from dinomed.datasets.manifest import FIXED, SAMPLES, Manifest, is_manifest, read_manifest
+from dinomed.datasets.manifest import Manifest, is_manifest, read_manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.datasets.tables import read_csv
 from dinomed.errors import UsageError, did_you_mean
-from dinomed.explore.map_page import build_map_page, colour_groups
-from dinomed.explore.projection import check_method, project_to_plane
+from dinomed.explore.map_page import build_map_page, colour_columns, colour_groups
+from dinomed.explore.projection import MAX_POINTS, check_method, project_to_plane
 from dinomed.features.extract import check_usable, extract_usable
 from dinomed.html.drawing import PALETTE, SOFT, Drawing, write_drawing
 from dinomed.html.plots import draw_points
@@ -24,8 +24,7 @@ from dinomed.io.files import write_text
 from dinomed.io.output_folder import claimed_file
 from dinomed.log import logger
 
-LIMIT = 20_000
-_HIDDEN = (*FIXED, *SAMPLES, "mask", "path", "row")
+LIMIT = MAX_POINTS
 _FIRST = ("label", "reason", "split", "error")  # the first that exists colours the map, if no column is chosen
 
 
@@ -120,9 +119,7 @@ def show_map(
         rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
         logger.info(f"the map shows a random sample of {limit:,} of {len(every):,} images")
     manifest = every.take(rows.tolist())
-    columns = _colour_columns(manifest) | _errors(manifest, predictions)
-    if "group" in columns and not names:
-        columns["group"] = _number_names(columns["group"])
+    columns = colour_columns(manifest, names=names) | _errors(manifest, predictions)
     if color is not None and color not in columns:
         raise UsageError(f"`color={color!r}`: the images have no such column{did_you_mean(color, columns)}")
     frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
@@ -160,17 +157,6 @@ def _open(data: DatasetLike) -> Manifest:
     if not isinstance(data, Manifest) and Path(data).is_file() and is_manifest(data):
         return read_manifest(data)
     return open_dataset(data, allow_unreadable=True)
-
-
-def _colour_columns(manifest: Manifest) -> dict[str, list[Any]]:
-    """Return the columns that hold values, except those that describe the file."""
-    return {name: manifest.column(name) for name in manifest.columns if name not in _HIDDEN and manifest.has(name)}
-
-
-def _number_names(values: Sequence[Any]) -> list[str | None]:
-    """Replace names, which may identify patients, by numbers in the order of their first occurrence."""
-    numbers: dict[Any, int] = {}
-    return [None if value is None else f"group {numbers.setdefault(value, len(numbers) + 1)}" for value in values]
 
 
 def _errors(manifest: Manifest, predictions: PathLike | None) -> dict[str, list[Any]]:

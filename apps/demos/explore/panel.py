@@ -1,4 +1,4 @@
-"""Panel of what the features of a backbone hold: similarity, PCA colours, attention and matches."""
+"""Panel of what the features of a backbone hold: similarity, PCA colours, attention, matches, and a map of an index."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from dinomed.adapters.inference.shared import FeatureConsumer
+from dinomed.adapters.retrieval.search import ImageIndex
+from dinomed.apps.demos.explore.index_map import IndexMap, map_controls
 from dinomed.apps.demos.explore.kept import KeptTokens
 from dinomed.apps.demos.explore.tokens import PatchTokens
 from dinomed.apps.demos.look import text
@@ -30,38 +33,55 @@ class ExplorePanel(Panel):
 
     A picture is shown beside up to five earlier ones of the same visit. The page keeps those pictures itself, and names
     them by the keys of their tokens, which are kept here.
+
+    Args:
+        backbone: whose features are shown.
+        image_index: the index that the map shows, or None. The picture has a place on the map if the backbone of the
+            index reads it as `backbone` does.
+        names: whether visitors may have the paths of the images of the index.
     """
 
     name, title = "explore", "Explore"
     explanation = text("explore_explanation")
     predicts = False
 
-    def __init__(self, backbone: FrozenBackbone) -> None:
+    def __init__(self, backbone: FrozenBackbone, image_index: ImageIndex | None = None, *, names: bool = False) -> None:
         self.backbone, self.preprocessing = backbone, backbone.preprocessing
-        self.consumers = [PatchTokens(backbone)]
+        consumers: list[FeatureConsumer] = [PatchTokens(backbone)]
+        self.map = None if image_index is None else IndexMap(image_index, names=names)
+        self.modes = MODES if self.map is None else (*MODES, "map")
+        if image_index is not None and _read_alike(backbone, image_index.backbone):
+            consumers.append(image_index)
+        self.consumers = consumers
+        self.functions = {} if self.map is None else self.map.functions
         self.kept = KeptTokens()
 
     def controls(self) -> str:
-        options = "".join(f'<option value="{mode}">{text(f"explore_{mode}")}</option>' for mode in MODES)
+        options = "".join(f'<option value="{mode}">{text(f"explore_{mode}")}</option>' for mode in self.modes)
+        shown = "" if self.map is None else map_controls(self.map, has_star=len(self.consumers) > 1)
         return (
             f'<div class="dm-field"><label for="explore-mode">{text("explore_mode")}</label>'
             f'<select id="explore-mode" data-setting="mode" data-asks>{options}</select></div>'
             '<label class="dm-check"><input id="explore-foreground" type="checkbox" data-setting="foreground" '
             f"data-asks> {text('explore_foreground')}</label>"
             '<input id="explore-earlier" type="hidden" data-setting="earlier" value="[]">'
-            '<div class="dm-result" id="explore"></div>'
+            f'<div class="dm-result" id="explore"></div>{shown}'
         )
 
     def answer(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         tokens: np.ndarray = answers[0]
         mode = settings.get("mode", MODES[0])
-        if mode not in MODES:
+        if mode not in self.modes:
             raise ValueError("an unknown mode")
         keys, earlier = self._earlier(settings.get("earlier", "[]"), tokens)
         shown: dict[str, Any] = {
             "mode": mode, "rows": tokens.shape[0], "columns": tokens.shape[1], "earlier": keys,
             "key": self.kept.put(tokens),
         }  # fmt: skip
+        if mode == "map":
+            method = settings.get("method", "pca")
+            star = None if self.map is None or len(answers) < 2 else self.map.star(answers[1], method)
+            return {"html": "", "explore": shown | {"star": star, "method": method}}
         try:
             shown |= getattr(self, f"_{mode}")(picture, [tokens, *earlier], settings)
         except UsageError as error:  # of a family without this, or of too little foreground
@@ -106,3 +126,9 @@ class ExplorePanel(Panel):
             "min_similarity": MIN_SIMILARITY,
             "matches": [[*match.first, *match.second, match.similarity] for match in matches],
         }
+
+
+def _read_alike(first: FrozenBackbone, second: FrozenBackbone) -> bool:
+    """Return whether two backbones read a file to the same pixels."""
+    a, b = first.preprocessing, second.preprocessing
+    return (a.channels, a.intensity) == (b.channels, b.intensity)

@@ -23,6 +23,7 @@ function clearAll(state) {
   for (const result of all(".dm-result")) result.innerHTML = "";
   clearTrust();
   showWindow(null);
+  clearStar();
   if (comparison.open) comparison.close();
   for (const name of ["#view", "#opacity", "#wipe", "#compare", "#download"]) if (get(name)) get(name).disabled = true;
   if (get("#measures")) {

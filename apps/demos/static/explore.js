@@ -1,4 +1,4 @@
-// The tab Explore: a picture beside earlier ones of the visit, with what the features of their patches hold.
+// The tab Explore: a picture beside earlier ones of the visit, with what the features of their patches hold; a map of the index.
 
 const EARLIER = 5;
 let visited = []; // [{key, image, number}], the newest first; the pictures stay in the page, their features on the server
@@ -8,6 +8,7 @@ let live = null; // the tiles of the mode "similarity"; their first image is the
 function showExplore(picture, result) {
   live = null;
   const panel = get("#explore");
+  if (result.mode === "map") placeStar(picture, result);
   const earlier = result.earlier.map((key) => visited.find((each) => each.key === key)).filter(Boolean);
   const shown = [{ image: viewer.picture, number: picture.number }, ...earlier];
   if (result.mode !== "none") panel.replaceChildren();
@@ -134,9 +135,185 @@ function exploreMatch(panel, result, shown) {
   exploreGrid(panel, [], hint);
 }
 
+// ---- map of the index
+
+const GRID = 24; // thumbnails of a request
+let plane = null, mapped = null; // {method, rows, columns} of the map that is shown
+let chosenPoints = [], shownThumbs = 0, pointed = -1, fetchingThumbs = false;
+const thumbs = new Map(); // place on the map -> data URL, or null for a missing file; at most 500
+
+const askServer = async (name, request) => {
+  try {
+    return await server[name]({ id: newId(), ...request });
+  } catch (problem) {
+    return { error: TEXT.server_lost };
+  }
+};
+
+function showMap(isShown) {
+  if (!get("#map")) return;
+  get("#map").hidden = !isShown;
+  if (isShown) loadMap();
+}
+
+/** Load the points by the method that is chosen, unless they are there. */
+async function loadMap() {
+  const method = get("#map-method").value;
+  if (!plane) plane = new MapPlane(get("#map-canvas"), pointAt, showChosen);
+  if (mapped && mapped.method === method) return plane.draw();
+  const status = get("#map-status");
+  let answer;
+  do {
+    status.textContent = TEXT.map_computing;
+    answer = await askServer("map_points", { method });
+    if (answer.computing) await new Promise((resolve) => setTimeout(resolve, 500));
+    if (get("#map").hidden || get("#map-method").value !== method) return;
+  } while (answer.computing);
+  if (!answer.points) {
+    status.textContent = TEXT.map_failed;
+    return;
+  }
+  const column = mapped ? get("#map-column").value : answer.chosen;
+  mapped = { method, total: answer.total, rows: new Uint32Array(fromBase64(answer.rows).buffer), columns: {} };
+  for (const [name, { names, groups }] of Object.entries(answer.columns)) mapped.columns[name] = { names, groups: fromBase64(groups) };
+  plane.setPoints(Float32Array.from(new Uint16Array(fromBase64(answer.points).buffer), (value) => value / 65535));
+  plane.setStar(null);
+  get("#map-column").replaceChildren(...Object.keys(mapped.columns).map((name) => new Option(name, name)));
+  if (column) get("#map-column").value = column;
+  colourMap();
+  showChosen([]);
+  status.textContent = write("map_ready", { count: count(mapped.rows.length), total: count(mapped.total) });
+  get("#map").dataset.ready = method;
+  if (current && current.path) ask(["explore"]); // for its star
+}
+
+function colourMap() {
+  const { names, groups } = mapped.columns[get("#map-column").value] || { names: [], groups: new Uint8Array(mapped.rows.length) };
+  plane.setGroups(groups);
+  listGroups(get("#map-legend"), plane, names, groups);
+}
+
+/** Show the place of the picture; an answer of another projection is left out. */
+function placeStar(picture, result) {
+  if (!plane || !mapped || mapped.method !== result.method) return;
+  plane.setStar(result.star);
+  get("#map").dataset.star = result.star ? picture.number : "";
+}
+
+/** Remove the place of a picture that is no longer shown. */
+function clearStar() {
+  if (!plane) return;
+  plane.setStar(null);
+  get("#map").dataset.star = "";
+}
+
+/** Load the thumbnails of places that are not here yet. */
+async function loadThumbs(places) {
+  const missing = places.filter((at) => !thumbs.has(at));
+  if (!missing.length) return;
+  const answer = await askServer("map_thumbnails", { places: missing });
+  (answer.thumbnails || []).forEach((image, at) => thumbs.set(missing[at], image));
+  while (thumbs.size > 500) thumbs.delete(thumbs.keys().next().value);
+}
+
+function thumbOf(at) {
+  if (!thumbs.get(at)) {
+    const text = document.createElement("span");
+    text.textContent = thumbs.has(at) ? TEXT.map_missing : "…";
+    return text;
+  }
+  const image = document.createElement("img");
+  image.src = thumbs.get(at);
+  image.alt = pointName(at);
+  return image;
+}
+
+const pointName = (at) => write("map_point", { row: mapped.rows[at] });
+const pointValues = (at) => Object.entries(mapped.columns).map(([name, { names, groups }]) => `${name}: ${names[groups[at]]}`);
+
+/** Show the image under the pointer or the cross; its thumbnail follows when it is loaded. */
+function pointAt(at, x, y) {
+  const tip = get("#map-tip");
+  pointed = at;
+  tip.hidden = at < 0;
+  if (at < 0) return;
+  tip.replaceChildren(thumbOf(at), ...[pointName(at), ...pointValues(at)].map((text) => {
+    const line = document.createElement("div");
+    line.textContent = text;
+    return line;
+  }));
+  tip.style.left = `${Math.max(Math.min(x + 14, plane.canvas.clientWidth - tip.offsetWidth - 4), 0)}px`;
+  tip.style.top = `${Math.max(Math.min(y + 14, plane.canvas.clientHeight - tip.offsetHeight - 4), 0)}px`;
+  if (!thumbs.has(at)) fetchPointed();
+}
+
+/** Load the thumbnail of the image that is pointed at; one request at a time, for the newest. */
+async function fetchPointed() {
+  if (fetchingThumbs) return;
+  fetchingThumbs = true;
+  while (pointed >= 0 && !thumbs.has(pointed)) {
+    const at = pointed;
+    await loadThumbs([at]);
+    if (!thumbs.has(at)) break; // the server does not answer
+    if (pointed === at) get("#map-tip").firstChild.replaceWith(thumbOf(at));
+  }
+  fetchingThumbs = false;
+}
+
+function showChosen(numbers) {
+  chosenPoints = numbers;
+  shownThumbs = 0;
+  get("#map-grid").replaceChildren();
+  get("#map-clear").disabled = get("#map-save").disabled = !numbers.length;
+  get("#map-more").hidden = true;
+  if (mapped) get("#map-status").textContent = write("map_selected", { count: count(numbers.length), total: count(mapped.rows.length) });
+  if (numbers.length) showMore();
+}
+
+/** Add thumbnails of the selection to the grid. */
+async function showMore() {
+  const chosen = chosenPoints, places = chosen.slice(shownThumbs, shownThumbs + GRID);
+  get("#map-more").hidden = true;
+  await loadThumbs(places);
+  if (chosen !== chosenPoints) return; // another selection
+  shownThumbs += places.length;
+  get("#map-grid").append(...places.map((at) => {
+    const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+    const column = mapped.columns[get("#map-column").value];
+    caption.textContent = column ? column.names[column.groups[at]] : pointName(at);
+    figure.className = "case";
+    figure.title = [pointName(at), ...pointValues(at)].join(", ");
+    figure.append(thumbOf(at), caption);
+    return figure;
+  }));
+  get("#map-more").hidden = shownThumbs >= chosen.length;
+}
+
+if (get("#map")) {
+  get("#map-method").addEventListener("change", loadMap);
+  get("#map-column").addEventListener("change", colourMap);
+  get("#map-fit").addEventListener("click", () => plane.fit());
+  get("#map-all").addEventListener("click", () => plane.selectVisible());
+  get("#map-clear").addEventListener("click", () => plane.clear());
+  get("#map-more").addEventListener("click", showMore);
+  get("#map-move").addEventListener("click", (event) => {
+    plane.moving = !plane.moving;
+    event.target.setAttribute("aria-pressed", plane.moving);
+    get(".map-plane").classList.toggle("map-moving", plane.moving);
+  });
+  get("#map-save").addEventListener("click", async () => {
+    const answer = await askServer("map_save", { places: chosenPoints });
+    if (answer.csv) saveText(answer.csv, answer.name);
+    else get("#map-status").textContent = TEXT.server_lost;
+  });
+}
+
 if (get("#explore-mode")) {
   const stage = get(".dm-stage"), onlyPca = get("#explore-foreground").closest("label");
-  const follow = () => { onlyPca.hidden = get("#explore-mode").value !== "pca"; };
+  const follow = () => {
+    onlyPca.hidden = get("#explore-mode").value !== "pca";
+    showMap(get("#explore-mode").value === "map");
+  };
   get("#explore-mode").addEventListener("change", follow);
   follow();
   stage.addEventListener("pointermove", (event) => {
