@@ -28,6 +28,14 @@ def slices(
     neighbours: Annotated[
         bool, Option("--neighbours", help="Channels are the slice before, the slice and the slice after it (2.5D).")
     ] = False,
+    masks: Annotated[
+        Path | None,
+        Option(
+            "--masks",
+            help="NIfTI files and DICOM segmentations of the volumes: a folder or a file. They are matched by name or "
+            "by the referenced series, and refused if their voxels are not those of the volume.",
+        ),
+    ] = None,
     keep_ids: Annotated[
         bool,
         Option("--keep-ids", help="Use names of files and folders and IDs of patients and studies, not numbers."),
@@ -40,9 +48,10 @@ def slices(
 
     Volumes are NIfTI files (.nii, .nii.gz) and DICOM series. The slices of a series are sorted by their positions in
     the patient; a series with missing or doubled slices, several orientations or several patients is not used.
-    manifest.csv has the columns volume, slice (number from 0) and the spacing in mm, and volumes.json the geometry of
-    each volume. All other commands read the manifest. If a volume cannot be used, it is listed with its reason, the
-    others are written, and the exit code is 1. After an interruption nothing half-written stays. For research use only.
+    manifest.csv has the columns volume, slice (number from 0), mask and the spacing in mm, and volumes.json the
+    geometry of each volume. All other commands read the manifest. If a volume or a mask cannot be used, it is listed
+    with its reason, the others are written, and the exit code is 1. After an interruption nothing half-written stays.
+    For research use only.
     """
     arguments = locals()
     from dinomed.apps.api.data.slices import slices as write_slices
@@ -58,10 +67,11 @@ def slices(
         "volumes": written.volumes,
         "groups": len(set(written.manifest.groups())),
         "slices": len(written.manifest),
+        "masks": sum(mask is not None for mask in written.manifest.column("mask")),
         "problems": [{"volume": volume, "reason": reason} for volume, reason in written.problems],
         "note": RESEARCH_USE,
     }
-    rows = [(name, report[name]) for name in ("groups", "slices")]
+    rows = [(name, report[name]) for name in ("groups", "slices", "masks")]
     rows = [("volumes", len(written.volumes)), *rows]
     rows += [(f"problem: {reason}", count) for reason, count in Counter(r for _, r in written.problems).items()]
     emit(report, as_json, build_table(("", "count"), rows, title=str(report["manifest"])))

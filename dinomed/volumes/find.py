@@ -71,7 +71,7 @@ def find_volumes(paths: Sequence[Path]) -> VolumeSearch:
     dicom = []
     for file in files.values():
         if is_nifti(file):
-            search.sources.append(VolumeSource(file, _stem(file)))
+            search.sources.append(VolumeSource(file, file_stem(file)))
         elif is_dicom(file):
             dicom.append(file)
         else:
@@ -125,7 +125,8 @@ def _add_file(path: str, answer: object, series: dict[str, list[DicomFrame]], se
         )
 
 
-def _stem(file: Path) -> str:
+def file_stem(file: Path) -> str:
+    """Return the name of a NIfTI file without its suffix."""
     name = file.name
     suffix = next(suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(suffix))
     return name[: -len(suffix)] or "volume"

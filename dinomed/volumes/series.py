@@ -70,14 +70,29 @@ def read_places(path: str) -> tuple[dict[str, Any], None]:
             raise NotAnImage(path, "a DICOM segmentation, not an image")
         if int(elements.get("SamplesPerPixel") or 1) != 1 or elements.get("PhotometricInterpretation") != "MONOCHROME2":
             raise DinomedError("a DICOM in colour or MONOCHROME1; a volume has MONOCHROME2")
-        shared = (elements.get(FUNCTIONAL_GROUPS[0]) or [None])[0]
-        groups = list(elements.get(FUNCTIONAL_GROUPS[1]) or [None])
-        if int(elements.get("NumberOfFrames") or 1) != len(groups):
-            raise DinomedError("a DICOM of several frames without their positions; a volume needs them")
-        places = [[_numbers(elements, group, shared, name) for name in _PLACES] for group in groups]
+        places = _frame_places(elements)
         ids = {name: str(elements.get(name) or "") or None for name in _IDS}
         size = [int(elements.Rows), int(elements.Columns)]
     return {"ids": ids, "size": size, "places": places}, None
+
+
+def read_frame_places(path: str) -> list[list[list[float]]]:
+    """Return position, orientation and spacing of each frame of a file, such as a segmentation.
+
+    Raises:
+        UnreadableImage: the file is damaged, or a frame has no position.
+    """
+    elements = read_elements(path, MAX_PIXELS, tags=_PLACES)
+    with reading_dicom(path):
+        return _frame_places(elements)
+
+
+def _frame_places(elements: Any) -> list[list[list[float]]]:
+    shared = (elements.get(FUNCTIONAL_GROUPS[0]) or [None])[0]
+    groups = list(elements.get(FUNCTIONAL_GROUPS[1]) or [None])
+    if int(elements.get("NumberOfFrames") or 1) != len(groups):
+        raise DinomedError("a DICOM of several frames without their positions; a volume needs them")
+    return [[_numbers(elements, group, shared, name) for name in _PLACES] for group in groups]
 
 
 def _numbers(elements: Any, group: Any, shared: Any, name: str) -> list[float]:

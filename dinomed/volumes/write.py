@@ -21,13 +21,15 @@ from dinomed.io.publish import READY_FILE, publish
 from dinomed.log import logger
 from dinomed.progress import bar
 from dinomed.volumes.find import VolumeSearch, VolumeSource
-from dinomed.volumes.geometry import Axis, slices_of
+from dinomed.volumes.geometry import Axis, Grid, slices_of
+from dinomed.volumes.masks import MaskFiles, read_mask_volume
 from dinomed.volumes.read import read_volume
 from dinomed.volumes.records import VOLUMES_FILE, record_of
 from dinomed.volumes.windows import Window, apply_window, measured_window
 
 MANIFEST_FILE = "manifest.csv"
-_RESERVED = (MANIFEST_FILE, VOLUMES_FILE, READY_FILE)
+_MASKS = "masks"
+_RESERVED = (MANIFEST_FILE, VOLUMES_FILE, READY_FILE, _MASKS)
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,17 @@ class _Names:
 
 
 def write_slices(
-    search: VolumeSearch, out: str | Path, settings: SliceSettings, *, keep_ids: bool = False, overwrite: bool = False
+    search: VolumeSearch,
+    out: str | Path,
+    settings: SliceSettings,
+    *,
+    masks: MaskFiles | None = None,
+    keep_ids: bool = False,
+    overwrite: bool = False,
 ) -> SlicesResult:
     """Write the slices of volumes as VOLUME/NUMBER.png, with their manifest and the geometry of the volumes.
+
+    The slices of masks are label maps, masks/VOLUME/NUMBER.png. A volume whose mask cannot be used has none.
 
     The folder is filled at the end: after an interruption it holds no half of a result.
 
@@ -102,6 +112,7 @@ def write_slices(
         search: the volumes, and the problems of the search.
         out: output folder.
         settings: axis, windows and channels.
+        masks: files of masks.
         keep_ids: use names of files and identifiers of patients, instead of numbers.
         overwrite: replace an earlier result in `out`.
 
@@ -118,19 +129,22 @@ def write_slices(
             logger.info(f"files that are left out: {count} ({reason})")
         for source, names in zip(search.sources, _name(search.sources, keep_ids), strict=True):
             try:
-                _write_volume(source, names, stage, settings, tables)
+                _write_volume(source, names, stage, settings, tables, _find_mask(source, masks, search, tables))
             except UnreadableImage as error:
                 tables.report(source.path, error.reason)
             except DinomedError as error:
                 tables.report(source.path, str(error))
+        for path, reason in [] if masks is None else masks.problems + masks.unused():
+            tables.report(path, reason)
         if not tables.columns:
             path, reason = tables.problems[0]
             raise DinomedError(f"none of {len(tables.problems)} volumes can be used (the first: {path}: {reason})")
         write_manifest(build_manifest(tables.columns, stage), stage / MANIFEST_FILE)
         write_json(stage / VOLUMES_FILE, {"axis": settings.axis, "volumes": tables.records})
-        written = [*tables.columns["image"], MANIFEST_FILE, VOLUMES_FILE]
+        masks_written = [name for name in tables.columns["mask"] if name is not None]
+        written = [*tables.columns["image"], *masks_written, MANIFEST_FILE, VOLUMES_FILE]
         publish(stage, out, written, remove=[VOLUMES_FILE, MANIFEST_FILE, *earlier])
-        for folder in sorted({str(Path(name).parent) for name in earlier}, reverse=True):
+        for folder in [*sorted({str(Path(name).parent) for name in earlier}), _MASKS]:
             with contextlib.suppress(OSError):  # it holds other files, or slices of this result
                 (out / folder).rmdir()
     return SlicesResult(out, read_manifest(out / MANIFEST_FILE), tables.volumes, tables.problems)
@@ -167,8 +181,10 @@ def _unique(names: Sequence[str]) -> list[str]:
     return unique
 
 
-def _write_volume(source: VolumeSource, names: _Names, stage: Path, settings: SliceSettings, tables: _Tables) -> None:
-    """Write the slices of a volume, and add their rows and the record of the volume."""
+def _write_volume(
+    source: VolumeSource, names: _Names, stage: Path, settings: SliceSettings, tables: _Tables, mask: Path | None
+) -> None:
+    """Write the slices of a volume and of its mask, and add their rows and the record of the volume."""
     modality = source.identifier("Modality")
     if settings.in_hounsfield_units and modality not in (None, "CT"):
         raise DinomedError(f"its modality is {modality}, and named windows are in Hounsfield units; give LOW,HIGH")
@@ -176,6 +192,7 @@ def _write_volume(source: VolumeSource, names: _Names, stage: Path, settings: Sl
         volume = read_volume(source, progress.advance)
     windows = settings.windows or (measured_window(volume.values),)
     slices = slices_of(volume.values, volume.grid, settings.axis)
+    labels = _read_labels(mask, volume.grid, settings.axis, tables)
     spacing = [f"{value:.6g}" for value in volume.grid.picture_spacing_mm(settings.axis)]
     (stage / names.volume).mkdir()
     with bar(f"slices of {names.volume}", len(slices)) as progress:
@@ -184,16 +201,46 @@ def _write_volume(source: VolumeSource, names: _Names, stage: Path, settings: Sl
             name = f"{names.volume}/{number:05}.png"
             content = _png(pixels)
             (stage / name).write_bytes(content)
+            if labels is not None:
+                (stage / _MASKS / name).parent.mkdir(parents=True, exist_ok=True)
+                (stage / _MASKS / name).write_bytes(_png(labels[number]))
             tables.add_row(
                 image=name, sha256=hashlib.sha256(content).hexdigest(), width=pixels.shape[1], height=pixels.shape[0],
                 mode="L" if pixels.ndim == 2 else "RGB", format="PNG", bytes=len(content),
-                channels=1 if pixels.ndim == 2 else 3, bits=8, group=names.group, volume=names.volume,
-                slice=str(number), spacing_slices_mm=spacing[0], spacing_rows_mm=spacing[1],
-                spacing_columns_mm=spacing[2], study=names.study, modality=modality,
+                channels=1 if pixels.ndim == 2 else 3, bits=8, group=names.group,
+                mask=None if labels is None else f"{_MASKS}/{name}", volume=names.volume, slice=str(number),
+                spacing_slices_mm=spacing[0], spacing_rows_mm=spacing[1], spacing_columns_mm=spacing[2],
+                study=names.study, modality=modality,
             )  # fmt: skip
             progress.advance()
     tables.records[names.volume] = record_of(volume)
     tables.volumes[str(source.path)] = names.volume
+
+
+def _find_mask(source: VolumeSource, masks: MaskFiles | None, search: VolumeSearch, tables: _Tables) -> Path | None:
+    """Return the mask of a volume; None without one, or if several are reported."""
+    if masks is None:
+        return None
+    try:
+        mask = masks.find(source, alone=len(search.sources) == 1)
+    except DinomedError as error:
+        tables.report(source.path, str(error))
+        return None
+    if mask is None:
+        logger.info(f"{source.path}: no mask")
+    return mask
+
+
+def _read_labels(mask: Path | None, grid: Grid, axis: Axis, tables: _Tables) -> np.ndarray | None:
+    """Return the slices of a mask, uint8 or uint16 (slices, H, W); None without one, or if it is reported."""
+    if mask is None:
+        return None
+    try:
+        values = read_mask_volume(mask, grid)
+    except UnreadableImage as error:
+        tables.report(mask, error.reason)
+        return None
+    return slices_of(values if values.max(initial=0) > 255 else values.astype(np.uint8), grid, axis)
 
 
 def draw_slice(slices: np.ndarray, number: int, windows: Sequence[Window], neighbours: bool) -> np.ndarray:
@@ -224,7 +271,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _earlier_files(out: Path) -> list[str]:
-    """Return the slices of an earlier result in the output folder, which is being replaced.
+    """Return the slices and masks of an earlier result in the output folder, which is being replaced.
 
     Raises:
         UsageError: the tables in the folder are not those of an earlier result.
@@ -243,4 +290,5 @@ def _earlier_files(out: Path) -> list[str]:
         )
     rows = zip(*(manifest.column(name) for name in ("image", "volume", "slice")), strict=True)
     written = [(name, f"{volume}/{str(number).zfill(5)}.png") for name, volume, number in rows]
-    return [name for name, ours in written if name == ours and name.count("/") == 1]
+    slices = [name for name, ours in written if name == ours and name.count("/") == 1]
+    return slices + [f"{_MASKS}/{name}" for name in slices]

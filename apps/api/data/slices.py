@@ -19,6 +19,7 @@ def slices(
     axis: "Axis" = "axial",
     window: str | Sequence[str] = (),
     neighbours: bool = False,
+    masks: PathLike | None = None,
     keep_ids: bool = False,
     overwrite: bool = False,
 ) -> "SlicesResult":
@@ -37,6 +38,10 @@ def slices(
             soft_tissue, liver, bone, brain, stroke or subdural. Two or three windows become the channels. Without one
             they are the percentiles 0.5 and 99.5 of each volume.
         neighbours: the channels are the slice before, the slice and the slice after it (2.5D), by one window.
+        masks: a NIfTI file, a DICOM segmentation, or a folder of them. A NIfTI file belongs to the volume of its name
+            (or of its name and ``_0000``; of a series, of its folder), a DICOM segmentation to the series that it
+            references. The slices are label maps in the column ``mask``. Masks are aligned by geometry and never
+            resampled; one that does not align is refused.
         keep_ids: use names of files and folders and identifiers of patients and studies, instead of numbers.
         overwrite: replace an earlier result in `out`.
 
@@ -54,6 +59,7 @@ def slices(
     """
     from dinomed.volumes.find import find_volumes
     from dinomed.volumes.geometry import AXES
+    from dinomed.volumes.masks import find_masks, without_masks
     from dinomed.volumes.windows import has_named, parse_windows
     from dinomed.volumes.write import SliceSettings, write_slices
 
@@ -65,4 +71,8 @@ def slices(
         raise UsageError(f"`neighbours=True` makes channels of slices, and {len(windows)} windows too; give one window")
     search = find_volumes([Path(path) for path in ([volumes] if isinstance(volumes, str | Path) else volumes)])
     settings = SliceSettings(axis, tuple(windows), has_named(texts), neighbours)
-    return write_slices(search, out, settings, keep_ids=keep_ids, overwrite=overwrite)
+    mask_files = None
+    if masks is not None:
+        mask_files = find_masks(Path(masks))
+        search.sources = without_masks(search.sources, mask_files)
+    return write_slices(search, out, settings, masks=mask_files, keep_ids=keep_ids, overwrite=overwrite)

@@ -1,0 +1,230 @@
+"""Masks of volumes: NIfTI label maps and DICOM segmentations, matched with their volumes and aligned by geometry.
+
+Nothing is resampled: a mask whose voxels are not those of its volume is refused.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomed.datasets.scan.walk import list_files
+from dinomed.errors import DinomedError, UsageError
+from dinomed.images.decode import MAX_PIXELS, UnreadableImage
+from dinomed.images.dicom.elements import is_dicom, is_segmentation, read_elements, reading_dicom
+from dinomed.images.dicom.segmentation import read_segmentation
+from dinomed.isolation.pool import shared_pool
+from dinomed.volumes.find import VolumeSource, file_stem
+from dinomed.volumes.geometry import Grid, lps_to_ras, voxel_places
+from dinomed.volumes.nifti import is_nifti
+from dinomed.volumes.read import read_nifti_isolated
+from dinomed.volumes.series import read_frame_places
+
+_MISALIGNED = (
+    "does not align with its volume (other voxels by shape, spacing, position or orientation), and is not resampled; "
+    "resample it to the grid of the volume"
+)
+_FIRST_CHANNEL = "_0000"
+"""Suffix of the images of nnU-Net, which their masks do not have."""
+
+
+@dataclass
+class MaskFiles:
+    """Files of masks.
+
+    Attributes:
+        place: the path that the user passed.
+        by_name: path of each NIfTI file by its name without suffix.
+        by_series: paths of the DICOM segmentations by the Series Instance UID that they reference.
+        problems: (path, reason) of files that cannot be used.
+        used: the files that belong to a volume.
+    """
+
+    place: Path
+    by_name: dict[str, Path] = field(default_factory=dict)
+    by_series: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    used: set[Path] = field(default_factory=set)
+
+    def find(self, source: VolumeSource, alone: bool) -> Path | None:
+        """Return the mask of a volume, or None.
+
+        Args:
+            alone: the volume is the only one, so that a mask that was given as one NIfTI file belongs to it.
+
+        Raises:
+            DinomedError: several files are masks of the volume.
+        """
+        names = (source.name, source.name.removesuffix(_FIRST_CHANNEL))
+        masks = {self.by_name[name] for name in names if name in self.by_name}
+        masks |= set(self.by_series.get(source.identifier("SeriesInstanceUID") or "", []))
+        if alone and self.place.is_file() and is_nifti(self.place):
+            masks.add(self.place)
+        self.used |= masks
+        if len(masks) > 1:
+            raise DinomedError(f"{len(masks)} masks of one volume ({', '.join(sorted(map(str, masks)))}); give one")
+        return masks.pop() if masks else None
+
+    def unused(self) -> list[tuple[str, str]]:
+        """Return the masks that belong to no volume, each with the reason."""
+        unnamed = [(str(path), "a mask without a volume of its name") for path in self.by_name.values()]
+        series = [
+            (str(path), "a DICOM segmentation of another series") for paths in self.by_series.values() for path in paths
+        ]
+        return [(path, reason) for path, reason in unnamed + series if Path(path) not in self.used]
+
+
+def without_masks(sources: Sequence[VolumeSource], masks: MaskFiles) -> list[VolumeSource]:
+    """Return the volumes that are not masks themselves, for a folder of masks inside the folder of the volumes.
+
+    Raises:
+        UsageError: all are masks.
+    """
+    files = {path.resolve() for path in masks.by_name.values()}
+    volumes = [source for source in sources if source.path.resolve() not in files]
+    if sources and not volumes:
+        raise UsageError(f"`masks={masks.place}` holds all the volumes; give a folder of masks only")
+    return volumes
+
+
+def find_masks(place: Path) -> MaskFiles:
+    """Return the masks at a path: a NIfTI file, a DICOM segmentation, or a folder of them.
+
+    Raises:
+        UsageError: the path does not exist or holds no mask.
+    """
+    if not place.exists():
+        raise UsageError(f"`masks={place}` does not exist; give a NIfTI file, a DICOM segmentation or a folder of them")
+    masks = MaskFiles(place)
+    paths = [place]
+    if place.is_dir():
+        names, masks.problems = list_files(place)
+        paths = [place / name for name in names]
+    for path in paths:
+        if is_nifti(path):
+            name = file_stem(path)
+            if name in masks.by_name:
+                masks.problems.append((str(path), f"a second mask of the name {name}"))
+            masks.by_name.setdefault(name, path)
+        elif is_dicom(path):
+            _add_segmentation(path, masks)
+    if not masks.by_name and not masks.by_series and not masks.problems:
+        raise UsageError(f"`masks={place}` holds no NIfTI file and no DICOM segmentation")
+    return masks
+
+
+def _add_segmentation(path: Path, masks: MaskFiles) -> None:
+    answer = shared_pool().run("dinomed.volumes.masks:read_referenced_series", [[str(path.absolute())]])[0]
+    if isinstance(answer, UnreadableImage):
+        if not answer.reason.startswith("DICOM without pixels"):  # such as a report
+            masks.problems.append((str(path), answer.reason))
+    elif answer[0] is not None:
+        masks.by_series[answer[0]].append(path)
+
+
+def read_referenced_series(path: str) -> tuple[str | None, None]:
+    """Read the Series Instance UID that a DICOM segmentation references; for the decoding process.
+
+    Returns:
+        The UID; None for a DICOM file that is no segmentation.
+
+    Raises:
+        UnreadableImage: the file is damaged, or a segmentation that references no series.
+    """
+    elements = read_elements(path, MAX_PIXELS, tags=("ReferencedSeriesSequence",))
+    with reading_dicom(path):
+        if not is_segmentation(elements):
+            return None, None
+        series = (elements.get("ReferencedSeriesSequence") or [None])[0]
+        uid = series.get("SeriesInstanceUID") if series is not None else None
+        if not uid:
+            raise DinomedError("a DICOM segmentation that references no series; it belongs to no volume")
+        return str(uid), None
+
+
+def read_segments(path: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Read the frames of a DICOM segmentation and their places; for the decoding process.
+
+    Returns:
+        `segments`, the number of the segment of each frame (0: the frame is a label map), `places` as of
+        `read_frame_places`; and the frames, (frames, rows, columns).
+
+    Raises:
+        UnreadableImage: as `read_segmentation`, or a frame has no position.
+    """
+    segmentation = read_segmentation(path)
+    return {"segments": list(segmentation.segments), "places": read_frame_places(path)}, segmentation.frames
+
+
+def read_mask_volume(path: Path, grid: Grid) -> np.ndarray:
+    """Return a mask in the voxels of its volume, uint16 of the shape of `grid`.
+
+    Raises:
+        UnreadableImage: the file is damaged or no label map, does not align with the volume, or its segments overlap.
+    """
+    mask = np.zeros(grid.shape, np.uint16)
+    if is_nifti(path):
+        facts, values = read_nifti_isolated(VolumeSource(path, ""), is_mask=True)
+        if values.size != mask.size or not _put(mask, values, grid, np.array(facts["affine"])):
+            raise UnreadableImage(path, _MISALIGNED)
+        return mask
+    answer = shared_pool().run("dinomed.volumes.masks:read_segments", [[str(path.absolute())]])[0]
+    if isinstance(answer, UnreadableImage):
+        raise UnreadableImage(path, answer.reason)
+    facts, frames = answer
+    assert frames is not None
+    for frame, segment, place in zip(frames, facts["segments"], facts["places"], strict=True):
+        labels = (frame.T[..., None] > 0) * np.uint16(segment) if segment else frame.T[..., None].astype(np.uint16)
+        affine = _frame_affine(grid, *place)
+        try:
+            is_inside = affine is not None and _put(mask, labels, grid, affine)
+        except DinomedError as error:
+            raise UnreadableImage(path, str(error)) from None
+        if not is_inside:
+            raise UnreadableImage(path, _MISALIGNED)
+    return mask
+
+
+def _put(mask: np.ndarray, labels: np.ndarray, grid: Grid, affine: np.ndarray) -> bool:
+    """Write the labels of another grid into a mask; return False if its voxels are not voxels of the mask.
+
+    Raises:
+        DinomedError: a voxel has another label already.
+    """
+    places = voxel_places(grid, labels.shape, affine)
+    if places is None:
+        return False
+    order = [int(np.flatnonzero(row)[0]) for row in places[:, :3]]
+    indices = [
+        places[axis, 3] + places[axis, source] * np.arange(labels.shape[source]) for axis, source in enumerate(order)
+    ]
+    if any(index.min() < 0 or index.max() >= size for index, size in zip(indices, mask.shape, strict=True)):
+        return False
+    part = np.ix_(*indices)
+    labels, before = labels.transpose(order), mask[part]
+    if ((before > 0) & (labels > 0)).any():
+        raise DinomedError("the segments overlap; a label map has one class at each voxel")
+    mask[part] = np.maximum(before, labels)
+    return True
+
+
+def _frame_affine(
+    grid: Grid, position: Sequence[float], orientation: Sequence[float], spacing: Sequence[float]
+) -> np.ndarray | None:
+    """Return the affine of a frame (column, row, 0), whose third axis is that of `grid` along which no row and no
+    column lies; None if there is no such axis.
+    """
+    affine = np.eye(4)
+    affine[:3] = np.stack(
+        [np.array(orientation[:3]) * spacing[1], np.array(orientation[3:]) * spacing[0], np.zeros(3), position], axis=1
+    )
+    affine = lps_to_ras(affine)
+    steps = np.rint(np.linalg.inv(grid.affine[:3, :3]) @ affine[:3, :2])
+    across = np.flatnonzero(~steps.any(axis=1))
+    if len(across) != 1:
+        return None
+    affine[:3, 2] = grid.affine[:3, across[0]]
+    return affine
