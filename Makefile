@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c '$(TRY_PYTHON)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-long lint types site format constraints lock bill-of-materials clean
+.PHONY: help install quickstart test test-long lint types site format constraints lock floors bill-of-materials clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,16 @@ constraints: $(VENV)/.installed-dev ## Write the versions in .venv to constraint
 	{ grep '^#' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
 		| grep -E '^[A-Za-z0-9._-]+==' | grep -viE '^(dinomed|nvidia-|cuda-|triton|uv=)'; } > constraints.new
 	mv constraints.new constraints.txt
+
+# The lowest version of each requirement of pyproject.toml, and the newest of all others, in an environment of its own.
+FLOORS := .venv-floors
+FLOOR_TESTS := tests/io tests/layers tests/images tests/backbones tests/features tests/metrics tests/adapters/heads
+
+floors: ## Install the lowest versions of pyproject.toml into .venv-floors, and run core tests (needs a package index)
+	$(PYTHON) -m venv --clear $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=$(FLOORS) $(FLOORS)/bin/uv pip install --resolution lowest-direct --editable '.[test]'
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -m "not long and not browser" $(FLOOR_TESTS) $(ARGS)
 
 # Without the extras `umap`, `mlflow` and `wandb`, which are not in the tested set. The marks of the lines cover other systems and versions.
 lock: $(VENV)/.installed-dev ## Write requirements.lock: all versions of constraints.txt with hashes (needs a package index)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 try:
     import fcntl
-except ImportError:  # Windows: no locks there
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from dinomed.errors import DinomedError, UsageError, system_reason
@@ -148,10 +148,14 @@ def check_free(folder: str | Path) -> None:
     Raises:
         DinomedError: another process holds the lock.
     """
-    if fcntl is None or not (Path(folder) / LOCK_FILE).is_file():
+    path = Path(folder) / LOCK_FILE
+    if not path.is_file():
         return
-    with contextlib.suppress(OSError), open(Path(folder) / LOCK_FILE) as file:
-        try:
+    if fcntl is None:
+        with contextlib.suppress(OSError), locked(folder):
+            return
+    with contextlib.suppress(OSError), open(path) as file:
+        try:  # a shared lock, which filelock does not offer: two checks at once must not see each other
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             raise _in_use(folder) from None
@@ -165,7 +169,7 @@ def _in_use(folder: str | Path) -> DinomedError:
 def locked(
     folder: str | Path, name: str = LOCK_FILE, *, wait: bool = False, called: str | Path | None = None
 ) -> Iterator[None]:
-    """Lock `folder` against other processes; create it if needed. The lock ends with the process.
+    """Lock `folder` against other processes; create it if needed. The lock ends with the process, also if it is killed.
 
     Args:
         folder: folder of the lock file.
@@ -176,34 +180,25 @@ def locked(
     Raises:
         DinomedError: another process holds the lock (unless `wait`), or the folder cannot be written.
     """
+    from filelock import FileLock, Timeout  # takes a tenth of a second, which `dinomed --help` need not wait for
+
     folder = Path(folder)
+    lock = FileLock(folder / name, thread_local=False, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / name, "a")  # noqa: SIM115 (closed below, after its own errors)
-    except OSError as error:
-        raise DinomedError(f"cannot write in {folder}: {system_reason(error)}") from None
-    with file:
-        if fcntl is None:
-            yield
-            return
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            lock.acquire(blocking=False)  # refused too if the other process has just finished and removed the file
+        except Timeout:
             if not wait:
                 raise _in_use(called or folder) from None
             logger.info(f"waiting for another process that uses {folder}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if not _is_still(folder / name, file.fileno()):  # the other process has just finished and removed it
-            raise _in_use(called or folder)
-        yield
-
-
-def _is_still(path: Path, handle: int) -> bool:
-    """Return whether `path` still names the open file `handle`."""
+            lock.acquire()
+    except OSError as error:
+        raise DinomedError(f"cannot write in {folder}: {system_reason(error)}") from None
     try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dinomed.errors import DinomedError, UsageError
+from dinomed.io import output_folder
 from dinomed.io.files import append_text, sync, write_text
 from dinomed.io.output_folder import check_free, locked, prepare_output
 
@@ -54,17 +55,66 @@ def test_a_free_folder_is_neither_made_nor_changed(tmp_path: Path) -> None:
 
 def test_a_lock_that_its_holder_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opened before, locked after: two could hold the same folder, by two files of that name."""
-    from dinomed.io import output_folder
-
-    real = output_folder.fcntl.flock
+    fcntl = pytest.importorskip("fcntl")
+    real = fcntl.flock
 
     def removed(file: object, how: int) -> None:
         real(file, how)
-        (tmp_path / ".lock").unlink()
+        (tmp_path / ".lock").unlink(missing_ok=True)
 
-    monkeypatch.setattr(output_folder.fcntl, "flock", removed)
+    monkeypatch.setattr(fcntl, "flock", removed)
     with pytest.raises(DinomedError, match="in use"), locked(tmp_path):
         pass
+
+
+def test_the_lock_of_a_killed_process_is_free_although_its_workers_live(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom dinomed.io.output_folder import locked\n"
+        "with locked(sys.argv[1]):\n"
+        "    parent = os.getpid()\n"
+        "    if os.fork() == 0:\n"
+        "        os.kill(parent, 9)\n        print('held', flush=True)\n        sys.stdin.read()\n        os._exit(0)\n"
+        "    sys.stdin.read()\n"
+    )
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert process.wait(timeout=300) == -9
+        with locked(tmp_path):  # while the forked worker waits for its input
+            pass
+        check_free(tmp_path)
+
+
+def test_without_fcntl_a_folder_in_use_is_seen_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where a lock can only be tried."""
+    monkeypatch.setattr(output_folder, "fcntl", None)
+    with held_by_another(tmp_path):
+        for refused in (lambda: check_free(tmp_path), lambda: prepare_output(tmp_path, marker="config.yaml")):
+            with pytest.raises(DinomedError, match="is in use by another process"):
+                refused()
+    check_free(tmp_path)
+    assert prepare_output(tmp_path, marker="config.yaml") == tmp_path
+    check_free(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_waiting_for_a_lock_takes_it_when_the_other_process_has_ended(tmp_path: Path) -> None:
+    with held_by_another(tmp_path):
+        with pytest.raises(DinomedError, match="in use"), locked(tmp_path):
+            pass
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", HOLD.replace("sys.argv[1]", "sys.argv[1], wait=True"), str(tmp_path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert waiting.stdout is not None
+    assert waiting.stdout.readline() == "held\n"
+    with pytest.raises(DinomedError, match="in use"), locked(tmp_path):
+        pass
+    waiting.communicate("\n", timeout=300)
 
 
 def test_a_full_disk_names_the_log() -> None:

@@ -138,7 +138,6 @@ def test_a_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_of_two_processes_one_writes_and_the_other_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
     code = (
         "import sys\nfrom pathlib import Path\nfrom dinomed.io.output_folder import open_output_folder\n"
         "from dinomed.io.publish import publish\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
@@ -89,3 +90,50 @@ def test_the_lock_holds_all_that_pyproject_asks_for() -> None:
     for requirement in requirements:
         version = locked[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} is not satisfied by the lock: {version}"
+
+
+def floor_of(requirement: Requirement) -> Version:
+    """The lowest version that a requirement names.
+
+    Raises:
+        ValueError: it names none, or more than one.
+    """
+    floors = [Version(part.version) for part in requirement.specifier if part.operator in (">=", "==", "~=")]
+    if len(floors) != 1:
+        raise ValueError(f"{requirement} has {len(floors)} lowest versions; give one, as in NAME>=1.2")
+    return floors[0]
+
+
+def test_each_requirement_has_a_lowest_version_that_is_not_above_the_tested_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    tested = pinned_versions(ROOT / "constraints.txt")
+    texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
+    floors = {text: floor_of(Requirement(text)) for text in texts if not text.startswith(("dinomed[", "types-"))}
+    assert len(floors) > 40
+    too_high = {
+        text: tested[name]
+        for text, floor in floors.items()
+        if (name := canonicalize_name(Requirement(text).name)) in tested and floor > Version(tested[name])
+    }
+    assert too_high == {}
+
+
+@pytest.mark.parametrize("text", ["torch", "torch<3", "torch>=2,>=2.1"])
+def test_a_requirement_without_one_lowest_version_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="give one, as in NAME"):
+        floor_of(Requirement(text))
+
+
+def test_the_page_names_the_lowest_versions_that_pyproject_has() -> None:
+    """The ranges that were found too wide when the lowest versions were run."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    requirements = map(Requirement, [*project["dependencies"], *extras["dicom"]])
+    floors = {requirement.name: str(floor_of(requirement)) for requirement in requirements}
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    part = page[
+        page.index("The ranges of `pyproject.toml`") : page.index("segmentation-models-pytorch has an upper bound")
+    ]
+    rows = re.findall(r"^\| ([\w-]+) \| (\d[\d.]*) \|", part, re.MULTILINE)
+    assert len(rows) >= 5
+    assert {name: floors.get(name) for name, _ in rows} == dict(rows)
