@@ -1,17 +1,20 @@
 """Upload of an export to a repository of the Hugging Face hub; the only place where dinomed sends files."""
 
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
 from dinomed.adapters.export.run import REPORT_FILE
-from dinomed.errors import DinomedError, UsageError, first_line
+from dinomed.errors import DinomedError, UsageError, first_line, system_reason
 from dinomed.io.files import sha256_file
 from dinomed.io.output_folder import LOCK_FILE
 from dinomed.log import logger
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _CREATED_BY_HUB = {".gitattributes"}
+_OF_CONNECTIONS = (ConnectionError, TimeoutError, socket.gaierror)
+"""Errors of the system that concern the network, not a file."""
 
 
 def check_push(repository: str | None, public: bool) -> None:
@@ -136,6 +139,12 @@ def _refusal(error: Exception, repository: str, folder: Path) -> DinomedError:
             f"the token may not write to {organisation} (403); use a token with write permission, or another "
             f"organisation; {kept}"
         )
+    if status == 404:
+        return UsageError(
+            f"the hub knows no {organisation} to which the token may write (404); check the name of `push`; {kept}"
+        )
     if status is not None:
         return DinomedError(f"the hub refuses the upload to {repository} ({status}); try again later; {kept}")
+    if isinstance(error, OSError) and error.errno and not isinstance(error, _OF_CONNECTIONS):
+        return DinomedError(f"the upload to {repository} stopped: {system_reason(error)}; {kept}")
     return DinomedError(f"{constants.ENDPOINT} cannot be reached ({first_line(error, 100)}); {kept}")

@@ -72,10 +72,11 @@ class RunLog:
         rows: list[tuple[int, dict[str, Any]]] = []
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines() if first_step else []
-            kept = [line for line in lines if _step_of(line) <= first_step]
+            parsed = [(line, row) for line in lines if (row := _parse_line(line)) is not None]
+            kept = [(line, row) for line, row in parsed if row[0] <= first_step]
             with replacing(self.path) as temporary:
-                temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8", newline="\n")
-            rows = [_split_step(json.loads(line)) for line in kept]
+                temporary.write_text("".join(line + "\n" for line, _ in kept), encoding="utf-8", newline="\n")
+            rows = [row for _, row in kept]
         self._loggers = LoggerGroup(
             config.run.loggers,
             LoggedRun(folder, folder.resolve().name, run_parameters(config), first_step),
@@ -97,23 +98,19 @@ class RunLog:
         self._loggers.close()
 
 
-def _split_step(line: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Return the step of a line of the log and its other values."""
-    return int(line["step"]), {name: value for name, value in line.items() if name != "step"}
+def _parse_line(line: str) -> tuple[int, dict[str, Any]] | None:
+    """Return the step of a line of the log and its other values; None for a line that was cut off by a kill."""
+    try:
+        values = json.loads(line)
+        return int(values["step"]), {name: value for name, value in values.items() if name != "step"}
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _pictures(folder: Path, last_step: int) -> list[tuple[int, str, Path]]:
     """Return the PCA pictures of a run folder up to a step."""
     paths = [path for path in sorted((folder / PCA).glob("*.png")) if path.stem.isdecimal()]
     return [(int(path.stem), PCA, path) for path in paths if int(path.stem) <= last_step]
-
-
-def _step_of(line: str) -> int:
-    """Return the step of a line of the log; a very large one for a line that was cut off by a kill."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 2**63
 
 
 class RunningMeans:

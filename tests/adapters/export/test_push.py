@@ -1,6 +1,7 @@
 """Upload of an export, to a local server that answers as the API of the hub does."""
 
 import base64
+import errno
 import hashlib
 import json
 import shutil
@@ -39,6 +40,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        self.server.requests.append(self.path.partition("?")[0])
         repository = self.server.repositories.get(self.path.removeprefix("/api/models/").partition("?")[0])
         if repository is None:
             return self.reply(404, {"error": "not found"})
@@ -46,6 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(200, {"id": "x", "private": repository["visibility"] == "private", "siblings": siblings})
 
     def do_PUT(self) -> None:
+        self.server.requests.append(self.path)
         self.server.large[self.path.removeprefix("/large/")] = self.body()
         self.reply(200, {})
 
@@ -191,9 +194,10 @@ def push(folder: Path) -> dict[str, Any]:
         ),
         ({"repos/create": 403}, UsageError, "the token may not write to lab (403); use a token with write permission"),
         ({"preupload": 403}, UsageError, "the token may not write to lab (403)"),
+        ({"repos/create": 404}, UsageError, "the hub knows no lab to which the token may write (404); check the name"),
         ({"commit/": 413}, DinomedError, "the hub refuses the upload to lab/vit-s (413)"),
     ],
-    ids=["no valid token", "no permission to create", "no permission to write", "too large"],
+    ids=["no valid token", "no permission to create", "no permission to write", "no such organisation", "too large"],
 )
 def test_a_refused_upload_is_one_line_without_the_token_and_can_be_repeated(
     hub: Hub, exported: Path, refused: dict[str, int], kind: type[DinomedError], message: str
@@ -218,6 +222,26 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub: Hub, exported: Path, monk
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
         with pytest.raises(DinomedError, match=r"^http://127\.0\.0\.1:\d+ cannot be reached \(.*\); the export is"):
             push(exported)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_a_broken_connection(
+    hub: Hub, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(exported / "model.safetensors"))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", fails)
+    with pytest.raises(DinomedError, match=r"^the upload to lab/vit-s stopped: No space left on device; the export is"):
+        push(exported)
+
+
+def test_a_private_repository_is_not_used_for_a_public_upload(hub: Hub, exported: Path) -> None:
+    hub.repositories["lab/vit-s"] = {"visibility": "private", "files": {}}
+    report = json.loads((exported / "export.json").read_text())
+    with pytest.raises(UsageError, match=r"exists already and is private \(409\)"):
+        push_export(exported, report, "lab/vit-s", public=True)
+    assert hub.repositories["lab/vit-s"] == {"visibility": "private", "files": {}}
+    assert [name for name in hub.requests if "preupload" in name or "commit" in name or "large" in name] == []
 
 
 def test_an_existing_repository_is_not_overwritten_and_not_made_public(hub: Hub, exported: Path) -> None:
