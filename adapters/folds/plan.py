@@ -1,7 +1,6 @@
 """The plan of a cross-validation: the images of each fold, and the inputs that must be equal for a call to continue an
 interrupted one."""
 
-import hashlib
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,11 +21,14 @@ from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.splits import check_splits, make_folds
 from dinomed.errors import DinomedError, UsageError
-from dinomed.io.files import read_json, sha256_file, to_json, write_json
+from dinomed.io.files import hash_json, read_json, sha256_file, write_json
 from dinomed.io.output_folder import LOCK_FILE, STAGE
 from dinomed.loggers.names import LOGGER_FOLDERS
 
 PLAN_FILE, TABLE_FILE = "folds.json", "cross_validation.json"
+NEW = "new_"
+"""Prefix of the folders of folds that will replace those of an ensemble. They lie beside the old ones, at the same
+depth, since adapters refer to their backbone by a relative path."""
 FORMAT = "dinomed.folds/1"
 FOLD_ENTRIES = frozenset(
     (WEIGHTS_FILE, RECORD_FILE, CONFIG_FILE, CARD_FILE, LOG_FILE, LOCK_FILE, STAGE, *LOGGER_FOLDERS)
@@ -146,7 +148,7 @@ def build_plan(fit: HeadFit, folds: int, backbone: str, images: Manifest) -> Fol
     columns = {name: values for name, values in images.table.to_pydict().items() if name != "split"}
     paths = [images.root / path for name in fit.target_columns() for path in images.column(name)]
     files = [sha256_file(path) if path.is_file() else None for path in paths]  # the fit reports missing ones
-    digest = hashlib.sha256(to_json([columns, files]).encode()).hexdigest()
+    digest = hash_json([columns, files])
     settings = fit.config.model_dump(mode="json", exclude={"fit": {"loggers"}})
     return FoldPlan(settings=settings, folds=folds, backbone=backbone, images=digest)
 
@@ -159,20 +161,34 @@ def check_no_adapter(folder: Path) -> None:
         )
 
 
-def begin(folder: Path, plan: FoldPlan, *, overwrite: bool) -> None:
+def begin(folder: Path, plan: FoldPlan, *, overwrite: bool) -> str:
     """Write the plan into the stage of a locked output folder, or check that the plan there is the same.
 
-    With `overwrite` an earlier ensemble or an unfinished cross-validation is removed first.
+    An ensemble in the folder stays until the new one is complete: the new folds are trained beside the old ones
+    (`NEW`), and an interrupted replacement with the same plan is continued. An unfinished cross-validation without an
+    ensemble is removed first with `overwrite`.
+
+    Returns:
+        The prefix of the names of the folders of the folds: `NEW`, or an empty text.
 
     Raises:
         UsageError: the folder holds folds of another plan or without one, or a fold that would be removed holds files
             that no training writes.
         DinomedError: its plan is damaged.
     """
-    path, folds = folder / STAGE / PLAN_FILE, _fold_folders(folder)
+    path, folds, new = folder / STAGE / PLAN_FILE, fold_folders(folder), fold_folders(folder, NEW)
+    if (folder / ENSEMBLE_FILE).is_file():
+        check_removable(folds)
+        if new and _is_plan(path, plan):
+            return NEW
+        remove_folds(new)
+        _write_plan(path, plan)
+        return NEW
     if overwrite:
-        _remove(folder, folds)
-    elif folds and not path.is_file():
+        remove_folds([*folds, *new])
+        for name in (TABLE_FILE, CARD_FILE):
+            (folder / name).unlink(missing_ok=True)
+    elif new or (folds and not path.is_file()):
         raise UsageError(
             f"output folder {folder} holds folds of an earlier training whose settings are unknown; choose another "
             "folder, or add `overwrite=True` to start again"
@@ -190,40 +206,25 @@ def begin(folder: Path, plan: FoldPlan, *, overwrite: bool) -> None:
             "give the same, or add `overwrite=True` to start again"
         )
     if overwrite or not folds:
-        for entry in (folder / STAGE).iterdir():  # an older plan
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    write_json(path, plan.model_dump(mode="json"))
+        _write_plan(path, plan)
+    return ""
 
 
 def end(folder: Path) -> None:
     """Remove the plan of a finished cross-validation, or of one in which no fold was begun."""
-    path = folder / STAGE / PLAN_FILE
-    begun = any(place.is_dir() for place in folder.glob("fold_*"))
-    if (folder / ENSEMBLE_FILE).is_file() or not begun:
-        path.unlink(missing_ok=True)
+    if not fold_folders(folder, NEW if (folder / ENSEMBLE_FILE).is_file() else ""):
+        (folder / STAGE / PLAN_FILE).unlink(missing_ok=True)
 
 
-def _fold_folders(folder: Path) -> list[Path]:
+def fold_folders(folder: Path, prefix: str = "") -> list[Path]:
     """Return the folders of folds in an output folder, in the order of their numbers."""
-    places = [place for place in folder.glob("fold_*") if place.name[5:].isdecimal() and place.is_dir()]
-    return sorted(places, key=lambda place: int(place.name[5:]))
+    start = f"{prefix}fold_"
+    places = [place for place in folder.glob(f"{start}*") if place.name.removeprefix(start).isdecimal()]
+    return sorted(filter(Path.is_dir, places), key=lambda place: int(place.name.removeprefix(start)))
 
 
-def _read_plan(path: Path) -> FoldPlan:
-    try:
-        return FoldPlan.model_validate(read_json(path))
-    except (ValidationError, DinomedError):
-        raise DinomedError(f"{path} is damaged; add `overwrite=True` to start again") from None
-
-
-def _remove(folder: Path, folds: Sequence[Path]) -> None:
-    """Remove an ensemble or the folds of an unfinished one.
-
-    The record goes last: it shows a later call that the folder held an ensemble.
-
-    Raises:
-        UsageError: the folder of a fold holds files that no training writes; nothing is removed then.
-    """
+def check_removable(folds: Sequence[Path]) -> None:
+    """Raise a `UsageError` if the folder of a fold holds files that no training writes."""
     for place in folds:
         others = ["a link"] if place.is_symlink() else sorted({entry.name for entry in place.iterdir()} - FOLD_ENTRIES)
         if others:
@@ -231,7 +232,32 @@ def _remove(folder: Path, folds: Sequence[Path]) -> None:
                 f"{place} cannot be replaced: it holds other files ({', '.join(others[:5])}); move them, or choose "
                 "another output folder"
             )
+
+
+def remove_folds(folds: Sequence[Path]) -> None:
+    """Remove the folders of folds. Raise a `UsageError` as `check_removable`; nothing is removed then."""
+    check_removable(folds)
     for place in folds:
         shutil.rmtree(place)
-    for name in (TABLE_FILE, CARD_FILE, ENSEMBLE_FILE):
-        (folder / name).unlink(missing_ok=True)
+
+
+def _write_plan(path: Path, plan: FoldPlan) -> None:
+    """Write the plan into the stage, in place of all that an older one left there."""
+    for entry in path.parent.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    write_json(path, plan.model_dump(mode="json"))
+
+
+def _is_plan(path: Path, plan: FoldPlan) -> bool:
+    """Return whether an undamaged plan at `path` equals `plan`."""
+    try:
+        return _read_plan(path) == plan
+    except DinomedError:
+        return False
+
+
+def _read_plan(path: Path) -> FoldPlan:
+    try:
+        return FoldPlan.model_validate(read_json(path))
+    except (ValidationError, DinomedError):
+        raise DinomedError(f"{path} is damaged; add `overwrite=True` to start again") from None

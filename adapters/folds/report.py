@@ -33,7 +33,7 @@ class OutOfFold:
 
 def evaluate_out_of_fold(
     task: Task,
-    folder: Path,
+    members: Sequence[Path],
     folded: FoldedImages,
     records: Sequence[AdapterRecord],
     load: Callable[..., FrozenBackbone],
@@ -46,17 +46,16 @@ def evaluate_out_of_fold(
 
     Args:
         task: the task.
-        folder: the output folder, with the members.
+        members: folders of the members.
         folded: the images.
         records: records of the members.
         load: function with the arguments of `load_backbone`.
         device: of the backbone.
     """
     parts = []
-    for fold in range(len(records)):
-        name = fold_name(fold)
-        logger.info(f"{name}: predicting its images, which it was not trained on")
-        predictor = load_adapter(folder / name, device, load=load)
+    for fold, folder in enumerate(members):
+        logger.info(f"{fold_name(fold)}: predicting its images, which it was not trained on")
+        predictor = load_adapter(folder, device, load=load)
         predictor.check = None  # the report does not hold it; saves a pass
         parts.append(task.evaluate_units(predictor, folded.part(fold, inside=True), "val"))
     return OutOfFold(task.combine_use(records, parts), parts)

@@ -22,6 +22,7 @@ from dinomed.adapters.folds.plan import (
     end,
     fold_name,
 )
+from dinomed.adapters.folds.replace import finish_replacing, replace_ensemble
 from dinomed.adapters.folds.report import OutOfFold, evaluate_out_of_fold, tabulate
 from dinomed.adapters.inference.ensemble.record import (
     ENSEMBLE_FILE,
@@ -85,8 +86,9 @@ def train_folds(
         config: settings; their class decides the task.
         folds: number of folds, at least 2.
         cache: folder of cached features.
-        overwrite: remove an earlier ensemble, or an unfinished one, in `out` first, after the settings and the rows of
-            all folds are checked.
+        overwrite: replace an earlier ensemble in `out`, which stays until the new one is complete, or start an
+            unfinished one again, after the settings and the rows of all folds are checked. If the replacement is
+            interrupted, the same call continues it.
 
     Raises:
         UsageError: there are fewer groups than folds, a class is in one fold only, the task has no ensembles, `out` is
@@ -108,21 +110,30 @@ def train_folds(
     names = [fold_name(fold) for fold in range(folds)]
     check_no_adapter(Path(out))
     with claimed_folder(out, marker=ENSEMBLE_FILE, overwrite=overwrite) as folder:
+        if finish_replacing(folder) and not overwrite:
+            raise UsageError(
+                f"output folder {folder} holds the ensemble of an earlier call, which is now complete; add "
+                "`overwrite=True` to replace it"
+            )
         try:
-            begin(folder, plan, overwrite=overwrite)
-            for fold, name in enumerate(names):
-                _train_fold(backbone, folded, fold, folder / name, config, folds, cache)
-            references, records = refer_to_members(folder, names)
+            prefix = begin(folder, plan, overwrite=overwrite)
+            places = [folder / f"{prefix}{name}" for name in names]
+            for fold, place in enumerate(places):
+                _train_fold(backbone, folded, fold, place, config, folds, cache)
+            references, records = refer_to_members(folder, names, prefix)
             load = lambda *_, image_size=None, aspect=None, **__: at_image_size(backbone, image_size, aspect)
-            outcome = evaluate_out_of_fold(task, folder, folded, records, load, str(backbone.device))
+            outcome = evaluate_out_of_fold(task, places, folded, records, load, str(backbone.device))
             table = tabulate(outcome, task.name)
             adapter = _as_adapter(folder, records, folded, outcome, table, config, backbone).model_copy(
                 update={"weights_sha256": hash_members(references)}
             )
             record = EnsembleRecord(adapter=adapter, members=references)
-            write_json(folder / TABLE_FILE, table)
-            write_text(folder / CARD_FILE, build_card(adapter))
-            write_ensemble(folder, record)
+            target = folder / STAGE if prefix else folder
+            write_json(target / TABLE_FILE, table)
+            write_text(target / CARD_FILE, build_card(adapter))
+            write_ensemble(target, record)
+            if prefix:
+                replace_ensemble(folder)
         finally:
             end(folder)
     return FoldsResult(
@@ -139,7 +150,7 @@ def _train_fold(
     if (place / STAGE).is_dir():  # killed while its files were moved
         finish_publishing(place, WEIGHTS_FILE)
     if not (place / WEIGHTS_FILE).is_file():
-        logger.info(f"{place.name} of {folds}")
+        logger.info(f"{fold_name(fold)} of {folds}")
         fit_head(backbone, folded.of_fold(fold), place, config, cache=cache, pool=folded.images)
         return
     if (place / STAGE).is_dir():
@@ -155,7 +166,7 @@ def _train_fold(
             f"{place} is no adapter of this cross-validation: it was trained on other images, or on another backbone; "
             "add `overwrite=True` to start again"
         )
-    logger.info(f"{place.name} of {folds} is trained already")
+    logger.info(f"{fold_name(fold)} of {folds} is trained already")
 
 
 def _at_record(backbone: FrozenBackbone, record: AdapterRecord) -> FrozenBackbone:

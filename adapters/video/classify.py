@@ -33,7 +33,7 @@ class ClassifyVideo(VideoAnswer):
             )
         super().__init__(predictor, draw, predictor.classes)
         self._predictor = predictor
-        self._with_sets = predictor.answer.sets is not None
+        self._with_sets = predictor.has_sets
         self.columns = ["predicted", *predictor.classes, *([SET_COLUMN] if self._with_sets else [])]
         self._labels = Counter[str]()
 

@@ -48,9 +48,14 @@ def _prediction_sets(sets: Mapping[str, Any] | None) -> list[str]:
     rows = [("all", sets["groups"], sets["coverage"], _side(sets, "coverage"))]
     rows += [(name, row["groups"], row["coverage"], _side(row, "coverage")) for name, row in sets["per_class"].items()]
     sizes = ", ".join(f"{size}: {count:,}" for size, count in sets["sizes"].items())
+    source = (
+        f"those of val, of which {sets['groups_of_val']:,} groups gave the limit {sets['limit']:.4g}."
+        if sets["limit"] is not None
+        else f"those of the folds, of which {sets['groups_of_val']:,} groups were predicted out of fold (CV+)."
+    )
     note = (
         "Means over groups. The coverage holds for all classes together, not for each one. It is expected only on "
-        f"images like those of val, of which {sets['groups_of_val']:,} groups gave the limit {sets['limit']:.4g}."
+        f"images like {source}"
     )
     return [
         heading("Prediction sets"),

@@ -77,6 +77,11 @@ def to_json(data: Any, indent: int | None = None) -> str:
     return json.dumps(_finite(data), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
+def hash_json(data: Any) -> str:
+    """Return the SHA-256 of the strict JSON of `data`, 64 hex digits."""
+    return hashlib.sha256(to_json(data).encode()).hexdigest()
+
+
 def _finite(data: Any) -> Any:
     if isinstance(data, float) and not abs(data) < float("inf"):
         return None

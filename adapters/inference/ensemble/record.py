@@ -5,7 +5,6 @@ ensemble. The record holds a hash of the record of each member, which in turn ho
 that was changed, trained again or exchanged is recognised.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -18,7 +17,7 @@ from dinomed.adapters.training_images import TrainingHashes
 from dinomed.config import Config
 from dinomed.datasets.manifest import leaves_root
 from dinomed.errors import DinomedError, UsageError
-from dinomed.io.files import read_json, to_json, write_json
+from dinomed.io.files import hash_json, read_json, write_json
 from dinomed.io.tensor_file import parse_record
 
 FORMAT: Final = "dinomed.ensemble/1"
@@ -60,9 +59,17 @@ def is_ensemble(folder: str | Path) -> bool:
     return (Path(folder) / ENSEMBLE_FILE).is_file()
 
 
-def refer_to_members(folder: Path, names: Sequence[str]) -> tuple[tuple[MemberReference, ...], list[AdapterRecord]]:
-    """Return the references of an ensemble in `folder` to the adapters in its folders `names`, and their records."""
-    records = [read_record(folder / name) for name in names]
+def refer_to_members(
+    folder: Path, names: Sequence[str], prefix: str = ""
+) -> tuple[tuple[MemberReference, ...], list[AdapterRecord]]:
+    """Return the references of an ensemble in `folder` to the adapters in its folders `names`, and their records.
+
+    Args:
+        folder: of the ensemble.
+        names: of the folders of the members.
+        prefix: text before these names as long as the ensemble is not complete.
+    """
+    records = [read_record(folder / f"{prefix}{name}") for name in names]
     references = tuple(
         MemberReference(folder=name, record_sha256=hash_record(record), weights_sha256=record.weights_sha256)
         for name, record in zip(names, records, strict=True)
@@ -73,18 +80,18 @@ def refer_to_members(folder: Path, names: Sequence[str]) -> tuple[tuple[MemberRe
 
 def hash_record(record: AdapterRecord) -> str:
     """Return the SHA-256 of a record, 64 hex digits."""
-    return hashlib.sha256(to_json(record.model_dump(mode="json")).encode()).hexdigest()
+    return hash_json(record.model_dump(mode="json"))
 
 
 def hash_members(references: Sequence[MemberReference]) -> str:
     """Return the SHA-256 over the hashes of the weights of all members, in their order."""
-    return hashlib.sha256(to_json([member.weights_sha256 for member in references]).encode()).hexdigest()
+    return hash_json([member.weights_sha256 for member in references])
 
 
 def write_ensemble(folder: Path, record: EnsembleRecord) -> None:
     """Write `ensemble.json`, which makes `folder` an ensemble; its members are there already."""
     data = record.model_dump(mode="json")
-    write_json(folder / ENSEMBLE_FILE, data | {_CHECKSUM: hashlib.sha256(to_json(data).encode()).hexdigest()})
+    write_json(folder / ENSEMBLE_FILE, data | {_CHECKSUM: hash_json(data)})
 
 
 def read_ensemble(folder: str | Path) -> EnsembleRecord:
@@ -97,7 +104,7 @@ def read_ensemble(folder: str | Path) -> EnsembleRecord:
     data = read_json(path)
     checksum = data.pop(_CHECKSUM, None) if isinstance(data, dict) else None
     record = parse_record(path, data, EnsembleRecord, FORMAT, "copy the whole folder again, or train again")
-    if checksum != hashlib.sha256(to_json(data).encode()).hexdigest():
+    if checksum != hash_json(data):
         raise DinomedError(f"{path} does not match its checksum: it was changed; copy the whole folder again")
     outside = next((member.folder for member in record.members if leaves_root(member.folder)), None)
     if outside is not None:

@@ -22,6 +22,7 @@ from dinomed.metrics.calibration import TEMPERATURES, fit_temperature
 from dinomed.metrics.operating import youden_threshold
 from dinomed.metrics.uncertainty.abstention import AbstentionTable, abstention_table
 from dinomed.metrics.uncertainty.conformal import COVERAGE, conformal_limit, prediction_sets, required_groups
+from dinomed.metrics.uncertainty.cross_conformal import CrossLimits, cross_limits
 
 DECIMALS = 6
 """Decimals of probabilities in the table of predictions."""
@@ -60,6 +61,7 @@ class Answer(Config):
         thresholds: for each class the probability with the largest sensitivity + specificity on val, against the rest;
             None where val has no such images.
         sets: limit of prediction sets; None for labels that may occur together.
+        cross: of an ensemble for images, the calibration of its prediction sets.
         abstention: thresholds of the confidence, measured on val.
         unit: predict an image, or a group by the features of at most `frames` of its images.
         pool: average the features of a group, or concatenate them.
@@ -74,6 +76,7 @@ class Answer(Config):
     temperature: float | None = Field(None, ge=TEMPERATURES[0], le=TEMPERATURES[1])
     thresholds: tuple[float | None, ...] = ()
     sets: SetLimit | None = None
+    cross: CrossLimits | None = None
     abstention: AbstentionTable | None = None
     unit: Literal["image", "group"] = "image"
     pool: Literal["mean", "concat"] = "mean"
@@ -88,11 +91,12 @@ class Answer(Config):
         scaled = logits.float() / (self.temperature or 1.0)
         return scaled.sigmoid() if self.multilabel else scaled.softmax(-1)
 
-    def prediction_set(self, values: np.ndarray) -> list[int] | None:
-        """Return the classes in the prediction set of an image, from its probabilities (K,); None without sets."""
-        if self.sets is None:
-            return None
-        return np.flatnonzero(prediction_sets(values[None], self.sets.limit)[0]).tolist()
+    def prediction_sets(self, values: np.ndarray) -> np.ndarray | None:
+        """Return which classes are in the prediction set of each image, bool (N, K), from probabilities (N, K).
+
+        The result is None for an adapter without sets, and for an ensemble, whose sets need those of its members.
+        """
+        return None if self.sets is None else prediction_sets(values, self.sets.limit)
 
     def confidence(self, values: np.ndarray) -> np.ndarray:
         """Return how sure predictions are, float64 (N,), from probabilities (N, K), rounded as in the table.
@@ -168,21 +172,43 @@ def mean_logits(answers: Sequence[Answer], logits: Sequence[Tensor]) -> Tensor:
     return (scaled.log_softmax(-1).logsumexp(0) - math.log(len(scaled))).float()
 
 
-def combine_answers(answers: Sequence[Answer], values: np.ndarray, targets: np.ndarray) -> Answer:
+def combine_answers(
+    answers: Sequence[Answer],
+    values: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    groups: Sequence[Sequence[object]],
+) -> Answer:
     """Return the answer of the mean of several classifiers.
 
-    The probabilities of the members are calibrated, and no further temperature is fitted. The thresholds are those with
-    the largest sensitivity + specificity on out-of-fold probabilities.
+    The probabilities of the members are calibrated, and no further temperature is fitted. All else is chosen on the
+    out-of-fold probabilities: the thresholds with the largest sensitivity + specificity, and for a prediction by image
+    the calibration of prediction sets and the thresholds of confidence.
 
     Args:
         answers: of the classifiers, which differ in temperature, thresholds and scales only.
-        values: out-of-fold probabilities, float (N, K).
-        targets: int (N,), or float (N, L) of 0, 1 and nan.
+        values: for each fold the probabilities of its images by the member that was not trained on them, float (n, K).
+        targets: for each fold int (n,), or float (n, L) of 0, 1 and nan.
+        groups: for each fold the group of its images, n.
     """
     scales = tuple(sorted({scale for answer in answers for scale in answer.scales}))
     width = answers[0].width if answers[0].unit == "group" else len(scales)
     changes = {"temperature": None, "sets": None, "abstention": None, "scales": scales, "width": width}
-    return answers[0].model_copy(update={**changes, "thresholds": youden_thresholds(values, targets)})
+    scores, labels = np.concatenate(values), np.concatenate(targets)
+    answer = answers[0].model_copy(update={**changes, "thresholds": youden_thresholds(scores, labels)})
+    if answer.unit == "group":
+        return answer
+    units = [group for names in groups for group in names]
+    abstention = abstention_table(answer.confidence(scores), answer.losses(scores, labels), units, answer.loss_name)
+    cross = None
+    if (limit := answers[0].sets) is not None:
+        cross = cross_limits(list(map(_of_label, values, targets)), groups, limit.coverage)
+    return answer.model_copy(update={"cross": cross, "abstention": abstention})
+
+
+def _of_label(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return the probability of the true class, float64 (N,); -1 for a class beyond those of `scores` (N, K)."""
+    known = targets < scores.shape[1]
+    return np.where(known, scores[np.arange(len(scores)), np.where(known, targets, 0)], -1.0)
 
 
 def youden_thresholds(values: np.ndarray, targets: np.ndarray) -> tuple[float | None, ...]:
@@ -242,7 +268,6 @@ def calibrate(
     abstention = abstention_table(answer.confidence(scores), losses, units, answer.loss_name)
     sets = None
     if targets.ndim == 1:
-        of_label = np.where(known, scores[np.arange(len(scores)), np.where(known, targets, 0)], -1.0)
-        limit = conformal_limit(of_label, units, coverage)
+        limit = conformal_limit(_of_label(scores, targets), units, coverage)
         sets = SetLimit(coverage=coverage, limit=limit, groups=len(set(units)))
     return answer.model_copy(update={"sets": sets, "abstention": abstention})

@@ -1,6 +1,7 @@
 """Evaluation of classifiers: predictions for images, or for groups, beside the labels."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -10,7 +11,7 @@ from dinomed.adapters.task import Unit
 from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
 from dinomed.adapters.tasks.classify.groups import Groups, check_labels, group_images
 from dinomed.adapters.tasks.classify.labels import LabelColumns
-from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor, ClassRows, EnsembleClassifier
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.features.finite import naming
@@ -39,16 +40,20 @@ def evaluate_classifier(
         raise UsageError("this adapter predicts groups (unit: group); it cannot be evaluated on single images")
     columns = LabelColumns(answer.columns, answer.separator)
     groups = None
+    rows: ClassRows | None = None
     if unit == "image":
-        units, probabilities = manifest, predict_images(predictor, manifest)
+        units, rows = manifest, predict_images(predictor, manifest)
+        probabilities = rows.probabilities
     else:
         groups = groups_for(predictor, manifest)
         check_labels(groups, manifest, answer.columns)
         units, probabilities = groups.first(), predict_groups(predictor, groups)
     targets, names = columns.read_targets(units, list(predictor.classes), split)
     if unit != answer.unit:  # the limit of the sets was chosen for the probabilities of single images
-        answer = answer.model_copy(update={"sets": None, "abstention": None})
+        answer = answer.model_copy(update={"sets": None, "cross": None, "abstention": None})
     evaluated = EvaluatedClasses(units, units.units(), targets, probabilities, names, answer)
+    if rows is not None and isinstance(predictor, EnsembleClassifier):
+        evaluated = replace(evaluated, confidence=rows.confidence, sets=rows.sets)
     if groups is not None and len(predictor.familiarity) == len(groups.manifest):
         distances = np.array([image.distance for image in predictor.familiarity])
         evaluated.confidences[LIKENESS] = np.array([-distances[list(members)].max() for members in groups.members])
@@ -64,17 +69,22 @@ def groups_for(predictor: ClassifyPredictor, manifest: Manifest) -> Groups:
     return group_images(manifest, max(len(manifest), 1))
 
 
-def predict_images(predictor: ClassifyPredictor, manifest: Manifest) -> np.ndarray:
-    """Return the probabilities of all images, float (N, K)."""
-    rows, names = [], manifest.column("image")
+def predict_images(predictor: ClassifyPredictor, manifest: Manifest) -> ClassRows:
+    """Return the predictions for all images."""
+    parts, names = list[ClassRows](), manifest.column("image")
     with bar("evaluating", len(manifest)) as progress:
         for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
             with naming([names[image.index] for image in loaded]):
                 pixels = stack_pixels(loaded)
-                rows.append(predictor.probability_rows(pixels))
+                parts.append(predictor.rows(pixels))
                 predictor.check_batch(pixels)
             progress.advance(len(loaded))
-    return np.concatenate(rows)
+    sets = [part.sets for part in parts if part.sets is not None]
+    return ClassRows(
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.confidence for part in parts]),
+        np.concatenate(sets) if sets else None,
+    )
 
 
 def predict_groups(predictor: ClassifyPredictor, groups: Groups) -> np.ndarray:

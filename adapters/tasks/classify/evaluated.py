@@ -8,7 +8,7 @@ import numpy as np
 
 from dinomed.adapters.evaluated import EvaluatedUnits, SubgroupMeasures, join_manifests
 from dinomed.adapters.fitting.data import widen
-from dinomed.adapters.tasks.classify.answer import Answer
+from dinomed.adapters.tasks.classify.answer import Answer, SetLimit
 from dinomed.adapters.tasks.classify.rates import ClassTable
 from dinomed.datasets.manifest import Manifest
 from dinomed.metrics.bootstrap import RESAMPLES, Statistic, bootstrap_mean
@@ -16,7 +16,7 @@ from dinomed.metrics.calibration import log_losses
 from dinomed.metrics.classification import Predictions, classification_metrics
 from dinomed.metrics.multilabel import MultilabelPredictions, multilabel_metrics
 from dinomed.metrics.operating import operating_point
-from dinomed.metrics.uncertainty.conformal import prediction_sets, set_metrics
+from dinomed.metrics.uncertainty.conformal import set_metrics
 
 CONFIDENCE = "probability of the prediction"
 """Name of the confidence of a classifier."""
@@ -31,6 +31,8 @@ class EvaluatedClasses(EvaluatedUnits):
         probabilities: float (N, K) of the K classes of the classifier.
         names: the K classes, then the classes that occur only in these targets.
         answer: settings of the prediction: exclusive or multilabel, temperature, thresholds.
+        confidence: float (N,), how sure each prediction is, if the probabilities do not determine it (an ensemble).
+        sets: bool (N, K), the prediction sets of an ensemble.
     """
 
     manifest: Manifest
@@ -40,9 +42,14 @@ class EvaluatedClasses(EvaluatedUnits):
     names: list[str]
     answer: Answer
     errors: Collection[str] = ("ece", "brier", "nll")
+    confidence: np.ndarray | None = None
+    sets: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        self.confidences = {CONFIDENCE: self.answer.confidence(self.probabilities)} if len(self.probabilities) else {}
+        confidence = self.confidence
+        if confidence is None and len(self.probabilities):
+            confidence = self.answer.confidence(self.probabilities)
+        self.confidences = {} if confidence is None else {CONFIDENCE: confidence}
         self.losses, self.loss_name = self.answer.losses(self.probabilities, self.targets), self.answer.loss_name
         self.abstention = self.answer.abstention
         self.wide = widen(self.probabilities, len(self.names))  # (N, len(names)); nan for classes without a probability
@@ -106,15 +113,17 @@ class EvaluatedClasses(EvaluatedUnits):
         """Return the coverage and the size of the prediction sets over groups; None for an adapter without sets.
 
         The entries are those of `dinomed.metrics.uncertainty.conformal.set_metrics`, and the `target` coverage, the
-        `limit`, the number of groups of val on which it was chosen, and `problem`, why the sets hold all classes.
+        `limit` (None for an ensemble, which has one for each member and class), the number of groups of val (of the
+        folds of an ensemble) on which it was chosen, and `problem`, why the sets hold all classes.
         """
-        limit = self.answer.sets
+        limit = self.answer.cross or self.answer.sets
         if limit is None or not len(self.probabilities):
             return None
-        sets = prediction_sets(self.probabilities, limit.limit)
+        sets = self.answer.prediction_sets(self.probabilities) if self.sets is None else self.sets
+        assert sets is not None
         return {
             "target": limit.coverage,
-            "limit": limit.limit,
+            "limit": limit.limit if isinstance(limit, SetLimit) else None,
             "groups_of_val": limit.groups,
             "problem": limit.problem,
             **set_metrics(self.targets, sets, self.groups, self.names, resamples=resamples),
@@ -145,7 +154,9 @@ def join_classes(parts: Sequence[EvaluatedClasses]) -> EvaluatedClasses:
     """Join the units of several evaluations of classifiers with the same classes, which know all classes of the
     targets; the answer is that of the first one, without what was chosen on its val."""
     first = parts[0]
-    plain = first.answer.model_copy(update={"thresholds": (), "sets": None, "abstention": None, "temperature": None})
+    plain = first.answer.model_copy(
+        update={"thresholds": (), "sets": None, "cross": None, "abstention": None, "temperature": None}
+    )
     assert all(part.names == first.names for part in parts), "each class is in train of every fold"
     return EvaluatedClasses(
         join_manifests([part.manifest for part in parts]),

@@ -13,10 +13,11 @@ from dinomed.adapters.inference.dense import UnchangedPixels, resize_to_square
 from dinomed.adapters.inference.ensemble.head import EnsembleHead
 from dinomed.adapters.predictor import Predictor, Size
 from dinomed.adapters.record import AdapterRecord
-from dinomed.adapters.tasks.classify.answer import answer_from, join_sizes, mean_logits
+from dinomed.adapters.tasks.classify.answer import DECIMALS, answer_from, join_sizes, mean_logits
 from dinomed.adapters.tasks.classify.groups import Groups
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.errors import DinomedError
 from dinomed.features.compute import Features, compute_features
 from dinomed.features.finite import check_finite, naming
 
@@ -37,6 +38,21 @@ class ClassPrediction:
     label: str
     probabilities: dict[str, float]
     prediction_set: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ClassRows:
+    """The predictions for N images.
+
+    Attributes:
+        probabilities: float32 (N, classes).
+        confidence: float64 (N,), how sure they are; thresholds of abstention are compared with it.
+        sets: bool (N, classes), the classes of each prediction set; None without sets.
+    """
+
+    probabilities: np.ndarray
+    confidence: np.ndarray
+    sets: np.ndarray | None
 
 
 class ClassifyPredictor(Predictor):
@@ -91,6 +107,17 @@ class ClassifyPredictor(Predictor):
         """Return the probabilities of a preprocessed batch, float32 (B, classes), each image by itself."""
         return self.answer.probabilities(self.logits(pixels)).cpu().numpy()
 
+    @property
+    def has_sets(self) -> bool:
+        """Whether single images have prediction sets. Those of an adapter for groups are of groups."""
+        return self.unit == "image" and self.answer.sets is not None
+
+    def rows(self, pixels: Tensor) -> ClassRows:
+        """Return the predictions for a preprocessed batch, each image by itself."""
+        values = self.probability_rows(pixels)
+        sets = self.answer.prediction_sets(values) if self.has_sets else None
+        return ClassRows(values, self.answer.confidence(values), sets)
+
     def predicted(self, values: np.ndarray) -> str:
         """Return the most probable class of a row of probabilities.
 
@@ -105,10 +132,9 @@ class ClassifyPredictor(Predictor):
         ]
         return (self.answer.separator or "|").join(labels)
 
-    def prediction_set(self, values: np.ndarray) -> tuple[str, ...] | None:
-        """Return the classes in the prediction set of a row of probabilities; None for an adapter without sets."""
-        places = self.answer.prediction_set(values)
-        return None if places is None else tuple(str(self.classes[place]) for place in places)
+    def names_of_set(self, held: np.ndarray) -> tuple[str, ...]:
+        """Return the classes of a prediction set, bool (classes,)."""
+        return tuple(str(self.classes[place]) for place in np.flatnonzero(held))
 
     def describe(self, values: np.ndarray) -> str:
         """Return the predicted class or labels of a row of probabilities, with their percentages."""
@@ -155,13 +181,14 @@ class ClassifyPredictor(Predictor):
             return self.answer.probabilities(self.logits_of_features(Features(cls, mean))).cpu().numpy()
 
     def results(self, pixels: Tensor, sizes: Sequence[Size]) -> list[ClassPrediction]:
+        rows = self.rows(pixels)
         return [
             ClassPrediction(
                 self.predicted(values),
                 dict(zip(self.classes, values.tolist(), strict=True)),
-                self.prediction_set(values) if self.unit == "image" else None,
+                None if rows.sets is None else self.names_of_set(rows.sets[row]),
             )
-            for values in self.probability_rows(pixels)
+            for row, values in enumerate(rows.probabilities)
         ]
 
     def outputs(self, adapter: nn.Module, features: Features, size: Size = ()) -> Tensor:
@@ -196,6 +223,27 @@ class EnsembleClassifier(ClassifyPredictor):
         answers = [member.answer for member in members]
         head = EnsembleHead(members, partial(mean_logits, answers), [answer.scales for answer in answers])
         super().__init__(record, head, members[0].backbone)
+        if self.answer.cross is not None and len(self.answer.cross.folds) != len(self.members):
+            raise DinomedError("the record of the ensemble is damaged: its members and folds differ; train again")
+
+    @property
+    def has_sets(self) -> bool:
+        return self.unit == "image" and self.answer.cross is not None
+
+    @torch.inference_mode()
+    def rows(self, pixels: Tensor) -> ClassRows:
+        """Return the mean of the members; sets (CV+) and confidence (median of the members) are of single members, as
+        the predictions out of fold on which their thresholds were chosen."""
+        assert isinstance(self.adapter, EnsembleHead)
+        features = self.answer.alone(self._features(pixels), len(self.feature_spec.blocks))
+        logits = self.adapter.logits_of_members(features)
+        check_finite("outputs", *logits)
+        values = self.answer.probabilities(self.adapter.combine(logits)).cpu().numpy()
+        answers = [member.answer for member in self.members]
+        parts = np.stack([a.probabilities(x).cpu().numpy() for a, x in zip(answers, logits, strict=True)])
+        confidence = np.median([self.answer.confidence(part) for part in parts], axis=0)
+        cross = self.answer.cross
+        return ClassRows(values, confidence.round(DECIMALS), None if cross is None else cross.sets(parts))
 
     def outputs(self, adapter: nn.Module, features: Features, size: Size = ()) -> Tensor:
         """Return the mean of the probabilities in float32, since an exported graph should need no float64."""

@@ -12,7 +12,7 @@ from dinomed.adapters.inference.plan import PLAN_FILE, TABLE_FILE, PredictionPla
 from dinomed.adapters.tasks.classify.evaluate import groups_for
 from dinomed.adapters.tasks.classify.groups import Groups
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
-from dinomed.adapters.tasks.classify.writer import SET_COLUMN, set_cells
+from dinomed.adapters.tasks.classify.writer import SET_COLUMN
 from dinomed.adapters.writer import Row
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
@@ -136,11 +136,17 @@ def _rows(predictor: ClassifyPredictor, groups: Groups, places: Sequence[int]) -
             len(set(members)),
             predictor.predicted(values),
             *(f"{value:.6f}" for value in values),
-            *(set_cells(predictor, values) if _has_sets(predictor) else []),
+            *_set_cells(predictor, values),
             *familiarity_cells([checked[row] for row in members] if checked else None),
         ]
         for place, name, members, values in zip(places, part.names, part.members, values_of_groups, strict=True)
     ]
+
+
+def _set_cells(predictor: ClassifyPredictor, values: np.ndarray) -> list[str]:
+    """Return the cell of `SET_COLUMN` for a row of probabilities; none for an adapter without sets."""
+    sets = predictor.answer.prediction_sets(values[None]) if _has_sets(predictor) else None
+    return [] if sets is None else ["|".join(predictor.names_of_set(sets[0]))]
 
 
 def _has_sets(predictor: ClassifyPredictor) -> bool:

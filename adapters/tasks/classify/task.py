@@ -109,16 +109,19 @@ class ClassifyTask(Task):
 
     def combine_use(self, members: Sequence[AdapterRecord], evaluated: Sequence[EvaluatedClasses]) -> EnsembleUse:
         joined = join_classes(evaluated)
-        answer = combine_answers([answer_from(record) for record in members], joined.probabilities, joined.targets)
-        return EnsembleUse(
-            replace(joined, answer=answer),
-            answer.model_dump(mode="json"),
-            left_out={
-                name: f"{what} {OF_SINGLE_MEMBERS}"
-                for name, what in (("abstention", "the thresholds were"), ("prediction sets", "the limit was"))
-                if name == "abstention" or answer_from(members[0]).sets is not None
-            },
+        answers = [answer_from(record) for record in members]
+        answer = combine_answers(
+            answers,
+            [part.probabilities for part in evaluated],
+            [part.targets for part in evaluated],
+            [part.groups for part in evaluated],
         )
+        left_out = {
+            name: f"{what} {OF_SINGLE_MEMBERS}"
+            for name, what in (("abstention", "the thresholds were"), ("prediction sets", "the limit was"))
+            if answer.unit == "group" and (name == "abstention" or answers[0].sets is not None)
+        }
+        return EnsembleUse(replace(joined, answer=answer), answer.model_dump(mode="json"), left_out=left_out)
 
     def evaluation_settings(self, predictor: ClassifyPredictor) -> dict[str, Any]:
         return {"classes": predictor.classes}
@@ -188,7 +191,12 @@ class ClassifyTask(Task):
 
 def _set_rows(record: AdapterRecord) -> list[tuple[str, str]]:
     """Return the row of the model card about prediction sets; none for an adapter without them."""
-    limit = answer_from(record).sets
+    answer = answer_from(record)
+    if (cross := answer.cross) is not None:
+        text = f"coverage {cross.coverage:g}, by comparison with images out of fold (CV+; guaranteed: about "
+        text += f"{2 * cross.coverage - 1:g})" if cross.problem is None else f"hold all classes: {cross.problem}"
+        return [("prediction sets", f"{text}; calibrated on {cross.groups} groups")]
+    limit = answer.sets
     if limit is None:
         return []
     text = f"coverage {limit.coverage:g}: classes with a probability of at least {limit.limit:.4g}"

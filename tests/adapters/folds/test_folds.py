@@ -266,8 +266,8 @@ def test_after_an_interruption_in_the_third_fold_only_this_one_is_trained(
         train_folds(backbone, manifest, out, LOGISTIC, 3, cache=cache)
     trained.clear()
     train_folds(backbone, manifest, out, other, 2, cache=cache, overwrite=True)
-    assert trained == ["fold_1", "fold_2"]
-    assert not (out / "fold_3").exists()
+    assert trained == ["new_fold_1", "new_fold_2"]
+    assert sorted(place.name for place in out.glob("*fold_*")) == ["fold_1", "fold_2"]
 
 
 def test_an_ensemble_knows_the_images_of_all_folds(ensemble: FoldsResult, manifest: Manifest) -> None:

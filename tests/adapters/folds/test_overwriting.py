@@ -1,5 +1,6 @@
 """Cross-validation in a folder that holds an ensemble or an unfinished training: what is removed, kept and refused."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,11 +13,12 @@ from dinomed.adapters.bundle import WEIGHTS_FILE, read_record
 from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.fitting.loop import STATE_FOLDER
-from dinomed.adapters.folds import plan as folds_plan
+from dinomed.adapters.folds import replace as folds_replace
 from dinomed.adapters.folds import train as folds_train
 from dinomed.adapters.folds.plan import build_plan, with_splits
 from dinomed.adapters.folds.train import FoldsResult, train_folds
 from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE
+from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.fit import ClassifierFit
 from dinomed.adapters.tasks.segment import mask_schema
@@ -138,25 +140,117 @@ def test_a_fold_with_other_files_stays(train: Train, out: Path) -> None:
     assert content(out) == before
 
 
-def test_after_a_kill_during_the_removal_the_ensemble_is_still_recognised(
-    train: Train, out: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_old_ensemble_is_used_until_the_new_one_is_complete(
+    train: Train, out: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        remove, removed = shutil.rmtree, list[Path]()
+    images = [manifest.path(row) for row in range(3)]
+    old = load_adapter(out).predict(images)
+    fit, trained = folds_train.fit_head, list[str]()
 
-        def interrupt(place: Path, *given: Any, **options: Any) -> None:
-            removed.append(place)
-            if len(removed) == 2:
-                raise KeyboardInterrupt
-            remove(place, *given, **options)
+    def interrupt(*given: Any, **options: Any) -> Any:
+        trained.append(given[2].name)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return fit(*given, **options)
 
-        patch.setattr(folds_plan.shutil, "rmtree", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(out, KNN, overwrite=True)
-    assert sorted(path.name for path in out.glob("fold_*")) == ["fold_2", "fold_3"]
+    monkeypatch.setattr(folds_train, "fit_head", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(out, KNN, overwrite=True)
+    assert load_adapter(out).predict(images) == old
     with pytest.raises(UsageError, match="already holds a result"):
         train(out, KNN)
-    assert train(out, KNN, overwrite=True).table["folds"] == 2
+    result = train(out, KNN, overwrite=True)  # continued
+    assert trained == ["new_fold_1", "new_fold_2", "new_fold_2"]
+    assert load_adapter(out).predict(images) != old
+    assert sorted(path.name for path in out.iterdir()) == [
+        "card.md", "cross_validation.json", "ensemble.json", "fold_1", "fold_2"
+    ]  # fmt: skip
+    again = train(out.with_name("fresh"), KNN)
+    for one, other in zip(result.members, again.members, strict=True):
+        assert read_record(one).weights_sha256 == read_record(other).weights_sha256
+    assert result.table == again.table
+
+
+def test_a_replacement_with_other_settings_begins_again(
+    train: Train, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, trained = folds_train.fit_head, list[str]()
+
+    def interrupt(*given: Any, **options: Any) -> Any:
+        trained.append(given[2].name)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return fit(*given, **options)
+
+    monkeypatch.setattr(folds_train, "fit_head", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(out, KNN, overwrite=True)
+    (out / ENSEMBLE_FILE).rename(out / "moved.json")
+    with pytest.raises(UsageError, match="holds folds of an earlier training whose settings are unknown"):
+        train(out, KNN)  # the old folds beside the plan of the new ones
+    (out / "moved.json").rename(out / ENSEMBLE_FILE)
+    other = ClassifyConfig.model_validate({"head": {"name": "knn", "tokens": "mean"}})
+    result = train(out, other, overwrite=True)
+    assert trained[2:] == ["new_fold_1", "new_fold_2"]
+    assert {read_record(member).head["tokens"] for member in result.members} == {"mean"}
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing that the code does afterwards has an effect."""
+
+
+def test_a_kill_at_any_step_of_the_replacement_leaves_one_whole_ensemble(
+    out: Path, tmp_path: Path, train: Train, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = [manifest.path(0)]
+    old = load_adapter(out).predict(image)
+    ready = tmp_path / "ready"  # the moment before the replacement
+    swap = folds_train.replace_ensemble
+    with monkeypatch.context() as patch:
+        patch.setattr(folds_train, "replace_ensemble", lambda folder: shutil.copytree(folder, ready) and swap(folder))
+        train(out, KNN, overwrite=True)
+    new = load_adapter(out).predict(image)
+    assert new != old
+    states, step = [], 0
+    while True:
+        folder, steps = tmp_path / f"killed_{step}", list[str]()
+        shutil.copytree(ready, folder)
+
+        def dies(work: Callable[..., Any], name: str, steps: list[str] = steps, last: int = step) -> Callable[..., Any]:
+            def call(*given: Any, **options: Any) -> Any:
+                if len(steps) >= last:
+                    raise Killed
+                steps.append(name)
+                return work(*given, **options)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(folds_replace.os, "replace", dies(os.replace, "rename"))
+            patch.setattr(folds_replace.shutil, "rmtree", dies(shutil.rmtree, "remove folder"))
+            patch.setattr(Path, "unlink", dies(Path.unlink, "remove file"))
+            try:
+                swap(folder)
+            except Killed:
+                pass
+            else:
+                break
+        if (folder / ENSEMBLE_FILE).is_file():
+            states.append("old" if load_adapter(folder).predict(image) == old else "new")
+            assert load_adapter(folder).predict(image) == (old if states[-1] == "old" else new)
+        else:
+            states.append("none")
+            with pytest.raises(UsageError, match="its training did not finish, run it again"):
+                load_adapter(folder)
+        if (folder / STAGE / folds_replace.READY_FOLDS).is_file():
+            with pytest.raises(UsageError, match=r"already holds a result|is now complete"):
+                train(folder, KNN)
+            if states[-1] != "old":
+                assert load_adapter(folder).predict(image) == new
+        step += 1
+    assert load_adapter(folder).predict(image) == new
+    assert states == sorted(states, key=["old", "none", "new"].index)
+    assert set(states) == {"old", "none", "new"}
 
 
 def test_folds_without_a_plan_do_not_enter_an_ensemble(train: Train, out: Path) -> None:

@@ -103,7 +103,9 @@ def test_a_classifier_writes_one_table(
         values = [float(row[name]) for name in predictors[1].classes]
         assert sum(values) == pytest.approx(1, abs=1e-5)  # six decimals of each
         assert row["predicted"] == predictors[1].classes[int(np.argmax(values))]
-        assert row[SET_COLUMN].split("|") == list(predictors[1].prediction_set(np.array(values)) or ())
+        sets = predictors[1].answer.prediction_sets(np.array([values]))
+        assert sets is not None
+        assert row[SET_COLUMN].split("|") == list(predictors[1].names_of_set(sets[0]))
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
