@@ -134,7 +134,7 @@ class ClassifyPredictor(Predictor):
 
     def names_of_set(self, held: np.ndarray) -> tuple[str, ...]:
         """Return the classes of a prediction set, bool (classes,)."""
-        return tuple(str(self.classes[place]) for place in np.flatnonzero(held))
+        return tuple(str(self.classes[int(place)]) for place in np.flatnonzero(held))
 
     def describe(self, values: np.ndarray) -> str:
         """Return the predicted class or labels of a row of probabilities, with their percentages."""
