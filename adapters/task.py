@@ -201,8 +201,14 @@ class Task(ABC):
         """Return the output format for the metadata of a MONAI bundle."""
         raise UsageError(f"a {self.title} cannot be exported as a MONAI bundle; take another format")
 
-    def monai_writer(self, predictor: Any) -> tuple[str, str]:
-        """Return two expressions for a MONAI bundle: what is done with one output, and what the list is written as."""
+    def monai_postprocessing(self, predictor: Any) -> tuple[list[dict[str, Any]], str]:
+        """Return the post-processing of a MONAI bundle.
+
+        Returns:
+            MONAI transforms of a dictionary, in which ``pred`` is the output for an image and ``image`` the image with
+            its metadata; and a Python expression for the entry of ``predictions.json``, in which ``done`` is the
+            transformed dictionary and ``image`` the path.
+        """
         raise UsageError(f"a {self.title} cannot be exported as a MONAI bundle; take another format")
 
 

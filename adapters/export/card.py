@@ -29,7 +29,8 @@ tokens = model(pixels).last_hidden_state
     "monai": """```
 python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir IMAGES
 ```
-It needs MONAI, PyTorch and Pillow. Images are read by Pillow: 16 bits and EXIF orientation are not supported.""",
+It needs MONAI with its command line (`pip install 'monai[fire]'`), PyTorch and Pillow. Images are read by Pillow: 16
+bits are not supported. `output/predictions.json` lists the results; masks and maps are beside it.""",
 }
 
 

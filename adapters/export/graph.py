@@ -100,10 +100,14 @@ class AdapterGraph(nn.Module):
     A classifier returns calibrated probabilities (B, classes); a segmenter (B, classes, height, width) and a depth
     adapter (B, 1, height, width), at the size of its input. The members of an ensemble share the pass of a frozen
     backbone; a member whose backbone was tuned has its own. The graph returns their mean.
+
+    With `logits` the output is that of the head, (B, C, rows, columns), at its own resolution; of an ensemble the
+    channels of all members, one after the other.
     """
 
-    def __init__(self, predictor: Predictor, image_size: int | None) -> None:
+    def __init__(self, predictor: Predictor, image_size: int | None, logits: bool = False) -> None:
         super().__init__()
+        self.logits = logits
         self.adapter = traceable(predictor.adapter, any_size=image_size is None)
         if isinstance(self.adapter, EnsembleHead):
             for place, part in self.adapter.extractors.items():
@@ -113,7 +117,11 @@ class AdapterGraph(nn.Module):
         self.backbone = PortableViT(predictor.backbone.vit, predictor.adapter.feature_spec, image_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self._predictor.outputs(self.adapter, self.backbone(pixels), pixels.shape[-2:])
+        features = self.backbone(pixels)
+        if self.logits:
+            logits: Tensor = self.adapter(features).float()
+            return logits
+        return self._predictor.outputs(self.adapter, features, pixels.shape[-2:])
 
 
 def resampling(places: Tensor, side: int, *, antialias: bool, offset: float) -> Tensor:

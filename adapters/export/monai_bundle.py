@@ -1,7 +1,8 @@
-"""Export to a MONAI bundle: a TorchScript network with the configuration that `monai.bundle` runs."""
+"""Export to a MONAI bundle: a TorchScript network with the preprocessing and post-processing `monai.bundle` runs."""
 
 import io
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from dinomed.adapters.export.parity import compare
 from dinomed.adapters.export.source import ExportSource
+from dinomed.adapters.inference.dense import DensePredictor
 from dinomed.adapters.task import find_task
 from dinomed.errors import DinomedError, UsageError, first_line, system_reason
 from dinomed.io.files import write_json
@@ -18,10 +20,11 @@ NETWORK_FILE = "model.ts"
 
 
 def write_monai(source: ExportSource, folder: Path) -> dict[str, Any]:
-    """Write a bundle for ``python -m monai.bundle run``, with the network and its preprocessing.
+    """Write a bundle for ``python -m monai.bundle run``, with the network, its preprocessing and its post-processing.
 
-    The network is TorchScript and takes preprocessed pixels, so it runs without dinomed. The preprocessing is in
-    ``configs/inference.json``.
+    The network is TorchScript and takes preprocessed pixels, so it runs without dinomed. The preprocessing and the
+    post-processing (resizing to the image, activation, threshold or argmax, file) are in ``configs/inference.json``,
+    under the names that MONAI reserves for them.
 
     Returns:
         The result of `compare`.
@@ -41,6 +44,7 @@ def write_monai(source: ExportSource, folder: Path) -> dict[str, Any]:
             "`format=monai`: its configs read 8-bit files by their full range, this backbone reads them by "
             f"{reading.intensity.model_dump(mode='json', exclude_none=True)}; use onnx or safetensors"
         )
+    source = replace(source, logits=isinstance(source.predictor, DensePredictor))
     graph, side = source.graph(reading.image_size), reading.image_size
     example = torch.zeros(2, reading.channels, side, side)
     (folder / "models").mkdir(parents=True)
@@ -67,14 +71,23 @@ def write_monai(source: ExportSource, folder: Path) -> dict[str, Any]:
 def _inference(source: ExportSource) -> dict[str, Any]:
     reading = source.preprocessing
     side, mode = reading.image_size, "RGB" if reading.channels == 3 else "L"
-    resize = (
-        f"$lambda x: torch.nn.functional.interpolate(x[None].float(), size=({side}, {side}), "
-        f"mode='{reading.interpolation}', antialias=True)[0].clamp(0, 255).round()"
+    # As dinomed: upright, transparent pixels on black, resized with 8 bits. MONAI's order of axes is width, height.
+    convert = (
+        "$lambda image: (lambda upright: Image.alpha_composite(Image.new('RGBA', upright.size, 'black'), "
+        "upright.convert('RGBA')) if upright.has_transparency_data else upright)(ImageOps.exif_transpose(image))"
+        f".convert('{mode}')"
     )
-    # In a list comprehension only the arguments of a function can refer to entries of the config.
-    write, result = _writer(source)
+    resize = (
+        f"$lambda x: torch.nn.functional.interpolate(x[None].transpose(-1, -2).byte(), size=({side}, {side}), "
+        f"mode='{reading.interpolation}', antialias=True)[0].float()"
+    )
+    transforms, row = _postprocessing(source)
+    names = {} if source.predictor is None else {"classes": list(source.predictor.classes)}
     return {
-        "imports": ["$import json", "$import pathlib", "$import torch", "$from PIL import Image"],
+        "imports": [
+            "$import json", "$import pathlib", "$import numpy as np", "$import torch",
+            "$from PIL import Image", "$from PIL import ImageOps", "$from monai.data import MetaTensor",
+        ],
         "purpose": RESEARCH_USE,
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
@@ -89,10 +102,7 @@ def _inference(source: ExportSource) -> dict[str, Any]:
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
-                {
-                    "_target_": "LoadImaged", "keys": "image", "reader": "PILReader", "reverse_indexing": False,
-                    "converter": f"$lambda image: image.convert('{mode}')",
-                },
+                {"_target_": "LoadImaged", "keys": "image", "reader": "PILReader", "converter": convert},
                 {"_target_": "EnsureChannelFirstd", "keys": "image"},
                 {"_target_": "Lambdad", "keys": "image", "func": resize, "track_meta": True},
                 {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": 0, "a_max": 255, "b_min": 0, "b_max": 1},
@@ -100,33 +110,30 @@ def _inference(source: ExportSource) -> dict[str, Any]:
                     "_target_": "NormalizeIntensityd", "keys": "image", "subtrahend": list(reading.mean),
                     "divisor": list(reading.std), "channel_wise": True,
                 },
-                {"_target_": "ToTensord", "keys": "image", "track_meta": False},
             ],
         },
         "dataset": {"_target_": "Dataset", "data": "@files", "transform": "@preprocessing"},
-        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": {"_target_": "SimpleInferer"},
-        "write": write,
+        "postprocessing": {"_target_": "Compose", "transforms": transforms},
+        # In a list comprehension only the arguments of a function can refer to entries of the config.
         "predictions": (
-            "$(lambda files, loader, network, inferer, device, write, out: [write(file['image'], "
-            "inferer(batch['image'].to(device), network), out) for file, batch in zip(files, loader)])"
-            "(@files, @dataloader, @network, @inferer, @device, @write, @output_dir)"
+            f"$(lambda files, dataset, network, inferer, device, finish: [(lambda image, done: {row})(file['image'], "
+            "finish({**item, 'pred': inferer(item['image'].as_tensor()[None].to(device), network)[0].detach().cpu()})) "
+            "for file, item in zip(files, dataset)])(@files, @dataset, @network, @inferer, @device, @postprocessing)"
         ),
         "run": [
             "$pathlib.Path(@output_dir).mkdir(parents=True, exist_ok=True)",
-            f"$pathlib.Path(@output_dir, 'predictions.json').write_text(json.dumps({result}, indent=2))",
+            "$pathlib.Path(@output_dir, 'predictions.json').write_text(json.dumps({'purpose': @purpose, "
+            f"**{names!r}, 'images': @predictions}}, indent=2))",
         ],
     }  # fmt: skip
 
 
-def _writer(source: ExportSource) -> tuple[str, str]:
-    """Return the expression that handles one output, and the expression of ``predictions.json``."""
+def _postprocessing(source: ExportSource) -> tuple[list[dict[str, Any]], str]:
+    """Return the transforms of an output, and the expression of its entry in ``predictions.json``."""
     if source.predictor is None:
-        return (
-            "$lambda image, output, out: {'image': image, 'cls': output[0][0].tolist()}",
-            "{'purpose': @purpose, 'images': @predictions}",
-        )
-    return find_task(source.task).monai_writer(source.predictor)
+        return [], "{'image': image, 'cls': done['pred'][0].tolist()}"
+    return find_task(source.task).monai_postprocessing(source.predictor)
 
 
 def _names(source: ExportSource) -> list[str]:
@@ -148,7 +155,8 @@ def _metadata(source: ExportSource) -> dict[str, Any]:
         }  # fmt: skip
     else:
         output = find_task(source.task).monai_output(source.predictor)
-    output |= {"dtype": "float32", "is_patch_data": False, "channel_def": {str(i): n for i, n in enumerate(names)}}
+    channels = {"channel_def": {str(i): name for i, name in enumerate(names)}}
+    output = channels | output | {"dtype": "float32", "is_patch_data": False}
     colours = ("R", "G", "B") if reading.channels == 3 else ("luma",)
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",

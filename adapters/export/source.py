@@ -33,12 +33,14 @@ class ExportSource:
         predictor: the adapter or the ensemble; None for a backbone.
         folder: folder of the adapter or the ensemble; None for a backbone.
         members: records of the members of an ensemble.
+        logits: the output of a dense adapter is that of its head, not yet resized, activated and decided.
     """
 
     backbone: FrozenBackbone
     predictor: Predictor | None = None
     folder: Path | None = None
     members: tuple[AdapterRecord, ...] = ()
+    logits: bool = False
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -76,7 +78,7 @@ class ExportSource:
         """Return the module to trace, for one image size (px) or for any (None)."""
         if self.predictor is None:
             return BackboneGraph(self.backbone.vit, image_size).eval()
-        return AdapterGraph(self.predictor, image_size).eval()
+        return AdapterGraph(self.predictor, image_size, self.logits).eval()
 
     @torch.inference_mode()
     def reference(self, pixels: Tensor) -> list[Tensor]:
@@ -85,7 +87,7 @@ class ExportSource:
             features = compute_features(self.backbone, pixels, (-1,), True)
             assert features.patches is not None
             return [features.cls, features.patches]
-        return [self.predictor.reference_outputs(pixels)]
+        return [self.predictor.logits(pixels) if self.logits else self.predictor.reference_outputs(pixels)]
 
     def doubled(self) -> "ExportSource":
         """Return the source in float64, to measure the rounding error of float32."""
@@ -95,7 +97,7 @@ class ExportSource:
             return ExportSource(backbone)
         predictor = copy(self.predictor)
         predictor.backbone, predictor.adapter = backbone, deepcopy(self.predictor.adapter).double()
-        return ExportSource(backbone, predictor)
+        return ExportSource(backbone, predictor, logits=self.logits)
 
     def describe(self) -> dict[str, Any]:
         """Return the description that is written to the exported files; it has no path, group or image name."""

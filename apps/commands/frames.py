@@ -49,6 +49,14 @@ def frames(
     keep_ids: Annotated[
         bool, Option("--keep-ids", help="Call groups like the files of the videos, not by numbers.")
     ] = False,
+    id_key: Annotated[
+        Path | None,
+        Option(
+            "--id-key",
+            help="File with a secret key: groups are keyed hashes of the names of the videos.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,

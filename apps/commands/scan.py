@@ -56,6 +56,14 @@ def scan(
             help="Keep groups as written, not as numbers, and allow --keep for columns that may identify a patient.",
         ),
     ] = False,
+    id_key: Annotated[
+        Path | None,
+        Option(
+            "--id-key",
+            help="File with a secret key: groups become keyed hashes, the same in all scans with this key.",
+            show_default=False,
+        ),
+    ] = None,
     allow_unreadable: Annotated[
         bool, Option("--allow-unreadable", help="Continue if more than half of the files cannot be read.")
     ] = False,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from dinomed.datasets.manifest import Manifest, is_manifest, read_manifest
 from dinomed.datasets.scan.scan import scan, scan_file
-from dinomed.errors import UsageError
+from dinomed.errors import DinomedError, UsageError
+from dinomed.io.output_folder import check_writable
 from dinomed.log import logger
 from dinomed.video.facts import container_of
 
@@ -66,3 +67,19 @@ def _warn_unreadable(folder: Path, unreadable: list[tuple[str, str]]) -> None:
         logger.warning(f"{folder / name}: {reason}; ignored")
     if len(unreadable) > _LISTED:
         logger.warning(f"{len(unreadable) - _LISTED} more files of {folder} cannot be read; `dinomed scan` lists them")
+
+
+def check_manifest_output(out: Path, overwrite: bool) -> None:
+    """Raise, before the scan, if `out` cannot be written after it or is a file other than a manifest."""
+    if out.suffix.lower() not in (".parquet", ".csv"):
+        raise UsageError(f"output {out}: a manifest is a .parquet or .csv file")
+    if out.is_dir():
+        raise UsageError(f"output {out} is a folder; give a file, such as {out / 'manifest.parquet'}")
+    if out.exists() and not overwrite:
+        raise UsageError(f"output {out} exists already; add `overwrite=True` to replace it")
+    if out.exists():
+        try:
+            read_manifest(out, root=out.parent)
+        except DinomedError as error:
+            raise UsageError(f"output {out} is not a manifest and is not overwritten: {error}") from None
+    check_writable(out.parent)

@@ -126,11 +126,18 @@ class ClassifyPredictor(Predictor):
         """
         if not self.answer.multilabel:
             return str(self.classes[int(values.argmax())])
-        thresholds = [0.5 if value is None else value for value in self.answer.thresholds] or [0.5] * len(self.classes)
-        labels = [
-            name for name, value, threshold in zip(self.classes, values, thresholds, strict=True) if value >= threshold
-        ]
-        return (self.answer.separator or "|").join(labels)
+        decided = zip(self.classes, values, self.label_thresholds, strict=True)
+        return self.separator.join(name for name, value, threshold in decided if value >= threshold)
+
+    @property
+    def label_thresholds(self) -> list[float]:
+        """The probability at which each label that may occur with others is present: 0.5 if val gave none."""
+        return [0.5 if value is None else value for value in self.answer.thresholds] or [0.5] * len(self.classes)
+
+    @property
+    def separator(self) -> str:
+        """The text between labels that occur together."""
+        return self.answer.separator or "|"
 
     def names_of_set(self, held: np.ndarray) -> tuple[str, ...]:
         """Return the classes of a prediction set, bool (classes,)."""
@@ -140,7 +147,7 @@ class ClassifyPredictor(Predictor):
         """Return the predicted class or labels of a row of probabilities, with their percentages."""
         labels = [self.predicted(values)]
         if self.answer.multilabel:
-            labels = labels[0].split(self.answer.separator or "|")
+            labels = labels[0].split(self.separator)
         named = zip(self.classes, values, strict=True)
         return ", ".join(f"{name} {100 * value:.0f}%" for name, value in named if name in labels) or "no label"
 

@@ -182,11 +182,17 @@ class ClassifyTask(Task):
             "type": "probabilities", "format": "classes", "num_channels": len(predictor.classes), "value_range": [0, 1]
         }  # fmt: skip
 
-    def monai_writer(self, predictor: ClassifyPredictor) -> tuple[str, str]:
-        return (
-            "$lambda image, output, out: {'image': image, 'probabilities': output[0].tolist()}",
-            f"{{'purpose': @purpose, 'classes': {list(predictor.classes)!r}, 'images': @predictions}}",
-        )
+    def monai_postprocessing(self, predictor: ClassifyPredictor) -> tuple[list[dict[str, Any]], str]:
+        names = list(map(str, predictor.classes))
+        if predictor.answer.multilabel:
+            decide = (
+                f"{predictor.separator!r}.join(name for name, value, limit in zip({names!r}, data['pred'].tolist(), "
+                f"{predictor.label_thresholds!r}) if value >= limit)"
+            )
+        else:
+            decide = f"{names!r}[int(data['pred'].argmax())]"
+        label = {"_target_": "Lambda", "func": f"$lambda data: {{**data, 'label': {decide}}}"}
+        return [label], "{'image': image, 'label': done['label'], 'probabilities': done['pred'].tolist()}"
 
 
 def _set_rows(record: AdapterRecord) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.depth.maps import source_from
 from dinomed.adapters.tasks.depth.predict import DepthPredictor, EnsembleDepth
 from dinomed.adapters.tasks.depth.writer import DepthWriter
-from dinomed.adapters.tasks.monai_maps import MONAI_MAPS, monai_map_writer
+from dinomed.adapters.tasks.monai_maps import MONAI_FILE, Transform, monai_map_transforms, on_members
 from dinomed.datasets.manifest import Manifest
 from dinomed.metrics.depth import depth_metrics
 
@@ -61,10 +61,9 @@ class DepthTask(Task):
         return [f"- depths from {predictor.low:g} to {predictor.high:g}{unit}"]
 
     def monai_output(self, predictor: DepthPredictor) -> dict[str, Any]:
-        side = predictor.backbone.preprocessing.image_size
-        return {
-            "type": "image", "format": "depth", "num_channels": len(predictor.classes), "spatial_shape": [side, side]
-        }  # fmt: skip
+        return {"type": "image", "format": "depth", "num_channels": 1, "value_range": [predictor.low, predictor.high]}
 
-    def monai_writer(self, predictor: DepthPredictor) -> tuple[str, str]:
-        return monai_map_writer(predictor.classes, f"{MONAI_MAPS}[0].numpy().astype('float32')", ".tif")
+    def monai_postprocessing(self, predictor: DepthPredictor) -> tuple[list[Transform], str]:
+        members = getattr(predictor, "members", [predictor])
+        clamp = on_members([f"lambda y: y.clamp({member.low!r}, {member.high!r})" for member in members])
+        return monai_map_transforms([clamp], ".tif", "float32", None), MONAI_FILE

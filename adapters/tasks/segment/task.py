@@ -14,7 +14,7 @@ from dinomed.adapters.heads.dpt import quarter_blocks
 from dinomed.adapters.inference.ensemble.maps import same_settings
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.task import OF_SINGLE_MEMBERS, TASKS, EnsembleUse, Task
-from dinomed.adapters.tasks.monai_maps import MONAI_MAPS, monai_map_writer
+from dinomed.adapters.tasks.monai_maps import MONAI_FILE, Transform, monai_map_transforms, on_members, on_pred
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
 from dinomed.adapters.tasks.segment.predict import EnsembleSegmenter, SegmentPredictor
@@ -134,25 +134,32 @@ class SegmentTask(Task):
         return [f"- classes may overlap; thresholds ({origin}): {thresholds}"]
 
     def monai_output(self, predictor: SegmentPredictor) -> dict[str, Any]:
-        side = predictor.backbone.preprocessing.image_size
+        schema = predictor.schema
+        values = [1] if len(schema.names) == 1 else schema.written_values
+        meaning = ({} if 0 in values else {"0": "background"}) | {
+            str(value): name for value, name in zip(values, predictor.classes, strict=True)
+        }
         return {
-            "type": "probabilities", "format": "segmentation", "num_channels": len(predictor.classes),
-            "value_range": [0, 1], "spatial_shape": [side, side],
+            "type": "labels", "format": "segmentation", "num_channels": 1, "value_range": [0, max(values)],
+            "channel_def": meaning,
         }  # fmt: skip
 
-    def monai_writer(self, predictor: SegmentPredictor) -> tuple[str, str]:
-        return monai_map_writer(predictor.classes, _monai_mask(predictor), ".png")
-
-
-def _monai_mask(predictor: SegmentPredictor) -> str:
-    """Return the expression for the mask that ``dinomed predict`` writes: 0 and 255 for one class, the values of
-    exclusive classes, or sums of the bits of others."""
-    schema = predictor.schema
-    if len(schema.names) == 1:
-        return f"({MONAI_MAPS}[0].numpy() >= {predictor.threshold!r}).astype('uint8') * 255"
-    codes = schema.written_values
-    kind = "uint8" if (max(codes) if schema.exclusive else sum(codes)) < 256 else "uint16"
-    if schema.exclusive:
-        return f"torch.tensor({codes})[{MONAI_MAPS}.argmax(0)].numpy().astype('{kind}')"
-    thresholds = f"torch.tensor({list(predictor.thresholds)})[:, None, None]"
-    return f"(({MONAI_MAPS} >= {thresholds}) * torch.tensor({codes})[:, None, None]).sum(0).numpy().astype('{kind}')"
+    def monai_postprocessing(self, predictor: SegmentPredictor) -> tuple[list[Transform], str]:
+        schema = predictor.schema
+        codes = schema.written_values
+        kind = "uint8" if (max(codes) if schema.exclusive else sum(codes)) < 256 else "uint16"
+        members = getattr(predictor, "members", [predictor])
+        activation = on_members(["lambda y: y.softmax(0)" if schema.exclusive else "torch.sigmoid"] * len(members))
+        decision: list[Transform]
+        if len(schema.names) == 1:  # 1 in the mask; the file has 255 there, as that of `dinomed predict`
+            decision = [{"_target_": "AsDiscreted", "keys": "pred", "threshold": predictor.threshold}]
+            return monai_map_transforms([activation, *decision], ".png", "uint8", 255), MONAI_FILE
+        if schema.exclusive:
+            decision = [
+                {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+                on_pred(f"lambda x: torch.tensor({codes})[x.long()]"),
+            ]
+        else:
+            thresholds, bits = (f"torch.tensor({list(row)})[:, None, None]" for row in (predictor.thresholds, codes))
+            decision = [on_pred(f"lambda x: ((x >= {thresholds}) * {bits}).sum(0, keepdim=True)")]
+        return monai_map_transforms([activation, *decision], ".png", kind, None), MONAI_FILE

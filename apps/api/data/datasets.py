@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from dinomed.apps.api.inputs import DatasetLike, PathLike, cache_folder
 from dinomed.datasets import open as opening
-from dinomed.datasets.manifest import Manifest, read_manifest, write_manifest
+from dinomed.datasets.manifest import Manifest, write_manifest
 from dinomed.datasets.scan.labels import NONE, find_labels
 from dinomed.datasets.scan.scan import ScanResult
 from dinomed.datasets.scan.scan import scan as scan_folder
 from dinomed.datasets.splits import make_folds
 from dinomed.datasets.tables import write_csv
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import UsageError
 from dinomed.io.files import write_json, write_text
 from dinomed.io.output_folder import check_writable, claimed_file, open_output_folder
 from dinomed.log import logger
@@ -46,6 +46,7 @@ def scan(
     follow_links: bool = False,
     keep: Sequence[str] = (),
     keep_ids: bool = False,
+    id_key: PathLike | None = None,
     allow_unreadable: bool = False,
     label_maps: bool = False,
     coco: PathLike | None = None,
@@ -72,6 +73,8 @@ def scan(
         keep: other columns of the CSV to keep, such as ``["age", "sex"]``. All others are left out, with a message.
         keep_ids: keep groups as they are written, instead of numbers for them, and allow columns in `keep` that may
             identify a patient, such as names and dates.
+        id_key: file with a secret key of 16 bytes or more. Groups are replaced by pseudonyms (HMAC-SHA256), which are
+            the same in all scans with this key. The key is in no output.
         allow_unreadable: continue if more than half of the files cannot be read.
         label_maps: masks are label maps, in which each class has its own value.
         coco: annotation file in the COCO format, also relative to `folder`. Masks are drawn from it into the folder
@@ -108,7 +111,7 @@ def scan_with_report(
         if coco is not None:
             raise UsageError(f"`coco={coco}`: masks are written beside the manifest; name it with `out`")
         return _write(scan_folder(folder, labels, **options), None)
-    _check_manifest_output(Path(out), overwrite)
+    opening.check_manifest_output(Path(out), overwrite)
     with claimed_file(out):
         if coco is None:
             return _write(scan_folder(folder, labels, **options), Path(out))
@@ -182,22 +185,6 @@ def open_dataset(data: DatasetLike, *, decode: bool = False) -> Manifest:
         True
     """
     return opening.open_dataset(data, decode=decode)
-
-
-def _check_manifest_output(out: Path, overwrite: bool) -> None:
-    """Raise, before the scan, if `out` cannot be written after it or is a file other than a manifest."""
-    if out.suffix.lower() not in (".parquet", ".csv"):
-        raise UsageError(f"output {out}: a manifest is a .parquet or .csv file")
-    if out.is_dir():
-        raise UsageError(f"output {out} is a folder; give a file, such as {out / 'manifest.parquet'}")
-    if out.exists() and not overwrite:
-        raise UsageError(f"output {out} exists already; add `overwrite=True` to replace it")
-    if out.exists():
-        try:
-            read_manifest(out, root=out.parent)
-        except DinomedError as error:
-            raise UsageError(f"output {out} is not a manifest and is not overwritten: {error}") from None
-    check_writable(out.parent)
 
 
 def audit_labels(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinomed.apps.api.inputs import PathLike
+from dinomed.datasets.scan.pseudonyms import chosen_key
 from dinomed.datasets.scan.videos import find_videos, name_groups
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def frames(
     min_sharpness: float = 4.0,
     min_tissue: float = 0.25,
     keep_ids: bool = False,
+    id_key: PathLike | None = None,
     overwrite: bool = False,
 ) -> "FramesResult":
     """Write selected frames of videos as PNG files with a manifest, in which each video is a group.
@@ -42,6 +44,7 @@ def frames(
         min_tissue: share of reddish pixels, 0 to 1, below which a colour frame is outside of the body; 0 for no
             limit, such as for narrow-band imaging.
         keep_ids: call groups like the files of the videos, instead of numbers.
+        id_key: file with a secret key, as for `scan`: groups are pseudonyms of the names of the videos.
         overwrite: replace an earlier result in `out`.
 
     Returns:
@@ -65,6 +68,7 @@ def frames(
         "fps": fps, "scene_change": scene_change, "duplicate_bits": duplicate_bits, "min_luminance": min_luminance,
         "min_sharpness": min_sharpness, "min_tissue": min_tissue,
     }  # fmt: skip
+    key = chosen_key(id_key, keep_ids)
     config = build_config(FrameConfig, settings, "the selection of frames")
     files = find_videos([Path(path) for path in ([videos] if isinstance(videos, str | Path) else videos)])
-    return write_frames(files, name_groups(files, keep_ids, RESERVED), out, config, overwrite=overwrite)
+    return write_frames(files, name_groups(files, keep_ids, RESERVED, key), out, config, overwrite=overwrite)

@@ -22,6 +22,7 @@ from dinomed.datasets.scan.findings import (
 from dinomed.datasets.scan.folders import Pairs, classes_of, pair_masks, splits_of
 from dinomed.datasets.scan.labels import NONE, Labels, find_labels, number_groups, read_labels
 from dinomed.datasets.scan.predictions import find_predictions
+from dinomed.datasets.scan.pseudonyms import chosen_key, pseudonym
 from dinomed.datasets.scan.reading import read_all, read_several
 from dinomed.datasets.scan.videos import left_out_note
 from dinomed.datasets.scan.walk import walk
@@ -73,6 +74,7 @@ def scan(
     follow_links: bool = False,
     keep: Sequence[str] = (),
     keep_ids: bool = False,
+    id_key: str | Path | None = None,
     allow_unreadable: bool = False,
     label_maps: bool = False,
     decode: bool = True,
@@ -96,6 +98,7 @@ def scan(
         follow_links: follow links out of `folder`.
         keep: other columns of the CSV to keep. Columns that are not listed are left out, with a note.
         keep_ids: keep groups as written, instead of numbers for them, and allow columns with personal data in `keep`.
+        id_key: file with a secret key; groups are replaced by pseudonyms that are the same in all scans with this key.
         allow_unreadable: continue, with a warning, if more than half of the files cannot be read.
         label_maps: masks hold the values of several classes (`dinomed.images.labelmap`).
         decode: decode images and masks, to find damaged ones; if False, only headers of images are read.
@@ -109,6 +112,7 @@ def scan(
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder" if folder.exists() else f"folder {folder} does not exist")
     check_ratios(ratios)
+    key = chosen_key(id_key, keep_ids)
     roles = {"label": label, "group": group, "mask": mask, "split": split}
     path = _table_path(labels, folder, roles, keep)
     shared_pool().start(1)  # while the folder is searched
@@ -152,7 +156,10 @@ def scan(
         splits = [*make_splits(_join_units(columns["image"], units, duplicates), classes, ratios, seed)]
     if splits:
         columns["split"] = splits
-    if any(columns["group"]) and not keep_ids:
+    if any(columns["group"]) and key is not None:
+        columns["group"] = [None if group is None else pseudonym(group, key) for group in columns["group"]]
+        table.notes.append("groups are replaced by keyed hashes (HMAC-SHA256); keep the key where patients are known")
+    elif any(columns["group"]) and not keep_ids:
         columns["group"] = number_groups(columns["image"], columns["group"])
         table.notes.append(
             f"groups are numbered, such as {next(filter(None, columns['group']))}; --keep-ids keeps them as written"

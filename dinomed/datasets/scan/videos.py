@@ -6,6 +6,7 @@ from typing import Literal
 
 from dinomed.datasets.scan.labels import number_groups
 from dinomed.datasets.scan.predictions import find_predictions
+from dinomed.datasets.scan.pseudonyms import pseudonym
 from dinomed.datasets.scan.walk import walk
 from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
@@ -62,11 +63,16 @@ def find_videos(paths: Sequence[Path]) -> list[Path]:
     return list(videos.values())
 
 
-def name_groups(videos: Sequence[Path], keep_ids: bool = False, reserved: Sequence[str] = ()) -> list[str]:
+def name_groups(
+    videos: Sequence[Path], keep_ids: bool = False, reserved: Sequence[str] = (), key: bytes | None = None
+) -> list[str]:
     """Return a group for each video: a number, or with `keep_ids` the name of its file without the suffix.
 
     Names that occur twice, or that are `reserved`, get a number behind them; upper and lower case count as the same.
+    With a `key` the groups are the pseudonyms of these names.
     """
+    if key is not None:
+        return [pseudonym(name, key) for name in name_groups(videos, True, reserved)]
     if not keep_ids:
         names = [video.name for video in videos]
         keys = [f"{name}\0{index:06}" for index, name in enumerate(names)]  # files of one name are different videos

@@ -1,6 +1,7 @@
 """Ensembles in each export format, compared with the predictions of `load_adapter`."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,19 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import load_source
 from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.folds.train import train_folds
+from dinomed.adapters.inference.dense import DensePredictor
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
+from dinomed.images.read import read_image
 
 SHORT = {"epochs": 1, "min_steps": 0, "batch_size": 16}
 CONFIGS: dict[str, TrainConfig] = {
@@ -91,19 +96,32 @@ def test_the_graph_of_an_ensemble_is_the_mean_of_its_members_at_every_size(name:
     "name", [name if name == "tuned" else pytest.param(name, marks=pytest.mark.long) for name in CONFIGS]
 )
 def test_torchscript_of_an_ensemble_returns_the_mean_of_its_members(name: str, build: Build, tmp_path: Path) -> None:
-    pytest.importorskip("monai")
+    monai_bundle = pytest.importorskip("monai.bundle")
     folder = build(name)
     predictor = load_adapter(folder)
     export(load_source(str(folder)), "monai", tmp_path / "out")
     network, image = torch.jit.load(str(tmp_path / "out" / "models" / "model.ts")), picture(predictor)
     pixels = predictor.backbone.preprocessing(image)[None]
     with torch.no_grad():
-        check(network(pixels)[0].numpy(), folder, image)
-        check(network(pixels.repeat(3, 1, 1, 1))[2].numpy(), folder, image)
-    config = json.loads((tmp_path / "out" / "configs" / "inference.json").read_text())
-    if name == "segment":
-        assert f">= {predictor.threshold!r}" in config["write"]  # type: ignore[attr-defined]
+        for outputs in (network(pixels), network(pixels.repeat(3, 1, 1, 1))[2:]):
+            if isinstance(predictor, DensePredictor):  # logits of all members, which the bundle resizes and averages
+                check(predictor.finish(predictor.resized(outputs, image.shape[:2])), folder, image)
+            else:
+                check(outputs[0].numpy(), folder, image)
+    if isinstance(predictor, SegmentPredictor):
+        (tmp_path / "images").mkdir()
+        Image.fromarray(image).resize((70, 45)).save(tmp_path / "images" / "a.png")
+        with warnings.catch_warnings(action="ignore"):
+            monai_bundle.run(
+                config_file=str(tmp_path / "out" / "configs" / "inference.json"), bundle_root=str(tmp_path / "out"),
+                dataset_dir=str(tmp_path / "images"),
+            )  # fmt: skip
+        label = np.asarray(Image.open(tmp_path / "out" / "output" / "a.png.png"))
+        probabilities = predictor.probabilities(read_image(tmp_path / "images" / "a.png"))
+        clear = np.abs(probabilities[0] - predictor.threshold) > CLOSE
+        assert np.array_equal(label[clear] == 255, predictor.decide(probabilities)[0][clear] == 1)
     else:
+        config = json.loads((tmp_path / "out" / "configs" / "inference.json").read_text())
         assert all(label in config["run"][1] for label in predictor.classes)
 
 

@@ -1,7 +1,6 @@
 """Each export format read by its tool and compared with dinomed, and refused exports."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
-from dinomed.datasets.manifest import build_manifest, read_manifest
+from dinomed.datasets.manifest import read_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import compute_features
-from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import read_image
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -152,10 +150,6 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path, ti
     fit_head(backbone, manifest, folder / "cls", config=ClassifyConfig(), **cache_option)
     short = SegmentConfig.model_validate({"fit": {"epochs": 1, "min_steps": 0, "batch_size": 16}, "image_size": 32})
     fit_head(backbone, manifest, folder / "seg", config=short, **cache_option)
-    again = {name: manifest.column(name) for name in manifest.columns} | {"second": manifest.column("mask")}
-    both = short.model_dump() | {"kind": "multilabel", "classes": {"one": "mask", "two": "second"}}
-    overlapping = build_manifest(again, manifest.root)
-    fit_head(backbone, overlapping, folder / "both", config=SegmentConfig.model_validate(both), **cache_option)
     return folder
 
 
@@ -242,43 +236,6 @@ def test_safetensors_of_an_adapter_is_complete_by_itself(
     assert manifest.column("image")[0] not in text
     assert manifest.column("group")[0] not in text
     assert str(lesion_manifest.parent) not in text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param("cls", marks=pytest.mark.long), "seg", "both"])
-def test_monai_runs_its_bundle(name: str, adapters: Path, lesion_manifest: Path, tmp_path: Path) -> None:
-    from monai.bundle import ConfigParser
-
-    export(load_source(str(adapters / name)), "monai", tmp_path / "out")
-    images = lesion_manifest.parent / "lesions" / "images"
-    parser = ConfigParser()
-    parser.read_config(tmp_path / "out" / "configs" / "inference.json")
-    parser.read_meta(tmp_path / "out" / "configs" / "metadata.json")
-    parser["bundle_root"], parser["dataset_dir"] = str(tmp_path / "out"), str(images)
-    with warnings.catch_warnings(action="ignore"):
-        parser.get_parsed_content("run")
-    predictions = json.loads((tmp_path / "out" / "output" / "predictions.json").read_text())
-    predictor = load_adapter(adapters / name)
-    assert len(predictions["images"]) == 60
-    overlaps = 0
-    for image_row in predictions["images"][:8]:
-        image = read_image(image_row["image"])
-        if name == "cls":
-            assert predictions["classes"] == list(predictor.classes)
-            targets = np.array(list(predictor.probabilities(image).values()))
-            # bicubic in float32 here and in 8 bits there: a grey level at most between them
-            assert np.abs(np.array(image_row["probabilities"]) - targets).max() < 0.05
-        elif name == "both":  # classes that overlap: sums of bits, each by its own threshold
-            bits = read_label_map(image_row["file"])
-            targets = predictor.schema.encode(predictor.decide(predictor.probabilities(image)))
-            assert bits.shape == targets.shape
-            assert (bits == targets).mean() > 0.97
-            overlaps += int((targets == 3).sum())
-        else:
-            mask = read_image(image_row["file"], channels=1)[..., 0] > 0
-            assert mask.shape == image.shape[:2]
-            assert (mask == (predictor.probability(image) >= predictor.threshold)).mean() > 0.97
-    assert overlaps or name != "both"  # an argmax could not say so
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else(tmp_path: Path, tiny_backbone: Path) -> None:

@@ -1,0 +1,52 @@
+"""Pseudonyms for identifiers by a secret key, which stay the same across scans."""
+
+import hashlib
+import hmac
+from pathlib import Path
+
+from dinomed.errors import UsageError, system_reason
+
+MIN_BYTES, MAX_BYTES = 16, 4096
+_DIGITS = 32
+"""Hexadecimal digits of a pseudonym: 128 bits, so that two identifiers never share one by chance."""
+
+
+def read_id_key(path: str | Path) -> bytes:
+    """Return the secret key in a file, without the line break at its end.
+
+    Raises:
+        UsageError: the file cannot be read, or the key has fewer than 16 or more than 4096 bytes. The message does not
+            repeat the key.
+    """
+    try:
+        with open(path, "rb") as file:
+            key = file.read(MAX_BYTES + 3).rstrip(b"\r\n")
+    except OSError as error:
+        raise UsageError(f"cannot read the key {path}: {system_reason(error)}") from None
+    if not MIN_BYTES <= len(key) <= MAX_BYTES:
+        size = f"{len(key)} bytes" if len(key) <= MAX_BYTES else f"more than {MAX_BYTES} bytes"
+        raise UsageError(
+            f"the key {path} has {size}; write a random one of {MIN_BYTES} to {MAX_BYTES} bytes, such as by "
+            f"`openssl rand -hex 32 > {path}`"
+        )
+    return key
+
+
+def chosen_key(path: str | Path | None, keep_ids: bool) -> bytes | None:
+    """Return the key of `read_id_key`, None without a file; raise a `UsageError` with `keep_ids` too."""
+    if path is not None and keep_ids:
+        raise UsageError("`id_key` replaces groups and `keep_ids=True` keeps them; leave one of the two out")
+    return None if path is None else read_id_key(path)
+
+
+def pseudonym(identifier: str, key: bytes) -> str:
+    """Return the pseudonym of an identifier: the first half of its HMAC-SHA256, 32 hexadecimal digits.
+
+    Without the key it can be neither computed nor reversed by trying all identifiers.
+
+    >>> pseudonym("P0012", b"0123456789abcdef") == pseudonym("P0012", b"0123456789abcdef")
+    True
+    >>> pseudonym("P0012", b"0123456789abcdef") == pseudonym("P0012", b"another key of 24 bytes.")
+    False
+    """
+    return hmac.new(key, identifier.encode(), hashlib.sha256).hexdigest()[:_DIGITS]

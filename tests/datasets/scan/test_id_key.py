@@ -1,0 +1,92 @@
+"""Keyed hashes in place of groups."""
+
+import csv
+import hashlib
+import hmac
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dinomed.datasets.manifest import read_manifest
+from dinomed.datasets.scan.pseudonyms import read_id_key
+from dinomed.datasets.scan.videos import name_groups
+from dinomed.datasets.synthetic.lesions import write_lesions
+from dinomed.errors import UsageError
+
+Run = Callable[..., tuple[int, str, str]]
+KEY = b"a secret of the hospital, not a guess"
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    path = tmp_path / "id.key"
+    path.write_bytes(KEY + b"\n")
+    return path
+
+
+def test_the_same_key_gives_the_same_pseudonym_in_every_scan(key: Path, tmp_path: Path, run: Run) -> None:
+    lesions, part = tmp_path / "lesions", tmp_path / "part"
+    write_lesions(lesions, count=8, seed=1, broken=0)
+    write_lesions(part, count=8, seed=1, broken=0)
+    with open(lesions / "labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    (part / "images" / Path(rows[0]["image"]).name).unlink()  # another table: numbers would differ
+    with open(part / "labels.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows[1:])
+    groups: dict[str, dict[str, str]] = {}
+    output = b""
+    for name, options in (("lesions", ["--id-key", key]), ("part", ["--id-key", key]), ("plain", [])):
+        out = tmp_path / f"{name}.parquet"
+        folder = lesions if name == "plain" else tmp_path / name
+        code, text, err = run("scan", folder, "--labels", "labels.csv", "--group", "lesion_id", "-o", out, *options)
+        assert code == 0, err
+        manifest = read_manifest(out)
+        images = [Path(image).name for image in manifest.column("image")]
+        groups[name] = dict(zip(images, manifest.column("group"), strict=True))
+        output += text.encode() + err.encode() + out.read_bytes()
+    assert KEY not in output
+    for row in rows:
+        image = Path(row["image"]).name
+        expected = hmac.new(KEY, row["lesion_id"].encode(), hashlib.sha256).hexdigest()[:32]
+        assert groups["lesions"][image] == expected
+        assert groups["part"].get(image, expected) == expected
+        assert "-" in groups["plain"][image]  # numbers, as before
+    assert len(groups["part"]) == len(rows) - 1
+
+
+def test_groups_of_videos_are_pseudonyms_of_their_names() -> None:
+    videos = [Path("a/P7.avi"), Path("b/P7.avi"), Path("b/P8.avi")]
+    hashed = name_groups(videos, key=KEY)
+    assert len(set(hashed)) == 3
+    assert name_groups(videos[2:], key=KEY) == hashed[2:]
+    assert hashed[0] == hmac.new(KEY, b"P7", hashlib.sha256).hexdigest()[:32]
+    assert name_groups(videos[2:], key=KEY[::-1]) != hashed[2:]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"short\n", "has 5 bytes"),
+        (b"", "has 0 bytes"),
+        (b"x" * 5000, "more than 4096 bytes"),
+        (None, "cannot read"),
+    ],
+)
+def test_a_key_that_is_none_is_refused_in_one_line(content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "key").write_bytes(content)
+    with pytest.raises(UsageError, match=message) as refusal:
+        read_id_key(tmp_path / "key")
+    assert "\n" not in str(refusal.value)
+    assert "short" not in str(refusal.value)  # the key is not repeated
+
+
+def test_keys_and_groups_as_written_exclude_each_other(key: Path, tmp_path: Path, run: Run) -> None:
+    write_lesions(tmp_path / "lesions", count=4, seed=1, broken=0)
+    code, _, err = run("scan", tmp_path / "lesions", "-o", tmp_path / "m.csv", "--id-key", key, "--keep-ids")
+    assert code == 2
+    assert "--id-key" in err
+    assert not (tmp_path / "m.csv").exists()
