@@ -1,37 +1,45 @@
-"""Matches of patches on rotated and cropped copies of synthetic lesions: share of correct matches.
+"""Matches of patches on rotated, cropped, enlarged and reduced copies of images: share of correct matches.
 
-    python benchmarks/features/matches.py runs/ssl [runs/ssl/untrained ...] [--image-size 192] [--images 12]
-        [--min-similarity 0.5] [--json]
+    python benchmarks/features/matches.py --backbone runs/ssl [--backbone runs/ssl/untrained] [--data IMAGES ...]
+        [--image-size 192] [--images 12] [--min-similarity 0.5] [--json]
 
 A copy shows a part of the image, rotated, brighter and with noise, so each of its pixels has a known place in the
 image. A match is correct if its two patches lie at most one patch of the image apart, in rows and in columns. The last
 row matches different images: no pair has a known place there.
+
+`--data` names a folder of images; several are measured one by one. Without it the images are synthetic lesions. Two
+baselines need no backbone: the pixels of each patch, and its mean colour.
 """
 
 import argparse
 import itertools
 import json
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.synthetic.lesions import write_lesions
-from dinomed.explore.images import patch_tokens
+from dinomed.explore.images import patch_tokens, reduce_shown
 from dinomed.explore.match import match_patches
 from dinomed.images.read import read_image
 from dinomed.log import set_level
 
-WARPS = {"same size, brighter": (0, 1.0), "crop of 60%": (0, 0.6), "15°, crop of 60%": (15, 0.6),
-         "45°, crop of 60%": (45, 0.6), "90°, crop of 60%": (90, 0.6), "180°, crop of 60%": (180, 0.6)}  # fmt: skip
-"""Name -> rotation in degrees, and side of the copy as a share of the side of the image."""
+WARPS = {"same size, brighter": (0, 1.0, 1), "reduced to a quarter of the pixels": (0, 1.0, 2),
+         "crop of 80%": (0, 0.8, 1), "crop of 60%": (0, 0.6, 1), "crop of 40%": (0, 0.4, 1),
+         "15°, crop of 60%": (15, 0.6, 1), "45°, crop of 60%": (45, 0.6, 1), "90°, crop of 60%": (90, 0.6, 1),
+         "180°, crop of 60%": (180, 0.6, 1)}  # fmt: skip
+"""Name -> rotation in degrees, side of the copy as a share of the side of the image, and by how much its resolution is
+reduced. A crop is enlarged to the size of the image: one of 40% shows everything 2.5 times as large."""
+LONGEST_PX = 640  # to which images are reduced first
 
 
-def warp(image: np.ndarray, degrees: float, scale: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def warp(image: np.ndarray, degrees: float, scale: float, seed: int, reduced: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Return the copy, uint8 (H, W, 3), and the matrix (2, 3) from its pixels (x, y, 1) to those of the image."""
     height, width = image.shape[:2]
     turn = np.deg2rad(degrees)
@@ -39,6 +47,8 @@ def warp(image: np.ndarray, degrees: float, scale: float, seed: int) -> tuple[np
     middle = np.array([width / 2, height / 2])
     matrix = np.column_stack([linear, middle - linear @ middle])
     copy = Image.fromarray(image).transform((width, height), Image.Transform.AFFINE, matrix.ravel(), Image.BICUBIC)
+    if reduced > 1:
+        copy = copy.resize((width // reduced, height // reduced), Image.Resampling.BOX).resize((width, height))
     noise = np.random.default_rng(seed).normal(0, 4, image.shape)
     return np.clip(np.asarray(copy) * 1.1 + noise, 0, 255).astype(np.uint8), matrix
 
@@ -58,47 +68,102 @@ def count_correct(
     return len(matches), correct
 
 
-def measure(backbone: FrozenBackbone, images: list[np.ndarray], min_similarity: float) -> list[dict[str, Any]]:
+Describe = Callable[[list[np.ndarray]], list[np.ndarray]]
+"""From images, uint8 (H, W, 3), to the vectors of their patches, each (rows, columns, C)."""
+
+
+def describe_pixels(images: list[np.ndarray], rows: int, patch: int) -> list[np.ndarray]:
+    """Return the pixels of each patch, in a grid of `rows` x `rows` patches of `patch` px."""
+    side = rows * patch
+    squares = [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)) for image in images]
+    return [
+        square.reshape(rows, patch, rows, patch, 3).swapaxes(1, 2).reshape(rows, rows, -1).astype(np.float32)
+        for square in squares
+    ]
+
+
+def describe_colours(images: list[np.ndarray], rows: int, patch: int) -> list[np.ndarray]:
+    """Return the mean colour of each patch."""
+    return [
+        pixels.reshape(rows, rows, -1, 3).mean(axis=2).astype(np.float32)
+        for pixels in describe_pixels(images, rows, patch)
+    ]
+
+
+def measure(describe: Describe, images: list[np.ndarray], min_similarity: float) -> list[dict[str, Any]]:
     """Return for each warp the matches of a pair and the share of correct ones."""
-    tokens = patch_tokens(backbone, images)
+    tokens = describe(images)
     rows = []
-    for name, (degrees, scale) in WARPS.items():
-        copies = [warp(image, degrees, scale, seed) for seed, image in enumerate(images)]
-        warped = patch_tokens(backbone, [copy for copy, _ in copies])
+    for name, (degrees, scale, reduced) in WARPS.items():
+        copies = [warp(image, degrees, scale, seed, reduced) for seed, image in enumerate(images)]
+        warped = describe([copy for copy, _ in copies])
         counts = np.array([
             count_correct(a, b, matrix, image.shape[:2], min_similarity)
             for a, b, (_, matrix), image in zip(tokens, warped, copies, images, strict=True)
         ])  # fmt: skip
-        total, correct = counts.sum(axis=0)
-        rows.append({"copy": name, "matches": total / len(images), "correct": correct / total if total else None})
+        total, correct = (int(count) for count in counts.sum(axis=0))
+        share = correct / total if total else None
+        rows.append({"copy": name, "matches": total / len(images), "correct": share, "counts": [correct, total]})
     counts = [len(match_patches(a, b, min_similarity=min_similarity)) for a, b in itertools.pairwise(tokens)]
-    return [*rows, {"copy": "another image", "matches": float(np.mean(counts)), "correct": None}]
+    return [*rows, {"copy": "another image", "matches": float(np.mean(counts)), "correct": None, "counts": None}]
+
+
+def read_folder(folder: Path, count: int) -> list[np.ndarray]:
+    """Read images that are spread evenly over a folder, reduced to `LONGEST_PX`."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not paths:
+        raise SystemExit(f"{folder} holds no JPEG or PNG images")
+    chosen = sorted({int(place) for place in np.linspace(0, len(paths) - 1, count)})
+    return [reduce_shown(read_image(paths[place]), LONGEST_PX) for place in chosen]
+
+
+def synthetic_lesions(count: int) -> list[np.ndarray]:
+    """Return drawn lesions."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = write_lesions(Path(folder), count=count, seed=7, size=(480, 640), broken=0)
+        return [read_image(path) for path in sorted((made / "images").glob("*.jpg"))]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("backbones", nargs="+", help="backbones, as `--backbone` takes them")
+    parser.add_argument("--backbone", action="append", required=True, help="may be given several times")
+    parser.add_argument("--data", action="append", type=Path, help="folder of images; may be given several times")
     parser.add_argument("--image-size", type=int, default=192)
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--min-similarity", type=float, default=0.5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     set_level("warning")
-    with tempfile.TemporaryDirectory() as folder:
-        made = write_lesions(Path(folder), count=arguments.images, seed=7, size=(480, 640), broken=0)
-        images = [read_image(path) for path in sorted((made / "images").glob("*.jpg"))]
-    results = {}
-    for name in arguments.backbones:
+    ways: dict[str, Describe] = {}
+    for name in arguments.backbone:
         backbone = load_backbone(name, image_size=arguments.image_size)
-        results[name] = measure(backbone, images, arguments.min_similarity)
-    if arguments.json:
-        print(json.dumps(results, indent=1))
-        return
-    for name, rows in results.items():
-        print(f"\n{name}\n| copy | matches a pair | correct |\n|---|---|---|")
-        for row in rows:
-            share = "" if row["correct"] is None else f"{row['correct']:.0%}"
-            print(f"| {row['copy']} | {row['matches']:.1f} | {share} |")
+        ways[name] = partial(patch_tokens, backbone)
+    rows, columns = backbone.grid((arguments.image_size, arguments.image_size))
+    assert rows == columns
+    patch = arguments.image_size // rows
+    ways["pixels"] = partial(describe_pixels, rows=rows, patch=patch)
+    ways["mean colour"] = partial(describe_colours, rows=rows, patch=patch)
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for folder in arguments.data or [None]:
+        images = synthetic_lesions(arguments.images) if folder is None else read_folder(folder, arguments.images)
+        title = "synthetic lesions" if folder is None else str(folder)
+        results[title] = {name: measure(describe, images, arguments.min_similarity) for name, describe in ways.items()}
+    print(json.dumps(results, indent=1) if arguments.json else format_tables(results))
+
+
+def format_tables(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+    """Return a table for each data set, with a column for each way to describe patches."""
+    lines: list[str] = []
+    for title, of_ways in results.items():
+        lines += ["", title, f"| copy | {' | '.join(of_ways)} |", f"|---|{'---|' * len(of_ways)}"]
+        for of_warp in zip(*of_ways.values(), strict=True):
+            cells = [
+                f"{row['matches']:.1f}" if row["counts"] is None
+                else f"{row['correct'] or 0:.0%} ({row['counts'][0]}/{row['counts'][1]})"
+                for row in of_warp
+            ]  # fmt: skip
+            lines.append(f"| {of_warp[0]['copy']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -29,3 +29,14 @@ def test_only_matches_at_the_right_place_are_correct(matches: ModuleType) -> Non
     assert total == correct > 10
     away = np.add(same, [[0, 0, 50], [0, 0, 0]])  # as if the copy showed what lies 50 px to the right
     assert matches.count_correct(tokens, tokens, away, (100, 100), 0.5) == (total, 0)
+
+
+def test_the_pixels_of_patches_find_an_image_that_is_only_brighter(matches: ModuleType) -> None:
+    image = np.random.default_rng(0).integers(0, 220, (96, 96, 3)).astype(np.uint8)  # brighter, still below 255
+    rows = matches.measure(lambda images: matches.describe_pixels(images, 12, 8), [image, image[::-1].copy()], 0.5)
+    brighter = next(row for row in rows if row["copy"] == "same size, brighter")
+    assert brighter["correct"] > 0.95
+    assert brighter["counts"][1] == 2 * brighter["matches"]
+    even = np.kron(image[:12, :12], np.ones((8, 8, 1), np.uint8))  # one colour for each patch
+    (colours,) = matches.describe_colours([even], 12, 8)
+    assert np.allclose(colours, even[4::8, 4::8])
