@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from dinomed.apps import cli
+from dinomed.datasets.synthetic.endoscopy import write_endoscopy
 from dinomed.io.output_folder import STAGE
 
 QUICK = ("--set", "fit.epochs=2", "--set", "fit.min_steps=0")
@@ -37,6 +38,14 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "audit": ("audit", "{u}/derm.parquet", "-o", "{o}/a.html", "--cache", "{o}/cache"),
     "curate": ("curate", "--pool", "{u}/derm.parquet", "-o", "{o}/c.parquet", "--set", "quality.min_short_side_px=32"),
     "pretrain": ("pretrain", "vit_tiny_cpu", "--data", "{u}/derm.parquet", "-o", "{o}/run", "--resume", *RUN),
+    "folds": ("train", "classify", "-b", "{u}/ssl", "--data", "{u}/derm.parquet", "-o", "{o}/folds", "--cache",
+              "{o}/cache", "--folds", "2", *QUICK),
+    "probe": ("probe", "{u}/ssl", "--data", "{u}/derm.parquet", "--few-shot", "1,all", "-o", "{o}/few"),
+    "export": ("export", "{u}/cls", "--format", "safetensors", "-o", "{o}/x"),
+    "export bundle": ("export", "{u}/seg", "--format", "monai", "-o", "{o}/b"),
+    "frames": ("frames", "{v}", "-o", "{o}/frames", "--fps", "5"),
+    "predict videos": ("predict", "{u}/seg", "{v}", "-o", "{o}/pv"),
+    "show": ("show", "pca", "{u}/derm.parquet", "-b", "{u}/ssl", "-o", "{o}/pca.html"),
 }  # fmt: skip
 DONE = "already|exists"  # the refusal of a command whose result was complete before the kill
 
@@ -147,7 +156,10 @@ def some_changes(changes: list[str]) -> Iterable[int]:
 def check(command: str, user_folder: Path, folder: Path, choose: Choose, capsys: Any) -> None:
     """Kill a command at some of its changes, run it again, and compare with the unbroken result."""
     out = folder / "out"
-    words = [word.format(u=user_folder, o=out) for word in COMMANDS[command]]
+    video = folder / "video.avi"
+    if any("{v}" in word for word in COMMANDS[command]):
+        write_endoscopy(folder / "drawn", count=10, size=(48, 64))[0].rename(video)
+    words = [word.format(u=user_folder, o=out, v=video) for word in COMMANDS[command]]
     out.mkdir()
     with killed_at(None, out) as changes:
         code = call(words)

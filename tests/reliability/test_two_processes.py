@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dinomed.datasets.synthetic.endoscopy import write_endoscopy
+
 Run = Callable[..., tuple[int, str, str]]
 
 FOLDERS = {
@@ -19,11 +21,20 @@ FOLDERS = {
     "train": ("train", "classify", "-b", "{u}/ssl", "--data", "{u}/derm.parquet", "-o"),
     "export": ("export", "{u}/ssl", "--format", "safetensors", "-o"),
     "probe": ("probe", "{u}/ssl", "--data", "{u}/derm.parquet", "--few-shot", "1,all", "-o"),
+    "pretrain": ("pretrain", "vit_tiny_cpu", "--data", "{u}/derm.parquet", "--set", "run.batch_size=8", "-o"),
+    "folds": ("train", "classify", "-b", "{u}/ssl", "--data", "{u}/derm.parquet", "--folds", "2", "-o"),
+    "frames": ("frames", "{v}", "-o"),
+    "predict videos": ("predict", "{u}/seg", "{v}", "-o"),
     "quickstart": ("quickstart", "--no-demo", "-o"),
 }
 FILES = {
     "scan": ("scan", "{u}/lesions", "-o", "m.parquet"),
     "audit": ("audit", "{u}/derm.parquet", "-o", "audit.html"),
+    "show": ("show", "pca", "{u}/derm.parquet", "-b", "{u}/ssl", "-o", "pca.html"),
+}
+RESUMED_FILES = {  # the folder of the parts from which an interrupted call continues is in use
+    "features": ("f.parts", ("features", "{u}/derm.parquet", "-b", "{u}/ssl", "-o", "f.parquet")),
+    "curate": ("c.stages", ("curate", "--pool", "{u}/derm.parquet", "-o", "c.parquet")),
 }
 
 
@@ -51,9 +62,11 @@ def held(folder: Path, name: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("command", FOLDERS)
 def test_a_folder_in_use_is_refused(user_folder: Path, tmp_path: Path, run: Run, command: str) -> None:
-    out = tmp_path / "out"
+    out, video = tmp_path / "out", tmp_path / "video.avi"
+    if any("{v}" in word for word in FOLDERS[command]):
+        write_endoscopy(tmp_path / "drawn", count=3, size=(48, 64))[0].rename(video)
     with held(out, ".lock"):
-        code, _, err = run(*(word.format(u=user_folder) for word in FOLDERS[command]), out)
+        code, _, err = run(*(word.format(u=user_folder, v=video) for word in FOLDERS[command]), out)
     assert (code, err.strip().splitlines()[-1]) == (
         1, f"error: {out} is in use by another process; wait, or use another folder"
     )  # fmt: skip
@@ -68,6 +81,16 @@ def test_a_file_in_use_is_refused(user_folder: Path, tmp_path: Path, run: Run, c
     assert code == 1
     assert f"error: {tmp_path / name} is in use by another process; wait, or use another" in err
     assert [path.name for path in tmp_path.iterdir()] == [f".{name}.lock"]
+
+
+@pytest.mark.parametrize("command", RESUMED_FILES)
+def test_a_file_whose_parts_are_in_use_is_refused(user_folder: Path, tmp_path: Path, run: Run, command: str) -> None:
+    parts, (*words, name) = RESUMED_FILES[command]
+    with held(tmp_path / parts, ".lock"):
+        code, _, err = run(*(word.format(u=user_folder) for word in words), tmp_path / name)
+    assert code == 1
+    assert f"error: {tmp_path / parts} is in use by another process; wait, or use another" in err
+    assert not (tmp_path / name).exists()
 
 
 def test_scan_leaves_no_lock(user_folder: Path, tmp_path: Path, run: Run) -> None:
