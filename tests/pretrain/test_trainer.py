@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from dinomed.errors import DinomedError, UsageError
 from dinomed.io.checkpoint import list_checkpoints
 from dinomed.io.output_folder import locked
 from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.train_step import TrainStep
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
@@ -152,6 +154,32 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_images(
     with pytest.raises(DinomedError, match=r"bad_batch\.json"):
         pretrain(tiny(run={"max_bad_steps": 1}), pictures, tmp_path / "run", device="cpu")
     assert len(json.loads((tmp_path / "run" / "bad_batch.json").read_text())["images"]) == 4
+
+
+def test_a_step_whose_loss_is_not_finite_changes_no_weight(
+    tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dinomed.pretrain.model import dinov2 as method
+
+    loss, run, changed = method.koleo_loss, TrainStep.run, list[set[str]]()
+    step = 0
+
+    def tensors(train_step: TrainStep) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in train_step.model.state_dict().items()}
+
+    def compare(train_step: TrainStep, raw: Any, number: int) -> Any:
+        nonlocal step
+        step, before = number, tensors(train_step)
+        report, after = run(train_step, raw, number), tensors(train_step)
+        changed.append({name.split(".")[0] for name in after if not torch.equal(before[name], after[name])})
+        return report
+
+    monkeypatch.setattr(TrainStep, "run", compare)
+    monkeypatch.setattr(
+        method, "koleo_loss", lambda x, *given: x.sum() * float("nan") if step == 1 else loss(x, *given)
+    )
+    pretrain(tiny(run={"steps": 3, "max_bad_steps": 1}), pictures, tmp_path / "run", device="cpu")
+    assert changed == [{"student", "teacher"}, set(), {"student", "teacher"}]
 
 
 def test_fewer_images_than_a_batch_are_refused(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
