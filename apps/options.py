@@ -73,3 +73,37 @@ Aspect = Annotated[
     Option("--aspect", help="square: resize images to the square; pad: keep their proportions and pad [square]."),
 ]
 Cache = Annotated[Path | None, Option("--cache", help="Folder of cached features [NAME.features beside the manifest].")]
+Fps = Annotated[float, Option("--fps", help="Frames a second; 0 for every frame.", min=0)]
+SceneChange = Annotated[
+    float | None,
+    Option(
+        "--scene-change",
+        help="Also take a frame whose mean grey difference to the frame before is above this, 0 to 255; try 30.",
+        min=0,
+        max=255,
+    ),
+]
+DuplicateBits = Annotated[
+    int,
+    Option(
+        "--duplicate-bits",
+        help="Drop a frame whose hash differs in at most so many of 256 bits from a kept one; -1 keeps all.",
+        min=-1,
+        max=255,
+    ),
+]
+MinLuminance = Annotated[
+    float, Option("--min-luminance", help="Drop black frames: mean grey level below this, 0 to 255.", min=0)
+]
+MinSharpness = Annotated[
+    float, Option("--min-sharpness", help="Drop blurred frames: variance of the Laplacian below this.", min=0)
+]
+MinTissue = Annotated[
+    float,
+    Option(
+        "--min-tissue",
+        help="Drop colour frames out of the body: share of reddish pixels below this; 0 for narrow-band light.",
+        min=0,
+        max=1,
+    ),
+]

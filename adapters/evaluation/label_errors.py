@@ -11,6 +11,7 @@ of the nearest images of other groups. An image is a suspect if both give anothe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,10 @@ NEIGHBORS = 10
 MAX_CLASSES = 100
 CS = (1e-4, 1e-3, 1e-2, 1e-1)
 """Values of C of the regression; the one with the least out-of-fold loss is used."""
+RANKED_COLUMNS = (
+    "rank", "image", "label", "suggested", "suspect", "doubt", "label_probability", "suggested_probability",
+    "neighbors_with_label", "neighbors_with_suggested",
+)  # fmt: skip
 _MAX_PAIRS = 2**22  # of a query and a neighbour in one search, 12 bytes each
 
 
@@ -59,6 +64,26 @@ class LabelErrors:
     def suspects(self) -> np.ndarray:
         """Whether both estimates give another class than the label, bool (N,)."""
         return self.by_prediction & self.by_neighbors
+
+    def ranked(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return an entry for each judged image, with the keys of `RANKED_COLUMNS`, the most doubtful first.
+
+        Args:
+            names: of all images.
+        """
+        suspects = self.suspects
+        return [
+            {
+                "rank": rank + 1, "image": names[row], "label": self.classes[label],
+                "suggested": self.classes[other], "suspect": bool(suspects[rank]),
+                "doubt": round(float(self.scores[rank]), 4),
+                "label_probability": round(float(self.probabilities[rank, label]), 4),
+                "suggested_probability": round(float(self.probabilities[rank, other]), 4),
+                "neighbors_with_label": round(float(self.votes[rank, label]), 4),
+                "neighbors_with_suggested": round(float(self.votes[rank, other]), 4),
+            }
+            for rank, (row, label, other) in enumerate(zip(self.rows, self.labels, self.suggested, strict=True))
+        ]  # fmt: skip
 
 
 def find_label_errors(

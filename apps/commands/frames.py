@@ -6,46 +6,29 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Json, Output, Overwrite, Quiet
+from dinomed.apps.options import (
+    DuplicateBits,
+    Fps,
+    Json,
+    MinLuminance,
+    MinSharpness,
+    MinTissue,
+    Output,
+    Overwrite,
+    Quiet,
+    SceneChange,
+)
 
 
 def frames(
     videos: Annotated[list[Path], Argument(help="Videos, or folders of videos.", show_default=False)],
     out: Output,
-    fps: Annotated[float, Option("--fps", help="Frames a second; 0 for every frame.", min=0)] = 1.0,
-    scene_change: Annotated[
-        float | None,
-        Option(
-            "--scene-change",
-            help="Also take a frame whose mean grey difference to the frame before is above this, 0 to 255; try 30.",
-            min=0,
-            max=255,
-        ),
-    ] = None,
-    duplicate_bits: Annotated[
-        int,
-        Option(
-            "--duplicate-bits",
-            help="Drop a frame whose hash differs in at most so many of 256 bits from a kept one; -1 keeps all.",
-            min=-1,
-            max=255,
-        ),
-    ] = 24,
-    min_luminance: Annotated[
-        float, Option("--min-luminance", help="Drop black frames: mean grey level below this, 0 to 255.", min=0)
-    ] = 16.0,
-    min_sharpness: Annotated[
-        float, Option("--min-sharpness", help="Drop blurred frames: variance of the Laplacian below this.", min=0)
-    ] = 4.0,
-    min_tissue: Annotated[
-        float,
-        Option(
-            "--min-tissue",
-            help="Drop colour frames out of the body: share of reddish pixels below this; 0 for narrow-band light.",
-            min=0,
-            max=1,
-        ),
-    ] = 0.25,
+    fps: Fps = 1.0,
+    scene_change: SceneChange = None,
+    duplicate_bits: DuplicateBits = 24,
+    min_luminance: MinLuminance = 16.0,
+    min_sharpness: MinSharpness = 4.0,
+    min_tissue: MinTissue = 0.25,
     keep_ids: Annotated[
         bool, Option("--keep-ids", help="Call groups like the files of the videos, not by numbers.")
     ] = False,

@@ -6,12 +6,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Json, Output, Overwrite, Quiet, Seed
+from dinomed.apps.options import (
+    DuplicateBits,
+    Fps,
+    Json,
+    MinLuminance,
+    MinSharpness,
+    MinTissue,
+    Output,
+    Overwrite,
+    Quiet,
+    SceneChange,
+    Seed,
+)
 from dinomed.notice import RESEARCH_USE
 
 if TYPE_CHECKING:
     from dinomed.datasets.manifest import Manifest
     from dinomed.datasets.scan.scan import ScanResult
+
+_VIDEO_ROWS = (("videos", "videos"), ("frames left out", "dropped"))
 
 
 def scan(
@@ -77,6 +91,16 @@ def scan(
             help="Annotation file in the COCO format, from which masks are drawn to NAME.coco/ beside the manifest.",
         ),
     ] = None,
+    videos: Annotated[
+        bool,
+        Option("--videos", help="Take frames of videos as rows, read from the video when needed; nothing is written."),
+    ] = False,
+    fps: Fps = 1.0,
+    scene_change: SceneChange = None,
+    duplicate_bits: DuplicateBits = 24,
+    min_luminance: MinLuminance = 16.0,
+    min_sharpness: MinSharpness = 4.0,
+    min_tissue: MinTissue = 0.25,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -84,15 +108,19 @@ def scan(
     """Read every image of a folder and write a manifest: content hash, size, label, group, split and mask.
 
     Files that cannot be read are listed in OUT.unreadable.csv, with reasons. Splits are by group. Groups are replaced
-    by numbers, and other columns of the CSV are kept only with --keep. For research use only, not for diagnosis.
+    by numbers, and other columns of the CSV are kept only with --keep. With --videos, selected frames of videos and of
+    DICOM files of several frames are rows, called VIDEO/frame_000120; each video is a group, and OUT.dropped.csv lists
+    the frames that are left out. For research use only, not for diagnosis.
     """
     arguments = locals()
-    from dinomed.apps.api.data.datasets import scan_with_report, unreadable_list
+    from dinomed.apps.api.data.datasets import dropped_list, scan_with_report, unreadable_list
     from dinomed.apps.output import api_arguments, emit
 
     result = scan_with_report(**api_arguments(arguments | {"ratios": _parse_ratios(ratios), "keep": keep or ()}))
     listed = str(unreadable_list(out)) if result.unreadable else None
     report = {"manifest": str(out), "unreadable_list": listed, **summarize(result)}
+    if result.videos:
+        report |= {"videos": len(result.videos), "dropped": len(result.dropped), "dropped_list": str(dropped_list(out))}
     emit(report, as_json, None if as_json else _table(report))
 
 
@@ -141,6 +169,7 @@ def _table(report: dict[str, Any]) -> Any:
     ]
     rows += [(f"  {kind}", masks[kind], *blank) for kind in ("empty", "full") if masks[kind]]
     rows += [("sets of identical images", len(duplicates), *blank)] if duplicates else []
+    rows += [(name, report[key], *blank) for name, key in _VIDEO_ROWS if key in report]
     rows += [("unreadable", report["unreadable"], *blank)]
     return build_table(("", "all", *splits), rows, title=report["manifest"])
 

@@ -9,8 +9,11 @@ import pyarrow.parquet as pq
 from dinomed.apps.examine.report import ArtefactReport, State
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import DinomedError, first_line
+from dinomed.images.decode import UnreadableImage
+from dinomed.images.frames import image_file
+from dinomed.images.unchanged import content_digest
 from dinomed.io.artifacts import check_file
-from dinomed.io.files import read_json, sha256_file
+from dinomed.io.files import read_json
 from dinomed.pretrain.curation.output.read import load_result, stages_path, summary_path
 from dinomed.progress import bar
 
@@ -52,12 +55,14 @@ def add_images(report: ArtefactReport, manifest: Manifest, remedy: str) -> None:
         for row, (size, digest) in enumerate(zip(manifest.column("bytes"), manifest.column("sha256"), strict=True)):
             path = manifest.path(row)
             try:
-                if not path.is_file():
+                if not image_file(path).is_file():
                     lists["missing"].append(names[row])
-                elif path.stat().st_size != size or sha256_file(path) != digest:
+                elif image_file(path).stat().st_size != size or content_digest(path) != digest:
                     lists["changed"].append(names[row])
             except OSError:
                 lists["missing"].append(names[row])
+            except UnreadableImage:  # of a frame: its video cannot be decoded there any more
+                lists["changed"].append(names[row])
             progress.advance()
     for state, wrong in lists.items():
         if wrong:

@@ -6,6 +6,9 @@ a sample as stored (`dinomed.images.decode.Header`); `group` (patient, lesion or
 unknown), `split` (train, val, test), `label`, `mask` (relative path), `keep` (true or false, set by `dinomed curate`),
 and the other columns of the user's CSV, as text, with numbers as written. An empty cell is null.
 
+A row can be a frame of a video (`dinomed.images.frames`): `image` is VIDEO/frame_000120, `sha256` that of its decoded
+pixels, `bytes` the size of the video, and the columns `video`, `frame` (number from 0) and `time_s` name its place.
+
 The root is stored relative to the folder of the manifest, so that both can be moved together. In Parquet it is in the
 metadata of the schema; in CSV it is a column `root`, left out if the images lie in the folder of the CSV. Other tools
 lose the metadata when they rewrite a Parquet file; a column `root` is read there too.
@@ -28,6 +31,7 @@ import pyarrow.parquet as pq
 
 from dinomed.datasets.tables import read_csv, read_parquet, write_csv
 from dinomed.errors import DinomedError, UsageError, did_you_mean, first_line
+from dinomed.images.frames import image_file
 from dinomed.io.files import replacing
 
 TEXT, NUMBER, TRUTH = pa.string(), pa.int64(), pa.bool_()
@@ -189,7 +193,7 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
     if "mask" in table.column_names:
         _check_paths(path, table, "mask")
     base = path.parent / (named_root or ".") if root is None else Path(root)
-    if named_root is None and root is None and len(table) and not (base / table["image"][0].as_py()).exists():
+    if named_root is None and root is None and len(table) and not image_file(base / table["image"][0].as_py()).exists():
         raise UsageError(
             f"{path} names no image folder, and the images are not beside it; add a column 'root' with the "
             "folder (tools such as pandas lose it when they rewrite a manifest)"

@@ -51,7 +51,8 @@ def open_dataset(source: Manifest | str | Path, *, allow_unreadable: bool = Fals
         raise UsageError(f"{path} is a pipe or a device; give a manifest, a folder of images, or an image")
     if container_of(path) is not None:
         raise UsageError(
-            f"{path} is a video; write its frames: dinomed frames {path} -o DIR, and give DIR/manifest.csv"
+            f"{path} is a video; give a manifest of its frames: dinomed scan {path.parent} --videos -o M.parquet, or "
+            f"dinomed frames {path} -o DIR, which writes them"
         )
     if not is_manifest(path):
         return replace(scan_file(path, decode=decode), source=path, decoded=decode)

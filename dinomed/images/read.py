@@ -13,6 +13,7 @@ from dinomed.images.deep import read_deep_colour
 from dinomed.images.dicom.elements import is_dicom
 from dinomed.images.dicom.pixels import read_dicom, read_dicom_header
 from dinomed.images.dicom.segmentation import read_segmentation
+from dinomed.images.frames import FrameReference, parse_frame, read_frame
 from dinomed.images.intensity import IntensityConfig, match_channels, to_channels, to_range, to_samples
 from dinomed.io.files import replacing
 
@@ -45,6 +46,8 @@ def read_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
     Raises:
         UnreadableImage: as in `read_image`; damaged pixels are not detected.
     """
+    if (reference := parse_frame(path)) is not None:
+        return read_frame(path, reference, PLAIN, max_pixels)[0]
     if is_array(path):
         return read_array_header(path, max_pixels)
     if is_dicom(path):
@@ -63,14 +66,15 @@ def read_image(
     max_pixels: int = MAX_PIXELS,
     frame: int = 0,
 ) -> np.ndarray:
-    """Read a JPEG, PNG, TIFF, BMP, WebP, GIF or DICOM file, or a NumPy array: ``(H, W, channels)``, upright.
+    """Read a JPEG, PNG, TIFF, BMP, WebP, GIF or DICOM file, a NumPy array, or a frame of a video: ``(H, W, channels)``.
 
     uint8 in 0 to 255; with ``IntensityConfig(bits=16)`` float32 in 0 to 1.
 
-    EXIF orientation is applied. CMYK and palette images are converted to RGB. Transparent pixels are blended with
-    black. Values of more than 8 bits are scaled (`dinomed.images.intensity`; DICOM by its window, see
+    The result is upright: EXIF orientation is applied. CMYK and palette images are converted to RGB. Transparent pixels
+    are blended with black. Values of more than 8 bits are scaled (`dinomed.images.intensity`; DICOM by its window, see
     `dinomed.images.dicom.pixels`). With 1 or 3 channels, the first frame or page is read. With any other number of
-    channels, they are the gray pages or the bands of a TIFF, or the channels of an array.
+    channels, they are the gray pages or the bands of a TIFF, or the channels of an array. `dinomed.images.frames`
+    describes the path of a frame of a video.
 
     Args:
         channels: 3 (RGB; gray is repeated), 1 (luma), or the number of channels of the file (gray is repeated).
@@ -101,6 +105,8 @@ def read_image_and_header(
     frame: int = 0,
 ) -> tuple[Header, np.ndarray]:
     """Read like `read_image`, and return the header too."""
+    if (reference := parse_frame(path)) is not None:
+        return _read_frame(path, reference, channels, intensity, max_pixels)
     if not is_array(path) and is_dicom(path):
         header, shown = read_dicom(path, intensity, max_pixels, frame)
         return header, _match(path, shown, channels)
@@ -134,6 +140,19 @@ def read_whole(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
         with open_image(path, max_pixels) as image:
             to_samples(image, header.channels)
     return header
+
+
+def _read_frame(
+    path: str | Path, reference: FrameReference, channels: int, intensity: IntensityConfig, max_pixels: int
+) -> tuple[Header, np.ndarray]:
+    """Read a frame as its PNG file would be read; a DICOM frame as a DICOM file."""
+    header, pixels = read_frame(path, reference, intensity, max_pixels)
+    if reference.is_dicom:
+        return header, _match(path, pixels, channels)
+    image = Image.fromarray(pixels)
+    if intensity.is_plain and channels in (1, 3):
+        return header, to_channels(image, channels)
+    return header, _finish(path, to_samples(image, channels), channels, intensity)
 
 
 def _reduce(image: Image.Image, at_least: int) -> None:

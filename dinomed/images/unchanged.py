@@ -1,9 +1,11 @@
-"""Check that an image file has not changed since the scan."""
+"""Check that an image has not changed since the scan."""
 
 import os
 from pathlib import Path
 
 from dinomed.images.decode import UnreadableImage
+from dinomed.images.frames import frame_digest, image_file, parse_frame, read_frame
+from dinomed.images.intensity import IntensityConfig
 from dinomed.io.files import sha256_file
 
 
@@ -15,23 +17,37 @@ def change_time(status: os.stat_result) -> int:
     return max(status.st_mtime_ns, status.st_ctime_ns)
 
 
-def check_unchanged(path: str | Path, size: int, sha256: str, changed_ns: int | None = None) -> None:
-    """Raise if the size or the content of a file differs from the scan. A missing file is reported by its reader.
+def content_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file, or of the decoded pixels of a frame, in hexadecimal digits.
 
-    The file is hashed only if it has another time than at the scan, or if that time is unknown. Hashing takes on one
-    core 0.04 ms of the 1.1 ms for decoding 4 kB, 0.4 ms of 26 ms for 230 kB.
+    Raises:
+        OSError: the file cannot be read.
+        UnreadableImage: the frame cannot be decoded.
+    """
+    frame = parse_frame(path)
+    if frame is None:
+        return sha256_file(path)
+    return frame_digest(read_frame(path, frame, IntensityConfig())[1])
+
+
+def check_unchanged(path: str | Path, size: int, sha256: str, changed_ns: int | None = None) -> None:
+    """Raise if the size or the content of an image differs from the scan. A missing file is reported by its reader.
+
+    Of a frame, the size is that of its video, and the content is its decoded pixels. The content is hashed only if the
+    file has another time than at the scan, or if that time is unknown. Hashing a file takes on one core 0.04 ms of the
+    1.1 ms for decoding 4 kB, 0.4 ms of 26 ms for 230 kB.
 
     Args:
-        size: in bytes.
-        sha256: of the whole file, in hexadecimal digits.
+        size: of the file, in bytes.
+        sha256: `content_digest` at the scan.
         changed_ns: `change_time` at the scan; None for a manifest that was read from a file.
 
     Raises:
-        UnreadableImage: the file has changed.
+        UnreadableImage: the file has changed, or the frame cannot be decoded.
     """
     try:
-        status = os.stat(path)
-        same = status.st_size == size and (change_time(status) == changed_ns or sha256_file(path) == sha256)
+        status = os.stat(image_file(path))
+        same = status.st_size == size and (change_time(status) == changed_ns or content_digest(path) == sha256)
     except OSError:
         return
     if not same:

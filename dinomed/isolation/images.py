@@ -11,6 +11,7 @@ from dinomed.images.dicom.frame_times import locate_frame
 from dinomed.images.dicom.spacing import PixelSpacing, read_pixel_spacing
 from dinomed.images.dicom.windows import GrayWindow
 from dinomed.images.gray_values import GrayValues, has_gray_values, read_gray_values
+from dinomed.images.frames import parse_frame
 from dinomed.images.intensity import IntensityConfig
 from dinomed.images.read import MAX_PIXELS, PLAIN, UnreadableImage, read_image
 from dinomed.images.shown import read_shown
@@ -31,6 +32,9 @@ def read_image_isolated(
     Raises:
         UnreadableImage: as `read_image`, or the file exceeds a limit.
     """
+    reference = parse_frame(path)
+    if reference is not None and not reference.is_dicom:  # `read_image` decodes videos in a process with limits
+        return read_image(path, channels=channels, intensity=intensity, max_pixels=max_pixels)
     return _run("read_pixels", path, channels, intensity.model_dump(mode="json"), max_pixels, at_least, frame)[1]
 
 

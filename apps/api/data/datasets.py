@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dinomed.apps.api.data.frames import with_frame_rule
 from dinomed.apps.api.inputs import DatasetLike, PathLike, cache_folder
 from dinomed.datasets import open as opening
 from dinomed.datasets.manifest import Manifest, write_manifest
@@ -20,14 +21,7 @@ from dinomed.io.output_folder import check_writable, claimed_file, open_output_f
 from dinomed.log import logger
 from dinomed.notice import RESEARCH_USE
 
-if TYPE_CHECKING:
-    from dinomed.adapters.evaluation.label_errors import LabelErrors
-
 FOLDS = 5
-COLUMNS = (
-    "rank", "image", "label", "suggested", "suspect", "doubt", "label_probability", "suggested_probability",
-    "neighbors_with_label", "neighbors_with_suggested",
-)  # fmt: skip
 
 
 def scan(
@@ -50,6 +44,13 @@ def scan(
     allow_unreadable: bool = False,
     label_maps: bool = False,
     coco: PathLike | None = None,
+    videos: bool = False,
+    fps: float = 1.0,
+    scene_change: float | None = None,
+    duplicate_bits: int = 24,
+    min_luminance: float = 16.0,
+    min_sharpness: float = 4.0,
+    min_tissue: float = 0.25,
     overwrite: bool = False,
 ) -> Manifest:
     """Read every image of a folder and return its manifest: one row per image.
@@ -57,9 +58,15 @@ def scan(
     The columns are the path, content hash, size, mode and format, and, where known, label, group, split and mask.
     Warnings about the data are logged. The command is ``dinomed scan``.
 
+    With `videos`, selected frames of videos and of DICOM files of several frames are rows too. Their images are called
+    VIDEO/frame_000120, and are decoded from the video when they are read; no frame is written. Each video is a group,
+    unless `labels` has another one. The columns ``video``, ``frame`` and ``time_s`` name the place of a frame.
+
     Args:
         folder: folder of images; its subfolders are scanned too.
         labels: CSV file with one row per image (a path or a name in `folder`), or ``"folders"`` for FOLDER/CLASS/image.
+            With `videos`, a row names a frame (VIDEO/frame_000120), or a video for all its selected frames. Named
+            frames are rows in any case.
         out: manifest file to write, .parquet or .csv. Unreadable files are listed in NAME.unreadable.csv beside it.
         image_column: column of the CSV that names the image.
         label: column of the class; None for the column ``label`` if there is one, ``"none"`` for no labels.
@@ -79,6 +86,8 @@ def scan(
         label_maps: masks are label maps, in which each class has its own value.
         coco: annotation file in the COCO format, also relative to `folder`. Masks are drawn from it into the folder
             NAME.coco beside `out`, with their classes in ``segment.yaml``, for ``config`` of `train`.
+        videos: read videos. Frames that are left out are listed in NAME.dropped.csv beside `out`, with reasons.
+        fps, scene_change, duplicate_bits, min_luminance, min_sharpness, min_tissue: which frames, as of `frames`.
         overwrite: replace `out` if it is a manifest.
 
     Returns:
@@ -110,7 +119,8 @@ def scan_with_report(
     if out is None:
         if coco is not None:
             raise UsageError(f"`coco={coco}`: masks are written beside the manifest; name it with `out`")
-        return _write(scan_folder(folder, labels, **options), None)
+        return _write(scan_folder(folder, labels, **with_frame_rule(options)), None)
+    options = with_frame_rule(options)
     opening.check_manifest_output(Path(out), overwrite)
     with claimed_file(out):
         if coco is None:
@@ -151,6 +161,8 @@ def _write(result: ScanResult, out: Path | None) -> ScanResult:
             logger.info(f"unreadable files and their reasons: {unreadable}")
         else:
             unreadable.unlink(missing_ok=True)  # of an earlier scan
+        if result.videos:
+            write_csv(dropped_list(out), ("video", "frame", "time_s", "reason"), result.dropped)
     for message in result.notes:
         logger.info(message)
     return result
@@ -159,6 +171,11 @@ def _write(result: ScanResult, out: Path | None) -> ScanResult:
 def unreadable_list(out: PathLike) -> Path:
     """Return the file that lists the unreadable files of a scan whose manifest is `out`."""
     return Path(out).with_suffix(".unreadable.csv")
+
+
+def dropped_list(out: PathLike) -> Path:
+    """Return the file that lists the frames that a scan of videos, whose manifest is `out`, has left out."""
+    return Path(out).with_suffix(".dropped.csv")
 
 
 def open_dataset(data: DatasetLike, *, decode: bool = False) -> Manifest:
@@ -205,7 +222,7 @@ def audit_labels(
         UsageError: the column is missing or holds no classes, there are fewer groups than folds, or no backbone is
             given.
     """
-    from dinomed.adapters.evaluation.label_errors import find_label_errors
+    from dinomed.adapters.evaluation.label_errors import RANKED_COLUMNS, find_label_errors
     from dinomed.apps.api.backbones import load_backbone
     from dinomed.apps.pages.label_errors import build_label_page
     from dinomed.features.extract import extract_usable
@@ -229,7 +246,7 @@ def audit_labels(
         frozen = load_backbone(backbone, device=device)
         computed, images = extract_usable(frozen, images, cache=cache_folder(manifest, cache))
         errors = find_label_errors(computed.cls, images.column(column), images.units(), folds=folds, seed=seed)
-        ranked = _ranked(errors, images)
+        ranked = errors.ranked(images.column("image"))
         report = {
             "data": str(manifest.source or manifest.root),
             "column": column,
@@ -255,22 +272,5 @@ def audit_labels(
         if table is not None and Path(table).suffix.lower() == ".json":
             write_json(table, {**report, "ranked": ranked})
         elif table is not None:
-            write_csv(table, COLUMNS, [list(entry.values()) for entry in ranked])
+            write_csv(table, RANKED_COLUMNS, [list(entry.values()) for entry in ranked])
     return report | {"ranked": [entry for entry in ranked if entry["suspect"]]}
-
-
-def _ranked(errors: "LabelErrors", images: Manifest) -> list[dict[str, Any]]:
-    """Return an entry for each judged image, with the keys of `COLUMNS`, the most doubtful first."""
-    names, suspects = images.column("image"), errors.suspects
-    return [
-        {
-            "rank": rank + 1, "image": names[row], "label": errors.classes[label],
-            "suggested": errors.classes[other], "suspect": bool(suspects[rank]),
-            "doubt": round(float(errors.scores[rank]), 4),
-            "label_probability": round(float(errors.probabilities[rank, label]), 4),
-            "suggested_probability": round(float(errors.probabilities[rank, other]), 4),
-            "neighbors_with_label": round(float(errors.votes[rank, label]), 4),
-            "neighbors_with_suggested": round(float(errors.votes[rank, other]), 4),
-        }
-        for rank, (row, label, other) in enumerate(zip(errors.rows, errors.labels, errors.suggested, strict=True))
-    ]  # fmt: skip

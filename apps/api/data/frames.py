@@ -1,12 +1,13 @@
-"""Selected frames of videos, with their manifest."""
+"""Selected frames of videos, with their manifest, and the options of their selection."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dinomed.apps.api.inputs import PathLike
 from dinomed.datasets.scan.pseudonyms import chosen_key
 from dinomed.datasets.scan.videos import find_videos, name_groups
+from dinomed.errors import UsageError
 
 if TYPE_CHECKING:
     from dinomed.pretrain.curation.frames.write import FramesResult
@@ -60,8 +61,7 @@ def frames(
         >>> written.manifest.column("frame")[0], "black" in written.dropped
         ('10', True)
     """
-    from dinomed.config import build_config
-    from dinomed.pretrain.curation.frames.config import FrameConfig
+    from dinomed.pretrain.curation.frames.selection import build_frame_config
     from dinomed.pretrain.curation.frames.write import RESERVED, write_frames
 
     settings = {
@@ -69,6 +69,26 @@ def frames(
         "min_sharpness": min_sharpness, "min_tissue": min_tissue,
     }  # fmt: skip
     key = chosen_key(id_key, keep_ids)
-    config = build_config(FrameConfig, settings, "the selection of frames")
+    config = build_frame_config(settings)
     files = find_videos([Path(path) for path in ([videos] if isinstance(videos, str | Path) else videos)])
     return write_frames(files, name_groups(files, keep_ids, RESERVED, key), out, config, overwrite=overwrite)
+
+
+def with_frame_rule(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a scan with the rule of the selection of frames in place of its settings.
+
+    Raises:
+        UsageError: a setting is out of its range, or is given without `videos`.
+    """
+    from dinomed.pretrain.curation.frames.config import FrameConfig
+
+    settings = {name: options[name] for name in FrameConfig.model_fields if name in options}
+    rest = {name: value for name, value in options.items() if name not in (*settings, "videos")}
+    if not options.get("videos"):
+        for name, value in settings.items():
+            if value != FrameConfig.model_fields[name].default:
+                raise UsageError(f"`{name}={value}` selects frames of videos; add `videos=True`")
+        return rest
+    from dinomed.pretrain.curation.frames.selection import build_rule
+
+    return rest | {"frame_rule": build_rule(settings)}

@@ -1,6 +1,7 @@
 """Facts about an image file: header, size, hash and mask."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import Header, MaskSizeError, UnreadableImage, read_header, read_mask, read_whole
 from dinomed.images.unchanged import change_time
 from dinomed.io.files import sha256_file
+from dinomed.isolation.pool import shared_pool
 
 _TRANSPOSING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
@@ -52,19 +54,23 @@ def read_facts(
     """
     path = folder / image
     header = read_whole(path) if decode else read_header(path)
-    foreground, problem, wrong_size, turned = None, None, False, False
-    if mask is not None and decode:
-        try:
-            read = read_label_map if label_maps else read_mask
-            foreground = float((read(folder / mask, size=(header.height, header.width)) != 0).mean())
-            turned = header.orientation != 1 and _fits_both_ways(header) and read_header(folder / mask).orientation == 1
-        except UnreadableImage as error:
-            problem, wrong_size = error.reason, isinstance(error, MaskSizeError)
-            if wrong_size and _fits_as_stored(header, read_header(folder / mask)):
-                problem += "; it fits the image as it is stored, before its EXIF orientation: turn the mask upright"
     status = path.stat()  # before the content, so that a later change is seen
-    size, changed_ns, sha256 = status.st_size, change_time(status), sha256_file(path)
-    return Facts(image, sha256, size, changed_ns, header, mask, foreground, problem, wrong_size, turned)
+    facts = Facts(image, sha256_file(path), status.st_size, change_time(status), header, mask)
+    return replace(facts, **_mask_facts(folder / mask, header, label_maps)) if mask is not None and decode else facts
+
+
+def _mask_facts(path: Path, header: Header, label_maps: bool) -> dict[str, Any]:
+    """Return the fields of `Facts` about the mask of the image of `header`."""
+    foreground, problem, wrong_size, turned = None, None, False, False
+    try:
+        read = read_label_map if label_maps else read_mask
+        foreground = float((read(path, size=(header.height, header.width)) != 0).mean())
+        turned = header.orientation != 1 and _fits_both_ways(header) and read_header(path).orientation == 1
+    except UnreadableImage as error:
+        problem, wrong_size = error.reason, isinstance(error, MaskSizeError)
+        if wrong_size and _fits_as_stored(header, read_header(path)):
+            problem += "; it fits the image as it is stored, before its EXIF orientation: turn the mask upright"
+    return {"foreground": foreground, "mask_problem": problem, "wrong_size": wrong_size, "turned": turned}
 
 
 def _fits_both_ways(image: Header) -> bool:
@@ -86,6 +92,20 @@ def facts_record(path: str, folder: str, image: str, mask: str | None, *options:
     with refusing(path, private=True):
         facts = read_facts(Path(folder), image, mask, *options)
     return vars(facts) | {"header": vars(facts.header)}, None
+
+
+def mask_record(path: str, header: dict[str, Any], label_maps: bool) -> tuple[dict[str, Any], None]:
+    """Return the facts about a mask as JSON types, for a decoding process."""
+    with refusing(path, private=True):
+        return _mask_facts(Path(path), Header(**header), label_maps), None
+
+
+def add_mask(folder: Path, facts: Facts, mask: str, label_maps: bool) -> Facts:
+    """Return the facts of an image with those of its mask, which is read in a process with limits."""
+    call = [os.path.abspath(folder / mask), vars(facts.header), label_maps]
+    answer = shared_pool().run(f"{__name__}:mask_record", [call])[0]
+    values = {"mask_problem": answer.reason} if isinstance(answer, UnreadableImage) else answer[0]
+    return replace(facts, mask=mask, **values)
 
 
 def facts_of(record: dict[str, Any]) -> Facts:

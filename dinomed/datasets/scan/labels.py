@@ -14,6 +14,7 @@ from dinomed.datasets.scan.personal import is_personal
 from dinomed.datasets.splits import split_name
 from dinomed.datasets.tables import read_csv
 from dinomed.errors import UsageError, did_you_mean
+from dinomed.images.frames import parse_frame
 
 ROLES = ("label", "group", "mask", "split")
 NONE = "none"
@@ -69,6 +70,7 @@ def read_labels(
     roles: dict[str, str | None],
     keep: Sequence[str] = (),
     keep_ids: bool = False,
+    videos: Sequence[str] = (),
 ) -> Labels:
     """Read a CSV with one row per image.
 
@@ -84,6 +86,7 @@ def read_labels(
             name of the role (no column if there is none).
         keep: other columns to keep. Without it only the columns of roles, columns of paths of files (such as depth
             maps) and the column `frame` (numbers) are kept; a list of forbidden names would never be complete.
+        videos: videos whose frames are images. A row names a frame (VIDEO/frame_000120), or a video for all its frames.
         keep_ids: allow columns in `keep` whose names are those of personal data (`dinomed.datasets.scan.personal`).
 
     Raises:
@@ -118,7 +121,7 @@ def read_labels(
             f"--group {group_like[0]}"
         )
     out.columns = [*sources, *free]
-    search = FileSearch(folder, path.parent, files, images)
+    search = FileSearch(folder, path.parent, files, images, videos)
     row_numbers: dict[str, int] = {}
     for number, cells in enumerate(rows, start=2):
         image_cell = cells[index[image_column]]
@@ -231,11 +234,14 @@ def number_groups(images: Sequence[str], groups: Sequence[str | None]) -> list[s
 
 
 class FileSearch:
-    """Search for the file whose path, file name or stem is in a cell."""
+    """Search for the file whose path, file name or stem is in a cell, or for the frame whose path is in it."""
 
-    def __init__(self, folder: Path, beside: Path, files: Iterable[str], images: Iterable[str]) -> None:
+    def __init__(
+        self, folder: Path, beside: Path, files: Iterable[str], images: Iterable[str], videos: Iterable[str] = ()
+    ) -> None:
         self.folder, self.beside = os.path.abspath(folder), os.path.abspath(beside)
-        self.files = set(files)
+        self.files, self.videos = {*files, *videos}, set(videos)
+        images = [*images, *videos]
         self.by_name: dict[bool, dict[str, list[str]]] = {}
         for masks, paths in ((False, list(images)), (True, sorted(self.files.difference(images)))):
             names = self.by_name[masks] = defaultdict(list)
@@ -249,7 +255,7 @@ class FileSearch:
         for text in (cell, cell.replace("\\", "/")):
             for base in (self.folder, self.beside):
                 path = os.path.relpath(os.path.join(base, text), self.folder).replace(os.sep, "/")
-                if path in self.files:
+                if path in self.files or (not masks and self._is_frame(path)):
                     return path, ""
         matches = self.by_name[masks].get(cell, [])
         if len(matches) == 1:
@@ -258,3 +264,7 @@ class FileSearch:
             return None, f"{len(matches)} files have this name ({matches[0]}, {matches[1]}, ...)"
         outside = os.path.relpath(os.path.join(self.folder, cell), self.folder).startswith("..")
         return None, "it is outside the folder" if outside else "no such image file exists"
+
+    def _is_frame(self, path: str) -> bool:
+        video = path.rpartition("/")[0]
+        return video in self.videos and parse_frame(os.path.join(self.folder, path)) is not None

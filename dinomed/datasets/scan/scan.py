@@ -20,6 +20,16 @@ from dinomed.datasets.scan.findings import (
     warn_unreadable,
 )
 from dinomed.datasets.scan.folders import Pairs, classes_of, pair_masks, splits_of
+from dinomed.datasets.scan.frames import (
+    FrameRule,
+    add_frame_columns,
+    add_video_rows,
+    named_frames,
+    read_videos,
+    take_videos,
+    video_notes,
+    video_warnings,
+)
 from dinomed.datasets.scan.labels import NONE, Labels, find_labels, number_groups, read_labels
 from dinomed.datasets.scan.predictions import find_predictions
 from dinomed.datasets.scan.pseudonyms import chosen_key, pseudonym
@@ -47,6 +57,8 @@ class ScanResult:
         warnings: messages about problems of the data.
         notes: other messages.
         multi_frame: number of DICOM files with several frames, of which the first is used.
+        videos: videos whose frames are rows -> number of these frames.
+        dropped: (video, number, time in s, reason) of frames that the rule left out, or that cannot be decoded.
     """
 
     manifest: Manifest
@@ -56,6 +68,8 @@ class ScanResult:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     multi_frame: int = 0
+    videos: dict[str, int] = field(default_factory=dict)
+    dropped: list[tuple[str, int, str | None, str]] = field(default_factory=list)
 
 
 def scan(
@@ -78,6 +92,7 @@ def scan(
     allow_unreadable: bool = False,
     label_maps: bool = False,
     decode: bool = True,
+    frame_rule: FrameRule | None = None,
 ) -> ScanResult:
     """Read every image below `folder` into a manifest. Folders that hold predictions are ignored, with a note.
 
@@ -102,6 +117,8 @@ def scan(
         allow_unreadable: continue, with a warning, if more than half of the files cannot be read.
         label_maps: masks hold the values of several classes (`dinomed.images.labelmap`).
         decode: decode images and masks, to find damaged ones; if False, only headers of images are read.
+        frame_rule: selection of the frames of videos, which become rows (`dinomed.datasets.scan.frames`); a video is a
+            group, unless the CSV has another one. None leaves videos out, and takes the first frame of DICOM files.
 
     Raises:
         UsageError: the folder does not exist or holds no readable image, the CSV or a column is missing, a mask has
@@ -122,33 +139,53 @@ def scan(
     predicted_files = {file for inside in predicted.values() for file in inside}
     walked.images = [image for image in files if image not in predicted_files]
     walked.refused = [(name, reason) for name, reason in walked.refused if name not in predicted_files]
+    videos = [] if frame_rule is None else take_videos(folder, walked)  # they are not listed as left out
     pairs = pair_masks(walked.images)
     table = Labels()
     if path is not None:
         table = read_labels(
-            path, folder, files, pairs.images, image_column=image_column, roles=roles, keep=keep, keep_ids=keep_ids
+            path,
+            folder,
+            files,
+            pairs.images,
+            image_column=image_column,
+            roles=roles,
+            keep=keep,
+            keep_ids=keep_ids,
+            videos=videos,
         )
     masks = _masks(table, pairs, mask)
     not_images = {*masks.values(), *table.targets}
+    numbers = named_frames(table, videos)
     images = sorted({image for image in pairs.images if image not in not_images} | set(table.rows))
+    images = [image for image in images if image not in numbers and image.rpartition("/")[0] not in numbers]
     facts, failed = read_all(folder, images, masks, workers, label_maps, decode)
-    unreadable = [*walked.refused, *failed, *table.missing]
+    frames = {} if frame_rule is None else read_videos(folder, numbers, frame_rule, masks, label_maps, workers)
+    add_video_rows(table, frames)
+    facts = sorted([*facts, *(f for rows in frames.values() for f in rows.facts)], key=lambda f: f.image)
+    problems = [problem for rows in frames.values() for problem in rows.problems]
+    unreadable = [*walked.refused, *failed, *problems, *table.missing]
     if not facts and predicted_files:
         raise UsageError(f"folder {folder} holds only files of an earlier prediction; give the folder of the images")
     if not facts:
-        raise UsageError("; ".join([nothing_in(f"folder {folder}", unreadable), *left_out_note(walked.videos)]))
+        remarks = video_notes(frames) if frame_rule is not None else left_out_note(walked.videos)
+        raise UsageError("; ".join([nothing_in(f"folder {folder}", unreadable), *remarks]))
+    lost = [rows.problems[0] for rows in frames.values() if rows.problems and not rows.facts]
     if not allow_unreadable:
-        check_readable(folder, len(facts), [*walked.refused, *failed])
+        check_readable(folder, len(facts), [*walked.refused, *failed, *lost])
     check_masks(facts)
     unreadable += [(f.mask, f"mask of {f.image}: {f.mask_problem}") for f in facts if f.mask and f.mask_problem]
 
     columns = _columns(facts, table)
     if str(labels) == FOLDERS:
-        columns["label"] = _class_folders(folder, columns["image"])
+        video_of = {f.image: name for name, rows in frames.items() for f in rows.facts}
+        columns["label"] = _class_folders(folder, [video_of.get(image, image) for image in columns["image"]])
     classes = columns.get("label", [None] * len(facts))
     duplicates = _duplicates(facts)
     splits = _given_splits(columns, split)
     columns.setdefault("group", [None] * len(facts))
+    if frames:
+        add_frame_columns(columns, frames)
     if splits:
         check_splits(columns["group"], splits, columns["image"])
     units = build_manifest(columns, folder).units()
@@ -170,7 +207,8 @@ def scan(
         count_masks(facts),
         duplicates,
         warnings=[
-            *warn_unreadable(facts, len(walked.refused) + len(failed)),
+            *warn_unreadable(facts, len(walked.refused) + len(failed) + len(lost)),
+            *video_warnings(frames),
             *warn_doubtful({} if "mask" in table.columns or mask == NONE else pairs.doubtful),
             *warn_turned(facts),
             *table.warnings,
@@ -191,7 +229,10 @@ def scan(
                 columns,
                 sum(f.header.frames > 1 and f.header.channels in (1, 3) for f in facts),
             ),
+            *video_notes(frames),
         ],
+        videos={name: len(rows.facts) for name, rows in frames.items()},
+        dropped=[row for rows in frames.values() for row in rows.dropped],
         multi_frame=sum(f.header.frames > 1 and f.header.format == "DICOM" for f in facts),
     )
 

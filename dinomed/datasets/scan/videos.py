@@ -96,4 +96,4 @@ def left_out_note(videos: Sequence[str]) -> list[str]:
         return []
     named = ", ".join(videos[:3]) + (", ..." if len(videos) > 3 else "")
     count = "1 video is" if len(videos) == 1 else f"{len(videos):,} videos are"
-    return [f"{count} left out ({named}); `dinomed frames FOLDER -o DIR` writes frames, which can be scanned"]
+    return [f"{count} left out ({named}); `dinomed scan FOLDER --videos` takes their frames as rows"]

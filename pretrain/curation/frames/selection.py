@@ -1,10 +1,12 @@
 """Selection of the frames of a video: by rate and scene change, without faults and near-duplicates."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from dinomed.config import build_config
 from dinomed.pretrain.curation.deduplication.hashes import thumbnail
 from dinomed.pretrain.curation.frames.config import FrameConfig
 from dinomed.pretrain.curation.frames.measures import NearDuplicates, find_fault, quality_limits, scene_difference
@@ -20,6 +22,25 @@ class JudgedFrame:
 
     frame: VideoFrame
     reason: str | None
+
+
+def build_frame_config(settings: Mapping[str, Any]) -> FrameConfig:
+    """Return the settings of the selection.
+
+    Raises:
+        UsageError: a setting is out of its range.
+    """
+    return build_config(FrameConfig, dict(settings), "the selection of frames")
+
+
+def build_rule(settings: Mapping[str, Any]) -> Callable[[Video], Iterator[tuple[VideoFrame, str | None]]]:
+    """Return the selection with these settings as a function of a video, for `dinomed.datasets.scan.frames`.
+
+    Raises:
+        UsageError: a setting is out of its range.
+    """
+    config = build_frame_config(settings)
+    return lambda video: ((judged.frame, judged.reason) for judged in judge_frames(video, config))
 
 
 def judge_frames(video: Video, config: FrameConfig) -> Iterator[JudgedFrame]:
