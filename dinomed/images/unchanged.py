@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dinomed.images.decode import UnreadableImage
 from dinomed.images.frames import frame_digest, image_file, parse_frame, read_frame
-from dinomed.images.intensity import IntensityConfig
+from dinomed.images.intensity import IntensityConfig, match_channels
 from dinomed.io.files import sha256_file
 
 
@@ -27,7 +27,7 @@ def content_digest(path: str | Path) -> str:
     frame = parse_frame(path)
     if frame is None:
         return sha256_file(path)
-    return frame_digest(read_frame(path, frame, IntensityConfig())[1])
+    return frame_digest(match_channels(read_frame(path, frame, IntensityConfig())[1], 3))
 
 
 def check_unchanged(path: str | Path, size: int, sha256: str, changed_ns: int | None = None) -> None:

@@ -239,8 +239,8 @@ def test_a_group_is_called_unlike_the_tables_and_unlike_another_group(endoscopy:
 
 def test_scan_says_which_videos_it_leaves_out_and_names_the_command(endoscopy: Path, tmp_path: Path) -> None:
     notes = " ".join(scan(endoscopy, mask="none").notes)
-    assert "2 videos are left out (SYN_0.avi, SYN_1.avi); `dinomed frames FOLDER -o DIR`" in notes
-    with pytest.raises(UsageError, match=r"is a video; write its frames: dinomed frames .*SYN_0.avi"):
+    assert "2 videos are left out (SYN_0.avi, SYN_1.avi); `dinomed scan FOLDER --videos`" in notes
+    with pytest.raises(UsageError, match=r"is a video; give a manifest of its frames: dinomed scan .* --videos"):
         open_dataset(endoscopy / "SYN_0.avi")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.avi").write_bytes((endoscopy / "SYN_0.avi").read_bytes())
