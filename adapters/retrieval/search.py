@@ -28,8 +28,7 @@ from dinomed.features.familiarity import choose_reference_rows
 from dinomed.features.finite import compute_finite
 from dinomed.features.loading import LoadedImage, load_batches, preprocess_batches, stack_pixels
 from dinomed.images.in_memory import ImageSource
-from dinomed.images.read import UnreadableImage
-from dinomed.images.shown import read_shown
+from dinomed.images.read import UnreadableImage, read_shown
 from dinomed.progress import bar
 
 

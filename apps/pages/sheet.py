@@ -19,8 +19,7 @@ from dinomed.adapters.task import find_task
 from dinomed.apps.pages.overlay import draw_mask
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.page import build_page, build_table, code, heading, jpeg_url, paragraph
-from dinomed.images.read import MAX_PIXELS, UnreadableImage
-from dinomed.images.shown import read_shown
+from dinomed.images.read import MAX_PIXELS, UnreadableImage, read_shown
 from dinomed.isolation.images import read_shown_isolated
 
 STATIC = Path(__file__).parent / "static"

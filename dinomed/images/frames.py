@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from dinomed.images.decode import MAX_PIXELS, Header, UnreadableImage
 from dinomed.images.dicom.elements import is_dicom
-from dinomed.images.dicom.pixels import DicomFrames
+from dinomed.images.dicom.pixels import read_dicom
 from dinomed.images.intensity import IntensityConfig
 
 _NAME = re.compile(r"frame_(\d{6,9})")
@@ -83,7 +83,8 @@ def read_frame(
         if not os.path.isfile(frame.video):
             raise UnreadableImage(path, f"its video {frame.video} does not exist")
         if frame.is_dicom:
-            return _read_dicom_frame(frame, intensity, max_pixels)
+            header, pixels = read_dicom(frame.video, intensity, max_pixels, frame.number)
+            return replace(header, frames=1), pixels
         status = os.stat(frame.video)
         key = (frame, status.st_size, status.st_mtime_ns, max_pixels)
         if getattr(_newest, "key", None) != key:
@@ -100,12 +101,3 @@ def frame_digest(pixels: np.ndarray) -> str:
     digest = hashlib.sha256("x".join(map(str, pixels.shape)).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
-
-
-def _read_dicom_frame(frame: FrameReference, intensity: IntensityConfig, max_pixels: int) -> tuple[Header, np.ndarray]:
-    from dataclasses import replace
-
-    frames = DicomFrames(frame.video, intensity, max_pixels)
-    if frame.number >= frames.header.frames:
-        raise UnreadableImage(frame.video, f"has no frame {frame.number}: it has {frames.header.frames:,} frames")
-    return replace(frames.header, frames=1), frames.read(frame.number)

@@ -27,6 +27,7 @@ __all__ = [
     "read_image",
     "read_image_and_header",
     "read_mask",
+    "read_shown",
     "read_whole",
     "write_mask",
 ]
@@ -140,6 +141,24 @@ def read_whole(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
         with open_image(path, max_pixels) as image:
             to_samples(image, header.channels)
     return header
+
+
+def read_shown(
+    path: str | Path, channels: int, intensity: IntensityConfig, max_pixels: int = MAX_PIXELS, frame: int = 0
+) -> np.ndarray:
+    """Read an image for display, uint8 (H, W, 3): in colour, or else the first of its `channels` in gray.
+
+    `frame` is as of `read_image`.
+
+    Raises:
+        UnreadableImage: the file cannot be read in colour or with `channels` channels.
+    """
+    try:
+        return read_image(path, max_pixels=max_pixels, frame=frame)
+    except UnreadableImage:
+        first = read_image(path, channels=channels, intensity=intensity, max_pixels=max_pixels, frame=frame)[..., :1]
+    gray = first if first.dtype == np.uint8 else (first * 255).round().astype(np.uint8)
+    return np.repeat(gray, 3, axis=2)
 
 
 def _read_frame(

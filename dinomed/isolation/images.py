@@ -10,11 +10,10 @@ import numpy as np
 from dinomed.images.dicom.frame_times import locate_frame
 from dinomed.images.dicom.spacing import PixelSpacing, read_pixel_spacing
 from dinomed.images.dicom.windows import GrayWindow
-from dinomed.images.gray_values import GrayValues, has_gray_values, read_gray_values
 from dinomed.images.frames import parse_frame
+from dinomed.images.gray_values import GrayValues, has_gray_values, read_gray_values
 from dinomed.images.intensity import IntensityConfig
-from dinomed.images.read import MAX_PIXELS, PLAIN, UnreadableImage, read_image
-from dinomed.images.shown import read_shown
+from dinomed.images.read import MAX_PIXELS, PLAIN, UnreadableImage, read_image, read_shown
 from dinomed.isolation.pool import shared_pool
 
 
@@ -32,8 +31,7 @@ def read_image_isolated(
     Raises:
         UnreadableImage: as `read_image`, or the file exceeds a limit.
     """
-    reference = parse_frame(path)
-    if reference is not None and not reference.is_dicom:  # `read_image` decodes videos in a process with limits
+    if _decodes_itself(path):
         return read_image(path, channels=channels, intensity=intensity, max_pixels=max_pixels)
     return _run("read_pixels", path, channels, intensity.model_dump(mode="json"), max_pixels, at_least, frame)[1]
 
@@ -41,11 +39,13 @@ def read_image_isolated(
 def read_shown_isolated(
     path: str | Path, channels: int, intensity: IntensityConfig, max_pixels: int, frame: int = 0
 ) -> np.ndarray:
-    """Read like `dinomed.images.shown.read_shown`, in a decoding process with limits on memory and time.
+    """Read like `dinomed.images.read.read_shown`, in a decoding process with limits on memory and time.
 
     Raises:
         UnreadableImage: as `read_shown`, or the file exceeds a limit.
     """
+    if _decodes_itself(path):
+        return read_shown(path, channels, intensity, max_pixels, frame)
     return _run("shown_pixels", path, channels, intensity.model_dump(mode="json"), max_pixels, frame)[1]
 
 
@@ -94,6 +94,12 @@ def read_pixel_spacing_isolated(path: str | Path) -> PixelSpacing | None:
     """
     plane, spacing = _run("pixel_spacing", path)
     return PixelSpacing(float(spacing[0]), float(spacing[1]), plane) if plane else None
+
+
+def _decodes_itself(path: str | Path) -> bool:
+    """Return whether a path is that of a frame of a video, which `read_image` decodes in a process with limits."""
+    reference = parse_frame(path)
+    return reference is not None and not reference.is_dicom
 
 
 def _run(name: str, path: str | Path, *arguments: Any) -> tuple[Any, np.ndarray]:

@@ -24,8 +24,7 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import read_manifest
 from dinomed.images.intensity import IntensityConfig
-from dinomed.images.read import read_image
-from dinomed.images.shown import read_shown
+from dinomed.images.read import read_image, read_shown
 
 SHORT = ["--set", "fit.epochs=1", "--set", "fit.min_steps=0", "--set", "image_size=32"]
 BANDS = 5
