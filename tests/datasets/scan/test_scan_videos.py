@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import dinomed
-from dinomed.apps.api.datasets import scan_with_report
+from dinomed.apps.api.data.datasets import scan_with_report
 from dinomed.apps.cli import main
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.pixels import read_row
