@@ -27,6 +27,7 @@ from dinomed.io.files import replacing, sha256_file
 MANIFEST_FILE = "corrections.parquet"
 DECISIONS = ("accepted", "corrected", "rejected")
 SET, CLEARED = 1, 2  # values of an edited pixel
+SIMILARITY = 0.6  # of patches that are added or removed with a clicked one, at first
 _MAX_REVIEWER = 80  # characters
 
 
@@ -148,11 +149,20 @@ def apply_edits(mask: np.ndarray, runs: Sequence[int], shape: tuple[int, int]) -
     return (mask | (large == SET)) & (large != CLEARED)
 
 
-def correction_controls() -> str:
-    """Return the HTML of the tools and decisions."""
+def correction_controls(has_patches: bool = False) -> str:
+    """Return the HTML of the tools and decisions; with tools for similar patches if answers have their features."""
+    names = {"brush": "", "eraser": "", "fill": ""} | dict.fromkeys(("grow", "shrink"), " data-patches")
     tools = "".join(
-        f'<button type="button" class="dm-tool" data-tool="{tool}" aria-pressed="false" disabled>{text(tool)}</button>'
-        for tool in ("brush", "eraser", "fill")
+        f'<button type="button" class="dm-tool" data-tool="{tool}"{mark} aria-pressed="false" disabled>'
+        f"{text(tool)}</button>"
+        for tool, mark in names.items()
+        if has_patches or not mark
+    )
+    similarity = (
+        f'<div class="dm-field"><label for="grow-similarity">{text("grow_similarity")}</label>'
+        f'<input id="grow-similarity" type="range" min="0" max="0.99" step="0.01" value="{SIMILARITY}" '
+        f'aria-describedby="grow-hint"><output for="grow-similarity"></output></div>'
+        f'<p class="dm-hint" id="grow-hint">{text("grow_hint")}</p>'
     )
     decisions = "".join(
         f'<button type="button" data-decision="{decision}" disabled>{text(decision)}</button>' for decision in DECISIONS
@@ -163,6 +173,7 @@ def correction_controls() -> str:
         f'<button type="button" id="undo" disabled>{text("undo")}</button></div>'
         f'<div class="dm-field"><label for="brush-size">{text("brush_size")}</label>'
         '<input id="brush-size" type="range" min="2" max="80" value="16"><output for="brush-size"></output></div>'
+        f"{similarity if has_patches else ''}"
         f'<p class="dm-hint">{text("correct_hint")}</p>'
         f'<div class="dm-field"><label for="reviewer">{text("reviewer")}</label>'
         f'<input id="reviewer" type="text" maxlength="{_MAX_REVIEWER}" autocomplete="off"></div>'

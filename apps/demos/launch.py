@@ -99,7 +99,7 @@ def _save_decisions(panels: Sequence["Panel"], predictors: Sequence["Predictor"]
     for panel, predictor in zip(panels, predictors, strict=False):
         if isinstance(panel, SegmentPanel):
             check_savable(panel.preprocessing, predictor.classes)
-            panel.corrections = Corrections(folder, predictor.metadata["weights_sha256"])
+            panel.save_decisions(Corrections(folder, predictor.metadata["weights_sha256"]))
             return
     raise UsageError("--save is for the masks of a segmenter; add --segment FOLDER, or leave it out")
 

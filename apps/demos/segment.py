@@ -18,11 +18,14 @@ from dinomed.adapters.tasks.segment.lesions import Lesion, LesionRules, field_of
 from dinomed.adapters.tasks.segment.mask_schema import LESION
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, mask_uncertainty
 from dinomed.apps.demos.corrections import Corrections, apply_edits, correction_controls
+from dinomed.apps.demos.explore.tokens import PatchTokens
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
 from dinomed.apps.demos.parts import PUT_AWAY, Picture, Summary, inline_map, read_picture
 from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.explore.live_page import encode_features
+from dinomed.explore.similarity import compact_tokens
 
 KEPT_PIXELS = 2 * MAX_PIXELS  # of all visitors in total, 4 bytes per pixel
 MAP_PX = 1024  # of the longer side of the map that the page gets
@@ -123,6 +126,14 @@ class SegmentPanel(Panel):
             self.cuts = _cuts(predictor)
         self.recent = Recent(KEPT_PIXELS)
         self.corrections: Corrections | None = None
+        self.has_patches = False
+
+    def save_decisions(self, corrections: Corrections) -> None:
+        """Let reviewers correct masks, also by the features of patches, and save their decisions."""
+        self.corrections = corrections
+        if isinstance(self.predictor, SegmentPredictor):
+            self.consumers = [self.predictor, PatchTokens(self.predictor.backbone)]
+            self.has_patches = True
 
     def controls(self) -> str:
         cut = next(iter(self.cuts.values()))
@@ -158,7 +169,7 @@ class SegmentPanel(Panel):
             f'<ol id="lesions" aria-label="{text("lesions")}"></ol>'
             f'<p class="dm-hint" id="rules-hint">{text("rules_hint")}</p></div>'
             f'<button type="button" id="download" class="dm-primary" disabled>{text("download")}</button>'
-            f"{'' if self.corrections is None else correction_controls()}"
+            f"{'' if self.corrections is None else correction_controls(self.has_patches)}"
         )
 
     def answer(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,8 +182,21 @@ class SegmentPanel(Panel):
             "key": self.recent.put(VisitedPicture(probability, reduced.shape)), "which": which,
             "cut": round(self.cuts[which], 3),
             "map": inline_map(probability_levels(reduced)), "exact": reduced.shape == probability.shape,
-            "levels": LEVELS, "highest": highest, "html": "",
+            "levels": LEVELS, "highest": highest, "html": "", "patches": self._patches(picture, answers),
         }  # fmt: skip
+
+    def _patches(self, picture: Picture, answers: Sequence[Any]) -> dict[str, Any] | None:
+        """Return the features of the patches as `similarity.js` takes them, or None without corrections."""
+        if not self.has_patches:
+            return None
+        (features,) = compact_tokens([self.patch_tokens(picture, answers)])
+        rows, columns, components = features.shape
+        return {"rows": rows, "columns": columns, "components": components, "features": encode_features(features)}
+
+    def patch_tokens(self, picture: Picture, answers: Sequence[Any]) -> np.ndarray:
+        """Return the tokens of the patches, float32 (rows, columns, C), of the picture squashed to a square."""
+        tokens: np.ndarray = answers[1]
+        return tokens
 
     def _probability(
         self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]

@@ -2,6 +2,8 @@
 
 A picture whose first pixel is red takes three seconds, with two red pixels eight.
 
+With --save the features of a patch, 12 x 12 of them, are its mean colour.
+
 python dark_is_lesion.py [--sweep SECONDS] [--login FILE] [--save FOLDER] [--batch]
 """
 
@@ -50,13 +52,21 @@ if __name__ == "__main__":
         from dinomed.apps.demos import page
         from dinomed.apps.demos.batch.panel import BatchPanel
         from dinomed.apps.demos.corrections import Corrections
+        from dinomed.apps.demos.parts import Picture
         from dinomed.apps.demos.segment import SegmentPanel
 
         example = Path(folder) / "example.png"
         Image.new("RGB", (64, 48), (200, 150, 140)).save(example)
         address = choose_address(login_file=options.login)
-        panel = SegmentPanel(Dark())
+
+        class ColourPanel(SegmentPanel):
+            def patch_tokens(self, picture: Picture, answers: object) -> np.ndarray:
+                small = Image.fromarray(picture.shown).resize((12, 12), Image.Resampling.BOX)
+                return np.asarray(small).astype(np.float32) - 128
+
+        panel = ColourPanel(Dark())
         if options.save:
-            panel.corrections = Corrections(options.save, "the hash of its weights")
+            panel.save_decisions(Corrections(options.save, "the hash of its weights"))
+            panel.has_patches = True
         panels = [panel, BatchPanel([panel])] if options.batch else [panel]
         serve(lambda: page.build_page(panels, [example], "a stand-in"), address, browser=False)

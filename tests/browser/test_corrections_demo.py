@@ -192,6 +192,79 @@ def test_edits_of_a_picture_are_gone_when_another_one_is_opened(visit: Any, tmp_
     assert shown(visit, first) == before
 
 
+def blue_squares(path: Path) -> np.ndarray:
+    """Two blue squares on pale skin, of the colour that the model misses, on the grid of patches; and a dark one."""
+    pixels = np.full((SIDE, SIDE, 3), (230, 190, 175), np.uint8)
+    pixels[16:48, 48:80] = pixels[64:80, 64:80] = (120, 150, 255)
+    pixels[64:88, 8:32] = (40, 30, 30)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def test_a_click_adds_or_removes_connected_patches_that_are_similar(visit: Any, tmp_path: Path) -> None:
+    page, pixels = visit.page, blue_squares(tmp_path / "squares.png")
+    blue, dark = (pixels == (120, 150, 255)).all(-1), (pixels == (40, 30, 30)).all(-1)
+    upper = blue & (np.arange(SIDE)[:, None] < 56)
+    before = shown(visit, tmp_path / "squares.png")
+    assert before == dark.sum()
+    page.locator("#grow-similarity").fill("0.7")
+    page.locator("[data-tool=grow]").click()
+    drag(visit, (60, 30))
+    grown = area(visit)
+    _, mask = visit.download()
+    added = (mask == 255) & ~dark
+    assert (added & upper).sum() / (added | upper).sum() > 0.85  # between the centres of patches of 8 px
+    assert not (added & blue & ~upper).any()  # as similar, but not connected
+    page.locator("#grow-similarity").fill("0.3")  # the skin has 0.39
+    wide = area(visit)
+    assert wide > grown + 2000
+    page.locator("#grow-similarity").fill("0.7")
+    assert area(visit) == grown
+    page.locator("#undo").click()
+    assert area(visit) == before
+    page.locator("#grow-similarity").fill("0.3")
+    assert area(visit) == before  # that click was undone
+    page.locator("#grow-similarity").fill("0.7")
+    page.locator("[data-tool=shrink]").click()
+    drag(visit, (20, 76))
+    assert 0 < area(visit) < before / 2
+    page.locator("#grow-similarity").fill("0")  # the skin has -0.95: the middle to it is the border of the square
+    assert 0 < area(visit) < before / 10  # at corners three of four patches are skin
+    page.locator("#undo").click()
+    assert area(visit) == before
+    page.locator("#grow-similarity").fill("0.7")
+
+    page.locator(".dm-stage").focus()
+    page.keyboard.press("x")
+    page.keyboard.press("g")
+    assert page.locator("[data-tool=grow]").get_attribute("aria-pressed") == "true"
+    for key in ("ArrowRight", "ArrowUp", "ArrowUp", "Enter"):  # from the middle of the picture
+        page.keyboard.press(key)
+    assert area(visit) == grown
+
+
+def test_a_tap_adds_similar_patches(browser: Any, demo: Any, tmp_path: Path) -> None:
+    blue_squares(tmp_path / "squares.png")
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+    try:
+        page = context.new_page()
+        page.goto(demo.address)
+        page.wait_for_selector(".dm-app[data-ready]")
+        page.set_input_files("#picture input[type=file]", str(tmp_path / "squares.png"))
+        page.wait_for_selector("#measures:visible")
+        before = page.inner_text("#area-px")
+        page.locator("[data-tool=grow]").tap()
+        page.locator(".dm-stage").scroll_into_view_if_needed()
+        box = page.locator(".dm-stage").bounding_box()
+        scale = min(box["width"], box["height"]) / SIDE
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.touchscreen.tap(middle[0] + 16 * scale, middle[1] - 16 * scale)
+        page.wait_for_function("text => document.querySelector('#area-px').textContent !== text", arg=before)
+        assert int(page.inner_text("#area-px").replace(",", "")) > int(before.replace(",", "")) + 800
+    finally:
+        context.close()
+
+
 @pytest.mark.long
 def test_ten_pictures_are_corrected_in_the_browser_and_the_next_segmenter_marks_what_was_missed(
     visit: Any, saved: Path, tmp_path: Path, tiny_backbone: Path

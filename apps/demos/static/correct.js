@@ -1,4 +1,4 @@
-// Correction of the outlined regions by brush, eraser and fill, and the decision of the reviewer, with `demo --save`.
+// Correction of the outlined regions by brush, eraser, fill and similar patches, and the decision of the reviewer, with `demo --save`.
 
 const SET = 1, CLEARED = 2, MAX_UNDO = 30; // values of an edited pixel, as in apps/demos/corrections.py
 const RING = "#ffffff";
@@ -157,7 +157,7 @@ function undo() {
   outline();
 }
 
-const TOOLS = { brush: new Brush(SET), eraser: new Brush(CLEARED), fill: new Fill() };
+const TOOLS = { brush: new Brush(SET), eraser: new Brush(CLEARED), fill: new Fill(), grow: new Grow(SET), shrink: new Grow(CLEARED) };
 
 function chooseTool(name) {
   tool = tool === name ? null : name;
@@ -170,7 +170,7 @@ function showTools() {
   if (!get(".dm-correct")) return;
   const ready = Boolean(current && current.levels), edited = ready && editRuns(current).length > 0;
   if (!ready && tool) chooseTool(tool);
-  for (const button of all("[data-tool]")) button.disabled = !ready;
+  for (const button of all("[data-tool]")) button.disabled = !ready || (button.hasAttribute("data-patches") && !current.patches);
   get("#undo").disabled = !ready || !(current.undo || []).length;
   for (const button of all("[data-decision]")) {
     const { decision } = button.dataset;
@@ -222,6 +222,7 @@ if (get(".dm-correct")) {
     if ((event.ctrlKey || event.metaKey) && key === "z") undo();
     else if (event.ctrlKey || event.metaKey || event.altKey) return;
     else if (key === "b" || key === "e" || key === "f") chooseTool({ b: "brush", e: "eraser", f: "fill" }[key]);
+    else if ((key === "g" || key === "x") && current && current.patches) chooseTool({ g: "grow", x: "shrink" }[key]);
     else if (key === "n") nextCase();
     else return;
     event.preventDefault();

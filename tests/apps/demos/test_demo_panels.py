@@ -1,5 +1,6 @@
 """What the pages say of a picture, for every kind of adapter; the browser is in tests/browser."""
 
+import base64
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,10 +20,12 @@ from dinomed.apps import cli
 from dinomed.apps.demos import launch
 from dinomed.apps.demos.serve import private_environment
 from dinomed.backbones.config import ViTConfig
-from dinomed.backbones.load import save_backbone
+from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import read_manifest
+from dinomed.explore.images import patch_tokens
+from dinomed.explore.similarity import similarity_maps
 from dinomed.images.intensity import IntensityConfig
 from dinomed.images.read import read_image, read_shown
 
@@ -112,6 +115,28 @@ def test_a_tuned_backbone_answers_beside_its_base(
     assert kept["panels"][1].predictor.backbone.fingerprint != base.backbone.fingerprint
     assert "cases-hint" in classes
     assert "cases-hint" in cases
+
+
+@pytest.mark.slow
+def test_with_corrections_the_page_gets_the_patch_features_of_the_backbone(
+    page: Callable[..., Any], tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path
+) -> None:
+    seg = train("segment", tmp_path / "seg", tiny_backbone, lesion_manifest, *SHORT)
+    path = read_manifest(lesion_manifest).path(0)
+    look, _ = page(segment=seg)
+    plain = look(path)
+    assert plain["panels"]["segment"]["patches"] is None
+    look, kept = page(segment=seg, save=tmp_path / "saved")
+    answer = look(path)
+    assert look.area(answer, 0.02) > 0
+    assert answer["panels"]["segment"]["map"] == plain["panels"]["segment"]["map"]
+    sent = answer["panels"]["segment"]["patches"]
+    codes = np.frombuffer(base64.b64decode(sent["features"]), np.int8).reshape(sent["rows"], sent["columns"], -1)
+    assert codes.shape[-1] == sent["components"]
+    tokens = patch_tokens(load_backbone(tiny_backbone), [read_image(path)])
+    exact = similarity_maps(tokens, 0, (1, 1))[0]
+    assert np.abs(similarity_maps([codes.astype(np.float32)], 0, (1, 1))[0] - exact).max() < 0.02  # int8
+    assert kept["panels"][0].has_patches
 
 
 @pytest.fixture(scope="module")
