@@ -74,6 +74,10 @@ class PredictionWriter(ABC):
         """Write the predictions as DICOM segmentations too, with the identifiers of the images if `keep_ids`."""
         raise UsageError("`dicom_seg=True` is for segmenters, since others predict no masks; leave it out")
 
+    def add_volumes(self, manifest: Manifest) -> None:
+        """Write the masks of slices as volumes too."""
+        raise UsageError("`volumes=True` is for segmenters, since others predict no masks; leave it out")
+
     def finish(self, out: Path, names: Sequence[str]) -> None:  # noqa: B027 (most tasks write none)
         """Write the files that need the predictions of all images, which have the relative paths `names`."""
 

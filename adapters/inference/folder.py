@@ -95,6 +95,7 @@ def predict_collection(
     coco_ids: Path | None = None,
     dicom_seg: bool = False,
     keep_ids: bool = False,
+    volumes: bool = False,
     overwrite: bool = False,
     build_sheet: SheetBuilder | None = None,
     rule: AbstentionRule | None = None,
@@ -119,6 +120,7 @@ def predict_collection(
         coco_ids: COCO file whose ids of images and categories they have; None for new ids.
         dicom_seg: of a segmenter and DICOM images, also write each mask as a DICOM segmentation.
         keep_ids: copy identifiers of the patient and the study into the segmentations.
+        volumes: of a segmenter and a manifest of `dinomed slices`, also write the masks of each volume as NIfTI.
         overwrite: start again, and remove the files of an earlier prediction in `out` (no others).
         rule: adds a column `abstained` (yes or no): whether the confidence, 1 minus the uncertainty of the contact
             sheet, is below a threshold. The predictions of these images are written too.
@@ -126,7 +128,7 @@ def predict_collection(
 
     Raises:
         UsageError: `out` is in use, is the folder of the images, or holds an `index.html` of another program; or COCO
-            results or DICOM segmentations are asked of another task, or the latter of images that are not DICOM.
+            results, DICOM segmentations or volumes are asked of another task or of other images.
     """
     out = Path(out)
     if out.resolve() == manifest.root.resolve():
@@ -137,6 +139,8 @@ def predict_collection(
         writer.add_coco(manifest, coco_ids)
     if dicom_seg:
         writer.add_dicom_seg(manifest, keep_ids)
+    if volumes:
+        writer.add_volumes(manifest)
     plan = PredictionPlan(_settings(predictor, manifest, writer), (*writer.files, *writer.extra_files))
     if build_sheet is not None:
         check_sheet(out)

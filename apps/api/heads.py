@@ -235,6 +235,7 @@ def predict(
     coco_ids: PathLike | None = None,
     dicom_seg: bool = False,
     keep_ids: bool = False,
+    volumes: bool = False,
     fps: float | None = None,
     step: int | None = None,
     overwrite: bool = False,
@@ -267,6 +268,8 @@ def predict(
         coco_ids: COCO file of the images, whose ids of images and categories the results have; sets `coco`.
         dicom_seg: for a segmenter and DICOM images, write masks as DICOM segmentations too (extra ``dicom``).
         keep_ids: with `dicom_seg`, copy identifiers of patient and study; else a placeholder.
+        volumes: for a segmenter and the manifest.csv of `dinomed.slices`, write the mask of each volume too, as NIfTI
+            in the geometry of the input, and volumes.csv, with Dice and HD95 in mm where the slices have masks.
         fps: of videos, read so many frames a second, as near as every N-th frame comes to it; None for every frame.
         step: of videos, read every `step`-th frame instead.
         overwrite: replace an earlier prediction in `out`.
@@ -292,7 +295,7 @@ def predict(
 
         refuse_image_options({
             f"unit={unit}": unit, "abstain": abstain, "max_risk": max_risk, "coco=True": coco, "coco_ids": coco_ids,
-            "dicom_seg=True": dicom_seg, "keep_ids=True": keep_ids,
+            "dicom_seg=True": dicom_seg, "keep_ids=True": keep_ids, "volumes=True": volumes,
         })  # fmt: skip
         return predict_videos(
             _predictor(adapter, backbone, device), videos, name_groups(videos, names, RESERVED), out, fps=fps,
@@ -300,8 +303,9 @@ def predict(
     if fps is not None or step is not None:
         option = "step" if fps is None else "fps"
         raise UsageError(f"`{option}` is for videos, and {images} is read as images; leave it out")
-    if unit == "group" and dicom_seg:
-        raise UsageError("`dicom_seg=True` is for single images; leave `unit=group` out")
+    if unit == "group" and (dicom_seg or volumes):
+        option = "dicom_seg" if dicom_seg else "volumes"
+        raise UsageError(f"`{option}=True` is for single images; leave `unit=group` out")
     if keep_ids and not dicom_seg:
         raise UsageError("`keep_ids=True` is for DICOM segmentations; add `dicom_seg=True`")
     predictor = _predictor(adapter, backbone, device)
@@ -322,7 +326,7 @@ def predict(
         return predict_collection(
             predictor, manifest, out, unreadable=manifest.unreadable, overwrite=overwrite, build_sheet=build,
             coco=coco or coco_ids is not None, coco_ids=None if coco_ids is None else Path(coco_ids), rule=rule,
-            dicom_seg=dicom_seg, keep_ids=keep_ids)  # fmt: skip
+            dicom_seg=dicom_seg, keep_ids=keep_ids, volumes=volumes)  # fmt: skip
     if coco or coco_ids is not None:
         raise UsageError("`coco=True` is for segmenters, and `unit=group` for classifiers; give one of the two")
     groups = find_task(predictor.task).predict_groups(predictor, manifest, Path(out), overwrite=overwrite, rule=rule)

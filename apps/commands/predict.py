@@ -54,6 +54,14 @@ def predict(
         bool,
         Option("--keep-ids", help="With --dicom-seg: copy identifiers of the patient and the study."),
     ] = False,
+    volumes: Annotated[
+        bool,
+        Option(
+            "--volumes",
+            help="For a segmenter and the manifest.csv of `dinomed slices`: also write the mask of each volume as "
+            "NIfTI, and volumes.csv.",
+        ),
+    ] = False,
     fps: Annotated[
         float | None, Option("--fps", help="For videos: read about so many frames a second; default is every frame.")
     ] = None,
@@ -72,8 +80,10 @@ def predict(
     contact sheet, `index.html`: thumbnails with outlines, at most 400, which buttons sort by area, uncertainty and
     unlikeness to the training images. It names no image without --names. With --abstain or --max-risk the column
     `abstained` marks predictions of low confidence. With --dicom-seg the mask of a DICOM image is also written as a
-    DICOM segmentation, a.seg.dcm. Images that cannot be used are listed in `unreadable.csv`, and the
-    exit code is 1. After an interruption the same command continues where it stopped.
+    DICOM segmentation, a.seg.dcm. With --volumes the masks of slices are also written as volumes, in the geometry of
+    the input: volumes/NAME.nii.gz, and volumes.csv with Dice and HD95 in mm where the slices have masks. Images that
+    cannot be used are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command
+    continues where it stopped.
 
     For each video (MP4, MOV, AVI, Matroska, WebM, MPEG, DICOM of several frames) a segmenter or a classifier writes a
     numbered folder: `predictions.csv` with a row for each frame, a plot over time, `summary.json` with one answer, and
@@ -82,6 +92,7 @@ def predict(
     """
     arguments = locals()
     from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE
+    from dinomed.adapters.tasks.volumes import TABLE_FILE as VOLUMES_TABLE
     from dinomed.adapters.video.run import VideoPredictionResult
     from dinomed.apps.api.heads import predict as predict_images
     from dinomed.apps.output import api_arguments, build_table, emit
@@ -102,6 +113,8 @@ def predict(
         report |= {"groups": done.images, "kept": done.kept}
     else:
         report |= {"images": done.images, "kept": done.kept, "unreadable": len(done.unreadable)}
+        if volumes:
+            report |= {"volumes": str(done.folder / VOLUMES_TABLE)}
         if done.sheet is not None:
             report |= {"sheet": str(done.sheet)}
     if (rule := done.rule) is not None:

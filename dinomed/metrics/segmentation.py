@@ -1,11 +1,12 @@
-"""Dice, IoU, HD95 and surface Dice of binary masks, for each image, by MONAI, with one policy for empty masks.
+"""Dice, IoU, HD95 and surface Dice of binary masks, for each image or volume, by MONAI, with one policy for empty ones.
 
 Policy:
 - if both masks are empty, Dice, IoU and surface Dice are 1 (a correct empty prediction); if one is empty, they are 0;
 - HD95 is nan if a mask is empty, since it has no surface. Its mean is over the images for which it is defined, and the
   others are counted.
 
-HD95 is in pixels of the image's own size: the larger of the two directed 95th percentiles of surface distances.
+HD95 is in pixels of the image's own size, and of a volume in mm: the larger of the two directed 95th percentiles of
+surface distances.
 Surface Dice (Nikolov et al. 2018) is the share of both outlines that lies within a tolerance of the other outline.
 `dinomed.metrics.lesions` counts lesions, not pixels.
 """
@@ -82,6 +83,33 @@ def segmentation_metrics(overlaps: Sequence[Overlap]) -> dict[str, Any]:
         "empty_targets": sum(pair.target_empty for pair in overlaps),
         "empty_prediction": sum(pair.prediction_empty for pair in overlaps),
     }
+
+
+@dataclass(frozen=True)
+class VolumeOverlap:
+    """Overlap of a predicted mask of a volume with its reference mask; `hd95_mm` may be nan."""
+
+    dice: float
+    hd95_mm: float
+
+
+def volume_overlap(target: np.ndarray, prediction: np.ndarray, spacing_mm: tuple[float, float, float]) -> VolumeOverlap:
+    """Compare two masks of a volume, (I, J, K) of 0 and 1, by the policy of the module.
+
+    Args:
+        spacing_mm: distance of neighbouring voxels along each axis; a sheared grid is measured as a right-angled one.
+    """
+    assert target.shape == prediction.shape, (target.shape, prediction.shape)
+    target, prediction = target.astype(bool), prediction.astype(bool)
+    sizes = int(target.sum()), int(prediction.sum())
+    dice = 2 * int((target & prediction).sum()) / sum(sizes) if sum(sizes) else 1.0
+    if not all(sizes):
+        return VolumeOverlap(dice, float("nan"))
+    y, p = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (target, prediction))
+    spacing = [float(distance) for distance in spacing_mm]
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of a call inside MONAI
+        distance = compute_hausdorff_distance(p, y, include_background=True, percentile=95, spacing=spacing)
+    return VolumeOverlap(dice, float(distance))
 
 
 class DiceByThreshold:

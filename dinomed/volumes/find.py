@@ -94,14 +94,14 @@ def _add_series(files: Sequence[Path], search: VolumeSearch) -> None:
                 _add_file(path, answer, series, search)
             progress.advance(len(batch))
     for frames in series.values():
-        path = Path(min(frame.path for frame in frames))
-        name = path.parent.name or "series"
+        first = Path(min(frame.path for frame in frames))
+        name = first.parent.name or "series"
         try:
             ordered, grid = sort_frames(frames)
         except DinomedError as error:
-            search.problems.append((str(path), str(error)))
+            search.problems.append((str(first), str(error)))
             continue
-        search.sources.append(VolumeSource(path, name, tuple(ordered), grid))
+        search.sources.append(VolumeSource(first, name, tuple(ordered), grid))
 
 
 def _add_file(path: str, answer: object, series: dict[str, list[DicomFrame]], search: VolumeSearch) -> None:

@@ -117,7 +117,7 @@ def _read_header(file: IO[bytes]) -> tuple[Any, int]:
     from nibabel.nifti2 import Nifti2Header
 
     start = bytes(_read(file, 348))
-    size = {int.from_bytes(start[:4], order) for order in ("little", "big")}  # type: ignore[arg-type]
+    size = {int.from_bytes(start[:4], order) for order in ("little", "big")}
     if 348 in size and start[344:348] == b"n+1\0":
         return Nifti1Header(start, check=False), 348
     if 540 in size and start[4:8] == b"n+2\0":

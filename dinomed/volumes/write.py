@@ -198,7 +198,7 @@ def _write_volume(
     with bar(f"slices of {names.volume}", len(slices)) as progress:
         for number in range(len(slices)):
             pixels = draw_slice(slices, number, windows, settings.neighbours)
-            name = f"{names.volume}/{number:05}.png"
+            name = slice_name(names.volume, number)
             content = _png(pixels)
             (stage / name).write_bytes(content)
             if labels is not None:
@@ -241,6 +241,11 @@ def _read_labels(mask: Path | None, grid: Grid, axis: Axis, tables: _Tables) -> 
         tables.report(mask, error.reason)
         return None
     return slices_of(values if values.max(initial=0) > 255 else values.astype(np.uint8), grid, axis)
+
+
+def slice_name(volume: str, number: int) -> str:
+    """Return the path of a slice, relative to the output folder."""
+    return f"{volume}/{number:05}.png"
 
 
 def draw_slice(slices: np.ndarray, number: int, windows: Sequence[Window], neighbours: bool) -> np.ndarray:

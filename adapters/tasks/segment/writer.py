@@ -12,6 +12,8 @@ from dinomed.adapters.tasks.dicom_seg import DicomSegmentations
 from dinomed.adapters.tasks.segment.coco import IMAGES_FILE, OBJECTS_FILE, RESULTS_FILE, CocoResults
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, summarize
+from dinomed.adapters.tasks.volumes import TABLE_FILE as VOLUMES_TABLE
+from dinomed.adapters.tasks.volumes import VolumeMasks
 from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry
 from dinomed.datasets.manifest import Manifest
 from dinomed.images.labelmap import read_label_map, write_label_map
@@ -29,7 +31,7 @@ class SegmentWriter(PredictionWriter):
     One class: masks of 0 and 255, and rows of area and confidence. Several classes: label maps, whose values
     `mask_schema.json` names, and rows of the area of each class. Both have the share of the image in the mask, and its
     uncertainty (`mask_uncertainty`). With `add_coco`, COCO results of both; with `add_dicom_seg`, a DICOM
-    segmentation for each image.
+    segmentation for each image; with `add_volumes`, the masks of slices as volumes.
     """
 
     def __init__(self, predictor: SegmentPredictor, names: Sequence[str]) -> None:
@@ -45,6 +47,7 @@ class SegmentWriter(PredictionWriter):
         super().__init__(names, ["mask", *areas, "uncertainty"], file_names(names), extra_files, settings)
         self.coco: CocoResults | None = None
         self.dicom_seg: DicomSegmentations | None = None
+        self.volumes: VolumeMasks | None = None
 
     def add_coco(self, manifest: Manifest, ids: Path | None) -> None:
         self.coco = CocoResults(manifest, self.schema, ids)
@@ -58,9 +61,16 @@ class SegmentWriter(PredictionWriter):
         self.columns = [*self.columns, "dicom_seg"]
         self.settings = self.settings | {"dicom_seg": True, "keep_ids": keep_ids}
 
+    def add_volumes(self, manifest: Manifest) -> None:
+        self.volumes = VolumeMasks(manifest, self.schema)
+        self.extra_files = [*self.extra_files, *self.volumes.files.values(), VOLUMES_TABLE]
+        self.settings = self.settings | {"volumes": True}
+
     def finish(self, out: Path, names: Sequence[str]) -> None:
         if self.coco is not None:
             self.coco.write(out, names)
+        if self.volumes is not None:
+            self.volumes.write(out, self.files, set(names))
 
     def write_extra_files(self, out: Path) -> None:
         if not self.single:
