@@ -56,6 +56,10 @@ class Corrections:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def has_decision(self, sha256: str) -> bool:
+        """Return whether a decision about a file, or about a frame of it, is saved."""
+        return any(source == sha256 for source, _ in self._rows)
+
     def save(
         self, picture: Picture, mask: np.ndarray | None, decision: str, threshold: float, reviewer: str
     ) -> dict[str, Any]:
@@ -179,5 +183,6 @@ def correction_controls(has_patches: bool = False) -> str:
         f'<input id="reviewer" type="text" maxlength="{_MAX_REVIEWER}" autocomplete="off"></div>'
         f'<div class="dm-bar dm-decisions" role="group" aria-label="{text("decisions")}">{decisions}'
         f'<button type="button" id="next-case">{text("next_case")}</button></div>'
-        '<output id="saved" class="dm-hint" aria-live="polite"></output></section>'
+        '<output id="saved" class="dm-hint" aria-live="polite"></output>'
+        '<p id="next-rule" class="dm-hint" hidden></p></section>'
     )

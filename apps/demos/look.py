@@ -18,6 +18,7 @@ SCRIPTS = (
     "app.js",
     "segment.js",
     "grow.js",
+    "queue.js",
     "correct.js",
     "measure.js",
     "cases.js",

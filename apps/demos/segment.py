@@ -17,10 +17,11 @@ from PIL import Image
 from dinomed.adapters.tasks.segment.lesions import Lesion, LesionRules, field_of_view, select_lesions
 from dinomed.adapters.tasks.segment.mask_schema import LESION
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, mask_uncertainty
+from dinomed.apps.demos.batch.work import used_picture
 from dinomed.apps.demos.corrections import Corrections, apply_edits, correction_controls
 from dinomed.apps.demos.explore.tokens import PatchTokens
 from dinomed.apps.demos.look import text
-from dinomed.apps.demos.page import Panel
+from dinomed.apps.demos.page import Panel, run_consumers
 from dinomed.apps.demos.parts import PUT_AWAY, Picture, Summary, inline_map, read_picture
 from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
@@ -131,6 +132,7 @@ class SegmentPanel(Panel):
     def save_decisions(self, corrections: Corrections) -> None:
         """Let reviewers correct masks, also by the features of patches, and save their decisions."""
         self.corrections = corrections
+        self.functions = {"rank": self.rank}
         if isinstance(self.predictor, SegmentPredictor):
             self.consumers = [self.predictor, PatchTokens(self.predictor.backbone)]
             self.has_patches = True
@@ -262,6 +264,25 @@ class SegmentPanel(Panel):
         mask = None if decision == "rejected" else _final_mask(visited, request)[0]
         self.corrections.save(picture, mask, decision, float(request["threshold"]), str(request["reviewer"]))
         return {"saved": len(self.corrections)}
+
+    def rank(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return how uncertain the mask of a waiting picture is, and whether a decision about its file is saved.
+
+        Args:
+            request: "path" of an upload, which is removed, and "settings" as `summarize` takes them.
+
+        Returns:
+            {"uncertainty": 0 to 1 (`mask_uncertainty`) or None, "judged"}, or {"error"}.
+        """
+        with used_picture({"path": request["path"]}) as (path, problem):
+            if path is None:
+                return {"error": problem}
+            (result,) = run_consumers([self], str(path))
+        if isinstance(result, str):
+            return {"error": result}
+        summary = self.summarize(result.picture, result.answers, request["settings"])
+        judged = self.corrections is not None and self.corrections.has_decision(result.picture.sha256)
+        return {"uncertainty": None if summary is None else summary.uncertainty, "judged": judged}
 
     def _of_class(self, maps: np.ndarray, which: str) -> np.ndarray:
         """Return the map (H, W) of a class from maps float32 (classes, H, W)."""

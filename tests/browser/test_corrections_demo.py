@@ -192,6 +192,49 @@ def test_edits_of_a_picture_are_gone_when_another_one_is_opened(visit: Any, tmp_
     assert shown(visit, first) == before
 
 
+def squares_of(folder: Path, gray: int, side: int) -> Path:
+    """A square of `side` pixels whose probability is ``1 - gray / 255``: the nearer to 0.5, the more uncertain."""
+    pixels = np.full((SIDE, SIDE, 3), 250, np.uint8)
+    pixels[10 : 10 + side, 10 : 10 + side] = gray
+    Image.fromarray(pixels).save(folder / f"gray {gray}.png")
+    return folder / f"gray {gray}.png"
+
+
+def test_the_next_case_is_the_most_uncertain_one_without_a_decision(visit: Any, tmp_path: Path) -> None:
+    page = visit.page
+    paths = [
+        squares_of(tmp_path, gray, side) for gray, side in ((20, 20), (60, 24), (120, 28), (90, 32))
+    ]  # sides tell them apart; the order of uncertainty is 120, 90, 60
+    page.set_input_files("#picture input[type=file]", [str(path) for path in paths])
+    visit.wait_for_area(20 * 20)
+    page.wait_for_function("() => document.querySelector('#next-rule').textContent.includes('3 of 3 measured')")
+    assert page.inner_text("#next-case") == "Next case (3 left)"
+
+    def decide() -> None:
+        page.locator("[data-decision=accepted]").click()
+        page.wait_for_function("() => document.querySelector('#saved').textContent.includes('Saved')")
+
+    decide()
+    page.locator("#next-case").click()
+    visit.wait_for_area(28 * 28)
+    page.locator("#next-case").click()  # without a decision: it comes last
+    visit.wait_for_area(32 * 32)
+    assert page.inner_text("#next-case") == "Next case (2 left)"
+    decide()
+    page.locator("#next-case").click()
+    visit.wait_for_area(24 * 24)
+    decide()
+    page.locator("#next-case").click()
+    visit.wait_for_area(28 * 28)
+    decide()
+    assert page.inner_text("#next-case") == "Next case"
+    assert page.locator("#next-rule").is_hidden()
+
+    page.set_input_files("#picture input[type=file]", [str(path) for path in (paths[0], paths[1], paths[2])])
+    visit.wait_for_area(20 * 20)
+    page.wait_for_function("() => document.querySelector('#next-case').textContent === 'Next case'")  # judged before
+
+
 def blue_squares(path: Path) -> np.ndarray:
     """Two blue squares on pale skin, of the colour that the model misses, on the grid of patches; and a dark one."""
     pixels = np.full((SIDE, SIDE, 3), (230, 190, 175), np.uint8)
@@ -270,18 +313,13 @@ def test_ten_pictures_are_corrected_in_the_browser_and_the_next_segmenter_marks_
     visit: Any, saved: Path, tmp_path: Path, tiny_backbone: Path
 ) -> None:
     cases = [draw(tmp_path, number) for number in range(10, 20)]
-    visit.page.set_input_files("#picture input[type=file]", [str(path) for path, _ in cases])
-    for number, (_, box) in enumerate(cases):
-        visit.page.wait_for_selector("#measures:visible")
-        if number == 0:
-            assert visit.page.inner_text("#next-case") == "Next case (9 left)"
+    for path, box in cases:
+        shown(visit, path)
         visit.page.locator("[data-tool=brush]").click()
         visit.page.locator("#brush-size").fill("48")
         cover(visit, box)
         visit.page.locator("[data-decision=corrected]").click()
         visit.page.wait_for_function("() => document.querySelector('#saved').textContent.includes('Saved')")
-        if number < 9:
-            visit.page.locator("#next-case").click()
     data = saved / MANIFEST_FILE
     corrected = read_manifest(data)
     assert corrected.column("decision").count("corrected") == 10

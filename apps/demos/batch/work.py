@@ -71,7 +71,7 @@ class BatchWork:
             and overlay are PNG and JPEG in Base64, or None; problems are the messages of panels without a result, by
             their titles. {"error"} if no panel has a result.
         """
-        with _picture(request) as (path, problem):
+        with used_picture(request) as (path, problem):
             if path is None:
                 return {"error": problem}
             results = run_consumers(self.panels, str(path))
@@ -121,7 +121,7 @@ class BatchWork:
 
 
 @contextmanager
-def _picture(request: Mapping[str, Any]) -> Iterator[tuple[Path | None, str]]:
+def used_picture(request: Mapping[str, Any]) -> Iterator[tuple[Path | None, str]]:
     """Yield the file of a picture, or None and a message; the file is removed at the end."""
     upload, position = find_upload(str(request["path"])), request.get("position")
     if upload is None:

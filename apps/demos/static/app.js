@@ -140,13 +140,6 @@ function showZoom(view) {
 
 // ---- events
 
-/** Open the first of several files; where decisions are saved, the others wait for "next case". */
-function openFirst(files) {
-  const [first, ...waiting] = [...files];
-  if (get(".dm-correct")) queue.push(...waiting);
-  if (first) open(first);
-}
-
 get("input[type=file]").addEventListener("change", (event) => {
   openFirst(event.target.files);
   event.target.value = ""; // so that the same file can be opened again
@@ -165,9 +158,9 @@ app.addEventListener("drop", (event) => {
 });
 document.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData?.files || [])][0];
-  if (file) open(file);
+  if (file) openCase(null, file);
 });
-for (const button of all("[data-example]")) button.addEventListener("click", () => open(button.dataset.example));
+for (const button of all("[data-example]")) button.addEventListener("click", () => openCase(null, button.dataset.example));
 for (const input of all("[data-asks]")) {
   input.addEventListener("change", () => current && current.path && !resting && ask([input.closest("[data-panel]").dataset.panel]));
 }

@@ -222,9 +222,9 @@ function showBatchError(picture) {
 
 /** Open a picture of the batch in the viewer. */
 async function openFromBatch(picture) {
-  if (picture.file) return open(picture.file);
+  if (picture.file) return openCase(null, picture.file);
   try {
-    open((await askForBatch("batch_keep", { path: picture.archive, position: picture.position })).path);
+    openCase(null, (await askForBatch("batch_keep", { path: picture.archive, position: picture.position })).path);
   } catch (problem) {
     fail(box(problem.message));
   }

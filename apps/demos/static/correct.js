@@ -3,7 +3,6 @@
 const SET = 1, CLEARED = 2, MAX_UNDO = 30; // values of an edited pixel, as in apps/demos/corrections.py
 const RING = "#ffffff";
 let tool = null;
-const queue = []; // files that wait for their turn
 
 /** Levels with the edits: kept regions as they are, others below the threshold, set pixels on top, cleared ones at 0. */
 function withEdits(picture, map, level) {
@@ -177,9 +176,7 @@ function showTools() {
     button.disabled = !ready || current.saving || (decision === "accepted" && edited) || (decision === "corrected" && !edited);
     button.classList.toggle("dm-primary", decision === (edited ? "corrected" : "accepted"));
   }
-  const left = queue.length, examples = all("[data-example]").length;
-  get("#next-case").disabled = !left && !examples;
-  get("#next-case").textContent = left ? write("next_case_of", { left }) : TEXT.next_case;
+  showQueue();
 }
 
 async function decide(decision) {
@@ -197,17 +194,11 @@ async function decide(decision) {
   picture.saving = false;
   if (!current || answer.id !== current.id) return;
   if (answer.error) get("#panel-segment .dm-result").innerHTML = answer.error;
-  else if (answer.saved) get("#saved").textContent = write("saved", { decision, count: answer.saved });
-  showTools();
-}
-
-function nextCase() {
-  if (queue.length) {
-    open(queue.shift());
-    return;
+  else if (answer.saved) {
+    get("#saved").textContent = write("saved", { decision, count: answer.saved });
+    if (shownCase) shownCase.judged = true;
   }
-  const names = all("[data-example]").map((button) => button.dataset.example);
-  if (names.length) open(names[(names.indexOf(current ? current.path : "") + 1) % names.length]);
+  showTools();
 }
 
 if (get(".dm-correct")) {
