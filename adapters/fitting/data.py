@@ -20,8 +20,9 @@ class Splits:
 
     Attributes:
         made: whether `val` was taken from train here.
-        pool: images among which all of `train` and `val` are; their features are extracted together, once for all folds
-            of a cross-validation. None: each split by itself.
+        pool: images among which all of `train` and `val` are. Features that are computed once are extracted for all of
+            them, once for all folds of a cross-validation; those of augmented images and of a tuned backbone are not.
+            None: each split by itself.
     """
 
     train: Manifest
