@@ -261,3 +261,33 @@ def test_a_shifted_or_rotated_grid_is_not_aligned() -> None:
     assert voxel_places(grid, SHAPE, turned) is None
     with pytest.raises(DinomedError, match="singular"):
         Grid(SHAPE, np.zeros((4, 4)))
+
+
+def test_frames_of_an_enhanced_file_are_sorted_by_position_and_have_their_own_slopes(tmp_path: Path) -> None:
+    from pydicom import Dataset, dcmread
+
+    stored = numbers((4, 5, 6))
+    paths = write_series(tmp_path / "in", stored)
+    file = dcmread(paths[0])
+    order = [2, 0, 3, 1]
+    file.NumberOfFrames, file.PixelData = 4, stored[order].astype("<i2").tobytes()
+    shared, frames = Dataset(), []
+    measures, plane = Dataset(), Dataset()
+    measures.PixelSpacing, plane.ImageOrientationPatient = file.PixelSpacing, file.ImageOrientationPatient
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    for number in order:
+        frame, position, values = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = dcmread(paths[number]).ImagePositionPatient
+        values.RescaleSlope, values.RescaleIntercept, values.RescaleType = number + 1, -1000, "HU"
+        frame.PlanePositionSequence, frame.PixelValueTransformationSequence = [position], [values]
+        frames.append(frame)
+    file.SharedFunctionalGroupsSequence, file.PerFrameFunctionalGroupsSequence = [shared], frames
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        del file[name]
+    single = read(tmp_path / "in")
+    for path in paths:
+        path.unlink()
+    file.save_as(tmp_path / "in" / "enhanced.dcm")
+    volume = read(tmp_path / "in")
+    np.testing.assert_allclose(volume.grid.affine, single.grid.affine)
+    assert np.array_equal(volume.values, (stored * np.arange(1, 5)[:, None, None] - 1000.0).transpose(2, 1, 0))
