@@ -37,44 +37,57 @@ class MaskFiles:
 
     Attributes:
         place: the path that the user passed.
-        by_name: path of each NIfTI file by its name without suffix.
+        by_name: paths of the NIfTI files by their name without suffix.
         by_series: paths of the DICOM segmentations by the Series Instance UID that they reference.
         problems: (path, reason) of files that cannot be used.
         used: the files that belong to a volume.
     """
 
     place: Path
-    by_name: dict[str, Path] = field(default_factory=dict)
+    by_name: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
     by_series: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
     problems: list[tuple[str, str]] = field(default_factory=list)
     used: set[Path] = field(default_factory=set)
 
-    def find(self, source: VolumeSource, alone: bool) -> Path | None:
+    def find(self, source: VolumeSource, sources: Sequence[VolumeSource]) -> Path | None:
         """Return the mask of a volume, or None.
 
         Args:
-            alone: the volume is the only one, so that a mask that was given as one NIfTI file belongs to it.
+            sources: all volumes; if it is the only one, a mask that was given as one NIfTI file belongs to it.
 
         Raises:
-            DinomedError: several files are masks of the volume.
+            DinomedError: several files are masks of the volume, or a mask has the name of several volumes.
         """
-        names = (source.name, source.name.removesuffix(_FIRST_CHANNEL))
-        masks = {self.by_name[name] for name in names if name in self.by_name}
+        names = {name for name in _mask_names(source) if name in self.by_name}
+        masks = {path for name in names for path in self.by_name[name]}
         masks |= set(self.by_series.get(source.identifier("SeriesInstanceUID") or "", []))
-        if alone and self.place.is_file() and is_nifti(self.place):
+        if len(sources) == 1 and self.place.is_file() and is_nifti(self.place):
             masks.add(self.place)
         self.used |= masks
+        alike = [other for other in sources if not names.isdisjoint(_mask_names(other))] if names else []
+        if len(alike) > 1:
+            raise DinomedError(
+                f"its mask ({', '.join(sorted(map(str, masks)))}) has the name of {len(alike)} volumes and may belong "
+                "to another one; give the volumes of one folder at a time, with their masks"
+            )
         if len(masks) > 1:
             raise DinomedError(f"{len(masks)} masks of one volume ({', '.join(sorted(map(str, masks)))}); give one")
         return masks.pop() if masks else None
 
     def unused(self) -> list[tuple[str, str]]:
         """Return the masks that belong to no volume, each with the reason."""
-        unnamed = [(str(path), "a mask without a volume of its name") for path in self.by_name.values()]
+        unnamed = [
+            (str(path), "a mask without a volume of its name") for paths in self.by_name.values() for path in paths
+        ]
         series = [
             (str(path), "a DICOM segmentation of another series") for paths in self.by_series.values() for path in paths
         ]
         return [(path, reason) for path, reason in unnamed + series if Path(path) not in self.used]
+
+
+def _mask_names(source: VolumeSource) -> set[str]:
+    """Return the names that the mask of a volume may have."""
+    return {source.name, source.name.removesuffix(_FIRST_CHANNEL)}
 
 
 def without_masks(sources: Sequence[VolumeSource], masks: MaskFiles) -> list[VolumeSource]:
@@ -83,7 +96,7 @@ def without_masks(sources: Sequence[VolumeSource], masks: MaskFiles) -> list[Vol
     Raises:
         UsageError: all are masks.
     """
-    files = {path.resolve() for path in masks.by_name.values()}
+    files = {path.resolve() for paths in masks.by_name.values() for path in paths}
     volumes = [source for source in sources if source.path.resolve() not in files]
     if sources and not volumes:
         raise UsageError(f"`masks={masks.place}` holds all the volumes; give a folder of masks only")
@@ -105,10 +118,7 @@ def find_masks(place: Path) -> MaskFiles:
         paths = [place / name for name in names]
     for path in paths:
         if is_nifti(path):
-            name = file_stem(path)
-            if name in masks.by_name:
-                masks.problems.append((str(path), f"a second mask of the name {name}"))
-            masks.by_name.setdefault(name, path)
+            masks.by_name[file_stem(path)].append(path)
         elif is_dicom(path):
             _add_segmentation(path, masks)
     if not masks.by_name and not masks.by_series and not masks.problems:

@@ -222,7 +222,7 @@ def _find_mask(source: VolumeSource, masks: MaskFiles | None, search: VolumeSear
     if masks is None:
         return None
     try:
-        mask = masks.find(source, alone=len(search.sources) == 1)
+        mask = masks.find(source, search.sources)
     except DinomedError as error:
         tables.report(source.path, str(error))
         return None

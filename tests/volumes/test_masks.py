@@ -150,6 +150,22 @@ def test_segmentations_of_another_series_or_at_another_place_are_refused(tmp_pat
     assert any("2 masks of one volume" in reason for _, reason in both)
 
 
+@pytest.mark.parametrize("patients", [["P1"], ["P1", "P2"]])
+def test_a_mask_of_the_name_of_two_volumes_is_given_to_none(tmp_path: Path, patients: list[str]) -> None:
+    for patient in ("P1", "P2"):
+        write_nifti(tmp_path / "in" / patient / "t1.nii.gz", numbers((7, 6, 5)), TILTED)
+    for patient in patients:
+        write_nifti(tmp_path / "in" / "masks" / patient / "t1.nii.gz", labels_of((7, 6, 5)), TILTED)
+    for uid, patient in enumerate(("S1", "S2")):  # series are named by their folder
+        write_series(tmp_path / "in" / patient / "ct", numbers((4, 5, 6)), uid=f"1.2.{uid + 3}")
+    write_nifti(tmp_path / "in" / "masks" / "ct.nii.gz", labels_of((6, 5, 4)), TILTED)
+    written = dinomed.slices(tmp_path / "in", tmp_path / "out", masks=tmp_path / "in" / "masks")
+    assert len(written.volumes) == 4  # no mask is a volume
+    assert set(written.manifest.column("mask")) == {None}
+    assert [reason for _, reason in written.problems if "has the name of 2 volumes" not in reason] == []
+    assert len(written.problems) == 4
+
+
 def test_masks_inside_the_folder_of_the_volumes_are_no_volumes_and_are_replaced_with_them(tmp_path: Path) -> None:
     write_nifti(tmp_path / "in" / "images" / "x.nii.gz", numbers((7, 6, 5)), TILTED)
     write_nifti(tmp_path / "in" / "labels" / "x.nii.gz", labels_of((7, 6, 5)), TILTED)

@@ -41,7 +41,7 @@ def slices(
         masks: a NIfTI file, a DICOM segmentation, or a folder of them. A NIfTI file belongs to the volume of its name
             (or of its name and ``_0000``; of a series, of its folder), a DICOM segmentation to the series that it
             references. The slices are label maps in the column ``mask``. Masks are aligned by geometry and never
-            resampled; one that does not align is refused.
+            resampled; one that does not align is refused, and one that has the name of several volumes.
         keep_ids: use names of files and folders and identifiers of patients and studies, instead of numbers.
         overwrite: replace an earlier result in `out`.
 
