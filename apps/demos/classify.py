@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.retrieval.search import ImageIndex
-from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor, ClassProbabilities
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
 from dinomed.apps.demos.parts import Picture, Summary
@@ -60,11 +60,11 @@ class ClassifyPanel(Panel):
         return {"html": f'{bars}<h3>{text("similar")}</h3><div id="similar">{cases}</div>'}
 
     def summarize(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> Summary:
-        probabilities: dict[str, float] = answers[0]
+        probabilities: ClassProbabilities = answers[0]
         row = np.array([probabilities[name] for name in self.predictor.classes])
         values: dict[str, Any] = {"predicted": self.predictor.predicted(row)}
         values |= {f"probability {name}": round(value, 4) for name, value in probabilities.items()}
-        return Summary(self.predictor.describe(row), values, self.predictor.uncertainty(row))
+        return Summary(self.predictor.describe(row), values, 1 - probabilities.confidence)
 
 
 def show_probabilities(predictor: ClassifyPredictor, probabilities: Mapping[str, float]) -> str:

@@ -60,7 +60,7 @@ def cross_validate(rng: np.random.Generator, per_group: int, coverage: float) ->
 
 
 @pytest.mark.parametrize(("per_group", "coverage"), [(1, 0.9), (4, 0.9), (4, 0.8)])
-def test_the_coverage_on_new_groups_is_near_the_stated_one_and_above_the_guarantee(
+def test_the_coverage_on_new_groups_is_near_the_stated_one_and_above_the_theorem(
     per_group: int, coverage: float
 ) -> None:
     rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def test_the_coverage_on_new_groups_is_near_the_stated_one_and_above_the_guarant
     error = np.std(covered) / np.sqrt(trials)
     assert error < 0.007
     mean = float(np.mean(covered))
-    assert mean > 1 - 2 * (1 - coverage)  # the guarantee of Barber et al. 2021
+    assert mean > 1 - 2 * (1 - coverage)  # without the further term that theorem 4 of Barber et al. 2021 subtracts
     assert mean > coverage - 3 * error  # and what they, and others, observe
     # Above it by at most 1 / 41 for the new group in split conformal prediction; CV+ compares with five models, whose
     # disagreement makes the sets a little larger.
@@ -84,7 +84,7 @@ def test_the_coverage_on_new_groups_is_near_the_stated_one_and_above_the_guarant
     assert np.mean(sizes) < CLASSES - 0.3  # sets of all classes would be covered too
 
 
-def test_the_kept_share_of_new_groups_is_near_the_stated_one_and_above_the_bound() -> None:
+def test_the_kept_share_of_new_groups_is_near_the_stated_one() -> None:
     rng = np.random.default_rng(1)
     kept = []
     for _ in range(200):
@@ -92,11 +92,13 @@ def test_the_kept_share_of_new_groups_is_near_the_stated_one_and_above_the_bound
         assert answer.abstention is not None
         rule = answer.abstention.at_coverage(0.7)
         new = draw(rng, GROUPS, 1)
-        confidence = np.median([answer.confidence(predict(centres, new.points)) for centres in members], axis=0)
+        values = np.stack([predict(centres, new.points) for centres in members])
+        confidence = np.median([answer.confidence(part, values.mean(axis=0)) for part in values], axis=0)
         kept.append(1 - rule.abstains(confidence).mean())
     error = np.std(kept) / np.sqrt(len(kept))
-    assert np.mean(kept) > 1 - 2 * 0.3 - 3 * error  # Markov: half of the members must be below the threshold
-    assert np.mean(kept) == pytest.approx(0.7, abs=0.05)  # the median of five is a little less spread than one of them
+    assert np.mean(kept) > 1 - 2 * 0.3 - 3 * error
+    # The median of five is a little less spread than one of them; members of another opinion make it smaller.
+    assert np.mean(kept) == pytest.approx(0.7, abs=0.05)
 
 
 def test_a_class_is_left_out_if_enough_images_have_a_higher_probability_by_the_same_member() -> None:

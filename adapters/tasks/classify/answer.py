@@ -98,16 +98,22 @@ class Answer(Config):
         """
         return None if self.sets is None else prediction_sets(values, self.sets.limit)
 
-    def confidence(self, values: np.ndarray) -> np.ndarray:
+    def confidence(self, values: np.ndarray, decision: np.ndarray | None = None) -> np.ndarray:
         """Return how sure predictions are, float64 (N,), from probabilities (N, K), rounded as in the table.
 
         It is the probability of the predicted class; of labels that may occur together the smallest probability that
         the decision about a label, present or absent by its threshold, is right.
+
+        Args:
+            values: probabilities (N, K).
+            decision: probabilities (N, K) that decide the prediction; None for `values`.
         """
         rounded = np.round(np.asarray(values, np.float64), DECIMALS)
+        chosen = np.asarray(values if decision is None else decision, np.float64)
         if not self.multilabel:
-            return np.asarray(rounded.max(axis=1))
-        return np.asarray(np.where(rounded >= self._limits(rounded.shape[1]), rounded, 1 - rounded).min(axis=1))
+            return np.asarray(rounded[np.arange(len(rounded)), chosen.argmax(axis=1)])
+        present = chosen.round(DECIMALS) >= self._limits(chosen.shape[1])
+        return np.asarray(np.where(present, rounded, 1 - rounded).min(axis=1))
 
     def losses(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Return the loss of each prediction, float64 (N,): 1 for a wrong class, or the share of wrong known labels.

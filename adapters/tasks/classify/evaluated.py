@@ -19,7 +19,7 @@ from dinomed.metrics.operating import operating_point
 from dinomed.metrics.uncertainty.conformal import set_metrics
 
 CONFIDENCE = "probability of the prediction"
-"""Name of the confidence of a classifier."""
+"""Name of the confidence of a classifier; of an ensemble it is the median over its members."""
 
 
 @dataclass

@@ -55,6 +55,19 @@ class ClassRows:
     sets: np.ndarray | None
 
 
+class ClassProbabilities(dict[str, float]):
+    """Name of each class to its probability, 0 to 1, with the confidence of the prediction.
+
+    Args:
+        values: names and probabilities.
+        confidence: how sure the prediction is, 0 to 1.
+    """
+
+    def __init__(self, values: Iterable[tuple[str, float]], confidence: float) -> None:
+        super().__init__(values)
+        self.confidence = confidence
+
+
 class ClassifyPredictor(Predictor):
     """Predicts calibrated probabilities of classes, or of labels that may occur together (`answer.multilabel`)."""
 
@@ -114,7 +127,13 @@ class ClassifyPredictor(Predictor):
 
     def rows(self, pixels: Tensor) -> ClassRows:
         """Return the predictions for a preprocessed batch, each image by itself."""
-        values = self.probability_rows(pixels)
+        with torch.inference_mode():
+            return self.rows_of_features(self._features(pixels))
+
+    def rows_of_features(self, features: Features) -> ClassRows:
+        """Return the predictions for the features of a batch, each image by itself."""
+        logits = self.logits_of_features(self.answer.alone(features, len(self.feature_spec.blocks)))
+        values = self.answer.probabilities(logits).cpu().numpy()
         sets = self.answer.prediction_sets(values) if self.has_sets else None
         return ClassRows(values, self.answer.confidence(values), sets)
 
@@ -201,11 +220,13 @@ class ClassifyPredictor(Predictor):
     def outputs(self, adapter: nn.Module, features: Features, size: Size = ()) -> Tensor:
         return self.answer.probabilities(adapter(self.answer.alone(features, len(self.feature_spec.blocks))))
 
-    def outputs_of_features(self, features: Features, sizes: Sequence[Size]) -> list[dict[str, float]]:
-        probabilities = self.outputs(self.adapter, features)
-        check_finite("outputs", probabilities)
-        rows = probabilities.cpu().tolist()
-        return [dict(zip(self.classes, row, strict=True)) for row in rows]
+    @torch.inference_mode()
+    def outputs_of_features(self, features: Features, sizes: Sequence[Size]) -> list[ClassProbabilities]:
+        rows = self.rows_of_features(features)
+        return [
+            ClassProbabilities(zip(self.classes, values, strict=True), confidence)
+            for values, confidence in zip(rows.probabilities.tolist(), rows.confidence.tolist(), strict=True)
+        ]
 
     def reference_outputs(self, pixels: Tensor) -> Tensor:
         return torch.from_numpy(self.probability_rows(pixels))
@@ -237,18 +258,21 @@ class EnsembleClassifier(ClassifyPredictor):
     def has_sets(self) -> bool:
         return self.unit == "image" and self.answer.cross is not None
 
-    @torch.inference_mode()
-    def rows(self, pixels: Tensor) -> ClassRows:
-        """Return the mean of the members; sets (CV+) and confidence (median of the members) are of single members, as
-        the predictions out of fold on which their thresholds were chosen."""
+    def rows_of_features(self, features: Features) -> ClassRows:
+        """Return the mean of the members.
+
+        Sets (CV+) compare single members, as those whose thresholds were chosen out of fold. The confidence is the
+        median over the members of their probability of the class that the mean predicts; of labels that may occur
+        together the median of their certainty about the decisions of the mean.
+        """
         assert isinstance(self.adapter, EnsembleHead)
-        features = self.answer.alone(self._features(pixels), len(self.feature_spec.blocks))
+        features = self.answer.alone(features, len(self.feature_spec.blocks))
         logits = self.adapter.logits_of_members(features)
         check_finite("outputs", *logits)
         values = self.answer.probabilities(self.adapter.combine(logits)).cpu().numpy()
         answers = [member.answer for member in self.members]
         parts = np.stack([a.probabilities(x).cpu().numpy() for a, x in zip(answers, logits, strict=True)])
-        confidence = np.median([self.answer.confidence(part) for part in parts], axis=0)
+        confidence = np.median([self.answer.confidence(part, values) for part in parts], axis=0)
         cross = self.answer.cross
         return ClassRows(values, confidence.round(DECIMALS), None if cross is None else cross.sets(parts))
 

@@ -199,8 +199,9 @@ def _set_rows(record: AdapterRecord) -> list[tuple[str, str]]:
     """Return the row of the model card about prediction sets; none for an adapter without them."""
     answer = answer_from(record)
     if (cross := answer.cross) is not None:
-        text = f"coverage {cross.coverage:g}, by comparison with images out of fold (CV+; guaranteed: about "
-        text += f"{2 * cross.coverage - 1:g})" if cross.problem is None else f"hold all classes: {cross.problem}"
+        text = f"coverage {cross.coverage:g}, by comparison with images out of fold (CV+; no guarantee, because "
+        text += "members were selected on their fold)"
+        text = text if cross.problem is None else f"hold all classes: {cross.problem}"
         return [("prediction sets", f"{text}; calibrated on {cross.groups} groups")]
     limit = answer.sets
     if limit is None:

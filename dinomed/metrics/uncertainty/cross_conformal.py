@@ -2,14 +2,16 @@
 
 The score of a calibration image comes from the member that was not trained on it. The score of a class of a new image
 is compared with the calibration images of fold k by member k alone, so both sides of a comparison come from the same
-model, which saw neither image (Barber, Candes, Ramdas and Tibshirani 2021, "Predictive inference with the jackknife+",
-section 3; for sets of classes Romano, Sesia and Candes 2020, arXiv 2006.02544, section 2.3). A class is left out if
-calibration images of the weight `coverage` or more have a higher probability of their true class than it has.
+model, which was trained on neither image (Barber, Candes, Ramdas and Tibshirani 2021, "Predictive inference with the
+jackknife+", section 3; for sets of classes Romano, Sesia and Candes 2020, arXiv 2006.02544, section 2.3). A class is
+left out if calibration images of the weight `coverage` or more have a higher probability of their true class than it
+has.
 
-With a = 1 - coverage and n independent images, CV+ guarantees a coverage of 1 - 2a - min(2 (1 - 1/K) / (n/K + 1),
-(1 - K/n) / (K + 1)) (Barber et al., theorem 4); usually it is near 1 - a. As in `conformal`, each group has the weight
-of one image, and the coverage is that of one image of a new group; the theorem does not treat such weights, and it
-requires that a member saw nothing of its fold.
+With a = 1 - coverage and n independent images, the coverage of CV+ is at least 1 - 2a - min(2 (1 - 1/K) / (n/K + 1),
+(1 - K/n) / (K + 1)) (Barber et al., theorem 4); usually it is near 1 - a. This is no guarantee for the sets here: the
+theorem requires that a member saw nothing of its fold, but the epoch, the temperature and settings of a member were
+chosen on it. As in `conformal`, each group has the weight of one image, and the coverage is that of one image of a new
+group; the theorem does not treat such weights.
 """
 
 from collections.abc import Sequence
@@ -56,7 +58,7 @@ class CrossLimits(Config):
     """The calibration of CV+ sets.
 
     Attributes:
-        coverage: coverage that the sets are made for; see the module about the guarantee.
+        coverage: coverage that the sets are made for; the module says why it is not guaranteed.
         groups: number of groups of all folds.
         folds: the calibration images of each fold, in the order of the members.
     """

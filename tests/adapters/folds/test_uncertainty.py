@@ -1,20 +1,26 @@
 """Prediction sets and abstention of an ensemble, whose thresholds were chosen out of fold."""
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import dinomed
 from dinomed.adapters.folds.train import FoldsResult, train_folds
 from dinomed.adapters.inference.ensemble.record import read_ensemble
 from dinomed.adapters.inference.loader import load_adapter
+from dinomed.adapters.task import find_task
+from dinomed.adapters.tasks.classify.answer import Answer, mean_logits
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
+from dinomed.apps.demos.classify import ClassifyPanel
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
+from dinomed.features.compute import Features
 
 
 def rows_of(folder: Path, images: list[Path]) -> np.ndarray:
@@ -44,8 +50,33 @@ def test_sets_and_confidence_are_those_of_the_formula(ensemble: FoldsResult, man
     assert expected.sum() < expected.size  # some set leaves a class out
     pixels = predictor.preprocessing.stack([np.full((40, 40, 3), value, np.uint8) for value in (20, 200)])
     rows = predictor.rows(pixels)
-    values = np.stack([member.probability_rows(pixels).max(axis=1) for member in predictor.members])
-    assert rows.confidence == pytest.approx(np.median(values, axis=0), abs=1e-6)  # six decimals
+    values = np.stack([member.probability_rows(pixels) for member in predictor.members])
+    of_class = values[:, [0, 1], rows.probabilities.argmax(axis=1)]
+    assert rows.confidence == pytest.approx(np.median(of_class, axis=0), abs=1e-6)  # six decimals
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_members_that_disagree_make_an_ensemble_unsure(
+    multilabel: bool, ensemble: FoldsResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor: Any = load_adapter(ensemble.folder)
+    members = torch.full((3, 1, 3), 0.005)
+    members[range(3), 0, range(3)] = 0.99  # each member is sure of another class
+    plain = Answer(multilabel=multilabel)
+    for each in (predictor, *predictor.members):
+        each.answer = plain
+    predictor.adapter.combine = partial(mean_logits, [plain] * 3)
+    logits = members.logit() if multilabel else members.log()
+    monkeypatch.setattr(predictor.adapter, "logits_of_members", lambda features: list(logits))
+    features = Features(torch.zeros(1, 1), torch.zeros(1, 1))
+    rows = predictor.rows_of_features(features)
+    assert rows.probabilities == pytest.approx(np.full((1, 3), 1 / 3), abs=1e-6)
+    # One class: two of three members gave it 0.005. Labels: no label is predicted, and each member is sure of one.
+    assert rows.confidence == pytest.approx([0.01 if multilabel else 0.005], abs=1e-6)
+    (output,) = predictor.outputs_of_features(features, [])
+    assert output.confidence == rows.confidence[0]
+    shown = ClassifyPanel(predictor).summarize(None, [output], {})  # type: ignore[arg-type]
+    assert shown.uncertainty == 1 - output.confidence
 
 
 def test_predict_abstains_with_the_threshold_of_the_folds(
@@ -79,8 +110,12 @@ def test_evaluate_measures_the_sets_and_the_thresholds_of_an_ensemble(
     page = (tmp_path / "report" / "report.html").read_text()
     assert "were predicted out of fold (CV+)" in page
     card = (ensemble.folder / "card.md").read_text()
-    assert "comparison with images out of fold (CV+; guaranteed: about 0.8)" in card
+    assert "comparison with images out of fold (CV+; no guarantee, because members were selected on their fold)" in card
     assert "No abstention" not in card
+    record = read_ensemble(ensemble.folder).adapter
+    record.usage["cross"]["groups"] = 8
+    rows = dict(find_task("classify").card_rows(record))
+    assert rows["prediction sets"].startswith("hold all classes: the folds have 8 groups, and 9 are needed")
 
 
 def test_an_ensemble_for_groups_has_neither_and_says_so(
