@@ -6,6 +6,7 @@ from pathlib import Path
 from dinomed.datasets.manifest import Manifest, is_manifest, read_manifest
 from dinomed.datasets.scan.scan import scan, scan_file
 from dinomed.errors import DinomedError, UsageError
+from dinomed.images.frames import image_file
 from dinomed.io.output_folder import check_writable
 from dinomed.log import logger
 from dinomed.video.facts import container_of
@@ -35,6 +36,8 @@ def open_dataset(source: Manifest | str | Path, *, allow_unreadable: bool = Fals
     if isinstance(source, Manifest):
         return source
     path = Path(source)
+    if not path.exists() and image_file(path).is_file():
+        raise UsageError(f"{path} is a frame of a video; give a manifest that holds it, of `dinomed scan --videos`")
     if not path.exists():
         raise UsageError(f"{path} does not exist; give a manifest, a folder of images, or an image")
     if path.is_dir():

@@ -66,13 +66,14 @@ class CaptureSource(FrameSource):
     def _open(self) -> None:
         """Open the file at its first frame."""
         self.close()
-        self._capture = open_capture(self.path)
+        self._capture, self._closed = open_capture(self.path), False
         self._next = 0  # number of the frame that is decoded next, if the index is not used
         self._newest = -1  # number of the frame that was decoded last
         self._time_ms = 0.0  # of that frame
         self._ended = False  # its pixels are gone, too
 
     def close(self) -> None:
+        self._closed = True
         if hasattr(self, "_capture"):
             self._capture.release()
 
@@ -103,6 +104,8 @@ class CaptureSource(FrameSource):
 
     def advance(self, target: int, pause: Callable[[], bool] = lambda: False) -> VideoFrame | None:
         with refusing(self.path):
+            if self._closed:
+                self._open()
             reached = self._decode_to(target, pause)
             frame = VideoFrame(self._newest, self._time_s, self._picture(self.facts)) if reached else None
         if reached is None:

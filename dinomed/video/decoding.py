@@ -1,4 +1,8 @@
-"""The functions of `dinomed.video.video` that run in a decoding process. The newest videos stay open between calls."""
+"""The functions of `dinomed.video.video` that run in a decoding process.
+
+The newest videos stay open between calls; of others the index of their frames is kept, so that a video is read as a
+whole once.
+"""
 
 import os
 import time
@@ -16,7 +20,8 @@ from dinomed.video.dicom_source import DicomSource
 from dinomed.video.source import DecodingPaused, FrameSource
 
 _OPEN = 2  # videos that stay open
-_open_sources: OrderedDict[tuple[str, int, int], FrameSource] = OrderedDict()
+_KEPT, _KEPT_FRAMES = 128, 300_000  # videos whose index is kept, and their frames, of about 150 bytes each
+_sources: OrderedDict[tuple[str, int, int], FrameSource] = OrderedDict()  # the newest last
 
 
 def open_source(path: str) -> FrameSource:
@@ -70,9 +75,13 @@ def _source(path: str) -> FrameSource:
     with refusing(path):
         status = os.stat(path)
     key = (path, status.st_size, status.st_mtime_ns)
-    if key not in _open_sources:
-        _open_sources[key] = open_source(path)
-    _open_sources.move_to_end(key)
-    while len(_open_sources) > _OPEN:
-        _open_sources.popitem(last=False)[1].close()
-    return _open_sources[key]
+    if key not in _sources:
+        _sources[key] = open_source(path)
+    _sources.move_to_end(key)
+    for source in list(_sources.values())[:-_OPEN]:
+        source.close()
+    while len(_sources) > _OPEN and (
+        len(_sources) > _KEPT or sum(source.facts.frames or 0 for source in _sources.values()) > _KEPT_FRAMES
+    ):
+        _sources.popitem(last=False)
+    return _sources[key]

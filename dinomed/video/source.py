@@ -34,4 +34,4 @@ class FrameSource(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; the next call of `advance` opens it again, with what is known about its frames."""

@@ -1,6 +1,7 @@
 """Videos: each frame is the one of its number, also in files whose header or index is wrong."""
 
 import runpy
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from dinomed.video import capture_source, decoding
 from dinomed.video.capture_source import CaptureSource
 from dinomed.video.dicom_source import DicomSource
 from dinomed.video.facts import VideoFrame, container_of, is_video
+from dinomed.video.packets import read_packets
 from dinomed.video.source import DecodingPaused
 from dinomed.video.video import Video
 from dinomed.video.write import writing_video
@@ -302,3 +304,21 @@ def test_images_are_no_videos(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         assert container_of(tmp_path / name) is None
     assert not is_video(write_dicom(tmp_path / "still", numbered(0)[None]))
+
+
+def test_a_video_is_read_as_a_whole_once_while_frames_of_several_are_read_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [str(tmp_path / f"{name}.avi") for name in "abc"]
+    for path in paths:
+        assert write_numbered(Path(path), "MJPG")
+    indexed: list[str] = []
+    monkeypatch.setattr(decoding, "_sources", OrderedDict())
+    monkeypatch.setattr(capture_source, "read_packets", lambda path: indexed.append(path) or read_packets(path))
+    for number in (80, 3, 60):
+        for path in paths:
+            content, pixels = decoding.read_frames(path, number, number + 1, 1)
+            assert pixels is not None
+            assert [number_in(pixels[0]), content["frames"][0][0]] == [number, number]
+    assert indexed == paths
+    assert [source._closed for source in decoding._sources.values()] == [True, False, False]

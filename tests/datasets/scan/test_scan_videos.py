@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 from pathlib import Path
 
@@ -22,9 +23,12 @@ from dinomed.images.read import UnreadableImage, read_header, read_image
 from dinomed.images.unchanged import check_unchanged
 from dinomed.isolation.images import read_image_isolated
 from dinomed.video.video import Video
-from tests.video.cine import write_dicom
-from tests.video.numbered import FRAMES, number_in, write_numbered
 
+VIDEO_TESTS = Path(__file__).parents[2] / "video"
+write_dicom = runpy.run_path(str(VIDEO_TESTS / "cine.py"))["write_dicom"]
+FRAMES, number_in, write_numbered = (
+    runpy.run_path(str(VIDEO_TESTS / "numbered.py"))[name] for name in ("FRAMES", "number_in", "write_numbered")
+)
 COUNT = 50
 EVERY = {"fps": 0, "duplicate_bits": -1, "min_sharpness": 0, "min_tissue": 0, "min_luminance": 0}
 
