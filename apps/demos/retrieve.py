@@ -19,6 +19,7 @@ from dinomed.apps.demos.parts import Picture, inline, message
 from dinomed.apps.pages.matches import draw_matches
 from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.errors import DinomedError, UsageError
+from dinomed.explore.map_page import may_hold_names
 
 MAX_CASES, FEW_CASES = 24, 6
 ALONE_PX, PAIR_PX = 360, 300  # heights; the page shows them smaller, and enlarges one on a click
@@ -78,11 +79,11 @@ class RetrievePanel(Panel):
 def filter_values(manifest: Manifest) -> dict[str, list[str]]:
     """Return the columns by which cases are filtered, with their values: the label and columns of few values.
 
-    Groups, splits and columns in which most values occur once, such as names, are left out.
+    Groups, splits, columns of names of files and columns in which most values occur once are left out.
     """
     filters = {}
     for column in manifest.columns:
-        if column in KNOWN and column != "label":
+        if (column in KNOWN and column != "label") or may_hold_names(manifest, column):
             continue
         cells = [str(cell) for cell in manifest.column(column) if cell is not None]
         values = sorted(set(cells))

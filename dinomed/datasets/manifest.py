@@ -42,6 +42,8 @@ SAMPLES: dict[str, pa.DataType] = {"channels": NUMBER, "bits": NUMBER}
 KNOWN = (*FIXED, *SAMPLES, "group", "split", "label", "mask", "keep")
 TYPES = FIXED | SAMPLES | {"keep": TRUTH}
 """Types of the columns that are not text."""
+NAMES = ("video", "volume", "study")
+"""Columns of `scan --videos` and of `slices` that may hold names of files and identifiers."""
 RESERVED = (*KNOWN, "root")
 """Names that are not allowed for other columns."""
 _ROOT = b"dinomed.root"

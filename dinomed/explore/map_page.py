@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from dinomed.datasets.manifest import FIXED, SAMPLES, Manifest
+from dinomed.datasets.manifest import FIXED, KNOWN, NAMES, SAMPLES, Manifest
 from dinomed.datasets.pixels import read_row
 from dinomed.explore.live_page import read_scripts
 from dinomed.html.page import build_page, data_block
@@ -46,10 +46,14 @@ def colour_columns(manifest: Manifest, *, names: bool = False) -> dict[str, list
     """Return the columns that hold values, except those that describe the file.
 
     Args:
-        names: keep the names of groups, which may identify patients; otherwise they are numbered in the order of their
-            first occurrence.
+        names: keep the names of groups and the columns of `may_hold_names`, which may identify patients; otherwise
+            groups are numbered in the order of their first occurrence, and these columns are left out.
     """
-    columns = {name: manifest.column(name) for name in manifest.columns if name not in _HIDDEN and manifest.has(name)}
+    columns = {
+        name: manifest.column(name)
+        for name in manifest.columns
+        if name not in _HIDDEN and manifest.has(name) and (names or not may_hold_names(manifest, name))
+    }
     if "group" in columns and not names:
         numbers: dict[Any, int] = {}
         columns["group"] = [
@@ -57,6 +61,14 @@ def colour_columns(manifest: Manifest, *, names: bool = False) -> dict[str, list
             for value in columns["group"]
         ]
     return columns
+
+
+def may_hold_names(manifest: Manifest, column: str) -> bool:
+    """Return whether a column may hold names of files, which may identify patients: of videos, volumes or targets."""
+    if column in NAMES or column in KNOWN:
+        return column in NAMES
+    first = next((value for value in manifest.column(column) if value is not None), None)
+    return isinstance(first, str) and (manifest.root / first).is_file()
 
 
 def colour_groups(values: Sequence[Any]) -> tuple[list[str], np.ndarray]:

@@ -61,6 +61,22 @@ def test_names_of_groups_are_in_a_page_with_names_only(
         assert sorted(shown.groups.values()) == [5, 7]
 
 
+def test_names_of_videos_and_files_are_in_a_page_with_names_only(
+    lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    frames = read_manifest(lesion_manifest).take(range(12))
+    images = frames.column("image")
+    columns = {name: frames.column(name) for name in frames.columns}
+    columns |= {"video": ["DOE_JANE.mp4"] * 12, "frame": [str(row) for row in range(12)], "depth": [images[0]] * 12}
+    frames = build_manifest(columns, frames.root)
+    for names in (False, True):
+        out = tmp_path / f"{names}.html"
+        dinomed.show_map(tiny_backbone, frames, out=out, names=names, method="pca", cache=tmp_path / "cache")
+        for name in ("DOE_JANE", Path(images[0]).stem):
+            assert (name in out.read_text()) is names
+        assert "frame" in data_of(out.read_text())["columns"]
+
+
 def test_a_selection_of_a_page_with_names_is_a_manifest(
     lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:

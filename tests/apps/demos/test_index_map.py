@@ -19,6 +19,7 @@ from dinomed.apps.demos.explore.index_map import IndexMap
 from dinomed.apps.demos.explore.panel import ExplorePanel
 from dinomed.apps.demos.launch import _is_local
 from dinomed.apps.demos.parts import Picture
+from dinomed.apps.demos.retrieve import filter_values
 from dinomed.apps.demos.serve import Address
 from dinomed.datasets.manifest import build_manifest
 from dinomed.explore.map_page import to_unit
@@ -62,10 +63,13 @@ def test_values_that_may_be_names_do_not_colour_the_map(image_index: ImageIndex)
     manifest = image_index.vector_index.manifest
     columns = {name: manifest.column(name) for name in manifest.columns}
     columns |= {"patient_name": [f"DOE^{row}" for row in range(len(manifest))], "hospital": ["a", "b"] * 30}
+    columns |= {name: ["DOE^JANE", "ROE^RICHARD"] * 30 for name in ("video", "volume", "study")}
+    columns["depth"] = columns["image"][:2] * 30
     image_index.vector_index.manifest = build_manifest(columns, manifest.root)
     names = set(points(IndexMap(image_index))["columns"])
     assert "hospital" in names
-    assert "patient_name" not in names
+    assert not names & {"patient_name", "video", "volume", "study", "depth"}
+    assert not {"video", "volume", "study", "depth"} & set(filter_values(image_index.vector_index.manifest))
 
 
 def test_a_large_index_is_sampled_and_its_memory_is_bounded(image_index: ImageIndex) -> None:
