@@ -102,7 +102,8 @@ def few_shot(
 
     Returns:
         `shots`, a row for each number: `shots` (None: all), `images` used (the mean over the draws), and of each metric
-        `mean`, `sd`, `low`, `high` over the draws (all is one draw); and the identity of backbone and settings.
+        `mean`, `sd`, `low`, `high` over the draws (all is one draw); `chance`, the value of each metric without any
+        features; and the identity of backbone and settings.
 
     Raises:
         UsageError: there are no labels or only one class, a split is empty, or a group is in two splits.
@@ -143,6 +144,7 @@ def few_shot(
         "n": len(test),
         "classes": len(classes),
         "fewer": short,
+        "chance": _chance(targets),
         "shots": [{"shots": count, **_summary(runs)} for count, runs in drawn.items()],
     }
 
@@ -159,6 +161,15 @@ def _summary(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
             "high": float(values.max()),
         }
     return out
+
+
+def _chance(targets: np.ndarray) -> dict[str, float]:
+    """Return the metrics of a classifier that gives each image the same answer, the most frequent class."""
+    return {
+        "auroc": 0.5,
+        "balanced_accuracy": 1 / len(np.unique(targets)),
+        "accuracy": float(np.bincount(targets).max() / len(targets)),
+    }
 
 
 def _short_classes(labels: np.ndarray, groups: Sequence[object], classes: Sequence[str], counts: Sequence[int]) -> Any:

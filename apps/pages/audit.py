@@ -5,12 +5,26 @@ from typing import Any
 
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.album import MIB, Album
-from dinomed.html.page import build_page, build_table, code, heading, paragraph
+from dinomed.html.page import (
+    build_page,
+    build_table,
+    code,
+    heading,
+    next_steps,
+    paragraph,
+    verdict,
+    with_contents,
+)
 from dinomed.pretrain.curation.audit.audit import KINDS, Audit, LeakedPair
 
 MAX_PAIRS = 100
 """Maximum number of pairs of each kind; a larger page is too large to open. The JSON report has all pairs."""
 _LIMIT = 64 * MIB
+NEXT = (
+    ("dinomed curate --pool POOL --exclude TEST -o CURATED", "a training set without the test images and their copies"),
+    ("dinomed audit CURATED TEST", "again, after the removal"),
+    ("dinomed pretrain CONFIG --data CURATED -o RUN", "pretraining on what is left"),
+)
 _TITLES = {
     "exact": "Exact copies: the same file",
     "near": "Near copies: the same picture, changed",
@@ -40,7 +54,10 @@ def build_audit_page(
         if result.pairs
         else "No leak was found."
     )
-    parts = [paragraph(f"{names[0]} against {names[1]}. {conclusion}"), build_table(("", "number"), rows)]
+    limits = f"Training set: {names[0]}; test set: {names[1]}."
+    if result.unreadable:
+        limits += f" {result.unreadable} test images cannot be read; they were not compared."
+    parts = [heading("Numbers"), build_table(("", "number"), rows)]
     parts += [paragraph(note) for note in result.notes]
     album = Album(_LIMIT, names=True)  # the user needs the names to remove these images
     for kind in KINDS:
@@ -50,7 +67,9 @@ def build_audit_page(
             if len(pairs) > MAX_PAIRS:
                 parts.append(paragraph(f"The first {MAX_PAIRS} are shown; `--json` lists all."))
             parts += [_show(album, pair, train, test) for pair in pairs[:MAX_PAIRS]]
-    return build_page("Leak audit", [*parts, heading("Settings"), code(settings)])
+    parts += next_steps(NEXT, "POOL, TEST and other words in capitals stand for your paths.")
+    parts += [heading("Settings"), code(settings)]
+    return build_page("Leak audit", [verdict(conclusion, limits), *with_contents(parts)])
 
 
 def describe_pair(pair: LeakedPair) -> str:

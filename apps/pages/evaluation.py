@@ -5,6 +5,7 @@ The page has no scripts and loads no other files. Paths of images are shown only
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -19,6 +20,7 @@ from dinomed.apps.pages.abstention import build_abstention_section
 from dinomed.apps.pages.overlay import draw_mask, line_width_px, outline
 from dinomed.apps.pages.sections.confusion import build_error_cases
 from dinomed.apps.pages.sections.summary import build_next_steps, build_verdict
+from dinomed.apps.pages.sections.training import build_training_section, read_fit_log
 from dinomed.apps.pages.subgroups import build_subgroup_section
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.album import Album
@@ -48,6 +50,7 @@ def build_evaluation_page(evaluation: Evaluation, collection: Manifest, *, names
     parts += _cases(evaluation, collection, album)
     if "confusion" in result["metrics"] and isinstance(evaluation.evaluated, EvaluatedClasses):
         parts += build_error_cases(evaluation.evaluated, result["metrics"]["confusion"], collection, album)
+    parts += build_training_section(read_fit_log(Path(result["adapter"])))
     parts += build_next_steps(result)
     shown = ("backbone", "image_size", "aspect", "images", "bootstrap", "seen_in_training")
     lines = [f"{key}: {result[key]}" for key in shown]

@@ -7,9 +7,14 @@ import numpy as np
 
 from dinomed.adapters.evaluation.few_shot import METRICS
 from dinomed.apps.pages.plots import bands
-from dinomed.html.page import build_page, build_table, code, paragraph
+from dinomed.html.page import build_page, build_table, code, heading, next_steps, paragraph, verdict, with_contents
 
+BASELINES = {"auroc": "chance", "balanced_accuracy": "chance", "accuracy": "most frequent class"}
+"""Names of the values of `chance`: the same answer for every image."""
 TITLES = {"auroc": "AUROC (macro)", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
+
+
+NEXT_NOTE = "Words in capitals stand for your paths."
 
 
 def build_few_shot_page(report: Mapping[str, Any]) -> str:
@@ -25,6 +30,7 @@ def build_few_shot_page(report: Mapping[str, Any]) -> str:
         bands(
             {TITLES[name]: [(row[name]["mean"], row[name]["low"], row[name]["high"]) for row in report["shots"]]},
             ticks, f"over labelled {unit} a class", (f"labelled {unit} a class", TITLES[name]),
+            {BASELINES[name]: report["chance"][name]},
         )
         for name in METRICS
     ]  # fmt: skip
@@ -34,12 +40,18 @@ def build_few_shot_page(report: Mapping[str, Any]) -> str:
         (tick, round(row["images"]), *(part for name in METRICS for part in (row[name]["mean"], row[name]["sd"])))
         for tick, row in zip(ticks, report["shots"], strict=True)
     ]
-    parts = [paragraph(opening), *figures, build_table(columns, rows), paragraph(advice(report))]
+    rows.append(("same answer for all", 0, *(part for name in METRICS for part in (report["chance"][name], None))))
+    parts = [paragraph(opening), heading("Metrics by labels"), *figures, build_table(columns, rows)]
     if report["fewer"]:
         counts = ", ".join(f"{name}: {count}" for name, count in report["fewer"].items())
         parts.append(paragraph(f"Classes with fewer labelled {unit} in train than the largest number: {counts}."))
     settings = {key: report[key] for key in ("backbone", "image_size", "aspect", "seeds", "C", "split")}
-    return build_page("How many labels?", [*parts, _settings(settings)])
+    commands = [
+        ("dinomed train classify --backbone RUN --data DATA -o ADAPTER", "a classifier on all labels"),
+        ("dinomed audit DATA --labels COLUMN --backbone RUN -o labels.html", "labels that are probably wrong"),
+    ]
+    parts += [*next_steps(commands, NEXT_NOTE), heading("Settings"), _settings(settings)]
+    return build_page("How many labels?", [_verdict(report, "auroc"), *with_contents(parts)])
 
 
 def build_few_mask_page(report: Mapping[str, Any]) -> str:
@@ -57,10 +69,26 @@ def build_few_mask_page(report: Mapping[str, Any]) -> str:
     lines |= {row["name"]: [_band(row)] * len(ticks) for row in report["baselines"]}
     figure = bands(lines, ticks, "over images with masks", ("images with masks", "mean Dice"))
     parts = [
-        paragraph(opening), figure, build_table(MASK_COLUMNS, mask_rows(report)), paragraph(advice(report, "dice"))
+        paragraph(opening), heading("Dice by masks"), figure, build_table(MASK_COLUMNS, mask_rows(report))
     ]  # fmt: skip
     settings = {key: report[key] for key in ("backbone", "image_size", "aspect", "seeds", "split", "settings")}
-    return build_page("How many masks?", [*parts, _settings(settings)])
+    commands = [
+        ("dinomed train segment --backbone RUN --data DATA -o ADAPTER", "a segmenter on all masks"),
+        ("dinomed demo segment --adapter ADAPTER --save MASKS", "more masks, by correction of its answers"),
+    ]
+    parts += [*next_steps(commands, NEXT_NOTE), heading("Settings"), _settings(settings)]
+    return build_page("How many masks?", [_verdict(report, "dice"), *with_contents(parts)])
+
+
+def _verdict(report: Mapping[str, Any], metric: str) -> str:
+    """Return the value with the most labels or masks, and what more of them would bring."""
+    known = [row for row in report["shots"] if np.isfinite(row[metric]["mean"])]
+    if not known:
+        return verdict("No number of labels gives a value.")
+    title = {"auroc": "Macro AUROC", "dice": "Mean Dice"}[metric]
+    of = f"labelled {report['unit']} a class" if metric == "auroc" else "images with masks"
+    result = f"{title} {known[-1][metric]['mean']:.3f} with {shots_word(known[-1]['shots'])} {of}."
+    return verdict(result, advice(report, metric))
 
 
 MASK_COLUMNS = ("images with masks", "draws", "Dice", "95% interval", "sd of the draws")

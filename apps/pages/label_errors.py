@@ -8,7 +8,7 @@ import numpy as np
 from dinomed.adapters.evaluation.label_errors import NEIGHBORS, LabelErrors
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.album import MIB, Album
-from dinomed.html.page import build_page, build_table, heading, paragraph
+from dinomed.html.page import build_page, build_table, heading, next_steps, paragraph, verdict, with_contents
 
 MAX_IMAGES = 200
 """Largest number of suspects with a picture; the table has all."""
@@ -35,9 +35,14 @@ def build_label_page(errors: LabelErrors, images: Manifest, report: Mapping[str,
             f"certain. Out-of-fold predictions are by a logistic regression on frozen features ({report['folds']} "
             f"folds by group), neighbours are the {NEIGHBORS} nearest images of other groups."
         ),
+        heading("Numbers"),
         build_table(("", "number"), rows),
         heading(f"Suspects ({len(suspects)})"),
     ]
+    result = (
+        f"{len(suspects):,} of {report['images']:,} labels are doubtful: out-of-fold prediction and neighbours both "
+        "give another class."
+    )
     if len(suspects) > MAX_IMAGES:
         parts.append(paragraph(f"The first {MAX_IMAGES} are shown; the table has all."))
     album = Album(64 * MIB, names=True)  # the user needs the names to correct these labels
@@ -52,4 +57,15 @@ def build_label_page(errors: LabelErrors, images: Manifest, report: Mapping[str,
     parts.append(heading("Confident joint: labels in rows, classes by prediction in columns"))
     joint = [(name, *map(int, row)) for name, row in zip(errors.classes, errors.joint, strict=True)]
     parts.append(build_table(("label", *errors.classes), joint))
-    return build_page("Label audit", parts)
+    parts += next_steps(
+        [
+            ("dinomed scan IMAGES --labels CORRECTED.csv -o MANIFEST", "the manifest with corrected labels"),
+            ("dinomed audit MANIFEST --labels COLUMN --backbone RUN -o labels.html", "the search again"),
+            (
+                "dinomed train classify --backbone RUN --data MANIFEST -o ADAPTER",
+                "a classifier on these labels",
+            ),
+        ],
+        "A suspect is to be looked at by a person. Words in capitals stand for your paths.",
+    )
+    return build_page("Label audit", [verdict(result), *with_contents(parts)])

@@ -51,13 +51,23 @@ def square(
 
 
 def bands(
-    lines: Mapping[str, Sequence[tuple[float, float, float]]], ticks: Sequence[str], caption: str, axes: tuple[str, str]
+    lines: Mapping[str, Sequence[tuple[float, float, float]]],
+    ticks: Sequence[str],
+    caption: str,
+    axes: tuple[str, str],
+    marks: Mapping[str, float] | None = None,
 ) -> str:
-    """Return a plot of lines with bands: for each line one (value, low, high) for each of `ticks`."""
+    """Return a plot of lines with bands: for each line one (value, low, high) for each of `ticks`.
+
+    Args:
+        marks: name -> value of dashed horizontal lines, such as chance.
+    """
     width, height, left, bottom, top = 420, 230, 46, 36, 10
     values = [v for rows in lines.values() for row in rows for v in row if np.isfinite(v)]
     if not values:
         return ""
+    marks = marks or {}
+    values += marks.values()
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.05
     low, high = low - margin, high + margin
@@ -79,6 +89,11 @@ def bands(
         shapes += f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>'
         shapes += "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{color}"/>' for x, y in line)
         keys += f'<span class="key"><b style="color:{color}">–</b> {escape(name)}</span> '
+    for name, value in marks.items():
+        y = place(0, value)[1]
+        shapes += f'<line x1="{left}" x2="{width - 4}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--soft)" '
+        shapes += 'stroke-dasharray="3 3"/>'
+        shapes += f'<text x="{width - 6}" y="{y - 4:.1f}" text-anchor="end">{escape(name)}: {value:.2f}</text>'
     for index, tick in enumerate(ticks):
         shapes += f'<text x="{place(index, low)[0]:.1f}" y="{height - 20}" text-anchor="middle">{escape(tick)}</text>'
     for value in np.linspace(low + margin, high - margin, 4):

@@ -62,10 +62,7 @@ def build_report(
         device: option of the quickstart.
     """
     splits = ", ".join(f"{len(manifest.select(split=name)):,} {name}" for name in ("train", "val", "test"))
-    parts = [
-        page.paragraph(f"{results['images']:,} images ({results['data']}), {splits}."),
-        page.paragraph(results["scope"]),
-    ]
+    parts = [page.paragraph(results["scope"])]
     columns, rows = results_table(results)
     if len(columns) > 1:
         parts += [page.heading("Results on the test split"), page.build_table(columns, rows, best=0)]
@@ -75,7 +72,10 @@ def build_report(
     for task, title in (("classify", "Classifier"), ("segment", "Segmenter")):
         evaluation = folder / f"{task}_test" / "report.html"
         if evaluation.is_file():
-            parts += [page.heading(f"{title} on the test split"), page.parts_of(evaluation.read_text(encoding="utf-8"))]
+            parts += [
+                page.heading(f"{title} on the test split"),
+                page.parts_of(evaluation.read_text(encoding="utf-8"), task),
+            ]
     run = folder / "ssl"
     work = f"{trained['steps']:,} steps on {trained['images']:,} images"
     speed = f"{trained['images_per_second']:.0f} images a second"
@@ -84,8 +84,7 @@ def build_report(
         with Image.open(pictures[-1]) as picture:
             parts.append(page.figure(np.asarray(picture.convert("RGB")), PCA_CAPTION, wide=True))
     system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, device {device}."
-    return page.build_page("dinomed quickstart", [
-        *parts,
+    parts += [
         f"<div>{''.join(_curves(run))}</div>",
         page.heading("The commands"),
         page.code("\n".join(f"{command}  # {time:.0f} s" for command, time in seconds.items())),
@@ -93,7 +92,9 @@ def build_report(
         page.folded("all settings of the pretraining", (run / CONFIG_FILE).read_text(encoding="utf-8")),
         page.build_table(["package", "version"], [(name, version(name)) for name in PACKAGES]),
         page.paragraph(system),
-    ])  # fmt: skip
+    ]
+    opening = f"Pretrained and evaluated on {results['images']:,} images ({results['data']})."
+    return page.build_page("dinomed quickstart", [page.verdict(opening, f"{splits}."), *page.with_contents(parts)])
 
 
 def _curves(run: Path) -> list[str]:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -79,19 +80,42 @@ def build_page(title: str, parts: Sequence[str], *, script: str = "", style: str
     )
 
 
-def parts_of(document: str) -> str:
+def parts_of(document: str, name: str = "") -> str:
     """Return the parts of a document that `build_page` built, for another page.
+
+    Args:
+        name: put before the names that links lead to, so that those of several documents differ.
 
     >>> parts_of(build_page("Evaluation", [paragraph("all good")]))
     '<p>all good</p>'
+    >>> parts_of(build_page("", ['<a href="#part-1">A</a><h2 id="part-1">A</h2>']), "mine")
+    '<a href="#mine-part-1">A</a><h2 id="mine-part-1">A</h2>'
     """
-    return document.partition("<main>\n")[2].rpartition("\n</main>")[0]
+    parts = document.partition("<main>\n")[2].rpartition("\n</main>")[0]
+    return re.sub(r'(<[^>]* (?:id="|href="#))', rf"\g<1>{name}-", parts) if name else parts
 
 
 def data_block(name: str, data: Any) -> str:
     """Return data as JSON in an element of this name, for the script of a page."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json" id="{escape(name)}">{text}</script>'
+
+
+def verdict(result: str, limits: str = "") -> str:
+    """Return the first paragraph of a page: the result in a sentence, and what limits it."""
+    return f'<p class="verdict"><strong>{escape(result)}</strong> {escape(limits)}</p>'
+
+
+def next_steps(commands: Sequence[tuple[str, str]], note: str = "") -> list[str]:
+    """Return the section of the commands that follow.
+
+    Args:
+        commands: each with what it does, in a few words.
+        note: on the words in capitals.
+    """
+    width = max(len(command) for command, _ in commands)
+    lines = "\n".join(f"{command:<{width}}  # {what}" for command, what in commands)
+    return [heading("Next"), *([paragraph(note)] if note else []), code(lines)]
 
 
 def heading(text: str) -> str:

@@ -11,12 +11,15 @@ COLORS = len(PALETTE)
 """Number of colours of groups."""
 
 
-def curve(points: Sequence[tuple[float, float]], caption: str, marks: Mapping[str, float] | None = None) -> str:
-    """Return a line over training steps as SVG; empty with fewer than two finite points.
+def curve(
+    points: Sequence[tuple[float, float]], caption: str, marks: Mapping[str, float] | None = None, unit: str = "step"
+) -> str:
+    """Return a line over training steps or epochs as SVG; empty with fewer than two finite points.
 
     Args:
         points: (step, value); points that are not finite are left out.
         marks: name -> value of horizontal lines, such as log K.
+        unit: step or epoch.
     """
     points = [(x, y) for x, y in points if np.isfinite(x) and np.isfinite(y)]
     if len(points) < 2:
@@ -44,7 +47,7 @@ def curve(points: Sequence[tuple[float, float]], caption: str, marks: Mapping[st
         for y in (low + margin, (low + high) / 2, high - margin)
     )
     axis += f'<text x="{left}" y="{height - 6}">{first:g}</text>'
-    axis += f'<text x="{width - 8}" y="{height - 6}" text-anchor="end">step {last:g}</text>'
+    axis += f'<text x="{width - 8}" y="{height - 6}" text-anchor="end">{unit} {last:g}</text>'
     return (
         f'<figure><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="{escape(caption)}">{lines}{axis}<polyline points="{path}" fill="none" stroke="var(--line)" '

@@ -6,7 +6,7 @@ from typing import Any
 
 from dinomed.adapters.task import find_task
 from dinomed.apps.pages.sections.summary import used_seen
-from dinomed.html.page import build_page, build_table, code, heading, paragraph, with_contents
+from dinomed.html.page import build_page, build_table, heading, next_steps, paragraph, verdict, with_contents
 from dinomed.html.words import format_interval, format_value
 
 _NBSP = "\N{NO-BREAK SPACE}"
@@ -45,8 +45,8 @@ def build_runs_page(report: Mapping[str, Any]) -> str:
         )
     )
     command = f"dinomed evaluate {report['reference']} --data DATA --split {report['split']} -o report"
-    parts += [heading("Next"), paragraph("The page of a single adapter, with curves and cases:"), code(command)]
-    return build_page("Comparison", [f'<p class="verdict">{escape(describe_runs(report))}</p>', *with_contents(parts)])
+    parts += next_steps([(command, "the page of a single adapter, with curves and cases")])
+    return build_page("Comparison", [verdict(describe_runs(report)), *with_contents(parts)])
 
 
 def describe_runs(report: Mapping[str, Any]) -> str:

@@ -1,12 +1,11 @@
 """Beginning and end of the page of an evaluation: the result in a sentence, and the commands that follow."""
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 from dinomed.adapters.evaluated import MIN_GROUPS
 from dinomed.adapters.task import find_task
-from dinomed.html.page import code, heading, paragraph
+from dinomed.html.page import next_steps, verdict
 
 
 def build_verdict(result: Mapping[str, Any]) -> str:
@@ -18,10 +17,8 @@ def build_verdict(result: Mapping[str, Any]) -> str:
     number = "–" if row["value"] != row["value"] else f"{row['value']:.3f}"
     sentence = f"{title[:1].upper()}{title[1:]}: {number} (95% interval {_range(row)})"
     limits = _limits(result)
-    return (
-        f'<p class="verdict"><strong>{escape(sentence)}</strong> on {result["metrics"]["n"]:,} {unit}{over}, split '
-        f"{escape(result['split'])}. {escape(' '.join(limits))}</p>"
-    )
+    data = f"on {result['metrics']['n']:,} {unit}{over}, split {result['split']}."
+    return verdict(sentence, " ".join([data, *limits]))
 
 
 def _range(row: Mapping[str, Any]) -> str:
@@ -57,6 +54,4 @@ def build_next_steps(result: Mapping[str, Any]) -> list[str]:
         ("dinomed evaluate ADAPTER --data DATA --by sex,site -o report", "subgroups"),
         ("dinomed evaluate ADAPTER ANOTHER --data DATA -o comparison", "paired differences of adapters"),
     ]
-    width = max(len(command) for command, _ in commands)
-    lines = "\n".join(f"{command:<{width}}  # {what}" for command, what in commands)
-    return [heading("Next"), paragraph("ADAPTER and DATA stand for the paths of this evaluation."), code(lines)]
+    return next_steps(commands, "ADAPTER and DATA stand for the paths of this evaluation.")

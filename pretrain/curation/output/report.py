@@ -12,7 +12,18 @@ import numpy as np
 import yaml
 
 from dinomed.html.album import MIB, Album
-from dinomed.html.page import build_bar_table, build_page, build_table, code, folded, heading, paragraph
+from dinomed.html.page import (
+    build_bar_table,
+    build_page,
+    build_table,
+    code,
+    folded,
+    heading,
+    next_steps,
+    paragraph,
+    verdict,
+    with_contents,
+)
 from dinomed.html.plots import scatter
 from dinomed.io.files import write_text
 from dinomed.pretrain.curation.decisions import EXPLANATIONS, NOT_RETRIEVED, NOT_SAMPLED, UNLIKE
@@ -52,7 +63,27 @@ def build_report(result: CurationResult, *, names: bool = False, limit_mib: floa
         parts.append(
             paragraph(f"{album.left_out} images were left out: the page has reached its limit of {limit_mib:g} MiB.")
         )
-    return build_page("Curation", [*parts, *_settings(result)])
+    parts += next_steps(
+        [
+            ("dinomed audit CURATED TEST", "exit code 1 if test images are in it"),
+            ("dinomed pretrain CONFIG --data CURATED -o RUN", "pretraining on the kept images"),
+            ("dinomed show map CURATED --backbone RUN --color reason -o map.html", "all images, by decision"),
+        ],
+        "CURATED stands for the manifest of this curation.",
+    )
+    return build_page("Curation", [_verdict(result), *with_contents([*parts, *_settings(result)])])
+
+
+def _verdict(result: CurationResult) -> str:
+    """Return how many images are kept, and the most frequent reasons of the others."""
+    total, kept = len(result.manifest), int(result.keep.sum())
+    removed = sorted(
+        ((count, name) for name, count in result.counts.items() if count and name not in ("kept", "images")),
+        key=lambda item: (-item[0], item[1]),
+    )
+    words = ", ".join(f"{name} ({count:,})" for count, name in removed[:3])
+    limits = f"Most frequent reasons of the others: {words}." if words else ""
+    return verdict(f"Of {total:,} images {kept:,} are kept ({kept / max(total, 1):.1%}).", limits)
 
 
 def _sources(result: CurationResult, _: Album) -> list[str]:
@@ -62,7 +93,7 @@ def _sources(result: CurationResult, _: Album) -> list[str]:
     ]
     rows.append(("all", "", total, None, kept))
     return [
-        paragraph(f"Of {total:,} images {kept:,} are kept ({kept / max(total, 1):.1%})."),
+        heading("Sources"),
         build_table(("source", "mode", "images", "retrieved", "kept"), rows),
     ]
 

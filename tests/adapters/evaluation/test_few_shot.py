@@ -64,6 +64,12 @@ def test_the_curve_is_a_weighted_regression_on_the_drawn_rows(
     assert row["low"] <= row["mean"] <= row["high"]
     page = build_few_shot_page(report)
     assert page.count("<svg") == 3
+    same = np.zeros((len(y["test"]), len(classes)))
+    same[:, np.bincount(y["test"]).argmax()] = 1  # the same answer for every image
+    chance = classification_metrics(y["test"], same, classes)
+    assert report["chance"] == pytest.approx({name: chance[name] for name in report["chance"]})
+    for name, value in (("chance", chance["auroc"]), ("most frequent class", chance["accuracy"])):
+        assert f">{name}: {value:.2f}</text>" in page
     assert not any(value in page for column in ("image", "group") for value in manifest.column(column))
 
 

@@ -11,6 +11,7 @@ from dinomed.adapters.tasks.segment.evaluated import EvaluatedMasks
 from dinomed.apps.pages.plots import matrix
 from dinomed.apps.pages.sections.confusion import cell_name, error_cells
 from dinomed.apps.pages.sections.masks import draw_by_size, draw_histogram
+from dinomed.apps.pages.sections.training import build_training_section, read_fit_log
 from dinomed.datasets.manifest import read_manifest
 from dinomed.html.page import heading, paragraph, with_contents
 
@@ -48,6 +49,25 @@ def test_each_error_of_a_confusion_matrix_leads_to_its_cases(user_folder: Path, 
         section = page.partition(f'<h3 id="{cell_name(*cell)}">')[2].partition("<h")[0]
         count = report["metrics"]["confusion"][cell[0]][cell[1]]
         assert section.count("data:image/jpeg") == min(count, 4)
+
+
+def test_the_curves_of_a_fit_are_on_its_page(user_folder: Path, run, tmp_path: Path) -> None:
+    page, _ = report_of(run, user_folder, "seg", tmp_path / "seg")
+    section = page.partition(">Training of the head<")[2].partition("<h2")[0]
+    log = read_fit_log(user_folder / "seg")
+    assert f"{len(log)} epochs" in section
+    assert re.findall("<figcaption>([^<]*)", section) == ["training loss", "on val: dice"]
+    assert f">epoch {len(log)}<" in section
+
+
+def test_a_damaged_or_missing_log_gives_no_curves(tmp_path: Path) -> None:
+    assert read_fit_log(tmp_path) == []
+    for text in ("{", "[1]\n", '{"loss": 1}\n'):
+        (tmp_path / "log.jsonl").write_text(text)
+        assert read_fit_log(tmp_path) == []
+    assert build_training_section([{"epoch": 1, "train_loss": 0.5}]) == []  # one epoch is no curve
+    rows = [{"epoch": number, "train_loss": 1 / number, "best": None} for number in (1, 2)]
+    assert build_training_section(rows)[-1].count("<svg") == 1
 
 
 def test_cells_are_linked_only_where_there_are_cases() -> None:
