@@ -53,7 +53,7 @@ def test_each_error_of_a_confusion_matrix_leads_to_its_cases(user_folder: Path, 
 
 def test_the_curves_of_a_fit_are_on_its_page(user_folder: Path, run, tmp_path: Path) -> None:
     page, _ = report_of(run, user_folder, "seg", tmp_path / "seg")
-    section = page.partition(">Training of the head<")[2].partition("<h2")[0]
+    section = page.partition(">Training of the head</h2>")[2].partition("<h2")[0]
     log = read_fit_log(user_folder / "seg")
     assert f"{len(log)} epochs" in section
     assert re.findall("<figcaption>([^<]*)", section) == ["training loss", "on val: dice"]
