@@ -93,7 +93,7 @@ def build_report(
         page.build_table(["package", "version"], [(name, version(name)) for name in PACKAGES]),
         page.paragraph(system),
     ]
-    opening = f"Pretrained and evaluated on {results['images']:,} images ({results['data']})."
+    opening = f"Pretrained on {results['images']:,} images ({results['data']})."
     return page.build_page("dinomed quickstart", [page.verdict(opening, f"{splits}."), *page.with_contents(parts)])
 
 
