@@ -36,7 +36,7 @@ def frames(
         Path | None,
         Option(
             "--id-key",
-            help="File with a secret key: groups are keyed hashes of the names of the videos.",
+            help="File with a secret key: groups are keyed hashes of the contents of the videos.",
             show_default=False,
         ),
     ] = None,

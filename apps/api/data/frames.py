@@ -45,7 +45,7 @@ def frames(
         min_tissue: share of reddish pixels, 0 to 1, below which a colour frame is outside of the body; 0 for no
             limit, such as for narrow-band imaging.
         keep_ids: call groups like the files of the videos, instead of numbers.
-        id_key: file with a secret key, as for `scan`: groups are pseudonyms of the names of the videos.
+        id_key: file with a secret key, as for `scan`: groups are pseudonyms of the contents of the videos.
         overwrite: replace an earlier result in `out`.
 
     Returns:

@@ -168,8 +168,10 @@ def add_video_rows(table: Labels, videos: Mapping[str, VideoRows]) -> None:
                 table.rows[facts.image] = common | cells
 
 
-def add_frame_columns(columns: dict[str, list[Any]], videos: Mapping[str, VideoRows]) -> None:
-    """Add the columns `video`, `frame` and `time_s`; a video without a group in the table is a group of its own."""
+def add_frame_columns(
+    columns: dict[str, list[Any]], videos: Mapping[str, VideoRows], groups: Mapping[str, str]
+) -> None:
+    """Add the columns `video`, `frame` and `time_s`; a video without a group in the table has that of `groups`."""
     places = {
         facts.image: (video, str(number), f"{time_s:.3f}")
         for video, rows in videos.items()
@@ -182,7 +184,7 @@ def add_frame_columns(columns: dict[str, list[Any]], videos: Mapping[str, VideoR
             for image, value in zip(columns["image"], before, strict=True)
         ]
     columns["group"] = [
-        places[image][0] if group is None and image in places else group
+        groups[places[image][0]] if group is None and image in places else group
         for image, group in zip(columns["image"], columns["group"], strict=True)
     ]
 

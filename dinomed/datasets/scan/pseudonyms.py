@@ -5,8 +5,10 @@ import hmac
 from pathlib import Path
 
 from dinomed.errors import UsageError, system_reason
+from dinomed.io.files import sha256_file
 
 MIN_BYTES, MAX_BYTES = 16, 4096
+_VIDEO, _GROUP = "video\0", "group\0"  # what is hashed begins with its kind
 _DIGITS = 32
 """Hexadecimal digits of a pseudonym: 128 bits, so that two identifiers never share one by chance."""
 
@@ -39,14 +41,31 @@ def chosen_key(path: str | Path | None, keep_ids: bool) -> bytes | None:
     return None if path is None else read_id_key(path)
 
 
+def video_identifier(path: str | Path) -> str:
+    """Return the identifier of a video for `pseudonym`: its content, so that it does not depend on the name.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    try:
+        return _VIDEO + sha256_file(path)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {system_reason(error)}") from None
+
+
 def pseudonym(identifier: str, key: bytes) -> str:
     """Return the pseudonym of an identifier: the first half of its HMAC-SHA256, 32 hexadecimal digits.
 
     Without the key it can be neither computed nor reversed by trying all identifiers.
+
+    Args:
+        identifier: a group as written, or the `video_identifier` of a video; these are never taken for each other.
+        key: the secret key.
 
     >>> pseudonym("P0012", b"0123456789abcdef") == pseudonym("P0012", b"0123456789abcdef")
     True
     >>> pseudonym("P0012", b"0123456789abcdef") == pseudonym("P0012", b"another key of 24 bytes.")
     False
     """
-    return hmac.new(key, identifier.encode(), hashlib.sha256).hexdigest()[:_DIGITS]
+    message = identifier if identifier.startswith(_VIDEO) else _GROUP + identifier
+    return hmac.new(key, message.encode(), hashlib.sha256).hexdigest()[:_DIGITS]

@@ -32,7 +32,7 @@ from dinomed.datasets.scan.frames import (
 )
 from dinomed.datasets.scan.labels import NONE, Labels, find_labels, number_groups, read_labels
 from dinomed.datasets.scan.predictions import find_predictions
-from dinomed.datasets.scan.pseudonyms import chosen_key, pseudonym
+from dinomed.datasets.scan.pseudonyms import chosen_key, pseudonym, video_identifier
 from dinomed.datasets.scan.reading import read_all, read_several
 from dinomed.datasets.scan.videos import left_out_note
 from dinomed.datasets.scan.walk import walk
@@ -185,7 +185,9 @@ def scan(
     splits = _given_splits(columns, split)
     columns.setdefault("group", [None] * len(facts))
     if frames:
-        add_frame_columns(columns, frames)
+        with_frames = [name for name, rows in frames.items() if rows.facts]
+        own = {name: name if key is None else video_identifier(folder / name) for name in with_frames}
+        add_frame_columns(columns, frames, own)
     if splits:
         check_splits(columns["group"], splits, columns["image"])
     units = build_manifest(columns, folder).units()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from dinomed.datasets.scan.labels import number_groups
 from dinomed.datasets.scan.predictions import find_predictions
-from dinomed.datasets.scan.pseudonyms import pseudonym
+from dinomed.datasets.scan.pseudonyms import pseudonym, video_identifier
 from dinomed.datasets.scan.walk import walk
 from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
@@ -69,10 +69,18 @@ def name_groups(
     """Return a group for each video: a number, or with `keep_ids` the name of its file without the suffix.
 
     Names that occur twice, or that are `reserved`, get a number behind them; upper and lower case count as the same.
-    With a `key` the groups are the pseudonyms of these names.
+    With a `key` the groups are pseudonyms of the contents of the videos, whatever their names.
+
+    Raises:
+        UsageError: with a `key`, two videos are the same, or one cannot be read.
     """
     if key is not None:
-        return [pseudonym(name, key) for name in name_groups(videos, True, reserved)]
+        first: dict[str, Path] = {}
+        for video in videos:
+            same = first.setdefault(pseudonym(video_identifier(video), key), video)
+            if same != video:
+                raise UsageError(f"{same} and {video} are the same video; give one of them")
+        return list(first)
     if not keep_ids:
         names = [video.name for video in videos]
         keys = [f"{name}\0{index:06}" for index, name in enumerate(names)]  # files of one name are different videos

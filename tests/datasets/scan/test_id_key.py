@@ -3,14 +3,18 @@
 import csv
 import hashlib
 import hmac
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import dinomed
 from dinomed.datasets.manifest import read_manifest
 from dinomed.datasets.scan.pseudonyms import read_id_key
 from dinomed.datasets.scan.videos import name_groups
+from dinomed.datasets.synthetic.endoscopy import write_endoscopy
 from dinomed.datasets.synthetic.lesions import write_lesions
 from dinomed.errors import UsageError
 
@@ -50,20 +54,35 @@ def test_the_same_key_gives_the_same_pseudonym_in_every_scan(key: Path, tmp_path
     assert KEY not in output
     for row in rows:
         image = Path(row["image"]).name
-        expected = hmac.new(KEY, row["lesion_id"].encode(), hashlib.sha256).hexdigest()[:32]
+        expected = hmac.new(KEY, b"group\0" + row["lesion_id"].encode(), hashlib.sha256).hexdigest()[:32]
         assert groups["lesions"][image] == expected
         assert groups["part"].get(image, expected) == expected
         assert "-" in groups["plain"][image]  # numbers, as before
     assert len(groups["part"]) == len(rows) - 1
 
 
-def test_groups_of_videos_are_pseudonyms_of_their_names() -> None:
-    videos = [Path("a/P7.avi"), Path("b/P7.avi"), Path("b/P8.avi")]
-    hashed = name_groups(videos, key=KEY)
-    assert len(set(hashed)) == 3
-    assert name_groups(videos[2:], key=KEY) == hashed[2:]
-    assert hashed[0] == hmac.new(KEY, b"P7", hashlib.sha256).hexdigest()[:32]
-    assert name_groups(videos[2:], key=KEY[::-1]) != hashed[2:]
+def test_a_video_has_one_pseudonym_in_frames_and_scan_whatever_its_name(key: Path, tmp_path: Path) -> None:
+    places = [tmp_path / "in" / "a" / "12.avi", tmp_path / "in" / "b" / "12.avi"]
+    for made, place in zip(write_endoscopy(tmp_path / "made", videos=2, count=12, size=(72, 96)), places, strict=True):
+        place.parent.mkdir(parents=True)
+        shutil.copy(made, place)
+    every: dict[str, Any] = {"fps": 0, "duplicate_bits": -1, "min_sharpness": 0, "min_tissue": 0, "min_luminance": 0}
+    table = tmp_path / "t.csv"
+    table.write_text("image,patient\na/12.avi,\nb/12.avi/frame_000001,12\n")
+    written = dinomed.frames(places, tmp_path / "out", id_key=key, **every).groups
+    alone = dinomed.frames(places[1], tmp_path / "alone", id_key=key, **every).groups
+    scanned = dinomed.scan(tmp_path / "in", table, group="patient", split="none", videos=True, id_key=key, **every)
+    rows = zip(*(scanned.column(name) for name in ("video", "frame", "group")), strict=True)
+    groups = {(str(tmp_path / "in" / video), frame): group for video, frame, group in rows}
+    of_patient = groups.pop((str(places[1]), "1"))
+    assert {(video, group) for (video, _), group in groups.items()} == set(written.items())
+    assert alone == {str(places[1]): written[str(places[1])]}
+    assert len({of_patient, *written.values()}) == 3  # a patient 12 is no video 12
+    assert name_groups(places, key=KEY) == list(written.values())
+    assert name_groups(places, key=KEY[::-1])[0] not in written.values()
+    shutil.copy(places[0], tmp_path / "copy.avi")
+    with pytest.raises(UsageError, match=r"12.avi and .*copy.avi are the same video; give one"):
+        name_groups([places[0], tmp_path / "copy.avi"], key=KEY)
 
 
 @pytest.mark.parametrize(
