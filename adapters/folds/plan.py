@@ -179,7 +179,7 @@ def begin(folder: Path, plan: FoldPlan, *, overwrite: bool) -> str:
     path, folds, new = folder / STAGE / PLAN_FILE, fold_folders(folder), fold_folders(folder, NEW)
     if (folder / ENSEMBLE_FILE).is_file():
         check_removable(folds)
-        if new and _is_plan(path, plan):
+        if new and is_plan(path, plan):
             return NEW
         remove_folds(new)
         _write_plan(path, plan)
@@ -248,7 +248,7 @@ def _write_plan(path: Path, plan: FoldPlan) -> None:
     write_json(path, plan.model_dump(mode="json"))
 
 
-def _is_plan(path: Path, plan: FoldPlan) -> bool:
+def is_plan(path: Path, plan: FoldPlan) -> bool:
     """Return whether an undamaged plan at `path` equals `plan`."""
     try:
         return _read_plan(path) == plan

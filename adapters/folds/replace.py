@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 from dinomed.adapters.card import CARD_FILE
-from dinomed.adapters.folds.plan import NEW, TABLE_FILE, fold_folders
+from dinomed.adapters.folds.plan import NEW, TABLE_FILE, check_removable, fold_folders
 from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE, read_ensemble
 from dinomed.errors import DinomedError, system_reason
 from dinomed.io.files import sync, write_json
 from dinomed.io.output_folder import STAGE
+from dinomed.log import logger
 
 READY_FOLDS = "replace.json"
 """File in the stage of an output folder: all folds and files of the new ensemble are complete."""
@@ -23,27 +24,38 @@ def replace_ensemble(folder: Path) -> None:
     members are never taken for one ensemble.
 
     Raises:
+        UsageError: an old fold holds files that no training writes; nothing is removed then.
         DinomedError: a file or a folder cannot be removed or renamed.
     """
+    check_removable(fold_folders(folder))
     write_json(folder / STAGE / READY_FOLDS, {})
     finish_replacing(folder)
 
 
 def finish_replacing(folder: Path) -> bool:
-    """Complete a replacement that was begun; return whether there was one. Raise as `replace_ensemble`, and
-    `DinomedError` if the record of the new ensemble is damaged."""
+    """Complete a replacement that was begun; return whether there was one. Raise as `replace_ensemble`.
+
+    If the record of the new ensemble is damaged, nothing is removed or renamed, and the mark is removed, so that the
+    cross-validation writes the record again.
+    """
     stage = folder / STAGE
     mark = stage / READY_FOLDS
     if not mark.is_file():
         return False
     try:
         if (stage / ENSEMBLE_FILE).is_file():  # otherwise the record in the folder is the new one
-            (folder / ENSEMBLE_FILE).unlink(missing_ok=True)
+            try:
+                kept = {member.folder for member in read_ensemble(stage).members}
+            except DinomedError as error:
+                logger.warning(f"the new ensemble is not complete: {error}")
+                mark.unlink()
+                return False
             new = {place.name.removeprefix(NEW): place for place in fold_folders(folder, NEW)}
-            kept = {member.folder for member in read_ensemble(stage).members}
-            for place in fold_folders(folder):
-                if place.name in new or place.name not in kept:
-                    shutil.rmtree(place)
+            old = [place for place in fold_folders(folder) if place.name in new or place.name not in kept]
+            check_removable(old)
+            (folder / ENSEMBLE_FILE).unlink(missing_ok=True)
+            for place in old:
+                shutil.rmtree(place)
             for name, place in new.items():
                 os.replace(place, folder / name)
             for name in (TABLE_FILE, CARD_FILE, ENSEMBLE_FILE):

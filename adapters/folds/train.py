@@ -13,6 +13,7 @@ from dinomed.adapters.fitting.build import at_image_size
 from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.fitting.head_fit import FitResult
 from dinomed.adapters.folds.plan import (
+    PLAN_FILE,
     TABLE_FILE,
     FoldedImages,
     assign_folds,
@@ -21,6 +22,7 @@ from dinomed.adapters.folds.plan import (
     check_no_adapter,
     end,
     fold_name,
+    is_plan,
 )
 from dinomed.adapters.folds.replace import finish_replacing, replace_ensemble
 from dinomed.adapters.folds.report import OutOfFold, evaluate_out_of_fold, tabulate
@@ -29,6 +31,7 @@ from dinomed.adapters.inference.ensemble.record import (
     MAX_MEMBERS,
     EnsembleRecord,
     hash_members,
+    read_ensemble,
     refer_to_members,
     write_ensemble,
 )
@@ -38,7 +41,7 @@ from dinomed.adapters.task import find_task
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
-from dinomed.io.files import write_json, write_text
+from dinomed.io.files import read_json, write_json, write_text
 from dinomed.io.output_folder import STAGE, claimed_folder, finish_publishing, open_output_folder
 from dinomed.log import logger
 
@@ -50,7 +53,8 @@ class FoldsResult(FitResult):
     Attributes:
         table: the content of `cross_validation.json`; see `dinomed.adapters.folds.report.tabulate`.
         members: folders of the adapters of the folds.
-        out_of_fold: the predictions of all images, fold by fold, each by the member that was not trained on it.
+        out_of_fold: the predictions of all images, fold by fold, each by the member that was not trained on it; None
+            if an earlier call had completed the cross-validation, except that it was killed while it moved the files.
     """
 
     table: dict[str, Any] = field(default_factory=dict)
@@ -88,7 +92,7 @@ def train_folds(
         cache: folder of cached features.
         overwrite: replace an earlier ensemble in `out`, which stays until the new one is complete, or start an
             unfinished one again, after the settings and the rows of all folds are checked. If the replacement is
-            interrupted, the same call continues it.
+            interrupted, the same call continues it; if only files were left to be moved, nothing is trained.
 
     Raises:
         UsageError: there are fewer groups than folds, a class is in one fold only, the task has no ensembles, `out` is
@@ -110,12 +114,15 @@ def train_folds(
     names = [fold_name(fold) for fold in range(folds)]
     check_no_adapter(Path(out))
     with claimed_folder(out, marker=ENSEMBLE_FILE, overwrite=overwrite) as folder:
-        if finish_replacing(folder) and not overwrite:
-            raise UsageError(
-                f"output folder {folder} holds the ensemble of an earlier call, which is now complete; add "
-                "`overwrite=True` to replace it"
-            )
         try:
+            if finish_replacing(folder):
+                if not overwrite:
+                    raise UsageError(
+                        f"output folder {folder} holds the ensemble of an earlier call, which is now complete; add "
+                        "`overwrite=True` to replace it"
+                    )
+                if is_plan(folder / STAGE / PLAN_FILE, plan):
+                    return _read_result(folder, names)
             prefix = begin(folder, plan, overwrite=overwrite)
             places = [folder / f"{prefix}{name}" for name in names]
             for fold, place in enumerate(places):
@@ -140,6 +147,13 @@ def train_folds(
         folder, 0, table["metrics"], outcome.use.threshold, table=table,
         members=tuple(folder / name for name in names), out_of_fold=outcome.use.evaluated,
     )  # fmt: skip
+
+
+def _read_result(folder: Path, names: Sequence[str]) -> FoldsResult:
+    """Return the result of a complete cross-validation, without its predictions out of fold."""
+    table, threshold = read_json(folder / TABLE_FILE), read_ensemble(folder).adapter.threshold
+    members = tuple(folder / name for name in names)
+    return FoldsResult(folder, 0, table["metrics"], threshold, table=table, members=members)
 
 
 def _train_fold(

@@ -21,6 +21,8 @@ from dinomed.log import logger
 LOCK_FILE = ".lock"
 STAGE = ".unfinished"
 """Folder in an output folder in which an unfinished result lies."""
+_STATE_OF = {"folds.json": "ensemble.json", "replace.json": "ensemble.json"}
+"""Files in a stage that only the output with this marker may remove: the state of a cross-validation."""
 
 
 def check_writable(folder: Path) -> None:
@@ -99,6 +101,11 @@ def claimed_folder(folder: str | Path, *, marker: str, overwrite: bool = False) 
 def _opened(folder: Path, marker: str, overwrite: bool) -> Iterator[Path]:
     """Complete what a killed call has begun, prepare the folder and lock it; at the end remove a new, empty folder."""
     is_new = not folder.exists()
+    if any((folder / STAGE / name).is_file() for name, owner in _STATE_OF.items() if owner != marker):
+        raise UsageError(
+            f"output folder {folder} holds an unfinished cross-validation; choose another folder, or complete it first "
+            "by the same `train` again"
+        )
     finish_publishing(folder, marker)
     unfinished = (folder / STAGE).is_dir() and not (folder / marker).exists()
     prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else marker)

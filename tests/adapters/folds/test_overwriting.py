@@ -1,6 +1,5 @@
 """Cross-validation in a folder that holds an ensemble or an unfinished training: what is removed, kept and refused."""
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +12,9 @@ from dinomed.adapters.bundle import WEIGHTS_FILE, read_record
 from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.config import TrainConfig
 from dinomed.adapters.fitting.loop import STATE_FOLDER
-from dinomed.adapters.folds import replace as folds_replace
 from dinomed.adapters.folds import train as folds_train
 from dinomed.adapters.folds.plan import build_plan, with_splits
-from dinomed.adapters.folds.train import FoldsResult, train_folds
+from dinomed.adapters.folds.train import train_folds
 from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
@@ -34,22 +32,6 @@ LOGISTIC = ClassifyConfig.model_validate({"head": {"name": "logistic"}})
 KNN = ClassifyConfig.model_validate({"head": {"name": "knn"}})
 SHORT = {"epochs": 1, "min_steps": 0, "batch_size": 16}
 Train = Callable[..., Any]
-
-
-@pytest.fixture
-def out(ensemble: FoldsResult, tmp_path: Path) -> Path:
-    """A copy of the ensemble."""
-    return shutil.copytree(ensemble.folder, tmp_path / "out")
-
-
-@pytest.fixture
-def train(backbone: FrozenBackbone, manifest: Manifest, cache: Path) -> Train:
-    """`train_folds` with two folds of the images of the tests."""
-
-    def call(out: Path, config: TrainConfig = LOGISTIC, **options: Any) -> Any:
-        return train_folds(backbone, manifest, out, config, 2, cache=cache, **options)
-
-    return call
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -193,64 +175,6 @@ def test_a_replacement_with_other_settings_begins_again(
     result = train(out, other, overwrite=True)
     assert trained[2:] == ["new_fold_1", "new_fold_2"]
     assert {read_record(member).head["tokens"] for member in result.members} == {"mean"}
-
-
-class Killed(BaseException):
-    """As SIGKILL: nothing that the code does afterwards has an effect."""
-
-
-def test_a_kill_at_any_step_of_the_replacement_leaves_one_whole_ensemble(
-    out: Path, tmp_path: Path, train: Train, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    image = [manifest.path(0)]
-    old = load_adapter(out).predict(image)
-    ready = tmp_path / "ready"  # the moment before the replacement
-    swap = folds_train.replace_ensemble
-    with monkeypatch.context() as patch:
-        patch.setattr(folds_train, "replace_ensemble", lambda folder: shutil.copytree(folder, ready) and swap(folder))
-        train(out, KNN, overwrite=True)
-    new = load_adapter(out).predict(image)
-    assert new != old
-    states, step = [], 0
-    while True:
-        folder, steps = tmp_path / f"killed_{step}", list[str]()
-        shutil.copytree(ready, folder)
-
-        def dies(work: Callable[..., Any], name: str, steps: list[str] = steps, last: int = step) -> Callable[..., Any]:
-            def call(*given: Any, **options: Any) -> Any:
-                if len(steps) >= last:
-                    raise Killed
-                steps.append(name)
-                return work(*given, **options)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            patch.setattr(folds_replace.os, "replace", dies(os.replace, "rename"))
-            patch.setattr(folds_replace.shutil, "rmtree", dies(shutil.rmtree, "remove folder"))
-            patch.setattr(Path, "unlink", dies(Path.unlink, "remove file"))
-            try:
-                swap(folder)
-            except Killed:
-                pass
-            else:
-                break
-        if (folder / ENSEMBLE_FILE).is_file():
-            states.append("old" if load_adapter(folder).predict(image) == old else "new")
-            assert load_adapter(folder).predict(image) == (old if states[-1] == "old" else new)
-        else:
-            states.append("none")
-            with pytest.raises(UsageError, match="its training did not finish, run it again"):
-                load_adapter(folder)
-        if (folder / STAGE / folds_replace.READY_FOLDS).is_file():
-            with pytest.raises(UsageError, match=r"already holds a result|is now complete"):
-                train(folder, KNN)
-            if states[-1] != "old":
-                assert load_adapter(folder).predict(image) == new
-        step += 1
-    assert load_adapter(folder).predict(image) == new
-    assert states == sorted(states, key=["old", "none", "new"].index)
-    assert set(states) == {"old", "none", "new"}
 
 
 def test_folds_without_a_plan_do_not_enter_an_ensemble(train: Train, out: Path) -> None:
