@@ -267,7 +267,13 @@ def test_a_click_adds_or_removes_connected_patches_that_are_similar(visit: Any, 
     assert area(visit) == before
     page.locator("#grow-similarity").fill("0.3")
     assert area(visit) == before  # that click was undone
+    page.locator("[data-tool=brush]").click()
+    drag(visit, (64, 64), (80, 80))
+    stroke = area(visit)
+    assert stroke > before
     page.locator("#grow-similarity").fill("0.7")
+    assert area(visit) == stroke
+    page.locator("#undo").click()
     page.locator("[data-tool=shrink]").click()
     drag(visit, (20, 76))
     assert 0 < area(visit) < before / 2

@@ -117,6 +117,41 @@ def test_an_answer_for_a_frame_that_was_left_is_dropped(visit: Any, cine: Path) 
     assert visit.text("frame-state") == "Frame 4 of 4, at 0.12 s"
 
 
+HOLD_SECOND_IMAGE = """() => {
+  const decode = HTMLImageElement.prototype.decode;
+  let images = 0;
+  HTMLImageElement.prototype.decode = function () {
+    return ++images === 2 ? new Promise(done => { window.release = done; }) : decode.call(this);
+  };
+  document.querySelector(".dm-app").insertAdjacentHTML("beforeend", `<section id="panel-later">
+    <p class="dm-unlike"></p><p class="dm-show-anyway"></p><p class="dm-body"></p><p class="dm-result"></p></section>`);
+}"""
+
+
+def test_the_rest_of_an_answer_is_dropped_when_its_frame_is_left_while_the_map_is_decoded(
+    visit: Any, cine: Path
+) -> None:
+    page, seen = visit.page, []
+
+    def add_panel(route: Any) -> None:
+        if '"look"' in (route.request.post_data or "") and not seen:
+            seen.append(response := route.fetch())
+            answer = response.json()
+            answer["panels"]["later"] = {"html": "of the first frame"}
+            route.fulfill(response=response, json=answer)
+        else:
+            route.continue_()
+
+    page.evaluate(HOLD_SECOND_IMAGE)
+    page.route("**/component_server/**", add_panel)
+    visit.upload(cine)
+    page.wait_for_function("() => window.release")
+    page.locator("#frame").fill("2")
+    visit.wait_for_area(AREAS[1])
+    page.evaluate("() => { window.release(); return new Promise(done => setTimeout(done, 50)); }")
+    assert page.locator("#panel-later .dm-result").inner_text() == ""
+
+
 def test_corrections_of_a_frame_stay_while_others_are_looked_at_and_are_saved_with_its_number(
     visit: Any, cine: Path, saved: Path
 ) -> None:

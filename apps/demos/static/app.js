@@ -117,6 +117,7 @@ async function ask(panels) {
     get("#compare").disabled = get("#wipe").disabled = get("#view").disabled = true;
   }
   for (const [name, result] of Object.entries(answer.panels)) {
+    if (current !== picture) return;
     await deliver(picture, name, result);
   }
   describe();

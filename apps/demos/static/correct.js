@@ -145,6 +145,7 @@ class Fill {
 
 /** Keep the edits for `undo`, and begin new ones if there are none. */
 function remember(picture) {
+  grown = null;
   picture.undo = [...(picture.undo || []).slice(1 - MAX_UNDO), picture.edits ? picture.edits.slice() : null];
   picture.edits = picture.edits || new Uint8Array(picture.width * picture.height);
 }
@@ -152,6 +153,7 @@ function remember(picture) {
 function undo() {
   const picture = current;
   if (!picture || !picture.undo || !picture.undo.length) return;
+  grown = null;
   picture.edits = picture.undo.pop();
   outline();
 }

@@ -4,7 +4,7 @@
 // at least the chosen one. The similarity is the cosine of the features of patches, interpolated between the centres of patches.
 
 const CURSOR_STEP_PX = 12; // of an arrow key, on the screen, for the tools that have no patches
-let grown = null; // {picture, place, value, undos} of the last click, which a new similarity applies to again
+let grown = null; // {picture, place, tool} of the last click, until anything else is edited or undone
 
 /** Features of the patches of a picture, or null if its answer has none. */
 function patchFeatures(picture) {
@@ -70,7 +70,7 @@ class Grow {
   apply(picture, place) {
     remember(picture);
     growRegion(picture, place, this.value, Number(get("#grow-similarity").value));
-    grown = { picture, place, tool: this, undos: picture.undo.length };
+    grown = { picture, place, tool: this };
     outline();
   }
 
@@ -102,7 +102,7 @@ class Grow {
 
 /** Apply another similarity to the last click, if nothing was edited since. */
 function growAgain() {
-  if (!grown || grown.picture !== current || (current.undo || []).length !== grown.undos) return;
+  if (!grown || grown.picture !== current) return;
   const { picture, place, tool: last } = grown;
   picture.edits = picture.undo.pop();
   last.apply(picture, place);

@@ -14,7 +14,7 @@ async function takeMap(picture, result) {
   for (let at = 0; at < levels.length; at++) levels[at] = pixels[4 * at];
   const anotherClass = picture.which !== undefined && picture.which !== result.which;
   Object.assign(picture, result, { levels, width, height, top: result.levels });
-  if (picture.edits && picture.edits.length !== levels.length) picture.edits = picture.undo = null;
+  if (picture.edits && picture.edits.length !== levels.length) picture.edits = picture.undo = grown = null;
   viewer.setMap(levels, width, height, result.levels);
   if (anotherClass) setThreshold(result.cut);
   for (const name of ["#view", "#opacity", "#wipe", "#compare"]) get(name).disabled = false;

@@ -24,7 +24,7 @@ async function deliver(picture, name, result) {
   }
   panel.querySelector(".dm-result").innerHTML = result.html || "";
   if (result.map) await takeMap(picture, result);
-  if (result.explore) showExplore(picture, result.explore);
+  if (result.explore && current === picture) showExplore(picture, result.explore);
 }
 
 /** Show what was held back, in all tabs: the visitor has seen the warning. */
