@@ -139,6 +139,24 @@ def check_splits(groups: Sequence[str | None], splits: Sequence[str | None], ima
         )
 
 
+def join_units(images: Sequence[str], units: Sequence[str], duplicates: Sequence[Sequence[str]]) -> list[str]:
+    """Join the units that share an image, so that no image is in two splits."""
+    parent: dict[str, str] = {}
+
+    def root(unit: str) -> str:
+        while unit in parent:
+            unit = parent[unit]
+        return unit
+
+    unit_of = dict(zip(images, units, strict=True))
+    for same in duplicates:
+        for image in same[1:]:
+            first, second = sorted((root(unit_of[same[0]]), root(unit_of[image])))
+            if first != second:
+                parent[second] = first
+    return [root(unit) for unit in units]
+
+
 def explain_gaps(groups: Sequence[str], labels: Sequence[str | None], splits: Sequence[str | None]) -> list[str]:
     """Return a message for each class that is missing from a split, with the number of its groups."""
     used = [split for split in SPLITS if split in set(splits)]

@@ -1,7 +1,7 @@
 """Frames of videos as rows of a scan."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -189,10 +189,41 @@ def add_frame_columns(
     ]
 
 
-def video_notes(videos: Mapping[str, VideoRows]) -> list[str]:
-    """Return the notes about the videos of a scan: frames that are left out, assumed values, slow access."""
+def divide_duplicates(
+    duplicates: Sequence[list[str]], videos: Mapping[str, VideoRows]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Divide sets of identical images into those that belong to one unit, and frames that several videos share.
+
+    Shared frames, such as test cards, do not make videos one unit, unless all their frames are the same.
+    """
+    contents: dict[str, frozenset[str]] = {}
+    for rows in videos.values():
+        contents |= dict.fromkeys([f.image for f in rows.facts], frozenset(f.sha256 for f in rows.facts))
+    joining, shared = list[list[str]](), list[list[str]]()
+    for images in duplicates:
+        (joining if len({contents.get(image) for image in images}) == 1 else shared).append(images)
+    return joining, shared
+
+
+def common_images(images: Sequence[str], units: Sequence[str], duplicates: Sequence[Sequence[str]]) -> set[str]:
+    """Return the images of the sets of duplicates that are in more than one unit."""
+    unit_of = dict(zip(images, units, strict=True))
+    return {image for same in duplicates if len({unit_of[image] for image in same}) > 1 for image in same}
+
+
+def video_notes(videos: Mapping[str, VideoRows], common: Collection[str] = ()) -> list[str]:
+    """Return the notes about the videos of a scan: frames that are left out, assumed values, slow access.
+
+    Args:
+        common: frames that are identical in videos of different groups.
+    """
     reasons = Counter(reason.split(" of frame ")[0] for rows in videos.values() for *_, reason in rows.dropped)
     lines = [note for rows in videos.values() for note in rows.notes]
+    if common:
+        lines.append(
+            f"{len(common):,} frames are identical in videos of different groups, such as {min(common)}; new splits "
+            "leave them out"
+        )
     if reasons:
         named = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
         lines.append(f"{sum(reasons.values()):,} frames of videos are left out: {named}")

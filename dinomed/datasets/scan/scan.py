@@ -24,6 +24,8 @@ from dinomed.datasets.scan.frames import (
     FrameRule,
     add_frame_columns,
     add_video_rows,
+    common_images,
+    divide_duplicates,
     named_frames,
     read_videos,
     take_videos,
@@ -36,7 +38,7 @@ from dinomed.datasets.scan.pseudonyms import chosen_key, pseudonym, video_identi
 from dinomed.datasets.scan.reading import read_all, read_several
 from dinomed.datasets.scan.videos import left_out_note
 from dinomed.datasets.scan.walk import walk
-from dinomed.datasets.splits import check_ratios, check_splits, explain_gaps, make_splits
+from dinomed.datasets.splits import check_ratios, check_splits, explain_gaps, join_units, make_splits
 from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
 from dinomed.isolation.pool import shared_pool
@@ -98,7 +100,7 @@ def scan(
 
     Splits come from the CSV, or else from split folders, or else (with `make_split`) they are made by group and
     stratified by label. A group that is not known is null: such an image is a unit of its own, and images with the same
-    bytes are always in one new split.
+    bytes are always in one new split. A frame that occurs in several videos, such as a test card, is in no new split.
 
     Args:
         labels: path of a CSV, also relative to `folder` (`dinomed.datasets.scan.labels`); ``"folders"`` for classes by
@@ -191,8 +193,12 @@ def scan(
     if splits:
         check_splits(columns["group"], splits, columns["image"])
     units = build_manifest(columns, folder).units()
+    joining, shared = (duplicates, []) if splits else divide_duplicates(duplicates, frames)
+    joined = join_units(columns["image"], units, joining)
+    common = common_images(columns["image"], joined, shared)
     if not splits and make_split:
-        splits = [*make_splits(_join_units(columns["image"], units, duplicates), classes, ratios, seed)]
+        splits = [*make_splits(joined, classes, ratios, seed)]
+        splits = [None if image in common else name for image, name in zip(columns["image"], splits, strict=True)]
     if splits:
         columns["split"] = splits
     if any(columns["group"]) and key is not None:
@@ -214,7 +220,7 @@ def scan(
             *warn_doubtful({} if "mask" in table.columns or mask == NONE else pairs.doubtful),
             *warn_turned(facts),
             *table.warnings,
-            *warn_duplicates(columns, duplicates),
+            *warn_duplicates(columns, joining),
             *explain_gaps(units, classes, splits or [None] * len(facts)),
         ],
         notes=[
@@ -231,7 +237,7 @@ def scan(
                 columns,
                 sum(f.header.frames > 1 and f.header.channels in (1, 3) for f in facts),
             ),
-            *video_notes(frames),
+            *video_notes(frames, common),
         ],
         videos={name: len(rows.facts) for name, rows in frames.items()},
         dropped=[row for rows in frames.values() for row in rows.dropped],
@@ -321,21 +327,3 @@ def _given_splits(columns: dict[str, list[Any]], split: str | None) -> list[str 
         return splits
     by_folder = splits_of(columns["image"])
     return [by_folder.get(image) for image in columns["image"]] if by_folder else []
-
-
-def _join_units(images: list[str], units: list[str], duplicates: list[list[str]]) -> list[str]:
-    """Join the units that share an image, so that no image is in two splits."""
-    parent: dict[str, str] = {}
-
-    def root(unit: str) -> str:
-        while unit in parent:
-            unit = parent[unit]
-        return unit
-
-    unit_of = dict(zip(images, units, strict=True))
-    for same in duplicates:
-        for image in same[1:]:
-            first, second = sorted((root(unit_of[same[0]]), root(unit_of[image])))
-            if first != second:
-                parent[second] = first
-    return [root(unit) for unit in units]

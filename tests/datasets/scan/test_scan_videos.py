@@ -133,6 +133,25 @@ def test_dicom_frames_are_rows_on_request_and_keep_their_own_intensity(tmp_path:
         read_image(frame_path(str(path), 4))
 
 
+def test_a_frame_of_several_videos_joins_no_videos_and_is_in_no_new_split(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    card, *frames = (rng.integers(0, 200, (24, 32)).astype(np.uint8) for _ in range(25))
+    (tmp_path / "in").mkdir()
+    for video in range(8):
+        write_dicom(tmp_path / "in" / f"{video}.dcm", [*frames[3 * video : 3 * video + 3], card])
+    shutil.copy(tmp_path / "in" / "0.dcm", tmp_path / "in" / "copy.dcm")
+    result = scan_with_report(tmp_path / "in", videos=True, **EVERY)
+    rows = result.manifest.table.to_pylist()
+    assert {row["split"] for row in rows if row["frame"] == "3"} == {None}
+    splits = {row["video"]: row["split"] for row in rows if row["frame"] != "3"}
+    assert set(splits.values()) == {"train", "val", "test"}
+    assert splits["0.dcm"] == splits["copy.dcm"]
+    assert any(line.startswith("9 frames are identical in videos of different groups") for line in result.notes)
+    (tmp_path / "t.csv").write_text("image,patient\n" + "".join(f"{video}.dcm,P\n" for video in [*range(8), "copy"]))
+    one = dinomed.scan(tmp_path / "in", tmp_path / "t.csv", group="patient", videos=True, **EVERY)
+    assert len(set(one.column("split"))) == 1  # of one patient
+
+
 def test_a_changed_a_missing_and_a_cut_off_video_are_one_line_each(one: Path, endoscopy: Path) -> None:
     scanned = dinomed.scan(one, videos=True, fps=5, keep_ids=True)
     manifest = Manifest(scanned.table, scanned.root)
