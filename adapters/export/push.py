@@ -70,7 +70,7 @@ def push_export(folder: Path, report: dict[str, Any], repository: str, *, public
         logger.warning("a k-NN head contains the features of its training images; the upload shares them")
     hub = HfApi(library_name="dinomed")
     try:
-        _create(hub, repository, public)
+        _create(hub, repository, public, folder)
         commit = hub.create_commit(
             repository,
             [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names],
@@ -102,13 +102,19 @@ def _check_files(folder: Path, hashes: dict[str, str]) -> list[str]:
     return names
 
 
-def _create(hub: Any, repository: str, public: bool) -> None:
+def _create(hub: Any, repository: str, public: bool, folder: Path) -> None:
     """Create the repository, or use an empty one of the same visibility."""
     from huggingface_hub import errors
 
     try:
         hub.create_repo(repository, private=not public, repo_type="model")
     except errors.HfHubHTTPError as error:
+        if _status(error) == 404:
+            organisation = repository.partition("/")[0]
+            raise UsageError(
+                f"the hub knows no {organisation} to which the token may write (404); check the name of `push`; the "
+                f"export is complete in {folder}"
+            ) from None
         if _status(error) != 409:
             raise
         existing = hub.model_info(repository)
@@ -138,10 +144,6 @@ def _refusal(error: Exception, repository: str, folder: Path) -> DinomedError:
         return UsageError(
             f"the token may not write to {organisation} (403); use a token with write permission, or another "
             f"organisation; {kept}"
-        )
-    if status == 404:
-        return UsageError(
-            f"the hub knows no {organisation} to which the token may write (404); check the name of `push`; {kept}"
         )
     if status is not None:
         return DinomedError(f"the hub refuses the upload to {repository} ({status}); try again later; {kept}")

@@ -22,6 +22,8 @@ from dinomed.errors import UsageError
 from dinomed.features.compute import compute_features
 
 _DESCRIBED = ("head", "classes", "threshold", "usage", "validation")
+_OF_EACH_MEMBER = ("abstention", "cross")
+"""Entries of the usage of an ensemble that need the predictions of each member; a graph returns only their mean."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class ExportSource:
             record = self.predictor.metadata
             description |= {name: record[name] for name in _DESCRIBED}
         if self.members:
+            usage = description["usage"]
+            description["usage"] = {name: usage[name] for name in usage if name not in _OF_EACH_MEMBER}
             description["members"] = [
                 {
                     **member.model_dump(mode="json", include=set(_DESCRIBED) - {"classes"}),

@@ -1,6 +1,7 @@
 """Output folders: checked before the work, locked during it, filled in one step at its end."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -164,8 +165,9 @@ def check_free(folder: str | Path) -> None:
     with contextlib.suppress(OSError), open(path) as file:
         try:  # a shared lock, which filelock does not offer: two checks at once must not see each other
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            raise _in_use(folder) from None
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES):
+                raise _in_use(folder) from None
 
 
 def _in_use(folder: str | Path) -> DinomedError:
@@ -189,17 +191,27 @@ def locked(
     """
     from filelock import FileLock, Timeout  # takes a tenth of a second, which `dinomed --help` need not wait for
 
-    folder = Path(folder)
-    lock = FileLock(folder / name, thread_local=False, fallback_to_soft=False)
+    folder, waits = Path(folder), False
+
+    def check_path(held: int) -> None:
+        """Raise if the locked file was removed meanwhile. A network file system renames a removed file that is open."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(held), os.stat(folder / name)):
+                return
+        raise Timeout(str(folder / name))
+
+    lock = FileLock(folder / name, thread_local=False, fallback_to_soft=False, on_acquired=check_path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=False)  # refused too if the other process has just finished and removed the file
-        except Timeout:
-            if not wait:
-                raise _in_use(called or folder) from None
-            logger.info(f"waiting for another process that uses {folder}")
-            lock.acquire()
+        while not lock.is_locked:
+            try:
+                lock.acquire(blocking=waits)
+            except Timeout:  # also if the other process has just finished and removed the file
+                if not wait:
+                    raise _in_use(called or folder) from None
+                if not waits:
+                    logger.info(f"waiting for another process that uses {folder}")
+                waits = True
     except OSError as error:
         raise DinomedError(f"cannot write in {folder}: {system_reason(error)}") from None
     try:

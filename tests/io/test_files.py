@@ -67,6 +67,45 @@ def test_a_lock_that_its_holder_removed_meanwhile_is_none(tmp_path: Path, monkey
         pass
 
 
+def test_a_lock_whose_file_another_process_renamed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a network file system does with a removed file that is open: the file has a link, but another name."""
+    fcntl = pytest.importorskip("fcntl")
+    real, renamed = fcntl.flock, list[Path]()
+
+    def rename_twice(file: object, how: int) -> None:
+        real(file, how)
+        if len(renamed) < 2 and how & fcntl.LOCK_EX:
+            renamed.append((tmp_path / ".lock").rename(tmp_path / f".nfs{len(renamed)}"))
+
+    monkeypatch.setattr(fcntl, "flock", rename_twice)
+    with pytest.raises(DinomedError, match="in use"), locked(tmp_path):
+        pass
+    renamed.clear()
+    with locked(tmp_path, wait=True):  # by the third file of this name
+        assert len(renamed) == 2
+        assert (tmp_path / ".lock").is_file()
+
+
+def test_a_file_system_without_locks_is_not_called_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / ".lock").write_text("")
+
+    def refuse(code: int) -> None:
+        def fails(file: object, how: int) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(fcntl, "flock", fails)
+
+    refuse(errno.ENOLCK)
+    check_free(tmp_path)
+    with pytest.raises(DinomedError, match=f"cannot write in .*{os.strerror(errno.ENOLCK)}"), locked(tmp_path):
+        pass
+    for code in (errno.EAGAIN, errno.EACCES):
+        refuse(code)
+        with pytest.raises(DinomedError, match="is in use by another process"):
+            check_free(tmp_path)
+
+
 def test_the_lock_of_a_killed_process_is_free_although_its_workers_live(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom dinomed.io.output_folder import locked\n"
@@ -108,8 +147,10 @@ def test_waiting_for_a_lock_takes_it_when_the_other_process_has_ended(tmp_path: 
             pass
         waiting = subprocess.Popen(
             [sys.executable, "-c", HOLD.replace("sys.argv[1]", "sys.argv[1], wait=True"), str(tmp_path)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+        assert waiting.stderr is not None
+        assert "waiting for another process" in waiting.stderr.readline()
     assert waiting.stdout is not None
     assert waiting.stdout.readline() == "held\n"
     with pytest.raises(DinomedError, match="in use"), locked(tmp_path):

@@ -182,6 +182,10 @@ def test_the_description_names_each_member_and_no_path(build: Build, tmp_path: P
     records = [load_adapter(folder / name).metadata for name in ("fold_1", "fold_2")]
     assert [member["backbone"] for member in members] == [record["tuned"]["fingerprint"] for record in records]
     assert [member["usage"] for member in members] == [record["usage"] for record in records]
+    usage, described = load_adapter(folder).metadata["usage"], report["source"]["usage"]
+    assert usage["cross"]
+    assert usage["abstention"]
+    assert described == {name: usage[name] for name in usage if name not in ("abstention", "cross")}
     assert members[0]["backbone"] != members[1]["backbone"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "An ensemble of 2 classify adapters (linear)" in card

@@ -195,9 +195,21 @@ def push(folder: Path) -> dict[str, Any]:
         ({"repos/create": 403}, UsageError, "the token may not write to lab (403); use a token with write permission"),
         ({"preupload": 403}, UsageError, "the token may not write to lab (403)"),
         ({"repos/create": 404}, UsageError, "the hub knows no lab to which the token may write (404); check the name"),
+        ({"preupload": 404}, DinomedError, "the hub refuses the upload to lab/vit-s (404)"),
+        ({"commit/": 404}, DinomedError, "the hub refuses the upload to lab/vit-s (404)"),
+        ({"info/lfs": 404}, DinomedError, "the hub refuses the upload to lab/vit-s (404)"),
         ({"commit/": 413}, DinomedError, "the hub refuses the upload to lab/vit-s (413)"),
     ],
-    ids=["no valid token", "no permission to create", "no permission to write", "no such organisation", "too large"],
+    ids=[
+        "no valid token",
+        "no permission to create",
+        "no permission to write",
+        "no such organisation",
+        "no preupload",
+        "no commit",
+        "no large files",
+        "too large",
+    ],
 )
 def test_a_refused_upload_is_one_line_without_the_token_and_can_be_repeated(
     hub: Hub, exported: Path, refused: dict[str, int], kind: type[DinomedError], message: str
