@@ -14,7 +14,7 @@ from dinomed.datasets.scan.personal import is_personal
 from dinomed.datasets.splits import split_name
 from dinomed.datasets.tables import read_csv
 from dinomed.errors import UsageError, did_you_mean
-from dinomed.images.frames import parse_frame
+from dinomed.images.frames import frame_path, parse_frame
 
 ROLES = ("label", "group", "mask", "split")
 NONE = "none"
@@ -255,8 +255,9 @@ class FileSearch:
         for text in (cell, cell.replace("\\", "/")):
             for base in (self.folder, self.beside):
                 path = os.path.relpath(os.path.join(base, text), self.folder).replace(os.sep, "/")
-                if path in self.files or (not masks and self._is_frame(path)):
-                    return path, ""
+                frame = None if masks else self._frame(path)
+                if path in self.files or frame is not None:
+                    return frame or path, ""
         matches = self.by_name[masks].get(cell, [])
         if len(matches) == 1:
             return matches[0], ""
@@ -265,6 +266,8 @@ class FileSearch:
         outside = os.path.relpath(os.path.join(self.folder, cell), self.folder).startswith("..")
         return None, "it is outside the folder" if outside else "no such image file exists"
 
-    def _is_frame(self, path: str) -> bool:
+    def _frame(self, path: str) -> str | None:
+        """Return the path of the frame that a path names, which may have more zeros; None for another path."""
         video = path.rpartition("/")[0]
-        return video in self.videos and parse_frame(os.path.join(self.folder, path)) is not None
+        frame = parse_frame(os.path.join(self.folder, path)) if video in self.videos else None
+        return None if frame is None else frame_path(video, frame.number)

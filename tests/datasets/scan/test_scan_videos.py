@@ -99,6 +99,13 @@ def test_rows_of_a_table_name_videos_and_frames_and_a_mask_belongs_to_a_frame(en
         ("SYN_0.avi", "polyp", "P1"), ("SYN_1.avi", "none", "P1"),
     }  # fmt: skip
     assert len(set(manifest.column("split"))) == 1  # of one patient
+    table.write_text("image,label,mask\nSYN_0.avi/frame_0000001,outside,drawn/m.png\n")  # another number of zeros
+    rows = {row["image"]: row for row in dinomed.scan(folder, table, videos=True, fps=5).table.to_pylist()}
+    first = rows["SYN_0.avi/frame_000001"]
+    assert (first["label"], first["mask"]) == ("outside", "drawn/m.png")
+    table.write_text("image,label\nSYN_0.avi/frame_0000001,a\nSYN_0.avi/frame_000001,b\n")
+    with pytest.raises(UsageError, match="in rows 2 and 3; keep one"):
+        dinomed.scan(folder, table, videos=True)
     table.write_text("image,mask\nSYN_0.avi,drawn/m.png\n")
     with pytest.raises(UsageError, match=r"a mask belongs to a frame.*: name the frame"):
         dinomed.scan(folder, table, videos=True)
