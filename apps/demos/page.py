@@ -171,8 +171,9 @@ class App:
         return {"id": identity, **result}
 
     async def _is_gone(self, request: Mapping[str, Any], client: Request) -> bool:
-        newest = self._newest.get(str(request.get("visit"))[:64], request["id"])
-        return newest != request["id"] or await client.is_disconnected()
+        visit = request.get("visit")
+        newest = self._newest.get(visit[:64]) if isinstance(visit, str) else None
+        return newest not in (None, request["id"]) or await client.is_disconnected()
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer of each panel in "panels", with facts of the picture, or {"error"} if it cannot be read."""

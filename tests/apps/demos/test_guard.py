@@ -12,6 +12,7 @@ import pytest
 
 from dinomed.apps.demos import guard
 from dinomed.apps.demos.guard import MIB, Guard, names_of_server
+from dinomed.apps.demos.page import App
 from dinomed.apps.demos.turns import Busy, Gone, Turns
 
 
@@ -222,3 +223,17 @@ def test_further_requests_are_refused_when_many_wait() -> None:
         await asyncio.gather(*tasks)
 
     run(visit())
+
+
+def test_a_visit_with_the_name_none_does_not_end_requests_that_have_no_visit() -> None:
+    class Client:
+        async def is_disconnected(self) -> bool:
+            return False
+
+    async def visit() -> Any:
+        app = App([])
+        client: Any = Client()
+        await app.look({"id": "first", "visit": "None", "path": "x"}, client)
+        return await app.in_turn(lambda request: {"done": True}, {"id": "second"}, client)
+
+    assert run(visit()) == {"id": "second", "done": True}
