@@ -12,6 +12,7 @@ from dinomed.adapters.export.parity import compare
 from dinomed.adapters.export.source import ExportSource
 from dinomed.adapters.inference.dense import DensePredictor
 from dinomed.adapters.task import find_task
+from dinomed.adapters.tasks.monai_maps import monai_literal
 from dinomed.errors import DinomedError, UsageError, first_line, system_reason
 from dinomed.io.files import write_json
 from dinomed.notice import RESEARCH_USE
@@ -124,7 +125,7 @@ def _inference(source: ExportSource) -> dict[str, Any]:
         "run": [
             "$pathlib.Path(@output_dir).mkdir(parents=True, exist_ok=True)",
             "$pathlib.Path(@output_dir, 'predictions.json').write_text(json.dumps({'purpose': @purpose, "
-            f"**{names!r}, 'images': @predictions}}, indent=2))",
+            f"**{monai_literal(names)}, 'images': @predictions}}, indent=2))",
         ],
     }  # fmt: skip
 

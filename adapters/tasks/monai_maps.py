@@ -1,5 +1,6 @@
-"""Post-processing of MONAI bundles of dense tasks: maps at the size of the image, and their files."""
+"""Post-processing of MONAI bundles: names in expressions, maps at the size of the image, and their files."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,11 @@ Transform = dict[str, Any]
 MONAI_FILE = "{'image': image, 'file': done['pred'].meta['saved_to']}"
 """Expression for an entry of ``predictions.json``."""
 _SIZE = "tuple(map(int, data['image'].meta['spatial_shape']))[::-1]"  # MONAI's order is width, height
+
+
+def monai_literal(value: object) -> str:
+    """Return a value as a Python expression for a bundle; MONAI gives ``@``, ``%`` and ``#`` in strings a meaning."""
+    return re.sub("[@%#]", lambda sign: f"\\x{ord(sign[0]):x}", repr(value))
 
 
 def monai_map_transforms(decision: list[Transform], suffix: str, dtype: str, scale: int | None) -> list[Transform]:

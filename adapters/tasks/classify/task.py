@@ -16,6 +16,7 @@ from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses, join_cla
 from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor, EnsembleClassifier
 from dinomed.adapters.tasks.classify.writer import ClassifyWriter
+from dinomed.adapters.tasks.monai_maps import monai_literal
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config
 from dinomed.datasets.manifest import Manifest
@@ -183,14 +184,14 @@ class ClassifyTask(Task):
         }  # fmt: skip
 
     def monai_postprocessing(self, predictor: ClassifyPredictor) -> tuple[list[dict[str, Any]], str]:
-        names = list(map(str, predictor.classes))
+        names = monai_literal(list(map(str, predictor.classes)))
         if predictor.answer.multilabel:
             decide = (
-                f"{predictor.separator!r}.join(name for name, value, limit in zip({names!r}, data['pred'].tolist(), "
-                f"{predictor.label_thresholds!r}) if value >= limit)"
+                f"{monai_literal(predictor.separator)}.join(name for name, value, limit in zip({names}, "
+                f"data['pred'].tolist(), {predictor.label_thresholds!r}) if value >= limit)"
             )
         else:
-            decide = f"{names!r}[int(data['pred'].argmax())]"
+            decide = f"{names}[int(data['pred'].argmax())]"
         label = {"_target_": "Lambda", "func": f"$lambda data: {{**data, 'label': {decide}}}"}
         return [label], "{'image': image, 'label': done['label'], 'probabilities': done['pred'].tolist()}"
 

@@ -139,9 +139,11 @@ class SegmentTask(Task):
         meaning = ({} if 0 in values else {"0": "background"}) | {
             str(value): name for value, name in zip(values, predictor.classes, strict=True)
         }
+        adds = len(values) > 1 and not schema.exclusive
+        sums = {"description": "a value is the sum of the values of the classes of a pixel"} if adds else {}
         return {
-            "type": "labels", "format": "segmentation", "num_channels": 1, "value_range": [0, max(values)],
-            "channel_def": meaning,
+            "type": "labels", "format": "segmentation", "num_channels": 1,
+            "value_range": [0, sum(values) if adds else max(values)], "channel_def": meaning, **sums,
         }  # fmt: skip
 
     def monai_postprocessing(self, predictor: SegmentPredictor) -> tuple[list[Transform], str]:

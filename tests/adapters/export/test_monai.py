@@ -18,6 +18,7 @@ from dinomed.images.read import read_image
 Make = Callable[..., Path]
 Run = Callable[..., tuple[int, str, str]]
 THREE = ("a", "b", "c")
+NAMES = ("a@3T", "b#1", "c%")  # with the signs that MONAI replaces in expressions
 NEAR = 1e-4
 """Probabilities closer than this to a decision may be decided either way: TorchScript and dinomed sum float32 in other
 orders, as in `dinomed.adapters.export.parity`."""
@@ -92,8 +93,12 @@ def test_the_label_of_a_bundle_is_the_mask_of_dinomed_predict(
         seen |= set(np.unique(label).tolist())
     assert len(seen) > 1  # a mask of one value would be equal whatever was resized
     output = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_text())["network_data_format"]
-    names = output["outputs"]["pred"]["channel_def"]
-    assert set(names.values()) - {"background"} == set(predictor.classes)
+    labels = output["outputs"]["pred"]
+    assert set(labels["channel_def"].values()) - {"background"} == set(predictor.classes)
+    highest = {"multiclass": 2, "multilabel": 1 + 2 + 4}.get(options.get("kind", "binary"), 1)
+    assert labels["value_range"] == [0, highest]
+    assert len(predictor.classes) == 1 or max(seen) <= highest
+    assert ("sum" in labels.get("description", "")) == (highest == 7)
 
 
 def decided_clearly(predictor: Any, image: np.ndarray) -> np.ndarray:
@@ -111,17 +116,17 @@ def test_a_bundle_of_a_classifier_gives_the_label_of_dinomed_predict(
     several: bool, make_adapter: Make, images: Path, tmp_path: Path, run: Run
 ) -> None:
     adapter = make_adapter(
-        "classify", "knn", classes=THREE, usage={"multilabel": True, "separator": "+"} if several else {}
+        "classify", "knn", classes=NAMES, usage={"multilabel": True, "separator": "+"} if several else {}
     )
     export(load_source(str(adapter)), "monai", tmp_path / "bundle")
     answer = run_bundle(tmp_path / "bundle", images)
     rows = predicted(run, adapter, images, tmp_path / "out")
-    assert answer["classes"] == list(THREE)
+    assert answer["classes"] == list(NAMES)
     assert len(answer["images"]) == 6
     for entry in answer["images"]:
         row = rows[str(Path(entry["image"]).relative_to(images))]
         assert entry["label"] == row["predicted"]
-        expected = [float(row[name]) for name in THREE]
+        expected = [float(row[name]) for name in NAMES]
         assert entry["probabilities"] == pytest.approx(expected, abs=NEAR)
 
 
