@@ -61,7 +61,7 @@ def has_gray_values(path: str | Path, max_pixels: int = MAX_PIXELS) -> bool:
 def read_gray_values(
     path: str | Path, *, frame: int = 0, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS
 ) -> GrayValues | None:
-    """Read the values of a gray DICOM image, or of a gray PNG or TIFF of more than 8 bits, upright.
+    """Read the values of a gray DICOM image, or of a gray PNG or TIFF of 16-bit or 32-bit integers, upright.
 
     Args:
         path: the file.
@@ -92,18 +92,19 @@ def read_gray_values(
 
 
 def _encode(image: DicomValues, max_side: int) -> GrayValues | None:
-    values = image.values.astype(np.float32)
+    values = image.values.astype(np.float64)
     inside = np.ones(values.shape, bool) if image.padding is None else ~image.padding
-    if not inside.any() or not np.isfinite(values[inside]).all():
+    if not inside.any() or not np.isfinite(values[inside].astype(np.float32)).all():
         return None
-    values, inside = _reduce(values, inside, max_side)
+    least = float(values[inside].min())
+    values, inside = _reduce((values - least).astype(np.float32), inside, max_side)
     low, high = float(values[inside].min()), float(values[inside].max())
     is_exact = high - low < MAX_CODE and bool((values[inside] == np.rint(values[inside])).all())
     step = 1.0 if is_exact else max((high - low) / (MAX_CODE - 1), 1e-12)
     codes = np.where(inside, 1 + np.rint((values.astype(np.float64) - low) / step), 0)
     return GrayValues(
-        codes.clip(0, MAX_CODE).astype(np.uint16), low, step, image.window, image.has_curve, image.windows, image.unit,
-        image.inverted,
+        codes.clip(0, MAX_CODE).astype(np.uint16), least + low, step, image.window, image.has_curve, image.windows,
+        image.unit, image.inverted,
     )  # fmt: skip
 
 

@@ -128,6 +128,13 @@ def test_16_bit_png_is_upright_and_exact_and_8_bits_and_colour_have_no_window(tm
     assert read_gray_values(colours) is None
 
 
+def test_whole_numbers_above_those_of_float32_are_exact(tmp_path: Path) -> None:
+    stored = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    read = read_gray_values(save(tmp_path / "x.dcm", stored, RescaleSlope=1, RescaleIntercept=2**25 + 1))
+    assert read is not None
+    assert (values_of(read) == 2.0**25 + 1 + stored).all()
+
+
 def test_a_range_above_16_bits_is_coded_within_one_part_in_65_thousand(tmp_path: Path) -> None:
     stored = np.linspace(0, 65535, 200).astype(np.uint16).reshape(10, 20)
     read = read_gray_values(save(tmp_path / "x.dcm", stored, RescaleSlope=3.1, RescaleIntercept=0))
