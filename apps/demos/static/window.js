@@ -1,4 +1,4 @@
-// Window of gray values, for DICOM and gray images of more than 8 bits: by dragging, numbers, presets and keys. Display only.
+// Window of gray values, for gray DICOM images and gray PNG or TIFF of 16-bit or 32-bit integers: by dragging, numbers, presets and keys. Display only.
 
 const DRAG_PX = 200, KEY_STEP = 0.05; // dragging 200 px moves the centre by one width, or changes the width by the factor e
 let gray = null; // {picture, codes, size, low, step, inverted, unit, options, start, chosen} of the picture that is shown
@@ -51,7 +51,8 @@ function optionName(option, at) {
   return write(option.range ? "window_range" : option.name ? "window_named" : "window_number", numbers);
 }
 
-const shortNumber = (value) => String(Number(value.toPrecision(4)));
+/** A number for display: whole numbers are exact, others have 6 significant digits and at least one decimal. */
+const shortNumber = (value) => String(Number.isInteger(value) ? value : Number(Math.abs(value) < 1e5 ? value.toPrecision(6) : value.toFixed(1)));
 
 /** Values that become black and white; the function LINEAR uses centre - 0.5 and width - 1 (DICOM PS3.3, C.11.2.1.2.1). */
 function windowLimits({ center, width, function: kind }) {
