@@ -29,6 +29,7 @@ from dinomed.features.finite import compute_finite
 from dinomed.features.loading import LoadedImage, load_batches, preprocess_batches, stack_pixels
 from dinomed.images.in_memory import ImageSource
 from dinomed.images.read import UnreadableImage, read_shown
+from dinomed.images.unchanged import check_unchanged
 from dinomed.progress import bar
 
 
@@ -257,7 +258,7 @@ class ImageIndex:
         """Read an image of the index for display, uint8 (H, W, 3); of arrays and several bands the first channel.
 
         Raises:
-            UnreadableImage: the file is missing, or a link leads out of the root folder of the index.
+            UnreadableImage: the file is missing or has changed, or a link leads out of the root folder of the index.
         """
         preprocessing = self.backbone.preprocessing
         return read_shown(self._path(row), preprocessing.channels, preprocessing.intensity)
@@ -288,6 +289,8 @@ class ImageIndex:
         path, root = self.vector_index.manifest.path(row), self.vector_index.manifest.root.resolve()
         if not path.resolve().is_relative_to(root):
             raise UnreadableImage(path, "leads out of the folder of the images")
+        size, sha256 = (self.vector_index.manifest.table[name][row].as_py() for name in ("bytes", "sha256"))
+        check_unchanged(path, size, sha256)  # the picture shown is that of the vector
         return path
 
 

@@ -132,6 +132,22 @@ def test_a_forged_index_with_right_checksums_is_refused(made: Path, tmp_path: Pa
     assert len(read_index(forge(source, tmp_path / "forged", good))) == 60  # the forger can make a good one
 
 
+def test_another_picture_is_never_shown_for_a_vector(lesions: Manifest, tiny_backbone: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in lesions.column("image")[:3]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(lesions.root / name, root / name)
+    manifest = Manifest(lesions.take(range(3)).table, root)
+    build_index(load_backbone(tiny_backbone), manifest, tmp_path / "idx", cache=tmp_path / "cache")
+    shutil.copy(manifest.path(1), manifest.path(0))
+    image_index = load_index(tmp_path / "idx")
+    with pytest.raises(DinomedError, match="changed since the scan"):
+        image_index.read_image(0)
+    neighbors = image_index.vector_index.nearest(image_index.vector_index.vectors[:1], 3)[0]
+    evidence = image_index.evidence(read_image(manifest.path(1)), neighbors)
+    assert [patches is None for patches in evidence] == [True, False, False]
+
+
 def test_a_link_out_of_the_folder_of_the_images_is_not_followed(
     lesions: Manifest, tiny_backbone: Path, tmp_path: Path
 ) -> None:
