@@ -82,7 +82,7 @@ def test_features_heads_probe_index_and_search_work_with_it(
         from dinomed.apps.demos.launch import _panels
         from dinomed.apps.demos.page import App
 
-        app = App(list(_panels(consumers[:2], consumers[2], True)))
+        app = App(list(_panels(consumers[:2], consumers[2], True, names=True)))
         upload = Path(os.environ["GRADIO_TEMP_DIR"]) / "hash" / "image"
         upload.parent.mkdir(parents=True)
         shutil.copy(next(images.iterdir()), upload)
