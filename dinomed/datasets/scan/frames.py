@@ -163,9 +163,10 @@ def add_video_rows(table: Labels, videos: Mapping[str, VideoRows]) -> None:
     for video, rows in videos.items():
         common = table.rows.pop(video, {})
         for facts in rows.facts:
-            cells = {name: value for name, value in table.rows.get(facts.image, {}).items() if value is not None}
-            if common or cells:
-                table.rows[facts.image] = common | cells
+            of_frame = table.rows.get(facts.image, {})
+            cells = common | {name: value for name, value in of_frame.items() if value is not None}
+            if cells:
+                table.rows[facts.image] = cells
 
 
 def add_frame_columns(
