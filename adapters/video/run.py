@@ -133,7 +133,7 @@ def predict_videos(
     problems: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
     if not overwrite:
-        _check_unfinished(out, PredictionPlan(settings, ()))
+        _check_unfinished(out, settings)
     with open_output_folder(out, marker=PLAN_FILE, overwrite=overwrite, keep=[PLAN_FILE, *groups]) as stage:
         earlier = own_files(out, read_plan(out))
         names = _file_names(build())
@@ -277,8 +277,8 @@ def _settings(
     }
 
 
-def _check_unfinished(out: Path, plan: PredictionPlan) -> None:
-    """Raise a `UsageError` if an interrupted call with another plan has finished videos, which would be lost."""
+def _check_unfinished(out: Path, settings: dict[str, Any]) -> None:
+    """Raise a `UsageError` if an interrupted call with other settings has finished videos, which would be lost."""
     check_free(out)
     stage = out / STAGE
     try:
@@ -286,7 +286,7 @@ def _check_unfinished(out: Path, plan: PredictionPlan) -> None:
     except DinomedError:
         return
     is_whole = (stage / READY_FILE).exists()  # it is moved to its place first
-    if old is not None and old != plan and not is_whole and any(stage.glob(f"*/{SUMMARY_FILE}")):
+    if old is not None and old.settings != settings and not is_whole and any(stage.glob(f"*/{SUMMARY_FILE}")):
         raise UsageError(
             f"output folder {out} holds an unfinished prediction by another adapter, of other videos or with other "
             "settings; add `overwrite=True` to replace it"
@@ -295,16 +295,16 @@ def _check_unfinished(out: Path, plan: PredictionPlan) -> None:
 
 def _keep_finished(stage: Path, settings: dict[str, Any], groups: Sequence[str]) -> list[str]:
     """Return the videos that an interrupted call with the same settings has finished; remove everything else."""
-    plan = PredictionPlan(settings, ())
     try:
-        same = read_plan(stage) == plan
+        old = read_plan(stage)  # with all files, if the call ended before they were moved
     except DinomedError:
-        same = False
+        old = None
+    same = old is not None and old.settings == settings
     kept = [group for group in groups if same and (stage / group / SUMMARY_FILE).is_file()]
     for path in stage.iterdir():
         if path.name not in (PLAN_FILE, *kept):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    plan.write(stage)
+    PredictionPlan(settings, ()).write(stage)
     if kept:
         logger.info(f"{len(kept)} of {len(groups)} videos are done already")
     return kept
