@@ -157,7 +157,10 @@ def _metadata(source: ExportSource) -> dict[str, Any]:
     else:
         output = find_task(source.task).monai_output(source.predictor)
     channels = {"channel_def": {str(i): name for i, name in enumerate(names)}}
-    output = channels | output | {"dtype": "float32", "is_patch_data": False}
+    output = channels | output
+    # with a space before it, MONAI does not take a name that begins with % as a reference
+    shown = {key: f" {name}" if name.startswith("%") else name for key, name in output["channel_def"].items()}
+    output |= {"channel_def": shown, "dtype": "float32", "is_patch_data": False}
     colours = ("R", "G", "B") if reading.channels == 3 else ("luma",)
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",

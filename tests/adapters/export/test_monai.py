@@ -18,7 +18,7 @@ from dinomed.images.read import read_image
 Make = Callable[..., Path]
 Run = Callable[..., tuple[int, str, str]]
 THREE = ("a", "b", "c")
-NAMES = ("a@3T", "b#1", "c%")  # with the signs that MONAI replaces in expressions
+NAMES = ("a@3T", "b#1", "%c")  # with the signs that MONAI replaces in expressions
 NEAR = 1e-4
 """Probabilities closer than this to a decision may be decided either way: TorchScript and dinomed sum float32 in other
 orders, as in `dinomed.adapters.export.parity`."""
