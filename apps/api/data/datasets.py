@@ -87,7 +87,14 @@ def scan(
         coco: annotation file in the COCO format, also relative to `folder`. Masks are drawn from it into the folder
             NAME.coco beside `out`, with their classes in ``segment.yaml``, for ``config`` of `train`.
         videos: read videos. Frames that are left out are listed in NAME.dropped.csv beside `out`, with reasons.
-        fps, scene_change, duplicate_bits, min_luminance, min_sharpness, min_tissue: which frames, as of `frames`.
+        fps: with `videos`, as the next five: frames a second; 0 for every frame.
+        scene_change: also take a frame whose mean grey difference to the frame before is above this, 0 to 255.
+        duplicate_bits: drop a frame whose hash differs in at most so many of 256 bits from that of a kept one; -1
+            keeps near-duplicates.
+        min_luminance: mean grey level, 0 to 255, below which a frame is black; 0 keeps frames of one colour too.
+        min_sharpness: variance of the Laplacian below which a frame is blurred.
+        min_tissue: share of reddish pixels, 0 to 1, below which a colour frame is outside of the body; 0 for no
+            limit, such as for narrow-band imaging.
         overwrite: replace `out` if it is a manifest.
 
     Returns:
