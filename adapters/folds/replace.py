@@ -2,14 +2,15 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from dinomed.adapters.card import CARD_FILE
-from dinomed.adapters.folds.plan import NEW, TABLE_FILE, check_removable, fold_folders
+from dinomed.adapters.folds.plan import NEW, TABLE_FILE, check_removable, end, fold_folders
 from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE, read_ensemble
 from dinomed.errors import DinomedError, system_reason
 from dinomed.io.files import sync, write_json
-from dinomed.io.output_folder import STAGE
+from dinomed.io.output_folder import STAGE, check_free
 from dinomed.log import logger
 
 READY_FOLDS = "replace.json"
@@ -66,3 +67,17 @@ def finish_replacing(folder: Path) -> bool:
     except OSError as error:
         raise DinomedError(f"cannot write {folder}: {system_reason(error)}") from None
     return True
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the plan that a killed call left beside its complete ensemble; `claimed_folder` refuses such a folder.
+
+    Raises:
+        DinomedError: another process uses the folder.
+    """
+    stage = folder / STAGE
+    if (folder / ENSEMBLE_FILE).is_file() and stage.is_dir() and not (stage / READY_FOLDS).exists():
+        check_free(folder)
+        end(folder)
+        with suppress(OSError):  # an interrupted replacement continues from it
+            stage.rmdir()

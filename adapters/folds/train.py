@@ -24,7 +24,7 @@ from dinomed.adapters.folds.plan import (
     fold_name,
     is_plan,
 )
-from dinomed.adapters.folds.replace import finish_replacing, replace_ensemble
+from dinomed.adapters.folds.replace import finish_replacing, remove_leftovers, replace_ensemble
 from dinomed.adapters.folds.report import OutOfFold, evaluate_out_of_fold, tabulate
 from dinomed.adapters.inference.ensemble.record import (
     ENSEMBLE_FILE,
@@ -113,6 +113,8 @@ def train_folds(
     plan = build_plan(fit, folds, backbone.fingerprint, folded.images)
     names = [fold_name(fold) for fold in range(folds)]
     check_no_adapter(Path(out))
+    if not overwrite:
+        remove_leftovers(Path(out))
     with claimed_folder(out, marker=ENSEMBLE_FILE, overwrite=overwrite) as folder:
         try:
             if finish_replacing(folder):

@@ -9,7 +9,7 @@ import numpy as np
 
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
-from dinomed.errors import UsageError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import read_mask
 from dinomed.log import logger
@@ -84,15 +84,21 @@ class VolumeMasks:
         (out / FOLDER).mkdir(exist_ok=True)
         written = values.astype(np.uint8) if values.max(initial=0) < 256 else values
         write_nifti(out / self.files[name], written, record.grid, record.header)
-        voxel_ml = float(np.prod(record.grid.spacing_mm)) / 1000
-        targets = self._read_targets(slices)
+        targets, problem = None, None
+        try:
+            targets = self._read_targets(slices)
+        except DinomedError as error:  # the predicted volume is written all the same
+            problem = f"no metrics: {error}"
+            logger.warning(f"volume {name}: {problem}")
         rows = []
         for k in self.schema.reported:
             predicted = self._class_mask(values, k)
             count = int(predicted.sum())
-            overlap = None if targets is None else volume_overlap(targets[k], predicted, record.grid.spacing_mm)
-            rows.append((name, self.files[name], None, self.schema.names[k], count, f"{count * voxel_ml:.3f}",
-                         *_cells(overlap)))  # fmt: skip
+            overlap = None
+            if targets is not None:
+                overlap = volume_overlap(self._class_mask(targets, k), predicted, record.grid.spacing_mm)
+            rows.append((name, self.files[name], problem, self.schema.names[k], count,
+                         f"{count * record.grid.voxel_ml:.3f}", *_cells(overlap)))  # fmt: skip
         return rows
 
     def _class_mask(self, values: np.ndarray, k: int) -> np.ndarray:
@@ -103,18 +109,17 @@ class VolumeMasks:
         return values == value if self.schema.exclusive else (values & value) > 0
 
     def _read_targets(self, slices: _Slices) -> np.ndarray | None:
-        """Return the reference masks of a volume, bool (classes, I, J, K); None if a slice has none."""
+        """Return the reference masks of a volume with the values of a written one, uint16 (I, J, K); None if a slice
+        has none."""
         if not self.has_masks:
             return None
         columns = [self.manifest.column(column) for column in self.schema.columns]
         if any(column[row] is None for column in columns for row in slices.rows):
             return None
-        targets = np.zeros((len(self.schema.names), *slices.record.shape), bool)
-        views = [slices_of(target, slices.record.grid, self.axis) for target in targets]
-        for number, row in enumerate(slices.rows):
-            planes = self.schema.planes(self.schema.read(self.manifest, row))
-            for view, plane in zip(views, planes, strict=True):
-                view[number] = plane
+        targets = np.zeros(slices.record.shape, np.uint16)
+        for picture, row in zip(slices_of(targets, slices.record.grid, self.axis), slices.rows, strict=True):
+            read = self.schema.read(self.manifest, row)
+            picture[...] = read[0] if len(self.schema.names) == 1 else self.schema.encode(read)
         return targets
 
 

@@ -8,6 +8,8 @@ from typer import Argument, Option
 
 from dinomed.apps.options import Json, Output, Overwrite, Quiet
 
+_MAX_SHOWN = 50
+
 
 def slices(
     volumes: Annotated[
@@ -71,10 +73,13 @@ def slices(
         "problems": [{"volume": volume, "reason": reason} for volume, reason in written.problems],
         "note": RESEARCH_USE,
     }
-    rows = [(name, report[name]) for name in ("groups", "slices", "masks")]
+    rows: list[tuple[str, Any]] = [(name, report[name]) for name in ("groups", "slices", "masks")]
     rows = [("volumes", len(written.volumes)), *rows]
     rows += [(f"problem: {reason}", count) for reason, count in Counter(r for _, r in written.problems).items()]
-    emit(report, as_json, build_table(("", "count"), rows, title=str(report["manifest"])))
+    rows += list(written.volumes.items())[:_MAX_SHOWN]  # the order of the numbers is not that of the paths
+    if len(written.volumes) > _MAX_SHOWN:
+        rows.append(("further volumes: --json lists them", len(written.volumes) - _MAX_SHOWN))
+    emit(report, as_json, build_table(("", "count, or name of the volume"), rows, title=str(report["manifest"])))
     if written.problems:
         first, reason = written.problems[0]
         raise DinomedError(

@@ -79,17 +79,27 @@ class RetrievePanel(Panel):
 def filter_values(manifest: Manifest) -> dict[str, list[str]]:
     """Return the columns by which cases are filtered, with their values: the label and columns of few values.
 
-    Groups, splits, columns of names of files and columns in which most values occur once are left out.
+    Groups, splits, columns of names of files, columns in which most values occur once, and columns that name the group
+    (as that of a patient does) are left out.
     """
     filters = {}
+    groups = manifest.groups()
     for column in manifest.columns:
         if (column in KNOWN and column != "label") or may_hold_names(manifest, column):
             continue
         cells = [str(cell) for cell in manifest.column(column) if cell is not None]
         values = sorted(set(cells))
-        if 2 <= len(values) <= min(MAX_VALUES, len(cells) // 2):
+        few = 2 <= len(values) <= min(MAX_VALUES, len(cells) // 2)
+        if few and (column == "label" or not names_groups(manifest.column(column), groups)):
             filters[column] = values
     return filters
+
+
+def names_groups(values: Sequence[Any], groups: Sequence[str | None]) -> bool:
+    """Return whether the values tell the groups apart: one value in each group, and another in most of them."""
+    pairs = {(group, value) for group, value in zip(groups, values, strict=True) if group is not None}
+    known = len({group for group, _ in pairs})
+    return 0 < len(pairs) == known and len({value for _, value in pairs}) > known / 2
 
 
 def similar(

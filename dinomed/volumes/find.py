@@ -74,6 +74,8 @@ def find_volumes(paths: Sequence[Path]) -> VolumeSearch:
             search.sources.append(VolumeSource(file, file_stem(file)))
         elif is_dicom(file):
             dicom.append(file)
+        elif file.suffix.lower() == ".dcm" or file.stat().st_size == 0:  # as an interrupted copy leaves it
+            search.problems.append((str(file), "an empty or damaged file, which may be a slice of a series"))
         else:
             search.left_out["other files"] += 1
     _add_series(dicom, search)

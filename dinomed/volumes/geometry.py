@@ -55,6 +55,17 @@ class Grid:
         first, second, third = (float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
         return first, second, third
 
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in ml, also of a sheared grid (a tilted gantry)."""
+        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+    @property
+    def is_sheared(self) -> bool:
+        """Whether the axes of the array are not at right angles."""
+        directions = self.affine[:3, :3] / np.array(self.spacing_mm)
+        return bool(np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3)
+
     def picture_axes(self, axis: Axis) -> list[tuple[int, bool]]:
         """Return the axis of the array for slice number, row and column of a picture, and whether it is reversed.
 

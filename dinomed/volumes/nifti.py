@@ -25,6 +25,7 @@ SUFFIXES = (".nii", ".nii.gz")
 INSTALL = "pip install 'dinomed[volumes]'"
 _GZIP = b"\x1f\x8b"
 _MAX_OFFSET = 2**26
+_MAX_SIDE = 2**15 - 1  # of NIfTI-1
 _TRAILER, _CHUNK = 2**16, 2**24
 _METRE, _MICRON = 1, 3  # codes of xyzt_units
 _GEOMETRY = (
@@ -138,6 +139,8 @@ def _shape(header: Any) -> tuple[int, int, int]:
             f"{len(sizes)} dimensions ({'x'.join(map(str, sizes))}), such as a time series or a single image; a volume "
             "has 3: write each volume to a file of its own"
         )
+    if max(sizes) > _MAX_SIDE:
+        raise DinomedError(f"{max(sizes)} voxels along an axis; the limit is {_MAX_SIDE}")
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -197,7 +200,8 @@ def write_nifti(path: str | Path, values: np.ndarray, grid: Grid, header: dict[s
     image.header.set_xyzt_units("mm")
     if header is None:
         image.set_sform(grid.affine, code="scanner")
-        image.set_qform(grid.affine, code="scanner", strip_shears=True)
+        # a qform has no shear: a reader that takes it would show the mask elsewhere
+        image.set_qform(grid.affine, code="unknown" if grid.is_sheared else "scanner", strip_shears=True)
     else:
         for name, value in header.items():
             image.header[name] = value

@@ -12,8 +12,15 @@ import numpy as np
 from dinomed.errors import DinomedError
 from dinomed.images.bounds.dicom_streams import bounded_dicom
 from dinomed.images.bounds.tiff_samples import MAX_BYTES
-from dinomed.images.decode import MAX_PIXELS
-from dinomed.images.dicom.elements import FUNCTIONAL_GROUPS, NotAnImage, is_segmentation, read_elements, reading_dicom
+from dinomed.images.decode import MAX_PIXELS, UnreadableImage
+from dinomed.images.dicom.elements import (
+    DAMAGED,
+    FUNCTIONAL_GROUPS,
+    NotAnImage,
+    is_segmentation,
+    read_elements,
+    reading_dicom,
+)
 from dinomed.images.dicom.pixels import decoding_reason, find_padding
 from dinomed.volumes.geometry import Grid, lps_to_ras
 
@@ -64,7 +71,12 @@ def read_places(path: str) -> tuple[dict[str, Any], None]:
     Raises:
         UnreadableImage: the file is damaged, in colour, or has no position; or a `NotAnImage`.
     """
-    elements = read_elements(path, MAX_PIXELS, tags=(*_IDS, *_PLACES))
+    try:
+        elements = read_elements(path, MAX_PIXELS, tags=(*_IDS, *_PLACES))
+    except NotAnImage:
+        if _is_cut_image(path):
+            raise UnreadableImage(path, DAMAGED) from None
+        raise
     with reading_dicom(path):
         if is_segmentation(elements):
             raise NotAnImage(path, "a DICOM segmentation, not an image")
@@ -74,6 +86,16 @@ def read_places(path: str) -> tuple[dict[str, Any], None]:
         ids = {name: str(elements.get(name) or "") or None for name in _IDS}
         size = [int(elements.Rows), int(elements.Columns)]
     return {"ids": ids, "size": size, "places": places}, None
+
+
+def _is_cut_image(path: str) -> bool:
+    """Return whether a file without pixels is an image by its meta information, or ends in this information."""
+    from pydicom.filereader import read_file_meta_info
+
+    try:
+        return str(read_file_meta_info(path).MediaStorageSOPClassUID.name).endswith("Image Storage")
+    except Exception:  # pydicom raises errors of many types
+        return True
 
 
 def read_frame_places(path: str) -> list[list[list[float]]]:

@@ -151,7 +151,7 @@ def write_slices(
 
 
 def _name(sources: Sequence[VolumeSource], keep_ids: bool) -> list[_Names]:
-    """Return names of volumes; the group is the patient, or the volume if the patient is unknown."""
+    """Return names of volumes; the group is the patient, else the study, else the volume."""
     patients, studies = ([source.identifier(name) for source in sources] for name in ("PatientID", "StudyInstanceUID"))
     paths = [source.path.name for source in sources]
     if keep_ids:
@@ -163,7 +163,7 @@ def _name(sources: Sequence[VolumeSource], keep_ids: bool) -> list[_Names]:
         groups = [number and f"patient-{number}" for number in number_groups(paths, patients)]
         numbers = [number and f"study-{number}" for number in number_groups(paths, studies)]
     names = zip(volumes, groups, numbers, strict=True)
-    return [_Names(volume, group or volume, study) for volume, group, study in names]
+    return [_Names(volume, group or study or volume, study) for volume, group, study in names]
 
 
 def _unique(names: Sequence[str]) -> list[str]:

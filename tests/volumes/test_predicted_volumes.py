@@ -3,6 +3,7 @@
 import csv
 import json
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def test_the_masks_are_volumes_in_the_geometry_of_nifti_and_dicom_input(
     expected = volume_overlap(lesion, mask, tuple(original.header.get_zooms()))
     assert float(rows["a"]["dice"]) == pytest.approx(expected.dice, abs=1e-4)  # four decimals
     assert int(rows["a"]["voxels"]) == mask.sum()
-    millilitres = mask.sum() * np.prod(original.header.get_zooms()) / 1000
+    millilitres = int(rows["a"]["voxels"]) * abs(np.linalg.det(AFFINE[:3, :3])) / 1000
     assert float(rows["a"]["volume_ml"]) == pytest.approx(millilitres, abs=1e-3)
     assert rows["series"]["dice"] == ""
     assert len(manifest) == len(rows_of(tmp_path / "out" / "predictions.csv"))
@@ -106,6 +107,26 @@ def test_a_slice_without_a_prediction_leaves_its_volume_out(
     assert sorted(path.name for path in (tmp_path / "out" / "volumes").iterdir()) == ["a.nii.gz"]
     rows = {row["volume"]: row for row in rows_of(tmp_path / "out" / "volumes.csv")}
     assert "1 of 5 slices have no prediction (the first: 2)" in rows["series"]["problem"]
+
+
+def test_a_damaged_reference_mask_costs_the_metrics_of_its_volume_only(
+    user_folder: Path, slices_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "slices"
+    shutil.copytree(slices_folder, folder)
+    mask = read_manifest(folder / "manifest.csv").column("mask")
+    (folder / next(path for path in mask if path is not None)).write_bytes(b"no picture")
+    dinomed.predict(
+        user_folder / "seg", folder / "manifest.csv", tmp_path / "out", volumes=True, sheet=False,
+        backbone=user_folder / "ssl",
+    )  # fmt: skip
+    rows = {row["volume"]: row for row in rows_of(tmp_path / "out" / "volumes.csv")}
+    assert rows["a"]["problem"].startswith("no metrics: ")
+    assert rows["a"]["voxels"]
+    assert rows["a"]["dice"] == ""
+    assert rows["series"]["voxels"]
+    assert rows["series"]["problem"] == ""
+    assert len(list((tmp_path / "out" / "volumes").iterdir())) == 2
 
 
 def test_volumes_need_all_slices_and_a_segmenter(user_folder: Path, slices_folder: Path, tmp_path: Path) -> None:

@@ -131,6 +131,20 @@ def test_an_oblique_series_is_written_as_nifti_with_its_geometry(tmp_path: Path)
     assert nibabel.aff2axcodes(written.affine) == nibabel.aff2axcodes(volume.grid.affine)
 
 
+def test_a_tilted_series_is_written_without_a_qform_and_its_voxels_have_their_true_volume(tmp_path: Path) -> None:
+    shift = np.tan(np.radians(25)) * 2.5  # mm from slice to slice, of a gantry tilted by 25 degrees
+    write_series(
+        tmp_path / "series", numbers((4, 5, 6)), ImagePositionPatient=lambda k: [-10.0, 20 + k * shift, 300 + k * 2.5]
+    )
+    grid = read(tmp_path / "series").grid
+    assert grid.is_sheared
+    assert grid.voxel_ml == pytest.approx(2.5 * 0.7 * 0.5 / 1000)
+    write_volume(tmp_path / "mask.nii.gz", np.zeros(grid.shape, np.uint8), grid)
+    header = nibabel.load(tmp_path / "mask.nii.gz").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 0)
+    np.testing.assert_allclose(header.get_sform(), grid.affine, rtol=1e-6, atol=1e-6)  # 32 bits
+
+
 def test_padding_is_not_a_number_and_every_slice_has_its_own_slope(tmp_path: Path) -> None:
     stored = numbers((3, 5, 6))
     stored[1, 2, 3] = -2000
@@ -188,6 +202,15 @@ def test_a_missing_slice_is_noticed_in_a_series_of_three(tmp_path: Path) -> None
     assert "about 1 missing slices: after slice 1 of 3" in find_volumes([tmp_path]).problems[0][1]
 
 
+@pytest.mark.parametrize("kept", [0, 100, 200, 400, 600])
+def test_a_slice_at_the_end_that_is_cut_off_is_a_problem(tmp_path: Path, kept: int) -> None:
+    last = write_series(tmp_path / "series", numbers((4, 4, 6)))[-1]
+    last.write_bytes(last.read_bytes()[:kept])
+    search = find_volumes([tmp_path])
+    assert [Path(path).name for path, _ in search.problems] == [last.name]
+    assert len(search.sources) == 1
+
+
 def _cut(path: Path) -> Path:
     content = write_nifti(path, numbers((20, 20, 20))).read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -229,6 +252,9 @@ FAULTY = {
     "colours or complex numbers": lambda path: write_nifti(path, np.zeros(SHAPE, np.complex64)),
     "its affine is singular": lambda path: _patched(path, 280, bytes(12)),  # srow_x
     "in metres or micrometres": lambda path: _patched(path, 123, b"\1"),
+    "the limit is 32767": lambda path: (
+        nibabel.save(nibabel.Nifti2Image(np.zeros((1, 1, 40_000), np.uint8), np.eye(4)), path) or path
+    ),
     "over the limit of": lambda path: _patched(path, 42, np.array([30000] * 3, "<i2").tobytes()),  # dim
 }
 

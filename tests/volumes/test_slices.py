@@ -56,6 +56,14 @@ def test_each_slice_is_a_row_and_each_patient_a_group(folder: Path, tmp_path: Pa
         assert path.is_dir() or b"PLANTED" not in path.read_bytes()
 
 
+def test_series_of_one_study_are_one_group_if_the_patient_is_unknown(tmp_path: Path) -> None:
+    for name, uid in (("a", "1.2.3"), ("b", "1.2.4")):
+        write_series(tmp_path / "in" / name, numbers((3, 5, 6)), uid=uid, patient="")
+    manifest = dinomed.slices(tmp_path / "in", tmp_path / "out").manifest
+    assert len(set(manifest.column("volume"))) == 2
+    assert len(set(manifest.groups())) == 1
+
+
 def test_with_keep_ids_volumes_and_patients_have_their_names(folder: Path, tmp_path: Path) -> None:
     written = dinomed.slices(folder, tmp_path / "out", keep_ids=True)
     assert set(written.volumes.values()) == {"PLANTED_a", "PLANTED_b", "PLANTED_c"}

@@ -90,6 +90,14 @@ def test_a_kill_at_any_step_of_the_replacement_leaves_one_whole_ensemble(
     assert set(states) == {"old", "none", "new"}
 
 
+def test_a_refused_call_removes_the_plan_that_a_killed_call_left(out: Path, train: Train) -> None:
+    (out / STAGE).mkdir()
+    (out / STAGE / PLAN_FILE).write_text("{}")
+    with pytest.raises(UsageError, match="exists already"):
+        train(out, KNN)
+    assert not (out / STAGE).exists()
+
+
 def test_a_replacement_keeps_files_of_the_user_and_an_ensemble_whose_successor_is_damaged(
     out: Path, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

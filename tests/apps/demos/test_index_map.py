@@ -65,11 +65,13 @@ def test_values_that_may_be_names_do_not_colour_the_map(image_index: ImageIndex)
     columns |= {"patient_name": [f"DOE^{row}" for row in range(len(manifest))], "hospital": ["a", "b"] * 30}
     columns |= {name: ["DOE^JANE", "ROE^RICHARD"] * 30 for name in ("video", "volume", "study")}
     columns["depth"] = columns["image"][:2] * 30
+    columns["group"] = [f"group {row // 3}" for row in range(60)]
+    columns["surname"] = [f"DOE {row // 3}" for row in range(60)]
     image_index.vector_index.manifest = build_manifest(columns, manifest.root)
     names = set(points(IndexMap(image_index))["columns"])
     assert "hospital" in names
-    assert not names & {"patient_name", "video", "volume", "study", "depth"}
-    assert not {"video", "volume", "study", "depth"} & set(filter_values(image_index.vector_index.manifest))
+    assert not names & {"patient_name", "video", "volume", "study", "depth", "surname"}
+    assert not {"surname", "video", "volume", "study", "depth"} & set(filter_values(image_index.vector_index.manifest))
 
 
 def test_a_large_index_is_sampled_and_its_memory_is_bounded(image_index: ImageIndex) -> None:
