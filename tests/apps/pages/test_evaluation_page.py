@@ -78,11 +78,11 @@ def test_the_page_holds_everything_and_names_nobody(user: Path, task: str) -> No
     first = next(iter(metrics["intervals"].values()))
     assert first["low"] <= first["value"] <= first["high"]
     if task == "classify":
-        assert page.count("<svg") == 4
+        assert page.count("<svg") == 6  # two curves of the training are among them
         assert np.sum(metrics["metrics"]["confusion"]) == metrics["metrics"]["n"]
     else:
         assert metrics["metrics"]["lesions"]["lesions"] > 0
-        assert page.count("<svg") == 4  # abstention; Dice as a histogram, by lesion size and by threshold
+        assert page.count("<svg") == 6  # training (2); abstention; Dice as a histogram, by lesion size and by threshold
     curve = next(iter(metrics["abstention"]["curves"].values()))
     assert curve["aurc_low"] <= curve["aurc"] <= curve["aurc_high"]
     assert curve["aurc_best"] <= curve["aurc"]
