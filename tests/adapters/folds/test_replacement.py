@@ -93,7 +93,7 @@ def test_a_kill_at_any_step_of_the_replacement_leaves_one_whole_ensemble(
 def test_a_refused_call_removes_the_plan_that_a_killed_call_left(out: Path, train: Train) -> None:
     (out / STAGE).mkdir()
     (out / STAGE / PLAN_FILE).write_text("{}")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already holds a result"):
         train(out, KNN)
     assert not (out / STAGE).exists()
 
