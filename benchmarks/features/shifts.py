@@ -1,7 +1,7 @@
 """Scores of images unlike the training images on real shifts: AUROC of each score, and the share above its limit.
 
-    python benchmarks/features/shifts.py --backbone runs/ssl --reference DERMOSCOPY [--shifted NAME=FOLDER ...]
-        [--leave-one-out COLUMN] [--images 400] [--seed 0]
+    python benchmarks/features/shifts.py --backbone runs/ssl --reference DERMOSCOPY [--group lesion_id]
+        [--shifted NAME=FOLDER ...] [--leave-one-out COLUMN] [--images 400] [--image-size 64] [--seed 0]
 
 `--reference` is a folder with labels.csv. Images of one kind are its own, each scored without its own group: 5 folds by
 group. Images of another kind are those of the folders `--shifted`, scored by all images of the reference; or, with

@@ -13,7 +13,8 @@ from PIL import Image
 
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.labels import number_groups
-from dinomed.errors import DinomedError, UsageError
+from dinomed.datasets.written import earlier_pictures
+from dinomed.errors import DinomedError
 from dinomed.images.decode import UnreadableImage
 from dinomed.io.files import write_json
 from dinomed.io.output_folder import open_output_folder
@@ -276,24 +277,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _earlier_files(out: Path) -> list[str]:
-    """Return the slices and masks of an earlier result in the output folder, which is being replaced.
-
-    Raises:
-        UsageError: the tables in the folder are not those of an earlier result.
-    """
-    tables = [name for name in (MANIFEST_FILE, VOLUMES_FILE) if (out / name).exists()]
-    if not tables:
-        return []
-    try:
-        manifest = read_manifest(out / MANIFEST_FILE, root=out)
-        is_ours = len(tables) == 2 and {"volume", "slice", "spacing_slices_mm"} <= set(manifest.columns)
-    except DinomedError:
-        is_ours = False
-    if not is_ours:
-        raise UsageError(
-            f"output folder {out} holds a {tables[0]} that `dinomed slices` did not write; choose another folder"
-        )
-    rows = zip(*(manifest.column(name) for name in ("image", "volume", "slice")), strict=True)
-    written = [(name, f"{volume}/{str(number).zfill(5)}.png") for name, volume, number in rows]
-    slices = [name for name, ours in written if name == ours and name.count("/") == 1]
+    """Return the slices and masks of an earlier result in the output folder; raise as `earlier_pictures`."""
+    tables = (MANIFEST_FILE, VOLUMES_FILE)
+    slices = earlier_pictures(out, tables, "volume", "slice", 5, "spacing_slices_mm", "slices")
     return slices + [f"{_MASKS}/{name}" for name in slices]

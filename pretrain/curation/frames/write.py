@@ -13,6 +13,7 @@ from PIL import Image
 
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.datasets.tables import write_csv
+from dinomed.datasets.written import earlier_pictures
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.decode import UnreadableImage
 from dinomed.io.output_folder import open_output_folder
@@ -85,7 +86,7 @@ def write_frames(
     """
     out, rows = Path(out), _Rows()
     with open_output_folder(out, marker=DROPPED_FILE, overwrite=overwrite) as stage:
-        earlier = _earlier_frames(out)
+        earlier = earlier_pictures(out, (MANIFEST_FILE, DROPPED_FILE), "group", "frame", 6, "time_s", "frames")
         for path, group in zip(videos, groups, strict=True):
             _write_video(path, group, stage, config, rows)
         if not rows.kept:
@@ -142,29 +143,6 @@ def _write_selected(video: Video, group: str, stage: Path, config: FrameConfig, 
                 height=frame.pixels.shape[0], mode="RGB", format="PNG", bytes=len(content), channels=3, bits=8,
                 group=group, frame=str(frame.number), time_s=time_s,
             )  # fmt: skip
-
-
-def _earlier_frames(out: Path) -> list[str]:
-    """Return the frames of an earlier result in the output folder, which is being replaced.
-
-    Raises:
-        UsageError: the tables in the folder are not those of an earlier result.
-    """
-    tables = [name for name in (MANIFEST_FILE, DROPPED_FILE) if (out / name).exists()]
-    if not tables:
-        return []
-    try:
-        manifest = read_manifest(out / MANIFEST_FILE, root=out)
-        is_ours = len(tables) == 2 and {"group", "frame", "time_s"} <= set(manifest.columns)
-    except DinomedError:
-        is_ours = False
-    if not is_ours:
-        raise UsageError(
-            f"output folder {out} holds a {tables[0]} that `dinomed frames` did not write; choose another folder"
-        )
-    rows = zip(*(manifest.column(name) for name in ("image", "group", "frame")), strict=True)
-    written = [(name, f"{group}/{str(frame).zfill(6)}.png") for name, group, frame in rows]
-    return [name for name, ours in written if name == ours and name.count("/") == 1]
 
 
 def _raise_nothing(videos: Sequence[Path], rows: _Rows) -> None:
