@@ -60,27 +60,56 @@ def run_here(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, 
     return int(end.value.code or 0), captured.out, captured.err
 
 
+HELP = """
+import json, os, sys, time
+from dinomed.apps import cli
+imported = time.process_time()
+for number, command in enumerate(json.loads(sys.argv[1])):
+    sys.stdout.flush()
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    os.dup2(os.open(f"{number}.txt", os.O_WRONLY | os.O_CREAT), 1)
+    code = None
+    try:
+        cli.main([*command, "--help"])
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    with open(f"{number}.json", "w") as file:
+        json.dump([code, imported + time.process_time(), [*sys.modules]], file)
+    os._exit(0)
+"""
+"""Prints the help of each command in a copy of a process that has imported the command line and nothing else."""
+
+
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[int | None, float, list[str], str]]:
+    """Exit code, seconds of the processor, imported modules and text of the help of each command."""
+    folder, commands = tmp_path_factory.mktemp("helps"), [(), *every_command(cli.COMMANDS)]
+    words = [sys.executable, "-c", HELP, json.dumps(commands)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run(words, cwd=folder, env=environment, check=True, timeout=300)
+    return {
+        command: (*json.loads((folder / f"{number}.json").read_text()), (folder / f"{number}.txt").read_text())
+        for number, command in enumerate(commands)
+    }
+
+
 @pytest.mark.parametrize("command", [(), *every_command(cli.COMMANDS)], ids=lambda c: " ".join(c) or "dinomed")
-def test_help_needs_no_heavy_import_and_no_long_time(command: tuple[str, ...]) -> None:
-    # In a process of its own, which measures itself: a second process costs as much as the help.
-    script = (
-        "import sys, time; began = time.process_time()\n"
-        "from dinomed.apps import cli\n"
-        f"try: cli.main({[*command, '--help']!r})\n"
-        "except SystemExit as end: code = end.code\n"
-        f"print(code, time.process_time() - began, *[m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-    code, seconds, *imported = done.stderr.split()
-    assert code == "0", done.stderr
-    assert imported == []
-    assert RESEARCH_USE in " ".join(done.stdout.split()) or command != ()
-    listed = done.stdout.partition("\nOptions:\n")[2]  # a line of the words above may begin with an option, too
+def test_help_needs_no_heavy_import_and_no_long_time(
+    command: tuple[str, ...], helps: dict[tuple[str, ...], Any]
+) -> None:
+    code, seconds, imported, text = helps[command]
+    assert code == 0
+    assert not set(HEAVY).intersection(imported)
+    assert RESEARCH_USE in " ".join(text.split()) or command != ()
+    listed = text.partition("\nOptions:\n")[2]  # a line of the words above may begin with an option, too
     columns = re.findall(r"^ {2,6}(?:-\w, *)?(--[\w-]+(?: / --[\w-]+)?)", listed, re.MULTILINE)
     options = {name for column in columns for name in column.split(" / ")}
     assert options == own_options(command)
-    assert float(seconds) < 2.0  # of the processor; about 0.15 s, and a heavy import takes longer than this
-    assert "Usage: dinomed" in done.stdout
+    assert seconds < 2.0  # of the processor; about 0.15 s, and a heavy import takes longer than this
+    assert "Usage: dinomed" in text
 
 
 def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,32 +20,28 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_lesions(tmp_path_factory.mktemp("lesions") / "skin", count=30)
 
 
-def dinomed(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "dinomed.apps.cli", *map(str, arguments)],
-        capture_output=True, text=True, encoding="utf-8", cwd=cwd, env=os.environ | environment, timeout=300,
-    )  # fmt: skip
+Run = Callable[..., tuple[int, str, str]]
 
 
-def test_table_manifest_and_list_of_unreadable_files(lesions: Path, tmp_path: Path) -> None:
+def test_table_manifest_and_list_of_unreadable_files(lesions: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "runs" / "skin.parquet"
-    done = dinomed("scan", lesions, "--labels", "labels.csv", "--group", "lesion_id", "-o", out)
-    assert done.returncode == 0, done.stderr
-    assert "class irregular" in done.stdout
-    assert str(tmp_path / "runs" / "skin.unreadable.csv") in done.stderr
+    code, text, messages = run("scan", lesions, "--labels", "labels.csv", "--group", "lesion_id", "-o", out)
+    assert code == 0, messages
+    assert "class irregular" in text
+    assert str(tmp_path / "runs" / "skin.unreadable.csv") in messages
     assert len(read_manifest(out)) == 30
     with open(tmp_path / "runs" / "skin.unreadable.csv", newline="") as file:
         assert [row["path"] for row in csv.DictReader(file)] == [f"images/broken_{i}.jpg" for i in range(3)]
     assert sorted(path.name for path in out.parent.iterdir()) == ["skin.parquet", "skin.unreadable.csv"]
 
 
-def test_json_is_the_only_thing_on_stdout(lesions: Path, tmp_path: Path) -> None:
-    done = dinomed("scan", lesions, "--labels", "labels.csv", "-o", tmp_path / "m.csv", "--json", "--quiet")
-    report = json.loads(done.stdout)
+def test_json_is_the_only_thing_on_stdout(lesions: Path, tmp_path: Path, run: Run) -> None:
+    _, text, messages = run("scan", lesions, "--labels", "labels.csv", "-o", tmp_path / "m.csv", "--json", "--quiet")
+    report = json.loads(text)
     assert (report["images"], report["unreadable"], report["masks"]["masks"]) == (30, 3, 30)
     assert sum(report["classes"].values()) == sum(part["images"] for part in report["splits"].values()) == 30
     assert RESEARCH_USE in report["notes"]
-    assert all(line.startswith("warning: ") for line in done.stderr.splitlines())
+    assert all(line.startswith("warning: ") for line in messages.splitlines())
 
 
 def test_same_bytes_under_any_locale_and_time_zone(lesions: Path, tmp_path: Path) -> None:
@@ -52,26 +49,26 @@ def test_same_bytes_under_any_locale_and_time_zone(lesions: Path, tmp_path: Path
         {"LC_ALL": "C", "TZ": "UTC"},
         {"LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Tokyo", "PYTHONUTF8": "0", "HOME": ""},
     ]
+    command = [sys.executable, "-m", "dinomed.apps.cli", "scan", str(lesions), "--labels", "labels.csv"]
     for name, place in zip("ab", places, strict=True):
-        assert (
-            dinomed("scan", lesions, "--labels", "labels.csv", "-o", tmp_path / name / "m.csv", **place).returncode == 0
-        )
+        out = str(tmp_path / name / "m.csv")
+        subprocess.run([*command, "-o", out], env=os.environ | place, check=True, capture_output=True, timeout=300)
     for file in ("m.csv", "m.unreadable.csv"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_only_manifests_are_overwritten(lesions: Path, tmp_path: Path) -> None:
+def test_only_manifests_are_overwritten(lesions: Path, tmp_path: Path, run: Run) -> None:
     precious = tmp_path / "labels.csv"
     precious.write_text("image,label\na,b\n")
-    done = dinomed("scan", lesions, "-o", precious, "--overwrite")
-    assert (done.returncode, precious.read_text()) == (2, "image,label\na,b\n")
-    assert "is not overwritten" in done.stderr
+    code, _, messages = run("scan", lesions, "-o", precious, "--overwrite")
+    assert (code, precious.read_text()) == (2, "image,label\na,b\n")
+    assert "is not overwritten" in messages
     out = tmp_path / "m.parquet"
-    assert dinomed("scan", lesions, "-o", out).returncode == 0
+    assert run("scan", lesions, "-o", out)[0] == 0
     before = out.read_bytes()
-    assert dinomed("scan", lesions, "-o", out).returncode == 2
+    assert run("scan", lesions, "-o", out)[0] == 2
     assert out.read_bytes() == before
-    assert dinomed("scan", lesions, "-o", out, "--labels", "labels.csv", "--overwrite").returncode == 0
+    assert run("scan", lesions, "-o", out, "--labels", "labels.csv", "--overwrite")[0] == 0
     assert out.read_bytes() != before
 
 
@@ -92,48 +89,50 @@ def test_only_manifests_are_overwritten(lesions: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_bad_requests_get_one_line(lesions: Path, tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
-    done = dinomed("scan", *(argument.format(tmp=tmp_path, data=lesions) for argument in arguments))
-    assert done.returncode == code
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) <= 2
-    assert done.stdout == ""
+def test_bad_requests_get_one_line(
+    lesions: Path, tmp_path: Path, arguments: list[str], code: int, said: str, run: Run
+) -> None:
+    returned, text, messages = run("scan", *(argument.format(tmp=tmp_path, data=lesions) for argument in arguments))
+    assert returned == code
+    assert said in messages
+    assert len(messages.splitlines()) <= 2
+    assert text == ""
     assert not list(tmp_path.glob("m.*"))
 
 
-def test_a_folder_that_is_mostly_unreadable_gives_no_manifest(tmp_path: Path) -> None:
+def test_a_folder_that_is_mostly_unreadable_gives_no_manifest(tmp_path: Path, run: Run) -> None:
     mostly = write_lesions(tmp_path / "mostly", count=3, size=(40, 40), broken=4)
     out = tmp_path / "m.parquet"
-    done = dinomed("scan", mostly, "-o", out)
-    assert done.returncode == 1
-    assert "error: 4 of 7 files of" in done.stderr
-    assert "--allow-unreadable" in done.stderr
+    code, _, messages = run("scan", mostly, "-o", out)
+    assert code == 1
+    assert "error: 4 of 7 files of" in messages
+    assert "--allow-unreadable" in messages
     assert not list(tmp_path.glob("m.*"))
-    done = dinomed("scan", mostly, "-o", out, "--allow-unreadable")
-    assert (done.returncode, len(read_manifest(out))) == (0, 3)
-    assert "MORE THAN HALF" in done.stderr
+    code, _, messages = run("scan", mostly, "-o", out, "--allow-unreadable")
+    assert (code, len(read_manifest(out))) == (0, 3)
+    assert "MORE THAN HALF" in messages
 
 
-def test_names_and_numbers_of_patients_are_not_written_by_default(tmp_path: Path) -> None:
+def test_names_and_numbers_of_patients_are_not_written_by_default(tmp_path: Path, run: Run) -> None:
     clean = write_lesions(tmp_path / "clean", count=6, size=(40, 40), broken=0)
     lines = (clean / "labels.csv").read_text().splitlines()
     lines = [f"{line},{'PatientName,MRN' if i == 0 else f'Planted{i},Planted{i % 2}'}" for i, line in enumerate(lines)]
     (clean / "labels.csv").write_text("\n".join(lines))
     wanted = ["scan", clean, "--labels", "labels.csv", "--group", "MRN", "--split", "none"]
-    done = dinomed(*wanted, "-o", tmp_path / "out" / "m.csv")
-    assert done.returncode == 0, done.stderr
-    assert "Planted" not in done.stdout + done.stderr
+    code, text, messages = run(*wanted, "-o", tmp_path / "out" / "m.csv")
+    assert code == 0, messages
+    assert "Planted" not in text + messages
     assert not any(b"Planted" in path.read_bytes() for path in (tmp_path / "out").iterdir())
-    assert "PatientName; keep one with --keep COLUMN" in done.stderr
+    assert "PatientName; keep one with --keep COLUMN" in messages
     kept = ("--keep-ids", "--keep", "PatientName")
-    assert dinomed(*wanted, "-o", tmp_path / "kept.csv", *kept).returncode == 0
+    assert run(*wanted, "-o", tmp_path / "kept.csv", *kept)[0] == 0
     assert "Planted3" in (tmp_path / "kept.csv").read_text()
 
 
-def test_the_stale_list_of_an_earlier_scan_goes(lesions: Path, tmp_path: Path) -> None:
+def test_the_stale_list_of_an_earlier_scan_goes(lesions: Path, tmp_path: Path, run: Run) -> None:
     clean = write_lesions(tmp_path / "clean", count=3, size=(40, 40), broken=0)
     out = tmp_path / "m.parquet"
-    assert dinomed("scan", lesions, "-o", out).returncode == 0
+    assert run("scan", lesions, "-o", out)[0] == 0
     assert (tmp_path / "m.unreadable.csv").exists()
-    assert dinomed("scan", clean, "-o", out, "--overwrite").returncode == 0
+    assert run("scan", clean, "-o", out, "--overwrite")[0] == 0
     assert not (tmp_path / "m.unreadable.csv").exists()
