@@ -16,7 +16,11 @@ from dinomed.html.words import format_value
 from dinomed.notice import RESEARCH_USE
 
 CARD_FILE = "card.md"
-_ASPECT = {"square": "resized to a square", "pad": "resized by its longer side and padded to a square"}
+_ASPECT = {
+    "square": "resized to a square",
+    "pad": "resized by its longer side and padded to a square",
+    "keep": "resized to a rectangle with this shorter side",
+}
 _UNKNOWN = "unknown: it depends on the data and weights of the pretraining"
 
 

@@ -70,7 +70,9 @@ ImageSize = Annotated[
 ]
 Aspect = Annotated[
     str | None,
-    Option("--aspect", help="square: resize images to the square; pad: keep their proportions and pad [square]."),
+    Option(
+        "--aspect", help="square: resize to squares; pad: keep proportions, pad to squares; keep: rectangles [square]."
+    ),
 ]
 Cache = Annotated[Path | None, Option("--cache", help="Folder of cached features [NAME.features beside the manifest].")]
 Fps = Annotated[float, Option("--fps", help="Frames a second; 0 for every frame.", min=0)]

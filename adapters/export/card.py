@@ -4,6 +4,7 @@ from typing import Any
 
 from dinomed.adapters.export.source import ExportSource
 from dinomed.adapters.task import find_task
+from dinomed.backbones.preprocessing import MAX_RATIO
 from dinomed.backbones.variants import VARIANTS, Release
 from dinomed.notice import RESEARCH_USE
 
@@ -77,6 +78,9 @@ def card(source: ExportSource, kind: str, parity: dict[str, Any]) -> str:
         + (
             f"the whole image resized to {side} x {side} px {how}"
             if reading.aspect == "square"
+            else f"the whole image resized so that its shorter side has {side} px {how}, but its longer side at most "
+            f"{MAX_RATIO * side} px, both rounded to multiples of {config.patch_size} px"
+            if reading.aspect == "keep"
             else f"the whole image resized so that its longer side has {side} px {how}, in the centre of a square of "
             f"{side} x {side} px of the mean colour; output maps are of this square"
         ),

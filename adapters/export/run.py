@@ -77,8 +77,14 @@ def export(
         )
     if kind in SQUARE_FORMATS and source.preprocessing.aspect != "square":
         raise UsageError(
-            f"`format={kind}`: its files describe images that are resized to the square, but this backbone pads them "
+            f"`format={kind}`: its files describe images that are resized to the square, but this backbone "
+            f"{'pads them' if source.preprocessing.aspect == 'pad' else 'keeps their proportions'} "
             f"(aspect {source.preprocessing.aspect}); use onnx or safetensors"
+        )
+    if kind == "onnx" and source.preprocessing.aspect == "keep" and not dynamic_size:
+        raise UsageError(
+            "`format=onnx` of one image size takes squares only, but this backbone takes rectangles (aspect keep); add "
+            "`dynamic_size`"
         )
     if dynamic_size and kind != "onnx":
         raise UsageError("`dynamic_size` is for `format=onnx`")

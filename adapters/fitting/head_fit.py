@@ -23,6 +23,7 @@ from dinomed.adapters.fitting.tune import check_tune
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
+from dinomed.errors import UsageError
 from dinomed.features.extract import resolve_blocks
 from dinomed.io.files import to_json
 from dinomed.log import logger
@@ -129,7 +130,9 @@ class HeadFit(ABC):
         config = self.config
         check_loggers(config.fit.loggers, "fit.loggers")
         check_precision(config.fit, backbone.device)
-        at_image_size(backbone, self.image_size(backbone))
+        sized = at_image_size(backbone, self.image_size(backbone), config.aspect)
+        if sized.preprocessing.aspect == "keep":
+            check_rectangles(config)
         head = adapter_class(config.task, config.head.name).resolve_config(config.head, backbone)
         check_tune(config.tune, backbone, max(resolve_blocks(head.blocks, backbone.depth)))
 
@@ -192,6 +195,24 @@ class HeadFit(ABC):
     def stretch(self, maps: Tensor) -> Tensor:
         """Resize maps (B, planes, rows, columns) to the image size of the fit."""
         return interpolate(maps, (self.backbone.preprocessing.image_size,) * 2, mode="bilinear")
+
+
+def check_rectangles(config: TrainConfig) -> None:
+    """Check that a head can be fitted on images whose patch grids have different shapes (`aspect` keep).
+
+    Raises:
+        UsageError: the head reads patch tokens, or images pass through the backbone in every epoch.
+    """
+    kind = adapter_class(config.task, config.head.name)
+    if kind.uses_patches:
+        raise UsageError(
+            f"head {config.head.name} reads patch tokens, whose grids have different shapes with `aspect=keep`; use "
+            "`aspect=pad`, or a classifier on class and mean tokens (linear, logistic, knn)"
+        )
+    if config.live:
+        raise UsageError(
+            "`aspect=keep` needs features that are computed once; set `augment=none` and `tune=none`, or `aspect=pad`"
+        )
 
 
 def split_rows(count: int, size: int) -> list[list[int]]:

@@ -89,7 +89,7 @@ class ImageBatches:
             if self.windows is not None and pass_index is not None:
                 pixels, window_targets = self.windows.draw(pixels, self.seed, pass_index, row)
                 targets = torch.from_numpy(window_targets)
-            image = self.preprocessing.to_square(pixels)
+            image = self.preprocessing.to_input(pixels)
         except UnreadableImage as error:
             raise DinomedError(f"{error}; it could be read when the manifest was made: scan the folder again") from None
         if self.augment is not None and pass_index is not None:

@@ -66,14 +66,14 @@ class UnchangedPixels(Preprocessing):
         return torch.from_numpy(np.array(match_channels(image, self.channels))).permute(2, 0, 1)
 
 
-def resize_to_square(backbone: FrozenBackbone, image: Tensor, scale: float) -> Tensor:
-    """Resize an image of `UnchangedPixels` to the backbone's square times `scale`, in whole patches, and normalise it.
+def resize_to_input(backbone: FrozenBackbone, image: Tensor, scale: float) -> Tensor:
+    """Resize an image of `UnchangedPixels` as for the backbone times `scale`, in whole patches, and normalise it.
 
     Returns:
-        (1, channels, side, side).
+        (1, channels, height, width).
     """
-    square = backbone.preprocessing.model_copy(update={"image_size": scaled_size(backbone, scale)})
-    return square(image.permute(1, 2, 0).numpy())[None]
+    scaled = backbone.preprocessing.model_copy(update={"image_size": scaled_size(backbone, scale)})
+    return scaled(image.permute(1, 2, 0).numpy())[None]
 
 
 class DensePredictor(Predictor):
@@ -140,7 +140,7 @@ class DensePredictor(Predictor):
         preprocessing = self.backbone.preprocessing
         if side is not None:
             preprocessing = preprocessing.model_copy(update={"image_size": side})
-        return self.activate(preprocessing.from_square(logits.float(), size))[0].cpu().numpy()
+        return self.activate(preprocessing.from_input(logits.float(), size))[0].cpu().numpy()
 
     def outputs(self, adapter: nn.Module, features: Features, size: Size) -> Tensor:
         return self.activate(interpolate(adapter(features).float(), size=size, mode="bilinear"))
@@ -154,7 +154,7 @@ class DensePredictor(Predictor):
     def _whole_square(self, pixels: Tensor) -> Tensor:
         if not self.views.native:
             return pixels
-        return torch.cat([resize_to_square(self.backbone, image, 1.0) for image in pixels])
+        return torch.cat([resize_to_input(self.backbone, image, 1.0) for image in pixels])
 
     @property
     def _several(self) -> bool:
@@ -168,7 +168,7 @@ class DensePredictor(Predictor):
         """Return the maps of all sizes and mirror images, fused by the head (`Adapter.fuse`)."""
         maps: list[np.ndarray] = []
         for scale in self.views.scales:
-            pixels = resize_to_square(self.backbone, image, scale) if self.views.native else image[None]
+            pixels = resize_to_input(self.backbone, image, scale) if self.views.native else image[None]
             for mirrored in (False, True) if self.views.flips else (False,):
                 parts = self._probe_logits(pixels.flip(-1) if mirrored else pixels)
                 maps += [
@@ -212,7 +212,7 @@ class DensePredictor(Predictor):
 
     def _window_logits(self, part: Tensor) -> Tensor:
         """Return the logits of a window, (C, window, window), averaged over the mirror image if set."""
-        pixels = resize_to_square(self.backbone, part, 1.0)
+        pixels = resize_to_input(self.backbone, part, 1.0)
         logits = self.logits(pixels)
         if self.views.flips:
             logits = (logits + self.logits(pixels.flip(-1)).flip(-1)) / 2

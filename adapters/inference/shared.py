@@ -18,7 +18,7 @@ from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Aspect
 from dinomed.backbones.variants import VARIANTS
 from dinomed.features.compute import Features, check_features
-from dinomed.io.prefetch import batched
+from dinomed.features.loading import preprocess_arrays
 
 
 class FeatureConsumer(Protocol):
@@ -128,9 +128,8 @@ def predict_many(consumers: Sequence[FeatureConsumer], images: Sequence[np.ndarr
             sharing[consumer.backbone.fingerprint].append(place)
     for places in sharing.values():
         backbone = consumers[places[0]].backbone
-        for batch in batched(images, Predictor.batch_size):
-            pixels = backbone.preprocessing.stack(batch)
+        for pixels, sizes in preprocess_arrays(images, backbone.preprocessing, Predictor.batch_size):
             shared = shared_features(backbone, pixels, [consumers[place].feature_spec for place in places])
             for place, features in zip(places, shared, strict=True):
-                outputs[place] += consumers[place].outputs_of_features(features, [image.shape[:2] for image in batch])
+                outputs[place] += consumers[place].outputs_of_features(features, sizes)
     return outputs

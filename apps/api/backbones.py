@@ -58,7 +58,8 @@ def load_backbone(
         weights: with a name, a file with its weights: official .pth, timm, transformers or safetensors.
         device: auto, cpu, cuda, cuda:N or mps.
         image_size: side of the square to which images are resized, px; a multiple of the patch size.
-        aspect: square (resize images to the square), pad (keep their proportions and pad), or None for the backbone's.
+        aspect: square (resize images to the square), pad (keep their proportions and pad to the square), keep (resize
+            to rectangles whose shorter side is `image_size`), or None for the backbone's.
         mean: mean of each channel in 0 to 1, for weights whose files name none; without it ImageNet's is assumed, and a
             warning says so.
         std: standard deviation of each channel.
@@ -169,7 +170,7 @@ def extract_features(
         tokens: feature of the table: cls, mean (of the patch tokens) or cls+mean.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which images are resized, px.
-        aspect: square or pad; see `load_backbone`.
+        aspect: square, pad or keep; see `load_backbone`.
         mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
         std: standard deviation of each channel, likewise.
         cache: folder of cached features; None for NAME.features beside the manifest or folder.
@@ -269,7 +270,7 @@ def probe(
         out: folder for few_shot.json and report.html; with `shots` or ``task="segment"`` only.
         overwrite: replace an earlier result in `out`.
         image_size: side of the square to which images are resized, px.
-        aspect: square or pad; see `load_backbone`.
+        aspect: square, pad or keep; see `load_backbone`.
         mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
         std: standard deviation of each channel, likewise.
         cache: folder of cached features; None for NAME.features beside the manifest.

@@ -66,7 +66,7 @@ def build_index(
         where: conditions on columns, such as ``"split=train"``; only images that meet all are indexed.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which images are resized, px.
-        aspect: square or pad; see `load_backbone`.
+        aspect: square, pad or keep; see `load_backbone`.
         mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
         std: standard deviation of each channel, likewise.
         cache: folder of cached features; None for NAME.features beside the manifest or folder.

@@ -97,7 +97,7 @@ class Preparation:
         """Return logits (height, width) of logits of all patches (patches,)."""
         maps = torch.from_numpy(logits.reshape(self.grid(size)))[None, None].float()
         preprocessing = self.backbone.preprocessing.squashed if self.setting == "keep" else self.backbone.preprocessing
-        return preprocessing.from_square(maps, size)[0, 0].numpy()
+        return preprocessing.from_input(maps, size)[0, 0].numpy()
 
 
 def groups_of(manifest: Manifest) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dinomed.backbones.config import MAX_IMAGE_SIZE
-from dinomed.backbones.preprocessing import ADDED_SETTINGS, Preprocessing
+from dinomed.backbones.preprocessing import ADDED_SETTINGS, MAX_RATIO, Preprocessing
 from dinomed.backbones.vit import TokenModel, Tokens, VisionTransformer
 from dinomed.errors import UsageError
 
@@ -38,6 +38,11 @@ class FrozenBackbone(nn.Module):
                 f"{name}: a {model.family} model takes images of {model.fixed_size} px only, "
                 f"not of {preprocessing.image_size} px"
             )
+        if preprocessing.aspect == "keep":
+            check_rectangles(model, preprocessing.image_size, name)
+            preprocessing = preprocessing.model_copy(update={"patch_size": model.patch_size})
+        elif preprocessing.patch_size is not None:
+            preprocessing = preprocessing.model_copy(update={"patch_size": None})
         self.model = model.eval().requires_grad_(False)
         self.preprocessing, self.name, self.source = preprocessing, name, source
         self.metadata, self.stated_statistics = dict(metadata or {}), stated_statistics
@@ -96,6 +101,28 @@ def check_image_size(image_size: int, patch_size: int) -> None:
     if image_size != below or not below:
         near = " or ".join(str(size) for size in (below, below + patch_size) if size)
         raise UsageError(f"image size {image_size} is not a multiple of the patch size {patch_size}; nearest: {near}")
+
+
+def check_rectangles(model: TokenModel, image_size: int, name: str) -> None:
+    """Check that a model can take the rectangles of `aspect` keep.
+
+    Args:
+        image_size: shorter side of the rectangles, px.
+        name: of the backbone, for the message.
+
+    Raises:
+        UsageError: it takes squares of one size only, or the longest side is over the limit.
+    """
+    if model.fixed_size is not None:
+        raise UsageError(
+            f"{name}: a {model.family} model takes squares of {model.fixed_size} px only, no rectangles (aspect keep); "
+            "use `aspect=pad` or `aspect=square`"
+        )
+    if MAX_RATIO * image_size > MAX_IMAGE_SIZE:
+        raise UsageError(
+            f"image size {image_size} with aspect keep: longer sides of up to {MAX_RATIO * image_size} px are over the "
+            f"limit of {MAX_IMAGE_SIZE} px; use an image size of at most {MAX_IMAGE_SIZE // MAX_RATIO} px"
+        )
 
 
 def fingerprint(model: TokenModel, preprocessing: Preprocessing) -> str:

@@ -99,22 +99,23 @@ def load_backbone(
             - a file of weights (.safetensors, .pth) of a ViT, whose architecture is inferred from the tensors.
         weights: file with the weights of the named variant: official `.pth`, timm, transformers, or safetensors.
         device: cpu, cuda, cuda:N, mps or auto.
-        image_size: side of the square that images are resized to, px, instead of the backbone's own.
+        image_size: side of the square that images are resized to (with `aspect` keep the shorter side of the
+            rectangle), px, instead of the backbone's own.
         mean: mean of each channel in 0 to 1, for weights whose files name none.
         std: standard deviation of each channel.
-        aspect: square (images are resized to the square) or pad (they keep their proportions and are padded), instead
-            of the backbone's own.
+        aspect: square (images are resized to the square), pad (they keep their proportions and are padded) or keep
+            (they are resized to rectangles), instead of the backbone's own.
 
     Raises:
         UsageError: there is no such name or path, the weights have another architecture, the image size is not a
-            multiple of the patch size, or `mean` and `std` do not fit.
+            multiple of the patch size, `mean` and `std` do not fit, or the backbone takes no rectangles.
         DinomedError: a file cannot be downloaded, is damaged, or would run code when it is read.
     """
     if (mean is None) != (std is None):
         raise UsageError("give both `mean` and `std`, or neither")
     statistics = None if mean is None or std is None else (tuple(mean), tuple(std))
     if aspect not in (None, *get_args(Aspect)):
-        raise UsageError(f"`aspect={aspect}`: give {' or '.join(get_args(Aspect))}")
+        raise UsageError(f"`aspect={aspect}`: give one of {', '.join(get_args(Aspect))}")
     square = {name: value for name, value in (("image_size", image_size), ("aspect", aspect)) if value is not None}
     if str(name_or_path) in VARIANTS:
         backbone = _load_variant(str(name_or_path), weights, square, statistics)

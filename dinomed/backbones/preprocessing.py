@@ -1,4 +1,4 @@
-"""Preprocessing of images for a backbone: channels, range, square, normalisation; and maps back to the image."""
+"""Preprocessing of images for a backbone: channels, range, size, normalisation; and maps back to the image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ADDED_SETTINGS = ("intensity", "interpolation", "aspect")
+ADDED_SETTINGS = ("intensity", "interpolation", "aspect", "patch_size")
 """Fields of `Preprocessing` that do not count for a fingerprint while they have their defaults."""
 
-Aspect = Literal["square", "pad"]
+Aspect = Literal["square", "pad", "keep"]
+MAX_RATIO = 2
+"""Longest side of a rectangle (`aspect` keep), in image sizes."""
 Size = Sequence[int]
 """Height and width, px."""
 
 
 class ContentBox(NamedTuple):
-    """The part of a square that holds the image, px."""
+    """The part of an input of the backbone that holds the image, px."""
 
     top: int
     left: int
@@ -37,7 +39,7 @@ class ContentBox(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Its rows and columns in the square."""
+        """Its rows and columns in the input."""
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
@@ -63,26 +65,48 @@ def pad_to_square(content: np.ndarray, box: ContentBox, side: int, outside: floa
     return np.pad(content, around, constant_values=outside)
 
 
-class Preprocessing(Config):
-    """Preprocessing that brings the whole image into a square, so that nothing at the border is lost.
+def rectangle_size(size: Size, side: int, patch_size: int) -> tuple[int, int]:
+    """Return the height and width, px, in whole patches, of a resized image that keeps its proportions.
 
-    With `aspect` ``square`` the image is resized to the square, which changes its proportions. With ``pad`` it keeps
+    Its shorter side has `side` px. Where its longer side would have more than `MAX_RATIO` times as many, the longer
+    side has so many, and the shorter one fewer than `side`. Each side has at least one patch.
+
+    >>> rectangle_size((300, 400), 224, 14)
+    (224, 294)
+    >>> rectangle_size((100, 1000), 224, 14)
+    (42, 448)
+    """
+    scale = min(side / min(size), MAX_RATIO * side / max(size))
+    height, width = (max(1, round(length * scale / patch_size)) * patch_size for length in size)
+    return height, width
+
+
+class Preprocessing(Config):
+    """Preprocessing that uses the whole image, so that nothing at the border is lost.
+
+    With `aspect` ``square`` the image is resized to a square, which changes its proportions. With ``pad`` it keeps
     them: its longer side is resized to the side of the square, and the rest has the mean colour. The backbone computes
-    patches of the padding like all others, and they count in means of patch tokens.
+    patches of the padding like all others, and they count in means of patch tokens. With ``keep`` the image becomes a
+    rectangle of whole patches (`rectangle_size`), so that inputs have different shapes; a batch has images of one.
 
     8-bit images are resized as such, antialiased, by torchvision. This is four times as fast as Pillow and
     differs from it by one grey level at most (two where it enlarges). Images of 16 bits are resized as floating-point
     numbers and clipped to their range.
     """
 
-    image_size: int = Field(224, ge=1, description="side of the square, px")
+    image_size: int = Field(224, ge=1, description="side of the square, or shorter side of a rectangle, px")
     mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="of each channel, in 0 to 1")
     std: tuple[float, ...] = Field(IMAGENET_STD, description="of each channel, in 0 to 1")
     channels: int = Field(3, ge=1)
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="how images are resized, antialiased")
     intensity: IntensityConfig = Field(IntensityConfig(), description="how images are read: depth, window")
     aspect: Aspect = Field(
-        "square", description="square: resize images to the square; pad: keep their proportions, pad with the mean"
+        "square",
+        description="square: resize images to the square; pad: keep their proportions, pad with the mean; keep: resize "
+        "to rectangles, with the shorter side of image_size",
+    )
+    patch_size: int | None = Field(
+        None, ge=1, description="of the backbone, px, where aspect is keep: it divides the sides of rectangles"
     )
 
     @model_validator(mode="after")
@@ -114,29 +138,42 @@ class Preprocessing(Config):
         return read_image_isolated(path, channels=self.channels, intensity=self.intensity)
 
     def __call__(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> "Tensor":
-        """Preprocess an image: bring it into the square and normalise it.
+        """Preprocess an image: resize it for the backbone and normalise it.
 
         Args:
             image: (height, width, channels), uint8, or float32 in 0 to 1.
 
         Returns:
-            float32 (channels, image_size, image_size).
+            float32 (channels, height, width), with the size of `input_size`.
         """
-        return self.normalise(self.to_square(image))
+        return self.normalise(self.to_input(image))
 
     def stack(self, images: Sequence[np.ndarray]) -> "Tensor":
-        """Preprocess images of any sizes into one batch (B, channels, image_size, image_size)."""
+        """Preprocess images of any sizes into one batch (B, channels, image_size, image_size).
+
+        With `aspect` ``keep`` they become squares too, since a batch has one shape.
+        """
         import torch
 
-        return torch.stack([self(image) for image in images])
+        preprocess = self.squashed if self.aspect == "keep" else self
+        return torch.stack([preprocess(image) for image in images])
+
+    def input_size(self, size: Size) -> tuple[int, int]:
+        """Return the height and width, px, of the input of the backbone for an image of this height and width."""
+        if self.aspect != "keep":
+            return self.image_size, self.image_size
+        assert self.patch_size is not None, "FrozenBackbone sets the patch size"
+        return rectangle_size(size, self.image_size, self.patch_size)
 
     def box(self, size: Size) -> ContentBox:
-        """Return the part of the square that holds an image of this height and width; see `content_box`."""
+        """Return the part of the input that holds an image of this height and width; see `content_box`."""
+        if self.aspect == "keep":
+            return ContentBox(0, 0, *self.input_size(size))
         return content_box(size, self.image_size, self.aspect)
 
-    def to_square(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> "Tensor":
-        """Bring an image into the square, (height, width, channels) -> (channels, image_size, image_size), in its type
-        and range."""
+    def to_input(self, image: NDArray[np.uint8] | NDArray[np.float32]) -> "Tensor":
+        """Resize an image, (height, width, channels) -> (channels, height, width) of `input_size`, in its type and
+        range."""
         # Imported here: the settings of pretraining are read without torch.
         import torch
         from torchvision.transforms.v2 import InterpolationMode
@@ -147,7 +184,7 @@ class Preprocessing(Config):
         size = [box.height, box.width]
         small = resize(pixels, size, interpolation=InterpolationMode(self.interpolation), antialias=True)
         small = small.clamp(0, 1) if small.is_floating_point() else small  # bicubic interpolation overshoots
-        if size == [side, side]:
+        if tuple(size) == self.input_size(image.shape[:2]):
             return small
         colour = torch.tensor(self.mean).clamp(0, 1)  # about 0 after the normalisation
         colour = colour if small.is_floating_point() else (colour * 255).round()
@@ -160,11 +197,11 @@ class Preprocessing(Config):
         """The same preprocessing with `aspect` ``square``, for pictures of patches, which divide the image evenly."""
         return self.model_copy(update={"aspect": "square"})
 
-    def from_square(self, maps: "Tensor", size: Size) -> "Tensor":
-        """Resize maps of the square to an image: the part that holds the image, interpolated bilinearly.
+    def from_input(self, maps: "Tensor", size: Size) -> "Tensor":
+        """Resize maps of the input to an image: the part that holds the image, interpolated bilinearly.
 
         Args:
-            maps: (B, C, rows, columns) of any resolution, which cover the square.
+            maps: (B, C, rows, columns) of any resolution, which cover the input.
             size: height and width of the image, px.
 
         Returns:
@@ -175,7 +212,7 @@ class Preprocessing(Config):
 
         side, box = self.image_size, self.box(size)
         height, width = size
-        if (box.height, box.width) == (side, side):
+        if (box.height, box.width) == self.input_size(size):
             return interpolate(maps, (height, width), mode="bilinear")
 
         def places(count: int, start: int, length: int) -> "Tensor":

@@ -54,7 +54,8 @@ class TokenModel(nn.Module):
         depth: number of blocks.
         patch_size: side of a patch, px.
         in_channels: channels of an image.
-        fixed_size: the only image size that it takes, px; None if it takes every multiple of the patch size.
+        fixed_size: side of the only square that it takes, px; None if it takes every multiple of the patch size, and
+            rectangles.
     """
 
     family: str

@@ -19,7 +19,7 @@ from dinomed.errors import DinomedError, UsageError
 from dinomed.features.cache import DTYPES, FeatureCache, FeatureKey, Kind, is_valid_shard, write_shard
 from dinomed.features.compute import compute_features
 from dinomed.features.finite import CAUSE, NotFiniteError, compute_finite
-from dinomed.features.loading import BATCH_SIZE, LoadedImage, Transform, load_images, stack_pixels
+from dinomed.features.loading import BATCH_SIZE, LoadedImage, Transform, load_images, shape_of, stack_pixels
 from dinomed.io.artifacts import ArtifactFolder, hash_key
 from dinomed.io.output_folder import locked
 from dinomed.io.prefetch import batched
@@ -66,12 +66,18 @@ def extract(
             list them in `FeatureCache.failed`; the next call tries them again. By default they are an error.
 
     Raises:
-        UsageError: the manifest has no images, or the backbone has no such block.
+        UsageError: the manifest has no images, the backbone has no such block, or patch tokens are asked of rectangles
+            (`aspect` keep), whose grids differ.
         DinomedError: an image cannot be used, the backbone gives no finite features for any of the first images, or
             the disk is full.
     """
     if not len(manifest):
         raise UsageError("no images to compute features of")
+    if patches and backbone.preprocessing.aspect == "keep":
+        raise UsageError(
+            "with `aspect=keep` the patches of images have grids of different shapes, which are not stored; use "
+            "`aspect=pad`, or features without patch tokens"
+        )
     key = FeatureKey(
         backbone=backbone.fingerprint,
         images=hash_key([manifest.fingerprint, transform_key]) if transform else manifest.fingerprint,
@@ -132,7 +138,7 @@ def _compute_shard(
     parts: dict[Kind, list[np.ndarray]] = {kind: [] for kind in key.kinds}
     unreadable, not_finite = dict[int, str](), dict[int, str]()
     start = 0
-    for batch in batched(images, batch_size):
+    for batch in batched(images, batch_size, shape_of):
         places = [place for place, image in enumerate(batch) if image.error is None or not skip_unreadable]
         unreadable |= {start + place: image.error.reason for place, image in enumerate(batch) if image.error}
         if places:

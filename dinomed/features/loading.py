@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from dinomed.io.prefetch import batched, prefetch
 
 BATCH_SIZE = 16  # larger batches are no faster on a CPU
 Transform = Callable[[int, Tensor], Tensor]
-"""Function from a row and its image, resized but not normalised (channels, side, side), to another such image."""
+"""Function from a row and its image, resized but not normalised (channels, height, width), to another such image."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class LoadedImage:
     Attributes:
         index: row of the image in its manifest.
         size: height and width of the image file, px; (0, 0) if it cannot be read.
-        pixels: (channels, image_size, image_size); None if the image cannot be read.
+        pixels: (channels, height, width) of `Preprocessing.input_size`; None if the image cannot be read.
         error: reason why it cannot be read.
     """
 
@@ -58,7 +59,7 @@ def load_images(
         size = image.shape[0], image.shape[1]
         if transform is None:
             return LoadedImage(index, size, preprocessing(image))
-        return LoadedImage(index, size, preprocessing.normalise(transform(index, preprocessing.to_square(image))))
+        return LoadedImage(index, size, preprocessing.normalise(transform(index, preprocessing.to_input(image))))
 
     return prefetch(load, range(len(manifest)), workers)
 
@@ -66,34 +67,51 @@ def load_images(
 def load_batches(
     manifest: Manifest, preprocessing: Preprocessing, batch_size: int = BATCH_SIZE
 ) -> Iterator[list[LoadedImage]]:
-    """Load the images of a manifest in batches; images that cannot be read are among them."""
-    return batched(load_images(manifest, preprocessing), batch_size)
+    """Load the images of a manifest in batches of one shape; images that cannot be read are among them.
+
+    Where shapes differ (`aspect` keep) a batch ends when the next image has another one, so the order stays.
+    """
+    return batched(load_images(manifest, preprocessing), batch_size, shape_of)
+
+
+def shape_of(image: LoadedImage) -> tuple[int, ...] | None:
+    """Return the shape of the pixels of a loaded image; None if it cannot be read."""
+    return None if image.pixels is None else tuple(image.pixels.shape)
 
 
 def preprocess_batches(
     images: Iterable[ImageSource], preprocessing: Preprocessing, batch_size: int = BATCH_SIZE
 ) -> Iterator[tuple[Tensor, list[tuple[int, ...]]]]:
-    """Preprocess images from files or from memory in batches.
+    """Preprocess images from files or from memory in batches of one shape; see `load_batches`.
 
     Yields:
-        The pixels of a batch (B, channels, image_size, image_size), and the height and width of each image, px.
+        The pixels of a batch (B, channels, height, width), and the height and width of each image, px.
 
     Raises:
         UnreadableImage: a file is missing or damaged.
         UsageError: an object is not an image.
     """
-    for batch in batched(images, batch_size):
-        arrays = [
-            preprocessing.read_isolated(image)
-            if isinstance(image, str | Path)
-            else as_pixels(image, channels=preprocessing.channels, intensity=preprocessing.intensity)
-            for image in batch
-        ]
-        yield torch.stack([preprocessing(array) for array in arrays]), [array.shape[:2] for array in arrays]
+    arrays = (
+        preprocessing.read_isolated(image)
+        if isinstance(image, str | Path)
+        else as_pixels(image, channels=preprocessing.channels, intensity=preprocessing.intensity)
+        for image in images
+    )
+    yield from preprocess_arrays(arrays, preprocessing, batch_size)
+
+
+def preprocess_arrays(
+    arrays: Iterable[np.ndarray], preprocessing: Preprocessing, batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[Tensor, list[tuple[int, ...]]]]:
+    """Preprocess images (height, width, channels) as `Preprocessing.read` returns them; yields as
+    `preprocess_batches`."""
+    prepared = ((preprocessing(array), array.shape[:2]) for array in arrays)
+    for batch in batched(prepared, batch_size, lambda image: image[0].shape):
+        yield torch.stack([pixels for pixels, _ in batch]), [size for _, size in batch]
 
 
 def stack_pixels(images: Sequence[LoadedImage]) -> Tensor:
-    """Return the pixels of loaded images as one batch (B, channels, image_size, image_size).
+    """Return the pixels of loaded images as one batch (B, channels, height, width).
 
     Raises:
         DinomedError: an image cannot be read. Results that left it out would be wrong without a trace.

@@ -38,8 +38,30 @@ def prefetch(
         pool.shutdown(cancel_futures=True)
 
 
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Split items into lists of `size`; the last one may be shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
+def batched(items: Iterable[T], size: int, key: Callable[[T], object] | None = None) -> Iterator[list[T]]:
+    """Split items into lists of `size`; the last one may be shorter.
+
+    Args:
+        key: a list has items of one key, and is shorter where the key changes; an item of the key None fits any list.
+
+    >>> list(batched("aabAA", 3, str.lower))
+    [['a', 'a'], ['b'], ['A', 'A']]
+    """
+    if key is None:
+        iterator = iter(items)
+        while batch := list(islice(iterator, size)):
+            yield batch
+        return
+    batch, common = [], None
+    for item in items:
+        value = key(item)
+        if batch and None not in (value, common) and value != common:
+            yield batch
+            batch, common = [], None
+        batch.append(item)
+        common = value if common is None else common
+        if len(batch) == size:
+            yield batch
+            batch, common = [], None
+    if batch:
         yield batch

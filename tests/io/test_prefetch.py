@@ -14,3 +14,10 @@ def test_prefetch_keeps_the_order_and_does_not_run_away() -> None:
 def test_batches_keep_the_order_and_the_last_one_is_shorter() -> None:
     assert list(batched(range(5), 2)) == [[0, 1], [2, 3], [4]]
     assert list(batched([], 2)) == []
+
+
+def test_batches_of_one_key_end_where_the_key_changes_and_none_fits_all() -> None:
+    keys = ["a", None, "a", "a", "b", None, None, "a", None]
+    numbers = batched(enumerate(keys), 3, lambda item: item[1])
+    assert [[place for place, _ in batch] for batch in numbers] == [[0, 1, 2], [3], [4, 5, 6], [7, 8]]
+    assert list(batched([None, "b", "a"], 3, lambda key: key)) == [[None, "b"], ["a"]]

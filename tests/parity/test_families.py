@@ -9,11 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
+from dinomed import extract_features
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.vit import Tokens, VisionTransformer
@@ -108,6 +112,26 @@ def test_a_folder_of_timm_gives_the_same_tokens(
                     assert difference(tokens.cls, pooled) < TOLERANCE
 
 
+@pytest.mark.parametrize("family", ["MAE", "DINOv3", "SigLIP 2"])
+def test_images_whose_proportions_are_kept_have_the_features_of_the_library_for_the_same_rectangle(
+    family: str, tmp_path: Path, randomize: Callable[..., None], difference: Callable[..., float]
+) -> None:
+    name, arguments, _ = TIMM[family]
+    theirs = save_timm(name, arguments, tmp_path, randomize)
+    backbone = load_backbone(tmp_path, image_size=arguments["img_size"], aspect="keep")
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3)).astype(np.uint8)
+    unit = torch.from_numpy(image).permute(2, 0, 1)
+    resized = resize(unit, [96, 128], interpolation=InterpolationMode.BILINEAR, antialias=True).float() / 255
+    pixels = (resized - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    with torch.no_grad():
+        expected = timm_tokens(theirs, pixels[None], 2)
+    features = extract_features(backbone, [image])
+    patches = expected[:, theirs.num_prefix_tokens :].mean(dim=1)
+    assert difference(torch.from_numpy(features.mean), patches) < TOLERANCE
+    if theirs.cls_token is not None:
+        assert difference(torch.from_numpy(features.cls), expected[:, 0]) < TOLERANCE
+
+
 def test_a_model_of_one_size_says_so(tmp_path: Path, randomize: Callable[..., None], difference: Any) -> None:
     """timm's BEiT has biases for the distances in one grid; timm resizes them when it loads, not when it computes."""
     from dinomed.errors import UsageError
@@ -124,6 +148,8 @@ def test_a_model_of_one_size_says_so(tmp_path: Path, randomize: Callable[..., No
         assert difference(all_tokens(backbone(images)[0]), timm_tokens(theirs, images, 2)) < TOLERANCE
     with pytest.raises(UsageError, match="takes images of 96 px only, not of 128 px"):
         load_backbone(tmp_path, image_size=128)
+    with pytest.raises(UsageError, match=r"beit.*takes squares of 96 px only, no rectangles.*use `aspect=pad`"):
+        load_backbone(tmp_path, aspect="keep")
 
 
 SMALL = {

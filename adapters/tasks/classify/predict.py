@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dinomed.adapters.adapter import Adapter
-from dinomed.adapters.inference.dense import UnchangedPixels, resize_to_square
+from dinomed.adapters.inference.dense import UnchangedPixels, resize_to_input
 from dinomed.adapters.inference.ensemble.head import EnsembleHead
 from dinomed.adapters.predictor import Predictor, Size
 from dinomed.adapters.record import AdapterRecord
@@ -97,7 +97,7 @@ class ClassifyPredictor(Predictor):
         blocks, scales = self.feature_spec.blocks, self.answer.scales
         parts = []
         for scale in scales:
-            images = torch.cat([resize_to_square(self.backbone, image, scale) for image in pixels])
+            images = torch.cat([resize_to_input(self.backbone, image, scale) for image in pixels])
             patches = self.feature_spec.patches and scale == 1.0  # of a member of an ensemble that reads one size
             parts.append(compute_features(self.backbone, images, blocks, patches))
         whole = next((part.patches for part in parts if part.patches is not None), None)
@@ -106,7 +106,7 @@ class ClassifyPredictor(Predictor):
     def _whole_square(self, pixels: Tensor) -> Tensor:
         if not self._several_sizes:
             return pixels
-        return torch.cat([resize_to_square(self.backbone, image, 1.0) for image in pixels])
+        return torch.cat([resize_to_input(self.backbone, image, 1.0) for image in pixels])
 
     def probabilities(self, image: np.ndarray) -> dict[str, float]:
         """Return the probability of each class for an image, uint8 (H, W, channels).

@@ -68,7 +68,7 @@ class DepthFit(HeadFit):
         errors = []
         for row in range(len(self.splits.val)):
             known = self.source.read(self.splits.val, row)
-            predicted = self.backbone.preprocessing.from_square(self.adapter(self.features.val([row])), known.shape)
+            predicted = self.backbone.preprocessing.from_input(self.adapter(self.features.val([row])), known.shape)
             errors.append(depth_errors(known, predicted[0, 0].cpu().numpy(), *limits_of_metrics(self.low, self.high)))
         views = Views(flips=self.adapter.flips if self.config.flips is None else self.config.flips)
         usage = {"depth": self.source.to_dict() | {"low": self.low, "high": self.high}, "views": vars(views)}

@@ -100,7 +100,7 @@ class SegmenterFit(HeadFit):
                 if predicted is not None:
                     return next(predicted)
                 maps = self.adapter(self.features.val([row]))  # from features that are computed already
-                return self.backbone.preprocessing.from_square(maps.float(), shape)[0].sigmoid().cpu().numpy()
+                return self.backbone.preprocessing.from_input(maps.float(), shape)[0].sigmoid().cpu().numpy()
 
             thresholds, metrics["dice"] = choose_thresholds(self.splits.val, probabilities, self.schema)
             self.usage["thresholds"] = thresholds

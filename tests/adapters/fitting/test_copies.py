@@ -130,7 +130,7 @@ def test_copies_have_the_features_and_the_masks_of_the_augmented_images(
         (batch,) = source.train([BatchIndices(torch.tensor(rows), pass_index)])
         for place, row in enumerate(rows):
             copy = (pass_index + row) % 4
-            image = backbone.preprocessing.to_square(read_image(train.path(row)))
+            image = backbone.preprocessing.to_input(read_image(train.path(row)))
             plane = masks.take([row]).numpy()[0]
             expected = plane
             if copy:

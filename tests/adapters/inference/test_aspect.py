@@ -60,7 +60,7 @@ def test_a_mark_in_the_image_is_at_its_place_in_the_map_to_half_a_patch(
     top, left = round(down * (height - size[0])), round(right * (width - size[1]))
     image[top : top + size[0], left : left + size[1]] = 255
     patches = avg_pool2d(preprocessing(image)[None], PATCH)
-    found = preprocessing.from_square(patches, (height, width))[0, 0].numpy()
+    found = preprocessing.from_input(patches, (height, width))[0, 0].numpy()
     assert found.shape == (height, width)
     highest = np.argwhere(found >= found.max() * (1 - 1e-5)) + 0.5  # several at the border, where nothing is beyond
     mark = np.array([top, left]) + np.array(size) / 2
@@ -75,7 +75,7 @@ def test_a_map_linear_in_x_and_y_stays_linear_at_every_size_of_the_square(size: 
     preprocessing = Preprocessing(image_size=side, mean=(0.0,), std=(1.0,), channels=1, aspect="pad")
     centres = (torch.arange(SIDE, dtype=torch.float64) + 0.5) / SIDE  # of the map, in sides of the square
     y, x = torch.meshgrid(centres, centres, indexing="ij")
-    found = preprocessing.from_square(torch.stack([y, x])[None], size)[0]
+    found = preprocessing.from_input(torch.stack([y, x])[None], size)[0]
     box = preprocessing.box(size)
     down, right = (
         ((torch.arange(count, dtype=torch.float64) + 0.5) * length / count + start) / side

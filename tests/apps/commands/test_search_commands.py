@@ -181,7 +181,7 @@ def test_images_are_padded_by_an_option_that_the_index_records(user_folder: Path
     features = ("features", user_folder / "lesions" / "images", *backbone, "-o", tmp_path / "f.parquet")
     code, _, err = run(*features, "--aspect", "zoom")
     assert code == 2
-    assert "--aspect zoom: give square or pad" in err
+    assert "--aspect zoom: give one of square, pad, keep" in err
     code, out, err = run(*features, "--aspect", "pad", "--json")
     assert (code, json.loads(out)["aspect"]) == (0, "pad"), err
     index = ("index", user_folder / "derm.parquet", *backbone, "-o", tmp_path / "idx")
