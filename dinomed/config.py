@@ -130,7 +130,7 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UsageError(f"{source}, line {line}: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except Exception as error:  # PyYAML raises errors of many types, such as an IndexError for `!!float ""`
         raise UsageError(f"{source}: not valid YAML ({first_line(error)})") from None
 
 

@@ -44,11 +44,15 @@ def read_message(stream: BinaryIO, max_bytes: int) -> tuple[Any, np.ndarray | No
     dtype = np.dtype(layout[0])
     if dtype.hasobject:
         raise ValueError("the answer holds objects")
-    return content, np.frombuffer(bytearray(_read(stream, array_bytes)), dtype).reshape(layout[1])
+    return content, np.frombuffer(_read(stream, array_bytes), dtype).reshape(layout[1])
 
 
-def _read(stream: BinaryIO, count: int) -> bytes:
-    data = stream.read(count)
-    if len(data) < count:
-        raise EOFError
+def _read(stream: BinaryIO, count: int) -> bytearray:
+    """Read exactly `count` bytes into memory that the array keeps: pixels of gigabytes are not copied."""
+    data, done = bytearray(count), 0
+    while done < count:
+        number = stream.readinto(memoryview(data)[done:])  # type: ignore[attr-defined]
+        if not number:
+            raise EOFError
+        done += number
     return data

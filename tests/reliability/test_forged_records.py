@@ -1,6 +1,7 @@
-"""Records of backbones, adapters and indexes with any hostile value: one line, or a result that is finite.
+"""Records and tensors of backbones, adapters and indexes with any hostile value: one line, or a finite result.
 
-A test replaces one value of a record, loads the artefact and uses it. It must not need much memory or time.
+A test replaces one value of a record, or of the header of the safetensors file that holds it, loads the artefact and
+uses it. It must not need much memory or time.
 """
 
 import json
@@ -9,7 +10,7 @@ import random
 import resource
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,44 +91,89 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
-def forge(user_folder: Path, folder: Path, name: str, changes: list[tuple[tuple[Any, ...], Any]]) -> None:
-    """Use an artefact with each of the changes of its record."""
-    file, entry = FILES[name]
+def forge(user_folder: Path, folder: Path, name: str, forged: Iterable[tuple[str, bytes]]) -> None:
+    """Use an artefact with each content of its file, which has a description."""
+    file, count = FILES[name][0], 0
     for part in {"ssl", name}:
         shutil.copytree(user_folder / part, folder / part)
     shutil.copytree(user_folder / "lesions", folder / "lesions")
     for beside in (folder / name).rglob("*.json"):
         beside.unlink()  # a copy of the record for people
     use, path = USES[name], folder / name / file
-    header, record, tensors = split(path.read_bytes(), entry)
     assert all(np.isfinite(values).all() for values in use(folder / name))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     messages: list[str] = []
-    for place, new in changes:
-        path.write_bytes(join(header, replaced(record, place, new), entry, tensors))
+    for description, content in forged:
+        count += 1
+        path.write_bytes(content)
         try:
             results = use(folder / name)
         except DinomedError as error:
             messages.append(str(error))
         except Exception as error:
-            raise AssertionError(f"{name}: {place} = {str(new)[:60]}: {type(error).__name__}: {error}") from error
+            raise AssertionError(f"{name}: {description}: {type(error).__name__}: {error}") from error
         else:
-            assert all(np.isfinite(values).all() for values in results), (place, new)
-    assert len(messages) > len(changes) / 5
+            assert all(np.isfinite(values).all() for values in results), description
+    assert len(messages) > count / 5
     assert not [message for message in messages if "\n" in message or len(message) > 2000]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GIB_KIB
 
 
-def all_changes(user_folder: Path, name: str) -> list[tuple[tuple[Any, ...], Any]]:
+def forged_records(user_folder: Path, name: str, count: int | None = None) -> Iterator[tuple[str, bytes]]:
+    """The file of an artefact with each hostile value at each place of its record, or with a sample of them."""
     file, entry = FILES[name]
-    record = split((user_folder / name / file).read_bytes(), entry)[1]
-    return [(place, new) for place in places(record) for new in HOSTILE]
+    header, record, tensors = split((user_folder / name / file).read_bytes(), entry)
+    changes = [(place, new) for place in places(record) for new in HOSTILE]
+    for place, new in changes if count is None else random.Random(0).sample(changes, count):
+        yield f"{place} = {str(new)[:60]}", join(header, replaced(record, place, new), entry, tensors)
+
+
+DTYPES = (
+    "F64",
+    "F16",
+    "BF16",
+    "F8_E4M3",
+    "F8_E5M2",
+    "F8_E8M0",
+    "F4",
+    "F6_E2M3",
+    "I64",
+    "I8",
+    "U16",
+    "U64",
+    "BOOL",
+    "C64",
+)
+OFFSETS = ([0, 0], [0, 2**63], [2**63, 0], [-1, 4], [4, 0], [1, 5], [0, 2**40])
+
+
+def forged_headers(user_folder: Path, name: str, count: int | None = None) -> Iterator[tuple[str, bytes]]:
+    """The file of an artefact with a wrong type, shape or place of a tensor, without it, or with another name of it."""
+    file, entry = FILES[name]
+    header, record, tensors = split((user_folder / name / file).read_bytes(), entry)
+    values = {"dtype": (*DTYPES, *HOSTILE), "shape": ([2**40, 2**40], *HOSTILE), "data_offsets": (*OFFSETS, *HOSTILE)}
+    names = sorted(header.keys() - {"__metadata__"})
+    changes: list[tuple[tuple[str, ...], Any]] = [
+        ((tensor, field), new) for tensor in names for field, news in values.items() for new in news
+    ]
+    changes += [((tensor,), new) for tensor in names for new in (None, "renamed", HOSTILE)]
+    for place, new in changes if count is None else random.Random(0).sample(changes, count):
+        forged = replaced(header, place, new) if len(place) == 2 or new is HOSTILE else dict(header)
+        if len(place) == 1 and new is not HOSTILE:
+            fields = forged.pop(place[0])
+            if new is not None:
+                forged[new] = fields
+        yield f"{place} = {str(new)[:60]}", join(forged, record, entry, tensors)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_forged_record_is_refused_or_gives_finite_results(user_folder: Path, tmp_path: Path, name: str) -> None:
-    changes = all_changes(user_folder, name)
-    forge(user_folder, tmp_path, name, random.Random(0).sample(changes, 60))
+    forge(user_folder, tmp_path, name, forged_records(user_folder, name, 60))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_forged_tensors_are_refused_or_give_finite_results(user_folder: Path, tmp_path: Path, name: str) -> None:
+    forge(user_folder, tmp_path, name, forged_headers(user_folder, name, 60))
 
 
 @pytest.mark.long
@@ -137,4 +183,7 @@ def test_a_forged_record_is_refused_or_gives_finite_results(user_folder: Path, t
 )
 @pytest.mark.parametrize("name", FILES)
 def test_every_forged_record_is_refused_or_gives_finite_results(user_folder: Path, tmp_path: Path, name: str) -> None:
-    forge(user_folder, tmp_path, name, all_changes(user_folder, name))
+    forge(user_folder, tmp_path, name, forged_records(user_folder, name))
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    forge(user_folder, tmp_path, name, forged_headers(user_folder, name))

@@ -1,5 +1,8 @@
 """Two processes with one output: the second is refused with one line, whatever the command."""
 
+import importlib.util
+import runpy
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -23,14 +26,21 @@ FOLDERS = {
     "probe": ("probe", "{u}/ssl", "--data", "{u}/derm.parquet", "--few-shot", "1,all", "-o"),
     "pretrain": ("pretrain", "vit_tiny_cpu", "--data", "{u}/derm.parquet", "--set", "run.batch_size=8", "-o"),
     "folds": ("train", "classify", "-b", "{u}/ssl", "--data", "{u}/derm.parquet", "--folds", "2", "-o"),
-    "frames": ("frames", "{v}", "-o"),
-    "predict videos": ("predict", "{u}/seg", "{v}", "-o"),
+    "frames": ("frames", "{i}/videos/SYN_0.avi", "-o"),
+    "predict videos": ("predict", "{u}/seg", "{i}/videos", "-o"),
     "quickstart": ("quickstart", "--no-demo", "-o"),
-}
+    "distill": ("distill", "vit_tiny_cpu", "--teacher", "{u}/ssl/backbone", "--data", "{u}/derm.parquet", "--set",
+                "distill.method=features", "--set", "run.batch_size=8", "-o"),
+    "slices": ("slices", "{i}/volumes", "-o"),
+}  # fmt: skip
 FILES = {
     "scan": ("scan", "{u}/lesions", "-o", "m.parquet"),
     "audit": ("audit", "{u}/derm.parquet", "-o", "audit.html"),
+    "audit labels": ("audit", "{u}/derm.parquet", "--labels", "label", "-b", "{u}/ssl", "-o", "audit.html"),
+    "table of labels": ("audit", "{u}/derm.parquet", "--labels", "label", "-b", "{u}/ssl", "--table", "labels.csv"),
+    "scan videos": ("scan", "{i}/videos", "--videos", "-o", "m.csv"),
     "show": ("show", "pca", "{u}/derm.parquet", "-b", "{u}/ssl", "-o", "pca.html"),
+    "show map": ("show", "map", "{u}/derm.parquet", "-b", "{u}/ssl", "-o", "map.html"),
 }
 RESUMED_FILES = {  # the folder of the parts from which an interrupted call continues is in use
     "features": ("f.parts", ("features", "{u}/derm.parquet", "-b", "{u}/ssl", "-o", "f.parquet")),
@@ -60,13 +70,26 @@ def held(folder: Path, name: str) -> Iterator[None]:
         holder.communicate("")
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders videos/ and, with nibabel, volumes/."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_endoscopy(folder / "videos", count=3, size=(48, 64))
+    shutil.rmtree(folder / "videos" / "masks")
+    (folder / "volumes").mkdir()
+    if importlib.util.find_spec("nibabel"):
+        corpus = runpy.run_path(str(Path(__file__).parent / "corpus" / "volumes.py"))
+        (folder / "volumes" / "a.nii").write_bytes(corpus["VOLUMES"]["a.nii"]())
+    return folder
+
+
 @pytest.mark.parametrize("command", FOLDERS)
-def test_a_folder_in_use_is_refused(user_folder: Path, tmp_path: Path, run: Run, command: str) -> None:
-    out, video = tmp_path / "out", tmp_path / "video.avi"
-    if any("{v}" in word for word in FOLDERS[command]):
-        write_endoscopy(tmp_path / "drawn", count=3, size=(48, 64))[0].rename(video)
+def test_a_folder_in_use_is_refused(user_folder: Path, inputs: Path, tmp_path: Path, run: Run, command: str) -> None:
+    if command == "slices":
+        pytest.importorskip("nibabel")
+    out = tmp_path / "out"
     with held(out, ".lock"):
-        code, _, err = run(*(word.format(u=user_folder, v=video) for word in FOLDERS[command]), out)
+        code, _, err = run(*(word.format(u=user_folder, i=inputs) for word in FOLDERS[command]), out)
     assert (code, err.strip().splitlines()[-1]) == (
         1, f"error: {out} is in use by another process; wait, or use another folder"
     )  # fmt: skip
@@ -74,10 +97,10 @@ def test_a_folder_in_use_is_refused(user_folder: Path, tmp_path: Path, run: Run,
 
 
 @pytest.mark.parametrize("command", FILES)
-def test_a_file_in_use_is_refused(user_folder: Path, tmp_path: Path, run: Run, command: str) -> None:
+def test_a_file_in_use_is_refused(user_folder: Path, inputs: Path, tmp_path: Path, run: Run, command: str) -> None:
     *words, name = FILES[command]
     with held(tmp_path, f".{name}.lock"):
-        code, _, err = run(*(word.format(u=user_folder) for word in words), tmp_path / name)
+        code, _, err = run(*(word.format(u=user_folder, i=inputs) for word in words), tmp_path / name)
     assert code == 1
     assert f"error: {tmp_path / name} is in use by another process; wait, or use another" in err
     assert [path.name for path in tmp_path.iterdir()] == [f".{name}.lock"]
