@@ -234,7 +234,7 @@ def _run(arguments: list[str], debug: bool) -> int:
     except BrokenPipeError:  # the reader of the pipe (`| head`) has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
+    except Exception as error:  # a bug too becomes one line, which names --debug
         if debug:
             raise
         return _explain(error, options, as_json="--json" in arguments)

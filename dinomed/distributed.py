@@ -109,7 +109,7 @@ def on_main(function: Callable[[], T]) -> T:
     if rank() == 0:
         try:
             outcome[0] = function()
-        except Exception as error:
+        except Exception as error:  # every rank raises it: without it the others would wait for the result
             outcome[1] = error
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:

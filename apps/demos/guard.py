@@ -85,7 +85,7 @@ class Guard:
             await self._answer(scope, receive, answer)
         except ClientDisconnect:
             logger.debug("a client left before its request was complete")
-        except Exception as error:
+        except Exception as error:  # of the server or a handler; it must not end the demo, and visitors get no details
             logger.debug("the request", exc_info=error)
             if _is_refusal(error):
                 logger.warning(f"the demo refused a request: {type(error).__name__}; --debug shows where")

@@ -129,7 +129,7 @@ class Soak:
         start = time.perf_counter()
         try:
             outcome = getattr(self, kind)(f"visitor {number}", picture, draw)
-        except Exception as error:
+        except Exception as error:  # counted as a lost request
             outcome = f"lost: {type(error).__name__}: {error}"
         with self._lock:
             self.outcomes[f"{kind}: {outcome}"] += 1

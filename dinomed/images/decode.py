@@ -98,7 +98,7 @@ def refusing_with(path: str | Path, reason: Callable[[Exception], str]) -> Itera
         raise
     except DinomedError as error:
         raise UnreadableImage(path, str(error)) from None
-    except Exception as error:
+    except Exception as error:  # decoders raise errors of many types on damaged bytes
         if is_of_data_worker(error):
             raise
         raise UnreadableImage(path, reason(error)) from None

@@ -46,7 +46,7 @@ def _answer(answers: Any, function: Any, arguments: list[Any]) -> None:
         write_message(answers, {"memory": True} if memory else {"unreadable": [error.path, error.reason]})
     except MemoryError:
         write_message(answers, {"memory": True})
-    except Exception as error:
+    except Exception as error:  # a bug; the process that waits for the answer raises it
         write_message(answers, {"error": f"{type(error).__name__}: {error}"})
     else:
         assert array is None or isinstance(array, np.ndarray)

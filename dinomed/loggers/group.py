@@ -101,7 +101,7 @@ class LoggerGroup:
         """Make a call; after an error close and drop the logger with a warning."""
         try:
             call()
-        except Exception as error:
+        except Exception as error:  # as in `_open`
             _warn(name, error)
             with suppress(Exception):
                 self._loggers.pop(name).close()

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dinomed.adapters import bundle
+from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.bundle import load_head, open_output, read_record, read_training_hashes, save_bundle
 from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.training_images import TrainingHashes
+from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.errors import DinomedError, UsageError
 
@@ -27,11 +30,17 @@ class Stop(BaseException):
     """As a kill: nothing catches it."""
 
 
+@cache
+def head(backbone: Path, seed: int) -> tuple[SegmentConfig, FrozenBackbone, Adapter]:
+    """The config, the backbone and the head of a bundle; made once, since one test saves them a hundred times."""
+    config, frozen = SegmentConfig(seed=seed), load_backbone(backbone)
+    return config, frozen, build_adapter(config, frozen, 1)
+
+
 def save(folder: Path, backbone: Path, seed: int) -> AdapterRecord:
-    frozen, config = load_backbone(backbone), SegmentConfig(seed=seed)
+    config, frozen, adapter = head(backbone, seed)
     with open_output(folder, config, overwrite=True) as output:
         (output.stage / "log.jsonl").write_text(f"{seed}\n")
-        adapter = build_adapter(config, frozen, 1)
         return save_bundle(
             output, adapter, frozen, classes=["lesion"], seen=NOTHING, threshold=0.5, validation={}, training={}
         )

@@ -1,17 +1,14 @@
-"""The command line itself: fast help, one-line errors, exit codes, signals."""
+"""The command line itself: one-line errors, exit codes, signals."""
 
 import errno
-import inspect
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pytest
 from typer import Option
@@ -19,31 +16,6 @@ from typer import Option
 from dinomed.apps import cli
 from dinomed.errors import DinomedError, UsageError
 from dinomed.log import logger
-from dinomed.notice import RESEARCH_USE
-
-# Not in the list: pydantic, which Typer itself uses.
-HEAVY = ["torch", "torchvision", "monai", "gradio", "sklearn", "pyarrow", "pandas", "numpy", "PIL", "faiss", "yaml"]
-
-
-def every_command(table: dict, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name, target in table.items():
-        if isinstance(target, dict):
-            yield from every_command(target, (*prefix, name))
-        yield (*prefix, name)
-
-
-def own_options(command: tuple[str, ...]) -> set[str]:
-    """The long options that the function of a command asks for, and those that all have."""
-    target: Any = cli.COMMANDS
-    for name in command:
-        target = target[name]
-    if isinstance(target, dict):
-        return {"--help", *(["--version", "--debug", "--verbose"] if command == () else [])}
-    module, _, function = target.partition(":")
-    parameters = inspect.signature(getattr(import_module(f"dinomed.apps.commands.{module}"), function)).parameters
-    declared = [note for parameter in parameters.values() for note in getattr(parameter.annotation, "__metadata__", ())]
-    words = [word for note in declared for word in (note.default, *(note.param_decls or ()))]  # Typer's way: see Option
-    return {"--help", *(name for word in words if str(word).startswith("--") for name in word.split("/"))}
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -58,58 +30,6 @@ def run_here(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, 
         cli.main(arguments)
     captured = capsys.readouterr()
     return int(end.value.code or 0), captured.out, captured.err
-
-
-HELP = """
-import json, os, sys, time
-from dinomed.apps import cli
-imported = time.process_time()
-for number, command in enumerate(json.loads(sys.argv[1])):
-    sys.stdout.flush()
-    if child := os.fork():
-        os.waitpid(child, 0)
-        continue
-    os.dup2(os.open(f"{number}.txt", os.O_WRONLY | os.O_CREAT), 1)
-    code = None
-    try:
-        cli.main([*command, "--help"])
-    except SystemExit as end:
-        code = end.code
-    sys.stdout.flush()
-    with open(f"{number}.json", "w") as file:
-        json.dump([code, imported + time.process_time(), [*sys.modules]], file)
-    os._exit(0)
-"""
-"""Prints the help of each command in a copy of a process that has imported the command line and nothing else."""
-
-
-@pytest.fixture(scope="module")
-def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[int | None, float, list[str], str]]:
-    """Exit code, seconds of the processor, imported modules and text of the help of each command."""
-    folder, commands = tmp_path_factory.mktemp("helps"), [(), *every_command(cli.COMMANDS)]
-    words = [sys.executable, "-c", HELP, json.dumps(commands)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run(words, cwd=folder, env=environment, check=True, timeout=300)
-    return {
-        command: (*json.loads((folder / f"{number}.json").read_text()), (folder / f"{number}.txt").read_text())
-        for number, command in enumerate(commands)
-    }
-
-
-@pytest.mark.parametrize("command", [(), *every_command(cli.COMMANDS)], ids=lambda c: " ".join(c) or "dinomed")
-def test_help_needs_no_heavy_import_and_no_long_time(
-    command: tuple[str, ...], helps: dict[tuple[str, ...], Any]
-) -> None:
-    code, seconds, imported, text = helps[command]
-    assert code == 0
-    assert not set(HEAVY).intersection(imported)
-    assert RESEARCH_USE in " ".join(text.split()) or command != ()
-    listed = text.partition("\nOptions:\n")[2]  # a line of the words above may begin with an option, too
-    columns = re.findall(r"^ {2,6}(?:-\w, *)?(--[\w-]+(?: / --[\w-]+)?)", listed, re.MULTILINE)
-    options = {name for column in columns for name in column.split(" / ")}
-    assert options == own_options(command)
-    assert seconds < 2.0  # of the processor; about 0.15 s, and a heavy import takes longer than this
-    assert "Usage: dinomed" in text
 
 
 def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,11 @@ repositories that are missing or gated."""
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -177,6 +179,8 @@ def test_without_a_network_the_message_says_what_to_do(
         load_backbone("timm/small")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     nobody = "http://127.0.0.1:9"  # a port on which nothing listens
+    without_pauses = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})  # between the retries: 23 s
+    monkeypatch.setattr("huggingface_hub.utils._http.time", without_pauses)
     monkeypatch.setattr(constants, "ENDPOINT", nobody)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nobody + "/{repo_id}/resolve/{revision}/{filename}")
     with pytest.raises(DinomedError, match="there is no network; download it on another machine"):

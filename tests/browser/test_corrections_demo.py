@@ -15,7 +15,7 @@ from dinomed.apps.demos.corrections import MANIFEST_FILE
 from dinomed.datasets.manifest import read_manifest
 from dinomed.images.read import read_image, read_mask
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
 SIDE = 96
 
 
@@ -314,7 +314,6 @@ def test_a_tap_adds_similar_patches(browser: Any, demo: Any, tmp_path: Path) -> 
         context.close()
 
 
-@pytest.mark.long
 def test_ten_pictures_are_corrected_in_the_browser_and_the_next_segmenter_marks_what_was_missed(
     visit: Any, saved: Path, tmp_path: Path, tiny_backbone: Path
 ) -> None:

@@ -17,7 +17,7 @@ from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.synthetic.lesions import write_lesions
 from dinomed.images.read import read_image
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,6 @@ def demo(browser, serve, adapters: Path, tmp_path_factory: pytest.TempPathFactor
         yield demo
 
 
-@pytest.mark.long
 def test_a_trained_adapter_outlines_a_lesion(visit, adapters: Path) -> None:
     assert "seg" in visit.text("title")
     visit.upload(sorted((adapters / "lesions" / "images").glob("*.jpg"))[0])

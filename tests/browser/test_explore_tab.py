@@ -10,7 +10,7 @@ import pytest
 from dinomed.apps import cli
 from dinomed.datasets.manifest import read_manifest
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from dinomed.apps.demos.corrections import MANIFEST_FILE
 from dinomed.datasets.manifest import read_manifest
 from dinomed.images.read import read_image, read_mask
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
 FRAMES = np.full((4, 120, 160), 204, np.uint8)  # pale skin (probability 0.2)
 for number in range(4):
     FRAMES[number, 30 : 50 + 10 * number, 40:100] = 51  # a dark lesion (0.8), which grows

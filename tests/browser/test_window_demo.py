@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.long]
 SIDE = 200
 HU = np.zeros((SIDE, SIDE), np.int16)  # dark gray in the first window: the stand-in model marks it
 HU[:, : SIDE // 2] = -50

@@ -107,29 +107,22 @@ def onnx_check(folder: Path, out: Path, *, dynamic_size: bool) -> dict[str, Any]
     return report
 
 
-LONG = pytest.mark.long
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "head",
-    [pytest.param(decoder, marks=LONG) for decoder in ("unet", "fpn", "deeplabv3plus", "upernet", "segformer")],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("head", ["unet", "fpn", "deeplabv3plus", "upernet", "segformer"])
 def test_onnx_of_an_smp_decoder_takes_any_batch_and_size(head: str, make_adapter: Make, tmp_path: Path) -> None:
     onnx_check(make_adapter("segment", head), tmp_path / "out", dynamic_size=True)
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "head", "options"),
     [
         ("segment", "dpt", {"classes": THREE, "kind": "multilabel"}),
-        pytest.param("segment", "linear", {"classes": THREE, "kind": "multiclass"}, marks=LONG),
-        pytest.param("segment", "multiscale", {}, marks=LONG),
-        pytest.param("depth", "linear", {}, marks=LONG),
-        pytest.param("depth", "linear4", {}, marks=LONG),
-        pytest.param("depth", "dpt", {}, marks=LONG),
+        ("segment", "linear", {"classes": THREE, "kind": "multiclass"}),
+        ("segment", "multiscale", {}),
+        ("depth", "linear", {}),
+        ("depth", "linear4", {}),
+        ("depth", "dpt", {}),
     ],
 )
 def test_onnx_of_other_dense_heads_takes_any_batch_and_size(
@@ -138,12 +131,8 @@ def test_onnx_of_other_dense_heads_takes_any_batch_and_size(
     onnx_check(make_adapter(task, head, **options), tmp_path / "out", dynamic_size=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("head", "options"),
-    [(head, options) if head == "knn" and "usage" in options else pytest.param(head, options, marks=LONG)
-     for head, options in CLASSIFIERS],
-)  # fmt: skip
+@pytest.mark.long
+@pytest.mark.parametrize(("head", "options"), CLASSIFIERS)
 def test_onnx_of_a_classifier_is_calibrated_and_names_its_thresholds(
     head: str, options: dict[str, Any], make_adapter: Make, tmp_path: Path
 ) -> None:
@@ -157,8 +146,8 @@ def test_onnx_of_a_classifier_is_calibrated_and_names_its_thresholds(
     assert ("a sigmoid for each label" in card) == ("usage" in options)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("tune", ["lora:2", pytest.param("last:1", marks=LONG)])
+@pytest.mark.long
+@pytest.mark.parametrize("tune", ["lora:2", "last:1"])
 def test_onnx_holds_the_weights_of_a_tuned_backbone(tune: str, make_adapter: Make, tmp_path: Path) -> None:
     folder = make_adapter("classify", "linear", classes=THREE, tune=tune)
     report = onnx_check(folder, tmp_path / "out", dynamic_size=False)

@@ -132,9 +132,12 @@ class Peeking(torch.nn.Module):
         return logits * 2 if float(features.cls.sum()) > 0 else logits
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dynamic", "remedy"), [(False, "`format=monai` or safetensors"), (True, "leave `dynamic_size` out")]
+    ("dynamic", "remedy"),
+    [
+        (False, "`format=monai` or safetensors"),
+        pytest.param(True, "leave `dynamic_size` out", marks=pytest.mark.long),
+    ],
 )
 def test_a_head_that_cannot_be_traced_is_named_with_the_remedy(
     dynamic: bool, remedy: str, make_adapter: Make, tmp_path: Path

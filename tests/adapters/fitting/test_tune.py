@@ -143,7 +143,7 @@ def test_tuned_weights_are_covered_by_the_hash(place: Path, manifest: Manifest, 
         load_adapter(tmp_path / "seg")
 
 
-@pytest.mark.parametrize("kind", ["safetensors", pytest.param("onnx", marks=pytest.mark.slow), "timm"])
+@pytest.mark.parametrize("kind", ["safetensors", pytest.param("onnx", marks=pytest.mark.long), "timm"])
 def test_an_exported_adapter_has_the_tuned_backbone(place: Path, manifest: Manifest, tmp_path: Path, kind: str) -> None:
     for package in {"onnx": ("onnx", "onnxruntime", "onnxscript"), "timm": ("timm",)}.get(kind, ()):
         pytest.importorskip(package)

@@ -138,6 +138,7 @@ def fitted(large: Manifest, tiny_backbone: Path, tmp_path_factory: pytest.TempPa
     return fit_head(load_backbone(tiny_backbone), large, place / "seg", config, cache=place / "cache").folder
 
 
+@pytest.mark.long
 def test_training_on_windows_learns_details_that_resizing_loses(
     fitted: Path, large: Manifest, tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -149,6 +150,7 @@ def test_training_on_windows_learns_details_that_resizing_loses(
     assert ours > squashed + 0.1
 
 
+@pytest.mark.long
 def test_epoch_and_threshold_are_chosen_on_predictions_by_windows(fitted: Path, large: Manifest) -> None:
     predictor = load_adapter(fitted)
     assert isinstance(predictor, SegmentPredictor)

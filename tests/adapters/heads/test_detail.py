@@ -87,6 +87,7 @@ def accuracy_after_training(config: SegmentConfig, folder: Path) -> float:
         return ((logits_of(images) > 0) == (mask > 0)).float().mean().item()
 
 
+@pytest.mark.long
 def test_blocks_finer_than_a_patch_are_learned_with_the_branch_and_not_without(tiny_backbone: Path) -> None:
     linear = accuracy_after_training(SegmentConfig(), tiny_backbone)
     fine = accuracy_after_training(config_of("dino_unet"), tiny_backbone)

@@ -81,7 +81,7 @@ def test_a_fourth_task_works_from_the_command_line(
     assert predicted == pytest.approx([float(rows[0]["age"])] * 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "onnx"])
+@pytest.mark.parametrize("kind", ["safetensors", pytest.param("onnx", marks=pytest.mark.long)])
 def test_a_fourth_task_is_exported(
     kind: str, number_task: None, lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path, run: Run
 ) -> None:
