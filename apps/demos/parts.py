@@ -15,14 +15,19 @@ from PIL import Image
 from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError
+from dinomed.images.dicom.elements import is_dicom
+from dinomed.images.frames import frame_path
 from dinomed.io.files import sha256_file
 from dinomed.isolation.images import (
+    PictureFacts,
     read_facts_isolated,
     read_gray_values_isolated,
     read_image_isolated,
     read_pixel_spacing_isolated,
     read_shown_isolated,
 )
+from dinomed.video.facts import container_of
+from dinomed.video.video import LostFrame, Video
 
 PREVIEW_PX = 2048  # of the longer side
 
@@ -48,6 +53,7 @@ class Picture:
         frames: number of frames of the file.
         seconds: time of the frame, or None if the file states no rate.
         has_values: `inline_values` sends its values.
+        problem: one line if the file is a video that does not hold what its header announces, or None.
     """
 
     shown: np.ndarray
@@ -58,6 +64,7 @@ class Picture:
     frames: int = 1
     seconds: float | None = None
     has_values: bool = False
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,33 +107,50 @@ def find_upload(name: str) -> Path | None:
 
 
 def read_picture(path: str, preprocessing: Preprocessing | None, frame: int = 0) -> tuple[Picture | None, str]:
-    """Return a frame of a picture, or None and a message as HTML.
+    """Return a picture, or a frame of a DICOM file or a video, or None and a message as HTML.
 
     Without a preprocessing both forms of the pixels are equal.
     """
+    is_video = container_of(path) is not None and not is_dicom(path)
+    source, number = (frame_path(path, frame), 0) if is_video else (path, frame)
     try:
         if preprocessing is None:
-            shown = pixels = read_image_isolated(path, max_pixels=MAX_PIXELS, frame=frame)
+            shown = pixels = read_image_isolated(source, max_pixels=MAX_PIXELS, frame=number)
         else:
             channels, intensity = preprocessing.channels, preprocessing.intensity
             pixels = read_image_isolated(
-                path, channels=channels, intensity=intensity, max_pixels=MAX_PIXELS, frame=frame
+                source, channels=channels, intensity=intensity, max_pixels=MAX_PIXELS, frame=number
             )
-            shown = read_shown_isolated(path, channels, intensity, MAX_PIXELS, frame)
-        spacing = read_pixel_spacing_isolated(path)
-        spacing_mm = (spacing.rows_mm, spacing.columns_mm) if spacing is not None and spacing.in_patient else None
-        facts = read_facts_isolated(path, frame, MAX_PIXELS)
-        return Picture(shown, pixels, sha256_file(path), spacing_mm, frame, **vars(facts)), ""
+            shown = read_shown_isolated(source, channels, intensity, MAX_PIXELS, number)
+        spacing_mm, problem = None, None
+        if is_video:
+            facts, problem = _read_video_facts(path, frame)
+        else:
+            spacing = read_pixel_spacing_isolated(path)
+            if spacing is not None and spacing.in_patient:
+                spacing_mm = spacing.rows_mm, spacing.columns_mm
+            facts = read_facts_isolated(path, frame, MAX_PIXELS)
+        return Picture(shown, pixels, sha256_file(path), spacing_mm, frame, **vars(facts), problem=problem), ""
+    except LostFrame:
+        return None, message("error", f"Frame {frame + 1} of this video is damaged; choose another one.")
     except DinomedError as error:
-        return None, _unreadable(error, path)
+        return None, _unreadable(error, path, "video" if is_video else "picture")
 
 
-def _unreadable(error: DinomedError, path: str) -> str:
+def _read_video_facts(path: str, frame: int) -> tuple[PictureFacts, str | None]:
+    """Return the facts of a frame of a video, and what is wrong with the file or None."""
+    video = Video(path)
+    frames = video.count_frames()
+    has_rate = video.facts.note is None  # else the times follow from an assumed rate
+    return PictureFacts(frames, video.read(frame).time_s if has_rate else None, False), video.facts.problem
+
+
+def _unreadable(error: DinomedError, path: str, kind: str = "picture") -> str:
     """Return the message for a file that cannot be read."""
     reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
     if reason == "does not exist":  # swept, while the page was still open
         return PUT_AWAY
-    return message("error", f"This file cannot be read as a picture: {reason}")
+    return message("error", f"This file cannot be read as a {kind}: {reason}")
 
 
 def inline(picture: np.ndarray, alt: str, height_px: int) -> str:

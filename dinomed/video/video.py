@@ -10,10 +10,15 @@ import numpy as np
 from dinomed.images.decode import UnreadableImage
 from dinomed.isolation.pool import shared_pool
 from dinomed.video.facts import VideoFacts, VideoFrame
+from dinomed.video.packets import MAX_FRAMES
 
 _CHUNK_BYTES = 2**25  # of an answer of the decoding process
 _TARGET = "dinomed.video.decoding"
 _LOST = "cannot be decoded"
+
+
+class LostFrame(UnreadableImage):
+    """A frame that cannot be decoded, of a video whose other frames may be readable."""
 
 
 class Video:
@@ -42,7 +47,8 @@ class Video:
         """Return a frame by its number.
 
         Raises:
-            UnreadableImage: there is no such frame, or it cannot be decoded.
+            LostFrame: it cannot be decoded.
+            UnreadableImage: there is no such frame, or the video cannot be read.
         """
         target: int | None = number if number >= 0 else None
         while target is not None and target <= number:
@@ -51,10 +57,20 @@ class Video:
                 return frames[0]
         known = self.facts.frames
         if number >= 0 and (known is None or number < known):
-            raise UnreadableImage(self.path, f"frame {number} {_LOST}")
+            raise LostFrame(self.path, f"frame {number} {_LOST}")
         raise UnreadableImage(
             self.path, f"has no frame {number}" + ("" if known is None else f": it has {known:,} frames")
         )
+
+    def count_frames(self) -> int:
+        """Return the number of frames. A video without an index is decoded to its end for it.
+
+        Raises:
+            UnreadableImage: the video cannot be read, or has too many frames.
+        """
+        while self.facts.frames is None:
+            self._read(MAX_FRAMES, MAX_FRAMES + 1, 1)
+        return self.facts.frames
 
     def stream(self, step: int = 1) -> Iterator[VideoFrame]:
         """Yield the frames 0, `step`, 2 * `step`, ...; a few are in memory at a time.

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,35 @@ def browser() -> Iterator[Any]:
         chromium = driver.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield chromium
         chromium.close()
+
+
+WCAG = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
+LOOKS = (("light", 1280), ("dark", 1280), ("dark", 390))
+
+
+@pytest.fixture(scope="session")
+def find_violations() -> Callable[..., list[str]]:
+    """Return the violations of WCAG 2.2 AA that axe-core finds on a page in both themes and on a phone."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    options = {"runOnly": {"type": "tag", "values": list(WCAG)}, "resultTypes": ["violations"]}
+
+    def find_violations(page: Any, looks: Sequence[tuple[str, int]] = LOOKS) -> list[str]:
+        violations = []
+        for scheme, width in looks:
+            page.set_viewport_size({"width": width, "height": 844})
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_function(
+                "scheme => !document.querySelector('.dm-app')"
+                " || document.body.classList.contains('dark') === (scheme === 'dark')",
+                arg=scheme,
+            )
+            for each in axe.run(page, options=options).response["violations"]:
+                violations += [f"{scheme} {width}: {each['id']}: {node['html'][:160]}" for node in each["nodes"]]
+        page.set_viewport_size({"width": 1280, "height": 920})
+        page.emulate_media(color_scheme="light")
+        return violations
+
+    return find_violations
 
 
 @dataclass

@@ -143,6 +143,36 @@ def test_answers_for_a_picture_unlike_the_training_wait_behind_a_warning(visit, 
     assert "Like the training images" in visit.page.inner_text(".dm-familiar:visible")
 
 
+def test_axe_finds_no_violation_in_any_tab(visit, made: Path, find_violations) -> None:
+    manifest, page = read_manifest(made / "images.parquet"), visit.page
+    for row in (0, 1):  # two pictures: the tab Explore compares them
+        visit.upload(manifest.path(row))
+        visit.wait_for_answer()
+    violations = {}
+    for name, result in (("Classify", "#probabilities"), ("Similar", "#found .cases"), ("Batch", "#batch-files")):
+        tab(visit, name)
+        page.wait_for_selector(result, state="attached")
+        violations[name] = find_violations(page)
+    tab(visit, "Explore")
+    for mode, result in (
+        ("similarity", ".ex-tile"),
+        ("pca", ".ex-map"),
+        ("attention", ".ex-map"),
+        ("match", ".ex-tile"),
+    ):
+        page.locator("#explore-mode").select_option(mode)
+        page.wait_for_selector(f"#explore {result}")
+        violations[mode] = find_violations(page, [("light", 1280), ("dark", 390)])
+    page.locator("#explore-mode").select_option("map")
+    page.wait_for_selector("#map[data-ready=pca]")
+    violations["map"] = find_violations(page)
+    tab(visit, "Similar")
+    page.locator("#found .cases button").first.click()
+    page.wait_for_selector("dialog[open]")
+    violations["side by side"] = find_violations(page)
+    assert {name: lines for name, lines in violations.items() if lines} == {}
+
+
 def test_ids_are_there_once(visit, made: Path) -> None:
     visit.upload(read_manifest(made / "images.parquet").path(0))
     for name in ("Classify", "Similar", "Segment"):

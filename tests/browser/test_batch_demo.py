@@ -60,7 +60,7 @@ def download(page: Any) -> zipfile.ZipFile:
     return zipfile.ZipFile(io.BytesIO(Path(taken.value.path()).read_bytes()))
 
 
-def test_from_several_files_to_a_zip_of_results(visit, pictures: list[Path]) -> None:
+def test_from_several_files_to_a_zip_of_results(visit, pictures: list[Path], find_violations: Any) -> None:
     page = visit.page
     start(page, pictures, 4)
     assert page.evaluate(NUMBERS) == [1, 3, 4]
@@ -72,6 +72,7 @@ def test_from_several_files_to_a_zip_of_results(visit, pictures: list[Path]) -> 
     page.get_by_role("button", name="Most uncertain").click()
     assert page.evaluate(NUMBERS) == [3, 1, 4]  # the smaller the lesion, the larger the share of the doubtful skin
     assert "DOE" not in page.content()
+    assert find_violations(page) == []
 
     results = download(page)
     assert results.testzip() is None

@@ -8,6 +8,7 @@ let resting = 0; // a timer, while a frame is not asked for yet
 function showFrames(picture, answer) {
   clearTimeout(resting);
   resting = 0;
+  get("#video-problem").textContent = answer?.problem ? write("video_problem", answer) : "";
   if (!picture || !(answer.frames > 1)) {
     series = null;
     get("#frames").hidden = true;

@@ -1,0 +1,79 @@
+"""Frames of videos as pictures of the demo."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dinomed.apps.demos.parts import read_picture
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.video.facts import VideoFrame
+from dinomed.video.video import LostFrame, Video
+
+tools = runpy.run_path(str(Path(__file__).parents[2] / "video" / "numbered.py"))
+write_numbered, number_in, FRAMES, FPS = (tools[name] for name in ("write_numbered", "number_in", "FRAMES", "FPS"))
+
+
+def written(path: Path, codec: str) -> Path:
+    if not write_numbered(path, codec):
+        pytest.skip(f"this build of OpenCV does not encode {codec}")
+    return path
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("mp4v", "mp4"), ("MJPG", "avi"), ("mpg2", "mpg")])  # the last: no index
+def test_a_frame_is_the_one_of_its_number_and_the_frames_are_counted(tmp_path: Path, codec: str, suffix: str) -> None:
+    path = str(written(tmp_path / f"video.{suffix}", codec).rename(tmp_path / "image"))
+    for number in (0, 70, 3):
+        picture, reason = read_picture(path, None, number)
+        assert picture is not None, reason
+        assert (picture.frames, picture.frame, number_in(picture.shown)) == (FRAMES, number, number)
+        assert picture.seconds == pytest.approx(number / FPS)
+        assert (picture.problem, picture.spacing_mm, picture.has_values) == (None, None, False)
+
+
+def test_a_backbone_reads_a_frame_with_its_number_of_channels(tmp_path: Path) -> None:
+    path = str(written(tmp_path / "video.mp4", "mp4v"))
+    picture, reason = read_picture(path, Preprocessing(image_size=32, channels=1, mean=(0.5,), std=(0.5,)), 5)
+    assert picture is not None, reason
+    assert picture.pixels.shape == (*picture.shown.shape[:2], 1)
+    assert number_in(np.repeat(picture.pixels, 3, axis=2)) == number_in(picture.shown) == 5
+
+
+def test_what_cannot_be_read_of_a_video_is_said_in_one_line(tmp_path: Path) -> None:
+    path = written(tmp_path / "video.mp4", "mp4v")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])  # the index is at the end
+    picture, reason = read_picture(str(path), None)
+    assert picture is None
+    assert (
+        "This file cannot be read as a video: no video can be read in it: damaged, cut off before its index" in reason
+    )
+    assert "\n" not in reason
+
+    path = written(tmp_path / "video.avi", "MJPG")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    picture, reason = read_picture(str(path), None)
+    assert picture is not None, reason
+    assert 1 < picture.frames < FRAMES
+    assert picture.problem is not None
+    assert picture.problem.startswith(f"cut off or damaged: its header announces {FRAMES} frames")
+
+
+def test_a_damaged_frame_has_a_message_and_the_others_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(written(tmp_path / "video.avi", "MJPG"))
+    read = Video.read
+
+    def read_all_but_one(video: Video, number: int) -> VideoFrame:
+        if number == 4:
+            raise LostFrame(video.path, "frame 4 cannot be decoded")
+        return read(video, number)
+
+    monkeypatch.setattr(Video, "read", read_all_but_one)
+    picture, reason = read_picture(path, None, 4)
+    assert picture is None
+    assert "Frame 5 of this video is damaged; choose another one." in reason
+    assert read_picture(path, None, 5)[0] is not None
