@@ -35,7 +35,7 @@ def browser() -> Iterator[Any]:
 
 
 WCAG = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
-LOOKS = (("light", 1280), ("dark", 1280), ("dark", 390))
+LOOKS = (("light", 1280), ("dark", 390))
 
 
 @pytest.fixture(scope="session")
