@@ -1,5 +1,6 @@
 """Structure-aware fuzzing of the image readers: each mutated file is read, or refused as unreadable within bounds."""
 
+import os
 import random
 import runpy
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from dinomed.isolation.pool import DecodingPool
 
 FOLDER = Path(__file__).parent
 NAMES = sorted(runpy.run_path(str(FOLDER / "corpus" / "images.py"))["SEEDS"])
-MUTATIONS, LONG_MUTATIONS = 25, 1_000
+MUTATIONS, LONG_MUTATIONS = 25, int(os.environ.get("DINOMED_FUZZ_MUTATIONS", "1000"))
 """For each seed file: a run of some 20 s on one core, and of about 15 minutes."""
 
 
