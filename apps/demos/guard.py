@@ -2,9 +2,11 @@
 
 import asyncio
 import ipaddress
+import os
 import socket
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -213,13 +215,12 @@ class GuardedAnswer:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the size of all files in a folder; files that disappear meanwhile are left out."""
+    """Return the size of all files in a folder; files and folders that disappear meanwhile are left out."""
     total = 0
-    for path in folder.rglob("*") if folder.is_dir() else ():
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue
+    for parent, _, names in os.walk(folder):  # unlike rglob it does not raise if a folder disappears
+        for name in names:
+            with suppress(OSError):
+                total += os.stat(os.path.join(parent, name)).st_size
     return total
 
 

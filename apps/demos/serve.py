@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,16 +128,18 @@ def sweep_folders(parent: Path) -> None:
 
 
 def sweep_uploads(uploads: Path, kept_s: float) -> None:
-    """Remove uploads that are older than `kept_s` seconds, complete or not, and folders that are empty then."""
+    """Remove uploads that are older than `kept_s` seconds, complete or not, and folders that are empty so long.
+
+    An upload makes its folder just before its file is moved there, so that a new empty folder is kept.
+    """
     oldest = time.time() - kept_s
-    for path in sorted(uploads.rglob("*"), reverse=True) if uploads.is_dir() else ():
-        try:
-            if path.is_dir():
-                path.rmdir()
-            elif path.stat().st_mtime < oldest:
-                path.unlink()
-        except OSError:  # not empty, or removed meanwhile
-            continue
+    for parent, folders, files in os.walk(uploads, topdown=False):  # unlike rglob it does not raise if one disappears
+        for remove, names in ((os.unlink, files), (os.rmdir, folders)):
+            for name in names:
+                path = os.path.join(parent, name)
+                with suppress(OSError):  # not empty, or removed meanwhile
+                    if os.stat(path).st_mtime < oldest:
+                        remove(path)
 
 
 def serve(build: Callable[[], Any], address: Address, *, browser: bool = True) -> None:

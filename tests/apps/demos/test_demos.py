@@ -5,6 +5,7 @@ import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from dinomed.apps import cli
 from dinomed.apps.demos import serve
+from dinomed.apps.demos.guard import folder_bytes
 from dinomed.apps.demos.launch import NUM_EXAMPLES, choose_examples
 from dinomed.apps.demos.segment import Recent, VisitedPicture
 from dinomed.apps.demos.serve import private_environment
@@ -236,11 +238,34 @@ def test_folders_of_killed_servers_are_removed_and_those_in_use_are_not(tmp_path
 
 
 def test_old_uploads_are_removed_complete_or_not(tmp_path: Path) -> None:
-    old, new, part = tmp_path / "h1" / "image", tmp_path / "h2" / "image", tmp_path / "tmpabc"
+    old, new, part, begun = (tmp_path / name for name in ("h1/image", "h2/image", "tmpabc", "h3"))
     for path in (old, new, part):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
+    begun.mkdir()  # of an upload whose file is moved there next
     for path in (old, part):
         os.utime(path, (1, 1))
     serve.sweep_uploads(tmp_path, 1800)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["h2", "image"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["h1", "h2", "h3", "image"]
+    os.utime(old.parent, (1, 1))
+    serve.sweep_uploads(tmp_path, 1800)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["h2", "h3", "image"]
+
+
+def test_a_folder_that_disappears_while_uploads_are_counted_or_swept_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gone", "kept"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "image").write_bytes(b"12345")
+    scan = os.scandir
+
+    def scan_after_another_thread(path: Any = ".") -> Any:
+        if os.path.basename(os.fspath(path)) == "gone":
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_after_another_thread)
+    assert folder_bytes(tmp_path) == 5
+    serve.sweep_uploads(tmp_path, -1)
+    assert not (tmp_path / "kept" / "image").exists()
