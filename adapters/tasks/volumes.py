@@ -7,20 +7,23 @@ from typing import Any
 
 import numpy as np
 
+from dinomed.adapters.tasks.volume_metrics import CaseValues, find_slices
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import DinomedError, UsageError
+from dinomed.html.words import format_interval, format_value
 from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import read_mask
+from dinomed.io.files import write_json
 from dinomed.log import logger
 from dinomed.metrics.segmentation import VolumeOverlap, volume_overlap
+from dinomed.notice import RESEARCH_USE
 from dinomed.progress import bar
 from dinomed.volumes.geometry import slices_of
 from dinomed.volumes.nifti import check_nibabel, write_nifti
 from dinomed.volumes.records import VolumeRecord, read_record
-from dinomed.volumes.write import slice_name
 
-FOLDER, TABLE_FILE = "volumes", "volumes.csv"
+FOLDER, TABLE_FILE, SUMMARY_FILE = "volumes", "volumes.csv", "volumes_summary.json"
 _COLUMNS = ("volume", "file", "problem", "class", "voxels", "volume_ml", "dice", "hd95_mm")
 
 
@@ -49,6 +52,7 @@ class VolumeMasks:
         self.axis = read_record(manifest.root).axis
         self.volumes = _find_slices(manifest)
         self.files = {name: f"{FOLDER}/{name}.nii.gz" for name in self.volumes}
+        self._overlaps: dict[str, list[VolumeOverlap]] = {}
         self.has_masks = all(manifest.has(column) for column in schema.columns)
 
     def write(self, out: Path, masks: Sequence[str], done: set[str]) -> None:
@@ -61,6 +65,7 @@ class VolumeMasks:
         """
         images = self.manifest.column("image")
         table: list[tuple[Any, ...]] = []
+        self._overlaps.clear()
         with bar("volumes", len(self.volumes)) as progress:
             for name, slices in self.volumes.items():
                 missing = [number for number, row in enumerate(slices.rows) if images[row] not in done]
@@ -72,7 +77,29 @@ class VolumeMasks:
                     table += self._write_volume(name, slices, out, masks)
                 progress.advance()
         write_csv(out / TABLE_FILE, _COLUMNS, table)
-        _log_means(table)
+        (out / SUMMARY_FILE).unlink(missing_ok=True)
+        if self._overlaps:
+            self._write_summary(out)
+
+    def _write_summary(self, out: Path) -> None:
+        """Write the means of Dice and HD95 over the volumes with their intervals over groups, and log them."""
+        units = self.manifest.units()
+        groups = [units[self.volumes[name].rows[0]] for name in self._overlaps]
+        pairs = list(self._overlaps.values())
+        values = {
+            self.schema.names[k]: np.array([(volume[place].dice, volume[place].hd95_mm) for volume in pairs])
+            for place, k in enumerate(self.schema.reported)
+        }
+        summary = CaseValues("volume", groups, values).summarize()
+        write_json(out / SUMMARY_FILE, {"purpose": RESEARCH_USE, **summary})
+        for name, metrics in summary["metrics"].items():
+            dice, hd95 = (
+                f"{format_value(row['value'])} ({format_interval(row['low'], row['high'])}, {row['n']} volumes)"
+                for row in metrics.values()
+            )
+            logger.info(
+                f"{name}: mean Dice {dice}, mean HD95 in mm {hd95}; 95% intervals over {summary['groups']} groups"
+            )
 
     def _write_volume(self, name: str, slices: _Slices, out: Path, masks: Sequence[str]) -> list[tuple[Any, ...]]:
         """Write a volume, and return its rows of the table, one for each reported class."""
@@ -97,6 +124,7 @@ class VolumeMasks:
             overlap = None
             if targets is not None:
                 overlap = volume_overlap(self._class_mask(targets, k), predicted, record.grid.spacing_mm)
+                self._overlaps.setdefault(name, []).append(overlap)
             rows.append((name, self.files[name], problem, self.schema.names[k], count,
                          f"{count * record.grid.voxel_ml:.3f}", *_cells(overlap)))  # fmt: skip
         return rows
@@ -130,16 +158,11 @@ def _find_slices(manifest: Manifest) -> dict[str, _Slices]:
         UsageError: a row is not a slice of a volume of `volumes.json`, or slices of a volume are missing.
     """
     record = read_record(manifest.root)
-    if not {"volume", "slice"} <= set(manifest.columns):
-        raise UsageError(f"`volumes=True`: {manifest.called} has no columns volume and slice; give the manifest.csv")
-    rows: dict[str, dict[int, int]] = {}
-    images = manifest.column("image")
-    for row, (image, name, number) in enumerate(
-        zip(images, manifest.column("volume"), manifest.column("slice"), strict=True)
-    ):
-        if name not in record.volumes or not str(number).isdecimal() or image != slice_name(name, int(number)):
+    rows = find_slices(manifest, record)
+    known = {row for places in rows.values() for row in places.values()}
+    for row, image in enumerate(manifest.column("image")):
+        if row not in known:
             raise UsageError(f"`volumes=True`: {image} is no slice that `dinomed slices` wrote; give its manifest.csv")
-        rows.setdefault(name, {})[int(number)] = row
     volumes = {}
     for name, places in rows.items():
         volume = record.volumes[name]
@@ -158,12 +181,3 @@ def _cells(overlap: VolumeOverlap | None) -> tuple[str | None, str | None]:
     if overlap is None:
         return None, None
     return f"{overlap.dice:.4f}", None if np.isnan(overlap.hd95_mm) else f"{overlap.hd95_mm:.3f}"
-
-
-def _log_means(table: Sequence[tuple[Any, ...]]) -> None:
-    """Log the means of Dice and HD95 over the volumes, for each class with reference masks."""
-    for name in dict.fromkeys(row[3] for row in table if row[6] is not None):
-        dice = [float(row[6]) for row in table if row[3] == name and row[6] is not None]
-        distances = [float(row[7]) for row in table if row[3] == name and row[7] is not None]
-        hd95 = f"{np.mean(distances):.2f} mm in {len(distances)} of them" if distances else "undefined"
-        logger.info(f"{name}: mean Dice of {len(dice)} volumes {np.mean(dice):.4f}, mean HD95 {hd95}")

@@ -46,7 +46,8 @@ def evaluate(
 ) -> None:
     """Evaluate an adapter on images with targets.
 
-    Segmenters: Dice, IoU, surface Dice and HD95 (px), for each image at its own size, and metrics by lesion.
+    Segmenters: Dice, IoU, surface Dice and HD95 (px), for each image at its own size, and metrics by lesion; of
+    slices (`dinomed slices`) also Dice and HD95 in mm by volume, and of frames (`scan --videos`) by video.
     Classifiers: AUROC, AUPRC, accuracy and calibration, metrics by class, and metrics at the thresholds chosen on val.
     Several adapters (A B C) are measured on the images that none of them leaves out, with intervals of their paired
     differences from the first. Intervals are bootstrap intervals over groups. With --by, the worst and the best
@@ -79,6 +80,7 @@ def _comparison(report: dict[str, Any]) -> list[Any]:
 def _tables(report: dict[str, Any]) -> list[Any]:
     """Return the metrics with their intervals and, for a task with classes, the metrics by class."""
     from dinomed.adapters.task import find_task
+    from dinomed.adapters.tasks.volume_metrics import case_tables
     from dinomed.apps.output import build_table
     from dinomed.html.words import format_value
 
@@ -95,6 +97,7 @@ def _tables(report: dict[str, Any]) -> list[Any]:
     tables = [build_table(("", report["split"], "95% interval"), rows, title=title)]
     if classes is not None:
         tables.append(build_table(*classes))
+    tables += [build_table(part.columns, part.rows, title=f"{part.title}. {part.note}") for part in case_tables(report)]
     tables += [*_abstention_tables(report), *_gap_tables(report)]
     tables[-1].caption = "\n".join(_notes(report))
     return tables

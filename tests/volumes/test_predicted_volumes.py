@@ -5,9 +5,11 @@ import json
 import runpy
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from scipy import ndimage
@@ -132,16 +134,21 @@ def test_a_damaged_reference_mask_costs_the_metrics_of_its_volume_only(
 def test_volumes_need_all_slices_and_a_segmenter(user_folder: Path, slices_folder: Path, tmp_path: Path) -> None:
     manifest = read_manifest(slices_folder / "manifest.csv")
     write_manifest(manifest.take(range(1, len(manifest))), slices_folder / "part.csv")
+    images = pa.array(["a/first.png", *manifest.column("image")[1:]])
+    write_manifest(
+        replace(manifest, table=manifest.table.set_column(0, "image", images)), slices_folder / "renamed.csv"
+    )
     for data, adapter, message in (
         (slices_folder / "part.csv", "seg", "of the .* slices of volume a; give all"),
-        (slices_folder, "seg", "no columns volume and slice"),
+        (slices_folder / "renamed.csv", "seg", "a/first.png is no slice that `dinomed slices` wrote"),
         (slices_folder.parent / "slices" / "a", "seg", "holds no volumes.json"),
         (slices_folder / "manifest.csv", "cls", "for segmenters"),
     ):
         with pytest.raises(UsageError, match=message):
             dinomed.predict(user_folder / adapter, data, tmp_path / "out", volumes=True, backbone=user_folder / "ssl")
     assert not (tmp_path / "out").exists()
-    (slices_folder / "part.csv").unlink()
+    for name in ("part.csv", "renamed.csv"):
+        (slices_folder / name).unlink()
 
 
 def test_dice_and_hd95_are_those_of_scipy_in_mm() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from dinomed.adapters.tasks.segment.evaluated import EvaluatedMasks
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
+from dinomed.adapters.tasks.volume_metrics import CaseValues, VolumeComparison, video_values
 from dinomed.datasets.manifest import Manifest
 from dinomed.features.finite import naming
 from dinomed.features.loading import load_batches, stack_pixels
@@ -38,12 +39,14 @@ class MaskComparison:
         target_shares: share of each image in its reference mask (of any class), 0 to 1.
         by_threshold: Dice at every threshold; None for several classes.
         confidences: confidence of the mask of each image, 0 to 1.
+        by_volume: Dice and HD95 of the volumes whose slices the images are; None if they are no slices.
     """
 
     by_class: dict[str, list[ClassComparison]]
     target_shares: list[float]
     by_threshold: DiceByThreshold | None
     confidences: list[float]
+    by_volume: CaseValues | None
 
 
 def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> MaskComparison:
@@ -53,6 +56,7 @@ def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> MaskCompar
     by_threshold = DiceByThreshold(THRESHOLDS) if len(schema.names) == 1 else None
     shares: list[float] = []
     comparisons: dict[str, list[ClassComparison]] = {schema.names[k]: [] for k in schema.reported}
+    volumes, reported = VolumeComparison(manifest, list(comparisons)), list(schema.reported)
     names = manifest.column("image")
     with bar("evaluating", len(manifest)) as progress:
         for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
@@ -68,11 +72,12 @@ def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> MaskCompar
                 if by_threshold is not None:
                     by_threshold.add(targets[0], probabilities[0])
                 predicted = schema.planes(predictor.decide(probabilities))
+                volumes.add(image.index, targets[reported], predicted[reported])
                 for k in schema.reported:
                     lesions = count_lesions(targets[k], predicted[k])
                     comparisons[schema.names[k]].append(ClassComparison(overlap(targets[k], predicted[k]), lesions))
             progress.advance(len(loaded))
-    return MaskComparison(comparisons, shares, by_threshold, confidences)
+    return MaskComparison(comparisons, shares, by_threshold, confidences, volumes.result())
 
 
 def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> EvaluatedMasks:
@@ -88,6 +93,11 @@ def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> Evalu
         total, count = np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0)
         columns[name] = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
     curve = comparison.by_threshold
+    overlaps = {
+        name: np.array([(case.overlap.dice, case.overlap.hd95_px) for case in cases])
+        for name, cases in compared.items()
+    }
+    by_kind = comparison.by_volume, video_values(manifest, overlaps)
     return EvaluatedMasks(
         manifest,
         manifest.units(),
@@ -99,6 +109,7 @@ def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> Evalu
         cases=images,
         target_shares=np.array(comparison.target_shares),
         by_threshold=None if curve is None else list(zip(THRESHOLDS, curve.dice.tolist(), strict=True)),
+        cases_by_kind=[cases for cases in by_kind if cases is not None],
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.evaluated import EvaluatedValues
+from dinomed.adapters.tasks.volume_metrics import CaseValues
 from dinomed.metrics.bootstrap import RESAMPLES
 
 SIZES = ("smallest third", "middle third", "largest third")
@@ -19,19 +20,23 @@ class EvaluatedMasks(EvaluatedValues):
     Args:
         target_shares: share of each image in its reference mask (of any class), float (N,), 0 to 1.
         by_threshold: (threshold, mean Dice) of a segmenter of one class; None for several classes.
+        cases_by_kind: Dice and HD95 by volume, of slices, or by video, of frames.
     """
 
     target_shares: np.ndarray = field(default_factory=lambda: np.zeros(0))
     by_threshold: Sequence[tuple[float, float]] | None = None
+    cases_by_kind: Sequence[CaseValues] = ()
 
     def details(self, resamples: int = RESAMPLES) -> dict[str, Any]:
-        """Return `dice_by_size` (rows of `size`, `n` and `dice`) and `dice_by_threshold` (rows, or None)."""
+        """Return `dice_by_size` (rows of `size`, `n` and `dice`) and `dice_by_threshold` (rows, or None); of slices
+        also `by_volume`, and of frames `by_video` (`CaseValues.summarize`)."""
         curve = self.by_threshold
         return {
             "dice_by_size": self._by_size(),
             "dice_by_threshold": None
             if curve is None
             else [{"threshold": threshold, "dice": dice} for threshold, dice in curve],
+            **{f"by_{cases.kind}": cases.summarize(resamples) for cases in self.cases_by_kind},
         }
 
     def _by_size(self) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
 from dinomed.adapters.tasks.segment.predict import EnsembleSegmenter, SegmentPredictor
 from dinomed.adapters.tasks.segment.writer import SegmentWriter
+from dinomed.adapters.tasks.volume_metrics import case_tables
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config
 from dinomed.datasets.manifest import Manifest
@@ -105,7 +106,7 @@ class SegmentTask(Task):
         lesions = report["metrics"]["lesions"]
         by_class = lesions if isinstance(next(iter(lesions.values())), dict) else {"lesion": lesions}
         rows = [(name, *(row[key] for key in LESION_COLUMNS)) for name, row in by_class.items()]
-        return [ReportTable("Lesions", ("", *LESION_COLUMNS.values()), rows, LESION_NOTE)]
+        return [ReportTable("Lesions", ("", *LESION_COLUMNS.values()), rows, LESION_NOTE), *case_tables(report)]
 
     def build_writer(self, predictor: SegmentPredictor, names: Sequence[str]) -> SegmentWriter:
         return SegmentWriter(predictor, names)

@@ -12,8 +12,8 @@ from dinomed.adapters.tasks.dicom_seg import DicomSegmentations
 from dinomed.adapters.tasks.segment.coco import IMAGES_FILE, OBJECTS_FILE, RESULTS_FILE, CocoResults
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, summarize
+from dinomed.adapters.tasks.volumes import SUMMARY_FILE, VolumeMasks
 from dinomed.adapters.tasks.volumes import TABLE_FILE as VOLUMES_TABLE
-from dinomed.adapters.tasks.volumes import VolumeMasks
 from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry
 from dinomed.datasets.manifest import Manifest
 from dinomed.images.labelmap import read_label_map, write_label_map
@@ -63,7 +63,7 @@ class SegmentWriter(PredictionWriter):
 
     def add_volumes(self, manifest: Manifest) -> None:
         self.volumes = VolumeMasks(manifest, self.schema)
-        self.extra_files = [*self.extra_files, *self.volumes.files.values(), VOLUMES_TABLE]
+        self.extra_files = [*self.extra_files, *self.volumes.files.values(), VOLUMES_TABLE, SUMMARY_FILE]
         self.settings = self.settings | {"volumes": True}
 
     def finish(self, out: Path, names: Sequence[str]) -> None:
