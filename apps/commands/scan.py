@@ -46,7 +46,9 @@ def scan(
     group: Annotated[
         str | None,
         Option(
-            "--group", help="Column of patients, lesions or videos, which are never in two splits [`group`, if there]."
+            "--group",
+            help="Column of patients, lesions or videos, which are never in two splits [`group`, if there, or else the "
+            "patient of DICOM files]; or `none`.",
         ),
     ] = None,
     mask: Annotated[str | None, Option("--mask", help="Column of mask files [`mask`, if there]; or `none`.")] = None,
@@ -67,7 +69,7 @@ def scan(
         bool,
         Option(
             "--keep-ids",
-            help="Keep groups as written, not as numbers, and allow --keep for columns that may identify a patient.",
+            help="Keep groups of the CSV as written, and allow --keep for columns that may identify a patient.",
         ),
     ] = False,
     id_key: Annotated[
@@ -109,8 +111,8 @@ def scan(
 
     Files that cannot be read are listed in OUT.unreadable.csv, with reasons. Splits are by group. Groups are replaced
     by numbers, and other columns of the CSV are kept only with --keep. With --videos, selected frames of videos and of
-    DICOM files of several frames are rows, called VIDEO/frame_000120; each video is a group, and OUT.dropped.csv lists
-    the frames that are left out. For research use only, not for diagnosis.
+    DICOM files of several frames are rows, called VIDEO/frame_000120; each video is a group (of DICOM the
+    patient), and OUT.dropped.csv lists the frames that are left out. For research use only, not for diagnosis.
     """
     arguments = locals()
     from dinomed.apps.api.data.datasets import dropped_list, scan_with_report, unreadable_list

@@ -135,7 +135,8 @@ def check_splits(groups: Sequence[str | None], splits: Sequence[str | None], ima
         suffix = f" (and {len(split_groups) - 1} more groups)" if len(split_groups) > 1 else ""
         raise UsageError(
             f"one group has {where}{suffix}: images of one group must be in one split; "
-            "correct the split column, or ignore it with `split=none`: new splits are made by group"
+            "correct the split column, or ignore it with `split=none`: new splits are made by group "
+            "(of DICOM images the patient; `group=none` leaves them without a group)"
         )
 
 

@@ -59,8 +59,9 @@ def scan(
     Warnings about the data are logged. The command is ``dinomed scan``.
 
     With `videos`, selected frames of videos and of DICOM files of several frames are rows too. Their images are called
-    VIDEO/frame_000120, and are decoded from the video when they are read; no frame is written. Each video is a group,
-    unless `labels` has another one. The columns ``video``, ``frame`` and ``time_s`` name the place of a frame.
+    VIDEO/frame_000120, and are decoded from the video when they are read; no frame is written. The group is that
+    of `labels`, or else of a DICOM file the patient, or else the video. The columns ``video``, ``frame`` and ``time_s``
+    name the place of a frame.
 
     Args:
         folder: folder of images; its subfolders are scanned too.
@@ -70,7 +71,8 @@ def scan(
         out: manifest file to write, .parquet or .csv. Unreadable files are listed in NAME.unreadable.csv beside it.
         image_column: column of the CSV that names the image.
         label: column of the class; None for the column ``label`` if there is one, ``"none"`` for no labels.
-        group: column of the patient, lesion or video, as for `label`. A group is never in two splits.
+        group: column of the patient, lesion or video, as for `label`. A group is never in two splits. The group
+            of other DICOM files is the patient, or else the study; ``"none"`` for no group.
         mask: column of the mask file, as for `label`.
         split: column of train, val and test, as for `label`; ``"none"`` makes new splits.
         ratios: shares of train, val and test where splits are made; they sum to 1.
@@ -78,8 +80,8 @@ def scan(
         workers: threads; None for one per processor.
         follow_links: follow symbolic links that lead out of `folder`.
         keep: other columns of the CSV to keep, such as ``["age", "sex"]``. All others are left out, with a message.
-        keep_ids: keep groups as they are written, instead of numbers for them, and allow columns in `keep` that may
-            identify a patient, such as names and dates.
+        keep_ids: keep groups of the CSV as they are written, instead of numbers for them, and allow columns in `keep`
+            that may identify a patient, such as names and dates.
         id_key: file with a secret key of 16 bytes or more. Groups are replaced by pseudonyms (HMAC-SHA256), which are
             the same in all scans with this key. The key is in no output.
         allow_unreadable: continue if more than half of the files cannot be read.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.images.decode import refusing
+from dinomed.images.dicom.patient import read_patient
 from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import Header, MaskSizeError, UnreadableImage, read_header, read_mask, read_whole
 from dinomed.images.unchanged import change_time
@@ -21,6 +22,7 @@ class Facts:
 
     Attributes:
         changed_ns: time of the last change of the file (`dinomed.images.unchanged`), ns.
+        patient, study: Patient ID and Study Instance UID of a DICOM file, as written; for groups only.
         foreground: share of the mask that is not 0; None without a mask that was read.
         mask_problem: why the mask cannot be used.
         wrong_size: the mask has another size than the image.
@@ -37,6 +39,8 @@ class Facts:
     mask_problem: str | None = None
     wrong_size: bool = False
     turned: bool = False
+    patient: str | None = None
+    study: str | None = None
 
 
 def read_facts(
@@ -55,7 +59,10 @@ def read_facts(
     path = folder / image
     header = read_whole(path) if decode else read_header(path)
     status = path.stat()  # before the content, so that a later change is seen
-    facts = Facts(image, sha256_file(path), status.st_size, change_time(status), header, mask)
+    patient, study = read_patient(path) if header.format == "DICOM" else (None, None)
+    facts = Facts(
+        image, sha256_file(path), status.st_size, change_time(status), header, mask, patient=patient, study=study
+    )
     return replace(facts, **_mask_facts(folder / mask, header, label_maps)) if mask is not None and decode else facts
 
 

@@ -13,6 +13,7 @@ from dinomed.datasets.scan.walk import WalkResult
 from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.elements import is_dicom
+from dinomed.images.dicom.patient import read_patient
 from dinomed.images.dicom.pixels import read_dicom_header
 from dinomed.images.frames import frame_digest, frame_path
 from dinomed.images.unchanged import change_time
@@ -121,11 +122,16 @@ def _read_video(
     try:
         status = path.stat()  # before the content, so that a later change is seen
         video = Video(path)
-        header = replace(read_dicom_header(path), frames=1) if is_dicom(path) else frame_header(video.facts)
+        header, patient, study = frame_header(video.facts), None, None
+        if is_dicom(path):
+            header, (patient, study) = replace(read_dicom_header(path), frames=1), read_patient(path)
 
         def keep(frame: VideoFrame) -> None:
             image = frame_path(name, frame.number)
-            facts = Facts(image, frame_digest(frame.pixels), status.st_size, change_time(status), header)
+            facts = Facts(
+                image, frame_digest(frame.pixels), status.st_size, change_time(status), header,
+                patient=patient, study=study,
+            )  # fmt: skip
             if image in masks:
                 facts = add_mask(folder, facts, masks[image], label_maps)
             frames[frame.number] = facts, frame.time_s
@@ -171,8 +177,12 @@ def add_video_rows(table: Labels, videos: Mapping[str, VideoRows]) -> None:
 
 def add_frame_columns(
     columns: dict[str, list[Any]], videos: Mapping[str, VideoRows], groups: Mapping[str, str]
-) -> None:
-    """Add the columns `video`, `frame` and `time_s`; a video without a group in the table has that of `groups`."""
+) -> list[str]:
+    """Add the columns `video`, `frame` and `time_s`; frames without a group have that of their video in `groups`.
+
+    Returns:
+        A note if several videos are groups of their own.
+    """
     places = {
         facts.image: (video, str(number), f"{time_s:.3f}")
         for video, rows in videos.items()
@@ -184,10 +194,20 @@ def add_frame_columns(
             places[image][place] if image in places else value
             for image, value in zip(columns["image"], before, strict=True)
         ]
+    alone = {
+        image: places[image][0]
+        for image, group in zip(columns["image"], columns["group"], strict=True)
+        if group is None and image in places
+    }
     columns["group"] = [
-        groups[places[image][0]] if group is None and image in places else group
+        groups[alone[image]] if image in alone else group
         for image, group in zip(columns["image"], columns["group"], strict=True)
     ]
+    count = len(set(alone.values()))
+    return [] if count < 2 else [
+        f"{count:,} videos are groups of their own; if a patient has several, name the patients in a table (--labels, "
+        "--group)"
+    ]  # fmt: skip
 
 
 def divide_duplicates(

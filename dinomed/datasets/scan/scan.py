@@ -32,9 +32,9 @@ from dinomed.datasets.scan.frames import (
     video_notes,
     video_warnings,
 )
-from dinomed.datasets.scan.labels import NONE, Labels, find_labels, number_groups, read_labels
+from dinomed.datasets.scan.labels import NONE, Labels, find_labels, read_labels
 from dinomed.datasets.scan.predictions import find_predictions
-from dinomed.datasets.scan.pseudonyms import chosen_key, pseudonym, video_identifier
+from dinomed.datasets.scan.pseudonyms import add_patients, chosen_key, replace_groups, video_identifier
 from dinomed.datasets.scan.reading import read_all, read_several
 from dinomed.datasets.scan.videos import left_out_note
 from dinomed.datasets.scan.walk import walk
@@ -99,22 +99,24 @@ def scan(
     """Read every image below `folder` into a manifest. Folders that hold predictions are ignored, with a note.
 
     Splits come from the CSV, or else from split folders, or else (with `make_split`) they are made by group and
-    stratified by label. A group that is not known is null: such an image is a unit of its own, and images with the same
-    bytes are always in one new split. A frame that occurs in several videos, such as a test card, is in no new split.
+    stratified by label. DICOM images without a group in the CSV have the patient as their group. A group that is not
+    known is null: such an image is a unit of its own, and images with the same bytes are always in one new split. A
+    frame that occurs in several videos, such as a test card, is in no new split.
 
     Args:
         labels: path of a CSV, also relative to `folder` (`dinomed.datasets.scan.labels`); ``"folders"`` for classes by
             folder name; or None.
         image_column: column of the CSV with the names of the images.
         label, group, mask, split: columns of the CSV; None for the column with that name, if it exists; ``"none"`` for
-            no column.
+            no column, and as `group` also for no patients of DICOM images.
         ratios: shares of train, val and test in new splits.
         seed: of new splits.
         make_split: make splits if none are given.
         workers: number of decoding processes; by default one per processor, at most 16.
         follow_links: follow links out of `folder`.
         keep: other columns of the CSV to keep. Columns that are not listed are left out, with a note.
-        keep_ids: keep groups as written, instead of numbers for them, and allow columns with personal data in `keep`.
+        keep_ids: keep groups of the CSV as written, instead of numbers for them (patients of DICOM images are numbered
+            all the same), and allow columns with personal data in `keep`.
         id_key: file with a secret key; groups are replaced by pseudonyms that are the same in all scans with this key.
         allow_unreadable: continue, with a warning, if more than half of the files cannot be read.
         label_maps: masks hold the values of several classes (`dinomed.images.labelmap`).
@@ -186,11 +188,13 @@ def scan(
     duplicates = _duplicates(facts)
     splits = _given_splits(columns, split)
     columns.setdefault("group", [None] * len(facts))
+    if group != NONE:
+        table.notes += add_patients(columns, facts, keep_ids)
     if frames:
         with_frames = [name for name, rows in frames.items() if rows.facts]
         own = {name: name if key is None else video_identifier(folder / name) for name in with_frames}
-        add_frame_columns(columns, frames, own)
-    if splits:
+        table.notes += add_frame_columns(columns, frames, own)
+    if splits and make_split:
         check_splits(columns["group"], splits, columns["image"])
     units = build_manifest(columns, folder).units()
     joining, shared = (duplicates, []) if splits else divide_duplicates(duplicates, frames)
@@ -201,14 +205,7 @@ def scan(
         splits = [None if image in common else name for image, name in zip(columns["image"], splits, strict=True)]
     if splits:
         columns["split"] = splits
-    if any(columns["group"]) and key is not None:
-        columns["group"] = [None if group is None else pseudonym(group, key) for group in columns["group"]]
-        table.notes.append("groups are replaced by keyed hashes (HMAC-SHA256); keep the key where patients are known")
-    elif any(columns["group"]) and not keep_ids:
-        columns["group"] = number_groups(columns["image"], columns["group"])
-        table.notes.append(
-            f"groups are numbered, such as {next(filter(None, columns['group']))}; --keep-ids keeps them as written"
-        )
+    table.notes += replace_groups(columns, key, keep_ids)
     return ScanResult(
         replace(build_manifest(columns, folder), file_times=_file_times(facts)),
         unreadable,

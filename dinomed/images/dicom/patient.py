@@ -1,0 +1,36 @@
+"""Patient and study of DICOM images, for groups. Their values are personal data: no message holds them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dinomed.images.dicom.elements import read_header, reading_dicom
+
+PATIENT, STUDY = "PatientID", "StudyInstanceUID"
+
+
+def identifier_of(elements: Any, name: str) -> str | None:
+    """Return the text of an element, None if it is missing or empty."""
+    return str(elements.get(name) or "").strip(" \0") or None
+
+
+def read_patient(path: str | Path) -> tuple[str | None, str | None]:
+    """Return Patient ID and Study Instance UID of a DICOM file, each None if it is unknown.
+
+    Raises:
+        UnreadableImage: the file is damaged or truncated in its header.
+    """
+    with reading_dicom(path) as file:
+        elements = read_header(file, [PATIENT, STUDY])
+        return identifier_of(elements, PATIENT), identifier_of(elements, STUDY)
+
+
+def patient_groups(patients: Sequence[str | None], studies: Sequence[str | None]) -> list[str | None]:
+    """Return the group of each image: its patient, or else that of another image of its study, or else its study.
+
+    >>> patient_groups(["P1", None, None, None, "P2"], ["1.2", "1.2", "1.3", None, None])
+    ['P1', 'P1', '1.3', None, 'P2']
+    """
+    pairs = list(zip(patients, studies, strict=True))
+    known = {study: patient for patient, study in pairs if patient is not None and study is not None}
+    return [patient or known.get(study or "", study) for patient, study in pairs]
