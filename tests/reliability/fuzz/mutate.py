@@ -90,6 +90,8 @@ def _dicom(content: bytes, rng: random.Random) -> bytes:
         if length > len(data):
             break
         place += head + length
+    if not elements:
+        return _bytes(content, rng)
     place, head, length = rng.choice(elements)
     kind = rng.random()
     if kind < 0.4:
