@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from dinomed import __version__
+from dinomed.apps.examples import examples_epilog
 from dinomed.apps.messages import explain, option_names, options_in_messages, printed_reports
 from dinomed.apps.options import Debug, Verbose
 from dinomed.errors import UsageError, did_you_mean
@@ -59,6 +60,14 @@ COMMANDS: dict[str, Any] = {
         "all": "demo:every",
     },
 }
+SECTIONS = {
+    "Start": ("quickstart", "doctor", "models", "config"),
+    "Data": ("scan", "frames", "slices", "curate", "audit"),
+    "Pretrain": ("pretrain", "distill"),
+    "Adapt": ("features", "probe", "train", "evaluate"),
+    "Use": ("predict", "index", "search", "show", "export", "demo"),
+}
+"""Heading in the help -> its commands."""
 GROUP_HELP = {
     "config": "Show settings: their JSON Schema, a resolved config, the difference of two.",
     "train": "Train a head on the features of a frozen backbone.",
@@ -76,20 +85,40 @@ class _LazyGroup(TyperGroup):
     """A group whose commands are imported when they are used."""
 
     targets: dict[str, Any] = COMMANDS
+    prefix = ""
+    """Words of the group before its commands, such as ``train``, with a space."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.targets)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.targets:
+            if ctx is not None and ctx.resilient_parsing:  # completion of a line in a shell
+                return None
             raise UsageError(f"no command {cmd_name!r}{did_you_mean(cmd_name, self.list_commands(ctx))}")
-        return _build(cmd_name, self.targets[cmd_name])
+        return _build(f"{self.prefix}{cmd_name}", self.targets[cmd_name])
+
+
+class _RootGroup(_LazyGroup):
+    """All commands; the help lists them by section."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, self.targets))
+        for title, names in SECTIONS.items():
+            commands = {name: self.get_command(ctx, name) for name in names}
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (name.ljust(width), command.get_short_help_str(formatter.width - 6 - width))
+                        for name, command in commands.items()
+                    ]
+                )
 
 
 class _TrainGroup(_LazyGroup):
     """The commands of all tasks; the task of a plug-in has a command with the shared options."""
 
-    targets = COMMANDS["train"]
+    targets, prefix = COMMANDS["train"], "train "
 
     def list_commands(self, ctx: Any) -> list[str]:
         from dinomed.adapters.task import task_names
@@ -99,35 +128,40 @@ class _TrainGroup(_LazyGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in self.targets or cmd_name not in self.list_commands(ctx):
             return super().get_command(ctx, cmd_name)
-        return _build_command(cmd_name, import_module("dinomed.apps.commands.train").train_task(cmd_name))
+        return _build_command(f"train {cmd_name}", import_module("dinomed.apps.commands.train").train_task(cmd_name))
 
 
-def _build(name: str, target: Any) -> Any:
+def _build(words: str, target: Any) -> Any:
     """Build a command from a function of a command module, or a group from a mapping."""
     if isinstance(target, dict):
-        return _build_group(name, target)
+        return _build_group(words, target)
     module, _, function = target.partition(":")
-    return _build_command(name, getattr(import_module(f"dinomed.apps.commands.{module}"), function))
+    return _build_command(words, getattr(import_module(f"dinomed.apps.commands.{module}"), function))
 
 
-def _build_command(name: str, function: Any) -> Any:
+def _build_command(words: str, function: Any) -> Any:
     single = typer.Typer(**SETTINGS)
-    single.command(name)(function)
+    single.command(words.split()[-1], epilog=examples_epilog(words))(function)
     return typer.main.get_command(single)
 
 
 def _build_group(name: str, targets: dict[str, Any]) -> Any:
+    members = {"targets": targets, "prefix": f"{name} "}
     group = typer.Typer(
         name=name,
-        cls=_TrainGroup if name == "train" else type(f"{name.title()}Group", (_LazyGroup,), {"targets": targets}),
+        cls=_TrainGroup if name == "train" else type(f"{name.title()}Group", (_LazyGroup,), members),
         no_args_is_help=True,
+        epilog=examples_epilog(name),
         **SETTINGS,
     )
     group.callback(help=GROUP_HELP[name])(lambda: None)
     return typer.main.get_command(group)
 
 
-app = typer.Typer(name="dinomed", cls=_LazyGroup, no_args_is_help=True, **SETTINGS)
+app = typer.Typer(
+    name="dinomed", cls=_RootGroup, no_args_is_help=True, epilog=examples_epilog(""),
+    **SETTINGS | {"add_completion": True},
+)  # fmt: skip
 
 
 def _version(value: bool) -> None:

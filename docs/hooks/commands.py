@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 import typer
 
-from dinomed.apps.cli import app
+from dinomed.apps.cli import SECTIONS, app
+from dinomed.apps.examples import EXAMPLES
 
 _KINDS = {"str": "text", "Path": "path", "int": "integer", "float": "number"}
 
@@ -31,9 +32,19 @@ def _command(command: Any, name: str) -> Iterator[str]:
             yield from (f"| {title} | value | default | meaning |", "|---|---|---|---|")
             yield from (_row(parameter) for parameter in parameters)
             yield ""
+    if command_examples := EXAMPLES.get(name.partition(" ")[2]):
+        yield from ("Examples:", "", "```", *command_examples, "```", "")
+    if name == "dinomed":
+        yield from ("| for | commands |", "|---|---|")
+        yield from (f"| {title} | {', '.join(map(_link, commands))} |" for title, commands in SECTIONS.items())
+        yield ""
     if is_group:
         for child in command.list_commands(None):
             yield from _command(command.get_command(None, child), f"{name} {child}")
+
+
+def _link(command: str) -> str:
+    return f"[{command}](#dinomed-{command})"
 
 
 def _argument_word(argument: Any) -> str:

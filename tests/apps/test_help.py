@@ -1,4 +1,4 @@
-"""The help of every command: fast, without heavy imports, with all its options."""
+"""The help of every command: fast, without heavy imports, with all its options; and completion in a shell."""
 
 import inspect
 import json
@@ -18,6 +18,7 @@ from dinomed.notice import RESEARCH_USE
 
 # Not in the list: pydantic, which Typer itself uses.
 HEAVY = ["torch", "torchvision", "monai", "gradio", "sklearn", "pyarrow", "pandas", "numpy", "PIL", "faiss", "yaml"]
+ROOT_OPTIONS = {"--help", "--version", "--debug", "--verbose", "--install-completion", "--show-completion"}
 
 
 def every_command(table: dict, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -33,7 +34,7 @@ def own_options(command: tuple[str, ...]) -> set[str]:
     for name in command:
         target = target[name]
     if isinstance(target, dict):
-        return {"--help", *(["--version", "--debug", "--verbose"] if command == () else [])}
+        return {"--help"} if command else ROOT_OPTIONS
     module, _, function = target.partition(":")
     parameters = inspect.signature(getattr(import_module(f"dinomed.apps.commands.{module}"), function)).parameters
     declared = [note for parameter in parameters.values() for note in getattr(parameter.annotation, "__metadata__", ())]
@@ -91,3 +92,40 @@ def test_help_needs_no_heavy_import_and_no_long_time(
     assert options == own_options(command)
     assert seconds < 2.0  # of the processor; about 0.15 s, and a heavy import takes longer than this
     assert "Usage: dinomed" in text
+
+
+def run_here(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    captured = capsys.readouterr()
+    return int(end.value.code or 0), captured.out, captured.err
+
+
+def test_every_command_is_in_one_section_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sorted(name for names in cli.SECTIONS.values() for name in names) == sorted(cli.COMMANDS)
+    _, out, _ = run_here("--help", capsys=capsys)
+    shown = re.findall(r"^(\w+):\n((?:  \S.*\n|  {3,}\S.*\n)+)", out, re.MULTILINE)
+    for title, lines in shown:
+        if title in cli.SECTIONS:
+            assert tuple(re.findall(r"^  (\w+) ", lines, re.MULTILINE)) == cli.SECTIONS[title]
+    assert set(cli.SECTIONS) <= {title for title, _ in shown}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("dinomed ev", ["evaluate"]),
+        ("dinomed train s", ["segment"]),
+        ("dinomed probe --few", ["--few-shot"]),
+        ("dinomed probe runs/ssl --dat", ["--data"]),
+        ("dinomed nothing ev", ["evaluate"]),  # no error in the line of the shell
+    ],
+)
+def test_the_shell_completes_commands_and_options(
+    line: str, expected: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_DINOMED_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    code, out, err = run_here(capsys=capsys)
+    assert (code, out.split(), err) == (0, expected, "")
