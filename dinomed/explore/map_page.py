@@ -35,7 +35,8 @@ body { max-width: 84rem; } .map { display: grid; grid-template-columns: minmax(0
   border-radius: 6px; font-size: .8rem; max-width: 15rem; overflow-wrap: anywhere; }
 .map-tip canvas, .map-grid canvas { all: unset; display: block; } .map-side > * { margin: 0 0 .7rem; }
 .map-side button, .map-side select { font: inherit; padding: 4px 10px; }
-.map-legend { list-style: none; padding: 0; } .map-legend label { display: flex; gap: 7px; align-items: center; }
+.map-legend { list-style: none; padding: 0; } .map-legend label { display: flex; gap: 7px; align-items: center;
+  min-height: 28px; } .map-legend input { width: 18px; height: 18px; margin: 0; flex: none; }
 .map-legend i { width: 12px; height: 12px; border-radius: 50%; flex: none; }
 .map-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(56px, 1fr)); gap: 3px; }
 @media (max-width: 760px) { .map { grid-template-columns: minmax(0, 1fr); } .map-plane canvas { height: 60vh; } }

@@ -22,8 +22,11 @@ from dinomed.html.words import format_value
 from dinomed.notice import RESEARCH_USE
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #0891b2; --soft: #526075; --edge: #cbd5e1; --mark: #0891b21f; }
-@media (prefers-color-scheme: dark) { :root { --line: #22d3ee; --soft: #94a3b8; --edge: #475569; --mark: #22d3ee24; } }
+:root { color-scheme: light dark; --page: #ffffff; --text: #0f172a; --line: #0891b2; --soft: #526075; --edge: #cbd5e1;
+  --mark: #0891b21f; }
+@media (prefers-color-scheme: dark) { :root { --page: #0f151d; --text: #e8edf3; --line: #22d3ee; --soft: #a3b1c4;
+  --edge: #475569; --mark: #22d3ee24; } }
+html { background: var(--page); color: var(--text); }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .research { border-left: 4px solid #d97706; background: #d9770622; padding: .4rem .8rem; font-weight: 600; }
@@ -36,7 +39,7 @@ figure { display: inline-block; margin: .4rem .6rem .4rem 0; vertical-align: top
 figure img { max-width: 100%; border-radius: 4px; } figcaption, .soft { font-size: .85rem; color: var(--soft); }
 figcaption { max-width: 20rem; } figure.wide figcaption { max-width: none; }
 details { margin: .8rem 0; } summary { cursor: pointer; }
-pre { overflow-x: auto; background: var(--mark); padding: .7rem .9rem; border-radius: 4px; font-size: .85rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--mark); padding: .7rem .9rem; border-radius: 4px; font-size: .85rem; }
 svg { border: 1px solid var(--edge); border-radius: 4px; max-width: 100%; }
 svg text { fill: var(--soft); font-size: 11px; }
 .pair { display: inline-block; vertical-align: top; margin: 0 1.2rem .6rem 0; } .pair p { margin: 0; }

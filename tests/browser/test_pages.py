@@ -55,7 +55,7 @@ def pages(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_fits_a_phone_and_begins_with_its_result(
-    browser: Any, pages: dict[str, Path], kind: str, tmp_path: Path
+    browser: Any, pages: dict[str, Path], kind: str, find_violations: Any
 ) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844})
     page = context.new_page()
@@ -73,4 +73,5 @@ def test_a_page_fits_a_phone_and_begins_with_its_result(
         assert len(links) == len(set(links)) > 1
         assert page.evaluate("names => names.every(name => document.getElementById(name))", links)
         assert "Next" in page.locator("h2").all_inner_texts()
+    assert find_violations(page) == []
     context.close()
