@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +229,7 @@ def audit(
             assert train_images is not None
             folder = None if cache is None else Path(cache)
             result = audit_images(train_images, test_images, resolved, device=device, workers=workers, cache=folder)
+        result = replace(result, unreadable=result.unreadable + len(test_images.unreadable))
         if out is not None:
             from dinomed.apps.pages.audit import build_audit_page
 

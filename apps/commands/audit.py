@@ -62,19 +62,25 @@ def audit(
     """Find test images that are in the training set: exact copies, near-duplicates, and shared patients or lesions.
 
     Near-duplicates are cropped, rotated, mirrored, recompressed, recoloured or annotated copies. Of a run folder, the
-    hashes of its training images are compared. The exit code is 1 if there are such images, else 0. With --labels, the
-    labels of TRAIN are examined instead: images are ranked whose label disagrees with their neighbours and with
-    predictions of a model that has not seen them. For research use only.
+    hashes of its training images are compared. The exit code is 1 if there are such images or if a test image cannot be
+    read, else 0. With --labels, the labels of TRAIN are examined instead: images are ranked whose label disagrees with
+    their neighbours and with predictions of a model that has not seen them. For research use only.
     """
     arguments = locals()
     from dinomed.apps.api.curation import audit as audit_images
     from dinomed.apps.output import api_arguments, emit
+    from dinomed.errors import DinomedError
 
     report = audit_images(**api_arguments(arguments))
     if labels is not None:
         emit(report, as_json, None if as_json else _label_table(report))
         return
     emit(report, as_json, None if as_json else _table(report))
+    if report["unreadable"]:
+        raise DinomedError(
+            f"{report['unreadable']} test images cannot be read, so that copies of them may not be found; repair them, "
+            "or leave them out"
+        )
     if report["pairs"]:
         raise typer.Exit(1)
 
@@ -91,6 +97,7 @@ def _table(report: dict[str, Any]) -> Any:
         rows.append(("...", f"and {num_hidden} more pairs: --json lists all, -o PAGE.html shows them", "", None, None))
     counts = ", ".join(f"{kind} {count}" for kind, count in report["counts"].items())
     conclusion = "LEAK" if report["pairs"] else "no leak found"
+    conclusion += " (not all images can be read)" if report["unreadable"] else ""
     summary = f"{conclusion}: {report['leaked_test_images']} of {report['test_images']} test images ({counts})"
     table = build_table(("kind", "training image", "test image", "similarity", "points"), rows, title=summary)
     table.caption = "; ".join(report["notes"])

@@ -4,6 +4,7 @@ Only Pillow decodes: of the common readers, only it refuses truncated files, sup
 BMP and TIFF. On damaged files it raises errors of many types; they are converted to `UnreadableImage`.
 """
 
+import logging
 import os
 import re
 import stat
@@ -37,6 +38,7 @@ GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 """Pillow's modes without colour."""
 _ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of EXIF and of TIFF
 _TEXT_CHUNKS, _EXIF_TEXTS = (b"tEXt", b"zTXt", b"iTXt"), (b"Raw profile type exif", b"XML:com.adobe.xmp", b"xmp")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # damage is an error of the file, not a line on stderr
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"BM", b"\x93NUMPY")
 
 
@@ -207,8 +209,7 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def looks_like_image(path: str | Path) -> bool:
     """Return whether the first bytes are those of an image format or DICOM; False if they cannot be read."""
     start = first_bytes(path)
-    webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
-    return start.startswith(_MAGIC) or webp or is_dicom_start(start)
+    return start.startswith(_MAGIC) or (start[:4] + start[8:12]) == b"RIFFWEBP" or is_dicom_start(start)
 
 
 def _stored_orientation(image: Image.Image) -> int:
@@ -286,8 +287,7 @@ def _reason(error: Exception, path: str | Path, max_pixels: int, private: bool) 
     if isinstance(error, UnidentifiedImageError):
         return _kind(path)
     if isinstance(error, Image.DecompressionBombError):
-        pixels = int((re.findall(r"\d+", text) or ["0"])[0])
-        return too_large(pixels, max_pixels)
+        return too_large(int((re.findall(r"\d+", text) or ["0"])[0]), max_pixels)
     if private:
         return f"damaged ({type(error).__name__})"
     return "truncated" if "truncated" in text.lower() else f"damaged ({text})"

@@ -300,3 +300,9 @@ def finish_publishing(folder: Path, marker: str) -> None:
         check_free(folder)
         with contextlib.suppress(OSError):  # it holds the state of an unfinished call
             stage.rmdir()
+
+
+def discard_ready(folder: Path) -> None:
+    """Remove the list of what a killed call was about to publish in `folder`, so that the next call begins again."""
+    check_free(folder)
+    (folder / STAGE / READY_FILE).unlink(missing_ok=True)

@@ -27,6 +27,12 @@ def publish(stage: Path, folder: Path, names: Iterable[str], remove: Iterable[st
     Raises:
         DinomedError: a file is missing or cannot be moved, such as on a full disk, or a path is not inside the folder.
     """
+    list_ready(stage, folder, names, remove)
+    move_ready(stage, folder)
+
+
+def list_ready(stage: Path, folder: Path, names: Iterable[str], remove: Iterable[str] = ()) -> None:
+    """Write the list of the files that `move_ready` moves and removes; arguments and errors are those of `publish`."""
     names, remove = list(names), list(remove)
     outside = next((name for name in (*names, *remove) if not _is_inside(name)), None)
     if outside is not None:
@@ -35,7 +41,6 @@ def publish(stage: Path, folder: Path, names: Iterable[str], remove: Iterable[st
     if missing is not None:
         raise DinomedError(f"cannot write {folder}: {stage / missing} is missing; run the command again")
     write_json(stage / READY_FILE, {"move": names, "remove": remove})
-    move_ready(stage, folder)
 
 
 def move_ready(stage: Path, folder: Path) -> None:

@@ -175,6 +175,23 @@ def test_audit_compares_the_other_files(folder: Path, tmp_path: Path, run: Calla
     assert (tmp_path / "page.html").is_file()
 
 
+def test_audit_does_not_call_a_set_clean_of_which_an_image_cannot_be_read(
+    folder: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
+    rng = np.random.default_rng(9)
+    test = tmp_path / "test"
+    test.mkdir()
+    for index in range(2):
+        Image.fromarray(rng.integers(0, 256, (72, 96, 3)).astype(np.uint8)).save(test / f"{index}.png")
+    assert "no leak found: " in run("audit", folder, test, "--quiet", code=0)
+    whole = (test / "1.png").read_bytes()
+    for content in (whole[: len(whole) // 2], b"no image"):  # its header can be read, or nothing
+        (test / "1.png").write_bytes(content)
+        printed = run("audit", folder, test, "--quiet", code=1)
+        assert "no leak found (not all images can be read)" in printed
+        assert "error: 1 test images cannot be read" in printed
+
+
 def test_curate_removes_the_damaged_files(folder: Path, tmp_path: Path, run: Callable[..., str]) -> None:
     out = tmp_path / "c.parquet"
     run("curate", "--pool", folder, "-o", out, "--set", "quality.min_short_side_px=32", "--quiet")

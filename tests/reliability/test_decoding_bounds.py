@@ -1,5 +1,8 @@
 """Bounds on decoding: a small file takes little memory and time, also when only its header is read."""
 
+import struct
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from io import BytesIO
@@ -151,3 +154,25 @@ def test_all_pages_together_are_bounded(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("dinomed.images.intensity.MAX_BYTES", 10_000)
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((12, 32, 32), np.uint8), photometric="minisblack")
     assert refused(tmp_path / "a.tif", read_whole) == "12 pages of 32x32 px, over the limit of 2.1 GB"
+
+
+@pytest.mark.parametrize(
+    ("seed", "tag", "place", "value"),
+    [("tiff-gray-pages", "SamplesPerPixel", 4, 3), ("tiff-bands", "PhotometricInterpretation", 8, 60_000)],
+)
+def test_libraries_write_no_line_about_a_damaged_file(
+    tmp_path: Path, corpus: SimpleNamespace, seed: str, tag: str, place: int, value: int
+) -> None:
+    """Pillow logs a count of 3 of a tag of one value, tifffile an unknown value."""
+    content = bytearray(corpus.SEEDS[seed]())
+    with tifffile.TiffFile(BytesIO(content)) as file:
+        struct.pack_into("<H", content, file.pages.first.tags[tag].offset + place, value)
+    (tmp_path / "a.tif").write_bytes(content)
+    code = (
+        "import sys; from dinomed.images.read import *\n"
+        "for read in (read_header, read_whole):\n"
+        "    try: read(sys.argv[1])\n"
+        "    except UnreadableImage as error: print(error.reason)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.tif"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

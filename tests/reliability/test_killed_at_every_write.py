@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ import pytest
 
 from dinomed.apps import cli
 from dinomed.datasets.synthetic.endoscopy import write_endoscopy
+from dinomed.datasets.synthetic.lesions import write_lesions
 from dinomed.io.output_folder import STAGE
 
 QUICK = ("--set", "fit.epochs=2", "--set", "fit.min_steps=0")
@@ -47,8 +49,56 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "frames": ("frames", "{v}", "-o", "{o}/frames", "--fps", "5"),
     "predict videos": ("predict", "{u}/seg", "{v}", "-o", "{o}/pv"),
     "show": ("show", "pca", "{u}/derm.parquet", "-b", "{u}/ssl", "-o", "{o}/pca.html"),
+    "show map": ("show", "map", "{u}/derm.parquet", "-b", "{u}/ssl", "-o", "{o}/map.html", "--cache", "{o}/cache",
+                 "--method", "pca"),
+    "scan videos": ("scan", "{i}/videos", "--videos", "--fps", "5", "-o", "{o}/m.parquet"),
+    "scan coco": ("scan", "{i}/pictures", "--coco", "{i}/coco.json", "-o", "{o}/m.csv"),
+    "slices": ("slices", "{i}/volumes", "-o", "{o}/s"),
+    "predict volumes": ("predict", "{u}/seg", "{i}/slices/manifest.csv", "-o", "{o}/p", "--volumes"),
+    "predict classes": ("predict", "{u}/cls", "{u}/derm.parquet", "-o", "{o}/p", "--unit", "group"),
+    "audit labels": ("audit", "{u}/derm.parquet", "--labels", "label", "-b", "{u}/ssl", "-o", "{o}/a.html", "--table",
+                     "{o}/t.csv", "--folds", "2", "--cache", "{o}/cache"),
+}  # fmt: skip
+PACKAGES = {  # command -> the packages of its extra
+    "slices": ("nibabel",), "predict volumes": ("nibabel",), "scan coco": ("pycocotools",), "export bundle": ("monai",)
 }  # fmt: skip
 DONE = "already|exists"  # the refusal of a command whose result was complete before the kill
+
+
+def draw_videos(folder: Path) -> None:
+    write_endoscopy(folder / "videos", videos=2, count=10, size=(48, 64))
+    shutil.rmtree(folder / "videos" / "masks")
+
+
+def write_volumes(folder: Path) -> None:
+    corpus = runpy.run_path(str(Path(__file__).parent / "corpus" / "volumes.py"))
+    (folder / "volumes").mkdir(parents=True)
+    for name in ("a.nii", "c.nii.gz"):
+        (folder / "volumes" / name).write_bytes(corpus["VOLUMES"][name]())
+
+
+def write_slices(folder: Path) -> None:
+    write_volumes(folder)
+    assert call(["slices", str(folder / "volumes"), "-o", str(folder / "slices")]) == 0
+
+
+def annotate(folder: Path) -> None:
+    write_lesions(folder / "pictures", count=2, size=(36, 48), broken=0)
+    images = sorted((folder / "pictures" / "images").glob("*"))
+    outlines = [[[2, 2, 20, 3, 9, 14]], [[5, 5, 30, 5, 30, 12, 20, 12]]]
+    data = {
+        "images": [{"id": i, "file_name": path.name, "width": 48, "height": 36} for i, path in enumerate(images)],
+        "categories": [{"id": 1, "name": "lesion"}],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "segmentation": outline} for i, outline in enumerate(outlines)
+        ],
+    }
+    (folder / "coco.json").write_text(json.dumps(data))
+
+
+INPUTS = {
+    "scan videos": draw_videos, "scan coco": annotate, "slices": write_volumes, "predict volumes": write_slices
+}  # fmt: skip
 
 
 class Killed(BaseException):
@@ -160,11 +210,14 @@ def some_changes(changes: list[str]) -> Iterable[int]:
 
 def check(command: str, user_folder: Path, folder: Path, choose: Choose, capsys: Any) -> None:
     """Kill a command at some of its changes, run it again, and compare with the unbroken result."""
-    out = folder / "out"
-    video = folder / "video.avi"
+    for package in PACKAGES.get(command, ()):
+        pytest.importorskip(package)
+    out, video, inputs = folder / "out", folder / "video.avi", folder / "in"
     if any("{v}" in word for word in COMMANDS[command]):
         write_endoscopy(folder / "drawn", count=10, size=(48, 64))[0].rename(video)
-    words = [word.format(u=user_folder, o=out, v=video) for word in COMMANDS[command]]
+    if command in INPUTS:
+        INPUTS[command](inputs)
+    words = [word.format(u=user_folder, o=out, v=video, i=inputs) for word in COMMANDS[command]]
     out.mkdir()
     with killed_at(None, out) as changes:
         code = call(words)
@@ -185,8 +238,20 @@ def check(command: str, user_folder: Path, folder: Path, choose: Choose, capsys:
             assert broken[name] == whole[name], (number, changes[number - 1], name)
 
 
-@pytest.mark.parametrize("command", ["scan", "features", "index", "evaluate"])
+SHORT = ("scan", "features", "index", "evaluate", "slices", "scan videos", "scan coco")
+LONG = ("predict volumes", "predict classes", "audit labels", "show map")
+
+
+@pytest.mark.parametrize("command", SHORT)
 def test_killed_at_some_writes_the_result_is_the_same(
+    user_folder: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(command, user_folder, tmp_path, some_changes, capsys)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", LONG)
+def test_killed_at_some_writes_the_result_of_slower_commands_is_the_same(
     user_folder: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check(command, user_folder, tmp_path, some_changes, capsys)

@@ -17,7 +17,14 @@ from dinomed.datasets.splits import make_folds
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
 from dinomed.io.files import write_json, write_text
-from dinomed.io.output_folder import check_writable, claimed_file, open_output_folder
+from dinomed.io.output_folder import (
+    check_writable,
+    claimed_file,
+    discard_ready,
+    finish_publishing,
+    open_output_folder,
+)
+from dinomed.io.publish import move_ready
 from dinomed.log import logger
 from dinomed.notice import RESEARCH_USE
 
@@ -130,40 +137,54 @@ def scan_with_report(
             raise UsageError(f"`coco={coco}`: masks are written beside the manifest; name it with `out`")
         return _write(scan_folder(folder, labels, **with_frame_rule(options)), None)
     options = with_frame_rule(options)
+    if coco is not None and Path(out).exists():
+        from dinomed.datasets.coco.masks import SETTINGS_FILE
+
+        finish_publishing(_mask_folder(Path(out)), SETTINGS_FILE)  # masks that a killed call was moving
     opening.check_manifest_output(Path(out), overwrite)
     with claimed_file(out):
         if coco is None:
             return _write(scan_folder(folder, labels, **options), Path(out))
-        return _write(_scan_coco(folder, labels, coco, Path(out), overwrite, options), Path(out))
+        return _scan_coco(folder, labels, coco, Path(out), overwrite, options)
+
+
+def _mask_folder(out: Path) -> Path:
+    """Return the folder of the masks of a scan with COCO annotations whose manifest is `out`."""
+    return out.with_suffix(".coco")
 
 
 def _scan_coco(
     folder: PathLike, labels: PathLike | None, coco: PathLike, out: Path, overwrite: bool, options: dict[str, Any]
 ) -> ScanResult:
-    """Scan, and draw the masks of an annotation file into the folder NAME.coco beside `out`."""
+    """Scan, draw the masks of an annotation file into the folder NAME.coco beside `out`, and write the manifest.
+
+    The masks are moved to their places after the manifest is written: a killed call is then completed, or begun again.
+    """
     from dinomed.datasets.coco.annotations import read_annotations
     from dinomed.datasets.coco.masks import SETTINGS_FILE, add_masks
     from dinomed.datasets.coco.rle import mask_api
 
-    place = out.with_suffix(".coco")
+    place = _mask_folder(out)
     for name, value in (("mask", options.get("mask")), ("label_maps", options.get("label_maps"))):
         if value:
             raise UsageError(f"`{name}={value}`: the masks come from `coco`; give one of the two")
     mask_api()
+    if not out.exists():
+        discard_ready(place)
     with open_output_folder(place, marker=SETTINGS_FILE, overwrite=overwrite) as stage:
         annotations = read_annotations(find_labels(coco, Path(folder), "COCO file"))
         scanned = scan_folder(folder, labels, **options | {"mask": NONE})
         missing = bool(options.get("allow_unreadable"))
-        return add_masks(scanned, annotations, place, stage, allow_missing=missing)
+        result = _write(add_masks(scanned, annotations, place, stage, allow_missing=missing), out)
+        move_ready(stage, place)
+    return result
 
 
 def _write(result: ScanResult, out: Path | None) -> ScanResult:
     """Write the manifest of a scan to `out`, and log warnings and notes."""
     for message in result.warnings:
         logger.warning(message)
-    if out is not None:
-        write_manifest(result.manifest, out)
-        result = replace(result, manifest=replace(result.manifest, source=out))
+    if out is not None:  # the manifest, which makes the result complete, is written last
         unreadable = unreadable_list(out)
         if result.unreadable:
             write_csv(unreadable, ("path", "reason"), result.unreadable)
@@ -172,6 +193,8 @@ def _write(result: ScanResult, out: Path | None) -> ScanResult:
             unreadable.unlink(missing_ok=True)  # of an earlier scan
         if result.videos:
             write_csv(dropped_list(out), ("video", "frame", "time_s", "reason"), result.dropped)
+        write_manifest(result.manifest, out)
+        result = replace(result, manifest=replace(result.manifest, source=out))
     for message in result.notes:
         logger.info(message)
     return result

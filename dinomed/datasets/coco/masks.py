@@ -27,7 +27,7 @@ from dinomed.images.labelmap import write_label_map
 from dinomed.images.read import write_mask
 from dinomed.io.files import write_text
 from dinomed.io.output_folder import file_names
-from dinomed.io.publish import publish
+from dinomed.io.publish import list_ready
 from dinomed.progress import track
 
 SETTINGS_FILE = "segment.yaml"
@@ -62,8 +62,9 @@ def add_masks(
     *,
     allow_missing: bool = False,
 ) -> ScanResult:
-    """Draw the masks of a scanned folder into the folder `out`, and add their columns to the manifest.
+    """Draw the masks of a scanned folder into a stage, and add their columns to the manifest.
 
+    `dinomed.io.publish.move_ready` moves them into the folder `out` when the manifest is written.
     The root of the new manifest contains the images and the masks. The masks of an earlier scan are replaced.
 
     Args:
@@ -172,7 +173,7 @@ def _draw_all(
     out: Path,
     stage: Path,
 ) -> tuple[MaskLayout, list[float], dict[str, list[str | None]]]:
-    """Draw and publish the masks: their layout, the share of each that is covered, and their paths by column."""
+    """Draw the masks into the stage: their layout, the share of each that is covered, and their paths by column."""
     files = file_names(manifest.column("image"))
     layout = _layout(names, overlap=False)
     try:
@@ -186,7 +187,7 @@ def _draw_all(
     rows, folders = sorted(row_of.values()), _folders(layout)
     written = [f"{folder}/{files[row]}" for folder in folders for row in rows]
     earlier = [path.relative_to(out).as_posix() for path in (out / MASK_FOLDER).rglob("*") if path.is_file()]
-    publish(stage, out, [*written, SETTINGS_FILE], remove=[SETTINGS_FILE, *sorted(set(earlier) - set(written))])
+    list_ready(stage, out, [*written, SETTINGS_FILE], remove=[SETTINGS_FILE, *sorted(set(earlier) - set(written))])
     used = set(rows)
     return layout, shares, {
         column: [f"{folder}/{file}" if row in used else None for row, file in enumerate(files)]

@@ -169,6 +169,25 @@ def test_a_killed_process_ends_the_run_and_it_can_be_resumed(tiny: Tiny, picture
 
 
 @pytest.mark.long
+def test_a_process_that_hangs_ends_the_run_after_the_timeout(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    """The other process waits for `run.timeout_s`, and the launcher then ends the one that hangs."""
+    config, out = settings(tiny, steps=400, checkpoint_every=2, log_every=1, timeout_s=10), tmp_path / "hung"
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    process = start(path, pictures, out)
+    wait_for(lambda: (out / "checkpoints" / "step_00000002").exists(), process)
+    hung = child_of_rank(process.pid, 1)
+    os.kill(hung, signal.SIGSTOP)
+    _, errors = process.communicate(timeout=280)
+    assert process.returncode == 1
+    assert "error: process 0 lost another process, which died or hung for 10 s" in errors
+    assert "error: process 0 of 2 failed (its message is above), so the others were ended" in errors
+    assert not any(word in errors for word in ("Traceback", "internal error", "UserWarning"))
+    assert not Path(f"/proc/{hung}").exists()
+    assert list_checkpoints(out / "checkpoints")
+
+
+@pytest.mark.long
 def test_at_a_graceful_stop_all_processes_save_the_same_step(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     config, out = settings(tiny, steps=400, checkpoint_every=1000, log_every=1), tmp_path / "stopped"
     path = tmp_path / "config.yaml"
