@@ -32,7 +32,7 @@ from dinomed.adapters.training_images import FamiliarityCheck, TrainingHashes, t
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config, to_yaml
 from dinomed.errors import DinomedError, UsageError
-from dinomed.features.familiarity import TrainingReference, reference_from_tensors
+from dinomed.features.familiarity.reference import TrainingReference, reference_from_tensors
 from dinomed.io.files import read_json, to_json, write_json, write_text
 from dinomed.io.output_folder import STAGE, open_output_folder
 from dinomed.io.publish import publish

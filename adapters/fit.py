@@ -25,7 +25,8 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import to_yaml
 from dinomed.datasets.manifest import Manifest
 from dinomed.features.extract import extract, resolve_blocks
-from dinomed.features.familiarity import TrainingReference, choose_reference_rows, fit_reference
+from dinomed.features.familiarity.fit import choose_reference_rows, fit_reference
+from dinomed.features.familiarity.reference import TrainingReference
 from dinomed.io.files import write_text
 from dinomed.log import logger
 from dinomed.loggers.names import LOGGER_FOLDERS

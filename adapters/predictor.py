@@ -15,7 +15,7 @@ from dinomed.adapters.training_images import FamiliarityCheck, usable_check
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.features.compute import Features, compute_features
-from dinomed.features.familiarity import Familiarity
+from dinomed.features.familiarity.reference import Familiarity
 from dinomed.features.finite import check_finite, naming
 from dinomed.features.loading import preprocess_batches
 from dinomed.images.in_memory import ImageSource

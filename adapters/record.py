@@ -12,7 +12,7 @@ from dinomed.config import Config
 from dinomed.errors import DinomedError, first_line
 from dinomed.notice import RESEARCH_USE
 
-FORMAT: Final = "dinomed.adapter/6"
+FORMAT: Final = "dinomed.adapter/7"
 C = TypeVar("C", bound=Config)
 
 
@@ -65,7 +65,7 @@ class AdapterRecord(Config):
             `dinomed.io.tensor_file.hash_tensors`).
     """
 
-    format: Literal["dinomed.adapter/6"] = FORMAT
+    format: Literal["dinomed.adapter/7"] = FORMAT
     purpose: str = RESEARCH_USE
     task: str
     head: dict[str, Any]

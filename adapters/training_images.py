@@ -14,7 +14,7 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError
 from dinomed.features.compute import Features
-from dinomed.features.familiarity import Familiarity, TrainingReference
+from dinomed.features.familiarity.reference import Familiarity, TrainingReference
 
 _BYTES = 16  # of each SHA-256; two of a million images share them by chance with probability 1e-27
 
@@ -89,9 +89,10 @@ class FamiliarityCheck:
     """
 
     def __init__(self, reference: TrainingReference, backbone: FrozenBackbone) -> None:
-        if reference.vectors.shape[1] != backbone.embed_dim:
+        channels = backbone.embed_dim if reference.distance is None else reference.distance.channels
+        if channels != backbone.embed_dim:
             raise DinomedError(
-                f"the features of the training images have {reference.vectors.shape[1]} values, those of the backbone "
+                f"the features of the training images have {channels} values, those of the backbone "
                 f"{backbone.embed_dim}"
             )
         if reference.block not in range(-backbone.depth, backbone.depth):

@@ -25,7 +25,7 @@ from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
-from dinomed.features.familiarity import Familiarity
+from dinomed.features.familiarity.reference import Familiarity
 from dinomed.features.finite import compute_finite
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.io.files import write_text

@@ -26,7 +26,7 @@ from dinomed.datasets.manifest import Manifest, relative_root
 from dinomed.features.cache import FeatureCache
 from dinomed.features.compute import Features
 from dinomed.features.extract import check_usable, extract, without_rows
-from dinomed.features.familiarity import choose_reference_rows, fit_reference
+from dinomed.features.familiarity.fit import choose_reference_rows, fit_reference
 from dinomed.io.artifacts import hash_key
 from dinomed.io.files import replacing
 from dinomed.io.output_folder import open_output_folder

@@ -1,8 +1,8 @@
 """The vectors of an index: the file format, and the search by vectors.
 
 An index is a folder with `index.safetensors` and, for people, `index.json`. `index.safetensors` is complete by itself:
-it holds the vectors, the whitening, the graph, mean features of at most 1,000 images
-(`dinomed.features.familiarity`) and the manifest of the images (Parquet, as bytes). The record in its
+it holds the vectors, the whitening, the graph, what the check of unlike images needs
+(`dinomed.features.familiarity`), and the manifest of the images (Parquet, as bytes). The record in its
 header holds the hash of all of them. So one rename replaces an older index, and damage is found before any search.
 Nothing in it is pickled, and no file of faiss is read (`dinomed.adapters.retrieval.engine`).
 
@@ -28,13 +28,13 @@ from dinomed.config import Config
 from dinomed.datasets.manifest import FIXED, Manifest, leaves_root
 from dinomed.datasets.tables import read_parquet
 from dinomed.errors import DinomedError, UsageError, first_line
-from dinomed.features.familiarity import TrainingReference, reference_from_tensors
+from dinomed.features.familiarity.reference import TrainingReference, reference_from_tensors
 from dinomed.features.neighbors import normalised, search_exactly
 from dinomed.io.files import to_json, write_json
 from dinomed.io.tensor_file import check_tensors, hash_tensors, parse_record, read_header, read_tensors, write_tensors
 from dinomed.notice import RESEARCH_USE
 
-FORMAT: Final = "dinomed.index/1"
+FORMAT: Final = "dinomed.index/2"
 INDEX_FILE, RECORD_FILE = "index.safetensors", "index.json"
 _HEADER, _GRAPH, _REFERENCE, _ROWS = "index", "graph.", "reference.", "manifest"
 _MAX_FROM_GRAPH = 1000  # neighbours; for more the exact search is as fast
@@ -47,7 +47,7 @@ class IndexRecord(Config):
     `root` is the root folder of the images, relative to the index. `manifest` is the fingerprint of the manifest.
     """
 
-    format: Literal["dinomed.index/1"] = FORMAT
+    format: Literal["dinomed.index/2"] = FORMAT
     purpose: str = RESEARCH_USE
     kind: Kind
     metric: Literal["cosine"] = "cosine"

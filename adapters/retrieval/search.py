@@ -24,7 +24,7 @@ from dinomed.device import resolve_device
 from dinomed.errors import UsageError
 from dinomed.explore.images import patch_tokens
 from dinomed.features.compute import Features, compute_features
-from dinomed.features.familiarity import choose_reference_rows
+from dinomed.features.familiarity.fit import choose_reference_rows
 from dinomed.features.finite import compute_finite
 from dinomed.features.loading import LoadedImage, load_batches, preprocess_batches, stack_pixels
 from dinomed.images.in_memory import ImageSource

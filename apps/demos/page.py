@@ -35,7 +35,7 @@ from dinomed.apps.demos.parts import (
 from dinomed.apps.demos.turns import Busy, Gone, Turns
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import first_line
-from dinomed.features.familiarity import Familiarity
+from dinomed.features.familiarity.reference import Familiarity
 from dinomed.features.finite import NotFiniteError
 from dinomed.log import logger
 

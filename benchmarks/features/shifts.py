@@ -1,10 +1,11 @@
 """Scores of images unlike the training images on real shifts: AUROC of each score, and the share above its limit.
 
     python benchmarks/features/shifts.py --backbone runs/ssl --reference DERMOSCOPY [--group lesion_id]
-        [--shifted NAME=FOLDER ...] [--leave-one-out COLUMN] [--images 400] [--image-size 64] [--seed 0]
+        [--shifted NAME=FOLDER ...] [--leave-one-out COLUMN] [--sizes 80 160 ...] [--all-blocks] [--images 400]
+        [--image-size 64] [--seed 0]
 
-`--reference` is a folder with labels.csv. Images of one kind are its own, each scored without its own group: 5 folds by
-group. Images of another kind are those of the folders `--shifted`, scored by all images of the reference; or, with
+`--reference` is a folder with labels.csv. Images of one kind are its own, each scored without its own group, as the
+check does. Images of another kind are those of the folders `--shifted`, scored by all images of the reference; or, with
 `--leave-one-out`, those of one value of a column (such as a centre), scored by the images of the other values.
 
 | score | distance of an image |
@@ -12,45 +13,37 @@ group. Images of another kind are those of the folders `--shifted`, scored by al
 | k-NN | 1 minus the mean cosine similarity to the 5 nearest (Sun et al. 2022); the check of dinomed |
 | Mahalanobis | to the mean of the reference, covariance of Ledoit and Wolf (Lee et al. 2018, without classes) |
 
-Both are computed on mean patch tokens and on class tokens. *marked* is the share of images above the 99th percentile of
-the images of one kind. Intervals are of a bootstrap over groups. The results are printed as JSON.
+Both are computed on mean patch tokens and on class tokens. *marked* is the share of images above the limit of the
+check.
+Intervals are of a bootstrap over groups. The results are printed as JSON.
+
+With `--sizes` the reference has so many images, whole groups drawn at random 5 times; its other images are those of one
+kind. The results are means over the draws. With `--all-blocks` the mean patch tokens of all blocks are concatenated, as
+the features of a larger backbone have more values.
 """
 
 import argparse
 import json
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold
 
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.features.compute import compute_features
-from dinomed.features.familiarity import QUANTILE, knn_distances
+from dinomed.features.familiarity.distances import FitDistance, fit_mahalanobis, fit_neighbors
+from dinomed.features.familiarity.fit import fit_distance, held_out_distances
+from dinomed.features.familiarity.reference import TrainingReference
 from dinomed.features.loading import load_batches, stack_pixels
-from dinomed.features.neighbors import normalised
 
-Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # vectors of the reference, vectors -> distances
-FOLDS, DRAWS = 5, 500
-
-
-def knn(reference: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    return knn_distances(normalised(vectors, "image"), normalised(reference, "image"))
-
-
-def mahalanobis(reference: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    return np.asarray(LedoitWolf().fit(reference).mahalanobis(vectors))
-
-
-SCORES: dict[str, Score] = {"k-NN": knn, "Mahalanobis": mahalanobis}
+SCORES: dict[str, FitDistance] = {"k-NN": fit_neighbors, "Mahalanobis": fit_mahalanobis}
+RESAMPLES, SUBSETS = 500, 5
 
 
 def sample(manifest: Manifest, count: int, rng: np.random.Generator) -> Manifest:
@@ -59,23 +52,20 @@ def sample(manifest: Manifest, count: int, rng: np.random.Generator) -> Manifest
 
 
 @torch.inference_mode()
-def tokens(backbone: FrozenBackbone, manifest: Manifest) -> dict[str, np.ndarray]:
-    """Return mean patch tokens and class tokens of the last block, each (N, C)."""
+def tokens(backbone: FrozenBackbone, manifest: Manifest, blocks: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Return mean patch tokens and class tokens of `blocks`, concatenated, each (N, blocks * C)."""
     parts: dict[str, list[np.ndarray]] = {"mean patch token": [], "class token": []}
     for batch in load_batches(manifest, backbone.preprocessing):
         assert all(image.error is None for image in batch), "scanned images can be read"
-        features = compute_features(backbone, stack_pixels(batch), (-1,), False)
+        features = compute_features(backbone, stack_pixels(batch), blocks, False)
         parts["mean patch token"].append(features.mean.float().numpy())
         parts["class token"].append(features.cls.float().numpy())
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def distances_without_group(vectors: np.ndarray, groups: np.ndarray, score: Score) -> np.ndarray:
-    """Return the distance of each image to the images of other folds; a group is in one fold."""
-    distances = np.zeros(len(vectors))
-    for others, fold in GroupKFold(FOLDS).split(vectors, groups=groups):
-        distances[fold] = score(vectors[others], vectors[fold])
-    return distances
+def limit_of(held_out: np.ndarray) -> float:
+    """Return the limit of the check for sorted distances of training images."""
+    return TrainingReference(fit_neighbors(np.eye(5)), held_out, len(held_out), -1, 1.0).limit
 
 
 def draw(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -96,16 +86,41 @@ def compare(
     results: dict[str, Any] = {}
     for token, vectors in same.items():
         for name, score in SCORES.items():
-            near, far = distances_without_group(vectors, groups, score), score(vectors, other[token])
-
+            near, far = held_out_distances(vectors, groups.tolist(), score), score(vectors).measure(other[token])
             rng = np.random.default_rng(0)
-            draws = [auroc(near[draw(groups, rng)], far[draw(other_groups, rng)]) for _ in range(DRAWS)]
+            draws = [auroc(near[draw(groups, rng)], far[draw(other_groups, rng)]) for _ in range(RESAMPLES)]
             low, high = np.quantile(draws, (0.025, 0.975))
             results[f"{name}, {token}"] = {
                 "auroc": round(auroc(near, far), 3),
                 "interval": [round(float(low), 3), round(float(high), 3)],
-                "marked": round(float((far > np.quantile(near, QUANTILE)).mean()), 3),
+                "marked": round(float((far > limit_of(np.sort(near))).mean()), 3),
             }
+    return results
+
+
+def compare_sizes(
+    vectors: np.ndarray, groups: np.ndarray, shifted: dict[str, np.ndarray], sizes: list[int]
+) -> dict[str, Any]:
+    """Return the results of each score for references of some sizes, means over `SUBSETS` draws."""
+    results: dict[str, Any] = {}
+    for size in sizes:
+        draws: dict[str, list[dict[str, float]]] = {name: [] for name in SCORES}
+        for seed in range(SUBSETS):
+            ranks = np.random.default_rng(seed).permutation(len(np.unique(groups)))
+            order = np.argsort(ranks[np.unique(groups, return_inverse=True)[1]], kind="stable")
+            chosen = order[:size]
+            rest = order[~np.isin(groups[order], groups[chosen])]
+            for name, fit in SCORES.items():
+                distance, held_out = fit_distance(vectors[chosen], groups[chosen].tolist(), fit)
+                near, limit = distance.measure(vectors[rest]), limit_of(held_out)
+                row = {"marked of the same kind": float((near > limit).mean())}
+                for kind, others in shifted.items():
+                    far = distance.measure(others)
+                    row |= {f"auroc {kind}": auroc(near, far), f"marked {kind}": float((far > limit).mean())}
+                draws[name].append(row)
+        for name, rows in draws.items():
+            means = {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
+            results[f"{size} images of {vectors.shape[1]} values, {name}"] = means
     return results
 
 
@@ -116,6 +131,8 @@ def main() -> None:
     parser.add_argument("--group", help="column of groups of the reference")
     parser.add_argument("--shifted", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--leave-one-out", metavar="COLUMN")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[], metavar="N")
+    parser.add_argument("--all-blocks", action="store_true")
     parser.add_argument("--images", type=int, default=400, help="of each folder at most")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--seed", type=int, default=0)
@@ -127,12 +144,18 @@ def main() -> None:
     keep = [column] if column else []
     manifest = scan(Path(arguments.reference), labels="labels.csv", group=arguments.group, keep=keep).manifest
     manifest = sample(manifest, arguments.images, rng)
-    vectors, groups = tokens(backbone, manifest), np.array(manifest.units())
+    blocks = tuple(range(backbone.depth)) if arguments.all_blocks else (-1,)
+    vectors, groups = tokens(backbone, manifest, blocks), np.array(manifest.units())
     results: dict[str, Any] = {"images": len(manifest)}
+    shifted: dict[str, np.ndarray] = {}
     for entry in arguments.shifted:
         name, folder = entry.split("=", 1)
         other = sample(scan(Path(folder)).manifest, arguments.images, rng)
-        results[name] = compare(vectors, tokens(backbone, other), groups, np.array(other.units()))
+        others = tokens(backbone, other, blocks)
+        shifted[name] = others["mean patch token"]
+        if not arguments.sizes:
+            results[name] = compare(vectors, others, groups, np.array(other.units()))
+    results |= compare_sizes(vectors["mean patch token"], groups, shifted, arguments.sizes)
     if column:
         values = np.array(manifest.column(column))
         for value in np.unique(values):

@@ -56,8 +56,14 @@ def normalised(vectors: np.ndarray, kind: str = "vector") -> np.ndarray:
     Raises:
         DinomedError: a row is not finite; the first one is named.
     """
+    rows = finite_rows(vectors, kind)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def finite_rows(vectors: np.ndarray, kind: str = "vector") -> np.ndarray:
+    """Return the rows as contiguous float32. Arguments and errors are those of `normalised`."""
     rows = np.ascontiguousarray(vectors, np.float32)
     bad = ~np.isfinite(rows).all(axis=1)
     if bad.any():
         raise DinomedError(f"{kind} {int(bad.argmax())} holds values that are not finite (nan or infinite)")
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return rows

@@ -17,7 +17,7 @@ from dinomed.adapters.writer import Row
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
-from dinomed.features.familiarity import Familiarity
+from dinomed.features.familiarity.reference import Familiarity
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.io.output_folder import claimed_folder
 from dinomed.log import logger

@@ -27,7 +27,7 @@ from dinomed.adapters.training_images import FamiliarityCheck
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
-from dinomed.features.familiarity import NUM_CONTROLS
+from dinomed.features.familiarity.fit import NUM_CONTROLS
 
 LOGISTIC = ClassifyConfig.model_validate({"head": {"name": "logistic"}})
 SHORT = {"epochs": 1, "min_steps": 0, "batch_size": 16}

@@ -1,0 +1,1 @@
+"""Check whether images are unlike the training images: distances, their reference, and its fit."""
