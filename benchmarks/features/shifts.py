@@ -10,10 +10,11 @@ check does. Images of another kind are those of the folders `--shifted`, scored 
 
 | score | distance of an image |
 |---|---|
-| k-NN | 1 minus the mean cosine similarity to the 5 nearest (Sun et al. 2022); the check of dinomed |
+| k-NN | 1 minus the mean cosine similarity to the 5 nearest (Sun et al. 2022) |
 | Mahalanobis | to the mean of the reference, covariance of Ledoit and Wolf (Lee et al. 2018, without classes) |
+| combined | the larger one, each divided by its limit; the check of dinomed |
 
-Both are computed on mean patch tokens and on class tokens. *marked* is the share of images above the limit of the
+All are computed on mean patch tokens and on class tokens. *marked* is the share of images above the limit of the
 check.
 Intervals are of a bootstrap over groups. The results are printed as JSON.
 
@@ -37,9 +38,9 @@ from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.features.compute import compute_features
-from dinomed.features.familiarity.distances import FitDistance, fit_mahalanobis, fit_neighbors
+from dinomed.features.familiarity.distances import Distance, FitDistance, fit_mahalanobis, fit_neighbors
 from dinomed.features.familiarity.fit import fit_distance, held_out_distances
-from dinomed.features.familiarity.reference import TrainingReference
+from dinomed.features.familiarity.reference import upper_limit
 from dinomed.features.loading import load_batches, stack_pixels
 
 SCORES: dict[str, FitDistance] = {"k-NN": fit_neighbors, "Mahalanobis": fit_mahalanobis}
@@ -63,9 +64,15 @@ def tokens(backbone: FrozenBackbone, manifest: Manifest, blocks: tuple[int, ...]
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def limit_of(held_out: np.ndarray) -> float:
-    """Return the limit of the check for sorted distances of training images."""
-    return TrainingReference(fit_neighbors(np.eye(5)), held_out, len(held_out), -1, 1.0).limit
+def fit_all(vectors: np.ndarray, groups: np.ndarray) -> dict[str, tuple[Distance, np.ndarray]]:
+    """Return each distance, fitted to all images, and the distances of these from images of other groups (N,)."""
+    units = groups.tolist()
+    fitted: dict[str, tuple[Distance, np.ndarray]] = {
+        name: (fit(vectors), held_out_distances(vectors, units, fit)) for name, fit in SCORES.items()
+    }
+    combined, _ = fit_distance(vectors, units)
+    parts = [held_out / scale for (_, held_out), scale in zip(fitted.values(), combined.scales, strict=True)]
+    return fitted | {"combined": (combined, np.maximum(*parts))}
 
 
 def draw(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -85,15 +92,15 @@ def compare(
     """Return the results of each token and score."""
     results: dict[str, Any] = {}
     for token, vectors in same.items():
-        for name, score in SCORES.items():
-            near, far = held_out_distances(vectors, groups.tolist(), score), score(vectors).measure(other[token])
+        for name, (distance, near) in fit_all(vectors, groups).items():
+            far = distance.measure(other[token])
             rng = np.random.default_rng(0)
             draws = [auroc(near[draw(groups, rng)], far[draw(other_groups, rng)]) for _ in range(RESAMPLES)]
             low, high = np.quantile(draws, (0.025, 0.975))
             results[f"{name}, {token}"] = {
                 "auroc": round(auroc(near, far), 3),
                 "interval": [round(float(low), 3), round(float(high), 3)],
-                "marked": round(float((far > limit_of(np.sort(near))).mean()), 3),
+                "marked": round(float((far > upper_limit(np.sort(near))).mean()), 3),
             }
     return results
 
@@ -104,20 +111,19 @@ def compare_sizes(
     """Return the results of each score for references of some sizes, means over `SUBSETS` draws."""
     results: dict[str, Any] = {}
     for size in sizes:
-        draws: dict[str, list[dict[str, float]]] = {name: [] for name in SCORES}
+        draws: dict[str, list[dict[str, float]]] = {}
         for seed in range(SUBSETS):
             ranks = np.random.default_rng(seed).permutation(len(np.unique(groups)))
             order = np.argsort(ranks[np.unique(groups, return_inverse=True)[1]], kind="stable")
             chosen = order[:size]
             rest = order[~np.isin(groups[order], groups[chosen])]
-            for name, fit in SCORES.items():
-                distance, held_out = fit_distance(vectors[chosen], groups[chosen].tolist(), fit)
-                near, limit = distance.measure(vectors[rest]), limit_of(held_out)
+            for name, (distance, held_out) in fit_all(vectors[chosen], groups[chosen]).items():
+                near, limit = distance.measure(vectors[rest]), upper_limit(np.sort(held_out))
                 row = {"marked of the same kind": float((near > limit).mean())}
                 for kind, others in shifted.items():
                     far = distance.measure(others)
                     row |= {f"auroc {kind}": auroc(near, far), f"marked {kind}": float((far > limit).mean())}
-                draws[name].append(row)
+                draws.setdefault(name, []).append(row)
         for name, rows in draws.items():
             means = {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
             results[f"{size} images of {vectors.shape[1]} values, {name}"] = means
