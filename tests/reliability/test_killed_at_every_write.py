@@ -58,9 +58,18 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "predict classes": ("predict", "{u}/cls", "{u}/derm.parquet", "-o", "{o}/p", "--unit", "group"),
     "audit labels": ("audit", "{u}/derm.parquet", "--labels", "label", "-b", "{u}/ssl", "-o", "{o}/a.html", "--table",
                      "{o}/t.csv", "--folds", "2", "--cache", "{o}/cache"),
+    "probe segment": ("probe", "{u}/ssl", "--data", "{u}/derm.parquet", "--task", "segment", "--few-shot", "2,4",
+                      "--seeds", "1", "-o", "{o}/few", "--cache", "{o}/cache", *QUICK),
+    "distill": ("distill", "vit_tiny_cpu", "--teacher", "{u}/ssl/backbone", "--data", "{u}/derm.parquet", "-o",
+                "{o}/run", "--resume", "--set", "distill.method=features", *RUN),
+    "export onnx": ("export", "{u}/seg", "--format", "onnx", "-o", "{o}/x"),
+    "export timm": ("export", "{u}/ssl", "--format", "timm", "-o", "{o}/x"),
+    "export transformers": ("export", "{u}/ssl", "--format", "transformers", "-o", "{o}/x"),
 }  # fmt: skip
 PACKAGES = {  # command -> the packages of its extra
-    "slices": ("nibabel",), "predict volumes": ("nibabel",), "scan coco": ("pycocotools",), "export bundle": ("monai",)
+    "slices": ("nibabel",), "predict volumes": ("nibabel",), "scan coco": ("pycocotools",), "export timm": ("timm",),
+    "export onnx": ("onnx", "onnxruntime", "onnxscript"), "export transformers": ("transformers",),
+    "export bundle": ("monai",),
 }  # fmt: skip
 DONE = "already|exists"  # the refusal of a command whose result was complete before the kill
 
@@ -239,7 +248,8 @@ def check(command: str, user_folder: Path, folder: Path, choose: Choose, capsys:
 
 
 SHORT = ("scan", "features", "index", "evaluate", "slices", "scan videos", "scan coco")
-LONG = ("predict volumes", "predict classes", "audit labels", "show map")
+LONG = ("predict volumes", "predict classes", "audit labels", "show map", "probe segment", "distill", "export onnx",
+        "export timm", "export transformers")  # fmt: skip
 
 
 @pytest.mark.parametrize("command", SHORT)
