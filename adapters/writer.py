@@ -70,8 +70,9 @@ class PredictionWriter(ABC):
         """Write the predictions as COCO results too, with the ids of the COCO file `ids` or new ones."""
         raise UsageError("`coco=True` is for segmenters, since others predict no masks; leave it out")
 
-    def add_dicom_seg(self, manifest: Manifest, keep_ids: bool) -> None:
-        """Write the predictions as DICOM segmentations too, with the identifiers of the images if `keep_ids`."""
+    def add_dicom_seg(self, manifest: Manifest, keep_ids: bool, key: bytes | None = None) -> None:
+        """Write the predictions as DICOM segmentations too, with the identifiers of the images if `keep_ids`, or with a
+        pseudonym of the patient by `key`."""
         raise UsageError("`dicom_seg=True` is for segmenters, since others predict no masks; leave it out")
 
     def add_volumes(self, manifest: Manifest) -> None:

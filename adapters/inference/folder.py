@@ -95,6 +95,7 @@ def predict_collection(
     coco_ids: Path | None = None,
     dicom_seg: bool = False,
     keep_ids: bool = False,
+    key: bytes | None = None,
     volumes: bool = False,
     overwrite: bool = False,
     build_sheet: SheetBuilder | None = None,
@@ -120,6 +121,7 @@ def predict_collection(
         coco_ids: COCO file whose ids of images and categories they have; None for new ids.
         dicom_seg: of a segmenter and DICOM images, also write each mask as a DICOM segmentation.
         keep_ids: copy identifiers of the patient and the study into the segmentations.
+        key: secret key, of which a pseudonym of the patient is computed for the segmentations.
         volumes: of a segmenter and a manifest of `dinomed slices`, also write the masks of each volume as NIfTI.
         overwrite: start again, and remove the files of an earlier prediction in `out` (no others).
         rule: adds a column `abstained` (yes or no): whether the confidence, 1 minus the uncertainty of the contact
@@ -138,7 +140,7 @@ def predict_collection(
     if coco:
         writer.add_coco(manifest, coco_ids)
     if dicom_seg:
-        writer.add_dicom_seg(manifest, keep_ids)
+        writer.add_dicom_seg(manifest, keep_ids, key)
     if volumes:
         writer.add_volumes(manifest)
     plan = PredictionPlan(_settings(predictor, manifest, writer), (*writer.files, *writer.extra_files))

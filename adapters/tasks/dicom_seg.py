@@ -31,12 +31,13 @@ class DicomSegmentations:
         schema: the classes, a `dinomed.adapters.tasks.segment.mask_schema.MaskSchema`.
         model: hash of the weights of the segmenter.
         keep_ids: copy the identifiers of the patient and the study.
+        key: secret key of the pseudonym of the patient; None for a placeholder.
 
     Raises:
         UsageError: an image is not DICOM, or highdicom is not installed.
     """
 
-    def __init__(self, manifest: Manifest, schema: Any, model: str, keep_ids: bool) -> None:
+    def __init__(self, manifest: Manifest, schema: Any, model: str, keep_ids: bool, key: bytes | None = None) -> None:
         check_highdicom()
         names = manifest.column("image")
         self.paths, self.schema = [manifest.path(row) for row in range(len(names))], schema
@@ -47,7 +48,7 @@ class DicomSegmentations:
                 f"{others[0]}); predict them in a separate call without it"
             )
         self.files = file_names(names, SUFFIX)
-        self.settings = SegmentationSettings(tuple(schema.names[k] for k in schema.reported), model, keep_ids)
+        self.settings = SegmentationSettings(tuple(schema.names[k] for k in schema.reported), model, keep_ids, key)
 
     def read_sources(self, indices: Sequence[int]) -> list[Any]:
         """Read the elements of the images at some places of the manifest.

@@ -25,6 +25,7 @@ from dinomed.apps.api.inputs import (
     config_path,
     folder_path,
     override_list,
+    prediction_key,
 )
 from dinomed.config import load_config
 from dinomed.datasets.open import open_dataset
@@ -235,6 +236,7 @@ def predict(
     coco_ids: PathLike | None = None,
     dicom_seg: bool = False,
     keep_ids: bool = False,
+    id_key: PathLike | None = None,
     volumes: bool = False,
     fps: float | None = None,
     step: int | None = None,
@@ -268,6 +270,8 @@ def predict(
         coco_ids: COCO file of the images, whose ids of images and categories the results have; sets `coco`.
         dicom_seg: for a segmenter and DICOM images, write masks as DICOM segmentations too (extra ``dicom``).
         keep_ids: with `dicom_seg`, copy identifiers of patient and study; else a placeholder.
+        id_key: file with a secret key, as for `scan`: pseudonyms name the folders of videos, and the patient of
+            `dicom_seg` instead of a placeholder.
         volumes: for a segmenter and the manifest.csv of `dinomed.slices`, write the mask of each volume too, as NIfTI
             in the geometry of the input, and volumes.csv, with Dice and HD95 in mm where the slices have masks.
         fps: of videos, read so many frames a second, as near as every N-th frame comes to it; None for every frame.
@@ -290,6 +294,7 @@ def predict(
     """
     _check_unit(unit)
     videos = find_input_videos(images)
+    key = prediction_key(id_key, videos=videos is not None, names=names, dicom_seg=dicom_seg, keep_ids=keep_ids)
     if videos is not None:
         from dinomed.apps.pages.overlay import draw_mask
 
@@ -298,7 +303,7 @@ def predict(
             "dicom_seg=True": dicom_seg, "keep_ids=True": keep_ids, "volumes=True": volumes,
         })  # fmt: skip
         return predict_videos(
-            _predictor(adapter, backbone, device), videos, name_groups(videos, names, RESERVED), out, fps=fps,
+            _predictor(adapter, backbone, device), videos, name_groups(videos, names, RESERVED, key), out, fps=fps,
             step=step, draw=partial(draw_mask, fill=0), overwrite=overwrite)  # fmt: skip
     if fps is not None or step is not None:
         option = "step" if fps is None else "fps"
@@ -326,7 +331,7 @@ def predict(
         return predict_collection(
             predictor, manifest, out, unreadable=manifest.unreadable, overwrite=overwrite, build_sheet=build,
             coco=coco or coco_ids is not None, coco_ids=None if coco_ids is None else Path(coco_ids), rule=rule,
-            dicom_seg=dicom_seg, keep_ids=keep_ids, volumes=volumes)  # fmt: skip
+            dicom_seg=dicom_seg, keep_ids=keep_ids, key=key, volumes=volumes)  # fmt: skip
     if coco or coco_ids is not None:
         raise UsageError("`coco=True` is for segmenters, and `unit=group` for classifiers; give one of the two")
     groups = find_task(predictor.task).predict_groups(predictor, manifest, Path(out), overwrite=overwrite, rule=rule)

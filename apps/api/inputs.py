@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from dinomed.configs import find_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
+from dinomed.io.pseudonyms import chosen_key
 
 Settings: TypeAlias = Mapping[str, Any] | Sequence[str]
 """Settings that override a config: ``{"run.steps": 1200}``, or ``["run.steps=1200"]`` as ``--set`` takes them."""
@@ -72,3 +73,18 @@ def cache_folder(manifest: Manifest, cache: PathLike | None) -> Path:
     from dinomed.features.extract import default_cache  # imports torch
 
     return Path(cache) if cache is not None else default_cache(manifest.source or manifest.root)
+
+
+def prediction_key(
+    id_key: PathLike | None, *, videos: bool, names: bool, dicom_seg: bool, keep_ids: bool
+) -> bytes | None:
+    """Return the key of a prediction of videos or images; None without one.
+
+    Raises:
+        UsageError: the key cannot be read, or the other options leave nothing that it names.
+    """
+    if id_key is not None and videos and names:
+        raise UsageError("`id_key` and `names=True` both name the folders of videos; leave one of the two out")
+    if id_key is not None and not videos and not dicom_seg:
+        raise UsageError("`id_key` is for videos and DICOM segmentations; add `dicom_seg=True`, or leave it out")
+    return chosen_key(id_key, keep_ids)

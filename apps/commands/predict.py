@@ -54,6 +54,14 @@ def predict(
         bool,
         Option("--keep-ids", help="With --dicom-seg: copy identifiers of the patient and the study."),
     ] = False,
+    id_key: Annotated[
+        Path | None,
+        Option(
+            "--id-key",
+            help="File with a secret key: folders of videos are keyed hashes, and with --dicom-seg the patients.",
+            show_default=False,
+        ),
+    ] = None,
     volumes: Annotated[
         bool,
         Option(

@@ -42,6 +42,14 @@ def slices(
         bool,
         Option("--keep-ids", help="Use names of files and folders and IDs of patients and studies, not numbers."),
     ] = False,
+    id_key: Annotated[
+        Path | None,
+        Option(
+            "--id-key",
+            help="File with a secret key: patients, studies and volumes are keyed hashes, as in `dinomed scan`.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,

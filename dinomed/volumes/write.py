@@ -14,10 +14,11 @@ from PIL import Image
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.labels import number_groups
 from dinomed.datasets.written import earlier_pictures
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.images.decode import UnreadableImage
 from dinomed.io.files import write_json
 from dinomed.io.output_folder import open_output_folder
+from dinomed.io.pseudonyms import content_identifier, pseudonym
 from dinomed.io.publish import READY_FILE, publish
 from dinomed.log import logger
 from dinomed.progress import bar
@@ -101,6 +102,7 @@ def write_slices(
     *,
     masks: MaskFiles | None = None,
     keep_ids: bool = False,
+    key: bytes | None = None,
     overwrite: bool = False,
 ) -> SlicesResult:
     """Write the slices of volumes as VOLUME/NUMBER.png, with their manifest and the geometry of the volumes.
@@ -115,10 +117,11 @@ def write_slices(
         settings: axis, windows and channels.
         masks: files of masks.
         keep_ids: use names of files and identifiers of patients, instead of numbers.
+        key: secret key; volumes, patients and studies are pseudonyms (`dinomed.io.pseudonyms`), instead of numbers.
         overwrite: replace an earlier result in `out`.
 
     Raises:
-        UsageError: `out` is in use.
+        UsageError: `out` is in use, or with a `key` two volumes are the same.
         DinomedError: no volume can be read, or nothing can be written.
     """
     out, tables = Path(out), _Tables()
@@ -128,7 +131,7 @@ def write_slices(
             tables.report(path, reason)
         for reason, count in search.left_out.items():
             logger.info(f"files that are left out: {count} ({reason})")
-        for source, names in zip(search.sources, _name(search.sources, keep_ids), strict=True):
+        for source, names in zip(search.sources, _name(search.sources, keep_ids, key), strict=True):
             try:
                 _write_volume(source, names, stage, settings, tables, _find_mask(source, masks, search, tables))
             except UnreadableImage as error:
@@ -151,11 +154,14 @@ def write_slices(
     return SlicesResult(out, read_manifest(out / MANIFEST_FILE), tables.volumes, tables.problems)
 
 
-def _name(sources: Sequence[VolumeSource], keep_ids: bool) -> list[_Names]:
+def _name(sources: Sequence[VolumeSource], keep_ids: bool, key: bytes | None) -> list[_Names]:
     """Return names of volumes; the group is the patient, else the study, else the volume."""
     patients, studies = ([source.identifier(name) for source in sources] for name in ("PatientID", "StudyInstanceUID"))
     paths = [source.path.name for source in sources]
-    if keep_ids:
+    if key is not None:
+        volumes = _volume_pseudonyms(sources, key)
+        groups, numbers = ([name and pseudonym(name, key) for name in names] for names in (patients, studies))
+    elif keep_ids:
         volumes = _unique([source.name for source in sources])
         groups, numbers = patients, studies
     else:
@@ -165,6 +171,21 @@ def _name(sources: Sequence[VolumeSource], keep_ids: bool) -> list[_Names]:
         numbers = [number and f"study-{number}" for number in number_groups(paths, studies)]
     names = zip(volumes, groups, numbers, strict=True)
     return [_Names(volume, group or study or volume, study) for volume, group, study in names]
+
+
+def _volume_pseudonyms(sources: Sequence[VolumeSource], key: bytes) -> list[str]:
+    """Return a pseudonym of each volume: of the Series Instance UID, or of the content of a NIfTI file.
+
+    Raises:
+        UsageError: two volumes are the same, or a file cannot be read.
+    """
+    first: dict[str, Path] = {}
+    for source in sources:
+        identifier = source.identifier("SeriesInstanceUID") or content_identifier(source.path)
+        same = first.setdefault(pseudonym(identifier, key), source.path)
+        if same != source.path:
+            raise UsageError(f"{same} and {source.path} are the same volume; give one of them")
+    return list(first)
 
 
 def _unique(names: Sequence[str]) -> list[str]:

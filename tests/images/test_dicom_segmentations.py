@@ -1,6 +1,7 @@
 """DICOM segmentations: written with the geometry of their image and without the patient, and read back by three
 libraries: highdicom, pydicom, dinomed."""
 
+import runpy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
@@ -23,6 +25,7 @@ from dinomed.images.dicom.write_segmentation import (
 )
 from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import MaskSizeError, UnreadableImage, read_mask
+from dinomed.io.pseudonyms import pseudonym
 
 hd = pytest.importorskip("highdicom")
 MARKER = "Planted"
@@ -131,6 +134,58 @@ def test_no_identifier_of_the_input_is_in_a_segmentation_but_its_uids(tmp_path: 
     assert dcmread(known).LossyImageCompressionMethod == methods
     patient = {element.keyword for element in segmentation if element.tag.group == 0x0010}
     assert patient == {"PatientName", "PatientID", "PatientBirthDate", "PatientSex"}  # type 2 of the standard
+
+
+RETAINED = {"StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ReferencedSOPInstanceUID"}
+"""UIDs of the image that the standard requires: without them a segmentation could not reference its image."""
+OF_THE_SEGMENTATION = {
+    "ContentDate", "ContentTime", "InstanceCreationDate", "InstanceCreationTime", "SeriesDate", "SeriesTime",
+    "SeriesDescription", "DeviceSerialNumber", "DimensionOrganizationUID", "MediaStorageSOPInstanceUID",
+    "SOPInstanceUID", "TrackingUID",
+}  # fmt: skip
+"""Attributes of the profile that describe the segmentation; their values are not those of the image."""
+PLACEHOLDERS = {"PatientID", "PatientName"}
+
+
+def planted(keyword: str) -> Any:
+    """A value of the attribute, which occurs in no segmentation by chance."""
+    kinds = {"DA": "19870605", "TM": "010203.040506", "DT": "19870605010203", "UI": "1.2.3.987654", "SQ": [Dataset()],
+             "AS": "077Y", "DS": "9876.5", "IS": "98765", "US": 54321, "OB": b"PLANTED!", "CS": "PLANTED"}  # fmt: skip
+    return kinds.get(dictionary_VR(keyword).split()[0], MARKER)
+
+
+def test_of_the_attributes_of_the_basic_profile_a_segmentation_has_those_it_needs(tmp_path: Path) -> None:
+    table = runpy.run_path(str(Path(__file__).with_name("basic_profile.py")))
+    profile = {name for part in ("REMOVED", "REPLACED", "UIDS") for name in table[part].split()}
+    assert {name for name in profile if tag_for_keyword(name) is None} == set()
+    fixed = {"SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"}
+    elements = {name: planted(name) for name in sorted(profile - fixed) if tag_for_keyword(name) >> 16 > 2}
+    path = written(tmp_path, LESION[None], **elements)
+    original, uids = dcmread(tmp_path / "image.dcm"), {}
+    for element in original:
+        if element.VR == "UI":
+            uids[str(element.value)] = element.keyword
+    segmentation, present = dcmread(path), set()
+    for element in [*segmentation.file_meta.iterall(), *segmentation.iterall()]:
+        assert not element.tag.is_private, element
+        if element.VR == "UI" and str(element.value) in uids and "SOPClass" not in element.keyword:
+            assert element.keyword in RETAINED, element
+        if element.keyword in profile and element.value:
+            present.add(element.keyword)
+            if element.keyword in original and element.keyword not in RETAINED:
+                assert str(element.value) != str(original[element.keyword].value), element
+    assert present <= RETAINED | OF_THE_SEGMENTATION | PLACEHOLDERS, present
+
+
+def test_the_patient_of_a_segmentation_is_the_pseudonym_of_a_key(tmp_path: Path) -> None:
+    key = b"a secret of the hospital"
+    settings = SegmentationSettings(("lesion",), SETTINGS.model, key=key)
+    segmentation = dcmread(written(tmp_path, LESION[None], settings))
+    assert segmentation.PatientID == segmentation.PatientName == pseudonym(MARKER, key)  # as the group of a scan
+    assert segmentation.PatientIdentityRemoved == "YES"
+    unknown = dcmread(written(tmp_path, LESION[None], settings, PatientID=""))
+    assert unknown.PatientID == pseudonym(str(unknown.StudyInstanceUID), key)
+    assert key.decode() not in repr(settings)
 
 
 def test_identifiers_are_copied_on_request_and_those_of_the_hospital_are_not(tmp_path: Path) -> None:

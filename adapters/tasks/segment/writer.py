@@ -20,6 +20,7 @@ from dinomed.images.labelmap import read_label_map, write_label_map
 from dinomed.images.read import read_mask, write_mask
 from dinomed.io.files import write_json
 from dinomed.io.output_folder import file_names
+from dinomed.io.pseudonyms import key_check
 
 SCHEMA_FILE = "mask_schema.json"
 """The class of each value of the written maps."""
@@ -54,12 +55,12 @@ class SegmentWriter(PredictionWriter):
         self.extra_files = [*self.extra_files, RESULTS_FILE, IMAGES_FILE, OBJECTS_FILE]
         self.settings = self.settings | {"coco": self.coco.setting or True}
 
-    def add_dicom_seg(self, manifest: Manifest, keep_ids: bool) -> None:
+    def add_dicom_seg(self, manifest: Manifest, keep_ids: bool, key: bytes | None = None) -> None:
         model = str(self.predictor.metadata["weights_sha256"])
-        self.dicom_seg = DicomSegmentations(manifest, self.schema, model, keep_ids)
+        self.dicom_seg = DicomSegmentations(manifest, self.schema, model, keep_ids, key)
         self.extra_files = [*self.extra_files, *self.dicom_seg.files]
         self.columns = [*self.columns, "dicom_seg"]
-        self.settings = self.settings | {"dicom_seg": True, "keep_ids": keep_ids}
+        self.settings = self.settings | {"dicom_seg": True, "keep_ids": keep_ids, "id_key": key_check(key)}
 
     def add_volumes(self, manifest: Manifest) -> None:
         self.volumes = VolumeMasks(manifest, self.schema)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dinomed.apps.api.inputs import PathLike
-from dinomed.datasets.scan.pseudonyms import chosen_key
 from dinomed.datasets.scan.videos import find_videos, name_groups
 from dinomed.errors import UsageError
+from dinomed.io.pseudonyms import chosen_key
 
 if TYPE_CHECKING:
     from dinomed.pretrain.curation.frames.write import FramesResult

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dinomed.apps.api.inputs import PathLike
 from dinomed.errors import UsageError
+from dinomed.io.pseudonyms import chosen_key
 
 if TYPE_CHECKING:
     from dinomed.volumes.geometry import Axis
@@ -21,6 +22,7 @@ def slices(
     neighbours: bool = False,
     masks: PathLike | None = None,
     keep_ids: bool = False,
+    id_key: PathLike | None = None,
     overwrite: bool = False,
 ) -> "SlicesResult":
     """Write the slices of volumes as PNG files with a manifest, in which each patient is a group.
@@ -43,6 +45,7 @@ def slices(
             references. The slices are label maps in the column ``mask``. Masks are aligned by geometry and never
             resampled; one that does not align is refused, and one that has the name of several volumes.
         keep_ids: use names of files and folders and identifiers of patients and studies, instead of numbers.
+        id_key: file with a secret key, as for `scan`: patients, studies and volumes are pseudonyms, instead of numbers.
         overwrite: replace an earlier result in `out`.
 
     Returns:
@@ -63,6 +66,7 @@ def slices(
     from dinomed.volumes.windows import has_named, parse_windows
     from dinomed.volumes.write import SliceSettings, write_slices
 
+    key = chosen_key(id_key, keep_ids)
     if axis not in AXES:
         raise UsageError(f"`axis={axis}`: give {', '.join(AXES[:-1])} or {AXES[-1]}")
     texts = [window] if isinstance(window, str) else list(window)
@@ -75,4 +79,4 @@ def slices(
     if masks is not None:
         mask_files = find_masks(Path(masks))
         search.sources = without_masks(search.sources, mask_files)
-    return write_slices(search, out, settings, masks=mask_files, keep_ids=keep_ids, overwrite=overwrite)
+    return write_slices(search, out, settings, masks=mask_files, keep_ids=keep_ids, key=key, overwrite=overwrite)

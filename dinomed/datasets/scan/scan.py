@@ -34,13 +34,14 @@ from dinomed.datasets.scan.frames import (
 )
 from dinomed.datasets.scan.labels import NONE, Labels, find_labels, read_labels
 from dinomed.datasets.scan.predictions import find_predictions
-from dinomed.datasets.scan.pseudonyms import add_patients, chosen_key, replace_groups, video_identifier
+from dinomed.datasets.scan.groups import add_patients, replace_groups
 from dinomed.datasets.scan.reading import read_all, read_several
 from dinomed.datasets.scan.videos import left_out_note
 from dinomed.datasets.scan.walk import walk
 from dinomed.datasets.splits import check_ratios, check_splits, explain_gaps, join_units, make_splits
 from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
+from dinomed.io.pseudonyms import chosen_key, content_identifier
 from dinomed.isolation.pool import shared_pool
 
 FOLDERS = "folders"
@@ -192,7 +193,7 @@ def scan(
         table.notes += add_patients(columns, facts, keep_ids)
     if frames:
         with_frames = [name for name, rows in frames.items() if rows.facts]
-        own = {name: name if key is None else video_identifier(folder / name) for name in with_frames}
+        own = {name: name if key is None else content_identifier(folder / name) for name in with_frames}
         table.notes += add_frame_columns(columns, frames, own)
     if splits and make_split:
         check_splits(columns["group"], splits, columns["image"])

@@ -6,11 +6,11 @@ from typing import Literal
 
 from dinomed.datasets.scan.labels import number_groups
 from dinomed.datasets.scan.predictions import find_predictions
-from dinomed.datasets.scan.pseudonyms import pseudonym, video_identifier
 from dinomed.datasets.scan.walk import walk
 from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.elements import NotAnImage
+from dinomed.io.pseudonyms import content_identifier, pseudonym
 from dinomed.video.facts import VIDEO_SUFFIXES, is_video
 
 VIDEO_KINDS = ("video", "damaged")
@@ -77,7 +77,7 @@ def name_groups(
     if key is not None:
         first: dict[str, Path] = {}
         for video in videos:
-            same = first.setdefault(pseudonym(video_identifier(video), key), video)
+            same = first.setdefault(pseudonym(content_identifier(video), key), video)
             if same != video:
                 raise UsageError(f"{same} and {video} are the same video; give one of them")
         return list(first)

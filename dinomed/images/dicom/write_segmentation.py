@@ -4,12 +4,13 @@ A segmentation holds the elements that the standard requires: references to the 
 reference (UIDs), its geometry, the segments, and the program. Identifiers of the patient and the study are copied only
 on request. Otherwise Patient ID and Patient's Name are a placeholder, which is the same for all images of a study and
 is computed from the Study Instance UID without a key (the UID is in the file in any case), so that the studies of two
-patients are not merged in an archive; all other elements of the two modules are empty.
+patients are not merged in an archive; all other elements of the two modules are empty. With a secret key the
+placeholder is the pseudonym of the Patient ID, the same as that of `dinomed scan --id-key`.
 """
 
 import hashlib
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dinomed.images.decode import UnreadableImage, quiet_pillow
 from dinomed.images.dicom.codecs import INSTALL
 from dinomed.images.dicom.elements import FUNCTIONAL_GROUPS, is_segmentation, read_header, reading_dicom
 from dinomed.io.files import replacing
+from dinomed.io.pseudonyms import pseudonym
 from dinomed.notice import RESEARCH_USE
 from dinomed.packages import installed_version
 
@@ -57,11 +59,13 @@ class SegmentationSettings:
         names: class of each segment.
         model: hash of the weights that computed the masks.
         keep_ids: copy the identifiers of the patient and the study.
+        key: secret key; Patient ID is then the pseudonym of that of the image, or of its study if it has none.
     """
 
     names: tuple[str, ...]
     model: str
     keep_ids: bool = False
+    key: bytes | None = field(default=None, repr=False)
 
 
 def check_highdicom() -> None:
@@ -117,7 +121,7 @@ def build_segmentation(source: Any, masks: np.ndarray, settings: SegmentationSet
             if masks.shape[1:] != (int(source.Rows), int(source.Columns)):
                 raise DinomedError("the mask has another size than its DICOM")
             segmentation = Segmentation(
-                [_described(source, settings.keep_ids)],
+                [_described(source, settings)],
                 np.moveaxis(masks, 0, -1)[None],
                 "BINARY",
                 [_segment(number, name, settings.model, version) for number, name in enumerate(settings.names, 1)],
@@ -153,7 +157,7 @@ def write_segmentation(path: str | Path, segmentation: Any) -> None:
         segmentation.save_as(temporary, enforce_file_format=True)
 
 
-def _described(source: Any, keep_ids: bool) -> Any:
+def _described(source: Any, settings: SegmentationSettings) -> Any:
     """Return the elements of an image that its segmentation takes over."""
     from pydicom.dataset import Dataset
 
@@ -170,9 +174,12 @@ def _described(source: Any, keep_ids: bool) -> Any:
         if values and terms.issuperset(values):
             described[name] = source[name]
     for name in _IDENTIFIERS:
-        value = source.get(name) if keep_ids else None
+        value = source.get(name) if settings.keep_ids else None
         setattr(described, name, "" if value is None else str(value))
-    if not keep_ids:
+    if settings.key is not None:
+        patient = str(source.get("PatientID") or source.StudyInstanceUID)
+        described.PatientID = described.PatientName = pseudonym(patient, settings.key)
+    elif not settings.keep_ids:
         digest = hashlib.sha256(str(source.StudyInstanceUID).encode()).hexdigest()
         described.PatientID = described.PatientName = f"anonymous-{digest[:12]}"
     return described

@@ -1,6 +1,7 @@
 """`predict --dicom-seg`: a segmentation for each DICOM image, also after an interruption, and one line otherwise."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.images.read import read_mask
+from dinomed.io.pseudonyms import key_check, pseudonym
 
 pytest.importorskip("highdicom")
 MARKER = "Planted"
@@ -90,6 +92,11 @@ def test_every_dicom_has_a_segmentation_equal_to_its_mask(adapter: Path, images:
     assert not (out / "incomplete.png").exists()
     assert predict(adapter, images / "a.dcm", tmp_path / "kept", dicom_seg=True, keep_ids=True).images == 1
     assert dcmread(tmp_path / "kept" / "a.seg.dcm").PatientID == MARKER
+    (tmp_path / "id.key").write_bytes(b"A" * 16)
+    predict(adapter, images / "a.dcm", tmp_path / "keyed", dicom_seg=True, id_key=tmp_path / "id.key")
+    assert dcmread(tmp_path / "keyed" / "a.seg.dcm").PatientID == pseudonym(MARKER, b"A" * 16)
+    plan = json.loads((tmp_path / "keyed" / "predictions.json").read_text())  # an interruption continues with this key
+    assert plan["settings"]["id_key"] == key_check(b"A" * 16)
 
 
 def test_an_interrupted_prediction_continues_and_overwrite_removes_its_segmentations(

@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import hmac
+import json
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +13,13 @@ from typing import Any
 import pytest
 
 import dinomed
+from dinomed.apps.api.inputs import prediction_key
 from dinomed.datasets.manifest import read_manifest
-from dinomed.datasets.scan.pseudonyms import read_id_key
 from dinomed.datasets.scan.videos import name_groups
 from dinomed.datasets.synthetic.endoscopy import write_endoscopy
 from dinomed.datasets.synthetic.lesions import write_lesions
 from dinomed.errors import UsageError
+from dinomed.io.pseudonyms import content_identifier, key_check, pseudonym, read_id_key
 
 Run = Callable[..., tuple[int, str, str]]
 KEY = b"a secret of the hospital, not a guess"
@@ -83,6 +86,45 @@ def test_a_video_has_one_pseudonym_in_frames_and_scan_whatever_its_name(key: Pat
     shutil.copy(places[0], tmp_path / "copy.avi")
     with pytest.raises(UsageError, match=r"12.avi and .*copy.avi are the same video; give one"):
         name_groups([places[0], tmp_path / "copy.avi"], key=KEY)
+
+
+def test_patients_and_volumes_of_slices_are_the_pseudonyms_of_a_scan(key: Path, tmp_path: Path, run: Run) -> None:
+    pytest.importorskip("nibabel")
+    made = runpy.run_path(str(Path(__file__).parents[2] / "volumes" / "made.py"))
+    folder = tmp_path / "in"
+    made["write_series"](folder / "series", made["numbers"]((3, 6, 8)), patient="P0012", StudyInstanceUID="1.2.77")
+    made["write_nifti"](folder / "mueller.nii.gz", made["numbers"]((6, 8, 3)))
+    code, text, err = run("slices", folder, "-o", tmp_path / "out", "--id-key", key, "--json")
+    assert code == 0, err
+    manifest = read_manifest(tmp_path / "out" / "manifest.csv")
+    volumes = {Path(path).name: name for path, name in json.loads(text)["volumes"].items()}
+    series = pseudonym("1.2.3", KEY)
+    assert set(volumes.values()) == {series, pseudonym(content_identifier(folder / "mueller.nii.gz"), KEY)}
+    assert set(manifest.groups()) == {pseudonym("P0012", KEY), volumes["mueller.nii.gz"]}
+    assert set(manifest.select(volume=series).column("study")) == {pseudonym("1.2.77", KEY)}
+    for file in (tmp_path / "out").rglob("*"):
+        if file.is_file():
+            for secret in (KEY, b"P0012", b"mueller", b"1.2.77"):
+                assert secret not in str(file.relative_to(tmp_path)).encode() + file.read_bytes()
+    shutil.copy(folder / "mueller.nii.gz", folder / "copy.nii.gz")
+    with pytest.raises(UsageError, match=r"copy.nii.gz and .*mueller.nii.gz are the same volume; give one"):
+        dinomed.slices(folder, tmp_path / "again", id_key=key)
+
+
+def test_a_key_of_a_prediction_names_videos_or_the_patients_of_segmentations(key: Path) -> None:
+    options = {"videos": False, "names": False, "dicom_seg": False, "keep_ids": False}
+    assert prediction_key(None, **options) is None
+    for use in ("videos", "dicom_seg"):
+        assert prediction_key(key, **options | {use: True}) == KEY
+    for changed, message in (
+        ({}, "add `dicom_seg=True`"),
+        ({"videos": True, "names": True}, "both name the folders"),
+        ({"dicom_seg": True, "keep_ids": True}, "`id_key` replaces groups"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            prediction_key(key, **options | changed)
+    assert key_check(KEY) != key_check(KEY[::-1])
+    assert KEY.hex() not in str(key_check(KEY))
 
 
 @pytest.mark.parametrize(
