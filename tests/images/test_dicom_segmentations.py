@@ -136,12 +136,14 @@ def test_no_identifier_of_the_input_is_in_a_segmentation_but_its_uids(tmp_path: 
     assert patient == {"PatientName", "PatientID", "PatientBirthDate", "PatientSex"}  # type 2 of the standard
 
 
-RETAINED = {"StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ReferencedSOPInstanceUID"}
+RETAINED = {
+    "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ReferencedSOPInstanceUID", "SourceImageSequence",
+}  # fmt: skip
 """UIDs of the image that the standard requires: without them a segmentation could not reference its image."""
 OF_THE_SEGMENTATION = {
     "ContentDate", "ContentTime", "InstanceCreationDate", "InstanceCreationTime", "SeriesDate", "SeriesTime",
     "SeriesDescription", "DeviceSerialNumber", "DimensionOrganizationUID", "MediaStorageSOPInstanceUID",
-    "SOPInstanceUID", "TrackingUID",
+    "SOPInstanceUID", "TrackingUID", "ContributionDescription",
 }  # fmt: skip
 """Attributes of the profile that describe the segmentation; their values are not those of the image."""
 PLACEHOLDERS = {"PatientID", "PatientName"}
