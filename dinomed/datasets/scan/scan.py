@@ -32,9 +32,9 @@ from dinomed.datasets.scan.frames import (
     video_notes,
     video_warnings,
 )
+from dinomed.datasets.scan.groups import add_patients, replace_groups
 from dinomed.datasets.scan.labels import NONE, Labels, find_labels, read_labels
 from dinomed.datasets.scan.predictions import find_predictions
-from dinomed.datasets.scan.groups import add_patients, replace_groups
 from dinomed.datasets.scan.reading import read_all, read_several
 from dinomed.datasets.scan.videos import left_out_note
 from dinomed.datasets.scan.walk import walk

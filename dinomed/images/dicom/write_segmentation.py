@@ -20,6 +20,7 @@ from dinomed.errors import DinomedError, UsageError
 from dinomed.images.decode import UnreadableImage, quiet_pillow
 from dinomed.images.dicom.codecs import INSTALL
 from dinomed.images.dicom.elements import FUNCTIONAL_GROUPS, is_segmentation, read_header, reading_dicom
+from dinomed.images.dicom.patient import PATIENT, identifier_of
 from dinomed.io.files import replacing
 from dinomed.io.pseudonyms import pseudonym
 from dinomed.notice import RESEARCH_USE
@@ -177,7 +178,7 @@ def _described(source: Any, settings: SegmentationSettings) -> Any:
         value = source.get(name) if settings.keep_ids else None
         setattr(described, name, "" if value is None else str(value))
     if settings.key is not None:
-        patient = str(source.get("PatientID") or source.StudyInstanceUID)
+        patient = identifier_of(source, PATIENT) or str(source.StudyInstanceUID)  # as `dinomed scan` reads it
         described.PatientID = described.PatientName = pseudonym(patient, settings.key)
     elif not settings.keep_ids:
         digest = hashlib.sha256(str(source.StudyInstanceUID).encode()).hexdigest()
