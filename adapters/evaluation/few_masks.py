@@ -247,7 +247,9 @@ def open_pool(
     """Compute the features of the images to draw from and of the test images; read the masks to draw from."""
     size = config.image_size or default_image_size(backbone, adapter_class("segment", config.head.name).grid)
     backbone = at_image_size(backbone, size, config.aspect)
-    masks = Masks(images, size, "train", schema, backbone.preprocessing.aspect)
+    if backbone.preprocessing.aspect == "keep":
+        raise UsageError("heads on few masks take squares; use `aspect=pad` or `aspect=square` instead of `keep`")
+    masks = Masks(images, backbone.preprocessing, "train", schema)
     adapter = build_adapter(config, backbone, len(schema.names))
     features = open_feature_source(backbone, Splits(images, test, made=False), adapter, config, cache, masks.take)
     return MaskPool(backbone, schema, images, test, features, masks)

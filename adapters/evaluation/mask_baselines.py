@@ -7,7 +7,6 @@ import numpy as np
 
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.masks import Masks, dice_of_targets
-from dinomed.backbones.preprocessing import content_box
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.pixels import read_row
 from dinomed.io.prefetch import prefetch
@@ -30,7 +29,7 @@ def mean_targets(masks: Masks, count: int, schema: MaskSchema) -> np.ndarray:
 
     Of exclusive classes it is the most frequent class; each other class is where at least half of the masks have it.
     """
-    total = np.zeros((len(schema.names), masks.size, masks.size))
+    total = np.zeros((len(schema.names), *[masks.reading.image_size] * 2))
     for start in range(0, count, 256):
         targets = masks.take(range(start, min(start + 256, count))).numpy()
         total += np.sum([schema.planes(planes) for planes in targets], axis=0, dtype=float)
@@ -44,7 +43,7 @@ def baseline_guesses(test: Manifest, masks: Masks, count: int, schema: MaskSchem
     mean = mean_targets(masks, count, schema)
 
     def stretched(row: int, size: tuple[int, int]) -> np.ndarray:
-        shape, box = (size[1], size[0]), content_box(size, masks.size, masks.aspect)
+        shape, box = (size[1], size[0]), masks.reading.box(size)
         content = mean[:, *box.slices]
         return np.stack([cv2.resize(plane, shape, interpolation=cv2.INTER_NEAREST_EXACT) for plane in content])
 

@@ -50,6 +50,10 @@ class PickedBlocks(FeatureCache):
     def mean(self) -> np.ndarray:
         return self._pick(self.cache.mean)
 
+    @cached_property
+    def grids(self) -> np.ndarray | None:
+        return self.cache.grids
+
     def patches(self, indices: Sequence[int]) -> np.ndarray:
         return self._pick(self.cache.patches(indices))
 
@@ -76,6 +80,10 @@ class PickedRows(FeatureCache):
     @cached_property
     def mean(self) -> np.ndarray:
         return self.cache.mean[self.rows]
+
+    @cached_property
+    def grids(self) -> np.ndarray | None:
+        return None if self.cache.grids is None else self.cache.grids[self.rows]
 
     def patches(self, indices: Sequence[int]) -> np.ndarray:
         return self.cache.patches([self.rows[index] for index in indices])

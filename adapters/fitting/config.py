@@ -152,7 +152,7 @@ class TrainConfig(Config):
     aspect: Aspect | None = Field(
         None,
         description="square: resize images to the square; pad: keep their proportions and pad; keep: resize to "
-        "rectangles (classifiers on class and mean tokens only); null: as the backbone",
+        "rectangles; null: as the backbone",
     )
     seed: int = Field(0, ge=0, description="seed of the initial weights, the order of images and their augmentation")
     augment: AugmentConfig = Field(

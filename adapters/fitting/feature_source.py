@@ -60,12 +60,15 @@ class FeatureSource(ABC):
     """Features of training and validation images.
 
     `cls` and `mean` are the class tokens and mean patch tokens of all training images without augmentation, float32
-    (N, blocks * C). `backbone` is the backbone in its current state, which changes if it is tuned.
+    (N, blocks * C). `backbone` is the backbone in its current state, which changes if it is tuned. Where a batch must
+    have images of one grid of patches, `grids` and `val_grids` have the rows and columns of each image, (N, 2).
     """
 
     cls: np.ndarray
     mean: np.ndarray
     backbone: FrozenBackbone
+    grids: np.ndarray | None = None
+    val_grids: np.ndarray | None = None
 
     @abstractmethod
     def train(self, batches: Iterable[BatchIndices]) -> Iterator[TrainingBatch]:
@@ -99,6 +102,7 @@ class CachedFeatureSource(FeatureSource):
         gathers: functions from rows of train and of val to their features, on the device.
         pooled: class tokens and mean patch tokens of train.
         targets: function from rows of train to their targets.
+        grids: grids of patches of train and of val, if the head reads patch tokens.
     """
 
     def __init__(
@@ -107,8 +111,10 @@ class CachedFeatureSource(FeatureSource):
         gathers: tuple[Gather, Gather],
         pooled: tuple[np.ndarray, np.ndarray],
         targets: TargetLookup,
+        grids: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
     ) -> None:
         self.backbone = backbone
+        self.grids, self.val_grids = grids
         self.gathers = gathers
         self.cls, self.mean = pooled
         self.targets = targets
@@ -169,6 +175,8 @@ class CopiesFeatureSource(FeatureSource):
             self.cache = read(splits.train, description="features of train")
         self.cls, self.mean = self.cache.cls[:count], self.cache.mean[:count]
         self.val_cache = read(splits.val, description="features of val")
+        if self.spec.patches and self.cache.grids is not None:
+            self.grids, self.val_grids = self.cache.grids[:count], self.val_cache.grids
         self.images = ImageBatches(splits.train, reading, targets, self.augment, config.seed)
         self.val_images = ImageBatches(splits.val, reading, lambda rows: torch.zeros(len(rows)), None, config.seed)
 
@@ -230,7 +238,7 @@ class LiveFeatureSource(FeatureSource):
         self.train_images = ImageBatches(splits.train, backbone.preprocessing, targets, augment, seed, windows)
         if windows is None:
             pooled = extract(backbone, splits.train, cache=cache, blocks=blocks, description="pooled features of train")
-            self.cls, self.mean = pooled.cls, pooled.mean
+            self.cls, self.mean, self.grids = pooled.cls, pooled.mean, pooled.grids
         else:
             self.cls, self.mean = self._pooled(backbone, len(splits.train), config.fit.batch_size)
         self.val_cache: FeatureCache | None = None
@@ -239,6 +247,9 @@ class LiveFeatureSource(FeatureSource):
                 backbone, splits.val, cache=cache, blocks=blocks, patches=self.feature_spec.patches,
                 description="features of val",
             )  # fmt: skip
+            self.val_grids = self.val_cache.grids
+        elif self.grids is not None:
+            self.val_grids = extract(backbone, splits.val, cache=cache, description="grids of val").grids
         no_targets = lambda rows: torch.zeros(len(rows))
         self.val_images = ImageBatches(splits.val, backbone.preprocessing, no_targets, None, seed)
 
@@ -312,7 +323,8 @@ def open_feature_source(
         return CopiesFeatureSource(backbone, splits, adapter, config, cache, targets, copies, augmentation, shared)
     train, val = extract_splits(backbone, splits, adapter, cache, shared)
     gathers = (partial(gather, train, device=backbone.device), partial(gather, val, device=backbone.device))
-    return CachedFeatureSource(backbone, gathers, (train.cls, train.mean), targets)
+    grids = (train.grids, val.grids) if adapter.feature_spec.patches else (None, None)
+    return CachedFeatureSource(backbone, gathers, (train.cls, train.mean), targets, grids)
 
 
 def _most_copies(backbone: FrozenBackbone) -> int:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -26,6 +27,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.features.extract import resolve_blocks
 from dinomed.io.files import to_json
+from dinomed.io.prefetch import batched
 from dinomed.log import logger
 from dinomed.loggers.names import check_loggers
 from dinomed.loggers.parameters import run_parameters
@@ -157,6 +159,7 @@ class HeadFit(ABC):
             batch_loss=lambda batch: self.loss(forward(batch.features), batch.targets), validate=self.validate,
             seed=config.seed, folder=folder, key=fit_key(config, self.splits, self.backbone, self.digest),
             description=self.description, groups=features.groups(self.adapter, config.fit), keep_last=self.keeps_last(),
+            grids=features.grids,
             name=f"{config.task} {config.head.name}", parameters=run_parameters(config),
         )  # fmt: skip
 
@@ -189,39 +192,36 @@ class HeadFit(ABC):
 
     def val_outputs(self, count: int) -> Iterator[tuple[list[int], Tensor]]:
         """Yield the rows of each batch of the `count` validation examples, with the outputs of the head."""
-        for rows in split_rows(count, self.config.fit.batch_size):
+        for rows in split_rows(count, self.config.fit.batch_size, self.features.val_grids):
             yield rows, self.adapter(self.features.val(rows))
 
-    def stretch(self, maps: Tensor) -> Tensor:
-        """Resize maps (B, planes, rows, columns) to the image size of the fit."""
-        return interpolate(maps, (self.backbone.preprocessing.image_size,) * 2, mode="bilinear")
+    def stretch(self, maps: Tensor, targets: Tensor) -> Tensor:
+        """Resize maps (B, planes, rows, columns) to the size of their targets (B, planes, height, width)."""
+        return interpolate(maps, targets.shape[-2:], mode="bilinear")
 
 
 def check_rectangles(config: TrainConfig) -> None:
     """Check that a head can be fitted on images whose patch grids have different shapes (`aspect` keep).
 
     Raises:
-        UsageError: the head reads patch tokens, or images pass through the backbone in every epoch.
+        UsageError: windows of images, or one batch of the patch tokens of all images.
     """
-    kind = adapter_class(config.task, config.head.name)
-    if kind.uses_patches:
+    if getattr(config, "window", None):
+        raise UsageError("windows are squares, and `aspect=keep` is for whole images; use `aspect=square` or no window")
+    if config.fit.optimizer == "lbfgs" and adapter_class(config.task, config.head.name).uses_patches:
         raise UsageError(
-            f"head {config.head.name} reads patch tokens, whose grids have different shapes with `aspect=keep`; use "
-            "`aspect=pad`, or a classifier on class and mean tokens (linear, logistic, knn)"
-        )
-    if config.live:
-        raise UsageError(
-            "`aspect=keep` needs features that are computed once; set `augment=none` and `tune=none`, or `aspect=pad`"
+            "fit.optimizer: lbfgs uses the patches of all images at once, whose grids have different shapes with "
+            "`aspect=keep`; set adamw"
         )
 
 
-def split_rows(count: int, size: int) -> list[list[int]]:
-    """Return the rows 0 to `count` - 1 in batches of `size`.
+def split_rows(count: int, size: int, grids: np.ndarray | None = None) -> list[list[int]]:
+    """Return the rows 0 to `count` - 1 in batches of `size`, in order; with `grids` (N, 2) a batch has one grid.
 
     >>> split_rows(5, 2)
     [[0, 1], [2, 3], [4]]
     """
-    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    return list(batched(range(count), size, None if grids is None else lambda row: tuple(grids[row])))
 
 
 def fit_key(config: TrainConfig, splits: Splits, backbone: FrozenBackbone, targets: bytes = b"") -> str:

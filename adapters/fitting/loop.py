@@ -51,6 +51,7 @@ def run_epochs(
     description: str,
     groups: Sequence[ParameterGroup] = (),
     keep_last: bool = False,
+    grids: np.ndarray | None = None,
     name: str = "head",
     parameters: Mapping[str, Any] | None = None,
 ) -> BestEpoch:
@@ -67,6 +68,7 @@ def run_epochs(
         folder: where ``log.jsonl``, the files of the loggers and the state of the fit are written.
         key: of `dinomed.adapters.fitting.head_fit.fit_key`.
         groups: parameters to train; by default all trainable ones at ``config.learning_rate``.
+        grids: rows and columns of patches of each example, (N, 2), if a batch must have examples of one grid.
         name: title of the fit for the loggers.
         parameters: settings for the loggers.
 
@@ -77,7 +79,7 @@ def run_epochs(
     groups = groups or [ParameterGroup([p for p in model.parameters() if p.requires_grad], config.learning_rate)]
     optimizer: BatchedAdamW | FullBatchLBFGS
     if config.optimizer == "adamw":
-        optimizer = BatchedAdamW(groups, config, count, seed)
+        optimizer = BatchedAdamW(groups, config, count, seed, grids)
     else:
         optimizer = FullBatchLBFGS(groups, config, count)
     fit = _Fit(model, optimizer, FitState(folder / STATE_FOLDER, key), keep_last)

@@ -45,12 +45,19 @@ class BatchedAdamW:
 
     An epoch has several passes over a small collection, so that the fit has at least `min_steps` steps. With `seconds`
     the time ends an epoch, after one step at least, and the fit; `progress` is then the larger share of steps or time.
+
+    With `grids` (N, 2) a batch has examples of one grid, and the batches of all grids are shuffled.
     """
 
-    def __init__(self, groups: Sequence[ParameterGroup], config: FitConfig, count: int, seed: int) -> None:
-        self.count, self.size, self.seed = count, config.batch_size, seed
-        # A last batch of one example breaks batch statistics, so it is left out of the pass.
-        self.batches = max(1, count // self.size + (count % self.size > 1))
+    def __init__(
+        self, groups: Sequence[ParameterGroup], config: FitConfig, count: int, seed: int,
+        grids: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        self.size, self.seed, self.members = config.batch_size, seed, [np.arange(count)]
+        if grids is not None:
+            kinds = np.unique(grids, axis=0, return_inverse=True)[1].ravel()
+            self.members = [np.flatnonzero(kinds == kind) for kind in range(kinds.max() + 1)]
+        self.batches = sum(self._batches_of(len(members)) for members in self.members)
         self.passes = max(1, ceil(config.min_steps / (config.epochs * self.batches)))
         self.steps = self.passes * self.batches
         if self.passes > 1:
@@ -70,11 +77,23 @@ class BatchedAdamW:
     def batch_indices(self, epoch: int) -> Iterator[BatchIndices]:
         """Yield the batches of an epoch (from 1). The order depends only on the seed and the pass."""
         for pass_index in range((epoch - 1) * self.passes, epoch * self.passes):
-            order = torch.from_numpy(np.random.default_rng([self.seed, pass_index]).permutation(self.count))
-            for indices in order.split(self.size)[: self.batches]:
+            rng, batches = np.random.default_rng([self.seed, pass_index]), list[Tensor]()
+            for members in self.members:
+                order = torch.from_numpy(members[rng.permutation(len(members))])
+                if len(order) == 1 and len(self.members) > 1:
+                    order = order.repeat(2)  # the only example of its grid; see `_batches_of`
+                batches += order.split(self.size)[: self._batches_of(len(members))]
+            if len(self.members) > 1:
+                batches = [batches[place] for place in rng.permutation(len(batches))]
+            for indices in batches:
                 yield BatchIndices(indices, pass_index)
                 if self.seconds is not None and self._spent() >= self.seconds * epoch / self.epochs:
                     return
+
+    def _batches_of(self, count: int) -> int:
+        """Return the batches of a pass over `count` examples. A last batch of one example breaks batch statistics, so
+        it is left out."""
+        return max(1, count // self.size + (count % self.size > 1))
 
     def _spent(self) -> float:
         """Return the processor seconds since the start of the fit."""

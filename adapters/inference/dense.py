@@ -132,7 +132,8 @@ class DensePredictor(Predictor):
         return [self.finish(self.resized(image[None], size)) for image, size in zip(logits, sizes, strict=True)]
 
     def resized(self, logits: Tensor, size: tuple[int, ...], side: int | None = None) -> np.ndarray:
-        """Return maps, float32 (C, height, width), of logits (1, C, rows, columns) of a square of `side` px.
+        """Return maps, float32 (C, height, width), of logits (1, C, rows, columns) at an image size of
+        `side` px.
 
         Logits are interpolated, not probabilities, as in the fit: edges between patches stay equally steep. Without
         `side` it is the image size of the adapter.
@@ -169,11 +170,10 @@ class DensePredictor(Predictor):
         maps: list[np.ndarray] = []
         for scale in self.views.scales:
             pixels = resize_to_input(self.backbone, image, scale) if self.views.native else image[None]
+            side = scaled_size(self.backbone, scale)
             for mirrored in (False, True) if self.views.flips else (False,):
                 parts = self._probe_logits(pixels.flip(-1) if mirrored else pixels)
-                maps += [
-                    self.resized(logits.flip(-1) if mirrored else logits, size, pixels.shape[-1]) for logits in parts
-                ]
+                maps += [self.resized(logits.flip(-1) if mirrored else logits, size, side) for logits in parts]
         return self.adapter.fuse(np.stack(maps), self.exclusive)
 
     def _probe_logits(self, pixels: Tensor) -> Tensor:

@@ -144,5 +144,9 @@ def _pool_usable(
 
 def _pool(features: FeatureCache, pooling: Pooling) -> np.ndarray:
     """Return the pooled features (N, D) of images."""
-    patches = torch.from_numpy(features.patches(range(len(features)))) if pooling.feature_spec.patches else None
-    return pooling(Features(torch.from_numpy(features.cls), torch.from_numpy(features.mean), patches)).numpy()
+    cls, mean = torch.from_numpy(features.cls), torch.from_numpy(features.mean)
+    if not pooling.feature_spec.patches:
+        return pooling(Features(cls, mean)).numpy()
+    rows = ([row] for row in range(len(features)))  # one by one: grids of patches may differ
+    parts = [pooling(Features(cls[row], mean[row], torch.from_numpy(features.patches(row)))) for row in rows]
+    return torch.cat(parts).numpy()

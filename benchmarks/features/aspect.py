@@ -40,7 +40,7 @@ from dinomed.adapters.fitting.build import at_image_size
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
-from dinomed.backbones.preprocessing import content_box, pad_to_square
+from dinomed.backbones.preprocessing import content_box, pad_to_input
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.features.compute import Features, compute_features
@@ -86,10 +86,10 @@ class Preparation:
             return (share >= 0.5).astype(int).ravel()
         box = content_box(mask.shape, side, self.backbone.preprocessing.aspect)
         content = cv2.resize(mask.astype(np.float32), (box.width, box.height), interpolation=cv2.INTER_AREA)
-        inside = pad_to_square(np.ones_like(content), box, side, 0)
+        inside = pad_to_input(np.ones_like(content), box, (side, side), 0)
         shares = [
             values.reshape(rows, patch, columns, patch).mean(axis=(1, 3))
-            for values in (pad_to_square(content, box, side, 0), inside)
+            for values in (pad_to_input(content, box, (side, side), 0), inside)
         ]
         return np.where(shares[1] < 0.5, -1, (shares[0] >= 0.5).astype(int)).ravel()
 

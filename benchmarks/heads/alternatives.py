@@ -25,6 +25,7 @@ from dinomed.adapters.fitting.data import class_indices, labelled, masked, train
 from dinomed.adapters.heads.solved.logistic import fit_logistic
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.masks import shrink_mask
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.images.read import read_image
@@ -86,7 +87,7 @@ def fit_unet(
     either. `model` is used instead of the U-Net. Returns it with its last weights, and the steps it took."""
     torch.manual_seed(seed)
     pictures = [shrink(read_image(train.path(i)), size) for i in range(len(train))]
-    masks = [shrink_mask(BINARY.read(train, i)[0], size, "square") for i in range(len(train))]
+    masks = [shrink_mask(BINARY.read(train, i)[0], Preprocessing(image_size=size)) for i in range(len(train))]
     augment = build_augmentation(seed)
     model = smp.Unet("resnet18", encoder_weights=None) if model is None else model
     batch = min(8, len(pictures))

@@ -54,7 +54,7 @@ class Fit:
         self.splits: Splits = splits
         self.size = backbone.preprocessing.image_size
         self.masks, self.val_masks = (
-            Masks(part, self.size, name, self.schema, backbone.preprocessing.aspect)
+            Masks(part, backbone.preprocessing, name, self.schema)
             for part, name in ((splits.train, "train"), (splits.val, "val"))
         )
         adapter = build_adapter(self.config, backbone, 1)

@@ -58,9 +58,9 @@ def content_box(size: Size, side: int, aspect: Aspect) -> ContentBox:
     return ContentBox((side - height) // 2, (side - width) // 2, height, width)
 
 
-def pad_to_square(content: np.ndarray, box: ContentBox, side: int, outside: float) -> np.ndarray:
-    """Put a map (..., height, width) of the size of `box` into a square (..., side, side); `outside` fills the rest."""
-    below, right = side - box.top - box.height, side - box.left - box.width
+def pad_to_input(content: np.ndarray, box: ContentBox, size: Size, outside: float) -> np.ndarray:
+    """Put a map (..., height, width) of the size of `box` into an input of `size`; `outside` fills the rest."""
+    below, right = size[0] - box.top - box.height, size[1] - box.left - box.width
     around = [(0, 0)] * (content.ndim - 2) + [(box.top, below), (box.left, right)]
     return np.pad(content, around, constant_values=outside)
 

@@ -6,6 +6,9 @@ The features of one key lie in one folder. Shard 7 is an artifact (`dinomed.io.a
 Patch tokens are float16, since they need a hundred times as much space as class tokens. float16 rounds to about 1 part
 in 2,000, which is less than the noise in the training of the layer that reads them. Patch tokens come out of a
 LayerNorm, so they stay in the range of float16.
+
+Where images are rectangles (`aspect` keep), `00007.grid.npy` (int16) has the rows and columns of patches of each image,
+and the grids of patch tokens are filled with zeros to the largest one of the shard.
 """
 
 import errno
@@ -23,10 +26,10 @@ from dinomed.errors import DinomedError
 from dinomed.io.artifacts import ArtifactFolder, hash_key
 
 FORMAT = "dinomed.features/2"
-Kind = Literal["cls", "mean", "patches"]
-DTYPES = {"cls": np.float32, "mean": np.float32, "patches": np.float16}
+Kind = Literal["cls", "mean", "patches", "grid"]
+DTYPES = {"cls": np.float32, "mean": np.float32, "patches": np.float16, "grid": np.int16}
 _FOLDER_NAME = re.compile(r"[0-9a-f]{16}")
-_FILE_NAME = re.compile(r"\d{5,}\.(?:json|(?:cls|mean|patches)\.npy)|\.lock|\.tmp-.*")
+_FILE_NAME = re.compile(r"\d{5,}\.(?:json|(?:cls|mean|patches|grid)\.npy)|\.lock|\.tmp-.*")
 
 
 class FeatureKey(Config):
@@ -39,6 +42,7 @@ class FeatureKey(Config):
         blocks: blocks counted from 0, in the order in which they are concatenated.
         patches: whether patch tokens are kept.
         shard_size: images in a shard.
+        rectangles: whether images have grids of different shapes. It does not count for the key where it is False.
     """
 
     format: str = FORMAT
@@ -48,11 +52,17 @@ class FeatureKey(Config):
     blocks: tuple[int, ...]
     patches: bool
     shard_size: int
+    rectangles: bool = False
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values that the features depend on."""
+        return self.model_dump(mode="json", exclude=None if self.rectangles else {"rectangles"})
 
     @property
     def short(self) -> str:
         """Return the name of the folder of these features: the first 16 hex digits of the key's hash."""
-        return hash_key(self.model_dump(mode="json"))[:16]
+        return hash_key(self.values)[:16]
 
     @property
     def num_shards(self) -> int:
@@ -60,7 +70,8 @@ class FeatureKey(Config):
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        return ("cls", "mean", "patches") if self.patches else ("cls", "mean")
+        tokens: tuple[Kind, ...] = ("cls", "mean", "patches") if self.patches else ("cls", "mean")
+        return (*tokens, "grid") if self.rectangles else tokens
 
     def shard_range(self, shard: int) -> range:
         """Return the indices of the images in a shard."""
@@ -69,7 +80,7 @@ class FeatureKey(Config):
     def shard_key(self, shard: int, failed: Collection[int] = ()) -> dict[str, Any]:
         """Return the key of a shard as an artifact. One without the rows `failed` is not used by a later call, which
         tries them again."""
-        key = {**self.model_dump(mode="json"), "shard": shard}
+        key = {**self.values, "shard": shard}
         return key | {"without": sorted(failed)} if failed else key
 
 
@@ -105,14 +116,23 @@ class FeatureCache:
         """Mean patch tokens, float32 (N, blocks * C)."""
         return self._read_all("mean")
 
+    @cached_property
+    def grids(self) -> np.ndarray | None:
+        """Rows and columns of patches, int16 (N, 2), where images have different ones; else None."""
+        return self._read_all("grid") if self.key.rectangles else None
+
     def patches(self, indices: Sequence[int]) -> np.ndarray:
-        """Return the patch tokens of n images, float32 (n, blocks * C, rows, columns)."""
+        """Return the patch tokens of n images, float32 (n, blocks * C, rows, columns); their grids must be equal."""
         grids = []
         for index in indices:
             shard = int(np.searchsorted(self._starts, index, side="right")) - 1
             if shard not in self._patch_maps:
                 self._patch_maps[shard] = self.shard(shard, "patches")
-            grids.append(self._patch_maps[shard][index - self._starts[shard]])
+            tokens = self._patch_maps[shard][index - self._starts[shard]]
+            if self.grids is not None:
+                rows, columns = self.grids[index]
+                tokens = tokens[:, :rows, :columns]
+            grids.append(tokens)
         return np.stack(grids).astype(np.float32)
 
     def shard(self, shard: int, kind: Kind) -> np.ndarray:

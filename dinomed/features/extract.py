@@ -66,18 +66,12 @@ def extract(
             list them in `FeatureCache.failed`; the next call tries them again. By default they are an error.
 
     Raises:
-        UsageError: the manifest has no images, the backbone has no such block, or patch tokens are asked of rectangles
-            (`aspect` keep), whose grids differ.
+        UsageError: the manifest has no images, or the backbone has no such block.
         DinomedError: an image cannot be used, the backbone gives no finite features for any of the first images, or
             the disk is full.
     """
     if not len(manifest):
         raise UsageError("no images to compute features of")
-    if patches and backbone.preprocessing.aspect == "keep":
-        raise UsageError(
-            "with `aspect=keep` the patches of images have grids of different shapes, which are not stored; use "
-            "`aspect=pad`, or features without patch tokens"
-        )
     key = FeatureKey(
         backbone=backbone.fingerprint,
         images=hash_key([manifest.fingerprint, transform_key]) if transform else manifest.fingerprint,
@@ -85,6 +79,7 @@ def extract(
         blocks=resolve_blocks(blocks, backbone.depth),
         patches=patches,
         shard_size=shard_size,
+        rectangles=backbone.preprocessing.aspect == "keep",
     )
     folder = Path(cache) / key.short
     failed: dict[int, str] = {}  # row of the manifest -> reason
@@ -150,7 +145,18 @@ def _compute_shard(
             not_finite |= {start + places[row]: reason for row, reason in reasons.items()}
         start += len(batch)
         progress.advance(len(batch))
-    return {kind: np.concatenate(arrays) for kind, arrays in parts.items() if arrays}, unreadable, not_finite
+    return {kind: _concatenate(arrays) for kind, arrays in parts.items() if arrays}, unreadable, not_finite
+
+
+def _concatenate(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenate features (n, C, ...) whose further sides may differ; zeros fill them to the longest ones."""
+    shape = np.max([array.shape[1:] for array in arrays], axis=0)
+    return np.concatenate(
+        [
+            np.pad(array, [(0, 0), *((0, most - side) for most, side in zip(shape, array.shape[1:], strict=True))])
+            for array in arrays
+        ]
+    )
 
 
 def _compute(backbone: FrozenBackbone, pixels: Tensor, key: FeatureKey, rows: list[int]) -> dict[Kind, np.ndarray]:
@@ -162,6 +168,9 @@ def _compute(backbone: FrozenBackbone, pixels: Tensor, key: FeatureKey, rows: li
     features = compute_features(backbone, pixels[rows], key.blocks, key.patches)
     arrays: dict[Kind, np.ndarray] = {}
     for kind in key.kinds:
+        if kind == "grid":
+            arrays[kind] = np.tile(np.array(backbone.grid((pixels.shape[-2], pixels.shape[-1]))), (len(rows), 1))
+            continue
         with np.errstate(over="ignore"):  # checked below
             arrays[kind] = getattr(features, kind).cpu().numpy().astype(DTYPES[kind])
         good = np.isfinite(arrays[kind]).reshape(len(rows), -1).all(axis=1)

@@ -54,8 +54,7 @@ class ClassifyTask(Task):
         return ClassifierFit
 
     def candidates(self, config: ClassifyConfig, backbone: FrozenBackbone) -> dict[str, TrainConfig]:
-        """List the cheap heads and read-outs; the attentive heads and the second size are for single images, and the
-        attentive heads not for rectangles (`aspect` keep)."""
+        """List the cheap heads and read-outs; the attentive heads and the second size are for single images."""
         choice = config.head
         assert isinstance(choice, AutoClassifierConfig)
         configs: dict[str, TrainConfig] = {}
@@ -82,15 +81,13 @@ class ClassifyTask(Task):
                     {"name": "logistic", "tokens": "cls+mean"},
                     scales=scales,
                 )
-        rectangles = (config.aspect or backbone.preprocessing.aspect) == "keep"
-        if "attentive" in choice.heads and config.unit == "image" and not rectangles:
+        if "attentive" in choice.heads and config.unit == "image":
             for registers in (0, 4):
                 title = f"attentive, {registers} registers" if registers else "attentive"
                 add(title, {"name": "attentive", "registers": registers})
         if not configs:
             raise UsageError(
-                "head.heads: attentive is for single images, not for unit: group or aspect: keep; name knn or "
-                "logistic too"
+                "head.heads: attentive is for single images, not for unit: group; name knn or logistic too"
             )
         return configs
 

@@ -41,9 +41,8 @@ class DepthFit(HeadFit):
         return (self.config.column,)
 
     def build(self) -> Adapter:
-        size, aspect = self.backbone.preprocessing.image_size, self.backbone.preprocessing.aspect
         maps, self.val_maps = (
-            DepthMaps(part, self.source, size, name, aspect)
+            DepthMaps(part, self.source, self.backbone.preprocessing, name)
             for name, part in (("train", self.splits.train), ("val", self.splits.val))
         )
         self.targets, self.digest = maps.take, maps.digest() + self.val_maps.digest()
@@ -53,14 +52,14 @@ class DepthFit(HeadFit):
         return adapter
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        prediction, known = self.stretch(outputs), self._within(targets)
+        prediction, known = self.stretch(outputs, targets), self._within(targets)
         return sig_loss(prediction, known) + self.config.gradient_weight * gradient_loss(prediction, known)
 
     def validate(self) -> tuple[float, dict[str, float]]:
         losses = []
         for rows, outputs in self.val_outputs(len(self.splits.val)):
             known = self._within(self.val_maps.take(rows).to(self.backbone.device))
-            losses.append(sig_loss(self.stretch(outputs), known).item() * len(rows))
+            losses.append(sig_loss(self.stretch(outputs, known), known).item() * len(rows))
         loss = sum(losses) / len(self.splits.val)
         return -loss, {"val_sig_loss": loss}
 

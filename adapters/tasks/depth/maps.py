@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinomed.backbones.preprocessing import Aspect, content_box, pad_to_square
+from dinomed.backbones.preprocessing import Preprocessing, pad_to_input
 from dinomed.datasets.manifest import Manifest, leaves_root
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.depthmap import read_depth
@@ -65,20 +65,20 @@ def source_from(usage: Mapping[str, Any]) -> DepthSource:
     return DepthSource(**{key: value for key, value in usage["depth"].items() if key not in ("low", "high")})
 
 
-def shrink_depth(depth: np.ndarray, size: int, aspect: Aspect) -> np.ndarray:
-    """Resize a depth map to (size, size): the mean of the known depths in each new pixel; nan in the padding."""
-    box = content_box(depth.shape, size, aspect)
+def shrink_depth(depth: np.ndarray, reading: Preprocessing) -> np.ndarray:
+    """Resize a depth map as its image: the mean of the known depths in each new pixel; nan in the padding."""
+    box = reading.box(depth.shape)
     known = (~np.isnan(depth)).astype(np.float32)
     total = cv2.resize(np.nan_to_num(depth) * known, (box.width, box.height), interpolation=cv2.INTER_AREA)
     share = cv2.resize(known, (box.width, box.height), interpolation=cv2.INTER_AREA)
     small = np.where(share > 1e-3, total / np.maximum(share, 1e-3), np.float32(np.nan)).astype(np.float32)
-    return pad_to_square(small, box, size, np.nan)
+    return pad_to_input(small, box, reading.input_size(depth.shape), np.nan)
 
 
 class DepthMaps:
     """All depth maps of a split at the training size, float32."""
 
-    def __init__(self, manifest: Manifest, source: DepthSource, size: int, split: str, aspect: Aspect) -> None:
+    def __init__(self, manifest: Manifest, source: DepthSource, reading: Preprocessing, split: str) -> None:
         self.low, self.high = float("inf"), 0.0
         maps: list[np.ndarray] = []
         with bar(f"depth maps of {split}", len(manifest)) as progress:
@@ -88,17 +88,17 @@ class DepthMaps:
                         min(self.low, float(np.nanmin(depth))),
                         max(self.high, float(np.nanmax(depth))),
                     )
-                maps.append(shrink_depth(depth, size, aspect))
+                maps.append(shrink_depth(depth, reading))
                 progress.advance()
         if not self.low < self.high:
             content = "no pixel of known depth" if not self.high else f"only one depth ({self.high:g})"
             raise DinomedError(f"the depth maps of {split} have {content}; check the setting scale")
-        self._maps = np.stack(maps)[:, None]
+        self._maps = maps
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """Return the maps of some images, float32 (n, 1, size, size), nan where unknown."""
-        return torch.from_numpy(self._maps[list(indices)])
+        """Return the maps of some images of one size, float32 (n, 1, height, width), nan where unknown."""
+        return torch.from_numpy(np.stack([self._maps[index] for index in indices])[:, None])
 
     def digest(self) -> bytes:
         """Return the SHA-256 of all maps."""
-        return hashlib.sha256(self._maps.tobytes()).digest()
+        return hashlib.sha256(b"".join(depth.tobytes() for depth in self._maps)).digest()

@@ -79,7 +79,7 @@ class SegmenterFit(HeadFit):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         parts = len(outputs) // len(targets)  # of the head, each of which has the loss
-        return self.criterion(self.stretch(outputs), targets.repeat(parts, 1, 1, 1) if parts > 1 else targets)
+        return self.criterion(self.stretch(outputs, targets), targets.repeat(parts, 1, 1, 1) if parts > 1 else targets)
 
     def validate(self) -> tuple[float, dict[str, float]]:
         dice = self._dice_of_squares() if self.windows is None else self._dice_by_windows()
@@ -125,19 +125,18 @@ class SegmenterFit(HeadFit):
 
     def read_masks(self) -> None:
         """Read the masks of train and val: set `targets`, `val_masks` and `digest`, and `windows` if set."""
-        config, splits, preprocessing = self.config, self.splits, self.backbone.preprocessing
-        size, aspect = preprocessing.image_size, preprocessing.aspect
+        config, splits, reading = self.config, self.splits, self.backbone.preprocessing
         train: Masks | WholeMasks
         if config.crop is None:
-            train = Masks(splits.train, size, "train", self.schema, aspect)
+            train = Masks(splits.train, reading, "train", self.schema)
             self.targets = train.take
         else:
             assert config.window is not None
             train = WholeMasks(splits.train, "train", self.schema)
             self.targets = lambda rows: torch.zeros(len(rows))  # windows have their own
-            shrink = partial(shrink_targets, size=size, schema=self.schema, aspect=aspect)
+            shrink = partial(shrink_targets, schema=self.schema, reading=reading)
             self.windows = RandomWindows(config.window, config.crop, train.read, train.marked, shrink, train.background)
-        self.val_masks = Masks(splits.val, size, "val", self.schema, aspect)
+        self.val_masks = Masks(splits.val, reading, "val", self.schema)
         self.digest = train.digest() + self.val_masks.digest()
 
     @property
@@ -157,7 +156,7 @@ class SegmenterFit(HeadFit):
     def _dice_of_squares(self) -> Iterator[float]:
         for rows, outputs in self.val_outputs(len(self.splits.val)):
             targets = self.val_masks.take(rows).to(self.backbone.device)
-            yield from dice_of_logits(self.stretch(outputs), targets, self.schema).tolist()
+            yield from dice_of_logits(self.stretch(outputs, targets), targets, self.schema).tolist()
 
     def _dice_by_windows(self) -> Iterator[float]:
         val_masks = prefetch(partial(self.schema.read, self.splits.val), range(len(self.splits.val)), None)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
-from dinomed.backbones.preprocessing import Aspect, content_box, pad_to_square
+from dinomed.backbones.preprocessing import Preprocessing, pad_to_input
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.io.prefetch import prefetch
@@ -23,57 +23,57 @@ from dinomed.progress import bar
 THRESHOLDS = tuple(percent / 100 for percent in range(5, 100, 5))
 
 
-def shrink_mask(mask: np.ndarray, size: int, aspect: Aspect) -> np.ndarray:
-    """Resize a mask to (size, size): 1 where at least half of the new pixel is in the mask, 0 in the padding."""
-    box = content_box(mask.shape, size, aspect)
+def shrink_mask(mask: np.ndarray, reading: Preprocessing) -> np.ndarray:
+    """Resize a mask as its image: 1 where at least half of the new pixel is in the mask, 0 in the padding."""
+    box = reading.box(mask.shape)
     share = cv2.resize(mask.astype(np.float32), (box.width, box.height), interpolation=cv2.INTER_AREA)
-    return pad_to_square((share >= 0.5).astype(np.uint8), box, size, 0)
+    return pad_to_input((share >= 0.5).astype(np.uint8), box, reading.input_size(mask.shape), 0)
 
 
-def shrink_targets(targets: np.ndarray, size: int, schema: MaskSchema, aspect: Aspect) -> np.ndarray:
-    """Resize targets, uint8 (planes, H, W), to (planes, size, size); the padding of ``pad`` is background.
+def shrink_targets(targets: np.ndarray, schema: MaskSchema, reading: Preprocessing) -> np.ndarray:
+    """Resize targets, uint8 (planes, H, W), as their image; the padding of ``pad`` is background.
 
     Of exclusive classes each new pixel has the one with the largest share of it; other masks are resized separately.
     """
     if not schema.exclusive:
-        return np.stack([shrink_mask(plane, size, aspect) for plane in targets])
-    box = content_box(targets.shape[1:], size, aspect)
+        return np.stack([shrink_mask(plane, reading) for plane in targets])
+    box = reading.box(targets.shape[1:])
     best, index = np.full((box.height, box.width), -1.0, np.float32), np.zeros((1, box.height, box.width), np.uint8)
     for k in np.unique(targets):
         share = cv2.resize((targets[0] == k).astype(np.float32), (box.width, box.height), interpolation=cv2.INTER_AREA)
         index[0][share > best] = k
         best = np.maximum(best, share)
-    return pad_to_square(index, box, size, schema.background)
+    return pad_to_input(index, box, reading.input_size(targets.shape[1:]), schema.background)
 
 
 class Masks:
     """All masks of a split at the training size, with the smallest possible number of bits for each pixel."""
 
-    def __init__(self, manifest: Manifest, size: int, split: str, schema: MaskSchema, aspect: Aspect) -> None:
-        self.size, self.exclusive, self.aspect = size, schema.exclusive, aspect
+    def __init__(self, manifest: Manifest, reading: Preprocessing, split: str, schema: MaskSchema) -> None:
+        self.reading, self.exclusive = reading, schema.exclusive
         self.bits = max(1, ceil(log2(len(schema.names)))) if schema.exclusive else len(schema.names)
 
-        def load(index: int) -> np.ndarray:
-            small = shrink_targets(schema.read(manifest, index), size, schema, aspect)
+        def load(index: int) -> tuple[np.ndarray, int]:
+            small = shrink_targets(schema.read(manifest, index), schema, reading)
             if self.exclusive:
                 small = (small[0] >> np.arange(self.bits, dtype=np.uint8)[:, None, None]) & 1
-            return np.packbits(small, axis=-1)
+            return np.packbits(small, axis=-1), small.shape[-1]
 
-        packed: list[np.ndarray] = []
+        self._packed: list[tuple[np.ndarray, int]] = []  # bits (planes, height, bytes), and the width in px
         with bar(f"masks of {split}", len(manifest)) as progress:
             for mask in prefetch(load, range(len(manifest)), None):
-                packed.append(mask)
+                self._packed.append(mask)
                 progress.advance()
-        self._packed = np.stack(packed)
-        if not self._packed.any():
-            message = f"every mask of {split} is empty at {size} px"
+        if not any(bits.any() for bits, _ in self._packed):
+            message = f"every mask of {split} is empty at {reading.image_size} px"
             if split == "train":
                 raise UsageError(f"{message}: there is no lesion to learn; give masks that have one")
             logger.warning(f"{message}: epoch and threshold are chosen only by false positives")
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """Return the targets of some images, uint8 (n, planes, size, size)."""
-        planes = np.unpackbits(self._packed[list(indices)], axis=-1, count=self.size)
+        """Return the targets of some images of one size, uint8 (n, planes, height, width)."""
+        chosen = [self._packed[index] for index in indices]
+        planes = np.stack([np.unpackbits(bits, axis=-1, count=width) for bits, width in chosen])
         if self.exclusive:
             weights = (1 << np.arange(self.bits)).astype(np.uint8)[:, None, None]
             planes = (planes * weights).sum(axis=1, keepdims=True, dtype=np.uint8)
@@ -82,12 +82,12 @@ class Masks:
     def of_rows(self, rows: Sequence[int]) -> "Masks":
         """Return the masks of some images."""
         chosen = copy(self)
-        chosen._packed = self._packed[list(rows)]
+        chosen._packed = [self._packed[row] for row in rows]
         return chosen
 
     def digest(self) -> bytes:
         """Return the SHA-256 of all masks."""
-        return hashlib.sha256(self._packed.tobytes()).digest()
+        return hashlib.sha256(b"".join(bits.tobytes() for bits, _ in self._packed)).digest()
 
 
 class WholeMasks:

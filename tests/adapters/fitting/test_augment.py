@@ -108,7 +108,7 @@ def test_depth_maps_are_not_scaled() -> None:
 
 def test_unaugmented_images_equal_those_of_prediction(lesion_manifest: Path) -> None:
     manifest, reading = read_manifest(lesion_manifest).select(split="val"), Preprocessing(image_size=48)
-    masks = Masks(manifest, 48, "val", BINARY, "square")
+    masks = Masks(manifest, Preprocessing(image_size=48), "val", BINARY)
     pictures = ImageBatches(manifest, reading, masks.take, None, 0)
     draws = [BatchIndices(torch.tensor([2, 0]), 0), BatchIndices(torch.tensor([1]), 0)]
     (pixels, targets), (plain_pixels, _) = pictures.batches(draws)
@@ -136,7 +136,7 @@ def test_real_lesions_stay_under_their_masks(real_data: Path) -> None:
         pytest.skip("no masks beside these images")
     rows = [i for i, mask in enumerate(manifest.column("mask")) if mask is not None][:6]
     chosen = manifest.take(rows)
-    masks = Masks(chosen, 112, "test", BINARY, "square")
+    masks = Masks(chosen, Preprocessing(image_size=112), "test", BINARY)
     reading = Preprocessing(image_size=112)
     augment = Augment(AugmentConfig.model_validate("dermoscopy"), 3)
     plain, changed = (ImageBatches(chosen, reading, masks.take, augmentation, 0) for augmentation in (None, augment))

@@ -29,6 +29,7 @@ from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.masks import Masks
 from dinomed.backbones.load import load_backbone
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import load_config, to_yaml
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import UsageError
@@ -43,7 +44,7 @@ def segmenter(**settings: object) -> SegmentConfig:
 def open_source(config: TrainConfig, backbone_folder: Path, manifest: Manifest, cache: Path) -> tuple[object, Masks]:
     backbone = load_backbone(backbone_folder)
     splits = Splits(manifest.select(split="train"), manifest.select(split="val"), made=False)
-    masks = Masks(splits.train, 32, "train", BINARY, "square")
+    masks = Masks(splits.train, Preprocessing(image_size=32), "train", BINARY)
     adapter = build_adapter(config, backbone, 1)
     return open_feature_source(backbone, splits, adapter, config, cache, masks.take), masks
 

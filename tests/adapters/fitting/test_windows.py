@@ -111,8 +111,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 def test_windows_match_their_masks_with_augmentation_too(large: Manifest) -> None:
     whole = WholeMasks(large, "train", BINARY)
-    drawn = RandomWindows(40, 1.0, whole.read, whole.marked, lambda part: shrink_targets(part, 48, BINARY, "square"))
     reads = Preprocessing(image_size=48, mean=(0.0,) * 3, std=(1.0,) * 3)
+    drawn = RandomWindows(40, 1.0, whole.read, whole.marked, lambda part: shrink_targets(part, BINARY, reads))
     augment = Augment(AugmentConfig(rotate=180, horizontal_flip=0.5, vertical_flip=0.5, scale=0.2, shift=0.1), 3)
     nothing = lambda rows: torch.zeros(len(rows))
     draw = BatchIndices(torch.arange(8), 3)

@@ -11,6 +11,7 @@ from dinomed.adapters.adapter import HeadConfig
 from dinomed.adapters.heads.linear import LinearClassifier, LinearClassifierConfig, LinearSegmenter
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.masks import Masks, dice, shrink_mask
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import read_manifest
 from dinomed.features.compute import Features
 from dinomed.metrics.segmentation import overlap
@@ -78,9 +79,9 @@ def test_dice_of_a_batch_is_the_metric() -> None:
 def test_masks_are_resized_by_area_and_survive_packing(lesion_manifest: Path) -> None:
     mask = np.zeros((8, 8), np.uint8)
     mask[:4, :3] = 1  # in 4x4 squares: 3/4 and none
-    assert shrink_mask(mask, 2, "square").tolist() == [[1, 0], [0, 0]]
+    assert shrink_mask(mask, Preprocessing(image_size=2)).tolist() == [[1, 0], [0, 0]]
     manifest = read_manifest(lesion_manifest).take([0, 1, 2])
-    masks = Masks(manifest, 20, "train", BINARY, "square")  # 20 is no multiple of 8 bits
+    masks = Masks(manifest, Preprocessing(image_size=20), "train", BINARY)  # 20 is no multiple of 8 bits
     taken = masks.take([2, 0])
     assert taken.shape == (2, 1, 20, 20)
-    assert (taken[0, 0].numpy() == shrink_mask(BINARY.read(manifest, 2)[0], 20, "square")).all()
+    assert (taken[0, 0].numpy() == shrink_mask(BINARY.read(manifest, 2)[0], Preprocessing(image_size=20))).all()

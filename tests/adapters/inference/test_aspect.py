@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch.nn.functional import avg_pool2d
 
 from dinomed.adapters.bundle import read_record
@@ -31,7 +30,6 @@ from dinomed.apps.pages.evaluation import build_evaluation_page
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
-from dinomed.datasets.scan.scan import scan
 from dinomed.errors import UsageError
 from dinomed.explore.images import embed_images
 from dinomed.features.compute import Features
@@ -126,37 +124,16 @@ def test_padding_keeps_proportions_in_the_centre_and_becomes_zero() -> None:
 
 
 def test_targets_are_padded_with_background_and_depths_with_unknown() -> None:
-    labels = np.full((1, 20, 40), 0, np.uint8)
+    labels, padded = np.full((1, 20, 40), 0, np.uint8), Preprocessing(image_size=8, aspect="pad")
     schema = MaskSchema("multiclass", ("spot", "background"), (7, 0))  # the background is not the first class
-    small = shrink_targets(labels, 8, schema, "pad")
+    small = shrink_targets(labels, schema, padded)
     assert (small[0, 2:6] == 0).all()
     assert (small[0, :2] == 1).all()
     assert (small[0, 6:] == 1).all()
-    assert shrink_targets(labels + 1, 8, BINARY, "pad")[0].sum(axis=1).tolist() == [0, 0, 8, 8, 8, 8, 0, 0]
-    depth = shrink_depth(np.full((40, 20), 3, np.float32), 8, "pad")
+    assert shrink_targets(labels + 1, BINARY, padded)[0].sum(axis=1).tolist() == [0, 0, 8, 8, 8, 8, 0, 0]
+    depth = shrink_depth(np.full((40, 20), 3, np.float32), padded)
     assert np.isnan(depth[:, :2]).all()
     assert (depth[:, 2:6] == 3).all()
-
-
-@pytest.fixture(scope="module")
-def spots(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """24 pictures, tall or wide, each with a red spot that is round in the image."""
-    folder, rng = tmp_path_factory.mktemp("spots"), np.random.default_rng(0)
-    (folder / "images").mkdir()
-    (folder / "masks").mkdir()
-    rows = ["image,split"]
-    for i in range(24):
-        shape = (120, 40) if i % 2 else (48, 128)
-        pixels = rng.integers(90, 130, (*shape, 3)).astype(np.uint8)
-        y, x = (rng.uniform(14, length - 14) for length in shape)
-        down, right = np.mgrid[: shape[0], : shape[1]]
-        spot = (down - y) ** 2 + (right - x) ** 2 < 14**2
-        pixels[spot] = [220, 30, 30]
-        Image.fromarray(pixels).save(folder / "images" / f"{i:02}.png")
-        Image.fromarray(spot).save(folder / "masks" / f"{i:02}.png")
-        rows.append(f"images/{i:02}.png,{('train', 'train', 'train', 'val')[i // 6]}")
-    (folder / "labels.csv").write_text("\n".join(rows))
-    return scan(folder, labels="labels.csv").manifest
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +181,7 @@ def test_the_record_keeps_the_aspect_and_other_features_are_not_used(
 
 
 def test_the_mean_mask_is_compared_without_its_padding(spots: Manifest) -> None:
-    masks = Masks(spots, SIDE, "train", BINARY, "pad")
+    masks = Masks(spots, Preprocessing(image_size=SIDE, aspect="pad"), "train", BINARY)
     wide = spots.take([0])
     guess = baseline_guesses(wide, masks.of_rows([0]), 1, BINARY)["mean mask"](0, (48, 128))
     known = BINARY.read(wide, 0)

@@ -1,4 +1,4 @@
-"""Rectangles that keep the proportions of images (`aspect` keep): sizes, shapes, classifiers, indexes, refusals."""
+"""Rectangles that keep the proportions of images (`aspect` keep): sizes, features, classifiers, indexes, exports."""
 
 from pathlib import Path
 
@@ -21,11 +21,9 @@ from dinomed.adapters.retrieval.build import build_index
 from dinomed.adapters.retrieval.pool import Pooling
 from dinomed.adapters.retrieval.search import load_index
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
-from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.backbones.config import MAX_IMAGE_SIZE
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing, rectangle_size
-from dinomed.config import build_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import UsageError
@@ -164,9 +162,7 @@ def test_a_classifier_on_rectangles_is_exported_to_onnx_for_any_size(classifier:
     assert report["format"] == "onnx"
 
 
-def test_an_index_of_rectangles_finds_each_image_and_its_turned_one_is_another_vector(
-    keeping: FrozenBackbone, mixed: Manifest, tmp_path: Path
-) -> None:
+def test_an_index_of_rectangles_finds_each_image(keeping: FrozenBackbone, mixed: Manifest, tmp_path: Path) -> None:
     build_index(keeping, mixed, tmp_path / "idx", cache=tmp_path / "cache", pooling=Pooling(tokens="cls+mean"))
     index = load_index(tmp_path / "idx")
     assert index.backbone.preprocessing.aspect == "keep"
@@ -176,35 +172,9 @@ def test_an_index_of_rectangles_finds_each_image_and_its_turned_one_is_another_v
     assert [hit.similarity for (hit,) in hits] == pytest.approx([1.0] * len(rows), abs=1e-5)
     results = list(index.search_manifest(mixed, 1))
     assert [result.neighbors[0].row for result in results] == list(range(len(mixed)))
-    with pytest.raises(UsageError, match=r"patches of images have grids of different shapes.*use `aspect=pad`"):
-        build_index(keeping, mixed, tmp_path / "gem", cache=tmp_path / "cache", pooling=Pooling(tokens="gem"))
-
-
-def test_heads_that_read_patch_tokens_refuse_rectangles_by_name(
-    keeping: FrozenBackbone, mixed: Manifest, tmp_path: Path
-) -> None:
-    refused = [
-        (ClassifyConfig, {"head": {"name": "attentive"}}, "head attentive reads patch tokens.*use `aspect=pad`"),
-        (SegmentConfig, {}, "head linear reads patch tokens.*use `aspect=pad`"),
-        (ClassifyConfig, {"tune": "lora", "aspect": "keep"}, "`aspect=keep` needs features that are computed once"),
-    ]
-    for kind, settings_, message in refused:
-        config = build_config(kind, {"aspect": "keep"} | settings_, "test")
-        with pytest.raises(UsageError, match=message):
-            fit_head(at_image_size(keeping, None, "square"), mixed, tmp_path / "out", config, cache=tmp_path)
-        with pytest.raises(UsageError, match=message):  # the aspect of the backbone counts too
-            fit_head(keeping, mixed, tmp_path / "out", build_config(kind, settings_, "test"), cache=tmp_path)
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_choice_among_heads_leaves_out_those_that_refuse_rectangles(
-    keeping: FrozenBackbone, mixed: Manifest, tmp_path: Path
-) -> None:
-    config = build_config(ClassifyConfig, {"head": {"name": "auto", "last": [1]}}, "test")
-    result = fit_head(keeping, mixed, tmp_path / "out", config, cache=tmp_path / "cache")
-    assert {row["head"].split(",")[0] for row in result.tried} == {"knn", "logistic"}
-    assert result.tried[-1]["head"] == "logistic, cls+mean, sizes 1 and 1.5"
-    assert read_record(result.folder).preprocessing.aspect == "keep"
+    build_index(keeping, mixed, tmp_path / "gem", cache=tmp_path / "cache", pooling=Pooling(tokens="gem"))
+    hits = load_index(tmp_path / "gem").search([mixed.path(row) for row in rows], k=1)
+    assert [hit.row for (hit,) in hits] == rows
 
 
 def test_an_image_size_whose_rectangles_are_over_the_limit_is_refused(backbone: FrozenBackbone) -> None:

@@ -22,6 +22,7 @@ from dinomed.adapters.tasks.depth.losses import gradient_loss, sig_loss
 from dinomed.adapters.tasks.depth.maps import DepthSource, shrink_depth
 from dinomed.adapters.tasks.depth.predict import DepthPredictor
 from dinomed.backbones.load import load_backbone
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import load_config
 from dinomed.configs import find_config
 from dinomed.datasets.manifest import Manifest, read_manifest
@@ -130,7 +131,7 @@ def test_shrinking_leaves_unknown_depths_out() -> None:
     depth = np.full((4, 4), 2.0, np.float32)
     depth[:2, :2] = np.nan
     depth[0, 2] = np.nan
-    small = shrink_depth(depth, 2, "square")
+    small = shrink_depth(depth, Preprocessing(image_size=2))
     assert np.isnan(small[0, 0])
     assert small[0, 1] == small[1, 0] == small[1, 1] == 2
 

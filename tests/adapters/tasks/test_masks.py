@@ -24,6 +24,7 @@ from dinomed.adapters.tasks.segment.mask_schema import MaskSchema, build_mask_sc
 from dinomed.adapters.tasks.segment.masks import Masks, dice_of_logits, shrink_targets
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.backbones.load import load_backbone
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import UsageError
@@ -196,7 +197,7 @@ def test_encoding_and_packing_lose_nothing(count: int, seed: int, kind: str) -> 
     targets = rng.integers(0, 2 if bits else len(schema.names), shape).astype(np.uint8)
     values = schema.encode(targets)
     assert set(np.unique(values)) <= set(schema.values())
-    assert (shrink_targets(targets, 6, schema, "square") == targets).all()  # of the same size
+    assert (shrink_targets(targets, schema, Preprocessing(image_size=6)) == targets).all()  # of the same size
     masks = Masks.__new__(Masks)
     masks.size, masks.exclusive = 6, schema.exclusive
     masks.bits = max(1, int(np.ceil(np.log2(len(schema.names))))) if schema.exclusive else count
