@@ -106,13 +106,9 @@ class CachedFeatureSource(FeatureSource):
     """
 
     def __init__(
-        self,
-        backbone: FrozenBackbone,
-        gathers: tuple[Gather, Gather],
-        pooled: tuple[np.ndarray, np.ndarray],
-        targets: TargetLookup,
-        grids: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
-    ) -> None:
+        self, backbone: FrozenBackbone, gathers: tuple[Gather, Gather], pooled: tuple[np.ndarray, np.ndarray],
+        targets: TargetLookup, grids: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    ) -> None:  # fmt: skip
         self.backbone = backbone
         self.grids, self.val_grids = grids
         self.gathers = gathers
@@ -295,15 +291,9 @@ class LiveFeatureSource(FeatureSource):
 
 
 def open_feature_source(
-    backbone: FrozenBackbone,
-    splits: Splits,
-    adapter: Adapter,
-    config: TrainConfig,
-    cache: str | Path,
-    targets: TargetLookup,
-    windows: RandomWindows | None = None,
-    shared: Sequence[int] = (),
-) -> FeatureSource:
+    backbone: FrozenBackbone, splits: Splits, adapter: Adapter, config: TrainConfig, cache: str | Path,
+    targets: TargetLookup, windows: RandomWindows | None = None, shared: Sequence[int] = (),
+) -> FeatureSource:  # fmt: skip
     """Build the feature source that the settings need.
 
     Args:
