@@ -199,10 +199,10 @@ def test_encoding_and_packing_lose_nothing(count: int, seed: int, kind: str) -> 
     assert set(np.unique(values)) <= set(schema.values())
     assert (shrink_targets(targets, schema, Preprocessing(image_size=6)) == targets).all()  # of the same size
     masks = Masks.__new__(Masks)
-    masks.size, masks.exclusive = 6, schema.exclusive
+    masks.exclusive = schema.exclusive
     masks.bits = max(1, int(np.ceil(np.log2(len(schema.names))))) if schema.exclusive else count
     planes = (targets[0] >> np.arange(masks.bits, dtype=np.uint8)[:, None, None]) & 1 if schema.exclusive else targets
-    masks._packed = np.packbits(planes, axis=-1)[None]
+    masks._packed = [(np.packbits(planes, axis=-1), 6)]
     assert (masks.take([0])[0].numpy() == targets).all()
 
 
