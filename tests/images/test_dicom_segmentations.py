@@ -13,6 +13,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
+from dinomed.datasets.scan.scan import scan
 from dinomed.errors import DinomedError
 from dinomed.images.dicom import segmentation as segmentation_module
 from dinomed.images.dicom.segmentation import read_segmentation
@@ -282,3 +283,33 @@ def test_the_mask_of_an_image_has_one_plane(tmp_path: Path) -> None:
     assert len(read_segmentation(path).frames) == 2
     with pytest.raises(UnreadableImage, match="a segmentation of 2 planes; the mask of an image has one"):
         read_mask(path)
+
+
+def test_a_segmentation_of_another_image_is_no_mask_of_a_scan(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "masks").mkdir(parents=True)
+    names = ("good", "other_image", "other_series", "turned", "moved")
+    other = generate_uid(entropy_srcs=["other"])
+    changes: dict[str, dict[str, Any]] = {
+        "other_image": {"SOPInstanceUID": other}, "other_series": {"SeriesInstanceUID": other},
+        "turned": {"ImageOrientationPatient": [-1, 0, 0, 0, -0.8, 0.6]},
+        "moved": {"ImagePositionPatient": [-10.5, 20.25, 302.5]},
+    }  # fmt: skip
+    for name in names:
+        segmentation = written(tmp_path, LESION[None])
+        segmentation.rename(folder / "masks" / f"{name}.dcm")
+        image(folder / f"{name}.dcm", **changes.get(name, {}))
+    (tmp_path / "t.csv").write_text("image,mask\n" + "".join(f"{n}.dcm,masks/{n}.dcm\n" for n in names))
+    result = scan(folder, tmp_path / "t.csv")
+    found = dict(zip(result.manifest.column("image"), result.manifest.column("mask"), strict=True))
+    assert found == dict.fromkeys([f"{name}.dcm" for name in names]) | {"good.dcm": "masks/good.dcm"}
+    reasons = {Path(name).stem: reason for name, reason in result.unreadable}
+    assert reasons == {
+        "other_image": "mask of other_image.dcm: a DICOM segmentation of another image: it references other SOP "
+        "Instance UIDs",
+        "other_series": "mask of other_series.dcm: a DICOM segmentation of another image: it references another series",
+        "turned": "mask of turned.dcm: a DICOM segmentation with another orientation in the patient than its image",
+        "moved": "mask of moved.dcm: a DICOM segmentation with another position in the patient than its image",
+    }
+    unread = scan(folder, tmp_path / "t.csv", decode=False, make_split=False)
+    assert {name for name, _ in unread.unreadable} == {name for name, _ in result.unreadable}

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.images.decode import refusing
+from dinomed.images.dicom.elements import is_dicom
 from dinomed.images.dicom.patient import read_patient
+from dinomed.images.dicom.references import check_belongs
+from dinomed.images.frames import parse_frame
 from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import Header, MaskSizeError, UnreadableImage, read_header, read_mask, read_whole
 from dinomed.images.unchanged import change_time
@@ -51,7 +54,7 @@ def read_facts(
     Args:
         image, mask: paths relative to `folder`.
         label_maps: the mask holds class values (`dinomed.images.labelmap`).
-        decode: decode the image and the mask; if False, only the header of the image is read.
+        decode: decode the image and the mask; if False, only headers are read.
 
     Raises:
         UnreadableImage: the image cannot be used. A mask that cannot be used is reported in the result.
@@ -63,13 +66,20 @@ def read_facts(
     facts = Facts(
         image, sha256_file(path), status.st_size, change_time(status), header, mask, patient=patient, study=study
     )
-    return replace(facts, **_mask_facts(folder / mask, header, label_maps)) if mask is not None and decode else facts
+    if mask is None:
+        return facts
+    return replace(facts, **_mask_facts(folder / mask, path, header, label_maps, decode))
 
 
-def _mask_facts(path: Path, header: Header, label_maps: bool) -> dict[str, Any]:
-    """Return the fields of `Facts` about the mask of the image of `header`."""
+def _mask_facts(path: Path, image: Path, header: Header, label_maps: bool, decode: bool = True) -> dict[str, Any]:
+    """Return the fields of `Facts` about the mask of an image."""
     foreground, problem, wrong_size, turned = None, None, False, False
     try:
+        if header.format == "DICOM" and is_dicom(path):
+            frame = parse_frame(image)
+            check_belongs(path, image if frame is None else frame.video, 0 if frame is None else frame.number)
+        if not decode:
+            return {}
         read = read_label_map if label_maps else read_mask
         foreground = float((read(path, size=(header.height, header.width)) != 0).mean())
         turned = header.orientation != 1 and _fits_both_ways(header) and read_header(path).orientation == 1
@@ -101,15 +111,15 @@ def facts_record(path: str, folder: str, image: str, mask: str | None, *options:
     return vars(facts) | {"header": vars(facts.header)}, None
 
 
-def mask_record(path: str, header: dict[str, Any], label_maps: bool) -> tuple[dict[str, Any], None]:
-    """Return the facts about a mask as JSON types, for a decoding process."""
+def mask_record(path: str, image: str, header: dict[str, Any], label_maps: bool) -> tuple[dict[str, Any], None]:
+    """Return the facts about the mask of an image as JSON types, for a decoding process."""
     with refusing(path, private=True):
-        return _mask_facts(Path(path), Header(**header), label_maps), None
+        return _mask_facts(Path(path), Path(image), Header(**header), label_maps), None
 
 
 def add_mask(folder: Path, facts: Facts, mask: str, label_maps: bool) -> Facts:
     """Return the facts of an image with those of its mask, which is read in a process with limits."""
-    call = [os.path.abspath(folder / mask), vars(facts.header), label_maps]
+    call = [*(os.path.abspath(folder / name) for name in (mask, facts.image)), vars(facts.header), label_maps]
     answer = shared_pool().run(f"{__name__}:mask_record", [call])[0]
     values = {"mask_problem": answer.reason} if isinstance(answer, UnreadableImage) else answer[0]
     return replace(facts, mask=mask, **values)

@@ -98,22 +98,22 @@ def _places(elements: Any, count: int) -> tuple[tuple[int, ...], tuple[str, ...]
         raise DinomedError(f"{count} frames, of which {len(groups)} are described")
     segments, planes = [], []
     for group in groups or [None] * count:
-        identification = _item(group, shared, "SegmentIdentificationSequence")
+        identification = frame_item(group, shared, "SegmentIdentificationSequence")
         segments.append(int(identification.ReferencedSegmentNumber) if identification is not None else 1)
         planes.append(_plane(group, shared))
     return tuple(segments), tuple(planes)
 
 
 def _plane(group: Any, shared: Any) -> str:
-    position = _item(group, shared, "PlanePositionSequence")
+    position = frame_item(group, shared, "PlanePositionSequence")
     if position is not None and "ImagePositionPatient" in position:
         return str([round(float(value), 3) for value in position.ImagePositionPatient])
-    derivation = _item(group, shared, "DerivationImageSequence")
+    derivation = frame_item(group, shared, "DerivationImageSequence")
     images = (derivation.get("SourceImageSequence") or []) if derivation is not None else []
     return "; ".join(f"{image.ReferencedSOPInstanceUID} {image.get('ReferencedFrameNumber')}" for image in images)
 
 
-def _item(group: Any, shared: Any, name: str) -> Any:
+def frame_item(group: Any, shared: Any, name: str) -> Any:
     """Return the first item of a sequence of a frame, or else of all frames; None if there is none."""
     for groups in (group, shared):
         items = groups.get(name) if groups is not None else None
