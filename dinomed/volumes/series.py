@@ -21,10 +21,11 @@ from dinomed.images.dicom.elements import (
     read_elements,
     reading_dicom,
 )
+from dinomed.images.dicom.patient import PATIENT, STUDY, identifier_of
 from dinomed.images.dicom.pixels import decoding_reason, find_padding
 from dinomed.volumes.geometry import Grid, lps_to_ras
 
-_IDS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality")
+_IDS = (PATIENT, STUDY, "SeriesInstanceUID", "FrameOfReferenceUID", "Modality")
 _PLACES = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _SEQUENCES = {
     "ImagePositionPatient": "PlanePositionSequence",
@@ -83,7 +84,7 @@ def read_places(path: str) -> tuple[dict[str, Any], None]:
         if int(elements.get("SamplesPerPixel") or 1) != 1 or elements.get("PhotometricInterpretation") != "MONOCHROME2":
             raise DinomedError("a DICOM in colour or MONOCHROME1; a volume has MONOCHROME2")
         places = _frame_places(elements)
-        ids = {name: str(elements.get(name) or "") or None for name in _IDS}
+        ids = {name: identifier_of(elements, name) for name in _IDS}
         size = [int(elements.Rows), int(elements.Columns)]
     return {"ids": ids, "size": size, "places": places}, None
 

@@ -16,6 +16,7 @@ from dinomed.datasets.scan.labels import number_groups
 from dinomed.datasets.written import earlier_pictures
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.decode import UnreadableImage
+from dinomed.images.dicom.patient import PATIENT, STUDY, known_patients
 from dinomed.io.files import write_json
 from dinomed.io.output_folder import open_output_folder
 from dinomed.io.pseudonyms import content_identifier, pseudonym
@@ -156,7 +157,8 @@ def write_slices(
 
 def _name(sources: Sequence[VolumeSource], keep_ids: bool, key: bytes | None) -> list[_Names]:
     """Return names of volumes; the group is the patient, else the study, else the volume."""
-    patients, studies = ([source.identifier(name) for source in sources] for name in ("PatientID", "StudyInstanceUID"))
+    patients, studies = ([source.identifier(name) for source in sources] for name in (PATIENT, STUDY))
+    patients = known_patients(patients, studies)
     paths = [source.path.name for source in sources]
     if key is not None:
         volumes = _volume_pseudonyms(sources, key)

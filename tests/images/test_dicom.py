@@ -147,13 +147,18 @@ def test_a_spacing_says_where_it_holds(tmp_path: Path) -> None:
         "plain": ({"PixelSpacing": [0.5, 0.25]}, PixelSpacing(0.5, 0.25, "patient")),
         "enhanced": ({"SharedFunctionalGroupsSequence": [shared]}, PixelSpacing(0.3, 0.4, "patient")),
         "detector": (imager, PixelSpacing(0.5, 0.25, "detector")),
-        "magnified": (imager | {"EstimatedRadiographicMagnificationFactor": 2.0}, PixelSpacing(0.25, 0.125, "patient")),
+        "magnified": (
+            imager | {"EstimatedRadiographicMagnificationFactor": 2.0},
+            PixelSpacing(0.25, 0.125, "estimated"),
+        ),
+        "projection": ({"PixelSpacing": [0.5, 0.25], "Modality": "DX"}, PixelSpacing(0.5, 0.25, "unknown")),
         "uncorrected": (imager | {"PixelSpacing": [0.5, 0.25]}, PixelSpacing(0.5, 0.25, "detector")),
         "calibrated": (
             imager | {"PixelSpacing": [0.5, 0.25], "PixelSpacingCalibrationType": "FIDUCIAL"},
             PixelSpacing(0.5, 0.25, "patient"),
         ),
-        "ultrasound": ({"SequenceOfUltrasoundRegions": [region(), doppler]}, PixelSpacing(0.5, 0.25, "ultrasound")),
+        "ultrasound": ({"SequenceOfUltrasoundRegions": [region(), region()]}, PixelSpacing(0.5, 0.25, "ultrasound")),
+        "duplex": ({"SequenceOfUltrasoundRegions": [region(), doppler]}, None),
         "two scales": ({"SequenceOfUltrasoundRegions": [region(), region(PhysicalDeltaX=0.03)]}, None),
         "no unit": ({"SequenceOfUltrasoundRegions": [region(PhysicalUnitsXDirection=0)]}, None),
         "zero": ({"PixelSpacing": [0, 0.25]}, None),
@@ -163,7 +168,8 @@ def test_a_spacing_says_where_it_holds(tmp_path: Path) -> None:
         path = save(tmp_path / name, **elements)
         assert read_pixel_spacing(path) == spacing, name
     assert PixelSpacing(0.5, 0.25, "ultrasound").in_patient
-    assert not PixelSpacing(0.5, 0.25, "detector").in_patient
+    for plane in ("detector", "estimated", "unknown"):
+        assert not PixelSpacing(0.5, 0.25, plane).in_patient
     (tmp_path / "text").write_text("no DICOM")
     assert read_pixel_spacing(tmp_path / "text") is None
 

@@ -56,6 +56,19 @@ def test_each_slice_is_a_row_and_each_patient_a_group(folder: Path, tmp_path: Pa
         assert path.is_dir() or b"PLANTED" not in path.read_bytes()
 
 
+@pytest.mark.parametrize("keep_ids", [False, True])
+def test_a_series_without_a_patient_is_of_the_patient_of_its_study(tmp_path: Path, keep_ids: bool) -> None:
+    for number, patient in enumerate(["", "P1", ""]):
+        study = "1.2" if number < 2 else "1.5"
+        write_series(tmp_path / "in" / f"{number}", numbers((3, 5, 6)), uid=f"1.2.{number}", patient=patient,
+                     StudyInstanceUID=study)  # fmt: skip
+    written = dinomed.slices(tmp_path / "in", tmp_path / "out", keep_ids=keep_ids)
+    groups = {Path(path).parent.name: name for path, name in written.volumes.items()}
+    of_volume = dict(zip(written.manifest.column("volume"), written.manifest.groups(), strict=True))
+    first, second, third = (of_volume[groups[name]] for name in ("0", "1", "2"))
+    assert first == second != third
+
+
 def test_series_of_one_study_are_one_group_if_the_patient_is_unknown(tmp_path: Path) -> None:
     for name, uid in (("a", "1.2.3"), ("b", "1.2.4")):
         write_series(tmp_path / "in" / name, numbers((3, 5, 6)), uid=uid, patient="")

@@ -25,12 +25,18 @@ def read_patient(path: str | Path) -> tuple[str | None, str | None]:
         return identifier_of(elements, PATIENT), identifier_of(elements, STUDY)
 
 
+def known_patients(patients: Sequence[str | None], studies: Sequence[str | None]) -> list[str | None]:
+    """Return the patient of each image: where it is unknown that of another image of its study, or else None."""
+    pairs = list(zip(patients, studies, strict=True))
+    known = {study: patient for patient, study in pairs if patient is not None and study is not None}
+    return [patient or known.get(study or "") for patient, study in pairs]
+
+
 def patient_groups(patients: Sequence[str | None], studies: Sequence[str | None]) -> list[str | None]:
-    """Return the group of each image: its patient, or else that of another image of its study, or else its study.
+    """Return the group of each image: its patient as of `known_patients`, or else its study.
 
     >>> patient_groups(["P1", None, None, None, "P2"], ["1.2", "1.2", "1.3", None, None])
     ['P1', 'P1', '1.3', None, 'P2']
     """
-    pairs = list(zip(patients, studies, strict=True))
-    known = {study: patient for patient, study in pairs if patient is not None and study is not None}
-    return [patient or known.get(study or "", study) for patient, study in pairs]
+    known = known_patients(patients, studies)
+    return [patient or study for patient, study in zip(known, studies, strict=True)]

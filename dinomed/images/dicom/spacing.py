@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 from dinomed.images.dicom.elements import FUNCTIONAL_GROUPS, is_dicom, read_header, reading_dicom
 
-Plane = Literal["patient", "detector", "ultrasound"]
+Plane = Literal["patient", "estimated", "ultrasound", "detector", "unknown"]
 _TAGS: list[Any] = [
     "PixelSpacing", "PixelSpacingCalibrationType", "ImagerPixelSpacing", "EstimatedRadiographicMagnificationFactor",
-    "SequenceOfUltrasoundRegions", *FUNCTIONAL_GROUPS,
+    "SequenceOfUltrasoundRegions", "Modality", *FUNCTIONAL_GROUPS,
 ]  # fmt: skip
 _TWO_DIMENSIONAL, _CENTIMETRES = 1, 3  # PS3.3, C.8.5.5.1.1 and C.8.5.5.1.15
+_PROJECTIONS = ("CR", "DX", "MG", "XA", "RF", "IO", "PX", "RG")
+"""Modalities of projection radiographs, whose Pixel Spacing may be that at the detector."""
 _MAX_MM = 1000
 _SAME_SCALE = 0.01
 """Largest relative difference of the scales of two regions that count as one."""
@@ -24,8 +26,9 @@ class PixelSpacing:
     Attributes:
         rows_mm, columns_mm: distance of neighbouring rows, and of neighbouring columns.
         plane: where it holds. ``patient``: in the patient. ``detector``: at the detector of a projection radiograph,
-            where everything is larger than in the patient, by an unknown factor. ``ultrasound``: in the patient, inside
-            the calibrated regions of an ultrasound image.
+            where everything is larger than in the patient, by an unknown factor. ``estimated``: in the patient, by the
+            estimated magnification of a projection radiograph. ``ultrasound``: in the patient, inside the calibrated
+            regions of an ultrasound image. ``unknown``: a projection radiograph does not state it.
     """
 
     rows_mm: float
@@ -34,18 +37,20 @@ class PixelSpacing:
 
     @property
     def in_patient(self) -> bool:
-        """Whether lengths and areas in the image are those in the patient."""
-        return self.plane != "detector"
+        """Whether lengths and areas in the image are those in the patient, and no estimate."""
+        return self.plane in ("patient", "ultrasound")
 
 
 def read_pixel_spacing(path: str | Path) -> PixelSpacing | None:
     """Return the pixel spacing of the first frame of a file, or None if it has none or is not DICOM.
 
     - Pixel Spacing (0028,0030) holds in the patient. Without a calibration type and equal to Imager Pixel Spacing, it
-      holds at the detector (PS3.3, 10.7.1.3).
-    - Ultrasound regions (0018,6011): the scale of the two-dimensional regions in cm, if they all have the same.
+      holds at the detector (PS3.3, 10.7.1.3). Without both elements it is not known where it holds in a projection
+      radiograph.
+    - Ultrasound regions (0018,6011): the scale of the regions, if all are two-dimensional in cm and have the same. A
+      spectral or M-mode region has other units, which the scale would be taken for.
     - Imager Pixel Spacing (0018,1164) holds at the detector. Divided by the Estimated Radiographic Magnification Factor
-      (0018,1114), if the file states one, it holds in the patient.
+      (0018,1114), if the file states one, it holds in the patient, as an estimate.
 
     Raises:
         UnreadableImage: the file is a damaged DICOM.
@@ -64,8 +69,11 @@ def read_pixel_spacing(path: str | Path) -> PixelSpacing | None:
 def _spacing(elements: Any) -> PixelSpacing | None:
     pixel, imager = _pair(elements.get("PixelSpacing")), _pair(elements.get("ImagerPixelSpacing"))
     if pixel is not None:
-        at_detector = pixel == imager and not elements.get("PixelSpacingCalibrationType")
-        return PixelSpacing(*pixel, "detector" if at_detector else "patient")
+        if elements.get("PixelSpacingCalibrationType") or (imager is not None and imager != pixel):
+            return PixelSpacing(*pixel, "patient")
+        if imager is not None:
+            return PixelSpacing(*pixel, "detector")
+        return PixelSpacing(*pixel, "unknown" if elements.get("Modality") in _PROJECTIONS else "patient")
     regions = elements.get("SequenceOfUltrasoundRegions")
     if regions:
         return _ultrasound(regions)
@@ -73,7 +81,7 @@ def _spacing(elements: Any) -> PixelSpacing | None:
         return None
     magnification = float(elements.get("EstimatedRadiographicMagnificationFactor") or 0)
     if 1 <= magnification < 10:
-        return PixelSpacing(imager[0] / magnification, imager[1] / magnification, "patient")
+        return PixelSpacing(imager[0] / magnification, imager[1] / magnification, "estimated")
     return PixelSpacing(*imager, "detector")
 
 
@@ -86,14 +94,13 @@ def _pair(values: Any) -> tuple[float, float] | None:
 
 
 def _ultrasound(regions: Any) -> PixelSpacing | None:
-    """Return the common scale of the two-dimensional regions; None if they differ or one has no scale in cm."""
+    """Return the common scale of the regions; None if they differ, or one is not two-dimensional with a scale in cm."""
     scales = []
     for region in regions:
-        if region.get("RegionSpatialFormat") != _TWO_DIMENSIONAL:
-            continue
         units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
         deltas = (region.get("PhysicalDeltaY"), region.get("PhysicalDeltaX"))
-        if units != (_CENTIMETRES, _CENTIMETRES) or None in deltas:
+        is_plane = region.get("RegionSpatialFormat") == _TWO_DIMENSIONAL
+        if not is_plane or units != (_CENTIMETRES, _CENTIMETRES) or None in deltas:
             return None
         scales.append(_pair([abs(float(delta)) * 10 for delta in deltas]))
     first = scales[0] if scales else None
