@@ -19,6 +19,8 @@ from dinomed.images.decode import GRAY, header_of
 
 BACKGROUND = (0, 0, 0)
 """Colour behind transparent pixels: black, as around most medical images."""
+SEPARATE_CHANNELS = "dinomed:separate-channels"
+"""Key of a text of a PNG file whose three channels are no colours, and are not mixed to gray."""
 _DEPTHS = (8, 10, 12, 14, 16)
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as in Pillow's "L"
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF tag
@@ -144,9 +146,18 @@ def scale_to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def to_channels(image: Image.Image, channels: int) -> np.ndarray:
-    """Decode `image` to uint8 ``(H, W, channels)``, 3 for RGB or 1 for luma (Rec. 601), without EXIF orientation."""
+    """Decode `image` to uint8 ``(H, W, channels)``, 3 for RGB or 1 for luma (Rec. 601), without EXIF orientation.
+
+    Raises:
+        UsageError: the channels are no colours (`SEPARATE_CHANNELS`), and one is wanted.
+    """
     if is_wide(image):
         return np.repeat(scale_to_uint8(samples(image))[..., None], channels, axis=2)
+    if channels == 1 and SEPARATE_CHANNELS in image.info:
+        raise UsageError(
+            "its three channels are windows or neighbouring slices, which a backbone that takes 1 channel would mix; "
+            "write slices of one window, or use a backbone that takes 3"
+        )
     pixels = np.asarray(flatten(image).convert("RGB" if channels == 3 else "L"))
     return pixels.reshape(*pixels.shape[:2], channels)
 

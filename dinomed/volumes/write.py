@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.labels import number_groups
@@ -17,6 +18,7 @@ from dinomed.datasets.written import earlier_pictures
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.patient import PATIENT, STUDY, known_patients
+from dinomed.images.intensity import SEPARATE_CHANNELS
 from dinomed.io.files import write_json
 from dinomed.io.output_folder import open_output_folder
 from dinomed.io.pseudonyms import content_identifier, pseudonym
@@ -294,8 +296,10 @@ def draw_slice(slices: np.ndarray, number: int, windows: Sequence[Window], neigh
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=3)
+    file, info = io.BytesIO(), PngInfo()
+    if pixels.ndim == 3:
+        info.add_text(SEPARATE_CHANNELS, "1")
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=3, pnginfo=info)
     return file.getvalue()
 
 

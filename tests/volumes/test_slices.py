@@ -13,7 +13,7 @@ import dinomed
 from dinomed.datasets.open import open_dataset
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import DinomedError, UsageError
-from dinomed.images.read import read_image
+from dinomed.images.read import IntensityConfig, UnreadableImage, read_image
 from dinomed.volumes.windows import WINDOWS, apply_window
 
 made = runpy.run_path(str(Path(__file__).with_name("made.py")))
@@ -54,6 +54,17 @@ def test_each_slice_is_a_row_and_each_patient_a_group(folder: Path, tmp_path: Pa
     for path in (tmp_path / "out").rglob("*"):
         assert "PLANTED" not in str(path.relative_to(tmp_path))
         assert path.is_dir() or b"PLANTED" not in path.read_bytes()
+
+
+def test_windows_as_channels_are_not_mixed_for_a_backbone_of_one_channel(folder: Path, tmp_path: Path) -> None:
+    several = dinomed.slices(folder / "PLANTED_a", tmp_path / "several", window=["lung", "bone"]).manifest
+    assert read_image(several.path(0)).shape == (5, 6, 3)
+    for intensity in (IntensityConfig(), IntensityConfig(bits=16)):
+        with pytest.raises(UnreadableImage, match=r"three channels are windows .* write slices of one window"):
+            read_image(several.path(0), channels=1, intensity=intensity)
+    one = dinomed.slices(folder / "PLANTED_a", tmp_path / "one", window="lung").manifest
+    assert read_image(one.path(0), channels=1).shape == (5, 6, 1)
+    assert read_image(one.path(0)).shape == (5, 6, 3)
 
 
 @pytest.mark.parametrize("keep_ids", [False, True])
