@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from dinomed.datasets.manifest import Manifest
-from dinomed.metrics.bootstrap import RESAMPLES, Statistic, bootstrap
+from dinomed.metrics.bootstrap import RESAMPLES, Statistic, bootstrap, means_of_columns
 from dinomed.metrics.uncertainty.abstention import AbstentionTable
 
 MIN_GROUPS, MIN_CASES = 20, 10
@@ -182,15 +182,7 @@ class EvaluatedValues(EvaluatedUnits):
         return [row for row in rows if not np.isnan(self.columns[metric][row])]
 
     def statistic(self, rows: Sequence[int]) -> Statistic:
-        values = self._table[list(rows)]
-        known = ~np.isnan(values)
-        filled = np.where(known, values, 0.0)
-
-        def means(counts: np.ndarray) -> np.ndarray:
-            weight = counts @ known
-            return np.divide(counts @ filled, weight, out=np.full(weight.shape, np.nan), where=weight > 0)
-
-        return means
+        return means_of_columns(self._table[list(rows)])
 
 
 def join_values(

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dinomed.backbones.config import ViTConfig
 from dinomed.layers.block import Block
+from dinomed.layers.initialisation import init_linear_layers
 from dinomed.layers.patch_embedding import PatchEmbedding, resize_position_embedding
 from dinomed.layers.rotary_position import rotation_table
 
@@ -117,10 +118,7 @@ class VisionTransformer(TokenModel):
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.config.num_registers:
             nn.init.normal_(self.register_tokens, std=1e-6)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        init_linear_layers(self.modules())
 
     def embed(self, images: Tensor, masks: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         """Embed images (B, channels, height, width) as tokens (B, 1 + registers + patches, C).

@@ -71,6 +71,11 @@ def bootstrap_mean(
 ) -> list[Interval]:
     """Compute the intervals of the means of M columns (N, M), or of one column (N,). A nan is left out of its mean."""
     columns = values[:, None] if values.ndim == 1 else values
+    return bootstrap(means_of_columns(columns), groups, resamples=resamples, seed=seed, level=level)
+
+
+def means_of_columns(columns: np.ndarray) -> Statistic:
+    """Return the statistic that takes the mean of each column, float (N, M). A nan is left out of its mean."""
     known = ~np.isnan(columns)
     filled = np.where(known, columns, 0.0)
 
@@ -78,7 +83,7 @@ def bootstrap_mean(
         weight = counts @ known
         return np.divide(counts @ filled, weight, out=np.full(weight.shape, np.nan), where=weight > 0)
 
-    return bootstrap(means, groups, resamples=resamples, seed=seed, level=level)
+    return means
 
 
 def group_index(groups: Sequence[object]) -> np.ndarray:

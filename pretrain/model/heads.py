@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
+from dinomed.layers.initialisation import init_linear_layers
 from dinomed.pretrain.model.config import ProjectionHeadConfig
 
 
@@ -33,10 +34,7 @@ class ProjectionHead(nn.Module):
             modules += [nn.Linear(in_features, out_features), nn.GELU()]
         self.mlp = nn.Sequential(*modules[:-1])
         self.prototypes = nn.Parameter(torch.empty(config.prototypes, config.bottleneck))
-        for module in self.mlp:
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        init_linear_layers(self.mlp)
         if config.prototype_init == "linear":
             nn.init.kaiming_uniform_(self.prototypes, a=math.sqrt(5))  # nn.Linear.reset_parameters
         else:

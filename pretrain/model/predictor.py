@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.vit import Tokens
 from dinomed.layers.block import Block
+from dinomed.layers.initialisation import init_linear_layers
 from dinomed.layers.patch_embedding import resize_position_embedding
 
 
@@ -33,10 +34,7 @@ class MaskedPatchPredictor(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         nn.init.trunc_normal_(self.position, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        init_linear_layers(self.modules())
 
     def forward(self, tokens: Tokens, masks_VP: Tensor) -> Tensor:
         """Predict tokens (V, M, C) of the masked patches, in the order of their indices.

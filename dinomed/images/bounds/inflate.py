@@ -1,4 +1,4 @@
-"""Decompression with an upper bound: zlib, raw deflate and LZMA streams."""
+"""Decompression with an upper bound: zlib and LZMA streams."""
 
 import lzma
 import zlib
@@ -30,15 +30,6 @@ def inflate_zlib(data: bytes, limit: int) -> bytes:
     return _inflate(zlib.decompressobj(), data, limit)
 
 
-def inflate_raw(data: bytes, limit: int) -> bytes:
-    """Decompress a deflate stream without a header, as in deflated DICOM. A missing end is accepted.
-
-    Raises:
-        DinomedError: the stream is damaged, or holds more than `limit` bytes.
-    """
-    return _inflate(zlib.decompressobj(-zlib.MAX_WBITS), data, limit, may_be_cut=True)
-
-
 def inflate_lzma(data: bytes, limit: int) -> bytes:
     """Decompress an LZMA (xz) stream. The dictionary of the stream may take as much memory as the output, or 64 MiB.
 
@@ -48,13 +39,13 @@ def inflate_lzma(data: bytes, limit: int) -> bytes:
     return _inflate(lzma.LZMADecompressor(memlimit=max(2 * limit, 2**26)), data, limit)
 
 
-def _inflate(decompressor: Decompressor, data: bytes, limit: int, may_be_cut: bool = False) -> bytes:
+def _inflate(decompressor: Decompressor, data: bytes, limit: int) -> bytes:
     try:
         content = decompressor.decompress(data, limit + 1)
     except (zlib.error, lzma.LZMAError, EOFError) as error:
         raise DinomedError(f"damaged compressed data ({error})") from None
     if len(content) > limit:
         raise DinomedError(f"compressed data hold more than the {limit:,} bytes that the header declares")
-    if not decompressor.eof and not may_be_cut:
+    if not decompressor.eof:
         raise DinomedError("truncated")
     return content
