@@ -88,3 +88,15 @@ def test_many_mutated_files_are_read_or_refused(
     tmp_path: Path, pool: DecodingPool, corpus: SimpleNamespace, mutate: Callable[..., bytes], name: str
 ) -> None:
     check(tmp_path, pool, mutate, name, corpus.SEEDS[name](), LONG_MUTATIONS)
+
+
+@pytest.mark.parametrize(("name", "index"), [("dicom-jpeg", 1534)])
+def test_a_file_that_ended_a_decoder_is_refused(
+    tmp_path: Path, pool: DecodingPool, corpus: SimpleNamespace, mutate: Callable[..., bytes], name: str, index: int
+) -> None:
+    """Found with 2,500 mutations: what Pillow refused went on to GDCM, which ended the process."""
+    path = tmp_path / "damaged"
+    path.write_bytes(mutate(corpus.SEEDS[name](), random.Random(f"{name} {index}")))
+    answer = next(iter(pool.run("check_reading:check_reading", [[str(path)]])))
+    assert not isinstance(answer, UnreadableImage), answer
+    assert answer[0]

@@ -136,11 +136,14 @@ class DicomFrames:
     def _decode(self, number: int) -> np.ndarray:
         """Return the stored values of a frame."""
         from pydicom.pixels import pixel_array
+        from pydicom.uid import JPEGBaseline8Bit
 
         if not 0 <= number < self.header.frames:
             raise UnreadableImage(self._path, f"has no frame {number}: it has {self.header.frames:,} frames")
         with reading_dicom(self._path, lambda error: decoding_reason(error, self._elements)) as file:
-            return np.asarray(pixel_array(bounded_dicom(file), index=number))
+            # pydicom passes what Pillow refuses on to GDCM, which ends the process on some damaged frames
+            only = "pillow" if self._elements.file_meta.get("TransferSyntaxUID") == JPEGBaseline8Bit else ""
+            return np.asarray(pixel_array(bounded_dicom(file), index=number, decoding_plugin=only))
 
     def _show(self, stored: np.ndarray, number: int) -> np.ndarray:
         """Return a frame in its range, ``(H, W, 1 or 3)``; `stored` is ``(H, W)`` or ``(H, W, 3)``, YBR as RGB."""
