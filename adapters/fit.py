@@ -126,6 +126,28 @@ def run_fit(fit: HeadFit, cache: str | Path, folder: Path) -> FinishedFit:
         return FinishedFit(fit, opened, best, fit.finish(best))
 
 
+def candidate_fits(
+    prepared: HeadFit, candidates: Mapping[str, TrainConfig], backbone: FrozenBackbone
+) -> dict[str, HeadFit]:
+    """Return a fit for each candidate, with the blocks whose features it shares with others of its image size.
+
+    `prepared` is a fit whose rows are selected; all candidates use them.
+    """
+    fits = {title: copy(prepared) for title in candidates}
+    blocks: dict[Any, set[int]] = defaultdict(set)
+    sharing: dict[str, Any] = {}  # title -> what candidates have in common that read the same pass
+    for title, config in candidates.items():
+        fit, kind = fits[title], adapter_class(config.task, config.head.name)
+        fit.config = config
+        fit.backbone = at_image_size(backbone, fit.image_size(backbone), config.aspect)
+        sharing[title] = kind.uses_patches, fit.backbone.preprocessing.image_size
+        head = kind.resolve_config(config.head, backbone)
+        blocks[sharing[title]].update(resolve_blocks(head.blocks, backbone.depth))
+    for title, fit in fits.items():
+        fit.shared_blocks = tuple(sorted(blocks[sharing[title]]))
+    return fits
+
+
 def choose_head(
     prepared: HeadFit, candidates: Mapping[str, TrainConfig], backbone: FrozenBackbone, cache: str | Path, stage: Path
 ) -> tuple[FinishedFit, list[dict[str, Any]]]:
@@ -143,21 +165,11 @@ def choose_head(
     Returns:
         The kept fit, and a row for each candidate: ``head``, its metric on val, ``seconds`` and ``kept``.
     """
-    fits = {title: copy(prepared) for title in candidates}
-    blocks: dict[Any, set[int]] = defaultdict(set)
-    sharing: dict[str, Any] = {}  # title -> what candidates have in common that read the same pass
-    for title, config in candidates.items():
-        fit, kind = fits[title], adapter_class(config.task, config.head.name)
-        fit.config = config
-        fit.backbone = at_image_size(backbone, fit.image_size(backbone), config.aspect)
-        sharing[title] = kind.uses_patches, fit.backbone.preprocessing.image_size
-        head = kind.resolve_config(config.head, backbone)
-        blocks[sharing[title]].update(resolve_blocks(head.blocks, backbone.depth))
+    fits = candidate_fits(prepared, candidates, backbone)
     best: tuple[float, str, FinishedFit] | None = None
     rows: list[dict[str, Any]] = []
     for title in candidates:
         fit = fits.pop(title)  # so that only the features of the best one stay in memory
-        fit.shared_blocks = tuple(sorted(blocks[sharing[title]]))
         folder, began = stage / CANDIDATE_FOLDER, monotonic()
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from dinomed.apps.api.show.patches import show_pca as show_pca
     from dinomed.apps.api.show.relations import show_match as show_match
     from dinomed.apps.api.show.relations import show_similarity as show_similarity
+    from dinomed.apps.api.training_plan import plan_training as plan_training
     from dinomed.apps.quickstart.run import quickstart as quickstart
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ _MODULES = {
     "distill": "api.pretraining",
     "plan_pretraining": "api.pretraining",
     "train": "api.heads",
+    "plan_training": "api.training_plan",
     "load_adapter": "api.heads",
     "evaluate": "api.heads",
     "predict": "api.heads",

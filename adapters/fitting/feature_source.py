@@ -305,7 +305,7 @@ def open_feature_source(
         UsageError: settings that this backbone or device does not support.
     """
     check_precision(config.fit, backbone.device)
-    copies = 0 if windows else count_copies(config, len(splits.train), _most_copies(backbone))
+    copies = 0 if windows else count_copies(config, len(splits.train), most_copies(backbone))
     if config.live and not copies:
         return LiveFeatureSource(backbone, splits, adapter, config, cache, targets, windows)
     if copies or adapter.feature_spec.images:
@@ -317,7 +317,7 @@ def open_feature_source(
     return CachedFeatureSource(backbone, gathers, (train.cls, train.mean), targets, grids)
 
 
-def _most_copies(backbone: FrozenBackbone) -> int:
+def most_copies(backbone: FrozenBackbone) -> int:
     """Return the limit of copies of each image."""
     weights = sum(parameter.numel() for parameter in backbone.model.parameters())
     patches = (backbone.preprocessing.image_size // backbone.patch_size) ** 2

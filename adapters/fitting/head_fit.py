@@ -142,6 +142,14 @@ class HeadFit(ABC):
     def build(self) -> Adapter:
         """Read the targets and return the untrained head."""
 
+    def build_untrained(self) -> Adapter:
+        """Return the untrained head of `backbone` and the classes of `splits`; reads no masks and no depth maps."""
+        return self.build()
+
+    def feature_parts(self) -> list[tuple[FrozenBackbone, Manifest, Manifest]]:
+        """Return the backbone at each image size, with the images of train and of val whose features are kept."""
+        return [(self.backbone, self.splits.train, self.splits.val)]
+
     def open_features(self, cache: str | Path) -> FeatureSource:
         """Return the features of train and val."""
         return open_feature_source(

@@ -11,7 +11,7 @@ from dinomed.adapters.evaluated import EvaluatedUnits
 from dinomed.adapters.fit import fit_head, prepare_fit
 from dinomed.adapters.fitting.build import at_image_size
 from dinomed.adapters.fitting.config import TrainConfig
-from dinomed.adapters.fitting.head_fit import FitResult
+from dinomed.adapters.fitting.head_fit import FitResult, HeadFit
 from dinomed.adapters.folds.plan import (
     PLAN_FILE,
     TABLE_FILE,
@@ -62,6 +62,33 @@ class FoldsResult(FitResult):
     out_of_fold: EvaluatedUnits | None = None
 
 
+@dataclass(frozen=True)
+class PreparedFolds:
+    """The images of a cross-validation in their folds, and the fit of the task, which knows their targets."""
+
+    fit: HeadFit
+    images: FoldedImages
+
+
+def prepare_folds(config: TrainConfig, manifest: Manifest, folds: int) -> PreparedFolds:
+    """Divide the images of train and val into folds, and check the rows of each; this needs no backbone.
+
+    Raises:
+        UsageError: there are fewer groups than folds, a class is in one fold only, the task has no ensembles, or there
+            are more than `MAX_MEMBERS` folds; see also `HeadFit.select_rows`.
+    """
+    task = find_task(config.task)
+    if not task.has_ensembles:
+        raise UsageError(f"`folds={folds}`: a {task.title} has no ensembles; leave it out")
+    if folds > MAX_MEMBERS:
+        raise UsageError(f"`folds={folds}`: an ensemble has at most {MAX_MEMBERS} members; give fewer folds")
+    fit = task.head_fit(config)
+    images = assign_folds(fit, manifest, folds, config.seed)
+    for fold in range(folds):  # before anything is removed or trained
+        fit.select_rows(images.of_fold(fold))
+    return PreparedFolds(fit, images)
+
+
 def train_folds(
     backbone: FrozenBackbone,
     manifest: Manifest,
@@ -71,6 +98,7 @@ def train_folds(
     *,
     cache: str | Path,
     overwrite: bool = False,
+    prepared: PreparedFolds | None = None,
 ) -> FoldsResult:
     """Train an adapter for each fold, and write the ensemble of all of them.
 
@@ -93,23 +121,17 @@ def train_folds(
         overwrite: replace an earlier ensemble in `out`, which stays until the new one is complete, or start an
             unfinished one again, after the settings and the rows of all folds are checked. If the replacement is
             interrupted, the same call continues it; if only files were left to be moved, nothing is trained.
+        prepared: what `prepare_folds` returned for the same arguments; None calls it.
 
     Raises:
-        UsageError: there are fewer groups than folds, a class is in one fold only, the task has no ensembles, `out` is
-            in use, holds an adapter, or unfinished folds of other settings, images, or another number; there are more
-            than `MAX_MEMBERS` folds; see also `HeadFit.check` and `HeadFit.select_rows`.
+        UsageError: see `prepare_folds`; `out` is in use, holds an adapter, or unfinished folds of other settings,
+            images, or another number; see also `HeadFit.check`.
         DinomedError: an image, a mask or a depth map is damaged.
     """
     task = find_task(config.task)
-    if not task.has_ensembles:
-        raise UsageError(f"`folds={folds}`: a {task.title} has no ensembles; leave it out")
-    if folds > MAX_MEMBERS:
-        raise UsageError(f"`folds={folds}`: an ensemble has at most {MAX_MEMBERS} members; give fewer folds")
+    prepared = prepared or prepare_folds(config, manifest, folds)
     prepare_fit(config, backbone)
-    fit = task.head_fit(config)
-    folded = assign_folds(fit, manifest, folds, config.seed)
-    for fold in range(folds):  # before anything is removed or trained
-        fit.select_rows(folded.of_fold(fold))
+    fit, folded = prepared.fit, prepared.images
     plan = build_plan(fit, folds, backbone.fingerprint, folded.images)
     names = [fold_name(fold) for fold in range(folds)]
     check_no_adapter(Path(out))

@@ -8,7 +8,7 @@ from typing import Any
 
 from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.head_fit import FitResult
-from dinomed.adapters.folds.train import train_folds
+from dinomed.adapters.folds.train import prepare_folds, train_folds
 from dinomed.adapters.inference import loader
 from dinomed.adapters.inference.folder import PredictionResult, predict_collection
 from dinomed.adapters.predictor import Predictor
@@ -22,12 +22,10 @@ from dinomed.apps.api.inputs import (
     PathLike,
     Settings,
     cache_folder,
-    config_path,
     folder_path,
-    override_list,
     prediction_key,
 )
-from dinomed.config import load_config
+from dinomed.apps.api.training_plan import resolve_training
 from dinomed.datasets.open import open_dataset
 from dinomed.datasets.scan.videos import name_groups
 from dinomed.errors import UsageError
@@ -101,14 +99,15 @@ def train(
         >>> adapter.folder.name, 0 <= adapter.validation["auroc"] <= 1
         ('new_cls', True)
     """
-    targets = override_list(None, label=label, separator=separator, unit=unit)
-    overrides = [*targets, *override_list(settings, head__name=head, seed=seed, tune=tune)]
-    resolved = load_config(find_task(task).config, config_path(config, "adapters"), overrides)
+    resolved = resolve_training(task, config, settings, head, seed, tune, label, separator, unit)
     manifest = open_dataset(data)
+    prepared = None if folds is None else prepare_folds(resolved, manifest, folds)
     frozen = load_backbone(backbone, weights=weights, device=device, mean=mean, std=std)
     features = cache_folder(manifest, cache)
     if folds is not None:
-        return train_folds(frozen, manifest, out, resolved, folds, cache=features, overwrite=overwrite)
+        return train_folds(
+            frozen, manifest, out, resolved, folds, cache=features, overwrite=overwrite, prepared=prepared
+        )
     return fit_head(frozen, manifest, out, resolved, cache=features, overwrite=overwrite)
 
 

@@ -14,6 +14,7 @@ from dinomed.errors import UsageError
 if TYPE_CHECKING:
     from dinomed.adapters.fitting.head_fit import FitResult
     from dinomed.adapters.folds.train import FoldsResult
+    from dinomed.apps.api.training_plan import TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Training:
     mean: Mean = None
     std: Std = None
     cache: Cache = None
+    dry_run: Annotated[
+        bool,
+        Option("--dry-run", help="Print the settings, the head, the rows and the size of the features, and stop."),
+    ] = False
     seed: Annotated[int | None, Option("--seed", help="Replaces the seed of the config.", min=0)] = None
     overwrite: Overwrite = False
     device: Device = "auto"
@@ -56,11 +61,17 @@ class Training:
     quiet: Quiet = False
 
     def fit(self, task: str, **targets: Any) -> None:
-        """Train a head for a task and print the result; `targets` are options that the task alone has."""
+        """Train a head for a task, or plan it, and print the result; `targets` are options of the task alone."""
         from dinomed.apps.api.heads import train
+        from dinomed.apps.api.training_plan import plan_training
         from dinomed.apps.output import api_arguments
 
-        _report(train(task, **api_arguments(vars(self) | targets)), self.as_json)
+        options = api_arguments(vars(self) | targets, without=["dry_run"])
+        if self.dry_run:
+            described = {name: value for name, value in options.items() if name not in ("out", "overwrite")}
+            _print_plan(plan_training(task, **described), self.as_json)
+        else:
+            _report(train(task, **options), self.as_json)
 
 
 @expand
@@ -122,6 +133,36 @@ def _columns(label: str | None) -> str | list[str] | None:
     if label is not None and not columns:
         raise UsageError(f"--label {label!r} names no column; give one, or several with commas between them")
     return columns[0] if len(columns) == 1 else columns or None
+
+
+def _print_plan(plan: "TrainingPlan", as_json: bool) -> None:
+    """Print the settings as YAML that --config reads, and the plan in its comments."""
+    from dataclasses import asdict
+
+    from dinomed.apps.output import emit
+    from dinomed.config import dump_yaml
+    from dinomed.errors import printable
+
+    if as_json:
+        emit(asdict(plan), True)
+        return
+    lines = [f"backbone: {plan.backbone}"]
+    for head in plan.heads:
+        weights = f"{head.parameters:,} trained parameters" if head.parameters else "solved without epochs"
+        lines.append(f"head {head.name}: {weights}, images of {head.image_size} px")
+    folds = {f"val of fold {number}": rows for number, rows in enumerate(plan.folds, start=1)}
+    for name, rows in (plan.splits | folds).items():
+        classes = "".join(f", {label} {count}" for label, count in rows.classes.items())
+        made = " (taken from train)" if name == "val" and plan.val_made else ""
+        lines.append(f"{name}{made}: {rows.images} images of {rows.groups} groups{classes}")
+    features = plan.features
+    copies = f", with {features.copies} augmented copies of each training image" if features.copies else ""
+    lines.append(f"features computed once: {features.images:,} images{copies}, {features.bytes / 1e6:,.1f} MB on disk")
+    if features.images_per_epoch:
+        lines.append(f"through the backbone in every epoch: {features.images_per_epoch:,} images")
+    lines += [f"feature cache: {features.cache}", plan.note]
+    print(dump_yaml(plan.config), end="")
+    print("\n".join(f"# {printable(line)}" for line in lines))
 
 
 def _report_folds(result: "FoldsResult", as_json: bool) -> None:

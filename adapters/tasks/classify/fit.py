@@ -70,6 +70,12 @@ class ClassifierFit(HeadFit):
         self.targets = torch.from_numpy(self.labels).__getitem__
         return build_adapter(self.config, self.backbone, len(self.classes), width=self.config.answer.width)
 
+    def feature_parts(self) -> list[tuple[FrozenBackbone, Manifest, Manifest]]:
+        train, val = (each.manifest for each in self.groups) if self.groups else (self.splits.train, self.splits.val)
+        scales = (1.0,) if self.groups else self.config.scales
+        sized = [at_image_size(self.backbone, scaled_size(self.backbone, scale)) for scale in scales if scale != 1.0]
+        return [(backbone, train, val) for backbone in ([self.backbone] * (1.0 in scales) + sized)]
+
     def open_features(self, cache: str | Path) -> FeatureSource:
         if not self.groups and self.config.scales == (1.0,):
             return super().open_features(cache)

@@ -51,6 +51,11 @@ class DepthFit(HeadFit):
         self.low, self.high = adapter.config.limits()
         return adapter
 
+    def build_untrained(self) -> Adapter:
+        head = self.config.head  # a range that is not set follows from the depth maps, and has no weights
+        ranged = with_range(head, (head.high or 2.0) / 2, (head.low or 1.0) * 2)
+        return build_adapter(self.config.model_copy(update={"head": ranged}), self.backbone, num_classes=1)
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         prediction, known = self.stretch(outputs, targets), self._within(targets)
         return sig_loss(prediction, known) + self.config.gradient_weight * gradient_loss(prediction, known)

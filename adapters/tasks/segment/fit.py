@@ -29,6 +29,7 @@ from dinomed.adapters.tasks.segment.masks import (
     shrink_targets,
 )
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
+from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.features.finite import naming
@@ -68,8 +69,14 @@ class SegmenterFit(HeadFit):
         schema = build_mask_schema(self.config.kind, self.config.classes)
         return (MASK,) if schema is None else schema.columns
 
+    def build_untrained(self) -> Adapter:
+        return build_adapter(self.config, self.backbone, num_classes=len(self.schema.names))
+
+    def feature_parts(self) -> list[tuple[FrozenBackbone, Manifest, Manifest]]:
+        return [] if self.config.crop is not None else super().feature_parts()  # random windows are not kept
+
     def build(self) -> Adapter:
-        adapter = build_adapter(self.config, self.backbone, num_classes=len(self.schema.names))
+        adapter = self.build_untrained()
         views = views_of_config(self.config, adapter.flips, adapter.scales)
         self.usage: dict[str, Any] = {"mask_schema": self.schema.to_dict(), "views": vars(views)}
         self.plain = not views.native and not views.flips and adapter.one_pass

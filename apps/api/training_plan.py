@@ -1,0 +1,242 @@
+"""Settings of a training of a head, and its plan: what it would do, without doing it."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dinomed.adapters.task import Unit, find_task
+from dinomed.apps.api.backbones import BackboneLike, load_backbone
+from dinomed.apps.api.inputs import DatasetLike, PathLike, Settings, cache_folder, config_path, override_list
+from dinomed.config import load_config
+from dinomed.datasets.open import open_dataset
+from dinomed.notice import RESEARCH_USE
+
+if TYPE_CHECKING:
+    from dinomed.adapters.fitting.config import TrainConfig
+    from dinomed.adapters.fitting.head_fit import HeadFit
+    from dinomed.datasets.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class PlannedRows:
+    """Images of a split or a fold that have targets, their groups, and the images of each class if there are any."""
+
+    images: int
+    groups: int
+    classes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class PlannedHead:
+    """A head, its trained parameters before the fit (0: it is solved), and the image size, px."""
+
+    name: str
+    parameters: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class PlannedFeatures:
+    """Passes of images through the backbone.
+
+    Attributes:
+        images: whose features are computed once; an image counts once for each size and each augmented copy.
+        copies: largest number of augmented copies of each training image; 0 without them.
+        bytes: size of their features in the cache, if none of them is there yet.
+        images_per_epoch: images that pass through the backbone in every epoch; of the folds together.
+        cache: folder of the cache.
+    """
+
+    images: int
+    copies: int
+    bytes: int
+    images_per_epoch: int
+    cache: str
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training would use.
+
+    Attributes:
+        config: all settings.
+        backbone: name of the backbone.
+        heads: the head; the candidates of the head auto.
+        splits: rows of train, val and test that have targets; with folds those of all folds together, and test.
+        val_made: whether val is taken from train, because the images have none.
+        folds: rows that each fold has as its val.
+        features: passes through the backbone.
+        note: notice of research use.
+    """
+
+    config: dict[str, Any]
+    backbone: str
+    heads: list[PlannedHead]
+    splits: dict[str, PlannedRows]
+    val_made: bool
+    folds: list[PlannedRows]
+    features: PlannedFeatures
+    note: str = field(default=RESEARCH_USE)
+
+
+def plan_training(
+    task: str,
+    backbone: BackboneLike,
+    data: DatasetLike,
+    *,
+    head: str | None = None,
+    tune: str | None = None,
+    config: PathLike | None = None,
+    settings: Settings | None = None,
+    label: str | Sequence[str] | None = None,
+    separator: str | None = None,
+    unit: Unit | None = None,
+    folds: int | None = None,
+    weights: PathLike | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    cache: PathLike | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+) -> TrainingPlan:
+    """Return the settings, the rows and the costs of the training of a head, without running it.
+
+    The settings and the rows are checked as by `dinomed.train`. Nothing is written, except that the weights of a
+    backbone that is given by name are downloaded if they are not there. No image is read, and no mask except label
+    maps whose classes no setting names. The command is ``dinomed train TASK --dry-run``.
+
+    Args:
+        task: as in `dinomed.train`, like all arguments.
+        backbone: a loaded backbone, or what `dinomed.load_backbone` takes.
+        data: a manifest with the targets of the task.
+        head: name of the head.
+        tune: part of the backbone that is trained too.
+        config: YAML file, or a name in configs/adapters.
+        settings: settings that override the config.
+        label: for classify, the column of the classes, or several columns.
+        separator: for classify, the text between several labels in one cell.
+        unit: for classify, ``"group"`` for one prediction for all images of a group.
+        folds: number of folds of a cross-validation.
+        weights: file with the weights of a backbone that is given by name.
+        mean: mean of each channel in 0 to 1, for weights that name none.
+        std: standard deviation of each channel, likewise.
+        cache: folder of cached features.
+        seed: seed of the config.
+        device: device of a backbone that is given by name or path.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UsageError: as `dinomed.train`.
+        DinomedError: the data or the weights cannot be read.
+
+    Example:
+        >>> plan = dinomed.plan_training("classify", "runs/ssl", "lesions.parquet", head="linear")
+        >>> plan.heads[0].parameters > 0, list(plan.splits), plan.features.images_per_epoch
+        (True, ['train', 'val', 'test'], 0)
+    """
+    from dinomed.adapters.fit import candidate_fits, prepare_fit
+    from dinomed.adapters.fitting.build import at_image_size
+    from dinomed.adapters.folds.train import prepare_folds
+
+    resolved = resolve_training(task, config, settings, head, seed, tune, label, separator, unit)
+    manifest = open_dataset(data)
+    prepared = None if folds is None else prepare_folds(resolved, manifest, folds)
+    frozen = load_backbone(backbone, weights=weights, device=device, mean=mean, std=std)
+    first, candidates = prepare_fit(resolved, frozen)
+    passes: dict[Any, tuple[int, int]] = {}
+    heads: dict[str, PlannedHead] = {}
+    live: dict[str, int] = Counter()
+    copies = 0
+    parts = [manifest] if prepared is None else [prepared.images.of_fold(fold) for fold in range(folds or 0)]
+    for part in parts:
+        first.splits = first.select_rows(part)
+        first.backbone = at_image_size(frozen, first.image_size(frozen), resolved.aspect)
+        for title, fit in (candidate_fits(first, candidates, frozen) or {resolved.head.name: first}).items():
+            adapter = fit.build_untrained()
+            trained = sum(weight.numel() for weight in adapter.parameters() if weight.requires_grad)
+            heads[title] = PlannedHead(title, trained, fit.backbone.preprocessing.image_size)
+            live[title] += _images_per_epoch(fit)
+            copies = max(copies, _copies(fit))
+            pool = None if prepared is None else prepared.images.images
+            passes |= dict(_list_passes(fit, adapter.feature_spec, pool))
+    splits = {"train": first.splits.train, "val": first.splits.val}
+    if prepared is not None:
+        splits = {"train and val": prepared.images.images}
+    usable, labels = first.fold_rows(manifest)
+    labels_of = dict(zip(usable.column("image"), labels, strict=True))
+    if usable.has("split") and len(test := usable.select(split="test")):
+        splits["test"] = test
+    return TrainingPlan(
+        config=resolved.model_dump(mode="json"),
+        backbone=frozen.name,
+        heads=list(heads.values()),
+        splits={name: _count_rows(rows, labels_of) for name, rows in splits.items()},
+        val_made=prepared is None and first.splits.made,
+        folds=[
+            _count_rows(prepared.images.part(fold, inside=True), labels_of)
+            for fold in range(folds or 0) if prepared is not None
+        ],
+        features=PlannedFeatures(
+            sum(images for images, _ in passes.values()), copies, sum(size for _, size in passes.values()),
+            max(live.values()), str(cache_folder(manifest, cache)),
+        ),
+    )  # fmt: skip
+
+
+def resolve_training(
+    task: str,
+    config: PathLike | None,
+    settings: Settings | None,
+    head: str | None,
+    seed: int | None,
+    tune: str | None,
+    label: str | Sequence[str] | None,
+    separator: str | None,
+    unit: Unit | None,
+) -> "TrainConfig":
+    """Return the config of a training from a file or a name, with the settings that the arguments override."""
+    targets = override_list(None, label=label, separator=separator, unit=unit)
+    overrides = [*targets, *override_list(settings, head__name=head, seed=seed, tune=tune)]
+    return load_config(find_task(task).config, config_path(config, "adapters"), overrides)
+
+
+def _count_rows(rows: "Manifest", labels_of: Mapping[str, tuple[str, ...]]) -> PlannedRows:
+    counts = Counter(name for image in rows.column("image") for name in labels_of[image])
+    return PlannedRows(len(rows), len(set(rows.units())), dict(sorted(counts.items())))
+
+
+def _copies(fit: "HeadFit") -> int:
+    from dinomed.adapters.fitting.feature_source import count_copies, most_copies
+
+    return count_copies(fit.config, len(fit.splits.train), most_copies(fit.backbone)) if fit.feature_parts() else 0
+
+
+def _images_per_epoch(fit: "HeadFit") -> int:
+    """Return the images that pass through the backbone in every epoch: of train, and of val if its features change."""
+    if not fit.config.live or _copies(fit):
+        return 0
+    changes = fit.config.tune.active or not fit.feature_parts()
+    return len(fit.splits.train) + (len(fit.splits.val) if changes else 0)
+
+
+def _list_passes(fit: "HeadFit", spec: Any, pool: "Manifest | None") -> Iterator[tuple[Any, tuple[int, int]]]:
+    """Yield a key for each set of features that is computed once and kept, with its images and its bytes."""
+    from dinomed.features.extract import resolve_blocks
+
+    copies, live = _copies(fit), _images_per_epoch(fit) > 0
+    for backbone, train, val in fit.feature_parts():
+        blocks = tuple(fit.shared_blocks or resolve_blocks(spec.blocks, backbone.depth))
+        size = backbone.preprocessing.image_size
+        grid = (size // backbone.patch_size) ** 2
+        parts = [(train, copies + 1, spec.patches and not live)]
+        parts += [] if fit.config.tune.active else [(val, 1, spec.patches)]
+        if pool is not None and not live and not copies and not spec.images:
+            parts = [(pool, 1, spec.patches)]
+        for rows, times, patches in parts:
+            channels = len(blocks) * backbone.embed_dim
+            each = channels * (8 + 2 * grid * patches)  # class and mean tokens float32, patch tokens float16
+            images = len(rows) * times
+            yield (rows.fingerprint, size, blocks, patches, times), (images, images * each)

@@ -1,0 +1,88 @@
+"""`dinomed train --dry-run`: what a training would use is what it uses, and nothing is written."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dinomed
+from dinomed.datasets.manifest import read_manifest
+
+Run = Callable[..., tuple[int, str, str]]
+SHORT = ["fit.epochs=1", "fit.min_steps=0", "image_size=32"]
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "folds"),
+    [
+        ("classify", ["head.name=linear"], None),
+        ("classify", ["head.name=auto", "head.heads=[knn, logistic]"], None),
+        ("classify", ["head.name=logistic"], 2),
+        ("segment", ["augment=light", "augment_copies=2"], None),
+    ],
+    ids=["linear", "auto", "folds", "copies"],
+)
+def test_the_planned_features_and_parameters_are_those_of_the_training(
+    task: str, settings: list[str], folds: int | None, lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    options = {"settings": SHORT + settings, "folds": folds, "cache": tmp_path / "cache", "device": "cpu"}
+    plan = dinomed.plan_training(task, tiny_backbone, lesion_manifest, **options)
+    assert list(tmp_path.iterdir()) == []
+    result = dinomed.train(task, tiny_backbone, lesion_manifest, tmp_path / "out", **options)
+    arrays = [np.load(file) for file in (tmp_path / "cache").rglob("*.npy")]
+    assert plan.features.bytes == sum(array.nbytes for array in arrays)
+    classes = [np.load(file) for file in (tmp_path / "cache").rglob("*.cls.npy")]
+    assert plan.features.images == sum(len(array) for array in classes)
+    if "head.name=linear" in settings:
+        adapter = dinomed.load_adapter(result.folder, device="cpu")
+        assert plan.heads[0].parameters == sum(weight.numel() for weight in adapter.adapter.parameters())
+    assert [head.name for head in plan.heads] == ([row["head"] for row in result.tried] or [plan.heads[0].name])
+    if folds:
+        assert len(plan.folds) == folds
+        assert sum(rows.images for rows in plan.folds) == plan.splits["train and val"].images
+
+
+@pytest.mark.parametrize(("tune", "parts"), [("none", ["train"]), ("last:1", ["train", "val"])])
+def test_images_of_every_epoch_are_planned_as_such(
+    tune: str, parts: list[str], lesion_manifest: Path, tiny_backbone: Path
+) -> None:
+    settings = [*SHORT, "augment=light", "augment_copies=0", f"tune={tune}"]
+    plan = dinomed.plan_training("segment", tiny_backbone, lesion_manifest, settings=settings, device="cpu")
+    assert plan.features.images_per_epoch == sum(plan.splits[name].images for name in parts)
+
+
+def test_the_command_prints_the_plan_and_writes_nothing(
+    run: Run, lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    common = ["--data", lesion_manifest, "-b", tiny_backbone, "-o", tmp_path / "out", "--cache", tmp_path / "cache"]
+    words = ["train", "classify", *common, "--set", "fit.epochs=3", "--dry-run"]
+    code, text, _ = run(*words, "--json")
+    assert code == 0
+    plan = json.loads(text)
+    assert plan["config"]["fit"]["epochs"] == 3
+    train = read_manifest(lesion_manifest).select(split="train")
+    assert plan["splits"]["train"]["classes"] == dict(sorted(Counter(train.column("label")).items()))
+    assert plan["splits"]["train"]["groups"] == len(set(train.column("group")))
+    code, text, _ = run(*words)
+    assert code == 0
+    assert f"# train: {len(train)} images of" in text
+    assert "MB on disk" in text
+    assert list(tmp_path.iterdir()) == []
+    config = tmp_path / "plan.yaml"
+    config.write_text(text)  # the settings read back
+    code, again, _ = run("train", "classify", *common, "--config", config, "--dry-run")
+    assert (code, again) == (0, text)
+
+
+@pytest.mark.parametrize("folds", [0, 1, 1000])
+def test_a_wrong_number_of_folds_is_refused_before_the_backbone_is_loaded(
+    folds: int, run: Run, lesion_manifest: Path, tmp_path: Path
+) -> None:
+    words = ["--data", lesion_manifest, "-b", tmp_path / "nothing", "-o", tmp_path / "out", "--folds", folds]
+    code, _, error = run("train", "classify", *words)
+    assert code == 2
+    assert f"--folds {folds}" in error
+    assert list(tmp_path.iterdir()) == []
