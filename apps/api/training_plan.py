@@ -15,6 +15,7 @@ from dinomed.notice import RESEARCH_USE
 if TYPE_CHECKING:
     from dinomed.adapters.fitting.config import TrainConfig
     from dinomed.adapters.fitting.head_fit import HeadFit
+    from dinomed.backbones.frozen import FrozenBackbone
     from dinomed.datasets.manifest import Manifest
 
 
@@ -230,13 +231,31 @@ def _list_passes(fit: "HeadFit", spec: Any, pool: "Manifest | None") -> Iterator
     for backbone, train, val in fit.feature_parts():
         blocks = tuple(fit.shared_blocks or resolve_blocks(spec.blocks, backbone.depth))
         size = backbone.preprocessing.image_size
-        grid = (size // backbone.patch_size) ** 2
         parts = [(train, copies + 1, spec.patches and not live)]
         parts += [] if fit.config.tune.active else [(val, 1, spec.patches)]
         if pool is not None and not live and not copies and not spec.images:
             parts = [(pool, 1, spec.patches)]
         for rows, times, patches in parts:
-            channels = len(blocks) * backbone.embed_dim
-            each = channels * (8 + 2 * grid * patches)  # class and mean tokens float32, patch tokens float16
             images = len(rows) * times
-            yield (rows.fingerprint, size, blocks, patches, times), (images, images * each)
+            numbers = 8 * images  # bytes of a channel: class and mean tokens are float32, patch tokens float16
+            numbers += 2 * _count_patches(rows, times, backbone) if patches else 0
+            grids = 4 * images if backbone.preprocessing.aspect == "keep" else 0
+            size_on_disk = len(blocks) * backbone.embed_dim * numbers + grids
+            yield (rows.fingerprint, size, blocks, patches, times), (images, size_on_disk)
+
+
+def _count_patches(rows: "Manifest", times: int, backbone: "FrozenBackbone") -> int:
+    """Return the patches that are kept of the images, `times` each; a shard has the largest grid of its images."""
+    from dinomed.backbones.preprocessing import rectangle_size
+    from dinomed.features.extract import SHARD_SIZE
+
+    size, patch = backbone.preprocessing.image_size, backbone.patch_size
+    if backbone.preprocessing.aspect != "keep":
+        return len(rows) * times * (size // patch) ** 2
+    shapes = zip(rows.column("height"), rows.column("width"), strict=True)
+    sides = [rectangle_size(shape, size, patch) for shape in shapes] * times
+    shards = (sides[start : start + SHARD_SIZE] for start in range(0, len(sides), SHARD_SIZE))
+    return sum(
+        len(shard) * (max(height for height, _ in shard) // patch) * (max(width for _, width in shard) // patch)
+        for shard in shards
+    )

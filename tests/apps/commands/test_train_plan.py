@@ -22,8 +22,10 @@ SHORT = ["fit.epochs=1", "fit.min_steps=0", "image_size=32"]
         ("classify", ["head.name=auto", "head.heads=[knn, logistic]"], None),
         ("classify", ["head.name=logistic"], 2),
         ("segment", ["augment=light", "augment_copies=2"], None),
+        ("segment", ["augment=none", "aspect=keep"], None),
+        ("classify", ["head.name=logistic", "aspect=keep"], None),
     ],
-    ids=["linear", "auto", "folds", "copies"],
+    ids=["linear", "auto", "folds", "copies", "rectangles", "rectangles without patches"],
 )
 def test_the_planned_features_and_parameters_are_those_of_the_training(
     task: str, settings: list[str], folds: int | None, lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
