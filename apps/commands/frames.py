@@ -29,14 +29,12 @@ def frames(
     min_luminance: MinLuminance = 16.0,
     min_sharpness: MinSharpness = 4.0,
     min_tissue: MinTissue = 0.25,
-    keep_ids: Annotated[
-        bool, Option("--keep-ids", help="Call groups like the files of the videos, not by numbers.")
-    ] = False,
+    keep_ids: Annotated[bool, Option("--keep-ids", help="Call videos like their files, not by numbers.")] = False,
     id_key: Annotated[
         Path | None,
         Option(
             "--id-key",
-            help="File with a secret key: groups are keyed hashes of the contents of the videos.",
+            help="File with a secret key: videos are keyed hashes of their contents, patients of their IDs.",
             show_default=False,
         ),
     ] = None,
@@ -44,10 +42,11 @@ def frames(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write selected frames of videos as PNG files, with a manifest in which each video is a group.
+    """Write selected frames of videos as PNG files, with a manifest in which each video, or patient of DICOM
+    files, is a group.
 
     Videos are MP4, MOV, AVI, Matroska, WebM and MPEG files, and DICOM files of several frames. manifest.csv has the
-    columns frame (number from 0) and time_s, dropped.csv the frames that were left out, with reasons. All other
+    columns video, frame (number from 0) and time_s, dropped.csv the frames that were left out, with reasons. All other
     commands read the manifest. If a video is damaged or cannot be read to its end, the exit code is 1; the frames that
     were read are written. After an interruption nothing half-written stays. For research use only.
     """
@@ -63,19 +62,19 @@ def frames(
         "output": str(written.folder),
         "manifest": str(written.folder / MANIFEST_FILE),
         "dropped_list": str(written.folder / DROPPED_FILE),
-        "videos": written.groups,
+        "videos": written.videos,
         "frames": len(written.manifest),
         "dropped": written.dropped,
         "problems": [{"video": video, "reason": reason} for video, reason in written.problems],
         "note": RESEARCH_USE,
     }
-    rows = [("videos", len(written.groups)), ("frames", len(written.manifest))]
+    rows = [("videos", len(written.videos)), ("frames", len(written.manifest))]
     rows += [(f"dropped: {reason}", count) for reason, count in sorted(written.dropped.items())]
     rows += [(f"problem: {reason}", count) for reason, count in Counter(r for _, r in written.problems).items()]
     emit(report, as_json, build_table(("", "count"), rows, title=str(report["manifest"])))
     if written.problems:
         first, reason = written.problems[0]
         raise DinomedError(
-            f"{len(written.problems)} of {len(written.groups)} videos are damaged or cannot be read to their end (the "
+            f"{len(written.problems)} of {len(written.videos)} videos are damaged or cannot be read to their end (the "
             f"first: {first}: {reason}); the frames that were read are written"
         )

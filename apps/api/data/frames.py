@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dinomed.apps.api.inputs import PathLike
-from dinomed.datasets.scan.videos import find_videos, name_groups
+from dinomed.datasets.scan.videos import find_videos, name_groups, name_patients
 from dinomed.errors import UsageError
 from dinomed.io.pseudonyms import chosen_key
+from dinomed.log import logger
 
 if TYPE_CHECKING:
     from dinomed.pretrain.curation.frames.write import FramesResult
@@ -27,11 +28,11 @@ def frames(
     id_key: PathLike | None = None,
     overwrite: bool = False,
 ) -> "FramesResult":
-    """Write selected frames of videos as PNG files with a manifest, in which each video is a group.
+    """Write selected frames of videos as PNG files with a manifest, in which each video or patient is a group.
 
     Videos are MP4, MOV, AVI, Matroska, WebM and MPEG files, and DICOM files of several frames. ``manifest.csv`` has the
-    columns ``frame`` (number from 0) and ``time_s``; ``dropped.csv`` has the frames that were left out, with reasons.
-    The command is ``dinomed frames``.
+    columns ``video``, ``frame`` (number from 0) and ``time_s``; ``dropped.csv`` has the frames that were left out, with
+    reasons. The group of a DICOM file is its patient, or else the study. The command is ``dinomed frames``.
 
     Args:
         videos: path of a video or of a folder of videos, or several of them.
@@ -44,13 +45,14 @@ def frames(
         min_sharpness: variance of the Laplacian below which a frame is blurred.
         min_tissue: share of reddish pixels, 0 to 1, below which a colour frame is outside of the body; 0 for no
             limit, such as for narrow-band imaging.
-        keep_ids: call groups like the files of the videos, instead of numbers.
-        id_key: file with a secret key, as for `scan`: groups are pseudonyms of the contents of the videos.
+        keep_ids: call videos like their files, instead of numbers.
+        id_key: file with a secret key, as for `scan`: videos are pseudonyms of their contents, patients
+            of their IDs.
         overwrite: replace an earlier result in `out`.
 
     Returns:
-        The folder, the manifest, the group of each video, the numbers of dropped frames by reason, and (path, reason)
-        of damaged videos.
+        The folder, the manifest, the name and the group of each video, the numbers of dropped frames by reason,
+        and (path, reason) of damaged videos.
 
     Raises:
         UsageError: there is no video, a setting is out of its range, no frame is kept, or `out` is in use.
@@ -71,7 +73,10 @@ def frames(
     key = chosen_key(id_key, keep_ids)
     config = build_frame_config(settings)
     files = find_videos([Path(path) for path in ([videos] if isinstance(videos, str | Path) else videos)])
-    return write_frames(files, name_groups(files, keep_ids, RESERVED, key), out, config, overwrite=overwrite)
+    names, patients = name_groups(files, keep_ids, RESERVED, key), name_patients(files, key)
+    if patients.count(None) > 1:
+        logger.info("videos that are no DICOM are a group each: name the patient of each video in a table of `scan`")
+    return write_frames(files, names, patients, out, config, overwrite=overwrite)
 
 
 def with_frame_rule(options: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from dinomed.datasets.scan.predictions import find_predictions
 from dinomed.datasets.scan.walk import walk
 from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
-from dinomed.images.dicom.elements import NotAnImage
+from dinomed.images.dicom.elements import NotAnImage, is_dicom
+from dinomed.images.dicom.patient import patient_groups, read_patient
 from dinomed.io.pseudonyms import content_identifier, pseudonym
 from dinomed.video.facts import VIDEO_SUFFIXES, is_video
 
@@ -96,6 +97,26 @@ def name_groups(
         groups.append(name)
         taken.add(name.casefold())
     return groups
+
+
+def name_patients(videos: Sequence[Path], key: bytes | None = None) -> list[str | None]:
+    """Return the group of each video that is a DICOM file, its patient or else its study; None for the others.
+
+    Groups are numbers, or with a `key` pseudonyms, which are those of `scan`.
+    """
+    pairs = [_read_patient(video) for video in videos]
+    patients = patient_groups([patient for patient, _ in pairs], [study for _, study in pairs])
+    if key is not None:
+        return [None if patient is None else pseudonym(patient, key) for patient in patients]
+    numbers = number_groups([video.name for video in videos], patients)
+    return [None if number is None else f"patient-{number}" for number in numbers]
+
+
+def _read_patient(video: Path) -> tuple[str | None, str | None]:
+    try:
+        return read_patient(video) if is_dicom(video) else (None, None)
+    except UnreadableImage:
+        return None, None  # it is reported when its frames are read
 
 
 def left_out_note(videos: Sequence[str]) -> list[str]:

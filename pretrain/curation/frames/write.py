@@ -26,8 +26,8 @@ from dinomed.video.video import Video
 
 MANIFEST_FILE, DROPPED_FILE = "manifest.csv", "dropped.csv"
 RESERVED = (MANIFEST_FILE, DROPPED_FILE, READY_FILE)
-"""Names that no group may have, since they are those of files beside the folders of the groups."""
-_DROPPED_COLUMNS = ("group", "frame", "time_s", "reason")
+"""Names that no video may have, since they are those of files beside the folders of the videos."""
+_DROPPED_COLUMNS = ("video", "frame", "time_s", "reason")
 
 
 @dataclass
@@ -37,13 +37,15 @@ class FramesResult:
     Attributes:
         folder: output folder.
         manifest: the frames that were kept.
-        groups: path of each video -> its group in the manifest.
+        videos: path of each video -> its name in the manifest.
+        groups: path of each video -> its group in the manifest: the patient of a DICOM file, or else its name.
         dropped: reason -> number of frames.
         problems: (path of a video, reason) of videos that are damaged, or cannot be read to their end.
     """
 
     folder: Path
     manifest: Manifest
+    videos: dict[str, str]
     groups: dict[str, str]
     dropped: dict[str, int]
     problems: list[tuple[str, str]]
@@ -67,15 +69,22 @@ class _Rows:
 
 
 def write_frames(
-    videos: Sequence[Path], groups: Sequence[str], out: str | Path, config: FrameConfig, *, overwrite: bool = False
+    videos: Sequence[Path],
+    names: Sequence[str],
+    patients: Sequence[str | None],
+    out: str | Path,
+    config: FrameConfig,
+    *,
+    overwrite: bool = False,
 ) -> FramesResult:
-    """Write the selected frames of videos as GROUP/NUMBER.png, with their manifest and the table of dropped frames.
+    """Write the selected frames of videos as NAME/NUMBER.png, with their manifest and the table of dropped frames.
 
     The folder is filled at the end: after an interruption it holds no half of a result.
 
     Args:
         videos: paths of the videos.
-        groups: group of each video, also the name of its folder.
+        names: name of each video, also of its folder.
+        patients: group of each video; None for its name.
         out: output folder.
         config: the rules of the selection.
         overwrite: replace an earlier result in `out`.
@@ -86,9 +95,10 @@ def write_frames(
     """
     out, rows = Path(out), _Rows()
     with open_output_folder(out, marker=DROPPED_FILE, overwrite=overwrite) as stage:
-        earlier = earlier_pictures(out, (MANIFEST_FILE, DROPPED_FILE), "group", "frame", 6, "time_s", "frames")
-        for path, group in zip(videos, groups, strict=True):
-            _write_video(path, group, stage, config, rows)
+        earlier = earlier_pictures(out, (MANIFEST_FILE, DROPPED_FILE), "video", "frame", 6, "time_s", "frames")
+        groups = [patient or name for name, patient in zip(names, patients, strict=True)]
+        for path, name, group in zip(videos, names, groups, strict=True):
+            _write_video(path, name, group, stage, config, rows)
         if not rows.kept:
             _raise_nothing(videos, rows)
         write_csv(stage / DROPPED_FILE, _DROPPED_COLUMNS, rows.dropped)
@@ -101,10 +111,11 @@ def write_frames(
                 (out / folder).rmdir()
     counts = Counter(reason.split(" of frame ")[0] for *_, reason in rows.dropped)
     manifest = read_manifest(out / MANIFEST_FILE)
-    return FramesResult(out, manifest, dict(zip(map(str, videos), groups, strict=True)), dict(counts), rows.problems)
+    named, grouped = (dict(zip(map(str, videos), values, strict=True)) for values in (names, groups))
+    return FramesResult(out, manifest, named, grouped, dict(counts), rows.problems)
 
 
-def _write_video(path: Path, group: str, stage: Path, config: FrameConfig, rows: _Rows) -> None:
+def _write_video(path: Path, name: str, group: str, stage: Path, config: FrameConfig, rows: _Rows) -> None:
     """Write the selected frames of a video, as far as it can be read, and add its rows."""
     try:
         video = Video(path)
@@ -112,36 +123,36 @@ def _write_video(path: Path, group: str, stage: Path, config: FrameConfig, rows:
         rows.report(path, error.reason)
         return
     try:
-        _write_selected(video, group, stage, config, rows)
+        _write_selected(video, name, group, stage, config, rows)
     except UnreadableImage as error:
         rows.report(path, error.reason)
-    rows.dropped += [(group, number, None, reason) for number, reason in video.lost]
+    rows.dropped += [(name, number, None, reason) for number, reason in video.lost]
     if video.facts.note is not None:
         logger.warning(f"{path}: {video.facts.note}")
     if video.facts.problem is not None:
         rows.report(path, video.facts.problem)
 
 
-def _write_selected(video: Video, group: str, stage: Path, config: FrameConfig, rows: _Rows) -> None:
+def _write_selected(video: Video, folder: str, group: str, stage: Path, config: FrameConfig, rows: _Rows) -> None:
     """Write the selected frames of a video, and add a row for each kept or dropped one."""
-    (stage / group).mkdir(exist_ok=True)
-    with bar(f"frames of {group}", video.facts.frames) as progress:
+    (stage / folder).mkdir(exist_ok=True)
+    with bar(f"frames of {folder}", video.facts.frames) as progress:
         done = 0
         for judged in judge_frames(video, config):
             frame, time_s = judged.frame, f"{judged.frame.time_s:.3f}"
             progress.advance(frame.number + 1 - done)
             done = frame.number + 1
             if judged.reason is not None:
-                rows.dropped.append((group, frame.number, time_s, judged.reason))
+                rows.dropped.append((folder, frame.number, time_s, judged.reason))
                 continue
-            name, file = f"{group}/{frame.number:06}.png", io.BytesIO()
+            name, file = f"{folder}/{frame.number:06}.png", io.BytesIO()
             Image.fromarray(frame.pixels).save(file, "PNG", compress_level=3)
             content = file.getvalue()
             (stage / name).write_bytes(content)
             rows.keep(
                 image=name, sha256=hashlib.sha256(content).hexdigest(), width=frame.pixels.shape[1],
                 height=frame.pixels.shape[0], mode="RGB", format="PNG", bytes=len(content), channels=3, bits=8,
-                group=group, frame=str(frame.number), time_s=time_s,
+                group=group, video=folder, frame=str(frame.number), time_s=time_s,
             )  # fmt: skip
 
 

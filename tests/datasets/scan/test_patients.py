@@ -93,15 +93,38 @@ def test_a_patient_in_two_given_splits_is_refused_where_splits_are_wanted(series
     assert len(open_dataset(series)) == 19  # without training there is nothing to refuse
 
 
-def test_clips_of_a_patient_are_one_group(tmp_path: Path) -> None:
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Five DICOM clips: two of one patient, one of another, two of unknown patients."""
     folder = tmp_path / "clips"
     folder.mkdir()
-    for number, patient in enumerate(["A", "A", "B", "", ""]):
+    for number, patient in enumerate(["PLANTED-A", "PLANTED-A", "PLANTED-B", "", ""]):
         frames = np.random.default_rng(number).integers(0, 200, (4, 24, 32)).astype(np.uint8)
         write_cine(folder / f"{number}.dcm", frames, PatientID=patient)
-    result = scan_with_report(folder, videos=True, **EVERY)
+    return folder
+
+
+def test_clips_of_a_patient_are_one_group(clips: Path) -> None:
+    result = scan_with_report(clips, videos=True, **EVERY)
     groups = by_series(result.manifest, "group")
     assert groups["0.dcm"] == groups["1.dcm"]
     assert len(set.union(*groups.values())) == 4
     assert by_series(result.manifest, "split")["0.dcm"] == by_series(result.manifest, "split")["1.dcm"]
     assert any(line.startswith("2 videos are groups of their own; if a patient has several") for line in result.notes)
+
+
+def test_written_frames_of_a_patient_are_one_group_in_a_folder_for_each_clip(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "id.key").write_bytes(b"a key of sixteen bytes")
+    written = dinomed.frames(clips, tmp_path / "out", **EVERY)
+    groups = {Path(path).name: group for path, group in written.groups.items()}
+    assert groups["0.dcm"] == groups["1.dcm"]
+    assert len(set(groups.values())) == 4
+    assert len(set(written.videos.values())) == 5
+    assert set(written.manifest.column("group")) == set(groups.values())
+    assert set(written.manifest.column("video")) == set(written.videos.values())
+    for options in ({"keep_ids": True}, {"id_key": tmp_path / "id.key"}):
+        written = dinomed.frames(clips, tmp_path / "out", overwrite=True, **EVERY, **options)
+        assert b"PLANTED" not in (tmp_path / "out" / "manifest.csv").read_bytes()
+        assert len(list((tmp_path / "out").glob("*/*.png"))) == 20  # those of the result before are removed
+    scanned = dinomed.scan(clips, videos=True, id_key=tmp_path / "id.key", **EVERY)
+    assert set(scanned.column("group")) == set(written.groups.values())
