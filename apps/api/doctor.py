@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, overload
 import torch
 
 from dinomed.apps.api.inputs import FolderLike, folder_path
+from dinomed.apps.examine.machine import MachineCheck, check_machine
 from dinomed.backbones.hub import cache_folder
 from dinomed.device import resolve_device
 from dinomed.errors import UsageError
@@ -54,6 +55,7 @@ class DoctorReport:
         auto: the device of ``device="auto"``.
         attention: implementation of attention in pretraining on CUDA.
         cache: folder of downloaded weights.
+        checks: codecs, GPU, memory, disk and extras: ok, low or missing, and what mends it.
         chromium: path of Chromium, which only the browser tests need; None if it is not installed.
         note: notice of research use.
     """
@@ -67,6 +69,7 @@ class DoctorReport:
     auto: str
     attention: str
     cache: CacheReport
+    checks: list[MachineCheck]
     chromium: str | None
     note: str = RESEARCH_USE
 
@@ -80,7 +83,7 @@ def doctor(path: FolderLike) -> "ArtefactReport": ...
 
 
 def doctor(path: FolderLike | None = None) -> "DoctorReport | ArtefactReport":
-    """Return versions, devices and the cache of this machine, or examine an artefact.
+    """Return versions, devices, cache and gaps of this machine, or examine an artefact.
 
     An artefact is a manifest, a curated manifest, a run folder, a backbone of dinomed, an adapter, an index, a feature
     cache, a feature table, or the output of ``predict``, ``evaluate``, ``probe``, ``search`` or ``export``. Every
@@ -124,6 +127,7 @@ def doctor(path: FolderLike | None = None) -> "DoctorReport | ArtefactReport":
         auto=str(resolve_device("auto")),
         attention=_attention(),
         cache=CacheReport(str(folder), os.access(existing, os.W_OK)),
+        checks=check_machine(existing),
         chromium=shutil.which("chromium") or shutil.which("chromium-browser"),
     )
 

@@ -21,7 +21,10 @@ def doctor(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show versions, devices and the cache of this machine, or examine an artefact.
+    """Show versions, devices and gaps of this machine, or examine an artefact.
+
+    For the machine it judges DICOM codecs, GPU, free memory and disk, and each extra: ok, low or missing, with the
+    command that mends it. All of them are optional, so the exit code is 0.
 
     For an artefact it reports what it holds and was made from, which parts are missing, damaged, changed or incomplete,
     and what to do. Stored checksums are verified. Nothing is changed. The exit code is 1 if any part is not good.
@@ -33,7 +36,8 @@ def doctor(
 
     if path is None:
         machine = examine()
-        emit(asdict(machine), as_json, None if as_json else _machine_table(machine))
+        for table in [None] if as_json else [_machine_table(machine), _checks_table(machine)]:
+            emit(asdict(machine), as_json, table)
         return
     report = examine(path)
     emit({**asdict(report), "sound": report.sound}, as_json, None if as_json else _artefact_table(report))
@@ -56,6 +60,16 @@ def _machine_table(report: "DoctorReport") -> Any:
         ("Chromium (browser tests only)", report.chromium or "not found: apt-get install chromium fonts-dejavu-core"),
     ]
     return build_table(("", ""), rows)
+
+
+def _checks_table(report: "DoctorReport") -> Any:
+    from dinomed.apps.output import build_table
+
+    rows: list[tuple[str, str, str]] = []
+    for check in report.checks:
+        rows.append((check.state, check.name, check.about))
+        rows += [("", "", f"-> {check.remedy}")] if check.remedy else []
+    return build_table(("state", "part", ""), rows, title="What this machine has, and what mends what is missing")
 
 
 def _artefact_table(report: "ArtefactReport") -> Any:

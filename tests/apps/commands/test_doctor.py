@@ -1,9 +1,17 @@
+"""`dinomed doctor` without an artefact: what this machine has, and what it lacks."""
+
 import json
+import re
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import ANY
 
 import pytest
 import torch
 
 from dinomed.apps import cli
+from dinomed.apps.examine import machine
 
 
 def test_doctor_reports_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,6 +27,43 @@ def test_doctor_reports_versions_and_devices(capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "cache of weights" in out
     assert report["packages"]["gradio"] in out
+
+
+def test_every_extra_for_users_is_judged_by_its_packages() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    named = {
+        name: {re.split(r"[\[<>=~!;]", requirement)[0].strip() for requirement in extras[name]}
+        for name in extras.keys() - {"test", "docs", "dev"}
+    }
+    assert {name: set(packages) for name, (packages, _) in machine.EXTRAS.items()} == named
+
+
+def test_what_is_missing_is_said_with_what_mends_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"nibabel": None, "peft": "1"}
+    monkeypatch.setattr(machine, "installed_version", lambda package: versions.get(package, "2"))
+    monkeypatch.setattr(machine, "_free_memory", lambda: 2**30)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**40))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("shutil.which", lambda name: "nvidia-smi" if name == "nvidia-smi" else None)
+    monkeypatch.setattr(
+        "pydicom.pixels.get_decoder", lambda syntax: SimpleNamespace(is_available=syntax.name != "RLE Lossless")
+    )
+    cli.invoke(["doctor", "--json"])
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["extra volumes"]["state"] == "missing"
+    assert checks["extra volumes"]["remedy"] == "pip install 'dinomed[volumes]'"
+    assert checks["extra lora"] == {"name": "extra lora", "state": "ok", "about": ANY, "remedy": ""}
+    assert (checks["free memory"]["state"], checks["free memory"]["about"]) == ("low", "1.0 GiB")
+    assert checks["disk of the cache"]["state"] == checks["disk of the current folder"]["state"] == "ok"
+    assert "cannot use the NVIDIA GPU" in checks["GPU"]["about"]
+    assert checks["DICOM codecs"]["about"] == "not readable: RLE"
+    assert all(bool(check["remedy"]) == (check["state"] != "ok") for check in checks.values())
+    assert cli.invoke(["doctor"]) == 0
+    assert "-> pip install 'dinomed[volumes]'" in capsys.readouterr().out
 
 
 def test_a_cache_that_cannot_be_written_is_reported(
