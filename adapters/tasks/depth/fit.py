@@ -1,5 +1,7 @@
 """Training of depth estimators."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -52,7 +54,7 @@ class DepthFit(HeadFit):
         return adapter
 
     def build_untrained(self) -> Adapter:
-        head = self.config.head  # a range that is not set follows from the depth maps, and has no weights
+        head: Any = self.config.head  # a range that is not set follows from the depth maps, and has no weights
         ranged = with_range(head, (head.high or 2.0) / 2, (head.low or 1.0) * 2)
         return build_adapter(self.config.model_copy(update={"head": ranged}), self.backbone, num_classes=1)
 
