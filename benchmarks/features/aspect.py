@@ -8,7 +8,7 @@
 | square | a square of `size` px; proportions change |
 | pad | its longer side `size` px, padded to a square |
 | pad, larger | the same with a larger square, so that the image has about as many patches as with square |
-| keep | a rectangle of whole patches with about the area of the square; `keep` of dinomed has its shorter side instead |
+| keep | a rectangle of whole patches with about the area of the square (`aspect=keep`: with its shorter side) |
 
 Dermoscopy: k-NN (k = 20, cosine) and logistic regression on class token and mean patch token, out of fold with 4
 folds by group, macro AUROC. Polyps: logistic regression on patch tokens, out of fold by group, mean Dice at the size of
