@@ -185,6 +185,20 @@ def test_images_with_equal_features_have_a_distance() -> None:
     assert other.unlike
 
 
+@pytest.mark.parametrize("spread", [3, 10, 50])
+def test_two_kinds_of_equal_images_have_distances_that_can_be_read(spread: float) -> None:
+    """Their covariance has rank 1, and Ledoit and Wolf shrink it by 0."""
+    kinds = spread * np.random.default_rng(0).normal(size=(2, 384)).astype(np.float32)
+    reference = reference_of(np.tile(kinds, (20, 1)))
+    read = reference_from_tensors(reference.to_tensors())
+    assert read is not None
+    assert read.distance is not None
+    # float32 values whose variances differ by 1e12: a distance is exact to a few percent
+    assert read.distance.mahalanobis.measure(kinds) == pytest.approx(1, rel=0.1)
+    assert not any(image.unlike for image in read.judge(kinds))
+    assert read.judge(kinds.mean(axis=0, keepdims=True) + spread * unit_rows(1, 1, 384))[0].unlike
+
+
 def fit_on(manifest: Manifest, folder: Path, cache: Path) -> TrainingReference:
     backbone = load_backbone(folder)
     return fit_reference(extract(backbone, manifest, cache=cache).mean, manifest.units(), backbone, manifest)

@@ -18,8 +18,8 @@ from dinomed.features.neighbors import finite_rows, normalised
 NEIGHBORS = 5
 MIN_SCALE = 1e-6  # of a distance; images with equal features have distances of 0, but for rounding
 _BLOCK = 256  # rows of a similarity matrix in memory
-_RIDGE = 1e-12  # smallest variance of a direction, so that images with equal features have a distance
-_MAX_FACTOR = 1.01 / _RIDGE**0.5  # no value of a whitening matrix is larger; 1%: rounding to float32
+_RIDGE = 1e-12  # smallest variance of a direction, also relative to the largest: images with equal features have one
+_MAX_FACTOR = 1.01 / _RIDGE**0.5  # an axis has no value above 1; 1%: rounding to float32
 
 
 class Distance(Protocol):
@@ -125,13 +125,12 @@ def fit_mahalanobis(means: np.ndarray) -> MahalanobisDistance:
     amount that minimises the expected squared error (Ledoit and Wolf 2004, "A well-conditioned estimator for
     large-dimensional covariance matrices"), which needs no setting and no further images.
     """
-    from scipy.linalg import cholesky, solve_triangular
     from sklearn.covariance import ledoit_wolf
 
     wide = finite_rows(means, "image").astype(np.float64)
     covariance, _ = ledoit_wolf(wide)
-    lower = cholesky(covariance + _RIDGE * np.eye(len(covariance)), lower=True)
-    factor = solve_triangular(lower, np.eye(len(lower)), lower=True).T
+    values, axes = np.linalg.eigh(covariance)  # in ascending order
+    factor = axes / np.sqrt(np.maximum(values, _RIDGE * max(values[-1], 1)))
     return MahalanobisDistance(wide.mean(axis=0).astype(np.float32), np.ascontiguousarray(factor, np.float32))
 
 
