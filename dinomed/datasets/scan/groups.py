@@ -9,24 +9,41 @@ from dinomed.images.dicom.patient import patient_groups
 from dinomed.io.pseudonyms import pseudonym
 
 
-def add_patients(columns: dict[str, list[Any]], facts: Sequence[Facts], keep_ids: bool) -> list[str]:
-    """Set the group of DICOM images without a group to their patient, or else their study, and return a note on it.
+def add_patients(columns: dict[str, list[Any]], facts: Sequence[Facts], keep_ids: bool) -> tuple[list[str], list[str]]:
+    """Set the group of DICOM images without a group, and return notes and warnings on it.
 
-    With `keep_ids`, patients are numbered here: only groups that the user named are kept as written.
+    It is the group that other images of the patient have, or else the patient, or else the study. With `keep_ids`,
+    patients are numbered here: only groups that the user named are kept as written.
     """
     groups, images = columns["group"], columns["image"]
     patients = patient_groups([f.patient for f in facts], [f.study for f in facts])
-    patients = [patient if group is None else None for patient, group in zip(patients, groups, strict=True)]
-    count = len(patients) - patients.count(None)
-    if count == 0:
-        return []
+    unnamed = [patient if group is None else None for patient, group in zip(patients, groups, strict=True)]
+    named: dict[str | None, list[str]] = {}  # groups that the user named for the images of a patient
+    for patient, group in zip(patients, groups, strict=True):
+        if patient is not None and group is not None and group not in named.setdefault(patient, []):
+            named[patient].append(group)
+    for group in set(groups) - {None}:
+        named.setdefault(group, [group])  # named by the identifier of the patient
+    joined = [named[patient][0] if patient in named else None for patient in unnamed]
+    numbered = [None if patient in named else patient for patient in unnamed]
+    by_patient = len(numbered) - numbered.count(None)
     if keep_ids:
-        patients = number_groups(images, patients)
-    columns["group"] = [patient if group is None else group for patient, group in zip(patients, groups, strict=True)]
-    return [
-        f"groups of {count:,} DICOM images are by Patient ID, or else by Study Instance UID; `group=none` leaves them "
-        "without a group"
-    ]
+        numbered = number_groups(images, numbered)
+    columns["group"] = [group or other or own for group, other, own in zip(groups, joined, numbered, strict=True)]
+    notes, warnings = list[str](), list[str]()
+    if by_patient:
+        notes.append(
+            f"groups of {by_patient:,} DICOM images are by Patient ID, or else by Study Instance UID; `group=none` "
+            "leaves them without a group"
+        )
+    if count := len(joined) - joined.count(None):
+        notes.append(f"{count:,} DICOM images without a group have the group of their patient's other images")
+    if count := sum(len(named.get(patient, [])) > 1 for patient in unnamed):
+        warnings.append(
+            f"{count:,} DICOM images without a group have a patient whose other images have several groups, and have "
+            "the first of these; name their groups in the table"
+        )
+    return notes, warnings
 
 
 def replace_groups(columns: dict[str, list[Any]], key: bytes | None, keep_ids: bool) -> list[str]:

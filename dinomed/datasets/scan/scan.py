@@ -100,9 +100,10 @@ def scan(
     """Read every image below `folder` into a manifest. Folders that hold predictions are ignored, with a note.
 
     Splits come from the CSV, or else from split folders, or else (with `make_split`) they are made by group and
-    stratified by label. DICOM images without a group in the CSV have the patient as their group. A group that is not
-    known is null: such an image is a unit of its own, and images with the same bytes are always in one new split. A
-    frame that occurs in several videos, such as a test card, is in no new split.
+    stratified by label. DICOM images without a group in the CSV have that of other images of their patient, or
+    else the patient as their group. A group that is not known is null: such an image is a unit of its own, and images
+    with the same bytes are always in one new split. A frame that occurs in several videos, such as a test card, is in
+    no new split.
 
     Args:
         labels: path of a CSV, also relative to `folder` (`dinomed.datasets.scan.labels`); ``"folders"`` for classes by
@@ -190,7 +191,9 @@ def scan(
     splits = _given_splits(columns, split)
     columns.setdefault("group", [None] * len(facts))
     if group != NONE:
-        table.notes += add_patients(columns, facts, keep_ids)
+        remarks, doubts = add_patients(columns, facts, keep_ids)
+        table.notes += remarks
+        table.warnings += doubts
     if frames:
         with_frames = [name for name, rows in frames.items() if rows.facts]
         own = {name: name if key is None else content_identifier(folder / name) for name in with_frames}

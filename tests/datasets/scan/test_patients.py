@@ -63,12 +63,29 @@ def test_the_images_of_a_patient_are_in_one_split_and_no_output_holds_the_patien
 
 def test_a_table_or_none_replaces_the_patients(series: Path, tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
-    table.write_text("image,side\ns0/000.dcm,left\ns1/000.dcm,left\n")
-    manifest = dinomed.scan(series, table, group="side", keep_ids=True)
-    groups = dict(zip(manifest.column("image"), manifest.column("group"), strict=True))
-    assert (groups["s0/000.dcm"], groups["s1/000.dcm"]) == ("left", "left")
-    assert groups["s0/001.dcm"] == groups["s0/002.dcm"] != groups["s1/001.dcm"]
+    table.write_text(f"image,case\ns0/000.dcm,case7\ns0/001.dcm,\ns1/003.dcm,{PATIENT.format(1)}\n")
+    groups = by_series(dinomed.scan(series, table, group="case", keep_ids=True), "group")
+    assert (groups["s0"], groups["s1"]) == ({"case7"}, {PATIENT.format(1)})  # also those that the table does not name
+    assert len(groups["s2"]) == 1
+    assert "PLANTED" not in str(groups["s2"])
+    result = scan_with_report(series, labels=table, group="case")
+    groups = by_series(result.manifest, "group")
+    assert [len(names) for names in groups.values()] == [1, 1, 1, 1]
+    assert len(set.union(*groups.values())) == 4
+    assert any(line.startswith("10 DICOM images without a group have the group of their") for line in result.notes)
+    assert any(line.startswith("groups of 6 DICOM images are by Patient ID") for line in result.notes)
     assert set(dinomed.scan(series, group="none").column("group")) == {None}
+
+
+def test_several_groups_of_a_patient_are_kept_with_a_warning(series: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("image,side\ns0/002.dcm,left\ns0/001.dcm,right\nplain.png,PLANTED-2\n")
+    result = scan_with_report(series, labels=table, group="side", keep_ids=True)
+    groups = dict(zip(result.manifest.column("image"), result.manifest.column("group"), strict=True))
+    assert (groups["s0/001.dcm"], groups["s0/002.dcm"], groups["s0/005.dcm"]) == ("right", "left", "right")
+    assert groups["s2/000.dcm"] == groups["plain.png"] == "PLANTED-2"  # the user named it
+    assert any(line.startswith("4 DICOM images without a group have a patient whose") for line in result.warnings)
+    assert "PLANTED" not in str([result.notes, result.warnings])
 
 
 def test_an_unknown_patient_is_that_of_its_study_or_the_study(series: Path) -> None:
@@ -111,6 +128,14 @@ def test_clips_of_a_patient_are_one_group(clips: Path) -> None:
     assert len(set.union(*groups.values())) == 4
     assert by_series(result.manifest, "split")["0.dcm"] == by_series(result.manifest, "split")["1.dcm"]
     assert any(line.startswith("2 videos are groups of their own; if a patient has several") for line in result.notes)
+
+
+def test_clips_of_a_patient_have_the_group_of_the_one_that_the_table_names(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,case\n1.dcm/frame_000002,case7\n")
+    manifest = dinomed.scan(clips, tmp_path / "t.csv", group="case", videos=True, keep_ids=True, **EVERY)
+    groups = by_series(manifest, "group")
+    assert groups["0.dcm"] == groups["1.dcm"] == {"case7"}
+    assert len(set.union(*groups.values())) == 4
 
 
 def test_written_frames_of_a_patient_are_one_group_in_a_folder_for_each_clip(clips: Path, tmp_path: Path) -> None:
