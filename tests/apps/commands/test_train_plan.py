@@ -19,10 +19,10 @@ SHORT = ["fit.epochs=1", "fit.min_steps=0", "image_size=32"]
     ("task", "settings", "folds"),
     [
         ("classify", ["head.name=linear"], None),
-        ("classify", ["head.name=auto", "head.heads=[knn, logistic]"], None),
+        pytest.param("classify", ["head.name=auto", "head.heads=[knn, logistic]"], None, marks=pytest.mark.long),
         ("classify", ["head.name=logistic"], 2),
-        ("segment", ["augment=light", "augment_copies=2"], None),
-        ("segment", ["augment=none", "aspect=keep"], None),
+        pytest.param("segment", ["augment=light", "augment_copies=2"], None, marks=pytest.mark.long),
+        pytest.param("segment", ["augment=none", "aspect=keep"], None, marks=pytest.mark.long),
         ("classify", ["head.name=logistic", "aspect=keep"], None),
     ],
     ids=["linear", "auto", "folds", "copies", "rectangles", "rectangles without patches"],
@@ -54,6 +54,19 @@ def test_images_of_every_epoch_are_planned_as_such(
     settings = [*SHORT, "augment=light", "augment_copies=0", f"tune={tune}"]
     plan = dinomed.plan_training("segment", tiny_backbone, lesion_manifest, settings=settings, device="cpu")
     assert plan.features.images_per_epoch == sum(plan.splits[name].images for name in parts)
+
+
+def test_the_head_of_a_depth_plan_has_the_parameters_of_any_range(lesion_manifest: Path, tiny_backbone: Path) -> None:
+    settings = {"column": "mask", "image_size": 32, "augment": "none"}
+    options = {"low": {"head.low": 0.5}, "high": {"head.high": 0.2}, "both": {"head.low": 0.1, "head.high": 30.0}}
+    plans = {
+        name: dinomed.plan_training(
+            "depth", tiny_backbone, lesion_manifest, device="cpu", settings=settings | limits,
+        )
+        for name, limits in options.items()
+    }  # fmt: skip
+    assert len({plan.heads[0].parameters for plan in plans.values()}) == 1
+    assert plans["low"].heads[0].parameters > 0
 
 
 def test_the_command_prints_the_plan_and_writes_nothing(
