@@ -161,7 +161,7 @@ def _scan_coco(
     The masks are moved to their places after the manifest is written: a killed call is then completed, or begun again.
     """
     from dinomed.datasets.coco.annotations import read_annotations
-    from dinomed.datasets.coco.masks import SETTINGS_FILE, add_masks
+    from dinomed.datasets.coco.masks import SETTINGS_FILE, add_masks, list_masks
     from dinomed.datasets.coco.rle import mask_api
 
     place = _mask_folder(out)
@@ -175,7 +175,10 @@ def _scan_coco(
         annotations = read_annotations(find_labels(coco, Path(folder), "COCO file"))
         scanned = scan_folder(folder, labels, **options | {"mask": NONE})
         missing = bool(options.get("allow_unreadable"))
-        result = _write(add_masks(scanned, annotations, place, stage, allow_missing=missing), out)
+        result = add_masks(scanned, annotations, place, stage, allow_missing=missing)
+        out.unlink(missing_ok=True)  # beside the old manifest, the next call would complete the masks of this one
+        list_masks(stage, place)
+        result = _write(result, out)
         move_ready(stage, place)
     return result
 

@@ -9,6 +9,7 @@ empty mask, and an image that the file does not list gets none.
 """
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,8 +65,7 @@ def add_masks(
 ) -> ScanResult:
     """Draw the masks of a scanned folder into a stage, and add their columns to the manifest.
 
-    `dinomed.io.publish.move_ready` moves them into the folder `out` when the manifest is written.
-    The root of the new manifest contains the images and the masks. The masks of an earlier scan are replaced.
+    The root of the new manifest contains the images and the masks. `list_masks` is called next.
 
     Args:
         scanned: scan of the images, without masks.
@@ -89,7 +89,7 @@ def add_masks(
     if not row_of:
         raise UsageError(f"{annotations.path} names no image of {manifest.root}")
     names = _used_categories(annotations, row_of)
-    layout, shares, columns = _draw_all(manifest, annotations, row_of, names, out, stage)
+    layout, shares, columns = _draw_all(manifest, annotations, row_of, names, stage)
     root = _common_folder(manifest.root, out)
     inside = relative_root(out, root)
     values = {
@@ -170,7 +170,6 @@ def _draw_all(
     annotations: CocoAnnotations,
     row_of: Mapping[Id, int],
     names: Mapping[Id, str],
-    out: Path,
     stage: Path,
 ) -> tuple[MaskLayout, list[float], dict[str, list[str | None]]]:
     """Draw the masks into the stage: their layout, the share of each that is covered, and their paths by column."""
@@ -179,20 +178,29 @@ def _draw_all(
     try:
         shares = _draw(annotations, row_of, names, layout, files, stage)
     except _OverlapError:
+        shutil.rmtree(stage / MASK_FOLDER)
         layout = _layout(names, overlap=True)
         shares = _draw(annotations, row_of, names, layout, files, stage)
     settings = yaml.safe_dump({"kind": layout.kind, "classes": layout.classes}, allow_unicode=True, sort_keys=False)
     header = "# Classes of the masks that `dinomed scan --coco` drew, for `dinomed train segment --config`.\n"
     write_text(stage / SETTINGS_FILE, header + settings)
-    rows, folders = sorted(row_of.values()), _folders(layout)
-    written = [f"{folder}/{files[row]}" for folder in folders for row in rows]
-    earlier = [path.relative_to(out).as_posix() for path in (out / MASK_FOLDER).rglob("*") if path.is_file()]
-    list_ready(stage, out, [*written, SETTINGS_FILE], remove=[SETTINGS_FILE, *sorted(set(earlier) - set(written))])
-    used = set(rows)
+    used = set(row_of.values())
     return layout, shares, {
         column: [f"{folder}/{file}" if row in used else None for row, file in enumerate(files)]
-        for column, folder in zip(layout.columns, folders, strict=True)
+        for column, folder in zip(layout.columns, _folders(layout), strict=True)
     }  # fmt: skip
+
+
+def list_masks(stage: Path, out: Path) -> None:
+    """List the masks of `add_masks` for `dinomed.io.publish.move_ready`, which replaces those of an earlier scan.
+
+    No manifest of an earlier scan may exist now: the call after a kill would move the masks beside it.
+    """
+    new, earlier = (
+        sorted(path.relative_to(place).as_posix() for path in (place / MASK_FOLDER).rglob("*") if path.is_file())
+        for place in (stage, out)
+    )
+    list_ready(stage, out, [*new, SETTINGS_FILE], remove=[SETTINGS_FILE, *sorted(set(earlier) - set(new))])
 
 
 def _layout(names: Mapping[Id, str], *, overlap: bool) -> MaskLayout:

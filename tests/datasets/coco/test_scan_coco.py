@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 import dinomed
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema, build_mask_schema
+from dinomed.apps.api.data import datasets
 from dinomed.apps.api.data.datasets import scan_with_report
 from dinomed.config import load_config
 from dinomed.datasets.coco.masks import SETTINGS_FILE
@@ -112,6 +114,34 @@ def test_a_scan_that_is_killed_while_it_replaces_masks_leaves_none_of_the_old_on
         pass
     assert schema_of(settings.parent) == MaskSchema("binary", ("polyp",), (1,))
     assert sorted(path.name for path in settings.parent.rglob("*.png")) == [f"{i}.png" for i in range(4)]
+
+
+def test_masks_of_a_scan_that_is_killed_before_its_manifest_never_stand_beside_the_old_manifest(
+    images: Path, content: dict[str, Any], write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, first = images / "m.csv", write(content)
+    dinomed.scan(images, coco=first, out=out)
+    second = tmp_path / "second.json"
+    second.write_text(json.dumps(content | {"annotations": content["annotations"][:1]}))
+    (broken := tmp_path / "broken.json").write_text("{")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(UsageError, match=r"broken\.json"):  # a refused call leaves the old result as it was
+        dinomed.scan(images, coco=broken, out=out, overwrite=True)
+    check_masks(read_manifest(out), schema_of(images / "m.coco"), first)
+    monkeypatch.setattr(datasets, "write_manifest", killed)
+    with pytest.raises(KeyboardInterrupt):
+        dinomed.scan(images, coco=second, out=out, overwrite=True)
+    monkeypatch.undo()
+    for file, overwrite in ((second, False), (broken, True)):
+        with pytest.raises(UsageError):
+            dinomed.scan(images, coco=file, out=out, overwrite=overwrite)
+        assert not out.exists()
+        assert schema_of(images / "m.coco").names == ("background", "polyp", "tool")  # as before the killed call
+    again = dinomed.scan(images, coco=second, out=out, overwrite=True)
+    check_masks(again, schema_of(images / "m.coco"), second)
 
 
 def test_class_folders_and_splits_of_a_table_go_with_annotations(
