@@ -1,5 +1,6 @@
 """Structure-aware fuzzing of volumes, masks and videos: read, or refused in one line, within bounds."""
 
+import os
 import random
 import resource
 import runpy
@@ -24,7 +25,8 @@ from dinomed.volumes.masks import find_masks, read_mask_volume
 from dinomed.volumes.read import read_volume
 
 FOLDER = Path(__file__).parent
-MUTATIONS, LONG_MUTATIONS = 12, 1_000
+MUTATIONS, LONG_MUTATIONS = 12, int(os.environ.get("DINOMED_FUZZ_MUTATIONS", "250"))
+"""Of each file; 1,000 of each take about ten minutes."""
 GIB_KIB = 2**20
 
 
@@ -137,7 +139,7 @@ def fuzz_videos(folder: Path, made: SimpleNamespace, mutations: SimpleNamespace,
     seed = made.video(made.VIDEOS[suffix], suffix, folder)
     if not seed:
         pytest.skip(f"this build of OpenCV does not encode {made.VIDEOS[suffix]}")
-    path, read, refused = folder / f"a.{suffix}", 0, 0
+    path = folder / f"a.{suffix}"
     path.write_bytes(seed)
     assert [frame.number for frame in Video(path).stream()] == list(range(12))
     for number in range(count):
@@ -147,12 +149,11 @@ def fuzz_videos(folder: Path, made: SimpleNamespace, mutations: SimpleNamespace,
             assert (video.facts.frames or 0) <= MAX_FRAMES
             numbers = [frame.number for frame in video.stream()]
             assert numbers == sorted(set(numbers))
-            read += len(numbers) == 12
         except UnreadableImage as error:
             check_reason(error.reason)
-            refused += 1
-    assert read
-    assert refused
+    path.write_bytes(seed[:100])  # which mutations are refused depends on the encoder
+    with pytest.raises(UnreadableImage):
+        list(Video(path).stream())
 
 
 NAMES = ("a.nii", "b.nii", "c.nii.gz")

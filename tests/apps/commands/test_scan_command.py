@@ -35,9 +35,12 @@ def test_table_manifest_and_list_of_unreadable_files(lesions: Path, tmp_path: Pa
     assert sorted(path.name for path in out.parent.iterdir()) == ["skin.parquet", "skin.unreadable.csv"]
 
 
-def test_json_is_the_only_thing_on_stdout(lesions: Path, tmp_path: Path, run: Run) -> None:
-    _, text, messages = run("scan", lesions, "--labels", "labels.csv", "-o", tmp_path / "m.csv", "--json", "--quiet")
-    report = json.loads(text)
+def test_json_is_the_only_thing_on_stdout(lesions: Path, tmp_path: Path) -> None:
+    """In a process of its own, so that lines of libraries and of decoding processes count too."""
+    command = [sys.executable, "-m", "dinomed.apps.cli", "scan", str(lesions), "--labels", "labels.csv"]
+    command += ["-o", str(tmp_path / "m.csv"), "--json", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    report, messages = json.loads(done.stdout), done.stderr
     assert (report["images"], report["unreadable"], report["masks"]["masks"]) == (30, 3, 30)
     assert sum(report["classes"].values()) == sum(part["images"] for part in report["splits"].values()) == 30
     assert RESEARCH_USE in report["notes"]
@@ -98,6 +101,12 @@ def test_bad_requests_get_one_line(
     assert len(messages.splitlines()) <= 2
     assert text == ""
     assert not list(tmp_path.glob("m.*"))
+
+
+def test_a_bad_request_gets_one_line_from_its_process(lesions: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dinomed.apps.cli", "scan", str(lesions), "-o", str(tmp_path / "m.txt")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
 
 
 def test_a_folder_that_is_mostly_unreadable_gives_no_manifest(tmp_path: Path, run: Run) -> None:
