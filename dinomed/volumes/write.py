@@ -171,8 +171,9 @@ def _name(sources: Sequence[VolumeSource], keep_ids: bool, key: bytes | None) ->
     else:
         keys = [f"{name}\0{index:06}" for index, name in enumerate(paths)]
         volumes = [str(number) for number in number_groups(paths, keys)]
-        groups = [number and f"patient-{number}" for number in number_groups(paths, patients)]
-        numbers = [number and f"study-{number}" for number in number_groups(paths, studies)]
+        contents = [content_identifier(source.path) if source.frames else "" for source in sources]
+        groups = [number and f"patient-{number}" for number in number_groups(paths, patients, contents)]
+        numbers = [number and f"study-{number}" for number in number_groups(paths, studies, contents)]
     names = zip(volumes, groups, numbers, strict=True)
     return [_Names(volume, group or study or volume, study) for volume, group, study in names]
 

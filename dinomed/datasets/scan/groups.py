@@ -28,7 +28,7 @@ def add_patients(columns: dict[str, list[Any]], facts: Sequence[Facts], keep_ids
     numbered = [None if patient in named else patient for patient in unnamed]
     by_patient = len(numbered) - numbered.count(None)
     if keep_ids:
-        numbered = number_groups(images, numbered)
+        numbered = number_groups(images, numbered, [f.sha256 for f in facts])
     columns["group"] = [group or other or own for group, other, own in zip(groups, joined, numbered, strict=True)]
     notes, warnings = list[str](), list[str]()
     if by_patient:
@@ -54,7 +54,7 @@ def replace_groups(columns: dict[str, list[Any]], key: bytes | None, keep_ids: b
     if key is not None:
         columns["group"] = [None if group is None else pseudonym(group, key) for group in groups]
         return ["groups are replaced by keyed hashes (HMAC-SHA256); keep the key where patients are known"]
-    columns["group"] = number_groups(columns["image"], groups)
+    columns["group"] = number_groups(columns["image"], groups, columns["sha256"])
     return [
         f"groups are numbered, such as {next(filter(None, columns['group']))}; --keep-ids keeps them as written, "
         "except Patient IDs"

@@ -220,17 +220,27 @@ def _is_understood(name: str, cells: Sequence[str | None], known: set[str]) -> b
     return bool(values) and all(value in known for value in values)
 
 
-def number_groups(images: Sequence[str], groups: Sequence[str | None]) -> list[str | None]:
+def number_groups(
+    images: Sequence[str], groups: Sequence[str | None], contents: Sequence[str] = ()
+) -> list[str | None]:
     """Replace groups by numbers, such as ``3f2a-07``, that are the same whenever the same table is scanned.
 
-    A hash of a group could be reversed by trying all values. The part before the hyphen is common to all groups of a
-    table, so that groups of different tables are never taken for each other.
+    Numbers follow the names of the images. The part before the hyphen is common to all groups of a table: a hash of
+    names, contents and which images are together, so that groups of other tables are not taken for these. Neither
+    depends on the groups as written, which could be found by trying all values.
+
+    Args:
+        contents: hash of each image, for images whose names do not tell them from those of another folder.
     """
-    names = sorted({group for group in groups if group is not None})
-    pairs = sorted(zip(images, (group or "" for group in groups), strict=True))
-    table = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:4]
-    numbers = {name: f"{table}-{i:0{len(str(len(names)))}}" for i, name in enumerate(names, start=1)}
-    return [None if group is None else numbers[group] for group in groups]
+    order = sorted(range(len(images)), key=images.__getitem__)
+    places: dict[str, int] = {}
+    for row in order:
+        if (group := groups[row]) is not None:
+            places.setdefault(group, len(places) + 1)
+    rows = [[images[row], contents[row] if contents else "", places.get(groups[row] or "")] for row in order]
+    table = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:4]
+    digits = len(str(len(places)))
+    return [None if group is None else f"{table}-{places[group]:0{digits}}" for group in groups]
 
 
 class FileSearch:

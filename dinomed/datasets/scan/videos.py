@@ -108,7 +108,10 @@ def name_patients(videos: Sequence[Path], key: bytes | None = None) -> list[str 
     patients = patient_groups([patient for patient, _ in pairs], [study for _, study in pairs])
     if key is not None:
         return [None if patient is None else pseudonym(patient, key) for patient in patients]
-    numbers = number_groups([video.name for video in videos], patients)
+    contents = [
+        "" if patient is None else content_identifier(video) for video, patient in zip(videos, patients, strict=True)
+    ]
+    numbers = number_groups([video.name for video in videos], patients, contents)
     return [None if number is None else f"patient-{number}" for number in numbers]
 
 

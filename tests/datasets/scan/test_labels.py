@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dinomed.datasets.manifest import KNOWN
+from dinomed.datasets.scan.labels import number_groups
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import UsageError
 
@@ -156,4 +157,24 @@ def test_groups_of_two_tables_are_never_equal(folder: Path, edit: Callable[..., 
     """Number 1 of one table is another patient than number 1 of the next."""
     first = scan(folder, "labels.csv", group="lesion_id").manifest.column("group")
     edit(folder, "nv,L0,01", "nv,L7,01")
+    assert not {*first} & {*scan(folder, "labels.csv", group="lesion_id").manifest.column("group")}
+
+
+def test_numbers_tell_nothing_about_the_groups_as_written() -> None:
+    images, contents = ["b.png", "a.png", "c.png", "d.png"], ["1", "2", "3", "4"]
+    numbers = number_groups(images, ["P9", "P7", None, "P9"], contents)
+    assert numbers == number_groups(images, ["P1", "P8", None, "P1"], contents)
+    assert [number and number[4:] for number in numbers] == ["-2", "-1", None, "-2"]  # in the order of the names
+    others = [
+        number_groups(images, ["P9", "P7", "P9", "P9"], contents),
+        number_groups(["b.png", "a.png", "c.png", "e.png"], ["P9", "P7", None, "P9"], contents),
+        number_groups(images, ["P9", "P7", None, "P9"], ["1", "2", "3", "5"]),
+    ]
+    assert len({str(table[0])[:4] for table in [numbers, *others]}) == 4
+    assert number_groups([], []) == []
+
+
+def test_groups_of_other_images_with_the_same_names_differ(folder: Path, paint: Callable[..., Path]) -> None:
+    first = scan(folder, "labels.csv", group="lesion_id").manifest.column("group")
+    paint(folder / "images/3.png", 99)
     assert not {*first} & {*scan(folder, "labels.csv", group="lesion_id").manifest.column("group")}
