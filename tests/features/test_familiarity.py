@@ -162,6 +162,9 @@ def test_a_reference_is_read_as_it_was_written_and_a_forged_one_is_refused() -> 
         {"controls": torch.tensor([torch.nan])},
         {"controls": torch.tensor([2.0])},
         {"more": torch.zeros(3)},
+        *({name: tensors[name].bfloat16()} for name in tensors),
+        *({name: tensors[name].flatten()[0]} for name in tensors),
+        *({name: tensors[name][None]} for name in tensors),
     ):
         with pytest.raises(DinomedError, match="training images"):
             reference_from_tensors({**tensors, **change})

@@ -140,14 +140,15 @@ def distance_from_tensors(tensors: Mapping[str, Tensor]) -> CombinedDistance:
     Raises:
         DinomedError: the tensors do not belong together, or a value is impossible.
     """
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    if arrays.keys() != {"vectors", "mean", "factor", "scales"}:
+    kinds = {"vectors": torch.float16, "mean": torch.float32, "factor": torch.float32, "scales": torch.float64}
+    if tensors.keys() != kinds.keys():
         raise DinomedError("its features of training images are incomplete")
-    vectors, mean, factor, scales = (arrays[name] for name in ("vectors", "mean", "factor", "scales"))
-    kinds = (vectors.dtype, mean.dtype, factor.dtype, scales.dtype) == (np.float16, np.float32, np.float32, np.float64)
-    shapes = mean.ndim == 1 and factor.shape == 2 * mean.shape and scales.shape == (2,)
-    if not kinds or not shapes or vectors.shape != (len(vectors), len(mean)) or len(vectors) < NEIGHBORS:
+    as_written = all(tensors[name].dtype == kind for name, kind in kinds.items())
+    vectors_shape, mean_shape, *others = (tuple(tensors[name].shape) for name in kinds)
+    together = len(mean_shape) == 1 and vectors_shape[1:] == mean_shape and others == [2 * mean_shape, (2,)]
+    if not as_written or not together or vectors_shape[0] < NEIGHBORS:
         raise DinomedError("its features of training images do not belong together")
+    vectors, mean, factor, scales = (tensors[name].numpy() for name in kinds)
     bounded = (np.abs(vectors) <= 1).all() and (np.abs(factor) <= _MAX_FACTOR).all()  # False for nan
     if not bounded or not np.isfinite(mean).all() or not np.isfinite(scales).all() or (scales < MIN_SCALE).any():
         raise DinomedError("its features of training images have impossible values")

@@ -107,16 +107,17 @@ def reference_from_tensors(tensors: Mapping[str, Tensor]) -> TrainingReference |
     rest = dict(tensors)
     try:
         held_out, counts, controls = (rest.pop(name) for name in ("held_out", "counts", "controls"))
-        groups, block = counts.tolist()
-        (detected,) = controls.tolist()
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
         raise DinomedError(f"its features of training images are incomplete: {error}") from None
-    distances = held_out.numpy()
-    fits = distances.dtype == np.float64 and distances.ndim == 1 and bool(np.isfinite(distances).all())
-    if not fits or (distances < 0).any() or (np.diff(distances) < 0).any():
-        raise DinomedError("its distances of training images are not sorted numbers of 0 or more")
-    if counts.dtype != torch.int64 or not 0 <= detected <= 1:
+    if (counts.dtype, counts.shape, controls.dtype, controls.shape) != (torch.int64, (2,), torch.float32, (1,)):
+        raise DinomedError("its numbers of training images and of controls have the wrong type or shape")
+    (groups, block), (detected,) = counts.tolist(), controls.tolist()
+    if not 0 <= detected <= 1:
         raise DinomedError("its numbers of training images and of controls are impossible")
+    finite_numbers = held_out.dtype == torch.float64 and held_out.ndim == 1 and bool(held_out.isfinite().all())
+    if not finite_numbers or (held_out < 0).any() or (held_out.diff() < 0).any():
+        raise DinomedError("its distances of training images are not sorted numbers of 0 or more")
+    distances = held_out.numpy()
     distance = distance_from_tensors(rest) if rest else None
     if len(distances) != (0 if distance is None else len(distance.neighbors.vectors)):
         raise DinomedError("its distances of training images do not belong to its features of training images")
