@@ -112,7 +112,7 @@ FUNCTIONS = {
     "search": ("search", {"evaluate", "split", "label"}),
     "export": ("export", set()),
     "quickstart": ("quickstart", {"no_demo"}),
-    "train classify": ("train", set()),
+    "train classify": ("train", {"dry_run"}),
     "show pca": ("show_pca", {"showing"}),
     "show attention": ("show_attention", {"showing"}),
     "show match": ("show_match", {"showing"}),
