@@ -38,6 +38,7 @@ from dinomed.errors import first_line
 from dinomed.features.familiarity.reference import Familiarity
 from dinomed.features.finite import NotFiniteError
 from dinomed.log import logger
+from dinomed.video.packets import MAX_FRAMES
 
 MAX_VISITS = 1024
 BUSY = message("busy", "The demo is busy; try again in a minute.")
@@ -294,10 +295,10 @@ def frame_of(request: Mapping[str, Any]) -> int:
     """Return the number of the frame of a request.
 
     Raises:
-        ValueError: it is not a whole number from 0.
+        ValueError: it is not a whole number from 0 to `MAX_FRAMES`.
     """
     frame = request.get("frame", 0)
-    if not isinstance(frame, int) or isinstance(frame, bool) or frame < 0:
+    if not isinstance(frame, int) or isinstance(frame, bool) or not 0 <= frame <= MAX_FRAMES:
         raise ValueError("no number of a frame")
     return frame
 

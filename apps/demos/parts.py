@@ -16,7 +16,7 @@ from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError
 from dinomed.images.dicom.elements import is_dicom
-from dinomed.images.frames import frame_path
+from dinomed.images.frames import forget_frame, frame_path
 from dinomed.io.files import sha256_file
 from dinomed.isolation.images import (
     PictureFacts,
@@ -135,6 +135,8 @@ def read_picture(path: str, preprocessing: Preprocessing | None, frame: int = 0)
         return None, message("error", f"Frame {frame + 1} of this video is damaged; choose another one.")
     except DinomedError as error:
         return None, _unreadable(error, path, "video" if is_video else "picture")
+    finally:
+        forget_frame()  # of a visitor
 
 
 def _read_video_facts(path: str, frame: int) -> tuple[PictureFacts, str | None]:

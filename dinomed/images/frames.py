@@ -96,6 +96,11 @@ def read_frame(
         raise type(error)(path, error.reason) from None
 
 
+def forget_frame() -> None:
+    """Free the frame that this thread has read last, which is kept for the next call."""
+    vars(_newest).clear()
+
+
 def frame_digest(pixels: np.ndarray) -> str:
     """Return the SHA-256 of the size and the values of a frame, in hexadecimal digits."""
     digest = hashlib.sha256("x".join(map(str, pixels.shape)).encode())

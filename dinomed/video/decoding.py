@@ -76,6 +76,8 @@ def _source(path: str) -> FrameSource:
         status = os.stat(path)
     key = (path, status.st_size, status.st_mtime_ns)
     if key not in _sources:
+        for old in [old for old in _sources if not os.path.exists(old[0])]:  # an upload that the demo has removed
+            _sources.pop(old).close()
         _sources[key] = open_source(path)
     _sources.move_to_end(key)
     for source in list(_sources.values())[:-_OPEN]:

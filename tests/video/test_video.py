@@ -322,3 +322,16 @@ def test_a_video_is_read_as_a_whole_once_while_frames_of_several_are_read_in_tur
             assert [number_in(pixels[0]), content["frames"][0][0]] == [number, number]
     assert indexed == paths
     assert [source._closed for source in decoding._sources.values()] == [True, False, False]
+
+
+def test_a_removed_video_is_closed_when_another_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_sources", OrderedDict())
+    first, second = tmp_path / "a.avi", tmp_path / "b.avi"
+    for path in (first, second):
+        assert write_numbered(path, "MJPG")
+    decoding.read_facts(str(first))
+    (source,) = decoding._sources.values()
+    first.unlink()
+    decoding.read_facts(str(second))
+    assert source._closed
+    assert [path for path, *_ in decoding._sources] == [str(second)]

@@ -1,14 +1,20 @@
 """Frames of videos as pictures of the demo."""
 
+import asyncio
 import runpy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from dinomed.apps.demos.page import BAD_REQUEST, App
 from dinomed.apps.demos.parts import read_picture
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.images import frames
 from dinomed.video.facts import VideoFrame
+from dinomed.video.packets import MAX_FRAMES
 from dinomed.video.video import LostFrame, Video
 
 tools = runpy.run_path(str(Path(__file__).parents[2] / "video" / "numbered.py"))
@@ -38,6 +44,7 @@ def test_a_backbone_reads_a_frame_with_its_number_of_channels(tmp_path: Path) ->
     assert picture is not None, reason
     assert picture.pixels.shape == (*picture.shown.shape[:2], 1)
     assert number_in(np.repeat(picture.pixels, 3, axis=2)) == number_in(picture.shown) == 5
+    assert not vars(frames._newest)  # nothing of a visitor is kept
 
 
 def test_what_cannot_be_read_of_a_video_is_said_in_one_line(tmp_path: Path) -> None:
@@ -77,3 +84,24 @@ def test_a_damaged_frame_has_a_message_and_the_others_are_shown(
     assert picture is None
     assert "Frame 5 of this video is damaged; choose another one." in reason
     assert read_picture(path, None, 5)[0] is not None
+
+
+@pytest.mark.parametrize("name", ["look", "values"])
+@pytest.mark.parametrize("number", [10**9, MAX_FRAMES + 1])
+def test_a_request_for_a_frame_that_no_video_has_is_refused_without_the_path_of_the_upload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: Any
+) -> None:
+    class Client:
+        async def is_disconnected(self) -> bool:
+            return False
+
+    class NoPanel:
+        name, answers, preprocessing = "none", True, None
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    path = written(tmp_path / "video.avi", "MJPG")
+    app, client = App([cast("Any", NoPanel())]), cast("Any", Client())
+    request = {"id": "a", "path": str(path), "frame": number}
+    with ThreadPoolExecutor(1) as thread:  # a browser test in the same process leaves a loop of events in this one
+        answer = thread.submit(asyncio.run, getattr(app, name)(request, client)).result()
+    assert answer == {"id": "a", "error": BAD_REQUEST}
