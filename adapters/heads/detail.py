@@ -38,24 +38,6 @@ class DetailBranch(nn.Module):
         return levels
 
 
-class EncoderBranch(nn.Module):
-    """Encoder of segmentation-models-pytorch with random weights as the branch: maps at 1/2, 1/4, ..., 1/32.
-
-    It has BatchNorm, as the encoder of a U-Net that is trained from scratch.
-    """
-
-    def __init__(self, channels: int, name: str) -> None:
-        from segmentation_models_pytorch.encoders import get_encoder
-
-        super().__init__()
-        self.encoder = get_encoder(name, in_channels=channels, depth=5, weights=None)
-        self.widths: tuple[int, ...] = tuple(self.encoder.out_channels[1:])
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        levels: list[Tensor] = self.encoder(images)
-        return levels[1:]
-
-
 class Fusion(nn.Module):
     """Concatenation of a level with a map of the branch, resized to it, and a 1x1 convolution to the level's width.
 
