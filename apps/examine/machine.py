@@ -1,5 +1,6 @@
 """Examination of this machine: codecs, GPU, memory, disk and optional packages, and what mends each gap."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ CODECS = {
 """Compression of DICOM pixels -> a transfer syntax of it."""
 LOW_MEMORY, LOW_DISK = 4 * 2**30, 10 * 2**30
 """Bytes below which memory and disk are low: training of a small head, and weights with a cache of features, fit."""
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def check_machine(cache: Path) -> list[MachineCheck]:
         _check_gpu(),
         _check_memory(_free_memory()),
         _check_disk("disk of the cache", cache, "set DINOMED_CACHE to a folder on a larger disk, or remove files"),
-        _check_disk("disk of the current folder", Path.cwd(), "remove files, or work on a larger disk"),
+        *_check_current_folder(),
         *_check_extras(),
     ]
 
@@ -105,6 +107,10 @@ _TORCH = "install the build of torch for the driver of this machine (nvidia-smi 
 
 def _free_memory() -> int | None:
     """Return the memory that a process can use, bytes; None where the system does not tell."""
+    return min((free for free in (_free_in_system(), _free_in_container()) if free is not None), default=None)
+
+
+def _free_in_system() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -113,6 +119,16 @@ def _free_memory() -> int | None:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _free_in_container() -> int | None:
+    """Return what the limit of the control group (version 2) leaves, bytes; None without a limit."""
+    try:
+        limit, used = (int((_CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        kinds = dict(line.split() for line in (_CONTROL_GROUP / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(kinds["inactive_file"]))  # cached files are dropped when memory is needed
+    except (OSError, ValueError, KeyError):  # the limit is "max", or there is no control group
         return None
 
 
@@ -129,6 +145,11 @@ def _check_disk(name: str, folder: Path, remedy: str) -> MachineCheck:
     free = shutil.disk_usage(folder).free
     about = f"{free / 2**30:.1f} GiB free in {folder}"
     return MachineCheck(name, "low", about, remedy) if free < LOW_DISK else MachineCheck(name, "ok", about)
+
+
+def _check_current_folder() -> Iterator[MachineCheck]:
+    with contextlib.suppress(OSError):  # it was removed
+        yield _check_disk("disk of the current folder", Path.cwd(), "remove files, or work on a larger disk")
 
 
 def _check_extras() -> Iterator[MachineCheck]:

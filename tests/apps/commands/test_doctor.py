@@ -72,3 +72,26 @@ def test_a_cache_that_cannot_be_written_is_reported(
     monkeypatch.setattr("os.access", lambda path, mode: False)  # a test may run as root, who may write everywhere
     cli.invoke(["doctor"])
     assert "(not writable)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("limit", "free"), [("max", 2**40), (str(3 * 2**30), 2**31), (str(2**20), 0)])
+def test_the_limit_of_a_container_bounds_the_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, free: int
+) -> None:
+    monkeypatch.setattr(machine, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(machine, "_free_in_system", lambda: 2**40)
+    assert machine._free_memory() == 2**40  # no control group
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{3 * 2**29}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {2**30}\ninactive_file {2**29}\n")
+    assert machine._free_memory() == free
+
+
+def test_a_removed_current_folder_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def removed() -> Path:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "cwd", removed)
+    names = [check.name for check in machine.check_machine(tmp_path)]
+    assert "disk of the cache" in names
+    assert "disk of the current folder" not in names
