@@ -11,6 +11,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.finite import UnusableRowsError
 from dinomed.images.dicom.elements import is_dicom
+from dinomed.images.dicom.patient import known_patients, read_patients
 from dinomed.images.dicom.write_segmentation import (
     SegmentationSettings,
     build_segmentation,
@@ -31,7 +32,7 @@ class DicomSegmentations:
         schema: the classes, a `dinomed.adapters.tasks.segment.mask_schema.MaskSchema`.
         model: hash of the weights of the segmenter.
         keep_ids: copy the identifiers of the patient and the study.
-        key: secret key of the pseudonym of the patient; None for a placeholder.
+        key: secret key of the pseudonym of the patient, which is the group of `dinomed scan`; None for a placeholder.
 
     Raises:
         UsageError: an image is not DICOM, or highdicom is not installed.
@@ -47,6 +48,7 @@ class DicomSegmentations:
                 f"`dicom_seg=True` needs DICOM images, and {len(others)} of {len(names)} are not (the first: "
                 f"{others[0]}); predict them in a separate call without it"
             )
+        self.patients = None if key is None else known_patients(*read_patients(self.paths))
         self.files = file_names(names, SUFFIX)
         self.settings = SegmentationSettings(tuple(schema.names[k] for k in schema.reported), model, keep_ids, key)
 
@@ -59,7 +61,10 @@ class DicomSegmentations:
         sources = []
         for row, index in enumerate(indices):
             with _failing_row(row):
-                sources.append(read_source(self.paths[index]))
+                source = read_source(self.paths[index])
+                if self.patients is not None:  # that of another image of the study, if this one has none
+                    source.PatientID = self.patients[index]
+                sources.append(source)
         return sources
 
     def build(self, sources: Sequence[Any], indices: Sequence[int], decided: Sequence[np.ndarray]) -> list[Any]:

@@ -13,6 +13,8 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
+from dinomed.adapters.tasks.dicom_seg import DicomSegmentations
+from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import DinomedError
 from dinomed.images.dicom import segmentation as segmentation_module
@@ -189,6 +191,19 @@ def test_the_patient_of_a_segmentation_is_the_pseudonym_of_a_key(tmp_path: Path)
     unknown = dcmread(written(tmp_path, LESION[None], settings, PatientID=""))
     assert unknown.PatientID == pseudonym(str(unknown.StudyInstanceUID), key)
     assert key.decode() not in repr(settings)
+
+
+def test_the_patient_of_a_segmentation_is_that_of_another_image_of_the_study(tmp_path: Path) -> None:
+    folder, key = tmp_path / "in", b"a secret of the hospital"
+    folder.mkdir()
+    (tmp_path / "id.key").write_bytes(key)
+    for name, elements in (("a", {}), ("b", {"PatientID": ""}), ("c", {"PatientID": None, "StudyInstanceUID": "1.2"})):
+        image(folder / f"{name}.dcm", SeriesDescription=name, **elements)
+    manifest = scan(folder, id_key=tmp_path / "id.key", make_split=False).manifest
+    segmentations = DicomSegmentations(manifest, MaskSchema("binary", ("lesion",), (1,)), "m", False, key)
+    built = segmentations.build(segmentations.read_sources(range(3)), range(3), np.stack([LESION[None]] * 3))
+    assert [one.PatientID for one in built] == manifest.column("group")
+    assert manifest.column("group") == [pseudonym(patient, key) for patient in (MARKER, MARKER, "1.2")]
 
 
 def test_identifiers_are_copied_on_request_and_those_of_the_hospital_are_not(tmp_path: Path) -> None:

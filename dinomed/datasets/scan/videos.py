@@ -9,8 +9,8 @@ from dinomed.datasets.scan.predictions import find_predictions
 from dinomed.datasets.scan.walk import walk
 from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
-from dinomed.images.dicom.elements import NotAnImage, is_dicom
-from dinomed.images.dicom.patient import patient_groups, read_patient
+from dinomed.images.dicom.elements import NotAnImage
+from dinomed.images.dicom.patient import patient_groups, read_patients
 from dinomed.io.pseudonyms import content_identifier, pseudonym
 from dinomed.video.facts import VIDEO_SUFFIXES, is_video
 
@@ -104,8 +104,7 @@ def name_patients(videos: Sequence[Path], key: bytes | None = None) -> list[str 
 
     Groups are numbers, or with a `key` pseudonyms, which are those of `scan`.
     """
-    pairs = [_read_patient(video) for video in videos]
-    patients = patient_groups([patient for patient, _ in pairs], [study for _, study in pairs])
+    patients = patient_groups(*read_patients(videos))
     if key is not None:
         return [None if patient is None else pseudonym(patient, key) for patient in patients]
     contents = [
@@ -113,13 +112,6 @@ def name_patients(videos: Sequence[Path], key: bytes | None = None) -> list[str 
     ]
     numbers = number_groups([video.name for video in videos], patients, contents)
     return [None if number is None else f"patient-{number}" for number in numbers]
-
-
-def _read_patient(video: Path) -> tuple[str | None, str | None]:
-    try:
-        return read_patient(video) if is_dicom(video) else (None, None)
-    except UnreadableImage:
-        return None, None  # it is reported when its frames are read
 
 
 def left_out_note(videos: Sequence[str]) -> list[str]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dinomed.images.dicom.elements import read_header, reading_dicom
+from dinomed.images.decode import UnreadableImage
+from dinomed.images.dicom.elements import is_dicom, read_header, reading_dicom
 
 PATIENT, STUDY = "PatientID", "StudyInstanceUID"
 
@@ -23,6 +24,20 @@ def read_patient(path: str | Path) -> tuple[str | None, str | None]:
     with reading_dicom(path) as file:
         elements = read_header(file, [PATIENT, STUDY])
         return identifier_of(elements, PATIENT), identifier_of(elements, STUDY)
+
+
+def read_patients(paths: Sequence[Path]) -> tuple[list[str | None], list[str | None]]:
+    """Return Patient IDs and Study Instance UIDs of files, None for each that is unknown.
+
+    They are unknown for damaged files too, which are reported when their pixels are read, and for other formats.
+    """
+    pairs: list[tuple[str | None, str | None]] = []
+    for path in paths:
+        try:
+            pairs.append(read_patient(path) if is_dicom(path) else (None, None))
+        except UnreadableImage:
+            pairs.append((None, None))
+    return [patient for patient, _ in pairs], [study for _, study in pairs]
 
 
 def known_patients(patients: Sequence[str | None], studies: Sequence[str | None]) -> list[str | None]:

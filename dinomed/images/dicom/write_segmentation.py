@@ -61,6 +61,7 @@ class SegmentationSettings:
         model: hash of the weights that computed the masks.
         keep_ids: copy the identifiers of the patient and the study.
         key: secret key; Patient ID is then the pseudonym of that of the image, or of its study if it has none.
+            A caller that knows the patient by another image of the study sets it in the result of `read_source`.
     """
 
     names: tuple[str, ...]
@@ -178,7 +179,7 @@ def _described(source: Any, settings: SegmentationSettings) -> Any:
         value = source.get(name) if settings.keep_ids else None
         setattr(described, name, "" if value is None else str(value))
     if settings.key is not None:
-        patient = identifier_of(source, PATIENT) or str(source.StudyInstanceUID)  # as `dinomed scan` reads it
+        patient = identifier_of(source, PATIENT) or str(source.StudyInstanceUID)  # as `patient_groups`
         described.PatientID = described.PatientName = pseudonym(patient, settings.key)
     elif not settings.keep_ids:
         digest = hashlib.sha256(str(source.StudyInstanceUID).encode()).hexdigest()
