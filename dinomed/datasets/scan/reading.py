@@ -62,7 +62,7 @@ def read_several(
     calls = [[str(root / image), str(root), image, masks.get(image), label_maps, decode] for image in images]
     results: list[Facts | UnreadableImage] = []
     for image, answer in zip(images, shared_pool().run(_TARGET, calls), strict=True):
-        if isinstance(answer, EndedDecoding) and decode and image in masks:
+        if isinstance(answer, EndedDecoding) and image in masks:
             alone = read_several(folder, [image], {}, label_maps, decode)[0]
             if isinstance(alone, Facts):
                 alone = replace(alone, mask=masks[image], mask_problem=answer.reason)

@@ -1,7 +1,7 @@
 """Masks in a scan: pairs, sizes, orientation, and masks that cannot be used (reliability row 21)."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinomed.datasets.scan import reading
+from dinomed.datasets.scan.facts import Facts, facts_record
 from dinomed.datasets.scan.scan import scan
 from dinomed.datasets.synthetic.lesions import write_lesions
 from dinomed.errors import UsageError
 from dinomed.images.read import write_mask
+from dinomed.isolation.pool import EndedDecoding
 
 
 def test_masks_of_another_size_are_refused_in_pairs(folder: Path) -> None:
@@ -117,3 +120,17 @@ def test_masks_of_an_earlier_prediction_are_no_images(tmp_path: Path) -> None:
     assert len(scan(out, allow_unreadable=True).manifest) > 0  # named itself, it is what is wanted
     (out / PLAN_FILE).write_text("{}")  # another tool's: nothing is known of it
     assert len(scan(tmp_path / "data", labels="labels.csv").manifest) > len(before)
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_an_image_is_read_without_a_mask_that_ends_the_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, decode: bool
+) -> None:
+    class Pool:
+        def run(self, target: str, calls: Sequence[Any]) -> list[Any]:
+            return [EndedDecoding(call[0], "ended") if call[3] else facts_record(*call) for call in calls]
+
+    monkeypatch.setattr(reading, "shared_pool", Pool)
+    (facts,) = reading.read_several(folder, ["images/3.png"], {"images/3.png": "masks/3.png"}, decode=decode)
+    assert isinstance(facts, Facts)
+    assert (facts.mask, facts.mask_problem, facts.header.width) == ("masks/3.png", "ended", 16)
