@@ -5,6 +5,7 @@ counts once however many frames it has. Intervals are those of `dinomed.metrics.
 volumes or videos.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ import numpy as np
 
 from dinomed.adapters.evaluated import ReportTable
 from dinomed.datasets.manifest import Manifest
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.html.words import format_interval
 from dinomed.log import logger
 from dinomed.metrics.bootstrap import RESAMPLES, bootstrap_mean
-from dinomed.volumes.records import VOLUMES_FILE, SlicesRecord, read_record
+from dinomed.volumes.records import VOLUMES_FILE, SlicesRecord, read_record, slice_name
 
 DICE = "dice"
 _HD95 = {"volume": "hd95_mm", "video": "hd95_px"}
@@ -27,7 +28,7 @@ _NOTES = {
     "volume": "A volume is compared as a whole.",
     "video": "The values of a video are means over its frames.",
 }
-_SLICE = re.compile(r"([^/]+)/([0-9]{5,})\.png")
+_SLICE = re.compile(r"([^/]+)/([0-9]{5,18})\.png")
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,21 @@ def case_tables(report: Mapping[str, Any]) -> list[ReportTable]:
 
 
 def find_slices(manifest: Manifest, record: SlicesRecord) -> dict[str, dict[int, int]]:
-    """Return volume -> number of the slice -> row, of those images that are slices of a volume of the record."""
+    """Return volume -> number of the slice -> row, of those images that are slices of a volume of the record.
+
+    Raises:
+        UsageError: an image has another name than `dinomed slices` gives, or its number is above those of its volume.
+    """
     places: dict[str, dict[int, int]] = {}
+    count_slices = functools.cache(record.count_slices)
     for row, image in enumerate(manifest.column("image")):
         match = _SLICE.fullmatch(image)
-        if match is not None and match[1] in record.volumes:
-            places.setdefault(match[1], {})[int(match[2])] = row
+        if match is None or match[1] not in record.volumes:
+            continue
+        number = int(match[2])
+        if number >= count_slices(match[1]) or image != slice_name(match[1], number):
+            raise UsageError(f"{image} is no slice that `dinomed slices` wrote; give its manifest.csv")
+        places.setdefault(match[1], {})[number] = row
     return places
 
 
@@ -121,7 +131,7 @@ class VolumeComparison:
         self.classes, record = list(classes), read_slices_record(manifest)
         self._volume_of: dict[int, str] = {}
         self._rows: dict[str, list[int]] = {}
-        self._masks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._masks: dict[int, np.ndarray] = {}  # of a row: (2, classes, H, W / 8), packed bits
         self._values: list[list[list[float]]] = []
         self._groups: list[str] = []
         self._units = manifest.units()
@@ -129,7 +139,7 @@ class VolumeComparison:
         if record is None:
             return
         sizes = list(zip(manifest.column("height"), manifest.column("width"), strict=True))
-        self._spacing, self._numbers, self._counts = {}, {}, {}
+        self._spacing, self._numbers, self._counts, self._widths = {}, {}, {}, {}
         for name, places in find_slices(manifest, record).items():
             grid = record.volumes[name].grid
             count, *size = (grid.shape[axis] for axis, _ in grid.picture_axes(record.axis))
@@ -138,7 +148,8 @@ class VolumeComparison:
                 continue
             self._numbers[name] = sorted(places)
             self._rows[name] = [places[number] for number in self._numbers[name]]
-            self._counts[name], self._spacing[name] = count, grid.picture_spacing_mm(record.axis)
+            self._counts[name], self._widths[name] = count, size[1]
+            self._spacing[name] = grid.picture_spacing_mm(record.axis)
             self._volume_of |= dict.fromkeys(self._rows[name], name)
 
     def add(self, row: int, targets: np.ndarray, predicted: np.ndarray) -> None:
@@ -151,7 +162,7 @@ class VolumeComparison:
         """
         if (name := self._volume_of.get(row)) is None:
             return
-        self._masks[row] = targets.astype(bool), predicted.astype(bool)
+        self._masks[row] = np.packbits(np.stack([targets, predicted]).astype(bool), axis=-1)
         if all(number in self._masks for number in self._rows[name]):
             self._compare(name)
 
@@ -159,12 +170,15 @@ class VolumeComparison:
         """Compare a volume of which all slices are there, and forget its masks."""
         from dinomed.metrics.segmentation import volume_overlap  # imports MONAI, which takes seconds
 
-        pairs = [self._masks.pop(row) for row in self._rows[name]]
-        targets, predicted = (np.stack([pair[side] for pair in pairs], axis=1) for side in (0, 1))  # classes first
+        masks = [self._masks.pop(row) for row in self._rows[name]]
         numbers = self._numbers[name]
         self._incomplete += len(numbers) < self._counts[name]
         has_gap = numbers[-1] - numbers[0] + 1 > len(numbers)  # a gap has surfaces that the volume has not
-        overlaps = [volume_overlap(*masks, self._spacing[name]) for masks in zip(targets, predicted, strict=True)]
+        overlaps = []
+        for k in range(len(self.classes)):  # one at a time, because unpacked masks of all classes fill the memory
+            packed = np.stack([mask[:, k] for mask in masks], axis=1)
+            target, predicted = np.unpackbits(packed, axis=-1, count=self._widths[name])
+            overlaps.append(volume_overlap(target, predicted, self._spacing[name]))
         self._values.append([[pair.dice, np.nan if has_gap else pair.hd95_mm] for pair in overlaps])
         self._groups.append(self._units[self._rows[name][0]])
 

@@ -165,14 +165,13 @@ def _find_slices(manifest: Manifest) -> dict[str, _Slices]:
             raise UsageError(f"`volumes=True`: {image} is no slice that `dinomed slices` wrote; give its manifest.csv")
     volumes = {}
     for name, places in rows.items():
-        volume = record.volumes[name]
-        count = volume.shape[volume.grid.picture_axes(record.axis)[0][0]]
+        count = record.count_slices(name)
         if sorted(places) != list(range(count)):
             raise UsageError(
                 f"`volumes=True`: {manifest.called} has {len(places)} of the {count} slices of volume {name}; give all "
                 "slices, or leave it out"
             )
-        volumes[name] = _Slices(volume, tuple(places[number] for number in range(count)))
+        volumes[name] = _Slices(record.volumes[name], tuple(places[number] for number in range(count)))
     return volumes
 
 

@@ -35,6 +35,16 @@ class SlicesRecord(Config):
     axis: Axis
     volumes: dict[str, VolumeRecord]
 
+    def count_slices(self, volume: str) -> int:
+        """Return the number of slices of a volume."""
+        grid = self.volumes[volume].grid
+        return grid.shape[grid.picture_axes(self.axis)[0][0]]
+
+
+def slice_name(volume: str, number: int) -> str:
+    """Return the path of a slice, relative to the output folder."""
+    return f"{volume}/{number:05}.png"
+
 
 def record_of(volume: Volume) -> dict[str, Any]:
     """Return the record of a volume, of JSON types."""

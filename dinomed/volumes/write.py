@@ -29,7 +29,7 @@ from dinomed.volumes.find import VolumeSearch, VolumeSource
 from dinomed.volumes.geometry import Axis, Grid, slices_of
 from dinomed.volumes.masks import MaskFiles, read_mask_volume
 from dinomed.volumes.read import read_volume
-from dinomed.volumes.records import VOLUMES_FILE, record_of
+from dinomed.volumes.records import VOLUMES_FILE, record_of, slice_name
 from dinomed.volumes.windows import Window, apply_window, measured_window
 
 MANIFEST_FILE = "manifest.csv"
@@ -268,11 +268,6 @@ def _read_labels(mask: Path | None, grid: Grid, axis: Axis, tables: _Tables) -> 
         tables.report(mask, error.reason)
         return None
     return slices_of(values if values.max(initial=0) > 255 else values.astype(np.uint8), grid, axis)
-
-
-def slice_name(volume: str, number: int) -> str:
-    """Return the path of a slice, relative to the output folder."""
-    return f"{volume}/{number:05}.png"
 
 
 def draw_slice(slices: np.ndarray, number: int, windows: Sequence[Window], neighbours: bool) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import dinomed
 from dinomed.adapters.tasks.volume_metrics import CaseValues, VolumeComparison, case_tables, video_values
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
+from dinomed.errors import UsageError
 from dinomed.metrics.bootstrap import bootstrap_mean
 from dinomed.metrics.segmentation import volume_overlap
 from dinomed.volumes.geometry import Grid, slices_of
@@ -98,6 +100,28 @@ def test_missing_slices_are_counted_and_a_gap_leaves_no_distance(slices_manifest
     (table,) = case_tables({"by_volume": result.summarize(20)})
     assert "Slices of 2 volumes are missing" in table.note
     assert [row[-1] for row in table.rows] == [3, 2]
+
+
+def test_masks_of_an_incomplete_volume_are_kept_as_bits(slices_manifest: Path) -> None:
+    manifest = read_manifest(slices_manifest)
+    comparison = VolumeComparison(manifest, [str(k) for k in range(500)])
+    size = (500, manifest.column("height")[0], manifest.column("width")[0])
+    rows = volumes_of(manifest)["0"][:-1]
+    tracemalloc.start()
+    for row in rows:
+        comparison.add(row, np.ones(size, bool), np.zeros(size, bool))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2 * np.prod(size) * len(rows) / 3  # a byte for up to eight pixels of a row, which has 12
+
+
+@pytest.mark.parametrize("name", ["0/000001.png", "0/00012.png", f"0/{10**17}.png"])
+def test_a_slice_that_its_volume_does_not_have_is_refused(name: str, slices_manifest: Path) -> None:
+    manifest = read_manifest(slices_manifest)
+    images = pa.array([name, *manifest.column("image")[1:]])
+    renamed = replace(manifest, table=manifest.table.set_column(0, "image", images))
+    with pytest.raises(UsageError, match=f"{name} is no slice that `dinomed slices` wrote"):
+        VolumeComparison(renamed, ["lesion"])
 
 
 def test_intervals_are_over_groups_and_a_class_has_its_own() -> None:
