@@ -36,6 +36,13 @@ def add_patients(columns: dict[str, list[Any]], facts: Sequence[Facts], keep_ids
             f"groups of {by_patient:,} DICOM images are by Patient ID, or else by Study Instance UID; `group=none` "
             "leaves them without a group"
         )
+    studies = {f.study for f, patient in zip(facts, numbered, strict=True) if patient is not None}
+    if len(set(numbered) - {None}) == 1 and len(studies) > 1:
+        warnings.append(
+            f"the {by_patient:,} DICOM images of {len(studies):,} studies have one Patient ID and are one group, so "
+            "they cannot be split; if it is a placeholder of a de-identification, name groups by `group=COLUMN`, or use "
+            "`group=none`"
+        )
     if count := len(joined) - joined.count(None):
         notes.append(f"{count:,} DICOM images without a group have the group of their patient's other images")
     if count := sum(len(named.get(patient, [])) > 1 for patient in unnamed):

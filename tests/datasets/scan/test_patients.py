@@ -77,6 +77,21 @@ def test_a_table_or_none_replaces_the_patients(series: Path, tmp_path: Path) -> 
     assert set(dinomed.scan(series, group="none").column("group")) == {None}
 
 
+def test_one_patient_id_in_several_studies_gives_a_warning(tmp_path: Path) -> None:
+    """De-identification often writes one Patient ID into all files."""
+    values = np.random.default_rng(0).integers(0, 1500, (3, 8, 9)).astype(np.int16)
+    for number in range(2):
+        write_series(tmp_path / "ct" / f"s{number}", values, uid=f"1.2.{number}", patient="ANONYMOUS",
+                     StudyInstanceUID=f"1.9.{number}")  # fmt: skip
+    result = scan_with_report(tmp_path / "ct")
+    assert len(set(result.manifest.column("group"))) == 1
+    (line,) = (line for line in result.warnings if "have one Patient ID" in line)
+    assert line.startswith("the 6 DICOM images of 2 studies have one Patient ID and are one group")
+    assert "ANONYMOUS" not in line
+    one = scan_with_report(tmp_path / "ct" / "s0")
+    assert not any("have one Patient ID" in line for line in one.warnings)
+
+
 def test_several_groups_of_a_patient_are_kept_with_a_warning(series: Path, tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("image,side\ns0/002.dcm,left\ns0/001.dcm,right\nplain.png,PLANTED-2\n")
