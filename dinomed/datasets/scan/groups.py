@@ -40,8 +40,8 @@ def add_patients(columns: dict[str, list[Any]], facts: Sequence[Facts], keep_ids
     if len(set(numbered) - {None}) == 1 and len(studies) > 1:
         warnings.append(
             f"the {by_patient:,} DICOM images of {len(studies):,} studies have one Patient ID and are one group, so "
-            "they cannot be split; if it is a placeholder of a de-identification, name groups by `group=COLUMN`, or use "
-            "`group=none`"
+            "they cannot be split; if it is a placeholder of a de-identification, name groups by `group=COLUMN`, or "
+            "use `group=none`"
         )
     if count := len(joined) - joined.count(None):
         notes.append(f"{count:,} DICOM images without a group have the group of their patient's other images")
