@@ -14,6 +14,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / ".ci" / "bill_of_materials.py"
 BILL = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 WITHOUT_LICENCE = {
+    "axe-playwright-python": "its file LICENSE is that of the MIT licence; it carries axe-core under the MPL-2.0",
     "cuda-toolkit": "a package of NVIDIA without content of its own, which names the libraries of CUDA for torch",
 }
 """Packages that state no licence, each with the reason why it is accepted."""
