@@ -1,6 +1,8 @@
-"""Takes the picture of the demo for the README.
+"""Takes pictures of the demo for the pages of docs.
 
 python tests/browser/screenshot.py runs/seg PICTURE docs/images/demo_segment.png
+python tests/browser/screenshot.py runs/seg PICTURE docs/images/demo_similar.png --classify runs/cls --index runs/idx \\
+    --tab Similar
 """
 
 import argparse
@@ -12,9 +14,12 @@ from pathlib import Path
 
 from PIL import Image
 
+READY = {"Classify": "#probabilities", "Similar": "#found .cases", "Explore": ".ex-tile"}
+"""What a tab shows when it is complete."""
+
 
 def take(address: str, options: argparse.Namespace) -> None:
-    """Open the page, upload the picture, wait for its outline, and save what is seen."""
+    """Open the page, upload the picture, wait for its outline and the tab, and save what is seen."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
@@ -26,9 +31,16 @@ def take(address: str, options: argparse.Namespace) -> None:
         ).new_page()
         page.goto(address)
         page.wait_for_selector(".dm-app[data-ready]")
-        page.set_input_files("#picture input[type=file]", str(options.image))
-        page.wait_for_selector(".dm-app[data-state=shown]")
-        page.wait_for_timeout(500)  # for the last frame
+        if options.tab:
+            page.get_by_role("tab", name=options.tab, exact=True).first.click()
+        for picture in filter(None, (options.before, options.image)):
+            page.set_input_files("#picture input[type=file]", str(picture))
+            page.wait_for_selector(".dm-app[data-state=shown]")
+            page.wait_for_selector(READY.get(options.tab, ".dm-app[data-state=shown]"))
+        if options.mode:
+            page.locator("#explore-mode").select_option(options.mode)
+            page.wait_for_selector("#explore .ex-map")
+        page.wait_for_timeout(1500)  # for the last frame
         options.output.parent.mkdir(parents=True, exist_ok=True)
         taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
     # 256 colours: a third of the bytes, and no difference that is seen.
@@ -41,20 +53,20 @@ if __name__ == "__main__":
     parser.add_argument("image", type=Path, help="the picture to outline; a synthetic one, if others will see it")
     parser.add_argument("output", type=Path, help="PNG to write")
     parser.add_argument("--examples", help="folder of pictures to offer")
+    parser.add_argument("--classify", help="folder of a classifier, for `demo all`")
+    parser.add_argument("--index", help="folder of an index, for `demo all`")
+    parser.add_argument("--tab", help="tab to open: Classify, Similar or Explore")
+    parser.add_argument("--before", help="a picture that is opened first, for Explore")
+    parser.add_argument("--mode", choices=["pca", "attention"], help="what Explore shows")
     parser.add_argument("--scheme", choices=["light", "dark"], default="light")
     parser.add_argument("--width", type=int, default=1280, help="of the window, px")
     parser.add_argument("--scale", type=float, default=1.0, help="pixels of the screen for each px of the page")
     options = parser.parse_args()
-    command = [
-        sys.executable,
-        "-m",
-        "dinomed.apps.cli",
-        "demo",
-        "segment",
-        "--adapter",
-        options.adapter,
-        "--no-browser",
-    ]
+    whole = bool(options.classify or options.index)
+    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", "all" if whole else "segment", "--no-browser"]
+    command += ["--segment" if whole else "--adapter", options.adapter]
+    command += ["--classify", options.classify] if options.classify else []
+    command += ["--index", options.index] if options.index else []
     command += ["--examples", options.examples] if options.examples else []
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
