@@ -105,7 +105,9 @@ def forge(place: tuple[Any, ...], new: Any, kind: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
+def images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Path:
+    """Return a folder of two images. The log is not captured: workers of pytest cannot send a lone surrogate."""
+    caplog.set_level("CRITICAL", "dinomed")
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(2):
