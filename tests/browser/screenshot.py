@@ -1,7 +1,7 @@
 """Takes pictures of the demo for the pages of docs.
 
-python tests/browser/screenshot.py runs/seg PICTURE docs/images/demo_segment.png
-python tests/browser/screenshot.py runs/seg PICTURE docs/images/demo_similar.png --classify runs/cls --index runs/idx \\
+python tests/browser/screenshot.py runs/seg PICTURE docs/images/demo_segment.webp
+python tests/browser/screenshot.py runs/seg PICTURE docs/images/demo_similar.webp --classify runs/cls --index runs/idx \\
     --tab Similar
 """
 
@@ -43,15 +43,14 @@ def take(address: str, options: argparse.Namespace) -> None:
         page.wait_for_timeout(1500)  # for the last frame
         options.output.parent.mkdir(parents=True, exist_ok=True)
         taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    # 256 colours: a third of the bytes, and no difference that is seen.
-    taken.quantize(256, method=Image.Quantize.MEDIANCUT).save(options.output, optimize=True)
+    taken.save(options.output, quality=82, method=6)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("adapter", help="folder that `dinomed train segment` wrote")
     parser.add_argument("image", type=Path, help="the picture to outline; a synthetic one, if others will see it")
-    parser.add_argument("output", type=Path, help="PNG to write")
+    parser.add_argument("output", type=Path, help="WebP to write")
     parser.add_argument("--examples", help="folder of pictures to offer")
     parser.add_argument("--classify", help="folder of a classifier, for `demo all`")
     parser.add_argument("--index", help="folder of an index, for `demo all`")
