@@ -1,8 +1,8 @@
 """Takes pictures of the demo for the pages of docs.
 
 python tests/browser/screenshot.py runs/seg PICTURE docs/images/demo_segment.webp
-python tests/browser/screenshot.py runs/seg PICTURE docs/images/demo_similar.webp --classify runs/cls --index runs/idx \\
-    --tab Similar
+python tests/browser/screenshot.py runs/seg PICTURE docs/images/demo_similar.webp --classify runs/cls \\
+    --index runs/idx --tab Similar
 """
 
 import argparse
