@@ -110,18 +110,20 @@ def compare_sizes(
 ) -> dict[str, Any]:
     """Return the results of each score for references of some sizes, means over `SUBSETS` draws."""
     results: dict[str, Any] = {}
+    if sizes and max(sizes) >= len(vectors):
+        raise SystemExit(f"--sizes: the reference has {len(vectors)} images, of which some must be left to test")
     for size in sizes:
         draws: dict[str, list[dict[str, float]]] = {}
         for seed in range(SUBSETS):
             ranks = np.random.default_rng(seed).permutation(len(np.unique(groups)))
             order = np.argsort(ranks[np.unique(groups, return_inverse=True)[1]], kind="stable")
             chosen = order[:size]
-            rest = order[~np.isin(groups[order], groups[chosen])]
+            unused = order[~np.isin(groups[order], groups[chosen])]
             for name, (distance, held_out) in fit_all(vectors[chosen], groups[chosen]).items():
-                near, limit = distance.measure(vectors[rest]), upper_limit(np.sort(held_out))
+                near, limit = distance.measure(vectors[unused]), upper_limit(np.sort(held_out))
                 row = {"marked of the same kind": float((near > limit).mean())}
-                for kind, others in shifted.items():
-                    far = distance.measure(others)
+                for kind, far_vectors in shifted.items():
+                    far = distance.measure(far_vectors)
                     row |= {f"auroc {kind}": auroc(near, far), f"marked {kind}": float((far > limit).mean())}
                 draws.setdefault(name, []).append(row)
         for name, rows in draws.items():

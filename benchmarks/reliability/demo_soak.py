@@ -30,7 +30,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -221,28 +223,42 @@ def main() -> None:
     raise SystemExit(bool(report["faults"]))
 
 
-def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    adapter = arguments.adapter or train_segmenter(folder)
-    write_lesions(folder / "pictures", count=6, seed=2, size=(150, 200), broken=0)
-    pictures = [path.read_bytes() for path in sorted((folder / "pictures" / "images").iterdir())[:6]]
+@contextmanager
+def served(folder: Path, adapter: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], Visitor]]:
+    """Serve `dinomed demo segment` in a process of its own, with a visitor of its page.
+
+    Its temporary files are in ``folder/tmp``, its log in ``folder/stderr.txt``.
+    """
     (folder / "tmp").mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dinomed.apps.cli", "demo", "segment", "-a", str(adapter), "--port", "0", "--no-browser",
-         "--device", "cpu"],
-        stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"},
-        stderr=(folder / "stderr.txt").open("w"),
-    )  # fmt: skip
+    log = folder / "stderr.txt"
+    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", "segment", "-a", str(adapter)]
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [*command, "--port", "0", "--no-browser", "--device", "cpu"], stdout=subprocess.PIPE, stderr=errors,
+            text=True, env=os.environ | {"TMPDIR": str(folder / "tmp")} | environment,
+        )  # fmt: skip
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         if not address.startswith("http://"):
-            raise SystemExit(f"the demo did not start: {(folder / 'stderr.txt').read_text()}")
+            raise SystemExit(f"the demo did not start: {log.read_text()}")
         host, _, port = address.removeprefix("http://").partition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=LIMIT_S)
         connection.request("GET", "/config")
         config = json.loads(connection.getresponse().read())
         component = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "app")
-        soak = Soak(Visitor((host, int(port)), component), pictures, arguments.seed)
+        yield process, Visitor((host, int(port)), component)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(LIMIT_S)
+
+
+def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    adapter = arguments.adapter or train_segmenter(folder)
+    write_lesions(folder / "pictures", count=6, seed=2, size=(150, 200), broken=0)
+    pictures = [path.read_bytes() for path in sorted((folder / "pictures" / "images").iterdir())[:6]]
+    with served(folder, adapter, OMP_NUM_THREADS="1") as (process, visitor):
+        soak = Soak(visitor, pictures, arguments.seed)
         memory = [0.0, 0.0, 0.0]
         with ThreadPoolExecutor(arguments.clients) as pool:
             for number, _ in enumerate(pool.map(soak.run, range(arguments.requests)), 1):
@@ -259,9 +275,6 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             "outcomes": dict(sorted(soak.outcomes.items())), "faults": soak.faults, "memory_mib": memory,
             "uploads_mib": uploads, "median_s": statistics.median(soak.times_s),
         }  # fmt: skip
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(LIMIT_S)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,10 @@ their requests at the same moment, three each; memory is that of the server with
 
 import argparse
 import contextlib
-import http.client
 import json
 import os
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from demo_soak import LIMIT_S, Visitor, memory_mib, train_segmenter
+from demo_soak import LIMIT_S, Visitor, memory_mib, served, train_segmenter
 
 from dinomed.datasets.synthetic.lesions import write_lesions
 
@@ -77,13 +73,9 @@ def tree_mib(process: int) -> float:
     return total
 
 
-def serve_visitors(address: tuple[str, int], process: int, picture: bytes, count: int) -> dict[str, Any]:
+def serve_visitors(visitor: Visitor, process: int, picture: bytes, count: int) -> dict[str, Any]:
     """Let `count` visitors ask three times each at the same moment."""
-    connection = http.client.HTTPConnection(*address, timeout=LIMIT_S)
-    connection.request("GET", "/config")
-    config = json.loads(connection.getresponse().read())
-    component = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "app")
-    visitor, start_together = Visitor(address, component), threading.Barrier(count)
+    start_together = threading.Barrier(count)
 
     def visit(number: int) -> list[tuple[float, str]]:
         answers = []
@@ -122,27 +114,12 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     for name, size in SIZES.items():
         write_lesions(folder / name, count=1, seed=2, size=size, broken=0)
         pictures[name] = next((folder / name / "images").iterdir())
-    (folder / "tmp").mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dinomed.apps.cli", "demo", "segment", "-a", str(adapter), "--port", "0", "--no-browser",
-         "--device", "cpu"],
-        stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(folder / "tmp")},
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip().removeprefix("http://").rstrip("/")
-        if not address:
-            raise SystemExit("the demo did not start")  # it has said why
-        host, _, port = address.partition(":")
-        pages = time_page(address, pictures, arguments.rounds)
-        picture = pictures["1024x768"].read_bytes()
-        return {
-            "load": os.getloadavg()[0], "pages": pages,
-            "visitors": serve_visitors((host, int(port)), process.pid, picture, arguments.visitors),
-        }  # fmt: skip
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(LIMIT_S)
+    with served(folder, adapter) as (process, visitor):
+        host, port = visitor.address
+        pages = time_page(f"{host}:{port}", pictures, arguments.rounds)
+        load, picture = os.getloadavg()[0], pictures["1024x768"].read_bytes()
+        visitors = serve_visitors(visitor, process.pid, picture, arguments.visitors)
+        return {"load": load, "pages": pages, "visitors": visitors}
 
 
 def spread(values: list[float], digits: int) -> str:

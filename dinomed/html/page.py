@@ -39,8 +39,8 @@ figure { display: inline-block; margin: .4rem .6rem .4rem 0; vertical-align: top
 figure img { max-width: 100%; border-radius: 4px; } figcaption, .soft { font-size: .85rem; color: var(--soft); }
 figcaption { max-width: 20rem; } figure.wide figcaption { max-width: none; }
 details { margin: .8rem 0; } summary { cursor: pointer; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-pre { background: var(--mark); padding: .7rem .9rem; border-radius: 4px; font-size: .85rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--mark); padding: .7rem .9rem;
+  border-radius: 4px; font-size: .85rem; }
 svg { border: 1px solid var(--edge); border-radius: 4px; max-width: 100%; }
 svg text { fill: var(--soft); font-size: 11px; }
 .pair { display: inline-block; vertical-align: top; margin: 0 1.2rem .6rem 0; } .pair p { margin: 0; }

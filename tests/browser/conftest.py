@@ -174,6 +174,20 @@ def stand_in() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def demo(browser: Any, stand_in: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    with serving(stand_in, tmp_path_factory.mktemp("demo") / "tmp") as demo:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of corrections, of a demo with the options ``--save``."""
+    return tmp_path_factory.mktemp("corrections") / "saved"
+
+
+@pytest.fixture(scope="module")
+def demo_options() -> list[str]:
+    """Further options of the demo of a module."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def demo(
+    browser: Any, stand_in: list[str], demo_options: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Demo]:
+    with serving([*stand_in, *demo_options], tmp_path_factory.mktemp("demo") / "tmp") as demo:
         yield demo

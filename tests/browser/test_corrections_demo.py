@@ -1,7 +1,6 @@
 """Correction of masks in a real browser: what is drawn, saved, and learnt from."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,8 @@ SIDE = 96
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("corrections") / "saved"
-
-
-@pytest.fixture(scope="module")
-def demo(browser: Any, serve: Any, stand_in: list[str], saved: Path, tmp_path_factory: Any) -> Iterator[Any]:
-    with serve([*stand_in, "--save", str(saved)], tmp_path_factory.mktemp("demo") / "tmp") as demo:
-        yield demo
+def demo_options(saved: Path) -> list[str]:
+    return ["--save", str(saved)]
 
 
 def draw(folder: Path, number: int) -> tuple[Path, tuple[int, int, int, int]]:

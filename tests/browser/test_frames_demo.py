@@ -1,6 +1,5 @@
 """Files of several frames in a real browser: every result is that of the frame that is chosen."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,8 @@ STATE = "text => document.querySelector('#frame-state').textContent === text"
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("corrections") / "saved"
-
-
-@pytest.fixture(scope="module")
-def demo(browser: Any, serve: Any, stand_in: list[str], saved: Path, tmp_path_factory: Any) -> Iterator[Any]:
-    with serve([*stand_in, "--save", str(saved)], tmp_path_factory.mktemp("demo") / "tmp") as demo:
-        yield demo
+def demo_options(saved: Path) -> list[str]:
+    return ["--save", str(saved)]
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ uses it. It must not need much memory or time.
 import json
 import os
 import random
-import resource
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -91,6 +90,12 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
+@pytest.fixture(autouse=True)
+def little_memory(user_folder: Path, memory_growth: Callable[[], int]) -> Iterator[None]:
+    yield
+    assert memory_growth() < GIB_KIB
+
+
 def forge(user_folder: Path, folder: Path, name: str, forged: Iterable[tuple[str, bytes]]) -> None:
     """Use an artefact with each content of its file, which has a description."""
     file, count = FILES[name][0], 0
@@ -101,7 +106,6 @@ def forge(user_folder: Path, folder: Path, name: str, forged: Iterable[tuple[str
         beside.unlink()  # a copy of the record for people
     use, path = USES[name], folder / name / file
     assert all(np.isfinite(values).all() for values in use(folder / name))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     messages: list[str] = []
     for description, content in forged:
         count += 1
@@ -116,7 +120,6 @@ def forge(user_folder: Path, folder: Path, name: str, forged: Iterable[tuple[str
             assert all(np.isfinite(values).all() for values in results), description
     assert len(messages) > count / 5
     assert not [message for message in messages if "\n" in message or len(message) > 2000]
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GIB_KIB
 
 
 def forged_records(user_folder: Path, name: str, count: int | None = None) -> Iterator[tuple[str, bytes]]:

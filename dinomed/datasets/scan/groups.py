@@ -29,7 +29,9 @@ def add_patients(columns: dict[str, list[Any]], facts: Sequence[Facts], keep_ids
     by_patient = len(numbered) - numbered.count(None)
     if keep_ids:
         numbered = number_groups(images, numbered, [f.sha256 for f in facts])
-    columns["group"] = [group or other or own for group, other, own in zip(groups, joined, numbered, strict=True)]
+    columns["group"] = [
+        group or of_patient or number for group, of_patient, number in zip(groups, joined, numbered, strict=True)
+    ]
     notes, warnings = list[str](), list[str]()
     if by_patient:
         notes.append(

@@ -196,8 +196,8 @@ def scan(
         table.warnings += doubts
     if frames:
         with_frames = [name for name, rows in frames.items() if rows.facts]
-        own = {name: name if key is None else content_identifier(folder / name) for name in with_frames}
-        table.notes += add_frame_columns(columns, frames, own)
+        identifiers = {name: name if key is None else content_identifier(folder / name) for name in with_frames}
+        table.notes += add_frame_columns(columns, frames, identifiers)
     if splits and make_split:
         check_splits(columns["group"], splits, columns["image"])
     units = build_manifest(columns, folder).units()

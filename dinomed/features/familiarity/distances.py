@@ -144,8 +144,8 @@ def distance_from_tensors(tensors: Mapping[str, Tensor]) -> CombinedDistance:
     if tensors.keys() != kinds.keys():
         raise DinomedError("its features of training images are incomplete")
     as_written = all(tensors[name].dtype == kind for name, kind in kinds.items())
-    vectors_shape, mean_shape, *others = (tuple(tensors[name].shape) for name in kinds)
-    together = len(mean_shape) == 1 and vectors_shape[1:] == mean_shape and others == [2 * mean_shape, (2,)]
+    vectors_shape, mean_shape, *further_shapes = (tuple(tensors[name].shape) for name in kinds)
+    together = len(mean_shape) == 1 and vectors_shape[1:] == mean_shape and further_shapes == [2 * mean_shape, (2,)]
     if not as_written or not together or vectors_shape[0] < NEIGHBORS:
         raise DinomedError("its features of training images do not belong together")
     vectors, mean, factor, scales = (tensors[name].numpy() for name in kinds)

@@ -104,9 +104,9 @@ def reference_from_tensors(tensors: Mapping[str, Tensor]) -> TrainingReference |
     """
     if not tensors:
         return None
-    rest = dict(tensors)
+    of_distance = dict(tensors)
     try:
-        held_out, counts, controls = (rest.pop(name) for name in ("held_out", "counts", "controls"))
+        held_out, counts, controls = (of_distance.pop(name) for name in ("held_out", "counts", "controls"))
     except KeyError as error:
         raise DinomedError(f"its features of training images are incomplete: {error}") from None
     if (counts.dtype, counts.shape, controls.dtype, controls.shape) != (torch.int64, (2,), torch.float32, (1,)):
@@ -118,7 +118,7 @@ def reference_from_tensors(tensors: Mapping[str, Tensor]) -> TrainingReference |
     if not finite_numbers or (held_out < 0).any() or (held_out.diff() < 0).any():
         raise DinomedError("its distances of training images are not sorted numbers of 0 or more")
     distances = held_out.numpy()
-    distance = distance_from_tensors(rest) if rest else None
+    distance = distance_from_tensors(of_distance) if of_distance else None
     if len(distances) != (0 if distance is None else len(distance.neighbors.vectors)):
         raise DinomedError("its distances of training images do not belong to its features of training images")
     few = len(distances) < MIN_GROUPS
