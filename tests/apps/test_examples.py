@@ -45,3 +45,12 @@ def parse(line: str) -> None:
 def test_a_wrong_option_is_no_example() -> None:
     with pytest.raises(Exception, match="--dat"):
         parse("dinomed probe runs/ssl --dat data.parquet")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [line for name, lines in EXAMPLES.items() if name.startswith("config") for line in lines if "runs/" not in line],
+)
+def test_the_names_in_examples_of_config_exist(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.invoke(shlex.split(line)[1:]) in (0, None)
