@@ -1,9 +1,9 @@
 """Base class of predictors, which compute predictions from images by an adapter and its backbone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.training_images import FamiliarityCheck, usable_check
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.datasets.manifest import Manifest
 from dinomed.features.compute import Features, compute_features
 from dinomed.features.familiarity.reference import Familiarity
 from dinomed.features.finite import check_finite, naming
-from dinomed.features.loading import preprocess_batches
+from dinomed.features.loading import load_batches, preprocess_batches, stack_pixels
 from dinomed.images.in_memory import ImageSource
 from dinomed.metrics.uncertainty.abstention import AbstentionTable
 
+R = TypeVar("R")
 Size = tuple[int, ...]
 """Height and width of an image, px."""
 
@@ -86,6 +88,25 @@ class Predictor(ABC):
             with naming(names, len(results)):
                 results += self.results(pixels, sizes)
         return results
+
+    def batches(self, manifest: Manifest, compute: Callable[[Tensor, Sequence[Size]], R]) -> Iterator[R]:
+        """Yield the results of each batch of a manifest, and compare the batch with the training images.
+
+        Args:
+            manifest: images, all of which must be readable.
+            compute: function of a batch prepared by `preprocessing` and the size of each image.
+
+        Raises:
+            DinomedError: an image cannot be read.
+            NotFiniteError: the model gives values that are not finite; the error names the images.
+        """
+        names = manifest.column("image")
+        for loaded in load_batches(manifest, self.preprocessing, self.batch_size):
+            with naming([names[image.index] for image in loaded]):
+                pixels = stack_pixels(loaded)
+                result = compute(pixels, [image.size for image in loaded])
+                self.check_batch(pixels)
+            yield result
 
     @abstractmethod
     def results(self, pixels: Tensor, sizes: Sequence[Size]) -> list[Any]:

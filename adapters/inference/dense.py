@@ -9,6 +9,7 @@ windows is in memory beside the image and the result.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from dinomed.adapters.record import AdapterRecord, parse_usage
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import Config
+from dinomed.datasets.manifest import Manifest
 from dinomed.features.compute import Features
 from dinomed.features.finite import NotFiniteError, check_finite
 from dinomed.images.intensity import match_channels
@@ -123,6 +125,10 @@ class DensePredictor(Predictor):
         if self.views.window is not None or self._several:
             return _one_by_one(lambda image, size: self.finish(self._by_views(image, size)), pixels, sizes)
         return self._finish_all(self.logits(pixels), sizes)
+
+    def manifest_maps(self, manifest: Manifest) -> Iterator[np.ndarray]:
+        """Yield the maps of each image of a manifest; see `batches`."""
+        return chain.from_iterable(self.batches(manifest, self.batch_maps))
 
     def finish(self, maps: np.ndarray) -> np.ndarray:
         """Return the final maps of an image, after its views are fused; by default they do not change."""

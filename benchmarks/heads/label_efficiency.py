@@ -197,9 +197,8 @@ def score(task: str, predictor: Any, manifest: Manifest, split: str) -> Row:
     if task == "classify":
         evaluated = find_task(task).evaluate(predictor, manifest, split)
         return scores_of_classes(evaluated.targets, evaluated.probabilities, evaluated.names, manifest.units())
-    from dinomed.adapters.tasks.segment.fit import predicted_maps
 
-    maps = predicted_maps(predictor, manifest)
+    maps = predictor.manifest_maps(manifest)
     values = [dice_of(manifest, row, predictor.decide(probabilities)[0]) for row, probabilities in enumerate(maps)]
     return {"values": values, "groups": manifest.units()}
 

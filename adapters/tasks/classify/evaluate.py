@@ -14,7 +14,6 @@ from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor, ClassRows, EnsembleClassifier
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
-from dinomed.features.finite import naming
 from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.progress import bar
 
@@ -71,14 +70,11 @@ def groups_for(predictor: ClassifyPredictor, manifest: Manifest) -> Groups:
 
 def predict_images(predictor: ClassifyPredictor, manifest: Manifest) -> ClassRows:
     """Return the predictions for all images."""
-    parts, names = list[ClassRows](), manifest.column("image")
+    parts = list[ClassRows]()
     with bar("evaluating", len(manifest)) as progress:
-        for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
-            with naming([names[image.index] for image in loaded]):
-                pixels = stack_pixels(loaded)
-                parts.append(predictor.rows(pixels))
-                predictor.check_batch(pixels)
-            progress.advance(len(loaded))
+        for part in predictor.batches(manifest, lambda pixels, sizes: predictor.rows(pixels)):
+            parts.append(part)
+            progress.advance(len(part.confidence))
     sets = [part.sets for part in parts if part.sets is not None]
     return ClassRows(
         np.concatenate([part.probabilities for part in parts]),

@@ -9,10 +9,8 @@ from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.tasks.depth.fit import limits_of_metrics
 from dinomed.adapters.tasks.depth.predict import DepthPredictor
 from dinomed.datasets.manifest import Manifest
-from dinomed.features.finite import naming
-from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.metrics.depth import depth_errors, depth_metrics
-from dinomed.progress import bar
+from dinomed.progress import track
 
 HEADLINE = ("delta1", "abs_rel", "rmse")  # delta1 orders the cases: more is better
 
@@ -20,18 +18,8 @@ HEADLINE = ("delta1", "abs_rel", "rmse")  # delta1 orders the cases: more is bet
 def compare_depths(predictor: DepthPredictor, manifest: Manifest) -> list[dict[str, float]]:
     """Compute `dinomed.metrics.depth.depth_errors` of each image of `manifest`, all of which have a depth map."""
     limits = limits_of_metrics(predictor.low, predictor.high)
-    errors = []
-    names = manifest.column("image")
-    with bar("evaluating", len(manifest)) as progress:
-        for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
-            with naming([names[image.index] for image in loaded]):
-                pixels = stack_pixels(loaded)
-                maps = predictor.batch_maps(pixels, [image.size for image in loaded])
-                predictor.check_batch(pixels)
-            for image, depth in zip(loaded, maps, strict=True):
-                errors.append(depth_errors(predictor.source.read(manifest, image.index), depth[0], *limits))
-            progress.advance(len(loaded))
-    return errors
+    maps = track(predictor.manifest_maps(manifest), "evaluating", len(manifest))
+    return [depth_errors(predictor.source.read(manifest, row), depth[0], *limits) for row, depth in enumerate(maps)]
 
 
 def evaluate_depth(predictor: DepthPredictor, manifest: Manifest) -> EvaluatedValues:

@@ -10,11 +10,9 @@ from dinomed.adapters.tasks.segment.evaluated import EvaluatedMasks
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.adapters.tasks.volume_metrics import CaseValues, VolumeComparison, video_values
 from dinomed.datasets.manifest import Manifest
-from dinomed.features.finite import naming
-from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.metrics.lesions import LesionCounts, count_lesions, lesion_metrics
 from dinomed.metrics.segmentation import DiceByThreshold, Overlap, overlap, segmentation_metrics
-from dinomed.progress import bar
+from dinomed.progress import track
 
 CONFIDENCE = "Dice expected by the probabilities"
 """Name of the confidence of a mask: 1 minus `mask_uncertainty`."""
@@ -57,26 +55,18 @@ def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> MaskCompar
     shares: list[float] = []
     comparisons: dict[str, list[ClassComparison]] = {schema.names[k]: [] for k in schema.reported}
     volumes, reported = VolumeComparison(manifest, list(comparisons)), list(schema.reported)
-    names = manifest.column("image")
-    with bar("evaluating", len(manifest)) as progress:
-        for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
-            with naming([names[image.index] for image in loaded]):
-                pixels = stack_pixels(loaded)
-                maps = predictor.batch_maps(pixels, [image.size for image in loaded])
-                predictor.check_batch(pixels)
-            for image, probabilities in zip(loaded, maps, strict=True):
-                confidences.append(predictor.confidence(probabilities))
-                values = schema.read(manifest, image.index)
-                targets = schema.planes(values)
-                shares.append(float(schema.any_class(values).mean()))
-                if by_threshold is not None:
-                    by_threshold.add(targets[0], probabilities[0])
-                predicted = schema.planes(predictor.decide(probabilities))
-                volumes.add(image.index, targets[reported], predicted[reported])
-                for k in schema.reported:
-                    lesions = count_lesions(targets[k], predicted[k])
-                    comparisons[schema.names[k]].append(ClassComparison(overlap(targets[k], predicted[k]), lesions))
-            progress.advance(len(loaded))
+    for row, probabilities in enumerate(track(predictor.manifest_maps(manifest), "evaluating", len(manifest))):
+        confidences.append(predictor.confidence(probabilities))
+        values = schema.read(manifest, row)
+        targets = schema.planes(values)
+        shares.append(float(schema.any_class(values).mean()))
+        if by_threshold is not None:
+            by_threshold.add(targets[0], probabilities[0])
+        predicted = schema.planes(predictor.decide(probabilities))
+        volumes.add(row, targets[reported], predicted[reported])
+        for k in schema.reported:
+            lesions = count_lesions(targets[k], predicted[k])
+            comparisons[schema.names[k]].append(ClassComparison(overlap(targets[k], predicted[k]), lesions))
     return MaskComparison(comparisons, shares, by_threshold, confidences, volumes.result())
 
 

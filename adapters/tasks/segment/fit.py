@@ -32,8 +32,6 @@ from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
-from dinomed.features.finite import naming
-from dinomed.features.loading import load_batches, stack_pixels
 from dinomed.io.prefetch import prefetch
 from dinomed.metrics.uncertainty.abstention import AbstentionTable, abstention_table
 
@@ -101,7 +99,7 @@ class SegmenterFit(HeadFit):
         metrics: dict[str, Any] = {"n": len(self.splits.val), measured: best.values["val_dice"]}
         thresholds: list[float] = []
         if not self.schema.exclusive:
-            predicted = None if self.plain else predicted_maps(self.predictor, self.splits.val)
+            predicted = None if self.plain else self.predictor.manifest_maps(self.splits.val)
 
             def probabilities(row: int, shape: tuple[int, int]) -> np.ndarray:
                 if predicted is not None:
@@ -118,7 +116,7 @@ class SegmenterFit(HeadFit):
     def _measure_confidence(self) -> AbstentionTable:
         """Compare the confidence of the masks of val with their Dice, at the chosen thresholds."""
         predictor, schema, val = self.predictor, self.schema, self.splits.val
-        predicted = None if self.plain else predicted_maps(predictor, val)
+        predicted = None if self.plain else predictor.manifest_maps(val)
         confidence, losses = [], []
         for row, targets in enumerate(prefetch(partial(schema.read, val), range(len(val)), None)):
             if predicted is not None:
@@ -167,17 +165,8 @@ class SegmenterFit(HeadFit):
 
     def _dice_by_windows(self) -> Iterator[float]:
         val_masks = prefetch(partial(self.schema.read, self.splits.val), range(len(self.splits.val)), None)
-        for maps, known in zip(predicted_maps(self.predictor, self.splits.val), val_masks, strict=True):
+        for maps, known in zip(self.predictor.manifest_maps(self.splits.val), val_masks, strict=True):
             yield dice_of_maps(maps, known, self.schema)
-
-
-def predicted_maps(predictor: SegmentPredictor, manifest: Manifest) -> Iterator[np.ndarray]:
-    """Yield the probabilities (classes, H, W) of each image, as the bundle predicts them."""
-    names = manifest.column("image")
-    for loaded in load_batches(manifest, predictor.preprocessing, predictor.batch_size):
-        with naming([names[image.index] for image in loaded]):
-            maps = predictor.batch_maps(stack_pixels(loaded), [image.size for image in loaded])
-        yield from maps
 
 
 def prepare_masks(

@@ -17,7 +17,6 @@ from dinomed.adapters.fitting.optimizers import BatchIndices
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
-from dinomed.adapters.tasks.segment.fit import predicted_maps
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.masks import THRESHOLDS, WholeMasks, choose_thresholds, dice_of_maps, shrink_targets
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
@@ -156,7 +155,7 @@ def test_epoch_and_threshold_are_chosen_on_predictions_by_windows(fitted: Path, 
     assert isinstance(predictor, SegmentPredictor)
     assert predictor.views.window == 48
     val = large.select(split="val")
-    maps = list(predicted_maps(predictor, val))
+    maps = list(predictor.manifest_maps(val))
     (threshold,), score = choose_thresholds(val, lambda row, size: maps[row], BINARY)
     record = predictor.metadata["validation"]
     assert predictor.threshold == threshold
