@@ -2,8 +2,9 @@
 
 import ast
 import re
+from collections.abc import Mapping
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 
 import pytest
@@ -126,13 +127,29 @@ def test_every_command_has_a_public_function() -> None:
     assert {name.split()[0] for name in FUNCTIONS} == set(cli.COMMANDS)
 
 
-@pytest.mark.parametrize("command", FUNCTIONS)
-def test_the_options_of_a_command_have_the_names_of_the_arguments(command: str) -> None:
-    name, only_command = FUNCTIONS[command]
+def parameters_of(command: str) -> tuple[Mapping[str, Parameter], Mapping[str, Parameter]]:
+    """Return the parameters of a command, and those of its public function."""
     target = cli.COMMANDS
     for word in command.split():
         target = target[word]
     module, _, function = target.partition(":")
-    options = set(signature(getattr(import_module(f"dinomed.apps.commands.{module}"), function)).parameters)
-    arguments = set(signature(dinomed.__getattr__(name)).parameters)
-    assert options - only_command - {"as_json", "quiet"} <= arguments
+    typed = signature(getattr(import_module(f"dinomed.apps.commands.{module}"), function)).parameters
+    return typed, signature(dinomed.__getattr__(FUNCTIONS[command][0])).parameters
+
+
+def plain(default: object) -> object:
+    """Return a default in one form: an option has no tuples, and takes several numbers as one text."""
+    if isinstance(default, str) and re.fullmatch(r"[\d.]+(,[\d.]+)+", default):
+        return tuple(map(float, default.split(",")))
+    return str(default) if isinstance(default, Path) else default or None
+
+
+@pytest.mark.parametrize("command", FUNCTIONS)
+def test_the_options_of_a_command_have_the_names_and_the_defaults_of_the_arguments(command: str) -> None:
+    options, arguments = parameters_of(command)
+    assert set(options) - FUNCTIONS[command][1] - {"as_json", "quiet"} <= set(arguments)
+    defaults = {
+        name: (option.default, arguments[name].default) for name, option in options.items() if name in arguments
+    }
+    different = {name: both for name, both in defaults.items() if plain(both[0]) != plain(both[1])}
+    assert {name: both for name, both in different.items() if Parameter.empty not in both} == {}  # empty: required
