@@ -132,9 +132,7 @@ def predict_split(
             "left_out": leave_out,
         },
         "unlike_training": count_unlike(predictor),
-        "backbone": {"name": predictor.backbone.name, "fingerprint": predictor.backbone.fingerprint},
-        "image_size": predictor.backbone.preprocessing.image_size,
-        "aspect": predictor.backbone.preprocessing.aspect,
+        **predictor.backbone.describe(),
         "images": chosen.fingerprint,
     }
     return Evaluation(result, evaluated, predictor)

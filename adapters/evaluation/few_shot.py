@@ -6,7 +6,6 @@ draw. Each draw is fitted by logistic regression with a fixed penalty, because c
 of val. Features are standardised by all training images, which needs no labels.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from dinomed.adapters.fitting.data import class_indices, fit_splits, labelled, s
 from dinomed.adapters.heads.solved.logistic import fit_logistic
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.splits import shuffled_key
 from dinomed.errors import UsageError
 from dinomed.features.extract import extract
 from dinomed.log import logger
@@ -71,7 +71,7 @@ def draw_shots(labels: np.ndarray, groups: Sequence[object], count: int | None, 
     chosen = [
         row
         for class_groups in by_class.values()
-        for group in sorted(class_groups, key=lambda group: _shuffled(group, seed))[:count]
+        for group in sorted(class_groups, key=lambda group: shuffled_key(repr(group), seed))[:count]
         for row in members[group]
     ]
     return np.array(sorted(chosen))
@@ -135,9 +135,7 @@ def few_shot(
     return {
         "purpose": RESEARCH_USE,
         "split": split,
-        "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
-        "image_size": backbone.preprocessing.image_size,
-        "aspect": backbone.preprocessing.aspect,
+        **backbone.describe(),
         "unit": "groups" if splits.train.has("group") else "images",
         "seeds": seeds,
         "C": STRENGTH,
@@ -188,7 +186,3 @@ def _balance(labels: np.ndarray) -> np.ndarray:
     """Return a weight for each example that gives each occurring class the same total weight."""
     counts = np.bincount(labels)
     return len(labels) / (np.count_nonzero(counts) * counts[labels])
-
-
-def _shuffled(group: object, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}\0{group!r}".encode()).digest()

@@ -73,9 +73,7 @@ def probe(
     return {
         "purpose": RESEARCH_USE,
         "split": split,
-        "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
-        "image_size": backbone.preprocessing.image_size,
-        "aspect": backbone.preprocessing.aspect,
+        **backbone.describe(),
         "images": {"train": len(train), "val": len(val), split: len(test), "val_made_here": splits.made},
         "classes": {name: int((y == index).sum()) for index, name in enumerate(classes)},
         "chosen_by": f"macro {CHOSEN_BY} on val",

@@ -88,6 +88,14 @@ class FrozenBackbone(nn.Module):
         height, width = (size, size) if isinstance(size, int) else size
         return height // self.patch_size, width // self.patch_size
 
+    def describe(self) -> dict[str, Any]:
+        """Return the name, the fingerprint and the size of images, for reports."""
+        return {
+            "backbone": {"name": self.name, "fingerprint": self.fingerprint},
+            "image_size": self.preprocessing.image_size,
+            "aspect": self.preprocessing.aspect,
+        }
+
 
 def check_image_size(image_size: int, patch_size: int) -> None:
     """Check that a backbone can take images of this size.

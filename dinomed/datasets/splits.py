@@ -81,7 +81,7 @@ def _assign_parts(groups: Sequence[str], labels: Sequence[str | None], shares: n
     members: dict[str, Counter[str | None]] = defaultdict(Counter)
     for group, label in zip(groups, labels, strict=True):
         members[group][label] += 1
-    order = sorted(members, key=lambda group: (-members[group].total(), _shuffled(group, seed)))
+    order = sorted(members, key=lambda group: (-members[group].total(), shuffled_key(group, seed)))
     class_totals = Counter(labels)
     smallest = min((counts.total() for counts in members.values()), default=0)
     targets = np.where(shares > 0, np.maximum(shares * len(groups), smallest), 0)  # room for one group at least
@@ -176,6 +176,6 @@ def explain_gaps(groups: Sequence[str], labels: Sequence[str | None], splits: Se
     return lines
 
 
-def _shuffled(group: str, seed: int) -> bytes:
+def shuffled_key(group: str, seed: int) -> bytes:
     """Return a sort key for a random order of groups that depends on the seed only."""
     return hashlib.sha256(f"{seed}\0{group}".encode()).digest()

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.vit import resolve_indices
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.findings import nothing_in
 from dinomed.errors import DinomedError, UsageError
@@ -216,10 +217,10 @@ def resolve_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:
     Raises:
         UsageError: the backbone, with `depth` blocks, has no such block, or `blocks` is empty.
     """
-    resolved = tuple(block + depth if block < 0 else block for block in blocks)
-    if not resolved or any(not 0 <= block < depth for block in resolved):
-        raise UsageError(f"blocks {list(blocks)}: the backbone has blocks 0 to {depth - 1} (-1 is the last)")
-    return resolved
+    try:
+        return tuple(resolve_indices(blocks, depth))
+    except ValueError as error:
+        raise UsageError(f"{error} (-1 is the last)") from None
 
 
 def default_cache(data: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dinomed.errors import UsageError, system_reason
@@ -51,6 +52,49 @@ def content_identifier(path: str | Path) -> str:
         return _CONTENT + sha256_file(path)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {system_reason(error)}") from None
+
+
+def file_pseudonyms(identifiers: Iterable[str], paths: Sequence[Path], key: bytes, kind: str) -> list[str]:
+    """Return the pseudonym of each file.
+
+    Args:
+        identifiers: of the files; see `pseudonym`.
+        paths: the files.
+        key: the secret key.
+        kind: name of such a file for the message.
+
+    Raises:
+        UsageError: two files have the same identifier.
+    """
+    first: dict[str, Path] = {}
+    for identifier, path in zip(identifiers, paths, strict=True):
+        same = first.setdefault(pseudonym(identifier, key), path)
+        if same != path:
+            raise UsageError(f"{same} and {path} are the same {kind}; give one of them")
+    return list(first)
+
+
+def file_groups(names: Sequence[str], default: str, reserved: Iterable[str] = ()) -> list[str]:
+    """Return names for files that differ, also without regard to case, and that are not reserved ones.
+
+    Args:
+        names: names of the files, without suffix; dots at the beginning are left out.
+        default: the name of a file without another one.
+
+    >>> file_groups(["a", "A", ".", "csv"], "video", reserved=["csv"])
+    ['a', 'A_2', 'video', 'csv_2']
+    """
+    taken = {name.casefold() for name in reserved}
+    groups = []
+    for each in names:
+        stem = each.lstrip(".") or default
+        name, count = stem, 1
+        while name.casefold() in taken:
+            count += 1
+            name = f"{stem}_{count}"
+        groups.append(name)
+        taken.add(name.casefold())
+    return groups
 
 
 def key_check(key: bytes | None) -> str | None:

@@ -11,7 +11,35 @@ import numpy as np
 from dinomed.metrics.ratios import divide
 
 
-class Ranking:
+class Steps:
+    """N scores, sorted from the highest, with a value each; equal scores are one step.
+
+    Args:
+        scores: float (N,), finite.
+        values: (N,).
+    """
+
+    def __init__(self, scores: np.ndarray, values: np.ndarray) -> None:
+        assert values.shape == scores.shape, (values.shape, scores.shape)
+        self.order = np.argsort(-scores, kind="stable")
+        ordered = scores[self.order]
+        self.starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.array([], int)
+        self.thresholds = ordered[self.starts]
+        self.values = values[self.order].astype(np.float64)
+
+    def sums(self, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Count the images and sum their values at each distinct score, float64 (R, distinct scores) each.
+
+        Args:
+            counts: (R, N), how often each image counts; None counts each once, and R is 1.
+        """
+        drawn = np.ones((1, len(self.order))) if counts is None else counts[:, self.order].astype(np.float64)
+        if not len(self.order):
+            return np.zeros((len(drawn), 0)), np.zeros((len(drawn), 0))
+        return np.add.reduceat(drawn, self.starts, axis=1), np.add.reduceat(drawn * self.values, self.starts, axis=1)
+
+
+class Ranking(Steps):
     """N scores of one class, sorted from the highest; equal scores are one step.
 
     Args:
@@ -24,12 +52,7 @@ class Ranking:
     """
 
     def __init__(self, positive: np.ndarray, scores: np.ndarray) -> None:
-        assert positive.shape == scores.shape, (positive.shape, scores.shape)
-        self.order = np.argsort(-scores, kind="stable")
-        ordered = scores[self.order]
-        self.starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.array([], int)
-        self.thresholds = ordered[self.starts]
-        self.positive = positive[self.order].astype(np.float64)
+        super().__init__(scores, positive)
 
     def steps(self, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Count positives and negatives at each distinct score, from the highest; float64 (R, distinct scores) each.
@@ -37,12 +60,7 @@ class Ranking:
         Args:
             counts: (R, N), how often each image counts; None counts each once, and R is 1.
         """
-        if not len(self.order):
-            rows = 1 if counts is None else len(counts)
-            return np.zeros((rows, 0)), np.zeros((rows, 0))
-        drawn = np.ones((1, len(self.order))) if counts is None else counts[:, self.order].astype(np.float64)
-        total = np.add.reduceat(drawn, self.starts, axis=1)
-        hits = np.add.reduceat(drawn * self.positive, self.starts, axis=1)
+        total, hits = self.sums(counts)
         return hits, total - hits
 
     def measures(self, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -15,13 +15,13 @@ from PIL.PngImagePlugin import PngInfo
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.labels import number_groups
 from dinomed.datasets.written import earlier_pictures
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError
 from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.patient import PATIENT, STUDY, known_patients
 from dinomed.images.intensity import SEPARATE_CHANNELS
 from dinomed.io.files import write_json
 from dinomed.io.output_folder import open_output_folder
-from dinomed.io.pseudonyms import content_identifier, pseudonym
+from dinomed.io.pseudonyms import content_identifier, file_groups, file_pseudonyms, pseudonym
 from dinomed.io.publish import READY_FILE, publish
 from dinomed.log import logger
 from dinomed.progress import bar
@@ -163,10 +163,11 @@ def _name(sources: Sequence[VolumeSource], keep_ids: bool, key: bytes | None) ->
     patients = known_patients(patients, studies)
     paths = [source.path.name for source in sources]
     if key is not None:
-        volumes = _volume_pseudonyms(sources, key)
+        identifiers = (source.identifier("SeriesInstanceUID") or content_identifier(source.path) for source in sources)
+        volumes = file_pseudonyms(identifiers, [source.path for source in sources], key, "volume")
         groups, numbers = ([name and pseudonym(name, key) for name in names] for names in (patients, studies))
     elif keep_ids:
-        volumes = _unique([source.name for source in sources])
+        volumes = file_groups([source.name for source in sources], "volume", _RESERVED)
         groups, numbers = patients, studies
     else:
         keys = [f"{name}\0{index:06}" for index, name in enumerate(paths)]
@@ -176,36 +177,6 @@ def _name(sources: Sequence[VolumeSource], keep_ids: bool, key: bytes | None) ->
         numbers = [number and f"study-{number}" for number in number_groups(paths, studies, contents)]
     names = zip(volumes, groups, numbers, strict=True)
     return [_Names(volume, group or study or volume, study) for volume, group, study in names]
-
-
-def _volume_pseudonyms(sources: Sequence[VolumeSource], key: bytes) -> list[str]:
-    """Return a pseudonym of each volume: of the Series Instance UID, or of the content of a NIfTI file.
-
-    Raises:
-        UsageError: two volumes are the same, or a file cannot be read.
-    """
-    first: dict[str, Path] = {}
-    for source in sources:
-        identifier = source.identifier("SeriesInstanceUID") or content_identifier(source.path)
-        same = first.setdefault(pseudonym(identifier, key), source.path)
-        if same != source.path:
-            raise UsageError(f"{same} and {source.path} are the same volume; give one of them")
-    return list(first)
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """Return names that differ, also without regard to case, and that are not reserved ones."""
-    taken = {name.casefold() for name in _RESERVED}
-    unique = []
-    for stem in names:
-        clean = stem.lstrip(".") or "volume"
-        name, count = clean, 1
-        while name.casefold() in taken:
-            count += 1
-            name = f"{clean}_{count}"
-        unique.append(name)
-        taken.add(name.casefold())
-    return unique
 
 
 def _write_volume(

@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.metrics.ranking import Ranking
+from dinomed.metrics.ratios import defined_mean
 
 CHOSEN_BY = "macro AUROC on val"
 T = TypeVar("T")
@@ -82,8 +83,7 @@ def macro_auroc(targets: np.ndarray, scores: np.ndarray) -> float:
         column = targets[:, index] if targets.ndim == 2 else (targets == index).astype(float)
         known = ~np.isnan(column)
         values.append(float(Ranking(column[known] == 1, scores[known, index]).auroc()[0]))
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")
+    return defined_mean(values)
 
 
 def best_of(settings: Sequence[T], scores: Sequence[float]) -> tuple[int, T]:

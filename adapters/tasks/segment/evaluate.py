@@ -11,6 +11,7 @@ from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.adapters.tasks.volume_metrics import CaseValues, VolumeComparison, video_values
 from dinomed.datasets.manifest import Manifest
 from dinomed.metrics.lesions import LesionCounts, count_lesions, lesion_metrics
+from dinomed.metrics.ratios import defined_mean, row_means
 from dinomed.metrics.segmentation import DiceByThreshold, Overlap, overlap, segmentation_metrics
 from dinomed.progress import track
 
@@ -79,9 +80,7 @@ def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> Evalu
     columns = {}
     for name in ("dice", "iou", "surface_dice", "hd95_px"):
         values = np.array([[getattr(case.overlap, name) for case in cases] for cases in compared.values()], float)
-        known = ~np.isnan(values)
-        total, count = np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0)
-        columns[name] = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+        columns[name] = row_means(values.T)
     curve = comparison.by_threshold
     overlaps = {
         name: np.array([(case.overlap.dice, case.overlap.hd95_px) for case in cases])
@@ -117,11 +116,8 @@ def mean_over_classes(per_class: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if len(per_class) == 1:
         return first
     means = {
-        key: _mean([row[key] for row in per_class.values()]) for key, value in first.items() if isinstance(value, float)
+        key: defined_mean([row[key] for row in per_class.values()])
+        for key, value in first.items()
+        if isinstance(value, float)
     }
     return {"n": first["n"], **means, "per_class": per_class}
-
-
-def _mean(values: list[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")

@@ -11,7 +11,7 @@ from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.elements import NotAnImage
 from dinomed.images.dicom.patient import patient_groups, read_patients
-from dinomed.io.pseudonyms import content_identifier, pseudonym
+from dinomed.io.pseudonyms import content_identifier, file_groups, file_pseudonyms, pseudonym
 from dinomed.video.facts import VIDEO_SUFFIXES, is_video
 
 VIDEO_KINDS = ("video", "damaged")
@@ -76,27 +76,12 @@ def name_groups(
         UsageError: with a `key`, two videos are the same, or one cannot be read.
     """
     if key is not None:
-        first: dict[str, Path] = {}
-        for video in videos:
-            same = first.setdefault(pseudonym(content_identifier(video), key), video)
-            if same != video:
-                raise UsageError(f"{same} and {video} are the same video; give one of them")
-        return list(first)
+        return file_pseudonyms(map(content_identifier, videos), videos, key, "video")
     if not keep_ids:
         names = [video.name for video in videos]
         keys = [f"{name}\0{index:06}" for index, name in enumerate(names)]  # files of one name are different videos
         return [str(group) for group in number_groups(names, keys)]
-    groups: list[str] = []
-    taken = {name.casefold() for name in reserved}
-    for video in videos:
-        stem = PurePosixPath(video.name).stem.lstrip(".") or "video"
-        name, count = stem, 1
-        while name.casefold() in taken:
-            count += 1
-            name = f"{stem}_{count}"
-        groups.append(name)
-        taken.add(name.casefold())
-    return groups
+    return file_groups([PurePosixPath(video.name).stem for video in videos], "video", reserved)
 
 
 def name_patients(videos: Sequence[Path], key: bytes | None = None) -> list[str | None]:

@@ -109,8 +109,7 @@ def _draw_vascular(skin: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
     extent = rng.uniform(0.10, 0.26)
     outline = extent * (1 + _ripple(angle, range(2, 7), rng.uniform(0.04, 0.12), rng))
     level = (1 - radius / outline + 0.03 * noise(height, width, short * 0.06, rng)).astype(np.float32)
-    place = rng.uniform(0, len(_BLOOD) - 1.001)
-    red = _BLOOD[int(place)] + (place % 1) * (_BLOOD[int(place) + 1] - _BLOOD[int(place)])
+    red = _between(_BLOOD, rng)
     ground = red + rng.uniform(0.2, 0.6) * (skin - red)
     lacunae = np.zeros((height, width), np.float32)
     darkness = np.zeros((height, width), np.float32)
@@ -131,9 +130,13 @@ def _draw_vascular(skin: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
 
 def _brown(rng: np.random.Generator) -> np.ndarray:
     """Return a brown between tan and dark with a random colour cast."""
-    place = rng.uniform(0, len(_BROWNS) - 1.001)
-    brown = _BROWNS[int(place)] + (place % 1) * (_BROWNS[int(place) + 1] - _BROWNS[int(place)])
-    return (brown + rng.normal(0, [0.03, 0.02, 0.02])).astype(np.float32)
+    return (_between(_BROWNS, rng) + rng.normal(0, [0.03, 0.02, 0.02])).astype(np.float32)
+
+
+def _between(colours: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a random colour on the path through some colours."""
+    place = rng.uniform(0, len(colours) - 1.001)
+    return colours[int(place)] + (place % 1) * (colours[int(place) + 1] - colours[int(place)])
 
 
 def _polar(height: int, width: int, rng: np.random.Generator, stretch: float) -> tuple[np.ndarray, np.ndarray]:

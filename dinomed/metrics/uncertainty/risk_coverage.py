@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from dinomed.metrics.ranking import Steps
 from dinomed.metrics.ratios import divide
 
 
-class RiskCoverage:
+class RiskCoverage(Steps):
     """N predictions, sorted from the most confident; equal confidences are one step.
 
     Args:
@@ -27,35 +28,16 @@ class RiskCoverage:
     """
 
     def __init__(self, confidence: np.ndarray, losses: np.ndarray) -> None:
-        assert confidence.shape == losses.shape, (confidence.shape, losses.shape)
-        self.order = np.argsort(-confidence, kind="stable")
-        ordered = confidence[self.order]
-        self.starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.array([], int)
-        self.thresholds = ordered[self.starts]
-        self.losses = losses[self.order].astype(np.float64)
-
-    def steps(self, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Count the predictions and sum their losses at each distinct confidence, float64 (R, steps) each.
-
-        Args:
-            counts: (R, N), how often each prediction counts; None counts each once, and R is 1.
-        """
-        drawn = np.ones((1, len(self.order))) if counts is None else counts[:, self.order].astype(np.float64)
-        if not len(self.order):
-            return np.zeros((len(drawn), 0)), np.zeros((len(drawn), 0))
-        return (
-            np.add.reduceat(drawn, self.starts, axis=1),
-            np.add.reduceat(drawn * self.losses, self.starts, axis=1),
-        )
+        super().__init__(confidence, losses)
 
     def points(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the coverage (rising, up to 1) and the risk at each distinct confidence."""
-        number, loss = (part[0].cumsum() for part in self.steps())
+        number, loss = (part[0].cumsum() for part in self.sums())
         return number / max(number[-1] if len(number) else 0.0, 1e-300), divide(loss, number)
 
     def area(self, counts: np.ndarray | None = None) -> np.ndarray:
         """Compute the area under the curve, float64 (R,); nan without predictions."""
-        number, loss = self.steps(counts)
+        number, loss = self.sums(counts)
         risk = divide(loss.cumsum(axis=1), number.cumsum(axis=1))
         return divide((np.nan_to_num(risk) * number).sum(axis=1), number.sum(axis=1))
 
@@ -67,7 +49,7 @@ def summarize_curve(curve: RiskCoverage) -> dict[str, Any]:
     A share that falls into a step of equal confidences is filled up with the whole step.
     """
     coverage, risk = curve.points()
-    losses = curve.losses
+    losses = curve.values
     shares = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
     places = [min(int(np.searchsorted(coverage, share - 1e-12)), len(risk) - 1) for share in shares]
     return {
