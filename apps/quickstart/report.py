@@ -2,14 +2,13 @@
 
 import json
 import math
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from dinomed.apps.api.doctor import doctor
 from dinomed.config import load_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.html import page
@@ -25,7 +24,6 @@ COLUMNS = {
     "logistic_balanced_accuracy": "logistic bal. acc.",
     "dice": "Dice",
 }
-PACKAGES = ("dinomed", "torch", "torchvision", "monai", "scikit-learn", "gradio", "numpy")
 READING = (
     "Both backbones are frozen and differ only in their weights. AUROC is the mean "
     "over classes, one against the rest; balanced accuracy is the mean recall of the classes."
@@ -83,15 +81,15 @@ def build_report(
     if pictures := sorted((run / PCA).glob("*.png")):
         with Image.open(pictures[-1]) as picture:
             parts.append(page.figure(np.asarray(picture.convert("RGB")), PCA_CAPTION, wide=True))
-    system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, device {device}."
+    machine = doctor()
     parts += [
         f"<div>{''.join(_curves(run))}</div>",
         page.heading("The commands"),
         page.code("\n".join(f"{command}  # {time:.0f} s" for command, time in seconds.items())),
         page.heading("Settings and versions"),
         page.folded("all settings of the pretraining", (run / CONFIG_FILE).read_text(encoding="utf-8")),
-        page.build_table(["package", "version"], [(name, version(name)) for name in PACKAGES]),
-        page.paragraph(system),
+        page.build_table(["package", "version"], list(machine.packages.items())),
+        page.paragraph(f"Python {machine.python} on {machine.system}, device {device}."),
     ]
     opening = f"Pretrained on {results['images']:,} images ({results['data']})."
     return page.build_page("dinomed quickstart", [page.verdict(opening, f"{splits}."), *page.with_contents(parts)])
