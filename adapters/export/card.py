@@ -4,8 +4,10 @@ from typing import Any
 
 from dinomed.adapters.export.source import ExportSource
 from dinomed.adapters.task import find_task
+from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import MAX_RATIO
 from dinomed.backbones.variants import VARIANTS, Release
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.notice import RESEARCH_USE
 
 _LIBRARY = {
@@ -59,10 +61,16 @@ def notice(source: ExportSource) -> str:
 
 def card(source: ExportSource, kind: str, parity: dict[str, Any]) -> str:
     """Return the text of README.md, with metadata for model hubs. It names no image, group or path."""
-    release, reading, config = released(source), source.preprocessing, source.backbone.vit.config
+    release, reading, backbone = released(source), source.preprocessing, source.backbone
     licence = release.licence.lower() if release is not None and source.predictor is None else "other"
     pipeline = "image-feature-extraction" if source.predictor is None else find_task(source.task).pipeline_tag
-    head = ["---", f"license: {licence}", f"library_name: {_LIBRARY[kind]}", "tags: [dinomed, dinov2, medical-imaging]"]
+    family = "dinov2, " if isinstance(backbone.model, VisionTransformer) else ""
+    head = [
+        "---",
+        f"license: {licence}",
+        f"library_name: {_LIBRARY[kind]}",
+        f"tags: [dinomed, {family}medical-imaging]",
+    ]
     head += [f"pipeline_tag: {pipeline}", "---"]
     what = (
         f"A frozen {source.backbone.name} backbone" if source.predictor is None
@@ -79,7 +87,7 @@ def card(source: ExportSource, kind: str, parity: dict[str, Any]) -> str:
             f"the whole image resized to {side} x {side} px {how}"
             if reading.aspect == "square"
             else f"the whole image resized so that its shorter side has {side} px {how}, but its longer side at most "
-            f"{MAX_RATIO * side} px, both rounded to multiples of {config.patch_size} px"
+            f"{MAX_RATIO * side} px, both rounded to multiples of {backbone.patch_size} px"
             if reading.aspect == "keep"
             else f"the whole image resized so that its longer side has {side} px {how}, in the centre of a square of "
             f"{side} x {side} px of the mean colour; output maps are of this square"
@@ -88,8 +96,8 @@ def card(source: ExportSource, kind: str, parity: dict[str, Any]) -> str:
         f"- normalised per channel: mean {list(reading.mean)}, standard deviation {list(reading.std)}",
         "",
         "## Model",
-        f"- ViT: {config.depth} blocks, {config.embed_dim} channels, patch {config.patch_size}, {config.num_registers} "
-        f"registers, {config.feed_forward}",
+        f"- ViT: {backbone.depth} blocks, {backbone.embed_dim} channels, patch {backbone.patch_size}, "
+        f"{_kind(backbone)}",
         f"- fingerprint of backbone and preprocessing: `{source.backbone.fingerprint}`",
     ]
     if source.predictor is not None:
@@ -101,6 +109,12 @@ def card(source: ExportSource, kind: str, parity: dict[str, Any]) -> str:
         ]
     lines += ["", "## Comparison", _checked(parity), "", "## Licence", "See NOTICE.", ""]
     return "\n".join(lines)
+
+
+def _kind(backbone: FrozenBackbone) -> str:
+    if not isinstance(backbone.model, VisionTransformer):
+        return backbone.model.family
+    return f"{backbone.vit.config.num_registers} registers, {backbone.vit.config.feed_forward}"
 
 
 def _samples(source: ExportSource) -> str:

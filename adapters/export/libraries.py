@@ -13,6 +13,7 @@ from torch import Tensor
 from dinomed.adapters.export.parity import compare
 from dinomed.adapters.export.source import ExportSource
 from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.families.statistics import PROCESSOR_FILE, timm_reading, transformers_processor
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.errors import UsageError
 from dinomed.io.files import write_json
@@ -47,7 +48,6 @@ def write_timm(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]:
         name = "vit_giant_patch14_reg4_dinov2" if registers else "vit_giant_patch14_dinov2"
     else:
         name = "vit_small_patch14_reg4_dinov2" if registers else "vit_small_patch14_dinov2"
-    size = [config.in_channels, reading.image_size, reading.image_size]
     write_tensors(folder / "model.safetensors", state, {"format": "pt"})
     write_json(
         folder / "config.json",
@@ -58,10 +58,8 @@ def write_timm(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]:
             "global_pool": "token",
             "model_args": arguments,
             "pretrained_cfg": {
-                "custom_load": False, "input_size": size, "fixed_input_size": True,
-                "interpolation": reading.interpolation, "crop_pct": 1.0, "crop_mode": "squash",
-                "mean": list(reading.mean), "std": list(reading.std),
-                "num_classes": 0, "pool_size": None, "first_conv": "patch_embed.proj", "classifier": "head",
+                "custom_load": False, **timm_reading(reading), "num_classes": 0,
+                "pool_size": None, "first_conv": "patch_embed.proj", "classifier": "head",
             },
         },
     )  # fmt: skip
@@ -107,17 +105,7 @@ def write_transformers(backbone: FrozenBackbone, folder: Path) -> dict[str, Any]
     if config.num_registers:
         about["num_register_tokens"] = config.num_registers
     write_json(folder / "config.json", about)
-    square = {"height": reading.image_size, "width": reading.image_size}
-    write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_processor_type": "BitImageProcessor", "do_resize": True, "size": square,
-            "resample": {"bicubic": 3, "bilinear": 2}[reading.interpolation],
-            "do_center_crop": False, "crop_size": square, "do_rescale": True, "rescale_factor": 1 / 255,
-            "do_normalize": True, "image_mean": list(reading.mean), "image_std": list(reading.std),
-            "do_convert_rgb": reading.channels == 3,
-        },
-    )  # fmt: skip
+    write_json(folder / PROCESSOR_FILE, transformers_processor(reading, "BitImageProcessor"))
     try:
         from transformers import AutoModel
         from transformers.utils.logging import disable_progress_bar

@@ -1,13 +1,13 @@
 """Export to a MONAI bundle: a TorchScript network with the preprocessing and post-processing `monai.bundle` runs."""
 
 import io
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dinomed.adapters.export.onnx_file import quiet
 from dinomed.adapters.export.parity import compare
 from dinomed.adapters.export.source import ExportSource
 from dinomed.adapters.inference.dense import DensePredictor
@@ -50,10 +50,12 @@ def write_monai(source: ExportSource, folder: Path) -> dict[str, Any]:
     example = torch.zeros(2, reading.channels, side, side)
     (folder / "models").mkdir(parents=True)
     path = folder / "models" / NETWORK_FILE
-    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+    with torch.no_grad(), quiet():
         try:
             traced = torch.jit.trace(graph, example, check_trace=False)
-        except RuntimeError as error:
+        except DinomedError:
+            raise
+        except Exception as error:  # the head of a plug-in and models of other libraries raise many classes
             raise DinomedError(
                 f"{source.title} cannot be written as TorchScript: {first_line(error, 200)}; use onnx or safetensors"
             ) from None

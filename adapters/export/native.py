@@ -15,7 +15,9 @@ from dinomed.adapters.inference.ensemble.record import (
 )
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.reference import find_backbone
+from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone, save_backbone
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import relative_root
 from dinomed.errors import DinomedError
 from dinomed.io.files import to_json, write_json
@@ -47,14 +49,23 @@ def write_safetensors(source: ExportSource, folder: Path, backbone: str | None =
             _write_ensemble(source.folder, folder)
         else:
             _write_adapter(source.folder, first, folder, BACKBONE_FOLDER)
-    save_backbone(place, frozen.vit, frozen.preprocessing, {"name": frozen.name, **frozen.metadata})
-    written = load_backbone(place)
+    written = _write_backbone(frozen, place)
     if written.fingerprint != frozen.fingerprint:
         raise DinomedError("the written backbone has another fingerprint; nothing is kept")
     exported = ExportSource(written) if source.folder is None else load_source(str(folder))
     side = source.preprocessing.image_size
     parity = compare(source, "dinomed", exported.reference, [(2, side, side)])
     return {**parity, "fingerprint": exported.backbone.fingerprint}
+
+
+def _write_backbone(frozen: FrozenBackbone, place: Path) -> FrozenBackbone:
+    """Write a backbone and load it again; a model of another library is written in the format of its family."""
+    if isinstance(frozen.model, VisionTransformer):
+        save_backbone(place, frozen.vit, frozen.preprocessing, {"name": frozen.name, **frozen.metadata})
+        return load_backbone(place)
+    place.mkdir(parents=True, exist_ok=True)
+    frozen.model.write_folder(place, frozen.preprocessing)
+    return load_backbone(place, image_size=frozen.preprocessing.image_size, aspect=frozen.preprocessing.aspect)
 
 
 def _write_adapter(source: Path, record: AdapterRecord, folder: Path, backbone: str) -> None:

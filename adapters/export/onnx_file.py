@@ -44,7 +44,7 @@ def write_onnx(source: ExportSource, folder: Path, *, dynamic_size: bool = False
         axes |= {2: patch * torch.export.Dim("rows", min=1, max=1024)}
         axes |= {3: patch * torch.export.Dim("columns", min=1, max=1024)}
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             # Without this, torch.onnx tries three methods; the last one fixes batch and image size.
             traced = torch.export.export(graph, (example,), dynamic_shapes={"pixels": axes})
             program = torch.onnx.export(
@@ -107,7 +107,7 @@ def _packages() -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporter, which writes to stdout, to warnings and to many loggers."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -1,5 +1,6 @@
 """Source of an export: a backbone, or an adapter with its backbone."""
 
+from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from dinomed.adapters.task import find_task
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import UsageError
 from dinomed.features.compute import compute_features
 
@@ -79,7 +81,7 @@ class ExportSource:
     def graph(self, image_size: int | None) -> nn.Module:
         """Return the module to trace, for one image size (px) or for any (None)."""
         if self.predictor is None:
-            return BackboneGraph(self.backbone.vit, image_size).eval()
+            return BackboneGraph(self.backbone.model, image_size).eval()
         return AdapterGraph(self.predictor, image_size, self.logits).eval()
 
     @torch.inference_mode()
@@ -94,7 +96,7 @@ class ExportSource:
     def doubled(self) -> "ExportSource":
         """Return the source in float64, to measure the rounding error of float32."""
         frozen = self.backbone
-        backbone = FrozenBackbone(deepcopy(frozen.vit).double(), frozen.preprocessing, frozen.name)
+        backbone = FrozenBackbone(deepcopy(frozen.model).double(), frozen.preprocessing, frozen.name)
         if self.predictor is None:
             return ExportSource(backbone)
         predictor = copy(self.predictor)
@@ -103,11 +105,13 @@ class ExportSource:
 
     def describe(self) -> dict[str, Any]:
         """Return the description that is written to the exported files; it has no path, group or image name."""
-        reading = self.preprocessing.model_dump(mode="json")
+        reading, model = self.preprocessing.model_dump(mode="json"), self.backbone.model
         description: dict[str, Any] = {
             "task": self.task,
             "backbone": {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint},
-            "architecture": self.backbone.vit.config.model_dump(mode="json"),
+            "architecture": model.config.model_dump(mode="json")
+            if isinstance(model, VisionTransformer)
+            else model.architecture(),
             "preprocessing": reading,
             "outputs": list(self.outputs),
         }
@@ -128,7 +132,13 @@ class ExportSource:
 
 
 def load_source(
-    path: str, *, weights: Path | None = None, backbone: str | None = None, image_size: int | None = None
+    path: str,
+    *,
+    weights: Path | None = None,
+    backbone: str | None = None,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> ExportSource:
     """Load the source of an export: an adapter, an ensemble, or anything that `load_backbone` accepts.
 
@@ -136,6 +146,8 @@ def load_source(
         weights: weights file of a backbone.
         backbone: path of the backbone of an adapter, if it was moved.
         image_size: of a backbone, px.
+        mean: of a backbone whose files name none, for each channel.
+        std: as `mean`.
 
     Raises:
         UsageError: an option does not fit the source, or the source does not exist.
@@ -143,14 +155,14 @@ def load_source(
     """
     averages = is_ensemble(path)
     if averages or (Path(path) / WEIGHTS_FILE).is_file():
-        if weights is not None or image_size is not None:
+        if any(value is not None for value in (weights, image_size, mean, std)):
             raise UsageError(
                 f"{path} is {'an ensemble' if averages else 'an adapter'} with a fixed backbone and image size; leave "
-                "`weights` and `image_size` out"
+                "`weights`, `image_size`, `mean` and `std` out"
             )
         predictor = load_adapter(path, "cpu", backbone)
         members = tuple(read_members(path, read_ensemble(path))) if averages else ()
         return ExportSource(predictor.backbone, predictor, Path(path), members)
     if backbone is not None:
         raise UsageError(f"{path} is not an adapter; `backbone` is for an adapter whose backbone was moved")
-    return ExportSource(load_backbone(path, weights=weights, image_size=image_size))
+    return ExportSource(load_backbone(path, weights=weights, image_size=image_size, mean=mean, std=std))

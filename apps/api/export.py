@@ -1,5 +1,6 @@
 """Backbones and adapters in the formats of other libraries, and their upload to the Hugging Face hub."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ def export(
     weights: PathLike | None = None,
     backbone: PathLike | None = None,
     image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     overwrite: bool = False,
     push: str | None = None,
     public: bool = False,
@@ -32,6 +35,8 @@ def export(
         weights: file with the weights of a backbone that is given by name.
         backbone: for an adapter, path of its backbone, if that was moved.
         image_size: side of the square to which images are resized, px.
+        mean: mean of each channel in 0 to 1, for the weights of a backbone whose files name none; the export names it.
+        std: standard deviation of each channel.
         overwrite: replace an earlier export in `out`.
         push: ORG/NAME on the Hugging Face hub: create this repository, and upload the files of the export to it. The
             token is that of ``HF_TOKEN`` or of ``hf auth login``. None: nothing leaves the machine.
@@ -61,8 +66,9 @@ def export(
     moved = None if backbone is None else str(backbone)
     path = str(folder_path(source)) if isinstance(source, HasFolder) else str(source)
     loaded = load_source(
-        path, weights=None if weights is None else Path(weights), backbone=moved, image_size=image_size
-    )
+        path, weights=None if weights is None else Path(weights), backbone=moved, image_size=image_size,
+        mean=mean, std=std,
+    )  # fmt: skip
     report = write_export(loaded, format, out, dynamic_size=dynamic_size, backbone=moved, overwrite=overwrite)
     pushed = {} if push is None else {"pushed": push_export(Path(out), report, push, public=public)}
     return {"output": str(out), **report, **pushed}

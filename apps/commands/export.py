@@ -4,7 +4,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from dinomed.apps.options import ImageSize, Json, Output, Overwrite, Quiet, Weights
+from dinomed.apps.options import ImageSize, Json, Mean, Output, Overwrite, Quiet, Std, Weights
 
 
 def export(
@@ -19,6 +19,8 @@ def export(
         str | None, Option("--backbone", "-b", help="Where the backbone of the adapter is now, if it was moved.")
     ] = None,
     image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
     overwrite: Overwrite = False,
     push: Annotated[
         str | None,

@@ -59,8 +59,8 @@ class FrozenBackbone(nn.Module):
         if not isinstance(self.model, VisionTransformer):
             raise UsageError(
                 f"backbone {self.name} is a {self.model.family} model, which dinomed uses frozen: for features, heads, "
-                "probe, index, predict and demo. Pretraining, distillation, fine-tuning, LoRA and export need a ViT of "
-                "the DINOv2 family"
+                "probe, index, predict, demo and export of heads. Pretraining, distillation, fine-tuning, LoRA and "
+                "export to timm and transformers need a ViT of the DINOv2 family"
             )
         return self.model
 

@@ -9,17 +9,22 @@ Shape suffixes: B images, N tokens, C channels of the embedding.
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dinomed.backbones.config import ViTConfig
+from dinomed.errors import UsageError
 from dinomed.layers.block import Block
 from dinomed.layers.initialisation import init_linear_layers
 from dinomed.layers.patch_embedding import PatchEmbedding, resize_position_embedding
 from dinomed.layers.rotary_position import rotation_table
+
+if TYPE_CHECKING:
+    from dinomed.backbones.preprocessing import Preprocessing
 
 ADDED_SETTINGS = ("norm_eps", "position", "rope_theta")
 """Fields of `ViTConfig` that do not count for a fingerprint while they have their defaults."""
@@ -73,6 +78,20 @@ class TokenModel(nn.Module):
     @abstractmethod
     def architecture(self) -> dict[str, Any]:
         """Return everything, except weights, that the tokens depend on, as values for JSON (for the fingerprint)."""
+
+    def write_folder(self, folder: Path, preprocessing: "Preprocessing") -> None:
+        """Write a folder that `load_backbone` reads as the same model, with the same fingerprint.
+
+        A family without this method is used, but not exported to safetensors.
+
+        Args:
+            folder: an existing folder.
+            preprocessing: its mean, std, image size and interpolation are written.
+
+        Raises:
+            UsageError: the family cannot write its models.
+        """
+        raise UsageError(f"a {self.family} model cannot be written as a folder; use `format=onnx` or `format=monai`")
 
 
 class VisionTransformer(TokenModel):

@@ -7,10 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from dinomed.backbones.families.registry import LoadedFamily
-from dinomed.backbones.families.statistics import transformers_preprocessing
+from dinomed.backbones.families.statistics import PROCESSOR_FILE, transformers_preprocessing, transformers_processor
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import TokenModel, Tokens, resolve_indices
 from dinomed.backbones.weights import differences, read_tensor_table
 from dinomed.errors import UsageError
+from dinomed.io.files import write_json
+from dinomed.io.tensor_file import write_tensors
 
 
 class PatchMixer(TokenModel):
@@ -34,6 +37,18 @@ class PatchMixer(TokenModel):
 
     def architecture(self) -> dict[str, Any]:
         return {"family": self.family, "embed_dim": self.embed_dim, "depth": self.depth, "patch_size": self.patch_size}
+
+    def write_folder(self, folder: Path, preprocessing: Preprocessing) -> None:
+        """Write a folder that `load_mixer` reads: with it, `dinomed export --format safetensors` works."""
+        config = {
+            "model_type": self.family,
+            "hidden_size": self.embed_dim,
+            "num_hidden_layers": self.depth,
+            "patch_size": self.patch_size,
+        }
+        write_json(folder / "config.json", config)
+        write_json(folder / PROCESSOR_FILE, transformers_processor(preprocessing, "BitImageProcessor"))
+        write_tensors(folder / "model.safetensors", self.state_dict())
 
     def forward_blocks(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
         indices, outputs = resolve_indices(blocks, self.depth), {}

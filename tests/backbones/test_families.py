@@ -210,7 +210,6 @@ def test_damaged_shards_give_one_line(tmp_path: Path) -> None:
 
 
 def test_what_another_family_cannot_do_is_said_by_name(tmp_path: Path) -> None:
-    from dinomed.adapters.export.source import ExportSource
     from dinomed.adapters.fitting.config import BackboneTuneConfig
     from dinomed.adapters.fitting.tune import LearningBackbone
     from dinomed.pretrain.model.config import InitialisationConfig
@@ -226,7 +225,7 @@ def test_what_another_family_cannot_do_is_said_by_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=refused):
         LearningBackbone(backbone, BackboneTuneConfig(last=1), (1,), 0)
     with pytest.raises(UsageError, match=refused):
-        ExportSource(backbone).describe()
+        write_timm(backbone, tmp_path)
     with pytest.raises(UsageError, match=refused):
         read_initialisation(InitialisationConfig(weights=str(tmp_path)))
 

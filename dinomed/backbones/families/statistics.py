@@ -65,6 +65,33 @@ def timm_preprocessing(folder: Path, config: Mapping[str, Any], model: TokenMode
     )
 
 
+def timm_reading(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the entries of `pretrained_cfg` for a preprocessing; `timm_preprocessing` reads them."""
+    side = preprocessing.image_size
+    return {
+        "input_size": [preprocessing.channels, side, side], "fixed_input_size": True,
+        "interpolation": preprocessing.interpolation, "crop_pct": 1.0, "crop_mode": "squash",
+        "mean": list(preprocessing.mean), "std": list(preprocessing.std),
+    }  # fmt: skip
+
+
+def transformers_processor(preprocessing: Preprocessing, name: str) -> dict[str, Any]:
+    """Return the content of `preprocessor_config.json`; `transformers_preprocessing` reads it.
+
+    Args:
+        preprocessing: the values.
+        name: class of the image processor.
+    """
+    square = {"height": preprocessing.image_size, "width": preprocessing.image_size}
+    return {
+        "image_processor_type": name, "do_resize": True, "size": square,
+        "resample": {kind: number for number, kind in _PIL_FILTERS.items()}[preprocessing.interpolation],
+        "do_center_crop": False, "crop_size": square, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": list(preprocessing.mean), "image_std": list(preprocessing.std),
+        "do_convert_rgb": preprocessing.channels == 3,
+    }  # fmt: skip
+
+
 def transformers_preprocessing(
     folder: Path, config: Mapping[str, Any], model: TokenModel, default_size: int | None = None
 ) -> tuple[Preprocessing, bool]:

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from dinomed.backbones.families.registry import LoadedFamily
-from dinomed.backbones.families.statistics import timm_preprocessing
+from dinomed.backbones.families.statistics import timm_preprocessing, timm_reading
 from dinomed.backbones.families.tensors import build_inferred, infer_config
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import TokenModel, Tokens, resolve_indices
 from dinomed.backbones.weights import convert, differences, read_tensor_table
 from dinomed.errors import DinomedError, UsageError, did_you_mean, first_line
+from dinomed.io.files import write_json
+from dinomed.io.tensor_file import write_tensors
 
 _NOT_ARGUMENTS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 """Arguments of ``timm.create_model`` that would read other files; a config must not set them."""
@@ -41,6 +44,18 @@ class TimmModel(TokenModel):
 
     def architecture(self) -> dict[str, Any]:
         return self._described
+
+    def write_folder(self, folder: Path, preprocessing: Preprocessing) -> None:
+        state = {name: value.detach().cpu().contiguous().clone() for name, value in self.module.state_dict().items()}
+        write_tensors(folder / "model.safetensors", state, {"format": "pt"})
+        values = {
+            "architecture": self._described["architecture"],
+            "num_classes": 0,
+            "num_features": self.embed_dim,
+            "model_args": self._described["arguments"],
+            "pretrained_cfg": timm_reading(preprocessing),
+        }
+        write_json(folder / "config.json", values)
 
     def forward_blocks(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
         indices = resolve_indices(blocks, self.depth)

@@ -8,14 +8,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dinomed.backbones.families.registry import FAMILIES, LoadedFamily
-from dinomed.backbones.families.statistics import transformers_preprocessing
+from dinomed.backbones.families.statistics import (
+    PROCESSOR_FILE,
+    transformers_preprocessing,
+    transformers_processor,
+)
 from dinomed.backbones.families.tensors import build_inferred, infer_config
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import TokenModel, Tokens, resolve_indices
 from dinomed.backbones.weights import read_weights
-from dinomed.errors import DinomedError, UsageError, first_line
+from dinomed.errors import DinomedError, UsageError, first_line, system_reason
+from dinomed.io.files import write_json
 
 
 def _load_own(folder: Path, config: dict[str, Any], **known: Any) -> LoadedFamily:
@@ -98,30 +105,34 @@ class _Kind(NamedTuple):
         section: part of the config with the vision model, for models of images and text.
         norm: name of the final norm.
         has_class: whether the first token is a class token.
+        processor: name of the class of its image processor.
     """
 
     model_class: str
     section: str | None
     norm: str
     has_class: bool
+    processor: str
 
 
 _KINDS = {
-    "clip": _Kind("CLIPVisionModel", "vision_config", "post_layernorm", True),
-    "clip_vision_model": _Kind("CLIPVisionModel", None, "post_layernorm", True),
-    "siglip": _Kind("SiglipVisionModel", "vision_config", "post_layernorm", False),
-    "siglip_vision_model": _Kind("SiglipVisionModel", None, "post_layernorm", False),
-    "beit": _Kind("BeitModel", None, "layernorm", True),
+    "clip": _Kind("CLIPVisionModel", "vision_config", "post_layernorm", True, "CLIPImageProcessor"),
+    "clip_vision_model": _Kind("CLIPVisionModel", None, "post_layernorm", True, "CLIPImageProcessor"),
+    "siglip": _Kind("SiglipVisionModel", "vision_config", "post_layernorm", False, "SiglipImageProcessor"),
+    "siglip_vision_model": _Kind("SiglipVisionModel", None, "post_layernorm", False, "SiglipImageProcessor"),
+    "beit": _Kind("BeitModel", None, "layernorm", True, "BeitImageProcessor"),
 }
 
 
 class TransformersModel(TokenModel):
     """A vision model of transformers. If it has no class token, `cls` is the output of its pooling head."""
 
-    def __init__(self, module: nn.Module, kind: _Kind, name: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, module: nn.Module, kind: _Kind, name: str, section: Mapping[str, Any], config: Mapping[str, Any]
+    ) -> None:
         super().__init__()
         self.module: Any = cast(Any, module)
-        self.family, self._kind = f"{name} (transformers)", kind
+        self.family, self._kind, self._config = f"{name} (transformers)", kind, dict(config)
         theirs = self.module.config
         self.embed_dim, self.depth = theirs.hidden_size, theirs.num_hidden_layers
         self.patch_size, self.in_channels = theirs.patch_size, theirs.num_channels
@@ -129,11 +140,23 @@ class TransformersModel(TokenModel):
         self._described = {
             "library": "transformers",
             "model_type": name,
-            "config": {key: value for key, value in config.items() if key not in unused},
+            "config": {key: value for key, value in section.items() if key not in unused},
         }
 
     def architecture(self) -> dict[str, Any]:
         return self._described
+
+    def write_folder(self, folder: Path, preprocessing: Preprocessing) -> None:
+        import transformers
+
+        with _quiet(transformers):
+            try:
+                self.module.save_pretrained(folder, max_shard_size="5GB")
+            except (OSError, SafetensorError) as error:
+                raise DinomedError(f"cannot write {folder}: {system_reason(error)}") from None
+        # the config as it was read: that of the vision model alone would change the fingerprint
+        write_json(folder / "config.json", _without_paths(self._config))
+        write_json(folder / PROCESSOR_FILE, transformers_processor(preprocessing, self._kind.processor))
 
     def forward_blocks(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
         indices = resolve_indices(blocks, self.depth)
@@ -146,6 +169,12 @@ class TransformersModel(TokenModel):
         if self._kind.has_class:
             return [Tokens(cls=x[:, 0], registers=x[:, 1:1], patches=x[:, 1:]) for x in outputs]
         return [Tokens(cls=x.mean(dim=1) if pool is None else pool(x), registers=x[:, :0], patches=x) for x in outputs]
+
+
+def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config, and its sections, without the place that the model was loaded from."""
+    kept = {key: value for key, value in config.items() if key != "_name_or_path"}
+    return {key: _without_paths(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _load_foreign(folder: Path, config: dict[str, Any]) -> LoadedFamily:
@@ -178,7 +207,7 @@ def _load_foreign(folder: Path, config: dict[str, Any]) -> LoadedFamily:
             f"{folder}: {len(missing)} weights are missing and {len(report['mismatched_keys'])} have another shape "
             f"({', '.join(missing[:2])}); copy the folder again"
         )
-    model = TransformersModel(module.eval(), kind, name, section)
+    model = TransformersModel(module.eval(), kind, name, section, config)
     size = module.config.image_size
     preprocessing, known = transformers_preprocessing(folder, config, model, size if isinstance(size, int) else None)
     return LoadedFamily(model, preprocessing, known)

@@ -115,11 +115,12 @@ def test_the_example_family_is_installed_and_used(tmp_path: Path, lesion_manifes
     train = ["train", "classify", "--head", "logistic", "-b", str(folder), "--data", str(lesion_manifest)]
     train += ["-o", str(tmp_path / "cls"), "--json"]
     predict = ["predict", str(tmp_path / "cls"), str(images), "-o", str(tmp_path / "out"), "--json"]
+    export = ["export", str(tmp_path / "cls"), "-f", "safetensors", "-o", str(tmp_path / "own"), "--json"]
     script = (
         "import torch\nfrom safetensors.torch import save_file\nfrom dinomed_mixer import PatchMixer\n"
         f"torch.manual_seed(0)\nsave_file(PatchMixer(16, 2, 8).state_dict(), {str(folder / 'model.safetensors')!r})\n"
         "from dinomed.apps import cli\n"
-        + "".join(f"cli.invoke({arguments!r})\nprint('-----')\n" for arguments in (features, train, predict))
+        + "".join(f"cli.invoke({arguments!r})\nprint('-----')\n" for arguments in (features, train, predict, export))
     )
     path = os.pathsep.join(filter(None, [str(site), str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
@@ -127,7 +128,9 @@ def test_the_example_family_is_installed_and_used(tmp_path: Path, lesion_manifes
         env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    table, _, predicted, _ = done.stdout.split("-----\n")
+    table, _, predicted, exported, _ = done.stdout.split("-----\n")
+    assert json.loads(exported)["parity"]["largest_difference"] < 1e-6
+    assert (tmp_path / "own" / "backbone" / "preprocessor_config.json").is_file()
     assert (json.loads(table)["dimension"], json.loads(predicted)["images"]) == (16, 60)
     with pytest.raises(UsageError, match="is of a patch_mixer model, which dinomed cannot use"):  # not installed here
         cli.invoke(["features", str(images), "-b", str(folder), "-o", str(tmp_path / "again.parquet")])
