@@ -24,8 +24,9 @@ def pool() -> Iterator[DecodingPool]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(FOLDER / "fuzz")
         pool = DecodingPool()
-        # 1 GiB and 20 s: the seeds need a few MB and milliseconds, a busy machine needs the rest
-        pool.limits = DecodingLimits(memory_bytes=2**30, cpu_s=20, wall_s=120, output_bytes=2**20)
+        # 1 GiB and 20 s: the seeds need a few MB and milliseconds, a busy machine needs the rest. A PNG of 1,390 bytes
+        # with a large header, 4 s for all readers on an idle core, took two minutes between ten other processes.
+        pool.limits = DecodingLimits(memory_bytes=2**30, cpu_s=20, wall_s=900, output_bytes=2**20)
         yield pool
         pool.close()
 
