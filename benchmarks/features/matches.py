@@ -1,11 +1,15 @@
 """Matches of patches on rotated, cropped, enlarged and reduced copies of images: share of correct matches.
 
     python benchmarks/features/matches.py --backbone runs/ssl [--backbone runs/ssl/untrained] [--data IMAGES ...]
-        [--image-size 192] [--images 12] [--min-similarity 0.5] [--json]
+        [--image-size 192] [--images 12] [--min-similarity 0.5] [--device cpu] [--json]
 
 A copy shows a part of the image, rotated, brighter and with noise, so each of its pixels has a known place in the
 image. A match is correct if its two patches lie at most one patch of the image apart, in rows and in columns. The last
 row matches different images: no pair has a known place there.
+
+`--backbone` takes what every command of dinomed takes: a run, a folder, a file of weights, `timm/NAME` or
+`hf-hub:ORG/NAME`. `--image-size` must be a multiple of the patch size. 24 x 24 patches, as with the default and patches
+of 8 px, need 336 for patches of 14 px and 384 for patches of 16 px.
 
 `--data` names a folder of images; several are measured one by one. Without it the images are synthetic lesions. Two
 baselines need no backbone: the pixels of each patch, and its mean colour.
@@ -25,6 +29,7 @@ from PIL import Image
 
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.synthetic.lesions import write_lesions
+from dinomed.errors import DinomedError
 from dinomed.explore.images import patch_tokens, reduce_shown
 from dinomed.explore.match import match_patches
 from dinomed.images.read import read_image
@@ -126,21 +131,27 @@ def synthetic_lesions(count: int) -> list[np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", action="append", required=True, help="may be given several times")
+    parser.add_argument("--backbone", action="append", required=True, help="several need patches of one size")
     parser.add_argument("--data", action="append", type=Path, help="folder of images; may be given several times")
     parser.add_argument("--image-size", type=int, default=192)
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--min-similarity", type=float, default=0.5)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     set_level("warning")
-    ways: dict[str, Describe] = {}
-    for name in arguments.backbone:
-        backbone = load_backbone(name, image_size=arguments.image_size)
-        ways[name] = partial(patch_tokens, backbone)
-    rows, columns = backbone.grid((arguments.image_size, arguments.image_size))
-    assert rows == columns
-    patch = arguments.image_size // rows
+    size, ways, grids = arguments.image_size, dict[str, Describe](), set[tuple[int, int]]()
+    try:
+        for name in arguments.backbone:
+            backbone = load_backbone(name, image_size=size, device=arguments.device)
+            ways[name] = partial(patch_tokens, backbone)
+            grids.add(backbone.grid((size, size)))
+    except DinomedError as error:
+        raise SystemExit(f"error: {error}") from None
+    if len(grids) > 1:
+        raise SystemExit("error: the backbones have patches of different sizes; measure each by a call of its own")
+    ((rows, _),) = grids
+    patch = size // rows
     ways["pixels"] = partial(describe_pixels, rows=rows, patch=patch)
     ways["mean colour"] = partial(describe_colours, rows=rows, patch=patch)
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}

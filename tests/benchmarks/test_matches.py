@@ -1,10 +1,14 @@
 """The benchmark of matches: its warp leads back to the image, and only matches at the right place are correct."""
 
+import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 
 @pytest.fixture
@@ -40,3 +44,48 @@ def test_the_pixels_of_patches_find_an_image_that_is_only_brighter(matches: Modu
     even = np.kron(image[:12, :12], np.ones((8, 8, 1), np.uint8))  # one colour for each patch
     (colours,) = matches.describe_colours([even], 12, 8)
     assert np.allclose(colours, even[4::8, 4::8])
+
+
+def cache_published(cache: Path, patch: int) -> str:
+    """Write a ViT of timm into a cache of the Hugging Face hub, as a download leaves it there; return its name."""
+    timm = pytest.importorskip("timm", reason="timm is not installed (pip install dinomed[test])")
+    model = {"img_size": 4 * patch, "patch_size": patch, "embed_dim": 64, "depth": 2, "num_heads": 1}
+    vit = timm.models.vision_transformer.VisionTransformer(**model, init_values=1e-5, num_classes=0)
+    config = {
+        "architecture": "vit_small_patch14_dinov2",
+        "model_args": model,
+        "pretrained_cfg": {"input_size": [3, 4 * patch, 4 * patch], "mean": [0.5] * 3, "std": [0.2] * 3},
+    }
+    repository, commit = cache / f"models--timm--vit_patch{patch}", "b" * 40
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (snapshot / "config.json").write_text(json.dumps(config))
+    save_file(vit.state_dict(), snapshot / "model.safetensors")
+    return f"timm/vit_patch{patch}"
+
+
+def test_a_published_backbone_is_measured_under_its_name(
+    matches: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    name, other = cache_published(tmp_path, 14), cache_published(tmp_path, 16)
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["matches.py", "--images", "2", *words])
+        matches.main()
+        return capsys.readouterr().out
+
+    (results,) = json.loads(run("--backbone", name, "--image-size", "112", "--json")).values()
+    assert list(results) == [name, "pixels", "mean colour"]
+    assert [row["copy"] for row in results[name]] == [*matches.WARPS, "another image"]
+    correct, total = results[name][0]["counts"]
+    assert 0 < correct <= total
+    with pytest.raises(SystemExit, match="192 is not a multiple of"):
+        run("--backbone", name)
+    with pytest.raises(SystemExit, match="different sizes"):
+        run("--backbone", name, "--backbone", other, "--image-size", "112")
