@@ -15,15 +15,6 @@ from dinomed.apps.demos.retrieve import show_cases, similar
 
 CASES = 6
 UNCERTAIN_LEAD = 0.2
-UNCERTAIN = (
-    "Uncertain: the most probable class leads the next one by less than 20 percentage points. "
-    "Do not read it as a result."
-)
-CALIBRATED = (
-    "Calibrated on the validation images: of similar pictures with a probability of 80% for a class, about 80% were "
-    "of that class. This does not hold for other kinds of pictures, or for classes that the model does not know."
-)
-UNCALIBRATED = "Not calibrated: the value shows how certain the model is, not how often it is correct."
 
 
 class ClassifyPanel(Panel):
@@ -33,7 +24,7 @@ class ClassifyPanel(Panel):
     share one backbone pass.
     """
 
-    name, title = "classify", "Classify"
+    name, title = "classify", text("title_classify")
     explanation = text("classify_explanation")
     summarizes = has_uncertainty = True
 
@@ -79,8 +70,8 @@ def show_probabilities(predictor: ClassifyPredictor, probabilities: Mapping[str,
         )
     values = sorted(probabilities.values(), reverse=True)
     unsure = not predictor.answer.multilabel and len(values) > 1 and values[0] - values[1] < UNCERTAIN_LEAD
-    state = f'<div class="message uncertain" id="uncertain">{UNCERTAIN}</div>' if unsure else ""
-    hint = UNCALIBRATED if predictor.answer.temperature is None else CALIBRATED
+    state = f'<div class="message uncertain" id="uncertain">{text("uncertain")}</div>' if unsure else ""
+    hint = text("uncalibrated" if predictor.answer.temperature is None else "calibrated")
     if predictor.answer.multilabel:
-        hint = f"An image may have several labels. {hint}"
+        hint = f"{text('multilabel')} {hint}"
     return f'{state}<div id="probabilities">{"".join(rows)}</div><div class="dm-hint" id="calibrated">{hint}</div>'

@@ -190,16 +190,19 @@ def _subtitle(
     image_index: "ImageIndex | None",
 ) -> str:
     """Return a line with the names of folders, without their paths on this machine."""
+    from dinomed.apps.demos.look import text
+
     parts = [
-        f"adapter {folder.resolve().name} on backbone {predictor.backbone.name}"
+        text("subtitle_adapter").format(name=folder.resolve().name, backbone=predictor.backbone.name)
         for folder, predictor in zip(adapters, predictors, strict=True)
     ]
     if index is not None and image_index is not None:
         parts.append(
-            f"index {index.resolve().name} of {len(image_index):,} cases on backbone {image_index.backbone.name}"
+            text("subtitle_index").format(
+                name=index.resolve().name, count=f"{len(image_index):,}", backbone=image_index.backbone.name
+            )
         )
-    text = "; ".join(parts)
-    return text[:1].upper() + text[1:]
+    return " · ".join(parts)
 
 
 def choose_examples(folders: list[Path], examples: Path | None, scratch: Path) -> list[Path]:

@@ -41,10 +41,10 @@ from dinomed.log import logger
 from dinomed.video.packets import MAX_FRAMES
 
 MAX_VISITS = 1024
-BUSY = message("busy", "The demo is busy; try again in a minute.")
-BAD_REQUEST = message("error", "The page sent a request that the demo does not know. Reload the page.")
-NO_RESULT = message("error", "There is no result: the model gives no finite values for this picture.")
-FAILED = message("error", "The result could not be computed. The log of the server has the reason.")
+BUSY = message("busy", text("busy"))
+BAD_REQUEST = message("error", text("bad_request"))
+NO_RESULT = message("error", text("no_result"))
+FAILED = message("error", text("failed"))
 
 
 class Panel(ABC):
@@ -276,8 +276,9 @@ def _tab_panel(panel: Panel, place: int) -> str:
 
 
 def _example(name: str, path: Path) -> str:
+    label = text("open_example").format(name=name)
     return (
-        f'<button type="button" class="dm-thumb" data-example="{name}" aria-label="Open {name}">'
+        f'<button type="button" class="dm-thumb" data-example="{name}" aria-label="{label}">'
         f"{inline_file(path, 96)}</button>"
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dinomed.apps.demos.look import text
 from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError
@@ -32,12 +33,12 @@ from dinomed.video.video import LostFrame, Video
 PREVIEW_PX = 2048  # of the longer side
 
 
-def message(kind: str, text: str) -> str:
+def message(kind: str, content: str) -> str:
     """Return a box with a text; its CSS class is its kind."""
-    return f'<div class="message {kind}">{html.escape(text)}</div>'
+    return f'<div class="message {kind}">{html.escape(content)}</div>'
 
 
-PUT_AWAY = message("put-away", "This picture was removed to save memory; open it again.")
+PUT_AWAY = message("put-away", text("mask_removed"))
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,9 @@ def read_picture(path: str, preprocessing: Preprocessing | None, frame: int = 0)
             facts = read_facts_isolated(path, frame, MAX_PIXELS)
         return Picture(shown, pixels, sha256_file(path), spacing_mm, frame, **vars(facts), problem=problem), ""
     except LostFrame:
-        return None, message("error", f"Frame {frame + 1} of this video is damaged; choose another one.")
+        return None, message("error", text("lost_frame").format(number=frame + 1))
     except DinomedError as error:
-        return None, _unreadable(error, path, "video" if is_video else "picture")
+        return None, _unreadable(error, path, "unreadable_video" if is_video else "unreadable_picture")
     finally:
         forget_frame()  # of a visitor
 
@@ -147,12 +148,12 @@ def _read_video_facts(path: str, frame: int) -> tuple[PictureFacts, str | None]:
     return PictureFacts(frames, video.read(frame).time_s if has_rate else None, False), video.facts.problem
 
 
-def _unreadable(error: DinomedError, path: str, kind: str = "picture") -> str:
+def _unreadable(error: DinomedError, path: str, kind: str = "unreadable_picture") -> str:
     """Return the message for a file that cannot be read."""
     reason = getattr(error, "reason", None) or str(error).removeprefix(f"{path}: ")
     if reason == "does not exist":  # swept, while the page was still open
         return PUT_AWAY
-    return message("error", f"This file cannot be read as a {kind}: {reason}")
+    return message("error", text(kind).format(reason=reason))
 
 
 def inline(picture: np.ndarray, alt: str, height_px: int) -> str:

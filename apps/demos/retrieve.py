@@ -25,13 +25,12 @@ MAX_CASES, FEW_CASES = 24, 6
 ALONE_PX, PAIR_PX = 360, 300  # heights; the page shows them smaller, and enlarges one on a click
 MAX_VALUES = 30  # of a column by which cases are filtered
 FILTER = "filter "  # of the names of settings
-GONE = '<div class="dm-hint">The picture is no longer at the place where it was indexed.</div>'
 
 
 class RetrievePanel(Panel):
     """The panel of an index. Pictures of the index become parts of the page; nothing of a visit is kept."""
 
-    name, title = "retrieve", "Similar"
+    name, title = "retrieve", text("title_retrieve")
     explanation, reference = text("retrieve_explanation"), text("index_images")
 
     def __init__(self, image_index: ImageIndex) -> None:
@@ -127,7 +126,7 @@ def show_cases(
 ) -> str:
     """Return HTML of the cases, best first; with `regions`, each beside the uploaded picture with its matches."""
     if not neighbors:
-        return message("no-cases", "The index has no other case than those of this patient or lesion.")
+        return message("no-cases", text("no_cases"))
     cases = []
     if regions:
         for neighbor, evidence in zip(neighbors, image_index.evidence(picture.pixels, neighbors), strict=True):
@@ -139,14 +138,9 @@ def show_cases(
             cases.append(_case(image_index, neighbor, drawn, PAIR_PX))
     else:
         cases = [_case(image_index, neighbor, _read(image_index, neighbor.row), ALONE_PX) for neighbor in neighbors]
-    kept_out = (
-        f"{related} of the index {'is' if related == 1 else 'are'} this picture itself, or of the same patient, lesion "
-        "or video, and not shown. " if related else ""
-    )  # fmt: skip
-    hint = (
-        f"{kept_out}Similarity is that of the backbone's features (cosine): 1 is the same picture. The percentage is "
-        "the share of pairs of cases in the index that are less alike. It does not compare diagnoses."
-    )
+    hint = text("cases_hint")
+    if related:
+        hint = f"{text('left_out_one' if related == 1 else 'left_out_several').format(count=related)} {hint}"
     kind = "cases pairs" if regions else "cases"
     tally = _tally(image_index, neighbors)
     return f'{tally}<div class="{kind}">{"".join(cases)}</div><div class="dm-hint cases-hint">{hint}</div>'
@@ -161,26 +155,29 @@ def _tally(image_index: ImageIndex, neighbors: Sequence[Neighbor]) -> str:
 
 def _label(image_index: ImageIndex, neighbor: Neighbor) -> str:
     label = image_index.hit(neighbor, 0).label
-    return "no label" if label is None else str(label)
+    return text("no_label") if label is None else str(label)
 
 
 def _case(image_index: ImageIndex, neighbor: Neighbor, picture: np.ndarray | None, height_px: int) -> str:
     label = _label(image_index, neighbor)
-    shown = GONE
+    shown = f'<div class="dm-hint">{text("case_missing")}</div>'
     if picture is not None:
         name = html.escape(f"{text('compare_with')} {label}", quote=True)
-        drawn = inline(picture, f"A similar case, {label}", height_px)
+        drawn = inline(picture, text("case_image").format(label=label), height_px)
         shown = f'<button type="button" class="case-open" aria-label="{name}">{drawn}</button>'
+    distance = text("case_distance").format(distance=f"{1 - neighbor.similarity:.3f}")
     return (
         f'<figure class="case">{shown}<figcaption><b>{html.escape(label)}</b> '
-        f'<span class="similarity" title="distance {1 - neighbor.similarity:.3f}">{neighbor.similarity:.3f}</span>'
+        f'<span class="similarity" title="{distance}">{neighbor.similarity:.3f}</span>'
         f"{_percentile(image_index, neighbor)}</figcaption></figure>"
     )
 
 
 def _percentile(image_index: ImageIndex, neighbor: Neighbor) -> str:
     percentile = image_index.similarity_percentile(neighbor.similarity)
-    return "" if percentile is None else f'<span class="percentile">more alike than {percentile:.1f}% of pairs</span>'
+    if percentile is None:
+        return ""
+    return f'<span class="percentile">{text("case_percentile").format(percent=f"{percentile:.1f}")}</span>'
 
 
 def _read(image_index: ImageIndex, row: int) -> np.ndarray | None:

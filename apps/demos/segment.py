@@ -31,7 +31,7 @@ from dinomed.explore.similarity import compact_tokens
 KEPT_PIXELS = 2 * MAX_PIXELS  # of all visitors in total, 4 bytes per pixel
 MAP_PX = 1024  # of the longer side of the map that the page gets
 LEVELS = 200  # of probability; a step of the threshold is half a percent
-ANY = "any of them"
+ANY = text("any_class")
 MIN_SHARES = (0.0, 0.0002, 0.0005, 0.002, 0.01)
 
 
@@ -114,7 +114,7 @@ class SegmentPanel(Panel):
         preprocessing: reads the files for a `LesionModel`; None for 8-bit RGB.
     """
 
-    name, title = "segment", "Segment"
+    name, title = "segment", text("title_segment")
     explanation = text("segment_explanation")
     summarizes = outlines = has_uncertainty = True
 

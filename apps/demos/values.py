@@ -6,6 +6,7 @@ from typing import Any
 
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.task import find_task
+from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
 from dinomed.apps.demos.parts import Picture, Summary
 
@@ -13,7 +14,7 @@ from dinomed.apps.demos.parts import Picture, Summary
 class ValuesPanel(Panel):
     """The panel of an adapter of any task: the values that `Task.output_rows` names."""
 
-    name, title, explanation = "values", "Values", "The values that the model predicts for the picture."
+    name, explanation = "values", text("values_explanation")
     summarizes = True
 
     def __init__(self, predictor: Predictor) -> None:

@@ -35,12 +35,12 @@ def browser() -> Iterator[Any]:
 
 
 WCAG = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
-LOOKS = (("light", 1280), ("dark", 390))
+LOOKS = (("light", 1280), ("light", 390), ("dark", 390), ("dark", 1280))
 
 
 @pytest.fixture(scope="session")
 def find_violations() -> Callable[..., list[str]]:
-    """Return the violations of WCAG 2.2 AA that axe-core finds on a page in both themes and on a phone."""
+    """Return the violations of WCAG 2.2 AA that axe-core finds on a page in both themes, also on a phone."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     options = {"runOnly": {"type": "tag", "values": list(WCAG)}, "resultTypes": ["violations"]}
 

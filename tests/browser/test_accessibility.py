@@ -122,6 +122,30 @@ def test_every_control_is_reached_by_the_keyboard_and_shows_it(open_page: Callab
         assert name in reached
 
 
+def test_from_an_example_to_its_mask_by_keyboard_only(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+
+    def reach(selector: str) -> None:
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+        raise AssertionError(f"{selector} is not reached")
+
+    reach(".dm-thumb")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".dm-app[data-state=shown]")
+    page.evaluate("document.activeElement.blur()")
+    reach("#threshold")
+    for _ in range(30):  # from 0.5 to 0.2: the example has a probability of 0.36
+        page.keyboard.press("ArrowLeft")
+    page.wait_for_selector("#measures:visible")
+    reach("#download")
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    assert (np.asarray(Image.open(download.value.path())) == 255).all()
+
+
 def test_examples_have_names(open_page: Callable[..., Any]) -> None:
     page = open_page()
     assert page.get_by_role("button", name="Open example 1").count() == 1

@@ -45,11 +45,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def demo(browser, serve, made: Path, tmp_path_factory: pytest.TempPathFactory):
+def demo_words(made: Path) -> list[str]:
     parts = {"--segment": "seg", "--classify": "cls", "--index": "idx"}
     options = [word for option, name in parts.items() for word in (option, str(made / name))]
-    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", "all", *options, "--no-browser", "--device", "cpu"]
+    return ["demo", "all", *options, "--no-browser", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def demo(browser, serve, made: Path, tmp_path_factory: pytest.TempPathFactory):
+    command = [sys.executable, "-m", "dinomed.apps.cli", *demo_words(made)]
     with serve(command, tmp_path_factory.mktemp("demo") / "tmp") as demo:
         yield demo
 
@@ -143,21 +147,24 @@ def test_answers_for_a_picture_unlike_the_training_wait_behind_a_warning(visit, 
     assert "Like the training images" in visit.page.inner_text(".dm-familiar:visible")
 
 
+@pytest.mark.long
 def test_axe_finds_no_violation_in_any_tab(visit, made: Path, find_violations) -> None:
     manifest, page = read_manifest(made / "images.parquet"), visit.page
     for row in (0, 1):  # two pictures: the tab Explore compares them
         visit.upload(manifest.path(row))
         visit.wait_for_answer()
     violations = {}
-    for name, result in (("Classify", "#probabilities"), ("Similar", "#found .cases"), ("Batch", "#batch-files")):
+    results = {"Segment": "#area-px", "Classify": "#probabilities", "Similar": "#found .cases", "Batch": "#batch-files"}
+    for name, result in results.items():
         tab(visit, name)
         page.wait_for_selector(result, state="attached")
         violations[name] = find_violations(page)
     tab(visit, "Explore")
-    for mode, result in (("similarity", ".ex-tile"), ("attention", ".ex-map"), ("match", ".ex-tile")):
+    results = {"similarity": ".ex-tile", "pca": ".ex-map", "attention": ".ex-map", "match": ".ex-match"}
+    for mode, result in results.items():
         page.locator("#explore-mode").select_option(mode)
-        page.wait_for_selector(f"#explore {result}")
-        violations[mode] = find_violations(page, [("dark", 390)])
+        page.wait_for_selector(f"#explore {result}", state="attached")
+        violations[mode] = find_violations(page)
     page.locator("#explore-mode").select_option("map")
     page.wait_for_selector("#map[data-ready=pca]")
     violations["map"] = find_violations(page)
@@ -186,3 +193,55 @@ def test_arrow_keys_move_between_the_tabs(visit) -> None:
         assert visit.page.evaluate("document.activeElement.getAttribute('aria-selected')") == "true"
     names = ["segment", "classify", "explore", "segment", "explore", "segment"]
     assert shown == [f"panel-{name}" for name in names]
+
+
+UNMARKED = """sign => {
+  const words = /[A-Za-z]{3,}/, found = [], app = document.querySelector(".dm-app");
+  const walker = document.createTreeWalker(app, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const text = walker.currentNode.textContent, parent = walker.currentNode.parentElement;
+    if (words.test(text) && !text.includes(sign) && !parent.closest("#batch-list span")) found.push(text.trim());
+  }
+  for (const name of ["aria-label", "title", "alt", "placeholder"]) {
+    for (const node of app.querySelectorAll(`[${name}]`)) {
+      const text = node.getAttribute(name);
+      if (words.test(text) && !text.includes(sign)) found.push(`${name}: ${text}`);
+    }
+  }
+  return found;
+}"""
+
+
+@pytest.mark.long
+def test_every_text_of_the_page_is_in_the_file_for_translation(browser, serve, made: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(made / "images.parquet")
+    command = [sys.executable, str(Path(__file__).with_name("marked_texts.py")), *demo_words(made)]
+    found: set[str] = set()
+    with serve([*command, "--save", str(tmp_path / "saved")], tmp_path / "tmp") as demo:
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(demo.address)
+        page.wait_for_selector(".dm-app[data-ready]")
+        for row in (0, 1):
+            page.set_input_files("#picture input[type=file]", str(manifest.path(row)))
+            page.wait_for_selector(".dm-app[data-state=shown]")
+        found.update(page.evaluate(UNMARKED, "¤"))
+        for name, result in (("classify", "#probabilities"), ("retrieve", "#found .cases"), ("explore", ".ex-tile")):
+            page.locator(f"#tab-{name}").click()
+            page.wait_for_selector(result)
+            found.update(page.evaluate(UNMARKED, "¤"))
+        page.locator("#explore-mode").select_option("map")
+        page.wait_for_selector("#map[data-ready=pca]")
+        page.locator("#tab-batch").click()
+        (tmp_path / "broken.png").write_bytes(b"nothing")
+        page.set_input_files("#batch-files", [str(manifest.path(0)), str(tmp_path / "broken.png")])
+        page.wait_for_selector("#batch-list li")
+        page.wait_for_selector("#batch-errors li")
+        found.update(page.evaluate(UNMARKED, "¤"))
+        page.close()
+    values = {
+        *manifest.columns,
+        *(str(value) for name in manifest.columns for value in manifest.column(name)),
+        "lesion",
+    }
+    assert {text for text in found if text.partition(" (")[0] not in values} == {"dinomed"}

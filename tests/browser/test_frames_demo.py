@@ -84,6 +84,16 @@ def test_the_slider_chooses_the_frame_of_every_result(visit: Any, cine: Path, tm
     assert visit.download()[0] == "mask_2.png"
 
 
+def test_axe_finds_no_violation_beside_frames_and_tools_of_correction(
+    visit: Any, cine: Path, find_violations: Any
+) -> None:
+    visit.upload(cine)
+    visit.wait_for_area(AREAS[0])
+    visit.page.locator("[data-tool=brush]").click()
+    visit.page.locator("#set-scale").click()
+    assert find_violations(visit.page) == []
+
+
 def test_an_answer_for_a_frame_that_was_left_is_dropped(visit: Any, cine: Path) -> None:
     page, held = visit.page, []
 

@@ -121,6 +121,11 @@ def test_dragging_presets_numbers_and_keys_change_the_picture_and_no_result(ct: 
     assert (after == mask).all()
 
 
+def test_axe_finds_no_violation_beside_the_window(ct: Any, find_violations: Any) -> None:
+    ct.page.locator("#window-tool").click()
+    assert find_violations(ct.page) == []
+
+
 def test_the_window_of_a_picture_is_gone_with_it_and_8_bit_colour_has_none(ct: Any, tmp_path: Path) -> None:
     page = ct.page
     page.locator("#window-preset").select_option("1")

@@ -18,7 +18,7 @@ class BatchPanel(Panel):
         panels: the panels of the page; those with `summarizes` take part.
     """
 
-    name, title = "batch", "Batch"
+    name, title = "batch", text("title_batch")
     explanation = text("batch_explanation").format(most=MAX_FILES)
     predicts = answers = False
     consumers = ()

@@ -22,6 +22,7 @@ from PIL import Image
 
 from dinomed.apps.demos.batch.archive import UnreadableArchive, is_archive, list_files, read_file
 from dinomed.apps.demos.guard import MAX_UPLOADS_BYTES, folder_bytes
+from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import NO_RESULT, Panel, PanelResult, run_consumers
 from dinomed.apps.demos.parts import PUT_AWAY, Summary, find_upload, message, uploads_folder
 from dinomed.apps.pages.sheet import draw_thumbnail
@@ -54,7 +55,7 @@ class BatchWork:
             files = list_files(path)
         except UnreadableArchive as error:
             _remove(path)
-            return {"error": message("error", f"This ZIP cannot be read: {error}")}
+            return {"error": message("error", text("unreadable_zip").format(reason=error))}
         return {
             "files": [{"position": file.position, "name": file.name, "problem": file.problem} for file in files],
         }
@@ -110,7 +111,7 @@ class BatchWork:
                 _unpack(path, position, copy)
             return {"path": str(copy)}
         except UnreadableArchive as error:
-            return {"error": message("error", f"This file cannot be read as a picture: {error}")}
+            return {"error": message("error", text("unreadable_picture").format(reason=error))}
 
     def close(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Remove a ZIP whose batch has ended."""
@@ -138,7 +139,7 @@ def used_picture(request: Mapping[str, Any]) -> Iterator[tuple[Path | None, str]
     try:
         _unpack(upload, int(position), path)
     except UnreadableArchive as error:
-        yield None, message("error", f"This file cannot be read as a picture: {error}")
+        yield None, message("error", text("unreadable_picture").format(reason=error))
         return
     try:
         yield path, ""

@@ -41,7 +41,7 @@ class ExplorePanel(Panel):
         names: whether visitors may have the paths of the images of the index.
     """
 
-    name, title = "explore", "Explore"
+    name, title = "explore", text("title_explore")
     explanation = text("explore_explanation")
     predicts = False
 
