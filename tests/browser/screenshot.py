@@ -3,6 +3,8 @@
 python tests/browser/screenshot.py runs/seg PICTURE docs/images/demo_segment.webp
 python tests/browser/screenshot.py runs/seg PICTURE docs/images/demo_similar.webp --classify runs/cls \\
     --index runs/idx --tab Similar
+python tests/browser/screenshot.py runs/seg PICTURE docs/images/demo_batch.webp --tab Batch --batch FOLDER
+python tests/browser/screenshot.py runs/seg PICTURE docs/images/demo_correct.webp --brush 0.4,0.5 --brush 0.5,0.4
 """
 
 import argparse
@@ -10,7 +12,9 @@ import io
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -40,10 +44,31 @@ def take(address: str, options: argparse.Namespace) -> None:
         if options.mode:
             page.locator("#explore-mode").select_option(options.mode)
             page.wait_for_selector("#explore .ex-map")
+        if options.batch:
+            pictures = sorted(options.batch.iterdir())
+            page.set_input_files("#batch-files", [str(path) for path in pictures])
+            done = f"{len(pictures)} of {len(pictures)} done."
+            page.wait_for_function("done => document.querySelector('#batch-status').innerText === done", arg=done)
+        if options.brush:
+            draw_stroke(page, [tuple(map(float, place.split(","))) for place in options.brush])
+        page.evaluate("scrollTo(0, 0)")
         page.wait_for_timeout(1500)  # for the last frame
         options.output.parent.mkdir(parents=True, exist_ok=True)
         taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
     taken.save(options.output, quality=82, method=6)
+
+
+def draw_stroke(page: Any, places: list[tuple[float, float]]) -> None:
+    """Draw a stroke of the brush through places of the viewer, as shares of its width and height."""
+    page.locator("[data-tool=brush]").click()
+    page.locator("#brush-size").fill("44")
+    page.locator(".dm-stage").scroll_into_view_if_needed()
+    box = page.locator(".dm-stage").bounding_box()
+    for number, (x, y) in enumerate(places):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=8)
+        if not number:
+            page.mouse.down()
+    page.mouse.up()
 
 
 if __name__ == "__main__":
@@ -54,19 +79,23 @@ if __name__ == "__main__":
     parser.add_argument("--examples", help="folder of pictures to offer")
     parser.add_argument("--classify", help="folder of a classifier, for `demo all`")
     parser.add_argument("--index", help="folder of an index, for `demo all`")
-    parser.add_argument("--tab", help="tab to open: Classify, Similar or Explore")
+    parser.add_argument("--tab", help="tab to open: Classify, Similar, Batch or Explore")
     parser.add_argument("--before", help="a picture that is opened first, for Explore")
     parser.add_argument("--mode", choices=["pca", "attention"], help="what Explore shows")
+    parser.add_argument("--batch", type=Path, help="folder of pictures that the tab Batch shows")
+    parser.add_argument("--brush", action="append", help="X,Y: a place of a stroke of the brush, 0 to 1 of the viewer")
     parser.add_argument("--scheme", choices=["light", "dark"], default="light")
     parser.add_argument("--width", type=int, default=1280, help="of the window, px")
     parser.add_argument("--scale", type=float, default=1.0, help="pixels of the screen for each px of the page")
     options = parser.parse_args()
-    whole = bool(options.classify or options.index)
+    whole = bool(options.classify or options.index or options.batch)
     command = [sys.executable, "-m", "dinomed.apps.cli", "demo", "all" if whole else "segment", "--no-browser"]
     command += ["--segment" if whole else "--adapter", options.adapter]
     command += ["--classify", options.classify] if options.classify else []
     command += ["--index", options.index] if options.index else []
     command += ["--examples", options.examples] if options.examples else []
+    saved = tempfile.TemporaryDirectory()
+    command += ["--save", str(Path(saved.name) / "corrections")] if options.brush else []
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
@@ -77,3 +106,4 @@ if __name__ == "__main__":
     finally:
         server.terminate()
         server.wait()
+        saved.cleanup()
