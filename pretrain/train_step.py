@@ -161,8 +161,9 @@ class TrainStep:
             return x.to(self.device, non_blocking=True)
 
         batch = ViewBatch(
-            normalise(raw.globals), normalise(raw.locals), move(raw.masks), move(raw.masked), move(raw.mask_weights)
-        )
+            normalise(raw.globals), normalise(raw.locals), move(raw.masks), move(raw.masked), move(raw.mask_weights),
+            None if raw.anchors is None else normalise(raw.anchors),
+        )  # fmt: skip
         return self.model.prepare_batch(batch)
 
     def load(self, root: Path) -> tuple[int, dict[str, Any]]:

@@ -197,6 +197,9 @@ class Trainer:
         side, early_side = crops.global_size // patch, crops.early_crops().global_size // patch
         early_steps = crops.early_steps(run.steps)
         intensity, early_positions = config.images, early_steps * run.batch_size
+        objective, anchors_from = config.objective, None
+        if objective.gram_weight and objective.gram_scale > 1:
+            anchors_from = objective.gram_first_step(run.steps) * run.batch_size
         self.stream = CropStream(
             paths,
             train.column("image"),
@@ -207,6 +210,7 @@ class Trainer:
             intensity,
             early_positions,
             isolated=not train.decoded,
+            anchors_from=anchors_from,
         )
         return load_batches(
             self.stream,

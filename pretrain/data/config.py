@@ -105,9 +105,13 @@ class CropConfig(Config):
         """Return the settings without the augmentations that `needs_rgb` names."""
         return self.model_copy(update={"jitter": (*self.jitter[:2], 0.0, 0.0), "gray_probability": 0.0})
 
-    def smallest_area(self) -> int:
-        """Return the smallest image area, in pixels, at which no crop must be enlarged (apart from its aspect)."""
-        areas = [self.global_size**2 / self.global_scale[0]]
+    def smallest_area(self, anchor_scale: int = 1) -> int:
+        """Return the smallest image area, in pixels, at which no crop must be enlarged (apart from its aspect).
+
+        Args:
+            anchor_scale: the global views are also computed at this multiple of their size.
+        """
+        areas = [(anchor_scale * self.global_size) ** 2 / self.global_scale[0]]
         if self.num_local:
             areas.append(self.local_size**2 / self.local_scale[0])
         return math.ceil(max(areas))

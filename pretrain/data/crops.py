@@ -20,7 +20,9 @@ class MultiCrop:
     def __init__(self, config: CropConfig) -> None:
         self.config = config
         first, second, local = config.blur_probabilities()
-        self._globals = (_colours(config, first), _colours(config, second, config.solarize_probability))
+        solarize = config.solarize_probability
+        self._globals = (_colours(config, first), _colours(config, second, solarize))
+        self._anchors = (_colours(config, first, enlarged=2), _colours(config, second, solarize, enlarged=2))
         self._local = _colours(config, local)
 
     def __call__(self, image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,6 +35,18 @@ class MultiCrop:
         for crop in crops:
             crop[:] = self._local(random_resized_crop(image, c.local_size, c.local_scale, rng), rng)
         return np.stack(views), crops
+
+    def anchors(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Return the global views of the same seed at twice their size, (2, 2s, 2s, channels).
+
+        Windows, flips and colours are the same: they depend on random numbers only, not on the size. The blur has twice
+        the width in px.
+        """
+        rng, c = np.random.default_rng(seed), self.config
+        return np.stack([
+            colours(random_resized_crop(image, 2 * c.global_size, c.global_scale, rng), rng)
+            for colours in self._anchors
+        ])  # fmt: skip
 
 
 def random_resized_crop(
@@ -76,14 +90,16 @@ def _window(
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def _colours(config: CropConfig, blur: float, solarize: float = 0.0) -> Colours:
+def _colours(config: CropConfig, blur: float, solarize: float = 0.0, enlarged: int = 1) -> Colours:
+    """Return the augmentation of a view; `enlarged` is the multiple of its size, for the width of the blur."""
+    low, high = config.blur_sigma
     return Colours(
         flips=(config.horizontal_flip, config.vertical_flip),
         jitter=config.jitter,
         jitter_probability=config.jitter_probability,
         gray=config.gray_probability,
         blur=blur,
-        blur_kernel=config.blur_kernel,
-        blur_sigma=config.blur_sigma,
+        blur_kernel=enlarged * (config.blur_kernel - 1) + 1,
+        blur_sigma=(enlarged * low, enlarged * high),
         solarize=solarize,
     )

@@ -42,6 +42,7 @@ class Sample:
     locals: np.ndarray
     name: str
     skipped: list[str]  # unreadable images that this one replaces, with the reasons
+    anchors: np.ndarray | None = None  # 2, 2s, 2s, channels: the global views at twice their size
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,25 @@ class RawBatch:
     mask_weights: Tensor
     names: list[str]
     skipped: list[str]
+    anchors: Tensor | None = None  # 2B, 2s, 2s, channels
 
     def split(self, size: int | None) -> "list[RawBatch]":
         """Return slices of `size` images; the last one may be smaller. For None, the batch itself."""
         count = len(self.names)
         if size is None or size >= count:
             return [self]
-        grids = [x.reshape(len(x) // count, count, *x.shape[1:]) for x in (self.globals, self.locals, self.masks)]
+        views = [self.globals, self.locals, self.masks, *([] if self.anchors is None else [self.anchors])]
+        grids = [x.reshape(len(x) // count, count, *x.shape[1:]) for x in views]
         slices = []
         for start in range(0, count, size):
             part = slice(start, start + size)
-            global_views, local_views, masks = (grid[:, part].flatten(0, 1) for grid in grids)
+            global_views, local_views, masks, *anchors = (grid[:, part].flatten(0, 1) for grid in grids)
             masked, weights = _masked_patches(masks)
             skipped = [] if start else self.skipped  # reported once, with the first slice
             names = self.names[part]
-            slices.append(RawBatch(self.step, global_views, local_views, masks, masked, weights, names, skipped))
+            slices.append(
+                RawBatch(self.step, global_views, local_views, masks, masked, weights, names, skipped, *anchors)
+            )
         return slices
 
     def pin_memory(self) -> "RawBatch":
@@ -89,6 +94,7 @@ class CropStream(Dataset[Sample]):
         stamps: of the manifest (`Manifest.stamps`); a file that has changed since the scan is skipped.
         early_positions: number of first positions whose crops have the sizes of `crops.early`.
         isolated: decode in processes with limits (`dinomed.isolation`): for files that no scan has decoded.
+        anchors_from: position from which on samples have the global views at twice their size too; None: never.
     """
 
     def __init__(
@@ -102,12 +108,13 @@ class CropStream(Dataset[Sample]):
         intensity: IntensityConfig = PLAIN,
         early_positions: int = 0,
         isolated: bool = False,
+        anchors_from: int | None = None,
     ) -> None:
         self.paths, self.names, self.stamps = paths, names, stamps
         self.seed, self.channels, self.intensity = seed, channels, intensity
         self.read_image = read_image_isolated if isolated else read_image
         self.multi_crop, self.early_multi_crop = MultiCrop(crops), MultiCrop(crops.early_crops())
-        self.early_positions = early_positions
+        self.early_positions, self.anchors_from = early_positions, anchors_from
         self._epoch, self._order = -1, np.empty(0, int)
         # for each data worker, its process and the image that it reads; shared with the workers
         self._worker_pids = multiprocessing.RawArray("q", _MAX_WORKERS)
@@ -123,16 +130,18 @@ class CropStream(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         skipped: list[str] = []
         multi_crop = self.early_multi_crop if position < self.early_positions else self.multi_crop
+        anchored = self.anchors_from is not None and position >= self.anchors_from
         for attempt in range(_MAX_TRIES):
             index = (self.image_index(position) + attempt) % len(self.paths)
             try:
-                image = self._read(index, multi_crop.config)
+                image = self._read(index, multi_crop.config, anchor_scale=2 if anchored else 1)
             except UnreadableImage as error:  # readable at the scan; a run of days continues without it
                 skipped.append(f"{self.names[index]}: {error.reason}")
                 continue
             seed = int(np.random.default_rng([self.seed, _CROPS, position]).integers(2**63))
             global_views, local_views = multi_crop(image, seed)
-            return Sample(position, global_views, local_views, self.names[index], skipped)
+            anchors = multi_crop.anchors(image, seed) if anchored else None
+            return Sample(position, global_views, local_views, self.names[index], skipped, anchors)
         raise DinomedError(
             f"{_MAX_TRIES} images in a row cannot be read, the last one {skipped[-1]}; scan the folder again"
         )
@@ -150,21 +159,21 @@ class CropStream(Dataset[Sample]):
         }
         return [name for pid, name in reading.items() if pid in pids] or list(reading.values())
 
-    def _read(self, index: int, crops: CropConfig) -> np.ndarray:
+    def _read(self, index: int, crops: CropConfig, anchor_scale: int) -> np.ndarray:
         worker = get_worker_info()
         if worker is None or worker.id >= _MAX_WORKERS:
-            return self._read_pixels(index, crops)
+            return self._read_pixels(index, crops, anchor_scale)
         self._worker_pids[worker.id], self._worker_images[worker.id] = os.getpid(), index
         try:
-            return self._read_pixels(index, crops)
+            return self._read_pixels(index, crops, anchor_scale)
         finally:
             self._worker_images[worker.id] = -1
 
-    def _read_pixels(self, index: int, crops: CropConfig) -> np.ndarray:
+    def _read_pixels(self, index: int, crops: CropConfig, anchor_scale: int) -> np.ndarray:
         path = self.paths[index]
         if self.stamps is not None:
             check_unchanged(path, *self.stamps[index])
-        min_area = crops.smallest_area() if crops.reduced_decoding else None
+        min_area = crops.smallest_area(anchor_scale) if crops.reduced_decoding else None
         return self.read_image(path, channels=self.channels, intensity=self.intensity, at_least=min_area)
 
 
@@ -196,6 +205,7 @@ class Collate:
         grid = self.early_grid if step < self.early_steps else self.grid
         masks = torch.from_numpy(sample_masks(2 * batch_size, grid, self.masks, (self.seed, _MASKS, step), rows))
         masked, weights = _masked_patches(masks)
+        anchors = [s.anchors for s in samples if s.anchors is not None]
         return RawBatch(
             step=step,
             globals=_sort_by_view([s.globals for s in samples]),
@@ -205,6 +215,7 @@ class Collate:
             mask_weights=weights,
             names=[s.name for s in samples],
             skipped=[line for s in samples for line in s.skipped],
+            anchors=_sort_by_view(anchors) if anchors else None,
         )
 
 

@@ -6,7 +6,23 @@ patches lose their local meaning. The loss constrains only the pairwise similari
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
+
+
+def reduce_patches(patches_BPC: Tensor, grid: tuple[int, int], scale: int) -> Tensor:
+    """Reduce patch tokens of a finer grid to a grid (rows, columns), by bicubic interpolation in float32.
+
+    The paper's anchor sees the views at twice the resolution; its smoother maps are reduced to the grid of the student.
+
+    Args:
+        patches_BPC: tokens of a grid of (scale * rows, scale * columns).
+        grid: rows and columns of the result.
+        scale: an integer; 1 changes nothing.
+    """
+    if scale == 1:
+        return patches_BPC
+    maps = patches_BPC.float().transpose(1, 2).unflatten(2, (scale * grid[0], scale * grid[1]))
+    return interpolate(maps, grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
 
 
 def gram_loss(student_BPC: Tensor, teacher_BPC: Tensor) -> Tensor:

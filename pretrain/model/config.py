@@ -67,6 +67,10 @@ class ObjectiveConfig(Config):
         0.1, ge=0, le=1, description="fraction of the run between two steps at which the present teacher becomes the "
         "anchor; 0: only at gram_start"
     )  # fmt: skip
+    gram_scale: Literal[1, 2] = Field(
+        1, description="2: the anchor of Gram anchoring sees the global views at twice their resolution, and its patch "
+        "tokens are reduced to the student's grid, as in DINOv3; 1: it sees the same views"
+    )  # fmt: skip
     queue: int = Field(
         0, ge=0, le=2**20, description="earlier images in Sinkhorn-Knopp of class tokens and in KoLeo, beside those of "
         "the batch; for small batches"
@@ -81,9 +85,13 @@ class ObjectiveConfig(Config):
         """Return the weight of the regression at `step` of 0 .. total - 1."""
         return self.pixel_weight * max(1 - step / (self.pixel_decay * total), 0.0)
 
+    def gram_first_step(self, total: int) -> int:
+        """Return the step of 0 .. total - 1 from which on Gram anchoring acts."""
+        return int(self.gram_start * total)
+
     def is_gram_refresh(self, step: int, total: int) -> bool:
         """Return whether the present teacher becomes the anchor at `step` of 0 .. total - 1."""
-        since = step - int(self.gram_start * total)
+        since = step - self.gram_first_step(total)
         every = int(self.gram_refresh * total)
         return since == 0 or (since > 0 and every > 0 and since % every == 0)
 

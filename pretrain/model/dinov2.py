@@ -14,7 +14,7 @@ from dinomed.backbones.vit import Tokens, VisionTransformer
 from dinomed.distributed import gather_rows
 from dinomed.pretrain.distributed.parallel import local_shard
 from dinomed.pretrain.losses.cross_entropy import dino_loss, ibot_loss
-from dinomed.pretrain.losses.gram import gram_loss
+from dinomed.pretrain.losses.gram import gram_loss, reduce_patches
 from dinomed.pretrain.losses.koleo import koleo_loss
 from dinomed.pretrain.losses.pixels import hog_targets, masked_regression_loss, num_values, pixel_targets
 from dinomed.pretrain.losses.queue import MemoryQueue
@@ -34,6 +34,7 @@ class ViewBatch:
     masks: Tensor  # 2B, patches, bool
     masked: Tensor  # M, indices into the flattened masks
     mask_weights: Tensor  # M, 1 / (masked patches of the view)
+    anchors: Tensor | None = None  # 2B, channels, 2s, 2s: `globals` at twice the resolution, for `gram_scale` 2
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class DINOv2(nn.Module):
         """Set the weights that change during the run, and the anchor of Gram anchoring at its steps."""
         self.pixel_weight = self.objective.pixel_weight_at(step, total)
         if self.anchor is not None:
-            self.is_anchored = step >= int(self.objective.gram_start * total)
+            self.is_anchored = step >= self.objective.gram_first_step(total)
             if self.objective.is_gram_refresh(step, total):
                 update_ema(backbone_of(self.anchor), backbone_of(self.teacher), 0.0)
 
@@ -188,8 +189,13 @@ class DINOv2(nn.Module):
         """Compute Gram anchoring on the global views; 0 before its start."""
         if not self.is_anchored or self.anchor is None:
             return patches.sum() * 0.0
+        scale, patch_size = self.objective.gram_scale, backbone_of(self.anchor).patch_size
+        views = batch.globals if scale == 1 else batch.anchors
+        assert views is not None
         with torch.no_grad():
-            anchors = backbone_of(self.anchor).forward_packed([batch.globals], [None])[0].patches
+            anchors = backbone_of(self.anchor).forward_packed([views], [None])[0].patches
+            rows, columns = (side // patch_size for side in batch.globals.shape[-2:])
+            anchors = reduce_patches(anchors, (rows, columns), scale)
         return gram_loss(patches, anchors)
 
     def koleo_loss(self, cls_2BC: Tensor) -> Tensor:

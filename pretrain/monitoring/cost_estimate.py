@@ -79,7 +79,7 @@ def estimate(
     widths["projector"] = vit.embed_dim if teacher is None else teacher.backbone.embed_dim
     logits = sum(images * sum(rows[name]) * widths[name] * SAVED_PER_LOGIT * BYTES for name in sizes)
     seconds = flop / (matrix_speed(device, run.precision) * EFFICIENCY)
-    memory_gib = (weights + activations + logits) / 2**30
+    memory_gib = (weights + activations + logits + _anchor_bytes(config, images_in_memory)) / 2**30
     num_tokens = round(student_tokens + teacher_tokens)
     return CostEstimate(backbone, heads, num_tokens, flop / 1e12, memory_gib, seconds, seconds * run.steps / 3600)
 
@@ -91,11 +91,21 @@ def _image_flop(config: PretrainConfig, teacher: Teacher | None, head_sizes: dic
     flop = 3 * (1 - vit.drop_path) * (of_globals + _forward(config, "local", vit))
     flop += _forward(config, "global", vit if teacher is None else teacher.backbone)
     if config.objective.gram_weight:
-        flop += (1 - config.objective.gram_start) * _forward(config, "global", vit)
+        flop += (1 - config.objective.gram_start) * _forward(config, "anchor", vit)
     for name, size in head_sizes.items():
         of_teacher = 0.0 if name in ("projector", "pixel_head", "predictor") else rows[name][1]  # not run
         flop += 2 * size * (3 * rows[name][0] + of_teacher)
     return flop
+
+
+def _anchor_bytes(config: PretrainConfig, images: int) -> int:
+    """Return the memory of the enlarged views of Gram anchoring, and of their tokens in a feed-forward layer."""
+    vit, objective, crops = config.backbone, config.objective, config.crops
+    if not objective.gram_weight or objective.gram_scale == 1:
+        return 0
+    side = objective.gram_scale * crops.global_size
+    values = vit.in_channels * side**2 + _grid(side, config) * int(vit.embed_dim * (2 + vit.mlp_ratio))
+    return 2 * images * values * BYTES
 
 
 def _adapters(side: nn.ModuleDict, lora: LoraConfig | None) -> int:
@@ -129,7 +139,11 @@ def _visible_share(config: PretrainConfig) -> float:
 def _forward(config: PretrainConfig, kind: str, vit: ViTConfig) -> float:
     """Return the FLOP of a forward pass of one image: twice the weights for each token, and the attention."""
     crops = config.crops
-    count, size = (2, crops.global_size) if kind == "global" else (crops.num_local, crops.local_size)
+    count, size = {
+        "global": (2, crops.global_size),
+        "anchor": (2, config.objective.gram_scale * crops.global_size),
+        "local": (crops.num_local, crops.local_size),
+    }[kind]
     n, c = _grid(size, config), vit.embed_dim
     weights = vit.depth * (4 * c * c + 2 * c * int(c * vit.mlp_ratio))
     patch = vit.in_channels * vit.patch_size**2 * c
