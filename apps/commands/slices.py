@@ -78,11 +78,13 @@ def slices(
         "groups": len(set(written.manifest.groups())),
         "slices": len(written.manifest),
         "masks": sum(mask is not None for mask in written.manifest.column("mask")),
+        "classes": {str(value): label for value, label in sorted(written.classes.items())},
         "problems": [{"volume": volume, "reason": reason} for volume, reason in written.problems],
         "note": RESEARCH_USE,
     }
     rows: list[tuple[str, Any]] = [(name, report[name]) for name in ("groups", "slices", "masks")]
     rows = [("volumes", len(written.volumes)), *rows]
+    rows += [(f"value {value} of the masks", label) for value, label in report["classes"].items()]
     rows += [(f"problem: {reason}", count) for reason, count in Counter(r for _, r in written.problems).items()]
     rows += list(written.volumes.items())[:_MAX_SHOWN]  # the order of the numbers is not that of the paths
     if len(written.volumes) > _MAX_SHOWN:

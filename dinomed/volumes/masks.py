@@ -4,7 +4,7 @@ Nothing is resampled: a mask whose voxels are not those of its volume is refused
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from dinomed.errors import DinomedError, UsageError
 from dinomed.images.decode import MAX_PIXELS, UnreadableImage
 from dinomed.images.dicom.elements import is_dicom, is_segmentation, read_elements, reading_dicom
 from dinomed.images.dicom.segmentation import read_segmentation
+from dinomed.images.dicom.segments import SEGMENT_TAGS, Segment, SegmentClasses, describe_segments
 from dinomed.isolation.pool import shared_pool
 from dinomed.volumes.find import VolumeSource, file_stem
 from dinomed.volumes.geometry import Grid, lps_to_ras, voxel_places
@@ -41,6 +42,9 @@ class MaskFiles:
         by_series: paths of the DICOM segmentations by the Series Instance UID that they reference.
         problems: (path, reason) of files that cannot be used.
         used: the files that belong to a volume.
+        segments: the descriptions of the segments of each DICOM segmentation.
+        values: of each DICOM segmentation of a volume, Segment Number -> value in its label map (`match_segments`).
+        classes: the classes of these values.
     """
 
     place: Path
@@ -48,9 +52,27 @@ class MaskFiles:
     by_series: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
     problems: list[tuple[str, str]] = field(default_factory=list)
     used: set[Path] = field(default_factory=set)
+    segments: dict[Path, list[Segment]] = field(default_factory=dict)
+    values: dict[Path, dict[int, int]] = field(default_factory=dict)
+    classes: SegmentClasses = field(default_factory=SegmentClasses)
 
-    def find(self, source: VolumeSource, sources: Sequence[VolumeSource]) -> Path | None:
-        """Return the mask of a volume, or None.
+    def match_segments(self, sources: Sequence[VolumeSource]) -> None:
+        """Give segments of one label one value in the segmentations of all volumes, in the order of their paths.
+
+        A segmentation that contradicts an earlier one is a problem, and its volume gets no mask.
+        """
+        series = {source.identifier("SeriesInstanceUID") for source in sources}
+        for path in sorted(path for uid, paths in self.by_series.items() if uid in series for path in paths):
+            try:
+                self.values[path] = self.classes.add(path, self.segments[path])
+            except DinomedError as error:
+                self.problems.append((str(path), str(error)))
+                for paths in self.by_series.values():
+                    if path in paths:
+                        paths.remove(path)
+
+    def find(self, source: VolumeSource, sources: Sequence[VolumeSource]) -> list[Path]:
+        """Return the masks of a volume: none, one, or several DICOM segmentations without a common class.
 
         Args:
             sources: all volumes; if it is the only one, a mask that was given as one NIfTI file belongs to it.
@@ -70,9 +92,14 @@ class MaskFiles:
                 f"its mask ({', '.join(sorted(map(str, masks)))}) has the name of {len(alike)} volumes and may belong "
                 "to another one; give the volumes of one folder at a time, with their masks"
             )
-        if len(masks) > 1:
+        if len(masks) > 1 and not self._are_different_classes(masks):
             raise DinomedError(f"{len(masks)} masks of one volume ({', '.join(sorted(map(str, masks)))}); give one")
-        return masks.pop() if masks else None
+        return sorted(masks)
+
+    def _are_different_classes(self, masks: set[Path]) -> bool:
+        """Return whether all masks are DICOM segmentations, and no class is in two of them."""
+        values = [value for path in masks for value in set(self.values.get(path, {0: 0}).values())]
+        return 0 not in values and len(values) == len(set(values))
 
     def unused(self) -> list[tuple[str, str]]:
         """Return the masks that belong to no volume, each with the reason."""
@@ -132,19 +159,20 @@ def _add_segmentation(path: Path, masks: MaskFiles) -> None:
         if not answer.reason.startswith("DICOM without pixels"):  # such as a report
             masks.problems.append((str(path), answer.reason))
     elif answer[0] is not None:
-        masks.by_series[answer[0]].append(path)
+        masks.by_series[answer[0]["series"]].append(path)
+        masks.segments[path] = [Segment(*segment) for segment in answer[0]["segments"]]
 
 
-def read_referenced_series(path: str) -> tuple[str | None, None]:
-    """Read the Series Instance UID that a DICOM segmentation references; for the decoding process.
+def read_referenced_series(path: str) -> tuple[dict[str, Any] | None, None]:
+    """Read the Series Instance UID that a DICOM segmentation references, and its segments; for the decoding process.
 
     Returns:
-        The UID; None for a DICOM file that is no segmentation.
+        `series`, the UID, and `segments` (`describe_segments`); None for a DICOM file that is no segmentation.
 
     Raises:
         UnreadableImage: the file is damaged, or a segmentation that references no series.
     """
-    elements = read_elements(path, MAX_PIXELS, tags=("ReferencedSeriesSequence",))
+    elements = read_elements(path, MAX_PIXELS, tags=("ReferencedSeriesSequence", *SEGMENT_TAGS))
     with reading_dicom(path):
         if not is_segmentation(elements):
             return None, None
@@ -152,7 +180,7 @@ def read_referenced_series(path: str) -> tuple[str | None, None]:
         uid = series.get("SeriesInstanceUID") if series is not None else None
         if not uid:
             raise DinomedError("a DICOM segmentation that references no series; it belongs to no volume")
-        return str(uid), None
+        return {"series": str(uid), "segments": describe_segments(elements)}, None
 
 
 def read_segments(path: str) -> tuple[dict[str, Any], np.ndarray]:
@@ -169,16 +197,22 @@ def read_segments(path: str) -> tuple[dict[str, Any], np.ndarray]:
     return {"segments": list(segmentation.segments), "places": read_frame_places(path)}, segmentation.frames
 
 
-def read_mask_volume(path: Path, grid: Grid) -> np.ndarray:
+def read_mask_volume(path: Path, grid: Grid, values: Mapping[int, int] | None = None) -> np.ndarray:
     """Return a mask in the voxels of its volume, uint16 of the shape of `grid`.
 
+    Args:
+        path: a NIfTI file or a DICOM segmentation.
+        grid: geometry of the volume.
+        values: of a segmentation, Segment Number -> value in the mask; None for the numbers themselves.
+
     Raises:
-        UnreadableImage: the file is damaged or no label map, does not align with the volume, or its segments overlap.
+        UnreadableImage: the file is damaged or no label map, does not align with the volume, its segments overlap, or a
+            segment is not described.
     """
     mask = np.zeros(grid.shape, np.uint16)
     if is_nifti(path):
-        facts, values = read_nifti_isolated(VolumeSource(path, ""), is_mask=True)
-        if values.size != mask.size or not _put(mask, values, grid, np.array(facts["affine"])):
+        facts, stored = read_nifti_isolated(VolumeSource(path, ""), is_mask=True)
+        if stored.size != mask.size or not _put(mask, stored, grid, np.array(facts["affine"])):
             raise UnreadableImage(path, _MISALIGNED)
         return mask
     answer = shared_pool().run("dinomed.volumes.masks:read_segments", [[str(path.absolute())]])[0]
@@ -188,6 +222,13 @@ def read_mask_volume(path: Path, grid: Grid) -> np.ndarray:
     assert frames is not None
     for frame, segment, place in zip(frames, facts["segments"], facts["places"], strict=True):
         labels = (frame.T[..., None] > 0) * np.uint16(segment) if segment else frame.T[..., None].astype(np.uint16)
+        if values is not None:
+            numbers = [int(number) for number in np.unique(labels) if number > 0]
+            if any(number not in values for number in numbers):
+                raise UnreadableImage(path, "a segment is not described; its class is unknown")
+            table = np.zeros(int(labels.max(initial=0)) + 1, np.uint16)
+            table[numbers] = [values[number] for number in numbers]
+            labels = table[labels]
         affine = _frame_affine(grid, *place)
         try:
             is_inside = affine is not None and _put(mask, labels, grid, affine)

@@ -19,7 +19,7 @@ from dinomed.images.bounds.tiff_samples import MAX_BYTES
 from dinomed.images.decode import first_bytes, open_regular, refusing
 from dinomed.io.files import replacing
 from dinomed.packages import installed_version
-from dinomed.volumes.geometry import Grid
+from dinomed.volumes.geometry import MISALIGNED_VOXELS, Grid
 
 SUFFIXES = (".nii", ".nii.gz")
 INSTALL = "pip install 'dinomed[volumes]'"
@@ -54,8 +54,9 @@ def read_nifti(path: str, is_mask: bool = False) -> tuple[dict[str, Any], np.nda
         is_mask: read the integers of a label map.
 
     Returns:
-        Facts of JSON types (`affine`, rows of the affine to RAS+ in mm; `header`, the fields of the geometry), and the
-        values in reversed order of axes, (K, J, I): float32 with the slope of the header, or uint16 of a mask.
+        Facts of JSON types (`affine`, rows of the affine to RAS+ in mm; `header`, the fields of the geometry; `note`,
+        the contradiction of its two affines, or None), and the values in reversed order of axes, (K, J, I): float32
+        with the slope of the header, or uint16 of a mask.
 
     Raises:
         UnreadableImage: the file is no NIfTI, damaged, truncated, too large, without an affine, not of three
@@ -78,7 +79,7 @@ def read_nifti(path: str, is_mask: bool = False) -> tuple[dict[str, Any], np.nda
         values = _scaled(stored, header)
         values = _integers(values) if is_mask else values
     fields = {name: np.nan_to_num(np.asarray(header[name])).tolist() for name in _GEOMETRY}  # JSON has no NaN
-    return {"affine": affine.tolist(), "header": fields}, values
+    return {"affine": affine.tolist(), "header": fields, "note": _contradiction(header, affine, shape)}, values
 
 
 @contextmanager
@@ -156,6 +157,30 @@ def _affine(header: Any) -> np.ndarray:
     affine = np.asarray(header.get_best_affine(), np.float64)
     Grid(_shape(header), affine)  # raises for a singular one
     return affine
+
+
+def _contradiction(header: Any, affine: np.ndarray, shape: tuple[int, int, int]) -> str | None:
+    """Return how a valid qform differs from the sform, which is used, in one line; None if no corner differs by more
+    than `MISALIGNED_VOXELS`, or the header has only one of them.
+    """
+    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
+        return None
+    try:
+        other = np.asarray(header.get_qform(), np.float64)
+        Grid(shape, other)
+    except Exception:  # nibabel raises errors of several types for an impossible qform, which then is no second affine
+        return None
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)], np.float64)
+    corners[:, :3] *= np.array(shape) - 1
+    shift = (other - affine) @ corners.T
+    if np.abs(np.linalg.solve(affine, shift)).max() <= MISALIGNED_VOXELS:
+        return None
+    codes = f"sform (code {int(header['sform_code'])}) and qform (code {int(header['qform_code'])})"
+    distance = np.linalg.norm(shift[:3], axis=0).max()
+    return (
+        f"its {codes} contradict each other: they place a voxel up to {distance:.3g} mm apart; the sform is used, as "
+        "in nibabel; if the qform is right, set the sform code to 0"
+    )
 
 
 def _scaled(stored: np.ndarray, header: Any) -> np.ndarray:

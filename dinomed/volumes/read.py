@@ -8,6 +8,7 @@ import numpy as np
 
 from dinomed.images.decode import UnreadableImage
 from dinomed.isolation.pool import shared_pool
+from dinomed.log import logger
 from dinomed.volumes.find import VolumeSource
 from dinomed.volumes.geometry import Grid
 
@@ -67,6 +68,8 @@ def read_nifti_isolated(source: VolumeSource, is_mask: bool = False) -> tuple[di
         raise UnreadableImage(source.path, answer.reason)
     facts, values = answer
     assert values is not None
+    if facts["note"] is not None:
+        logger.warning(f"{source.path}: {facts['note']}")
     return facts, values.T
 
 

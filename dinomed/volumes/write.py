@@ -63,12 +63,14 @@ class SlicesResult:
         manifest: the slices.
         volumes: path of each volume (of a series, of its first file) -> its name in the manifest.
         problems: (path, reason) of what could not be used.
+        classes: value in the masks of DICOM segmentations -> label of the segments that have it.
     """
 
     folder: Path
     manifest: Manifest
     volumes: dict[str, str]
     problems: list[tuple[str, str]]
+    classes: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -134,9 +136,11 @@ def write_slices(
             tables.report(path, reason)
         for reason, count in search.left_out.items():
             logger.info(f"files that are left out: {count} ({reason})")
+        if masks is not None:
+            masks.match_segments(search.sources)
         for source, names in zip(search.sources, _name(search.sources, keep_ids, key), strict=True):
             try:
-                _write_volume(source, names, stage, settings, tables, _find_mask(source, masks, search, tables))
+                _write_volume(source, names, stage, settings, tables, _find_masks(source, masks, search, tables))
             except UnreadableImage as error:
                 tables.report(source.path, error.reason)
             except DinomedError as error:
@@ -154,7 +158,8 @@ def write_slices(
         for folder in [*sorted({str(Path(name).parent) for name in earlier}), _MASKS]:
             with contextlib.suppress(OSError):  # it holds other files, or slices of this result
                 (out / folder).rmdir()
-    return SlicesResult(out, read_manifest(out / MANIFEST_FILE), tables.volumes, tables.problems)
+    classes = {} if masks is None else masks.classes.names
+    return SlicesResult(out, read_manifest(out / MANIFEST_FILE), tables.volumes, tables.problems, classes)
 
 
 def _name(sources: Sequence[VolumeSource], keep_ids: bool, key: bytes | None) -> list[_Names]:
@@ -180,7 +185,12 @@ def _name(sources: Sequence[VolumeSource], keep_ids: bool, key: bytes | None) ->
 
 
 def _write_volume(
-    source: VolumeSource, names: _Names, stage: Path, settings: SliceSettings, tables: _Tables, mask: Path | None
+    source: VolumeSource,
+    names: _Names,
+    stage: Path,
+    settings: SliceSettings,
+    tables: _Tables,
+    masks: Sequence[tuple[Path, dict[int, int] | None]],
 ) -> None:
     """Write the slices of a volume and of its mask, and add their rows and the record of the volume."""
     modality = source.identifier("Modality")
@@ -190,7 +200,7 @@ def _write_volume(
         volume = read_volume(source, progress.advance)
     windows = settings.windows or (measured_window(volume.values),)
     slices = slices_of(volume.values, volume.grid, settings.axis)
-    labels = _read_labels(mask, volume.grid, settings.axis, tables)
+    labels = _read_labels(masks, volume.grid, settings.axis, tables)
     spacing = [f"{value:.6g}" for value in volume.grid.picture_spacing_mm(settings.axis)]
     (stage / names.volume).mkdir()
     with bar(f"slices of {names.volume}", len(slices)) as progress:
@@ -215,29 +225,40 @@ def _write_volume(
     tables.volumes[str(source.path)] = names.volume
 
 
-def _find_mask(source: VolumeSource, masks: MaskFiles | None, search: VolumeSearch, tables: _Tables) -> Path | None:
-    """Return the mask of a volume; None without one, or if several are reported."""
+def _find_masks(
+    source: VolumeSource, masks: MaskFiles | None, search: VolumeSearch, tables: _Tables
+) -> list[tuple[Path, dict[int, int] | None]]:
+    """Return the masks of a volume with the values of their segments; none if several are reported."""
     if masks is None:
-        return None
+        return []
     try:
-        mask = masks.find(source, search.sources)
+        found = masks.find(source, search.sources)
     except DinomedError as error:
         tables.report(source.path, str(error))
-        return None
-    if mask is None:
+        return []
+    if not found:
         logger.info(f"{source.path}: no mask")
-    return mask
+    return [(path, masks.values.get(path)) for path in found]
 
 
-def _read_labels(mask: Path | None, grid: Grid, axis: Axis, tables: _Tables) -> np.ndarray | None:
-    """Return the slices of a mask, uint8 or uint16 (slices, H, W); None without one, or if it is reported."""
-    if mask is None:
+def _read_labels(
+    masks: Sequence[tuple[Path, dict[int, int] | None]], grid: Grid, axis: Axis, tables: _Tables
+) -> np.ndarray | None:
+    """Return the slices of the masks, uint8 or uint16 (slices, H, W); None without one, or if one is reported."""
+    if not masks:
         return None
-    try:
-        values = read_mask_volume(mask, grid)
-    except UnreadableImage as error:
-        tables.report(mask, error.reason)
-        return None
+    values = np.zeros(grid.shape, np.uint16)
+    for path, classes in masks:
+        try:
+            labels = read_mask_volume(path, grid, classes)
+        except UnreadableImage as error:
+            tables.report(path, error.reason)
+            return None
+        if ((values > 0) & (labels > 0)).any():
+            others = ", ".join(str(other) for other, _ in masks if other != path)
+            tables.report(path, f"it overlaps another mask of its volume ({others}); a label map has one class a voxel")
+            return None
+        values = np.maximum(values, labels)
     return slices_of(values if values.max(initial=0) > 255 else values.astype(np.uint8), grid, axis)
 
 

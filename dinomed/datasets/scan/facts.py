@@ -9,6 +9,7 @@ from dinomed.images.decode import refusing
 from dinomed.images.dicom.elements import is_dicom
 from dinomed.images.dicom.patient import read_patient
 from dinomed.images.dicom.references import check_belongs
+from dinomed.images.dicom.segments import read_segment_descriptions
 from dinomed.images.frames import parse_frame
 from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import Header, MaskSizeError, UnreadableImage, read_header, read_mask, read_whole
@@ -30,6 +31,7 @@ class Facts:
         mask_problem: why the mask cannot be used.
         wrong_size: the mask has another size than the image.
         turned: EXIF turns the image but not the mask, and the shapes match with and without turning.
+        segments: of a label map that is a DICOM segmentation, number, label and code of each segment.
     """
 
     image: str
@@ -44,6 +46,7 @@ class Facts:
     turned: bool = False
     patient: str | None = None
     study: str | None = None
+    segments: list[list[Any]] | None = None
 
 
 def read_facts(
@@ -73,7 +76,7 @@ def read_facts(
 
 def _mask_facts(path: Path, image: Path, header: Header, label_maps: bool, decode: bool = True) -> dict[str, Any]:
     """Return the fields of `Facts` about the mask of an image."""
-    foreground, problem, wrong_size, turned = None, None, False, False
+    foreground, problem, wrong_size, turned, segments = None, None, False, False, None
     try:
         if header.format == "DICOM" and is_dicom(path):
             frame = parse_frame(image)
@@ -82,12 +85,16 @@ def _mask_facts(path: Path, image: Path, header: Header, label_maps: bool, decod
             return {}
         read = read_label_map if label_maps else read_mask
         foreground = float((read(path, size=(header.height, header.width)) != 0).mean())
+        segments = read_segment_descriptions(path) if label_maps and is_dicom(path) else None
         turned = header.orientation != 1 and _fits_both_ways(header) and read_header(path).orientation == 1
     except UnreadableImage as error:
         problem, wrong_size = error.reason, isinstance(error, MaskSizeError)
         if wrong_size and _fits_as_stored(header, read_header(path)):
             problem += "; it fits the image as it is stored, before its EXIF orientation: turn the mask upright"
-    return {"foreground": foreground, "mask_problem": problem, "wrong_size": wrong_size, "turned": turned}
+    return {
+        "foreground": foreground, "mask_problem": problem, "wrong_size": wrong_size, "turned": turned,
+        "segments": segments,
+    }  # fmt: skip
 
 
 def _fits_both_ways(image: Header) -> bool:

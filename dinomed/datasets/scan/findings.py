@@ -10,6 +10,7 @@ from dinomed.datasets.scan.labels import Labels
 from dinomed.datasets.scan.videos import left_out_note
 from dinomed.datasets.scan.walk import WalkResult
 from dinomed.errors import DinomedError, UsageError
+from dinomed.images.dicom.segments import Segment, find_contradiction
 
 _LISTED = 5  # examples in a message
 
@@ -27,7 +28,8 @@ def check_masks(facts: list[Facts]) -> None:
     """Raise if masks do not fit their images, or if no mask can be used.
 
     Raises:
-        UsageError: the size of a mask differs from the size of its image, or no mask can be used.
+        UsageError: the size of a mask differs from the size of its image, no mask can be used, or the segments of two
+            DICOM segmentations that are label maps contradict each other.
     """
     wrong = [f"{f.mask}: {f.mask_problem}" for f in facts if f.wrong_size]
     if wrong:
@@ -42,6 +44,13 @@ def check_masks(facts: list[Facts]) -> None:
         raise UsageError(
             f"none of the {len(bad)} masks can be used ({bad[0].mask}: {bad[0].mask_problem}); "
             "scan without masks with --mask none"
+        )
+    described = [(f.mask, [Segment(*part) for part in f.segments]) for f in with_mask if f.mask and f.segments]
+    contradiction = find_contradiction(described)
+    if contradiction is not None:
+        raise UsageError(
+            f"{contradiction}, and the numbers of segments are the classes of label maps; number segments alike in all "
+            "files (nothing was written)"
         )
 
 
