@@ -82,11 +82,32 @@ class Predictor(ABC):
             UsageError: an object is not an image.
             NotFiniteError: the model gives values that are not finite for some images; `rows` are their indices.
         """
-        sources, results = list(images), list[Any]()
+        return [result for result, _ in self.predict_checked(images, check=False)]
+
+    def predict_checked(
+        self, images: Iterable[ImageSource], *, check: bool = True
+    ) -> list[tuple[Any, Familiarity | None]]:
+        """Predict images as `predict`, and compare each with the training images by the features of the same pass.
+
+        Args:
+            images: as of `predict`.
+            check: whether images are compared.
+
+        Returns:
+            For each image its result, and how like the training images it is; None if the check is not available.
+
+        Raises:
+            UnreadableImage: a file is missing or damaged.
+            UsageError: an object is not an image.
+            NotFiniteError: as `predict`.
+        """
+        sources, results = list(images), list[tuple[Any, Familiarity | None]]()
         names = [str(image) if isinstance(image, str | Path) else f"image {i}" for i, image in enumerate(sources)]
         for pixels, sizes in preprocess_batches(sources, self.preprocessing, self.batch_size):
             with naming(names, len(results)):
-                results += self.results(pixels, sizes)
+                batch = self.results(pixels, sizes)
+                checked: Sequence[Familiarity | None] | None = self.check_batch(pixels) if check else None
+                results += zip(batch, checked or [None] * len(batch), strict=True)
         return results
 
     def batches(self, manifest: Manifest, compute: Callable[[Tensor, Sequence[Size]], R]) -> Iterator[R]:

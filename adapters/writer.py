@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,21 @@ class SheetEntry:
     uncertainty: float
     area: float | None = None
     read_mask: Callable[[], np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class VolumeSegOptions:
+    """What a user asks of the segmentations of volumes.
+
+    Attributes:
+        series: the DICOM series of the slices: a folder, or a file.
+        keep_ids: copy the identifiers of the patient and the study.
+        key: secret key of the pseudonym of the patient; None for a placeholder.
+    """
+
+    series: Path
+    keep_ids: bool = False
+    key: bytes | None = field(default=None, repr=False)
 
 
 class PredictionWriter(ABC):
@@ -75,8 +90,11 @@ class PredictionWriter(ABC):
         pseudonym of the patient by `key`."""
         raise UsageError("`dicom_seg=True` is for segmenters, since others predict no masks; leave it out")
 
-    def add_volumes(self, manifest: Manifest) -> None:
-        """Write the masks of slices as volumes too."""
+    def add_areas(self, manifest: Manifest) -> None:  # noqa: B027 (most tasks predict no masks)
+        """Write areas in mm² too, if files of the images may state the pixel spacing."""
+
+    def add_volumes(self, manifest: Manifest, seg: VolumeSegOptions | None = None) -> None:
+        """Write the masks of slices as volumes too, and with `seg` as DICOM segmentations."""
         raise UsageError("`volumes=True` is for segmenters, since others predict no masks; leave it out")
 
     def finish(self, out: Path, names: Sequence[str]) -> None:  # noqa: B027 (most tasks write none)

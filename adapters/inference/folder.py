@@ -21,7 +21,7 @@ from dinomed.adapters.inference.plan import (
 )
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.task import find_task
-from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry
+from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry, VolumeSegOptions
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
@@ -97,6 +97,7 @@ def predict_collection(
     keep_ids: bool = False,
     key: bytes | None = None,
     volumes: bool = False,
+    series: Path | None = None,
     overwrite: bool = False,
     build_sheet: SheetBuilder | None = None,
     rule: AbstentionRule | None = None,
@@ -119,10 +120,12 @@ def predict_collection(
         unreadable: (path, reason) of files that the scan could not read; they are listed too.
         coco: write masks as COCO results too (`dinomed.adapters.tasks.segment.coco`).
         coco_ids: COCO file whose ids of images and categories they have; None for new ids.
-        dicom_seg: of a segmenter and DICOM images, also write each mask as a DICOM segmentation.
+        dicom_seg: of a segmenter and DICOM images, also write each mask as a DICOM segmentation; with `volumes` each
+            volume of a DICOM series.
         keep_ids: copy identifiers of the patient and the study into the segmentations.
         key: secret key, of which a pseudonym of the patient is computed for the segmentations.
         volumes: of a segmenter and a manifest of `dinomed slices`, also write the masks of each volume as NIfTI.
+        series: with `volumes` and `dicom_seg`, the DICOM series of the slices.
         overwrite: start again, and remove the files of an earlier prediction in `out` (no others).
         rule: adds a column `abstained` (yes or no): whether the confidence, 1 minus the uncertainty of the contact
             sheet, is below a threshold. The predictions of these images are written too.
@@ -137,12 +140,14 @@ def predict_collection(
         raise UsageError(f"output {out} is the folder of the images; give a folder for the results alone")
     names = manifest.column("image")
     writer = find_task(predictor.task).build_writer(predictor, names)
+    writer.add_areas(manifest)
     if coco:
         writer.add_coco(manifest, coco_ids)
-    if dicom_seg:
+    if dicom_seg and not volumes:
         writer.add_dicom_seg(manifest, keep_ids, key)
     if volumes:
-        writer.add_volumes(manifest)
+        options = None if series is None or not dicom_seg else VolumeSegOptions(series, keep_ids, key)
+        writer.add_volumes(manifest, options)
     plan = PredictionPlan(_settings(predictor, manifest, writer), (*writer.files, *writer.extra_files))
     if build_sheet is not None:
         check_sheet(out)

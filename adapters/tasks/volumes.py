@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.tasks.volume_metrics import CaseValues, find_slices
+from dinomed.adapters.tasks.volume_seg import SUFFIX, VolumeSegmentations
+from dinomed.adapters.writer import VolumeSegOptions
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import DinomedError, UsageError
@@ -41,19 +43,33 @@ class VolumeMasks:
     Args:
         manifest: the slices, all that `dinomed slices` wrote of each volume.
         schema: the classes, a `dinomed.adapters.tasks.segment.mask_schema.MaskSchema`.
+        seg: also write volumes of DICOM series as DICOM segmentations; None for NIfTI only.
+        model: hash of the weights of the segmenter.
 
     Raises:
-        UsageError: the manifest is not one of slices, lacks slices of a volume, or nibabel is not installed.
+        UsageError: the manifest is not one of slices, lacks slices of a volume, nibabel is not installed, or a volume
+            cannot have a DICOM segmentation (`VolumeSegmentations`).
     """
 
-    def __init__(self, manifest: Manifest, schema: Any) -> None:
+    def __init__(self, manifest: Manifest, schema: Any, seg: VolumeSegOptions | None = None, model: str = "") -> None:
         check_nibabel()
         self.manifest, self.schema = manifest, schema
         self.axis = read_record(manifest.root).axis
         self.volumes = _find_slices(manifest)
         self.files = {name: f"{FOLDER}/{name}.nii.gz" for name in self.volumes}
         self._overlaps: dict[str, list[VolumeOverlap]] = {}
+        self.segmentations: VolumeSegmentations | None = None
+        if seg is not None:
+            records = {name: slices.record for name, slices in self.volumes.items()}
+            classes = tuple(schema.names[k] for k in schema.reported)
+            self.segmentations = VolumeSegmentations(records, classes, model, seg)
         self.has_masks = all(manifest.has(column) for column in schema.columns)
+
+    @property
+    def written_files(self) -> list[str]:
+        """The paths of all files of volumes, relative to the folder of the prediction."""
+        names = () if self.segmentations is None else self.segmentations.sources
+        return [*self.files.values(), *(f"{FOLDER}/{name}{SUFFIX}" for name in names)]
 
     def write(self, out: Path, masks: Sequence[str], done: set[str]) -> None:
         """Write the volumes of which every slice has a prediction, and the table.
@@ -71,12 +87,13 @@ class VolumeMasks:
                 missing = [number for number, row in enumerate(slices.rows) if images[row] not in done]
                 if missing:
                     reason = f"{len(missing)} of {len(slices.rows)} slices have no prediction (the first: {missing[0]})"
-                    table.append((name, None, reason, *[None] * 5))
-                    (out / self.files[name]).unlink(missing_ok=True)
+                    table.append((name, None, reason, *[None] * 5, *self._seg_cells(None)))
+                    for file in (self.files[name], f"{FOLDER}/{name}{SUFFIX}"):
+                        (out / file).unlink(missing_ok=True)
                 else:
                     table += self._write_volume(name, slices, out, masks)
                 progress.advance()
-        write_csv(out / TABLE_FILE, _COLUMNS, table)
+        write_csv(out / TABLE_FILE, [*_COLUMNS, *([] if self.segmentations is None else ["dicom_seg"])], table)
         (out / SUMMARY_FILE).unlink(missing_ok=True)
         if self._overlaps:
             self._write_summary(out)
@@ -111,12 +128,14 @@ class VolumeMasks:
         (out / FOLDER).mkdir(exist_ok=True)
         written = values.astype(np.uint8) if values.max(initial=0) < 256 else values
         write_nifti(out / self.files[name], written, record.grid, record.header)
-        targets, problem = None, None
+        targets = None
+        file, problem = self._write_segmentation(name, values, out)
         try:
             targets = self._read_targets(slices)
         except DinomedError as error:  # the predicted volume is written all the same
-            problem = f"no metrics: {error}"
-            logger.warning(f"volume {name}: {problem}")
+            reason = f"no metrics: {error}"
+            logger.warning(f"volume {name}: {reason}")
+            problem = "; ".join(part for part in (problem, reason) if part is not None)
         rows = []
         for k in self.schema.reported:
             predicted = self._class_mask(values, k)
@@ -126,8 +145,31 @@ class VolumeMasks:
                 overlap = volume_overlap(self._class_mask(targets, k), predicted, record.grid.spacing_mm)
                 self._overlaps.setdefault(name, []).append(overlap)
             rows.append((name, self.files[name], problem, self.schema.names[k], count,
-                         f"{count * record.grid.voxel_ml:.3f}", *_cells(overlap)))  # fmt: skip
+                         f"{count * record.grid.voxel_ml:.3f}", *_cells(overlap), *self._seg_cells(file)))  # fmt: skip
         return rows
+
+    def _write_segmentation(self, name: str, values: np.ndarray, out: Path) -> tuple[str | None, str | None]:
+        """Write a volume of a DICOM series as a DICOM segmentation, if that is asked for.
+
+        Returns:
+            Its file, and the problem if it cannot be written; each None without.
+        """
+        if self.segmentations is None or name not in self.segmentations.sources:
+            return None, None
+        file = f"{FOLDER}/{name}{SUFFIX}"
+        planes = np.stack([self._class_mask(values, k) for k in self.schema.reported])
+        try:
+            self.segmentations.write(out / file, name, planes)
+        except DinomedError as error:  # the NIfTI file is written all the same
+            (out / file).unlink(missing_ok=True)
+            reason = f"no DICOM segmentation: {error}"
+            logger.warning(f"volume {name}: {reason}")
+            return None, reason
+        return file, None
+
+    def _seg_cells(self, value: str | None) -> tuple[str | None, ...]:
+        """Return the cells of the column of DICOM segmentations: one, or none without them."""
+        return () if self.segmentations is None else (value,)
 
     def _class_mask(self, values: np.ndarray, k: int) -> np.ndarray:
         """Return where a class is in the values of a written volume, bool."""

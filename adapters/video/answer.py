@@ -58,6 +58,10 @@ class VideoAnswer(ABC):
     def add(self, frame: VideoFrame, prediction: Any) -> Row:
         """Write a frame with its prediction, a result of `Predictor.predict`; return the cells of `columns`."""
 
+    @abstractmethod
+    def confidence(self, prediction: Any) -> float:
+        """Return how sure a prediction is, 0 to 1, as the thresholds of abstention compare it."""
+
     def add_lost(self) -> None:
         """Write a frame that has no prediction: black in the videos, a gap in the plot."""
         self.times_s.append(nan)

@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import Any
 
+import numpy as np
+
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor, ClassPrediction
 from dinomed.adapters.tasks.classify.writer import SET_COLUMN
 from dinomed.adapters.video.answer import DrawMask, VideoAnswer
@@ -42,6 +44,10 @@ class ClassifyVideo(VideoAnswer):
         self._labels[prediction.label] += 1
         sets = ["|".join(prediction.prediction_set or ())] if self._with_sets else []
         return [prediction.label, *(f"{value:.6f}" for value in prediction.probabilities.values()), *sets]
+
+    def confidence(self, prediction: ClassPrediction) -> float:
+        values = np.array(list(prediction.probabilities.values()), np.float64)
+        return 1 - self._predictor.uncertainty(values)
 
     def summarize(self) -> dict[str, Any]:
         values = self.values()

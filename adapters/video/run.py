@@ -26,6 +26,7 @@ from dinomed.adapters.inference.plan import (
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.task import find_task
 from dinomed.adapters.video.answer import DrawMask, VideoAnswer
+from dinomed.adapters.video.checks import FrameChecks, predict_frames
 from dinomed.adapters.video.frames import FrameReader, choose_step
 from dinomed.adapters.writer import Row
 from dinomed.datasets.tables import write_csv
@@ -38,6 +39,7 @@ from dinomed.io.output_folder import STAGE, check_free, open_output_folder
 from dinomed.io.prefetch import batched
 from dinomed.io.publish import READY_FILE, publish
 from dinomed.log import logger
+from dinomed.metrics.uncertainty.abstention import AbstentionRule
 from dinomed.notice import RESEARCH_USE
 from dinomed.progress import bar
 from dinomed.video.facts import VideoFrame
@@ -97,6 +99,7 @@ def predict_videos(
     step: int | None = None,
     draw: DrawMask,
     overwrite: bool = False,
+    rule: AbstentionRule | None = None,
 ) -> VideoPredictionResult:
     """Predict the frames of videos.
 
@@ -113,6 +116,7 @@ def predict_videos(
         step: read every `step`-th frame.
         draw: draws the outline of a mask on a frame.
         overwrite: replace an earlier result in `out`.
+        rule: marks frames of low confidence as abstained; None for no such column.
 
     Raises:
         UsageError: the task or the adapter does not predict videos, `fps` or `step` is out of range, or `out` is in
@@ -129,7 +133,7 @@ def predict_videos(
     if step is not None and step < 1:
         raise UsageError(f"`step={step}` must be at least 1")
     out, build = Path(out), _answer_builder(predictor, draw)
-    settings = _settings(predictor, videos, groups, fps, step)
+    settings = _settings(predictor, videos, groups, fps, step) | ({} if rule is None else {"abstain": rule.threshold})
     problems: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
     if not overwrite:
@@ -142,7 +146,7 @@ def predict_videos(
         kept = _keep_finished(stage, settings, groups)
         for path, group in zip(videos, groups, strict=True):
             if group not in kept:
-                _predict_video(predictor, path, build(), stage / group, group, (fps, step), problems)
+                _predict_video(predictor, path, build(), FrameChecks(rule), stage / group, group, (fps, step), problems)
             if (stage / group / SUMMARY_FILE).exists():
                 answers.append(read_json(stage / group / SUMMARY_FILE))
                 problems += [(str(path), reason) for reason in answers[-1]["problems"]]
@@ -163,11 +167,14 @@ def predict_videos(
             with suppress(OSError):  # it holds other files, or those of this result
                 (out / folder).rmdir()
     frames = sum(answer["frames"] for answer in answers)
-    return VideoPredictionResult(out, frames, len(kept), problems, groups=named, answers=answers)
+    abstained = sum(answer.get("frames_abstained", 0) for answer in answers)
+    return VideoPredictionResult(
+        out, frames, len(kept), problems, rule=rule, abstained=abstained, groups=named, answers=answers
+    )
 
 
 def _predict_video(
-    predictor: Predictor, path: Path, answer: VideoAnswer, folder: Path, group: str,
+    predictor: Predictor, path: Path, answer: VideoAnswer, checks: FrameChecks, folder: Path, group: str,
     rate: tuple[float | None, int | None], problems: list[tuple[str, str]],
 ) -> None:  # fmt: skip
     """Write the folder of a video, its summary last. A video without a prediction gets none, and a problem instead."""
@@ -179,7 +186,7 @@ def _predict_video(
         folder.mkdir()
         facts = video.facts
         with answer.writing(folder, (facts.height, facts.width), facts.fps / reader.step):
-            rows = _predict_frames(predictor, reader, answer, group)
+            rows = _predict_frames(predictor, reader, answer, checks, group)
             if not answer.frames:
                 reason = reader.problem or next((row[-1] for row in rows), "no frame can be decoded")
                 raise UnreadableImage(path, reason)
@@ -191,20 +198,23 @@ def _predict_video(
     reasons = [reason for reason in (reader.problem, facts.problem) if reason is not None]
     if lost:
         reasons.append(f"{lost:,} frames have no prediction; the column problem of {group}/{TABLE_FILE} says why")
-    write_csv(folder / TABLE_FILE, ["frame", "time_s", *answer.columns, "problem"], rows)
+    write_csv(folder / TABLE_FILE, ["frame", "time_s", *answer.columns, *checks.columns, "problem"], rows)
     write_drawing(answer.plot(), folder / answer.plot_file, "")
     summary = {
         "notice": RESEARCH_USE, "video": group, "frames": len(answer.frames), "frames_without_prediction": lost,
         "width": facts.width, "height": facts.height, "source_frames": facts.frames, "source_fps": facts.fps,
-        "step": reader.step, "fps": facts.fps / reader.step, **answer.summarize(), "problems": reasons,
-        "note": facts.note, "files": _file_names(answer),
+        "step": reader.step, "fps": facts.fps / reader.step, **answer.summarize(), **checks.summarize(),
+        "problems": reasons, "note": facts.note, "files": _file_names(answer),
     }  # fmt: skip
     write_json(folder / SUMMARY_FILE, summary)
 
 
-def _predict_frames(predictor: Predictor, reader: FrameReader, answer: VideoAnswer, group: str) -> list[Row]:
+def _predict_frames(
+    predictor: Predictor, reader: FrameReader, answer: VideoAnswer, checks: FrameChecks, group: str
+) -> list[Row]:
     """Predict and write the frames of a video; return the rows of its table."""
     facts, rows = reader.video.facts, list[Row]()
+    empty = len(answer.columns) + len(checks.columns)
     bytes_a_frame = facts.width * facts.height * (3 + 5 * max(len(predictor.classes), 1))
     total = None if facts.frames is None else -(-facts.frames // reader.step)
     with bar(f"frames of video {group}", total) as progress:
@@ -215,7 +225,10 @@ def _predict_frames(predictor: Predictor, reader: FrameReader, answer: VideoAnsw
             not_finite = {frames[i].number: reason for i, reason in reasons.items()}
             for frame in batch:
                 if frame.number in predictions and isinstance(frame, VideoFrame):
-                    cells = answer.add(frame, predictions[frame.number])
+                    prediction, familiarity = predictions[frame.number]
+                    cells = answer.add(frame, prediction)
+                    confidence = None if checks.rule is None else answer.confidence(prediction)
+                    cells += checks.add(familiarity, confidence)
                     rows.append([frame.number, f"{frame.time_s:.3f}", *cells, None])
                     continue
                 answer.add_lost()
@@ -223,7 +236,7 @@ def _predict_frames(predictor: Predictor, reader: FrameReader, answer: VideoAnsw
                     time_s, reason = f"{frame.time_s:.3f}", not_finite[frame.number]
                 else:
                     time_s, reason = None, frame.reason
-                rows.append([frame.number, time_s, *[None] * len(answer.columns), reason])
+                rows.append([frame.number, time_s, *[None] * empty, reason])
             progress.advance(len(batch))
     return rows
 
@@ -234,7 +247,7 @@ def _file_names(answer: VideoAnswer) -> list[str]:
 
 
 def _predictions_of(predictor: Predictor, frames: Sequence[VideoFrame]) -> Callable[[list[int]], list[Any]]:
-    return lambda rows: predictor.predict([frames[row].pixels for row in rows])
+    return lambda rows: predict_frames(predictor, [frames[row] for row in rows])
 
 
 def _answer_builder(predictor: Predictor, draw: DrawMask) -> Callable[[], VideoAnswer]:

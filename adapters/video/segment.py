@@ -33,7 +33,7 @@ class SegmentVideo(VideoAnswer):
         schema = predictor.schema
         self._channels = {schema.names[k]: k for k in schema.reported}
         super().__init__(predictor, draw, self._channels)  # lines: px in each class
-        self._draw = draw
+        self._draw, self._predictor = draw, predictor
         self._single = len(schema.names) == 1
         self.mask_files = name_masks(list(self._channels)) if not self._single else [f"mask{SUFFIX}"]
         self.video_files = [*self.mask_files, OVERLAY_FILE]
@@ -76,6 +76,9 @@ class SegmentVideo(VideoAnswer):
         self.record(frame, areas)
         any_class = [] if self._single else [f"{union.mean():.6f}"]
         return [*row, *any_class, f"{np.mean(uncertainties):.4f}"]
+
+    def confidence(self, prediction: MaskPrediction) -> float:
+        return self._predictor.confidence(prediction.probabilities)
 
     def add_lost(self) -> None:
         for append in self._append:

@@ -21,7 +21,9 @@ from dinomed.apps.api.inputs import (
     FolderLike,
     PathLike,
     Settings,
+    abstention_rule,
     cache_folder,
+    check_image_options,
     folder_path,
     prediction_key,
 )
@@ -29,7 +31,6 @@ from dinomed.apps.api.training_plan import resolve_training
 from dinomed.datasets.open import open_dataset
 from dinomed.datasets.scan.videos import name_groups
 from dinomed.errors import UsageError
-from dinomed.metrics.uncertainty.abstention import choose_rule
 
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 
@@ -237,6 +238,7 @@ def predict(
     keep_ids: bool = False,
     id_key: PathLike | None = None,
     volumes: bool = False,
+    series: PathLike | None = None,
     fps: float | None = None,
     step: int | None = None,
     overwrite: bool = False,
@@ -273,6 +275,8 @@ def predict(
             `dicom_seg` instead of a placeholder.
         volumes: for a segmenter and the manifest.csv of `dinomed.slices`, write the mask of each volume too, as NIfTI
             in the geometry of the input, and volumes.csv, with Dice and HD95 in mm where the slices have masks.
+        series: with `volumes` and `dicom_seg`, the folder of the DICOM series of the slices; each volume of a series is
+            then written as a DICOM segmentation too.
         fps: of videos, read so many frames a second, as near as every N-th frame comes to it; None for every frame.
         step: of videos, read every `step`-th frame instead.
         overwrite: replace an earlier prediction in `out`.
@@ -298,25 +302,20 @@ def predict(
         from dinomed.apps.pages.overlay import draw_mask
 
         refuse_image_options({
-            f"unit={unit}": unit, "abstain": abstain, "max_risk": max_risk, "coco=True": coco, "coco_ids": coco_ids,
-            "dicom_seg=True": dicom_seg, "keep_ids=True": keep_ids, "volumes=True": volumes,
+            f"unit={unit}": unit, "coco=True": coco, "coco_ids": coco_ids, "dicom_seg=True": dicom_seg,
+            "keep_ids=True": keep_ids, "volumes=True": volumes, "series": series,
         })  # fmt: skip
+        predictor = _predictor(adapter, backbone, device)
+        groups_of_videos = name_groups(videos, names, RESERVED, key)
         return predict_videos(
-            _predictor(adapter, backbone, device), videos, name_groups(videos, names, RESERVED, key), out, fps=fps,
-            step=step, draw=partial(draw_mask, fill=0), overwrite=overwrite)  # fmt: skip
+            predictor, videos, groups_of_videos, out, fps=fps, step=step, draw=partial(draw_mask, fill=0),
+            overwrite=overwrite, rule=abstention_rule(predictor, abstain, max_risk))  # fmt: skip
     if fps is not None or step is not None:
         option = "step" if fps is None else "fps"
         raise UsageError(f"`{option}` is for videos, and {images} is read as images; leave it out")
-    if unit == "group" and (dicom_seg or volumes):
-        option = "dicom_seg" if dicom_seg else "volumes"
-        raise UsageError(f"`{option}=True` is for single images; leave `unit=group` out")
-    if keep_ids and not dicom_seg:
-        raise UsageError("`keep_ids=True` is for DICOM segmentations; add `dicom_seg=True`")
+    check_image_options(unit, dicom_seg, keep_ids, volumes, series)
     predictor = _predictor(adapter, backbone, device)
-    members = getattr(predictor, "members", ())
-    averages = any(member.abstention is not None for member in members)
-    remedy = "an ensemble has none: give one of its members, such as fold_1" if averages else ""
-    rule = choose_rule(predictor.abstention, abstain, max_risk, remedy=remedy)
+    rule = abstention_rule(predictor, abstain, max_risk)
     if rule is not None and (unit or "image") != predictor.unit:
         raise UsageError(
             f"`abstain` and `max_risk`: the thresholds were chosen for a prediction by {predictor.unit}; "
@@ -330,7 +329,8 @@ def predict(
         return predict_collection(
             predictor, manifest, out, unreadable=manifest.unreadable, overwrite=overwrite, build_sheet=build,
             coco=coco or coco_ids is not None, coco_ids=None if coco_ids is None else Path(coco_ids), rule=rule,
-            dicom_seg=dicom_seg, keep_ids=keep_ids, key=key, volumes=volumes)  # fmt: skip
+            dicom_seg=dicom_seg, keep_ids=keep_ids, key=key, volumes=volumes,
+            series=None if series is None else Path(series))  # fmt: skip
     if coco or coco_ids is not None:
         raise UsageError("`coco=True` is for segmenters, and `unit=group` for classifiers; give one of the two")
     groups = find_task(predictor.task).predict_groups(predictor, manifest, Path(out), overwrite=overwrite, rule=rule)

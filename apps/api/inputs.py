@@ -3,12 +3,16 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from dinomed.configs import find_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.io.pseudonyms import chosen_key
+
+if TYPE_CHECKING:
+    from dinomed.adapters.predictor import Predictor
+    from dinomed.metrics.uncertainty.abstention import AbstentionRule
 
 Settings: TypeAlias = Mapping[str, Any] | Sequence[str]
 """Settings that override a config: ``{"run.steps": 1200}``, or ``["run.steps=1200"]`` as ``--set`` takes them."""
@@ -73,6 +77,38 @@ def cache_folder(manifest: Manifest, cache: PathLike | None) -> Path:
     from dinomed.features.extract import default_cache  # imports torch
 
     return Path(cache) if cache is not None else default_cache(manifest.source or manifest.root)
+
+
+def abstention_rule(predictor: "Predictor", abstain: float | None, max_risk: float | None) -> "AbstentionRule | None":
+    """Return the rule by which predictions of an adapter are abstained; None without `abstain` and `max_risk`.
+
+    Raises:
+        UsageError: as `choose_rule`.
+    """
+    from dinomed.metrics.uncertainty.abstention import choose_rule
+
+    if abstain is None and max_risk is None:
+        return None
+    members = getattr(predictor, "members", ())
+    averages = any(member.abstention is not None for member in members)
+    remedy = "an ensemble has none: give one of its members, such as fold_1" if averages else ""
+    return choose_rule(predictor.abstention, abstain, max_risk, remedy=remedy)
+
+
+def check_image_options(unit: str | None, dicom_seg: bool, keep_ids: bool, volumes: bool, series: Any) -> None:
+    """Raise a `UsageError` if options of a prediction of images exclude each other or lack another one."""
+    if unit == "group" and (dicom_seg or volumes):
+        option = "dicom_seg" if dicom_seg else "volumes"
+        raise UsageError(f"`{option}=True` is for single images; leave `unit=group` out")
+    if keep_ids and not dicom_seg:
+        raise UsageError("`keep_ids=True` is for DICOM segmentations; add `dicom_seg=True`")
+    if series is None and dicom_seg and volumes:
+        raise UsageError(
+            "`dicom_seg=True` with `volumes=True` needs the DICOM series of the slices, whose UIDs the segmentations "
+            "reference; add `series=FOLDER`"
+        )
+    if series is not None and not (dicom_seg and volumes):
+        raise UsageError("`series` is for DICOM segmentations of volumes; add `dicom_seg=True` and `volumes=True`")
 
 
 def prediction_key(

@@ -80,6 +80,7 @@ def _comparison(report: dict[str, Any]) -> list[Any]:
 def _tables(report: dict[str, Any]) -> list[Any]:
     """Return the metrics with their intervals and, for a task with classes, the metrics by class."""
     from dinomed.adapters.task import find_task
+    from dinomed.adapters.tasks.areas import area_tables
     from dinomed.adapters.tasks.volume_metrics import case_tables
     from dinomed.apps.output import build_table
     from dinomed.html.words import format_value
@@ -97,7 +98,8 @@ def _tables(report: dict[str, Any]) -> list[Any]:
     tables = [build_table(("", report["split"], "95% interval"), rows, title=title)]
     if classes is not None:
         tables.append(build_table(*classes))
-    tables += [build_table(part.columns, part.rows, title=f"{part.title}. {part.note}") for part in case_tables(report)]
+    parts = [*case_tables(report), *area_tables(report)]
+    tables += [build_table(part.columns, part.rows, title=f"{part.title}. {part.note}") for part in parts]
     tables += [*_abstention_tables(report), *_gap_tables(report)]
     tables[-1].caption = "\n".join(_notes(report))
     return tables

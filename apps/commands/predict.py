@@ -70,6 +70,14 @@ def predict(
             "NIfTI, and volumes.csv.",
         ),
     ] = False,
+    series: Annotated[
+        Path | None,
+        Option(
+            "--series",
+            help="With --volumes and --dicom-seg: folder of the DICOM series of the slices, whose volumes are also "
+            "written as DICOM segmentations.",
+        ),
+    ] = None,
     fps: Annotated[
         float | None, Option("--fps", help="For videos: read about so many frames a second; default is every frame.")
     ] = None,
@@ -89,7 +97,8 @@ def predict(
     unlikeness to the training images. It names no image without --names. With --abstain or --max-risk the column
     `abstained` marks predictions of low confidence. With --dicom-seg the mask of a DICOM image is also written as a
     DICOM segmentation, a.seg.dcm. With --volumes the masks of slices are also written as volumes, in the geometry of
-    the input: volumes/NAME.nii.gz, and volumes.csv with Dice and HD95 in mm where the slices have masks. Images that
+    the input: volumes/NAME.nii.gz, and volumes.csv with Dice and HD95 in mm where the slices have masks; with
+    --dicom-seg and --series also as DICOM segmentations, volumes/NAME.seg.dcm. Images that
     cannot be used are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command
     continues where it stopped.
 

@@ -1,5 +1,6 @@
 """The file `volumes.json` of a folder of slices: the geometry of each volume, without its name and its patient."""
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +18,12 @@ Row = Annotated[tuple[float, ...], Field(min_length=4, max_length=4)]
 
 
 class VolumeRecord(Config):
-    """The geometry of a volume; see `Volume`."""
+    """The geometry of a volume, and of a DICOM series the checksum of its values (`digest_of`); see `Volume`."""
 
     shape: tuple[int, int, int]
     affine: Annotated[tuple[Row, ...], Field(min_length=4, max_length=4)]
     header: dict[str, Any] | None
+    values_sha256: str | None = None
 
     @property
     def grid(self) -> Grid:
@@ -48,7 +50,16 @@ def slice_name(volume: str, number: int) -> str:
 
 def record_of(volume: Volume) -> dict[str, Any]:
     """Return the record of a volume, of JSON types."""
-    return {"shape": list(volume.grid.shape), "affine": volume.grid.affine.tolist(), "header": volume.header}
+    digest = digest_of(volume.values) if volume.header is None else None
+    return {
+        "shape": list(volume.grid.shape), "affine": volume.grid.affine.tolist(), "header": volume.header,
+        "values_sha256": digest,
+    }  # fmt: skip
+
+
+def digest_of(values: np.ndarray) -> str:
+    """Return the SHA-256 of the values of a volume, (I, J, K) float32, by which its series is found again."""
+    return hashlib.sha256(np.ascontiguousarray(values.T, "<f4").data).hexdigest()
 
 
 def read_record(folder: Path) -> SlicesRecord:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dinomed.adapters.tasks.areas import PixelAreas
 from dinomed.adapters.tasks.segment.evaluated import EvaluatedMasks
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
 from dinomed.adapters.tasks.volume_metrics import CaseValues, VolumeComparison, video_values
@@ -23,10 +24,12 @@ THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 
 @dataclass(frozen=True)
 class ClassComparison:
-    """The comparison of one class in one image: overlap of the masks, and lesions."""
+    """The comparison of one class in one image: overlap of the masks, lesions, and the areas of the reference and the
+    predicted mask, px."""
 
     overlap: Overlap
     lesions: LesionCounts
+    areas_px: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> MaskCompar
         volumes.add(row, targets[reported], predicted[reported])
         for k in schema.reported:
             lesions = count_lesions(targets[k], predicted[k])
-            comparisons[schema.names[k]].append(ClassComparison(overlap(targets[k], predicted[k]), lesions))
+            areas = int(targets[k].sum()), int(predicted[k].sum())
+            comparisons[schema.names[k]].append(ClassComparison(overlap(targets[k], predicted[k]), lesions, areas))
     return MaskComparison(comparisons, shares, by_threshold, confidences, volumes.result())
 
 
@@ -87,6 +91,7 @@ def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> Evalu
         for name, cases in compared.items()
     }
     by_kind = comparison.by_volume, video_values(manifest, overlaps)
+    areas = PixelAreas(manifest)
     return EvaluatedMasks(
         manifest,
         manifest.units(),
@@ -99,6 +104,8 @@ def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> Evalu
         target_shares=np.array(comparison.target_shares),
         by_threshold=None if curve is None else list(zip(THRESHOLDS, curve.dice.tolist(), strict=True)),
         cases_by_kind=[cases for cases in by_kind if cases is not None],
+        areas=areas if areas.is_possible else None,
+        areas_px={name: [case.areas_px for case in cases] for name, cases in compared.items()},
     )
 
 

@@ -14,6 +14,7 @@ from dinomed.adapters.heads.dpt import quarter_blocks
 from dinomed.adapters.inference.ensemble.maps import same_settings
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.task import OF_SINGLE_MEMBERS, TASKS, EnsembleUse, Task
+from dinomed.adapters.tasks.areas import area_tables
 from dinomed.adapters.tasks.monai_maps import MONAI_FILE, Transform, monai_map_transforms, on_members, on_pred
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.mask_schema import mask_schema_from
@@ -106,7 +107,8 @@ class SegmentTask(Task):
         lesions = report["metrics"]["lesions"]
         by_class = lesions if isinstance(next(iter(lesions.values())), dict) else {"lesion": lesions}
         rows = [(name, *(row[key] for key in LESION_COLUMNS)) for name, row in by_class.items()]
-        return [ReportTable("Lesions", ("", *LESION_COLUMNS.values()), rows, LESION_NOTE), *case_tables(report)]
+        table = ReportTable("Lesions", ("", *LESION_COLUMNS.values()), rows, LESION_NOTE)
+        return [table, *case_tables(report), *area_tables(report)]
 
     def build_writer(self, predictor: SegmentPredictor, names: Sequence[str]) -> SegmentWriter:
         return SegmentWriter(predictor, names)

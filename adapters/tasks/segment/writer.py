@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dinomed.adapters.tasks.areas import AREA_COLUMN, PixelAreas
 from dinomed.adapters.tasks.dicom_seg import DicomSegmentations
 from dinomed.adapters.tasks.segment.coco import IMAGES_FILE, OBJECTS_FILE, RESULTS_FILE, CocoResults
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, summarize
 from dinomed.adapters.tasks.volumes import SUMMARY_FILE, VolumeMasks
 from dinomed.adapters.tasks.volumes import TABLE_FILE as VOLUMES_TABLE
-from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry
+from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry, VolumeSegOptions
 from dinomed.datasets.manifest import Manifest
 from dinomed.images.labelmap import read_label_map, write_label_map
 from dinomed.images.read import read_mask, write_mask
@@ -31,8 +32,9 @@ class SegmentWriter(PredictionWriter):
 
     One class: masks of 0 and 255, and rows of area and confidence. Several classes: label maps, whose values
     `mask_schema.json` names, and rows of the area of each class. Both have the share of the image in the mask, and its
-    uncertainty (`mask_uncertainty`). With `add_coco`, COCO results of both; with `add_dicom_seg`, a DICOM
-    segmentation for each image; with `add_volumes`, the masks of slices as volumes.
+    uncertainty (`mask_uncertainty`). With `add_areas`, areas in mm² where the spacing is known; with `add_coco`, COCO
+    results; with `add_dicom_seg`, a DICOM segmentation for each image; with `add_volumes`, the masks of slices as
+    volumes.
     """
 
     def __init__(self, predictor: SegmentPredictor, names: Sequence[str]) -> None:
@@ -46,9 +48,21 @@ class SegmentWriter(PredictionWriter):
             settings = {"thresholds": list(predictor.thresholds), "mask_schema": self.schema.to_dict()}
         extra_files = [] if self.single else [SCHEMA_FILE]
         super().__init__(names, ["mask", *areas, "uncertainty"], file_names(names), extra_files, settings)
+        self.areas: PixelAreas | None = None
         self.coco: CocoResults | None = None
         self.dicom_seg: DicomSegmentations | None = None
         self.volumes: VolumeMasks | None = None
+
+    def add_areas(self, manifest: Manifest) -> None:
+        areas = PixelAreas(manifest)
+        if not areas.is_possible:
+            return
+        self.areas = areas
+        columns: list[str] = []
+        for column in self.columns:
+            pixels = column.startswith("area_px")
+            columns += [column, AREA_COLUMN + column.removeprefix("area_px")] if pixels else [column]
+        self.columns, self.settings = columns, self.settings | {AREA_COLUMN: True}
 
     def add_coco(self, manifest: Manifest, ids: Path | None) -> None:
         self.coco = CocoResults(manifest, self.schema, ids)
@@ -62,10 +76,12 @@ class SegmentWriter(PredictionWriter):
         self.columns = [*self.columns, "dicom_seg"]
         self.settings = self.settings | {"dicom_seg": True, "keep_ids": keep_ids, "id_key": key_check(key)}
 
-    def add_volumes(self, manifest: Manifest) -> None:
-        self.volumes = VolumeMasks(manifest, self.schema)
-        self.extra_files = [*self.extra_files, *self.volumes.files.values(), VOLUMES_TABLE, SUMMARY_FILE]
+    def add_volumes(self, manifest: Manifest, seg: VolumeSegOptions | None = None) -> None:
+        self.volumes = VolumeMasks(manifest, self.schema, seg, str(self.predictor.metadata["weights_sha256"]))
+        self.extra_files = [*self.extra_files, *self.volumes.written_files, VOLUMES_TABLE, SUMMARY_FILE]
         self.settings = self.settings | {"volumes": True}
+        if seg is not None:
+            self.settings |= {"dicom_seg": True, "keep_ids": seg.keep_ids, "id_key": key_check(seg.key)}
 
     def finish(self, out: Path, names: Sequence[str]) -> None:
         if self.coco is not None:
@@ -103,12 +119,17 @@ class SegmentWriter(PredictionWriter):
             self.coco.save(out, name, planes, probabilities)
         if not self.single:
             write_label_map(out / file, self.schema.encode(decided))
-            areas = (int(planes[k].sum()) for k in self.schema.reported)
+            areas = [cell for k in self.schema.reported for cell in self._area_cells(index, int(planes[k].sum()))]
             return [name, file, *areas, f"{inside.mean():.6f}", uncertainty]
         write_mask(out / file, decided[0])
         summary = summarize(probabilities[0], inside)
         confidence = None if summary.confidence is None else f"{summary.confidence:.4f}"
-        return [name, file, summary.area_px, f"{summary.area_fraction:.6f}", confidence, uncertainty]
+        areas = self._area_cells(index, summary.area_px)
+        return [name, file, *areas, f"{summary.area_fraction:.6f}", confidence, uncertainty]
+
+    def _area_cells(self, index: int, pixels: int) -> Row:
+        """Return the area of a mask in pixels, and with `add_areas` in mm² if the spacing is known."""
+        return [pixels] if self.areas is None else [pixels, self.areas.cell(index, pixels)]
 
     def sheet_entry(self, row: Row, out: Path) -> SheetEntry:
         cells = dict(zip(self.columns, row[1:], strict=False))

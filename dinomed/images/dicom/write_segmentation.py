@@ -1,4 +1,4 @@
-"""Writing of DICOM segmentations (SEG) for a single-frame DICOM image, by highdicom.
+"""Writing of DICOM segmentations (SEG) for a single-frame DICOM image or for a series of them, by highdicom.
 
 A segmentation holds the elements that the standard requires: references to the image and its study, series and frame of
 reference (UIDs), its geometry, the segments, and the program. Identifiers of the patient and the study are copied only
@@ -10,6 +10,7 @@ placeholder is the pseudonym of the Patient ID, the same as that of `dinomed sca
 
 import hashlib
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,18 +114,40 @@ def build_segmentation(source: Any, masks: np.ndarray, settings: SegmentationSet
     Raises:
         DinomedError: the elements of the image do not fit a segmentation. The message is a reason without the path.
     """
+    return _build([source], masks[:, None], settings, instance)
+
+
+def build_volume_segmentation(
+    sources: Sequence[Any], masks: np.ndarray, settings: SegmentationSettings, instance: int
+) -> Any:
+    """Return the segmentation object of a series, with a frame for each slice and segment, also for an empty one.
+
+    Args:
+        sources: result of `read_source` for each slice, in the order of the slices.
+        masks: uint8 (segments, slices, H, W) of 0 and 1.
+        settings: names of the segments, model and identifiers.
+        instance: number of the series in its prediction, from 1.
+
+    Raises:
+        DinomedError: the elements of the slices do not fit a segmentation. The message is a reason without the path.
+    """
+    return _build(sources, masks, settings, instance)
+
+
+def _build(sources: Sequence[Any], masks: np.ndarray, settings: SegmentationSettings, instance: int) -> Any:
     from highdicom.seg import Segmentation
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+    source = sources[0]
     series = uuid.uuid5(uuid.NAMESPACE_OID, f"{source.SeriesInstanceUID} {settings.model}")
     version = installed_version("dinomed") or "unknown"
     try:
         with quiet_pillow:
-            if masks.shape[1:] != (int(source.Rows), int(source.Columns)):
+            if any(masks.shape[2:] != (int(one.Rows), int(one.Columns)) for one in sources):
                 raise DinomedError("the mask has another size than its DICOM")
             segmentation = Segmentation(
-                [_described(source, settings)],
-                np.moveaxis(masks, 0, -1)[None],
+                [_described(one, settings) for one in sources],
+                np.moveaxis(masks, 0, -1),
                 "BINARY",
                 [_segment(number, name, settings.model, version) for number, name in enumerate(settings.names, 1)],
                 series_instance_uid=f"2.25.{series.int}",

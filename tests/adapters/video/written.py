@@ -42,6 +42,7 @@ class Dark(SegmentPredictor):
         self.classes, self.backbone = names, BACKBONE  # type: ignore[assignment]
         self.schema = MaskSchema("multilabel" if classes else "binary", names, tuple(range(len(names))))
         self.metadata = {"weights_sha256": "0" * 64}
+        self.check = self.abstention = None
         self.seen = 0
 
     def predict(self, images: Iterable[Any]) -> list[MaskPrediction]:

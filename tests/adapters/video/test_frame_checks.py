@@ -1,0 +1,90 @@
+"""The columns `unlike_training` and `abstained` of videos: equal to those of the same frames as images."""
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dinomed
+from dinomed.adapters.video.checks import FrameChecks
+from dinomed.features.familiarity.reference import Familiarity
+from dinomed.metrics.uncertainty.abstention import AbstentionRule
+from dinomed.video.write import writing_video
+
+tools = runpy.run_path(str(Path(__file__).with_name("written.py")))
+rows_of, only = tools["rows_of"], tools["only"]
+SIZE, COUNT, ODD = (40, 48), 12, 8
+CHECKS = ("abstained", "unlike_training", "distance_percentile")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def video(user_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four lesions, then green and violet boards, as no lesion is."""
+    folder = tmp_path_factory.mktemp("videos")
+    board = np.indices(SIZE).sum(axis=0) // 4 % 2
+    odd = np.array([[20, 255, 20], [200, 0, 255]], np.uint8)[board]
+    lesions = sorted((user_folder / "lesions" / "images").iterdir())[: COUNT - ODD]
+    frames = [np.asarray(Image.open(path).convert("RGB").resize(SIZE[::-1])) for path in lesions]
+    with writing_video(folder / "a.avi", SIZE, 10) as append:
+        for frame in [*frames, *[odd] * ODD]:
+            append(frame)
+    return folder / "a.avi"
+
+
+@pytest.mark.parametrize("adapter", ["cls", "seg"])
+def test_frames_are_judged_as_images_are(user_folder: Path, video: Path, tmp_path: Path, adapter: str) -> None:
+    options: dict[str, Any] = {"backbone": user_folder / "ssl", "abstain": 0.3}
+    done = dinomed.predict(user_folder / adapter, video, tmp_path / "video", **options)
+    every = {"fps": 0, "duplicate_bits": -1, "min_luminance": 0, "min_sharpness": 0, "min_tissue": 0}
+    manifest = dinomed.scan(video.parent, out=tmp_path / "frames.parquet", videos=True, **every)  # type: ignore[arg-type]
+    dinomed.predict(user_folder / adapter, manifest, tmp_path / "images", sheet=False, **options)
+    frames, images = rows_of(only(tmp_path / "video")), rows_of(tmp_path / "images")
+    assert len(frames) == len(images) == COUNT
+    for frame, image in zip(frames, images, strict=True):
+        assert [frame[name] for name in CHECKS[:2]] == [image[name] for name in CHECKS[:2]]
+        assert float(frame["distance_percentile"]) == pytest.approx(float(image["distance_percentile"]), abs=0.2)
+    assert [row["unlike_training"] for row in frames[-ODD:]] == ["yes"] * ODD
+    answer = json.loads((only(tmp_path / "video") / "summary.json").read_text())
+    unlike, abstained = ([row[name] == "yes" for row in frames] for name in ("unlike_training", "abstained"))
+    assert answer["frames_unlike_training"] == sum(unlike)
+    assert answer["unlike_training"] is True
+    assert answer["frames_abstained"] == done.abstained == sum(abstained)
+    assert answer["abstained"] is (2 * sum(abstained) > COUNT)
+
+
+def test_the_command_takes_abstain_for_a_video(user_folder: Path, video: Path, tmp_path: Path, run: Run) -> None:
+    words = ("predict", user_folder / "cls", video, "-o", tmp_path / "out", "--backbone", user_folder / "ssl")
+    code, out, _ = run(*words, "--abstain", 0.3, "--json")
+    assert code == 0
+    (answer,) = json.loads(out)["answers"]
+    assert answer["frames_abstained"] >= 0
+    assert answer["abstention_threshold"] > 0
+    code, _, err = run(*words, "--abstain", 0.3, "--max-risk", 0.2)
+    assert (code, "exclude each other" in err) == (2, True)
+
+
+def test_a_video_is_judged_by_most_of_its_frames() -> None:
+    like, unlike = Familiarity(1.0, 40.0, False), Familiarity(9.0, 100.0, True)
+    checks = FrameChecks(AbstentionRule(0.5, 0.8, 0.1, "loss"))
+    assert checks.columns == list(CHECKS)
+    assert checks.add(like, 0.4) == ["yes", "no", "40.0"]
+    assert checks.add(unlike, 0.6) == ["no", "yes", "100.0"]
+    half = checks.summarize()
+    assert (half["unlike_training"], half["abstained"], half["distance_percentile"]) == (False, False, 70.0)
+    checks.add(unlike, 0.1)
+    most = checks.summarize()
+    assert (most["unlike_training"], most["frames_unlike_training"]) == (True, 2)
+    assert (most["abstained"], most["frames_abstained"], most["abstention_threshold"]) == (True, 2, 0.5)
+
+
+def test_without_a_check_and_without_a_rule_nothing_is_said() -> None:
+    checks = FrameChecks(None)
+    assert checks.add(None, None) == ["", ""]
+    expected = {"unlike_training": None, "frames_unlike_training": None, "distance_percentile": None}
+    assert checks.summarize() == expected
