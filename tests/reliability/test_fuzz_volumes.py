@@ -199,6 +199,7 @@ def test_many_mutated_volumes_and_videos_are_read_or_refused(
         fuzz_videos(tmp_path / suffix, made, mutations, suffix, LONG_MUTATIONS // 10)
 
 
+@pytest.mark.long
 def test_a_compressed_volume_is_read_as_far_as_its_header_declares_and_within_the_memory(
     tmp_path: Path, made: SimpleNamespace, pool: DecodingPool, memory_growth: Callable[[], int]
 ) -> None:

@@ -277,7 +277,9 @@ LAST_STEPS = {  # the change that makes the result valid or that a resume contin
 }
 
 
-@pytest.mark.parametrize("command", LAST_STEPS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=pytest.mark.long) if name == "pretrain" else name for name in LAST_STEPS]
+)
 def test_killed_beside_the_last_writes_nothing_is_left_over_or_left_out(
     user_folder: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -161,8 +161,8 @@ def test_onnx_holds_the_weights_of_a_tuned_backbone(tune: str, make_adapter: Mak
     ("task", "head", "options"),
     [
         ("classify", "knn", {"classes": THREE}),
-        ("segment", "unet", {}),
-        ("depth", "dpt", {}),
+        pytest.param("segment", "unet", {}, marks=pytest.mark.long),
+        pytest.param("depth", "dpt", {}, marks=pytest.mark.long),
         ("classify", "linear", {"classes": THREE, "tune": "lora:2"}),
         ("segment", "linear", {"tune": "last:1"}),
     ],

@@ -173,7 +173,7 @@ def test_onnx_of_a_backbone(dynamic: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cls", "seg"])
+@pytest.mark.parametrize("name", ["cls", pytest.param("seg", marks=pytest.mark.long)])
 def test_onnx_of_an_adapter_predicts_as_the_adapter(
     name: str, adapters: Path, lesion_manifest: Path, tmp_path: Path
 ) -> None:

@@ -238,8 +238,15 @@ def test_lora_without_peft_is_refused(tiny_backbone: Path, monkeypatch: pytest.M
         LearningBackbone(load_backbone(tiny_backbone), BackboneTuneConfig.model_validate("lora"), (2,), seed=0)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("tune", ["none", "last:1"])
+@pytest.mark.parametrize(
+    ("precision", "tune"),
+    [
+        ("bfloat16", "none"),
+        ("float16", "last:1"),
+        pytest.param("bfloat16", "last:1", marks=pytest.mark.long),
+        pytest.param("float16", "none", marks=pytest.mark.long),
+    ],
+)
 def test_half_precision_trains_as_well_as_float32(
     precision: str, tune: str, place: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

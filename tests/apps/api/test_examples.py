@@ -57,6 +57,7 @@ def test_a_docstring_has_all_sections(name: str) -> None:
         assert section in text, f"{name} has no section {section}"
 
 
+@pytest.mark.long
 def test_the_examples_of_the_python_page_run(workspace: Path) -> None:
     assert run_examples((ROOT / "docs" / "python.md").read_text(), "python.md") > 10
 

@@ -42,7 +42,7 @@ def bare_file(folder: Path) -> Path:
     return folder / "dino.safetensors"
 
 
-@pytest.mark.parametrize("build", [clip_folder, bare_file])
+@pytest.mark.parametrize("build", [clip_folder, pytest.param(bare_file, marks=pytest.mark.long)])
 def test_features_heads_probe_index_and_search_work_with_it(
     build: object, tmp_path: Path, lesion_manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,10 +42,18 @@ def test_each_picture_is_written_in_each_format(
         assert not any(name.encode() in content for name in names)  # file names may identify a patient
         assert b"research use" in content or suffix == ".svg"
         assert not re.findall(rb'(?:src|href)="(?!data:)', content)
-    code, _, err = run("show", kind, *images[: COMMANDS[kind]], "-b", tiny_backbone, "-o", out)
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_a_picture_is_replaced_with_overwrite_only(
+    kind: str, run, images: list[Path], tiny_backbone: Path, tmp_path: Path
+) -> None:
+    command = ("show", kind, *images[: COMMANDS[kind]], "-b", tiny_backbone, "-o", tmp_path / "picture.svg")
+    assert run(*command)[0] == 0
+    code, _, err = run(*command)
     assert code == 2
     assert "add --overwrite" in err
-    assert run("show", kind, *images[: COMMANDS[kind]], "-b", tiny_backbone, "-o", out, "--overwrite")[0] == 0
+    assert run(*command, "--overwrite")[0] == 0
 
 
 def test_images_in_memory_and_from_files_give_the_same(images: list[Path], tiny_backbone: Path) -> None:

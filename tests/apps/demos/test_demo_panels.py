@@ -90,7 +90,7 @@ class Answers:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tune", ["last:1", "lora:2"])
+@pytest.mark.parametrize("tune", [pytest.param("last:1", marks=pytest.mark.long), "lora:2"])
 def test_a_tuned_backbone_answers_beside_its_base(
     tune: str, page: Callable[..., Any], tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path
 ) -> None:

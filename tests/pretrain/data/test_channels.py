@@ -40,7 +40,7 @@ def spots(kind: int, channels: int, rng: np.random.Generator) -> np.ndarray:
     return (rng.integers(0, 120, (40, 40, channels)) + 60_000 * spot * weights).astype(np.uint16)
 
 
-@pytest.fixture(params=["gray16", "five"])
+@pytest.fixture(params=[pytest.param("gray16", marks=pytest.mark.long), "five"])
 def collection(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, int]:
     channels = 1 if request.param == "gray16" else 5
     rng = np.random.default_rng(0)

@@ -65,6 +65,7 @@ def test_gradients_are_reduced_in_float32_whatever_the_precision(half: torch.dty
     assert (policy.reduce_dtype or torch.float32) == torch.float32
 
 
+@pytest.mark.long
 def test_every_collective_operation(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*torchrun, str(HERE / "two_processes.py"), str(tmp_path)], check=True, capture_output=True)

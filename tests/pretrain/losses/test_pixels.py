@@ -72,6 +72,7 @@ def test_the_weight_falls_to_zero_over_the_decay(tiny: Tiny) -> None:
     assert [objective.pixel_weight_at(step, 100) for step in (0, 25, 50, 99)] == [2.0, 1.0, 0.0, 0.0]
 
 
+@pytest.mark.long
 def test_a_run_with_the_regression_resumes_exactly_and_can_be_a_teacher(
     resumed_equals: Callable[..., bool], tiny: Tiny, pictures: Path, tmp_path: Path
 ) -> None:

@@ -63,7 +63,7 @@ def test_one_image_has_neighbours_in_the_queue() -> None:
     assert float(koleo_loss(alone, neighbours).detach()) != 0
 
 
-@pytest.mark.parametrize("micro_batch", [None, 3])
+@pytest.mark.parametrize("micro_batch", [pytest.param(None, marks=pytest.mark.long), 3])
 def test_a_run_with_a_queue_resumes_exactly(
     resumed_equals: Callable[..., bool], tiny: Tiny, pictures: Path, tmp_path: Path, micro_batch: int | None
 ) -> None:

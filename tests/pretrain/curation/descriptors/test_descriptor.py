@@ -38,7 +38,7 @@ def draw_lesion(seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def fitted(lesion_manifest: Path):
-    config = DescriptorConfig(fit_images=30, dimension=256)
+    config = DescriptorConfig(fit_images=16, dimension=256)
     return fit_descriptor(config, [read_manifest(lesion_manifest)])
 
 
@@ -272,7 +272,7 @@ def test_other_files_are_no_sscd(tmp_path: Path) -> None:
 
 
 def test_copies_align_and_different_lesions_do_not() -> None:
-    lesions = [draw_lesion(seed) for seed in range(4)]
+    lesions = [draw_lesion(seed) for seed in range(3)]
     points = [find_keypoints(lesion) for lesion in lesions]
     for kind in KINDS:
         if kind in ("blur", "mixed"):  # may leave no points, and the hash is then what tells
@@ -281,8 +281,8 @@ def test_copies_align_and_different_lesions_do_not() -> None:
             count_matches(points[i], find_keypoints(make_copy(lesion, kind, np.random.default_rng(i))))
             for i, lesion in enumerate(lesions)
         ]
-        assert sum(count >= MIN_MATCHES for count in match_counts) >= 3, (kind, match_counts)
-    different_counts = [count_matches(points[i], points[j]) for i in range(4) for j in range(i)]
+        assert sum(count >= MIN_MATCHES for count in match_counts) >= 2, (kind, match_counts)
+    different_counts = [count_matches(points[i], points[j]) for i in range(3) for j in range(i)]
     assert max(different_counts) < MIN_MATCHES, different_counts
 
 
