@@ -242,12 +242,12 @@ def command_words(command: list[str], arguments: Mapping[str, Any]) -> list[str]
         if value is None or value is False or value == parameter.default:
             continue
         option = max(parameter.opts, key=len)
+        values = value if isinstance(value, list | tuple) else [value]
         if parameter.param_type_name == "argument":
-            positional.append(str(value))
+            positional += map(str, values)
         elif value is True:
             options.append(option)
         else:
-            values = value if isinstance(value, list | tuple) else [value]
             options += [word for single in values for word in (option, str(single))]
     return [*command, *positional, *options]
 

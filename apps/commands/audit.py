@@ -1,12 +1,15 @@
 """`dinomed audit`: test images that are among the training images."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from dinomed.apps.options import Device, Json, Quiet, output_place
+
+if TYPE_CHECKING:
+    from dinomed.apps.ending import Step
 
 _SHOWN = 20  # pairs on the terminal
 
@@ -68,14 +71,17 @@ def audit(
     """
     arguments = locals()
     from dinomed.apps.api.curation import audit as audit_images
+    from dinomed.apps.ending import print_end
     from dinomed.apps.output import api_arguments, emit
     from dinomed.errors import DinomedError
 
     report = audit_images(**api_arguments(arguments))
     if labels is not None:
         emit(report, as_json, None if as_json else _label_table(report))
+        print_end([out, table], _map_of_labels(train, backbone, labels), as_json=as_json)
         return
     emit(report, as_json, None if as_json else _table(report))
+    print_end([out], _curation_without(train, test) if report["pairs"] else None, as_json=as_json)
     if report["unreadable"]:
         raise DinomedError(
             f"{report['unreadable']} test images cannot be read, so that copies of them may not be found; repair them, "
@@ -83,6 +89,23 @@ def audit(
         )
     if report["pairs"]:
         raise typer.Exit(1)
+
+
+def _curation_without(train: Path, test: Path | None) -> "Step | None":
+    """Return the curation of the training images without the test images; None for a run or splits of one manifest."""
+    from dinomed.apps.ending import free_path
+    from dinomed.pretrain.run_folder import CHECKPOINTS, RECORD_FILE, SEEN_FILE
+
+    if test is None or any((train / name).exists() for name in (SEEN_FILE, RECORD_FILE, CHECKPOINTS)):
+        return None
+    return ["curate"], {"pool": train, "exclude": [test], "out": free_path("curated.parquet")}
+
+
+def _map_of_labels(train: Path, backbone: str | None, column: str) -> "Step":
+    """Return the map of the images, coloured by their labels."""
+    from dinomed.apps.ending import free_path
+
+    return ["show", "map"], {"data": train, "backbone": backbone, "out": free_path("map.html"), "color": column}
 
 
 def _table(report: dict[str, Any]) -> Any:

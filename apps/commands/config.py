@@ -25,6 +25,7 @@ def schema(
     `# yaml-language-server: $schema=FILE`.
     """
     from dinomed.apps.api.configs import SCHEMA_DIALECT, config_schema
+    from dinomed.apps.ending import print_end
     from dinomed.errors import UsageError
     from dinomed.io.files import to_json, write_text
     from dinomed.log import logger
@@ -37,6 +38,7 @@ def schema(
         raise UsageError(f"output {out} exists and is no JSON Schema; choose another file")
     write_text(out, text + "\n")
     logger.info(f"{out}: first line of a config that uses it: # yaml-language-server: $schema={out}")
+    print_end([out], (["config", "show"], {"job": job}))
 
 
 def show(job: Job, config: ConfigFile = None, settings: SetOption = None, as_json: Json = False) -> None:

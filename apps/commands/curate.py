@@ -75,12 +75,14 @@ def curate(
     """
     arguments = locals()
     from dinomed.apps.api import curation
+    from dinomed.apps.ending import after_dry_run, print_end
     from dinomed.apps.output import api_arguments
 
     if dry_run:
         curation.check_curation_options(out, executor, ray_address, overwrite=True)
         resolved, images = curation.open_pool(pool, query_sets or (), exclude or (), config, settings)
         _show(images, resolved, out, as_json)
+        print_end([], after_dry_run(["curate"], arguments), as_json=as_json, mark="# ")
         return
     _report(curation.curate(**api_arguments(arguments, without=["dry_run"])), as_json)
 
@@ -104,6 +106,7 @@ def _show(pool: "Pool", settings: "CurationConfig", output: Path, as_json: bool)
 
 
 def _report(result: "CurationResult", as_json: bool) -> None:
+    from dinomed.apps.ending import after_images, print_end
     from dinomed.apps.output import build_table, emit
     from dinomed.log import logger
 
@@ -119,4 +122,5 @@ def _report(result: "CurationResult", as_json: bool) -> None:
     sources = [(row.name, row.mode, row.images, row.retrieved, row.kept) for row in result.sources]
     if sources:
         emit(report, False, build_table(("source", "mode", "images", "retrieved", "kept"), sources))
-    logger.info(f"{result.path} is ready for dinomed pretrain --data; {summary['purpose']}")
+    logger.info(summary["purpose"])
+    print_end([result.path, page], after_images(result.path))

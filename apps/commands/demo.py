@@ -47,7 +47,21 @@ def _serve(serving: Serving, **shown: Any) -> None:
     from dinomed.apps.output import api_arguments
 
     options = vars(serving) | shown | {"browser": not serving.no_browser}
-    demo(**api_arguments(options, without=["no_browser"]))
+    try:
+        demo(**api_arguments(options, without=["no_browser"]))
+    finally:  # Ctrl-C ends the demo
+        if shown.get("save") is not None:
+            _print_saved(shown["save"], shown["segment"], serving.backbone)
+
+
+def _print_saved(folder: Path, adapter: Path | None, backbone: str | None) -> None:
+    """Name the corrections that visitors saved, and the training on them."""
+    from dinomed.apps.demos.corrections import MANIFEST_FILE
+    from dinomed.apps.ending import after_corrections, print_end
+
+    manifest = folder / MANIFEST_FILE
+    if manifest.is_file():
+        print_end([manifest], None if adapter is None else after_corrections(manifest, adapter, backbone))
 
 
 @expand

@@ -10,6 +10,7 @@ from dinomed.apps.options import Json, Quiet
 
 if TYPE_CHECKING:
     from dinomed.apps.api.doctor import DoctorReport
+    from dinomed.apps.ending import Step
     from dinomed.apps.examine.report import ArtefactReport
 
 
@@ -32,17 +33,38 @@ def doctor(
     from dataclasses import asdict
 
     from dinomed.apps.api.doctor import doctor as examine
+    from dinomed.apps.ending import print_end
     from dinomed.apps.output import emit
 
     if path is None:
         machine = examine()
         for table in [None] if as_json else [_machine_table(machine), _checks_table(machine)]:
             emit(asdict(machine), as_json, table)
+        print_end([], (["quickstart"], {"no_demo": True}), as_json=as_json)
         return
     report = examine(path)
     emit({**asdict(report), "sound": report.sound}, as_json, None if as_json else _artefact_table(report))
     if not report.sound:
         raise typer.Exit(1)
+    print_end([], None if as_json else _next_step(report), as_json=as_json)
+
+
+def _next_step(report: "ArtefactReport") -> "Step | None":
+    """Return what a sound artefact is used for; None where that needs other files."""
+    from dinomed.adapters.inference.loader import read_adapter_record
+    from dinomed.apps.ending import after_images, after_manifest, demo_step
+    from dinomed.datasets.manifest import read_manifest
+
+    if report.kind in ("adapter", "ensemble"):
+        return demo_step(read_adapter_record(Path(report.path)).task, report.path)
+    if report.kind == "index":
+        return ["demo", "retrieve"], {"index": report.path}
+    if report.kind == "curated manifest":
+        return after_images(report.path)
+    if report.kind == "manifest":
+        manifest = read_manifest(report.path)
+        return after_manifest(report.path, manifest, masks=manifest.has("mask"))
+    return None
 
 
 def _machine_table(report: "DoctorReport") -> Any:

@@ -38,6 +38,7 @@ def export(
     """
     arguments = locals()
     from dinomed.apps.api.export import export as export_model
+    from dinomed.apps.ending import print_end
     from dinomed.apps.output import api_arguments, emit
 
     report = export_model(**api_arguments(arguments))
@@ -58,3 +59,4 @@ def export(
         visibility = "private" if report["pushed"]["private"] else "public"
         shown["uploaded to"] = f"{report['pushed']['url']} ({visibility})"
     emit(shown, False)
+    print_end([report["output"]], (["doctor"], {"path": report["output"]}))

@@ -30,6 +30,7 @@ def features(
     then 1. For research use only, not for diagnosis.
     """
     from dinomed.apps.api.backbones import extract_features, load_backbone
+    from dinomed.apps.ending import after_backbone, print_end
     from dinomed.apps.output import emit
     from dinomed.errors import DinomedError
     from dinomed.features.table import check_table_output
@@ -51,6 +52,8 @@ def features(
         "note": RESEARCH_USE,
     }
     emit(report, as_json)
+    given = {"weights": weights, "image_size": image_size, "aspect": aspect, "mean": mean, "std": std}
+    print_end([out, table.unreadable_list], after_backbone(backbone, images, **given), as_json=as_json)
     if table.unreadable:
         raise DinomedError(
             f"{table.unreadable} images could not be used, listed in {table.unreadable_list}; "

@@ -52,6 +52,7 @@ def frames(
     """
     arguments = locals()
     from dinomed.apps.api.data.frames import frames as write_frames
+    from dinomed.apps.ending import after_images, print_end
     from dinomed.apps.output import api_arguments, build_table, emit
     from dinomed.errors import DinomedError
     from dinomed.notice import RESEARCH_USE
@@ -72,6 +73,8 @@ def frames(
     rows += [(f"dropped: {reason}", count) for reason, count in sorted(written.dropped.items())]
     rows += [(f"problem: {reason}", count) for reason, count in Counter(r for _, r in written.problems).items()]
     emit(report, as_json, build_table(("", "count"), rows, title=str(report["manifest"])))
+    manifest = written.folder / MANIFEST_FILE
+    print_end([manifest, report["dropped_list"]], after_images(manifest), as_json=as_json)
     if written.problems:
         first, reason = written.problems[0]
         raise DinomedError(

@@ -108,17 +108,21 @@ def predict(
     the exit code is 1. After an interruption finished videos are kept. For research use only.
     """
     arguments = locals()
+    from dinomed.adapters.inference.loader import read_adapter_record
     from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE
     from dinomed.adapters.tasks.volumes import TABLE_FILE as VOLUMES_TABLE
     from dinomed.adapters.video.run import VideoPredictionResult
     from dinomed.apps.api.heads import predict as predict_images
+    from dinomed.apps.ending import demo_step, print_end
     from dinomed.apps.output import api_arguments, build_table, emit
     from dinomed.errors import DinomedError
     from dinomed.notice import RESEARCH_USE
 
     done = predict_images(**api_arguments(arguments))
+    step = demo_step(read_adapter_record(adapter).task, adapter, backbone)
     if isinstance(done, VideoPredictionResult):
         emit(done.report(), as_json, build_table(("", *(answer["video"] for answer in done.answers)), done.facts()))
+        print_end([out], step, as_json=as_json)
         if done.unreadable:
             first, reason = done.unreadable[0]
             raise DinomedError(
@@ -139,6 +143,7 @@ def predict(
         text = f"confidence below {rule.threshold:.4g}, which keeps {kept}"
         report |= {"abstained": done.abstained, "abstention": text}
     emit(report | {"note": RESEARCH_USE}, as_json)
+    print_end([done.folder, done.sheet], step, as_json=as_json)
     if done.unreadable:
         first, reason = done.unreadable[0]
         raise DinomedError(

@@ -71,6 +71,7 @@ def distill(
 def _run(command: str, options: dict[str, Any]) -> None:
     """Run or plan a training in this process, or run it in several processes; rank 0 prints its report."""
     from dinomed.apps.api import pretraining
+    from dinomed.apps.ending import after_backbone, after_dry_run, print_end
     from dinomed.apps.output import api_arguments, emit
     from dinomed.distributed import launched_rank
     from dinomed.notice import RESEARCH_USE
@@ -80,6 +81,7 @@ def _run(command: str, options: dict[str, Any]) -> None:
     if options["dry_run"]:
         described = {name: value for name, value in arguments.items() if name not in ("out", "resume", "overwrite")}
         _print_plan(pretraining.plan_pretraining(**described, num_processes=options["nproc"]), options["as_json"])
+        print_end([], after_dry_run([command], options), as_json=options["as_json"], mark="# ")
     elif options["nproc"] > 1:
         _launch(command, options)
     else:
@@ -87,6 +89,7 @@ def _run(command: str, options: dict[str, Any]) -> None:
         if launched_rank() == 0:
             report = asdict(result) | {"folder": str(result.folder), "backbone": str(result.backbone)}
             emit(report | {"note": RESEARCH_USE}, options["as_json"])
+            print_end([result.folder], after_backbone(result.folder, options["data"]), as_json=options["as_json"])
 
 
 def _print_plan(plan: "PretrainingPlan", as_json: bool) -> None:

@@ -82,11 +82,16 @@ def probe(
     """
     arguments = locals()
     from dinomed.apps.api.backbones import probe as probe_backbone
+    from dinomed.apps.ending import print_end, train_step
     from dinomed.apps.output import api_arguments, emit
 
     report = probe_backbone(**api_arguments(arguments))
     build = _few_mask_table if task == "segment" else _table if shots is None else _few_shot_table
     emit(report, as_json, None if as_json else build(report))
+    given = {"weights": weights, "mean": mean, "std": std, "head": head}
+    given |= {"label": label} if task == "classify" else {}
+    step = None if untrained else train_step(task, backbone, data, **given)
+    print_end([out], step, as_json=as_json)
 
 
 def _table(report: dict[str, Any]) -> Any:

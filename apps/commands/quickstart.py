@@ -36,11 +36,11 @@ def quickstart(
     printed before it runs. The same command continues an interrupted quickstart. Your images need labels for
     classification, and masks for segmentation. For research use only, not for diagnosis.
     """
+    from dinomed.apps.ending import print_end
     from dinomed.apps.output import build_table, emit
     from dinomed.apps.quickstart.report import results_table
+    from dinomed.apps.quickstart.run import demo_arguments, show_demo
     from dinomed.apps.quickstart.run import quickstart as run_quickstart
-    from dinomed.apps.quickstart.run import show_demo
-    from dinomed.log import logger
     from dinomed.notice import RESEARCH_USE
 
     results = run_quickstart(
@@ -48,6 +48,7 @@ def quickstart(
     )
     title = f"{results['images']:,} images ({results['data']}), test split; {RESEARCH_USE}"
     emit(results, as_json, None if as_json else build_table(*results_table(results), title=title))
-    logger.info(f"report: {results['report']}")
+    step = (["demo", "all"], demo_arguments(results)) if no_demo else None
+    print_end([out, results["report"]], step, as_json=as_json)
     if not (no_demo or as_json):  # with --json, stdout holds one JSON object and not the address of a demo
         show_demo(results, device)

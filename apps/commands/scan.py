@@ -116,6 +116,7 @@ def scan(
     """
     arguments = locals()
     from dinomed.apps.api.data.datasets import dropped_list, scan_with_report, unreadable_list
+    from dinomed.apps.ending import after_manifest, print_end
     from dinomed.apps.output import api_arguments, emit
 
     result = scan_with_report(**api_arguments(arguments | {"ratios": _parse_ratios(ratios), "keep": keep or ()}))
@@ -124,6 +125,8 @@ def scan(
     if result.videos:
         report |= {"videos": len(result.videos), "dropped": len(result.dropped), "dropped_list": str(dropped_list(out))}
     emit(report, as_json, None if as_json else _table(report))
+    step = after_manifest(out, result.manifest, masks=result.masks["masks"] > result.masks["empty"])
+    print_end([out, listed, report.get("dropped_list")], step, as_json=as_json)
 
 
 def summarize(result: "ScanResult") -> dict[str, Any]:

@@ -60,6 +60,7 @@ def search(
     """
     arguments = locals()
     from dinomed.apps.api.retrieval import evaluate_index, search
+    from dinomed.apps.ending import print_end
     from dinomed.apps.output import api_arguments, emit
     from dinomed.errors import DinomedError, UsageError
 
@@ -73,6 +74,7 @@ def search(
         return
     report = search(**api_arguments(arguments, without=["evaluate", "split", "label"]))
     emit(report, as_json, None if as_json else _table(report))
+    print_end([out], (["demo", "retrieve"], {"index": index, "backbone": backbone}), as_json=as_json)
     failed = report["unreadable"]
     if failed:
         raise DinomedError(

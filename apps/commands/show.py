@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from dinomed.apps.expand import expand
 from dinomed.apps.options import Backbone, Cache, Device, ImageSize, Json, Overwrite, Quiet, Seed, Weights
 
+if TYPE_CHECKING:
+    from dinomed.apps.ending import Step
+
+MOST_SIMILAR = 6
+"""Number of images of `show similarity`."""
 Picture = Annotated[Path, Option("--output", "-o", help="File to write: .png, .svg or .html.", show_default=False)]
 
 
@@ -48,8 +53,9 @@ def pca(
     from dinomed.apps.api.show.patches import show_pca
 
     shown = show_pca(backbone, list(images), whole=whole, threshold=threshold, flip=flip, **_arguments(showing, out))
+    step = _similarity_step(showing, backbone, list(images))
     share = 1.0 if shown.foreground is None else float(shown.foreground.mean())
-    _report(showing, out, shown.images, {"foreground": round(share, 4)})
+    _report(showing, out, shown.images, {"foreground": round(share, 4)}, step)
 
 
 @expand
@@ -72,7 +78,8 @@ def attention(
         {"head": number, "patches": round(float(shares[-1]), 4), "mask": round(float(mask.mean()), 4)}
         for number, (shares, mask) in enumerate(zip(shown.attention.shares()[0], shown.masks, strict=True), 1)
     ]
-    _report(showing, out, shown.images, {"heads": heads, "registers": shown.attention.num_registers})
+    values = {"heads": heads, "registers": shown.attention.num_registers}
+    _report(showing, out, shown.images, values, _step("pca", showing, backbone, "pca.png", images=[image]))
 
 
 @expand
@@ -99,8 +106,9 @@ def match(
         {"first": [round(v, 1) for v in a], "second": [round(v, 1) for v in b], "similarity": round(each.similarity, 4)}
         for each, (a, b) in zip(shown.matches, shown.points, strict=True)
     ]
+    step = _similarity_step(showing, backbone, [first, second])
     none = {} if matches else {"result": f"no match above {min_similarity:g}"}
-    _report(showing, out, shown.images, {"unit": "px", "matches": matches, **none})
+    _report(showing, out, shown.images, {"unit": "px", "matches": matches, **none}, step)
 
 
 @expand
@@ -124,7 +132,8 @@ def similarity(
 
     shown = show_similarity(backbone, list(images), at=_parse_place(at), **_arguments(showing, out))
     highest = [round(float(values.max()), 4) for values in shown.maps]
-    _report(showing, out, shown.images, {"patch": list(shown.patch), "highest": highest})
+    step = None if _is_page(out) else _similarity_step(showing, backbone, list(images), at=at)
+    _report(showing, out, shown.images, {"patch": list(shown.patch), "highest": highest}, step)
 
 
 def map_images(
@@ -171,6 +180,7 @@ def map_images(
     """
     arguments = locals()
     from dinomed.apps.api.show.maps import show_map
+    from dinomed.apps.ending import free_path, print_end
     from dinomed.apps.output import api_arguments, emit
     from dinomed.notice import RESEARCH_USE
 
@@ -180,6 +190,28 @@ def map_images(
         "note": RESEARCH_USE,
     }  # fmt: skip
     emit(report, as_json)
+    given = {"data": data, "backbone": backbone, "weights": weights, "image_size": image_size}
+    step: Step = (["index"], {**given, "out": free_path("runs/index")})
+    if not _is_page(out):
+        step = (["show", "map"], {**arguments, "out": free_path(out.with_suffix(".html")), "overwrite": False})
+    print_end([out], step, as_json=as_json)
+
+
+def _is_page(out: Path) -> bool:
+    return out.suffix.lower() == ".html"
+
+
+def _step(name: str, showing: Showing, backbone: str, out: str, **arguments: Any) -> "Step":
+    """Return another picture by the same backbone."""
+    from dinomed.apps.ending import free_path
+
+    given = {"backbone": backbone, "weights": showing.weights, "image_size": showing.image_size}
+    return ["show", name], {**given, **arguments, "out": free_path(out)}
+
+
+def _similarity_step(showing: Showing, backbone: str, images: list[Path], **arguments: Any) -> "Step":
+    """Return the page that shows the similarity of the patch under the pointer."""
+    return _step("similarity", showing, backbone, "similarity.html", images=images[:MOST_SIMILAR], **arguments)
 
 
 def _arguments(showing: Showing, out: Path) -> dict[str, Any]:
@@ -188,7 +220,8 @@ def _arguments(showing: Showing, out: Path) -> dict[str, Any]:
     return {**api_arguments(vars(showing)), "out": out}
 
 
-def _report(showing: Showing, out: Path, images: list[str], values: dict[str, Any]) -> None:
+def _report(showing: Showing, out: Path, images: list[str], values: dict[str, Any], step: "Step | None" = None) -> None:
+    from dinomed.apps.ending import print_end
     from dinomed.apps.output import build_table, emit
     from dinomed.notice import RESEARCH_USE
 
@@ -196,6 +229,7 @@ def _report(showing: Showing, out: Path, images: list[str], values: dict[str, An
     rows = [("picture", str(out)), *((f"image {number}", name) for number, name in enumerate(images, 1))]
     rows += [(name, _in_words(value)) for name, value in values.items()]
     emit(report, showing.as_json, None if showing.as_json else build_table(("", ""), [*rows, ("note", RESEARCH_USE)]))
+    print_end([out], step, as_json=showing.as_json)
 
 
 def _in_words(value: Any) -> Any:

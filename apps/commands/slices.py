@@ -65,6 +65,7 @@ def slices(
     """
     arguments = locals()
     from dinomed.apps.api.data.slices import slices as write_slices
+    from dinomed.apps.ending import after_manifest, print_end
     from dinomed.apps.output import api_arguments, build_table, emit
     from dinomed.errors import DinomedError
     from dinomed.notice import RESEARCH_USE
@@ -90,6 +91,8 @@ def slices(
     if len(written.volumes) > _MAX_SHOWN:
         rows.append(("further volumes: --json lists them", len(written.volumes) - _MAX_SHOWN))
     emit(report, as_json, build_table(("", "count, or name of the volume"), rows, title=str(report["manifest"])))
+    step = after_manifest(report["manifest"], written.manifest, masks=report["masks"] > 0)
+    print_end([report["manifest"]], step, as_json=as_json)
     if written.problems:
         first, reason = written.problems[0]
         raise DinomedError(

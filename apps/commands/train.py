@@ -64,14 +64,21 @@ class Training:
         """Train a head for a task, or plan it, and print the result; `targets` are options of the task alone."""
         from dinomed.apps.api.heads import train
         from dinomed.apps.api.training_plan import plan_training
+        from dinomed.apps.ending import after_dry_run, after_training, print_end
         from dinomed.apps.output import api_arguments
 
         options = api_arguments(vars(self) | targets, without=["dry_run"])
         if self.dry_run:
             described = {name: value for name, value in options.items() if name not in ("out", "overwrite")}
             _print_plan(plan_training(task, **described), self.as_json)
+            label = targets.get("label")
+            given = targets | ({"label": ",".join(label)} if isinstance(label, list) else {})
+            step = after_dry_run(["train", task], vars(self) | given)
+            print_end([], step, as_json=self.as_json, mark="# ")
         else:
-            _report(train(task, **options), self.as_json)
+            result = train(task, **options)
+            _report(result, self.as_json)
+            print_end([result.folder], after_training(task, result.folder, self.data), as_json=self.as_json)
 
 
 @expand

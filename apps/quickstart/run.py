@@ -146,9 +146,14 @@ def quickstart(
 
 def show_demo(results: dict[str, Any], device: str = "auto") -> None:
     """Serve the demo of all results until a signal arrives."""
-    paths = {name: results[name] for name in ("segment", "classify", "index", "examples") if results[name]}
+    paths = demo_arguments(results)
     logger.info(f"\n$ dinomed {shlex.join(command_words(['demo', 'all'], paths))}")
     dinomed.demo(**paths, device=device)
+
+
+def demo_arguments(results: dict[str, Any]) -> dict[str, str]:
+    """Return the adapters, the index and the examples of a quickstart, as arguments of `dinomed.demo`."""
+    return {name: results[name] for name in ("segment", "classify", "index", "examples") if results[name]}
 
 
 def _scan(**arguments: Any) -> dict[str, int]:

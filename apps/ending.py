@@ -1,0 +1,161 @@
+"""End of a command's output for people: the paths that it wrote, and the command that is likely to follow."""
+
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dinomed.apps.cli import command_words
+from dinomed.errors import printable
+from dinomed.log import is_quiet
+
+if TYPE_CHECKING:
+    from dinomed.datasets.manifest import Manifest
+
+BACKBONE = "dinov2_vits14"
+"""Backbone of a proposed training of a head, where the command before had none."""
+CONFIG = "vit_tiny_cpu"
+"""Config of a proposed pretraining."""
+DEMOS = ("segment", "classify")
+"""Tasks whose demo has a command of its own."""
+
+Step = tuple[list[str], dict[str, Any]]
+"""Words of a command, and its arguments by the names of its function."""
+
+
+def print_end(
+    written: Iterable[str | Path | None] = (), step: Step | None = None, *, as_json: bool = False, mark: str = ""
+) -> None:
+    """Print the written paths and the next command as the last lines on stdout; nothing with --json or --quiet.
+
+    Args:
+        written: files and folders; None for one that was not written.
+        step: the command that is likely to follow.
+        as_json: stdout holds a JSON object.
+        mark: text before each line, such as the ``# `` of a comment in YAML.
+    """
+    if as_json or is_quiet():
+        return
+    for path in written:
+        if path is not None:
+            print(f"{mark}Wrote: {printable(str(path))}")
+    line = None if step is None else command_line(*step)
+    if line is not None:
+        print(f"{mark}Next: {line}")
+
+
+def command_line(command: list[str], arguments: Mapping[str, Any]) -> str | None:
+    """Return a command for a POSIX shell; None if it has characters that a terminal cannot show.
+
+    >>> command_line(["train", "classify"], {"backbone": "runs/ssl", "data": "my data.csv", "out": "runs/cls"})
+    "dinomed train classify --backbone runs/ssl --data 'my data.csv' --output runs/cls"
+    >>> command_line(["demo", "retrieve"], {"index": "-x"})
+    'dinomed demo retrieve --index ./-x'
+    """
+    values = {name: _value(value) for name, value in arguments.items()}
+    line = shlex.join(["dinomed", *command_words(command, values)])
+    return line if printable(line) == line else None
+
+
+def _value(value: Any) -> Any:
+    """Return a value as the command line takes it: no path looks like an option, and a tuple is one list of numbers."""
+    if isinstance(value, tuple):
+        return ",".join(f"{number:g}" for number in value)
+    if isinstance(value, list):
+        return [_value(item) for item in value]
+    return f"./{value}" if isinstance(value, str | Path) and str(value).startswith("-") else value
+
+
+def free_path(path: str | Path) -> Path:
+    """Return a path that does not exist: with a number at the end of its name, where it does.
+
+    >>> str(free_path("no folder/of this name.html")).replace("\\\\", "/")
+    'no folder/of this name.html'
+    """
+    path = Path(path)
+    number = 1
+    free = path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}_{number}{path.suffix}")
+    return free
+
+
+def after_dry_run(command: list[str], options: Mapping[str, Any]) -> Step:
+    """Return the same command without --dry-run; `options` have the names of its parameters."""
+    return command, {name: value for name, value in options.items() if name != "dry_run"}
+
+
+def after_manifest(path: str | Path, manifest: "Manifest", *, masks: bool) -> Step:
+    """Return the training of a head if there are masks or classes, else a pretraining."""
+    task = "segment" if masks else "classify" if has_classes(manifest) else None
+    if task is None:
+        return after_images(path)
+    return train_step(task, BACKBONE, path)
+
+
+def after_images(path: str | Path) -> Step:
+    """Return the pretraining on images without labels."""
+    return ["pretrain"], {"config": CONFIG, "data": path, "out": free_path("runs/ssl")}
+
+
+def train_step(task: str, backbone: Any, data: str | Path, **options: Any) -> Step:
+    """Return the training of a head on a backbone."""
+    arguments = {"backbone": backbone, "data": data, "out": free_path(f"runs/{task}"), **options}
+    return ["train", task], arguments
+
+
+def after_backbone(backbone: str | Path, data: str | Path, **options: Any) -> Step:
+    """Return the evaluation of features by a probe if the data has classes and a test split, else a map of them."""
+    manifest = read_file(data)
+    if manifest is not None and has_classes(manifest) and has_test(manifest):
+        return ["probe"], {"backbone": backbone, "data": data, **options}
+    allowed = {name: options[name] for name in ("weights", "image_size", "mean", "std") if name in options}
+    return ["show", "map"], {"data": data, "backbone": backbone, "out": free_path("map.html"), **allowed}
+
+
+def after_training(task: str, adapter: str | Path, data: str | Path) -> Step:
+    """Return the evaluation of an adapter if the data has a test split, else its demo."""
+    manifest = read_file(data)
+    if manifest is None or not has_test(manifest):
+        return demo_step(task, adapter)
+    place = Path(adapter)
+    return ["evaluate"], {"adapter": adapter, "data": data, "out": free_path(place.with_name(f"{place.name}_test"))}
+
+
+def demo_step(task: str, adapter: str | Path, backbone: str | None = None, **options: Any) -> Step:
+    """Return the demo of an adapter."""
+    if task in DEMOS:
+        return ["demo", task], {"adapter": adapter, "backbone": backbone, **options}
+    return ["demo", "all"], {"adapters": [adapter], "backbone": backbone, **options}
+
+
+def after_corrections(manifest: str | Path, adapter: str | Path, backbone: str | None = None) -> Step:
+    """Return the training of a segmenter on corrected masks, on the backbone of an adapter."""
+    from dinomed.adapters.inference.loader import read_adapter_record
+
+    if backbone is not None:
+        return train_step("segment", backbone, manifest)
+    reference = read_adapter_record(adapter).backbone
+    relative = reference.path or reference.weights
+    place = None if relative is None else os.path.normpath(Path(adapter) / relative)
+    name, weights = (reference.name, place) if reference.weights else (place or reference.name, None)
+    return train_step("segment", name, manifest, weights=weights, mean=reference.mean, std=reference.std)
+
+
+def read_file(data: str | Path) -> "Manifest | None":
+    """Return the manifest in a file; None for a folder, which takes long to read."""
+    from dinomed.datasets.manifest import read_manifest
+
+    return read_manifest(data) if Path(data).is_file() else None
+
+
+def has_classes(manifest: "Manifest") -> bool:
+    """Return whether the column `label` has two classes or more."""
+    return manifest.has("label") and len({label for label in manifest.column("label") if label is not None}) > 1
+
+
+def has_test(manifest: "Manifest") -> bool:
+    """Return whether there are images of the split test."""
+    return manifest.has("split") and "test" in manifest.column("split")
