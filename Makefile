@@ -60,7 +60,7 @@ floors: ## Install the lowest versions of pyproject.toml into .venv-floors, and 
 	VIRTUAL_ENV=$(FLOORS) $(FLOORS)/bin/uv pip install --resolution lowest-direct --editable '.[test]'
 	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -m "not long and not browser" $(FLOOR_TESTS) $(ARGS)
 
-# Without the extras `umap`, `mlflow` and `wandb`, which are not in the tested set. The marks of the lines cover other systems and versions.
+# Without the extra `umap`, which is not in the tested set. The marks of the lines cover other systems and versions.
 lock: $(VENV)/.installed-dev ## Write requirements.lock: all versions of constraints.txt with hashes (needs a package index)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	rm -f requirements.lock  # otherwise its versions are kept

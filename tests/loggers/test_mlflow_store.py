@@ -4,6 +4,8 @@ import getpass
 import os
 import socket
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -94,3 +96,19 @@ def test_a_killed_and_resumed_run_is_one_run_of_mlflow_without_a_repeated_step(
     loggers.close()
     assert open_store(tmp_path, 3)[1].info.run_id != first.info.run_id
     assert "failed" not in capsys.readouterr().err
+
+
+def test_dinomed_itself_switches_telemetry_off(tmp_path: Path) -> None:
+    """In a process without the variables of the tests and of a CI, by which MLflow switches it off as well."""
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from dinomed.loggers.logger import LoggedRun\nfrom dinomed.loggers.mlflow_store import MlflowStore\n"
+        "MlflowStore(LoggedRun(Path(sys.argv[1]), 'a')).close()\n"
+        "from mlflow.telemetry import get_telemetry_client\nprint(get_telemetry_client())"
+    )
+    environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "SYSTEMROOT") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False,
+        env=environment | {"HOME": str(tmp_path)}, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.stdout == "None\n", done.stderr[-2000:]
