@@ -21,14 +21,15 @@ def list_models() -> dict[str, Any]:
 
     Returns:
         ``backbones``: names for `load_backbone`, with `embed_dim`, `depth`, `patch_size`, `licence` and `url`.
-        ``published``: backbones of other groups for `load_backbone`, with `domain`, `licence`, `access` and `start`.
+        ``published``: backbones of other groups for `load_backbone`, with `domain`, `licence`, `access`, `values` (mean
+            and std), `tested` and `start`.
         ``adapters``: heads for `train`, with `task`, `name`, `summary`, `source`, `package` and `licence`.
 
     Example:
         >>> [row["name"] for row in dinomed.list_models()["adapters"] if row["task"] == "depth"]
         ['linear', 'linear4', 'dpt']
     """
-    published = [{**asdict(row), "command": row.command} for row in PUBLISHED]
+    published = [{**asdict(row), "command": row.command, "tested": row.tested} for row in PUBLISHED]
     return {
         "purpose": RESEARCH_USE,
         "backbones": _backbones(),

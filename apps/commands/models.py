@@ -52,5 +52,5 @@ def _published(rows: list[dict[str, Any]]) -> Any:
     head = ("published backbone", "images", "architecture", "M parameters", "licence", "access", "start here")
     cells = [(*(row[key] for key in keys), row["start"].removeprefix("start here: ")) for row in rows]
     table = build_table(head, cells)
-    table.caption = "docs/backbones.md: statistics, families and what each can do"
+    table.caption = "docs/backbones.md, --json: mean and std, and what was tested"
     return table

@@ -230,10 +230,25 @@ def test_what_another_family_cannot_do_is_said_by_name(tmp_path: Path) -> None:
         read_initialisation(InitialisationConfig(weights=str(tmp_path)))
 
 
+def test_the_statistics_of_rows_of_timm_are_those_of_timm() -> None:
+    timm = pytest.importorskip("timm")
+    known = {
+        "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        "CLIP": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        "0.5 and 0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    }
+    rows = [row for row in PUBLISHED if row.name.startswith("timm/")]
+    assert len(rows) >= 6
+    for row in rows:
+        config = timm.get_pretrained_cfg(row.name.removeprefix("timm/"))
+        assert (config.mean, config.std) == known[row.values], row.name
+
+
 def test_the_table_of_published_backbones_and_its_page_agree() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "backbones.md").read_text(encoding="utf-8")
     for row in PUBLISHED:
         cells = (f"`{row.name}`", row.domain, row.architecture, f"{row.parameters} M", row.licence, row.access)
-        assert f"| {' | '.join(cells)} | {row.engine} | `{row.command}` |" in page, row.name
+        line = f"| {' | '.join(cells)} | {row.engine} | {row.values} | `{row.command}` | {row.tested} |\n"
+        assert line in page, row.name
     assert len({row.name for row in PUBLISHED}) == len(PUBLISHED)
     assert sum(bool(row.start) for row in PUBLISHED) >= 2
