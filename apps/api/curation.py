@@ -6,7 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dinomed.apps.api.inputs import DatasetLike, FolderLike, HasFolder, PathLike, Settings, config_path, override_list
+from dinomed.apps.api.inputs import (
+    DatasetLike,
+    FolderLike,
+    HasFolder,
+    PathLike,
+    Settings,
+    check_backbone_options,
+    config_path,
+    dataset_name,
+    override_list,
+    select_splits,
+)  # fmt: skip
 from dinomed.config import load_config, to_yaml
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
@@ -36,6 +47,8 @@ def curate(
     settings: Settings | None = None,
     backbone: FolderLike | None = None,
     weights: PathLike | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     embeddings: Sequence[PathLike] = (),
     executor: str = "local",
     ray_address: str | None = None,
@@ -59,6 +72,8 @@ def curate(
         settings: settings that override the config, such as ``{"faces.action": "off"}``.
         backbone: frozen backbone for the comparison of contents: a run folder, a backbone folder or a name.
         weights: file with the weights of a backbone that is given by name.
+        mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
+        std: standard deviation of each channel.
         embeddings: tables of features of the pool by that backbone, as `dinomed.extract_features` writes them.
         executor: local, or ray for many machines.
         ray_address: address of a running Ray cluster; None starts Ray on this machine.
@@ -86,14 +101,15 @@ def curate(
 
     out = Path(out)
     check_curation_options(out, executor, ray_address, overwrite=overwrite)
-    if weights is not None and backbone is None:
-        raise UsageError("`weights` are of a backbone; name it with `backbone`")
+    check_backbone_options(backbone, weights=weights, mean=mean, std=std)
     resolved, images = open_pool(pool, query_sets, exclude, config, settings)
     place = backbone.folder if isinstance(backbone, HasFolder) else backbone
     embedder = Embedder(
         None if place is None else str(place),
         None if weights is None else str(weights),
         [Path(table) for table in embeddings],
+        None if mean is None else tuple(mean),
+        None if std is None else tuple(std),
     )
     runner = build_executor(executor, address=ray_address, workers=workers)
     try:
@@ -156,6 +172,8 @@ def audit(
     train_split: str | None = None,
     test_split: str | None = None,
     backbone: PathLike | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     config: PathLike | None = None,
     settings: Settings | None = None,
     labels: str | None = None,
@@ -179,6 +197,8 @@ def audit(
         train_split: splits of `train`, such as ``"train,val"``; None for all.
         test_split: splits of `test`.
         backbone: compare features of this backbone in place of the copy-detection descriptor.
+        mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
+        std: standard deviation of each channel.
         config: YAML file of settings.
         settings: settings that override the config.
         labels: column of classes whose errors are searched, in place of copies; needs `backbone`.
@@ -204,15 +224,18 @@ def audit(
     from dinomed.pretrain.curation.audit.audit import audit as audit_images
     from dinomed.pretrain.curation.audit.audit import audit_training_index
 
+    check_backbone_options(backbone, mean=mean, std=std)
     if labels is not None:
         from dinomed.apps.api.data.datasets import FOLDS, audit_labels
 
         if test is not None or test_split is not None or config is not None or settings:
             raise UsageError(f"`labels={labels}`: the labels of one set are examined; leave out `test` and settings")
-        manifest = _select(_open_side(train.folder if isinstance(train, HasFolder) else train), str(train), train_split)
+        manifest = select_splits(
+            _open_side(train.folder if isinstance(train, HasFolder) else train), str(train), train_split
+        )
         return audit_labels(
             manifest, labels, backbone, out=out, table=table, folds=FOLDS if folds is None else folds, cache=cache,
-            device=device,
+            device=device, mean=mean, std=std,
         )  # fmt: skip
     if table is not None or folds is not None:
         raise UsageError("`table` and `folds` are of the search for label errors; name the column with `labels`")
@@ -221,7 +244,7 @@ def audit(
             raise UsageError(f"output {out}: the page is an .html file")
         check_writable(Path(out).parent)
     with nullcontext() if out is None else claimed_file(out):
-        resolved = _audit_config(config, settings, backbone)
+        resolved = _audit_config(config, settings, backbone, mean=mean, std=std)
         seen, train_images, test_images, names = _open_sides(train, test, train_split, test_split)
         if seen is not None:
             result = audit_training_index(seen, test_images, resolved, workers=workers)
@@ -237,7 +260,9 @@ def audit(
     return _audit_report(result, train_images, test_images, names, out)
 
 
-def _audit_config(config: PathLike | None, settings: Settings | None, backbone: PathLike | None) -> "AuditConfig":
+def _audit_config(
+    config: PathLike | None, settings: Settings | None, backbone: PathLike | None, **statistics: Sequence[float] | None
+) -> "AuditConfig":
     from dinomed.pretrain.curation.audit.audit import AuditConfig
 
     resolved = load_config(AuditConfig, config_path(config, "curation"), override_list(settings))
@@ -245,7 +270,7 @@ def _audit_config(config: PathLike | None, settings: Settings | None, backbone: 
         return resolved
     if resolved.descriptor.source.kind != "composed":
         raise UsageError(f"`backbone={backbone}`: the config names a descriptor already; give one of the two")
-    source = {"kind": "backbone", "backbone": str(backbone)}
+    source = {"kind": "backbone", "backbone": str(backbone), **statistics}
     descriptor = resolved.descriptor.model_dump() | {"source": source}
     return AuditConfig.model_validate(resolved.model_dump() | {"descriptor": descriptor})
 
@@ -268,8 +293,8 @@ def _open_sides(
         return (
             read_training_index(folder),
             None,
-            _select(images, test, test_split),
-            (str(folder), _name(test, test_split)),
+            select_splits(images, test, test_split),
+            (str(folder), dataset_name(test, test_split)),
         )
     images = _open_side(place)
     tests = images if test is None else _open_side(test)
@@ -277,37 +302,19 @@ def _open_sides(
         splits = set(images.column("split")) if images.has("split") else set()
         if "train" not in splits or not splits & {"val", "test"}:
             raise UsageError(
-                f"{_name(place, None)} is compared with itself, and every image is a copy of itself; give two sets of "
-                "images, or one manifest with splits"
+                f"{dataset_name(place, None)} is compared with itself, and every image is a copy of itself; give two "
+                "sets of images, or one manifest with splits"
             )
         train_split, test_split = "train", ",".join(name for name in ("val", "test") if name in splits)
     test_place = place if test is None else test
-    sides = (_select(images, place, train_split), _select(tests, test_place, test_split))
+    sides = (select_splits(images, place, train_split), select_splits(tests, test_place, test_split))
     if sides[0].fingerprint == sides[1].fingerprint:
         raise UsageError(f"the two sides are the same {len(sides[0])} images: every image is a copy of itself")
-    return None, *sides, (_name(place, train_split), _name(test_place, test_split))
+    return None, *sides, (dataset_name(place, train_split), dataset_name(test_place, test_split))
 
 
 def _open_side(data: DatasetLike) -> Manifest:
     return open_dataset(data, allow_unreadable=True)
-
-
-def _select(manifest: Manifest, data: DatasetLike, names: str | None) -> Manifest:
-    """Return the rows of the named splits, or all rows."""
-    if names is None:
-        return manifest
-    wanted = {name.strip() for name in names.split(",")}
-    column = manifest.column("split")
-    unknown = sorted(wanted - set(column))
-    if unknown:
-        known = sorted({split for split in column if split is not None})
-        raise UsageError(f"{_name(data, None)} has no image in split {unknown[0]!r}; there are: {', '.join(known)}")
-    return manifest.take([row for row, split in enumerate(column) if split in wanted])
-
-
-def _name(data: DatasetLike, splits: str | None) -> str:
-    name = str(data.source or data.root) if isinstance(data, Manifest) else str(data)
-    return name if splits is None else f"{name} ({splits})"
 
 
 def _audit_report(

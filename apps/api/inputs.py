@@ -124,3 +124,35 @@ def prediction_key(
     if id_key is not None and not videos and not dicom_seg:
         raise UsageError("`id_key` is for videos and DICOM segmentations; add `dicom_seg=True`, or leave it out")
     return chosen_key(id_key, keep_ids)
+
+
+def check_backbone_options(backbone: Any, **options: Any) -> None:
+    """Raise a `UsageError` if an option of a backbone, such as its weights, is given without a backbone."""
+    name = next((name for name, value in options.items() if value is not None), None)
+    if name is not None and backbone is None:
+        raise UsageError(f"`{name}` is for a backbone; name it with `backbone`")
+
+
+def dataset_name(data: DatasetLike, splits: str | None) -> str:
+    """Return the path of images, with the names of splits behind it."""
+    name = str(data.source or data.root) if isinstance(data, Manifest) else str(data)
+    return name if splits is None else f"{name} ({splits})"
+
+
+def select_splits(manifest: Manifest, data: DatasetLike, names: str | None) -> Manifest:
+    """Return the images of these splits, whose names stand with commas between them; all for None.
+
+    Raises:
+        UsageError: no image is in one of the splits.
+    """
+    if names is None:
+        return manifest
+    wanted = {name.strip() for name in names.split(",")}
+    column = manifest.column("split")
+    unknown = sorted(wanted - set(column))
+    if unknown:
+        known = sorted({split for split in column if split is not None})
+        raise UsageError(
+            f"{dataset_name(data, None)} has no image in split {unknown[0]!r}; there are: {', '.join(known)}"
+        )
+    return manifest.take([row for row, split in enumerate(column) if split in wanted])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from dinomed.apps.options import Device, Json, Quiet, output_place
+from dinomed.apps.options import Device, Json, Mean, Quiet, Std, output_place
 
 if TYPE_CHECKING:
     from dinomed.apps.ending import Step
@@ -39,6 +39,8 @@ def audit(
         str | None,
         Option("--backbone", "-b", help="Compare features of this backbone in place of the copy-detection descriptor."),
     ] = None,
+    mean: Mean = None,
+    std: Std = None,
     config: Annotated[Path | None, Option("--config", help="YAML file of settings.")] = None,
     settings: Annotated[list[str] | None, Option("--set", help="Override one setting: a.b=value.")] = None,
     labels: Annotated[
@@ -78,7 +80,7 @@ def audit(
     report = audit_images(**api_arguments(arguments))
     if labels is not None:
         emit(report, as_json, None if as_json else _label_table(report))
-        print_end([out, table], _map_of_labels(train, backbone, labels), as_json=as_json)
+        print_end([out, table], _map_of_labels(train, labels, backbone=backbone, mean=mean, std=std), as_json=as_json)
         return
     emit(report, as_json, None if as_json else _table(report))
     print_end([out], _curation_without(train, test) if report["pairs"] else None, as_json=as_json)
@@ -101,11 +103,11 @@ def _curation_without(train: Path, test: Path | None) -> "Step | None":
     return ["curate"], {"pool": train, "exclude": [test], "out": free_path("curated.parquet")}
 
 
-def _map_of_labels(train: Path, backbone: str | None, column: str) -> "Step":
+def _map_of_labels(train: Path, column: str, **given: Any) -> "Step":
     """Return the map of the images, coloured by their labels."""
     from dinomed.apps.ending import free_path
 
-    return ["show", "map"], {"data": train, "backbone": backbone, "out": free_path("map.html"), "color": column}
+    return ["show", "map"], {"data": train, **given, "out": free_path("map.html"), "color": column}
 
 
 def _table(report: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from dinomed.apps.options import Device, Json, Overwrite, Quiet, Weights, output_place
+from dinomed.apps.options import Device, Json, Mean, Overwrite, Quiet, Std, Weights, output_place
 
 if TYPE_CHECKING:
     from dinomed.pretrain.curation.config import CurationConfig
@@ -44,6 +44,8 @@ def curate(
         ),
     ] = None,
     weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
     embeddings: Annotated[
         list[Path] | None,
         Option(

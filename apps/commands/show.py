@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from dinomed.apps.expand import expand
-from dinomed.apps.options import Backbone, Cache, Device, ImageSize, Json, Overwrite, Quiet, Seed, Weights
+from dinomed.apps.options import Backbone, Cache, Device, ImageSize, Json, Mean, Overwrite, Quiet, Seed, Std, Weights
 
 if TYPE_CHECKING:
     from dinomed.apps.ending import Step
-
-MOST_SIMILAR = 6
-"""Number of images of `show similarity`."""
 Picture = Annotated[Path, Option("--output", "-o", help="File to write: .png, .svg or .html.", show_default=False)]
 
 
@@ -23,6 +20,8 @@ class Showing:
 
     weights: Weights = None
     image_size: ImageSize = None
+    mean: Mean = None
+    std: Std = None
     overwrite: Overwrite = False
     device: Device = "auto"
     as_json: Json = False
@@ -165,6 +164,8 @@ def map_images(
     ] = 20_000,
     weights: Weights = None,
     image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
     cache: Cache = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -190,7 +191,7 @@ def map_images(
         "note": RESEARCH_USE,
     }  # fmt: skip
     emit(report, as_json)
-    given = {"data": data, "backbone": backbone, "weights": weights, "image_size": image_size}
+    given = {"data": data, "backbone": backbone, "weights": weights, "image_size": image_size, "mean": mean, "std": std}
     step: Step = (["index"], {**given, "out": free_path("runs/index")})
     if not _is_page(out):
         step = (["show", "map"], {**arguments, "out": free_path(out.with_suffix(".html")), "overwrite": False})
@@ -201,17 +202,19 @@ def _is_page(out: Path) -> bool:
     return out.suffix.lower() == ".html"
 
 
-def _step(name: str, showing: Showing, backbone: str, out: str, **arguments: Any) -> "Step":
+def _step(picture: str, showing: Showing, backbone: str, out: str, **arguments: Any) -> "Step":
     """Return another picture by the same backbone."""
     from dinomed.apps.ending import free_path
 
-    given = {"backbone": backbone, "weights": showing.weights, "image_size": showing.image_size}
-    return ["show", name], {**given, **arguments, "out": free_path(out)}
+    given = {name: getattr(showing, name) for name in ("weights", "image_size", "mean", "std")}
+    return ["show", picture], {"backbone": backbone, **given, **arguments, "out": free_path(out)}
 
 
 def _similarity_step(showing: Showing, backbone: str, images: list[Path], **arguments: Any) -> "Step":
     """Return the page that shows the similarity of the patch under the pointer."""
-    return _step("similarity", showing, backbone, "similarity.html", images=images[:MOST_SIMILAR], **arguments)
+    from dinomed.apps.api.show.relations import MOST_SIMILARITY
+
+    return _step("similarity", showing, backbone, "similarity.html", images=images[:MOST_SIMILARITY], **arguments)
 
 
 def _arguments(showing: Showing, out: Path) -> dict[str, Any]:

@@ -250,6 +250,8 @@ def audit_labels(
     seed: int = 0,
     cache: PathLike | None = None,
     device: str = "auto",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Rank the images of a manifest by the doubt about their labels; `dinomed.audit` with `labels` calls it.
 
@@ -278,7 +280,7 @@ def audit_labels(
         for place in (out, table):
             if place is not None:
                 stack.enter_context(claimed_file(place))
-        frozen = load_backbone(backbone, device=device)
+        frozen = load_backbone(backbone, device=device, mean=mean, std=std)
         computed, images = extract_usable(frozen, images, cache=cache_folder(manifest, cache))
         errors = find_label_errors(computed.cls, images.column(column), images.units(), folds=folds, seed=seed)
         ranked = errors.ranked(images.column("image"))

@@ -66,6 +66,8 @@ def show_map(
     limit: int = LIMIT,
     weights: PathLike | None = None,
     image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     cache: PathLike | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -92,6 +94,8 @@ def show_map(
         limit: largest number of images; if there are more, a random sample is shown.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which images are resized, px.
+        mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
+        std: standard deviation of each channel.
         cache: folder of cached features; None for NAME.features beside the manifest or folder.
         seed: of the sample and of the projection.
         overwrite: replace an earlier map in `out`.
@@ -122,7 +126,7 @@ def show_map(
     columns = colour_columns(manifest, names=names) | _errors(manifest, predictions)
     if color is not None and color not in columns:
         raise UsageError(f"`color={color!r}`: the images have no such column{did_you_mean(color, columns)}")
-    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
     features, kept = extract_usable(frozen, manifest, cache=cache_folder(every, cache))
     check_usable(kept)
     vectors = features.cls

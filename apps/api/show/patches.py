@@ -1,5 +1,7 @@
 """Pictures of the patches of images: PCA and attention."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from dinomed.apps.api.backbones import BackboneLike, load_backbone
@@ -33,6 +35,8 @@ def show_pca(
     flip: bool = False,
     weights: PathLike | None = None,
     image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     overwrite: bool = False,
     device: str = "auto",
 ) -> ShownPca:
@@ -52,6 +56,8 @@ def show_pca(
         flip: take the other side of the first component.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which images are resized, px. A larger one gives more patches.
+        mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
+        std: standard deviation of each channel.
         overwrite: replace an earlier picture in `out`.
         device: device of a backbone that is given by name or path.
 
@@ -69,7 +75,7 @@ def show_pca(
     """
     check_out(out, overwrite)
     sources = choose_sources(images, MOST_PCA, "pca")
-    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
     embedded = embed_images(frozen, sources)
     patches = np.stack([image.tokens for image in embedded])
     mask = None if whole else find_foreground(patches, threshold=threshold, flip=flip)
@@ -88,6 +94,8 @@ def show_attention(
     mass: float = 0.6,
     weights: PathLike | None = None,
     image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     overwrite: bool = False,
     device: str = "auto",
 ) -> ShownAttention:
@@ -103,6 +111,8 @@ def show_attention(
         mass: share of the attention that a mask holds, 0 to 1.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which the image is resized, px. A larger one gives more patches.
+        mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
+        std: standard deviation of each channel.
         overwrite: replace an earlier picture in `out`.
         device: device of a backbone that is given by name or path.
 
@@ -122,7 +132,7 @@ def show_attention(
         raise UsageError(f"`mass={mass:g}` is out of range; give a share above 0, up to 1")
     check_out(out, overwrite)
     sources = choose_sources(image, 1, "attention")
-    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
     ((pixels, shown),) = read_sources(frozen, sources)
     attention = last_attention(frozen, frozen.preprocessing.squashed(pixels)[None])
     picture = PatchImage("image 1", reduce_shown(shown), pixels.shape[:2], np.empty((*attention.grid, 0), np.float32))

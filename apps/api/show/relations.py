@@ -1,5 +1,6 @@
 """Pictures of relations between images: matches and similarity."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dinomed.apps.api.backbones import BackboneLike, load_backbone
@@ -38,6 +39,8 @@ def show_match(
     count: int = COUNT,
     weights: PathLike | None = None,
     image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     overwrite: bool = False,
     device: str = "auto",
 ) -> ShownMatches:
@@ -55,6 +58,8 @@ def show_match(
         count: largest number of matches.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which images are resized, px. A larger one gives more patches.
+        mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
+        std: standard deviation of each channel.
         overwrite: replace an earlier picture in `out`.
         device: device of a backbone that is given by name or path.
 
@@ -77,7 +82,7 @@ def show_match(
         raise UsageError(f"`count={count}` is out of range; give at least 1")
     check_out(out, overwrite)
     sources = [*choose_sources(first, 1, "match"), *choose_sources(second, 1, "match")]
-    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
     left, right = embed_images(frozen, sources)
     matches = match_patches(left.tokens, right.tokens, min_similarity=min_similarity, count=count)
     grids = left.tokens.shape[:2], right.tokens.shape[:2]
@@ -100,6 +105,8 @@ def show_similarity(
     out: PathLike | None = None,
     weights: PathLike | None = None,
     image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     overwrite: bool = False,
     device: str = "auto",
 ) -> ShownSimilarity:
@@ -115,6 +122,8 @@ def show_similarity(
         out: file to write, .png, .svg or .html; None writes nothing.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which images are resized, px. A larger one gives more patches.
+        mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
+        std: standard deviation of each channel.
         overwrite: replace an earlier picture in `out`.
         device: device of a backbone that is given by name or path.
 
@@ -132,7 +141,7 @@ def show_similarity(
     """
     check_out(out, overwrite)
     sources = choose_sources(images, MOST_SIMILARITY, "similarity")
-    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size)
+    frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
     embedded = embed_images(frozen, sources)
     height, width = embedded[0].size
     x, y = (width / 2, height / 2) if at is None else at

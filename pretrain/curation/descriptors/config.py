@@ -23,6 +23,12 @@ class BackboneConfig(Config):
     backbone: str = Field(description="a run folder, a backbone folder, or the name of released weights")
     weights: str | None = Field(None, description="a file with the weights of that name, instead of a download")
     image_size: int | None = Field(None, ge=8, description="px; null: the image size of the backbone")
+    mean: tuple[float, ...] | None = Field(
+        None, description="mean of each channel in 0 to 1, for weights that name none; null: from the files"
+    )
+    std: tuple[float, ...] | None = Field(
+        None, description="standard deviation of each channel, for weights that name none; null: from the files"
+    )
     power: float = Field(4.0, gt=0, description="power of the generalised mean of patch tokens")
 
 

@@ -69,5 +69,8 @@ def build_source(config: SourceConfig, device: str = "auto") -> DescriptorSource
         return ComposedSource()
     if isinstance(config, SSCDConfig):
         return SSCDSource(config.weights, config.allow_code, resolve_device(device))
-    loaded = load_backbone(config.backbone, weights=config.weights, device=device, image_size=config.image_size)
+    loaded = load_backbone(
+        config.backbone, weights=config.weights, device=device, image_size=config.image_size, mean=config.mean,
+        std=config.std,
+    )  # fmt: skip
     return BackboneSource(loaded, config.power)

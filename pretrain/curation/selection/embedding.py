@@ -32,11 +32,15 @@ class Embedder:
 
     Attributes:
         tables: features of the pool that `dinomed features` computed with this backbone.
+        mean: mean of each channel, for weights that name none.
+        std: standard deviation of each channel.
     """
 
     backbone: str | None = None
     weights: str | None = None
     tables: Sequence[Path] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,13 @@ class Embed:
     fingerprint: str
     device: str = "auto"
     workers: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __call__(self, paths: Sequence[str]) -> pa.Table:
         from dinomed.features.compute import compute_features
 
-        backbone = load_frozen(self.backbone, self.weights, self.device)
+        backbone = load_frozen(self.backbone, self.weights, self.device, self.mean, self.std)
         if backbone.fingerprint != self.fingerprint:
             raise DinomedError(f"backbone {self.backbone} has changed since the curation began; run it again")
         channels = backbone.preprocessing.channels if backbone.preprocessing.channels in (1, 3) else 3
@@ -92,12 +98,18 @@ class Embed:
 
 
 @lru_cache(maxsize=2)
-def load_frozen(name: str, weights: str | None, device: str) -> Any:
+def load_frozen(
+    name: str,
+    weights: str | None,
+    device: str,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Any:
     """Load a frozen backbone once per process."""
     from dinomed.backbones.load import load_backbone
     from dinomed.device import resolve_device
 
-    return load_backbone(name, weights=weights, device=resolve_device(device))
+    return load_backbone(name, weights=weights, device=resolve_device(device), mean=mean, std=std)
 
 
 def embed_images(
@@ -119,7 +131,7 @@ def embed_images(
         x, key = _embed_by_descriptor(context, rows, vectors)
         record = {"embedding": "descriptor"}
     else:
-        backbone = load_frozen(embedder.backbone, embedder.weights, context.device)
+        backbone = load_frozen(embedder.backbone, embedder.weights, context.device, embedder.mean, embedder.std)
         x, key = _embed_by_backbone(context, rows, embedder, backbone.fingerprint)
         record = {"embedding": backbone.name, "fingerprint": backbone.fingerprint}
     return Embeddings(x, rows[:num_candidates], slot, key), record
@@ -149,7 +161,10 @@ def _embed_by_backbone(
     missing = np.sort(np.array([row for row in rows.tolist() if row not in known], np.int64))
     computed = np.empty((0, 0), np.float32)
     if len(missing):
-        work = Embed(embedder.backbone, embedder.weights, fingerprint, context.device, context.workers)
+        work = Embed(
+            embedder.backbone, embedder.weights, fingerprint, context.device, context.workers, embedder.mean,
+            embedder.std,
+        )  # fmt: skip
         table = context.map_images(STAGE, fingerprint, manifest, missing, work, description="embeddings")
         column = table["vector"]
         blocks = (column_to_vectors(pa.chunked_array([chunk])) for chunk in column.chunks)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from dinomed.adapters.retrieval.search import load_index
 from dinomed.apps import cli
 from dinomed.apps.demos.serve import private_environment
 from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.load import load_backbone
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import UsageError
 from dinomed.images.read import read_image
@@ -88,6 +90,65 @@ def test_features_heads_probe_index_and_search_work_with_it(
         shutil.copy(next(images.iterdir()), upload)
         answers = app.answer({"id": "a", "visit": "v", "path": str(upload)})["panels"]
         assert {"classify", "segment"} <= set(answers)
+
+
+def test_pictures_export_curation_and_audit_take_the_statistics(
+    tmp_path: Path, lesion_manifest: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    """With --mean and --std no command assumes those of ImageNet; without, each says so."""
+    backbone = bare_file(tmp_path / "backbone")
+    images = sorted((lesion_manifest.parent / "lesions" / "images").iterdir())[:3]
+    small = ("--image-size", 32)
+    fast = ("--set", "quality.min_short_side_px=32", "--trusted", lesion_manifest)
+    few = ("--set", "descriptor.fit_images=16", "--set", "candidates=1", "--set", "always_checked=1")
+    lines: list[tuple[object, ...]] = [
+        ("show", "pca", *images, "-b", backbone, *small, "-o", tmp_path / "pca.png"),
+        ("show", "attention", images[0], "-b", backbone, *small, "-o", tmp_path / "attention.png"),
+        ("show", "match", *images[:2], "-b", backbone, *small, "-o", tmp_path / "match.png"),
+        ("show", "similarity", images[0], "-b", backbone, *small, "-o", tmp_path / "similarity.png"),
+        ("show", "map", lesion_manifest, "-b", backbone, *small, "--method", "pca", "-o", tmp_path / "map.png"),
+        ("export", backbone, "--format", "safetensors", *small, "-o", tmp_path / "exported"),
+        ("curate", "--pool", images[0].parent, "-b", backbone, *fast, "-o", tmp_path / "curated.parquet"),
+        ("audit", lesion_manifest, "-b", backbone, *few),
+        ("audit", lesion_manifest, "--labels", "label", "-b", backbone, "--folds", 2, "--cache", tmp_path / "cache"),
+    ]
+    statistics = ("--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2")
+    for line in lines:
+        code, _, err = run(*line, *statistics)
+        assert code == 0, err
+        assert "assumed are mean" not in err
+    exported = load_backbone(tmp_path / "exported").preprocessing
+    assert (exported.mean, exported.std) == ((0.5,) * 3, (0.2,) * 3)
+    code, _, err = run("show", "pca", *images, "-b", backbone, *small, "-o", tmp_path / "again.png")
+    assert (code, "assumed are mean" in err) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (("curate", "--pool", "x", "-o", "c.parquet", "--mean", "0.5"),
+         "--mean is for a backbone; name it with --backbone"),
+        (("audit", "x", "--std", "0.5"), "--std is for a backbone; name it with --backbone"),
+        (("export", "cls", "--format", "onnx", "-o", "e", "--mean", "0.5"),
+         "leave --weights, --image-size, --mean and --std out"),
+    ],
+)  # fmt: skip
+def test_statistics_without_a_backbone_of_their_own_are_refused(
+    line: tuple[str, ...], message: str, user_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., tuple[int, str, str]],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cls").symlink_to(user_folder / "cls")
+    code, _, err = run(*line)
+    assert (code, message in " ".join(err.split())) == (2, True), err
+
+
+def test_every_command_that_reads_weights_takes_their_statistics() -> None:
+    recorded = json.loads((ROOT / "tests" / "golden" / "cli_options.json").read_text(encoding="utf-8"))
+    without = {name for name, options in recorded.items() if "--weights" in options and "--mean" not in options}
+    assert without == {"pretrain"}  # whose settings have both
+    for name, options in recorded.items():
+        assert ("--mean" in options) == ("--std" in options), name
 
 
 def test_numbers_that_are_none_are_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
