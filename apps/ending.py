@@ -124,6 +124,14 @@ def after_training(task: str, adapter: str | Path, data: str | Path) -> Step:
     return ["evaluate"], {"adapter": adapter, "data": data, "out": free_path(place.with_name(f"{place.name}_test"))}
 
 
+def after_index(index: str | Path, data: str | Path) -> Step:
+    """Return the evaluation of an index if the data has classes and a test split, else its demo. It names no image."""
+    manifest = read_file(data)
+    if manifest is not None and has_classes(manifest) and has_test(manifest):
+        return ["search"], {"images": data, "index": index, "evaluate": True}
+    return ["demo", "retrieve"], {"index": index}
+
+
 def demo_step(task: str, adapter: str | Path, backbone: str | None = None, **options: Any) -> Step:
     """Return the demo of an adapter."""
     if task in DEMOS:

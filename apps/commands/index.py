@@ -76,7 +76,7 @@ def index(
     """
     arguments = locals()
     from dinomed.apps.api.retrieval import build_index
-    from dinomed.apps.ending import print_end
+    from dinomed.apps.ending import after_index, print_end
     from dinomed.apps.output import api_arguments, emit
     from dinomed.errors import DinomedError
     from dinomed.notice import RESEARCH_USE
@@ -99,8 +99,7 @@ def index(
         "note": RESEARCH_USE,
     }
     emit(report, as_json)
-    query = {"images": image_index.vector_index.manifest.path(0), "index": out, "exclude_same_group": True}
-    print_end([out], (["search"], query), as_json=as_json)
+    print_end([out], after_index(out, data), as_json=as_json)
     if unreadable:
         name, reason = unreadable[0]
         raise DinomedError(
