@@ -60,10 +60,11 @@ def search(
     """
     arguments = locals()
     from dinomed.apps.api.retrieval import evaluate_index, search
-    from dinomed.apps.ending import print_end
+    from dinomed.apps.ending import Step, print_end
     from dinomed.apps.output import api_arguments, emit
     from dinomed.errors import DinomedError, UsageError
 
+    step: Step = (["demo", "retrieve"], {"index": index, "backbone": backbone})
     if evaluate:
         if evidence or exact or out is not None:
             raise UsageError("--evaluate gives metrics alone: leave out --evidence, --exact and -o")
@@ -71,10 +72,11 @@ def search(
             index, images, split=split, label=label, where=where or (), backbone=backbone, device=device
         )
         emit(metrics, as_json, None if as_json else _metrics_table(metrics))
+        print_end([], step, as_json=as_json)
         return
     report = search(**api_arguments(arguments, without=["evaluate", "split", "label"]))
     emit(report, as_json, None if as_json else _table(report))
-    print_end([out], (["demo", "retrieve"], {"index": index, "backbone": backbone}), as_json=as_json)
+    print_end([out], step, as_json=as_json)
     failed = report["unreadable"]
     if failed:
         raise DinomedError(

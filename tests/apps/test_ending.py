@@ -83,6 +83,7 @@ COMMANDS: list[tuple[tuple[str, ...], str, dict[str, str], list[str]]] = [
      {"index": "i", "images": "derm.parquet", "evaluate": "True"}, ["i"]),
     (("index", "lesions/images", "-b", "ssl", "-o", "i"), "demo retrieve", {"index": "i"}, ["i"]),
     (("search", "lesions/images", "-i", "idx", "-k", "2", "-o", "s"), "demo retrieve", {"index": "idx"}, ["s"]),
+    (("search", "derm.parquet", "-i", "idx", "--evaluate"), "demo retrieve", {"index": "idx"}, []),
     (("export", "cls", "--format", "safetensors", "-o", "x"), "doctor", {"path": "x"}, ["x"]),
     (("show", "pca", "lesions/images", "-b", "ssl", "-o", "pca.png"), "show similarity",
      {"backbone": "ssl"}, ["pca.png"]),
