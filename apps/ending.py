@@ -17,6 +17,8 @@ BACKBONE = "dinov2_vits14"
 """Backbone of a proposed training of a head, where the command before had none."""
 CONFIG = "vit_tiny_cpu"
 """Config of a proposed pretraining."""
+MAP_OPTIONS = ("weights", "image_size", "mean", "std")
+"""Options of a backbone that `show map` has."""
 DEMOS = ("segment", "classify")
 """Tasks whose demo has a command of its own."""
 
@@ -111,7 +113,7 @@ def after_backbone(backbone: str | Path, data: str | Path, **options: Any) -> St
     manifest = read_file(data)
     if manifest is not None and has_classes(manifest) and has_test(manifest):
         return ["probe"], {"backbone": backbone, "data": data, **options}
-    allowed = {name: options[name] for name in ("weights", "image_size", "mean", "std") if name in options}
+    allowed: dict[str, Any] = {name: options[name] for name in MAP_OPTIONS if name in options}
     return ["show", "map"], {"data": data, "backbone": backbone, "out": free_path("map.html"), **allowed}
 
 

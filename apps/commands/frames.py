@@ -74,7 +74,7 @@ def frames(
     rows += [(f"problem: {reason}", count) for reason, count in Counter(r for _, r in written.problems).items()]
     emit(report, as_json, build_table(("", "count"), rows, title=str(report["manifest"])))
     manifest = written.folder / MANIFEST_FILE
-    print_end([manifest, report["dropped_list"]], after_images(manifest), as_json=as_json)
+    print_end([manifest, written.folder / DROPPED_FILE], after_images(manifest), as_json=as_json)
     if written.problems:
         first, reason = written.problems[0]
         raise DinomedError(

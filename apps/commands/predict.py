@@ -119,10 +119,10 @@ def predict(
     from dinomed.notice import RESEARCH_USE
 
     done = predict_images(**api_arguments(arguments))
-    step = demo_step(read_adapter_record(adapter).task, adapter, backbone)
+    following = demo_step(read_adapter_record(adapter).task, adapter, backbone)
     if isinstance(done, VideoPredictionResult):
         emit(done.report(), as_json, build_table(("", *(answer["video"] for answer in done.answers)), done.facts()))
-        print_end([out], step, as_json=as_json)
+        print_end([out], following, as_json=as_json)
         if done.unreadable:
             first, reason = done.unreadable[0]
             raise DinomedError(
@@ -143,7 +143,7 @@ def predict(
         text = f"confidence below {rule.threshold:.4g}, which keeps {kept}"
         report |= {"abstained": done.abstained, "abstention": text}
     emit(report | {"note": RESEARCH_USE}, as_json)
-    print_end([done.folder, done.sheet], step, as_json=as_json)
+    print_end([done.folder, done.sheet], following, as_json=as_json)
     if done.unreadable:
         first, reason = done.unreadable[0]
         raise DinomedError(

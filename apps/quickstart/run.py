@@ -151,7 +151,7 @@ def show_demo(results: dict[str, Any], device: str = "auto") -> None:
     dinomed.demo(**paths, device=device)
 
 
-def demo_arguments(results: dict[str, Any]) -> dict[str, str]:
+def demo_arguments(results: dict[str, Any]) -> dict[str, Any]:
     """Return the adapters, the index and the examples of a quickstart, as arguments of `dinomed.demo`."""
     return {name: results[name] for name in ("segment", "classify", "index", "examples") if results[name]}
 
