@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,14 @@ def read_records(path: Path) -> Iterator[Any]:
 def read_run(folder: Path) -> tuple[Any, list[dict[str, Any]], Path]:
     """Return the record of the only run, its history, and its folder."""
     (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 60
     records = list(read_records(path))
+    while (
+        records[-1:] == [] or records[-1].WhichOneof("record_type") != "exit"
+    ):  # wandb's service writes a little later
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        records = list(read_records(path))
     history = [
         {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         for record in records
