@@ -89,7 +89,8 @@ def test_the_command_prints_the_plan_and_writes_nothing(
     config = tmp_path / "plan.yaml"
     config.write_text(text)  # the settings read back
     code, again, _ = run("train", "classify", *common, "--config", config, "--dry-run")
-    assert (code, again) == (0, text)
+    assert code == 0
+    assert again.partition("# Next: ")[0] == text.partition("# Next: ")[0]  # which has the options of this call
 
 
 @pytest.mark.parametrize("folds", [0, 1, 1000])
